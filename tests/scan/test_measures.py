@@ -69,3 +69,26 @@ def test_beside_a_second_data_set_all_rows_of_the_first_are_measured(net) -> Non
     assert alone.keys() == beside.keys()
     assert all(alone[k]["n"] == beside[k]["n"] == 300 for k in alone)
     assert all(beside[k]["value"] == pytest.approx(alone[k]["value"]) for k in alone)
+
+
+def test_each_measure_says_its_cost_once_before_the_pass_and_no_value_is_lost(net, capsys) -> None:
+    words = "two_nn,two_nn,mle_dimension(k=5),mle_dimension(k=10),unit_entropy"
+    found = lines(sonde.scan(net, ROWS, settings=ScanSettings(measures=(words,), only=("SND011",))))
+    methods = {"two_nn", "mle_dimension(k=5)", "mle_dimension(k=10)", "unit_entropy"}
+    sites = {site for _, site in found}
+    assert found.keys() == {(method, site) for method in methods for site in sites}
+    said = [line for line in capsys.readouterr().err.splitlines() if " of states, " in line]
+    assert [line.split(": ")[1] for line in said] == [
+        "two_nn", "mle_dimension(k=5)", "mle_dimension(k=10)", "unit_entropy",
+    ]  # fmt: skip
+    assert all(f": {len(sites)} places, " in line for line in said)
+    assert [line.endswith("in the scan's pass.") for line in said] == [True, True, True, False]
+
+
+def test_what_turns_out_not_to_be_computable_is_said(net, capsys) -> None:
+    report = sonde.scan(net, ROWS[:3], settings=ScanSettings(measures=("cka",), only=("SND011",)))
+    reasons = {m["method"]: m["reason"] for m in report.json()["not_measured"]}
+    assert reasons.keys() == {f"cka at {a}:out & {a + 1}:out" for a in range(3)}
+    told = capsys.readouterr().err
+    for what, reason in reasons.items():
+        assert f"note: {what} is left out: {reason}.\n" in told

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -9,6 +10,7 @@ from sonde.core.errors import InputError, SondeError, SondeWarning
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import Plan, Split
 from sonde.core.result import Result
+from sonde.core.state import digest
 from sonde.core.stream import Stream
 from sonde.core.wording import gib, plural
 from sonde.engine.requests import Request, States, Task
@@ -19,9 +21,11 @@ from sonde.run.fitting._classes import check_classes
 from sonde.run.fitting.fit import fit
 from sonde.run.instruments.asked import check_reading, head_sites, need
 from sonde.run.instruments.catalogue import word_of_class
+from sonde.run.instruments.entries import names_of
 from sonde.run.instruments.stages import has_stages
 from sonde.run.instruments.tasks import ErrorSample, assign, error_sample, requests_of
 from sonde.run.instruments.words import instruments_of
+from sonde.run.passes.cost import TWICE
 from sonde.run.passes.memory import estimate
 from sonde.tap import LiveStream
 
@@ -43,6 +47,8 @@ class ScanMeasures:
         Where their error bars come from.
     later : tuple of Instrument
         What takes passes of its own.
+    later_tasks : tuple of Task
+        The same, where it is computed.
     left_out : dict of str to str
         Why a measure of a deep scan cannot be computed here, by its word.
     """
@@ -50,6 +56,7 @@ class ScanMeasures:
     tasks: tuple[Task, ...] = ()
     sample: ErrorSample | None = None
     later: tuple[Instrument, ...] = ()
+    later_tasks: tuple[Task, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict[str, str])
 
     def requests(self, split: Split | None) -> dict[str, Request]:
@@ -68,22 +75,26 @@ def chosen_measures(
         If one that was asked for by name cannot be computed on these data.
     """
     asked = instruments_of(settings.measures)
-    further = [i for i in (instruments_of(DEEP) if settings.deep else ()) if i not in asked]
-    tasks, later, left_out = list[Task](), list[Instrument](), dict[str, str]()
-    for instrument in (*asked, *further):
+    further = instruments_of(DEEP) if settings.deep else []
+    distinct = {digest(instrument): instrument for instrument in (*asked, *further)}
+    tasks, later, later_tasks = list[Task](), list[Instrument](), list[Task]()
+    left_out: dict[str, str] = {}
+    for instrument in distinct.values():
         word = word_of_class(type(instrument))
         try:
             mine = _tasks(instrument, stream, split, has_labels)
         except InputError as error:
             if instrument in asked:
                 raise InputError(f"scan: --measures {word}: {error}") from None
-            left_out[word] = str(error)
+            left_out[word] = str(error).removesuffix(".")
             continue
         if any(map(_walks_again, mine)):
             later.append(instrument)
+            later_tasks += mine
         else:
             tasks += mine
-    return ScanMeasures(tuple(tasks), error_sample(tasks, stream, split), tuple(later), left_out)
+    sample = error_sample(tasks, stream, split)
+    return ScanMeasures(tuple(tasks), sample, tuple(later), tuple(later_tasks), left_out)
 
 
 def _tasks(
@@ -112,17 +123,20 @@ def say_measures(stream: Stream, found: ScanMeasures, plan: Plan, shown: bool) -
     """Write to stderr what each measure takes, before anything is read."""
     if not shown:
         return
-    words = dict.fromkeys(word_of_class(type(t.instrument)) for t in found.tasks)
-    for word in words:
-        mine = [t for t in found.tasks if word_of_class(type(t.instrument)) == word]
+    tasks = (*found.tasks, *found.later_tasks)
+    names = [name for name, _ in names_of(tasks)]
+    for name in dict.fromkeys(names):
+        mine = [task for task, its in zip(tasks, names, strict=True) if its == name]
         size = estimate(requests_of(mine, None, plan.split), stream, plan).state_bytes
-        where = plural(len(mine), "site")
-        sys.stderr.write(f"note: {word}: {where}, {gib(size)} of states, in the scan's pass.\n")
-    for instrument in found.later:
-        word = word_of_class(type(instrument))
-        sys.stderr.write(f"note: {word}: further passes over the data, after the scan's.\n")
-    for word, reason in found.left_out.items():
-        sys.stderr.write(f"note: {word} is left out: {reason}.\n")
+        where = plural(len(mine), "place")
+        when = "in the scan's pass" if mine[0] in found.tasks else f"in {TWICE} of its own"
+        sys.stderr.write(f"note: {name}: {where}, {gib(size)} of states, {when}.\n")
+    _say_left_out(found.left_out)
+
+
+def _say_left_out(reasons: Mapping[str, str]) -> None:
+    for what, reason in reasons.items():
+        sys.stderr.write(f"note: {what} is left out: {reason}.\n")
 
 
 def measured(
@@ -135,6 +149,7 @@ def measured(
 ) -> dict[tuple[str, str], Result]:
     """Return the result of each measure at each site; those of more passes are fitted here."""
     results: dict[tuple[str, str], Result] = {}
+    known = set(found.left_out)
     if found.tasks:
         header = make_header(stream, [unit_entry(plan, stream)], counters, plan.split)
         results |= _results(Fitted(found.tasks, states, header, plan.split, found.sample), found)
@@ -154,6 +169,8 @@ def measured(
             progress=settings.progress,
         )
         results |= _results(fitted, found)
+    if settings.progress:
+        _say_left_out({k: v for k, v in found.left_out.items() if k not in known})
     return results
 
 
@@ -164,5 +181,5 @@ def _results(fitted: Fitted, found: ScanMeasures) -> dict[tuple[str, str], Resul
         try:
             results[word, site] = fitted.result(word, site)
         except SondeError as error:
-            found.left_out[f"{word} at {site}"] = str(error)
+            found.left_out[f"{word} at {site}"] = str(error).removesuffix(".")
     return results
