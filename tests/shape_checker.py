@@ -102,6 +102,8 @@ def _kind(value: Any) -> Any:
     """Return all of a value that a check can depend on."""
     found = value.__class__
     if found in _ARRAYS:
+        if found is not np.ndarray and value.is_nested:  # it has no sizes
+            raise _ManyKindsError
         return found, value.shape, value.dtype
     if found in _BY_VALUE and (found is not int or abs(value) < _LARGEST):
         return found, value

@@ -10,6 +10,7 @@ from narrow import present
 from sonde.core.errors import ShapeError
 from sonde.core.inputs import Model
 from sonde.measure import TokenEntropy, token_entropy
+from sonde.measure.token_entropy import _SpanSums
 from sonde.stats import token_metrics
 from sonde.tap import live_stream
 from tap_inputs import Texts
@@ -89,3 +90,13 @@ def test_wrong_shapes_are_named():
         token_entropy(LOGITS, group=[0, 1])
     rows = token_metrics(LOGITS[0], TOKENS[0])
     assert TokenEntropy().fit(rows).start.tolist() == [0]
+
+
+def test_states_of_parts_merge_to_that_of_all():
+    rows, spans = token_metrics(LOGITS.flatten(0, 1), TOKENS.flatten()), _SpanSums()
+    position = torch.arange(1, 10).repeat(40)
+    whole = spans.observe(rows, position)
+    parts = [spans.observe(rows[a:b], position[a:b]) for a, b in ((0, 100), (100, 130), (130, 360))]
+    merged = spans.merge(spans.merge(parts[0], parts[1]), parts[2])
+    for name in ("count", "total", "surprise", "most"):
+        torch.testing.assert_close(getattr(merged, name), getattr(whole, name))

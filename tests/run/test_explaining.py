@@ -11,11 +11,13 @@ from torch import nn
 from page_case import Page
 from sonde.core import InputError, Model
 from sonde.data import open_inputs
-from sonde.explain import Attributor, GradTimesInput, IntegratedGradients, Saliency
+from sonde.explain import Attribution, Attributor, GradTimesInput, IntegratedGradients, Saliency
 from sonde.explain.attribution import Parts
 from sonde.report.explain import explain_to_html, save_explain
 from sonde.report.explain_terminal import explain_to_text, explain_verdict
 from sonde.run.explaining.explain import best_of, explain, explain_document, find_attributor
+from sonde.run.explaining.judged import Judged
+from sonde.run.explaining.kept import KeptExplanations, remove_kept
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,31 @@ def test_methods_have_words():
     with pytest.raises(InputError, match="saliency"):
         find_attributor("salience")
     assert find_attributor("saliency") is Saliency
+
+
+def test_an_attribution_that_is_kept_comes_back_and_a_damaged_one_is_judged_again(tmp_path):
+    values = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    said = {"value": 0.5, "random": float("nan"), "signed": True}
+    found = Attribution(
+        value=values, objective=values[:, 0], n=3, conventions={"signed": True, "site": "input"}
+    )
+    one, calls = Judged("saliency", found, said, said, said, said), []
+    kept = KeptExplanations(tmp_path / "why.run", "asked")
+
+    def judge() -> Judged:
+        calls.append(1)
+        return one
+
+    kept.judged(Saliency(), judge)
+    again = kept.judged(Saliency(), judge)
+    assert len(calls) == 1
+    torch.testing.assert_close(torch.as_tensor(again.found.value), values, rtol=0, atol=0)
+    assert again.found.conventions == found.conventions
+    assert again.found.gap is None
+    assert again.deletion["value"] == 0.5
+    (path,) = (tmp_path / "why.run").iterdir()
+    path.write_bytes(path.read_bytes()[:-9])
+    kept.judged(Saliency(), judge)
+    assert len(calls) == 2
+    remove_kept(tmp_path / "why.run")
+    assert not (tmp_path / "why.run").exists()

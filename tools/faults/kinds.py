@@ -139,6 +139,7 @@ NOT_TRIED: Mapping[str, str] = {
     "run.passes.ledger:Ledger.adopt": "a state of the run that another machine wrote",
     "run.passes.ranges:token_in": "an empty file that goes with the run",
     "store.growing:_commit": "the manifest once more, with what was added",
+    "run.explaining.kept:_write": "judged again where it is damaged: tests/run/test_explaining.py",
     "run.scoring.weak_file:WeakGroups.save": "write_state, which is tried",
     "store.exporting.arrays:write_npy": "a folder of arrays without a seal, for other programs",
     "store.exporting.to_lance:write_lance": "a folder: tests/store/test_sealed_exports.py",

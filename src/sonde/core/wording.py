@@ -1,6 +1,9 @@
 """How sentences count and write numbers."""
 
 import math
+from typing import Final
+
+SHORT_NAME: Final = 24
 
 
 def plural(count: int, noun: str, many: str = "") -> str:
@@ -49,15 +52,18 @@ def _without_zeros(text: str) -> str:
 
 
 def told_apart_names(mine: str, theirs: str) -> tuple[str, str]:
-    """Return what two data sets are called: the ends of their names in which they differ.
+    """Return what two data sets are called: short names whole, of others the ends that differ.
 
     Examples
     --------
-    >>> told_apart_names("a/old.csv", "b/new.csv"), told_apart_names("list of items", "")
-    (('old.csv', 'new.csv'), ('DATA', 'OTHER'))
+    >>> told_apart_names("photos of last summer/old.csv", "sonde:digits/test")
+    ('old.csv', 'test')
+    >>> told_apart_names("sonde:digits/test", "new.csv"), told_apart_names("list of items", "")
+    (('sonde:digits/test', 'new.csv'), ('DATA', 'OTHER'))
     """
+    whole = mine, theirs
     short = mine.rstrip("/").rpartition("/")[2], theirs.rstrip("/").rpartition("/")[2]
-    for pair in (short, (mine, theirs)):
+    for pair in (whole, short) if max(map(len, whole)) <= SHORT_NAME else (short, whole):
         if pair[0] != pair[1] and all(pair):
             return pair
     return "DATA", "OTHER"

@@ -13,13 +13,13 @@ Sides = tuple[str, str]
 
 
 def sides(report: dict[str, Any]) -> tuple[str, str]:
-    """Return what the two data sets are called: the ends of their names in which they differ.
+    """Return what the two data sets are called: short names whole, else the ends that differ.
 
     Examples
     --------
     >>> name = lambda text: {"name": text}
     >>> sides({"provenance": {"data": name("a/old.csv"), "other": name("b/new.csv")}})
-    ('old.csv', 'new.csv')
+    ('a/old.csv', 'b/new.csv')
     >>> sides({"provenance": {"data": name("list of items"), "other": None}})
     ('DATA', 'OTHER')
     """
