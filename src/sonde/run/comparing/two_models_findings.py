@@ -12,7 +12,7 @@ CHANCE: Final = 0.5
 DEVIATION: Final = 12**-0.5
 """Mean and standard deviation of the rank of one unit among unrelated ones."""
 SAME: Final = 0.95
-"""Least share of units found again, or likeness after the best rotation, for two layers to be one."""
+"""Least share of units found again, or likeness after a rotation, for two layers to be one."""
 
 
 @dataclass(frozen=True)
