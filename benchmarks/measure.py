@@ -35,8 +35,9 @@ def measure_rows(size: Size) -> list[Row]:
     n, dim = size.pick((8_192, 256), (256, 8))
     rows = _pair("neighbours", "", f"mutual_knn, {n} x {dim}, against all distances", n, dim, size)
     n, dim = size.pick((10_000, 256), (200, 8))
-    what = f"two_nn, {n} x {dim}, against scikit-dimension"
-    rows += _pair("two-nn", "scikit-dimension", what, n, dim, size)
+    for what, parts in (("two-nn", "value alone"), ("two-nn-whole", "with error, null and halves")):
+        name = f"two_nn {parts}, {n} x {dim}, against scikit-dimension"
+        rows += _pair(what, "scikit-dimension", name, n, dim, size)
     n, dim = size.pick((20_000, 10), (200, 2))
     what = f"one KSG estimate, {n} x ({dim} + {dim}), against npeet-plus"
     rows += _pair("ksg", "npeet-plus", what, n, dim, size)

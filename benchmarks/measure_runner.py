@@ -12,6 +12,7 @@ from benchmarks.against import against
 from benchmarks.child import added_peak
 from sonde.measure import mutual_knn, two_nn
 from sonde.measure._ksg import ksg_terms, without_ties
+from sonde.stats import nearest
 
 K, NEAR = 10, 4
 
@@ -39,6 +40,13 @@ def _two_nn(x: Tensor, y: Tensor) -> float:
     return float(two_nn(x, m=len(x)))
 
 
+def _two_nn_value(x: Tensor, y: Tensor) -> float:
+    """Return the dimension alone, without its error, its null, and that of half of the rows."""
+    own = torch.arange(len(x))
+    near = nearest(x, x, 2, group=own, group2=own)[0]
+    return (len(x) - 1) / float(torch.log(near[:, 1] / near[:, 0]).sum())
+
+
 def _skdim(x: Tensor, y: Tensor) -> float:
     return float(import_module("skdim").id.TwoNN().fit(x.double().numpy()).dimension_)
 
@@ -54,7 +62,8 @@ def _npeet(x: Tensor, y: Tensor) -> float:
 
 OURS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "neighbours": _knn,
-    "two-nn": _two_nn,
+    "two-nn": _two_nn_value,
+    "two-nn-whole": _two_nn,
     "ksg": _ksg,
 }
 PEERS: dict[str, Callable[[Tensor, Tensor], float]] = {

@@ -96,12 +96,15 @@ def _by_candidates(
     if spare > MOST_SPARE or k + spare >= len(y):
         return values, index, is_sure
     mean = y.detach().double().mean(0)
-    a, b = (z.detach().double() - mean for z in (x, y))
-    scale = max(float(a.abs().max()), float(b.abs().max()))
+    b = y.detach().double() - mean
+    a = b if x is y else x.detach().double() - mean
+    scale = max(*(float(bound.abs()) for z in (a, b) for bound in z.aminmax()))
     if not 0 < scale < math.inf:
         return values, index, is_sure
-    a, b = (a / scale).float(), (b / scale).float()
-    long, half = a.double().square().sum(1), b.double().square().sum(1) / 2
+    b = b.div_(scale).float()
+    a = b if x is y else a.div_(scale).float()
+    long, half = (torch.linalg.vector_norm(z, dim=1, dtype=torch.float64).square() for z in (a, b))
+    half = half / 2
     found: list[Tensor] = []
     step = max(1, PRODUCTS // len(y))
     for start in range(0, n, step):
