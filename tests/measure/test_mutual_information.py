@@ -8,6 +8,7 @@ from sklearn.feature_selection import mutual_info_regression
 from fixture_rows import X, Y
 from sonde.core.errors import InputError
 from sonde.measure import MutualInformation, mutual_information
+from sonde.measure._ksg import _counts_in_float32, ksg_terms
 
 
 def _pair(seed, n, rho=0.75):
@@ -115,3 +116,15 @@ def test_what_the_number_cannot_bear_is_flagged():
 def test_wrong_parameters_are_named():
     with pytest.raises(InputError, match="MutualInformation: expected k and m of at least 1"):
         MutualInformation(k=0)
+
+
+@pytest.mark.truth("brute force over all pairs in float64")
+def test_ksg_counts_are_those_of_float64_where_float32_cannot_tell():
+    x, y = torch.randn(2, 300, 2, generator=torch.Generator().manual_seed(0)).double().mul(4).exp()
+    group, k = torch.arange(300), 4
+    gaps = [torch.cdist(z, z, p=torch.inf).fill_diagonal_(torch.inf) for z in (x, y)]
+    reach = torch.maximum(*gaps).sort(1).values[:, k - 1 : k]
+    near = [torch.digamma((gap < reach).sum(1).double() + 1) for gap in gaps]
+    ends = torch.digamma(torch.tensor([float(k), 300.0]).double()).sum()
+    assert not _counts_in_float32(x, y, group, k)[1].all()
+    torch.testing.assert_close(ksg_terms(x, y, group, k), ends - near[0] - near[1])

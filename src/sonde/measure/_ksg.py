@@ -1,11 +1,14 @@
 """Mutual information from numbers of neighbours (Kraskov, Stoegbauer and Grassberger, type 1)."""
 
+import math
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CHUNK_ENTRIES = 1 << 18
 NOISE = 1e-10
+ROUNDING = 10 * 2.0**-24  # of two gaps in float32 of values of at most 1: 8 units and a margin
 
 
 def ksg_terms(
@@ -18,18 +21,60 @@ def ksg_terms(
     unit; ``n`` is one more than the rows of other groups. Every row needs ``k`` of them.
     """
     group = group.to(x.device)
-    size = torch.bincount(group)[group]
-    found: list[Tensor] = []
-    for rows in torch.arange(len(x), device=x.device).split(max(1, CHUNK_ENTRIES // len(x))):
-        own = group[rows, None] == group
-        first, second = (_largest_gaps(z[rows], z).masked_fill_(own, torch.inf) for z in (x, y))
-        reach = torch.maximum(first, second).topk(k, largest=False).values[:, -1:]
-        near = torch.stack([(gap < reach).sum(1) for gap in (first, second)])
-        others = len(x) - size[rows] + 1
-        psi = torch.special.digamma(torch.stack([*(near + 1), others]).double())
-        found.append(psi[2] - psi[0] - psi[1])
+    near, is_sure = _counts_in_float32(x, y, group, k)
+    step = max(1, CHUNK_ENTRIES // len(x))
+    for rows in torch.nonzero(~is_sure).flatten().split(step):
+        gaps = [_largest_gaps(z[rows], z) for z in (x, y)]
+        reach = _reach(gaps, group[rows, None] == group, k)
+        near[:, rows] = torch.stack([(gap < reach).sum(1) for gap in gaps])
+    others = len(x) - torch.bincount(group)[group] + 1
+    psi = torch.special.digamma(torch.cat([near + 1, others[None]]).double())
     least = torch.tensor(float(k), dtype=torch.float64, device=x.device)
-    return torch.cat(found) + torch.special.digamma(least)
+    return psi[2] - psi[0] - psi[1] + torch.special.digamma(least)
+
+
+def _counts_in_float32(
+    x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"], group: Int[Tensor, "row"], k: int
+) -> tuple[Int[Tensor, "2 row"], Bool[Tensor, "row"]]:
+    """Return how many rows are nearer at each site, and for which rows rounding changes no count.
+
+    The ``k`` th neighbour lies as far as the reach itself, at one of the sites. A row is sure where
+    no other gap is as near to the reach as the rounding of two gaps.
+    """
+    near = torch.zeros(2, len(x), dtype=torch.int64, device=x.device)
+    is_sure = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    scale = max(float(z.abs().max()) for z in (x, y))
+    if not 0 < scale < math.inf:
+        return near, is_sure
+    units = [(z / scale).float().T.contiguous() for z in (x, y)]
+    for rows in torch.arange(len(x), device=x.device).split(max(1, CHUNK_ENTRIES // len(x))):
+        gaps = [_gaps_by_units(z, rows) for z in units]
+        reach = _reach(gaps, group[rows, None] == group, k)
+        low = torch.stack([(gap < reach - ROUNDING).sum(1, dtype=torch.int32) for gap in gaps])
+        high = torch.stack([(gap <= reach + ROUNDING).sum(1, dtype=torch.int32) for gap in gaps])
+        near[:, rows] = low.long()
+        is_sure[rows] = (high - low).sum(0) == 1
+    return near, is_sure
+
+
+def _reach(
+    gaps: list[Float[Tensor, "row row2"]], is_own: Bool[Tensor, "row row2"], k: int
+) -> Float[Tensor, "row 1"]:
+    """Put rows of one group out of reach, and return the ``k`` th smallest gap of both sites."""
+    first, second = (gap.masked_fill_(is_own, torch.inf) for gap in gaps)
+    return torch.maximum(first, second).topk(k, largest=False).values[:, -1:]
+
+
+def _gaps_by_units(
+    units: Float[Tensor, "dim row2"], rows: Int[Tensor, "row"]
+) -> Float[Tensor, "row row2"]:
+    """Return the largest difference of a unit, unit by unit in two buffers."""
+    gaps = units.new_zeros(len(rows), units.shape[1])
+    gap = torch.empty_like(gaps)
+    for values in units:
+        torch.sub(values[rows, None], values, out=gap)
+        torch.maximum(gaps, gap.abs_(), out=gaps)
+    return gaps
 
 
 def _largest_gaps(
