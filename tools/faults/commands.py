@@ -26,6 +26,8 @@ POLL_SECONDS = 0.002
 LIMIT_SECONDS = 600.0
 WORKER = b"multiprocessing.spawn"
 HEAVY = (
+    "pandas",  # pyarrow imports it where it is
+    "sonde.cli.commands",
     "sonde.cli.fit",
     "sonde.cli.info",
     "sonde.cli.merge",
@@ -33,6 +35,8 @@ HEAVY = (
     "sonde.cli.verify",
     "sonde.data",
     "sonde.detect",
+    "sonde.edit",
+    "sonde.explain",
     "sonde.measure",
     "sonde.report.verifying",
     "sonde.run.fitting.fit",

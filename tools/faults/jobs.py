@@ -16,7 +16,7 @@ from torch import nn
 
 def make():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 1024), nn.ReLU()).eval()
+    return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, {width}), nn.ReLU()).eval()
 """
 NARROW, WIDE = "0 1", "2 3"
 
@@ -27,11 +27,12 @@ class BenchError(RuntimeError):
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many examples the runs read."""
+    """How many examples the runs read, and the units of the widest layer."""
 
     fit: int
     read: int
     merge: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def prepare(top: Path, sizes: Sizes, commands: Commands) -> Bench:
     """Write data and model, fit what is to be merged, and return the jobs."""
     source = commands.source
     source.mkdir(parents=True)
-    (source / "nets.py").write_text(NETS)
+    (source / "nets.py").write_text(NETS.format(width=sizes.width))
     rng = np.random.default_rng(5)
     needed = {"fit": sizes.fit, "read": sizes.read, "left": sizes.merge, "right": sizes.merge // 2}
     for name, n in {**needed, "more": sizes.read // 2}.items():
