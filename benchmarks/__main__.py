@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.child import ONE_THREAD
+from benchmarks.child import ONE_THREAD, fork_children
 
 if TYPE_CHECKING:
     from benchmarks.rows import Row
@@ -118,6 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     torch.set_num_threads(1)
     typed = parsed(arguments)
+    if typed.tiny:
+        fork_children()
     rounds = typed.rounds if typed.rounds is not None else 3 if typed.tiny else 9
     size = Size(typed.tiny, typed.offline, rounds)
     about = versions()

@@ -1,7 +1,7 @@
 """Peak memory of a piece of work, in a process of its own.
 
 ``VmHWM`` belongs to the process alone; ``ru_maxrss`` would begin at what the parent held when it
-started the child.
+started the child. With toy sizes a child is forked, which spares it the imports.
 """
 
 import ctypes
@@ -12,6 +12,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ def run_child(
     **options
         JSON.
     """
+    if _forks and str(python) == sys.executable:
+        return _forked(target, options)
     command = [str(python), "-m", "benchmarks.child", target, json.dumps(options)]
     environment = os.environ | ONE_THREAD | {"TOKENIZERS_PARALLELISM": "false"}
     environment |= STEADY if steady else {}
@@ -58,6 +62,29 @@ def run_child(
 
 class ChildError(RuntimeError):
     """A child process failed; its last line is the message."""
+
+
+_forks = False
+
+
+def fork_children() -> None:
+    """Fork from now on instead of starting Python anew: figures of memory mean nothing then."""
+    global _forks  # noqa: PLW0603  of a whole run
+    _forks = True
+
+
+def _forked(target: str, options: dict[str, Any]) -> Any:
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        try:
+            return json.loads(pool.submit(_answer, target, json.dumps(options)).result())
+        except Exception as error:
+            raise ChildError(f"{target}: {type(error).__name__}: {error}") from error
+
+
+def _answer(target: str, options: str) -> str:
+    """Return what a function gives for options, both as JSON."""
+    module, _, name = target.partition(":")
+    return json.dumps(getattr(importlib.import_module(module), name)(**json.loads(options)))
 
 
 def _last_line(text: str) -> str:
@@ -93,9 +120,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    module, _, name = sys.argv[1].partition(":")
-    function = getattr(importlib.import_module(module), name)
-    print(json.dumps(function(**json.loads(sys.argv[2]))))
+    print(_answer(*sys.argv[1:]))
 
 
 if __name__ == "__main__":
