@@ -60,7 +60,13 @@ def assert_prints(words: Sequence[str], shown: Sequence[str]) -> None:
 @pytest.mark.slow
 def test_docs_build_without_a_warning(tmp_path: Path):
     # Six hundred pages of HTML take five times as long as all that can be wrong with them.
-    some = ["index", "tutorial", "methods/mahalanobis", "findings/snd011", "howto/choose_a_detector"]
+    some = [
+        "index",
+        "tutorial",
+        "methods/mahalanobis",
+        "findings/snd011",
+        "howto/choose_a_detector",
+    ]
     pages = [f"docs/{name}.md" for name in some]
     build(tmp_path, "dummy", "-W")
     said = build(tmp_path, "html", *(f"docs/{name}.md" for name in some))
