@@ -123,7 +123,7 @@ def test_nothing_at_an_address_is_refused_at_once():
 @pytest.mark.slow
 def test_something_else_at_an_address_is_refused(monkeypatch):
     pytest.importorskip("ray")
-    monkeypatch.setattr("sonde.run.workers._cluster.HEALTH_SECONDS", 8.0)
+    monkeypatch.setattr("sonde.run.workers._cluster.HEALTH_SECONDS", 2.0)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(5)

@@ -6,18 +6,21 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import sonde
 from ray_case import Slow, source, two_cpus
+from run_case import rows
 from sonde.cli.main import main
 from sonde.detect import KNN, Mahalanobis
 from sonde.findings.settings import ScanSettings
 from sonde.run.passes.storing import filled_by
 from sonde.run.workers.crew import Crew
 from sonde.run.workers.parts import spans_of
-from sonde.store import KeptRows, add_sites, append_store, write_store
+from sonde.store import write_store
 
 pytest.importorskip("ray")
 QUIET: dict[str, Any] = {"progress": False}
@@ -36,13 +39,15 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def digits():
-    """A model with a fit on few rows, in one thread."""
+def small():
+    """A net with rows to scan, and a fit on others, in one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    model = sonde.load("sonde:digits")
-    stream = sonde.read(model, "sonde:digits/train", limit=300)
-    yield model, stream, sonde.fit([Mahalanobis(), KNN(k=5)], stream, threads=1, **QUIET)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    x = rows(900, 6)
+    how = {"threads": 1, **QUIET}
+    yield net, x[300:], sonde.fit([Mahalanobis(), KNN(k=5)], sonde.read(net, x[:300]), **how)
     torch.set_num_threads(before)
 
 
@@ -74,45 +79,21 @@ def test_rows_written_by_workers_of_which_one_is_killed_are_the_same_files(tmp_p
     assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
 
 
-@pytest.mark.truth("the files of one process")
-def test_a_store_grows_on_ray_into_the_same_files(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 20_000)
-    model = digits[0]
-
-    def stream(data, sites, reducer="patches"):
-        return KeptRows(sonde.read(model, data, sites=sites, reducer=reducer, limit=64), 4)
-
-    for name, crew in (("alone", Crew()), ("ray", Crew(2, "ray"))):
-        fill = filled_by(crew, 1)
-        test, train = "sonde:digits/test", "sonde:digits/train"
-        columns = {"n": list(range(64))}
-        place = write_store(
-            stream(test, "vit.layers.0"), tmp_path / name, unit_size=16, columns=columns, fill=fill
-        )
-        append_store(stream(train, "vit.layers.0"), place, columns=columns, fill=fill)
-        assert add_sites(stream(test, "blocks"), place, fill=fill)
-    assert contents(tmp_path / "ray") == contents(tmp_path / "alone")
-    assert len([n for n in contents(tmp_path / "ray") if n.startswith("data/1/ranges/")]) > 1
-
-
 @pytest.mark.truth("the table of one process")
-@pytest.mark.parametrize("explain", [0, 2])
-def test_scores_by_workers_are_the_table_of_one_process(digits, explain):
-    model, _, fitted = digits
-    how = {"limit": 530, "explain": explain, **QUIET}
-    alone = sonde.score(fitted, model, "sonde:digits/test", **how)
-    apart = sonde.score(fitted, model, "sonde:digits/test", runner="ray", workers=2, **how)
+def test_scores_by_workers_are_the_table_of_one_process(small):
+    net, x, fitted = small
+    alone = sonde.score(fitted, net, x, explain=2, **QUIET)
+    apart = sonde.score(fitted, net, x, explain=2, runner="ray", workers=2, **QUIET)
     assert apart.equals(alone)
-    assert alone.num_rows == 530 * len(fitted)
+    assert alone.num_rows == 600 * len(fitted)
 
 
 @pytest.mark.truth("the bundle of one process")
-def test_scores_that_calibrate_are_those_of_one_process(digits, tmp_path):
-    model, _, fitted = digits
+def test_scores_that_calibrate_are_those_of_one_process(small, tmp_path):
+    net, x, fitted = small
     crews: dict[str, dict[str, Any]] = {"alone": {}, "ray": {"runner": "ray", "workers": 2}}
     for name, crew in crews.items():
-        found = sonde.calibrate(fitted, model, "sonde:digits/test", limit=530, **crew, **QUIET)
-        found.save(tmp_path / name)
+        sonde.calibrate(fitted, net, x, **crew, **QUIET).save(tmp_path / name)
     assert (tmp_path / "ray").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
@@ -124,15 +105,14 @@ def test_every_unit_is_in_one_range(n, workers):
 
 
 @pytest.mark.truth("the report of one process")
-def test_a_scan_on_ray_finds_what_one_process_finds(digits):
-    model = digits[0]
+def test_a_scan_on_ray_finds_what_one_process_finds(small):
+    net, x, _ = small
     found = [
         sonde.scan(
-            model,
-            "sonde:digits/test",
-            "sonde:digits/train",
+            net,
+            x[:128],
+            x[128:256] + 9.0,
             settings=ScanSettings(threads=1, unit_size=64, progress=False, **how),
-            limit=128,
         ).json()
         for how in ({}, {"runner": "ray", "workers": 2})
     ]
@@ -142,24 +122,15 @@ def test_a_scan_on_ray_finds_what_one_process_finds(digits):
 
 
 def test_the_command_line_takes_the_runner(tmp_path, capsys):
-    words = [
-        "mahalanobis",
-        "sonde:digits",
-        "sonde:digits/train",
-        "--limit",
-        "300",
-        "--threads",
-        "1",
-    ]
+    np.savez(tmp_path / "x.npz", x=rows(300).numpy())
+    words = ["mahalanobis", "-", str(tmp_path / "x.npz"), "--threads", "1"]
     for name, more in {"alone": [], "ray": ["--runner", "ray", "--workers", "2"]}.items():
-        assert (
-            main(["fit", *words, "--threads", "1", *more, "-o", str(tmp_path / f"{name}.sonde")])
-            == 0
-        )
+        assert main(["fit", *words, *more, "-o", str(tmp_path / f"{name}.sonde")]) == 0
     assert (tmp_path / "ray.sonde").read_bytes() == (tmp_path / "alone.sonde").read_bytes()
     probe, there = str(tmp_path / "ray.sonde"), ["--address", "nowhere"]
     words = ["score", probe, "sonde:digits", "sonde:digits/test"]
     assert main([*words, *there]) == 2
     assert "expected --runner ray beside it" in capsys.readouterr().err
-    assert main([*words, "--runner", "ray", "--workers", "64", "--limit", "16800"]) == 2
+    words = ["fit", "mahalanobis", "sonde:digits", "sonde:digits/train", "-o", probe]
+    assert main([*words, "--runner", "ray", "--workers", "64"]) == 2
     assert "the cluster has 2 CPU" in capsys.readouterr().err
