@@ -1,6 +1,5 @@
-"""Runs on two devices that are not there, each part of it as a program: a line for each fault."""
+"""Runs on two devices that are not there, as a program of its own: a line for each fault."""
 
-import sys
 import tempfile
 import traceback
 import warnings
@@ -211,19 +210,21 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:300] + at
 
 
-def main(part: str) -> None:
-    """Print what fails, and at last how many cases there were."""
+def main() -> None:
+    """Print what fails, and at last how many cases there were of each part."""
     warnings.simplefilter("ignore")
-    n = 0
+    counts = []
     with Pretending():
-        for name, attempt in {"scores": scores, "pairs": pairs, "model": model}[part]():
-            n += 1
-            try:
-                attempt()
-            except Exception as error:
-                print(f"{name}: {_said(error)}")
-    print(f"{n} cases")
+        for part in (scores, pairs, model):
+            counts.append(0)
+            for name, attempt in part():
+                counts[-1] += 1
+                try:
+                    attempt()
+                except Exception as error:
+                    print(f"{name}: {_said(error)}")
+    print(*counts)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

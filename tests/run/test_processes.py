@@ -77,7 +77,7 @@ def test_workers_end_with_a_driver_that_is_killed(tmp_path):
         assert driver.stdout.readline() == "fitted\n"
         while len(alive(driver.pid)) < 4:  # beside the driver a tracker, and two workers
             time.sleep(0.2)
-        time.sleep(5.0)
+        time.sleep(1.0)
         driver.kill()
     until = time.monotonic() + 10.0
     while (left := alive(driver.pid)) and time.monotonic() < until:
