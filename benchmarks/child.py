@@ -69,7 +69,7 @@ _forks = False
 
 def fork_children() -> None:
     """Fork from now on instead of starting Python anew: figures of memory mean nothing then."""
-    global _forks  # noqa: PLW0603  of a whole run
+    global _forks
     _forks = True
 
 

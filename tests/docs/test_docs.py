@@ -67,7 +67,6 @@ def test_docs_build_without_a_warning(tmp_path: Path):
         "findings/snd011",
         "howto/choose_a_detector",
     ]
-    pages = [f"docs/{name}.md" for name in some]
     build(tmp_path, "dummy", "-W")
     said = build(tmp_path, "html", *(f"docs/{name}.md" for name in some))
     assert all("search index" in line for line in said.splitlines()), said  # not of all pages

@@ -1,4 +1,8 @@
-"""A healthy zoo raises no error and no warning, family by family (all at once: zoo_table.py)."""
+"""A healthy zoo raises no error and no warning, family by family.
+
+Of each family that is trained or drawn from several seeds two are scanned here; ``zoo_table.py``
+scans all.
+"""
 
 import pytest
 
@@ -17,6 +21,7 @@ from scan._zoo import (
 pytestmark = pytest.mark.slow
 
 LEARNED = 0.95
+TRIED = 2
 ANIMALS = list(zoo())
 GROUPS = {
     **{f"{how} {f}": len(SEEDS) for how in ("trained", "random") for f in [*FAMILIES, *REGRESSORS]},
@@ -38,7 +43,7 @@ def test_every_model_of_the_zoo_is_in_one_group() -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_healthy_models_raise_no_error_and_no_warning(group: str) -> None:
-    rows = [examine(animal) for animal in members(group)]
+    rows = [examine(animal) for animal in members(group)[:TRIED]]
     print(f"\n{HEADER}", *rows, summary(rows), sep="\n")
     assert [r.name for r in rows if r.failed] == []
     assert [

@@ -13,7 +13,7 @@ from sonde.report import Report
 pytestmark = pytest.mark.slow
 
 SEED = 251
-HALVES = 12
+HALVES = 6
 BLOCKS = ("findings", "checks", "sites")
 
 
@@ -73,9 +73,8 @@ def test_other_batches_say_the_same(batch_size: int) -> None:
 
 
 def test_another_order_of_the_file_says_the_same() -> None:
-    for seed in range(2):
-        order = np.random.default_rng(seed).permutation(len(items()))
-        assert said(scanned([items()[i] for i in order])) == said(reference())
+    order = np.random.default_rng(0).permutation(len(items()))
+    assert said(scanned([items()[i] for i in order])) == said(reference())
 
 
 @pytest.mark.parametrize("family", ["relu-mlp", "residual-cnn"])
