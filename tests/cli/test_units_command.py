@@ -60,8 +60,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_page(run, tmp_path, monkeypa
 def test_two_workers_make_the_same_page(run, tmp_path):
     words = ("units", "sonde:digits", "sonde:digits/test", "--limit", 40, "--unit-size", 8)
     words = (*words, "--sites", "vit.layers.1", "--clamp", 0)
-    pages = [tmp_path / "one.json", tmp_path / "two.json"]
-    assert run(*words, "--workers", 1, "-o", pages[0]).code == 0
+    pages = [tmp_path / "none.json", tmp_path / "two.json"]
+    assert run(*words, "--threads", 1, "-o", pages[0]).code == 0
     assert run(*words, "--workers", 2, "-o", pages[1]).code == 0
-    one, two = (json.loads(page.read_text())["units"] for page in pages)
-    assert one == two
+    none, two = (json.loads(page.read_text())["units"] for page in pages)
+    assert none == two

@@ -208,6 +208,7 @@ def collapsed(noise: float) -> Report:
     return scan(nn.Sequential(nn.Linear(64, 64)).eval(), x[:DIGITS].float(), label[:DIGITS])
 
 
+@cache
 def relabelled(change: Callable[[Tensor, np.random.Generator], Tensor]) -> Report:
     """Scan the trained net over digits with other labels."""
     x, label = digits()
@@ -285,6 +286,7 @@ def stepped(in_order: bool) -> Report:
     return scan(net(), x[order], label[order])
 
 
+@cache
 def against(change: Callable[[Tensor, Tensor], Tensor], n: int = 700) -> Report:
     """Scan the trained net over some digits against others, those changed."""
     x, _ = arrays.digits()

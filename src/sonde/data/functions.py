@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, final
@@ -31,22 +31,17 @@ class Functions(Source):
     """
 
     def __init__(self, part: Literal["docstrings", "code"], root: Path, files: Sequence[str]):
-        self.name, self._part, self._root = part, part, root
-        self._files = sorted(files, key=lambda f: blake2b(f.encode(), digest_size=8).digest())
+        self.name = part
+        names = sorted(files, key=lambda f: blake2b(f.encode(), digest_size=8).digest())
+        self._found = root, tuple(names)
 
     @cached_property
     def _rows(self) -> list[Row]:
-        found: list[Row] = []
-        for file in self._files:
-            text = (self._root / file).read_bytes().decode("utf-8", "replace")
-            for name, docstring, code in list(_functions(text))[:MOST_OF_FILE]:
-                part = docstring if self._part == "docstrings" else code
-                side = int(self._part == "docstrings")
-                pair = f"{file}:{name}"
-                found.append({"text": part, "group": file, "pair": pair, "side": side})
-            if len(found) >= MOST:
-                break
-        return found[:MOST]
+        side = int(self.name == "docstrings")
+        return [
+            {"text": found[2 - side], "group": found[0], "pair": found[3], "side": side}
+            for found in _first_functions(*self._found)
+        ]
 
     def place(self, index: int) -> str:
         """Name the file and the function."""
@@ -59,6 +54,19 @@ class Functions(Source):
     def take(self, start: int, stop: int) -> list[Row]:
         """Return some of them."""
         return self._rows[start:stop]
+
+
+@cache  # commands open both kinds several times
+def _first_functions(root: Path, files: Sequence[str]) -> list[tuple[str, str, str, str]]:
+    """Return file, docstring, code and name of the first functions of files."""
+    found: list[tuple[str, str, str, str]] = []
+    for file in files:
+        text = (root / file).read_bytes().decode("utf-8", "replace")
+        for name, docstring, code in list(_functions(text))[:MOST_OF_FILE]:
+            found.append((file, docstring, code, f"{file}:{name}"))
+        if len(found) >= MOST:
+            break
+    return found[:MOST]
 
 
 def _functions(text: str) -> Iterator[tuple[str, str, str]]:
