@@ -9,8 +9,8 @@ from sonde.core.stream import Stream
 from sonde.detect import FOD
 from sonde.detect._grid_net import (
     GridNet,
-    entropy,
     grid_gaussian,
+    row_entropy,
     squared_distances,
     symmetric_kl,
     widths,
@@ -83,7 +83,7 @@ def test_targets_on_a_grid():
 @pytest.mark.truth("log 4 and 0")
 def test_entropy_of_shares():
     shares = torch.tensor([[0.25] * 4, [1.0, 0.0, 0.0, 0.0]])
-    assert entropy(shares).tolist() == pytest.approx([math.log(4), 0.0], abs=1e-6)
+    assert row_entropy(shares).tolist() == pytest.approx([math.log(4), 0.0], abs=1e-6)
 
 
 @pytest.mark.truth("torch.nn.functional.scaled_dot_product_attention; rows that sum to 1")

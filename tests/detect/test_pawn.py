@@ -15,7 +15,7 @@ from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.core.inputs import Model
 from sonde.core.state import map_tensors
 from sonde.detect import PAWN
-from sonde.detect._token_net import NetShape, Texts, text_logits, token_logits
+from sonde.detect._token_net import NetShape, TextTokens, text_logits, token_logits
 from sonde.engine.running import Running
 from sonde.metrics import auroc
 from sonde.store import Store, write_store
@@ -93,19 +93,19 @@ def test_the_network(gates):
         padded[0], padded[1][..., :5], padded[2], 12
     )
     x, y, text, position = rows
-    found = text_logits(weights(shape=shape), shape, Texts.of(x, y[:, :5], text, position, 12))
+    found = text_logits(weights(shape=shape), shape, TextTokens.of(x, y[:, :5], text, position, 12))
     torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_order_of_rows_and_other_texts_do_not_matter():
     _, (x, y, text, position) = made_up([5, 1, 9])
-    whole = text_logits(weights(), SHAPE, Texts.of(x, y[:, :5], text, position, 12))
+    whole = text_logits(weights(), SHAPE, TextTokens.of(x, y[:, :5], text, position, 12))
     mix = torch.randperm(15, generator=torch.Generator().manual_seed(0))
-    mixed = Texts.of(x[mix], y[mix, :5], text[mix], position[mix], 12)
+    mixed = TextTokens.of(x[mix], y[mix, :5], text[mix], position[mix], 12)
     torch.testing.assert_close(text_logits(weights(), SHAPE, mixed), whole)
     for i in range(3):
         mine = text == i
-        alone = Texts.of(x[mine], y[mine, :5], text[mine] * 0, position[mine], 12)
+        alone = TextTokens.of(x[mine], y[mine, :5], text[mine] * 0, position[mine], 12)
         torch.testing.assert_close(text_logits(weights(), SHAPE, alone), whole[i : i + 1])
 
 
@@ -115,7 +115,7 @@ def test_equal_gates_are_the_plain_mean():
     last = len(values) - 8 - 2  # the gate net ends before the head's 8 tensors
     values[last], values[last + 1] = values[last] * 0, values[last + 1] * 0 + 0.7
     _, (x, y, text, position) = made_up([5, 3])
-    found = text_logits(values, SHAPE, Texts.of(x, y[:, :5], text, position, 12))
+    found = text_logits(values, SHAPE, TextTokens.of(x, y[:, :5], text, position, 12))
     module = Module(SHAPE, values).double()
     means = torch.stack([module.metric(y[text == i, :5]).mean(0) for i in range(2)])
     torch.testing.assert_close(found, module.head(means)[:, 0].detach())
@@ -124,15 +124,15 @@ def test_equal_gates_are_the_plain_mean():
 def test_only_the_first_tokens_of_a_text_count():
     _, (x, y, text, position) = made_up([9, 4])
     first = position <= 5
-    cut = Texts.of(x[first], y[first, :5], text[first], position[first], 5)
-    full = Texts.of(x, y[:, :5], text, position, 5)
+    cut = TextTokens.of(x[first], y[first, :5], text[first], position[first], 5)
+    full = TextTokens.of(x, y[:, :5], text, position, 5)
     assert torch.equal(text_logits(weights(), SHAPE, full), text_logits(weights(), SHAPE, cut))
 
 
 @pytest.mark.truth("texts one by one")
 def test_chunks_are_whole_texts(monkeypatch):
     _, (x, y, text, position) = made_up([3, 4, 1, 2, 8, 1])
-    texts = Texts.of(x, y[:, :5], text, position, 12)
+    texts = TextTokens.of(x, y[:, :5], text, position, 12)
     monkeypatch.setattr("sonde.detect._token_net.CHUNK", 6)
     parts = list(texts.chunks(3))
     assert [p.counts.tolist() for p in parts] == [[3], [4, 1], [2], [8], [1]]
@@ -142,7 +142,7 @@ def test_chunks_are_whole_texts(monkeypatch):
 
 def test_dropout_leaves_every_text_a_token():
     _, (x, y, text, position) = made_up([1, 40, 200])
-    texts = Texts.of(x, y[:, :5], text, position, 300)
+    texts = TextTokens.of(x, y[:, :5], text, position, 300)
     source = torch.Generator().manual_seed(0)
     assert len(texts.dropped(0.999, source)) <= 8
     for _ in range(20):

@@ -11,7 +11,7 @@ from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.core.state import equal
 from sonde.core.stream import Stream
 from sonde.detect import SimpleNet
-from sonde.detect._noise_training import Net, NoiseTraining, hinge
+from sonde.detect._noise_training import NoiseDiscriminator, NoiseTraining, hinge
 from sonde.engine.running import Running
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
@@ -44,7 +44,7 @@ def test_loss_of_one_pair():
     assert float(hinge(torch.tensor([0.9, 0.1]), torch.tensor([0.0]), 0.5)) == pytest.approx(0.7)
 
 
-def _network(net: Net, dim: int) -> nn.Sequential:
+def _network(net: NoiseDiscriminator, dim: int) -> nn.Sequential:
     """The same net from the library's modules, ready for use."""
     weight, bias = net.adapter
     first, offset, scale, shift, last = net.judge
@@ -71,7 +71,7 @@ def test_the_score_is_minus_the_answer_of_the_trained_net():
     detector = SimpleNet(passes=5, **SMALL)
     _, state = _learned(detector, x, passes=6)
     scale = (y.double() - x.double().mean(0)) / x.double().std(0, correction=0)
-    want = -_network(Net.of(state.weights), 4)(scale)[:, 0].detach()
+    want = -_network(NoiseDiscriminator.of(state.weights), 4)(scale)[:, 0].detach()
     found = detector.result(state).score(y.double())
     torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-5)
 
@@ -83,7 +83,7 @@ def test_the_running_centre_is_that_of_usual_rows():
     learner, before = _learned(detector, x, passes=1)
     _, after = _learned(detector, x, passes=2)
     scaled = (x - x.mean(0)) / x.std(0, correction=0)
-    first, offset = Net.of(learner.start(4).weights).judge[:2]
+    first, offset = NoiseDiscriminator.of(learner.start(4).weights).judge[:2]
     layer = nn.BatchNorm1d(8)
     layer(scaled @ first.T + offset)
     assert before.weights.steps == 0

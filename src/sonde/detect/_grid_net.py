@@ -70,7 +70,7 @@ def symmetric_kl(
     return ((p - q) * (p.clamp(min=FLOOR).log() - q.clamp(min=FLOOR).log())).sum(-1)
 
 
-def entropy(p: Float[Tensor, "*rows pos"]) -> Float[Tensor, "*rows"]:
+def row_entropy(p: Float[Tensor, "*rows pos"]) -> Float[Tensor, "*rows"]:
     """Return the entropy of each row, in nats."""
     return -(p * p.clamp(min=FLOOR).log()).sum(-1)
 
@@ -130,7 +130,7 @@ class _Branch(nn.Module):
         return self.out(mixed), Correlation(attention, target)
 
 
-class _Layer(nn.Module):
+class _BranchLayer(nn.Module):
     """Both branches, then a map of each patch by itself."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -153,7 +153,7 @@ class _GridNet(nn.Module):
     def __init__(self, dim: int, width: int, heads: int, layers: int) -> None:
         super().__init__()
         self.embed, self.rebuild = nn.Linear(dim, width), nn.Linear(width, dim)
-        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(_BranchLayer(width, heads) for _ in range(layers))
 
     def forward(self, x: Tensor, reference: Tensor, squares: Tensor) -> Rebuilt:
         hidden, usual = self.embed(x), self.embed(reference)

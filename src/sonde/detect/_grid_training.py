@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.state import size_bytes
-from sonde.detect._grid_net import Correlation, GridNet, Rebuilt, entropy
+from sonde.detect._grid_net import Correlation, GridNet, Rebuilt, row_entropy
 from sonde.stats.position_moments import PositionMoments, PositionMomentsState
 from sonde.stats.sequences import example_numbers
 from sonde.stats.training import SURVEY, TRAIN, Examples, Trainer, TrainingState
@@ -99,7 +99,7 @@ class GridTraining(Trainer[GridTrainingState]):
         """Return the error of images, with what moves targets and attentions."""
         (images,) = batch
         reference = Usual.of(state.places).reference.float()
-        columns = columns_of(images.shape[1], self.columns)
+        columns = grid_columns(images.shape[1], self.columns)
         rebuilt = self.net(live.values, images, reference, columns)
         error = rebuilt.error(images)
         loss = 2 * error.mean() + self._targets(rebuilt) + self._attentions(rebuilt)
@@ -121,7 +121,7 @@ class GridTraining(Trainer[GridTrainingState]):
     def close_pass(self, state: GridTrainingState) -> GridTrainingState:
         """Refuse data in which images are not of one size, and begin to count anew."""
         if state.stage == SURVEY:
-            columns_of(len(state.places.counts), self.columns)
+            grid_columns(len(state.places.counts), self.columns)
         if state.n_partial > PARTIAL * (state.n_images + state.n_partial):
             raise InputError(
                 f"FOD: expected {len(state.places.counts)} patches of every image, got fewer of "
@@ -137,7 +137,7 @@ def _gap(correlations: Any) -> Float[Tensor, ""]:
 
 
 def _spread(correlations: tuple[Correlation, ...]) -> Float[Tensor, ""]:
-    return torch.stack([entropy(c.attention).mean() for c in correlations]).mean()
+    return torch.stack([row_entropy(c.attention).mean() for c in correlations]).mean()
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def whole_images(
     return table.reshape(n_images, n)[whole], (counts.sum(1) + outside)[~whole]
 
 
-def columns_of(n: int, columns: int | None) -> int:
+def grid_columns(n: int, columns: int | None) -> int:
     """Return the columns of a grid of ``n`` patches; without a number it must be square.
 
     Raises

@@ -14,7 +14,7 @@ from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 
 CHUNK_ENTRIES = 1 << 21
 
@@ -115,7 +115,7 @@ class LogitScorer(Scorer):
 
     def score(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
         """Return the score of each row."""
-        check_width(type(self.detector).__name__, logits, self.n_classes, "classes")
+        check_fitted_width(type(self.detector).__name__, logits, self.n_classes, "classes")
         return infinite_where_nonfinite(
             self.detector.scores(at_least_single(logits)), logits=logits
         )

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from sonde.detect.knn import unit_rows
+from sonde.detect.knn import to_unit_length
 from sonde.stats import sparsemax
 from sonde.stats.training import generator, xavier
 from sonde.stats.weights import Weights
@@ -37,7 +37,7 @@ class Generators:
             return x
         first, second = (w.to(x) for w in self.weights[2 * which : 2 * which + 2])
         wide = x * math.sqrt(x.shape[1])
-        return unit_rows(wide + functional.gelu(wide @ first.T) @ second.T)
+        return to_unit_length(wide + functional.gelu(wide @ first.T) @ second.T)
 
 
 def starting_weights(dim: int, hidden: int, seed: int) -> Weights:
@@ -73,4 +73,4 @@ def misfit(
 ) -> Float[Tensor, "row"]:
     """Return half of one minus the cosine between each unit patch and what it retrieves."""
     weights = retrieval(generators(QUERY, x), keys, temperature, allowed)
-    return (1 - (generators(VALUE, x) * unit_rows(weights @ values)).sum(1)) / 2
+    return (1 - (generators(VALUE, x) * to_unit_length(weights @ values)).sum(1)) / 2

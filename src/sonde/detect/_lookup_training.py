@@ -10,7 +10,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.state import size_bytes
 from sonde.detect._lookup import KEY, VALUE, Generators, misfit, starting_weights
-from sonde.detect.knn import unit_rows
+from sonde.detect.knn import to_unit_length
 from sonde.stats import HashSample, HashSampleState
 from sonde.stats.training import Examples, Trainer, TrainingState, generator
 from sonde.stats.weights import LiveWeights
@@ -77,10 +77,10 @@ class LookupTraining(Trainer[LookupTrainingState]):
         """Look patches, and scrambled ones, up in those of other images."""
         if (sample := state.sample) is None:
             return None
-        x, group = unit_rows(batch[0]).float(), batch[1]
+        x, group = to_unit_length(batch[0]).float(), batch[1]
         source = generator("scrambled", self.seed, live.steps)
         drawn = torch.randperm(len(sample.rows), generator=source)[: self.batch].to(x.device)
-        bank = unit_rows(sample.rows[drawn]).to(x)
+        bank = to_unit_length(sample.rows[drawn]).to(x)
         others = group[:, None] != sample.group[drawn]
         known = others.any(1)
         x, others = x[known], others[known]
@@ -115,4 +115,4 @@ def scrambled(
     """
     rows = torch.randint(len(x), x.shape, generator=source).to(x.device)
     share = torch.rand(len(x), generator=source).to(x)
-    return unit_rows(torch.lerp(x, x.gather(0, rows), share[:, None])), share
+    return to_unit_length(torch.lerp(x, x.gather(0, rows), share[:, None])), share

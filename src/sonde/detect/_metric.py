@@ -75,7 +75,9 @@ class WhitenedPoints:
         return torch.where(scale > 0, drop, torch.zeros_like(drop))
 
 
-def check_width(owner: str, x: Float[Tensor, "row dim"], dim: int, name: str = "dim") -> None:
+def check_fitted_width(
+    owner: str, x: Float[Tensor, "row dim"], dim: int, name: str = "dim"
+) -> None:
     """Raise a ``ShapeError`` unless rows have the width that the scorer was fitted on."""
     if x.shape[1] != dim:
         raise ShapeError(

@@ -27,7 +27,7 @@ N_JUDGE = 5
 
 
 @dataclass(frozen=True)
-class Net:
+class NoiseDiscriminator:
     """Adapter (nothing, or weight and bias) and discriminator with what it normalises by.
 
     ``judge`` holds the hidden weight and bias, the scale and shift after normalisation, and the
@@ -40,7 +40,7 @@ class Net:
     spread: Float[Tensor, "hidden"]
 
     @classmethod
-    def of(cls, weights: Weights | LiveWeights) -> "Net":
+    def of(cls, weights: Weights | LiveWeights) -> "NoiseDiscriminator":
         """Return the net that weights are of."""
         centre, spread = weights.buffers
         return cls(weights.values[:-N_JUDGE], weights.values[-N_JUDGE:], centre, spread)
@@ -107,7 +107,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
         self, state: NoiseTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor]]:
         """Return how badly rows are told from their noisy copies."""
-        (x,), net = batch, Net.of(live)
+        (x,), net = batch, NoiseDiscriminator.of(live)
         copies = self._noisy(x, state.moments.scatter > 0, "noise", live.steps)
         hidden = functional.linear(adapted(torch.cat([x, copies]), net.adapter), *net.judge[:2])
         spread, centre = torch.var_mean(hidden[: len(x)], dim=0, correction=0)
@@ -130,7 +130,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
         self, state: NoiseTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> Tensor:
         """Return the loss of held-out rows against fresh noise."""
-        (x,), net = batch, Net.of(live)
+        (x,), net = batch, NoiseDiscriminator.of(live)
         copies = self._noisy(x, state.moments.scatter > 0, "held", state.walks, state.held.n)
         return hinge(normality(x, net), normality(copies, net), self.margin)
 
@@ -162,10 +162,10 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
 def standardised(x: Float[Tensor, "row dim"], moments: MomentsState) -> Float[Tensor, "row dim"]:
     """Return rows minus the mean, over the spread of each unit, in single precision."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return ((wide - moments.mean.to(wide)) / spread_of(moments).to(wide)).float()
+    return ((wide - moments.mean.to(wide)) / filled_spread(moments).to(wide)).float()
 
 
-def spread_of(moments: MomentsState) -> Float[Tensor, "dim"]:
+def filled_spread(moments: MomentsState) -> Float[Tensor, "dim"]:
     """Return each unit's standard deviation; for constant units the average of the others."""
     spread = moments.variance.sqrt()
     alive = spread > 0
@@ -189,7 +189,7 @@ def judged(
     return (functional.leaky_relu(normal, SLOPE) @ judge[4].T)[:, 0]
 
 
-def normality(x: Float[Tensor, "row dim"], net: Net) -> Float[Tensor, "row"]:
+def normality(x: Float[Tensor, "row dim"], net: NoiseDiscriminator) -> Float[Tensor, "row"]:
     """Return the answer to scaled rows by the running centre and spread: above 0 = usual."""
     hidden = functional.linear(adapted(x, net.adapter), *net.judge[:2])
     return judged(hidden, net.centre, net.spread, net.judge)

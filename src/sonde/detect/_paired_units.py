@@ -5,7 +5,7 @@ from jaxtyping import Float
 from scipy.special import bdtrc, stdtr
 from torch import Tensor
 
-from sonde.detect._sides import Rows
+from sonde.detect._sides import TwoSamples
 from sonde.detect._tails import beyond_floor
 
 TIMES = 999
@@ -13,7 +13,7 @@ BORDERS = 15
 UNITS_AT_ONCE = 64
 
 
-def paired_means(pairs: Rows) -> Float[Tensor, "dim"]:
+def paired_means(pairs: TwoSamples) -> Float[Tensor, "dim"]:
     """Return Student's two-sided p-value of each unit's differences."""
     gap = pairs.y - pairs.x
     n, mean = len(gap), gap.mean(0)
@@ -22,7 +22,7 @@ def paired_means(pairs: Rows) -> Float[Tensor, "dim"]:
     return torch.from_numpy(2 * stdtr(n - 1, -t.numpy()))
 
 
-def paired_shares(pairs: Rows) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+def paired_shares(pairs: TwoSamples) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
     """Return p-values of each unit's distribution, plain and adjusted for the number of units.
 
     A unit's statistic is the largest standardised difference of the shares of both sides below 15

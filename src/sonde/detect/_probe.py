@@ -10,7 +10,7 @@ from torch import Tensor
 from sonde.core.batch import Batch
 from sonde.core.instrument import Where
 from sonde.core.result import Scorer, infinite_where_nonfinite
-from sonde.detect._metric import CHUNK, check_width
+from sonde.detect._metric import CHUNK, check_fitted_width
 from sonde.stats import TwoGroups
 
 
@@ -39,7 +39,7 @@ class ProbeScorer(Scorer):
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the signed projection of each row, higher on the side of the positive class."""
-        check_width("ProbeScorer", x, len(self.axis))
+        check_fitted_width("ProbeScorer", x, len(self.axis))
         return infinite_where_nonfinite(projected(x, self.origin, self.axis), x)
 
 

@@ -12,7 +12,7 @@ from sonde.core.errors import InputError
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import Site
 from sonde.detect._head import check_head, head_energy
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.stats import HeadWeightsState, ScalarsState
 
 HEAD_INPUT = Site("head", port="in")
@@ -89,7 +89,7 @@ class ShapedScorer(Scorer):
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the energy of each row after the edit."""
-        check_width(self.owner, x, self.head.weight.shape[1])
+        check_fitted_width(self.owner, x, self.head.weight.shape[1])
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         shaped = self.edit.apply(wide, HEAD_INPUT, EditContext())
         return infinite_where_nonfinite(head_energy(self.head, shaped), x)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.detect._sides import Rows
+from sonde.detect._sides import TwoSamples
 from sonde.detect._tails import bennett_exponent, beyond_floor, subset_tail
 from sonde.stats import ScalarsState
 
@@ -12,7 +12,7 @@ TIMES = 999
 
 
 def shuffled_means(
-    rows: Rows, bound: Float[Tensor, "dim"], sampled: bool
+    rows: TwoSamples, bound: Float[Tensor, "dim"], sampled: bool
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
     """Return p-values of each unit's mean, plain and adjusted for the number of units.
 
@@ -28,7 +28,7 @@ def shuffled_means(
     return found[0], found[1]
 
 
-def _shuffled(rows: Rows) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+def _shuffled(rows: TwoSamples) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
     """Return permutation p-values, plain and adjusted."""
     pooled = torch.cat([rows.x, rows.y])
     pooled -= pooled.mean(0)

@@ -16,7 +16,7 @@ from sonde.stats import HashSample, HashSampleState, MomentsState
 S = TypeVar("S", bound=State)
 
 
-def state_of(side: Side, name: str, kind: type[S]) -> S:
+def side_state(side: Side, name: str, kind: type[S]) -> S:
     """Return one state of a side, detached."""
     state = side.states[name]
     if not isinstance(state, kind):
@@ -24,7 +24,7 @@ def state_of(side: Side, name: str, kind: type[S]) -> S:
     return state
 
 
-def samples(m: int = HashSample().m) -> dict[str, Statistic[Any]]:
+def two_sample_reads(m: int = HashSample().m) -> dict[str, Statistic[Any]]:
     """Return what ``two_samples`` reads: rows, and of groups, where there are any, one row each."""
     return {"sample": HashSample(m), "each": HashSample(m, groups="one")}
 
@@ -37,13 +37,13 @@ def two_moments(owner: str, first: Side, second: Side) -> tuple[MomentsState, Mo
     ShapeError
         If they differ in width.
     """
-    a, b = (state_of(side, "moments", MomentsState) for side in (first, second))
+    a, b = (side_state(side, "moments", MomentsState) for side in (first, second))
     check_widths(owner, a.mean.shape[0], b.mean.shape[0])
     return a, b
 
 
 @dataclass(frozen=True)
-class Rows:
+class TwoSamples:
     """Sampled rows of two sides; ``paired`` where row i of both is the same row, read twice."""
 
     x: Float[Tensor, "row dim"]
@@ -71,7 +71,7 @@ class Rows:
         return permutation_p(observed, shuffled)
 
 
-def two_samples(owner: str, first: Side, second: Side) -> Rows:
+def two_samples(owner: str, first: Side, second: Side) -> TwoSamples:
     """Return the sampled rows of both sides in float64, in order of draw; of groups, one row each.
 
     The groups are those of smallest draw, whatever their sizes: were they those of sampled rows,
@@ -88,7 +88,7 @@ def two_samples(owner: str, first: Side, second: Side) -> Rows:
     paired = len(x) > 1 and torch.equal(mine.sort().values, theirs.sort().values)
     if paired:
         y = y[theirs.argsort()][mine.argsort().argsort()]
-    return Rows(x, y, paired)
+    return TwoSamples(x, y, paired)
 
 
 def _drawn(side: Side, by_group: bool) -> tuple[Float[Tensor, "row dim"], Int[Tensor, "row"]]:
@@ -96,16 +96,16 @@ def _drawn(side: Side, by_group: bool) -> tuple[Float[Tensor, "row dim"], Int[Te
 
     Without ``each`` the rows are good for pairs alone, whichever groups these are of.
     """
-    sample = state_of(side, "sample", HashSampleState)
+    sample = side_state(side, "sample", HashSampleState)
     if not side.groups:
         return sample.rows.double(), sample.draw
     if "each" in side.states:
-        sample = state_of(side, "each", HashSampleState)
+        sample = side_state(side, "each", HashSampleState)
     kept = sample.first_of_each_group()
     return sample.rows[kept].double(), (sample.group if by_group else sample.draw)[kept]
 
 
-def paired_rows(owner: str, first: Side, second: Side) -> Rows | None:
+def paired_rows(owner: str, first: Side, second: Side) -> TwoSamples | None:
     """Return the rows pair by pair where both sides hold a sample of the same ones."""
     if not all(isinstance(side.states.get("sample"), HashSampleState) for side in (first, second)):
         return None
@@ -131,7 +131,7 @@ def split_moments(
     return mean, (second - n[:, None, None] * outer) / (n - 1)[:, None, None]
 
 
-def leading(rows: Float[Tensor, "row dim"], rank: int) -> Float[Tensor, "row _rank"]:
+def leading_projection(rows: Float[Tensor, "row dim"], rank: int) -> Float[Tensor, "row _rank"]:
     """Return centred rows in their ``rank`` leading directions."""
     centred = rows - rows.mean(0)
     return centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -rank:]
@@ -139,7 +139,7 @@ def leading(rows: Float[Tensor, "row dim"], rank: int) -> Float[Tensor, "row _ra
 
 def is_sampled(*sides: Side) -> bool:
     """Return whether a side has more rows than its sample."""
-    return any(not state_of(s, "sample", HashSampleState).is_everything for s in sides)
+    return any(not side_state(s, "sample", HashSampleState).is_everything for s in sides)
 
 
 def check_widths(owner: str, a: int, b: int) -> None:

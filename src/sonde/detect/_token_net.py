@@ -65,7 +65,7 @@ class NetShape(State):
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextTokens:
     """Tokens in the order of their texts and positions; ``text`` counts 0, 1, ..."""
 
     x: Float[Tensor, "token dim"]
@@ -83,7 +83,7 @@ class Texts:
         text: Int[Tensor, "row"],
         position: Int[Tensor, "row"],
         max_length: int,
-    ) -> "Texts":
+    ) -> "TextTokens":
         """Return the first ``max_length`` tokens of each text, rows in any order.
 
         ``follows`` is 1 where the row before a token is the token before it.
@@ -98,12 +98,12 @@ class Texts:
         place = (rank / max_length).to(x)
         return cls(x[at], metrics[at], text, follows, place, counts.clamp(max=max_length))
 
-    def since(self, first: int) -> "Texts":
+    def since(self, first: int) -> "TextTokens":
         """Return the texts from a number on."""
         start = int(self.counts[:first].sum())
         return self._cut(first, len(self.counts), start, len(self.text))
 
-    def chunks(self, most_texts: int) -> Iterator["Texts"]:
+    def chunks(self, most_texts: int) -> Iterator["TextTokens"]:
         """Yield whole texts: at most ``most_texts``, and no more tokens than fit a chunk."""
         ends = self.counts.cumsum(0).tolist()
         first, start = 0, 0
@@ -113,10 +113,10 @@ class Texts:
                 yield self._cut(first, i + 1, start, ends[i])
                 first, start = i + 1, ends[i]
 
-    def _cut(self, first: int, last: int, start: int, end: int) -> "Texts":
+    def _cut(self, first: int, last: int, start: int, end: int) -> "TextTokens":
         part = slice(start, end)
         columns = self.x[part], self.metrics[part], self.text[part] - first
-        return Texts(*columns, self.follows[part], self.place[part], self.counts[first:last])
+        return TextTokens(*columns, self.follows[part], self.place[part], self.counts[first:last])
 
     def gate_inputs(self) -> Float[Tensor, "token input"]:
         """Return the state before each token (zeros where unknown), its own, and its place."""
@@ -134,7 +134,7 @@ class Texts:
 def text_logits(
     values: Sequence[Tensor],
     shape: NetShape,
-    texts: Texts,
+    texts: TextTokens,
     kept: Int[Tensor, "kept"] | None = None,
 ) -> Float[Tensor, "text"]:
     """Return the logit of each text, from all of its tokens or those that are kept."""

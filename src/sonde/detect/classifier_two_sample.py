@@ -12,7 +12,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import samples, two_samples
+from sonde.detect._sides import two_sample_reads, two_samples
 from sonde.stats import Shrinkage, check_shrinkage, inverse_root
 
 
@@ -72,7 +72,7 @@ class ClassifierTwoSample(Shift):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sample."""
-        return samples(self.m)
+        return two_sample_reads(self.m)
 
     def compare(self, first: Side, second: Side) -> ClassifierComparison:
         """Train on one half, count on the other."""

@@ -19,7 +19,7 @@ from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Span, Statistic
 from sonde.core.wording import plural
 from sonde.detect._logits import at_least_single
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.stats import ClassMoments, ClassMomentsState
 
 Scale = Literal["none", "rms"]
@@ -59,7 +59,7 @@ class CLUEScorer(Scorer):
         pairs = [(at_least_single(r), c) for r, c in zip(x, self.layers, strict=True) if c]
         total = pairs[0][0].new_zeros(len(x[0]))
         for rows, layer in pairs:
-            check_width("CLUE", rows, len(layer.success))
+            check_fitted_width("CLUE", rows, len(layer.success))
             gap = _distance(rows, layer.success) - _distance(rows, layer.failure)
             total = total + layer.weight * gap.to(total)
         return infinite_where_nonfinite(total, *(rows for rows, _ in pairs))

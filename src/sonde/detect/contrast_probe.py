@@ -18,7 +18,7 @@ from sonde.core.instrument import Detector, NotLabelled, Where
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.core.wording import plural
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.detect._pair_sample import PairSample, PairSampleState
 from sonde.detect._probe import projected
 from sonde.stats import auroc
@@ -44,7 +44,7 @@ class ContrastScorer(Scorer):
 
         A row of no pair (side -1) is taken for either member, and scored by the mean of both.
         """
-        check_width("ContrastProbe", x, self.axis.shape[1])
+        check_fitted_width("ContrastProbe", x, self.axis.shape[1])
         first = projected(x, self.mean[0], self.axis[0])
         second = projected(x, self.mean[1], self.axis[1])
         side = side.to(first.device)

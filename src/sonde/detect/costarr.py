@@ -17,7 +17,7 @@ from sonde.core.site import HEAD_INPUT
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.stats import HeadWeights, HeadWeightsState
 
 CHUNK_ENTRIES = 1 << 22
@@ -118,8 +118,8 @@ class COSTARRScorer(Scorer):
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row"]:
         """Return minus the familiarity of each row."""
-        check_width("COSTARR", x, self.weight.shape[1])
-        check_width("COSTARR", logits, len(self.weight), "classes")
+        check_fitted_width("COSTARR", x, self.weight.shape[1])
+        check_fitted_width("COSTARR", logits, len(self.weight), "classes")
         classes = len(self.weight) if self.logit == "zscore" else 1
         step = max(1, CHUNK_ENTRIES // max(1, x.shape[1] * classes))
         parts = [

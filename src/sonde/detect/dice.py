@@ -12,7 +12,7 @@ from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head, head_energy
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.detect._shaping import check_share
 from sonde.stats import HeadWeights, HeadWeightsState, Moments, MomentsState
 
@@ -27,7 +27,7 @@ class DICEScorer(Scorer):
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the energy of each row's remaining logits."""
-        check_width("DICE", x, self.head.weight.shape[1])
+        check_fitted_width("DICE", x, self.head.weight.shape[1])
         return infinite_where_nonfinite(head_energy(self.head, x), x)
 
 

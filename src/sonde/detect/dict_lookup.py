@@ -18,8 +18,8 @@ from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._lookup import KEY, QUERY, VALUE, Generators, misfit, retrieval
 from sonde.detect._lookup_training import LookupTraining, LookupTrainingState
-from sonde.detect._metric import check_width
-from sonde.detect.knn import unit_rows
+from sonde.detect._metric import check_fitted_width
+from sonde.detect.knn import to_unit_length
 from sonde.detect.patch_core import READERS
 from sonde.stats import Coreset, CoresetState, HashSample, HashSampleState
 
@@ -61,7 +61,7 @@ class DictLookupScorer(Scorer):
 
         Its scores are about other patches, so calibrate them anew.
         """
-        bank = unit_rows(self._checked(x)).to(self.bank)
+        bank = to_unit_length(self._checked(x)).to(self.bank)
         if len(bank) == 0 or not bool(torch.isfinite(bank).all()):
             raise InputError(
                 f"DictLookup.over: expected at least 1 patch and finite ones, got {len(bank)}."
@@ -77,10 +77,10 @@ class DictLookupScorer(Scorer):
         return self.generators(VALUE, self.bank)
 
     def _unit(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        return unit_rows(self._checked(x).to(self.bank)).nan_to_num(0.0)
+        return to_unit_length(self._checked(x).to(self.bank)).nan_to_num(0.0)
 
     def _checked(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        check_width("DictLookup", x, self.bank.shape[1])
+        check_fitted_width("DictLookup", x, self.bank.shape[1])
         return x
 
 
@@ -216,7 +216,7 @@ class DictLookup(Detector):
             range=(0.0, 1.0),
             flags=() if kept.is_everything else ("sampled",),
             conventions=conventions,
-            bank=unit_rows(kept.rows.double()),  # cosines near 1 keep their digits
+            bank=to_unit_length(kept.rows.double()),  # cosines near 1 keep their digits
             temperature=self.temperature,
             radius=None if coreset is None else coreset.radius,
             generators=IDENTITY if trained is None else Generators(trained.weights.values),

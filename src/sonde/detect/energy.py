@@ -12,7 +12,7 @@ from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class EnergyScorer(Scorer):
 
     def score(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
         """Return the energy of each row."""
-        check_width("Energy", logits, self.n_classes, "classes")
+        check_fitted_width("Energy", logits, self.n_classes, "classes")
         return infinite_where_nonfinite(energy_of(logits, self.temperature), logits=logits)
 
 

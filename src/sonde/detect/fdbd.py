@@ -13,7 +13,7 @@ from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head, head_logits
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.stats import HeadWeights, HeadWeightsState, Moments, MomentsState
 
 MOST_CLASSES = 8192
@@ -38,7 +38,7 @@ class FDBDScorer(Scorer):
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return minus the mean boundary distance of each row relative to its own length."""
-        check_width("FDBD", x, len(self.mean))
+        check_fitted_width("FDBD", x, len(self.mean))
         step = max(1, ENTRIES // len(self.steepness))
         return torch.cat([self._scores(part) for part in x.split(step)])
 

@@ -21,7 +21,7 @@ from sonde.core.statistic import Span, Statistic
 from sonde.detect._contrasts import ContrastSample, ContrastSampleState
 from sonde.detect._feature_directions import directions_of
 from sonde.detect._logistic import logistic
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.detect._probe import Labelled
 from sonde.metrics import auroc, prediction_rejection
 from sonde.stats import HashSample, HashSampleState
@@ -86,7 +86,7 @@ class FeatureGapsScorer(Scorer):
         odds = torch.full((len(x[0]),), self.bias, dtype=torch.float64, device=x[0].device)
         for gap, weight in zip(self.gaps, self.weight.tolist(), strict=True):
             rows = x[gap.layer]
-            check_width("FeatureGaps", rows, len(gap.direction))
+            check_fitted_width("FeatureGaps", rows, len(gap.direction))
             along = (rows.double() @ gap.direction.to(rows.device) - gap.centre) / gap.spread
             odds = odds + weight * along.to(odds)
         used = [x[gap.layer] for gap in self.gaps]

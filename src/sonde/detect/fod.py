@@ -22,10 +22,10 @@ from sonde.detect._grid_training import (
     GridTraining,
     GridTrainingState,
     Usual,
-    columns_of,
+    grid_columns,
     whole_images,
 )
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 
 CHUNK_ENTRIES = 1 << 22
 
@@ -76,7 +76,7 @@ class FODScorer(Scorer):
     def _terms(
         self, x: Tensor, ids: Tensor, occurrence: Tensor, position: Tensor, relative: bool
     ) -> tuple[Tensor, Tensor]:
-        check_width("FOD", x, len(self.usual.mean))
+        check_fitted_width("FOD", x, len(self.usual.mean))
         scaled = self.usual.scaled(x)
         out = scaled.new_zeros(2, len(x))
         if len(x) == 0:
@@ -239,6 +239,6 @@ class FOD(Detector):
             usual=Usual.of(places),
             net=GridNet(self.width, self.heads, self.layers),
             weights=trained.weights.values,
-            columns=columns_of(len(places.counts), self.columns),
+            columns=grid_columns(len(places.counts), self.columns),
             relative=self.relative,
         )

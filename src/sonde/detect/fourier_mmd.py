@@ -12,7 +12,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import are_paired, check_widths, paired_rows, state_of, two_moments
+from sonde.detect._sides import are_paired, check_widths, paired_rows, side_state, two_moments
 from sonde.stats import (
     FourierFeatures,
     FourierMoments,
@@ -85,7 +85,7 @@ class FourierMMD(Shift):
         """Return the shift with the width that the sample shows."""
         if self.sigma is not None:
             return None
-        rows = state_of(result, "sample", HashSampleState).rows
+        rows = side_state(result, "sample", HashSampleState).rows
         sigma = median_sigma(rows) if len(rows) > 1 else 0.0
         if not 0 < sigma < math.inf:
             raise InputError(
@@ -96,7 +96,7 @@ class FourierMMD(Shift):
 
     def compare(self, first: Side, second: Side) -> Comparison:
         """Return the distance of the mean features and its p-value."""
-        units = [state_of(side, "units", ScalarsState) for side in (first, second)]
+        units = [side_state(side, "units", ScalarsState) for side in (first, second)]
         check_widths("FourierMMD", len(units[0].mean), len(units[1].mean))
         a, b = two_moments("FourierMMD", first, second)
         n = (first.independent, second.independent)

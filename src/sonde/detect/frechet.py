@@ -12,12 +12,12 @@ from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
 from sonde.detect._sides import (
-    Rows,
+    TwoSamples,
     is_sampled,
-    leading,
-    samples,
+    leading_projection,
     split_moments,
     two_moments,
+    two_sample_reads,
     two_samples,
 )
 from sonde.stats import Moments, MomentsState
@@ -79,7 +79,7 @@ class Frechet(Shift):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of all rows, and the sample for the p-value."""
-        return {"moments": Moments(), **samples()}
+        return {"moments": Moments(), **two_sample_reads()}
 
     def compare(self, first: Side, second: Side) -> FrechetComparison:
         """Return the distance and its p-value."""
@@ -104,9 +104,9 @@ class Frechet(Shift):
             means=means,
         )
 
-    def _permuted(self, rows: Rows) -> tuple[float, Float[Tensor, "time"]]:
+    def _permuted(self, rows: TwoSamples) -> tuple[float, Float[Tensor, "time"]]:
         """Return the sample's distance in the leading directions, and those of the shuffles."""
-        pooled = leading(torch.cat([rows.x, rows.y]), self.rank)
+        pooled = leading_projection(torch.cat([rows.x, rows.y]), self.rank)
         own = torch.arange(len(pooled)) < len(rows.x)
         chosen = torch.cat([own[None], rows.shuffles(self.permutations)])
         found = _distances(pooled, chosen.double())

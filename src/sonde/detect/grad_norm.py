@@ -14,7 +14,7 @@ from sonde.core.site import HEAD_INPUT
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.detect._logits import CHUNK_ENTRIES, at_least_single
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class GradNormScorer(Scorer):
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row"]:
         """Return minus the norm for each row."""
-        check_width("GradNorm", x, self.dim)
-        check_width("GradNorm", logits, self.n_classes, "classes")
+        check_fitted_width("GradNorm", x, self.dim)
+        check_fitted_width("GradNorm", logits, self.n_classes, "classes")
         wide, f = at_least_single(x), at_least_single(logits)
         return infinite_where_nonfinite(grad_norm(wide, f, self.temperature), x, logits=logits)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import Rows, are_paired, paired_rows, permutation_p, two_moments
+from sonde.detect._sides import TwoSamples, are_paired, paired_rows, permutation_p, two_moments
 from sonde.detect._tails import signs_tail
 from sonde.stats import Moments, MomentsState, inverse_root
 
@@ -117,7 +117,7 @@ class _PairedMean:
     few: bool
 
 
-def _paired_mean(pairs: Rows) -> _PairedMean:
+def _paired_mean(pairs: TwoSamples) -> _PairedMean:
     """Return how often differences of pairs with random signs add up to at least as much.
 
     Their sum is measured in a metric of their second moments, which signs do not change. It is the

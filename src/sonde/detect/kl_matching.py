@@ -12,7 +12,7 @@ from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 
 BLOCK_ENTRIES, LEAST_ROWS = 1 << 16, 64
 VANISHING = -800.0  # its exponential is 0; double precision alone can hold a gap that is infinite
@@ -104,7 +104,7 @@ class KLMatchingScorer(Scorer):
 
     def score(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
         """Return the smallest divergence of each row, in nats and double precision."""
-        check_width("KLMatching", logits, self.typical.shape[1], "classes")
+        check_fitted_width("KLMatching", logits, self.typical.shape[1], "classes")
         floor = torch.finfo(torch.float64).tiny
         table = self.typical.to(logits.device).double().clamp(min=floor).log()
         found = [logits.new_empty(0, dtype=torch.float64)]

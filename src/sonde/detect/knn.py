@@ -16,7 +16,7 @@ from sonde.core.finite import largest
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.stats import HashSample, HashSampleState, largest_products
 
 CHUNK = 2048
@@ -42,13 +42,13 @@ class KNNScorer(Scorer):
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the Euclidean distance between unit rows to the k-th nearest of the bank."""
-        check_width("KNN", x, len(self.origin))
+        check_fitted_width("KNN", x, len(self.origin))
         parts = [self._gaps(part).norm(dim=1).to(self.bank) for part in x.split(CHUNK)]
         return infinite_where_nonfinite(torch.cat(parts), x)
 
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         """Return the squared gap of each unit to the k-th nearest row; they add to the score's."""
-        check_width("KNN", x, len(self.origin))
+        check_fitted_width("KNN", x, len(self.origin))
         return torch.cat([self._gaps(part).square().to(self.bank) for part in x.split(CHUNK)])
 
     def _gaps(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
@@ -57,7 +57,7 @@ class KNNScorer(Scorer):
         A product off by ``e`` moves the k-th squared distance by ``e`` at most: where that could
         show, products in float64 choose anew.
         """
-        unit = unit_rows(x.to(self.bank.device).double())
+        unit = to_unit_length(x.to(self.bank.device).double())
         query = unit - self.origin
         gaps = unit - self._unit(self._kth(query.to(self.bank), self.bank))
         rounding = torch.finfo(self.bank.dtype).eps * (query.square().sum(1) + self.reach)
@@ -72,7 +72,7 @@ class KNNScorer(Scorer):
         return largest_products(lifted, bank, self.k)[1][:, -1]
 
     def _unit(self, index: Int[Tensor, "row"]) -> Float[Tensor, "row dim"]:
-        return unit_rows(self.rows[index].double())
+        return to_unit_length(self.rows[index].double())
 
 
 @final
@@ -149,7 +149,7 @@ class KNN(Detector):
         )
 
 
-def unit_rows(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+def to_unit_length(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
     """Return rows of length 1 in a float type of at least 32 bits; zeros stay zero.
 
     Rows so short that their squares vanish (1e-15 in float32) stay shorter than 1.
@@ -165,14 +165,14 @@ def unit_bank(
     """Return unit rows, times a weight of each."""
     bank = _empty_bank(len(x), x.shape[1], x.dtype, x.device)
     for part in _parts(x):
-        unit = unit_rows(x[part])
+        unit = to_unit_length(x[part])
         bank[part] = unit * weight[part, None].to(unit)
     return bank
 
 
 def mean_unit_row(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:
     """Return the mean of the rows at unit length, in float64."""
-    total = torch.stack([unit_rows(x[part].double()).sum(0) for part in _parts(x)]).sum(0)
+    total = torch.stack([to_unit_length(x[part].double()).sum(0) for part in _parts(x)]).sum(0)
     return total / len(x)
 
 
@@ -186,7 +186,7 @@ def centred_bank(
     """
     bank = _empty_bank(len(x), x.shape[1] + 1, dtype or x.dtype, x.device)
     for part in _parts(x):
-        apart = unit_rows(x[part].double()) - origin
+        apart = to_unit_length(x[part].double()) - origin
         bank[part, :-1] = apart.to(bank)
         bank[part, -1] = (apart.square().sum(1) / -2).to(bank)
     return bank

@@ -14,7 +14,7 @@ from sonde.core.errors import StateError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
-from sonde.detect._metric import WhitenedPoints, check_width
+from sonde.detect._metric import WhitenedPoints, check_fitted_width
 from sonde.stats import ClassMoments, ClassMomentsState, Moments, MomentsState
 from sonde.stats.scatter import AnyScatter, check_scatter, is_frugal
 from sonde.stats.shrinkage import Shrinkage, check_shrinkage, inverse_root
@@ -37,7 +37,7 @@ class MahalanobisScorer(Scorer):
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the squared distance of each row to the nearest mean."""
-        check_width("Mahalanobis", x, self.mean.shape[1])
+        check_fitted_width("Mahalanobis", x, self.mean.shape[1])
         return infinite_where_nonfinite(self.space.nearest(x), x)
 
     @property
@@ -54,7 +54,7 @@ class MahalanobisScorer(Scorer):
 
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         """Return by how much the squared distance falls without each unit."""
-        check_width("Mahalanobis", x, self.mean.shape[1])
+        check_fitted_width("Mahalanobis", x, self.mean.shape[1])
         return self.space.drops(x)
 
     def null_energy(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:

@@ -11,7 +11,7 @@ from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.state import LATER
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import is_sampled, samples, two_samples
+from sonde.detect._sides import is_sampled, two_sample_reads, two_samples
 from sonde.stats.neighbours import distance_chunks
 
 
@@ -73,7 +73,7 @@ class MMD(Shift):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sample."""
-        return samples(self.m)
+        return two_sample_reads(self.m)
 
     def compare(self, first: Side, second: Side) -> Comparison:
         """Return the distance of the samples and its p-value."""

@@ -17,7 +17,7 @@ from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.stats.influence_bins import (
     influence_cells,
     influence_counts,
@@ -81,7 +81,7 @@ class NACScorer(Scorer):
         self, x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row"]:
         """Return one minus the mean over units of the coverage of each row's bin."""
-        check_width("NAC", x, len(self.coverage))
+        check_fitted_width("NAC", x, len(self.coverage))
         table = self.coverage.to(x.device).flatten()
         found = torch.empty(len(x), dtype=table.dtype, device=x.device)
         for rows in row_blocks(x):
@@ -93,7 +93,7 @@ class NACScorer(Scorer):
         self, x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row dim"]:
         """Return what the state of each unit lacks in coverage, as its part of the score."""
-        check_width("NAC", x, len(self.coverage))
+        check_fitted_width("NAC", x, len(self.coverage))
         table = self.coverage.to(x.device).flatten()
         covered = table.index_select(0, influence_cells(x, grad, self.edges)).view(x.shape)
         return (1.0 - covered) / x.shape[1]

@@ -13,9 +13,9 @@ from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.detect.energy import energy_of
-from sonde.detect.knn import CHUNK, unit_bank, unit_rows
+from sonde.detect.knn import CHUNK, to_unit_length, unit_bank
 from sonde.stats import HashSample, HashSampleState, largest_products
 
 
@@ -35,10 +35,10 @@ class NNGuideScorer(Scorer):
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row"]:
         """Return the guided energy of each row."""
-        check_width("NNGuide", x, self.bank.shape[1])
-        check_width("NNGuide", logits, self.n_classes, "classes")
+        check_fitted_width("NNGuide", x, self.bank.shape[1])
+        check_fitted_width("NNGuide", logits, self.n_classes, "classes")
         guidance = [
-            largest_products(unit_rows(part).to(self.bank), self.bank, self.k)[0].mean(1)
+            largest_products(to_unit_length(part).to(self.bank), self.bank, self.k)[0].mean(1)
             for part in x.split(CHUNK)
         ]
         return infinite_where_nonfinite(

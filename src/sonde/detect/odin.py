@@ -15,7 +15,7 @@ from sonde.core.perturbation import Perturbation
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._logits import LogitScoreSum, LogitScoreSumState, at_least_single
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.detect.msp import MSP
 
 
@@ -29,7 +29,7 @@ class ODINScorer(Scorer):
 
     def score(self, perturbed_logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
         """Return the score of each row."""
-        check_width("ODIN", perturbed_logits, self.n_classes, "classes")
+        check_fitted_width("ODIN", perturbed_logits, self.n_classes, "classes")
         scores = MSP(self.temperature).scores(at_least_single(perturbed_logits))
         return infinite_where_nonfinite(scores, logits=perturbed_logits)
 

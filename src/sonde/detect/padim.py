@@ -16,7 +16,7 @@ from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.stats.position_moments import (
     CHUNK,
     PositionMoments,
@@ -70,7 +70,7 @@ class PaDiMScorer(Scorer):
         self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield some places, the rows there, and what of these is unusual in their metric."""
-        check_width("PaDiM", x, self.dim)
+        check_fitted_width("PaDiM", x, self.dim)
         if len(x) == 0:
             return
         if int(position.min()) < 0 or int(position.max()) >= len(self.mean):

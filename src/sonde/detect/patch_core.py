@@ -15,7 +15,7 @@ from sonde.core.instrument import Detector
 from sonde.core.reduction import Reduced, reduce_scores
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.stats import Coreset, CoresetState
 
 CHUNK_ENTRIES = 1 << 22
@@ -39,13 +39,13 @@ class PatchCoreScorer(Scorer):
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the Euclidean distance of each patch to the nearest of the bank."""
-        check_width("PatchCore", x, self.bank.shape[1])
+        check_fitted_width("PatchCore", x, self.bank.shape[1])
         found = nearest_of(x.to(self.bank), self.bank, 1)[0][:, 0]
         return infinite_where_nonfinite(found, x)
 
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         """Return the squared gap of each unit to the nearest row; they add to the score's."""
-        check_width("PatchCore", x, self.bank.shape[1])
+        check_fitted_width("PatchCore", x, self.bank.shape[1])
         near = nearest_of(x.to(self.bank), self.bank, 1)[1][:, 0]
         return (x.to(self.bank) - self.bank[near]).square()
 

@@ -20,7 +20,7 @@ from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State, map_tensors
 from sonde.core.statistic import Learner, Span, Statistic
 from sonde.core.wording import plural
-from sonde.detect._token_net import N_METRICS, NetShape, Texts, text_logits, token_logits
+from sonde.detect._token_net import N_METRICS, NetShape, TextTokens, text_logits, token_logits
 from sonde.stats import TOKEN_METRICS
 from sonde.stats.sequences import example_numbers
 from sonde.stats.training import generator
@@ -101,11 +101,13 @@ class PAWNTraining(Learner[PAWNState]):
         at = known.to(x.device)
         state = map_tensors(state, lambda t: t.to(x.device))
         columns = x[at].float(), y[at, :N_METRICS].to(x.device).float()
-        texts = Texts.of(*columns, text, position[known], self.max_length)
+        texts = TextTokens.of(*columns, text, position[known], self.max_length)
         target = (kind == self.positive).to(columns[0])
         return self._trained(state, texts, target) if n else state
 
-    def _trained(self, state: PAWNState, texts: Texts, target: Float[Tensor, "text"]) -> PAWNState:
+    def _trained(
+        self, state: PAWNState, texts: TextTokens, target: Float[Tensor, "text"]
+    ) -> PAWNState:
         first = 0
         while first < len(target):
             free = self.batch - state.pending
@@ -116,7 +118,9 @@ class PAWNTraining(Learner[PAWNState]):
             first += n
         return state
 
-    def _seen(self, state: PAWNState, texts: Texts, target: Float[Tensor, "text"]) -> PAWNState:
+    def _seen(
+        self, state: PAWNState, texts: TextTokens, target: Float[Tensor, "text"]
+    ) -> PAWNState:
         """Return the state with the gradient of some texts added."""
         kept = None
         if self.dropout:
@@ -223,7 +227,7 @@ class PAWNScorer(Scorer):
         values = [v.to(states.device, dtype) for v in self.values]
         text = torch.searchsorted(likeliest.example, example.contiguous())
         rows = states.to(dtype), metrics[:, :N_METRICS].to(states.device, dtype)
-        texts = Texts.of(*rows, text, columns[1].cpu(), self.max_length)
+        texts = TextTokens.of(*rows, text, columns[1].cpu(), self.max_length)
         with torch.no_grad():
             parts = [text_logits(values, self.shape, t) for t in texts.chunks(len(text))]
         found = torch.cat(parts).double().cpu()

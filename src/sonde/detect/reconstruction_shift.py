@@ -11,7 +11,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._sides import Rows, is_sampled, samples, two_moments, two_samples
+from sonde.detect._sides import TwoSamples, is_sampled, two_moments, two_sample_reads, two_samples
 from sonde.stats import Moments, midranks
 
 
@@ -79,7 +79,7 @@ class ReconstructionShift(Shift):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of all rows, and the sample for the p-value."""
-        return {"moments": Moments(), **samples()}
+        return {"moments": Moments(), **two_sample_reads()}
 
     def compare(self, first: Side, second: Side) -> ReconstructionComparison:
         """Return the share outside and its p-value."""
@@ -114,12 +114,12 @@ class ReconstructionShift(Shift):
         held = values.cumsum(0) / values.sum()
         return vectors.flip(1)[:, : int((held < self.share - 1e-12).sum()) + 1]
 
-    def _permuted(self, rows: Rows) -> tuple[float, float]:
+    def _permuted(self, rows: TwoSamples) -> tuple[float, float]:
         """Return the p-value of the second side's rank sum, and the rank sum."""
         half = len(rows.x) // 2
         known, fresh = rows.x[:half], rows.x[half:]
         # A row whose partner helped to find the subspace cannot be judged by it.
-        judged = Rows(rows.y[half:] if rows.paired else rows.y, fresh, rows.paired)
+        judged = TwoSamples(rows.y[half:] if rows.paired else rows.y, fresh, rows.paired)
         centred = known - known.mean(0)
         basis = self._basis(centred.T @ centred)
         pooled = torch.cat([judged.x, judged.y]) - known.mean(0)

@@ -14,7 +14,7 @@ from sonde.core.site import HEAD_INPUT
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.detect._logits import at_least_single
-from sonde.detect._metric import CHUNK, check_width
+from sonde.detect._metric import CHUNK, check_fitted_width
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class SHEScorer(Scorer):
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row"]:
         """Return minus the inner product of each row with the pattern of its predicted class."""
-        check_width("SHE", x, self.pattern.shape[1])
-        check_width("SHE", logits, len(self.pattern), "classes")
+        check_fitted_width("SHE", x, self.pattern.shape[1])
+        check_fitted_width("SHE", logits, len(self.pattern), "classes")
         pattern = self.pattern.to(at_least_single(x[:0]))
         predicted = logits.argmax(1).to(x.device)
         out = torch.empty(len(x), dtype=pattern.dtype, device=x.device)

@@ -18,14 +18,14 @@ from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.core.wording import plural
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.detect._noise_training import (
     EPSILON,
     SLOPE,
-    Net,
+    NoiseDiscriminator,
     NoiseTraining,
     NoiseTrainingState,
-    spread_of,
+    filled_spread,
 )
 from sonde.stats import MomentsState
 
@@ -48,7 +48,7 @@ class SimpleNetScorer(Scorer):
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return how surely each row is a fake: above 0 where noisy copies outweigh usual rows."""
-        check_width("SimpleNet", x, len(self.mean))
+        check_fitted_width("SimpleNet", x, len(self.mean))
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         mean, weight, bias, last = (t.to(wide) for t in self._map)
         out = wide.new_empty(len(x))
@@ -175,7 +175,7 @@ class SimpleNet(Detector):
             )
         trained.require_trained("SimpleNet")
         loss = trained.best_loss if trained.best is not None else trained.losses[0].average
-        weight, bias, last = _folded(Net.of(weights), trained.moments)
+        weight, bias, last = _folded(NoiseDiscriminator.of(weights), trained.moments)
         dead = bool((trained.moments.scatter == 0).all())
         return SimpleNetScorer(
             value=loss,
@@ -197,7 +197,7 @@ class SimpleNet(Detector):
         )
 
 
-def _folded(net: Net, moments: MomentsState) -> tuple[Tensor, Tensor, Tensor]:
+def _folded(net: NoiseDiscriminator, moments: MomentsState) -> tuple[Tensor, Tensor, Tensor]:
     """Return scale, adapter, first layer and normalisation as one weight and bias, and the last."""
     first, offset, scale, shift, last = (v.double() for v in net.judge)
     if net.adapter:
@@ -205,4 +205,4 @@ def _folded(net: Net, moments: MomentsState) -> tuple[Tensor, Tensor, Tensor]:
         first, offset = first @ weight, offset + first @ bias
     gain = (net.spread.double() + EPSILON).rsqrt() * scale
     bias = gain * (offset - net.centre.double()) + shift
-    return gain[:, None] * first / spread_of(moments), bias, last[0]
+    return gain[:, None] * first / filled_spread(moments), bias, last[0]

@@ -12,12 +12,12 @@ from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
 from sonde.detect._sides import (
-    Rows,
+    TwoSamples,
     is_sampled,
-    leading,
-    samples,
+    leading_projection,
     split_moments,
     two_moments,
+    two_sample_reads,
     two_samples,
 )
 from sonde.stats import Moments, MomentsState
@@ -90,7 +90,7 @@ class SubspaceShift(Shift):
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of all rows, and the sample for the p-value."""
-        return {"moments": Moments(), **samples()}
+        return {"moments": Moments(), **two_sample_reads()}
 
     def compare(self, first: Side, second: Side) -> SubspaceComparison:
         """Return the angles and their p-value."""
@@ -122,12 +122,12 @@ class SubspaceShift(Shift):
         known = [int(torch.linalg.matrix_rank(m.scatter, hermitian=True)) for m in (a, b)]
         return min(self.rank, len(a.mean) // 2, *known)
 
-    def _permuted(self, rows: Rows, rank: int) -> tuple[float, Float[Tensor, "time"]]:
+    def _permuted(self, rows: TwoSamples, rank: int) -> tuple[float, Float[Tensor, "time"]]:
         """Return the sample's value in the leading directions, and those of the shuffles."""
         if rank == 0:
             return 0.0, torch.zeros(self.permutations, dtype=torch.float64)
         own = torch.cat([rows.x - rows.x.mean(0), rows.y - rows.y.mean(0)])
-        pooled = leading(own, max(WIDE, 2 * self.rank))
+        pooled = leading_projection(own, max(WIDE, 2 * self.rank))
         first = torch.arange(len(pooled)) < len(rows.x)
         chosen = torch.cat([first[None], rows.shuffles(self.permutations)]).double()
         found = torch.cat([_apart(pooled, part, rank) for part in chosen.split(500)])

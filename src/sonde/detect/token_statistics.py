@@ -17,7 +17,7 @@ from sonde.core.instrument import Detector
 from sonde.core.reduction import OWN, Reduced, reduce_scores
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.stats import TOKEN_METRICS, Moments, MomentsState
 from sonde.stats.sequences import by_example
 
@@ -47,7 +47,7 @@ class TokenStatisticsScorer(Scorer):
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the score of each token."""
-        check_width("TokenStatistics", x, len(TOKEN_METRICS))
+        check_fitted_width("TokenStatistics", x, len(TOKEN_METRICS))
         metrics = torch.nan_to_num(x.double(), posinf=0.0, neginf=0.0)
         scores = self.detector.sign * self._tokens(metrics)
         return infinite_where_nonfinite(scores, x)

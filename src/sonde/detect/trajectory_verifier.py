@@ -26,7 +26,7 @@ from sonde.detect._hazard_head import (
     features,
 )
 from sonde.detect._hazards import StepChances, step_chances
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.detect._probe import probe_scorer
 from sonde.stats import TwoGroups, inverse_root
 from sonde.stats.shrinkage import Shrinkage, check_shrinkage
@@ -50,7 +50,7 @@ class TrajectoryScorer(Scorer):
         self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
     ) -> Float[Tensor, "row"]:
         """Return the hazard of each step."""
-        check_width("TrajectoryVerifier", x, len(self.axis) - 1)
+        check_fitted_width("TrajectoryVerifier", x, len(self.axis) - 1)
         z = features(x, position) - self.origin.to(x.device)
         hazard = torch.sigmoid((z * self.axis.to(x.device)).sum(1) + self.bias)
         return infinite_where_nonfinite(hazard, x)

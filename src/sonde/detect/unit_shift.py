@@ -16,13 +16,13 @@ from sonde.core.statistic import Statistic
 from sonde.detect._paired_units import paired_means, paired_shares
 from sonde.detect._shuffled_means import shuffled_means, shuffled_tail
 from sonde.detect._sides import (
-    Rows,
+    TwoSamples,
     are_paired,
     check_widths,
     is_sampled,
     paired_rows,
-    samples,
-    state_of,
+    side_state,
+    two_sample_reads,
     two_samples,
 )
 from sonde.detect._unit_histograms import chi_squares, in_one_bin, wasserstein
@@ -137,7 +137,7 @@ class UnitShift(Shift):
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the histogram of each unit, or its mean and spread with the sample."""
         if self.test == "mean":
-            return {"units": Scalars(), **samples()}
+            return {"units": Scalars(), **two_sample_reads()}
         return {"units": LogHistogram()}
 
     def compare(self, first: Side, second: Side) -> UnitComparison:
@@ -173,7 +173,7 @@ class UnitShift(Shift):
         )
 
     def _p_values(
-        self, first: Side, second: Side, pairs: Rows | None, p: Float[Tensor, "dim"]
+        self, first: Side, second: Side, pairs: TwoSamples | None, p: Float[Tensor, "dim"]
     ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
         """Return p-values, plain and adjusted; ``p`` are those of the states alone."""
         joint = None
@@ -212,14 +212,14 @@ def _by_divergence(first: Side, second: Side, n: tuple[int, int]) -> Found:
 
 
 def _histograms(first: Side, second: Side) -> tuple[LogHistogramState, LogHistogramState]:
-    a, b = (state_of(side, "units", LogHistogramState) for side in (first, second))
+    a, b = (side_state(side, "units", LogHistogramState) for side in (first, second))
     check_widths("UnitShift", len(a.counts), len(b.counts))
     return a, b
 
 
 def _by_means(first: Side, second: Side, n: tuple[int, int]) -> Found:
     """Return the difference of means in standard deviations and in its errors, and its bound."""
-    a, b = (state_of(side, "units", ScalarsState) for side in (first, second))
+    a, b = (side_state(side, "units", ScalarsState) for side in (first, second))
     check_widths("UnitShift", len(a.mean), len(b.mean))
     within = ((a.scatter + b.scatter) / (a.n + b.n - 2)).cpu().sqrt()
     effect = _ratio((b.mean - a.mean).abs().cpu(), within)

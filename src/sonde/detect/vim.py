@@ -20,7 +20,7 @@ from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head
 from sonde.detect._logits import LogitScoreSum, LogitScoreSumState
-from sonde.detect._metric import check_width
+from sonde.detect._metric import check_fitted_width
 from sonde.detect.energy import energy_of
 from sonde.detect.max_logit import MaxLogit
 from sonde.stats import (
@@ -55,8 +55,8 @@ class ViMScorer(Scorer):
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row"]:
         """Return ``alpha`` times the residual length of each row, plus its energy."""
-        check_width("ViM", x, len(self.origin))
-        check_width("ViM", logits, self.n_classes, "classes")
+        check_fitted_width("ViM", x, len(self.origin))
+        check_fitted_width("ViM", logits, self.n_classes, "classes")
         found = [part.norm(dim=1) for part in _residuals(x, self.middle, self.basis, self.shift)]
         virtual = self.alpha * torch.cat(found)
         return infinite_where_nonfinite(virtual + energy_of(logits, 1.0), x, logits=logits)
@@ -65,7 +65,7 @@ class ViMScorer(Scorer):
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row dim"]:
         """Return the square of each unit of the residual; they add to the square of its length."""
-        check_width("ViM", x, len(self.origin))
+        check_fitted_width("ViM", x, len(self.origin))
         parts = _residuals(x, self.middle, self.basis, self.shift)
         return torch.cat([(part @ self.basis.to(part).T).square() for part in parts])
 

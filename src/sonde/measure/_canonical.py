@@ -32,7 +32,7 @@ class Canonical:
         return self.left.shape[1], self.right.shape[1]
 
 
-def canonical(
+def canonical_correlations(
     cross: CrossMomentsState, x: MomentsState, y: MomentsState, keep: float | None = None
 ) -> Canonical:
     """Return the canonical correlations of two sites.

@@ -61,7 +61,7 @@ class Labelings:
         return figure[0], half_error(halves) if self.n_halves else None, shuffled.mean(0)
 
 
-def labelled(rows: SampledRows) -> tuple[SampledRows, tuple[str, ...]]:
+def labelled_rows(rows: SampledRows) -> tuple[SampledRows, tuple[str, ...]]:
     """Return the rows whose last site, a label, is at least 0, and flags that tell of the rest."""
     known = rows.rows[-1][:, 0].cpu() >= 0
     missing = () if bool(known.all()) else ("unlabelled",)

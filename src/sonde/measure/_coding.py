@@ -7,7 +7,7 @@ from torch import Tensor
 HALVINGS = 60
 
 
-def rate(second: Float[Tensor, "dim dim"], scale: float) -> Float[Tensor, ""]:
+def gaussian_rate(second: Float[Tensor, "dim dim"], scale: float) -> Float[Tensor, ""]:
     """Return ``ln det(1 + scale second) / 2`` by Cholesky's factor."""
     eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
     return torch.linalg.cholesky(eye + scale * second).diagonal().log().sum()

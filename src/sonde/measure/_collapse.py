@@ -10,7 +10,7 @@ CUT = 1e-4
 """Directions in which the class means spread by less, as a share of the widest, are none."""
 
 
-def collapse(classes: ClassMomentsState) -> Float[Tensor, ""]:
+def class_collapse(classes: ClassMomentsState) -> Float[Tensor, ""]:
     """Return ``tr(S_W S_B^+) / classes`` of averages, the class means weighed alike."""
     within = classes.pooled / classes.weight.sum()
     inverse = torch.linalg.pinv(classes.mean - classes.mean.mean(0), rtol=CUT)

@@ -23,14 +23,14 @@ DRAWS = 200
 
 
 @dataclass(frozen=True)
-class Symbols:
+class FactorSymbols:
     """Sampled latents and factors as symbols, and what is odd about them."""
 
     rows: SampledRows
     flags: tuple[str, ...]
 
     @classmethod
-    def of(cls, owner: str, samples: Sequence[HashSampleState], n_bins: int) -> "Symbols":
+    def of(cls, owner: str, samples: Sequence[HashSampleState], n_bins: int) -> "FactorSymbols":
         """Return the symbols of the rows that both sites have, after refusing what has no answer.
 
         Raises
@@ -118,7 +118,9 @@ def unrelated(
     return roots[0] @ torch.randn(shape, generator=generator, dtype=torch.float64) @ roots[1]
 
 
-def correlation(scatter: Float[Tensor, "dim dim2"], x: MomentsState, y: MomentsState) -> Tensor:
+def unit_correlations(
+    scatter: Float[Tensor, "dim dim2"], x: MomentsState, y: MomentsState
+) -> Tensor:
     """Return the correlations of units with this cross scatter; 0 for constant units."""
     sizes = []
     for m in (x, y):
@@ -130,7 +132,7 @@ def correlation(scatter: Float[Tensor, "dim dim2"], x: MomentsState, y: MomentsS
 
 def _root(moments: MomentsState) -> Float[Tensor, "dim dim"]:
     scatter = moments.scatter.detach()
-    values, vectors = torch.linalg.eigh(correlation(scatter, moments, moments).detach())
+    values, vectors = torch.linalg.eigh(unit_correlations(scatter, moments, moments).detach())
     return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
 
 

@@ -23,7 +23,7 @@ def precision_flags(spread: float, dtype: torch.dtype = torch.float32) -> list[s
     return ["low_precision"] if spread < LOW * unit else []
 
 
-def spread_of(mean: Float[Tensor, "dim"], variance: Float[Tensor, "_units"]) -> float:
+def relative_spread(mean: Float[Tensor, "dim"], variance: Float[Tensor, "_units"]) -> float:
     """Return ``sqrt(total variance) / |mean|``; infinite where the mean is zero."""
     length = float(mean.detach().norm())
     return math.sqrt(max(float(variance.detach().sum()), 0.0)) / length if length else math.inf
@@ -34,7 +34,7 @@ def moment_flags(moments: MomentsState) -> tuple[str, ...]:
     variance = moments.variance
     if not float(variance.detach().sum()) > 0.0:
         return ("dead",)
-    flags = precision_flags(spread_of(moments.mean, variance))
+    flags = precision_flags(relative_spread(moments.mean, variance))
     if moments.n <= len(variance):
         flags.append("few_rows")
     return tuple(flags)

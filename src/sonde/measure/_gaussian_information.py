@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.measure._canonical import canonical
+from sonde.measure._canonical import canonical_correlations
 from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
 from sonde.stats.sampled_rows import SampledRows
 
@@ -19,7 +19,7 @@ def gaussian_information(
     Differentiable in the moments. Both are NaN with no more rows than directions that vary, where
     some correlation is always 1.
     """
-    found = canonical(cross, x, y)
+    found = canonical_correlations(cross, x, y)
     null = gaussian_null(cross.n, *found.ranks)
     value = -0.5 * torch.log1p(-found.rho.square()).sum()
     return (value, null) if math.isfinite(null) else (value * math.nan, null)

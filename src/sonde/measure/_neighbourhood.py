@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.measure._flags import precision_flags, spread_of
+from sonde.measure._flags import precision_flags, relative_spread
 from sonde.stats import HashSampleState, nearest
 from sonde.stats.sampled_rows import SampledRows
 
@@ -36,7 +36,7 @@ class Neighbourhood:
             flags.append("dead" if len(every) > 1 else "few_rows")
         else:
             x = rows.rows[0]
-            flags += precision_flags(spread_of(x.mean(0), x.var(0)), sample.rows.dtype)
+            flags += precision_flags(relative_spread(x.mean(0), x.var(0)), sample.rows.dtype)
         return cls(rows, len(every) - len(rows), tuple(flags))
 
     def flags_of(self, value: Tensor) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._flags import moment_flags, precision_flags, spread_of
+from sonde.measure._flags import moment_flags, precision_flags, relative_spread
 from sonde.stats import HashSample, HashSampleState, Moments, MomentsState
 from sonde.stats.halves import half_error, random_halves
 
@@ -97,7 +97,7 @@ def _sampled(sample: HashSampleState, centered: bool) -> Spectral:
     n, dim = x.shape
     mean = x.mean(0)
     values = _last.get(sample, ("all", centered), lambda: _of_rows(x, centered))
-    flags = precision_flags(spread_of(mean, (x - mean).square().mean(0)), sample.rows.dtype)
+    flags = precision_flags(relative_spread(mean, (x - mean).square().mean(0)), sample.rows.dtype)
     if len(values) == 0:
         flags = ["dead"]
     elif n <= dim:

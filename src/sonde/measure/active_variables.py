@@ -16,7 +16,7 @@ from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.state import State
 from sonde.core.statistic import Span, Statistic
-from sonde.measure._factors import correlation
+from sonde.measure._factors import unit_correlations
 from sonde.stats import Moments, MomentsState
 
 MOVING = 0.01
@@ -114,7 +114,7 @@ class ActiveVariables(Instrument):
         within = sums.log_variance.exp() / n
         on, between = sums.on.double() / n, mu.variance
         kind = 1 + (on >= self.share).long() - (on <= 1.0 - self.share + 1e-12).long()
-        own = correlation(mu.scatter, mu, mu)
+        own = unit_correlations(mu.scatter, mu, mu)
         part = (between / (between + within)).nan_to_num().sqrt()
         sampled = own * part[:, None] * part
         diagonal = torch.eye(len(own), dtype=torch.bool, device=own.device)

@@ -15,7 +15,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
-from sonde.measure._clusters import NAMES, Labelings, cluster_figures, labelled
+from sonde.measure._clusters import NAMES, Labelings, cluster_figures, labelled_rows
 from sonde.stats import HashSample, HashSampleState
 from sonde.stats.sampled_rows import SampledRows
 
@@ -105,7 +105,7 @@ class AlignmentQuality(Instrument):
         self, samples: tuple[HashSampleState, ...], label: tuple[HashSampleState, ...]
     ) -> AlignmentQualityResult:
         """Map the indices of each layer and average them."""
-        rows, flags = labelled(SampledRows.of([*samples, label[0]]))
+        rows, flags = labelled_rows(SampledRows.of([*samples, label[0]]))
         labelings = Labelings.of("AlignmentQuality", rows)
         found = torch.stack([self._parts(x, labelings).cpu() for x in rows.rows[:-1]], 1)
         weight = torch.tensor(self.weights, dtype=torch.float64)

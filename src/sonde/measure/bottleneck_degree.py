@@ -18,7 +18,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument, NotLabelled, Read
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._flags import precision_flags, spread_of
+from sonde.measure._flags import precision_flags, relative_spread
 from sonde.measure._noisy_rows import information_bounds
 from sonde.stats import ClassMoments, ClassMomentsState, HashSample, HashSampleState
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
@@ -200,7 +200,7 @@ class BottleneckDegree(Instrument):
 def _flags(mean: Float[Tensor, "dim"], total: Float[Tensor, ""], dtype: torch.dtype) -> list[str]:
     if not bool(total.detach() > 0):
         return ["dead"]
-    return precision_flags(spread_of(mean, total[None]), dtype)
+    return precision_flags(relative_spread(mean, total[None]), dtype)
 
 
 def _bounds(rows: SampledRows, variance: float) -> Float[Tensor, "2"]:

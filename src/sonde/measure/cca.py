@@ -14,7 +14,7 @@ from torch import Tensor
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
-from sonde.measure._canonical import Canonical, canonical, null_correlations
+from sonde.measure._canonical import Canonical, canonical_correlations, null_correlations
 from sonde.measure._flags import moment_flags
 from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
 
@@ -81,7 +81,7 @@ def canonical_or_none(
 ) -> Canonical | None:
     """Return the canonical correlations; None where a site does not vary."""
     dead = any(not float(m.variance.detach().sum()) > 0 for m in each)
-    return None if dead else canonical(cross, *each, keep)
+    return None if dead else canonical_correlations(cross, *each, keep)
 
 
 def result_of(

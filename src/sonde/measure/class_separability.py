@@ -15,7 +15,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._collapse import collapse
+from sonde.measure._collapse import class_collapse
 from sonde.measure._flags import moment_flags
 from sonde.stats import ClassMoments, ClassMomentsState
 
@@ -96,7 +96,7 @@ class ClassSeparability(Instrument):
             calinski_harabasz=_over(float(b.detach()) / (count - 1), mean_square),
             lda_ratio=ratio / (count - 1),
             lda_null=null,
-            nc1=float(collapse(classes).detach()) if bool(between.any()) else float("nan"),
+            nc1=float(class_collapse(classes).detach()) if bool(between.any()) else float("nan"),
         )
 
 

@@ -14,8 +14,8 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._clusters import NAMES, Labelings, cluster_figures, labelled
-from sonde.measure._flags import precision_flags, spread_of
+from sonde.measure._clusters import NAMES, Labelings, cluster_figures, labelled_rows
+from sonde.measure._flags import precision_flags, relative_spread
 from sonde.stats import HashSample, HashSampleState
 from sonde.stats.sampled_rows import SampledRows
 
@@ -108,11 +108,11 @@ class ClusterIndices(Instrument):
 
     def result(self, sample: HashSampleState, label: HashSampleState) -> ClusterIndicesResult:
         """Compare distances within classes with those between them."""
-        rows, flags = labelled(SampledRows.of([sample, label]))
+        rows, flags = labelled_rows(SampledRows.of([sample, label]))
         labelings = Labelings.of("ClusterIndices", rows)
         x = rows.rows[0]
         figures = cluster_figures(x, labelings)
-        spread = spread_of(x.mean(0), x.var(0, correction=0))
+        spread = relative_spread(x.mean(0), x.var(0, correction=0))
         if spread == 0.0:
             figures = figures * math.nan
         alone = int(labelings.sizes.min()) < 2

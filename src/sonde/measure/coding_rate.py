@@ -13,7 +13,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._coding import expected_rate, rate
+from sonde.measure._coding import expected_rate, gaussian_rate
 from sonde.stats import DirectionMoments, MomentsState
 
 
@@ -77,7 +77,7 @@ class CodingRate(Instrument):
         flags = (["dead"] if n_zero else []) + (["few_rows"] if n <= dim else [])
         scale = dim / self.eps2
         return CodingRateResult(
-            value=math.nan if n_zero == n else rate(second, scale),
+            value=math.nan if n_zero == n else gaussian_rate(second, scale),
             null=expected_rate(torch.full((dim,), 1.0 / dim), n, scale),
             n=n,
             range=(0.0, dim / 2 * math.log1p(1.0 / self.eps2)),

@@ -18,9 +18,9 @@ from sonde.core.statistic import Span, Statistic
 from sonde.measure._factors import (
     check_factors,
     check_latents,
-    correlation,
     factor_flags,
     table_chart,
+    unit_correlations,
     unrelated,
 )
 from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
@@ -110,7 +110,7 @@ class DCI(Instrument):
         x, y = each
         check_latents("DCI", len(x.mean))
         check_factors("DCI", len(y.mean))
-        own, to_factors = correlation(x.scatter, x, x), correlation(cross.cross, x, y)
+        own, to_factors = unit_correlations(x.scatter, x, x), unit_correlations(cross.cross, x, y)
         matrix = own + self.ridge * torch.eye(len(own), dtype=own.dtype, device=own.device)
         weight = torch.linalg.solve(matrix, to_factors)
         # what the ridge leaves of the variance: 1 - w' (2 r - S w), with the weights as they are

@@ -77,7 +77,7 @@ def disparity_decomposition(
     bertschinger2014unique, hamman2024disparity
     """
     named = {"attribute": attribute, "prediction": prediction, "client": client}
-    counts = joint_counts("disparity_decomposition", named)
+    counts = triple_counts("disparity_decomposition", named)
     z, a, s = (_codes("disparity_decomposition", name, c) for name, c in named.items())
     value, local, unique = decompose(counts)
     generator = torch.Generator().manual_seed(seed)
@@ -167,7 +167,7 @@ def _conditional(p: Float[Tensor, "attribute prediction client"]) -> float:
     return float(torch.xlogy(p, p).sum() + client - ends)
 
 
-def joint_counts(owner: str, columns: Mapping[str, Any]) -> Float[Tensor, "first second third"]:
+def triple_counts(owner: str, columns: Mapping[str, Any]) -> Float[Tensor, "first second third"]:
     """Return how many rows have each triple of entries, values in ascending order.
 
     Raises

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.result import Direction, Result
-from sonde.measure.disparity_decomposition import joint_counts
+from sonde.measure.disparity_decomposition import triple_counts
 
 
 @final
@@ -68,7 +68,7 @@ def fair_accuracy_limit(
     for name, gap in (("overall", overall), ("local", local)):
         if gap is not None and not gap >= 0.0:
             raise InputError(f"fair_accuracy_limit: expected {name} of at least 0, got {gap}.")
-    counts = joint_counts(
+    counts = triple_counts(
         "fair_accuracy_limit", {"attribute": attribute, "client": client, "label": label}
     )
     p = (counts / counts.sum()).numpy()

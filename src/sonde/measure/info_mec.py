@@ -15,7 +15,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
-from sonde.measure._factors import N_BINS, Symbols, check_factors, normalised, table_chart
+from sonde.measure._factors import N_BINS, FactorSymbols, check_factors, normalised, table_chart
 from sonde.stats import HashSample, HashSampleState, random_halves
 from sonde.stats.sampled_rows import SampledRows
 
@@ -106,7 +106,7 @@ class InfoMEC(Instrument):
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> InfoMECResult:
         """Take the three figures."""
         raw = SampledRows.of(samples)
-        symbols = Symbols.of("InfoMEC", samples, self.n_bins)
+        symbols = FactorSymbols.of("InfoMEC", samples, self.n_bins)
         check_factors("InfoMEC", raw.rows[1].shape[1])
         latents = raw.rows[0].cpu()
         spread = latents.amax(0) - latents.amin(0)

@@ -19,7 +19,7 @@ from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
-from sonde.measure._flags import precision_flags, spread_of
+from sonde.measure._flags import precision_flags, relative_spread
 from sonde.stats import HashSample, HashSampleState
 from sonde.stats.halves import half_error, random_halves
 
@@ -92,12 +92,12 @@ class LayerCKA(Instrument):
 
     def result(self, samples: tuple[HashSampleState, ...]) -> LayerCKAResult:
         """Compare the Gram matrices of the aligned samples."""
-        takes = aligned(samples)
+        takes = shared_positions(samples)
         n, dims = len(takes[0]), [s.rows.shape[1] for s in samples]
         layers, flags = [], []
         size = max(1, math.ceil(n / BLOCKS))
         for sample, take in zip(samples, takes, strict=True):
-            layers.append(_Layer.of(sample.rows, take))
+            layers.append(_ScaledRows.of(sample.rows, take))
             how_far = layers[-1].spread
             flags += precision_flags(how_far, sample.rows.dtype) if how_far > 0 else []
         sums = _PairSums.of(layers, n, size)
@@ -128,7 +128,7 @@ class LayerCKA(Instrument):
         )
 
 
-def aligned(samples: Sequence[HashSampleState]) -> list[Int[Tensor, "row"]]:
+def shared_positions(samples: Sequence[HashSampleState]) -> list[Int[Tensor, "row"]]:
     """Return where each sample has the rows that all of them hold, in order of draw.
 
     One row of each group is taken.
@@ -155,7 +155,7 @@ def _one_of_each_group(sample: HashSampleState) -> Int[Tensor, "group"]:
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _ScaledRows:
     """Rows of a sample that are centred and scaled each time they are asked for, not kept.
 
     ``rough`` and ``residual`` add up to the mean; ``scale`` makes the mean square of a row 1.
@@ -169,7 +169,7 @@ class _Layer:
     spread: float
 
     @classmethod
-    def of(cls, rows: Float[Tensor, "_row _dim"], take: Int[Tensor, "row"]) -> "_Layer":
+    def of(cls, rows: Float[Tensor, "_row _dim"], take: Int[Tensor, "row"]) -> "_ScaledRows":
         """Return a layer with its mean and its spread about the mean."""
         x = _widened(rows, take)
         rough = x.mean(0)
@@ -178,7 +178,7 @@ class _Layer:
         z -= residual
         total = z.square().sum(1).double().sum() / max(len(z), 1)
         scale = float(total.rsqrt()) if float(total) > 0 else 0.0
-        spread = spread_of(rough.double() + residual, total[None])
+        spread = relative_spread(rough.double() + residual, total[None])
         return cls(rows, take, rough, residual, scale, spread)
 
     def unit(self, start: int, stop: int) -> Float[Tensor, "padded _dim"]:
@@ -217,7 +217,7 @@ class _PairSums:
         return torch.bincount(self.block, minlength=self.n_blocks)
 
     @classmethod
-    def of(cls, layers: Sequence[_Layer], n: int, size: int) -> "_PairSums":
+    def of(cls, layers: Sequence[_ScaledRows], n: int, size: int) -> "_PairSums":
         """Return the sums for blocks of ``size`` of the ``n`` rows."""
         count = math.ceil(n / size)
         padded = count * size
@@ -250,7 +250,7 @@ class _PairSums:
 
 
 def _gram_blocks(
-    layers: Sequence[_Layer],
+    layers: Sequence[_ScaledRows],
     blocks: tuple[int, int, int],
     size: int,
     buffer: Float[Tensor, "_entries"],

@@ -15,7 +15,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
-from sonde.measure._factors import N_BINS, Symbols, check_factors, information, table_chart
+from sonde.measure._factors import N_BINS, FactorSymbols, check_factors, information, table_chart
 from sonde.stats import HashSample, HashSampleState
 
 
@@ -88,7 +88,7 @@ class Modularity(Instrument):
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> ModularityResult:
         """Compare each latent with one that knows its best factor alone."""
-        symbols = Symbols.of("Modularity", samples, self.n_bins)
+        symbols = FactorSymbols.of("Modularity", samples, self.n_bins)
         table, _ = information(symbols.rows)
         check_factors("Modularity", len(table))
         scores = of_latents(table)

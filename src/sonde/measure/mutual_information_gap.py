@@ -13,7 +13,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
-from sonde.measure._factors import N_BINS, Symbols, largest_gap, normalised, table_chart
+from sonde.measure._factors import N_BINS, FactorSymbols, largest_gap, normalised, table_chart
 from sonde.stats import HashSample, HashSampleState
 
 
@@ -90,7 +90,7 @@ class MutualInformationGap(Instrument):
         self, samples: tuple[HashSampleState, HashSampleState]
     ) -> MutualInformationGapResult:
         """Compare the two best latents of each factor."""
-        symbols = Symbols.of("MutualInformationGap", samples, self.n_bins)
+        symbols = FactorSymbols.of("MutualInformationGap", samples, self.n_bins)
         table = normalised(symbols.rows)
         gap = largest_gap(table)
         se, how, null = symbols.errors(lambda rows: largest_gap(normalised(rows)).nanmean())

@@ -16,7 +16,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._collapse import CUT, collapse
+from sonde.measure._collapse import CUT, class_collapse
 from sonde.measure._flags import moment_flags
 from sonde.stats import (
     ClassMoments,
@@ -130,7 +130,7 @@ class NeuralCollapse(Instrument):
             wrong, extra = _disagreement(classes, head, sample)
             flags += extra
         return NeuralCollapseResult(
-            value=math.nan if dead else collapse(classes),
+            value=math.nan if dead else class_collapse(classes),
             null=_null(classes),
             n=classes.n_labelled,
             range=(0.0, math.inf),

@@ -16,7 +16,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._coding import expected_rate, rate
+from sonde.measure._coding import expected_rate, gaussian_rate
 from sonde.measure.coding_rate import check_eps2
 from sonde.stats import ClassDirectionMoments, ClassMomentsState
 
@@ -90,8 +90,8 @@ class RateReduction(Instrument):
         share = weight / weight.sum()
         total = (share[:, None, None] * seconds).sum(0)
         n_alive = n * float(total.detach().diagonal().sum())
-        whole = rate(total, scale)
-        each = torch.stack([rate(second, scale) for second in seconds])
+        whole = gaussian_rate(total, scale)
+        each = torch.stack([gaussian_rate(second, scale) for second in seconds])
         flags = ["dead"] if n_alive < n - 0.5 else []
         flags += ["few_rows"] if int(directions.n.min()) <= dim else []
         flags += [] if directions.unlabelled is None else ["unlabelled"]

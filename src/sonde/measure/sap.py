@@ -16,10 +16,10 @@ from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
 from sonde.measure._factors import (
     check_latents,
-    correlation,
     factor_flags,
     largest_gap,
     table_chart,
+    unit_correlations,
     unrelated,
 )
 from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
@@ -83,7 +83,7 @@ class SAP(Instrument):
         """Compare the two best latents of each factor."""
         x, y = each
         check_latents("SAP", len(x.mean))
-        scores = correlation(cross.cross, x, y).square().T
+        scores = unit_correlations(cross.cross, x, y).square().T
         lead = largest_gap(scores)
         live = y.variance.detach() > 0
         some = bool(live.any()) and bool((x.variance.detach() > 0).any())

@@ -13,7 +13,7 @@ import torch
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._factors import correlation
+from sonde.measure._factors import unit_correlations
 from sonde.measure._flags import moment_flags
 from sonde.stats import Moments, MomentsState
 
@@ -86,7 +86,7 @@ class TotalCorrelation(Instrument):
         """Take the determinant of the correlations of the units that vary."""
         live = torch.nonzero(moments.variance.detach() > 0).flatten()
         flags = list(moment_flags(moments))
-        r = correlation(moments.scatter, moments, moments)[live[:, None], live]
+        r = unit_correlations(moments.scatter, moments, moments)[live[:, None], live]
         bias = independent_mean(moments.n, len(live))
         raw = torch.full_like(moments.mean.sum(), math.nan)
         if "dead" not in flags and math.isfinite(bias):

@@ -19,7 +19,7 @@ from sonde.detect import (
     SubspaceShift,
     UnitShift,
 )
-from sonde.detect._sides import Rows, paired_rows
+from sonde.detect._sides import TwoSamples, paired_rows
 from sonde.engine.progress import Bar
 from sonde.engine.requests import Task
 from sonde.run.bundles.fitted import Fitted
@@ -250,7 +250,7 @@ def _identical(first: Fitted, second: Fitted) -> bool:
     return same and all(equal(first.states[i], second.states[i]) for i in first.states)
 
 
-def _pairs(first: Fitted, second: Fitted, key: str) -> Rows | None:
+def _pairs(first: Fitted, second: Fitted, key: str) -> TwoSamples | None:
     """Return the sampled rows of a site pair by pair, where both sides hold the same ones."""
     both = _sampled(first, second, key)
     if len(both) < 2 or both[0][0].rows.shape[1] != both[1][0].rows.shape[1]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.detect._sides import Rows
+from sonde.detect._sides import TwoSamples
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.comparing.evidence import moments
 
@@ -43,7 +43,7 @@ class MovedDirection:
 
 
 def moved_direction(
-    first: Fitted, second: Fitted, key: str, sides: tuple[int, int], pairs: Rows | None
+    first: Fitted, second: Fitted, key: str, sides: tuple[int, int], pairs: TwoSamples | None
 ) -> MovedDirection | None:
     """Return the direction of a site's mean; None where a bundle holds no moments of it.
 
@@ -74,7 +74,7 @@ def moved_direction(
     return MovedDirection(unit, length, along, beyond)
 
 
-def _noise(a: Any, b: Any, sides: tuple[int, int], pairs: Rows | None) -> float:
+def _noise(a: Any, b: Any, sides: tuple[int, int], pairs: TwoSamples | None) -> float:
     """Return the mean squared length of the difference of two means without change.
 
     It is at least what the rounding of sums in float32 gives, which depends on the order of rows.
