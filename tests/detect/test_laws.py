@@ -30,14 +30,15 @@ BROUGHT = {
 
 def _is_tried(instrument):
     """Whether it scores single rows by the columns below, higher where they are unusual."""
-    if not isinstance(instrument, Detector) or lacking(instrument) or instrument.reading():
+    if lacking(instrument) or instrument.reading():
         return False
     needs = {n for read in instrument.all_reads().values() for n in read.statistic.needs()}
     learns = any(isinstance(r.statistic, Learner) for r in instrument.all_reads().values())
     return instrument.span == "one" and not learns and {*needs, *score_needs(instrument)} <= BROUGHT
 
 
-DETECTORS = [i for i in exported_instruments() if _is_tried(i)]
+DETECTORS = [i for i in exported_instruments() if isinstance(i, Detector) and _is_tried(i)]
+ONE_OF_EACH_NEEDS = list({score_needs(d): d for d in DETECTORS}.values())
 
 WEIGHT = torch.tensor([[1.0] * 3 + [0.0] * 3, [0.0] * 3 + [1.0] * 3])
 
@@ -61,21 +62,6 @@ def _fit(detector, columns, label):
 
 def _score(scorer, detector, columns):
     return scorer.score(*[columns[c] for c in score_needs(detector)])
-
-
-@pytest.mark.parametrize("detector", DETECTORS, ids=repr)
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_rows_that_are_not_finite_score_infinity(detector, bad):
-    columns, label = _columns(3)
-    scorer = _fit(detector, columns, label)
-    want = _score(scorer, detector, columns)
-    broken = {k: v.clone() for k, v in columns.items()}
-    for v in broken.values():
-        v[7, 0] = bad
-    got = _score(scorer, detector, broken)
-    assert float(got[7]) == math.inf
-    keep = torch.arange(300) != 7
-    torch.testing.assert_close(got[keep], want[keep], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("detector", DETECTORS, ids=repr)
@@ -134,7 +120,7 @@ def test_false_alarms_stay_below_the_promise(detector):
     assert np.mean(rates) <= 0.1 + 3 * np.std(rates) / len(rates) ** 0.5
 
 
-@pytest.mark.parametrize("detector", DETECTORS, ids=repr)
+@pytest.mark.parametrize("detector", ONE_OF_EACH_NEEDS, ids=repr)
 def test_calibrated_in_the_same_pass_says_which_columns_it_scores(detector):
     columns, label = _columns(8)
     scorer = _fit(Calibrated(detector), columns, label)

@@ -18,8 +18,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import Detector, Read, Where
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Span, Statistic
-from sonde.detect._contrasts import ContrastSample, ContrastSampleState
-from sonde.detect._feature_directions import directions_of
+from sonde.detect._contrasts import ContrastSample, ContrastSampleState, directions_of
 from sonde.detect._logistic import logistic
 from sonde.detect._metric import check_fitted_width
 from sonde.detect._probe import Labelled

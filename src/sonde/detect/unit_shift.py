@@ -13,8 +13,6 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
-from sonde.detect._paired_units import paired_means, paired_shares
-from sonde.detect._shuffled_means import shuffled_means, shuffled_tail
 from sonde.detect._sides import (
     TwoSamples,
     are_paired,
@@ -26,6 +24,12 @@ from sonde.detect._sides import (
     two_samples,
 )
 from sonde.detect._unit_histograms import chi_squares, in_one_bin, wasserstein
+from sonde.detect._unit_p_values import (
+    paired_means,
+    paired_shares,
+    shuffled_means,
+    shuffled_tail,
+)
 from sonde.stats import (
     LogHistogram,
     LogHistogramState,

@@ -15,8 +15,8 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._collapse import class_collapse
 from sonde.measure._flags import moment_flags
+from sonde.measure.neural_collapse import class_collapse
 from sonde.stats import ClassMoments, ClassMomentsState
 
 

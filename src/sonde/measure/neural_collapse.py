@@ -16,7 +16,6 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._collapse import CUT, class_collapse
 from sonde.measure._flags import moment_flags
 from sonde.stats import (
     ClassMoments,
@@ -29,6 +28,8 @@ from sonde.stats import (
 from sonde.stats.sampled_rows import SampledRows
 
 DRAWS = 20
+CUT = 1e-4
+"""Directions in which the class means spread by less, as a share of the widest, are none."""
 
 
 @final
@@ -144,6 +145,13 @@ class NeuralCollapse(Instrument):
             head_gap=gap,
             disagreement=wrong,
         )
+
+
+def class_collapse(classes: ClassMomentsState) -> Float[Tensor, ""]:
+    """Return ``tr(S_W S_B^+) / classes`` of averages, the class means weighed alike."""
+    within = classes.pooled / classes.weight.sum()
+    inverse = torch.linalg.pinv(classes.mean - classes.mean.mean(0), rtol=CUT)
+    return ((within @ inverse) * inverse).sum()
 
 
 def _null(classes: ClassMomentsState) -> float:
