@@ -1,29 +1,27 @@
 """SND011: units that never change."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from sonde.findings._feeding import is_input
 from sonde.findings._places import (
     counted_as,
     least_groups_for_silence,
     places,
-    reached,
-    read_command,
     rows_of,
-    sentence,
     too_few,
 )
+from sonde.findings._site_rule import Measured, Reached, SiteRule, Worst
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence
-from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Theme
 
 MISSED = 0.01
 
 
 @final
 @dataclass(frozen=True)
-class SND011(Rule):
+class SND011(SiteRule):
     """Units that are zero, or one other number, on all rows.
 
     Parameters
@@ -53,7 +51,9 @@ class SND011(Rule):
     )
     twin: ClassVar[str] = "A unit that fires on 1 % of 2,000 rows."
 
-    def check(self, evidence: Evidence) -> Check:
+    figure_name: ClassVar[str] = "constant_units"
+
+    def measured(self, evidence: Evidence) -> Measured | Check:
         """Count constant units at every site that has groups enough."""
         g = evidence.n_groups
         models = [s for s in evidence.sites if not is_input(s, evidence)]
@@ -64,34 +64,34 @@ class SND011(Rule):
         if not sites:
             return too_few(self, g, min(needs.values(), default=1), counted_as(evidence))
         counts = {s.name: _constant(s) for s in sites}
-        hits = [s for s in sites if counts[s.name][0] > 0]
-        worst = max(sites, key=lambda s: counts[s.name][0] / s.dim)
-        share = counts[worst.name][0] / worst.dim
-        level = reached(share, None, self.warning, self.error) or ("note", 0.0)
-        figure = Figure(
-            "constant_units", share, unit="share", threshold=level[1] if hits else 0.0,
-            n_rows=worst.all.scalars.n, n_groups=g, flags=("dead",) if hits else (),
-        )  # fmt: skip
-        if not hits:
-            return self.clear(figure)
-        at_level = [s for s in hits if _level(self, counts[s.name][0] / s.dim) == level[0]]
-        rest = len(hits) - len(at_level)
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level[0],
-                sentence=sentence(
-                    self._text(worst, counts[worst.name], evidence),
-                    _elsewhere(at_level, worst),
-                    f"Fewer at {plural(rest, 'more site')}." if rest else "",
-                ),
-                figure=figure,
-                sites=tuple(s.name for s in at_level),
-                units=tuple(str(u) for u in _units(worst)[:20]),
-                effect=share,
-                next=read_command(worst.name),
-            ),
-            counts={name: {"constant": c, "zero": z} for name, (c, z) in counts.items()},
+        shares = {s.name: counts[s.name][0] / s.dim for s in sites}
+        table = {name: {"constant": c, "zero": z} for name, (c, z) in counts.items()}
+        return Measured(shares, if_raised={"counts": table}, kept=counts)
+
+    def limits(self) -> dict[str, float]:
+        """Return the limits; one unit is a note."""
+        return {"note": 0.0} | super().limits()
+
+    def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
+        """Return the level, none without a constant unit."""
+        return super().level(site, value, evidence) if value > 0 else None
+
+    def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
+        """Return all rows."""
+        return {"n_rows": site.all.scalars.n, "flags": ("dead",) if value > 0 else ()}
+
+    def more(self, worst: Worst) -> dict[str, Any]:
+        """List the units, and the sites of the same level."""
+        return {"sites": tuple(_alike(worst)), "units": tuple(map(str, _units(worst.site)[:20]))}
+
+    def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
+        """Say how many units never change, and how rarely they could."""
+        at_level = _alike(worst)
+        rest = len(worst.names) - len(at_level)
+        return (
+            self._text(worst.site, worst.kept, evidence),
+            worst.also(names=at_level),
+            f"Fewer at {plural(rest, 'more site')}." if rest else "",
         )
 
     def _text(self, site: SiteEvidence, count: tuple[int, int], evidence: Evidence) -> str:
@@ -108,14 +108,9 @@ class SND011(Rule):
         )
 
 
-def _level(rule: SND011, share: float) -> str:
-    found = reached(share, None, rule.warning, rule.error)
-    return LEVELS[0] if found is None else found[0]
-
-
-def _elsewhere(at_level: list[SiteEvidence], worst: SiteEvidence) -> str:
-    others = [s.name for s in at_level if s is not worst]
-    return f"Also at {places(others)}." if others else ""
+def _alike(worst: Worst) -> list[str]:
+    """Return the sites of the worst one's level."""
+    return [name for name, level in worst.levels.items() if level == worst.level]
 
 
 def _constant(site: SiteEvidence) -> tuple[int, int]:

@@ -12,16 +12,14 @@ from sonde.findings._places import (
     is_averaged,
     least_groups_for_silence,
     places,
-    reached,
-    read_command,
     rows_of,
-    sentence,
     too_few,
 )
+from sonde.findings._site_rule import Measured, Reached, SiteRule, Worst
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.modules import ModelEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Theme
 
 CUT = {"ReLU6": (0.0, 6.0), "Hardtanh": (-1.0, 1.0), "Hardsigmoid": (0.0, 1.0)}
 GATES = ("gate", "gating", "attn", "attention", "lstm", "gru", "squeeze", "router", ".se.")
@@ -29,7 +27,7 @@ GATES = ("gate", "gating", "attn", "attention", "lstm", "gru", "squeeze", "route
 
 @final
 @dataclass(frozen=True)
-class SND013(Rule):
+class SND013(SiteRule):
     """Units whose activation passes on almost none of its gradient.
 
     Parameters
@@ -60,7 +58,9 @@ class SND013(Rule):
     plant: ClassVar[str] = "Weights times 10 before a tanh."
     twin: ClassVar[str] = "A trained tanh net."
 
-    def check(self, evidence: Evidence) -> Check:
+    figure_name: ClassVar[str] = "saturated_units"
+
+    def measured(self, evidence: Evidence) -> Measured | Check:
         """Derive the mean derivative of every unit at sites of such activations."""
         bounded = [s for s in evidence.sites if _kind(s) is not None]
         if not bounded:
@@ -70,51 +70,29 @@ class SND013(Rule):
         if not sites:
             least = min(least_groups_for_silence(s.dim) for s in bounded)
             return too_few(self, g, least, counted_as(evidence))
-        found = [(s, d) for s in sites if (d := slope(s, evidence)) is not None]
+        found = {s.name: d for s in sites if (d := slope(s, evidence)) is not None}
         if not found:
             return self.not_applicable("rows are means over positions, which hide the ends")
-        shares = {s.name: float((d < self.passes).double().mean()) for s, d in found}
-        worst = max((s for s, _ in found), key=lambda s: (self._rank(s, shares), shares[s.name]))
-        share = shares[worst.name]
-        level = self._level(worst, share)
-        figure = Figure(
-            "saturated_units", share, unit="share", threshold=level[1] if level else self.note,
-            n_rows=worst.all.scalars.n, n_groups=g,
-        )  # fmt: skip
-        if level is None:
-            return self.clear(figure)
-        names = [s.name for s, _ in found if self._level(s, shares[s.name])]
-        kind = _kind(worst)
-        count = round(share * worst.dim)
-        text = (
-            f"{count:,} of {plural(worst.dim, 'unit')} at {places([worst.name])} ({kind}) "
-            f"{'passes' if count == 1 else 'pass'} on less than {percent(self.passes)} of "
-            f"{'its' if count == 1 else 'their'} gradient ({percent(share)} of units; above "
-            f"{percent(figure.threshold or 0)} counts). {rows_of(worst, evidence)}."
-        )
-        others = [n for n in names if n != worst.name]
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level[0],
-                sentence=sentence(text, f"Also at {places(others)}." if others else ""),
-                figure=figure,
-                sites=tuple(names),
-                effect=share,
-                next=read_command(worst.name),
-            ),
-            shares=shares,
-        )
+        shares = {n: float((d < self.passes).double().mean()) for n, d in found.items()}
+        return Measured(shares, if_raised={"shares": shares})
 
-    def _level(self, site: SiteEvidence, share: float):
-        found = reached(share, self.note, self.warning)
+    def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
+        """Return the level, which is a note at most for gates."""
+        found = super().level(site, value, evidence)
         if found and any(word in f".{site.name.lower()}." for word in GATES):
             return "note", self.note
         return found
 
-    def _rank(self, site: SiteEvidence, shares: dict[str, float]) -> int:
-        found = self._level(site, shares[site.name])
-        return 0 if found is None else 1 + (found[0] == "warning")
+    def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
+        """Say how many units are saturated."""
+        site, count = worst.site, round(worst.value * worst.site.dim)
+        return (
+            f"{count:,} of {plural(site.dim, 'unit')} at {places([site.name])} ({_kind(site)}) "
+            f"{'passes' if count == 1 else 'pass'} on less than {percent(self.passes)} of "
+            f"{'its' if count == 1 else 'their'} gradient ({percent(worst.value)} of units; above "
+            f"{percent(worst.limit)} counts). {rows_of(site, evidence)}.",
+            worst.also(),
+        )
 
 
 def _kind(site: SiteEvidence) -> str | None:

@@ -1,24 +1,25 @@
 """SND014: units that repeat another one."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sonde.findings._feeding import fed_by_few, of_positions
-from sonde.findings._places import places, reached, read_command, sentence, too_few
+from sonde.findings._places import places, too_few
+from sonde.findings._site_rule import Measured, SiteRule, Worst
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Theme
 from sonde.findings.snd022 import asked_for
 from sonde.stats import MomentsState
 
 
 @final
 @dataclass(frozen=True)
-class SND014(Rule):
+class SND014(SiteRule):
     """Pairs of units whose correlation is almost one, with and without the rows of largest norm.
 
     Parameters
@@ -62,7 +63,9 @@ class SND014(Rule):
     plant: ClassVar[str] = "Half of a weight's rows copied onto the other half."
     twin: ClassVar[str] = "Units that correlate by 0.995."
 
-    def check(self, evidence: Evidence) -> Check:
+    figure_name: ClassVar[str] = "repeated_units"
+
+    def measured(self, evidence: Evidence) -> Measured | Check:
         """Look for copies at every site."""
         if not evidence.sites:
             return self.withheld("no site has finite rows")
@@ -81,37 +84,26 @@ class SND014(Rule):
                 "more than one or two"
             )
         shares = {n: float(c.double().mean()) for n, c in found.items()}
-        worst = max((s for s in evidence.sites if s.name in found), key=lambda s: shares[s.name])
-        share = shares[worst.name]
-        level = reached(share, self.note, self.warning)
-        figure = Figure(
-            "repeated_units", share, unit="share", threshold=level[1] if level else self.note,
-            n_rows=worst.moments.n, n_groups=evidence.n_groups,
-        )  # fmt: skip
-        if level is None:
-            return self.clear(figure)
-        names = [n for n, s in shares.items() if reached(s, self.note, self.warning)]
-        copies = found[worst.name].nonzero().flatten().tolist()
-        others = [n for n in names if n != worst.name]
-        text = (
-            f"{len(copies):,} of {plural(worst.dim, 'unit')} at {places([worst.name])} "
-            f"{'repeats' if len(copies) == 1 else 'repeat'} another up to 1.4 % of its spread "
-            f"({percent(share)}; above {percent(level[1])} counts). "
-            f"{plural(worst.moments.n, 'row')}."
+        return Measured(shares, if_raised={"shares": shares}, kept=found)
+
+    def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
+        """Return the pooled rows, of which copies were counted."""
+        return {"n_rows": site.moments.n}
+
+    def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
+        """Say how many units repeat another."""
+        site, count = worst.site, int(worst.kept.sum())
+        return (
+            f"{count:,} of {plural(site.dim, 'unit')} at {places([site.name])} "
+            f"{'repeats' if count == 1 else 'repeat'} another up to 1.4 % of its spread "
+            f"({percent(worst.value)}; above {percent(worst.limit)} counts). "
+            f"{plural(site.moments.n, 'row')}.",
+            worst.also(),
         )
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level[0],
-                sentence=sentence(text, f"Also at {places(others)}." if others else ""),
-                figure=figure,
-                sites=tuple(names),
-                units=tuple(str(u) for u in copies[:20]),
-                effect=share,
-                next=read_command(worst.name),
-            ),
-            shares=shares,
-        )
+
+    def more(self, worst: Worst) -> dict[str, Any]:
+        """List the units."""
+        return {"units": tuple(map(str, worst.kept.nonzero().flatten().tolist()[:20]))}
 
     def _copies(self, site: SiteEvidence) -> Bool[Tensor, "dim"]:
         """Return the units that repeat an earlier one."""

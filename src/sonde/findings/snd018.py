@@ -1,16 +1,17 @@
 """SND018: states that take few, evenly spaced values."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 
 from sonde.findings._feeding import is_input
-from sonde.findings._places import is_averaged, places, read_command, sentence, too_few
+from sonde.findings._places import is_averaged, places, too_few
+from sonde.findings._site_rule import Measured, SiteRule, Worst
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence, as_array
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Theme
 from sonde.findings.snd002 import BITS
 
 LEAST_VALUES = 4
@@ -19,7 +20,7 @@ NARROW = {torch.bfloat16: BITS["bfloat16"], torch.float16: BITS["float16"]}
 
 @final
 @dataclass(frozen=True)
-class SND018(Rule):
+class SND018(SiteRule):
     """Units whose values lie on a grid much coarser than the number format's own.
 
     Parameters
@@ -62,7 +63,9 @@ class SND018(Rule):
     plant: ClassVar[str] = "Eight-bit rounding after a ReLU."
     twin: ClassVar[str] = "bfloat16, also where float32 holds it."
 
-    def check(self, evidence: Evidence) -> Check:
+    figure_name: ClassVar[str] = "units_on_a_grid"
+
+    def measured(self, evidence: Evidence) -> Measured | Check:
         """Look at the sampled values of every unit."""
         sites = [s for s in evidence.sites if _is_judged(s, evidence)]
         if not sites:
@@ -70,31 +73,25 @@ class SND018(Rule):
         most = max(len(s.sample.draw) for s in sites)
         if most < self.rows:
             return too_few(self, most, self.rows, "rows")
-        found = [(s, share) for s in sites if (share := self._share(s)) is not None]
+        found = {s.name: share for s in sites if (share := self._share(s)) is not None}
         if not found:
             return self.withheld(f"no unit has {self.active} values other than zero")
-        site, share = max(found, key=lambda f: f[1])
-        figure = Figure(
-            "units_on_a_grid", share, unit="share", threshold=self.units,
-            n_rows=len(site.sample.draw), n_groups=evidence.n_groups, flags=("sampled",),
-        )  # fmt: skip
-        if share < self.units:
-            return self.clear(figure)
-        names = [s.name for s, x in found if x >= self.units]
-        text = (
-            f"{percent(share)} of the units at {places(names)} take at most {self.values} evenly "
-            f"spaced values (quantised activations)."
-        )
-        return self.raised(
-            Finding(
-                code=self.code,
-                level="note",
-                sentence=sentence(text, f"{plural(len(site.sample.draw), 'row')} looked at."),
-                figure=figure,
-                sites=tuple(names),
-                effect=share,
-                next=read_command(site.name),
-            )
+        return Measured(found)
+
+    def limits(self) -> dict[str, float]:
+        """Return the share of units from which on it is a note."""
+        return {"note": self.units}
+
+    def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
+        """Return the sampled rows."""
+        return {"n_rows": len(site.sample.draw), "flags": ("sampled",)}
+
+    def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
+        """Say how many units take few values."""
+        return (
+            f"{percent(worst.value)} of the units at {places(worst.names)} take at most "
+            f"{self.values} evenly spaced values (quantised activations).",
+            f"{plural(worst.figure.n_rows, 'row')} looked at.",
         )
 
     def _share(self, site: SiteEvidence) -> float | None:

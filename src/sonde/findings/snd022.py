@@ -1,7 +1,7 @@
 """SND022: units that all move together."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -9,10 +9,11 @@ from torch import Tensor
 
 from sonde.findings._feeding import fed_by_few, of_few_channels, of_positions
 from sonde.findings._halves import interval
-from sonde.findings._places import log_effect, places, reached, read_command, sentence, too_few
+from sonde.findings._places import log_effect, places, too_few
+from sonde.findings._site_rule import Measured, SiteRule, Worst
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
-from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
+from sonde.findings.rule import Check, Theme
 from sonde.stats import ClassMoments, ClassMomentsState, MomentsState
 
 GROUPS = 64
@@ -20,7 +21,7 @@ GROUPS = 64
 
 @final
 @dataclass(frozen=True)
-class SND022(Rule):
+class SND022(SiteRule):
     """Participation ratio of the correlation matrix of pooled rows.
 
     Parameters
@@ -58,8 +59,12 @@ class SND022(Rule):
     plant: ClassVar[str] = "A weight replaced by its best approximation of rank one."
     twin: ClassVar[str] = "A convolutional net at random initialisation."
 
-    def check(self, evidence: Evidence) -> Check:
-        """Measure every site with units enough."""
+    figure_name: ClassVar[str] = "directions"
+    unit: ClassVar[str] = ""
+    below: ClassVar[bool] = True
+
+    def measured(self, evidence: Evidence) -> Measured | Check:
+        """Measure every site with units enough, but those where few directions are asked for."""
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
         fed = fed_by_few(evidence, self.units) | of_few_channels(evidence, self.units)
@@ -72,49 +77,33 @@ class SND022(Rule):
         values = {s.name: directions(s) for s in sites}
         low = [s for s in sites if values[s.name] < self.warning]
         few = {s.name: why for s in low if (why := asked_for(s, evidence, self.explained))}
-        hits = [s for s in low if s.name not in few]
-        judged = hits or [s for s in sites if s.name not in few]
-        if not judged:
+        if len(few) == len(sites):
             return self.withheld(few[low[-1].name])
-        worst = min(judged, key=lambda s: values[s.name])
-        value = values[worst.name]
-        level = reached(value, None, self.warning, self.error, below=True)
-        limit = level[1] if level else self.warning
-        ends: tuple[float | None, float | None] = (None, None)
-        if value == _pooled(worst):
-            ends = interval(value, worst, evidence.n_groups, lambda x: _ratio(_correlations_of(x)))
-        figure = Figure(
-            "directions", value, *ends, unit="", threshold=limit, direction="below",
-            n_rows=worst.moments.n, n_groups=evidence.n_groups,
-        )  # fmt: skip
-        if level is None:
-            return self.clear(figure, values=values)
-        return self.raised(self._finding(worst, hits, value, level, figure), values=values)
+        judged = {name: value for name, value in values.items() if name not in few}
+        return Measured(judged, {"values": values})
 
-    def _finding(
-        self,
-        worst: SiteEvidence,
-        hits: list[SiteEvidence],
-        value: float,
-        level: tuple[Level, float],
-        figure: Figure,
-    ) -> Finding:
-        alive = int(worst.alive.sum())
-        text = (
-            f"The {alive:,} units that vary at {places([worst.name])} move in {_counted(value)} "
-            f"(participation ratio of correlations); below {number(level[1])} counts. "
-            f"{plural(worst.moments.n, 'row')}."
+    def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
+        """Return the pooled rows, and the interval of what is measured on them."""
+        low = high = None
+        if value == _pooled(site):
+            low, high = interval(
+                value, site, evidence.n_groups, lambda x: _ratio(_correlations_of(x))
+            )
+        return {"n_rows": site.moments.n, "low": low, "high": high}
+
+    def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
+        """Say in how many directions the units move."""
+        site = worst.site
+        return (
+            f"The {int(site.alive.sum()):,} units that vary at {places([site.name])} move in "
+            f"{_counted(worst.value)} (participation ratio of correlations); below "
+            f"{number(worst.limit)} counts. {plural(site.moments.n, 'row')}.",
+            worst.also(),
         )
-        others = [s.name for s in hits if s is not worst]
-        return Finding(
-            code=self.code,
-            level=level[0],
-            sentence=sentence(text, f"Also at {places(others)}." if others else ""),
-            figure=figure,
-            sites=tuple(s.name for s in hits),
-            effect=1.0 - log_effect(value, 1.0, self.warning),
-            next=read_command(worst.name),
-        )
+
+    def more(self, worst: Worst) -> dict[str, Any]:
+        """Return the effect, 1 with one direction."""
+        return {"effect": 1.0 - log_effect(worst.value, 1.0, self.warning)}
 
 
 def asked_for(site: SiteEvidence, evidence: Evidence, explained: float) -> str:

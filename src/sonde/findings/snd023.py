@@ -2,32 +2,25 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sonde.findings._halves import interval
-from sonde.findings._places import (
-    log_effect,
-    places,
-    reached,
-    read_command,
-    rows_of,
-    sentence,
-    too_few,
-)
+from sonde.findings._places import log_effect, places, rows_of, too_few
+from sonde.findings._site_rule import Measured, SiteRule, Worst
 from sonde.findings._text import number, percent
 from sonde.findings.evidence import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Theme
 
 GROUPS, UNITS = 32, 8
 
 
 @final
 @dataclass(frozen=True)
-class SND023(Rule):
+class SND023(SiteRule):
     """Spread of rows over the length of their mean, without the units of largest mean.
 
     Parameters
@@ -52,56 +45,46 @@ class SND023(Rule):
     plant: ClassVar[str] = "Twenty Linear + ReLU with default initialisation."
     twin: ClassVar[str] = "A vision transformer with a bias of 3,000 on one unit (SND016 alone)."
 
-    def check(self, evidence: Evidence) -> Check:
+    figure_name: ClassVar[str] = "spread_per_mean"
+    unit: ClassVar[str] = "ratio"
+    below: ClassVar[bool] = True
+
+    def measured(self, evidence: Evidence) -> Measured | Check:
         """Compare spread and mean at every site."""
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
         values = {s.name: r for s in evidence.sites if (r := spread_per_mean(s)) is not None}
-        sites = [s for s in evidence.sites if s.name in values]
-        if not sites:
+        if not values:
             return self.not_applicable(f"no site has {UNITS} units and a mean")
-        worst = min(sites, key=lambda s: values[s.name])
-        value = values[worst.name]
-        level = reached(value, self.note, self.warning, self.error, below=True)
-        figure = Figure(
-            "spread_per_mean", value, *self._ends(worst, value, evidence.n_groups), unit="ratio",
-            threshold=level[1] if level else self.note, direction="below",
-            n_rows=worst.all.scalars.n, n_groups=evidence.n_groups,
-        )  # fmt: skip
-        if level is None:
-            return self.clear(figure, values=values)
-        names = [s.name for s in sites if values[s.name] < self.note]
-        common = " (common)" if level[0] == "note" else ""
-        cosine = 1 / (1 + value**2)
-        text = (
-            f"Rows at {places(names)} differ by {percent(value)} of their mean's length{common}: "
-            f"mean cosine {_cosine(cosine, value)}; below {percent(level[1])} counts."
-        )
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level[0],
-                sentence=sentence(text, f"{rows_of(worst, evidence)}."),
-                figure=figure,
-                sites=tuple(names),
-                effect=1.0 - log_effect(value, 1e-6, self.note),
-                next=read_command(worst.name),
-                common=level[0] == "note",
-            ),
-            values=values,
-        )
+        return Measured(values, {"values": values})
 
-    def _ends(
-        self, site: SiteEvidence, value: float, n_groups: int
-    ) -> tuple[float | None, float | None]:
+    def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
+        """Return all rows, and an interval where they are the pooled ones."""
+        n_rows = {"n_rows": site.all.scalars.n}
         if site.all.key != site.schema.key:
-            return None, None
+            return n_rows
         kept = _kept(site.all.moments.mean).cpu()
 
         def figure(x: Float[Tensor, "row dim"]) -> float:
             return _spread(x[:, kept].mean(0), x[:, kept].var(0))
 
-        return interval(value, site, n_groups, figure)
+        low, high = interval(value, site, evidence.n_groups, figure)
+        return n_rows | {"low": low, "high": high}
+
+    def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
+        """Say by how much rows differ."""
+        value, common = worst.value, " (common)" if worst.level == "note" else ""
+        return (
+            f"Rows at {places(worst.names)} differ by {percent(value)} of their mean's "
+            f"length{common}: mean cosine {_cosine(1 / (1 + value**2), value)}; below "
+            f"{percent(worst.limit)} counts.",
+            f"{rows_of(worst.site, evidence)}.",
+        )
+
+    def more(self, worst: Worst) -> dict[str, Any]:
+        """Return the effect, 1 at a spread of a millionth; a note is common."""
+        effect = 1.0 - log_effect(worst.value, 1e-6, self.note)
+        return {"effect": effect, "common": worst.level == "note"}
 
 
 def spread_per_mean(site: SiteEvidence) -> float | None:

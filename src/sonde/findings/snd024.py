@@ -1,28 +1,21 @@
 """SND024: tokens or patches of an example that become alike."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
-from sonde.findings._places import (
-    log_effect,
-    places,
-    reached,
-    read_command,
-    rows_of,
-    sentence,
-    too_few,
-)
+from sonde.findings._places import log_effect, places, rows_of, too_few
+from sonde.findings._site_rule import Measured, Reached, SiteRule, Worst
 from sonde.findings._text import percent
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.findings.modules import ModelEvidence
-from sonde.findings.rule import LEVELS, Check, Figure, Finding, Level, Rule, Theme
+from sonde.findings.rule import Check, Theme
 
 GROUPS = 32
 
 
 @final
 @dataclass(frozen=True)
-class SND024(Rule):
+class SND024(SiteRule):
     """Share of the variance of token rows that lies inside examples, median over units.
 
     Parameters
@@ -50,51 +43,37 @@ class SND024(Rule):
     plant: ClassVar[str] = "Attention blocks without a skip connection."
     twin: ClassVar[str] = "A trained vision transformer with mean pooling."
 
-    def check(self, evidence: Evidence) -> Check:
+    figure_name: ClassVar[str] = "variance_inside_examples"
+    below: ClassVar[bool] = True
+
+    def measured(self, evidence: Evidence) -> Measured | Check:
         """Compare variance inside and between examples."""
         values = {s.name: v for s in evidence.sites if (v := within_share(s)) is not None}
         if not values:
             return self.not_applicable("no example has more than one row")
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
-        sites = [s for s in evidence.sites if s.name in values]
-        levels = {s.name: self._level(s, values[s.name], evidence) for s in sites}
-        worst = max(sites, key=lambda s: (_rank(levels[s.name]), -values[s.name]))
-        value, level = values[worst.name], levels[worst.name]
-        figure = Figure(
-            "variance_inside_examples", value, unit="share",
-            threshold=level[1] if level else self.note, direction="below",
-            n_rows=worst.all.scalars.n, n_groups=evidence.n_groups,
-        )  # fmt: skip
-        if level is None:
-            return self.clear(figure, values=values)
-        names = [name for name, found in levels.items() if found is not None]
-        what = "tokens" if worst.all.key.endswith("tokens") else "positions"
-        text = (
-            f"Inside an example {what} hold {percent(value)} of the variance at {places(names)}; "
-            f"below {percent(level[1])} counts. {rows_of(worst, evidence)}."
-        )
-        pooled = "The model pools them afterwards." if self._is_late(worst, evidence) else ""
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level[0],
-                sentence=sentence(text, pooled),
-                figure=figure,
-                sites=tuple(names),
-                effect=1.0 - log_effect(value, 1e-6, self.note),
-                next=read_command(worst.name),
-            ),
-            values=values,
+        return Measured(values, {"values": values})
+
+    def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
+        """Return the level, which is a note at most where the model pools its tokens afterwards."""
+        found = super().level(site, value, evidence)
+        return ("note", self.note) if found and self._is_late(site, evidence) else found
+
+    def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
+        """Say how much of the variance is left inside examples."""
+        site = worst.site
+        what = "tokens" if site.all.key.endswith("tokens") else "positions"
+        return (
+            f"Inside an example {what} hold {percent(worst.value)} of the variance at "
+            f"{places(worst.names)}; below {percent(worst.limit)} counts. "
+            f"{rows_of(site, evidence)}.",
+            "The model pools them afterwards." if self._is_late(site, evidence) else "",
         )
 
-    def _level(
-        self, site: SiteEvidence, value: float, evidence: Evidence
-    ) -> tuple[Level, float] | None:
-        found = reached(value, self.note, self.warning, below=True)
-        if found and self._is_late(site, evidence):
-            return "note", self.note
-        return found
+    def more(self, worst: Worst) -> dict[str, Any]:
+        """Return the effect, 1 at a share of a millionth."""
+        return {"effect": 1.0 - log_effect(worst.value, 1e-6, self.note)}
 
     def _is_late(self, site: SiteEvidence, evidence: Evidence) -> bool:
         model = evidence.model
@@ -102,10 +81,6 @@ class SND024(Rule):
             return False
         at = [s.schema.key for s in evidence.sites].index(site.schema.key)
         return at >= self.late * len(evidence.sites)
-
-
-def _rank(found: tuple[Level, float] | None) -> int:
-    return -1 if found is None else LEVELS.index(found[0])
 
 
 def within_share(site: SiteEvidence) -> float | None:

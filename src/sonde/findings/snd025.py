@@ -1,21 +1,22 @@
 """SND025: blocks that hardly change what they receive."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
-from sonde.findings._places import places, read_command, rows_of, sentence, too_few
+from sonde.findings._places import places, rows_of, too_few
+from sonde.findings._site_rule import Measured, SiteRule, Worst
 from sonde.findings._text import number, percent, plural
 from sonde.findings._update import sampled_ends, update_per_spread
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.findings.modules import ModelEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Theme
 
 GROUPS = 32
 
 
 @final
 @dataclass(frozen=True)
-class SND025(Rule):
+class SND025(SiteRule):
     """Change of a block against the spread of what it receives, median over units.
 
     Parameters
@@ -48,7 +49,11 @@ class SND025(Rule):
     plant: ClassVar[str] = "A block's projections times 0.02; all zero."
     twin: ClassVar[str] = "The same blocks at random initialisation."
 
-    def check(self, evidence: Evidence) -> Check:
+    figure_name: ClassVar[str] = "update_per_spread"
+    unit: ClassVar[str] = "ratio"
+    below: ClassVar[bool] = True
+
+    def measured(self, evidence: Evidence) -> Measured | Check:
         """Compare change and spread at every block."""
         model = evidence.model
         if not isinstance(model, ModelEvidence):
@@ -59,32 +64,21 @@ class SND025(Rule):
             return self.not_applicable("no block keeps its width and follows another site")
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
-        worst = min((s for s in blocks if s.name in values), key=lambda s: values[s.name])
-        value, place = values[worst.name], evidence.sites.index(worst)
-        ends = (None, None)
+        return Measured(values, {"values": values})
+
+    def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
+        """Return all rows, and an interval where the site before has rows too."""
+        place, low, high = evidence.sites.index(site), None, None
         if place:
             before = evidence.sites[place - 1]
-            ends = sampled_ends(before, worst, value, evidence.n_groups)
-        figure = Figure(
-            "update_per_spread", value, *ends, unit="ratio", threshold=self.note,
-            direction="below", n_rows=worst.all.scalars.n, n_groups=evidence.n_groups,
-        )  # fmt: skip
-        idle = [name for name, v in values.items() if v < self.note]
-        if not idle:
-            return self.clear(figure, values=values)
-        many = len(idle) >= max(self.several, self.share * len(values))
-        return self.raised(
-            Finding(
-                code=self.code,
-                level="warning" if many or value == 0 else "note",
-                sentence=self._sentence(values, idle, worst, figure, evidence),
-                figure=figure,
-                sites=tuple(idle),
-                effect=1.0 - value / self.note,
-                next=read_command(worst.name),
-            ),
-            values=values,
-        )
+            low, high = sampled_ends(before, site, value, evidence.n_groups)
+        return {"n_rows": site.all.scalars.n, "low": low, "high": high}
+
+    def more(self, worst: Worst) -> dict[str, Any]:
+        """Warn where several blocks, or one wholly, are idle."""
+        least = max(self.several, self.share * len(worst.found.values))
+        severe = len(worst.names) >= least or worst.value == 0
+        return {"level": "warning" if severe else "note", "effect": 1.0 - worst.value / self.note}
 
     @staticmethod
     def _blocks(evidence: Evidence, model: ModelEvidence) -> list[SiteEvidence]:
@@ -96,26 +90,17 @@ class SND025(Rule):
                 found.append(site)
         return found
 
-    def _sentence(
-        self,
-        values: dict[str, float],
-        idle: list[str],
-        worst: SiteEvidence,
-        figure: Figure,
-        evidence: Evidence,
-    ) -> str:
-        others = sorted(v for name, v in values.items() if name not in idle)
-        shown = figure.low is not None and figure.high is not None
-        ends = (
-            f" ({number(100 * max(0.0, figure.low or 0.0))}-{number(100 * (figure.high or 0.0))} %)"
-            if shown
-            else ""
-        )
+    def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
+        """Say how little the blocks change, and how much the others do."""
+        idle, figure = worst.names, worst.figure
+        others = sorted(v for name, v in worst.found.values.items() if name not in idle)
+        ends = ""
+        if figure.low is not None and figure.high is not None:
+            ends = f" ({number(100 * max(0.0, figure.low))}-{number(100 * figure.high)} %)"
         one = len(idle) == 1
         text = (
             f"{places(idle)} {'changes what it receives' if one else 'change what they receive'} "
-            f"by {'' if one else 'as little as '}{percent(figure.value)}{ends} of its spread; "
-            f"below "
+            f"by {'' if one else 'as little as '}{percent(worst.value)}{ends} of its spread; below "
             f"{percent(self.note)} counts as almost nothing"
         )
         rest = ""
@@ -123,7 +108,7 @@ class SND025(Rule):
             low, high = number(100 * others[0]), number(100 * others[-1])
             across = f"{low}-{high}" if low != high else low
             rest = f"; {plural(len(others), 'other block')} {across} %"
-        return sentence(f"{text}{rest}.", f"{rows_of(worst, evidence)}.")
+        return f"{text}{rest}.", f"{rows_of(worst.site, evidence)}."
 
 
 def _change(site: SiteEvidence) -> float | None:

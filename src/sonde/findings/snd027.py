@@ -2,18 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.instrument import SAMPLE
-from sonde.findings._places import counted_as, places, read_command, sentence, too_few
+from sonde.findings._places import counted_as, places, too_few
+from sonde.findings._site_rule import Measured, SiteRule, Worst
 from sonde.findings._text import plural
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.modules import ModelEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Theme
 from sonde.findings.snd002 import spacing
 from sonde.tap.reading.difference import ROUNDING
 
@@ -22,7 +23,7 @@ Pair = tuple[SiteEvidence, SiteEvidence]
 
 @final
 @dataclass(frozen=True)
-class SND027(Rule):
+class SND027(SiteRule):
     """Exact rank of a linear layer's outputs against that of its inputs.
 
     Parameters
@@ -51,7 +52,10 @@ class SND027(Rule):
     plant: ClassVar[str] = "A weight cut to its twelve largest singular values."
     twin: ClassVar[str] = "A linear layer from 64 to 128 units, whose outputs cannot have rank 128."
 
-    def check(self, evidence: Evidence) -> Check:
+    figure_name: ClassVar[str] = "rank_per_possible"
+    below: ClassVar[bool] = True
+
+    def measured(self, evidence: Evidence) -> Measured | Check:
         """Count directions before and after every such layer."""
         model = evidence.model
         if not isinstance(model, ModelEvidence):
@@ -74,44 +78,30 @@ class SND027(Rule):
         ranks = {name: r for name, r in ranks.items() if r[1] > 0}
         if not ranks:
             return self.not_applicable("no unit varies at these layers")
-        worst = min(ready, key=lambda p: _share(ranks.get(p[1].name)))[1]
-        found, possible = ranks[worst.name]
-        share = found / possible
-        figure = Figure(
-            "rank_per_possible", share, unit="share", threshold=self.note, direction="below",
-            n_rows=len(worst.sample.draw), n_groups=evidence.n_groups,
-            flags=("rank_deficient",) if share < self.note else (),
-        )  # fmt: skip
-        if share >= self.note:
-            return self.clear(figure, ranks=ranks)
-        names = [name for name, r in ranks.items() if _share(r) < self.note]
-        others = [n for n in names if n != worst.name]
-        text = (
-            f"Outputs of {places([worst.name])} lie in {plural(found, 'dimension')} of "
-            f"{possible:,} possible ({worst.dim:,} units). {plural(len(worst.sample.draw), 'row')}."
+        shares = {name: rank / possible for name, (rank, possible) in ranks.items()}
+        return Measured(shares, {"ranks": ranks}, kept=ranks)
+
+    def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
+        """Return the sampled rows."""
+        flags = ("rank_deficient",) if value < self.note else ()
+        return {"n_rows": len(site.sample.draw), "flags": flags}
+
+    def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
+        """Say in how many dimensions the outputs lie."""
+        site, (found, possible) = worst.site, worst.kept
+        return (
+            f"Outputs of {places([site.name])} lie in {plural(found, 'dimension')} of "
+            f"{possible:,} possible ({site.dim:,} units). {plural(worst.figure.n_rows, 'row')}.",
+            worst.also(f"Also below {self.note:g}"),
         )
-        return self.raised(
-            Finding(
-                code=self.code,
-                level="note",
-                sentence=sentence(
-                    text, f"Also below {self.note:g} at {places(others)}." if others else ""
-                ),
-                figure=figure,
-                sites=tuple(names),
-                effect=1.0 - share,
-                next=read_command(worst.name),
-            ),
-            ranks=ranks,
-        )
+
+    def more(self, worst: Worst) -> dict[str, Any]:
+        """Return the effect, the share of dimensions that are missing."""
+        return {"effect": 1.0 - worst.value}
 
     def _possible(self, before: SiteEvidence, site: SiteEvidence) -> int:
         active = int((site.scalars.low < site.scalars.high).sum())
         return min(active, rank(before, self.noise), len(site.sample.draw) - 1)
-
-
-def _share(ranks: tuple[int, int] | None) -> float:
-    return float("inf") if ranks is None else ranks[0] / ranks[1]
 
 
 def rank(site: SiteEvidence, noise: float = 16.0) -> int:

@@ -1,39 +1,29 @@
 """SND061: groups of inputs on which the model is much worse."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
-import torch
-
-from sonde.findings._places import counted_as, read_command, sentence, too_few
-from sonde.findings._shared import examples_at
-from sonde.findings._text import percent, plural
-from sonde.findings._weak import (
-    WeakRows,
-    extreme_units,
-    members,
-    told,
-    weak_rows,
-    weak_table,
-    worst_pairs,
-)
+from sonde.findings._text import percent
+from sonde.findings._weak import WeakRows, weak_rows, weak_table, worst_pairs
+from sonde.findings._weak_rule import WeakGroupRule
 from sonde.findings.answers import class_answers
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Theme
 from sonde.metrics.weak_groups import WeakGroup
 
 
 @final
 @dataclass(frozen=True)
-class SND061(Rule):
+class SND061(WeakGroupRule):
     """How much less often the model is right in a group of inputs than elsewhere."""
 
     warning: float = 0.1
-    least: int = 100
 
     code: ClassVar[str] = "SND061"
     title: ClassVar[str] = "A group of inputs on which the model is much worse"
     theme: ClassVar[Theme] = "labels"
+    figure_name: ClassVar[str] = "weak_group_gap"
+    unit: ClassVar[str] = "share"
     why: ClassVar[str] = (
         "An average hides inputs of one kind that the model has not learned: a rare style, one "
         "sensor, short texts."
@@ -51,67 +41,30 @@ class SND061(Rule):
     plant: ClassVar[str] = "A style, a sensor, a length that the net was not trained on."
     twin: ClassVar[str] = "The same net without it; errors that fall on rows by chance."
 
-    def check(self, evidence: Evidence) -> Check:
-        """Look for groups on one half of the rows and count them on the other."""
+    def found(self, evidence: Evidence) -> WeakRows | str:
+        """Return the groups in which the model may be right less often."""
         found = weak_rows(evidence)
-        if found is None:
-            reason = class_answers(evidence)
-            return self.not_applicable(reason if isinstance(reason, str) else "no answers")
-        n_groups = len(torch.unique(found.group))
-        if n_groups < self.least:
-            return too_few(self, n_groups, self.least, counted_as(evidence))
-        groups = self.confirmed(found)
-        if not groups:
-            seen = max(found.groups, key=lambda g: g.low - g.elsewhere_high, default=None)
-            return self.clear(None if seen is None else self._figure(seen))
-        finding = self._finding(evidence, found, groups[0], len(groups) - 1)
-        return self.raised(finding, weak_groups=weak_table(evidence, found, groups))
+        if found is not None:
+            return found
+        reason = class_answers(evidence)
+        return reason if isinstance(reason, str) else "no answers"
 
-    def confirmed(self, found: WeakRows) -> list[WeakGroup]:
-        """Return the groups that are worse by more than the threshold, the worst first."""
-        return [g for g in found.groups if g.low > g.elsewhere_high + self.warning]
-
-    def _figure(self, group: WeakGroup) -> Figure:
-        return Figure(
-            "weak_group_gap",
-            group.loss - group.elsewhere,
-            group.low - group.elsewhere_high,
-            group.high - group.elsewhere_low,
-            "share",
-            null=0.0,
-            threshold=self.warning,
-            n_rows=group.n_confirming,
-            n_groups=group.n_groups,
-            confidence=group.confidence,
+    def said(self, group: WeakGroup) -> str:
+        """Return how often the model is right there and elsewhere."""
+        return (
+            f"right on {percent(1 - group.loss)} ({percent(1 - group.high)} to "
+            f"{percent(1 - group.low)}) of these inputs, elsewhere on "
+            f"{percent(1 - group.elsewhere)}."
         )
 
-    def _finding(
-        self, evidence: Evidence, found: WeakRows, group: WeakGroup, n_more: int
-    ) -> Finding:
-        figure = self._figure(group)
-        size, n = len(group.rows), len(found.where)
-        text = (
-            f"{told(evidence, found, group)}: right on {percent(1 - group.loss)} "
-            f"({percent(1 - group.high)} to {percent(1 - group.low)}) of these inputs, elsewhere "
-            f"on {percent(1 - group.elsewhere)}."
-        )
-        pairs = worst_pairs(evidence, found, group)
-        said = f"Most often {pairs[0][0]} is called {pairs[0][1]}." if pairs else ""
-        site, units = extreme_units(evidence, found, group)
-        return Finding(
-            self.code,
-            "warning",
-            sentence(
-                text,
-                f"{size:,} of {plural(n, 'row')} ({percent(size / n)}).",
-                said,
-                f"{plural(n_more, 'more group')}." if n_more else "",
-            ),
-            figure,
-            sites=(site,) if site else (),
-            units=tuple(map(str, units)),
-            classes=tuple(dict.fromkeys(a for a, _, _ in pairs)),
-            examples=tuple(examples_at(evidence, members(evidence, found, group))),
-            effect=min(1.0, figure.value),
-            next=read_command(site) if site else None,
-        )
+    def confused(
+        self, evidence: Evidence, found: WeakRows, group: WeakGroup
+    ) -> list[tuple[str, str, int]]:
+        """Return the commonest errors of the group."""
+        return worst_pairs(evidence, found, group)
+
+    def tables(
+        self, evidence: Evidence, found: WeakRows, groups: list[WeakGroup]
+    ) -> dict[str, Any]:
+        """Return all groups with their members."""
+        return {"weak_groups": weak_table(evidence, found, groups)}

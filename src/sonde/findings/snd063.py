@@ -7,7 +7,7 @@ from sonde.findings._number_answers import number_rows
 from sonde.findings._once import once
 from sonde.findings._text import number
 from sonde.findings._weak import WeakRows, weak_losses
-from sonde.findings._weak_loss import WeakLossRule
+from sonde.findings._weak_rule import WeakGroupRule
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Theme
 from sonde.metrics.weak_groups import WeakGroup
@@ -15,7 +15,7 @@ from sonde.metrics.weak_groups import WeakGroup
 
 @final
 @dataclass(frozen=True)
-class SND063(WeakLossRule):
+class SND063(WeakGroupRule):
     """How much larger the absolute error is in a group of inputs than elsewhere."""
 
     warning: float = 0.1
@@ -23,7 +23,7 @@ class SND063(WeakLossRule):
     code: ClassVar[str] = "SND063"
     title: ClassVar[str] = "A group of inputs on which a regression errs much more"
     theme: ClassVar[Theme] = "labels"
-    measured: ClassVar[str] = "weak_group_error"
+    figure_name: ClassVar[str] = "weak_group_error"
     unit: ClassVar[str] = "standard deviations"
     why: ClassVar[str] = (
         "A mean error hides inputs of one kind that the model has not learned: one sensor, one "

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 from sonde.findings._once import once
 from sonde.findings._text import number
 from sonde.findings._weak import WeakRows, weak_losses
-from sonde.findings._weak_loss import WeakLossRule
+from sonde.findings._weak_rule import WeakGroupRule
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Theme
 from sonde.findings.text_losses import TextLosses
@@ -16,7 +16,7 @@ from sonde.metrics.weak_groups import WeakGroup
 
 @final
 @dataclass(frozen=True)
-class SND064(WeakLossRule):
+class SND064(WeakGroupRule):
     """How much larger the loss of a token is in a group of texts than elsewhere."""
 
     warning: float = 0.5
@@ -24,7 +24,7 @@ class SND064(WeakLossRule):
     code: ClassVar[str] = "SND064"
     title: ClassVar[str] = "A group of texts that the language model predicts much worse"
     theme: ClassVar[Theme] = "labels"
-    measured: ClassVar[str] = "weak_group_loss"
+    figure_name: ClassVar[str] = "weak_group_loss"
     unit: ClassVar[str] = "nats per token"
     why: ClassVar[str] = (
         "A mean loss hides texts of one kind that the model has not learned: a language, a "

@@ -1,7 +1,7 @@
-"""What the rules on groups with a larger loss share: a regression's error, a text's nats."""
+"""The base of rules on groups of inputs with a larger loss: errors, distances, nats."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,13 +15,13 @@ from sonde.metrics.weak_groups import WeakGroup
 
 
 @dataclass(frozen=True)
-class WeakLossRule(Rule):
+class WeakGroupRule(Rule):
     """A rule on groups of inputs whose mean loss is larger than elsewhere."""
 
     warning: float
     least: int = 100
 
-    measured: ClassVar[str]
+    figure_name: ClassVar[str]
     unit: ClassVar[str]
 
     def found(self, evidence: Evidence) -> WeakRows | str:
@@ -32,6 +32,22 @@ class WeakLossRule(Rule):
         """Return the loss of a group and of the rest in words."""
         raise NotImplementedError
 
+    def confused(
+        self, evidence: Evidence, found: WeakRows, group: WeakGroup
+    ) -> list[tuple[str, str, int]]:
+        """Return the label and answer of the commonest errors; none where there are no classes."""
+        return []
+
+    def tables(
+        self, evidence: Evidence, found: WeakRows, groups: list[WeakGroup]
+    ) -> dict[str, Any]:
+        """Return what a report shows beside the figure."""
+        return {}
+
+    def confirmed(self, found: WeakRows) -> list[WeakGroup]:
+        """Return the groups that are worse by more than the threshold, the worst first."""
+        return [g for g in found.groups if g.low > g.elsewhere_high + self.warning]
+
     def check(self, evidence: Evidence) -> Check:
         """Look for groups on one half of the rows and measure them on the other."""
         found = self.found(evidence)
@@ -40,15 +56,16 @@ class WeakLossRule(Rule):
         n_groups = len(torch.unique(found.group))
         if n_groups < self.least:
             return too_few(self, n_groups, self.least, counted_as(evidence))
-        groups = [g for g in found.groups if g.low > g.elsewhere_high + self.warning]
+        groups = self.confirmed(found)
         if not groups:
             seen = max(found.groups, key=lambda g: g.low - g.elsewhere_high, default=None)
             return self.clear(None if seen is None else self._figure(seen))
-        return self.raised(self._finding(evidence, found, groups))
+        tables = self.tables(evidence, found, groups)
+        return self.raised(self._finding(evidence, found, groups), **tables)
 
     def _figure(self, group: WeakGroup) -> Figure:
         return Figure(
-            self.measured,
+            self.figure_name,
             group.loss - group.elsewhere,
             group.low - group.elsewhere_high,
             group.high - group.elsewhere_low,
@@ -64,17 +81,20 @@ class WeakLossRule(Rule):
         group, more = groups[0], len(groups) - 1
         size, n = len(group.rows), len(found.where)
         site, units = extreme_units(evidence, found, group)
+        pairs = self.confused(evidence, found, group)
         return Finding(
             self.code,
             "warning",
             sentence(
                 f"{told(evidence, found, group)}: {self.said(group)}",
                 f"{size:,} of {plural(n, 'row')} ({percent(size / n)}).",
+                f"Most often {pairs[0][0]} is called {pairs[0][1]}." if pairs else "",
                 f"{plural(more, 'more group')}." if more else "",
             ),
             self._figure(group),
             sites=(site,) if site else (),
             units=tuple(map(str, units)),
+            classes=tuple(dict.fromkeys(label for label, _, _ in pairs)),
             examples=tuple(examples_at(evidence, members(evidence, found, group))),
             effect=min(1.0, group.loss - group.elsewhere),
             next=read_command(site) if site else None,
