@@ -116,7 +116,7 @@ class SiteRule(Rule):
         )
         if at is None:
             return self.clear(figure, **found.tables)
-        seen = {n: own[0] for n, own in levels.items() if own}
+        seen: dict[str, Level] = {n: own[0] for n, own in levels.items() if own}
         worst = Worst(site, value, *at, seen, figure, found)
         fields = {
             "level": worst.level,
