@@ -99,7 +99,7 @@ class ContrastSample(Statistic[ContrastSampleState]):
 
 @dataclass(frozen=True)
 class Directions:
-    """A direction for each feature, and how far its two ways of choosing one agree."""
+    """A direction for each feature, and the cosine of its principal axis with its mean gap."""
 
     direction: list[Float[Tensor, "dim"]]
     cosine: Float[Tensor, "feature"]

@@ -56,7 +56,7 @@ class Rebuilt:
         return square + 1 - functional.cosine_similarity(self.x, x, dim=2)
 
     def displacement(self) -> Float[Tensor, "image pos"]:
-        """Return how far the inter attention of each patch is from its target, over layers."""
+        """Return how far each patch's inter attention is from its target, averaged over layers."""
         return torch.stack([c.gap() for c in self.inter]).mean(0)
 
 
@@ -107,7 +107,7 @@ def squared_distances(n: int, columns: int) -> Float[Tensor, "2 pos pos"]:
 
 
 class _Branch(nn.Module):
-    """Attention of patches to a source of tokens."""
+    """Attention of patches to tokens of a source, beside the Gaussian target over the grid."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

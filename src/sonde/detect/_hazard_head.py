@@ -245,7 +245,7 @@ def _expected(
     target: Float[Tensor, "row"],
     at_risk: Float[Tensor, "row"],
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"], Float[Tensor, ""]]:
-    """Return expected targets, given that one of the steps is wrong, and minus the log of that.
+    """Return expected targets, given that some step is wrong, and ``-ln`` of the chance of that.
 
     All of it from logarithms, so that small hazards keep their digits.
     """

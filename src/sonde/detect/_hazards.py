@@ -1,4 +1,4 @@
-"""From the chance that each step is wrong to what is said of the whole trajectory."""
+"""What the hazards of single steps say about their whole trajectory."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from sonde.stats.sequences import by_example
 
 @dataclass(frozen=True)
 class StepChances(State):
-    """What hazards say: of each trajectory, in ascending order, and of each row as it was given.
+    """Chances of trajectories (in ascending order of their numbers) and of rows (as given).
 
     ``wrong`` is the chance that some step is; ``step`` the likeliest first wrong one and ``row``
     its row. ``first`` is the chance that the row's step is the first wrong one, ``alarm`` that the

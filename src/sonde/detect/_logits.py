@@ -1,4 +1,4 @@
-"""What scores that look at one row of logits alone have in common."""
+"""The base of detectors that score each row by its logits alone, with nothing to fit."""
 
 import math
 from abc import abstractmethod

@@ -14,7 +14,7 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class WhitenedPoints:
-    """Points in the metric of a covariance; distances to the nearest are what Gaussian scores are.
+    """Points in the metric of a covariance, and the squared distances of rows to the nearest.
 
     Rows are taken relative to ``origin`` before they are multiplied, so that a large mean costs no
     digits.

@@ -25,7 +25,7 @@ def side_state(side: Side, name: str, kind: type[S]) -> S:
 
 
 def two_sample_reads(m: int = HashSample().m) -> dict[str, Statistic[Any]]:
-    """Return what ``two_samples`` reads: rows, and of groups, where there are any, one row each."""
+    """Return the statistics that ``two_samples`` needs: sampled rows, and one row of each group."""
     return {"sample": HashSample(m), "each": HashSample(m, groups="one")}
 
 

@@ -1,4 +1,4 @@
-"""Bounds of tails under every distribution: what goes on where permutations are used up.
+"""Tail bounds that hold under every distribution, for p-values too small for permutations.
 
 A permutation p-value cannot fall below one over one more than their number. Where it stands there,
 any other valid p-value may take its place if it is smaller: at levels above, the permutations
@@ -18,7 +18,7 @@ TILTS = 999
 def beyond_floor(
     p: Float[Tensor, "test"], times: int, other: Float[Tensor, "test"]
 ) -> Float[Tensor, "test"]:
-    """Return permutation p-values; where they are as small as can be, the smaller of both."""
+    """Return permutation p-values; where no permutation reached, at most the other p-value."""
     return torch.where(is_floor(p, times), torch.minimum(p, other), p)
 
 

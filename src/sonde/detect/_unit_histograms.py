@@ -42,7 +42,7 @@ def chi_squares(
 
 
 def _cells(pooled: Float[Tensor, "dim bin"], n: int) -> Int[Tensor, "dim bin"]:
-    """Return the cell of each bin: full from a share on, and the last with what is left over."""
+    """Return the cell of each bin; a cell is full from a share on, and the last takes the rest."""
     full = max(LEAST / n, 1 / MOST) - 1e-12
     cell = torch.zeros(pooled.shape, dtype=torch.int64)
     held, at = torch.zeros(len(pooled), dtype=pooled.dtype), cell[:, 0].clone()

@@ -117,7 +117,7 @@ class Mahalanobis(Detector):
         check_scatter("Mahalanobis", self.scatter)
 
     def at_width(self, dim: int) -> "Mahalanobis":
-        """Return it with variances alone where rows are too wide for more by default."""
+        """Return itself, or with variances alone where rows are too wide for a full covariance."""
         return replace(self, scatter="diag") if is_frugal(self.scatter, dim) else self
 
     def reads(self) -> dict[str, Statistic[Any]]:

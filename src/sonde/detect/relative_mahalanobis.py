@@ -90,7 +90,7 @@ class RelativeMahalanobis(Detector):
         check_scatter("RelativeMahalanobis", self.scatter)
 
     def at_width(self, dim: int) -> "RelativeMahalanobis":
-        """Return it with variances alone where rows are too wide for more by default."""
+        """Return itself, or with variances alone where rows are too wide for a full covariance."""
         return replace(self, scatter="diag") if is_frugal(self.scatter, dim) else self
 
     def reads(self) -> dict[str, Statistic[Any]]:

@@ -105,12 +105,12 @@ def null_nuclear(x: MomentsState, y: MomentsState) -> float:
 
 
 def null_draws(entries: int) -> int:
-    """Return how many draws of a null that has so many entries are worth their time."""
+    """Return how many draws to simulate for a null of so many entries: fewer of large ones."""
     return max(1, min(DRAWS, DRAWS * ENTRIES // max(entries, 1)))
 
 
 def _wishart(freedom: int, dim: int, generator: torch.Generator) -> Float[Tensor, "dim dim"]:
-    """Return the scatter of ``freedom`` white rows without drawing them."""
+    """Return a random scatter of ``freedom`` white rows; of many, without drawing the rows."""
     if freedom < 2 * dim:
         rows = torch.randn(freedom, dim, generator=generator, dtype=torch.float64)
         return rows.T @ rows

@@ -1,4 +1,4 @@
-"""Moments of each class in each value of a second column, as those of classes of their own."""
+"""Class moments where a class is a pair: a label and the value of a second column."""
 
 from dataclasses import dataclass
 from typing import final
@@ -52,7 +52,7 @@ class CellMoments(Statistic[ClassMomentsState]):
         label: Int[Tensor, "row"],
         value: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
-        """Return that of the cells."""
+        """Return what each row adds, as a row of its cell."""
         return ClassMoments(self.scatter).influence(state, gradient, x, _cell(label, value))
 
 

@@ -1,4 +1,4 @@
-"""How many nats rows take up to an error, and how many as many rows of given variances would."""
+"""Coding rate: the nats that a code of rows takes up to an error, and its mean for random rows."""
 
 import torch
 from jaxtyping import Float

@@ -45,7 +45,7 @@ def forward(module: nn.Module, batch: InputBatch, paths: list[str]) -> Forward:
 
 
 def log_probabilities(output: Any) -> Tensor | None:
-    """Return those of the logits that a model returned; None where there are none."""
+    """Return the log probabilities of the logits that a model returned; None without logits."""
     logits = find_logits(output)
     return None if logits is None else logits.double().log_softmax(-1).cpu()
 

@@ -24,14 +24,14 @@ DRAWS = 200
 
 @dataclass(frozen=True)
 class FactorSymbols:
-    """Sampled latents and factors as symbols, and what is odd about them."""
+    """Sampled latents and factors, each value as a symbol (the number of its bin), and flags."""
 
     rows: SampledRows
     flags: tuple[str, ...]
 
     @classmethod
     def of(cls, owner: str, samples: Sequence[HashSampleState], n_bins: int) -> "FactorSymbols":
-        """Return the symbols of the rows that both sites have, after refusing what has no answer.
+        """Return the symbols of the rows that both sites have.
 
         Raises
         ------
@@ -107,7 +107,7 @@ def factor_flags(latents: MomentsState, factors: MomentsState) -> tuple[str, ...
 def unrelated(
     latents: MomentsState, factors: MomentsState, n_draws: int = DRAWS, seed: int = 0
 ) -> Float[Tensor, "draw latent factor"]:
-    """Return draws of what the correlations of unrelated latents and factors are proportional to.
+    """Return random draws proportional to correlations of unrelated latents and factors.
 
     Each side keeps the correlations among its own units. One draw of size 1 stands for ``1 /
     sqrt(n)``.

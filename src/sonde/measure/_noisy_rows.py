@@ -1,4 +1,4 @@
-"""Information that rows with Gaussian noise hold about which of them was seen."""
+"""Bounds of the information that a row with Gaussian noise holds about which row it was."""
 
 import math
 

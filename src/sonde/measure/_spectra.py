@@ -194,14 +194,14 @@ def _spectra_of_halves(sample: HashSampleState, centered: bool) -> list[Float[Te
 
 
 class _Last(threading.local):
-    """Spectra of the sample that was asked for last: all ranks of a site need the same ones."""
+    """Cache of one: the spectra of the last sample, which all ranks of a site need."""
 
     def __init__(self) -> None:
         self._sample: Callable[[], HashSampleState | None] = lambda: None
         self._found: dict[Hashable, Any] = {}
 
     def get(self, sample: HashSampleState, name: Hashable, make: Callable[[], S]) -> S:
-        """Return what ``make`` gives; a graph of gradients is not kept."""
+        """Return what ``make`` gives, kept or new; a graph of gradients is not kept."""
         if sample.rows.requires_grad:
             return make()
         if self._sample() is not sample:

@@ -66,7 +66,7 @@ class Covariance(Instrument):
         check_scatter("Covariance", self.scatter)
 
     def at_width(self, dim: int) -> "Covariance":
-        """Return it with variances alone where rows are too wide for more by default."""
+        """Return itself, or with variances alone where rows are too wide for a full covariance."""
         return replace(self, scatter="diag") if is_frugal(self.scatter, dim) else self
 
     def reads(self) -> dict[str, Statistic[Any]]:

@@ -266,7 +266,7 @@ def _jackknife(left_out: Float[Tensor, "text *figure"]) -> Float[Tensor, "*figur
 @final
 @dataclass(frozen=True, eq=False)
 class _Put(Edit):
-    """States in place of those that are there."""
+    """An edit that puts given states in place of those of the model."""
 
     state: Tensor
 

@@ -161,7 +161,7 @@ def modular_compact(
 def _gain(
     symbols: SampledRows, latents: Float[Tensor, "row latent"], penalty: float
 ) -> tuple[Float[Tensor, "row factor"], Float[Tensor, ""]]:
-    """Return what each held-out row says of ``1 - CE / H``, and the value of a fit to nothing.
+    """Return the term of each held-out row in ``1 - CE / H``, and the mean by chance.
 
     NaN for rows that were fitted, and for factors of which a half has one class.
     """

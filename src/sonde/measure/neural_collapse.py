@@ -155,7 +155,7 @@ def class_collapse(classes: ClassMomentsState) -> Float[Tensor, ""]:
 
 
 def _null(classes: ClassMomentsState) -> float:
-    """Return the median value for class means that differ as means of that many rows do."""
+    """Return the median value where class means differ by chance alone, as those of few rows do."""
     within = classes.pooled.detach() / classes.weight.detach().sum()
     values = torch.linalg.eigvalsh(within).clamp(min=0.0).cpu()
     generator = torch.Generator().manual_seed(0)
