@@ -167,6 +167,7 @@ def counting(amounts: tuple[float, ...]) -> Report:
     return read_texts(counter.Counter(amounts).eval(), items, task="causal")
 
 
+@cache
 def deep(gain: float | None, **options: Any) -> Report:
     """Scan twenty plain layers."""
     return scan(nets.deep_relu(20, 64, gain), nets.noise(300, 64), **options)
@@ -264,10 +265,10 @@ def long_class(shuffle: bool) -> Report:
     return read_texts(padding.Forgetful(True).eval(), items)
 
 
-def copies(count: int, noise: float | None) -> Report:
+def copies(count: int, noise: float) -> Report:
     """Scan the trained net over digits of which some occur twice, the copies with noise."""
     x, label = digits()
-    extra = x[:count] + (noise or 0.0) * nets.noise(count, 64)
+    extra = x[:count] + noise * nets.noise(count, 64)
     order = arrays.shuffled(DIGITS + count, 1)
     return scan(net(), torch.cat([x, extra])[order], torch.cat([label, label[:count]])[order])
 
@@ -483,7 +484,7 @@ PLANTS = (
         voids=("SND031", "SND032", "SND033", "SND034"),
     ),
     Plant("SND037", "error", lambda: relabelled(paired), lambda: shipped(-1.0, 1.0)),
-    Plant("SND041", "warning", lambda: copies(20, None), lambda: copies(0, None)),
+    Plant("SND041", "warning", lambda: copies(20, 0.0), lambda: relabelled(true)),
     Plant("SND042", "warning", lambda: copies(20, 0.002), lambda: copies(20, 0.1)),
     Plant("SND043", "warning", lambda: cut(48), lambda: cut(16)),
     Plant("SND044", "note", lambda: stepped(True), lambda: stepped(False)),

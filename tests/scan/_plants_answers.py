@@ -13,10 +13,26 @@ from torch import Tensor, nn
 import sonde
 from findings.test_snd019 import Ahead
 from narrow import expect
-from scan._plants import LENGTHS, Items, Plant, digits, net, read_texts, relabelled, scan, texts
+from scan._plants import (
+    LENGTHS,
+    Items,
+    Plant,
+    digits,
+    net,
+    read_texts,
+    relabelled,
+    scan,
+    texts,
+    true,
+)
 from scan._plants_chain import Chain, drawn, exchanged
 from scan._zoo import SEEDS, digit_net, quiet
 from sonde.report import Report
+
+
+def healthy() -> Report:
+    """Scan the trained net over digits and their labels."""
+    return relabelled(true)
 
 
 def moved_on(label: Tensor, _: np.random.Generator) -> Tensor:
@@ -47,6 +63,7 @@ def fallen_back() -> Report:
     return scan(module, *digits())
 
 
+@cache
 def batch_normed(fresh: bool, scale: float = 1.0) -> Report:
     """Scan a trained residual net, with the buffers of new batch norms or on another scale."""
     module = deepcopy(digit_net("residual-cnn", SEEDS[0], True)[0])
@@ -60,6 +77,12 @@ def batch_normed(fresh: bool, scale: float = 1.0) -> Report:
 SHUFFLED = np.random.default_rng(0).permutation(256)
 
 
+def same(numbers: np.ndarray) -> np.ndarray:
+    """Return bytes as they are."""
+    return numbers
+
+
+@cache
 def python_text(numbers: Callable[[np.ndarray], np.ndarray], n: int = 64) -> Report:
     """Scan the shipped language model over bytes of Python's own source, with other numbers."""
     files = [p for p in sorted(Path(ast.__file__).parent.glob("*.py")) if p.stat().st_size > 600]
@@ -74,18 +97,17 @@ def python_text(numbers: Callable[[np.ndarray], np.ndarray], n: int = 64) -> Rep
     return sonde.scan(sonde.load("sonde:stdlib"), items, settings=quiet())
 
 
-def layer_anew(path: str | None) -> Report:
+def layer_anew(path: str) -> Report:
     """Scan the trained net with one layer as torch draws it."""
     module = deepcopy(net())
-    if path is not None:
-        torch.manual_seed(0)
-        expect(nn.Linear, module.get_submodule(path)).reset_parameters()
+    torch.manual_seed(0)
+    expect(nn.Linear, module.get_submodule(path)).reset_parameters()
     return scan(module.requires_grad_(False), *digits())
 
 
 def one_too_large(factor: float) -> Report:
-    """Scan a trained net of six blocks, one weight of which has another size."""
-    module = deepcopy(digit_net("patch-net", SEEDS[0], True)[0]).requires_grad_(False)
+    """Scan a net of six blocks as it is drawn, one weight of which has another size."""
+    module = deepcopy(digit_net("patch-net", SEEDS[0], False)[0]).requires_grad_(False)
     expect(nn.Linear, module.get_submodule("blocks.3.down")).weight.mul_(factor)
     return scan(module, *digits())
 
@@ -132,7 +154,7 @@ def blanks(n: int) -> Report:
     """Scan the trained net over digits, some of which are blank at different brightness."""
     x, label = digits()
     x = x.clone()
-    x[:n] = torch.linspace(0, 1, max(n, 1))[:n, None]
+    x[:n] = torch.linspace(0, 1, n)[:, None]
     return scan(net(), x, label)
 
 
@@ -175,7 +197,7 @@ def two_sources(change: Callable[[Tensor], Tensor]) -> Report:
 PLANTS = (
     Plant("SND064", "warning", lambda: two_sources(exchanged), lambda: two_sources(torch.clone)),
     Plant("SND063", "warning", lambda: readings(0.1), lambda: readings(1.0)),
-    Plant("SND045", "warning", lambda: blanks(50), lambda: blanks(0)),
+    Plant("SND045", "warning", lambda: blanks(50), healthy),
     Plant(
         "SND047",
         "note",
@@ -189,7 +211,7 @@ PLANTS = (
         "SND003",
         "warning",
         lambda: layer_anew("4"),
-        lambda: layer_anew(None),
+        healthy,
         folds={"SND039": "SND003"},
     ),
     Plant("SND012", "warning", lambda: batch_normed(True), lambda: batch_normed(False)),
@@ -211,14 +233,14 @@ PLANTS = (
         "SND028",
         "warning",
         lambda: python_text(lambda b: (b + 1) % 256),
-        lambda: python_text(lambda b: b),
+        lambda: python_text(same),
         folds={"SND029": "SND028", "SND037": "SND028"},
     ),
     Plant(
         "SND029",
         "warning",
         lambda: python_text(lambda b: SHUFFLED[b]),
-        lambda: python_text(lambda b: b),
+        lambda: python_text(same),
     ),
     Plant(
         "SND038",
@@ -227,7 +249,7 @@ PLANTS = (
         lambda: relabelled(mistaken),
         folds={"SND037": "SND038", "SND039": "SND038"},
     ),
-    Plant("SND039", "note", fallen_back, lambda: biased({})),
+    Plant("SND039", "note", fallen_back, healthy),
     Plant("SND046", "warning", lambda: biased({4: -1e6}), lambda: biased({4: -0.1})),
     Plant("SND061", "warning", lambda: sensors(True), lambda: sensors(False)),
 )

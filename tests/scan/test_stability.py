@@ -4,15 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import sonde
-from scan._zoo import FAMILIES, Items, digit_net, digits, quiet
+from scan._zoo import SEEDS, Items, digit_net, digits, quiet
 from sonde.report import Report
 
 pytestmark = pytest.mark.slow
 
-SEED = 251
+SEED = 251  # of the rows
 HALVES = 6
 BLOCKS = ("findings", "checks", "sites")
 
@@ -29,13 +28,11 @@ def items() -> tuple[dict[str, Any], ...]:
     return (*chosen, *({**item, "id": f"again {item['id']}"} for item in chosen[40:60]))
 
 
-def net(family: str = "relu-mlp") -> torch.nn.Module:
-    return digit_net(family, SEED, trained=True)[0]
-
-
-def scanned(rows: Any = None, family: str = "relu-mlp", **options: Any) -> Report:
+def scanned(
+    rows: Any = None, family: str = "relu-mlp", trained: bool = True, **options: Any
+) -> Report:
     data: Items = list(items() if rows is None else rows)
-    return sonde.scan(net(family), data, settings=quiet(), **options)
+    return sonde.scan(digit_net(family, SEEDS[0], trained)[0], data, settings=quiet(), **options)
 
 
 def said(report: Report) -> set[tuple[str, str]]:
@@ -61,15 +58,14 @@ def test_the_same_scan_twice_gives_the_same_bytes() -> None:
         assert json.dumps(again[block]).encode() == json.dumps(reference().json()[block]).encode()
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_every_family_repeats_itself(family: str) -> None:
-    one, two = (scanned(items()[:200], family).json() for _ in range(2))
+@pytest.mark.parametrize("family", ["residual-cnn", "patch-net"])
+def test_convolutions_and_attention_repeat_themselves(family: str) -> None:
+    one, two = (scanned(items()[:200], family, trained=False).json() for _ in range(2))
     assert [json.dumps(one[b]) for b in BLOCKS] == [json.dumps(two[b]) for b in BLOCKS]
 
 
-@pytest.mark.parametrize("batch_size", [7, 256])
-def test_other_batches_say_the_same(batch_size: int) -> None:
-    assert said(scanned(batch_size=batch_size)) == said(reference())
+def test_other_batches_say_the_same() -> None:
+    assert said(scanned(batch_size=7)) == said(reference())
 
 
 def test_another_order_of_the_file_says_the_same() -> None:

@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 import sonde
-from scan._zoo import Items, digit_net, digits, quiet
+from scan._zoo import SEEDS, Items, digit_net, digits, quiet
 from sonde.core.stream import Stream
 from sonde.detect import KNN, MSP, Mahalanobis
 from sonde.findings.scan import scan_stream
@@ -31,7 +30,7 @@ def rows(x: Tensor, name: str) -> Items:
 
 
 def compared(data: Tensor, other: Tensor, family: str = "relu-mlp") -> Report:
-    net = digit_net(family, SEED, trained=True)[0]
+    net = digit_net(family, SEEDS[0], trained=True)[0]
     return sonde.scan(net, rows(data, "data"), rows(other, "other"), settings=quiet())
 
 
@@ -43,8 +42,9 @@ def finding(report: Report, code: str) -> dict[str, Any]:
     return next(f for f in report.findings if f["code"] == code)
 
 
-@pytest.mark.parametrize("family", ["relu-mlp", "residual-cnn"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("seed", "family"), [(0, "relu-mlp"), (1, "relu-mlp"), (2, "relu-mlp"), (0, "residual-cnn")]
+)
 def test_two_halves_of_the_same_data_do_not_differ(family: str, seed: int) -> None:
     report = compared(*halves(seed), family)
     assert states(report) == dict.fromkeys(VERSUS, "clear")
@@ -88,16 +88,14 @@ def test_noise_images_are_unlike_anything_fitted() -> None:
 
 
 @pytest.mark.truth("planted: noise in place of digits, and halves of the same data")
-def test_chosen_detectors_are_shown_at_every_site(tmp_path: Path) -> None:
-    data, other = halves(0)
+def test_chosen_detectors_are_shown_at_every_site() -> None:
+    data, other = (half[:400] for half in halves(0))
     noise = torch.rand(300, 64, generator=torch.Generator().manual_seed(SEED))
-    net = digit_net("relu-mlp", SEED, trained=True)[0]
+    net = digit_net("relu-mlp", SEEDS[0], trained=True)[0]
     settings = replace(quiet(), detectors=(Mahalanobis(), KNN(k=5), MSP()))
 
     def section(there: Tensor) -> dict[tuple[str, str], dict[str, Any]]:
         report = sonde.scan(net, rows(data, "data"), rows(there, "other"), settings=settings)
-        report.save(tmp_path / "report.html")
-        assert "fitted on half of DATA" in (tmp_path / "report.html").read_text()
         found = report.json()["versus"]
         assert found["alarm"]["detector"] == "Mahalanobis, KNN, MSP"
         return {(row["method"], row["site"]): row for row in found["detectors"]}
