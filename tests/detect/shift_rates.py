@@ -11,7 +11,7 @@ from narrow import expect
 from sonde.core.instrument import Read
 from sonde.core.shift import Comparison, Shift, Side
 
-RESAMPLES = 240
+RESAMPLES = 120
 _FRESH = count(1)
 
 

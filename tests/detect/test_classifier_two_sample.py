@@ -58,7 +58,7 @@ def test_false_alarms_are_no_more_than_promised(draw):
         ClassifierTwoSample(), lambda seed: (draw(seed, 60), draw(10_000 + seed, 45))
     )
     assert_right_rate([c.p for c in found], conservative=True)
-    assert sum(c.p <= 0.2 for c in found) > 15
+    assert sum(c.p <= 0.2 for c in found) > 4
 
 
 @pytest.mark.truth("a planted shift of the mean")

@@ -55,13 +55,13 @@ def test_null_is_the_mean_without_change():
     found = comparisons(
         Frechet(permutations=1),
         lambda seed: (_rows(seed, 300) * scale, _rows(9_000 + seed, 200) * scale),
-        200,
+        80,
     )
     values, null = (
         np.array([float(c) for c in found]),
         np.mean([float(present(c.null)) for c in found]),
     )
-    assert abs(values.mean() - null) < 4 * values.std() / 200**0.5
+    assert abs(values.mean() - null) < 4 * values.std() / 80**0.5
     assert values.mean() > 0.9 * null
 
 
@@ -76,7 +76,7 @@ def test_false_alarms_are_as_many_as_promised(draw):
 @pytest.mark.truth("planted shifts of mean and spread")
 def test_power():
     for change in (lambda y: y + 0.7, lambda y: y * 1.6):
-        found = comparisons(QUICK, lambda s, c=change: (_rows(s, 60), c(_rows(9_000 + s, 60))), 40)
+        found = comparisons(QUICK, lambda s, c=change: (_rows(s, 60), c(_rows(9_000 + s, 60))), 20)
         assert np.mean([c.p <= 0.05 for c in found]) > 0.8
 
 

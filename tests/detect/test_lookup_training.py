@@ -36,7 +36,7 @@ def _unit(x):
 def _weights(z):
     """Sparsemax of one row, its threshold by bisection."""
     low, high = z.min() - 1, z.max()
-    for _ in range(200):
+    for _ in range(64):
         middle = (low + high) / 2
         low, high = (middle, high) if np.maximum(z - middle, 0).sum() > 1 else (low, middle)
     return np.maximum(z - low, 0)
@@ -151,7 +151,7 @@ def test_a_step_goes_down_the_loss():
     source, checked = np.random.default_rng(0), 0
     for which, weight in enumerate(before.weights.values):
         moved = (after.weights.mean[which] - 0.9 * before.weights.mean[which]) / 0.1
-        for at in source.integers(weight.numel(), size=4):
+        for at in source.integers(weight.numel(), size=2):
             values = [v.double() for v in before.weights.values]
             slope = []
             for step in (1e-5, -1e-5):
@@ -163,7 +163,7 @@ def test_a_step_goes_down_the_loss():
             slope = (slope[0] - slope[1]) / 2e-5
             assert float(moved.flatten()[at]) == pytest.approx(slope, abs=2e-6, rel=0.02)
             checked += abs(slope) > 1e-5
-    assert checked > 8
+    assert checked > 4
 
 
 def _last_fakes(detector, state, x):

@@ -76,7 +76,7 @@ def test_automatic_steepness():
 def test_noise_and_negatives_are_told_at_every_block_of_the_shipped_transformer():
     model = sonde.load("sonde:digits")
     fitted = fitted_on(model, "sonde:digits/train", NAC(), objective="kl_uniform")
-    digits = [np.asarray(row["image"]) for row in Digits("test").take(0, 200)]
+    digits = [np.asarray(row["image"]) for row in Digits("test").take(0, 80)]
     draw = np.random.default_rng(0)
     looks = {
         "usual": digits,

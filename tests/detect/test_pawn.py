@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import sonde
-from models import gpt2
+from detect.bigrams import model
 from sonde.core.errors import InputError, ShapeError, StateError
-from sonde.core.inputs import Model
 from sonde.core.state import map_tensors
 from sonde.detect import PAWN
 from sonde.detect._token_net import NetShape, TextTokens, text_logits, token_logits
@@ -222,13 +221,13 @@ def scored(scorer, states, metrics, text, position):
 
 @pytest.mark.slow
 def test_weights_learn_where_to_look():
-    states, metrics, text, position, kind = attended(240, 0)
+    states, metrics, text, position, kind = attended(160, 0)
     detector = PAWN(features=16, gates=16, hidden=16, depth=1, epochs=12, batch=16, rate=1e-2)
     ids = [f"text {i}" for i in text.tolist()]
     scorer = detector.fit({"a": states, "b": metrics}, kind[text], ids=ids, position=position)
-    states, metrics, text, position, kind = attended(200, 1)
+    states, metrics, text, position, kind = attended(120, 1)
     found = scored(scorer, states, metrics, text, position)
-    mean = torch.zeros(200).index_add_(0, text, metrics[:, 0]) / 12
+    mean = torch.zeros(120).index_add_(0, text, metrics[:, 0]) / 12
     figures = [auroc(s, kind).value for s in (found, mean.double())]
     assert figures[0] > 0.95
     assert figures[0] > figures[1] + 0.03
@@ -276,37 +275,24 @@ def human_and_machine(n, seed):
     return items, [i % 2 for i in range(n)]
 
 
-@pytest.fixture(scope="module")
-def model():
-    module = gpt2()
-    torch.manual_seed(0)
-    optimizer = torch.optim.Adam(module.parameters(), 3e-3)
-    for _ in range(30):
-        ids = torch.randint(3, 48, (16, 1)) + torch.arange(12)
-        optimizer.zero_grad()
-        module(ids, labels=ids).loss.backward()
-        optimizer.step()
-    return Model(module.eval(), config=module.config, task="causal")
-
-
-def opened(model, items, labels=None, side="right"):
+def opened(items, labels=None, side="right"):
     inputs = TextInputs(items, special=False, side=side, labels=labels)
-    return live_stream(model, inputs, **PAWN().reading(), logits=False)
+    return live_stream(model(), inputs, **PAWN().reading(), logits=False)
 
 
 @pytest.mark.slow
-def test_machine_texts_score_high(model, tmp_path):
-    items, labels = human_and_machine(160, 0)
+def test_machine_texts_score_high(tmp_path):
+    items, labels = human_and_machine(96, 0)
     detector = PAWN(**{**SMALL, "rate": 2e-2}, epochs=6)
-    write_store(opened(model, items, labels), tmp_path / "rows")
+    write_store(opened(items, labels), tmp_path / "rows")
     fitted = sonde.fit(detector, Store(tmp_path / "rows"), progress=False)
-    live = sonde.fit(detector, opened(model, items, labels), progress=False)
+    live = sonde.fit(detector, opened(items, labels), progress=False)
     fitted.save(tmp_path / "probe.sonde")
     loaded = sonde.Fitted.load(tmp_path / "probe.sonde")
     items, labels = human_and_machine(60, 1)
     tables = [
-        sonde.score(loaded, opened(model, items, side="left"), progress=False),
-        sonde.score(live, opened(model, items), progress=False),
+        sonde.score(loaded, opened(items, side="left"), progress=False),
+        sonde.score(live, opened(items), progress=False),
     ]
     scores = [torch.tensor(t.column("score").to_pylist()) for t in tables]
     assert len(scores[0]) == 60
@@ -317,10 +303,10 @@ def test_machine_texts_score_high(model, tmp_path):
     assert float(p[machine].median()) < 0.1
 
 
-def test_more_sites_or_other_sites_are_refused(model):
+def test_more_sites_or_other_sites_are_refused():
     items, labels = human_and_machine(12, 0)
     inputs = TextInputs(items, special=False, labels=labels)
-    stream = live_stream(model, inputs, ["transformer.h.*"], "tokens", logits=False)
+    stream = live_stream(model(), inputs, ["transformer.h.*"], "tokens", logits=False)
     with pytest.raises(ShapeError, match=r"7 token metrics at a second, got rows of width 32"):
         sonde.fit(PAWN(**SMALL, epochs=1), stream, progress=False, calibrate=0)
 

@@ -1,5 +1,7 @@
 """Detectors of places from a live net to maps over pixels, against the planted mask."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,11 @@ DETECTORS = [
 ]
 
 
+@functools.cache
+def fitted_on_usual(detector):
+    return fit(detector, stream_of(textures(80, 0), detector), progress=False)
+
+
 @pytest.fixture(scope="module")
 def planted():
     return with_defects(20, 1)
@@ -33,7 +40,7 @@ def planted():
 @pytest.mark.parametrize(("detector", "least_auroc", "least_overlap"), DETECTORS)
 def test_planted_defects_are_found_and_located(detector, least_auroc, least_overlap, planted):
     images, masks = planted
-    fitted = fit(detector, stream_of(textures(80, 0), detector), progress=False)
+    fitted = fitted_on_usual(detector)
     ((method, _),) = fitted.scorers
     maps = maps_of(fitted.result(method).scorer, stream_of(images, detector))
     assert pixel_auroc(maps, list(masks), resamples=0).value > least_auroc
@@ -55,17 +62,17 @@ def test_averaged_maps_of_both_windows_locate_better_than_the_worse_one(planted)
     each = []
     for window in (1, 3):
         detector = DictLookup(m=1024, window=window)
-        scorer = fit(detector, stream_of(textures(80, 0), detector), calibrate=0, progress=False)
-        each.append(maps_of(scorer.result("dict_lookup"), stream_of(images, detector)))
+        scorer = fitted_on_usual(detector).result("dict_lookup").scorer
+        each.append(maps_of(scorer, stream_of(images, detector)))
     both = [torch.stack(pair).mean(0) for pair in zip(*each, strict=True)]
     found = [pixel_auroc(maps, list(masks), resamples=0).value for maps in (*each, both)]
     assert found[2] > min(found[:2]) + 0.005
     assert found[2] > 0.8
 
 
-@pytest.mark.parametrize("detector", [d for d, *_ in DETECTORS], ids=repr)
+@pytest.mark.parametrize("detector", [DETECTORS[i][0] for i in (0, 1, 4)], ids=repr)
 def test_a_saved_bundle_scores_the_same(detector, tmp_path):
-    fitted = fit(detector, stream_of(textures(30, 0), detector), progress=False)
+    fitted = fit(detector, stream_of(textures(12, 0), detector), progress=False)
     fitted.save(tmp_path / "probe.sonde")
     new = stream_of(textures(5, 2), detector)
     tables = [

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import sonde
-from models import gpt2
+from detect.bigrams import model
 from sonde.core.errors import InputError, ShapeError
-from sonde.core.inputs import Model
 from sonde.detect import Mahalanobis, TokenStatistics
 from sonde.detect.token_statistics import Name
 from sonde.run.instruments.entries import inner_of
@@ -117,43 +116,22 @@ def test_sure_and_impossible_tokens(statistic):
 # through a model ---------------------------------------------------------------------------------
 
 
-def trained_bigrams():
-    """A model that was taught that token i is followed by i + 1."""
-    module = gpt2()
-    torch.manual_seed(0)
-    module.train()
-    optimizer = torch.optim.Adam(module.parameters(), 3e-3)
-    for _ in range(30):
-        start = torch.randint(3, 40, (16, 1))
-        ids = start + torch.arange(12)
-        optimizer.zero_grad()
-        module(ids, labels=ids).loss.backward()
-        optimizer.step()
-    return module.eval()
-
-
 def stories(n, seed, step=1):
     """Return different texts of 4 to 11 tokens that go on by ``step``."""
     order = torch.randperm(25 * 8, generator=torch.Generator().manual_seed(seed))[:n].tolist()
     return [[3 + i % 25 + step * j % 30 for j in range(4 + i // 25)] for i in order]
 
 
-@pytest.fixture(scope="module")
-def model():
-    module = trained_bigrams()
-    return Model(module, config=module.config, task="causal")
-
-
-def opened(model, items, side="right"):
+def opened(items, side="right"):
     inputs = Texts(items, special=False, side=side)
-    return live_stream(model, inputs, "lm_head", "predictions", logits=False)
+    return live_stream(model(), inputs, "lm_head", "predictions", logits=False)
 
 
-def test_texts_that_the_model_did_not_expect_score_high(model):
+def test_texts_that_the_model_did_not_expect_score_high():
     detectors = [TokenStatistics(s) for s in NAMES if s != "lrr"]
-    fitted = sonde.fit(detectors, opened(model, stories(120, 0)), progress=False)
-    usual = sonde.score(fitted, opened(model, stories(40, 1)), progress=False).to_pylist()
-    odd = sonde.score(fitted, opened(model, stories(40, 2, step=-7)), progress=False).to_pylist()
+    fitted = sonde.fit(detectors, opened(stories(80, 0)), progress=False)
+    usual = sonde.score(fitted, opened(stories(40, 1)), progress=False).to_pylist()
+    odd = sonde.score(fitted, opened(stories(40, 2, step=-7)), progress=False).to_pylist()
     assert len(usual) == len(odd) == 40 * len(detectors)
     for name in ("mean_nll", "max_nll", "min_k", "fast_curvature"):
         mine = [[r for r in rows if repr(name) in r["instrument"]] for rows in (usual, odd)]
@@ -164,29 +142,29 @@ def test_texts_that_the_model_did_not_expect_score_high(model):
 
 
 @pytest.mark.truth("log_softmax of each text alone, brute force")
-def test_the_table_holds_the_mean_surprise_of_each_text(model):
+def test_the_table_holds_the_mean_surprise_of_each_text():
     items = stories(30, 3)
-    fitted = sonde.fit(TokenStatistics(), opened(model, items), calibrate=0, progress=False)
+    fitted = sonde.fit(TokenStatistics(), opened(items), calibrate=0, progress=False)
     for side in ("right", "left"):
-        rows = sonde.score(fitted, opened(model, items, side), progress=False).to_pylist()
+        rows = sonde.score(fitted, opened(items, side), progress=False).to_pylist()
         for row, item in zip(rows, items, strict=True):
             with torch.no_grad():
-                logs = model.module(torch.tensor([item])).logits[0].log_softmax(-1)
+                logs = model().module(torch.tensor([item])).logits[0].log_softmax(-1)
             nll = -logs[range(len(item) - 1), item[1:]]
             assert row["score"] == pytest.approx(float(nll.mean()), rel=1e-3, abs=1e-4)
             assert row["position"] == int(nll.argmax()) + 1
-    tokens = sonde.score(fitted, opened(model, items), reduction="rows", progress=False)
+    tokens = sonde.score(fitted, opened(items), reduction="rows", progress=False)
     assert tokens.num_rows == sum(len(i) - 1 for i in items)
 
 
-def test_direction_is_in_the_header_and_survives_a_file(model, tmp_path):
+def test_direction_is_in_the_header_and_survives_a_file(tmp_path):
     fitted = sonde.fit(
-        TokenStatistics("min_k", direction="low"), opened(model, stories(60, 4)), progress=False
+        TokenStatistics("min_k", direction="low"), opened(stories(60, 4)), progress=False
     )
     fitted.save(tmp_path / "probe.sonde")
     loaded = sonde.Fitted.load(tmp_path / "probe.sonde")
     assert inner_of(loaded.tasks[0].instrument) == TokenStatistics("min_k", direction="low")
-    stream = opened(model, stories(9, 5))
+    stream = opened(stories(9, 5))
     before, after = (sonde.score(f, stream, progress=False) for f in (fitted, loaded))
     assert before == after
     assert max(before.column("score").to_pylist()) < 0.0
@@ -200,14 +178,14 @@ def test_rows_that_are_no_token_metrics_are_refused():
         TokenStatistics().fit(torch.zeros(5, 4))
 
 
-def test_sites_of_another_reducer_are_refused(model):
-    stream = live_stream(model, Texts(stories(20, 6), special=False), "transformer.h.1", "tokens")
+def test_sites_of_another_reducer_are_refused():
+    stream = live_stream(model(), Texts(stories(20, 6), special=False), "transformer.h.1", "tokens")
     with pytest.raises(InputError, match=r"TokenStatistics: expected rows of .*'predictions'"):
         sonde.fit(TokenStatistics(), stream, progress=False)
 
 
-def test_other_detectors_read_token_metrics_too(model):
-    fitted = sonde.fit(Mahalanobis(classes=False), opened(model, stories(60, 7)), progress=False)
+def test_other_detectors_read_token_metrics_too():
+    fitted = sonde.fit(Mahalanobis(classes=False), opened(stories(60, 7)), progress=False)
     assert fitted.result("mahalanobis").scorer.n > 100
 
 

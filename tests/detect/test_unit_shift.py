@@ -68,8 +68,8 @@ def test_the_bound_of_means_holds_for_every_choice(chosen):
 @pytest.mark.parametrize(
     ("test", "share", "n"),
     [
-        ("mean", 0.02, (20, 900)),
-        ("mean", 0.1, (8, 900)),
+        ("mean", 0.02, (20, 300)),
+        ("mean", 0.1, (8, 300)),
         ("js", 0.02, (40, 900)),
         ("js", 0.3, (40, 900)),
     ],
@@ -96,7 +96,7 @@ def test_a_moved_unit_is_named_among_sparse_ones():
 
 @pytest.mark.truth("Welch's test of all rows")
 def test_a_move_too_small_for_the_sample_is_seen_in_all_rows():
-    x, y = _rows(8, 40_000, 2), _rows(9, 40_000, 2) + torch.tensor([0.0, 0.06])
+    x, y = _rows(8, 20_000, 2), _rows(9, 20_000, 2) + torch.tensor([0.0, 0.085])
     found: Any = UnitShift(test="mean").between(x, y)
     assert found.moved().tolist() == [1]
     want: Any = stats.ttest_ind(x[:, 1].numpy(), y[:, 1].numpy(), equal_var=False)
@@ -133,12 +133,17 @@ def test_binning_loses_less_than_the_fullest_bin():
 @pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
 @pytest.mark.parametrize(
     ("shift", "draw"),
-    [(UnitShift(), _skewed), (UnitShift(test="mean"), _rows), (UnitShift(correction="bh"), _rows)],
-    ids=("ks", "mean", "bh"),
+    [
+        (UnitShift(), _skewed),
+        (UnitShift(test="js"), _skewed),
+        (UnitShift(test="mean"), _rows),
+        (UnitShift(correction="bh"), _rows),
+    ],
+    ids=("ks", "js", "mean", "bh"),
 )
 def test_false_alarms_are_no_more_than_promised(shift, draw):
     found = comparisons(shift, lambda seed: (draw(seed, 60), draw(10_000 + seed, 45)))
-    assert_right_rate([c.p for c in found], conservative=shift.test == "ks")
+    assert_right_rate([c.p for c in found], conservative=shift.test in ("ks", "js"))
     assert sum(c.p <= 0.2 for c in found) > 0
 
 
@@ -240,13 +245,3 @@ def test_how_far_the_mass_moved(test):
         pooled = torch.cat([x, y])[:, unit].std(correction=0)
         want = stats.wasserstein_distance(x[:, unit].numpy(), y[:, unit].numpy()) / pooled
         assert float(found.moved_by[unit]) == pytest.approx(float(want), rel=0.1)
-
-
-@pytest.mark.slow
-@pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
-def test_divergence_alarms_no_more_than_promised():
-    found = comparisons(
-        UnitShift(test="js"), lambda seed: (_skewed(seed, 60), _skewed(10_000 + seed, 45))
-    )
-    assert_right_rate([c.p for c in found], conservative=True)
-    assert sum(c.p <= 0.2 for c in found) > 0

@@ -75,11 +75,11 @@ def test_sees_what_the_logits_cannot():
 @pytest.mark.truth("the mean over all rows; the spread of alpha over samples")
 def test_a_sample_states_its_error():
     rng = np.random.default_rng(1)
-    x = torch.from_numpy(rng.standard_normal((3000, 3)) + 2.0)
-    whole = _fit(ViM(1, "paper", m=3000), x, WEIGHT, BIAS)
+    x = torch.from_numpy(rng.standard_normal((2000, 3)) + 2.0)
+    whole = _fit(ViM(1, "paper", m=2000), x, WEIGHT, BIAS)
     assert whole.conventions["alpha_se"] == 0.0
     parts = []
-    for seed in range(40):
+    for seed in range(20):
         part = ViM(1, "paper", m=200).fit(
             x, logits=x @ WEIGHT.T + BIAS, head=(WEIGHT, BIAS), seed=seed
         )

@@ -39,7 +39,7 @@ def test_error():
     label = np.arange(160) % 2
     found = [
         alignment_quality({"x": rng.standard_normal((160, 3)) + 2 * label[:, None]}, label)
-        for _ in range(16)
+        for _ in range(12)
     ]
     ratio = np.mean([float(torch.as_tensor(r.se)) for r in found])
     assert 0.5 < ratio / np.std([float(r) for r in found], ddof=1) < 2.0

@@ -44,7 +44,7 @@ def test_brute_force():
 @pytest.mark.parametrize(("rho", "want"), [(0.75, 0.0793025151), (0.9, 0.1288328718)])
 def test_population_value(rho, want):
     assert _closed(rho) == pytest.approx(want, rel=1e-8)
-    found = information(*_pair(0, 1000, rho), sigma=1.0)
+    found = information(*_pair(0, 500, rho), sigma=1.0)
     error = float(present(found.se))
     assert found.value == pytest.approx(want, abs=3 * error)
     assert error < 0.02
@@ -74,7 +74,7 @@ def test_unrelated_rows_have_the_null(size):
 
 @pytest.mark.truth("the spread over fresh draws")
 def test_standard_error():
-    found = [information(*_pair(i, 200, 0.75)) for i in range(20)]
+    found = [information(*_pair(i, 150, 0.75)) for i in range(20)]
     errors = np.mean([float(present(r.se)) for r in found])
     assert 0.7 < errors / np.std([float(r) for r in found]) < 1.5
 

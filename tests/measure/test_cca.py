@@ -38,7 +38,7 @@ def test_nulls_are_what_unrelated_rows_give():
 def test_standard_error():
     rng = np.random.default_rng(1)
     found = []
-    for _ in range(60):
+    for _ in range(30):
         x = rng.standard_normal((600, 3))
         found.append(cca(x, x + rng.standard_normal((600, 3))))
     spread = np.std([float(r) for r in found], ddof=1)

@@ -57,9 +57,9 @@ def test_population_value():
 @pytest.mark.parametrize(("n", "dims"), [(100, (50, 50)), (60, (100, 20))])
 def test_nulls(n, dims):
     rng = np.random.default_rng(1)
-    pairs = [tuple(rng.standard_normal((n, d)) for d in dims) for _ in range(20)]
+    pairs = [tuple(rng.standard_normal((n, d)) for d in dims) for _ in range(10)]
     debiased = [float(cka(x, y)) for x, y in pairs]
-    assert abs(np.mean(debiased)) < 4 * np.std(debiased) / 20**0.5
+    assert abs(np.mean(debiased)) < 4 * np.std(debiased) / 10**0.5
     biased = [cka(x, y, debiased=False) for x, y in pairs]
     assert np.mean([float(b) for b in biased]) == pytest.approx(biased[0].null, rel=0.02)
 
@@ -68,13 +68,13 @@ def test_nulls(n, dims):
 def test_rows_of_one_document_do_not_raise_the_grouped_value():
     group = np.repeat(np.arange(64), 16)
     values, rows = [], []
-    for seed in range(8):
+    for seed in range(5):
         rng = np.random.default_rng(seed)
         effects = [np.repeat(rng.standard_normal((64, 4)), 16, axis=0) for _ in range(2)]
         x, y = (e + 0.3 * rng.standard_normal((1024, 4)) for e in effects)
         values.append(cka(x, y, group=group).value)
         rows.append(cka(x, y).value)
-    assert abs(np.mean(values)) < 4 * np.std(values) / 8**0.5
+    assert abs(np.mean(values)) < 4 * np.std(values) / 5**0.5
     assert np.mean(rows) > 0.03
 
 
@@ -84,12 +84,12 @@ def test_rows_of_one_document_do_not_raise_the_grouped_value():
 @pytest.mark.parametrize("size", [1, 2])
 def test_errors(debiased, size):
     values, errors = [], []
-    for seed in range(30):
+    for seed in range(16):
         rng = np.random.default_rng(seed)
-        x = np.repeat(rng.standard_normal((400, 5)), size, axis=0)
+        x = np.repeat(rng.standard_normal((200, 5)), size, axis=0)
         x = x + 0.5 * rng.standard_normal(x.shape)
         y = x + rng.standard_normal(x.shape)
-        group = None if size == 1 else np.repeat(np.arange(400), size)
+        group = None if size == 1 else np.repeat(np.arange(200), size)
         result = cka(x, y, group, debiased=debiased)
         values.append(result.value)
         errors.append(result.se)
@@ -113,10 +113,10 @@ def test_constant_rows_are_nan_and_dead():
 @pytest.mark.truth("standard deviation of a degenerate U statistic, sqrt(2) / n")
 def test_the_error_of_unrelated_rows_is_flagged_as_too_wide():
     rng = np.random.default_rng(2)
-    pairs = list(rng.standard_normal((30, 2, 200, 32)))
+    pairs = list(rng.standard_normal((20, 2, 200, 32)))
     found = [cka(x, y) for x, y in pairs]
     assert np.std([float(r) for r in found], ddof=1) == pytest.approx(2**0.5 / 200, rel=0.35)
-    assert sum("se_first_order" in r.flags for r in found) >= 28
+    assert sum("se_first_order" in r.flags for r in found) >= 18
     x, y = pairs[0]
     assert "se_first_order" not in cka(x, x + y).flags
     assert "se_first_order" not in cka(x, y, debiased=False).flags

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import cdist
+from scipy.spatial.distance import cdist, pdist
 from sklearn.datasets import load_digits
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
 from sklearn.utils import Bunch
@@ -15,7 +15,7 @@ from sonde.measure import cluster_indices
 A = [[0.0, 0.0], [0.0, 2.0], [6.0, 0.0], [6.0, 2.0]]
 B = [[0.0, 0.0], [2.0, 2.0], [6.0, 0.0], [8.0, 2.0]]
 _FOUND = expect(Bunch, load_digits())
-DIGITS, NAMES = _FOUND.data, _FOUND.target
+DIGITS, NAMES = _FOUND.data[:800], _FOUND.target[:800]
 
 
 @pytest.mark.truth("values worked out by hand")
@@ -36,11 +36,12 @@ def test_small_examples(x, values):
 def test_digits():
     result = cluster_indices(DIGITS, NAMES)
     assert result.value == pytest.approx(silhouette_score(DIGITS, NAMES), rel=1e-9)
-    assert result.value == pytest.approx(0.1629432052, rel=1e-8)
     assert result.davies_bouldin == pytest.approx(davies_bouldin_score(DIGITS, NAMES), rel=1e-9)
     ratio = calinski_harabasz_score(DIGITS, NAMES)
     assert result.calinski_harabasz == pytest.approx(ratio, rel=1e-9)
-    assert result.xie_beni == pytest.approx(1.5857819700, rel=1e-8)
+    middle = np.stack([DIGITS[k == NAMES].mean(0) for k in range(10)])
+    within, between = np.square(DIGITS - middle[NAMES]).sum(1).mean(), pdist(middle).min() ** 2
+    assert result.xie_beni == pytest.approx(within / between, rel=1e-9)
     distance, same = cdist(DIGITS, DIGITS), NAMES[:, None] == NAMES
     dunn = distance[~same].min() / distance[same].max()
     assert result.dunn == pytest.approx(dunn, rel=1e-9)
@@ -55,7 +56,7 @@ def test_nulls_and_errors():
         want = np.mean([r.nulls[name] for r in free])
         assert np.mean([getattr(r, name) for r in free]) == pytest.approx(want, rel=0.25)
     x = np.eye(3, 4)[label] * 2
-    found = [cluster_indices(x + rng.standard_normal((180, 4)), label) for _ in range(16)]
+    found = [cluster_indices(x + rng.standard_normal((180, 4)), label) for _ in range(14)]
     for name in ("silhouette", "davies_bouldin", "calinski_harabasz", "eta2"):
         values = [float(r) if name == "silhouette" else getattr(r, name) for r in found]
         ratio = np.mean([r.errors[name] for r in found]) / np.std(values, ddof=1)

@@ -73,12 +73,12 @@ def test_null(method):
             method=method,
             n_clusters=2,
         )
-        for _ in range(12)
+        for _ in range(6)
     ]
     values = np.array([float(r) for r in found])
     null = np.mean([float(torch.as_tensor(r.null)) for r in found])
     # the null takes the correlations within the sample for those of all rows
-    assert null == pytest.approx(values.mean(), abs=4 * values.std() / 12**0.5 + 0.01)
+    assert null == pytest.approx(values.mean(), abs=4 * values.std() / 6**0.5 + 0.01)
 
 
 @pytest.mark.truth("the spread over fresh draws")

@@ -46,11 +46,11 @@ def test_importances_are_the_peers_coefficients():
 @pytest.mark.truth("the spread over fresh draws, and unrelated sides")
 def test_standard_error_and_null():
     for mixing, most in ((DENSE, 1.4), (SPARSE, 2.2)):
-        found = [dci(*rows(seed=s, mixing=mixing)) for s in range(40)]
+        found = [dci(*rows(seed=s, mixing=mixing)) for s in range(20)]
         spread = np.std([float(r) for r in found], ddof=1)
         assert 0.7 < np.mean([float(torch.as_tensor(r.se)) for r in found]) / spread < most
     assert "se_first_order" in found[0].flags
-    free = [dci(rows(seed=s)[0], rows(seed=s + 90)[1]) for s in range(40)]
+    free = [dci(rows(seed=s)[0], rows(seed=s + 90)[1]) for s in range(20)]
     null = float(torch.as_tensor(free[0].null))
     assert np.mean([float(r) for r in free]) == pytest.approx(null, rel=0.2)
     assert np.mean([r.complete for r in free]) == pytest.approx(free[0].complete_null, rel=0.2)

@@ -1,7 +1,4 @@
-import numpy as np
 import pytest
-import scipy.stats
-import torch
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
 
@@ -17,39 +14,3 @@ DIGITS = expect(Bunch, load_digits()).data
 @pytest.mark.parametrize("source", ["moments", "sample"])
 def test_known_values(rows, want, source):
     assert entropy_rank(rows, source=source).value == pytest.approx(want, rel=1e-9)
-
-
-@pytest.mark.truth("numpy and scipy on all rows in memory")
-@pytest.mark.parametrize(("n", "dim"), [(500, 12), (20, 40), (3, 2)])
-def test_formula(n, dim):
-    x = np.random.default_rng(n).standard_normal((n, dim)) * np.linspace(0.2, 3.0, dim) + 1.0
-    v = np.linalg.eigvalsh(np.cov(x, rowvar=False, bias=True))
-    v = v[v > 1e-9 * v.max()]
-    want = np.exp(scipy.stats.entropy(v))
-    assert entropy_rank(x).value == pytest.approx(want, rel=1e-7)
-    assert entropy_rank(x, source="sample").value == pytest.approx(want, rel=1e-7)
-
-
-@pytest.mark.truth("simulated white rows")
-def test_null_is_that_of_white_rows():
-    draws = [np.random.default_rng(s).standard_normal((256, 64)) for s in range(6)]
-    seen = np.mean([float(entropy_rank(x)) for x in draws])
-    assert entropy_rank(draws[0]).null == pytest.approx(seen, rel=0.03)
-
-
-def test_unchanged_by_rotation_and_scale():
-    q = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).double())[0]
-    want = entropy_rank(X).value
-    assert entropy_rank(-3.0 * X @ q).value == pytest.approx(want, rel=1e-9)
-    assert entropy_rank(X * torch.arange(1.0, 6.0)).value != pytest.approx(want, rel=1e-3)
-
-
-def test_constant_rows_are_nan_and_dead():
-    result = entropy_rank(torch.zeros(10, 4))
-    assert np.isnan(result.value)
-    assert "dead" in result.flags
-
-
-def test_few_rows_are_flagged():
-    assert "few_rows" in entropy_rank(X[:4]).flags
-    assert "few_rows" in entropy_rank(X[:4], source="sample").flags

@@ -25,7 +25,7 @@ SPREAD = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64)
 
 @pytest.mark.truth("gaussian gradients of known mean and variance, and means of batches of them")
 def test_gaussian_gradients():
-    rows = gaussian(80_000, 0, MEAN, SPREAD)
+    rows = gaussian(40_000, 0, MEAN, SPREAD)
     found = gradient_signal_to_noise(rows)
     assert float(found) == pytest.approx(0.5 / 3, abs=4 * float(present(found.se)))
     assert found.ratio.tolist() == pytest.approx((MEAN / SPREAD).abs().tolist(), abs=0.015)
@@ -40,7 +40,7 @@ def test_gaussian_gradients():
 @pytest.mark.truth("mean and spread of the value over fresh draws")
 def test_errors_and_what_chance_adds():
     for size, poor in ((0.0, True), (0.5, False)):
-        runs = [gradient_signal_to_noise(gaussian(300, s, size * MEAN, SPREAD)) for s in range(80)]
+        runs = [gradient_signal_to_noise(gaussian(300, s, size * MEAN, SPREAD)) for s in range(40)]
         values = np.array([float(r) for r in runs])
         true = size * 0.5 / 3
         assert np.mean(values**2) == pytest.approx(
@@ -51,7 +51,7 @@ def test_errors_and_what_chance_adds():
         assert np.mean(corrected) == pytest.approx(true**2, abs=4 * error)
         if poor:
             assert np.mean([r.flags == ("se_first_order",) for r in runs]) > 0.95
-    runs = [gradient_signal_to_noise(gaussian(300, s, 3 * MEAN, SPREAD)) for s in range(80)]
+    runs = [gradient_signal_to_noise(gaussian(300, s, 3 * MEAN, SPREAD)) for s in range(40)]
     assert not any(r.flags for r in runs)
     spread = np.std([float(r) for r in runs])
     assert np.mean([float(present(r.se)) for r in runs]) == pytest.approx(spread, rel=0.3)

@@ -36,7 +36,7 @@ def test_null(ridge):
     rng = np.random.default_rng(0)
     found = [
         gulp(rng.standard_normal((150, 6)), rng.standard_normal((150, 4)), ridge=ridge)
-        for _ in range(30)
+        for _ in range(16)
     ]
     mean = np.mean([float(r) for r in found])
     assert mean == pytest.approx(np.mean([float(torch.as_tensor(r.null)) for r in found]), rel=0.02)

@@ -31,7 +31,7 @@ def test_null_and_error():
     rng = np.random.default_rng(0)
     group = np.repeat(np.arange(30), 4)
     found = []
-    for _ in range(12):
+    for _ in range(8):
         x, y = (
             rng.standard_normal((30, 5))[group] + 0.1 * rng.standard_normal((120, 5)) for _ in "xy"
         )
@@ -41,12 +41,12 @@ def test_null_and_error():
     assert alone > grouped + 0.03
     free = [
         rsa(rng.standard_normal((60, 5)), rng.standard_normal((60, 5)), comparison="cosine")
-        for _ in range(10)
+        for _ in range(6)
     ]
     nulls = [float(torch.as_tensor(r.null)) for r in free]
     assert np.mean([float(r) for r in free]) == pytest.approx(np.mean(nulls), abs=0.01)
     near = []
-    for _ in range(20):
+    for _ in range(12):
         x = rng.standard_normal((100, 4))
         near.append(rsa(x, x + rng.standard_normal((100, 4))))
     ratio = np.mean([float(torch.as_tensor(r.se)) for r in near])

@@ -36,10 +36,10 @@ def test_association_is_the_peers():
 
 @pytest.mark.truth("the spread over fresh draws, and contexts drawn by lot")
 def test_standard_error_null_and_since():
-    found = [spurious_shift(*rows(seed=s)) for s in range(40)]
+    found = [spurious_shift(*rows(seed=s)) for s in range(12)]
     spread = np.std([float(r) for r in found], ddof=1)
     assert 0.7 < np.mean([float(torch.as_tensor(r.se)) for r in found]) / spread < 1.4
-    free = [spurious_shift(*rows(seed=s, context_size=0.0)) for s in range(20)]
+    free = [spurious_shift(*rows(seed=s, context_size=0.0)) for s in range(12)]
     nulls = [float(torch.as_tensor(r.null)) for r in free]
     assert np.mean([float(r) for r in free]) == pytest.approx(np.mean(nulls), abs=0.08)
     moved = found[0].since(free[0])

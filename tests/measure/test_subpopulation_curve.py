@@ -44,7 +44,7 @@ def test_weights_and_test_are_the_peers():
 
 @pytest.mark.truth("straight lines with nets whose epochs are alike")
 def test_epochs_of_a_net_are_no_evidence_of_their_own():
-    found = [noisy(0.0, seed) for seed in range(60)]
+    found = [noisy(0.0, seed) for seed in range(40)]
     by_net = [subpopulation_curve(p, q, group=g) for p, q, g in found]
     alone = [subpopulation_curve(p, q) for p, q, _ in found]
     assert np.mean([r.p_value < 0.1 for r in by_net]) < 0.2

@@ -46,11 +46,11 @@ def test_sum_of_what_each_unit_tells_of_those_before():
 @pytest.mark.truth("simulated independent units")
 def test_mean_at_independence():
     found = [
-        total_correlation(np.random.default_rng(s).standard_normal((40, 12))) for s in range(200)
+        total_correlation(np.random.default_rng(s).standard_normal((40, 12))) for s in range(60)
     ]
     values = np.array([float(f) for f in found])
     assert abs(values.mean()) < 4 * values.std() / math.sqrt(len(values))
-    assert found[0].bias > 20 * values.std() / math.sqrt(len(values))
+    assert found[0].bias > 15 * values.std() / math.sqrt(len(values))
 
 
 def test_a_unit_that_follows_from_others_is_infinite_and_flagged():

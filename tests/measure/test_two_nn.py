@@ -55,7 +55,7 @@ def test_rows_of_a_document_lie_together():
 @pytest.mark.truth("the spread over fresh draws; white rows are their own null")
 @pytest.mark.parametrize("fit", ["ml", "slope"])
 def test_standard_error_and_null(fit):
-    found = [two_nn(np.random.default_rng(i).random((300, 4)), fit=fit) for i in range(40)]
+    found = [two_nn(np.random.default_rng(i).random((200, 4)), fit=fit) for i in range(20)]
     values, errors, nulls = (
         np.array([float(torch.as_tensor(v)) for v in column])
         for column in zip(*((r.value, r.se, r.null) for r in found), strict=True)

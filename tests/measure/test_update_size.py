@@ -49,7 +49,7 @@ def test_null():
 @pytest.mark.truth("spread over fresh draws of the data")
 def test_error():
     fresh = []
-    for seed in range(60):
+    for seed in range(30):
         rng = np.random.default_rng(seed)
         x = rng.standard_normal((200, 1))
         fresh.append(update_size(x, x + 0.3 * rng.standard_normal((200, 1))))

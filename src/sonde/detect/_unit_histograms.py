@@ -46,12 +46,12 @@ def _cells(pooled: Float[Tensor, "dim bin"], n: int) -> Int[Tensor, "dim bin"]:
     full = max(LEAST / n, 1 / MOST) - 1e-12
     cell = torch.zeros(pooled.shape, dtype=torch.int64)
     held, at = torch.zeros(len(pooled), dtype=pooled.dtype), cell[:, 0].clone()
-    for i in range(pooled.shape[1]):
+    for i in torch.nonzero((pooled > 0).any(0)).flatten().tolist():
         cell[:, i] = at
         held += pooled[:, i]
         at += held >= full
         held = torch.where(held >= full, torch.zeros_like(held), held)
-    return torch.minimum(cell, (at - 1).clamp(min=0)[:, None])
+    return torch.minimum(cell.cummax(1).values, (at - 1).clamp(min=0)[:, None])
 
 
 def _relative(p: Float[Tensor, "dim cell"], q: Float[Tensor, "dim cell"]) -> Float[Tensor, "dim"]:
