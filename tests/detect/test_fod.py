@@ -149,7 +149,7 @@ def _displaced(n, seed):
 @pytest.mark.truth("patches that were moved, by ranks")
 def test_a_displaced_patch_is_found_that_reconstruction_misses():
     detector = FOD(width=16, heads=2, layers=1, passes=15, batch=8, rate=1e-2, relative=False)
-    scorer = _fit(detector, _images(48, 0))
+    scorer = _fit(detector, _images(40, 0))
     images, odd = _displaced(40, 3)
     error, gap = _score(scorer, images, "terms")
     auroc = {

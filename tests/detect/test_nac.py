@@ -75,8 +75,12 @@ def test_automatic_steepness():
 @pytest.mark.truth("which images are digits")
 def test_noise_and_negatives_are_told_at_every_block_of_the_shipped_transformer():
     model = sonde.load("sonde:digits")
-    fitted = fitted_on(model, "sonde:digits/train", NAC(), objective="kl_uniform")
-    digits = [np.asarray(row["image"]) for row in Digits("test").take(0, 80)]
+    usual, digits = (
+        [np.asarray(row["image"]) for row in Digits(split).take(0, n)]
+        for split, n in (("train", 300), ("test", 80))
+    )
+    images = [Image.fromarray(image) for image in usual]
+    fitted = fitted_on(model, images, NAC(), objective="kl_uniform")
     draw = np.random.default_rng(0)
     looks = {
         "usual": digits,

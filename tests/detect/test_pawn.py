@@ -283,7 +283,7 @@ def opened(items, labels=None, side="right"):
 @pytest.mark.slow
 def test_machine_texts_score_high(tmp_path):
     items, labels = human_and_machine(96, 0)
-    detector = PAWN(**{**SMALL, "rate": 2e-2}, epochs=6)
+    detector = PAWN(**{**SMALL, "rate": 2e-2}, epochs=4)
     write_store(opened(items, labels), tmp_path / "rows")
     fitted = sonde.fit(detector, Store(tmp_path / "rows"), progress=False)
     live = sonde.fit(detector, opened(items, labels), progress=False)

@@ -68,7 +68,7 @@ def test_null_is_that_of_labels_without_meaning(estimator):
 @pytest.mark.truth("the spread over fresh draws")
 @pytest.mark.parametrize("estimator", ["jensen", "mc"])
 def test_standard_error(estimator):
-    found = [bottleneck_degree(*_classes(i, 120), estimator=estimator) for i in range(12)]
+    found = [bottleneck_degree(*_classes(i, 120), estimator=estimator) for i in range(24)]
     errors = [float(torch.as_tensor(r.se)) for r in found]
     assert 0.6 < np.mean(errors) / np.std([float(r) for r in found]) < 1.7
 

@@ -86,7 +86,7 @@ def test_null(method):
 def test_standard_error(method):
     rng = np.random.default_rng(1)
     found = []
-    for _ in range(16):
+    for _ in range(12):
         x = rng.standard_normal((300, 4))
         y = x[:, [0, 0, 1, 2, 3]] + rng.standard_normal((300, 5))
         found.append(correlation_match(x, y, method=method, n_clusters=4))

@@ -46,7 +46,7 @@ def test_the_first_scale_is_two_nn_without_its_correction():
 
 @pytest.mark.truth("the spread over fresh draws; white rows are their own null")
 def test_standard_error_and_null():
-    found = [gride(np.random.default_rng(i).random((120, 3)), largest=2) for i in range(16)]
+    found = [gride(np.random.default_rng(i).random((120, 3)), largest=2) for i in range(12)]
     curves, errors, nulls = (
         torch.stack(column).numpy()
         for column in zip(*((r.dimension, r.error, r.shuffled) for r in found), strict=True)
