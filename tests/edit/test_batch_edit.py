@@ -12,7 +12,7 @@ from edit.test_rank_one_edit import LAYER, SITE, delta
 from sonde.core import InputError, ShapeError, StateError
 from sonde.edit import BatchEdit, NullSpace, RankOneEdit, SecondMoment
 from sonde.edit._facts import prompts, read_means
-from sonde.edit._update import least_update
+from sonde.edit._writing import least_update
 
 BLOCK = "model.layers.1:out"
 LAYERS = ("layers.0.mlp.down_proj", "layers.1.mlp.down_proj")

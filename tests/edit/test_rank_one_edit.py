@@ -13,7 +13,7 @@ from edit.test_null_space import normal
 from sonde.core import InputError, Model
 from sonde.edit import Fact, RankOneEdit, SecondMoment, log_probability
 from sonde.edit._facts import prompts, read_means
-from sonde.edit._update import least_update
+from sonde.edit._writing import least_update
 
 LAYER = "layers.0.mlp.down_proj"
 SITE = f"model.{LAYER}"

@@ -12,7 +12,6 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.edit._facts import Fact, Search, Texts, log_probability, prompts, read_means
 from sonde.edit._linear import linear_layer
-from sonde.edit._update import least_update
 from sonde.edit.null_space import NullSpace, NullSpaceResult
 from sonde.edit.second_moment import SecondMoment, SecondMomentResult
 from sonde.tap import resolve
@@ -146,3 +145,28 @@ def _answer(fitted: Any, method: type[Any], kind: type[Any], layer: str) -> Any:
             f"texts, sites=['{layer}:in'], reducer='tokens'))."
         )
     return found
+
+
+def least_update(
+    residual: Float[Tensor, "out key"],
+    keys: Float[Tensor, "dim key"],
+    reach: Float[Tensor, "dim key"],
+    weight: float = 0.0,
+) -> LowRank:
+    """Return ``D = R (weight I + K^T M K)^-1 K^T M`` with ``M K`` given as ``reach``.
+
+    With ``M = C^-1`` this is the minimum of ``|D K - R|^2 + weight tr(D C D^T)``, and at weight 0
+    that of ``tr(D C D^T)`` under ``D K = R``; with ``M`` a projector, the minimum of
+    ``|D K - R|^2 + weight |D|^2`` among updates in its range.
+
+    Parameters
+    ----------
+    residual : Float[Tensor, "out key"]
+        By how much the output of each key is to change; 0 for one that must stay.
+    keys, reach : Float[Tensor, "dim key"]
+    weight : float, default=0.0
+    """
+    gram = keys.T @ reach
+    inner = gram + weight * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    left = torch.linalg.lstsq(inner.T, residual.T, driver="gelsd").solution.T
+    return LowRank(left, reach.T)

@@ -1,6 +1,8 @@
 """``sonde.score``: fitted detectors on new rows, a line for each row, site and detector."""
 
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,11 @@ from sonde.engine.progress import Bar
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.passes.cost import say_cost
 from sonde.run.reading.checking import check_rows
-from sonde.run.scoring._with_workers import score_with_workers
 from sonde.run.scoring.batches import EXPLAINED, SCHEMA, check_scoring, score_batches
 from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
 from sonde.run.scoring.opening import open_for
 from sonde.run.workers.crew import Crew, Runner, using_threads
-from sonde.run.workers.parts import has_parts
+from sonde.run.workers.parts import PartJob, has_parts, in_order
 
 
 def score(
@@ -133,3 +134,46 @@ def spot(line: dict[str, Any], fitted: Fitted) -> str:
     if not all(reducers[key].one_row for key in line["site"].split(" & ")):
         return f"position {line['position']:,}"
     return f"piece from position {line['position']:,}" if line["position"] else ""
+
+
+@dataclass(frozen=True)
+class ScoreJob(PartJob):
+    """Score a part.
+
+    Parameters
+    ----------
+    fitted : Fitted
+    reduction : str
+    explain : int
+    """
+
+    fitted: Fitted
+    reduction: str
+    explain: int
+
+    def of_part(self, part: Stream) -> bytes:
+        """Return the table of a part, as Arrow writes it."""
+        batches = list(score_batches(self.fitted, part, self.reduction, self.explain))
+        sink = pa.BufferOutputStream()
+        if batches:
+            with pa.ipc.new_stream(sink, batches[0].schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+        return sink.getvalue().to_pybytes()
+
+
+def score_with_workers(
+    fitted: Fitted,
+    stream: Stream,
+    crew: Crew,
+    reduction: str,
+    explain: int,
+    threads: int | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of ``score_batches``, made by workers, in the order of the rows."""
+    bounds = tuple(stream.units())
+    job = ScoreJob(stream, crew.threads(threads), bounds, fitted, reduction, explain)
+    for content in in_order(job, crew):
+        if content:
+            with pa.ipc.open_stream(content) as reader:
+                yield from reader

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from sonde.core.errors import ShapeError, SiteError
 from sonde.core.site import Reducer
@@ -15,8 +16,6 @@ from sonde.tap.model.axes import FREE, Axes
 from sonde.tap.rows.frame import FROM_BEFORE, POOLED, Frame
 from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.nested import padded, require_dense
-from sonde.tap.rows.patches import averaged
-from sonde.tap.rows.steps import delta_of_each, last_of_each, mean_before_each, mean_of_each
 
 NARROW = (torch.float16, torch.bfloat16)
 STEPPED = ("steps", "step_ends", *FROM_BEFORE)
@@ -226,3 +225,47 @@ def possible(axes: Axes) -> tuple[str, ...]:
         return ("mean", "last", "cls", "tokens", "predictions", *STEPPED)
     patches = ("patches",) if "t" in axes.words else ("patches", "patches3")
     return ("mean", *patches, "flat") if axes.cls is None else ("mean", "cls", *patches, "flat")
+
+
+WINDOW = 3
+
+
+def averaged(x: Float[Tensor, "row h w dim"]) -> Float[Tensor, "row h w dim"]:
+    """Return the mean of each patch's 3 x 3 neighbourhood, of those that are there, in x's type."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    pooled = functional.avg_pool2d(
+        wide.movedim(-1, 1), WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False
+    )
+    return pooled.movedim(1, -1).to(x.dtype)
+
+
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+def mean_of_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
+    """Return the mean over the tokens of each step, summed in float64 where there is one."""
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    count = torch.bincount(row).to(dtype)
+    out = x.new_zeros(len(count), x.shape[1], dtype=dtype)
+    out.index_add_(0, row, x.index_select(0, flat).to(dtype))
+    return (out / count[:, None]).to(x.dtype)
+
+
+def last_of_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
+    """Return the last token of each step."""
+    last = torch.zeros(int(row.max()) + 1 if len(row) else 0, dtype=flat.dtype, device=flat.device)
+    return x.index_select(0, last.scatter_reduce_(0, row, flat, "amax"))
+
+
+def mean_before_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
+    """Return the mean over the tokens before those of each step."""
+    return mean_of_each(x, flat - 1, row)
+
+
+def delta_of_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
+    """Return the last token of each step less the one before its first."""
+    wide = torch.float32 if x.dtype in _NARROW else x.dtype
+    first = torch.full((int(row.max()) + 1 if len(row) else 0,), len(x), device=flat.device)
+    first = first.scatter_reduce_(0, row, flat, "amin") - 1
+    delta = last_of_each(x, flat, row).to(wide) - x.index_select(0, first).to(wide)
+    return delta.to(x.dtype)

@@ -5,16 +5,16 @@ with their columns, to a function as soon as the forward is over. Padding and ke
 taken from the arguments of the call.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sonde.core.batch import Batch, SiteSchema
-from sonde.core.errors import InputError, SiteError
+from sonde.core.errors import InputError, SiteError, near
 from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
 from sonde.core.site import ATTENTION_PORTS
@@ -33,8 +33,33 @@ from sonde.tap.watching.carried_logits import CarriedLogits
 from sonde.tap.watching.ends import Ends
 from sonde.tap.watching.lone_encoder import EncoderRun
 from sonde.tap.watching.perturbed_forward import in_perturbed_forward, moved_logits
-from sonde.tap.watching.slots import Slot, slots_of
 from sonde.tap.watching.watched_forward import WatchedForward, Watching
+
+
+class Slot:
+    """One module and port: what is read there, and how often it was called in this forward."""
+
+    def __init__(self, module: nn.Module, port: str, kinds: Sequence[Kind]) -> None:
+        self.module, self.port, self.kinds = module, port, tuple(kinds)
+        self.calls = 0
+
+    def called(self) -> tuple[list[Kind], int]:
+        """Count a call, and return what is read of it and its number."""
+        call, self.calls = self.calls, self.calls + 1
+        return [
+            k for k in self.kinds if not isinstance(k.site.call, int) or k.site.call == call
+        ], call
+
+
+def slots_of(kinds: Sequence[Kind], modules: Mapping[str, nn.Module]) -> list[Slot]:
+    """Return a slot for each module and port at which something is read."""
+    grouped: dict[tuple[str, str], list[Kind]] = {}
+    for kind in kinds:
+        if kind.site.path not in modules:
+            advice = near(kind.site.path, modules)
+            raise SiteError(f"Site: expected a module {kind.site.path!r}, got none.{advice}")
+        grouped.setdefault((kind.site.path, kind.site.port), []).append(kind)
+    return [Slot(modules[path], port, mine) for (path, port), mine in grouped.items()]
 
 
 class Onlooker:

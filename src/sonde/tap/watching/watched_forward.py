@@ -9,13 +9,13 @@ from torch import Tensor
 
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SiteError, SondeError
+from sonde.core.inputs import InputBatch
 from sonde.tap.hooks.call import Call
 from sonde.tap.model.probe import find_logits
 from sonde.tap.rows.frame import Columns, Frame
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.shared import Shared
 from sonde.tap.watching.carried_logits import CarriedLogits
-from sonde.tap.watching.window import window
 
 WHOLE_TEXTS = ("mean", "cls")
 
@@ -240,3 +240,37 @@ def _at(index: Tensor, columns: Columns) -> Columns:
         None if grid is None else grid[index],
         None if special is None else special[index],
     )
+
+
+def window(batch: InputBatch, axis: str, ids: Tensor, start: int) -> InputBatch:
+    """Return the inputs from a token on, whose ids stand on one axis.
+
+    ``generate`` asks for the logits of a prompt's last token alone. From ``start = -1`` on they are
+    all tokens after one more, which was fed in an earlier call.
+
+    Parameters
+    ----------
+    batch : InputBatch
+    axis : {"pos", "pos2"}
+    ids : Int[Tensor, "example pos"]
+    start : int
+    """
+    name, mask = ("input_ids", "mask") if axis == "pos" else ("decoder_input_ids", "decoder_mask")
+    real = getattr(batch, mask)
+    real = torch.ones(ids.shape, dtype=torch.bool) if real is None else real
+    first = torch.zeros(len(ids), dtype=torch.int64) if batch.first is None else batch.first
+    special = batch.special if axis == "pos" else None
+    return replace(
+        batch,
+        args=(),
+        kwargs={name: _from(ids, start, 0)},
+        special=None if special is None else _from(special, start, False),
+        first=first + (real[:, :start].sum(1).cpu() if start > 0 else start),
+        **{mask: _from(real, start, True)},
+    )
+
+
+def _from(x: Tensor, start: int, before: int | bool) -> Tensor:
+    if start >= 0:
+        return x[:, start:]
+    return torch.cat([x.new_full((len(x), -start), before), x], dim=1)
