@@ -161,6 +161,15 @@ def test_outputs_are_let_go_of_step_by_step(reducer):
     assert alive[-1] <= alive[3] + 2
 
 
+def test_all_tokens_are_let_go_of_once_they_are_rows():
+    stream = stream_of(module := llama(), "tokens")
+    inputs, block = expect(ReplayInputs, stream.inputs), module.model.layers[1]
+    tapped_sites = {"norm": TappedSite(block.input_layernorm, None, stream.kinds[0].reduction)}
+    batch, recorder = inputs.record(next(inputs.prompt_batches(0, 3)), tapped_sites)
+    assert recorder.rows(Frame(batch)) is not None
+    assert recorder.rows(Frame(batch)) is None
+
+
 def n_steps_alive() -> int:
     """Return how many outputs over one new token of each text there are."""
     return sum(issubclass(type(x), Tensor) and x.shape == (3, 1, 32) for x in gc.get_objects())
