@@ -11,7 +11,7 @@ from models import _IDS, _LLAMA, _TEXT, VOCABULARY, _hf
 from sonde.core.site import ATTENTION_PORTS as PORTS
 from sonde.tap import Tap
 from sonde.tap.attention.places import attentions_at
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 
 HEADS = 4
 
@@ -93,7 +93,7 @@ def inputs_of(name: str, model: Any, padded: bool) -> dict[str, Tensor]:
 
 def read(model: Any, inputs: dict[str, Tensor]) -> tuple[list[dict[str, Tensor]], Tensor]:
     """Return what is at the ports of each attention, and the model's output."""
-    paths = attentions_at("", Names(model))
+    paths = attentions_at("", ModuleNames(model))
     with Tap(model, [f"{path}@last:{port}" for path in paths for port in PORTS]) as tap:
         output = model(**inputs)[0]
     return [{p: tap.rows[f"{path}@last:{p}"] for p in PORTS} for path in paths], output

@@ -8,8 +8,8 @@ import torch
 
 from browser_case import SIZES
 from sonde.report._exhibits import exhibit
-from sonde.report._heat import Scale
-from sonde.report._markup import Names, join
+from sonde.report._heat import ColourScale
+from sonde.report._markup import ElementIds, join
 from sonde.report.evaluate import evaluation, evaluation_to_html
 from sonde.report.html import page
 from sonde.run.scoring.exhibit import Exhibit
@@ -30,8 +30,8 @@ def page_file(tmp_path_factory) -> Path:
             "steps", range(4), [0.0, 1.0, 2.0, 9.0], none, pieces=["add", "2", "and", "x" * 300]
         ),
     ]
-    names = Names()
-    parts = [exhibit(one, Scale.of(one.score), 0.05, names) for one in found]
+    names = ElementIds()
+    parts = [exhibit(one, ColourScale.of(one.score), 0.05, names) for one in found]
     path = tmp_path_factory.mktemp("scores") / "scores.html"
     path.write_text(page("Scores", "Scores", join(*parts), {}, {}), "utf-8")
     return path

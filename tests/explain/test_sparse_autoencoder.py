@@ -11,7 +11,15 @@ from sonde.core.errors import InputError, ShapeError, StateError, StoreError
 from sonde.core.site import Site
 from sonde.core.stream import Stream
 from sonde.explain import Dictionary, SparseAutoencoder, load_dictionary
-from sonde.explain._codes import Codes, codes_of, few_codes, gated, jump, prefix_error, ungated
+from sonde.explain._codes import (
+    FeatureCodes,
+    codes_of,
+    few_codes,
+    gated,
+    jump,
+    prefix_error,
+    ungated,
+)
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.driver import Interrupted
 from sonde.stats.training import generator
@@ -119,7 +127,7 @@ def test_the_first_features_of_a_nested_dictionary_rebuild_rows_alone():
     z, decoder = torch.rand(3, 32), torch.randn(32, 5)
     rows = torch.randn(3, 5)
     parts = [(rows - z[:, :m] @ decoder[:m]).square().sum(1).mean() for m in (2, 4, 8, 16, 32)]
-    torch.testing.assert_close(prefix_error(Codes(z), decoder, rows), sum(parts) / 5)
+    torch.testing.assert_close(prefix_error(FeatureCodes(z), decoder, rows), sum(parts) / 5)
 
 
 @pytest.mark.truth("sums over all rows in numpy's way, and the rows themselves where k = dim")
@@ -177,7 +185,7 @@ def test_gradients_of_thresholds_come_through_a_rectangle():
 def test_a_chosen_zero_has_not_fired():
     codes = codes_of(torch.tensor([[-1.0, -2.0, 3.0]]), "topk", 2)
     assert codes.fired(3).tolist() == [0, 0, 1]
-    assert Codes(torch.tensor([[0.0, 2.0]])).fired(2).tolist() == [0, 1]
+    assert FeatureCodes(torch.tensor([[0.0, 2.0]])).fired(2).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("act", ["batchtopk", "jumprelu", "relu", "gated", "matryoshka"])

@@ -14,7 +14,7 @@ from sonde.report import to_html
 from sonde.report._draw import picture as draw
 from sonde.report._fit import fitted
 from sonde.report._format import quantity
-from sonde.report._markup import Names
+from sonde.report._markup import ElementIds
 from sonde.report._picture import Axis
 from sonde.report._pictures_answers import labels_picture, prediction_picture
 from sonde.report._pictures_depth import depth_pictures
@@ -46,7 +46,7 @@ def test_sides_are_counted_in_groups_where_groups_were_given(report, page) -> No
     assert f"{mine}: 412 groups (1,797 rows). {theirs}: 600 rows." in page
     single = copy.deepcopy(report)
     single["provenance"]["data"]["group_column"] = None
-    assert f"{mine}: 412 rows. {theirs}: 600 rows." in versus_section(single, Names())
+    assert f"{mine}: 412 rows. {theirs}: 600 rows." in versus_section(single, ElementIds())
 
 
 def test_a_bare_report_says_why_sections_are_empty(bare) -> None:
@@ -259,7 +259,7 @@ def test_tiny_shares_are_not_cut_at_the_edge(report) -> None:
     for site in report["sites"]:
         if "spectrum" in site["curves"]:
             site["curves"]["spectrum"]["y"][-1] = 3e-9
-    page = depth_section(report, Names())
+    page = depth_section(report, ElementIds())
     ticks = set(re.findall(r">([\d.e-]+%)</text>", page))
     assert "1e-4%" in ticks
     assert max(map(len, ticks)) <= 5
@@ -294,9 +294,9 @@ def test_values_that_are_missing_leave_gaps_and_no_error(report) -> None:
 def test_inputs_are_shown_only_when_the_report_says_so(report) -> None:
     report["rows"]["map"] = None
     report["rows"]["far"][0]["input"] = "canary-7"
-    assert "canary-7" not in rows_section(report, Names())
+    assert "canary-7" not in rows_section(report, ElementIds())
     report["shows_inputs"] = True
-    assert "canary-7" in rows_section(report, Names())
+    assert "canary-7" in rows_section(report, ElementIds())
     assert "--show-inputs" in header(report)
 
 
@@ -326,7 +326,7 @@ def test_what_reads_logits_is_at_the_logits_and_no_p_value_is_zero(report) -> No
         "detectors": [{**row, "method": "MSP"}, {**row, "method": "KNN"}],
         "alarm": {**versus["alarm"], "p": 0.0},
     }
-    page = versus_section({**report, "versus": changed}, Names())
+    page = versus_section({**report, "versus": changed}, ElementIds())
     words = " ".join(re.sub("<[^>]*>", " ", page).split())
     assert "MSP logits 0.8" in words
     assert "KNN h.3:out 0.8" in words

@@ -4,7 +4,7 @@ from typing import Any
 
 from sonde.report import check_report, to_html
 from sonde.report._fit import WIDE, fitted
-from sonde.report._markup import Names
+from sonde.report._markup import ElementIds
 from sonde.report._pictures_answers import prediction_picture
 from sonde.report._pictures_depth import PANELS, depth_pictures
 from sonde.report._pictures_sites import similarity_picture, spectrum_picture
@@ -61,11 +61,11 @@ def test_empty_cells_are_explained_where_there_are_some(report) -> None:
 def test_labels_that_were_given_are_not_called_missing(report) -> None:
     report["labels"] = None
     report["provenance"]["data"]["label_column"] = None
-    assert "No labels were given (--label-column)." in labels_section(report, Names())
+    assert "No labels were given (--label-column)." in labels_section(report, ElementIds())
     report["provenance"]["data"]["label_column"] = "given"
     reason = "needs 30 rows in each of two classes, 18 present"
     report["checks"].append(report["checks"][0] | {"code": "SND036", "reason": reason})
-    page = labels_section(report, Names())
+    page = labels_section(report, ElementIds())
     assert "Labels were given, but nothing could be read off: needs 30 rows in each" in page
     assert "No labels were given" not in page
 

@@ -12,8 +12,8 @@ from page_case import Page
 from sonde.core import Stream
 from sonde.detect import Mahalanobis
 from sonde.report._exhibits import exhibit, marked
-from sonde.report._heat import Scale
-from sonde.report._markup import Names
+from sonde.report._heat import ColourScale
+from sonde.report._markup import ElementIds
 from sonde.report.scores import save_scores, scores_to_html
 from sonde.run.fitting.fit import fit
 from sonde.run.scoring.batches import SCHEMA
@@ -32,7 +32,7 @@ def table(rows):
 
 
 def drawn(found, **more):
-    return exhibit(found, Scale.of(found.score), 0.05, Names(), **more)
+    return exhibit(found, ColourScale.of(found.score), 0.05, ElementIds(), **more)
 
 
 @pytest.fixture(scope="module")

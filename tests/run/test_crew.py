@@ -20,8 +20,8 @@ from sonde.core.errors import InputError, MachineError
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
 from sonde.run.fitting.fit import fit
-from sonde.run.workers._actors import Failed, unpacked
-from sonde.run.workers._cluster import Needs, _require_reachable, check_room
+from sonde.run.workers._actors import WorkerFailure, unpacked
+from sonde.run.workers._cluster import ActorNeeds, _require_reachable, check_room
 from sonde.run.workers.crew import Crew
 from sonde.run.workers.job import Job, can_read
 
@@ -77,13 +77,13 @@ def test_sonde_does_not_import_ray():
 @pytest.mark.parametrize(
     ("nodes", "needs", "room"),
     [
-        ([{"CPU": 4.0}], Needs(1), 4),
-        ([{"CPU": 4.0}, {"CPU": 3.0}], Needs(2), 3),
-        ([{"CPU": 1.0}, {"CPU": 1.0}], Needs(2), 0),
-        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}], Needs(1, 1), 2),
-        ([{"CPU": 8.0, "GPU": 3.0}], Needs(1, 2), 1),
-        ([{}], Needs(1), 0),
-        ([], Needs(1), 0),
+        ([{"CPU": 4.0}], ActorNeeds(1), 4),
+        ([{"CPU": 4.0}, {"CPU": 3.0}], ActorNeeds(2), 3),
+        ([{"CPU": 1.0}, {"CPU": 1.0}], ActorNeeds(2), 0),
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}], ActorNeeds(1, 1), 2),
+        ([{"CPU": 8.0, "GPU": 3.0}], ActorNeeds(1, 2), 1),
+        ([{}], ActorNeeds(1), 0),
+        ([], ActorNeeds(1), 0),
     ],
 )
 def test_room_is_counted_machine_by_machine(nodes, needs, room):
@@ -96,7 +96,7 @@ def test_room_is_counted_machine_by_machine(nodes, needs, room):
 
 def test_no_machine_with_the_device_is_named():
     with pytest.raises(InputError, match=r"of 1 CPU and 1 GPU each .*no machine there has one"):
-        check_room([{"CPU": 8.0}], Needs(1, 1), 0)
+        check_room([{"CPU": 8.0}], ActorNeeds(1, 1), 0)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_an_exception_that_cannot_be_copied_still_reaches_the_user():
     class Local(Exception):
         pass
 
-    error = Failed.of(Local("of no module")).error()
+    error = WorkerFailure.of(Local("of no module")).error()
     assert isinstance(error, InputError)
     assert "failed: Local: of no module." in str(error)
 

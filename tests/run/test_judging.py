@@ -9,7 +9,7 @@ from torch import nn
 from sonde.core import Add, InputError, Model
 from sonde.data import open_inputs
 from sonde.run.judging.acts import edit_act, edit_controls, plan_act
-from sonde.run.judging.judge import Side, judge
+from sonde.run.judging.judge import JudgedSide, judge
 from sonde.weights import LowRank, RewritePlan
 from sonde.weights.control import random_plan
 
@@ -34,7 +34,7 @@ def log_p(model: nn.Module, label: int, shift: torch.Tensor | float = 0.0) -> to
 @torch.no_grad()
 def test_effect_and_damage_are_differences_of_log_probabilities():
     model, direction = net(), torch.tensor([1.0, -2.0, 0.5, 0.0, 0.0, 1.0])
-    sides = (Side("up", inputs(model, 1)), Side("down", inputs(model, 2), -1))
+    sides = (JudgedSide("up", inputs(model, 1)), JudgedSide("down", inputs(model, 2), -1))
     found = judge(
         model, edit_act(model, Add(direction), ["1"]), sides, inputs(model, 0), sites=["1"]
     )
@@ -56,7 +56,7 @@ def test_the_head_s_own_direction_beats_random_ones_of_the_same_length():
     model = net()
     direction = (model.module[2].weight[1] - model.module[2].weight[2]).detach()  # type: ignore[index]
     controls = edit_controls(model, Add(direction), ["1"])
-    sides = (Side("up", inputs(model, 1)), Side("down", inputs(model, 2), -1))
+    sides = (JudgedSide("up", inputs(model, 1)), JudgedSide("down", inputs(model, 2), -1))
     found = judge(
         model, edit_act(model, Add(direction), ["1"]), sides, inputs(model, 0), controls=controls
     )
@@ -69,12 +69,14 @@ def test_changed_weights_are_judged_like_edits():
     hooked = judge(
         model,
         edit_act(model, Add(direction), ["1"]),
-        [Side("up", inputs(model, 1))],
+        [JudgedSide("up", inputs(model, 1))],
         inputs(model, 0),
     )
     shift = model.module[2].weight.detach() @ direction  # type: ignore[index]
     plan = RewritePlan.of(model, {"2.bias": LowRank(shift[:, None], torch.ones(1, 1))}, "shift")
-    folded = judge(model, plan_act(model, plan), [Side("up", inputs(model, 1))], inputs(model, 0))
+    folded = judge(
+        model, plan_act(model, plan), [JudgedSide("up", inputs(model, 1))], inputs(model, 0)
+    )
     assert folded.effect.value == pytest.approx(hooked.effect.value, abs=1e-6)
     control = random_plan(model, plan, 0)
     change = control.changes["2.bias"].of(model.module[2].bias) - model.module[2].bias  # type: ignore[index]
@@ -86,6 +88,6 @@ def test_data_without_labels_or_examples_are_refused():
     act = edit_act(model, Add(torch.ones(6)), ["1"])
     bare = open_inputs(model, [torch.randn(4) for _ in range(3)])
     with pytest.raises(InputError, match="with labels"):
-        judge(model, act, [Side("up", bare)], inputs(model, 0))
+        judge(model, act, [JudgedSide("up", bare)], inputs(model, 0))
     with pytest.raises(InputError, match="at least one example"):
         judge(model, act, [], inputs(model, 0))

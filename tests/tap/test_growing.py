@@ -12,7 +12,7 @@ from narrow import expect, present
 from sonde.core.inputs import Model
 from sonde.core.site import Reducer
 from sonde.tap import live_stream, replay
-from sonde.tap.generating.recorder import TappedSite
+from sonde.tap.generating.recorder import RecordedOutput
 from sonde.tap.generating.replay import ReplayInputs
 from sonde.tap.rows.frame import Frame
 from tap_inputs import Texts
@@ -164,7 +164,7 @@ def test_outputs_are_let_go_of_step_by_step(reducer):
 def test_all_tokens_are_let_go_of_once_they_are_rows():
     stream = stream_of(module := llama(), "tokens")
     inputs, block = expect(ReplayInputs, stream.inputs), module.model.layers[1]
-    tapped_sites = {"norm": TappedSite(block.input_layernorm, None, stream.kinds[0].reduction)}
+    tapped_sites = {"norm": RecordedOutput(block.input_layernorm, None, stream.kinds[0].reduction)}
     batch, recorder = inputs.record(next(inputs.prompt_batches(0, 3)), tapped_sites)
     assert recorder.rows(Frame(batch)) is not None
     assert recorder.rows(Frame(batch)) is None
@@ -182,7 +182,7 @@ def test_a_module_that_runs_twice_in_a_step_gives_no_rows(reducer):
     block, (kind,) = module.model.layers[1], stream.kinds
     inputs = expect(ReplayInputs, stream.inputs)
     prompts = next(inputs.prompt_batches(0, 3))
-    tapped_sites = {"norm": TappedSite(block.input_layernorm, None, kind.reduction)}
+    tapped_sites = {"norm": RecordedOutput(block.input_layernorm, None, kind.reduction)}
     for is_shared in (False, True):
         if is_shared:
             block.post_attention_layernorm = block.input_layernorm

@@ -13,7 +13,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.token_masks import MaskMeaning, real_tokens
 from sonde.tap import Tap, live_stream
-from sonde.tap.hooks.call import Call
+from sonde.tap.hooks.call import CallArguments
 from tap_inputs import Arrays
 
 LENGTHS = (5, 3, 4, 2)
@@ -105,12 +105,12 @@ def test_a_mask_means_in_all_batches_what_it_meant_in_the_first(is_real):
 
 @pytest.mark.truth("the mean over the real steps, written out")
 def test_a_guarded_call_reads_a_mask_that_is_added_to_scores():
-    call = Call(takes("attention_mask"), (), {"attention_mask": MINUS})
+    call = CallArguments(takes("attention_mask"), (), {"attention_mask": MINUS})
     assert call.mask is not None
     assert call.mask.equal(REAL)
     meaning = MaskMeaning()
     for given, real in ((~HALF, HALF), (~SHORT, SHORT)):
-        call = Call(takes("mask"), (), {"mask": given}, meaning=meaning)
+        call = CallArguments(takes("mask"), (), {"mask": given}, meaning=meaning)
         assert call.mask is not None
         assert call.mask.equal(real)
 

@@ -10,9 +10,8 @@ from sonde.tap.model.axes import Axes
 from sonde.tap.rows.frame import Frame
 from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.means import BLOCK, CACHED_BYTES, PickedMean, WholeMean
-from sonde.tap.rows.reduce import Reduction
+from sonde.tap.rows.reduce import Reduction, mean_of_each
 from sonde.tap.rows.row_memory import RowMemory
-from sonde.tap.rows.reduce import mean_of_each
 
 CPU, LAST = torch.device("cpu"), Reducer("mean", axis=2)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

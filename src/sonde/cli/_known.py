@@ -33,7 +33,7 @@ PIXELS = {
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownRows:
     """What DATA say of the rows of SCORES: what is wrong, or where."""
 
     errors: Annotated[

@@ -15,7 +15,7 @@ from sonde.cli._table import filled
 from sonde.cli._usage import wrong_usage
 from sonde.cli.calibrate import Calibrate
 from sonde.cli.compare import Compare
-from sonde.cli.console import REMARK, Failed, error_line, note, note_interrupted, noting, say
+from sonde.cli.console import REMARK, CommandFailed, error_line, note, note_interrupted, noting, say
 from sonde.cli.drift import Drift
 from sonde.cli.edits import EDITS, overview
 from sonde.cli.evaluate import Evaluate
@@ -96,7 +96,7 @@ def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
             code = int(command.run())
         sys.stdout.flush()
         return code
-    except Failed as failed:
+    except CommandFailed as failed:
         return failed.code
     except SondeError as error:
         if debug:

@@ -19,7 +19,7 @@ typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 """What was typed after ``sonde``."""
 
 
-class Failed(Exception):
+class CommandFailed(Exception):
     """A command that has said why and ends with a code."""
 
     def __init__(self, code: int) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sonde.cli._known import Known
+from sonde.cli._known import KnownRows
 from sonde.cli._table import between, share, table, text_width
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, Workers, named
@@ -50,7 +50,7 @@ class Evaluate:
     ] = None
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the alarms that count")] = 0.05
     resamples: Annotated[int, tyro.conf.arg(help="resamples behind the intervals")] = 1000
-    known: Known = field(default_factory=Known)
+    known: KnownRows = field(default_factory=KnownRows)
     reading: Reading = field(default_factory=Reading)
     running: Workers = field(default_factory=Workers)
     printing: Printing = field(default_factory=Printing)

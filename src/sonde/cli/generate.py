@@ -201,7 +201,7 @@ class Generate:
     def _rule(self, model: Any) -> Any:
         """Return the rule for the next token, or None."""
         from sonde.edit import ContrastiveDecode, DoLa, EmulatedFinetune
-        from sonde.tap.decoding.layers import Layers
+        from sonde.tap.decoding.layers import ModelBlocks
 
         how: dict[str, Any] = (
             {} if self.decode_strength is None else {"strength": self.decode_strength}
@@ -211,7 +211,7 @@ class Generate:
             is_layer = amateur.removeprefix("-").isdigit()
             return ContrastiveDecode(int(amateur) if is_layer else self._load(amateur), **how)
         if self.decode == "dola":
-            n = len(Layers(model.module).paths)
+            n = len(ModelBlocks(model.module).paths)
             return DoLa(tuple(range(0, max(1, n // 2), 2)), **how)
         if self.decode == "emulated":
             tuned, untuned = self._load(str(self.tuned)), self._load(str(self.untuned))

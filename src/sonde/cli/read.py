@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from sonde.cli._notes import say_left_out, say_notes
-from sonde.cli.console import Failed, note, say, say_json
+from sonde.cli.console import CommandFailed, note, say, say_json
 from sonde.cli.options import (
     Printing,
     Reading,
@@ -87,7 +87,7 @@ class Read:
             note(
                 f"interrupted. What is written stays in {self.output}; the same command continues."
             )
-            raise Failed(130) from None
+            raise CommandFailed(130) from None
         return stream
 
     def _check(self) -> None:

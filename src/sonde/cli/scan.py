@@ -12,7 +12,7 @@ import tyro
 
 from sonde.cli._notes import say_notes
 from sonde.cli._table import filled, text_width
-from sonde.cli.console import Failed, is_ascii, note, say, say_json, typed, use_color
+from sonde.cli.console import CommandFailed, is_ascii, note, say, say_json, typed, use_color
 from sonde.cli.options import (
     Printing,
     Reading,
@@ -137,7 +137,7 @@ class Scan:
         self._print(report, scanned.measured)
         if report["partial"] is not None:
             note(_stopped(report["partial"], directory))
-            raise Failed(130)
+            raise CommandFailed(130)
         if old is not None and not self.printing.json:
             note(_since(self.baseline, old, report))
         codes = reaching(report, gate, old)

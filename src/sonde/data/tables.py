@@ -123,7 +123,7 @@ class CsvFile(_Lines):
         with self.path.open("rb") as file:
             if file.read(len(BOM_UTF8)) != BOM_UTF8:
                 file.seek(0)
-            lines = _Counted(file, self.path)
+            lines = _CountedLines(file, self.path)
             while (record := self._next(lines)) is not None:
                 values, start, number = record
                 if not values:
@@ -140,14 +140,14 @@ class CsvFile(_Lines):
         """Read the records again."""
         out: list[Row] = []
         for i, raw in self._raw(start, stop):
-            lines = _Counted(io.BytesIO(raw), self.path)
+            lines = _CountedLines(io.BytesIO(raw), self.path)
             record = self._next(lines)
             if record is None or len(record[0]) != len(self._header):
                 raise InputError(f"{self.where(i)}: the file changed while it was read.")
             out.append(dict(zip(self._header, record[0], strict=True)))
         return out
 
-    def _next(self, lines: "_Counted") -> tuple[list[str], int, int] | None:
+    def _next(self, lines: "_CountedLines") -> tuple[list[str], int, int] | None:
         start, number = lines.offset, lines.number + 1
         try:
             with _long_fields():
@@ -222,13 +222,13 @@ class ParquetFile(Source):
             ) from None
 
 
-class _Counted:
+class _CountedLines:
     """Lines of a file as text, counting bytes and lines."""
 
     def __init__(self, file: io.BufferedIOBase, path: Path) -> None:
         self._lines, self.offset, self.number = _bounded(file, path), file.tell(), 0
 
-    def __iter__(self) -> "_Counted":
+    def __iter__(self) -> "_CountedLines":
         return self
 
     def __next__(self) -> str:

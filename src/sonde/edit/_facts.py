@@ -54,7 +54,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Texts:
+class FactTexts:
     """Tokens of some texts, padded on the right; ``fact`` says which fact each is about.
 
     ``subject`` is the place of the subject's last token, ``answer`` marks the tokens of the target.
@@ -70,14 +70,14 @@ class Texts:
         """Return what the model is called with."""
         return {"input_ids": self.ids, "attention_mask": self.mask.long()}
 
-    def split(self) -> Iterator["Texts"]:
+    def split(self) -> Iterator["FactTexts"]:
         """Yield them some at a time."""
         parts = (self.ids, self.mask, self.fact, self.subject, self.answer)
         for some in zip(*(part.split(TEXTS) for part in parts), strict=True):
-            yield Texts(*some)
+            yield FactTexts(*some)
 
     @classmethod
-    def of(cls, model: Model, texts: Sequence[tuple[int, str, str, str]]) -> "Texts":
+    def of(cls, model: Model, texts: Sequence[tuple[int, str, str, str]]) -> "FactTexts":
         """Return the tokens of ``(fact, text, subject, target)``.
 
         Raises
@@ -109,18 +109,18 @@ class Texts:
 
 def prompts(
     model: Model, facts: Sequence[Fact], prefixes: Sequence[str], *, answered: bool = False
-) -> Texts:
+) -> FactTexts:
     """Return the prompt of each fact behind each prefix, with its target or without."""
     several = [
         (i, prefix + fact.prompt, fact.subject, fact.target if answered else "")
         for i, fact in enumerate(facts)
         for prefix in prefixes
     ]
-    return Texts.of(model, several)
+    return FactTexts.of(model, several)
 
 
 def read_means(
-    module: nn.Module, texts: Texts, sites: Sequence[str]
+    module: nn.Module, texts: FactTexts, sites: Sequence[str]
 ) -> list[Float[Tensor, "fact dim"]]:
     """Return, for each site, the mean state at the subject's last token over texts of a fact."""
     n = int(texts.fact.max()) + 1
@@ -200,7 +200,7 @@ class Search:
         """
         told = prompts(model, facts, prefixes, answered=True)
         said = [(i, STATEMENT.format(f.subject), f.subject, "") for i, f in enumerate(facts)]
-        plain = list(Texts.of(model, said).split())
+        plain = list(FactTexts.of(model, said).split())
         norm = state.norm(dim=1, keepdim=True).to(told.ids.device, torch.float32)
         delta = torch.zeros(state.shape, device=norm.device, requires_grad=True)
         optimiser = torch.optim.Adam([delta], lr=self.rate)
@@ -228,7 +228,7 @@ class _Shifted:
     """A model whose states at the subject's last token are shifted, each fact's by its own."""
 
     def __init__(self, module: nn.Module, place: str) -> None:
-        self.texts: Texts | None = None
+        self.texts: FactTexts | None = None
         self.delta: Tensor | None = None
         hooks = [(module.get_submodule(place), self._after)]
         self.session = Session(module, hooks, with_grad=True, owner="BatchEdit")
@@ -240,26 +240,26 @@ class _Shifted:
     def __exit__(self, *error: Any) -> None:
         self.session.__exit__(*error)
 
-    def answer(self, texts: Texts, delta: Tensor | None) -> Float[Tensor, "text"]:
+    def answer(self, texts: FactTexts, delta: Tensor | None) -> Float[Tensor, "text"]:
         """Return the mean log-probability of the tokens of each target."""
         chances = self._run(texts, delta)[:, :-1]
         right = chances.gather(2, texts.ids[:, 1:, None]).squeeze(2)
         answer = texts.answer[:, 1:]
         return (right * answer).sum(1) / answer.sum(1)
 
-    def answers(self, texts: Texts, delta: Tensor | None, n: int) -> Float[Tensor, "fact"]:
+    def answers(self, texts: FactTexts, delta: Tensor | None, n: int) -> Float[Tensor, "fact"]:
         """Return the same for each fact, over all of its texts."""
         total, count = torch.zeros(n), torch.bincount(texts.fact, minlength=n).cpu()
         for some in texts.split():
             total.index_add_(0, some.fact.cpu(), self.answer(some, delta).detach().cpu())
         return total / count
 
-    def last(self, texts: Texts, delta: Tensor | None) -> Float[Tensor, "text token"]:
+    def last(self, texts: FactTexts, delta: Tensor | None) -> Float[Tensor, "text token"]:
         """Return the log-probabilities of the token behind each text."""
         chances = self._run(texts, delta)
         return chances[torch.arange(len(chances)), texts.mask.sum(1) - 1]
 
-    def _run(self, texts: Texts, delta: Tensor | None) -> Float[Tensor, "text pos token"]:
+    def _run(self, texts: FactTexts, delta: Tensor | None) -> Float[Tensor, "text pos token"]:
         self.texts, self.delta = texts, delta
         output = self.session.run((), {**texts.inputs(), "use_cache": False})
         return output.logits.float().log_softmax(-1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
-from sonde.edit._facts import Fact, Search, Texts, log_probability, prompts, read_means
+from sonde.edit._facts import Fact, FactTexts, Search, log_probability, prompts, read_means
 from sonde.edit._linear import linear_layer
 from sonde.edit.null_space import NullSpace, NullSpaceResult
 from sonde.edit.second_moment import SecondMoment, SecondMomentResult
@@ -94,7 +94,7 @@ class Writing:
         """Return the update of a layer; the keys of kept facts are to have no residual."""
         every, wanted = keys.T, residual.T
         if self.kept:
-            texts: Texts = prompts(self.model, self.kept, self.prefixes)
+            texts: FactTexts = prompts(self.model, self.kept, self.prefixes)
             old = read_means(module, texts, [f"{layer}:in"])[0].T
             every = torch.cat([every, old], 1)
             wanted = torch.cat([wanted, wanted.new_zeros(len(wanted), old.shape[1])], 1)

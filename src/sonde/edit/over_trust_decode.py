@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.tap import Tap
-from sonde.tap.decoding.layers import Layers
+from sonde.tap.decoding.layers import ModelBlocks
 
 
 @final
@@ -211,7 +211,7 @@ class OverTrustDecode:
 
     def _read(self, model: Any, texts: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Return the logits after texts, and the column scores of what follows the prompt."""
-        site = f"{Layers(model).site(self.layer).path}:probs"
+        site = f"{ModelBlocks(model).site(self.layer).path}:probs"
         n_heads = model.config.num_attention_heads
         with Tap(model, site) as tap:
             logits = tap.run(texts, use_cache=False).logits[:, -1].float()

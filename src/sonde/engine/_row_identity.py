@@ -69,7 +69,7 @@ class RowIdentity:
         return occurrences(list(zip(self.keys, self._positions.numpy().tolist(), strict=True)))
 
 
-class Later(Sequence[Any]):
+class LazySlice(Sequence[Any]):
     """A slice of a sequence that is made on first use."""
 
     def __init__(self, make: Callable[[], Any], start: int, stop: int) -> None:

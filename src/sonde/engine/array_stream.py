@@ -18,7 +18,7 @@ from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.engine._array_columns import entries, integers, labels, matrix, matrix_of_rows, sequence
 from sonde.engine._row_identity import (
-    Later,
+    LazySlice,
     RowIdentity,
     identity_of,
     joined_hash,
@@ -69,7 +69,7 @@ class ArrayStream(Stream):
         """The groups, or each row's own key."""
         if self.groups is not None:
             return self.groups
-        return Later(lambda: self.who.keys, 0, len(self))
+        return LazySlice(lambda: self.who.keys, 0, len(self))
 
     @property
     def grouped(self) -> bool:
@@ -100,13 +100,13 @@ class ArrayStream(Stream):
         part = slice(start, stop)
         index = torch.arange(stop - start)
         position = self.positions[part]
-        keys = Later(lambda: self.who.keys, start, stop)
+        keys = LazySlice(lambda: self.who.keys, start, stop)
         return Batch(
             rows={k: x[part] for k, x in self.rows.items()},
-            ids=Later(lambda: self.who.ids, start, stop),
+            ids=LazySlice(lambda: self.who.ids, start, stop),
             keys=keys,
             order=torch.arange(start, stop),
-            occurrence=Later(lambda: self.who.occurrence.numpy().tolist(), start, stop),
+            occurrence=LazySlice(lambda: self.who.occurrence.numpy().tolist(), start, stop),
             example=dict.fromkeys(self.rows, index),
             position=dict.fromkeys(self.rows, position),
             group_keys=keys if self.groups is None else self.groups[part],

@@ -22,7 +22,7 @@ PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Codes:
+class FeatureCodes:
     """Features of rows: ``value`` of all of them, or of those whose numbers are ``index``."""
 
     value: Float[Tensor, "row feature_or_k"]
@@ -60,15 +60,15 @@ def codes_of(
     act: str,
     k: int,
     threshold: Float[Tensor, "_feature"] | None = None,
-) -> Codes:
+) -> FeatureCodes:
     """Return the features of rows, each row by itself."""
     if act in FEW:
         index = chosen(pre, act, k)
         value = pre.gather(1, index)
-        return Codes(value if act == "abstopk" else value.relu(), index)
+        return FeatureCodes(value if act == "abstopk" else value.relu(), index)
     if threshold is None:
-        return Codes(pre.relu())
-    return Codes(pre.relu() * (pre > threshold))
+        return FeatureCodes(pre.relu())
+    return FeatureCodes(pre.relu() * (pre > threshold))
 
 
 def few_codes(
@@ -78,14 +78,14 @@ def few_codes(
     bias: Float[Tensor, "feature"],
     act: str,
     k: int,
-) -> Codes:
+) -> FeatureCodes:
     """Return features of rows with gradients through those that are active alone."""
     with torch.no_grad():
         pre = torch.addmm(bias - encoder @ centre, x, encoder.T)
         index = chosen(pre, act, k)
         picked = pre.gather(1, index)
     value: Any = _Encoded.apply(picked, index, x, centre, encoder, bias)
-    return Codes(value if act == "abstopk" else value.relu(), index)
+    return FeatureCodes(value if act == "abstopk" else value.relu(), index)
 
 
 def jump(
@@ -125,7 +125,7 @@ def ungated(
 
 
 def prefix_error(
-    codes: Codes, decoder: Float[Tensor, "feature dim"], rows: Float[Tensor, "row dim"]
+    codes: FeatureCodes, decoder: Float[Tensor, "feature dim"], rows: Float[Tensor, "row dim"]
 ) -> Float[Tensor, ""]:
     """Return the mean squared error of rows, over rebuilding them from the first features alone."""
     ends = sorted({max(1, round(share * len(decoder))) for share in PREFIXES})

@@ -16,7 +16,7 @@ from sonde.explain._codes import (
     FEW,
     OF_BATCH,
     Act,
-    Codes,
+    FeatureCodes,
     codes_of,
     few_codes,
     gated,
@@ -144,7 +144,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
 
     def _codes(
         self, state: DictionaryState, live: LiveWeights, u: Tensor, centre: Tensor
-    ) -> tuple[Codes, Tensor, Tensor | None]:
+    ) -> tuple[FeatureCodes, Tensor, Tensor | None]:
         """Return the features of a minibatch, the penalty on them, and what gates read."""
         encoder, bias, decoder, _, *more = live.values
         none = u.new_zeros(())
@@ -157,12 +157,12 @@ class DictionaryTraining(Trainer[DictionaryState]):
             size = lengths(decoder, [len(m.mean) for m in state.rebuilt])
             if self.act == "relu":
                 z = pre.relu()
-                return Codes(z), warm * self.penalty * (z @ size).mean(), None
+                return FeatureCodes(z), warm * self.penalty * (z @ size).mean(), None
             z, gates = gated(products, bias, more[0], more[1])
-            return Codes(z), warm * self.penalty * (gates @ size.detach()).mean(), gates
+            return FeatureCodes(z), warm * self.penalty * (gates @ size.detach()).mean(), gates
         if self.act == "jumprelu":
             z, active = jump(pre, more[0].relu(), KERNEL)
-            return Codes(z), self.penalty * active.sum(1).mean(), None
+            return FeatureCodes(z), self.penalty * active.sum(1).mean(), None
         z = pre.relu()
         n = min(self.k * len(z), z.numel())
         least = z.detach().flatten().topk(n, sorted=False).values.min()
@@ -170,7 +170,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
         with torch.no_grad():
             kept = live.buffers[1]
             kept.copy_(least if live.steps == 0 else torch.lerp(least, kept, MEMORY))
-        return Codes(z), none, None
+        return FeatureCodes(z), none, None
 
     def step(self, state: DictionaryState, live: LiveWeights, gradients: Sequence[Tensor]) -> None:
         """Change the weights by Adam; rows of the decoder keep their length."""

@@ -17,7 +17,7 @@ MOST_ROWS = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
+class ExamplePlaces:
     """Values at the places of each example, and what stands there when a place is taken away.
 
     Parameters
@@ -34,7 +34,7 @@ class Places:
     axis: int
 
     @classmethod
-    def of(cls, function: SiteFunction, baseline: Baseline) -> "Places":
+    def of(cls, function: SiteFunction, baseline: Baseline) -> "ExamplePlaces":
         """Return the places of a site: its tokens or pixels; of a row of numbers, the numbers."""
         value, base = function.value, baseline.at(function)
         axis = function.feature_axis if value.ndim > 2 else -1

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sonde.core.site import Site
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.axes import guess_axes
 
 Over = Literal["positions", "units", "whole"]
@@ -36,7 +36,7 @@ class Points:
         """Return the points of states at a site."""
         axis = x.ndim - 1
         if x.ndim > 3:
-            axis = guess_axes(x, Names(module).modules[site.path], module).words.index("dim")
+            axis = guess_axes(x, ModuleNames(module).modules[site.path], module).words.index("dim")
         return cls(tuple(x.shape), axis, over)
 
     @property

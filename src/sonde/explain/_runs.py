@@ -17,8 +17,8 @@ from sonde.explain.objective import Objective
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hand.restart import RecordedForward, record_forward
 from sonde.tap.hooks.cache import require_no_cache
-from sonde.tap.hooks.call import Call
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.call import CallArguments
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import arguments, find, find_input, leaves, replaced, with_input
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.sites import Pattern, resolve
@@ -84,14 +84,14 @@ class TwoRuns:
         self.module = model.module if isinstance(model, Model) else model
         check_readable(self.module)
         require_no_inference_mode()
-        self.root = Names(self.module).modules[""]
+        self.root = ModuleNames(self.module).modules[""]
         self.objective: Goal = objective or Objective()
         self._given = {
             side: _without_cache(self.root, *arguments_of(self.module, inputs))
             for side, inputs in (("clean", clean), ("corrupt", corrupt))
         }
         check_pair(*({**kw, **dict(enumerate(args))} for args, kw in self._given.values()))
-        self.call = Call(self.module, *self._given["clean"])
+        self.call = CallArguments(self.module, *self._given["clean"])
         self._fixed: FixedGoal | None = None
         self._recorded: dict[Side, RecordedForward] = {}
 
@@ -243,7 +243,7 @@ class TwoRuns:
 
     @contextmanager
     def _hooked(self, sites: Sequence[Site], act: Act, with_grad: bool) -> Iterator[Session]:
-        modules, counts = Names(self.module).modules, dict[Site, int]()
+        modules, counts = ModuleNames(self.module).modules, dict[Site, int]()
         outputs: list[Any] = []
         inputs: list[Any] = []
         inside: list[Any] = []

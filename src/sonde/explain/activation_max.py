@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.sites import Pattern, resolve
@@ -209,7 +209,7 @@ class _UnitOf:
                     f"ActivationMax: expected the output of one module, {str(site)!r} names "
                     f"{len(found)}. Name one of them."
                 )
-            self._module, self.site = Names(at.module).modules[found[0].path], str(found[0])
+            self._module, self.site = ModuleNames(at.module).modules[found[0].path], str(found[0])
         with torch.no_grad():
             state = self._state(at.value)
         self._axis = 1 if state.ndim == 4 else state.ndim - 1
@@ -265,7 +265,7 @@ def _roughness(x: Tensor) -> Tensor:
 
 def _nearest(at: SiteFunction, found: Tensor) -> tuple[Int[Tensor, "token"], Tensor]:
     """Return the tokens whose embeddings are nearest by angle, and these embeddings."""
-    module = Names(at.module).modules[at.site.partition(":")[0]]
+    module = ModuleNames(at.module).modules[at.site.partition(":")[0]]
     table = module.get_parameter("weight").detach().to(found)
     unit = nn.functional.normalize(table, dim=1)
     tokens = (nn.functional.normalize(found[0], dim=-1) @ unit.T).argmax(-1)

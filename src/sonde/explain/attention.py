@@ -20,28 +20,28 @@ from sonde.explain.attribution import Attributor, Parts
 from sonde.explain.objective import FixedObjective
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.attention.places import attentions_at
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.port_view import PortView
 from sonde.tap.reading.site_function import SiteFunction
 
 Looks = Float[Tensor, "row query key"]
 
 
-class Layer(NamedTuple):
+class AttentionGradient(NamedTuple):
     """Probabilities of one attention and the gradient of the objective at them."""
 
     probs: Float[Tensor, "row head query key"]
     slope: Float[Tensor, "row head query key"]
 
 
-class Layers(NamedTuple):
+class AttentionLayers(NamedTuple):
     """All attentions in the order in which they ran, and where the answer is read off.
 
     ``read`` holds for each example equal weights at the positions that the last attention gives the
     objective: the last token, the class token, or all. ``real`` says which tokens are no padding.
     """
 
-    each: list[Layer]
+    each: list[AttentionGradient]
     read: Float[Tensor, "row query"]
     real: Bool[Tensor, "row key"]
 
@@ -63,7 +63,7 @@ class AttentionMap(Attributor):
         return Parts(_over_places(self._map(layers), function), is_reached=is_reached)
 
     @abstractmethod
-    def _map(self, layers: Layers) -> Float[Tensor, "row token"]:
+    def _map(self, layers: AttentionLayers) -> Float[Tensor, "row token"]:
         """Return one number for each token."""
 
 
@@ -90,7 +90,7 @@ class RawAttention(AttentionMap):
     paper: ClassVar[str] = "bahdanau2015attention"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"layer": 0})
 
-    def _map(self, layers: Layers) -> Float[Tensor, "row token"]:
+    def _map(self, layers: AttentionLayers) -> Float[Tensor, "row token"]:
         probs = _layer(layers, self.layer).probs.mean(1)
         return torch.einsum("nq,nqk->nk", layers.read, probs)
 
@@ -135,7 +135,7 @@ class AttentionRollout(AttentionMap):
                 f"max or min, got {self.residual}, {self.discard} and {self.heads!r}."
             )
 
-    def _map(self, layers: Layers) -> Float[Tensor, "row token"]:
+    def _map(self, layers: AttentionLayers) -> Float[Tensor, "row token"]:
         mass = layers.read.unsqueeze(1)
         for layer in reversed(layers.each):
             mass = mass @ self._mixed(layer.probs, layers.real)
@@ -185,7 +185,7 @@ class AttentionTimesGradient(AttentionMap):
         """Yes."""
         return True
 
-    def _map(self, layers: Layers) -> Float[Tensor, "row token"]:
+    def _map(self, layers: AttentionLayers) -> Float[Tensor, "row token"]:
         probs, slope = _layer(layers, self.layer)
         return (probs * slope).sum((1, 2))
 
@@ -209,7 +209,7 @@ class AttentionRelevance(AttentionMap):
 
     paper: ClassVar[str] = "chefer2021generic"
 
-    def _map(self, layers: Layers) -> Float[Tensor, "row token"]:
+    def _map(self, layers: AttentionLayers) -> Float[Tensor, "row token"]:
         relevance = torch.eye(layers.real.shape[1]).to(layers.read).expand(len(layers.read), -1, -1)
         for probs, slope in layers.each:
             raised = (probs * slope).relu().mean(1) * layers.real.unsqueeze(1)
@@ -217,9 +217,9 @@ class AttentionRelevance(AttentionMap):
         return (layers.read.unsqueeze(1) @ relevance).squeeze(1)
 
 
-def _read(function: SiteFunction, objective: FixedObjective) -> tuple[Layers, bool]:
+def _read(function: SiteFunction, objective: FixedObjective) -> tuple[AttentionLayers, bool]:
     """Return what attentions look at on the way from a site to the objective."""
-    names = Names(function.module)
+    names = ModuleNames(function.module)
     kept: list[Tensor] = []
 
     def keep(view: PortView) -> dict[str, Tensor]:
@@ -253,13 +253,13 @@ def _read(function: SiteFunction, objective: FixedObjective) -> tuple[Layers, bo
     return _with_places(each, function), is_reached
 
 
-def _layer_of(probs: Tensor, slope: Tensor | None) -> Layer:
+def _layer_of(probs: Tensor, slope: Tensor | None) -> AttentionGradient:
     """Return probabilities and their gradient, (example, query, head, key), with heads first."""
     slope = torch.zeros_like(probs) if slope is None else slope
-    return Layer(*(x.detach().transpose(1, 2).double() for x in (probs, slope)))
+    return AttentionGradient(*(x.detach().transpose(1, 2).double() for x in (probs, slope)))
 
 
-def _with_places(each: list[Layer], function: SiteFunction) -> Layers:
+def _with_places(each: list[AttentionGradient], function: SiteFunction) -> AttentionLayers:
     n, _, length, _ = each[0].probs.shape
     real = torch.ones(n, length, dtype=torch.bool, device=each[0].probs.device)
     mask = function.call.mask
@@ -267,10 +267,10 @@ def _with_places(each: list[Layer], function: SiteFunction) -> Layers:
         real = mask.to(real.device).bool()
     read = (each[-1].slope != 0).any(3).any(1) & real
     read = torch.where(read.any(1, keepdim=True), read, real).double()
-    return Layers(each, read / read.sum(1, keepdim=True), real)
+    return AttentionLayers(each, read / read.sum(1, keepdim=True), real)
 
 
-def _layer(layers: Layers, index: int) -> Layer:
+def _layer(layers: AttentionLayers, index: int) -> AttentionGradient:
     n = len(layers.each)
     if not -n <= index < n:
         raise InputError(f"attention: expected a layer in 0..{n - 1} or from the end, got {index}.")

@@ -21,7 +21,7 @@ from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.core.site import Site
 from sonde.tap.hand.editing import editing
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, replaced
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.sites import Pattern, resolve
@@ -242,7 +242,7 @@ class Codebook:
         given = model.module if isinstance(model, Model) else model
         module = copy.deepcopy(given)
         names = [self._name(site) for site in resolve(module, sites)]
-        at = [Names(module).modules[name] for name in names]
+        at = [ModuleNames(module).modules[name] for name in names]
         source = torch.Generator().manual_seed(self.seed)
         rows = _rows(module, at, [batch(i) for i in range(FIRST_BATCHES)])
         books = [self._first(x, source).requires_grad_() for x in rows]

@@ -15,7 +15,7 @@ from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Direction, Result
-from sonde.explain._places import Places
+from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective, Objective
@@ -93,7 +93,7 @@ class OrderTest(ABC):
         """
         function = SiteFunction(model, inputs, site)
         fixed = objective.at(function)
-        places = Places.of(function, self.baseline)
+        places = ExamplePlaces.of(function, self.baseline)
         curves = self._curves(function, fixed, places, places.scores(found), self.seed)
         generator = torch.Generator().manual_seed(self.seed)
         drawn = [
@@ -147,7 +147,7 @@ class OrderTest(ABC):
         self,
         function: SiteFunction,
         objective: FixedObjective,
-        places: Places,
+        places: ExamplePlaces,
         scores: Float[Tensor, "row place"],
         seed: int,
     ) -> Float[Tensor, "row step"]:

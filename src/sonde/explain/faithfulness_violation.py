@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Direction, Result
-from sonde.explain._places import Places
+from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
 from sonde.explain.faithfulness import PROB
@@ -101,7 +101,7 @@ class FaithfulnessViolation:
         """Return how often the sign is wrong, by default for the probability of the prediction."""
         function = SiteFunction(model, inputs, site)
         fixed = objective.at(function)
-        places = Places.of(function, self.baseline)
+        places = ExamplePlaces.of(function, self.baseline)
         scores = places.scores(found)
         order = places.order(scores.abs(), self.seed)
         whole = fixed.of(function.outputs).double()

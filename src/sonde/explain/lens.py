@@ -18,7 +18,7 @@ from sonde.core.edit import AffineMap
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.result import Result
-from sonde.tap.decoding.layers import Layers
+from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
 from sonde.tap.rows.padding import right_padded
@@ -99,7 +99,7 @@ class LogitLens:
             If there is no token, or a map is of no block.
         """
         module = model.module if isinstance(model, Model) else model
-        layers = Layers(module)
+        layers = ModelBlocks(module)
         if unknown := set(self.maps) - set(layers.paths):
             raise InputError(
                 f"LogitLens: expected maps of blocks ({', '.join(layers.paths[:3])}, ..), got "
@@ -128,7 +128,12 @@ class LogitLens:
         )
 
     def _sums(
-        self, layers: Layers, states: list[Tensor], final: Tensor, following: Tensor, known: Tensor
+        self,
+        layers: ModelBlocks,
+        states: list[Tensor],
+        final: Tensor,
+        following: Tensor,
+        known: Tensor,
     ) -> Float[Tensor, "figure layer"]:
         target = final.log_softmax(-1)
         sums = torch.zeros(5, len(states), dtype=torch.float64)
@@ -148,7 +153,7 @@ class LogitLens:
 
 
 def states_and_answers(
-    module: nn.Module, layers: Layers, batches: Iterable[InputBatch]
+    module: nn.Module, layers: ModelBlocks, batches: Iterable[InputBatch]
 ) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
     """Yield for each text: states after every block, the model's logits, the token that follows.
 
@@ -228,7 +233,7 @@ class TunedLens:
             If there is no text, or the loss is no number.
         """
         module = model.module if isinstance(model, Model) else model
-        layers = Layers(module)
+        layers = ModelBlocks(module)
         texts = list(states_and_answers(module, layers, batches))
         if not texts:
             raise InputError("TunedLens: expected texts, got none.")

@@ -17,8 +17,8 @@ from sonde.core.chart import Chart, marks
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
-from sonde.tap.decoding.layers import Layers
-from sonde.tap.hooks.names import Names
+from sonde.tap.decoding.layers import ModelBlocks
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.tap.reading.weights import matrix_of
 
@@ -155,7 +155,7 @@ class NeuronLens:
             raise InputError(
                 f"NeuronLens: expected one layer, {str(site)!r} names {len(found)}. Name one."
             )
-        matrix = matrix_of(Names(module).modules[found[0].path], found[0])
+        matrix = matrix_of(ModuleNames(module).modules[found[0].path], found[0])
         return self.of(model, self._vectors(matrix.detach(), _width(module), str(found[0].path)))
 
     def of(self, model: Model | nn.Module, vectors: Float[Tensor, "unit dim"]) -> NeuronLensResult:
@@ -167,7 +167,7 @@ class NeuronLens:
         vectors : Float[Tensor, "unit dim"]
         """
         module = model.module if isinstance(model, Model) else model
-        layers = Layers(module)
+        layers = ModelBlocks(module)
         matrix = matrix_of(layers.head).detach()
         if vectors.shape[1] != matrix.shape[1]:
             raise ShapeError(
@@ -259,4 +259,4 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _width(module: nn.Module) -> int:
-    return matrix_of(Layers(module).head).shape[1]
+    return matrix_of(ModelBlocks(module).head).shape[1]

@@ -22,7 +22,7 @@ from sonde.core.result import Result
 from sonde.explain._correlation import spearman, ssim
 from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.objective import FixedObjective, Objective
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.sites import Pattern
 from sonde.tap.reading.site_function import INPUT, SiteFunction, arguments_of
@@ -208,7 +208,7 @@ def _layers(module: nn.Module, inputs: Any) -> list[tuple[str, nn.Module]]:
 
     One that is not called itself (its weights are used by the module around it) runs with it.
     """
-    names, ended = Names(module), dict[str, int]()
+    names, ended = ModuleNames(module), dict[str, int]()
 
     def note(path: str, output: Any) -> None:
         ended[path] = len(ended)

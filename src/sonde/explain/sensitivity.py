@@ -16,7 +16,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain._correlation import pearson
-from sonde.explain._places import Places
+from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import Objective
@@ -88,7 +88,7 @@ class SetTest:
     ) -> tuple[Float[Tensor, "share row set"], Float[Tensor, "share row set"]]:
         """Return what the attribution says of each set, and how far the objective falls."""
         fixed = objective.at(function)
-        places = Places.of(function, self.baseline)
+        places = ExamplePlaces.of(function, self.baseline)
         scores = (places.scores(found) * places.real).double().cpu()
         whole = fixed.of(function.outputs).detach().double().cpu()
         generator = torch.Generator().manual_seed(self.seed)

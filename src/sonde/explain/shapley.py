@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.explain._places import Places
+from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import ROUNDING, Attributor, Parts
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective
@@ -39,7 +39,7 @@ class PartTest(Attributor):
     baseline: Baseline = field(default_factory=Baseline)
     groups: Int[Tensor, "place"] | None = None
 
-    def _grouped(self, places: Places) -> tuple[Int[Tensor, "place"], int]:
+    def _grouped(self, places: ExamplePlaces) -> tuple[Int[Tensor, "place"], int]:
         if self.groups is None:
             return torch.arange(places.n), places.n
         group = self.groups.long().flatten()
@@ -55,7 +55,7 @@ class PartTest(Attributor):
         self,
         phi: Float[Tensor, "row part"],
         size: Float[Tensor, "row"],
-        places: Places,
+        places: ExamplePlaces,
         group: Int[Tensor, "place"],
         n: int,
         base: Float[Tensor, "row"] | None = None,
@@ -65,7 +65,11 @@ class PartTest(Attributor):
         return Parts(self._shared(phi, places, group, n), base, is_reached)
 
     def _shared(
-        self, phi: Float[Tensor, "row part"], places: Places, group: Int[Tensor, "place"], n: int
+        self,
+        phi: Float[Tensor, "row part"],
+        places: ExamplePlaces,
+        group: Int[Tensor, "place"],
+        n: int,
     ) -> Tensor:
         """Return the figures of parts at their places, in the shape of the site."""
         count = torch.bincount(group, minlength=n)
@@ -99,7 +103,7 @@ class Occlusion(PartTest):
     paper: ClassVar[str] = "zeiler2014visualizing"
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
-        places = Places.of(function, self.baseline)
+        places = ExamplePlaces.of(function, self.baseline)
         group, n = self._grouped(places)
         whole = objective.of(function.outputs).detach().double().cpu()
         left = places.number_of_sets(function, objective, ~torch.eye(n, dtype=torch.bool)[:, group])
@@ -150,7 +154,7 @@ class Shapley(PartTest):
             raise InputError(f"Shapley: expected an order or more, got {self.n_orders}.")
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
-        places = Places.of(function, self.baseline)
+        places = ExamplePlaces.of(function, self.baseline)
         group, n = self._grouped(places)
         if n <= EXACT:
             phi, base = self._exact(function, objective, places, group, n)
@@ -162,7 +166,7 @@ class Shapley(PartTest):
         self,
         function: SiteFunction,
         objective: FixedObjective,
-        places: Places,
+        places: ExamplePlaces,
         group: Int[Tensor, "place"],
         n: int,
     ) -> tuple[Float[Tensor, "row part"], Float[Tensor, "row"]]:
@@ -183,7 +187,7 @@ class Shapley(PartTest):
         self,
         function: SiteFunction,
         objective: FixedObjective,
-        places: Places,
+        places: ExamplePlaces,
         group: Int[Tensor, "place"],
         n: int,
     ) -> tuple[Float[Tensor, "row part"], Float[Tensor, "row"]]:

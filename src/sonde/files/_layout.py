@@ -57,7 +57,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorSlot:
     """Where one tensor lies in the payload."""
 
     code: str
@@ -78,18 +78,18 @@ class Contents:
     """A checked head: the envelope, the table of tensors, and where the payload starts."""
 
     envelope: dict[str, Any]
-    slots: list[Slot]
+    slots: list[TensorSlot]
     table: str
     start: int
 
 
-def slots_of(tensors: list[Tensor]) -> list[Slot]:
+def slots_of(tensors: list[Tensor]) -> list[TensorSlot]:
     """Return where tensors lie when written one after the other."""
-    slots: list[Slot] = []
+    slots: list[TensorSlot] = []
     begin = 0
     for tensor in tensors:
         end = begin + tensor.numel() * tensor.element_size()
-        slots.append(Slot(CODES[tensor.dtype], tuple(tensor.shape), begin, end))
+        slots.append(TensorSlot(CODES[tensor.dtype], tuple(tensor.shape), begin, end))
         begin = end
     return slots
 
@@ -123,7 +123,7 @@ def pieces_of(head: bytes, tensors: list[Tensor]) -> Iterator[bytes | memoryview
         yield raw_bytes(tensor)
 
 
-def refuse_oversized(head: bytes, slots: list[Slot], inner: str) -> None:
+def refuse_oversized(head: bytes, slots: list[TensorSlot], inner: str) -> None:
     """Refuse to write what no reader would accept."""
     n_values = _count_values(inner)
     if len(head) > HEADER_LIMIT or len(slots) > MOST_TENSORS or n_values > MOST_VALUES:
@@ -173,13 +173,13 @@ def _inner(head: str, path: Path) -> tuple[str, int]:
     return inner, end + 1
 
 
-def _table(head: str, position: int, path: Path) -> list[Slot]:
-    slots: list[Slot] = []
+def _table(head: str, position: int, path: Path) -> list[TensorSlot]:
+    slots: list[TensorSlot] = []
     begin = 0
     while (match := _ENTRY.match(head, position)) is not None:
         index, code, shape_text, first, last = match.groups()
         shape = tuple(int(d) for d in shape_text.split(",")) if shape_text else ()
-        slot = Slot(code, shape, int(first), int(last))
+        slot = TensorSlot(code, shape, int(first), int(last))
         n_bytes = _size_of(slot, path)
         if int(index) != len(slots) or slot.begin != begin or slot.end != begin + n_bytes:
             raise damaged(path, f"tensor t{index} is out of place")
@@ -190,7 +190,7 @@ def _table(head: str, position: int, path: Path) -> list[Slot]:
     return slots
 
 
-def _size_of(slot: Slot, path: Path) -> int:
+def _size_of(slot: TensorSlot, path: Path) -> int:
     if slot.code not in DTYPES or len(slot.shape) > MOST_AXES:
         raise damaged(path, f"a tensor of type {slot.code} with {len(slot.shape)} axes")
     n_bytes = math.prod(slot.shape) * DTYPES[slot.code][1]

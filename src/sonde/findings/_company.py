@@ -42,7 +42,7 @@ def amount(deltas: Deltas, tau: float) -> str:
 
 
 @dataclass(frozen=True)
-class Comparison(Rule):
+class ReadingComparison(Rule):
     """A rule that turns on how far two readings of the same rows are apart.
 
     Parameters

@@ -19,14 +19,14 @@ from sonde.tap.rows.reduce import Reduction, possible
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class TrialRows:
     """Rows at one site in float64, sorted by the example that they belong to."""
 
     x: Float[Tensor, "row dim"]
     example: Int[Tensor, "row"]
 
 
-Taken = dict[str, Rows]
+Taken = dict[str, TrialRows]
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ def _has_padding(batch: InputBatch) -> bool:
     return batch.mask is not None and not bool(batch.mask.all())
 
 
-def _sorted(x: Tensor, example: Tensor) -> Rows:
+def _sorted(x: Tensor, example: Tensor) -> TrialRows:
     order = torch.argsort(example, stable=True)
-    return Rows(x[order], example[order])
+    return TrialRows(x[order], example[order])
 
 
 def joined(parts: Sequence[Taken]) -> Taken:
@@ -142,6 +142,6 @@ def joined(parts: Sequence[Taken]) -> Taken:
 def of_example(taken: Taken, which: int) -> Taken:
     """Return the rows of one example."""
     return {
-        key: Rows(rows.x[rows.example == which], rows.example[rows.example == which])
+        key: TrialRows(rows.x[rows.example == which], rows.example[rows.example == which])
         for key, rows in taken.items()
     }

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sonde.core.hashing import base_hashes
-from sonde.findings._trials import Rows, Taken, Trials, joined, of_example
+from sonde.findings._trials import Taken, TrialRows, Trials, joined, of_example
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
 from sonde.tap.reading.difference import NARROW, ROUNDING, TAU, TAU_NARROW, difference
@@ -215,7 +215,7 @@ class _Compared:
         def begun(taken: Taken) -> Taken:
             whole = {k: r for k, r in taken.items() if len(r.x) == n * length}
             first = torch.arange(n * length) % length < half
-            return {k: Rows(r.x[first], r.example[first]) for k, r in whole.items()}
+            return {k: TrialRows(r.x[first], r.example[first]) for k, r in whole.items()}
 
         return self._deltas(begun(together), begun(changed))
 

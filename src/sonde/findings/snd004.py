@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._company import Comparison, amount, figure_of, level_of, where
+from sonde.findings._company import ReadingComparison, amount, figure_of, level_of, where
 from sonde.findings._places import read_command, sentence
 from sonde.findings._text import shortened
 from sonde.findings.evidence import Evidence
@@ -13,7 +13,7 @@ from sonde.findings.self_check import SelfCheck
 
 @final
 @dataclass(frozen=True)
-class SND004(Comparison):
+class SND004(ReadingComparison):
     """Two runs of the same batch under different random seeds.
 
     Parameters

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._company import Comparison, amount, level_of, where
+from sonde.findings._company import ReadingComparison, amount, level_of, where
 from sonde.findings._places import scan_command, sentence
 from sonde.findings._text import shortened
 from sonde.findings.evidence import Evidence
@@ -13,7 +13,7 @@ from sonde.findings.self_check import SelfCheck
 
 @final
 @dataclass(frozen=True)
-class SND006(Comparison):
+class SND006(ReadingComparison):
     """Rows of equal size together, against one alone and the rest turned round; nothing is padded.
 
     Parameters

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 import torch
 
-from sonde.findings._company import Comparison, amount, level_of, where
+from sonde.findings._company import ReadingComparison, amount, level_of, where
 from sonde.findings._places import read_command, scan_command, sentence
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Theme
@@ -16,7 +16,7 @@ REASONS = ("repeat", "padding", "right", "left")
 
 @final
 @dataclass(frozen=True)
-class SND007(Comparison):
+class SND007(ReadingComparison):
     """Texts of different length without padding against padded on the processor's side.
 
     Parameters

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._company import Comparison, amount, figure_of, where
+from sonde.findings._company import ReadingComparison, amount, figure_of, where
 from sonde.findings._places import scan_command, sentence
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Theme
@@ -13,7 +13,7 @@ from sonde.findings.snd007 import REASONS, positions_cure
 
 @final
 @dataclass(frozen=True)
-class SND008(Comparison):
+class SND008(ReadingComparison):
     """Left padding harms, and positions derived from the mask take the harm away."""
 
     code: ClassVar[str] = "SND008"

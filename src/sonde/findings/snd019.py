@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._company import Comparison, amount, level_of, where
+from sonde.findings._company import ReadingComparison, amount, level_of, where
 from sonde.findings._places import read_command, sentence
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Theme
@@ -12,7 +12,7 @@ from sonde.findings.self_check import SelfCheck
 
 @final
 @dataclass(frozen=True)
-class SND019(Comparison):
+class SND019(ReadingComparison):
     """First halves of texts beside the same halves before other second halves.
 
     Parameters

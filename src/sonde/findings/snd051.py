@@ -7,7 +7,7 @@ from sonde.findings._places import counted_as, score_command, too_few, two_names
 from sonde.findings._text import number
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
-from sonde.findings.versus import LEAST_GROUPS, LEVEL, Comparison, compare
+from sonde.findings.versus import LEAST_GROUPS, LEVEL, DataComparison, compare
 
 
 @final
@@ -74,7 +74,7 @@ class SND051(Rule):
             )
         )
 
-    def _sentence(self, evidence: Evidence, found: Comparison) -> str:
+    def _sentence(self, evidence: Evidence, found: DataComparison) -> str:
         worst = max(found.sites, key=lambda s: (s.low, s.auroc))
         first = found.first(self.note)
         assert first is not None

@@ -85,7 +85,7 @@ class SiteShift:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class DataComparison:
     """DATA against OTHER.
 
     Parameters
@@ -114,7 +114,7 @@ class Comparison:
 
 
 @once
-def compare(evidence: Evidence) -> Comparison | None:
+def compare(evidence: Evidence) -> DataComparison | None:
     """Return the comparison, or None without OTHER or with fewer than 50 groups on a side.
 
     At each site a direction is fitted in closed form on half of the groups (by hash: a group that
@@ -133,7 +133,7 @@ def compare(evidence: Evidence) -> Comparison | None:
         sites.append(_shift(site, *scores, len(both)))
     if not sites:
         return None
-    return Comparison(
+    return DataComparison(
         tuple(sites), _length_auroc(mine, theirs), evidence.n_groups, versus.other.n_groups
     )
 
@@ -174,7 +174,7 @@ def _length_auroc(mine: SharedRows, theirs: SharedRows) -> float | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class DetectorScores:
     """Scores of every usable detector: of DATA's held-out rows, and of OTHER's."""
 
     own: Mapping[tuple[str, str], Float[Tensor, "row"]]
@@ -184,7 +184,7 @@ class Scored:
 
 
 @once
-def scored(evidence: Evidence) -> Scored | str:
+def scored(evidence: Evidence) -> DetectorScores | str:
     """Return the scores of the detectors on both sides, or the reason why there are none."""
     versus = evidence.versus
     if versus is None:
@@ -200,7 +200,7 @@ def scored(evidence: Evidence) -> Scored | str:
         return "OTHER, or DATA, lacks the sites or columns that the detectors score"
     own = {name: _scores(versus.scorers[name], mine, name[1])[held] for name in usable}
     other = {name: _scores(versus.scorers[name], theirs, name[1]) for name in usable}
-    return Scored(own, mine.group[held], other, theirs.group)
+    return DetectorScores(own, mine.group[held], other, theirs.group)
 
 
 @once
@@ -222,7 +222,7 @@ def detector_rows(evidence: Evidence) -> list[dict[str, Any]]:
     for method, key in evidence.versus.asked:
         row: dict[str, Any] = {"method": method, "site": key}
         row |= dict.fromkeys(("auroc", "low", "high"))
-        if isinstance(found, Scored) and (method, key) in found.own:
+        if isinstance(found, DetectorScores) and (method, key) in found.own:
             own = found.own[method, key][one_per_group(found.own_group)]
             other = found.other[method, key][one_per_group(found.other_group)]
             value = auroc(own, other).value

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.watch import watch
 
 
@@ -52,7 +52,7 @@ def sublayers_of(
     if len(block) < 2:
         return Sublayers(why=f"{path} changes the shape of the stream")
     stream, out, found = block["in"], block["out"], list[str]()
-    modules = Names(module).modules
+    modules = ModuleNames(module).modules
     made = [(i, e) for i, e in enumerate(events) if e.port == "out"]
     made.sort(key=lambda one: _rank(one[1].name, modules[one[1].name]))
     at = -1
@@ -95,7 +95,7 @@ def _events(
 
     What modules return that run several times is left out: none of them is one sublayer.
     """
-    inside = [n for n, _ in Names(module).primary() if n == path or n.startswith(f"{path}.")]
+    inside = [n for n, _ in ModuleNames(module).primary() if n == path or n.startswith(f"{path}.")]
     sites = [Site(n, port=port) for n in inside for port in ("in", "out")]
     again = [Site(n, call=1) for n in inside]
     seen = watch(module, batch, [*sites, *again]).tensors
@@ -116,7 +116,7 @@ def _reason(module: nn.Module, path: str, block: dict[str, Tensor], made: Sequen
     """Return why the output of a block is not its input plus one sublayer after the other."""
     same = [e.name for e in made if torch.equal(e.rows, block["out"])]
     if same:
-        kind = type(Names(module).modules[same[-1]]).__name__
+        kind = type(ModuleNames(module).modules[same[-1]]).__name__
         return f"{path} ends in {same[-1]} ({kind}), as a post-norm block does"
     for a, b in combinations(made, 2):
         orders = permutations((block["in"], a.rows, b.rows))

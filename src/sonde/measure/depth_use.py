@@ -28,7 +28,7 @@ from sonde.measure._depth_forward import (
 )
 from sonde.measure._sublayers import Sublayers, is_sum, sublayers_of
 from sonde.tap import editing, right_padded
-from sonde.tap.decoding.layers import Layers
+from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.model.watch import watch
 
 
@@ -152,7 +152,7 @@ def depth_use(
     csordas2025depth
     """
     module = model.module if isinstance(model, Model) else model
-    paths = Layers(module).paths
+    paths = ModelBlocks(module).paths
     if len(paths) < 2:
         raise InputError(f"depth_use: expected a network of at least two blocks, got {len(paths)}.")
     parts: dict[str, Sublayers] | None = {} if sublayers else None

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sonde.report._format import number, plural
-from sonde.report._heat import STEPS, Scale, heat, legend, panels
-from sonde.report._markup import Markup, Names, el, join
+from sonde.report._heat import STEPS, ColourScale, heat, legend, panels
+from sonde.report._markup import ElementIds, Markup, el, join
 from sonde.report._parts import tabled
 from sonde.report._picture import Numbers
 
@@ -20,7 +20,7 @@ _PATCHES: Final = (
 )
 
 
-def exhibit(found: Any, scale: Scale, alpha: float, names: Names) -> Markup:
+def exhibit(found: Any, scale: ColourScale, alpha: float, names: ElementIds) -> Markup:
     """Return the parts of one example; ``found`` is a ``sonde.run.scoring.exhibit.Exhibit``."""
     if found.kind == "image":
         return _image(found, scale, names)
@@ -29,7 +29,7 @@ def exhibit(found: Any, scale: Scale, alpha: float, names: Names) -> Markup:
     return _text(found, scale, alpha, names)
 
 
-def level_of(score: float, scale: Scale) -> int:
+def level_of(score: float, scale: ColourScale) -> int:
     """Return 0 (not coloured) to 5: how many of the scale's steps a score lies above."""
     return sum(score > step for step in scale.steps)
 
@@ -48,7 +48,7 @@ def marked(scores: Sequence[float], p: Sequence[float | None], alpha: float) -> 
     return set(order[: max(1, min(MARKED, len(scores) // 4))])
 
 
-def _image(found: Any, scale: Scale, names: Names) -> Markup:
+def _image(found: Any, scale: ColourScale, names: ElementIds) -> Markup:
     if not found.grid:
         return _alone(found) if found.pixels is None else _plain_image(found, names)
     made = heat(found.pixels, found.grid, found.score, scale)
@@ -80,8 +80,8 @@ def _said(made: Any) -> list[str]:
     return ([] if made.image is None else ["The image as the model reads it"]) + [made.message]
 
 
-def _plain_image(found: Any, names: Names) -> Markup:
-    made = heat(found.pixels, [(0, 0)], [0.0], Scale(0.0, 1.0))
+def _plain_image(found: Any, names: ElementIds) -> Markup:
+    made = heat(found.pixels, [(0, 0)], [0.0], ColourScale(0.0, 1.0))
     view = f"0 0 {made.width:g} {made.height:g}"
     said = "The image as the model reads it"
     return el(
@@ -94,7 +94,7 @@ def _alone(found: Any) -> Markup:
     return el("p", f"{plural(len(found.score), 'row')} without a place.", cls="empty")
 
 
-def _text(found: Any, scale: Scale, alpha: float, names: Names) -> Markup:
+def _text(found: Any, scale: ColourScale, alpha: float, names: ElementIds) -> Markup:
     keep = marked(found.score, found.p, alpha)
     strong = {found.position[i] for i in keep}
     scores = dict(zip(found.position, zip(found.score, found.p, strict=True), strict=True))
@@ -140,7 +140,7 @@ def _piece(
     text: str,
     known: tuple[float, float | None] | None,
     strong: bool,
-    scale: Scale,
+    scale: ColourScale,
     what: str,
 ) -> Markup:
     """Return a token or a step: coloured by its score, underlined and told where it is marked."""
@@ -170,7 +170,7 @@ def _word(known: tuple[float, float | None]) -> str:
     return word if known[1] is None else f"{word}, p {number(known[1])}"
 
 
-def _values(found: Any, names: Names) -> Markup:
+def _values(found: Any, names: ElementIds) -> Markup:
     if not found.values:
         return Markup("")
     rows = tuple((str(unit), _finite(value)) for unit, value in found.values)

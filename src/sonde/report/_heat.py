@@ -23,7 +23,7 @@ STEPS: Final = (0.6, 0.75, 0.88, 0.95, 0.99)
 
 @final
 @dataclass(frozen=True)
-class Scale:
+class ColourScale:
     """Which scores are drawn without colour and which in full colour.
 
     Patches go from ``low`` to ``high`` evenly; tokens and steps by the quantiles ``steps``, since
@@ -35,15 +35,15 @@ class Scale:
     steps: tuple[float, ...] = ()
 
     @staticmethod
-    def of(scores: Sequence[float]) -> "Scale":
+    def of(scores: Sequence[float]) -> "ColourScale":
         """Return the scale from the median to the largest of the finite scores."""
         finite = np.array([s for s in scores if math.isfinite(s)])
         if not len(finite):
-            return Scale(0.0, 1.0, (math.inf,) * len(STEPS))
+            return ColourScale(0.0, 1.0, (math.inf,) * len(STEPS))
         low, high = float(np.median(finite)), float(finite.max())
         every = np.quantile(finite, STEPS, method="lower")
         steps = tuple(float(v) for v in every)
-        return Scale(low, high if high > low else low + max(abs(low), 1.0), steps)
+        return ColourScale(low, high if high > low else low + max(abs(low), 1.0), steps)
 
 
 @final
@@ -59,7 +59,7 @@ class Heat:
     message: str
 
 
-def heat(pixels: Tensor | None, grid: Any, scores: Sequence[float], scale: Scale) -> Heat:
+def heat(pixels: Tensor | None, grid: Any, scores: Sequence[float], scale: ColourScale) -> Heat:
     """Return the picture of one image's patches.
 
     Parameters
@@ -89,7 +89,7 @@ def heat(pixels: Tensor | None, grid: Any, scores: Sequence[float], scale: Scale
     return Heat(None if grey is None else Markup(as_png(grey)), over, box, width, height, said)
 
 
-def _blended(image: np.ndarray | None, scores: np.ndarray, scale: Scale) -> np.ndarray:
+def _blended(image: np.ndarray | None, scores: np.ndarray, scale: ColourScale) -> np.ndarray:
     shares = np.where(np.isfinite(scores), scores, np.inf)
     shares = np.clip((shares - scale.low) / (scale.high - scale.low), 0, 1)[..., None]
     base = np.full((*scores.shape, 3), 255.0)
@@ -123,7 +123,7 @@ def panels(made: Heat, x: float = 0.0) -> list[Markup]:
     return groups
 
 
-def legend(scale: Scale, key: str, x: float = 0.0, y: float = 0.0) -> Markup:
+def legend(scale: ColourScale, key: str, x: float = 0.0, y: float = 0.0) -> Markup:
     """Return the bar of colours with the scores at its ends."""
     stops = [
         el("stop", offset=t, stop_color=f"rgb{WARM}", stop_opacity=MOST_OPAQUE * t) for t in (0, 1)

@@ -62,7 +62,7 @@ def _attribute(name: str, value: object) -> str:
 
 
 @final
-class Names:
+class ElementIds:
     """Distinct element ids of one page."""
 
     def __init__(self) -> None:

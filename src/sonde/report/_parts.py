@@ -7,7 +7,7 @@ from typing import Final
 from sonde.report._draw import picture
 from sonde.report._fit import NARROW, WIDE
 from sonde.report._format import number, p_value, plural, shown, tied, words
-from sonde.report._markup import Markup, Names, code, el, join
+from sonde.report._markup import ElementIds, Markup, code, el, join
 from sonde.report._picture import Cell, Numbers, Picture
 
 _SHAPES: Final = {
@@ -48,7 +48,7 @@ def drawer(title: str, *body: str | None, cls: str = "", opened: bool = False) -
 
 
 def table(
-    numbers: Numbers, names: Names, caption: str = "", kinds: dict[int, str] | None = None
+    numbers: Numbers, names: ElementIds, caption: str = "", kinds: dict[int, str] | None = None
 ) -> Markup:
     """Return a table that scrolls inside its box; numbers stand at the right.
 
@@ -109,7 +109,7 @@ def _exact(value: Cell) -> str | None:
     return repr(value)
 
 
-def figure(made: Picture, names: Names) -> Markup:
+def figure(made: Picture, names: ElementIds) -> Markup:
     """Return a picture in two widths, its message, how to read it, its numbers."""
     key = names.new(made.key)
     wide = picture(made.draw(WIDE), made.message, f"{key}w", "wide")
@@ -128,7 +128,9 @@ def figure(made: Picture, names: Names) -> Markup:
     )
 
 
-def tabled(numbers: Numbers, names: Names, label: str = "Table", opened: bool = False) -> Markup:
+def tabled(
+    numbers: Numbers, names: ElementIds, label: str = "Table", opened: bool = False
+) -> Markup:
     """Return a drawer with a table, and a button that copies it as CSV."""
     made = table(numbers, names, "")
     key = made.split(' id="', 1)[1].split('"', 1)[0]

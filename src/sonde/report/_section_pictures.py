@@ -4,7 +4,7 @@ from typing import Any
 
 from sonde.core.result import FLAGS
 from sonde.report._format import plural, share, shown
-from sonde.report._markup import Markup, Names, el
+from sonde.report._markup import ElementIds, Markup, el
 from sonde.report._parts import absent, figure, section, tabled
 from sonde.report._picture import Cell, Numbers
 from sonde.report._pictures_answers import (
@@ -19,7 +19,7 @@ from sonde.report._select import MAX_SITES
 from sonde.report._versus_words import sides
 
 
-def depth_section(report: dict[str, Any], names: Names) -> Markup:
+def depth_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return the depth profile and the spectra."""
     if not report["sites"]:
         return absent("Depth profile", "No site was read.")
@@ -38,7 +38,7 @@ def depth_section(report: dict[str, Any], names: Names) -> Markup:
     )  # fmt: skip
 
 
-def similarity_section(report: dict[str, Any], names: Names) -> Markup:
+def similarity_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return the map of similarity."""
     known = report.get("similarity")
     made = similarity_picture(known) if known else None
@@ -49,14 +49,14 @@ def similarity_section(report: dict[str, Any], names: Names) -> Markup:
     return section("similarity", "Similarity map", figure(made, names), lead=lead)
 
 
-def answers_section(report: dict[str, Any], names: Names) -> Markup | None:
+def answers_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
     """Return which labels get which answers; nothing where the model's answers are not known."""
     table = (report.get("answers") or {}).get("confusion")
     made = confusion_picture(table) if table else None
     return section("answers", "Answers", figure(made, names)) if made else None
 
 
-def units_section(report: dict[str, Any], names: Names) -> Markup:
+def units_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return the size of units by depth and the units that findings name."""
     made = units_picture(report.get("units") or [])
     if made is None:
@@ -82,7 +82,7 @@ def units_section(report: dict[str, Any], names: Names) -> Markup:
     return section("units", "Units", figure(made, names), named)
 
 
-def labels_section(report: dict[str, Any], names: Names) -> Markup:
+def labels_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return how well labels can be read off at each site."""
     labels = report.get("labels")
     if labels is None:
@@ -119,7 +119,7 @@ def _without_labels(report: dict[str, Any]) -> str:
     return f"Labels were given, but nothing could be read off{said}."
 
 
-def measures_section(report: dict[str, Any], names: Names) -> Markup | None:
+def measures_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
     """Return what --measures and --deep computed; None where nothing was asked for."""
     lines, missing = report.get("measures") or [], report.get("not_measured") or []
     if not lines and not missing:
@@ -140,7 +140,7 @@ def _measured(line: dict[str, Any]) -> tuple[Cell, ...]:
     return (*(line[k] for k in ("method", "site", "value", "se", "n", "unit")), flags)
 
 
-def prediction_section(report: dict[str, Any], names: Names) -> Markup:
+def prediction_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return the next-token loss by depth."""
     known = report.get("prediction")
     made = prediction_picture(known) if known else None

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from sonde.report._format import number, p_value, plural, quantity, share, shown, words
-from sonde.report._markup import Markup, Names, el
+from sonde.report._markup import ElementIds, Markup, el
 from sonde.report._parts import absent, definitions, drawer, figure, section, table, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_versus import (
@@ -50,7 +50,7 @@ _LISTS: Final = (
 )
 
 
-def versus_section(report: dict[str, Any], names: Names) -> Markup:
+def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return which sites tell DATA and OTHER apart, the alarm, the most unusual rows."""
     versus = report.get("versus")
     if versus is None:
@@ -106,7 +106,7 @@ def _only(sites: list[str]) -> str:
     return sites[0] if len(sites) == 1 else ""
 
 
-def rows_section(report: dict[str, Any], names: Names) -> Markup:
+def rows_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return rows by id: map, wrong labels, copies, far rows."""
     rows = report.get("rows")
     if rows is None:
@@ -142,7 +142,7 @@ def _rows(rows: list[dict[str, Any]], columns: tuple[str, ...], inputs: bool) ->
     return Numbers(heads, tuple(tuple(row.get(key) for key in kept) for row in rows), "rows")
 
 
-def checks_section(report: dict[str, Any], names: Names) -> Markup:
+def checks_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return every check with its state, figure, limit and reason."""
     levels = {f["code"]: f["level"] for f in reversed(report["findings"])}
     rows = []

@@ -5,7 +5,7 @@ from typing import Any
 
 from sonde.core.wording import gib
 from sonde.report._format import number, plural, seconds, shown, words
-from sonde.report._markup import Markup, Names, code, el, join
+from sonde.report._markup import ElementIds, Markup, code, el, join
 from sonde.report._parts import command, definitions, drawer, section, tabled
 from sonde.report._picture import Numbers
 
@@ -22,7 +22,7 @@ def limits_section(report: dict[str, Any], absent: Sequence[Markup] = ()) -> Mar
     return section("limits", "What this scan cannot see", folded)
 
 
-def provenance_section(report: dict[str, Any], names: Names) -> Markup:
+def provenance_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return model, data, run, versions and the exact command."""
     where = report["provenance"]
     parts = [el("h3", "Model"), definitions(_pairs(where["model"]))]

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from sonde.report._exhibits import level_of, marked
 from sonde.report._format import number, plural, score_words, shown
-from sonde.report._heat import Scale
+from sonde.report._heat import ColourScale
 from sonde.report._markup import Markup, el
 
 LETTER: Final = 9
@@ -23,7 +23,7 @@ def tokens_svg(
     own_lines: bool,
 ) -> Markup:
     """Return the drawing; ``own_lines`` gives each piece a line of its own."""
-    scale, keep = Scale.of(scores), marked(scores, p, alpha)
+    scale, keep = ColourScale.of(scores), marked(scores, p, alpha)
     drawn: list[Markup] = []
     line = column = 0
     for i, piece in enumerate(pieces):

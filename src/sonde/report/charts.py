@@ -11,7 +11,7 @@ from sonde.core.wording import plural
 from sonde.report._chart_text import chart_to_text as chart_to_text
 from sonde.report._fit import WIDE
 from sonde.report._format import shown
-from sonde.report._markup import Names
+from sonde.report._markup import ElementIds
 from sonde.report._parts import figure
 from sonde.report._picture import Numbers, Picture
 from sonde.report._standalone import Svg, drawn
@@ -95,7 +95,7 @@ def charts_to_html(found: dict[str, Any]) -> str:
     found : dict
         JSON of charts, ``sonde-charts/1``.
     """
-    names, parts = Names(), dict[str, list[Picture]]()
+    names, parts = ElementIds(), dict[str, list[Picture]]()
     for i, one in enumerate(found["charts"]):
         made = chart_picture(one["chart"], f"chart-{i}")
         parts.setdefault(one["method"], []).append(made)

@@ -5,7 +5,7 @@ from typing import Any
 
 from sonde.core.wording import plural
 from sonde.report._format import number, share, shown
-from sonde.report._markup import Names, code, el
+from sonde.report._markup import ElementIds, code, el
 from sonde.report._parts import badge, figure, tabled
 from sonde.report._picture import Numbers, Picture
 from sonde.report._pictures_compare import alike_picture, map_picture, moved_picture
@@ -21,7 +21,7 @@ def compare_to_html(found: dict[str, Any]) -> str:
     found : dict
         JSON of a comparison, ``sonde-compare/1``.
     """
-    names = Names()
+    names = ElementIds()
     depth = figure(map_picture(found), names)
     return document_page(
         found,
@@ -72,11 +72,11 @@ def _findings(found: dict[str, Any]) -> Section | None:
     return Section("findings", "Findings", said) if said else None
 
 
-def _drawn(key: str, title: str, made: Picture | None, names: Names) -> Section | None:
+def _drawn(key: str, title: str, made: Picture | None, names: ElementIds) -> Section | None:
     return None if made is None else Section(key, title, [figure(made, names)])
 
 
-def _units(found: dict[str, Any], names: Names) -> Section:
+def _units(found: dict[str, Any], names: ElementIds) -> Section:
     columns = ("site", "partner", "units found again", "Procrustes distance", "flags")
     rows = tuple(
         (m["site"], m["other"], m["found_again"], m["distance"], ", ".join(m["flags"]) or None)

@@ -6,7 +6,7 @@ from typing import Any, Final
 from sonde.core.chart import Chart, curves
 from sonde.report._fit import Rows, tip
 from sonde.report._format import number, plural, quantity, shown, words
-from sonde.report._markup import Markup, Names, code, el, join
+from sonde.report._markup import ElementIds, Markup, code, el, join
 from sonde.report._parts import badge, definitions, drawer, figure, section, tabled
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report._pictures_depth import PANELS, Panel, panel_axis
@@ -112,7 +112,7 @@ def diff_to_html(a: dict[str, Any], b: dict[str, Any]) -> str:
         JSON of two scans; ``a`` is the older one, drawn in the same colour everywhere.
     """
     difference = diff(a, b)
-    names = Names()
+    names = ElementIds()
     body = join(
         _header(difference),
         _findings_section(difference),
@@ -174,7 +174,7 @@ def _card(entry: Entry) -> Markup:
 
 
 def _depth_section(
-    a: dict[str, Any], b: dict[str, Any], difference: dict[str, Any], names: Names
+    a: dict[str, Any], b: dict[str, Any], difference: dict[str, Any], names: ElementIds
 ) -> Markup:
     pictures = [figure(made, names) for made in _pictures(a, b)]
     rows = sorted(difference["figures"], key=lambda row: not row["moved"])
@@ -240,7 +240,7 @@ def _picture(panel: Panel, points: Rows, axis: Axis) -> Picture:
     return Picture(f"depth-{panel.name}", message, draw)
 
 
-def _source_section(difference: dict[str, Any], names: Names) -> Markup:
+def _source_section(difference: dict[str, Any], names: ElementIds) -> Markup:
     rows = tuple((_key(r), _cell(r["a"]), _cell(r["b"])) for r in difference["differs"])
     table = (
         tabled(Numbers(("what", "A", "B"), rows, "provenance"), names, opened=True)

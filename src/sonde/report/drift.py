@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from sonde.core.wording import gib
 from sonde.report._format import plural, shown
-from sonde.report._markup import Markup, Names, code, el, join
+from sonde.report._markup import ElementIds, Markup, code, el, join
 from sonde.report._parts import drawer, figure, table, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_drift import (
@@ -34,7 +34,7 @@ def drift_to_html(found: dict[str, Any]) -> str:
     found : dict
         JSON of a drift, ``sonde-drift/1``.
     """
-    names = Names()
+    names = ElementIds()
     units = units_picture(found)
     drawn = figure(units, names) if units else el("p", _NO_UNITS, cls="empty")
     return document_page(
@@ -88,7 +88,7 @@ def _models(found: dict[str, Any]) -> str:
     return f"two: fingerprints {marks[0][:12]} and {marks[1][:12]}"
 
 
-def _where(found: dict[str, Any], names: Names) -> Section:
+def _where(found: dict[str, Any], names: ElementIds) -> Section:
     columns = ("site", "moved", "adjusted p", "clearest in", "moved in", "units moved")
     rows = tuple(
         (
@@ -111,7 +111,7 @@ def _where(found: dict[str, Any], names: Names) -> Section:
     return Section("where", "What moved where", parts, lead)
 
 
-def _directions(found: dict[str, Any], names: Names) -> Section:
+def _directions(found: dict[str, Any], names: ElementIds) -> Section:
     parts: list[Markup] = [
         figure(made, names)
         for made in (mean_picture(found), angles_picture(found))
@@ -124,7 +124,7 @@ def _directions(found: dict[str, Any], names: Names) -> Section:
     return Section("directions", "Directions", parts)
 
 
-def _moved_most(found: dict[str, Any], names: Names) -> Markup:
+def _moved_most(found: dict[str, Any], names: ElementIds) -> Markup:
     site, vector = found["direction"]["site"], found["direction"]["vector"]
     heading = join(el("h3", "The direction that moved most"), el("p", code(site)))
     if vector is None:
@@ -135,7 +135,7 @@ def _moved_most(found: dict[str, Any], names: Names) -> Markup:
     return join(heading, tabled(numbers, names, "Unit vector, the largest components first"))
 
 
-def _comparisons(found: dict[str, Any], names: Names) -> Section:
+def _comparisons(found: dict[str, Any], names: ElementIds) -> Section:
     columns = (
         "site", "method", "value", "no change", "p", "adjusted", "first", "second", "rows", "flags",
     )  # fmt: skip
@@ -164,7 +164,7 @@ def _comparisons(found: dict[str, Any], names: Names) -> Section:
     return Section("comparisons", "All comparisons", parts, lead)
 
 
-def _states(found: dict[str, Any], names: Names) -> Section:
+def _states(found: dict[str, Any], names: ElementIds) -> Section:
     columns = ("site", "side", "state", "part", "bytes", "read by")
     rows = tuple(
         (s["site"], s["side"], s["statistic"], s["part"], s["bytes"], ", ".join(s["read_by"]))

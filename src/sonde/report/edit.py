@@ -6,7 +6,7 @@ from typing import Any
 from sonde.core.chart import Chart, ChartAxis, marks
 from sonde.report._fit import tip
 from sonde.report._format import number, plural, shown
-from sonde.report._markup import Markup, Names, code, el
+from sonde.report._markup import ElementIds, Markup, code, el
 from sonde.report._parts import command, figure, table, tabled
 from sonde.report._picture import Numbers, Picture
 from sonde.report.document import Head, Section, document_page, save_document
@@ -21,7 +21,7 @@ def edit_to_html(found: dict[str, Any]) -> str:
     found : dict
         JSON of an act, ``sonde-edit/1``.
     """
-    names = Names()
+    names = ElementIds()
     parts = [_numbers(found, names), _tables(found, names), _samples(found), _undo(found)]
     return document_page(found, _head(found), parts)
 
@@ -66,7 +66,7 @@ def _head(found: dict[str, Any]) -> Head:
     )
 
 
-def _numbers(found: dict[str, Any], names: Names) -> Section | None:
+def _numbers(found: dict[str, Any], names: ElementIds) -> Section | None:
     if found["judgement"] is None:
         return None
     rows = tuple(
@@ -104,7 +104,7 @@ def _control_picture(found: dict[str, Any]) -> Picture:
     return Picture("control", message, draw, numbers)
 
 
-def _tables(found: dict[str, Any], names: Names) -> Section | None:
+def _tables(found: dict[str, Any], names: ElementIds) -> Section | None:
     parts: list[Markup] = []
     for i, one in enumerate(found["tables"]):
         numbers = Numbers(tuple(one["columns"]), tuple(map(tuple, one["rows"])), f"table-{i}")

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from sonde.files.durable import atomic_write
 from sonde.report._format import number, plural, share, shown
-from sonde.report._markup import Markup, Names, el, join
+from sonde.report._markup import ElementIds, Markup, el, join
 from sonde.report._parts import definitions, figure, section, table
 from sonde.report._picture import Numbers, Picture
 from sonde.report._pictures_scores import (
@@ -88,7 +88,7 @@ def evaluation_to_html(found: dict[str, Any]) -> str:
     Every figure stands in its table; histograms and ROC curves are drawn for at most 4 detectors
     and sites, for each detector first where its AUROC is highest.
     """
-    names = Names()
+    names = ElementIds()
     body = join(
         _header(found),
         contents("toc", _SECTIONS),
@@ -198,7 +198,7 @@ def _rate(row: dict[str, Any]) -> str:
     return f"{share(row['false_alarms'])} ({ends})"
 
 
-def _layers(found: dict[str, Any], names: Names) -> Markup:
+def _layers(found: dict[str, Any], names: ElementIds) -> Markup:
     methods = dict.fromkeys(row["instrument"] for row in found["rows"])
     made = []
     for method in methods:
@@ -212,7 +212,7 @@ def _layers(found: dict[str, Any], names: Names) -> Markup:
     return section("layers", "AUROC by site", *made, lead=lead)
 
 
-def _curves(found: dict[str, Any], names: Names) -> Markup:
+def _curves(found: dict[str, Any], names: ElementIds) -> Markup:
     rows = {_key(row): row for row in found["rows"]}
     parts: list[Markup] = []
     for curve in _drawn(found):
@@ -251,7 +251,7 @@ def _cell(key: str, value: Any) -> Any:
     return share(value) if key in _SHARES and value is not None else value
 
 
-def _figures(found: dict[str, Any], names: Names) -> Markup:
+def _figures(found: dict[str, Any], names: ElementIds) -> Markup:
     placed = [{**r, "site": _place(r)} for r in found["rows"]]
     told = [name for name in _COUNTS if len({row[name] for row in placed}) == 1]
     kept = {key: title for key, title in _COLUMNS.items() if key not in told}

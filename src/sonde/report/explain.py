@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.report._format import plural, shown
-from sonde.report._markup import Markup, Names, code, el
+from sonde.report._markup import ElementIds, Markup, code, el
 from sonde.report._parts import table
 from sonde.report._picture import Numbers
 from sonde.report.document import Head, Section, document_page, save_document
@@ -27,7 +27,7 @@ def explain_to_html(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -
     shown_inputs : sequence of mapping, optional
         ``pixels`` or ``pieces`` of each example, where inputs may be shown.
     """
-    names = Names()
+    names = ElementIds()
     parts = [_methods(found, names), _examples(found, shown_inputs, names)]
     if found.get("features"):
         parts.insert(1, _features(found["features"], names))
@@ -59,7 +59,7 @@ def _head(found: dict[str, Any]) -> Head:
     )
 
 
-def _methods(found: dict[str, Any], names: Names) -> Section:
+def _methods(found: dict[str, Any], names: ElementIds) -> Section:
     columns = ("method", "holds", "deletion", "at random", "insertion", "at random")
     columns += ("wrong signs", "redrawn", "flags")
     rows = tuple(
@@ -85,7 +85,7 @@ def _methods(found: dict[str, Any], names: Names) -> Section:
     return Section("methods", "Which explanation holds", [table(numbers, names)], lead)
 
 
-def _features(features: Sequence[dict[str, Any]], names: Names) -> Section:
+def _features(features: Sequence[dict[str, Any]], names: ElementIds) -> Section:
     rows = tuple((str(f["feature"]), f["value"], f["ablated"], f["active"]) for f in features)
     lead = "Effect: activation times the slope of the answer along the feature's direction, the "
     lead += "mean over answers. Taken out: what answers do lose without the feature; where the two "
@@ -94,7 +94,7 @@ def _features(features: Sequence[dict[str, Any]], names: Names) -> Section:
     return Section("features", "Which features the answers hang on", [table(numbers, names)], lead)
 
 
-def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown], names: Names) -> Section:
+def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown], names: ElementIds) -> Section:
     best = found["best"] or found["methods"][0]["method"]
     made: list[Markup] = []
     for i, example in enumerate(found["examples"]):
@@ -107,7 +107,7 @@ def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown], names: Names
 
 
 def _drawn(
-    attribution: dict[str, Any], given: Shown, places: Sequence[str], names: Names
+    attribution: dict[str, Any], given: Shown, places: Sequence[str], names: ElementIds
 ) -> Markup:
     values, shape = attribution["values"], attribution["shape"]
     values = [0.0 if v is None else v for v in values]

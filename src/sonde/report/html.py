@@ -11,7 +11,7 @@ from string import Template
 from typing import Any, Final
 
 from sonde.report._format import Real, shown
-from sonde.report._markup import Markup, Names, el, join
+from sonde.report._markup import ElementIds, Markup, el, join
 from sonde.report._parts import drawer, is_absent, section
 from sonde.report._section_findings import findings_section, header, verdict_line
 from sonde.report._section_pictures import (
@@ -62,7 +62,7 @@ def to_html(report: dict[str, Any]) -> str:
         is larger, the embedded one leaves out curves and the similarity of sites that are not
         drawn, and says so in ``limits``.
     """
-    names = Names()
+    names = ElementIds()
     measured = [part for part in _measured(report, names) if part is not None]
     parts = join(
         findings_section(report),
@@ -81,7 +81,7 @@ def to_html(report: dict[str, Any]) -> str:
     return page(title, summary, body, thinned(report, room), kept)
 
 
-def _measured(report: dict[str, Any], names: Names) -> list[Markup | None]:
+def _measured(report: dict[str, Any], names: ElementIds) -> list[Markup | None]:
     """Return the sections of profiles, units, labels and rows."""
     return [
         answers_section(report, names),

@@ -13,7 +13,7 @@ from sonde.core.errors import InputError
 from sonde.metrics import auroc as _auroc
 from sonde.report._fit import WIDE
 from sonde.report._format import number
-from sonde.report._heat import SIDE, Scale, heat, legend, panels
+from sonde.report._heat import SIDE, ColourScale, heat, legend, panels
 from sonde.report._markup import el, join
 from sonde.report._pictures_scores import auroc_picture, histogram_picture, roc_picture
 from sonde.report._standalone import Svg, drawn, plain
@@ -144,8 +144,8 @@ def heat_map(
     '<svg'
     """
     values = [float(v) for v in torch.as_tensor(scores).flatten()]
-    scale = Scale.of(values)
-    scale = Scale(scale.low if low is None else low, scale.high if high is None else high)
+    scale = ColourScale.of(values)
+    scale = ColourScale(scale.low if low is None else low, scale.high if high is None else high)
     if not scale.high > scale.low:
         raise InputError(f"heat_map: expected low < high, got {scale.low} and {scale.high}.")
     made = heat(_image(image), torch.as_tensor(grid), values, scale)

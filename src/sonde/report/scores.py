@@ -10,8 +10,8 @@ import pyarrow as pa
 from sonde.files.durable import atomic_write
 from sonde.report._exhibits import exhibit
 from sonde.report._format import number, plural, share, shown
-from sonde.report._heat import Scale
-from sonde.report._markup import Markup, Names, code, el, join
+from sonde.report._heat import ColourScale
+from sonde.report._markup import ElementIds, Markup, code, el, join
 from sonde.report._parts import badge, definitions, figure, section, table, tabled
 from sonde.report._picture import Numbers
 from sonde.report._pictures_scores import histogram_picture, named
@@ -65,7 +65,7 @@ def scores_to_html(
     examples : int, default=8
         How many are shown for each detector.
     """
-    names = Names()
+    names = ElementIds()
     lines = most_unusual(scored, examples)
     summary = [_summary(scored, key, alpha) for key in keys_of(scored)]
     body = join(
@@ -137,7 +137,7 @@ def _too_few(scored: pa.Table, exhibits: Any, alpha: float) -> str | None:
 
 
 def _unusual(
-    lines: dict[str, list[dict[str, Any]]], exhibits: Any, alpha: float, names: Names
+    lines: dict[str, list[dict[str, Any]]], exhibits: Any, alpha: float, names: ElementIds
 ) -> Markup:
     parts: list[Markup | None] = []
     for instrument, mine in lines.items():
@@ -166,16 +166,22 @@ def _spot(line: dict[str, Any], exhibits: Any) -> str:
     return f"position {line['position']:,}" if line["position"] else ""
 
 
-def _scales(lines: list[dict[str, Any]], made: list[Any]) -> dict[str, Scale]:
+def _scales(lines: list[dict[str, Any]], made: list[Any]) -> dict[str, ColourScale]:
     """Return the scale of colours of each site, over all examples that are shown."""
     scores: dict[str, list[float]] = {line["site"]: [] for line in lines}
     for line, found in zip(lines, made, strict=True):
         scores[line["site"]] += list(found.score) if found is not None else []
-    return {site: Scale.of(values) for site, values in scores.items()}
+    return {site: ColourScale.of(values) for site, values in scores.items()}
 
 
 def _card(
-    rank: int, line: dict[str, Any], spot: str, found: Any, scale: Scale, alpha: float, names: Names
+    rank: int,
+    line: dict[str, Any],
+    spot: str,
+    found: Any,
+    scale: ColourScale,
+    alpha: float,
+    names: ElementIds,
 ) -> Markup:
     p = line["p"]
     score = number(line["score"]) if math.isfinite(line["score"]) else "infinite"
@@ -197,7 +203,7 @@ def _card(
     return el("article", heading, top, definitions(facts), body, cls="card example")
 
 
-def _drawn(scored: pa.Table, alpha: float, names: Names) -> Markup:
+def _drawn(scored: pa.Table, alpha: float, names: ElementIds) -> Markup:
     parts = []
     keys = keys_of(scored)
     for key in keys[-MOST_DRAWN:]:
@@ -233,7 +239,7 @@ def _placed(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return row[0], place_of(row[0], row[1]), *row[2:]
 
 
-def _rows(scored: pa.Table, names: Names) -> Markup:
+def _rows(scored: pa.Table, names: ElementIds) -> Markup:
     """Return the lines of smallest p-value, then of highest score."""
     p = np.array([math.inf if v is None else v for v in scored["p"].to_pylist()])
     order = np.lexsort((-scores_of(scored), p))[:MOST_ROWS]

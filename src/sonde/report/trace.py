@@ -6,7 +6,7 @@ from typing import Any, Final
 from sonde.core.chart import Chart, ChartAxis, matrix
 from sonde.report._fit import NARROW, WIDE, tip
 from sonde.report._format import number, plural, share, shown
-from sonde.report._markup import Markup, Names, el
+from sonde.report._markup import ElementIds, Markup, el
 from sonde.report._parts import figure, table
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report.document import Head, Section, document_page, save_document
@@ -24,7 +24,7 @@ def trace_to_html(found: dict[str, Any]) -> str:
     found : dict
         JSON of a trace, ``sonde-trace/1``.
     """
-    names = Names()
+    names = ElementIds()
     live = [one for one in found["pairs"] if not one["dropped"]][:MOST_PAIRS]
     parts = [_maps(found, live, names), _estimates(found, live, names), _circuits(live, names)]
     return document_page(found, _head(found), parts if live else [])
@@ -61,7 +61,7 @@ def _head(found: dict[str, Any]) -> Head:
     )
 
 
-def _maps(found: dict[str, Any], live: list[dict[str, Any]], names: Names) -> Section:
+def _maps(found: dict[str, Any], live: list[dict[str, Any]], names: ElementIds) -> Section:
     made: list[Markup] = []
     for i, one in enumerate(live):
         best = one["best"][0]
@@ -74,7 +74,7 @@ def _maps(found: dict[str, Any], live: list[dict[str, Any]], names: Names) -> Se
     return Section("maps", "Layers and positions", made, lead)
 
 
-def _estimates(found: dict[str, Any], live: list[dict[str, Any]], names: Names) -> Section:
+def _estimates(found: dict[str, Any], live: list[dict[str, Any]], names: ElementIds) -> Section:
     made: list[Markup] = []
     for i, one in enumerate(live):
         message = f"Estimates miss {number(one['gap'])} of the difference (root mean square)"
@@ -85,7 +85,7 @@ def _estimates(found: dict[str, Any], live: list[dict[str, Any]], names: Names) 
     return Section("estimates", "Estimates, and what they miss", made, lead)
 
 
-def _circuits(live: list[dict[str, Any]], names: Names) -> Section:
+def _circuits(live: list[dict[str, Any]], names: ElementIds) -> Section:
     made: list[Markup] = []
     for i, one in enumerate(live):
         made += _title(i, live)

@@ -7,7 +7,7 @@ from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
 from sonde.core.wording import plural
 from sonde.report._fit import Rows, tip
 from sonde.report._format import number, shown
-from sonde.report._markup import Names
+from sonde.report._markup import ElementIds
 from sonde.report._parts import figure
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report.charts import chart_picture
@@ -25,7 +25,7 @@ def track_to_html(found: dict[str, Any]) -> str:
     found : dict
         JSON of a track, ``sonde-track/1``.
     """
-    names = Names()
+    names = ElementIds()
     methods = dict.fromkeys(c["method"] for c in found["curves"])
     parts = [
         Section(f"method-{i}", method, [figure(_curves(found, method, f"curves-{i}"), names)])

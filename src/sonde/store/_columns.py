@@ -11,7 +11,7 @@ from torch import Tensor
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, StoreError
 from sonde.core.wording import plural
-from sonde.store.column import ARROW_TYPES, Column
+from sonde.store.column import ARROW_TYPES, SiteColumn
 
 EXTRA, CHOSEN = "extra_", "column_"
 SHAPE = b"sonde.shape"
@@ -75,7 +75,7 @@ def _extra(values: Tensor, name: str, n: int) -> pa.Array:
     return to_column(values.reshape(n, -1))
 
 
-def rows_of(batch: Batch, columns: Sequence[Column]) -> pa.RecordBatch:
+def rows_of(batch: Batch, columns: Sequence[SiteColumn]) -> pa.RecordBatch:
     """Return a row for each row of the sites of one table, and who it is."""
     key = columns[0].schema.key
     example = batch.example[key]

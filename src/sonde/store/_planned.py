@@ -12,7 +12,7 @@ from sonde.core.errors import StoreError
 from sonde.core.plan import Plan
 from sonde.core.stream import Stream
 from sonde.store._identity import only_sites
-from sonde.store.column import ARROW_TYPES, Column
+from sonde.store.column import ARROW_TYPES, SiteColumn
 from sonde.store.layout import GROUPS, HEAD
 from sonde.store.manifest import Manifest, pack_groups
 
@@ -71,19 +71,19 @@ def planned(
     )
 
 
-def _tables(schema: tuple[SiteSchema, ...], batch: Batch) -> dict[str, tuple[Column, ...]]:
+def _tables(schema: tuple[SiteSchema, ...], batch: Batch) -> dict[str, tuple[SiteColumn, ...]]:
     """Return the sites by row layout; sites share one where a batch says so."""
     layouts: dict[tuple[int, int], list[SiteSchema]] = {}
     for site in schema:
         layout = (id(batch.example[site.key]), id(batch.position[site.key]))
         layouts.setdefault(layout, []).append(site)
-    tables: dict[str, tuple[Column, ...]] = {}
+    tables: dict[str, tuple[SiteColumn, ...]] = {}
     numbers = itertools.count()
     for sites in layouts.values():
         name = "pooled" if sites[0].reducer.one_row else sites[0].reducer.name
         while name in tables:
             name += "_"
-        tables[name] = tuple(Column(f"s{next(numbers):03d}", site) for site in sites)
+        tables[name] = tuple(SiteColumn(f"s{next(numbers):03d}", site) for site in sites)
     return tables
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, StoreError
 from sonde.store._mapped import DAMAGE, MappedFile
-from sonde.store.column import TORCH_TYPES, Column
+from sonde.store.column import TORCH_TYPES, SiteColumn
 from sonde.store.layout import AGAIN, REPAIR, row_file
 from sonde.store.volume import Volume
 
@@ -151,6 +151,6 @@ def _listed(volumes: list[Volume], key: str) -> tuple[SiteSchema, list[_Place], 
     return found[0], places, counts
 
 
-def _columns(volume: Volume, key: str) -> list[tuple[str, Column]]:
+def _columns(volume: Volume, key: str) -> list[tuple[str, SiteColumn]]:
     tables = volume.manifest.tables.items()
     return [(table, c) for table, columns in tables for c in columns if c.schema.key == key]

@@ -26,7 +26,7 @@ TORCH_TYPES: Final = {
 
 
 @dataclass(frozen=True)
-class Column:
+class SiteColumn:
     """One site in a table."""
 
     name: str
@@ -65,7 +65,7 @@ def plain_name(name: str) -> str:
     return name
 
 
-def column_of(raw: dict[str, Any]) -> Column:
+def column_of(raw: dict[str, Any]) -> SiteColumn:
     """Return the column that JSON values name, every one checked."""
     dim = int(raw["dim"])
     if raw["dtype"] not in ARROW_TYPES or not 1 <= dim <= MAX_WIDTH:
@@ -75,4 +75,4 @@ def column_of(raw: dict[str, Any]) -> Column:
     reducer = Reducer(raw["reducer"], raw["axis"], bool(raw["keep_special"]))
     kind = (str(raw["dtype"]), str(raw["module"]), str(raw["axes"]))
     schema = SiteSchema(str(raw["key"]), site, reducer, dim, *kind, *special_tokens(raw))
-    return Column(plain_name(raw["column"]), schema)
+    return SiteColumn(plain_name(raw["column"]), schema)

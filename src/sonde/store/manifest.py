@@ -10,7 +10,7 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from sonde.core.errors import StoreError
-from sonde.store.column import Column, column_of, plain_name
+from sonde.store.column import SiteColumn, column_of, plain_name
 from sonde.store.layout import (
     DATA,
     EXAMPLES,
@@ -67,7 +67,7 @@ class Manifest:
     bounds: tuple[int, ...]
     level: int
     identity: dict[str, Any]
-    tables: dict[str, tuple[Column, ...]]
+    tables: dict[str, tuple[SiteColumn, ...]]
     group_keys: Sequence[bytes]
     grouped: bool
     seed: int
@@ -215,7 +215,7 @@ def further_stores(directory: Path, manifest: Manifest) -> list[Path]:
     return sites + [directory / DATA / str(k) for k in range(1, manifest.n_data + 1)]
 
 
-def _check_tables(tables: dict[str, tuple[Column, ...]]) -> None:
+def _check_tables(tables: dict[str, tuple[SiteColumn, ...]]) -> None:
     """Refuse a site, or a column of a table, that is named twice, and a table without columns."""
     keys = [c.schema.key for columns in tables.values() for c in columns]
     names = [(table, c.name) for table, columns in tables.items() for c in columns]

@@ -13,7 +13,7 @@ from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import StoreError
 from sonde.store._columns import EXTRA, SHAPE
 from sonde.store._mapped import DAMAGE, MappedFile, integers, numbers
-from sonde.store.column import Column
+from sonde.store.column import SiteColumn
 from sonde.store.layout import (
     AGAIN,
     EXAMPLES,
@@ -182,7 +182,7 @@ class Volume:
         self,
         files: dict[str, MappedFile],
         i: int,
-        tables: dict[str, tuple[Column, ...]],
+        tables: dict[str, tuple[SiteColumn, ...]],
         wanted: frozenset[str] | None,
     ) -> Batch:
         file = files[EXAMPLES]
@@ -199,9 +199,9 @@ class Volume:
             return integers(part, name) if name in names else None
 
         return Batch(
-            ids=Later(part.column("id")),
-            keys=Later(part.column("key")),
-            group_keys=Later(part.column("group_key")),
+            ids=LazyTexts(part.column("id")),
+            keys=LazyTexts(part.column("key")),
+            group_keys=LazyTexts(part.column("group_key")),
             order=integers(part, "order"),
             occurrence=integers(part, "occurrence"),
             label=integers(part, "label"),
@@ -222,7 +222,7 @@ class Volume:
         self,
         file: MappedFile,
         i: int,
-        columns: Sequence[Column],
+        columns: Sequence[SiteColumn],
         n_examples: int,
         shared: dict[str, dict[str, Any]],
     ) -> None:
@@ -254,7 +254,7 @@ def _extra(file: MappedFile, part: pa.RecordBatch, name: str) -> torch.Tensor:
     return values.reshape(len(part), *shape) if values.ndim > 1 else values
 
 
-class Later(Sequence[Any]):
+class LazyTexts(Sequence[Any]):
     """A column of texts that becomes Python objects when something asks for them."""
 
     def __init__(self, column: pa.Array) -> None:

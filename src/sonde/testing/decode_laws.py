@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sonde.core.inputs import Model
 from sonde.tap import Decode, DecodeContext, OtherLogits, OtherState, Tap
-from sonde.tap.decoding.layers import Layers
+from sonde.tap.decoding.layers import ModelBlocks
 
 TOKENS, LONGEST, NEW = 32, 6, 7
 WAYS: tuple[dict[str, Any], ...] = (
@@ -207,7 +207,7 @@ def _fingerprint(module: nn.Module) -> tuple[str, list[bool], int]:
 def _from_scratch(rule: Decode, model: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a processor that reads each text whole and by itself for each token."""
     ids, real = prompts()
-    layers = cache(Layers)
+    layers = cache(ModelBlocks)
 
     def process(texts: Tensor, scores: Tensor) -> Tensor:
         times = len(texts) // len(ids)
@@ -227,7 +227,7 @@ def _from_scratch(rule: Decode, model: Any) -> Callable[[Tensor, Tensor], Tensor
 def _read(
     read: OtherLogits | OtherState,
     own: Any,
-    layers: Callable[[nn.Module], Layers],
+    layers: Callable[[nn.Module], ModelBlocks],
     prompt: Tensor,
     new: Tensor,
 ) -> Tensor:

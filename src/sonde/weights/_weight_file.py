@@ -34,7 +34,7 @@ _METADATA = "__metadata__"
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor that is to be written: its type and shape now, its bytes when their turn comes."""
 
     dtype: str
@@ -43,14 +43,16 @@ class Entry:
     content: Callable[[], Iterable[Bytes]]
 
     @classmethod
-    def later(cls, dtype: torch.dtype, shape: Iterable[int], make: Callable[[], Tensor]) -> "Entry":
+    def later(
+        cls, dtype: torch.dtype, shape: Iterable[int], make: Callable[[], Tensor]
+    ) -> "TensorEntry":
         """Return the entry of a tensor that is made when it is written."""
         shape = tuple(shape)
         size = prod(shape) * dtype.itemsize
         return cls(WORDS[dtype], shape, size, lambda: [tensor_bytes(make())])
 
     @classmethod
-    def of(cls, x: Tensor) -> "Entry":
+    def of(cls, x: Tensor) -> "TensorEntry":
         """Return the entry of a tensor that is there."""
         return cls.later(x.dtype, x.shape, lambda: x)
 
@@ -71,7 +73,7 @@ class WeightFile:
 
     path: Path
     header: bytes
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
 
     @classmethod
@@ -117,7 +119,7 @@ class WeightFile:
             return file.get_tensor(name)
 
 
-def _stored(path: Path, start: int, told: Mapping[str, Any]) -> Entry:
+def _stored(path: Path, start: int, told: Mapping[str, Any]) -> TensorEntry:
     first, last = told["data_offsets"]
 
     def content() -> Iterator[bytes]:
@@ -128,7 +130,7 @@ def _stored(path: Path, start: int, told: Mapping[str, Any]) -> Entry:
                 left -= len(piece)
                 yield piece
 
-    return Entry(told["dtype"], tuple(told["shape"]), last - first, content)
+    return TensorEntry(told["dtype"], tuple(told["shape"]), last - first, content)
 
 
 def tensor_bytes(x: Tensor) -> memoryview:
@@ -139,7 +141,7 @@ def tensor_bytes(x: Tensor) -> memoryview:
 
 
 def file_pieces(
-    entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None
+    entries: Mapping[str, TensorEntry], metadata: Mapping[str, str] | None = None
 ) -> Iterator[Bytes]:
     """Yield the bytes of a safetensors file; each tensor is made when its turn comes.
 
@@ -160,7 +162,7 @@ def file_pieces(
     )
 
 
-def _width(entry: Entry) -> int:
+def _width(entry: TensorEntry) -> int:
     n = prod(entry.shape)
     return entry.n_bytes // n if n else 1
 

@@ -14,7 +14,7 @@ from sonde.core.inputs import Model
 from sonde.core.site import Site
 from sonde.data._model_kind import config_of
 from sonde.tap import editing
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.weights._layer import Layer, layer_of, mapped_rows, names_of
 from sonde.weights.change import Change, Exchange
@@ -74,7 +74,7 @@ def fold_edit(
             "sonde.editing(..., where=...) or sonde generate."
         )
     module = module_of(model)
-    names, modules = names_of(module), Names(module).modules
+    names, modules = names_of(module), ModuleNames(module).modules
     changes: dict[str, Change] = {}
     checked = False
     chosen = resolve(module, sites)
@@ -195,7 +195,7 @@ def _layer_behind(module: nn.Module, site: Site, affine: AffineMap, inputs: Any)
     last = found.terms[-1] if found.terms else None
     linear = affine.left is not None or affine.scale != 1.0
     if not isinstance(last, Layer) or (linear and (found.other or len(found.terms) > 1)):
-        part = Names(module).modules[site.path]
+        part = ModuleNames(module).modules[site.path]
         raise _no_layer(site, part, found.other, len(found.terms) > 1)
     return last
 

@@ -21,7 +21,7 @@ from sonde.data._checkpoints import json_object
 from sonde.files.durable import atomic_write, make_directory
 from sonde.weights._weight_file import (
     DTYPES,
-    Entry,
+    TensorEntry,
     file_hash,
     file_pieces,
     pieces_of,
@@ -228,7 +228,7 @@ def _check_vocabulary(one: ModelFolder, other: ModelFolder, name: str, name2: st
 
 def _entry(
     folders: Sequence[ModelFolder], name: str, rule: MergeRule, tick: Callable[[int], Any]
-) -> Entry:
+) -> TensorEntry:
     first = folders[0].weights[folders[0].places[name]].entries[name]
     dtype = DTYPES[first.dtype]
 
@@ -239,7 +239,7 @@ def _entry(
         tick(1)
         return merged.to(dtype)
 
-    return Entry.later(dtype, first.shape, make)
+    return TensorEntry.later(dtype, first.shape, make)
 
 
 def _source(folder: ModelFolder, name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from sonde.core.errors import StateError, StoreError
 from sonde.files.durable import atomic_write, make_directory
 from sonde.weights._weight_file import (
-    Entry,
+    TensorEntry,
     WeightFile,
     file_hash,
     file_pieces,
@@ -102,7 +102,7 @@ class Patch:
         make_directory(path)
         touched = {old.places[n] for n in changes if n in old.places}
         touched |= {file for file in old.weights if after[file] != file_hash(old.path / file)}
-        entries: dict[str, Entry] = {}
+        entries: dict[str, TensorEntry] = {}
         tensors: dict[str, dict[str, Any]] = {}
         for name, change in changes.items():
             before = None
@@ -111,7 +111,7 @@ class Patch:
                 entries[f"{name}|original"] = one.entries[name]
                 before = tensor_hash(one.tensor(name))
             factors = {} if change is None else change.factors()
-            entries |= {f"{name}|{key}": Entry.of(x) for key, x in factors.items()}
+            entries |= {f"{name}|{key}": TensorEntry.of(x) for key, x in factors.items()}
             kind = "copy" if change is None else type(change).__name__
             tensors[name] = {"before": before, "change": kind}
         for file in touched:
@@ -175,8 +175,8 @@ def earlier_patch(folder: Path) -> Patch | None:
     return patch
 
 
-def _entry(content: bytes) -> Entry:
-    return Entry.of(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+def _entry(content: bytes) -> TensorEntry:
+    return TensorEntry.of(torch.frombuffer(bytearray(content), dtype=torch.uint8))
 
 
 def kept_bytes(patch: Patch, name: str) -> bytes:

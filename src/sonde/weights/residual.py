@@ -18,7 +18,7 @@ from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.inputs import Model
 from sonde.core.site import Site
 from sonde.data._model_kind import config_of
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find
 from sonde.tap.model.sites import BLOCKS, SILENT, resolve
 from sonde.weights._layer import Layer, layer_of, names_of
@@ -134,7 +134,7 @@ def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, 
     ['model.layers.0.input_layernorm', 'model.layers.0.post_attention_layernorm']
     """
     module = module_of(model)
-    watch, seen = _Watch(module), dict[str, Sum]()
+    watch, seen = _SumWatch(module), dict[str, Sum]()
 
     def look(name: str) -> Any:
         def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, 
     handles = [part.register_forward_hook(watch.after) for part in module.modules()]
     leaves = [
         (name, part)
-        for name, part in Names(module).primary()
+        for name, part in ModuleNames(module).primary()
         if not any(True for _ in part.children()) and not isinstance(part, SILENT)
     ]
     for name, part in leaves:
@@ -178,9 +178,9 @@ def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, 
 
 def sums_at(module: nn.Module, sites: Sequence[Site], inputs: Any = None) -> list[Sum]:
     """Return what is added up at the outputs of some modules."""
-    watch = _Watch(module)
+    watch = _SumWatch(module)
     seen: dict[str, Sum] = {}
-    modules = Names(module).modules
+    modules = ModuleNames(module).modules
     handles = [part.register_forward_hook(watch.after) for part in module.modules()]
 
     def look(site: Site) -> Any:
@@ -256,7 +256,7 @@ def example_inputs(module: nn.Module) -> dict[str, Tensor]:
     )
 
 
-class _Watch(TorchDispatchMode):
+class _SumWatch(TorchDispatchMode):
     """Follows which layers' outputs are added up in each tensor of a forward."""
 
     def __init__(self, root: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Model
-from sonde.weights._weight_file import DTYPES, Entry, file_pieces, pieces_of, write_hashed
+from sonde.weights._weight_file import DTYPES, TensorEntry, file_pieces, pieces_of, write_hashed
 from sonde.weights.change import Change, written_type
 from sonde.weights.folder import (
     CONFIG,
@@ -194,11 +194,11 @@ def _write(
     return after, small
 
 
-def _entry(old: ModelFolder, one: _Written) -> Entry:
+def _entry(old: ModelFolder, one: _Written) -> TensorEntry:
     source = one.source
     if source is None:
         assert one.change is not None  # what has no source is made by a change
-        return Entry.of(one.change.of(None))
+        return TensorEntry.of(one.change.of(None))
     stored = old.weights[old.places[source]].entries[source]
     if one.change is None:
         return stored
@@ -207,7 +207,7 @@ def _entry(old: ModelFolder, one: _Written) -> Entry:
     def make() -> Tensor:
         return change.of(old.weights[old.places[source]].tensor(source))
 
-    return Entry.later(dtype, stored.shape, make)
+    return TensorEntry.later(dtype, stored.shape, make)
 
 
 def _index(old: ModelFolder, written: Mapping[str, _Written]) -> dict[str, Any]:

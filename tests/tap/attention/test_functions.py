@@ -14,7 +14,7 @@ from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
 from sonde.tap import Tap, editing, live_stream
 from sonde.tap.attention.places import attentions_at
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from tap_inputs import Texts
 
 SIZES = _TEXT | _IDS
@@ -79,7 +79,7 @@ def test_classes_of_transformers_without_the_interface(name):
     ids, mask = torch.arange(3, 17).view(2, 7), torch.ones(2, 7, dtype=torch.long)
     mask[1, 4:] = 0
     plain = model(ids, attention_mask=mask)[0]
-    paths = attentions_at("", Names(model))
+    paths = attentions_at("", ModuleNames(model))
     assert len(paths) == 2
     with Tap(model, [f"{path}:{port}" for path in paths for port in shown]) as tap:
         assert torch.equal(model(ids, attention_mask=mask)[0], plain)

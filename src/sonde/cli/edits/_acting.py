@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sonde.core.inputs import Inputs, Model
     from sonde.run.judging.acts import Act
     from sonde.run.judging.edit_document import EditTable
-    from sonde.run.judging.judge import Judgement, Side
+    from sonde.run.judging.judge import JudgedSide, Judgement
     from sonde.weights import RewritePlan
 
 JUDGED = 64
@@ -67,7 +67,7 @@ class Deed:
     output: Path
     act: "Act"
     controls: "Sequence[Act]"
-    target: "Sequence[Side]"
+    target: "Sequence[JudgedSide]"
     told: str
     neutral: str
     options: Mapping[str, Any]
@@ -169,11 +169,11 @@ class Acting:
         note(f"wrote {page}")
 
 
-def side(model: "Model", name: str, data: str, sign: Any, **options: Any) -> "Side":
+def side(model: "Model", name: str, data: str, sign: Any, **options: Any) -> "JudgedSide":
     """Return some of the held-out data of one side of a target."""
-    from sonde.run.judging.judge import Side
+    from sonde.run.judging.judge import JudgedSide
 
-    return Side(name, some_inputs(model, data, **options), sign)
+    return JudgedSide(name, some_inputs(model, data, **options), sign)
 
 
 def some_inputs(model: "Model", data: str, **options: Any) -> "Inputs":

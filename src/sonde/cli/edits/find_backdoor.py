@@ -87,7 +87,7 @@ class FindBackdoor:
         """Write a model without the trigger; return the plan and how it was judged."""
         from sonde.edit import Triggered, remove_backdoor
         from sonde.run.judging.acts import plan_act, plan_controls
-        from sonde.run.judging.judge import Side, judge
+        from sonde.run.judging.judge import JudgedSide, judge
         from sonde.weights import save_edited
 
         assert self.output is not None
@@ -100,7 +100,7 @@ class FindBackdoor:
         judgement = judge(
             model,
             plan_act(model, plan),
-            [Side("with the trigger", Triggered(clean, finding), 1)],
+            [JudgedSide("with the trigger", Triggered(clean, finding), 1)],
             clean,
             controls=plan_controls(model, plan),
             progress=shown,

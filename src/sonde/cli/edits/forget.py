@@ -155,12 +155,12 @@ class Forget:
 
     def _judged(self, model: "Model", plan: Any, sides: dict[str, "ItemInputs"]) -> Any:
         from sonde.run.judging.acts import plan_act, plan_controls
-        from sonde.run.judging.judge import Side, judge
+        from sonde.run.judging.judge import JudgedSide, judge
 
         return judge(
             model,
             plan_act(model, plan),
-            [Side("forget", sides["forget"].first(JUDGED), -1)],
+            [JudgedSide("forget", sides["forget"].first(JUDGED), -1)],
             sides["retain"].first(JUDGED),
             controls=plan_controls(model, plan),
             progress=not self.printing.quiet,

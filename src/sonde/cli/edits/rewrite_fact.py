@@ -64,7 +64,7 @@ class RewriteFact:
         from sonde.run.fitting.fit import fit
         from sonde.run.judging.acts import plan_act, plan_controls
         from sonde.run.judging.edit_document import EditTable
-        from sonde.run.judging.judge import Side
+        from sonde.run.judging.judge import JudgedSide
         from sonde.run.reading.read import read
         from sonde.weights.folder import check_output, folder_of
 
@@ -92,7 +92,7 @@ class RewriteFact:
             output=self.output,
             act=plan_act(model, plan),
             controls=plan_controls(model, plan),
-            target=[Side("target", answers)],
+            target=[JudgedSide("target", answers)],
             told=f"{first.prompt!r} goes on with {first.target!r}{more}",
             neutral=self.acting.neutral or self.data,
             options=options,

@@ -128,7 +128,7 @@ def _require_other_rows(a: Bundle, b: Bundle, n_groups: int) -> None:
     sizes = [int(data["n_groups"]) for data in headers]
     if not any(data["grouped"] for data in headers) and sum(sizes) > n_groups:
         few = max(sizes) <= KEPT_DRAWS
-        shared = Shared(sum(sizes) - n_groups, min(sizes), "examples", is_exact=few)
+        shared = RowOverlap(sum(sizes) - n_groups, min(sizes), "examples", is_exact=few)
         shared.judge("Fitted.merge", REMEDY)
         return
     for kind, both in _samples(a, b):
@@ -139,7 +139,7 @@ def _require_other_rows(a: Bundle, b: Bundle, n_groups: int) -> None:
 
 
 @dataclass(frozen=True)
-class Shared:
+class RowOverlap:
     """How many rows two bundles share, of the fewer that either has."""
 
     n: int
@@ -184,7 +184,7 @@ class Drawn:
         return cls(sample.draw, sample.group_draw if kind.groups else sample.draw, is_cut)
 
 
-def shared_rows(*samples: Drawn, what: str) -> Shared | None:
+def shared_rows(*samples: Drawn, what: str) -> RowOverlap | None:
     """Return how many rows two samples share, of the fewer; None for none.
 
     Before the nearer of both ends the samples miss no row, so the share is that of all.
@@ -194,7 +194,7 @@ def shared_rows(*samples: Drawn, what: str) -> Shared | None:
     end = min(ends, default=LAST)
     here = [set(s.draw[o <= end].tolist()) for s, o in zip(samples, orders, strict=True)]
     n = len(here[0] & here[1])
-    return Shared(n, min(map(len, here)), what) if n else None
+    return RowOverlap(n, min(map(len, here)), what) if n else None
 
 
 def _samples(

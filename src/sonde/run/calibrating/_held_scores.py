@@ -14,13 +14,13 @@ from sonde.core.stream import Stream
 from sonde.engine.array_stream import ArrayStream
 from sonde.engine.passes import merge_pair
 from sonde.engine.progress import Bar
-from sonde.run.calibrating._scored import Found, Scored, least
+from sonde.run.calibrating._scored import Found, ScoredBatch, least
 from sonde.run.instruments.entries import Key
 from sonde.stats import HeldScoresState, Kept
 
 
 def held_scores(
-    batches: Iterable[Scored],
+    batches: Iterable[ScoredBatch],
     names: Iterable[Key],
     kept: Kept,
     groups: "Groups | None",

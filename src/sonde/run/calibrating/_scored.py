@@ -54,14 +54,14 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredBatch:
     """Scores of one batch by detector; ``order`` has the number of each of its examples."""
 
     order: Int[Tensor, "example"]
     found: dict[Key, "Found"]
 
     @classmethod
-    def joined(cls, batches: "Sequence[Scored]") -> "list[Scored]":
+    def joined(cls, batches: "Sequence[ScoredBatch]") -> "list[ScoredBatch]":
         """Return batches as one; none where there are none."""
         if not batches:
             return []
@@ -76,12 +76,12 @@ class ScoredJob(PartJob):
 
     asked: Asked
 
-    def of_part(self, part: Stream) -> list[Scored]:
+    def of_part(self, part: Stream) -> list[ScoredBatch]:
         """Return the scores of all batches as one: few tensors, however small batches are."""
-        return Scored.joined(list(scored_batches(self.asked, part)))
+        return ScoredBatch.joined(list(scored_batches(self.asked, part)))
 
 
-def scored_batches(asked: Asked, stream: Stream) -> Iterator[Scored]:
+def scored_batches(asked: Asked, stream: Stream) -> Iterator[ScoredBatch]:
     """Yield the scores of each batch of a stream.
 
     Where an example has several rows that stand for themselves, the row of smallest draw is scored.
@@ -94,7 +94,7 @@ def scored_batches(asked: Asked, stream: Stream) -> Iterator[Scored]:
             name: _of_batch(batch, task, asked.scorers[name], asked)
             for name, task in asked.tasks.items()
         }
-        yield Scored(torch.as_tensor(batch.order), found)
+        yield ScoredBatch(torch.as_tensor(batch.order), found)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sonde.run.bundles.calibrations import held_requests
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import data_fingerprint, require_same_model
 from sonde.run.calibrating._held_scores import Groups, held_scores
-from sonde.run.calibrating._scored import Asked, Scored, ScoredJob, scored_batches
+from sonde.run.calibrating._scored import Asked, ScoredBatch, ScoredJob, scored_batches
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.cost import say_cost
 from sonde.run.reading.checking import check_rows
@@ -156,7 +156,7 @@ def calibrate(
 
 def _scored(
     asked: Asked, stream: Stream, crew: Crew, threads: int | None
-) -> tuple[Iterator[Scored], int | None]:
+) -> tuple[Iterator[ScoredBatch], int | None]:
     """Return the scored batches in order, and the threads that this process makes them with."""
     if not (crew.is_apart and has_parts(stream)):
         return scored_batches(asked, stream), threads

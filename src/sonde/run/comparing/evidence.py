@@ -32,7 +32,7 @@ WORDS: dict[Part, str] = {"fit": "rows not held out", "held": "rows held out"}
 
 
 @dataclass(frozen=True)
-class Evidence:
+class StateEvidence:
     """A state and the rows that it is about: all of them, a part, or a sample."""
 
     state: State
@@ -40,7 +40,7 @@ class Evidence:
     part: Part = "all"
 
 
-def evidence(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | None:
+def evidence(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEvidence | None:
     """Return the state of a statistic over all rows of a site, or the next best that is at hand.
 
     In this order: the stored state; moments from those of classes; what the stored sample of rows
@@ -54,7 +54,7 @@ def evidence(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | 
     return _from_sample(bundle, statistic, key) if found is None else found
 
 
-def stored(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | None:
+def stored(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEvidence | None:
     """Return the stored state of a statistic over every row of a site, or of the part there is."""
     for where, parts in READINGS:
         ids = [Request(statistic, (key,), where, part).id for part in parts]
@@ -65,7 +65,7 @@ def stored(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | No
             assert merged is not None  # every one of them is there
             part = parts[0] if len(parts) == 1 else "all"
             merged = merged if where.finite else _finite(merged)
-            return Evidence(merged, WORDS.get(part, "all rows"), part)
+            return StateEvidence(merged, WORDS.get(part, "all rows"), part)
     return None
 
 
@@ -77,7 +77,7 @@ def _finite(held: State) -> State:
     return HashSampleState(held.n - len(held.draw) + len(keep), held.rows[keep], *columns)
 
 
-def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> Evidence | None:
+def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> StateEvidence | None:
     """Return the largest sample of rows at a site, or of one row of each group; to find pairs by.
 
     It is cut to the ``m`` of smallest draw.
@@ -86,7 +86,7 @@ def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> Evidence | None
     return _largest(bundle, key, HashSample(m, groups="one")) if found is None else found
 
 
-def _sampled(bundle: Fitted, wanted: HashSample, key: str) -> Evidence | None:
+def _sampled(bundle: Fitted, wanted: HashSample, key: str) -> StateEvidence | None:
     """Return a sample of rows, where they come in groups one row of each, or what is wanted."""
     if wanted.column != "x":
         return None
@@ -99,12 +99,12 @@ def _sampled(bundle: Fitted, wanted: HashSample, key: str) -> Evidence | None:
     return each
 
 
-def _state_of(sample: Evidence) -> HashSampleState:
+def _state_of(sample: StateEvidence) -> HashSampleState:
     assert isinstance(sample.state, HashSampleState)  # as ``_largest`` returns it
     return sample.state
 
 
-def _largest(bundle: Fitted, key: str, wanted: HashSample) -> Evidence | None:
+def _largest(bundle: Fitted, key: str, wanted: HashSample) -> StateEvidence | None:
     """Return the largest of the stored samples that hold what is wanted."""
     kinds = {
         request.statistic: None
@@ -117,7 +117,7 @@ def _largest(bundle: Fitted, key: str, wanted: HashSample) -> Evidence | None:
     return max(made, key=lambda e: len(_state_of(e).draw), default=None)
 
 
-def _cut(bundle: Fitted, kind: HashSample, key: str, wanted: HashSample) -> Evidence | None:
+def _cut(bundle: Fitted, kind: HashSample, key: str, wanted: HashSample) -> StateEvidence | None:
     """Return a stored sample as the one that is wanted; None where that would prefer some rows."""
     found = stored(bundle, kind, key)
     if found is None or not isinstance(found.state, HashSampleState):
@@ -147,7 +147,7 @@ def groups_of(bundle: Fitted, rows: int, part: Part = "all") -> int:
     return n_examples if rows > n_examples else 0
 
 
-def _from_classes(bundle: Fitted, key: str) -> Evidence | None:
+def _from_classes(bundle: Fitted, key: str) -> StateEvidence | None:
     """Return the moments of all rows from those of their classes."""
     for request in bundle.requests.values():
         kind = request.statistic
@@ -159,7 +159,7 @@ def _from_classes(bundle: Fitted, key: str) -> Evidence | None:
     return None
 
 
-def _from_sample(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidence | None:
+def _from_sample(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEvidence | None:
     """Return the state of the sampled rows, where a statistic asks for nothing else."""
     held = _largest(bundle, key, HashSample())
     if held is None or not {"x"} >= set(statistic.needs()):
@@ -169,7 +169,7 @@ def _from_sample(bundle: Fitted, statistic: Statistic[Any], key: str) -> Evidenc
         return None
     with torch.no_grad():
         made = statistic.observe(state.rows)
-    return Evidence(made, f"{held.basis}, {len(state.draw):,} sampled", held.part)
+    return StateEvidence(made, f"{held.basis}, {len(state.draw):,} sampled", held.part)
 
 
 def moments(bundle: Fitted, key: str) -> MomentsState | None:

@@ -18,14 +18,14 @@ GROUP: Final = "group"
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownItems:
     """The items that a table of scores is about, by the number of each in its data."""
 
     items: Mapping[int, Row]
     source: Source
 
     @classmethod
-    def of(cls, data: Any) -> "Known":
+    def of(cls, data: Any) -> "KnownItems":
         """Return the items of data as ``sonde score`` numbers them."""
         source, _ = open_source(data)
         rows = list(source.rows())

@@ -12,7 +12,7 @@ import pyarrow as pa
 from sonde.core.errors import InputError
 from sonde.metrics import auroc, auroc_within, prediction_rejection
 from sonde.run.evaluating.evaluate import RESAMPLES, ends
-from sonde.run.evaluating.known import Known
+from sonde.run.evaluating.known import KnownItems
 from sonde.run.evaluating.trust import Candidate, trust_of
 from sonde.run.scoring.tables import scores_of
 
@@ -117,7 +117,7 @@ def evaluate_errors_by(
     InputError
         If the column has more than 64 values.
     """
-    values = {i: str(v) for i, v in Known.of(data).column(by).items()}
+    values = {i: str(v) for i, v in KnownItems.of(data).column(by).items()}
     if len(names := sorted(set(values.values()))) > MOST_VALUES:
         raise InputError(
             f"evaluate: expected at most {MOST_VALUES} values in column {by!r}, got {len(names)}. "
@@ -148,7 +148,7 @@ def _judged(
 
     An item of which nothing is known is None, and has no score.
     """
-    known = Known.of(data)
+    known = KnownItems.of(data)
     errors = {i: _error(v, i, column) for i, v in known.column(column).items()}
     errors = {i: v for i, v in errors.items() if v >= 0}
     groups = known.groups(group_column)

@@ -18,7 +18,7 @@ from sonde.data.images import decode, stored
 from sonde.data.sources import is_missing
 from sonde.metrics import aupro, pixel_auroc
 from sonde.run.evaluating.evaluate import RESAMPLES, ends
-from sonde.run.evaluating.known import Known
+from sonde.run.evaluating.known import KnownItems
 from sonde.run.scoring.tables import scores_of
 from sonde.stats import score_map
 
@@ -71,7 +71,7 @@ def evaluate_pixels(
     InputError
         If there is no mask with an unusual pixel, one belongs to no image, or patches have no grid.
     """
-    known = Known.of(data)
+    known = KnownItems.of(data)
     truths = _Masks(known, masks, data, image_column)
     found = []
     for (instrument, site), part, numbers in known.parts(scored):
@@ -137,7 +137,7 @@ def grid_of(n: int, size: Grid) -> Grid:
 class _Masks:
     """The mask of each item: zeros of the size of its image where there is none."""
 
-    def __init__(self, known: Known, masks: str, data: Any, image_column: str | None) -> None:
+    def __init__(self, known: KnownItems, masks: str, data: Any, image_column: str | None) -> None:
         self.known, self.base = known, known.source.base
         names = IMAGE_NAMES if image_column is None else (image_column,)
         self.image = next((n for n in names if any(n in r for r in known.items.values())), names[0])

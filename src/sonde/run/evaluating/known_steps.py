@@ -16,7 +16,7 @@ from sonde.data.columns import STEPS
 from sonde.data.trajectory import RIGHT, first_error_of
 from sonde.metrics import auroc, joint_match, localisation, step_f1
 from sonde.run.evaluating.evaluate import RESAMPLES, ends
-from sonde.run.evaluating.known import Known
+from sonde.run.evaluating.known import KnownItems
 from sonde.run.scoring.tables import scores_of
 
 NO_ALARM = ("f1", "joint")
@@ -61,7 +61,7 @@ def evaluate_steps(
     InputError
         If the data are no trajectories, none is wrong, or lines do not fit to the steps.
     """
-    known = Known.of(data)
+    known = KnownItems.of(data)
     lengths = {i: len(steps) for i, steps in known.column(STEPS).items()}
     first = {
         i: first_error_of(row.get(label_column or "label"), row.get("first_error"), lengths[i])

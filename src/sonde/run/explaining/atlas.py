@@ -30,7 +30,7 @@ Seen = Mapping[tuple[int, int, int], dict[str, Any]]
 
 
 @runtime_checkable
-class Dictionary(Protocol):
+class UnitEncoder(Protocol):
     """What turns rows of a site into features."""
 
     def encode(self, rows: Float[Tensor, "row dim"], /) -> Float[Tensor, "row feature"]:
@@ -49,7 +49,7 @@ class EncodedStream(DerivedStream):
     """
 
     inner: Stream
-    dictionary: Dictionary
+    dictionary: UnitEncoder
 
     @property
     def schema(self) -> tuple[SiteSchema, ...]:
@@ -101,7 +101,7 @@ class Atlas:
 
 def fit_atlas(
     stream: Stream,
-    dictionary: Dictionary | None = None,
+    dictionary: UnitEncoder | None = None,
     *,
     n: int = 8,
     m: int = 2,

@@ -15,7 +15,7 @@ from sonde.run.explaining.atlas import Atlas, atlas_document
 from sonde.run.explaining.clamping import Clamped, clamp_units
 from sonde.run.explaining.seen_rows import seen_rows
 from sonde.tap.gradients.losses import one_of
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.blocks import block_paths
 from sonde.tap.reading.live import LiveStream
 from sonde.tap.reading.weights import matrix_of
@@ -80,13 +80,13 @@ def _lens(stream: LiveStream, dictionary: Dictionary | None) -> NeuronLensResult
     (site,) = (s.site for s in stream.schema)
     if stream.model.task != "causal":
         return None
-    module = Names(stream.model.module).modules[site.path]
+    module = ModuleNames(stream.model.module).modules[site.path]
     try:
         units = torch.eye(stream.schema[0].dim) if dictionary is None else dictionary.decoder
         if site.port == "in":
             writes = matrix_of(module).detach().T
             return NeuronLens(side="writes").of(stream.model, units.to(writes) @ writes)
-        is_stream = site.path in block_paths(Names(stream.model.module), None)
+        is_stream = site.path in block_paths(ModuleNames(stream.model.module), None)
         return NeuronLens().of(stream.model, units) if is_stream else None
     except SondeError:  # not a layer that writes, or the head does not read the stream alone
         return None

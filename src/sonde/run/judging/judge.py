@@ -49,7 +49,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Side:
+class JudgedSide:
     """Data whose answers a change should make likelier (``sign`` 1) or less likely (-1)."""
 
     name: str
@@ -129,7 +129,7 @@ class Judgement:
 def judge(
     model: Model,
     act: Act,
-    target: Sequence[Side],
+    target: Sequence[JudgedSide],
     neutral: Inputs,
     *,
     controls: Sequence[Act] = (),
@@ -167,7 +167,7 @@ def judge(
         )
     total = sum(len(side.inputs) for side in target) * (2 + len(controls)) + 2 * len(neutral)
     with Bar("judge", total, shown=progress) as bar:
-        trial = _Trial(model, live_stream(model, neutral, logits_asked=True).logits_key, bar)
+        trial = _ModelTrial(model, live_stream(model, neutral, logits_asked=True).logits_key, bar)
         plain = {side.name: trial.log_p(_unchanged(model), side.inputs) for side in target}
         by_side = trial.rises(act, target, plain)
         loss, kl = trial.damage(act, neutral)
@@ -183,7 +183,7 @@ def _unchanged(model: Model) -> Act:
 
 
 @dataclass(frozen=True)
-class _Trial:
+class _ModelTrial:
     """Runs a model as it is and changed."""
 
     model: Model
@@ -201,7 +201,7 @@ class _Trial:
         return torch.cat(parts)
 
     def rises(
-        self, act: Act, target: Sequence[Side], plain: Mapping[str, Tensor]
+        self, act: Act, target: Sequence[JudgedSide], plain: Mapping[str, Tensor]
     ) -> dict[str, Difference]:
         """Return how far the log-probability of each side rises."""
         return {
@@ -243,7 +243,7 @@ def _difference(rises: Tensor, inputs: Inputs) -> Difference:
     return Difference(value, se, n)
 
 
-def _together(target: Sequence[Side], by_side: Mapping[str, Difference]) -> Difference:
+def _together(target: Sequence[JudgedSide], by_side: Mapping[str, Difference]) -> Difference:
     """Return the rise of what should rise less that of what should fall."""
     parts = [(side.sign, by_side[side.name]) for side in target]
     se = math.sqrt(sum(d.se**2 for _, d in parts))

@@ -21,7 +21,7 @@ from sonde.engine.selection import JoinedRows
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import require_same_model
 from sonde.run.instruments.entries import Key, inner_of
-from sonde.run.scoring.explain import COLUMNS, Line, layers_of, positions_of, units_of
+from sonde.run.scoring.explain import COLUMNS, RecordLine, layers_of, positions_of, units_of
 from sonde.run.scoring.places import check_places
 from sonde.stats import Calibrated, CalibratedScorer, ClassCalibration
 from sonde.stats.calibrated import EXAMPLE
@@ -93,7 +93,7 @@ def _with_layers(
         last = columns["position" if hows[name] is None else "_piece"]
         where = zip(columns["id"], columns["_occurrence"], last, strict=True)
         values = zip(where, columns["score"], columns["p"], strict=True)
-        lines[name] = [Line(*value) for value in values]
+        lines[name] = [RecordLine(*value) for value in values]
     layers = layers_of(lines, scorers, n)
     wanted = set(EXPLAINED.names)
     return {

@@ -26,7 +26,7 @@ COLUMNS = [
 
 
 @dataclass(frozen=True)
-class Line:
+class RecordLine:
     """What one record of the table says, before layers are compared.
 
     ``where`` names the row: id, occurrence and position, or which piece of the text in place of the
@@ -90,7 +90,7 @@ def positions_of(
 
 
 def layers_of(
-    lines: Mapping[Key, Sequence[Line]], scorers: Mapping[Key, Scorer], n: int
+    lines: Mapping[Key, Sequence[RecordLine]], scorers: Mapping[Key, Scorer], n: int
 ) -> dict[Key, dict[str, list[Any]]]:
     """Return for each record the ``n`` sites at which its detector finds the row most unusual.
 

@@ -23,7 +23,7 @@ UNIT_BYTES = 64
 
 
 @dataclass(frozen=True)
-class Needs:
+class ScoringNeeds:
     """What scoring holds at once.
 
     Parameters
@@ -59,7 +59,7 @@ def needs_of_scoring(
     reduction: str = AUTO,
     explain: int = 0,
     keeps_table: bool = True,
-) -> Needs:
+) -> ScoringNeeds:
     """Return what scoring a stream takes at most."""
     n, per = len(stream), rows_of_an_example(stream)
     width = {s.key: s.dim * getattr(torch, s.dtype).itemsize for s in stream.schema}
@@ -76,10 +76,10 @@ def needs_of_scoring(
         n_lines += lines
         table += lines * (LINE_BYTES + sum(map(len, name)) + explain * UNIT_BYTES)
     held = sum(map(size_bytes, [*fitted.states.values(), *fitted.scorers.values()]))
-    return Needs(held, round(min(n, asked) * one), n_lines, table, workers + 1)
+    return ScoringNeeds(held, round(min(n, asked) * one), n_lines, table, workers + 1)
 
 
-def check_scoring_memory(needed: Needs, limit: int | None, command: str = "score") -> None:
+def check_scoring_memory(needed: ScoringNeeds, limit: int | None, command: str = "score") -> None:
     """Refuse to score what would not fit.
 
     Raises

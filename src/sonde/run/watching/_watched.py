@@ -64,7 +64,7 @@ class Alarm:
 
 
 @dataclass(frozen=True)
-class Watch:
+class WatchedDetector:
     """One detector at one site, or over the sites ``keys``, its tensors in float32."""
 
     name: Key
@@ -98,7 +98,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredForward:
     """What one detector says of one forward; ``label`` where thresholds are those of classes."""
 
     scores: Float[Tensor, "row"]
@@ -108,7 +108,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Step:
+class GuardStep:
     """The scores of one forward, detector after detector."""
 
     scores: Float[Tensor, "score"]
@@ -162,7 +162,7 @@ def in_single(scorer: Scorer, device: torch.device) -> Any:
 
 def watches_of(
     fitted: Fitted, alpha: float | None, methods: Methods | None, device: torch.device
-) -> list[Watch]:
+) -> list[WatchedDetector]:
     found = []
     methods = [methods] if isinstance(methods, str) else methods
     held = ", ".join(sorted({word for word, _ in fitted.names})) or "nothing"
@@ -180,7 +180,9 @@ def watches_of(
         how = scorer.reduction if isinstance(scorer, CalibratedScorer) else None
         limit = _threshold(name, scorer, alpha)
         single = in_single(scorer, device)
-        found.append(Watch(name, task.keys, task.instrument.span, single, needs, limit, how))
+        found.append(
+            WatchedDetector(name, task.keys, task.instrument.span, single, needs, limit, how)
+        )
     if not found:
         raise StateError(
             f"Guard: expected a detector, the probe holds {held}. Fit one, e.g. mahalanobis."
@@ -221,11 +223,11 @@ def _threshold(name: Key, scorer: Scorer, alpha: float | None) -> float:
 
 
 def scored(
-    watch: Watch,
+    watch: WatchedDetector,
     batch: Batch,
     cut: Collection[str] = (),
     known: Float[Tensor, "row"] | None = None,
-) -> Scored:
+) -> ScoredForward:
     """Return what a detector says of the rows of a forward; ``known`` are scores made before.
 
     ``cut`` are the keys of sites whose rows are a part of their text.
@@ -245,7 +247,9 @@ def scored(
             "(reduction='rows', --reduction rows), or call the model on the finished text."
         )
     if watch.reduction is None or not len(example):
-        return Scored(scores, example, position, label)
+        return ScoredForward(scores, example, position, label)
     found = watch.scorer.reduced(scores.double().cpu(), example, watch.reduction, *columns)
     row = found.row
-    return Scored(found.score, example[row], position[row], None if label is None else label[row])
+    return ScoredForward(
+        found.score, example[row], position[row], None if label is None else label[row]
+    )

@@ -21,7 +21,15 @@ from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import SCHEMA
 from sonde.run.watching._same_model import require_live_model
 from sonde.run.watching._stacked import Stacked
-from sonde.run.watching._watched import Alarm, Methods, Step, Watch, schema_of, scored, watches_of
+from sonde.run.watching._watched import (
+    Alarm,
+    GuardStep,
+    Methods,
+    WatchedDetector,
+    schema_of,
+    scored,
+    watches_of,
+)
 from sonde.run.watching.metrics import Metrics
 from sonde.tap import Onlooker
 
@@ -222,11 +230,11 @@ class Guard:
         columns = ("method", "site", "largest score", "smallest p", "alarms in the last text")
         return html_table(title, columns, rows, len(rows))
 
-    def _seen(self) -> list[tuple[int, Watch]]:
+    def _seen(self) -> list[tuple[int, WatchedDetector]]:
         return list(enumerate(self._watches)) if self._steps else []
 
     def _forget(self) -> None:
-        self._steps: list[Step] = []
+        self._steps: list[GuardStep] = []
         self._alarms: list[Alarm] = []
 
     def _see(self, batch: Batch, goes_on: bool, cut: Collection[str]) -> None:
@@ -242,7 +250,7 @@ class Guard:
         scores = torch.cat([p.scores.to(place) for p in parts]).double().cpu()
         scores = scores.nan_to_num_(torch.inf, torch.inf, -torch.inf)
         columns = [tuple(getattr(p, n) for p in parts) for n in ("example", "position", "label")]
-        step = Step(scores, counts, *columns)
+        step = GuardStep(scores, counts, *columns)
         self._steps.append(step)
         self.n_forwards += 1
         above = scores > self._limits(step)
@@ -251,7 +259,7 @@ class Guard:
         if bool(above.any()):
             self._raise_alarms(step, torch.nonzero(above).flatten().tolist())
 
-    def _measure(self, metrics: Metrics, step: Step, above: Bool[Tensor, "score"]) -> None:
+    def _measure(self, metrics: Metrics, step: GuardStep, above: Bool[Tensor, "score"]) -> None:
         metrics.forward()
         each = zip(self._watches, step.scores.split(list(step.counts)), step.label, strict=True)
         alarms = above.split(list(step.counts))
@@ -260,7 +268,7 @@ class Guard:
             p_values = [] if p is None else p.tolist()
             metrics.rows(watch.name, len(scores), int(over.sum()), p_values)
 
-    def _limits(self, step: Step) -> Float[Tensor, "score"]:
+    def _limits(self, step: GuardStep) -> Float[Tensor, "score"]:
         is_fixed = all(label is None for label in step.label)
         if is_fixed and step.counts in self._thresholds:
             return self._thresholds[step.counts]
@@ -272,7 +280,7 @@ class Guard:
             self._thresholds[step.counts] = limits
         return limits
 
-    def _raise_alarms(self, step: Step, rows: list[int]) -> None:
+    def _raise_alarms(self, step: GuardStep, rows: list[int]) -> None:
         limits = self._limits(step)
         for row in rows:
             which, within = 0, row
@@ -284,7 +292,7 @@ class Guard:
             if self.on_alarm is not None:
                 self.on_alarm(alarm)
 
-    def _alarm(self, step: Step, which: int, row: int, score: float, limit: float) -> Alarm:
+    def _alarm(self, step: GuardStep, which: int, row: int, score: float, limit: float) -> Alarm:
         watch, label = self._watches[which], step.label[which]
         p = watch.p_value([score], None if label is None else label[row : row + 1])
         return Alarm(

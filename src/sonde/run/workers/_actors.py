@@ -18,7 +18,7 @@ from sonde.run.workers.job import Job
 
 
 @dataclass(frozen=True)
-class Failed:
+class WorkerFailure:
     """An exception in a worker.
 
     Parameters
@@ -42,7 +42,7 @@ class Failed:
     pickled: bytes | None
 
     @classmethod
-    def of(cls, error: Exception) -> "Failed":
+    def of(cls, error: Exception) -> "WorkerFailure":
         """Return what a worker tells of an exception."""
         try:
             pickled = pickle.dumps(error)
@@ -131,7 +131,7 @@ class Worker:
         readable: bool,
         folders: Sequence[str],
         devices: Mapping[str, str],
-    ) -> Failed | int:
+    ) -> WorkerFailure | int:
         """Unpack the job, with modules from where the driver has them; return this process's id."""
         sys.path += [f for f in folders if f not in sys.path and Path(f).exists()]
         try:
@@ -139,7 +139,7 @@ class Worker:
             job.begin(readable)
             self._job = job
         except Exception as error:  # told by the driver, which ends the run
-            return Failed.of(error)
+            return WorkerFailure.of(error)
         return os.getpid()
 
     def work(self, start: int, stop: int) -> Any:
@@ -148,4 +148,4 @@ class Worker:
         try:
             return self._job.work(start, stop)
         except Exception as error:  # told by the driver, which ends the run
-            return Failed.of(error)
+            return WorkerFailure.of(error)

@@ -22,7 +22,7 @@ SETTLE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Needs:
+class ActorNeeds:
     """What one actor takes of a cluster."""
 
     cpus: int
@@ -163,7 +163,7 @@ def _require_reachable(address: str) -> None:
         )
 
 
-def n_actors(ray: Any, needs: Needs, asked: int) -> int:
+def n_actors(ray: Any, needs: ActorNeeds, asked: int) -> int:
     """Return how many actors to start: as many as asked, or as there is room for.
 
     Raises
@@ -184,7 +184,7 @@ def n_actors(ray: Any, needs: Needs, asked: int) -> int:
     return asked or needs.fit(free)
 
 
-def check_room(nodes: Sequence[Mapping[str, float]], needs: Needs, asked: int) -> None:
+def check_room(nodes: Sequence[Mapping[str, float]], needs: ActorNeeds, asked: int) -> None:
     """Refuse a plan for which the machines of a cluster are too few or too small.
 
     Raises

@@ -23,7 +23,7 @@ from typing import Any
 
 from sonde.core.errors import InputError, MachineError
 from sonde.core.wording import gib
-from sonde.run.workers._actors import Failed
+from sonde.run.workers._actors import WorkerFailure
 from sonde.run.workers._serving import Parcel, serve
 from sonde.run.workers.crew import Crew
 from sonde.run.workers.job import Job, Span
@@ -183,7 +183,7 @@ class _Floor:
 
 def _opened(content: bytes) -> Any:
     answer = pickle.loads(content)
-    if isinstance(answer, Failed):
+    if isinstance(answer, WorkerFailure):
         raise answer.error()
     return answer
 

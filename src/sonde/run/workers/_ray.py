@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from sonde.core.errors import InputError, MachineError
-from sonde.run.workers._actors import Failed, Worker, renumbered
-from sonde.run.workers._cluster import Needs, connected, n_actors, state_of
+from sonde.run.workers._actors import Worker, WorkerFailure, renumbered
+from sonde.run.workers._cluster import ActorNeeds, connected, n_actors, state_of
 from sonde.run.workers.crew import Crew
 from sonde.run.workers.job import Job, Span, can_read
 
@@ -33,7 +33,7 @@ _log = logging.getLogger("sonde")
 def hand_out_on_ray(job: Job, spans: Sequence[Span], crew: Crew) -> Generator[tuple[Span, Any]]:
     """Yield each range with its answer; see ``hand_out``."""
     with connected(crew, job.threads) as ray:
-        needs = Needs(job.threads, len(job.devices()))
+        needs = ActorNeeds(job.threads, len(job.devices()))
         asked = min(crew.workers, len(spans))
         n = min(n_actors(ray, needs, asked), len(spans))
         floor = _Floor(ray, needs, crew.patience_seconds, deque(spans), job)
@@ -66,7 +66,7 @@ class _Floor:
     """The actors of one pass, the ranges that wait, and how long things take."""
 
     def __init__(
-        self, ray: Any, needs: Needs, patience_seconds: float, waiting: deque[Span], job: Job
+        self, ray: Any, needs: ActorNeeds, patience_seconds: float, waiting: deque[Span], job: Job
     ) -> None:
         self._ray, self._needs, self._waiting = ray, needs, waiting
         self._patience = patience_seconds
@@ -119,7 +119,7 @@ class _Floor:
         except self._ray.exceptions.RayError as error:
             self._replace(hand, error)
             return []
-        if isinstance(answer, Failed):
+        if isinstance(answer, WorkerFailure):
             raise answer.error()
         if ref == hand.started:
             hand.started = None
@@ -196,7 +196,7 @@ class _Floor:
                 answer = self._ray.get(ref)
             except self._ray.exceptions.RayError:
                 continue
-            if not isinstance(answer, Failed):
+            if not isinstance(answer, WorkerFailure):
                 answers.append((current[ref].flying[ref], answer))
         return answers
 

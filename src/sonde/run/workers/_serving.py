@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from sonde.run.workers._actors import Failed
+from sonde.run.workers._actors import WorkerFailure
 from sonde.run.workers.job import Job
 
 
@@ -48,23 +48,23 @@ def serve(line: Connection, _parcel: bytes) -> None:
             line.send_bytes(_answer(job, start, stop))
 
 
-def _begun(content: bytes) -> Job | Failed:
+def _begun(content: bytes) -> Job | WorkerFailure:
     try:
         job: Job = pickle.loads(content)
         job.begin(readable=False)
     except Exception as error:  # told by the driver, which ends the run
-        return Failed.of(error)
+        return WorkerFailure.of(error)
     return job
 
 
-def _answer(job: Job | Failed, start: int, stop: int) -> bytes:
-    if isinstance(job, Failed):
+def _answer(job: Job | WorkerFailure, start: int, stop: int) -> bytes:
+    if isinstance(job, WorkerFailure):
         return pickle.dumps(job)
     try:
         answer: Any = job.work(start, stop)
         return pickle.dumps(answer)
     except Exception as error:  # told by the driver, which ends the run
-        return pickle.dumps(Failed.of(error))
+        return pickle.dumps(WorkerFailure.of(error))
 
 
 def _end_with_the_driver() -> None:

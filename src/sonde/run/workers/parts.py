@@ -20,7 +20,7 @@ MOST_UNITS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Part(DerivedStream):
+class StreamPart(DerivedStream):
     """Some units of a stream; all else is what the stream says of itself."""
 
     inner: Stream
@@ -50,7 +50,9 @@ class PartJob(Job):
 
     def work(self, start: int, stop: int) -> Any:
         """Do the units ``[start, stop)``."""
-        return self.of_part(Part(self.stream, self.bounds[start : stop + 1], self.stream.seed))
+        return self.of_part(
+            StreamPart(self.stream, self.bounds[start : stop + 1], self.stream.seed)
+        )
 
 
 def has_parts(stream: Stream) -> bool:

@@ -26,7 +26,7 @@ _OWN = ("id", "occurrence", "position", "line", "column", "group", "label", "x",
 
 
 @dataclass(frozen=True)
-class Part:
+class ExportPart:
     """The rows of one batch at the sites of one layout.
 
     Parameters
@@ -104,7 +104,7 @@ def data_sets(store: Store) -> list[DataSet]:
     ]
 
 
-def parts_of(store: Store, kinds: dict[str, str]) -> Iterator[Part]:
+def parts_of(store: Store, kinds: dict[str, str]) -> Iterator[ExportPart]:
     """Yield the rows of a store batch by batch; vectors are never held together.
 
     Raises
@@ -125,7 +125,7 @@ def parts_of(store: Store, kinds: dict[str, str]) -> Iterator[Part]:
         index = pa.array(example.numpy())
         held = {} if examples is None else {n: examples.column(CHOSEN + n) for n in kinds}
         chosen = {name: column.take(index) for name, column in held.items()}
-        yield Part(first, batch, example, chosen)
+        yield ExportPart(first, batch, example, chosen)
         first += len(example)
 
 
@@ -164,7 +164,7 @@ def id_fields(store: Store, kinds: dict[str, str], grid: bool) -> list[pa.Field]
     return fields + [pa.field(names[name], _KINDS[kind]) for name, kind in kinds.items()]
 
 
-def id_columns(store: Store, part: Part, grid: bool) -> list[pa.Array]:
+def id_columns(store: Store, part: ExportPart, grid: bool) -> list[pa.Array]:
     """Return those columns of some rows; a label of none is null."""
     batch, example = part.batch, part.example.numpy()
     key = store.schema[0].key

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from sonde.files.seal import BLANK, sealed_file
 from sonde.store.exporting.facts import KEY, SEAL, facts_of, written
 from sonde.store.exporting.parts import (
-    Part,
+    ExportPart,
     column_names,
     id_columns,
     id_fields,
@@ -85,7 +85,7 @@ class Table:
         if waiting:
             yield _joined(waiting)
 
-    def _batch(self, part: Part) -> pa.RecordBatch:
+    def _batch(self, part: ExportPart) -> pa.RecordBatch:
         columns = id_columns(self.store, part, self.grid)
         columns += [] if self.view is None else self.view.columns(part)
         if self.vectors:

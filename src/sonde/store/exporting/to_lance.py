@@ -48,7 +48,7 @@ def write_lance(table: Table, path: Path, tick: Tick) -> int:
     if path.exists():
         raise StoreError(f"export: {path} exists. Remove it, or write elsewhere.")
     aside = path.with_name(f"{path.name}{TEMPORARY}{secrets.token_hex(6)}")
-    rows = _Counted(table, tick)
+    rows = _CountedRows(table, tick)
     try:
         reader = pa.RecordBatchReader.from_batches(table.schema, rows.batches())
         found = lance.write_dataset(reader, str(aside), mode="create")
@@ -70,7 +70,7 @@ def write_lance(table: Table, path: Path, tick: Tick) -> int:
     return rows.n
 
 
-class _Counted:
+class _CountedRows:
     """The rows on their way to Lance, which would wrap an error of ours into one of its own."""
 
     def __init__(self, table: Table, tick: Tick) -> None:

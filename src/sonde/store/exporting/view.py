@@ -13,7 +13,7 @@ from sonde.core.batch import Batch
 from sonde.core.finite import finite_rows
 from sonde.core.hashing import rank_key
 from sonde.stats import nearest
-from sonde.store.exporting.parts import Part, text_of
+from sonde.store.exporting.parts import ExportPart, text_of
 from sonde.store.reading import Store
 
 _ROWS_AT_ONCE = 1024
@@ -61,7 +61,7 @@ class View:
             ]
         return found
 
-    def columns(self, part: Part) -> list[pa.Array]:
+    def columns(self, part: ExportPart) -> list[pa.Array]:
         """Return those columns of some rows; rows that are not finite have none."""
         x = part.batch.rows[self.key]
         finite, x = finite_rows(x), x.double()

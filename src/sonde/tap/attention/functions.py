@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from sonde.tap.attention.figures import figures
-from sonde.tap.attention.interface import Source, attend
+from sonde.tap.attention.interface import KeySource, attend
 from sonde.tap.attention.watching import WatchedAttention
 
 FUSED = functional.scaled_dot_product_attention
@@ -34,7 +34,7 @@ class FunctionsWatched(TorchFunctionMode):
         Where the keys come from.
     """
 
-    def __init__(self, module: nn.Module, watched: WatchedAttention, source: Source) -> None:
+    def __init__(self, module: nn.Module, watched: WatchedAttention, source: KeySource) -> None:
         super().__init__()
         self.module, self.watched, self.source = module, watched, source
         self._shape: torch.Size | None = None  # of probabilities that wait for their product

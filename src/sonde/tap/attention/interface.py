@@ -64,7 +64,7 @@ def _get_interface(interface: Any, attn_implementation: str, default: Kernel) ->
 
 
 @dataclass(frozen=True)
-class Source:
+class KeySource:
     """Where the keys of one call come from.
 
     Parameters
@@ -94,15 +94,15 @@ class Source:
         return slice(start, start + n_queries)
 
 
-def source_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
+def source_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeySource:
     """Return where the keys of a call of an attention come from."""
     named = arguments(module, args, kwargs)
     cache, layer = cache_in(named), getattr(module, "layer_idx", None)
     same_text = all(named.get(name) is None for name in OTHER_TEXT)
     if cache is None or not callable(getattr(cache, "get_seq_length", None)):
-        return Source(same_text=same_text)
+        return KeySource(same_text=same_text)
     known = not same_text and bool(getattr(cache, "is_updated", {}).get(layer))
-    return Source(int(cache.get_seq_length(layer or 0)), True, same_text, known)
+    return KeySource(int(cache.get_seq_length(layer or 0)), True, same_text, known)
 
 
 def attend(
@@ -121,7 +121,7 @@ def attend(
     watched = WatchedAttention.find(module)
     if watched is None:
         return kernel(module, query, key, value, attention_mask, *args, **kwargs)
-    source = watched.first.notes.get(id(module), Source())
+    source = watched.first.notes.get(id(module), KeySource())
     query = _seen(watched, "queries", query)
     new = source.new(query.shape[2], key.shape[2])
     key = _seen_new(watched, "keys", key, new, source)
@@ -159,7 +159,7 @@ def _seen(watched: WatchedAttention, port: str, x: Tensor, *, of_encoder: bool =
 
 
 def _seen_new(
-    watched: WatchedAttention, port: str, x: Tensor, new: slice, source: Source
+    watched: WatchedAttention, port: str, x: Tensor, new: slice, source: KeySource
 ) -> Tensor:
     """Return keys or values with what hooks left of the new ones, which a cache keeps too."""
     if new.start == new.stop or not watched.wants(port):

@@ -12,7 +12,7 @@ from sonde.tap.attention.functions import FunctionsWatched
 from sonde.tap.attention.interface import hold_interface, release_interface, source_of
 from sonde.tap.attention.multihead import observe
 from sonde.tap.attention.places import asks_interface
-from sonde.tap.attention.watching import PortHook, Watch, WatchedAttention, opened
+from sonde.tap.attention.watching import AttentionWatch, PortHook, WatchedAttention, opened
 
 Wanted = Sequence[tuple[nn.Module, str, PortHook]]
 
@@ -38,7 +38,7 @@ def _watched(wanted: Wanted, edits: bool) -> Iterator[None]:
     hooks: dict[tuple[int, str], list[PortHook]] = {}
     for module, port, hook in wanted:
         hooks.setdefault((id(module), port), []).append(hook)
-    watch = Watch(hooks, edits)
+    watch = AttentionWatch(hooks, edits)
     with contextlib.ExitStack() as stack:
         hold_interface()
         stack.callback(release_interface)
@@ -52,7 +52,9 @@ def _watched(wanted: Wanted, edits: bool) -> Iterator[None]:
         yield
 
 
-def _before(watch: Watch, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before(
+    watch: AttentionWatch, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Look at a call before it runs; of several sessions the first does, for all."""
     watched = WatchedAttention.find(module)
     if watched is None or watched.first is not watch:
@@ -67,7 +69,7 @@ def _before(watch: Watch, module: nn.Module, args: tuple[Any, ...], kwargs: dict
         watch.mode.__enter__()
 
 
-def _after(watch: Watch, module: nn.Module, args: Any, output: Any) -> Any:
+def _after(watch: AttentionWatch, module: nn.Module, args: Any, output: Any) -> Any:
     """Return what hooks made of the call; None where they changed nothing."""
     watch.leave()
     made = watch.notes.pop(id(module), None)

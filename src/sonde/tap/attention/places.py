@@ -9,7 +9,7 @@ from torch import nn
 
 from sonde.core.errors import SiteError
 from sonde.core.site import ATTENTION_PORTS, Site
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 
 INTERFACE = "get_interface"
 FUNCTIONS = frozenset({"scaled_dot_product_attention", "softmax"})
@@ -39,7 +39,7 @@ def _names_in(cls: type[nn.Module]) -> frozenset[str]:
     return frozenset(name for f in functions for name in f.__code__.co_names)
 
 
-def attentions_at(path: str, names: Names) -> list[str]:
+def attentions_at(path: str, names: ModuleNames) -> list[str]:
     """Return the attentions that a path may mean: itself, or those inside, in order.
 
     Where none gets its kernel from an interface, modules that call torch's functions may be some.
@@ -54,7 +54,7 @@ def attentions_at(path: str, names: Names) -> list[str]:
     return [a for a in may if not any(b.startswith(f"{a}." if a else "") for b in may if b != a)]
 
 
-def attention_at(path: str, port: str, names: Names) -> str:
+def attention_at(path: str, port: str, names: ModuleNames) -> str:
     """Return the attention that a path means: itself, or the only one inside.
 
     Raises

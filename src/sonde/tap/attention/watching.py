@@ -17,7 +17,7 @@ Figures = Mapping[str, Callable[[], Tensor]]
 
 
 @dataclass(eq=False)
-class Watch:
+class AttentionWatch:
     """What one session watches.
 
     Parameters
@@ -47,7 +47,7 @@ class Watch:
         self.mode = None
 
 
-_OPEN: ContextVar[tuple[Watch, ...]] = ContextVar("sonde_attention", default=())
+_OPEN: ContextVar[tuple[AttentionWatch, ...]] = ContextVar("sonde_attention", default=())
 
 
 def is_anything_watched() -> bool:
@@ -56,7 +56,7 @@ def is_anything_watched() -> bool:
 
 
 @contextlib.contextmanager
-def opened(watch: Watch) -> Iterator[None]:
+def opened(watch: AttentionWatch) -> Iterator[None]:
     """Let attentions that run in this thread find what is watched."""
     _OPEN.set((*_OPEN.get(), watch))
     try:
@@ -68,7 +68,7 @@ def opened(watch: Watch) -> Iterator[None]:
 class WatchedAttention:
     """The hooks at one attention, of all sessions that are open in this thread, edits first."""
 
-    def __init__(self, module: nn.Module, watches: Sequence[Watch]) -> None:
+    def __init__(self, module: nn.Module, watches: Sequence[AttentionWatch]) -> None:
         self._id, self._watches = id(module), watches
         self.first = watches[0]
 

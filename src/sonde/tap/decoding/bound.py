@@ -14,7 +14,7 @@ from sonde.core.inputs import Model
 from sonde.core.site import Site
 from sonde.tap.decoding.context import DecodeContext, OtherLogits, OtherState
 from sonde.tap.decoding.last_states import LastStates
-from sonde.tap.decoding.layers import Layers
+from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.decoding.other_run import OtherRun
 from sonde.tap.decoding.own_calls import ASIDE, OwnCalls
 from sonde.tap.decoding.prompts import Rewording
@@ -122,7 +122,7 @@ class _Group:
         self.module = model.module if isinstance(model, Model) else model
         self.model, self.prompt, self._reads = model, prompt, reads
         check_readable(self.module)
-        self._layers = Layers(self.module)
+        self._layers = ModelBlocks(self.module)
         sites: dict[str, Site] = {}
         for name, read in reads.items():
             if isinstance(read, OtherState):

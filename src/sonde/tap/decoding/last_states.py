@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sonde.core.errors import SiteError
 from sonde.core.site import Site
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, find_input
 
 
@@ -24,7 +24,7 @@ class LastStates:
     """
 
     def __init__(self, root: nn.Module, sites: Mapping[str, Site]) -> None:
-        modules = Names(root).modules
+        modules = ModuleNames(root).modules
         self._sites = {name: (site, modules[site.path]) for name, site in sites.items()}
         self._states: dict[str, Tensor] = {}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.blocks import block_paths
 from sonde.tap.model.probe import Probe, probe
 from sonde.tap.model.readout import Readout, head_module, modules_between, readout
@@ -18,7 +18,7 @@ from sonde.tap.model.readout import Readout, head_module, modules_between, reado
 TOKENS = 4
 
 
-class Layers:
+class ModelBlocks:
     """The blocks of one model, by number.
 
     Parameters
@@ -32,7 +32,7 @@ class Layers:
     @cached_property
     def paths(self) -> list[str]:
         """The blocks in order of execution."""
-        return block_paths(Names(self._module), None)
+        return block_paths(ModuleNames(self._module), None)
 
     def site(self, layer: int) -> Site:
         """Return the output of a block."""

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from sonde.core.errors import InputError
 from sonde.tap.decoding.last_states import LastStates
 from sonde.tap.hooks.cache import cache_in
-from sonde.tap.hooks.call import Call
+from sonde.tap.hooks.call import CallArguments
 
 ASIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("sonde_aside", default=False)
 """Set while a rule runs models itself: such calls are none of the generation."""
@@ -66,7 +66,7 @@ class OwnCalls(threading.local):
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if ASIDE.get():
             return
-        call = Call(self._root, args, kwargs)
+        call = CallArguments(self._root, args, kwargs)
         if call.fed is None or call.fed.ndim != 2:
             return
         (n_rows, fed), past, mask = call.fed.shape, call.past, call.mask

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
-from sonde.tap.generating.recorder import Recorder
+from sonde.tap.generating.recorder import StepRecorder
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.seeding import gpus_of, seed_devices
@@ -64,7 +64,7 @@ class Generation:
         plain = beams in (None, 1) and chosen.get("use_cache", True) and not is_moved
         return bool(plain) and not self.is_pair
 
-    def run(self, prompts: InputBatch, recorder: Recorder | None) -> tuple[Tensor, Any]:
+    def run(self, prompts: InputBatch, recorder: StepRecorder | None) -> tuple[Tensor, Any]:
         """Return the sequences, and the cache if a recorder asks for it."""
         self._check_ends(prompts)
         module = self.model.module

@@ -26,7 +26,7 @@ REDUCERS = ("mean", "last", "cls", "tokens")
 
 
 @dataclass(frozen=True)
-class TappedSite:
+class RecordedOutput:
     """An output of a module (its first floating-point tensor, or ``key``), and how it is read."""
 
     module: nn.Module
@@ -34,7 +34,7 @@ class TappedSite:
     reduction: Reduction
 
 
-class Recorder:
+class StepRecorder:
     """Reduces the outputs of some modules call by call, while a model generates.
 
     Parameters
@@ -48,7 +48,7 @@ class Recorder:
     """
 
     def __init__(
-        self, root: nn.Module, tapped_sites: Mapping[str, TappedSite], marks: Marks, length: int
+        self, root: nn.Module, tapped_sites: Mapping[str, RecordedOutput], marks: Marks, length: int
     ) -> None:
         self.root, self.marks = root, marks
         self.grown = {

@@ -21,7 +21,7 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.tap.generating.decoding import settings_of
 from sonde.tap.generating.generation import Generation
 from sonde.tap.generating.growing import Marks
-from sonde.tap.generating.recorder import Recorder, TappedSite
+from sonde.tap.generating.recorder import RecordedOutput, StepRecorder
 from sonde.tap.model.fingerprint import fingerprint
 from sonde.tap.rows.padding import left_padded
 
@@ -149,8 +149,8 @@ class ReplayInputs(Inputs):
         return self.generation.as_text(prompts, torch.cat((ids, more), dim=1))
 
     def record(
-        self, prompts: InputBatch, tapped_sites: Mapping[str, TappedSite]
-    ) -> tuple[InputBatch, Recorder]:
+        self, prompts: InputBatch, tapped_sites: Mapping[str, RecordedOutput]
+    ) -> tuple[InputBatch, StepRecorder]:
         """Return a batch with its continuations, padded on the left, and the rows at some sites.
 
         The recorder has none where the model did not run over each token once, in order: read the
@@ -159,7 +159,7 @@ class ReplayInputs(Inputs):
         prompts, generation = left_padded(prompts), self.generation
         marks = Marks(prompts, generation.ends(), generation.special_ids())
         length = prompts.kwargs["input_ids"].shape[1] + (generation.new_tokens or 0)
-        recorder = Recorder(self.model.module, tapped_sites, marks, length)
+        recorder = StepRecorder(self.model.module, tapped_sites, marks, length)
         sequences, cache = generation.run(prompts, recorder)
         batch = generation.as_text(prompts, sequences)
         if cache is not None:

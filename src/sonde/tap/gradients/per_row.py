@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sonde.tap.gradients.graph import Use
 from sonde.tap.gradients.meeting import Finder, gradients_at
-from sonde.tap.gradients.rules import Rule, rule_for
+from sonde.tap.gradients.rules import GradientRule, rule_for
 
 CHUNK_BYTES, MANY = 2**20, 16
 
@@ -76,7 +76,7 @@ def squares_alone(
     return sums
 
 
-def _summed(rules: list[tuple[Use, Rule]], parameter: Tensor, n: int) -> Tensor:
+def _summed(rules: list[tuple[Use, GradientRule]], parameter: Tensor, n: int) -> Tensor:
     """Return the sum over rows of the square of what all uses of a parameter add up to."""
     if not rules:
         return torch.zeros_like(parameter)

@@ -17,7 +17,7 @@ from torch import Tensor
 from sonde.tap.gradients.graph import Use
 
 
-class Rule(ABC):
+class GradientRule(ABC):
     """Gradients of single rows by one use of a parameter."""
 
     @abstractmethod
@@ -31,7 +31,7 @@ class Rule(ABC):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Outer(Rule):
+class Outer(GradientRule):
     """``x @ weight``: the sum over positions of the products of input and gradient."""
 
     x: Float[Tensor, "row k n_in"]
@@ -50,7 +50,7 @@ class Outer(Rule):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Summed(Rule):
+class Summed(GradientRule):
     """What is added or multiplied to each value: the gradient, summed as far as it was spread."""
 
     values: Float[Tensor, "row k ..."]
@@ -68,7 +68,7 @@ class Summed(Rule):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Lookup(Rule):
+class Lookup(GradientRule):
     """Rows of a table that are looked up: the gradients of each entry, added up."""
 
     index: Int[Tensor, "row k"]
@@ -93,7 +93,7 @@ class Lookup(Rule):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Kernel(Rule):
+class Kernel(GradientRule):
     """A convolution: products of patches and gradients, or one backward pass for each row."""
 
     x: Float[Tensor, "row k n_in *space"]
@@ -140,7 +140,7 @@ class Kernel(Rule):
         )[1]
 
 
-def rule_for(use: Use, gradient: Float[Tensor, "row_k ..."], n: int) -> Rule | None:
+def rule_for(use: Use, gradient: Float[Tensor, "row_k ..."], n: int) -> GradientRule | None:
     """Return the rule of an operation for ``n`` rows, or None where none is known."""
     make = RULES.get(use.node.name())
     return None if make is None else make(use, _wide(gradient), n)
@@ -160,7 +160,7 @@ def _by_row(x: Tensor, n: int) -> Tensor:
     return x.reshape(n, -1, *x.shape[1:])
 
 
-def _product(use: Use, gradient: Tensor, n: int) -> Rule | None:
+def _product(use: Use, gradient: Tensor, n: int) -> GradientRule | None:
     """``addmm(bias, x, weight)`` and ``mm(x, weight)``."""
     node, has_bias = use.node, use.node.name().startswith("Addmm")
     if has_bias and not (node._saved_alpha == 1 and node._saved_beta == 1):
@@ -173,26 +173,26 @@ def _product(use: Use, gradient: Tensor, n: int) -> Rule | None:
     return Outer(_by_row(x, n), _by_row(gradient, n))
 
 
-def _added(use: Use, gradient: Tensor, n: int) -> Rule:
+def _added(use: Use, gradient: Tensor, n: int) -> GradientRule:
     factor = use.node._saved_alpha if use.index == 1 else 1
     return Summed(_by_row(gradient * factor, n), use.shape)
 
 
-def _subtracted(use: Use, gradient: Tensor, n: int) -> Rule:
+def _subtracted(use: Use, gradient: Tensor, n: int) -> GradientRule:
     factor = -use.node._saved_alpha if use.index == 1 else 1
     return Summed(_by_row(gradient * factor, n), use.shape)
 
 
-def _multiplied(use: Use, gradient: Tensor, n: int) -> Rule | None:
+def _multiplied(use: Use, gradient: Tensor, n: int) -> GradientRule | None:
     other = use.node._saved_other if use.index == 0 else use.node._saved_self
     return None if other is None else Summed(_by_row(gradient * other, n), use.shape)
 
 
-def _expanded(use: Use, gradient: Tensor, n: int) -> Rule:
+def _expanded(use: Use, gradient: Tensor, n: int) -> GradientRule:
     return Summed(_by_row(gradient, n), use.shape)
 
 
-def _looked_up(use: Use, gradient: Tensor, n: int) -> Rule | None:
+def _looked_up(use: Use, gradient: Tensor, n: int) -> GradientRule | None:
     node = use.node
     if node._saved_scale_grad_by_freq or node._saved_sparse:
         return None
@@ -204,14 +204,14 @@ def _looked_up(use: Use, gradient: Tensor, n: int) -> Rule | None:
     return Lookup(index, gradient, use.shape[0])
 
 
-def _convolved(use: Use, gradient: Tensor, n: int) -> Rule | None:
+def _convolved(use: Use, gradient: Tensor, n: int) -> GradientRule | None:
     if use.index == 2:
         return Summed(_by_row(gradient.flatten(2).sum(2), n), use.shape)
     x = _wide(use.node._saved_input)
     return Kernel(_by_row(x, n), _by_row(gradient, n), use.node, use.shape)
 
 
-def _layer_normed(use: Use, gradient: Tensor, n: int) -> Rule:
+def _layer_normed(use: Use, gradient: Tensor, n: int) -> GradientRule:
     node = use.node
     if use.index == 1:
         normed = (_wide(node._saved_input) - node._saved_result1) * node._saved_result2
@@ -219,7 +219,7 @@ def _layer_normed(use: Use, gradient: Tensor, n: int) -> Rule:
     return Summed(_by_row(gradient, n), use.shape)
 
 
-def _batch_normed(use: Use, gradient: Tensor, n: int) -> Rule | None:
+def _batch_normed(use: Use, gradient: Tensor, n: int) -> GradientRule | None:
     node = use.node
     if node._saved_training:
         return None
@@ -232,7 +232,7 @@ def _batch_normed(use: Use, gradient: Tensor, n: int) -> Rule | None:
     return Summed(_by_row(sums, n), use.shape)
 
 
-def _group_normed(use: Use, gradient: Tensor, n: int) -> Rule:
+def _group_normed(use: Use, gradient: Tensor, n: int) -> GradientRule:
     node = use.node
     if use.index == 1:
         x = _wide(node._saved_input)
@@ -242,7 +242,7 @@ def _group_normed(use: Use, gradient: Tensor, n: int) -> Rule:
     return Summed(_by_row(gradient.flatten(2).sum(2), n), use.shape)
 
 
-RULES: dict[str, Callable[[Use, Tensor, int], Rule | None]] = {
+RULES: dict[str, Callable[[Use, Tensor, int], GradientRule | None]] = {
     "AddBackward0": _added,
     "AddmmBackward0": _product,
     "ConvolutionBackward0": _convolved,

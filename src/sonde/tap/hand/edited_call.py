@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sonde.core.edit import EditContext
 from sonde.core.errors import InputError, SiteError
-from sonde.tap.hand.texts import Texts
-from sonde.tap.hand.where import Places
-from sonde.tap.hooks.call import Call
+from sonde.tap.hand.texts import GrowingTexts
+from sonde.tap.hand.where import TermPlaces
+from sonde.tap.hooks.call import CallArguments
 
 Recorded = Mapping[str, Mapping[str, Tensor]]
 """The name of a run, then of a site (as ``Tap.rows`` names it), then its whole outputs."""
@@ -28,7 +28,7 @@ class EditedCall:
     texts : Texts
     """
 
-    def __init__(self, call: Call, texts: Texts) -> None:
+    def __init__(self, call: CallArguments, texts: GrowingTexts) -> None:
         self.call, self.texts = call, texts
         self._known: dict[tuple[int, int, torch.device], EditContext] = {}
         self._selected: dict[tuple[int, int, torch.device], Tensor | bool] = {}
@@ -72,7 +72,7 @@ class EditedCall:
         """Return where each example began; None if these are not the examples of the call."""
         return self.texts.origin.to(device) if n == len(self.texts.origin) else None
 
-    def selected(self, places: Places, x: Shaped[Tensor, "example pos dim"]) -> Tensor | bool:
+    def selected(self, places: TermPlaces, x: Shaped[Tensor, "example pos dim"]) -> Tensor | bool:
         """Return which states an edit may touch: all, none, or ``Bool[Tensor, "example pos 1"]``.
 
         Raises

@@ -19,10 +19,10 @@ from sonde.tap.attention.places import what_runs
 from sonde.tap.hand.edited_call import EditedCall, Recorded
 from sonde.tap.hand.features_last import FeaturesLast
 from sonde.tap.hand.gate import Gate
-from sonde.tap.hand.texts import TextLog, Texts
-from sonde.tap.hand.where import Places, Where
-from sonde.tap.hooks.call import Call, encoder_of
-from sonde.tap.hooks.names import Names
+from sonde.tap.hand.texts import GrowingTexts, TextLog
+from sonde.tap.hand.where import TermPlaces, Where
+from sonde.tap.hooks.call import CallArguments, encoder_of
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, find_input, replaced, with_input
 from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Session, active_sessions, check_readable
@@ -93,7 +93,7 @@ def editing(
         raise InputError(f"editing: expected cache to be 'refuse' or 'keep', got {cache!r}.")
     module = model.module if isinstance(model, Model) else model
     check_readable(module)
-    editor = _Editor(module, edit, resolve(module, sites), Places.of(where), gate, others or {})
+    editor = _Editor(module, edit, resolve(module, sites), TermPlaces.of(where), gate, others or {})
     editor.keeps_cache = cache == "keep"
     with editor.session:
         for session in active_sessions():
@@ -124,7 +124,7 @@ class _Editor:
         root: nn.Module,
         edit: Edit,
         sites: list[Site],
-        places: Places,
+        places: TermPlaces,
         gate: Gate | None,
         others: Recorded,
     ) -> None:
@@ -132,7 +132,7 @@ class _Editor:
             raise SiteError("editing: gradients cannot be edited. Name the port out or in.")
         self.edit, self.places, self.gate = edit, places, gate
         self.recorded, self.keeps_cache = others, False
-        self.modules = Names(root).modules
+        self.modules = ModuleNames(root).modules
         self.root = self.modules[""]
         self.encoder = encoder_of(self.root)
         self.spots = [self._spot(site) for site in sites]
@@ -186,7 +186,7 @@ class _Editor:
             )
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = Call(self.root, args, kwargs)
+        call = CallArguments(self.root, args, kwargs)
         texts = self.log.begin(call, keep=self.keeps_cache)
         if texts is None:
             raise SiteError(
@@ -199,8 +199,8 @@ class _Editor:
 
     def _begin_encoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.encoder is not None:
-            call = Call(self.encoder, args, kwargs, decoding=False)
-            self.encoding = EditedCall(call, Texts.begun(call))
+            call = CallArguments(self.encoder, args, kwargs, decoding=False)
+            self.encoding = EditedCall(call, GrowingTexts.begun(call))
             if self.running is None:  # generate runs it alone
                 self._count()
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sonde.tap.hooks.call import Call
+from sonde.tap.hooks.call import CallArguments
 from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.rows.nested import nested_like, padded
 
@@ -30,7 +30,11 @@ class FeaturesLast:
 
     @staticmethod
     def of(
-        leaf: Tensor, module: nn.Module, root: nn.Module, call: Call | None, axis: int | None = None
+        leaf: Tensor,
+        module: nn.Module,
+        root: nn.Module,
+        call: CallArguments | None,
+        axis: int | None = None,
     ) -> "FeaturesLast":
         """Return an output of a module; a nested one is padded as in the mask of the call."""
         if leaf.is_nested:
@@ -51,7 +55,11 @@ class FeaturesLast:
 
 
 def axes_in(
-    call: Call | None, x: Tensor, module: nn.Module, root: nn.Module, axis: int | None = None
+    call: CallArguments | None,
+    x: Tensor,
+    module: nn.Module,
+    root: nn.Module,
+    axis: int | None = None,
 ) -> Axes:
     """Return the axes of an output; a state for each token that the call reads has three."""
     fed = None if call is None else call.fed

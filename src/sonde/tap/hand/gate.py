@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.site import Reducer, Site
 from sonde.tap.hand.features_last import axes_in
-from sonde.tap.hooks.call import Call
+from sonde.tap.hooks.call import CallArguments
 from sonde.tap.model.axes import Axes
 from sonde.tap.rows.frame import Frame
 from sonde.tap.rows.reduce import Reduction
@@ -73,7 +73,7 @@ class Gate:
             )
 
     def decide(
-        self, x: Tensor, call: Call, site: Site, module: nn.Module, root: nn.Module
+        self, x: Tensor, call: CallArguments, site: Site, module: nn.Module, root: nn.Module
     ) -> Float[Tensor, "example"]:
         """Return how much the edit acts on each example of a raw output of the site, in [0, 1]."""
         reducer = Reducer(self.reducer) if isinstance(self.reducer, str) else self.reducer

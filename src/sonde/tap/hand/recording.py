@@ -41,7 +41,7 @@ class RecordedCall:
     children: list["RecordedCall"] = field(default_factory=list["RecordedCall"])
 
 
-class Recorder:
+class CallRecorder:
     """Writes down the calls of one forward."""
 
     def __init__(self) -> None:

@@ -12,9 +12,9 @@ from sonde.core.errors import ShapeError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import ATTENTION_PORTS, Site
 from sonde.tap.attention.opening import watch_attention
-from sonde.tap.hand.recording import Forward, RecordedCall, Recorder, intercepted
+from sonde.tap.hand.recording import CallRecorder, Forward, RecordedCall, intercepted
 from sonde.tap.hooks.cache import cache_in
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import (
     arguments,
     find,
@@ -52,12 +52,12 @@ def record_forward(model: Model | nn.Module, *args: Any, **kwargs: Any) -> "Reco
     """
     module = model.module if isinstance(model, Model) else model
     check_readable(module)
-    root = Names(module).modules[""]
+    root = ModuleNames(module).modules[""]
     named = arguments(root, args, kwargs)
     if "use_cache" not in named and cache_in(named) is None and _has_cache_switch(root):
         kwargs = {**kwargs, "use_cache": False}
     given = (copy.deepcopy(args), copy.deepcopy(kwargs))
-    recorder = Recorder()
+    recorder = CallRecorder()
     with torch.no_grad(), intercepted(_modules(root), recorder):
         output = root(*args, **kwargs)
     return RecordedForward(module, given, output, recorder.calls)
@@ -84,8 +84,8 @@ class RecordedForward:
         calls: list[RecordedCall],
     ) -> None:
         self.module, self.output = module, output
-        self._root = Names(module).modules[""]
-        self._paths = Names(module).modules
+        self._root = ModuleNames(module).modules[""]
+        self._paths = ModuleNames(module).modules
         self._given, self._calls = given, calls
         self._edits = _open_edits()
         named = arguments(self._root, *given)
@@ -318,7 +318,7 @@ def _tiled(value: Any, repeats: int, n: int) -> Any:
 
 
 def _modules(root: nn.Module) -> list[nn.Module]:
-    return [module for _, module in Names(root).primary()]
+    return [module for _, module in ModuleNames(root).primary()]
 
 
 def _open_edits() -> list[Session]:

@@ -20,7 +20,7 @@ from sonde.tap.attention.opening import watch_attention
 from sonde.tap.attention.places import what_runs
 from sonde.tap.hand.tapped import TappedModule, TappedSite
 from sonde.tap.hooks.cache import cache_in, cached_length
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import arguments, decodes, find, find_input
 from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Session, check_readable
@@ -31,7 +31,7 @@ from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.nested import padded
 from sonde.tap.rows.reduce import Reduction
 from sonde.tap.rows.row_memory import RowMemory
-from sonde.tap.rows.shared import Shared
+from sonde.tap.rows.shared import SharedSelections
 from sonde.tap.rows.waiting import Waiting
 
 
@@ -76,7 +76,7 @@ class Tap:
         self._stops = stop
         if any(site.port == "grad" for site in self.sites):
             raise SiteError("Tap: port grad needs an objective. Use sonde.read(objective=...).")
-        names = Names(self.module)
+        names = ModuleNames(self.module)
         owners: dict[tuple[str, str], TappedModule] = {}
         for site in self.sites:
             owner = owners.setdefault(
@@ -101,7 +101,7 @@ class Tap:
         )
         self._names = [str(site) for site in self.sites]
         self._batch: InputBatch | None = None
-        self._shared, self._writer = Shared(), MeanWriter(RowMemory())
+        self._shared, self._writer = SharedSelections(), MeanWriter(RowMemory())
         self._counted: Hashable = None
         self._meaning = MaskMeaning()
         self._reset()

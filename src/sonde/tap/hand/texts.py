@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.tap.hooks.cache import cache_in, counts_positions
-from sonde.tap.hooks.call import Call
+from sonde.tap.hooks.call import CallArguments
 from sonde.tap.hooks.outputs import leaves
 
 
 @dataclass(eq=False)
-class Texts:
+class GrowingTexts:
     """Texts that one call begins and later calls go on with.
 
     Attributes
@@ -46,14 +46,14 @@ class Texts:
     ids: Tensor | None = None
 
     @staticmethod
-    def begun(call: Call) -> "Texts":
+    def begun(call: CallArguments) -> "GrowingTexts":
         """Return the texts of a first call."""
         given = (x for x in (call.fed, *leaves(call.named).values()) if x is not None and x.ndim)
         n = len(next(given, torch.zeros(1)))
         length = 0 if call.fed is None else call.fed.shape[-1]
-        return Texts(length, n, torch.arange(n), n_read=length, ids=call.fed)
+        return GrowingTexts(length, n, torch.arange(n), n_read=length, ids=call.fed)
 
-    def go_on(self, call: Call, parent: Tensor | None = None) -> None:
+    def go_on(self, call: CallArguments, parent: Tensor | None = None) -> None:
         """Take one more call; ``parent`` is the example of the last call that each goes on from."""
         self.step, fed = self.step + 1, call.fed
         self.n_read += 0 if fed is None else fed.shape[-1]
@@ -64,7 +64,7 @@ class Texts:
             self.origin = self.origin[parent.cpu()]
         self.grows, self.ids = call.past == 0, fed
 
-    def follows(self, call: Call) -> Int[Tensor, "example"] | None:
+    def follows(self, call: CallArguments) -> Int[Tensor, "example"] | None:
         """Return where each text of a call stood in the last one, if it has one token more."""
         before, fed = self.ids, call.fed
         if before is None or fed is None or fed.ndim != 2 or before.ndim != 2:
@@ -82,10 +82,10 @@ class TextLog:
     """Knows the texts of each cache, and those of the last call."""
 
     def __init__(self) -> None:
-        self._of_cache: list[tuple[Callable[[], Any], Texts]] = []
-        self._current: Texts | None = None
+        self._of_cache: list[tuple[Callable[[], Any], GrowingTexts]] = []
+        self._current: GrowingTexts | None = None
 
-    def begin(self, call: Call, *, keep: bool) -> Texts | None:
+    def begin(self, call: CallArguments, *, keep: bool) -> GrowingTexts | None:
         """Return the texts of a call; None if its cache was filled by a call that is not known."""
         cache, texts = cache_in(call.named), None
         self._of_cache = [(ref, t) for ref, t in self._of_cache if ref() is not None]
@@ -101,7 +101,7 @@ class TextLog:
             if parent is not None:
                 texts = self._current
                 texts.go_on(call, parent)
-        texts = Texts.begun(call) if texts is None else texts
+        texts = GrowingTexts.begun(call) if texts is None else texts
         self._current = texts
         self._remember(cache, texts)
         return texts
@@ -111,7 +111,7 @@ class TextLog:
         if self._current is not None and isinstance(output, Mapping):
             self._remember(cache_in(dict(output)), self._current)
 
-    def _remember(self, cache: Any, texts: Texts) -> None:
+    def _remember(self, cache: Any, texts: GrowingTexts) -> None:
         if cache is None:
             return
         self._of_cache = [(ref, t) for ref, t in self._of_cache if ref() is not cache]

@@ -37,7 +37,7 @@ Where = str | TokenIds | Iterable[str | TokenIds | int]
 
 @final
 @dataclass(frozen=True)
-class Places:
+class TermPlaces:
     """The tokens that any of some terms names.
 
     Parameters
@@ -54,7 +54,7 @@ class Places:
     ids: tuple[int, ...] = ()
 
     @staticmethod
-    def of(where: Where) -> "Places":
+    def of(where: Where) -> "TermPlaces":
         """Return the places that a user named.
 
         Raises
@@ -72,7 +72,7 @@ class Places:
                 f"editing: expected where to be one of {', '.join(WORDS)}, positions from 0 such "
                 f"as [0, 3], TokenIds((5, 7)), or several of these, got {where!r}."
             )
-        return Places(words, positions, ids)
+        return TermPlaces(words, positions, ids)
 
     def __str__(self) -> str:
         terms = [*sorted(self.words), *map(str, self.positions)]

@@ -16,7 +16,7 @@ from sonde.tap.hooks.outputs import arguments, decodes
 MASKS = (REAL, "decoder_attention_mask")
 
 
-class Call:
+class CallArguments:
     """The arguments of one call, as rows need them.
 
     Parameters

@@ -15,7 +15,7 @@ PEFT_PREFIX = ("base_model", "model")
 
 
 @dataclass(frozen=True, eq=False)
-class Names:
+class ModuleNames:
     """The modules of a model by the names that sonde prints and accepts.
 
     Parameters

@@ -11,7 +11,7 @@ from sonde.core.errors import SiteError
 from sonde.core.site import Site
 from sonde.tap.model.features import by_classes, by_number, by_sizes
 from sonde.tap.model.influence import Influence
-from sonde.tap.model.probe import ROWS, Leaf, Probe
+from sonde.tap.model.probe import ROWS, Probe, TensorLayout
 
 SPACE = ("h", "w")
 FREE = frozenset({"h", "w", "t", "patch"})
@@ -129,7 +129,7 @@ def _one_length(probe: Probe) -> int | None:
     return pos[0] if pos is not None and pos[0] == pos[1] else None
 
 
-def _require_dense(leaf: Leaf, where: str) -> None:
+def _require_dense(leaf: TensorLayout, where: str) -> None:
     if leaf.layout is not torch.strided:
         layout = str(leaf.layout).removeprefix("torch.")
         raise SiteError(
@@ -154,7 +154,7 @@ def _pads_itself(root: nn.Module) -> bool:
     return any(hasattr(config, name) for name in ("attention_window", "local_attn_chunk_length"))
 
 
-def _varying(first: Leaf, second: Leaf | None, probe: Probe) -> list[str]:
+def _varying(first: TensorLayout, second: TensorLayout | None, probe: Probe) -> list[str]:
     """Return a word for each axis that follows the inputs; "" for the others."""
     change, shape = probe.change, first.shape
     if second is None or len(second.shape) != len(shape):
@@ -204,7 +204,7 @@ def _routed(probe: Probe, path: str) -> str:
     return ""
 
 
-def _given_axis(axis: int | None, leaf: Leaf, fixed: list[int], where: str) -> int | None:
+def _given_axis(axis: int | None, leaf: TensorLayout, fixed: list[int], where: str) -> int | None:
     """Return the axis that the user named, counted from the first."""
     if axis is None:
         return None

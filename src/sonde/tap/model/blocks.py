@@ -10,8 +10,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from sonde.tap.hooks.names import Names
-from sonde.tap.model.probe import ROWS, Call, Leaf, Probe
+from sonde.tap.hooks.names import ModuleNames
+from sonde.tap.model.probe import ROWS, ModuleCall, Probe, TensorLayout
 
 MAP = 4
 """Least number of axes of a map: row, channel, height and width."""
@@ -27,7 +27,7 @@ class _List:
     mixed: bool = False
 
 
-def block_paths(names: Names, probe: Probe | None) -> list[str]:
+def block_paths(names: ModuleNames, probe: Probe | None) -> list[str]:
     """Return the blocks of a model, in order of execution where it is known.
 
     They are the members of each outermost list of modules, of one class or of several through which
@@ -57,7 +57,7 @@ def has_float(path: str, probe: Probe) -> bool:
     return _returned(probe.trace[path][0]) is not None
 
 
-def _lists(names: Names, probe: Probe | None) -> list[_List]:
+def _lists(names: ModuleNames, probe: Probe | None) -> list[_List]:
     found = []
     for path, module in names.primary():
         if isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
@@ -68,7 +68,7 @@ def _lists(names: Names, probe: Probe | None) -> list[_List]:
     return found
 
 
-def _members(path: str, names: Names, probe: Probe | None) -> tuple[str, ...]:
+def _members(path: str, names: ModuleNames, probe: Probe | None) -> tuple[str, ...]:
     """Return the members of a list through which a stream runs; none where it is no such list."""
     members = tuple(names.children(path))
     of_one_class = _one_class([names.modules[m] for m in members])
@@ -119,11 +119,11 @@ def _stream(members: Sequence[str], probe: Probe) -> tuple[str, ...]:
     return _between_kept(calls, probe) if max(map(len, kept)) > 1 else ()
 
 
-Step = tuple[str, Call]
+Step = tuple[str, ModuleCall]
 
 
 def _runs(
-    members: Sequence[str], probe: Probe, leads: Callable[[Call, Call], bool]
+    members: Sequence[str], probe: Probe, leads: Callable[[ModuleCall, ModuleCall], bool]
 ) -> list[list[Step]]:
     """Return the calls of modules in order, cut where one does not lead into the next."""
     runs: list[list[Step]] = []
@@ -148,28 +148,28 @@ def _in_order(members: Sequence[str], probe: Probe) -> list[Step]:
     return sorted(calls, key=lambda step: step[1].end)
 
 
-def _hands_on(one: Call, then: Call) -> bool:
+def _hands_on(one: ModuleCall, then: ModuleCall) -> bool:
     return one.gave is not None and one.gave == then.got
 
 
-def _leads(one: Call, then: Call) -> bool:
+def _leads(one: ModuleCall, then: ModuleCall) -> bool:
     return _shape(_returned(one)) == _shape(then.input) and not _side_by_side(one, then)
 
 
-def _keeps(call: Call) -> bool:
+def _keeps(call: ModuleCall) -> bool:
     return call.input is not None and _shape(_returned(call)) == _shape(call.input)
 
 
-def _shape(leaf: Leaf | None) -> tuple[int, ...] | None:
+def _shape(leaf: TensorLayout | None) -> tuple[int, ...] | None:
     return None if leaf is None else leaf.shape
 
 
-def _side_by_side(one: Call, other: Call) -> bool:
+def _side_by_side(one: ModuleCall, other: ModuleCall) -> bool:
     """Return whether two calls take one tensor, which the first of them does not return."""
     return one.got is not None and one.got == other.got != one.gave
 
 
-def _returned(call: Call) -> Leaf | None:
+def _returned(call: ModuleCall) -> TensorLayout | None:
     return next((x for x in call.outputs.values() if x.dtype.is_floating_point), None)
 
 
@@ -181,7 +181,7 @@ def _has_rows(path: str, probe: Probe) -> bool:
     return ROWS in zip(first.shape, other.shape, strict=True)
 
 
-def _is_map(call: Call) -> bool:
+def _is_map(call: ModuleCall) -> bool:
     found = _returned(call)
     return found is not None and len(found.shape) >= MAP
 

@@ -103,7 +103,7 @@ def by_classes(module: nn.Module, ndim: int) -> set[int]:
     return {axis for axis in found if axis is not None}
 
 
-class Known:
+class FeatureAxes:
     """Feature axes of the tensors of one forward, followed through views and modules.
 
     A view (permuted, cut, reshaped) of a tensor keeps its memory: the axis of features is the one

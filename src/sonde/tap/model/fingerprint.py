@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 
 SAMPLES = 64
 ARCHITECTURES = "architectures"
@@ -59,7 +59,7 @@ def fingerprint(module: nn.Module, *, full: bool = False) -> str:
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield weights and persistent buffers by stripped name, tied ones under each name."""
-    for path, part in Names(module).modules.items():
+    for path, part in ModuleNames(module).modules.items():
         prefix = f"{path}." if path else ""
         held: dict[str, Tensor | None] = {**part._parameters, **part._buffers}
         offloaded = _offloaded(part)
@@ -106,7 +106,7 @@ def config_hash(config: Any, module: nn.Module | None = None) -> str:
     """
     values = _values(config)
     if module is not None and ARCHITECTURES in values:
-        name = type(Names(module).modules[""]).__name__
+        name = type(ModuleNames(module).modules[""]).__name__
         values[ARCHITECTURES] = [name.removeprefix("FSDP")]
     return _hash(values)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 
 LIBRARIES = frozenset({"torch", "transformers"})
 """Packages whose forwards are known by their version and configuration."""
@@ -37,7 +37,7 @@ def forward_code(module: nn.Module) -> str:
     >>> forward_code(Squared()) == forward_code(Doubled())
     False
     """
-    kinds = dict.fromkeys(type(part) for part in Names(module).modules.values())
+    kinds = dict.fromkeys(type(part) for part in ModuleNames(module).modules.values())
     parts = {"\n".join(_functions(kind)) for kind in kinds if _package(kind) not in LIBRARIES}
     digest = hashlib.sha256("\n\n".join(sorted(parts)).encode()).hexdigest()
     return f"{sys.version_info.major}.{sys.version_info.minor}:{digest}"

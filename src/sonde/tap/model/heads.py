@@ -3,7 +3,7 @@
 from torch import nn
 
 from sonde.core.batch import Head
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.probe import Probe
 
 NAMES = frozenset({"lm_head", "classifier", "score", "head", "fc", "embed_out", "output", "logits"})
@@ -25,7 +25,7 @@ def find_head(module: nn.Module) -> Head | None:
     >>> find_head(Net())[0].shape
     torch.Size([2, 3])
     """
-    names = Names(module)
+    names = ModuleNames(module)
     inner = names.modules[""]
     get = getattr(inner, "get_output_embeddings", None)
     found = get() if callable(get) else None

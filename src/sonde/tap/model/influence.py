@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
-from sonde.tap.model.vary import Change, sized
+from sonde.tap.model.vary import SizeChange, sized
 from sonde.tap.model.watch import watch
 
-SAME = Change("none")
+SAME = SizeChange("none")
 N_ROWS = 2
 SIGNS = (1, -1)
 FAR = 0.6

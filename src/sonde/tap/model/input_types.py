@@ -14,7 +14,7 @@ from sonde.core.inputs import InputBatch
 from sonde.tap.hooks.outputs import leaves
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.placement import Place, placement
-from sonde.tap.model.vary import Change, sized
+from sonde.tap.model.vary import SizeChange, sized
 
 TRIED_ROWS = 2
 _log = logging.getLogger("sonde")
@@ -32,7 +32,7 @@ def place_of(module: nn.Module, batch: InputBatch) -> Place:
         place = Place(device, types)
         try:
             with Session(module) as session:
-                session.run(*place.call(*sized(batch, Change("none"), TRIED_ROWS, 0)))
+                session.run(*place.call(*sized(batch, SizeChange("none"), TRIED_ROWS, 0)))
         except Exception as error:  # whatever a model raises on a type that it does not take
             _log.debug("inputs are not taken as %s: %s", types or "they are", error)
         else:

@@ -8,7 +8,7 @@ taken only where a method asks for logits, and never where they are probabilitie
 from collections.abc import Mapping
 
 from sonde.core.errors import InputError, near
-from sonde.tap.model.probe import ROWS, Leaf, Probe
+from sonde.tap.model.probe import ROWS, Probe, TensorLayout
 
 KNOWN = frozenset({"logits", ""})
 OF_LIBRARY = frozenset({"causal", "classifier", "image_classifier"})
@@ -61,11 +61,11 @@ def other_outputs(probe: Probe, key: str) -> list[str]:
     return [k for k in rows if k != key]
 
 
-def _is_row(leaf: Leaf) -> bool:
+def _is_row(leaf: TensorLayout) -> bool:
     return len(leaf.shape) == 2 and leaf.shape[0] == ROWS[0] and leaf.shape[1] > 0
 
 
-def _alone(rows: Mapping[str, Leaf], probe: Probe) -> str | None:
+def _alone(rows: Mapping[str, TensorLayout], probe: Probe) -> str | None:
     free = [k for k in rows if k not in probe.probabilities]
     if len(free) == 1:
         return free[0]
@@ -80,5 +80,5 @@ def _alone(rows: Mapping[str, Leaf], probe: Probe) -> str | None:
     )
 
 
-def _listed(found: Mapping[str, Leaf]) -> str:
+def _listed(found: Mapping[str, TensorLayout]) -> str:
     return ", ".join(f"{key or '0'} {leaf.shape}" for key, leaf in found.items()) or "none"

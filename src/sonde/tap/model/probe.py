@@ -19,22 +19,22 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import ATTENTION_PORTS
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.attention.places import calls_functions, is_attention
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, find_input, leaves
 from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Session, check_readable
-from sonde.tap.model.features import Known, by_class, by_kind_of_pool
+from sonde.tap.model.features import FeatureAxes, by_class, by_kind_of_pool
 from sonde.tap.model.forward_errors import forward_on
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.placement import Place
-from sonde.tap.model.vary import Change, changes, sized
+from sonde.tap.model.vary import SizeChange, changes, sized
 
 ROWS = (2, 3)
 _log = logging.getLogger("sonde")
 
 
 @dataclass(frozen=True)
-class Leaf:
+class TensorLayout:
     """Shape, type and layout of one tensor; a nested one is taken as if it were padded.
 
     ``features`` is the axis of its features, where what made it tells.
@@ -47,7 +47,7 @@ class Leaf:
 
 
 @dataclass
-class Call:
+class ModuleCall:
     """One call of a module: when it began and ended, what it got and returned.
 
     ``got`` and ``gave`` number the tensors of one forward: the same number is the same tensor.
@@ -56,14 +56,14 @@ class Call:
 
     start: int
     end: int = -1
-    outputs: dict[str, Leaf] = field(default_factory=dict)
-    input: Leaf | None = None
+    outputs: dict[str, TensorLayout] = field(default_factory=dict)
+    input: TensorLayout | None = None
     got: int | None = None
     gave: int | None = None
-    ports: dict[str, tuple[int, dict[str, Leaf]]] = field(default_factory=dict)
+    ports: dict[str, tuple[int, dict[str, TensorLayout]]] = field(default_factory=dict)
 
 
-Trace = dict[str, list[Call]]
+Trace = dict[str, list[ModuleCall]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +93,12 @@ class Probe:
         Those whose rows are nowhere negative and add up to 1.
     """
 
-    names: Names
+    names: ModuleNames
     trace: Trace
     other: Trace | None
     resized: Trace | None
-    change: Change
-    output: dict[str, Leaf]
+    change: SizeChange
+    output: dict[str, TensorLayout]
     head: str | None
     place: Place
     heads: Mapping[str, str] = field(default_factory=dict)
@@ -120,7 +120,9 @@ class Probe:
         """Number of forwards that were run."""
         return sum(trace is not None for trace in (self.trace, self.other, self.resized))
 
-    def leaf(self, path: str, call: int, port: str, key: str | None) -> tuple[Leaf, Leaf | None]:
+    def leaf(
+        self, path: str, call: int, port: str, key: str | None
+    ) -> tuple[TensorLayout, TensorLayout | None]:
         """Return one tensor on two rows, and as it would be on three rows of another size.
 
         Where another size changes the number of rows (``x.view(-1, 784)`` on larger images), the
@@ -137,14 +139,14 @@ class Probe:
 
 def _other_leaf(
     trace: Trace | None, path: str, call: int, port: str, key: str | None
-) -> Leaf | None:
+) -> TensorLayout | None:
     try:
         return None if trace is None else _leaf(trace[path][call], port, key, path)
     except (KeyError, IndexError, SiteError):
         return None
 
 
-def _combined(first: Leaf, more: Leaf, larger: Leaf) -> Leaf:
+def _combined(first: TensorLayout, more: TensorLayout, larger: TensorLayout) -> TensorLayout:
     """Return a tensor with what both more rows and a larger size change of it."""
     shapes = (first.shape, more.shape, larger.shape)
     if len({len(shape) for shape in shapes}) > 1:
@@ -152,10 +154,10 @@ def _combined(first: Leaf, more: Leaf, larger: Leaf) -> Leaf:
     sizes = list(zip(*shapes, strict=True))
     if any(size[:2] == ROWS and size[2] != ROWS[0] for size in sizes):
         return more
-    return Leaf(tuple(n if n != one else other for one, n, other in sizes), first.dtype)
+    return TensorLayout(tuple(n if n != one else other for one, n, other in sizes), first.dtype)
 
 
-def _leaf(call: Call, port: str, key: str | None, path: str) -> Leaf:
+def _leaf(call: ModuleCall, port: str, key: str | None, path: str) -> TensorLayout:
     if port == "in":
         if call.input is None:
             raise SiteError(f"Site: {path!r} got no floating-point tensor. Read its output.")
@@ -199,7 +201,7 @@ def probe(model: Model, batch: InputBatch, inside: Collection[str] = ()) -> Prob
         If the model is of a kind that hooks cannot read.
     """
     check_readable(model.module)
-    names = Names(model.module)
+    names = ModuleNames(model.module)
     place = place_of(model.module, batch)
     recorder = _Recorder(model, names, batch, place, inside)
     *resized, same = changes(batch)
@@ -225,7 +227,7 @@ def probe(model: Model, batch: InputBatch, inside: Collection[str] = ()) -> Prob
     return Probe(names, trace, other, None, same, output, head, place, *recorder.ends)
 
 
-def _resizes_features(names: Names, trace: Trace, larger: Trace) -> bool:
+def _resizes_features(names: ModuleNames, trace: Trace, larger: Trace) -> bool:
     """Return whether a layer whose class says where its features are got more of them alone."""
     for path, calls in trace.items():
         module, got = names.modules[path], calls[0].input
@@ -246,7 +248,7 @@ class _Recorder:
     def __init__(
         self,
         model: Model,
-        names: Names,
+        names: ModuleNames,
         batch: InputBatch,
         place: Place,
         inside: Collection[str] = (),
@@ -260,15 +262,15 @@ class _Recorder:
         ]
 
     def run(
-        self, change: Change, n_rows: int, which: int
-    ) -> tuple[Trace, dict[str, Leaf], str | None]:
+        self, change: SizeChange, n_rows: int, which: int
+    ) -> tuple[Trace, dict[str, TensorLayout], str | None]:
         args, kwargs = self.place.call(*sized(self.batch, change, n_rows, which))
         self.trace: Trace = {}
         self.tick = self.count = 0
-        self.open: dict[str, list[tuple[Call, int, Tensor | None]]] = {}
+        self.open: dict[str, list[tuple[ModuleCall, int, Tensor | None]]] = {}
         self.linear: dict[str, Tensor] = {}
         self.known: dict[int, tuple[ReferenceType[Tensor], int]] = {}
-        self.features = Known()
+        self.features = FeatureAxes()
         modules = list(self.names.primary())
         session = Session(
             self.model.module,
@@ -289,7 +291,7 @@ class _Recorder:
     def _before(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        call = Call(self.tick)
+        call = ModuleCall(self.tick)
         self.tick += 1
         try:
             given = find_input(module, args, kwargs)[1]
@@ -351,16 +353,16 @@ def find_logits(output: Any, key: str | None = None) -> Tensor | None:
     return found if found is not None and found.is_floating_point() else None
 
 
-def _described(output: Any, known: Known) -> dict[str, Leaf]:
+def _described(output: Any, known: FeatureAxes) -> dict[str, TensorLayout]:
     return {key: _describe(x, known) for key, x in leaves(output).items()}
 
 
-def _describe(x: Tensor, known: Known) -> Leaf:
+def _describe(x: Tensor, known: FeatureAxes) -> TensorLayout:
     if x.is_nested:
         parts = x.unbind()
         longest = max((len(p) for p in parts), default=0)
-        return Leaf((len(parts), longest, *parts[0].shape[1:]), x.dtype)
-    return Leaf(tuple(x.shape), x.dtype, known.of(x), x.layout)
+        return TensorLayout((len(parts), longest, *parts[0].shape[1:]), x.dtype)
+    return TensorLayout(tuple(x.shape), x.dtype, known.of(x), x.layout)
 
 
 def executed(found: Probe) -> Iterator[str]:

@@ -11,7 +11,7 @@ from sonde.core.errors import SiteError, near
 from sonde.core.left_out import LeftOut
 from sonde.core.site import ATTENTION_PORTS, WEIGHT, Site
 from sonde.tap.attention.places import attention_at, attentions_at
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.blocks import block_paths, has_float
 from sonde.tap.model.probe import Probe, executed
 
@@ -51,7 +51,7 @@ def resolve(
         that never ran, or one that ran several times and no call was chosen.
     """
     several = [patterns] if isinstance(patterns, str | Site) else list(patterns)
-    names = Names(module) if probe is None else probe.names
+    names = ModuleNames(module) if probe is None else probe.names
     found: dict[str, Site] = {}
     if weights := [str(pattern) for pattern in several if port_of(pattern) == WEIGHT]:
         raise SiteError(
@@ -66,7 +66,7 @@ def resolve(
     return sorted(found.values()) if probe is not None else list(found.values())
 
 
-def places_of(pattern: Pattern, names: Names) -> list[Site]:
+def places_of(pattern: Pattern, names: ModuleNames) -> list[Site]:
     """Return the sites of the modules that a pattern names, whether or not they run."""
     return _sites_of(pattern, names, None)
 
@@ -78,7 +78,7 @@ def port_of(pattern: Pattern) -> str:
     return pattern.port
 
 
-def _sites_of(pattern: Pattern, names: Names, probe: Probe | None) -> list[Site]:
+def _sites_of(pattern: Pattern, names: ModuleNames, probe: Probe | None) -> list[Site]:
     site = Site.parse(pattern) if isinstance(pattern, str) else pattern
     if pattern == AUTO and probe is not None:
         return default_sites(probe)
@@ -101,7 +101,7 @@ def _sites_of(pattern: Pattern, names: Names, probe: Probe | None) -> list[Site]
     return [s for one in chosen for s in _executed_sites(one, probe, every_call=is_open)]
 
 
-def _at_attentions(sites: list[Site], names: Names) -> list[Site]:
+def _at_attentions(sites: list[Site], names: ModuleNames) -> list[Site]:
     """Return the attentions that modules mean; of several those are left out that have none."""
     found = [s for s in sites if len(sites) == 1 or attentions_at(s.path, names)] or sites[:1]
     return [replace(s, path=attention_at(s.path, s.port, names)) for s in found]
@@ -161,7 +161,7 @@ def _running_children(path: str, probe: Probe) -> str:
     return f", such as {', '.join(running)}" if running else ""
 
 
-def match(pattern: str, names: Names) -> list[str]:
+def match(pattern: str, names: ModuleNames) -> list[str]:
     """Return the canonical paths of the modules that a path pattern names."""
     modules = names.modules
     if pattern in modules:
@@ -191,7 +191,7 @@ def match(pattern: str, names: Names) -> list[str]:
     raise SiteError(f"resolve: expected a module, got {pattern!r}.{_near(pattern, names)}")
 
 
-def _near(pattern: str, names: Names) -> str:
+def _near(pattern: str, names: ModuleNames) -> str:
     """Return near paths, or near patterns where the pattern has a ``*``; else what there is."""
     paths = [n for n in names.modules if n]
     patterns = list(dict.fromkeys(_NUMBER.sub("*", n) for n in paths))
@@ -205,11 +205,11 @@ def _near(pattern: str, names: Names) -> str:
     return advice or f" Patterns here: {', '.join(patterns[:SHOWN])}."
 
 
-def _canonical(name: str, names: Names) -> str:
+def _canonical(name: str, names: ModuleNames) -> str:
     return names.canonical[id(names.modules[name])]
 
 
-def _fits(name: list[str], parts: list[str], start: int, names: Names) -> bool:
+def _fits(name: list[str], parts: list[str], start: int, names: ModuleNames) -> bool:
     if start < 0 or len(name) - start != len(parts):
         return False
     for i, part in enumerate(parts):

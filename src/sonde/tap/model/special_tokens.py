@@ -14,12 +14,12 @@ from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
 from sonde.tap.model.axes import Axes
-from sonde.tap.model.probe import Leaf, Probe
+from sonde.tap.model.probe import Probe, TensorLayout
 from sonde.tap.model.structure import CONFIGURED
-from sonde.tap.model.vary import Change, sized
+from sonde.tap.model.vary import SizeChange, sized
 from sonde.tap.model.watch import watch
 
-SAME = Change("none")
+SAME = SizeChange("none")
 N_ROWS = 2
 CLOSE = 1e-2
 """Largest distance, in lengths of a token, to what it is made of: narrow types round."""
@@ -47,7 +47,7 @@ class SpecialTokens:
     grid: tuple[int, int] | None
     _found: dict[Hashable, Axes] = field(default_factory=dict)
 
-    def marked(self, axes: Axes, leaf: Leaf, where: str) -> Axes:
+    def marked(self, axes: Axes, leaf: TensorLayout, where: str) -> Axes:
         """Return axes with the tokens before and behind the patches, and the class token.
 
         Raises
@@ -65,7 +65,7 @@ class SpecialTokens:
             self._found[key] = self._looked_for(axes, leaf, where)
         return self._found[key]
 
-    def _looked_for(self, axes: Axes, leaf: Leaf, where: str) -> Axes:
+    def _looked_for(self, axes: Axes, leaf: TensorLayout, where: str) -> Axes:
         n = leaf.shape[axes.words.index("patch")]
         extra = 0 if self.grid is None else n - self.grid[0] * self.grid[1]
         if extra and extra == self._configured():
@@ -105,7 +105,7 @@ class SpecialTokens:
         is_theirs = type(self.model.module).__module__.startswith(CONFIGURED)
         return 1 + n_registers if is_theirs and isinstance(n_registers, int) else 0
 
-    def _first_of(self, axes: Axes, leaf: Leaf) -> Tensor | None:
+    def _first_of(self, axes: Axes, leaf: TensorLayout) -> Tensor | None:
         """Return the first tensor of so many tokens of any width, for two images of noise.
 
         Its shape is (image, patch, dim); in later ones the tokens are mixed.
@@ -181,7 +181,7 @@ def _but(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (len(shape), *shape[:axis], *shape[axis + 1 :])
 
 
-def _outputs(outputs: dict[str, Leaf]) -> Iterator[tuple[str, str | None, Leaf]]:
+def _outputs(outputs: dict[str, TensorLayout]) -> Iterator[tuple[str, str | None, TensorLayout]]:
     yield from (("out", key or None, leaf) for key, leaf in outputs.items())
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 
 PLACED = re.compile(r"\b(?:device|dtype)=[^,)]*|0x[0-9a-fA-F]+")
 CONFIGURED = "transformers."
@@ -36,7 +36,7 @@ def structure(module: nn.Module) -> str:
 
 
 def _lines(module: nn.Module) -> Iterator[str]:
-    for path, part in Names(module).modules.items():
+    for path, part in ModuleNames(module).modules.items():
         kind = type(part)
         known = kind.__module__.startswith(CONFIGURED)
         said = "" if known else f"{kind.__name__.removeprefix('FSDP')}({_settings(part)})"

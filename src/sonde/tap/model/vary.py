@@ -20,7 +20,7 @@ IDS = ("input_ids", "inputs_embeds", "input_values", "input_features")
 
 
 @dataclass(frozen=True)
-class Change:
+class SizeChange:
     """What another size is in the probe forwards.
 
     Parameters
@@ -79,19 +79,19 @@ def may_hold_tokens(x: Tensor, batch: InputBatch) -> bool:
     return not (is_map and token_ids(batch) is not None)
 
 
-def changes(batch: InputBatch) -> list[Change]:
+def changes(batch: InputBatch) -> list[SizeChange]:
     """Return the changes to try, best first; the last one keeps every size."""
     length, length2 = source_length(batch), target_length(batch)
-    same = Change(
+    same = SizeChange(
         "none",
         pos=None if length is None else (length, length),
         pos2=None if length2 is None else (length2, length2),
     )
     if length is not None:
         pos2 = None if length2 is None else LENGTHS2
-        found = [Change("tokens", pos=LENGTHS, pos2=pos2)]
+        found = [SizeChange("tokens", pos=LENGTHS, pos2=pos2)]
         if batch.placeholder is not None:  # none of them may be cut off
-            found.append(Change("tokens", pos=(length, length + 2), pos2=pos2))
+            found.append(SizeChange("tokens", pos=(length, length + 2), pos2=pos2))
         return [*found, same]
     if length2 is not None:
         return [same]
@@ -101,11 +101,11 @@ def changes(batch: InputBatch) -> list[Change]:
         axes = [*axes, tuple(range(1, ndim - 1))]
     if ndim == 3:
         size = next(x for x in _floats(batch) if x.ndim == 3).shape[1]
-        steps = Change("space", (1,), pos=(size, 2 * size))
-        return [steps, Change("space", (2,)), Change("none", pos=None)]
+        steps = SizeChange("space", (1,), pos=(size, 2 * size))
+        return [steps, SizeChange("space", (2,)), SizeChange("none", pos=None)]
     if ndim == LINE:
         axes = [(1,)]
-    return [*(Change("space", a) for a in axes), same]
+    return [*(SizeChange("space", a) for a in axes), same]
 
 
 def _floats(batch: InputBatch) -> list[Tensor]:
@@ -114,7 +114,7 @@ def _floats(batch: InputBatch) -> list[Tensor]:
 
 
 def sized(
-    batch: InputBatch, change: Change, n_rows: int, which: int
+    batch: InputBatch, change: SizeChange, n_rows: int, which: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a probe forward on ``n_rows`` rows."""
     n = len(batch)

@@ -14,7 +14,7 @@ from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch
 from sonde.core.site import ATTENTION_PORTS, Site
 from sonde.tap.attention.opening import watch_attention
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, find_input
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.input_types import place_of
@@ -63,7 +63,7 @@ def watch(
     place : Place, optional
         Where the model takes its inputs; found by trial if their types leave it open.
     """
-    names = Names(module)
+    names = ModuleNames(module)
     taken: dict[str, Tensor] = {}
     outputs: list[tuple[nn.Module, Callable[..., Any]]] = []
     inputs: list[tuple[nn.Module, Callable[..., Any]]] = []

@@ -16,7 +16,7 @@ from sonde.core.site import POSITIONS, Reducer, Site, row_key
 from sonde.stats import TOKEN_METRICS
 from sonde.tap.model.axes import Axes, config_grid, find_axes
 from sonde.tap.model.influence import Influence
-from sonde.tap.model.probe import Leaf, Probe
+from sonde.tap.model.probe import Probe, TensorLayout
 from sonde.tap.model.sites import (
     AUTO,
     ENTRY,
@@ -160,7 +160,7 @@ def _kinds_of(
             yield _kind(row_key(site, more), site, name, axes, leaf, module)
 
 
-def _refuse_wide(site: Site, leaf: Leaf, probe: Probe) -> None:
+def _refuse_wide(site: Site, leaf: TensorLayout, probe: Probe) -> None:
     """Refuse probabilities whose rows are as wide as their text is long."""
     figures = [key for key in probe.trace[site.path][0].ports["probs"][1] if key.isidentifier()]
     raise SiteError(
@@ -174,7 +174,7 @@ def _predicts(reducer: str | Reducer) -> bool:
     return "predictions" in (reducer, getattr(reducer, "name", None))
 
 
-def _check_predicts(site: Site, leaf: Leaf, stream: "LiveStream") -> None:
+def _check_predicts(site: Site, leaf: TensorLayout, stream: "LiveStream") -> None:
     """Refuse a reading of predictions anywhere but at the next-token logits of a language model."""
     found = stream.probe.output
     logits = found.get("logits", found.get(""))
@@ -191,7 +191,9 @@ def _with(reducer: Reducer, stream: "LiveStream") -> Reducer:
     return replace(reducer, keep_special=True) if stream.keep_special else reducer
 
 
-def _kind(key: str, site: Site, reducer: Reducer, axes: Axes, leaf: Leaf, module: str) -> Kind:
+def _kind(
+    key: str, site: Site, reducer: Reducer, axes: Axes, leaf: TensorLayout, module: str
+) -> Kind:
     reduction = Reduction(reducer, axes)
     made = torch.float32 if reducer.name == "predictions" else leaf.dtype
     dtype = str(made).removeprefix("torch.")
@@ -201,7 +203,7 @@ def _kind(key: str, site: Site, reducer: Reducer, axes: Axes, leaf: Leaf, module
     return Kind(key, site, reduction, schema)
 
 
-def _dim(reducer: Reducer, axes: Axes, leaf: Leaf) -> int:
+def _dim(reducer: Reducer, axes: Axes, leaf: TensorLayout) -> int:
     if reducer.name == "predictions":
         return len(TOKEN_METRICS)
     sizes = dict(zip(axes.words, leaf.shape, strict=True))

@@ -22,7 +22,7 @@ from sonde.core.site import ATTENTION_PORTS, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.core.token_masks import NAMES
 from sonde.tap.generating.generation import token_arguments
-from sonde.tap.generating.recorder import TappedSite, may_record
+from sonde.tap.generating.recorder import RecordedOutput, may_record
 from sonde.tap.generating.replay import ReplayInputs, StandIns
 from sonde.tap.model.fingerprint import config_hash, fingerprint
 from sonde.tap.model.forward_code import forward_code
@@ -38,7 +38,7 @@ from sonde.tap.model.structure import structure
 from sonde.tap.model.vary import token_ids
 from sonde.tap.reading.choose import Chosen, choose_kinds
 from sonde.tap.reading.named_axes import NamedAxes, parse_axes
-from sonde.tap.reading.reader import Reader, Reading, reading_of
+from sonde.tap.reading.reader import ForwardReading, Reader, reading_of
 from sonde.tap.reading.soundness import fault_of
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.padding import right_padded, seems_padded
@@ -293,7 +293,7 @@ class LiveStream(Stream):
         """Yield the rows of generated texts: taken while they arise, else by one more forward."""
         modules = self.probe.names.modules
         tapped_sites = {
-            k.key: TappedSite(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds
+            k.key: RecordedOutput(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds
         }
         for prompts in inputs.prompt_batches(start, stop):
             if not self._records(inputs, prompts):
@@ -328,7 +328,9 @@ class LiveStream(Stream):
         with advising(batch):
             return perturbed_logits(self.model.module, args, kwargs, self.perturb, self.logits_key)
 
-    def _made(self, batch: InputBatch, reading: Reading, perturbed: Tensor | None = None) -> Batch:
+    def _made(
+        self, batch: InputBatch, reading: ForwardReading, perturbed: Tensor | None = None
+    ) -> Batch:
         columns, extra = reading.columns, _extra(batch, self.keep_special)
         if perturbed is not None:
             extra["perturbed_logits"] = perturbed

@@ -15,33 +15,33 @@ from sonde.tap.model.forward_errors import advising
 from sonde.tap.model.objectives import Objective, value
 from sonde.tap.model.probe import Probe, find_logits
 from sonde.tap.model.sites import last_call
-from sonde.tap.reading.slot import Slot
+from sonde.tap.reading.slot import SiteHooks
 from sonde.tap.reading.taken import Calls, Taken, make_rows
-from sonde.tap.rows.frame import Columns, Frame
+from sonde.tap.rows.frame import Frame, RowPlaces
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.row_memory import RowMemory
-from sonde.tap.rows.shared import Shared
+from sonde.tap.rows.shared import SharedSelections
 
 HELD_BYTES = 2**17
 """Copies of one forward up to this size wait until several have run."""
 
 
 @dataclass
-class Reading:
+class ForwardReading:
     """What one forward brought."""
 
     rows: dict[str, Tensor]
-    columns: dict[str, Columns]
+    columns: dict[str, RowPlaces]
     grad: dict[str, Tensor]
     logits: Tensor | None
 
 
-def reading_of(taken: Mapping[str, tuple[Tensor, Hashable]], frame: Frame) -> Reading:
+def reading_of(taken: Mapping[str, tuple[Tensor, Hashable]], frame: Frame) -> ForwardReading:
     """Return rows that are there already, with their columns."""
     rows = {key: x for key, (x, _) in taken.items()}
     columns = {key: frame.columns(layout) for key, (_, layout) in taken.items()}
-    return Reading(rows, columns, {}, None)
+    return ForwardReading(rows, columns, {}, None)
 
 
 class Reader:
@@ -62,7 +62,7 @@ class Reader:
         self.causal, self.wants_logits, self.logits_key = causal, logits, logits_key
         self.modules = list(root.modules())
         self.slots = self._make_slots()
-        self.shared, self.writer = Shared(), MeanWriter(RowMemory())
+        self.shared, self.writer = SharedSelections(), MeanWriter(RowMemory())
         modules = probe.names.modules
         self.session = Session(
             root,
@@ -77,18 +77,18 @@ class Reader:
         )
         self.may_stop = not logits and objective is None and self._is_safe()
 
-    def _make_slots(self) -> list[Slot]:
+    def _make_slots(self) -> list[SiteHooks]:
         grouped: dict[tuple[str, str], list[Kind]] = {}
         for kind in self.kinds:
             port = "out" if kind.site.port == "grad" else kind.site.port
             grouped.setdefault((kind.site.path, port), []).append(kind)
         last = max(self.kinds, key=lambda kind: kind.site.order)
-        slots: list[Slot] = []
+        slots: list[SiteHooks] = []
         for (path, port), kinds in grouped.items():
             is_last = any(kind is last for kind in kinds)
             stop_at = last_call(last.site, self.probe.calls(path)) if is_last else -1
             module = self.probe.names.modules[path]
-            slots.append(Slot(path, module, port, kinds, stop_at, self.objective is not None))
+            slots.append(SiteHooks(path, module, port, kinds, stop_at, self.objective is not None))
         return slots
 
     def _is_safe(self) -> bool:
@@ -100,7 +100,7 @@ class Reader:
         """Return the examples of a batch, as reductions need them."""
         return Frame(batch, self.probe.place.device, self.shared)
 
-    def read(self, batch: InputBatch) -> Reading | Taken:
+    def read(self, batch: InputBatch) -> ForwardReading | Taken:
         """Run the model once; the session is open.
 
         What is small becomes rows after several forwards, in ``readings``: the same few calls again
@@ -109,13 +109,13 @@ class Reader:
         taken = self._run(batch, self.frame(batch))
         return taken if 0 < taken.held_bytes <= HELD_BYTES else self._read(taken)
 
-    def readings(self, several: Sequence[Reading | Taken]) -> list[Reading]:
+    def readings(self, several: Sequence[ForwardReading | Taken]) -> list[ForwardReading]:
         """Return the rows of forwards; the session is open still."""
         waiting = [one for one in several if isinstance(one, Taken)]
         if waiting:
             with advising(waiting[0].batch):
                 make_rows(waiting)
-        return [one if isinstance(one, Reading) else self._reading(one) for one in several]
+        return [one if isinstance(one, ForwardReading) else self._reading(one) for one in several]
 
     def _run(self, batch: InputBatch, frame: Frame) -> Taken:
         args, kwargs = self.probe.place.call(batch.args, batch.kwargs)
@@ -137,7 +137,7 @@ class Reader:
         taken.logits = None if logits is None else logits.detach()
         return taken
 
-    def _read(self, taken: Taken) -> Reading:
+    def _read(self, taken: Taken) -> ForwardReading:
         """Return the rows of a forward at once."""
         with advising(taken.batch):
             make_rows([taken])
@@ -164,8 +164,8 @@ class Reader:
             is_ours = logits.ndim == 2 and logits.shape[0] == frame.n
             return self.writer.memory.copy(logits) if is_ours else None
 
-    def _reading(self, taken: Taken) -> Reading:
-        reading = Reading({}, {}, {}, taken.logits if self.wants_logits else None)
+    def _reading(self, taken: Taken) -> ForwardReading:
+        reading = ForwardReading({}, {}, {}, taken.logits if self.wants_logits else None)
         for kind in self.kinds:
             is_grad = kind.site.port == "grad"
             source = taken.gradients if is_grad else taken.rows
@@ -175,7 +175,7 @@ class Reader:
                 reading.grad[kind.key] = self._joined(kind, taken.gradients[kind.key], taken)[0]
         return reading
 
-    def _joined(self, kind: Kind, calls: Calls, taken: Taken) -> tuple[Tensor, Columns]:
+    def _joined(self, kind: Kind, calls: Calls, taken: Taken) -> tuple[Tensor, RowPlaces]:
         """Return the rows of a kind; ``@all`` gives pooled rows their call as position."""
         if not calls:
             raise self._missing(kind, taken)
@@ -198,7 +198,7 @@ class Reader:
         each = [taken.frame.columns(layout) for _, layout in parts]
         shift = int(kind.reduction.reducer.one_row)
         position = [c.position + shift * call for c, call in zip(each, sorted(calls), strict=True)]
-        columns = Columns(torch.cat([c.example for c in each]), torch.cat(position))
+        columns = RowPlaces(torch.cat([c.example for c in each]), torch.cat(position))
         return torch.cat([rows for rows, _ in parts]), columns
 
     def _missing(self, kind: Kind, taken: Taken) -> SiteError:

@@ -14,8 +14,8 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
 from sonde.tap.hand.restart import RecordedForward, record_forward
 from sonde.tap.hooks.cache import require_no_cache
-from sonde.tap.hooks.call import Call
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.call import CallArguments
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, find_input, leaves, replaced, with_input
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.axes import Axes, find_axes, guess_axes
@@ -85,7 +85,7 @@ class SiteFunction:
         check_readable(self.module)
         require_no_inference_mode()
         self._args, self._kwargs = arguments_of(self.module, inputs)
-        self.call = Call(self.module, self._args, self._kwargs)
+        self.call = CallArguments(self.module, self._args, self._kwargs)
         require_no_cache(self.call.named)
         self._site = self._found(site)
         self.site = INPUT if self._site is None else str(self._site)
@@ -144,7 +144,7 @@ class SiteFunction:
         """
         if self._site is None or self._site.port != "out":
             raise SiteError(f"SiteFunction: expected the output of a module, got {self.site}.")
-        module, seen = Names(self.module).modules[self._site.path], list[Tensor]()
+        module, seen = ModuleNames(self.module).modules[self._site.path], list[Tensor]()
 
         def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen.append(find_input(module, args, kwargs)[1].detach().clone())
@@ -166,7 +166,7 @@ class SiteFunction:
         if x.ndim < 3 or site is None:
             return x.ndim - 1 if x.ndim < 4 else 1
         try:
-            found = guess_axes(x, Names(self.module).modules[site.path], self.module)
+            found = guess_axes(x, ModuleNames(self.module).modules[site.path], self.module)
         except SiteError:
             found = self._probed(site)
         return found.words.index("dim")
@@ -193,7 +193,7 @@ class SiteFunction:
             return found
         if any(x.is_floating_point() for x in leaves((self._args, self._kwargs)).values()):
             return None
-        names = Names(self.module)
+        names = ModuleNames(self.module)
         get = getattr(self.module, "get_input_embeddings", None)
         embedding = get() if callable(get) else None
         if embedding is None:
@@ -261,7 +261,7 @@ class SiteFunction:
     def _hooked(self, act: Callable[[Tensor], Tensor | None]) -> Iterator[Session]:
         site, calls = self._site, [0]
         assert site is not None  # the input needs no hook
-        module = Names(self.module).modules[site.path]
+        module = ModuleNames(self.module).modules[site.path]
 
         def is_turn() -> bool:
             calls[0] += 1

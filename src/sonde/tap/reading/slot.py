@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from sonde.core.errors import SiteError
 from sonde.core.site import ATTENTION_PORTS
 from sonde.tap.hooks.outputs import find, find_input, replaced, with_input
-from sonde.tap.reading.taken import Leaf, Taken
+from sonde.tap.reading.taken import Taken, TakenTensor
 from sonde.tap.rows.kind import Kind
 
 
-class Slot:
+class SiteHooks:
     """Hooks of one module at one port.
 
     Parameters
@@ -38,7 +38,7 @@ class Slot:
         self.path, self.module, self.port, self.kinds = path, module, port, tuple(kinds)
         self.stop_at, self.differentiates = stop_at, differentiates
         self.is_inside = port in ATTENTION_PORTS
-        self._leaves: dict[int, tuple[Leaf, ...]] = {}
+        self._leaves: dict[int, tuple[TakenTensor, ...]] = {}
         self._taken: Taken | None = None
 
     def begin(self, taken: Taken) -> None:
@@ -49,14 +49,14 @@ class Slot:
         """Let go of what was taken; what the module is called for after that is not read."""
         self._taken = None
 
-    def _called(self) -> tuple[Leaf, ...]:
+    def _called(self) -> tuple[TakenTensor, ...]:
         """Return what this call is read for."""
         if self._calls not in self._leaves:
             by_key: dict[str | None, list[Kind]] = {}
             for kind in self.kinds:
                 if not isinstance(kind.site.call, int) or kind.site.call == self._calls:
                     by_key.setdefault(kind.site.key, []).append(kind)
-            self._leaves[self._calls] = tuple(Leaf(*item) for item in by_key.items())
+            self._leaves[self._calls] = tuple(TakenTensor(*item) for item in by_key.items())
         return self._leaves[self._calls]
 
     def after(self, output: Any) -> Any:
@@ -64,7 +64,7 @@ class Slot:
         taken = self._taken
         if taken is None:
             return None
-        found: list[tuple[Leaf, Tensor]] = []
+        found: list[tuple[TakenTensor, Tensor]] = []
         for leaf in self._called():
             x = find(output, leaf.key)
             if x is None:
@@ -76,7 +76,9 @@ class Slot:
         self._count(taken)
         return None if changed is output else changed
 
-    def _watched(self, taken: Taken, output: Any, found: Sequence[tuple[Leaf, Tensor]]) -> Any:
+    def _watched(
+        self, taken: Taken, output: Any, found: Sequence[tuple[TakenTensor, Tensor]]
+    ) -> Any:
         by_tensor: dict[int, tuple[Tensor, list[Kind]]] = {}
         for leaf, x in found:
             by_tensor.setdefault(id(x), (x, []))[1].extend(leaf.kinds)

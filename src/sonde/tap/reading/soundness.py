@@ -35,7 +35,7 @@ Rows = dict[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Fault:
+class RowFault:
     """What makes rows unsound.
 
     Parameters
@@ -68,7 +68,7 @@ class Fault:
         )
 
 
-def fault_of(stream: "LiveStream") -> Fault | None:
+def fault_of(stream: "LiveStream") -> RowFault | None:
     """Return what is wrong with the rows of a stream, by its first examples.
 
     They are fed together, then without the first one in another order under another random seed;
@@ -77,7 +77,7 @@ def fault_of(stream: "LiveStream") -> Fault | None:
     """
     inputs = stream.inputs
     inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
-    found: Fault | None = None
+    found: RowFault | None = None
     with untouched(stream.model.module), torch.no_grad():
         for longest in (LONGEST, None):  # some models are for one length only
             try:
@@ -102,7 +102,7 @@ class _Check:
         how = {"causal": causal, "logits": logits, "logits_key": stream.logits_key}
         self.reader = Reader(module, self.kinds, probe, **how)
 
-    def fault(self) -> Fault | None:
+    def fault(self) -> RowFault | None:
         """Return what differs, and why."""
         every = list(range(len(self.small)))
         others = every[:0:-1] or every
@@ -114,7 +114,7 @@ class _Check:
         if found is None:
             return None
         again = self._first(together, self._read(every, seed + 1))
-        return Fault("SND006", *found) if again is None else Fault("SND004", *again)
+        return RowFault("SND006", *found) if again is None else RowFault("SND004", *again)
 
     def _read(self, which: Sequence[int], seed: int) -> Rows:
         """Return the rows of some examples, fed in this order under a random seed."""

@@ -21,7 +21,7 @@ Calls = dict[int, tuple[Tensor, Hashable]]
 """Rows and their layout by call of the module."""
 
 
-class Leaf:
+class TakenTensor:
     """What is read of one tensor among those that a module receives or returns.
 
     ``late`` is read from a copy after the forward, where that is small: what needs a copy anyway,
@@ -40,7 +40,7 @@ class Leaf:
 class Held(NamedTuple):
     """A copy of a tensor, until it becomes rows."""
 
-    leaf: Leaf
+    leaf: TakenTensor
     call: int
     copy: Tensor
 
@@ -88,7 +88,7 @@ class Taken:
         self.held: list[Held] = []
         self.held_bytes = 0
 
-    def take(self, leaf: Leaf, x: Tensor, call: int) -> None:
+    def take(self, leaf: TakenTensor, x: Tensor, call: int) -> None:
         """Take rows of a tensor, or hold a copy of it until the forward is over."""
         if x.layout not in DENSE:
             with at_site(leaf.kinds[0].key):

@@ -14,7 +14,7 @@ from sonde.core.hashing import bytes_key
 from sonde.core.inputs import Model
 from sonde.core.site import WEIGHT, Reducer, Site
 from sonde.core.stream import Stream
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.fingerprint import fingerprint
 from sonde.tap.model.sites import Pattern, places_of, port_of
 from sonde.tap.model.structure import structure
@@ -53,7 +53,7 @@ def weight_stream(
     """
     module = model.module if isinstance(model, Model) else model
     patterns = [sites] if isinstance(sites, str | Site) else list(sites)
-    names, rows, schema = Names(module), dict[str, Tensor](), list[SiteSchema]()
+    names, rows, schema = ModuleNames(module), dict[str, Tensor](), list[SiteSchema]()
     if other := [str(pattern) for pattern in patterns if port_of(pattern) != WEIGHT]:
         raise SiteError(
             f"weight_stream: expected sites of port weight, got {', '.join(other)}, whose rows are "
@@ -121,7 +121,7 @@ class WeightStream(Stream):
         }
 
 
-def _having(sites: list[Site], names: Names) -> list[Site]:
+def _having(sites: list[Site], names: ModuleNames) -> list[Site]:
     """Return the sites whose modules have the parameter; a lone one, or the first, if none has."""
     own = [s for s in sites if _is_usable(getattr(names.modules[s.path], s.key or WEIGHT, None))]
     return own or sites[:1]

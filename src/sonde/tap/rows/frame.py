@@ -17,14 +17,14 @@ from sonde.core.inputs import InputBatch
 from sonde.core.wording import plural
 from sonde.tap.model.vary import token_ids
 from sonde.tap.rows.means import Mean, PickedMean
-from sonde.tap.rows.shared import Shared
+from sonde.tap.rows.shared import SharedSelections
 
 POOLED = ("pooled",)
 FROM_BEFORE = ("step_deltas", "step_sources")
 
 
 @dataclass(frozen=True)
-class Columns:
+class RowPlaces:
     """Which example each row belongs to, and where in it the row stands."""
 
     example: Int[Tensor, "row"]
@@ -49,10 +49,10 @@ class Frame:
         self,
         batch: InputBatch,
         device: torch.device | None = None,
-        shared: "Shared | None" = None,
+        shared: "SharedSelections | None" = None,
     ) -> None:
         self.batch = batch
-        self.shared = Shared() if shared is None else shared
+        self.shared = SharedSelections() if shared is None else shared
         self.n = len(batch)
         self.device = torch.device("cpu") if device is None else device
         self.masks = {"pos": batch.mask, "pos2": batch.decoder_mask}
@@ -60,7 +60,7 @@ class Frame:
         self._padded: dict[str, bool] = {}
         self._selected: dict[Hashable, Tensor] = {}
         self._means: dict[Hashable, Mean] = {}
-        self._columns: dict[Hashable, Columns] = {}
+        self._columns: dict[Hashable, RowPlaces] = {}
 
     def on_device(self, selection: Tensor, x: Tensor) -> Tensor:
         """Return a selection on the device of the states that it is used on, copied there once."""
@@ -177,11 +177,11 @@ class Frame:
             self._columns[key] = self._placed(axis, flat, example, within)
         return self._selected[key]
 
-    def _placed(self, axis: str, flat: Tensor, example: Tensor, within: Tensor) -> Columns:
+    def _placed(self, axis: str, flat: Tensor, example: Tensor, within: Tensor) -> RowPlaces:
         special = self.batch.special if axis == "pos" else None
         marks = None if special is None else special.bool().cpu().flatten()[flat]
         position = within if self.batch.first is None else self.first[example] + within
-        return Columns(example, position, special=marks)
+        return RowPlaces(example, position, special=marks)
 
     def predicted(self, axis: str, length: int, keep_special: bool) -> tuple[Tensor, Tensor]:
         """Return the index of what predicted each token that counts, and the token's id.
@@ -232,7 +232,7 @@ class Frame:
             )
             self._selected[key] = flat[:, 0].to(self.device)
             self._selected[key, "row"] = owner.to(self.device)
-            self._columns[key] = Columns(found[:, 0].clone(), found[:, 1].clone())
+            self._columns[key] = RowPlaces(found[:, 0].clone(), found[:, 1].clone())
         return self._selected[key], self._selected[key, "row"]
 
     def steps_after(self, axis: str, length: int) -> tuple[Tensor, Tensor]:
@@ -251,16 +251,16 @@ class Frame:
             self._selected[key] = flat
         return flat, row
 
-    def columns(self, layout: Hashable) -> Columns:
+    def columns(self, layout: Hashable) -> RowPlaces:
         """Return the columns of a layout, the same tensors each time."""
         if layout not in self._columns:
             self._columns[layout] = self._built(layout)
         return self._columns[layout]
 
-    def _built(self, layout: Hashable) -> Columns:
+    def _built(self, layout: Hashable) -> RowPlaces:
         if layout == POOLED:
             example, position = self.shared.pooled(self.n)
-            return Columns(example, position if self.batch.first is None else self.first)
+            return RowPlaces(example, position if self.batch.first is None else self.first)
         match layout:
             case ("tokens", str(axis), int(length), bool(keep)):
                 self.flat(axis, length, keep)
@@ -269,7 +269,7 @@ class Frame:
                 return self._cells(sizes)
         raise ValueError(f"expected a layout of rows, got {layout!r}")
 
-    def _cells(self, sizes: tuple[int, ...]) -> Columns:
+    def _cells(self, sizes: tuple[int, ...]) -> RowPlaces:
         count = math.prod(sizes)
         example = torch.arange(self.n).repeat_interleave(count)
         position = torch.arange(count).repeat(self.n)
@@ -278,7 +278,7 @@ class Frame:
         if shape is not None:
             cells = torch.arange(count)
             grid = torch.stack((cells // shape[1], cells % shape[1]), dim=1).repeat(self.n, 1)
-        return Columns(example, position, grid)
+        return RowPlaces(example, position, grid)
 
     def grid_of(self, sizes: tuple[int, ...]) -> tuple[int, int]:
         """Return lines and columns of patches, which stand in one axis or in two.

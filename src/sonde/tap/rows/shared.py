@@ -10,7 +10,7 @@ from sonde.tap.rows.means import WholeMean
 MOST_SHARED = 32
 
 
-class Shared:
+class SharedSelections:
     """Selections that depend on sizes alone, kept for the forwards to come."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.tap.hooks.cache import cache_in
-from sonde.tap.hooks.call import Call
+from sonde.tap.hooks.call import CallArguments
 
 
 class CarriedLogits:
@@ -26,7 +26,7 @@ class CarriedLogits:
         self._saying: dict[str, Tensor] = {}
         self._end, self._marks = 0, torch.zeros(0)
 
-    def begin(self, call: Call) -> None:
+    def begin(self, call: CallArguments) -> None:
         """Bring what was said into the order of the call's rows; forget it where a text begins.
 
         Raises
@@ -56,7 +56,7 @@ class CarriedLogits:
         """Keep logits, (example, vocabulary), for the first token of the next call."""
         self._saying[key] = logits
 
-    def end(self, call: Call, output: Any) -> None:
+    def end(self, call: CallArguments, output: Any) -> None:
         """Keep what was said if the forward left a cache to go on from."""
         said, fed, past = self._saying, call.fed, call.past
         self.clear()

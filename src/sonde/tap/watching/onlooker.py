@@ -20,14 +20,14 @@ from sonde.core.perturbation import Perturbation
 from sonde.core.site import ATTENTION_PORTS
 from sonde.core.token_masks import MaskMeaning
 from sonde.tap.attention.opening import watch_attention
-from sonde.tap.hooks.call import Call
-from sonde.tap.hooks.names import Names
+from sonde.tap.hooks.call import CallArguments
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import copied, find, find_input
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.axes import Axes
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.reduce import Reduction
-from sonde.tap.rows.shared import Shared
+from sonde.tap.rows.shared import SharedSelections
 from sonde.tap.watching.backward import Backward
 from sonde.tap.watching.carried_logits import CarriedLogits
 from sonde.tap.watching.ends import Ends
@@ -36,7 +36,7 @@ from sonde.tap.watching.perturbed_forward import in_perturbed_forward, moved_log
 from sonde.tap.watching.watched_forward import WatchedForward, Watching
 
 
-class Slot:
+class WatchedSite:
     """One module and port: what is read there, and how often it was called in this forward."""
 
     def __init__(self, module: nn.Module, port: str, kinds: Sequence[Kind]) -> None:
@@ -51,7 +51,7 @@ class Slot:
         ], call
 
 
-def slots_of(kinds: Sequence[Kind], modules: Mapping[str, nn.Module]) -> list[Slot]:
+def slots_of(kinds: Sequence[Kind], modules: Mapping[str, nn.Module]) -> list[WatchedSite]:
     """Return a slot for each module and port at which something is read."""
     grouped: dict[tuple[str, str], list[Kind]] = {}
     for kind in kinds:
@@ -59,7 +59,7 @@ def slots_of(kinds: Sequence[Kind], modules: Mapping[str, nn.Module]) -> list[Sl
             advice = near(kind.site.path, modules)
             raise SiteError(f"Site: expected a module {kind.site.path!r}, got none.{advice}")
         grouped.setdefault((kind.site.path, kind.site.port), []).append(kind)
-    return [Slot(modules[path], port, mine) for (path, port), mine in grouped.items()]
+    return [WatchedSite(modules[path], port, mine) for (path, port), mine in grouped.items()]
 
 
 class Onlooker:
@@ -109,7 +109,7 @@ class Onlooker:
         generation_config: Any = None,
     ) -> None:
         check_readable(model.module)
-        names = Names(model.module)
+        names = ModuleNames(model.module)
         self.root = names.modules[""]
         self.kinds = tuple(_kind(schema) for schema in schemas)
         self._seen, self._logits = seen, logits
@@ -119,11 +119,11 @@ class Onlooker:
         self._apart = EncoderRun(self.root)
         self._foretold = CarriedLogits()
         ids = torch.tensor(sorted(special), dtype=torch.int64) if special else None
-        found = self._foretold, Shared(), logits_output
+        found = self._foretold, SharedSelections(), logits_output
         self._watching = Watching(self.kinds, model.task, ids, *found)
         self._forward: WatchedForward | None = None
         self._meaning = MaskMeaning()
-        self._call = self._no_call = Call(self.root, (), {})
+        self._call = self._no_call = CallArguments(self.root, (), {})
         self._given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
         self._slots = slots_of(self.kinds, names.modules)
         self.session = Session(
@@ -173,7 +173,7 @@ class Onlooker:
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if in_perturbed_forward():
             return
-        self._call = call = Call(self.root, args, kwargs, meaning=self._meaning)
+        self._call = call = CallArguments(self.root, args, kwargs, meaning=self._meaning)
         self._given = (args, kwargs) if self._step is None else copied((args, kwargs))
         over = self._ends.after(call.fed, call.past)
         self._foretold.begin(call)
@@ -218,7 +218,7 @@ class Onlooker:
         elif self._forward is not None:
             self._forward.take(kind, leaf, call)
 
-    def _after(self, slot: Slot, output: Any) -> Any:
+    def _after(self, slot: WatchedSite, output: Any) -> Any:
         """Take from an output; return one in its place only where a gradient is wanted."""
         if not self.is_open:
             return None
@@ -234,7 +234,7 @@ class Onlooker:
         return None if changed is output else changed
 
     def _before(
-        self, slot: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, slot: WatchedSite, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Take from the inputs; return some in their place only where a gradient is wanted."""
         if not self.is_open:

@@ -10,11 +10,11 @@ from torch import Tensor
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SiteError, SondeError
 from sonde.core.inputs import InputBatch
-from sonde.tap.hooks.call import Call
+from sonde.tap.hooks.call import CallArguments
 from sonde.tap.model.probe import find_logits
-from sonde.tap.rows.frame import Columns, Frame
+from sonde.tap.rows.frame import Frame, RowPlaces
 from sonde.tap.rows.kind import Kind
-from sonde.tap.rows.shared import Shared
+from sonde.tap.rows.shared import SharedSelections
 from sonde.tap.watching.carried_logits import CarriedLogits
 
 WHOLE_TEXTS = ("mean", "cls")
@@ -42,7 +42,7 @@ class Watching:
     task: str
     special: Tensor | None
     carried_logits: CarriedLogits
-    shared: Shared
+    shared: SharedSelections
     output: str | None = None
 
 
@@ -67,9 +67,9 @@ class WatchedForward:
         Tokens of an encoder that ran before this forward.
     """
 
-    def __init__(self, watching: Watching, call: Call, over: Tensor | None) -> None:
+    def __init__(self, watching: Watching, call: CallArguments, over: Tensor | None) -> None:
         self._watching, self._call, self._over = watching, call, over
-        self._taken: dict[str, list[tuple[Tensor, Columns]]] = {k.key: [] for k in watching.kinds}
+        self._taken: dict[str, list[tuple[Tensor, RowPlaces]]] = {k.key: [] for k in watching.kinds}
         self._windows: dict[int, Frame] = {}
         self.frame: Frame | None = None
         self.cut = set[str]()
@@ -106,7 +106,7 @@ class WatchedForward:
         """Say that a site has no rows in this forward: an earlier one brought them."""
         self._framed(leaf.shape[kind.reduction.axes.words.index("row")], leaf.device)
         none = torch.zeros(0, dtype=torch.int64)
-        self._taken[kind.key] = [(leaf.new_zeros(0, kind.schema.dim), Columns(none, none))]
+        self._taken[kind.key] = [(leaf.new_zeros(0, kind.schema.dim), RowPlaces(none, none))]
 
     def _framed_leaf(self, kind: Kind, leaf: Tensor) -> tuple[Frame, Tensor]:
         """Return the tokens that an output stands for, and the output with what came before it."""
@@ -190,7 +190,7 @@ class WatchedForward:
     ) -> Batch:
         """Return the rows of all sites, without those of sequences that are over."""
         rows: dict[str, Tensor] = {}
-        columns: dict[str, Columns] = {}
+        columns: dict[str, RowPlaces] = {}
         for key, taken in self._taken.items():
             rows[key], columns[key] = taken[0] if len(taken) == 1 else _joined(taken)
             if self._over is not None:
@@ -225,16 +225,16 @@ def _last(x: Tensor, real: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device), index.to(x.device)]
 
 
-def _joined(taken: Sequence[tuple[Tensor, Columns]]) -> tuple[Tensor, Columns]:
-    columns = Columns(
+def _joined(taken: Sequence[tuple[Tensor, RowPlaces]]) -> tuple[Tensor, RowPlaces]:
+    columns = RowPlaces(
         torch.cat([c.example for _, c in taken]), torch.cat([c.position for _, c in taken])
     )
     return torch.cat([rows for rows, _ in taken]), columns
 
 
-def _at(index: Tensor, columns: Columns) -> Columns:
+def _at(index: Tensor, columns: RowPlaces) -> RowPlaces:
     grid, special = columns.grid, columns.special
-    return Columns(
+    return RowPlaces(
         columns.example[index],
         columns.position[index],
         None if grid is None else grid[index],
