@@ -31,13 +31,13 @@ class Functions(Source):
     """
 
     def __init__(self, part: Literal["docstrings", "code"], root: Path, files: Sequence[str]):
-        self.name = part
+        self.name, self._side = part, int(part == "docstrings")
         names = sorted(files, key=lambda f: blake2b(f.encode(), digest_size=8).digest())
         self._found = root, tuple(names)
 
     @cached_property
     def _rows(self) -> list[Row]:
-        side = int(self.name == "docstrings")
+        side = self._side
         return [
             {"text": found[2 - side], "group": found[0], "pair": found[3], "side": side}
             for found in _first_functions(*self._found)
