@@ -17,11 +17,12 @@ from torch import Tensor
 from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
-from sonde.findings._final_head import blocks_of, decoder_of, head_of
+from sonde.findings._block_sites import blocks_of
 from sonde.findings.evidence import Evidence
 from sonde.findings.self_check import chosen_examples
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
+from sonde.tap.model.readout import head_module, readout
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
 from sonde.tap.reading.small_batches import cut, single, token_length
@@ -99,11 +100,11 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
     texts = [t for t in texts if (token_length(t) or 0) >= 2]
     if not texts:
         return LensEvidence(reason="no text has two tokens")
-    head, blocks, decode = head_of(stream), blocks_of(stream), None
+    head, blocks, decode = head_module(stream.probe), blocks_of(stream), None
     reason = "needs a head and at least two blocks among the sites"
     with untouched(stream.model.module), torch.no_grad():
         if head is not None and len(blocks) >= 2:
-            decode = decoder_of(stream, head, blocks[-1], texts[0])
+            decode = readout(stream.model.module, stream.probe, head, blocks[-1], texts[0])
             reason = "the model's final norm and head alone do not give its logits"
         if head is None or decode is None:
             return replace(_own(_outcomes(stream, texts, seed)), reason=reason)

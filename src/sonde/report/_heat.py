@@ -69,7 +69,7 @@ def heat(pixels: Tensor | None, grid: Any, scores: Sequence[float], scale: Colou
     grid : sequence of (int, int)
         Line and column of each patch.
     scores : sequence of float
-    scale : Scale
+    scale : ColourScale
     """
     places = torch.as_tensor(grid)
     lines, columns = (int(n) + 1 for n in places.max(0).values)
