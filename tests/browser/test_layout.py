@@ -31,6 +31,14 @@ BOXES = """() => {
 }"""
 
 
+@pytest.fixture(scope="module")
+def page_files(tmp_path_factory) -> dict[str, Path]:
+    files = {kind: tmp_path_factory.mktemp(kind) / "page.html" for kind in pages()}
+    for kind, report in pages().items():
+        files[kind].write_text(to_html(report), "utf-8")
+    return files
+
+
 def pages() -> dict[str, dict[str, Any]]:
     """Return the whole example, and the same without a finding."""
     report = json.loads(EXAMPLE.read_text("utf-8"))
@@ -43,10 +51,8 @@ def pages() -> dict[str, dict[str, Any]]:
 @pytest.mark.truth("layout.json, a page whose pictures were looked at")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["found", "quiet"])
-def test_everything_stands_where_it_stood(opened, tmp_path, kind: str, size: str) -> None:
-    path = tmp_path / "page.html"
-    path.write_text(to_html(pages()[kind]), "utf-8")
-    found = opened(path, size).evaluate(BOXES)
+def test_everything_stands_where_it_stood(opened, page_files, kind: str, size: str) -> None:
+    found = opened(page_files[kind], size).evaluate(BOXES)
     key = f"{kind} {size}"
     golden = json.loads(GOLDEN.read_text("utf-8")) if GOLDEN.exists() else {}
     if os.environ.get("SONDE_NEW_LAYOUT"):  # after a look at the pictures: tools/shots.py
@@ -57,11 +63,9 @@ def test_everything_stands_where_it_stood(opened, tmp_path, kind: str, size: str
         assert box == pytest.approx(golden[key][name], rel=TOLERANCE, abs=0.01), name
 
 
-def test_nothing_found_fits_one_screen_and_a_half(browser, tmp_path) -> None:
-    path = tmp_path / "page.html"
-    path.write_text(to_html(pages()["quiet"]), "utf-8")
+def test_nothing_found_fits_one_screen_and_a_half(browser, page_files) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 800})
-    page.goto(path.as_uri())
+    page.goto(page_files["quiet"].as_uri())
     height = page.evaluate("document.documentElement.scrollHeight")
     page.close()
     assert height <= 1.5 * 800

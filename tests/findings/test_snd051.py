@@ -54,14 +54,14 @@ def test_shifted_images_are_told_apart_and_another_half_is_not() -> None:
 @pytest.mark.slow
 def test_level_of_the_test_on_equal_distributions() -> None:
     small = 0
-    for seed in range(200):
+    for seed in range(100):
         rng = np.random.default_rng(seed)
         evidence = without_scorers(rng.normal(size=(100, 6)), rng.normal(size=(100, 6)))
         found = compare(evidence)
         assert found is not None
         assert SND051().check(evidence).state == "clear"
         small += found.sites[0].p < 0.05
-    assert small <= 18
+    assert small <= 11  # with probability 99.6 % at a level of 5 %
 
 
 def test_length_that_explains_it_is_named() -> None:
