@@ -34,7 +34,7 @@ def where(sites: list[str]) -> str:
 
 
 def amount(deltas: Deltas, tau: float) -> str:
-    """Return the size of a difference and its limit in words."""
+    """Return in words how large the largest difference is, and the limit."""
     return (
         f"{percent(deltas.worst)} of the spread between rows (limit {percent(tau)}; "
         f"{plural(deltas.n_rows, 'row')})"

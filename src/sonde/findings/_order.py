@@ -12,7 +12,15 @@ BLOCKS, RESAMPLES = 10, 200
 
 @dataclass(frozen=True)
 class Ordered:
-    """How far an order explains rows, what random orders give on average, and the chance of it."""
+    """A share in [0, 1] that an order of rows explains, beside random orders of the same rows.
+
+    Parameters
+    ----------
+    value, null : float
+        The share in this order, and its mean over random orders.
+    p : float
+        Chance that a random order explains as much or more.
+    """
 
     value: float
     null: float
@@ -20,10 +28,11 @@ class Ordered:
 
 
 def of_tenths(x: Float[Tensor, "row dim"], seed: int = 0) -> Ordered:
-    """Return the share of a column's variance between tenths of an order, of the one it is largest.
+    """Return how much the tenths of an order tell: the largest share of one column's variance.
 
-    Rows stand in that order. The chance is that of the sum over all columns, with mean and spread
-    from random orders and a normal law, as the sum has ten terms for each.
+    Rows stand in the order. A share is the variance of the ten means over that of the rows. The
+    chance is that of the sum of all columns' shares: a normal law with the mean and spread that
+    random orders give.
     """
     x = x[:, x.amax(0) > x.amin(0)].double()
     if x.shape[1] == 0:
@@ -39,7 +48,7 @@ def of_tenths(x: Float[Tensor, "row dim"], seed: int = 0) -> Ordered:
 
 
 def of_neighbours(label: Int[Tensor, "row"], seed: int = 0) -> Ordered:
-    """Return the share of labels that the next row of an order has too."""
+    """Return the share of rows whose next row has the same label; rows stand in the order."""
     draw = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(label), generator=draw) for _ in range(RESAMPLES)]
     alike = [label, *(label[order] for order in orders)]

@@ -61,10 +61,19 @@ class Worst:
 
 @dataclass(frozen=True)
 class SiteRule(Rule):
-    """One number at each site against the limits ``note``, ``warning`` and ``error``.
+    """A rule that takes one number at each site and holds it against a limit for each level.
 
-    The worst site has the highest level, and of those the most extreme number. A rule says what is
-    measured, and in which words; limits are its fields of these names.
+    The site of the highest level, and among those the most extreme number, gives figure and
+    sentence; all sites that reach a level are named. A subclass says what is measured
+    (``measured``) and in which words (``said``); its fields ``note``, ``warning`` and ``error``
+    are the limits. The other methods are for what differs from this.
+
+    Attributes
+    ----------
+    figure_name, unit : str
+        Of the figure.
+    below : bool
+        Whether numbers below a limit reach it, instead of those at or above it.
     """
 
     figure_name: ClassVar[str]
@@ -88,11 +97,11 @@ class SiteRule(Rule):
         return reached(value, **self.limits(), below=self.below)
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return the figure's rows, and where known its interval and flags."""
+        """Return fields of the figure: ``n_rows``, and where known ``low``, ``high``, ``flags``."""
         return {"n_rows": site.all.scalars.n}
 
     def more(self, worst: Worst) -> dict[str, Any]:
-        """Return fields of the finding that differ from, or come to, the usual ones."""
+        """Return fields of the finding that replace the usual ones, and further ones."""
         return {}
 
     def check(self, evidence: Evidence) -> Check:

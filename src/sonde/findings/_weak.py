@@ -28,7 +28,7 @@ STANDS_OUT = 1.0
 
 @dataclass(frozen=True, eq=False)
 class WeakRows:
-    """What was looked at and what was found.
+    """The labelled rows on which groups were looked for, and the groups that were counted.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def _typed(values: Sequence[Any]) -> Any:
 
 
 def told(evidence: Evidence, found: WeakRows, group: WeakGroup) -> str:
-    """Return what sets a group apart; of a cluster also the columns that differ most."""
+    """Return in words what a group's rows have; of a cluster also the columns that differ most."""
     text = " and ".join(_condition(evidence, c) for c in group.conditions)
     if not any(isinstance(c, Nearest) for c in group.conditions):
         return text
@@ -156,7 +156,10 @@ def standouts(found: WeakRows, group: WeakGroup) -> list[str]:
 
 
 def extreme_units(evidence: Evidence, found: WeakRows, group: WeakGroup) -> tuple[str, list[int]]:
-    """Return the site that tells a group's members best by one unit, and its five such units."""
+    """Return the site with the unit that tells a group's rows best, and its five best units.
+
+    A unit tells them by the difference of the means of members and others over its spread.
+    """
     shared, best = shared_rows(evidence), ("", [], 0.0)
     named = [c.source for c in group.conditions if isinstance(c, Nearest)]
     inside = torch.zeros(len(found.where), dtype=torch.bool)

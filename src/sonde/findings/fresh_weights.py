@@ -32,7 +32,7 @@ Matrix = Float[Tensor, "dim2 dim"]
 
 @dataclass(frozen=True)
 class Fresh:
-    """What speaks for a layer's weights being those of an initialiser.
+    """A layer whose weights look as an initialiser left them, and what was seen of them.
 
     Parameters
     ----------

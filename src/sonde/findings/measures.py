@@ -37,7 +37,7 @@ DEEP: Final = (
 
 @dataclass(frozen=True, eq=False)
 class ScanMeasures:
-    """What is measured, and where.
+    """The measures of a scan and the sites that each reads.
 
     Parameters
     ----------

@@ -101,5 +101,5 @@ class ScanSettings:
 
     @property
     def crew(self) -> Crew:
-        """Who works."""
+        """The workers that share the pass: how many, where they run and how they are reached."""
         return Crew(self.workers, self.runner, self.address)

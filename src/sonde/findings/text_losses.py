@@ -87,7 +87,7 @@ def _shapes(text: InputBatch) -> tuple[Any, ...]:
 
 
 def in_lists(items: Sequence[T], n: int) -> list[Sequence[T]]:
-    """Return items in lists of at most ``n``."""
+    """Return the items in order, in lists of at most ``n``."""
     return [items[i : i + n] for i in range(0, len(items), n)]
 
 

@@ -12,7 +12,7 @@ _LEFT, _RIGHT = 8, 272
 
 
 def bullet(figure: dict[str, Any], level: str) -> Markup:
-    """Return value, interval and null on a line with the threshold."""
+    """Return a small line with marks at a figure's value, interval, null and threshold."""
     value, limit = figure["value"], figure["threshold"]
     if value is None:
         return Markup("")
@@ -82,7 +82,7 @@ def _place(v: Real, low: Real, high: Real) -> Real:
 
 
 def strip(sites: list[str], marked: list[str], level: str) -> Markup:
-    """Return one cell for each site, filled where the finding holds."""
+    """Return a row of cells, one for each site in order of execution, filled where it was found."""
     shown_sites = drawn(sites, 60)
     if len(shown_sites) < 2 or not marked:
         return Markup("")

@@ -122,7 +122,7 @@ def _names(layers: list[Chart], channel: str, spec: Chart) -> list[str]:
 
 
 def _label(x: Chart, names: list[str], width: Real, narrow: bool, is_matrix: bool) -> None:
-    """Choose the labels that do not meet."""
+    """Choose the labels of an axis that do not overlap."""
     longest, letter = max(map(len, names), default=1), 9 if narrow else 8
     flat = (longest * letter + 8) * len(names) <= width or longest <= (2 if is_matrix else 4)
     room = width // (longest * letter + 8) if flat else width // 24

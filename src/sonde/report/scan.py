@@ -46,17 +46,17 @@ class ReportFinding(dict[str, Any]):
 
     @property
     def title(self) -> str:
-        """What was found, in a few words."""
+        """Name of the check, in a few words: the same in every report."""
         return self["title"]
 
     @property
     def sentence(self) -> str:
-        """What was found here, with figures."""
+        """What was found in this scan, with its figures, in at most 240 characters."""
         return self["sentence"]
 
     @property
     def sites(self) -> list[str]:
-        """Where."""
+        """Keys of the sites where it was found."""
         return self["sites"]
 
     @property
