@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from fixture_rows import X
+from measure.digits import DIGITS, NAMES
 from sonde.core.errors import InputError
 from sonde.measure import BottleneckDegree, bottleneck_degree, class_separability
 
@@ -22,8 +22,7 @@ def test_known_values():
     assert found.lower == pytest.approx(0.2190701964, rel=1e-8)
     half = bottleneck_degree(X[:30], [0] * 30, noise=0.25, relative=False)
     assert half.value == pytest.approx(9.9679484674, rel=1e-8)
-    x, label = load_digits(return_X_y=True)
-    assert bottleneck_degree(x, label, noise=100.0, relative=False).value == pytest.approx(
+    assert bottleneck_degree(DIGITS, NAMES, noise=100.0, relative=False).value == pytest.approx(
         6.9602677604, rel=1e-8
     )
 

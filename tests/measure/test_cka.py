@@ -3,14 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 
 from fixture_rows import X, Y
-from narrow import expect, present
+from measure.digits import DIGITS
+from narrow import present
 from sonde.measure import cka
-
-DIGITS = expect(Bunch, load_digits()).data
 
 
 def _halves():

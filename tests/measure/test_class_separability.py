@@ -1,18 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from sklearn.metrics import calinski_harabasz_score
-from sklearn.utils import Bunch
 
-from narrow import expect
+from measure.digits import DIGITS, NAMES
 from sonde.core.errors import InputError
 from sonde.measure import class_separability
 
 A = [[0.0, 0.0], [0.0, 2.0], [6.0, 0.0], [6.0, 2.0]]
 B = [[0.0, 0.0], [2.0, 2.0], [6.0, 0.0], [8.0, 2.0]]
-_FOUND = expect(Bunch, load_digits())
-DIGITS, NAMES = _FOUND.data, _FOUND.target
 
 
 @pytest.mark.truth("values worked out by hand")

@@ -4,18 +4,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist, pdist
-from sklearn.datasets import load_digits
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
-from sklearn.utils import Bunch
 
-from narrow import expect
+from measure.digits import DIGITS, NAMES
 from sonde.core.errors import InputError
 from sonde.measure import cluster_indices
 
 A = [[0.0, 0.0], [0.0, 2.0], [6.0, 0.0], [6.0, 2.0]]
 B = [[0.0, 0.0], [2.0, 2.0], [6.0, 0.0], [8.0, 2.0]]
-_FOUND = expect(Bunch, load_digits())
-DIGITS, NAMES = _FOUND.data[:800], _FOUND.target[:800]
+ROWS, LABELS = DIGITS[:800], NAMES[:800]
 
 
 @pytest.mark.truth("values worked out by hand")
@@ -34,15 +31,15 @@ def test_small_examples(x, values):
 
 @pytest.mark.truth("sklearn.metrics, and all distances by scipy")
 def test_digits():
-    result = cluster_indices(DIGITS, NAMES)
-    assert result.value == pytest.approx(silhouette_score(DIGITS, NAMES), rel=1e-9)
-    assert result.davies_bouldin == pytest.approx(davies_bouldin_score(DIGITS, NAMES), rel=1e-9)
-    ratio = calinski_harabasz_score(DIGITS, NAMES)
+    result = cluster_indices(ROWS, LABELS)
+    assert result.value == pytest.approx(silhouette_score(ROWS, LABELS), rel=1e-9)
+    assert result.davies_bouldin == pytest.approx(davies_bouldin_score(ROWS, LABELS), rel=1e-9)
+    ratio = calinski_harabasz_score(ROWS, LABELS)
     assert result.calinski_harabasz == pytest.approx(ratio, rel=1e-9)
-    middle = np.stack([DIGITS[k == NAMES].mean(0) for k in range(10)])
-    within, between = np.square(DIGITS - middle[NAMES]).sum(1).mean(), pdist(middle).min() ** 2
+    middle = np.stack([ROWS[k == LABELS].mean(0) for k in range(10)])
+    within, between = np.square(ROWS - middle[LABELS]).sum(1).mean(), pdist(middle).min() ** 2
     assert result.xie_beni == pytest.approx(within / between, rel=1e-9)
-    distance, same = cdist(DIGITS, DIGITS), NAMES[:, None] == NAMES
+    distance, same = cdist(ROWS, ROWS), LABELS[:, None] == LABELS
     dunn = distance[~same].min() / distance[same].max()
     assert result.dunn == pytest.approx(dunn, rel=1e-9)
 

@@ -3,11 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 
 from fixture_rows import X
-from narrow import expect
+from measure.digits import DIGITS
 from sonde.core.errors import InputError
 from sonde.measure import coding_rate
 
@@ -18,8 +16,7 @@ ONE_HOT = np.eye(8)[np.repeat(np.arange(4), 10)]
 def test_known_values():
     assert coding_rate(ONE_HOT, eps2=0.01).value == pytest.approx(10.6066098161, rel=1e-8)
     assert coding_rate(np.eye(8), eps2=0.01).value == pytest.approx(18.4604820674, rel=1e-8)
-    digits = expect(Bunch, load_digits()).data
-    assert coding_rate(digits, eps2=0.25).value == pytest.approx(18.8766033799, rel=1e-8)
+    assert coding_rate(DIGITS, eps2=0.25).value == pytest.approx(18.8766033799, rel=1e-8)
 
 
 @pytest.mark.truth("numpy's determinant of the rows' Gram matrix")

@@ -2,15 +2,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 
 from fixture_rows import X
-from narrow import expect
+from measure.digits import DIGITS
 from sonde.measure import EffectiveRank, effective_rank
 from sonde.stats import HashSampleState, random_halves
-
-DIGITS = expect(Bunch, load_digits()).data
 
 
 @pytest.mark.truth("digits computed independently from the definition")

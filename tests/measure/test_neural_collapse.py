@@ -3,11 +3,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestCentroid
-from sklearn.utils import Bunch
 
-from narrow import expect
+from measure.digits import DIGITS, NAMES
 from sonde.core.errors import InputError, ShapeError
 from sonde.measure import neural_collapse
 
@@ -25,10 +23,7 @@ def _simplex(noise, each=50, seed=0):
 @pytest.mark.truth("digits computed independently from the definition")
 def test_known_values():
     assert neural_collapse(B, [0, 0, 1, 1]).value == pytest.approx(0.0555555556, rel=1e-8)
-    digits = expect(Bunch, load_digits())
-    assert neural_collapse(digits.data, digits.target).value == pytest.approx(
-        0.9263489155, rel=1e-8
-    )
+    assert neural_collapse(DIGITS, NAMES).value == pytest.approx(0.9263489155, rel=1e-8)
 
 
 @pytest.mark.truth("noise of known size about a simplex")

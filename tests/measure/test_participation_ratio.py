@@ -1,13 +1,10 @@
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 
 from fixture_rows import X
+from measure.digits import DIGITS
 from narrow import expect
 from sonde.measure import participation_ratio
-
-DIGITS = expect(Bunch, load_digits()).data
 
 
 @pytest.mark.truth("digits computed independently from the definition")

@@ -3,15 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 
-from narrow import expect
+from measure.digits import DIGITS, NAMES
 from sonde.core.errors import InputError
 from sonde.measure import rate_reduction
-
-_FOUND = expect(Bunch, load_digits())
-DIGITS, NAMES = _FOUND.data, _FOUND.target
 
 
 @pytest.mark.truth("digits computed independently from the definition")

@@ -1,13 +1,9 @@
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 
 from fixture_rows import X
-from narrow import expect
+from measure.digits import DIGITS
 from sonde.measure import stable_rank
-
-DIGITS = expect(Bunch, load_digits()).data
 
 
 @pytest.mark.truth("digits computed independently from the definition")

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
-from sklearn.datasets import load_digits
 
 from fixture_rows import X
+from measure.digits import DIGITS
 from sonde.core.errors import InputError
 from sonde.measure import TwoNN, two_nn
 
@@ -21,7 +21,7 @@ def test_known_values(dim, slope, ml):
 
 @pytest.mark.truth("all distances of digits by scipy")
 def test_digits_and_their_prefixes():
-    x = load_digits(return_X_y=True)[0]
+    x = DIGITS
     far = np.sort(cdist(x, x), axis=1)[:, 1:3]
     want = (len(x) - 1) / np.log(far[:, 1] / far[:, 0]).sum()
     result = two_nn(x)
