@@ -12,7 +12,7 @@ from narrow import expect
 from sonde.core.instrument import Read
 from sonde.core.shift import Comparison, Shift, Side
 
-RESAMPLES = 120
+RESAMPLES = 80
 _FRESH = count(1)
 
 
