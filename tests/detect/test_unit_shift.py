@@ -101,6 +101,7 @@ def test_a_move_too_small_for_the_sample_is_seen_in_all_rows():
     assert found.moved().tolist() == [1]
     want: Any = stats.ttest_ind(x[:, 1].numpy(), y[:, 1].numpy(), equal_var=False)
     assert want.pvalue < float(found.unit_p[1]) < 1e-8
+    assert float(found.adjusted[1]) == pytest.approx(2 * float(found.unit_p[1]))  # of two units
 
 
 @pytest.mark.truth("scipy.stats.ks_2samp on values that fill one bin each")

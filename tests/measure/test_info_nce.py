@@ -44,7 +44,7 @@ def test_is_below_the_information_and_near_it_where_that_is_small(rho, dim, most
 @pytest.mark.truth("unrelated documents of alike rows")
 def test_unrelated_rows_tell_nothing():
     rng, group = np.random.default_rng(1), np.repeat(np.arange(200), 3)
-    x, y = rng.standard_normal((2, 200, 4))[:, group] + 0.1 * rng.standard_normal((2, 600, 4))
+    x, y = rng.standard_normal((2, 200, 24))[:, group] + 0.1 * rng.standard_normal((2, 600, 24))
     found = info_nce(x, y, group=group, batch=32, hidden=32, passes=20)
     assert found.n == 200
     assert -0.1 < float(found) < 3 * float(present(found.se))
