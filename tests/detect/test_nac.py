@@ -157,7 +157,7 @@ def test_an_encoder_decoder_needs_to_be_told_which_prediction_counts():
     net = t5()
     draw = torch.Generator().manual_seed(0)
     texts, targets = (
-        [torch.randint(3, 60, (n + i % 3,), generator=draw).tolist() for i in range(24)]
+        [torch.randint(3, 60, (n + i % 3,), generator=draw).tolist() for i in range(16)]
         for n in (5, 3)
     )
     model = Model(net, config=net.config, task="seq2seq")
@@ -178,4 +178,4 @@ def test_an_encoder_decoder_needs_to_be_told_which_prediction_counts():
         for size in (4, 1)
     )
     np.testing.assert_allclose(together, alone, atol=0.05)
-    assert len(set(together.tolist())) > 12
+    assert len(set(together.tolist())) > 8

@@ -222,7 +222,7 @@ def scored(scorer, states, metrics, text, position):
 @pytest.mark.slow
 def test_weights_learn_where_to_look():
     states, metrics, text, position, kind = attended(160, 0)
-    detector = PAWN(features=16, gates=16, hidden=16, depth=1, epochs=12, batch=16, rate=1e-2)
+    detector = PAWN(features=16, gates=16, hidden=16, depth=1, epochs=8, batch=16, rate=1.5e-2)
     ids = [f"text {i}" for i in text.tolist()]
     scorer = detector.fit({"a": states, "b": metrics}, kind[text], ids=ids, position=position)
     states, metrics, text, position, kind = attended(120, 1)

@@ -97,7 +97,7 @@ def test_the_boundary_is_the_quadric_between_rows_and_noisy_rows():
     source = torch.Generator().manual_seed(0)
     cov = torch.tensor([[1.0, 0.6], [0.6, 1.0]]).double()
     root = torch.linalg.cholesky(cov)
-    x = torch.randn(4096, 2, generator=source).double() @ root.T
+    x = torch.randn(3072, 2, generator=source).double() @ root.T
     detector = SimpleNet(sigma=2.0, adapter=False, hidden=64, passes=15, batch=256, rate=4e-3)
     wide = cov + 4 * torch.eye(2)
     form = torch.linalg.inv(cov) - torch.linalg.inv(wide)
@@ -111,7 +111,7 @@ def test_the_boundary_is_the_quadric_between_rows_and_noisy_rows():
 @pytest.mark.parametrize(("adapter", "constant"), [(True, 2), (False, 0)])
 def test_nothing_gives_the_copies_away(adapter, constant):
     sigma, dim, source = 0.5, 8, torch.Generator().manual_seed(0)
-    x, y = torch.randn(4000, dim, generator=source), torch.randn(1000, dim, generator=source)
+    x, y = torch.randn(2500, dim, generator=source), torch.randn(1000, dim, generator=source)
     plain, far = (nn.functional.pad(rows, (0, constant), value=7.0) for rows in (y, 2 * y.flip(0)))
     x = nn.functional.pad(x, (0, constant), value=7.0)
     rates = {"rate": 1e-2, "adapter_rate": 1e-2, "batch": 128}

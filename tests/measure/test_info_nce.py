@@ -53,7 +53,7 @@ def test_unrelated_rows_tell_nothing():
 
 @pytest.mark.truth("dependence without correlation")
 def test_a_bilinear_critic_sees_correlation_alone():
-    a, b = _pair(2, 600, 0.0)
+    a, b = _pair(2, 400, 0.0)
     y = np.abs(a) + 0.1 * b
     options = {"batch": 64, "passes": 15, "rate": 0.02}
     assert float(info_nce(a, y, hidden=32, **options)) > 0.5
