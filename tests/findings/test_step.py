@@ -98,7 +98,7 @@ def test_what_a_comparison_says_next_shows_rows_of_other(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     for name, line in {"a": "x = {0}\\nprint(x)", "b": "Call me {0}, or so."}.items():
-        lines = [f'{{"body": "{line.format(i)}", "id": "{name}{i}"}}' for i in range(120)]
+        lines = [f'{{"body": "{line.format(i)}", "id": "{name}{i}"}}' for i in range(64)]
         Path(f"{name}.jsonl").write_text("\n".join(lines))
     words = ("a.jsonl", "--text-column", "body", "--sites", "model.layers.0")
     only = ("--only", "SND051", "SND052", "--alpha", "0.05")

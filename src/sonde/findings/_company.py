@@ -8,7 +8,7 @@ from sonde.findings._places import places
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.modules import ModelEvidence
-from sonde.findings.rule import Check, Figure, Finding, Level, Rule
+from sonde.findings.rule import Check, Figure, Level, Rule
 from sonde.findings.self_check import Deltas, SelfCheck
 from sonde.findings.step import Step
 
@@ -82,17 +82,14 @@ class ReadingComparison(Rule):
         because_of: str | None = None,
     ) -> Check:
         """Return a finding at the sites where the readings differ."""
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level,
-                sentence=sentence,
-                figure=figure_of(deltas, tau),
-                sites=tuple(s.removesuffix(":out") for s in sites),
-                effect=min(1.0, deltas.worst),
-                next=next,
-                because_of=because_of,
-            )
+        return self.raised_with(
+            level=level,
+            sentence=sentence,
+            figure=figure_of(deltas, tau),
+            sites=tuple(s.removesuffix(":out") for s in sites),
+            effect=min(1.0, deltas.worst),
+            next=next,
+            because_of=because_of,
         )
 
 

@@ -167,6 +167,10 @@ class Rule(ABC):
         """Return a finding, one level lower when its interval contains the threshold."""
         return Check(self.code, "raised", "", finding.figure, _borderline(finding), tables)
 
+    def raised_with(self, level: Level, sentence: str, figure: Figure, **more: Any) -> Check:
+        """Return a finding of these fields, as ``raised`` does; it has no tables."""
+        return self.raised(Finding(self.code, level, sentence, figure, **more))
+
 
 def _borderline(finding: Finding) -> Finding:
     if not finding.figure.crosses():

@@ -7,7 +7,7 @@ from sonde.findings._company import checked
 from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import plural, shortened
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.tap.model.sites import ENTRY
 
 
@@ -61,16 +61,13 @@ class SND001(Rule):
             "nonfinite_rows", float(count), unit="rows", threshold=0.0, n_rows=n,
             n_groups=evidence.n_groups, flags=("nonfinite",),
         )  # fmt: skip
-        return self.raised(
-            Finding(
-                code=self.code,
-                level="error",
-                sentence=sentence(f"{text}{more}.", "Such rows enter no other figure."),
-                figure=figure,
-                sites=tuple(hit),
-                effect=count / max(1, n),
-                next=read_command(first),
-            )
+        return self.raised_with(
+            level="error",
+            sentence=sentence(f"{text}{more}.", "Such rows enter no other figure."),
+            figure=figure,
+            sites=tuple(hit),
+            effect=count / max(1, n),
+            next=read_command(first),
         )
 
     def _padding(self, evidence: Evidence, figure: Figure) -> Check:
@@ -81,15 +78,12 @@ class SND001(Rule):
         names = [key.removesuffix(":out") for key in found.padding]
         text = f"Padded positions hold NaN or infinity at {places(names)}; no real token does."
         seen = f"{plural(found.n_rows, 'text')} padded in the self-check."
-        return self.raised(
-            Finding(
-                code=self.code,
-                level="note",
-                sentence=sentence(text, seen),
-                figure=figure,
-                sites=tuple(names),
-                next=read_command(names[0]),
-            )
+        return self.raised_with(
+            level="note",
+            sentence=sentence(text, seen),
+            figure=figure,
+            sites=tuple(names),
+            next=read_command(names[0]),
         )
 
 

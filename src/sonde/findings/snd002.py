@@ -10,7 +10,7 @@ from torch import Tensor
 from sonde.findings._places import places, reached, rows_of, scan_command, sentence
 from sonde.findings._text import percent
 from sonde.findings.evidence import Evidence, SiteEvidence
-from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import LEVELS, Check, Figure, Rule, Theme
 
 BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 
@@ -78,16 +78,13 @@ class SND002(Rule):
                 f"number of {site.schema.dtype}; above {percent(limit)} counts."
             )
         name = "rounding_share" if kind == "p" else "range_share"
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level,
-                sentence=sentence(text, rows),
-                figure=self._figure(name, value, limit, site, evidence),
-                sites=tuple(names),
-                effect=min(1.0, value),
-                next=scan_command(dtype="float32"),
-            )
+        return self.raised_with(
+            level=level,
+            sentence=sentence(text, rows),
+            figure=self._figure(name, value, limit, site, evidence),
+            sites=tuple(names),
+            effect=min(1.0, value),
+            next=scan_command(dtype="float32"),
         )
 
     def _at(self, site: SiteEvidence) -> list[tuple]:

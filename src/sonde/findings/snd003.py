@@ -9,7 +9,7 @@ from sonde.findings._text import percent, plural
 from sonde.findings.answers import class_answers
 from sonde.findings.evidence import Evidence
 from sonde.findings.fresh_weights import Fresh, FreshLayers
-from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
+from sonde.findings.rule import Check, Figure, Level, Rule, Theme
 
 LAG = 0.1
 
@@ -74,16 +74,13 @@ class SND003(Rule):
         )
         bias = {"zero": ", its bias is 0", "drawn": ", its bias is drawn too", "": ""}[first.bias]
         level: Level = "note" if is_whole or _is_right(evidence) else "warning"
-        return self.raised(
-            Finding(
-                self.code,
-                level,
-                sentence(f"{text}{bias}.", f"{plural(len(found.sizes), 'layer')} looked at."),
-                figure,
-                sites=tuple(f.path for f in fresh),
-                effect=min(1.0, share),
-                next=read_command(first.path),
-            )
+        return self.raised_with(
+            level,
+            sentence(f"{text}{bias}.", f"{plural(len(found.sizes), 'layer')} looked at."),
+            figure,
+            sites=tuple(f.path for f in fresh),
+            effect=min(1.0, share),
+            next=read_command(first.path),
         )
 
 

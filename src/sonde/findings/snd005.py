@@ -8,7 +8,7 @@ from sonde.findings._places import scan_command, sentence
 from sonde.findings._text import listed, plural, shortened
 from sonde.findings.evidence import Evidence
 from sonde.findings.modules import ModelEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 
 @final
@@ -54,16 +54,13 @@ class SND005(Rule):
             mode = "in training mode as a whole: read in eval mode" if model.was_training else ""
             return self.clear(figure, mode)
         harm = self._harm(evidence)
-        return self.raised(
-            Finding(
-                code=self.code,
-                level="error" if harm else "warning",
-                sentence=sentence(self._text(model), harm, self._reading(model)),
-                figure=figure,
-                sites=tuple(wrong),
-                effect=1.0 if harm else 0.5,
-                next=scan_command(deep=True),
-            )
+        return self.raised_with(
+            level="error" if harm else "warning",
+            sentence=sentence(self._text(model), harm, self._reading(model)),
+            figure=figure,
+            sites=tuple(wrong),
+            effect=1.0 if harm else 0.5,
+            next=scan_command(deep=True),
         )
 
     @staticmethod

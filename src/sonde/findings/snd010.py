@@ -8,7 +8,7 @@ from sonde.findings._silent import Unused
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.modules import ModelEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 
 @final
@@ -71,16 +71,13 @@ class SND010(Rule):
             f"{places(names)} {verb} no part in a forward: {count:,} of "
             f"{plural(model.n_parameters, 'parameter')} ({percent(share)} of the model)."
         )
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level,
-                sentence=sentence(text, f"{plural(model.silent.n_forwards, 'forward')} looked at."),
-                figure=figure,
-                sites=tuple(names),
-                effect=min(1.0, share),
-                next=scan_command(deep=True),
-            )
+        return self.raised_with(
+            level=level,
+            sentence=sentence(text, f"{plural(model.silent.n_forwards, 'forward')} looked at."),
+            figure=figure,
+            sites=tuple(names),
+            effect=min(1.0, share),
+            next=scan_command(deep=True),
         )
 
     def _starved(self, model: ModelEvidence) -> list[Unused]:

@@ -9,7 +9,7 @@ import torch
 from sonde.findings._places import places, read_command, rows_of, sentence, too_few
 from sonde.findings._text import about, listed, number, percent
 from sonde.findings.evidence import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
+from sonde.findings.rule import Check, Figure, Level, Rule, Theme
 from sonde.findings.snd002 import SND002, rounding_share
 
 GROUPS = 32
@@ -129,18 +129,15 @@ class SND016(Rule):
         )
         d = found[worst.name]
         names = [s.name for s in hits]
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level,
-                sentence=self._sentence(names, worst, d, evidence, other),
-                figure=self._figure(d, evidence, worst),
-                sites=tuple(names),
-                units=tuple(str(u) for u in self._units(d)[:20]),
-                effect=min(1.0, max(d.share, math.log10(max(d.ratio, 1.0)) / 5)),
-                next=read_command(worst.name),
-                common=level == "note",
-            )
+        return self.raised_with(
+            level=level,
+            sentence=self._sentence(names, worst, d, evidence, other),
+            figure=self._figure(d, evidence, worst),
+            sites=tuple(names),
+            units=tuple(str(u) for u in self._units(d)[:20]),
+            effect=min(1.0, max(d.share, math.log10(max(d.ratio, 1.0)) / 5)),
+            next=read_command(worst.name),
+            common=level == "note",
         )
 
     def _units(self, d: Dominance) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import ClassVar, final
 from sonde.findings._places import places, rows_of, scan_command, sentence, too_few
 from sonde.findings._text import number, percent
 from sonde.findings.evidence import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.stats.token_norms import FIRST, REST, SPECIAL
 
 BUCKETS = {FIRST: "First tokens", SPECIAL: "Special tokens"}
@@ -70,17 +70,14 @@ class SND017(Rule):
             f"(common) and hold {percent(share)} of the squared norms."
         )
         mixed = f"The reducer {site.schema.reducer} averages them in." if drowned else ""
-        return self.raised(
-            Finding(
-                code=self.code,
-                level="warning" if drowned else "note",
-                sentence=sentence(text, mixed, f"{rows_of(site, evidence)}."),
-                figure=figure,
-                sites=tuple(dict.fromkeys(s.name for s, _, _ in hits)),
-                effect=min(1.0, math.log10(ratio) / 3),
-                next=scan_command(reducer="last"),
-                common=not drowned,
-            )
+        return self.raised_with(
+            level="warning" if drowned else "note",
+            sentence=sentence(text, mixed, f"{rows_of(site, evidence)}."),
+            figure=figure,
+            sites=tuple(dict.fromkeys(s.name for s, _, _ in hits)),
+            effect=min(1.0, math.log10(ratio) / 3),
+            next=scan_command(reducer="last"),
+            common=not drowned,
         )
 
     def _drowns(self, site: SiteEvidence, bucket: int) -> bool:

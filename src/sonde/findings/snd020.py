@@ -11,7 +11,7 @@ from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import number, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.fresh_weights import FreshLayers
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,13 @@ class SND020(Rule):
             f"The weights of {first.path} are {times} those at the same place of "
             f"{plural(first.n_siblings, 'other block')} (root mean square, median of the others)."
         )
-        return self.raised(
-            Finding(
-                self.code,
-                "warning",
-                sentence(text, f"So do {places(more)} stand out." if more else ""),
-                figure,
-                sites=tuple(o.path for o in outliers),
-                effect=min(1.0, abs(math.log(first.ratio)) / math.log(100)),
-                next=read_command(first.path),
-            )
+        return self.raised_with(
+            "warning",
+            sentence(text, f"So do {places(more)} stand out." if more else ""),
+            figure,
+            sites=tuple(o.path for o in outliers),
+            effect=min(1.0, abs(math.log(first.ratio)) / math.log(100)),
+            next=read_command(first.path),
         )
 
     def _outliers(self, group: Sequence[tuple[str, float]]) -> list[_Outlier]:

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from sonde.findings._places import log_effect, places, reached, read_command, sentence, too_few
 from sonde.findings._text import about, number, plural
 from sonde.findings.evidence import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.stats.log_histogram import BINS, log_centres
 
 GROUPS = 32
@@ -76,16 +76,13 @@ class SND021(Rule):
             f"{places([last.name])}: median norm per root unit {_words(first)} to "
             f"{_words(last)}; above {number(level[1])} times counts."
         )
-        return self.raised(
-            Finding(
-                code=self.code,
-                level=level[0],
-                sentence=sentence(text, f"{plural(len(kind), 'site')} compared."),
-                figure=figure,
-                sites=(first.name, last.name),
-                effect=log_effect(ratio, self.note, 1e6),
-                next=read_command(last.name),
-            )
+        return self.raised_with(
+            level=level[0],
+            sentence=sentence(text, f"{plural(len(kind), 'site')} compared."),
+            figure=figure,
+            sites=(first.name, last.name),
+            effect=log_effect(ratio, self.note, 1e6),
+            next=read_command(last.name),
         )
 
 

@@ -9,7 +9,7 @@ from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import number, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.lens import LensEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 
 @final
@@ -77,20 +77,17 @@ class SND026(Rule):
             f"{number(self.nats)} counts)."
         )
         end = "The model ends worse than after an earlier block." if worse else ""
-        return self.raised(
-            Finding(
-                code=self.code,
-                level="warning" if worse else "note",
-                sentence=sentence(
-                    text,
-                    end,
-                    f"{plural(lens.n_rows, 'token')} of {plural(lens.n_groups, 'group')}.",
-                ),
-                figure=figure,
-                sites=tuple(names),
-                effect=min(1.0, float(lens.rise[at])),
-                next=read_command(names[0]),
-            )
+        return self.raised_with(
+            level="warning" if worse else "note",
+            sentence=sentence(
+                text,
+                end,
+                f"{plural(lens.n_rows, 'token')} of {plural(lens.n_groups, 'group')}.",
+            ),
+            figure=figure,
+            sites=tuple(names),
+            effect=min(1.0, float(lens.rise[at])),
+            next=read_command(names[0]),
         )
 
     def _figure(self, lens: LensEvidence, at: int) -> Figure:

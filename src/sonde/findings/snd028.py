@@ -8,7 +8,7 @@ from scipy.stats import ttest_rel
 from sonde.findings._places import read_command, sentence
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.text_variants import TextVariantEvidence
 
 
@@ -63,13 +63,10 @@ class SND028(Rule):
             f"{plural(len(loss), 'text')})."
         )
         sites = [s.schema.key for s in evidence.sites[:1]]
-        return self.raised(
-            Finding(
-                self.code,
-                "warning",
-                sentence(text),
-                figure,
-                effect=min(1.0, gain / own),
-                next=read_command(sites[0]) if sites else None,
-            )
+        return self.raised_with(
+            "warning",
+            sentence(text),
+            figure,
+            effect=min(1.0, gain / own),
+            next=read_command(sites[0]) if sites else None,
         )

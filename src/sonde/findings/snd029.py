@@ -11,7 +11,7 @@ from sonde.findings.evidence import Evidence
 from sonde.findings.fresh_weights import FreshLayers
 from sonde.findings.labels import LEAST_ROWS
 from sonde.findings.lens import LensEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 
 @final
@@ -70,14 +70,11 @@ class SND029(Rule):
         )
         more = f"Is the tokenizer the model's own? {plural(lens.n_groups, 'text')}."
         sites = [s.schema.key for s in evidence.sites[:1]]
-        return self.raised(
-            Finding(
-                self.code,
-                "warning",
-                sentence(text, more),
-                figure,
-                sites=tuple(sites),
-                effect=min(1.0, cost / (1 + cost)),
-                next=read_command(sites[0]) if sites else None,
-            )
+        return self.raised_with(
+            "warning",
+            sentence(text, more),
+            figure,
+            sites=tuple(sites),
+            effect=min(1.0, cost / (1 + cost)),
+            next=read_command(sites[0]) if sites else None,
         )

@@ -14,7 +14,7 @@ from sonde.findings._shared import shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LEAST_ROWS, blocked
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.stats.class_moments import ClassMomentsState
 from sonde.stats.halves import half_error, random_halves
 
@@ -79,16 +79,13 @@ class SND032(Rule):
             f"{number(self.nc1)} counts as collapsed). {plural(figure.n_rows, 'row')}, "
             f"{plural(len(large), 'class', 'classes')}."
         )
-        return self.raised(
-            Finding(
-                self.code,
-                "note",
-                sentence,
-                figure,
-                sites=(site.schema.key,),
-                effect=explained,
-                next=read_command(site.schema.key),
-            )
+        return self.raised_with(
+            "note",
+            sentence,
+            figure,
+            sites=(site.schema.key,),
+            effect=explained,
+            next=read_command(site.schema.key),
         )
 
     def _figure(

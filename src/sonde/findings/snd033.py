@@ -9,7 +9,7 @@ from sonde.findings._places import read_command
 from sonde.findings._text import percent, plural, shortened
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence, blocked, confusions, label_evidence, recalls
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 
 @final
@@ -66,17 +66,14 @@ class SND033(Rule):
             return self.clear(figure, _small(found))
         sentence = self._sentence(found, k, figure, len(poor))
         site = found.sites[found.best].key
-        return self.raised(
-            Finding(
-                self.code,
-                "warning",
-                sentence,
-                figure,
-                sites=(site,),
-                classes=tuple(found.names[r[0]] for r in poor[:50]),
-                effect=max(0.0, min(1.0, middle - recall)),
-                next=read_command(site),
-            )
+        return self.raised_with(
+            "warning",
+            sentence,
+            figure,
+            sites=(site,),
+            classes=tuple(found.names[r[0]] for r in poor[:50]),
+            effect=max(0.0, min(1.0, middle - recall)),
+            next=read_command(site),
         )
 
     def _sentence(self, found: LabelEvidence, k: int, figure: Figure, n_poor: int) -> str:

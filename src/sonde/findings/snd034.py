@@ -11,7 +11,7 @@ from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import blocked, label_evidence
 from sonde.findings.rows import doubtful_labels, doubtful_rows
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.stats.intervals import clopper_pearson
 
 
@@ -75,16 +75,13 @@ class SND034(Rule):
             f"{plural(count, 'row')} of {n:,} ({percent(share)}) at {site.name} lie among rows of "
             f"one other class and are classified as it; up to {percent(self.usual)} is usual."
         )
-        return self.raised(
-            Finding(
-                self.code,
-                "warning" if severe else "note",
-                sentence,
-                figure,
-                sites=(site.key,),
-                examples=tuple(examples),
-                figures=tuple(doubtful_labels(evidence).share.tolist()),
-                effect=min(1.0, share),
-                next=read_command(site.key),
-            )
+        return self.raised_with(
+            "warning" if severe else "note",
+            sentence,
+            figure,
+            sites=(site.key,),
+            examples=tuple(examples),
+            figures=tuple(doubtful_labels(evidence).share.tolist()),
+            effect=min(1.0, share),
+            next=read_command(site.key),
         )

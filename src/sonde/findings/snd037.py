@@ -147,16 +147,13 @@ class SND037(Rule):
             f"layer by {number(last)}, the mean alone by {number(spread**0.5)}."
         )
         hint = f"Its numbers follow the targets (correlation {number(found.correlation)})."
-        return self.raised(
-            Finding(
-                self.code,
-                "warning",
-                sentence(text, hint, f"{plural(len(lag), 'row')}."),
-                figure,
-                sites=(key,),
-                effect=min(1.0, figure.value),
-                next=read_command(key),
-            )
+        return self.raised_with(
+            "warning",
+            sentence(text, hint, f"{plural(len(lag), 'row')}."),
+            figure,
+            sites=(key,),
+            effect=min(1.0, figure.value),
+            next=read_command(key),
         )
 
     def _of_tokens(self, lens: LensEvidence) -> Check:
@@ -184,14 +181,11 @@ class SND037(Rule):
             f"{plural(lens.n_groups, 'text')}."
         )
         sites = lens.sites[-1:]
-        return self.raised(
-            Finding(
-                self.code,
-                "warning",
-                text,
-                figure,
-                sites=sites,
-                effect=min(1.0, value / max(lens.unigram, 1e-9)),
-                next=read_command(sites[0]) if sites else None,
-            )
+        return self.raised_with(
+            "warning",
+            text,
+            figure,
+            sites=sites,
+            effect=min(1.0, value / max(lens.unigram, 1e-9)),
+            next=read_command(sites[0]) if sites else None,
         )

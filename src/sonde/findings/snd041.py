@@ -7,7 +7,7 @@ from sonde.findings._places import read_command
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rows import Copies, copies
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.step import Step
 
 
@@ -46,18 +46,15 @@ class SND041(Rule):
         split = set(found.contradicting)
         order = [*found.contradicting, *(i for i in range(len(found.sets)) if i not in split)]
         sets = [found.sets[i] for i in order]
-        return self.raised(
-            Finding(
-                self.code,
-                "warning" if severe else "note",
-                self._sentence(found, share),
-                figure,
-                examples=tuple(i for s in sets for i in s),
-                figures=tuple(float(len(s)) for s in sets for _ in s),
-                partners=tuple(s[0] if i != s[0] else s[-1] for s in sets for i in s),
-                effect=min(1.0, share),
-                next=_look(evidence),
-            )
+        return self.raised_with(
+            "warning" if severe else "note",
+            self._sentence(found, share),
+            figure,
+            examples=tuple(i for s in sets for i in s),
+            figures=tuple(float(len(s)) for s in sets for _ in s),
+            partners=tuple(s[0] if i != s[0] else s[-1] for s in sets for i in s),
+            effect=min(1.0, share),
+            next=_look(evidence),
         )
 
     @staticmethod

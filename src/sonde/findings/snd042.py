@@ -10,7 +10,7 @@ from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.findings.rows import NEAR_NEEDS, NEAR_UNITS, near_duplicates, rows_are_parts
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 
 @final
@@ -81,19 +81,16 @@ class SND042(Rule):
             i for i, q in found.items() if len(q) >= self.least and q.p * len(found) < self.level
         ]
         sites = tuple(evidence.sites[i].schema.key for i in raised)
-        return self.raised(
-            Finding(
-                self.code,
-                "warning" if severe else "note",
-                self._sentence(evidence.sites[at], pairs, share, n),
-                figure,
-                sites=sites,
-                examples=tuple(examples_at(evidence, pairs.row.tolist())),
-                figures=tuple(pairs.ratio.tolist()),
-                partners=tuple(examples_at(evidence, pairs.partner.tolist())),
-                effect=min(1.0, share),
-                next=read_command(sites[0]),
-            )
+        return self.raised_with(
+            "warning" if severe else "note",
+            self._sentence(evidence.sites[at], pairs, share, n),
+            figure,
+            sites=sites,
+            examples=tuple(examples_at(evidence, pairs.row.tolist())),
+            figures=tuple(pairs.ratio.tolist()),
+            partners=tuple(examples_at(evidence, pairs.partner.tolist())),
+            effect=min(1.0, share),
+            next=read_command(sites[0]),
         )
 
     def _sentence(self, site: SiteEvidence, pairs: NearPairs, share: float, n: int) -> str:

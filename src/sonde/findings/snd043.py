@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from sonde.findings._places import scan_command
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 
 @final
@@ -46,13 +46,10 @@ class SND043(Rule):
             f"{data.n_truncated:,} of {plural(data.n, 'example')} ({percent(share, 3)}) were cut "
             f"at the context or --max-length; {percent(lost)} of all tokens were lost."
         )
-        return self.raised(
-            Finding(
-                self.code,
-                "warning" if severe else "note",
-                sentence,
-                figure,
-                effect=max(share, lost),
-                next=scan_command(long="chunk"),
-            )
+        return self.raised_with(
+            "warning" if severe else "note",
+            sentence,
+            figure,
+            effect=max(share, lost),
+            next=scan_command(long="chunk"),
         )

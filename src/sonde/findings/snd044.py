@@ -13,7 +13,7 @@ from torch import Tensor
 from sonde.findings._places import grouped_command, too_few
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.stats.neighbour_sums import BLOCKS
 
 
@@ -85,16 +85,13 @@ class SND044(Rule):
             return self.clear(figure)
         severe = evidence.versus is not None and not evidence.data.grouped
         sites = tuple(s.site.schema.key for s in steps if s.value < self.below)
-        return self.raised(
-            Finding(
-                self.code,
-                "warning" if severe else "note",
-                self._sentence(worst, " of different groups" if evidence.data.grouped else ""),
-                figure,
-                sites=sites,
-                effect=max(0.0, min(1.0, 1 - worst.value)),
-                next=grouped_command(evidence.data),
-            )
+        return self.raised_with(
+            "warning" if severe else "note",
+            self._sentence(worst, " of different groups" if evidence.data.grouped else ""),
+            figure,
+            sites=sites,
+            effect=max(0.0, min(1.0, 1 - worst.value)),
+            next=grouped_command(evidence.data),
         )
 
     def _sentence(self, worst: _Steps, whose: str) -> str:

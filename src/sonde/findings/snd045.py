@@ -11,7 +11,7 @@ from sonde.findings._places import reached, read_command, sentence
 from sonde.findings._shared import shared_rows
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 
 @final
@@ -56,16 +56,13 @@ class SND045(Rule):
             "value everywhere."
         )
         key = evidence.sites[0].schema.key
-        return self.raised(
-            Finding(
-                self.code,
-                level[0],
-                sentence(text),
-                figure,
-                examples=tuple(torch.nonzero(blank).flatten().tolist()),
-                effect=min(1.0, share),
-                next=read_command(key),
-            )
+        return self.raised_with(
+            level[0],
+            sentence(text),
+            figure,
+            examples=tuple(torch.nonzero(blank).flatten().tolist()),
+            effect=min(1.0, share),
+            next=read_command(key),
         )
 
 

@@ -13,7 +13,7 @@ from sonde.findings._shared import one_per_group, shared_rows
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rows import spread_sites
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 SITES, WIDTH, CLASSES = 3, 16, 256
 LABELS = "labels"
@@ -91,17 +91,14 @@ class SND047(Rule):
         if not raised:
             return self.clear(figure)
         sites = tuple(name for name in raised if name != LABELS)
-        return self.raised(
-            Finding(
-                self.code,
-                "note",
-                self._sentence(evidence, at, seen, where),
-                figure,
-                sites=sites,
-                effect=min(1.0, seen.value),
-                next=read_command(sites[0] if sites else evidence.sites[-1].schema.key),
-                common=True,
-            )
+        return self.raised_with(
+            "note",
+            self._sentence(evidence, at, seen, where),
+            figure,
+            sites=sites,
+            effect=min(1.0, seen.value),
+            next=read_command(sites[0] if sites else evidence.sites[-1].schema.key),
+            common=True,
         )
 
     def _sentence(self, evidence: Evidence, at: str, seen: Ordered, where: Tensor) -> str:

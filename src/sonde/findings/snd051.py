@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from sonde.findings._places import counted_as, score_command, too_few, two_names
 from sonde.findings._text import number
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.versus import LEAST_GROUPS, LEVEL, DataComparison, compare
 
 
@@ -62,16 +62,13 @@ class SND051(Rule):
         if first is None:
             return self.clear(figure, "smaller differences than the limit can be there")
         sites = tuple(s.key for s in found.sites if s.low > self.note and s.p < LEVEL)
-        return self.raised(
-            Finding(
-                self.code,
-                "warning" if severe else "note",
-                self._sentence(evidence, found),
-                figure,
-                sites=sites,
-                effect=max(0.0, min(1.0, 2 * worst.auroc - 1)),
-                next=score_command(worst.key),
-            )
+        return self.raised_with(
+            "warning" if severe else "note",
+            self._sentence(evidence, found),
+            figure,
+            sites=sites,
+            effect=max(0.0, min(1.0, 2 * worst.auroc - 1)),
+            next=score_command(worst.key),
         )
 
     def _sentence(self, evidence: Evidence, found: DataComparison) -> str:

@@ -11,7 +11,7 @@ from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.rows import NEAR_NEEDS, first_pieces, last_token_lengths, near_duplicates
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 SHORT_BYTES = 16
 
@@ -81,20 +81,17 @@ class SND053(Rule):
         severe = leak.share >= self.warning or near
         examples = (*leak.exact, *(leak.near if near else ()), *leak.short)
         ratio = dict(zip(leak.near, leak.ratios, strict=True))
-        return self.raised(
-            Finding(
-                self.code,
-                "warning" if severe else "note",
-                self._sentence(evidence, leak, near),
-                figure,
-                sites=(leak.site,) if near else (),
-                examples=examples,
-                figures=tuple(ratio.get(i, 0.0) for i in examples),
-                partners=tuple(leak.partners[i] for i in examples),
-                of_other=True,
-                effect=min(1.0, leak.share + len(leak.near) / max(leak.n, 1)),
-                next=read_command(evidence.sites[0].schema.key),
-            )
+        return self.raised_with(
+            "warning" if severe else "note",
+            self._sentence(evidence, leak, near),
+            figure,
+            sites=(leak.site,) if near else (),
+            examples=examples,
+            figures=tuple(ratio.get(i, 0.0) for i in examples),
+            partners=tuple(leak.partners[i] for i in examples),
+            of_other=True,
+            effect=min(1.0, leak.share + len(leak.near) / max(leak.n, 1)),
+            next=read_command(evidence.sites[0].schema.key),
         )
 
     def _leak(self, evidence: Evidence) -> _Leak:

@@ -13,7 +13,7 @@ from sonde.findings._text import listed, percent, plural, shortened
 from sonde.findings.answers import class_answers, right_rows
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import class_name
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.stats.intervals import grouped_share
 
 
@@ -103,18 +103,15 @@ class SND062(Rule):
         more = f"Accuracy {percent(float(right.mean()))}, its mean over classes {even}."
         rows = where[torch.nonzero(mine & (right == 0)).flatten()]
         key = evidence.sites[-1].schema.key
-        return self.raised(
-            Finding(
-                self.code,
-                "warning",
-                sentence(text, more),
-                figure,
-                sites=(key,),
-                classes=tuple(named),
-                examples=tuple(examples_at(evidence, rows.tolist())),
-                effect=min(1.0, figure.value),
-                next=read_command(key),
-            )
+        return self.raised_with(
+            "warning",
+            sentence(text, more),
+            figure,
+            sites=(key,),
+            classes=tuple(named),
+            examples=tuple(examples_at(evidence, rows.tolist())),
+            effect=min(1.0, figure.value),
+            next=read_command(key),
         )
 
 
