@@ -1,14 +1,13 @@
 """What users get wrong at scale: one line, exit 2, and what was committed is kept."""
 
-import contextlib
 import os
-import resource
 import socket
 import sys
 
 import numpy as np
 import pytest
 
+from file_limit import files_up_to
 from sonde.files.lock import RunLock
 from sonde.files.state_file import read_header
 
@@ -158,17 +157,6 @@ def test_duplicate_and_unsorted_ids_count_every_row_once(run, tmp_path):
         assert read_header(tmp_path / f"{name}.sonde")["counters"]["rows|x"] == 60
     assert (tmp_path / "live.sonde").read_bytes() == (tmp_path / "stored.sonde").read_bytes()
     assert run("verify", tmp_path / "acts").code == 0
-
-
-@contextlib.contextmanager
-def files_up_to(n):
-    """Let no file of this process grow beyond ``n`` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.truth("RLIMIT_FSIZE of the operating system")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from file_limit import files_up_to
 from kill_case import attempt, fit, put, undisturbed
 from ledger_case import case, in_memory, same
 from sonde.core.errors import StateError, StoreError
@@ -174,32 +175,18 @@ def test_damage_while_running_is_found_when_the_part_is_merged(tmp_path):
     same(ledger.finish()[0], in_memory(job)[0])
 
 
-@pytest.mark.slow
 @pytest.mark.truth("RLIMIT_FSIZE of the operating system")
 def test_a_full_disk_keeps_what_was_committed(tmp_path):
-    pytest.importorskip("resource")
     job = case(0)
     directory = tmp_path / "fit.run"
     ledger = Ledger(directory, job.plan, job.wanted)
     for unit in range(3):
         ledger.put(unit, unit + 1, *job.leaf(unit))
     ledger.compact()
-    program = (
-        "import resource, sys; from ledger_case import case\n"
-        "from sonde.run.passes.ledger import Ledger\n"
-        "from sonde.core.errors import StoreError\n"
-        "job = case(0)\n"
-        f"ledger = Ledger({str(directory)!r}, job.plan, job.wanted)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))\n"
-        "try: ledger.put(3, 4, *job.leaf(3))\n"
-        "except StoreError as error: print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=TESTS
-    )
-    assert (
-        "File too large. Free some space or choose another place; what was committed" in done.stdout
-    )
+    said = "File too large. Free some space or choose another place; what was committed"
+    leaf = job.leaf(3)
+    with pytest.raises(StoreError, match=said), files_up_to(1500):
+        ledger.put(3, 4, *leaf)
     assert not list(directory.rglob(f"*{durable.TEMPORARY}*"))
     resumed = Ledger(directory, job.plan, job.wanted)
     assert resumed.n_done == 3

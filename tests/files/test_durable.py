@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from file_limit import files_up_to
 from sonde.core.errors import StoreError
 from sonde.files import durable
 from sonde.files.durable import atomic_file, atomic_write, make_directory
@@ -106,21 +107,10 @@ def test_a_missing_directory_and_a_directory_in_place_of_the_file(tmp_path):
         make_directory(tmp_path / "f" / "g")
 
 
-@pytest.mark.slow
 @pytest.mark.truth("RLIMIT_FSIZE of the operating system")
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
-    pytest.importorskip("resource")
-    program = (
-        "import resource; from sonde.files.durable import atomic_write\n"
-        "from sonde.core.errors import StoreError\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        f"try: atomic_write({str(tmp_path / 'a')!r}, bytes(5000))\n"
-        "except StoreError as error: print(error)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert "File too large. Free some space" in done.stdout
+    with pytest.raises(StoreError, match=r"File too large\. Free some space"), files_up_to(1000):
+        atomic_write(tmp_path / "a", bytes(5000))
     assert names(tmp_path) == []
 
 
