@@ -13,7 +13,7 @@ import tyro
 
 from cli_case import run_words
 from sonde.cli.commands import COMMANDS
-from sonde.cli.scan import parse_gate, parse_thresholds, reaching
+from sonde.cli.scan import codes_reaching, parse_gate, parse_thresholds
 from sonde.findings.catalogue import rule_classes
 from sonde.report import to_text
 
@@ -65,7 +65,7 @@ def test_terminal_text_is_as_wide_as_the_terminal(run, place, monkeypatch, colum
     ],
 )
 def test_gates(half_nan, gate, code):
-    assert bool(reaching(half_nan, parse_gate(gate))) == bool(code)
+    assert bool(codes_reaching(half_nan, parse_gate(gate))) == bool(code)
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +312,7 @@ def test_gates_are_words_or_codes():
 )
 def test_levels_are_ordered(level, gate, expected):
     report = {"findings": [{"code": "SND011", "level": level, "ignored": False}], "checks": []}
-    assert bool(reaching(report, (gate,))) is expected
+    assert bool(codes_reaching(report, (gate,))) is expected
 
 
 @pytest.mark.parametrize(

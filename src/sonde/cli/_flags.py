@@ -13,7 +13,7 @@ from sonde.run.instruments.entries import Key, place_of
 MOST_PLACES = 3
 
 
-def flags_of(results: Mapping[Key, Result]) -> list[dict[str, Any]]:
+def flag_entries(results: Mapping[Key, Result]) -> list[dict[str, Any]]:
     """Return the flags of results as JSON values: what each means, and where it stands."""
     return [
         {
@@ -33,7 +33,7 @@ def flags_of(results: Mapping[Key, Result]) -> list[dict[str, Any]]:
 def flags_in(path: Path) -> list[dict[str, Any]] | None:
     """Return the flags of the results in a file; None where they cannot be made here."""
     try:
-        return flags_of(dict(Fitted.load(path)))
+        return flag_entries(dict(Fitted.load(path)))
     except SondeError:
         return None
 

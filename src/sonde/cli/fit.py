@@ -69,7 +69,7 @@ class Fit:
         """Fit, save, and print what was fitted."""
         from sonde.cli._dictionaries import dictionary_healths, health_texts
         from sonde.cli._fitted import fitted_text, in_place_of, remarks
-        from sonde.cli._flags import flag_texts, flags_of
+        from sonde.cli._flags import flag_entries, flag_texts
         from sonde.run.bundles.fitted_rows import fitted_rows
         from sonde.run.fitting.fit import fit
         from sonde.run.instruments.words import parse_methods
@@ -100,7 +100,7 @@ class Fit:
         replaced = in_place_of(self.output)
         identity = fitted.save(self.output)
         remove_run(directory)
-        rows, flags = fitted_rows(results), flags_of(results)
+        rows, flags = fitted_rows(results), flag_entries(results)
         healths = dictionary_healths(results, stream, model, data)
         if self.printing.json:
             left_out = [entry.json() for entry in stream.left_out]

@@ -140,7 +140,7 @@ class Scan:
             raise CommandFailed(130)
         if old is not None and not self.printing.json:
             note(_since(self.baseline, old, report))
-        codes = reaching(report, gate, old)
+        codes = codes_reaching(report, gate, old)
         if gate and not self.printing.json:
             note(_told(self.fail_on, codes, old is not None, _unasked(report, gate)))
         return 1 if codes else 0
@@ -247,7 +247,7 @@ class Scan:
 
     def _print(self, report: dict[str, Any], measured: Mapping[tuple[str, str], Any]) -> None:
         from sonde.cli._fitted import measures_text
-        from sonde.cli._flags import flag_texts, flags_of
+        from sonde.cli._flags import flag_entries, flag_texts
         from sonde.report import to_text
         from sonde.run.bundles.fitted_rows import fitted_rows
 
@@ -267,7 +267,7 @@ class Scan:
         if measured and not self.printing.quiet:
             rows = [row | {"at": []} for row in fitted_rows(measured)]
             say(f"\n{measures_text(rows)}")
-            for text in flag_texts(flags_of(measured)):
+            for text in flag_texts(flag_entries(measured)):
                 note(f"note: {text}.")
         if self.output is not None:
             note(f"wrote {self.output} ({gib(self.output.stat().st_size)})")
@@ -372,7 +372,7 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]
     return found
 
 
-def reaching(
+def codes_reaching(
     report: dict[str, Any], gate: tuple[str, ...], baseline: dict[str, Any] | None = None
 ) -> list[str]:
     """Return the codes by which a report reaches a gate, with ``(withheld)`` where one is.

@@ -90,7 +90,7 @@ class Score:
 
     def run(self) -> int:
         """Score, write the table, and print how many rows raise an alarm."""
-        from sonde.cli._flags import flag_texts, flags_of
+        from sonde.cli._flags import flag_entries, flag_texts
         from sonde.cli._notes import say_notes
         from sonde.run.bundles.fitted import Fitted
         from sonde.run.reading.row_places import places_of_rows
@@ -111,7 +111,7 @@ class Score:
         how |= self.running.worker_options() | {"memory": memory}
         table = score(fitted, stream, progress=not self.printing.quiet, **how)
         say_notes(stream, self.printing.quiet)
-        for text in () if self.printing.quiet else flag_texts(flags_of(fitted.scorers)):
+        for text in () if self.printing.quiet else flag_texts(flag_entries(fitted.scorers)):
             note(f"note: {text}.")
         place = places_of_rows(stream, self.hash_ids)
         answers = None if self.each else self._by_input(table, fitted, known, place)

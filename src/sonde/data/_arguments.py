@@ -13,7 +13,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.hashing import tensor_key
 from sonde.data.sources import Row
-from sonde.data.tensors import as_tensor, stacked
+from sonde.data.tensors import column_tensor, stacked_items
 
 TOKEN_TYPES = "token_type_ids"
 Arguments = Mapping[str, Tensor]
@@ -34,7 +34,7 @@ def arguments(row: Row, names: Sequence[str], kept: Bool[Tensor, "pos"]) -> dict
         if name == TOKEN_TYPES and row.get(name) is None:
             found[name] = torch.zeros(int(kept.sum()), dtype=torch.int64)
             continue
-        x = as_tensor(row.get(name), name)
+        x = column_tensor(row.get(name), name)
         if name == TOKEN_TYPES and x.shape != kept.shape:
             raise InputError(
                 f"expected {len(kept)} numbers in column {name!r}, one for each of input_ids, got "
@@ -69,7 +69,7 @@ def batched(
     if all(_of_tokens(x, n) for x, n in zip(values, lengths, strict=True)):
         width = max(lengths)
         values = [torch.cat([x, x.new_zeros(width - len(x), *x.shape[1:])]) for x in values]
-    return stacked(values, name)
+    return stacked_items(values, name)
 
 
 def _of_tokens(x: Shaped[Tensor, "..."], length: int) -> bool:

@@ -132,7 +132,7 @@ def _weights(
     if device == "map":
         _need_accelerate()
         options["device_map"] = "auto"
-    target = None if device == "map" else device_of(device)
+    target = None if device == "map" else usable_device(device)
     try:
         module, report = kind.from_pretrained(directory, **options)
     except InputError:
@@ -165,8 +165,8 @@ def _need_accelerate() -> None:
         raise InputError("load: device 'map' needs accelerate. Run: pip install 'accelerate>=1.10'")
 
 
-def device_of(name: str) -> torch.device:
-    """Return the device of a name, once something was put there; ``auto`` is the fastest here."""
+def usable_device(name: str) -> torch.device:
+    """Return the device of a name after trying it; ``auto`` is a GPU if there is one."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

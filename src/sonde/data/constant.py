@@ -14,7 +14,7 @@ MAP = 4
 
 
 def constant_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bool[Tensor, "example"] | None:
-    """Return of each example whether all numbers that a model is given are constant.
+    """Return for each example whether its inputs are constant, each channel of a map on its own.
 
     None where the model is given whole numbers, such as tokens, or fewer than eight numbers.
     """

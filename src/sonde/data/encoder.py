@@ -171,5 +171,5 @@ def takes(name: str, names: frozenset[str]) -> bool:
 
 
 def called(main: str, x: Any, names: frozenset[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return how the main input is passed: by name where ``forward`` has that name, else first."""
+    """Return args and kwargs: the input by its name if ``forward`` has it, else first."""
     return ((), {main: x}) if main in names else ((x,), {})

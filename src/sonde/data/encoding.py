@@ -35,7 +35,7 @@ BY_TOKENIZERS = (
 )  # fmt: skip
 
 
-def reads_of(model: Model, images: ImageFlags) -> Reads:
+def item_kind(model: Model, images: ImageFlags) -> Reads:
     """Return what kind of item a model reads."""
     if is_tokenizer(model.processor):
         return "text"

@@ -11,7 +11,7 @@ from sonde.data.image_encoding import patch_of
 from sonde.data.image_text import ImageTextEncoder
 from sonde.data.special import placeholder_ids, special_ids
 from sonde.data.text import Long
-from sonde.data.text_encoding import context_of, hash_of
+from sonde.data.text_encoding import context_of, tokenizer_hash
 from sonde.data.towers import has_two_towers
 
 
@@ -55,6 +55,6 @@ def image_text_encoder(
         dtype=dtype_of(model.module),
         origin={
             "processor": blake2b(recipe.encode(), digest_size=16).hexdigest(),
-            "tokenizer": hash_of(processor.tokenizer),
+            "tokenizer": tokenizer_hash(processor.tokenizer),
         },
     )

@@ -17,7 +17,7 @@ from torch import nn
 
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
-from sonde.data._checkpoint_model import DTYPES, device_of, from_directory
+from sonde.data._checkpoint_model import DTYPES, from_directory, usable_device
 from sonde.data._checkpoints import checkpoint_directory
 from sonde.data._model_kind import config_of, task_of
 from sonde.data._quiet import quiet
@@ -140,7 +140,7 @@ def _from_factory(name: str, device: str, dtype: str, processor: Any) -> Model:
     if dtype != "auto":
         found.module.to(DTYPES[dtype])
     if device != "auto" or not _has_meta(found.module):
-        found.module.to(device_of(device))
+        found.module.to(usable_device(device))
     return replace(found, name=name)
 
 

@@ -14,7 +14,7 @@ from sonde.core.hashing import tensor_key
 from sonde.core.wording import plural
 from sonde.data.encoder import Collated, Encoder, Prepared, called
 from sonde.data.sources import Row
-from sonde.data.tensors import stacked
+from sonde.data.tensors import stacked_items
 
 MISSING = ("", "NA", "N/A", "NULL")
 SHOWN_COLUMNS = 6
@@ -59,7 +59,7 @@ class NumbersEncoder(Encoder):
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Stack the vectors."""
-        x = stacked([item.value for item in items], "columns").to(self.dtype or torch.float32)
+        x = stacked_items([item.value for item in items], "columns").to(self.dtype or torch.float32)
         return Collated(*called(self.main, x, self.names))
 
     def identity(self) -> dict[str, Any]:

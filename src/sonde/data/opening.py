@@ -16,7 +16,7 @@ from sonde.data import hub
 from sonde.data.arrays import ARRAY_SUFFIXES, array_source
 from sonde.data.columns import Flags, Layout, Sample, layout
 from sonde.data.encoder import Encoder, forward_names, tensor_arguments
-from sonde.data.encoding import batch_size_for, encoder_for, main_input, reads_of
+from sonde.data.encoding import batch_size_for, encoder_for, item_kind, main_input
 from sonde.data.folders import MediaFolder
 from sonde.data.image_encoding import ImageFlags
 from sonde.data.inputs import ItemInputs
@@ -133,7 +133,7 @@ def open_inputs(
     sample = source.columns(flags.names())
     if not sample and source.n_bad == 0:
         raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
-    reads, given = reads_of(model, images), _names(classes)
+    reads, given = item_kind(model, images), _names(classes)
     id2label = dict(enumerate(given)) or _id2label(model)
     names, main = forward_names(model.module), main_input(model)
 

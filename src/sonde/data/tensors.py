@@ -54,20 +54,22 @@ class TensorEncoder(Encoder):
 
     def key(self, row: Row) -> bytes:
         """Hash type, shape and bytes."""
-        return tensor_key(as_tensor(row.get(self.column), self.column))
+        return tensor_key(column_tensor(row.get(self.column), self.column))
 
     def size(self, row: Row) -> int:
         """Return the bytes of the tensor."""
-        x = as_tensor(row.get(self.column), self.column)
+        x = column_tensor(row.get(self.column), self.column)
         return x.numel() * x.element_size()
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
         """Leave tensors as they are."""
-        return [Prepared(as_tensor(rows[row].get(self.column), self.column)) for row, _ in wanted]
+        return [
+            Prepared(column_tensor(rows[row].get(self.column), self.column)) for row, _ in wanted
+        ]
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Stack along a new first axis."""
-        x = stacked([i.value for i in items], self.column)
+        x = stacked_items([i.value for i in items], self.column)
         return Collated(*called(self.main, x, self.names))
 
     def identity(self) -> dict[str, Any]:
@@ -107,27 +109,29 @@ class FeatureEncoder(Encoder):
         named: dict[str, Tensor] = {}
         for name in (n for n in self.inputs if n in NAMES):
             with suppress(InputError):  # of a broken row, which is left out
-                named[name] = as_tensor(row.get(name), name)[None]
+                named[name] = column_tensor(row.get(name), name)[None]
         return named
 
     def key(self, row: Row) -> bytes:
         """Hash the tensors in the order of their names."""
         return bytes_key(
-            b"".join(n.encode() + tensor_key(as_tensor(row.get(n), n)) for n in self.inputs)
+            b"".join(n.encode() + tensor_key(column_tensor(row.get(n), n)) for n in self.inputs)
         )
 
     def size(self, row: Row) -> int:
         """Return the bytes of all tensors."""
-        found = [as_tensor(row.get(n), n) for n in self.inputs]
+        found = [column_tensor(row.get(n), n) for n in self.inputs]
         return sum(x.numel() * x.element_size() for x in found)
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
         """Leave tensors as they are."""
-        return [Prepared({n: as_tensor(rows[r].get(n), n) for n in self.inputs}) for r, _ in wanted]
+        return [
+            Prepared({n: column_tensor(rows[r].get(n), n) for n in self.inputs}) for r, _ in wanted
+        ]
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Stack each along a new first axis."""
-        kwargs = {n: stacked([i.value[n] for i in items], n) for n in self.inputs}
+        kwargs = {n: stacked_items([i.value[n] for i in items], n) for n in self.inputs}
         real = partial(real_tokens, marks=self.marks)
         return Collated(kwargs=kwargs, mask=token_mask(kwargs, real))
 
@@ -167,7 +171,7 @@ class CallableEncoder(Encoder):
             with suppress(Exception):  # whatever the processor raises, the item's batch says
                 made = self._made(row)
                 named = made if isinstance(made, Mapping) else {}
-                masks = {n: as_tensor(x, n)[None] for n, x in named.items() if n in NAMES}
+                masks = {n: column_tensor(x, n)[None] for n, x in named.items() if n in NAMES}
                 found = find_mask(masks, stacked=True)
                 if found is None or self.meaning.is_told_by(*found):
                     break
@@ -182,7 +186,7 @@ class CallableEncoder(Encoder):
         found = self._stored(row)
         if isinstance(found, str | bytes):
             return len(found.encode() if isinstance(found, str) else found)
-        x = as_tensor(found, self.column)
+        x = column_tensor(found, self.column)
         return x.numel() * x.element_size()
 
     def _stored(self, row: Row) -> Any:
@@ -208,10 +212,14 @@ class CallableEncoder(Encoder):
             return Collated(bad=bad)
         if all(isinstance(m, Mapping) for m in made):
             names = sorted(made[0])
-            kwargs = {n: stacked([as_tensor(m.get(n), n) for m in made], n) for n in names}
+            kwargs = {
+                n: stacked_items([column_tensor(m.get(n), n) for m in made], n) for n in names
+            }
             mask = token_mask(kwargs, self.meaning.real_tokens)
             return Collated(kwargs=kwargs, mask=mask, special=self._special(kwargs, mask), bad=bad)
-        return Collated((stacked([as_tensor(m, "processor") for m in made], "processor"),), bad=bad)
+        return Collated(
+            (stacked_items([column_tensor(m, "processor") for m in made], "processor"),), bad=bad
+        )
 
     def _special(
         self, kwargs: Mapping[str, Tensor], mask: Bool[Tensor, "_row _pos"] | None
@@ -253,7 +261,7 @@ def _say_once(name: str) -> None:
     _log.warning("padding is read from %r%s", name, open_case if name == EITHER else "")
 
 
-def as_tensor(value: Any, name: str) -> Shaped[Tensor, "..."]:
+def column_tensor(value: Any, name: str) -> Shaped[Tensor, "..."]:
     """Return a value as a tensor.
 
     Raises
@@ -276,7 +284,7 @@ def as_tensor(value: Any, name: str) -> Shaped[Tensor, "..."]:
         ) from None
 
 
-def stacked(values: Sequence[Shaped[Tensor, "..."]], name: str) -> Shaped[Tensor, "..."]:
+def stacked_items(values: Sequence[Shaped[Tensor, "..."]], name: str) -> Shaped[Tensor, "..."]:
     """Return tensors of one shape as a batch, in the type that they have."""
     shapes = sorted({tuple(v.shape) for v in values})
     if len(shapes) > 1:
@@ -292,4 +300,4 @@ def _item_key(found: Any, name: str) -> bytes:
         return bytes_key(found.encode("utf-8", "surrogatepass"))
     if isinstance(found, bytes):
         return bytes_key(found)
-    return tensor_key(as_tensor(found, name))
+    return tensor_key(column_tensor(found, name))

@@ -61,7 +61,7 @@ def text_encoder(
         decoder=_decoder(model, layout, names),
         others=others,
         unread=unread,
-        origin={"tokenizer": None if tokenizer is None else hash_of(tokenizer)},
+        origin={"tokenizer": None if tokenizer is None else tokenizer_hash(tokenizer)},
     )
 
 
@@ -127,7 +127,7 @@ def start_token(model: Model) -> int:
     return start
 
 
-def hash_of(tokenizer: Any) -> str:
+def tokenizer_hash(tokenizer: Any) -> str:
     """Return a hash of a tokenizer: its rules and its vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))

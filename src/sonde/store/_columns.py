@@ -76,7 +76,7 @@ def _extra(values: Tensor, name: str, n: int) -> pa.Array:
 
 
 def rows_of(batch: Batch, columns: Sequence[SiteColumn]) -> pa.RecordBatch:
-    """Return a row for each row of the sites of one table, and who it is."""
+    """Return the table of sites with one layout: their rows, each with its example and position."""
     key = columns[0].schema.key
     example = batch.example[key]
     words = batch.column("ids", key).contiguous().numpy()

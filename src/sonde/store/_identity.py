@@ -26,8 +26,8 @@ def only_arrays(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, An
     return only_sites(identity, list(other["arrays"])) if both else identity
 
 
-def joined(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a stream would say that read the sites of all, over the same data."""
+def joined_identity(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the identity of one stream that reads the sites of all these, over the same data."""
     first, *others = identities
     found = dict(first)
     for other in others:
@@ -87,13 +87,13 @@ def names_rows(identity: dict[str, Any]) -> bool:
     return "arrays" not in identity or not {"ids", "keys"}.isdisjoint(identity["columns"])
 
 
-def difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:
-    """Return the first name under which two differ."""
+def first_difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:
+    """Return the first entry in which two identities differ, or None."""
     return _first_name([n for n in {*a, *b} if a.get(n) != b.get(n)])
 
 
 def contradiction(a: dict[str, Any], b: dict[str, Any]) -> str | None:
-    """Return the first name under which two differ, as far as both know it."""
+    """Return the first entry in which two identities differ, of those that both know."""
     return _first_name([n for n in {*a, *b} if not agree(n, a.get(n), b.get(n))])
 
 

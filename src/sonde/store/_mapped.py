@@ -112,7 +112,7 @@ class MappedFile:
         return np.frombuffer(self._map, dtype=kind, count=len(self._map) // kind.itemsize)
 
 
-def numbers(file: MappedFile, part: pa.RecordBatch, name: str) -> Tensor:
+def number_column(file: MappedFile, part: pa.RecordBatch, name: str) -> Tensor:
     """Return a column with one or several numbers for each example."""
     column = part.column(name)
     if not pa.types.is_fixed_size_list(column.type):
@@ -125,7 +125,7 @@ def numbers(file: MappedFile, part: pa.RecordBatch, name: str) -> Tensor:
     return torch.from_numpy(values).reshape(-1, column.type.list_size)
 
 
-def integers(part: pa.RecordBatch, name: str) -> Tensor:
+def integer_column(part: pa.RecordBatch, name: str) -> Tensor:
     """Return a column of whole numbers.
 
     Raises

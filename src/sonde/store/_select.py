@@ -12,7 +12,7 @@ _OF_A_MODEL = re.compile(r"^(blocks|logits|(.*\.)?-\d+(\..*)?)$")
 _WILD = frozenset("*?[")
 
 
-def keys_of(pattern: str, schema: Sequence[SiteSchema], store: str) -> set[str]:
+def matching_keys(pattern: str, schema: Sequence[SiteSchema], store: str) -> set[str]:
     """Return the kinds of rows that a pattern names; whole names go before suffixes.
 
     Raises

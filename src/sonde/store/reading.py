@@ -18,8 +18,8 @@ from sonde.core.plan import UNIT_SIZE
 from sonde.core.site import POSITIONS, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.files.lock import holder_of
-from sonde.store._identity import appended, joined, only_sites
-from sonde.store._select import keys_of
+from sonde.store._identity import appended, joined_identity, only_sites
+from sonde.store._select import matching_keys
 from sonde.store._subset import with_examples
 from sonde.store._take import Shelf
 from sonde.store.dataset import DataSet, class_names, common_schema
@@ -129,7 +129,7 @@ class Store(Stream):
     def identity(self) -> dict[str, Any]:
         """Return what the streams that wrote it said of themselves."""
         keys = [s.key for s in self.schema]
-        return appended([only_sites(joined(s.identities), keys) for s in self._sets])
+        return appended([only_sites(joined_identity(s.identities), keys) for s in self._sets])
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
         """Return where its units begin, and the end.
@@ -178,7 +178,7 @@ class Store(Stream):
                 f"Store.select: {self.directory} has no rows of the reducer {str(reducer)!r}, only "
                 f"{', '.join(sorted({str(s.reducer) for s in self.schema}))}. Read the model again."
             )
-        found = [keys_of(str(pattern), chosen, str(self.directory)) for pattern in patterns]
+        found = [matching_keys(str(pattern), chosen, str(self.directory)) for pattern in patterns]
         return Store(self.directory, set().union(*found), self.checked)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:

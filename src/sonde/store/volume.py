@@ -12,7 +12,7 @@ import torch
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import StoreError
 from sonde.store._columns import EXTRA, SHAPE
-from sonde.store._mapped import DAMAGE, MappedFile, integers, numbers
+from sonde.store._mapped import DAMAGE, MappedFile, integer_column, number_column
 from sonde.store.column import SiteColumn
 from sonde.store.layout import (
     AGAIN,
@@ -196,16 +196,16 @@ class Volume:
         names = set(part.schema.names)
 
         def optional(name: str) -> torch.Tensor | None:
-            return integers(part, name) if name in names else None
+            return integer_column(part, name) if name in names else None
 
         return Batch(
             ids=LazyTexts(part.column("id")),
             keys=LazyTexts(part.column("key")),
             group_keys=LazyTexts(part.column("group_key")),
-            order=integers(part, "order"),
-            occurrence=integers(part, "occurrence"),
-            label=integers(part, "label"),
-            logits=numbers(file, part, "logits") if "logits" in names else None,
+            order=integer_column(part, "order"),
+            occurrence=integer_column(part, "occurrence"),
+            label=integer_column(part, "label"),
+            logits=number_column(file, part, "logits") if "logits" in names else None,
             head=self.head,
             seed=self.manifest.seed,
             extra={
@@ -227,14 +227,14 @@ class Volume:
         shared: dict[str, dict[str, Any]],
     ) -> None:
         part = file.batch(i)
-        example, position = integers(part, "index"), integers(part, "position")
+        example, position = integer_column(part, "index"), integer_column(part, "position")
         if len(example) and not 0 <= int(example.min()) <= int(example.max()) < n_examples:
             raise StoreError(f"Store: a row of {self.directory} points at no example.")
         names = set(part.schema.names)
         special = (
             torch.from_numpy(part.column("special").to_numpy(False)) if "special" in names else None
         )
-        grid = [integers(part, n) for n in ("line", "column")] if "line" in names else None
+        grid = [integer_column(part, n) for n in ("line", "column")] if "line" in names else None
         for column in columns:
             key, dtype = column.schema.key, column.schema.dtype
             shared["rows"][key] = file.tensor(part.column(column.name), dtype)
@@ -248,7 +248,7 @@ class Volume:
 
 
 def _extra(file: MappedFile, part: pa.RecordBatch, name: str) -> torch.Tensor:
-    values = numbers(file, part, name)
+    values = number_column(file, part, name)
     meta = part.schema.field(name).metadata or {}
     shape = [int(n) for n in meta.get(SHAPE, b"").split(b",") if n]
     return values.reshape(len(part), *shape) if values.ndim > 1 else values

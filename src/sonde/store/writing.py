@@ -23,7 +23,7 @@ from sonde.store._background import Background
 from sonde.store._columns import chosen_column, examples_of, kind_of, rows_of
 from sonde.store._copies import Coming, to_host
 from sonde.store._files import HASHED_BYTES, MOST_HASHING, RangeFiles, Span
-from sonde.store._identity import difference
+from sonde.store._identity import first_difference
 from sonde.store._planned import files_beside, planned
 from sonde.store.layout import DATA, EXAMPLES, GROUPS, HEAD, MANIFEST, RANGES, ROWS, SITES, sealed
 from sonde.store.manifest import Manifest, is_whole, read_manifest
@@ -254,7 +254,7 @@ def require_same_plan(found: Manifest, mine: Manifest, directory: Path) -> None:
     """
     if found.plan == mine.plan:
         return
-    what = difference(found.identity, mine.identity)
+    what = first_difference(found.identity, mine.identity)
     what = what or ("units" if found.bounds != mine.bounds else "columns")
     raise StoreError(
         f"write_store: {directory} holds rows of another model, data or reading (its {what}). "
