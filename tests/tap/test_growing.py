@@ -19,22 +19,20 @@ from tap_inputs import Texts
 
 ITEMS = [[1, 5, 6, 7], [1, 8], [1, 9, 10]]
 NEW = 6
-BLOCKS = {gpt2: "transformer.h.2", llama: "model.layers.2"}
+BLOCKS = {"gpt2": "transformer.h.2", "llama": "model.layers.2"}
+REDUCERS = ("mean", "tokens", "last", "cls")
 
 
 def causal(module) -> Model:
     return Model(module, config=module.config, task="causal")
 
 
-def stream_of(module, reducer, side="right", special=False, **settings):
+def stream_of(module, reducer, side="right", special=False, further=(), **settings):
     prompts = Texts(ITEMS, batch_size=3, side=side, special=special)
     how = {"max_new_tokens": NEW, "do_sample": False} | settings
     inputs = replay(causal(module), prompts, **how)
-    return live_stream(causal(module), inputs, BLOCKS[type_of(module)], reducer, logits=False)
-
-
-def type_of(module):
-    return next(build for build in BLOCKS if type(module) is type(build()))
+    sites = BLOCKS[module.config.model_type]
+    return live_stream(causal(module), inputs, sites, reducer, further=further, logits=False)
 
 
 def an_end(module) -> int:
@@ -52,7 +50,7 @@ def watched(module, stream) -> tuple[sonde.tap.reading.live.Batch, Tensor, int]:
     """Return a batch, the outputs of the block's calls side by side, and how many there were."""
     calls: list[Tensor] = []
     _ = stream.schema
-    handle = module.get_submodule(BLOCKS[type_of(module)]).register_forward_hook(
+    handle = module.get_submodule(BLOCKS[module.config.model_type]).register_forward_hook(
         lambda m, a, o: calls.append((o if isinstance(o, Tensor) else o[0]).clone())
     )
     (batch,) = stream.batches(0, len(ITEMS))
@@ -60,14 +58,15 @@ def watched(module, stream) -> tuple[sonde.tap.reading.live.Batch, Tensor, int]:
     return batch, torch.cat(calls, dim=1), len(calls)
 
 
-@pytest.mark.parametrize("ends", [False, True], ids=["full length", "early end"])
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("build", [gpt2, llama])
-@pytest.mark.parametrize("reducer", ["tokens", "last", "cls", "mean"])
+@pytest.mark.parametrize(
+    ("build", "side", "ends"),
+    [(gpt2, "left", True), (gpt2, "right", False), (llama, "left", False), (llama, "right", True)],
+)
 @pytest.mark.truth("the outputs of the same calls, hooked and reduced by hand")
-def test_rows_are_those_of_the_calls_of_generation(build, side, ends, reducer):
+def test_rows_are_those_of_the_calls_of_generation(build, side, ends):
     module = build()
-    stream = stream_of(module, reducer, side, eos_token_id=an_end(module) if ends else None)
+    end = an_end(module) if ends else None
+    stream = stream_of(module, "mean", side, further=REDUCERS[1:], eos_token_id=end)
     batch, outputs, n_calls = watched(module, stream)
     longest = max(map(len, ITEMS))
     assert n_calls == 1 + NEW  # the prompts, each new token, and no forward over it all
@@ -78,11 +77,10 @@ def test_rows_are_those_of_the_calls_of_generation(build, side, ends, reducer):
     for i, item in enumerate(ITEMS):
         mine = outputs[i, longest - len(item) : longest + int(lengths[i])]
         found = batch.rows[key][batch.example[key] == i]
-        if reducer == "mean":
-            torch.testing.assert_close(found[0], mine.mean(dim=0), rtol=1e-5, atol=1e-6)
-        else:
-            wanted = {"tokens": mine, "last": mine[-1:], "cls": mine[:1]}[reducer]
-            assert torch.equal(found, wanted)
+        torch.testing.assert_close(found[0], mine.mean(dim=0), rtol=1e-5, atol=1e-6)
+        for name, wanted in {"tokens": mine, "last": mine[-1:], "cls": mine[:1]}.items():
+            of_name = f"{key}|{name}"
+            assert torch.equal(batch.rows[of_name][batch.example[of_name] == i], wanted)
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -123,7 +121,7 @@ def test_what_stands_behind_an_end_or_before_a_prompt_is_not_summed():
 
     raw = next(stream.inputs.batches(0, 3))
     dead, seen = ~present(raw.mask), []
-    block = module.get_submodule(BLOCKS[llama])
+    block = module.get_submodule(BLOCKS["llama"])
     handle = block.register_forward_hook(broken, with_kwargs=True)
     found = next(stream.batches(0, 3))
     handle.remove()
@@ -132,15 +130,13 @@ def test_what_stands_behind_an_end_or_before_a_prompt_is_not_summed():
     assert torch.equal(found.rows[key], clean.rows[key])
 
 
-@pytest.mark.parametrize("reducer", ["mean", "last", "cls", "tokens"])
-def test_rows_of_sampled_texts_repeat_bit_for_bit_and_are_those_of_one_more_forward(
-    reducer, monkeypatch
-):
+def test_rows_of_sampled_texts_repeat_bit_for_bit_and_are_those_of_one_more_forward(monkeypatch):
     module = llama()
-    stream = stream_of(module, reducer, do_sample=True)
+    stream = stream_of(module, "mean", further=REDUCERS[1:], do_sample=True)
     first, second = (next(iter(stream)) for _ in range(2))
     monkeypatch.setattr(sonde.tap.reading.live, "may_record", lambda *_: False)
-    replayed = next(iter(stream_of(module, reducer, do_sample=True)))
+    replayed = next(iter(stream_of(module, "mean", further=REDUCERS[1:], do_sample=True)))
+    assert len(first.rows) == len(REDUCERS)
     for key, x in first.rows.items():
         assert torch.equal(x, second.rows[key])
         torch.testing.assert_close(x, replayed.rows[key], rtol=1e-4, atol=2e-6)
@@ -148,17 +144,24 @@ def test_rows_of_sampled_texts_repeat_bit_for_bit_and_are_those_of_one_more_forw
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reducer", ["mean", "last", "cls"])
-def test_outputs_are_let_go_of_step_by_step(reducer):
+def test_outputs_are_let_go_of_step_by_step():
     module = llama()
-    stream = stream_of(module, reducer, max_new_tokens=12, eos_token_id=None)
+    stream = stream_of(
+        module, "mean", further=("last", "cls"), max_new_tokens=12, eos_token_id=None
+    )
     _ = stream.schema
-    alive: list[int] = []
-    handle = module.register_forward_hook(lambda *_: alive.append(n_steps_alive()))
+    calls, alive = [], []
+
+    def count(*_: object) -> None:
+        calls.append(1)
+        if len(calls) in (4, 13):  # each look walks over every object that there is
+            alive.append(n_steps_alive())
+
+    handle = module.register_forward_hook(count)
     next(iter(stream))
     handle.remove()
-    assert len(alive) == 13
-    assert alive[-1] <= alive[3] + 2
+    assert len(calls) == 13
+    assert alive[1] <= alive[0] + 2
 
 
 def test_all_tokens_are_let_go_of_once_they_are_rows():
@@ -175,10 +178,9 @@ def n_steps_alive() -> int:
     return sum(issubclass(type(x), Tensor) and x.shape == (3, 1, 32) for x in gc.get_objects())
 
 
-@pytest.mark.parametrize("reducer", ["mean", "last", "tokens"])
-def test_a_module_that_runs_twice_in_a_step_gives_no_rows(reducer):
+def test_a_module_that_runs_twice_in_a_step_gives_no_rows():
     module = llama()
-    stream = stream_of(module, reducer)
+    stream = stream_of(module, "tokens")
     block, (kind,) = module.model.layers[1], stream.kinds
     inputs = expect(ReplayInputs, stream.inputs)
     prompts = next(inputs.prompt_batches(0, 3))
