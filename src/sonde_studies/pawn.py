@@ -1,64 +1,23 @@
 """Do learned weights over token metrics tell machine text, and on another domain too."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from sonde import Model, Stream, load, read
+from sonde import load
 from sonde.core import Scorer
 from sonde.detect import PAWN, LinearProbe, TokenStatistics
 from sonde_studies._separation import area
-from sonde_studies._written import HUMAN, MACHINE, Texts, code, prose, written
+from sonde_studies._written import HUMAN
+from sonde_studies._written_tokens import DOMAINS, Sizes, Tokens, reading_of, texts_of, tokens_with
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-DOMAINS = {"code": code, "prose": prose}
 SEEN, UNSEEN = DOMAINS
 SMALL = {"features": 32, "gates": 32, "hidden": 32, "depth": 2, "batch": 32, "rate": 3e-3}
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """Texts of each writer, tokens of a beginning and of a text, walks of the training."""
-
-    fit: int = 256
-    test: int = 128
-    prompt: int = 16
-    length: int = 144
-    epochs: int = 15
-
-
 TINY_SIZES = Sizes(12, 8, 4, 24, 2)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Every predicted token of some texts: the state behind it, its metrics, where it stands."""
-
-    states: Tensor
-    metrics: Tensor
-    text: Tensor
-    position: Tensor
-    label: Tensor
-
-    def means(self, rows: Tensor) -> Tensor:
-        """Return the mean of rows over each text."""
-        n = len(self.label)
-        total = torch.zeros(n, rows.shape[1]).index_add_(0, self.text, rows.float())
-        return total / torch.bincount(self.text, minlength=n)[:, None]
-
-    def stateless(self) -> "Tokens":
-        """Return the same tokens with zeros for states, so that weights see places alone."""
-        return replace(self, states=torch.zeros_like(self.states))
-
-    def separated(self, score: Tensor) -> float:
-        """Return how well a score of texts tells those of machines."""
-        return area(score[self.label == HUMAN], score[self.label == MACHINE])
-
-
 Score = Callable[[Tokens], Tensor]
 
 
@@ -116,10 +75,10 @@ class PAWNStudy(Study):
         sizes = TINY_SIZES if tiny else Sizes()
         model = load("sonde:stdlib")
         tick("writing and reading")
-        texts = {d: _written(model, d, sizes.test, sizes, draw) for d in DOMAINS}
-        learned = _written(model, SEEN, sizes.fit, sizes, draw)
-        test = {d: _tokens(_reading(model, t), t) for d, t in texts.items()}
-        fit = _tokens(_reading(model, learned), learned)
+        texts = {d: texts_of(model, d, sizes.test, sizes, draw) for d in DOMAINS}
+        learned = texts_of(model, SEEN, sizes.fit, sizes, draw)
+        test = {d: tokens_with(reading_of(model, t), t) for d, t in texts.items()}
+        fit = tokens_with(reading_of(model, learned), learned)
         tick("training")
         arms = _arms(fit, sizes.epochs, seed)
         found = {
@@ -149,10 +108,6 @@ class PAWNStudy(Study):
 def _is_other(key: str, domain: str) -> bool:
     arm, _, where = key.partition(" | ")
     return where == domain and arm in ("PAWN", "plain mean")
-
-
-def _written(model: Model, domain: str, n: int, sizes: Sizes, draw: np.random.Generator) -> Texts:
-    return written(model, DOMAINS[domain](), n, sizes.prompt, sizes.length, draw)
 
 
 def _arms(fit: Tokens, epochs: int, seed: int) -> dict[str, Score]:
@@ -198,31 +153,3 @@ def _statistic(fit: Tokens, detector: TokenStatistics) -> Score:
         return scorer.reduced(tokenwise, tokens.text, "own", tokens.metrics).score
 
     return score
-
-
-def _reading(model: Model, texts: Texts) -> Stream:
-    each = enumerate(zip(texts.ids, texts.label, strict=True))
-    items = [{"input_ids": ids, "id": str(i), "label": label} for i, (ids, label) in each]
-    return read(model, items, **PAWN().reading())
-
-
-def _tokens(stream: Stream, texts: Texts) -> Tokens:
-    """Return the predicted tokens of texts, with the states behind them."""
-    first, second = (s.key for s in stream.schema)
-    parts: list[tuple[Tensor, ...]] = []
-    for batch in stream:
-        name = torch.tensor([int(i) for i in batch.ids])
-        place = {
-            (int(name[e]), int(p)): row
-            for row, (e, p) in enumerate(
-                zip(batch.example[first].tolist(), batch.position[first].tolist(), strict=True)
-            )
-        }
-        here = name[batch.example[second]]
-        at = batch.position[second]
-        rows = [place[key] for key in zip(here.tolist(), at.tolist(), strict=True)]
-        parts.append((batch.rows[first][rows].float(), batch.rows[second], here, at))
-    states, metrics, text, position = (torch.cat(p) for p in zip(*parts, strict=True))
-    order = torch.argsort(text * (1 << 20) + position)
-    label = torch.tensor(texts.label)
-    return Tokens(states[order], metrics[order], text[order], position[order], label)
