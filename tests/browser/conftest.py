@@ -2,8 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,8 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@contextmanager
-def silent(browser: Any) -> Iterator[Any]:
+@pytest.fixture
+def opened(browser) -> Iterator[Any]:
     """Open pages that must stay silent: no console message, no error, no dialog, no request.
 
     With ``painted`` a page may draw images that stand in it.
@@ -55,17 +53,3 @@ def silent(browser: Any) -> Iterator[Any]:
     for context in contexts:
         context.close()
     assert noise == []
-
-
-@pytest.fixture
-def opened(browser) -> Iterator[Any]:
-    """Open pages that a test may change; each is a new one."""
-    with silent(browser) as go:
-        yield go
-
-
-@pytest.fixture(scope="module")
-def shown(browser) -> Iterator[Any]:
-    """Open pages that tests only look at; each once for its size and theme."""
-    with silent(browser) as go:
-        yield cache(go)

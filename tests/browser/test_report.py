@@ -34,15 +34,15 @@ def page_file(report, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_page_fits_and_everything_is_there(shown, page_file, size: str, theme: str) -> None:
-    page = shown(page_file, size, theme)
+def test_the_page_fits_and_everything_is_there(opened, page_file, size: str, theme: str) -> None:
+    page = opened(page_file, size, theme)
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
     for key in SECTIONS:
         assert page.locator(f"section#{key}").is_visible()
     wide, narrow = (page.locator(f"svg.plot.{kind}") for kind in ("wide", "narrow"))
-    seen, hidden = (narrow, wide) if size == "phone" else (wide, narrow)
-    assert seen.count() == hidden.count() == 16
-    assert all(plot.is_visible() for plot in seen.all())
+    shown, hidden = (narrow, wide) if size == "phone" else (wide, narrow)
+    assert shown.count() == hidden.count() == 16
+    assert all(plot.is_visible() for plot in shown.all())
     assert not any(plot.is_visible() for plot in hidden.all())
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(251, 250, 248)"
     assert dark == (theme == "dark")
@@ -103,12 +103,12 @@ SMALL = """() => {
 
 @pytest.mark.truth("contrast after WCAG 2.2, from computed colours")
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_text_has_contrast(shown, page_file, theme: str) -> None:
-    assert shown(page_file, "desk", theme).evaluate(FAINT) == []
+def test_text_has_contrast(opened, page_file, theme: str) -> None:
+    assert opened(page_file, "desk", theme).evaluate(FAINT) == []
 
 
-def test_text_and_targets_are_large_enough_for_a_phone(shown, page_file) -> None:
-    assert shown(page_file, "phone", "light").evaluate(SMALL) == []
+def test_text_and_targets_are_large_enough_for_a_phone(opened, page_file) -> None:
+    assert opened(page_file, "phone").evaluate(SMALL) == []
 
 
 def test_drawers_open_by_keyboard_and_the_focus_can_be_seen(opened, page_file) -> None:
@@ -184,8 +184,8 @@ def test_the_choice_of_theme_is_remembered(opened, page_file) -> None:
     assert button.inner_text() == "Light"
 
 
-def test_pictures_have_a_text_in_their_place(shown, page_file) -> None:
-    page = shown(page_file, "desk", "light")
+def test_pictures_have_a_text_in_their_place(opened, page_file) -> None:
+    page = opened(page_file)
     for picture in page.locator("svg[role=img]").all():
         assert len(picture.get_attribute("aria-label") or "") > 8
     for table in page.locator("table").all():
