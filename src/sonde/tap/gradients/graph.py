@@ -96,13 +96,13 @@ class Graph:
         return self._users.get(node, [])
 
     def entries(self, parameter: Tensor) -> Iterator[Use]:
-        """Yield where a parameter enters, behind all that changes its form alone."""
+        """Yield the operations that a parameter enters, past those that only change its form."""
         leaf = self._leaves.get(id(parameter))
         if leaf is not None:
             yield from self._behind(leaf, (), tuple(parameter.shape))
 
     def beyond(self, use: Use) -> Iterator[Use]:
-        """Yield where the outcome of a use that has no rows yet enters."""
+        """Yield the operations that take what a use made; asked where that has no axis of rows."""
         chain = (*use.chain, (use.node, use.index))
         yield from self._behind(use.node, chain, shape_after(use.node))
 

@@ -114,7 +114,7 @@ class BatchLosses:
     answers: Answers | None = None
 
     def drawn_for(self, row: int) -> Int[Tensor, "answer"] | None:
-        """Return what was taken for the truth of one example."""
+        """Return the classes or tokens that were taken for the truth of one example, or None."""
         return None if self.answers is None else self.answers.truth[self.answers.example == row]
 
 

@@ -164,7 +164,7 @@ class RecordedForward:
         return self._whole(sites[0], value, args, kwargs)
 
     def arguments(self, repeats: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return fresh arguments, all examples so often, one batch of them after another."""
+        """Return new arguments in which the whole batch is repeated along the examples."""
         args, kwargs = copy.deepcopy(self._given)
         if repeats > 1:
             args = tuple(_tiled(x, repeats, self.n) for x in args)

@@ -1,4 +1,4 @@
-"""Flags of a model's parts held at False while somebody reads, whatever thread does.
+"""Flags of a model's parts, held at False while any thread reads the model.
 
 The first reader changes a flag, the last gives it back: until then it is False for all.
 """
@@ -25,7 +25,7 @@ class Holding:
         self._readers: dict[int, int] = {}
 
     def take(self, objects: Sequence[Any]) -> list[Any]:
-        """Hold the flag of those objects that have it True, or had before another reader came."""
+        """Set the flag to False where it is True; return these and those already held."""
         with self._lock:
             held = self._readers
             mine = list(compress(objects, map(self._get, objects)))

@@ -33,7 +33,7 @@ _ACTIVE: contextvars.ContextVar[tuple["Session", ...]] = contextvars.ContextVar(
 
 
 class Stop(BaseException):
-    """Ends a forward after the last site; no ``except Exception`` on the way can swallow it."""
+    """Ends a forward after the last site; a model's own ``except Exception`` does not catch it."""
 
     def __init__(self, owner: object) -> None:
         self.owner = owner

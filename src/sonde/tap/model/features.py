@@ -69,7 +69,7 @@ def by_class(module: nn.Module, ndim: int, key: str = "") -> int | None:
 
 
 def by_number(module: nn.Module, shape: Sequence[int], key: str = "") -> int | None:
-    """Return the axis that a module's class names, where it has as many features as it declares.
+    """Return the axis that the module's class names, if it is as long as the declared features.
 
     Without weights a norm takes other numbers too, so an axis that follows the inputs may be it.
     """
@@ -97,7 +97,7 @@ def by_sizes(shape: Sequence[int], candidates: Iterable[int], module: nn.Module)
 
 
 def by_classes(module: nn.Module, ndim: int) -> set[int]:
-    """Return the feature axes that the classes of the parts of a module speak for."""
+    """Return the feature axes that the classes of a module's parts suggest."""
     parts = (part for part in module.modules() if not part._modules)
     found = {by_class(part, ndim) or by_kind_of_pool(part, ndim) for part in parts}
     return {axis for axis in found if axis is not None}

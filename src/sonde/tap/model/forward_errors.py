@@ -69,7 +69,7 @@ def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def advising(batch: InputBatch) -> Iterator[None]:
-    """Do as ``forward_on``, and say what to do where memory does not suffice."""
+    """Raise errors as ``forward_on`` does, and say what to do if memory runs out."""
     try:
         with forward_on(batch):
             yield

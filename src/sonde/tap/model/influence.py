@@ -36,7 +36,7 @@ class Influence:
     batch: InputBatch
 
     def features(self, site: Site, candidates: Sequence[int]) -> int | None:
-        """Return the one axis all over which every change reaches, or None if that does not tell.
+        """Return the only axis along which every change spreads everywhere; None if there is none.
 
         All other candidates must keep some change near its place.
         """

@@ -386,7 +386,7 @@ class LiveStream(Stream):
 
     @property
     def named_output(self) -> str | None:
-        """The output that holds the logits, where neither its name nor its being alone says so."""
+        """The output that holds the logits, where it is neither named so nor the only one."""
         key = self.logits_key if self.with_logits or self.objective or self.perturb else None
         return None if key in KNOWN else key
 

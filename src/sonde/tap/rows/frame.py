@@ -236,7 +236,13 @@ class Frame:
         return self._selected[key], self._selected[key, "row"]
 
     def steps_after(self, axis: str, length: int) -> tuple[Tensor, Tensor]:
-        """Return the same for all real tokens of steps, each of which has one before it."""
+        """Return index and row of every real token of a step, special or not, as ``steps`` does.
+
+        Raises
+        ------
+        InputError
+            If a step begins with the first token of its example: no token stands before it.
+        """
         flat, row = self.steps(axis, length, True)
         key = ("steps after", axis, length)
         if key not in self._selected:

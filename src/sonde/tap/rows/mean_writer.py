@@ -39,7 +39,7 @@ class MeanWriter:
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.renew(self.memory)}
 
     def begin(self) -> None:
-        """Forget the outputs of the forward before, but not how many there were."""
+        """Begin a forward of other examples; as many places will be made as the last one took."""
         self._expected = {lane.kind: lane.n_made - len(lane.free) for lane in self._lanes.values()}
         self._lanes = {}
 
