@@ -140,7 +140,7 @@ def _require_other_rows(a: Bundle, b: Bundle, n_groups: int) -> None:
 
 @dataclass(frozen=True)
 class RowOverlap:
-    """How many rows two bundles share, of the fewer that either has."""
+    """Rows that two samples have in common: ``n`` of the ``of`` rows of the smaller one."""
 
     n: int
     of: int
@@ -171,7 +171,7 @@ class RowOverlap:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The rows of a sample: their draws, by what it is ordered, and whether it is cut there."""
+    """A hash sample: the draw of each row, the draw it is sorted by, whether rows were dropped."""
 
     draw: Int[Tensor, "sample"]
     order: Int[Tensor, "sample"]
@@ -185,9 +185,10 @@ class Drawn:
 
 
 def shared_rows(*samples: Drawn, what: str) -> RowOverlap | None:
-    """Return how many rows two samples share, of the fewer; None for none.
+    """Return how many rows two samples have in common; None where they have none.
 
-    Before the nearer of both ends the samples miss no row, so the share is that of all.
+    Only rows up to the end of the sample that ends first are compared: up to there both samples
+    are complete, so the share of common rows is that of all the data.
     """
     orders = [rank_key(s.order) for s in samples]
     ends = [int(o[-1]) for o, s in zip(orders, samples, strict=True) if s.is_cut]

@@ -107,11 +107,11 @@ class Found:
     entry: Int[Tensor, "example"]
 
     def at(self, index: Tensor) -> "Found":
-        """Return some of them."""
+        """Return the examples at some positions."""
         return Found(self.score[index], self.label[index], self.draw[index], self.entry[index])
 
     def after(self, other: "Found | None") -> "Found":
-        """Return those of ``other`` and these."""
+        """Return the examples of ``other``, then these."""
         return self if other is None else Found.joined([other, self])
 
     @classmethod
@@ -178,7 +178,7 @@ def _rows_at(batch: Batch, key: str, joined: JoinedRows) -> Int[Tensor, "row"]:
 def least(
     by: Int[Tensor, "row"], draw: Int[Tensor, "_row"], example: Int[Tensor, "_row"]
 ) -> Int[Tensor, "example"]:
-    """Return of each example, in ascending order, the row that comes first by ``by``, then draw."""
+    """Return for each example, ascending, the index of its row of least ``by``, ties by draw."""
     order = torch.argsort(rank_key(draw), stable=True)
     if by is not draw:
         order = order[torch.argsort(by[order], stable=True)]

@@ -154,7 +154,7 @@ def least_p(
     rule: AnyRule = "bonferroni",
     unusual: pa.Table | None = None,
 ) -> float:
-    """Return the p-value of a row that every detector finds infinitely unusual; 1 without one."""
+    """Return the least p-value that ``rule`` can give; 1 where a detector is not calibrated."""
     if rule not in COMBINED:
         return float(fused_of(fitted, keys, rule, unusual).calibration.p_value([math.inf])[0])
     each = [_calibration(fitted, key) for key in keys]

@@ -4,7 +4,7 @@ from sonde.run.bundles.fitted import Fitted
 
 
 def lacking(fitted: Fitted, name: tuple[str, str], alpha: float) -> tuple[int, int] | None:
-    """Return how many rows calibrated and how many it takes, where no p can be ``alpha``."""
+    """Return (calibrated rows, rows needed) where no p-value can reach ``alpha``, else None."""
     calibration = getattr(fitted.scorers.get(name), "calibration", None)
     whole = getattr(calibration, "whole", calibration)
     if whole is None or whole.n >= whole.needed(alpha):

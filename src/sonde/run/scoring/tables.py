@@ -187,7 +187,7 @@ def scores_of(table: pa.Table) -> np.ndarray:
 
 
 def beyond(scores: np.ndarray) -> np.ndarray:
-    """Return how far scores lie above their median, in units from it to their 90 % quantile.
+    """Return ``(score - median) / (90 % quantile - median)``, so that detectors compare.
 
     Examples
     --------

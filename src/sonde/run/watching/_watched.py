@@ -163,6 +163,7 @@ def in_single(scorer: Scorer, device: torch.device) -> Any:
 def watches_of(
     fitted: Fitted, alpha: float | None, methods: Methods | None, device: torch.device
 ) -> list[WatchedDetector]:
+    """Return the detectors that a guard watches, on ``device``; None watches all of a bundle."""
     found = []
     methods = [methods] if isinstance(methods, str) else methods
     held = ", ".join(sorted({word for word, _ in fitted.names})) or "nothing"

@@ -75,7 +75,7 @@ def in_order(job: PartJob, crew: Crew) -> Generator[Any]:
 
 
 def spans_of(n_units: int, workers: int) -> list[Span]:
-    """Return ranges that give each worker several, and none very much."""
+    """Return ranges of units, short enough that each worker gets several of them."""
     step = min(MOST_UNITS, max(1, n_units // (PARTS * max(1, workers))))
     edges = [*range(0, n_units, step), n_units]
     return list(itertools.pairwise(edges))
