@@ -43,7 +43,7 @@ class Bundle:
 
 
 def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
-    """Return the states and the header of both sets of rows; see ``Fitted.merge``."""
+    """Return states and header as if one fit had seen the rows of both; see ``Fitted.merge``."""
     _require_alike(a, b)
     units = _merge_units(a.header["units"], b.header["units"])
     data, draws = joined_counts(a.header, b.header, a.split)

@@ -59,7 +59,10 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
 
 
 def held_requests(tasks: list[Task], split: Split | None) -> dict[str, Request]:
-    """Return the requests for the scores of detectors that were calibrated on other rows."""
+    """Return, by id, what detectors asked of the rows that were kept out of their fit.
+
+    These rows' scores calibrate them.
+    """
     found: dict[str, Request] = {}
     for task in tasks:
         for (group,) in reads_of(task, split).get("held_scores", []):

@@ -79,9 +79,10 @@ def trust(
 def trust_of(
     candidates: Sequence[Candidate], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """Return the candidate of highest AUROC on one half of the groups, as the other half has it.
+    """Choose a candidate on one half of the groups, and say how it does on the other half.
 
-    A single candidate is judged on all rows, as there is nothing to choose.
+    The one of highest AUROC on the first half is chosen: judged on the rows that chose it, it would
+    look better than it is. A single candidate is judged on all rows, as there is nothing to choose.
 
     Returns
     -------

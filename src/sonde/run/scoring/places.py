@@ -13,9 +13,9 @@ from sonde.stats import CalibratedScorer
 
 
 def check_places(batch: Batch, tasks: Mapping[Key, Task], scorers: Mapping[Key, Scorer]) -> None:
-    """Refuse images that have other positions than were fitted, where a detector compares by these.
+    """Refuse images of another number of positions, where a detector compares position by position.
 
-    Rows that no image was read for are taken at their word.
+    Rows of which it is not known what image they belong to are not checked.
 
     Raises
     ------
