@@ -60,7 +60,7 @@ def test_inference_mode_leaves_nothing_that_others_may_not_write():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded", "ignore:lance is not fork-safe")
 def test_a_forked_child_writes_into_pages_of_its_own():
     kept = RowMemory().keep(torch.ones(3))
     if (child := os.fork()) == 0:

@@ -22,7 +22,7 @@ from tools.faults.jobs import Bench, Job, Sizes, Undisturbed, prepare, undisturb
 from tools.faults.killing import kill_trials, worker_trials
 from tools.faults.trial import Trial, table
 
-FULL, QUICK = Sizes(12_000, 20_000, 6_000, 1024), Sizes(2_000, 6_000, 400, 512)
+FULL, QUICK = Sizes(12_000, 20_000, 6_000, 1024), Sizes(4_000, 9_000, 400, 1024)
 SHARES = {
     "fit": 14,
     "fit --workers 2": 8,
