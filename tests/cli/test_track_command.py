@@ -34,11 +34,14 @@ def test_checkpoints_become_curves_and_the_record_is_kept(run, checkpoints, tmp_
     ran = run(*words, *reading, "--json", "-o", page)
     assert ran.code == 0, ran.err
     found = ran.json()
-    assert (found["steps"], found["left_out"]) == (list(STEPS), ["spectrum"])
+    assert found["steps"] == list(STEPS)
     last = sonde.load(str(checkpoints / "checkpoint-40"))
     stream = sonde.read(last, "sonde:digits/test", sites="blocks", limit=64)
     own = sonde.fit(ParticipationRatio(), stream, calibrate=0.0, progress=False)
     for curve in found["curves"]:
+        if curve["method"] == "spectrum":
+            assert curve["low"][1] < curve["values"][1] < curve["high"][1]
+            continue
         value = own.result(ParticipationRatio(), curve["site"]).value
         assert curve["values"][1] == pytest.approx(value, rel=1e-6)
         assert curve["values"][0] != curve["values"][1]

@@ -22,7 +22,9 @@ class Track:
 
     FOLDER is what sonde.TrackCallback recorded, or a folder of checkpoints (checkpoint-500, ...).
     Checkpoints are read over DATA one after the other, and each one's states are kept in RECORD:
-    the same command goes on where it was stopped, and reads new checkpoints alone.
+    the same command goes on where it was stopped, and reads new checkpoints alone. By the sample
+    of rows that the states of a step hold, steps are compared with each other too: how like the
+    last one each is, and when the features of the last one can first be read.
 
     Example: sonde track run.track -o track.html
 

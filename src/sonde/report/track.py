@@ -15,6 +15,7 @@ from sonde.report.document import Head, Section, document_page, save_document
 from sonde.report.track_terminal import flags_said, track_verdict
 
 MOST_LINES: Final = 8
+VECTOR: Final = "A point is the median, its bar the 10th to the 90th percentile"
 
 
 def track_to_html(found: dict[str, Any]) -> str:
@@ -33,8 +34,7 @@ def track_to_html(found: dict[str, Any]) -> str:
     ]
     pictures = [chart_picture(c, f"chart-{i}") for i, c in enumerate(found.get("charts", ()))]
     if pictures:
-        parts.append(Section("charts", "Together", [figure(p, names) for p in pictures]))
-    left = ", ".join(found["left_out"])
+        parts.append(Section("charts", "Over the steps", [figure(p, names) for p in pictures]))
     head = Head(
         "track",
         "Over the training",
@@ -42,7 +42,6 @@ def track_to_html(found: dict[str, Any]) -> str:
         [
             ("recorded in", shown(found["folder"], 200)),
             ("steps", ", ".join(f"{step:,}" for step in found["steps"][:24])),
-            ("without a curve", f"{left} (vectors)" if left else None),
         ],
         subject=shown(found["folder"], 100),
     )
@@ -73,7 +72,12 @@ def _curves(found: dict[str, Any], method: str, key: str) -> Picture:
         return overlaid(made, ends)
 
     message = f"{method} at {plural(len(own), 'site')}, step by step"
+    vectors = [c for c in own if "low" in c]
     note = "Bars are two standard errors." if any("lo" in row for row in rows) else ""
+    if vectors:
+        note = (
+            f"{VECTOR} of at most {plural(max(c['entries'] for c in vectors), 'entry', 'entries')}."
+        )
     if len(own) > len(axis.sites):
         note += f" Drawn at {len(axis.sites)} of {len(own)} sites."
     note = " ".join([note, *flags_said(own)])
@@ -82,7 +86,7 @@ def _curves(found: dict[str, Any], method: str, key: str) -> Picture:
 
 def _points(curve: dict[str, Any], steps: list[int], axis: Axis) -> Rows:
     made: Rows = []
-    for step, value, error in zip(steps, curve["values"], curve["errors"], strict=True):
+    for i, (step, value) in enumerate(zip(steps, curve["values"], strict=True)):
         if value is None:
             continue
         row = {
@@ -91,7 +95,10 @@ def _points(curve: dict[str, Any], steps: list[int], axis: Axis) -> Rows:
             "s": axis.names[curve["site"]],
             "tip": tip(curve["site"], f"step {step:,}", number(value)),
         }
-        made.append(
-            row if error is None else row | {"lo": value - 2 * error, "hi": value + 2 * error}
-        )
+        error = curve["errors"][i]
+        if "low" in curve:
+            row |= {"lo": curve["low"][i], "hi": curve["high"][i]}
+        elif error is not None:
+            row |= {"lo": value - 2 * error, "hi": value + 2 * error}
+        made.append(row)
     return made

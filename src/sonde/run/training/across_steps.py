@@ -1,0 +1,160 @@
+"""What the rows of a site at one step of a training have in common with those at other steps.
+
+States keep a sample of rows, mostly for error bars, and it is the same rows at every step, so that
+steps can be compared without the models.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.chart import Chart, ChartAxis, curves, matrix
+from sonde.measure.emergence import EmergenceResult, emergence
+from sonde.measure.layer_cka import LayerCKA, LayerCKAResult
+from sonde.run.bundles.evidence import sample
+from sonde.run.bundles.fitted import Fitted
+from sonde.stats import HashSampleState
+from sonde.stats.sampled_rows import SampledRows
+
+LEAST_ROWS = 16
+MOST_ROWS = 1024
+MOST_STEPS = 24
+MOST_SITES = 8
+FEATURES = 10
+"""Principal directions of the last step whose emergence is followed."""
+Samples = Mapping[str, Mapping[int, HashSampleState]]
+
+
+@dataclass(frozen=True)
+class SiteAcrossSteps:
+    """The rows of one site at each step beside those at the other steps.
+
+    Parameters
+    ----------
+    site : str
+    steps : tuple of int
+        In ascending order.
+    similarity : LayerCKAResult
+        Debiased CKA of every step to every step.
+    emergence : EmergenceResult or None
+        When the principal directions of the last step can first be read; None where there are not
+        more rows than units.
+    """
+
+    site: str
+    steps: tuple[int, ...]
+    similarity: LayerCKAResult
+    emergence: EmergenceResult | None
+
+    @property
+    def to_last(self) -> Float[Tensor, "step"]:
+        """Similarity of each step to the last one."""
+        return torch.as_tensor(self.similarity.value)[:, -1]
+
+    @property
+    def errors(self) -> Float[Tensor, "step"]:
+        """Standard errors of ``to_last``; NaN where there are too few rows for one."""
+        se = self.similarity.se
+        return (
+            torch.full_like(self.to_last, torch.nan) if se is None else torch.as_tensor(se)[:, -1]
+        )
+
+    @property
+    def explained(self) -> Float[Tensor, "step"] | None:
+        """Mean share of the last step's features that each earlier step explains, in [0, 1]."""
+        return None if self.emergence is None else self.emergence.r2.clamp(min=0).mean(1)
+
+
+def chosen(names: Sequence[str] | Sequence[int], most: int) -> list[int]:
+    """Return the indices of at most so many entries, evenly spaced, the first and last among them.
+
+    Examples
+    --------
+    >>> chosen(range(7), 3), chosen(range(2), 3)
+    ([0, 3, 6], [0, 1])
+    """
+    last = len(names) - 1
+    return (
+        [*range(last + 1)] if last < most else [round(i * last / (most - 1)) for i in range(most)]
+    )
+
+
+def samples_of(fitted: Fitted) -> dict[str, HashSampleState]:
+    """Return the sample of rows at each site where the states of a step hold one."""
+    sites = [site["text"] for site in fitted.header["sites"]]
+    found = {sites[i]: sample(fitted, sites[i], MOST_ROWS) for i in chosen(sites, MOST_SITES)}
+    return {
+        site: held.state
+        for site, held in found.items()
+        if held is not None and isinstance(held.state, HashSampleState)
+    }
+
+
+def across_steps(samples: Samples) -> list[SiteAcrossSteps]:
+    """Compare the rows of each site over the steps.
+
+    Parameters
+    ----------
+    samples : mapping of str to mapping of int to HashSampleState
+        For each site the sample at each step. A site with one step or fewer than 16 rows that all
+        steps hold is left out.
+    """
+    made: list[SiteAcrossSteps] = []
+    for site, at in samples.items():
+        steps = sorted(at)
+        held = tuple(at[step] for step in steps)
+        joined = SampledRows.of(held)
+        if len(steps) < 2 or len(joined) < LEAST_ROWS:
+            continue
+        similarity = LayerCKA(MOST_ROWS).result(held)
+        rows = dict(zip(steps, joined.rows, strict=True))
+        wide = max(x.shape[1] for x in joined.rows)
+        found = emergence(rows, group=joined.group, k=FEATURES) if len(joined) > wide + 1 else None
+        made.append(SiteAcrossSteps(site, tuple(steps), similarity, found))
+    return made
+
+
+def charts_across_steps(found: Sequence[SiteAcrossSteps]) -> list[Chart]:
+    """Return curves over the steps with a line for each site, and a map of steps for each site."""
+    if not found:
+        return []
+    last = found[0].steps[-1]
+    rows = [
+        {
+            "step": step,
+            "site": one.site,
+            "cka": value,
+            "low": value - 2 * se,
+            "high": value + 2 * se,
+        }
+        for one in found
+        for step, value, se in zip(
+            one.steps, one.to_last.tolist(), one.errors.tolist(), strict=True
+        )
+    ]
+    y = ChartAxis("cka", title="CKA", zero=False)
+    title = f"Similarity of each step to step {last:,}"
+    charts = [curves(title, rows, "step", y, by="site")]
+    told = [
+        {"step": step, "site": one.site, "explained": value}
+        for one in found
+        if one.explained is not None
+        for step, value in zip((*one.steps,), (*one.explained.tolist(), 1.0), strict=True)
+    ]
+    if told:
+        title = f"Share of the features of step {last:,} that can be read at each step"
+        charts.append(curves(title, told, "step", "explained", by="site"))
+    return charts + [_map(one) for one in found if len(one.steps) > 2]
+
+
+def _map(one: SiteAcrossSteps) -> Chart:
+    values = torch.as_tensor(one.similarity.value).tolist()
+    rows = [
+        {"step": step, "other": other, "cka": value}
+        for step, row in zip(one.steps, values, strict=True)
+        for other, value in zip(one.steps, row, strict=True)
+    ]
+    return matrix(f"Similarity of the steps at {one.site}", rows, "other", "step", "cka")
