@@ -42,7 +42,7 @@ def document(inputs, layers, tmp_path_factory):
     recorder = Recorder([LayerCKA(N), ParticipationRatio()], inputs, folder, sites=["0", "1"])
     for step, weight in layers.items():
         with torch.no_grad():
-            net[0].weight.copy_(weight)
+            next(net.parameters()).copy_(weight)
         recorder.record(net, step)
     return track_document(Track(folder))
 

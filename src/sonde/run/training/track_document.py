@@ -68,7 +68,7 @@ def track_document(track: Track) -> dict[str, Any]:
 def _curve(method: str, site: str, at: dict[int, Result], steps: list[int]) -> dict[str, Any]:
     """Return a curve; of vectors the median, with ``low`` and ``high`` in place of errors."""
     found = [torch.as_tensor(at[s].value).double().flatten() if s in at else None for s in steps]
-    curve = {"method": method, "site": site}
+    curve: dict[str, Any] = {"method": method, "site": site}
     curve["flags"] = sorted({flag for result in at.values() for flag in result.flags})
     if all(value is None or len(value) == 1 for value in found):
         values = [_known(at, step, "value") for step in steps]
