@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -37,7 +37,6 @@ class Entropy(LogitDetector):
     """
 
     paper: ClassVar[str] = "hendrycks2017baseline"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     reach: ClassVar[tuple[float, float]] = (0.0, math.inf)
     unit: ClassVar[str] = "nats"
 

@@ -89,7 +89,6 @@ class FDBD(Detector):
     """
 
     paper: ClassVar[str] = "liu2024fdbd"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def reading(self) -> dict[str, Any]:
         """Read what the final linear layer takes in."""

@@ -148,7 +148,6 @@ class KLMatching(Detector):
 
     max_classes: int = 4096
     paper: ClassVar[str] = "hendrycks2022scaling"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def __post_init__(self) -> None:
         if self.max_classes < 1:

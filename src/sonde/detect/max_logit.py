@@ -1,7 +1,7 @@
 """Largest logit: evidence for the best class, which a softmax divides away."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,6 @@ class MaxLogit(LogitDetector):
     """
 
     paper: ClassVar[str] = "hendrycks2022scaling"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     unit: ClassVar[str] = "units of the logits"
 
     def scores(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:

@@ -114,7 +114,6 @@ class SHE(Detector):
     """
 
     paper: ClassVar[str] = "zhang2023she"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def reading(self) -> dict[str, Any]:
         """Read what the final linear layer takes in."""

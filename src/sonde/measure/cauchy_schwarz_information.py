@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import PairSampleInstrument
+from sonde.stats import HashSampleState
 from sonde.stats.fourier import kernel_width
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
 
@@ -40,7 +40,7 @@ class CauchySchwarzInformationResult(Result):
 
 @final
 @dataclass(frozen=True)
-class CauchySchwarzInformation(Instrument):
+class CauchySchwarzInformation(PairSampleInstrument):
     """Cauchy-Schwarz quadratic mutual information of two sites.
 
     ``ln V_J + ln V_M - 2 ln V_C`` with kernels ``K = exp(-|x - x'|^2 / (2 sigma^2))`` and ``L`` of
@@ -81,7 +81,6 @@ class CauchySchwarzInformation(Instrument):
 
     sigma: float | tuple[float, float] | None = None
     m: int = SAMPLE
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "principe2000itl"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"m": 64}, {"sigma": (2.0, 1.0), "m": 64})
@@ -93,10 +92,6 @@ class CauchySchwarzInformation(Instrument):
                 "CauchySchwarzInformation: expected sigma above 0 (or None) and m of at least 1, "
                 f"got sigma={self.sigma}, m={self.m}."
             )
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
-        return {"samples": HashSample(self.m)}
 
     def result(
         self, samples: tuple[HashSampleState, HashSampleState]

@@ -11,12 +11,11 @@ from typing import Any, ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
 from sonde.measure._canonical import Canonical, canonical_correlations, null_correlations
 from sonde.measure._flags import moment_flags
-from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+from sonde.measure._reads import CrossInstrument
+from sonde.stats import CrossMomentsState, MomentsState
 
 
 @final
@@ -36,7 +35,7 @@ class CCAResult(Result):
 
 @final
 @dataclass(frozen=True)
-class CCA(Instrument):
+class CCA(CrossInstrument):
     """Mean canonical correlation of two sites.
 
     Pairs of directions, one of each site, are sought that correlate most; the value is the mean
@@ -60,14 +59,8 @@ class CCA(Instrument):
     hotelling1936relations
     """
 
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 3
     paper: ClassVar[str] = "hotelling1936relations"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each site and their cross moments."""
-        return {"cross": CrossMoments(), "each": Moments()}
 
     def result(
         self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]

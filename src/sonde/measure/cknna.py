@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import PairSampleInstrument
+from sonde.stats import HashSampleState
 from sonde.stats.neighbours import CHUNK
 from sonde.stats.sampled_rows import SampledRows
 
@@ -28,7 +28,7 @@ class CKNNAResult(Result):
 
 @final
 @dataclass(frozen=True)
-class CKNNA(Instrument):
+class CKNNA(PairSampleInstrument):
     """Centred kernel alignment that looks only at rows which are neighbours at both sites.
 
     Each row's neighbours are those of its ``k`` largest inner products with centred rows. The
@@ -63,17 +63,12 @@ class CKNNA(Instrument):
 
     k: int = 10
     m: int = SAMPLE
-    span: ClassVar[Span] = "pair"
     paper: ClassVar[str] = "huh2024platonic"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"k": 3}, {"k": 2, "m": 64})
 
     def __post_init__(self) -> None:
         if self.k < 2:
             raise InputError(f"CKNNA: expected k of at least 2, got {self.k}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
-        return {"samples": HashSample(self.m)}
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> CKNNAResult:
         """Align the inner products of common neighbours."""

@@ -9,13 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
 from sonde.measure._canonical import null_draws
 from sonde.measure._flags import moment_flags
 from sonde.measure._matching import Matched, many_to_many, one_to_best, one_to_few, one_to_one
-from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+from sonde.measure._reads import CrossInstrument
+from sonde.stats import CrossMomentsState, MomentsState
 
 Method = Literal["hard", "soft", "sparse", "clusters"]
 METHODS = ("hard", "soft", "sparse", "clusters")
@@ -43,7 +42,7 @@ class CorrelationMatchResult(Result):
 
 @final
 @dataclass(frozen=True)
-class CorrelationMatch(Instrument):
+class CorrelationMatch(CrossInstrument):
     """How well the units of one site are found again among the units of another.
 
     Two networks may hold the same subspace by other units: rotations, to which ``cka`` is blind,
@@ -89,7 +88,6 @@ class CorrelationMatch(Instrument):
     method: Method = "hard"
     penalty: float = 0.1
     n_clusters: int = 8
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 3
     paper: ClassVar[str] = "li2016convergent"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -113,10 +111,6 @@ class CorrelationMatch(Instrument):
             raise InputError(
                 f"CorrelationMatch: expected at least 1 cluster, got {self.n_clusters}."
             )
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each site and their cross moments."""
-        return {"cross": CrossMoments(), "each": Moments()}
 
     def result(
         self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]

@@ -12,9 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
 from sonde.measure._factors import (
     check_factors,
     check_latents,
@@ -23,7 +21,8 @@ from sonde.measure._factors import (
     unit_correlations,
     unrelated,
 )
-from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+from sonde.measure._reads import CrossInstrument
+from sonde.stats import CrossMomentsState, MomentsState
 
 
 @final
@@ -54,7 +53,7 @@ class DCIResult(Result):
 
 @final
 @dataclass(frozen=True)
-class DCI(Instrument):
+class DCI(CrossInstrument):
     """How nearly each latent serves one factor in a linear prediction of all (DCI).
 
     The importance ``R_jf`` of latent ``j`` for factor ``f`` is the absolute coefficient of a ridge
@@ -90,7 +89,6 @@ class DCI(Instrument):
     """
 
     ridge: float = 1e-4
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 3
     paper: ClassVar[str] = "eastwood2018framework"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"ridge": 0.1})
@@ -98,10 +96,6 @@ class DCI(Instrument):
     def __post_init__(self) -> None:
         if not self.ridge > 0.0:
             raise InputError(f"DCI: expected a ridge above 0, got {self.ridge}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each site and their cross moments."""
-        return {"cross": CrossMoments(), "each": Moments()}
 
     def result(
         self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, cells, matrix
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
-from sonde.stats import HashSample, HashSampleState
+from sonde.core.statistic import Span
+from sonde.measure._reads import PairSampleInstrument
+from sonde.stats import HashSampleState
 from sonde.stats.sampled_rows import SampledRows
 
 CUT = 1e-10
@@ -57,7 +58,7 @@ class FeatureComplexityResult(Result):
 
 @final
 @dataclass(frozen=True)
-class FeatureComplexity(Instrument):
+class FeatureComplexity(PairSampleInstrument):
     """How little of a feature the earlier sites explain, on average over sites.
 
     ``1 - mean_l max(R2_l, 0)`` with the share ``R2_l`` of the feature's variance that least squares
@@ -109,10 +110,6 @@ class FeatureComplexity(Instrument):
             )
         if self.k < 1:
             raise InputError(f"FeatureComplexity: expected k of at least 1, got {self.k}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
-        return {"samples": HashSample(self.m)}
 
     def result(self, samples: tuple[HashSampleState, ...]) -> FeatureComplexityResult:
         """Explain the features of the last site from each site before it."""

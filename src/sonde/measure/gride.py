@@ -11,11 +11,11 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, ChartAxis, curves
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Statistic
 from sonde.measure._neighbourhood import Neighbourhood, neighbour_distances, null_dimension
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import SampleInstrument
+from sonde.stats import HashSampleState
 from sonde.stats.sampled_rows import SampledRows
 
 WITHIN = 0.05
@@ -56,7 +56,7 @@ class GrideResult(Result):
 
 @final
 @dataclass(frozen=True)
-class Gride(Instrument):
+class Gride(SampleInstrument):
     """Intrinsic dimension at several scales, and where it does not depend on the scale.
 
     From the ratio of the distances of neighbours ``a`` and ``2 a``, for ``a = 1, 2, 4, ...``: near
@@ -102,10 +102,6 @@ class Gride(Instrument):
     def __post_init__(self) -> None:
         if self.largest < 1 or self.largest & (self.largest - 1):
             raise InputError(f"Gride: expected a largest rank of 1, 2, 4, ..., got {self.largest}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample."""
-        return {"sample": HashSample(self.m)}
 
     def result(self, sample: HashSampleState) -> GrideResult:
         """Fit each scale and find the plateau."""

@@ -9,12 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
 from sonde.measure._canonical import CUT
 from sonde.measure._flags import moment_flags
-from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+from sonde.measure._reads import CrossInstrument
+from sonde.stats import CrossMomentsState, MomentsState
 
 
 @final
@@ -28,7 +27,7 @@ class GULPResult(Result):
 
 @final
 @dataclass(frozen=True)
-class GULP(Instrument):
+class GULP(CrossInstrument):
     """Squared distance of two sites by the predictions of ridge regressions on them.
 
     Over all targets that the rows could have, the largest mean squared difference between the
@@ -59,7 +58,6 @@ class GULP(Instrument):
     """
 
     ridge: float = 0.0
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "boix2022gulp"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"ridge": 0.1})
@@ -67,10 +65,6 @@ class GULP(Instrument):
     def __post_init__(self) -> None:
         if not self.ridge >= 0.0:
             raise InputError(f"GULP: expected a ridge of at least 0, got {self.ridge}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each site and their cross moments."""
-        return {"cross": CrossMoments(), "each": Moments()}
 
     def result(
         self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]

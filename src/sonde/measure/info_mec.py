@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
 from sonde.measure._factors import N_BINS, FactorSymbols, check_factors, normalised, table_chart
-from sonde.stats import HashSample, HashSampleState, random_halves
+from sonde.measure._reads import PairSampleInstrument
+from sonde.stats import HashSampleState, random_halves
 from sonde.stats.sampled_rows import SampledRows
 
 ACTIVE = 0.05
@@ -44,7 +44,7 @@ class InfoMECResult(Result):
 
 @final
 @dataclass(frozen=True)
-class InfoMEC(Instrument):
+class InfoMEC(PairSampleInstrument):
     """How far each latent knows one factor, each factor has one latent, and all can be read off.
 
     With ``N_fj = I(v_f; z_j) / H(v_f)``: modularity is the mean over latents of ``max_f N_fj /
@@ -88,7 +88,6 @@ class InfoMEC(Instrument):
     n_bins: int = N_BINS
     penalty: float = 1e-4
     m: int = SAMPLE
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "hsu2023disentanglement"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"n_bins": 4, "penalty": 0.1, "m": 64},)
@@ -98,10 +97,6 @@ class InfoMEC(Instrument):
             raise InputError(f"InfoMEC: expected at least 2 bins, got {self.n_bins}.")
         if not self.penalty > 0.0:
             raise InputError(f"InfoMEC: expected a penalty above 0, got {self.penalty}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
-        return {"samples": HashSample(self.m)}
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> InfoMECResult:
         """Take the three figures."""

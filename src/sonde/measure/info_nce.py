@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
 from sonde.measure._critic_training import CriticTraining, CriticTrainingState, one_of_each
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import PairSampleInstrument
+from sonde.stats import HashSampleState
 from sonde.stats.halves import random_halves
 from sonde.stats.sampled_rows import SampledRows
 from sonde.stats.training import generator
@@ -40,7 +40,7 @@ class InfoNCEResult(Result):
 
 @final
 @dataclass(frozen=True)
-class InfoNCE(Instrument):
+class InfoNCE(PairSampleInstrument):
     """Contrastive lower bound on the mutual information of two sites, in nats.
 
     A critic ``f(x, y) = g(x) . h(y) + c(y)`` learns to tell the row of the second site that belongs
@@ -94,7 +94,6 @@ class InfoNCE(Instrument):
     rate: float = 0.002
     seed: int = 0
     m: int = SAMPLE
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "oord2018cpc"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -109,10 +108,6 @@ class InfoNCE(Instrument):
                 "InfoNCE: expected a batch of at least 2, embedding, passes and m of at least 1, "
                 f"hidden of at least 0 and rate above 0, got {self}."
             )
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
-        return {"samples": HashSample(self.m)}
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> InfoNCEResult:
         """Train on each half of the groups and judge on the other."""

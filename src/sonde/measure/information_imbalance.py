@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
-from sonde.stats import HashSample, HashSampleState, distance_chunks, nearest
+from sonde.measure._reads import PairSampleInstrument
+from sonde.stats import HashSampleState, distance_chunks, nearest
 from sonde.stats.sampled_rows import SampledRows
 
 
@@ -30,7 +30,7 @@ class InformationImbalanceResult(Result):
 
 @final
 @dataclass(frozen=True)
-class InformationImbalance(Instrument):
+class InformationImbalance(PairSampleInstrument):
     """Mean rank, at the second site, of each row's nearest neighbour at the first.
 
     ``2 / n`` times the mean rank: near 0 where the distances of the first site tell those of the
@@ -63,13 +63,8 @@ class InformationImbalance(Instrument):
     """
 
     m: int = SAMPLE
-    span: ClassVar[Span] = "pair"
     paper: ClassVar[str] = "glielmo2022imbalance"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"m": 64})
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
-        return {"samples": HashSample(self.m)}
 
     def result(
         self, samples: tuple[HashSampleState, HashSampleState]

@@ -16,11 +16,12 @@ from torch import Tensor
 from sonde.core.chart import Chart, cells, matrix
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
+from sonde.core.statistic import Span
 from sonde.measure._flags import precision_flags, relative_spread
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import PairSampleInstrument
+from sonde.stats import HashSampleState
 from sonde.stats.halves import half_error, random_halves
 
 BLOCKS = 32
@@ -48,7 +49,7 @@ class LayerCKAResult(Result):
 
 @final
 @dataclass(frozen=True)
-class LayerCKA(Instrument):
+class LayerCKA(PairSampleInstrument):
     """Debiased linear CKA of every pair of sites on the rows that all of them sampled.
 
     ``h(K, L) / sqrt(h(K, K) h(L, L))`` with the unbiased independence criterion ``h`` of the two
@@ -85,10 +86,6 @@ class LayerCKA(Instrument):
     def __post_init__(self) -> None:
         if self.m < 4:
             raise InputError(f"LayerCKA: expected m of at least 4, got {self.m}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
-        return {"samples": HashSample(self.m)}
 
     def result(self, samples: tuple[HashSampleState, ...]) -> LayerCKAResult:
         """Compare the Gram matrices of the aligned samples."""

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Statistic
 from sonde.measure._neighbourhood import Neighbourhood, neighbour_distances, null_dimension
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import SampleInstrument
+from sonde.stats import HashSampleState
 from sonde.stats.sampled_rows import SampledRows
 
 
@@ -28,7 +28,7 @@ class MLEDimensionResult(Result):
 
 @final
 @dataclass(frozen=True)
-class MLEDimension(Instrument):
+class MLEDimension(SampleInstrument):
     """Intrinsic dimension by maximum likelihood from the ``k`` nearest neighbours.
 
     The number of rows within ``r`` grows as ``r^d``. A row's own estimate is the inverse of the
@@ -72,10 +72,6 @@ class MLEDimension(Instrument):
     def __post_init__(self) -> None:
         if self.k < 2:
             raise InputError(f"MLEDimension: expected k of at least 2, got {self.k}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample."""
-        return {"sample": HashSample(self.m)}
 
     def result(self, sample: HashSampleState) -> MLEDimensionResult:
         """Average the inverse estimates of the rows."""

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
 from sonde.measure._factors import N_BINS, FactorSymbols, check_factors, information, table_chart
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import PairSampleInstrument
+from sonde.stats import HashSampleState
 
 
 @final
@@ -39,7 +39,7 @@ class ModularityResult(Result):
 
 @final
 @dataclass(frozen=True)
-class Modularity(Instrument):
+class Modularity(PairSampleInstrument):
     """Mean over latents of how near each is to knowing one factor alone.
 
     ``1 - sum_f (I_jf - t_jf)^2 / (theta_j^2 (factors - 1))`` for latent ``j``, with ``theta_j`` its
@@ -73,7 +73,6 @@ class Modularity(Instrument):
 
     n_bins: int = N_BINS
     m: int = SAMPLE
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "ridgeway2018learning"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"n_bins": 4, "m": 64})
@@ -81,10 +80,6 @@ class Modularity(Instrument):
     def __post_init__(self) -> None:
         if self.n_bins < 2:
             raise InputError(f"Modularity: expected at least 2 bins, got {self.n_bins}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
-        return {"samples": HashSample(self.m)}
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> ModularityResult:
         """Compare each latent with one that knows its best factor alone."""

@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
 from sonde.measure._factors import N_BINS, FactorSymbols, largest_gap, normalised, table_chart
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import PairSampleInstrument
+from sonde.stats import HashSampleState
 
 
 @final
@@ -38,7 +38,7 @@ class MutualInformationGapResult(Result):
 
 @final
 @dataclass(frozen=True)
-class MutualInformationGap(Instrument):
+class MutualInformationGap(PairSampleInstrument):
     """Mean over factors of how far the latent that knows most leads the second (MIG).
 
     ``mean_f (I_1 - I_2) / H(v_f)``, where ``I_1`` and ``I_2`` are the most and the second most
@@ -73,7 +73,6 @@ class MutualInformationGap(Instrument):
 
     n_bins: int = N_BINS
     m: int = SAMPLE
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "chen2018isolating"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"n_bins": 4, "m": 64})
@@ -81,10 +80,6 @@ class MutualInformationGap(Instrument):
     def __post_init__(self) -> None:
         if self.n_bins < 2:
             raise InputError(f"MutualInformationGap: expected at least 2 bins, got {self.n_bins}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
-        return {"samples": HashSample(self.m)}
 
     def result(
         self, samples: tuple[HashSampleState, HashSampleState]

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import PairSampleInstrument
+from sonde.stats import HashSampleState
 from sonde.stats.neighbours import nearest
 from sonde.stats.sampled_rows import SampledRows
 
@@ -29,7 +29,7 @@ class MutualKNNResult(Result):
 
 @final
 @dataclass(frozen=True)
-class MutualKNN(Instrument):
+class MutualKNN(PairSampleInstrument):
     """Share of a row's nearest neighbours at one site that are its neighbours at the other.
 
     ``mean_i |N_x(i) & N_y(i)| / k``. It sees local structure alone: clusters that lie elsewhere, or
@@ -66,7 +66,6 @@ class MutualKNN(Instrument):
     k: int = 10
     metric: Metric = "cosine"
     m: int = SAMPLE
-    span: ClassVar[Span] = "pair"
     paper: ClassVar[str] = "huh2024platonic"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"k": 3},
@@ -80,10 +79,6 @@ class MutualKNN(Instrument):
             raise InputError(
                 f"MutualKNN: expected the metric 'cosine' or 'euclidean', got {self.metric!r}."
             )
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
-        return {"samples": HashSample(self.m)}
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> MutualKNNResult:
         """Compare the neighbours of each row."""

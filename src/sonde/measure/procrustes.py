@@ -6,12 +6,11 @@ from typing import Any, ClassVar, final
 
 import torch
 
-from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
 from sonde.measure._canonical import null_nuclear
 from sonde.measure._flags import moment_flags
-from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+from sonde.measure._reads import CrossInstrument
+from sonde.stats import CrossMomentsState, MomentsState
 
 
 @final
@@ -26,7 +25,7 @@ class ProcrustesResult(Result):
 
 @final
 @dataclass(frozen=True)
-class Procrustes(Instrument):
+class Procrustes(CrossInstrument):
     """Squared distance of two sites, centred and of unit norm, after the best rotation.
 
     ``2 - 2 |C|_* / sqrt(tr S_x tr S_y)`` with the nuclear norm of the cross scatter: what is left
@@ -49,14 +48,8 @@ class Procrustes(Instrument):
     williams2021shape
     """
 
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "williams2021shape"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each site and their cross moments."""
-        return {"cross": CrossMoments(), "each": Moments()}
 
     def result(
         self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]

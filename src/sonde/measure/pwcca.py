@@ -3,15 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
-from sonde.core.instrument import Instrument
-from sonde.core.statistic import Span, Statistic
+from sonde.measure._reads import CrossInstrument
 from sonde.measure.cca import CCAResult, canonical_or_none, result_of
-from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+from sonde.stats import CrossMomentsState, MomentsState
 
 
 @final
 @dataclass(frozen=True)
-class PWCCA(Instrument):
+class PWCCA(CrossInstrument):
     """Canonical correlations of two sites, weighted by projection onto the first.
 
     ``sum_a w_a rho_a / sum_a w_a`` with ``w_a = sum_j |<h_a, x_j>|`` over the units ``x_j`` of the
@@ -35,14 +34,8 @@ class PWCCA(Instrument):
     morcos2018pwcca
     """
 
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 3
     paper: ClassVar[str] = "morcos2018pwcca"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each site and their cross moments."""
-        return {"cross": CrossMoments(), "each": Moments()}
 
     def result(
         self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]

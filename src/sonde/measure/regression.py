@@ -8,11 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
 from sonde.measure._flags import moment_flags
-from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+from sonde.measure._reads import CrossInstrument
+from sonde.stats import CrossMomentsState, MomentsState
 
 
 @final
@@ -28,7 +27,7 @@ class RegressionResult(Result):
 
 @final
 @dataclass(frozen=True)
-class Regression(Instrument):
+class Regression(CrossInstrument):
     """Share of the variance of the second site that a linear map of the first explains.
 
     Ordinary least squares from sums alone: ``tr(C^T S_x^-1 C) / tr S_y`` with the cross scatter
@@ -56,7 +55,6 @@ class Regression(Instrument):
     """
 
     ridge: float = 1e-8
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "hoerl1970ridge"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"ridge": 0.01})
@@ -64,10 +62,6 @@ class Regression(Instrument):
     def __post_init__(self) -> None:
         if not self.ridge >= 0.0:
             raise InputError(f"Regression: expected a ridge of at least 0, got {self.ridge}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each site and their cross moments."""
-        return {"cross": CrossMoments(), "each": Moments()}
 
     def result(
         self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
-from sonde.stats import HashSample, HashSampleState, half_error, midranks, random_halves
+from sonde.measure._reads import PairSampleInstrument
+from sonde.stats import HashSampleState, half_error, midranks, random_halves
 from sonde.stats.sampled_rows import LEAST_FOR_HALVES, SampledRows
 
 Distance = Literal["euclidean", "cosine", "correlation"]
@@ -25,7 +25,7 @@ Comparison = Literal["spearman", "pearson", "cosine"]
 
 @final
 @dataclass(frozen=True)
-class RSA(Instrument):
+class RSA(PairSampleInstrument):
     """Correlation of the distances between rows at one site with those at the other.
 
     The distances of all pairs of sampled rows are listed for each site and the lists compared. The
@@ -63,7 +63,6 @@ class RSA(Instrument):
     distance: Distance = "euclidean"
     comparison: Comparison = "spearman"
     m: int = SAMPLE
-    span: ClassVar[Span] = "pair"
     paper: ClassVar[str] = "kriegeskorte2008rsa"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"m": 64},
@@ -79,10 +78,6 @@ class RSA(Instrument):
                 raise InputError(
                     f"RSA: expected the {name} {', '.join(known)}, got {getattr(self, name)!r}."
                 )
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
-        return {"samples": HashSample(self.m)}
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> "RSAResult":
         """List the distances of all pairs and compare the lists."""

@@ -11,9 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Span, Statistic
 from sonde.measure._factors import (
     check_latents,
     factor_flags,
@@ -22,7 +20,8 @@ from sonde.measure._factors import (
     unit_correlations,
     unrelated,
 )
-from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+from sonde.measure._reads import CrossInstrument
+from sonde.stats import CrossMomentsState, MomentsState
 
 
 @final
@@ -42,7 +41,7 @@ class SAPResult(Result):
 
 @final
 @dataclass(frozen=True)
-class SAP(Instrument):
+class SAP(CrossInstrument):
     """Mean over factors of how far the best predicting latent leads the second (SAP).
 
     The score of a latent for a factor is the share of the factor's variance that a line through
@@ -69,13 +68,8 @@ class SAP(Instrument):
     kumar2018variational
     """
 
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 3
     paper: ClassVar[str] = "kumar2018variational"
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each site and their cross moments."""
-        return {"cross": CrossMoments(), "each": Moments()}
 
     def result(
         self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]

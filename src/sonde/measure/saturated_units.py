@@ -63,7 +63,6 @@ class SaturatedUnits(Instrument):
     activation: Bounded = "tanh"
     threshold: float = 0.05
     paper: ClassVar[str] = "glorot2010difficulty"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def __post_init__(self) -> None:
         if self.activation not in ("tanh", "sigmoid"):

@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import Instrument
-from sonde.core.statistic import Span, Statistic
+from sonde.measure._reads import CrossInstrument
 from sonde.measure.cca import CCAResult, canonical_or_none, result_of
-from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+from sonde.stats import CrossMomentsState, MomentsState
 
 
 @final
 @dataclass(frozen=True)
-class SVCCA(Instrument):
+class SVCCA(CrossInstrument):
     """Mean canonical correlation of the widest directions of two sites.
 
     Of each site the principal directions are kept that hold ``keep`` of its variance; the rest,
@@ -42,7 +41,6 @@ class SVCCA(Instrument):
     """
 
     keep: float = 0.99
-    span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 3
     paper: ClassVar[str] = "raghu2017svcca"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"keep": 0.8})
@@ -50,10 +48,6 @@ class SVCCA(Instrument):
     def __post_init__(self) -> None:
         if not 0.0 < self.keep <= 1.0:
             raise InputError(f"SVCCA: expected a share of variance in (0, 1], got {self.keep}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each site and their cross moments."""
-        return {"cross": CrossMoments(), "each": Moments()}
 
     def result(
         self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]

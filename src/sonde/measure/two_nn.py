@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Statistic
 from sonde.measure._neighbourhood import Neighbourhood, neighbour_distances, null_dimension
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import SampleInstrument
+from sonde.stats import HashSampleState
 from sonde.stats.halves import half_error, random_halves
 from sonde.stats.sampled_rows import LEAST_FOR_HALVES, SampledRows
 
@@ -37,7 +37,7 @@ class TwoNNResult(Result):
 
 @final
 @dataclass(frozen=True)
-class TwoNN(Instrument):
+class TwoNN(SampleInstrument):
     """Intrinsic dimension from the ratio of each row's second and first neighbour distance.
 
     Where rows lie evenly on a surface of dimension ``d``, the ratio ``mu`` of the two distances has
@@ -80,10 +80,6 @@ class TwoNN(Instrument):
     def __post_init__(self) -> None:
         if self.fit_by not in ("ml", "slope"):
             raise InputError(f"TwoNN: expected a fit by 'ml' or 'slope', got {self.fit_by!r}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample."""
-        return {"sample": HashSample(self.m)}
 
     def result(self, sample: HashSampleState) -> TwoNNResult:
         """Fit the distribution of the ratios."""

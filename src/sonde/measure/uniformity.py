@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.core.statistic import Statistic
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import SampleInstrument
+from sonde.stats import HashSampleState
 from sonde.stats.sampled_rows import SampledRows
 
 CHUNK = 1024
@@ -31,7 +31,7 @@ class UniformityResult(Result):
 
 @final
 @dataclass(frozen=True)
-class Uniformity(Instrument):
+class Uniformity(SampleInstrument):
     """Logarithm of the mean Gaussian kernel of the directions of two rows.
 
     ``ln mean_ij exp(-t |u_i - u_j|^2)`` over pairs of rows of unlike groups, with ``u`` the row
@@ -70,10 +70,6 @@ class Uniformity(Instrument):
     def __post_init__(self) -> None:
         if not self.t > 0.0:
             raise InputError(f"Uniformity: expected t above 0, got {self.t}.")
-
-    def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of the site."""
-        return {"sample": HashSample(self.m)}
 
     def result(self, sample: HashSampleState) -> UniformityResult:
         """Average the kernel over pairs of unlike groups."""

@@ -1,0 +1,38 @@
+"""What most measures read: a sample of the rows, or the moments of two sites."""
+
+from typing import Any, ClassVar
+
+from sonde.core.instrument import Instrument
+from sonde.core.statistic import Span, Statistic
+from sonde.stats import CrossMoments, HashSample, Moments
+
+
+class CrossInstrument(Instrument):
+    """A figure of the covariances of two sites, and of those between their units."""
+
+    span: ClassVar[Span] = "pair"
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the moments of each site and their cross moments."""
+        return {"cross": CrossMoments(), "each": Moments()}
+
+
+class SampleInstrument(Instrument):
+    """A figure of ``m`` sampled rows of a site; a subclass has ``m`` as a parameter."""
+
+    m: int
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the sample."""
+        return {"sample": HashSample(self.m)}
+
+
+class PairSampleInstrument(Instrument):
+    """A figure of ``m`` sampled rows of each site; a subclass has ``m`` as a parameter."""
+
+    m: int
+    span: ClassVar[Span] = "pair"
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read the sample of each site."""
+        return {"samples": HashSample(self.m)}
