@@ -98,7 +98,8 @@ class CKA(Instrument):
         assert pair is not None  # guaranteed by reads
         assert first is not None
         assert second is not None
-        return self._answer(pair.hsic, first.hsic, second.hsic, pair.n, 0.0, _dims(pair))
+        dims = len(pair.reference_x), len(pair.reference_y)
+        return self._answer(pair.hsic, first.hsic, second.hsic, pair.n, 0.0, dims)
 
     def _biased(self, cross: CrossMomentsState, x: MomentsState, y: MomentsState) -> CKAResult:
         n, (p, q) = cross.n, cross.cross.shape
@@ -138,10 +139,6 @@ class CKA(Instrument):
             },
             angle=math.acos(number) if abs(number) <= 1.0 else math.nan,
         )
-
-
-def _dims(sums: Sums) -> tuple[int, int]:
-    return len(sums.reference_x), len(sums.reference_y)
 
 
 def cka(x: Any, y: Any, group: Any = None, *, debiased: bool = True) -> CKAResult:

@@ -181,7 +181,7 @@ class MutualInformation(Instrument):
         largest = int(torch.bincount(rows.group).max()) if len(rows) else 0
         ksg = self.estimator == "ksg"
         few = len(rows) - largest < self.k if ksg else rows.n_groups <= dims + 1
-        dead = any(_is_constant(x) for x in rows.rows)
+        dead = any(bool((x == x[:1]).all()) for x in rows.rows)
         raised = {"dead": dead, "few_rows": few, "high_dim": ksg and dims > MOST_DIMS}
         flags = [*rows.flags, *(flag for flag, is_so in raised.items() if is_so)]
         if dead or len(rows) - largest < (self.k if ksg else dims):
@@ -254,10 +254,6 @@ def _components(
     live = values > CUT * values[0]
     whole = float(z.square().sum() / len(z))
     return (z @ vectors[:, live]) * values[live].rsqrt(), float(values[live].sum()) / whole
-
-
-def _is_constant(x: Float[Tensor, "row dim"]) -> bool:
-    return not bool((x != x[:1]).any())
 
 
 def mutual_information(

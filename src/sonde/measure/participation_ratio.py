@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from sonde.measure._spectra import RankResult, Rows, Source, SpectrumInstrument, rank_result
 
@@ -47,15 +45,12 @@ class ParticipationRatio(SpectrumInstrument):
 
     def result(self, rows: Rows) -> RankResult:
         """Compare the sum of the eigenvalues with that of their squares."""
-        return rank_result(rows, _participation, _white, {})
-
-
-def _participation(values: Float[Tensor, "rank"]) -> Float[Tensor, ""]:
-    return torch.square(values.sum()) / values.square().sum()
-
-
-def _white(dim: int, n: int) -> float:
-    return (dim * n + 2.0) / (dim + n + 1.0)
+        return rank_result(
+            rows,
+            lambda values: torch.square(values.sum()) / values.square().sum(),
+            lambda dim, n: (dim * n + 2.0) / (dim + n + 1.0),
+            {},
+        )
 
 
 def participation_ratio(x: Any, *, group: Any = None, source: Source = "moments") -> RankResult:

@@ -165,10 +165,6 @@ def _pearson(x: Float[Tensor, "pair"], y: Float[Tensor, "pair"]) -> float:
     return math.nan if equal else _cosine(one, two)
 
 
-def _spearman(x: Float[Tensor, "pair"], y: Float[Tensor, "pair"]) -> float:
-    return _pearson(midranks(x), midranks(y))
-
-
 def _cosine_null(x: Float[Tensor, "pair"], y: Float[Tensor, "pair"]) -> float:
     """Return the mean cosine where any distance of one site may meet any of the other."""
     size = float(x.square().mean().sqrt() * y.square().mean().sqrt()) if len(x) else 0.0
@@ -176,7 +172,7 @@ def _cosine_null(x: Float[Tensor, "pair"], y: Float[Tensor, "pair"]) -> float:
 
 
 COMPARISONS: dict[str, Callable[[Tensor, Tensor], float]] = {
-    "spearman": _spearman,
+    "spearman": lambda x, y: _pearson(midranks(x), midranks(y)),
     "pearson": _pearson,
     "cosine": _cosine,
 }

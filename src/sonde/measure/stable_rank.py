@@ -7,9 +7,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from jaxtyping import Float
-from torch import Tensor
-
 from sonde.measure._spectra import RankResult, Rows, Source, SpectrumInstrument, rank_result
 
 
@@ -46,15 +43,12 @@ class StableRank(SpectrumInstrument):
 
     def result(self, rows: Rows) -> RankResult:
         """Compare the sum of the eigenvalues with the largest."""
-        return rank_result(rows, _stable, _white, {})
-
-
-def _stable(values: Float[Tensor, "rank"]) -> Float[Tensor, ""]:
-    return values.sum() / values[0]
-
-
-def _white(dim: int, n: int) -> float:
-    return dim / (1.0 + math.sqrt(dim / n)) ** 2
+        return rank_result(
+            rows,
+            lambda values: values.sum() / values[0],
+            lambda dim, n: dim / (1.0 + math.sqrt(dim / n)) ** 2,
+            {},
+        )
 
 
 def stable_rank(x: Any, *, group: Any = None, source: Source = "moments") -> RankResult:
