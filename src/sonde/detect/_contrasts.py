@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.hashing import rank_key, splitmix64
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
+from sonde.detect._pair_sample import joined, smallest_pairs
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,7 @@ class ContrastSample(Statistic[ContrastSampleState]):
 
     def merge(self, a: ContrastSampleState, b: ContrastSampleState) -> ContrastSampleState:
         """Return the smallest answers of both samples."""
-        columns = [
-            torch.cat([getattr(a, name), getattr(b, name).to(getattr(a, name).device)])
-            for name in ("rows", "pair", "side", "draw")
-        ]
-        return self._smallest(a.n + b.n, *columns)
+        return self._smallest(a.n + b.n, *joined(a, b))
 
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes of ``m`` answers with float32 rows of every side."""
@@ -84,15 +80,7 @@ class ContrastSample(Statistic[ContrastSampleState]):
     def _smallest(
         self, n: int, rows: Tensor, pair: Tensor, side: Tensor, draw: Tensor
     ) -> ContrastSampleState:
-        hashed = torch.from_numpy(splitmix64(pair.numpy().view("uint64")).view("int64"))
-        order = torch.argsort(rank_key(draw), stable=True)
-        for key in (side, rank_key(hashed)):
-            order = order[torch.argsort(key[order], stable=True)]
-        p, s = pair[order], side[order]
-        fresh, new = (torch.ones(len(order), dtype=torch.bool) for _ in range(2))
-        new[1:] = p[1:] != p[:-1]
-        fresh[1:] = new[1:] | (s[1:] != s[:-1])
-        keep = order[fresh & (new.long().cumsum(0) <= self.m)]
+        keep = smallest_pairs(self.m, pair, side, draw)
         kept = rows[keep.to(rows.device)].clone()
         return ContrastSampleState(n, kept, pair[keep], side[keep], draw[keep])
 

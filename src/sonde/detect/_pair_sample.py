@@ -1,6 +1,6 @@
 """A sample of pairs of rows: which two rows say opposite things, or the same thing twice."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import final
 
 import torch
@@ -67,11 +67,7 @@ class PairSample(Statistic[PairSampleState]):
 
     def merge(self, a: PairSampleState, b: PairSampleState) -> PairSampleState:
         """Return the smallest pairs of both samples."""
-        columns = [
-            torch.cat([getattr(a, name), getattr(b, name).to(getattr(a, name).device)])
-            for name in ("rows", "pair", "side", "label", "draw")
-        ]
-        return self._smallest(a.n + b.n, *columns)
+        return self._smallest(a.n + b.n, *joined(a, b))
 
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes of ``m`` pairs of float32 rows."""
@@ -80,14 +76,30 @@ class PairSample(Statistic[PairSampleState]):
     def _smallest(
         self, n: int, rows: Tensor, pair: Tensor, side: Tensor, label: Tensor, draw: Tensor
     ) -> PairSampleState:
-        hashed = torch.from_numpy(splitmix64(pair.numpy().view("uint64")).view("int64"))
-        order = torch.argsort(rank_key(draw), stable=True)
-        for key in (side, rank_key(hashed)):
-            order = order[torch.argsort(key[order], stable=True)]
-        p, s = pair[order], side[order]
-        fresh, new_pair = (torch.ones(len(order), dtype=torch.bool) for _ in range(2))
-        new_pair[1:] = p[1:] != p[:-1]
-        fresh[1:] = new_pair[1:] | (s[1:] != s[:-1])
-        keep = order[fresh & (new_pair.long().cumsum(0) <= self.m)]
+        keep = smallest_pairs(self.m, pair, side, draw)
         kept = rows[keep.to(rows.device)].clone()
         return PairSampleState(n, kept, pair[keep], side[keep], label[keep], draw[keep])
+
+
+def joined(a: State, b: State) -> list[Tensor]:
+    """Return each tensor of one state followed by that of another, in the order of the fields."""
+    pairs = ((getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    return [torch.cat([x, y.to(x.device)]) for x, y in pairs if isinstance(x, Tensor)]
+
+
+def smallest_pairs(
+    m: int, pair: Int[Tensor, "row"], side: Int[Tensor, "row"], draw: Int[Tensor, "row"]
+) -> Int[Tensor, "entry"]:
+    """Return the rows of the ``m`` pairs of smallest hash, sorted by that hash, then by side.
+
+    Of several rows of one side it is the one of smallest draw.
+    """
+    hashed = torch.from_numpy(splitmix64(pair.numpy().view("uint64")).view("int64"))
+    order = torch.argsort(rank_key(draw), stable=True)
+    for key in (side, rank_key(hashed)):
+        order = order[torch.argsort(key[order], stable=True)]
+    p, s = pair[order], side[order]
+    new_side, new_pair = (torch.ones(len(order), dtype=torch.bool) for _ in range(2))
+    new_pair[1:] = p[1:] != p[:-1]
+    new_side[1:] = new_pair[1:] | (s[1:] != s[:-1])
+    return order[new_side & (new_pair.long().cumsum(0) <= m)]

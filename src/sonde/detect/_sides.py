@@ -20,7 +20,7 @@ def side_state(side: Side, name: str, kind: type[S]) -> S:
     """Return one state of a side, detached."""
     state = side.states[name]
     if not isinstance(state, kind):
-        raise TypeError(f"state_of: expected {kind.__name__}, got {type(state).__name__}.")
+        raise TypeError(f"side_state: expected {kind.__name__}, got {type(state).__name__}.")
     return state
 
 
