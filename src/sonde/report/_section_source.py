@@ -80,11 +80,11 @@ def _run(where: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 
 def _pairs(values: dict[str, Any]) -> list[tuple[str, str | None]]:
-    return [(_name(key), _shown(value)) for key, value in values.items() if value is not None]
-
-
-def _name(key: str) -> str:
-    return words(key.removeprefix("n_"))
+    return [
+        (words(key.removeprefix("n_")), _shown(value))
+        for key, value in values.items()
+        if value is not None
+    ]
 
 
 def _shown(value: Any) -> Markup | str:

@@ -68,6 +68,7 @@ def scores_to_html(
     names = ElementIds()
     lines = most_unusual(scored, examples)
     summary = [_summary(scored, key, alpha) for key in keys_of(scored)]
+    placed = tuple((row[0], place_of(row[0], row[1]), *row[2:]) for row in summary)
     body = join(
         _header(scored, exhibits, alpha, title),
         contents("toc", _SECTIONS),
@@ -76,7 +77,7 @@ def scores_to_html(
         section(
             "summary", "Detectors and sites",
             table(
-                Numbers(_SUMMARY, tuple(map(_placed, summary)), "detectors"),
+                Numbers(_SUMMARY, placed, "detectors"),
                 names,
                 kinds={_SUMMARY.index("alarms"): "number"},
             ),
@@ -235,10 +236,6 @@ def _summary(scored: pa.Table, key: tuple[str, str], alpha: float) -> tuple[Any,
     )
 
 
-def _placed(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return row[0], place_of(row[0], row[1]), *row[2:]
-
-
 def _rows(scored: pa.Table, names: ElementIds) -> Markup:
     """Return the lines of smallest p-value, then of highest score."""
     p = np.array([math.inf if v is None else v for v in scored["p"].to_pylist()])
@@ -256,10 +253,6 @@ def _rows(scored: pa.Table, names: ElementIds) -> Markup:
 
 def _value(row: dict[str, Any], name: str) -> Any:
     """Return a cell: an infinite score in words, the place where the detector looks."""
-    if name == "score" and not _is_finite(row[name]):
+    if name == "score" and (row[name] is None or not math.isfinite(row[name])):
         return "infinite"
     return place_of(row["instrument"], row["site"]) if name == "site" else row[name]
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
