@@ -6,6 +6,7 @@ regression with its targets.
 
 import math
 import shlex
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,8 +21,9 @@ from sonde.findings._once import once
 from sonde.findings._shared import shared_rows
 from sonde.findings._text import listed, percent
 from sonde.findings.evidence import Evidence
-from sonde.findings.labels import LabelEvidence, class_name, label_evidence, usable
+from sonde.findings.labels import LabelEvidence, blocked, class_name, label_evidence, usable
 from sonde.findings.lens import LensEvidence
+from sonde.findings.rule import Check, Rule
 from sonde.stats.intervals import grouped_share
 
 MOST_PAIRS: Final = 12
@@ -115,6 +117,24 @@ def class_answers(evidence: Evidence) -> ClassAnswers | str:
         unseen=float((~torch.isin(answer, truth)).double().mean()),
         labels=labels,
     )
+
+
+class ClassAnswersRule(Rule):
+    """A rule about a classifier's own answers: it speaks where labels say which are right."""
+
+    def check(self, evidence: Evidence) -> Check:
+        """Judge the answers, or say what is missing."""
+        found = class_answers(evidence)
+        if isinstance(found, str):
+            return self.not_applicable(found)
+        if (stop := blocked(self, evidence)) is not None:
+            return stop
+        assert found.labels is not None  # blocked asks for the same
+        return self.judged(evidence, found, found.labels)
+
+    @abstractmethod
+    def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
+        """Return how the rule ends on these answers, compared with a probe of the labels."""
 
 
 def right_rows(evidence: Evidence) -> Float[Tensor, "row"] | None:

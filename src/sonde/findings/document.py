@@ -50,7 +50,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         for c in scanned.checks
         if c.finding is not None
     ]
-    findings.sort(key=_first_page)
+    findings.sort(key=lambda f: (-LEVELS.index(f["level"]), -f["effect"], f["code"]))
     found = {
         "schema": SCHEMA,
         "verdict": _verdict(findings, scanned.checks),
@@ -190,10 +190,6 @@ def _check(check: Check, rule: Rule) -> dict[str, Any]:
         "figure": _figure(check.figure),
         "threshold": limits or None,
     }
-
-
-def _first_page(finding: dict[str, Any]) -> tuple[int, float, str]:
-    return -LEVELS.index(finding["level"]), -finding["effect"], finding["code"]
 
 
 def _verdict(findings: list[dict[str, Any]], checks: Sequence[Check]) -> dict[str, int]:

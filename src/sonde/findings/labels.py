@@ -1,6 +1,7 @@
 """What labels leave in the states: a closed-form classifier, held out by groups, at each site."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -154,6 +155,18 @@ def blocked(rule: Rule, evidence: Evidence) -> Check | None:
     if second < LEAST_ROWS:
         return too_few(rule, second, LEAST_ROWS, f"{counted_as(evidence)} in each of two classes")
     return None
+
+
+class LabelRule(Rule):
+    """A rule about labels: it speaks where two classes have rows enough."""
+
+    def check(self, evidence: Evidence) -> Check:
+        """Judge the labels, or say what is missing."""
+        return blocked(self, evidence) or self.judged(evidence, label_evidence(evidence))
+
+    @abstractmethod
+    def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
+        """Return how the rule ends on these labels."""
 
 
 @once

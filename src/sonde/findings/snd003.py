@@ -1,6 +1,5 @@
 """SND003: layers that look as their initialiser left them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -8,7 +7,7 @@ from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import percent, plural
 from sonde.findings.answers import class_answers
 from sonde.findings.evidence import Evidence
-from sonde.findings.fresh_weights import Fresh, FreshLayers
+from sonde.findings.fresh_weights import FreshLayers
 from sonde.findings.rule import Check, Figure, Level, Rule, Theme
 
 LAG = 0.1
@@ -65,8 +64,8 @@ class SND003(Rule):
             return self.clear(figure)
         is_whole = found.share >= self.whole
         first = fresh[0]
-        verb = "looks" if len(fresh) == 1 else "look"
-        who = "The model as a whole looks" if is_whole else _of(fresh, verb)
+        named = f"{places([f.path for f in fresh], 2)} {'looks' if len(fresh) == 1 else 'look'}"
+        who = "The model as a whole looks" if is_whole else named
         text = (
             f"{who} untrained: the weights of {first.path} are those of an initialiser "
             f"({first.law}), none of its directions stands out (largest singular value "
@@ -90,7 +89,3 @@ def _is_right(evidence: Evidence) -> bool:
     if isinstance(answers, str) or answers.labels is None:
         return False
     return answers.accuracy > max(answers.labels.sites[-1].accuracy - LAG, answers.majority)
-
-
-def _of(fresh: Sequence[Fresh], verb: str) -> str:
-    return f"{places([f.path for f in fresh], 2)} {verb}"

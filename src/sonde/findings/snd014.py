@@ -113,7 +113,7 @@ class SND014(SiteRule):
         units = usable.nonzero().flatten()
         if len(units) < 2:
             return copy
-        pairs = _upper(self._correlations(site, units).abs() > self.correlation)
+        pairs = torch.triu(self._correlations(site, units).abs() > self.correlation, diagonal=1)
         if not bool(pairs.any()):
             return copy
         involved = (pairs.any(0) | pairs.any(1)).nonzero().flatten()
@@ -146,7 +146,3 @@ def _of_rows(rows: Float[Tensor, "row unit"]) -> Float[Tensor, "unit unit"]:
     z = torch.where(rows.amax(0) > rows.amin(0), rows - rows.mean(0), 0.0)
     z = z / z.norm(dim=0).clamp(min=torch.finfo(z.dtype).tiny)
     return z.T @ z
-
-
-def _upper(pairs: Bool[Tensor, "unit unit"]) -> Bool[Tensor, "unit unit"]:
-    return torch.triu(pairs, diagonal=1)

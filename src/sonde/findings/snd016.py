@@ -93,7 +93,8 @@ class SND016(Rule):
         other = self._only_in_other(evidence, bool(hits))
         if not hits and other is None:
             worst = max(found, key=lambda name: found[name].ratio)
-            return self.clear(self._figure(found[worst], evidence, self._site(evidence, worst)))
+            site = next(s for s in evidence.sites if s.name == worst)
+            return self.clear(self._figure(found[worst], evidence, site))
         if not hits and other is not None:
             return self._raised([other[0]], {other[0].name: other[1]}, evidence, "warning", True)
         rounded = any(rounding_share(s) >= SND002().precision_warning for s in hits)
@@ -101,9 +102,6 @@ class SND016(Rule):
 
     def _is_hit(self, d: Dominance) -> bool:
         return d.ratio >= self.massive or (d.share >= self.share and d.fair >= self.fair)
-
-    def _site(self, evidence: Evidence, name: str) -> SiteEvidence:
-        return next(s for s in evidence.sites if s.name == name)
 
     def _only_in_other(
         self, evidence: Evidence, in_data: bool

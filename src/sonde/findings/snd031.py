@@ -11,13 +11,13 @@ from sonde.engine.errorbars import group_error
 from sonde.findings._places import read_command
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.labels import LabelEvidence, SiteLabels, best_site, blocked, label_evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.labels import LabelEvidence, LabelRule, SiteLabels, best_site
+from sonde.findings.rule import Check, Figure, Finding, Theme
 
 
 @final
 @dataclass(frozen=True)
-class SND031(Rule):
+class SND031(LabelRule):
     """Accuracy of the best site, chosen on half of the groups, minus the last's on the other."""
 
     gain: float = 0.03
@@ -47,14 +47,10 @@ class SND031(Rule):
     plant: ClassVar[str] = "The last site loses all but two of the directions between classes."
     twin: ClassVar[str] = "The last site rotated."
 
-    def check(self, evidence: Evidence) -> Check:
+    def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
         """Compare the best site with the last."""
-        stop = blocked(self, evidence)
-        if stop is not None:
-            return stop
         if len(evidence.sites) < 2:
             return self.not_applicable("there is one site only")
-        found = label_evidence(evidence)
         chosen = torch.remainder(found.group // 8, 2) == 0
         if bool(chosen.all()) or not bool(chosen.any()):
             return self.withheld("all rows are of one half of the groups")

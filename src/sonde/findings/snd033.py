@@ -8,13 +8,13 @@ from typing import ClassVar, final
 from sonde.findings._places import read_command
 from sonde.findings._text import percent, plural, shortened
 from sonde.findings.evidence import Evidence
-from sonde.findings.labels import LabelEvidence, blocked, confusions, label_evidence, recalls
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.labels import LabelEvidence, LabelRule, confusions, recalls
+from sonde.findings.rule import Check, Figure, Theme
 
 
 @final
 @dataclass(frozen=True)
-class SND033(Rule):
+class SND033(LabelRule):
     """Recall of each class at the best site against the middle class."""
 
     below: float = 0.2
@@ -36,12 +36,8 @@ class SND033(Rule):
     plant: ClassVar[str] = "The labels of two classes are swapped at random."
     twin: ClassVar[str] = "A class of 30 rows."
 
-    def check(self, evidence: Evidence) -> Check:
+    def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
         """Compare each class with the middle one."""
-        stop = blocked(self, evidence)
-        if stop is not None:
-            return stop
-        found = label_evidence(evidence)
         tail = self.level / len(found.names)
         judged = recalls(found, found.best, tail)
         known = [(k, *r) for k, r in enumerate(judged) if not math.isnan(r[0])]

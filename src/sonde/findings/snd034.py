@@ -9,15 +9,15 @@ from sonde.findings._places import read_command
 from sonde.findings._shared import examples_at
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.labels import blocked, label_evidence
+from sonde.findings.labels import LabelEvidence, LabelRule
 from sonde.findings.rows import doubtful_labels, doubtful_rows
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Check, Figure, Theme
 from sonde.stats.intervals import clopper_pearson
 
 
 @final
 @dataclass(frozen=True)
-class SND034(Rule):
+class SND034(LabelRule):
     """Share of rows that all neighbours and the classifier give another label."""
 
     note: float = 0.01
@@ -43,12 +43,9 @@ class SND034(Rule):
     plant: ClassVar[str] = "One label in twenty is replaced by another one."
     twin: ClassVar[str] = "The true labels."
 
-    def check(self, evidence: Evidence) -> Check:
+    def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
         """Count doubtful labels at the best site."""
-        stop = blocked(self, evidence)
-        if stop is not None:
-            return stop
-        found, doubt = label_evidence(evidence), doubtful_labels(evidence)
+        doubt = doubtful_labels(evidence)
         count, n = len(doubt.row), doubt.n
         share = count / n
         low, high = clopper_pearson(count, n)

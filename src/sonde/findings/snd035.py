@@ -11,8 +11,8 @@ from sonde.findings._places import read_command
 from sonde.findings._shared import one_per_group
 from sonde.findings._text import number, percent, plural, shortened
 from sonde.findings.evidence import Evidence
-from sonde.findings.labels import LabelEvidence, blocked, label_evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.labels import LabelEvidence, LabelRule
+from sonde.findings.rule import Check, Figure, Finding, Theme
 from sonde.stats.auroc import auroc
 from sonde.stats.auroc_bounds import auroc_bounds
 
@@ -35,7 +35,7 @@ class _Told:
 
 @final
 @dataclass(frozen=True)
-class SND035(Rule):
+class SND035(LabelRule):
     """AUROC of length, padding, size and brightness for each class against the rest."""
 
     note: float = 0.6
@@ -58,12 +58,8 @@ class SND035(Rule):
     plant: ClassVar[str] = "The texts of one class are twice as long."
     twin: ClassVar[str] = "The same lengths, shuffled over rows."
 
-    def check(self, evidence: Evidence) -> Check:
+    def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
         """Test every nuisance against every class."""
-        stop = blocked(self, evidence)
-        if stop is not None:
-            return stop
-        found = label_evidence(evidence)
         one = one_per_group(found.group)
         columns = {n: found.shared.column(n) for n in NUISANCES}
         values = {n: c[found.where][one].double() for n, c in columns.items() if c is not None}

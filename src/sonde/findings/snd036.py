@@ -9,14 +9,14 @@ from sonde.findings._places import read_command
 from sonde.findings._text import number, percent, plural
 from sonde.findings.answers import class_answers
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
-from sonde.findings.labels import LabelEvidence, blocked, label_evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.labels import LabelEvidence, LabelRule
+from sonde.findings.rule import Check, Figure, Finding, Theme
 from sonde.stats.intervals import wilson
 
 
 @final
 @dataclass(frozen=True)
-class SND036(Rule):
+class SND036(LabelRule):
     """Held-out accuracy no better than naming the largest class, at every site."""
 
     level: float = 0.001
@@ -44,12 +44,8 @@ class SND036(Rule):
     plant: ClassVar[str] = "Labels shuffled over rows."
     twin: ClassVar[str] = "The true labels at a net with random weights."
 
-    def check(self, evidence: Evidence) -> Check:
+    def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
         """Look for a trace at every site."""
-        stop = blocked(self, evidence)
-        if stop is not None:
-            return stop
-        found = label_evidence(evidence)
         n, best = found.n_groups, found.sites[found.best]
         bound = float(binom.ppf(1 - self.level, n, found.majority)) / n
         low, high = wilson(round(best.accuracy * n), n, 0.99)

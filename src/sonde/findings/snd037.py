@@ -12,16 +12,16 @@ from sonde.findings._halves import Z
 from sonde.findings._number_answers import NumberAnswers, number_answers, root_mean
 from sonde.findings._places import counted_as, read_command, sentence, too_few
 from sonde.findings._text import number, percent, plural
-from sonde.findings.answers import ClassAnswers, class_answers
+from sonde.findings.answers import ClassAnswers, ClassAnswersRule, class_answers
 from sonde.findings.evidence import Evidence
-from sonde.findings.labels import LEAST_ROWS, LabelEvidence, SiteLabels, blocked
+from sonde.findings.labels import LEAST_ROWS, LabelEvidence, SiteLabels
 from sonde.findings.lens import LensEvidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Finding, Theme
 
 
 @final
 @dataclass(frozen=True)
-class SND037(Rule):
+class SND037(ClassAnswersRule):
     """A sure model's own accuracy, or loss, beside its last layer's and the commonest answer's."""
 
     lag: float = 0.2
@@ -62,17 +62,12 @@ class SND037(Rule):
         numbers = number_answers(evidence)
         if not isinstance(numbers, str):
             return self._of_numbers(evidence, numbers)
-        found = class_answers(evidence)
-        if isinstance(found, str):
-            has_numbers = evidence.data.target is not None
-            return self.not_applicable(str(numbers) if has_numbers else found)
-        stop = blocked(self, evidence)
-        if stop is not None:
-            return stop
-        assert found.labels is not None  # blocked asks for the same
-        return self._of_classes(found, found.labels)
+        if isinstance(class_answers(evidence), str) and evidence.data.target is not None:
+            return self.not_applicable(numbers)
+        return super().check(evidence)
 
-    def _of_classes(self, found: ClassAnswers, labels: LabelEvidence) -> Check:
+    def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
+        """Compare the answers with those of a probe on the last layer."""
         last = labels.sites[-1]
         figure = self._lag(found, last)
         if figure.low is not None and self._holds(figure, self.lag):

@@ -10,15 +10,15 @@ from sonde.findings._places import read_command, sentence
 from sonde.findings._renaming import Renaming, renaming
 from sonde.findings._shared import examples_at
 from sonde.findings._text import listed, percent, plural, shortened
-from sonde.findings.answers import ClassAnswers, class_answers
+from sonde.findings.answers import ClassAnswers, ClassAnswersRule
 from sonde.findings.evidence import DataEvidence, Evidence
-from sonde.findings.labels import blocked, class_name
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.labels import LabelEvidence, class_name
+from sonde.findings.rule import Check, Figure, Finding, Theme
 
 
 @final
 @dataclass(frozen=True)
-class SND038(Rule):
+class SND038(ClassAnswersRule):
     """How many more rows are right once classes are given each other's names."""
 
     level: float = 0.001
@@ -47,27 +47,20 @@ class SND038(Rule):
     plant: ClassVar[str] = "A trained net, labels moved on by one; two labels exchanged."
     twin: ClassVar[str] = "The true labels; a class that is always mistaken for another one."
 
-    def check(self, evidence: Evidence) -> Check:
+    def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
         """Look for classes that are called by each other's names."""
-        found = class_answers(evidence)
-        if isinstance(found, str):
-            return self.not_applicable(found)
-        stop = blocked(self, evidence)
-        if stop is not None:
-            return stop
         names = renaming(found, self.level)
         if names is None:
             return self.clear(self._figure(found, 0.0))
         right = found.answer == names.renamed(found)
         accuracy = float(right.double().mean())
         figure = self._figure(found, accuracy - found.accuracy, names.p)
-        assert found.labels is not None  # blocked asks for the same
-        probe = found.labels.sites[-1].accuracy
+        probe = labels.sites[-1].accuracy
         if names.gain(found) < self.gain or accuracy < probe - self.lag:
             return self.clear(
                 figure, "renamed, its answers are still those of a model that guesses"
             )
-        return self.raised(self._finding(evidence, found, names, figure))
+        return self.raised(self._finding(evidence, found, labels, names, figure))
 
     def _figure(self, found: ClassAnswers, value: float, p: float | None = None) -> Figure:
         n_groups = len(torch.unique(found.group))
@@ -77,7 +70,12 @@ class SND038(Rule):
         )  # fmt: skip
 
     def _finding(
-        self, evidence: Evidence, found: ClassAnswers, names: Renaming, figure: Figure
+        self,
+        evidence: Evidence,
+        found: ClassAnswers,
+        labels: LabelEvidence,
+        names: Renaming,
+        figure: Figure,
     ) -> Finding:
         text = (
             f"{_in_words(evidence.data, names.answer_for)} So renamed, "
@@ -87,19 +85,17 @@ class SND038(Rule):
         )
         right = found.answer == names.renamed(found)
         where = torch.nonzero(right & ~found.right).flatten()
-        assert found.labels is not None
-        shared = found.labels.where[where]
         return Finding(
             self.code,
             "error",
             sentence(text),
             figure,
-            sites=(found.labels.sites[-1].key,),
-            examples=tuple(examples_at(evidence, shared.tolist())),
+            sites=(labels.sites[-1].key,),
+            examples=tuple(examples_at(evidence, labels.where[where].tolist())),
             figures=found.given(where),
             classes=tuple(class_name(evidence.data, y) for y in names.answer_for),
             effect=min(1.0, figure.value),
-            next=read_command(found.labels.sites[-1].key),
+            next=read_command(labels.sites[-1].key),
         )
 
 

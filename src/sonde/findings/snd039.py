@@ -9,15 +9,15 @@ from sonde.engine.errorbars import group_error
 from sonde.findings._halves import Z
 from sonde.findings._places import read_command, sentence
 from sonde.findings._text import percent, plural, shortened
-from sonde.findings.answers import ClassAnswers, class_answers
+from sonde.findings.answers import ClassAnswers, ClassAnswersRule
 from sonde.findings.evidence import Evidence
-from sonde.findings.labels import LabelEvidence, blocked, class_name
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.labels import LabelEvidence, class_name
+from sonde.findings.rule import Check, Figure, Finding, Theme
 
 
 @final
 @dataclass(frozen=True)
-class SND039(Rule):
+class SND039(ClassAnswersRule):
     """The model's accuracy less the share of the commonest label, beside the same of a probe."""
 
     errors: float = 3.0
@@ -45,16 +45,8 @@ class SND039(Rule):
     plant: ClassVar[str] = "A trained net whose head has fallen back to one class."
     twin: ClassVar[str] = "The trained net."
 
-    def check(self, evidence: Evidence) -> Check:
+    def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
         """Compare right answers with the commonest label and with a probe."""
-        found = class_answers(evidence)
-        if isinstance(found, str):
-            return self.not_applicable(found)
-        stop = blocked(self, evidence)
-        if stop is not None:
-            return stop
-        assert found.labels is not None  # blocked asks for the same
-        labels = found.labels
         commonest = torch.mode(found.truth).values
         lead = found.right.double() - (found.truth == commonest).double()
         n_groups = len(torch.unique(found.group))

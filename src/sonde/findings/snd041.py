@@ -8,7 +8,6 @@ from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rows import Copies, copies
 from sonde.findings.rule import Check, Figure, Rule, Theme
-from sonde.findings.step import Step
 
 
 @final
@@ -54,7 +53,7 @@ class SND041(Rule):
             figures=tuple(float(len(s)) for s in sets for _ in s),
             partners=tuple(s[0] if i != s[0] else s[-1] for s in sets for i in s),
             effect=min(1.0, share),
-            next=_look(evidence),
+            next=read_command(evidence.sites[0].schema.key),
         )
 
     @staticmethod
@@ -74,7 +73,3 @@ class SND041(Rule):
         if most > 2:
             parts.append(f"The most frequent one occurs {most:,} times.")
         return " ".join(parts)
-
-
-def _look(evidence: Evidence) -> Step:
-    return read_command(evidence.sites[0].schema.key)

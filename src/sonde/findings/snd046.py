@@ -10,15 +10,15 @@ from sonde.engine.errorbars import group_error
 from sonde.findings._places import read_command, sentence
 from sonde.findings._shared import examples_at
 from sonde.findings._text import listed, percent, plural, shortened
-from sonde.findings.answers import ClassAnswers, class_answers
+from sonde.findings.answers import ClassAnswers, ClassAnswersRule
 from sonde.findings.evidence import Evidence
-from sonde.findings.labels import LabelEvidence, blocked
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.labels import LabelEvidence
+from sonde.findings.rule import Check, Figure, Finding, Theme
 
 
 @final
 @dataclass(frozen=True)
-class SND046(Rule):
+class SND046(ClassAnswersRule):
     """Of each class, how much more often a probe of the last site names it than the model does."""
 
     lag: float = 0.2
@@ -45,16 +45,9 @@ class SND046(Rule):
     plant: ClassVar[str] = "A trained net one of whose logits is far too low."
     twin: ClassVar[str] = "The trained net."
 
-    def check(self, evidence: Evidence) -> Check:
+    def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
         """Compare the recall of every class with that of the probe."""
-        found = class_answers(evidence)
-        if isinstance(found, str):
-            return self.not_applicable(found)
-        stop = blocked(self, evidence)
-        if stop is not None:
-            return stop
-        assert found.labels is not None  # blocked asks for the same
-        labels, own = found.labels, found.right.double()
+        own = found.right.double()
         mine = [labels.truth == k for k in range(len(labels.names))]
         recall = torch.stack([own[m].mean() for m in mine])
         figures = [self._figure(found, labels, k, m) for k, m in enumerate(mine)]
