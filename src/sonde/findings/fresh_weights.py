@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import chi2, gamma, kstest, norm, uniform
+from scipy.special import ndtr
+from scipy.stats import chi2, gamma, kstwo
 from torch import Tensor, nn
 
 from sonde.core.site import Site
@@ -121,9 +122,8 @@ def _fresh_tables(stream: LiveStream) -> Iterator[Fresh]:
         if not 0 < spread < SMALL:
             continue
         entries = _some(weight)
-        fits = _Law(
-            f"normal, {spread:.2g}", spread, 3.0, float(kstest(entries, norm(0, spread).cdf)[1])
-        )
+        p = _fit_p(_distance(entries, ndtr(entries / spread)), len(entries))
+        fits = _Law(f"normal, {spread:.2g}", spread, 3.0, p)
         edge, p = spectrum_edge(weight, spread)
         if _combined([fits.p, p, *_evenness(weight, fits)]) > LEVEL:
             yield Fresh(name, fits.words, edge, "")
@@ -163,8 +163,32 @@ class _Law:
 
 
 def _some(weight: Matrix) -> np.ndarray:
+    """Return at most ``MOST`` entries, evenly spaced, in ascending order."""
     flat = weight.flatten()
-    return flat[:: max(1, len(flat) // MOST)][:MOST].double().cpu().numpy()
+    return np.sort(flat[:: max(1, len(flat) // MOST)][:MOST].double().cpu().numpy())
+
+
+def _distance(ordered: np.ndarray, chance: np.ndarray) -> float:
+    """Return the Kolmogorov-Smirnov distance of ordered entries from a law.
+
+    Parameters
+    ----------
+    ordered, chance : array (entry,)
+        The entries, and the law's distribution function at each.
+    """
+    n = len(ordered)
+    above, below = np.arange(1.0, n + 1) / n - chance, chance - np.arange(0.0, n) / n
+    return float(max(above.max(), below.max()))
+
+
+def _fit_p(distance: float, n: int) -> float:
+    """Return the chance that ``n`` draws lie at least so far from their own law."""
+    return float(np.clip(kstwo.sf(distance, n), 0.0, 1.0))
+
+
+def _uniform(x: np.ndarray, bound: float) -> np.ndarray:
+    """Return the distribution function of the uniform law on [-bound, bound]."""
+    return np.clip((x + bound) / (2 * bound), 0.0, 1.0)
 
 
 def _law(weight: Matrix) -> _Law | None:
@@ -185,17 +209,19 @@ def _law(weight: Matrix) -> _Law | None:
         "Glorot's, normal": (2 / (rows + columns)) ** 0.5,
         "normal, 0.01": 0.01,
     }
+    top = abs(entries[[0, -1]]).max()
     found = [
-        _Law(words, bound / 3**0.5, 1.8, float(kstest(entries, uniform(-bound, 2 * bound).cdf)[1]))
+        (_distance(entries, _uniform(entries, bound)), words, bound / 3**0.5, 1.8)
         for words, bound in bounds.items()
-        if abs(entries).max() <= bound * (1 + 1e-3)
+        if top <= bound * (1 + 1e-3)
     ]
     found += [
-        _Law(words, spread, 3.0, float(kstest(entries, norm(0, spread).cdf)[1]))
+        (_distance(entries, ndtr(entries / spread)), words, spread, 3.0)
         for words, spread in spreads.items()
     ]
-    best = max(found, key=lambda law: law.p, default=None)
-    return best if best is not None and best.p > 1e-3 else None
+    distance, words, spread, kurtosis = min(found, key=lambda law: law[0])
+    p = _fit_p(distance, len(entries))
+    return _Law(words, spread, kurtosis, p) if p > 1e-3 else None
 
 
 def _evenness(weight: Matrix, law: _Law) -> Iterator[float]:
@@ -229,12 +255,15 @@ def neighbours(
 
 
 def _passed(reader: Float[Tensor, "out row place"], weight: Matrix) -> float:
-    matrix = reader.transpose(1, 2).flatten(0, 1).float()
-    gram, w = matrix.T @ matrix, weight.float().to(matrix.device)
-    trace, square, n = float(gram.trace()), float(gram.square().sum()), w.shape[1]
+    a, w = reader.transpose(1, 2).flatten(0, 1).float(), weight.float()
+    w, n = w.to(a.device), w.shape[1]
+    wide = len(a) <= a.shape[1]
+    gram = a @ a.T if wide else a.T @ a  # either has the same trace and sum of squares
+    trace, square = float(gram.trace()), float(gram.square().sum())
     if not (square > 0 and bool(w.any())):
         return 1.0
-    through = float((gram @ w * w).sum() / w.square().mean()) * trace / square
+    passed = (a @ w).square().sum() if wide else (gram @ w * w).sum()
+    through = float(passed / w.square().mean()) * trace / square
     return float(chi2.sf(through, n * trace**2 / square))
 
 
@@ -273,9 +302,10 @@ def _bias(bias: Tensor | None, columns: int) -> str | None:
         return ""
     if not bool(bias.any()):
         return "zero"
-    bound, entries = columns**-0.5, bias.double().cpu().numpy()
-    drawn = abs(entries).max() <= bound * (1 + 1e-3)
-    p = kstest(entries, uniform(-bound, 2 * bound).cdf).pvalue if drawn else 0.0
+    bound, entries = columns**-0.5, np.sort(bias.double().cpu().numpy())
+    if abs(entries[[0, -1]]).max() > bound * (1 + 1e-3):
+        return None
+    p = _fit_p(_distance(entries, _uniform(entries, bound)), len(entries))
     return "drawn" if p > 1e-3 else None
 
 
