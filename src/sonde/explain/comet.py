@@ -15,6 +15,8 @@ from sonde.core.result import Result
 
 Pictures = Float[Tensor, "row channel height width"]
 Labels = Int[Tensor, "row"]
+Nets = tuple[nn.Module, nn.Module, nn.Module]
+"""The selector, the net that reads what was kept, and the one that reads what was left out."""
 Held = tuple[Float[Tensor, "row2 channel height width"], Int[Tensor, "row2"]]
 
 
@@ -140,56 +142,42 @@ class Comet:
         """
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            selector = _Selector(x.shape[1], self.patch)
-            predictor, full = classifier(), classifier()
+            selector, predictor = _Selector(x.shape[1], self.patch), classifier()
+            full = classifier()
             draw = torch.Generator().manual_seed(self.seed)
             optimiser = torch.optim.Adam(full.parameters(), lr=self.rate)
             for _ in range(self.steps // 4 + 1):
                 i = torch.randint(len(x), (self.batch,), generator=draw)
                 _step(optimiser, cross_entropy(full(x[i]), label[i]))
-            detector = copy.deepcopy(full)
-            self._train(selector, predictor, detector, x, label, draw)
-        return self._judged(selector, predictor, detector, *held)
+            nets = selector, predictor, copy.deepcopy(full)
+            self._train(nets, x, label, draw)
+        return self._judged(nets, *held)
 
     @torch.enable_grad()
-    def _train(
-        self,
-        selector: nn.Module,
-        predictor: nn.Module,
-        detector: nn.Module,
-        x: Pictures,
-        label: Labels,
-        draw: torch.Generator,
-    ) -> None:
-        nets = (predictor, detector, selector)
-        rates = (self.rate, self.rate, self.selector_rate)
+    def _train(self, nets: Nets, x: Pictures, label: Labels, draw: torch.Generator) -> None:
+        selector, predictor, detector = nets
+        rates = (self.selector_rate, self.rate, self.rate)
         own = [torch.optim.Adam(n.parameters(), lr=r) for n, r in zip(nets, rates, strict=True)]
         for step in range(self.steps):
             i = torch.randint(len(x), (self.batch,), generator=draw)
             part, y = x[i], label[i]
             mask = selector(part)
             fixed = mask.detach()
-            _step(own[0], cross_entropy(predictor(fixed * part), y))
-            _step(own[1], cross_entropy(detector((1.0 - fixed) * part), y))
+            _step(own[1], cross_entropy(predictor(fixed * part), y))
+            _step(own[2], cross_entropy(detector((1.0 - fixed) * part), y))
             kept = cross_entropy(predictor(mask * part), y, reduction="none")
             left = cross_entropy(detector((1.0 - mask) * part), y, reduction="none")
             loss = kept + self.weight * (kept - left + self.gap).relu()
             loss = loss + self.area_weight * (mask.mean((1, 2, 3)) - self.area).relu()
-            _step(own[2], loss.mean())  # what it leaves at the other nets is cleared by their steps
+            _step(own[0], loss.mean())  # what it leaves at the other nets is cleared by their steps
             if not bool(torch.isfinite(loss).all()):
                 raise InputError(
                     f"Comet.fit: the loss of the selector is not finite at step {step}. Lower rate "
                     f"(now {self.rate})."
                 )
 
-    def _judged(
-        self,
-        selector: nn.Module,
-        predictor: nn.Module,
-        detector: nn.Module,
-        x: Pictures,
-        label: Labels,
-    ) -> CometResult:
+    def _judged(self, nets: Nets, x: Pictures, label: Labels) -> CometResult:
+        selector, predictor, detector = nets
         with torch.no_grad():
             mask = selector.eval()(x)
             kept, left = predictor.eval()(mask * x), detector.eval()((1.0 - mask) * x)

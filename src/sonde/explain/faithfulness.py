@@ -15,6 +15,7 @@ from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Direction, Result
+from sonde.explain._judging import judged_by, standard_error
 from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
@@ -69,6 +70,8 @@ class OrderTest(ABC):
     n_random: int = 10
     seed: int = 0
     direction: ClassVar[Direction] = "higher"
+    takes_first: ClassVar[bool] = True
+    """Whether the first places of the order are taken away; else those after them."""
 
     def judge(
         self,
@@ -106,20 +109,14 @@ class OrderTest(ABC):
         null_curve = (
             torch.stack(nulls).mean((0, 1)) if nulls else torch.full_like(curves[0], torch.nan)
         )
-        n = len(each)
         return FaithfulnessResult(
             value=float(each.mean()),
-            se=float(each.std()) / n**0.5 if n > 1 else None,
+            se=standard_error(each),
             null=float(means.mean()) if nulls else None,
-            n=n,
+            n=len(each),
             direction=self.direction,
             conventions={
-                "method": repr(self),
-                "objective": objective.name,
-                "site": function.site,
-                "baseline": str(self.baseline),
-                "masking": "replaced by the baseline",
-                "attribution": found.conventions["method"],
+                **judged_by(self, self.baseline, function, found, objective),
                 "null": f"{self.n_random} random orders",
             },
             each=each,
@@ -133,10 +130,6 @@ class OrderTest(ABC):
     @abstractmethod
     def shares(self) -> tuple[float, ...]:
         """Which shares of the places are taken, from first to last."""
-
-    @abstractmethod
-    def _gone(self, rank: Tensor, count: Tensor) -> Tensor:
-        """Return which places are gone once the first ``count`` of the order were taken."""
 
     @abstractmethod
     def _figure(self, curves: Float[Tensor, "row step"]) -> Float[Tensor, "row"]:
@@ -156,8 +149,8 @@ class OrderTest(ABC):
         n_real = places.real.sum(1, keepdim=True)
         steps: list[Tensor] = []
         for share in self.shares:
-            count = (share * n_real).round()
-            values = places.without(self._gone(rank, count))
+            first = rank < (share * n_real).round()
+            values = places.without(first if self.takes_first else ~first)
             steps.append(objective.of(function.run(values)).detach().double().cpu())
         return torch.stack(steps, dim=1)
 
@@ -204,9 +197,6 @@ class Deletion(CurveTest):
 
     direction: ClassVar[Direction] = "lower"
 
-    def _gone(self, rank: Tensor, count: Tensor) -> Tensor:
-        return rank < count
-
 
 @final
 @dataclass(frozen=True)
@@ -222,8 +212,7 @@ class Insertion(CurveTest):
     petsiuk2018rise
     """
 
-    def _gone(self, rank: Tensor, count: Tensor) -> Tensor:
-        return rank >= count
+    takes_first: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -248,11 +237,7 @@ class ShareTest(OrderTest):
         return (0.0, *self.parts)
 
     def _figure(self, curves: Float[Tensor, "row step"]) -> Float[Tensor, "row"]:
-        return (self._whole(curves)[:, None] - curves[:, 1:]).mean(1)
-
-    @abstractmethod
-    def _whole(self, curves: Float[Tensor, "row step"]) -> Float[Tensor, "row"]:
-        """Return the objective of the whole input."""
+        return (curves[:, :1] - curves[:, 1:]).mean(1)
 
 
 @final
@@ -267,12 +252,6 @@ class Comprehensiveness(ShareTest):
     ----------
     deyoung2020eraser
     """
-
-    def _gone(self, rank: Tensor, count: Tensor) -> Tensor:
-        return rank < count
-
-    def _whole(self, curves: Tensor) -> Tensor:
-        return curves[:, 0]
 
 
 @final
@@ -289,14 +268,9 @@ class Sufficiency(ShareTest):
     """
 
     direction: ClassVar[Direction] = "lower"
+    takes_first: ClassVar[bool] = False
 
     @property
     def shares(self) -> tuple[float, ...]:
         """The whole input, then each share."""
         return (1.0, *self.parts)
-
-    def _gone(self, rank: Tensor, count: Tensor) -> Tensor:
-        return rank >= count
-
-    def _whole(self, curves: Tensor) -> Tensor:
-        return curves[:, 0]

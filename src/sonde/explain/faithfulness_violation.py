@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Direction, Result
+from sonde.explain._judging import judged_by
 from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
@@ -136,12 +137,7 @@ class FaithfulnessViolation:
             n=n,
             range=(0.0, 1.0),
             conventions={
-                "method": repr(self),
-                "objective": objective.name,
-                "site": function.site,
-                "baseline": str(self.baseline),
-                "masking": "replaced by the baseline",
-                "attribution": found.conventions["method"],
+                **judged_by(self, self.baseline, function, found, objective),
                 "signed": found.signed,
                 "null": "an attribution that is always positive",
                 "se": "an exact interval instead (low, high)",

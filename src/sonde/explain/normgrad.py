@@ -19,6 +19,7 @@ from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain._correlation import pearson
+from sonde.explain._judging import standard_error
 from sonde.explain.attribution import Attribution, Attributor, Parts
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.model.sites import Pattern
@@ -207,11 +208,10 @@ class ClassSensitivity:
         ]
         flat = [_by_place(one).flatten(1).cpu() for one in maps]
         each = pearson(flat[0], flat[1])
-        n = len(each)
         return Result(
             value=float(each.mean()),
-            se=float(each.std()) / n**0.5 if n > 1 else None,
-            n=n,
+            se=standard_error(each),
+            n=len(each),
             range=(-1.0, 1.0),
             direction="lower",
             conventions={

@@ -6,6 +6,7 @@ trained on them fails because what tells the classes is gone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, final, get_args
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn.functional import avg_pool2d
 from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.result import Result
+from sonde.explain._judging import standard_error
 
 Train = Callable[[Tensor, Tensor, int], nn.Module]
 """A recipe: inputs, classes and a seed to a trained model that returns logits."""
@@ -138,12 +140,17 @@ class Retraining:
         fit: Ranked,
         test: Ranked,
         gone: Callable[[Ranked, int], Bool[Tensor, "row *place"]],
+        shown: Callable[[Tensor, Bool[Tensor, "row *place"]], Tensor] | None = None,
     ) -> Float[Tensor, "seed"]:
-        """Return the accuracy of models trained and tested without some places."""
-        mean = fit.x.mean(0)
+        """Return the accuracy of models trained and tested without some places.
+
+        ``shown`` makes what a model is given from inputs and the places that are gone; by default
+        the inputs with these places filled.
+        """
+        shown = shown or partial(self._masked, mean=fit.x.mean(0))
         found: list[float] = []
         for seed in range(self.seed, self.seed + self.n_seeds):
-            x, new = (self._masked(part.x, gone(part, seed), mean) for part in (fit, test))
+            x, new = (shown(part.x, gone(part, seed)) for part in (fit, test))
             found.append(_right(train(x, fit.label, seed), new, test.label))
         return torch.tensor(found, dtype=torch.float64)
 
@@ -212,7 +219,7 @@ class Roar(Retraining):
         lost = (chance - accuracy).mean(0)
         return RoarResult(
             value=float(lost.mean()),
-            se=float(lost.std()) / self.n_seeds**0.5 if self.n_seeds > 1 else None,
+            se=standard_error(lost),
             null=0.0,
             n=self.n_seeds,
             range=(-1.0, 1.0),
@@ -263,11 +270,11 @@ class DiffRoar(Retraining):
             return lambda part, seed: ~part.top(self.share, seed, sign)
 
         top, bottom = (self._accuracy(train, fit, test, but(sign)) for sign in (1, -1))
-        shapes = [self._of_masks(train, fit, test, but(sign)) for sign in (1, -1)]
+        shapes = [self._accuracy(train, fit, test, but(sign), _shape_of) for sign in (1, -1)]
         each = top - bottom
         return DiffRoarResult(
             value=float(each.mean()),
-            se=float(each.std()) / self.n_seeds**0.5 if self.n_seeds > 1 else None,
+            se=standard_error(each),
             null=0.0,
             n=self.n_seeds,
             range=(-1.0, 1.0),
@@ -278,22 +285,9 @@ class DiffRoar(Retraining):
             control=float((shapes[0] - shapes[1]).mean()),
         )
 
-    def _of_masks(
-        self,
-        train: Train,
-        fit: Ranked,
-        test: Ranked,
-        gone: Callable[[Ranked, int], Bool[Tensor, "row *place"]],
-    ) -> Float[Tensor, "seed"]:
-        """Return the accuracy of models that see which places were kept, and nothing else."""
-        found: list[float] = []
-        for seed in range(self.seed, self.seed + self.n_seeds):
-            x, new = (_shape_of(part.x, gone(part, seed)) for part in (fit, test))
-            found.append(_right(train(x, fit.label, seed), new, test.label))
-        return torch.tensor(found, dtype=torch.float64)
-
 
 def _shape_of(x: Tensor, gone: Bool[Tensor, "row *place"]) -> Tensor:
+    """Return 1 where a place was kept and 0 elsewhere, in the shape of the inputs."""
     kept = (~gone).to(x)
     return kept.unsqueeze(1).expand_as(x).contiguous() if x.ndim == 4 else kept
 

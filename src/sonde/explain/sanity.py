@@ -20,6 +20,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain._correlation import spearman, ssim
+from sonde.explain._judging import standard_error
 from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.hooks.names import ModuleNames
@@ -169,11 +170,10 @@ class SanityChecks:
         signed = torch.stack([spearman(flat, one.flatten(1)) for one in every])
         is_picture = own.ndim == 3 and min(own.shape[1:]) > 2
         alike = [ssim(own, one).mean() if is_picture else torch.tensor(np.nan) for one in every]
-        n = len(own)
         return SanityResult(
             value=float(sizes[-1].mean()),
-            se=float(sizes[-1].std()) / n**0.5 if n > 1 else None,
-            n=n,
+            se=standard_error(sizes[-1]),
+            n=len(own),
             direction="lower",
             range=(-1.0, 1.0),
             conventions={

@@ -4,8 +4,9 @@
 error, which does not, and reports the best scale beside it.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Generic, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain._correlation import pearson
+from sonde.explain._judging import judged_by, standard_error
 from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
@@ -56,8 +58,11 @@ class InfidelityResult(Result):
     scaled: float
 
 
+ResultT = TypeVar("ResultT", SensitivityResult, InfidelityResult)
+
+
 @dataclass(frozen=True)
-class SetTest:
+class SetTest(ABC, Generic[ResultT]):
     """Takes random sets of places away and compares the fall with the sum of their attributions.
 
     Parameters
@@ -83,6 +88,39 @@ class SetTest:
                 f"{self.n_sets} and {self.shares}."
             )
 
+    def judge(
+        self,
+        model: Model | nn.Module,
+        inputs: Any,
+        found: Attribution,
+        objective: Objective = LOGIT,
+        site: Pattern = INPUT,
+    ) -> ResultT:
+        """Return the mean over examples, sets and shares.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        inputs : as for the attribution
+        found : Attribution
+        objective : Objective, optional
+            By default the logit of the class that is predicted for the whole input.
+        site : pattern, default="input"
+            Where places are taken away.
+        """
+        function = SiteFunction(model, inputs, site)
+        said, fell = self._drawn(function, found, objective)
+        return self._result(said, fell, judged_by(self, self.baseline, function, found, objective))
+
+    @abstractmethod
+    def _result(
+        self,
+        said: Float[Tensor, "share row set"],
+        fell: Float[Tensor, "share row set"],
+        conventions: dict[str, Any],
+    ) -> ResultT:
+        """Return the figure from the sums of attributions and the falls of the objective."""
+
     def _drawn(
         self, function: SiteFunction, found: Attribution, objective: Objective
     ) -> tuple[Float[Tensor, "share row set"], Float[Tensor, "share row set"]]:
@@ -102,22 +140,10 @@ class SetTest:
             fell.append(whole[:, None] - places.number_of_sets(function, fixed, ~gone))
         return torch.stack(said), torch.stack(fell)
 
-    def _conventions(
-        self, function: SiteFunction, found: Attribution, objective: Objective
-    ) -> dict[str, Any]:
-        return {
-            "method": repr(self),
-            "objective": objective.name,
-            "site": function.site,
-            "baseline": str(self.baseline),
-            "masking": "replaced by the baseline",
-            "attribution": found.conventions["method"],
-        }
-
 
 @final
 @dataclass(frozen=True)
-class SensitivityN(SetTest):
+class SensitivityN(SetTest[SensitivityResult]):
     """Correlation over sets of n places between their attributions' sum and the objective's fall.
 
     Range        [-1, 1]; higher = better; 1 for every n where the model is linear and the
@@ -141,28 +167,17 @@ class SensitivityN(SetTest):
 
     paper: ClassVar[str] = "ancona2018towards"
 
-    def judge(
-        self,
-        model: Model | nn.Module,
-        inputs: Any,
-        found: Attribution,
-        objective: Objective = LOGIT,
-        site: Pattern = INPUT,
-    ) -> SensitivityResult:
-        """Return the mean over examples and shares, by default for the predicted class's logit."""
-        function = SiteFunction(model, inputs, site)
-        said, fell = self._drawn(function, found, objective)
+    def _result(self, said: Tensor, fell: Tensor, conventions: dict[str, Any]) -> SensitivityResult:
         by_row = torch.stack([pearson(a, b) for a, b in zip(said, fell, strict=True)])
         each = by_row.mean(0)
-        n = len(each)
         return SensitivityResult(
             value=float(each.mean()),
-            se=float(each.std()) / n**0.5 if n > 1 else None,
+            se=standard_error(each),
             null=0.0,
-            n=n,
+            n=len(each),
             range=(-1.0, 1.0),
             direction="higher",
-            conventions=self._conventions(function, found, objective),
+            conventions=conventions,
             share=torch.tensor(self.shares, dtype=torch.float64),
             by_share=by_row.mean(1),
         )
@@ -170,7 +185,7 @@ class SensitivityN(SetTest):
 
 @final
 @dataclass(frozen=True)
-class Infidelity(SetTest):
+class Infidelity(SetTest[InfidelityResult]):
     """Mean squared error between the attribution of a random set of places and the fall without it.
 
     ``mean (sum_S a_i - (f(x) - f(x without S)))^2``.
@@ -198,30 +213,20 @@ class Infidelity(SetTest):
 
     paper: ClassVar[str] = "yeh2019infidelity"
 
-    def judge(
-        self,
-        model: Model | nn.Module,
-        inputs: Any,
-        found: Attribution,
-        objective: Objective = LOGIT,
-        site: Pattern = INPUT,
-    ) -> InfidelityResult:
-        """Return the mean over examples, sets and shares, by default for the predicted logit."""
-        function = SiteFunction(model, inputs, site)
-        said, fell = (x.transpose(0, 1).flatten(1) for x in self._drawn(function, found, objective))
+    def _result(self, said: Tensor, fell: Tensor, conventions: dict[str, Any]) -> InfidelityResult:
+        said, fell = (x.transpose(0, 1).flatten(1) for x in (said, fell))
         each = (said - fell).square().mean(1)
         square = said.square().sum(1)
         scale = torch.where(square > 0, (said * fell).sum(1) / square.clamp(min=1e-300), 0.0)
-        n = len(each)
         return InfidelityResult(
             value=float(each.mean()),
-            se=float(each.std()) / n**0.5 if n > 1 else None,
+            se=standard_error(each),
             null=float(fell.square().mean()),
-            n=n,
+            n=len(each),
             unit="objective squared",
             range=(0.0, float("inf")),
             direction="lower",
-            conventions=self._conventions(function, found, objective),
+            conventions=conventions,
             each=each,
             scale=scale,
             scaled=float((scale[:, None] * said - fell).square().mean()),

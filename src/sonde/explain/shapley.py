@@ -5,11 +5,12 @@ sets of the others, so that parts add up to the rise from the baseline.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -21,6 +22,10 @@ from sonde.tap.reading.site_function import SiteFunction
 
 EXACT = 12
 """Up to so many parts all sets are tried: 4,096 forwards."""
+Value = Callable[[Bool[Tensor, "set part"]], Float[Tensor, "row set"]]
+"""The objective of each example with the parts of each set alone, the others at the baseline."""
+Shares = tuple[Float[Tensor, "row part"], Float[Tensor, "row"]]
+"""The Shapley values, and the objective without any part."""
 
 
 @dataclass(frozen=True)
@@ -57,26 +62,18 @@ class PartTest(Attributor):
         size: Float[Tensor, "row"],
         places: ExamplePlaces,
         group: Int[Tensor, "place"],
-        n: int,
         base: Float[Tensor, "row"] | None = None,
     ) -> Parts:
-        """Return parts; none is reached where all are what rounding makes of equal objectives."""
-        is_reached = not bool((phi.abs() <= ROUNDING * size.abs().amax()).all())
-        return Parts(self._shared(phi, places, group, n), base, is_reached)
+        """Return the figures of parts at their places, in the shape of the site.
 
-    def _shared(
-        self,
-        phi: Float[Tensor, "row part"],
-        places: ExamplePlaces,
-        group: Int[Tensor, "place"],
-        n: int,
-    ) -> Tensor:
-        """Return the figures of parts at their places, in the shape of the site."""
-        count = torch.bincount(group, minlength=n)
-        each = (phi / count)[:, group].to(places.x)
+        The objective counts as independent of the site (``is_reached`` is false) where no figure
+        exceeds the rounding of objectives of this ``size``.
+        """
+        is_reached = not bool((phi.abs() <= ROUNDING * size.abs().amax()).all())
+        each = (phi / torch.bincount(group, minlength=phi.shape[1]))[:, group].to(places.x)
         features = places.x.shape[2]
         spread = (each.unsqueeze(-1) / features).expand(-1, -1, features)
-        return places.values(spread)
+        return Parts(places.values(spread), base, is_reached)
 
 
 @final
@@ -107,7 +104,7 @@ class Occlusion(PartTest):
         group, n = self._grouped(places)
         whole = objective.of(function.outputs).detach().double().cpu()
         left = places.number_of_sets(function, objective, ~torch.eye(n, dtype=torch.bool)[:, group])
-        return self._parts_of(whole[:, None] - left, whole, places, group, n)
+        return self._parts_of(whole[:, None] - left, whole, places, group)
 
 
 @final
@@ -156,41 +153,15 @@ class Shapley(PartTest):
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         places = ExamplePlaces.of(function, self.baseline)
         group, n = self._grouped(places)
-        if n <= EXACT:
-            phi, base = self._exact(function, objective, places, group, n)
-        else:
-            phi, base = self._sampled(function, objective, places, group, n)
-        return self._parts_of(phi, base, places, group, n, base)
 
-    def _exact(
-        self,
-        function: SiteFunction,
-        objective: FixedObjective,
-        places: ExamplePlaces,
-        group: Int[Tensor, "place"],
-        n: int,
-    ) -> tuple[Float[Tensor, "row part"], Float[Tensor, "row"]]:
-        number = torch.arange(2**n)
-        kept = (number[:, None] >> torch.arange(n)) & 1 == 1
-        value = places.number_of_sets(function, objective, kept[:, group])
-        size = kept.sum(1)
-        phi = torch.zeros(len(value), n, dtype=torch.float64)
-        for part in range(n):
-            without = number[~kept[:, part]]
-            shares = [1.0 / (n * math.comb(n - 1, int(s))) for s in size[without]]
-            weight = torch.tensor(shares, dtype=torch.float64)
-            added = value[:, without + 2**part] - value[:, without]
-            phi[:, part] = added @ weight
-        return phi, value[:, 0]
+        def value(kept: Bool[Tensor, "set part"]) -> Float[Tensor, "row set"]:
+            return places.number_of_sets(function, objective, kept[:, group])
 
-    def _sampled(
-        self,
-        function: SiteFunction,
-        objective: FixedObjective,
-        places: ExamplePlaces,
-        group: Int[Tensor, "place"],
-        n: int,
-    ) -> tuple[Float[Tensor, "row part"], Float[Tensor, "row"]]:
+        phi, base = _exact(value, n) if n <= EXACT else self._sampled(value, n)
+        return self._parts_of(phi, base, places, group, base)
+
+    def _sampled(self, value: Value, n: int) -> Shares:
+        """Return the mean over random orders of the parts, each with its reverse."""
         generator = torch.Generator().manual_seed(self.seed)
         total: Tensor | None = None
         base: Tensor | None = None
@@ -200,11 +171,27 @@ class Shapley(PartTest):
                 rank = torch.empty(n, dtype=torch.int64)
                 rank[one] = torch.arange(n)
                 kept = rank[None] < torch.arange(n + 1)[:, None]
-                value = places.number_of_sets(function, objective, kept[:, group])
-                added = torch.zeros(len(value), n, dtype=torch.float64)
-                added[:, one] = value.diff(dim=1)
+                found = value(kept)
+                added = torch.zeros(len(found), n, dtype=torch.float64)
+                added[:, one] = found.diff(dim=1)
                 total = added if total is None else total + added
-                base = value[:, 0]
+                base = found[:, 0]
         assert total is not None  # there is an order
         assert base is not None
         return total / (2 * self.n_orders), base
+
+
+def _exact(value: Value, n: int) -> Shares:
+    """Return the mean over all sets; set ``i`` holds the parts whose bits are 1 in ``i``."""
+    number = torch.arange(2**n)
+    kept = (number[:, None] >> torch.arange(n)) & 1 == 1
+    found = value(kept)
+    size = kept.sum(1)
+    phi = torch.zeros(len(found), n, dtype=torch.float64)
+    for part in range(n):
+        without = number[~kept[:, part]]
+        shares = [1.0 / (n * math.comb(n - 1, int(s))) for s in size[without]]
+        weight = torch.tensor(shares, dtype=torch.float64)
+        added = found[:, without + 2**part] - found[:, without]
+        phi[:, part] = added @ weight
+    return phi, found[:, 0]
