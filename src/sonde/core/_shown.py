@@ -1,4 +1,4 @@
-"""What people look at: a line for what holds much; for a result in a notebook, a small table."""
+"""How objects are printed: one line in a terminal, a small table in a notebook."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ SILENT = (None, "", (), "none", (-math.inf, math.inf))
 
 
 class OneLine:
-    """A base whose ``__repr__`` its dataclasses keep: they write one only where there is none."""
+    """Base class that keeps ``dataclass`` from replacing an inherited ``__repr__``."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -99,7 +99,7 @@ def _facts(result: Any) -> Iterator[tuple[str, str]]:
 
 
 def _is_silent(value: Any) -> bool:
-    """Return whether a value stands for nothing; NaN without a flag does."""
+    """Return whether a value is not worth printing: empty, or NaN."""
     if isinstance(value, float):
         return math.isnan(value)
     return not isinstance(value, Tensor) and value in SILENT

@@ -1,4 +1,4 @@
-"""Our own products in their own type: autocast is about the user's model, not about its figures."""
+"""Switches autocast off around sonde's own products: it is meant for the user's model alone."""
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
@@ -8,7 +8,7 @@ NOTHING = nullcontext()
 
 
 def without_autocast(*devices: torch.device) -> AbstractContextManager[object]:
-    """Compute on these devices in the types of the tensors, inside autocast too.
+    """Return a context in which these devices compute in the tensors' own types, without autocast.
 
     Examples
     --------
@@ -27,7 +27,7 @@ def without_autocast(*devices: torch.device) -> AbstractContextManager[object]:
 
 
 def is_autocast(device: torch.device) -> bool:
-    """Return whether products on a device are being made in another type than their factors."""
+    """Return whether autocast is on for a device."""
     if device.type == "cpu":
         return torch.is_autocast_enabled("cpu")
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

@@ -118,7 +118,7 @@ COLUMNS: dict[str, Column] = {
 
 
 def declared(name: str) -> Column:
-    """Return what a column holds; one that is not declared holds whole numbers of the data."""
+    """Return the entry of a column; a name that is not in ``COLUMNS`` is an integer column."""
     return COLUMNS.get(name, _OF_THE_DATA)
 
 

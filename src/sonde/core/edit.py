@@ -58,7 +58,10 @@ class EditContext:
     def of_examples(
         self, values: Shaped[Tensor, "prompt *axes"]
     ) -> Shaped[Tensor, "example *axes"]:
-        """Return for each example of this call the entry of the prompt that it goes on from.
+        """Return the entry of ``values`` that belongs to each example of this call.
+
+        Generation may repeat, reorder or drop prompts, so a call can hold other examples than the
+        first one did.
 
         Parameters
         ----------

@@ -44,14 +44,14 @@ def finite_rows(x: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Return whether every entry is finite; one norm where all is well."""
+    """Return whether every entry is finite; costs one norm where that is so."""
     return all_finite([x])[0]
 
 
 def all_finite(rows: Sequence[Tensor]) -> list[bool]:
     """Return for each tensor whether every entry is finite.
 
-    Their norms are fetched together: one wait for each device.
+    Their norms are fetched together, with one synchronisation for each device.
     """
     lengths = fetched([_length(x) for x in rows])
     return [
@@ -61,7 +61,7 @@ def all_finite(rows: Sequence[Tensor]) -> list[bool]:
 
 
 def fetched(numbers: Sequence[Tensor]) -> list[float]:
-    """Return numbers that lie on any devices, with one wait for each device."""
+    """Return scalar tensors of any devices as floats, with one synchronisation for each device."""
     by_device: dict[torch.device, list[int]] = {}
     for i, number in enumerate(numbers):
         by_device.setdefault(number.device, []).append(i)

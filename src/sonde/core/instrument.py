@@ -1,4 +1,4 @@
-"""What answers a question: instruments read statistics and turn them into results."""
+"""Instruments: methods that read fitted statistics of rows and answer with a result."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ class NotLabelled(Where):
 
 @dataclass(frozen=True)
 class AsScored(Where):
-    """Rows to be scored: as in use, those that are not finite are among them.
+    """Rows as a detector meets them in use: those that are not finite are kept.
 
     Parameters
     ----------
@@ -128,7 +128,10 @@ class Read:
 
 
 class Instrument(ABC):
-    """A question about one site, a pair, or all. Subclasses are final frozen dataclasses.
+    """A method that answers about one site, a pair of sites, or all of them.
+
+    Subclasses are final frozen dataclasses of parameters: ``reads`` names the statistics that they
+    need, ``result`` makes the answer of them.
 
     Attributes
     ----------
@@ -141,8 +144,8 @@ class Instrument(ABC):
     least_rows : int
         The smallest number of rows for which the quantity is defined; 0 where nothing is refused.
     estimates : bool
-        Whether its value is an estimate that wants a standard error. That of a detector is none
-        (its scores are calibrated), nor that of an instrument that proposes an edit.
+        Whether its value is an estimate, to which a standard error belongs. False for detectors,
+        whose scores are calibrated instead, and for instruments that propose an edit.
     word : str
         Its name on the command line, where that is not its class in snake_case.
     paper : str
@@ -174,17 +177,17 @@ class Instrument(ABC):
         return None
 
     def at_width(self, dim: int) -> "Instrument":
-        """Return the instrument for rows of a width: itself, or a frugal one where that is its way.
+        """Return the instrument to use for rows of width ``dim``; by default itself.
 
-        What holds ``dim`` squared numbers and has an ``"auto"`` way of holding them is full up to
-        ``WIDEST_FULL`` and keeps variances alone above it.
+        An instrument with a parameter ``"auto"`` keeps a whole ``dim x dim`` matrix up to
+        ``WIDEST_FULL`` and the variances alone above it.
         """
         return self
 
     def reading(self) -> dict[str, Any]:
-        """Return the named options of ``sonde.read`` that its rows or columns come by.
+        """Return the options of ``sonde.read`` that this instrument needs, by name.
 
-        They are the default on the command line, and a stream that was read with others is refused.
+        The command line takes them as defaults; a stream that was read with others is refused.
         """
         return {}
 
@@ -269,7 +272,7 @@ class Detector(Instrument):
 
     @property
     def usual(self) -> Where:
-        """The held-out rows that calibrate: all, unless labels tell which are unusual."""
+        """Which held-out rows calibrate: all, but for rows that are labelled as unusual."""
         return Every()
 
     @abstractmethod

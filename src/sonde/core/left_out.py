@@ -1,4 +1,4 @@
-"""Sites that a stream does not read though nobody named others, and why."""
+"""Sites that reading every site by default left out, and why."""
 
 from collections import Counter
 from collections.abc import Sequence

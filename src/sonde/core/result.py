@@ -1,4 +1,4 @@
-"""Answers: a number with its error, null, unit and conventions, as value, table and picture."""
+"""Results: a number with its error, null, unit and conventions; as a table and as a picture."""
 
 import functools
 import itertools
@@ -185,7 +185,7 @@ class Scorer(Result):
 
     @functools.cached_property
     def copies(self) -> dict[torch.device, "Scorer"]:
-        """Itself on other devices, made when rows come from there; not pickled."""
+        """Copies of itself on other devices, made when rows come from there; not pickled."""
         return {}
 
     @property
@@ -197,7 +197,7 @@ class Scorer(Result):
     def squared_distance(self) -> "tuple[Float[Tensor, 'dim'], Float[Tensor, 'dim rank']] | None":
         """The mean and the root ``R`` where the score is ``|(x - mean) R|^2``; None else.
 
-        Such scores of several sites are made together.
+        The scores of several sites of this form are computed in one product.
         """
         return None
 
@@ -206,7 +206,7 @@ class Scorer(Result):
 
     @property
     def needs_double(self) -> bool:
-        """Whether its float64 tensors would lose digits that scores show, held in float32."""
+        """Whether scores would change visibly if its float64 tensors were held in float32."""
         return False
 
     def score(self, *columns: Any, **_: Any) -> Float[Tensor, "row"]:

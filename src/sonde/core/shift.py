@@ -1,4 +1,4 @@
-"""What compares two data sets from their fitted states, without their rows.
+"""Shifts: instruments that compare two data sets from their fitted states, without their rows.
 
 A shift is an instrument: it names the statistics that it reads, and is fitted, merged, sharded and
 saved like any other. Its result is one side of a comparison.
@@ -27,7 +27,7 @@ class Comparison(Result):
         Chance of a statistic at least this large if both sides come from one distribution; NaN only
         together with a flag.
     statistic : float
-        What ``p`` is about.
+        The test statistic that ``p`` belongs to.
     sides : (int, int)
         Independent rows of the first and the second side: groups where rows come in groups.
     """
@@ -71,7 +71,7 @@ class Side(Result):
 
     @property
     def independent(self) -> int:
-        """Rows, or groups where there are fewer: what the evidence is counted in."""
+        """How many independent rows there are: groups, where rows come in fewer groups."""
         return min(self.n, self.groups) if self.groups else self.n
 
     def compare(self, other: "Side") -> Comparison:

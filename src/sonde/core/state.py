@@ -16,12 +16,12 @@ FINITE = {
     "mean", "mean_x", "mean_y", "sum_x", "sum_y", "reference_x", "reference_y", "scatter",
     "within", "cross", "low", "high", "diagonal",
 }  # fmt: skip
-"""Fields that finite rows leave finite. Logits that are not, and scores, may stand in others."""
+"""Names of fields that are finite whenever the rows are; others may hold infinite scores."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Marker of what a statistic holds.
+    """Base class of what a statistic holds.
 
     Fields are ``Tensor | int | float | str | bytes | None | State`` or tuples of these. A state has
     no size that grows with the number of rows, and is never changed in place.
@@ -31,7 +31,7 @@ class State:
 S = TypeVar("S", bound=State)
 
 LATER = "later"
-"""In the metadata of a parameter: files without it are older and mean its default."""
+"""Key in the metadata of a parameter added later: older files lack it and mean its default."""
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

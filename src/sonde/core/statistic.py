@@ -78,9 +78,10 @@ class Statistic(ABC, Generic[StateT]):
         return reduce(self.merge, states)
 
     def absorbs(self, *states: StateT) -> bool:
-        """Return whether states that merge in any order are together as large as one gets.
+        """Return whether these states, merged, are as large as a state of this kind can become.
 
-        Merged they are then updated in place of the fixed tree of merges, which would keep several.
+        Only asked where ``in_any_order``. Then they are merged at once and the next rows update
+        that state; otherwise the states of several units are kept until they can merge pairwise.
         """
         return False
 
@@ -97,8 +98,9 @@ class Statistic(ABC, Generic[StateT]):
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes that a full state takes at rows of these widths.
 
-        The default is the state of a few made-up rows, at wide sites the parabola through three
-        narrow ones; a state that grows up to a limit says more.
+        By default this is measured on the state of eight made-up rows; for wide rows a parabola
+        through three narrow widths is extrapolated. A statistic whose state grows with the rows up
+        to a limit overrides it with that limit.
         """
         widest = max(dims, default=0)
         if widest <= NARROW:

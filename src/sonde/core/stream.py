@@ -44,7 +44,10 @@ class Stream(OneLine, ABC):
 
     @property
     def examples_of_rows(self) -> Sequence[Hashable] | None:
-        """The example of each entry where entries are rows that may lie apart; None else."""
+        """Which example each entry is a row of, where rows of one example may lie apart; else None.
+
+        Entries are then single rows, as in plain arrays.
+        """
         return None
 
     @property
@@ -70,7 +73,7 @@ class Stream(OneLine, ABC):
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Sites that are not read though none was named, each with the reason."""
+        """Sites that reading every site by default left out, each with the reason."""
         return ()
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
@@ -96,7 +99,9 @@ class Stream(OneLine, ABC):
             yield from self.batches(start, stop)
 
     def first_batch(self) -> Batch:
-        """Return two examples where there are two: some normalisations take no fewer.
+        """Return a batch of two examples, as some normalisations refuse a single one.
+
+        It has one where the data have one.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Numbers as people hand them in, as a tensor (ragged lists and text stop here), on one device."""
+"""Conversion of user input (tensors, arrays, lists) to tensors on one device."""
 
 from numbers import Real
 from typing import Any
@@ -58,9 +58,9 @@ def as_tensor(
 
 
 def on_device(values: Any, device: torch.device) -> Any:
-    """Return a column on the device of the rows that it goes with, at every site where it is many.
+    """Return a column, or a tuple of columns of several sites, on the device of its rows.
 
-    Only floats move: whole numbers say which row is whose, and stay where they were counted.
+    Only floats move: columns of integers (ids, groups, positions) are used on the CPU.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def on_device(values: Any, device: torch.device) -> Any:
 
 
 def device_of(values: Any) -> torch.device | None:
-    """Return where a column lies, the first where there is one for each site; None of no tensor."""
+    """Return the device of a column, or of the first of several; None where there is no tensor."""
     if is_tuple(values) or is_list(values):
         return next((found for value in values if (found := device_of(value))), None)
     return values.device if isinstance(values, Tensor) else None

@@ -1,11 +1,11 @@
 """Masks of padding under the names that models give them, as one: which tokens are real.
 
 ``attention_mask`` is 1 at real tokens; torch's ``key_padding_mask`` is true at padding, or minus
-infinity where it is added to scores. For ``mask`` there is no custom: tokens are padded on one
-side, so the value that all examples have on the other side, and not on both, is that of real
-tokens; where this leaves it open it is taken as true at real tokens. Few examples tell less than
-all of the data, so data decide it once (``marks_real``), and who sees one batch after the other
-keeps to what the first one said (``MaskMeaning``).
+infinity where it is added to scores. For the name ``mask`` there is no convention. Tokens are
+padded on one side, so a value that all examples have on one side, and not on both, marks real
+tokens; where this decides nothing, true is taken to mark them. Few examples can decide less than
+all of the data, so data sets are asked once (``marks_real``), and code that sees batch after batch
+keeps to what the first one decided (``MaskMeaning``).
 """
 
 from collections.abc import Iterable, Mapping
@@ -82,16 +82,16 @@ def marks_real(name: str, masks: Iterable[Tensor]) -> bool:
 
 
 class MaskMeaning:
-    """What the masks say that one owner is given, batch by batch: the same in all of them.
+    """Which value of a mask marks real tokens, decided by the first batch and kept for all others.
 
-    The first batch decides. One that does not tell is taken as true at real tokens.
+    Where the first batch decides nothing, true is taken to mark real tokens.
     """
 
     def __init__(self) -> None:
         self._marks: dict[str, bool] = {}
 
     def is_told_by(self, name: str, mask: Tensor) -> bool:
-        """Return whether a mask tells which of its values is padding, and keep to that."""
+        """Return whether it is known which value of this mask is padding; if so, it is kept."""
         possible = _possible(name, [mask])
         if name not in self._marks and len(possible) == 1:
             self._marks[name] = True in possible
@@ -119,7 +119,7 @@ class MaskMeaning:
 
 
 def _possible(name: str, masks: Iterable[Tensor]) -> set[bool]:
-    """Return which of differing from zero, and being zero, can mean that a token is real."""
+    """Return which values can mark a real token: True for "not zero", False for "zero"."""
     signs, sides = set[int](), (set[bool](), set[bool]())
     for mask in masks:
         if mask.is_floating_point() and mask.numel():
@@ -136,5 +136,5 @@ def _possible(name: str, masks: Iterable[Tensor]) -> set[bool]:
 
 
 def value_of_real(mask: Tensor, real: Tensor) -> float:
-    """Return what a mask says of a real token."""
+    """Return the value that a mask has at real tokens; 1 where there are none."""
     return float(mask[real][0]) if bool(real.any()) else 1.0

@@ -1,4 +1,4 @@
-"""How sentences count and write numbers."""
+"""Counts, sizes and numbers as text."""
 
 import math
 from typing import Final
@@ -18,7 +18,7 @@ def plural(count: int, noun: str, many: str = "") -> str:
 
 
 def gib(n_bytes: int) -> str:
-    """Return a size for people.
+    """Return a number of bytes as KiB, MiB or GiB.
 
     Examples
     --------
@@ -52,7 +52,9 @@ def _without_zeros(text: str) -> str:
 
 
 def told_apart_names(mine: str, theirs: str) -> tuple[str, str]:
-    """Return what two data sets are called: short names whole, of others the ends that differ.
+    """Return short names for two data sets: whole, or the last part of their paths.
+
+    They are ``DATA`` and ``OTHER`` where that leaves the two names equal or empty.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Columns of plain arrays as they are given: checked, and as tensors of one length."""
+"""Checks the columns that plain arrays bring, and returns them as tensors of one length."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from sonde.core.wording import plural
 
 
 def matrix(x: Any, name: str) -> Tensor:
-    """Return floating rows; a vector has one entry for each."""
+    """Return rows as a floating (row, dim) tensor; a vector becomes rows of width 1."""
     tensor = as_tensor("Stream.of", x, name, ShapeError)
     if tensor.ndim == 1:
         tensor = tensor[:, None]

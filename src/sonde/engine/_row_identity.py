@@ -1,4 +1,4 @@
-"""Who the rows of plain arrays are: keys, ids and occurrences, made when something asks."""
+"""Identity of the rows of plain arrays: keys, ids and occurrences, computed on first use."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -118,7 +118,7 @@ def occurrences(keys: Sequence[Hashable]) -> Tensor:
 
 
 def identity_of(ids: Any, keys: Any, sites: dict[str, Tensor], positions: Tensor) -> RowIdentity:
-    """Return who the rows are: by their ids, else their keys, else what they hold at all sites."""
+    """Return the identity of rows: their ids, else their keys, else a hash of all their values."""
     first = next(iter(sites.values()))
     own = None if keys is None else tuple(text_bytes(k) for k in sequence(keys, len(first), "keys"))
     texts = None if ids is None else tuple(map(text_bytes, sequence(ids, len(first), "ids")))

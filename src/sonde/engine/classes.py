@@ -1,4 +1,4 @@
-"""Class numbers of data sets that number the same names in other orders."""
+"""Gives two data sets the same number for each class name."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +16,10 @@ Names = tuple[str, ...]
 
 
 def joined_names(a: Sequence[str], b: Sequence[str]) -> Names | None:
-    """Return the names that both number alike, with those that one has beyond the other's end.
+    """Return the class names of both, if every number has one name and every name one number.
 
-    A number that stands for itself agrees with any name that is no number.
+    A class that is named by its own number, such as ``"2"`` at number 2, has no name: it agrees
+    with any name there that is not a number.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ def _numbers(names: Sequence[str]) -> dict[str, int]:
 
 
 def _stands_for(number: int, mine: str, its: str) -> bool:
-    """Return whether one is the number itself and the other a name that is no number."""
+    """Return whether one of two names is only the number, and the other a real name."""
     return str(number) in (mine, its) and not (_is_number(mine) and _is_number(its))
 
 
@@ -91,7 +92,7 @@ def renumbered(
 
 
 def _numbering(names: Sequence[str], own: Sequence[str]) -> tuple[Names, Int[Tensor, "class"]]:
-    """Return all names, and the number of each of ``own``, at the end that of none."""
+    """Return all names, and the new number of each of ``own``; the last entry is -1, for none."""
     every = (*names, *(name for name in dict.fromkeys(own) if name not in names))
     return every, torch.tensor([*map(every.index, own), -1])
 

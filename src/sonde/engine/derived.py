@@ -1,4 +1,4 @@
-"""Streams that are made of another one: what they do not change they say as the other does."""
+"""``DerivedStream``: a stream that wraps another one and forwards what it does not change."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ class DerivedStream(Stream):
 
     @property
     def examples_of_rows(self) -> Sequence[Hashable] | None:
-        """The example of each entry where entries are rows that may lie apart; None else."""
+        """Which example each entry is a row of; None where each entry is a whole example."""
         return self.inner.examples_of_rows
 
     @property
@@ -53,7 +53,7 @@ class DerivedStream(Stream):
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Sites that are not read though none was named, each with the reason."""
+        """Sites that reading every site by default left out, each with the reason."""
         return self.inner.left_out
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
@@ -65,7 +65,7 @@ class DerivedStream(Stream):
         return self.inner.identity()
 
     def first_batch(self) -> Batch:
-        """Return two examples where there are two."""
+        """Return a batch of two examples, of one where the data have one."""
         return self.changed(self.inner.first_batch())
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -74,12 +74,12 @@ class DerivedStream(Stream):
             yield self.changed(batch)
 
     def changed(self, batch: Batch) -> Batch:
-        """Return what stands for a batch of the inner stream."""
+        """Return the batch that replaces one of the inner stream."""
         return batch
 
 
 def innermost(stream: Stream) -> Stream:
-    """Return the stream that all others are made of."""
+    """Return the stream that a chain of derived streams wraps."""
     while isinstance(stream, DerivedStream):
         stream = stream.inner
     return stream

@@ -1,4 +1,4 @@
-"""Standard errors without shards: the influence function of a result on a sample of rows.
+"""Standard errors from one fit: the influence function of a result on a sample of rows.
 
 One backward pass through ``result`` gives the derivative of the value with respect to every state;
 each statistic says what one more row does to its state. The spread of these effects over groups,

@@ -1,4 +1,4 @@
-"""Units folded in the plan's tree, and plain arrays fitted in memory."""
+"""Fits in memory: the states of units are merged in the fixed binary tree of the plan."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -92,7 +92,8 @@ def observe_stream(
 ) -> States:
     """Return the states over a whole stream, folded unit by unit in memory.
 
-    Learners walk units of the planned size in order; all else is merged in the plan's tree.
+    Learners take the units in order and always at the planned size; the states of all other
+    statistics are merged in the plan's tree.
     """
     if any(isinstance(r.statistic, Learner) for r in wanted.values()):
         unit_size = UNIT_SIZE
@@ -142,7 +143,7 @@ def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[
 def _observe(
     stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[int], split: Split | None
 ) -> States:
-    """Return the states over all units: a tree of merges, or one where order leaves no trace."""
+    """Return the states over all units, merged in the plan's tree, or at the end in any order."""
     tree: list[tuple[int, States]] = []
     waiting: dict[str, list[Any]] = {i: [] for i, r in wanted.items() if r.statistic.in_any_order}
     full: States = {}

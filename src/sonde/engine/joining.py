@@ -1,4 +1,4 @@
-"""Small batches joined: what costs the same for one row as for a thousand is paid seldom."""
+"""Joins small batches, so that the fixed cost of a call is paid once for many rows."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -46,7 +46,7 @@ def joined_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def rows_enough(dim: int) -> int:
-    """Return how many rows of a width are worth a call of ``observe``."""
+    """Return how many rows of width ``dim`` are gathered before statistics observe them."""
     return BUFFER_ROWS_WIDE if dim > WIDE else BUFFER_ROWS
 
 

@@ -86,7 +86,7 @@ class PairedStream(DerivedStream):
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Sites of any run that are not read though none was named."""
+        """Sites that reading every site by default left out, of all runs."""
         return tuple(left for stream in self.sides.values() for left in stream.left_out)
 
     def identity(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class PairedStream(DerivedStream):
         return {"paired": {name: stream.identity() for name, stream in self.sides.items()}}
 
     def first_batch(self) -> Batch:
-        """Return two examples where there are two."""
+        """Return a batch of two examples, of one where the data have one."""
         return next(iter(self.batches(0, min(2, len(self)))))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:

@@ -24,7 +24,7 @@ from sonde.engine.requests import Request, States, Task, reads_of
 from sonde.engine.selection import FiniteRows, row_indices
 
 NARROW, TOGETHER = 64, 4096
-"""Rows up to this wide are taken so many at once, where what is exact reads them."""
+"""Exact statistics take rows of at most width ``NARROW`` in calls of ``TOGETHER`` rows."""
 
 
 class _Buffer:
@@ -69,9 +69,10 @@ def _is_exact(request: Request) -> bool:
 
 
 def rows_at_once(dim: int, exact: bool) -> int:
-    """Return how many rows wait for one ``observe``: as many as are joined, of narrow ones more.
+    """Return how many rows of width ``dim`` are gathered for one ``observe``.
 
-    What is not exact, learners among it, depends on how rows are batched: it takes no more.
+    Only exact statistics take more narrow rows at once: the result of the others, learners among
+    them, depends on how rows are batched.
     """
     return TOGETHER if exact and dim <= NARROW else rows_enough(dim)
 
@@ -103,7 +104,7 @@ def observe_unit(
     counters : dict of str to int, optional
         Added to: ``rows|site`` and ``nonfinite|site`` for each kind of rows, and ``examples``.
     states : dict, optional
-        Where learners, and states that absorb rows, continue from; all else begins anew.
+        States that are updated with these rows; requests without one start empty.
 
     Returns
     -------

@@ -14,7 +14,7 @@ LEAST_STEPS = 4
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people.
+    """Return seconds as a short text in seconds, minutes or hours.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a set of instruments asks of one pass: the distinct statistics, rows and parts.
+"""Requests: the distinct states that a set of instruments asks one pass over the data to compute.
 
 Each request is computed once, whatever the number of instruments that read it.
 """
@@ -18,7 +18,7 @@ States = dict[str, State | None]
 
 @dataclass(frozen=True)
 class Task:
-    """An instrument at the rows that one of its results is about."""
+    """An instrument and the sites that one of its results is about."""
 
     instrument: Instrument
     keys: tuple[str, ...]
@@ -44,23 +44,23 @@ class Request:
 
     @property
     def buffer(self) -> tuple[tuple[str, ...], str, Part, bool]:
-        """What shares one row buffer."""
+        """What requests that share one row buffer have in common."""
         return self.keys, digest(self.where), self.part, self.is_whole
 
     @property
     def is_whole(self) -> bool:
-        """Whether the rows of a unit come in one ``observe``, so that none cuts what is whole.
+        """Whether all rows of a unit go into one ``observe``, as groups or examples must be whole.
 
-        Learners of whole examples take theirs batch by batch, which holds whole ones.
+        Learners of whole examples take theirs batch by batch: a batch holds whole examples.
         """
         kind = self.statistic
         return kind.whole_groups or (kind.whole_examples and kind.merging != "none")
 
 
 def reads_of(task: Task, split: Split | None) -> dict[str, list[list[Request]]]:
-    """Return, for each parameter of ``result``, for each site, the requests whose states make it.
+    """Return the requests for each parameter of ``result``: a list for each site.
 
-    Two requests are the parts ``fit`` and ``held`` of all rows; they are merged.
+    A list of two holds the parts ``fit`` and ``held``, whose states are merged to that of all rows.
     """
     plan: dict[str, list[list[Request]]] = {}
     for name, read in task.instrument.all_reads().items():

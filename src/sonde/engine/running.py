@@ -1,4 +1,4 @@
-"""The one mutable class: a statistic or an instrument that is fed batch by batch."""
+"""``Running``: a statistic or an instrument that is fed batch by batch, and changes in place."""
 
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,8 +20,8 @@ from sonde.files.state_file import read_state, state_type, write_state
 class Running:
     """A statistic or instrument fed with arrays, one batch after another.
 
-    It owns the empty case: before the first row every state is None. Fed in another order or merged
-    from parts it gives the same result, to rounding.
+    Before the first row every state is None. Fed in another order, or merged from parts, it gives
+    the same result to rounding.
 
     Parameters
     ----------

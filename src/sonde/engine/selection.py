@@ -48,7 +48,7 @@ class FiniteRows:
         return self._kept[key]
 
     def once(self, choice: Hashable, make: Callable[[], list[Tensor] | None]) -> Any:
-        """Return what ``make`` gives for a choice of rows, made once in a batch."""
+        """Return what ``make`` returns; it is called once for each ``choice`` in a batch."""
         if choice not in self._chosen:
             self._chosen[choice] = make()
         return self._chosen[choice]
