@@ -1,6 +1,6 @@
-"""The laws that every method keeps, for tests: ``sonde.testing.check(MyMethod)``.
+"""The properties that every method must have (its laws): ``sonde.testing.check(MyMethod)``.
 
-No part of sonde imports this at run time, and it needs no test framework.
+No other part of sonde imports this package, and it needs no test framework.
 """
 
 from sonde.testing.decode_laws import causal_model

@@ -1,9 +1,9 @@
-"""What every rule for the next token promises, as functions that fail with AssertionError."""
+"""The laws of decoding rules: functions that raise AssertionError if a rule breaks them."""
 
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast, final
 
@@ -24,7 +24,7 @@ WAYS: tuple[dict[str, Any], ...] = (
 
 
 def causal_model(seed: int = 0, width: int = 16) -> Any:
-    """Return a random causal language model of 32 tokens: what rules are held to their laws on."""
+    """Return a language model with random weights and 32 tokens, on which rules are tested."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -45,7 +45,7 @@ def causal_model(seed: int = 0, width: int = 16) -> Any:
 
 
 def prompts() -> tuple[Tensor, Tensor]:
-    """Return three prompts, padded on the left, and which of their tokens are real."""
+    """Return token ids (3, 6) and mask (True = real token) of three left-padded prompts."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(3, TOKENS, (3, LONGEST), generator=generator)
     mask = torch.arange(LONGEST) >= torch.tensor([[2], [0], [3]])
@@ -53,7 +53,10 @@ def prompts() -> tuple[Tensor, Tensor]:
 
 
 def generate(model: Any, processors: list[Any], how: Mapping[str, Any]) -> Tensor:
-    """Return the prompts with what the model generates after them."""
+    """Return the token ids of the prompts and of seven generated tokens, seeded.
+
+    ``processors`` are logits processors, ``how`` further arguments of ``model.generate``.
+    """
     ids, mask = prompts()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -69,7 +72,7 @@ def generate(model: Any, processors: list[Any], how: Mapping[str, Any]) -> Tenso
 @final
 @dataclass(frozen=True, eq=False)
 class _Recorded(Decode):
-    """Reads what another rule reads and keeps what that is asked."""
+    """Reads what another rule reads, records what ``step`` is called with, and changes nothing."""
 
     rule: Decode
     seen: list[tuple[Tensor, DecodeContext]]
@@ -83,20 +86,18 @@ class _Recorded(Decode):
 
 
 def questions(rule: Decode) -> list[tuple[Tensor, DecodeContext]]:
-    """Return what a rule is asked while a model generates: one row for each prompt."""
+    """Return the arguments of each ``step`` while ``causal_model()`` generates greedily.
+
+    Logits and context have one row for each prompt.
+    """
     seen: list[tuple[Tensor, DecodeContext]] = []
     model = causal_model()
     generate(model, [_Recorded(rule, seen).bind(model)], {})
     return seen
 
 
-def has_strength(rule: Decode) -> bool:
-    """Whether one of its parameters is a strength."""
-    return is_dataclass(rule) and "strength" in {f.name for f in fields(rule)}
-
-
 def law_strength(rule: Decode) -> None:
-    """Strength 0 returns the very logits that came in, and the tokens of plain decoding."""
+    """Strength 0 returns its logits, the same tensor object, and generates the plain tokens."""
     plain = replace(cast(Any, rule), strength=0.0)
     for logits, context in questions(plain)[:2]:
         assert plain.step(logits, context) is logits, "strength 0 gives other logits"
@@ -107,7 +108,7 @@ def law_strength(rule: Decode) -> None:
 
 
 def law_kept(rule: Decode) -> None:
-    """Shape and float type stay; no row is left without a token; nothing is written into."""
+    """Logits keep shape and float type; each row has a finite entry, no NaN; inputs stay as is."""
     for logits, context in questions(rule)[:3]:
         for dtype in (torch.float32, torch.float64):
             x = logits.to(dtype)
@@ -123,7 +124,7 @@ def law_kept(rule: Decode) -> None:
 
 
 def law_constant(rule: Decode) -> None:
-    """A constant added to logits, which probabilities do not show, does not matter."""
+    """Adding a constant to all logits, own or read, does not change the probabilities."""
     reads = rule.reads()
     for logits, context in questions(rule)[:3]:
         x = logits.double()
@@ -135,7 +136,7 @@ def law_constant(rule: Decode) -> None:
 
 
 def law_rows(rule: Decode) -> None:
-    """What becomes of a text does not depend on the others of its batch."""
+    """The probabilities for a text do not depend on the other texts of its batch."""
     for logits, context in questions(rule)[:3]:
         whole = rule.step(logits, context)
         for i in range(len(logits)):
@@ -144,7 +145,7 @@ def law_rows(rule: Decode) -> None:
 
 
 def law_recomputed(rule: Decode) -> None:
-    """Padding, beams and sampling give the tokens of runs without cache, one text at a time."""
+    """Padding, beams and sampling give the tokens of one text at a time without a cache."""
     model = causal_model()
     for how in WAYS:
         found = generate(model, [rule.bind(model)], how)
@@ -154,7 +155,7 @@ def law_recomputed(rule: Decode) -> None:
 
 
 def law_untouched(rule: Decode) -> None:
-    """Weights, modes, hooks and the random state are as before, also after an exception."""
+    """Weights, training modes, hooks and random state are as before, also after an exception."""
     model = causal_model()
     others = [r.model for r in rule.reads().values() if r.model is not None]
     modules = [model, *(m.module if isinstance(m, Model) else m for m in others)]
@@ -166,17 +167,17 @@ def law_untouched(rule: Decode) -> None:
     generate(model, [rule.bind(model)], {})
     assert torch.equal(torch.get_rng_state(), state), "the random state was changed"
     assert [_fingerprint(m) for m in modules] == before, "a model was changed"
-    with rule.bind(model) as processor, suppress(_OnPurpose):
+    with rule.bind(model) as processor, suppress(_PlannedError):
         generate(model, [processor, _fails], {})
     assert [_fingerprint(m) for m in modules] == before, "a model was changed by an exception"
 
 
-class _OnPurpose(Exception):
+class _PlannedError(Exception):
     pass
 
 
 def _fails(ids: Tensor, scores: Tensor) -> Tensor:
-    raise _OnPurpose
+    raise _PlannedError
 
 
 def _close(a: Tensor, b: Tensor, what: str) -> None:
@@ -205,7 +206,7 @@ def _fingerprint(module: nn.Module) -> tuple[str, list[bool], int]:
 
 
 def _from_scratch(rule: Decode, model: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a processor that reads each text whole and by itself for each token."""
+    """Return a logits processor that recomputes each text alone, without a cache, at each token."""
     ids, real = prompts()
     layers = cache(ModelBlocks)
 
@@ -231,7 +232,7 @@ def _read(
     prompt: Tensor,
     new: Tensor,
 ) -> Tensor:
-    """Return what a rule reads after one text, from one forward without a cache."""
+    """Return the logits or the state (1, ...) that a rule reads after one text, without a cache."""
     model = own if read.model is None else read.model
     module: Any = model.module if isinstance(model, Model) else model
     ids = prompt[None]

@@ -1,4 +1,4 @@
-"""What every edit promises, as functions that fail with AssertionError where it is broken."""
+"""The laws of edits: functions that raise AssertionError if an edit breaks them."""
 
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
@@ -17,30 +17,30 @@ SITE = Site("layers.0")
 
 
 def activations(dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return activations (example, pos, dim) of width 4."""
+    """Return random activations (example, pos, dim) of shape (3, 5, 4)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(3, 5, WIDTH, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def apply(edit: Edit, x: Tensor) -> Tensor:
-    """Return the changed activations, all tokens real."""
+    """Return the edited activations, without padding."""
     position = torch.arange(x.shape[1]).expand(x.shape[:2])
     return edit.apply(x, SITE, EditContext(torch.ones(x.shape[:2]).bool(), position))
 
 
-def has_strength(edit: Edit) -> bool:
-    """Whether one of its parameters is a strength."""
-    return is_dataclass(edit) and "strength" in {f.name for f in fields(edit)}
+def has_strength(method: object) -> bool:
+    """Return whether an edit or a decoding rule has a parameter named ``strength``."""
+    return is_dataclass(method) and "strength" in {f.name for f in fields(method)}
 
 
 def law_strength(edit: Edit) -> None:
-    """Strength 0 returns the very tensor that came in."""
+    """Strength 0 returns its input, the same tensor object."""
     x = activations()
     assert apply(replace(cast(Any, edit), strength=0.0), x) is x, "strength 0 gives another tensor"
 
 
 def law_kept(edit: Edit) -> None:
-    """Shape and float type stay; the tensor that came in is not written into."""
+    """The output has the input's shape and float type; the input is not changed in place."""
     for dtype in FLOATS:
         x = activations(dtype)
         before = x.clone()
@@ -51,7 +51,7 @@ def law_kept(edit: Edit) -> None:
 
 
 def law_rows(edit: Edit) -> None:
-    """What becomes of an example does not depend on the others of its batch."""
+    """An example is edited the same way whatever the others of its batch are."""
     x = activations()
     other = x.clone()
     other[0] = -3 * other[0] + 1
@@ -61,7 +61,7 @@ def law_rows(edit: Edit) -> None:
 
 
 def law_again(edit: Edit) -> None:
-    """The global random state does not matter."""
+    """The output does not depend on the global random state."""
     torch.manual_seed(1)
     first = apply(edit, activations())
     torch.manual_seed(2)
@@ -69,7 +69,7 @@ def law_again(edit: Edit) -> None:
 
 
 def law_padding(edit: Edit) -> None:
-    """What padding holds does not reach real tokens."""
+    """The activations at padding do not influence those at real tokens."""
     x = activations()
     mask = torch.ones(x.shape[:2], dtype=torch.bool)
     mask[1, :2] = False
@@ -81,7 +81,7 @@ def law_padding(edit: Edit) -> None:
 
 
 def law_rounding(edit: Edit) -> None:
-    """The same change in float32 as in float64, to the rounding of float32."""
+    """Float32 activations give the same output as float64, up to rounding."""
     x = activations()
     exact, found = apply(edit, x), apply(edit, x.float()).double()
     gap = float((exact - found).abs().max()) / max(1.0, float(exact.abs().max()))
@@ -89,7 +89,7 @@ def law_rounding(edit: Edit) -> None:
 
 
 def law_untouched(edit: Edit) -> None:
-    """In a live model padding, sites before and rows behind a closed gate keep their bits."""
+    """In a model, padding, earlier sites and rows whose gate is closed stay equal bit by bit."""
     net, (ids, mask) = language_model(), prompts()
     sites, given = ["h.0:in", "h.0", "h.1"], {"attention_mask": mask.long()}
     with Tap(net, sites) as tap:
@@ -108,7 +108,7 @@ def law_untouched(edit: Edit) -> None:
 
 
 def law_restored(edit: Edit) -> None:
-    """Weights, mode, hooks and the random state are as before, also after an exception."""
+    """Weights, training mode, hooks and random state are as before, also after an exception."""
     net, (ids, mask) = language_model(), prompts()
     net.transformer.h[1].train()  # dropout would draw: it is 0
     try:
@@ -127,7 +127,7 @@ def law_restored(edit: Edit) -> None:
 
 
 def law_generates(edit: Edit) -> None:
-    """``generate`` gives the same logits with a cache as without: greedy, sampled, with beams."""
+    """``generate`` gives the same logits with and without a cache: greedy, sampled, with beams."""
     net, (ids, mask) = language_model(), prompts()
     settings = {
         "attention_mask": mask.long(),
@@ -156,7 +156,7 @@ class _Zero:
 
 @cache
 def language_model() -> Any:
-    """Return a language model in float64 whose states have the width of ``activations``."""
+    """Return a float64 language model of two blocks whose hidden states have width 4."""
     import transformers
 
     config = transformers.GPT2Config(
@@ -176,13 +176,13 @@ def language_model() -> Any:
 
 
 def prompts() -> tuple[Tensor, Tensor]:
-    """Return ids and mask of three prompts, padded on the left."""
+    """Return token ids (3, 4) and mask (True = real token) of three left-padded prompts."""
     ids = torch.tensor([[3, 5, 7, 9], [0, 4, 6, 8], [0, 0, 11, 2]])
     return ids, ids > 0
 
 
 def _found(net: nn.Module) -> dict[str, list[Any]]:
-    """Return what an edit must leave as it is."""
+    """Return copies of everything that an edit must leave unchanged, by name."""
     return {
         "weights": [x.clone() for x in net.state_dict().values()],
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()],

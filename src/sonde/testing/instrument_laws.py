@@ -1,4 +1,4 @@
-"""What every instrument promises, as functions that fail with AssertionError where it is broken."""
+"""The laws of instruments: functions that raise AssertionError if an instrument breaks them."""
 
 import json
 import math
@@ -30,7 +30,11 @@ SITES = {"one": ("x",), "pair": ("a", "b"), "all": ("a", "b", "c")}
 def make_inputs(
     n: int = 96, seed: int = 0, dtype: torch.dtype = torch.float64, width: int = WIDTH
 ) -> dict[str, Any]:
-    """Return rows of three classes at three sites, and every column that plain arrays can bring."""
+    """Return ``n`` rows of three classes, as ``{name: values}``.
+
+    ``x`` is for instruments of one site, ``a``, ``b`` and ``c`` are the rows at three sites; beside
+    them stand all columns that plain arrays can bring.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -60,11 +64,11 @@ def make_inputs(
 
 
 MADE = {"draw", "group_draw", "order", "example", "piece", "occurrence", "y", "special"}
-"""What a stream makes itself from the columns that plain arrays bring."""
+"""Columns that a stream computes from those that plain arrays bring."""
 
 
 def lacking(instrument: Instrument) -> set[str]:
-    """Return the columns that an instrument asks for and plain arrays do not bring."""
+    """Return the names of the columns that an instrument needs and plain arrays cannot bring."""
     needs = {name for read in instrument.all_reads().values() for name in read.statistic.needs()}
     if isinstance(instrument, Detector):
         needs.update(score_needs(instrument))
@@ -77,7 +81,7 @@ def require_columns(instrument: Instrument) -> None:
     Raises
     ------
     InputError
-        With the columns that it asks for in vain.
+        If it needs other columns than plain arrays bring; names them.
     """
     if columns := lacking(instrument):
         raise InputError(
@@ -87,7 +91,7 @@ def require_columns(instrument: Instrument) -> None:
 
 
 def pick(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
-    """Return some of the rows, in the given order."""
+    """Return every column at the given row indices, in their order."""
 
     def some(name: str, values: Any) -> Any:
         if name == "head":
@@ -116,14 +120,14 @@ def split_inputs(
 
 
 def size_of_example(instrument: Instrument) -> int:
-    """Return how many rows are scored, or observed, together."""
+    """Return how many rows an example gets in the tests: 4 if it must be whole, else 1."""
     scored = isinstance(instrument, Detector) and instrument.whole_examples
     observed = any(r.statistic.whole_examples for r in instrument.all_reads().values())
     return EXAMPLE if scored or observed else 1
 
 
 def arranged(instrument: Instrument, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the inputs as examples of several rows where the instrument scores these together."""
+    """Return the inputs with each four rows as one example, if the instrument needs these whole."""
     size = size_of_example(instrument)
     if size == 1:
         return inputs
@@ -133,13 +137,17 @@ def arranged(instrument: Instrument, inputs: Mapping[str, Any]) -> Mapping[str, 
 
 
 def sites_of(instrument: Instrument) -> tuple[str, ...]:
-    """Return the sites that the instrument spans: as many as it asks for, where it does."""
+    """Return the sites (keys of the inputs) for its span, or as many as ``reading()`` names."""
     asked = instrument.reading().get("sites", ())
     return SITES[instrument.span][: len(asked) or None]
 
 
 def rows_at(instrument: Instrument, x: Tensor, site: int = 0) -> Tensor:
-    """Return rows of the kind that the instrument reads: here, or predictions of the likeliest."""
+    """Return the rows as the instrument reads them at a site: ``x`` itself, or token metrics.
+
+    For the reducer ``predictions``, ``x`` is taken as logits of which the largest was the token;
+    rows that are not finite become NaN.
+    """
     asked = instrument.reading()
     reducer = asked["sites"][site].partition("|")[2] if "sites" in asked else asked.get("reducer")
     if reducer == "predictions":
@@ -149,13 +157,13 @@ def rows_at(instrument: Instrument, x: Tensor, site: int = 0) -> Tensor:
 
 
 def fit(instrument: Instrument, inputs: Mapping[str, Any]) -> Result:
-    """Return the instrument's last result on these rows."""
+    """Return the result on these rows, of the last pass if there are several."""
     sites, columns = split_inputs(instrument, inputs)
     return fit_arrays(instrument, sites, **columns)
 
 
 def score(instrument: Instrument, scorer: Scorer, inputs: Mapping[str, Any]) -> Tensor:
-    """Return the scores of rows; over all sites they are given site by site."""
+    """Return the score of each row; columns of a scorer over all sites are tuples, one per site."""
     keys = sites_of(instrument)
     batch = next(stream_of(instrument, inputs).batches(0, len(inputs["label"])))
     inputs = arranged(instrument, inputs)
@@ -174,21 +182,21 @@ def score(instrument: Instrument, scorer: Scorer, inputs: Mapping[str, Any]) -> 
 
 
 def assert_same(a: Result, b: Result, rtol: float) -> None:
-    """Compare the value of two results; NaN equals NaN."""
+    """Assert that the values of two results are equal up to ``rtol``; NaN equals NaN."""
     first, second = torch.as_tensor(a.value).double(), torch.as_tensor(b.value).double()
     assert first.shape == second.shape, f"{tuple(first.shape)} and {tuple(second.shape)}"
     torch.testing.assert_close(first, second, rtol=rtol, atol=rtol, equal_nan=True)
 
 
 def assert_defined(result: Result, where: str = "") -> None:
-    """Demand a finite value, or a flag that says why it is not."""
+    """Assert that the value is finite, or that the result has a flag."""
     value = torch.as_tensor(result.value).double()
     finite = bool(torch.isfinite(value).all())
     assert finite or result.flags, f"{where}: value {result.value} without a flag"
 
 
 def law_value(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
-    """The result is finite or flagged; it gives a table, and a picture in plain JSON."""
+    """The value is finite or flagged, ``n`` is positive, ``table`` and ``chart`` (as JSON) work."""
     result = fit(instrument, inputs)
     if not isinstance(result, Scorer):
         assert_defined(result)
@@ -198,7 +206,7 @@ def law_value(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
 
 
 def law_degenerate(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> None:
-    """Few, equal or constant rows give an error of ours, a finite value, or a flag."""
+    """Few, equal or constant rows give a SondeError, a finite value, or a flag."""
     cases: dict[str, dict[str, Any]] = {f"{n} rows": make(n) for n in (1, 2, 3)}
     plain = make(36)
     for name, change in (
@@ -218,7 +226,7 @@ def law_degenerate(instrument: Instrument, make: Callable[..., dict[str, Any]]) 
 
 
 def law_sizes(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> None:
-    """Any number of rows of any width gives an error of ours, or defined figures and scores."""
+    """0 to ``10 dim`` rows give a SondeError, or a finite or flagged value and no NaN score."""
     for width in (1, 3, 64):
         for n in {0, 1, 2, width - 1, 10 * width}:
             inputs = make(n, dtype=torch.float16 if n == 10 * width else torch.float64, width=width)
@@ -234,7 +242,7 @@ def law_sizes(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> No
 
 
 def law_order(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
-    """Rows in another order give the same value."""
+    """Rows in another order give the same value or scores; groups of two rows stay together."""
     n = len(inputs["label"])
     groups = torch.randperm(n // 2, generator=torch.Generator().manual_seed(3))
     rows = torch.stack([groups * 2, groups * 2 + 1], 1).flatten()
@@ -247,10 +255,10 @@ def law_order(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
 
 
 def law_ragged(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
-    """Examples of one to four rows, in any order, give one value; a row's score is its example's.
+    """Examples of one to four rows give the same value or scores in any order of the examples.
 
-    For what observes or scores the rows of an example together. What needs examples of one size
-    may say so by an error of ours.
+    For instruments that observe or score whole examples; one that needs examples of equal length
+    may raise a SondeError.
     """
     row = torch.arange(len(inputs["label"]))
     example = row // EXAMPLE
@@ -272,7 +280,7 @@ def law_ragged(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
 
 
 def law_again(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
-    """The same rows give the same bits whatever the global random state, and stay as they were."""
+    """The result does not depend on the global random state, and the rows are not changed."""
     kept = {k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor)}
     torch.manual_seed(1)
     first = fit(instrument, inputs)
@@ -289,15 +297,14 @@ def law_again(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
 def law_company(
     instrument: Instrument, others: list[Instrument], inputs: Mapping[str, Any]
 ) -> None:
-    """The value does not depend on which other instruments run in the same pass."""
+    """The value is the same when other instruments (up to twelve) run in the same pass."""
     stream = stream_of(instrument, inputs)
     keys = sites_of(instrument)
     task = Task(instrument, keys)
     asked = instrument.reading()
     asked = asked if "reducer" in asked else {}
-    alike = [i for i in others if i.span == instrument.span and i.reading() == asked]
-    kin = [i for i in alike if i != instrument]
-    company = [Task(other, keys) for other in kin[:12]]
+    same_rows = [i for i in others if i.span == instrument.span and i.reading() == asked]
+    company = [Task(other, keys) for other in same_rows if other != instrument][:12]
     alone = observe_stream(stream, requests([task]))
     together = observe_stream(stream, requests([task, *company]))
     first = instrument.result(**states_of(task, alone))
@@ -306,7 +313,7 @@ def law_company(
 
 
 def law_then(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> None:
-    """What the next pass asks depends on the result of this one."""
+    """``then(result)`` depends on the result: other data give another second pass, or none."""
     found = []
     wide = {k: v * 10 if k in ("x", "a", "b", "c") else v for k, v in make(96, 2).items()}
     for inputs in (make(96, 0), make(96, 1), wide):
@@ -318,9 +325,9 @@ def law_then(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> Non
 
 
 def law_score_finite(detector: Detector, inputs: Mapping[str, Any]) -> None:
-    """Finite rows score finitely; one that is not scores +inf and changes no other.
+    """Finite rows score finitely; a row that is not scores +inf and changes no other score.
 
-    Not finite are NaN, infinity and, but for logits, numbers too large to square.
+    Rows with a NaN, an infinity or (except in logits) a number too large to square are not finite.
     """
     scorer = fit(detector, inputs)
     assert isinstance(scorer, Scorer)
@@ -346,7 +353,7 @@ def law_score_finite(detector: Detector, inputs: Mapping[str, Any]) -> None:
 
 
 def law_score_alone(detector: Detector, inputs: Mapping[str, Any]) -> None:
-    """A row's score does not depend on its batch, nor on its place in it, but on its example."""
+    """A row's score does not depend on the other examples of its batch, nor on their order."""
     scorer = fit(detector, inputs)
     assert isinstance(scorer, Scorer)
     rows = torch.arange(32)
@@ -359,7 +366,7 @@ def law_score_alone(detector: Detector, inputs: Mapping[str, Any]) -> None:
 
 
 def law_score_direction(detector: Detector, inputs: Mapping[str, Any]) -> None:
-    """Rows far from all others, with undecided logits, score higher than usual rows."""
+    """Rows far from the fitted ones, with logits all 0, have a higher median score than these."""
     scorer = fit(detector, inputs)
     assert isinstance(scorer, Scorer)
     far = pick(inputs, torch.arange(40))

@@ -1,6 +1,6 @@
-"""Which laws hold for which kind of method, and ``check``, which holds a method to its own.
+"""Which laws each kind of method must obey, and ``check``, which tests a method against them.
 
-A new kind is one entry of ``KINDS`` beside the module of its laws.
+A new kind of method needs a module with its laws and an entry in ``KINDS``.
 """
 
 import importlib
@@ -26,15 +26,15 @@ from sonde.testing.statistic_laws import Case
 
 @dataclass(frozen=True)
 class Law:
-    """One promise: a function that raises AssertionError for a method that breaks it.
+    """A property that every method of a kind must have, as a test.
 
     Parameters
     ----------
     name : str
     hold : callable
-        Called with the method; a statistic comes as a ``Case``.
+        Takes the method (a statistic as a ``Case``); raises AssertionError if it breaks the law.
     applies : callable
-        Whether a method of the kind makes the promise.
+        Takes the method and returns whether the law applies to it.
     promise : str
         The law in one sentence.
     """
@@ -45,16 +45,15 @@ class Law:
     promise: str
 
 
-def _law(function: Callable[..., None], *, of: Callable[[], tuple[Any, ...]], **how: Any) -> Law:
-    """Return a law that gives its function what ``of`` makes, beside the method."""
+def _law(
+    function: Callable[..., None],
+    of: Callable[[], tuple[Any, ...]] = lambda: (),
+    applies: Callable[[Any], bool] = lambda _: True,
+) -> Law:
+    """Return the law that calls ``function(method, *of())``, named and promised by the function."""
     promise = (function.__doc__ or "").partition("\n")[0]
     name = function.__name__.removeprefix("law_")
-    applies = how.get("applies", lambda _: True)
     return Law(name, lambda method: function(method, *of()), applies, promise)
-
-
-def _alone() -> tuple[()]:
-    return ()
 
 
 def _inputs() -> tuple[Any]:
@@ -95,7 +94,7 @@ def _has_influence(case: Case) -> bool:
 
 
 def _company() -> tuple[Any, ...]:
-    """Return a dozen instruments of sonde for each span, and their rows."""
+    """Return one instance of every instrument of sonde, and rows for them."""
     found: list[Instrument] = []
     for family in FAMILIES:
         package = importlib.import_module(f"sonde.{family}")
@@ -114,17 +113,17 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_S.law_split, of=_columns, applies=_exact),
         _law(_S.law_atoms, of=_few, applies=_exact),
         _law(_S.law_update, of=_columns, applies=_exact),
-        _law(_S.law_size, of=_alone, applies=_merges),
+        _law(_S.law_size, applies=_merges),
         _law(_S.law_pure, of=_columns, applies=_merges),
-        _law(_S.law_sizes, of=_alone, applies=_merges),
-        _law(_S.law_half, of=_alone, applies=_merges),
-        _law(_S.law_offset, of=_alone, applies=_meets_offsets),
-        _law(_S.law_influence, of=_alone, applies=_has_influence),
+        _law(_S.law_sizes, applies=_merges),
+        _law(_S.law_half, applies=_merges),
+        _law(_S.law_offset, applies=_meets_offsets),
+        _law(_S.law_influence, applies=_has_influence),
         _law(_S.law_save, of=_columns, applies=_merges),
-        _law(_S.law_identity, of=_alone, applies=_merges),
+        _law(_S.law_identity, applies=_merges),
         _law(_S.law_bound, of=_columns, applies=lambda c: c.statistic.merging == "bounded"),
     ),
-    Learner: (_law(_S.law_learner, of=_alone),),
+    Learner: (_law(_S.law_learner),),
     Instrument: (
         _law(_I.law_value, of=_inputs),
         _law(_I.law_degenerate, of=_make),
@@ -140,53 +139,40 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_I.law_score_alone, of=_inputs),
         _law(_I.law_score_direction, of=_inputs),
     ),
-    Shift: tuple(
-        _law(law, of=_alone)
-        for law in (
-            _H.law_itself,
-            _H.law_far,
-            _H.law_order,
-            _H.law_merged,
-            _H.law_again,
-            _H.law_groups,
-            _H.law_degenerate,
-        )
+    Shift: (
+        _law(_H.law_itself),
+        _law(_H.law_far),
+        _law(_H.law_order),
+        _law(_H.law_merged),
+        _law(_H.law_again),
+        _law(_H.law_groups),
+        _law(_H.law_degenerate),
     ),
     Edit: (
-        _law(_E.law_strength, of=_alone, applies=_E.has_strength),
-        _law(_E.law_kept, of=_alone),
-        _law(_E.law_rows, of=_alone),
-        _law(_E.law_again, of=_alone),
-        *(
-            _law(law, of=_alone)
-            for law in (
-                _E.law_padding,
-                _E.law_rounding,
-                _E.law_untouched,
-                _E.law_restored,
-                _E.law_generates,
-            )
-        ),
+        _law(_E.law_strength, applies=_E.has_strength),
+        _law(_E.law_kept),
+        _law(_E.law_rows),
+        _law(_E.law_again),
+        _law(_E.law_padding),
+        _law(_E.law_rounding),
+        _law(_E.law_untouched),
+        _law(_E.law_restored),
+        _law(_E.law_generates),
     ),
     Decode: (
-        _law(_D.law_strength, of=_alone, applies=_D.has_strength),
-        *(
-            _law(law, of=_alone)
-            for law in (
-                _D.law_kept,
-                _D.law_constant,
-                _D.law_rows,
-                _D.law_recomputed,
-                _D.law_untouched,
-            )
-        ),
+        _law(_D.law_strength, applies=_E.has_strength),
+        _law(_D.law_kept),
+        _law(_D.law_constant),
+        _law(_D.law_rows),
+        _law(_D.law_recomputed),
+        _law(_D.law_untouched),
     ),
 }
-"""The laws by what they hold for; a method keeps those of each class that it is an instance of."""
+"""The laws of each kind; a method must obey those of every class that it is an instance of."""
 
 
 def laws_of(method: Any) -> tuple[Law, ...]:
-    """Return the laws that a method promises to keep.
+    """Return the laws that apply to a method; none if it is of no known kind.
 
     Parameters
     ----------
@@ -199,24 +185,24 @@ def laws_of(method: Any) -> tuple[Law, ...]:
 
 
 def check(method: Any, *, without: Collection[str] = ()) -> None:
-    """Hold a method to every law of its kind, e.g. of detectors, of edits or of decoding rules.
+    """Test whether a method obeys every law of its kind (detector, edit, decoding rule, ...).
 
     Parameters
     ----------
     method : class or instance
-        Of a class each entry of its ``examples`` is tried; without these, its defaults. A statistic
-        that may not be split between any two rows is given as a ``Case``. An edit meets
-        activations of width 4. A decoding rule meets ``causal_model()``; the models that it reads
-        have its 32 tokens.
+        A class is tried with each entry of its ``examples``, or with its defaults. Pass a statistic
+        as a ``Case`` if some of its rows must stay in one batch. Edits are tried on activations of
+        width 4, decoding rules on ``causal_model()``: models that a rule reads need its 32 tokens.
     without : names of laws, optional
-        Left out, for instance ``{"score_direction"}`` where a high score means one of two classes.
+        Laws to skip, e.g. ``{"score_direction"}`` where a high score means one of two classes.
 
     Raises
     ------
     AssertionError
-        Names the law, the method with its parameters, and what differed.
+        If a law is broken: names the law, the method with its parameters, and what differed.
     InputError
-        The method is of no known kind, or reads columns that plain arrays do not bring.
+        If the method is of no known kind, has no law of a name in ``without``, or reads columns
+        that plain arrays do not bring.
 
     Examples
     --------
@@ -250,7 +236,7 @@ def _hold(law: Law, method: Any) -> None:
 
 
 def _instances(method: Any) -> Iterator[Any]:
-    """Return what is held to the laws, and before an instrument the private statistics it reads."""
+    """Yield what is to be tested: before an instrument, the statistics of its own that it reads."""
     if isinstance(method, type):
         made = [method(**parameters) for parameters in getattr(method, "examples", ({},))]
     else:

@@ -1,4 +1,4 @@
-"""Rows with every column that a statistic can ask for."""
+"""Random rows with every column that a statistic can ask for, and the parts they split into."""
 
 from typing import Any
 
@@ -19,9 +19,10 @@ def make_columns(
     dtype: torch.dtype = torch.float32,
     length: int | None = None,
 ) -> Columns:
-    """Return ``n`` rows: examples of ``length`` or one to three rows, groups of one or two of them.
+    """Return ``n`` random rows of width ``dim`` with all columns, as ``{column name: values}``.
 
-    Unit 0 is constant. Some examples have no label, some contents occur twice.
+    Each example has ``length`` rows (default: one to three), each group two examples. Unit 0 is
+    constant. Some examples have no label (-1); with more than 40 examples, contents repeat.
     """
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -65,21 +66,21 @@ def make_columns(
 
 
 def _entries(column: Column, per_row: torch.Tensor) -> Any:
-    """Return entries of a column that needs no care: whole numbers from its default upward."""
+    """Return made-up values of a column; whole numbers lie between its default and 2."""
     if column.kind == "int":
         return per_row % (3 - column.default) + column.default
     return column.made_up(len(per_row), 3)
 
 
 def take(columns: Columns, rows: Tensor) -> Columns:
-    """Return some of the rows, in the given order."""
+    """Return every column at the given row indices, in their order."""
     return {k: v if k == "head" else v[rows] for k, v in columns.items()}
 
 
 def atoms(columns: Columns, kind: str) -> list[Tensor]:
-    """Return the row indices of the smallest parts that a statistic may be split into.
+    """Return the row indices of each of the smallest parts that a split may make ("atoms").
 
-    ``kind`` is ``row``, ``example``, ``group``, or a number of planned examples.
+    ``kind`` is ``row``, ``example``, ``group``, or digits: that many successive examples.
     """
     order = columns["order"]
     keys = {

@@ -1,4 +1,4 @@
-"""What every shift promises, as functions that fail with AssertionError where it is broken."""
+"""The laws of shifts: functions that raise AssertionError if a shift breaks them."""
 
 import json
 import math
@@ -18,13 +18,13 @@ WIDTH = 4
 
 
 def normal_rows(n: int, seed: int, width: int = WIDTH) -> Tensor:
-    """Return standard normal rows."""
+    """Return ``n`` standard normal float64 rows."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, width, generator=generator, dtype=torch.float64)
 
 
 def assert_sound(found: Comparison) -> None:
-    """Demand a p-value in (0, 1] and finite numbers, or a flag that says why not."""
+    """Assert a finite value and a p-value in [0, 1], or a flag (then p may be NaN)."""
     defined = math.isfinite(float(found)) and 0 <= found.p <= 1
     assert defined or found.flags, f"value {found.value}, p {found.p} without a flag"
     assert math.isnan(found.p) or 0 <= found.p <= 1, f"p {found.p}"
@@ -33,14 +33,14 @@ def assert_sound(found: Comparison) -> None:
 
 
 def assert_alike(a: Comparison, b: Comparison, how: str) -> None:
-    """Demand the same effect size and p-value up to rounding."""
+    """Assert the same effect size and p-value up to rounding; ``how`` begins the message."""
     same = math.isclose(float(a), float(b), rel_tol=1e-7, abs_tol=1e-9)
     same = same and math.isclose(a.p, b.p, rel_tol=1e-6, abs_tol=1e-9)
     assert same, f"{how}: value {float(a)} and {float(b)}, p {a.p} and {b.p}"
 
 
 def law_itself(shift: Shift) -> None:
-    """A side compared with itself shows nothing."""
+    """A side compared with itself has a p-value above 0.1."""
     side = shift.fit(normal_rows(120, 0))
     found = side.compare(side)
     assert_sound(found)
@@ -48,7 +48,7 @@ def law_itself(shift: Shift) -> None:
 
 
 def law_far(shift: Shift) -> None:
-    """Rows that lie far away, and spread wider and in other directions, are seen."""
+    """Rows of another mean and covariance get p <= 0.01 and a larger value than unchanged rows."""
     dim = normal_rows(2, 0).shape[1]
     spread = torch.linspace(3.0, 0.5, dim, dtype=torch.float64)
     x, y = normal_rows(150, 0) * spread, normal_rows(120, 1) * 2 * spread.flip(0) + 9
@@ -60,7 +60,7 @@ def law_far(shift: Shift) -> None:
 
 
 def law_order(shift: Shift) -> None:
-    """Rows in another order, with their ids, give the same comparison."""
+    """The same rows in another order, with their ids, give the same comparison."""
     x, y = normal_rows(90, 3), normal_rows(80, 4) + 0.3
     ids = [f"row {i}" for i in range(len(x))]
     back = list(range(len(x) - 1, -1, -1))
@@ -71,7 +71,7 @@ def law_order(shift: Shift) -> None:
 
 
 def law_merged(shift: Shift) -> None:
-    """States merged from parts compare like those of one pass."""
+    """A side merged from two parts gives the same comparison as one pass over all rows."""
     x, y = normal_rows(90, 5), normal_rows(80, 6) + 0.3
     whole = shift.fit(x)
     task = Task(whole.shift, ("x",))
@@ -88,7 +88,7 @@ def law_merged(shift: Shift) -> None:
 
 
 def law_again(shift: Shift) -> None:
-    """The global random state does not matter."""
+    """The comparison does not depend on the global random state."""
     x, y = normal_rows(60, 7), normal_rows(70, 8)
     torch.manual_seed(1)
     first = shift.between(x, y)
@@ -99,7 +99,7 @@ def law_again(shift: Shift) -> None:
 
 
 def law_groups(shift: Shift) -> None:
-    """Copies of rows within their group are no evidence: at most 4 alarms of 12 at 5 %."""
+    """Eight copies of each row in one group raise no more false alarms: at most 4 of 12 at 5 %."""
     group = [f"group {i}" for i in range(40)] * 8
     alarms = 0
     for seed in range(12):
@@ -111,7 +111,7 @@ def law_groups(shift: Shift) -> None:
 
 
 def law_degenerate(shift: Shift) -> None:
-    """Few, equal or constant rows give an error of ours, a sound comparison, or a flag."""
+    """Few, equal or constant rows give a SondeError, a finite value with a p-value, or a flag."""
     plain = normal_rows(36, 11)
     constant = torch.cat([plain[:, :1] * 0 + 1, plain[:, 1:]], 1)
     cases: dict[str, tuple[Any, Any]] = {
@@ -135,5 +135,5 @@ def law_degenerate(shift: Shift) -> None:
 
 
 def _as(side: Side, pattern: Side) -> Side:
-    """Return a side under the shift of another: parameters from the data differ in rounding."""
+    """Return a side with the shift of ``pattern``: parameters found in data differ by rounding."""
     return pattern.shift.result(**side.states)

@@ -1,4 +1,4 @@
-"""What every statistic promises, as functions that fail with AssertionError where it is broken."""
+"""The laws of statistics: functions that raise AssertionError if a statistic breaks them."""
 
 import math
 import tempfile
@@ -21,22 +21,23 @@ from sonde.testing.rows import Columns, atoms, make_columns, take
 
 @dataclass(frozen=True)
 class Case:
-    """A statistic to be held to the laws, and how it may be split.
+    """A statistic to be tested by the laws, and how its rows may be split into parts.
 
     Parameters
     ----------
     statistic : Statistic
     kind : {"row", "example", "group"} or digits, default="row"
-        What may not be split: one row, the rows of an example, of a group, or of so many examples.
+        Which rows no split may separate: those of one example, of one group, or (digits) of so
+        many successive examples; ``row`` allows every split.
     whole : bool, default=True
-        Whether one ``observe`` over several parts must give the same as their merge.
+        Whether one ``observe`` over several such parts must give the same as their merge.
     grows : int, default=0
         By how many bytes the state may grow when the rows double.
     dims : tuple of int
         Widths of the rows that it is tried on.
     error : callable, optional
-        For a statistic that merges within a bound: by how much a state misjudges the columns that
-        it has seen, ``error(state, columns)``, in the unit of ``bound``.
+        Required if ``merging`` is "bounded": ``error(state, columns)`` returns how far a state is
+        from the exact answer on the rows that it has seen, in the unit of ``statistic.bound``.
     """
 
     statistic: Statistic[Any]
@@ -48,29 +49,32 @@ class Case:
 
 
 def case_of(statistic: Statistic[Any]) -> Case:
-    """Return the case of a statistic, split between examples or groups where it asks for these."""
+    """Return the case of a statistic that keeps examples or groups whole where it says so."""
     if statistic.whole_groups:
         return Case(statistic, "group")
     return Case(statistic, "example" if statistic.whole_examples else "row")
 
 
 def observe(statistic: Statistic[Any], columns: Columns) -> Any:
-    """Return the state of these rows."""
+    """Return ``statistic.observe`` of the columns that it needs."""
     return statistic.observe(*(columns[name] for name in statistic.needs()))
 
 
 def update(statistic: Statistic[Any], state: Any, columns: Columns) -> Any:
-    """Return the state after these rows."""
+    """Return ``statistic.update`` of a state with the columns that it needs."""
     return statistic.update(state, *(columns[name] for name in statistic.needs()))
 
 
-def settled(state: Any) -> Any:
-    """Return a state in the one form that does not depend on the order of merging."""
+def centred(state: Any) -> Any:
+    """Return a state with its sums relative to the means, if it keeps them relative to a row.
+
+    Which row that is depends on the order of merging, so such states compare only when centred.
+    """
     return state.centred() if hasattr(state, "centred") else state
 
 
 def assert_close(a: Any, b: Any, rtol: float = 1e-9, path: str = "state") -> None:
-    """Compare two states: integers and text exactly, floats relative to their largest entry."""
+    """Assert that two states are equal: floats up to ``rtol`` of the largest entry (at least 1)."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         assert a.shape == b.shape, f"{path}: shapes {tuple(a.shape)} and {tuple(b.shape)}"
         if not a.is_floating_point():
@@ -94,7 +98,7 @@ def assert_close(a: Any, b: Any, rtol: float = 1e-9, path: str = "state") -> Non
 
 
 def parts_of(case: Case, columns: Columns, n_parts: int, seed: int) -> list[Columns]:
-    """Return the rows cut at random into parts that keep atoms whole, in random order."""
+    """Return the rows as ``n_parts`` random parts, some maybe empty, with atoms kept whole."""
     generator = torch.Generator().manual_seed(seed)
     pieces = atoms(columns, case.kind)
     order = torch.randperm(len(pieces), generator=generator).tolist()
@@ -104,7 +108,7 @@ def parts_of(case: Case, columns: Columns, n_parts: int, seed: int) -> list[Colu
 
 
 def state_of(case: Case, columns: Columns) -> Any:
-    """Return the state of rows; None without any."""
+    """Return the state of all rows, or None if there are none."""
     if len(columns["order"]) == 0:
         return None
     if case.whole:
@@ -116,46 +120,46 @@ def state_of(case: Case, columns: Columns) -> Any:
 
 
 def law_split(case: Case, columns: Columns, rtol: float = 1e-9) -> None:
-    """Any split of the rows, in any order and any tree, gives the state of one pass."""
-    whole = settled(state_of(case, columns))
+    """Any split of the rows, merged in any order as a chain or a tree, gives the same state."""
+    whole = centred(state_of(case, columns))
     for seed, n_parts in enumerate((2, 5, 9)):
         states = [state_of(case, part) for part in parts_of(case, columns, n_parts, seed)]
         chain = None
         for state in states:
             chain = merge_pair(case.statistic, chain, state)
-        assert_close(settled(chain), whole, rtol)
+        assert_close(centred(chain), whole, rtol)
         tree = list(states)
         while len(tree) > 1:
             a, b = tree.pop(), tree.pop(0)
             tree.insert(len(tree) // 2, merge_pair(case.statistic, a, b))
-        assert_close(settled(tree[0]), whole, rtol)
+        assert_close(centred(tree[0]), whole, rtol)
 
 
 def law_atoms(case: Case, columns: Columns) -> None:
-    """Parts as small as they may be, one row where that is allowed, give the state of one pass."""
+    """Merging the smallest parts (single rows where allowed) gives the state of one ``observe``."""
     chain = None
     for rows in atoms(columns, case.kind):
         chain = merge_pair(case.statistic, chain, observe(case.statistic, take(columns, rows)))
-    assert_close(settled(chain), settled(state_of(case, columns)))
+    assert_close(centred(chain), centred(state_of(case, columns)))
 
 
 def law_update(case: Case, columns: Columns) -> None:
-    """``update`` equals ``merge`` with ``observe``."""
+    """``update(state, rows)`` equals ``merge(state, observe(rows))``."""
     first, second = parts_of(case, columns, 2, 3)
     state = state_of(case, first)
     fast = update(case.statistic, state, second)
     slow = case.statistic.merge(state, observe(case.statistic, second))
-    assert_close(settled(fast), settled(slow))
+    assert_close(centred(fast), centred(slow))
 
 
 def law_size(case: Case, n: int = 1024) -> None:
-    """The state does not grow with the rows."""
+    """The state takes as many bytes for twice the rows (plus ``case.grows``)."""
     sizes = [size_bytes(state_of(case, make_columns(m, 3))) for m in (n, 2 * n)]
     assert sizes[1] <= sizes[0] + case.grows, f"{sizes[0]} bytes for {n} rows, {sizes[1]} for twice"
 
 
 def law_pure(case: Case, columns: Columns) -> None:
-    """Neither ``observe`` nor ``merge`` nor ``update`` changes what it is given."""
+    """``observe``, ``merge`` and ``update`` do not change their arguments."""
     before = {k: v.clone() for k, v in columns.items() if isinstance(v, Tensor)}
     first, second = parts_of(case, columns, 2, 1)
     a, b = state_of(case, first), state_of(case, second)
@@ -170,7 +174,7 @@ def law_pure(case: Case, columns: Columns) -> None:
 
 
 def law_sizes(case: Case) -> None:
-    """From one row to ten times the width, in any float type: finite, and exact under a split."""
+    """States of 1 to ``10 dim`` float64 or float16 rows are finite; exact ones survive a split."""
     for dim, dtype in product(case.dims, (torch.float64, torch.float16)):
         for n in sorted({1, 2, max(dim - 1, 1), 10 * dim}):
             columns = make_columns(n, dim, seed=n, dtype=dtype)
@@ -181,33 +185,33 @@ def law_sizes(case: Case) -> None:
             if n > 2 and case.statistic.merging == "exact":
                 first, second = parts_of(case, columns, 2, n)
                 merged = merge_pair(case.statistic, state_of(case, first), state_of(case, second))
-                assert_close(settled(merged), settled(state), 1e-5)
+                assert_close(centred(merged), centred(state), 1e-5)
 
 
 def law_half(case: Case) -> None:
-    """Half-precision rows count as the numbers that they are."""
+    """Half-precision rows give the state of the same numbers in float32."""
     for dtype in (torch.bfloat16, torch.float16):
         columns = make_columns(200, 3, dtype=dtype)
         wide = {
             k: v.float() if isinstance(v, Tensor) and v.dtype == dtype else v
             for k, v in columns.items()
         }
-        assert_close(settled(state_of(case, columns)), settled(state_of(case, wide)), 1e-6)
+        assert_close(centred(state_of(case, columns)), centred(state_of(case, wide)), 1e-6)
 
 
 def law_offset(case: Case) -> None:
-    """A mean of a thousand times the spread costs no more than the rounding of the rows."""
+    """Float32 rows far from 0, about 2000 standard deviations, give the state of float64 rows."""
     columns = make_columns(400, 3)
     columns["x"], columns["y"] = columns["x"] + 2048.0, columns["y"] + 2048.0
     wide = dict(columns, x=columns["x"].double(), y=columns["y"].double())
-    assert_close(settled(state_of(case, columns)), settled(state_of(case, wide)), 1e-6)
+    assert_close(centred(state_of(case, columns)), centred(state_of(case, wide)), 1e-6)
 
 
 def law_influence(case: Case) -> None:
     """``influence`` is the derivative of a value in the weight of one more row.
 
-    A state merged twenty times with itself stands for 2^20 copies of its rows, next to which one
-    more row has a weight of 2^-20. Effects that are equal for all rows do not matter.
+    The finite difference: a state merged with itself twenty times holds each row 2^20 times, so one
+    more row weighs 2^-20 of it. A constant added to the effects of all rows is ignored.
     """
     columns = make_columns(24, 3, seed=4)
     for name in ("x", "y"):
@@ -242,7 +246,7 @@ def law_influence(case: Case) -> None:
 
 
 def _smooth(state: Any) -> Tensor:
-    """Return a smooth value of a state that copies of the same rows leave as it is."""
+    """Return a differentiable value of a state that repeating all its rows does not change."""
     total = torch.zeros((), dtype=torch.float64)
     weight = _weight(state)
     fixed = {"mean", "mean_x", "mean_y", "low", "high"}
@@ -268,7 +272,7 @@ def _weight(state: Any) -> Any:
 
 
 def law_save(case: Case, columns: Columns) -> None:
-    """A state that was saved and loaded holds the same bits."""
+    """A state that was saved and loaded is equal bit by bit."""
     state = state_of(case, columns)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.sonde"
@@ -279,7 +283,7 @@ def law_save(case: Case, columns: Columns) -> None:
 
 
 def law_identity(case: Case) -> None:
-    """Equal parameters have one digest, and the state of a statistic is of the type it names."""
+    """Equal parameters have equal digests; ``observe`` returns the type of its annotation."""
     again = replace(case.statistic)  # type: ignore[type-var]
     assert digest(again) == digest(case.statistic)
     found, named = type(state_of(case, make_columns(12))), state_type(case.statistic)
@@ -287,10 +291,7 @@ def law_identity(case: Case) -> None:
 
 
 def law_bound(case: Case, columns: Columns) -> None:
-    """However the rows were split, the state is as near to them as its own bound says.
-
-    Merged part by part, or updated with one part after another.
-    """
+    """For every split, merged or updated part by part, ``case.error`` is at most its bound."""
     if case.error is None:
         name = type(case.statistic).__name__
         raise InputError(
@@ -312,22 +313,22 @@ def law_bound(case: Case, columns: Columns) -> None:
 
 
 def law_learner(case: Case) -> None:
-    """A learner is seeded, leaves its state as it was in every walk, and refuses to merge."""
+    """A learner draws from its own seed, changes no state in place, and refuses to merge."""
     learner: Any = case.statistic
     width = 7 if learner.span == "pair" else 3
     columns = make_columns(300, width, seed=7, dtype=torch.float64, length=4)
     dim = columns["x"].shape[1]
     first, second = learner.start(dim), learner.start(dim)
-    for walk in range(min(3, learner.n_passes())):
+    for n_pass in range(min(3, learner.n_passes())):
         kept = map_tensors(first, torch.clone)
-        torch.manual_seed(1 + walk)
+        torch.manual_seed(1 + n_pass)
         ahead = update(learner, first, columns)
-        torch.manual_seed(9 + walk)
+        torch.manual_seed(9 + n_pass)
         behind = update(learner, second, columns)
-        assert equal(ahead, behind), f"two runs differ in walk {walk}"
-        assert equal(first, kept), f"the state changed in place in walk {walk}"
+        assert equal(ahead, behind), f"two runs differ in pass {n_pass}"
+        assert equal(first, kept), f"the state changed in place in pass {n_pass}"
         first, second = learner.close_pass(ahead), learner.close_pass(behind)
-        assert equal(first, second), f"two runs differ after walk {walk}"
+        assert equal(first, second), f"two runs differ after pass {n_pass}"
     try:
         learner.merge(first, second)
     except StateError:
