@@ -17,7 +17,7 @@ from sonde.findings.facts import data_evidence
 from sonde.findings.fresh_weights import fresh_layers
 from sonde.findings.lens import lens_evidence
 from sonde.findings.modules import model_evidence
-from sonde.findings.rule import Check, Rule
+from sonde.findings.rule import Check, Finding, Rule
 from sonde.findings.scan import gather
 from sonde.findings.settings import ScanSettings
 from sonde.findings.variants import variant_evidence
@@ -58,8 +58,8 @@ def checked(rule: Rule, stream: Stream | Evidence, **options: Any) -> Check:
     return rule.check(evidence)
 
 
-def assert_raised(check: Check, level: str) -> None:
-    """Check state, level and the form of a finding."""
+def assert_raised(check: Check, level: str) -> Finding:
+    """Check state, level and the form of a finding, and return it."""
     assert check.state == "raised", (check.state, check.reason, check.figure)
     finding = check.finding
     assert finding is not None
@@ -70,6 +70,7 @@ def assert_raised(check: Check, level: str) -> None:
     assert 0.0 <= finding.effect <= 1.0
     assert finding.next is not None
     assert all(u.isdigit() for u in finding.units)
+    return finding
 
 
 def assert_clear(check: Check) -> None:

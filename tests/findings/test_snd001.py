@@ -23,11 +23,9 @@ def test_the_first_site_with_infinities_is_named() -> None:
     module = net(nn.Linear(8, 8))
     with torch.no_grad():
         expect(nn.Linear, module[2]).weight[4, 2] = math.inf
-    check = checked(SND001(), tensors(module, noise(50, 6)))
-    assert_raised(check, "error")
-    assert check.finding is not None
-    assert check.finding.sites[0] == "2"
-    assert "at 2, the first of 2 such sites" in check.finding.sentence
+    finding = assert_raised(checked(SND001(), tensors(module, noise(50, 6))), "error")
+    assert finding.sites[0] == "2"
+    assert "at 2, the first of 2 such sites" in finding.sentence
 
 
 def test_logarithms_of_negatives_are_counted_by_row() -> None:
@@ -48,11 +46,9 @@ def test_when_no_row_is_finite_the_site_is_still_named() -> None:
     module = net(nn.Linear(8, 8))
     with torch.no_grad():
         expect(nn.Linear, module[0]).bias.fill_(math.nan)
-    check = checked(SND001(), tensors(module, noise(20, 6)))
-    assert_raised(check, "error")
-    assert check.finding is not None
-    assert check.finding.sites[0] == "0"
-    assert check.finding.effect == 1.0
+    finding = assert_raised(checked(SND001(), tensors(module, noise(20, 6))), "error")
+    assert finding.sites[0] == "0"
+    assert finding.effect == 1.0
 
 
 def test_finite_states_are_clear() -> None:
@@ -80,10 +76,9 @@ class Empty(nn.Module):
 @pytest.mark.slow
 def test_padded_positions_alone_are_a_note() -> None:
     lengths = [9 + i % 8 for i in range(40)]
-    check = checked(SND001(), tokens(Empty(False).eval(), lengths, reducer="last"))
-    assert_raised(check, "note")
-    assert check.finding is not None
-    assert check.finding.sites == ("blocks.2",)
-    assert check.figure is not None
-    assert check.figure.value == 0
+    finding = assert_raised(
+        checked(SND001(), tokens(Empty(False).eval(), lengths, reducer="last")), "note"
+    )
+    assert finding.sites == ("blocks.2",)
+    assert finding.figure.value == 0
     assert_clear(checked(SND001(), tokens(Empty(True).eval(), lengths, reducer="last")))

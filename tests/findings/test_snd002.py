@@ -33,19 +33,17 @@ def test_rounding_share_is_the_true_share(mean: float, level: str) -> None:
 
 
 def test_a_spacing_coarser_than_the_spread_is_an_error() -> None:
-    check = checked(SND002(), Stream.of((noise(400, 8) + 1000).bfloat16()))
-    assert_raised(check, "error")
-    assert check.finding is not None
-    assert "coarser than the spread" in check.finding.sentence
+    finding = assert_raised(
+        checked(SND002(), Stream.of((noise(400, 8) + 1000).bfloat16())), "error"
+    )
+    assert "coarser than the spread" in finding.sentence
 
 
 def test_near_the_end_of_the_range() -> None:
     x = noise(100, 8).half()
     x[5, 3] = 30000
-    check = checked(SND002(), Stream.of(x))
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert "46 % of the largest number of float16" in check.finding.sentence
+    finding = assert_raised(checked(SND002(), Stream.of(x)), "warning")
+    assert "46 % of the largest number of float16" in finding.sentence
 
 
 @pytest.mark.slow

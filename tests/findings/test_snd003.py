@@ -31,18 +31,14 @@ def with_anew(layer: int, seed: int, std: float | None = None) -> nn.Sequential:
 
 @pytest.mark.parametrize(("layer", "std"), [(2, None), (4, 0.02), (6, None), (6, 0.02)])
 def test_a_layer_that_was_drawn_anew_is_named(layer: int, std: float | None) -> None:
-    check = ended(with_anew(layer, 0, std))
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.sites == (str(layer),)
+    finding = assert_raised(ended(with_anew(layer, 0, std)), "warning")
+    assert finding.sites == (str(layer),)
 
 
 def test_trained_layers_are_clear_and_a_whole_random_model_is_a_note() -> None:
     assert_clear(ended(arrays.net(trained=True)))
-    check = ended(arrays.net(trained=False))
-    assert_raised(check, "note")
-    assert check.finding is not None
-    assert "The model as a whole looks untrained" in check.finding.sentence
+    finding = assert_raised(ended(arrays.net(trained=False)), "note")
+    assert "The model as a whole looks untrained" in finding.sentence
 
 
 @pytest.mark.truth("simulation: random weights between fixed layers, and weights turned to them")

@@ -25,12 +25,9 @@ class Dropping(nn.Module):
 
 def test_a_dropout_that_is_always_on() -> None:
     evidence = evidence_of(tensors(Dropping(True).eval(), noise(40, 16)))
-    check = SND004().check(evidence)
-    assert_raised(check, "error")
-    assert check.finding is not None
-    assert check.finding.sites == ("layers.2",)
-    assert check.figure is not None
-    assert 0.2 < check.figure.value < 1.5
+    finding = assert_raised(SND004().check(evidence), "error")
+    assert finding.sites == ("layers.2",)
+    assert 0.2 < finding.figure.value < 1.5
 
 
 def test_it_is_a_note_where_chance_was_declared() -> None:

@@ -39,10 +39,9 @@ def test_the_mean_of_the_batch_and_the_place_in_it() -> None:
     for module in (Company(True), Places()):
         evidence = evidence_of(tensors(module.eval(), noise(64, 8)))
         check = SND006().check(evidence)
-        assert_raised(check, "error")
-        assert check.finding is not None
-        assert check.finding.sites == ("last",)
-        assert check.finding.because_of is None
+        finding = assert_raised(check, "error")
+        assert finding.sites == ("last",)
+        assert finding.because_of is None
         assert_clear(SND004().check(evidence))
 
 
@@ -51,10 +50,10 @@ def test_a_batch_of_one_that_takes_another_path() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x if len(x) > 1 else 2 * x)
 
-    check = checked(SND006(), tensors(Squeezed(False).eval(), noise(64, 8)))
-    assert_raised(check, "error")
-    assert check.finding is not None
-    assert check.finding.sites == ("first", "last")
+    finding = assert_raised(
+        checked(SND006(), tensors(Squeezed(False).eval(), noise(64, 8))), "error"
+    )
+    assert finding.sites == ("first", "last")
 
 
 def test_rows_that_do_not_look_at_each_other() -> None:

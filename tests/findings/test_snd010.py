@@ -21,13 +21,12 @@ class Branched(nn.Module):
 
 @pytest.mark.truth("parameters counted by hand")
 def test_a_branch_that_nothing_calls() -> None:
-    check = checked(SND010(), tensors(Branched(32).eval(), noise(20, 8)))
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.sites == ("spare",)
-    assert check.figure is not None
-    assert check.figure.value == pytest.approx(0.5)
-    assert "420 of 840 parameters" in check.finding.sentence
+    finding = assert_raised(
+        checked(SND010(), tensors(Branched(32).eval(), noise(20, 8))), "warning"
+    )
+    assert finding.sites == ("spare",)
+    assert finding.figure.value == pytest.approx(0.5)
+    assert "420 of 840 parameters" in finding.sentence
 
 
 class Tied(nn.Module):
@@ -92,10 +91,9 @@ class Rare(Branched):
 def test_a_branch_that_one_batch_of_the_pass_calls() -> None:
     x = noise(400, 8)
     check = checked(SND010(), tensors(Rare(32).eval(), x))
-    assert_raised(check, "warning")
-    assert check.finding is not None
+    finding = assert_raised(check, "warning")
     # Two probe forwards, four of the self-check, one for the columns, and seven batches.
-    assert "14 forwards looked at" in check.finding.sentence
+    assert "14 forwards looked at" in finding.sentence
     x[333, 0] = 1000.0
     stream = tensors(Rare(32).eval(), x)
     assert_clear(checked(SND010(), stream))
@@ -112,7 +110,5 @@ def test_the_part_that_stays_silent_is_named_without_the_one_that_speaks() -> No
 
     x = noise(400, 8)
     x[333, 0] = 1000.0
-    check = checked(SND010(), tensors(Half(32).eval(), x))
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.sites == ("spare.1",)
+    finding = assert_raised(checked(SND010(), tensors(Half(32).eval(), x)), "warning")
+    assert finding.sites == ("spare.1",)

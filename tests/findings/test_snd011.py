@@ -19,13 +19,10 @@ def net(bias: float = 0.0, share: float = 0.0, width: int = 100) -> nn.Sequentia
 @pytest.mark.slow
 @pytest.mark.parametrize(("share", "level"), [(0.01, "note"), (0.6, "warning"), (0.99, "error")])
 def test_dead_units_are_counted_where_the_bias_kills_them(share: float, level: str) -> None:
-    check = checked(SND011(), tensors(net(-100.0, share), noise(300, 8)))
-    assert_raised(check, level)
-    assert check.finding is not None
-    assert check.finding.sites == ("1",)
-    assert check.figure is not None
-    assert check.figure.value == pytest.approx(share)
-    assert len(check.finding.units) == min(20, round(100 * share))
+    finding = assert_raised(checked(SND011(), tensors(net(-100.0, share), noise(300, 8))), level)
+    assert finding.sites == ("1",)
+    assert finding.figure.value == pytest.approx(share)
+    assert len(finding.units) == min(20, round(100 * share))
 
 
 @pytest.mark.slow
@@ -35,12 +32,10 @@ def test_zero_rows_of_a_weight_are_constant_units() -> None:
         first = expect(nn.Linear, module[0])
         first.weight[:55] = 0
         first.bias[:55] = 0.3
-    check = checked(SND011(), tensors(module, noise(300, 8)))
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert "55 of 100 units" in check.finding.sentence
-    assert "constant" in check.finding.sentence
-    assert "change on fewer than" in check.finding.sentence
+    finding = assert_raised(checked(SND011(), tensors(module, noise(300, 8))), "warning")
+    assert "55 of 100 units" in finding.sentence
+    assert "constant" in finding.sentence
+    assert "change on fewer than" in finding.sentence
 
 
 def test_rare_and_small_units_are_alive() -> None:

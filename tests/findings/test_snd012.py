@@ -22,12 +22,10 @@ def ended(net: nn.Module, x: Tensor) -> Check:
 def test_rows_of_another_mean_and_variance_are_measured_in_nats() -> None:
     x = noise(128, 4)
     x = (x - x.mean(0)) / x.std(0, correction=0)
-    check = ended(normed(2.0), 2 * x + 1)
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.figure.value == pytest.approx((4 - math.log(4)) / 2, rel=1e-3)
-    assert check.finding.sentence.startswith("What reaches 0 lies 1 standard deviations")
-    assert "never moved" in check.finding.sentence
+    finding = assert_raised(ended(normed(2.0), 2 * x + 1), "warning")
+    assert finding.figure.value == pytest.approx((4 - math.log(4)) / 2, rel=1e-3)
+    assert finding.sentence.startswith("What reaches 0 lies 1 standard deviations")
+    assert "never moved" in finding.sentence
     assert_raised(ended(normed(1.0), 2 * x + 1), "note")
     assert_clear(ended(normed(2.0), x))
 

@@ -26,13 +26,10 @@ def test_copied_rows_of_a_weight() -> None:
         layer = expect(nn.Linear, module[0])
         layer.weight[16:] = layer.weight[:16]
         layer.bias[16:] = layer.bias[:16]
-    check = checked(SND014(), tensors(module, noise(400, 8)))
-    assert_raised(check, "warning")
-    assert check.figure is not None
-    assert check.figure.value == 0.5
-    assert check.finding is not None
-    assert set(check.finding.sites) == {"0", "1"}
-    assert [int(u) for u in check.finding.units] == list(range(16, 32))
+    finding = assert_raised(checked(SND014(), tensors(module, noise(400, 8))), "warning")
+    assert finding.figure.value == 0.5
+    assert set(finding.sites) == {"0", "1"}
+    assert [int(u) for u in finding.units] == list(range(16, 32))
 
 
 def test_negated_and_scaled_copies_count_and_near_copies_do_not() -> None:
@@ -92,10 +89,8 @@ def test_filters_agree_on_brightness_and_copies_on_every_position() -> None:
     pooled = evidence.sites[0].sample.rows.double()
     assert float(torch.corrcoef(pooled.T).abs().min()) > 0.9999
     assert_clear(checked(SND014(), evidence))
-    check = checked(SND014(), grey(x, copies=8))
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert [int(u) for u in check.finding.units] == list(range(1, 8))
+    finding = assert_raised(checked(SND014(), grey(x, copies=8)), "warning")
+    assert [int(u) for u in finding.units] == list(range(1, 8))
 
 
 def test_two_logits_that_mirror_each_other_are_no_copies() -> None:

@@ -60,10 +60,10 @@ def test_channels_in_another_order_are_seen_at_the_first_norm_without_labels() -
         net(x)
     net.eval().requires_grad_(False)
     assert_clear(SND015().check(evidence_of(tensors(net, x), variants=True)))
-    check = SND015().check(evidence_of(tensors(net, x.flip(1)), variants=True))
-    assert_raised(check, "error")
-    assert check.finding is not None
-    assert "with channels in reverse order (BGR for RGB)" in check.finding.sentence
+    finding = assert_raised(
+        SND015().check(evidence_of(tensors(net, x.flip(1)), variants=True)), "error"
+    )
+    assert "with channels in reverse order (BGR for RGB)" in finding.sentence
 
 
 @pytest.mark.truth("each form of the shipped list undoes what it is named for")

@@ -41,21 +41,17 @@ def stream(module: nn.Module, n: int = 64) -> Stream:
 
 
 def test_a_bias_on_one_unit_is_massive_and_called_a_bias() -> None:
-    check = checked(SND016(), stream(Spiked(3000.0, False)))
-    assert_raised(check, "note")
-    assert check.finding is not None
-    assert check.finding.common
-    assert check.finding.units == ("5",)
-    assert "acts as a bias" in check.finding.sentence
-    assert set(check.finding.sites) == {"blocks.1", "blocks.2"}
+    finding = assert_raised(checked(SND016(), stream(Spiked(3000.0, False))), "note")
+    assert finding.common
+    assert finding.units == ("5",)
+    assert "acts as a bias" in finding.sentence
+    assert set(finding.sites) == {"blocks.1", "blocks.2"}
 
 
 def test_a_spike_at_one_position_is_named_with_its_position() -> None:
-    check = checked(SND016(), stream(Spiked(20000.0, True)))
-    assert_raised(check, "note")
-    assert check.finding is not None
-    assert "Unit 5, position 0" in check.finding.sentence
-    assert "bias" not in check.finding.sentence
+    finding = assert_raised(checked(SND016(), stream(Spiked(20000.0, True))), "note")
+    assert "Unit 5, position 0" in finding.sentence
+    assert "bias" not in finding.sentence
 
 
 def test_a_bias_makes_a_norm_long_but_no_rows_alike() -> None:
@@ -66,11 +62,9 @@ def test_a_bias_makes_a_norm_long_but_no_rows_alike() -> None:
 def test_an_outlier_dimension() -> None:
     x = noise(200, 100)
     x[:, 17] *= 50
-    check = checked(SND016(), Stream.of(x))
-    assert_raised(check, "note")
-    assert check.finding is not None
-    assert check.finding.units == ("17",)
-    assert "96 % of mean square" in check.finding.sentence
+    finding = assert_raised(checked(SND016(), Stream.of(x)), "note")
+    assert finding.units == ("17",)
+    assert "96 % of mean square" in finding.sentence
 
 
 def test_warning_where_rounding_eats_the_same_site() -> None:
@@ -97,8 +91,7 @@ def test_units_that_only_the_other_data_has_are_a_warning() -> None:
     data = evidence_of(Stream.of(x))
     other = {s.schema.key: s for s in evidence_of(Stream.of(y)).sites}
     check = SND016().check(replace(data, versus=SimpleNamespace(other_sites=other)))
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert "only in the other data" in check.finding.sentence
+    finding = assert_raised(check, "warning")
+    assert "only in the other data" in finding.sentence
     same = {s.schema.key: s for s in data.sites}
     assert_clear(SND016().check(replace(data, versus=SimpleNamespace(other_sites=same))))

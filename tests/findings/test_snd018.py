@@ -22,10 +22,8 @@ def test_rounding_to_few_levels_is_seen() -> None:
     torch.manual_seed(0)
     for bits in (8, 4):
         module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), FakeQuantised(bits)).eval()
-        check = checked(SND018(), tensors(module, 2 * noise(600, 8)))
-        assert_raised(check, "note")
-        assert check.finding is not None
-        assert check.finding.sites == ("2",)
+        finding = assert_raised(checked(SND018(), tensors(module, 2 * noise(600, 8))), "note")
+        assert finding.sites == ("2",)
 
 
 @pytest.mark.slow

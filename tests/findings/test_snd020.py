@@ -19,11 +19,9 @@ def ended(factor: float, depth: int = 6) -> Check:
 
 @pytest.mark.parametrize("factor", [10.0, 0.1])
 def test_a_weight_of_another_size_is_named(factor: float) -> None:
-    check = ended(factor)
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.sites == ("blocks.2.up",)
-    assert check.finding.figure.value == pytest.approx(factor, rel=0.1)
+    finding = assert_raised(ended(factor), "warning")
+    assert finding.sites == ("blocks.2.up",)
+    assert finding.figure.value == pytest.approx(factor, rel=0.1)
 
 
 def test_siblings_of_one_size_are_clear_and_few_are_not_judged() -> None:

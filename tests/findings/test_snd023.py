@@ -22,10 +22,8 @@ def test_mean_cosine_follows_from_the_spread() -> None:
 @pytest.mark.parametrize(("scale", "level"), [(0.05, "note"), (0.01, "warning"), (1e-5, "error")])
 def test_levels(scale: float, level: str) -> None:
     x = noise(200, 30).double() * scale + 1.0
-    check = checked(SND023(), Stream.of(x))
-    assert_raised(check, level)
-    assert check.finding is not None
-    assert check.finding.common == (level == "note")
+    finding = assert_raised(checked(SND023(), Stream.of(x)), level)
+    assert finding.common == (level == "note")
 
 
 @pytest.mark.slow

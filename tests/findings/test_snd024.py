@@ -47,10 +47,8 @@ def test_late_in_a_model_that_pools_it_is_a_note() -> None:
                     x = x.mean(dim=1, keepdim=True) + 1e-4 * x
             return self.head(x.mean(dim=1))
 
-    check = checked(SND024(), tensors(Late(depth=6).eval(), inputs()))
-    assert_raised(check, "note")
-    assert check.finding is not None
-    assert check.finding.sites == ("blocks.5",)
+    finding = assert_raised(checked(SND024(), tensors(Late(depth=6).eval(), inputs())), "note")
+    assert finding.sites == ("blocks.5",)
 
 
 @pytest.mark.slow

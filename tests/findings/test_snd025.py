@@ -38,8 +38,7 @@ X = noise(40 * 5, 16).reshape(40, 5, 16)
 @pytest.mark.parametrize("block", [0, 3])
 def test_change_over_spread(block: int) -> None:
     module = net(0.02, block)
-    check = SND025().check(evidence_of(tensors(module, X)))
-    assert_raised(check, "note")
+    finding = assert_raised(SND025().check(evidence_of(tensors(module, X))), "note")
     with torch.no_grad():
         before = X
         for part in module.blocks[:block]:
@@ -48,11 +47,9 @@ def test_change_over_spread(block: int) -> None:
     change = (after - before).double().reshape(-1, 16).square().mean(0).sqrt()
     spread = before.double().reshape(-1, 16).std(0, correction=0)
     truth = np.sort((change / spread).numpy())[7]
-    assert check.figure is not None
-    assert check.figure.value == pytest.approx(float(truth), rel=1e-4)
-    assert check.finding is not None
-    assert check.finding.sites == (f"blocks.{block}",)
-    assert "5 other blocks" in check.finding.sentence
+    assert finding.figure.value == pytest.approx(float(truth), rel=1e-4)
+    assert finding.sites == (f"blocks.{block}",)
+    assert "5 other blocks" in finding.sentence
 
 
 @pytest.mark.slow
@@ -92,11 +89,9 @@ def test_random_blocks_are_clear_and_one_huge_unit_changes_nothing() -> None:
 def test_the_first_block_is_judged_by_what_it_receives() -> None:
     evidence = evidence_of(tensors(net(0.0, block=0), X))
     check = SND025().check(evidence)
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.sites == ("blocks.0",)
-    assert check.figure is not None
-    assert check.figure.value == 0.0
+    finding = assert_raised(check, "warning")
+    assert finding.sites == ("blocks.0",)
+    assert finding.figure.value == 0.0
     profile = [site_profile(s, evidence) for s in evidence.sites]
     assert [p["site"] for p in profile] == [f"blocks.{i}:out" for i in range(6)]
     assert profile[0]["values"]["update_per_spread"]["value"] == 0.0

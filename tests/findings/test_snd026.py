@@ -10,10 +10,9 @@ from sonde.findings.snd026 import SND026
 def test_a_block_that_takes_the_answer_back() -> None:
     evidence = evidence_of(counting(Counter((1.5, 1.5, 1.0, -2.0)).eval()), lens=True)
     check = SND026().check(evidence)
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.sites == ("blocks.3",)
-    assert "ends worse" in check.finding.sentence
+    finding = assert_raised(check, "warning")
+    assert finding.sites == ("blocks.3",)
+    assert "ends worse" in finding.sentence
     section = prediction_section(evidence)
     assert section is not None
     assert [s["site"] for s in section["sites"]] == [f"blocks.{i}:out" for i in range(4)]

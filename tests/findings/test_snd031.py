@@ -4,6 +4,7 @@ import torch
 from sklearn.covariance import OAS
 
 from findings._evidence import digits, evidence_of, shuffled, states
+from findings._nets import assert_raised
 from sonde.findings._held_out import FOLDS
 from sonde.findings._linear import fitted_on, without
 from sonde.findings.labels import label_evidence
@@ -25,13 +26,11 @@ def planted() -> dict[str, torch.Tensor]:
 def test_lost_directions_are_raised_and_a_rotation_is_not() -> None:
     label = digits()[1]
     check = SND031().check(evidence_of(planted(), label=label))
+    finding = assert_raised(check, "note")
     assert check.state == "raised"
-    assert check.finding is not None
-    assert check.finding.level == "note"
-    assert check.finding.common
-    assert check.finding.sites[1] == "blocks.2"
-    assert check.finding.figure.value > 0.15
-    assert len(check.finding.sentence) <= 240
+    assert finding.common
+    assert finding.sites[1] == "blocks.2"
+    assert finding.figure.value > 0.15
     found, _ = states(digits()[0])
     turn = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(1)))[0]
     rotated = {**found, "blocks.2": found["blocks.2"] @ turn}
@@ -56,13 +55,13 @@ def test_a_warning_where_the_models_own_answers_lag() -> None:
     wrong = torch.arange(len(label)) % 4 == 0
     worse[wrong] = worse[wrong].roll(1, dims=1)
     own = {"labels_are_models": True}
-    check = SND031().check(evidence_of(planted(), label=label, logits=worse, facts=own))
-    assert check.finding is not None
-    assert check.finding.level == "warning"
+    assert_raised(
+        SND031().check(evidence_of(planted(), label=label, logits=worse, facts=own)), "warning"
+    )
     right = torch.nn.functional.one_hot(label, 10).double()
-    check = SND031().check(evidence_of(planted(), label=label, logits=right, facts=own))
-    assert check.finding is not None
-    assert check.finding.level == "note"
+    assert_raised(
+        SND031().check(evidence_of(planted(), label=label, logits=right, facts=own)), "note"
+    )
 
 
 @pytest.mark.slow
@@ -70,9 +69,9 @@ def test_answers_at_chance_are_not_those_of_a_model_of_these_labels() -> None:
     label = digits()[1]
     chance = torch.randn(len(label), 10, generator=torch.Generator().manual_seed(2))
     own = {"labels_are_models": True}
-    check = SND031().check(evidence_of(planted(), label=label, logits=chance, facts=own))
-    assert check.finding is not None
-    assert check.finding.level == "note"
+    assert_raised(
+        SND031().check(evidence_of(planted(), label=label, logits=chance, facts=own)), "note"
+    )
 
 
 @pytest.mark.slow

@@ -43,12 +43,10 @@ def test_exchanged_names_are_told_also_of_a_model_that_errs(names: Tensor, said:
     label, draw = drawn(1_500, 0)
     errs = torch.rand(1_500, generator=draw) < 0.2
     answer = torch.where(errs, torch.randint(0, 10, (1_500,), generator=draw), names[label])
-    check = ended(label, answer)
-    assert_raised(check, "error")
-    assert check.finding is not None
-    assert said in check.finding.sentence
-    assert check.finding.figure.p is not None
-    assert check.finding.figure.p < 1e-3
+    finding = assert_raised(ended(label, answer), "error")
+    assert said in finding.sentence
+    assert finding.figure.p is not None
+    assert finding.figure.p < 1e-3
 
 
 def test_confusions_are_no_exchange() -> None:

@@ -18,10 +18,8 @@ def test_one_answer_for_all_is_raised_and_one_that_learned_is_clear() -> None:
     x, label = arrays.digits()
     x, label = x[:900], label[:900]
     threes = torch.full_like(label, 3)
-    check = ended(threes, label, x, 9.0)
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert "100 % of its answers are 3." in check.finding.sentence
+    finding = assert_raised(ended(threes, label, x, 9.0), "warning")
+    assert "100 % of its answers are 3." in finding.sentence
     assert_raised(ended(threes, label, x, 0.1), "note")
     assert_clear(ended(label, label, x, 9.0))
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from findings._evidence import digits, evidence_of, shuffled
+from findings._nets import assert_raised
 from sonde.core.stream import Stream
 from sonde.findings.facts import data_evidence
 from sonde.findings.rows import copies, rows_section
@@ -14,10 +15,8 @@ def test_two_per_cent_of_copies_are_a_warning_and_none_is_clear() -> None:
     rows = torch.cat([torch.arange(1797), shuffled(1797)[:36]])
     evidence = evidence_of(x[rows], label=label[rows])
     check = SND041().check(evidence)
-    assert check.finding is not None
-    assert check.finding.level == "warning"
-    assert check.finding.sentence.startswith("36 of 1,833 inputs (2 %) are further copies")
-    assert len(check.finding.sentence) <= 240
+    finding = assert_raised(check, "warning")
+    assert finding.sentence.startswith("36 of 1,833 inputs (2 %) are further copies")
     table = rows_section(evidence)["duplicates"]
     assert len(table) == 36
     assert all(entry["n"] == 2 and len(entry["labels"]) == 1 for entry in table)
@@ -28,16 +27,12 @@ def test_two_per_cent_of_copies_are_a_warning_and_none_is_clear() -> None:
 def test_one_copy_is_a_note_and_a_warning_with_another_label() -> None:
     x, label = digits()
     rows = torch.cat([torch.arange(1797), torch.tensor([5])])
-    check = SND041().check(evidence_of(x[rows], label=label[rows]))
-    assert check.finding is not None
-    assert check.finding.level == "note"
-    assert "1 of 1,798 inputs" in check.finding.sentence
+    finding = assert_raised(SND041().check(evidence_of(x[rows], label=label[rows])), "note")
+    assert "1 of 1,798 inputs" in finding.sentence
     other = label[rows].clone()
     other[-1] = 9 - other[-1]
-    check = SND041().check(evidence_of(x[rows], label=other))
-    assert check.finding is not None
-    assert check.finding.level == "warning"
-    assert "different labels" in check.finding.sentence
+    finding = assert_raised(SND041().check(evidence_of(x[rows], label=other)), "warning")
+    assert "different labels" in finding.sentence
 
 
 def test_arrays_are_compared_by_what_they_hold_also_where_ids_are_given() -> None:

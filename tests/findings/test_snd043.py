@@ -1,6 +1,7 @@
 import pytest
 
 from findings._evidence import digits, evidence_of
+from findings._nets import assert_raised
 from sonde.findings.snd043 import SND043
 
 
@@ -9,10 +10,8 @@ from sonde.findings.snd043 import SND043
 )
 def test_levels_follow_examples_and_tokens(cut: int, lost: int, level: str) -> None:
     facts = {"n_truncated": cut, "n_tokens_cut": lost, "n_tokens": 12_800}
-    check = SND043().check(evidence_of(digits()[0][:200], facts=facts))
-    assert check.finding is not None
-    assert check.finding.level == level
-    assert f"{cut} of 200 examples" in check.finding.sentence
+    finding = assert_raised(SND043().check(evidence_of(digits()[0][:200], facts=facts)), level)
+    assert f"{cut} of 200 examples" in finding.sentence
 
 
 def test_nothing_cut_is_clear_and_inputs_without_tokens_do_not_apply() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from findings._evidence import digits, evidence_of, shuffled, states, versus_of
+from findings._nets import assert_raised
 from sonde.findings.snd044 import SND044
 from sonde.findings.step import Again
 
@@ -15,9 +16,7 @@ def test_rows_sorted_by_label_are_raised_and_shuffled_ones_are_not() -> None:
     x, label = digits()
     order = torch.argsort(label, stable=True)
     check = SND044().check(evidence_of(states(x[order])[0]))
-    assert check.finding is not None
-    assert check.finding.level == "note"
-    assert len(check.finding.sentence) <= 240
+    assert_raised(check, "note")
     assert SND044().check(evidence_of(states(x[shuffled(1797)])[0])).state == "clear"
 
 
@@ -26,13 +25,9 @@ def test_it_is_a_warning_where_p_values_are_printed_without_groups() -> None:
     x, label = digits()
     order = torch.argsort(label, stable=True)
     ordered, other = x[order], x[shuffled(1797)[:200]]
-    check = SND044().check(versus_of(ordered, other))
-    assert check.finding is not None
-    assert check.finding.level == "warning"
+    assert_raised(SND044().check(versus_of(ordered, other)), "warning")
     grouped = evidence_of(ordered, group=[i // 3 for i in range(1797)])
-    check = SND044().check(replace(grouped, versus=versus_of(ordered, other).versus))
-    assert check.finding is not None
-    assert check.finding.level == "note"
+    assert_raised(SND044().check(replace(grouped, versus=versus_of(ordered, other).versus)), "note")
 
 
 @pytest.mark.slow

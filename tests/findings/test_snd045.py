@@ -32,11 +32,11 @@ def test_blank_rows_and_their_copies_are_counted_and_listed() -> None:
     constant = torch.zeros(120, dtype=torch.int64)
     assert_clear(SND045().check(evidence_of(x, columns={"constant": constant})))
     constant[[7, 90]] = 1
-    check = SND045().check(evidence_of(x, columns={"constant": constant}))
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.examples == (7, 90)
-    assert check.finding.sentence.startswith("2 of 120 inputs (1.7 %) are blank")
+    finding = assert_raised(
+        SND045().check(evidence_of(x, columns={"constant": constant})), "warning"
+    )
+    assert finding.examples == (7, 90)
+    assert finding.sentence.startswith("2 of 120 inputs (1.7 %) are blank")
 
 
 def test_a_scan_sees_the_rows_that_hold_one_value() -> None:

@@ -17,11 +17,9 @@ def ended(answer: torch.Tensor, label: torch.Tensor, x: torch.Tensor) -> Check:
 def test_a_class_that_is_never_answered_is_raised() -> None:
     x, label = arrays.digits()
     x, label = x[:900], label[:900]
-    check = ended(torch.where(label == 4, 9, label), label, x)
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.classes == ("4",)
-    assert len(check.finding.examples) == int((label == 4).sum())
+    finding = assert_raised(ended(torch.where(label == 4, 9, label), label, x), "warning")
+    assert finding.classes == ("4",)
+    assert len(finding.examples) == int((label == 4).sum())
     assert_clear(ended(label, label, x))
 
 

@@ -34,11 +34,9 @@ def ended(x: Tensor, label: Tensor, logits: Tensor | None = None, **facts: objec
 
 def test_a_rare_style_is_found_in_the_states() -> None:
     x, label, style = styled(0.08)
-    check = ended(x, label)
-    assert_raised(check, "warning")
-    assert check.finding is not None
+    finding = assert_raised(ended(x, label), "warning")
     named = torch.zeros(len(x), dtype=torch.bool)
-    named[list(check.finding.examples)] = True
+    named[list(finding.examples)] = True
     assert torch.equal(named, style)
     x, label, _ = styled(0.0)
     assert_clear(ended(x, label))
@@ -53,11 +51,9 @@ def test_a_column_of_the_user_tells_the_group_and_chance_does_not() -> None:
     def columns(examples: list[int]) -> dict[str, list[str]]:
         return {"sensor": ["B" if broken[i] else "A" for i in examples]}
 
-    check = ended(x, label, logits, own_columns=columns)
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.sentence.startswith("sensor = B: right on")
-    assert sorted(check.finding.examples) == torch.nonzero(broken).flatten().tolist()
+    finding = assert_raised(ended(x, label, logits, own_columns=columns), "warning")
+    assert finding.sentence.startswith("sensor = B: right on")
+    assert sorted(finding.examples) == torch.nonzero(broken).flatten().tolist()
     wrong = wrong[arrays.shuffled(len(x), 5)]
     by_chance = 9.0 * one_hot(torch.where(wrong, (label + 1) % 10, label), 10)
     assert ended(x, label, by_chance, own_columns=columns).state == "clear"

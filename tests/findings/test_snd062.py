@@ -25,14 +25,12 @@ def test_a_rare_class_that_is_wrong_is_told_with_the_mean_over_classes() -> None
     draw = np.random.default_rng(0)
     label = torch.from_numpy(draw.choice(4, 1200, p=[0.4, 0.3, 0.25, 0.05]))
     bad = torch.from_numpy(draw.random(1200)) < torch.where(label == 3, 0.6, 0.05)
-    check = ended(label, bad)
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.classes == ("3",)
-    assert sorted(check.finding.examples) == torch.nonzero(bad & (label == 3)).flatten().tolist()
+    finding = assert_raised(ended(label, bad), "warning")
+    assert finding.classes == ("3",)
+    assert sorted(finding.examples) == torch.nonzero(bad & (label == 3)).flatten().tolist()
     rare = label.numpy() == 3
     gap = bad.numpy()[rare].mean() - bad.numpy()[~rare].mean()
-    assert check.finding.figure.value == pytest.approx(gap, abs=1e-9)
+    assert finding.figure.value == pytest.approx(gap, abs=1e-9)
     mixed = bad[torch.from_numpy(draw.permutation(1200))]
     assert_clear(ended(label, mixed))
 

@@ -25,13 +25,11 @@ def ended(said: Tensor) -> Check:
 @pytest.mark.truth("mean absolute errors over the standard deviation of the targets, by torch")
 def test_a_sensor_that_is_scaled_is_named_and_chance_is_not() -> None:
     said = TARGET + NOISE
-    check = ended(torch.where(OLD, 2.5 * said, said))
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.sentence.startswith("sensor = old: off by")
-    assert sorted(check.finding.examples) == torch.nonzero(OLD).flatten().tolist()
+    finding = assert_raised(ended(torch.where(OLD, 2.5 * said, said)), "warning")
+    assert finding.sentence.startswith("sensor = old: off by")
+    assert sorted(finding.examples) == torch.nonzero(OLD).flatten().tolist()
     off = (torch.where(OLD, 2.5 * said, said) - TARGET).abs() / TARGET.std()
-    figure = check.finding.figure
+    figure = finding.figure
     assert figure.low is not None
     assert figure.high is not None
     assert figure.low < float(off[OLD].mean() - off[~OLD].mean()) < figure.high

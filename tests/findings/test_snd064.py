@@ -44,11 +44,9 @@ def test_a_source_that_the_model_does_not_know_is_named_in_nats_per_token() -> N
     odd = torch.where(scanned[:, None], exchanged(ids), ids)
     loss = nats(model, odd)
     own = nats(model, ids)
-    check = ended(beyond_position(list(loss)))
-    assert_raised(check, "warning")
-    assert check.finding is not None
-    assert check.finding.sentence.startswith("source = scanned: a token takes")
-    figure = check.finding.figure
+    finding = assert_raised(ended(beyond_position(list(loss))), "warning")
+    assert finding.sentence.startswith("source = scanned: a token takes")
+    figure = finding.figure
     assert figure.low is not None
     assert figure.high is not None
     assert figure.low < float(loss[scanned].mean() - own[~scanned].mean()) < figure.high

@@ -1,6 +1,6 @@
 """A sample of pairs of rows: which two rows say opposite things, or the same thing twice."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key, splitmix64
-from sonde.core.state import State
+from sonde.core.state import State, leaves
 from sonde.core.statistic import Statistic
 
 
@@ -83,8 +83,7 @@ class PairSample(Statistic[PairSampleState]):
 
 def joined(a: State, b: State) -> list[Tensor]:
     """Return each tensor of one state followed by that of another, in the order of the fields."""
-    pairs = ((getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
-    return [torch.cat([x, y.to(x.device)]) for x, y in pairs if isinstance(x, Tensor)]
+    return [torch.cat([x, y.to(x.device)]) for x, y in zip(leaves(a), leaves(b), strict=True)]
 
 
 def smallest_pairs(
