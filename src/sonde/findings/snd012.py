@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import number, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Figure, Finding, Level, Rule, Theme
+from sonde.findings.rule import Check, Figure, Level, Rule, Theme
 from sonde.findings.variants import NormFit, VariantEvidence
 
 
@@ -53,14 +53,14 @@ class SND012(Rule):
         severe = worst.misfit >= self.warning and not all(n.untrained for n in found.norms)
         level: Level = "warning" if severe else "note"
         limit = self.warning if severe else self.note
-        return self.raised(self._finding(found, bad, first, worst, level, limit))
+        return self._raised(found, bad, first, worst, level, limit)
 
     def _figure(self, worst: NormFit, found: VariantEvidence, limit: float) -> Figure:
         return Figure(
             "misfit", worst.misfit, unit="nats", null=0.0, threshold=limit, n_rows=found.n_rows
         )
 
-    def _finding(
+    def _raised(
         self,
         found: VariantEvidence,
         bad: list[NormFit],
@@ -68,7 +68,7 @@ class SND012(Rule):
         worst: NormFit,
         level: Level,
         limit: float,
-    ) -> Finding:
+    ) -> Check:
         shown = worst if first.unmoved else first
         off = (
             f"What reaches {shown.path} lies {number(shown.shift)} standard deviations from its "
@@ -83,8 +83,7 @@ class SND012(Rule):
             more += " It is the first: inputs have another scale than in training."
         else:
             more += f" {found.norms[0].path}, the first, fits."
-        return Finding(
-            self.code,
+        return self.raised_with(
             level,
             sentence(off, more),
             self._figure(worst, found, limit),

@@ -9,7 +9,7 @@ from scipy.stats import binom
 from sonde.findings._places import read_command, sentence
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.variants import MISFIT, Tried, VariantEvidence
 
 
@@ -79,7 +79,7 @@ class SND015(Rule):
             f"{plural(len(given.right), 'row')}, as they are given on {percent(own)}; a probe of "
             f"its last layer reaches {percent(found.probe)}."
         )
-        return self.raised(self._finding(evidence, text, figure))
+        return self._raised(evidence, text, figure)
 
     def _by_norm(
         self, evidence: Evidence, found: VariantEvidence, given: Tried, others: list[Tried]
@@ -99,11 +99,10 @@ class SND015(Rule):
             f"fits what it was trained on ({number(best.misfit)} nats), as they are given it does "
             f"not ({number(given.misfit)} nats; {plural(found.n_rows, 'row')})."
         )
-        return self.raised(self._finding(evidence, text, figure))
+        return self._raised(evidence, text, figure)
 
-    def _finding(self, evidence: Evidence, text: str, figure: Figure) -> Finding:
-        return Finding(
-            self.code,
+    def _raised(self, evidence: Evidence, text: str, figure: Figure) -> Check:
+        return self.raised_with(
             "error",
             sentence(text),
             figure,

@@ -12,7 +12,7 @@ from sonde.findings._places import read_command
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence, LabelRule, SiteLabels, best_site
-from sonde.findings.rule import Check, Figure, Finding, Theme
+from sonde.findings.rule import Check, Figure, Theme
 
 
 @final
@@ -62,7 +62,7 @@ class SND031(LabelRule):
         own = self._own_lags(evidence, found, best, ~chosen)
         ends = found.sites[best], found.sites[last]
         shares = [float(s.hit[~chosen].mean()) for s in ends]
-        return self.raised(self._finding(ends, shares, figure, own))
+        return self._raised(ends, shares, figure, own)
 
     def _gain(
         self,
@@ -108,13 +108,13 @@ class SND031(LabelRule):
         knows = beaten >= self.own_share * (float(found.sites[best].hit[rows].mean()) - majority)
         return figure if knows and self._holds(figure) else None
 
-    def _finding(
+    def _raised(
         self,
         ends: tuple[SiteLabels, SiteLabels],
         shares: list[float],
         figure: Figure,
         own: Figure | None,
-    ) -> Finding:
+    ) -> Check:
         site, last = ends
         tail = "common in middle layers of pretrained models"
         if own is not None:
@@ -124,8 +124,7 @@ class SND031(LabelRule):
             f"{site.name} and {percent(shares[1])} at the last one, {last.name}: "
             f"{number(100 * figure.value)} points less; {tail}. {plural(figure.n_rows, 'row')}."
         )
-        return Finding(
-            self.code,
+        return self.raised_with(
             "note" if own is None else "warning",
             sentence,
             figure,

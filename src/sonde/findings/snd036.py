@@ -10,7 +10,7 @@ from sonde.findings._text import number, percent, plural
 from sonde.findings.answers import class_answers
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.labels import LabelEvidence, LabelRule
-from sonde.findings.rule import Check, Figure, Finding, Theme
+from sonde.findings.rule import Check, Figure, Theme
 from sonde.stats.intervals import wilson
 
 
@@ -79,7 +79,7 @@ class SND036(LabelRule):
                 f"no trace seen, but {plural(n, 'row')} do not exclude an accuracy "
                 f"{number(100 * self.hidden)} points above the largest class"
             )
-        return self.raised(self._finding(found, figure, max(explained), null))
+        return self._raised(found, figure, max(explained), null)
 
     def _luck(self, site: SiteEvidence, n_classes: int, n_sites: int) -> float:
         """Return how far above its mean the share of labels without meaning comes with luck."""
@@ -90,9 +90,7 @@ class SND036(LabelRule):
     def _labelled(evidence: Evidence) -> int:
         return int((evidence.data.label >= 0).sum())
 
-    def _finding(
-        self, found: LabelEvidence, figure: Figure, explained: float, null: float
-    ) -> Finding:
+    def _raised(self, found: LabelEvidence, figure: Figure, explained: float, null: float) -> Check:
         best = found.sites[found.best]
         sentence = (
             f"At no site do states tell the label: at best {percent(figure.value)} of held-out "
@@ -102,8 +100,7 @@ class SND036(LabelRule):
             f"{percent(null)}. {plural(found.n_rows, 'row')}."
         )
         # The interval is only used to exclude a trace: the level does not hang on it.
-        return Finding(
-            self.code,
+        return self.raised_with(
             "warning",
             sentence,
             Figure(**{**vars(figure), "low": None, "high": None}),

@@ -16,7 +16,7 @@ from sonde.findings.answers import ClassAnswers, ClassAnswersRule, class_answers
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LEAST_ROWS, LabelEvidence, SiteLabels
 from sonde.findings.lens import LensEvidence
-from sonde.findings.rule import Check, Figure, Finding, Theme
+from sonde.findings.rule import Check, Figure, Theme
 
 
 @final
@@ -73,7 +73,7 @@ class SND037(ClassAnswersRule):
         if figure.low is not None and self._holds(figure, self.lag):
             if found.doubt >= self.doubt:
                 return self.clear(figure, "its own probabilities are those of an untrained model")
-            return self.raised(self._finding(found, last, figure))
+            return self._raised(found, last, figure)
         return self.clear(figure)
 
     def _lag(self, found: ClassAnswers, last: SiteLabels) -> Figure:
@@ -103,7 +103,7 @@ class SND037(ClassAnswersRule):
         assert figure.low is not None
         return figure.value > max(least, self.errors * (figure.value - figure.low) / Z)
 
-    def _finding(self, found: ClassAnswers, last: SiteLabels, figure: Figure) -> Finding:
+    def _raised(self, found: ClassAnswers, last: SiteLabels, figure: Figure) -> Check:
         low, high = found.interval
         text = (
             f"The model names {percent(found.accuracy)} of labels right ({percent(low)} to "
@@ -115,8 +115,7 @@ class SND037(ClassAnswersRule):
             hint = f"With its answers renamed one to one: {percent(found.renamed)}."
         elif found.unseen > 0.5:
             hint = f"{percent(found.unseen)} of its answers are no row's label."
-        return Finding(
-            self.code,
+        return self.raised_with(
             "error" if high < found.majority else "warning",
             sentence(text, hint, f"{plural(figure.n_rows, 'row')}."),
             figure,

@@ -13,7 +13,7 @@ from sonde.findings._text import listed, percent, plural, shortened
 from sonde.findings.answers import ClassAnswers, ClassAnswersRule
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.labels import LabelEvidence, class_name
-from sonde.findings.rule import Check, Figure, Finding, Theme
+from sonde.findings.rule import Check, Figure, Theme
 
 
 @final
@@ -60,7 +60,7 @@ class SND038(ClassAnswersRule):
             return self.clear(
                 figure, "renamed, its answers are still those of a model that guesses"
             )
-        return self.raised(self._finding(evidence, found, labels, names, figure))
+        return self._raised(evidence, found, labels, names, figure)
 
     def _figure(self, found: ClassAnswers, value: float, p: float | None = None) -> Figure:
         n_groups = len(torch.unique(found.group))
@@ -69,14 +69,14 @@ class SND038(ClassAnswersRule):
             n_rows=len(found.truth), n_groups=n_groups,
         )  # fmt: skip
 
-    def _finding(
+    def _raised(
         self,
         evidence: Evidence,
         found: ClassAnswers,
         labels: LabelEvidence,
         names: Renaming,
         figure: Figure,
-    ) -> Finding:
+    ) -> Check:
         text = (
             f"{_in_words(evidence.data, names.answer_for)} So renamed, "
             f"{percent(figure.value + found.accuracy)} of "
@@ -85,8 +85,7 @@ class SND038(ClassAnswersRule):
         )
         right = found.answer == names.renamed(found)
         where = torch.nonzero(right & ~found.right).flatten()
-        return Finding(
-            self.code,
+        return self.raised_with(
             "error",
             sentence(text),
             figure,

@@ -12,7 +12,7 @@ from sonde.findings._text import percent, plural, shortened
 from sonde.findings.answers import ClassAnswers, ClassAnswersRule
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence, class_name
-from sonde.findings.rule import Check, Figure, Finding, Theme
+from sonde.findings.rule import Check, Figure, Theme
 
 
 @final
@@ -58,11 +58,11 @@ class SND039(ClassAnswersRule):
         )  # fmt: skip
         if value + self.errors * se >= self.part * gain:
             return self.clear(figure)
-        return self.raised(self._finding(evidence, found, labels, figure))
+        return self._raised(evidence, found, labels, figure)
 
-    def _finding(
+    def _raised(
         self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence, figure: Figure
-    ) -> Finding:
+    ) -> Check:
         best = labels.sites[labels.best]
         low, high = found.interval
         text = (
@@ -74,8 +74,7 @@ class SND039(ClassAnswersRule):
         share = float((found.answer == answer).double().mean())
         name = shortened(class_name(evidence.data, int(answer)), 20)
         hint = f"{percent(share)} of its answers are {name}." if share > found.majority else ""
-        return Finding(
-            self.code,
+        return self.raised_with(
             "note" if found.doubt >= self.doubt else "warning",
             sentence(text, hint, f"{plural(figure.n_rows, 'row')}."),
             figure,

@@ -13,7 +13,7 @@ from sonde.findings._text import listed, percent, plural, shortened
 from sonde.findings.answers import ClassAnswers, ClassAnswersRule
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence
-from sonde.findings.rule import Check, Figure, Finding, Theme
+from sonde.findings.rule import Check, Figure, Theme
 
 
 @final
@@ -66,7 +66,7 @@ class SND046(ClassAnswersRule):
         if not missed:
             return self.clear(worst)
         missed.sort(key=lambda k: -float(lags[k]))
-        return self.raised(self._finding(evidence, found, labels, missed, figures[missed[0]]))
+        return self._raised(evidence, found, labels, missed, figures[missed[0]])
 
     def _figure(
         self, found: ClassAnswers, labels: LabelEvidence, k: int, mine: torch.Tensor
@@ -85,14 +85,14 @@ class SND046(ClassAnswersRule):
             threshold=self.lag, n_rows=n, n_groups=n_groups, confidence=1 - 2 * level,
         )  # fmt: skip
 
-    def _finding(
+    def _raised(
         self,
         evidence: Evidence,
         found: ClassAnswers,
         labels: LabelEvidence,
         missed: list[int],
         figure: Figure,
-    ) -> Finding:
+    ) -> Check:
         k = missed[0]
         mine = labels.truth == k
         names = [shortened(labels.names[j], 20) for j in missed]
@@ -106,8 +106,7 @@ class SND046(ClassAnswersRule):
         more = f"The same holds for {listed(names[1:])}." if len(names) > 1 else ""
         missing = torch.nonzero(mine & ~found.right).flatten()
         wrong = labels.where[missing]
-        return Finding(
-            self.code,
+        return self.raised_with(
             "warning",
             sentence(text, more),
             figure,

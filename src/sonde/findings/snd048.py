@@ -13,7 +13,7 @@ from sonde.findings._places import read_command, sentence, too_few
 from sonde.findings._shared import one_per_group, shared_rows
 from sonde.findings._text import percent, plural, shortened
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 
 _NUMBER = re.compile(r"\d+")
 
@@ -87,7 +87,7 @@ class SND048(Rule):
         )  # fmt: skip
         if seen.value - seen.null <= self.above or p >= self.level:
             return self.clear(figure)
-        return self.raised(self._finding(evidence, worst, seen, figure))
+        return self._raised(evidence, worst, seen, figure)
 
     def _key(self, values: Sequence[Any], n: int) -> np.ndarray | None:
         """Return the rows in the order of a column that numbers them, else None."""
@@ -100,7 +100,7 @@ class SND048(Rule):
             return None
         return np.argsort(known, kind="stable")
 
-    def _finding(self, evidence: Evidence, name: str, seen: Ordered, figure: Figure) -> Finding:
+    def _raised(self, evidence: Evidence, name: str, seen: Ordered, figure: Figure) -> Check:
         is_input = name in evidence.data.inputs
         use = "The model is given it: leave it out." if is_input else "Keep it out of the inputs."
         text = (
@@ -109,8 +109,7 @@ class SND048(Rule):
             f"{percent(seen.null)}. {plural(figure.n_rows, 'row')}."
         )
         key = evidence.sites[-1].schema.key
-        return Finding(
-            self.code,
+        return self.raised_with(
             "warning" if is_input else "note",
             sentence(text, use),
             figure,

@@ -11,7 +11,7 @@ from sonde.findings._shared import examples_at
 from sonde.findings._text import percent, plural, shortened
 from sonde.findings.answers import right_rows
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
+from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.versus import alarms
 from sonde.stats.intervals import clopper_pearson
 
@@ -70,13 +70,13 @@ class SND052(Rule):
             theirs = two_names(evidence)[1]
             few = f"{plural(total.n, 'row')} of {theirs}: too few for a chance below {self.level:g}"
             return self.clear(figure, few if least >= self.level else "")
-        return self.raised(self._finding(evidence, found, hits[0], figure))
+        return self._raised(evidence, found, hits[0], figure)
 
     def _holds(self, found: Alarms, alarm: Alarm) -> bool:
         surely = found.corrected(alarm.p) < self.level
         return surely and alarm.rate > self.times * alarm.alpha
 
-    def _finding(self, evidence: Evidence, found: Alarms, alarm: Alarm, figure: Figure) -> Finding:
+    def _raised(self, evidence: Evidence, found: Alarms, alarm: Alarm, figure: Figure) -> Check:
         beyond = alarm.scores > alarm.calibration.threshold(alarm.alpha)
         worst = alarm.worst(int(beyond.sum()))
         said, explained = self._answers(evidence, beyond)
@@ -85,8 +85,7 @@ class SND052(Rule):
             f"{alarm.n_alarms:,} of {plural(alarm.n, 'row')}, threshold from "
             f"{alarm.calibration.n:,} held-out."
         )
-        return Finding(
-            self.code,
+        return self.raised_with(
             "note" if explained else "warning",
             sentence(self._lead(evidence, found), said, counts),
             figure,
