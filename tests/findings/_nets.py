@@ -17,7 +17,7 @@ from sonde.findings.facts import data_evidence
 from sonde.findings.fresh_weights import fresh_layers
 from sonde.findings.lens import lens_evidence
 from sonde.findings.modules import model_evidence
-from sonde.findings.rule import Check, Finding, Rule
+from sonde.findings.rule import Check, Figure, Finding, Rule
 from sonde.findings.scan import gather
 from sonde.findings.settings import ScanSettings
 from sonde.findings.variants import variant_evidence
@@ -73,10 +73,11 @@ def assert_raised(check: Check, level: str) -> Finding:
     return finding
 
 
-def assert_clear(check: Check) -> None:
-    """Check that a rule saw nothing, and that it looked."""
+def assert_clear(check: Check) -> Figure:
+    """Check that a rule saw nothing, and that it looked; return what it saw."""
     assert check.state == "clear", (check.state, check.reason, check.finding)
     assert check.figure is not None
+    return check.figure
 
 
 def tensors(module: nn.Module, x: Tensor, batch_size: int = 64, **options: Any) -> LiveStream:

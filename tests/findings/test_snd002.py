@@ -25,11 +25,9 @@ def test_rounding_share_is_the_true_share(mean: float, level: str) -> None:
     x = noise(4000, 8).double() + mean
     rounded = x.bfloat16()
     truth = float((rounded.double() - x).square().sum() / (x - x.mean(0)).square().sum())
-    check = checked(SND002(), Stream.of(rounded))
-    assert_raised(check, level)
-    assert check.figure is not None
+    figure = assert_raised(checked(SND002(), Stream.of(rounded)), level).figure
     # The variance of the rounded rows, which the figure divides by, holds the rounding itself.
-    assert check.figure.value == pytest.approx(truth / (1 + truth), rel=0.15)
+    assert figure.value == pytest.approx(truth / (1 + truth), rel=0.15)
 
 
 def test_a_spacing_coarser_than_the_spread_is_an_error() -> None:

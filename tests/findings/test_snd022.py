@@ -38,12 +38,10 @@ def test_participation_ratio_of_correlations() -> None:
 
 @pytest.mark.truth("D / (1 + D / n) for white rows")
 def test_white_rows_have_all_directions() -> None:
-    check = checked(SND022(), Stream.of(noise(2000, 20)))
-    assert_clear(check)
-    assert check.figure is not None
-    assert check.figure.value == pytest.approx(20 / (1 + 20 / 2000), rel=0.01)
-    assert check.figure.low is not None
-    assert check.figure.low < check.figure.value < check.figure.high  # type: ignore[operator]
+    figure = assert_clear(checked(SND022(), Stream.of(noise(2000, 20))))
+    assert figure.value == pytest.approx(20 / (1 + 20 / 2000), rel=0.01)
+    assert figure.low is not None
+    assert figure.low < figure.value < figure.high  # type: ignore[operator]
 
 
 @pytest.mark.slow

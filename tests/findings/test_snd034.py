@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from findings._evidence import digits, evidence_of, states
-from findings._nets import assert_raised
+from findings._nets import assert_clear, assert_raised
 from sonde.findings.rows import doubtful_labels, rows_section
 from sonde.findings.snd034 import SND034
 
@@ -45,6 +45,4 @@ def test_true_labels_are_clear_at_trained_and_random_nets() -> None:
     x, label = digits()
     for trained in (True, False):
         check = SND034().check(evidence_of(states(x, trained)[0], label=label))
-        assert check.state == "clear"
-        assert check.figure is not None
-        assert check.figure.value < 0.006
+        assert assert_clear(check).value < 0.006

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from findings._evidence import digits, evidence_of, shuffled, states, versus_of
-from findings._nets import assert_raised
+from findings._nets import assert_clear, assert_raised
 from sonde.findings.snd044 import SND044
 from sonde.findings.step import Again
 
@@ -49,10 +49,8 @@ def test_files_sorted_by_label_are_judged_within_labels() -> None:
     mixed = shuffled(1797)
     order = mixed[torch.argsort(label[mixed], stable=True)]
     ordered, known = x[order], label[order]
-    check = SND044().check(evidence_of(ordered, label=known))
-    assert check.figure is not None
-    assert check.state == "clear"
-    assert check.figure.value == pytest.approx(1.0, abs=0.03)
+    figure = assert_clear(SND044().check(evidence_of(ordered, label=known)))
+    assert figure.value == pytest.approx(1.0, abs=0.03)
     assert SND044().check(evidence_of(ordered, label=known - 1)).state == "raised"  # one unknown
     off = 1e-3 * torch.randn(1796, 64, generator=torch.Generator().manual_seed(0))
     for rows, wanted in ((order, 0.5), (mixed, 0.63)):  # each row with a copy a little off
@@ -99,14 +97,12 @@ def test_rows_of_one_group_are_no_neighbours() -> None:
     generator = torch.Generator().manual_seed(0)
     means = torch.randn(300, 8, generator=generator).double()
     x = means.repeat_interleave(5, 0) + 0.3 * torch.randn(1500, 8, generator=generator)
-    check = SND044().check(evidence_of(x, group=torch.arange(1500) // 5))
-    assert check.state == "clear"
-    assert check.figure is not None
+    figure = assert_clear(SND044().check(evidence_of(x, group=torch.arange(1500) // 5)))
     first = np.arange(1499)
     kept = first[(first + 1) % 5 == 0]
     step = (x[kept + 1] - x[kept]).square().sum(1).numpy()
     spread = 2 * x.numpy().var(0, ddof=1).sum()
-    assert check.figure.value == pytest.approx(step.mean() / spread, rel=0.03)
+    assert figure.value == pytest.approx(step.mean() / spread, rel=0.03)
     assert SND044().check(evidence_of(x)).state == "raised"
 
 
