@@ -1,4 +1,4 @@
-"""Channels of a net: who makes them, how they are scaled in a run, and how they are silenced."""
+"""Channels of a net: the modules that make them, their scaling in a run, and silencing them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -123,7 +123,7 @@ def silenced(
 
 @torch.no_grad()
 def accuracy(model: Model, module: nn.Module, clean: Inputs) -> float:
-    """Return the share of examples with a label that a module tells right."""
+    """Return the share of labelled examples that a module classifies correctly."""
     return accuracy_of(row_losses(model, module, clean), each_batch(clean))
 
 

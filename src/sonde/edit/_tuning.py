@@ -47,7 +47,7 @@ def as_model(model: Model | nn.Module) -> Model:
 
 
 def required(fitted: Any, owner: str, *names: str) -> list[Any]:
-    """Return members of a mapping that a method is planned from.
+    """Return the entries of ``fitted`` by name, as the ``plan`` of a method takes them.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A copy of a classifier that unlearned clean images, in which a backdoor stands alone.
+"""A copy of a classifier that has unlearned clean images, so that only a backdoor is left in it.
 
 For looking at what is left: the original is untouched, and the copy is thrown away.
 """

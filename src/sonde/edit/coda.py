@@ -1,4 +1,4 @@
-"""Decoding against overshadowed context: what a prompt says that the model hardly reads."""
+"""Contrastive decoding against overshadowed context: tokens of the prompt that hardly count."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

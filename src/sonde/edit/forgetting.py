@@ -1,4 +1,4 @@
-"""Whether a model has forgotten: beside one that never saw, and against who asks whether it did."""
+"""Whether a model has forgotten: compared with a retrained one, and under a membership attack."""
 
 import math
 from collections.abc import Mapping

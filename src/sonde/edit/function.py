@@ -1,4 +1,4 @@
-"""An edit from a plain function, for what no class of its own is worth."""
+"""An edit from a plain function, for changes that need no class of their own."""
 
 import inspect
 from collections.abc import Callable

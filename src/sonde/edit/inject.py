@@ -1,4 +1,4 @@
-"""Bring what another run holds into this one: its mean, its spread, or its states themselves."""
+"""Brings the mean, the spread or the states of another run into this one."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A rate that grows by the same step for each doubling of a ratio: the law and how well it fits."""
+"""A rate that is linear in the logarithm of a ratio: the line and how well it fits."""
 
 import math
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from sonde.weights.merging import MergeRule
 @final
 @dataclass(frozen=True, eq=False)
 class FisherMerge(MergeRule):
-    """Mean of the models, each weight counted as much as its model's loss depends on it.
+    """Mean of the models, where each weight counts by how much its model's loss depends on it.
 
     ``sum F_i w_i / sum F_i`` with the diagonal of each model's Fisher information: the maximum of
     the product of normal posteriors around the models. Where no model's loss depends on a weight,
@@ -115,7 +115,7 @@ class RegMean(MergeRule):
             raise InputError(f"RegMean: expected off_diagonal in [0, 1], got {self.off_diagonal}.")
 
     def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Return the least squares weights of a layer, the mean of what is none."""
+        """Return the least squares weights of linear layers, and the mean of all other tensors."""
         _check_count("RegMean", "moments", len(self.moments), len(others))
         layer = name.removesuffix(".weight")
         states = [found.get(layer) for found in self.moments]

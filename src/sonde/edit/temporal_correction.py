@@ -1,4 +1,4 @@
-"""Frames between key frames, held near what lies between the key frames' states."""
+"""Holds frames between key frames near the interpolation of the key frames' states."""
 
 from dataclasses import dataclass
 from typing import final

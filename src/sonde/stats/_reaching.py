@@ -1,4 +1,4 @@
-"""The few values that reach a bound of their unit, for samples of rows by value and draw."""
+"""Finds the few values that reach a bound of their unit, without sorting the others."""
 
 from collections.abc import Callable, Iterator
 

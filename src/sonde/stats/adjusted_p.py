@@ -14,9 +14,9 @@ Correction = Literal["holm", "bh"]
 def adjusted_p(p: Float[Tensor, "test"], correction: Correction = "holm") -> Float[Tensor, "test"]:
     """Return p-values that may be compared with a level as if there were one test.
 
-    "holm": those at most the level are all true with that certainty, whatever the dependence. "bh":
-    the share of false ones among them is at most the level on average, for independent or
-    positively dependent tests. NaN stays NaN and does not count.
+    "holm" bounds the chance of any false rejection by the level, whatever the dependence. "bh"
+    bounds the expected share of false ones among the rejections, for independent or positively
+    dependent tests. NaN stays NaN and does not count.
 
     Examples
     --------

@@ -13,7 +13,7 @@ TINY = 1e-9
 
 
 def auroc_bounds(value: float, n: int, m: int, tail: float) -> tuple[float, float]:
-    """Return the AUROCs from which ``value`` is just one tail probability away, on either side.
+    """Return the confidence interval of an AUROC, which has a width also where it is 0 or 1.
 
     The standard error is that of Hanley and McNeil at the bound itself, with both counts replaced
     by their mean in its pair terms, so that the interval stays inside [0, 1] and has a width also
@@ -51,7 +51,7 @@ def _error(theta: float, n: int, m: int) -> float:
 
 
 def rank_p_value(negative: Tensor, positive: Tensor) -> float:
-    """Return the chance of a rank sum of ``positive`` as high as this when both are alike."""
+    """Return the one-sided p-value of the rank-sum test that positive rows do not score higher."""
     from scipy.stats import mannwhitneyu
 
     result = mannwhitneyu(

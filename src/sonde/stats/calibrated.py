@@ -211,7 +211,7 @@ def _only(state: Any) -> HeldScoresState:
 def aligned(
     samples: Sequence[HashSampleState], at: Sequence[HashSampleState]
 ) -> tuple[HashSampleState, ...]:
-    """Return of samples the rows that those at all sites hold, in one order, that of draw."""
+    """Return the samples cut to the rows that all sites hold, in order of draw."""
     shared = at[0].draw
     for sample in at[1:]:
         if not torch.equal(sample.draw, at[0].draw):
@@ -226,7 +226,7 @@ def aligned(
 
 
 def _taken(held: Held, column: str, rows: Int[Tensor, "kept"], span: Span) -> Any:
-    """Return some rows of a column; a tuple where a scorer takes one entry for each site."""
+    """Return some rows of a column, or of each entry of a tuple with one column for each site."""
     parts = tuple(sample.rows[rows] for sample in held[column])
     return parts if span == "all" and column in SITE_COLUMNS else parts[0]
 

@@ -1,4 +1,4 @@
-"""Which of many tests to believe."""
+"""The Benjamini-Hochberg procedure: which of many tests are discoveries."""
 
 import torch
 from jaxtyping import Bool, Float

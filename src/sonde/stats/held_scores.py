@@ -262,7 +262,7 @@ class SampledCalibration(State):
 
 
 def _ends(tail: float, a: int, b: int) -> tuple[float, float]:
-    """Return between which numbers a beta variable lies but for ``tail`` on either side."""
+    """Return the quantiles ``tail`` and ``1 - tail`` of a beta variable."""
     return float(betaincinv(a, b, tail)), float(betaincinv(a, b, 1.0 - tail))
 
 
@@ -284,7 +284,7 @@ def _smallest(label: int, c: ClassScores, m: int, top: int) -> ClassScores:
 
 
 def _fresh(draw: Tensor, order: Tensor) -> Tensor:
-    """Return an order by draw without rows that stand in it twice."""
+    """Return the indices of the rows in order of draw, each row once."""
     ordered = draw[order]
     fresh = torch.ones(len(order), dtype=torch.bool)
     fresh[1:] = ordered[1:] != ordered[:-1]

@@ -149,7 +149,7 @@ class SampledRows:
 
 
 def _as_rows(x: Shaped[Tensor, "row ..."]) -> Float[Tensor, "row _dim"]:
-    """Return rows as they are, and a column of numbers as rows of one."""
+    """Return rows as they are, and a column of numbers as rows of width 1."""
     return x[:, None] if x.ndim == 1 else x
 
 

@@ -26,7 +26,7 @@ def check_scatter(name: str, scatter: str) -> None:
 
 
 def is_frugal(scatter: str, dim: int) -> bool:
-    """Return whether rows of this width are held by their variances because nobody chose.
+    """Return whether the variances alone are kept, because rows are wide and ``"auto"`` was asked.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How far rows moved, in the spread that they have by themselves."""
+"""How far rows moved, in standard deviations of the rows along the way they moved."""
 
 from jaxtyping import Float
 from torch import Tensor

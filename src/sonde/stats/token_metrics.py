@@ -1,4 +1,4 @@
-"""What a language model expected before a token came, in seven numbers instead of a vocabulary."""
+"""Seven numbers of each predicted token, such as its log-probability, in place of all logits."""
 
 from typing import Final
 
