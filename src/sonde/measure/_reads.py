@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from sonde.core.instrument import Instrument
+from sonde.core.instrument import Instrument, NotLabelled, Read
 from sonde.core.statistic import Span, Statistic
 from sonde.stats import CrossMoments, HashSample, Moments
 
@@ -36,3 +36,12 @@ class PairSampleInstrument(Instrument):
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sample of each site."""
         return {"samples": HashSample(self.m)}
+
+
+def labelled_sample(m: int) -> dict[str, Read]:
+    """Return what reads ``m`` sampled rows that have a label, as ``rows``, and their ``labels``."""
+    labelled = NotLabelled(-1)
+    return {
+        "rows": Read(HashSample(m), labelled),
+        "labels": Read(HashSample(m, "label"), labelled),
+    }

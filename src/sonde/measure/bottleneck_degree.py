@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument, NotLabelled, Read
+from sonde.core.instrument import SAMPLE, Instrument, Read
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._flags import precision_flags, relative_spread
 from sonde.measure._noisy_rows import information_bounds
-from sonde.stats import ClassMoments, ClassMomentsState, HashSample, HashSampleState
+from sonde.measure._reads import labelled_sample
+from sonde.stats import ClassMoments, ClassMomentsState, HashSampleState
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
 
 
@@ -104,11 +105,7 @@ class BottleneckDegree(Instrument):
         """Read the moments of each class, or the sample of rows with a label."""
         if self.estimator == "jensen":
             return {"classes": ClassMoments("diag")}
-        labelled = NotLabelled(-1)
-        return {
-            "rows": Read(HashSample(self.m), labelled),
-            "labels": Read(HashSample(self.m, "label"), labelled),
-        }
+        return labelled_sample(self.m)
 
     def result(
         self,

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, ChartAxis, curves
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument, NotLabelled, Read
+from sonde.core.instrument import SAMPLE, Instrument, Read
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._noisy_rows import information_bounds
+from sonde.measure._reads import labelled_sample
 from sonde.stats import HashSample, HashSampleState, Symbols
 from sonde.stats.joint_counts import entropy_nats, information_nats
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
@@ -164,11 +165,7 @@ class InformationPlane(Instrument):
         """Read the sample of rows, about the label of those with one."""
         if self.about == "input":
             return {"rows": HashSample(self.m)}
-        labelled = NotLabelled(-1)
-        return {
-            "rows": Read(HashSample(self.m), labelled),
-            "labels": Read(HashSample(self.m, "label"), labelled),
-        }
+        return labelled_sample(self.m)
 
     def result(
         self, rows: HashSampleState, labels: HashSampleState | None = None

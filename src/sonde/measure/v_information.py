@@ -15,10 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.instrument import SAMPLE, Instrument, NotLabelled, Read
+from sonde.core.instrument import SAMPLE, Instrument, Read
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.stats import HashSample, HashSampleState
+from sonde.measure._reads import labelled_sample
+from sonde.stats import HashSampleState
 from sonde.stats.halves import random_halves
 from sonde.stats.sampled_rows import SampledRows
 
@@ -90,11 +91,7 @@ class VInformation(Instrument):
 
     def reads(self) -> Mapping[str, Statistic[Any] | Read]:
         """Read a sample of the rows with a label."""
-        labelled = NotLabelled(-1)
-        return {
-            "rows": Read(HashSample(self.m), labelled),
-            "labels": Read(HashSample(self.m, "label"), labelled),
-        }
+        return labelled_sample(self.m)
 
     def result(self, rows: HashSampleState, labels: HashSampleState) -> VInformationResult:
         """Fit on each half of the groups and judge on the other."""
@@ -161,7 +158,7 @@ class VInformation(Instrument):
 
 @dataclass(frozen=True)
 class _Judged:
-    """Held-out rows: usable information, ``-ln`` of the class's frequency, and who is right."""
+    """Held-out rows: usable information, ``-ln`` of the class's frequency, and which are right."""
 
     gain: Float[Tensor, "row"]
     own: Float[Tensor, "row"]
