@@ -96,7 +96,7 @@ class GridTraining(Trainer[GridTrainingState]):
     def loss(
         self, state: GridTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor]]:
-        """Return the error of images, with what moves targets and attentions."""
+        """Return the loss of images (error, targets, attentions) and the error of each."""
         (images,) = batch
         reference = Usual.of(state.places).reference.float()
         columns = grid_columns(images.shape[1], self.columns)
@@ -106,12 +106,12 @@ class GridTraining(Trainer[GridTrainingState]):
         return loss, (error.mean(1),)
 
     def _targets(self, rebuilt: Rebuilt) -> Float[Tensor, ""]:
-        """Return what moves the targets: near to the intra attention, far from the inter one."""
+        """Return the loss of the targets: near to the intra attention, far from the inter one."""
         intra = _gap(c.attention_fixed() for c in rebuilt.intra)
         return self.divergence * (intra - _gap(c.attention_fixed() for c in rebuilt.inter))
 
     def _attentions(self, rebuilt: Rebuilt) -> Float[Tensor, ""]:
-        """Return what moves the attentions: intra wide and away from its target, inter onto it."""
+        """Return the loss of the attentions: intra wide, far from its target, inter near it."""
         intra = _gap(c.target_fixed() for c in rebuilt.intra)
         inter = _gap(c.target_fixed() for c in rebuilt.inter)
         return self.divergence * (inter - intra) + self.entropy * (
@@ -119,7 +119,7 @@ class GridTraining(Trainer[GridTrainingState]):
         )
 
     def close_pass(self, state: GridTrainingState) -> GridTrainingState:
-        """Refuse data in which images are not of one size, and begin to count anew."""
+        """Refuse data in which images are not of one size, and reset the counts."""
         if state.stage == SURVEY:
             grid_columns(len(state.places.counts), self.columns)
         if state.n_partial > PARTIAL * (state.n_images + state.n_partial):
@@ -169,7 +169,7 @@ class Usual:
 def whole_images(
     who: Int[Tensor, "row 3"], position: Int[Tensor, "row"], n: int
 ) -> tuple[Int[Tensor, "image pos"], Int[Tensor, "partial"]]:
-    """Return the rows of images with each of ``n`` positions once, and how many others have.
+    """Return the rows of images with each of ``n`` positions once, and the others' sizes.
 
     Images come in ascending order of what names them, whatever the order of rows.
     """

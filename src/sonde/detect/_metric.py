@@ -58,11 +58,11 @@ class WhitenedPoints:
         return out
 
     def drops(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return by how much each row's squared distance falls if one unit is not looked at.
+        """Return by how much each row's squared distance falls if one unit is left out.
 
         With ``P`` the inverse covariance and ``d`` the gap to the nearest point that is
-        ``(P d)_j^2 / P_jj``: the square of what unit ``j`` does beside what the other units let
-        expect of it, in its own standard deviations.
+        ``(P d)_j^2 / P_jj``: the squared error of predicting unit ``j`` from the others, in
+        units of that error's variance.
         """
         white = self.metric.whiten(self.centred(x))
         root, points = self.metric.root.to(white), self.points.to(white)

@@ -94,7 +94,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
         x: Float[Tensor, "row dim"],
         group_draw: Int[Tensor, "row"],
     ) -> tuple[NoiseTrainingState, Examples | None]:
-        """Return rows in units of each unit's spread; a row alone has no noise to be told from."""
+        """Return rows in units of each unit's spread; fewer than two are not trained on."""
         held = self._is_held(group_draw).to(x.device)
         if int((~held).sum()) < 2:
             return state, Examples((standardised(x[held], state.moments),), held[held])

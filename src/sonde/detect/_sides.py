@@ -94,7 +94,7 @@ def two_samples(owner: str, first: Side, second: Side) -> TwoSamples:
 def _drawn(side: Side, by_group: bool) -> tuple[Float[Tensor, "row dim"], Int[Tensor, "row"]]:
     """Return a side's sampled rows, and what each is recognised by.
 
-    Without ``each`` the rows are good for pairs alone, whichever groups these are of.
+    Without ``each`` the rows serve for paired comparisons alone, whatever their groups.
     """
     sample = side_state(side, "sample", HashSampleState)
     if not side.groups:

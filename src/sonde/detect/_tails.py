@@ -18,12 +18,12 @@ TILTS = 999
 def beyond_floor(
     p: Float[Tensor, "test"], times: int, other: Float[Tensor, "test"]
 ) -> Float[Tensor, "test"]:
-    """Return permutation p-values; where no permutation reached, at most the other p-value."""
+    """Return permutation p-values; at their floor, at most the other p-value."""
     return torch.where(is_floor(p, times), torch.minimum(p, other), p)
 
 
 def is_floor(p: Float[Tensor, "test"], times: int) -> Bool[Tensor, "test"]:
-    """Return which p-values no permutation has reached."""
+    """Return which p-values are the smallest possible: no permutation reached their value."""
     return p <= 1.5 / (1 + times)
 
 

@@ -125,7 +125,7 @@ class TextTokens:
         return torch.cat([before, self.x, self.place[:, None]], dim=1)
 
     def dropped(self, share: float, source: torch.Generator) -> Int[Tensor, "kept"]:
-        """Return the tokens that a random share was taken out of, at least one of each text."""
+        """Return the tokens that remain without a random share: at least one of each text."""
         luck = torch.rand(len(self.text), generator=source)
         best = torch.zeros(len(self.counts)).scatter_reduce_(0, self.text, luck, "amax")
         return torch.nonzero((luck >= share) | (luck == best[self.text])).flatten()
@@ -158,7 +158,7 @@ def text_logits(
 def token_logits(
     values: Sequence[Tensor], shape: NetShape, metrics: Float[Tensor, "token 5"]
 ) -> Float[Tensor, "token"]:
-    """Return the logit of a text of each token alone: the gates then have nothing to weigh."""
+    """Return, for each token, the logit of a text of it alone, where gates do not matter."""
     metric, _, head = shape.split(values)
     return perceptron(head, shape.depth, perceptron(metric, shape.depth, metrics))[:, 0]
 

@@ -32,7 +32,7 @@ def shuffled_means(
 
 
 def _shuffled(rows: TwoSamples) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-    """Return permutation p-values, plain and adjusted."""
+    """Return permutation p-values, plain and adjusted for the number of units."""
     pooled = torch.cat([rows.x, rows.y])
     pooled -= pooled.mean(0)
     own = torch.arange(len(pooled)) < len(rows.x)

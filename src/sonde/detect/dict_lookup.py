@@ -223,7 +223,7 @@ class DictLookup(Detector):
         )
 
     def _trained(self, trained: LookupTrainingState) -> dict[str, Any]:
-        """Return what the last walk came to; refuse a training that did not finish."""
+        """Return steps and mean scores of the training; refuse one that did not finish."""
         trained.require_trained("DictLookup")
         return {
             "steps": trained.weights.steps,

@@ -237,7 +237,7 @@ class FeatureGaps(Detector):
         labels: tuple[HashSampleState, ...],
         sides: tuple[HashSampleState, ...],
     ) -> tuple[list[Float[Tensor, "row _dim"]], Bool[Tensor, "row"], int]:
-        """Return the plain labelled rows of each site, which are wrong, and how many were left."""
+        """Return each site's rows without a side, which are wrong, and how many are not sampled."""
         shared = aligned(rows, rows)
         (label,), (side,) = aligned(labels[:1], labels), aligned(sides[:1], sides)
         plain = side.rows < 0
@@ -273,7 +273,7 @@ def _gap(
     first: Bool[Tensor, "row"],
     skip: int,
 ) -> Gap:
-    """Return the layer and sign under which a feature best says which answers to leave out."""
+    """Return the layer and sign by which a feature best tells wrong answers, and its scale."""
     best: tuple[float, Gap] | None = None
     for layer in range(skip, len(x)):
         along = x[layer] @ directions[layer]

@@ -118,7 +118,7 @@ class _PairedMean:
 
 
 def _paired_mean(pairs: TwoSamples) -> _PairedMean:
-    """Return how often differences of pairs with random signs add up to at least as much.
+    """Return how often differences with random signs have at least as large a sum.
 
     Their sum is measured in a metric of their second moments, which signs do not change. It is the
     plain one where there are two pairs for each direction: Hotelling's statistic for one sample

@@ -104,7 +104,7 @@ class MMD(Shift):
 
 
 def _median_sigma(squares: Float[Tensor, "row row"]) -> float:
-    """Return the width of ``median_sigma`` from squared distances that are there already."""
+    """Return the width of ``median_sigma`` from squared distances that are known."""
     apart = ~torch.eye(len(squares), dtype=torch.bool, device=squares.device)
     return float((squares[apart].median() / 2).sqrt())
 

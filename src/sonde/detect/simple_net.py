@@ -198,7 +198,7 @@ class SimpleNet(Detector):
 
 
 def _folded(net: NoiseDiscriminator, moments: MomentsState) -> tuple[Tensor, Tensor, Tensor]:
-    """Return scale, adapter, first layer and normalisation as one weight and bias, and the last."""
+    """Return all maps before the activation as one weight and bias, and the last layer's weight."""
     first, offset, scale, shift, last = (v.double() for v in net.judge)
     if net.adapter:
         weight, bias = (v.double() for v in net.adapter)

@@ -52,7 +52,7 @@ class CellMoments(Statistic[ClassMomentsState]):
         label: Int[Tensor, "row"],
         value: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
-        """Return what each row adds, as a row of its cell."""
+        """Return the influence of each row, as ``ClassMoments`` does with cells as classes."""
         return ClassMoments(self.scatter).influence(state, gradient, x, _cell(label, value))
 
 

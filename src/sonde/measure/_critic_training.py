@@ -43,7 +43,7 @@ class CriticTraining(Trainer[CriticTrainingState]):
     patience: int = PATIENCE
 
     def start(self, dim: int) -> CriticTrainingState:
-        """Return the critic that finds all pairs alike: the last map of the second site is 0."""
+        """Return a critic that scores all pairs alike: the last map of the second site is 0."""
         source, k = generator("critic", self.seed), self.embedding
         widths = [self.hidden] if self.hidden else []
         first: list[Tensor] = []
@@ -79,7 +79,7 @@ class CriticTraining(Trainer[CriticTrainingState]):
     def loss(
         self, state: CriticTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor]]:
-        """Return how badly the partner of each row is found among the batch."""
+        """Return the cross entropy of finding each row's partner in the batch: mean, each."""
         scores = self.scores(state, live.values, *batch)
         losses = cross_entropy(scores, torch.arange(len(scores)), reduction="none")
         return losses.mean(), (losses.detach(),)
@@ -100,7 +100,7 @@ class CriticTraining(Trainer[CriticTrainingState]):
 
 
 def one_of_each(group: Int[Tensor, "row"], source: torch.Generator) -> Int[Tensor, "group"]:
-    """Return the number of one row of each group, drawn evenly; groups count from 0."""
+    """Return the index of one random row of each group; groups are numbered from 0."""
     order = torch.randperm(len(group), generator=source)
     chosen = torch.zeros(int(group.max()) + 1, dtype=torch.int64)
     chosen[group[order]] = order

@@ -68,7 +68,7 @@ def _reach(
 def _gaps_by_units(
     units: Float[Tensor, "dim row2"], rows: Int[Tensor, "row"]
 ) -> Float[Tensor, "row row2"]:
-    """Return the largest difference of a unit, unit by unit in two buffers."""
+    """Return the largest difference over units of each two rows, unit by unit in two buffers."""
     gaps = units.new_zeros(len(rows), units.shape[1])
     gap = torch.empty_like(gaps)
     for values in units:
@@ -80,7 +80,7 @@ def _gaps_by_units(
 def _largest_gaps(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row2 dim"]
 ) -> Float[Tensor, "row row2"]:
-    """Return the largest difference of a unit between rows, to the last digit."""
+    """Return the largest difference over units of each two rows, to the last digit."""
     return torch.cdist(x, y, p=torch.inf)
 
 

@@ -45,7 +45,7 @@ def one_to_one(r: Float[Tensor, "dim dim2"]) -> Matched:
 
 
 def one_to_best(r: Float[Tensor, "dim dim2"]) -> Matched:
-    """Return, for each unit, the one it correlates with most, whoever else takes it."""
+    """Return, for each unit, the one it correlates with most; several units may share one."""
     return _pairs(r, torch.arange(len(r)), _size(r).argmax(1))
 
 

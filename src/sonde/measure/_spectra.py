@@ -201,7 +201,7 @@ class _Last(threading.local):
         self._found: dict[Hashable, Any] = {}
 
     def get(self, sample: HashSampleState, name: Hashable, make: Callable[[], S]) -> S:
-        """Return what ``make`` gives, kept or new; a graph of gradients is not kept."""
+        """Return the kept result of ``make``, or a new one; one with gradients is not kept."""
         if sample.rows.requires_grad:
             return make()
         if self._sample() is not sample:

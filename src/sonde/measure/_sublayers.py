@@ -80,7 +80,7 @@ def is_sum(total: Tensor, *terms: Tensor) -> bool:
 
 
 def _rank(name: str, module: nn.Module) -> tuple[bool, int]:
-    """Return what sorts an attention before its last linear layer, and a dropout behind both."""
+    """Return a sort key: an attention before its last linear layer, a dropout after both."""
     return not any(True for _ in module.parameters()), name.count(".")
 
 

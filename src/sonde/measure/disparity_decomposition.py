@@ -121,7 +121,7 @@ def decompose(counts: Float[Tensor, "attribute prediction client"]) -> tuple[flo
 
 
 def _least(p: Float[Tensor, "attribute prediction client"]) -> float:
-    """Return the least ``I_Q(Z; A | S)`` over ``Q`` with the marginals of ``p`` but ``(a, s)``."""
+    """Return the least ``I_Q(Z; A | S)`` over ``Q`` with ``p``'s pairs ``(z, a)``, ``(z, s)``."""
     own = p.sum((1, 2))
     first, second = p.sum(2), p.sum(1)
     q = _over(first[:, :, None] * second[:, None, :], own[:, None, None])
@@ -141,7 +141,7 @@ def _fitted(
     first: Float[Tensor, "attribute prediction"],
     second: Float[Tensor, "attribute client"],
 ) -> Float[Tensor, "attribute prediction client"]:
-    """Return ``q`` scaled until its pairs are these."""
+    """Return ``q`` after iterative proportional fitting to two of its marginals."""
     for _ in range(SWEEPS):
         q = q * _over(first, q.sum(2))[:, :, None]
         q = q * _over(second, q.sum(1))[:, None, :]

@@ -161,7 +161,7 @@ def grokking_stages(
 
 @dataclass(frozen=True)
 class _World:
-    """All rows, their centred one-hot labels and their classes, and which are learned from."""
+    """All rows, their centred one-hot labels and classes, and which rows are trained on."""
 
     x: Float[Tensor, "row dim"]
     goal: Float[Tensor, "row class"]

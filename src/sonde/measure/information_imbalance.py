@@ -103,7 +103,7 @@ def _shares(
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
     """Return each row's rank of its nearest neighbour, as a share of the mean rank.
 
-    And how much each row adds to the ranks of others by standing before their neighbours.
+    And how much each row adds to the ranks of others by being nearer than their neighbours.
     """
     x, y, group = rows.rows[near], rows.rows[ranked], rows.group
     neighbour = nearest(x, x, 1, group=group, group2=group)[1].to(y.device)

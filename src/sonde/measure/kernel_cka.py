@@ -193,7 +193,7 @@ def _features_error(pair: Sums, swapped: Sums, first: Sums, second: Sums) -> flo
 
     A kernel is the mean over frequencies and the criterion is linear in each kernel, so the value
     is, to first order, the mean of an effect of each pair of frequencies, one of either draw: a
-    table with two ways, whose lines, columns and rest give the variance of its mean.
+    two-way table, whose rows, columns and residuals give the variance of its mean.
     """
     parts: list[Float[Tensor, "frequency frequency"]] = []
     for sums in (pair, swapped, first, second):

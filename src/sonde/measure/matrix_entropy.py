@@ -133,7 +133,7 @@ class _DirectionsFrom(Statistic[MomentsState]):
     def influence(
         self, state: MomentsState, gradient: MomentsState, x: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row"]:
-        """Return that of ``DirectionMoments``."""
+        """Return the influence of each row, as ``DirectionMoments`` does."""
         return DirectionMoments().influence(state, gradient, self._moved(x))
 
     def _moved(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:

@@ -128,7 +128,7 @@ class SpuriousShift(Instrument):
 def _without_meaning(
     cells: ClassMomentsState, mean: Float[Tensor, "concept context dim"], concept: float
 ) -> float:
-    """Return the value to expect if the contexts of each concept's rows were drawn by lot."""
+    """Return the value to expect if the contexts of each concept's rows were drawn at random."""
     shape = mean.shape[:2]
     weight, within = (v.detach().reshape(shape) for v in (cells.weight, cells.within))
     n = weight.sum(1, keepdim=True)

@@ -223,7 +223,7 @@ def _left(
     weight: Float[Tensor, "point"],
     coefficients: Float[Tensor, "power"],
 ) -> float:
-    """Return the weighted sum of squares that a polynomial leaves."""
+    """Return the weighted sum of squared residuals of a polynomial."""
     gap = y - _design(x, len(coefficients) - 1) @ coefficients
     return float((weight * gap.square()).sum())
 
@@ -240,7 +240,7 @@ def _by_net(
 def _f_test(
     x: Float[Tensor, "net"], y: Float[Tensor, "net"], weight: Float[Tensor, "net"]
 ) -> float:
-    """Return the p-value of the square in a regression of means of nets."""
+    """Return the p-value of the quadratic term in a weighted regression over nets."""
     left = [_left(x, y, weight, _fitted(x, y, weight, degree)) for degree in (1, 2)]
     freedom = len(x) - 3
     if left[1] <= 0.0:
