@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+STUDIES := packages/sonde-studies
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
@@ -13,11 +14,11 @@ unexport PYTHONDONTWRITEBYTECODE
 install: $(STAMP)
 
 # The stamp is written last, so an interrupted install is simply repeated.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(STUDIES)/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet 'pip>=25.1'
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt --editable '.[hf,ray,lance,serve,audio]' --group dev --group docs
+	$(BIN)/pip install --quiet -c constraints.txt --editable '.[hf,ray,lance,serve,audio]' --editable $(STUDIES) --group dev --group docs
 	touch $(STAMP)
 
 scan: install
@@ -49,7 +50,7 @@ test-lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet 'pip>=25.1'
 	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt torch
-	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt --editable '.[hf]' --group dev
+	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt --editable '.[hf]' --editable $(STUDIES) --group dev
 	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal --timeout 300 -m "not slow and not browser"
 
 wheel-test: install

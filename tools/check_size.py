@@ -27,7 +27,7 @@ def sizes(root: Path = ROOT) -> tuple[list[str], list[str]]:
     """Return what is worth a look, and what is too large."""
     warned: list[str] = []
     failed: list[str] = []
-    for folder in ("src", "tests", "tools", "benchmarks", "examples"):
+    for folder in ("src", "packages", "tests", "tools", "benchmarks", "examples"):
         for path in sorted((root / folder).rglob("*.py")):
             name = path.relative_to(root).as_posix()
             text = path.read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("measure", "detect", "explain", "edit", "compress", "train", "layers")
 STUDIES = ("studies", "sonde_studies")
+FOLDERS = ("src", "packages")
 
 
 def code_lines(text: str) -> int:
@@ -54,7 +55,7 @@ def counts(files: Mapping[str, str]) -> tuple[Counter[str], Counter[str]]:
     lines: Counter[str] = Counter()
     found: Counter[str] = Counter()
     for path, text in files.items():
-        _, package, room, *_ = (*path.split("/"), "")
+        package, room, *_ = (*path.rpartition("src/")[2].split("/"), "")
         room = package if package in STUDIES else room.removesuffix(".py")
         lines[room] += code_lines(text)
         if room in FAMILIES and path.endswith(f"{room}/__init__.py"):
@@ -63,7 +64,7 @@ def counts(files: Mapping[str, str]) -> tuple[Counter[str], Counter[str]]:
 
 
 def _now() -> dict[str, str]:
-    found = sorted((ROOT / "src").rglob("*.py"))
+    found = [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))]
     return {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8") for p in found}
 
 
@@ -73,7 +74,7 @@ def _git(*words: str) -> str:
 
 
 def _before(revision: str) -> dict[str, str]:
-    paths = _git("ls-tree", "-r", "--name-only", revision, "src").split()
+    paths = _git("ls-tree", "-r", "--name-only", revision, *FOLDERS).split()
     return {p: _git("show", f"{revision}:{p}") for p in paths if p.endswith(".py")}
 
 

@@ -69,6 +69,14 @@ def test_what_is_read_is_told_with_v(run, place, tmp_path, monkeypatch, caplog):
             assert any(re.search(line, text) for text in found) == is_told, found
 
 
+def test_without_their_package_the_studies_say_how_to_install_it(run, monkeypatch):
+    monkeypatch.setattr("sonde.cli.study.entry_points", lambda group: ())
+    said = run("study")
+    assert said.code == 2
+    assert "pip install packages/sonde-studies" in said.err
+    assert "\n" not in said.err.strip()
+
+
 @pytest.mark.truth("the names that the package exports")
 def test_studies_are_listed_as_json(run):
     found = run("study", "--json").json()

@@ -13,7 +13,7 @@ def test_machinery_is_what_is_no_family_and_no_study():
         "src/sonde/core/a.py": '"""Say."""\n\nx = 1\ny = 2\n',
         "src/sonde/measure/__init__.py": "__all__ = ['CKA', 'cka']\n",
         "src/sonde/measure/cka.py": "class CKA: ...\n",
-        "src/sonde_studies/nac.py": "x = 1\n",
+        "packages/sonde-studies/src/sonde_studies/nac.py": "x = 1\n",
     }
     said = count_lines.table(files, {**files, "src/sonde/core/b.py": "x = 1\n"})
     assert "machinery            3 code lines  (was 4)" in said

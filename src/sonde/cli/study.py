@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,26 @@ import tyro
 
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, named
+from sonde.core.errors import InputError
 
 EVERY = "all"
+ENTRY_POINTS = "sonde.studies"
+
+
+def studies() -> Any:
+    """Return the package of the studies, which is a distribution of its own.
+
+    Raises
+    ------
+    InputError
+        If it is not installed.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        return point.load()
+    raise InputError(
+        f"sonde study: expected a package with the entry point {ENTRY_POINTS!r}, got none. Run "
+        "`pip install packages/sonde-studies` in the top folder of sonde's repository."
+    )
 
 
 @dataclass(frozen=True)
@@ -34,37 +53,37 @@ class Study:
     def run(self) -> int:
         """Run what is asked for, and print a table after each."""
         from sonde.store.outputs import check_folder
-        from sonde_studies import STUDIES, study_of
 
+        package = studies()
         if self.output is not None:
             check_folder(self.output, alone=False)
         if not self.name:
-            titles = {word: study_of(word).title for word in STUDIES}
+            titles = {word: package.study_of(word).title for word in package.STUDIES}
             if self.printing.json:
                 say_json([{"name": word, "title": title} for word, title in titles.items()])
             else:
                 wide = max(map(len, titles)) + 2
                 say("\n".join(f"{word:<{wide}}{title}" for word, title in titles.items()))
             return 0
-        words = list(STUDIES) if self.name == EVERY else [self.name]
-        studies = [study_of(word) for word in words]
-        found = [self._one(study) for study in studies]
+        words = list(package.STUDIES) if self.name == EVERY else [self.name]
+        asked = [package.study_of(word) for word in words]
+        found = [self._one(package, study) for study in asked]
         if self.printing.json:
             say_json(found if self.name == EVERY else found[0])
         return 0
 
-    def _one(self, study: Any) -> dict[str, Any]:
+    def _one(self, package: Any, study: Any) -> dict[str, Any]:
         from sonde.files.durable import atomic_write, make_directory
-        from sonde_studies import as_text, run_study
 
         quiet = self.printing.quiet or self.printing.json
         tick = (lambda _: None) if quiet else note
-        table = run_study(study, range(self.seeds), self.tiny, tick)
+        table = package.run_study(study, range(self.seeds), self.tiny, tick)
+        said = package.as_text(table)
         if not self.printing.json:
-            say(as_text(table) + "\n")
+            say(said + "\n")
         if self.output is not None:
             make_directory(self.output)
             text = json.dumps(table.json(), indent=1) + "\n"
             atomic_write(self.output / f"{study.name}.json", text.encode())
-            atomic_write(self.output / f"{study.name}.txt", f"{as_text(table)}\n".encode())
+            atomic_write(self.output / f"{study.name}.txt", f"{said}\n".encode())
         return table.json()
