@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from models import cnn, gpt2, llama, mlp, t5
 from narrow import present
 from sonde.core.edit import Add, Clamp, Edit, EditContext, Project, Replace, Scale
-from sonde.core.errors import ShapeError, SiteError
+from sonde.core.errors import ShapeError, SiteError, StateError
 from sonde.core.inputs import Model
+from sonde.edit import Ablate
 from sonde.tap import Tap, editing, live_stream
 from tap_inputs import Arrays, images, padded, texts
 from tap_snapshot import assert_unchanged, snapshot
@@ -212,3 +214,57 @@ def test_another_threads_forward_is_not_edited():
         thread.join()
         assert not torch.equal(net(X), plain)
     assert torch.equal(found["y"], plain)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("site", ["2", "2:in"])
+def test_an_edit_in_a_checkpointed_part_is_refused_in_training(reentrant, site):
+    net = Checkpointed(mlp(), reentrant)
+    x = X.clone().requires_grad_()
+    with (
+        editing(net, Scale(3.0), f"net.{site}"),
+        pytest.raises(StateError, match="run anew in the backward"),
+    ):
+        net(x)
+    with editing(net, Scale(3.0), "net.0"):
+        net(x).sum().backward()  # runs before the part that is recomputed
+    with torch.no_grad(), editing(net, Scale(3.0), f"net.{site}"):
+        net(x)
+
+
+class Checkpointed(nn.Module):
+    """A net whose middle is recomputed in the backward pass."""
+
+    def __init__(self, net, reentrant):
+        super().__init__()
+        self.net, self.reentrant = net, reentrant
+
+    def forward(self, x):
+        run = self.net[1:4]
+        return self.net[4](checkpoint(run, self.net[0](x), use_reentrant=self.reentrant))
+
+
+@pytest.mark.truth("numeric gradients, and an edit made anew after each step")
+@pytest.mark.parametrize("kind", [Project, Ablate])
+def test_an_edit_of_a_trained_direction_follows_it(kind):
+    net, x = mlp().double(), X.double()
+    shape = (16, 2) if kind is Ablate else (16,)
+    direction = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    edit, optimizer = kind(direction, strength=0.7), torch.optim.SGD([direction], 0.5)
+
+    def edited(of):
+        with editing(net, of, "2"):
+            return net(x)
+
+    for _ in range(2):
+        optimizer.zero_grad()
+        edited(edit).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(edited(edit), edited(kind(direction.detach().clone(), strength=0.7)))
+    torch.autograd.gradcheck(lambda d: edited(kind(d, strength=0.7)), direction)
+    still = kind(direction.detach(), strength=0.7)
+    before = edited(still)
+    with torch.no_grad():
+        direction.neg_().add_(1.0)
+    assert not torch.allclose(edited(still), before)

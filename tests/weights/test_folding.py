@@ -17,6 +17,8 @@ from sonde.tap import editing
 from sonde.tap.hooks.outputs import find
 from sonde.tap.model.sites import resolve
 from sonde.weights import fold_edit, fold_writers, residual_writers
+from sonde.weights._layer import Layer
+from sonde.weights.change import Exchange
 from sonde.weights.residual import example_inputs
 
 
@@ -94,13 +96,67 @@ def test_the_input_of_a_kernel():
     net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
     x = torch.randn(2, 1, 8, 8)
     for edit in every(6):
+        folded = fold_edit(net, edit, "2:in").fold(net)
         with editing(net, edit, "2:in"):
-            assert_same(logits(net, x), logits(fold_edit(net, edit, "2:in").fold(net), x))
-    padded, grouped = nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(6, 4, 3, groups=2)
+            assert_same(logits(net, x), logits(folded, x))
+    padded = nn.Conv2d(6, 4, 3, padding=1)
     with pytest.raises(StateError, match="pads with zeros"):
         fold_edit(nn.Sequential(padded), Add(torch.ones(6)), "0:in")
-    with pytest.raises(StateError, match="each group"):
-        fold_edit(nn.Sequential(grouped), Project(torch.ones(6)), "0:in")
+
+
+@pytest.mark.parametrize("port", ["in", "out"])
+@pytest.mark.truth("the hooked layer")
+def test_a_map_that_mixes_groups_of_a_kernel_does_not_fold(port):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(6, 6, 3, groups=3)), torch.randn(2, 6, 5, 5)
+    for edit in every(6):
+        affine = edit.as_affine()
+        if affine.left is None and (affine.shift is None or port == "out"):
+            folded = fold_edit(net, edit, f"0:{port}").fold(net)
+            with editing(net, edit, f"0:{port}"):
+                assert_same(logits(net, x), logits(folded, x))
+        else:
+            with pytest.raises(StateError, match="each group"):
+                fold_edit(net, edit, f"0:{port}")
+
+
+def test_every_folded_layer_is_compared_with_the_edited_one(monkeypatch):
+    net = models.mlp()
+    monkeypatch.setattr(Layer, "after", lambda self, _: {self.bias: Exchange(torch.ones(16))})
+    with pytest.raises(StateError, match="differs from the edited layer by"):
+        fold_edit(net, Add(torch.randn(16)), "2")
+
+
+def _doubled(module, args, output):
+    return 2 * output
+
+
+def _own_forward(net):
+    net[2].forward = lambda x: 2 * nn.Linear.forward(net[2], x)
+
+
+@pytest.mark.parametrize("site", ["2", "2:in"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net[2].register_forward_hook(_doubled),
+        lambda net: net[2].register_forward_pre_hook(lambda _, args: (2 * args[0],)),
+        _own_forward,
+    ],
+)
+def test_a_layer_under_hooks_of_the_user_does_not_fold(change, site):
+    net = models.mlp()
+    change(net)
+    with pytest.raises(StateError, match="Remove them, or open the edit"):
+        fold_edit(net, Project(torch.randn(16)), site)
+
+
+def test_writers_under_hooks_of_the_user_do_not_fold():
+    model = models.llama()
+    model.model.layers[1].mlp.down_proj.register_forward_hook(_doubled)
+    for fold in (fold_writers, lambda m, e: fold_edit(m, e, "model.layers.1.mlp")):
+        with pytest.raises(StateError, match="Remove them"):
+            fold(model, Project(torch.randn(32)))
 
 
 def test_a_shift_behind_a_block_makes_the_bias_that_the_architecture_can_have(tmp_path):

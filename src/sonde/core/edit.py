@@ -7,7 +7,6 @@ Strength 0 returns the very tensor that came in.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import cast, final
 
 import torch
@@ -116,11 +115,25 @@ class AffineMap:
 
     def _like(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the tensors in the type of ``x`` and on its device; kept, as each token asks."""
-        known, key = self.__dict__.setdefault("_known", {}), (x.dtype, x.device)
-        if key not in known:
-            mine = (self.shift, self.left, self.right)
+        mine = (self.shift, self.left, self.right)
+        version = versions(*mine)
+        known, key = self.__dict__.setdefault("_known", {}), (x.dtype, x.device, version)
+        if version is None or key not in known:
+            known.clear()
             known[key] = tuple(None if part is None else part.to(x) for part in mine)
         return known[key]
+
+
+def versions(*parameters: Tensor | None) -> tuple[int, ...] | None:
+    """Return numbers that change when the tensors do; None where they are trained.
+
+    What is made from tensors may be kept as long as these numbers stay. What is made from trained
+    tensors belongs to one graph and is made anew for each forward.
+    """
+    given = [x for x in parameters if x is not None]
+    if any(x.requires_grad for x in given):
+        return None
+    return tuple(0 if x.is_inference() else x._version for x in given)
 
 
 class Edit(ABC):
@@ -201,7 +214,7 @@ class Project(Edit):
         unit = self._unit.unsqueeze(1)
         return AffineMap(left=-self.strength * unit, right=unit)
 
-    @cached_property
+    @property
     def _unit(self) -> Tensor:
         direction = self.direction.double()
         return direction / cast(Tensor, direction.norm())  # pyright: ignore[reportUnknownMemberType]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.edit import Add, AffineMap, Edit, EditContext
+from sonde.core.edit import Add, AffineMap, Edit, EditContext, versions
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
@@ -64,7 +64,8 @@ class Ablate(Edit):
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_map", self._made(_orthonormal(self.directions)))
+        object.__setattr__(self, "_kept", dict[Any, AffineMap]())
+        self.as_affine()
 
     def apply(
         self, x: Float[Tensor, "*axes dim"], site: Site, context: EditContext
@@ -80,11 +81,16 @@ class Ablate(Edit):
         return self.as_affine()(x)
 
     def as_affine(self) -> AffineMap:
-        """Return the projection."""
-        return self.__dict__["_map"]
+        """Return the projection: of directions that are trained or changed in place, as of now."""
+        version = versions(self.directions, self.centre)
+        kept: dict[Any, AffineMap] = self.__dict__["_kept"]
+        if version is None or version not in kept:
+            kept.clear()
+            kept[version] = self._made()
+        return kept[version]
 
-    def _made(self, basis: Float[Tensor, "dim n"]) -> AffineMap:
-        shift = None
+    def _made(self) -> AffineMap:
+        basis, shift = _orthonormal(self.directions), None
         if self.centre is not None:
             shift = self.strength * (basis @ (basis.T @ self.centre.to(basis)))
         return AffineMap(shift=shift, left=-self.strength * basis, right=basis)
@@ -94,7 +100,7 @@ def _orthonormal(directions: Float[Tensor, "dim n"]) -> Float[Tensor, "dim n"]:
     """Return orthonormal columns of the same span."""
     for column in directions.T:
         require_direction("Ablate", column)
-    wide = directions.detach().double()
+    wide = directions.double()
     q, r = torch.linalg.qr(wide / wide.norm(dim=0))
     if bool((r.diagonal().abs() < DEPENDENT).any()):
         raise InputError(

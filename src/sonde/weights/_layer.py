@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sonde.core.edit import AffineMap
 from sonde.core.errors import ShapeError, StateError
 from sonde.weights.change import Change, Exchange, LowRank
+from sonde.weights.live import with_tensors
 
 _MATRIX = {nn.Linear.forward}
 _MAPS = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
@@ -46,8 +47,16 @@ class Layer:
         return self.weight.removesuffix("weight") + "bias"
 
     def after(self, affine: AffineMap) -> dict[str, Change]:
-        """Return the changes that map the layer's output."""
+        """Return the changes that map the layer's output.
+
+        Raises
+        ------
+        StateError
+            If the map mixes channels of several groups of a kernel.
+        """
         matrix = self._matrix()
+        if affine.left is not None and self.kind == "maps" and self.module.groups != 1:
+            raise self._grouped("output")
         if self.kind == "rows":
             return {self.weight: mapped_rows(self.name, matrix, affine)}
         scale, left, right, shift = _parts(self.name, affine, matrix, len(matrix))
@@ -91,6 +100,27 @@ class Layer:
             changes[self.bias] = Exchange(added if bias is None else bias + added)
         return changes
 
+    def difference(self, affine: AffineMap, port: str, changes: Mapping[str, Change]) -> float:
+        """Return how far the changed layer is from the mapped one, in parts of the largest output.
+
+        Both run in float64, on rows of noise or on some tokens.
+        """
+        prefix = self.weight.removesuffix("weight")
+        old = dict(self.module.named_parameters())
+        new = {n.removeprefix(prefix): c for n, c in changes.items()}
+        made = {n: change.of(old.get(n)) for n, change in new.items()}
+        axis = 1 if self.kind == "maps" else -1
+
+        def mapped(x: Tensor, of: str) -> Tensor:
+            return affine(x.movedim(axis, -1)).movedim(-1, axis) if port == of else x
+
+        x = self._noise()
+        with torch.no_grad():
+            plain, folded = (with_tensors(self.module, given).double() for given in ({}, made))
+            before, wanted = plain(x), mapped(plain(mapped(x, "in")), "out")
+            largest = torch.maximum(before.abs().max(), wanted.abs().max())
+            return float((wanted - folded(x)).abs().max() / largest.clamp(min=1e-300))
+
     def plus(self, left: Float[Tensor, "out rank"], right: Float[Tensor, "rank in"]) -> Change:
         """Return the change of the weight that adds ``left right`` to the matrix."""
         return self._thin(left, right)
@@ -106,11 +136,8 @@ class Layer:
         return None if bias is None else bias.detach().double()
 
     def _kernel(self, affine: AffineMap) -> Tensor:
-        if self.module.groups != 1:
-            raise StateError(
-                f"fold_edit: each group of {self.name} reads its own channels, so its input cannot "
-                "be mapped in its weights. Name an output."
-            )
+        if self.module.groups != 1 and (affine.left is not None or affine.shift is not None):
+            raise self._grouped("input")
         if affine.shift is not None and self.module.padding not in (
             "valid",
             (0,) * 3,
@@ -122,6 +149,26 @@ class Layer:
                 "output that it reads."
             )
         return self.module.weight.detach().double()
+
+    def _grouped(self, end: str) -> StateError:
+        return StateError(
+            f"fold_edit: each group of {self.name} reads its own channels, so a map that mixes the "
+            f"channels of its {end} is not in its weights. Open the edit with sonde.editing, or "
+            "name another layer."
+        )
+
+    def _noise(self) -> Tensor:
+        """Return a small input of the layer, in float64."""
+        weight, generator = self.module.weight, torch.Generator().manual_seed(0)
+        if self.kind == "rows":
+            return torch.arange(min(len(weight), 8), device=weight.device)
+        width = self.module.in_channels if self.kind == "maps" else self._matrix().shape[1]
+        shape: tuple[int, ...] = (8, width)
+        if self.kind == "maps":
+            reach = zip(self.module.kernel_size, self.module.dilation, strict=True)
+            shape = (2, width, *(1 + dilation * (size - 1) for size, dilation in reach))
+        made = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return made.to(weight.device)
 
     def _whole(self, matrix: Tensor) -> Change:
         matrix = matrix.T if self.kind == "transposed" else matrix

@@ -19,7 +19,7 @@ from sonde.tap.model.sites import Pattern, resolve
 from sonde.weights._layer import Layer, layer_of, mapped_rows, names_of
 from sonde.weights.change import Change, Exchange
 from sonde.weights.live import module_of
-from sonde.weights.residual import residual_writers, run, sums_at
+from sonde.weights.residual import inputs_or_none, residual_writers, run, sums_at
 from sonde.weights.rewrite import RewritePlan
 
 TOLERANCE = 1e-5
@@ -37,8 +37,9 @@ def fold_edit(
 
     At the output of a linear layer, an embedding or a convolution any affine edit folds, at the
     input of a linear layer too. At the output of another module (a block, an MLP) it folds where
-    one layer's output is returned as it is, and a shift where the last of a sum is one; that the
-    folded model is the hooked one is then checked on ``inputs``.
+    one layer's output is returned as it is, and a shift where the last of a sum is one. Each folded
+    layer is compared with the edited one on rows of noise, and the folded model with the edited
+    model on ``inputs``.
 
     Parameters
     ----------
@@ -50,7 +51,8 @@ def fold_edit(
     where : str, default="all"
         Weights know no positions: anything else is refused.
     inputs : tensor, tuple or dict, optional
-        What the model is called with for the check; made from its configuration if left out.
+        What the model is called with for the check; made from its configuration if left out. A
+        model without a configuration is then checked layer by layer alone.
 
     Raises
     ------
@@ -76,7 +78,7 @@ def fold_edit(
     module = module_of(model)
     names, modules = names_of(module), ModuleNames(module).modules
     changes: dict[str, Change] = {}
-    checked = False
+    behind = False
     chosen = resolve(module, sites)
     for site in chosen:
         if site.port not in ("in", "out") or site.call is not None:
@@ -86,10 +88,12 @@ def fold_edit(
         if layer is None and site.port == "in":
             raise _no_layer(site, part)
         if layer is None:
-            layer, checked = _layer_behind(module, site, affine, inputs), True
-        _join(changes, layer.before(affine) if site.port == "in" else layer.after(affine), site)
+            _refuse_hooks(site.path, part)
+            layer, behind = _layer_behind(module, site, affine, inputs), True
+        _join(changes, _folded(layer, affine, site.port), site)
     plan = planned(module, changes, type(edit).__name__)
-    if checked:
+    inputs = inputs_or_none(module) if inputs is None and not behind else inputs
+    if inputs is not None or behind:
         _check_same(module, edit, chosen, plan, inputs)
     return plan
 
@@ -123,10 +127,40 @@ def fold_writers(model: Model | nn.Module, edit: Edit, inputs: Any = None) -> Re
     changes: dict[str, Change] = {}
     for writer in residual_writers(module, inputs):
         if isinstance(writer, Layer):
-            changes |= writer.after(affine)
+            changes |= _folded(writer, affine, "out")
         else:
             changes[writer] = mapped_rows(writer, named[writer].detach(), affine)
     return planned(module, changes, type(edit).__name__)
+
+
+def _folded(layer: Layer, affine: AffineMap, port: str) -> dict[str, Change]:
+    """Return the changes of a layer that map its output or its input.
+
+    Raises
+    ------
+    StateError
+        If hooks stand on the layer, or the folded layer does not give what the edited one gives.
+    """
+    _refuse_hooks(layer.name, layer.module)
+    changes = layer.before(affine) if port == "in" else layer.after(affine)
+    differs = layer.difference(affine, port, changes)
+    if not differs <= TOLERANCE:
+        raise StateError(
+            f"fold_edit: {layer.name} with the edit folded in differs from the edited layer by "
+            f"{differs:.2g} of its largest output. Open the edit with sonde.editing instead."
+        )
+    return changes
+
+
+def _refuse_hooks(name: str, part: nn.Module) -> None:
+    """Raise if hooks of the user stand on a module: they run between its weights and the edit."""
+    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+    if hooks or "forward" in vars(part):
+        what = "forward hooks" if hooks else "a forward of its own instance"
+        raise StateError(
+            f"fold_edit: {name or 'the model'} has {what}, and what is folded into weights would "
+            "act before them. Remove them, or open the edit with sonde.editing."
+        )
 
 
 def affine_of(edit: Edit) -> AffineMap:

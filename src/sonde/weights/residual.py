@@ -256,6 +256,14 @@ def example_inputs(module: nn.Module) -> dict[str, Tensor]:
     )
 
 
+def inputs_or_none(module: nn.Module) -> dict[str, Tensor] | None:
+    """Return a small input as ``example_inputs`` does, or None if the model says nothing of it."""
+    try:
+        return example_inputs(module)
+    except InputError:
+        return None
+
+
 class _SumWatch(TorchDispatchMode):
     """Follows which layers' outputs are added up in each tensor of a forward."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sonde.core.autocast import without_autocast
 from sonde.core.edit import Edit, EditContext
-from sonde.core.errors import InputError, ShapeError, SiteError
+from sonde.core.errors import InputError, ShapeError, SiteError, StateError
 from sonde.core.inputs import Model
 from sonde.core.site import ATTENTION_PORTS, Site
 from sonde.tap.attention.opening import watch_attention
@@ -25,7 +25,7 @@ from sonde.tap.hooks.call import CallArguments, encoder_of
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, find_input, replaced, with_input
 from sonde.tap.hooks.port_view import PortView
-from sonde.tap.hooks.session import Session, active_sessions, check_readable
+from sonde.tap.hooks.session import Session, active_sessions, check_readable, in_checkpoint
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.tap.rows.reduce import NARROW
 
@@ -72,6 +72,9 @@ def editing(
 
     Raises
     ------
+    StateError
+        If an edited module is recomputed in the backward pass (``torch.utils.checkpoint``): the
+        edit would be missing there.
     SiteError
         If the model is called with a key-value cache that was filled before, a site never runs, or
         ``where`` selects no token of any call.
@@ -136,7 +139,7 @@ class _Editor:
         self.root = self.modules[""]
         self.encoder = encoder_of(self.root)
         self.spots = [self._spot(site) for site in sites]
-        self.n_calls = 0
+        self.n_calls, self.with_grad = 0, False
         self.log = TextLog()
         self.running: EditedCall | None = None
         self.encoding: EditedCall | None = None
@@ -206,6 +209,7 @@ class _Editor:
 
     def _count(self) -> None:
         self.n_calls += 1
+        self.with_grad = torch.is_grad_enabled()
         for spot in self.spots:
             spot.in_call = 0
 
@@ -267,6 +271,12 @@ class _Editor:
         if selected is False:
             return x
         spot.acted = True
+        if self.with_grad and in_checkpoint():
+            raise StateError(
+                f"editing: {spot.name} is run anew in the backward pass (torch.utils.checkpoint), "
+                "where no edit acts, so the gradient would be wrong. Switch checkpointing off, as "
+                "with model.gradient_checkpointing_disable(), or run without gradients."
+            )
         share = None if self.gate is None else self._through_gate(x, site, now)
         if share is not None:
             if not bool(share.any()):

@@ -7,6 +7,7 @@ opened it: other threads may run the model meanwhile and pass through.
 
 import contextlib
 import contextvars
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from sonde.core.errors import InputError, SiteError
@@ -42,6 +44,16 @@ class Stop(BaseException):
 def in_backward() -> bool:
     """Return whether this thread is inside a backward pass (recomputation under checkpointing)."""
     return torch._C._current_graph_task_id() != -1
+
+
+def in_checkpoint() -> bool:
+    """Return whether this forward is run once more in the backward pass (checkpointing)."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_filename == checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def active_sessions() -> tuple["Session", ...]:
