@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         StoreError,
         near,
     )
+    from sonde.core.explainer import Explainer, Judge
     from sonde.core.inputs import InputBatch, Inputs, Model
     from sonde.core.instrument import Detector, Every, Instrument, Read, Subsample, Where
     from sonde.core.plan import Plan, Split
@@ -45,10 +46,12 @@ _HOMES = {
     "Edit": "edit",
     "EditContext": "edit",
     "Every": "instrument",
+    "Explainer": "explainer",
     "InputBatch": "inputs",
     "InputError": "errors",
     "Inputs": "inputs",
     "Instrument": "instrument",
+    "Judge": "explainer",
     "Learner": "statistic",
     "Model": "inputs",
     "Plan": "plan",
@@ -93,10 +96,12 @@ __all__ = [
     "Edit",
     "EditContext",
     "Every",
+    "Explainer",
     "InputBatch",
     "InputError",
     "Inputs",
     "Instrument",
+    "Judge",
     "Learner",
     "Model",
     "Plan",

@@ -21,7 +21,7 @@ PLUG_INS = "sonde.methods"
 """Group of entry points by which other distributions announce methods: ``word = package:Class``."""
 NOUNS = ("core", "weights", "tap", *FAMILIES)
 """Rooms in which the bases of methods stand."""
-ACT = frozenset({"Edit", "Rewrite", "Decode", "Module"})
+ACT = frozenset({"Edit", "Rewrite", "Decode", "Module", "Explainer", "Judge"})
 """Bases of what is made and called in Python."""
 _CLASS = re.compile(
     r'^class (\w+)(?:\(([^)]*)\))?:\n    (r?""".*?""")(.*?)(?=^\S|\Z)', re.MULTILINE | re.DOTALL

@@ -1,0 +1,74 @@
+"""Explainers, which say what a model's answers rest on, and judges, which test what they say."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import nn
+
+from sonde.core.inputs import Model
+from sonde.core.result import Result
+
+
+class Explainer(ABC):
+    """A method that explains what a model makes of its inputs.
+
+    Subclasses are final frozen dataclasses of parameters.
+
+    Attributes
+    ----------
+    paper : str
+        Key in ``docs/papers.bib``.
+    examples : tuple of dict
+        Small parameter sets for the contract tests.
+    """
+
+    paper: ClassVar[str] = ""
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    @abstractmethod
+    def explain(self, model: Model | nn.Module, inputs: Any, /, *_: Any, **asked: Any) -> Result:
+        """Return what the method finds.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+            Left as it was, with its hooks and the state of every random generator.
+        inputs : Tensor, tuple, dict or InputBatch
+            What the model is called with, examples first.
+        **asked
+            Always by name: ``site``, which states are looked at; ``objective``, the number that
+            is explained; and what else the method needs, such as the ``corrupt`` inputs of a patch.
+        """
+
+
+class Judge(ABC):
+    """A test of explanations: whether what they say holds of the model.
+
+    Subclasses are final frozen dataclasses of parameters.
+
+    Attributes
+    ----------
+    paper : str
+        Key in ``docs/papers.bib``.
+    examples : tuple of dict
+        Small parameter sets for the contract tests.
+    """
+
+    paper: ClassVar[str] = ""
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    @abstractmethod
+    def judge(self, model: Any, inputs: Any, explanation: Any, /, *_: Any, **asked: Any) -> Result:
+        """Return how well an explanation holds.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+            Left as it was. Tests that train models anew take what trains them.
+        inputs : Tensor, tuple, dict or InputBatch
+            Those that were explained.
+        explanation : Result or Explainer
+            What was found; a test that explains again takes the method itself.
+        **asked
+            As of the explainer: ``site`` and ``objective``, by name.
+        """
