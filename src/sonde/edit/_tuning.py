@@ -7,7 +7,6 @@ trained in eval mode: nothing is dropped, and the statistics of norms stay those
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.engine.progress import Bar
 from sonde.tap import RowLosses, live_stream, place_of, right_padded
-from sonde.weights import Exchange, RewritePlan, module_of
+from sonde.weights import Exchange, RewritePlan, as_model, module_of
 
 Objective = Callable[["Trainee", InputBatch], Tensor]
 
@@ -37,32 +36,6 @@ class Trainee:
     module: nn.Module
     losses: RowLosses
     draw: torch.Generator
-
-
-def as_model(model: Model | nn.Module) -> Model:
-    """Return what a user passed as a model."""
-    if isinstance(model, Model):
-        return model
-    return Model(model, config=model.__dict__.get("config"))
-
-
-def required(fitted: Any, owner: str, *names: str) -> list[Any]:
-    """Return the entries of ``fitted`` by name, as the ``plan`` of a method takes them.
-
-    Raises
-    ------
-    InputError
-        If one is missing, or data are empty.
-    """
-    for name in names:
-        if not isinstance(fitted, Mapping) or name not in fitted:
-            raise InputError(
-                f"{owner}.plan: expected a dict with {' and '.join(map(repr, names))} as fitted, "
-                f"got no {name!r}. See the examples of {owner}."
-            )
-        if isinstance(fitted[name], Inputs) and not len(fitted[name]):
-            raise InputError(f"{owner}.plan: expected examples in {name!r}, got none.")
-    return [fitted[name] for name in names]
 
 
 def row_losses(model: Model, module: nn.Module, inputs: Inputs) -> RowLosses:

@@ -1,6 +1,6 @@
 """How facts are written into layers, one layer after the other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,10 +12,8 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.edit._facts import Fact, FactTexts, Search, log_probability, prompts, read_means
 from sonde.edit._linear import linear_layer
-from sonde.edit.null_space import NullSpace, NullSpaceResult
-from sonde.edit.second_moment import SecondMoment, SecondMomentResult
 from sonde.tap import resolve
-from sonde.weights import Change, LowRank, RewritePlan
+from sonde.weights import AtSites, Change, LowRank, RewritePlan
 
 How = Literal["least_squares", "equal", "null_space"]
 
@@ -49,10 +47,11 @@ class Writing:
     prefixes: Sequence[str]
 
     def plan(
-        self, method: str, fitted: Any, search: Search, shifts: Float[Tensor, "fact dim"] | None
+        self, method: str, read: AtSites, search: Search, shifts: Float[Tensor, "fact dim"] | None
     ) -> RewritePlan:
         """Return the changes: shifts searched for or given, then layer after layer."""
         module = self.model.module
+        answers = [read.at(f"{layer}:in") for layer in self.layers]
         keys, state = self._read(module, self.layers[0])
         figures: dict[str, float] = {}
         if shifts is None:
@@ -70,7 +69,7 @@ class Writing:
             if i:
                 keys, state = self._read(module, layer)
             residual = (goal - state) / (len(self.layers) - i)
-            change = self._update(module, layer, residual, keys, fitted)
+            change = self._update(module, layer, residual, keys, answers[i])
             missed = (keys @ change.right.T @ change.left.T - residual).norm(dim=1)
             worst = float((missed / residual.norm(dim=1).clamp(min=1e-300)).max())
             figures["missed"] = max(worst, figures.get("missed", 0.0))
@@ -89,7 +88,7 @@ class Writing:
         return keys, state
 
     def _update(
-        self, module: nn.Module, layer: str, residual: Tensor, keys: Tensor, fitted: Any
+        self, module: nn.Module, layer: str, residual: Tensor, keys: Tensor, answer: Any
     ) -> LowRank:
         """Return the update of a layer; the keys of kept facts are to have no residual."""
         every, wanted = keys.T, residual.T
@@ -99,14 +98,14 @@ class Writing:
             every = torch.cat([every, old], 1)
             wanted = torch.cat([wanted, wanted.new_zeros(len(wanted), old.shape[1])], 1)
         if self.how == "null_space":
-            reach = _answer(fitted, NullSpace, NullSpaceResult, layer).project(every)
+            reach = answer.project(every)
             return least_update(wanted, every, reach, 1.0)
-        reach = _answer(fitted, SecondMoment, SecondMomentResult, layer).solve(every)
+        reach = answer.solve(every)
         weight = self.weight * len(every) if self.how == "least_squares" else 0.0
         return least_update(wanted, every, reach, weight)
 
 
-def linear_paths(model: Model | nn.Module, layers: Sequence[str]) -> tuple[Model, list[str]]:
+def linear_paths(model: Model, layers: Sequence[str]) -> tuple[Model, list[str]]:
     """Return the model and the paths of linear layers of it.
 
     Raises
@@ -114,10 +113,11 @@ def linear_paths(model: Model | nn.Module, layers: Sequence[str]) -> tuple[Model
     InputError
         If the model has no tokenizer, or a layer is not linear.
     """
-    if not isinstance(model, Model):
+    if model.processor is None:
         raise InputError(
-            "BatchEdit.plan: expected a model with its tokenizer, got a bare module. Load it with "
-            "sonde.load, or write sonde.Model(module, tokenizer, task='causal')."
+            "BatchEdit.plan: expected a causal language model with its tokenizer, got a bare "
+            "module. Load it with sonde.load, or write sonde.Model(module, tokenizer, "
+            "task='causal')."
         )
     paths = [site.path for site in resolve(model.module, list(layers))]
     for path in paths:
@@ -129,22 +129,6 @@ def block_around(module: nn.Module, layer: str) -> str:
     """Return the block that a layer is in, or the layer where it is in none."""
     blocks = [site.path for site in resolve(module, "blocks")]
     return next((block for block in blocks if layer.startswith(f"{block}.")), layer)
-
-
-def _answer(fitted: Any, method: type[Any], kind: type[Any], layer: str) -> Any:
-    """Return the result of a method at the input of a layer, from whatever was handed in."""
-    found = fitted
-    if isinstance(fitted, Mapping):
-        found = fitted.get(layer)
-    elif fitted is not None and not isinstance(fitted, SecondMomentResult | NullSpaceResult):
-        found = fitted.result(method, f"{layer}:in")
-    if not isinstance(found, kind):
-        raise InputError(
-            f"BatchEdit.plan: expected {method.__name__} fitted at {layer}:in, got "
-            f"{type(found).__name__}. Fit it: sonde.fit({method.__name__}(), sonde.read(model, "
-            f"texts, sites=['{layer}:in'], reducer='tokens'))."
-        )
-    return found
 
 
 def least_update(

@@ -5,19 +5,19 @@ suspected. Trains one number for each channel, not the weights.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.edit._channels import Scaled, accuracy, channel_layers, labelled, silenced
-from sonde.edit._tuning import Cycle, as_model, check_positive, required, row_losses
+from sonde.edit._tuning import Cycle, check_positive, row_losses
 from sonde.engine.progress import Bar
 from sonde.tap import cross_entropy, editing
-from sonde.weights import Rewrite, RewritePlan
+from sonde.weights import Examples, Rewrite, RewritePlan
 
 Factors = dict[str, Float[Tensor, "channel"]]
 
@@ -71,20 +71,15 @@ class AdversarialMask(Rewrite):
                 f"{self.alpha} and {self.threshold}."
             )
 
-    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return which channels are silenced.
+    def reads(self) -> dict[str, Examples]:
+        """Read clean examples with labels."""
+        return {"clean": Examples()}
 
-        Parameters
-        ----------
-        model : Model or nn.Module
-        fitted : dict
-            ``{"clean": Inputs}``, with labels.
-        """
-        (clean,) = required(fitted, "AdversarialMask", "clean")
+    def planned(self, model: Model, clean: Inputs) -> RewritePlan:
+        """Return which channels are silenced."""
         labelled("AdversarialMask", clean)
-        live = as_model(model)
-        layers = channel_layers("AdversarialMask", live.module)
-        masks = self.masks(live, clean)
+        layers = channel_layers("AdversarialMask", model.module)
+        masks = self.masks(model, clean)
         which = {name: mask < self.threshold for name, mask in masks.items()}
         plan = RewritePlan.of(
             model,
@@ -92,9 +87,9 @@ class AdversarialMask(Rewrite):
             f"adversarial_mask(eps={self.eps:g}, alpha={self.alpha:g})",
             n_silenced=float(sum(int(one.sum()) for one in which.values())),
             n_channels=float(sum(len(one) for one in which.values())),
-            accuracy_before=accuracy(live, live.module, clean),
+            accuracy_before=accuracy(model, model.module, clean),
         )
-        after = accuracy(live, plan.fold(live), clean)
+        after = accuracy(model, plan.fold(model), clean)
         return RewritePlan.of(
             model, plan.changes, plan.method, **plan.figures, accuracy_after=after
         )

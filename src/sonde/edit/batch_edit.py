@@ -6,16 +6,18 @@ at many layers: that an edit works at one does not show that the fact was there.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.edit._facts import PREFIXES, Fact, Search
 from sonde.edit._writing import How, Writing, block_around, linear_paths
-from sonde.weights import Rewrite, RewritePlan
+from sonde.edit.null_space import NullSpace
+from sonde.edit.second_moment import SecondMoment
+from sonde.weights import AtSites, Rewrite, RewritePlan
 
 
 @final
@@ -100,16 +102,12 @@ class BatchEdit(Rewrite):
                 "leave it out of kept."
             )
 
-    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return the changes of the layers' weights.
+    def reads(self) -> dict[str, SecondMoment | NullSpace]:
+        """Read the second moment, or the null space, of each layer's input."""
+        return {"moments": NullSpace() if self.how == "null_space" else SecondMoment()}
 
-        Parameters
-        ----------
-        model : Model
-            A causal language model with its tokenizer, from ``sonde.load``.
-        fitted : Fitted, Result or mapping of layer to Result
-            ``second_moment``, or ``null_space`` where ``how`` asks for it, at the input of each
-            layer.
+    def planned(self, model: Model, moments: AtSites) -> RewritePlan:
+        """Return the changes of the layers' weights.
 
         Raises
         ------
@@ -125,4 +123,4 @@ class BatchEdit(Rewrite):
         writing = Writing(
             known, self.facts, self.kept, paths, place, self.how, self.weight, self.prefixes
         )
-        return writing.plan(said, fitted, search, self.shifts)
+        return writing.plan(said, moments, search, self.shifts)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.edit._channels import accuracy_of, labelled
-from sonde.edit._tuning import Trainee, as_model, check_positive, each_batch, mean_loss, tuned
+from sonde.edit._tuning import Trainee, check_positive, each_batch, mean_loss, tuned
+from sonde.weights import as_model
 
 PATIENCE = 4
 """Steps between two looks at the accuracy."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.edit._patches import Pixels, image_of, patched, smallest_patches, with_images
-from sonde.edit._tuning import Trainee, as_model, check_positive, mean_loss, plan_of, tuned
+from sonde.edit._tuning import Trainee, check_positive, mean_loss, plan_of, tuned
 from sonde.engine.progress import Bar
-from sonde.weights import RewritePlan
+from sonde.weights import RewritePlan, as_model
 
 LIKELY = 1.15
 LEAST_CLASSES = 4

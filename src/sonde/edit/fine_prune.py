@@ -22,18 +22,16 @@ from sonde.edit._channels import (
     silenced,
 )
 from sonde.edit._tuning import (
-    as_model,
     check_positive,
     each_batch,
     mean_loss,
     plan_of,
-    required,
     row_losses,
     tuned,
     with_copy,
 )
 from sonde.tap import editing
-from sonde.weights import Rewrite, RewritePlan
+from sonde.weights import Examples, Rewrite, RewritePlan
 
 MOST_STEPS = 64
 
@@ -81,30 +79,25 @@ class FinePrune(Rewrite):
         if not 0 <= self.budget < 1:
             raise InputError(f"FinePrune: expected a budget in [0, 1), got {self.budget}.")
 
-    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return which channels are silenced and the trained weights.
+    def reads(self) -> dict[str, Examples]:
+        """Read clean examples with labels."""
+        return {"clean": Examples()}
 
-        Parameters
-        ----------
-        model : Model or nn.Module
-        fitted : dict
-            ``{"clean": Inputs}``, with labels.
-        """
-        (clean,) = required(fitted, "FinePrune", "clean")
+    def planned(self, model: Model, clean: Inputs) -> RewritePlan:
+        """Return which channels are silenced and the trained weights."""
         labelled("FinePrune", clean)
-        live = as_model(model)
-        every = channel_layers("FinePrune", live.module, self.layer)
+        every = channel_layers("FinePrune", model.module, self.layer)
         name = list(every)[-1]
         layers = {name: every[name]}
-        order = mean_passed(live, clean, name).argsort(stable=True)
-        before = accuracy(live, live.module, clean)
-        gone = self._silent(live, clean, layers, order, before - self.budget)
-        new = _folded(live, layers, {name: gone})
+        order = mean_passed(model, clean, name).argsort(stable=True)
+        before = accuracy(model, model.module, clean)
+        gone = self._silent(model, clean, layers, order, before - self.budget)
+        new = _folded(model, layers, {name: gone})
         if self.epochs:
             open_channels = Scaled(layers, {name: (~gone).float()}, {name: (~gone).float()})
             with editing(new, open_channels, name):
                 tuned(
-                    live,
+                    model,
                     clean,
                     mean_loss,
                     rate=self.rate,
@@ -121,7 +114,7 @@ class FinePrune(Rewrite):
             n_silenced=float(gone.sum()),
             n_channels=float(len(gone)),
             accuracy_before=before,
-            accuracy_after=accuracy(live, new, clean),
+            accuracy_after=accuracy(model, new, clean),
         )
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ With labels at hand ``RandomLabel`` is surer and cheaper.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -18,17 +18,15 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.site import Site
 from sonde.edit._tuning import (
     Cycle,
-    as_model,
     check_positive,
     mean_loss,
     plan_of,
-    required,
     tuned,
     with_copy,
 )
 from sonde.engine.progress import Bar
 from sonde.tap import editing, place_of
-from sonde.weights import Rewrite, RewritePlan
+from sonde.weights import Examples, Rewrite, RewritePlan
 
 HIDDEN, FIT_RATE = 64, 3e-3
 
@@ -95,26 +93,23 @@ class LabelAgnosticForget(Rewrite):
             epochs=self.epochs,
         )
 
-    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return the trained weights.
+    def reads(self) -> dict[str, Examples]:
+        """Read both sides, without their labels, and a few labelled examples for the repair."""
+        sides = dict.fromkeys(("forget", "retain"), Examples())
+        return {**sides, "repair": Examples(optional=True)}
 
-        Parameters
-        ----------
-        model : Model or nn.Module
-        fitted : dict
-            ``forget`` and ``retain`` data, whose labels are not read; with ``repair``, a few
-            labelled examples, all weights are trained on these at the end.
-        """
-        forget, retain = required(fitted, "LabelAgnosticForget", "forget", "retain")
-        live = as_model(model)
-        original, new = (_States(live, with_copy(live.module), self.site) for _ in range(2))
+    def planned(
+        self, model: Model, forget: Inputs, retain: Inputs, repair: Inputs | None
+    ) -> RewritePlan:
+        """Return the trained weights."""
+        original, new = (_States(model, with_copy(model.module), self.site) for _ in range(2))
         with Bar("forget without labels", self.epochs * len(forget)) as bar, torch.enable_grad():
             self._train(original, new, forget, retain, bar)
         new.module.zero_grad(set_to_none=True)
-        if "repair" in fitted:
+        if repair is not None:
             tuned(
                 model,
-                *(fitted["repair"], mean_loss),
+                *(repair, mean_loss),
                 rate=self.align_rate,
                 epochs=self.repair_epochs,
                 seed=self.seed,

@@ -5,7 +5,7 @@ of large gain. For convolutional nets with batch norm; a clean net may have such
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -48,8 +48,8 @@ class LipschitzPrune(Rewrite):
         if not self.spreads > 0:
             raise InputError(f"LipschitzPrune: expected spreads above 0, got {self.spreads}.")
 
-    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return which channels are silenced; ``fitted`` is not read.
+    def planned(self, model: Model) -> RewritePlan:
+        """Return which channels are silenced.
 
         Raises
         ------

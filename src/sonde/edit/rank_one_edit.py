@@ -5,15 +5,16 @@ For several facts at once see ``BatchEdit``: edits of rank one drift after hundr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonde.core.inputs import Model
 from sonde.edit._facts import PREFIXES, Fact, Search
 from sonde.edit._writing import Writing, linear_paths
-from sonde.weights import Rewrite, RewritePlan
+from sonde.edit.second_moment import SecondMoment
+from sonde.weights import AtSites, Rewrite, RewritePlan
 
 
 @final
@@ -64,15 +65,12 @@ class RankOneEdit(Rewrite):
     largest: float = 4.0
     shift: Float[Tensor, "dim"] | None = None
 
-    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return the change of the layer's weight.
+    def reads(self) -> dict[str, SecondMoment]:
+        """Read the second moment of the layer's input."""
+        return {"moment": SecondMoment()}
 
-        Parameters
-        ----------
-        model : Model
-            A causal language model with its tokenizer, from ``sonde.load``.
-        fitted : Fitted or Result
-            ``second_moment`` at the input of the layer.
+    def planned(self, model: Model, moment: AtSites) -> RewritePlan:
+        """Return the change of the layer's weight.
 
         Raises
         ------
@@ -88,4 +86,4 @@ class RankOneEdit(Rewrite):
         writing = Writing(
             known, (self.fact,), self.kept, paths, paths[0], "equal", 0.0, self.prefixes
         )
-        return writing.plan(said, fitted, search, shift)
+        return writing.plan(said, moment, search, shift)

@@ -4,17 +4,15 @@ For classifiers and language models whose training data, or squared gradients of
 Where the model fits its data to a loss near zero, gradients are noise: look at ``loss_all``.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Inputs, Model
-from sonde.edit._tuning import as_model, required
 from sonde.tap import SquaredGradients, fingerprint, squared_gradients
-from sonde.weights import Change, Rewrite, RewritePlan, Sparse, module_of
+from sonde.weights import Change, Examples, Rewrite, RewritePlan, Sparse, module_of
 
 SHARE = 0.35
 
@@ -50,7 +48,7 @@ class SelectiveDampening(Rewrite):
     >>> import torch
     >>> draw = torch.Generator().manual_seed(0)
     >>> rows = [{"x": torch.randn(4, generator=draw), "label": i % 3} for i in range(60)]
-    >>> model = as_model(nn.Sequential(nn.Linear(4, 3)))
+    >>> model = Model(nn.Sequential(nn.Linear(4, 3)))
     >>> sides = {"forget": rows[0::3], "retain": rows[1::3] + rows[2::3]}
     >>> data = {name: open_inputs(model, side) for name, side in sides.items()}
     >>> plan = SelectiveDampening().plan(model, data)
@@ -74,16 +72,19 @@ class SelectiveDampening(Rewrite):
                 f"SelectiveDampening: expected a strength of at least 0, got {self.strength}."
             )
 
-    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return which weights shrink.
+    def reads(self) -> dict[str, Examples]:
+        """Read both sides, or their squared gradients; ``all`` holds the forget examples too."""
+        other = Examples(optional=True, summed=SquaredGradients)
+        return {"forget": Examples(summed=SquaredGradients), "retain": other, "all": other}
 
-        Parameters
-        ----------
-        model : Model or nn.Module
-        fitted : dict
-            ``{"forget": SquaredGradients, "retain": SquaredGradients}``, or ``"all"`` in place of
-            ``"retain"`` for a state that the forget examples are part of already. Data (``Inputs``)
-            may stand in place of a state.
+    def planned(
+        self,
+        model: Model,
+        forget: Inputs | SquaredGradients,
+        retain: Inputs | SquaredGradients | None,
+        all: Inputs | SquaredGradients | None,
+    ) -> RewritePlan:
+        """Return which weights shrink.
 
         Raises
         ------
@@ -92,12 +93,21 @@ class SelectiveDampening(Rewrite):
         StateError
             If a state was taken at other weights.
         """
-        forget, whole = _states(model, fitted)
-        ratio = whole.n / forget.n
-        if whole.n <= forget.n:
+        part = _squares(model, "forget", forget)
+        if all is not None:
+            whole = _squares(model, "all", all)
+        elif retain is not None:
+            whole = part.merge(_squares(model, "retain", retain))
+        else:
+            raise InputError(
+                "SelectiveDampening.plan: expected a dict with 'forget' and 'retain', or 'all' in "
+                "place of 'retain', as fitted, got no 'retain'. Pass the examples to keep."
+            )
+        ratio = whole.n / part.n
+        if whole.n <= part.n:
             raise InputError(
                 "SelectiveDampening.plan: expected fewer forget examples than examples in all, got "
-                f"{forget.n} of {whole.n}. Add the examples to retain."
+                f"{part.n} of {whole.n}. Add the examples to retain."
             )
         alpha = max(1.0, SHARE * ratio) if self.alpha is None else self.alpha
         if alpha >= ratio:
@@ -106,11 +116,11 @@ class SelectiveDampening(Rewrite):
                 f"forget examples), got {alpha:.4g}. No weight can matter that much more to a part "
                 f"than to the whole: take at most {SHARE * ratio:.3g}, or leave alpha out."
             )
-        return self._planned(model, forget, whole, alpha)
+        return self._dampened(model, part, whole, alpha)
 
-    def _planned(
+    def _dampened(
         self,
-        model: Model | nn.Module,
+        model: Model,
         forget: SquaredGradients,
         whole: SquaredGradients,
         alpha: float,
@@ -150,25 +160,18 @@ class SelectiveDampening(Rewrite):
         return Sparse(index.cpu(), values.cpu()), len(index)
 
 
-def _states(model: Model | nn.Module, fitted: Any) -> tuple[SquaredGradients, SquaredGradients]:
-    """Return the states of the forget examples and of all."""
-    has_all = isinstance(fitted, Mapping) and "all" in fitted
-    names = ("forget", "all" if has_all else "retain")
-    given = required(fitted, "SelectiveDampening", *names)
-    forget, other = (
-        squared_gradients(as_model(model), side) if isinstance(side, Inputs) else side
-        for side in given
-    )
-    mark = fingerprint(module_of(model))
-    for name, side in zip(names, (forget, other), strict=True):
-        if not isinstance(side, SquaredGradients):
-            raise InputError(
-                f"SelectiveDampening.plan: expected data or SquaredGradients as {name!r}, got "
-                f"{type(side).__name__}."
-            )
-        if side.model != mark:
-            raise StateError(
-                f"SelectiveDampening.plan: the squared gradients of {name!r} were taken at other "
-                "weights than this model has. Take them again."
-            )
-    return forget, other if has_all else forget.merge(other)
+def _squares(model: Model, name: str, side: Inputs | SquaredGradients) -> SquaredGradients:
+    """Return the squared gradients of a side, taken at the model's weights.
+
+    Raises
+    ------
+    StateError
+        If they were taken at other weights.
+    """
+    state = side if isinstance(side, SquaredGradients) else squared_gradients(model, side)
+    if state.model != fingerprint(model.module):
+        raise StateError(
+            f"SelectiveDampening.plan: the squared gradients of {name!r} were taken at other "
+            "weights than this model has. Take them again."
+        )
+    return state

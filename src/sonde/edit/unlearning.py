@@ -15,18 +15,16 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.edit._tuning import (
     Cycle,
     Trainee,
-    as_model,
     check_positive,
     each_batch,
     mean_loss,
     plan_of,
-    required,
     row_losses,
     tuned,
     with_copy,
 )
 from sonde.tap import cross_entropy
-from sonde.weights import Rewrite, RewritePlan
+from sonde.weights import Examples, Rewrite, RewritePlan
 
 SIDES = ("forget", "retain")
 
@@ -71,9 +69,12 @@ class GradientAscent(Rewrite):
     def __post_init__(self) -> None:
         check_positive("GradientAscent", rate=self.rate, epochs=self.epochs)
 
-    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return the trained weights; ``fitted`` is a dict of ``forget`` and ``retain`` data."""
-        forget, retain = required(fitted, "GradientAscent", *SIDES)
+    def reads(self) -> dict[str, Examples]:
+        """Read the examples to forget and those to keep."""
+        return dict.fromkeys(SIDES, Examples())
+
+    def planned(self, model: Model, forget: Inputs, retain: Inputs) -> RewritePlan:
+        """Return the trained weights."""
         others = Cycle(retain)
 
         def objective(trainee: Trainee, batch: InputBatch) -> Tensor:
@@ -93,7 +94,7 @@ class GradientAscent(Rewrite):
             label="gradient ascent",
             stop=stop,
         )
-        return _planned(model, new, fitted, "gradient_ascent")
+        return _planned(model, new, "gradient_ascent", forget, retain)
 
 
 @final
@@ -129,9 +130,12 @@ class RandomLabel(Rewrite):
     def __post_init__(self) -> None:
         check_positive("RandomLabel", rate=self.rate, epochs=self.epochs)
 
-    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return the trained weights; ``fitted`` is a dict of ``forget`` and ``retain`` data."""
-        forget, retain = required(fitted, "RandomLabel", *SIDES)
+    def reads(self) -> dict[str, Examples]:
+        """Read the examples to forget and those to keep."""
+        return dict.fromkeys(SIDES, Examples())
+
+    def planned(self, model: Model, forget: Inputs, retain: Inputs) -> RewritePlan:
+        """Return the trained weights."""
         others, wrong = Cycle(retain), dict[tuple[bytes, ...], Tensor]()
 
         def objective(trainee: Trainee, batch: InputBatch) -> Tensor:
@@ -153,7 +157,7 @@ class RandomLabel(Rewrite):
             seed=self.seed,
             label="random labels",
         )
-        return _planned(model, new, fitted, "random_label")
+        return _planned(model, new, "random_label", forget, retain)
 
 
 @final
@@ -193,11 +197,14 @@ class NegPreference(Rewrite):
     def __post_init__(self) -> None:
         check_positive("NegPreference", beta=self.beta, rate=self.rate, epochs=self.epochs)
 
-    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return the trained weights; ``fitted`` is a dict of ``forget`` and ``retain`` data."""
-        forget, retain = required(fitted, "NegPreference", *SIDES)
-        others, live = Cycle(retain), as_model(model)
-        original = row_losses(live, with_copy(live.module), forget)
+    def reads(self) -> dict[str, Examples]:
+        """Read the examples to forget and those to keep."""
+        return dict.fromkeys(SIDES, Examples())
+
+    def planned(self, model: Model, forget: Inputs, retain: Inputs) -> RewritePlan:
+        """Return the trained weights."""
+        others = Cycle(retain)
+        original = row_losses(model, with_copy(model.module), forget)
         before: dict[tuple[bytes, ...], Tensor] = {}
 
         def objective(trainee: Trainee, batch: InputBatch) -> Tensor:
@@ -218,7 +225,7 @@ class NegPreference(Rewrite):
             seed=self.seed,
             label="negative preference",
         )
-        return _planned(model, new, fitted, "neg_preference")
+        return _planned(model, new, "neg_preference", forget, retain)
 
 
 def preference_loss(losses: Tensor, before: Tensor, beta: float) -> Tensor:
@@ -262,12 +269,15 @@ class Retrain(Rewrite):
     def __post_init__(self) -> None:
         check_positive("Retrain", rate=self.rate, epochs=self.epochs)
 
-    def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return the new weights; ``fitted`` is a dict with ``retain`` data, and may have more."""
-        (retain,) = required(fitted, "Retrain", "retain")
+    def reads(self) -> dict[str, Examples]:
+        """Read the examples to train on; ``forget`` are looked at, not trained on."""
+        return {"retain": Examples(), "forget": Examples(optional=True)}
+
+    def planned(self, model: Model, retain: Inputs, forget: Inputs | None) -> RewritePlan:
+        """Return the new weights."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            fresh = _fresh(as_model(model).module) if self.make is None else self.make()
+            fresh = _fresh(model.module) if self.make is None else self.make()
         new = tuned(
             model,
             retain,
@@ -279,7 +289,7 @@ class Retrain(Rewrite):
             weight_decay=self.weight_decay,
             start=fresh.train(),
         )
-        return _planned(model, new, fitted, "retrain")
+        return _planned(model, new, "retrain", forget, retain)
 
 
 def _fresh(module: nn.Module) -> nn.Module:
@@ -310,12 +320,13 @@ def _loss_of(trainee: Trainee, inputs: Inputs) -> float:
     return total / max(1, n)
 
 
-def _planned(model: Model | nn.Module, new: nn.Module, fitted: Any, method: str) -> RewritePlan:
+def _planned(
+    model: Model, new: nn.Module, method: str, forget: Inputs | None, retain: Inputs
+) -> RewritePlan:
     """Return the plan with the loss on each side of the data after the training."""
-    live, figures = as_model(model), dict[str, float]()
-    for side in SIDES:
-        if side in fitted:
-            losses = row_losses(live, new, fitted[side])
-            trainee = Trainee(new, losses, torch.Generator())
-            figures[f"loss_{side}"] = _loss_of(trainee, fitted[side])
+    figures: dict[str, float] = {}
+    for side, data in zip(SIDES, (forget, retain), strict=True):
+        if data is not None:
+            trainee = Trainee(new, row_losses(model, new, data), torch.Generator())
+            figures[f"loss_{side}"] = _loss_of(trainee, data)
     return plan_of(model, new, method, **figures)

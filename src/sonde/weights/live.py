@@ -23,6 +23,13 @@ def module_of(model: Model | nn.Module) -> nn.Module:
     return model.module if isinstance(model, Model) else model
 
 
+def as_model(model: Model | nn.Module) -> Model:
+    """Return what a user passed as a model."""
+    if isinstance(model, Model):
+        return model
+    return Model(model, config=model.__dict__.get("config"))
+
+
 def with_tensors(module: nn.Module, changed: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of a module with some tensors exchanged; all others share their storage."""
     kept = {id(p): p for p in [*module.parameters(), *module.buffers()]}

@@ -5,16 +5,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
-from sonde.core.errors import SondeWarning, StateError
+from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.inputs import Model
+from sonde.core.instrument import Instrument
 from sonde.data._model_kind import config_of
 from sonde.weights.change import Change
-from sonde.weights.live import TIED, module_of, tensor_hash, with_tensors
+from sonde.weights.live import TIED, as_model, module_of, tensor_hash, with_tensors
+from sonde.weights.needs import Need, bound
 
 MOST_LOST = 0.5
 """Share of a change that rounding to a half type may take away without a word."""
@@ -104,18 +106,63 @@ class RewritePlan:
 
 
 class Rewrite(ABC):
-    """A method that changes weights. Subclasses are final frozen dataclasses of parameters."""
+    """A method that changes weights. Subclasses are final frozen dataclasses of parameters.
 
-    @abstractmethod
+    Attributes
+    ----------
+    examples : tuple of dict
+        Small parameter sets for the laws of ``sonde.testing``.
+    """
+
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    def reads(self) -> Mapping[str, Need]:
+        """Return what ``planned`` takes beside the model, by the names of its parameters.
+
+        ``Examples`` arrive as ``Inputs``, an instrument as its results by site (``AtSites``).
+        """
+        return {}
+
+    def instruments(self) -> list[Instrument]:
+        """Return the instruments that ``sonde.fit`` fits for this rewrite.
+
+        Raises
+        ------
+        InputError
+            If it reads examples alone, or nothing.
+        """
+        found = [need for need in self.reads().values() if isinstance(need, Instrument)]
+        if not found:
+            name = type(self).__name__
+            raise InputError(
+                f"{name}.instruments: expected a rewrite that reads fitted results, got one that "
+                f"reads {', '.join(self.reads()) or 'weights alone'}. Call {name}().plan(model, "
+                "...) instead of fitting it."
+            )
+        return found
+
+    @final
     def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
         """Return what would change; ``model`` stays as it is.
 
         Parameters
         ----------
         model : Model or nn.Module
-        fitted : optional
-            What the method's docstring asks for: results or states that ``sonde fit`` made.
+        fitted : mapping or Fitted, optional
+            What ``reads`` names. Examples: anything that ``sonde.data.open_inputs`` takes.
+            Instruments: what ``sonde.fit`` returned, or a result, a state or rows for each site.
+
+        Raises
+        ------
+        InputError
+            If something that ``reads`` names is missing.
         """
+        live = as_model(model)
+        return self.planned(live, **bound(type(self).__name__, self.reads(), live, fitted))
+
+    @abstractmethod
+    def planned(self, model: Model, *_: Any, **read: Any) -> RewritePlan:
+        """Return what would change, from what ``reads`` names."""
 
 
 def _rounded(name: str, new: Tensor, old: Tensor | None, other: torch.dtype | None) -> Tensor:

@@ -26,7 +26,7 @@ from sonde.run.instruments.asked import (
 )
 from sonde.run.instruments.stages import next_tasks
 from sonde.run.instruments.tasks import ErrorSample, assign, error_sample, requests_of
-from sonde.run.instruments.words import instruments_of
+from sonde.run.instruments.words import Asked, instruments_of
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.directory import held
 from sonde.run.passes.driver import Outcome, run_pass
@@ -41,7 +41,7 @@ DEFAULT_HELD = 0.2
 
 
 def fit(
-    instruments: Instrument | str | Iterable[Instrument | str],
+    instruments: Asked | Iterable[Asked],
     stream: Stream | str | Path,
     *,
     calibrate: float | int = DEFAULT_HELD,
@@ -60,10 +60,10 @@ def fit(
 
     Parameters
     ----------
-    instruments : Instrument, str or iterable of either
-        Words are those of the command line, ``"knn(k=10)"``. Each is fitted at every site of the
-        stream, at each pair of neighbours, or at all at once; what reads the logits alone is the
-        same at every site and is fitted once, at the last.
+    instruments : Instrument, Rewrite, str or iterable of these
+        Of a rewrite what it reads is fitted. Words are those of the command line, ``"knn(k=10)"``.
+        Each is fitted at every site of the stream, at each pair of neighbours, or at all at once;
+        what reads the logits alone is the same at every site and is fitted once, at the last.
     stream : Stream or path
         Live, stored, or plain arrays; or the folder of a store.
     calibrate : float, default=0.2

@@ -9,20 +9,26 @@ from typing import Any
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.run.instruments.catalogue import find
+from sonde.weights import Rewrite
+
+Asked = Instrument | Rewrite | str
 
 
-def instruments_of(given: Instrument | str | Iterable[Instrument | str]) -> list[Any]:
-    """Return instruments, those that are words parsed.
+def instruments_of(given: Asked | Iterable[Asked]) -> list[Any]:
+    """Return instruments: words parsed, and of a rewrite those that it reads.
 
     Raises
     ------
     InputError
-        If a word or a parameter does not exist, or a value is wrong.
+        If a word or a parameter does not exist, a value is wrong, or a rewrite reads examples.
     """
-    several = [given] if isinstance(given, Instrument | str) else given
+    several = [given] if isinstance(given, Asked) else given
     made: list[Any] = []
     for one in several:
-        made += parse_methods(one) if isinstance(one, str) else [one]
+        if isinstance(one, Rewrite):
+            made += one.instruments()
+        else:
+            made += parse_methods(one) if isinstance(one, str) else [one]
     return made
 
 

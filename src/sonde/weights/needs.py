@@ -1,0 +1,147 @@
+"""What a rewrite is fitted from: examples, and results of instruments at sites, both declared.
+
+A caller passes one mapping by name. Examples may be anything that ``sonde.read`` takes; results may
+come from ``sonde.fit``, or be a result, a state or plain rows for each site.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, get_type_hints, runtime_checkable
+
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
+from sonde.core.instrument import Instrument
+from sonde.core.result import Result
+from sonde.core.state import State
+from sonde.data import open_inputs
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples that a rewrite reads. They arrive as ``Inputs`` of the model.
+
+    Parameters
+    ----------
+    optional : bool, default=False
+        Whether they may be missing. They then arrive as None.
+    summed : class of a state, optional
+        A state that may be passed in place of the examples that it was summed over.
+    """
+
+    optional: bool = False
+    summed: type[State] | None = None
+
+
+Need = Instrument | Examples
+
+
+@runtime_checkable
+class Results(Protocol):
+    """Results by method and site, as ``sonde.fit`` returns them."""
+
+    def result(self, method: Any, site: str | None = None) -> Any:
+        """Return the result of a method at a site."""
+        ...
+
+
+@dataclass(frozen=True)
+class AtSites:
+    """Results of one instrument, by site.
+
+    Parameters
+    ----------
+    owner : str
+        The rewrite that reads them, for errors.
+    instrument : Instrument
+    given : Results, Result, State, Tensor, or a mapping of site to any of the last three, or None
+    """
+
+    owner: str
+    instrument: Instrument
+    given: Any
+
+    def at(self, site: str) -> Any:
+        """Return the result at a site.
+
+        Raises
+        ------
+        InputError
+            If nothing was fitted there, or something else was.
+        """
+        found = self.given
+        if isinstance(found, Mapping):
+            found = found.get(site, found.get(site.partition(":")[0]))
+        elif isinstance(found, Results):
+            found = found.result(type(self.instrument), site)
+        if isinstance(found, Tensor):
+            found = self.instrument.fit(found)
+        elif isinstance(found, State) and not isinstance(found, Result):
+            (name,) = self.instrument.reads()
+            found = self.instrument.result(**{name: found})
+        method = type(self.instrument)
+        if not isinstance(found, get_type_hints(method.result)["return"]):
+            raise InputError(
+                f"{self.owner}.plan: expected {method.__name__} fitted at {site}, got "
+                f"{type(found).__name__}. Fit it: sonde.fit({method.__name__}(), sonde.read(model, "
+                f"data, sites=['{site}'], reducer='tokens'))."
+            )
+        return found
+
+
+def bound(owner: str, needs: Mapping[str, Need], model: Model, fitted: Any) -> dict[str, Any]:
+    """Return what each need of a rewrite receives.
+
+    Parameters
+    ----------
+    owner : str
+    needs : mapping of str to Instrument or Examples
+    model : Model
+    fitted : mapping, Results or None
+        By the names of the needs. Where an instrument is the only need, its results themselves.
+
+    Raises
+    ------
+    InputError
+        If examples are missing or empty, or something else was passed in their place.
+    """
+    examples = {name: need for name, need in needs.items() if isinstance(need, Examples)}
+    by_name = isinstance(fitted, Mapping) and bool(examples or needs.keys() & fitted.keys())
+    found: dict[str, Any] = {}
+    for name, need in needs.items():
+        if isinstance(need, Examples):
+            given = fitted.get(name) if by_name else None
+            if given is None and not need.optional:
+                raise _missing(owner, examples, name)
+            found[name] = None if given is None else _opened(owner, name, need, model, given)
+        else:
+            found[name] = AtSites(owner, need, fitted.get(name) if by_name else fitted)
+    return found
+
+
+def _missing(owner: str, examples: Mapping[str, Examples], name: str) -> InputError:
+    required = _listed(n for n, need in examples.items() if not need.optional)
+    return InputError(
+        f"{owner}.plan: expected a dict with {required} as fitted, got no {name!r}. Pass examples "
+        "under this name: tensors, a loader, or what sonde.data.open_inputs returns."
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " and ".join(map(repr, names))
+
+
+def _opened(owner: str, name: str, need: Examples, model: Model, given: Any) -> Any:
+    """Return examples as inputs of the model, or the state that stands in their place."""
+    if need.summed is not None and isinstance(given, need.summed):
+        return given
+    if isinstance(given, State):
+        expected = "data" if need.summed is None else f"data or {need.summed.__name__}"
+        raise InputError(
+            f"{owner}.plan: expected {expected} as {name!r}, got {type(given).__name__}."
+        )
+    opened = given if isinstance(given, Inputs) else open_inputs(model, given)
+    if not len(opened):
+        raise InputError(f"{owner}.plan: expected examples in {name!r}, got none.")
+    return opened
