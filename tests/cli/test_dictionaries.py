@@ -96,7 +96,7 @@ def test_an_atlas_of_features_says_what_setting_them_changes(data, fitted):
     z = found.encode(rows.float())
     feature = int(z.max(0).values.argmax())
     top = max(row["v"] for row in units[feature]["rows"] if row["r"] == "top")
-    assert top == pytest.approx(float(z[:, feature].max()), rel=1e-4)
+    assert top == pytest.approx(float(z[:, feature].max()), rel=5e-4)  # four digits
     assert units[feature]["clamped"]["up"]
 
 

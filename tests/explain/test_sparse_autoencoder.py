@@ -206,6 +206,48 @@ def test_the_scale_of_rows_changes_no_feature():
     torch.testing.assert_close(ten.decoder, 10 * one.decoder, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.truth("the same rows without the massive unit")
+@pytest.mark.parametrize("often", [0.03, 1.0])
+def test_a_massive_unit_takes_no_feature_from_the_others(often):
+    x, _, _ = _positive()
+    massive = x.clone()
+    source = generator("massive")
+    varied = 1 + 0.05 * torch.randn(N, generator=source)
+    massive[:, 3] = 3000 * varied * (torch.rand(N, generator=source) < often)
+    how = {**HOW, "k": 4, "dead_after": 500}
+    plain, beside = (SparseAutoencoder(**how).fit(rows) for rows in (x, massive))
+    left = {}
+    for name, found, rows in (("plain", plain, x), ("massive", beside, massive)):
+        others = torch.arange(DIM) != 3
+        error = (rows - found.rebuild(rows))[:, others].square().sum()
+        left[name] = float(error / (x - x.mean(0))[:, others].square().sum())
+    assert left["massive"] < left["plain"] + 0.1, left
+    assert beside.conventions["units scaled down"] == [3]
+    assert "massive_units" in beside.flags and "massive_units" not in plain.flags
+    # the dictionary is one of states as they are: the massive unit is rebuilt in its own scale
+    far = (massive - beside.rebuild(massive))[:, 3].square().mean().sqrt()
+    assert far < 0.9 * massive[:, 3].std()
+
+
+@pytest.mark.truth("the same rows, 3,000 further along one unit")
+def test_where_rows_are_centred_changes_no_feature():
+    x, _, _ = _positive()
+    how = {**HOW, "passes": 2}
+    far = x.clone()
+    far[:, 3] += 3000
+    one, other = (SparseAutoencoder(**how).fit(rows) for rows in (x, far))
+    assert other.value == pytest.approx(one.value, abs=0.01)
+    torch.testing.assert_close(other.encode(far[:20]), one.encode(x[:20]), rtol=0.05, atol=0.05)
+
+
+def test_dead_features_are_flagged():
+    x, _, _ = _positive()
+    alive = SparseAutoencoder(**{**HOW, "dead_after": 500}).fit(x)
+    dead = SparseAutoencoder(**{**HOW, "features": 400, "passes": 1, "k": 1}).fit(x)
+    assert dead.dead_share > 0.05 and "dead_features" in dead.flags
+    assert alive.dead_share <= 0.05 and "dead_features" not in alive.flags
+
+
 def test_a_killed_training_goes_on_with_the_same_bits(tmp_path):
     x, _ = _planted()
     stream, method = Stream.of(x[:512]), SparseAutoencoder(**{**HOW, "passes": 2, "batch": 48})

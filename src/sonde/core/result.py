@@ -36,6 +36,8 @@ FLAGS: dict[str, str] = {
     "clipped": "part of the data lay outside the estimator's range",
     "coarse": "the spread is below the width of a bin: what moves inside one goes unseen",
     "dead": "constant rows or units: the value is not defined",
+    "dead_features": "more than 5 % of the features are active in no row",
+    "massive_units": "units that spread over ten times as far as the median one were scaled down",
     "unlabelled": "rows without a label were left out",
     "nonfinite": "rows with NaN, infinity or numbers too large to square were left out",
     "sampled": "computed from a sample of the rows",

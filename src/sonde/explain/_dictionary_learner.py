@@ -15,6 +15,9 @@ from sonde.explain._dictionary_state import DictionaryState
 from sonde.explain._dictionary_training import DictionaryTraining
 from sonde.explain.dictionary import Dictionary
 
+DEAD_SHARE = 0.05
+"""Share of features that are active in no row above which a dictionary is flagged."""
+
 
 @dataclass(frozen=True)
 class DictionaryLearner(Instrument):
@@ -79,13 +82,22 @@ class DictionaryLearner(Instrument):
         decoder, offset, *more = (v.double().cpu() for v in trained.weights.values[2:])
         encoder, bias, threshold, act = training.reader(trained)
         scale, scale_out = trained.scale, trained.scale_out
-        total = sum(float(m.scatter.sum()) for m in trained.rebuilt)
+        weight, site = trained.weight(trained.rebuilt), trained.site_scale(trained.rebuilt)
+        scatter = torch.cat([m.scatter for m in trained.rebuilt])
+        total = float((scatter * weight.square()).sum())
         fired = torch.zeros(len(bias)) if trained.fired is None else trained.fired.cpu()
         flags = ["diverged"] if trained.diverged is not None else []
         flags += ["dead"] if total == 0 else []
+        massive = (weight < 1).nonzero().flatten().tolist()
+        flags += ["massive_units"] if massive else []
+        dead_share = float((fired == 0).double().mean()) if len(fired) else 0.0
+        flags += ["dead_features"] if dead_share > DEAD_SHARE else []
         sides = trained.read if training.is_own else trained.rebuilt
         widths = tuple(len(m.mean) for m in sides)
         several = widths if len(widths) > 1 else ()
+        map_back = (more[-1] * scale / scale_out[:, None]) if training.skip else None
+        rest = trained.mean_out + offset / scale_out
+        rest = rest if map_back is None else rest - map_back @ trained.mean
         return Dictionary(
             value=trained.error / total if total > 0 else math.nan,
             n=trained.n,
@@ -95,23 +107,24 @@ class DictionaryLearner(Instrument):
             conventions={
                 "value": "share of variance unexplained, sums over all rows and units",
                 "l0": float(fired.sum()) / max(1, trained.n),
-                "dead share": float((fired == 0).double().mean()) if len(fired) else 0.0,
+                "dead share": dead_share,
+                "units scaled down": massive,
                 "steps": trained.weights.steps,
                 "rows in training": trained.losses[0].n if trained.losses else 0,
                 "diverged at step": trained.diverged,
-                "scale": float(scale[0]),
+                "scale": float(trained.site_scale(trained.read)[0]),
                 "se": "not given: a trained dictionary",
             },
             encoder=(encoder.double().cpu() * scale).float(),
             bias=bias.float().cpu(),
-            centre=(offset / scale_out).float() if training.is_own else torch.zeros(len(scale)),
+            centre=(rest if training.is_own else trained.mean).float(),
             decoder=(decoder / scale_out).float(),
-            offset=(offset / scale_out).float(),
+            offset=rest.float(),
             threshold=None if threshold is None else threshold.float().cpu().reshape(-1),
-            skip=(more[-1] * scale / scale_out[:, None]).float() if training.skip else None,
+            skip=None if map_back is None else map_back.float(),
             act=act,
             k=self.k,
             density=fired.double() / max(1, trained.n),
             widths=several,
-            scales=tuple(float(s[0]) for s in scale_out.split(list(widths))) if several else (),
+            scales=tuple(float(s[0]) for s in site.split(list(widths))) if several else (),
         )

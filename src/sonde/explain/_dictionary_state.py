@@ -12,6 +12,8 @@ from sonde.stats.moments import Moments, MomentsState
 from sonde.stats.training import TrainingState
 
 _DIAGONAL = Moments("diag")
+MASSIVE = 10.0
+"""Spread of a unit, in median spreads of its site, above which it is scaled down."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,25 +33,49 @@ class DictionaryState(TrainingState):
     n: int = 0
 
     @property
+    def mean(self) -> Float[Tensor, "dim"]:
+        """What is taken from each unit that is read."""
+        return torch.cat([m.mean for m in self.read])
+
+    @property
+    def mean_out(self) -> Float[Tensor, "dim_out"]:
+        """What is taken from each unit that is rebuilt."""
+        return torch.cat([m.mean for m in self.rebuilt])
+
+    @property
     def scale(self) -> Float[Tensor, "dim"]:
-        """What each unit that is read is multiplied by: one number for each site."""
-        return _scales(self.read)
+        """What each unit that is read is then multiplied by."""
+        return self.site_scale(self.read) * self.weight(self.read)
 
     @property
     def scale_out(self) -> Float[Tensor, "dim_out"]:
-        """What each unit that is rebuilt is multiplied by."""
-        return _scales(self.rebuilt)
+        """What each unit that is rebuilt is then multiplied by."""
+        return self.site_scale(self.rebuilt) * self.weight(self.rebuilt)
+
+    def site_scale(self, sides: tuple[MomentsState, ...]) -> Float[Tensor, "dim"]:
+        """Return the one number of each site that brings its weighed variance to 1 for each unit.
+
+        It stands in the place of each unit of its site.
+        """
+        found: list[Tensor] = []
+        for one in sides:
+            mean = float((one.variance * _weight(one).square()).mean())
+            found.append(torch.full_like(one.mean, 1 / math.sqrt(mean) if mean > 0 else 1.0))
+        return torch.cat(found)
+
+    def weight(self, sides: tuple[MomentsState, ...]) -> Float[Tensor, "dim"]:
+        """Return the weight of each unit: 1, or less for a unit that outweighs all others."""
+        return torch.cat([_weight(one) for one in sides])
 
 
-def _scales(moments: tuple[MomentsState, ...]) -> Float[Tensor, "dim"]:
-    """Return for each unit ``sqrt(dim / mean |x|^2)`` of its site."""
-    found: list[Tensor] = []
-    for one in moments:
-        power = float((one.variance + one.mean.square()).sum())
-        dim = len(one.mean)
-        scale = math.sqrt(dim / power) if power > 0 else 1.0
-        found.append(torch.full((dim,), scale, dtype=torch.float64))
-    return torch.cat(found)
+def _weight(one: MomentsState) -> Float[Tensor, "dim"]:
+    """Return weights that give a unit of ``MASSIVE`` median spreads or more the median spread."""
+    spread = one.variance.clamp(min=0).sqrt()
+    alive = spread[spread > 0]
+    if not len(alive):
+        return torch.ones_like(spread)
+    usual = alive.median()
+    return torch.where(spread > MASSIVE * usual, usual / spread.clamp(min=1e-300), 1.0)
 
 
 def counted(known: tuple[MomentsState, ...], rows: tuple[Tensor, ...]) -> tuple[MomentsState, ...]:

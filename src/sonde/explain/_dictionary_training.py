@@ -97,12 +97,14 @@ class DictionaryTraining(Trainer[DictionaryState]):
         )
 
     def prepared(self, state: DictionaryState, *columns: Tensor) -> Examples:
-        """Return what is read and what is rebuilt, side by side and scaled."""
+        """Return what is read and what is rebuilt, side by side, centred and scaled."""
         read, rebuilt = self.sides(*columns)
-        u = torch.cat(read, 1).float() * state.scale.to(columns[0].device).float()
+        u = torch.cat(read, 1).float()
+        u = (u - state.mean.to(u)) * state.scale.to(u)
         if self.is_own:
             return Examples((u,))
-        return Examples((u, torch.cat(rebuilt, 1).float() * state.scale_out.to(u)))
+        v = torch.cat(rebuilt, 1).to(u)
+        return Examples((u, (v - state.mean_out.to(u)) * state.scale_out.to(u)))
 
     def loss(
         self, state: DictionaryState, live: LiveWeights, *batch: Tensor, **_: Any
@@ -224,8 +226,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
         n, source = self.width(dim), generator("dictionary", self.seed)
         decoder = unit(torch.randn(n, dim_out, generator=source))
         encoder = decoder if self.is_own else unit(torch.randn(n, dim, generator=source))
-        mean = torch.cat([m.mean for m in state.rebuilt]) * state.scale_out
-        values = [encoder.clone(), torch.zeros(n), decoder, mean.float()]
+        values = [encoder.clone(), torch.zeros(n), decoder, torch.zeros(dim_out)]
         if self.act == "jumprelu":
             values.append(torch.full((n,), FIRST_THRESHOLD))
         if self.act == "gated":
@@ -233,7 +234,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
         if self.skip and state.cross is not None:
             direct, offset = least_squares(state.cross)
             scaled = direct * state.scale_out[:, None] / state.scale
-            values[3] = (offset * state.scale_out).float()
+            values[3] = ((direct @ state.mean + offset - state.mean_out) * state.scale_out).float()
             values.append(scaled.float())
         since, kept = torch.zeros(n, dtype=torch.int64), torch.zeros(1)
         return Weights.of(*values, buffers=(since, kept))
@@ -250,7 +251,8 @@ class DictionaryTraining(Trainer[DictionaryState]):
             codes = codes_of(pre, act, self.k, threshold)
             out = codes.decoded(decoder) + bias_out
             out = out + u @ more[-1].T if self.skip else out
-            error = ((v - out).double() / state.scale_out.to(v.device)).square().sum()
+            site = state.site_scale(state.rebuilt).to(v.device)
+            error = ((v - out).double() / site).square().sum()
         fired = codes.fired(len(bias))
         return replace(
             state,

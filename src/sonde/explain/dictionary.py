@@ -47,7 +47,8 @@ class Dictionary(Result):
     bias : Float[Tensor, "feature"]
     centre : Float[Tensor, "dim"]
     decoder : Float[Tensor, "feature dim_out"]
-        A row for each feature, its direction; all of one length, in the scale of the states.
+        A row for each feature, its direction, in the scale of the states; all of one length
+        where no unit was scaled down.
     offset : Float[Tensor, "dim_out"]
     threshold : Float[Tensor, "feature"] or None
         What a feature must exceed to be active; one number for all or one for each.

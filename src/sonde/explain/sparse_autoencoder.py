@@ -17,8 +17,10 @@ class SparseAutoencoder(DictionaryLearner):
     """Share of the variance that few features of a trained dictionary leave unexplained.
 
     ``z = act(encoder (x - offset) + bias)``, rebuilt as ``z decoder + offset`` with decoder rows of
-    unit length, on rows scaled to ``mean |x|^2 = dim`` (folded back in the result). All activations
-    are one step of a proximal gradient method from 0 on the squared error with a penalty on ``z``.
+    unit length, on rows that are centred and scaled to a mean variance of 1 for each unit (folded
+    back in the result). A unit that spreads over ten times as far as the median one is scaled down
+    to the median spread, or it would take all features for itself. All activations are one step of
+    a proximal gradient method from 0 on the squared error with a penalty on ``z``.
     ``relu``: an l1 penalty; ``jumprelu``: a penalty on their number, with a threshold for each;
     ``topk``: the ``k`` largest of a row; ``batchtopk``: the largest of a batch, ``k`` a row on
     average, and a fixed threshold once trained; ``abstopk``: the ``k`` largest by size, signs kept,
@@ -27,12 +29,14 @@ class SparseAutoencoder(DictionaryLearner):
     of ``jumprelu``. ``matryoshka``: as ``batchtopk``, and the first 1/16, 1/8, 1/4 and 1/2 of the
     features rebuild rows too, so that the first ones stand for what is common.
 
-    Range        [0, inf), share of the variance; lower = better; 1 = no better than the mean.
+    Range        [0, inf), share of the variance, in the scale of the training; lower = better; 1 =
+                 no better than the mean.
     Cost         2 + ``passes`` walks; state 12 features (2 dim) bytes and the rows that wait; with
                  ``topk`` and ``abstopk`` one large product in a step instead of six.
     Assumes      many more rows than features. Trained by steps: it cannot merge.
-    Differs      from the papers: inputs are scaled by one number of the first walk; dead features
-                 are those that are active in no row of ``dead_after``, not those never chosen.
+    Differs      from the papers: inputs are centred and scaled by figures of the first walk; dead
+                 features are those that are active in no row of ``dead_after``, not those never
+                 chosen.
 
     Parameters
     ----------
