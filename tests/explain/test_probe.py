@@ -6,7 +6,7 @@ import torch
 
 import sonde
 from sonde.core import InputError
-from sonde.explain import Probe
+from sonde.explain import ControlTask, MdlProbe, Probe
 
 DRAW = torch.Generator().manual_seed(0)
 X = torch.randn(600, 6, generator=DRAW, dtype=torch.float64)
@@ -66,6 +66,19 @@ def test_labels_that_cannot_be_probed_are_refused():
         Probe().fit(X, label=LABEL, group=torch.zeros(600, dtype=torch.int64))
     with pytest.raises(InputError, match="2 folds"):
         Probe(folds=1)
+
+
+def test_classes_that_groups_held_out_share_with_no_other_are_refused_or_flagged():
+    group = (torch.arange(600) >= 250).long()
+    for method in (Probe(), MdlProbe(), ControlTask("group")):
+        with pytest.raises(InputError, match="each of 2 classes within one part of 2 groups"):
+            method.fit(X, label=group, group=group)
+    # the third class stands in one group alone: its rows are wrong whatever the states say
+    group = torch.arange(600) % 7
+    label = torch.where(group == 3, 2, (X[:, 2] > 0).long())
+    for method in (Probe(), MdlProbe(), ControlTask("group")):
+        assert "few_rows" in method.fit(X, label=label, group=group).flags
+        assert "few_rows" not in method.fit(X, label=label.clamp(max=1), group=group).flags
 
 
 def test_it_fits_from_a_stream():

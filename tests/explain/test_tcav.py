@@ -25,7 +25,7 @@ def test_sensitivity_of_a_linear_network_is_a_product():
     for separator in ("signal", "logistic"):
         for sign in (1.0, -1.0):
             x, label, grad = planted(shift=4.0 * sign)
-            found = Tcav(separator, n_random=10).fit(x, label, grad=grad)
+            found = Tcav(separator, n_random=100).fit(x, label, grad=grad)
             assert found.value == (1.0 if sign > 0 else 0.0)
             assert float(found.sensitivity) == pytest.approx(2 * sign, abs=0.5)
             assert found.significant.all()
@@ -56,12 +56,22 @@ def test_a_concept_without_effect_is_rarely_significant():
     p, score = [], []
     for seed in range(100):
         x, label, grad = planted(seed, along=1, n=20)
-        found = Tcav("signal", n_random=10).fit(x, label, grad=grad)
+        found = Tcav("signal", n_random=100).fit(x, label, grad=grad)
         p.append(float(found.p))
         score.append(float(found.value))
     assert sum(v < 0.05 for v in p) <= 10
     # A test over random sets that share the concept's rows would call most of these scores sure.
     assert sum(v < 0.1 or v > 0.9 for v in score) > 20
+
+
+@pytest.mark.truth("the same rows beside other random sets: the p of a thousand random concepts")
+def test_the_fewest_random_concepts_give_a_p_that_other_ones_give_too():
+    x, label, _ = planted(3, along=1, shift=0.5)
+    grad = torch.eye(DIM, dtype=torch.float64)[1].repeat(len(label), 1)
+    p = sorted(float(Tcav("signal", seed=s).fit(x, label, grad=grad).p) for s in range(12))
+    sure = float(Tcav("signal", n_random=1000, seed=99).fit(x, label, grad=grad).p)
+    assert 1e-4 < sure < 0.2
+    assert sure / 5 < p[0] < p[-1] < sure * 5, (sure, p)
 
 
 def test_sets_that_say_nothing_are_refused():
@@ -72,5 +82,5 @@ def test_sets_that_say_nothing_are_refused():
         Tcav().fit(x, label=few, grad=grad)
     with pytest.raises(InputError, match="got 0 concepts"):
         Tcav().fit(x, label=label.clamp(max=0), grad=grad)
-    with pytest.raises(InputError, match="10 random sets"):
-        Tcav(n_random=3)
+    with pytest.raises(InputError, match="100 random concepts or more"):
+        Tcav(n_random=99)

@@ -57,6 +57,25 @@ class LabelledRows:
         """Return the fold of each row: that of its group."""
         return self.group % min(folds, self.n_groups)
 
+    def of_one_part(self, part: Int[Tensor, "row"]) -> Bool[Tensor, "class"]:
+        """Return which classes have all of their rows in one part: another part cannot tell them.
+
+        Raises
+        ------
+        InputError
+            If that is so of every class.
+        """
+        pairs = torch.stack([self.member.cpu(), part.cpu()])
+        classes = torch.unique(pairs, dim=1)[0]
+        alone = torch.bincount(classes, minlength=len(self.labels)) < 2
+        if bool(alone.all()):
+            raise InputError(
+                "expected a class with rows in several groups, got each of "
+                f"{len(self.labels)} classes within one part of {self.n_groups} groups: no probe "
+                "of other groups knows the class of a group held out. Give more groups."
+            )
+        return alone
+
     def shares_error(self, right: Float[Tensor, "row"]) -> float:
         """Return the standard error of a mean over rows, rows of a group taken together."""
         return clustered_error(right, self.group, self.n_groups) / len(right)

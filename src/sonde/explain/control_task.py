@@ -116,7 +116,7 @@ class ControlTask(Instrument):
             n=len(right),
             range=(-1.0, 1.0),
             direction="higher",
-            flags=row_flags(rows, sample),
+            flags=row_flags(rows, sample, self.folds),
             conventions={"types": self.types, "seed": self.seed, "se": ERROR},
             accuracy=float(right.double().mean()),
             control=float(control.double().mean()),

@@ -51,7 +51,8 @@ class Probe(Instrument):
                  the most frequent class.
     Cost         one pass; state ``8 (dim^2 + classes dim) + 4 m dim`` bytes; result ``folds``
                  solutions of O(dim^3).
-    Assumes      labels; at least two groups.
+    Assumes      labels; at least two groups. A class whose rows all lie in one fold is never
+                 predicted there: ``few_rows``.
     Differs      from the paper: least squares in place of logistic loss, so that the map is exact
                  under any split of the rows.
 
@@ -98,7 +99,7 @@ class Probe(Instrument):
         Raises
         ------
         InputError
-            If there is one class alone, a class for each row, or one group.
+            If there is one class alone, a class for each row, one group, or no class in two folds.
         """
         rows = LabelledRows.of("Probe", sample, label)
         right, usual = held_out_right(rows, rows.member, self.ridge, self.folds)
@@ -111,7 +112,7 @@ class Probe(Instrument):
             n=len(right),
             range=(0.0, 1.0),
             direction="higher",
-            flags=row_flags(rows, sample),
+            flags=row_flags(rows, sample, self.folds),
             conventions={"ridge": f"{self.ridge:g} of the mean variance", "se": ERROR},
             weight=weight,
             bias=bias,
@@ -136,10 +137,20 @@ def labelled_sample(m: int) -> dict[str, Statistic[Any] | Read]:
     }
 
 
-def row_flags(rows: LabelledRows, sample: HashSampleState) -> tuple[str, ...]:
-    """Return what is to be said of the rows of a sample."""
+def row_flags(
+    rows: LabelledRows, sample: HashSampleState, folds: int | None = None
+) -> tuple[str, ...]:
+    """Return the flags of a sample whose folds, or groups, are held out in turn.
+
+    Raises
+    ------
+    InputError
+        If no class has rows in two of them.
+    """
+    alone = rows.of_one_part(rows.group if folds is None else rows.fold(folds))
+    is_few = len(rows.x) <= rows.x.shape[1] or bool(alone.any())
     return (
         *(("dead",) if bool((rows.x == rows.x[0]).all()) else ()),
-        *(("few_rows",) if len(rows.x) <= rows.x.shape[1] else ()),
+        *(("few_rows",) if is_few else ()),
         *(() if sample.is_everything else ("sampled",)),
     )

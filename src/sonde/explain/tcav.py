@@ -21,6 +21,8 @@ from sonde.stats import HashSample, HashSampleState
 ANSWERED, RANDOM = 0, -1
 NEWTON = 12
 SEPARATED, LEVEL = 0.6, 0.05
+LEAST, SETS = 100, 20
+"""Random concepts from which on ``p`` can be believed, and sets that each is told from."""
 
 
 @final
@@ -54,14 +56,14 @@ class Tcav(Instrument):
     """Share of rows whose answer rises along the direction of a concept, against random concepts.
 
     The direction is the unit normal of a separator of the concept's rows from a random set, the
-    sensitivity of a row ``grad . v``. Both are averaged over ``n_random`` random sets. Random sets
-    that play the concept against the others give the null.
+    sensitivity of a row ``grad . v``. Both are averaged over 20 random sets. Further random sets that
+    play the concept, ``n_random`` of them, give the null.
 
     Labels say what a row is: 0 = a row whose answer is asked about, 1, 2, .. = a row of this
     concept, -1 = a random row; without random rows, those of all other labels serve.
 
     Range        [0, 1]; 1 = raises the answer on every row, 0 = lowers it, .5 = neither.
-    Cost         one pass; state ``8 m dim`` bytes; ``n_random^2 / 2`` separators of small sets.
+    Cost         one pass; state ``8 m dim`` bytes; ``20 n_random`` separators of small sets.
     Assumes      rows of concepts and random rows from the same site; gradients of one answer.
     Differs      from the paper: the test compares mean sensitivities, with the concept as one new
                  draw among random concepts. A t-test over random sets, which share the rows of the
@@ -73,8 +75,8 @@ class Tcav(Instrument):
         Logistic with ``l2``, or the difference of means.
     l2 : float, default=1.0
         Penalty on the sum of the log losses, of rows scaled to a mean variance of 1.
-    n_random : int, default=20
-        Random sets, at least 10.
+    n_random : int, default=100
+        Random concepts, at least 100: with fewer, ``p`` hangs on which rows they are made of.
     sites : int, default=1
         Sites that are tested together, for the correction of ``p``.
     m : int, default=10000
@@ -99,19 +101,19 @@ class Tcav(Instrument):
 
     separator: Literal["logistic", "signal"] = "logistic"
     l2: float = 1.0
-    n_random: int = 20
+    n_random: int = LEAST
     sites: int = 1
     m: int = 10_000
     seed: int = 0
     paper: ClassVar[str] = "kim2018tcav"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"separator": "signal", "n_random": 10})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"separator": "signal", "n_random": 120})
 
     def __post_init__(self) -> None:
         is_known = self.separator in ("logistic", "signal")
-        if not is_known or self.n_random < 10 or not self.l2 > 0 or self.sites < 1 or self.m < 30:
+        if not is_known or self.n_random < LEAST or not self.l2 > 0 or self.sites < 1 or self.m < 30:
             raise InputError(
-                "Tcav: expected a separator of logistic or signal, 10 random sets or more, l2 above"
-                f" 0, a site and 30 rows or more, got {self}."
+                f"Tcav: expected a separator of logistic or signal, {LEAST} random concepts or more, "
+                f"l2 above 0, a site and 30 rows or more, got {self}."
             )
 
     def reads(self) -> dict[str, Statistic[Any]]:
@@ -182,13 +184,13 @@ class Tcav(Instrument):
         own = own[torch.randperm(len(own), generator=draw)[:size]]
         order = [torch.randperm(len(pool), generator=draw) for _ in range(self.n_random)]
         sets = torch.stack([pool[o[:size]] for o in order])
-        along = self._directions(own.expand(self.n_random, -1, -1), sets)
+        along = self._directions(own.expand(SETS, -1, -1), sets[:SETS])
         # A random concept has no row in common with the sets that it is told from.
         by_chance = torch.stack(
             [
                 self._directions(chance.expand(len(rest), -1, -1), rest)
                 for chance, o in zip(sets, order, strict=True)
-                for rest in [_sets(pool[o[size:]], size, self.n_random, draw)]
+                for rest in [_sets(pool[o[size:]], size, SETS, draw)]
             ]
         )
         mean = slope.mean(0)
@@ -206,7 +208,7 @@ class Tcav(Instrument):
             "null_sensitivity": null.mean(),
             "null_spread": spread,
             "p": torch.tensor(min(p, 1.0) if p == p else 1.0, dtype=torch.float64),
-            "accuracy": self._accuracy(own, sets),
+            "accuracy": self._accuracy(own, sets[:SETS]),
         }
 
     def _accuracy(self, own: Tensor, sets: Float[Tensor, "set row dim"]) -> Tensor:
