@@ -62,9 +62,79 @@ def test_redundant_units_hide_one_another_unless_they_go_together():
     assert both.units == {("2", 0), ("0", 0), ("0", 1), ("0", 2), ("0", 3)}
 
 
+@pytest.mark.truth("three classes that each hang on one unit of their own: products of the weights")
+def test_the_default_baseline_loses_a_class_without_its_units():
+    head = linear(torch.eye(3).repeat(1, 2) * torch.tensor([3.0, 2.0, 4.0, -0.1, -0.2, -0.1]))
+    head.bias = nn.Parameter(torch.tensor([0.1, 0.3, 0.2]).double())
+    net = nn.Sequential(linear(torch.eye(3).repeat(2, 1)), nn.ReLU(), head)
+    source = torch.Generator().manual_seed(0)
+    kind = torch.arange(60) % 3
+    x = torch.nn.functional.one_hot(kind, 3) * (1 + torch.rand(60, 3, generator=source).double())
+    for c in range(3):
+        rows = x[kind == c]
+        found = CausalGraph(threshold=0.5).find(net, rows, ["0", "2"], c)
+        assert found.units == {("0", c)}
+        assert found.necessity < 0.5 < found.sufficiency
+        how = CausalGraph(threshold=0.5, baseline="mean")
+        other = how.find(net, rows, ["0", "2"], c, reference=x)
+        want = float(head.weight.detach()[c, c]) * (rows[:, c] - x[:, c].mean()).mean()
+        assert float(other.value[0]) == pytest.approx(float(want))
+
+
+class Around(nn.Module):
+    """Two convolutions with a norm between and a way around the second, then maps laid flat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.one, self.norm = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)
+        self.two, self.head = nn.Conv2d(4, 4, 3, padding=1, groups=2), nn.Linear(4 * 9, 3)
+        self.norm.running_mean = torch.randn(4)
+        self.double().eval()
+
+    def forward(self, x: Tensor, cut: Any = None) -> Tensor:
+        """Return logits; ``cut`` is a message, (child, parent, layer), that is left out."""
+        a = self.norm(self.one(x)).tanh()
+        b = self.two(a)
+        child, parent, layer = cut or (0, 0, "")
+        if layer == "two":
+            b[:, child] -= nn.functional.conv2d(
+                a[:, parent : parent + 1], self.two.weight[child, parent % 2][None, None], padding=1
+            )[:, 0]
+        b = a + b.relu()
+        z = self.head(b.flatten(1))
+        if layer == "head":
+            z[:, child] -= torch.einsum(
+                "nhw,hw->n", b[:, parent], self.head.weight[child].reshape(4, 3, 3)[parent]
+            )
+        return z
+
+
+@pytest.mark.truth("the net run with each kernel's product taken away by hand")
+def test_messages_between_channels_are_taken_away_past_norms_and_ways_around():
+    net = Around()
+    x = torch.randn(5, 2, 5, 5, generator=torch.Generator().manual_seed(1)).double()
+    find = CausalGraph(threshold=0.0)
+    found = find.find(net, x, ["one", "two", "head"], 2)
+    got = dict(zip(found.edges, found.value.tolist(), strict=True))
+    with torch.no_grad():
+        whole = net(x)[:, 2]
+        for parent in range(4):
+            want = float((whole - net(x, (2, parent, "head"))[:, 2]).mean())
+            assert got[("two", parent), ("class", 2)] == pytest.approx(want, abs=1e-9)
+            child = (parent + 1) % 2 + 2 * (parent // 2)  # of the same group
+            want = float((whole - net(x, (child, parent, "two"))[:, 2]).mean())
+            assert got.get((("one", parent), ("two", child)), 0.0) == pytest.approx(want, abs=1e-9)
+    assert not any(p[1] // 2 != c[1] // 2 for p, c in found.edges if p[0] == "one")
+
+
 def test_layers_that_do_not_follow_are_refused():
-    with pytest.raises(SiteError, match="expected two linear layers or more"):
+    with pytest.raises(SiteError, match="sums over units, linear or convolutional, got 1, a ReLU"):
         CausalGraph().find(exclusive_or(), ODD, ["0", "1"], 1)
+    with pytest.raises(SiteError, match="two layers or more"):
+        CausalGraph().find(exclusive_or(), ODD, ["0"], 1)
+    with pytest.raises(InputError, match="expected reference inputs with baseline='mean'"):
+        CausalGraph(baseline="mean").find(exclusive_or(), ODD, LAYERS, 1)
     with pytest.raises(SiteError, match="follow one another"):
         CausalGraph().find(exclusive_or(), ODD, ["0", "4"], 1)
     with pytest.raises(InputError, match="quantile"):

@@ -1,7 +1,7 @@
 """Which units a class is made of, layer by layer: what each unit sends to the next, taken away.
 
-For chains of linear layers with element-wise functions between them (an MLP head, the layers behind
-a pooled convolutional net). Of a transformer's residual stream take ``CircuitSearch``.
+For linear and convolutional layers, whatever stands between them: functions of single units, norms,
+pooling, ways around a layer. Of a transformer's residual stream take ``CircuitSearch``.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,8 @@ from sonde.explain.objective import Objective
 
 Unit = tuple[str, int]
 ROWS = 4096
+AFFINE = 1e-3
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @final
@@ -59,17 +61,19 @@ class CausalEdges(Result):
 class CausalGraph:
     """Graph of the units whose messages raise a class, found from the answer backwards.
 
-    The message of unit j to unit i of the next layer is ``w_ij a_j``. Its path intervention takes
-    ``w_ij (a_j - baseline_j)`` from i's pre-activation, leaves all other messages of j alone, and
-    runs on; the mean fall of the logit is the edge's effect. Parents of the class with an effect
-    of at least ``threshold`` are kept, and the same is asked of them.
+    The message of unit j to unit i of the next layer is ``w_ij a_j``; between channels the weight
+    is a kernel. Its path intervention takes ``w_ij (a_j - baseline_j)`` from i's pre-activation,
+    leaves all other messages of j alone, also those around the layer, and runs on; the mean fall of
+    the logit is the edge's effect. Parents of the class with an effect of at least ``threshold``
+    are kept, and the same is asked of them.
 
     Range        mean fall of the logit; larger = more of the class; negative = held back.
     Cost         a forward of what lies behind for each edge of a kept child, or, with ``screen``,
                  for those that the gradient does not rule out.
-    Assumes      layers that are linear with functions of single units between them. Redundant
-                 units hide one another: each alone may be taken away. ``together`` takes them away
-                 in groups of equal activations.
+    Assumes      layers whose outputs are sums over the units that they read; a unit is a channel
+                 of a convolution, else a place on the last axis. Redundant units hide one another:
+                 each alone may be taken away. ``together`` takes them away in groups of equal
+                 activations.
     Differs      the abstract gives no formulas: the definition is ours.
 
     Parameters
@@ -78,8 +82,9 @@ class CausalGraph:
         Effect from which an edge is kept; None is the quantile ``quantile`` of the absolute effects
         of each layer, and never 0.
     quantile : float, default=0.9
-    baseline : {"mean", "zero"}, default="mean"
-        What a unit sends instead: its mean over the rows, or nothing.
+    baseline : {"zero", "mean"}, default="zero"
+        What a unit sends instead: nothing, or its mean over the reference rows of ``find``. The
+        mean over rows of the class itself would keep the class.
     screen : float, default=0.0
         Edges are intervened on where the first-order effect is at least this share of the largest.
     together : bool, default=False
@@ -92,8 +97,7 @@ class CausalGraph:
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> net[0].weight.data, net[2].weight.data = torch.eye(2), torch.tensor([[1.0, 0.0]])
     >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.5]])
-    >>> graph = CausalGraph(threshold=0.1, baseline="zero")
-    >>> graph.find(net, x, ["0", "2"], target=0).edges[0]
+    >>> CausalGraph(threshold=0.1).find(net, x, ["0", "2"], target=0).edges[0]
     (('0', 0), ('class', 0))
 
     References
@@ -103,7 +107,7 @@ class CausalGraph:
 
     threshold: float | None = None
     quantile: float = 0.9
-    baseline: Literal["mean", "zero"] = "mean"
+    baseline: Literal["zero", "mean"] = "zero"
     screen: float = 0.0
     together: bool = False
     seed: int = 0
@@ -123,6 +127,7 @@ class CausalGraph:
         layers: Sequence[str],
         target: int,
         *,
+        reference: Any = None,
         progress: bool = False,
     ) -> CausalEdges:
         """Return the graph of one class.
@@ -133,17 +138,27 @@ class CausalGraph:
         x : Tensor, tuple or dict
             Inputs of the class.
         layers : sequence of str
-            Linear layers in order, from the first whose inputs are asked about; the last one gives
-            the logits.
+            Linear or convolutional layers in order, from the one whose units come first; the last
+            one gives the logits.
         target : int
             The class.
+        reference : Tensor, tuple or dict, optional
+            Inputs of all classes, whose mean is the baseline "mean".
 
         Raises
         ------
+        InputError
+            If the baseline is the mean and there is no reference, or the other way round.
         SiteError
-            If a name is no linear layer, or one does not take what the one before gave.
+            If a layer does not sum over units, or does not take what the one before gave.
         """
-        net = _Net(model, x, layers, target, self.baseline)
+        if (reference is None) != (self.baseline == "zero"):
+            raise InputError(
+                "CausalGraph.find: expected reference inputs with baseline='mean', and none with "
+                f"'zero', got baseline={self.baseline!r} and reference of "
+                f"{type(reference).__name__}. Give inputs of all classes: reference=x_all."
+            )
+        net = _Net(model, x, layers, target, reference)
         children = torch.tensor([target])
         edges: list[tuple[Unit, Unit]] = []
         rows: list[Tensor] = []
@@ -205,64 +220,56 @@ class CausalGraph:
 
 
 class _Net:
-    """A chain of linear layers, and what its answers become when messages are taken away."""
+    """Layers one after the other, and the answers without some of the messages between them."""
 
     def __init__(
-        self,
-        model: Model | nn.Module,
-        x: Any,
-        layers: Sequence[str],
-        target: int,
-        baseline: str,
+        self, model: Model | nn.Module, x: Any, layers: Sequence[str], target: int, reference: Any
     ) -> None:
         self.runs = TwoRuns(model, x, x, Objective(target=target))
-        named = [self.runs.module.get_submodule(name) for name in layers]
-        modules = [m for m in named if isinstance(m, nn.Linear)]
-        if len(layers) < 2 or len(modules) < len(named):
-            kinds = [type(m).__name__ for m in named]
-            raise SiteError(f"CausalGraph: expected two linear layers or more, got {kinds}.")
-        for (a, before), (b, after) in pairwise(zip(layers, modules, strict=True)):
-            if before.out_features != after.in_features:
-                raise SiteError(
-                    f"CausalGraph: expected {b} to take the {before.out_features} units of {a}, "
-                    f"got {after.in_features}. Name layers that follow one another."
-                )
-        self.weights: list[Tensor] = [m.weight.detach() for m in modules]
         self.layers, self.target = layers, target
+        if len(layers) < 2:
+            raise SiteError(f"CausalGraph: expected two layers or more, got {list(layers)}.")
         takes = [Site(name, port="in") for name in layers]
         gives = [Site(name) for name in layers]
         self.whole, seen = self.runs.states("clean", [*takes, *gives])
         self.n = len(self.whole)
-        self.sent = [seen[site] for site in takes]
-        self.pre = [seen[site] for site in gives]
-        if any(state.ndim != 2 for state in self.sent):
-            raise SiteError("CausalGraph: expected layers that read rows (row, unit).")
-        zero = baseline == "zero"
-        self.rest = [torch.zeros_like(a[0]) if zero else a.mean(0) for a in self.sent]
+        self.sums = [
+            _Sum.of(name, self.runs.module.get_submodule(name), seen[take], seen[give])
+            for name, take, give in zip(layers, takes, gives, strict=True)
+        ]
+        for before, after in pairwise(self.sums):
+            after.listen(before)
+        if reference is None:
+            self.rest = [torch.zeros_like(one.sent[:1]) for one in self.sums]
+        else:
+            others = TwoRuns(model, reference, reference, Objective(target=target))
+            _, usual = others.states("clean", takes)
+            self.rest = [usual[site].mean(0, keepdim=True) for site in takes]
 
     def effects(
         self, level: int, children: Int[Tensor, "child"], screen: float, together: bool
     ) -> tuple[Float[Tensor, "child parent row"], int]:
         """Return how much the logit falls without each message into some units of a layer."""
-        weight, moves = self.weights[level][children], self.sent[level] - self.rest[level]
-        n_parents = weight.shape[1]
-        groups = _groups(self.sent[level]) if together else torch.eye(n_parents, dtype=torch.bool)
-        site = Site(self.layers[level])
+        layer, site = self.sums[level], Site(self.layers[level])
+        n_parents = len(layer.owner)
+        groups = layer.groups() if together else torch.eye(n_parents, dtype=torch.bool)
+        taken = (groups.double() @ layer.owner.double()) > 0
         _, _, slopes = self.runs.gradients("clean", [site])
-        slope = slopes[site][:, children]
-        found = torch.zeros(len(children), n_parents, self.n, dtype=torch.float64)
-        # Message of each group of parents to each child: (child, parent, row).
-        message = torch.einsum("cp,gp,rp->cgr", weight, groups.to(weight), moves)
-        first = (message * slope.T[:, None]).mean(2).abs()
+        slope = slopes[site].movedim(layer.axis, -1)[..., children]
+        # Message of each group of parents to the children, everywhere: (parent, row, .., child).
+        message = layer.messages(taken, self.rest[level], children)
+        first = (message * slope).flatten(2, -2).sum(2) if message.ndim > 3 else message * slope
+        first = first.mean(1).abs().T
         todo = (first >= screen * first.max()).nonzero() if screen else _all(first)
-        size = max(1, ROWS // self.n)
-        for part in todo.split(size):
-            states = self.pre[level].repeat(len(part), 1, 1)
-            at = torch.arange(len(part))
-            states[at, :, children[part[:, 0]]] -= message[part[:, 0], part[:, 1]]
-            numbers = self.runs.patched("clean", site, states.flatten(0, 1))
-            fall = (self.whole - numbers).double().cpu()
-            found[part[:, 0], part[:, 1]] = fall
+        found = torch.zeros(len(children), n_parents, self.n, dtype=torch.float64)
+        pre = layer.given.movedim(layer.axis, -1)
+        for part in todo.split(max(1, ROWS // self.n)):
+            states = pre.repeat(len(part), *[1] * pre.ndim)
+            for k, (i, j) in enumerate(part.tolist()):
+                states[k, ..., children[i]] -= message[j, ..., i]
+            states = states.flatten(0, 1).movedim(-1, layer.axis)
+            numbers = self.runs.patched("clean", site, states)
+            found[part[:, 0], part[:, 1]] = (self.whole - numbers).double().cpu()
         return found, len(first.flatten()) - len(todo)
 
     def accuracy(self, units: set[Unit], *, without: bool) -> float:
@@ -270,10 +277,10 @@ class _Net:
 
         def act(site: Site, leaf: Tensor) -> Tensor:
             level = self.layers.index(site.path)
+            layer = self.sums[level]
             mine = [j for name, j in units if name == self.layers[level - 1]]
-            off = torch.zeros(leaf.shape[1], dtype=torch.bool)
-            off[mine] = True
-            return torch.where(off if without else ~off, self.rest[level].to(leaf), leaf)
+            off = layer.owner[mine].any(0)
+            return layer.at_rest(leaf, off if without else ~off, self.rest[level])
 
         sites = [Site(name, port="in") for name in self.layers[1:]]
         outputs = self.runs.acting("clean", sites, act)
@@ -283,17 +290,88 @@ class _Net:
     def drawn(self, units: set[Unit], generator: torch.Generator) -> set[Unit]:
         """Return as many random units of each layer."""
         found: set[Unit] = set()
-        for level, name in enumerate(self.layers[:-1]):
+        for name, after in zip(self.layers, self.sums[1:], strict=False):
             n = sum(layer == name for layer, _ in units)
-            order = torch.randperm(self.sent[level + 1].shape[1], generator=generator)
+            order = torch.randperm(len(after.owner), generator=generator)
             found |= {(name, j) for j in order[:n].tolist()}
         return found
 
 
-def _groups(sent: Float[Tensor, "row parent"]) -> Bool[Tensor, "parent parent"]:
-    """Return for each unit those with the same activations."""
-    scale = sent.abs().max().clamp(min=1e-300)
-    return torch.cdist(sent.T.double(), sent.T.double(), p=float("inf")) <= 1e-6 * scale
+class _Sum:
+    """A layer whose outputs are sums over the units that it reads, in one run.
+
+    ``owner`` says which places of its input each unit of the layer before fills.
+    """
+
+    owner: Bool[Tensor, "parent place"]
+
+    def __init__(self, name: str, module: nn.Module, sent: Tensor, given: Tensor) -> None:
+        self.name, self.module, self.sent, self.given = name, module, sent, given
+        self.is_kernel = isinstance(module, CONVOLUTIONS)
+        self.axis = 1 if self.is_kernel else -1
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, name: str, module: nn.Module, sent: Tensor, given: Tensor) -> "_Sum":
+        """Return a layer with what it took and gave.
+
+        Raises
+        ------
+        SiteError
+            If what it gives is no sum over units.
+        """
+        bend = given + 2 * module(-sent / 2) - 3 * module(torch.zeros_like(sent))
+        if float(bend.abs().max()) > AFFINE * float(given.abs().max().clamp(min=1e-30)):
+            raise SiteError(
+                f"CausalGraph: expected layers whose outputs are sums over units, linear or "
+                f"convolutional, got {name}, a {type(module).__name__}."
+            )
+        return cls(name, module, sent, given)
+
+    def listen(self, before: "_Sum") -> None:
+        """Note which places of the input each unit of the layer before fills.
+
+        Raises
+        ------
+        SiteError
+            If the layer does not take what the one before gave.
+        """
+        n, places = before.given.shape[before.axis], self.sent.shape[self.axis]
+        if places % n or (self.is_kernel and places != n):
+            raise SiteError(
+                f"CausalGraph: expected {self.name} to take the {n} units of {before.name}, got "
+                f"{places}. Name layers that follow one another."
+            )
+        # Flattened maps lie channel by channel, flattened tokens place by place.
+        unit = torch.arange(places)
+        unit = unit // (places // n) if before.is_kernel else unit % n
+        self.owner = unit == torch.arange(n)[:, None]
+
+    def at_rest(self, x: Tensor, off: Bool[Tensor, "place"], rest: Tensor) -> Tensor:
+        """Return an input with some places of its units axis at their baseline."""
+        shape = [1] * x.ndim
+        shape[self.axis] = -1
+        return torch.where(off.to(x.device).reshape(shape), rest.to(x), x)
+
+    @torch.no_grad()
+    def messages(
+        self, taken: Bool[Tensor, "group place"], rest: Tensor, children: Int[Tensor, "child"]
+    ) -> Float[Tensor, "group row *place child"]:
+        """Return what some children lose where each group of places is at its baseline."""
+        found: list[Tensor] = []
+        for some in taken.split(max(1, ROWS // len(self.sent))):
+            x = torch.cat([self.at_rest(self.sent, off, rest) for off in some])
+            left = self.module(x).movedim(self.axis, -1)[..., children]
+            whole = self.given.movedim(self.axis, -1)[..., children]
+            found.append(whole - left.unflatten(0, (len(some), -1)))
+        return torch.cat(found)
+
+    def groups(self) -> Bool[Tensor, "parent parent"]:
+        """Return for each unit that this layer reads the units with the same activations."""
+        places = self.sent.movedim(self.axis, 0).flatten(1).double()
+        units = torch.stack([places[mine].flatten() for mine in self.owner])
+        scale = units.abs().max().clamp(min=1e-300)
+        return torch.cdist(units, units, p=float("inf")) <= 1e-6 * scale
 
 
 def _all(like: Float[Tensor, "child parent"]) -> Int[Tensor, "edge 2"]:

@@ -56,8 +56,8 @@ class Tcav(Instrument):
     """Share of rows whose answer rises along the direction of a concept, against random concepts.
 
     The direction is the unit normal of a separator of the concept's rows from a random set, the
-    sensitivity of a row ``grad . v``. Both are averaged over 20 random sets. Further random sets that
-    play the concept, ``n_random`` of them, give the null.
+    sensitivity of a row ``grad . v``. Both are averaged over 20 random sets. Further random sets
+    that play the concept, ``n_random`` of them, give the null.
 
     Labels say what a row is: 0 = a row whose answer is asked about, 1, 2, .. = a row of this
     concept, -1 = a random row; without random rows, those of all other labels serve.
@@ -110,10 +110,16 @@ class Tcav(Instrument):
 
     def __post_init__(self) -> None:
         is_known = self.separator in ("logistic", "signal")
-        if not is_known or self.n_random < LEAST or not self.l2 > 0 or self.sites < 1 or self.m < 30:
+        if (
+            not is_known
+            or self.n_random < LEAST
+            or not self.l2 > 0
+            or self.sites < 1
+            or self.m < 30
+        ):
             raise InputError(
-                f"Tcav: expected a separator of logistic or signal, {LEAST} random concepts or more, "
-                f"l2 above 0, a site and 30 rows or more, got {self}."
+                f"Tcav: expected a separator of logistic or signal, {LEAST} random concepts or "
+                f"more, l2 above 0, a site and 30 rows or more, got {self}."
             )
 
     def reads(self) -> dict[str, Statistic[Any]]:
