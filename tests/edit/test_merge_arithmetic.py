@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sonde.core.errors import InputError
-from sonde.edit import Dare, TaskArithmetic, Ties
+from sonde.core.errors import InputError, ShapeError
+from sonde.edit import Dare, Slerp, TaskArithmetic, Ties
 
 
 def models(n=3, shape=(7, 5), seed=0):
@@ -80,3 +80,26 @@ def test_shares_out_of_range_are_refused():
         Ties(density=0.0)
     with pytest.raises(InputError, match=r"drop in \[0, 1\)"):
         Dare(drop=1.0)
+
+
+@pytest.mark.truth("the number of entries that are kept")
+@pytest.mark.parametrize("density", [0.2, 0.55])
+@pytest.mark.parametrize("kind", ["constant", "bfloat16", "normal"])
+def test_entries_that_tie_at_the_border_keep_the_share(kind, density):
+    task = torch.randn(40, 25, generator=torch.Generator().manual_seed(0))
+    task = {"constant": 0 * task - 0.3, "bfloat16": task.bfloat16().float()}.get(kind, task)
+    kept = Ties(density).merge("w", torch.zeros(40, 25), [task])
+    assert int((kept != 0).sum()) == round(1000 * density)
+    assert kept.abs()[kept != 0].min() >= task.abs()[kept == 0].max()
+
+
+def test_weights_that_are_no_numbers_are_refused():
+    nan = float("nan")
+    for rule in (TaskArithmetic, Ties, Slerp):
+        with pytest.raises(InputError, match="expected a finite weight, got nan"):
+            rule(weight=nan)
+    one = torch.ones(3)
+    with pytest.raises(InputError, match=r"TaskArithmetic\.merge: .* 1 of 3 .* w of the base"):
+        TaskArithmetic().merge("w", torch.tensor([1.0, nan, 2.0]), [one])
+    with pytest.raises(ShapeError, match=r"shape \(3,\).*\(1,\) of model 2 beside the base"):
+        TaskArithmetic().merge("w", one, [one, torch.ones(1)])

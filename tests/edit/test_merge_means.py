@@ -90,3 +90,29 @@ def test_missing_and_foreign_statistics_are_refused():
         rule.merge("0.weight", torch.zeros(3, 6), [torch.zeros(3, 6)] * 3)
     with pytest.raises(ShapeError, match="Fit it on this model"):
         FisherMerge([{"w": torch.ones(2)}]).merge("w", torch.zeros(3), [torch.ones(3)])
+
+
+def test_opposite_tensors_have_no_arc():
+    one = torch.randn(7, dtype=torch.float64)
+    with pytest.raises(InputError, match="opposite tensors for w"):
+        Slerp().merge("w", one, [-2.5 * one])
+    assert Slerp(1.0).merge("w", one, [-2.5 * one]).equal(-2.5 * one)
+    assert Slerp(0.3).merge("w", torch.tensor([2.0]), [torch.tensor([-1.0])]).item() == (
+        pytest.approx(1.1)
+    )
+
+
+def test_what_was_fitted_for_a_merge_is_checked():
+    x, nan = torch.randn(9, 2), float("nan")
+    with pytest.raises(InputError, match=r"diagonal alone for 0 of model 1.*scatter='full'"):
+        RegMean([{"0": Moments().observe(x)}, {"0": Moments("diag").observe(x)}])
+    for wrong in (-0.1, nan):
+        with pytest.raises(InputError, match="not below 0, got others in w of model 0"):
+            FisherMerge([{"w": torch.tensor([1.0, wrong])}])
+    shapes, fisher = {"net.w": (1,)}, {"w": torch.ones(1)}
+    with pytest.raises(InputError, match=r"such as 'net\.w', got 'w'"):
+        FisherMerge([fisher]).check(shapes)
+    with pytest.raises(InputError, match=r"'net\.w' of every model, got none of model 1"):
+        FisherMerge([{"net.w": torch.ones(1)}, {}]).check(shapes)
+    with pytest.raises(InputError, match="such as '0', got '1'"):
+        RegMean([{"1": Moments().observe(x)}]).check({"0.weight": (2, 2)})

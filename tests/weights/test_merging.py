@@ -1,6 +1,7 @@
 """Models merged from folder to folder: the weights, the other files, and what is refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import sonde
 from cli_case import run_words
 from models import llama
 from sonde.core.errors import InputError
-from sonde.edit import Slerp, TaskArithmetic, Ties
+from sonde.edit import FisherMerge, Slerp, TaskArithmetic, Ties
 from sonde.weights import merge_models
 from sonde.weights._weight_file import file_hash
 
@@ -110,3 +111,32 @@ def test_running_statistics_stay_the_bases(tmp_path):
     for name, x in new.items():
         wanted = base if "running" in name or "tracked" in name else other
         torch.testing.assert_close(x, wanted[name])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("rope_parameters", {"rope_type": "default", "rope_theta": 5e5}), ("num_attention_heads", 8)],
+)
+def test_models_that_compute_something_else_are_not_merged(three, tmp_path, option, value):
+    shutil.copytree(three / "a", tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config |= {"num_key_value_heads": value, "head_dim": 4} if "heads" in option else {}
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**config, option: value}))
+    with pytest.raises(InputError, match=r"so the same weights do something else"):
+        merge_models(three / "base", [tmp_path / "a"], Ties(), tmp_path / "new")
+    neutral = {"use_cache": False, "attention_dropout": 0.3, "_name_or_path": "elsewhere"}
+    told = json.loads((three / "a" / "config.json").read_text())
+    (tmp_path / "a" / "config.json").write_text(json.dumps({**told, **neutral}))
+    merge_models(three / "base", [tmp_path / "a"], Ties(), tmp_path / "new")
+
+
+def test_what_was_fitted_under_other_names_and_broken_weights_are_refused(three, tmp_path):
+    fisher = {"layers.0.mlp.up_proj.weight": torch.ones(1)}
+    with pytest.raises(InputError, match=r"got 'layers\.0\.mlp\.up_proj\.weight'"):
+        merge_models(three / "base", [three / "a"], FisherMerge([fisher]), tmp_path / "new")
+    model = LlamaForCausalLM.from_pretrained(three / "a")
+    model.model.norm.weight.data[3] = torch.nan
+    model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(InputError, match=r"1 of 32 that are not in model\.norm\.weight of model 1"):
+        merge_models(three / "base", [tmp_path / "broken"], Ties(), tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]

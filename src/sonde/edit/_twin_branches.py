@@ -103,12 +103,18 @@ class _Thin(Branch):
 
 
 class _Whole(Branch):
-    """Of a norm and the like: what the module gives with each expert's parameters."""
+    """Of a norm and the like: what the module gives with each expert's parameters and buffers."""
 
-    def __init__(self, name: str, route: Route, parts: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        name: str,
+        route: Route,
+        parts: Mapping[str, Tensor],
+        moved: Mapping[str, Tensor],
+    ) -> None:
         super().__init__(name, route)
-        self.names, self.checked = list(parts), False
-        for part, x in parts.items():
+        self.names, self.moved, self.checked = list(parts), list(moved), False
+        for part, x in {**parts, **moved}.items():
             self.register_buffer(f"of_{part}", x)
 
     def added(self, module: Any, x: Tensor, weights: Tensor) -> Tensor:
@@ -119,7 +125,9 @@ class _Whole(Branch):
             for i in range(weights.shape[1]):
                 change = self._given(module, x, i, 1.0) - plain
                 if not self.checked:
-                    self._check_linear(module, change, self._given(module, x, i, 0.5) - plain)
+                    start = self._given(module, x, i, 0.0) - plain
+                    half = self._given(module, x, i, 0.5) - plain
+                    self._check_linear(module, change - start, half - start)
                 weight = weights[:, i]
                 total = total + weight.reshape(-1, *[1] * (plain.ndim - 1)) * change
             self.checked = True
@@ -132,6 +140,7 @@ class _Whole(Branch):
             name: module._parameters[name] + share * getattr(self, f"of_{name}")[expert]
             for name in self.names
         }
+        parameters |= {name: getattr(self, f"of_{name}")[expert].clone() for name in self.moved}
         return functional_call(module, parameters, (x,))
 
     def _check_linear(self, module: nn.Module, change: Tensor, half: Tensor) -> None:
@@ -147,6 +156,7 @@ def branch_of(
     name: str,
     module: nn.Module,
     apart: Mapping[str, Tensor],
+    moved: Mapping[str, Tensor],
     rank_of: Callable[[int, int], int],
     route: Route,
 ) -> Branch:
@@ -157,13 +167,15 @@ def branch_of(
     name : str
     module : nn.Module
     apart : mapping of str to Float[Tensor, "expert ..."]
+    moved : mapping of str to Float[Tensor, "expert ..."]
+        Buffers of each expert, of which some are not the shared model's.
     rank_of : callable
         The rank that is kept of a matrix of some rows and columns.
     route : Route
     """
     layer = layer_of(name, module)
-    if layer is None or getattr(module, "groups", 1) != 1:
-        return _Whole(name, route, apart)
+    if layer is None or moved or getattr(module, "groups", 1) != 1:
+        return _Whole(name, route, apart, moved)
     matrices = apart["weight"].flatten(2)
     if layer.kind == "transposed":
         matrices = matrices.mT

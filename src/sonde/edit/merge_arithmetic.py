@@ -1,6 +1,6 @@
 """Merging by sums of task vectors: plain, with signs elected, with entries dropped at random."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.weights.merging import MergeRule, generator_for
+from sonde.weights.merging import MergeRule, check_number, generator_for
 
-WORDS = 2**16
+WORDS, ROUNDING = 2**16, 1e-9
 
 
 @final
@@ -47,8 +47,10 @@ class TaskArithmetic(MergeRule):
 
     paper: ClassVar[str] = "ilharco2023editing"
 
-    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Return the base with the task vectors added."""
+    def __post_init__(self) -> None:
+        check_number("TaskArithmetic", "weight", self.weight)
+
+    def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
         total, task = torch.zeros_like(base), torch.empty_like(base)
         for other in others:
             total += torch.sub(other, base, out=task)
@@ -96,9 +98,9 @@ class Ties(MergeRule):
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise InputError(f"Ties: expected density in (0, 1], got {self.density}.")
+        check_number("Ties", "weight", self.weight)
 
-    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Return the base with what the models agree on."""
+    def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
         tasks = [largest(other - base, self.density) for other in others]
         mass = torch.zeros_like(base)
         for task in tasks:
@@ -155,8 +157,11 @@ class Dare(MergeRule):
         if not 0 <= self.drop < 1:
             raise InputError(f"Dare: expected drop in [0, 1), got {self.drop}.")
 
-    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Return what the following rule makes of the thinned models."""
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Let the rule that follows check what it was fitted for."""
+        self.then.check(shapes)
+
+    def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
         thinned, share = [], max(1, round((1.0 - self.drop) * WORDS))
         for i, other in enumerate(others):
             kept = _words(base.shape, generator_for(name, self.seed, i)) < share - WORDS // 2
@@ -173,10 +178,17 @@ def _words(shape: torch.Size, generator: torch.Generator) -> Int[Tensor, "..."]:
 
 
 def largest(task: Float[Tensor, "..."], density: float) -> Float[Tensor, "..."]:
-    """Return a tensor with all but its largest entries set to zero."""
-    n_dropped = task.numel() - max(1, int(density * task.numel()))
-    if n_dropped <= 0:
+    """Return a tensor with all but its largest entries set to zero.
+
+    Of entries that tie at the border, evenly spaced ones stay, so that the share is kept exactly.
+    """
+    n_kept = max(1, int(density * task.numel() + ROUNDING))
+    if n_kept >= task.numel():
         return task
-    size = task.abs()
-    least = size.flatten().kthvalue(n_dropped).values
-    return task * (size > least)
+    size = task.abs().flatten()
+    border = size.kthvalue(task.numel() - n_kept + 1).values
+    kept = size > border
+    ties = (size == border).nonzero()[:, 0]
+    n_more = n_kept - int(kept.sum())
+    kept[ties[(torch.arange(n_more, device=ties.device) * len(ties)) // n_more]] = True
+    return task * kept.reshape(task.shape)

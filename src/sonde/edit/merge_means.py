@@ -1,5 +1,6 @@
 """Merging by means of the models themselves: weighted by Fisher, by inputs, along a sphere."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -9,7 +10,10 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.stats import MomentsState
-from sonde.weights.merging import MergeRule
+from sonde.weights.merging import MergeRule, check_number
+
+PARALLEL, OPPOSITE = 1e-9, 1e-6
+"""Radians."""
 
 
 @final
@@ -46,8 +50,20 @@ class FisherMerge(MergeRule):
 
     paper: ClassVar[str] = "matena2022merging"
 
-    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Return the weighted mean."""
+    def __post_init__(self) -> None:
+        for i, fisher in enumerate(self.fishers):
+            for name, x in fisher.items():
+                if not bool((torch.isfinite(x) & (x >= 0)).all()):
+                    raise InputError(
+                        f"FisherMerge: expected means of squares, finite and not below 0, got "
+                        f"others in {name} of model {i}. Fit the Fisher diagonals again."
+                    )
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse Fisher diagonals of tensors that are not merged, or that one model lacks."""
+        _check_names("FisherMerge", self.fishers, shapes, "")
+
+    def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
         _check_count("FisherMerge", "fishers", len(self.fishers), len(others))
         weights = [fisher.get(name) for fisher in self.fishers]
         if any(w is None for w in weights):
@@ -113,9 +129,24 @@ class RegMean(MergeRule):
     def __post_init__(self) -> None:
         if not 0 <= self.off_diagonal <= 1:
             raise InputError(f"RegMean: expected off_diagonal in [0, 1], got {self.off_diagonal}.")
+        for i, states in enumerate(self.moments):
+            for name, state in states.items():
+                if not all(bool(torch.isfinite(x).all()) for x in (state.mean, state.scatter)):
+                    raise InputError(
+                        f"RegMean: expected finite moments, got others of {name} of model {i}. Fit "
+                        "them on finite inputs."
+                    )
+                if state.scatter.ndim == 1:
+                    raise InputError(
+                        f"RegMean: expected moments with all products of inputs, got the diagonal "
+                        f"alone for {name} of model {i}. Fit Moments(scatter='full') at its input."
+                    )
 
-    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Return the least squares weights of linear layers, and the mean of all other tensors."""
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse moments of layers that are not merged, or that one model lacks."""
+        _check_names("RegMean", self.moments, shapes, ".weight")
+
+    def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
         _check_count("RegMean", "moments", len(self.moments), len(others))
         layer = name.removesuffix(".weight")
         states = [found.get(layer) for found in self.moments]
@@ -149,7 +180,8 @@ class Slerp(MergeRule):
     """The point between two models on the arc through their directions, tensor by tensor.
 
     ``sin((1 - t) a) / sin a  base + sin(t a) / sin a  other`` with ``a`` the angle between the two
-    tensors. Where they are parallel, or one is zero, the straight line.
+    tensors. Where they are parallel, or one is zero, the straight line; opposite tensors have no
+    shortest arc and are refused.
 
     Range        tensors of the base's shape.
     Cost         three sums for each tensor.
@@ -177,9 +209,13 @@ class Slerp(MergeRule):
     paper: ClassVar[str] = "shoemake1985animating"
     most: ClassVar[int | None] = 1
 
-    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Return the point on the arc."""
+    def __post_init__(self) -> None:
+        check_number("Slerp", "weight", self.weight)
+
+    def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
         other = others[0]
+        if base.numel() == 1:  # numbers have no directions
+            return torch.lerp(base, other, self.weight)
         one, two = base.double().flatten(), other.double().flatten()
         sizes = one.square().sum().sqrt() * two.square().sum().sqrt()
         if sizes == 0:
@@ -187,7 +223,13 @@ class Slerp(MergeRule):
         first, second = one / one.square().sum().sqrt(), two / two.square().sum().sqrt()
         # Half the chord keeps its digits where the cosine is nearly 1.
         angle = 2 * torch.asin(((first - second).square().sum().sqrt() / 2).clamp(max=1.0))
-        if angle == 0 or torch.sin(angle) < 1e-9:
+        if math.pi - float(angle) < OPPOSITE and 0 < self.weight < 1:
+            raise InputError(
+                f"Slerp: expected two models with an arc between them, got opposite tensors for "
+                f"{name}: every way is equally short. Keep it of the base, or merge with "
+                "TaskArithmetic."
+            )
+        if torch.sin(angle) < PARALLEL:
             return torch.lerp(base, other, self.weight)
         share = torch.sin((1 - self.weight) * angle), torch.sin(self.weight * angle)
         return ((share[0] * one + share[1] * two) / torch.sin(angle)).reshape(base.shape).to(base)
@@ -199,6 +241,31 @@ def mean(others: Sequence[Tensor]) -> Tensor:
     for other in others:
         total += other
     return total / len(others)
+
+
+def _check_names(
+    rule: str,
+    found: Sequence[Mapping[str, Any]],
+    shapes: Mapping[str, tuple[int, ...]],
+    suffix: str,
+) -> None:
+    """Refuse names of what was fitted that belong to no merged tensor, or not to every model."""
+    every = {name for one in found for name in one}
+    strange = sorted(name for name in every if name + suffix not in shapes)
+    if strange or not every:
+        got = repr(strange[0]) if strange else "none"
+        raise InputError(
+            f"{rule}: expected names of what is merged, such as "
+            f"{next(iter(shapes), '').removesuffix(suffix)!r}, got {got}. Name what was fitted as "
+            "the file names its tensors, and leave out what is kept."
+        )
+    for i, one in enumerate(found):
+        missing = sorted(every - one.keys())
+        if missing:
+            raise InputError(
+                f"{rule}: expected {missing[0]!r} of every model, got none of model {i}. Fit it "
+                "for each model."
+            )
 
 
 def _check_count(rule: str, what: str, n: int, n_models: int) -> None:

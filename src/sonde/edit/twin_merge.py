@@ -15,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError, ShapeError
-from sonde.core.inputs import Model
+from sonde.core.inputs import Inputs, Model
+from sonde.edit._tuning import as_model
 from sonde.edit._twin_branches import Branch, Route, branch_of
 from sonde.edit.merge_arithmetic import TaskArithmetic
-from sonde.stats import ClassMomentsState
-from sonde.tap import Tap
+from sonde.stats import ClassMoments, ClassMomentsState
+from sonde.tap import Tap, live_stream
 from sonde.weights import module_of, with_tensors
 from sonde.weights.merging import MergeRule
 
@@ -69,6 +70,36 @@ class LinearRouter:
         prior = (classes.weight / classes.weight.sum()).double().log()
         bias = prior - 0.5 * (weight * means).sum(1) - weight @ middle
         return cls(site, weight.float(), bias.float(), reducer)
+
+    @classmethod
+    def reading(
+        cls, site: str, data: Sequence[Inputs], reducer: str = "mean", ridge: float = 1e-3
+    ) -> Callable[[nn.Module], "LinearRouter"]:
+        """Return what fits the discriminant on a model's states of each expert's own inputs.
+
+        Parameters
+        ----------
+        site : str
+        data : sequence of Inputs
+            For each expert, in their order.
+        reducer : str
+        ridge : float, default=1e-3
+        """
+
+        def fit(model: nn.Module) -> "LinearRouter":
+            statistic, state = ClassMoments("pooled"), None
+            for expert, inputs in enumerate(data):
+                stream = live_stream(as_model(model), inputs, [site], reducer, logits=False)
+                key = stream.schema[0].key
+                for batch in stream.batches(0, len(inputs)):
+                    rows = batch.rows[key].cpu()
+                    seen = statistic.observe(rows, torch.full((len(rows),), expert))
+                    state = seen if state is None else statistic.merge(state, seen)
+            if state is None or len(state.labels) != len(data):
+                raise InputError("LinearRouter.reading: expected inputs of each expert, got none.")
+            return cls.of(state, site, reducer, ridge)
+
+        return fit
 
     def __call__(self, x: Float[Tensor, "example dim"]) -> Float[Tensor, "example expert"]:
         """Return the weight of each expert."""
@@ -128,7 +159,8 @@ class TwinMerge:
                  the shared model to route, and one with ``experts x rank`` more columns.
     Assumes      models trained from one base; layers whose outputs are linear in their parameters.
     Differs      from the paper: the router is a linear discriminant of a state of the shared model;
-                 branches are low-rank alone, entries are not pruned by size.
+                 branches are low-rank alone, entries are not pruned by size. Running statistics of
+                 the shared model are the base's, those of each branch its expert's.
 
     Parameters
     ----------
@@ -139,8 +171,8 @@ class TwinMerge:
     Examples
     --------
     >>> base, expert = nn.Linear(3, 2), nn.Linear(3, 2)
-    >>> twin = TwinMerge(rank=1.0).join(base, [expert], LinearRouter("", torch.zeros(1, 2),
-    ...                                                              torch.zeros(1)))
+    >>> router = LinearRouter("", torch.zeros(1, 2), torch.zeros(1))
+    >>> twin = TwinMerge(rank=1.0).join(base, [expert], lambda shared: router)
     >>> x = torch.randn(4, 3)
     >>> bool(torch.allclose(twin(x), expert(x), atol=1e-5))
     True
@@ -163,7 +195,7 @@ class TwinMerge:
         self,
         base: Model | nn.Module,
         experts: Sequence[Model | nn.Module],
-        router: Callable[[Tensor], Tensor],
+        router: Callable[[nn.Module], LinearRouter],
     ) -> TwinModel:
         """Return the merged model; those given stay as they are.
 
@@ -172,23 +204,29 @@ class TwinMerge:
         base : Model or nn.Module
         experts : sequence of Model or nn.Module
             Trained from the base.
-        router : LinearRouter
-            Or another callable with ``site`` and ``reducer``.
+        router : callable
+            Gives the router for the shared model, which it is called with: a router that was fitted
+            on the states of the base reads others. ``LinearRouter.reading(site, data)``.
 
         Raises
         ------
         InputError
             If there are no experts.
+            Or a weight is not finite, or the router is for another number of experts.
         ShapeError
             If an expert has other tensors.
         """
         if not experts:
             raise InputError("TwinMerge.join: expected at least one expert, got none.")
         root = module_of(base)
-        states = [dict(module_of(x).named_parameters(remove_duplicate=False)) for x in experts]
-        own = dict(root.named_parameters(remove_duplicate=False))
-        for state in states:
-            _check_alike(own, state)
+        states: list[dict[str, Tensor]] = [
+            dict(module_of(x).named_parameters(remove_duplicate=False)) for x in experts
+        ]
+        own: dict[str, Tensor] = dict(root.named_parameters(remove_duplicate=False))
+        kept = [_buffers(module_of(x)) for x in (base, *experts)]
+        for state, buffers in zip(states, kept[1:], strict=True):
+            _check_alike({**own, **kept[0]}, {**state, **buffers})
+        self.shared.check({name: tuple(x.shape) for name, x in own.items()})
         with torch.no_grad():
             merged = {
                 name: self.shared.merge(name, x.detach(), [s[name].detach() for s in states])
@@ -203,17 +241,35 @@ class TwinMerge:
                 n: torch.stack([s[full].detach() - merged[full] for s in states])
                 for n, full in mine.items()
             }
-            if any(bool(x.any()) for x in apart.values()):
-                branch = branch_of(name, part, apart, self._rank_of, route)
+            moved = {
+                n: torch.stack([one[full] for one in kept[1:]])
+                for n in part._buffers
+                if (full := f"{name}.{n}" if name else n) in kept[0]
+                and any(not torch.equal(one[full], kept[0][full]) for one in kept[1:])
+            }
+            if moved or any(bool(x.any()) for x in apart.values()):
+                branch = branch_of(name, part, apart, moved, self._rank_of, route)
                 part.register_forward_hook(branch)
                 branches.append(branch)
-        return TwinModel(model, branches, route, router)
+        made = router(model)
+        if len(made.bias) != len(experts):
+            raise InputError(
+                f"TwinMerge.join: expected a router for {len(experts)} experts, got one for "
+                f"{len(made.bias)}."
+            )
+        return TwinModel(model, branches, route, made)
 
     def _rank_of(self, n_rows: int, n_columns: int) -> int:
         return max(1, math.ceil(self.rank * min(n_rows, n_columns)))
 
 
-def _check_alike(own: dict[str, nn.Parameter], other: dict[str, nn.Parameter]) -> None:
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return what a module keeps beside its parameters and computes with: running statistics."""
+    every = module.named_buffers(remove_duplicate=False)
+    return {name: x.detach().clone() for name, x in every if x.is_floating_point()}
+
+
+def _check_alike(own: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     apart = sorted(own.keys() ^ other.keys())
     shapes = [n for n in own if n in other and own[n].shape != other[n].shape]
     if apart or shapes:

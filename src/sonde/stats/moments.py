@@ -32,7 +32,18 @@ class MomentsState(State):
 
     @property
     def second_moment(self) -> Float[Tensor, "dim dim"]:
-        """Mean of ``x x^T``, not centred, from a whole scatter."""
+        """Mean of ``x x^T``, not centred.
+
+        Raises
+        ------
+        StateError
+            If only the diagonal of the scatter was fitted.
+        """
+        if self.scatter.ndim == 1:
+            raise StateError(
+                "MomentsState.second_moment: expected a whole scatter, got its diagonal. Fit "
+                "Moments(scatter='full')."
+            )
         return self.covariance + torch.outer(self.mean, self.mean)
 
     @property

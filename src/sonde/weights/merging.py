@@ -1,23 +1,24 @@
 """Models of one shape joined into one, from folder to folder, one tensor at a time."""
 
+import math
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError, SondeWarning
+from sonde.core.errors import InputError, ShapeError, SondeWarning
 from sonde.core.inputs import Model
-from sonde.data._checkpoints import json_object
+from sonde.data._checkpoints import config_dict, json_object
 from sonde.files.durable import atomic_write, make_directory
 from sonde.weights._weight_file import (
     DTYPES,
@@ -38,6 +39,12 @@ from sonde.weights.folder import (
 from sonde.weights.patch import FORMAT, TOLD
 
 TRACKED = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
+NEUTRAL = re.compile(
+    r"^_|version|dtype|cache|label|problem|token_id|drop|^output_|return_dict|initializer|init_std"
+    r"|architectures|auto_map|checkpointing|finetuning|task_specific|^use_bfloat16|^max_position"
+    r"|loss|^router_aux|^summary|chunk_size|^prefix"
+)
+"""Options of a configuration that change no answer of given weights, or only how they train."""
 TOKENIZER = "tokenizer.json"
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -48,7 +55,7 @@ class MergeRule(ABC):
     most: ClassVar[int | None] = None
     """The most models beside the base that the rule takes; None for any number."""
 
-    @abstractmethod
+    @final
     def merge(
         self, name: str, base: Float[Tensor, "..."], others: Sequence[Float[Tensor, "..."]]
     ) -> Float[Tensor, "..."]:
@@ -61,7 +68,42 @@ class MergeRule(ABC):
         base : Float[Tensor, "..."]
             Of the model that the others were trained from.
         others : sequence of Float[Tensor, "..."]
+
+        Raises
+        ------
+        ShapeError
+            If the tensors have several shapes.
+        InputError
+            If there are too few or too many, or one has an entry that is not finite.
         """
+        check_count(self, len(others))
+        for i, x in enumerate((base, *others)):
+            whose = f"model {i} beside the base" if i else "the base"
+            if x.shape != base.shape:
+                raise ShapeError(
+                    f"{type(self).__name__}.merge: expected {name} of shape {tuple(base.shape)}, "
+                    f"that of the base, got {tuple(x.shape)} of {whose}."
+                )
+            if not bool(torch.isfinite(x).all()):
+                raise InputError(
+                    f"{type(self).__name__}.merge: expected finite weights, got "
+                    f"{int((~torch.isfinite(x)).sum())} of {x.numel()} that are not in {name} of "
+                    f"{whose}. Take another checkpoint, or keep this tensor of the base."
+                )
+        return self._merged(name, base, others)
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027 (most fit none)
+        """Refuse what was fitted for other tensors than those that are merged.
+
+        Parameters
+        ----------
+        shapes : mapping of str to tuple of int
+            Shape of each tensor that is merged, by its name.
+        """
+
+    @abstractmethod
+    def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the merged tensor of finite ones of one shape."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +155,16 @@ def merge_models(
     Raises
     ------
     InputError
-        If the models have other tensors, shapes or vocabularies, or something is at ``output``.
+        If the models have other tensors, shapes, vocabularies or options, a weight is not finite,
+        the rule was fitted for other tensors, or something is at ``output``.
     """
     folders = [ModelFolder.open(folder_of(model)) for model in (base, *others)]
     names, output, patterns = [_said(model) for model in (base, *others)], Path(output), tuple(keep)
-    _check_count(rule, len(others))
+    check_count(rule, len(others))
     check_output(output, *(folder.path for folder in folders))
     chosen = _chosen(folders, names, patterns)
+    shapes = {n: folders[0].weights[folders[0].places[n]].entries[n].shape for n in chosen}
+    rule.check(shapes)
     with new_folders(output) as (new, patch), ThreadPoolExecutor(1) as beside:
         hashed, first = beside.map(_source, folders, names), folders[0]
         for file, one in first.weights.items():
@@ -153,16 +198,21 @@ def generator_for(name: str, seed: int, *numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(word, "little") >> 1)
 
 
+def check_number(owner: str, name: str, value: float) -> None:
+    """Raise an ``InputError`` unless a parameter is a finite number."""
+    if not math.isfinite(value):
+        raise InputError(f"{owner}: expected a finite {name}, got {value}.")
+
+
 def _said(model: Model | str | Path) -> str:
     return model.name if isinstance(model, Model) else str(model)
 
 
-def _check_count(rule: MergeRule, n: int) -> None:
+def check_count(rule: MergeRule, n: int) -> None:
+    """Raise an ``InputError`` if a rule does not take this number of models beside the base."""
     if not n or (rule.most is not None and n > rule.most):
         wanted = "at least one model" if rule.most is None else f"{rule.most} model"
-        raise InputError(
-            f"merge_models: {type(rule).__name__} takes {wanted} beside the base, got {n}."
-        )
+        raise InputError(f"merge: {type(rule).__name__} takes {wanted} beside the base, got {n}.")
 
 
 def _chosen(
@@ -196,6 +246,7 @@ def _chosen(
                     f"merge_models: {n} is {tuple(one)} in {names[0]} and {tuple(other)} in {name}."
                     f" Give models of one base, or keep {n!r} as the base has it."
                 )
+        _check_config(first, folder, names[0], name)
     tracked = [n for n in first.places if TRACKED.search(n) and n not in kept]
     if any(n.endswith("running_mean") for n in tracked):
         warnings.warn(
@@ -224,6 +275,30 @@ def _check_vocabulary(one: ModelFolder, other: ModelFolder, name: str, name2: st
             f"merge_models: {name2} has another vocabulary than {name}, so their embeddings mean "
             "other tokens. Give models of one base."
         )
+
+
+def _check_config(one: ModelFolder, other: ModelFolder, name: str, name2: str) -> None:
+    """Refuse models that compute something else with weights of the same shapes."""
+    first, second = (_meaning(config_dict(folder.path)) for folder in (one, other))
+    apart = sorted(k for k in first.keys() | second.keys() if first.get(k) != second.get(k))
+    if apart:
+        key = apart[0]
+        raise InputError(
+            f"merge_models: {key} is {first.get(key)!r} in {name} and {second.get(key)!r} in "
+            f"{name2}, so the same weights do something else. Give models of one base."
+        )
+
+
+def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that say what a model computes with its weights, defaults among them."""
+    from transformers import CONFIG_MAPPING  # slow to import
+
+    kind = CONFIG_MAPPING.get(config.get("model_type", ""), None)
+    if kind is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = kind.from_dict(dict(config)).to_dict()
+    return {name: value for name, value in config.items() if not NEUTRAL.search(name)}
 
 
 def _entry(

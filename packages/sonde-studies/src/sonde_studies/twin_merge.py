@@ -107,7 +107,7 @@ def _merges(split: Experts, seed: int) -> dict[str, float]:
     dealt = split.expert[torch.randperm(len(split.x), generator=draw)]
     found["routed right if dealt, less chance"] = _router(split, shared, dealt)[1] - 1 / n
     for rank in RANKS:
-        twin = TwinMerge(rank).join(split.base, split.nets, router)
+        twin = TwinMerge(rank).join(split.base, split.nets, lambda _: router)
         found[f"rank {rank:.0%}"] = split.right(twin)
         if rank == RANKS[1]:
             with twin.routed(torch.full((len(expert), n), 1 / n)):
