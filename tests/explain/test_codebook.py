@@ -146,5 +146,5 @@ def test_bad_input_is_refused(planted):
     with pytest.raises(InputError, match="expected the output of a module"):
         fit("0:in", lambda step: rows, lambda out, x: out.mean())
     broken = Codebook(n_codes=4, k=1, steps=1)
-    with pytest.raises(InputError, match="not finite at step 0"):
+    with pytest.raises(InputError, match="expected a finite loss, got nan at step 0"):
         broken.fit(net, "0", lambda step: rows, lambda out, x: out.mean() * torch.nan)

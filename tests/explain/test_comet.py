@@ -66,5 +66,5 @@ def test_weights_that_make_keeping_all_the_cheapest_are_refused(data):
     with pytest.raises(InputError, match=r"an area in \(0, 1\]"):
         Comet(area=0.0)
     fit, held = data
-    with pytest.raises(InputError, match="not finite at step 0"):
+    with pytest.raises(InputError, match="expected a finite loss, got nan at step 0"):
         Comet(**HOW).fit(block_mlp, fit.x * torch.nan, fit.label, (held.x, held.label))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.engine.steps import Descent
 from sonde.tap import Tap, placement
 from sonde.tap.hooks.outputs import find, replaced
 from sonde.tap.hooks.session import Session
@@ -203,7 +204,7 @@ class Search:
         plain = list(FactTexts.of(model, said).split())
         norm = state.norm(dim=1, keepdim=True).to(told.ids.device, torch.float32)
         delta = torch.zeros(state.shape, device=norm.device, requires_grad=True)
-        optimiser = torch.optim.Adam([delta], lr=self.rate)
+        descent = Descent("BatchEdit", [delta], self.rate)
         with _Shifted(model.module, place) as shifted:
             kept = [shifted.last(some, None).detach() for some in plain]
             before = shifted.answers(told, delta, len(facts))
@@ -215,8 +216,7 @@ class Search:
                 for some, old in zip(plain, kept, strict=True):
                     loss = (old.exp() * (old - shifted.last(some, delta))).sum()
                     slope += self.divergence * torch.autograd.grad(loss, delta)[0]
-                delta.grad = slope
-                optimiser.step()
+                descent.move([slope])
                 with torch.no_grad():
                     excess = delta.norm(dim=1, keepdim=True) / (self.largest * norm)
                     delta /= excess.clamp(min=1.0)

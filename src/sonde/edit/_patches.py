@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs
 from sonde.engine.progress import Bar
+from sonde.engine.steps import Descent
 from sonde.tap import place_of
 
 AREA = 64.0
@@ -144,7 +146,6 @@ def smallest_patches(pixels: Pixels, *, wanted: float, steps: int, seed: int, ba
     )
 
 
-@torch.enable_grad()
 def _search(
     pixels: Pixels, classes: Sequence[int], wanted: float, steps: int, seed: int
 ) -> Patches:
@@ -154,22 +155,23 @@ def _search(
     draw = torch.Generator().manual_seed(seed)
     raw_mask = (0.1 * torch.randn(n, *shape[1:], generator=draw)).requires_grad_()
     raw_pattern = torch.zeros(n, *shape).requires_grad_()
-    optimiser = torch.optim.Adam([raw_mask, raw_pattern], lr=RATE, betas=BETAS)
+    adam = partial(torch.optim.Adam, betas=BETAS)
+    descent = Descent("find_backdoor", [raw_mask, raw_pattern], RATE, adam)
     low, high = float(x.min()), float(x.max())
     other = (pixels.label[None] != target[:, None]).float()
     truth, weight = target.repeat_interleave(len(x)), torch.full((n,), WEIGHT)
     best = torch.ones(n)
     kept = torch.ones(n, *shape[1:]), torch.zeros(n, *shape)
-    for _ in range(steps):
+
+    def total(_: int) -> Tensor:
+        nonlocal best, weight
         mask = raw_mask.sigmoid()
         pattern = low + (high - low) * raw_pattern.sigmoid()
         every = x[None] * (1 - mask[:, None, None]) + (mask[:, None] * pattern)[:, None]
         logits = pixels.logits(every.flatten(0, 1))
         loss = nn.functional.cross_entropy(logits, truth, reduction="none").view(n, -1)
         size = mask.mean((1, 2))
-        total = ((loss * other).sum(1) / other.sum(1).clamp(min=1) + weight * AREA * size).sum()
-        optimiser.zero_grad()
-        total.backward(inputs=[raw_mask, raw_pattern])
+        found = ((loss * other).sum(1) / other.sum(1).clamp(min=1) + weight * AREA * size).sum()
         with torch.no_grad():
             hits = (logits.argmax(1) == truth).view(n, -1) * other
             works = hits.sum(1) / other.sum(1).clamp(min=1) >= wanted
@@ -178,5 +180,7 @@ def _search(
             for held, new in zip(kept, (mask, pattern), strict=True):
                 held[better] = new.detach()[better]
             weight = (weight * torch.where(works, GROWS, SHRINKS)).clamp(LEAST, MOST)
-        optimiser.step()
+        return found
+
+    descent.run(total, range(steps))
     return Patches(*kept, best)

@@ -7,6 +7,7 @@ trained in eval mode: nothing is dropped, and the statistics of norms stay those
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.engine.progress import Bar
+from sonde.engine.steps import Descent, seeded, shuffled
 from sonde.tap import RowLosses, live_stream, place_of, right_padded
 from sonde.weights import Exchange, RewritePlan, as_model, module_of
 
@@ -91,26 +93,18 @@ def tuned(
     """
     live = as_model(model)
     module = with_copy(live.module) if start is None else start
-    draw = torch.Generator().manual_seed(seed)
-    trainee = Trainee(module, row_losses(live, module, inputs), draw)
     batches = [right_padded(batch) for batch in inputs.batches(0, len(inputs))]
-    optimiser = torch.optim.Adam(module.parameters(), lr=rate, weight_decay=weight_decay)
-    with (
-        Bar(label, epochs * len(inputs), shown=progress) as bar,
-        torch.random.fork_rng(devices=[]),
-        torch.enable_grad(),
-    ):
-        torch.default_generator.manual_seed(seed)
-        for _ in range(epochs):
-            for index in torch.randperm(len(batches), generator=draw).tolist():
-                optimiser.zero_grad(set_to_none=True)
-                objective(trainee, batches[index]).backward()
-                optimiser.step()
-                bar.advance(len(batches[index]))
-                if stop is not None and stop(trainee):
-                    module.zero_grad(set_to_none=True)
-                    return module.eval()
-    module.zero_grad(set_to_none=True)
+    adam = partial(torch.optim.Adam, weight_decay=weight_decay)
+    descent = Descent(label, module.parameters(), rate, adam)
+    with Bar(label, epochs * len(inputs), shown=progress) as bar, seeded(seed) as draw:
+        trainee = Trainee(module, row_losses(live, module, inputs), draw)
+
+        def after(batch: InputBatch) -> bool:
+            bar.advance(len(batch))
+            return stop is not None and stop(trainee)
+
+        order = shuffled(len(batches), epochs, draw)
+        descent.run(partial(objective, trainee), (batches[i] for i in order), after)
     return module.eval()
 
 

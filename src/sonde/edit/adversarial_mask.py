@@ -5,6 +5,7 @@ suspected. Trains one number for each channel, not the weights.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, final
 
 import torch
@@ -12,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.inputs import Inputs, Model
+from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.edit._channels import Scaled, accuracy, channel_layers, labelled, silenced
 from sonde.edit._tuning import Cycle, check_positive, row_losses
 from sonde.engine.progress import Bar
+from sonde.engine.steps import Descent
 from sonde.tap import cross_entropy, editing
 from sonde.weights import Examples, Rewrite, RewritePlan
 
@@ -94,45 +96,49 @@ class AdversarialMask(Rewrite):
             model, plan.changes, plan.method, **plan.figures, accuracy_after=after
         )
 
-    @torch.enable_grad()
     def masks(self, model: Model, clean: Inputs) -> Factors:
         """Return the mask of each channel, by layer."""
         layers = channel_layers("AdversarialMask", model.module)
         draw = torch.Generator().manual_seed(self.seed)
         masks = {name: torch.ones(len(one.weight)).requires_grad_() for name, one in layers.items()}
-        optimiser = torch.optim.SGD(masks.values(), lr=self.rate, momentum=0.9)
+        descent = Descent(
+            "AdversarialMask",
+            masks.values(),
+            self.rate,
+            partial(torch.optim.SGD, momentum=0.9),
+        )
         losses, batches, scaled = (
             row_losses(model, model.module, clean),
             Cycle(clean),
             Scaled(layers),
         )
 
-        def loss_of(weight: Factors, bias: Factors) -> Tensor:
+        def loss_of(batch: InputBatch, weight: Factors, bias: Factors) -> Tensor:
             scaled.weight, scaled.bias = weight, bias
             found = cross_entropy(losses.answers(batch), len(batch))
             return found.losses.sum() / max(1, int(found.known.sum()))
+
+        def total(batch: InputBatch) -> Tensor:
+            d, e = ({name: self._random(m, draw) for name, m in masks.items()} for _ in "de")
+            worst = loss_of(batch, *_shaken(masks, d, e))
+            slopes = torch.autograd.grad(worst, [*d.values(), *e.values()], allow_unused=True)
+            for one, slope in zip([*d.values(), *e.values()], slopes, strict=True):
+                if slope is not None:
+                    one.data.add_(self.eps * slope.sign()).clamp_(-self.eps, self.eps)
+            fixed = [{k: v.detach() for k, v in x.items()} for x in (d, e)]
+            plain = self.alpha * loss_of(batch, masks, {})
+            return plain + (1 - self.alpha) * loss_of(batch, *_shaken(masks, *fixed))
+
+        def after(_: InputBatch) -> None:
+            for mask in masks.values():
+                mask.data.clamp_(0.0, 1.0)
+            bar.advance(1)
 
         with (
             Bar("adversarial masks", self.steps) as bar,
             editing(model, scaled, list(layers)),
         ):
-            for _ in range(self.steps):
-                batch = batches.next(draw)
-                d, e = ({name: self._random(m, draw) for name, m in masks.items()} for _ in "de")
-                worst = loss_of(*_shaken(masks, d, e))
-                slopes = torch.autograd.grad(worst, [*d.values(), *e.values()], allow_unused=True)
-                for one, slope in zip([*d.values(), *e.values()], slopes, strict=True):
-                    if slope is not None:
-                        one.data.add_(self.eps * slope.sign()).clamp_(-self.eps, self.eps)
-                fixed = [{k: v.detach() for k, v in x.items()} for x in (d, e)]
-                total = self.alpha * loss_of(masks, {})
-                total = total + (1 - self.alpha) * loss_of(*_shaken(masks, *fixed))
-                optimiser.zero_grad()
-                total.backward(inputs=list(masks.values()))
-                optimiser.step()
-                for mask in masks.values():
-                    mask.data.clamp_(0.0, 1.0)
-                bar.advance(1)
+            descent.run(total, (batches.next(draw) for _ in range(self.steps)), after)
         return {name: mask.detach() for name, mask in masks.items()}
 
     def _random(self, like: Tensor, draw: torch.Generator) -> Tensor:

@@ -25,6 +25,7 @@ from sonde.edit._tuning import (
     with_copy,
 )
 from sonde.engine.progress import Bar
+from sonde.engine.steps import Descent, seeded
 from sonde.tap import editing, place_of
 from sonde.weights import Examples, Rewrite, RewritePlan
 
@@ -125,8 +126,7 @@ class LabelAgnosticForget(Rewrite):
         sides = Cycle(forget), Cycle(retain)
         before = [[original.of(b).detach() for b in side.batches] for side in sides]
         rows = [torch.cat(side) for side in before]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
+        with seeded(self.seed):
             own, others = (autoencoder(x, self.latent, self.fit_steps, draw) for x in rows)
         known = {
             id(b): x
@@ -134,17 +134,14 @@ class LabelAgnosticForget(Rewrite):
             for b, x in zip(side.batches, states, strict=True)
         }
         weights = [p for p in new.module.parameters() if p.requires_grad]
-        push = torch.optim.Adam(weights, lr=self.rate)
-        align = torch.optim.Adam(weights, lr=self.align_rate)
+        push, align = (
+            Descent("LabelAgnosticForget", weights, rate) for rate in (self.rate, self.align_rate)
+        )
         for _ in range(self.epochs):
             for f, r in _pairs(sides, draw):
-                push.zero_grad(set_to_none=True)
-                pushed(own.error(new.of(f)), others.error(new.of(r))).backward()
-                push.step()
-                align.zero_grad(set_to_none=True)
+                push.step(pushed(own.error(new.of(f)), others.error(new.of(r))))
                 near, far = (cosines(new.of(b), known[id(b)]) for b in (r, f))
-                contrast(near, far, self.temperature).backward()
-                align.step()
+                align.step(contrast(near, far, self.temperature))
                 bar.advance(len(f))
 
 
@@ -209,12 +206,12 @@ def autoencoder(
 ) -> Autoencoder:
     """Return a trained autoencoder of rows, frozen."""
     made = Autoencoder(rows, latent).to(rows)
-    optimiser = torch.optim.Adam(made.parameters(), lr=FIT_RATE)
-    for _ in range(steps):
+
+    def loss(_: int) -> Tensor:
         chosen = torch.randint(len(rows), (min(128, len(rows)),), generator=draw)
-        optimiser.zero_grad(set_to_none=True)
-        made.loss(rows[chosen.to(rows.device)], draw).backward()
-        optimiser.step()
+        return made.loss(rows[chosen.to(rows.device)], draw)
+
+    Descent("LabelAgnosticForget", made.parameters(), FIT_RATE).run(loss, range(steps))
     return made.requires_grad_(False)
 
 

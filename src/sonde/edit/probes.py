@@ -5,7 +5,8 @@ concept there, and later layers may compute it anew from what else the states ho
 """
 
 from dataclasses import dataclass
-from typing import Any, final
+from functools import partial
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
+from sonde.engine.steps import Descent, minimise, seeded
 
 MOST_ROWS = 4096
 HIDDEN, EPOCHS, BATCH, RATE, DECAY = 64, 30, 256, 3e-3, 1e-2
@@ -114,8 +116,7 @@ def probe_accuracy(
     train = x[~is_held].double()
     z = ((x.double() - train.mean(0)) / train.std(0).clamp(min=1e-12)).float()
     data = z[~is_held], y[~is_held], z[is_held]
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+    with seeded(seed):
         guesses = {
             "linear": _linear(*data, len(classes)),
             "two_layer": _two_layer(*data, len(classes)),
@@ -138,24 +139,19 @@ def _held_out(group: Int[Tensor, "row"], held: float, seed: int) -> Bool[Tensor,
 def _linear(x: Tensor, y: Tensor, fresh: Tensor, n_classes: int) -> Int[Tensor, "row"]:
     net = nn.Linear(x.shape[1], n_classes)
     nn.init.zeros_(net.weight)
-    optimiser = torch.optim.LBFGS(net.parameters(), max_iter=STEPS, line_search_fn="strong_wolfe")
 
-    def loss() -> Any:
-        optimiser.zero_grad()
-        value = nn.functional.cross_entropy(net(x), y) + DECAY / 2 * net.weight.square().sum()
-        value.backward()
-        return value
+    def loss() -> Tensor:
+        return nn.functional.cross_entropy(net(x), y) + DECAY / 2 * net.weight.square().sum()
 
-    optimiser.step(loss)
+    minimise(loss, list(net.parameters()), STEPS)
     return net(fresh).argmax(1)
 
 
 def _two_layer(x: Tensor, y: Tensor, fresh: Tensor, n_classes: int) -> Int[Tensor, "row"]:
     net = nn.Sequential(nn.Linear(x.shape[1], HIDDEN), nn.GELU(), nn.Linear(HIDDEN, n_classes))
-    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY)
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(len(x)).split(BATCH):
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
-            optimiser.step()
+    adam = partial(torch.optim.AdamW, weight_decay=DECAY)
+    parts = (rows for _ in range(EPOCHS) for rows in torch.randperm(len(x)).split(BATCH))
+    Descent("probes_along", net.parameters(), RATE, adam).run(
+        lambda rows: nn.functional.cross_entropy(net(x[rows]), y[rows]), parts
+    )
     return net(fresh).argmax(1)

@@ -20,6 +20,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.core.site import Site
+from sonde.engine.steps import Descent
 from sonde.tap.hand.editing import editing
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, replaced
@@ -249,30 +250,25 @@ class Codebook:
         later = [batch(self.steps + i) for i in range(JUDGED)]
         before = _mean_loss(given, later, loss)
         weights = [p for p in module.parameters() if p.requires_grad]
-        optimiser = torch.optim.Adam([*weights, *books], lr=self.rate)
+        descent = Descent("Codebook.fit", [*weights, *books], self.rate)
         used = [torch.zeros(self.n_codes) for _ in books]
         apart: list[Tensor] = []
         pairs = [
             (m, partial(self._quantised, book, seen, apart))
             for m, book, seen in zip(at, books, used, strict=True)
         ]
+
+        def total(inputs: Any) -> Tensor:
+            apart.clear()
+            found = loss(module(inputs), inputs)
+            return found + self.commitment * torch.stack(apart).sum()
+
+        def renew(inputs: Any) -> None:
+            if descent.n_steps % RENEWED == 0 and descent.n_steps + RENEWED <= self.steps:
+                _renew(books, used, _rows(module, at, [inputs]), source)
+
         with Session(module, pairs, reading=False, owner="Codebook"):
-            for step in range(self.steps):
-                inputs = batch(step)
-                with torch.enable_grad():
-                    apart.clear()
-                    found = loss(module(inputs), inputs)
-                    found = found + self.commitment * torch.stack(apart).sum()
-                    optimiser.zero_grad()
-                    found.backward()
-                if not bool(torch.isfinite(found)):
-                    raise InputError(
-                        f"Codebook.fit: the loss is not finite at step {step}. Lower rate (now "
-                        f"{self.rate})."
-                    )
-                optimiser.step()
-                if (step + 1) % RENEWED == 0 and step + RENEWED < self.steps:
-                    _renew(books, used, _rows(module, at, [inputs]), source)
+            descent.run(total, map(batch, range(self.steps)), renew)
             for seen in used:
                 seen.zero_()
             after = _mean_loss(module, later, loss)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 
 from sonde.core.errors import InputError
 from sonde.core.result import Result
+from sonde.engine.steps import Descent, seeded
 
 Pictures = Float[Tensor, "row channel height width"]
 Labels = Int[Tensor, "row"]
@@ -140,15 +141,16 @@ class Comet:
         InputError
             If a loss is not finite.
         """
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
+        with seeded(self.seed) as draw:
             selector, predictor = _Selector(x.shape[1], self.patch), classifier()
             full = classifier()
-            draw = torch.Generator().manual_seed(self.seed)
-            optimiser = torch.optim.Adam(full.parameters(), lr=self.rate)
-            for _ in range(self.steps // 4 + 1):
-                i = torch.randint(len(x), (self.batch,), generator=draw)
-                _step(optimiser, cross_entropy(full(x[i]), label[i]))
+            Descent("Comet.fit", full.parameters(), self.rate).run(
+                lambda i: cross_entropy(full(x[i]), label[i]),
+                (
+                    torch.randint(len(x), (self.batch,), generator=draw)
+                    for _ in range(self.steps // 4 + 1)
+                ),
+            )
             nets = selector, predictor, copy.deepcopy(full)
             self._train(nets, x, label, draw)
         return self._judged(nets, *held)
@@ -156,25 +158,22 @@ class Comet:
     @torch.enable_grad()
     def _train(self, nets: Nets, x: Pictures, label: Labels, draw: torch.Generator) -> None:
         selector, predictor, detector = nets
-        rates = (self.selector_rate, self.rate, self.rate)
-        own = [torch.optim.Adam(n.parameters(), lr=r) for n, r in zip(nets, rates, strict=True)]
-        for step in range(self.steps):
+        select, keep, leave = (
+            Descent("Comet.fit", net.parameters(), rate)
+            for net, rate in zip(nets, (self.selector_rate, self.rate, self.rate), strict=True)
+        )
+        for _ in range(self.steps):
             i = torch.randint(len(x), (self.batch,), generator=draw)
             part, y = x[i], label[i]
             mask = selector(part)
             fixed = mask.detach()
-            _step(own[1], cross_entropy(predictor(fixed * part), y))
-            _step(own[2], cross_entropy(detector((1.0 - fixed) * part), y))
+            keep.step(cross_entropy(predictor(fixed * part), y))
+            leave.step(cross_entropy(detector((1.0 - fixed) * part), y))
             kept = cross_entropy(predictor(mask * part), y, reduction="none")
             left = cross_entropy(detector((1.0 - mask) * part), y, reduction="none")
             loss = kept + self.weight * (kept - left + self.gap).relu()
             loss = loss + self.area_weight * (mask.mean((1, 2, 3)) - self.area).relu()
-            _step(own[0], loss.mean())  # what it leaves at the other nets is cleared by their steps
-            if not bool(torch.isfinite(loss).all()):
-                raise InputError(
-                    f"Comet.fit: the loss of the selector is not finite at step {step}. Lower rate "
-                    f"(now {self.rate})."
-                )
+            select.step(loss.mean())
 
     def _judged(self, nets: Nets, x: Pictures, label: Labels) -> CometResult:
         selector, predictor, detector = nets
@@ -218,9 +217,3 @@ class _Selector(nn.Module):
             level = avg_pool2d(level, self.patch, ceil_mode=True)
             level = interpolate(level, list(x.shape[2:]), mode="nearest")
         return level.sigmoid()
-
-
-def _step(optimiser: Any, loss: Tensor) -> None:
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()

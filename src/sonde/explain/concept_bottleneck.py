@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.result import Result
+from sonde.engine.steps import Descent
 
 Loss = Literal["l1", "contrastive", "gumbel"]
 DECIDES = 0.95
@@ -184,34 +185,30 @@ class ConceptBottleneck:
             per_decision=float(found.concepts_per_decision(rows[held].double()).mean()),
         )
 
-    @torch.enable_grad()
     def _aligned(self, x: Tensor, bank: Tensor, draw: torch.Generator) -> Tensor:
         """Return the layer of concepts that says what the embeddings' similarities say."""
         target = normalize(x, dim=1) @ bank.T
         matching = target.argmax(1)
         concept = bank.clone().requires_grad_(True)
-        walk = torch.optim.Adam([concept], lr=self.rate)
         present = torch.unique(matching)
-        for step in range(self.steps):
+
+        def loss(step: int) -> Tensor:
             scores = _scores(x, concept)
             if self.loss == "contrastive":
                 rows, columns = target.softmax(1), target.T.softmax(1)
-                loss = cross_entropy(scores, rows) + cross_entropy(scores.T, columns)
-            else:
-                tau = max(COLDEST, self.tau * (COLDEST / self.tau) ** (step / self.steps))
-                noise = -(-torch.rand(scores.shape, generator=draw).clamp(1e-12).log()).log()
-                warm = (scores + noise.to(scores)) / tau
-                by_row = cross_entropy(warm, matching)
-                drawn = warm.T.log_softmax(1)[present]
-                owns = one_hot(matching, len(bank)).T[present].to(drawn)
-                by_concept = -(drawn * owns / owns.sum(1, keepdim=True)).sum(1).mean()
-                loss = by_row + by_concept
-            (slope,) = torch.autograd.grad(loss, concept)
-            concept.grad = slope
-            walk.step()
+                return cross_entropy(scores, rows) + cross_entropy(scores.T, columns)
+            tau = max(COLDEST, self.tau * (COLDEST / self.tau) ** (step / self.steps))
+            noise = -(-torch.rand(scores.shape, generator=draw).clamp(1e-12).log()).log()
+            warm = (scores + noise.to(scores)) / tau
+            by_row = cross_entropy(warm, matching)
+            drawn = warm.T.log_softmax(1)[present]
+            owns = one_hot(matching, len(bank)).T[present].to(drawn)
+            by_concept = -(drawn * owns / owns.sum(1, keepdim=True)).sum(1).mean()
+            return by_row + by_concept
+
+        Descent("ConceptBottleneck", [concept], self.rate).run(loss, range(self.steps))
         return concept.detach()
 
-    @torch.enable_grad()
     def _classes(
         self, x: Tensor, concept: Tensor, y: Tensor, n_classes: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,19 +217,20 @@ class ConceptBottleneck:
         weight = x.new_zeros(n_classes, len(concept)).requires_grad_(True)
         bias = x.new_zeros(n_classes).requires_grad_(True)
         learned = [weight, bias, *([concept] if self.loss == "l1" else [])]
-        walk = torch.optim.Adam(learned, lr=self.rate)
-        for _ in range(self.steps):
+
+        def loss(_: int) -> Tensor:
             said = _scores(x, concept)
             if self.loss == "gumbel":
                 said = one_hot(said.argmax(1), said.shape[1]).to(said)
-            slopes = torch.autograd.grad(cross_entropy(said @ weight.T + bias, y), learned)
-            for tensor, slope in zip(learned, slopes, strict=True):
-                tensor.grad = slope
-            walk.step()
-            with torch.no_grad():
-                for tensor in [t for t in learned if t is not bias]:
-                    less = (tensor.abs() - self.rate * self.l1).clamp(min=0.0)
-                    tensor.copy_(tensor.sign() * less)
+            return cross_entropy(said @ weight.T + bias, y)
+
+        @torch.no_grad()
+        def after(_: int) -> None:
+            for tensor in [t for t in learned if t is not bias]:
+                less = (tensor.abs() - self.rate * self.l1).clamp(min=0.0)
+                tensor.copy_(tensor.sign() * less)
+
+        Descent("ConceptBottleneck", learned, self.rate).run(loss, range(self.steps), after)
         return concept.detach(), weight.detach(), bias.detach()
 
 

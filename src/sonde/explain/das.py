@@ -6,6 +6,7 @@ subspace. A subspace that was learned can work through dormant parts: run ``Subs
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import Any, ClassVar, final
 
 import torch
@@ -19,6 +20,7 @@ from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.core.site import Site
 from sonde.engine.progress import Bar
+from sonde.engine.steps import Descent, seeded
 from sonde.explain._runs import TwoRuns
 from sonde.explain.objective import Objective
 from sonde.tap.model.sites import Pattern
@@ -218,8 +220,7 @@ class Das:
         width = batches[0].width
         if self.k > width:
             raise InputError(f"Das: expected k of at most {width} at {site}, got {self.k}.")
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             turn = nn.Linear(width, self.k, bias=False)
             parametrizations.orthogonal(turn)
             subspace, losses = self._trained(turn, batches, progress)
@@ -229,22 +230,13 @@ class Das:
     def _trained(
         self, turn: nn.Linear, batches: Sequence["_Pairs"], progress: bool
     ) -> tuple[Float[Tensor, "dim k"], tuple[float, ...]]:
-        optimiser = torch.optim.Adam(turn.parameters(), lr=self.rate)
-        losses: list[float] = []
         with Bar("align", self.steps, shown=progress) as bar:
-            for step in range(self.steps):
-                loss = batches[step % len(batches)].loss(turn.weight.T)
-                if not bool(loss.isfinite()):
-                    raise InputError(
-                        f"Das: the loss is {float(loss.detach())} at step {step}. Take a smaller "
-                        "rate."
-                    )
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                losses.append(float(loss.detach()))
-                bar.advance(1)
-        return turn.weight.T.detach().clone(), tuple(losses)
+            losses = Descent("Das", turn.parameters(), self.rate).run(
+                lambda pairs: pairs.loss(turn.weight.T),
+                islice(cycle(batches), self.steps),
+                lambda _: bar.advance(1),
+            )
+        return turn.weight.T.detach().clone(), losses
 
 
 class _Pairs:

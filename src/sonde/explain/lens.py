@@ -6,6 +6,7 @@ by least squares; ``TunedLens`` trains such maps on the model's own answers.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any, ClassVar, final
 
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
@@ -18,6 +19,7 @@ from sonde.core.edit import AffineMap
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.result import Result
+from sonde.engine.steps import Descent
 from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
@@ -240,26 +242,19 @@ class TunedLens:
         maps = {path: (start or {}).get(path, AffineMap()) for path in layers.paths[:-1]}
         dim = texts[0][0][0].shape[1]
         trained = {path: _dense(one, dim).requires_grad_(True) for path, one in maps.items()}
-        optimiser = torch.optim.Adam(trained.values(), lr=self.rate)
-        for step in range(self.steps):
-            states, answers, _ = texts[step % len(texts)]
+
+        def loss(text: tuple[list[Tensor], Tensor, Tensor]) -> Tensor:
+            states, answers, _ = text
             target = answers.log_softmax(-1)
-            optimiser.zero_grad()
             total = torch.zeros((), dtype=torch.float64, device=answers.device)
-            with torch.enable_grad():
-                for i, weight in enumerate(trained.values()):
-                    one = torch.cat([states[i], states[i].new_ones(len(states[i]), 1)], 1)
-                    answer = layers.decode(one @ weight.to(one).T).double().log_softmax(-1)
-                    total = total + (target.exp() * (target - answer)).sum() / len(answers)
-            if not bool(torch.isfinite(total)):
-                raise InputError(
-                    f"TunedLens: expected a finite loss, got {float(total)} at step {step}. Lower "
-                    "the rate."
-                )
-            grads = torch.autograd.grad(total, list(trained.values()))
-            for weight, grad in zip(trained.values(), grads, strict=True):
-                weight.grad = grad
-            optimiser.step()
+            for i, weight in enumerate(trained.values()):
+                one = torch.cat([states[i], states[i].new_ones(len(states[i]), 1)], 1)
+                answer = layers.decode(one @ weight.to(one).T).double().log_softmax(-1)
+                total = total + (target.exp() * (target - answer)).sum() / len(answers)
+            return total
+
+        descent = Descent("TunedLens", trained.values(), self.rate)
+        descent.run(loss, islice(cycle(texts), self.steps))
         return LogitLens({path: _affine(weight.detach()) for path, weight in trained.items()})
 
 

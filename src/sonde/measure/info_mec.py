@@ -14,6 +14,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
+from sonde.engine.steps import minimise
 from sonde.measure._factors import N_BINS, FactorSymbols, check_factors, normalised, table_chart
 from sonde.measure._reads import PairSampleInstrument
 from sonde.stats import HashSampleState, random_halves
@@ -201,23 +202,12 @@ def _predicted(
     n_classes = int(label.max()) + 1
     slope = torch.zeros(z.shape[1], n_classes, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(n_classes, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS(
-        [slope, bias],
-        max_iter=200,
-        tolerance_grad=1e-7,
-        tolerance_change=1e-14,
-        line_search_fn="strong_wolfe",
-    )
 
     def loss() -> Tensor:
-        solver.zero_grad()
         each = torch.nn.functional.cross_entropy(z @ slope + bias, label, reduction="none")
-        total = (weight * each).mean() + penalty / 2 * slope.square().sum()
-        total.backward()
-        return total
+        return (weight * each).mean() + penalty / 2 * slope.square().sum()
 
-    with torch.enable_grad():
-        solver.step(loss)  # pyright: ignore[reportArgumentType]
+    minimise(loss, [slope, bias], 200, tolerance_change=1e-14)
     return torch.log_softmax(((held - mean) / spread) @ slope.detach() + bias.detach(), 1)
 
 
