@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 from torch import nn
 
 from page_case import Page
@@ -50,6 +51,91 @@ def judged():
     model = Model(Corner())
     inputs = open_inputs(model, [{"x": image} for image in images], batch_size=12)
     return explain(model, inputs, [Noise(), IntegratedGradients(8)], progress=False)
+
+
+class Marked(nn.Module):
+    """Answers 1 if token 7 is in the text, else 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 2)
+        with torch.no_grad():
+            self.embed.weight.copy_(0.01 * torch.randn(20, 2, generator=torch.manual_seed(5)))
+            self.embed.weight[7, 0] = 9.0
+
+    def forward(self, input_ids):
+        level = self.embed(input_ids)[..., 0].amax(1)
+        return torch.stack((torch.full_like(level, 4.0), level), 1)
+
+
+@dataclass(frozen=True)
+class AtToken(Attributor):
+    """Points at token 7 with this sign, and somewhere with any sign where it is absent."""
+
+    sign: float = 1.0
+
+    def _parts(self, function, objective):
+        tokens = function.call.fed
+        value = 0.01 * torch.randn(tokens.shape, generator=torch.Generator().manual_seed(2))
+        value = torch.where(tokens == 7, self.sign, value).double()
+        spread = value[..., None] * torch.tensor([1.0, 0.0])
+        return Parts(spread.to(function.value))
+
+
+@pytest.mark.truth("planted: one token decides, in half of the texts")
+def test_an_answer_that_nothing_in_the_input_makes_refutes_no_attribution():
+    tokens = torch.randint(8, 20, (12, 9), generator=torch.Generator().manual_seed(0))
+    tokens[torch.arange(6), torch.tensor([1, 4, 8, 0, 3, 5])] = 7
+    model = Model(Marked())
+    inputs = open_inputs(model, [{"input_ids": row} for row in tokens], batch_size=12)
+    methods = [AtToken(), AtToken(-1.0), Noise()]
+    batch, (right, against, noise) = explain(model, inputs, methods, progress=False)
+    assert best_of((noise, against, right)) is right
+    (held,) = [one for one in right.verdicts[1:] if one.is_believable]
+    assert (held.label, held.n, held.better, held.wrong) == ("1", 6, 6, 0)
+    # the token goes first: area 1 / 20 of deletion and of insertion at most from the whole worth
+    assert held.effect > 0.6
+    assert not against.is_believable
+    assert not noise.is_believable
+    named = {"0": "plain", "1": "marked"}
+    found = explain_document([noise, against, right], batch, model="m", data="d", classes=named)
+    assert found["methods"][0]["method"] == found["best"] == "at_token"
+    said = explain_verdict(found) + explain_to_text(found)
+    assert "effect" in said
+    assert "marked" in json.dumps(found["methods"][0]["classes"])
+
+
+def _shown(gains, worth=1.0):
+    """An attribution whose inputs have these gains."""
+    n = len(gains)
+    inputs = {
+        "gain": gains,
+        "worth": [worth] * n,
+        "wrong": [0.0] * n,
+        "label": ["0"] * n,
+        "chance": [0.0, 0.001, -0.001],
+    }
+    area = {"value": 0.0, "se": 0.0, "random": 0.0, "random_spread": 1e-3}
+    found = Attribution(value=torch.zeros(n, 2), objective=torch.zeros(n), n=n)
+    violation = {"value": 0.0, "low": 0.0, "high": 0.1, "base_rate": 0.0, "signed": True}
+    return Judged("m", found, area, area, violation, {"value": 0.0, "passed": True}, inputs)
+
+
+@pytest.mark.truth("gains that are typed in; scipy's one-sided t-test")
+def test_verdicts_are_ranked_by_their_effect_and_a_small_one_is_not_believed():
+    gains = [0.31, 0.02, 0.44, 0.25, 0.13, 0.38, -0.05]
+    large, small = _shown(gains, 0.8), _shown([g / 9 for g in gains], 0.8)
+    verdict = large.verdicts[0]
+    assert verdict.effect == pytest.approx(sum(gains) / 7 / 0.8)
+    want = ttest_1samp(gains, 0.0, alternative="greater").pvalue
+    assert verdict.p == pytest.approx(want)
+    assert (verdict.better, verdict.is_believable) == (6, True)
+    assert small.verdicts[0].p == pytest.approx(want)
+    assert not small.is_believable
+    medium = _shown([g / 2 for g in gains], 0.8)
+    assert best_of((medium, small, large)) is large
+    assert _shown([0.3], 0.8).verdicts[0].p < 0.025  # one input: random orders are the spread
+    assert not _shown([0.0005], 0.001).is_believable
 
 
 @pytest.mark.truth("planted: nine pixels decide")
@@ -106,7 +192,7 @@ def test_an_attribution_that_is_kept_comes_back_and_a_damaged_one_is_judged_agai
     found = Attribution(
         value=values, objective=values[:, 0], n=3, conventions={"signed": True, "site": "input"}
     )
-    one, calls = Judged("saliency", found, said, said, said, said), []
+    one, calls = Judged("saliency", found, said, said, said, said, said), []
     kept = KeptExplanations(tmp_path / "why.run", "asked")
 
     def judge() -> Judged:

@@ -81,7 +81,12 @@ class Explain:
         )
         columns = inputs.typed.get("number_columns", ())
         document = explain_document(
-            judged, batch, model=self.model, data=self.data, features=columns
+            judged,
+            batch,
+            model=self.model,
+            data=self.data,
+            features=columns,
+            classes=self._classes(model, inputs, judged[0].inputs["label"]),
         )
         if self.dictionary is not None:
             document["features"] = self._features(model, batch, objective, self.dictionary)
@@ -110,6 +115,15 @@ class Explain:
         if not site:
             raise InputError(f"--dictionary: {path} names no site of this model. Give --sites.")
         return feature_effects(model, batch, found, objective, site)
+
+    def _classes(self, model: Any, inputs: Any, labels: list[str]) -> dict[str, str]:
+        """Return the names of the classes or tokens that are explained."""
+        from sonde.data.pieces import texts_of
+
+        if model.task == "causal":
+            tokens = [label for label in set(labels) if label.isdigit()]
+            return {t: repr(texts_of([int(t)], model.processor)[0]) for t in tokens}
+        return {str(i): str(name) for i, name in enumerate(inputs.label_names)}
 
     def _check(self) -> None:
         from sonde.store.outputs import check_file

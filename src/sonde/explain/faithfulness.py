@@ -32,7 +32,8 @@ class FaithfulnessResult(Result):
     """A figure over examples; ``each`` of them, the mean ``curve``, and those of random orders.
 
     ``null`` is the mean over random orders of the same places, ``null_spread`` the standard
-    deviation of their means.
+    deviation of their means, ``null_each`` the figure of each order on each example. ``change`` is
+    the objective after the last step less that after the first.
     """
 
     title: ClassVar[str] = "Objective while places are taken away"
@@ -41,6 +42,8 @@ class FaithfulnessResult(Result):
     curve: Float[Tensor, "step"]
     null_curve: Float[Tensor, "step"]
     null_spread: float
+    null_each: Float[Tensor, "order row"]
+    change: Float[Tensor, "row"]
 
     def chart(self) -> Chart:
         """Return the curve beside that of random orders."""
@@ -105,7 +108,10 @@ class OrderTest(ABC):
         ]
         nulls = [self._curves(function, fixed, places, s, self.seed) for s in drawn]
         each = self._figure(curves)
-        means = torch.stack([self._figure(c).mean() for c in nulls]) if nulls else each.new_zeros(0)
+        null_each = each.new_zeros(0, len(each))
+        if nulls:
+            null_each = torch.stack([self._figure(c) for c in nulls])
+        means = null_each.mean(1)
         null_curve = (
             torch.stack(nulls).mean((0, 1)) if nulls else torch.full_like(curves[0], torch.nan)
         )
@@ -124,6 +130,8 @@ class OrderTest(ABC):
             curve=curves.mean(0),
             null_curve=null_curve,
             null_spread=float(means.std()) if len(means) > 1 else float("nan"),
+            null_each=null_each,
+            change=curves[:, -1] - curves[:, 0],
         )
 
     @property

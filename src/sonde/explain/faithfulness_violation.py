@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
@@ -29,7 +29,8 @@ class ViolationResult(Result):
     Counts are by rank of the absolute attribution. ``low`` and ``high`` are the exact 95 % interval
     of ``value``; ``without_ties`` leaves out places whose removal moves nothing; ``base_rate`` is
     the share of tested places whose removal raises the objective, which is the violation rate of an
-    attribution that is always positive.
+    attribution that is always positive. ``wrong`` says of each example whether its first place
+    violates, NaN where that place moves nothing.
     """
 
     title: ClassVar[str] = "Violations by rank"
@@ -41,6 +42,7 @@ class ViolationResult(Result):
     high: float
     without_ties: float
     base_rate: float
+    wrong: Float[Tensor, "row"]
 
 
 @final
@@ -107,7 +109,7 @@ class FaithfulnessViolation:
         order = places.order(scores.abs(), self.seed)
         whole = fixed.of(function.outputs).double()
         counts = torch.zeros(3, min(self.k, places.n), dtype=torch.int64)
-        n_raised = 0
+        n_raised, first = 0, torch.full((len(places.x),), torch.nan, dtype=torch.float64)
         for rank in range(counts.shape[1]):
             at = order[:, rank : rank + 1]
             tried = places.real.gather(1, at)[:, 0].cpu()
@@ -119,12 +121,15 @@ class FaithfulnessViolation:
             for row, which in enumerate((wrong, is_tie, torch.ones_like(tried))):
                 counts[row, rank] = int((which & tried).sum())
             n_raised += int(((fall < 0) & ~is_tie & tried).sum())
-        return self._result(counts, n_raised, found, objective, function)
+            if rank == 0:
+                first = torch.where(is_tie | ~tried, torch.nan, wrong.double())
+        return self._result(counts, n_raised, first, found, objective, function)
 
     def _result(
         self,
         counts: Int[Tensor, "three rank"],
         n_raised: int,
+        first: Float[Tensor, "row"],
         found: Attribution,
         objective: Objective,
         function: SiteFunction,
@@ -149,6 +154,7 @@ class FaithfulnessViolation:
             high=high,
             without_ties=_share(wrong, n - ties),
             base_rate=_share(n_raised, n),
+            wrong=first,
         )
 
 

@@ -60,12 +60,23 @@ def _head(found: dict[str, Any]) -> Head:
 
 
 def _methods(found: dict[str, Any], names: ElementIds) -> Section:
-    columns = ("method", "holds", "deletion", "at random", "insertion", "at random")
+    columns = (
+        "method",
+        "holds",
+        "effect",
+        "better on",
+        "deletion",
+        "at random",
+        "insertion",
+        "at random",
+    )
     columns += ("wrong signs", "redrawn", "flags")
     rows = tuple(
         (
             one["method"],
-            "yes" if one["believable"] else "no",
+            _holds(one),
+            one["effect"],
+            f"{one['verdict']['better']} of {one['verdict']['n']}",
             one["deletion"]["value"],
             one["deletion"]["random"],
             one["insertion"]["value"],
@@ -76,13 +87,30 @@ def _methods(found: dict[str, Any], names: ElementIds) -> Section:
         )
         for one in found["methods"]
     )
-    lead = "Deletion: area under the answer's probability while the places with the largest "
-    lead += "attribution go first; low is good. Insertion: while they come first; high is good. "
+    lead = (
+        "Effect: insertion less deletion beyond random orders, as a share of what all places are "
+    )
+    lead += (
+        "worth together; 0 is as random orders, 1 all at once. Better on: inputs with an effect "
+    )
+    lead += "above 0. Deletion: area under the answer's probability while the places with the "
+    lead += "largest attribution go first; low is good. Insertion: while they come first; high is "
+    lead += "good. "
     lead += "At random: the same for random orders. Wrong signs: how often the largest place moves "
     lead += "the answer against its sign; half is a coin. Redrawn: likeness to the map after all "
     lead += "weights are redrawn; above .5 it shows the input and the architecture."
     numbers = Numbers(columns, rows, "methods")
     return Section("methods", "Which explanation holds", [table(numbers, names)], lead)
+
+
+def _holds(one: dict[str, Any]) -> str:
+    """Return where an attribution can be believed: everywhere, for some classes, or nowhere."""
+    if not one["believable"]:
+        return "no"
+    if one["verdict"]["label"] is None:
+        return "yes"
+    held = [shown(of["label"], 24) for of in one["classes"] if of["believable"]]
+    return f"for {', '.join(held)}"
 
 
 def _features(features: Sequence[dict[str, Any]], names: ElementIds) -> Section:

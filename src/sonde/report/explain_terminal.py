@@ -6,9 +6,11 @@ from typing import Any
 from sonde.report._format import number, plural, share, shown
 
 COLUMNS = 80
-LEGEND = """deletion   area under the answer while places go, largest first; low is good
+LEGEND = """effect     insertion less deletion beyond random orders, as a share of what all
+           places are worth together: 0 as random orders, 1 all at once
+deletion   area under the answer while places go, largest first; low is good
 insertion  the same while they come, largest first; high is good
-violation  share of the largest places whose sign is wrong (-: has no signs)
+wrong      share of the largest places whose sign is wrong (-: has no signs)
 redrawn    likeness to the map after all weights are redrawn; above .5 it shows
            the input and the architecture, not what was learned"""
 
@@ -23,8 +25,8 @@ def explain_verdict(found: dict[str, Any]) -> str:
     """
     if found["best"] is None:
         return (
-            "No explanation can be believed here: none is clearly better than random orders, with "
-            "signs that hold."
+            "No explanation can be believed here: none finds what the answers hang on clearly "
+            "better than random orders, with signs that hold, on all inputs or on those of a class."
         )
     best = next(one for one in found["methods"] if one["method"] == found["best"])
     learned = (
@@ -32,7 +34,15 @@ def explain_verdict(found: dict[str, Any]) -> str:
         if best["sanity"]["passed"]
         else "but looks the same after the weights are redrawn, so input and architecture make it"
     )
-    return f"Believe {shown(found['best'], 60)} here: it finds what the answers hang on, {learned}."
+    held = best["verdict"]
+    others = plural(found["n"] - held["n"], "input") if held["label"] is not None else ""
+    where = "here" if not others else f"for answers of {shown(held['label'], 40)}"
+    said = (
+        f"Believe {shown(found['best'], 60)} {where}: its effect is {number(held['effect'])} (0 as "
+        f"random orders, 1 all at once), above 0 on {held['better']} of {held['n']} inputs, "
+        f"{learned}."
+    )
+    return f"{said} Of the other {others} it is not shown." if others else said
 
 
 def explain_to_text(found: dict[str, Any]) -> str:
@@ -42,13 +52,15 @@ def explain_to_text(found: dict[str, Any]) -> str:
     lines += [
         what,
         "",
-        f"{'method':<31}{'deletion':>14}{'insertion':>14}{'violation':>11}{'redrawn':>9}",
+        f"{'method':<31}{'effect':>6}{'deletion':>14}{'insertion':>14}{'wrong':>6}{'redrawn':>9}",
     ]
     for one in found["methods"]:
         cells = [_curve(one["deletion"]), _curve(one["insertion"]), _violation(one["violation"])]
         name = ("* " if one["believable"] else "  ") + shown(one["method"], 29)
-        redrawn = number(one["sanity"]["value"])
-        lines.append(f"{name:<31}{cells[0]:>14}{cells[1]:>14}{cells[2]:>11}{redrawn:>9}")
+        effect, redrawn = f"{one['effect']:.2f}", number(one["sanity"]["value"])
+        lines.append(f"{name:<31}{effect:>6}{cells[0]:>14}{cells[1]:>14}{cells[2]:>6}{redrawn:>9}")
+        if one["verdict"]["label"] is not None:
+            lines += [f"    {_of_class(of)}" for of in one["classes"] if of["believable"]]
         if one["flags"]:
             lines.append(f"    {', '.join(one['flags'])}")
     if found.get("features"):
@@ -60,6 +72,13 @@ def explain_to_text(found: dict[str, Any]) -> str:
         ]
     lines += ["", "* can be believed; in brackets the same for random orders", *LEGEND.splitlines()]
     return "\n".join(lines)
+
+
+def _of_class(held: dict[str, Any]) -> str:
+    return (
+        f"holds for answers of {shown(held['label'], 24)}: effect {number(held['effect'])}, above 0"
+        f" on {held['better']} of {held['n']}"
+    )
 
 
 def _curve(figure: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Several attributions of the same answers, each judged, and which of them can be believed here."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from sonde.explain import (
 from sonde.run.explaining.judged import Judged
 from sonde.run.explaining.kept import KeptExplanations
 from sonde.run.instruments.listing import snake_case
+from sonde.tap.reading.site_function import SiteFunction
 
 SCHEMA: Final = "sonde-explain/1"
 DEFAULTS: tuple[Attributor, ...] = (
@@ -136,11 +137,14 @@ def _judged(
     found = method.attribute(model, batch, objective, site)
     baseline = getattr(method, "baseline", None) or Baseline()
     curves: list[dict[str, Any]] = []
+    gains: list[Tensor] = []
     for kind in (Deletion, Insertion):
         result = kind(baseline, n_random).judge(model, batch, found, test, site)
         null = float("nan") if result.null is None else float(torch.as_tensor(result.null))
         spread = {"random": null, "random_spread": result.null_spread}
         curves.append({"value": float(result), "se": result.se, **spread})
+        gains.append(torch.cat([result.each[None], result.null_each]))
+        worth = result.change
     signs = FaithfulnessViolation(baseline=baseline).judge(model, batch, found, test, site)
     violation = {
         "value": float(signs),
@@ -151,13 +155,32 @@ def _judged(
     }
     redrawn = SanityChecks(stages=1).judge(model, batch, method, objective, site)
     sanity = {"value": float(redrawn), "se": redrawn.se, "passed": redrawn.is_passed}
-    return Judged(name_of(method), found, curves[0], curves[1], violation, sanity)
+    own, *orders = gains[1] - gains[0]
+    by_chance = torch.stack(orders) if orders else own[None]
+    inputs = {
+        "gain": (own - by_chance.mean(0)).tolist(),
+        "chance": (by_chance - by_chance.mean(0)).mean(1).tolist(),
+        "worth": worth.tolist(),
+        "wrong": [None if v != v else v for v in signs.wrong.tolist()],
+        "label": _labels(model, batch, test, site),
+    }
+    return Judged(name_of(method), found, curves[0], curves[1], violation, sanity, inputs)
+
+
+def _labels(model: Model, batch: InputBatch, test: Objective, site: str) -> list[str]:
+    """Return the class, or the tokens, that each answer is explained for."""
+    function = SiteFunction(model, batch, site)
+    target = test.at(function).target
+    return [" ".join(map(str, row)) for row in target.reshape(len(target), -1).tolist()]
 
 
 def best_of(judged: Sequence[Judged]) -> Judged | None:
-    """Return the believable attribution with the largest gain; None where none can be believed."""
+    """Return the believable attribution of the largest effect; None if none can be believed.
+
+    One that holds over all inputs goes before one that holds on a class alone.
+    """
     known = [one for one in judged if one.is_believable]
-    return max(known, key=lambda one: one.gain, default=None)
+    return max(known, key=lambda one: (one.verdicts[0].is_believable, one.effect), default=None)
 
 
 def explain_document(
@@ -168,6 +191,7 @@ def explain_document(
     data: str,
     most: int = 16,
     features: Sequence[str] = (),
+    classes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the JSON of an explanation, ``sonde-explain/1``.
 
@@ -181,8 +205,15 @@ def explain_document(
         How many examples carry their attributions.
     features : sequence of str, optional
         Names of the input's numbers, where they have some.
+    classes : mapping of str to str, optional
+        Names of the classes or tokens that are explained, by number.
     """
+
+    def named(label: str | None) -> str | None:
+        return None if label is None else (classes or {}).get(label, label)
+
     first, best = judged[0].found, best_of(judged)
+    ranked = sorted(judged, key=lambda one: (one is not best, not one.is_believable, -one.effect))
     return {
         "schema": SCHEMA,
         "model": model,
@@ -198,7 +229,9 @@ def explain_document(
                     "method": one.word,
                     "baseline": one.found.conventions["baseline"],
                     "believable": one.is_believable,
-                    "gain": one.gain,
+                    "effect": one.effect,
+                    "verdict": one.best.json() | {"label": named(one.best.label)},
+                    "classes": [v.json() | {"label": named(v.label)} for v in one.verdicts[1:]],
                     "deletion": one.deletion,
                     "insertion": one.insertion,
                     "violation": one.violation,
@@ -206,7 +239,7 @@ def explain_document(
                     "flags": list(one.found.flags),
                 }
             )
-            for one in judged
+            for one in ranked
         ],
         "examples": [
             finite_json(

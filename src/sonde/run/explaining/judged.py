@@ -1,13 +1,58 @@
 """An attribution with the tests that could have refuted it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sonde.explain import Attribution
+import torch
+from jaxtyping import Float
+from scipy.stats import t as student  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
 
-TESTS: Final = ("deletion", "insertion", "violation", "sanity")
-CLEAR = 2.0
-"""So many standard deviations of random orders an attribution must lie beyond their mean."""
+from sonde.explain import Attribution
+from sonde.stats.intervals import clopper_pearson
+
+TESTS: Final = ("deletion", "insertion", "violation", "sanity", "inputs")
+LEVEL: Final = 0.025
+"""How often an attribution without effect may pass."""
+LEAST: Final = 0.1
+"""Effect from which on an attribution can be believed; 1 = all at once, 0 = as random orders."""
+FEWEST: Final = 5
+"""Inputs from which on a class is judged by itself."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the tests say of an attribution on some inputs, all or those of one class.
+
+    ``effect`` is the gain over random orders as a share of what the places are worth together:
+    the objective with all of them less that with none. ``p`` is the probability of such a gain by
+    chance, ``better`` the number of inputs with a gain above 0, ``wrong`` that of inputs whose
+    largest place moves the answer against its sign, of ``moved`` that it moves at all.
+    """
+
+    label: str | None
+    n: int
+    gain: float
+    effect: float
+    p: float
+    better: int
+    wrong: int
+    moved: int
+    signed: bool
+    level: float
+
+    @property
+    def is_believable(self) -> bool:
+        """Whether the effect is no chance, is not small, and signs hold better than a coin."""
+        is_clear = self.p < self.level and self.effect >= LEAST
+        _, high = clopper_pearson(self.wrong, self.moved) if self.moved else (0.0, 1.0)
+        return is_clear and (not self.signed or high < 0.5)
+
+    def json(self) -> dict[str, Any]:
+        """Return the figures by name."""
+        names = ("label", "n", "gain", "effect", "p", "better", "wrong", "moved")
+        return {name: getattr(self, name) for name in names} | {"believable": self.is_believable}
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +70,11 @@ class Judged:
         ``value`` with its interval (``low``, ``high``), ``base_rate``, ``signed``.
     sanity : dict
         ``value`` with its ``se``: rank correlation with the map of the redrawn model; ``passed``.
+    inputs : dict
+        Of each input: ``gain`` (insertion less deletion, beyond the mean of random orders),
+        ``worth`` (the objective of the whole input less that of none of it), ``wrong`` (whether the
+        largest place has the wrong sign; NaN where it moves nothing) and ``label``, the class that
+        is explained; ``chance`` holds the mean gain of each random order.
     """
 
     word: str
@@ -33,17 +83,70 @@ class Judged:
     insertion: dict[str, Any]
     violation: dict[str, Any]
     sanity: dict[str, Any]
+    inputs: dict[str, Any]
 
     @property
-    def gain(self) -> float:
-        """Insertion less deletion, beyond that of random orders; higher = more faithful."""
-        own = self.insertion["value"] - self.deletion["value"]
-        return own - (self.insertion["random"] - self.deletion["random"])
+    def verdicts(self) -> list[Verdict]:
+        """The verdict on all inputs, then those on the classes with enough of them."""
+        labels: list[str] = self.inputs["label"]
+        counts = {label: labels.count(label) for label in sorted(set(labels))}
+        judged = [label for label, n in counts.items() if FEWEST <= n < len(labels)]
+        whole = self._verdict(None, LEVEL)
+        return [whole, *(self._verdict(label, LEVEL / len(judged)) for label in judged)]
+
+    def _verdict(self, label: str | None, level: float) -> Verdict:
+        mine = torch.tensor([label is None or own == label for own in self.inputs["label"]])
+        gain, worth, wrong = (_numbers(self.inputs[k])[mine] for k in ("gain", "worth", "wrong"))
+        mean, size = float(gain.mean()), float(worth.abs().mean())
+        return Verdict(
+            label=label,
+            n=len(gain),
+            gain=mean,
+            effect=mean / size if size > 0 else 0.0,
+            p=_chance(gain, _numbers(self.inputs["chance"])),
+            better=int((gain > 0).sum()),
+            wrong=int((wrong == 1).sum()),
+            moved=int((~wrong.isnan()).sum()),
+            signed=bool(self.violation["signed"]),
+            level=level,
+        )
+
+    @property
+    def best(self) -> Verdict:
+        """The verdict on all inputs if it can be believed, else the best of the classes."""
+        whole, *classes = self.verdicts
+        held = [one for one in classes if one.is_believable]
+        if whole.is_believable or not held:
+            return whole
+        return max(held, key=lambda one: one.effect)
+
+    @property
+    def effect(self) -> float:
+        """The effect by which explanations are ranked: that over all inputs."""
+        return self.verdicts[0].effect
 
     @property
     def is_believable(self) -> bool:
-        """Whether both curves beat random orders clearly, and signs hold more often than a coin."""
-        down, up = self.deletion, self.insertion
-        beats = down["value"] < down["random"] - CLEAR * down["random_spread"]
-        beats = beats and up["value"] > up["random"] + CLEAR * up["random_spread"]
-        return beats and (not self.violation["signed"] or self.violation["high"] < 0.5)
+        """Whether it can be believed on all inputs, or on those of a class."""
+        return self.best.is_believable
+
+
+def _numbers(values: Any) -> Float[Tensor, "row"]:
+    return torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float64)
+
+
+def _chance(gain: Float[Tensor, "row"], orders: Float[Tensor, "order"]) -> float:
+    """Return the probability that a gain above 0 so clear is chance.
+
+    The gain is compared with its spread over inputs; over fewer than ``FEWEST`` inputs, with the
+    spread of random orders.
+    """
+    if len(gain) >= FEWEST:
+        error, df = gain.std() / len(gain) ** 0.5, len(gain) - 1
+    elif len(orders) > 1:
+        error, df = orders.std() * (1 + 1 / len(orders)) ** 0.5, len(orders) - 1
+    else:
+        return 1.0
+    if not float(error) > 0:
+        return 0.0 if float(gain.mean()) > 0 else 1.0
+    return float(student.sf(float(gain.mean() / error), df))  # pyright: ignore[reportUnknownMemberType]
