@@ -39,7 +39,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("attention",),
         ("model",),
         ("rows",),
-        ("generating", "hand", "decoding"),
+        ("generating", "hand", "decoding", "cache"),
         ("reading", "watching"),
         ("gradients",),
     ],

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sonde.run.training.track import Track
     from sonde.run.watching.guard import Guard
     from sonde.tap import Tap, editing
+    from sonde.tap.cache.evicting import caching
     from sonde.weights import undo
 
 __version__ = "0.1.0"
@@ -60,6 +61,7 @@ _HOMES = {
     "Tap": "sonde.tap",
     "Track": "sonde.run.training.track",
     "TrackCallback": "sonde.run.training.callback",
+    "caching": "sonde.tap.cache.evicting",
     "calibrate": "sonde.run.calibrating.calibrate",
     "detect": "",
     "edit": "",
@@ -95,6 +97,7 @@ __all__ = [
     "Tap",
     "Track",
     "TrackCallback",
+    "caching",
     "calibrate",
     "detect",
     "edit",

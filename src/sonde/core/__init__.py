@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sonde.core.batch import Batch, SiteSchema
+    from sonde.core.cache_rule import CachedTokens, CacheRule
     from sonde.core.calibration import Calibration
     from sonde.core.columns import COLUMNS
     from sonde.core.edit import Add, AffineMap, Clamp, Edit, EditContext, Project, Replace, Scale
@@ -38,6 +39,8 @@ _HOMES = {
     "AffineMap": "edit",
     "Batch": "batch",
     "COLUMNS": "columns",
+    "CacheRule": "cache_rule",
+    "CachedTokens": "cache_rule",
     "Calibration": "calibration",
     "CalibrationError": "errors",
     "Clamp": "edit",
@@ -88,6 +91,8 @@ __all__ = [
     "Add",
     "AffineMap",
     "Batch",
+    "CacheRule",
+    "CachedTokens",
     "Calibration",
     "CalibrationError",
     "Clamp",

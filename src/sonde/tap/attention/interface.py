@@ -6,9 +6,11 @@ computed beside it, by the class's own explicit function. Only where a hook chan
 heads come from them.
 """
 
+import contextlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +31,7 @@ OTHER_TEXT = ("key_value_states", "encoder_hidden_states", "cross_attention_stat
 Kernel = Callable[..., Any]
 
 _lock = threading.Lock()
+_AROUND: ContextVar[Callable[..., Any] | None] = ContextVar("sonde_kernels", default=None)
 _original: list[Kernel] = []
 _readers = 0
 
@@ -45,6 +48,25 @@ def hold_interface() -> None:
             interface.get_interface = _get_interface
 
 
+@contextlib.contextmanager
+def kernels_through(around: Callable[..., Any]) -> Iterator[None]:
+    """Run kernels through a function, in this thread, inside a ``with`` block.
+
+    Parameters
+    ----------
+    around : callable
+        ``around(kernel, implementation, module, query, key, value, mask, ...)`` gives what the
+        kernel would give.
+    """
+    hold_interface()
+    token = _AROUND.set(around)
+    try:
+        yield
+    finally:
+        _AROUND.reset(token)
+        release_interface()
+
+
 def release_interface() -> None:
     """Take one ``hold_interface`` back."""
     global _readers
@@ -58,6 +80,9 @@ def release_interface() -> None:
 def _get_interface(interface: Any, attn_implementation: str, default: Kernel) -> Kernel:
     """Return the kernel, with a pass-through around it in threads that watch something."""
     kernel = _original[0](interface, attn_implementation, default)
+    around = _AROUND.get()
+    if around is not None:
+        kernel = partial(around, kernel, attn_implementation)
     if not is_anything_watched():
         return kernel
     return partial(attend, kernel, default, attn_implementation)

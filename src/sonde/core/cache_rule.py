@@ -1,0 +1,141 @@
+"""Rules that say which tokens a key-value cache keeps: the base class and what a rule is shown.
+
+A rule is a frozen dataclass with a budget and ``score``; ``sonde.caching(model, rule)`` opens a
+cache that follows it. The rule never touches the model.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+
+Budget = int | float
+Queries = int | Literal["all"]
+
+
+@dataclass(frozen=True, eq=False)
+class CachedTokens:
+    """What a rule knows of the tokens in one layer's cache.
+
+    A row is one text of the batch, a head one key-value head, a slot one place in the cache. Slots
+    of a row that holds fewer tokens than others are empty.
+
+    Parameters
+    ----------
+    index : Int[Tensor, "row head slot"]
+        Which real token of its text a slot holds, from 0; padding does not count; -1 = empty.
+    total : Int[Tensor, "row"]
+        Real tokens that each row has seen, evicted ones included.
+    keep : Int[Tensor, "row"]
+        How many tokens stay in each row and head.
+    attention : Float[Tensor, "row head slot"] or None
+        Attention that each slot received, summed over the queries that the rule asks for and
+        averaged over the query heads that share the key; None if the rule asks for none.
+    """
+
+    index: Int[Tensor, "row head slot"]
+    total: Int[Tensor, "row"]
+    keep: Int[Tensor, "row"]
+    attention: Float[Tensor, "row head slot"] | None = None
+
+    @property
+    def age(self) -> Int[Tensor, "row head slot"]:
+        """Real tokens of the row that came after each slot's token."""
+        return self.total[:, None, None] - 1 - self.index
+
+    def with_newest(
+        self, scores: Float[Tensor, "row head slot"], count: Int[Tensor, "row"]
+    ) -> Float[Tensor, "row head slot"]:
+        """Return scores under which the newest tokens stay whatever their scores are.
+
+        Parameters
+        ----------
+        scores : Float[Tensor, "row head slot"]
+        count : Int[Tensor, "row"]
+            How many of the newest tokens stay; at most ``keep`` of them.
+        """
+        most = torch.minimum(count, self.keep)[:, None, None]
+        return torch.where(self.age < most, torch.inf, scores)
+
+    def received(self) -> Float[Tensor, "row head slot"]:
+        """Return the attention, for a rule whose ``reads_attention`` asks for it."""
+        if self.attention is None:
+            raise InputError(
+                "CachedTokens: expected attention, got none. Let the rule's reads_attention() "
+                "return the number of queries whose attention it needs."
+            )
+        return self.attention
+
+
+class CacheRule(ABC):
+    """Which tokens a key-value cache keeps. Subclasses are final frozen dataclasses.
+
+    Every subclass has a field ``budget``: tokens of each row and head that stay (an integer), or
+    the share of the real tokens seen so far (a float in (0, 1], rounded up).
+    """
+
+    budget: Budget
+
+    @abstractmethod
+    def score(
+        self,
+        keys: Float[Tensor, "row head slot width"],
+        values: Float[Tensor, "row head slot width2"],
+        seen: CachedTokens,
+    ) -> Float[Tensor, "row head slot"]:
+        """Return how much each token deserves to stay; of equal scores the earlier token stays.
+
+        Scores of empty slots are ignored. A score of infinity keeps the token as far as the budget
+        reaches.
+        """
+
+    def reads_attention(self) -> Queries:
+        """Return of how many of the last queries the attention is needed, 0 for none."""
+        return 0
+
+    def __post_init__(self) -> None:
+        check_budget(type(self).__name__, self.budget)
+
+    def kept(self, total: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
+        """Return how many tokens stay in rows that have seen ``total`` real tokens each."""
+        if isinstance(self.budget, int):
+            return total.clamp(max=self.budget)
+        return torch.tensor([kept_count(self.budget, int(n)) for n in total], dtype=total.dtype).to(
+            total.device
+        )
+
+
+def kept_count(share: float, total: int) -> int:
+    """Return the share of a number of tokens, rounded up, at least 1 of 1 or more.
+
+    The product is exact: in floating point ``10 * (1 - 0.9)`` rounds to less than 1.
+
+    Examples
+    --------
+    >>> kept_count(0.1, 10), kept_count(0.1, 11), kept_count(0.25, 1)
+    (1, 2, 1)
+    """
+    exact = Fraction(share).limit_denominator(1_000_000)
+    return min(total, max(math.ceil(exact * total), 1))
+
+
+def check_budget(owner: str, budget: Any) -> None:
+    """Raise unless a budget is a positive number of tokens or a share in (0, 1].
+
+    Raises
+    ------
+    InputError
+    """
+    is_tokens = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
+    if not is_tokens and not (isinstance(budget, float) and 0.0 < budget <= 1.0):
+        raise InputError(
+            f"{owner}: expected budget to be a number of tokens, 1 or more, or a share in (0, 1] "
+            f"such as 0.25, got {budget!r}."
+        )

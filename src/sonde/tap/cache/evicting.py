@@ -1,0 +1,206 @@
+"""Open a model with a key-value cache that keeps the tokens that a rule chooses."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from sonde.core.cache_rule import CacheRule
+from sonde.core.errors import InputError, SiteError
+from sonde.core.inputs import Model
+from sonde.tap.attention.interface import WITH_MASKS, kernels_through
+from sonde.tap.attention.places import asks_interface
+from sonde.tap.cache.layer import EvictingLayer, RealTokens
+from sonde.tap.hooks.cache import cache_in
+from sonde.tap.hooks.outputs import arguments
+from sonde.tap.hooks.session import Session
+
+_RUNNING: ContextVar["EvictingCache | None"] = ContextVar("sonde_cache", default=None)
+
+
+class EvictingCache(Cache):
+    """A cache of transformers whose full-attention layers evict; other layers stay as they are.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Model of transformers.
+    rule : CacheRule or callable
+        The rule of all layers, or a function from a layer's number to its rule.
+    """
+
+    def __init__(self, module: nn.Module, rule: CacheRule | Callable[[int], CacheRule]) -> None:
+        layers = DynamicCache(config=module.config).layers  # pyright: ignore[reportArgumentType]
+        of = rule if not isinstance(rule, CacheRule) else lambda _: rule
+        super().__init__(
+            layers=[
+                EvictingLayer(of(number)) if type(layer) is DynamicLayer else layer
+                for number, layer in enumerate(layers)
+            ]
+        )
+
+    @property
+    def evicting(self) -> list[EvictingLayer]:
+        """The layers that evict, in order of depth."""
+        return [layer for layer in self.layers if isinstance(layer, EvictingLayer)]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that all layers hold: keys, values, columns and what rules remember."""
+        own = sum(layer.size_bytes for layer in self.evicting)
+        others = [x for x in self.layers if not isinstance(x, EvictingLayer)]
+        held = [getattr(x, name, None) for x in others for name in ("keys", "values")]
+        return own + sum(x.numel() * x.element_size() for x in held if isinstance(x, Tensor))
+
+    def start(self, mask: Tensor | None, n_rows: int, n_new: int, device: torch.device) -> None:
+        """Tell all layers which columns are real, before a call of the model."""
+        total = self.get_seq_length() + n_new
+        if mask is None:
+            mask = torch.ones(n_rows, total, dtype=torch.bool, device=device)
+        if mask.ndim != 2 or mask.shape != (n_rows, total):
+            raise InputError(
+                f"caching: expected attention_mask of shape ({n_rows}, {total}), one column for "
+                f"each token seen so far, got {tuple(mask.shape)}."
+            )
+        real = RealTokens(mask.bool().to(device))
+        for layer in self.evicting:
+            layer.real, layer.n_new = real, 0
+
+
+@contextlib.contextmanager
+def caching(
+    model: Model | nn.Module, rule: CacheRule | Callable[[int], CacheRule]
+) -> Iterator[EvictingCache]:
+    """Open a language model with a cache that evicts tokens by a rule.
+
+    Inside the block give the cache as ``past_key_values``, to ``generate`` or to single calls, also
+    for a second turn of the same conversation. A call first reads all that is kept together with
+    its new tokens and evicts afterwards. Batches may be padded on either side; a row gives what it
+    gives alone. Layers with a sliding window and recurrent layers stay as they are. The model
+    itself is not changed.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+        Causal language model of transformers, with ``sdpa`` or ``eager`` attention.
+    rule : CacheRule or callable
+        Which tokens stay, in all layers, or a function from a layer's number to its rule.
+
+    Yields
+    ------
+    EvictingCache
+        Empty at the start; ``size_bytes`` is what it holds.
+
+    Raises
+    ------
+    SiteError
+        If the model has no cache of keys and values that can be evicted.
+    """
+    module = model.module if isinstance(model, Model) else model
+    _check_can_evict(module)
+    cache = EvictingCache(module, rule)
+    if not cache.evicting:
+        raise SiteError(
+            f"caching: every layer of {type(module).__name__} has a sliding window or a recurrent "
+            "state, whose size does not grow. A rule has nothing to evict."
+        )
+    before = partial(_before, cache, module)
+    token = _RUNNING.set(None)
+    try:
+        with (
+            Session(module, inputs=[(module, before)], reading=False, owner="caching"),
+            kernels_through(_attend),
+        ):
+            yield cache
+    finally:
+        _RUNNING.reset(token)
+        for layer in cache.evicting:
+            layer.real = None
+
+
+def _check_can_evict(module: nn.Module) -> None:
+    config = getattr(module, "config", None)
+    kind = type(module).__name__
+    if config is None or not callable(getattr(module, "generate", None)):
+        raise SiteError(
+            f"caching: expected a language model of transformers with generate(), got {kind}."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise SiteError(f"caching: {kind} has an encoder; only decoder-only models can evict.")
+    text = config.get_text_config()
+    if getattr(text, "num_kv_shared_layers", 0):
+        raise SiteError(f"caching: layers of {kind} share their caches, which cannot be evicted.")
+    kernel = text._attn_implementation
+    if kernel not in WITH_MASKS:
+        raise SiteError(
+            f"caching: expected attention 'sdpa' or 'eager', whose kernels take a mask for each "
+            f"head, got {kernel!r}. Load the model with attn_implementation='sdpa'."
+        )
+    if not any(asks_interface(type(part)) for part in module.modules()):
+        raise SiteError(
+            f"caching: the attention of {kind} does not take its kernel from the interface of "
+            "transformers, so its cache cannot be masked for each head."
+        )
+
+
+def _before(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Note which columns of a call on this cache are real."""
+    named = arguments(module, args, kwargs)
+    if cache_in(named) is not cache:
+        _RUNNING.set(None)
+        return
+    given = named.get("input_ids")
+    given = named["inputs_embeds"] if given is None else given
+    cache.start(named.get("attention_mask"), given.shape[0], given.shape[1], given.device)
+    _RUNNING.set(cache)
+
+
+def _attend(
+    kernel: Callable[..., Any],
+    implementation: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Run a kernel on what a layer holds, then let the layer evict."""
+    layer = _layer_of(module, key)
+    if layer is None:
+        return kernel(module, query, key, value, attention_mask, *args, **kwargs)
+    seen = layer.in_sight()
+    if seen is not None:
+        attention_mask = _mask(seen, query, implementation)
+    out = kernel(module, query, key, value, attention_mask, *args, **kwargs)
+    scale = kwargs.get("scaling")
+    with torch.no_grad():
+        layer.evict(query, query.shape[-1] ** -0.5 if scale is None else scale)
+    return out
+
+
+def _layer_of(module: nn.Module, key: Tensor) -> EvictingLayer | None:
+    """Return the layer that handed out these very keys in the running call."""
+    cache = _RUNNING.get()
+    number = getattr(module, "layer_idx", None)
+    if cache is None or number is None or number >= len(cache.layers):
+        return None
+    layer = cache.layers[number]
+    return layer if isinstance(layer, EvictingLayer) and layer.keys is key else None
+
+
+def _mask(seen: Tensor, query: Tensor, implementation: str) -> Tensor | None:
+    """Return the mask of each query head in the form that a kernel takes."""
+    if bool(seen.all()):
+        return None
+    seen = seen.repeat_interleave(query.shape[1] // seen.shape[1], 1)
+    if implementation == "sdpa":
+        return seen
+    hidden = torch.finfo(query.dtype).min
+    return torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, hidden)

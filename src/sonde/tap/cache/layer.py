@@ -1,0 +1,256 @@
+"""The cache of one attention layer that keeps the tokens that a rule chooses."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from sonde.core.cache_rule import CachedTokens, CacheRule
+from sonde.core.errors import InputError, SiteError, StateError
+
+CHUNK = 256
+"""Queries whose attention is computed at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class RealTokens:
+    """Which columns of the texts that a cache has seen are real tokens.
+
+    Parameters
+    ----------
+    mask : Bool[Tensor, "row column"]
+        All columns, those of the running call included.
+    """
+
+    mask: Bool[Tensor, "row column"]
+
+    @cached_property
+    def index(self) -> Int[Tensor, "row column"]:
+        """Number of each real token in its row, from 0."""
+        return self.mask.long().cumsum(1) - 1
+
+    @cached_property
+    def total(self) -> Int[Tensor, "row"]:
+        """Number of real tokens of each row."""
+        return self.mask.sum(1)
+
+    def of(self, columns: Int[Tensor, "row head slot"]) -> Int[Tensor, "row head slot"]:
+        """Return the number of the real token in each slot, -1 for padding and empty slots."""
+        flat = columns.clamp(min=0).flatten(1)
+        number = torch.where(self.mask.gather(1, flat), self.index.gather(1, flat), -1)
+        return torch.where(columns < 0, -1, number.view_as(columns))
+
+
+class EvictingLayer(CacheLayerMixin):
+    """Keys and values of the tokens that a rule keeps, each with its column in the text.
+
+    Until the first token is evicted the layer holds what a plain cache holds, padding included, and
+    the model's own mask stays in force.
+
+    Parameters
+    ----------
+    rule : CacheRule
+    """
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self, rule: CacheRule) -> None:
+        super().__init__()
+        self.rule = rule
+        self._forget()
+
+    def _forget(self) -> None:
+        self.n_seen = 0  # columns
+        self.n_new = 0  # columns of the running call that wait for their attention
+        self.real: RealTokens | None = None
+        self.columns: Tensor | None = None  # (row, head, slot); None: slots are columns
+        self.mass: Tensor | None = None  # (row, head, slot), attention received from all queries
+        self.queries: Tensor | None = None  # (row, query head, query, width), the newest
+        self.query_columns: Tensor | None = None  # (row, query); -1: none
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take type and device from the first keys."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append new keys and values and return all that are held."""
+        if self.real is None:
+            raise StateError(
+                "caching: expected the cache to be used inside its with block, got a call of the "
+                "model after it, or of another model. Keep generating inside the block."
+            )
+        if self.n_new:
+            raise SiteError(
+                "caching: an attention changed its keys between the cache and its kernel, so "
+                "tokens cannot be evicted. Use a plain cache with this model."
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        self.n_new = key_states.shape[2]
+        if self.columns is not None:
+            first = self.n_seen + torch.arange(self.n_new, device=key_states.device)
+            self.columns = torch.cat(
+                [self.columns, first.expand(*self.columns.shape[:2], self.n_new)], 2
+            )
+        self.n_seen += self.n_new
+        self.keys = torch.cat([self.keys, key_states], 2)
+        self.values = torch.cat([self.values, value_states], 2)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return how many keys the next call attends to, and where they start."""
+        held = 0 if self.keys is None else self.keys.shape[2]
+        return held + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Return how many columns were seen, which is where positions go on."""
+        return self.n_seen
+
+    def get_max_length(self) -> int:
+        """Return -1: texts may be as long as the model can read."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget all texts."""
+        self.keys = self.values = None
+        self.is_initialized = False
+        self._forget()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Raise: evicted tokens cannot come back."""
+        if tokens_to_remove:
+            raise InputError(
+                "caching: expected a cache that only grows, got a request to take tokens back. "
+                "Assisted decoding needs a plain cache."
+            )
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
+        self._over_rows(lambda x: x.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        self._over_rows(lambda x: x[indices.to(x.device)])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Put rows into another order, as beam search does."""
+        self.batch_select_indices(beam_idx)
+
+    def _over_rows(self, change: Any) -> None:
+        for name in ("keys", "values", "columns", "mass", "queries", "query_columns"):
+            held = getattr(self, name)
+            if held is not None:
+                setattr(self, name, change(held))
+        if self.real is not None:
+            self.real = RealTokens(change(self.real.mask))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all that the layer holds from one call to the next."""
+        names = ("keys", "values", "columns", "mass", "queries", "query_columns")
+        held = [getattr(self, name) for name in names]
+        return sum(x.numel() * x.element_size() for x in held if x is not None)
+
+    def kept(self) -> Int[Tensor, "row head slot"]:
+        """Return the column of the text that each slot holds; -1 for empty slots."""
+        if self.columns is not None:
+            return self.columns
+        assert self.keys is not None
+        rows, heads, slots, _ = self.keys.shape
+        return torch.arange(slots, device=self.keys.device).expand(rows, heads, slots)
+
+    def in_sight(self) -> Bool[Tensor, "row head query slot"] | None:
+        """Return which keys each query of the running call sees; None if the model's mask holds."""
+        if self.columns is None or self.real is None:
+            return None
+        held = self.real.of(self.columns) >= 0
+        query = torch.arange(self.n_seen - self.n_new, self.n_seen, device=held.device)
+        seen = held[:, :, None] & (self.columns[:, :, None] <= query[:, None])
+        # A query at padding sees no key; kernels need one, and nobody reads what it gives.
+        return seen | ~seen.any(-1, keepdim=True)
+
+    def evict(self, query: Float[Tensor, "row query_head query width"], scale: float) -> None:
+        """Drop the tokens that the rule gives up, after the running call has attended to all."""
+        assert self.keys is not None
+        assert self.values is not None
+        assert self.real is not None
+        columns = self.kept()
+        index, keep = self.real.of(columns), self.rule.kept(self.real.total)
+        attention = self._attention(query, scale, columns, index)
+        self.n_new = 0
+        if bool(((index >= 0).sum(-1) <= keep[:, None]).all()):
+            return
+        seen = CachedTokens(index, self.real.total, keep, attention)
+        scores = self.rule.score(self.keys, self.values, seen).float()
+        if bool(scores.isnan().any()):
+            raise InputError(f"{type(self.rule).__name__}.score: expected numbers, got NaN.")
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.clamp(min=lowest).masked_fill(index < 0, -torch.inf)
+        order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : int(keep.max())]
+        rank = torch.arange(order.shape[-1], device=order.device)
+        stays = (rank < keep[:, None, None]) & (index.gather(2, order) >= 0)
+        left, ascending = torch.where(stays, columns.gather(2, order), -1).sort(-1)
+        slot = order.gather(2, ascending)
+        self.columns = left
+        self.keys, self.values = (
+            x.gather(2, slot[..., None].expand(-1, -1, -1, x.shape[-1]))
+            for x in (self.keys, self.values)
+        )
+        if self.mass is not None:
+            self.mass = self.mass.gather(2, slot)
+
+    def _attention(self, query: Tensor, scale: float, columns: Tensor, index: Tensor) -> Any:
+        """Return the attention that the rule asks for, and keep what later calls need of it."""
+        wanted, first = self.rule.reads_attention(), self.n_seen - self.n_new
+        if wanted == 0:
+            return None
+        assert self.real is not None
+        at = torch.arange(first, self.n_seen, device=query.device).expand(len(query), -1)
+        at = torch.where(self.real.mask[:, first:], at, -1)
+        if wanted == "all":
+            new = self._received(query, scale, columns, index, at)
+            if self.mass is not None:
+                new[..., : self.mass.shape[2]] += self.mass
+            self.mass = new
+            return new
+        if self.queries is not None and self.query_columns is not None:
+            query = torch.cat([self.queries, query], 2)
+            at = torch.cat([self.query_columns, at], 1)
+        at, newest = at.topk(min(wanted, at.shape[1]), 1)
+        where = newest[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+        self.queries, self.query_columns = query.gather(2, where), at
+        return self._received(self.queries, scale, columns, index, at)
+
+    def _received(
+        self,
+        query: Float[Tensor, "row query_head query width"],
+        scale: float,
+        columns: Int[Tensor, "row head slot"],
+        index: Int[Tensor, "row head slot"],
+        at: Int[Tensor, "row query"],
+    ) -> Float[Tensor, "row head slot"]:
+        """Return the attention of queries at columns ``at``, summed over those that are real."""
+        assert self.keys is not None
+        rows, heads = self.keys.shape[:2]
+        total = torch.zeros(columns.shape, dtype=torch.float32, device=query.device)
+        keys = self.keys.float().transpose(2, 3)[:, :, None]
+        for start in range(0, query.shape[2], CHUNK):
+            part, own = query[:, :, start : start + CHUNK], at[:, start : start + CHUNK]
+            grouped = part.float().unflatten(1, (heads, -1))
+            logits = grouped @ keys * scale  # (row, head, query head of it, query, slot)
+            hidden = (index[:, :, None] < 0) | (columns[:, :, None] > own[:, None, :, None])
+            probs = logits.masked_fill(hidden[:, :, None], -torch.inf).softmax(-1)
+            real = (own >= 0)[:, None, None, :, None]
+            total += torch.where(real, probs, 0.0).sum(3).mean(2)
+        return total.view(rows, heads, -1)
