@@ -147,7 +147,7 @@ def test_arguments_beside_texts_and_images_are_refused(encoder, bert, vit):
 
 
 @pytest.mark.truth("the model itself on the unpadded item")
-def test_token_types_are_cut_by_the_mask_and_0_where_missing(encoder):
+def test_token_types_are_given_with_their_padding_and_0_where_missing(encoder):
     full = {"input_ids": [2, 4, 5, 3, 6], "token_type_ids": [0, 0, 0, 1, 1]}
     left = {
         "input_ids": [0, 0, 2, 4, 3, 7],
@@ -156,15 +156,13 @@ def test_token_types_are_cut_by_the_mask_and_0_where_missing(encoder):
     }
     bare = {"input_ids": [2, 4, 3]}
     stream = sonde.read(encoder, [full, left, bare], sites="encoder.layer.0", reducer="tokens")
-    plain = (
-        ([2, 4, 5, 3, 6], [0, 0, 0, 1, 1]),
-        ([2, 4, 3, 7], [0, 0, 1, 1]),
-        ([2, 4, 3], [0, 0, 0]),
-    )
-    for rows, (ids, types) in zip(rows_of(stream), plain, strict=True):
+    for rows, item in zip(rows_of(stream), (full, left, bare), strict=True):
+        given = {"attention_mask": [1] * len(item["input_ids"]), **item}
+        kwargs = {name: torch.tensor([values]) for name, values in given.items()}
         with torch.no_grad():
-            made = encoder(torch.tensor([ids]), token_type_ids=torch.tensor([types]))
-        torch.testing.assert_close(rows, made.last_hidden_state[0], rtol=1e-5, atol=1e-5)
+            made = encoder(**kwargs).last_hidden_state
+        real = kwargs["attention_mask"][0] == 1
+        torch.testing.assert_close(rows, made[0, real], rtol=1e-5, atol=1e-5)
 
 
 def test_chunks_carry_their_own_values(encoder):

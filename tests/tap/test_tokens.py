@@ -50,23 +50,31 @@ def test_a_row_does_not_depend_on_its_batch(build):
     more: dict[str, Any] = {"further": ("tokens", "mean", "cls")}
     _, alone = whole(module, Texts(ITEMS, batch_size=1), "last", **more)
     assert len(alone[0].rows) == 12
-    for side in ("right", "left"):
-        _, together = whole(module, Texts(ITEMS, batch_size=4, side=side), "last", **more)
-        for key in alone[0].rows:
-            expected, found = by_place(alone, key), by_place(together, key)
-            assert expected.keys() == found.keys()
-            for place, x in expected.items():
-                torch.testing.assert_close(found[place], x, rtol=1e-4, atol=1e-5)
+    _, together = whole(module, Texts(ITEMS, batch_size=4), "last", **more)
+    for key in alone[0].rows:
+        expected, found = by_place(alone, key), by_place(together, key)
+        assert expected.keys() == found.keys()
+        for place, x in expected.items():
+            torch.testing.assert_close(found[place], x, rtol=1e-4, atol=1e-5)
 
 
-def test_left_padding_would_matter_without_care():
-    """The planted fault: GPT-2 on a left-padded batch as it stands is far off."""
+@pytest.mark.truth("the plain forward of the batch as it is given")
+def test_padding_stays_where_it_is_given():
+    """GPT-2 counts the positions of left padding, so its states are not those of the text alone."""
     module = gpt2()
-    batch = next(Texts(ITEMS, side="left").batches(0, 4))
+    given = next(Texts(ITEMS, side="left").batches(0, 4))
     with torch.no_grad():
-        states = module.transformer(**batch.kwargs).last_hidden_state
-        alone = module.transformer(torch.tensor([ITEMS[1]])).last_hidden_state
-    assert (states[1, -3:] - alone[0]).abs().max() > 0.05
+        states = module.transformer(**given.kwargs, output_hidden_states=True).hidden_states[1]
+        alone = module.transformer(torch.tensor([ITEMS[1]]), output_hidden_states=True)
+    assert float((states[1, -3:] - alone.hidden_states[1][0]).abs().max()) > 0.05
+    _, batches = whole(module, Texts(ITEMS, side="left"), "last", further=("tokens",))
+    rows = by_place(batches, "transformer.h.0:out")
+    for i in range(len(ITEMS)):
+        torch.testing.assert_close(rows[f"text{i}", 0], states[i, -1])
+    every = by_place(batches, "transformer.h.0:out|tokens")
+    for (name, position), x in every.items():
+        i = int(name[4:])
+        torch.testing.assert_close(x, states[i, position - len(ITEMS[i])])
 
 
 def test_permuting_documents_permutes_rows():

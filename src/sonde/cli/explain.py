@@ -175,10 +175,8 @@ class Explain:
             return []
         from sonde.data.pieces import pieces_of
         from sonde.run.scoring.exhibit import pixels_of
-        from sonde.tap.rows.padding import right_padded
 
-        placed = right_padded(batch)
-        if pixels_of(placed) is None:
-            return [{"pieces": pieces_of(placed, model.processor, example=i)} for i in range(n)]
-        images = next(v for v in (*placed.args, *placed.kwargs.values()) if v.ndim == 4)
+        if pixels_of(batch) is None:
+            return [{"pieces": pieces_of(batch, model.processor, example=i)} for i in range(n)]
+        images = next(v for v in (*batch.args, *batch.kwargs.values()) if v.ndim == 4)
         return [{"pixels": images[i].detach().float().cpu()} for i in range(n)]

@@ -131,6 +131,11 @@ class Inputs(OneLine, ABC):
         """Return the JSON that names the data: fingerprint, examples, order, batch size, chunks."""
 
     @property
+    def pads(self) -> bool:
+        """Whether batches get padding that the examples did not bring."""
+        return False
+
+    @property
     def source_rows(self) -> np.ndarray | None:
         """Which item of the data each example is, or is a piece of, from 0; None if unknown."""
         return None

@@ -75,6 +75,11 @@ class Encoder(ABC):
         """Whether a batch holds only examples of one length, because nothing may be padded."""
         return False
 
+    @property
+    def pads(self) -> bool:
+        """Whether items get padding that they did not bring."""
+        return False
+
     @abstractmethod
     def key(self, row: Row) -> bytes:
         """Return the 16-byte id of the input alone, as stored."""

@@ -84,6 +84,11 @@ class ItemInputs(Inputs):
         return of_items or self.listing.n_chunked > 0
 
     @property
+    def pads(self) -> bool:
+        """Whether texts are padded here, on the right."""
+        return self.encoder.pads
+
+    @property
     def source_rows(self) -> np.ndarray:
         """Which item of the source each example is, or is a piece of; skipped ones count."""
         return self.source.numbers(self.listing.row)

@@ -68,7 +68,7 @@ class SpanEncoder(Encoder):
             room = self._room(tokens)
             ids = [*before, *tokens[:room], *after]
             segment = [*(-1 for _ in before), *inside[:room], *(-1 for _ in after)]
-            out.append(Prepared(((ids, {}, None), segment), len(ids)))
+            out.append(Prepared(((ids, {}, None, None), segment), len(ids)))
         return out
 
     def collate(self, items: Sequence[Prepared]) -> Collated:

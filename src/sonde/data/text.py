@@ -1,7 +1,8 @@
 """Texts, text pairs, chats and token lists as padded batches.
 
-Padding is always on the right and built here, so the tokenizer's own side does not matter. Texts
-longer than the context are cut into chunks without overlap, each with the special tokens.
+Padding that is built here is on the right, so the tokenizer's own side does not matter. Token ids
+that come with their own ``attention_mask`` keep their padding where it stands. Texts longer than
+the context are cut into chunks without overlap, each with the special tokens.
 """
 
 from collections.abc import Sequence
@@ -61,6 +62,8 @@ class TextEncoder(Encoder):
         What happens to a longer text.
     others, unread : tuple of str
         Columns beside token ids that ``forward`` takes, and those that it does not.
+    masked : bool
+        Whether token ids come with a mask of their own.
     """
 
     tokenizer: Any
@@ -73,12 +76,18 @@ class TextEncoder(Encoder):
     decoder: Decoder | None = None
     others: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    masked: bool = False
     origin: dict[str, Any] = field(default_factory=dict)
 
     @property
     def even(self) -> bool:
         """Whether ``forward`` can be given no mask, so that it would read padding as text."""
         return not takes("attention_mask", self.names)
+
+    @property
+    def pads(self) -> bool:
+        """Whether texts get padding; token ids with a mask of their own bring theirs."""
+        return not (self.even or self.masked)
 
     def key(self, row: Row) -> bytes:
         """Hash the UTF-8 of the text, the chat as JSON, or the token ids and what is with them."""
@@ -91,7 +100,9 @@ class TextEncoder(Encoder):
 
     def _content(self, row: Row) -> bytes:
         if self.kind == "tokens":
-            return b"ids|" + torch.tensor(self._given(row), dtype=torch.int64).numpy().tobytes()
+            ids, real = self._given(row), self._real(row)
+            mask = b"" if bool(real.all()) else b"|mask|" + real.numpy().tobytes()
+            return b"ids|" + torch.tensor(ids, dtype=torch.int64).numpy().tobytes() + mask
         if self.kind == "messages":
             found = _value(row, self.inputs[0])
             if not isinstance(found, list):
@@ -180,7 +191,8 @@ class TextEncoder(Encoder):
             ids = self._piece(tokens[row], number)
             start = number * (self.max_length or 0)
             extra = cut(others[row], len(tokens[row]), start, start + len(ids))
-            out.append(Prepared((ids, extra, targets[row]), len(ids)))
+            real = self._real(rows[row]) if self.kind == "tokens" else None
+            out.append(Prepared((ids, extra, targets[row], real), len(ids)))
         return out
 
     def _piece(self, ids: list[int], number: int) -> list[int]:
@@ -198,7 +210,7 @@ class TextEncoder(Encoder):
     def _pair(self, row: Row, target: list[int] | None) -> Prepared:
         found = self._encode_pair(row, cut=self.long == "truncate")
         extra = {k: torch.tensor(v) for k, v in found.items() if k == TOKEN_TYPES}
-        return Prepared((found["input_ids"], extra, target), len(found["input_ids"]))
+        return Prepared((found["input_ids"], extra, target, None), len(found["input_ids"]))
 
     def _encode_pair(self, row: Row, cut: bool) -> dict[str, list[int]]:
         first, second = (_text(row, name) for name in self.inputs)
@@ -235,7 +247,21 @@ class TextEncoder(Encoder):
         return [i for i, k in zip(ids, self._kept(row).tolist(), strict=True) if k]
 
     def _kept(self, row: Row) -> Bool[Tensor, "pos"]:
-        """Return which token ids an item's own mask keeps."""
+        """Return which token ids of an item are read.
+
+        All of them: padding runs as it came. Without it where the model takes no mask, or where
+        only the tokens alone fit into its context.
+        """
+        real = self._masked(row)
+        too_long = self.max_length is not None and len(real) > self.max_length
+        return real if self.even or too_long else torch.ones_like(real)
+
+    def _real(self, row: Row) -> Bool[Tensor, "pos"]:
+        """Return which of the token ids that are read are real."""
+        return self._masked(row)[self._kept(row)]
+
+    def _masked(self, row: Row) -> Bool[Tensor, "pos"]:
+        """Return which token ids an item's own mask calls real."""
         size = len(_integers(_value(row, self.inputs[0]), self.inputs[0]))
         if row.get("attention_mask") is None:
             return torch.ones(size, dtype=torch.bool)
@@ -245,7 +271,9 @@ class TextEncoder(Encoder):
                 f"expected {size} numbers in column 'attention_mask', one for each of "
                 f"{self.inputs[0]}, got {len(kept)}"
             )
-        return torch.tensor(kept) != 0
+        if kept and not any(kept):
+            raise InputError("the attention_mask of a text leaves no token")
+        return torch.tensor(kept, dtype=torch.int64) != 0
 
     def _targets(self, rows: Sequence[Row]) -> list[list[int] | None]:
         if self.decoder is None or self.decoder.column is None:
@@ -257,6 +285,9 @@ class TextEncoder(Encoder):
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Pad on the right and pass what ``forward`` has a name for."""
         ids, mask = _padded([item.value[0] for item in items], self.vocabulary.pad)
+        for i, item in enumerate(items):
+            if item.value[3] is not None:
+                mask[i, : item.length] &= item.value[3][: item.length]
         size = self.vocabulary.size
         if size is not None and int(ids.max()) >= size:
             raise InputError(

@@ -61,6 +61,7 @@ def text_encoder(
         decoder=_decoder(model, layout, names),
         others=others,
         unread=unread,
+        masked="attention_mask" in layout.beside,
         origin={"tokenizer": None if tokenizer is None else tokenizer_hash(tokenizer)},
     )
 

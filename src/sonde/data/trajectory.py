@@ -85,7 +85,7 @@ class TrajectoryEncoder(Encoder):
             first_error = _within(
                 self._first_error(rows[number]), max(segment), kept < len(all_ids)
             )
-            out.append(Prepared(((ids, {}, None), segment, first_error), len(ids)))
+            out.append(Prepared(((ids, {}, None, None), segment, first_error), len(ids)))
         return out
 
     def collate(self, items: Sequence[Prepared]) -> Collated:

@@ -16,7 +16,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent, seeded, shuffled
-from sonde.tap import RowLosses, live_stream, place_of, right_padded
+from sonde.tap import RowLosses, live_stream, place_of
 from sonde.weights import Exchange, RewritePlan, as_model, module_of
 
 Objective = Callable[["Trainee", InputBatch], Tensor]
@@ -93,7 +93,7 @@ def tuned(
     """
     live = as_model(model)
     module = with_copy(live.module) if start is None else start
-    batches = [right_padded(batch) for batch in inputs.batches(0, len(inputs))]
+    batches = list(inputs.batches(0, len(inputs)))
     adam = partial(torch.optim.Adam, weight_decay=weight_decay)
     descent = Descent(label, module.parameters(), rate, adam)
     with Bar(label, epochs * len(inputs), shown=progress) as bar, seeded(seed) as draw:
@@ -118,7 +118,7 @@ class Cycle:
     """Batches one after another, without an end, in a new random order each time around."""
 
     def __init__(self, inputs: Inputs) -> None:
-        self.batches = [right_padded(batch) for batch in inputs.batches(0, len(inputs))]
+        self.batches = list(inputs.batches(0, len(inputs)))
         self._left: list[int] = []
 
     def next(self, draw: torch.Generator) -> InputBatch:
@@ -141,8 +141,8 @@ def plan_of(model: Model | nn.Module, new: nn.Module, method: str, **figures: fl
 
 
 def each_batch(inputs: Inputs) -> Iterator[InputBatch]:
-    """Yield the batches of data with their padding on the right."""
-    return map(right_padded, inputs.batches(0, len(inputs)))
+    """Yield the batches of data."""
+    return inputs.batches(0, len(inputs))
 
 
 def check_positive(owner: str, **values: float) -> None:

@@ -23,7 +23,6 @@ from sonde.engine.steps import Descent
 from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
-from sonde.tap.rows.padding import right_padded
 
 Maps = Mapping[str, AffineMap]
 """A map to the last block's states for each block, by its path; others are read as they are."""
@@ -162,8 +161,7 @@ def states_and_answers(
     Nothing follows the last token: -1.
     """
     sites = [layers.site(i) for i in range(len(layers.paths))]
-    for batch in batches:
-        placed = right_padded(batch)
+    for placed in batches:
         with torch.no_grad():
             seen = watch(module, placed, sites)
         logits = find_logits(seen.output)

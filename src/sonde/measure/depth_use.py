@@ -27,7 +27,7 @@ from sonde.measure._depth_forward import (
     size_and_cosine,
 )
 from sonde.measure._sublayers import Sublayers, is_sum, sublayers_of
-from sonde.tap import editing, right_padded
+from sonde.tap import editing
 from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.model.watch import watch
 
@@ -157,7 +157,7 @@ def depth_use(
         raise InputError(f"depth_use: expected a network of at least two blocks, got {len(paths)}.")
     parts: dict[str, Sublayers] | None = {} if sublayers else None
     with torch.no_grad():
-        found = [_measured(module, right_padded(b), paths, leave_out, parts) for b in batches]
+        found = [_measured(module, b, paths, leave_out, parts) for b in batches]
     texts = [text for batch in found for text in batch]
     if not texts:
         raise InputError(
@@ -352,5 +352,4 @@ def _kept(
         kept = torch.ones(figures.shape[2:], dtype=torch.bool)
     else:
         kept = batch.mask.bool().clone()
-    kept[:, :leave_out] = False
-    return kept
+    return kept & (kept.cumsum(1) > leave_out)

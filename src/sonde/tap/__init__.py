@@ -23,7 +23,6 @@ from sonde.tap.model.sites import resolve
 from sonde.tap.model.structure import structure
 from sonde.tap.reading.live import LiveStream, live_stream
 from sonde.tap.reading.weights import WeightStream, weight_stream
-from sonde.tap.rows.padding import right_padded
 from sonde.tap.watching.onlooker import Onlooker
 
 __all__ = [
@@ -61,7 +60,6 @@ __all__ = [
     "record_forward",
     "replay",
     "resolve",
-    "right_padded",
     "squared_gradients",
     "structure",
     "weight_stream",

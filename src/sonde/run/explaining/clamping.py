@@ -14,7 +14,6 @@ from sonde.tap.hand.restart import record_forward
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
 from sonde.tap.reading.site_function import arguments_of
-from sonde.tap.rows.padding import right_padded
 
 AT_ONCE = 64
 NAMED = 5
@@ -71,8 +70,7 @@ def clamp_units(
     far = torch.zeros(len(units), dtype=torch.float64)
     where = site.axes.split().index("dim")
     for example in examples:
-        example = right_padded(example)
-        last = -1 if example.mask is None else int(example.mask[0].sum()) - 1
+        last = -1 if example.mask is None else int(example.mask[0].nonzero()[-1])
         args, kwargs = arguments_of(model.module, example)
         with torch.no_grad():
             run = record_forward(model, *args, **kwargs)

@@ -22,7 +22,6 @@ from sonde.tap.hooks.session import Session
 from sonde.tap.model.fingerprint import fingerprint
 from sonde.tap.model.input_types import place_of
 from sonde.tap.reading.live import live_stream
-from sonde.tap.rows.padding import right_padded
 
 KEY = "squared_gradients"
 
@@ -143,7 +142,7 @@ def squared_gradients(
     sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in chosen.items()}
     finder, compute, total, n = Finder(), None, 0.0, 0
     with Bar("gradients", len(inputs), shown=progress) as bar:
-        for batch in map(right_padded, inputs.batches(0, len(inputs))):
+        for batch in inputs.batches(0, len(inputs)):
             if compute is None:
                 place = place_of(live.module, batch)
                 compute = RowLosses(live, live.module, loss, logits, place, seed)

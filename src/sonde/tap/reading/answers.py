@@ -13,7 +13,6 @@ from sonde.tap.hooks.outputs import find
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.vary import token_ids
-from sonde.tap.rows.padding import right_padded
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +65,6 @@ def answers(model: Model, module: nn.Module, batch: InputBatch, logits: str | No
     InputError
         If the model has no logits, or gives them in a form that is not known.
     """
-    batch = right_padded(batch)
     with Session(module) as session:
         output = session.run(*place_of(module, batch).call(batch.args, batch.kwargs))
     return answers_in(output, model, module, batch, logits)
@@ -82,7 +80,7 @@ def answers_in(
     output
         What the module returned for the batch.
     model, module, batch, logits
-        As in ``answers``; the padding of the batch is on the right.
+        As in ``answers``.
 
     Raises
     ------

@@ -35,9 +35,9 @@ from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, probe
 from sonde.tap.model.sites import Pattern, port_of
 from sonde.tap.model.structure import structure
-from sonde.tap.model.vary import token_ids
 from sonde.tap.reading.choose import Chosen, choose_kinds
 from sonde.tap.reading.named_axes import NamedAxes, parse_axes
+from sonde.tap.reading.padding_sides import padding_fault
 from sonde.tap.reading.reader import ForwardReading, Reader, reading_of
 from sonde.tap.reading.soundness import fault_of
 from sonde.tap.rows.kind import Kind
@@ -171,22 +171,10 @@ class LiveStream(Stream):
     def _first(self) -> InputBatch:
         if not len(self.inputs):
             raise InputError("live_stream: expected at least one example, got none.")
-        first = self._placed(next(iter(self._shapes(0, 1))))
+        first = next(iter(self._shapes(0, 1)))
         if self.perturb is not None:
             float_input(first.args, first.kwargs)
         return first
-
-    def _placed(self, batch: InputBatch) -> InputBatch:
-        """Return a batch with its padding on the right, where it is of texts.
-
-        Steps of numbers stay where they stand: a module may know their places by itself.
-        """
-        if self.model.config is not None:
-            return right_padded(batch)
-        placed = batch if token_ids(batch) is None else right_padded(batch)
-        if placed is not batch:
-            _say_moved(self.model.module)
-        return placed
 
     def _shapes(self, start: int, stop: int) -> Iterator[InputBatch]:
         """Yield inputs of the shapes to expect; nothing is generated for them."""
@@ -235,9 +223,10 @@ class LiveStream(Stream):
     @cached_property
     def checked(self) -> bool:
         """Whether rows were checked to be those of their example; a fault is warned of once."""
-        found = fault_of(self) if self.check and len(self) else None
-        if found is not None:
-            warnings.warn(str(found), SondeWarning, stacklevel=3)
+        if self.check and len(self):
+            found = fault_of(self) or padding_fault(self)
+            if found is not None:
+                warnings.warn(str(found), SondeWarning, stacklevel=3)
         return self.check
 
     def __iter__(self) -> Iterator[Batch]:
@@ -272,7 +261,7 @@ class LiveStream(Stream):
         if isinstance(self.inputs, ReplayInputs):
             yield from self._generated(self.inputs, reader, start, stop)
             return
-        inputs, n_ahead = map(self._placed, self.inputs.batches(start, stop)), 1
+        inputs, n_ahead = iter(self.inputs.batches(start, stop)), 1
         while several := list(islice(inputs, n_ahead)):
             _say_if_padded(self.model, self.kinds, several[0])
             made = self._several(reader, several)
@@ -389,19 +378,6 @@ class LiveStream(Stream):
         """The output that holds the logits, where it is neither named so nor the only one."""
         key = self.logits_key if self.with_logits or self.objective or self.perturb else None
         return None if key in KNOWN else key
-
-
-_TOLD_MOVED: WeakSet[nn.Module] = WeakSet()
-"""Modules of which has been said that they get padding on the right."""
-
-
-def _say_moved(module: nn.Module) -> None:
-    if module not in _TOLD_MOVED:
-        _TOLD_MOVED.add(module)
-        _log.warning(
-            "padding before the tokens of a text is moved behind them, so that its rows are those "
-            "of the text alone"
-        )
 
 
 _TOLD_PADDED: WeakSet[nn.Module] = WeakSet()

@@ -23,7 +23,6 @@ from sonde.tap.model.influence import Influence
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.probe import probe
 from sonde.tap.model.sites import Pattern, resolve
-from sonde.tap.rows.padding import right_padded
 
 INPUT = "input"
 Args = tuple[tuple[Any, ...], dict[str, Any]]
@@ -333,8 +332,7 @@ def require_no_inference_mode() -> None:
 def arguments_of(module: nn.Module, inputs: Any) -> Args:
     """Return the arguments of a call: of a batch, a tensor, a tuple, or a mapping of names."""
     if isinstance(inputs, InputBatch):
-        batch = right_padded(inputs)
-        return place_of(module, batch).call(batch.args, batch.kwargs)
+        return place_of(module, inputs).call(inputs.args, inputs.kwargs)
     if is_dict(inputs):
         return (), {str(name): value for name, value in inputs.items()}
     if hasattr(inputs, "keys"):  # what a tokenizer returns

@@ -219,9 +219,10 @@ def _parameters(module: nn.Module) -> set[str]:
 
 
 def _pad_id(model: Model) -> int:
-    """Return the id that pads: some models count positions by it; else any id does."""
+    """Return the id that pads: models count positions by it, or find their last token by it."""
     size = getattr(model.config, "vocab_size", None)
-    for owner in (model.processor, model.config):
+    owners = (model.processor, model.config)
+    for owner in owners[::-1] if model.task == "classifier" else owners:
         found = getattr(owner, "pad_token_id", None)
         if isinstance(found, int) and found >= 0 and (size is None or found < size):
             return found

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from sonde.core.inputs import InputBatch
 from sonde.core.site import Reducer
 from sonde.tap.generating.replay import ReplayInputs
 from sonde.tap.model.seeding import seed_everything, untouched
@@ -40,22 +41,40 @@ class RowFault:
 
     Parameters
     ----------
-    code : {"SND004", "SND006"}
-        States that change when the same input is fed again, or with the rest of the batch.
+    code : {"SND004", "SND006", "SND007"}
+        States that change when the same input is fed again, with the rest of the batch, or with
+        padding.
     place : str
         The first site where it shows.
     amount : float
         Root mean square difference over root mean square spread between rows.
+    cause : {"chance", "state", "company", "padding"}
+        Random numbers, what an earlier forward left behind, other examples, or padding.
     """
 
-    code: Literal["SND004", "SND006"]
+    code: Literal["SND004", "SND006", "SND007"]
     place: str
     amount: float
+    cause: Literal["chance", "state", "company", "padding"]
 
     def __str__(self) -> str:
         by = f"by {self.amount:.3g} times the spread between them"
         skip = "check=False (--no-check) skips this check."
-        if self.code == "SND004":
+        if self.cause == "padding":
+            return (
+                f"SND007: a text beside a longer one differs at {self.place} from the text alone, "
+                f"{by}: padding on the right reaches its rows, or forward moves the tokens. Read "
+                "texts one by one (batch_size=1, --batch-size 1), or give items with their own "
+                f"attention_mask, which run as they come. {skip}"
+            )
+        if self.cause == "state":
+            return (
+                f"SND004: the same examples, fed again under the same random seed, differ at "
+                f"{self.place} {by}: the model keeps a state from one forward to the next, and "
+                "rows hang on what was fed before. Reset that state at the start of forward, or "
+                f"declare it so: {skip}"
+            )
+        if self.cause == "chance":
             return (
                 f"SND004: the same examples, fed again, differ at {self.place} {by}: the model "
                 "draws random numbers, and no figure can be repeated. Take out what draws them "
@@ -72,8 +91,8 @@ def fault_of(stream: "LiveStream") -> RowFault | None:
     """Return what is wrong with the rows of a stream, by its first examples.
 
     They are fed together, then without the first one in another order under another random seed;
-    a third forward tells chance from company where these differ. None where nothing is wrong, and
-    where the model refuses such inputs: then nothing is known.
+    two more forwards tell state, chance and company apart where these differ. None where nothing
+    is wrong, and where the model refuses such inputs: then nothing is known.
     """
     inputs = stream.inputs
     inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
@@ -82,7 +101,7 @@ def fault_of(stream: "LiveStream") -> RowFault | None:
         for longest in (LONGEST, None):  # some models are for one length only
             try:
                 few = range(min(EXAMPLES, len(inputs)))
-                found = _Check(stream, small_batches(stream.model, inputs, few, longest)).fault()
+                found = RowCheck(stream, small_batches(stream.model, inputs, few, longest)).fault()
             except Exception as error:  # whatever a model raises on inputs that are cut
                 _log.debug("not checked: %s", error)
             else:
@@ -90,7 +109,7 @@ def fault_of(stream: "LiveStream") -> RowFault | None:
     return found
 
 
-class _Check:
+class RowCheck:
     """Forwards of a few examples through the model of a stream, read as the stream reads."""
 
     def __init__(self, stream: "LiveStream", small: SmallBatches) -> None:
@@ -110,22 +129,31 @@ class _Check:
             return None
         seed = self.stream.seed
         together = self._read(every, seed)
-        found = self._first(together, self._read(others, seed + 1))
+        found = self.first(together, self._read(others, seed + 1))
         if found is None:
             return None
-        again = self._first(together, self._read(every, seed + 1))
-        return RowFault("SND006", *found) if again is None else RowFault("SND004", *again)
+        same = self.first(together, self._read(every, seed))
+        if same is not None:
+            return RowFault("SND004", *same, "state")
+        again = self.first(together, self._read(every, seed + 1))
+        if again is not None:
+            return RowFault("SND004", *again, "chance")
+        return RowFault("SND006", *found, "company")
 
     def _read(self, which: Sequence[int], seed: int) -> Rows:
         """Return the rows of some examples, fed in this order under a random seed."""
+        return self.read(self.small.together(which), which, seed)
+
+    def read(self, batch: InputBatch, which: Sequence[int], seed: int) -> Rows:
+        """Return the rows of a batch of the examples ``which``, read under a random seed."""
         seed_everything(self.stream.model.module, seed)
         with self.reader.session:
-            (reading,) = self.reader.readings([self.reader.read(self.small.together(which))])
+            (reading,) = self.reader.readings([self.reader.read(batch)])
         index = torch.tensor(which)
         rows = {key: (x, index[reading.columns[key].example]) for key, x in reading.rows.items()}
         return rows if reading.logits is None else rows | {LOGITS: (reading.logits, index)}
 
-    def _first(self, a: Rows, b: Rows) -> tuple[str, float] | None:
+    def first(self, a: Rows, b: Rows) -> tuple[str, float] | None:
         """Return the first site where rows of the same examples differ, and by how much."""
         types = {kind.key: kind.schema.dtype for kind in self.kinds}
         tau = TAU_NARROW if any(t in NARROW for t in types.values()) else TAU

@@ -1,4 +1,4 @@
-"""Padding moved to the other side, so that positions are right in every model."""
+"""Padding moved to the other side: to generate after texts, and to read what was generated."""
 
 from dataclasses import replace
 from typing import Any
