@@ -195,8 +195,10 @@ def test_beams_and_a_second_turn_go_on_with_what_was_kept():
         second = net.generate(turn, past_key_values=cache, **settings(longer))
         assert cache.get_seq_length() == second.shape[1] - 1
     with caching(net, rule) as cache:  # the same calls by hand
+        out = None
         for start, stop in [(0, 9), *((n, n + 1) for n in range(9, 13)), (13, 16)]:
             out = net(turn[:, start:stop], attention_mask=longer[:, :stop], past_key_values=cache)
+    assert out is not None
     assert torch.equal(out.logits[:, -1].argmax(-1), second[:, 16])
 
 
