@@ -78,7 +78,7 @@ def _integrated(
 
 
 def _value(method: Any, net: nn.Module, inputs: Any, site: str = "input") -> Tensor:
-    return torch.as_tensor(method.attribute(net, inputs, GOAL, site=site).value)
+    return torch.as_tensor(method.explain(net, inputs, objective=GOAL, site=site).value)
 
 
 def _arms(kind: str, **shape: Any) -> tuple[Arm, Arm]:

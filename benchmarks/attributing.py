@@ -65,7 +65,7 @@ def _middle(of: str, width: int, side: int, steps: int, size: Size) -> Row:
     method, goal = IntegratedGradients(steps, Baseline("zero")), Objective("logit", target=3)
 
     def at(site: str) -> Callable[[], object]:
-        return lambda: method.attribute(net, x, goal, site=site)
+        return lambda: method.explain(net, x, objective=goal, site=site)
 
     arms = {PLAIN: at("input"), "ours": at(MIDDLE), AGAIN: at("input")}
     ratio = ratio_of(interleaved(arms, size.rounds, warm_ups=1), "ours")

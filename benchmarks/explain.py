@@ -39,7 +39,11 @@ def patching_rows(size: Size) -> list[Row]:
         return _whole(net, clean, corrupt)
 
     def ours() -> Tensor:
-        return ActivationPatching(rows=length).trace(net, first, second, goal).effects[0]
+        return (
+            ActivationPatching(rows=length)
+            .explain(net, first, corrupt=second, objective=goal)
+            .effects[0]
+        )
 
     gap = float((whole().double() - ours()).abs().max())
     rounds = size.pick(min(size.rounds, 2), 2)
@@ -64,7 +68,11 @@ def patching_rows(size: Size) -> list[Row]:
         with torch.no_grad():
             return net(input_ids=clean, logits_to_keep=1, use_cache=False)
 
-    arms = {PLAIN: plain, "ours": lambda: estimate.trace(net, first, second, goal), AGAIN: plain}
+    arms = {
+        PLAIN: plain,
+        "ours": lambda: estimate.explain(net, first, corrupt=second, objective=goal),
+        AGAIN: plain,
+    }
     ratio = ratio_of(interleaved(arms, size.rounds, warm_ups=2), "ours")
     found.append(
         Row(

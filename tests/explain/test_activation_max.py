@@ -16,7 +16,7 @@ def test_a_linear_unit_is_driven_along_its_weights():
     net = nn.Sequential(nn.Linear(6, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
     weight = net[0].get_parameter("weight").detach()[2]
     real = torch.randn(9, 6, generator=DRAW)
-    found = ActivationMax(radius=2.0).maximise(net, real, "0", unit=2)
+    found = ActivationMax(radius=2.0).explain(net, real, site="0", unit=2)
     assert torch.allclose(found.found, 2 * weight / weight.norm(), atol=1e-3)
     assert found.value == pytest.approx(float(2 * weight.norm()), rel=1e-4)
     natural = real @ weight
@@ -31,7 +31,7 @@ def test_without_a_radius_it_stays_in_the_range_of_real_inputs():
     net = nn.Linear(5, 1, bias=False)
     real = torch.rand(50, 5, generator=DRAW)
     low, high = real.amin(0), real.amax(0)
-    found = ActivationMax().maximise(net, real, "", unit=0)
+    found = ActivationMax().explain(net, real, site="", unit=0)
     want = torch.where(net.weight[0] > 0, high, low)
     assert torch.allclose(found.found, want, atol=1e-5)
 
@@ -40,12 +40,12 @@ def test_a_picture_beats_real_pictures_and_the_model_is_left_as_it_was():
     net = cnn().train()
     x = torch.rand(16, 1, 28, 28, generator=DRAW)
     site = next(n for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
-    found = ActivationMax(steps=40).maximise(net, x, site, unit=0)
+    found = ActivationMax(steps=40).explain(net, x, site=site, unit=0)
     assert float(found.value) > float(found.natural.max())
     assert found.percentile == 1.0
     assert found.found.shape == x.shape[1:]
     assert net.training
-    rough = ActivationMax(steps=40, tv=100.0).maximise(net, x, site, unit=0)
+    rough = ActivationMax(steps=40, tv=100.0).explain(net, x, site=site, unit=0)
     assert rough.found.diff(dim=2).square().mean() < found.found.diff(dim=2).square().mean()
 
 
@@ -66,7 +66,7 @@ class Reader(nn.Module):
 @pytest.mark.truth("the unit is the share of one token")
 def test_a_model_of_tokens_is_ascended_in_its_embeddings():
     ids = torch.randint(12, (6, 4), generator=DRAW)
-    found = ActivationMax().maximise(Reader(), ids, "head", unit=0)
+    found = ActivationMax().explain(Reader(), ids, site="head", unit=0)
     assert found.tokens is not None
     assert found.tokens.tolist() == [7, 7, 7, 7]
     assert found.token_value == pytest.approx(1.0)
@@ -76,6 +76,6 @@ def test_a_model_of_tokens_is_ascended_in_its_embeddings():
 def test_a_unit_that_is_not_there_is_refused():
     net = nn.Linear(3, 2)
     with pytest.raises(InputError, match=r"unit in 0\.\.1 of .*got 2"):
-        ActivationMax().maximise(net, torch.ones(2, 3), "", unit=2)
+        ActivationMax().explain(net, torch.ones(2, 3), site="", unit=2)
     with pytest.raises(InputError, match="rate above 0"):
         ActivationMax(rate=0.0)

@@ -42,8 +42,8 @@ def probs(model):
 
 @pytest.mark.truth("the attentions that transformers returns, multiplied layer by layer")
 def test_rollout_is_the_product_of_mixed_layers(model, probs):
-    found = AttentionRollout().attribute(model, INPUTS)
-    raw = RawAttention(layer=0).attribute(model, INPUTS)
+    found = AttentionRollout().explain(model, INPUTS)
+    raw = RawAttention(layer=0).explain(model, INPUTS)
     for i, last in enumerate(LAST):
         n = last + 1
         product = torch.eye(n, dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_rollout_is_the_product_of_mixed_layers(model, probs):
 @pytest.mark.truth("the attentions that transformers returns, smallest entries sorted out by hand")
 def test_heads_become_one_and_small_looks_go(model, probs):
     rollout = AttentionRollout(residual=0.0, heads="max", discard=0.5)
-    found = torch.as_tensor(rollout.attribute(model, INPUTS).value)[0].double()
+    found = torch.as_tensor(rollout.explain(model, INPUTS).value)[0].double()
     product = torch.eye(5, dtype=torch.float64)
     for layer in probs:
         looks = layer[0].amax(0)
@@ -89,7 +89,7 @@ def test_times_gradient_is_the_slope_of_scaling_a_key():
     model, step = gpt2().double(), 1e-5
     objective = Objective("margin", target=3, other=5)
     fixed = objective.fixed(model(**INPUTS).logits, IDS, MASK)
-    found = AttentionTimesGradient(layer=1).attribute(model, INPUTS, objective)
+    found = AttentionTimesGradient(layer=1).explain(model, INPUTS, objective=objective)
     for key in range(3):
         sides = []
         for factor in (1 + step, 1 - step):
@@ -132,26 +132,26 @@ def test_relevance_of_a_net_written_out():
     r = torch.eye(3)
     for a, slope in zip(kept, slopes, strict=True):
         r = r + (a * slope).relu()[0].detach() @ r
-    found = AttentionRelevance().attribute(model, x, Objective(target=1))
+    found = AttentionRelevance().explain(model, x, objective=Objective(target=1))
     torch.testing.assert_close(torch.as_tensor(found.value)[0], r.mean(0))
 
 
 def test_a_picture_gets_a_map_of_its_size():
     model = sonde.load("sonde:digits")
     batch = next(iter(open_inputs(model, "sonde:digits/test", limit=3).batches(0, 3)))
-    found = AttentionRollout().attribute(model, batch)
+    found = AttentionRollout().explain(model, batch)
     assert found.by_place.shape == (3, 8, 8)
-    embedded = AttentionRollout().attribute(model, batch, site="vit.embeddings")
+    embedded = AttentionRollout().explain(model, batch, site="vit.embeddings")
     assert embedded.by_place.shape == (3, 17)
 
 
 def test_what_has_no_attention_over_its_own_tokens_is_refused(model):
     with pytest.raises(SiteError, match="holds no attention"):
-        AttentionRollout().attribute(mlp(), torch.ones(2, 8))
+        AttentionRollout().explain(mlp(), torch.ones(2, 8))
     two = {"input_ids": IDS, "decoder_input_ids": IDS[:, :3]}
     with pytest.raises(SiteError, match="one sequence to itself"):
-        AttentionRollout().attribute(t5(), two, site="encoder.block.0:out")
+        AttentionRollout().explain(t5(), two, site="encoder.block.0:out")
     with pytest.raises(InputError, match=r"a layer in 0\.\.2"):
-        RawAttention(layer=7).attribute(model, INPUTS)
+        RawAttention(layer=7).explain(model, INPUTS)
     with pytest.raises(InputError, match="residual in"):
         AttentionRollout(residual=2.0)

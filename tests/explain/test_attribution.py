@@ -25,10 +25,10 @@ class TwoWays(nn.Module):
 
 @pytest.mark.truth("a branch that no answer comes from: its effect is 0")
 def test_a_site_that_the_answer_ignores_is_zero_and_said():
-    found = Saliency().attribute(TwoWays(), X, site="ignored")
+    found = Saliency().explain(TwoWays(), X, site="ignored")
     assert "unused" in found.flags
     assert not torch.as_tensor(found.value).any()
-    assert "unused" not in Saliency().attribute(TwoWays(), X, site="used").flags
+    assert "unused" not in Saliency().explain(TwoWays(), X, site="used").flags
 
 
 @pytest.mark.truth("batch norm by its running moments is an affine map of each row alone")
@@ -37,7 +37,7 @@ def test_batch_norm_in_training_mode_does_not_mix_rows():
     net = nn.Sequential(norm, last).train()
     norm.running_mean, norm.running_var = torch.ones(3), torch.full((3,), 4.0)
     objective = Objective(target=1)
-    found = torch.as_tensor(GradTimesInput().attribute(net, X, objective).value)
+    found = torch.as_tensor(GradTimesInput().explain(net, X, objective=objective).value)
     want = X * last.weight[1].detach() / (4.0 + norm.eps) ** 0.5
     assert torch.allclose(found, want, atol=1e-6)
     assert net.training
@@ -47,12 +47,12 @@ def test_batch_norm_in_training_mode_does_not_mix_rows():
 def test_targets_and_baselines_that_do_not_fit_are_refused():
     net = nn.Linear(3, 2)
     with pytest.raises(InputError, match=r"targets in 0\.\.1, got 2 to 2"):
-        Saliency().attribute(net, X, Objective(target=2))
+        Saliency().explain(net, X, objective=Objective(target=2))
     with pytest.raises(InputError, match="target for each of 4 rows, got 3"):
-        Saliency().attribute(net, X, Objective(target=[0, 1, 0]))
+        Saliency().explain(net, X, objective=Objective(target=[0, 1, 0]))
     wrong = Baseline("values", values=torch.zeros(4, 5))
     with pytest.raises(ShapeError, match="5"):
-        IntegratedGradients(baseline=wrong).attribute(net, X)
+        IntegratedGradients(baseline=wrong).explain(net, X)
 
 
 class Rounded(nn.Module):
@@ -63,5 +63,5 @@ class Rounded(nn.Module):
 
 
 def test_an_objective_without_gradient_is_said():
-    found = Saliency().attribute(Rounded(), X)
+    found = Saliency().explain(Rounded(), X)
     assert "unused" in found.flags

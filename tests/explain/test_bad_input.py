@@ -65,34 +65,36 @@ def aside():
 @pytest.mark.truth("a branch that no answer comes from: its effect is 0")
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_a_site_that_the_answer_ignores_is_zero_and_flagged(aside, method):
-    found = method.attribute(aside, X, site="ignored")
+    found = method.explain(aside, X, site="ignored")
     assert found.flags == ("unused",)
     assert float(torch.as_tensor(found.value).abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize("method", METHODS[:2] + METHODS[-2:], ids=lambda m: type(m).__name__)
 def test_an_answer_that_is_no_number_is_flagged(aside, method):
-    assert "nonfinite" in method.attribute(aside, X * float("nan")).flags
+    assert "nonfinite" in method.explain(aside, X * float("nan")).flags
 
 
 REFUSED = {
     "baseline of another shape": (
-        lambda: IntegratedGradients(baseline=WRONG).attribute(nn.Linear(4, 2), X),
+        lambda: IntegratedGradients(baseline=WRONG).explain(nn.Linear(4, 2), X),
         ShapeError,
         "4 features",
     ),
     "the same, by parts": (
-        lambda: Shapley(baseline=WRONG).attribute(nn.Linear(4, 2), X),
+        lambda: Shapley(baseline=WRONG).explain(nn.Linear(4, 2), X),
         ShapeError,
         "4 features",
     ),
     "masks without a region": (
-        lambda: MaskSensitivity().judge(nn.Flatten(), PICTURES, KINDS, PICTURES[:, 0] > 2),
+        lambda: MaskSensitivity().judge(nn.Flatten(), PICTURES, PICTURES[:, 0] > 2, labels=KINDS),
         InputError,
         "region in each picture, got none in 6",
     ),
     "masks of another shape": (
-        lambda: MaskSensitivity().judge(nn.Flatten(), PICTURES, KINDS, PICTURES[:, 0, :4] > 0),
+        lambda: MaskSensitivity().judge(
+            nn.Flatten(), PICTURES, PICTURES[:, 0, :4] > 0, labels=KINDS
+        ),
         ShapeError,
         "(6, 1, 8, 8), regions (6, 4, 8)",
     ),
@@ -134,7 +136,7 @@ def test_a_cache_in_use_is_refused(site):
     with torch.no_grad():
         cache = net(ids, use_cache=True).past_key_values
     with pytest.raises(InputError, match="without past_key_values"):
-        Saliency().attribute(net, {"input_ids": ids[:, -1:], "past_key_values": cache}, site=site)
+        Saliency().explain(net, {"input_ids": ids[:, -1:], "past_key_values": cache}, site=site)
     assert cache.get_seq_length() == 5
 
 

@@ -14,7 +14,9 @@ GOAL = Objective("margin", target=ANSWER, other=INSTEAD)
 @pytest.mark.truth("the induction circuit, whose weights were written by hand")
 @pytest.mark.parametrize("how", ["score", "greedy"])
 def test_the_circuit_is_found_and_nothing_beside_it(how):
-    found = CircuitSearch(how, ig_steps=2).trace(Induction(), CLEAN, CORRUPT, GOAL)
+    found = CircuitSearch(how, ig_steps=2).explain(
+        Induction(), CLEAN, corrupt=CORRUPT, objective=GOAL
+    )
     assert set(found.edges) == CIRCUIT
     assert float(found) == pytest.approx(1.0, abs=1e-6)
     assert found.complement == pytest.approx(0.0, abs=1e-6)
@@ -25,7 +27,7 @@ def test_the_circuit_is_found_and_nothing_beside_it(how):
 def test_no_edge_is_the_corrupted_run_and_all_are_the_clean_one():
     one, other = torch.tensor([[1, 5, 6, 7]]), torch.tensor([[1, 5, 2, 7]])
     search = CircuitSearch(ig_steps=1, enough=2.0)  # never enough: all edges
-    found = search.trace(gpt2(), {"input_ids": one}, {"input_ids": other})
+    found = search.explain(gpt2(), {"input_ids": one}, corrupt={"input_ids": other})
     assert found.sizes[0] == 0
     assert found.sizes[-1] == len(found.all_edges) == len(found.edges)
     assert float(found.curve[0]) == pytest.approx(0.0, abs=1e-4)

@@ -46,11 +46,11 @@ def test_the_map_of_a_global_average_is_that_of_its_head():
     weight = model.head.weight[target].detach()
     cam = torch.einsum("k,nkhw->nhw", weight, maps(model))
     objective = Objective(target=target)
-    found = GradCam(relu=False).attribute(model, X, objective, site="act")
+    found = GradCam(relu=False).explain(model, X, objective=objective, site="act")
     torch.testing.assert_close(torch.as_tensor(found.value) * 30, cam)
-    positive = GradCam().attribute(model, X, objective, site="act")
+    positive = GradCam().explain(model, X, objective=objective, site="act")
     torch.testing.assert_close(torch.as_tensor(positive.value) * 30, cam.relu())
-    high = HiResCam().attribute(model, X, objective, site="act")
+    high = HiResCam().explain(model, X, objective=objective, site="act")
     whole = torch.as_tensor(high.value).sum((1, 2)) + model.head.bias[target].detach()
     torch.testing.assert_close(whole, model(X)[:, target].detach())
     assert high.signed
@@ -69,7 +69,7 @@ def test_place_by_place_and_alone():
             return self.act(self.conv(x)).mean((2, 3)).square() @ self.head.weight.T
 
     squared, objective = Squared(), Objective(target=1)
-    layer = LayerCam().attribute(squared, X, objective, site="act")
+    layer = LayerCam().explain(squared, X, objective=objective, site="act")
     torch.testing.assert_close(layer.value, (g.relu() * a.detach()).sum(1).relu())
     for n in range(2):
         expected = torch.zeros(5, 6)
@@ -78,7 +78,7 @@ def test_place_by_place_and_alone():
             below = 2 * slope**2 + held.sum() * slope**3
             alpha = torch.where(below != 0, slope**2 / below, torch.zeros(()))
             expected += (alpha * slope.relu()).sum() * held
-        found = GradCamPP().attribute(squared, X, objective, site="act")
+        found = GradCamPP().explain(squared, X, objective=objective, site="act")
         torch.testing.assert_close(torch.as_tensor(found.value)[n], expected.relu())
 
 
@@ -94,13 +94,13 @@ def test_maps_over_tokens_leave_the_class_token_out_and_grow_to_the_picture():
 
     model = Tokens()
     x = torch.randn(2, 7, 4)
-    found = GradCam(special=(0,)).attribute(model, x, site="embed")
+    found = GradCam(special=(0,)).explain(model, x, site="embed")
     assert found.by_place.shape == (2, 6)
     assert upsampled(found, (4, 6), grid=(2, 3)).shape == (2, 4, 6)
     with pytest.raises(InputError, match="Leave special tokens out"):
-        upsampled(GradCam().attribute(model, x, site="embed"), (4, 6), grid=(2, 3))
+        upsampled(GradCam().explain(model, x, site="embed"), (4, 6), grid=(2, 3))
     with pytest.raises(InputError, match="a layer that keeps places"):
-        GradCam().attribute(model, x)
+        GradCam().explain(model, x)
 
 
 @pytest.mark.parametrize(("method", "site"), [(GradCam(), "0"), (Saliency(), "input")])
@@ -110,6 +110,6 @@ def test_one_forward_for_the_gradient_at_the_point(method: Attributor, site: str
     net(x)
     want = method.at(SiteFunction(net, x, site), Objective())
     net[3].register_forward_hook(lambda *_: calls.append(1))
-    found = method.attribute(net, x, site=site)
+    found = method.explain(net, x, site=site)
     assert len(calls) == 1
     assert torch.equal(torch.as_tensor(found.value), torch.as_tensor(want.value))

@@ -16,7 +16,7 @@ LABEL = OWN // 2
 @pytest.mark.truth("planted one-hot concepts, two of each class")
 @pytest.mark.parametrize("loss", ["l1", "contrastive", "gumbel"])
 def test_planted_concepts_carry_the_classes(loss):
-    found = ConceptBottleneck(loss, steps=150).learn(ROWS, BANK, LABEL)
+    found = ConceptBottleneck(loss, steps=150).fit(ROWS, BANK, LABEL)
     assert found.value == 1.0
     assert float(torch.as_tensor(found.null)) < 0.5
     assert torch.equal(found.classify(ROWS), LABEL)
@@ -26,18 +26,18 @@ def test_planted_concepts_carry_the_classes(loss):
 
 @pytest.mark.truth("a hard draw names the nearest concept and no other")
 def test_gumbel_says_one_concept_of_each_row():
-    found = ConceptBottleneck("gumbel", steps=150).learn(ROWS, BANK, LABEL)
+    found = ConceptBottleneck("gumbel", steps=150).fit(ROWS, BANK, LABEL)
     said = found.concepts(ROWS)
     assert said.sum(1).eq(1).all()
     assert torch.equal(said.argmax(1), OWN)
     assert found.per_decision == 1.0
-    dense = ConceptBottleneck("contrastive", steps=150).learn(ROWS, BANK, LABEL)
+    dense = ConceptBottleneck("contrastive", steps=150).fit(ROWS, BANK, LABEL)
     assert dense.per_decision > 1.0
 
 
 @pytest.mark.truth("a price above every gradient: all weights are 0")
 def test_a_large_price_leaves_no_concept():
-    found = ConceptBottleneck("l1", l1=100.0, steps=20).learn(ROWS, BANK, LABEL)
+    found = ConceptBottleneck("l1", l1=100.0, steps=20).fit(ROWS, BANK, LABEL)
     assert not found.weight.any()
     assert found.per_decision == 0.0
     assert found.value == found.null
@@ -45,8 +45,8 @@ def test_a_large_price_leaves_no_concept():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ShapeError, match="one width"):
-        ConceptBottleneck().learn(ROWS, BANK[:, :3], LABEL)
+        ConceptBottleneck().fit(ROWS, BANK[:, :3], LABEL)
     with pytest.raises(InputError, match="got 1 labels"):
-        ConceptBottleneck().learn(ROWS, BANK, torch.zeros(240, dtype=torch.int64))
+        ConceptBottleneck().fit(ROWS, BANK, torch.zeros(240, dtype=torch.int64))
     with pytest.raises(InputError, match="got 240 labels"):
-        ConceptBottleneck().learn(ROWS, BANK, torch.arange(240))
+        ConceptBottleneck().fit(ROWS, BANK, torch.arange(240))

@@ -34,7 +34,7 @@ def test_posterior_by_loops(weighting):
     tau = 0.5
     kind = ConceptMarginal(tau=tau, weighting=weighting, views=0.25)
     prior = torch.tensor([1.0, 2.0, 3.0])
-    found = kind.posterior(ROWS, BANK, OWNER, WEIGHTS, prior, VIEWS)
+    found = kind.fit(ROWS, BANK, OWNER, WEIGHTS, prior, VIEWS)
     for i, row in enumerate(ROWS):
         weight = WEIGHTS.tolist()
         if weighting == "confidence":
@@ -61,17 +61,17 @@ def test_posterior_by_loops(weighting):
 @pytest.mark.truth("zero-shot classification, and the bank in another order")
 def test_one_concept_each_is_plain_zero_shot():
     plain = (normalize(ROWS) @ normalize(BANK).T / 0.07).softmax(1)
-    found = ConceptMarginal().posterior(ROWS, BANK, torch.arange(7))
+    found = ConceptMarginal().fit(ROWS, BANK, torch.arange(7))
     torch.testing.assert_close(found.value, plain)
     assert torch.equal(found.predicted, plain.argmax(1))
     order = torch.randperm(7, generator=GENERATOR)
     kind = ConceptMarginal(weighting="confidence")
-    one, other = (kind.posterior(ROWS, BANK[o], OWNER[o]).value for o in (torch.arange(7), order))
+    one, other = (kind.fit(ROWS, BANK[o], OWNER[o]).value for o in (torch.arange(7), order))
     torch.testing.assert_close(one, other)
 
 
 def test_classes_without_concepts_and_views_that_lack():
     with pytest.raises(InputError, match=r"a concept for every class, got none for \[1\]"):
-        ConceptMarginal().posterior(ROWS, BANK[:2], torch.tensor([0, 2]))
+        ConceptMarginal().fit(ROWS, BANK[:2], torch.tensor([0, 2]))
     with pytest.raises(InputError, match="expected views"):
-        ConceptMarginal(weighting="tta").posterior(ROWS, BANK, OWNER)
+        ConceptMarginal(weighting="tta").fit(ROWS, BANK, OWNER)

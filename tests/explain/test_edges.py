@@ -31,7 +31,7 @@ class TwoWays(nn.Module):
 @pytest.mark.truth("the induction circuit, whose weights were written by hand")
 @pytest.mark.parametrize("method", [EdgePatching("noise"), EdgeAttribution(ig_steps=3)])
 def test_only_the_edges_of_the_circuit_carry_the_answer(method):
-    found = method.trace(Induction(), CLEAN, CORRUPT, GOAL)
+    found = method.explain(Induction(), CLEAN, corrupt=CORRUPT, objective=GOAL)
     strong = {e for e, share in zip(found.edges, found.value, strict=True) if abs(share) > 0.1}
     assert strong == CIRCUIT
     assert len(found.edges) > 20
@@ -41,8 +41,8 @@ def test_only_the_edges_of_the_circuit_carry_the_answer(method):
 def test_two_ways_add_up_to_the_whole():
     net = TwoWays()
     a, b = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    real = EdgePatching().trace(net, a, b, Objective(target=1))
-    fast = EdgeAttribution(ig_steps=1).trace(net, a, b, Objective(target=1))
+    real = EdgePatching().explain(net, a, corrupt=b, objective=Objective(target=1))
+    fast = EdgeAttribution(ig_steps=1).explain(net, a, corrupt=b, objective=Objective(target=1))
     torch.testing.assert_close(real.effects, fast.effects)
     into = [i for i, (_, v) in enumerate(real.edges) if v in ("left:in", "right:in")]
     torch.testing.assert_close(real.effects[:, into].sum(1), real.source - real.base)
@@ -54,9 +54,9 @@ def test_two_ways_add_up_to_the_whole():
 def test_a_stream_with_norms_on_it_is_refused():
     ids = torch.tensor([[1, 5, 6, 7]])
     with pytest.raises(StateError, match="a norm stands on the stream, or the runs are the same"):
-        EdgePatching().trace(Induction(), CLEAN, CLEAN, GOAL)
+        EdgePatching().explain(Induction(), CLEAN, corrupt=CLEAN, objective=GOAL)
     with pytest.raises(InputError, match="one length"):
-        EdgePatching().trace(Induction(), CLEAN, CORRUPT[:, :4], GOAL)
+        EdgePatching().explain(Induction(), CLEAN, corrupt=CORRUPT[:, :4], objective=GOAL)
     assert residual_readers(mlp(), torch.zeros(1, 8)) == {"1": ("0",), "3": ("2",)}
     assert not any(
         "encoder.layer.1" in name for name in residual_readers(bert(), {"input_ids": ids})

@@ -59,23 +59,23 @@ def test_laws_of_attributions(model, method):
     before, state = {n: p.clone() for n, p in module.state_dict().items()}, torch.get_rng_state()
     module.train()
     try:
-        found = method.attribute(model, X, WHY, SITE)
+        found = method.explain(model, X, objective=WHY, site=SITE)
         assert module.training
     finally:
         module.eval()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, before[n]) for n, p in module.state_dict().items())
     assert all(p.grad is None for p in module.parameters())
-    alone = torch.cat([value(method.attribute(model, x[None], WHY, SITE)) for x in X])
+    alone = torch.cat([value(method.explain(model, x[None], objective=WHY, site=SITE)) for x in X])
     torch.testing.assert_close(alone, value(found), rtol=1e-4, atol=1e-4)
-    turned = value(method.attribute(model, X.flip(0), WHY, SITE)).flip(0)
+    turned = value(method.explain(model, X.flip(0), objective=WHY, site=SITE)).flip(0)
     torch.testing.assert_close(turned, value(found), rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        without = method.attribute(model, X, WHY, SITE)
+        without = method.explain(model, X, objective=WHY, site=SITE)
     torch.testing.assert_close(value(without), value(found), rtol=1e-4, atol=1e-4)
     assert without.flags == found.flags
     with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
-        method.attribute(model, X, WHY, SITE)
+        method.explain(model, X, objective=WHY, site=SITE)
 
 
 @pytest.mark.parametrize("method", [AttributionPatching(ig_steps=2), EdgeAttribution()])
@@ -83,18 +83,18 @@ def test_patches_by_gradients_are_the_same_within_no_grad(method):
     net = models.gpt2()
     clean, corrupt = torch.randint(3, models.VOCABULARY, (2, 3, 5), generator=DRAW)
     why = Objective("margin", target=3, other=4)
-    wanted = torch.as_tensor(method.trace(net, clean, corrupt, why).value)
+    wanted = torch.as_tensor(method.explain(net, clean, corrupt=corrupt, objective=why).value)
     with torch.no_grad():
-        found = torch.as_tensor(method.trace(net, clean, corrupt, why).value)
+        found = torch.as_tensor(method.explain(net, clean, corrupt=corrupt, objective=why).value)
     assert float(wanted.abs().max()) > 0
     torch.testing.assert_close(found, wanted)
     with torch.inference_mode(), pytest.raises(InputError, match="inference_mode"):
-        method.trace(net, clean, corrupt, why)
+        method.explain(net, clean, corrupt=corrupt, objective=why)
 
 
 def test_a_bottleneck_is_trained_within_no_grad():
     rows, label = torch.randn(20, 4, generator=DRAW), torch.arange(20) % 2
-    wanted = ConceptBottleneck(steps=5).learn(rows, torch.eye(4), label)
+    wanted = ConceptBottleneck(steps=5).fit(rows, torch.eye(4), label)
     with torch.no_grad():
-        found = ConceptBottleneck(steps=5).learn(rows, torch.eye(4), label)
+        found = ConceptBottleneck(steps=5).fit(rows, torch.eye(4), label)
     assert torch.equal(found.weight, wanted.weight)

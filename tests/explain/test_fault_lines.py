@@ -27,7 +27,7 @@ def test_the_number_of_concepts_is_the_smallest():
     head = nn.Linear(6, 2).double().requires_grad_(False)
     x = 2 * torch.randn(12, 6, generator=DRAW, dtype=torch.float64)
     concepts = torch.randn(8, 6, generator=DRAW, dtype=torch.float64)
-    found = FaultLines(bound=0.4, margin=1e-3).find(head, x, concepts)
+    found = FaultLines(bound=0.4, margin=1e-3).explain(head, x, concepts=concepts)
     want, weight = [], head.weight.double()
     for out in head(x):
         first, second = out.topk(2).indices.tolist()
@@ -44,7 +44,7 @@ def test_one_concept_is_moved_as_far_as_it_must():
     head = nn.Linear(3, 2, bias=False)
     head.weight.data = torch.tensor([[1.0, 0.3, -0.2], [0.0, 0.0, 0.0]])
     x = torch.tensor([[2.0, 0.0, 0.0]])
-    found = FaultLines(steps=800, margin=0.01).find(head, x, torch.eye(3), other=1)
+    found = FaultLines(steps=800, margin=0.01).explain(head, x, concepts=torch.eye(3), other=1)
     assert found.removed(0) == [0]
     assert found.added(0) == []
     assert float(found.change[0, 0]) == pytest.approx(-2.0, abs=0.1)
@@ -54,7 +54,9 @@ def test_maps_move_at_every_place_and_the_edited_model_flips():
     net = cnn()
     x = torch.rand(5, 1, 28, 28, generator=DRAW)
     site, module = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
-    found = FaultLines(bound=50.0, steps=80).find(net, x, torch.eye(module.out_channels), site=site)
+    found = FaultLines(bound=50.0, steps=80).explain(
+        net, x, concepts=torch.eye(module.out_channels), site=site
+    )
     assert found.flips.all()
     step = found.change[:, :, None, None]
 
@@ -69,9 +71,9 @@ def test_maps_move_at_every_place_and_the_edited_model_flips():
 def test_what_does_not_fit_is_refused():
     head = nn.Linear(3, 2)
     with pytest.raises(ShapeError, match="width 3"):
-        FaultLines().find(head, torch.ones(1, 3), torch.eye(4))
+        FaultLines().explain(head, torch.ones(1, 3), concepts=torch.eye(4))
     own = int(head(torch.ones(1, 3)).argmax())
     with pytest.raises(InputError, match="another answer than the model's own"):
-        FaultLines().find(head, torch.ones(1, 3), torch.eye(3), other=own)
-    stuck = FaultLines(bound=1e-6).find(head, torch.ones(1, 3), torch.eye(3))
+        FaultLines().explain(head, torch.ones(1, 3), concepts=torch.eye(3), other=own)
+    stuck = FaultLines(bound=1e-6).explain(head, torch.ones(1, 3), concepts=torch.eye(3))
     assert torch.as_tensor(stuck.value).tolist() == [float("inf")]

@@ -47,10 +47,10 @@ def rows(*shape, seed=0):
 def test_a_quadratic_form_is_split_by_one_node():
     a, x = rows(4, 4), rows(3, 4, seed=1)
     model = Quadratic(a).double()
-    found = IntegratedGradients(1, ZERO).attribute(model, x)
+    found = IntegratedGradients(1, ZERO).explain(model, x)
     torch.testing.assert_close(found.value, x * (x @ (a + a.T) / 2))
     torch.testing.assert_close(found.gap, torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
-    doubled = GradTimesInput().attribute(model, x)
+    doubled = GradTimesInput().explain(model, x)
     torch.testing.assert_close(doubled.value, 2 * torch.as_tensor(found.value))
 
 
@@ -61,10 +61,10 @@ def test_a_saturated_input_has_no_gradient_but_a_part():
             return 1 - torch.relu(1 - x)
 
     x = torch.tensor([[2.0]], dtype=torch.float64)
-    assert float(Saliency().attribute(Toy(), x)) == 0.0
-    found = IntegratedGradients(300, ZERO).attribute(Toy(), x)
+    assert float(Saliency().explain(Toy(), x)) == 0.0
+    found = IntegratedGradients(300, ZERO).explain(Toy(), x)
     assert float(found) == pytest.approx(1.0, abs=1e-2)
-    assert "incomplete" in IntegratedGradients(1, ZERO).attribute(Toy(), x + 0.5).flags
+    assert "incomplete" in IntegratedGradients(1, ZERO).explain(Toy(), x + 0.5).flags
 
 
 @pytest.mark.parametrize("site", ["input", "0", "2:in"])
@@ -72,9 +72,9 @@ def test_parts_add_up_at_every_site_and_rows_do_not_meet(site):
     model, x = net(), rows(4, 5)
     method = IntegratedGradients(200)
     base = Baseline("values", values=SITES[site])
-    found = IntegratedGradients(200, base).attribute(model, x, site=site)
+    found = IntegratedGradients(200, base).explain(model, x, site=site)
     assert float(torch.as_tensor(found.gap).abs().max()) < 5e-3
-    alone = IntegratedGradients(200, base).attribute(model, x[1:2], site=site)
+    alone = IntegratedGradients(200, base).explain(model, x[1:2], site=site)
     torch.testing.assert_close(torch.as_tensor(found.value)[1:2], alone.value)
     assert method.baseline_name == "mean"
 
@@ -87,7 +87,7 @@ def test_the_model_is_left_as_it_was():
     model[0].weight.grad = torch.ones_like(model[0].weight)
     before = {name: p.clone() for name, p in model.state_dict().items()}
     state = torch.get_rng_state()
-    SmoothGrad(n=3).attribute(model, x, site="1")
+    SmoothGrad(n=3).explain(model, x, site="1")
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
     assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
@@ -100,7 +100,7 @@ def test_each_objective_is_what_it_is_called():
     model, x, step = net(), rows(2, 5), 1e-6
     for kind in ("logit", "log_prob", "prob", "margin"):
         objective = Objective(kind, target=[2, 0])
-        found = GradTimesInput().attribute(model, x, objective)
+        found = GradTimesInput().explain(model, x, objective=objective)
         number = objective.fixed(model(x))
         for i in range(5):
             moved = torch.zeros_like(x)
@@ -115,10 +115,10 @@ def test_each_objective_is_what_it_is_called():
 def test_noise_and_references_average_to_the_gradient_of_a_linear_model():
     model, x = nn.Linear(4, 2).double(), rows(3, 4)
     references = rows(50, 4, seed=3)
-    found = ExpectedGradients(references, n=4000).attribute(model, x, Objective(target=1))
+    found = ExpectedGradients(references, n=4000).explain(model, x, objective=Objective(target=1))
     expected = (x - references.mean(0)) * model.weight[1]
     torch.testing.assert_close(found.value, expected.detach(), atol=0.1, rtol=0)
-    variance = SmoothGrad(n=8, how="variance").attribute(model, x)
+    variance = SmoothGrad(n=8, how="variance").explain(model, x)
     assert not variance.signed
     assert float(torch.as_tensor(variance.value).abs().max()) < 1e-20
 
@@ -129,7 +129,9 @@ def test_tokens_are_explained_at_their_embedding_and_answers_as_a_whole():
     ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     inputs = {"input_ids": ids, "attention_mask": mask}
-    found = IntegratedGradients(30, ZERO).attribute(model, inputs, Objective("answer", length=2))
+    found = IntegratedGradients(30, ZERO).explain(
+        model, inputs, objective=Objective("answer", length=2)
+    )
     with torch.no_grad():
         log_p = torch.log_softmax(model(**inputs).logits, -1)
     expected = [log_p[0, 2, 4] + log_p[0, 3, 5], log_p[1, 0, 7] + log_p[1, 1, 8]]
@@ -142,13 +144,13 @@ def test_tokens_are_explained_at_their_embedding_and_answers_as_a_whole():
 def test_what_cannot_be_explained_is_said():
     model, x = net(), rows(2, 5)
     with pytest.raises(InputError, match=r"targets in 0\.\.2, got 3"):
-        Saliency().attribute(model, x, Objective(target=3))
+        Saliency().explain(model, x, objective=Objective(target=3))
     model.add_module("unused", nn.Identity())
     model.forward = lambda x: nn.Sequential(*list(model.children())[:-1])(x)
     with pytest.raises(SiteError, match="it ran 0 times"):
-        Saliency().attribute(model, x, site="unused")
+        Saliency().explain(model, x, site="unused")
     dead = nn.Sequential(nn.Linear(5, 5), nn.Threshold(1e9, 0.0), nn.Linear(5, 2)).double()
-    assert float(torch.as_tensor(Saliency().attribute(dead, x).value).max()) == 0.0
+    assert float(torch.as_tensor(Saliency().explain(dead, x).value).max()) == 0.0
     with pytest.raises(InputError, match="at least 1"):
         IntegratedGradients(0)
     assert sonde.explain.Saliency is Saliency

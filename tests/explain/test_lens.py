@@ -29,7 +29,7 @@ def batches(model, ids):
 @pytest.mark.truth("the model's own logits, and log-probabilities written out")
 def test_the_last_block_answers_as_the_model(llama):
     ids = texts()
-    found = LogitLens().read(llama, batches(llama, ids))
+    found = LogitLens().explain(llama, batches(llama, ids))
     with torch.no_grad():
         out = llama(input_ids=ids, output_hidden_states=True)
         early = llama.lm_head(llama.model.norm(out.hidden_states[1])).double().log_softmax(-1)
@@ -68,18 +68,18 @@ def test_linear_upper_blocks_are_mapped_exactly(llama):
             block.mlp.weight.mul_(3.0)
         net.lm_head.weight.mul_(30.0)
     ids = texts(12, 20)
-    plain = LogitLens().read(net, batches(net, ids))
+    plain = LogitLens().explain(net, batches(net, ids))
     with torch.no_grad():
         x = net(input_ids=ids, output_hidden_states=True).hidden_states[1].flatten(0, 1)
         middle = x + net.model.layers[1].mlp(x)
         y = middle + net.model.layers[2].mlp(middle)
     fitted = AffineLens(ridge=1e-9).fit(x, y=y)
     assert fitted.value == pytest.approx(1.0, abs=1e-5)
-    mapped = LogitLens({"model.layers.0": fitted.map}).read(net, batches(net, ids))
+    mapped = LogitLens({"model.layers.0": fitted.map}).explain(net, batches(net, ids))
     assert float(torch.as_tensor(plain.value)[0]) > 0.1
     assert float(torch.as_tensor(mapped.value)[0]) < 1e-5
     with pytest.raises(InputError, match="expected maps of blocks"):
-        LogitLens({"layer 0": fitted.map}).read(net, batches(net, ids))
+        LogitLens({"layer 0": fitted.map}).explain(net, batches(net, ids))
 
 
 def test_training_brings_blocks_closer_to_the_answer():
@@ -87,7 +87,7 @@ def test_training_brings_blocks_closer_to_the_answer():
     with torch.no_grad():
         net.lm_head.weight.mul_(30.0)
     learned, fresh = batches(net, texts(8, 12)), batches(net, texts(4, 12).flip(1))
-    before = torch.as_tensor(LogitLens().read(net, fresh).value)
-    after = torch.as_tensor(TunedLens(steps=80).fit(net, learned).read(net, fresh).value)
+    before = torch.as_tensor(LogitLens().explain(net, fresh).value)
+    after = torch.as_tensor(TunedLens(steps=80).fit(net, learned).explain(net, fresh).value)
     assert bool((after[:-1] < 0.9 * before[:-1]).all())
     assert all(p.grad is None for p in net.parameters())

@@ -50,14 +50,14 @@ def pictures(seed=0):
 def test_a_shortcut_is_found_and_its_twin_is_clear():
     x, region = pictures()
     net = nn.Sequential(nn.Identity(), Corner())
-    shortcut = MaskSensitivity().judge(net, x, LABELS, region, site="0")
+    shortcut = MaskSensitivity().judge(net, x, region, labels=LABELS, site="0")
     by_name = dict(zip(shortcut.conditions, shortcut.auroc.tolist(), strict=True))
     assert by_name["box removed"] == by_name["region removed"] == shortcut.value == 1.0
     assert by_name["region only"] == 0.5
     assert shortcut.has_shortcut
     assert float(shortcut.cosine[0]) == pytest.approx(1.0)
     assert float(shortcut.cosine[2]) < 1.0
-    honest = MaskSensitivity().judge(Middle(), x, LABELS, region)
+    honest = MaskSensitivity().judge(Middle(), x, region, labels=LABELS)
     by_name = dict(zip(honest.conditions, honest.auroc.tolist(), strict=True))
     assert by_name["full"] == by_name["region only"] == by_name["other box removed"] == 1.0
     assert by_name["box removed"] == 0.5
@@ -71,7 +71,7 @@ def test_the_silhouette_tells_and_its_box_does_not():
     x, region = pictures()
     region[LABELS == 1, 4, 3:5] = False  # a ring with a gap: fewer pixels, the same box
     zero = Baseline("zero")
-    found = MaskSensitivity(zero).judge(Hole(), x, LABELS, region)
+    found = MaskSensitivity(zero).judge(Hole(), x, region, labels=LABELS)
     by_name = dict(zip(found.conditions, found.auroc.tolist(), strict=True))
     assert by_name["region removed"] == 0.0  # the hole of class 0 is larger: told without fail
     assert by_name["box removed"] == 0.5
@@ -89,6 +89,8 @@ def test_boxes_and_bad_regions():
     assert torch.equal(only, ~region)
     x = torch.rand(N, 1, 8, 8)
     with pytest.raises(InputError, match="none in 1"):
-        MaskSensitivity().judge(Corner(), x, LABELS, region & (torch.arange(N) > 0)[:, None, None])
+        MaskSensitivity().judge(
+            Corner(), x, region & (torch.arange(N) > 0)[:, None, None], labels=LABELS
+        )
     with pytest.raises(InputError, match="two classes"):
-        MaskSensitivity().judge(Corner(), x, LABELS * 0, region)
+        MaskSensitivity().judge(Corner(), x, region, labels=LABELS * 0)

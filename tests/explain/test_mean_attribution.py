@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import models
-import sonde
-from sonde.core import InputError
+from sonde.core import InputError, Model
+from sonde.data import open_inputs
 from sonde.explain import (
     Baseline,
     Deletion,
@@ -43,16 +43,16 @@ def net():
 )
 def test_batches_give_the_mean_of_all_examples(net, method, site):
     test = Deletion(baseline=Baseline("zero"), n_random=1, steps=4)
-    stream = sonde.read(net, ITEMS, batch_size=7)
-    found = MeanAttribution(method, test).over(stream, WHY, site)
-    whole = method.attribute(net, X, WHY, site)
+    data = open_inputs(Model(net), ITEMS, batch_size=7)
+    found = MeanAttribution(method, test).explain(net, data, objective=WHY, site=site)
+    whole = method.explain(net, X, objective=WHY, site=site)
     value = torch.as_tensor(whole.value).double()
     torch.testing.assert_close(found.value, value.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.size, value.abs().mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.se, value.std(0) / 30**0.5, rtol=1e-5, atol=1e-6)
     prob = Objective("prob", target=1)
     assert found.faithfulness == pytest.approx(
-        float(test.judge(net, X, whole, prob, site)), abs=1e-5
+        float(test.judge(net, X, whole, objective=prob, site=site)), abs=1e-5
     )
     assert found.n == 30
 
@@ -61,22 +61,23 @@ def test_batches_give_the_mean_of_all_examples(net, method, site):
 def test_texts_of_several_lengths_have_a_mean_for_each_unit():
     texts = [torch.randint(3, models.VOCABULARY, (n,), generator=DRAW) for n in (4, 4, 6)]
     model, why = models.gpt2(), Objective(target=5)
-    stream = sonde.read(model, [{"input_ids": ids} for ids in texts], batch_size=1)
+    data = [{"input_ids": ids[None]} for ids in texts]
     method = MeanAttribution(GradTimesInput(), test=None, per="unit")
-    found = method.over(stream, why, "transformer.h.1")
+    found = method.explain(model, data, objective=why, site="transformer.h.1")
     each = [
         torch.as_tensor(
-            GradTimesInput().attribute(model, ids[None], why, "transformer.h.1").value
+            GradTimesInput().explain(model, ids[None], objective=why, site="transformer.h.1").value
         ).sum((0, 1))
         for ids in texts
     ]
     torch.testing.assert_close(
         torch.as_tensor(found.value).float(), torch.stack(each).mean(0), rtol=1e-4, atol=1e-5
     )
+    entries = MeanAttribution(GradTimesInput(), test=None)
     with pytest.raises(InputError, match="per='unit'"):
-        MeanAttribution(GradTimesInput(), test=None).over(stream, why, "transformer.h.1")
+        entries.explain(model, data, objective=why, site="transformer.h.1")
 
 
-def test_rows_without_a_model_are_refused():
-    with pytest.raises(InputError, match="stream of a live model"):
-        MeanAttribution().over(sonde.Stream.of({"a": X}))
+def test_no_input_is_refused(net):
+    with pytest.raises(InputError, match="at least one example"):
+        MeanAttribution().explain(net, [])

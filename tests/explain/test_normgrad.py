@@ -47,7 +47,7 @@ def test_terms_of_a_real_convolution_add_up_to_its_weight_gradient(options):
         "positive_norm": flat.relu().norm(dim=2),
     }
     for how in get_args(How):
-        found = NormGrad("own", how).attribute(model, X, TARGET, site="0")
+        found = NormGrad("own", how).explain(model, X, objective=TARGET, site="0")
         torch.testing.assert_close(found.value, truth[how].reshape(2, *shape[2:]))
         assert found.signed == (how in ("sum", "max"))
 
@@ -91,14 +91,16 @@ def test_the_sum_of_a_scaling_is_gradient_times_activation_at_tokens_too():
     with pytest.raises(SiteError, match="own needs the output"):
         NormGrad("own").at(function, TARGET)
     with pytest.raises(InputError, match="keeps places"):
-        NormGrad().attribute(nn.Linear(3, 2), torch.ones(2, 3))
+        NormGrad().explain(nn.Linear(3, 2), torch.ones(2, 3))
 
 
 @pytest.mark.truth("the step by hand on a real layer of 1 x 1, one example at a time")
 def test_the_step_of_learning_is_that_of_a_real_layer():
     torch.manual_seed(0)
     model = net(nn.Conv2d(4, 5, 2))
-    found = MetaSaliency(NormGrad("bias", "sum"), step=0.3).attribute(model, X, TARGET, site="0")
+    found = MetaSaliency(NormGrad("bias", "sum"), step=0.3).explain(
+        model, X, objective=TARGET, site="0"
+    )
     for i in range(2):
         h = model[0](X[i : i + 1]).detach()
         w = torch.eye(5, dtype=torch.float64)[..., None, None].requires_grad_(True)
@@ -121,11 +123,11 @@ def test_what_ignores_the_class_and_what_turns_with_it():
 
 def test_a_constant_map_takes_nothing_from_others_by_becoming_nan():
     model = net(nn.Conv2d(4, 5, 3, padding=1))
-    one = NormGrad().attribute(model, X, TARGET, site="0")
+    one = NormGrad().explain(model, X, objective=TARGET, site="0")
     both = combined([one, one], (7, 6), "geometric")
     assert float(both.amin()) == 0.0
     assert float(both.amax()) == pytest.approx(1.0)
-    flat = NormGrad().attribute(model, X * 0, TARGET, site="0")
+    flat = NormGrad().explain(model, X * 0, objective=TARGET, site="0")
     assert bool(torch.isfinite(combined([one, flat], (7, 6))).all())
     with pytest.raises(InputError, match="each"):
         combined([], (7, 6))

@@ -36,7 +36,9 @@ def margins(net: Any, given: dict[str, Any], hook: Any = None, path: str = "tran
 @pytest.mark.parametrize("how", ["denoise", "noise"])
 def test_every_point_is_a_whole_forward_with_one_state_exchanged(net, how):
     before = snapshot(net)
-    found = ActivationPatching(how, rows=6).trace(net, A, B, MARGIN, "blocks")
+    found = ActivationPatching(how, rows=6).explain(
+        net, A, corrupt=B, objective=MARGIN, site="blocks"
+    )
     assert_unchanged(before, net)
     base, source = (B, A) if how == "denoise" else (A, B)
     low, high = margins(net, base), margins(net, source)
@@ -66,10 +68,12 @@ def test_estimates_of_a_linear_net_are_exact():
     net = linear()
     a, b = torch.randn(2, 5, 4, dtype=torch.float64)
     goal = Objective(target=1)
-    real = ActivationPatching(over="units").trace(net, a, b, goal, "0")
+    real = ActivationPatching(over="units").explain(net, a, corrupt=b, objective=goal, site="0")
     torch.testing.assert_close(real.effects[:, 0], (net[0](a) - net[0](b)) * net[1].weight[1])
     for steps in (1, 3):
-        found = AttributionPatching(over="units", ig_steps=steps).trace(net, a, b, goal, "0")
+        found = AttributionPatching(over="units", ig_steps=steps).explain(
+            net, a, corrupt=b, objective=goal, site="0"
+        )
         torch.testing.assert_close(found.value, real.value)
         assert found.gap == pytest.approx(0.0, abs=1e-12)
     assert float(real.value.sum()) == pytest.approx(1.0)
@@ -78,16 +82,18 @@ def test_estimates_of_a_linear_net_are_exact():
 def test_steps_along_a_sites_own_way_add_up_and_the_gap_falls(net):
     net = gpt2()
     way = AttributionPatching(path="site", ig_steps=12, check=15)
-    found = way.trace(net, A, B, MARGIN)
+    found = way.explain(net, A, corrupt=B, objective=MARGIN)
     torch.testing.assert_close(
         found.value.sum(1), torch.ones(len(found.sites)).double(), atol=1e-3, rtol=0
     )
     once, more = (
-        AttributionPatching(ig_steps=n, check=5).trace(net, A, B, MARGIN, "transformer.h.0")
+        AttributionPatching(ig_steps=n, check=5).explain(
+            net, A, corrupt=B, objective=MARGIN, site="transformer.h.0"
+        )
         for n in (1, 3)
     )
     assert present(once.gap) > 2 * present(more.gap) > 0
-    real = ActivationPatching().trace(net, A, B, MARGIN, "transformer.h.0")
+    real = ActivationPatching().explain(net, A, corrupt=B, objective=MARGIN, site="transformer.h.0")
     whole = (real.source - real.base)[:, None, None]
     missed = ((once.effects - real.effects) / whole).square().mean().sqrt()
     assert once.gap == pytest.approx(float(missed), rel=1e-5)  # all 5 points were checked
@@ -99,9 +105,11 @@ def test_only_the_two_heads_of_an_induction_circuit_count():
     goal = Objective("margin", target=ANSWER, other=INSTEAD)
     heads = [f"blocks.{i}.heads.{j}" for i in (0, 1) for j in (0, 1)]
     for how in ("denoise", "noise"):
-        found = ActivationPatching(how, over="whole").trace(net, CLEAN, CORRUPT, goal, heads)
+        found = ActivationPatching(how, over="whole").explain(
+            net, CLEAN, corrupt=CORRUPT, objective=goal, site=heads
+        )
         assert (found.value[:, 0] > 0.1).tolist() == [True, False, True, False]
-    spots = ActivationPatching().trace(net, CLEAN, CORRUPT, goal, heads)
+    spots = ActivationPatching().explain(net, CLEAN, corrupt=CORRUPT, objective=goal, site=heads)
     assert {spot[:2] for spot in spots.best(2)} == {
         ("blocks.1.heads.0:out", 5),
         ("blocks.0.heads.0:out", 2),
@@ -111,11 +119,13 @@ def test_only_the_two_heads_of_an_induction_circuit_count():
 
 def test_heads_of_an_attention_and_what_runs_do_not_share(net):
     sites = ["transformer.h.0.attn:heads.0", "transformer.h.0.attn:heads.1"]
-    one = ActivationPatching(over="whole").trace(net, A, B, MARGIN, sites)
-    both = ActivationPatching(over="whole").trace(net, A, B, MARGIN, "transformer.h.0.attn:heads")
+    one = ActivationPatching(over="whole").explain(net, A, corrupt=B, objective=MARGIN, site=sites)
+    both = ActivationPatching(over="whole").explain(
+        net, A, corrupt=B, objective=MARGIN, site="transformer.h.0.attn:heads"
+    )
     assert "whole forwards at" in one.conventions["restart"]
     assert 0 < float(both.value) != float(one.value[0, 0])
-    same = ActivationPatching().trace(net, A, A, MARGIN)
+    same = ActivationPatching().explain(net, A, corrupt=A, objective=MARGIN)
     assert (same.n, same.n_dropped, same.flags) == (0, 2, ("dead",))
 
 
@@ -126,10 +136,12 @@ def test_zero_mean_and_other_examples_come_in():
     ways: Any = {"zero": state * 0, "mean": state.mean(0).expand_as(state)}
     for kind, new in ways.items():
         how = ActivationPatching(over="units", replace_by=kind)
-        found = how.trace(net, a, b, Objective(target=1), "0")
+        found = how.explain(net, a, corrupt=b, objective=Objective(target=1), site="0")
         torch.testing.assert_close(found.effects[:, 0], (new - state) * weight)
     mixed = ActivationPatching(over="whole", replace_by="resample")
-    moved = mixed.trace(net, a, b, Objective(target=1), "0").effects[:, 0, 0]
+    moved = mixed.explain(net, a, corrupt=b, objective=Objective(target=1), site="0").effects[
+        :, 0, 0
+    ]
     others = (state[:, None] - state[None]) @ weight
     assert all(any(torch.isclose(-m, o) for o in row) for m, row in zip(moved, others, strict=True))
 
@@ -137,14 +149,14 @@ def test_zero_mean_and_other_examples_come_in():
 def test_what_does_not_fit_is_refused(net):
     patch = ActivationPatching()
     with pytest.raises(InputError, match=r"one length, got \(2, 5\) and \(2, 4\) tokens"):
-        patch.trace(net, A, {"input_ids": B["input_ids"][:, :4]})
+        patch.explain(net, A, corrupt={"input_ids": B["input_ids"][:, :4]})
     cache = net(**A, use_cache=True).past_key_values
     with pytest.raises(InputError, match="without past_key_values"):
-        patch.trace(net, {**A, "past_key_values": cache}, {**B, "past_key_values": cache})
+        patch.explain(net, {**A, "past_key_values": cache}, corrupt={**B, "past_key_values": cache})
     with pytest.raises(SiteError, match="no state of numbers"):
-        patch.trace(net, A, B, sites="transformer.h.0.attn:heads.9")
+        patch.explain(net, A, corrupt=B, site="transformer.h.0.attn:heads.9")
     with pytest.raises(InputError, match="check of at least 0"):
         AttributionPatching(check=-1)
     one, other = ({"input_ids": x["input_ids"][:1]} for x in (A, B))
     with pytest.raises(InputError, match="two pairs or more"):
-        ActivationPatching(replace_by="resample").trace(net, one, other)
+        ActivationPatching(replace_by="resample").explain(net, one, corrupt=other)

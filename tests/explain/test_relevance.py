@@ -23,8 +23,8 @@ def net(bias, seed=0):
 @pytest.mark.truth("gradient times input, which it is without biases for ReLUs")
 def test_without_biases_it_is_gradient_times_input():
     model, x = net(bias=False), rows(4, 5)
-    found = Relevance(epsilon=1e-12).attribute(model, x)
-    torch.testing.assert_close(found.value, GradTimesInput().attribute(model, x).value)
+    found = Relevance(epsilon=1e-12).explain(model, x)
+    torch.testing.assert_close(found.value, GradTimesInput().explain(model, x).value)
     torch.testing.assert_close(torch.as_tensor(found.value).sum(1), found.objective)
     assert found.flags == ()
 
@@ -32,7 +32,7 @@ def test_without_biases_it_is_gradient_times_input():
 @pytest.mark.truth("the epsilon rule unit by unit in plain loops")
 def test_the_epsilon_rule_unit_by_unit():
     model, x, eps = net(bias=True), rows(2, 5, seed=1), 0.1
-    found = Relevance(epsilon=eps).attribute(model, x, Objective(target=2))
+    found = Relevance(epsilon=eps).explain(model, x, objective=Objective(target=2))
     w1, b1, w2, b2 = (p.detach() for p in model.parameters())
     for n in range(2):
         z1 = w1 @ x[n] + b1
@@ -57,7 +57,7 @@ def test_the_gamma_rule_of_a_convolution():
     conv, head = nn.Conv2d(1, 2, 2).double(), nn.Linear(8, 1, bias=False).double()
     model = nn.Sequential(conv, nn.Flatten(), head)
     x = rows(1, 1, 3, 3).abs()
-    found = Relevance(epsilon=1e-12, gamma=0.5).attribute(model, x, Objective(target=0))
+    found = Relevance(epsilon=1e-12, gamma=0.5).explain(model, x, objective=Objective(target=0))
     eye = torch.eye(9, dtype=torch.float64).reshape(9, 1, 3, 3)
     w = F.conv2d(eye, conv.weight).flatten(1).detach()
     z = model[:2](x)[0].detach()
@@ -82,8 +82,8 @@ def test_functions_and_modules_that_run_twice_hand_down_alike():
             return F.linear(h, last.weight, bias=last.bias)
 
     model, x = net(bias=True), rows(3, 5)
-    plain = Relevance().attribute(model, x)
-    torch.testing.assert_close(Relevance().attribute(Functional(model), x).value, plain.value)
+    plain = Relevance().explain(model, x)
+    torch.testing.assert_close(Relevance().explain(Functional(model), x).value, plain.value)
 
     class Twice(nn.Module):
         def __init__(self):
@@ -94,7 +94,7 @@ def test_functions_and_modules_that_run_twice_hand_down_alike():
         def forward(self, x):
             return self.act(x + self.one(self.act(self.one(x))))
 
-    found = Relevance(epsilon=1e-12).attribute(Twice().double(), x)
+    found = Relevance(epsilon=1e-12).explain(Twice().double(), x)
     torch.testing.assert_close(torch.as_tensor(found.value).sum(1), found.objective)
 
 
@@ -103,7 +103,7 @@ def test_a_transformer_without_biases_keeps_it_all():
     model = llama().double()
     ids = {"input_ids": torch.tensor([[3, 7, 2, 9], [9, 4, 1, 5]])}
     for site in ("input", "model.layers.1"):
-        found = Relevance(epsilon=1e-9).attribute(model, ids, site=site)
+        found = Relevance(epsilon=1e-9).explain(model, ids, site=site)
         whole = torch.as_tensor(found.value).flatten(1).sum(1)
         torch.testing.assert_close(whole, found.objective, rtol=1e-4, atol=1e-8)
         assert found.by_place.shape == (2, 4)
@@ -113,6 +113,6 @@ def test_what_hides_its_sums_is_refused():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(24, 2))
     with pytest.raises(SiteError, match="AttentionRelevance"):
-        Relevance().attribute(model, torch.randn(2, 3, 8))
+        Relevance().explain(model, torch.randn(2, 3, 8))
     with pytest.raises(InputError, match="epsilon above 0"):
         Relevance(epsilon=0.0)

@@ -29,7 +29,7 @@ def rows(*shape, seed=0):
 @pytest.mark.truth("a linear model: sums of the parts are the fall, whatever the set")
 def test_the_parts_of_a_linear_model_are_right_and_turned_ones_wrong():
     net, x = nn.Linear(8, 2).double(), rows(5, 8)
-    found = GradTimesInput().attribute(net, x)
+    found = GradTimesInput().explain(net, x)
     value = torch.as_tensor(found.value)
     assert SensitivityN(ZERO).judge(net, x, found).value == pytest.approx(1.0)
     assert SensitivityN(ZERO).judge(net, x, replace(found, value=-value)).value == pytest.approx(-1)
@@ -48,10 +48,10 @@ def test_all_sets_of_two_in_a_loop():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
     x, target = rows(1, 4, seed=2), Objective(target=1)
-    found = GradTimesInput().attribute(net, x, target)
+    found = GradTimesInput().explain(net, x, objective=target)
     a = np.asarray(found.value)[0]
-    judged = SensitivityN(ZERO, n_sets=4000, shares=(0.5,)).judge(net, x, found, target)
-    missed = Infidelity(ZERO, n_sets=4000, shares=(0.5,)).judge(net, x, found, target)
+    judged = SensitivityN(ZERO, n_sets=4000, shares=(0.5,)).judge(net, x, found, objective=target)
+    missed = Infidelity(ZERO, n_sets=4000, shares=(0.5,)).judge(net, x, found, objective=target)
     said, fell = [], []
     for i in range(4):
         for j in range(i):
@@ -67,7 +67,7 @@ def test_all_sets_of_two_in_a_loop():
 
 def test_texts_and_pictures_and_more_exact_parts_do_better():
     model, x = cnn(), rows(2, 1, 4, 4).float()
-    found = Saliency().attribute(model, x)
+    found = Saliency().explain(model, x)
     few = {"n_sets": 6, "shares": (0.3,)}
     rough = SensitivityN(**few).judge(model, x, found)
     assert -1.0 <= rough.value <= 1.0
@@ -76,8 +76,8 @@ def test_texts_and_pictures_and_more_exact_parts_do_better():
         "input_ids": torch.tensor([[3, 7, 2, 5], [9, 4, 1, 1]]),
         "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]),
     }
-    shares = Shapley(ZERO).attribute(text, ids)
-    slopes = GradTimesInput().attribute(text, ids)
+    shares = Shapley(ZERO).explain(text, ids)
+    slopes = GradTimesInput().explain(text, ids)
     test = Infidelity(ZERO, n_sets=20)
     assert test.judge(text, ids, shares).value < test.judge(text, ids, slopes).value
     with pytest.raises(InputError, match=r"shares in \(0, 1\)"):

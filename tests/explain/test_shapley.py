@@ -27,7 +27,7 @@ def rows(n, dim, seed=0):
 @pytest.mark.truth("brute force over all orders of six parts")
 def test_every_set_gives_what_every_order_gives():
     x = rows(2, 6)
-    found = Shapley(ZERO).attribute(Game(), x)
+    found = Shapley(ZERO).explain(Game(), x)
     expected = torch.zeros(2, 6, dtype=torch.float64)
     orders = list(permutations(range(6)))
     for order in orders:
@@ -51,10 +51,12 @@ def test_random_orders_of_many_parts_add_up():
     net, x = nn.Linear(20, 2).double(), rows(3, 20)
     base = rows(1, 20, seed=5)[0]
     method = Shapley(Baseline("values", values=base), n_orders=2)
-    found = method.attribute(net, x, Objective(target=1))
+    found = method.explain(net, x, objective=Objective(target=1))
     torch.testing.assert_close(found.value, ((x - base) * net.weight[1]).detach())
     assert found.flags == ()
-    single = Occlusion(Baseline("values", values=base)).attribute(net, x, Objective(target=1))
+    single = Occlusion(Baseline("values", values=base)).explain(
+        net, x, objective=Objective(target=1)
+    )
     torch.testing.assert_close(single.value, found.value)
 
 
@@ -63,11 +65,11 @@ def test_groups_of_pixels_are_parts():
     net = nn.Sequential(nn.Flatten(), nn.Linear(32, 2)).double()
     x = rows(2, 32).reshape(2, 2, 4, 4)
     groups = torch.arange(16).reshape(4, 4) // 8
-    found = Shapley(ZERO, groups.flatten()).attribute(net, x, Objective(target=0))
+    found = Shapley(ZERO, groups.flatten()).explain(net, x, objective=Objective(target=0))
     part = (net[1].weight[0].detach().reshape(2, 4, 4) * x).sum(1)  # type: ignore[operator]
     torch.testing.assert_close(found.by_place[:, :2].sum((1, 2)), part[:, :2].sum((1, 2)))
     torch.testing.assert_close(found.by_place[:, 0, 0], part[:, :2].sum((1, 2)) / 8)
     with pytest.raises(InputError, match="each of 16 places, got 3"):
-        Shapley(ZERO, torch.tensor([0, 1, 1])).attribute(net, x)
+        Shapley(ZERO, torch.tensor([0, 1, 1])).explain(net, x)
     with pytest.raises(InputError, match="an order or more"):
         Shapley(n_orders=0)

@@ -25,7 +25,15 @@ def three_units() -> Any:
 def found(direction, readers: Any = READERS):
     way = torch.tensor(direction, dtype=torch.float64)
     goal = Objective(target=0)
-    return SubspacePatch().trace(three_units(), SOURCE, BASE, way, readers, goal, "0")
+    return SubspacePatch().explain(
+        three_units(),
+        SOURCE,
+        corrupt=BASE,
+        direction=way,
+        readers=readers,
+        objective=goal,
+        site="0",
+    )
 
 
 @pytest.mark.truth("closed form: h = (x, 0, x), y = 2 h_2 + h_3; along (1, 1, 0) y becomes s")

@@ -28,7 +28,7 @@ class Tree(nn.Module):
 
 @pytest.fixture(scope="module")
 def found():
-    return SurrogateRules(k=3, depth=5).judge(Tree(), rows())
+    return SurrogateRules(k=3, depth=5).explain(Tree(), rows())
 
 
 @pytest.mark.truth("the model is a tree of three levels over three of two hundred inputs")
@@ -61,13 +61,13 @@ def test_a_rule_says_what_holds_where_it_holds(found):
 
 def test_numbers_and_what_cannot_be_imitated():
     x = rows(800)
-    found = SurrogateRules(k=1, depth=6).judge(lambda x: 3.0 * x[:, 40], x)
+    found = SurrogateRules(k=1, depth=6).explain(lambda x: 3.0 * x[:, 40], x)
     assert found.features.tolist() == [40]
     assert 0.95 < found.value < 1.0
     assert found.se is None
     with pytest.raises(InputError, match="one answer"):
-        SurrogateRules().judge(lambda x: torch.zeros(len(x), 2), x)
+        SurrogateRules().explain(lambda x: torch.zeros(len(x), 2), x)
     with pytest.raises(InputError, match="20 rows"):
-        SurrogateRules().judge(Tree(), x[:5])
+        SurrogateRules().explain(Tree(), x[:5])
     with pytest.raises(InputError, match="depth of at least 1"):
         SurrogateRules(depth=0)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError, SiteError
+from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.tap.hooks.names import ModuleNames
@@ -43,7 +44,7 @@ class ActivationMaxResult(Result):
 
 @final
 @dataclass(frozen=True)
-class ActivationMax:
+class ActivationMax(Explainer):
     """Largest activation of one unit that gradient ascent on the input finds.
 
     Ascends the unit's mean over places, less ``l2`` mean squares and ``tv`` mean squared steps
@@ -74,7 +75,7 @@ class ActivationMax:
     --------
     >>> net = nn.Linear(2, 1, bias=False)
     >>> net.weight.data = torch.tensor([[3.0, 4.0]])
-    >>> found = ActivationMax(radius=2.0).maximise(net, torch.ones(4, 2), "", unit=0)
+    >>> found = ActivationMax(radius=2.0).explain(net, torch.ones(4, 2), site="", unit=0)
     >>> round(found.value, 3), found.null
     (10.0, 7.0)
 
@@ -102,8 +103,8 @@ class ActivationMax:
         if bad_radius:
             raise InputError(f"ActivationMax: expected a radius above 0, got {self.radius}.")
 
-    def maximise(
-        self, model: Model | nn.Module, inputs: Any, site: Pattern, unit: int
+    def explain(
+        self, model: Model | nn.Module, inputs: Any, *, site: Pattern, unit: int
     ) -> ActivationMaxResult:
         """Return what drives a unit most.
 

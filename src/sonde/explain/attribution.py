@@ -1,6 +1,6 @@
 """How much each entry of an input or of a state raises the objective, and what was assumed."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain.objective import FixedObjective, Objective
@@ -65,21 +66,20 @@ class Parts:
     is_reached: bool = True
 
 
-class Attributor(ABC):
-    """A way of attributing. Subclasses are final frozen dataclasses of parameters."""
+class Attributor(Explainer):
+    """An explainer that gives each entry of one tensor a number."""
 
     adds_up: ClassVar[bool] = False
     at_point: ClassVar[bool] = False
     """Whether the gradient at the point itself is all that it takes of the model."""
-    paper: ClassVar[str] = ""
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
-    def attribute(
+    def explain(
         self,
         model: Model | nn.Module,
         inputs: Any,
-        objective: Objective | None = None,
+        *,
         site: Pattern = INPUT,
+        objective: Objective | None = None,
     ) -> Attribution:
         """Return what each entry at a site does to the objective.
 
@@ -89,10 +89,10 @@ class Attributor(ABC):
             Left as it was; rows must not interact (eval mode is set meanwhile).
         inputs : Tensor, tuple, dict or InputBatch
             What the model is called with.
-        objective : Objective, optional
-            By default the logit of the predicted class or token.
         site : pattern, default="input"
             ``input``, or a module's output; of a model of tokens ``input`` is its embedding.
+        objective : Objective, optional
+            By default the logit of the predicted class or token.
 
         Raises
         ------

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
+from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.engine.progress import Bar
@@ -46,7 +47,7 @@ class Circuit(Result):
 
 @final
 @dataclass(frozen=True)
-class CircuitSearch:
+class CircuitSearch(Explainer):
     """Smallest set of edges that keeps most of the difference between two runs.
 
     ``score`` ranks edges by ``EdgeAttribution`` and takes the fewest of the best that are faithful
@@ -76,7 +77,7 @@ class CircuitSearch:
     Examples
     --------
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    >>> found = CircuitSearch().trace(net, torch.ones(1, 2), torch.zeros(1, 2))
+    >>> found = CircuitSearch().explain(net, torch.ones(1, 2), corrupt=torch.zeros(1, 2))
     >>> found.edges, round(found.value, 3)
     ((('0:out', '1:in'),), 1.0)
 
@@ -102,17 +103,17 @@ class CircuitSearch:
                 f"at least 1, got {self.how!r}, {self.tau} and {self.ig_steps}."
             )
 
-    def trace(
+    def explain(
         self,
         model: Model | nn.Module,
-        clean: Any,
+        inputs: Any,
+        *,
         corrupt: Any,
         objective: Goal | None = None,
-        *,
         progress: bool = False,
     ) -> Circuit:
-        """Return the circuit; arguments as of ``EdgePatching.trace``."""
-        runs = TwoRuns(model, clean, corrupt, objective)
+        """Return the circuit; arguments as of ``EdgePatching.explain``."""
+        runs = TwoRuns(model, inputs, corrupt, objective)
         return self.between(runs, progress=progress)
 
     def between(self, runs: TwoRuns, *, progress: bool = False) -> Circuit:

@@ -80,7 +80,7 @@ class GradCam(ClassActivation):
     Examples
     --------
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten())
-    >>> GradCam().attribute(net, torch.ones(1, 1, 3, 3), site="0").value.shape
+    >>> GradCam().explain(net, torch.ones(1, 1, 3, 3), site="0").value.shape
     torch.Size([1, 3, 3])
 
     References
@@ -183,7 +183,7 @@ def upsampled(
     Examples
     --------
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten())
-    >>> found = GradCam().attribute(net, torch.ones(2, 1, 3, 3), site="0")
+    >>> found = GradCam().explain(net, torch.ones(2, 1, 3, 3), site="0")
     >>> upsampled(found, (6, 6)).shape
     torch.Size([2, 6, 6])
     """

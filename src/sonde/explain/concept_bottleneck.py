@@ -92,7 +92,7 @@ class ConceptBottleneck:
     Examples
     --------
     >>> label = torch.arange(80) % 4
-    >>> found = ConceptBottleneck(steps=50).learn(torch.eye(6)[label], torch.eye(6), label)
+    >>> found = ConceptBottleneck(steps=50).fit(torch.eye(6)[label], torch.eye(6), label)
     >>> found.value, found.per_decision
     (1.0, 1.0)
 
@@ -121,7 +121,7 @@ class ConceptBottleneck:
                 f"held out in (0, 1), got {self}."
             )
 
-    def learn(
+    def fit(
         self,
         rows: Float[Tensor, "row dim"],
         bank: Float[Tensor, "concept dim2"],

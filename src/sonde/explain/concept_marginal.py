@@ -62,7 +62,7 @@ class ConceptMarginal:
     Examples
     --------
     >>> bank = torch.eye(4)
-    >>> found = ConceptMarginal().posterior(bank[:1], bank, torch.tensor([0, 0, 1, 1]))
+    >>> found = ConceptMarginal().fit(bank[:1], bank, torch.tensor([0, 0, 1, 1]))
     >>> found.value.round(decimals=3).tolist()
     [[1.0, 0.0]]
 
@@ -85,7 +85,7 @@ class ConceptMarginal:
                 f"and views in (0, 1], got {self}."
             )
 
-    def posterior(
+    def fit(
         self,
         rows: Float[Tensor, "row dim"],
         bank: Float[Tensor, "concept dim"],

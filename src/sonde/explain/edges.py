@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.engine.progress import Bar
@@ -48,7 +49,7 @@ class EdgeEffects(Result):
 
 @final
 @dataclass(frozen=True)
-class EdgePatching:
+class EdgePatching(Explainer):
     """Share of the difference that one layer's output brings over its way into one reader alone.
 
     The reader takes in ``x + (u_source - u_base)``; every other module, the later readers of the
@@ -69,7 +70,7 @@ class EdgePatching:
     Examples
     --------
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    >>> EdgePatching().trace(net, torch.ones(1, 2), torch.zeros(1, 2)).edges
+    >>> EdgePatching().explain(net, torch.ones(1, 2), corrupt=torch.zeros(1, 2)).edges
     (('0:out', '1:in'),)
 
     References
@@ -82,23 +83,23 @@ class EdgePatching:
     rows: int = 64
     paper: ClassVar[str] = "goldowskydill2023paths"
 
-    def trace(
+    def explain(
         self,
         model: Model | nn.Module,
-        clean: Any,
+        inputs: Any,
+        *,
         corrupt: Any,
         objective: Goal | None = None,
-        *,
         progress: bool = False,
     ) -> EdgeEffects:
-        """Return what each edge does; arguments as of ``ActivationPatching.trace``.
+        """Return what each edge does; arguments as of ``ActivationPatching.explain``.
 
         Raises
         ------
         StateError
             If nothing reads a sum of layers' outputs.
         """
-        runs = TwoRuns(model, clean, corrupt, objective)
+        runs = TwoRuns(model, inputs, corrupt, objective)
         return self.between(runs, ResidualGraph.of(runs), progress=progress)
 
     def between(
@@ -117,7 +118,7 @@ class EdgePatching:
 
 @final
 @dataclass(frozen=True)
-class EdgeAttribution:
+class EdgeAttribution(Explainer):
     """First-order estimate of every edge: the writer's difference, along the reader's gradient.
 
     ``(u_source - u_base) . dm/d in_v``: one backward for all edges, or one for each step.
@@ -137,7 +138,7 @@ class EdgeAttribution:
     Examples
     --------
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    >>> found = EdgeAttribution().trace(net, torch.ones(1, 2), torch.zeros(1, 2))
+    >>> found = EdgeAttribution().explain(net, torch.ones(1, 2), corrupt=torch.zeros(1, 2))
     >>> round(float(found.value), 4)
     1.0
 
@@ -152,15 +153,16 @@ class EdgeAttribution:
     tol: float = 1e-6
     paper: ClassVar[str] = "syed2023edges"
 
-    def trace(
+    def explain(
         self,
         model: Model | nn.Module,
-        clean: Any,
+        inputs: Any,
+        *,
         corrupt: Any,
         objective: Goal | None = None,
     ) -> EdgeEffects:
-        """Return the estimate of each edge; arguments as of ``EdgePatching.trace``."""
-        runs = TwoRuns(model, clean, corrupt, objective)
+        """Return the estimate of each edge; arguments as of ``EdgePatching.explain``."""
+        runs = TwoRuns(model, inputs, corrupt, objective)
         return self.between(runs, ResidualGraph.of(runs))
 
     def between(self, runs: TwoRuns, graph: ResidualGraph) -> EdgeEffects:

@@ -3,7 +3,7 @@
 Every figure comes beside that of random orders of the same places.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
+from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.result import Direction, Result
 from sonde.explain._judging import judged_by, standard_error
@@ -56,7 +57,7 @@ class FaithfulnessResult(Result):
 
 
 @dataclass(frozen=True)
-class OrderTest(ABC):
+class OrderTest(Judge):
     """Judges an attribution by the order in which it puts the places.
 
     Parameters
@@ -80,9 +81,10 @@ class OrderTest(ABC):
         self,
         model: Model | nn.Module,
         inputs: Any,
-        found: Attribution,
-        objective: Objective = PROB,
+        explanation: Attribution,
+        *,
         site: Pattern = INPUT,
+        objective: Objective = PROB,
     ) -> FaithfulnessResult:
         """Return how much the order of an attribution says.
 
@@ -90,17 +92,17 @@ class OrderTest(ABC):
         ----------
         model : Model or nn.Module
         inputs : as for the attribution
-        found : Attribution
-        objective : Objective, optional
-            By default the probability of the class that is predicted for the whole input.
+        explanation : Attribution
         site : pattern, default="input"
             Where places are taken away; it may be another than the attribution's where the places
             are the same.
+        objective : Objective, optional
+            By default the probability of the class that is predicted for the whole input.
         """
         function = SiteFunction(model, inputs, site)
         fixed = objective.at(function)
         places = ExamplePlaces.of(function, self.baseline)
-        curves = self._curves(function, fixed, places, places.scores(found), self.seed)
+        curves = self._curves(function, fixed, places, places.scores(explanation), self.seed)
         generator = torch.Generator().manual_seed(self.seed)
         drawn = [
             torch.rand(1, places.n, generator=generator).to(places.x).expand(len(places.x), -1)
@@ -122,7 +124,7 @@ class OrderTest(ABC):
             n=len(each),
             direction=self.direction,
             conventions={
-                **judged_by(self, self.baseline, function, found, objective),
+                **judged_by(self, self.baseline, function, explanation, objective),
                 "null": f"{self.n_random} random orders",
             },
             each=each,

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
+from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.result import Direction, Result
 from sonde.explain._judging import judged_by
@@ -47,7 +48,7 @@ class ViolationResult(Result):
 
 @final
 @dataclass(frozen=True)
-class FaithfulnessViolation:
+class FaithfulnessViolation(Judge):
     """Takes the places with the largest absolute attribution away, one at a time.
 
     A place violates where ``sign(attribution) * sign(f(x) - f(x without it)) < 0``, with the
@@ -74,7 +75,7 @@ class FaithfulnessViolation:
     >>> from sonde.explain import GradTimesInput
     >>> net, x = torch.nn.Linear(3, 2, bias=False), torch.randn(20, 3)
     >>> test = FaithfulnessViolation(baseline=Baseline("zero"))
-    >>> test.judge(net, x, GradTimesInput().attribute(net, x), Objective()).value
+    >>> test.judge(net, x, GradTimesInput().explain(net, x), objective=Objective()).value
     0.0
 
     References
@@ -97,15 +98,16 @@ class FaithfulnessViolation:
         self,
         model: Model | nn.Module,
         inputs: Any,
-        found: Attribution,
-        objective: Objective = PROB,
+        explanation: Attribution,
+        *,
         site: Pattern = INPUT,
+        objective: Objective = PROB,
     ) -> ViolationResult:
         """Return how often the sign is wrong, by default for the probability of the prediction."""
         function = SiteFunction(model, inputs, site)
         fixed = objective.at(function)
         places = ExamplePlaces.of(function, self.baseline)
-        scores = places.scores(found)
+        scores = places.scores(explanation)
         order = places.order(scores.abs(), self.seed)
         whole = fixed.of(function.outputs).double()
         counts = torch.zeros(3, min(self.k, places.n), dtype=torch.int64)
@@ -123,7 +125,7 @@ class FaithfulnessViolation:
             n_raised += int(((fall < 0) & ~is_tie & tried).sum())
             if rank == 0:
                 first = torch.where(is_tie | ~tried, torch.nan, wrong.double())
-        return self._result(counts, n_raised, first, found, objective, function)
+        return self._result(counts, n_raised, first, explanation, objective, function)
 
     def _result(
         self,

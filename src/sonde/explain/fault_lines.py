@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain.objective import Objective
@@ -47,7 +48,7 @@ class FaultLinesResult(Result):
 
 @final
 @dataclass(frozen=True)
-class FaultLines:
+class FaultLines(Explainer):
     """Fewest additions and removals of concepts after which the other answer wins.
 
     Minimises ``strength / 2 max(0, max_c logit_c - logit_a + margin)^2 + beta |d|_1 + |d|^2 / 2``
@@ -76,7 +77,7 @@ class FaultLines:
     --------
     >>> head = nn.Linear(3, 2, bias=False)
     >>> head.weight.data = torch.tensor([[1.0, 0.1, 0.0], [0.0, 0.0, 0.0]])
-    >>> found = FaultLines().find(head, torch.tensor([[1.0, 1.0, 1.0]]), torch.eye(3), other=1)
+    >>> found = FaultLines().explain(head, torch.ones(1, 3), concepts=torch.eye(3), other=1)
     >>> found.value.tolist(), found.removed(0)
     ([1.0], [0])
 
@@ -98,12 +99,12 @@ class FaultLines:
                 f"got {self}."
             )
 
-    def find(
+    def explain(
         self,
         model: Model | nn.Module,
         inputs: Any,
-        concepts: Float[Tensor, "concept dim"],
         *,
+        concepts: Float[Tensor, "concept dim"],
         other: int | Sequence[int] | Tensor | None = None,
         site: Pattern = "input",
         bounds: tuple[Changes, Changes] | None = None,

@@ -35,7 +35,7 @@ class Saliency(Attributor):
     --------
     >>> net = torch.nn.Linear(2, 1, bias=False)
     >>> net.weight.data = torch.tensor([[3.0, -2.0]])
-    >>> Saliency().attribute(net, torch.ones(1, 2)).value.tolist()
+    >>> Saliency().explain(net, torch.ones(1, 2)).value.tolist()
     [[3.0, 2.0]]
 
     References
@@ -69,7 +69,7 @@ class GradTimesInput(Attributor):
     --------
     >>> net = torch.nn.Linear(2, 1, bias=False)
     >>> net.weight.data = torch.tensor([[3.0, -2.0]])
-    >>> GradTimesInput().attribute(net, torch.tensor([[1.0, 5.0]])).value.tolist()
+    >>> GradTimesInput().explain(net, torch.tensor([[1.0, 5.0]])).value.tolist()
     [[3.0, -10.0]]
 
     References
@@ -108,7 +108,7 @@ class IntegratedGradients(Attributor):
     Examples
     --------
     >>> net = torch.nn.Linear(2, 1)
-    >>> found = IntegratedGradients(baseline=Baseline("zero")).attribute(net, torch.ones(1, 2))
+    >>> found = IntegratedGradients(baseline=Baseline("zero")).explain(net, torch.ones(1, 2))
     >>> torch.allclose(found.value, net.weight)
     True
 
@@ -218,7 +218,7 @@ class SmoothGrad(Attributor):
     Examples
     --------
     >>> net = torch.nn.Linear(2, 1)
-    >>> found = SmoothGrad(n=4).attribute(net, torch.tensor([[1.0, 2.0]]))
+    >>> found = SmoothGrad(n=4).explain(net, torch.tensor([[1.0, 2.0]]))
     >>> torch.allclose(found.value, net.weight)
     True
 

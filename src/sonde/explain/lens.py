@@ -4,7 +4,7 @@
 by least squares; ``TunedLens`` trains such maps on the model's own answers.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any, ClassVar, final
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from sonde.core.chart import Chart, ChartAxis, curves
 from sonde.core.edit import AffineMap
 from sonde.core.errors import InputError
-from sonde.core.inputs import InputBatch, Model
+from sonde.core.explainer import Explainer
+from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.engine.steps import Descent
+from sonde.explain._batches import batch_of, batches_of
 from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
@@ -63,7 +65,7 @@ class LensResult(Result):
 
 @final
 @dataclass(frozen=True, eq=False)
-class LogitLens:
+class LogitLens(Explainer):
     """Each block's states through the model's own final norm and head.
 
     Range        divergence [0, inf) nats, 0 after the last block; lower = the answer is there.
@@ -83,14 +85,14 @@ class LogitLens:
     maps: Maps = field(default_factory=dict[str, AffineMap])
     paper: ClassVar[str] = "nostalgebraist2020lens"
 
-    def read(self, model: Model | nn.Module, batches: Iterable[InputBatch]) -> LensResult:
+    def explain(self, model: Model | nn.Module, inputs: Any) -> LensResult:
         """Return what each block would answer to every real token of some texts.
 
         Parameters
         ----------
         model : Model or nn.Module
-        batches : iterable of InputBatch
-            Such as ``sonde.data.open_inputs(model, data)`` gives.
+        inputs : Inputs, Tensor, tuple, dict, InputBatch, or an iterable of the latter
+            Texts, such as ``sonde.data.open_inputs(model, data)`` gives.
 
         Raises
         ------
@@ -107,7 +109,7 @@ class LogitLens:
                 f"{', '.join(sorted(unknown)[:3])}."
             )
         sums, n, n_next = torch.zeros(5, len(layers.paths), dtype=torch.float64), 0, 0
-        for states, answer, following in states_and_answers(module, layers, batches):
+        for states, answer, following in states_and_answers(module, layers, inputs):
             known = following >= 0
             n, n_next = n + len(answer), n_next + int(known.sum())
             sums += self._sums(layers, states, answer, following, known)
@@ -154,14 +156,15 @@ class LogitLens:
 
 
 def states_and_answers(
-    module: nn.Module, layers: ModelBlocks, batches: Iterable[InputBatch]
+    module: nn.Module, layers: ModelBlocks, inputs: Any
 ) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
     """Yield for each text: states after every block, the model's logits, the token that follows.
 
     Nothing follows the last token: -1.
     """
     sites = [layers.site(i) for i in range(len(layers.paths))]
-    for placed in batches:
+    for batch in batches_of(inputs):
+        placed = batch_of(module, batch)
         with torch.no_grad():
             seen = watch(module, placed, sites)
         logits = find_logits(seen.output)
@@ -214,7 +217,7 @@ class TunedLens:
     def fit(
         self,
         model: Model | nn.Module,
-        batches: Iterable[InputBatch],
+        inputs: Any,
         start: Maps | None = None,
     ) -> LogitLens:
         """Return a lens with trained maps.
@@ -222,8 +225,8 @@ class TunedLens:
         Parameters
         ----------
         model : Model or nn.Module
-        batches : iterable of InputBatch
-            Walked over as often as the steps want.
+        inputs : Inputs, Tensor, tuple, dict, InputBatch, or an iterable of the latter
+            Texts, walked over as often as the steps want.
         start : mapping of str to AffineMap, optional
             Maps to begin with, as those of ``AffineLens``.
 
@@ -234,7 +237,7 @@ class TunedLens:
         """
         module = model.module if isinstance(model, Model) else model
         layers = ModelBlocks(module)
-        texts = list(states_and_answers(module, layers, batches))
+        texts = list(states_and_answers(module, layers, inputs))
         if not texts:
             raise InputError("TunedLens: expected texts, got none.")
         maps = {path: (start or {}).get(path, AffineMap()) for path in layers.paths[:-1]}

@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from sonde.core.chart import Chart, marks
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain.baseline import Baseline
@@ -58,7 +59,7 @@ class MaskSensitivityResult(Result):
 
 @final
 @dataclass(frozen=True)
-class MaskSensitivity:
+class MaskSensitivity(Judge):
     """How well a model tells classes with the region of the object taken away, or with it alone.
 
     Five conditions: the whole picture; the region alone; without the region; without the box around
@@ -82,7 +83,7 @@ class MaskSensitivity:
     >>> x, label = torch.rand(20, 1, 4, 4), torch.arange(20) % 2
     >>> region = torch.zeros(20, 4, 4, dtype=torch.bool)
     >>> region[:, 1:3, 1:3] = True
-    >>> MaskSensitivity().judge(net, x, label, region).auroc.shape
+    >>> MaskSensitivity().judge(net, x, region, labels=label).auroc.shape
     torch.Size([5])
 
     References
@@ -97,9 +98,10 @@ class MaskSensitivity:
     def judge(
         self,
         model: Model | nn.Module,
-        images: Pictures,
+        inputs: Pictures,
+        explanation: Bool[Tensor, "row3 height2 width2"],
+        *,
         labels: Int[Tensor, "row2"],
-        region: Bool[Tensor, "row3 height2 width2"],
         site: Pattern | None = None,
     ) -> MaskSensitivityResult:
         """Return the areas of all conditions.
@@ -108,11 +110,11 @@ class MaskSensitivity:
         ----------
         model : Model or nn.Module
             Called with pictures alone.
-        images : Float[Tensor, "row channel height width"]
+        inputs : Float[Tensor, "row channel height width"]
+        explanation : Bool[Tensor, "row height width"]
+            The region that should tell the classes: where the object is.
         labels : Int[Tensor, "row"]
             Classes as the model numbers them; two or more of them.
-        region : Bool[Tensor, "row height width"]
-            Where the object is.
         site : pattern, optional
             Whose states are compared.
 
@@ -123,6 +125,7 @@ class MaskSensitivity:
         InputError
             If a picture has no region, or there is one class.
         """
+        images, region = inputs, explanation
         if images.shape[2:] != region.shape[1:] or not len(images) == len(region) == len(labels):
             raise ShapeError(
                 "MaskSensitivity: expected a region of the pictures' height and width and a label "

@@ -4,28 +4,26 @@ A map of one example tells what that answer hangs on; means over a data set tell
 relies on at all. Examples may cancel: read the mean size beside the mean.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sized
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sonde.core.errors import InputError
-from sonde.core.inputs import InputBatch
+from sonde.core.explainer import Explainer
+from sonde.core.inputs import Model
 from sonde.core.result import Result
-from sonde.core.stream import Stream
 from sonde.engine.progress import Bar
+from sonde.explain._batches import batches_of
 from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.faithfulness import CurveTest, Deletion
 from sonde.explain.gradients import IntegratedGradients
 from sonde.explain.objective import Objective
 from sonde.stats import Scalars, ScalarsState
-from sonde.tap import LiveStream
 from sonde.tap.model.sites import Pattern
 from sonde.tap.reading.site_function import INPUT
-
-UNIT = 256
 
 
 @final
@@ -47,8 +45,8 @@ class MeanAttributionResult(Result):
 
 @final
 @dataclass(frozen=True)
-class MeanAttribution:
-    """Mean of an attribution over all examples of a stream, and its mean faithfulness.
+class MeanAttribution(Explainer):
+    """Mean of an attribution over all examples of a data set, and its mean faithfulness.
 
     Every batch is explained and judged in turn, so that memory is flat in examples.
 
@@ -68,12 +66,11 @@ class MeanAttribution:
 
     Examples
     --------
-    >>> import sonde
     >>> net = torch.nn.Linear(2, 2, bias=False)
     >>> net.weight.data = torch.eye(2)
-    >>> stream = sonde.read(net, [{"x": torch.tensor([4.0, 1.0])}] * 3)
+    >>> data = [torch.tensor([[4.0, 1.0]])] * 3
     >>> from sonde.explain import GradTimesInput
-    >>> MeanAttribution(GradTimesInput(), test=None).over(stream).value.tolist()
+    >>> MeanAttribution(GradTimesInput(), test=None).explain(net, data).value.tolist()
     [4.0, 0.0]
     """
 
@@ -85,42 +82,40 @@ class MeanAttribution:
         if self.per not in ("entry", "unit"):
             raise InputError(f"MeanAttribution: expected per of entry or unit, got {self.per!r}.")
 
-    def over(
+    def explain(
         self,
-        stream: Stream,
-        objective: Objective | None = None,
-        site: Pattern = INPUT,
+        model: Model | nn.Module,
+        inputs: Any,
         *,
+        site: Pattern = INPUT,
+        objective: Objective | None = None,
         progress: bool = False,
     ) -> MeanAttributionResult:
-        """Return the means over all examples of a stream.
+        """Return the means over all examples.
 
         Parameters
         ----------
-        stream : Stream
-            Of a live model, as ``sonde.read`` returns it; its model and data are used.
+        model : Model or nn.Module
+        inputs : Inputs, Tensor, tuple, dict, InputBatch, or an iterable of the latter
+            A data set, such as ``sonde.data.open_inputs(model, data)`` gives; each batch is
+            explained in turn.
+        site : pattern, default="input"
         objective : Objective, optional
             As for an attribution.
-        site : pattern, default="input"
         progress : bool, default=False
 
         Raises
         ------
         InputError
-            If the stream is not one of a live model, is empty, or its examples differ in shape.
+            If there is no input, or examples differ in shape.
         """
-        if not isinstance(stream, LiveStream):
-            raise InputError(
-                "MeanAttribution: expected the stream of a live model, which can be run again, got "
-                f"{type(stream).__name__}. Read the model: sonde.read(model, data)."
-            )
         asked = objective or Objective()
         tested = asked if asked.kind == "answer" else replace(asked, kind="prob")
         moments, found, flags = None, None, dict[str, None]()
         shape, sizes, judged, random = None, 0.0, 0.0, 0.0
-        with Bar("explain", len(stream), shown=progress) as bar:
-            for batch in _batches(stream):
-                found = self.method.attribute(stream.model, batch, asked, site)
+        with Bar("explain", len(inputs) if isinstance(inputs, Sized) else 0, shown=progress) as bar:
+            for batch in batches_of(inputs):
+                found = self.method.explain(model, batch, objective=asked, site=site)
                 rows = self._rows(found)
                 shape = shape or rows.shape[1:]
                 if rows.shape[1:] != shape:
@@ -133,7 +128,7 @@ class MeanAttribution:
                 sizes = sizes + rows.abs().double().sum(0)
                 flags |= dict.fromkeys(found.flags)
                 if self.test is not None:
-                    figure = self.test.judge(stream.model, batch, found, tested, site)
+                    figure = self.test.judge(model, batch, found, objective=tested, site=site)
                     judged += len(rows) * float(figure)
                     random += len(rows) * float(torch.as_tensor(figure.null))
                 bar.advance(len(rows))
@@ -172,8 +167,3 @@ class MeanAttribution:
             random=random / n,
             moments=moments,
         )
-
-
-def _batches(stream: LiveStream) -> Iterator[InputBatch]:
-    for start in range(0, len(stream), UNIT):
-        yield from stream.inputs.batches(start, min(start + UNIT, len(stream)))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, unfold
 
 from sonde.core.errors import InputError, SiteError
+from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain._correlation import pearson
@@ -56,7 +57,7 @@ class NormGrad(Attributor):
     Examples
     --------
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten())
-    >>> NormGrad("own").attribute(net, torch.ones(1, 1, 3, 3), site="0").value.shape
+    >>> NormGrad("own").explain(net, torch.ones(1, 1, 3, 3), site="0").value.shape
     torch.Size([1, 3, 3])
 
     References
@@ -159,7 +160,7 @@ class MetaSaliency(Attributor):
 
 @final
 @dataclass(frozen=True)
-class ClassSensitivity:
+class ClassSensitivity(Judge):
     """Correlation over places between the maps for the likeliest and the least likely class.
 
     Range        [-1, 1]; 1 = the map is the same whatever the class, 0 or below = it depends on it.
@@ -185,16 +186,18 @@ class ClassSensitivity:
         self,
         model: Model | nn.Module,
         inputs: Any,
-        method: Attributor,
-        kind: Literal["logit", "log_prob", "prob"] = "logit",
+        explanation: Attributor,
+        *,
         site: Pattern = INPUT,
+        kind: Literal["logit", "log_prob", "prob"] = "logit",
     ) -> Result:
         """Return the mean over examples.
 
         Parameters
         ----------
         model, inputs, site : as for the attribution
-        method : Attributor
+        explanation : Attributor
+            The method itself, which is asked for both classes.
         kind : {"logit", "log_prob", "prob"}, default="logit"
             Of the objective.
         """
@@ -204,7 +207,8 @@ class ClassSensitivity:
         rows = torch.arange(len(logits), device=logits.device)
         least = (logits if fixed.place is None else logits[rows, fixed.place]).argmin(1)
         maps = [
-            method.at(function, Objective(kind, target=target)) for target in (fixed.target, least)
+            explanation.at(function, Objective(kind, target=target))
+            for target in (fixed.target, least)
         ]
         flat = [_by_place(one).flatten(1).cpu() for one in maps]
         each = pearson(flat[0], flat[1])
@@ -243,7 +247,7 @@ def combined(
     --------
     >>> net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 2), nn.Flatten())
     >>> x = torch.randn(3, 1, 4, 4)
-    >>> combined([NormGrad().attribute(net, x, site=s) for s in ("0", "1")], (4, 4)).shape
+    >>> combined([NormGrad().explain(net, x, site=s) for s in ("0", "1")], (4, 4)).shape
     torch.Size([3, 4, 4])
     """
     if not maps or any(torch.as_tensor(one.value).ndim != 3 for one in maps):

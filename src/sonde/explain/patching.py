@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sonde.core.chart import Chart, matrix
 from sonde.core.errors import InputError
+from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.core.site import Site
@@ -72,7 +73,7 @@ class PatchEffects(Result):
 
 @final
 @dataclass(frozen=True)
-class ActivationPatching:
+class ActivationPatching(Explainer):
     """Share of the difference between two runs that one state, put into the other run, brings.
 
     ``(m_patched - m_base) / (m_source - m_base)`` for every site and position, where ``m`` is the
@@ -105,7 +106,8 @@ class ActivationPatching:
     >>> net = nn.Sequential(nn.Identity(), nn.Linear(2, 1, bias=False))
     >>> net[1].weight.data = torch.tensor([[3.0, 1.0]])
     >>> clean, corrupt = torch.ones(1, 2), torch.zeros(1, 2)
-    >>> ActivationPatching(over="units").trace(net, clean, corrupt, sites="0").value.tolist()
+    >>> patch = ActivationPatching(over="units")
+    >>> patch.explain(net, clean, corrupt=corrupt, site="0").value.tolist()
     [[0.75, 0.25]]
 
     References
@@ -126,14 +128,14 @@ class ActivationPatching:
         _check("ActivationPatching", "over", self.over, Over)
         _check("ActivationPatching", "replace_by", self.replace_by, Replacement)
 
-    def trace(
+    def explain(
         self,
         model: Model | nn.Module,
-        clean: Any,
-        corrupt: Any,
-        objective: Goal | None = None,
-        sites: Pattern | Sequence[Pattern] = "blocks",
+        inputs: Any,
         *,
+        corrupt: Any,
+        site: Pattern | Sequence[Pattern] = "blocks",
+        objective: Goal | None = None,
         progress: bool = False,
     ) -> PatchEffects:
         """Return what each point does.
@@ -142,12 +144,12 @@ class ActivationPatching:
         ----------
         model : Model or nn.Module
             Left as it was; eval mode is set meanwhile.
-        clean, corrupt : Tensor, tuple, dict or InputBatch
-            What the model is called with, a pair for each row.
+        inputs, corrupt : Tensor, tuple, dict or InputBatch
+            What the model is called with, a pair of clean and corrupted inputs for each row.
+        site : pattern or several, default="blocks"
+            Every port but ``grad``; those of attentions cost whole forwards.
         objective : Objective, optional
             By default the logit of what the clean run predicts.
-        sites : pattern or several, default="blocks"
-            Every port but ``grad``; those of attentions cost whole forwards.
         progress : bool, default=False
 
         Raises
@@ -157,8 +159,8 @@ class ActivationPatching:
         SiteError
             If a site never runs.
         """
-        runs = TwoRuns(model, clean, corrupt, objective)
-        return self.between(runs, runs.sites(sites), progress=progress)
+        runs = TwoRuns(model, inputs, corrupt, objective)
+        return self.between(runs, runs.sites(site), progress=progress)
 
     def between(
         self, runs: TwoRuns, sites: Sequence[Site], *, progress: bool = False
@@ -205,7 +207,7 @@ class ActivationPatching:
 
 @final
 @dataclass(frozen=True)
-class AttributionPatching:
+class AttributionPatching(Explainer):
     """First-order estimate of every patch: the difference of two states, along the gradient.
 
     ``(a_source - a_base) . dm/da``: one backward for all points. With ``ig_steps`` the gradient is
@@ -240,7 +242,7 @@ class AttributionPatching:
     >>> net = nn.Sequential(nn.Identity(), nn.Linear(2, 1, bias=False))
     >>> net[1].weight.data = torch.tensor([[3.0, 1.0]])
     >>> clean, corrupt = torch.ones(1, 2), torch.zeros(1, 2)
-    >>> found = AttributionPatching(over="units").trace(net, clean, corrupt, sites="0")
+    >>> found = AttributionPatching(over="units").explain(net, clean, corrupt=corrupt, site="0")
     >>> found.value.tolist(), found.gap
     ([[0.75, 0.25]], 0.0)
 
@@ -268,17 +270,18 @@ class AttributionPatching:
                 f"check of at least 0, got {self.path!r}, {self.ig_steps} and {self.check}."
             )
 
-    def trace(
+    def explain(
         self,
         model: Model | nn.Module,
-        clean: Any,
+        inputs: Any,
+        *,
         corrupt: Any,
+        site: Pattern | Sequence[Pattern] = "blocks",
         objective: Goal | None = None,
-        sites: Pattern | Sequence[Pattern] = "blocks",
     ) -> PatchEffects:
-        """Return the estimate of each point; arguments as of ``ActivationPatching.trace``."""
-        runs = TwoRuns(model, clean, corrupt, objective)
-        return self.between(runs, runs.sites(sites))
+        """Return the estimate of each point; arguments as of ``ActivationPatching.explain``."""
+        runs = TwoRuns(model, inputs, corrupt, objective)
+        return self.between(runs, runs.sites(site))
 
     def between(self, runs: TwoRuns, sites: Sequence[Site]) -> PatchEffects:
         """Return the estimates for two runs that are already open."""

@@ -85,7 +85,7 @@ class Relevance(Attributor):
     --------
     >>> net = torch.nn.Linear(2, 1, bias=False)
     >>> net.weight.data = torch.tensor([[3.0, -2.0]])
-    >>> found = Relevance().attribute(net, torch.tensor([[1.0, 5.0]]))
+    >>> found = Relevance().explain(net, torch.tensor([[1.0, 5.0]]))
     >>> [round(x, 3) for x in found.value[0].tolist()]
     [3.0, -10.0]
 

@@ -16,6 +16,7 @@ from torch.nn.functional import avg_pool2d
 
 from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.explainer import Judge
 from sonde.core.result import Result
 from sonde.explain._judging import standard_error
 
@@ -110,7 +111,7 @@ class DiffRoarResult(Result):
 
 
 @dataclass(frozen=True)
-class Retraining:
+class Retraining(Judge):
     """Trains models on masked inputs.
 
     Parameters

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
+from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain._correlation import spearman, ssim
@@ -65,7 +66,7 @@ class SanityResult(Result):
 
 @final
 @dataclass(frozen=True)
-class SanityChecks:
+class SanityChecks(Judge):
     """Rank correlation of an attribution with itself on a model whose weights are drawn anew.
 
     Layers are redrawn from the answer down, by their own initialiser where they have one, else
@@ -117,17 +118,19 @@ class SanityChecks:
         self,
         model: Model | nn.Module,
         inputs: Any,
-        method: Attributor,
-        objective: Objective | None = None,
+        explanation: Attributor,
+        *,
         site: Pattern = INPUT,
+        objective: Objective | None = None,
         others: Mapping[str, nn.Module] | None = None,
     ) -> SanityResult:
         """Return how much an attribution stays what it is.
 
         Parameters
         ----------
-        model, inputs, objective, site : as for the attribution
-        method : Attributor
+        model, inputs, site, objective : as for the attribution
+        explanation : Attributor
+            The method itself, which is asked again for each redrawn model.
         others : mapping of str to nn.Module, optional
             Other models of the same architecture, such as one trained on shuffled labels: further
             stages, at the end.
@@ -136,7 +139,7 @@ class SanityChecks:
         objective = objective or Objective()
         function = SiteFunction(module, inputs, site)
         kept = _kept(objective, objective.at(function))
-        first = method.at(function, kept)
+        method, first = explanation, explanation.at(function, kept)
         groups = self._groups(_layers(module, inputs))
         found: dict[str, Attribution] = {}
         with given_back(module), torch.random.fork_rng():
@@ -144,13 +147,13 @@ class SanityChecks:
             for names, layers in groups:
                 if self.how == "cascade":
                     redraw(layers)
-                    found[names] = method.attribute(module, inputs, kept, site)
+                    found[names] = method.explain(module, inputs, objective=kept, site=site)
                 else:
                     with given_back(module):
                         redraw(layers)
-                        found[names] = method.attribute(module, inputs, kept, site)
+                        found[names] = method.explain(module, inputs, objective=kept, site=site)
         for name, other in (others or {}).items():
-            found[name] = method.attribute(other, inputs, kept, site)
+            found[name] = method.explain(other, inputs, objective=kept, site=site)
         return self._result(first, found, function)
 
     def _groups(self, layers: list[tuple[str, nn.Module]]) -> list[tuple[str, list[nn.Module]]]:

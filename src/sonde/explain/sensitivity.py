@@ -4,7 +4,7 @@
 error, which does not, and reports the best scale beside it.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar, final
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
+from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain._correlation import pearson
@@ -62,7 +63,7 @@ ResultT = TypeVar("ResultT", SensitivityResult, InfidelityResult)
 
 
 @dataclass(frozen=True)
-class SetTest(ABC, Generic[ResultT]):
+class SetTest(Judge, Generic[ResultT]):
     """Takes random sets of places away and compares the fall with the sum of their attributions.
 
     Parameters
@@ -92,9 +93,10 @@ class SetTest(ABC, Generic[ResultT]):
         self,
         model: Model | nn.Module,
         inputs: Any,
-        found: Attribution,
-        objective: Objective = LOGIT,
+        explanation: Attribution,
+        *,
         site: Pattern = INPUT,
+        objective: Objective = LOGIT,
     ) -> ResultT:
         """Return the mean over examples, sets and shares.
 
@@ -102,15 +104,16 @@ class SetTest(ABC, Generic[ResultT]):
         ----------
         model : Model or nn.Module
         inputs : as for the attribution
-        found : Attribution
-        objective : Objective, optional
-            By default the logit of the class that is predicted for the whole input.
+        explanation : Attribution
         site : pattern, default="input"
             Where places are taken away.
+        objective : Objective, optional
+            By default the logit of the class that is predicted for the whole input.
         """
         function = SiteFunction(model, inputs, site)
-        said, fell = self._drawn(function, found, objective)
-        return self._result(said, fell, judged_by(self, self.baseline, function, found, objective))
+        said, fell = self._drawn(function, explanation, objective)
+        made = judged_by(self, self.baseline, function, explanation, objective)
+        return self._result(said, fell, made)
 
     @abstractmethod
     def _result(
@@ -156,7 +159,7 @@ class SensitivityN(SetTest[SensitivityResult]):
     --------
     >>> from sonde.explain import GradTimesInput
     >>> net, x = nn.Linear(9, 2), torch.randn(4, 9)
-    >>> found = GradTimesInput().attribute(net, x)
+    >>> found = GradTimesInput().explain(net, x)
     >>> round(SensitivityN(Baseline("zero"), n_sets=20).judge(net, x, found).value, 4)
     1.0
 
@@ -202,7 +205,7 @@ class Infidelity(SetTest[InfidelityResult]):
     --------
     >>> from sonde.explain import GradTimesInput
     >>> net, x = nn.Linear(9, 2), torch.randn(4, 9)
-    >>> found = GradTimesInput().attribute(net, x)
+    >>> found = GradTimesInput().explain(net, x)
     >>> Infidelity(Baseline("zero"), n_sets=20).judge(net, x, found).value < 1e-10
     True
 

@@ -89,7 +89,7 @@ class Occlusion(PartTest):
     --------
     >>> net = torch.nn.Linear(2, 1, bias=False)
     >>> net.weight.data = torch.tensor([[3.0, -2.0]])
-    >>> Occlusion(Baseline("zero")).attribute(net, torch.tensor([[1.0, 5.0]])).value.tolist()
+    >>> Occlusion(Baseline("zero")).explain(net, torch.tensor([[1.0, 5.0]])).value.tolist()
     [[3.0, -10.0]]
 
     References
@@ -132,7 +132,7 @@ class Shapley(PartTest):
     >>> class Product(torch.nn.Module):
     ...     def forward(self, x):
     ...         return x.prod(1, keepdim=True)
-    >>> Shapley(Baseline("zero")).attribute(Product(), torch.tensor([[2.0, 3.0]])).value.tolist()
+    >>> Shapley(Baseline("zero")).explain(Product(), torch.tensor([[2.0, 3.0]])).value.tolist()
     [[3.0, 3.0]]
 
     References

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain._runs import Goal, TwoRuns
@@ -52,7 +53,7 @@ class SubspaceVerdict(Result):
 
 @final
 @dataclass(frozen=True)
-class SubspacePatch:
+class SubspacePatch(Explainer):
     """Patch along one direction, and along its parts that the next layers do and do not read.
 
     With unit ``v`` and the stack ``W`` of everything that reads the site next, ``v = v_row +
@@ -93,23 +94,24 @@ class SubspacePatch:
     seed: int = 0
     paper: ClassVar[str] = "makelov2024illusion"
 
-    def trace(
+    def explain(
         self,
         model: Model | nn.Module,
-        clean: Any,
+        inputs: Any,
+        *,
         corrupt: Any,
         direction: Float[Tensor, "dim"],
         readers: Float[Tensor, "_out _dim"] | Sequence[Float[Tensor, "_out _dim"]],
-        objective: Goal | None = None,
         site: Pattern = "",
+        objective: Goal | None = None,
         position: int | None = None,
     ) -> SubspaceVerdict:
         """Return what the direction does at a site, and through which part.
 
         Parameters
         ----------
-        model, clean, corrupt, objective
-            As of ``ActivationPatching.trace``.
+        model, inputs, corrupt, objective
+            As of ``ActivationPatching.explain``.
         direction : Float[Tensor, "dim"]
             Need not have unit length.
         readers : Float[Tensor, "out dim"] or several
@@ -125,7 +127,7 @@ class SubspacePatch:
         InputError
             If the direction is zero, or nothing reads it.
         """
-        runs = TwoRuns(model, clean, corrupt, objective)
+        runs = TwoRuns(model, inputs, corrupt, objective)
         (at,) = runs.sites(site)
         base_side, source_side = SIDES[self.how]
         base, old = runs.states(base_side, [at])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sonde.core.chart import Chart, bars
 from sonde.core.errors import InputError
+from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain.objective import Objective
@@ -76,7 +77,7 @@ class SurrogateResult(Result):
 
 @final
 @dataclass(frozen=True)
-class SurrogateRules:
+class SurrogateRules(Explainer):
     """Rules of a tree that imitates a model of many inputs from its answers alone.
 
     A linear probe of the model's own answers picks ``4 k`` inputs, shuffling each of them picks
@@ -100,7 +101,7 @@ class SurrogateRules:
     Examples
     --------
     >>> x = torch.randn(400, 30, generator=torch.Generator().manual_seed(0))
-    >>> found = SurrogateRules(k=2, depth=1).judge(lambda x: (x[:, 7:8] > 0) * 1.0 @ torch.tensor(
+    >>> found = SurrogateRules(k=2, depth=1).explain(lambda x: (x[:, 7:8] > 0) * 1.0 @ torch.tensor(
     ...     [[-1.0, 1.0]]) + torch.tensor([[0.5, -0.5]]), x)
     >>> found.value, int(found.features[0]), len(found.rules)
     (1.0, 7, 2)
@@ -124,8 +125,8 @@ class SurrogateRules:
                 f" got {self.k}, {self.depth} and {self.held_out}."
             )
 
-    def judge(
-        self, model: Model | nn.Module | Callable[[Rows], Tensor], x: Rows
+    def explain(
+        self, model: Model | nn.Module | Callable[[Rows], Tensor], inputs: Rows
     ) -> SurrogateResult:
         """Return the rules, judged on rows held out.
 
@@ -133,13 +134,14 @@ class SurrogateRules:
         ----------
         model : Model, nn.Module or callable
             Rows to logits (row, class) or numbers (row,), (row, 1).
-        x : Float[Tensor, "row dim"]
+        inputs : Float[Tensor, "row dim"]
 
         Raises
         ------
         InputError
             If there are too few rows, or the model always answers alike.
         """
+        x = inputs
         if len(x) < 20:
             raise InputError(f"SurrogateRules: expected 20 rows or more, got {len(x)}.")
         generator = torch.Generator().manual_seed(self.seed)

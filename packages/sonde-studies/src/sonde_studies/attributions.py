@@ -146,7 +146,7 @@ def _claims(found: dict[tuple[str, str], dict[str, _Found]]) -> dict[str, float]
 
 def _judged(world: Planted, method: Attributor, tiny: bool) -> _Found:
     began = time.process_time()
-    found = method.attribute(world.model, world.x)
+    found = method.explain(world.model, world.x)
     seconds = time.process_time() - began
     curve: dict[str, Any] = {"baseline": Baseline(), "n_random": 2, "steps": 4 if tiny else 10}
     areas = []

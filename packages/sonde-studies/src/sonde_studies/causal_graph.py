@@ -111,7 +111,7 @@ def _effects(net: nn.Sequential, rows: Tensor, c: int) -> Tensor:
 
 
 def _slopes(net: nn.Sequential, rows: Tensor, c: int) -> Tensor:
-    found = GradTimesInput().attribute(net, rows, Objective(target=c), site="1")
+    found = GradTimesInput().explain(net, rows, objective=Objective(target=c), site="1")
     return torch.as_tensor(found.value).double().mean(0)
 
 

@@ -93,7 +93,7 @@ class ConceptBottleneckStudy(Study):
 
         def learn(name: str, method: ConceptBottleneck, bank: Tensor = concepts) -> None:
             tick(name)
-            made = method.learn(states[fit], bank, label[fit])
+            made = method.fit(states[fit], bank, label[fit])
             found[name] = _judged(made, states[new], label[new])
 
         steps = 10 if tiny else 300

@@ -146,4 +146,4 @@ def _accuracy(
     wanted: Tensor,
     views: Tensor | None = None,
 ) -> float:
-    return _right(method.posterior(rows, bank, owner, views=views).value, wanted)
+    return _right(method.fit(rows, bank, owner, views=views).value, wanted)

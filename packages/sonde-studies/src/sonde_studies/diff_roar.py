@@ -94,5 +94,5 @@ class DiffRoarStudy(Study):
 
 
 def _ranked(net: nn.Module, part: BlockDigits) -> Ranked:
-    found = Saliency().attribute(net, part.x, Objective())
+    found = Saliency().explain(net, part.x, objective=Objective())
     return Ranked(part.x, part.label, found.by_place)

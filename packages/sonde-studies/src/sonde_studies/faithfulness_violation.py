@@ -88,12 +88,12 @@ class FaithfulnessViolationStudy(Study):
         first: Attribution | None = None
         for name, method in METHODS:
             tick(name)
-            found = method.attribute(world.model, world.x)
+            found = method.explain(world.model, world.x)
             first = found if first is None else first
             for by, baseline in BASELINES.items():
                 for of, objective in OBJECTIVES.items():
                     test = FaithfulnessViolation(baseline=baseline)
-                    judged = test.judge(world.model, world.x, found, objective)
+                    judged = test.judge(world.model, world.x, found, objective=objective)
                     rates[name, by, of] = float(judged)
                     figures[f"{name} | {by}, {of}"] = float(judged)
                     share = float(judged.ties.sum() / judged.trials.sum())

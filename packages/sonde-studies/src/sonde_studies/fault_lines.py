@@ -82,7 +82,9 @@ class FaultLinesStudy(Study):
         ):
             reach = 3 * ((hidden - hidden.mean(0)) @ bank.T).std(0).expand(n, -1)
             method = FaultLines(steps=40 if tiny else 120)
-            found = method.find(net, new, bank, other=other, site="1", bounds=(-reach, reach))
+            found = method.explain(
+                net, new, concepts=bank, other=other, site="1", bounds=(-reach, reach)
+            )
             count[name] = torch.as_tensor(found.value).clamp(max=CONCEPTS)
         return {
             "few suffice": float((count["own"] <= FEW).double().mean()),

@@ -59,7 +59,7 @@ class MaskSensitivityStudy(Study):
             net = trained(block_cnn(), x[:FIT], label[:FIT], seed, 6 if tiny else STEPS)
             for baseline in (Baseline(), Baseline("zero")):
                 test = MaskSensitivity(baseline, seed)
-                found = test.judge(net, x[new], label[new], every.signal[new])
+                found = test.judge(net, x[new], every.signal[new], labels=label[new])
                 for condition, value in zip(found.conditions, found.auroc.tolist(), strict=True):
                     figures[f"{condition} | {kind}, {baseline}"] = value
         gone, whole = "box removed", "full"

@@ -68,11 +68,11 @@ class NormGradStudy(Study):
         alike = ClassSensitivity()
         methods = {"plain": NormGrad(), "after a step": MetaSaliency(step=STEP)}
         by = {
-            (how, site): alike.judge(net, new.x, method, "log_prob", site).value
+            (how, site): alike.judge(net, new.x, method, kind="log_prob", site=site).value
             for how, method in methods.items()
             for site in SITES
         }
-        maps = [NormGrad().attribute(net, new.x, site=site) for site in SITES]
+        maps = [NormGrad().explain(net, new.x, site=site) for site in SITES]
         mass = {s: _mass(upsampled(m, SIZE), new.signal) for s, m in zip(SITES, maps, strict=True)}
         product = _mass(combined(maps, SIZE), new.signal)
         drawn = torch.rand(new.signal.shape, generator=torch.Generator().manual_seed(seed))

@@ -144,4 +144,6 @@ def _judged(
         other=objects.gather(1, 1 - asked[:, None])[:, 0],
     )
     weights = [layer.weight.detach() for layer in readers]
-    return SubspacePatch(seed=seed).trace(net, source, base, direction, weights, goal, site)
+    return SubspacePatch(seed=seed).explain(
+        net, source, corrupt=base, direction=direction, readers=weights, objective=goal, site=site
+    )

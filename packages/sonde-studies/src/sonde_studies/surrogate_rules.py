@@ -54,14 +54,14 @@ class SurrogateRulesStudy(Study):
         tick("training")
         train(net, rows, label, seed, 20 if tiny else STEPS, 3e-3)
         tick("imitating")
-        few = SurrogateRules(FEW, DEPTH, seed=seed).judge(net, rows)
-        every = SurrogateRules(None, DEPTH, seed=seed).judge(net, rows)
+        few = SurrogateRules(FEW, DEPTH, seed=seed).explain(net, rows)
+        every = SurrogateRules(None, DEPTH, seed=seed).explain(net, rows)
         fresh = torch.Generator().manual_seed(seed + 1)
 
         def coin(x: torch.Tensor) -> torch.Tensor:
             return torch.randn(len(x), 2, generator=fresh)
 
-        nothing = SurrogateRules(5, 2, seed=seed).judge(coin, rows)
+        nothing = SurrogateRules(5, 2, seed=seed).explain(coin, rows)
         return {
             "few over constant": float(few) - float(torch.as_tensor(few.null)),
             "few against all": float(few) - float(every),

@@ -134,18 +134,20 @@ def _judged(
     site: str,
     n_random: int,
 ) -> Judged:
-    found = method.attribute(model, batch, objective, site)
+    found = method.explain(model, batch, objective=objective, site=site)
     baseline = getattr(method, "baseline", None) or Baseline()
     curves: list[dict[str, Any]] = []
     gains: list[Tensor] = []
     for kind in (Deletion, Insertion):
-        result = kind(baseline, n_random).judge(model, batch, found, test, site)
+        result = kind(baseline, n_random).judge(model, batch, found, objective=test, site=site)
         null = float("nan") if result.null is None else float(torch.as_tensor(result.null))
         spread = {"random": null, "random_spread": result.null_spread}
         curves.append({"value": float(result), "se": result.se, **spread})
         gains.append(torch.cat([result.each[None], result.null_each]))
         worth = result.change
-    signs = FaithfulnessViolation(baseline=baseline).judge(model, batch, found, test, site)
+    signs = FaithfulnessViolation(baseline=baseline).judge(
+        model, batch, found, objective=test, site=site
+    )
     violation = {
         "value": float(signs),
         "low": signs.low,
@@ -153,7 +155,7 @@ def _judged(
         "base_rate": signs.base_rate,
         "signed": found.signed,
     }
-    redrawn = SanityChecks(stages=1).judge(model, batch, method, objective, site)
+    redrawn = SanityChecks(stages=1).judge(model, batch, method, objective=objective, site=site)
     sanity = {"value": float(redrawn), "se": redrawn.se, "passed": redrawn.is_passed}
     own, *orders = gains[1] - gains[0]
     by_chance = torch.stack(orders) if orders else own[None]
