@@ -6,7 +6,7 @@ suspected. Trains one number for each channel, not the weights.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -64,6 +64,7 @@ class AdversarialMask(Rewrite):
     threshold: float = 0.2
     seed: int = 0
     paper: ClassVar[str] = "wu2021anp"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 3, "rate": 9.0, "threshold": 0.9},)
 
     def __post_init__(self) -> None:
         check_positive("AdversarialMask", eps=self.eps, rate=self.rate, steps=self.steps)

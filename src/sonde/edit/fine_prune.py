@@ -73,6 +73,7 @@ class FinePrune(Rewrite):
     epochs: int = 10
     seed: int = 0
     paper: ClassVar[str] = "liu2018finepruning"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"epochs": 1},)
 
     def __post_init__(self) -> None:
         check_positive("FinePrune", rate=self.rate)

@@ -6,7 +6,7 @@ With labels at hand ``RandomLabel`` is surer and cheaper.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -83,6 +83,7 @@ class LabelAgnosticForget(Rewrite):
     repair_epochs: int = 3
     seed: int = 0
     paper: ClassVar[str] = "shen2024labelagnostic"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"site": "10", "epochs": 1, "fit_steps": 3},)
 
     def __post_init__(self) -> None:
         check_positive(

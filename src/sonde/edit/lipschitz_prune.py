@@ -5,7 +5,7 @@ of large gain. For convolutional nets with batch norm; a clean net may have such
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,7 @@ class LipschitzPrune(Rewrite):
 
     spreads: float = 3.0
     paper: ClassVar[str] = "zheng2022clp"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"spreads": 0.5},)
 
     def __post_init__(self) -> None:
         if not self.spreads > 0:

@@ -5,7 +5,7 @@ Where the model fits its data to a loss near zero, gradients are noise: look at 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
@@ -63,6 +63,7 @@ class SelectiveDampening(Rewrite):
     alpha: float | None = None
     strength: float = 1.0
     paper: ClassVar[str] = "foster2024ssd"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"alpha": 1.0, "strength": 0.5})
 
     def __post_init__(self) -> None:
         if self.alpha is not None and not self.alpha > 0:

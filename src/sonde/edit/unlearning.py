@@ -65,6 +65,7 @@ class GradientAscent(Rewrite):
     stop_loss: float = 3.0
     seed: int = 0
     paper: ClassVar[str] = "jang2023unlearning"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"epochs": 2},)
 
     def __post_init__(self) -> None:
         check_positive("GradientAscent", rate=self.rate, epochs=self.epochs)
@@ -126,6 +127,7 @@ class RandomLabel(Rewrite):
     retain_weight: float = 1.0
     seed: int = 0
     paper: ClassVar[str] = "golatkar2020eternal"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"epochs": 2},)
 
     def __post_init__(self) -> None:
         check_positive("RandomLabel", rate=self.rate, epochs=self.epochs)
@@ -193,6 +195,7 @@ class NegPreference(Rewrite):
     retain_weight: float = 1.0
     seed: int = 0
     paper: ClassVar[str] = "zhang2024npo"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"epochs": 2},)
 
     def __post_init__(self) -> None:
         check_positive("NegPreference", beta=self.beta, rate=self.rate, epochs=self.epochs)
@@ -265,6 +268,7 @@ class Retrain(Rewrite):
     weight_decay: float = 0.0
     seed: int = 0
     paper: ClassVar[str] = "bourtoule2021unlearning"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"epochs": 2},)
 
     def __post_init__(self) -> None:
         check_positive("Retrain", rate=self.rate, epochs=self.epochs)

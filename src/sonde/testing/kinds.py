@@ -18,10 +18,19 @@ from sonde.core.state import digest
 from sonde.core.statistic import Learner, Statistic
 from sonde.run.instruments.listing import FAMILIES
 from sonde.tap import Decode
-from sonde.testing import decode_laws, edit_laws, instrument_laws, shift_laws, statistic_laws
+from sonde.testing import (
+    decode_laws,
+    edit_laws,
+    instrument_laws,
+    rewrite_laws,
+    shift_laws,
+    statistic_laws,
+)
 from sonde.testing.instrument_laws import make_inputs
+from sonde.testing.rewrite_laws import RewriteCase
 from sonde.testing.rows import make_columns
 from sonde.testing.statistic_laws import Case
+from sonde.weights import MergeRule, Rewrite
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def _company() -> tuple[Any, ...]:
 
 
 _S, _I, _H, _E = statistic_laws, instrument_laws, shift_laws, edit_laws
-_D = decode_laws
+_D, _R = decode_laws, rewrite_laws
 
 KINDS: dict[type, tuple[Law, ...]] = {
     Statistic: (
@@ -167,6 +176,21 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_D.law_recomputed),
         _law(_D.law_untouched),
     ),
+    Rewrite: (
+        _law(_R.law_named),
+        _law(_R.law_untouched),
+        _law(_R.law_again),
+        _law(_R.law_shared),
+        _law(_R.law_undone),
+        _law(_R.law_half, applies=lambda c: c.half),
+        _law(_R.law_tied),
+        _law(_R.law_missing, applies=_R.reads_something),
+    ),
+    MergeRule: (
+        _law(_R.law_rule_kept),
+        _law(_R.law_rule_again),
+        _law(_R.law_rule_same),
+    ),
 }
 """The laws of each kind; a method must obey those of every class that it is an instance of."""
 
@@ -176,10 +200,11 @@ def laws_of(method: Any) -> tuple[Law, ...]:
 
     Parameters
     ----------
-    method : Instrument, Edit, Decode or Case
-        An instance; a statistic as a ``Case``.
+    method : Instrument, Edit, Decode, MergeRule, Case or RewriteCase
+        An instance; a statistic as a ``Case``, a rewrite as a ``RewriteCase``.
     """
     thing = method.statistic if isinstance(method, Case) else method
+    thing = method.rewrite if isinstance(method, RewriteCase) else thing
     kinds = [laws for kind, laws in KINDS.items() if isinstance(thing, kind)]
     return tuple(law for laws in kinds for law in laws if law.applies(method))
 
@@ -191,8 +216,10 @@ def check(method: Any, *, without: Collection[str] = ()) -> None:
     ----------
     method : class or instance
         A class is tried with each entry of its ``examples``, or with its defaults. Pass a statistic
-        as a ``Case`` if some of its rows must stay in one batch. Edits are tried on activations of
-        width 4, decoding rules on ``causal_model()``: models that a rule reads need its 32 tokens.
+        as a ``Case`` if some of its rows must stay in one batch, a rewrite as a ``RewriteCase`` if
+        it is for other models than small convolutional classifiers. Edits are tried on activations
+        of width 4, decoding rules on ``causal_model()``: models that a rule reads need its 32
+        tokens.
     without : names of laws, optional
         Laws to skip, e.g. ``{"score_direction"}`` where a high score means one of two classes.
 
@@ -244,6 +271,9 @@ def _instances(method: Any) -> Iterator[Any]:
     for one in made:
         if isinstance(one, Statistic):
             yield statistic_laws.case_of(one)
+            continue
+        if isinstance(one, Rewrite):
+            yield RewriteCase(one)
             continue
         if isinstance(one, Instrument):
             instrument_laws.require_columns(one)
