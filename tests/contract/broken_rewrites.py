@@ -99,7 +99,7 @@ class MeanOf(MergeRule):
 
     fault: str = ""
 
-    def merge(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
+    def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
         """Return the mean."""
         total = torch.stack(list(others)).mean(0)
         if self.fault == "random":
