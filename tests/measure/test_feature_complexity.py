@@ -15,7 +15,7 @@ def test_complexity_is_the_mean_share_that_is_missing():
     q = np.linalg.qr(raw - raw.mean(0))[0]
     z = q @ np.sqrt([[0.2], [0.3], [0.5]])
     layers = [q[:, :1], q[:, :2] @ [[1.0, 2.0], [3.0, 1.0]], 5 * q + 1]
-    found = feature_complexity([*layers, z], features="units")
+    found = feature_complexity([*layers, z], features="units", m=n)
     adjusted = [1 - (1 - r) * (n - 1) / (n - 1 - p) for r, p in ((0.2, 1), (0.5, 2), (1.0, 3))]
     np.testing.assert_allclose(found.r2[:, 0], adjusted, rtol=1e-8)
     assert found.value == pytest.approx(0.4333333333, abs=1e-3)
@@ -73,7 +73,7 @@ def test_too_few_rows_and_constant_features_are_flagged():
 
 
 def test_one_layer_is_refused():
-    with pytest.raises(InputError, match="feature_complexity: expected at least two layers, got 1"):
+    with pytest.raises(InputError, match="expected rows of at least 2 sites, got 1"):
         feature_complexity([np.ones((5, 2))])
     with pytest.raises(InputError, match="FeatureComplexity: expected k of at least 1, got 0"):
         FeatureComplexity(k=0)

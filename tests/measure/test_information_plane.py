@@ -35,9 +35,9 @@ def test_bins_of_a_toy_net(act, options, about_input, about_label):
     x, label = toy(act)
     if options["estimator"] == "bins":
         options = {**options, "low": -1.0, "high": 1.0}
-    found = information_plane(x, **options)
+    found = information_plane(x, **options, m=len(x))
     assert float(found) / BITS == pytest.approx(about_input, rel=1e-8)
-    assert float(information_plane(x, label, **options)) / BITS == pytest.approx(
+    assert float(information_plane(x, label, **options, m=len(x))) / BITS == pytest.approx(
         about_label, rel=1e-8
     )
     assert ("saturated" in found.flags) == (found.n_symbols > 2048)

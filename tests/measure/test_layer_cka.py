@@ -146,5 +146,5 @@ def test_needs_the_sample_of_each_site():
     assert LayerCKA(m=64).reads() == {"samples": HashSample(64)}
     with pytest.raises(InputError, match="LayerCKA: expected m of at least 4"):
         LayerCKA(m=3)
-    with pytest.raises(InputError, match="layer_cka: expected at least one layer"):
+    with pytest.raises(InputError, match="expected at least one array, got none"):
         layer_cka([])

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Unpack, get_type_hints
+from typing import Any, ClassVar, Unpack, cast, get_type_hints
 
 import numpy as np
 import torch
@@ -146,6 +146,9 @@ class Instrument(ABC):
     estimates : bool
         Whether its value is an estimate, to which a standard error belongs. False for detectors,
         whose scores are calibrated instead, and for instruments that propose an edit.
+    rows_numbered : bool
+        Whether ``fit`` knows rows of plain arrays by their numbers. False for shifts, which find
+        the rows that two sides share by content.
     word : str
         Its name on the command line, where that is not its class in snake_case.
     paper : str
@@ -159,6 +162,7 @@ class Instrument(ABC):
     least_sites: ClassVar[int] = 2
     least_rows: ClassVar[int] = 0
     estimates: ClassVar[bool] = True
+    rows_numbered: ClassVar[bool] = True
     word: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
@@ -221,7 +225,7 @@ class Instrument(ABC):
         Parameters
         ----------
         x : array (row, dim)
-            Rows; for instruments over all sites a mapping of site name to rows.
+            Rows; for instruments over all sites a mapping of site name to rows, or a list of them.
         label : ints (row,), optional
             Classes; -1 = none.
         y : array (row, dim2), optional
@@ -239,6 +243,8 @@ class Instrument(ABC):
         from sonde.engine.folding import fit_arrays
 
         sites = x if y is None else {"x": x, "y": y}
+        if self.span == "all" and isinstance(x, list | tuple):
+            sites = {str(i): rows for i, rows in enumerate(cast("list[Any]", x))}
         one_site = self.at_width(_width(x)) if self.span == "one" else self
         return fit_arrays(one_site, sites, label=label, seed=seed, **columns)
 

@@ -108,6 +108,7 @@ class Shift(Instrument):
 
     least_rows: ClassVar[int] = 2
     estimates: ClassVar[bool] = False
+    rows_numbered: ClassVar[bool] = False
 
     @abstractmethod
     def compare(self, first: Side, second: Side) -> Comparison:

@@ -21,8 +21,10 @@ class RowIdentity:
         keys: tuple[bytes, ...] | None,
         sites: dict[str, Tensor],
         positions: Tensor,
+        numbered: bool = False,
     ) -> None:
         self._ids, self._keys, self._sites, self._positions = ids, keys, sites, positions
+        self._numbered = numbered and ids is None and keys is None
 
     @property
     def given(self) -> tuple[bytes, ...] | None:
@@ -41,18 +43,20 @@ class RowIdentity:
 
     @cached_property
     def contents(self) -> tuple[bytes, ...]:
-        """What tells rows of other content apart: the keys given, else a hash of all sites."""
+        """What tells rows apart: the keys given, else their numbers, or a hash of all sites."""
         if self._keys is not None:
             return self._keys
+        if self._numbered:
+            return tuple(b"%d" % i for i in range(len(self._positions)))
         own = list(self._sites.values())
         return row_keys(own[0] if len(own) == 1 else torch.cat([x.double() for x in own], dim=1))
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """The id of each row as text."""
-        if self._ids is None:
+        if self._ids is None and not self._numbered:
             return tuple(key.hex() for key in self.keys)
-        return tuple(key.decode("utf-8", "replace") for key in self._ids)
+        return tuple(key.decode("utf-8", "replace") for key in self._ids or self.keys)
 
     @cached_property
     def has_examples_of_rows(self) -> bool:
@@ -117,12 +121,14 @@ def occurrences(keys: Sequence[Hashable]) -> Tensor:
     return out
 
 
-def identity_of(ids: Any, keys: Any, sites: dict[str, Tensor], positions: Tensor) -> RowIdentity:
-    """Return the identity of rows: their ids, else their keys, else a hash of all their values."""
+def identity_of(
+    ids: Any, keys: Any, sites: dict[str, Tensor], positions: Tensor, numbered: bool = False
+) -> RowIdentity:
+    """Return the identity of rows: ids, else keys, else numbers, or a hash of all their values."""
     first = next(iter(sites.values()))
     own = None if keys is None else tuple(text_bytes(k) for k in sequence(keys, len(first), "keys"))
     texts = None if ids is None else tuple(map(text_bytes, sequence(ids, len(first), "ids")))
-    return RowIdentity(texts, own, sites, positions)
+    return RowIdentity(texts, own, sites, positions, numbered)
 
 
 def text_bytes(value: Any) -> bytes:

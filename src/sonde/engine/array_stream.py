@@ -1,4 +1,4 @@
-"""Plain arrays as a stream: every row an example, named by its content or by given ids."""
+"""Plain arrays as a stream: every row an example, named by ids, by its number or its content."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -142,8 +142,13 @@ class ArrayStream(Stream):
         }
 
 
-def array_stream(x: Any, given: Columns, label: Any = None, seed: int = 0) -> ArrayStream:
-    """Return a stream of plain arrays; the arguments are those of ``Stream.of``."""
+def array_stream(
+    x: Any, given: Columns, label: Any = None, seed: int = 0, numbered: bool = False
+) -> ArrayStream:
+    """Return a stream of plain arrays; the arguments are those of ``Stream.of``.
+
+    Rows without ids and keys are known by their number if ``numbered``, else by their content.
+    """
     columns: dict[str, Any] = {name: values for name, values in given.items() if values is not None}
     if unknown := sorted(columns.keys() - Columns.__annotations__.keys()):
         hint = near(unknown[0], Columns.__annotations__)
@@ -157,7 +162,7 @@ def array_stream(x: Any, given: Columns, label: Any = None, seed: int = 0) -> Ar
     if uneven:
         raise ShapeError(f"Stream.of: expected {plural(n, 'row')} at every site, got {uneven}.")
     position = integers(columns.get("position"), n, "position")
-    who = identity_of(columns.get("ids"), columns.get("keys"), sites, position)
+    who = identity_of(columns.get("ids"), columns.get("keys"), sites, position, numbered)
     pair, side = columns.get("pair"), columns.get("side")
     sides = None if side is None else integers(side, n, "side")
     logits = columns.get("logits")

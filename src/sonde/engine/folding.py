@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import Tensor
 
+from sonde.core.columns import Columns
 from sonde.core.errors import InputError
 from sonde.core.finite import finite_rows
 from sonde.core.hashing import rank_key
@@ -15,7 +16,7 @@ from sonde.core.plan import UNIT_SIZE, Split, groups_are_whole
 from sonde.core.result import Result
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
-from sonde.engine.array_stream import ARRAY_BATCH
+from sonde.engine.array_stream import ARRAY_BATCH, array_stream
 from sonde.engine.errorbars import SampleRows, Term, has_influence, left_out, result_with_error
 from sonde.engine.passes import (
     close_pass,
@@ -27,9 +28,11 @@ from sonde.engine.passes import (
 from sonde.engine.requests import Request, States, Task, requests, terms_of
 
 
-def fit_arrays(instrument: Instrument, x: Any, **columns: Any) -> Result:
+def fit_arrays(
+    instrument: Instrument, x: Any, label: Any = None, seed: int = 0, **columns: Unpack[Columns]
+) -> Result:
     """Return the last result of an instrument fitted on plain arrays, with its standard error."""
-    stream = Stream.of(x, **columns)
+    stream = array_stream(x, columns, label, seed, numbered=instrument.rows_numbered)
     if len(stream) == 0:
         raise InputError(f"{type(instrument).__name__}.fit: expected at least one row, got none.")
     keys = tuple(s.key for s in stream.schema)
@@ -37,6 +40,12 @@ def fit_arrays(instrument: Instrument, x: Any, **columns: Any) -> Result:
         raise InputError(
             f"{type(instrument).__name__}.fit: expected one array, got {len(keys)}. "
             "Fit each site by itself, or use sonde.fit on a stream."
+        )
+    least = {"one": 1, "pair": 2, "all": instrument.least_sites}[instrument.span]
+    if len(keys) < least:
+        raise InputError(
+            f"{type(instrument).__name__}.fit: expected rows of at least {least} sites, got "
+            f"{len(keys)}. Pass the second one as y, or a mapping of site names to rows."
         )
     following = instrument
     while True:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.state import State
@@ -208,18 +209,4 @@ class ActivationCoverage(Instrument):
             )
 
 
-def activation_coverage(
-    x: Any,
-    *,
-    grad: Any,
-    label: Any,
-    logits: Any,
-    n_bins: int = 50,
-    full: int = 500,
-    alpha: float = 0.1,
-    normalise: Normalise = "bins",
-    grid: Grid = "even",
-) -> ActivationCoverageResult:
-    """Return the coverage of the units of arrays; see ``ActivationCoverage``."""
-    measure = ActivationCoverage(n_bins, full, alpha, normalise, grid)
-    return measure.fit(x, label, grad=grad, logits=logits)
+activation_coverage = as_function(ActivationCoverage, "label", "grad", "logits")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, bars
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.state import State
@@ -173,8 +174,4 @@ class _PosteriorSums(Statistic[_PosteriorSumsState]):
         return _PosteriorSumsState(a.n + b.n, a.on + b.on, total)
 
 
-def active_variables(
-    mu: Any, logvar: Any, *, group: Any = None, kl_nats: float = 0.05, share: float = 0.95
-) -> ActiveVariablesResult:
-    """Return which latents are in use, from the posterior of each row; see ``ActiveVariables``."""
-    return ActiveVariables(kl_nats, share).fit(mu, y=logvar, group=group)
+active_variables = as_function(ActiveVariables)

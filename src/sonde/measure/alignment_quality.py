@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
@@ -148,19 +149,4 @@ class AlignmentQuality(Instrument):
         )
 
 
-def alignment_quality(
-    layers: Any,
-    label: Any,
-    *,
-    group: Any = None,
-    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
-    m: int = SAMPLE,
-) -> AlignmentQualityResult:
-    """Return the alignment quality of layers, a mapping of names to arrays over the same rows.
-
-    See ``AlignmentQuality``. Rows are known by their index, so no content is hashed.
-    """
-    if not layers:
-        raise InputError("alignment_quality: expected at least one layer, got none.")
-    n = len(next(iter(layers.values())))
-    return AlignmentQuality(weights, m).fit(layers, label, group=group, ids=range(n))
+alignment_quality = as_function(AlignmentQuality, "label")

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -109,6 +110,4 @@ def _spread(square: Float[Tensor, "kept"], variance: Float[Tensor, "kept"]) -> f
     return math.sqrt(float(variance.detach().sum()) / length) if length > 0 else math.inf
 
 
-def anisotropy(x: Any, *, group: Any = None) -> AnisotropyResult:
-    """Return the mean cosine between rows of an array; see ``Anisotropy``."""
-    return Anisotropy().fit(x, group=group)
+anisotropy = as_function(Anisotropy)

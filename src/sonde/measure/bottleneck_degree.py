@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument, Read
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -205,19 +206,4 @@ def _bounds(rows: SampledRows, variance: float) -> Float[Tensor, "2"]:
     return information_bounds(x, label, variance)
 
 
-def bottleneck_degree(
-    x: Any,
-    label: Any,
-    *,
-    group: Any = None,
-    estimator: Literal["jensen", "mc"] = "jensen",
-    noise: float = 0.1,
-    relative: bool = True,
-    m: int | None = None,
-) -> BottleneckDegreeResult:
-    """Return what rows hold beyond their class; see ``BottleneckDegree``.
-
-    All rows enter unless ``m`` is given.
-    """
-    instrument = BottleneckDegree(estimator, noise, relative, m or max(len(x), 1))
-    return instrument.fit(x, label, group=group, ids=range(len(x)))
+bottleneck_degree = as_function(BottleneckDegree, "label")

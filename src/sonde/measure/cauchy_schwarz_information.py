@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._reads import PairSampleInstrument
@@ -156,17 +157,4 @@ def _kernel(
     return (-squares.clamp(min=0) / 2).exp()
 
 
-def cauchy_schwarz_information(
-    x: Any,
-    y: Any,
-    *,
-    group: Any = None,
-    sigma: float | tuple[float, float] | None = None,
-    m: int | None = None,
-) -> CauchySchwarzInformationResult:
-    """Return how dependent two arrays over the same rows are; see ``CauchySchwarzInformation``.
-
-    All rows enter unless ``m`` is given.
-    """
-    instrument = CauchySchwarzInformation(sigma, m or max(len(x), 1))
-    return instrument.fit(x, y=y, group=group, ids=range(len(x)))
+cauchy_schwarz_information = as_function(CauchySchwarzInformation)

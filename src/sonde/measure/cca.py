@@ -11,6 +11,7 @@ from typing import Any, ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.result import Direction, Result
 from sonde.measure._canonical import Canonical, canonical_correlations, null_correlations
 from sonde.measure._flags import moment_flags
@@ -110,6 +111,4 @@ def result_of(
     )
 
 
-def cca(x: Any, y: Any, *, group: Any = None) -> CCAResult:
-    """Return the mean canonical correlation of two arrays over the same rows; see ``CCA``."""
-    return CCA().fit(x, y=y, group=group)
+cca = as_function(CCA)

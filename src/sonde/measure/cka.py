@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
@@ -141,9 +142,4 @@ class CKA(Instrument):
         )
 
 
-def cka(x: Any, y: Any, group: Any = None, *, debiased: bool = True) -> CKAResult:
-    """Return the similarity of two arrays over the same rows; see ``CKA``.
-
-    With ``group`` the debiased form compares rows of different groups only.
-    """
-    return CKA(debiased, debiased and group is not None).fit(x, y=y, group=group)
+cka = as_function(CKA, optional=("group",), given={"group": {"grouped": True}})

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._reads import PairSampleInstrument
@@ -185,9 +186,4 @@ def _sources(rows: SampledRows) -> list[Int[Tensor, "row"]]:
     return [order.rows[0][:, 0].long() for order in moved]
 
 
-def cknna(x: Any, y: Any, *, group: Any = None, k: int = 10, m: int | None = None) -> CKNNAResult:
-    """Return the alignment of two arrays on common neighbours; see ``CKNNA``.
-
-    All rows enter unless ``m`` is given.
-    """
-    return CKNNA(k, m or max(len(x), 1)).fit(x, y=y, group=group, ids=range(len(x)))
+cknna = as_function(CKNNA)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -125,6 +126,4 @@ def _lda(
     return float(trace), int(keep.sum()) / max(n - 1, 1)
 
 
-def class_separability(x: Any, label: Any, *, group: Any = None) -> ClassSeparabilityResult:
-    """Return how far apart the classes of an array lie; see ``ClassSeparability``."""
-    return ClassSeparability().fit(x, label, group=group)
+class_separability = as_function(ClassSeparability, "label")

@@ -11,6 +11,7 @@ import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 
 from sonde.core.chart import Chart, bars
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -141,12 +142,4 @@ class ClusterIndices(Instrument):
         )
 
 
-def cluster_indices(
-    x: Any, label: Any, *, group: Any = None, m: int | None = None
-) -> ClusterIndicesResult:
-    """Return the cluster indices of an array and its labels; see ``ClusterIndices``.
-
-    All rows enter unless ``m`` is given.
-    """
-    every = ClusterIndices(m or max(len(x), 2))
-    return every.fit(x, label, group=group, ids=range(len(x)))
+cluster_indices = as_function(ClusterIndices, "label")

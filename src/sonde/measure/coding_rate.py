@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 import torch
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -93,6 +94,4 @@ def check_eps2(owner: str, eps2: float) -> None:
         raise InputError(f"{owner}: expected eps2 above 0, got {eps2}.")
 
 
-def coding_rate(x: Any, *, group: Any = None, eps2: float = 0.5) -> CodingRateResult:
-    """Return the coding rate of the rows of an array; see ``CodingRate``."""
-    return CodingRate(eps2).fit(x, group=group)
+coding_rate = as_function(CodingRate)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.result import Direction, Result
 from sonde.measure._canonical import null_draws
 from sonde.measure._flags import moment_flags
@@ -188,14 +189,4 @@ def _root(matrix: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
-def correlation_match(
-    x: Any,
-    y: Any,
-    *,
-    group: Any = None,
-    method: Method = "hard",
-    penalty: float = 0.1,
-    n_clusters: int = 8,
-) -> CorrelationMatchResult:
-    """Return how well units of ``x`` are found again in ``y``; see ``CorrelationMatch``."""
-    return CorrelationMatch(method, penalty, n_clusters).fit(x, y=y, group=group)
+correlation_match = as_function(CorrelationMatch)

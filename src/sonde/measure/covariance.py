@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -88,6 +89,4 @@ class Covariance(Instrument):
         )
 
 
-def covariance(x: Any, *, group: Any = None, scatter: AnyScatter = "auto") -> CovarianceResult:
-    """Return the total variance of the rows of an array; see ``Covariance``."""
-    return Covariance(scatter).fit(x, group=group)
+covariance = as_function(Covariance)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, cells, matrix
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -132,14 +133,4 @@ class Crossnobis(Instrument):
         )
 
 
-def crossnobis(
-    x: Any,
-    label: Any,
-    fold: Any,
-    *,
-    group: Any = None,
-    whiten: bool = True,
-    shrinkage: Shrinkage = "oas",
-) -> CrossnobisResult:
-    """Return cross-validated distances between classes; see ``Crossnobis``."""
-    return Crossnobis("side", whiten, shrinkage).fit(x, label, side=fold, group=group)
+crossnobis = as_function(Crossnobis, "label", "side")

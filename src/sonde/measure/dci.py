@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.result import Direction, Result
 from sonde.measure._factors import (
     check_factors,
@@ -151,6 +152,4 @@ def concentration(
     return mean, torch.where(alive[..., 0], score, math.nan)
 
 
-def dci(latents: Any, factors: Any, *, group: Any = None, ridge: float = 1e-4) -> DCIResult:
-    """Return how nearly each latent serves one factor; see ``DCI``. ``factors``: (row, factor)."""
-    return DCI(ridge).fit(latents, y=factors, group=group)
+dci = as_function(DCI)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, final
 from jaxtyping import Bool
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -71,6 +72,4 @@ class DeadUnits(Instrument):
         )
 
 
-def dead_units(x: Any, *, group: Any = None) -> DeadUnitsResult:
-    """Return the share of dead units of an array; see ``DeadUnits``."""
-    return DeadUnits().fit(x, group=group)
+dead_units = as_function(DeadUnits)

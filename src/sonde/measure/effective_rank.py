@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.statistic import Statistic
 from sonde.measure._spectra import (
@@ -85,8 +86,4 @@ def _white(dim: int, n: int) -> float:
     return math.exp(math.log(rank * root) - product / root)
 
 
-def effective_rank(
-    x: Any, *, group: Any = None, centered: bool = False, source: Source = "moments"
-) -> RankResult:
-    """Return the effective rank of the rows of an array; see ``EffectiveRank``."""
-    return EffectiveRank(centered, source).fit(x, group=group)
+effective_rank = as_function(EffectiveRank)

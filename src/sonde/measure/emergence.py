@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
+from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure.feature_complexity import EMERGED, Features, feature_complexity
 
@@ -49,7 +50,7 @@ def emergence(
     group: Any = None,
     features: Features = "principal",
     k: int = 20,
-    m: int | None = None,
+    m: int = SAMPLE,
 ) -> EmergenceResult:
     """Return when features of a trained layer emerge, from its states at steps of the training.
 
@@ -72,8 +73,8 @@ def emergence(
         The principal directions of the last states, or their units.
     k : int, default=20
         How many principal directions.
-    m : int, optional
-        Rows of a sample; all rows without it.
+    m : int, default=2048
+        Rows of the sample.
 
     Raises
     ------

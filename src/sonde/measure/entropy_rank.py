@@ -6,13 +6,14 @@ takes singular values instead.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.measure._spectra import RankResult, Rows, Source, SpectrumInstrument, rank_result
+from sonde.core.function import as_function
+from sonde.measure._spectra import RankResult, Rows, SpectrumInstrument, rank_result
 from sonde.stats.white_spectrum import white_mean
 
 
@@ -62,6 +63,4 @@ def _white(dim: int, n: int) -> float:
     return math.exp(math.log(dim) - rank * product / dim)
 
 
-def entropy_rank(x: Any, *, group: Any = None, source: Source = "moments") -> RankResult:
-    """Return the entropy rank of the rows of an array; see ``EntropyRank``."""
-    return EntropyRank(source).fit(x, group=group)
+entropy_rank = as_function(EntropyRank)

@@ -5,7 +5,6 @@ easy: to tell the two apart, pass features of one variance as the units of the l
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, cells, matrix
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span
@@ -191,21 +191,4 @@ def _by_chance(n: int, rank: int) -> float:
     return float(betainc(b, a, edge) - betainc(b + 1, a, edge))
 
 
-def feature_complexity(
-    layers: Mapping[str, Any] | Sequence[Any],
-    *,
-    group: Any = None,
-    features: Features = "principal",
-    k: int = 20,
-    m: int | None = None,
-) -> FeatureComplexityResult:
-    """Return how late features of the last of these arrays can be read; see ``FeatureComplexity``.
-
-    All rows enter unless ``m`` is given.
-    """
-    named = dict(layers) if isinstance(layers, Mapping) else dict(enumerate(layers))
-    if len(named) < 2:
-        raise InputError(f"feature_complexity: expected at least two layers, got {len(named)}.")
-    n = len(next(iter(named.values())))
-    instrument = FeatureComplexity(features, k, m or max(n, 1))
-    return instrument.fit({str(key): x for key, x in named.items()}, group=group, ids=range(n))
+feature_complexity = as_function(FeatureComplexity)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, ChartAxis, curves
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._neighbourhood import Neighbourhood, neighbour_distances, null_dimension
@@ -183,9 +184,4 @@ def _plateau(curve: Float[Tensor, "scale"]) -> tuple[int, int]:
     return -first, length - first
 
 
-def gride(x: Any, *, group: Any = None, largest: int = 32, m: int | None = None) -> GrideResult:
-    """Return the intrinsic dimension of the rows of an array over scales; see ``Gride``.
-
-    All rows enter unless ``m`` is given.
-    """
-    return Gride(largest, m or max(len(x), 1)).fit(x, group=group, ids=range(len(x)))
+gride = as_function(Gride)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.result import Direction, Result
 from sonde.measure._canonical import CUT
 from sonde.measure._flags import moment_flags
@@ -105,6 +106,4 @@ def _smoother(moments: MomentsState, ridge: float) -> Float[Tensor, "dim dim"]:
     return torch.linalg.pinv(even, rtol=CUT, hermitian=True) * scale[:, None] * scale
 
 
-def gulp(x: Any, y: Any, *, group: Any = None, ridge: float = 0.0) -> GULPResult:
-    """Return the distance of two arrays by what regressions on them predict; see ``GULP``."""
-    return GULP(ridge).fit(x, y=y, group=group)
+gulp = as_function(GULP)

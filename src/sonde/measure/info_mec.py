@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.engine.steps import minimise
@@ -211,20 +212,4 @@ def _predicted(
     return torch.log_softmax(((held - mean) / spread) @ slope.detach() + bias.detach(), 1)
 
 
-def info_mec(
-    latents: Any,
-    factors: Any,
-    *,
-    group: Any = None,
-    n_bins: int = N_BINS,
-    penalty: float = 1e-4,
-    m: int | None = None,
-) -> InfoMECResult:
-    """Return modularity, compactness and explicitness of latents; see ``InfoMEC``.
-
-    ``factors`` is (row, factor). All rows enter unless ``m`` is given.
-    """
-    size = m or max(len(latents), 1)
-    return InfoMEC(n_bins, penalty, size).fit(
-        latents, y=factors, group=group, ids=range(len(latents))
-    )
+info_mec = as_function(InfoMEC)

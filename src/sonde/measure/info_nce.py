@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._critic_training import CriticTraining, CriticTrainingState, one_of_each
@@ -191,24 +192,4 @@ class InfoNCE(PairSampleInstrument):
         return training, state
 
 
-def info_nce(
-    x: Any,
-    y: Any,
-    *,
-    group: Any = None,
-    batch: int = 128,
-    hidden: int = 128,
-    passes: int = 100,
-    rate: float = 0.002,
-    seed: int = 0,
-    m: int | None = None,
-) -> InfoNCEResult:
-    """Return a lower bound on what two arrays over the same rows tell of each other.
-
-    See ``InfoNCE``. All rows enter unless ``m`` is given. For labels pass one row of zeros and a
-    one for each.
-    """
-    instrument = InfoNCE(
-        batch=batch, hidden=hidden, passes=passes, rate=rate, seed=seed, m=m or max(len(x), 1)
-    )
-    return instrument.fit(x, y=y, group=group, ids=range(len(x)))
+info_nce = as_function(InfoNCE)

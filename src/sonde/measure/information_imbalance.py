@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._reads import PairSampleInstrument
@@ -120,12 +121,4 @@ def _shares(
     return (rank * unit).cpu(), added.cpu()
 
 
-def information_imbalance(
-    x: Any, y: Any, *, group: Any = None, m: int | None = None
-) -> InformationImbalanceResult:
-    """Return how well the neighbours in ``x`` tell those in ``y``; see ``InformationImbalance``.
-
-    All rows enter unless ``m`` is given.
-    """
-    rows = m or max(len(x), 1)
-    return InformationImbalance(rows).fit(x, y=y, group=group, ids=range(len(x)))
+information_imbalance = as_function(InformationImbalance)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, ChartAxis, curves
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument, Read
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -266,23 +267,6 @@ def _point(step: int, site: str, both: Mapping[str, Result]) -> dict[str, Any]:
     return {"step": step, "site": site, **told, "flags": flags, "tip": tip}
 
 
-def information_plane(
-    x: Any,
-    label: Any = None,
-    *,
-    group: Any = None,
-    estimator: Estimator = "adaptive_bins",
-    n_bins: int = 30,
-    low: float | None = None,
-    high: float | None = None,
-    noise: float | None = None,
-    m: int | None = None,
-) -> InformationPlaneResult:
-    """Return what rows hold of their inputs or, with labels, of these; see ``InformationPlane``.
-
-    All rows enter unless ``m`` is given.
-    """
-    about: About = "input" if label is None else "label"
-    size = m or max(len(x), 1)
-    instrument = InformationPlane(about, estimator, n_bins, low, high, noise, size)
-    return instrument.fit(x, label, group=group, ids=range(len(x)))
+information_plane = as_function(
+    InformationPlane, optional=("label",), given={"label": {"about": "label"}}
+)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
@@ -228,18 +229,4 @@ def _by_frequency(sums: HsicSumsState) -> Float[Tensor, "frequency frequency"]:
     return (trace + totals / float((n - 1) * (n - 2)) - 2 * rows / (n - 2)) / float(n * (n - 3))
 
 
-def kernel_cka(
-    x: Any,
-    y: Any,
-    group: Any = None,
-    *,
-    sigma: float | tuple[float, float] | None = None,
-    scale: float = 1.0,
-    m: int = 256,
-    seed: int = 0,
-) -> KernelCKAResult:
-    """Return the similarity of two arrays over the same rows by kernels; see ``KernelCKA``.
-
-    With ``group`` rows of different groups only are compared.
-    """
-    return KernelCKA(sigma, scale, m, seed, group is not None).fit(x, y=y, group=group)
+kernel_cka = as_function(KernelCKA, optional=("group",), given={"group": {"grouped": True}})

@@ -4,7 +4,7 @@ For two sites alone, over all rows, see ``cka``.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, final
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, cells, matrix
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
@@ -276,15 +277,4 @@ def _row_sums(z: Float[Tensor, "padded dim"], size: int) -> Float[Tensor, "padde
     return sums
 
 
-def layer_cka(
-    layers: Mapping[str, Any] | Sequence[Any], *, group: Any = None, m: int = SAMPLE
-) -> LayerCKAResult:
-    """Return the similarity of all layers, given as arrays over the same rows; see ``LayerCKA``.
-
-    Rows are known by their index, so no content is hashed.
-    """
-    named = dict(layers) if isinstance(layers, Mapping) else dict(enumerate(layers))
-    if not named:
-        raise InputError("layer_cka: expected at least one layer, got none.")
-    n = len(next(iter(named.values())))
-    return LayerCKA(m).fit({str(k): v for k, v in named.items()}, group=group, ids=range(n))
+layer_cka = as_function(LayerCKA)

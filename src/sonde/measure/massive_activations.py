@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.site import POSITIONS
@@ -169,8 +170,4 @@ class MassiveActivations(Instrument):
         )
 
 
-def massive_activations(
-    x: Any, *, group: Any = None, threshold: float = 1000.0
-) -> MassiveActivationsResult:
-    """Return how far the largest activation of an array stands out; see ``MassiveActivations``."""
-    return MassiveActivations(threshold).fit(x, group=group)
+massive_activations = as_function(MassiveActivations)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -178,6 +179,4 @@ def _white(dim: int, n: int) -> float:
     return math.log(dim) - rank * product / dim
 
 
-def matrix_entropy(x: Any, *, group: Any = None, centered: bool = True) -> MatrixEntropyResult:
-    """Return how evenly the directions of an array's rows spread; see ``MatrixEntropy``."""
-    return MatrixEntropy(centered).fit(x, group=group)
+matrix_entropy = as_function(MatrixEntropy)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._neighbourhood import Neighbourhood, neighbour_distances, null_dimension
@@ -96,11 +97,4 @@ class MLEDimension(SampleInstrument):
         return 1.0 / (near[:, -1:] - near[:, :-1]).mean()
 
 
-def mle_dimension(
-    x: Any, *, group: Any = None, k: int = 20, m: int | None = None
-) -> MLEDimensionResult:
-    """Return the intrinsic dimension of the rows of an array; see ``MLEDimension``.
-
-    All rows enter unless ``m`` is given.
-    """
-    return MLEDimension(k, m or max(len(x), 1)).fit(x, group=group, ids=range(len(x)))
+mle_dimension = as_function(MLEDimension)

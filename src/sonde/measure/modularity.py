@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._factors import N_BINS, FactorSymbols, check_factors, information, table_chart
@@ -113,12 +114,4 @@ def of_latents(table: Float[Tensor, "factor latent"]) -> Float[Tensor, "latent"]
     return torch.where(known, score, math.nan)
 
 
-def modularity(
-    latents: Any, factors: Any, *, group: Any = None, n_bins: int = N_BINS, m: int | None = None
-) -> ModularityResult:
-    """Return how near latents are to knowing one factor each; see ``Modularity``.
-
-    ``factors`` is (row, factor). All rows enter unless ``m`` is given.
-    """
-    size = m or max(len(latents), 1)
-    return Modularity(n_bins, size).fit(latents, y=factors, group=group, ids=range(len(latents)))
+modularity = as_function(Modularity)

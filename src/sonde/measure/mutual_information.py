@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
@@ -256,21 +257,4 @@ def _components(
     return (z @ vectors[:, live]) * values[live].rsqrt(), float(values[live].sum()) / whole
 
 
-def mutual_information(
-    x: Any,
-    y: Any,
-    *,
-    group: Any = None,
-    estimator: Estimator = "gaussian",
-    debias: bool = True,
-    k: int = 4,
-    scale: Scale = "none",
-    m: int | None = None,
-    components: int | None = None,
-) -> MutualInformationResult:
-    """Return what two arrays over the same rows tell of each other; see ``MutualInformation``.
-
-    All rows enter unless ``m`` is given.
-    """
-    instrument = MutualInformation(estimator, debias, k, scale, m or max(len(x), 1), components)
-    return instrument.fit(x, y=y, group=group, ids=range(len(x)))
+mutual_information = as_function(MutualInformation)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._factors import N_BINS, FactorSymbols, largest_gap, normalised, table_chart
@@ -103,14 +104,4 @@ class MutualInformationGap(PairSampleInstrument):
         )
 
 
-def mutual_information_gap(
-    latents: Any, factors: Any, *, group: Any = None, n_bins: int = N_BINS, m: int | None = None
-) -> MutualInformationGapResult:
-    """Return the gap of the two latents that know most of a factor; see ``MutualInformationGap``.
-
-    ``factors`` is (row, factor). All rows enter unless ``m`` is given.
-    """
-    size = m or max(len(latents), 1)
-    return MutualInformationGap(n_bins, size).fit(
-        latents, y=factors, group=group, ids=range(len(latents))
-    )
+mutual_information_gap = as_function(MutualInformationGap)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._reads import PairSampleInstrument
@@ -122,17 +123,4 @@ class MutualKNN(PairSampleInstrument):
         return nearest(x, x, k, group=group, group2=group)[1].cpu()
 
 
-def mutual_knn(
-    x: Any,
-    y: Any,
-    *,
-    group: Any = None,
-    k: int = 10,
-    metric: Metric = "cosine",
-    m: int | None = None,
-) -> MutualKNNResult:
-    """Return the share of common neighbours in two arrays over the same rows; see ``MutualKNN``.
-
-    All rows enter unless ``m`` is given.
-    """
-    return MutualKNN(k, metric, m or max(len(x), 1)).fit(x, y=y, group=group, ids=range(len(x)))
+mutual_knn = as_function(MutualKNN)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -202,13 +203,6 @@ def _disagreement(
     return float((said.cpu() != nearest.cpu()).double().mean()), rows.flags
 
 
-def neural_collapse(
-    x: Any, label: Any, *, head: Any = None, group: Any = None, m: int = SAMPLE
-) -> NeuralCollapseResult:
-    """Return how far the rows of an array have collapsed onto class means; see ``NeuralCollapse``.
-
-    ``head`` is the classifying layer, or its weight and bias.
-    """
-    if head is None:
-        return NeuralCollapse().fit(x, label, group=group)
-    return NeuralCollapse(True, m).fit(x, label, group=group, head=head)
+neural_collapse = as_function(
+    NeuralCollapse, "label", optional=("head",), given={"head": {"head": True}}
+)

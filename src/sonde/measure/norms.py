@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -87,6 +88,4 @@ def _on_grid(median: Float[Tensor, "*bucket"]) -> Float[Tensor, "*bucket"]:
     return median.masked_fill((median == up[0]) | (median == up[-1]), torch.nan)
 
 
-def norms(x: Any, *, group: Any = None) -> NormsResult:
-    """Return how long the rows of an array are; see ``Norms``."""
-    return Norms().fit(x, group=group)
+norms = as_function(Norms)

@@ -5,11 +5,12 @@ network. ``entropy_rank`` weighs small eigenvalues more.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 
-from sonde.measure._spectra import RankResult, Rows, Source, SpectrumInstrument, rank_result
+from sonde.core.function import as_function
+from sonde.measure._spectra import RankResult, Rows, SpectrumInstrument, rank_result
 
 
 @final
@@ -53,6 +54,4 @@ class ParticipationRatio(SpectrumInstrument):
         )
 
 
-def participation_ratio(x: Any, *, group: Any = None, source: Source = "moments") -> RankResult:
-    """Return the participation ratio of the rows of an array; see ``ParticipationRatio``."""
-    return ParticipationRatio(source).fit(x, group=group)
+participation_ratio = as_function(ParticipationRatio)

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 
+from sonde.core.function import as_function
 from sonde.core.result import Direction, Result
 from sonde.measure._canonical import null_nuclear
 from sonde.measure._flags import moment_flags
@@ -78,6 +79,4 @@ class Procrustes(CrossInstrument):
         )
 
 
-def procrustes(x: Any, y: Any, *, group: Any = None) -> ProcrustesResult:
-    """Return the distance of two arrays over the same rows; see ``Procrustes``."""
-    return Procrustes().fit(x, y=y, group=group)
+procrustes = as_function(Procrustes)

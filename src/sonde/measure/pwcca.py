@@ -1,8 +1,9 @@
 """Similarity of two sites, each direction weighted by how much of the first site it carries."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
+from sonde.core.function import as_function
 from sonde.measure._reads import CrossInstrument
 from sonde.measure.cca import CCAResult, canonical_or_none, result_of
 from sonde.stats import CrossMomentsState, MomentsState
@@ -50,6 +51,4 @@ class PWCCA(CrossInstrument):
         return replace(plain, value=(weight * found.rho).sum() / weight.sum())
 
 
-def pwcca(x: Any, y: Any, *, group: Any = None) -> CCAResult:
-    """Return the weighted canonical correlation of two arrays; see ``PWCCA``."""
-    return PWCCA().fit(x, y=y, group=group)
+pwcca = as_function(PWCCA)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -118,8 +119,4 @@ def _shuffled(total: Float[Tensor, "dim dim"], counts: list[int], scale: float) 
     return sum(k / n * rates[k] for k in counts)
 
 
-def rate_reduction(
-    x: Any, label: Any, *, group: Any = None, eps2: float = 0.5
-) -> RateReductionResult:
-    """Return how much of the coding rate of an array its classes save; see ``RateReduction``."""
-    return RateReduction(eps2).fit(x, label, group=group)
+rate_reduction = as_function(RateReduction, "label")

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.result import Direction, Result
 from sonde.measure._flags import moment_flags
 from sonde.measure._reads import CrossInstrument
@@ -108,6 +109,4 @@ def _solved(
     return torch.linalg.solve(matrix, cross / scale[:, None]) / scale[:, None]
 
 
-def regression(x: Any, y: Any, *, group: Any = None, ridge: float = 1e-8) -> RegressionResult:
-    """Return how much of ``y`` a linear map of ``x`` explains; see ``Regression``."""
-    return Regression(ridge).fit(x, y=y, group=group)
+regression = as_function(Regression)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._reads import PairSampleInstrument
@@ -178,14 +179,4 @@ COMPARISONS: dict[str, Callable[[Tensor, Tensor], float]] = {
 }
 
 
-def rsa(
-    x: Any,
-    y: Any,
-    *,
-    group: Any = None,
-    distance: Distance = "euclidean",
-    comparison: Comparison = "spearman",
-    m: int = SAMPLE,
-) -> RSAResult:
-    """Return the representational similarity of two arrays over the same rows; see ``RSA``."""
-    return RSA(distance, comparison, m).fit(x, y=y, group=group, ids=range(len(x)))
+rsa = as_function(RSA)

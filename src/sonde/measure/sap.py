@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.result import Direction, Result
 from sonde.measure._factors import (
     check_latents,
@@ -95,9 +96,4 @@ class SAP(CrossInstrument):
         )
 
 
-def sap(latents: Any, factors: Any, *, group: Any = None) -> SAPResult:
-    """Return by how much the best latent of each factor leads; see ``SAP``.
-
-    ``factors`` is (row, factor).
-    """
-    return SAP().fit(latents, y=factors, group=group)
+sap = as_function(SAP)

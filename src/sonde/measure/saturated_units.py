@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -97,8 +98,4 @@ class SaturatedUnits(Instrument):
         )
 
 
-def saturated_units(
-    x: Any, *, group: Any = None, activation: Bounded = "tanh", threshold: float = 0.05
-) -> SaturatedUnitsResult:
-    """Return the share of saturated units of an array; see ``SaturatedUnits``."""
-    return SaturatedUnits(activation, threshold).fit(x, group=group)
+saturated_units = as_function(SaturatedUnits)

@@ -1,14 +1,15 @@
 """All eigenvalues of the covariance of a site, beside those of white rows of the same variance."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.result import Result
-from sonde.measure._spectra import Rows, Source, SpectrumInstrument, spectral
+from sonde.measure._spectra import Rows, SpectrumInstrument, spectral
 from sonde.stats.white_spectrum import white_eigenvalues
 
 
@@ -89,6 +90,4 @@ def _white(count: int, dim: int, n: int) -> Float[Tensor, "count"]:
     return (nodes[at] / nodes[at].sum())[:count]
 
 
-def spectrum(x: Any, *, group: Any = None, source: Source = "moments") -> SpectrumResult:
-    """Return the eigenvalues of the covariance of the rows of an array; see ``Spectrum``."""
-    return Spectrum(source).fit(x, group=group)
+spectrum = as_function(Spectrum)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -146,6 +147,4 @@ def _cramers_v(counts: Int[Tensor, "concept context"]) -> float:
     return math.sqrt(float(((share - even).square() / even).sum()) / (min(counts.shape) - 1))
 
 
-def spurious_shift(x: Any, concept: Any, context: Any, *, group: Any = None) -> SpuriousShiftResult:
-    """Return by how much context explains rows better than concept does; see ``SpuriousShift``."""
-    return SpuriousShift().fit(x, concept, side=context, group=group)
+spurious_shift = as_function(SpuriousShift, "label", "side")

@@ -5,9 +5,10 @@ Says how far the first direction stands out, nothing about the rest of the spect
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
-from sonde.measure._spectra import RankResult, Rows, Source, SpectrumInstrument, rank_result
+from sonde.core.function import as_function
+from sonde.measure._spectra import RankResult, Rows, SpectrumInstrument, rank_result
 
 
 @final
@@ -51,6 +52,4 @@ class StableRank(SpectrumInstrument):
         )
 
 
-def stable_rank(x: Any, *, group: Any = None, source: Source = "moments") -> RankResult:
-    """Return the stable rank of the rows of an array; see ``StableRank``."""
-    return StableRank(source).fit(x, group=group)
+stable_rank = as_function(StableRank)

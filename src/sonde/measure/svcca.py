@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.measure._reads import CrossInstrument
 from sonde.measure.cca import CCAResult, canonical_or_none, result_of
 from sonde.stats import CrossMomentsState, MomentsState
@@ -57,6 +58,4 @@ class SVCCA(CrossInstrument):
         return result_of(found, cross.n, each, {"keep": f"{self.keep:g} of the variance"})
 
 
-def svcca(x: Any, y: Any, *, group: Any = None, keep: float = 0.99) -> CCAResult:
-    """Return the similarity of the widest directions of two arrays; see ``SVCCA``."""
-    return SVCCA(keep).fit(x, y=y, group=group)
+svcca = as_function(SVCCA)

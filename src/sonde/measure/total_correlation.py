@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 
 import torch
 
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -119,6 +120,4 @@ def independent_mean(n: int, dim: int) -> float:
     return 0.5 * float((terms[:1] - terms).sum())
 
 
-def total_correlation(x: Any, *, group: Any = None, debias: bool = True) -> TotalCorrelationResult:
-    """Return how far the units of an array are from independent; see ``TotalCorrelation``."""
-    return TotalCorrelation(debias).fit(x, group=group)
+total_correlation = as_function(TotalCorrelation)

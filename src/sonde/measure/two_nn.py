@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._neighbourhood import Neighbourhood, neighbour_distances, null_dimension
@@ -55,8 +56,9 @@ class TwoNN(SampleInstrument):
 
     Parameters
     ----------
-    fit : {"ml", "slope"}, default="ml"
-        Maximum likelihood, or the slope of ``-ln P`` on ``ln mu`` without the largest tenth.
+    fit_by : {"ml", "slope"}, default="ml"
+        Maximum likelihood, or the slope of ``-ln P`` on ``ln mu`` without the largest tenth. The
+        function ``two_nn`` calls it ``fit``, which is a method of the class.
     m : int, default=2048
         Rows of the sample.
 
@@ -131,9 +133,4 @@ def _log_ratios(rows: SampledRows) -> Float[Tensor, "row"]:
     return torch.log(near[:, 1] / near[:, 0])
 
 
-def two_nn(x: Any, *, group: Any = None, fit: Fit = "ml", m: int | None = None) -> TwoNNResult:
-    """Return the intrinsic dimension of the rows of an array; see ``TwoNN``.
-
-    All rows enter unless ``m`` is given.
-    """
-    return TwoNN(fit, m or max(len(x), 1)).fit(x, group=group, ids=range(len(x)))
+two_nn = as_function(TwoNN, called={"fit_by": "fit"})

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._reads import SampleInstrument
@@ -121,11 +122,4 @@ def even_spread(dim: int, t: float) -> float:
     return math.log(total) - 2.0 * t
 
 
-def uniformity(
-    x: Any, *, group: Any = None, t: float = 2.0, m: int | None = None
-) -> UniformityResult:
-    """Return how evenly the directions of an array are spread; see ``Uniformity``.
-
-    All rows enter unless ``m`` is given.
-    """
-    return Uniformity(t, m or max(len(x), 1)).fit(x, group=group, ids=range(len(x)))
+uniformity = as_function(Uniformity)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -147,8 +148,4 @@ def _normal_entropy(n_bins: int, trim: float) -> float:
     return float(-torch.xlogy(share, share).sum())
 
 
-def unit_entropy(
-    x: Any, *, group: Any = None, n_bins: int = 30, trim: float = 0.01
-) -> UnitEntropyResult:
-    """Return how evenly the units of an array use their range; see ``UnitEntropy``."""
-    return UnitEntropy(n_bins, trim).fit(x, group=group)
+unit_entropy = as_function(UnitEntropy)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import ShapeError
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.state import State
@@ -128,6 +129,4 @@ class UpdateSimilarity(Instrument):
         )
 
 
-def update_similarity(x: Any, y: Any, *, group: Any = None) -> UpdateSimilarityResult:
-    """Return the mean cosine between rows of two arrays; see ``UpdateSimilarity``."""
-    return UpdateSimilarity().fit(x, y=y, group=group)
+update_similarity = as_function(UpdateSimilarity)

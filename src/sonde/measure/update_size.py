@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
@@ -89,6 +90,4 @@ class UpdateSize(Instrument):
         )
 
 
-def update_size(x: Any, y: Any, *, group: Any = None) -> UpdateSizeResult:
-    """Return how much ``y`` differs from ``x``, relative to ``x``; see ``UpdateSize``."""
-    return UpdateSize().fit(x, y=y, group=group)
+update_size = as_function(UpdateSize)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument, Read
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -183,11 +184,4 @@ def _log_probabilities(
     return model.predict_log_proba((judged - mean) / scale)
 
 
-def v_information(
-    x: Any, label: Any, *, group: Any = None, l2: float = 1.0, m: int | None = None
-) -> VInformationResult:
-    """Return what a linear classifier can use of the rows; see ``VInformation``.
-
-    All rows enter unless ``m`` is given.
-    """
-    return VInformation(l2, m or max(len(x), 1)).fit(x, label, group=group, ids=range(len(x)))
+v_information = as_function(VInformation, "label")

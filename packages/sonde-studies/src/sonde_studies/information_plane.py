@@ -131,7 +131,9 @@ class InformationPlaneStudy(Study):
 
 
 def _bits(x: Tensor, options: Mapping[str, Any]) -> float:
-    return float(information_plane(x, **options).bits()) if bool((x != x[:1]).any()) else 0.0
+    if not bool((x != x[:1]).any()):
+        return 0.0
+    return float(information_plane(x, **options, m=len(x)).bits())
 
 
 def _world(seed: int) -> tuple[Tensor, Tensor]:

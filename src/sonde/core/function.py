@@ -1,0 +1,120 @@
+"""Plain functions of instruments: one call on arrays, derived from the class and nothing else."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, Signature
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload, runtime_checkable
+
+from sonde.core.errors import near
+from sonde.core.instrument import Instrument
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+ROWS = {"one": ("x",), "pair": ("x", "y"), "all": ("layers",)}
+GROUP = "group"
+
+
+@runtime_checkable
+class Answers(Protocol[R_co]):
+    """An instrument, seen as the type of its result."""
+
+    def result(self, *_: Any, **states: Any) -> R_co:
+        """Return the answer."""
+        ...
+
+
+@runtime_checkable
+class InstrumentFunction(Protocol[P, R_co]):
+    """A function of arrays; a type checker reads its parameters and its result off the class.
+
+    Types cannot join columns such as ``group`` with the parameters of a class, so the second form
+    takes any. ``inspect.signature`` has the whole truth, and a call that breaks it a TypeError.
+    """
+
+    __name__: str
+
+    @overload
+    def __call__(self, x: Any, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    @overload
+    def __call__(self, x: Any, /, *columns: Any, **more: Any) -> R_co: ...
+
+
+def as_function(
+    method: Callable[P, Answers[R_co]],
+    *columns: str,
+    optional: Sequence[str] = (),
+    given: Mapping[str, Mapping[str, Any]] | None = None,
+    called: Mapping[str, str] | None = None,
+) -> InstrumentFunction[P, R_co]:
+    """Return the function of a class: ``two_nn(x, m=64)`` is ``TwoNN(m=64).fit(x)``.
+
+    Rows come first: ``x``, for pairs ``x`` and ``y``, for all sites ``layers``; then the columns.
+    ``group`` and the fields of the class are keywords.
+
+    Parameters
+    ----------
+    method : class of an Instrument
+        What answers.
+    *columns : str
+        What the method needs beside its rows, such as ``label``.
+    optional : sequence of str, default=()
+        Columns that it can do without.
+    given : mapping of str to mapping, optional
+        Fields that follow from whether a column is passed, and their values if it is, such as
+        ``{"group": {"grouped": True}}``. They are no parameters of the function.
+    called : mapping of str to str, optional
+        Fields that the function calls otherwise, as those that would hide a method of the class.
+
+    Examples
+    --------
+    >>> from sonde.measure import TwoNN
+    >>> inspect.signature(as_function(TwoNN)).replace(return_annotation=Signature.empty)
+    <Signature (x: Any, *, group: Any = None, fit_by: Literal['ml', 'slope'] = 'ml', m: int = 2048)>
+    """
+    cls = cast("type[Instrument]", method)
+    follows = given or {}
+    arrays = (*ROWS[cls.span], *columns)
+    words = called or {}
+    signature = _signature(cls, arrays, optional, follows, words)
+    fields = {words.get(p, p): p for p in inspect.signature(cls).parameters}
+    own = signature.parameters.keys() - {*arrays, *optional, GROUP}
+
+    def function(*args: Any, **named: Any) -> Any:
+        try:
+            passed = dict(signature.bind(*args, **named).arguments)
+        except TypeError as error:
+            wrong = next((n for n in named if n not in signature.parameters), None)
+            hint = "" if wrong is None else near(wrong, signature.parameters)
+            raise TypeError(f"{cls.__name__}: {error}.{hint}") from None
+        parameters = {fields[n]: passed.pop(n) for n in [*passed] if n in own}
+        for column in [c for c in follows if passed.get(c) is not None]:
+            parameters |= follows[column]
+        rows = passed.pop(ROWS[cls.span][0])
+        return cls(**parameters).fit(rows, **passed)
+
+    function.__doc__ = cls.__doc__
+    function.__module__ = cls.__module__
+    function.__name__ = function.__qualname__ = cls.__module__.rpartition(".")[2]
+    function.__signature__ = signature  # pyright: ignore[reportFunctionMemberAccess]
+    return cast("InstrumentFunction[P, R_co]", function)
+
+
+def _signature(
+    cls: type[Instrument],
+    needed: Sequence[str],
+    optional: Sequence[str],
+    follows: Mapping[str, Mapping[str, Any]],
+    words: Mapping[str, str],
+) -> Signature:
+    """Return rows and columns, ``group``, and the fields that no column decides."""
+    decided = {name for values in follows.values() for name in values}
+    place, keyword = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
+    arrays = [Parameter(n, place, annotation=Any) for n in needed]
+    arrays += [Parameter(n, place, annotation=Any, default=None) for n in optional]
+    if GROUP not in optional:
+        arrays.append(Parameter(GROUP, keyword, annotation=Any, default=None))
+    own = inspect.signature(cls).parameters.values()
+    kept = [p for p in own if p.name not in decided]
+    options = [p.replace(kind=keyword, name=words.get(p.name, p.name)) for p in kept]
+    answer = inspect.signature(cls.result).return_annotation
+    return Signature([*arrays, *options], return_annotation=answer)
