@@ -71,7 +71,7 @@ def _rejection(uncertainty, quality):
 def _by_hand(rows, label, columns, which, skip):
     """The whole procedure in numpy and scikit-learn; returns layers and the chance of wrong."""
     side, pair = columns["side"].numpy(), np.array(columns["pair"])
-    batches = list(Stream.of(rows, label=label, **columns))
+    batches = list(Stream.of(rows, label=label, ids=range(len(label)), **columns))
     draw = torch.cat([b.draw("site 0") for b in batches]).numpy().view(np.uint64)
     plain = np.flatnonzero(label.numpy() >= 0)
     plain = plain[np.argsort(draw[plain])]

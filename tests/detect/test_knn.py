@@ -81,7 +81,8 @@ def test_what_a_sample_costs():
 def test_the_bank_does_not_depend_on_the_order_of_rows():
     x = _rows(4, 700)
     perm = torch.randperm(700, generator=torch.Generator().manual_seed(1))
-    a, b = KNN(k=3, m=100).fit(x), KNN(k=3, m=100).fit(x[perm])
+    a = KNN(k=3, m=100).fit(x, ids=range(700))
+    b = KNN(k=3, m=100).fit(x[perm], ids=perm.tolist())
     assert torch.equal(a.bank, b.bank)
     assert a.flags == ("sampled",)
 

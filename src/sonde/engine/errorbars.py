@@ -17,7 +17,7 @@ from torch import Tensor
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.state import State, leaves, map_tensors
-from sonde.core.statistic import Statistic
+from sonde.core.statistic import Statistic, parameter_names
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ def results_with_error(
 def _with_error(
     instrument: Instrument, tracked: dict[str, Any], terms: list[Term], sample: SampleRows
 ) -> Result:
+    known = _independent(instrument, tracked, terms, sample)
     with torch.enable_grad():
-        result = instrument.result(**tracked)
+        result = instrument.result(**tracked, **known)
     value = result.value
     if result.se is not None or "se" in result.conventions:
         return _detached(result)
@@ -112,6 +113,43 @@ def _with_error(
     if not math.isfinite(se):
         return _explained(_detached(result), "the effect of single rows is not finite")
     return replace(_detached(result), se=se)
+
+
+def _independent(
+    instrument: Instrument, arguments: dict[str, Any], terms: list[Term], sample: SampleRows
+) -> dict[str, float]:
+    """Return the argument ``independent`` of a ``result`` that takes it, for rows in groups."""
+    pair = next((t for t in terms if len(t.keys) == 2), None)
+    if pair is None or "independent" not in parameter_names(type(instrument).result):
+        return {}
+    return {"independent": equal_independent_rows(sample, pair.keys, arguments[pair.name].n)}
+
+
+def equal_independent_rows(sample: SampleRows, keys: Sequence[str], n: int) -> float:
+    """Return how many independent rows vary a cross covariance of unrelated sites as these do.
+
+    ``n / (1 + (m - 1) r r2)`` with the mean size ``m`` of the group of a row, and the correlations
+    ``r`` and ``r2`` of two rows of one group at each site, from inner products of centred rows.
+
+    References
+    ----------
+    kish1965survey
+    """
+    member = cast(Tensor, torch.unique(sample.group, return_inverse=True)[1])  # pyright: ignore[reportUnknownMemberType]
+    drawn, sizes = len(member), torch.bincount(member).double()
+    pairs = float((sizes * (sizes - 1)).sum())
+    if pairs == 0:
+        return float(n)
+    shared = 1.0
+    for key in keys:
+        x = sample.columns[key]["x"].detach().double().cpu()
+        x = x - x.mean(0)
+        sums = torch.zeros(len(sizes), x.shape[1], dtype=torch.float64).index_add_(0, member, x)
+        own = float(x.square().sum())
+        within = (float(sums.square().sum()) - own) / pairs
+        shared *= max(0.0, within / (own / drawn)) if own > 0 else 0.0
+    of_all = (sample.n_rows - 1) / (drawn - 1) if sample.n_rows else 1.0
+    return n / (1 + pairs / drawn * max(of_all, 1.0) * shared)
 
 
 def group_error(

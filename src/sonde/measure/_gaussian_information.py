@@ -12,7 +12,7 @@ from sonde.stats.sampled_rows import SampledRows
 
 
 def gaussian_information(
-    cross: CrossMomentsState, x: MomentsState, y: MomentsState
+    cross: CrossMomentsState, x: MomentsState, y: MomentsState, independent: float | None = None
 ) -> tuple[Float[Tensor, ""], float]:
     """Return ``-1/2 sum ln(1 - rho^2)`` in nats and its mean over unrelated Gaussian rows.
 
@@ -20,12 +20,12 @@ def gaussian_information(
     some correlation is always 1.
     """
     found = canonical_correlations(cross, x, y)
-    null = gaussian_null(cross.n, *found.ranks)
+    null = gaussian_null(independent or cross.n, *found.ranks)
     value = -0.5 * torch.log1p(-found.rho.square()).sum()
     return (value, null) if math.isfinite(null) else (value * math.nan, null)
 
 
-def gaussian_null(n: int, dim: int, dim2: int) -> float:
+def gaussian_null(n: float, dim: int, dim2: int) -> float:
     """Return the mean estimate from ``n`` unrelated Gaussian rows, exact; NaN with too few."""
     if n <= dim + dim2:
         return math.nan

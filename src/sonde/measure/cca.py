@@ -64,10 +64,13 @@ class CCA(CrossInstrument):
     paper: ClassVar[str] = "hotelling1936relations"
 
     def result(
-        self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
+        self,
+        cross: CrossMomentsState,
+        each: tuple[MomentsState, MomentsState],
+        independent: float | None = None,
     ) -> CCAResult:
         """Average the canonical correlations."""
-        return result_of(canonical_or_none(cross, each), cross.n, each, {})
+        return result_of(canonical_or_none(cross, each), cross.n, each, {}, independent)
 
 
 def canonical_or_none(
@@ -83,8 +86,10 @@ def result_of(
     n: int,
     each: tuple[MomentsState, MomentsState],
     conventions: dict[str, Any],
+    independent: float | None = None,
 ) -> CCAResult:
     """Return the mean of canonical correlations with what unrelated rows would give."""
+    n_null = round(independent or n)
     flags = dict.fromkeys(moment_flags(each[0]) + moment_flags(each[1]))
     if found is None:
         none = each[0].mean.detach().new_zeros(0)
@@ -99,14 +104,14 @@ def result_of(
         flags["few_rows"] = None
     return CCAResult(
         value=found.rho.mean(),
-        null=null_correlations(n, *ranks),
+        null=null_correlations(n_null, *ranks),
         n=n,
         range=(0.0, 1.0),
         flags=tuple(flags),
         conventions={"centered": True, "pairs": min(ranks), **conventions},
         correlations=found.rho.detach(),
         mean_square=float(found.rho.detach().square().mean()),
-        mean_square_null=min(max(ranks) / max(n - 1, 1), 1.0),
+        mean_square_null=min(max(ranks) / max(n_null - 1, 1), 1.0),
         ranks=ranks,
     )
 

@@ -39,7 +39,7 @@ class CKA(Instrument):
     How far the two sites agree on which rows are alike. ``h(K, L) / sqrt(h(K, K) h(L, L))`` with
     the unbiased independence criterion ``h``, from sums alone; unrelated sites give 0 on average.
     With ``debiased=False``: ``|C|^2 / (|S_x| |S_y|)`` (Frobenius norms), whose null is
-    ``sqrt(d_x d_y / ((n - 1 + d_x)(n - 1 + d_y)))``, 0.8 for 100 rows of width 400.
+    ``tr S_x tr S_y / ((n - 1) |S_x| |S_y|)``, 0.8 for 100 white rows of width 400.
 
     Range        [0, 1]; debiased also below 0 by chance, never clamped; higher = more alike.
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim dim2).
@@ -92,20 +92,24 @@ class CKA(Instrument):
         second: Sums | None = None,
         cross: CrossMomentsState | None = None,
         each: tuple[MomentsState, MomentsState] | None = None,
+        independent: float | None = None,
     ) -> CKAResult:
         """Divide the criterion of the pair by those of the sites."""
         if cross is not None and each is not None:
-            return self._biased(cross, *each)
+            return self._biased(cross, *each, independent or cross.n)
         assert pair is not None  # guaranteed by reads
         assert first is not None
         assert second is not None
         dims = len(pair.reference_x), len(pair.reference_y)
         return self._answer(pair.hsic, first.hsic, second.hsic, pair.n, 0.0, dims)
 
-    def _biased(self, cross: CrossMomentsState, x: MomentsState, y: MomentsState) -> CKAResult:
+    def _biased(
+        self, cross: CrossMomentsState, x: MomentsState, y: MomentsState, independent: float
+    ) -> CKAResult:
         n, (p, q) = cross.n, cross.cross.shape
-        null = math.sqrt(p * q / ((n - 1 + p) * (n - 1 + q)))
         square = [m.square().sum() for m in (cross.cross, x.scatter, y.scatter)]
+        traces, norms = x.scatter.trace() * y.scatter.trace(), torch.sqrt(square[1] * square[2])
+        null = float((traces / norms).detach()) / max(independent - 1, 1)
         return self._answer(square[0], square[1], square[2], n, null, (p, q))
 
     def _answer(

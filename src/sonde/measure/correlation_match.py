@@ -60,8 +60,8 @@ class CorrelationMatch(CrossInstrument):
                  shifts.
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim^3), and as much
                  for each draw of the null.
-    Assumes      independent rows: the null for tokens of documents is too low. Constant units take
-                 no part. The standard error takes the match as given.
+    Assumes      more rows than ``dim``. Constant units take no part. The standard error takes the
+                 match as given.
     Differs      from the paper: clusters are those of the graph between the sites alone.
 
     Parameters
@@ -114,7 +114,10 @@ class CorrelationMatch(CrossInstrument):
             )
 
     def result(
-        self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
+        self,
+        cross: CrossMomentsState,
+        each: tuple[MomentsState, MomentsState],
+        independent: float | None = None,
     ) -> CorrelationMatchResult:
         """Match the units by their correlations."""
         x, y = each
@@ -125,7 +128,8 @@ class CorrelationMatch(CrossInstrument):
         found, null = None, None
         if "dead" not in flags:
             r = _correlations(cross.cross, x, y, live[0], live[1])
-            found, null = self._matched(r, within[1]), self._null(within[0], within[1], cross.n)
+            found = self._matched(r, within[1])
+            null = self._null(within[0], within[1], independent or cross.n)
         units, others = (at.cpu() for at in live)
         figure = torch.full((dims[0],), math.nan, dtype=torch.float64)
         partner, cluster = (torch.full((dims[0],), -1) for _ in range(2))
@@ -142,7 +146,7 @@ class CorrelationMatch(CrossInstrument):
             n=cross.n,
             range=(0.0, 1.0),
             flags=flags,
-            conventions={"method": self.method, "null": "unrelated rows, independent"},
+            conventions={"method": self.method, "null": "unrelated rows"},
             figure=figure,
             partner=partner,
             weight=weight,
@@ -160,7 +164,7 @@ class CorrelationMatch(CrossInstrument):
             return one_to_few(r, gram, self.penalty)
         return many_to_many(r, self.n_clusters)
 
-    def _null(self, x: Float[Tensor, "dim dim"], y: Float[Tensor, "dim2 dim2"], n: int) -> float:
+    def _null(self, x: Float[Tensor, "dim dim"], y: Float[Tensor, "dim2 dim2"], n: float) -> float:
         """Return the mean value of unrelated rows with these correlations within each site."""
         left, right = _root(x), _root(y)
         generator = torch.Generator().manual_seed(0)

@@ -68,7 +68,10 @@ class GULP(CrossInstrument):
             raise InputError(f"GULP: expected a ridge of at least 0, got {self.ridge}.")
 
     def result(
-        self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
+        self,
+        cross: CrossMomentsState,
+        each: tuple[MomentsState, MomentsState],
+        independent: float | None = None,
     ) -> GULPResult:
         """Add the sizes of both smoothers and take away twice their product."""
         x, y = each
@@ -85,9 +88,10 @@ class GULP(CrossInstrument):
         ]
         value = own[0] + own[1] - 2 * both
         number = float(value.detach())
+        n_null = max((independent or cross.n) - 1, 1)
         return GULPResult(
             value=value,
-            null=float((own[0] + own[1]).detach()) - 2 * sizes[0] * sizes[1] / max(cross.n - 1, 1),
+            null=float((own[0] + own[1]).detach()) - 2 * sizes[0] * sizes[1] / n_null,
             n=cross.n,
             range=(0.0, float(len(x.mean) + len(y.mean))),
             flags=flags,

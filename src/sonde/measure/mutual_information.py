@@ -76,9 +76,9 @@ class MutualInformation(Instrument):
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes, else ``m`` rows; result
                  O(dim^3), ksg O(m^2 (dim + dim2)), 41 times over for its null and error.
     Assumes      more rows than ``dim + dim2 + 1`` (flag ``few_rows``); ksg: at most 6 units in all
-                 (flag ``high_dim``). The closed null counts rows as independent; where the sample
-                 has groups the null is the mean of 20 shuffles of whole groups, and neighbours of
-                 one group are left out.
+                 (flag ``high_dim``). For rows in groups the closed null counts as many rows as
+                 would be independent, that of a sample is the mean of 20 shuffles of whole groups,
+                 and neighbours of one group are left out.
     Differs      from the papers: units that are constant or copies are left out of the Gaussian
                  forms, ties are broken by seeded noise of 1e-10 deviations. At independence the
                  error of ``gaussian`` is 1.4 times too wide.
@@ -159,22 +159,23 @@ class MutualInformation(Instrument):
         cross: CrossMomentsState | None = None,
         each: tuple[MomentsState, MomentsState] | None = None,
         samples: tuple[HashSampleState, HashSampleState] | None = None,
+        independent: float | None = None,
     ) -> MutualInformationResult:
         """Estimate from the moments, or from the rows of the sample."""
         if cross is not None and each is not None:
-            return self._of_moments(cross, *each)
+            return self._of_moments(cross, *each, independent)
         assert samples is not None  # guaranteed by reads
         return self._of_sample(SampledRows.of(samples))
 
     def _of_moments(
-        self, cross: CrossMomentsState, x: MomentsState, y: MomentsState
+        self, cross: CrossMomentsState, x: MomentsState, y: MomentsState, independent: float | None
     ) -> MutualInformationResult:
         flags = dict.fromkeys(moment_flags(x) + moment_flags(y))
         if cross.n <= len(x.mean) + len(y.mean) + 1:
             flags["few_rows"] = None
         if "dead" in flags:
             return self._answer(math.nan, math.nan, cross.n, [*flags], {})
-        raw, null = gaussian_information(cross, x, y)
+        raw, null = gaussian_information(cross, x, y, independent)
         return self._answer(raw, null, cross.n, [*flags], {"null": "closed form"})
 
     def _of_sample(self, rows: SampledRows) -> MutualInformationResult:

@@ -53,7 +53,10 @@ class Procrustes(CrossInstrument):
     paper: ClassVar[str] = "williams2021shape"
 
     def result(
-        self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
+        self,
+        cross: CrossMomentsState,
+        each: tuple[MomentsState, MomentsState],
+        independent: float | None = None,
     ) -> ProcrustesResult:
         """Compare the nuclear norm with the sizes of both sites."""
         x, y = each
@@ -65,10 +68,11 @@ class Procrustes(CrossInstrument):
             )
         nuclear = torch.linalg.svdvals(cross.cross).sum()
         scale = torch.sqrt(sizes[0] * sizes[1])
+        spread = math.sqrt(cross.n / (independent or cross.n))
         cosine = float((nuclear / scale).detach())
         return ProcrustesResult(
             value=2 - 2 * nuclear / scale,
-            null=2 - 2 * null_nuclear(x, y) / float(scale.detach()),
+            null=2 - 2 * null_nuclear(x, y) * spread / float(scale.detach()),
             n=cross.n,
             range=(0.0, 2.0),
             flags=flags,

@@ -39,11 +39,15 @@ class PWCCA(CrossInstrument):
     paper: ClassVar[str] = "morcos2018pwcca"
 
     def result(
-        self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
+        self,
+        cross: CrossMomentsState,
+        each: tuple[MomentsState, MomentsState],
+        independent: float | None = None,
     ) -> CCAResult:
         """Weight the canonical correlations."""
         found = canonical_or_none(cross, each)
-        plain = result_of(found, cross.n, each, {"weights": "units of the first site"})
+        told = {"weights": "units of the first site"}
+        plain = result_of(found, cross.n, each, told, independent)
         if found is None:
             return plain
         on_units = found.left[:, : len(found.rho)].T @ each[0].scatter.detach()

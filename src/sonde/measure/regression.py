@@ -65,7 +65,10 @@ class Regression(CrossInstrument):
             raise InputError(f"Regression: expected a ridge of at least 0, got {self.ridge}.")
 
     def result(
-        self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
+        self,
+        cross: CrossMomentsState,
+        each: tuple[MomentsState, MomentsState],
+        independent: float | None = None,
     ) -> RegressionResult:
         """Solve the normal equations."""
         x, y = each
@@ -78,15 +81,16 @@ class Regression(CrossInstrument):
         else:
             weight = _solved(x.scatter, cross.cross, self.ridge)
             value = (weight * cross.cross).sum() / total
-        freedom = n - dim - 1
+        n_null = independent or n
+        freedom = n_null - dim - 1
         adjusted = (
-            1.0 - (1.0 - float(torch.as_tensor(value).detach())) * (n - 1) / freedom
+            1.0 - (1.0 - float(torch.as_tensor(value).detach())) * (n_null - 1) / freedom
             if freedom > 0
             else float("nan")
         )
         return RegressionResult(
             value=value,
-            null=min(dim / max(n - 1, 1), 1.0),
+            null=min(dim / max(n_null - 1, 1), 1.0),
             n=n,
             range=(0.0, 1.0),
             flags=flags,

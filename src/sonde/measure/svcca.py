@@ -51,11 +51,15 @@ class SVCCA(CrossInstrument):
             raise InputError(f"SVCCA: expected a share of variance in (0, 1], got {self.keep}.")
 
     def result(
-        self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
+        self,
+        cross: CrossMomentsState,
+        each: tuple[MomentsState, MomentsState],
+        independent: float | None = None,
     ) -> CCAResult:
         """Average the canonical correlations of the kept directions."""
         found = canonical_or_none(cross, each, self.keep)
-        return result_of(found, cross.n, each, {"keep": f"{self.keep:g} of the variance"})
+        told = {"keep": f"{self.keep:g} of the variance"}
+        return result_of(found, cross.n, each, told, independent)
 
 
 svcca = as_function(SVCCA)

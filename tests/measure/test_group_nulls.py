@@ -1,0 +1,60 @@
+"""Nulls of pair measures from sums, where rows come in groups."""
+
+import numpy as np
+import pytest
+import torch
+
+from sonde import measure
+from sonde.engine.errorbars import SampleRows, equal_independent_rows
+
+ROWS, DIMS = [10, 22, 16, 7, 25] * 13, (5, 7)
+GROUP = np.repeat(np.arange(len(ROWS)), ROWS)
+FUNCTIONS = {
+    "cca": measure.cca,
+    "svcca": measure.svcca,
+    "pwcca": measure.pwcca,
+    "procrustes": measure.procrustes,
+    "regression": measure.regression,
+    "gulp": measure.gulp,
+    "correlation_match": measure.correlation_match,
+    "mutual_information": measure.mutual_information,
+    "biased cka": lambda x, y, group: measure.cka(x, y, group, debiased=False),
+}
+
+
+def unrelated(seed):
+    """Two sites of rows that share most of what they are with the rest of their group."""
+    rng = np.random.default_rng(seed)
+    return [
+        rng.standard_normal((len(ROWS), d))[GROUP] + 0.5 * rng.standard_normal((len(GROUP), d))
+        for d in DIMS
+    ]
+
+
+@pytest.mark.truth("fresh draws of unrelated groups of unequal sizes")
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_null_is_what_unrelated_groups_give(name):
+    found = [FUNCTIONS[name](*unrelated(seed), group=GROUP) for seed in range(8)]
+    value, null = (np.array([float(torch.as_tensor(v)) for v in vs])
+                   for vs in ([r.value for r in found], [r.null for r in found]))  # fmt: skip
+    spread = value.std(ddof=1)
+    assert abs((value - null).mean()) < 1.5 * spread
+
+
+@pytest.mark.truth("Kish's design effect with a share of 0.8 and 0.5 within groups of 6")
+def test_rows_of_groups_count_as_fewer():
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(4000), 6)
+    x, y = (
+        np.sqrt(share) * rng.standard_normal((4000, 3))[group]
+        + np.sqrt(1 - share) * rng.standard_normal((24000, 3))
+        for share in (0.8, 0.5)
+    )
+    columns = {"x": {"x": torch.tensor(x)}, "y": {"x": torch.tensor(y)}}
+    sample = SampleRows(columns, torch.tensor(group), 4000)
+    want = 24000 / (1 + 5 * 0.8 * 0.5)
+    assert equal_independent_rows(sample, ("x", "y"), 24000) == pytest.approx(want, rel=0.03)
+    drawn = torch.randperm(24000, generator=torch.Generator().manual_seed(0))[:8000]
+    part = {k: {"x": c["x"][drawn]} for k, c in columns.items()}
+    some = SampleRows(part, torch.tensor(group)[drawn], 4000, n_rows=24000)
+    assert equal_independent_rows(some, ("x", "y"), 24000) == pytest.approx(want, rel=0.06)
