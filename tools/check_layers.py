@@ -1,9 +1,9 @@
 """Check that imports inside ``sonde`` go only downward, also where they stand inside a function.
 
-The rooms, from the bottom: core; files; engine; stats; tap, data, store, metrics, alarms; weights;
-the families, which never import one another; run; findings; report; cli; ``__main__``. The rooms of
-tap and of run have an order too, and no modules import one another in a circle, but for types
-alone.
+The rooms, from the bottom: core; files; engine; stats; tap, data, store, metrics, alarms; weights,
+layers; the families, which never import one another; run; findings; report; cli; ``__main__``.
+The rooms of tap and of run have an order too, and no modules import one another in a circle, but
+for types alone.
 
 The studies are users: ``sonde_studies`` takes what ``sonde`` or a room of it names in ``__all__``,
 and nothing of sonde imports it.
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+from sonde.run.instruments.listing import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "sonde"
@@ -26,8 +28,8 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("engine",),
         ("stats",),
         ("tap", "data", "store", "metrics", "alarms"),
-        ("weights",),
-        ("measure", "detect", "edit", "explain"),
+        ("weights", "layers"),
+        tuple(family for family in FAMILIES if family != "layers"),
         ("run",),
         ("findings",),
         ("report",),

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from sonde.run.instruments.listing import FAMILIES
+
 ROOMS = (
     "core",
     "engine",
@@ -16,8 +18,7 @@ ROOMS = (
     "store",
     "metrics",
     "alarms",
-    "edit",
-    "explain",
+    *(family for family in FAMILIES if family not in ("measure", "detect")),
     "report",
     "testing",
 )

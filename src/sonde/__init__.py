@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sonde import detect, edit, explain, measure
+    from sonde import detect, edit, explain, layers, measure
     from sonde.core import (
         Calibration,
         CalibrationError,
@@ -68,6 +68,7 @@ _HOMES = {
     "explain": "",
     "editing": "sonde.tap",
     "fit": "sonde.run.fitting.fit",
+    "layers": "",
     "load": "sonde.data",
     "measure": "",
     "merge": "sonde.run.bundles.merge",
@@ -104,6 +105,7 @@ __all__ = [
     "editing",
     "explain",
     "fit",
+    "layers",
     "load",
     "measure",
     "merge",

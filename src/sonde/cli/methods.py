@@ -29,7 +29,7 @@ class Methods:
 
     which: Annotated[
         tyro.conf.Positional[str],
-        named("[FAMILY|METHOD]", "measure, detect, edit, explain, or a method; all where left out"),
+        named("[FAMILY|METHOD]", f"{', '.join(FAMILIES)}, or a method; all where left out"),
     ] = ""
     printing: Printing = field(default_factory=Printing)
 

@@ -12,7 +12,6 @@ from sonde.edit.clean_unlearning import CleanUnlearning
 from sonde.edit.coda import CoDa
 from sonde.edit.conditional_steering import ConditionalSteering, ConditionScorer
 from sonde.edit.contrastive_decode import ContrastiveDecode
-from sonde.edit.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.edit.directional_ablation import Ablate, AblationDirection, DirectionalAblation
 from sonde.edit.dola import DoLa
 from sonde.edit.emulated_finetune import EmulatedFinetune
@@ -37,7 +36,6 @@ from sonde.edit.merge_arithmetic import Dare, TaskArithmetic, Ties
 from sonde.edit.merge_means import FisherMerge, RegMean, Slerp
 from sonde.edit.null_space import NullSpace, NullSpaceResult
 from sonde.edit.over_trust_decode import AttentionColumns, OverTrustDecode
-from sonde.edit.parallel_adapters import Adapter, ParallelAdapters, with_adapters
 from sonde.edit.probes import Probed, probe_accuracy, probes_along
 from sonde.edit.random_direction import RandomDirection
 from sonde.edit.rank_one_edit import RankOneEdit
@@ -55,14 +53,12 @@ from sonde.edit.superposed_generate import NGrams, SuperposedGenerate, linearity
 from sonde.edit.temporal_correction import TemporalCorrection
 from sonde.edit.twin_merge import LinearRouter, TwinMerge, TwinModel
 from sonde.edit.unlearning import GradientAscent, NegPreference, RandomLabel, Retrain
-from sonde.edit.unmix_norm import UnMixNorm, with_unmix_norm
 
 __all__ = [
     "Ablate",
     "AblationChoice",
     "AblationDirection",
     "AblationTrial",
-    "Adapter",
     "AdversarialMask",
     "Amplify",
     "AttentionColumns",
@@ -78,7 +74,6 @@ __all__ = [
     "ContrastVector",
     "ContrastiveDecode",
     "Dare",
-    "DecoupledCrossAttention",
     "DirectionalAblation",
     "DoLa",
     "EmulatedFinetune",
@@ -108,7 +103,6 @@ __all__ = [
     "NullSpaceResult",
     "OverTrustDecode",
     "PairedLeace",
-    "ParallelAdapters",
     "Probed",
     "RandomDirection",
     "RandomLabel",
@@ -134,10 +128,8 @@ __all__ = [
     "Triggered",
     "TwinMerge",
     "TwinModel",
-    "UnMixNorm",
     "attention_mass",
     "choose_ablation",
-    "drop_sources",
     "find_backdoor",
     "forgotten",
     "increment_penalty",
@@ -150,6 +142,4 @@ __all__ = [
     "probes_along",
     "remove_backdoor",
     "soft_gate",
-    "with_adapters",
-    "with_unmix_norm",
 ]

@@ -16,7 +16,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from sonde.edit import with_unmix_norm
+from sonde.layers import with_unmix_norm
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import digit_images, drawn, learn_labels
 

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from sonde.edit import DecoupledCrossAttention, drop_sources, increment_penalty
+from sonde.edit import increment_penalty
+from sonde.layers import DecoupledCrossAttention, drop_sources
 from sonde_studies.worlds.learning import drawn, minimise
 from sonde_studies.worlds.painter import (
     BATCH,

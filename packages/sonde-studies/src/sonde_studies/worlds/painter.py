@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, pad, scaled_dot_product_attention, unfold
 
-from sonde.edit import DecoupledCrossAttention
+from sonde.layers import DecoupledCrossAttention
 from sonde_studies.worlds.learning import digit_images, drawn, minimise
 
 SIDE, DIM, HEADS, BLOCKS = 10, 32, 4, 2

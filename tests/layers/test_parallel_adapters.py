@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sonde.core import InputError
-from sonde.edit import ParallelAdapters, with_adapters
+from sonde.layers import ParallelAdapters, with_adapters
 
 
 def layer(seed=0):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sonde.core import InputError
-from sonde.edit import UnMixNorm, with_unmix_norm
+from sonde.layers import UnMixNorm, with_unmix_norm
 
 
 def norm(dim=3) -> Any:

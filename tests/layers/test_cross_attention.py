@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sonde.core import ShapeError
-from sonde.edit import DecoupledCrossAttention, drop_sources
+from sonde.layers import DecoupledCrossAttention, drop_sources
 
 
 def rows(seed, *shape):
