@@ -23,7 +23,9 @@ def page_file(tmp_path_factory) -> Path:
     atlas = fit_atlas(Stream.of({"layers.1": rows}, label=label), progress=False)
     wanted = {(*one.ids, one.position) for unit in range(MANY) for one in atlas.exemplars.of(unit)}
     text = ["what came before this ", HOSTILE, " and what came behind it"]
-    seen = {key: {"e": i, "p": key[2], "t": text} for i, key in enumerate(sorted(wanted))}
+    seen = {
+        key: {"e": i, "p": key[2], "t": text, "l": "cat"} for i, key in enumerate(sorted(wanted))
+    }
     found = atlas_document(atlas, model="net", data="rows", seen=seen)
     found["units"][7].update(concept="loud words", labelled=True)
     return save_units(found, tmp_path_factory.mktemp("units") / "atlas.html")
@@ -39,6 +41,7 @@ def test_units_are_found_and_opened(opened, page_file, size: str, theme: str) ->
     drawer = page.locator("#unit-list > details:visible")
     assert drawer.count() == 1
     assert drawer.locator(".inside > *").count() == 0
+    assert drawer.locator("summary mark").inner_text() == HOSTILE  # shown before it is opened
     drawer.locator("summary").click()
     drawer.locator("svg.unit-histogram").wait_for()
     assert "overlap" in drawer.inner_text()
@@ -49,6 +52,13 @@ def test_units_are_found_and_opened(opened, page_file, size: str, theme: str) ->
     bar.hover()
     assert "rows" in page.locator("#tip").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
+    assert "cat · input" in best.first.inner_text()
+    page.locator("#unit-search").fill("")
+    page.locator("#unit-order").select_option("max")
+    units = page.evaluate("JSON.parse(document.getElementById('sonde').textContent).units")
+    best_unit = max(units, key=lambda unit: unit["max"])["unit"]
+    first = page.locator("#unit-list > details").first
+    assert first.get_attribute("data-unit") == str(best_unit) != "0"
     page.locator("#unit-search").fill("399")
     # Not inner_text: what was out of sight has none before the next frame (content-visibility).
     found = page.locator("#unit-list > details:visible summary").text_content()

@@ -11,7 +11,7 @@ def test_units_of_a_site_are_written_and_read(run, tmp_path):
     path = tmp_path / "atlas.html"
     words = ("units", "sonde:digits", "sonde:digits/test", "--limit", 40)
     site = ("--sites", "vit.layers.1")
-    ran = run(*words, *site, "-o", path, "--show-inputs", "--clamp", 3, "--exemplars", 4)
+    ran = run(*words, *site, "-o", path, "--clamp", 3, "--exemplars", 4)
     assert ran.code == 0, ran.err
     assert "64 units at vit.layers.1:out over 640 rows" in ran.out
     text = path.read_text("utf-8")
@@ -21,11 +21,16 @@ def test_units_of_a_site_are_written_and_read(run, tmp_path):
     assert ["clamped" in unit for unit in found["units"][:4]] == [True, True, True, False]
     named = {name for name, _ in found["units"][0]["clamped"]["up"]}
     assert named < {str(i) for i in range(10)}
+    for unit in found["units"][:3]:
+        assert all(rise > 0 for _, rise in unit["clamped"]["up"])
+        assert all(fall < 0 for _, fall in unit["clamped"]["down"])
+    names = {row["l"] for row in found["units"][5]["rows"]}
+    assert names < {str(i) for i in range(10)}
     best = [row for row in found["units"][5]["rows"] if row["r"] == "top"]
     assert len(best) == 4
     assert all(str(row["e"]) in found["inputs"] and 0 <= row["p"] < 16 for row in best)
     assert sum(found["units"][5]["histogram"]["counts"]) == 640
-    plain = run(*words, *site, "--json", "--clamp", 0).json()
+    plain = run(*words, *site, "--json", "--clamp", 0, "--no-inputs").json()
     assert not plain["inputs"]
     assert "t" not in plain["units"][0]["rows"][0]
     assert "expected one site" in run(*words).error()

@@ -16,8 +16,9 @@ def test_rows_equal_a_full_sort():
         rows = found.of(unit)
         best = [one for one in rows if one.range == "top"]
         assert [one.position for one in best] == x[:, unit].argsort(descending=True)[:5].tolist()
-        power = 2.0 ** x[:, unit].amax().log2().floor().add(1)
-        for low, said in ((0.5, "0.5 to 1"), (0.25, "0.25 to 0.5"), (0.125, "0.125 to 0.25")):
+        power = float(2.0 ** x[:, unit].amax().log2().floor().add(1))
+        for low in (0.5, 0.25, 0.125):
+            said = f"{low * power:g} to {2 * low * power:g}"
             part = [one for one in rows if one.range == said]
             is_inside = (x[:, unit] >= low * power) & (x[:, unit] < 2 * low * power)
             assert len(part) == min(2, int(is_inside.sum()))

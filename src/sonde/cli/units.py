@@ -37,8 +37,8 @@ class Units:
     clamp: Annotated[
         int, named("N", "hold the first N units at their highest and say what changes; 0 = none")
     ] = 256
-    show_inputs: Annotated[
-        bool, tyro.conf.arg(help="put texts and pictures into the page; without, only numbers")
+    no_inputs: Annotated[
+        bool, tyro.conf.arg(help="leave texts and pictures out of the page: numbers alone")
     ] = False
     reading: Reading = field(default_factory=Reading)
     running: RunFlags = field(default_factory=RunFlags)
@@ -94,7 +94,7 @@ class Units:
             dictionary_file="" if self.dictionary is None else str(self.dictionary),
             loss=None if loss is None else loss.json(),
             n_clamped=self.clamp,
-            shown=self.show_inputs,
+            shown=not self.no_inputs,
         )
         if self.output is not None:
             save_units(document, self.output)

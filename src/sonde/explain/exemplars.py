@@ -32,8 +32,7 @@ class Exemplar:
     position : int
         Token, patch or line of the row in its example.
     range : str
-        ``"top"``; ``"0.5 to 1"`` and so on, in units of the power of two above the largest value;
-        or ``"rest"``.
+        ``"top"``; the bounds of a range in the unit's own values, as ``"4 to 8"``; or ``"rest"``.
     """
 
     value: float
@@ -68,8 +67,9 @@ class ExemplarsResult(Result):
         for i in range(len(self.top.values)):
             yield _exemplar(best, (i, unit), "top")
         n_ranges, m, _ = self.middle.values.shape
+        power = 2.0 ** int(self.middle.top[unit])
         for b in range(n_ranges):
-            low, high = 2.0 ** -(b + 1), 2.0**-b
+            low, high = power * 2.0 ** -(b + 1), power * 2.0**-b
             said = REST if b == n_ranges - 1 else f"{low:g} to {high:g}"
             for i in range(m):
                 if int(self.middle.key[b, i, unit]) != LAST:
@@ -132,7 +132,7 @@ class Exemplars(Instrument):
     >>> import torch
     >>> found = Exemplars(n=2, m=1, octaves=1).fit(torch.tensor([[1.0], [8.0], [5.0], [-3.0]]))
     >>> [(one.value, one.range) for one in found.of(0)]
-    [(8.0, 'top'), (5.0, 'top'), (8.0, '0.5 to 1'), (-3.0, 'rest')]
+    [(8.0, 'top'), (5.0, 'top'), (8.0, '8 to 16'), (-3.0, 'rest')]
 
     References
     ----------

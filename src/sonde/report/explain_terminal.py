@@ -57,7 +57,8 @@ def explain_to_text(found: dict[str, Any]) -> str:
     for one in found["methods"]:
         cells = [_curve(one["deletion"]), _curve(one["insertion"]), _violation(one["violation"])]
         name = ("* " if one["believable"] else "  ") + shown(one["method"], 29)
-        effect, redrawn = f"{one['effect']:.2f}", number(one["sanity"]["value"])
+        effect = "–" if one["effect"] is None else f"{one['effect']:.2f}"
+        redrawn = number(one["sanity"]["value"])
         lines.append(f"{name:<31}{effect:>6}{cells[0]:>14}{cells[1]:>14}{cells[2]:>6}{redrawn:>9}")
         if one["verdict"]["label"] is not None:
             lines += [f"    {_of_class(of)}" for of in one["classes"] if of["believable"]]

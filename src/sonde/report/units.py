@@ -52,6 +52,15 @@ def _units(found: dict[str, Any]) -> Section:
         placeholder="number, label or token",
         aria_label="Find units",
     )
+    orders = [("unit", "by number"), ("max", "highest value first")]
+    orders += [("overlap", "clearest label first")] if found["labelled"] is not None else []
+    orders += [("kl", "moves answers most")] if any("clamped" in u for u in found["units"]) else []
+    order = el(
+        "select",
+        *(el("option", text, value=value) for value, text in orders),
+        id="unit-order",
+        aria_label="Order of units",
+    )
     count = el("span", "", id="unit-count", role="status")
     drawers = el("div", *(_drawer(unit) for unit in found["units"]), id="unit-list")
     lead = "Highest rows, and rows of every range below, for what a unit does most of the time is "
@@ -60,8 +69,10 @@ def _units(found: dict[str, Any]) -> Section:
     has_inputs = bool(found["inputs"]) or any(
         "t" in row for u in found["units"] for row in u["rows"]
     )
-    lead += "" if has_inputs else " Inputs are not shown; --show-inputs puts them in."
-    return Section("units", "Units", [el("p", field, " ", count, cls="unit-find"), drawers], lead)
+    lead += "" if has_inputs else " Inputs are left out (--no-inputs)."
+    return Section(
+        "units", "Units", [el("p", field, " ", order, " ", count, cls="unit-find"), drawers], lead
+    )
 
 
 def _drawer(unit: dict[str, Any]) -> Markup:
@@ -75,7 +86,7 @@ def _drawer(unit: dict[str, Any]) -> Markup:
     named = [str(unit.get("concept", "")) if unit.get("labelled") else "", *tokens]
     return el(
         "details",
-        el("summary", " · ".join(words)),
+        el("summary", " · ".join(words), el("span", cls="unit-seen")),
         el("div", cls="inside"),
         cls="unit",
         id=f"unit-{unit['unit']}",

@@ -33,23 +33,25 @@
     return svg;
   };
 
+  const passage = (one) => {
+    const text = el("span", one.t[0], "unit-text");
+    text.append(el("mark", one.t[1]), one.t[2]);
+    return text;
+  };
+  const picture = (one) => {
+    const image = el("img");
+    image.src = found.inputs[one.e];
+    image.alt = one.l === undefined ? `input ${one.e}` : `input ${one.e}, ${one.l}`;
+    image.className = "unit-picture";
+    return image;
+  };
   const row = (one) => {
     const item = el("li");
     item.append(el("span", said(one.v), "unit-value"));
-    if (one.t) {
-      const text = el("span", one.t[0], "unit-text");
-      text.append(el("mark", one.t[1]), one.t[2]);
-      item.append(text);
-    }
-    const picture = found.inputs[one.e];
-    if (picture) {
-      const image = el("img");
-      image.src = picture;
-      image.alt = `input ${one.e}`;
-      image.className = "unit-picture";
-      item.append(image);
-    }
-    const place = one.e === undefined ? "" : `input ${one.e}, place ${one.p}`;
+    if (one.t) item.append(passage(one));
+    if (found.inputs[one.e]) item.append(picture(one));
+    const label = one.l === undefined ? "" : `${one.l} · `;
+    const place = one.e === undefined ? "" : `${label}input ${one.e}, place ${one.p}`;
     item.append(el("span", place, "unit-place"));
     return item;
   };
@@ -59,7 +61,22 @@
     made.append(...some.map(row));
     return made;
   };
-  const words = (pairs) => pairs && el("p", pairs.map(([t, v]) => `${JSON.stringify(t)} ${said(v)}`).join(", "));
+  const words = (pairs) => pairs && el("p", pairs.map(([t, v]) => `${JSON.stringify(t)} ${said(v)}`).join(", ") || "none");
+
+  // What a unit is highest on stands beside its name: some pictures, or one passage.
+  const THUMBNAILS = 6;
+  const show = (drawer) => {
+    const box = drawer.querySelector(".unit-seen");
+    const best = found.units[Number(drawer.dataset.unit)].rows.filter((one) => one.r === "top");
+    const known = new Map(best.filter((one) => found.inputs[one.e]).map((one) => [one.e, one]));
+    const text = best.find((one) => one.t);
+    if (known.size) box.append(...[...known.values()].slice(0, THUMBNAILS).map(picture));
+    else if (text) box.append(passage(text));
+  };
+  const watcher = new IntersectionObserver((seen) => seen.filter((one) => one.isIntersecting).forEach((one) => {
+    watcher.unobserve(one.target);
+    show(one.target);
+  }), { rootMargin: "400px" });
 
   const fill = (drawer) => {
     const box = drawer.querySelector(".inside");
@@ -83,7 +100,7 @@
     part(box, "Highest", rows(unit.rows.filter((one) => one.r === "top")));
     const ranges = [...new Set(unit.rows.map((one) => one.r))].filter((r) => r !== "top");
     ranges.forEach((r) => {
-      const title = r === "rest" ? "Lower" : `${r} of the power of two above its largest`;
+      const title = r === "rest" ? "Lower" : `From ${r}`;
       part(box, title, rows(unit.rows.filter((one) => one.r === r)));
     });
   };
@@ -105,5 +122,19 @@
     count.textContent = `${n} of ${drawers.length}`;
   };
   field.addEventListener("input", search);
+
+  const rank = {
+    unit: (unit) => unit.unit,
+    max: (unit) => -unit.max,
+    overlap: (unit) => -(unit.labelled ? 1 + unit.overlap : unit.overlap),
+    kl: (unit) => (unit.clamped ? -unit.clamped.kl : 1),
+  };
+  const order = document.getElementById("unit-order");
+  order.addEventListener("change", () => {
+    const key = rank[order.value];
+    const of = (drawer) => key(found.units[Number(drawer.dataset.unit)]);
+    list.append(...[...drawers].sort((a, b) => of(a) - of(b)));
+  });
+  drawers.forEach((drawer) => watcher.observe(drawer));
   search();
 })();

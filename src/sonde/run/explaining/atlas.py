@@ -205,16 +205,16 @@ def atlas_document(
     units = [_unit(atlas, unit, shares[unit], seen or {}) for unit in range(atlas.n_units)]
     for unit, entry in enumerate(units):
         if lens is not None:
-            entry["writes"] = _named(lens.top[unit], lens.top_score[unit], names)
-            entry["against"] = _named(lens.bottom[unit], lens.bottom_score[unit], names)
+            entry["writes"] = _named(lens.top[unit], lens.top_score[unit], names, 1)
+            entry["against"] = _named(lens.bottom[unit], lens.bottom_score[unit], names, -1)
             entry["z"] = rounded(float(torch.as_tensor(lens.value)[unit]))
         if clamped is not None and unit in clamped.units:
             i = clamped.units.index(unit)
             entry["clamped"] = {
                 "to": rounded(float(clamped.level[i])),
                 "kl": rounded(float(clamped.divergence[i])),
-                "up": _named(clamped.up[i], clamped.rise[i], names),
-                "down": _named(clamped.down[i], clamped.fall[i], names),
+                "up": _named(clamped.up[i], clamped.rise[i], names, 1),
+                "down": _named(clamped.down[i], clamped.fall[i], names, -1),
             }
     labels = atlas.labels
     return {
@@ -267,10 +267,14 @@ def _histogram(state: ScaledHistogramState, unit: int) -> dict[str, Any]:
 
 
 def _named(
-    tokens: Int[Tensor, "token"], scores: Float[Tensor, "token"], names: Mapping[int, str]
+    tokens: Int[Tensor, "token"],
+    scores: Float[Tensor, "token"],
+    names: Mapping[int, str],
+    sign: int,
 ) -> list[list[Any]]:
+    """Return the names and scores of the tokens whose score has the sign."""
     pairs = zip(tokens.tolist(), scores.tolist(), strict=True)
-    return [[names.get(t, str(t)), rounded(s)] for t, s in pairs]
+    return [[names.get(t, str(t)), rounded(s)] for t, s in pairs if s * sign > 0]
 
 
 def rounded(value: float) -> float | None:

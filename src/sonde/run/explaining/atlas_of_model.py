@@ -33,7 +33,7 @@ def model_atlas(
     dictionary_file: str = "",
     loss: Mapping[str, Any] | None = None,
     n_clamped: int = 256,
-    shown: bool = False,
+    shown: bool = True,
 ) -> dict[str, Any]:
     """Return the document of an atlas of a live model's units.
 
@@ -50,7 +50,7 @@ def model_atlas(
         The loss that the dictionary recovers.
     n_clamped : int, default=256
         The first so many units are held at their largest value.
-    shown : bool, default=False
+    shown : bool, default=True
         Whether texts and pictures are put in.
     """
     rows = {

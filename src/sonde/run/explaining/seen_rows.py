@@ -58,8 +58,10 @@ def seen_rows(
                 picture = _picture(raw, i)
                 if picture is not None:
                     pictures[str(number)], room = picture, room - len(picture)
+            label = int(raw.label[i])
+            known = {"l": inputs.label_names[label]} if 0 <= label < len(inputs.label_names) else {}
             for position in asked:
-                row: dict[str, Any] = {"e": number, "p": position}
+                row: dict[str, Any] = {"e": number, "p": position, **known}
                 at = position - first
                 if pieces and 0 <= at < len(pieces):
                     row["t"] = [
