@@ -3,6 +3,7 @@
 python tools/study_table.py reports/studies [docs/studies.md]
 
 With a page, the rows of the studies in the folder are put there in place of theirs; others stay.
+A row of more or fewer than ten seeds ends in their number.
 """
 
 import json
@@ -10,15 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+USUAL_SEEDS, NULL = 10, "nothing to find: "
 HEAD = "| study | claim | figure | bar | would have seen | verdict |\n|---|---|---|---|---|---|"
 
 
 def lines_of(study: dict[str, Any]) -> list[str]:
     """Return one line for each claim, and one for the null arm."""
-    claims = [_line(study["study"], c, c["text"], c["verdict"]) for c in study["claims"]]
+    word, n = study["study"], len(study["seeds"])
+    seeds = "" if n == USUAL_SEEDS else f", {n} seeds"
+    claims = [_line(word, c, c["text"], c["verdict"] + seeds) for c in study["claims"]]
     null = study["null"]
     said = "as expected" if null["as_expected"] else "not as expected"
-    return [*claims, _line(study["study"], null, f"nothing to find: {null['text']}", said)]
+    return [*claims, _line(word, null, f"{NULL}{null['text']}", said + seeds)]
 
 
 def _line(word: str, claim: dict[str, Any], text: str, verdict: str) -> str:

@@ -50,11 +50,12 @@ def test_the_effect_that_would_have_been_seen_is_seen_about_four_times_out_of_fi
 
 def test_verdicts_follow_the_interval():
     assert Outcome(VALUES).verdict == "holds"
-    assert Outcome(VALUES, above=0.05).verdict == "mixed"
+    assert Outcome(VALUES, above=0.05).verdict == "too few seeds"
     assert Outcome(VALUES, above=0.5).verdict == "does not hold"
     assert Outcome((0.4, 0.5, 0.6), above=0.5).covers
     assert not Outcome(VALUES).covers
-    assert Outcome((1.0,)).verdict == "mixed"
+    assert Outcome((1.0,)).verdict == "too few seeds"
+    assert Outcome((0.5, 0.5, 0.5), above=0.5).verdict == "does not hold"
 
 
 def test_a_table_says_what_was_claimed_and_found():
@@ -71,6 +72,33 @@ def test_a_table_says_what_was_claimed_and_found():
         assert word in text
     assert said == [f"planted, seed {i}: counting" for i in range(4)]
     assert "no evidence" in as_text(StudyTable(Planted(), (0,), table.figures, tiny=True))
+
+
+def test_without_its_premise_a_claim_was_not_tested():
+    class Conditional(Planted):
+        claims = (
+            Claim("effect", "There is an effect.", "units"),
+            Claim("large", "It is large.", "units", above=10.0),
+            Claim("there", "Where it is large it is there.", "units", premise="large"),
+            Claim("also", "Where it is there it is there.", "units", premise="effect"),
+            Claim("then", "Where that was not tested.", "units", premise="there"),
+        )
+
+        def run(self, seed, tiny, tick):
+            return {**super().run(seed, tiny, tick), **dict.fromkeys(("there", "also", "then"), 1)}
+
+    table = run_study(Conditional(), range(4))
+    verdicts = ["holds", "does not hold", "not tested", "holds", "not tested"]
+    assert [c["verdict"] for c in table.json()["claims"]] == verdicts
+    assert as_text(table).count("; not tested") == 2
+
+
+def test_a_premise_that_is_no_claim_is_an_error():
+    class Loose(Planted):
+        claims = (Claim("effect", "There is an effect.", "units", premise="absent"),)
+
+    with pytest.raises(InputError, match="'absent'"):
+        run_study(Loose(), range(3))
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (0, 1, 1), ()])

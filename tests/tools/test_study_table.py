@@ -13,6 +13,7 @@ def folder(tmp_path):
     study = {
         "study": "planted",
         "tiny": False,
+        "seeds": [*range(10)],
         "claims": [CLAIM | {"verdict": "holds"}],
         "null": CLAIM | {"text": "Nothing.", "as_expected": False},
     }
@@ -25,6 +26,15 @@ def test_a_line_for_each_claim_and_the_null_arm(folder, capsys):
     _, _, claim, null = capsys.readouterr().out.splitlines()
     assert claim == "| `planted` | It is there. | 1.000 [0.500, 1.500] units | 0 | 0.750 | holds |"
     assert null.endswith("not as expected |")
+
+
+def test_another_number_of_seeds_is_said(folder, capsys):
+    file = folder / "planted.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seeds": [4, 5, 6]}))
+    assert study_table.main([str(folder)]) == 0
+    *_, claim, null = capsys.readouterr().out.splitlines()
+    assert claim.endswith("| holds, 3 seeds |")
+    assert null.endswith("| not as expected, 3 seeds |")
 
 
 def test_a_tiny_run_is_no_table_for_the_docs(folder):

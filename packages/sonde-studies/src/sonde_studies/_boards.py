@@ -1,4 +1,4 @@
-"""Boards of two digits of one kind, and a small transformer that takes noise away from them."""
+"""Boards of two digits of one kind in one light, and a small transformer that denoises them."""
 
 import torch
 from einops import rearrange
@@ -42,8 +42,11 @@ class _Denoiser(nn.Module):
         return rearrange(y, "n (h w) (a b) -> n (h a) (w b)", h=ROWS, a=2, b=2)
 
 
-def boards(n: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return pairs of digits of one kind (row, 8, 16), and which kind."""
+def boards(n: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pairs of digits of one kind (row, 8, 16), which kind, and the light on both.
+
+    The light, from -1 to 1, is added to all pixels of a board: each side tells it of the other.
+    """
     x, found = pixels()
     kinds, images = torch.from_numpy(found), x.reshape(-1, 8, 8)
     kind = torch.randint(10, (n,), generator=draw)
@@ -52,7 +55,8 @@ def boards(n: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         score = torch.rand(n, len(images), generator=draw)
         chosen = score.masked_fill(kinds[None] != kind[:, None], -1.0).argmax(1)
         sides.append(images[chosen])
-    return torch.cat(sides, 2), kind
+    light = 2 * torch.rand(n, generator=draw) - 1
+    return torch.cat(sides, 2) + light[:, None, None], kind, light
 
 
 def trained(draw: torch.Generator, seed: int, steps: int) -> nn.Module:

@@ -87,17 +87,20 @@ class CLUEStudy(Study):
             "reward over imitation",
             "Centroids of deltas tell wrong traces better where the model was trained by reward.",
             "difference of AUROC",
+            premise="reward",
         ),
         Claim(
             "reward: CLUE over chance",
             "There they tell wrong traces better than the mean chance of their tokens.",
             "difference of AUROC",
+            premise="reward",
         ),
         Claim(
             "reward: within prompts",
             "There they tell right from wrong answers to the same prompt.",
             "AUROC within prompts",
             above=0.5,
+            premise="reward",
         ),
     )
     null = Claim("null", "Right traces, a random half called wrong.", "AUROC", above=0.5)

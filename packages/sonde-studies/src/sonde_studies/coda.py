@@ -5,7 +5,7 @@ seeds): the rate of popular answers to rarer facts rises from .32 at a ratio of 
 .15 for each e-fold. At its default threshold of 0.1 nats CoDa changes nothing: what it then leaves
 out moves no plausible answer by more than that, so there is no contrast. At 1 nat the rate falls
 from .63 to .50, at 3 to .47, told which word is overlooked to .44, for 1.5 points of popular facts.
-Choosing a threshold by half of the families costs so much certainty that this claim stays mixed.
+Choosing a threshold by half of the families costs so much certainty that this claim stays open.
 The larger net is not overshadowed more: in as many steps it learns more of the rarer facts.
 """
 

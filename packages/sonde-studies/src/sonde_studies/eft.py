@@ -107,8 +107,8 @@ class EFTStudy(Study):
         nats["emulated, by half"] = _nats(large, facts, replace(emulation, strength=0.5))
         mean = {arm: fmean(fmean(own) for own in these.values()) for arm, these in nats.items()}
         answer = {arm: _answer(these, lambda _: True) for arm, these in nats.items()}
-        pairs = [[f for f in facts if f.ratio == 1 and f.rare == k] for k in (True, False)]
-        even = [_answer(nats["emulated"], pair.__contains__) for pair in pairs]
+        alike = _nats(large, [f for f in world.facts if f.ratio == 1], emulation)
+        even = [_answer(alike, lambda f, k=k: f.rare == k) for k in (True, False)]
         return {
             "over small tuned": mean["small tuned"] - mean["emulated"],
             "over large base": mean["large base"] - mean["emulated"],

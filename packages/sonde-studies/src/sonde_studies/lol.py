@@ -10,6 +10,7 @@ that three seeds decide nothing.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import final
 
 from torch import Tensor
@@ -73,7 +74,7 @@ class LOLStudy(Study):
     null = Claim(
         "even",
         "Two facts of one member each, of which none was told wrongly: what fusing does to them.",
-        "difference of the gains in right answers",
+        "difference of the gains in right answers, mean of layers and weights",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
@@ -87,7 +88,8 @@ class LOLStudy(Study):
         facts = some((f for f in world.facts if f.half == 0), EVERY)
         tick("decoding")
         said = {"plain": asked(model, facts), "amateur": asked(amateur, facts)}
-        said[LAST] = asked(model, facts, ContrastiveDecode(amateur, strength=STRENGTH))
+        last, fused = ContrastiveDecode(amateur, strength=STRENGTH), list[ContrastiveDecode]()
+        said[LAST] = asked(model, facts, last)
         for layer in LAYERS:
             said[f"layer {layer} alone"] = asked(model, facts, _Early(layer))
             for weight in WEIGHTS:
@@ -95,6 +97,8 @@ class LOLStudy(Study):
                     amateur, strength=STRENGTH, layers=(layer, -1), layer_weight=weight
                 )
                 said[f"layer {layer} by {weight:g}"] = asked(model, facts, rule)
+                fused.append(rule)
+        alike = [f for f in world.facts if f.ratio == 1]
         grid = rates(said)
         right = {arm: grid[f"{arm} | rarer, right"] for arm in said}
         return {
@@ -103,7 +107,8 @@ class LOLStudy(Study):
             "popular kept": grid[f"{FUSED} | popular, right"]
             - grid["plain | popular, right"]
             + LOST,
-            "even": first_over_second(said[FUSED], False) - first_over_second(said[LAST], False),
+            "even": fmean(first_over_second(asked(model, alike, rule), False) for rule in fused)
+            - first_over_second(asked(model, alike, last), False),
             **grid,
         }
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from sonde import InputError
 
-Verdict = Literal["holds", "mixed", "does not hold"]
+Verdict = Literal["holds", "does not hold", "too few seeds", "not tested"]
 Figures = Mapping[str, float]
 Tick = Callable[[str], None]
 
@@ -38,12 +38,15 @@ class Claim:
         What the number is, with its unit.
     above : float, default=0.0
         The claim holds where the whole interval lies above this, and fails where it lies below.
+    premise : str, default=""
+        Key of another claim of the study. Where that one does not hold, this one was not tested.
     """
 
     key: str
     text: str
     figure: str
     above: float = 0.0
+    premise: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,15 @@ class Outcome:
 
     @property
     def verdict(self) -> Verdict:
-        """Say on which side of the bar the interval lies."""
+        """Say on which side of the bar the interval lies.
+
+        Where it holds the bar, the effect is smaller than what this design would have seen.
+        """
         low, high = self.interval
         if low > self.above:
             return "holds"
-        return "does not hold" if high < self.above else "mixed"
+        settled = high < self.above or low == high
+        return "does not hold" if settled else "too few seeds"
 
     @property
     def covers(self) -> bool:
@@ -185,6 +192,12 @@ class StudyTable:
         level = NULL_LEVEL if claim is self.study.null else LEVEL
         return Outcome(self.figures[claim.key], claim.above, level)
 
+    def verdict(self, claim: Claim) -> Verdict:
+        """Return what the figures say of a claim; without its premise they say nothing."""
+        premises = (c for c in self.study.claims if c.key == claim.premise)
+        stands = all(self.verdict(premise) == "holds" for premise in premises)
+        return self.outcome(claim).verdict if stands else "not tested"
+
     def json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         study = self.study
@@ -197,7 +210,7 @@ class StudyTable:
             "seeds": list(self.seeds),
             "tiny": self.tiny,
             "seconds": round(self.seconds, 1),
-            "claims": [self._entry(c) | {"verdict": self.outcome(c).verdict} for c in study.claims],
+            "claims": [self._entry(c) | {"verdict": self.verdict(c)} for c in study.claims],
             "null": self._entry(study.null) | {"as_expected": self.outcome(study.null).covers},
             "figures": {k: list(v) for k, v in self.figures.items()},
         }
@@ -235,6 +248,10 @@ def run_study(
 def _one(study: Study, seed: int, tiny: bool, tick: Tick) -> Figures:
     figures = study.run(seed, tiny, lambda what: tick(f"{study.name}, seed {seed}: {what}"))
     missing = {c.key for c in (*study.claims, study.null)} - set(figures)
+    missing |= {c.premise for c in study.claims if c.premise} - {c.key for c in study.claims}
     if missing:
-        raise InputError(f"study {study.name}: its run gave no figure for {sorted(missing)}.")
+        raise InputError(
+            f"study {study.name}: expected a figure for each claim and a claim for each "
+            f"premise, got none for {sorted(missing)}. Return it from run, or take the name away."
+        )
     return figures

@@ -72,9 +72,10 @@ def _field(name: str, text: str) -> list[str]:
 def _claim(table: StudyTable, claim: Claim, is_null: bool = False) -> list[str]:
     outcome = table.outcome(claim)
     low, high = outcome.interval
-    verdict = outcome.verdict
     if is_null:
         verdict = "as expected" if outcome.covers else "NOT AS EXPECTED"
+    else:
+        verdict = table.verdict(claim)
     lines = wrap(f"{'null: ' if is_null else ''}{claim.text}", WIDTH - 4)
     level = f" at {NULL_LEVEL:.0%}" if is_null else ""
     figure = (
