@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("stats", "measure", "detect", "edit", "explain")
+FOLDERS = ("stats", "measure", "detect", "edit", "explain", "compress")
 
 
 def truths(path: Path) -> list[str]:

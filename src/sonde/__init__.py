@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sonde import detect, edit, explain, layers, measure
+    from sonde import compress, detect, edit, explain, layers, measure
     from sonde.core import (
         Calibration,
         CalibrationError,
@@ -63,6 +63,7 @@ _HOMES = {
     "TrackCallback": "sonde.run.training.callback",
     "caching": "sonde.tap.cache.evicting",
     "calibrate": "sonde.run.calibrating.calibrate",
+    "compress": "",
     "detect": "",
     "edit": "",
     "explain": "",
@@ -100,6 +101,7 @@ __all__ = [
     "TrackCallback",
     "caching",
     "calibrate",
+    "compress",
     "detect",
     "edit",
     "editing",

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from contract import broken, broken_methods, broken_rewrites
+from contract import broken, broken_caches, broken_methods, broken_rewrites
 from contract.statistics import rank_error
-from sonde.core import Detector, Edit, InputError, Instrument, Learner, Shift, Statistic
+from sonde.core import CacheRule, Detector, Edit, InputError, Instrument, Learner, Shift, Statistic
 from sonde.core.plan import Split
 from sonde.stats import Moments
 from sonde.tap import Decode
@@ -76,6 +76,12 @@ TWINS = [
     (Decode, "rows", broken_methods.Sharpens("batch"), "moved by other texts"),
     (Decode, "recomputed", broken_methods.Sharpens("remembers"), "than without cache"),
     (Decode, "untouched", broken_methods.Sharpens("random"), "random state"),
+    (CacheRule, "score", broken_caches.Newest("NaN"), "scores NaN"),
+    (CacheRule, "score", broken_caches.Newest("in place"), "changed what it was shown"),
+    (CacheRule, "empty", broken_caches.Newest("all slots"), "with what lies in empty slots"),
+    (CacheRule, "alone", broken_caches.Newest("batch"), "with the other texts of the batch"),
+    (CacheRule, "budget", broken_caches.KeepsMore(), "by the budget"),
+    (CacheRule, "whole", broken_caches.Evicts(), "although nothing was evicted"),
     (Rewrite, "named", broken_rewrites.Halves("names"), "reads names"),
     (Rewrite, "untouched", broken_rewrites.Halves("writes"), "the model changed at 11.bias"),
     (Rewrite, "untouched", broken_rewrites.Halves("trains"), "another training mode"),

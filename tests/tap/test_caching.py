@@ -67,7 +67,7 @@ def stepped(net: Any, rule: CacheRule, ids: Tensor, mask: Tensor, steps: int = 5
     with torch.no_grad(), caching(net, rule) as cache:
         for step in range(steps):
             new = tokens if step == 0 else tokens[:, -1:]
-            before = [None if x.keys is None else x.kept().clone() for x in cache.layers]
+            before = [None if x.keys is None else x.kept().clone() for x in cache.evicting]
             position = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
             out = net(new, attention_mask=mask, past_key_values=cache, position_ids=position)
             for number, held in enumerate(before):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sonde.core.cache_rule import CacheRule
 from sonde.core.edit import Edit
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector, Instrument
@@ -19,6 +20,7 @@ from sonde.core.statistic import Learner, Statistic
 from sonde.run.instruments.listing import FAMILIES
 from sonde.tap import Decode
 from sonde.testing import (
+    cache_laws,
     decode_laws,
     edit_laws,
     instrument_laws,
@@ -115,7 +117,7 @@ def _company() -> tuple[Any, ...]:
 
 
 _S, _I, _H, _E = statistic_laws, instrument_laws, shift_laws, edit_laws
-_D, _R = decode_laws, rewrite_laws
+_D, _R, _C = decode_laws, rewrite_laws, cache_laws
 
 KINDS: dict[type, tuple[Law, ...]] = {
     Statistic: (
@@ -186,6 +188,13 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_R.law_tied),
         _law(_R.law_missing, applies=_R.reads_something),
     ),
+    CacheRule: (
+        _law(_C.law_score),
+        _law(_C.law_empty),
+        _law(_C.law_alone),
+        _law(_C.law_budget),
+        _law(_C.law_whole),
+    ),
     MergeRule: (
         _law(_R.law_rule_kept),
         _law(_R.law_rule_again),
@@ -200,7 +209,7 @@ def laws_of(method: Any) -> tuple[Law, ...]:
 
     Parameters
     ----------
-    method : Instrument, Edit, Decode, MergeRule, Case or RewriteCase
+    method : Instrument, Edit, Decode, CacheRule, MergeRule, Case or RewriteCase
         An instance; a statistic as a ``Case``, a rewrite as a ``RewriteCase``.
     """
     thing = method.statistic if isinstance(method, Case) else method

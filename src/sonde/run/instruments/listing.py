@@ -14,7 +14,7 @@ from typing import Literal
 
 import sonde
 
-FAMILIES = ("measure", "detect", "edit", "explain", "layers")
+FAMILIES = ("measure", "detect", "edit", "explain", "compress", "layers")
 PLUG_IN = "plug-in"
 
 PLUG_INS = "sonde.methods"
