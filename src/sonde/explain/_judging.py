@@ -5,9 +5,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.explain.attribution import Attribution
+from sonde.core.errors import InputError
+from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.baseline import Baseline
-from sonde.explain.objective import Objective
+from sonde.explain.objective import FixedObjective
 from sonde.tap.reading.site_function import SiteFunction
 
 
@@ -18,14 +19,43 @@ def standard_error(each: Float[Tensor, "part"]) -> float | None:
 
 
 def judged_by(
-    test: Any, baseline: Baseline, function: SiteFunction, found: Attribution, objective: Objective
+    test: Any, baseline: Baseline, function: SiteFunction, found: Attribution, fixed: FixedObjective
 ) -> dict[str, Any]:
     """Return the conventions of a test that replaces places by a baseline."""
     return {
         "method": repr(test),
-        "objective": objective.name,
+        "objective": fixed.objective.name,
+        **fixed.output_named,
         "site": function.site,
-        "baseline": str(baseline),
+        "baseline": str(baseline.at_kind(function)),
         "masking": "replaced by the baseline",
         "attribution": found.conventions["method"],
     }
+
+
+def require_method(who: str, explanation: Any) -> None:
+    """Refuse what cannot be asked for another explanation.
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(explanation, Attributor):
+        raise InputError(
+            f"{who}.judge: expected the method itself, which is asked again, got "
+            f"{type(explanation).__name__}. Pass the attributor, such as Saliency()."
+        )
+
+
+def require_attribution(who: str, explanation: Any) -> None:
+    """Refuse what is not the result of an attribution.
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(explanation, Attribution):
+        raise InputError(
+            f"{who}.judge: expected an attribution, got {type(explanation).__name__}. Pass what "
+            "its explain(model, inputs) returned."
+        )

@@ -131,9 +131,10 @@ class Attributor(Explainer):
             flags=tuple(flags),
             conventions={
                 "method": repr(self),
-                "objective": objective.name,
+                "objective": fixed.objective.name,
+                **fixed.output_named,
                 "site": function.site,
-                "baseline": self.baseline_name,
+                "baseline": self._compared_with(function),
                 "signed": self.signed,
                 "se": "none: one answer for each input",
             },
@@ -147,11 +148,10 @@ class Attributor(Explainer):
         """Whether it can say that something lowers the objective."""
         return True
 
-    @property
-    def baseline_name(self) -> str:
-        """What the values are compared with."""
+    def _compared_with(self, function: SiteFunction) -> str:
+        """Return the name of what the values are compared with."""
         found = getattr(self, "baseline", None)
-        return "none" if found is None else str(found)
+        return "none" if found is None else str(found.at_kind(function))
 
     @abstractmethod
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:

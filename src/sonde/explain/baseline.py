@@ -1,17 +1,20 @@
-"""What stands in place of what is taken away: zero, a mean, a constant, a blur, or given values."""
+"""Values in place of what is taken away: zero, a mean, a constant, a blur, or given values."""
 
 from dataclasses import dataclass
-from typing import Literal, final, get_args
+from typing import Any, Literal, final, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from sonde.core.errors import InputError, ShapeError
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.core.inputs import Model
+from sonde.explain._batches import batches_of
+from sonde.tap.model.sites import Pattern
+from sonde.tap.reading.site_function import INPUT, SiteFunction
 
-Kind = Literal["mean", "zero", "constant", "blur", "values"]
+Kind = Literal["auto", "mean", "zero", "constant", "blur", "values"]
 
 
 @final
@@ -21,14 +24,18 @@ class Baseline:
 
     Parameters
     ----------
-    kind : {"mean", "zero", "constant", "blur", "values"}, default="mean"
-        ``mean`` of each feature over the examples and places that are explained; ``blur``, of
-        images, the mean over ``size`` x ``size`` pixels around each.
+    kind : {"auto", "zero", "blur", "constant", "values", "mean"}, default="auto"
+        ``auto`` is ``blur`` over half the shorter side where pictures are varied, else ``zero``.
+        ``blur``, of pictures, is the mean over ``size`` x ``size`` pixels around each. ``mean`` of
+        each feature is over the examples and places that are explained together, so that an
+        explanation depends on its batch: ``Baseline.fit`` takes it from a data set.
     constant : float, default=0.0
     size : int, default=9
         Odd.
     values : Tensor, optional
         Of ``values``: one for each feature (a fitted mean), or a whole tensor like the site's.
+    name : str, default=""
+        How results name given values.
 
     Examples
     --------
@@ -36,10 +43,11 @@ class Baseline:
     'constant 0.5'
     """
 
-    kind: Kind = "mean"
+    kind: Kind = "auto"
     constant: float = 0.0
     size: int = 9
     values: Float[Tensor, "..."] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -52,7 +60,42 @@ class Baseline:
             raise InputError(f"Baseline: expected an odd size of at least 3, got {self.size}.")
 
     def __str__(self) -> str:
-        return f"constant {self.constant:g}" if self.kind == "constant" else self.kind
+        if self.kind == "constant":
+            return f"constant {self.constant:g}"
+        return f"blur {self.size}" if self.kind == "blur" else self.name or self.kind
+
+    @classmethod
+    def fit(cls, model: Model | nn.Module, inputs: Any, *, site: Pattern = INPUT) -> "Baseline":
+        """Return the mean of each feature at a site over a data set.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        inputs : Inputs, Tensor, tuple, dict, InputBatch, or an iterable of the latter
+        site : pattern, default="input"
+
+        Raises
+        ------
+        InputError
+            If there is no input.
+        """
+        total, n, n_rows = torch.zeros(()), 0, 0
+        for batch in batches_of(inputs):
+            rows = _rows(function := SiteFunction(model, batch, site))
+            total = total + rows.double().sum(0).cpu()
+            n, n_rows = n + len(rows), n_rows + function.n
+        if not n:
+            raise InputError("Baseline.fit: expected at least one input, got none.")
+        return cls("values", values=(total / n).float(), name=f"mean of {n_rows} fitted rows")
+
+    def at_kind(self, function: SiteFunction) -> "Baseline":
+        """Return the baseline with ``auto`` resolved by what is varied."""
+        if self.kind != "auto":
+            return self
+        x = function.value
+        if function.site != INPUT or x.ndim != 4 or min(x.shape[2:]) < 3:
+            return Baseline("zero")
+        return Baseline("blur", size=max(3, min(x.shape[2:]) // 2 | 1))
 
     def at(self, function: SiteFunction) -> Tensor:
         """Return the values for each example, of the shape of the site's.
@@ -61,7 +104,11 @@ class Baseline:
         ------
         ShapeError
             If given values do not fit.
+        InputError
+            If a mean is over one row, which is that row.
         """
+        if self.kind == "auto":
+            return self.at_kind(function).at(function)
         x, axis = function.value, function.feature_axis
         if self.kind == "zero":
             return torch.zeros_like(x)
@@ -71,12 +118,13 @@ class Baseline:
             return self._blurred(x)
         if self.values is not None:
             return self._given(x, axis, self.values)
-        return self._mean(x, axis, function.mask)
-
-    def _mean(self, x: Tensor, axis: int, mask: Tensor | None) -> Tensor:
-        wide = x.movedim(axis, -1)
-        kept = wide[mask.to(x.device)] if mask is not None else wide.reshape(-1, wide.shape[-1])
-        return kept.mean(0).expand_as(wide).movedim(-1, axis)
+        rows = _rows(function)
+        if len(rows) < 2:
+            raise InputError(
+                f"Baseline: expected two rows or more for their mean, got {len(rows)} at "
+                f"{function.site}. Fit the mean before: Baseline.fit(model, data)."
+            )
+        return rows.mean(0).expand_as(x.movedim(axis, -1)).movedim(-1, axis)
 
     def _given(self, x: Tensor, axis: int, values: Tensor) -> Tensor:
         values = values.to(x)
@@ -95,3 +143,9 @@ class Baseline:
                 f"Baseline: blur needs images (row, channel, h, w), got {tuple(x.shape)}."
             )
         return avg_pool2d(x, self.size, 1, self.size // 2, count_include_pad=False)
+
+
+def _rows(function: SiteFunction) -> Float[Tensor, "row feature"]:
+    """Return the features of every real place of every example."""
+    wide, mask = function.value.movedim(function.feature_axis, -1), function.mask
+    return wide.reshape(-1, wide.shape[-1]) if mask is None else wide[mask.to(wide.device)]

@@ -16,7 +16,7 @@ from sonde.core.errors import InputError
 from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.result import Direction, Result
-from sonde.explain._judging import judged_by, standard_error
+from sonde.explain._judging import judged_by, require_attribution, standard_error
 from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
@@ -63,7 +63,8 @@ class OrderTest(Judge):
     Parameters
     ----------
     baseline : Baseline, optional
-        What stands at a place that is taken away; by default the mean of each feature.
+        What stands at a place that is taken away; by default zero, of pictures a
+        blur.
     n_random : int, default=10
         Random orders beside the attribution's.
     seed : int, default=0
@@ -99,6 +100,7 @@ class OrderTest(Judge):
         objective : Objective, optional
             By default the probability of the class that is predicted for the whole input.
         """
+        require_attribution(type(self).__name__, explanation)
         function = SiteFunction(model, inputs, site)
         fixed = objective.at(function)
         places = ExamplePlaces.of(function, self.baseline)
@@ -124,7 +126,7 @@ class OrderTest(Judge):
             n=len(each),
             direction=self.direction,
             conventions={
-                **judged_by(self, self.baseline, function, explanation, objective),
+                **judged_by(self, self.baseline, function, explanation, fixed),
                 "null": f"{self.n_random} random orders",
             },
             each=each,

@@ -11,12 +11,12 @@ from sonde.core.errors import InputError
 from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.result import Direction, Result
-from sonde.explain._judging import judged_by
+from sonde.explain._judging import judged_by, require_attribution
 from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
 from sonde.explain.faithfulness import PROB
-from sonde.explain.objective import Objective
+from sonde.explain.objective import FixedObjective, Objective
 from sonde.stats.intervals import clopper_pearson
 from sonde.tap.model.sites import Pattern
 from sonde.tap.reading.site_function import INPUT, SiteFunction
@@ -104,6 +104,7 @@ class FaithfulnessViolation(Judge):
         objective: Objective = PROB,
     ) -> ViolationResult:
         """Return how often the sign is wrong, by default for the probability of the prediction."""
+        require_attribution("FaithfulnessViolation", explanation)
         function = SiteFunction(model, inputs, site)
         fixed = objective.at(function)
         places = ExamplePlaces.of(function, self.baseline)
@@ -125,7 +126,7 @@ class FaithfulnessViolation(Judge):
             n_raised += int(((fall < 0) & ~is_tie & tried).sum())
             if rank == 0:
                 first = torch.where(is_tie | ~tried, torch.nan, wrong.double())
-        return self._result(counts, n_raised, first, explanation, objective, function)
+        return self._result(counts, n_raised, first, explanation, fixed, function)
 
     def _result(
         self,
@@ -133,7 +134,7 @@ class FaithfulnessViolation(Judge):
         n_raised: int,
         first: Float[Tensor, "row"],
         found: Attribution,
-        objective: Objective,
+        fixed: FixedObjective,
         function: SiteFunction,
     ) -> ViolationResult:
         wrong, ties, n = (int(row.sum()) for row in counts)
@@ -144,7 +145,7 @@ class FaithfulnessViolation(Judge):
             n=n,
             range=(0.0, 1.0),
             conventions={
-                **judged_by(self, self.baseline, function, found, objective),
+                **judged_by(self, self.baseline, function, found, fixed),
                 "signed": found.signed,
                 "null": "an attribution that is always positive",
                 "se": "an exact interval instead (low, high)",

@@ -103,7 +103,7 @@ class IntegratedGradients(Attributor):
     steps : int, default=50
         Nodes; exact where the objective is a polynomial of degree ``2 steps`` along the way.
     baseline : Baseline, optional
-        By default the mean of each feature over what is explained.
+        By default zero, of pictures a blur.
 
     Examples
     --------
@@ -174,9 +174,7 @@ class ExpectedGradients(Attributor):
     paper: ClassVar[str] = "erion2021expected"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
 
-    @property
-    def baseline_name(self) -> str:
-        """The references."""
+    def _compared_with(self, function: SiteFunction) -> str:
         return f"{len(self.references)} references"
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:

@@ -73,7 +73,8 @@ class MaskSensitivity(Judge):
     Parameters
     ----------
     baseline : Baseline, optional
-        What stands at what is taken away; by default the mean of each channel.
+        What stands at what is taken away; by default the mean of each channel over
+        all pictures.
     seed : int, default=0
         Of the place of the other box, and of the intervals.
 
@@ -91,7 +92,7 @@ class MaskSensitivity(Judge):
     sourget2025maskoftruth
     """
 
-    baseline: Baseline = field(default_factory=Baseline)
+    baseline: Baseline = field(default_factory=lambda: Baseline("mean"))
     seed: int = 0
     paper: ClassVar[str] = "sourget2025maskoftruth"
 

@@ -52,8 +52,7 @@ class MeanAttribution(Explainer):
 
     Range        as the method's; the error is that of a mean over examples.
     Cost         the method's and the test's for every example.
-    Assumes      independent examples. A baseline of means is that of each batch: give its values
-                 where batches differ.
+    Assumes      independent examples.
 
     Parameters
     ----------

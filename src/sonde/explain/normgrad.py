@@ -20,7 +20,7 @@ from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain._correlation import pearson
-from sonde.explain._judging import standard_error
+from sonde.explain._judging import require_method, standard_error
 from sonde.explain.attribution import Attribution, Attributor, Parts
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.model.sites import Pattern
@@ -83,11 +83,6 @@ class NormGrad(Attributor):
         return self.how in ("sum", "max")
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
-        if function.value.ndim < 3:
-            raise InputError(
-                f"NormGrad: expected a site that keeps places, (row, channel, h, w) or (row, token,"
-                f" unit), got {tuple(function.value.shape)} at {function.site}. Name a layer."
-            )
         _, gradient, reached = function.gradient(function.value, objective.of)
         found = _aggregated(*_factors(function, gradient, self.layer), self.how)
         axis = function.feature_axis
@@ -141,10 +136,10 @@ class MetaSaliency(Attributor):
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         log_prob = Objective("log_prob", output=objective.objective.output)
-        answer = objective.objective.kind == "answer"
+        is_own = objective.objective.kind in ("answer", "output")
         learned = (
             objective
-            if answer
+            if is_own
             else FixedObjective(log_prob, objective.target, None, objective.place)
         )
         _, gradient, _ = function.slope(learned.of)
@@ -201,8 +196,13 @@ class ClassSensitivity(Judge):
         kind : {"logit", "log_prob", "prob"}, default="logit"
             Of the objective.
         """
+        require_method("ClassSensitivity", explanation)
         function = SiteFunction(model, inputs, site)
         fixed = Objective(kind).at(function)
+        if fixed.objective.kind == "output":
+            raise InputError(
+                "ClassSensitivity: expected a model of two classes or more, got one output."
+            )
         logits = Objective(kind)._logits(function.outputs).detach()
         rows = torch.arange(len(logits), device=logits.device)
         least = (logits if fixed.place is None else logits[rows, fixed.place]).argmin(1)
@@ -268,6 +268,11 @@ def combined(
 
 def _factors(function: SiteFunction, gradient: Tensor, layer: Kind) -> tuple[Slopes, Given]:
     """Return gradient and input of each place; their outer products by group are the terms."""
+    if function.value.ndim < 3:
+        raise InputError(
+            f"NormGrad: expected a site that keeps places, (row, channel, h, w) or (row, token, "
+            f"unit), got {tuple(function.value.shape)} at {function.site}. Name a layer."
+        )
     axis = function.feature_axis
     g, h = (x.movedim(axis, 1).flatten(2) for x in (gradient, function.value))
     if layer == "own":

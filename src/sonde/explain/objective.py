@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sonde.core._kinds import is_list, is_tuple
 from sonde.core.errors import InputError
-from sonde.tap.hooks.outputs import find
+from sonde.tap.hooks.outputs import leaves
 from sonde.tap.reading.site_function import SiteFunction
 
-Kind = Literal["logit", "log_prob", "prob", "margin", "answer"]
+Kind = Literal["logit", "log_prob", "prob", "margin", "answer", "output"]
 Target = int | Sequence[int] | Tensor | Literal["predicted"]
 
 
@@ -24,12 +24,13 @@ class Objective:
 
     ``logit`` of the target; its ``log_prob`` or ``prob``; the ``margin`` by which its logit exceeds
     that of ``other`` (by default the largest of the others); ``answer``, for language models, the
-    log-probability of the last ``length`` tokens of the text together. A target of a language model
-    is the token that comes after the last real one.
+    log-probability of the last ``length`` tokens of the text together; ``output``, of models with
+    one output, that number itself, which ``logit``, ``log_prob`` and ``prob`` become there. A
+    target of a language model is the token that comes after the last real one.
 
     Parameters
     ----------
-    kind : {"logit", "log_prob", "prob", "margin", "answer"}, default="logit"
+    kind : {"logit", "log_prob", "prob", "margin", "answer", "output"}, default="logit"
     target : "predicted", int, or ints (row,), default="predicted"
         Class or token; ``predicted`` is the likeliest for the inputs as they are.
     other : int, ints (row,) or None, default=None
@@ -37,7 +38,7 @@ class Objective:
     length : int, default=1
         Of ``answer``: how many tokens.
     output : str or None, default=None
-        Which output holds the logits; None is ``logits``, or the first floating-point one.
+        Which output holds the logits; None is ``logits``, or the only one that can.
 
     Examples
     --------
@@ -57,6 +58,7 @@ class Objective:
             raise InputError(
                 f"Objective: expected one of {', '.join(get_args(Kind))}, got {self.kind!r}."
             )
+        check_target(self.target)
         if self.length < 1:
             raise InputError(
                 f"Objective: expected an answer of a token or more, got {self.length}."
@@ -67,6 +69,8 @@ class Objective:
         """How results name it."""
         if self.kind == "answer":
             return f"log-probability of the last {self.length} tokens"
+        if self.kind == "output":
+            return "output"
         target = self.target if isinstance(self.target, int | str) else "given"
         return f"{self.kind}[{target}]"
 
@@ -85,7 +89,10 @@ class Objective:
         self, outputs: Any, tokens: Tensor | None = None, mask: Tensor | None = None
     ) -> "FixedObjective":
         """Return the objective with its targets taken from the outputs as they are."""
-        logits = self._logits(outputs).detach()
+        key, logits = self._found(outputs)
+        return replace(self, output=key)._at(logits.detach(), tokens, mask)
+
+    def _at(self, logits: Tensor, tokens: Tensor | None, mask: Tensor | None) -> "FixedObjective":
         n = len(logits)
         last = None
         if logits.ndim == 3:
@@ -99,6 +106,12 @@ class Objective:
                 f"Objective: expected logits of (row, class), got {tuple(logits.shape)}. Name the "
                 "output that holds them: Objective(output=...)."
             )
+        if row.shape[1] == 1:
+            return self._one_output(row, last)
+        if self.kind == "output":
+            raise InputError(
+                f"Objective: expected a model of one output, got {row.shape[1]}. Take kind='logit'."
+            )
         best = row.argmax(1)
         target = best if isinstance(self.target, str) else _indices(self.target, n, row.shape[1])
         other = None
@@ -106,6 +119,18 @@ class Objective:
             rest = row.scatter(1, target.to(row.device)[:, None], -torch.inf)
             other = rest.argmax(1) if self.other is None else _indices(self.other, n, row.shape[1])
         return FixedObjective(self, target.to(row.device), other, last)
+
+    def _one_output(self, row: Tensor, last: Tensor | None) -> "FixedObjective":
+        """Return the only output itself: its softmax is 1, whatever the model does."""
+        if self.kind in ("margin", "answer"):
+            raise InputError(
+                f"Objective: a {self.kind} needs two classes or more, got a model of one output. "
+                "Take kind='output'."
+            )
+        if not isinstance(self.target, str):
+            _indices(self.target, len(row), 1)
+        zero = torch.zeros(len(row), dtype=torch.int64, device=row.device)
+        return FixedObjective(replace(self, kind="output"), zero, None, last)
 
     def _answer(
         self, logits: Tensor, tokens: Tensor | None, last: Tensor | None
@@ -125,14 +150,25 @@ class Objective:
         return FixedObjective(self, target, None, places - 1)
 
     def _logits(self, outputs: Any) -> Float[Tensor, "row ..."]:
-        found = None if self.output else find(outputs, "logits")
-        found = find(outputs, self.output) if found is None else found
-        if found is None:
+        return self._found(outputs)[1]
+
+    def _found(self, outputs: Any) -> tuple[str, Float[Tensor, "row ..."]]:
+        """Return the name of the output that holds the logits, and these."""
+        every = leaves(outputs)
+        able = [k for k, x in every.items() if x.is_floating_point() and x.ndim in (1, 2, 3)]
+        wanted = self.output if self.output is not None else "logits"
+        if wanted not in every and self.output is None and len(able) == 1:
+            wanted = able[0]
+        found = every.get(wanted)
+        if found is None or not found.is_floating_point():
+            shapes = ", ".join(f"{k} {tuple(every[k].shape)}" for k in able)
+            advice = f" Name one: Objective(output={able[-1]!r})." if able else ""
             raise InputError(
-                f"Objective: the model returns no floating-point output "
-                f"{self.output or 'logits'!r}."
+                "Objective: expected an output that holds the logits, found "
+                f"{shapes or 'no floating-point one'}.{advice}"
             )
-        return found if found.dtype == torch.float64 else found.float()
+        found = found if found.dtype == torch.float64 else found.float()
+        return wanted, found[:, None] if found.ndim == 1 else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,8 +211,24 @@ class FixedObjective:
         assert target is not None  # it was there before
         return replace(self, target=target, other=other, place=place)
 
+    @property
+    def output_named(self) -> dict[str, str]:
+        """Which of several outputs it is taken from, as conventions name it."""
+        return {"output": self.objective.output} if self.objective.output else {}
+
     def log_probs(self, outputs: Any) -> Float[Tensor, "answer class"]:
-        """Return the distribution that each target is drawn from."""
+        """Return the distribution that each target is drawn from.
+
+        Raises
+        ------
+        InputError
+            If the model has one output, which is no distribution.
+        """
+        if self.objective.kind == "output":
+            raise InputError(
+                "Objective: a distribution over classes needs two classes or more, got a model of "
+                "one output."
+            )
         logits = self.objective._logits(outputs)
         row = torch.arange(len(logits), device=logits.device)
         if self.place is not None:
@@ -202,8 +254,7 @@ class FixedObjective:
 
 
 def _indices(value: Any, n: int, n_classes: int) -> Int[Tensor, "row"]:
-    given = list(value) if is_list(value) or is_tuple(value) else value
-    found = torch.as_tensor(given, dtype=torch.int64).flatten()
+    found = _tensor(value).long().flatten()
     found = found.expand(n).clone() if len(found) == 1 else found
     if len(found) != n:
         raise InputError(f"Objective: expected a target for each of {n} rows, got {len(found)}.")
@@ -213,3 +264,26 @@ def _indices(value: Any, n: int, n_classes: int) -> Int[Tensor, "row"]:
             f"{int(found.max())}."
         )
     return found
+
+
+def _tensor(value: Any) -> Tensor:
+    return torch.as_tensor(list(value) if is_list(value) or is_tuple(value) else value)
+
+
+def check_target(target: Any) -> None:
+    """Refuse what is neither ``predicted`` nor the number of a class.
+
+    Raises
+    ------
+    InputError
+    """
+    if isinstance(target, str):
+        is_class = target == "predicted"
+    else:
+        kind = torch.float32 if target is None else _tensor(target).dtype
+        is_class = not kind.is_floating_point and kind != torch.bool
+    if not is_class:
+        raise InputError(
+            f"Objective: expected the target 'predicted', or the number of a class (for each row), "
+            f"got {target!r}."
+        )

@@ -179,9 +179,10 @@ class _Rules(TorchFunctionMode):
             ruled = func(x, *raised[:2], *weights[2:], **named)
         else:
             ruled = z
-        sign = torch.where(ruled.detach() < 0, -1.0, 1.0)
-        below = ruled.detach() + self.epsilon * sign
-        factor = z.detach() / below
+        exact = torch.promote_types(ruled.dtype, torch.float32)
+        level = ruled.detach().to(exact)
+        below = level + self.epsilon * torch.where(level < 0, -1.0, 1.0)
+        factor = (z.detach() / below).to(z)
         return z.detach() + factor * (ruled - ruled.detach())
 
     def _curve(

@@ -21,7 +21,7 @@ from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain._correlation import spearman, ssim
-from sonde.explain._judging import standard_error
+from sonde.explain._judging import require_method, standard_error
 from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.hooks.names import ModuleNames
@@ -135,6 +135,7 @@ class SanityChecks(Judge):
             Other models of the same architecture, such as one trained on shuffled labels: further
             stages, at the end.
         """
+        require_method("SanityChecks", explanation)
         module = model.module if isinstance(model, Model) else model
         objective = objective or Objective()
         function = SiteFunction(module, inputs, site)

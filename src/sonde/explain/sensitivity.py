@@ -18,11 +18,11 @@ from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain._correlation import pearson
-from sonde.explain._judging import judged_by, standard_error
+from sonde.explain._judging import judged_by, require_attribution, standard_error
 from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
-from sonde.explain.objective import Objective
+from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.model.sites import Pattern
 from sonde.tap.reading.site_function import INPUT, SiteFunction
 
@@ -69,7 +69,8 @@ class SetTest(Judge, Generic[ResultT]):
     Parameters
     ----------
     baseline : Baseline, optional
-        What stands at places that are taken away; by default the mean of each feature.
+        What stands at places that are taken away; by default zero, of pictures
+        a blur.
     n_sets : int, default=100
         Of each size.
     shares : tuple of float, default=(0.1, 0.3, 0.5, 0.7, 0.9)
@@ -110,9 +111,11 @@ class SetTest(Judge, Generic[ResultT]):
         objective : Objective, optional
             By default the logit of the class that is predicted for the whole input.
         """
+        require_attribution(type(self).__name__, explanation)
         function = SiteFunction(model, inputs, site)
-        said, fell = self._drawn(function, explanation, objective)
-        made = judged_by(self, self.baseline, function, explanation, objective)
+        fixed = objective.at(function)
+        said, fell = self._drawn(function, explanation, fixed)
+        made = judged_by(self, self.baseline, function, explanation, fixed)
         return self._result(said, fell, made)
 
     @abstractmethod
@@ -125,10 +128,9 @@ class SetTest(Judge, Generic[ResultT]):
         """Return the figure from the sums of attributions and the falls of the objective."""
 
     def _drawn(
-        self, function: SiteFunction, found: Attribution, objective: Objective
+        self, function: SiteFunction, found: Attribution, fixed: FixedObjective
     ) -> tuple[Float[Tensor, "share row set"], Float[Tensor, "share row set"]]:
         """Return what the attribution says of each set, and how far the objective falls."""
-        fixed = objective.at(function)
         places = ExamplePlaces.of(function, self.baseline)
         scores = (places.scores(found) * places.real).double().cpu()
         whole = fixed.of(function.outputs).detach().double().cpu()

@@ -35,7 +35,8 @@ class PartTest(Attributor):
     Parameters
     ----------
     baseline : Baseline, optional
-        What stands where a part is taken away; by default the mean of each feature.
+        What stands where a part is taken away; by default zero, of pictures a
+        blur.
     groups : Int[Tensor, "place"], optional
         The part that each place belongs to, 0 to n - 1, the same for each example; by default every
         place (pixel, token, unit of a row) is a part. Places of a part share its figure evenly.

@@ -62,7 +62,8 @@ class SiteFunction:
     SiteError
         If the site never runs, runs several times, or holds no floating-point tensor.
     InputError
-        If the inputs come with a key-value cache, or within ``torch.inference_mode``.
+        If there is no example, the inputs come with a key-value cache, or within
+        ``torch.inference_mode``.
 
     Examples
     --------
@@ -92,6 +93,8 @@ class SiteFunction:
         self._point: Tensor | None = None
         self.value, self.outputs = self._recorded(site != INPUT and not keeps_graph, keeps_graph)
         self.n = len(self.value)
+        if not self.n:
+            raise InputError(f"expected at least one example, got none at {self.site}.")
 
     def run(self, values: Tensor, repeats: int = 1) -> Any:
         """Return the outputs with ``values`` at the site; each example comes ``repeats`` times."""
@@ -293,7 +296,7 @@ class SiteFunction:
         def again(x: Tensor) -> Tensor:
             if x is old:
                 return values.to(x).clone()
-            fits = x.ndim > 0 and len(x) == self.n and repeats > 1
+            fits = repeats > 1 and x.ndim > 0 and len(x) == self.n
             return x.repeat_interleave(repeats, dim=0) if fits else x
 
         new_args = tuple(_mapped(value, again) for value in args)

@@ -1,0 +1,172 @@
+"""Which number is explained: one output, several outputs, targets that are no class."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import models
+from sonde.core import InputError
+from sonde.explain import (
+    Attribution,
+    Baseline,
+    ClassSensitivity,
+    Deletion,
+    FaithfulnessViolation,
+    GradTimesInput,
+    IntegratedGradients,
+    LogitLens,
+    MetaSaliency,
+    Objective,
+    Relevance,
+    Saliency,
+    SanityChecks,
+    SensitivityN,
+)
+from sonde.explain.objective import check_target
+
+DRAW = torch.Generator().manual_seed(0)
+X = torch.randn(6, 4, generator=DRAW)
+ZERO = Baseline("zero")
+
+
+class Returning(nn.Module):
+    """A linear layer whose outputs come in a form of one's own."""
+
+    def __init__(self, form, width=3):
+        super().__init__()
+        self.hidden, self.head, self.form = nn.Linear(4, 5), nn.Linear(5, width), form
+
+    def forward(self, x):
+        hidden = self.hidden(x).tanh()
+        return self.form(hidden, self.head(hidden))
+
+
+def made(form, width=3):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return Returning(form, width)
+
+
+@pytest.mark.truth("the curve of the output itself, place after place by hand")
+@pytest.mark.parametrize("form", [lambda h, y: y, lambda h, y: y[:, 0]], ids=["column", "number"])
+def test_a_regression_is_judged_by_its_output(form):
+    net = made(form, width=1)
+    found = GradTimesInput().explain(net, X)
+    judged = Deletion(ZERO, steps=4, n_random=2).judge(net, X, found)
+    order = found.value.argsort(1, descending=True)
+    left, curve = X.clone(), [net(X).reshape(-1)]
+    for rank in range(4):
+        left[torch.arange(6), order[:, rank]] = 0.0
+        curve.append(net(left).reshape(-1))
+    torch.testing.assert_close(
+        judged.curve.double(), torch.stack(curve).mean(1).double().detach(), atol=1e-5, rtol=0
+    )
+    assert judged.conventions["objective"] == found.conventions["objective"] == "output"
+
+
+def test_one_output_has_no_margin_and_no_second_class():
+    net = made(lambda h, y: y, width=1)
+    with pytest.raises(InputError, match="two classes"):
+        Saliency().explain(net, X, objective=Objective("margin"))
+    with pytest.raises(InputError, match="two classes"):
+        ClassSensitivity().judge(net, X, Saliency())
+    with pytest.raises(InputError, match="keeps places"):
+        MetaSaliency().explain(net, X, site="hidden")
+    maps = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Tanh(), nn.Flatten(), nn.Linear(18, 1))
+    x, inner = torch.randn(2, 1, 3, 3, generator=DRAW), GradTimesInput()
+    learned = MetaSaliency(inner, step=0.1).explain(maps, x, site="0")
+    assert not torch.allclose(learned.value, inner.explain(maps, x, site="0").value)
+
+
+@pytest.mark.parametrize("target", ["positive", None, 1.5, torch.tensor([0.2, 1.7])])
+def test_what_is_no_class_is_refused(target):
+    with pytest.raises(InputError, match="predicted"):
+        check_target(target)
+    if isinstance(target, torch.Tensor):
+        with pytest.raises(InputError, match="predicted"):
+            Objective(target=target)
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        (lambda h, y: {"loss": y.mean(), "score": y}, "score"),
+        (lambda h, y: (y.mean(), y), "1"),
+        (lambda h, y: {"hidden": h, "logits": y}, "logits"),
+    ],
+    ids=["loss in a dict", "loss in a tuple", "logits by name"],
+)
+def test_the_logits_are_found_and_named(form, name):
+    found = Saliency().explain(made(form), X)
+    wanted = Saliency().explain(made(lambda h, y: y), X)
+    torch.testing.assert_close(found.value, wanted.value)
+    assert found.conventions["output"] == name
+
+
+def test_several_outputs_are_not_guessed_among():
+    net = made(lambda h, y: (h, y))
+    with pytest.raises(InputError, match="output='1'"):
+        Saliency().explain(net, X)
+    found = Saliency().explain(net, X, objective=Objective(output="1"))
+    wanted = Saliency().explain(made(lambda h, y: y), X)
+    torch.testing.assert_close(found.value, wanted.value)
+
+
+class Weighted(nn.Module):
+    """Multiplies its first argument by its second one."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x, weight):
+        return self.head(x * weight)
+
+
+@pytest.mark.truth("the gradient by hand: the head's weights times the second argument")
+def test_a_second_tensor_is_repeated_with_its_example():
+    net, weight = Weighted(), torch.rand(6, 4, generator=DRAW)
+    found = IntegratedGradients(4, ZERO).explain(net, (X, weight), objective=Objective(target=2))
+    torch.testing.assert_close(found.value, X * weight * net.head.weight[2])
+
+
+@pytest.mark.truth("the same model in single precision")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_relevance_in_half_precision(dtype):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3))
+    goal = Objective(target=1)
+    wanted = Relevance().explain(net, X, objective=goal).value
+    found = Relevance().explain(net.to(dtype), X.to(dtype), objective=goal).value
+    torch.testing.assert_close(found.float(), wanted, atol=0.05, rtol=0.1)
+
+
+def test_no_input_is_refused():
+    with pytest.raises(InputError, match="at least one example"):
+        Saliency().explain(made(lambda h, y: y), X[:0])
+
+
+def test_methods_and_what_they_found_are_told_apart():
+    net = made(lambda h, y: y)
+    for judge in (Deletion(), SensitivityN(), FaithfulnessViolation()):
+        judge_it = inspect.unwrap(type(judge).judge)  # without the checks of types under pytest
+        with pytest.raises(InputError, match="explain"):
+            judge_it(judge, net, X, Saliency())
+    found = Saliency().explain(net, X)
+    assert isinstance(found, Attribution)
+    for judge in (SanityChecks(), ClassSensitivity()):
+        with pytest.raises(InputError, match="the method itself"):
+            inspect.unwrap(type(judge).judge)(judge, net, X, found)
+
+
+@pytest.mark.truth("the same tokens in a batch that the data room makes")
+def test_a_lens_takes_tensors():
+    net = models.llama()
+    ids = torch.randint(3, models.VOCABULARY, (2, 6), generator=DRAW)
+    plain = LogitLens().explain(net, ids)
+    named = LogitLens().explain(net, [{"input_ids": row[None]} for row in ids])
+    assert plain.n == named.n == 12
+    torch.testing.assert_close(plain.value, named.value)
