@@ -14,7 +14,6 @@ ROWS = torch.randn(5, 6, generator=GENERATOR, dtype=torch.float64)
 BANK = torch.randn(7, 6, generator=GENERATOR, dtype=torch.float64)
 OWNER = torch.tensor([0, 1, 2, 0, 1, 0, 2])
 WEIGHTS = torch.rand(7, generator=GENERATOR, dtype=torch.float64)
-VIEWS = ROWS + 0.3 * torch.randn(8, 5, 6, generator=GENERATOR, dtype=torch.float64)
 
 
 def likelihood(row, tau):
@@ -23,27 +22,14 @@ def likelihood(row, tau):
     return [math.exp(s) / total for s in scores]
 
 
-def entropy(values):
-    mass = [sum(v for v, c in zip(values, OWNER.tolist(), strict=True) if c == k) for k in range(3)]
-    return -sum(m / sum(mass) * math.log(m / sum(mass)) for m in mass)
-
-
 @pytest.mark.truth("a double loop over rows and concepts")
-@pytest.mark.parametrize("weighting", ["average", "confidence", "tta"])
-def test_posterior_by_loops(weighting):
+def test_posterior_by_loops():
     tau = 0.5
-    kind = ConceptMarginal(tau=tau, weighting=weighting, views=0.25)
+    kind = ConceptMarginal(tau=tau)
     prior = torch.tensor([1.0, 2.0, 3.0])
-    found = kind.fit(ROWS, BANK, OWNER, WEIGHTS, prior, VIEWS)
+    found = kind.fit(ROWS, BANK, OWNER, WEIGHTS, prior)
     for i, row in enumerate(ROWS):
         weight = WEIGHTS.tolist()
-        if weighting == "confidence":
-            weight = [
-                w / (entropy(likelihood(z, tau)) + 1e-3) for w, z in zip(weight, BANK, strict=True)
-            ]
-        elif weighting == "tta":
-            views = sorted((likelihood(view[i], tau) for view in VIEWS), key=entropy)[:2]
-            weight = [w * (views[0][z] + views[1][z]) / 2 for z, w in enumerate(weight)]
         own = likelihood(row, tau)
         mass = []
         for k in range(3):
@@ -65,13 +51,13 @@ def test_one_concept_each_is_plain_zero_shot():
     torch.testing.assert_close(found.value, plain)
     assert torch.equal(found.predicted, plain.argmax(1))
     order = torch.randperm(7, generator=GENERATOR)
-    kind = ConceptMarginal(weighting="confidence")
+    kind = ConceptMarginal(0.2)
     one, other = (kind.fit(ROWS, BANK[o], OWNER[o]).value for o in (torch.arange(7), order))
     torch.testing.assert_close(one, other)
 
 
-def test_classes_without_concepts_and_views_that_lack():
+def test_classes_without_concepts_are_refused():
     with pytest.raises(InputError, match=r"a concept for every class, got none for \[1\]"):
         ConceptMarginal().fit(ROWS, BANK[:2], torch.tensor([0, 2]))
-    with pytest.raises(InputError, match="expected views"):
-        ConceptMarginal(weighting="tta").fit(ROWS, BANK, OWNER)
+    with pytest.raises(InputError, match="tau above 0"):
+        ConceptMarginal(tau=0.0)

@@ -6,7 +6,7 @@ from torch import nn
 
 from sonde.core import InputError, ShapeError
 from sonde.explain import DiffRoar, Ranked, Roar
-from sonde_studies._blocks import block_digits
+from sonde_studies.worlds import block_digits
 
 
 class Nearest(nn.Module):

@@ -14,6 +14,7 @@ from sonde.edit.conditional_steering import ConditionalSteering, ConditionScorer
 from sonde.edit.contrastive_decode import ContrastiveDecode
 from sonde.edit.directional_ablation import Ablate, AblationDirection, DirectionalAblation
 from sonde.edit.dola import DoLa
+from sonde.edit.drop_passive import DropPassive
 from sonde.edit.emulated_finetune import EmulatedFinetune
 from sonde.edit.find_backdoor import (
     BackdoorFinding,
@@ -76,6 +77,7 @@ __all__ = [
     "Dare",
     "DirectionalAblation",
     "DoLa",
+    "DropPassive",
     "EmulatedFinetune",
     "Erase",
     "Eraser",

@@ -4,7 +4,7 @@ For encoders whose inputs and texts share a space, and banks in which some conce
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -13,8 +13,6 @@ from torch.nn.functional import normalize
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.result import Result
-
-Weighting = Literal["average", "confidence", "tta"]
 
 
 @final
@@ -40,24 +38,20 @@ class ConceptMarginalResult(Result):
 class ConceptMarginal:
     """Posterior of a class as a sum over the concepts that belong to it.
 
-    ``p(y | x) ~ p(y) sum_{z of y} w_z(x) L(x, z)`` with ``L = softmax over all z of cos(x, e_z) /
+    ``p(y | x) ~ p(y) sum_{z of y} w_z L(x, z)`` with ``L = softmax over all z of cos(x, e_z) /
     tau``, the weights of a class adding up to 1.
 
     Range        posterior [0, 1], rows add up to 1.
-    Cost         one product of the rows with the bank; ``tta`` one for each view.
+    Cost         one product of the rows with the bank.
     Assumes      rows and concepts in one space.
-    Differs      the paper's abstract gives no formulas: the weightings are ours.
+    Differs      the paper's abstract gives no formulas: this one is ours. Weights that follow the
+                 certainty of a concept, or its agreement over views of a row, are left out: they
+                 did not help (study ``concept-marginal``).
 
     Parameters
     ----------
     tau : float, default=0.07
         Temperature of the cosines.
-    weighting : {"average", "confidence", "tta"}, default="average"
-        Weights of a class's concepts: its prior ones; times the inverse entropy of the classes that
-        the concept's neighbours in the bank name; or times its mean likelihood over the most
-        certain views of the row.
-    views : float, default=0.1
-        Share of the views that ``tta`` keeps, those of smallest entropy; at least one.
 
     Examples
     --------
@@ -72,18 +66,12 @@ class ConceptMarginal:
     """
 
     tau: float = 0.07
-    weighting: Weighting = "average"
-    views: float = 0.1
     paper: ClassVar[str] = "chbr2024concepts"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"weighting": "confidence"})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"tau": 0.5})
 
     def __post_init__(self) -> None:
-        known = ("average", "confidence", "tta")
-        if not self.tau > 0 or self.weighting not in known or not 0 < self.views <= 1:
-            raise InputError(
-                "ConceptMarginal: expected tau above 0, weighting of average, confidence or tta, "
-                f"and views in (0, 1], got {self}."
-            )
+        if not self.tau > 0:
+            raise InputError(f"ConceptMarginal: expected tau above 0, got {self.tau}.")
 
     def fit(
         self,
@@ -92,7 +80,6 @@ class ConceptMarginal:
         owner: Int[Tensor, "concept"],
         weights: Float[Tensor, "concept"] | None = None,
         prior: Float[Tensor, "class"] | None = None,
-        views: Float[Tensor, "view row dim"] | None = None,
     ) -> ConceptMarginalResult:
         """Return the posterior of each class.
 
@@ -106,24 +93,18 @@ class ConceptMarginal:
             Prior weights; where concepts were drawn by a proposal, its importance weights.
         prior : Float[Tensor, "class"], optional
             Of the classes; counts will do. Uniform by default.
-        views : Float[Tensor, "view row dim"], optional
-            Each row under some augmentations, for ``tta``.
 
         Raises
         ------
         ShapeError
             If widths or numbers do not fit.
         InputError
-            If a class has no concept, or ``tta`` no views.
+            If a class has no concept.
         """
-        n_classes = self._check(rows, bank, owner, views)
+        n_classes = self._check(rows, bank, owner)
         likelihood = self._likelihood(rows, bank)
         prior_weight = torch.ones(len(bank)) if weights is None else weights
         weight = prior_weight.to(likelihood).expand_as(likelihood)
-        if self.weighting == "confidence":
-            weight = weight * self._confidence(bank, owner, n_classes)
-        elif views is not None and self.weighting == "tta":
-            weight = weight * self._agreement(views, bank, owner, n_classes)
         weight = weight / _by_class(weight, owner, n_classes)[:, owner].clamp(min=1e-300)
         joint = weight * likelihood
         of_class = _by_class(joint, owner, n_classes)
@@ -134,11 +115,11 @@ class ConceptMarginal:
             n=len(rows),
             range=(0.0, 1.0),
             direction="higher",
-            conventions={"weighting": self.weighting, "tau": self.tau, "se": "none"},
+            conventions={"tau": self.tau, "se": "none"},
             responsibility=joint / of_class[:, owner].clamp(min=1e-300),
         )
 
-    def _check(self, rows: Tensor, bank: Tensor, owner: Tensor, views: Tensor | None) -> int:
+    def _check(self, rows: Tensor, bank: Tensor, owner: Tensor) -> int:
         if rows.shape[1] != bank.shape[1] or len(owner) != len(bank):
             raise ShapeError(
                 "ConceptMarginal: expected rows and concepts of one width, and a class for each "
@@ -151,42 +132,16 @@ class ConceptMarginal:
             raise InputError(
                 f"ConceptMarginal: expected a concept for every class, got none for {empty[:5]}."
             )
-        if self.weighting == "tta" and (views is None or views.shape[1:] != rows.shape):
-            raise InputError(
-                "ConceptMarginal: expected views (view, row, dim) of the rows for weighting='tta', "
-                f"got {None if views is None else tuple(views.shape)}."
-            )
         return n_classes
 
     def _likelihood(
-        self, rows: Float[Tensor, "*view row dim"], bank: Float[Tensor, "concept dim"]
-    ) -> Float[Tensor, "*view row concept"]:
+        self, rows: Float[Tensor, "row dim"], bank: Float[Tensor, "concept dim"]
+    ) -> Float[Tensor, "row concept"]:
         cosine = normalize(rows.double(), dim=-1) @ normalize(bank.double(), dim=-1).T
         return (cosine / self.tau).softmax(-1)
-
-    def _confidence(self, bank: Tensor, owner: Tensor, n_classes: int) -> Float[Tensor, "concept"]:
-        """Return the inverse entropy of the classes that each concept alone stands for."""
-        return 1.0 / (_entropy(_by_class(self._likelihood(bank, bank), owner, n_classes)) + 1e-3)
-
-    def _agreement(
-        self, views: Tensor, bank: Tensor, owner: Tensor, n_classes: int
-    ) -> Float[Tensor, "row concept"]:
-        """Return each concept's mean likelihood over the views that are most certain of a class."""
-        likelihood = self._likelihood(views, bank)
-        flat = likelihood.flatten(0, 1)
-        entropy = _entropy(_by_class(flat, owner, n_classes)).unflatten(0, likelihood.shape[:2])
-        kept = max(1, round(self.views * len(views)))
-        best = entropy.topk(kept, dim=0, largest=False).indices
-        index = best[..., None].expand(*best.shape, len(bank))
-        return likelihood.gather(0, index).mean(0)
 
 
 def _by_class(
     x: Float[Tensor, "row concept"], owner: Int[Tensor, "concept"], n_classes: int
 ) -> Float[Tensor, "row class"]:
     return x.new_zeros(len(x), n_classes).index_add_(1, owner, x)
-
-
-def _entropy(x: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
-    p = x / x.sum(1, keepdim=True)
-    return torch.special.entr(p).sum(1)

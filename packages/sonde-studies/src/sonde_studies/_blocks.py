@@ -39,7 +39,20 @@ class BlockDigits:
 
 
 def block_digits(seed: int, n: int | None = None) -> BlockDigits:
-    """Return digits in a random order, each above or below the same pattern at random."""
+    """Return digits in a random order, each above or below the same pattern at random.
+
+    Parameters
+    ----------
+    seed : int
+    n : int, optional
+        How many; all 1,797 by default.
+
+    Examples
+    --------
+    >>> found = block_digits(0, 5)
+    >>> found.x.shape, bool((found.x[:, 0][found.signal].reshape(5, 64).sum(1) > 0).all())
+    (torch.Size([5, 1, 16, 8]), True)
+    """
     draw = np.random.default_rng(seed)
     x, kind = pixels()
     order = draw.permutation(len(x))[:n]

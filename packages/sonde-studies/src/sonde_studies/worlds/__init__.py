@@ -1,9 +1,11 @@
 """Worlds whose truth is known, and nets that learn in them.
 
-The names below are of trajectories with a known first wrong step, from exact simulators; what other
-studies share is reached through its own file.
+Trajectories with a known first wrong step, from exact simulators (``build_trajectories``: wrong
+actions, detours, and actions after the end), and digits beside a block that says nothing
+(``block_digits``). What else studies share is reached through its own file.
 """
 
+from sonde_studies._blocks import BlockDigits, block_digits
 from sonde_studies.worlds.building import (
     WORLDS,
     Built,
@@ -19,6 +21,7 @@ from sonde_studies.worlds.world import Fault, Step, Trajectory, World, complete,
 __all__ = [
     "KINDS",
     "WORLDS",
+    "BlockDigits",
     "Built",
     "Calculator",
     "Fault",
@@ -27,6 +30,7 @@ __all__ = [
     "Step",
     "Trajectory",
     "World",
+    "block_digits",
     "build_trajectories",
     "complete",
     "perturb_and_complete",
