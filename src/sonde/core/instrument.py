@@ -39,6 +39,11 @@ class Where(ABC):
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"] | None:
         """Return which rows of ``key`` are kept; None keeps all."""
 
+    @property
+    def advice(self) -> str:
+        """What to do where no row is kept; empty if this filter alone does not lead to it."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Every(Where):
@@ -94,6 +99,13 @@ class NotLabelled(Where):
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
         """Keep the rows of other labels."""
         return batch.column("label", key) != self.label
+
+    @property
+    def advice(self) -> str:
+        """Rows without a label are no rows where labels are needed."""
+        if self.label != -1:
+            return ""
+        return "No finite row has a label other than -1: pass labels, or check the label column."
 
 
 @dataclass(frozen=True)

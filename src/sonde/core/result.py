@@ -35,9 +35,11 @@ FLAGS: dict[str, str] = {
     "saturated": "the estimator is at its upper limit",
     "clipped": "part of the data lay outside the estimator's range",
     "coarse": "the spread is below the width of a bin: what moves inside one goes unseen",
-    "dead": "constant rows or units: the value is not defined",
+    "dead": "constant rows or units: their value is not defined",
+    "copies": "different rows that are equal, or all but: they are each other's neighbours",
     "dead_features": "more than 5 % of the features are active in no row",
-    "massive_units": "units that spread over ten times as far as the median one were scaled down",
+    "massive_units": "units that spread over ten times as far as others: they decide alone, or "
+    "were scaled down",
     "unlabelled": "rows without a label were left out",
     "nonfinite": "rows with NaN, infinity or numbers too large to square were left out",
     "sampled": "computed from a sample of the rows",

@@ -15,6 +15,7 @@ from sonde.core.errors import InputError, ShapeError, near
 from sonde.core.hashing import tensor_key
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
+from sonde.core.tensors import as_tensor
 from sonde.core.wording import plural
 from sonde.engine._array_columns import entries, integers, labels, matrix, matrix_of_rows, sequence
 from sonde.engine._row_identity import (
@@ -177,9 +178,27 @@ def array_stream(
         extra={name: entries(columns[name], n, name) for name in columns if name not in OWN_FIELD},
         pair=None if pair is None else text_hashes(sequence(pair, n, "pair")),
         side=sides,
-        head=columns.get("head"),
+        head=_head(columns.get("head")),
         seed=seed,
     )
+
+
+def _head(given: Any) -> Head | None:
+    """Return weight and bias of a linear layer, of a pair of arrays, or of a weight alone."""
+    if given is None:
+        return None
+    if isinstance(given, torch.nn.Linear):
+        given = given.weight, given.bias
+    weight, bias = given if isinstance(given, tuple | list) and len(given) == 2 else (given, None)
+    matrix = as_tensor("Stream.of", weight, "head", ShapeError)
+    if matrix.ndim != 2:
+        raise ShapeError(
+            "Stream.of: expected the head as a linear layer, as its weight (class, dim), or as a "
+            f"pair of weight and bias, got a weight of shape {tuple(matrix.shape)}."
+        )
+    return matrix.detach(), None if bias is None else as_tensor(
+        "Stream.of", bias, "bias of the head", ShapeError
+    ).detach()
 
 
 def _gradients(grad: Any, sites: dict[str, Tensor]) -> dict[str, Tensor]:

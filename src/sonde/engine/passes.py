@@ -227,7 +227,11 @@ def states_of(task: Task, states: States, split: Split | None = None) -> dict[st
                 raise StateError(
                     f"{type(task.instrument).__name__}: no row to fit on at "
                     + " & ".join(group[0].keys)
-                    + _advice(group[0].part)
+                    + (
+                        f". {group[0].where.advice}"
+                        if group[0].where.advice
+                        else _advice(group[0].part)
+                    )
                 )
             values.append(state)
         one_value = task.instrument.span == "one" or len(targets[0][0].keys) > 1

@@ -10,18 +10,23 @@ from sonde.measure._canonical import canonical_correlations
 from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
 from sonde.stats.sampled_rows import SampledRows
 
+ROUNDING = 1e-12
+
 
 def gaussian_information(
     cross: CrossMomentsState, x: MomentsState, y: MomentsState, independent: float | None = None
 ) -> tuple[Float[Tensor, ""], float]:
     """Return ``-1/2 sum ln(1 - rho^2)`` in nats and its mean over unrelated Gaussian rows.
 
-    Differentiable in the moments. Both are NaN with no more rows than directions that vary, where
-    some correlation is always 1.
+    Differentiable in the moments. Infinite if a correlation is 1 to rounding. Both are NaN with no
+    more rows than directions that vary, where some correlation is always 1.
     """
     found = canonical_correlations(cross, x, y)
     null = gaussian_null(independent or cross.n, *found.ranks)
-    value = -0.5 * torch.log1p(-found.rho.square()).sum()
+    square = found.rho.square()
+    value = -0.5 * torch.log1p(-square).sum()
+    if bool((square.detach() > 1.0 - ROUNDING).any()):
+        value = torch.full_like(value.detach(), math.inf)
     return (value, null) if math.isfinite(null) else (value * math.nan, null)
 
 

@@ -1,17 +1,18 @@
 """Sampled rows without copies, and the distances to their neighbours, for intrinsic dimensions."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.measure._flags import precision_flags, relative_spread
 from sonde.stats import HashSampleState, nearest
-from sonde.stats.sampled_rows import SampledRows
+from sonde.stats.sampled_rows import LEAST_FOR_HALVES, SampledRows
 
+CLOSE = 1e-3
 Figure = Callable[[SampledRows], Float[Tensor, "*scale"]]
 
 
@@ -31,7 +32,7 @@ class Neighbourhood:
         """Return the distinct finite rows of a sample."""
         every = SampledRows.of((sample,))
         rows = distinct(every)
-        flags = list(every.flags)
+        flags = [*every.flags, *(["copies"] if len(rows) < len(every) else [])]
         if len(rows) < 2:
             flags.append("dead" if len(every) > 1 else "few_rows")
         else:
@@ -39,18 +40,26 @@ class Neighbourhood:
             flags += precision_flags(relative_spread(x.mean(0), x.var(0)), sample.rows.dtype)
         return cls(rows, len(every) - len(rows), tuple(flags))
 
-    def flags_of(self, value: Tensor) -> tuple[str, ...]:
-        """Return all flags of an estimate.
+    def flags_of(self, value: Tensor, near: Float[Tensor, "row"]) -> tuple[str, ...]:
+        """Return all flags of an estimate, from it and each row's distance to its nearest one.
 
         ``high_dim`` follows Eckmann and Ruelle: ``n`` rows bear at most ``2 log10 n`` dimensions.
         """
-        number = float(value)
-        if math.isnan(number):
-            return tuple(dict.fromkeys((*self.flags, "few_rows")))
-        if math.isinf(number):
-            return (*self.flags, "saturated")
-        high = number > 2 * math.log10(self.rows.n_groups)
-        return (*self.flags, "high_dim") if high else self.flags
+        number, n = float(value), self.rows.n_groups
+        raised = {
+            "few_rows": math.isnan(number) or n < LEAST_FOR_HALVES,
+            "saturated": math.isinf(number),
+            "high_dim": math.isfinite(number) and number > 2 * math.log10(n),
+            "copies": self._nearly_equal(near),
+        }
+        return tuple(dict.fromkeys((*self.flags, *(f for f, is_so in raised.items() if is_so))))
+
+    def _nearly_equal(self, near: Float[Tensor, "row"]) -> bool:
+        """Return whether over a hundredth of the rows lie closer than rows on a line would."""
+        if len(near) == 0:
+            return False
+        spread = float(self.rows.rows[0].var(0, correction=0).sum()) ** 0.5
+        return float((near < CLOSE / max(len(near), 1000) * spread).double().mean()) > 0.01
 
     def error(self, figure: Figure) -> tuple[Tensor | None, str]:
         """Return the standard error of an estimate, and how it was made.
@@ -71,6 +80,24 @@ def distinct(rows: SampledRows) -> SampledRows:
     first = torch.full((int(number.max()) + 1 if len(rows) else 0,), len(rows))
     first.scatter_reduce_(0, number, index, "amin")
     return rows.take(torch.sort(first).values)
+
+
+def copy_flags(
+    rows: Sequence[Float[Tensor, "row _dim"]], group: Int[Tensor, "row"]
+) -> tuple[str, ...]:
+    """Return ``copies`` if at some site rows of different groups are equal."""
+    for x in rows:
+        number = torch.unique(x, dim=0, return_inverse=True)[1].cpu()
+        if len(torch.unique(torch.stack([number, group], 1), dim=0)) > len(torch.unique(number)):
+            return ("copies",)
+    return ()
+
+
+def nearest_distance(rows: SampledRows) -> Float[Tensor, "row"]:
+    """Return each row's distance to the nearest row of another group; none below two groups."""
+    if rows.n_groups < 2:
+        return torch.zeros(0, dtype=torch.float64)
+    return neighbour_distances(rows, 1)[:, 0]
 
 
 def neighbour_distances(rows: SampledRows, k: int) -> Float[Tensor, "row k"]:

@@ -12,6 +12,7 @@ from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
+from sonde.measure._neighbourhood import copy_flags
 from sonde.measure._reads import PairSampleInstrument
 from sonde.stats import HashSampleState
 from sonde.stats.neighbours import CHUNK
@@ -94,7 +95,7 @@ class CKNNA(PairSampleInstrument):
             null=null.double().mean(),
             n=len(rows),
             range=(-1.0, 1.0),
-            flags=rows.flags,
+            flags=rows.flags + copy_flags(rows.rows, rows.group),
             conventions={**conventions, "se": "none: too few rows in a half" if failed else how},
             null_spread=float(null.double().std()),
         )

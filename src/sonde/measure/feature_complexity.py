@@ -124,11 +124,14 @@ class FeatureComplexity(PairSampleInstrument):
             "few_rows": bool((len(rows) - 1 <= ranks).any()),
             "dead": bool((ranks == 0).any()) or bool(_dead(rows.rows[-1]).any()),
         }
-        se, how = rows.standard_error(lambda half: (1 - _explained(half)[0].clamp(min=0)).mean())
+        live = ~_dead(rows.rows[-1]).cpu()
+        se, how = rows.standard_error(
+            lambda half: (1 - _explained(half)[0][:, live].clamp(min=0)).mean()
+        )
         if se is not None and not bool(se.isfinite()):
             se, how = None, "none: too few rows for halves"
         return FeatureComplexityResult(
-            value=float(complexity.mean()),
+            value=float(complexity[live].mean()),
             se=se,
             null=1.0 - sum(_by_chance(len(rows), rank) for rank in ranks.tolist()) / len(ranks),
             n=len(rows),

@@ -14,7 +14,12 @@ from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.measure._neighbourhood import Neighbourhood, neighbour_distances, null_dimension
+from sonde.measure._neighbourhood import (
+    Neighbourhood,
+    nearest_distance,
+    neighbour_distances,
+    null_dimension,
+)
 from sonde.measure._reads import SampleInstrument
 from sonde.stats import HashSampleState
 from sonde.stats.sampled_rows import SampledRows
@@ -124,7 +129,7 @@ class Gride(SampleInstrument):
             null=None if null is None else null[0],
             n=found.rows.n_groups,
             range=(0.0, math.inf),
-            flags=found.flags_of(value),
+            flags=found.flags_of(value, nearest_distance(found.rows)),
             conventions={"neighbours": "of other groups", "plateau": "within 5 %", "se": how},
             rank=2 ** torch.arange(len(curve)),
             dimension=curve,

@@ -11,6 +11,7 @@ from torch import Tensor
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
+from sonde.measure._neighbourhood import copy_flags
 from sonde.measure._reads import PairSampleInstrument
 from sonde.stats import HashSampleState, distance_chunks, nearest
 from sonde.stats.sampled_rows import SampledRows
@@ -92,7 +93,7 @@ class InformationImbalance(PairSampleInstrument):
             null=1.0,
             n=len(rows),
             range=(0.0, 1.0),
-            flags=rows.flags,
+            flags=rows.flags + copy_flags(rows.rows, rows.group),
             conventions={"neighbours": "of other groups", "ties": "mean rank", "se": how},
             reverse=float(back.mean()),
             reverse_se=math.nan if other is None else float(other),

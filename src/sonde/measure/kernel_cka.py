@@ -24,6 +24,8 @@ from sonde.stats.hsic_sums import HsicSums, HsicSumsState
 from sonde.stats.sampled_rows import SampledRows
 
 Sums = HsicSumsState | GroupedHsicSumsState
+ROUNDING = 1e-30
+"""A criterion of equal rows is below it, one of kernels a million times too wide above."""
 
 
 @final
@@ -160,7 +162,7 @@ class KernelCKA(Instrument):
         flags: list[str] = []
         value: float | Tensor = math.nan
         xx, yy = first.hsic, second.hsic
-        if bool(xx.detach() > 0) and bool(yy.detach() > 0):
+        if min(float(xx.detach()), float(yy.detach())) > ROUNDING:
             value = (pair.hsic + swapped.hsic) / 2 / torch.sqrt(xx * yy)
         else:
             flags.append("dead")

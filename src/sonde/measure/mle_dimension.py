@@ -12,7 +12,12 @@ from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.measure._neighbourhood import Neighbourhood, neighbour_distances, null_dimension
+from sonde.measure._neighbourhood import (
+    Neighbourhood,
+    nearest_distance,
+    neighbour_distances,
+    null_dimension,
+)
 from sonde.measure._reads import SampleInstrument
 from sonde.stats import HashSampleState
 from sonde.stats.sampled_rows import SampledRows
@@ -85,7 +90,7 @@ class MLEDimension(SampleInstrument):
             null=null_dimension(found.rows, self._dimension),
             n=found.rows.n_groups,
             range=(0.0, math.inf),
-            flags=found.flags_of(value),
+            flags=found.flags_of(value, nearest_distance(found.rows)),
             conventions={"k": self.k, "neighbours": "of other groups", "se": how},
             n_copies=found.n_copies,
         )

@@ -39,6 +39,7 @@ Estimator = Literal["gaussian", "copula", "ksg"]
 Scale = Literal["none", "std"]
 
 MOST_DIMS = 6
+TOO_WIDE = 10.0
 CUT = 1e-10
 
 
@@ -176,6 +177,7 @@ class MutualInformation(Instrument):
         if "dead" in flags:
             return self._answer(math.nan, math.nan, cross.n, [*flags], {})
         raw, null = gaussian_information(cross, x, y, independent)
+        flags |= {"saturated": None} if bool(torch.isinf(raw)) else {}
         return self._answer(raw, null, cross.n, [*flags], {"null": "closed form"})
 
     def _of_sample(self, rows: SampledRows) -> MutualInformationResult:
@@ -185,6 +187,7 @@ class MutualInformation(Instrument):
         few = len(rows) - largest < self.k if ksg else rows.n_groups <= dims + 1
         dead = any(bool((x == x[:1]).all()) for x in rows.rows)
         raised = {"dead": dead, "few_rows": few, "high_dim": ksg and dims > MOST_DIMS}
+        raised["massive_units"] = ksg and self.scale == "none" and _is_uneven(rows.rows)
         flags = [*rows.flags, *(flag for flag, is_so in raised.items() if is_so)]
         if dead or len(rows) - largest < (self.k if ksg else dims):
             return self._answer(math.nan, math.nan, len(rows), flags, {"se": "no value"})
@@ -194,6 +197,7 @@ class MutualInformation(Instrument):
             rows, kept = replace(rows, rows=tuple(x for x, _ in found)), tuple(k for _, k in found)
         rows, figure = self._prepared(rows), self._by_neighbours if ksg else information_of_rows
         raw, null = figure(rows)
+        flags += ["saturated"] if bool(torch.isinf(raw)) else []
         closed = math.isfinite(null) and not rows.grouped
         if not closed:
             null = sum(float(figure(other)[0]) for other in rows.shuffled()) / SHUFFLES
@@ -244,6 +248,13 @@ class MutualInformation(Instrument):
             bias=null,
             kept=kept,
         )
+
+
+def _is_uneven(sites: Sequence[Float[Tensor, "row _dim"]]) -> bool:
+    """Return whether a unit spreads ten times as far as the median one, or as the other site."""
+    spread = [x.std(0, correction=0) for x in sites]
+    widest = torch.stack([s.max() for s in spread])
+    return bool(widest.max() > TOO_WIDE * torch.minimum(widest.min(), torch.cat(spread).median()))
 
 
 def _components(

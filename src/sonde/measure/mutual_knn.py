@@ -1,16 +1,18 @@
 """How far two sites agree on which rows are neighbours."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
+from sonde.measure._neighbourhood import copy_flags
 from sonde.measure._reads import PairSampleInstrument
 from sonde.stats import HashSampleState
 from sonde.stats.neighbours import nearest
@@ -84,15 +86,20 @@ class MutualKNN(PairSampleInstrument):
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> MutualKNNResult:
         """Compare the neighbours of each row."""
         rows = SampledRows.of(samples)
-        alive = torch.stack([x.ne(0).any(1).cpu() for x in rows.rows]).all(0)
-        flags = rows.flags + (("dead",) if not bool(alive.all()) else ())
-        rows = rows.take(alive) if self.metric == "cosine" else rows
+        flags = rows.flags
+        if self.metric == "cosine":
+            alive = torch.stack([x.ne(0).any(1).cpu() for x in rows.rows]).all(0)
+            flags += () if bool(alive.all()) else ("dead",)
+            rows = rows.take(alive)
+            rows = replace(rows, rows=tuple(normalize(x, dim=1) for x in rows.rows))
+        flags += copy_flags(rows.rows, rows.group)
         conventions = {"k": self.k, "metric": self.metric, "neighbours": "of other groups"}
-        if len(rows) == 0 or self.k >= len(rows) - int(torch.bincount(rows.group).max()) + 1:
+        few = len(rows) == 0 or self.k >= len(rows) - int(torch.bincount(rows.group).max()) + 1
+        if few or any(bool((x == x[:1]).all()) for x in rows.rows):
             return MutualKNNResult(
                 n=len(rows),
                 range=(0.0, 1.0),
-                flags=(*flags, "few_rows"),
+                flags=tuple(dict.fromkeys((*flags, "few_rows" if few else "dead"))),
                 conventions=conventions,
                 jaccard=float("nan"),
             )
@@ -117,8 +124,6 @@ class MutualKNN(PairSampleInstrument):
     def _neighbours(
         self, x: Float[Tensor, "row dim"], group: Int[Tensor, "row"]
     ) -> Int[Tensor, "row k"]:
-        if self.metric == "cosine":
-            x = torch.nn.functional.normalize(x, dim=1)
         k = min(self.k, len(x) - 1)
         return nearest(x, x, k, group=group, group2=group)[1].cpu()
 

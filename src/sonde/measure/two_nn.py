@@ -87,7 +87,8 @@ class TwoNN(SampleInstrument):
         """Fit the distribution of the ratios."""
         found = Neighbourhood.of(sample)
         rows = found.rows
-        logs = _log_ratios(rows)
+        near = _two_distances(rows)
+        logs = torch.log(near[:, 1] / near[:, 0])
         value = self._dimension(logs)
         se, how = self._error(rows, logs, value)
         first = [rows.take(torch.arange(len(rows) // part)) for part in (2, 4)]
@@ -97,7 +98,7 @@ class TwoNN(SampleInstrument):
             null=null_dimension(rows, lambda r: self._dimension(_log_ratios(r))),
             n=rows.n_groups,
             range=(0.0, math.inf),
-            flags=found.flags_of(value),
+            flags=found.flags_of(value, near[:, 0]),
             conventions={"fit": self.fit_by, "neighbours": "of other groups", "se": how},
             decimated=torch.stack([value, *(self._dimension(_log_ratios(r)) for r in first)]),
             n_copies=found.n_copies,
@@ -127,10 +128,15 @@ class TwoNN(SampleInstrument):
 
 def _log_ratios(rows: SampledRows) -> Float[Tensor, "row"]:
     """Return the logarithm of the ratio of the two distances; none where neighbours are lacking."""
-    if rows.n_groups < 3:
-        return torch.zeros(0, dtype=torch.float64)
-    near = neighbour_distances(rows, 2)
+    near = _two_distances(rows)
     return torch.log(near[:, 1] / near[:, 0])
+
+
+def _two_distances(rows: SampledRows) -> Float[Tensor, "row 2"]:
+    """Return each row's distances to its two nearest groups; none below three groups."""
+    if rows.n_groups < 3:
+        return torch.zeros(0, 2, dtype=torch.float64)
+    return neighbour_distances(rows, 2)
 
 
 two_nn = as_function(TwoNN, called={"fit_by": "fit"})
