@@ -60,8 +60,8 @@ def test_one_wide_unit_is_flagged_by_nearest_neighbours():
 
 def test_constant_sites_have_no_similarity():
     flat = torch.full_like(X, 1.7)
-    for found in (measure.kernel_cka(flat, Y), measure.kernel_cka(Y, flat, sigma=1.0, m=16),
-                  measure.mutual_knn(flat, flat), measure.mutual_knn(flat, Y, metric="euclidean")):  # fmt: skip
+    pairs = measure.mutual_knn(flat, flat), measure.mutual_knn(flat, Y, metric="euclidean")
+    for found in (measure.kernel_cka(flat, Y), measure.kernel_cka(Y, flat, sigma=1.0), *pairs):
         assert math.isnan(found.value)
         assert "dead" in found.flags
     some = torch.where(torch.arange(300)[:, None] < 1, 0.0, X)
@@ -82,8 +82,8 @@ def test_a_dead_feature_leaves_the_others():
 def test_heads_of_every_form():
     label = torch.arange(300) % 3
     layer = torch.nn.Linear(4, 3, bias=False, dtype=torch.float64)
-    found = [measure.neural_collapse(X, label, head=h).head_gap
-             for h in (layer, layer.weight, layer.weight.detach().numpy(), (layer.weight, None))]  # fmt: skip
+    forms = layer, layer.weight, layer.weight.detach().numpy(), (layer.weight, None)
+    found = [measure.neural_collapse(X, label, head=head).head_gap for head in forms]
     assert len(set(found)) == 1
     with pytest.raises(ShapeError, match=re.escape("got a weight of shape (3,)")):
         measure.neural_collapse(X, label, head=torch.ones(3))

@@ -2,13 +2,15 @@
 
 import itertools
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeWarning
 from sonde.core.instrument import Instrument
 from sonde.core.stream import Stream
+from sonde.core.wording import plural
 from sonde.run.fitting.fit import fit
 from sonde.run.training.track import Track
 
@@ -34,8 +36,17 @@ def checkpoint_folders(folder: str | Path) -> list[tuple[int, Path]]:
     [20, 100]
     """
     place = Path(folder)
-    models = [p for p in place.iterdir() if (p / "config.json").is_file()] if place.is_dir() else []
-    found = sorted((int(m[1]), path) for path in models if (m := _STEP.search(path.name)))
+    folders = [p for p in place.iterdir() if p.is_dir()] if place.is_dir() else []
+    steps = sorted((int(m[1]), path) for path in folders if (m := _STEP.search(path.name)))
+    found = [(step, path) for step, path in steps if (path / "config.json").is_file()]
+    if found and len(found) < len(steps):
+        left_out = [path.name for step, path in steps if (step, path) not in found]
+        warnings.warn(
+            f"{plural(len(left_out), 'folder')} of {place} without a config.json left out: "
+            f"{', '.join(left_out)}. Copy the config.json of the model into them.",
+            SondeWarning,
+            stacklevel=2,
+        )
     if not found:
         raise InputError(
             f"expected checkpoints in {place}, folders such as checkpoint-500 with a config.json; "
