@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-fast lint wheel-test shots bench faults fuzz bench-gpu studies docs clean
+.PHONY: install scan test test-fast test-processors lint wheel-test shots bench faults fuzz bench-gpu studies docs clean
 
 install: $(STAMP)
 
@@ -33,6 +33,17 @@ test: install
 
 test-fast: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 300 -m "not slow and not browser"
+
+# The fast tests on the kernels of this machine, of AVX2 and of SSE alone: rounding differs.
+PROCESSORS := "OWN=1" \
+	"ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 DNNL_MAX_CPU_ISA=AVX2" \
+	"ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE DNNL_MAX_CPU_ISA=SSE41"
+test-processors: install
+	set -e; for kernels in $(PROCESSORS); do \
+		echo "$$kernels" | grep -v ^OWN || echo "this machine's own kernels"; \
+		env $$kernels $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 300 \
+			-m "not slow and not browser"; \
+	done
 
 lint: install
 	$(BIN)/ruff format --check .

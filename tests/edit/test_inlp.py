@@ -49,3 +49,19 @@ def test_bad_input():
         Inlp(max_rounds=0)
     with pytest.raises(InputError, match="at least two classes"):
         Inlp().fit(torch.ones(4, 2), [1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_rounding_leaves_of_a_gap_is_no_gap(seed):
+    """Rows around two means, alike in every direction: one probe takes the gap, rounding stays."""
+    rng = torch.Generator().manual_seed(seed)
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=rng, dtype=torch.float64)).Q
+    ones = torch.ones(6, 1, dtype=torch.float64)
+    simplex = torch.linalg.qr(ones, mode="complete").Q[:, 1:]  # its six corners, around 0
+    gap = torch.randn(5, generator=rng, dtype=torch.float64)
+    x = torch.cat([simplex + gap / 3, simplex @ turn - gap / 3])
+    label = torch.arange(2).repeat_interleave(6)
+    order = torch.randperm(12, generator=rng)
+    found = Inlp(shrinkage=0.0).fit(x[order], label[order])
+    assert (found.rank, found.conventions["rounds"]) == (1, 1)
+    assert found.conventions["accuracy"] == found.conventions["majority"] == 0.5

@@ -21,7 +21,8 @@ class Inlp(Instrument):
     """Orthogonal projection off the normals of linear probes, fitted round by round (INLP).
 
     Each round fits linear discriminant analysis to what the rounds before left and removes its
-    normals, until its accuracy is within ``margin`` of always naming the largest class. The probes
+    normals, until its accuracy is within ``margin`` of always naming the commonest class of the rows
+    that it is measured on. The probes
     come from sums over all rows, so one pass serves every round; their accuracy is measured on a
     sample of these rows. ``Leace`` changes rows less for the same guard.
 
@@ -37,7 +38,7 @@ class Inlp(Instrument):
     max_rounds : int, default=35
         Most probes.
     margin : float, default=0.01
-        How far above the share of the largest class the last probe's accuracy may lie.
+        How far above the share of the commonest class the last probe's accuracy may lie.
     shrinkage : float or "oas", default="oas"
         Weight in [0, 1] of the scaled identity in the covariance within classes.
     sample : int, default=2048
@@ -88,7 +89,7 @@ class Inlp(Instrument):
         share = by_class.weight.detach() / joint.n
         known = labels.rows >= 0
         x, label = rows.rows[known].double() - joint.mean, labels.rows[known]
-        majority = float((label == by_class.labels[share.argmax()]).double().mean())
+        majority = int(label.unique(return_counts=True)[1].max()) / len(label)
         basis = torch.zeros(len(joint.mean), 0, dtype=torch.float64, device=x.device)
         accuracy: list[float] = []
         while basis.shape[1] < len(basis):
@@ -100,6 +101,8 @@ class Inlp(Instrument):
             if accuracy[-1] <= majority + self.margin or len(accuracy) > self.max_rounds:
                 break
             basis = torch.cat([basis, _span(probe.normal, joint.least())], 1)
+        else:  # nothing is left to read
+            accuracy.append(majority)
         return joint.eraser(
             basis,
             basis,
@@ -110,6 +113,10 @@ class Inlp(Instrument):
                 "rounds": max(len(accuracy) - 1, 0),
             },
         )
+
+
+APART = 1e-6
+"""Standard deviations between classes below which they are one: what is left is rounding."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,8 @@ class _Probe:
     @classmethod
     def of(cls, root: Tensor, gap: Tensor, share: Tensor, labels: Tensor) -> "_Probe":
         white = root.T @ gap
+        if float(white.norm()) < APART:
+            white = torch.zeros_like(white)
         return cls(root @ white, share.log() - white.square().sum(0) / 2, labels)
 
     def is_right(self, x: Float[Tensor, "row dim"], label: Tensor) -> Bool[Tensor, "row"]:

@@ -1,13 +1,15 @@
 """Progress on stderr: rate, remaining time and memory, for anything that takes over two seconds."""
 
+import random
 import sys
 import time
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING
 
 from sonde.core.wording import gib, plural
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 LONG_SECONDS = 20.0
 LEAST_STEPS = 4
@@ -72,8 +74,8 @@ class Bar:
         self._began = time.monotonic()
         self._done, self._said = 0, False
         self._steps: list[tuple[float, int]] = []
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._progress: "Progress | None" = None
+        self._task: "TaskID | None" = None
 
     def __enter__(self) -> "Bar":
         self._began = time.monotonic()
@@ -124,16 +126,7 @@ class Bar:
         if not self._shown or self.wall_seconds < self._delay:
             return
         if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[memory]}"),
-                console=Console(stderr=True),
-                transient=True,
-            )
+            self._progress = _drawn()
             self._progress.start()
             self._task = self._progress.add_task(self._label, total=self._total, rate="", memory="")
         assert self._task is not None
@@ -143,3 +136,23 @@ class Bar:
             rate=f"{self._done / self.wall_seconds:.0f}/s",
             memory=f"{peak_memory_bytes() / 2**20:.0f} MiB",
         )
+
+
+def _drawn() -> "Progress":
+    """Return a bar of rich, whose import draws a number that a user's training may wait for."""
+    state = random.getstate()
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    finally:
+        random.setstate(state)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[memory]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
