@@ -74,8 +74,8 @@ class Bar:
         self._began = time.monotonic()
         self._done, self._said = 0, False
         self._steps: list[tuple[float, int]] = []
-        self._progress: "Progress | None" = None
-        self._task: "TaskID | None" = None
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
 
     def __enter__(self) -> "Bar":
         self._began = time.monotonic()
