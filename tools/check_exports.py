@@ -19,7 +19,7 @@ from sonde.core.instrument import Instrument
 from sonde.core.statistic import Statistic
 from sonde.findings.catalogue import rule_classes
 from sonde.run.instruments.catalogue import methods, word_of_class
-from sonde.run.instruments.listing import FAMILIES
+from sonde.run.instruments.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -2,8 +2,8 @@
 
     python tools/count_lines.py [REVISION]
 
-Beside them the same at REVISION, by default the last tag. A code line is one that is neither blank
-nor comment nor docstring. A method is an exported class of a family; a room is a folder.
+Beside the lines those at REVISION, by default the last tag. A code line is one that is neither
+blank nor comment nor docstring. A method is a class that `sonde methods` lists, a room is a folder.
 """
 
 import ast
@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from sonde.run.instruments.families import FAMILIES
+from sonde.run.instruments.listing import listed
+
 ROOT = Path(__file__).resolve().parent.parent
-FAMILIES = ("measure", "detect", "explain", "edit", "compress", "train", "layers")
 STUDIES = ("studies", "sonde_studies")
 FOLDERS = ("src", "packages")
 
@@ -36,31 +38,18 @@ def code_lines(text: str) -> int:
     return sum(1 for i, s in lines if i not in silent and s.strip()[:1] not in ("", "#"))
 
 
-def methods(text: str) -> int:
-    """Return how many classes the ``__all__`` of a family names; functions are in small letters.
-
-    Examples
-    --------
-    >>> methods("__all__ = ['CKA', 'cka']")
-    1
-    """
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return sum(1 for name in ast.literal_eval(node.value) if not name[0].islower())
-    return 0
+def methods() -> Counter[str]:
+    """Return how many methods each family has now; functions do not count."""
+    return Counter(m.family for m in listed() if m.kind != "function")
 
 
-def counts(files: Mapping[str, str]) -> tuple[Counter[str], Counter[str]]:
-    """Return code lines of each room, and methods of each family, of files by their paths."""
+def counts(files: Mapping[str, str]) -> Counter[str]:
+    """Return the code lines of each room, of files by their paths."""
     lines: Counter[str] = Counter()
-    found: Counter[str] = Counter()
     for path, text in files.items():
         package, room, *_ = (*path.rpartition("src/")[2].split("/"), "")
-        room = package if package in STUDIES else room.removesuffix(".py")
-        lines[room] += code_lines(text)
-        if room in FAMILIES and path.endswith(f"{room}/__init__.py"):
-            found[room] = methods(text)
-    return lines, found
+        lines[package if package in STUDIES else room.removesuffix(".py")] += code_lines(text)
+    return lines
 
 
 def _now() -> dict[str, str]:
@@ -78,24 +67,24 @@ def _before(revision: str) -> dict[str, str]:
     return {p: _git("show", f"{revision}:{p}") for p in paths if p.endswith(".py")}
 
 
-def table(now: Mapping[str, str], before: Mapping[str, str] | None) -> list[str]:
+def table(
+    now: Mapping[str, str], before: Mapping[str, str] | None, found: Mapping[str, int]
+) -> list[str]:
     """Return the lines that are printed."""
-    lines, found = counts(now)
-    old_lines, old_found = counts(before) if before else (Counter[str](), Counter[str]())
+    lines, old = counts(now), counts(before or {})
 
-    def line(name: str, value: float, was: float, unit: str) -> str:
-        return f"{name:<14}{value:>8,.0f} {unit}" + (f"  (was {was:,.0f})" if before else "")
+    def line(name: str, value: float, unit: str, was: float | None = None) -> str:
+        return f"{name:<14}{value:>8,.0f} {unit}" + (f"  (was {was:,.0f})" if was else "")
 
     def machinery(of: Counter[str]) -> int:
         return sum(n for room, n in of.items() if room not in (*FAMILIES, *STUDIES))
 
-    rooms = sorted(lines | old_lines, key=lambda r: -lines[r])
-    out = [line(room, lines[room], old_lines[room], "code lines") for room in rooms]
-    out += [line(f, found[f], old_found[f], "methods") for f in FAMILIES if found[f] + old_found[f]]
-    each = [machinery(a) / max(1, b.total()) for a, b in ((lines, found), (old_lines, old_found))]
-    out.append(line("machinery", machinery(lines), machinery(old_lines), "code lines"))
-    out.append(line("for a method", each[0], each[1], "lines of machinery"))
-    return out
+    rooms = sorted(lines | old, key=lambda r: -lines[r])
+    out = [line(room, lines[room], "code lines", old[room]) for room in rooms]
+    out += [line(family, n, "methods") for family, n in found.items()]
+    out.append(line("machinery", machinery(lines), "code lines", machinery(old)))
+    each = machinery(lines) / max(1, sum(found.values()))
+    return [*out, line("for a method", each, "lines of machinery")]
 
 
 def main() -> int:
@@ -105,7 +94,7 @@ def main() -> int:
     if revision and not before:
         sys.stderr.write(f"count_lines: no revision {revision!r} with a folder src.\n")
         return 2
-    print("\n".join(table(_now(), before)))
+    print("\n".join(table(_now(), before, methods())))
     return 0
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from reference import reference_index, reference_pages, sections
 from sonde.findings.catalogue import rule_classes
 from sonde.run.instruments.catalogue import Method, methods
-from sonde.run.instruments.listing import FAMILIES, listed
+from sonde.run.instruments.families import FAMILIES
+from sonde.run.instruments.listing import listed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,13 +87,13 @@ def methods_index() -> str:
         ]
         lines[-1] += "\n" + "\n".join(rows)
     for family in FAMILIES:
-        called = [m for m in listed() if (m.family, m.kind) == (family, "call")]
+        called = [m for m in listed() if m.family == family and not m.is_fitted]
         if not called:
             continue
         lines.append(f"## {family}, in Python")
-        lines.append("| class | what it does |\n|---|---|")
+        lines.append("| name | kind | what it does |\n|---|---|---|")
         lines[-1] += "\n" + "\n".join(
-            f"| `sonde.{family}.{m.name}` | {m.summary} |" for m in called
+            f"| `sonde.{family}.{m.name}` | {m.kind} | {m.summary} |" for m in called
         )
     return "\n\n".join(lines)
 

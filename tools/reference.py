@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from sonde.run.instruments.listing import FAMILIES
+from sonde.run.instruments.families import FAMILIES
 
 ROOMS = (
     "core",

@@ -15,12 +15,15 @@ from pyarrow import parquet
 from torch import nn
 
 from sonde.cli.commands import COMMANDS
-from sonde.core import Edit, Instrument, Result
+from sonde.core import Edit, Explainer, Instrument, Judge
+from sonde.core.cache_rule import CacheRule
 from sonde.findings.catalogue import rule_classes
+from sonde.run.instruments import listing
 from sonde.run.instruments.catalogue import methods
-from sonde.run.instruments.listing import FAMILIES, listed
+from sonde.run.instruments.families import FAMILIES, FITTED
+from sonde.run.instruments.listing import listed
 from sonde.tap import Decode
-from sonde.weights import Rewrite
+from sonde.weights import MergeRule, Rewrite
 
 FIT = "fit mahalanobis sonde:digits sonde:digits/train -o probe.sonde --limit 80"
 NEEDS = {
@@ -188,30 +191,71 @@ def test_wrong_usage_is_one_line(run, words):
 
 
 def test_methods_are_the_catalogue(run):
-    ran = run("methods", "--json")
-    assert {m["word"] for m in ran.json()} == methods().keys()
+    entries = run("methods", "--json").json()
+    fitted = {m["word"] for m in entries if m["kind"] in FITTED}
+    assert fitted == methods().keys()
+    kinds = {m["word"]: m["kind"] for m in entries}
+    some = ("knn", "hotelling", "cka", "Clamp", "FinePrune", "Slerp", "UnMixNorm", "find_backdoor")
+    assert [kinds.get(name) for name in some] == [
+        *("detector", "shift", "measure", None, "rewrite", "merge rule", "layer", "function")
+    ]
     text = run("methods").out
-    assert all(m.word in text and m.summary in text for m in methods().values())
     assert all(f"  {m.name} " in text and m.summary in text for m in listed())
     assert "IntegratedGradients" in run("methods", "explain").out
     assert "steps : int" in run("methods", "IntegratedGradients").out
     assert {m["family"] for m in run("methods", "detect", "--json").json()} == {"detect"}
 
 
-def test_what_is_listed_is_what_the_classes_say():
-    fitted = {m.word: m.description for m in methods().values() if m.family in FAMILIES}
-    assert fitted == {m.name: m.description for m in listed() if m.kind == "fit"}
-    called = {}
+def test_every_export_is_listed_or_is_a_result_a_base_or_a_part():
+    listed_names = {(m.family, m.export) for m in listed()}
+    words = {(m.family, m.name) for m in listed()}
     for family in FAMILIES:
-        module = import_module(f"sonde.{family}")
-        for name in module.__all__:
-            cls = getattr(module, name)
-            if not isinstance(cls, type) or issubclass(cls, Instrument | Result):
-                continue
-            acts = issubclass(cls, Edit | Rewrite | Decode | nn.Module) or getattr(cls, "paper", "")
-            if acts and not inspect.isabstract(cls):
-                called[name] = (family, (inspect.getdoc(cls) or "").partition("\n\nExamples\n")[0])
-    assert called == {m.name: (m.family, m.description) for m in listed() if m.kind == "call"}
+        room = import_module(f"sonde.{family}")
+        for name in room.__all__:
+            found = getattr(room, name)
+            is_class = isinstance(found, type)
+            bases = (
+                Instrument,
+                Edit,
+                Rewrite,
+                Decode,
+                Explainer,
+                Judge,
+                MergeRule,
+                CacheRule,
+                nn.Module,
+            )
+            is_method = is_class and (issubclass(found, bases) or bool(getattr(found, "paper", "")))
+            is_method &= not inspect.isabstract(found)
+            is_listed = (family, name) in listed_names | words
+            assert is_listed == (is_method or inspect.isroutine(found)), (family, name)
+
+
+def test_the_list_is_made_again_when_a_file_changes(tmp_path, monkeypatch):
+    package = tmp_path / "sonde"
+    (package / "__pycache__").mkdir(parents=True)
+    (package / "a.py").write_text("x = 1")
+    monkeypatch.setattr(listing.sonde, "__file__", str(package / "__init__.py"))
+    first = listing.listed.__wrapped__()
+    kept = package / "__pycache__" / "methods.json"
+    planted = json.loads(kept.read_text())
+    planted["methods"] = planted["methods"][:3]
+    kept.write_text(json.dumps(planted))
+    assert listing.listed.__wrapped__() == first[:3]
+    (package / "b.py").write_text("y = 1")
+    assert listing.listed.__wrapped__() == first
+    kept.write_text("{")
+    assert listing.listed.__wrapped__() == first
+
+
+def test_a_kept_list_brings_nothing_heavy():
+    listed()
+    code = (
+        "import sys; from sonde.run.instruments.listing import listed; "
+        "print(len(listed()), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(len(listed())), "False"]
 
 
 def test_rows_without_a_label_are_said(run, tmp_path):

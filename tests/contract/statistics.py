@@ -10,7 +10,7 @@ from torch import Tensor
 import sonde.stats
 from sonde.core.instrument import Instrument, Read
 from sonde.core.statistic import Learner, Statistic
-from sonde.run.instruments.listing import FAMILIES
+from sonde.run.instruments.families import FAMILIES
 from sonde.stats import (
     BatchHsic,
     ClassDirectionMoments,

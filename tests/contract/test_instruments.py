@@ -9,7 +9,7 @@ import sonde.stats
 from contract.statistics import exported_instruments
 from sonde.core.instrument import Detector
 from sonde.core.shift import Shift
-from sonde.run.instruments.listing import FAMILIES
+from sonde.run.instruments.families import FAMILIES
 from sonde.testing import KINDS, laws_of
 from sonde.testing.instrument_laws import lacking
 

@@ -18,7 +18,7 @@ from sonde.edit import (
     TaskArithmetic,
     Ties,
 )
-from sonde.run.instruments.listing import FAMILIES
+from sonde.run.instruments.families import FAMILIES
 from sonde.stats import Moments
 from sonde.testing import RewriteCase, check
 from sonde.weights import MergeRule, Rewrite

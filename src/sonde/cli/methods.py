@@ -12,7 +12,8 @@ from sonde.cli._table import terminal_width
 from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError, near
-from sonde.run.instruments.listing import FAMILIES, PLUG_IN, PLUG_INS, Listed, listed
+from sonde.run.instruments.families import FAMILIES, PLUG_IN, PLUG_INS, Listed
+from sonde.run.instruments.listing import listed
 
 NAME_WIDTH = 22
 LEAST_TEXT = 20
@@ -45,18 +46,15 @@ class Methods:
             )
         chosen = [e for e in entries if self.which in ("", e.family, e.name)]
         if self.printing.json:
-            from sonde.run.instruments.catalogue import methods
-
-            words = {e.name for e in chosen}
-            say_json([m.json() for m in methods().values() if m.word in words])
+            say_json([e.json() for e in chosen])
             return 0
         if self.which in names:
             (one,) = chosen
-            place = one.family if one.kind == "fit" else f"sonde.{one.family}"
+            place = one.family if one.is_fitted else f"sonde.{one.family}"
             say(f"{one.name} ({place})\n\n{one.description}")
             return 0
-        for (family, kind), mine in groupby(chosen, key=lambda e: (e.family, e.kind)):
-            say(family if kind == "fit" else f"{family}, in Python (sonde.{family}.NAME)")
+        for title, mine in groupby(chosen, key=_title):
+            say(title)
             say("\n".join(_lines(e.name, e.summary) for e in mine))
         return 0
 
@@ -68,7 +66,14 @@ def _entries() -> list[Listed]:
     from sonde.run.instruments.catalogue import methods
 
     announced = [m for m in methods().values() if m.family == PLUG_IN]
-    return [*listed(), *(Listed(m.word, PLUG_IN, "fit", m.description) for m in announced)]
+    return [*listed(), *(m.listed() for m in announced)]
+
+
+def _title(entry: Listed) -> str:
+    """Return the title that a method stands below."""
+    if entry.is_fitted:
+        return entry.family
+    return f"{entry.family}, {entry.kind}s in Python (sonde.{entry.family}.NAME)"
 
 
 def _lines(name: str, summary: str) -> str:

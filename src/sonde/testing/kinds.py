@@ -17,7 +17,7 @@ from sonde.core.instrument import Detector, Instrument
 from sonde.core.shift import Shift
 from sonde.core.state import digest
 from sonde.core.statistic import Learner, Statistic
-from sonde.run.instruments.listing import FAMILIES
+from sonde.run.instruments.families import FAMILIES
 from sonde.tap import Decode
 from sonde.testing import (
     cache_laws,

@@ -1,20 +1,53 @@
-"""The catalogue: every exported method by the word that the command line uses.
+"""The catalogue: every exported method with its kind, those to fit by their words.
 
 The families' ``__all__`` and the entry points ``sonde.methods`` of other distributions are the only
 lists; all else is derived from them.
 """
 
 import importlib
+import inspect
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
+from torch import nn
+
+from sonde.core.cache_rule import CacheRule
+from sonde.core.edit import Edit
 from sonde.core.errors import InputError, SondeWarning, near
+from sonde.core.explainer import Explainer, Judge
 from sonde.core.instrument import Detector, Instrument
-from sonde.run.instruments.listing import FAMILIES, PLUG_IN, PLUG_INS, described, snake_case
+from sonde.core.result import Result
+from sonde.core.shift import Shift
+from sonde.run.instruments.families import (
+    FAMILIES,
+    FITTED,
+    PLUG_IN,
+    PLUG_INS,
+    Listed,
+    described,
+    snake_case,
+)
+from sonde.tap import Decode
+from sonde.weights import MergeRule, Rewrite
+
+KINDS: dict[str, type] = {
+    "detector": Detector,
+    "shift": Shift,
+    "measure": Instrument,
+    "edit": Edit,
+    "decoding rule": Decode,
+    "rewrite": Rewrite,
+    "merge rule": MergeRule,
+    "cache rule": CacheRule,
+    "judge": Judge,
+    "explainer": Explainer,
+    "layer": nn.Module,
+}
+"""The base class of each kind; the first that a class is derived from is its kind."""
 
 
 @dataclass(frozen=True)
@@ -29,25 +62,58 @@ class Method:
     @property
     def summary(self) -> str:
         """First line of the class's docstring."""
-        return self.description.partition("\n")[0]
+        return self.listed().summary
 
     @property
     def description(self) -> str:
         """The class's docstring: what it does, its range, its cost and its parameters."""
         return described(self.cls.__doc__)
 
-    def json(self) -> dict[str, Any]:
-        """Return the entry of ``sonde methods --json``."""
-        return {
-            "word": self.word,
-            "family": self.family,
-            "distribution": self.distribution,
-            "class": self.cls.__name__,
-            "summary": self.summary,
-            "span": self.cls.span,
-            "paper": self.cls.paper,
-            "parameters": {f.name: repr(f.default) for f in fields(self.cls)},  # type: ignore[arg-type]
-        }
+    def listed(self) -> Listed:
+        """Return the method as it is listed."""
+        found = _entry(self.family, self.cls.__name__, self.cls)
+        assert found is not None  # instruments are a kind
+        return replace(found, distribution=self.distribution)
+
+
+def entries() -> tuple[Listed, ...]:
+    """Return every method that sonde exports, by family, those to fit first, sorted by name.
+
+    A function that does what a fitted method of its name does is no method of its own.
+    """
+    found: list[Listed] = []
+    for family in FAMILIES:
+        room = importlib.import_module(f"sonde.{family}")
+        made = [_entry(family, name, getattr(room, name)) for name in room.__all__]
+        words = {m.name for m in made if m and m.is_fitted}
+        mine = [m for m in made if m and (m.kind != "function" or m.name not in words)]
+        order = [*FITTED, *KINDS, "method", "function"]
+        found += sorted(mine, key=lambda m: (not m.is_fitted and order.index(m.kind), m.name))
+    return tuple(found)
+
+
+def _entry(family: str, name: str, found: Any) -> Listed | None:
+    """Return the entry of an export, or None if it is a base, a result or a part."""
+    is_class, is_abstract = inspect.isclass(found), inspect.isabstract(found)
+    bases: tuple[Any, ...] = found.__mro__ if is_class else ()
+    kind = next((k for k, base in KINDS.items() if base in bases), "method")
+    kind = kind if bases else "function"
+    paper = getattr(found, "paper", "")
+    is_part = is_abstract or Result in bases or not callable(found)
+    if is_part or (kind == "method" and not paper):
+        return None
+    parameters = inspect.signature(found).parameters.values()
+    is_fitted = kind in FITTED
+    return Listed(
+        name=word_of_class(cast("type[Instrument]", found)) if is_fitted else name,
+        family=family,
+        kind=kind,
+        export=name,
+        description=described(found.__doc__),
+        paper=paper,
+        parameters={p.name: "" if p.default is p.empty else repr(p.default) for p in parameters},
+        span=cast("type[Instrument]", found).span if is_fitted else "",
+    )
 
 
 def word_of_class(cls: type[Instrument]) -> str:
