@@ -1,6 +1,11 @@
 """Edited models on the disk: what is rewritten, what is kept, and how all of it comes back."""
 
+import copy
+import functools
 import json
+import operator
+import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,9 +16,10 @@ from transformers import LlamaForCausalLM
 import sonde
 from cli_case import run_words
 from models import llama
-from sonde.core.errors import InputError, StateError
+from sonde.core.errors import InputError, SondeError, StateError, StoreError
 from sonde.data.shipped import model_directory
 from sonde.weights import Exchange, LowRank, RewritePlan, Sparse, patch, save_edited, saving, undo
+from sonde.weights._told import write_told
 from sonde.weights._weight_file import file_hash, write_hashed
 
 
@@ -179,3 +185,75 @@ def test_a_save_that_is_stopped_leaves_nothing_and_can_be_repeated(tmp_path, mon
 def saved_path(tmp_path):
     saved_llama(tmp_path / "llama")
     return tmp_path / "llama"
+
+
+WRONG = (None, True, 7, -1e300, "", "../x", "/etc/x", [], {}, {"": 0}, {"..": "0" * 64}, ["a"])
+
+
+def places_in(value, path=()):
+    """Yield where each entry of nested mappings and lists stands."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in list(entries):
+        yield (*path, key)
+        if isinstance(inner, dict | list):
+            yield from places_in(inner, (*path, key))
+
+
+def sealed(path, told):
+    """Write a patch.json of somebody who knows the format."""
+    write_told(path, {k: v for k, v in told.items() if k not in ("format", "seal")})
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A small edited model with its patch, twice edited."""
+    model = saved_llama(tmp_path / "in" / "base")
+    save_edited(model, plan_for(model, "model.layers.0.mlp.up_proj.weight"), tmp_path / "in" / "a")
+    edited = sonde.load(str(tmp_path / "in" / "a"))
+    save_edited(edited, plan_for(edited, "model.norm.weight"), tmp_path / "in" / "new")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["../../out", "/tmp/out", "a/../../out", "..\\out", "c:/out", "."])
+def test_a_patch_names_no_file_outside(small, name):
+    patch = small / "in" / "new.patch"
+    told = json.loads((patch / "patch.json").read_text())
+    for key in ("before", "after"):
+        sealed(patch, {**told, key: {**told[key], name: told["before"]["config.json"]}})
+        before = sorted(small.rglob("*"))
+        with pytest.raises(StoreError, match=f"{key!r} is missing or not what a patch says"):
+            undo(small / "in" / "new", small / "old")
+        assert sorted(small.rglob("*")) == before
+
+
+def test_any_change_of_a_patch_is_refused_before_anything_is_written(small):
+    new, patch = small / "in" / "new", small / "in" / "new.patch"
+    text = (patch / "patch.json").read_bytes()
+    draw = random.Random(0)
+    for at in draw.sample(range(len(text)), 30):
+        (patch / "patch.json").write_bytes(text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :])
+        with pytest.raises((StoreError, InputError)):
+            undo(new, small / "old")
+    told, known = json.loads(text), hashes(small / "in" / "a").items()
+    for place in places_in(told):
+        for wrong in (*draw.sample(WRONG, 2), places_in):
+            changed = copy.deepcopy(told)
+            inner = functools.reduce(operator.getitem, place[:-1], changed)
+            if wrong is places_in:
+                del inner[place[-1]]
+            else:
+                inner[place[-1]] = wrong
+            sealed(patch, changed)
+            try:
+                undo(new, small / "old")
+            except SondeError:
+                assert not (small / "old").exists(), place
+            else:  # what is said of the method, say, and the file comes back as it was
+                assert hashes(small / "old").items() <= known, place
+                shutil.rmtree(small / "old")
+                shutil.rmtree(small / "old.patch")
+    (patch / "patch.json").write_bytes(text)
+    earlier = patch / "earlier" / "patch.json"
+    earlier.write_text(earlier.read_text().replace('"method": "test"', '"method": "Test"'))
+    with pytest.raises(StoreError, match="was changed since it was written"):
+        undo(new, small / "old")

@@ -20,6 +20,7 @@ from sonde.core.errors import InputError, ShapeError, SondeWarning
 from sonde.core.inputs import Model
 from sonde.data._checkpoints import config_dict, json_object
 from sonde.files.durable import atomic_write, make_directory
+from sonde.weights._told import write_told
 from sonde.weights._weight_file import (
     DTYPES,
     TensorEntry,
@@ -30,13 +31,11 @@ from sonde.weights._weight_file import (
 )
 from sonde.weights.folder import (
     ModelFolder,
-    as_json,
     check_output,
     folder_of,
     new_folders,
     patch_of,
 )
-from sonde.weights.patch import FORMAT, TOLD
 
 TRACKED = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
 NEUTRAL = re.compile(
@@ -176,8 +175,7 @@ def merge_models(
                 write_hashed(new / file, pieces_of(first.path / file))
         make_directory(patch)
         sources = list(hashed)
-        told = {"format": FORMAT, "method": method_of(rule), "keep": patterns, "sources": sources}
-        atomic_write(patch / TOLD, as_json(told))
+        write_told(patch, {"method": method_of(rule), "keep": list(patterns), "sources": sources})
     return Merged(output, len(chosen), len(first.places) - len(chosen), sources)
 
 

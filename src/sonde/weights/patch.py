@@ -6,7 +6,6 @@ of headers of weight files, of small files. ``files/`` holds copies of the weigh
 ``earlier/`` the patch of the edit before this one.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 
 from sonde.core.errors import StateError, StoreError
-from sonde.files.durable import atomic_write, make_directory
+from sonde.files.durable import make_directory
+from sonde.weights._told import TOLD, read_told, write_told
 from sonde.weights._weight_file import (
     TensorEntry,
     WeightFile,
@@ -28,11 +28,10 @@ from sonde.weights._weight_file import (
     write_hashed,
 )
 from sonde.weights.change import Change
-from sonde.weights.folder import ModelFolder, as_json, patch_of
+from sonde.weights.folder import ModelFolder, patch_of
 from sonde.weights.live import tensor_hash
 
-FORMAT = "sonde patch 1"
-TOLD, KEPT, FILES, EARLIER = "patch.json", "patch.safetensors", "files", "earlier"
+KEPT, FILES, EARLIER = "patch.safetensors", "files", "earlier"
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,7 @@ class Patch:
         StoreError
             If there is none, or it is not whole.
         """
-        try:
-            told = json.loads((path / TOLD).read_text(encoding="utf-8"))
-            if not isinstance(told, dict) or told.get("format") != FORMAT:
-                raise ValueError(f"expected the format {FORMAT!r}")
-        except (OSError, ValueError) as error:
-            raise StoreError(f"cannot read the patch {path}: {error}.") from None
+        told = read_told(path)
         kept = path / KEPT
         if "kept" in told and (not kept.is_file() or file_hash(kept) != told["kept"]):
             raise StoreError(f"{kept} is missing or damaged. Take it from a backup.")
@@ -123,14 +117,13 @@ class Patch:
             (path / FILES / file).parent.mkdir(parents=True, exist_ok=True)
             write_hashed(path / FILES / file, pieces_of(old.path / file))
         told = {
-            "format": FORMAT,
             **asdict(step),
             "tensors": tensors,
             "before": {file: file_hash(old.path / file) for file in old.files},
             "after": dict(after),
             "kept": write_hashed(path / KEPT, file_pieces(entries)),
         }
-        atomic_write(path / TOLD, as_json(told))
+        write_told(path, told)
 
     @cached_property
     def kept(self) -> WeightFile:
@@ -180,5 +173,13 @@ def _entry(content: bytes) -> TensorEntry:
 
 
 def kept_bytes(patch: Patch, name: str) -> bytes:
-    """Return bytes that a patch keeps under a name."""
+    """Return bytes that a patch keeps under a name.
+
+    Raises
+    ------
+    StoreError
+        If they are not bytes.
+    """
+    if patch.kept.entries[name].dtype != "U8":
+        raise StoreError(f"{patch.path / KEPT} is damaged: {name} is no bytes.")
     return bytes(tensor_bytes(patch.kept.tensor(name)))

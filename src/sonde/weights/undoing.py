@@ -6,7 +6,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
-from sonde.core.errors import InputError, StateError
+from sonde.core.errors import InputError, StateError, StoreError
 from sonde.files.durable import Bytes
 from sonde.weights._weight_file import WeightFile, pieces_of, write_hashed
 from sonde.weights.folder import check_output, new_folders, patch_of
@@ -37,11 +37,16 @@ def undo(model: str | Path, output: str | Path) -> Path:
         If ``model`` is no folder or has no patch beside it, or something is at ``output``.
     StateError
         If the model or the patch was changed since.
+    StoreError
+        If a patch is not whole, or names a file outside the folder.
     """
     folder, output = Path(model), Path(output)
     patch = _patch(folder)
     check_output(output, folder, patch.path)
     patch.check_applies(folder)
+    before = patch
+    while (before := before.earlier) is not None:
+        pass  # each is checked where it is opened
     with new_folders(output) as (new, earlier):
         for file, digest in patch.told["before"].items():
             (new / file).parent.mkdir(parents=True, exist_ok=True)
@@ -83,12 +88,22 @@ def _original(patch: Patch, folder: Path, file: str) -> Iterator[Bytes]:
     elif f"header|{file}" in kept:
         header = kept_bytes(patch, f"header|{file}")
         yield header
-        now = WeightFile.open(folder / file)
-        told: dict[str, Any] = json.loads(header[8:])
-        told.pop("__metadata__", None)
-        for name in sorted(told, key=lambda name: told[name]["data_offsets"]):
-            old = kept.get(f"{name}|original")
-            yield from (now.entries[name] if old is None else old).content()
+        now = WeightFile.open(folder / file).entries
+        for name in _names(header, patch):
+            entry = kept.get(f"{name}|original", now.get(name))
+            if entry is None:
+                raise StateError(f"undo: {patch.path} has no original of {name}.")
+            yield from entry.content()
     else:
         at = folder if (folder / file).is_file() else patch.path / FILES
         yield from pieces_of(at / file)
+
+
+def _names(header: bytes, patch: Patch) -> list[str]:
+    """Return the tensors that a header of a weight file lists, in the order of their bytes."""
+    try:
+        told: dict[str, Any] = json.loads(header[8:])
+        told.pop("__metadata__", None)
+        return sorted(told, key=lambda name: tuple(map(int, told[name]["data_offsets"])))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise StoreError(f"{patch.path} is damaged: it keeps no header of weights.") from None
