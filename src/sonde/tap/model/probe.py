@@ -8,11 +8,13 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
@@ -27,6 +29,7 @@ from sonde.tap.model.features import FeatureAxes, by_class, by_kind_of_pool
 from sonde.tap.model.forward_errors import forward_on
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.placement import Place
+from sonde.tap.model.seeding import untouched
 from sonde.tap.model.vary import SizeChange, changes, sized
 
 ROWS = (2, 3)
@@ -201,14 +204,30 @@ def probe(model: Model, batch: InputBatch, inside: Collection[str] = ()) -> Prob
         If the model is of a kind that hooks cannot read.
     """
     check_readable(model.module)
+    _check_shaped(model.module)
+    with untouched(model.module):
+        return _probed(model, batch, inside)
+
+
+def _check_shaped(root: nn.Module) -> None:
+    """Refuse weights without a shape: the first forward makes them, at the size of a probe."""
+    for name, x in chain(root.named_parameters(), root.named_buffers()):
+        if is_lazy(x):
+            raise SiteError(
+                f"Site: expected weights with a shape, got {name!r} of a lazy layer that has never "
+                "run. Run the model once on inputs of its own size: model(x)."
+            )
+
+
+def _probed(model: Model, batch: InputBatch, inside: Collection[str]) -> Probe:
     names = ModuleNames(model.module)
     place = place_of(model.module, batch)
     recorder = _Recorder(model, names, batch, place, inside)
     *resized, same = changes(batch)
     for change in resized:
         try:
-            larger = recorder.run(change, ROWS[0], 1)[0]
-            (trace, output, head), (other, _, _) = (recorder.run(change, n, 0) for n in ROWS)
+            larger = recorder.whole(change, ROWS[0], 1)[0]
+            (trace, output, head), (other, _, _) = (recorder.whole(change, n, 0) for n in ROWS)
         except SiteError:
             raise
         except Exception as error:  # whatever a model raises at a size that it is not made for
@@ -260,6 +279,16 @@ class _Recorder:
             if inside and (is_attention(m) or calls_functions(m))
             for port in inside
         ]
+
+    def whole(
+        self, change: SizeChange, n_rows: int, which: int
+    ) -> tuple[Trace, dict[str, TensorLayout], str | None]:
+        """Run the model, and raise where it caught an error of one of its modules."""
+        found = self.run(change, n_rows, which)
+        failed = [name for name, calls in self.open.items() if calls]
+        if failed:
+            raise RuntimeError(f"{', '.join(failed)} failed, and the model went on")
+        return found
 
     def run(
         self, change: SizeChange, n_rows: int, which: int

@@ -239,6 +239,15 @@ def default_sites(probe: Probe) -> list[Site]:
     return sorted(sites)
 
 
+def _other_outputs(site: Site, probe: Probe) -> Iterator[LeftOut]:
+    """Yield the further outputs of a site that names none: the first one is read."""
+    call = probe.trace[site.path][last_call(site, probe.calls(site.path))]
+    found = [key for key, x in call.outputs.items() if x.dtype.is_floating_point]
+    for key in found[1:] if site.port == "out" and site.key is None else ():
+        reason = f"one of {len(found)} outputs; {found[0]!r}, the first, is read."
+        yield LeftOut(str(replace(site, key=key)), reason)
+
+
 def _leaves(probe: Probe) -> list[str]:
     """Return the modules that ran without any of their parts, in order of execution.
 
@@ -261,6 +270,9 @@ def unheard(probe: Probe, read: Iterable[Site]) -> Iterator[LeftOut]:
     They are neighbours of a block of its class, or where leaves are read the other leaves with
     parameters, but those inside a module that is read.
     """
+    read = list(read)
+    for site in read:
+        yield from _other_outputs(site, probe)
     names, chosen = probe.names, {site.path for site in read}
     blocks = set(block_paths(names, probe))
     kinds = {(path.rpartition(".")[0], type(names.modules[path])) for path in blocks}
