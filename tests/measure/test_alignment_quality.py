@@ -55,3 +55,19 @@ def test_a_constant_layer_has_no_value():
 def test_weights_are_checked():
     with pytest.raises(InputError, match="AlignmentQuality: expected four weights of at least 0"):
         AlignmentQuality(weights=(1.0, -1.0, 0.0, 0.0))
+
+
+def test_layers_weigh_as_they_are_given():
+    label = torch.arange(90) % 3
+    source = torch.Generator().manual_seed(0)
+    near = torch.nn.functional.one_hot(label, 4) + 0.5 * torch.randn(90, 4, generator=source)
+    layers = [near, torch.randn(90, 6, generator=source), near[:, :2]]
+    plain = alignment_quality(layers, label)
+    found = alignment_quality(layers, label, layer_weights=(3.0, 0.0, 1.0))
+    want = float(plain.layers @ torch.tensor([0.75, 0.0, 0.25], dtype=torch.float64))
+    assert found.value == pytest.approx(want, rel=1e-12)
+    assert plain.value == pytest.approx(float(plain.layers.mean()), rel=1e-12)
+    with pytest.raises(InputError, match="a weight for each of 3 layers, got 2"):
+        alignment_quality(layers, label, layer_weights=(1.0, 1.0))
+    with pytest.raises(InputError, match="layer weights of at least 0, not all of them 0"):
+        AlignmentQuality(layer_weights=(0.0, 0.0))

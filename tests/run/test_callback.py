@@ -280,3 +280,14 @@ def test_reading_mid_training_is_reading_in_eval_mode(tmp_path):
     truth = Covariance().fit(torch.cat([b.rows["transformer.h.1:out"] for b in stream]))
     found = recorder.track.at(0).result("covariance", "transformer.h.1:out")
     assert found.value == pytest.approx(float(truth.value), rel=1e-6)
+
+
+def test_a_site_that_became_another_class_is_refused(tmp_path):
+    rows = list(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)))
+    recorder = Recorder(Covariance(), rows, tmp_path / "t", sites=["0"])
+    for step in (0, 1):
+        recorder.record(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)), step)
+    other = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    with pytest.raises(StateError, match=r"expected a Linear at 0, .* got a ReLU"):
+        recorder.record(other, 2)
+    assert recorder.track.steps == (0, 1)

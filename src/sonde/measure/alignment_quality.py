@@ -60,7 +60,7 @@ class AlignmentQuality(Instrument):
     Cost         one pass; state ``m`` rows per site; result O(sites m^2 dim), 1,024 lines at once.
     Assumes      two classes or more; rows with label -1 are left out. Dunn's index falls with every
                  row: compare values at one ``n`` alone.
-    Differs      from the paper: maps and weights are ours; every layer counts alike. The null comes
+    Differs      from the paper: maps and weights are ours. The null comes
                  from 20 shuffles of the labels among groups.
 
     Parameters
@@ -69,6 +69,8 @@ class AlignmentQuality(Instrument):
         Weights of the four parts, in the order above.
     m : int, default=2048
         Rows of the sample.
+    layer_weights : tuple of float or None, default=None
+        Weights of the layers, in their order; None weighs all alike.
 
     Examples
     --------
@@ -83,6 +85,7 @@ class AlignmentQuality(Instrument):
 
     weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     m: int = SAMPLE
+    layer_weights: tuple[float, ...] | None = None
     span: ClassVar[Span] = "all"
     least_sites: ClassVar[int] = 1
     least_rows: ClassVar[int] = 2
@@ -94,6 +97,12 @@ class AlignmentQuality(Instrument):
             raise InputError(
                 "AlignmentQuality: expected four weights of at least 0, not all of them 0, got "
                 f"{self.weights}."
+            )
+        given = self.layer_weights
+        if given is not None and (min(given, default=-1) < 0 or not sum(given) > 0):
+            raise InputError(
+                "AlignmentQuality: expected layer weights of at least 0, not all of them 0, got "
+                f"{given}."
             )
         if self.m < 2:
             raise InputError(f"AlignmentQuality: expected m of at least 2, got {self.m}.")
@@ -111,7 +120,7 @@ class AlignmentQuality(Instrument):
         found = torch.stack([self._parts(x, labelings).cpu() for x in rows.rows[:-1]], 1)
         weight = torch.tensor(self.weights, dtype=torch.float64)
         layers = found @ (weight / weight.sum())
-        value, se, null = labelings.spread(layers.mean(1))
+        value, se, null = labelings.spread(layers @ self._shares(layers.shape[1]))
         dead = bool(torch.isnan(value))
         alone = int(labelings.sizes.min()) < 2
         return AlignmentQualityResult(
@@ -125,7 +134,7 @@ class AlignmentQuality(Instrument):
                 "distance": "euclidean",
                 "pairs": "of different groups",
                 "definition": "sonde",
-                "layers": "equal weights",
+                "layers": "equal weights" if self.layer_weights is None else self.layer_weights,
                 "null": "20 shuffles of the labels",
                 "se": labelings.how,
             },
@@ -133,6 +142,16 @@ class AlignmentQuality(Instrument):
             layer_nulls=labelings.spread(layers)[2],
             parts=found[0],
         )
+
+    def _shares(self, n_layers: int) -> Float[Tensor, "layer"]:
+        """Return the weight of each layer; they add up to 1."""
+        given = (1.0,) * n_layers if self.layer_weights is None else self.layer_weights
+        if len(given) != n_layers:
+            raise InputError(
+                f"AlignmentQuality: expected a weight for each of {n_layers} layers, got "
+                f"{len(given)}."
+            )
+        return torch.tensor(given, dtype=torch.float64) / sum(given)
 
     def _parts(
         self, x: Float[Tensor, "row dim"], labelings: Labelings

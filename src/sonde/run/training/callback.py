@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Instrument
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
@@ -24,6 +24,7 @@ from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
 from sonde.run.training.track import Track
 from sonde.tap import LiveStream
+from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.seeding import gpus_of
 
 EVERY = 200
@@ -80,6 +81,7 @@ class Recorder:
         self._options.setdefault("logits", bool(needs & {"logits", "head"}))
         self._opened: tuple[nn.Module, Stream] | None = None
         self._log: Log | None = None
+        self._kinds: dict[str, str] = {}
 
     def log_to(self, target: Any) -> None:
         """Hand every figure that is one number to a logger too, as ``sonde/METHOD/SITE``.
@@ -96,6 +98,7 @@ class Recorder:
         """Fit on the probe set now and write the states as those of ``step``."""
         with _as_it_was(model):
             stream = self._stream(model)
+            self._check_kinds(model, stream)
             fitted = fit(self.instruments, stream, calibrate=self.calibrate, progress=False)
         self.track.add(step, fitted)
         if self._log is not None:
@@ -108,6 +111,18 @@ class Recorder:
             given = self._options.get("batch_size", "auto") != "auto"
             self._opened = model, stream if given else _in_small_batches(stream)
         return self._opened[1]
+
+    def _check_kinds(self, model: nn.Module, stream: Stream) -> None:
+        """Refuse a module of another class at a site of the steps before."""
+        modules = ModuleNames(model).modules
+        kinds = {s.site.path: type(modules[s.site.path]).__name__
+                 for s in stream.schema if s.site.path in modules}  # fmt: skip
+        for path, kind in kinds.items():
+            if self._kinds.setdefault(path, kind) != kind:
+                raise StateError(
+                    f"Recorder.record: expected a {self._kinds[path]} at {path}, as at the steps "
+                    f"before, got a {kind}. Record into another folder with a new Recorder."
+                )
 
     def offer(self, processor: Any) -> None:
         """Take a tokenizer or image processor where none was given."""
