@@ -1,12 +1,14 @@
 """``sonde edit erase`` and ``rewrite-fact``: what they write, report and refuse."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import sonde
 from sonde.edit import Fact, log_probability
+from sonde.edit._facts import PREFIXES
 
 PROSE = [f"    The value number {i} is returned to the caller, unless empty.\n" for i in range(6)]
 CODE = [f"        self._x{i} = y[{i}] or z.call(a={i}, b=[q for q in r])\n" for i in range(6)]
@@ -94,14 +96,19 @@ def test_a_fact_is_written_and_taken_back(run, tmp_path, texts):
     words = ("--prompt", fact.prompt, "--subject", fact.subject, "--target", fact.target)
     ran = run(
         "edit", "rewrite-fact", "sonde:stdlib", texts / "code.jsonl", *words, "-o", new, "--json",
-        "--ridge", 0.1,
+        "--ridge", 0.1, "--force",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     found = ran.json()
     assert found["places"] == ["model.layers.2.mlp.down_proj.weight"]
-    assert found["judgement"]["effect"]["value"] > 0
+    effect = found["judgement"]["effect"]
     plain, edited = sonde.load("sonde:stdlib"), sonde.load(str(new))
-    assert log_probability(edited, [fact]) > log_probability(plain, [fact])
+    rise = [log_probability(m, [replace(fact, prompt=p + fact.prompt)]) for p in PREFIXES
+            for m in (edited, plain)]  # fmt: skip
+    rises = torch.stack(rise).reshape(-1, 2)
+    expected = float((rises[:, 0] - rises[:, 1]).mean())
+    assert effect["value"] == pytest.approx(expected, rel=1e-3)  # the target's tokens alone
+    assert expected > 0
     assert run("edit", "undo", new, "-o", tmp_path / "old").code == 0
     again = sonde.load(str(tmp_path / "old"))
     assert torch.equal(log_probability(again, [fact]), log_probability(plain, [fact]))

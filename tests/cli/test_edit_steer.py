@@ -7,6 +7,7 @@ import torch
 
 import sonde
 from sonde.edit import SteeringVector
+from sonde.run.judging.judge import STRENGTHS
 
 PROSE = [
     f"    The value number {i} is returned to the caller unless it is empty.\n" for i in range(24)
@@ -92,3 +93,39 @@ def test_one_vector_for_each_block_as_gguf(run, tmp_path, sides):
     raw = out.read_bytes()
     assert raw[:4] == b"GGUF"
     assert [f"direction.{i}".encode() in raw for i in range(8)] == [False, *[True] * 6, False]
+
+
+def test_the_default_strength_is_the_largest_within_the_limits(run, tmp_path, sides):
+    new = tmp_path / "new"
+    ran = run("edit", "steer", "sonde:stdlib", *sides, "-o", new, "--limit", 8, "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json()["judgement"]
+    assert not found["too_large"]
+    assert found["beyond_control"] > 3
+    said = float(ran.json()["notes"][0].split()[0])
+    larger = STRENGTHS[STRENGTHS.index(said) - 1]
+    words = ("edit", "steer", "sonde:stdlib", *sides, "-o", tmp_path / "more", "--limit", 8)
+    assert "too large" in run(*words, "--strength", larger).error()
+
+
+def test_what_does_no_more_than_chance_says_so_and_is_not_written(run, tmp_path, sides):
+    new, (_, _, _, same) = tmp_path / "new", sides
+    lines = same.read_text().splitlines()
+    (tmp_path / "even.jsonl").write_text("\n".join(lines[::2]))
+    (tmp_path / "odd.jsonl").write_text("\n".join(lines[1::2]))
+    words = ("edit", "steer", "sonde:stdlib", "--positive", tmp_path / "even.jsonl")
+    words += ("--negative", tmp_path / "odd.jsonl", "-o", new, "--limit", 8, "--strength", 0.01)
+    ran = run(*words)
+    assert ran.code == 1
+    assert "does nothing that was asked for: its effect of" in ran.err
+    assert not new.exists()
+    assert run(*words, "--force").code == 0
+    assert new.exists()
+
+
+def test_less_of_it_is_judged_the_other_way_round(run, tmp_path, sides):
+    words = ("edit", "steer", "sonde:stdlib", *sides, "--limit", 8, "--strength", -1, "--json")
+    ran = run(*words, "-o", tmp_path / "new", "--force")
+    assert ran.code == 0, ran.err
+    assert ran.json()["judgement"]["effect"]["value"] > 0
+    assert ran.json()["target"].startswith(str(sides[3]))

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sonde.core import EditContext, InputError, ShapeError, Site
 from sonde.edit import Inject, increment_penalty
+from sonde.tap import Tap, editing
 
 SITE = Site("0")
 
@@ -64,3 +66,21 @@ def test_the_penalty_counts_what_moves_outside_the_region_alone():
     assert float(increment_penalty(changed, before, inside)) == 0.0
     with pytest.raises(InputError, match="covers everything"):
         increment_penalty(after, before, torch.ones(2, 8, 8))
+
+
+@pytest.mark.truth("the mean of the whole source, taken by hand")
+@pytest.mark.parametrize("length", [2, 9])
+def test_a_source_of_another_length_is_taken_whole(length):
+    torch.manual_seed(0)
+    net, x, other = nn.Sequential(nn.Linear(3, 4)), torch.randn(2, 5, 3), torch.randn(2, length, 3)
+    with torch.no_grad():
+        with Tap(net, "0") as tap:
+            net(other)
+        with editing(net, Inject(), "0", others={"source": tap.rows}):
+            got = net(x)
+        torch.testing.assert_close(got.mean(1), net(other).mean(1))
+        local = Inject("add", "local")
+        if length < 5:
+            refused = pytest.raises(InputError, match="a state for each of")
+            with refused, editing(net, local, "0", others={"source": tap.rows}):
+                net(x)

@@ -8,6 +8,7 @@ from torch import nn
 import sonde
 from sonde.core import EditContext, InputError, ShapeError, Site
 from sonde.edit import TemporalCorrection
+from sonde.tap import Tap, editing
 
 SITE = Site("0")
 
@@ -44,3 +45,18 @@ def test_keys_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match="keys below 3"):
         TemporalCorrection((0, 3)).apply(torch.zeros(1, 3, 2), SITE, context)
     assert sonde.edit.TemporalCorrection is TemporalCorrection
+
+
+@pytest.mark.truth("the rest of the net applied to the states blended by hand")
+def test_it_runs_on_a_live_model_with_a_run_over_the_keys_alone():
+    torch.manual_seed(0)
+    net, x, keys = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(2, 6, 3), (1, 4)
+    with torch.no_grad():
+        with Tap(net, "0") as tap:
+            net(x[:, keys] + 1)
+        with editing(net, TemporalCorrection(keys), "0", others={"key": tap.rows}):
+            got = net(x)
+        key, states = tap.rows["0:out"], net[0](x)
+        for t in range(1, 5):
+            states[:, t] = key[:, 0] + (key[:, 1] - key[:, 0]) * (t - 1) / 3
+        torch.testing.assert_close(got, net[1](states))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import bert, gpt2, llama, mamba, mlp, t5
+from models import bert, gpt2, llama, mamba, mixtral, mlp, t5
 from sonde.core.edit import Add, Edit, EditContext, Project, Replace, Scale
 from sonde.core.errors import InputError, SiteError
 from sonde.tap import Gate, Tap, TokenIds, editing
@@ -392,3 +392,42 @@ def test_what_selects_nothing_is_said():
         editing(net, ADD, SITE, TokenIds((5,))),
     ):
         net(inputs_embeds=torch.zeros(1, 3, 32))
+
+
+@pytest.mark.truth("the experts' outputs changed by a hook of one's own, padding left alone")
+def test_experts_that_read_all_tokens_in_a_row_are_edited_without_padding():
+    net, site = mixtral().eval(), "model.layers.1.mlp.experts"
+    wide = Add(torch.randn(net.config.hidden_size))
+
+    def by_hand(module, args, out):
+        return out + MASK.reshape(-1, 1) * wide.direction
+
+    inputs = {"input_ids": IDS, "attention_mask": MASK.long()}
+    with torch.no_grad():
+        with editing(net, wide, site):
+            edited = net(**inputs).logits
+        handle = net.get_submodule(site).register_forward_hook(by_hand)
+        expected = net(**inputs).logits
+        handle.remove()
+    torch.testing.assert_close(edited, expected)
+
+
+class Gathers(nn.Module):
+    """Sends some tokens of all examples to an expert."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.expert = nn.Embedding(12, 4), nn.Linear(4, 4)
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.embed(input_ids)
+        chosen = input_ids > 6
+        return x.masked_scatter(chosen[..., None], self.expert(x[chosen]))
+
+
+def test_an_expert_that_reads_some_tokens_is_refused_with_padding():
+    net = Gathers()
+    with torch.no_grad(), editing(net, Scale(2.0), "expert"):
+        with pytest.raises(SiteError, match=r"reads 4 rows, neither an example nor a token"):
+            net(input_ids=IDS, attention_mask=MASK.long())
+        net(input_ids=IDS)

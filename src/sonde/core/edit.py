@@ -7,7 +7,7 @@ Strength 0 returns the very tensor that came in.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast, final
+from typing import Literal, cast, final
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -41,7 +41,8 @@ class EditContext:
     call : int
         How many times the site has run since the edit was opened.
     others : mapping of str to Float[Tensor, "example *axes dim"]
-        States of other runs at this site (``clean``, ``source``), an example for each of this run.
+        States of other runs at this site (``clean``, ``source``), an example for each of this run;
+        a state for each token unless the edit's ``others_per`` says otherwise.
     """
 
     mask: Bool[Tensor, "example pos"] | None = None
@@ -144,6 +145,11 @@ class Edit(ABC):
         self, x: Float[Tensor, "*axes dim"], site: Site, context: EditContext
     ) -> Float[Tensor, "*axes dim"]:
         """Return the changed activation: same shape and type, ``x`` itself at strength 0."""
+
+    @property
+    def others_per(self) -> Literal["token", "example"]:
+        """What ``context.others`` has a state for: each token, or examples of any length."""
+        return "token"
 
     def as_affine(self) -> AffineMap | None:
         """Return the edit as a map of each row by itself, or None if it is none.

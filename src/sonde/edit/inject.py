@@ -27,7 +27,9 @@ class Inject(Edit):
     (``level="local"``).
 
     Cost         a mean over tokens; the other run.
-    Assumes      ``EditContext.others`` holds the source, an example for each example.
+    Assumes      ``EditContext.others`` holds the source, an example for each example, none of it
+                 padding; a source of any length where one vector is taken of it. Generated tokens
+                 come one by one and have no mean: ``where="prompt"``.
     Differs      from the paper: the source is any run that is aligned by example.
 
     Parameters
@@ -69,6 +71,11 @@ class Inject(Edit):
                 f"Inject: {self.merge} takes a mean over places, so its level is global. Take "
                 "merge='add' for states place by place."
             )
+
+    @property
+    def others_per(self) -> Literal["token", "example"]:
+        """A state for each place of ``level="local"``, else examples of any length."""
+        return "token" if self.level == "local" else "example"
 
     def apply(
         self, x: Float[Tensor, "example *places dim"], site: Site, context: EditContext

@@ -1,7 +1,7 @@
 """Holds frames between key frames near the interpolation of the key frames' states."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float
@@ -56,6 +56,11 @@ class TemporalCorrection(Edit):
             raise InputError(
                 f"TemporalCorrection: expected key positions that rise from 0, got {self.keys}."
             )
+
+    @property
+    def others_per(self) -> Literal["token", "example"]:
+        """Examples with a state for each key."""
+        return "example"
 
     def apply(
         self, x: Float[Tensor, "example t dim"], site: Site, context: EditContext

@@ -10,7 +10,7 @@ from sonde.report._markup import ElementIds, Markup, code, el
 from sonde.report._parts import command, figure, table, tabled
 from sonde.report._picture import Numbers, Picture
 from sonde.report.document import Head, Section, document_page, save_document
-from sonde.report.edit_terminal import CLEAR, edit_verdict, four_numbers
+from sonde.report.edit_terminal import edit_verdict, four_numbers
 
 
 def edit_to_html(found: dict[str, Any]) -> str:
@@ -49,7 +49,7 @@ def _head(found: dict[str, Any]) -> Head:
     elif judged["beyond_control"] is None:
         mark = ("withheld", "no control")
     else:
-        is_clear = judged["beyond_control"] >= CLEAR
+        is_clear = not judged["no_effect"]
         mark = ("clear", "an effect") if is_clear else ("warning", "as chance")
     notes = list(found["notes"])
     if judged is not None and judged["too_large"]:

@@ -7,8 +7,6 @@ from sonde.report._format import number, plural, shown
 
 COLUMNS = 80
 MOST_ROWS = 16
-CLEAR = 3.0
-"""An effect this many standard deviations above those of random changes is called one."""
 
 
 def edit_verdict(found: dict[str, Any]) -> str:
@@ -28,10 +26,12 @@ def edit_verdict(found: dict[str, Any]) -> str:
         return shown(effect, 200)
     alike = f"random changes of this size give {_signed(control['mean'])} ± "
     alike += number(control["sd"])
-    if beyond is None:
+    if judged["no_effect"]:
+        said = "no more than chance gives"
+    elif beyond is None:
         said = "whether that is more than chance is not known"
     else:
-        said = "far beyond chance" if beyond >= CLEAR else "no more than chance gives"
+        said = "far beyond chance"
     return shown(f"{effect}, {said} ({alike})", 240)
 
 

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from sonde.run.judging.judge import JudgedSide, Judgement
     from sonde.weights import RewritePlan
 
-JUDGED = 64
-"""Most examples of a data set that an act is judged by."""
+JUDGED, LEAST_JUDGED = 64, 8
+"""Most and fewest examples of a data set that an act is judged by."""
+OPERATIONS = 8e11
+"""How many operations the judging of one act may take: below 30 s on two cores."""
+PASSES = 24
+"""How often each example is run: two sides, as they are, changed, and by ten controls."""
 N_SAMPLES, PROMPT, NEW = 3, 32, 80
 """Samples of text, tokens of their prompts, and tokens that are made."""
 
@@ -88,7 +92,9 @@ class Acting:
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (default: OUTPUT.html)")
     ] = None
-    force: Annotated[bool, tyro.conf.arg(help="write it even where it is too large")] = False
+    force: Annotated[
+        bool, tyro.conf.arg(help="write it even where it is too large, or does no more than chance")
+    ] = False
     show_inputs: Annotated[
         bool, tyro.conf.arg(help="show texts before and after in the report")
     ] = False
@@ -120,8 +126,11 @@ class Acting:
                 "--force."
             )
 
-    def carry_out(self, deed: Deed, page: Path, printing: Printing) -> None:
-        """Judge a change, refuse it where it is too large, write the new model and the report."""
+    def carry_out(self, deed: Deed, page: Path, printing: Printing) -> int:
+        """Judge a change, write the new model and the report; return the exit code.
+
+        What is too large is refused; what does no more than random changes is not written.
+        """
         from sonde.run.judging.edit_document import edit_document
         from sonde.run.judging.judge import judge
         from sonde.weights import save_edited
@@ -136,6 +145,8 @@ class Acting:
             progress=not printing.quiet,
         )
         self.check(judgement)
+        if is_idle(judgement, self.force):
+            return 1
         tables = deed.tables()
         saved = save_edited(deed.model, deed.plan, deed.output, name=deed.name)
         shown: Sequence[dict[str, str]] = ()
@@ -155,6 +166,7 @@ class Acting:
             notes=deed.notes,
         )
         self.tell(document, page, printing)
+        return 0
 
     def tell(self, document: dict[str, Any], page: Path, printing: Printing) -> None:
         """Write the report and print the act."""
@@ -169,6 +181,15 @@ class Acting:
         note(f"wrote {page}")
 
 
+def is_idle(judgement: "Judgement", force: bool) -> bool:
+    """Say that an act does no more than chance, where it does; return whether it is not written."""
+    if not judgement.no_effect:
+        return False
+    written = "It is written all the same" if force else "Nothing was written; --force writes it"
+    note(f"this edit does nothing that was asked for: {judgement.no_effect}. {written}.")
+    return not force
+
+
 def side(model: "Model", name: str, data: str, sign: Any, **options: Any) -> "JudgedSide":
     """Return some of the held-out data of one side of a target."""
     from sonde.run.judging.judge import JudgedSide
@@ -177,11 +198,19 @@ def side(model: "Model", name: str, data: str, sign: Any, **options: Any) -> "Ju
 
 
 def some_inputs(model: "Model", data: str, **options: Any) -> "Inputs":
-    """Return as much of the split ``test`` of data as an act is judged by."""
+    """Return as much of the split ``test`` of data as an act is judged by: a sample.
+
+    Its size follows from the model's size and the length of texts alone, so that it is the same
+    everywhere; the report has the error that comes of it.
+    """
     from sonde.data import open_inputs
 
     limit = min(options.pop("limit", None) or JUDGED, JUDGED)
-    return open_inputs(model, data, limit=limit, **options)
+    found = open_inputs(model, data, limit=limit, **options)
+    first = next(found.batches(0, len(found)), None)
+    n_tokens = 1.0 if first is None or first.length is None else float(first.length.double().mean())
+    cost = 2.0 * sum(x.numel() for x in model.module.parameters()) * n_tokens * PASSES
+    return found.first(max(LEAST_JUDGED, int(OPERATIONS / max(cost, 1.0))))
 
 
 def samples(model: "Model", act: "Act", inputs: "Inputs") -> Sequence[dict[str, str]]:

@@ -87,8 +87,7 @@ class Ablate:
             prompts=showing,
             tables=lambda: (self._trials(choice),),
         )
-        self.acting.carry_out(deed, page, self.printing)
-        return 0
+        return self.acting.carry_out(deed, page, self.printing)
 
     def _writers(self, model: "Model") -> list[str]:
         """Return the sites of all layers that write to the states.

@@ -102,8 +102,7 @@ class Erase:
             tables=lambda: (self._probes(model, edit, site),),
             notes=(f"{eraser.rank} directions of {len(eraser.mean)} are erased at {site}.",),
         )
-        self.acting.carry_out(deed, page, self.printing)
-        return 0
+        return self.acting.carry_out(deed, page, self.printing)
 
     def _check(self) -> None:
         """Refuse a concept that is named twice, by half, or not at all."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sonde.cli.console import note, say, say_json
+from sonde.cli.edits._acting import is_idle
 from sonde.cli.options import DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
@@ -79,7 +80,7 @@ class FindBackdoor:
             page = self.output.absolute().with_name(self.output.name + ".html")
         if page is not None:
             note(f"wrote {save_edit(document, page)}")
-        return 0
+        return int(judgement is not None and bool(judgement.no_effect) and not self.force)
 
     def _removed(
         self, model: "Model", clean: "ItemInputs", finding: "BackdoorFinding", verdict: str
@@ -107,7 +108,8 @@ class FindBackdoor:
         )
         if judgement.too_large and not self.force:
             raise InputError(f"this edit is too large: {judgement.too_large}. Pass --force.")
-        save_edited(model, plan, self.output, name=self.model)
+        if not is_idle(judgement, self.force):
+            save_edited(model, plan, self.output, name=self.model)
         return plan, judgement
 
     def _document(
@@ -143,7 +145,7 @@ class FindBackdoor:
             places=[] if plan is None else list(plan.changes),
             target="images with the trigger told right",
             neutral=self.data,
-            output=None if self.output is None else str(self.output),
+            output=str(self.output) if self.output is not None and self.output.is_dir() else None,
             tables=tables,
             notes=[verdict, "Triggers that cover the image, or bend it, are not found."],
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sonde.cli.console import note, say, say_json
+from sonde.cli.edits._acting import is_idle
 from sonde.cli.options import ModelWord, Printing, named
 from sonde.core.errors import InputError
 
@@ -108,7 +109,9 @@ class Forget:
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (default: NEW.html)")
     ] = None
-    force: Annotated[bool, tyro.conf.arg(help="write it even where it is too large")] = False
+    force: Annotated[
+        bool, tyro.conf.arg(help="write it even where it is too large, or does no more than chance")
+    ] = False
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -131,6 +134,8 @@ class Forget:
                 f"this edit is too large: {judgement.too_large}. Take another --method, a larger "
                 "--alpha, or --force."
             )
+        if is_idle(judgement, self.force):
+            return 1
         anew = Retrain().plan(model, sides).fold(model) if self.retrain else None
         found = forgotten(model, plan.fold(model), **sides, retrained=anew)
         saved = save_edited(model, plan, self.output, name=self.model)

@@ -30,8 +30,8 @@ class RewriteFact:
 
     Differs: changes what the model says of a subject; forget removes what examples taught it.
 
-    Example: sonde edit rewrite-fact sonde:stdlib sonde:code --prompt "def setUp("
-    --subject setUp --target this --limit 40 -o NEW
+    Example: sonde edit rewrite-fact sonde:stdlib sonde:code --prompt "        self.assertEqual("
+    --subject assertEqual --target "None)" --steps 60 --largest 10 --limit 40 -o NEW
     """
 
     model: ModelWord
@@ -51,6 +51,11 @@ class RewriteFact:
     ridge: Annotated[
         float, tyro.conf.arg(help="added to the second moment, in its mean entries")
     ] = 1e-3
+    steps: Annotated[int, named("N", "steps of the search for what the layer should give")] = 25
+    largest: Annotated[
+        float,
+        tyro.conf.arg(help="longest change that is searched, in lengths of the layer's output"),
+    ] = 4.0
     limit: Annotated[int | None, named("N", "read only the first N examples of DATA")] = None
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
@@ -59,8 +64,9 @@ class RewriteFact:
 
     def run(self) -> int:
         """Fit, plan, judge, write and report."""
-        from sonde.data import load, open_inputs
+        from sonde.data import load
         from sonde.edit import SecondMoment
+        from sonde.edit._fact_answers import FactAnswers
         from sonde.run.fitting.fit import fit
         from sonde.run.judging.acts import plan_act, plan_controls
         from sonde.run.judging.edit_document import EditTable
@@ -80,8 +86,7 @@ class RewriteFact:
         fitted = fit(SecondMoment(ridge=self.ridge), stream, progress=not self.printing.quiet)
         edit = self._rule(facts, layer)
         plan = edit.plan(model, fitted)
-        texts = [prefix + f.prompt + f.target for f in facts for prefix in edit.prefixes]
-        answers = open_inputs(model, texts)
+        answers = FactAnswers(model, facts, edit.prefixes)
         found = tuple((name.replace("_", " "), value) for name, value in plan.figures.items())
         first, more = facts[0], f", and {len(facts) - 1} more" if len(facts) > 1 else ""
         deed = Deed(
@@ -102,13 +107,15 @@ class RewriteFact:
                 EditTable("What the search found, over several prefixes", ("", ""), found),
             ),
         )
-        self.acting.carry_out(deed, page, self.printing)
-        return 0
+        return self.acting.carry_out(deed, page, self.printing)
 
     def _rule(self, facts: "list[Fact]", layer: str) -> "RankOneEdit | BatchEdit":
         from sonde.edit import BatchEdit, RankOneEdit
 
-        return RankOneEdit(facts[0], layer) if len(facts) == 1 else BatchEdit(facts, [layer])
+        search: dict[str, Any] = {"steps": self.steps, "largest": self.largest}
+        if len(facts) == 1:
+            return RankOneEdit(facts[0], layer, **search)
+        return BatchEdit(facts, [layer], **search)
 
     def _facts(self) -> "list[Fact]":
         """Return the facts that were typed, or those of the file.

@@ -12,13 +12,15 @@ from sonde.cli.options import ModelWord, Printing, named
 from sonde.core.errors import InputError, StateError
 
 if TYPE_CHECKING:
-    from sonde.core.edit import Edit
     from sonde.core.inputs import Model
+    from sonde.edit.steering_vector import SteeringDirection
     from sonde.run.bundles.fitted import Fitted
 
 FITTED, CONTROL = ".sonde", ".gguf"
 DEPTH = 0.5
 """Which of the blocks is taken where none is named."""
+VECTOR_STRENGTH = 2.0
+"""Of a control vector, which is judged by nobody here, where none is named."""
 
 PositiveWord = Annotated[str, named("DATA", "data that show the behaviour")]
 NegativeWord = Annotated[str, named("DATA", "data that do not")]
@@ -56,9 +58,10 @@ class Contrasted:
 class Steer:
     """Add to every state of one block what POSITIVE shows and NEGATIVE does not.
 
-    The direction between the two is fitted on their split train and added as a bias; its effect is
-    judged on their split test. An OUTPUT that ends in .sonde keeps the directions of all blocks for
-    sonde generate, one that ends in .gguf writes them as a control vector for llama.cpp.
+    The direction between the two is fitted on their split train and added as a bias, as much of it
+    as neither moves states nor costs too much; its effect is judged on their split test. An OUTPUT
+    that ends in .sonde keeps the directions of all blocks for sonde generate, one that ends in
+    .gguf writes them as a control vector for llama.cpp.
 
     Differs: makes a behaviour stronger or weaker; ablate takes away what the model does, erase what
     can be read off its states.
@@ -75,8 +78,9 @@ class Steer:
     ]
     site: Annotated[str, named("SITE", "where it is added; auto: the block half way")] = "auto"
     strength: Annotated[
-        float, tyro.conf.arg(help="spreads of the states; below 0: less of POSITIVE")
-    ] = 2.0
+        float | None,
+        named("S", "spreads of the states; below 0: less of POSITIVE; auto: all that is allowed"),
+    ] = None
     method: Annotated[
         Literal["mean_difference", "pca_difference", "probe"],
         tyro.conf.arg(help="how the direction is found"),
@@ -107,34 +111,46 @@ class Steer:
             self._write_control_vector(model, fitted)
             return 0
         name = self._site(fitted)
-        edit = fitted.result(instrument, name).edit(self.strength)
-        self._fold(model, edit, name)
-        return 0
+        return self._fold(model, fitted.result(instrument, name), name)
 
     def _site(self, fitted: "Fitted") -> str:
         """Return the site that was named, or the block half way."""
         names = [site for _, site in fitted.names]
         return names[round(DEPTH * (len(names) - 1))] if self.site == "auto" else names[0]
 
-    def _fold(self, model: "Model", edit: "Edit", site: str) -> None:
+    def _fold(self, model: "Model", steering: "SteeringDirection", site: str) -> int:
+        from sonde.cli.edits._acting import some_inputs
         from sonde.run.judging.acts import edit_act, edit_controls
+        from sonde.run.judging.judge import largest_strength
         from sonde.weights import fold_edit
         from sonde.weights.folder import check_output, folder_of
 
         check_output(self.output, folder_of(model))
         page = self.acting.page(self.output)
+        options = self.reading.data_options() | {"limit": self.reading.limit}
+        neutral = self.acting.neutral or self.negative
+        strength = self.strength
+        if strength is None:
+            strength = largest_strength(
+                model,
+                lambda strength: edit_act(model, steering.edit(strength), [site]),
+                some_inputs(model, neutral, **options),
+                [site],
+            )
+        edit = steering.edit(strength)
         try:
-            plan = replace(fold_edit(model, edit, site), method=self._method())
+            plan = replace(fold_edit(model, edit, site), method=self._method(strength))
         except StateError as error:
             raise InputError(
                 f"sonde edit steer: {error} To try it: -o FILE.sonde here, then `sonde generate "
                 f"{self.model} PROMPTS --steer FILE.sonde`."
             ) from error
-        options = self.reading.data_options() | {"limit": self.reading.limit}
+        more = 1 if strength >= 0 else -1
         target = [
-            side(model, "positive", self.positive, 1, **options),
-            side(model, "negative", self.negative, -1, **options),
+            side(model, "positive", self.positive, more, **options),
+            side(model, "negative", self.negative, -more, **options),
         ]
+        likelier = [self.positive, self.negative][::more]
         deed = Deed(
             word="steer",
             model=model,
@@ -144,24 +160,25 @@ class Steer:
             act=edit_act(model, edit, [site]),
             controls=edit_controls(model, edit, [site]),
             target=target,
-            told=f"{self.positive} likelier than {self.negative}",
-            neutral=self.acting.neutral or self.negative,
+            told=f"{likelier[0]} likelier than {likelier[1]}",
+            neutral=neutral,
             options=options,
             sites=[site],
             places=[site],
             prompts=target[1].inputs,
-            notes=(f"{self.strength:g} spreads are added behind {site}.",),
+            notes=(f"{strength:g} spreads are added behind {site}.",),
         )
-        self.acting.carry_out(deed, page, self.printing)
+        return self.acting.carry_out(deed, page, self.printing)
 
-    def _method(self) -> str:
-        return f"steering_vector(how={self.method!r}), strength {self.strength:g}"
+    def _method(self, strength: float) -> str:
+        return f"steering_vector(how={self.method!r}), strength {strength:g}"
 
     def _write_control_vector(self, model: "Model", fitted: "Fitted") -> None:
         from sonde.files.gguf import write_control_vector
 
         found = [fitted.result(method, site) for method, site in fitted.names]
-        vectors = {n: self.strength * r.spread * r.vector for n, r in enumerate(found)}
+        strength = VECTOR_STRENGTH if self.strength is None else self.strength
+        vectors = {n: strength * r.spread * r.vector for n, r in enumerate(found)}
         kind = getattr(model.config, "model_type", "") or type(model.module).__name__
         write_control_vector(self.output, kind, vectors)
         note(f"wrote {self.output}: a control vector of {len(vectors) - 1} blocks")

@@ -27,6 +27,8 @@ Act = Callable[[], AbstractContextManager[nn.Module]]
 
 LARGEST_SIZE, LARGEST_DAMAGE = 4.0, 0.5
 N_CONTROLS = 10
+CLEAR = 3.0
+"""An effect this many standard deviations above those of random changes is called one."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,19 @@ class Judgement:
         return (self.effect.value - mean) / spread if spread > 0 else float("nan")
 
     @property
+    def no_effect(self) -> str:
+        """Why the change is no evidence of anything; empty where its effect is beyond chance."""
+        if not self.controls or self.beyond_control >= CLEAR:
+            return ""
+        mean, spread = self.control
+        if math.isnan(self.beyond_control) and self.effect.value > mean:
+            return ""  # controls that all do the same
+        return (
+            f"its effect of {self.effect.value:+.3g} nats is no more than chance gives: random "
+            f"changes of this size give {mean:+.3g} ± {spread:.2g}"
+        )
+
+    @property
     def too_large(self) -> str:
         """Why the change should be refused; empty where it should not."""
         said: list[str] = []
@@ -123,6 +138,7 @@ class Judgement:
             "control": control | {"effects": list(self.controls)},
             "beyond_control": self.beyond_control,
             "too_large": self.too_large,
+            "no_effect": self.no_effect,
         }
 
 
@@ -176,6 +192,39 @@ def judge(
         )
     moved = change_size(model, act, neutral, sites) if sites else float("nan")
     return Judgement(_together(target, by_side), by_side, loss, kl, moved, effects)
+
+
+STRENGTHS = (8.0, 5.6, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.09)
+
+
+def largest_strength(
+    model: Model, act_of: Callable[[float], Act], neutral: Inputs, sites: Sequence[str]
+) -> float:
+    """Return the largest of some strengths, 8 to .09, at which an act is not too large.
+
+    Found by bisection: what a strength does is taken to grow with it. The smallest where none is.
+
+    Parameters
+    ----------
+    model : Model
+    act_of : callable
+        Gives the act of a strength.
+    neutral : Inputs
+    sites : sequence of str
+    """
+    none, low, high = Difference(0.0, 0.0, 0), 0, len(STRENGTHS) - 1
+    logits = live_stream(model, neutral, logits_asked=True).logits_key
+    while low < high:
+        middle = (low + high) // 2
+        act = act_of(STRENGTHS[middle])
+        size = change_size(model, act, neutral, sites)
+        small = Judgement(none, {}, none, none, size, ())
+        if not small.too_large:
+            with Bar("strength", 2 * len(neutral), shown=False) as bar:
+                loss, kl = _ModelTrial(model, logits, bar).damage(act, neutral)
+            small = Judgement(none, {}, loss, kl, size, ())
+        low, high = (middle + 1, high) if small.too_large else (low, middle)
+    return STRENGTHS[low]
 
 
 def _unchanged(model: Model) -> Act:

@@ -98,6 +98,11 @@ class EditedCall:
             self._selected[key] = found.unsqueeze(2) if some else n_found > 0
         return self._selected[key]
 
+    def is_gathered(self, x: Shaped[Tensor, "row *axes"]) -> bool:
+        """Return whether the rows are some of the tokens, as an expert gets them."""
+        fed = self.call.fed
+        return fed is not None and x.ndim == 2 and len(x) not in (1, *fed.shape, fed.numel())
+
     def gated(self, n: int, device: torch.device) -> Float[Tensor, "example"]:
         """Return how far a gate is open for each example, in [0, 1].
 
@@ -120,9 +125,16 @@ class EditedCall:
         return decided.to(device)[origin.to(device)]
 
     def others(
-        self, recorded: Recorded, name: str, x: Shaped[Tensor, "..."], context: EditContext
+        self,
+        recorded: Recorded,
+        name: str,
+        x: Shaped[Tensor, "..."],
+        context: EditContext,
+        per: str = "token",
     ) -> dict[str, Tensor]:
-        """Return what other runs brought at a site, an example and a state for each of ``x``.
+        """Return what other runs brought at a site, an example for each of ``x``.
+
+        With ``per="token"`` also a state for each; with ``"example"`` as many as there are.
 
         Raises
         ------
@@ -130,11 +142,18 @@ class EditedCall:
             If a run has no such site, or other examples or states.
         """
         return {
-            run: self._aligned(of_run, run, name, x, context) for run, of_run in recorded.items()
+            run: self._aligned(of_run, run, name, x, context, per)
+            for run, of_run in recorded.items()
         }
 
     def _aligned(
-        self, of_run: Mapping[str, Tensor], run: str, name: str, x: Tensor, context: EditContext
+        self,
+        of_run: Mapping[str, Tensor],
+        run: str,
+        name: str,
+        x: Tensor,
+        context: EditContext,
+        per: str,
     ) -> Tensor:
         other, past = of_run.get(name), self.call.past
         if other is None:
@@ -148,6 +167,14 @@ class EditedCall:
         except InputError as error:
             error.add_note(f"others[{run!r}] at {name}")
             raise
+        if per == "example":
+            if other.ndim != x.ndim or len(other) != len(x) or other.shape[-1] != x.shape[-1]:
+                raise InputError(
+                    f"editing: expected others[{run!r}] to hold {len(x)} examples of "
+                    f"{x.shape[-1]} features at {name}, got shape {shape}. Run both on examples "
+                    "in one order."
+                )
+            return other
         if x.ndim == 3 and other.ndim == 3 and other.shape[1] > x.shape[1]:
             other = other[:, past : past + x.shape[1]]
         if other.shape != x.shape:

@@ -284,7 +284,8 @@ class _Editor:
             selected = (share > 0) & selected
         context = NO_CONTEXT if now is None else now.context(x, has_tokens, n_before)
         if self.recorded and now is not None:
-            context = replace(context, others=now.others(self.recorded, spot.name, x, context))
+            of, per = self.recorded, self.edit.others_per
+            context = replace(context, others=now.others(of, spot.name, x, context, per))
         wide = x.float() if x.dtype in NARROW else x
         with without_autocast(x.device):
             new = self.edit.apply(wide, site, context)
@@ -312,6 +313,13 @@ class _Editor:
             )
         if has_tokens and now is not None:
             return now.selected(self.places, x)
+        padded = now is not None and now.call.mask is not None and not bool(now.call.mask.all())
+        if padded and now is not None and now.is_gathered(x):
+            raise SiteError(
+                f"editing: {site} reads {len(x)} rows, neither an example nor a token each, so "
+                "which of them are padding is not known. Run texts of one length, or name a module "
+                "that reads all tokens."
+            )
         if not self.places.is_all:
             raise SiteError(
                 f"editing: where={self.places} needs states of tokens, got shape "

@@ -21,12 +21,15 @@ class FeaturesLast:
         The very output where it is so already.
     has_tokens : bool
         Whether its axes are (example, token, feature).
+    is_flat : bool
+        Whether the output had the tokens of all examples on one axis.
     """
 
     leaf: Tensor
     x: Tensor
     has_tokens: bool
     dim: int = -1
+    is_flat: bool = False
 
     @staticmethod
     def of(
@@ -36,12 +39,18 @@ class FeaturesLast:
         call: CallArguments | None,
         axis: int | None = None,
     ) -> "FeaturesLast":
-        """Return an output of a module; a nested one is padded as in the mask of the call."""
+        """Return an output of a module; a nested one is padded as in the mask of the call.
+
+        Tokens of all examples one after the other, as experts see them, come apart again.
+        """
         if leaf.is_nested:
             mask = None if call is None else call.mask
             return FeaturesLast(leaf, padded(leaf, mask), has_tokens=True)
         if leaf.ndim < 2:
             return FeaturesLast(leaf, leaf, has_tokens=False)
+        fed = None if call is None else call.fed
+        if fed is not None and leaf.ndim == 2 and len(leaf) == fed.numel() > fed.shape[0]:
+            return FeaturesLast(leaf, leaf.reshape(*fed.shape, -1), has_tokens=True, is_flat=True)
         axes = axes_in(call, leaf, module, root, axis)
         dim = axes.words.index("dim")
         x = leaf if dim == leaf.ndim - 1 else leaf.movedim(dim, -1)
@@ -51,6 +60,8 @@ class FeaturesLast:
         """Return a tensor of the shape of ``x`` in the form of the output."""
         if self.leaf.is_nested:
             return nested_like(self.leaf, new)
+        if self.is_flat:
+            return new.reshape(self.leaf.shape)
         return new if self.dim in (-1, new.ndim - 1) else new.movedim(-1, self.dim)
 
 
