@@ -41,7 +41,7 @@ def exclusive_or(copies: int = 1) -> Any:
 @pytest.mark.parametrize("screen", [0.0, 0.5])
 def test_the_graph_has_exactly_the_true_edges(screen):
     find = CausalGraph(threshold=0.1, baseline="zero", screen=screen)
-    found = find.find(exclusive_or(), ODD, LAYERS, 1)
+    found = find.explain(exclusive_or(), ODD, site=LAYERS, target=1)
     assert dict(zip(found.edges, found.value.tolist(), strict=True)) == {
         (("2", 0), ("class", 1)): 4.0,
         (("0", 0), ("2", 0)): 2.0,  # in half of the rows
@@ -49,16 +49,20 @@ def test_the_graph_has_exactly_the_true_edges(screen):
     }
     assert (found.necessity, found.sufficiency) == (0.0, 1.0)
     assert bool(found.screened) == (screen > 0)
-    halves = [find.find(exclusive_or(), part, LAYERS, 1) for part in (ODD[:3], ODD[3:])]
+    halves = [
+        find.explain(exclusive_or(), part, site=LAYERS, target=1) for part in (ODD[:3], ODD[3:])
+    ]
     torch.testing.assert_close(halves[0].sums + halves[1].sums, found.sums)
     torch.testing.assert_close(halves[0].squares + halves[1].squares, found.squares)
 
 
 def test_redundant_units_hide_one_another_unless_they_go_together():
     net = exclusive_or(copies=2)
-    alone = CausalGraph(threshold=0.1, baseline="zero").find(net, ODD, LAYERS, 1)
+    alone = CausalGraph(threshold=0.1, baseline="zero").explain(net, ODD, site=LAYERS, target=1)
     assert alone.units == {("2", 0)}
-    both = CausalGraph(threshold=0.1, baseline="zero", together=True).find(net, ODD, LAYERS, 1)
+    both = CausalGraph(threshold=0.1, baseline="zero", together=True).explain(
+        net, ODD, site=LAYERS, target=1
+    )
     assert both.units == {("2", 0), ("0", 0), ("0", 1), ("0", 2), ("0", 3)}
 
 
@@ -72,11 +76,11 @@ def test_the_default_baseline_loses_a_class_without_its_units():
     x = torch.nn.functional.one_hot(kind, 3) * (1 + torch.rand(60, 3, generator=source).double())
     for c in range(3):
         rows = x[kind == c]
-        found = CausalGraph(threshold=0.5).find(net, rows, ["0", "2"], c)
+        found = CausalGraph(threshold=0.5).explain(net, rows, site=["0", "2"], target=c)
         assert found.units == {("0", c)}
         assert found.necessity < 0.5 < found.sufficiency
         how = CausalGraph(threshold=0.5, baseline="mean")
-        other = how.find(net, rows, ["0", "2"], c, reference=x)
+        other = how.explain(net, rows, site=["0", "2"], target=c, reference=x)
         want = float(head.weight.detach()[c, c]) * (rows[:, c] - x[:, c].mean()).mean()
         assert float(other.value[0]) == pytest.approx(float(want))
 
@@ -115,7 +119,7 @@ def test_messages_between_channels_are_taken_away_past_norms_and_ways_around():
     net = Around()
     x = torch.randn(5, 2, 5, 5, generator=torch.Generator().manual_seed(1)).double()
     find = CausalGraph(threshold=0.0)
-    found = find.find(net, x, ["one", "two", "head"], 2)
+    found = find.explain(net, x, site=["one", "two", "head"], target=2)
     got = dict(zip(found.edges, found.value.tolist(), strict=True))
     with torch.no_grad():
         whole = net(x)[:, 2]
@@ -130,12 +134,12 @@ def test_messages_between_channels_are_taken_away_past_norms_and_ways_around():
 
 def test_layers_that_do_not_follow_are_refused():
     with pytest.raises(SiteError, match="sums over units, linear or convolutional, got 1, a ReLU"):
-        CausalGraph().find(exclusive_or(), ODD, ["0", "1"], 1)
+        CausalGraph().explain(exclusive_or(), ODD, site=["0", "1"], target=1)
     with pytest.raises(SiteError, match="two layers or more"):
-        CausalGraph().find(exclusive_or(), ODD, ["0"], 1)
+        CausalGraph().explain(exclusive_or(), ODD, site=["0"], target=1)
     with pytest.raises(InputError, match="expected reference inputs with baseline='mean'"):
-        CausalGraph(baseline="mean").find(exclusive_or(), ODD, LAYERS, 1)
+        CausalGraph(baseline="mean").explain(exclusive_or(), ODD, site=LAYERS, target=1)
     with pytest.raises(SiteError, match="follow one another"):
-        CausalGraph().find(exclusive_or(), ODD, ["0", "4"], 1)
+        CausalGraph().explain(exclusive_or(), ODD, site=["0", "4"], target=1)
     with pytest.raises(InputError, match="quantile"):
         CausalGraph(quantile=1.0)

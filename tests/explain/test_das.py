@@ -31,10 +31,16 @@ def pairs(n: int = 128):
     return base, source, expected
 
 
+def given() -> dict[str, Any]:
+    """Return the pairs by name, at the site of the variable."""
+    base, source, expected = pairs()
+    return {"inputs": base, "source": source, "expected": expected, "site": "0"}
+
+
 @pytest.mark.truth("the direction along which the variable was planted")
 def test_the_planted_direction_is_found():
     net, axes = planted()
-    found = Das(steps=60, rate=0.1).learn(net, *pairs(), "0")
+    found = Das(steps=60, rate=0.1).fit(net, *pairs(), "0")
     assert float(found) == pytest.approx(1.0, abs=0.04)
     assert float(present(found.null)) < 0.8
     angle = torch.rad2deg(torch.acos((present(found.subspace)[:, 0].double() @ axes[:, 0]).abs()))
@@ -46,9 +52,9 @@ def test_the_planted_direction_is_found():
 def test_the_true_subspace_gives_every_answer_and_the_whole_site_does_not():
     net, axes = planted()
     judge = InterchangeIntervention()
-    assert float(judge.judge(net, *pairs(), "0", subspace=axes[:, :1])) == 1.0
+    assert float(judge.explain(net, **given(), subspace=axes[:, :1])) == 1.0
     base, source, expected = pairs()
-    whole = judge.judge(net, base, source, expected, "0")
+    whole = judge.explain(net, base, source=source, expected=expected, site="0")
     share = (expected == net(source).argmax(1)).double().mean()
     assert float(whole) == pytest.approx(float(share))
     assert whole.unpatched == pytest.approx(
@@ -59,7 +65,7 @@ def test_the_true_subspace_gives_every_answer_and_the_whole_site_does_not():
 def test_the_edit_gives_the_answers_and_is_a_projection():
     net, axes = planted()
     base, source, expected = pairs()
-    edit = InterchangeIntervention().judge(net, *pairs(), "0", subspace=axes[:, :1]).edit()
+    edit = InterchangeIntervention().explain(net, **given(), subspace=axes[:, :1]).edit()
     with Tap(net, "0") as tap:
         net(source)
     other = {"source": tap.rows}
@@ -74,10 +80,10 @@ def test_the_edit_gives_the_answers_and_is_a_projection():
 def test_what_does_not_fit_is_refused():
     net, axes = planted()
     with pytest.raises(ShapeError, match="of 6 dimensions"):
-        InterchangeIntervention().judge(net, *pairs(), "0", subspace=axes[:3, :1])
+        InterchangeIntervention().explain(net, **given(), subspace=axes[:3, :1])
     with pytest.raises(InputError, match="at most 6"):
-        Das(k=7).learn(net, *pairs(), "0")
+        Das(k=7).fit(net, *pairs(), "0")
     with pytest.raises(InputError, match="Take Replace"):
-        InterchangeIntervention().judge(net, *pairs(), "0").edit()
+        InterchangeIntervention().explain(net, **given()).edit()
     with pytest.raises(InputError, match="inside"):
         Das(held_out=1.0)

@@ -26,7 +26,7 @@ def test_tokens_of_the_down_projection(gpt2, gain):
     if gain:
         written = (written - written.mean(1, keepdim=True)) * norm
     score = written @ head.T
-    found = NeuronLens(n=4, gain=gain).read(gpt2, "transformer.h.1.mlp.c_proj")
+    found = NeuronLens(n=4, gain=gain).explain(gpt2, site="transformer.h.1.mlp.c_proj")
     torch.testing.assert_close(found.top_score, score.topk(4, dim=1).values, rtol=1e-4, atol=1e-5)
     assert torch.equal(found.top[:, 0], score.argmax(1))
     assert torch.equal(found.bottom[:, 0], score.argmin(1))
@@ -35,7 +35,7 @@ def test_tokens_of_the_down_projection(gpt2, gain):
 
 
 def test_units_follow_their_permutation_and_two_models_compare(gpt2):
-    found = NeuronLens(n=5).read(gpt2, "transformer.h.0.mlp.c_fc")
+    found = NeuronLens(n=5).explain(gpt2, site="transformer.h.0.mlp.c_fc")
     assert len(found.top) == 128
     assert found.agreement(found) == 1.0
     torch.testing.assert_close(found.overlap(found), torch.ones(128).double())
@@ -62,7 +62,7 @@ def test_a_clamped_unit_shifts_logits_by_its_scores():
         plain = net(ids).logits
         net.transformer.h[2].mlp.c_proj.register_forward_pre_hook(clamp)
         changed = net(ids).logits
-    found = NeuronLens(n=models.VOCABULARY).read(net, "transformer.h.2.mlp.c_proj")
+    found = NeuronLens(n=models.VOCABULARY).explain(net, site="transformer.h.2.mlp.c_proj")
     scores = torch.zeros(models.VOCABULARY).scatter(0, found.top[unit], found.top_score[unit])
     torch.testing.assert_close(
         changed - plain, (level - seen[0])[..., None] * scores, rtol=1e-4, atol=1e-5
@@ -71,6 +71,6 @@ def test_a_clamped_unit_shifts_logits_by_its_scores():
 
 def test_layers_of_other_widths_are_refused(gpt2):
     with pytest.raises(ShapeError, match="width 32, the residual stream, got"):
-        NeuronLens(side="writes").read(gpt2, "transformer.h.0.mlp.c_fc")
+        NeuronLens(side="writes").explain(gpt2, site="transformer.h.0.mlp.c_fc")
     with pytest.raises(InputError, match="is square"):
-        NeuronLens().read(gpt2, "transformer.h.0.attn.c_proj")
+        NeuronLens().explain(gpt2, site="transformer.h.0.attn.c_proj")

@@ -27,7 +27,7 @@ def test_a_label_that_the_layer_makes_stands_beside_its_baselines():
     before = [p.clone() for p in net.parameters()]
     items = [{"x": x, "label": int(y)} for x, y in zip(X, LABEL, strict=True)]
     stream = sonde.read(net, items, sites="1")
-    found = ProbeBaselines(seed=3).judge(stream)
+    found = ProbeBaselines(seed=3).fit(stream)
     (row,) = found.table().to_pylist()
     assert row["accuracy"] > 0.95
     assert row["input"] < 0.65
@@ -52,7 +52,7 @@ def test_tokens_are_compared_with_their_embedding():
     ids = torch.randint(3, models.VOCABULARY, (40, 6), generator=DRAW)
     items = [{"input_ids": row, "label": int(row[0] > 30)} for row in ids]
     stream = sonde.read(models.gpt2(), items, sites="blocks", reducer="tokens")
-    found = ProbeBaselines().judge(stream)
+    found = ProbeBaselines().fit(stream)
     assert found.conventions["input"] == "transformer.wte:out"
     assert found.conventions["types"] == "position"
     assert len(found.sites) == len(found.redrawn) == 3
@@ -60,4 +60,4 @@ def test_tokens_are_compared_with_their_embedding():
 
 def test_rows_without_a_model_are_refused():
     with pytest.raises(InputError, match="stream of a live model"):
-        ProbeBaselines().judge(sonde.Stream.of({"a": X}, label=LABEL))
+        ProbeBaselines().fit(sonde.Stream.of({"a": X}, label=LABEL))

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError, SiteError
+from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.core.site import Site
@@ -58,7 +59,7 @@ class CausalEdges(Result):
 
 @final
 @dataclass(frozen=True)
-class CausalGraph:
+class CausalGraph(Explainer):
     """Graph of the units whose messages raise a class, found from the answer backwards.
 
     The message of unit j to unit i of the next layer is ``w_ij a_j``; between channels the weight
@@ -83,7 +84,7 @@ class CausalGraph:
         of each layer, and never 0.
     quantile : float, default=0.9
     baseline : {"zero", "mean"}, default="zero"
-        What a unit sends instead: nothing, or its mean over the reference rows of ``find``. The
+        What a unit sends instead: nothing, or its mean over the reference rows of ``explain``. The
         mean over rows of the class itself would keep the class.
     screen : float, default=0.0
         Edges are intervened on where the first-order effect is at least this share of the largest.
@@ -97,7 +98,7 @@ class CausalGraph:
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
     >>> net[0].weight.data, net[2].weight.data = torch.eye(2), torch.tensor([[1.0, 0.0]])
     >>> x = torch.tensor([[1.0, 2.0], [3.0, 0.5]])
-    >>> CausalGraph(threshold=0.1).find(net, x, ["0", "2"], target=0).edges[0]
+    >>> CausalGraph(threshold=0.1).explain(net, x, site=["0", "2"], target=0).edges[0]
     (('0', 0), ('class', 0))
 
     References
@@ -120,13 +121,13 @@ class CausalGraph:
                 f"{self.quantile} and {self.screen}."
             )
 
-    def find(
+    def explain(
         self,
         model: Model | nn.Module,
-        x: Any,
-        layers: Sequence[str],
-        target: int,
+        inputs: Any,
         *,
+        site: Sequence[str],
+        target: int,
         reference: Any = None,
         progress: bool = False,
     ) -> CausalEdges:
@@ -135,9 +136,9 @@ class CausalGraph:
         Parameters
         ----------
         model : Model or nn.Module
-        x : Tensor, tuple or dict
+        inputs : Tensor, tuple or dict
             Inputs of the class.
-        layers : sequence of str
+        site : sequence of str
             Linear or convolutional layers in order, from the one whose units come first; the last
             one gives the logits.
         target : int
@@ -154,11 +155,12 @@ class CausalGraph:
         """
         if (reference is None) != (self.baseline == "zero"):
             raise InputError(
-                "CausalGraph.find: expected reference inputs with baseline='mean', and none with "
+                "CausalGraph.explain: expected reference inputs with baseline='mean', none with "
                 f"'zero', got baseline={self.baseline!r} and reference of "
                 f"{type(reference).__name__}. Give inputs of all classes: reference=x_all."
             )
-        net = _Net(model, x, layers, target, reference)
+        layers = site
+        net = _Net(model, inputs, layers, target, reference)
         children = torch.tensor([target])
         edges: list[tuple[Unit, Unit]] = []
         rows: list[Tensor] = []

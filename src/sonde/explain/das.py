@@ -16,6 +16,7 @@ from torch.nn.utils import parametrizations
 
 from sonde.core.edit import Edit, EditContext, check_width
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.core.site import Site
@@ -89,7 +90,7 @@ class Alignment(Result):
 
 @final
 @dataclass(frozen=True)
-class InterchangeIntervention:
+class InterchangeIntervention(Explainer):
     """Share of pairs whose answer is the causal model's when a variable takes its source value.
 
     States of the source run, in a subspace, some units or the whole site, come into the base run.
@@ -115,10 +116,11 @@ class InterchangeIntervention:
     seed: int = 0
     paper: ClassVar[str] = "geiger2024das"
 
-    def judge(
+    def explain(
         self,
         model: Model | nn.Module,
-        base: Any,
+        inputs: Any,
+        *,
         source: Any,
         expected: Int[Tensor, "pair"],
         site: Pattern,
@@ -130,8 +132,8 @@ class InterchangeIntervention:
         Parameters
         ----------
         model : Model or nn.Module
-        base, source : Tensor, tuple or dict
-            What the model is called with, a pair for each row.
+        inputs, source : Tensor, tuple or dict
+            What the model is called with, a pair of base and source for each row.
         expected : Int[Tensor, "pair"]
             Class or token that the causal model gives for the base with the variable of the source.
         site : pattern
@@ -140,7 +142,7 @@ class InterchangeIntervention:
         subspace : Float[Tensor, "dim k"], optional
             Orthonormal columns, instead of ``units``.
         """
-        pairs = _Pairs(model, base, source, expected, site, position)
+        pairs = _Pairs(model, inputs, source, expected, site, position)
         if self.units is not None and subspace is None:
             subspace = torch.eye(pairs.width)[:, list(self.units)]
         return pairs.alignment(subspace, self.seed, repr(self))
@@ -190,7 +192,7 @@ class Das:
                 f"{self.k}, {self.steps} and {self.held_out}."
             )
 
-    def learn(
+    def fit(
         self,
         model: Model | nn.Module,
         base: Tensor,
@@ -201,7 +203,9 @@ class Das:
         *,
         progress: bool = False,
     ) -> Alignment:
-        """Return the subspace, judged on held-out pairs; arguments as of ``judge``.
+        """Return the subspace, judged on held-out pairs.
+
+        Arguments are those of ``InterchangeIntervention.explain``, ``base`` its inputs.
 
         Raises
         ------

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sonde.core.chart import Chart, marks
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.tap.decoding.layers import ModelBlocks
@@ -94,7 +95,7 @@ class NeuronLensResult(Result):
 
 @final
 @dataclass(frozen=True)
-class NeuronLens:
+class NeuronLens(Explainer):
     """Scores of every token for every unit of a layer: the unembedding times the unit's vector.
 
     The vector is a row of a layer that reads the residual stream (the paper's up-projection), or a
@@ -133,12 +134,16 @@ class NeuronLens:
                 f"{self.n} and {self.side!r}."
             )
 
-    def read(self, model: Model | nn.Module, site: Pattern) -> NeuronLensResult:
+    def explain(
+        self, model: Model | nn.Module, inputs: None = None, *, site: Pattern
+    ) -> NeuronLensResult:
         """Return the tokens of each unit of a linear layer.
 
         Parameters
         ----------
         model : Model or nn.Module
+        inputs : None
+            Nothing is run: weights are read alone.
         site : pattern
             The layer, as ``model.layers.3.mlp.up_proj``.
 

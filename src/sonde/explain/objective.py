@@ -217,18 +217,7 @@ class FixedObjective:
         return {"output": self.objective.output} if self.objective.output else {}
 
     def log_probs(self, outputs: Any) -> Float[Tensor, "answer class"]:
-        """Return the distribution that each target is drawn from.
-
-        Raises
-        ------
-        InputError
-            If the model has one output, which is no distribution.
-        """
-        if self.objective.kind == "output":
-            raise InputError(
-                "Objective: a distribution over classes needs two classes or more, got a model of "
-                "one output."
-            )
+        """Return the distribution that each target is drawn from."""
         logits = self.objective._logits(outputs)
         row = torch.arange(len(logits), device=logits.device)
         if self.place is not None:

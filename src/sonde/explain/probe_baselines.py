@@ -113,7 +113,7 @@ class ProbeBaselines:
     seed: int = 0
     paper: ClassVar[str] = "hewitt2019control"
 
-    def judge(self, stream: Stream) -> ProbeBaselinesResult:
+    def fit(self, stream: Stream) -> ProbeBaselinesResult:
         """Return the accuracies at the sites of a stream.
 
         Parameters

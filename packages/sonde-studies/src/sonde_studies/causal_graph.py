@@ -79,9 +79,11 @@ def _net(seed: int) -> nn.Sequential:
 
 
 def _of_class(net: nn.Sequential, rows: Tensor, c: int, seed: int) -> dict[str, float]:
-    found = FIND.find(net, rows, LAYERS, c)
+    found = FIND.explain(net, rows, site=LAYERS, target=c)
     drawn = [
-        CausalGraph(quantile=0.9, baseline="zero", seed=2 * seed + i).find(net, rows, LAYERS, c)
+        CausalGraph(quantile=0.9, baseline="zero", seed=2 * seed + i).explain(
+            net, rows, site=LAYERS, target=c
+        )
         for i in (1, 2)
     ]
     half = len(rows) // 2
@@ -102,7 +104,7 @@ def _of_class(net: nn.Sequential, rows: Tensor, c: int, seed: int) -> dict[str, 
 
 def _effects(net: nn.Sequential, rows: Tensor, c: int) -> Tensor:
     """Return what each unit of the first layer sends to all units of the second."""
-    found = CausalGraph(threshold=0.0, baseline="zero").find(net, rows, LAYERS, c)
+    found = CausalGraph(threshold=0.0, baseline="zero").explain(net, rows, site=LAYERS, target=c)
     total = torch.zeros(64, dtype=torch.float64)
     for ((layer, j), _), value in zip(found.edges, found.value, strict=True):
         if layer == LAYERS[0]:

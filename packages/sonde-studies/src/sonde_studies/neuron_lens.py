@@ -83,8 +83,8 @@ class NeuronLensStudy(Study):
         lens = NeuronLens(n=1)
         top, same = {}, {}
         for side, names in sites.items():
-            before = [lens.read(base, name) for name in names]
-            after = [lens.read(tuned, name) for name in names]
+            before = [lens.explain(base, site=name) for name in names]
+            after = [lens.explain(tuned, site=name) for name in names]
             top[side] = torch.stack([found.top[:, 0] for found in before])
             same[side] = torch.tensor([b.agreement(a) for b, a in zip(before, after, strict=True)])
         tick("clamping")

@@ -83,7 +83,7 @@ class SubspacePatchStudy(Study):
         places = {"MLP": ("act", [net.down]), "stream": ("embed", [net.up, reader])}
         for name, (site, readers) in places.items():
             tick(f"search in the {name}")
-            found = das.learn(net, base, source, expected, site)
+            found = das.fit(net, base, source, expected, site)
             assert found.subspace is not None
             judged = _judged(net, base, found.subspace[:, 0], readers, site, seed)
             site_effect = judged.effects["site"]
