@@ -13,6 +13,7 @@ import torch
 from sonde.core.cache_rule import CacheRule
 from sonde.core.edit import Edit
 from sonde.core.errors import InputError
+from sonde.core.explainer import Explainer
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.shift import Shift
 from sonde.core.state import digest
@@ -23,11 +24,13 @@ from sonde.testing import (
     cache_laws,
     decode_laws,
     edit_laws,
+    explainer_laws,
     instrument_laws,
     rewrite_laws,
     shift_laws,
     statistic_laws,
 )
+from sonde.testing.explainer_laws import ExplainerCase
 from sonde.testing.instrument_laws import make_inputs
 from sonde.testing.rewrite_laws import RewriteCase
 from sonde.testing.rows import make_columns
@@ -117,7 +120,7 @@ def _company() -> tuple[Any, ...]:
 
 
 _S, _I, _H, _E = statistic_laws, instrument_laws, shift_laws, edit_laws
-_D, _R, _C = decode_laws, rewrite_laws, cache_laws
+_D, _R, _C, _X = decode_laws, rewrite_laws, cache_laws, explainer_laws
 
 KINDS: dict[type, tuple[Law, ...]] = {
     Statistic: (
@@ -195,6 +198,14 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_C.law_budget),
         _law(_C.law_whole),
     ),
+    Explainer: (
+        _law(_X.law_alone),
+        _law(_X.law_again),
+        _law(_X.law_untouched),
+        _law(_X.law_half),
+        _law(_X.law_inputs),
+        _law(_X.law_output, applies=_X.takes_objective),
+    ),
     MergeRule: (
         _law(_R.law_rule_kept),
         _law(_R.law_rule_again),
@@ -209,11 +220,13 @@ def laws_of(method: Any) -> tuple[Law, ...]:
 
     Parameters
     ----------
-    method : Instrument, Edit, Decode, CacheRule, MergeRule, Case or RewriteCase
-        An instance; a statistic as a ``Case``, a rewrite as a ``RewriteCase``.
+    method : Instrument, Edit, Decode, CacheRule, MergeRule, Case, RewriteCase or ExplainerCase
+        An instance; a statistic as a ``Case``, a rewrite as a ``RewriteCase``, an explainer as an
+        ``ExplainerCase``.
     """
     thing = method.statistic if isinstance(method, Case) else method
     thing = method.rewrite if isinstance(method, RewriteCase) else thing
+    thing = method.explainer if isinstance(method, ExplainerCase) else thing
     kinds = [laws for kind, laws in KINDS.items() if isinstance(thing, kind)]
     return tuple(law for laws in kinds for law in laws if law.applies(method))
 
@@ -283,6 +296,9 @@ def _instances(method: Any) -> Iterator[Any]:
             continue
         if isinstance(one, Rewrite):
             yield RewriteCase(one)
+            continue
+        if isinstance(one, Explainer):
+            yield ExplainerCase(one)
             continue
         if isinstance(one, Instrument):
             instrument_laws.require_columns(one)
