@@ -34,7 +34,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("findings",),
         ("report",),
         ("cli", "testing"),
-        ("__main__",),
+        ("__main__", "_opening", "_packed_models"),
     ],
     "sonde.tap": [
         ("hooks",),

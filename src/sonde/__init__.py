@@ -7,6 +7,8 @@ The names below are those that people type daily; the rest is reached through it
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sonde import _opening
+
 if TYPE_CHECKING:
     from sonde import compress, detect, edit, explain, layers, measure
     from sonde.core import (
@@ -133,3 +135,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
+
+
+_opening.watch()

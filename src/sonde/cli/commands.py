@@ -15,6 +15,7 @@ from sonde.cli._table import filled
 from sonde.cli._usage import wrong_usage
 from sonde.cli.calibrate import Calibrate
 from sonde.cli.compare import Compare
+from sonde.cli.compress import Compress
 from sonde.cli.console import REMARK, CommandFailed, error_line, note, note_interrupted, noting, say
 from sonde.cli.drift import Drift
 from sonde.cli.edits import EDITS, overview
@@ -58,6 +59,7 @@ COMMANDS: dict[str, type[Any]] = {
     "trace": Trace,
     "units": Units,
     "generate": Generate,
+    "compress": Compress,
     "info": Info,
     "verify": Verify,
     "export": Export,

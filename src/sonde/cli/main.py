@@ -21,6 +21,7 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde evaluate USUAL.parquet UNUSUAL.parquet    how good the scores are
   sonde generate MODEL TEXT [--steer A.sonde]     what it writes, also steered
   sonde edit WORD MODEL ... -o NEW/               change a model, or undo it
+  sonde compress MODEL DATA -o SMALL/             smaller weights, what it costs
   sonde merge A.sonde B.sonde -o C.sonde          join bundles fitted separately
   sonde drift A.sonde B.sonde                     what moved between two fits
   sonde compare MODEL OTHER DATA                  two models, layer by layer

@@ -1,14 +1,38 @@
-"""Make what a model computes with smaller: its key-value cache.
+"""Make what a model computes with smaller: its weights, and its key-value cache.
 
-``with sonde.caching(model, SnapKV(budget=0.25)) as cache:`` opens a cache by one of the rules here.
+``GPTQ().plan(model, {"calibration": texts}).fold(model)`` packs the weights of linear layers; ``with
+sonde.caching(model, SnapKV(budget=0.25)) as cache:`` opens a cache by one of the rules here.
 """
 
+from sonde.compress.fidelity import Fidelity, fidelity
+from sonde.compress.gptq import GPTQ
+from sonde.compress.grams import LayerGrams, layer_grams
 from sonde.compress.h2o import H2O
 from sonde.compress.key_diff import KeyDiff
 from sonde.compress.key_norm import KeyNorm
 from sonde.compress.recent_cache import RecentCache
+from sonde.compress.rtn import RTN
 from sonde.compress.snap_kv import SnapKV
 from sonde.compress.streaming_cache import StreamingCache
 from sonde.compress.tova import TOVA
+from sonde.weights import QuantLinear, kernels, pack, unpack
 
-__all__ = ["H2O", "TOVA", "KeyDiff", "KeyNorm", "RecentCache", "SnapKV", "StreamingCache"]
+__all__ = [
+    "GPTQ",
+    "H2O",
+    "RTN",
+    "TOVA",
+    "Fidelity",
+    "KeyDiff",
+    "KeyNorm",
+    "LayerGrams",
+    "QuantLinear",
+    "RecentCache",
+    "SnapKV",
+    "StreamingCache",
+    "fidelity",
+    "kernels",
+    "layer_grams",
+    "pack",
+    "unpack",
+]

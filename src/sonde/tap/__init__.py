@@ -9,6 +9,7 @@ from sonde.tap.gradients.losses import RowLosses, cross_entropy
 from sonde.tap.gradients.squared import SquaredGradients, squared_gradients
 from sonde.tap.hand.editing import editing
 from sonde.tap.hand.gate import Gate, Scores
+from sonde.tap.hand.recording import calls_of
 from sonde.tap.hand.restart import RecordedForward, record_forward
 from sonde.tap.hand.tap import Tap
 from sonde.tap.hand.where import TokenIds
@@ -43,6 +44,7 @@ __all__ = [
     "Tap",
     "TokenIds",
     "WeightStream",
+    "calls_of",
     "config_hash",
     "cross_entropy",
     "editing",

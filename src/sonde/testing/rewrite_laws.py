@@ -4,7 +4,7 @@ import inspect
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def law_undone(case: RewriteCase) -> None:
         save_file(_once(model.module), old / "model.safetensors")
         changes = {n: c for n, c in plan.changes.items() if n in plan.made_for}
         assert changes, "the plan changes nothing that is there"
-        kept = RewritePlan(changes, plan.made_for, plan.method, plan.figures, plan.ties)
+        kept = replace(plan, changes=changes)
         kept.save(str(old), new)
         same = file_hash(new / "model.safetensors") == file_hash(old / "model.safetensors")
         assert not same, "the saved weights are the old ones"

@@ -1,10 +1,12 @@
 """Changes of a model's weights: planned, looked at, folded into a new model, taken back."""
 
-from sonde.weights.change import Change, Exchange, LowRank, Sparse
+from sonde.weights.change import Change, Exchange, LowRank, Quantised, Sparse
 from sonde.weights.folding import fold_edit, fold_writers
 from sonde.weights.live import as_model, module_of, tensor_hash, with_tensors
 from sonde.weights.merging import Merged, MergeRule, merge_models
 from sonde.weights.needs import AtSites, Examples
+from sonde.weights.packing import pack, unpack
+from sonde.weights.quant_linear import Grid, QuantLinear, kernels
 from sonde.weights.residual import residual_readers, residual_writers
 from sonde.weights.rewrite import Rewrite, RewritePlan
 from sonde.weights.saving import Saved, save_edited
@@ -15,9 +17,12 @@ __all__ = [
     "Change",
     "Examples",
     "Exchange",
+    "Grid",
     "LowRank",
     "MergeRule",
     "Merged",
+    "QuantLinear",
+    "Quantised",
     "Rewrite",
     "RewritePlan",
     "Saved",
@@ -25,12 +30,15 @@ __all__ = [
     "as_model",
     "fold_edit",
     "fold_writers",
+    "kernels",
     "merge_models",
     "module_of",
+    "pack",
     "residual_readers",
     "residual_writers",
     "save_edited",
     "tensor_hash",
     "undo",
+    "unpack",
     "with_tensors",
 ]

@@ -6,13 +6,16 @@ small edit of a half-precision weight would be lost in its rounding.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import final
+from math import prod
+from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import BFloat16, Float, Int, UInt8
+from torch import Tensor, nn
 
 from sonde.core.errors import ShapeError, StateError
+from sonde.weights.packing import unpack
+from sonde.weights.quant_linear import Grid, packed_linear
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -48,6 +51,28 @@ class Change(ABC):
     def factors(self) -> dict[str, Tensor]:
         """Return what the change is made of, as it is kept in a patch."""
         return {f.name: getattr(self, f.name) for f in fields(self)}  # pyright: ignore[reportArgumentType]
+
+    def packs(self, module: nn.Module, name: str) -> bool:
+        """Return whether a layer of another kind takes the place of the tensor's owner.
+
+        Parameters
+        ----------
+        module : nn.Module
+        name : str
+            Of the tensor, as in ``module.state_dict()``.
+        """
+        return False
+
+    def put_into(self, module: nn.Module, name: str) -> None:  # noqa: B027 (most pack nothing)
+        """Put that layer into a new model, whose tensors may be shared with the old one."""
+
+    def replaced(self) -> dict[str, Tensor]:
+        """Return the tensors that a new layer has in place of this one, by their last name."""
+        return {}
+
+    def told(self) -> dict[str, Any]:
+        """Return what a saved model's configuration must say of the new layer."""
+        return {}
 
     @abstractmethod
     def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -121,6 +146,65 @@ class Exchange(Change):
 
     def _made(self) -> Tensor:
         return self.values.detach().to(written_type(self.values.dtype))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Quantised(Change):
+    """Round to a grid: small whole numbers with a scale and an offset for each group.
+
+    An entry becomes ``(code - 2^(bits - 1)) * scale + offset``. Groups are runs of entries of one
+    row (the last may be shorter); further axes of a kernel count as part of the row.
+
+    Parameters
+    ----------
+    codes : UInt8[Tensor, "out bytes"]
+        Packed, see ``pack``.
+    scale, offset : BFloat16[Tensor, "out group"]
+    grid : Grid
+    shape : tuple of int
+        Of the tensor.
+    """
+
+    codes: UInt8[Tensor, "out bytes"]
+    scale: BFloat16[Tensor, "out group"]
+    offset: BFloat16[Tensor, "out group"]
+    grid: Grid
+    shape: tuple[int, ...]
+
+    def factors(self) -> dict[str, Tensor]:
+        """Return nothing: the codes are the new model's own."""
+        return {}
+
+    def packs(self, module: nn.Module, name: str) -> bool:
+        """Return whether the tensor is the weight of a linear layer inside the model."""
+        path, _, leaf = name.rpartition(".")
+        forward: Any = type(module.get_submodule(path)).forward
+        return bool(path) and leaf == "weight" and forward is nn.Linear.forward
+
+    def put_into(self, module: nn.Module, name: str) -> None:
+        """Put a ``QuantLinear`` in the place of the layer, under each of its names."""
+        layer: Any = module.get_submodule(name.rpartition(".")[0])
+        new = packed_linear(layer, self.codes, self.scale, self.offset, self.grid)
+        for place, part in list(module.named_modules(remove_duplicate=False)):
+            if part is layer:
+                above, _, own = place.rpartition(".")
+                setattr(module.get_submodule(above), own, new)
+
+    def replaced(self) -> dict[str, Tensor]:
+        """Return codes, scales and offsets, the latter two as the bits of bfloat16."""
+        bits = {name: getattr(self, name).view(torch.int16) for name in ("scale", "offset")}
+        return {"codes": self.codes, **bits}
+
+    def told(self) -> dict[str, Any]:
+        """Return the grid."""
+        return {"bits": self.grid.bits, "group": self.grid.group}
+
+    def _of(self, old: Tensor) -> Tensor:
+        n = prod(self.shape[1:])
+        codes = unpack(self.codes, self.grid.bits, n)
+        found = self.grid.values(codes, self.scale, self.offset, torch.float64)
+        return found.reshape(self.shape).to(old.device)
 
 
 def written_type(dtype: torch.dtype) -> torch.dtype:

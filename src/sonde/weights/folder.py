@@ -115,6 +115,11 @@ def folder_of(model: Model | str | Path) -> Path:
     return checkpoint_directory(name, with_code=True)  # every file is copied, none is run
 
 
+def weight_bytes(folder: Path) -> int:
+    """Return the bytes of the weight files of a model's folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def patch_of(folder: Path) -> Path:
     """Return where the patch of an edited model lies: beside it."""
     folder = folder.absolute()

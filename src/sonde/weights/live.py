@@ -38,6 +38,12 @@ def with_tensors(module: nn.Module, changed: Mapping[str, Tensor]) -> nn.Module:
         same = old.detach()
         memo[key] = nn.Parameter(same, old.requires_grad) if isinstance(old, nn.Parameter) else same
     new = copy.deepcopy(module, memo)
+    put_tensors(new, changed)
+    return new
+
+
+def put_tensors(new: nn.Module, changed: Mapping[str, Tensor]) -> None:
+    """Put tensors into a module in the place of others, by name."""
     for name, value in changed.items():
         path, _, leaf = name.rpartition(".")
         owner = new.get_submodule(path)
@@ -47,4 +53,3 @@ def with_tensors(module: nn.Module, changed: Mapping[str, Tensor]) -> nn.Module:
         before = owner._parameters.get(leaf)
         trains = before is None or before.requires_grad
         owner._parameters[leaf] = nn.Parameter(value, trains and value.is_floating_point())
-    return new

@@ -15,7 +15,7 @@ from sonde.core.inputs import Model
 from sonde.core.instrument import Instrument
 from sonde.data._model_kind import config_of
 from sonde.weights.change import Change
-from sonde.weights.live import TIED, as_model, module_of, tensor_hash, with_tensors
+from sonde.weights.live import TIED, as_model, module_of, put_tensors, tensor_hash, with_tensors
 from sonde.weights.needs import Need, bound
 
 MOST_LOST = 0.5
@@ -43,6 +43,8 @@ class RewritePlan:
         For each tensor, other names under which the model holds the same one. They keep the old.
     config : mapping of str to JSON value
         What the model's configuration must say for the new tensors, e.g. ``{"mlp_bias": True}``.
+    packed : frozenset of str
+        Tensors in whose place a layer of another kind holds something smaller.
     """
 
     changes: Mapping[str, Change]
@@ -51,6 +53,7 @@ class RewritePlan:
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
     ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    packed: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -64,14 +67,16 @@ class RewritePlan:
         module = module_of(model)
         named = dict(module.state_dict())
         made_for = {name: tensor_hash(named[name]) for name in changes if name in named}
-        return cls(dict(changes), made_for, method, figures, _ties(module, changes))
+        packed = frozenset(name for name, change in changes.items() if change.packs(module, name))
+        ties = _ties(module, changes)
+        return cls(dict(changes), made_for, method, figures, ties, packed=packed)
 
     def fold(self, model: Model | nn.Module) -> Any:
         """Return a new model with the changes in it.
 
         It shares the storage of all other tensors with ``model``: to train one is to train both.
         A model of a half type stays one, so that it runs: changed tensors are rounded once. On the
-        disk (``save``) they are kept as float32.
+        disk (``save``) they are kept as float32. A plan without changes gives ``model`` itself.
 
         Raises
         ------
@@ -79,6 +84,8 @@ class RewritePlan:
             If a tensor is not the one that the plan was made for.
         """
         module = module_of(model)
+        if not self.changes:
+            return module
         named = dict(module.state_dict())
         for name, digest in self.made_for.items():
             if name not in named or tensor_hash(named[name]) != digest:
@@ -87,11 +94,15 @@ class RewritePlan:
                     "Plan again for this model."
                 )
         dtype = next((x.dtype for x in named.values() if x.is_floating_point()), None)
+        new = with_tensors(module, {})
+        for name in self.packed:
+            self.changes[name].put_into(new, name)
+        left = {n: c for n, c in self.changes.items() if n not in self.packed}
         changed = {
             name: _rounded(name, change.of(named.get(name)), named.get(name), dtype)
-            for name, change in self.changes.items()
+            for name, change in left.items()
         }
-        new = with_tensors(module, changed)
+        put_tensors(new, changed)
         told = {**self.config, **({TIED: False} if self.ties else {})}
         for name, value in told.items():
             if config_of(new) is not None:

@@ -29,6 +29,7 @@ from sonde.weights.patch import Patch, Step, earlier_patch
 if TYPE_CHECKING:
     from sonde.weights.rewrite import RewritePlan
 
+QUANTISED = "quantization_config"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -54,11 +55,16 @@ class Saved:
 
 @dataclass(frozen=True)
 class _Written:
-    """A tensor of the new model: made from one of the old (None: from nothing) by a change."""
+    """A tensor of the new model: made from one of the old (None: from nothing) by a change.
+
+    Where ``value`` is given it is that; ``gone`` says that the old one has no successor.
+    """
 
     file: str
     source: str | None
     change: Change | None
+    value: Tensor | None = None
+    gone: bool = False
 
 
 def save_edited(
@@ -98,7 +104,7 @@ def save_edited(
         earlier = earlier_patch(old.path)
         if earlier is not None:
             earlier.copy_into(patch)
-        if config:
+        if config.keys() - {QUANTISED}:
             _check_loads(new, old, plan, written)
     return Saved(output, output.with_name(output.name + ".patch"), tuple(written))
 
@@ -107,6 +113,9 @@ def _placed(old: ModelFolder, plan: "RewritePlan") -> tuple[dict[str, _Written],
     """Return what is written for each tensor on the disk, and what the configuration must say."""
     written: dict[str, _Written] = {}
     config = dict(plan.config)
+    if plan.packed:
+        told = {n.removesuffix(".weight"): plan.changes[n].told() for n in plan.packed}
+        config[QUANTISED] = {"quant_method": "sonde", "layers": told}
     for name, change in plan.changes.items():
         if name not in plan.made_for:
             sibling = _named_like(old, name.rpartition(".")[0] + ".weight")
@@ -120,6 +129,12 @@ def _placed(old: ModelFolder, plan: "RewritePlan") -> tuple[dict[str, _Written],
             _check_tie(old, group)
             config[TIED] = False
         own = name if len(group) > 1 and _own_name(old, name, found) is None else found
+        if name in plan.packed:
+            path, file = found.removesuffix("weight"), old.places[found]
+            written[found] = _Written(file, found, change, gone=True)
+            for leaf, value in change.replaced().items():
+                written[path + leaf] = _Written(file, None, None, value)
+            continue
         written[_own_name(old, name, found) or own] = _Written(old.places[found], found, change)
         for other in set(group[1:]) - plan.changes.keys():
             if _own_name(old, other, found) is None:
@@ -180,6 +195,7 @@ def _write(
         if file in touched:
             mine = {n: w for n, w in written.items() if w.file == file}
             entries = {**one.entries, **{n: _entry(old, w) for n, w in mine.items()}}
+            entries = {n: e for n, e in entries.items() if n not in mine or not mine[n].gone}
             after[file] = write_hashed(new / file, file_pieces(entries, one.metadata))
     if config:
         small[CONFIG] = as_json({**old.config(), **config})
@@ -196,6 +212,8 @@ def _write(
 
 def _entry(old: ModelFolder, one: _Written) -> TensorEntry:
     source = one.source
+    if one.value is not None:
+        return TensorEntry.of(one.value)
     if source is None:
         assert one.change is not None  # what has no source is made by a change
         return TensorEntry.of(one.change.of(None))
@@ -213,9 +231,12 @@ def _entry(old: ModelFolder, one: _Written) -> TensorEntry:
 def _index(old: ModelFolder, written: Mapping[str, _Written]) -> dict[str, Any]:
     """Return the index of the shards with what was added, and the new size."""
     index = json.loads((old.path / INDEX).read_bytes())
-    index["weight_map"] = {**index["weight_map"], **{n: w.file for n, w in written.items()}}
+    gone = {n for n, w in written.items() if w.gone}
+    places = {**index["weight_map"], **{n: w.file for n, w in written.items()}}
+    index["weight_map"] = {n: file for n, file in places.items() if n not in gone}
     sizes = {n: e.n_bytes for one in old.weights.values() for n, e in one.entries.items()}
     sizes |= {n: _entry(old, w).n_bytes for n, w in written.items()}
+    sizes = {n: size for n, size in sizes.items() if n not in gone}
     index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes.values())}
     return index
 

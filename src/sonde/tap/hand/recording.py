@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sonde.tap.hooks.eager import hold_eager, release_eager
 from sonde.tap.hooks.outputs import copied, leaves
+from sonde.tap.hooks.session import Session
 
 Forward = Callable[..., Any]
 
@@ -133,3 +135,35 @@ def _shares(x: Tensor, y: Tensor) -> bool:
     if not x.numel() or x.is_nested or y.is_nested:
         return False
     return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+
+
+def calls_of(
+    root: nn.Module, modules: Sequence[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[nn.Module, Tensor]]:
+    """Return the first tensor that each call of some modules takes in one forward, in order.
+
+    The model runs in eval mode without gradients, and is left as it was. Tensors are copies;
+    modules that read one tensor give one copy.
+
+    Parameters
+    ----------
+    root : nn.Module
+    modules : sequence of nn.Module
+        Parts of ``root``.
+    args, kwargs : tuple, dict
+        What ``root`` is called with.
+    """
+    found: list[tuple[nn.Module, Tensor]] = []
+    copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # the originals keep their ids taken
+
+    def around(
+        module: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        x = args[0] if args else next(iter(kwargs.values()))
+        _, copy = copies.setdefault((id(x), x._version), (x, x.detach().clone()))
+        found.append((module, copy))
+        return forward(*args, **kwargs)
+
+    with Session(root), intercepted(modules, around), torch.no_grad():
+        root(*args, **kwargs)
+    return found

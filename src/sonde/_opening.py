@@ -1,0 +1,50 @@
+"""Tells transformers of packed models as soon as it is imported, and not before.
+
+``import sonde`` must not import transformers, which takes seconds; and whoever opens a packed model
+by ``from_pretrained`` imports sonde and transformers in any order.
+"""
+
+import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+WATCHED, FOLLOWER = "transformers.quantizers", "sonde._packed_models"
+
+
+class _Following(Loader):
+    """Runs a module as its own loader does, then imports ours."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        importlib.import_module(FOLLOWER)
+
+
+class _Watcher(MetaPathFinder):
+    """Finds one module, as it is found without us."""
+
+    def find_spec(
+        self, fullname: str, path: Any, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != WATCHED:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None:
+            spec.loader = _Following(spec.loader)
+        return spec
+
+
+def watch() -> None:
+    """Register packed models now if transformers is there, else when it is imported."""
+    if WATCHED in sys.modules:
+        importlib.import_module(FOLLOWER)
+    elif not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Watcher())

@@ -1,0 +1,75 @@
+"""How transformers opens a packed model: its layers are exchanged before weights are loaded.
+
+``sonde._opening`` imports this as soon as somebody has imported transformers; nobody calls it.
+"""
+
+from typing import Any
+
+from torch import nn
+from transformers.quantizers import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+METHOD = "sonde"
+
+
+@register_quantization_config(METHOD)
+class PackedConfig(QuantizationConfigMixin):
+    """What ``config.json`` says of packed layers.
+
+    Parameters
+    ----------
+    layers : dict of str to dict
+        Bits and group of each layer, by its name.
+    """
+
+    def __init__(self, layers: dict[str, dict[str, int]], **_: Any) -> None:
+        self.quant_method = METHOD  # pyright: ignore[reportAttributeAccessIssue]
+        self.layers = layers
+
+
+@register_quantizer(METHOD)
+class PackedQuantizer(HfQuantizer):
+    """Puts a ``QuantLinear`` in the place of each layer that was packed."""
+
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        from sonde.weights import QuantLinear
+
+        config: Any = self.quantization_config
+        for name, told in config.layers.items():
+            above, _, own = name.rpartition(".")
+            layer = _layer(model, name)
+            new = QuantLinear(
+                layer.in_features,
+                layer.out_features,
+                int(told["bits"]),
+                int(told["group"]),
+                layer.bias is not None,
+            )
+            setattr(model.get_submodule(above), own, new.to(layer.weight.device))
+
+    def is_serializable(self, *_: Any, **kwargs: Any) -> bool:
+        """Return that the model can be saved: packed tensors are ordinary ones."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Return that no gradient flows through packed layers."""
+        return False
+
+
+def _layer(model: nn.Module, name: str) -> Any:
+    from sonde.core.errors import StoreError
+
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, nn.Linear):
+        raise StoreError(
+            f"{type(model).__name__}: the configuration names {name} as a packed layer, and the "
+            "model has no linear layer of this name. Open it by the class that it was saved from."
+        )
+    return layer

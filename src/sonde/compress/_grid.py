@@ -1,0 +1,96 @@
+"""The grid that a weight is rounded to: a scale and an offset for each group of a row."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import BFloat16, Float
+from torch import Tensor
+from torch.nn import functional
+
+from sonde.core.errors import InputError
+from sonde.weights import Grid, Quantised, pack
+
+Symmetry = Literal["symmetric", "asymmetric"]
+SMALLEST = 2.0**-100
+"""Below this a group counts as zero: its scale would not be a normal number."""
+
+
+def check_grid(owner: str, bits: int | None, group: int) -> None:
+    """Refuse bits and groups that there are none of.
+
+    Raises
+    ------
+    InputError
+        Naming the parameter.
+    """
+    if bits is not None and not 1 < bits <= 8:
+        raise InputError(f"{owner}: expected bits from 2 to 8, or None, got {bits}.")
+    if group < 1:
+        raise InputError(f"{owner}: expected a group of at least 1 entry, got {group}.")
+
+
+def grid_of(
+    weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry = "asymmetric"
+) -> tuple[BFloat16[Tensor, "out group"], BFloat16[Tensor, "out group"]]:
+    """Return scale and offset of each group, in the type that they are kept in.
+
+    An asymmetric grid spans the smallest to the largest entry and 0. Codes are to be computed with
+    the rounded scales and offsets that this returns.
+    """
+    levels, half = 2**grid.bits - 1, 2 ** (grid.bits - 1)
+    low, high = (_each_group(weight, grid.group, how) for how in ("low", "high"))
+    if symmetry == "symmetric":
+        scale = torch.maximum(low.abs(), high.abs()) / (half - 1 or 1)
+        offset = torch.zeros_like(scale)
+    else:
+        low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+        scale = (high - low) / levels
+        offset = low + half * scale
+    empty = scale < SMALLEST
+    scale = scale.masked_fill(empty, 1.0).bfloat16()
+    return scale, offset.masked_fill(empty, 0.0).bfloat16()
+
+
+def _each_group(weight: Tensor, group: int, how: str) -> Tensor:
+    fill = float("inf") if how == "low" else -float("inf")
+    wide = functional.pad(weight, (0, -weight.shape[1] % group), value=fill)
+    parts = wide.unflatten(1, (-1, group))
+    return parts.amin(2) if how == "low" else parts.amax(2)
+
+
+def codes_of(
+    weight: Float[Tensor, "*shape"],
+    scale: Float[Tensor, "*shape"],
+    offset: Float[Tensor, "*shape"],
+    bits: int,
+) -> Float[Tensor, "*shape"]:
+    """Return the nearest code of each entry, a whole number, from the scale and offset of each."""
+    half = 2 ** (bits - 1)
+    return ((weight - offset) / scale + half).round().clamp(0, 2**bits - 1)
+
+
+def each_entry(x: BFloat16[Tensor, "out group"], group: int, n: int) -> Float[Tensor, "out in"]:
+    """Return the number of its group for each entry of a row, in float64."""
+    return x.double().repeat_interleave(group, 1)[:, :n]
+
+
+def rounded(weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry) -> Quantised:
+    """Return a matrix with each entry rounded to the nearest point of its group's grid."""
+    scale, offset = grid_of(weight, grid, symmetry)
+    n = weight.shape[1]
+    each = (each_entry(x, grid.group, n) for x in (scale, offset))
+    return quantised(codes_of(weight, *each, grid.bits), scale, offset, grid)
+
+
+def quantised(
+    codes: Tensor, scale: Tensor, offset: Tensor, grid: Grid, shape: tuple[int, ...] = ()
+) -> Quantised:
+    """Return the change to these codes."""
+    packed = pack(codes.to(torch.uint8), grid.bits)
+    return Quantised(packed, scale, offset, grid, tuple(shape or codes.shape))
+
+
+def method_of(owner: str, parameters: Mapping[str, object]) -> str:
+    """Return a method with its parameters, as it is written in patches."""
+    return f"{owner}({', '.join(f'{name}={value!r}' for name, value in parameters.items())})"

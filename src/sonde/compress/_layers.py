@@ -1,0 +1,146 @@
+"""Which layers of a model a compression is for, and how each reads its input as rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sonde.core.errors import InputError, near
+from sonde.core.inputs import Model
+from sonde.weights import QuantLinear
+
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """A layer whose weight is compressed.
+
+    Parameters
+    ----------
+    name : str
+        Of the module.
+    module : nn.Module
+        A linear layer, or a convolution.
+    """
+
+    name: str
+    module: Any
+
+    @property
+    def weight(self) -> str:
+        """Name of the weight."""
+        return f"{self.name}.weight"
+
+    @property
+    def groups(self) -> int:
+        """Parts of the input that are multiplied with parts of the weight alone."""
+        return 1 if isinstance(self.module, nn.Linear) else int(self.module.groups)
+
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """Return the weight as a matrix in float64: a row for each output."""
+        return self.module.weight.detach().double().flatten(1)
+
+    def rows(self, x: Tensor) -> Float[Tensor, "group row in"]:
+        """Return what each group of the layer multiplies, a row for each output position."""
+        if isinstance(self.module, nn.Linear):
+            return x.reshape(1, -1, x.shape[-1])
+        return _windows(self.module, x)
+
+
+def _windows(layer: Any, x: Tensor) -> Float[Tensor, "group row in"]:
+    """Return the patches that a convolution multiplies, padded as the layer pads."""
+    n_dims = len(layer.kernel_size)
+    x = x if x.ndim == n_dims + 2 else x[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    pads = layer._reversed_padding_repeated_twice
+    if any(pads):
+        x = functional.pad(x, pads, mode=mode)
+    for i, (size, step, apart) in enumerate(
+        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    ):
+        x = x.unfold(2 + i, apart * (size - 1) + 1, step)[..., ::apart]
+    places, kernel = x.shape[2 : 2 + n_dims], x.shape[2 + n_dims :]
+    x = x.reshape(len(x), layer.groups, -1, places.numel(), kernel.numel())
+    return x.permute(1, 0, 3, 2, 4).reshape(layer.groups, len(x) * places.numel(), -1)
+
+
+def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> list[Weighted]:
+    """Return the layers that a method compresses.
+
+    Parameters
+    ----------
+    owner : str
+        For errors.
+    model : Model
+    layers : sequence of str, optional
+        Patterns of names (``model.layers.*.mlp.*``). By default all linear layers but those whose
+        weight is also an embedding; convolutions must be named.
+
+    Raises
+    ------
+    InputError
+        If a pattern matches nothing, or names one side of tied weights.
+    """
+    if any(isinstance(part, QuantLinear) for part in model.module.modules()):
+        raise InputError(
+            f"{owner}.plan: expected a model whose weights are numbers, got one that was packed "
+            "already. Take the model that it was made from."
+        )
+    found: dict[int, Weighted] = {}
+    tied: dict[str, str] = {}
+    parts = list(model.module.named_modules())
+    others = {id(p): name for name, part in parts for p in part._parameters.values()
+              if p is not None and not isinstance(part, KINDS)}  # fmt: skip
+    for name, part in parts:
+        if type(part).forward not in [kind.forward for kind in KINDS]:
+            continue
+        if not name or not isinstance(part, KINDS):
+            continue
+        if id(part.weight) in others:
+            tied[name] = others[id(part.weight)]
+        else:
+            found[id(part)] = Weighted(name, part)
+    every = list(found.values())
+    if layers is None:
+        chosen = [layer for layer in every if isinstance(layer.module, nn.Linear)]
+    else:
+        chosen = [one for one in every if any(fnmatchcase(one.name, p) for p in layers)]
+        for pattern in layers:
+            sides = [name for name in tied if fnmatchcase(name, pattern)]
+            if sides and pattern != "*":
+                raise InputError(
+                    f"{owner}.plan: {sides[0]} and {tied[sides[0]]} are one weight: to compress "
+                    "one side would part them. Leave it out."
+                )
+            if not any(fnmatchcase(one.name, pattern) for one in every) and not sides:
+                names = [one.name for one in every]
+                raise InputError(
+                    f"{owner}.plan: no layer matches {pattern!r}.{near(pattern, names)}"
+                )
+    if not chosen:
+        raise InputError(
+            f"{owner}.plan: expected linear layers, got none in {type(model.module).__name__}. "
+            "Name convolutions with layers=['*']."
+        )
+    return chosen
+
+
+def require_finite_weights(owner: str, layer: Weighted) -> None:
+    """Refuse a weight that is not finite.
+
+    Raises
+    ------
+    InputError
+        Naming the layer.
+    """
+    if not bool(torch.isfinite(layer.module.weight).all()):
+        raise InputError(
+            f"{owner}.plan: expected finite weights, got NaN or infinity in {layer.weight}. Load "
+            "the model in float32, or take another checkpoint."
+        )

@@ -1,0 +1,232 @@
+"""What the inputs of layers look like: sums of ``x x^T``, one for each tensor that is read.
+
+Sums, so the states of shards are merged by addition and kept in files. A pass holds one matrix for
+each width of input; rows of padding are left out.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.compress._layers import Weighted, weighted_layers
+from sonde.core.errors import InputError, StateError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.state import State
+from sonde.engine.progress import Bar
+from sonde.files.state_file import read_state, write_state
+from sonde.stats import Moments, MomentsState
+from sonde.tap import calls_of, fingerprint, place_of
+from sonde.tap.rows.padding import right_padded
+from sonde.weights import as_model
+
+KEY, JOIN, GROUP = "layer_grams", "&", "#"
+
+
+@final
+@dataclass(frozen=True)
+class LayerGrams(State):
+    """Moments of the inputs of layers.
+
+    Parameters
+    ----------
+    names : tuple of str
+        For each state the layers that read the rows, ``a&b``, and which group of a convolution.
+    counts : tuple of int
+        Rows of each.
+    means : tuple of Float[Tensor, "dim"]
+    scatters : tuple of Float[Tensor, "dim dim"]
+        Sums of ``(x - mean)(x - mean)^T``.
+    broken : int
+        Rows that were left out because they are not finite.
+    model : str
+        Fingerprint of the weights that the inputs were read at.
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+    means: tuple[Tensor, ...]
+    scatters: tuple[Tensor, ...]
+    broken: int
+    model: str
+
+    @property
+    def states(self) -> dict[str, MomentsState]:
+        """The moments by name."""
+        parts = zip(self.names, self.counts, self.means, self.scatters, strict=True)
+        return {name: MomentsState(n, mean, scatter) for name, n, mean, scatter in parts}
+
+    @classmethod
+    def of(cls, states: Mapping[str, MomentsState], broken: int, model: str) -> "LayerGrams":
+        """Return the state of moments by name."""
+        found = sorted(states.items())
+        return cls(
+            tuple(name for name, _ in found),
+            tuple(state.n for _, state in found),
+            tuple(state.mean for _, state in found),
+            tuple(state.scatter for _, state in found),
+            broken,
+            model,
+        )
+
+    def of_layers(self, layers: Iterable[str], group: int = 0) -> MomentsState:
+        """Return the moments of all rows that any of some layers reads, each tensor once.
+
+        Raises
+        ------
+        StateError
+            If none of them was read.
+        """
+        wanted = set(layers)
+        found: MomentsState | None = None
+        for name, state in self.states.items():
+            readers, _, part = name.partition(GROUP)
+            if int(part) == group and wanted & set(readers.split(JOIN)):
+                # a tensor that several of the layers read counts once for each
+                for _ in range(len(wanted & set(readers.split(JOIN)))):
+                    found = state if found is None else Moments().merge(found, state)
+        if found is None:
+            raise StateError(
+                f"LayerGrams: expected rows of {' and '.join(sorted(wanted))}, got none. Take them "
+                "with layer_grams(model, inputs), for these layers."
+            )
+        return found
+
+    def merge(self, other: "LayerGrams") -> "LayerGrams":
+        """Return the state of both sets of rows.
+
+        Raises
+        ------
+        StateError
+            If they were read at other weights.
+        """
+        if self.model != other.model:
+            raise StateError(
+                "LayerGrams.merge: expected inputs read at the same weights, got those of two "
+                "models. Take them again."
+            )
+        states = self.states
+        for name, state in other.states.items():
+            states[name] = Moments().merge(states[name], state) if name in states else state
+        return LayerGrams.of(states, self.broken + other.broken, self.model)
+
+    def save(self, path: Path | str) -> str:
+        """Write the state to a ``.sonde`` file and return its id."""
+        return write_state(path, {"kind": KEY}, {KEY: self})
+
+    @classmethod
+    def load(cls, path: Path | str) -> "LayerGrams":
+        """Return what ``save`` wrote.
+
+        Raises
+        ------
+        StateError
+            If the file is damaged or holds something else.
+        """
+        _, states = read_state(path, {KEY: cls})
+        found = states[KEY]
+        assert isinstance(found, cls)
+        return found
+
+
+def layer_grams(
+    model: Model | nn.Module,
+    inputs: Inputs,
+    *,
+    layers: tuple[str, ...] | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    progress: bool = True,
+) -> LayerGrams:
+    """Return the moments of the inputs of layers over data, in one pass without gradients.
+
+    The model runs in eval mode and is left as it was. Layers that read one tensor share one state.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    inputs : Inputs
+    layers : tuple of str, optional
+        Patterns of names; all linear layers by default, but those tied to an embedding.
+    start, stop : int, optional
+        Read these examples alone.
+    progress : bool, default=True
+
+    Raises
+    ------
+    InputError
+        If a layer reads no row, or none is finite.
+    """
+    live, found = as_model(model), dict[str, MomentsState]()
+    chosen = {one.module: one for one in weighted_layers("layer_grams", live, layers)}
+    end, broken = len(inputs) if stop is None else min(stop, len(inputs)), 0
+    with Bar("inputs of layers", end - start, shown=progress) as bar:
+        for batch in map(right_padded, inputs.batches(start, end)):
+            place = place_of(live.module, batch)
+            args, kwargs = place.call(batch.args, batch.kwargs)
+            calls = calls_of(live.module, list(chosen), args, kwargs)
+            for name, rows in _rows_of(chosen, calls, batch).items():
+                finite = torch.isfinite(rows).all(1)
+                broken += int((~finite).sum())
+                rows = rows[finite]
+                if len(rows):
+                    state = Moments().observe(rows)
+                    found[name] = Moments().merge(found[name], state) if name in found else state
+            bar.advance(len(batch))
+    read = {layer for name in found for layer in name.partition(GROUP)[0].split(JOIN)}
+    silent = sorted(one.name for one in chosen.values() if one.name not in read)
+    if silent:
+        raise InputError(
+            f"layer_grams: expected rows at every layer, got none that is finite at {silent[0]}"
+            f"{f' and {len(silent) - 1} more' if silent[1:] else ''}. Give it data that reach it."
+        )
+    return LayerGrams.of(found, broken, fingerprint(live.module))
+
+
+def _rows_of(
+    chosen: Mapping[nn.Module, Weighted], calls: list[tuple[nn.Module, Tensor]], batch: InputBatch
+) -> dict[str, Tensor]:
+    """Return the rows of each tensor that layers read in one forward, by the names of these."""
+    readers: dict[Any, list[Weighted]] = defaultdict(list)
+    tensors: dict[Any, Tensor] = {}
+    for module, x in calls:
+        layer = chosen[module]
+        way = None if isinstance(module, nn.Linear) else layer.name
+        key = id(x), way
+        tensors[key] = x
+        readers[key].append(layer)
+    rows: dict[str, list[Tensor]] = defaultdict(list)
+    for key, layers in readers.items():
+        name = JOIN.join(sorted({layer.name for layer in layers}))
+        x = _without_padding(tensors[key], batch)
+        for i, part in enumerate(layers[0].rows(x)):
+            rows[f"{name}{GROUP}{i}"] += [part] * (len(layers) // len({*layers}))
+    return {name: torch.cat(parts) for name, parts in rows.items()}
+
+
+def _without_padding(x: Tensor, batch: InputBatch) -> Tensor:
+    """Return the rows of real tokens where an input has a row for each token."""
+    for mask in (batch.mask, batch.decoder_mask):
+        if mask is None or bool(mask.all()):
+            continue
+        if x.shape[:2] == mask.shape:
+            return x[mask.to(x.device)]
+        if x.ndim == 2 and len(x) == mask.numel():
+            return x[mask.flatten().to(x.device)]
+    return x
+
+
+def layers_of_weight(module: nn.Module, name: str) -> list[str]:
+    """Return the layers that multiply by the weight of one, itself included."""
+    weight = module.get_submodule(name).weight
+    return [n for n, part in module.named_modules() if part._parameters.get("weight") is weight]
+
+
+def gram_of(grams: LayerGrams, readers: list[str], group: int) -> Float[Tensor, "dim dim"]:
+    """Return the mean of ``x x^T`` over all rows that meet a weight."""
+    return grams.of_layers(readers, group).second_moment

@@ -1,0 +1,69 @@
+"""Round each weight to the nearest point of a grid: no data, and what all else is compared with."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, final
+
+from sonde.compress._grid import Symmetry, check_grid, method_of, rounded
+from sonde.compress._layers import require_finite_weights, weighted_layers
+from sonde.core.inputs import Model
+from sonde.weights import Change, Grid, Rewrite, RewritePlan
+
+
+@final
+@dataclass(frozen=True)
+class RTN(Rewrite):
+    """Round each weight to the nearest of ``2^bits`` values that its group shares.
+
+    The values of a group lie evenly from its smallest to its largest entry and include its
+    surroundings of 0; scale and offset are kept in bfloat16, and codes are computed with these.
+
+    Range        linear layers become ``QuantLinear``; a convolution that is named stays one, with
+                 rounded weights in its old type: no bytes are saved there.
+    Cost         one pass over the weights; no data.
+    Assumes      finite weights.
+    Differs      from common libraries: scales are rounded before codes are computed; a last group
+                 may be short.
+
+    Parameters
+    ----------
+    bits : int or None, default=4
+        2 to 8; None changes nothing.
+    group : int, default=32
+        Entries of a row that share a scale.
+    symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
+        Symmetric grids have no offset.
+    layers : sequence of str, optional
+        Patterns of layers' names; all linear layers by default, but those tied to an embedding.
+
+    References
+    ----------
+    frantar2023gptq
+    """
+
+    bits: int | None = 4
+    group: int = 32
+    symmetry: Symmetry = "asymmetric"
+    layers: Sequence[str] | None = None
+    paper: ClassVar[str] = "frantar2023gptq"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"bits": 3, "group": 5, "symmetry": "symmetric", "layers": ("*",)},
+    )
+
+    def __post_init__(self) -> None:
+        check_grid("RTN", self.bits, self.group)
+
+    def planned(self, model: Model) -> RewritePlan:
+        """Return the rounded weights."""
+        changes: dict[str, Change] = {}
+        if self.bits is not None:
+            grid = Grid(self.bits, self.group)
+            for layer in weighted_layers("RTN", model, self.layers):
+                require_finite_weights("RTN", layer)
+                found = rounded(layer.matrix(), grid, self.symmetry)
+                codes = found.codes
+                changes[layer.weight] = type(found)(
+                    codes, found.scale, found.offset, grid, tuple(layer.module.weight.shape)
+                )
+        return RewritePlan.of(model, changes, method_of("RTN", asdict(self)))

@@ -1,0 +1,39 @@
+"""How far two models' answers are apart."""
+
+import pytest
+import torch
+from torch import nn
+
+from sonde import Model
+from sonde.compress import fidelity
+from sonde.core.errors import InputError
+from sonde.data import open_inputs
+
+
+@pytest.mark.truth("torch.distributions, row by row")
+def test_divergence_quantile_and_flips():
+    torch.manual_seed(0)
+    one, two = (nn.Sequential(nn.Linear(5, 3)).eval() for _ in range(2))
+    x = torch.randn(200, 5, generator=torch.Generator().manual_seed(1))
+    label = torch.arange(200) % 3
+    found = fidelity(one, two, open_inputs(Model(one), (x, label)))
+    with torch.no_grad():
+        p, q = (torch.distributions.Categorical(logits=net(x).double()) for net in (one, two))
+        kl = torch.distributions.kl_divergence(p, q)
+        tops = [d.probs.argmax(1) for d in (p, q)]
+    right = [top == label for top in tops]
+    assert found.n == 200
+    assert found.kl == pytest.approx(float(kl.mean()), rel=1e-5)
+    assert found.kl_99 == pytest.approx(float(kl.quantile(0.99)), rel=1e-5)
+    assert found.changed == pytest.approx(float((tops[0] != tops[1]).double().mean()))
+    assert found.right_to_wrong == pytest.approx(float((right[0] & ~right[1]).double().mean()))
+    assert found.wrong_to_right == pytest.approx(float((right[1] & ~right[0]).double().mean()))
+    same = fidelity(one, one, open_inputs(Model(one), (x, label)))
+    assert (same.kl, same.changed, same.kl_99) == (0.0, 0.0, 0.0)
+
+
+def test_no_examples_are_refused():
+    net = nn.Sequential(nn.Linear(5, 3)).eval()
+    data = open_inputs(Model(net), (torch.randn(4, 5), torch.arange(4) % 3))
+    with pytest.raises(InputError, match="expected examples with answers, got none"):
+        fidelity(net, net, data, start=4)
