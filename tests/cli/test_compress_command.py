@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,17 @@ for dtype in (torch.float32, torch.bfloat16):
     print(type(layer).__name__, layer.scale.dtype, model.dtype)
     print(model.generate(torch.tensor([[100, 101, 102]]), max_new_tokens=4).shape[1])
 """
+
+
+def in_a_new_process(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    source = str(Path(str(sonde.__file__)).parent.parent)
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +86,7 @@ def test_sonde_opens_it_with_the_weights_that_were_planned(small):
 @pytest.mark.parametrize("names", [("sonde", "transformers"), ("transformers", "sonde")])
 def test_transformers_opens_it_whatever_is_imported_first(small, names):
     code = OPENED.format(first=names[0], second=names[1])
-    ran = subprocess.run(
-        [sys.executable, "-c", code, str(small[0])], capture_output=True, text=True, check=True
-    )
+    ran = in_a_new_process(code, str(small[0]))
     assert ran.stdout.split("\n")[:4] == [
         "QuantLinear torch.int16 torch.float32",
         "7",
@@ -87,7 +97,7 @@ def test_transformers_opens_it_whatever_is_imported_first(small, names):
 
 def test_import_of_sonde_stays_light():
     code = "import sys, sonde; assert not {'torch', 'transformers'} & sys.modules.keys()"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    in_a_new_process(code)
 
 
 def test_what_cannot_be_done_is_refused_and_nothing_is_left(run, small, tmp_path):
