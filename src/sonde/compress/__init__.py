@@ -1,7 +1,7 @@
 """Make what a model computes with smaller: its weights, and its key-value cache.
 
-``GPTQ().plan(model, {"calibration": texts}).fold(model)`` packs the weights of linear layers; ``with
-sonde.caching(model, SnapKV(budget=0.25)) as cache:`` opens a cache by one of the rules here.
+``GPTQ().plan(model, {"calibration": texts}).fold(model)`` packs the weights of linear layers.
+``with sonde.caching(model, SnapKV(budget=0.25)) as cache:`` opens a cache by one of the rules here.
 """
 
 from sonde.compress.fidelity import Fidelity, fidelity
