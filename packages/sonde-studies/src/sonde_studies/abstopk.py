@@ -2,10 +2,9 @@
 
 Rows that are sums of few planted directions with either sign, where the true directions are known,
 and states of the shipped language model, where they are not. Dictionaries of the same number of
-features differ only in whether signs are kept. What came
-out of planted rows (three seeds): .10 of the variance is left against .25 of ``topk``, .11 with
-twice the features; 81 to 88 % of the directions are recovered, 38 to 44 % by ``topk``. On states of
-the language model signs gain nothing: .039 against .037, and .028 with twice the features, though
+features differ only in whether signs are kept. What came out of planted rows (three seeds): .10 of
+the variance is left against .25 of ``topk``, .11 with twice the features; 81 to 88 % of the
+directions are recovered, 38 to 44 % by ``topk``. On states of the language model signs gain nothing: .039 against .037, and .028 with twice the features, though
 four features in ten are read with both signs.
 """
 
@@ -21,7 +20,7 @@ from sonde_studies.study import Claim, Figures, Study, Tick
 FEATURES, DIM, ACTIVE = 32, 20, 3
 ROWS, PASSES, BATCH, RATE = 16_384, 16, 512, 1e-2
 ALIKE = 0.9
-MODEL, SITE, TEXTS = "sonde:stdlib", "model.layers.1", 64
+MODEL, SITE, TEXTS, FEW = "sonde:stdlib", "model.layers.1", 64, 4
 WIDE: dict[str, Any] = {
     "features": 256,
     "k": 16,
@@ -112,7 +111,7 @@ class AbsTopKStudy(Study):
 def _on_language_model(seed: int, tiny: bool, tick: Tick) -> Figures:
     """Return what dictionaries of both rules leave unexplained of unseen tokens' states."""
     tick("states of the language model")
-    x, fresh = (_states(part, 1 if tiny else TEXTS, seed) for part in ("train", "test"))
+    x, fresh = (_states(part, FEW if tiny else TEXTS, seed) for part in ("train", "test"))
     total = (fresh - fresh.mean(0)).square().sum()
     left: dict[str, float] = {}
     signed = 0.0
