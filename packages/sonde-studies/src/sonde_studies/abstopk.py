@@ -4,8 +4,9 @@ Rows that are sums of few planted directions with either sign, where the true di
 and states of the shipped language model, where they are not. Dictionaries of the same number of
 features differ only in whether signs are kept. What came out of planted rows (three seeds): .10 of
 the variance is left against .25 of ``topk``, .11 with twice the features; 81 to 88 % of the
-directions are recovered, 38 to 44 % by ``topk``. On states of the language model signs gain nothing: .039 against .037, and .028 with twice the features, though
-four features in ten are read with both signs.
+directions are recovered, 38 to 44 % by ``topk``. On states of the language model signs gain
+nothing: .039 against .037, and .028 with twice the features, though four features in ten are read
+with both signs.
 """
 
 from typing import Any, Literal, final
