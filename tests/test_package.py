@@ -1,5 +1,6 @@
 """The installed package: its version, its names, and that shapes are checked under pytest."""
 
+import inspect
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import sonde
+from sonde.run.instruments.listing import listed
 from sonde.stats import Moments
 
 
@@ -20,6 +22,13 @@ def test_every_public_name_is_there():
     assert len(sonde.__all__) <= 45
     for name in sonde.__all__:
         assert getattr(sonde, name) is not None
+
+
+def test_words_of_the_command_line_are_functions_and_only_public_names_are_shown():
+    words = {"drift", "evaluate", "compare", "track", "verify", "export"}
+    assert all(inspect.isfunction(getattr(sonde, word)) for word in words)
+    assert {*dir(sonde)} == {*sonde.__all__} >= words
+    assert {*dir(sonde.core)} == {*sonde.core.__all__}
 
 
 def test_unknown_name_is_an_attribute_error():
@@ -35,6 +44,7 @@ def test_import_brings_nothing_heavy():
 
 
 def test_what_reads_no_state_imports_no_torch():
+    listed()  # kept from now on, as after the first call on a machine
     code = """
 import sys
 from sonde.cli import main

@@ -126,9 +126,12 @@ def exports(package: Path = PACKAGE) -> dict[str, frozenset[str]]:
     """Return what ``__all__`` names, of a package and of those directly below it that have one."""
     found: dict[str, frozenset[str]] = {}
     for path in (package / "__init__.py", *sorted(package.glob("*/__init__.py"))):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        name = ".".join(path.parent.relative_to(package.parent).parts)
+        lazy = path.with_suffix(".pyi")
+        for node in ast.parse((lazy if lazy.exists() else path).read_text(encoding="utf-8")).body:
+            if lazy.exists() and isinstance(node, ast.ImportFrom):
+                found[name] = found.get(name, frozenset()) | {str(a.asname) for a in node.names}
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-                name = ".".join(path.parent.relative_to(package.parent).parts)
                 found[name] = frozenset(ast.literal_eval(node.value))
     return found
 

@@ -41,17 +41,23 @@ class Compare:
         """Read both, compare, print and write."""
         from sonde.data import load
         from sonde.report.compare_terminal import compare_to_text, compare_verdict
-        from sonde.run.comparing.two_models import compare_models
+        from sonde.run.comparing.compare import compare
         from sonde.run.comparing.two_models_document import two_models_document
 
         self._check()
         options, progress = self.reading.model_options(), not self.printing.quiet
+        others = [*self.other_sites]
         models = [load(word, **options) for word in (self.first, self.second)]
-        fits = [
-            self._fitted(model, sites, progress)
-            for model, sites in zip(models, (self.reading.sites, self.other_sites), strict=True)
-        ]
-        found = compare_models(fits[0], fits[1], progress=progress)
+        found = compare(
+            models[0],
+            models[1],
+            self.data,
+            other_sites=(others[0] if len(others) == 1 else others) or None,
+            running={**self.crew.worker_options(), "memory": self.crew.memory_bytes()},
+            progress=progress,
+            **self.reading.site_options(),
+            **self.reading.data_options(),
+        )
         document = two_models_document(
             found, self._answers(models, progress), names=(self.first, self.second), data=self.data
         )
@@ -84,23 +90,6 @@ class Compare:
                 f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
             )
         check_file(self.output, self.first, self.second, self.data)
-
-    def _fitted(self, model: Any, sites: tuple[str, ...], progress: bool) -> Any:
-        from sonde.run.comparing.two_models import RowSample
-        from sonde.run.fitting.fit import fit
-        from sonde.run.reading.read import read
-
-        options = self.reading.site_options()
-        if sites:
-            options["sites"] = sites[0] if len(sites) == 1 else list(sites)
-        stream = read(model, self.data, **options, **self.reading.data_options())
-        return fit(
-            RowSample(),
-            stream,
-            **self.crew.worker_options(),
-            memory=self.crew.memory_bytes(),
-            progress=progress,
-        )
 
     def _answers(self, models: list[Any], progress: bool) -> Any:
         from sonde.data import open_inputs

@@ -78,10 +78,8 @@ class Track:
             If the folder is not there, or holds checkpoints and no data are given.
         """
         from sonde.cli.fit import reading_of
-        from sonde.data import load
         from sonde.run.instruments.words import parse_methods
-        from sonde.run.reading.read import read
-        from sonde.run.training.checkpoints import checkpoint_folders, record_checkpoints
+        from sonde.run.training.checkpoints import checkpoint_folders, track
         from sonde.run.training.track import Track as Recorded
 
         if not self.folder.is_dir():
@@ -103,26 +101,20 @@ class Track:
         self.reading.check(self.data)
         instruments = parse_methods(self.methods)
         options = reading_of(instruments, self.reading.site_options())
-        record = self.record or self.folder.absolute().with_name(f"{self.folder.name}.track")
-        track, quiet = Recorded(record), self.printing.quiet
-        steps = [step for step, _ in folders]
+        quiet, steps = self.printing.quiet, [step for step, _ in folders]
 
         def begun(step: int) -> None:
             if not quiet:
                 note(f"step {step:,} ({steps.index(step) + 1} of {len(steps)})")
 
-        record_checkpoints(
+        return track(
             instruments,
-            folders,
-            lambda name: read(
-                load(name, **self.reading.model_options()),
-                self.data,
-                **options,
-                **self.reading.data_options(),
-            ),
-            track,
+            self.folder,
+            self.data,
+            record=self.record,
             begun=begun,
-            progress=not quiet,
-            **self.crew.worker_options(),
+            loading=self.reading.model_options(),
+            running={"progress": not quiet, **self.crew.worker_options()},
+            **options,
+            **self.reading.data_options(),
         )
-        return track

@@ -1,6 +1,5 @@
 """``sonde verify``: whether files are as they were written, and what to do where not."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,6 @@ from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError
 from sonde.core.wording import plural
-
-Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,7 @@ class Verify:
         """Check, repair if asked to, and print what was found."""
         from sonde.engine.progress import Bar
         from sonde.files.lock import RunLock
+        from sonde.report.verifying import verify
         from sonde.store import repair
 
         if not self.file.exists():
@@ -57,7 +55,7 @@ class Verify:
         removed: list[Path] = []
         with RunLock(self.file) if self.repair else nullcontext():
             with Bar("verify", _steps(self.file), not self.printing.quiet) as bar:
-                found = check(self.file, bar.advance)
+                found = verify(self.file, bar.advance)
             if self.repair:
                 removed = repair(self.file, found)
         if self.printing.json:
@@ -80,45 +78,6 @@ def _steps(path: Path) -> int:
         except SondeError:
             return 1
     return sum(1 for _ in path.rglob("*.sonde")) if path.is_dir() else 1
-
-
-def check(path: Path, tick: Tick = lambda _: None) -> Any:
-    """Return the soundness of anything that sonde writes.
-
-    Raises
-    ------
-    InputError
-        If it is of a kind that sonde does not write.
-    """
-    from sonde.run.verifying.verify_run import is_run_directory, verify_run
-    from sonde.run.verifying.verify_state import verify_state
-    from sonde.run.verifying.verify_track import is_track, verify_track
-    from sonde.store import is_store, verify_store
-    from sonde.store.exporting import is_export, verify_export
-
-    if is_export(path):
-        return verify_export(path)
-    if path.is_dir():
-        if is_store(path):
-            return verify_store(path, tick)
-        if is_run_directory(path):
-            return verify_run(path, tick)
-        if is_track(path):
-            return verify_track(path, tick)
-        raise InputError(
-            f"verify: {path} is neither a store of rows, a run directory nor the steps of a "
-            "training."
-        )
-    if path.suffix == ".sonde":
-        return verify_state(path)
-    if path.suffix in (".json", ".html", ".htm"):
-        from sonde.report.verifying import verify_report
-
-        return verify_report(path)
-    raise InputError(
-        "verify: expected a .sonde file, a store, a run directory, a report or an export, got "
-        f"{path}."
-    )
 
 
 def _lines(found: Any, root: Path, removed: list[Path]) -> list[str]:

@@ -1,14 +1,61 @@
-"""Checks of a report: the hash over its bytes, and that it follows the schema."""
+"""Checks of anything that sonde writes; of a report its hash, and that it follows the schema."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from sonde.core.errors import StateError, StoreError
+from sonde.core.errors import InputError, StateError, StoreError
 from sonde.report._schema import check_report
 from sonde.report.files import is_sealed, load_report
 from sonde.report.other_pages import KINDS, UNSEALED, other_page
-from sonde.store import Fault, Soundness
+from sonde.run.verifying.verify_run import is_run_directory, verify_run
+from sonde.run.verifying.verify_state import verify_state
+from sonde.run.verifying.verify_track import is_track, verify_track
+from sonde.store import Fault, Soundness, is_store, verify_store
+from sonde.store.exporting import is_export, verify_export
 
 _UNSEALED = "it holds no hash, so only its form was checked"
+
+
+def verify(path: str | Path, tick: Callable[[int], None] = lambda _: None) -> Soundness:
+    """Check every byte of a store, a state, a run directory, a report or an export.
+
+    Parameters
+    ----------
+    path : path
+    tick : callable, optional
+        Called with the number of examples, or of states, after each piece.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or sonde writes none of its kind.
+    StoreError
+        If it cannot be read, or a later version wrote it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"verify: there is no file {path}.")
+    if is_export(path):
+        return verify_export(path)
+    if path.is_dir():
+        if is_store(path):
+            return verify_store(path, tick)
+        if is_run_directory(path):
+            return verify_run(path, tick)
+        if is_track(path):
+            return verify_track(path, tick)
+        raise InputError(
+            f"verify: {path} is neither a store of rows, a run directory nor the steps of a "
+            "training."
+        )
+    if path.suffix == ".sonde":
+        return verify_state(path)
+    if path.suffix in (".json", ".html", ".htm"):
+        return verify_report(path)
+    raise InputError(
+        "verify: expected a .sonde file, a store, a run directory, a report or an export, got "
+        f"{path}."
+    )
 
 
 def verify_report(path: str | Path) -> Soundness:

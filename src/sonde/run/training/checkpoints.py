@@ -3,7 +3,7 @@
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,65 @@ from sonde.core.errors import InputError, SondeWarning
 from sonde.core.instrument import Instrument
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
+from sonde.data import load
 from sonde.run.fitting.fit import fit
+from sonde.run.instruments.asked import asked
+from sonde.run.instruments.words import Asked, instruments_of
+from sonde.run.reading.read import read
 from sonde.run.training.track import Track
 
 _STEP = re.compile(r"(\d+)$")
+
+
+def track(
+    methods: Asked | Iterable[Asked],
+    folder: str | Path,
+    data: Any,
+    *,
+    record: str | Path | None = None,
+    begun: Callable[[int], None] = lambda step: None,
+    loading: Mapping[str, Any] | None = None,
+    running: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Track:
+    """Fit measures on every checkpoint in a folder and return their record.
+
+    Parameters
+    ----------
+    methods : Instrument, word or several
+    folder : path
+        Holds a folder for each checkpoint, whose name ends in its step.
+    data : anything that ``sonde.read`` takes
+    record : path, optional
+        Where the steps are kept; ``FOLDER.track`` by default. What it holds is not read again.
+    begun : callable, optional
+        Called with each step before it is read.
+    loading : mapping, optional
+        Options of ``sonde.load``.
+    running : mapping, optional
+        Options of ``sonde.fit``.
+    **options
+        Of ``sonde.read``.
+
+    Raises
+    ------
+    InputError
+        If the folder holds no checkpoints.
+    StateError
+        If the record holds steps of other instruments, sites or data.
+    """
+    instruments, folder = instruments_of(methods), Path(folder)
+    kept = Track(record or folder.absolute().with_name(f"{folder.name}.track"))
+    options = {**asked(instruments), **options}
+    record_checkpoints(
+        instruments,
+        checkpoint_folders(folder),
+        lambda name: read(load(name, **(loading or {})), data, **options),
+        kept,
+        begun=begun,
+        **(running or {}),
+    )
+    return kept
 
 
 def checkpoint_folders(folder: str | Path) -> list[tuple[int, Path]]:

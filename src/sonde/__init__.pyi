@@ -1,0 +1,43 @@
+from sonde import compress as compress
+from sonde import detect as detect
+from sonde import edit as edit
+from sonde import explain as explain
+from sonde import layers as layers
+from sonde import measure as measure
+from sonde.core import Calibration as Calibration
+from sonde.core import CalibrationError as CalibrationError
+from sonde.core import InputError as InputError
+from sonde.core import Model as Model
+from sonde.core import Reducer as Reducer
+from sonde.core import ShapeError as ShapeError
+from sonde.core import Site as Site
+from sonde.core import SiteError as SiteError
+from sonde.core import SondeError as SondeError
+from sonde.core import SondeWarning as SondeWarning
+from sonde.core import StateError as StateError
+from sonde.core import StoreError as StoreError
+from sonde.core import Stream as Stream
+from sonde.data import load as load
+from sonde.report import Report as Report
+from sonde.report import scan as scan
+from sonde.report.verifying import verify as verify
+from sonde.run.bundles.fitted import Fitted as Fitted
+from sonde.run.bundles.merge import merge as merge
+from sonde.run.calibrating.calibrate import calibrate as calibrate
+from sonde.run.comparing.compare import compare as compare
+from sonde.run.comparing.drift import drift as drift
+from sonde.run.evaluating.evaluate import evaluate as evaluate
+from sonde.run.fitting.fit import fit as fit
+from sonde.run.reading.read import read as read
+from sonde.run.scoring.score import score as score
+from sonde.run.training.callback import TrackCallback as TrackCallback
+from sonde.run.training.checkpoints import track as track
+from sonde.run.training.track import Track as Track
+from sonde.run.watching.guard import Guard as Guard
+from sonde.store.exporting import export_store as export  # noqa: F401 - under a second name
+from sonde.tap import Tap as Tap
+from sonde.tap import editing as editing
+from sonde.tap.cache.evicting import caching as caching
+from sonde.weights import undo as undo
+
+__version__: str
