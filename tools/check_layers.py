@@ -52,7 +52,16 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("fitting",),
         ("scoring",),
         ("calibrating",),
-        ("evaluating", "watching", "comparing", "training", "judging", "explaining", "tracing"),
+        (
+            "evaluating",
+            "watching",
+            "comparing",
+            "training",
+            "judging",
+            "explaining",
+            "tracing",
+            "compressing",
+        ),
         ("verifying",),
     ],
 }

@@ -30,7 +30,7 @@ def prompt() -> Tensor:
 
 def keys() -> Tensor:
     """Return the keys of one layer, (head, token, width), from a plain cache."""
-    plain = DynamicCache(config=net().config)
+    plain: Any = DynamicCache(config=net().config)
     with torch.no_grad():
         net()(prompt(), past_key_values=plain)
     return plain.layers[LAYER].keys[0].double()

@@ -13,6 +13,7 @@ import tyro
 
 from sonde.cli._table import filled
 from sonde.cli._usage import wrong_usage
+from sonde.cli.cache import Cache
 from sonde.cli.calibrate import Calibrate
 from sonde.cli.compare import Compare
 from sonde.cli.compress import Compress
@@ -58,6 +59,7 @@ COMMANDS: dict[str, type[Any]] = {
     "explain": Explain,
     "trace": Trace,
     "units": Units,
+    "cache": Cache,
     "generate": Generate,
     "compress": Compress,
     "info": Info,

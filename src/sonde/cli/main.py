@@ -28,6 +28,7 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde track FOLDER [DATA]                       measures over a training
   sonde explain MODEL DATA                        why these answers, tested
   sonde trace MODEL --clean A --corrupt B ...     where two answers part
+  sonde cache MODEL DATA                          caches that keep fewer tokens
   sonde units MODEL DATA --sites S -o atlas.html  what each unit stands for
   sonde info FILE                                 what a file holds
   sonde export STORE -o FILE                      Parquet, arrays or Lance

@@ -41,6 +41,7 @@ class H2O(CacheRule):
     budget: int | float = 0.25
     recent: float = 0.5
     observed: bool = False
+    word: ClassVar[str] = "h2o"
     paper: ClassVar[str] = "zhang2023h2o"
     examples: ClassVar[tuple[dict, ...]] = ({}, {"budget": 4, "recent": 0.25, "observed": True})
 

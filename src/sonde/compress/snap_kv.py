@@ -51,6 +51,7 @@ class SnapKV(CacheRule):
     examples: ClassVar[tuple[dict, ...]] = (
         {"window": 2, "kernel": 3},
         {"budget": 5, "window": 2, "kernel": 1, "pool": "max"},
+        {"budget": 1, "window": 3},
     )
 
     def __post_init__(self) -> None:

@@ -251,6 +251,7 @@ class EvictingLayer(CacheLayerMixin):
             logits = grouped @ keys * scale  # (row, head, query head of it, query, slot)
             hidden = (index[:, :, None] < 0) | (columns[:, :, None] > own[:, None, :, None])
             probs = logits.masked_fill(hidden[:, :, None], -torch.inf).softmax(-1)
-            real = (own >= 0)[:, None, None, :, None]
+            seen = ~hidden.all(-1, keepdim=True)[:, :, None]  # its keys may all be evicted
+            real = (own >= 0)[:, None, None, :, None] & seen
             total += torch.where(real, probs, 0.0).sum(3).mean(2)
         return total.view(rows, heads, -1)

@@ -1,0 +1,1 @@
+"""Smaller models and caches, tried on a user's own data."""

@@ -1,0 +1,217 @@
+"""Try cache rules on a user's own texts: what each costs in quality, memory and time.
+
+Every text is read twice: in one forward, and in parts through a cache that evicts after each part.
+The divergence between the two predictions of each next token says what the evicted tokens were
+worth.
+"""
+
+import inspect
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+
+from sonde.core.cache_rule import CacheRule
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.engine.progress import Bar
+from sonde.tap.cache.evicting import caching
+
+
+@dataclass(frozen=True)
+class CacheTrial:
+    """What one cache rule costs on the texts that it was tried on.
+
+    Parameters
+    ----------
+    rule : CacheRule
+    divergence_nats : float
+        Mean over texts of the mean KL divergence between the predictions with the whole cache and
+        with the evicting one, for the tokens behind the prompt.
+    se : float
+        Its standard error over texts.
+    worst_nats : float
+        99 % quantile of the divergence over tokens.
+    same_answer : float
+        Share of tokens for which the likeliest next token is the same.
+    memory : float
+        Bytes that the cache holds at the end of the texts, as a share of the whole cache's.
+    time : float
+        Seconds for reading the texts in parts, as a ratio to a plain cache's.
+    """
+
+    rule: CacheRule
+    divergence_nats: float
+    se: float
+    worst_nats: float
+    same_answer: float
+    memory: float
+    time: float
+
+    def json(self) -> dict[str, Any]:
+        """Return the figures, with the rule by its name and parameters."""
+        return asdict(self) | {"rule": repr(self.rule)}
+
+
+def try_caches(
+    model: Model,
+    inputs: Inputs,
+    rules: Sequence[CacheRule],
+    *,
+    step: int = 16,
+    progress: bool = True,
+) -> list[CacheTrial]:
+    """Return what each rule costs on some texts, in the order of the rules.
+
+    The first half of each text is its prompt; the rest is read ``step`` tokens at a time, and the
+    cache evicts after each part.
+
+    Parameters
+    ----------
+    model : Model
+        Causal language model of transformers.
+    inputs : Inputs
+        Texts, as ``open_inputs`` gives them.
+    rules : sequence of CacheRule
+    step : int, default=16
+        Tokens read between two evictions; 1 is what generation does, and slowest.
+
+    Raises
+    ------
+    InputError
+        If no text has two tokens, or ``step`` is below 1.
+    """
+    if step < 1:
+        raise InputError(f"try_caches: expected step of 1 or more, got {step}.")
+    sums = [_Sums() for _ in rules]
+    with Bar("caches", len(inputs) * (len(rules) + 1), progress) as bar, torch.no_grad():
+        for batch in inputs.batches(0, len(inputs)):
+            texts = _Texts.of(model, batch, step)
+            if texts is None:
+                bar.advance(len(batch) * (len(rules) + 1))
+                continue
+            whole = model.module(**texts.given(slice(None))).logits.log_softmax(-1)
+            plain = DynamicCache(config=model.config)
+            _, seconds = texts.read(model, plain)
+            n_bytes = _size(plain)
+            bar.advance(len(batch))
+            for rule, into in zip(rules, sums, strict=True):
+                with caching(model, rule) as cache:
+                    logits, own = texts.read(model, cache)
+                    into.add(whole, logits, texts, cache.size_bytes / n_bytes, own / seconds)
+                bar.advance(len(batch))
+    if any(not into.texts for into in sums):
+        raise InputError(
+            "try_caches: expected texts of two tokens or more, got none. Give longer texts."
+        )
+    return [into.trial(rule) for rule, into in zip(rules, sums, strict=True)]
+
+
+def smallest(trials: Sequence[CacheTrial], most_nats: float) -> CacheTrial | None:
+    """Return the trial of least memory whose divergence is surely below a limit, or None.
+
+    Surely: two standard errors above the mean divergence are still below ``most_nats``.
+    """
+    fine = [t for t in trials if t.divergence_nats + 2 * t.se <= most_nats]
+    return min(fine, key=lambda t: (t.memory, t.divergence_nats), default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Texts:
+    """One batch of texts: the arguments of its forward, and how it is read in parts."""
+
+    ids: Tensor
+    mask: Tensor
+    position: Tensor | None
+    n_prompt: int
+    step: int
+
+    @classmethod
+    def of(cls, model: Model, batch: InputBatch, step: int) -> "_Texts | None":
+        """Return a batch as texts, or None if none of them has two tokens."""
+        ids = batch.kwargs.get("input_ids")
+        if ids is None:
+            raise InputError(
+                "try_caches: expected texts, got inputs without token ids. Give a language model."
+            )
+        device = next(model.module.parameters()).device
+        given = batch.kwargs.get("attention_mask")
+        mask = torch.ones_like(ids) if given is None else given
+        if ids.shape[1] < 2:
+            return None
+        takes = inspect.signature(model.module.forward).parameters
+        position = (mask.long().cumsum(1) - 1).clamp(min=0) if "position_ids" in takes else None
+        placed = None if position is None else position.to(device)
+        return cls(ids.to(device), mask.to(device), placed, math.ceil(ids.shape[1] / 2), step)
+
+    def given(self, part: slice) -> dict[str, Tensor]:
+        """Return the arguments of a call that reads the columns of ``part``."""
+        more = {} if self.position is None else {"position_ids": self.position[:, part]}
+        return {"input_ids": self.ids[:, part], "attention_mask": self.mask[:, : part.stop], **more}
+
+    def read(self, model: Model, cache: Cache) -> tuple[Tensor, float]:
+        """Return the logits behind the prompt, read in parts through a cache, and the seconds."""
+        width = self.ids.shape[1]
+        edges = [0, *range(self.n_prompt, width, self.step), width]
+        start, logits = time.perf_counter(), list[Tensor]()
+        for first, last in pairwise(edges):
+            given = self.given(slice(first, last))
+            logits.append(model.module(**given, past_key_values=cache).logits)
+        return torch.cat(logits[1:], 1), time.perf_counter() - start
+
+    @property
+    def counted(self) -> Tensor:
+        """Which columns behind the prompt hold a real token, (row, column)."""
+        return self.mask[:, self.n_prompt :].bool()
+
+
+class _Sums:
+    """What is gathered over the batches of texts for one rule."""
+
+    def __init__(self) -> None:
+        self.texts: list[float] = []
+        self.tokens: list[Tensor] = []
+        self.same: list[Tensor] = []
+        self.memory: list[float] = []
+        self.time: list[float] = []
+
+    def add(
+        self, whole: Tensor, logits: Tensor, texts: _Texts, memory: float, ratio: float
+    ) -> None:
+        expected = whole[:, texts.n_prompt :].double()
+        found = logits.double().log_softmax(-1)
+        apart = (expected.exp() * (expected - found)).sum(-1)
+        counted = texts.counted
+        for row, own in zip(apart, counted, strict=True):
+            if bool(own.any()):
+                self.texts.append(float(row[own].mean()))
+        self.tokens.append(apart[counted].cpu())
+        self.same.append((expected.argmax(-1) == found.argmax(-1))[counted].cpu())
+        self.memory.append(memory)
+        self.time.append(ratio)
+
+    def trial(self, rule: CacheRule) -> CacheTrial:
+        tokens = torch.cat(self.tokens)
+        n = len(self.texts)
+        se = statistics.stdev(self.texts) / math.sqrt(n) if n > 1 else math.inf
+        return CacheTrial(
+            rule=rule,
+            divergence_nats=statistics.fmean(self.texts),
+            se=se,
+            worst_nats=float(tokens.kthvalue(max(math.ceil(0.99 * len(tokens)), 1)).values),
+            same_answer=float(torch.cat(self.same).double().mean()),
+            memory=statistics.fmean(self.memory),
+            time=statistics.median(self.time),
+        )
+
+
+def _size(cache: Any) -> int:
+    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(x.numel() * x.element_size() for x in held if isinstance(x, Tensor))
