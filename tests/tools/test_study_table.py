@@ -1,8 +1,15 @@
 import json
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from sonde_studies import STUDIES, study_of
+from sonde_studies.study import Verdict
 from tools import study_table
+
+VERDICTS = {*get_args(Verdict), "as expected", "not as expected"}
 
 CLAIM = {"text": "It is there.", "figure": "units", "above": 0.0, "mean": 1.0, "low": 0.5}
 CLAIM |= {"high": 1.5, "detectable": 0.75}
@@ -35,6 +42,24 @@ def test_another_number_of_seeds_is_said(folder, capsys):
     *_, claim, null = capsys.readouterr().out.splitlines()
     assert claim.endswith("| holds, 3 seeds |")
     assert null.endswith("| not as expected, 3 seeds |")
+
+
+def test_the_page_has_the_claims_of_the_code_and_no_others():
+    page = Path("docs/studies.md").read_text("utf-8").partition(study_table.HEAD + "\n")[2]
+    said: dict[str, list[list[str]]] = {}
+    for line in page.partition("\n\n")[0].splitlines():
+        word, *cells = line.strip("| ").split(" | ")
+        said.setdefault(word.strip("`"), []).append(cells)
+    assert said.keys() == STUDIES.keys()
+    for word, rows in said.items():
+        study = study_of(word)
+        claims = [*study.claims, replace(study.null, text=study_table.NULL + study.null.text)]
+        assert [(text, f"{float(bar):g}") for text, _, bar, *_ in rows] == [
+            (claim.text, f"{claim.above:g}") for claim in claims
+        ]
+        for (_, figure, _, _, verdict), claim in zip(rows, claims, strict=True):
+            assert figure.endswith(f"] {claim.figure}")
+            assert verdict.partition(",")[0] in VERDICTS
 
 
 def test_a_tiny_run_is_no_table_for_the_docs(folder):

@@ -91,14 +91,14 @@ class InformationPlaneStudy(Study):
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train the nets, and place each layer at each checkpoint."""
-        x, label = _world(seed)
+        x, label = world(seed)
         lost: dict[tuple[str, str], list[float]] = {}
         flat: dict[str, list[float]] = {}
         figures: dict[str, float] = {}
         arms = (("tanh", nn.Tanh, 0.0), ("relu", nn.ReLU, 0.0), ("relu, decay", nn.ReLU, DECAY))
         for name, act, decay in arms:
             tick(name)
-            nets = _trained(x, label, act, decay, seed, 40 if tiny else STEPS)
+            nets = checkpoints(x, label, act, decay, seed, 40 if tiny else STEPS)
             seen = x[::8] if tiny else x[::2]
             states = [layers_of(net, seen) for net in nets]
             forms = FORMS if name != "relu, decay" else {"adaptive bins": FORMS["adaptive bins"]}
@@ -136,7 +136,7 @@ def _bits(x: Tensor, options: Mapping[str, Any]) -> float:
     return float(information_plane(x, **options, m=len(x)).bits())
 
 
-def _world(seed: int) -> tuple[Tensor, Tensor]:
+def world(seed: int) -> tuple[Tensor, Tensor]:
     """Return all inputs, in an order that is drawn, and a balanced label of pairs of bits."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.cartesian_prod(*BITS * [torch.tensor([-1.0, 1.0])])
@@ -147,7 +147,7 @@ def _world(seed: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.enable_grad()
-def _trained(
+def checkpoints(
     x: Tensor, label: Tensor, act: type[nn.Module], decay: float, seed: int, steps: int
 ) -> list[nn.Sequential]:
     """Return the net at each checkpoint and at the end."""

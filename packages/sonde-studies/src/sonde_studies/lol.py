@@ -74,7 +74,7 @@ class LOLStudy(Study):
     null = Claim(
         "even",
         "Two facts of one member each, of which none was told wrongly: what fusing does to them.",
-        "difference of the gains in right answers, mean of layers and weights",
+        "difference of the gains in right answers",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:

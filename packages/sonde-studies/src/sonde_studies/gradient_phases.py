@@ -1,0 +1,110 @@
+"""Does the gradient turn from signal to noise where a layer begins to forget its input."""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sonde.measure import gradient_signal_to_noise, information_plane
+from sonde_studies._layers import layers_of
+from sonde_studies.information_plane import AT, FORMS, ROWS, STEPS, checkpoints, world
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+BATCHES, BEFORE, FORGETS = 32, 10, 0.1
+
+
+@final
+class GradientPhasesStudy(Study):
+    """The tanh nets of ``information-plane``: gradients of the last hidden layer's weights.
+
+    The turn is the first checkpoint at which the gradients of batches scatter more than they agree;
+    the maximum is that of the layer's information about the input.
+    """
+
+    name = "gradient-phases"
+    title = "does the gradient turn from signal to noise where a layer begins to forget?"
+    paper = "shwartzziv2017opening"
+    fidelity = (
+        "the task's size and layers as published, another rule, AdamW in place of SGD; batches of "
+        "256 drawn anew at each checkpoint, where the original takes those of an epoch"
+    )
+    data = "synthetic: all 4,096 inputs of 12 bits, label a threshold of a quadratic form"
+    claims = (
+        Claim(
+            "signal first",
+            "Before training, batches agree on more of the gradient than they scatter.",
+            "doublings of signal over noise",
+        ),
+        Claim(
+            "noise last",
+            "In the end they scatter more than they agree.",
+            "doublings of noise over signal",
+        ),
+        Claim(
+            "forgets",
+            "Premise: by bins from -1 to 1 the last layer forgets more than 0.1 bits.",
+            "bits of compression",
+            above=FORGETS,
+        ),
+        Claim(
+            "at once",
+            "The turn and the maximum of the information lie within a factor of two of steps.",
+            "doublings to spare",
+            premise="forgets",
+        ),
+    )
+    null = Claim(
+        "halves",
+        "Two halves of the batches, in the end.",
+        "doublings of signal over noise, difference",
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train a net, and hold the gradients of batches against its information."""
+        x, label = world(seed)
+        tick("training")
+        nets = checkpoints(x, label, nn.Tanh, 0.0, seed, 40 if tiny else STEPS)
+        tick("gradients")
+        draw = torch.Generator().manual_seed(1000 + seed)
+        rows = [_gradients(net, x, label, draw) for net in nets]
+        ratio = [_doublings(each) for each in rows]
+        seen = x[::8] if tiny else x[::2]
+        bits = [
+            float(information_plane(layers_of(net, seen)[-1], **FORMS["bins"]).bits())
+            for net in nets
+        ]
+        at = [*AT[: len(nets) - 1], STEPS]
+        turned = [step for step, value in zip(at, ratio, strict=True) if value < 0]
+        turn, most = (turned or [STEPS])[0], at[bits.index(max(bits))]
+        return {
+            "signal first": ratio[0],
+            "noise last": -ratio[-1],
+            "forgets": max(bits) - bits[-1],
+            "at once": 1 - abs(math.log2((turn + BEFORE) / (most + BEFORE))),
+            "halves": _doublings(rows[-1][::2]) - _doublings(rows[-1][1::2]),
+            "step of the turn": float(turn),
+            "step of the most information": float(most),
+            **{
+                f"signal over noise, doublings | step {s}": r
+                for s, r in zip(at, ratio, strict=True)
+            },
+        }
+
+
+def _gradients(net: nn.Sequential, x: Tensor, label: Tensor, draw: torch.Generator) -> Tensor:
+    """Return the gradient of the last hidden layer's weights, a row for each batch."""
+    hidden = net[-2]
+    assert isinstance(hidden, nn.Sequential)
+    weight, found = hidden[0].weight, list[Tensor]()
+    with torch.enable_grad():
+        for _ in range(BATCHES):
+            rows = torch.randint(len(x), (ROWS,), generator=draw)
+            loss = functional.cross_entropy(net(x[rows]), label[rows])
+            found.append(torch.autograd.grad(loss, weight)[0].flatten())
+    return torch.stack(found)
+
+
+def _doublings(gradients: Tensor) -> float:
+    return math.log2(float(gradient_signal_to_noise(gradients)))
