@@ -4,8 +4,8 @@ A toy: boards of two digits of one kind in one light, a small transformer that t
 five steps, and a digit of another kind in the opposite light pasted over the right one. The net
 tells the light from the whole board, so what is pasted changes the light of the rest. What came out
 (ten seeds): it moves by .47 of the largest light. The attention of its own run keeps none of that,
-since the weights are the old ones and the values the pasted ones; forbidding keeps .40, the first of
-five steps .18, and the pasted digit is then off by .74 in place of .54.
+since the weights are the old ones and the values the pasted ones; forbidding keeps .40, the first
+of five steps .18, and the pasted digit is then off by .74 in place of .54.
 """
 
 from typing import Any, final
