@@ -97,7 +97,7 @@ def _gradients(net: nn.Sequential, x: Tensor, label: Tensor, draw: torch.Generat
     """Return the gradient of the last hidden layer's weights, a row for each batch."""
     hidden = net[-2]
     assert isinstance(hidden, nn.Sequential)
-    weight, found = hidden[0].weight, list[Tensor]()
+    weight, found = hidden[0].get_parameter("weight"), list[Tensor]()
     with torch.enable_grad():
         for _ in range(BATCHES):
             rows = torch.randint(len(x), (ROWS,), generator=draw)
