@@ -48,7 +48,11 @@ CASES = [
     RewriteCase(BatchEdit(FACTS[:2], LAYERS, how="null_space", shifts=SHIFTS), tiny, moments),
 ]
 ALONE = members(Rewrite) - {type(case.rewrite) for case in CASES}
-CASES += [RewriteCase(cls(**parameters)) for cls in ALONE for parameters in cls.examples]
+CASES += [
+    RewriteCase(cls(**parameters))
+    for cls in sorted(ALONE, key=lambda cls: cls.__name__)
+    for parameters in cls.examples
+]
 X = torch.randn(30, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 FISHERS = [{"layer.weight": X[:4].abs()}, {"layer.weight": X[4:8].abs()}]
 INPUTS = [{"layer": Moments().observe(x)} for x in (X[:12], X[12:])]
