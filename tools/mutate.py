@@ -187,7 +187,11 @@ def _tried(folder: Path, test: Path) -> int:
     sys.dont_write_bytecode = True
     import pytest
 
-    known = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what _warm imported
+    places = [str(folder), str(ROOT / "packages" / "sonde-studies" / "src"), "tests", "."]
+    known = [
+        *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # what _warm imported
+        *("-o", f"pythonpath={' '.join(places)}"),  # else the checkout's own src comes first
+    ]
     return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-n", "0", *known, str(test)]))
 
 
