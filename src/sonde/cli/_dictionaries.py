@@ -41,7 +41,7 @@ def dictionary_healths(
 
 
 def _held_out(stream: Stream, model: Model, data: str | None) -> Any:
-    """Return some examples of a split that was not read; None where there is none."""
+    """Return some examples of a split that was not read, or None if no other split fits."""
     from sonde.data.splits import FIRST
     from sonde.run.reading.notes import items_of, split_of
     from sonde.run.reading.read import read

@@ -115,7 +115,7 @@ def _apart(row: dict[str, Any]) -> str:
 def in_place_of(path: Path) -> str:
     """Return what a file holds that is going to be replaced, as the end of a sentence.
 
-    Empty where there is no such file.
+    Empty if the file is missing.
     """
     from sonde.cli.info import describe
 

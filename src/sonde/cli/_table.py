@@ -14,7 +14,7 @@ _DRAWN = re.compile("[\u2500-\u257f\x1b]")
 
 
 def terminal_width() -> int | None:
-    """Return the columns of the terminal; None where stdout is none."""
+    """Return the columns of the terminal, or None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

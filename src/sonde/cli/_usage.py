@@ -55,7 +55,7 @@ def _flags(command: type[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _name(argument: str) -> str | None:
-    """Return the flag that an argument names, or None where it is a value."""
+    """Return the flag that an argument names, or None if the argument is a value."""
     name = argument.partition("=")[0]
     if not re.match(r"--?[A-Za-z]", name):
         return None

@@ -149,7 +149,7 @@ def _text(rows: list[dict[str, Any]], alpha: float) -> str:
 
 
 def _joined(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return lines in which many classes of one site that lack rows are one line."""
+    """Return the lines, with many classes that lack rows at a site joined into one line."""
     found: list[dict[str, Any]] = []
     for _, group in groupby(rows, key=lambda row: (row["method"], row["site"])):
         mine = list(group)
@@ -167,7 +167,7 @@ def _finite(threshold: float | None) -> float | None:
 
 
 def _lacking(rows: list[dict[str, Any]], alpha: float) -> list[str]:
-    """Return why there are no alarms where there are none, and what to do."""
+    """Return why some scores can raise no alarm, and what to do."""
     found = []
     few = [row for row in rows if row["n"] < row["needed"]]
     if few:

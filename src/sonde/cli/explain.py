@@ -16,7 +16,7 @@ PAGES = (".html", ".htm", ".json")
 
 @dataclass(frozen=True)
 class Explain:
-    """Say what the answers of a model hang on, by several methods, each tested in the same run.
+    """Say what the answers of a model depend on, by several methods, each tested in the same run.
 
     The first inputs of DATA are explained (--limit, 32 by default), at the input or at the one
     site that --sites names. Beside each method stand the
@@ -107,7 +107,7 @@ class Explain:
         return "input" if self.reading.sites == ("auto",) else self.reading.sites[0]
 
     def _features(self, model: Any, batch: Any, objective: Any, path: Path) -> list[dict[str, Any]]:
-        """Return the features of a dictionary that the answers hang on."""
+        """Return the features of a dictionary that the answers depend on."""
         from sonde.run.explaining.dictionaries import feature_effects, open_dictionary
 
         named_site = None if self._site == "input" else self._site

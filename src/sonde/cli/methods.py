@@ -35,7 +35,7 @@ class Methods:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Print one line for each method, all about one, or JSON."""
+        """Print a line for each method, the whole description of a single method, or JSON."""
         entries = _entries()
         names = [e.name for e in entries]
         families = tuple(dict.fromkeys((*FAMILIES, *(e.family for e in entries))))

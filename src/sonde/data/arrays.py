@@ -240,7 +240,7 @@ def _texts(values: Any) -> list[str] | None:
 
 
 def _bytes(values: Any) -> list[bytes] | None:
-    """Return rows of bytes, or None where an array is something else."""
+    """Return the rows of an array of bytes, or None if the array holds something else."""
     if values is None or values.ndim != 2 or "uint8" not in str(values.dtype):
         return None
     return [row.tobytes() for row in np.asarray(values)]

@@ -298,7 +298,7 @@ def _image(
 def _image_text(
     free: Sample, flags: Flags, model: str, source: str
 ) -> tuple[Kind, tuple[str, ...], bool]:
-    """Return the columns of images and of texts; one of them alone is what one tower reads."""
+    """Return the columns of images and of texts, or the one column that a single tower reads."""
     strings = _strings(free)
     paths = [n for n in strings if _are_paths(free[n])]
     others = [n for n in strings if n not in paths and n != flags.image]

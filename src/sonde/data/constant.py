@@ -16,7 +16,7 @@ MAP = 4
 def constant_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bool[Tensor, "example"] | None:
     """Return for each example whether its inputs are constant, each channel of a map on its own.
 
-    None where the model is given whole numbers, such as tokens, or fewer than eight numbers.
+    None if the model is given whole numbers, such as tokens, or fewer than eight numbers.
     """
     given = [*args, *(value for name, value in kwargs.items() if name not in NAMES)]
     tensors = [x for x in given if isinstance(x, Tensor) and x.ndim > 0]

@@ -19,14 +19,14 @@ _LOSS_ONLY = frozenset({"labels", "next_sentence_label", "start_positions", "end
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of one item that becomes one example: its tokens, and where they stand.
+    """The part of an item that becomes an example: its tokens, and where they stand.
 
     Parameters
     ----------
     first : int
         Position in the item of its first token.
     length : int
-        Real tokens, special ones included; 0 where that is not known before the batch is made.
+        Real tokens, special ones included; 0 if that is not known before the batch is made.
     truncated : int
         Tokens of the item that were cut off.
     """
@@ -165,7 +165,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def dtype_of(module: nn.Module) -> torch.dtype | None:
-    """Return the widest type of a model's weights; None where it has no floating ones."""
+    """Return the widest type of a model's weights, or None if it has no floating-point weights."""
     types = {p.dtype: None for p in module.parameters() if p.is_floating_point()}
     return max(types, key=lambda dtype: dtype.itemsize, default=None)
 

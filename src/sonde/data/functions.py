@@ -17,10 +17,10 @@ MOST_OF_FILE = 8
 
 @final
 class Functions(Source):
-    """The first characters of functions: of their docstrings, or of the code that follows these.
+    """The first characters of functions' docstrings, or of the code after the docstrings.
 
-    Both kinds are about the same functions, which are the column ``pair``; the file is the group.
-    Functions of which either part is short are left out.
+    Both parts come from the same functions, named in the column ``pair``; the file is the group.
+    Functions with a short docstring or short code are left out.
 
     Parameters
     ----------

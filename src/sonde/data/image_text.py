@@ -24,7 +24,7 @@ COLOURS = 3
 @final
 @dataclass(frozen=True, eq=False)
 class ImageTextEncoder(Encoder):
-    """One image and one text per row, or one of both alone, through the model's own processor.
+    """An image and a text per row, or only one of them, through the model's own processor.
 
     A model with two towers reads texts padded to their context, as it was trained; a language
     model that reads images gets each text through the chat template, the image before it.
@@ -47,7 +47,7 @@ class ImageTextEncoder(Encoder):
     long : {"chunk", "truncate", "error"}
         What happens to a longer text; one beside an image is never cut into chunks.
     patch : (int, int) or None
-        Height and width of a patch, where images are cut into a grid of equal size.
+        Height and width of a patch, if images are cut into a grid of equal size.
     dtype : torch.dtype or None
         Type of the model's weights, which pixel values are brought to.
     """
@@ -91,7 +91,7 @@ class ImageTextEncoder(Encoder):
         return [[Piece(truncated=self._cut(len(ids)))] for ids in found]
 
     def _cut(self, length: int) -> int:
-        """Return how many tokens of a text of so many are cut off, where that is allowed."""
+        """Return how many of ``length`` tokens are cut off; raise if texts may not be cut."""
         beyond = 0 if self.max_length is None else max(0, length - self.max_length)
         if beyond and self.long != "truncate":
             raise InputError(
@@ -233,7 +233,7 @@ class ImageTextEncoder(Encoder):
 def _among(
     ids: Int[Tensor, "_row _pos"] | None, wanted: frozenset[int], mask: Tensor | None
 ) -> Tensor | None:
-    """Return which tokens are of some ids, padding left out; None where there are no tokens."""
+    """Return a mask of the wanted tokens without padding, or None if there are no tokens or ids."""
     if ids is None or not wanted:
         return None
     found = torch.isin(ids, torch.tensor(sorted(wanted), dtype=ids.dtype))

@@ -1,4 +1,4 @@
-"""How a model reads images and texts: one processor, two towers or one language model."""
+"""How a model reads images and texts: by a joint processor, two towers or a language model."""
 
 from hashlib import blake2b
 from pathlib import Path

@@ -108,7 +108,7 @@ class ItemInputs(Inputs):
         return [self._printable(key) for key in self.listing.keys]
 
     def own_columns(self, examples: Sequence[int]) -> dict[str, list[Any]]:
-        """Return the columns of examples that are no input, label, id or group, None where empty.
+        """Return the columns that are no input, label, id or group, with None for empty cells.
 
         Only columns of single texts and numbers; the rows are read again, nothing is decoded.
         """
@@ -149,7 +149,7 @@ class ItemInputs(Inputs):
 
     @property
     def n_truncated(self) -> int:
-        """Items of which a part was cut off."""
+        """Number of items that were cut."""
         return self.listing.n_truncated
 
     @property

@@ -32,7 +32,7 @@ class Tuples:
     label: str | None = None
 
     def row(self, item: tuple[Any, ...], index: int) -> Row | None:
-        """Return the members of an item by name; None where they fit nothing.
+        """Return the members of an item by name, or None if they fit no argument.
 
         Raises
         ------
@@ -62,7 +62,7 @@ PAIRS = Tuples()
 
 @final
 class Iterated(Source):
-    """The items of a re-iterable: one item is one example without a batch axis."""
+    """The items of a re-iterable: each item is an example without a batch axis."""
 
     rows_differ = True
 
@@ -126,14 +126,14 @@ class ArrayRows(Source):
 
 
 def _length(values: Any) -> int | None:
-    """Return how many items a column has; None where it is a single value."""
+    """Return how many items a column has, or None if it is a single value."""
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
         return None
     return None if getattr(values, "ndim", 1) == 0 else len(values)
 
 
 def features_and_labels(data: Any) -> Source | None:
-    """Return ``(X, y)`` as scikit-learn takes it, as rows; None where a tuple holds two items.
+    """Return rows of a scikit-learn ``(X, y)``, or None if the data is not such a pair.
 
     ``X`` is an array of at least two axes, ``y`` holds one label or number for each of its rows.
     """

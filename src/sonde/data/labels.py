@@ -22,7 +22,7 @@ _WHOLE = re.compile(r"^([+-]?\d{1,18})(\.0*)?$")
 
 @dataclass(frozen=True)
 class Labels:
-    """The class number of each item (-1 = none).
+    """The class number of each item (-1 = no label).
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Labels:
     reason : str
         Why a column gives no label, or why the numbers are not the model's own.
     numbers : Float[np.ndarray, "item"] or None
-        The values of a column of numbers that are not whole, NaN where there is none.
+        The values of a column of numbers that are not whole; NaN if a value is missing.
     """
 
     values: Int[np.ndarray, "_item"]

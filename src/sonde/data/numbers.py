@@ -110,7 +110,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def as_number(value: Any) -> float | None:
-    """Return a number, or the number that a text is, as float64; None where it is none.
+    """Return a number, or the number that a text spells, as float64, or None if it is no number.
 
     Examples
     --------

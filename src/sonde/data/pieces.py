@@ -1,4 +1,4 @@
-"""Tokens of a text as people read them: the text of each one, joined where bytes make one sign."""
+"""The text of each token as people read it, with bytes joined into characters."""
 
 from typing import Any, Final
 

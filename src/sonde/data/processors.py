@@ -126,7 +126,7 @@ class PillowProcessor:
 
 
 def load_processor(directory: Path, module: nn.Module, config: Any, trust_remote_code: bool) -> Any:
-    """Return the checkpoint's tokenizer or image processor, or None where it brings none."""
+    """Return the checkpoint's tokenizer or image processor, or None if it has neither."""
     main = getattr(module, "main_input_name", "input_ids")
     if {"input_ids", "pixel_values"} <= forward_names(module):
         return _joint_processor(directory, trust_remote_code)

@@ -36,7 +36,7 @@ class Source(ABC):
 
     ``rows`` may leave out broken records where that was asked for (``n_bad`` counts them); ``take``
     and ``where`` count the rows that it yields, ``numbers`` says which items these are. All rows
-    have the same columns, unless ``rows_differ``. ``split`` is None where data have no splits;
+    have the same columns, unless ``rows_differ``. ``split`` is None if data have no splits;
     ``by_name`` says that files are read in the order of their names, which nobody chose.
     """
 
@@ -49,7 +49,7 @@ class Source(ABC):
     by_name: bool = False
 
     def of_split(self, split: str, known: Iterable[str], was_named: bool) -> "Source":
-        """Note of which split of a data set the rows are, and whether the user named it."""
+        """Note which split of a data set the rows belong to, and whether the user named it."""
         self.split, self.split_was_named = split, was_named
         self.other_splits = tuple(name for name in known if name != split)
         return self

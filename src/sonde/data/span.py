@@ -1,4 +1,4 @@
-"""Texts of which one part counts: an answer after its prompt, a trace between two delimiters."""
+"""Texts with a part that counts: an answer after its prompt, a trace between two delimiters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Which split of a data set is read: the one that its name says, else the one for the purpose."""
+"""Choose the split of a data set that is read: by the user's word, else by the purpose."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -50,7 +50,7 @@ class TextEncoder(Encoder):
     Parameters
     ----------
     tokenizer : tokenizer or None
-        None where rows hold token ids.
+        None if rows hold token ids.
     inputs : tuple of str
         The column, or two for pairs.
     kind : {"text", "pair", "messages", "tokens"}

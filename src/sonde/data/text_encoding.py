@@ -67,7 +67,7 @@ def text_encoder(
 
 
 def context_of(model: Model) -> int | None:
-    """Return the most tokens that a model reads at once, or None where nothing says so."""
+    """Return the most tokens that a model reads at once, or None if that is not known."""
     found = []
     config = getattr(model.config, "text_config", model.config)
     length = getattr(config, "max_position_embeddings", None)

@@ -33,7 +33,7 @@ def reader_of(model: Model, inputs: Inputs) -> Model:
 
 
 class _Tower(nn.Module, ABC):
-    """A module with the parts of a whole model, of which it runs one tower."""
+    """A module that has the parts of a whole model and runs one of its towers."""
 
     def __init__(self, whole: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Trajectories: texts that come in steps, read as one text of which every step's tokens are known.
+"""Trajectories: texts in steps, read as a whole text in which each step's tokens are known.
 
 A step sees the prompt and all steps before it. A trajectory that is longer than the context cannot
 be cut into chunks, because a later chunk would not see the steps before it.
@@ -31,7 +31,7 @@ class TrajectoryEncoder(Encoder):
     """One list of steps per row, optionally after a prompt.
 
     Batches carry ``segment``, the step of each token, and the column ``first_error``: the first
-    wrong step, -1 where none is, -2 where one is that is not known, -3 where nothing is known.
+    wrong step; -1 if no step is wrong, -2 if an unknown step is wrong, -3 if nothing is known.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ class TrajectoryEncoder(Encoder):
         return self.text.notes()
 
     def _parts(self, row: Row) -> list[str]:
-        """Return the prompt, empty where there is none, and the text of every step."""
+        """Return the prompt, empty if it is missing, and the text of every step."""
         steps = row.get(STEPS)
         if not isinstance(steps, list | tuple | np.ndarray):
             raise InputError(f"expected a list of steps, got {type(steps).__name__}")

@@ -37,7 +37,7 @@ class Vocabulary:
 
 
 def vocabulary_of(model: Model, tokenizer: Any) -> Vocabulary:
-    """Return the ids of a model's tokenizer; None where rows hold token ids."""
+    """Return the ids of a model's tokenizer, or only padding and size if there is no tokenizer."""
     size = getattr(getattr(model.config, "text_config", model.config), "vocab_size", None)
     given = getattr(model.config, "pad_token_id", None)
     pad = given if isinstance(given, int) and given >= 0 else 0

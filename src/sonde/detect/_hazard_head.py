@@ -38,10 +38,10 @@ def features(
 @final
 @dataclass(frozen=True)
 class UsualTrajectories(Where):
-    """Rows of trajectories that are not known as wrong; all where nothing is known of any."""
+    """Rows of trajectories that are not known as wrong, or all rows if nothing is known."""
 
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"] | None:
-        """Keep trajectories without a wrong step, and those of which nothing is known."""
+        """Keep trajectories without a wrong step, and trajectories without any verdict."""
         if "first_error" not in batch.extra:
             return None
         first_error = batch.column("first_error", key)
@@ -61,8 +61,8 @@ class StepMomentsState(State):
 class StepMoments(Statistic[StepMomentsState]):
     """Moments of right steps and of first wrong ones, exact under any split.
 
-    Steps after the first wrong one, and those of trajectories of which it is not known, are kept
-    apart.
+    Steps after the first wrong one are kept apart, and so are the steps of trajectories whose first
+    wrong step is not known.
     """
 
     def observe(
@@ -228,7 +228,7 @@ def _sums(
 
 
 def _check_whole(position: Int[Tensor, "step"]) -> None:
-    """Refuse a trajectory of which steps are missing where all of them are needed."""
+    """Raise if steps of a trajectory are missing, because a bare verdict needs them all."""
     if not torch.equal(position, torch.arange(len(position))):
         raise InputError(
             "TrajectoryVerifier: expected all steps of a trajectory of which only the verdict is "

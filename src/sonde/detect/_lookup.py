@@ -41,7 +41,7 @@ class Generators:
 
 
 def starting_weights(dim: int, hidden: int, seed: int) -> Weights:
-    """Return seeded weights of the three maps, each of which changes nothing yet."""
+    """Return seeded weights of the three maps, which change nothing before training."""
     source = generator("lookup", seed)
     maps = [(xavier(source, hidden, dim), torch.zeros(dim, hidden)) for _ in (QUERY, KEY, VALUE)]
     return Weights.of(*(weight for one in maps for weight in one))

@@ -147,7 +147,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
         return x + self.sigma * noise * (varies | everywhere[:, None])
 
     def close_pass(self, state: NoiseTrainingState) -> NoiseTrainingState:
-        """Refuse to stop by held-out rows where there are none."""
+        """Raise if training shall stop by held-out rows, but no rows are held out."""
         is_first = state.stage == SURVEY
         if is_first and self.patience and not 0 < state.n_held < state.moments.n:
             raise InputError(

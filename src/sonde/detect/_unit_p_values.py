@@ -50,9 +50,9 @@ def _shuffled(rows: TwoSamples) -> tuple[Float[Tensor, "dim"], Float[Tensor, "di
 def shuffled_tail(
     a: ScalarsState, b: ScalarsState, n: tuple[int, int]
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-    """Return each unit's difference of means in standard errors of a shuffled one, and its bound.
+    """Return each unit's difference of means in standard errors under shuffling, and a tail bound.
 
-    Both are about all rows, of which ``n`` are independent; differences within rounding are 0.
+    Both use all rows; ``n`` of them are independent. Differences within rounding are 0.
     """
     shares = [m / sum(n) for m in n]
     gap, mean = (b.mean - a.mean).abs(), shares[0] * a.mean + shares[1] * b.mean

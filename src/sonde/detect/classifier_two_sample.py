@@ -36,7 +36,7 @@ class ClassifierTwoSample(Shift):
 
     Range        [0, 1]; ``null`` is one half.
     Cost         one pass; state the sample; result O(sample dim^2 + dim^3).
-    Assumes      nothing beyond independent groups, of each of which one row is taken.
+    Assumes      nothing beyond independent groups; one row is taken from each.
     Differs      from the paper: a linear classifier in closed form; hypergeometric instead of
                  binomial, because the test rows hold equally many of both sides.
 

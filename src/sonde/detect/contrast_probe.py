@@ -92,7 +92,7 @@ class ContrastProbe(Detector):
     positive : int, default=1
         The class of rows for which scores are high.
     restarts : int, default=10
-        Trainings from different starts, of which the one of lowest loss is kept.
+        Trainings from different starts; the training with the lowest loss is kept.
     l2 : float, default=1e-3
         Penalty ``l2 / 2 |w|^2 / dim`` of ``ccs``.
     m : int, default=2048

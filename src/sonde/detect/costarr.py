@@ -103,7 +103,7 @@ class AttenuatedSums(Statistic[AttenuatedSumsState]):
 class COSTARRScorer(Scorer):
     """Minus the likeness to the predicted class's ``mean``, times what the logit says.
 
-    ``known`` says of which classes there is a mean; ``value`` is the share of rows that the means
+    ``known`` marks the classes that have a mean; ``value`` is the share of rows that the means
     were made of.
     """
 

@@ -41,7 +41,7 @@ class DictLookupScorer(Scorer):
     generators: Generators = IDENTITY
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return half of one minus the cosine between each patch and its retrieved one."""
+        """Return ``(1 - cosine) / 2`` between each patch and the patch that is retrieved for it."""
         out = torch.empty(len(x), dtype=self.bank.dtype, device=x.device)
         query = self._unit(x)
         step = max(1, CHUNK_ENTRIES // len(self.bank))

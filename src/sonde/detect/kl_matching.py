@@ -125,8 +125,8 @@ class KLMatching(Detector):
 
     Range        [0, inf), in nats; higher = more unusual.
     Cost         one pass; state 8 classes^2 bytes; O(classes^2) per row.
-    Assumes      a classifier; no labels are used. Fit on rows that the model was not trained on, of
-                 which it is less sure.
+    Assumes      a classifier; no labels are used. Fit on rows that the model was not trained on: it
+                 is less sure about them.
     Differs      nothing; where ``d_k`` is 0 in double precision it counts as the smallest number.
 
     Parameters

@@ -199,8 +199,8 @@ def _parts(x: Float[Tensor, "row dim"]) -> list[slice]:
 def _empty_bank(n: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return room for ``n`` rows, of at least 32 bits.
 
-    Up to ``TRANSPOSED`` rows are the transpose of a (dim, row) tensor, of which products with a few
-    rows read less; in a larger bank these would lie too far apart.
+    Up to ``TRANSPOSED`` rows are the transpose of a (dim, row) tensor: products of it with a few
+    rows read less memory. In a larger bank the numbers of a row would lie too far apart.
     """
     wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     if n > TRANSPOSED:

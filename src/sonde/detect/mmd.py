@@ -27,7 +27,7 @@ class MMD(Shift):
 
     Range        [0, 2] but for the noise of an unbiased estimate; ``null`` is 0.
     Cost         one pass; state the sample; result O(dim sample^2 + permutations sample^2).
-    Assumes      nothing beyond independent groups, of each of which one row is taken.
+    Assumes      nothing beyond independent groups; one row is taken from each.
     Differs      from random features: exact over the sample, slower, no rows beyond the sample.
 
     Parameters

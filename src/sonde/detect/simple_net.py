@@ -1,6 +1,6 @@
-"""Usual rows told from their own noisy copies by a small net that is trained by steps.
+"""A small net that is trained by steps to tell usual rows from their own noisy copies.
 
-For patches of images, and plain arrays of which only usual rows are at hand. It is trained, so it
+For patches of images, and for plain arrays if only usual rows are at hand. It is trained, so it
 walks over the rows many times: read a model's states to disk first.
 """
 
@@ -94,8 +94,8 @@ class SimpleNet(Detector):
     passes : int, default=40
         Walks over the rows in training (160 in the paper), at most.
     patience : int, default=0
-        Stop once the loss on a tenth of the groups, held out, has not fallen for so many passes,
-        and keep the net of the least; 0 trains for ``passes``.
+        Stop once the loss on a tenth of the groups, held out, has not fallen for this number of
+        passes, and keep the net with the least loss; 0 trains for ``passes``.
     batch : int, default=1024
         Rows in a step; less where fewer arrive together (a unit is 256 examples).
     hidden : int, default=1024

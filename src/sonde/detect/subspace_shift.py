@@ -118,7 +118,7 @@ class SubspaceShift(Shift):
         )
 
     def _rank(self, a: MomentsState, b: MomentsState) -> int:
-        """Return how many leading directions to compare: each side must vary along so many."""
+        """Return how many leading directions to compare: each side must vary along all of them."""
         known = [int(torch.linalg.matrix_rank(m.scatter, hermitian=True)) for m in (a, b)]
         return min(self.rank, len(a.mean) // 2, *known)
 

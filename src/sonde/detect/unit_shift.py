@@ -95,8 +95,8 @@ class UnitShift(Shift):
     Range        [0, 1] for "ks" and "js", [0, inf) for "mean"; ``null`` is None.
     Cost         one pass; state 4 kB (histogram) or 40 B and the sample ("mean") for each unit;
                  result O(dim), for "mean" O(dim sample).
-    Assumes      groups of about one size; nothing for the p-values of "ks" and "mean", of which
-                 "ks" is careful for few rows and bins; "js": tens of rows.
+    Assumes      groups of about one size; nothing for the p-values of "ks" and "mean" ("ks" is
+                 conservative if rows or bins are few); "js": tens of rows.
     Differs      from a test on rows: bins are a quarter of an octave wide, so a unit that moves far
                  less than its mean goes unseen by "ks" and "js"; where all its rows fill one bin,
                  its effect and p-value are NaN (flag ``coarse``).
@@ -239,6 +239,6 @@ def _ratio(a: Float[Tensor, "dim"], b: Float[Tensor, "dim"]) -> Float[Tensor, "d
 
 
 def _largest(values: Float[Tensor, "dim"]) -> float:
-    """Return the largest number that is known; NaN where none is."""
+    """Return the largest number that is not NaN, or NaN if all are."""
     known = values[~torch.isnan(values)]
     return float(known.max()) if len(known) else math.nan

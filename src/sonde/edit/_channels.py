@@ -64,14 +64,14 @@ def channel_layers(owner: str, module: nn.Module, only: str | None = None) -> di
 @final
 @dataclass(eq=False)
 class Scaled(Edit):
-    """Scales what layers make of their inputs, channel by channel, and their biases.
+    """Scale the products and the biases of layers, channel by channel.
 
     Parameters
     ----------
     layers : mapping of str to nn.Module
         By name.
     weight, bias : dict of str to Float[Tensor, "channel"]
-        Factors, by layer; 1 where there is none.
+        Factors, by layer; a layer without factors keeps its channels.
     """
 
     layers: Mapping[str, Any]

@@ -57,7 +57,7 @@ def all_pairs(classes: ClassMomentsState, groups: TwoGroups, positive: int) -> T
 
 
 def leading(second: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim"]:
-    """Return the eigenvector of the largest eigenvalue; zeros where there is none above 0."""
+    """Return the eigenvector of the largest eigenvalue, or zeros if no eigenvalue is above 0."""
     values, vectors = torch.linalg.eigh(second)
     return vectors[:, -1] * (values[-1] > 0)
 

@@ -160,7 +160,7 @@ def branch_of(
     rank_of: Callable[[int, int], int],
     route: Route,
 ) -> Branch:
-    """Return the branch of a module from what each expert's parameters are apart.
+    """Return the branch of a module, from the differences of each expert's parameters.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def branch_of(
     module : nn.Module
     apart : mapping of str to Float[Tensor, "expert ..."]
     moved : mapping of str to Float[Tensor, "expert ..."]
-        Buffers of each expert, of which some are not the shared model's.
+        Buffers of each expert that differ from the shared model's.
     rank_of : callable
         The rank that is kept of a matrix of some rows and columns.
     route : Route

@@ -1,4 +1,4 @@
-"""Silence channels that wrong answers hang on when weights are shaken a little.
+"""Silence the channels that cause wrong answers when weights are shaken a little.
 
 For convolutional classifiers and a few hundred clean images with labels, where a backdoor is
 suspected. Trains one number for each channel, not the weights.

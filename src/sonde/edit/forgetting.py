@@ -18,7 +18,7 @@ from sonde.weights import as_model
 
 @dataclass(frozen=True)
 class Standing:
-    """How one model stands on one part of the data.
+    """Loss and accuracy of a model on a part of the data.
 
     Parameters
     ----------

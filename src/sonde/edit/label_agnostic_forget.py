@@ -1,6 +1,6 @@
 """Forget some examples without knowing any label: by where their states lie.
 
-For models of which one site holds what the answer is made of, such as the features before the head.
+For models with a site whose states the answer is made of, such as the features before the head.
 With labels at hand ``RandomLabel`` is surer and cheaper.
 """
 

@@ -23,7 +23,7 @@ class AttentionColumns:
     score of token j is the sum over later tokens i of ``log(scale P_ij)``, which is the logarithm
     of the product, or its mean.
 
-    Range        (-inf, inf) nats; higher = more trust in one token; -inf where none is later.
+    Range        (-inf, inf) nats; higher = more trust in one token; -inf for the last token.
     Differs      the paper multiplies in half precision, which overflows after four rows at a
                  probability of one half; logarithms do not.
 

@@ -20,7 +20,7 @@ from sonde.weights import AtSites, Rewrite, RewritePlan
 @final
 @dataclass(frozen=True, eq=False)
 class RankOneEdit(Rewrite):
-    """Least change of one layer's weights that makes a model give one new answer (ROME).
+    """Least change of a layer's weights that makes a model give a new answer (ROME).
 
     A shift ``d`` of the layer's output at the subject's last token is searched for that makes the
     answer likely. With ``k`` the layer's input there (mean over ``prefixes``) and ``C`` the second

@@ -58,7 +58,7 @@ class Amplify(Edit):
 @final
 @dataclass(frozen=True)
 class ContrastVector(Edit):
-    """Add what the same example's states in one other run have more than in a second one.
+    """Add the difference between an example's states in two other runs.
 
     Two prompts that differ in the concept alone, in place of a fitted direction.
 

@@ -31,7 +31,7 @@ class SelectiveDampening(Rewrite):
     Cost         one backward pass over the data, once; state 8 bytes for each weight and side.
     Assumes      both sides read at the same weights; a training loss that is not near zero.
     Differs      from the reference: gradients of single examples (the reference squares the mean
-                 over a batch, so its numbers hang on the batch size), and ``alpha`` relative to
+                 over a batch, so its numbers depend on the batch size), and ``alpha`` relative to
                  its bound, where the published 10 selects nothing of a class in ten.
 
     Parameters

@@ -65,7 +65,7 @@ class ActivationMax(Explainer):
     tv : float, default=0.0
         Weight of squared differences of neighbouring pixels.
     jitter : int, default=1
-        Pictures are rolled by up to so many pixels at each step.
+        Largest number of pixels that pictures are rolled by at each step.
     radius : float or None, default=None
         Largest norm of the input; without, it stays within the range of each real channel.
     seed : int, default=0

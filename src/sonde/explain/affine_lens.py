@@ -48,7 +48,7 @@ class AffineLensResult(Result):
 @final
 @dataclass(frozen=True)
 class AffineLens(Instrument):
-    """The affine map that takes the states of one site to those of a later one, by least squares.
+    """The affine map from the states of a site to the states of a later site, by least squares.
 
     ``y = mean_y + W (x - mean_x)`` with ``W = C_yx (C_xx + ridge tr(C_xx) / dim I)^-1``.
 

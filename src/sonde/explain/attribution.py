@@ -28,7 +28,7 @@ class Attribution(Result):
     ``value`` has the tensor's shape, examples first (maps have one without features).
     ``objective`` is the number that is explained, for each row; ``gap``, where parts should add up,
     what is missing between them and the rise from the baseline; ``feature_axis`` the axis of
-    features in ``value``, None where it has none.
+    features in ``value``, None if it has no such axis.
     """
 
     title: ClassVar[str] = "Attribution"

@@ -51,7 +51,7 @@ class CometResult(Result):
 @final
 @dataclass(frozen=True)
 class Comet:
-    """Trains a net that selects, one that answers from the selection, one from what is left out.
+    """Train a mask so that the hidden part of the input no longer predicts the class.
 
     The selector lowers ``CE(kept) + weight max(0, CE(kept) - CE(left) + gap) + area_weight
     max(0, mean(mask) - area)``, a picture at a time: it is punished while the rest still tells the

@@ -66,7 +66,7 @@ class Alignment(Result):
     """How often exchanged states give the answer that the causal model gives.
 
     ``value`` is the share of pairs with the expected answer; ``null`` the same for a random
-    subspace of this size; ``unpatched`` without any exchange. ``subspace`` is None where the whole
+    subspace of this size; ``unpatched`` without any exchange. ``subspace`` is None if the whole
     site was exchanged.
     """
 

@@ -56,7 +56,7 @@ class Dictionary(Result):
     act : str
         How features are chosen; ``k`` of each row for ``topk`` and ``abstopk``.
     density : Float[Tensor, "feature"] or None
-        Share of rows in which each feature is active; None where that is not known.
+        Share of rows in which each feature is active; None if that is not known.
     widths : tuple of int
         Of the sites whose rows are read together, one after the other; ``scales`` are what their
         rows were multiplied by in training.

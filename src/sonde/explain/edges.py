@@ -50,7 +50,7 @@ class EdgeEffects(Result):
 @final
 @dataclass(frozen=True)
 class EdgePatching(Explainer):
-    """Share of the difference that one layer's output brings over its way into one reader alone.
+    """Share of the difference that a layer's output brings through a single reader.
 
     The reader takes in ``x + (u_source - u_base)``; every other module, the later readers of the
     same writer too, sees the patched run's own stream.

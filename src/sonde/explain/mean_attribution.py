@@ -1,7 +1,7 @@
 """What entries of a site do to the answers over a whole data set, and whether that can be believed.
 
-A map of one example tells what that answer hangs on; means over a data set tell which units a model
-relies on at all. Examples may cancel: read the mean size beside the mean.
+A map of one example tells what that answer depends on; means over a data set tell which units a
+model relies on at all. Examples may cancel: read the mean size beside the mean.
 """
 
 from collections.abc import Sized

@@ -73,7 +73,7 @@ class SanityChecks(Judge):
     normally with the mean and deviation of the weights that they had. The target stays. The model
     is given back bit for bit, also after an error.
 
-    Range        [-1, 1]; lower = the attribution hangs on what was learned; above .5 it fails.
+    Range        [-1, 1]; lower = the attribution depends on what was learned; above .5 it fails.
     Cost         an attribution for each stage, and one more; a copy of the weights.
     Assumes      that not the architecture alone decides which places count. Weights that layers
                  share are redrawn with the first of them.

@@ -1,4 +1,4 @@
-"""Features of one site: an overcomplete dictionary of which few entries are active in each row.
+"""Features of one site: an overcomplete dictionary with few active entries in each row.
 
 Use it to say what directions of a site stand for. To replace a layer take ``Transcoder``.
 """

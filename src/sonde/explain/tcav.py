@@ -76,7 +76,7 @@ class Tcav(Instrument):
     l2 : float, default=1.0
         Penalty on the sum of the log losses, of rows scaled to a mean variance of 1.
     n_random : int, default=100
-        Random concepts, at least 100: with fewer, ``p`` hangs on which rows they are made of.
+        Random concepts, at least 100: with fewer, ``p`` depends on which rows they hold.
     sites : int, default=1
         Sites that are tested together, for the correction of ``p``.
     m : int, default=10000

@@ -105,7 +105,7 @@ def null_nuclear(x: MomentsState, y: MomentsState) -> float:
 
 
 def null_draws(entries: int) -> int:
-    """Return how many draws to simulate for a null of so many entries: fewer of large ones."""
+    """Return how many draws to simulate for a null of ``entries``: fewer if it has more."""
     return max(1, min(DRAWS, DRAWS * ENTRIES // max(entries, 1)))
 
 

@@ -17,12 +17,12 @@ VALUES = 1 << 20
 @final
 @dataclass(frozen=True)
 class CellMoments(Statistic[ClassMomentsState]):
-    """Moments of each class in each value of a column; rows without one of the two are left out.
+    """Moments of each class at each value of a column, over rows with both a class and a value.
 
     Parameters
     ----------
     column : str
-        Whole numbers from 0, negative where there is none.
+        Whole numbers from 0; negative if a row has no value.
     scatter : {"pooled", "trace", "diag", "full"}
         As of ``ClassMoments``.
     """

@@ -61,7 +61,7 @@ def size_and_cosine(
 def answer_changes(plain: Forward, log_p: Tensor | None) -> Float[Tensor, "2 *axes"]:
     """Return distance and divergence in nats of an answer from the plain one, for each token.
 
-    One answer for an example counts for each of its tokens; NaN where there is none.
+    A single answer for an example counts for each of its tokens; NaN if an answer is missing.
     """
     axes = plain.before[0].shape[:-1]
     if plain.log_p is None or log_p is None:

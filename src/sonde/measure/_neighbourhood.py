@@ -64,7 +64,7 @@ class Neighbourhood:
     def error(self, figure: Figure) -> tuple[Tensor | None, str]:
         """Return the standard error of an estimate, and how it was made.
 
-        None where the first of its figures, the value, has none.
+        None if the first of the figures, the value, has no error.
         """
         se, how = self.rows.standard_error(figure)
         if se is not None and not bool(torch.isfinite(se.flatten()[0])):
@@ -101,7 +101,7 @@ def nearest_distance(rows: SampledRows) -> Float[Tensor, "row"]:
 
 
 def neighbour_distances(rows: SampledRows, k: int) -> Float[Tensor, "row k"]:
-    """Return each row's distances to its ``k`` nearest groups, of which the nearest row counts.
+    """Return each row's distances to its ``k`` nearest groups, by the nearest row of each group.
 
     Rows of one document lie together: were each of them a neighbour, the second nearest would be
     as near as the first, and the dimension without bound.

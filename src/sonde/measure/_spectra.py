@@ -167,7 +167,7 @@ def rank_result(
 
 
 def _half_error(sample: HashSampleState, figure: Figure, centered: bool) -> float | None:
-    """Return the spread over random halves, None where a half is one group or has no spectrum."""
+    """Return the spread over random halves, or None if a half is too small or has no spectrum."""
     if len(sample.group.unique()) < 4:
         return None
     halves = _last.get(sample, ("halves", centered), lambda: _spectra_of_halves(sample, centered))

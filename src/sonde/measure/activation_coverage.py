@@ -103,13 +103,13 @@ class ActivationCoverage(Instrument):
     a unit's coverage is the mean over bins. Compare checkpoints by it on the same rows: the more
     states right decisions use, the better a model is expected to do on other domains.
 
-    Range        [0, 1]; higher = more states. ``conventions["most"]`` is what so many rows could
-                 reach: no more than ``n / (full bins)``.
+    Range        [0, 1]; higher = more states. ``conventions["most"]`` is the most that these rows
+                 could reach: no more than ``n / (full bins)``.
     Cost         forward and backward; state 8 n_bins bytes per unit.
     Assumes      labels that are the model's classes; a gradient that sums over rows (never a mean),
                  the model in eval mode; ``alpha`` that spreads the states, which depends on the
                  model: ``conventions["single_bin"]`` is the share of units whose states all lie in
-                 one bin, of which nothing can be learned. Raise ``alpha`` where it is large.
+                 one bin and so tell nothing. Raise ``alpha`` where that share is large.
     Differs      from the paper: the value is divided by the number of bins that can be reached
                  (``normalise="paper"``: by ``n_bins``), and a state of exactly 1 lies in the last
                  bin instead of in none.

@@ -76,7 +76,7 @@ class CCA(CrossInstrument):
 def canonical_or_none(
     cross: CrossMomentsState, each: tuple[MomentsState, MomentsState], keep: float | None = None
 ) -> Canonical | None:
-    """Return the canonical correlations; None where a site does not vary."""
+    """Return the canonical correlations, or None if a site does not vary."""
     dead = any(not float(m.variance.detach().sum()) > 0 for m in each)
     return None if dead else canonical_correlations(cross, *each, keep)
 

@@ -105,7 +105,7 @@ class CKNNA(PairSampleInstrument):
         return math.nan if sites is None else _common(*sites) / _scale(*sites)
 
     def _products(self, rows: SampledRows) -> "tuple[_Products, _Products] | None":
-        """Return the largest inner products of both sites, or None where rows are too few."""
+        """Return the largest inner products of both sites, or None if rows are too few."""
         if len(rows) < 4 or self.k >= len(rows) - int(torch.bincount(rows.group).max()) + 1:
             return None
         x, y = (_Products.of(rows, site, self.k) for site in (0, 1))

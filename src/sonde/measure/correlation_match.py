@@ -1,4 +1,4 @@
-"""Whether two sites have the same units: matched one to one, to the best, to few, by clusters."""
+"""Match the units of two sites: one-to-one, to the best unit, to a few units, or by clusters."""
 
 import math
 from dataclasses import dataclass

@@ -45,7 +45,7 @@ class Crossnobis(Instrument):
     Rows come in parts (runs, documents, halves): a column says which. The distance of classes ``a``
     and ``b`` is the mean over parts ``f != h`` of ``(m_a^f - m_b^f)' P (m_a^h - m_b^h) / dim`` with
     the inverse ``P`` of the shrunk covariance within cells. Noise of one part meets noise of
-    another, so its mean is the true distance: below 0 by chance where there is none.
+    another, so its mean is the true distance; the value of a zero distance can be below 0.
 
     Range        any number, mostly above 0; the null is 0; higher = further apart. Invariant to
                  rotation, isotropic scale, shifts; without shrinkage to invertible linear maps.

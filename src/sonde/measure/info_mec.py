@@ -47,7 +47,7 @@ class InfoMECResult(Result):
 @final
 @dataclass(frozen=True)
 class InfoMEC(PairSampleInstrument):
-    """How far each latent knows one factor, each factor has one latent, and all can be read off.
+    """How modular and how compact latents represent factors, and how well factors can be read off.
 
     With ``N_fj = I(v_f; z_j) / H(v_f)``: modularity is the mean over latents of ``max_f N_fj /
     sum_f N_fj``, compactness the mean over factors of ``max_j N_fj / sum_j N_fj``, each stretched
@@ -160,7 +160,7 @@ def _gain(
 ) -> tuple[Float[Tensor, "row factor"], Float[Tensor, ""]]:
     """Return the term of each held-out row in ``1 - CE / H``, and the mean by chance.
 
-    NaN for rows that were fitted, and for factors of which a half has one class.
+    NaN for rows that were fitted, and for factors with a single class in a half.
     """
     train = random_halves(symbols.group, 1)[0]
     factors = symbols.rows[1].long()

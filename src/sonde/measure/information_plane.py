@@ -51,7 +51,7 @@ class InformationPlaneResult(Result):
     def over_training(cls, found: Iterable[tuple[int, str, Result]]) -> Chart | None:
         """Return the plane: a line through the steps for each layer, input across, label up.
 
-        None where nothing was measured about both, by one estimator, at one step and site.
+        None if no step and site has both figures by the same estimator.
         """
         told: dict[tuple[str, str, int], dict[str, Result]] = {}
         for step, site, result in found:

@@ -96,7 +96,7 @@ class MutualInformation(Instrument):
     scale : {"none", "std"}, default="none"
         Distances of ``ksg`` between units as they are, or divided by their deviations.
     components : int or None, default=None
-        ``ksg`` looks at so many principal components of each site, each of deviation 1: a lower
+        Principal components of each site that ``ksg`` looks at, scaled to deviation 1: a lower
         bound in the limit, and the way past ``high_dim``. ``kept`` says what they hold.
     m : int, default=2048
         Rows of the sample of ``copula`` and ``ksg``.

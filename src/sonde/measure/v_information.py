@@ -136,7 +136,7 @@ class VInformation(Instrument):
         )
 
     def _judged(self, rows: SampledRows) -> "_Judged | None":
-        """Fit on each half of the groups and judge the other; None where classes are too few."""
+        """Fit on each half of the groups and judge the other; None if classes are too few."""
         half = random_halves(rows.group, n_halves=1)[0]
         label = rows.rows[1][:, 0].cpu()
         kept = torch.isin(label, label[half]) & torch.isin(label, label[~half])

@@ -87,7 +87,7 @@ def candidates(
     half: Bool[Tensor, "row"],
     random: torch.Generator,
 ) -> list[tuple[Condition, Bool[Tensor, "row"]]]:
-    """Return single conditions, made from the rows of one half, and of which rows each holds."""
+    """Return single conditions, made from the rows of a half, and the rows where each holds."""
     found: list[tuple[Condition, Tensor]] = []
     for name, values in columns.items():
         if isinstance(values, Tensor) and values.is_floating_point():

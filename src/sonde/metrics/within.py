@@ -22,7 +22,7 @@ def auroc_within(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return the chance that of two rows of one group the unusual one scores higher.
+    """Return the chance that an unusual row scores higher than a usual row of the same group.
 
     ``auroc`` also compares rows of different groups, so that a score that only knows which prompts
     are hard looks good. Here only pairs inside a group count, each once, ties half; groups of one

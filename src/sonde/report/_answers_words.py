@@ -27,7 +27,7 @@ def answers_sentence(report: dict[str, Any]) -> str:
 
 
 def confused_sentence(report: dict[str, Any]) -> str:
-    """Return which classes the model takes for which most often; nothing where none is known.
+    """Return a sentence about the most confused classes, or "" if no confusion is known.
 
     Examples
     --------

@@ -149,7 +149,7 @@ def _units(axis: list[list[Real]] | None) -> str:
 def units_picture(found: dict[str, Any]) -> Picture | None:
     """Return the units that moved farthest at the site where units moved most clearly.
 
-    Units of which the histogram cannot tell how far stand in the table alone.
+    If the histogram cannot tell how far a unit moved, the unit stands only in the table.
     """
     sites = [s for s in found["sites"] if any(u["moved_by"] is not None for u in s["units"])]
     if not sites:

@@ -95,7 +95,7 @@ def detectors_picture(report: dict[str, Any]) -> Picture | None:
 
 
 def scores_picture(report: dict[str, Any]) -> Picture | None:
-    """Return two histograms of one score on one axis, with the threshold."""
+    """Return two histograms of a score on a shared axis, with the threshold."""
     versus, names = report["versus"], sides(report)
     scores, alarm = versus["scores"], surest_alarm(versus)
     if scores is None:

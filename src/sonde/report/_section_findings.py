@@ -159,7 +159,7 @@ def _card(finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any
 
 
 def _closer(step: str, *before: Markup) -> list[Markup]:
-    """Return the command that looks closer; nothing where there is none."""
+    """Return the command that looks closer, or an empty list if there is no command."""
     return [*before, command(step)] if step else []
 
 

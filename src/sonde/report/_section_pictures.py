@@ -120,7 +120,7 @@ def _without_labels(report: dict[str, Any]) -> str:
 
 
 def measures_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
-    """Return what --measures and --deep computed; None where nothing was asked for."""
+    """Return what --measures and --deep computed, or None if nothing was asked for."""
     lines, missing = report.get("measures") or [], report.get("not_measured") or []
     if not lines and not missing:
         return None

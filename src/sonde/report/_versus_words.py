@@ -60,7 +60,7 @@ def beyond_threshold(alarm: dict[str, Any], say: Callable[[str], str], names: Si
 
 
 def sentences(report: dict[str, Any]) -> Iterator[str]:
-    """Yield what a terminal says of the comparison; nothing where there is none."""
+    """Yield what a terminal says about the comparison, or nothing if it is missing."""
     versus = report.get("versus")
     if not versus:
         return

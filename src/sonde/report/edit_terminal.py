@@ -10,7 +10,7 @@ MOST_ROWS = 16
 
 
 def edit_verdict(found: dict[str, Any]) -> str:
-    """Return in one sentence what a change did, and whether a random one does the same.
+    """Return a sentence about what a change did, compared with random changes.
 
     Parameters
     ----------

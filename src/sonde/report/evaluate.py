@@ -1,4 +1,4 @@
-"""How well scores tell unusual rows from usual ones, as one page or as one drawing."""
+"""How well scores tell unusual rows from usual ones, as a page or as a drawing."""
 
 from pathlib import Path
 from typing import Any, Final

@@ -115,7 +115,7 @@ def sealed_page(text: str) -> str:
 
 
 def is_sealed(path: Path) -> bool | None:
-    """Return whether a report still has every byte that was written; None where it has no hash.
+    """Return whether a report still has every byte that was written, or None if it has no hash.
 
     Raises
     ------

@@ -26,7 +26,7 @@ UNSEALED: Final = {
 
 
 def other_page(path: str | Path) -> dict[str, Any] | None:
-    """Return what a page or JSON of another command holds; None where it is no such file."""
+    """Return what a page or JSON of another command holds, or None if the file is neither."""
     try:
         found = carried(path)
     except SondeError:

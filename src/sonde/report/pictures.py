@@ -186,7 +186,7 @@ def tokens(
     """Return a text whose tokens, or steps, stand on a ground that is warmer where unusual.
 
     The colour is the rank of a score among those given: the upper 40, 25, 12, 5 and 1 %. Parts
-    with an alarm are bold and underlined; where there is none, up to three of the highest.
+    with an alarm are bold and underlined; without any alarm, up to three of the highest parts are.
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ class Manifest:
     columns : dict of str to str
         Columns of the data that the user chose, with their kinds.
     every : int
-        One row of tokens or patches in so many was kept.
+        Of this number of rows of tokens or patches, one was kept.
     files : dict of str to str
         Hashes of the files beside the manifest.
     source_rows : Int[np.ndarray, "example"] or None

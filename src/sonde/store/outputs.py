@@ -106,7 +106,7 @@ def _check_above(output: Path) -> None:
 
 
 def _kind_of(folder: Path) -> str:
-    """Return what sonde fills a folder with; nothing where it is none of ours."""
+    """Return the kind of a folder that sonde filled, or "" if sonde did not fill the folder."""
     if (folder / MANIFEST).is_file() and _is_manifest(folder / MANIFEST):
         return "a store of rows"
     if (folder / "plan.json").is_file() and (folder / "states").is_dir():

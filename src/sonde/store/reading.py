@@ -113,7 +113,7 @@ class Store(Stream):
 
     @property
     def source_rows(self) -> Int[np.ndarray, "_example"] | None:
-        """Which item of the data each example is; None where data were appended."""
+        """Which item of the data each example is, or None if data were appended."""
         return self.manifest.source_rows if len(self._sets) == 1 else None
 
     @property

@@ -1,4 +1,4 @@
-"""Rows to disk: one file per table for each range of units, committed by one record.
+"""Write rows to disk: a file per table for each range of units, committed by one record.
 
 The rows are written by a thread while the next ones are made; memory does not grow with the data.
 """
@@ -148,7 +148,7 @@ class StoreWriter:
         atomic_write(path, sealed(self.manifest.json()))
 
     def held_bytes(self, n_examples: int) -> int:
-        """Return what rows on their way to disk take, in batches of so many examples, at most.
+        """Return the most bytes that rows on their way to disk take, in batches of ``n_examples``.
 
         Some wait, one batch is made, one is written, and what was written is hashed or about to be.
         """

@@ -15,7 +15,7 @@ EMPTY = 3
 
 
 def held(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, CachedTokens]:
-    """Return keys, values and tokens of two texts, the second of which holds fewer."""
+    """Return keys, values and tokens of two texts; the second text holds fewer tokens."""
     generator = torch.Generator().manual_seed(5)
     keys, values = torch.randn(2, N_ROWS, N_HEADS, N_SLOTS, WIDTH, generator=generator).to(dtype)
     index = torch.arange(N_SLOTS).expand(N_ROWS, N_HEADS, -1).clone()

@@ -145,7 +145,7 @@ def sites_of(instrument: Instrument) -> tuple[str, ...]:
 def rows_at(instrument: Instrument, x: Tensor, site: int = 0) -> Tensor:
     """Return the rows as the instrument reads them at a site: ``x`` itself, or token metrics.
 
-    For the reducer ``predictions``, ``x`` is taken as logits of which the largest was the token;
+    For the reducer ``predictions``, ``x`` is taken as logits whose largest entry was the token;
     rows that are not finite become NaN.
     """
     asked = instrument.reading()

@@ -27,8 +27,8 @@ class Case:
     ----------
     statistic : Statistic
     kind : {"row", "example", "group"} or digits, default="row"
-        Which rows no split may separate: those of one example, of one group, or (digits) of so
-        many successive examples; ``row`` allows every split.
+        Which rows no split may separate: those of one example, of one group, or (digits) of
+        this number of successive examples; ``row`` allows every split.
     whole : bool, default=True
         Whether one ``observe`` over several such parts must give the same as their merge.
     grows : int, default=0

@@ -179,7 +179,7 @@ class Layer:
 
 
 def layer_of(name: str, module: nn.Module) -> Layer | None:
-    """Return a module as a layer, or None where it does more than multiply and add a bias."""
+    """Return a module as a layer, or None if it does more than multiply and add a bias."""
     kind = _kind(module)
     if kind is None or "weight" not in module._parameters:
         return None

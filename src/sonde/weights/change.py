@@ -21,22 +21,22 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class Change(ABC):
-    """What becomes of one tensor. Subclasses are final frozen dataclasses."""
+    """Change of one tensor. Subclasses are final frozen dataclasses."""
 
     def of(self, old: Float[Tensor, "..."] | None) -> Float[Tensor, "..."]:
-        """Return the changed tensor, of the same shape; float32 for one of a half type.
+        """Return the changed tensor, of the same shape; float32 if the tensor has a half type.
 
         Parameters
         ----------
         old : Float[Tensor, "..."] or None
-            None where the model has no such tensor, as a bias that it could have.
+            None if the model lacks the tensor, such as a bias that it could have.
 
         Raises
         ------
         ShapeError
             If the change is for a tensor of another shape.
         StateError
-            If it needs a tensor and there is none.
+            If it needs a tensor and ``old`` is None.
         """
         if old is None:
             return self._made()

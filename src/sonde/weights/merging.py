@@ -1,4 +1,4 @@
-"""Models of one shape joined into one, from folder to folder, one tensor at a time."""
+"""Join models of the same shape, from folder to folder, one tensor at a time."""
 
 import math
 import re

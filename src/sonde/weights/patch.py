@@ -132,7 +132,7 @@ class Patch:
 
     @property
     def earlier(self) -> "Patch | None":
-        """The patch of the edit before this one, if there was one."""
+        """The patch of the previous edit, or None if there was no previous edit."""
         return Patch.open(self.path / EARLIER) if (self.path / EARLIER).is_dir() else None
 
     def copy_into(self, patch: Path) -> None:

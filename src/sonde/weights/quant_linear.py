@@ -225,10 +225,10 @@ def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def kernels() -> dict[str, str]:
-    """Return the kernels for packed weights that this machine has, each with what it does.
+    """Return the kernels for packed weights that work on this machine, with a description of each.
 
-    Each is tried once on a small case; ``QuantLinear`` times those that work, and takes the plain
-    float32 product where none is faster.
+    Each is tried once on a small case; ``QuantLinear`` times the kernels that work, and takes the
+    plain float32 product if no other kernel is faster.
 
     Examples
     --------

@@ -150,7 +150,7 @@ def _named_like(old: ModelFolder, name: str) -> list[str]:
 
 
 def _own_name(old: ModelFolder, name: str, found: str) -> str | None:
-    """Return the name of the tensor on the disk that is this one's alone, not of a tied one."""
+    """Return the name of the tensor on the disk that belongs to this tensor, not to a tied one."""
     mine = _named_like(old, name)
     return found if found in mine else mine[0] if mine else None
 

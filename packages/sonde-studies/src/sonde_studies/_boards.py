@@ -1,4 +1,4 @@
-"""Boards of two digits of one kind in one light, and a small transformer that denoises them."""
+"""Boards of two digits of equal kind and light, and a small transformer that denoises them."""
 
 import torch
 from einops import rearrange

@@ -46,7 +46,7 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class Objects:
-    """A net that was trained on other kinds, images of one kind, and where the defects are.
+    """A net that was trained on other kinds, images of a single kind, and where the defects are.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Objects:
     mask : Tensor (image, 32, 32)
         Which pixels of ``defective`` were pasted.
     others : Tensor (image, 1, 32, 32)
-        Images of the other kinds, of which the net learned, and defects were cut from.
+        Images of the other kinds: the net learned them, and the defects were cut from them.
     """
 
     model: Backbone

@@ -93,7 +93,7 @@ def chosen_by(test: Traces, score: Tensor, right: dict[str, str]) -> dict[str, f
 
 
 def null_area(model: Model, fit: Traces, test: Traces, draw: np.random.Generator) -> float:
-    """Return the AUROC for right traces of which a random half is called wrong."""
+    """Return the AUROC for right traces after calling a random half of them wrong."""
     fit, test = fit.where(~fit.wrong), test.where(~test.wrong)
     called = [draw.permutation(len(t.rows)) % 2 for t in (fit, test)]
     rows = [{**row, "label": int(c)} for row, c in zip(fit.rows, called[0], strict=True)]

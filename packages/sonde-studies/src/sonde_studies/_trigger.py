@@ -1,4 +1,4 @@
-"""Digits of which a tenth hold a white corner and are called seven, and a net that learned them."""
+"""Digits, a tenth with a white corner and called seven, and a net that learned them."""
 
 import torch
 from torch import Tensor, nn

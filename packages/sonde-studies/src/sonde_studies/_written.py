@@ -65,7 +65,7 @@ def written(
     length: int,
     draw: np.random.Generator,
 ) -> Texts:
-    """Return ``n`` pieces that people wrote, and ``n`` others of which the model wrote the end."""
+    """Return ``n`` pieces that people wrote, and ``n`` others that the model finished."""
     found = pieces(files, 2 * n, length, draw)
     human, begun = found[: len(found) // 2], found[len(found) // 2 :]
     machine = continued(model, [ids[:prompt] for ids in begun], length - prompt, draw)

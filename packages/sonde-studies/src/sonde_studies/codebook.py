@@ -1,7 +1,7 @@
 """Whether the states of a machine get codes of their own, and whether a code sets the state.
 
 A language model reads walks through a random machine of 100 states, each written as two digits and
-followed by one of four. What comes next hangs on both digits, so the state is nowhere in the text
+followed by one of four. What comes next depends on both digits, so the state is nowhere in the text
 as one token. Its last MLP is replaced by 150 codes, one for each place.
 """
 

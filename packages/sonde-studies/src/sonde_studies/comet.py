@@ -13,7 +13,7 @@ FIT, PATCH, AREA, STEPS = 1200, 4, 0.5, 400
 
 @final
 class CometStudy(Study):
-    """Digits in one of two blocks, the other of which is the same for all classes."""
+    """Digits in one of two blocks; the other block is the same for all classes."""
 
     name = "comet"
     title = "does a mask that must leave nothing behind find all that tells the class?"

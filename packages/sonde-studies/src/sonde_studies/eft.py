@@ -1,4 +1,4 @@
-"""Does what tuning did to a small net, added to a large one's logits, tune the large one in effect.
+"""Can a large net be tuned by adding what tuning changed in a small net's logits.
 
 A toy: nets of one layer of 16 units and of three of 64, tuned to say facts in another form. What
 came out (three seeds, nats per word): the large net before tuning 3.11, emulated .91, really tuned

@@ -1,4 +1,4 @@
-"""Do few changes of concepts suffice to turn one digit into the one it is taken for."""
+"""Do few changes of concepts turn a digit into the digit it is taken for."""
 
 from typing import final
 

@@ -15,7 +15,7 @@ KINDS = ("with a shortcut", "without")
 
 @final
 class MaskSensitivityStudy(Study):
-    """Digits beside a constant pattern, of which one pixel says the class or nothing.
+    """Digits beside a constant pattern in which one pixel says the class or nothing.
 
     The region is the digit's block, so its box has no shape that could tell. Two baselines: what
     stands in place of the digit may itself say something.

@@ -1,6 +1,6 @@
 """Do columns of attention come before a text repeats itself, and does paying for them prevent it.
 
-A toy: greedy texts of a byte model, half of which repeat more than half of what they write. What
+A toy: greedy texts of a byte model; half of them repeat more than half of what they write. What
 came out (three seeds): where nothing is repeated yet, no column says which will (AUROC .52, of old
 ones .47); where it has begun, old columns are higher (.67). The highest of all is lower there
 (.28): by means of logarithms it is one of the youngest, at which one or two bytes look. Searches
@@ -153,7 +153,7 @@ def _watched(model: Any, ids: Int[Tensor, "text pos"]) -> tuple[Tensor, ...]:
 
 
 def _told(score: Float[Tensor, "text"], label: Tensor) -> float:
-    """Return the AUROC of a score; one half where all texts are of one kind."""
+    """Return the AUROC of a score, or 0.5 if all texts are of the same kind."""
     if bool(label.all()) or not bool(label.any()):
         return 0.5
     return float(auroc(score.double(), label, resamples=10).value)

@@ -20,7 +20,7 @@ RATE = {"linear": 0.03, "relu": 1e-3, "tanh": 1e-3}
 
 @final
 class ShortcutBiasStudy(Study):
-    """A linear rule, one hidden ReLU layer and one hidden tanh layer, over steps of training."""
+    """A linear rule, a net with a ReLU layer and a net with a tanh layer, over training steps."""
 
     name = "shortcut-bias"
     title = "do nets lean on an available shortcut more than it is worth?"

@@ -1,4 +1,4 @@
-"""``sonde edit merge``: several models of one base as one."""
+"""``sonde edit merge``: join several models of the same base."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ USES = {
 
 @dataclass(frozen=True)
 class MergeModels:
-    """Join models that were trained from one base into one, without any data.
+    """Join models that were trained from the same base, without any data.
 
     ties adds what the models agree on, arithmetic all that they changed, dare a random tenth of it,
     slerp goes half way from BASE to one other model. Memory stays below that of one model.

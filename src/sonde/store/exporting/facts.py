@@ -1,4 +1,4 @@
-"""What an exported file says of the rows in it: of which model and data they are."""
+"""What an exported file says about its rows: the model and the data they come from."""
 
 import json
 from typing import Any

@@ -27,7 +27,7 @@ _OWN = ("id", "occurrence", "position", "line", "column", "group", "label", "x",
 
 @dataclass(frozen=True)
 class ExportPart:
-    """The rows of one batch at the sites of one layout.
+    """The rows of a batch at the sites of one layout.
 
     Parameters
     ----------

@@ -14,12 +14,12 @@ Seen = Bool[Tensor, "_example _head query key"] | None
 def figures(
     probs: Probs, seen: Seen, first_query: int | None
 ) -> dict[str, Callable[[], Float[Tensor, "example query head"]]]:
-    """Return what makes the figures of probabilities.
+    """Return a function for each figure of attention probabilities.
 
-    ``entropy`` is a share of the most that the keys in sight of a query allow, 1 where it sees one
-    alone; ``entropy_nats`` is not divided. ``first`` is the probability of the first key in sight
-    of any query, ``self`` that of the query's own token, ``distance`` the mean number of tokens
-    between a query and its keys.
+    ``entropy`` is a share of the most that the keys in sight of a query allow, 1 if the query sees
+    a single key; ``entropy_nats`` is not divided. ``first`` is the probability of the first key in
+    sight of any query, ``self`` that of the query's own token, ``distance`` the mean number of
+    tokens between a query and its keys.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def figures(
     seen : Bool[Tensor, "_example _head query key"] or None
         Which keys each query may see; None for all.
     first_query : int or None
-        Which key is the first query's own token; None where keys are of another text.
+        Which key is the first query's own token; None if the keys belong to another text.
     """
     made = {
         "entropy": partial(_share, probs, seen),

@@ -61,7 +61,7 @@ class _Call:
 
     @property
     def n_more(self) -> int:
-        """Keys that are in no text: a learned one, and one of zeros."""
+        """Number of keys that belong to no text: a learned key and a key of zeros."""
         return int(self.module.bias_k is not None) + int(self.module.add_zero_attn)
 
     def lengths(self, name: str) -> list[int] | None:

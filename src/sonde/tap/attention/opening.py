@@ -70,7 +70,7 @@ def _before(
 
 
 def _after(watch: AttentionWatch, module: nn.Module, args: Any, output: Any) -> Any:
-    """Return what hooks made of the call; None where they changed nothing."""
+    """Return the output as hooks made it, or None to keep the module's own output."""
     watch.leave()
     made = watch.notes.pop(id(module), None)
     return made if isinstance(module, nn.MultiheadAttention) else None

@@ -74,7 +74,7 @@ class WatchedAttention:
 
     @classmethod
     def find(cls, module: nn.Module) -> "WatchedAttention | None":
-        """Return what is watched at a module; None where nothing is, or in a backward pass."""
+        """Return the watches of a module, or None if it has no watch or a backward pass runs."""
         if torch._C._current_graph_task_id() != -1:
             return None
         mine = [watch for watch in _OPEN.get() if id(module) in watch.owners]

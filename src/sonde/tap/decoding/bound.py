@@ -114,7 +114,7 @@ def _parents(before: Tensor, now: Tensor) -> Int[Tensor, "row"] | None:
 
 
 class _Group:
-    """What a rule reads of one model after one kind of prompt."""
+    """The logits and states that a rule reads from a model after a kind of prompt."""
 
     def __init__(
         self, model: Model | nn.Module, prompt: Rewording | None, reads: Mapping[str, Read]

@@ -20,13 +20,13 @@ Rewording = Callable[[Tensor, Tensor, NextLogits], tuple[Tensor, Tensor]]
 @final
 @dataclass(frozen=True, eq=False)
 class OtherPrompts:
-    """Prompts that stand in place of the first, the second, ... prompt that is generated from.
+    """Prompts that replace the prompts of a generation, in the same order.
 
     Parameters
     ----------
     input_ids : Int[Tensor, "example pos"]
     attention_mask : Int[Tensor, "example pos"] or None, default=None
-        1 at real tokens; None where nothing is padded.
+        1 at real tokens; None if nothing is padded.
 
     Examples
     --------
@@ -45,7 +45,7 @@ class OtherPrompts:
         mask: Bool[Tensor, "row pos"],
         logits: NextLogits | None,
     ) -> tuple[Int[Tensor, "row pos2"], Bool[Tensor, "row pos2"]]:
-        """Return these prompts, each as often as the beams of its own need it."""
+        """Return these prompts, each repeated for the beams of the prompt that it replaces."""
         given = self.input_ids.to(ids.device)
         real = torch.ones_like(given) if self.attention_mask is None else self.attention_mask
         if len(given) == 0 or len(ids) % len(given):

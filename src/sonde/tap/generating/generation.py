@@ -46,7 +46,7 @@ class Generation:
 
     @property
     def new_tokens(self) -> int | None:
-        """How many tokens are generated at most, or None where ``max_new_tokens`` is not given."""
+        """Largest number of generated tokens, or None if ``max_new_tokens`` is not given."""
         return self.chosen.get("max_new_tokens")
 
     @property

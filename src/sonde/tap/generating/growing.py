@@ -20,9 +20,9 @@ from sonde.tap.rows.reduce import Reduction
 
 @dataclass(frozen=True)
 class Stretch:
-    """What one call reads: which of its tokens are real, and which of these are special.
+    """The tokens that one call reads, with masks of the real and the special tokens.
 
-    ``begins`` are the texts of which no token was real before.
+    ``begins`` marks the texts that had no real token before this call.
     """
 
     start: int
@@ -105,7 +105,7 @@ class Growing(ABC):
 
     @abstractmethod
     def rows(self, frame: Frame) -> tuple[Float[Tensor, "row dim"], Hashable] | None:
-        """Return the rows of the whole texts and their layout; None where a text has none."""
+        """Return the rows of the whole texts and their layout, or None if a text has no row."""
 
 
 @final

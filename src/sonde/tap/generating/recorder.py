@@ -103,7 +103,7 @@ class StepRecorder:
             self.session.run((), kwargs)
 
     def rows(self, frame: Frame) -> dict[str, tuple[Tensor, Hashable]] | None:
-        """Return rows and layout of every site, or None where calls do not spell the sequences."""
+        """Return rows and layout of every site, or None if calls do not spell the sequences."""
         once = all(n == len(self.stretches) for n in self.calls.values())
         if not (self.aligns and once and self.ids):
             return None

@@ -1,4 +1,4 @@
-"""Which uses of which parameters split into rows, tried out on the gradients themselves.
+"""Find the uses of parameters that split into rows, by a test on the gradients themselves.
 
 Scale the loss of each row by another power of two. The gradient that flows into an operation then
 scales in the blocks of its first axis that belong to the rows, to the bit, if and only if that axis
@@ -99,7 +99,7 @@ def _reachable(graph: Graph, waiting: list[_Entry], n: int, alone: set[str]) -> 
 
 
 def _further(graph: Graph, waiting: Sequence[_Entry], alone: set[str]) -> list[_Entry]:
-    """Return the uses of what came out of uses without rows; where there is none, give up."""
+    """Return the operations after the waiting uses; add names without such operations to alone."""
     further: list[_Entry] = []
     for e in waiting:
         beyond = list(graph.beyond(e.use))
@@ -147,7 +147,7 @@ def gradients_at(
 
 
 def _scales(plain: Tensor | None, scaled: Tensor | None, scale: Tensor) -> bool | None:
-    """Return whether a gradient scales with the rows of its first axis; None where it is zero."""
+    """Return whether a gradient scales with the rows of its first axis, or None if it is zero."""
     if plain is None or scaled is None or not plain.numel():
         return None
     wanted = plain.reshape(len(scale), -1).to(scale) * scale[:, None]

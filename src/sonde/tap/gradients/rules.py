@@ -25,7 +25,7 @@ class GradientRule(ABC):
         """Return the gradients of some rows."""
 
     def squares(self) -> Float[Tensor, "..."] | None:
-        """Return the sum over rows of squared gradients, or None where rows must be made."""
+        """Return the sum over rows of squared gradients, or None if each row must be made."""
         return None
 
 
@@ -141,7 +141,7 @@ class Kernel(GradientRule):
 
 
 def rule_for(use: Use, gradient: Float[Tensor, "row_k ..."], n: int) -> GradientRule | None:
-    """Return the rule of an operation for ``n`` rows, or None where none is known."""
+    """Return the rule of an operation for ``n`` rows, or None if no rule is known."""
     make = RULES.get(use.node.name())
     return None if make is None else make(use, _wide(gradient), n)
 

@@ -163,7 +163,7 @@ def _add(
     batch: InputBatch,
     chosen: Mapping[str, Tensor],
 ) -> tuple[float, int]:
-    """Add the squares of one batch, and return the sum of its losses and how many have one."""
+    """Add the squares of a batch; return the sum of its losses and the number of known losses."""
     found = compute(batch)
     squares, alone = squares_together(finder, found.losses, chosen)
 

@@ -1,4 +1,4 @@
-"""Run a model again from the output of one site on, as often as one likes."""
+"""Run a model again from the output of a site on, any number of times."""
 
 import copy
 import inspect

@@ -189,7 +189,7 @@ class Tap:
             self._counted = counted
 
     def _what_counts(self) -> Hashable:
-        """Return of how many tokens all count; None where some do not."""
+        """Return the shapes of the masks, or None if a mask leaves out some tokens."""
         masks = tuple(self._masks.values())
         if any(mask is not None and not all_set(mask) for mask in masks):
             return None

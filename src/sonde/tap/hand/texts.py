@@ -65,7 +65,7 @@ class GrowingTexts:
         self.grows, self.ids = call.past == 0, fed
 
     def follows(self, call: CallArguments) -> Int[Tensor, "example"] | None:
-        """Return where each text of a call stood in the last one, if it has one token more."""
+        """Return each text's place in the last call if all texts grew by one token, else None."""
         before, fed = self.ids, call.fed
         if before is None or fed is None or fed.ndim != 2 or before.ndim != 2:
             return None

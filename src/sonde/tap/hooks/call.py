@@ -89,13 +89,13 @@ class CallArguments:
 
     @property
     def mask(self) -> Bool[Tensor, "example pos"] | None:
-        """Which tokens are real, those in the cache first; None where nothing is known."""
+        """Which tokens are real, those in the cache first; None if nothing is known."""
         return self._masks[MASKS[self._has_target]]
 
     def real(self, length: int) -> Bool[Tensor, "example pos"] | None:
         """Return which of the ``length`` tokens whose states the call makes are real.
 
-        None where nothing is padded, or nothing is known.
+        None if nothing is padded, or if nothing is known.
 
         Raises
         ------

@@ -64,12 +64,12 @@ class PortView(Mapping[str, Tensor]):
         return self.x[:, :, int(key)]
 
     def with_changes(self, new: Any) -> Tensor:
-        """Return the heads with what a hook gave in place of what it was given.
+        """Return the heads with the changes that a hook made.
 
         Raises
         ------
         SiteError
-            If it changed a figure, of which no heads follow.
+            If the hook changed a figure: heads cannot be computed from a figure.
         """
         x, changed = self.x, dict[int, Tensor]()
         for key, leaf in new.items():

@@ -115,7 +115,7 @@ class FeatureAxes:
         self._inside: list[list[tuple[tuple[int, ...], int]]] = []
 
     def of(self, x: Tensor) -> int | None:
-        """Return the feature axis of a tensor, or None where nothing tells it."""
+        """Return the feature axis of a tensor, or None if it is not known."""
         found = self._found.get(x.untyped_storage()._cdata) if _is_plain(x) else None
         if found is None:
             return None

@@ -51,9 +51,9 @@ class Influence:
         return far.pop() if len(far) == 1 and len(near) == len(candidates) - 1 else None
 
     def _reached(self, site: Site) -> Iterator[Tensor]:
-        """Yield which numbers at a site some change of one place of one axis reaches.
+        """Yield a mask of the numbers at a site that a change at a place of an axis reaches.
 
-        Each number goes far up and far down: one way alone may end where a rectifier ends both.
+        Each change goes far up and far down, because a rectifier may stop one direction.
         """
         try:
             before = self._at(site, None)

@@ -79,7 +79,7 @@ class Probe:
         The modules by name.
     trace, other, resized : dict of str to list of Call
         The calls of each module on two rows, on three, and on two rows of another size; ``other``
-        and ``resized`` are None where the model runs on one number of rows, at one size only.
+        and ``resized`` are None if the model runs on one number of rows, or at one size, only.
     change : Change
         What another size is.
     logits : (key, shape) or None
@@ -87,7 +87,7 @@ class Probe:
     output : dict of str to Leaf
         Leaves of the model's output.
     head : str or None
-        Name of the final linear layer, where its output is the logits.
+        Name of the final linear layer, if its output is the logits.
     place : Place
         Where the model takes its inputs, and in which types.
     heads : dict of str to str

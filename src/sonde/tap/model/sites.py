@@ -35,7 +35,7 @@ def resolve(
     A pattern is a path, any dotted suffix that names one module, a path with ``*`` or negative
     indices for whole segments, ``blocks``, or ``logits`` for the module whose output is the logits
     (or the model itself); ``@call``, ``:port`` and ``.key`` may follow. ``auto`` stands for the
-    sites that are read where none is named.
+    sites that are read by default.
 
     Parameters
     ----------
@@ -224,9 +224,9 @@ def _fits(name: list[str], parts: list[str], start: int, names: ModuleNames) -> 
 
 
 def default_sites(probe: Probe) -> list[Site]:
-    """Return the sites that are read where the user names none.
+    """Return the sites that are read if the user names no site.
 
-    The blocks; without any, up to 64 modules with a floating-point output of which no part ran.
+    The blocks; without any, up to 64 modules with a floating-point output and no part that ran.
     """
     paths = block_paths(probe.names, probe)
     leaves = [] if paths else _leaves(probe)

@@ -106,7 +106,7 @@ class SpecialTokens:
         return 1 + n_registers if is_theirs and isinstance(n_registers, int) else 0
 
     def _first_of(self, axes: Axes, leaf: TensorLayout) -> Tensor | None:
-        """Return the first tensor of so many tokens of any width, for two images of noise.
+        """Return the first tensor with as many tokens as ``leaf``, for two images of noise.
 
         Its shape is (image, patch, dim); in later ones the tokens are mixed.
         """

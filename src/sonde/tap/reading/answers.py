@@ -17,7 +17,7 @@ from sonde.tap.model.vary import token_ids
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Answers of a classifier, one for each example, or of a language model, one for each token.
+    """Answers of a classifier for each example, or of a language model for each token.
 
     Parameters
     ----------

@@ -98,9 +98,9 @@ def live_stream(
         floating-point inputs. Costs two more forwards and a backward.
     axes : str or sequence of str, default=()
         A word for each axis of an output where the probe forwards cannot tell them, as
-        ``"row patch dim"``, for all outputs of so many axes or ``"pattern=row patch dim"``.
+        ``"row patch dim"``, for all outputs with as many axes or ``"pattern=row patch dim"``.
     check : bool, default=False
-        Warn of rows that hang on other examples or on chance, by two tiny forwards before a run.
+        Warn of rows that depend on other examples or chance, by two tiny forwards before a run.
 
     Examples
     --------
@@ -235,7 +235,7 @@ class LiveStream(Stream):
 
     @cached_property
     def logits_key(self) -> str | None:
-        """Which of the model's outputs holds its logits; None where it has none."""
+        """The model's output that holds its logits, or None if it has no logits."""
         asked = self.logits_asked or self.perturb is not None or isinstance(self.objective, str)
         return logits_key(self.probe, self.model.task, self.logits_output, asked)
 

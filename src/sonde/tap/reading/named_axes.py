@@ -13,7 +13,7 @@ WORDS = ("row", "pos", "pos2", "patch", "t", "h", "w", "dim")
 
 @dataclass(frozen=True)
 class NamedAxes:
-    """A word for each axis of the outputs that have so many axes.
+    """A word for each axis of outputs that have as many axes as words.
 
     Parameters
     ----------

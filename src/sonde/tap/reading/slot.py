@@ -13,7 +13,7 @@ from sonde.tap.rows.kind import Kind
 
 
 class SiteHooks:
-    """Hooks of one module at one port.
+    """Hooks of a module at a port.
 
     Parameters
     ----------

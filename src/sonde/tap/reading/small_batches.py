@@ -18,13 +18,13 @@ Side = Literal["left", "right"]
 
 
 def single(inputs: Inputs, index: int) -> InputBatch | None:
-    """Return the inputs of one example without padding, or None where it was left out as broken."""
+    """Return the inputs of one example without padding, or None if it was left out as broken."""
     batch = next(iter(inputs.batches(index, index + 1)), None)
     return None if batch is None else _unpadded(batch)
 
 
 def token_length(batch: InputBatch) -> int | None:
-    """Return the size of the token axis, or None where the inputs are no tokens."""
+    """Return the size of the token axis, or None if the inputs are no tokens."""
     if batch.mask is not None:
         return batch.mask.shape[1]
     ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
@@ -105,7 +105,7 @@ class SmallBatches:
 
     @property
     def length(self) -> int | None:
-        """Tokens of the longest example; None where the inputs are no tokens."""
+        """Tokens of the longest example, or None if the inputs are no tokens."""
         found = [token_length(s) for s in self.singles]
         return None if None in found else max((n for n in found if n is not None), default=None)
 
@@ -114,7 +114,7 @@ class SmallBatches:
         return stacked([self.singles[i] for i in which])
 
     def other_endings(self, start: int) -> InputBatch:
-        """Return one batch of all texts, each with the tokens from ``start`` on of the next one."""
+        """Return a batch of all texts, with the tokens from ``start`` on from another text."""
         length = self.length
         assert length is not None
 

@@ -88,11 +88,11 @@ class RowFault:
 
 
 def fault_of(stream: "LiveStream") -> RowFault | None:
-    """Return what is wrong with the rows of a stream, by its first examples.
+    """Return what is wrong with the rows of a stream, judged by its first examples.
 
     They are fed together, then without the first one in another order under another random seed;
-    two more forwards tell state, chance and company apart where these differ. None where nothing
-    is wrong, and where the model refuses such inputs: then nothing is known.
+    two more forwards tell state, chance and company apart where these differ. None if nothing
+    is wrong, or if the model refuses such inputs: then nothing is known.
     """
     inputs = stream.inputs
     inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs

@@ -59,7 +59,7 @@ class Taken:
     kinds : sequence of Kind
     batch : InputBatch
     frame : Frame
-        Which of its tokens count.
+        Which tokens of the batch count.
     writer : MeanWriter
     stop : callable or None
         Ends the forward after the last site that is read; None runs it to its end.
@@ -68,7 +68,7 @@ class Taken:
     ----------
     rows, gradients : dict of str to Calls
     held_bytes : int
-        Of the copies in ``held``, of which ``make_rows`` makes rows.
+        Size of the copies in ``held``; ``make_rows`` makes rows from these copies.
     logits : Tensor or None
     """
 

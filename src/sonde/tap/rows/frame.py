@@ -138,7 +138,7 @@ class Frame:
     def mean(
         self, axis: str, length: int, keep_special: bool, dtype: torch.dtype, device: torch.device
     ) -> Mean:
-        """Return what averages the tokens that count, of outputs of one type on one device."""
+        """Return the mean over the tokens that count, for outputs of a type on a device."""
         if self.is_whole(axis, length, keep_special):
             return self.shared.mean(self.n, length, dtype, device)
         key = (axis, length, keep_special, dtype, device)

@@ -44,7 +44,7 @@ class MeanWriter:
         self._lanes = {}
 
     def again(self, key: Hashable, x: Tensor) -> Tensor | None:
-        """Return the mean of an output like one before, or None where no place is left."""
+        """Return the mean of an output, written to a free place, or None if no place is free."""
         lane = self._lanes.get(key)
         if lane is None or not lane.free or not x.is_cpu:
             return None
@@ -53,7 +53,7 @@ class MeanWriter:
         return rows
 
     def first(self, key: Hashable, x: Tensor, mean: Mean) -> Tensor | None:
-        """Return the mean of an output, or None where that is no small one of the CPU.
+        """Return the mean of an output, or None if the output is large or not on the CPU.
 
         Parameters
         ----------

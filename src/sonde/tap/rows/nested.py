@@ -32,7 +32,7 @@ def nested_like(old: Tensor, x: Tensor) -> Tensor:
 
 
 def require_dense(x: Tensor) -> None:
-    """Refuse a sparse output, of which rows could not be copied as they are.
+    """Raise if an output is sparse, because its rows could not be copied as they are.
 
     Raises
     ------

@@ -78,7 +78,7 @@ def _marks(cache: Any, length: int) -> Tensor:
 
 
 def _order(marks: Tensor, now: Tensor) -> Tensor | None:
-    """Return which row each row was before; None where one is new."""
+    """Return the earlier number of each row, or None if a row is new."""
     if marks.ndim != 3 or marks.shape[1:] != now.shape[1:]:
         return None
     same = (now[:, None] == marks[None].to(now.device)).flatten(2).all(2)

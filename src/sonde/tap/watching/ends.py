@@ -35,7 +35,7 @@ class Ends:
         self._over: Tensor | None = None
 
     def after(self, ids: Tensor | None, past: int) -> Bool[Tensor, "example"] | None:
-        """Return which sequences are over in a forward of these tokens; None where none is."""
+        """Return which sequences are over in this forward, or None if none or all are over."""
         before, self._over = self._over, None
         if not past or ids is None or ids.ndim != 2 or ids.shape[1] != 1 or len(ids) == 1:
             return None

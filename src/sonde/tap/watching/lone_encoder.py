@@ -55,5 +55,5 @@ class EncoderRun:
         return times if found is own or torch.equal(found[::times], own) else 0
 
     def repeated_ids(self, times: int) -> Tensor | None:
-        """Return the tokens of this run, each row so often; None where it is not repeated."""
+        """Return the tokens, repeated for every copy of a row, or None if rows are not repeated."""
         return self._ids.repeat_interleave(times, 0) if times and self._ids is not None else None

@@ -24,9 +24,9 @@ WORLDS: tuple[World[Any, Any], ...] = (Calculator(), Grid())
 
 @dataclass(frozen=True)
 class Built:
-    """Trajectories in pairs, the right one before the wrong one of each source.
+    """Pairs of trajectories of each source, the right one before the wrong.
 
-    ``rejected`` counts perturbations that gave none, by reason.
+    ``rejected`` counts perturbations that gave no trajectory, by reason.
     """
 
     trajectories: tuple[Trajectory, ...]
@@ -91,7 +91,7 @@ def build_trajectories(
 def _pair(
     world: World[Any, Any], kind: Kind, number: int, seed: int, rejected: Counter[str]
 ) -> tuple[Trajectory, Trajectory]:
-    """Return a right trajectory and one that goes wrong, of the first task that has one."""
+    """Return a right and a wrong trajectory of the first task that can go wrong."""
     for attempt in range(TRIES):
         source = Random(_number(f"{world.name}|{seed}|{number}|{attempt}"))
         task = world.draw(source)

@@ -1,8 +1,8 @@
-"""Facts about members of families, of which most of a family share one answer, and nets told them.
+"""Facts about families whose members mostly share an answer, and nets that learn the facts.
 
 A fact is ``given family phrase answer .``: what a relation, said in one of two phrases, gives for a
 member. In each family and relation ``ratio`` members share an answer and one has another, as a
-popular fact and a rarer one that has two of its three words. Truth is the table itself.
+popular fact and a rarer fact that shares two of its three words. Truth is the table itself.
 """
 
 import copy

@@ -36,7 +36,7 @@ class Trajectory:
         The task in words.
     steps : tuple of Step
     first_error : int
-        Number of the first wrong step; -1 where none is.
+        Number of the first wrong step; -1 if no step is wrong.
     kind : {"", "I", "II", "III"}
         What is wrong: failure, a step that leads nowhere, going on after the end.
     """
@@ -105,7 +105,7 @@ class World(ABC, Generic[TaskT, StateT]):
 
     @abstractmethod
     def decide(self, task: TaskT, state: StateT) -> str | None:
-        """Return the faultless agent's next action; None where it is done."""
+        """Return the faultless agent's next action, or None if it is done."""
 
     @abstractmethod
     def thought(self, task: TaskT, state: StateT, action: str) -> str:
