@@ -10,6 +10,7 @@ from sonde.compress.grams import LayerGrams, layer_grams
 from sonde.compress.h2o import H2O
 from sonde.compress.key_diff import KeyDiff
 from sonde.compress.key_norm import KeyNorm
+from sonde.compress.prune_weights import PruneWeights
 from sonde.compress.recent_cache import RecentCache
 from sonde.compress.rtn import RTN
 from sonde.compress.snap_kv import SnapKV
@@ -26,6 +27,7 @@ __all__ = [
     "KeyDiff",
     "KeyNorm",
     "LayerGrams",
+    "PruneWeights",
     "QuantLinear",
     "RecentCache",
     "SnapKV",

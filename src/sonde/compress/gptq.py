@@ -22,10 +22,9 @@ from sonde.compress._grid import (
     quantised,
 )
 from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
-from sonde.compress.grams import LayerGrams, gram_of, layer_grams, layers_of_weight
-from sonde.core.errors import InputError, StateError
+from sonde.compress.grams import LayerGrams, grams_for, parts_of
+from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
-from sonde.tap import fingerprint
 from sonde.weights import Change, Examples, Grid, Quantised, Rewrite, RewritePlan
 
 
@@ -101,7 +100,7 @@ class GPTQ(Rewrite):
         figures: dict[str, float] = {}
         if self.bits is not None:
             layers = weighted_layers("GPTQ", model, self.layers)
-            grams = self._grams(model, calibration)
+            grams = grams_for("GPTQ", model, calibration, self.layers)
             losses = torch.zeros(2, dtype=torch.float64)
             for layer in layers:
                 require_finite_weights("GPTQ", layer)
@@ -110,29 +109,16 @@ class GPTQ(Rewrite):
             figures = {"loss": float(losses[0]), "loss_rtn": float(losses[1])}
         return RewritePlan.of(model, changes, method_of("GPTQ", asdict(self)), **figures)
 
-    def _grams(self, model: Model, calibration: Inputs | LayerGrams) -> LayerGrams:
-        if isinstance(calibration, LayerGrams):
-            if calibration.model != fingerprint(model.module):
-                raise StateError(
-                    "GPTQ.plan: the inputs of layers were read at other weights than this model "
-                    "has. Take them again with layer_grams."
-                )
-            return calibration
-        named = None if self.layers is None else tuple(self.layers)
-        return layer_grams(model, calibration, layers=named)
-
     def _one(
         self, layer: Weighted, model: Model, grams: LayerGrams
     ) -> tuple[Quantised, Float[Tensor, "two"]]:
         """Return the change of a layer, and its loss with that of plain rounding."""
         assert self.bits is not None
         grid, matrix = Grid(self.bits, self.group), layer.matrix()
-        readers = layers_of_weight(model.module, layer.name)
         scale, offset = grid_of(matrix, grid, self.symmetry)
         each = [each_entry(x, grid.group, matrix.shape[1]) for x in (scale, offset)]
         codes, total = list[Tensor](), torch.zeros(2, dtype=torch.float64)
-        for i, rows in enumerate(torch.arange(len(matrix)).chunk(layer.groups)):
-            h = gram_of(grams, readers, i).to(matrix.device)
+        for rows, h in parts_of(layer, model, grams):
             parts = (matrix[rows], each[0][rows], each[1][rows])
             found, lost = self._chosen(*parts, h)
             codes.append(found)

@@ -5,7 +5,7 @@ each width of input; rows of padding are left out.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -230,3 +230,32 @@ def layers_of_weight(module: nn.Module, name: str) -> list[str]:
 def gram_of(grams: LayerGrams, readers: list[str], group: int) -> Float[Tensor, "dim dim"]:
     """Return the mean of ``x x^T`` over all rows that meet a weight."""
     return grams.of_layers(readers, group).second_moment
+
+
+def grams_for(
+    owner: str, model: Model, given: Inputs | LayerGrams, layers: Sequence[str] | None
+) -> LayerGrams:
+    """Return the moments of layers' inputs that a method was given, or those over its examples.
+
+    Raises
+    ------
+    StateError
+        If they were taken at other weights.
+    """
+    if not isinstance(given, LayerGrams):
+        return layer_grams(model, given, layers=None if layers is None else tuple(layers))
+    if given.model != fingerprint(model.module):
+        raise StateError(
+            f"{owner}.plan: the inputs of layers were read at other weights than this model has. "
+            "Take them again with layer_grams."
+        )
+    return given
+
+
+def parts_of(
+    layer: Weighted, model: Model, grams: LayerGrams
+) -> Iterator[tuple[Tensor, Float[Tensor, "dim dim"]]]:
+    """Return for each group of a layer its output rows, and the second moment of its inputs."""
+    readers, weight = layers_of_weight(model.module, layer.name), layer.module.weight
+    for i, rows in enumerate(torch.arange(len(weight)).chunk(layer.groups)):
+        yield rows, gram_of(grams, readers, i).to(weight.device)

@@ -1,0 +1,70 @@
+"""Which weights are removed: a share of the lowest, or all but a few of each run of a row."""
+
+import re
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+
+
+def check_share(owner: str, share: float, pattern: str | None) -> None:
+    """Refuse shares and patterns that there are none of.
+
+    Raises
+    ------
+    InputError
+        Naming the parameter.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"{owner}: expected a share in [0, 1), got {share}.")
+    if pattern is not None:
+        kept, run = kept_of(owner, pattern)
+        if not 0 < kept <= run:
+            raise InputError(
+                f"{owner}: expected a pattern that keeps 1 to {run} of every {run} weights, got "
+                f"{pattern!r}."
+            )
+
+
+def kept_of(owner: str, pattern: str) -> tuple[int, int]:
+    """Return how many weights a pattern such as ``2:4`` keeps, of how many.
+
+    Raises
+    ------
+    InputError
+        If it is no pattern.
+    """
+    found = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if found is None:
+        raise InputError(f"{owner}: expected a pattern such as '2:4', got {pattern!r}.")
+    return int(found[1]), int(found[2])
+
+
+def check_width(owner: str, pattern: str, width: int, layer: str) -> None:
+    """Refuse a layer whose rows are not whole runs of a pattern.
+
+    Raises
+    ------
+    InputError
+        Naming the layer.
+    """
+    _, run = kept_of(owner, pattern)
+    if width % run:
+        raise InputError(
+            f"{owner}.plan: expected rows of a multiple of {run} weights for {pattern}, got "
+            f"{width} in {layer}. Leave the layer out with layers=[...], or take a share."
+        )
+
+
+def lowest(scores: Float[Tensor, "group n"], n_lowest: int) -> Bool[Tensor, "group n"]:
+    """Return where the lowest scores of each group are; of equal ones the first by index."""
+    order = scores.argsort(dim=1, stable=True)[:, :n_lowest]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
+
+
+def lowest_of_runs(scores: Float[Tensor, "out in"], pattern: str) -> Bool[Tensor, "out in"]:
+    """Return where weights are that a pattern such as ``2:4`` removes from each run of a row."""
+    kept, run = kept_of("lowest_of_runs", pattern)
+    return lowest(scores.reshape(-1, run), run - kept).reshape(scores.shape)

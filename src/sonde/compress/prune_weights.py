@@ -1,0 +1,111 @@
+"""Remove the weights that matter least, by their size or by what they add to outputs.
+
+What is left keeps its value: for weights that pay for those removed, ``SparseGPT``. Removed weights
+are zeros in a tensor of the old size: no bytes are saved until something packs them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, final
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sonde.compress._grid import method_of
+from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._masks import check_share, check_width, lowest, lowest_of_runs
+from sonde.compress.grams import LayerGrams, grams_for, parts_of
+from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
+from sonde.weights import Change, Examples, Exchange, Rewrite, RewritePlan
+
+
+@final
+@dataclass(frozen=True)
+class PruneWeights(Rewrite):
+    """Set the least important weights of each row or layer to 0.
+
+    ``magnitude`` scores a weight by ``|w|``; ``wanda`` by ``|w| * ||x||``, with the norm of the
+    input that it multiplies. If the inputs of a layer are uncorrelated, a mask by ``wanda`` within
+    rows has the smallest output error of all masks that change no other weight.
+
+    Range        the same number in every group, ``share`` of its size rounded half to even; of
+                 equal scores the first by index is removed.
+    Cost         one sort of the weights; ``wanda``: one pass over the data.
+    Assumes      finite weights; ``wanda``: inputs of the kind that the model will meet.
+    Differs      from the papers: nothing is trained afterwards; all layers are scored at the inputs
+                 of the whole model.
+
+    Parameters
+    ----------
+    share : float, default=0.5
+        Of the weights that are removed. 0 changes nothing.
+    score : {"magnitude", "wanda"}, default="magnitude"
+    within : {"row", "layer"}, default="row"
+        What weights are compared in; ``wanda`` compares within rows alone.
+    pattern : str, optional
+        ``2:4`` keeps two of every four neighbours in a row, in place of a share.
+    layers : sequence of str, optional
+        Patterns of layers' names; all linear layers by default, but those tied to an embedding.
+
+    References
+    ----------
+    sun2024wanda
+    """
+
+    share: float = 0.5
+    score: Literal["magnitude", "wanda"] = "magnitude"
+    within: Literal["row", "layer"] = "row"
+    pattern: str | None = None
+    layers: Sequence[str] | None = None
+    paper: ClassVar[str] = "sun2024wanda"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"score": "wanda", "pattern": "2:4"},
+        {"share": 0.3, "within": "layer", "layers": ("*",)},
+    )
+
+    def __post_init__(self) -> None:
+        check_share("PruneWeights", self.share, self.pattern)
+        if self.score == "wanda" and self.within != "row":
+            raise InputError(
+                "PruneWeights: expected within='row' for wanda, whose scores compare within a row "
+                f"alone, got {self.within!r}."
+            )
+
+    def reads(self) -> dict[str, Examples]:
+        """Read examples, or the moments of layers' inputs over them; ``magnitude`` needs none."""
+        optional = self.score == "magnitude"
+        return {"calibration": Examples(optional=optional, summed=LayerGrams)}
+
+    def planned(self, model: Model, calibration: Inputs | LayerGrams | None = None) -> RewritePlan:
+        """Return the weights with zeros in them."""
+        changes: dict[str, Change] = {}
+        if self.share > 0 or self.pattern is not None:
+            layers = weighted_layers("PruneWeights", model, self.layers)
+            grams = None
+            if self.score == "wanda" and calibration is not None:
+                grams = grams_for("PruneWeights", model, calibration, self.layers)
+            for layer in layers:
+                require_finite_weights("PruneWeights", layer)
+                gone = self._removed(layer, self._scores(layer, model, grams))
+                new = layer.matrix().masked_fill(gone, 0.0)
+                changes[layer.weight] = Exchange(new.reshape(layer.module.weight.shape))
+        return RewritePlan.of(model, changes, method_of("PruneWeights", asdict(self)))
+
+    def _scores(
+        self, layer: Weighted, model: Model, grams: LayerGrams | None
+    ) -> Float[Tensor, "out in"]:
+        scores = layer.matrix().abs()
+        if grams is not None:
+            for rows, h in parts_of(layer, model, grams):
+                scores[rows] *= h.diagonal().sqrt()
+        return scores
+
+    def _removed(self, layer: Weighted, scores: Tensor) -> Bool[Tensor, "out in"]:
+        if self.pattern is not None:
+            check_width("PruneWeights", self.pattern, scores.shape[1], layer.weight)
+            return lowest_of_runs(scores, self.pattern)
+        groups = scores.reshape(1, -1) if self.within == "layer" else scores
+        gone = lowest(groups, round(self.share * groups.shape[1]))
+        return gone.reshape(scores.shape)
