@@ -271,6 +271,16 @@ def test_no_input_leaves_by_default(run, secret_texts, tmp_path, caplog):
 
 
 @pytest.mark.slow
+def test_a_page_shows_inputs_unless_told_not_to(run, secret_texts, tmp_path):
+    words = ["scan", secret_texts / "model", secret_texts / "texts.jsonl", "--only", "SND041"]
+    words += ["-o", tmp_path / "r.html"]
+    shows = [run(*words, *more).code == 0 and CANARY in (tmp_path / "r.html").read_text()
+             for more in ([], ["--no-inputs"], ["--hash-ids"])]  # fmt: skip
+    assert shows == [True, False, False]
+    assert "exclude each other" in run(*words, "--no-inputs", "--show-inputs").error()
+
+
+@pytest.mark.slow
 def test_ids_are_hashed_on_demand(run, secret_texts, tmp_path):
     words = ["scan", secret_texts / "model", secret_texts / "named.jsonl", "--json"]
     shown = run(*words)
@@ -348,6 +358,9 @@ def test_rows_that_findings_count_are_written_whole(run, place, tmp_path):
     assert ran.code == 0, ran.err
     lines = list(csv.DictReader(file.open()))
     _, inverse, count = np.unique(x, axis=0, return_inverse=True, return_counts=True)
+    others = [line for line in lines if not line["code"]]
+    assert {int(line["row"]) for line in others} == set(np.flatnonzero(count[inverse] == 1))
+    lines = lines[: len(lines) - len(others)]
     assert {line["code"] for line in lines} == {"SND041"}
     assert sorted(int(line["row"]) for line in lines) == np.flatnonzero(count[inverse] > 1).tolist()
     for line in lines:

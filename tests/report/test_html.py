@@ -29,6 +29,7 @@ from sonde.report._pictures_versus import (
 from sonde.report._section_findings import findings_section, header
 from sonde.report._section_pictures import depth_section
 from sonde.report._section_rows import rows_section, versus_section
+from sonde.report._section_wrong import wrong_section
 from sonde.report._versus_words import sides
 from sonde.report.html import MAX_BYTES, SECTIONS
 
@@ -54,7 +55,7 @@ def test_a_bare_report_says_why_sections_are_empty(bare) -> None:
     said = {t.rstrip(": ") for t in page.texts["b"]}
     assert {"Labels", "Prediction by depth", "Second data set"} <= said
     kept = {str(s["id"]) for s in page.all("section")}
-    assert kept.isdisjoint({"answers", "labels", "prediction", "versus"})
+    assert kept.isdisjoint({"wrong", "answers", "labels", "prediction", "versus"})
     assert kept - {"measured"} < set(SECTIONS)
     said = " ".join(page.texts["li"])
     assert "--label-column" in said
@@ -297,7 +298,21 @@ def test_inputs_are_shown_only_when_the_report_says_so(report) -> None:
     assert "canary-7" not in rows_section(report, ElementIds())
     report["shows_inputs"] = True
     assert "canary-7" in rows_section(report, ElementIds())
-    assert "--show-inputs" in header(report)
+    assert "--no-inputs" in header(report)
+
+
+def test_wrong_inputs_stand_by_pair_with_their_picture_or_text(report) -> None:
+    rows = report["rows"]["answers"]
+    rows[0]["input"] = "data:image/png;base64,AAAA"
+    rows[1]["input"] = "weight 3.1 (z +9.0)\nheight 2 (z -4.0)"
+    made = wrong_section(report, ElementIds())
+    assert made is not None
+    page = Page(made)
+    assert page.texts["h3"] == ["refund called billing: 1 row", "shipping called delivery: 1 row"]
+    assert [image["src"] for image in page.all("img")] == [rows[0]["input"]]
+    assert "weight 3.1 (z +9.0)" in page.texts["p"]
+    assert "2 of 3 rows are wrong" in made
+    assert "left out" in made
 
 
 def test_a_stopped_run_says_how_far_it_came(report) -> None:

@@ -75,13 +75,18 @@ class Scan:
         str | None, named("METHODS", "what scores OTHER: mahalanobis,knn(k=5),msp")
     ] = None
     rows: Annotated[
-        Path | None, named("FILE", "the inputs that findings count: .csv, .parquet, .jsonl")
+        Path | None, named("FILE", "every input, its answer and findings: .csv, .parquet, .jsonl")
     ] = None
     groups: Annotated[
         Path | None, named("FILE", "the weak groups that were found, for `sonde score --group`")
     ] = None
-    show_inputs: Annotated[bool, tyro.conf.arg(help="let the report hold inputs")] = False
-    hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows in the report")] = False
+    show_inputs: Annotated[
+        bool, tyro.conf.arg(help="let the report hold inputs, with --json or --hash-ids too")
+    ] = False
+    no_inputs: Annotated[bool, tyro.conf.arg(help="leave the inputs out of the page")] = False
+    hash_ids: Annotated[
+        bool, tyro.conf.arg(help="hash the ids of rows in the report, and show no inputs")
+    ] = False
     reading: Reading = field(default_factory=Reading)
     running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
@@ -105,6 +110,8 @@ class Scan:
         from sonde.report.scan import run_scan
         from sonde.run.passes.directory import dropped_on_error, remove_run
 
+        if self.no_inputs and self.show_inputs:
+            raise InputError("scan: --show-inputs and --no-inputs exclude each other. Give one.")
         started = time.time()
         gate = parse_gate(self.fail_on)
         self._check_gate(gate)
@@ -205,6 +212,13 @@ class Scan:
         self.reading.check(self.data, *([] if self.versus is None else [self.versus]))
         return source_of("scan", self.model, self.data, self.reading)
 
+    @property
+    def _shows_inputs(self) -> bool:
+        """Whether the report holds inputs: a page does, unless it must not."""
+        is_page = self.output is not None and self.output.suffix == ".html"
+        is_private = self.hash_ids or self.printing.json
+        return not self.no_inputs and (self.show_inputs or (is_page and not is_private))
+
     def _settings(self, directory: Path | None, gate: tuple[str, ...]) -> Any:
         from sonde.findings.settings import ScanSettings
 
@@ -223,7 +237,7 @@ class Scan:
             only=self.only,
             ignore=self.ignore,
             thresholds=parse_thresholds(self.set),
-            show_inputs=self.show_inputs,
+            show_inputs=self._shows_inputs,
             hash_ids=self.hash_ids,
             fail_on=gate,
             command=shlex.join(["sonde", *typed.get()]),

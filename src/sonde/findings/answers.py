@@ -95,7 +95,7 @@ class ClassAnswers:
 @once
 def class_answers(evidence: Evidence) -> ClassAnswers | str:
     """Return a classifier's own answers, or the reason why there are none."""
-    columns = _columns(evidence)
+    columns = answer_columns(evidence)
     if isinstance(columns, str):
         return columns
     shared, (logits, label) = shared_rows(evidence), columns
@@ -103,7 +103,7 @@ def class_answers(evidence: Evidence) -> ClassAnswers | str:
     where = torch.nonzero(label >= 0).flatten() if labels is None else labels.where
     if len(where) == 0:
         return "no sampled row has a label"
-    truth, p = label[where], _probabilities(logits[where].double())
+    truth, p = label[where], probabilities(logits[where].double())
     answer = p.argmax(1)
     entropy = -torch.special.xlogy(p, p).sum(1).nanmean()
     return ClassAnswers(
@@ -142,7 +142,7 @@ def right_rows(evidence: Evidence) -> Float[Tensor, "row"] | None:
 
     Cheaper than ``class_answers``: no probe is fitted.
     """
-    columns = _columns(evidence)
+    columns = answer_columns(evidence)
     if isinstance(columns, str):
         return None
     logits, label = columns
@@ -150,7 +150,7 @@ def right_rows(evidence: Evidence) -> Float[Tensor, "row"] | None:
     return torch.where(label >= 0, right, math.nan)
 
 
-def _columns(evidence: Evidence) -> tuple[Tensor, Tensor] | str:
+def answer_columns(evidence: Evidence) -> tuple[Tensor, Tensor] | str:
     """Return logits and labels of the sampled rows, or the reason why they cannot be compared."""
     if not (evidence.data.has_labels and evidence.sites):
         return "the data have no labels"
@@ -182,7 +182,7 @@ def _order(evidence: Evidence) -> str:
     )
 
 
-def _probabilities(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
+def probabilities(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
     """Return the probabilities of logits; those that already are some as they are."""
     sums = logits.sum(1)
     given = bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
@@ -236,7 +236,7 @@ def confusion(evidence: Evidence) -> dict[str, Any] | None:
     The table holds every class where there are few, else the classes of the ``pairs`` alone, which
     are the wrong answers with the most rows. None where the model's answers are not known.
     """
-    columns = _columns(evidence)
+    columns = answer_columns(evidence)
     if isinstance(columns, str) or not bool((columns[1] >= 0).any()):
         return None
     logits, label = columns

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sonde.findings._shared import EXAMPLES
+from sonde.findings.answered import answered_rows
 from sonde.findings.answers import answers_section
 from sonde.findings.evidence import Evidence
 from sonde.findings.inputs import other_rows, own_rows, show_inputs
@@ -25,7 +26,7 @@ from sonde.run.reading.row_places import Place, places_of
 from sonde.run.scoring.exhibit import hashed_id
 
 SCHEMA = "sonde-scan/1"
-ID_KEYS = ("id", "id2", "ids", "rows")
+ID_KEYS = ("id", "id2", "ids", "rows", "group")
 MEASURED = ("method", "site", "value", "se", "n", "unit", "n_values", "direction", "flags")
 MOST_UNITS = 20
 
@@ -75,7 +76,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         "provenance": provenance(scanned, model, started if started is not None else time.time()),
     }
     if settings.show_inputs:
-        show_inputs(found, scanned.stream, scanned.other_stream)
+        show_inputs(found, scanned.stream, scanned.other_stream, evidence.data)
     _name_places(own_rows(found), place)
     _name_places(other_rows(found), other_place)
     plain = to_plain(found)
@@ -100,6 +101,7 @@ def _rows(scanned: Scanned) -> dict[str, Any]:
     found = rows_section(scanned.evidence)
     tables = [check.tables.get("weak_groups", []) for check in scanned.checks]
     found["weak_groups"] = [group for table in tables for group in table]
+    found["answers"] = answered_rows(scanned.evidence, scanned.checks)
     withheld = {check.code for check in scanned.checks if check.state == "withheld"}
     return found | {"mislabelled": []} if "SND034" in withheld else found
 

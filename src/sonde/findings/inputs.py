@@ -1,21 +1,31 @@
 """The inputs of the rows that a report names, where the user lets it hold them."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, Final
+
+import torch
+from torch import Tensor
 
 from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
 from sonde.data.pixels import as_bytes, as_png
 from sonde.findings._shared import EXAMPLES
+from sonde.findings.answered import SHOWN, wrong_pairs
+from sonde.findings.evidence import DataEvidence
 from sonde.run.scoring.exhibit import in_whole_batches, largest, pixels_of
 from sonde.tap import LiveStream
 
 MOST_SIGNS: Final = 400
 SIDE: Final = 48
-LISTS: Final = ("mislabelled", "far", "duplicates", "near_duplicates", "weak_groups")
+COLUMNS: Final = 4
+LISTS: Final = ("mislabelled", "far", "duplicates", "near_duplicates", "weak_groups", "answers")
 
 
-def show_inputs(report: dict[str, Any], mine: Stream, other: Stream | None) -> None:
-    """Add ``input`` to every row that a report lists.
+def show_inputs(
+    report: dict[str, Any], mine: Stream, other: Stream | None, data: DataEvidence
+) -> None:
+    """Add ``input`` to every row that a report lists; of all answers, to the worst of each pair.
 
     Parameters
     ----------
@@ -23,12 +33,53 @@ def show_inputs(report: dict[str, Any], mine: Stream, other: Stream | None) -> N
         A document of ``sonde-scan/1`` whose rows say their examples; changed in place.
     mine, other : Stream
         Where the rows of DATA and of OTHER lie.
+    data : DataEvidence
+        What the listing knows of DATA: a row of a table shows its unusual columns.
     """
+    answers = (report["rows"] or {}).get("answers", [])
+    chosen = [row for some in wrong_pairs(answers) for row in some[:SHOWN]]
+    unshown = {id(row) for row in answers} - {id(row) for row in chosen}
+    said = unusual_columns(data, [row[EXAMPLES][0] for row in answers])
     for rows, stream in ((own_rows(report), mine), (other_rows(report), other)):
         for row in rows:
+            if id(row) in unshown:
+                continue
             row["input"] = None
             if stream is not None and row[EXAMPLES]:
                 row["input"] = input_of(stream, row[EXAMPLES][0])
+    for row in chosen:
+        row["input"] = said.get(row[EXAMPLES][0], row["input"])
+
+
+def unusual_columns(data: DataEvidence, examples: Sequence[int]) -> dict[int, str]:
+    """Return of each row of a table its inputs furthest from the middle row, most unusual first.
+
+    Distances are in robust standard deviations over these rows; nothing without numbers.
+    """
+    x: list[tuple[str, Tensor]] = []
+    for some in (examples[:1], examples):  # pictures are not read again to find no number
+        given = {} if data.key_columns is None or not some else data.key_columns(some)
+        x = [(name, _numbers(given[name])) for name in data.inputs if name in given]
+        x = [(name, column) for name, column in x if bool(column.isfinite().any())]
+        if not x:
+            return {}
+    values = torch.stack([column for _, column in x], 1)
+    away = values - values.nanmedian(0).values
+    spread = 1.4826 * away.abs().nanmedian(0).values
+    spread = torch.where(spread > 0, spread, away.square().nanmean(0).sqrt())
+    z = (away / spread).nan_to_num(0.0, 0.0, 0.0)
+    out = {}
+    for i, example in enumerate(examples):
+        top = z[i].abs().topk(min(COLUMNS, len(x))).indices.tolist()
+        out[example] = "\n".join(f"{x[j][0]} {values[i, j]:.4g} (z {z[i, j]:+.1f})" for j in top)
+    return out
+
+
+def _numbers(values: Sequence[Any]) -> Tensor:
+    """Return a column as numbers, NaN where it holds something else."""
+    return torch.tensor(
+        [float(v) if isinstance(v, int | float) else math.nan for v in values], dtype=torch.float64
+    )
 
 
 def own_rows(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,10 +1,13 @@
-"""The inputs that findings count, as a table: one line for each input of each finding."""
+"""The inputs as a table: one line for each input of each finding, and one for each other."""
 
 from itertools import chain, repeat
+from typing import Any
 
 import pyarrow as pa
 
 from sonde.core.stream import Stream
+from sonde.findings._shared import EXAMPLES
+from sonde.findings.answered import KNOWN, answered_rows
 from sonde.findings.evidence import DataEvidence
 from sonde.findings.scan import Scanned
 from sonde.run.reading.row_places import places_of
@@ -20,19 +23,28 @@ SCHEMA = pa.schema([
     ("figure", pa.float64()),
     ("partner", pa.string()),
     ("partner_row", pa.int64()),
+    ("truth", pa.string()),
+    ("answer", pa.string()),
+    ("confidence", pa.float64()),
+    ("loss", pa.float64()),
+    ("right", pa.bool_()),
+    ("group", pa.string()),
 ])  # fmt: skip
 
 
 def row_table(scanned: Scanned) -> pa.Table:
-    """Return every input that a finding counts, most telling first.
+    """Return every input that a finding counts, most telling first, then every other input.
 
     ``data`` is the data set as typed, ``row`` counts its items from 0 and is null where they are
     not numbered, ``place`` is a file, a line or a row. ``figure`` is the number by which the check
     counted this input, e.g. its score or how many copies there are; ``partner`` and
-    ``partner_row`` are the id and the number of the input of DATA that it is like.
+    ``partner_row`` are the id and the number of the input of DATA that it is like. An input that
+    no finding counts has one line without ``code``, the worst of them first. What the model says of
+    a sampled row of DATA stands in all its lines.
     """
     evidence, hashed = scanned.evidence, scanned.settings.hash_ids
     lines = []
+    answers = {row[EXAMPLES][0]: row for row in answered_rows(evidence)}
     for finding in (check.finding for check in scanned.checks):
         if finding is None:
             continue
@@ -54,8 +66,30 @@ def row_table(scanned: Scanned) -> pa.Table:
                 "figure": counted,
                 "partner": None if partner is None else _id(evidence.data, partner, hashed),
                 "partner_row": None if partner is None else _row(scanned.stream, partner),
+                **_answer({} if finding.of_other else answers.get(example, {}), hashed),
             })  # fmt: skip
+    place = places_of(scanned.stream, hashed)
+    named = {(line["data"], line["row"], line["id"]) for line in lines}
+    for example, answer in answers.items():
+        line = {
+            "data": evidence.data.name,
+            "id": _id(evidence.data, example, hashed),
+            "row": _row(scanned.stream, example),
+            "place": place(example),
+            **_answer(answer, hashed),
+        }
+        if (line["data"], line["row"], line["id"]) not in named:
+            lines.append(line)
     return pa.Table.from_pylist(lines, SCHEMA)
+
+
+def _answer(answer: dict[str, Any], hashed: bool) -> dict[str, Any]:
+    """Return the columns of what is known of a row's answer."""
+    group = answer.get("group")
+    found: dict[str, Any] = {name: answer.get(name) for name in KNOWN}
+    for side in ("truth", "answer"):
+        found[side] = None if found[side] is None else str(found[side])
+    return found | {"group": hashed_id(group) if hashed and group is not None else group}
 
 
 def _id(data: DataEvidence, example: int, hashed: bool) -> str:

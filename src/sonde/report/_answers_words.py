@@ -6,6 +6,7 @@ from sonde.report._format import number, plural, share, shown
 
 JUDGED_BY: Final = "SND037"
 MOST_PAIRS: Final = 3
+MOST_WORST: Final = 10
 
 
 def answers_sentence(report: dict[str, Any]) -> str:
@@ -38,6 +39,44 @@ def confused_sentence(report: dict[str, Any]) -> str:
     table = (report.get("answers") or {}).get("confusion")
     pairs = [_confused(pair) for pair in table["pairs"][:MOST_PAIRS]] if table else []
     return f"most often wrong: {', '.join(pairs)}" if pairs else ""
+
+
+def worst_lines(report: dict[str, Any]) -> list[str]:
+    """Return the worst wrong inputs, one line each: place, truth, answer, how sure.
+
+    Examples
+    --------
+    >>> row = {"id": "b", "places": ["data.csv, line 8"], "truth": "cat", "answer": "dog"}
+    >>> row |= {"confidence": 0.993, "loss": 5.1, "right": False}
+    >>> worst_lines({"rows": {"answers": [row]}})
+    ['data.csv, line 8: is cat, called dog (99.3 % sure)']
+    """
+    rows = (report.get("rows") or {}).get("answers") or []
+    if any(row["right"] is not None for row in rows):
+        rows = [row for row in rows if row["right"] is False]
+    return [
+        f"{place_of(row)}: {answer_words(row)}" for row in rows[:MOST_WORST] if row["loss"] != 0
+    ]
+
+
+def place_of(row: dict[str, Any]) -> str:
+    """Return where an input stands, its id where that is not known."""
+    return shown(next(iter(row.get("places") or []), row["id"]), 80)
+
+
+def answer_words(row: dict[str, Any]) -> str:
+    """Return what an input is and what the model says of it."""
+    if row["answer"] is None:
+        return "not judged" if row["loss"] is None else f"loss {number(row['loss'])}"
+    truth, answer = (_value(row[side]) for side in ("truth", "answer"))
+    sure = "" if row["confidence"] is None else f" ({share(row['confidence'])} sure)"
+    return (
+        f"called {answer}{sure}" if row["truth"] is None else f"is {truth}, called {answer}{sure}"
+    )
+
+
+def _value(value: Any) -> str:
+    return shown(value, 40) if isinstance(value, str) else number(value)
 
 
 def _confused(pair: dict[str, Any]) -> str:

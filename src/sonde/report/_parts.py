@@ -19,7 +19,7 @@ _SHAPES: Final = {
     "not_applicable": "M8 10h4",
     "failed": "M10 1 19 10 10 19 1 10z",
 }
-_PICTURE: Final = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
+PICTURE: Final = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
 LONG: Final = 40
 P_VALUES: Final = ("p", "adjusted", "adjusted p")
 _OPEN: Final = frozenset({"clear", "withheld", "not_applicable"})
@@ -95,7 +95,7 @@ def _text(value: Cell, kind: str) -> Markup | str:
         return "–"
     if isinstance(value, int | float):
         return p_value(value, 4) if kind == "p" else number(value, 4)
-    if kind == "input" and _PICTURE.fullmatch(value):
+    if kind == "input" and PICTURE.fullmatch(value):
         return el("img", src=value, alt="the input", cls="thumb")
     return code(value) if kind == "code" else shown(value)
 

@@ -25,6 +25,7 @@ from sonde.report._section_pictures import (
 )
 from sonde.report._section_rows import checks_section, rows_section, versus_section
 from sonde.report._section_source import limits_section, provenance_section
+from sonde.report._section_wrong import wrong_section
 from sonde.report._select import drawn
 
 MAX_BYTES: Final = 5_000_000
@@ -32,6 +33,7 @@ MAX_BYTES: Final = 5_000_000
 MEASURED: Final = "Profiles by depth, similarity of sites, units, labels and rows"
 SECTIONS: Final = {
     "findings": "Findings",
+    "wrong": "Wrong inputs",
     "answers": "Answers",
     "versus": "The two data sets",
     "depth": "Depth profile",
@@ -66,6 +68,7 @@ def to_html(report: dict[str, Any]) -> str:
     measured = [part for part in _measured(report, names) if part is not None]
     parts = join(
         findings_section(report),
+        *filter(None, [wrong_section(report, names)]),
         *_folded(report, [part for part in measured if not is_absent(part)]),
         *filter(None, [measures_section(report, names)]),
         checks_section(report, names),
@@ -173,6 +176,7 @@ def thinned(report: dict[str, Any], room: int) -> dict[str, Any]:
         ("curves and units of sites that are not drawn", _curves),
         ("sites that are not drawn", _sites),
         ("the map of rows", _map),
+        ("rows that the model gets right", _right),
     ):
         if _bytes(kept) <= room:
             break
@@ -222,3 +226,9 @@ def _sites(report: dict[str, Any]) -> dict[str, Any]:
 def _map(report: dict[str, Any]) -> dict[str, Any]:
     rows = report.get("rows")
     return {**report, "rows": {**rows, "map": None}} if rows else report
+
+
+def _right(report: dict[str, Any]) -> dict[str, Any]:
+    rows = report.get("rows") or {}
+    wrong = [row for row in rows.get("answers", ()) if row["right"] is False]
+    return {**report, "rows": {**rows, "answers": wrong}} if rows else report

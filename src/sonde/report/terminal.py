@@ -10,7 +10,7 @@ from textwrap import wrap
 from typing import Any, Final
 
 from sonde.core.left_out import LeftOut, left_out_text
-from sonde.report._answers_words import answers_sentence, confused_sentence
+from sonde.report._answers_words import answers_sentence, confused_sentence, worst_lines
 from sonde.report._format import (
     LEVELS,
     plural,
@@ -87,6 +87,8 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     confused = confused_sentence(report)
     if confused:
         yield from _block("", confused, width)
+    for i, line in enumerate(worst_lines(report)):
+        yield from _block("" if i else "worst", line, width)
     yield ""
     sites = [row["site"] for row in report["sites"]]
     if not chosen.first and not chosen.more:
@@ -153,7 +155,7 @@ def _head(report: dict[str, Any], width: int) -> Iterator[str]:
         text = text if done < total else "stopped before every result was computed"
         yield from wrap(text, width)
     if report["shows_inputs"]:
-        yield "this report shows inputs (--show-inputs)"
+        yield "this report shows inputs (--no-inputs leaves them out)"
 
 
 def _counts(verdict: dict[str, int], width: int) -> Iterator[str]:

@@ -1,0 +1,118 @@
+"""Every sampled input with its truth, the model's answer, and the findings that name it."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+
+from sonde.findings._number_answers import number_rows
+from sonde.findings._shared import EXAMPLES, shared_rows
+from sonde.findings.answers import answer_columns, probabilities
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import class_name
+from sonde.findings.rule import Check
+from sonde.findings.text_losses import TextLosses
+
+PAIRS: Final = 12
+SHOWN: Final = 8
+KNOWN: Final = ("truth", "answer", "confidence", "loss", "right")
+
+
+def answered_rows(evidence: Evidence, checks: Sequence[Check] = ()) -> list[dict[str, Any]]:
+    """Return each sampled row of DATA, the wrong ones of the largest loss first.
+
+    A classifier has truth, answer, confidence (the answer's probability), loss (nats) and whether
+    it is right; a regression truth, answer and loss (squared error); a language model the loss of a
+    text (nats per token). What is not known is None. ``findings`` are codes, each with the figure
+    by which it counts this row.
+    """
+    shared = shared_rows(evidence)
+    if shared.order is None:
+        return []
+    codes: dict[int, dict[str, float | None]] = defaultdict(dict)
+    for finding in (check.finding for check in checks):
+        if finding is not None and not finding.of_other:
+            figures = finding.figures or (None,) * len(finding.examples)
+            for example, figure in zip(finding.examples, figures, strict=True):
+                codes[example][finding.code] = figure
+    known, data = _known(evidence), evidence.data
+    rows = [
+        {
+            EXAMPLES: [example],
+            "id": str(data.ids[example]),
+            **dict.fromkeys(KNOWN),
+            **known.get(i, {}),
+            "group": _group(data.group_keys[example]) if data.grouped else None,
+            "findings": codes.get(example, {}),
+        }
+        for i, example in enumerate(shared.order.tolist())
+    ]
+    return sorted(rows, key=_worst_first)
+
+
+def _group(key: bytes) -> str:
+    """Return a group as the user wrote it; one that is a hash of a document in digits."""
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key.hex()
+
+
+def _worst_first(row: dict[str, Any]) -> tuple[bool, float, int]:
+    loss = -math.inf if row["loss"] is None else row["loss"]
+    return row["right"] is not False, -loss, row[EXAMPLES][0]
+
+
+def _known(evidence: Evidence) -> dict[int, dict[str, Any]]:
+    """Return what is known of the answers, by shared row."""
+    columns, numbers = answer_columns(evidence), number_rows(evidence)
+    if not isinstance(columns, str):
+        return _of_classes(evidence, *columns)
+    if not isinstance(numbers, str):
+        lists = (x.tolist() for x in (*numbers, (numbers[1] - numbers[2]).square()))
+        return {
+            i: {"truth": truth, "answer": said, "loss": loss}
+            for i, said, truth, loss in zip(*lists, strict=True)
+        }
+    found = evidence.losses
+    if not isinstance(found, TextLosses):
+        return {}
+    losses = (found.loss + found.mean).tolist()
+    return {i: {"loss": x} for i, x in zip(found.row.tolist(), losses, strict=True)}
+
+
+def _of_classes(
+    evidence: Evidence, logits: torch.Tensor, label: torch.Tensor
+) -> dict[int, dict[str, Any]]:
+    data, p = evidence.data, probabilities(logits.double())
+    sure, answer = p.max(1)
+    of_truth = p.gather(1, label.clamp(0, p.shape[1] - 1)[:, None])[:, 0]
+    loss = -torch.where(label < p.shape[1], of_truth, 0.0).log()
+    lists = (x.tolist() for x in (label, answer, sure, loss))
+    return {
+        i: {
+            "truth": class_name(data, truth) if truth >= 0 else None,
+            "answer": class_name(data, said),
+            "confidence": confidence,
+            "loss": lost if truth >= 0 else None,
+            "right": said == truth if truth >= 0 else None,
+        }
+        for i, (truth, said, confidence, lost) in enumerate(zip(*lists, strict=True))
+    }
+
+
+def wrong_pairs(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the wrong rows by pair of truth and answer, the commonest pairs and worst rows first.
+
+    Where right and wrong are not known, the rows of the largest loss, as one group.
+    """
+    if all(row["right"] is None for row in rows):
+        known = [row for row in rows if row["loss"] is not None]
+        return [known[:SHOWN]] if known else []
+    pairs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["right"] is False:
+            pairs[row["truth"], row["answer"]].append(row)
+    return sorted(pairs.values(), key=lambda some: -len(some))[:PAIRS]
