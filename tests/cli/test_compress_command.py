@@ -55,7 +55,7 @@ def test_files_are_smaller_answers_are_near_and_undo_gives_every_byte(run, small
     assert told["memory"][1] < told["memory"][0]
     assert 0 < told["fidelity"]["kl"] < told["fidelity"]["kl_99"] < 0.2
     assert told["figures"]["loss"] < told["figures"]["loss_rtn"]
-    assert run("edit", "undo", folder, "-o", tmp_path / "OLD").code == 0
+    assert run("compress", "undo", folder, "-o", tmp_path / "OLD").code == 0
     for file in Path(model_directory("sonde:stdlib")).iterdir():
         if file.is_file():
             assert filecmp.cmp(file, tmp_path / "OLD" / file.name, shallow=False)

@@ -105,3 +105,17 @@ def test_what_cannot_be_used_is_refused():
         layer_grams(net, broken, progress=False)
     with pytest.raises(InputError, match="no layer matches 'lefd'"):
         layer_grams(net, inputs, layers=("lefd",))
+
+
+@pytest.mark.truth("the same sums from products in float64")
+def test_products_in_float32_lose_no_more_than_their_digits():
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(300, 4)).eval()
+    mixing = torch.randn(300, 300, generator=torch.Generator().manual_seed(1))
+    rows = torch.randn(2500, 300, generator=torch.Generator().manual_seed(2)) @ mixing + 50
+    inputs = open_inputs(Model(net), rows)
+    whole = rows.double() - rows.double().mean(0)
+    for exact, most in ((False, 1e-6), (True, 1e-8)):
+        (found,) = layer_grams(net, inputs, exact=exact, progress=False).scatters
+        expected = whole.T @ whole
+        assert float((found - expected).norm() / expected.norm()) < most

@@ -72,6 +72,8 @@ COMMANDS: dict[str, type[Any]] = {
 
 EDIT = "edit"
 """The word before those that change a model."""
+SECOND: dict[str, dict[str, type[Any]]] = {"compress": {"undo": EDITS["undo"]}}
+"""Words that stand behind a command and are commands of their own."""
 
 
 def run_command(word: str, arguments: list[str]) -> int:
@@ -82,6 +84,8 @@ def run_command(word: str, arguments: list[str]) -> int:
             say(overview())
             return 0
         known, above, word, arguments = EDITS, f"{EDIT} ", arguments[0], arguments[1:]
+    if arguments and arguments[0] in SECOND.get(word, ()):
+        known, above, word, arguments = SECOND[word], f"{word} ", arguments[0], arguments[1:]
     if word not in known:
         hint = near(word, known if above else [*known, EDIT])
         error_line(f"no command is called {above + word!r}.{hint} See sonde {above}--help.")

@@ -25,8 +25,8 @@ class Compress:
 
     Linear layers are rounded to a few bits, with a scale for each group of weights; embeddings,
     norms and convolutions stay. The first --limit examples of DATA say which errors matter, the
-    --held examples behind them say what changed. `sonde edit undo SMALL -o OLD` gives every file
-    back while SMALL.patch lies beside it.
+    --held examples behind them say what changed. `sonde compress undo SMALL -o OLD` gives every
+    file back while SMALL.patch lies beside it.
 
     Example: sonde compress sonde:stdlib sonde:stdlib/train --to 4bit --limit 16 --held 8 -o SMALL
     """

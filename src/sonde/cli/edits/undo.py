@@ -1,4 +1,4 @@
-"""``sonde edit undo``: an edited model back to what it was."""
+"""``sonde edit undo`` and ``sonde compress undo``: a changed model back to what it was."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from sonde.cli.options import Printing, named
 
 @dataclass(frozen=True)
 class Undo:
-    """Give back the model that an edited one was made from, every file with the hash it had.
+    """Give back the model that a changed one was made from, every file with the hash it had.
 
     NEW.patch must lie beside NEW. Where a model was edited several times, the last edit is taken
     back first; run it again on the result for the one before.
@@ -23,7 +23,8 @@ class Undo:
     """
 
     model: Annotated[
-        tyro.conf.Positional[Path], named("NEW", "the folder of a model that sonde edited")
+        tyro.conf.Positional[Path],
+        named("NEW", "the folder of a model that sonde edited or compressed"),
     ]
     output: Annotated[
         Path, tyro.conf.arg(aliases=["-o"], metavar="OLD", help="folder for the original model")
