@@ -76,7 +76,7 @@ class Timed:
 
 
 def ray_rows(size: Size) -> list[Row]:
-    """Two workers against one, and one worker on Ray against one process."""
+    """Time two workers against a single worker, and a worker on Ray against a process."""
     depth, width = size.pick((6, 256), (2, 64))
     seconds = float(os.environ.get("SONDE_RAY_SECONDS", size.pick(60.0, 4.0)))
     few = Work.of(depth, width, 3 * UNIT)

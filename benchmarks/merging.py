@@ -46,7 +46,7 @@ class Case:
     level: int
 
     def range_seconds(self, faster: float = 1.0) -> float:
-        """Return what one worker takes for one commit."""
+        """Return the seconds that a worker spends on each commit."""
         return 2**self.level * self.unit_seconds / faster + self.put_seconds
 
     def most_workers(self, faster: float = 1.0) -> float:

@@ -25,8 +25,8 @@ APART = {"apart": 0.35, "overlapping": 0.2}
 def sample_rows(size: Size) -> list[Row]:
     """AUROC of the sample against that of all rows, and the time of a query.
 
-    The budget is for clusters that lie apart. Where they overlap, nearness to a cluster is a
-    matter of density, of which a hundredth of the rows knows less: shown without a budget.
+    The budget is for clusters that lie apart. If they overlap, the score depends on the
+    density, which a hundredth of the rows estimates less well: the line is shown without a budget.
     """
     found: list[Row] = []
     scorer: Any = None

@@ -210,7 +210,7 @@ def _what_is_left(what: str, python: Path, options: dict[str, Any], whole: str, 
 
 
 def _kill(python: Path, options: dict[str, Any], after_seconds: float) -> None:
-    """Start a job, and kill it so many seconds after its model was loaded."""
+    """Start a job, and kill it ``after_seconds`` after its model was loaded."""
     target = "benchmarks.scale_runner:work"
     command = [str(python), "-m", "benchmarks.child", target, json.dumps(options)]
     loaded = Path(f"{options['place']}-{LOADED}")

@@ -144,14 +144,14 @@ def to_covariance(rows: dict[int, Tensor]) -> dict[int, Tensor]:
 
 @dataclass(frozen=True)
 class Arm:
-    """One library.
+    """A library that takes part in the comparison.
 
     Parameters
     ----------
     load : callable
-        A folder to a model.
+        Takes a folder and returns the model.
     rows : callable or None
-        Model, texts and blocks to rows in memory; None where rows never are.
+        Takes a model, texts and blocks and returns rows in memory; None if rows stay on disk.
     """
 
     load: Callable[[Path], Any]

@@ -168,7 +168,7 @@ def deep_imports(studies: Path = STUDIES, package: Path = PACKAGE) -> list[str]:
 
 
 def circle(package: Path = PACKAGE) -> list[str]:
-    """Return modules of which each imports the next, and the last is the first again."""
+    """Return a circle of imports: each module imports the next, and the last is the first again."""
     trees: dict[str, ast.AST] = {}
     for path in package.rglob("*.py"):
         module = ".".join(path.relative_to(package.parent).with_suffix("").parts)

@@ -55,7 +55,7 @@ Sides = tuple[Stream, Stream]
 
 @dataclass(frozen=True)
 class Line:
-    """How often one method alarmed in one way of no change."""
+    """Alarms of a method in a way of no change."""
 
     way: str
     rows: tuple[int, int]

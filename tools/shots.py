@@ -18,7 +18,7 @@ TOP = (1000, 1860)
 
 
 def chromium() -> str | None:
-    """Return the path of the system's browser, None where there is none."""
+    """Return the path of the system's browser, or None if it is missing."""
     return (
         shutil.which("chromium")
         or shutil.which("chromium-browser")

@@ -16,7 +16,7 @@ HEAD = "| study | claim | figure | bar | would have seen | verdict |\n|---|---|-
 
 
 def lines_of(study: dict[str, Any]) -> list[str]:
-    """Return one line for each claim, and one for the null arm."""
+    """Return a line for each claim, and a line for the null arm."""
     word, n = study["study"], len(study["seeds"])
     seeds = "" if n == USUAL_SEEDS else f", {n} seeds"
     claims = [_line(word, c, c["text"], c["verdict"] + seeds) for c in study["claims"]]

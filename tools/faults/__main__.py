@@ -80,7 +80,7 @@ class Trials:
         yield from getattr(self, f"_{kind}")()
 
     def undisturbed(self, name: str, forked: bool = False) -> tuple[Bench, Job, Undisturbed]:
-        """Return a job with what it gives; ``forked`` spares the imports where none is killed."""
+        """Return a job and its undisturbed result; ``forked`` saves imports if no job is killed."""
         bench = self.bench.forked() if forked else self.bench
         if name in ("read --append", "read --add-sites"):
             self.undisturbed("read", forked)

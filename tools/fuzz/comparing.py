@@ -28,7 +28,7 @@ MOST_SPOTS, MOST_FITTED = 6, 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one command at one place of one model."""
+    """Outcome of a command at a place of a model."""
 
     number: int
     command: str

@@ -36,9 +36,9 @@ class Drawn:
     facts : frozenset of str
         ``random``: other numbers each time. ``reorders``: rows that leave are not those that came.
     blocks : tuple of str
-        What the residual stream passes one after the other; empty where there is no such list.
+        Modules that the residual stream passes in turn; empty if the model has no list of blocks.
     logits : Spot or None
-        Where the logits are; None where the model has none.
+        Where the logits are; None if the model gives no logits.
     masked : bool
     """
 

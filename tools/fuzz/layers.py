@@ -142,7 +142,7 @@ def recurrent(w: Writer) -> bool:
 
 
 def attention(w: Writer) -> bool:
-    """Write attention over the second axis, which heeds the mask."""
+    """Write attention over the second axis, which follows the mask."""
     if len(w.axes) != 3 or w.words[0] != ROW or not w.is_feature(2):
         return False
     size = w.size(2)
@@ -161,7 +161,7 @@ def attention(w: Writer) -> bool:
 
 
 def encoder_layer(w: Writer) -> bool:
-    """Write a layer of a transformer as torch has it, which heeds the mask."""
+    """Write a layer of a transformer as torch has it, which follows the mask."""
     if len(w.axes) != 3 or w.words[0] != ROW or not w.is_feature(2):
         return False
     size = w.size(2)

@@ -49,7 +49,7 @@ class Spot:
     keys : tuple of str or int
         How the tensor is taken out of what the module returns, from outside in.
     key : str or None
-        The same as sonde writes it behind the port; None where it is the first.
+        The tensor's key as sonde writes it behind the port; None for the first tensor.
     axes : Axes
     own : bool
         Whether the module's class and weight say which axis holds its features.

@@ -24,7 +24,7 @@ class EditContext:
     Parameters
     ----------
     mask : Bool[Tensor, "example pos"] or None
-        Real tokens; None where nothing is padded or nothing is known.
+        Real tokens; None if nothing is padded or the padding is unknown.
     position : Int[Tensor, "example pos"] or None
         Position of each token in its document.
     tokens : Int[Tensor, "example pos"] or None
@@ -126,7 +126,7 @@ class AffineMap:
 
 
 def versions(*parameters: Tensor | None) -> tuple[int, ...] | None:
-    """Return numbers that change when the tensors do; None where they are trained.
+    """Return numbers that change when the tensors do, or None if a tensor is trained.
 
     What is made from tensors may be kept as long as these numbers stay. What is made from trained
     tensors belongs to one graph and is made anew for each forward.
@@ -152,7 +152,7 @@ class Edit(ABC):
         return "token"
 
     def as_affine(self) -> AffineMap | None:
-        """Return the edit as a map of each row by itself, or None if it is none.
+        """Return the edit as an affine map of each row, or None if the edit is not affine.
 
         What is affine can be folded into the weights of a linear layer.
         """

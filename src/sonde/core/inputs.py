@@ -53,7 +53,7 @@ class InputBatch:
     args, kwargs : tuple, dict
         What the module is called with.
     mask, decoder_mask : Bool[Tensor, "example pos"] or None
-        Real tokens on the (encoder's) and the decoder's token axis; None where nothing is padded.
+        Real tokens on the (encoder's) and the decoder's token axis; None if nothing is padded.
     special : Bool[Tensor, "example pos"] or None
         Tokens that the tokenizer declares special, on the axis of ``mask``.
     segment : Int[Tensor, "example pos"] or None

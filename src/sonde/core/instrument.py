@@ -62,7 +62,7 @@ class Subsample(Where):
     Parameters
     ----------
     every : int, default=8
-        One row in so many is kept.
+        The sample keeps about 1 / ``every`` of the rows.
     cap : int, default=64
         Most rows of one example, those of smallest draw. An example lies whole in one batch.
     """
@@ -279,8 +279,8 @@ class Detector(Instrument):
         Whether its scorer makes a score of an example from the columns of its rows (``reduced``
         with ``"own"``), in place of a named reduction of their scores.
     whole_examples : bool
-        Whether a row is scored together with the other rows of its example, of which none may be
-        missing. Then its score depends on them, and still on nothing else of its batch.
+        Whether a row is scored together with all other rows of its example. Its score then depends
+        on these rows, and on nothing else in its batch.
     """
 
     part: ClassVar[Part] = "fit"

@@ -96,7 +96,7 @@ class Plan:
     commit_level : int, default=0
         A commit is an aligned range of ``2 ** commit_level`` units.
     threads : int or None, default=None
-        Threads of each worker; None where the caller's setting is used.
+        Threads of each worker; None keeps the caller's setting.
     """
 
     stream: dict[str, Any]

@@ -77,7 +77,7 @@ def reduce_scores(
 
 
 def reduction_at(reducers: Sequence[str], asked: str = AUTO, own: bool = False) -> str | None:
-    """Return the reduction of scores at sites of these reducers; None where each row has its own.
+    """Return how scores of rows become a score per example, or None if each row keeps its score.
 
     ``own`` says that the method has a score of examples of its own: under ``auto`` that is it.
 

@@ -61,7 +61,7 @@ class Result(OneLine):
     value : float or Tensor
         The figure. Never clamped into its nominal range; NaN only together with a flag.
     se : float, Tensor or None
-        Standard error; None where no valid one is known (``conventions["se"]`` says why).
+        Standard error; None if no valid standard error is known (``conventions["se"]`` says why).
     null : float, Tensor or None
         Expectation of the same estimator when there is nothing to see.
     n : int
@@ -194,7 +194,7 @@ class Scorer(Result):
 
     @property
     def n_places(self) -> int | None:
-        """How many positions every example must have; None where any number will do."""
+        """How many positions every example must have; None if any number will do."""
         return None
 
     @property
@@ -235,7 +235,7 @@ class Scorer(Result):
     def contributions(self, *columns: Any, **_: Any) -> Float[Tensor, "row dim"] | None:
         """Return how much each unit adds to the score of each row, none below zero.
 
-        None where the method cannot say. ``columns`` are those that ``score`` takes.
+        None if the method cannot split its score. ``columns`` are those that ``score`` takes.
         """
         return None
 

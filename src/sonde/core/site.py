@@ -34,7 +34,7 @@ class Site:
     path : str
         Full module path without wrapper prefixes; empty for the model itself.
     call : int or "last" or "all" or None, default=None
-        Which call of a module that runs several times in one forward; None where it runs once.
+        Which call of a module that runs several times in a forward; None if it runs once.
     port : str, default="out"
         What is read: ``out``, ``in``, or ``grad``, the gradient of a named objective at the output;
         of an attention also ``queries``, ``keys``, ``values``, ``probs`` and ``heads``; ``weight``

@@ -46,7 +46,7 @@ class Statistic(ABC, Generic[StateT]):
     whole_groups : bool
         Whether every group must arrive whole inside one ``observe`` call.
     whole_examples : bool
-        Whether every example must, of which a group may hold several.
+        Whether every example must arrive whole inside one call. A group may hold several examples.
     in_any_order : bool
         Whether states merge in any order and number to the same bits: they may wait for each other.
     """

@@ -75,7 +75,7 @@ def on_device(values: Any, device: torch.device) -> Any:
 
 
 def device_of(values: Any) -> torch.device | None:
-    """Return the device of a column, or of the first of several; None where there is no tensor."""
+    """Return the device of the first tensor of a column, or None if the column holds no tensor."""
     if is_tuple(values) or is_list(values):
         return next((found for value in values if (found := device_of(value))), None)
     return values.device if isinstance(values, Tensor) else None

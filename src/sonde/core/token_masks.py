@@ -136,5 +136,5 @@ def _possible(name: str, masks: Iterable[Tensor]) -> set[bool]:
 
 
 def value_of_real(mask: Tensor, real: Tensor) -> float:
-    """Return the value that a mask has at real tokens; 1 where there are none."""
+    """Return the value that a mask has at real tokens, or 1 if no token is real."""
     return float(mask[real][0]) if bool(real.any()) else 1.0

@@ -31,7 +31,7 @@ def gib(n_bytes: int) -> str:
 
 
 def significant(value: float, digits: int) -> str:
-    """Return a finite number with so many significant digits, whole ones with all of theirs.
+    """Return a finite number as text with ``digits`` significant digits; whole numbers keep all.
 
     Examples
     --------

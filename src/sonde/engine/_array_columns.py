@@ -47,7 +47,7 @@ def sequence(values: Any, n: int, name: str) -> Sequence[Any]:
 
 
 def integers(values: Any, n: int, name: str) -> Tensor:
-    """Return a column of whole numbers; its default everywhere where none is given."""
+    """Return a column of whole numbers, filled with its default if no values are given."""
     if values is None:
         return torch.full((n,), COLUMNS[name].default, dtype=torch.int64)
     tensor = _numbers(values, n, name)

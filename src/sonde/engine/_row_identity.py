@@ -69,7 +69,7 @@ class RowIdentity:
 
     @cached_property
     def occurrence(self) -> Tensor:
-        """Count equal rows: rows of one id at different positions are one example."""
+        """Number the rows that have the same content key and position: 0, 1, ... in order."""
         return occurrences(list(zip(self.keys, self._positions.numpy().tolist(), strict=True)))
 
 

@@ -16,7 +16,7 @@ Names = tuple[str, ...]
 
 
 def joined_names(a: Sequence[str], b: Sequence[str]) -> Names | None:
-    """Return the class names of both, if every number has one name and every name one number.
+    """Return the class names of both, or None if their numbers and names contradict each other.
 
     A class that is named by its own number, such as ``"2"`` at number 2, has no name: it agrees
     with any name there that is not a number.
@@ -29,7 +29,7 @@ def joined_names(a: Sequence[str], b: Sequence[str]) -> Names | None:
     Returns
     -------
     tuple of str or None
-        None where one number has two names, or one name two numbers.
+        None if a number has two names, or a name has two numbers.
 
     Examples
     --------

@@ -38,7 +38,7 @@ class DerivedStream(Stream):
 
     @property
     def examples_of_rows(self) -> Sequence[Hashable] | None:
-        """Which example each entry is a row of; None where each entry is a whole example."""
+        """Which example each entry is a row of; None if each entry is a whole example."""
         return self.inner.examples_of_rows
 
     @property
@@ -65,7 +65,7 @@ class DerivedStream(Stream):
         return self.inner.identity()
 
     def first_batch(self) -> Batch:
-        """Return a batch of two examples, of one where the data have one."""
+        """Return a batch of the first two examples, or of the only example."""
         return self.changed(self.inner.first_batch())
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:

@@ -94,11 +94,11 @@ class PairedStream(DerivedStream):
         return {"paired": {name: stream.identity() for name, stream in self.sides.items()}}
 
     def first_batch(self) -> Batch:
-        """Return a batch of two examples, of one where the data have one."""
+        """Return a batch of the first two examples, or of the only example."""
         return next(iter(self.batches(0, min(2, len(self)))))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the examples of one unit that every run brings, as one batch."""
+        """Yield a single batch: the examples of a unit that every run has."""
         read = {name: list(s.batches(start, stop)) for name, s in self.sides.items()}
         if not all(read.values()):
             return

@@ -28,7 +28,7 @@ NARROW, TOGETHER = 64, 4096
 
 
 class _Buffer:
-    """Rows of one (sites, filter, part), waiting until there are enough for one ``observe``."""
+    """Buffer of the rows of a (sites, filter, part), until they suffice for an ``observe``."""
 
     def __init__(self, readers: list[Request]) -> None:
         self.readers = readers
@@ -109,7 +109,7 @@ def observe_unit(
     Returns
     -------
     dict of id to State or None
-        None where a request saw no row.
+        None if a request saw no row.
     """
     out: States = {i: (states or {}).get(i) for i in wanted}
     counts = counters if counters is not None else {}
@@ -145,7 +145,7 @@ def still_learning(
 
 
 def close_pass(wanted: Mapping[str, Request], states: States) -> States:
-    """Return the states of learners after the last row of a walk; None where there was no row."""
+    """Return the states of learners after the last row of a walk; None if there was no row."""
     closed: States = {}
     for i, request in wanted.items():
         learner, state = request.statistic, states[i]
@@ -186,7 +186,7 @@ def merge_states(wanted: Mapping[str, Request], a: States, b: States) -> States:
 
 
 def merge_pair(statistic: Statistic[StateT], a: StateT | None, b: StateT | None) -> StateT | None:
-    """Return the merge of two states of which either may be empty."""
+    """Return the merge of two states; None stands for an empty state."""
     if a is None:
         return b
     if b is None:

@@ -98,7 +98,7 @@ class Bar:
     def _seconds_left(self) -> float:
         """Return how long the rest will take at the rate of the later half of the steps.
 
-        0 where they tell too little: a few short steps, the first of which warms up.
+        0 if the steps are few and short: the first step also warms up.
         """
         n = len(self._steps)
         (began, before), (now, done) = self._steps[(n - 1) // 2], self._steps[-1]

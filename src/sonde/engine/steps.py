@@ -89,7 +89,7 @@ class Descent:
         return value
 
     def move(self, slopes: Sequence[Tensor | None]) -> None:
-        """Take one step against given slopes, one for each parameter."""
+        """Take a step against the given slopes, in the order of the parameters."""
         for parameter, slope in zip(self.parameters, slopes, strict=True):
             parameter.grad = slope
         self._optimiser.step()

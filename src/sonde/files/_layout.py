@@ -1,4 +1,4 @@
-"""The bytes of a state file: one text for one content, and every check before a byte is used.
+"""The bytes of a state file. Equal content gives equal bytes; bytes are checked before use.
 
 A head is accepted only if writing what it says gives the same head again; so duplicate keys,
 blanks, gaps, overlaps and names out of order need no rule of their own.

@@ -205,7 +205,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _tagged(tag: str, text: Any) -> Any:
-    """Return the value of ``{tag: text}``, or None where it is not what ``encode`` would write."""
+    """Return the value of ``{tag: text}``, or None if ``encode`` would not write it."""
     if tag == "$str" and isinstance(text, str):
         return text
     if not isinstance(text, str) or len(text) > 1 << 20:

@@ -69,7 +69,7 @@ def hashed(said: Any) -> str:
 
 
 def data_hash(identity: dict[str, Any]) -> str:
-    """Return the hash of what a stream says of its data: of which rows they are."""
+    """Return the hash of the part of a stream's identity that says which rows it reads."""
     return hashed(which_rows(identity.get("data", identity)))
 
 

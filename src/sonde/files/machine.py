@@ -9,7 +9,7 @@ def whole_memory_bytes() -> int:
 
 
 def in_meminfo(field: str, otherwise: int) -> int:
-    """Return a line of the system's report in bytes, or ``otherwise`` where there is none."""
+    """Return a line of the system's memory report in bytes, or ``otherwise`` if it is missing."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():

@@ -82,7 +82,7 @@ def sealed_file(path: Path) -> Generator[SealedFile]:
 
 
 def is_sealed(path: Path) -> bool | None:
-    """Return whether a file still has every byte that was written; None where it has no hash.
+    """Return whether a file still has every byte that was written; None if it carries no hash.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""What a scan says: one code, one file, with its rule, its sentence and the fault that shows it."""
+"""Findings of a scan. Each file holds a code, its rule, its sentence and a fault that shows it."""

@@ -73,7 +73,7 @@ class Alarm:
         return self.chance(self.n_alarms)
 
     def chance(self, n_alarms: int) -> float:
-        """Return the chance of so many alarms or more on rows like DATA.
+        """Return the chance of ``n_alarms`` alarms or more on rows like DATA.
 
         The threshold is estimated: the share of such rows beyond the ``l``-th largest of ``n``
         held-out scores follows ``Beta(l, n + 1 - l)``, so their number is beta-binomial.
@@ -158,8 +158,8 @@ class Alarms:
     total : Alarm
         All scores added up.
     lead : Alarm or None
-        The one score, chosen on half of OTHER's groups and counted on the other half; None where
-        there is one score only, or too little of OTHER to choose.
+        The score that sees most of OTHER, chosen on half of OTHER's groups and counted on the other
+        half; None if there is a single score, or OTHER has too few groups to choose.
     """
 
     total: Alarm

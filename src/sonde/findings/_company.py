@@ -18,7 +18,7 @@ NARROW_HINT = (
 
 
 def checked(evidence: Evidence) -> SelfCheck | None:
-    """Return the self-check, or None where no model was run."""
+    """Return the self-check, or None if no model was run."""
     return evidence.model.self_check if isinstance(evidence.model, ModelEvidence) else None
 
 
@@ -43,19 +43,19 @@ def amount(deltas: Deltas, tau: float) -> str:
 
 @dataclass(frozen=True)
 class ReadingComparison(Rule):
-    """A rule that turns on how far two readings of the same rows are apart.
+    """The base of rules that judge the distance between two readings of the same rows.
 
     Parameters
     ----------
     tolerance, tolerance_16_bit : float
-        Difference over spread that is no more than the order of summation.
+        Largest difference, over the spread of rows, that the order of summation may explain.
     """
 
     tolerance: float = 1e-3
     tolerance_16_bit: float = 3e-2
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare, where a model was run, with the tolerance of the type of its states."""
+        """Compare the readings, if a model was run, at the tolerance of the states' type."""
         found = checked(evidence)
         if found is None:
             return self.not_applicable("no model was run")
@@ -67,7 +67,7 @@ class ReadingComparison(Rule):
         """Return how the rule ends on what the self-check found."""
 
     def alike(self, found: SelfCheck, deltas: Deltas, tau: float) -> Check:
-        """Return that the readings agree, and what could not be seen."""
+        """Return the check of readings that agree, with a hint if narrow types hide differences."""
         return self.clear(figure_of(deltas, tau), NARROW_HINT if found.is_narrow else "")
 
     def differing(

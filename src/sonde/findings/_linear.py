@@ -29,7 +29,7 @@ def metric_times(
 def without(all_rows: ClassMomentsState, some: ClassMomentsState) -> ClassMomentsState:
     """Return the class moments of all rows without some of them: ``merge`` undone.
 
-    Classes of which no row is left are dropped.
+    Classes without a remaining row are dropped.
     """
     at = torch.searchsorted(all_rows.labels, some.labels)
     taken = torch.zeros_like(all_rows.weight).index_copy(0, at, some.weight)

@@ -54,12 +54,13 @@ class Renaming:
 
 
 def renaming(found: ClassAnswers, level: float) -> Renaming | None:
-    """Return the classes whose names are exchanged beyond doubt; None where there are none.
+    """Return the classes whose names are exchanged beyond doubt, or None if no class is.
 
-    Found on one half of the groups, tested on the other. Labels that pass names on to each other
-    are tested together, by the weaker half of them: in an exchange of two, each must be called by
-    the other's name more often than by any other one. A single class that is mistaken for another
-    is an ordinary confusion and never counts, nor does a chain that ends in a class without rows.
+    Exchanges are found on one half of the groups and tested on the other. Labels that pass names on
+    to each other are tested together, by their weaker half: in an exchange of two labels, the
+    answers must give each label the other's name more often than any third name. A single class
+    that is mistaken for another is an ordinary confusion and never counts, nor does a chain that
+    ends in a class without rows.
     """
     rows = one_per_group(found.group)
     first = torch.remainder(found.group[rows], 2) == 0

@@ -47,7 +47,7 @@ def row_map(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def class_names(evidence: Evidence) -> list[str | None]:
-    """Return the name of each shared row's class, None where it has none."""
+    """Return the name of each shared row's class, or None for a row without a class."""
     shared = shared_rows(evidence)
     column = shared.column("label")
     if column is None:

@@ -46,7 +46,7 @@ class SharedRows:
         return rows[self.index[site]].double()
 
     def column(self, name: str) -> Tensor | None:
-        """Return a column of these rows, or None where the stream has none."""
+        """Return a column of these rows, or None if the stream lacks the column."""
         if not self.index:
             return None
         values = self.evidence.column(name, self.evidence.sites[0])

@@ -17,7 +17,7 @@ UNASKED = ("head", "pooler")
 
 @dataclass(frozen=True)
 class Unused:
-    """A module of which no parameter took part in a forward."""
+    """A module whose parameters took no part in any forward."""
 
     path: str
     n_parameters: int
@@ -63,7 +63,7 @@ class Silent:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear which silent modules are called; costs nothing where none is."""
+        """Record which silent modules are called. Free of cost if no module is silent."""
         modules = self.names.modules
         handles = [
             modules[name].register_forward_pre_hook(partial(self._heard, name))

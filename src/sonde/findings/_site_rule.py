@@ -1,4 +1,4 @@
-"""The base of rules that take one number at each site, of which the worst site's speaks."""
+"""The base of rules that take a number at each site and judge the worst number."""
 
 from abc import abstractmethod
 from collections.abc import Mapping

@@ -21,7 +21,7 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def about(value: float) -> str:
-    """Return a number of which two digits are known, such as a median from a histogram.
+    """Return a number as text with two digits, such as a median that a histogram estimates.
 
     Examples
     --------

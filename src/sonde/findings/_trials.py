@@ -54,7 +54,7 @@ class Trials:
     padding : set of str
         Sites where padded positions held NaN or infinity while no real token did.
     n_numbers : int or None
-        How many floating-point numbers one input holds; None where it holds others, as ids.
+        How many floating-point numbers an input holds; None if it holds other numbers, such as ids.
     """
 
     def __init__(self, stream: LiveStream) -> None:

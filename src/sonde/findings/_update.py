@@ -11,9 +11,9 @@ from sonde.stats.halves import random_halves
 
 
 def update_per_spread(update: MomentsState, received: MomentsState) -> float | None:
-    """Return the median over units of the rms of a change over the standard deviation before it.
+    """Return the size of an update: the median over units of its rms over the spread before it.
 
-    None where no unit varied before it.
+    None if no unit varied before the update.
     """
     return _median(update.mean.square() + update.variance, received.variance)
 
@@ -28,7 +28,7 @@ def _median(square: Float[Tensor, "dim"], variance: Float[Tensor, "dim"]) -> flo
 def sampled_ends(
     before: SiteEvidence, site: SiteEvidence, value: float, n_groups: int
 ) -> tuple[float | None, float | None]:
-    """Return a 95 % interval from random halves; None where the rows of the figure are tokens."""
+    """Return a 95 % interval from random halves, or (None, None) if the rows are not comparable."""
     if site.all.key != site.schema.key or not torch.equal(before.sample.draw, site.sample.draw):
         return None, None
     x, y = rows_as_float(before.sample), rows_as_float(site.sample)

@@ -56,7 +56,7 @@ class WeakRows:
 
 @once
 def weak_rows(evidence: Evidence) -> WeakRows | None:
-    """Return the groups on which a classifier may be worse; None where its answers are unknown."""
+    """Return the groups on which a classifier may be worse, or None if its answers are unknown."""
     right = right_rows(evidence)
     if right is None:
         return None
@@ -111,7 +111,7 @@ def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, An
 
 
 def _typed(values: Sequence[Any]) -> Any:
-    """Return numbers of many values as a tensor, NaN where there is none; all else as it is."""
+    """Return a tensor if a column holds many different numbers (NaN if missing), else a list."""
     if len(set(values)) <= FEW or not are_numbers(values):
         return ["" if v is None else v for v in values]
     numbers = [as_number(v) for v in values]

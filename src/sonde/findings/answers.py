@@ -197,7 +197,7 @@ def _renamed(answer: Int[Tensor, "row"], truth: Int[Tensor, "row"]) -> float:
 
 
 def answers_section(evidence: Evidence) -> dict[str, Any] | None:
-    """Return the report's section on whether the model is right; None where that is not known."""
+    """Return the report's section on whether the model is right, or None if that is not known."""
     lens = evidence.lens
     if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
         return _of_tokens(lens)
@@ -234,7 +234,7 @@ def confusion(evidence: Evidence) -> dict[str, Any] | None:
     """Return which label gets which answer, over all sampled rows with a label.
 
     The table holds every class where there are few, else the classes of the ``pairs`` alone, which
-    are the wrong answers with the most rows. None where the model's answers are not known.
+    are the wrong answers with the most rows. None if the model's answers are not known.
     """
     columns = answer_columns(evidence)
     if isinstance(columns, str) or not bool((columns[1] >= 0).any()):

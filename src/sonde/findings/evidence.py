@@ -25,7 +25,7 @@ from sonde.stats import (
 
 @dataclass(frozen=True, eq=False)
 class AllRows:
-    """Statistics of every token or patch of a site; of its pooled rows where it has neither.
+    """Statistics of all tokens or patches of a site, or of its pooled rows if it has neither.
 
     Parameters
     ----------
@@ -40,12 +40,12 @@ class AllRows:
     extremes : ExtremesState
         Largest entries of each unit and the rows that hold the largest of all.
     eighth : MomentsState or None
-        Full moments of one row in eight; None where rows are pooled.
+        Full moments of an eighth of the rows; None if rows are pooled.
     groups : GroupMeansState or None
         Variance of the mean over an example's rows against that of the rows.
     update, received : MomentsState or None
-        Diagonal moments of the change since the site before, where widths agree, and of the rows
-        there; at the first site, since what it receives.
+        Diagonal moments of the change since the previous site, if the widths agree, and of the
+        rows there. For the first site, the change since its input.
     """
 
     key: str
@@ -203,17 +203,17 @@ class Evidence:
     counters : dict
         ``rows|key``, ``nonfinite|key``, ``examples``.
     model : ModelEvidence or None
-        What the modules and the self-check say; None for feature arrays.
+        Results of the modules and the self-check; None for feature arrays.
     lens : LensEvidence or None
-        Next-token loss after each block; None where the model has no such head.
+        Next-token loss after each block; None if the model predicts no tokens.
     variants : VariantEvidence or None
-        Batch norms beside rows that reach them, and the model on inputs given otherwise.
+        Batch norms beside rows that reach them, and the model on changed inputs.
     texts : TextVariantEvidence or None
-        The loss of a language model on texts given otherwise.
+        The loss of a language model on changed texts.
     losses : TextLosses or str or None
         Its loss on each of the sampled texts, or why that is not known.
     fresh : FreshLayers or None
-        Layers that look as their initialiser left them.
+        Layers whose weights look as if they were never trained.
     versus : VersusEvidence or None
         Comparison with OTHER.
     stochastic, deep : bool, default=False
@@ -221,9 +221,9 @@ class Evidence:
     fail_on : collection of str
         Codes that fail the gate.
     awaited : str
-        Why OTHER was not read, where it was to be.
+        Why OTHER was not read although it was given.
     checks : sequence of Check
-        How all other rules ended, for the one that lists what was withheld.
+        Checks of all other rules, for the rule that lists the withheld checks.
     """
 
     sites: tuple[SiteEvidence, ...]
@@ -253,7 +253,7 @@ class Evidence:
     def column(self, name: str, site: SiteEvidence) -> Tensor | None:
         """Return a column of the sampled rows of a site, in the order of ``site.sample``.
 
-        ``group`` and ``draw`` are in the sample itself. None where the stream has no such column.
+        ``group`` and ``draw`` are in the sample itself. None if the stream lacks the column.
         """
         sample = self.columns.get(name)
         if sample is None:

@@ -297,7 +297,7 @@ def _largest(weight: Matrix) -> float:
 
 
 def _bias(bias: Tensor | None, columns: int) -> str | None:
-    """Return how a bias is as an initialiser leaves it; None where it is not."""
+    """Return the initialiser that a bias fits: "zero", "drawn", "" if missing, None if neither."""
     if bias is None:
         return ""
     if not bool(bias.any()):

@@ -142,7 +142,7 @@ class ScanStatistics:
         return dict(sorted(found.items()))
 
     def state(self, role: str, site: str, states: States) -> Any:
-        """Return the state of a role at a site over all rows, or None where it saw none."""
+        """Return the state of a role at a site over all rows, or None if it saw no row."""
         if (role, site) not in self.roles:
             return None
         merged = None

@@ -148,7 +148,7 @@ def usable(evidence: Evidence) -> bool:
 
 
 def blocked(rule: Rule, evidence: Evidence) -> Check | None:
-    """Return the check of a rule about labels that may not speak; None where it may."""
+    """Return the check of a rule about labels that cannot be judged, or None if it can."""
     second = second_class(evidence)
     if isinstance(second, str):
         return rule.not_applicable(second)
@@ -257,7 +257,7 @@ def confusions(found: LabelEvidence, site: int) -> list[tuple[int, int, int, flo
 
 
 def labels_section(evidence: Evidence, column: str | None = None) -> dict[str, Any] | None:
-    """Return the report's section on labels; None where rules about labels may not speak."""
+    """Return the report's section on labels, or None if the labels cannot be judged."""
     if not usable(evidence):
         return None
     found = label_evidence(evidence)

@@ -48,21 +48,21 @@ class LensEvidence:
     above_final, above_final_se : Float[Tensor, "block"]
         Final loss minus the loss after a block, paired by row.
     final, final_se : float
-        Loss of the model itself, also where there is none by block; NaN where it gives no logits.
+        Loss of the model itself, even if losses by block are missing; NaN if it gives no logits.
     unigram : float
         Entropy in nats of the targets' own frequencies.
     doubt : float
-        Mean entropy of the model's own probabilities, in [0, 1] of that of equal ones.
+        Mean entropy of the model's own probabilities, as a share of the entropy of equal ones.
     expected, expected_by_rank : float
-        Cross entropy in nats of the targets' frequencies with the model's mean prediction, and the
-        same once both are sorted.
+        Cross entropy in nats of the targets' frequencies with the model's mean prediction, and
+        the cross entropy once both are sorted.
     n_words : int
         Tokens that the model knows.
     bytes_per_token : float
-        Of the texts' targets; 0 where no tokenizer says it.
+        Bytes per target token; 0 if no tokenizer gives them.
     n_rows, n_groups : int
     reason : str
-        Why there are no losses by block; empty where there are.
+        Why losses by block are missing; empty if they are there.
     too_few : bool
         Whether the reason is that there are too few rows.
     """
@@ -115,7 +115,7 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
 
 
 def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
-    """Return the report's section on prediction by depth; None where there are no figures."""
+    """Return the report's section on prediction by depth, or None if there are no figures."""
     lens = evidence.lens
     if not isinstance(lens, LensEvidence) or lens.loss is None or lens.se is None:
         return None
@@ -152,7 +152,7 @@ def _outcomes(
     decode: Callable[[Tensor], Tensor] | None = None,
     wanted: int = MOST_ROWS,
 ) -> _Outcomes | None:
-    """Return what the model makes of the next tokens; None where it gives no logits of tokens."""
+    """Return how well the model predicts next tokens, or None if it gives no logits of tokens."""
     losses, finals, doubts, group, targets, n_words = [], [], [], [], [], 0
     expected = torch.zeros((), dtype=torch.float64)
     for g, (text, positions) in enumerate(zip(texts, _positions(texts, wanted, seed), strict=True)):

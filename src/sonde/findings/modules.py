@@ -52,7 +52,7 @@ class SiteFacts:
 
 @dataclass(frozen=True, eq=False)
 class ModelEvidence:
-    """What is known of a live model beside its states.
+    """Facts about a live model, beside its states.
 
     Parameters
     ----------
@@ -66,17 +66,17 @@ class ModelEvidence:
     batch_norm : tuple of str
         Batch norms without running statistics.
     silent : Silent or None
-        What no forward has used so far; None where no row could be run.
+        Modules that no forward has used so far; None if no row could be run.
     n_experts : int
     routed : bool
         Whether the model has a router.
     pools : bool
-        Whether it joins all tokens of an example into one answer.
+        Whether the model gives a single answer for all tokens of an example.
     task : str
     padding_side : {"left", "right"}
         Where the model's processor pads.
     n_numbers : int or None
-        How many floating-point numbers one input holds; None where it holds others, as ids.
+        How many floating-point numbers an input holds; None if it holds other numbers, such as ids.
     """
 
     self_check: SelfCheck

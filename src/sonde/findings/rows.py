@@ -80,7 +80,7 @@ def copies(data: DataEvidence) -> Copies:
 
 
 def content_groups(evidence: Evidence) -> Int[Tensor, "row"]:
-    """Return one number per shared row: equal for rows of one group, or of one content."""
+    """Return a number for each shared row: rows of the same group or content have equal numbers."""
     shared = shared_rows(evidence)
     group, order, seen = shared.group.clone(), shared.order, {}
     if order is None:
@@ -160,8 +160,9 @@ class DoubtfulLabels:
 
 @once
 def doubtful_labels(evidence: Evidence) -> DoubtfulLabels:
-    """Return the rows at the best site of which no neighbour has the label, and nine share another.
+    """Return the rows at the best site whose neighbours contradict their label.
 
+    No neighbour has the label, nine in ten share another label, and the probe agrees with them.
     Ask ``labels.usable`` first.
     """
     found = label_evidence(evidence)
@@ -182,7 +183,7 @@ def doubtful_labels(evidence: Evidence) -> DoubtfulLabels:
 
 
 def spread_sites(n: int, at_most: int = MOST_SITES) -> list[int]:
-    """Return indices of at most so many sites, evenly spaced, both ends among them."""
+    """Return the indices of at most ``at_most`` evenly spaced sites, including both ends."""
     if n <= at_most:
         return list(range(n))
     return sorted({round(i * (n - 1) / (at_most - 1)) for i in range(at_most)})

@@ -44,13 +44,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a report says, at all sites and units that share its cause.
+    """A statement of a report, at all sites and units that share its cause.
 
     Parameters
     ----------
     code, level : str
     sentence : str
-        What, where, how much, compared with what, on how many rows; at most 240 characters.
+        Names the fault, the place, the figure, the comparison and the rows; at most 240 characters.
     figure : Figure
         That of the worst site.
     sites, units, classes : tuples of str
@@ -58,15 +58,15 @@ class Finding:
     examples : tuple of int
         Examples by planned order, most telling first.
     figures : tuple of float
-        Of each of them, the number by which it was counted; empty where there is none.
+        The number by which each example was counted; empty if there are no such numbers.
     partners : tuple of int
-        Of each of them, the example of DATA that it is like; empty where there is none.
+        The example of DATA that each example resembles; empty if none was looked for.
     of_other : bool
-        Whether these are of OTHER.
+        Whether the examples belong to OTHER.
     effect : float
         Size in [0, 1], for the order within a level.
     next : Step or None
-        What looks closer, or fixes it.
+        The command that looks closer, or mends the fault.
     borderline, common : bool
         The interval contains the threshold; many good models show it.
     because_of : str or None

@@ -1,4 +1,4 @@
-"""One scan: one pass over DATA (and one over OTHER), all rules, one document."""
+"""Scan a model: read DATA (and OTHER), check all rules, and write a document."""
 
 import logging
 import time
@@ -277,7 +277,7 @@ def _gathered(
     tasks: list[Task],
     measures: ScanMeasures,
 ) -> tuple[Gathered | None, Interrupted | None]:
-    """Return what a pass gave; after Ctrl-C what it had committed, None where that is nothing."""
+    """Return the results of a pass; after Ctrl-C those of its commits, or None without a commit."""
     try:
         return gather(stream, data, settings, split, tasks, measures), None
     except Interrupted as stop:

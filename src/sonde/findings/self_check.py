@@ -54,7 +54,7 @@ class Deltas:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What the small forwards showed; None where a comparison could not be made.
+    """Results of the self-check's small forwards; None for a comparison that could not be made.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class SelfCheck:
     dtype : str
         Type of the states: the narrowest of the sites.
     n_rows, n_tokens : int
-        Examples chosen, and the tokens of all of them (the examples, where there are none).
+        Number of chosen examples, and of their tokens (or of the examples, if they have no tokens).
     repeat : Deltas or None
         The same batch under another random seed.
     company : Deltas or None

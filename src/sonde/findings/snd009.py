@@ -31,7 +31,7 @@ class SND009(Rule):
     Parameters
     ----------
     warning : int, default=32
-        Below so many groups it is a warning.
+        Fewer groups make the finding a warning.
     """
 
     warning: int = 32

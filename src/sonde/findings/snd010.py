@@ -14,14 +14,14 @@ from sonde.findings.rule import Check, Figure, Rule, Theme
 @final
 @dataclass(frozen=True)
 class SND010(Rule):
-    """Modules of which no parameter took part in a forward.
+    """Modules whose parameters took no part in any forward.
 
     Parameters
     ----------
     warning : float, default=0.01
         Share of the model's parameters.
     tokens_per_expert : int, default=1000
-        An expert without a token counts only if so many tokens for each expert were run.
+        An expert without a token counts only if this many tokens for each expert were run.
     """
 
     warning: float = 0.01

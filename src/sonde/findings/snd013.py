@@ -103,7 +103,7 @@ def _kind(site: SiteEvidence) -> str | None:
 
 
 def slope(site: SiteEvidence, evidence: Evidence) -> Float[Tensor, "dim"] | None:
-    """Return each unit's mean derivative over its largest, or None where rows hide it."""
+    """Return each unit's mean derivative over its largest, or None if averaged rows hide it."""
     kind = _kind(site)
     if is_averaged(site) and (kind in CUT or site.all.key == site.schema.key):
         return None

@@ -87,7 +87,7 @@ class SND014(SiteRule):
         return Measured(shares, if_raised={"shares": shares}, kept=found)
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return the pooled rows, of which copies were counted."""
+        """Return the number of pooled rows, among which copies were counted."""
         return {"n_rows": site.moments.n}
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:

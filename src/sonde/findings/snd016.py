@@ -177,7 +177,7 @@ class SND016(Rule):
 
 
 def dominance(site: SiteEvidence, steady: float = 0.1) -> Dominance | None:
-    """Return how far the largest units stand out, or None where fewer than two units vary."""
+    """Return how far the largest units stand out, or None if fewer than two units vary."""
     moments, top = site.all.moments, site.all.extremes
     square = moments.mean.square() + moments.variance
     alive = moments.variance > 0

@@ -88,7 +88,7 @@ class SND023(SiteRule):
 
 
 def spread_per_mean(site: SiteEvidence) -> float | None:
-    """Return the spread of rows over the length of their mean; None where there is no mean."""
+    """Return the spread of rows over the length of their mean, or None if it cannot be computed."""
     moments = site.all.moments
     if site.dim < UNITS:
         return None

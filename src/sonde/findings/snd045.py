@@ -67,7 +67,7 @@ class SND045(Rule):
 
 
 def _blank(evidence: Evidence) -> Bool[Tensor, "example"] | None:
-    """Return of each example whether it is blank; None where nothing is known of the inputs."""
+    """Return whether each example is blank, or None if nothing is known of the inputs."""
     if not evidence.sites:
         return None
     data, shared = evidence.data, shared_rows(evidence)

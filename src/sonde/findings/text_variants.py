@@ -40,7 +40,7 @@ class TextVariantEvidence:
 
 
 def text_variant_evidence(stream: LiveStream, seed: int) -> TextVariantEvidence | None:
-    """Run a causal language model on a few texts in several ways; None where it cannot be done."""
+    """Run a causal language model on a few texts in several ways, or return None if it cannot."""
     if stream.model.task != "causal":
         return None
     small = small_batches(

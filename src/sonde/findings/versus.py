@@ -62,7 +62,7 @@ class VersusEvidence:
         return Evidence(tuple(self.other_sites.values()), self.other_columns, self.other_data, {})
 
     def rows_at(self, key: str) -> tuple[Float[Tensor, "row dim"], list[str]] | None:
-        """Return OTHER's sampled rows at a site and their ids; None where it has none."""
+        """Return OTHER's sampled rows at a site and their ids, or None if OTHER lacks the site."""
         keys = [s.schema.key for s in self.other.sites]
         if key not in keys:
             return None

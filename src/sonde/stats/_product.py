@@ -1,7 +1,7 @@
-"""Products of float32 rows where the user lets the GPU round factors to TF32.
+"""Products of float32 rows if the user lets the GPU round factors to TF32.
 
-The setting is one for the whole process and its threads, so it is left alone. Factors are split in
-two parts of which TF32 loses nothing that float32 would keep.
+The setting holds for the whole process and all its threads, so it is left alone. Each factor is
+split into two numbers of TF32, and the product keeps the accuracy of float32.
 """
 
 import torch

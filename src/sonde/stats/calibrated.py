@@ -70,7 +70,7 @@ class CalibratedScorer(Scorer):
 
     @property
     def by(self) -> str | None:
-        """What says the class within which p-values hold; None where there are no classes."""
+        """What gives the class within which p-values hold; None if there are no classes."""
         return self.calibration.by if isinstance(self.calibration, ClassCalibration) else None
 
 
@@ -139,14 +139,14 @@ class _ScoresOf(Statistic[HeldScoresState]):
 class Calibrated(Instrument):
     """A detector on the fit part, calibrated on a hash sample of the held part, in the same pass.
 
-    Where rows come in groups, one row of each group (that of smallest draw) enters the calibration,
-    and of many groups those of smallest draw, whatever their sizes, so that the held-out scores are
-    exchangeable. With a ``reduction`` an example's rows make one score, whole groups are sampled,
-    and one example of each enters. Rows that are not finite enter, as in use, where they score
-    ``+inf``; rows that the detector's labels know as unusual do not.
-    Where a score is about all sites, their rows are joined.
+    If rows come in groups, the row of smallest draw of each group enters the calibration; if there
+    are too many groups, those of smallest draw enter, whatever their sizes. The held-out scores are
+    then exchangeable. With a ``reduction`` an example's rows make a single score, whole groups are
+    sampled, and a single example of each group enters. Rows that are not finite enter, and score
+    ``+inf`` as in use; rows that the labels mark as unusual do not. If a score is about all sites,
+    their rows are joined.
 
-    With ``kept``, the detector was calibrated later on other rows, of which scores are kept.
+    With ``kept``, the detector was calibrated later on other rows, whose scores are kept.
     """
 
     estimates: ClassVar[bool] = False

@@ -79,7 +79,7 @@ class Coreset(Statistic[CoresetState]):
     def update(
         self, state: CoresetState, x: Float[Tensor, "row dim"], draw: Int[Tensor, "row"]
     ) -> CoresetState:
-        """Return the chosen rows after a batch, of which only what lies outside competes."""
+        """Return the chosen rows after a batch. Rows within ``apart`` of them do not compete."""
         return self._extended(state, x, draw)
 
     def merge(self, a: CoresetState, b: CoresetState) -> CoresetState:

@@ -143,8 +143,9 @@ class SampledCalibration(State):
     """Split-conformal calibration from the largest scores and a sample of the others.
 
     A score above the smallest of the ``T`` largest has the p-value of all ``n`` scores. Any other
-    one lies among the ``n + 1 - T`` lower ones, of which the sample is uniform; with its p-value
-    ``q`` there, ``(T + (n + 1 - T) q) / (n + 1)`` is one: exact at every level, ties included.
+    score lies among the ``n + 1 - T`` lower scores, from which the sample is drawn uniformly. With
+    its p-value ``q`` in that sample, ``(T + (n + 1 - T) q) / (n + 1)`` is a p-value among all
+    scores: exact at every level, ties included.
     Under ``pac`` both parts hold with ``1 - delta / 2``, and thresholds and p-values decide alike.
 
     Parameters
@@ -154,7 +155,7 @@ class SampledCalibration(State):
     scores : Float[Tensor, "sample"]
         A sample of the others, ascending.
     n : int
-        Scores that both come from.
+        Number of scores that ``tail`` and ``scores`` come from.
     guarantee : {"marginal", "pac"}, default="marginal"
     delta : float, default=0.05
 

@@ -56,7 +56,7 @@ def grouped_share(
     ----------
     hits : Bool[np.ndarray, "row"]
     group : Int[np.ndarray, "row"]
-        0 to G - 1, each of which has rows.
+        Numbers 0 to G - 1; every number has rows.
     level : float, default=0.95
 
     Examples

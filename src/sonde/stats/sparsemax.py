@@ -1,4 +1,4 @@
-"""Weights that sum to one of which most are exactly zero."""
+"""Weights that sum to one, most of them exactly zero."""
 
 import torch
 from jaxtyping import Float

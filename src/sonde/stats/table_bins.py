@@ -31,7 +31,7 @@ class TableBins:
 
     @classmethod
     def of(cls, wide: Float[Tensor, "edge"], dtype: torch.dtype) -> "TableBins | None":
-        """Return the table for rows of one type; None where the edges lie too unevenly."""
+        """Return the table for rows of a type, or None if the edges lie too unevenly."""
         edges = wide.to(dtype)
         n_cells = min(MOST_CELLS, CELLS_PER_EDGE * (len(edges) + 1))
         width = float(edges[-1] - edges[0])

@@ -150,7 +150,7 @@ class Trainer(Learner[TrainingT]):
         return parameter_names(type(self).examples)[1:]
 
     def n_passes(self) -> int:
-        """Return one walk that surveys, those that train, and the one that reviews."""
+        """Return the number of walks: a survey, the training passes, and the review if any."""
         return 1 + self.passes + self.reviews
 
     def is_trained(self, state: TrainingT) -> bool:

@@ -185,7 +185,7 @@ class Drawn:
 
 
 def shared_rows(*samples: Drawn, what: str) -> RowOverlap | None:
-    """Return how many rows two samples have in common; None where they have none.
+    """Return how many rows two samples have in common, or None if they share no row.
 
     Only rows up to the end of the sample that ends first are compared: up to there both samples
     are complete, so the share of common rows is that of all the data.
@@ -221,7 +221,7 @@ def _wanted(bundle: Bundle) -> set[str]:
 
 
 def _merge_units(a: Units, b: Units) -> Units:
-    """Return which units of which plans both bundles have seen together.
+    """Return the units that either bundle has seen, for each plan.
 
     Raises
     ------

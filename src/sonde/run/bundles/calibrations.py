@@ -59,10 +59,7 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
 
 
 def held_requests(tasks: list[Task], split: Split | None) -> dict[str, Request]:
-    """Return, by id, what detectors asked of the rows that were kept out of their fit.
-
-    These rows' scores calibrate them.
-    """
+    """Return, by id, the requests for scores of held-out rows, which calibrate the detectors."""
     found: dict[str, Request] = {}
     for task in tasks:
         for (group,) in reads_of(task, split).get("held_scores", []):
@@ -71,9 +68,9 @@ def held_requests(tasks: list[Task], split: Split | None) -> dict[str, Request]:
 
 
 def _require_other_rows(held: dict[str, Request], a: Fitted, b: Fitted) -> None:
-    """Refuse calibrations of which most rows of one are in the other.
+    """Refuse two calibrations if most rows of one calibration are also in the other.
 
-    Fewer count once where all are kept; else a warning says so.
+    Fewer shared rows count once if both keep all their rows; else a warning names them.
     """
     for name in held:
         states = a.states[name], b.states[name]

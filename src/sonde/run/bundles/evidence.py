@@ -41,10 +41,10 @@ class StateEvidence:
 
 
 def evidence(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEvidence | None:
-    """Return the state of a statistic over all rows of a site, or the next best that is at hand.
+    """Return the state of a statistic over all rows of a site, or the best substitute.
 
-    In this order: the stored state; moments from those of classes; what the stored sample of rows
-    gives. None where the bundle holds nothing of the kind.
+    In this order: the stored state; moments from those of classes; the state of the stored sample
+    of rows. None if the bundle holds none of them.
     """
     found = stored(bundle, statistic, key)
     if found is None and isinstance(statistic, HashSample):
@@ -70,7 +70,7 @@ def stored(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEvidence
 
 
 def _finite(held: State) -> State:
-    """Return the finite rows of those that calibrate."""
+    """Return a sample of held-out rows without rows that are not finite."""
     assert isinstance(held, HashSampleState)  # nothing else is read as it is scored
     keep = torch.nonzero(finite_rows(held.rows).cpu()).flatten()
     columns = (held.draw[keep], held.group[keep], held.group_draw[keep])
@@ -87,7 +87,7 @@ def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> StateEvidence |
 
 
 def _sampled(bundle: Fitted, wanted: HashSample, key: str) -> StateEvidence | None:
-    """Return a sample of rows, where they come in groups one row of each, or what is wanted."""
+    """Return the wanted sample, or a sample of a single row per group if that is all there is."""
     if wanted.column != "x":
         return None
     found = _largest(bundle, key, wanted)
@@ -105,7 +105,7 @@ def _state_of(sample: StateEvidence) -> HashSampleState:
 
 
 def _largest(bundle: Fitted, key: str, wanted: HashSample) -> StateEvidence | None:
-    """Return the largest of the stored samples that hold what is wanted."""
+    """Return the largest stored sample that can be cut to the wanted sample."""
     kinds = {
         request.statistic: None
         for request in bundle.requests.values()
@@ -118,7 +118,7 @@ def _largest(bundle: Fitted, key: str, wanted: HashSample) -> StateEvidence | No
 
 
 def _cut(bundle: Fitted, kind: HashSample, key: str, wanted: HashSample) -> StateEvidence | None:
-    """Return a stored sample as the one that is wanted; None where that would prefer some rows."""
+    """Return a stored sample cut to the wanted sample, or None if the cut would be biased."""
     found = stored(bundle, kind, key)
     if found is None or not isinstance(found.state, HashSampleState):
         return None
@@ -131,7 +131,7 @@ def _cut(bundle: Fitted, kind: HashSample, key: str, wanted: HashSample) -> Stat
 
 
 def _is_alike(bundle: Fitted, state: HashSampleState, kind: HashSample, part: Part) -> bool:
-    """Return whether a sample of rows is one of groups, or one of groups one of rows."""
+    """Return whether a sample by rows and a sample by groups would hold the same rows."""
     each = not groups_of(bundle, state.n, part)
     if kind.groups == "one":  # equal examples are one group
         n_examples, n_groups = counts_in(bundle.header, part)

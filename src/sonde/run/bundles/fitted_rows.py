@@ -16,10 +16,10 @@ ALPHA: Final = 0.05
 def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any]]:
     """Return a line for each result as JSON values.
 
-    ``value`` and ``se`` are those of a measure with one number (``n_values`` counts more), ``most``
-    what a value with a unit cannot exceed;
-    ``n_held`` and ``threshold`` those of a detector that was calibrated: alarms at a false-alarm
-    rate of 5 % are scores above it, None where too few rows were held out.
+    ``value`` and ``se`` belong to a measure with a single number (``n_values`` counts the numbers).
+    ``most`` is the largest possible value of a measure with a unit. ``n_held`` and ``threshold``
+    belong to a calibrated detector: scores above ``threshold`` are alarms at a false-alarm rate of
+    5 %; the threshold is None if too few rows were held out.
     """
     return [
         {

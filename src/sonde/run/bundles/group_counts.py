@@ -114,7 +114,7 @@ def _text(found: np.ndarray) -> str:
 
 
 def _draws_in(header: Header) -> np.ndarray | None:
-    """Return the kept draws of a bundle's groups in ascending order; None where it has none."""
+    """Return the kept draws of a bundle's groups in ascending order, or None if it kept none."""
     text = header.get("group_draws")
     if text is None:
         return None

@@ -16,13 +16,13 @@ READING_FIELDS = ("objective", "keep_special", "perturb")
 
 
 def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
-    """Return which units of which plan and data a bundle has seen."""
+    """Return the header's entry of all units of a plan, with the fingerprint of the data."""
     units = [[0, plan.n_units - 1]]
     return {"plan": plan.id, "data": data_fingerprint(stream), "units": units}
 
 
 def data_fingerprint(stream: Stream) -> str:
-    """Return the hash of what a stream says of its data: of which rows they are."""
+    """Return the hash of the part of a stream's identity that says which rows it reads."""
     return data_hash(stream.identity())
 
 

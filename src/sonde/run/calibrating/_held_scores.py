@@ -68,7 +68,7 @@ class Groups:
 
     @classmethod
     def of(cls, stream: Stream) -> "Groups | None":
-        """Return the groups; None where each example is a group of its own."""
+        """Return the groups, or None if each example is a group of its own."""
         ids = isinstance(stream, ArrayStream) and stream.who.given is not None
         if not stream.grouped and not ids:
             return None

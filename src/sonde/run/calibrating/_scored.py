@@ -62,7 +62,7 @@ class ScoredBatch:
 
     @classmethod
     def joined(cls, batches: "Sequence[ScoredBatch]") -> "list[ScoredBatch]":
-        """Return batches as one; none where there are none."""
+        """Return the batches joined into a single batch; an empty list stays empty."""
         if not batches:
             return []
         order = torch.cat([batch.order for batch in batches])

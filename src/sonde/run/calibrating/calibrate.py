@@ -189,9 +189,9 @@ def _require_other_data(fitted: Fitted, n: int, fingerprint: str) -> None:
 def _labels(
     fitted: Fitted, model: Any, data: Any, column: str, options: dict[str, Any]
 ) -> Int[Tensor, "example"] | None:
-    """Return the labels of the data, by planned order; None where no detector knows by them.
+    """Return the labels of the data by planned order, or None if no detector needs labels.
 
-    Those of the stream are the values of ``column``.
+    The labels are the values of ``column``.
     """
     inner = [inner_of(task.instrument) for task in fitted.tasks]
     if all(one.usual == Every() for one in inner if isinstance(one, Detector)):

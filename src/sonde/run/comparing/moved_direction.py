@@ -45,7 +45,7 @@ class MovedDirection:
 def moved_direction(
     first: Fitted, second: Fitted, key: str, sides: tuple[int, int], pairs: TwoSamples | None
 ) -> MovedDirection | None:
-    """Return the direction of a site's mean; None where a bundle holds no moments of it.
+    """Return how a site's mean moved, or None if a bundle holds no moments of the site.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def moved_direction(
     sides : (int, int)
         Independent rows of both.
     pairs : Rows or None
-        The same rows on both sides, where that is so.
+        The paired samples, if both sides hold the same rows.
     """
     a, b = moments(first, key), moments(second, key)
     if a is None or b is None or len(a.mean) != len(b.mean):

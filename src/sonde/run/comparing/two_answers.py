@@ -41,13 +41,13 @@ class TwoAnswers:
 def compare_answers(
     first: Model, second: Model, inputs: Inputs, others: Inputs, *, progress: bool = True
 ) -> TwoAnswers | None:
-    """Return how the answers differ; None where the models do not answer the same question.
+    """Return how the answers differ, or None if the models do not answer the same question.
 
     Parameters
     ----------
     first, second : Model
     inputs, others : Inputs
-        The same data as inputs of each.
+        The same data, as inputs of each model.
     progress : bool, default=True
     """
     keys = [

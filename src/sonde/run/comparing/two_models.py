@@ -104,15 +104,15 @@ class TwoModels:
     Parameters
     ----------
     sites, others : tuple of str
-        Of the first and of the second model, in order of execution.
+        Sites of the first and of the second model, in order of execution.
     cka, cka_se : Float[Tensor, "site other"]
         Debiased similarity of every site to every other; the error is NaN for too few rows.
     matches : tuple of SiteMatch
-        One for each site of the first model.
+        The match of each site of the first model.
     n_rows, n_missing : int
-        Rows that both models have, and sampled rows of either that the other lacks.
+        Rows that both models have, and sampled rows that only one model has.
     grouped : bool
-        Whether rows come in groups, of which one row each enters the map.
+        Whether rows come in groups. The map then uses a single row of each group.
     """
 
     sites: tuple[str, ...]

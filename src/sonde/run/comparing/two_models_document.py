@@ -20,7 +20,7 @@ def two_models_document(
     ----------
     found : TwoModels
     answers : TwoAnswers or None
-        None where the models do not answer the same question.
+        None if the models do not answer the same question.
     names : (str, str)
         The models, as the user typed them.
     data : str

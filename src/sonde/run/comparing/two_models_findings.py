@@ -96,7 +96,7 @@ def _size(match: SiteMatch) -> float:
 
 
 def _is_turned(match: SiteMatch) -> bool:
-    """Return whether a rotation, of which another order is one, makes both layers the same."""
+    """Return whether a rotation or a new order of units makes both layers the same."""
     return match.distance < 1.0 - SAME
 
 

@@ -106,7 +106,7 @@ def groups_of(usual: pa.Table, unusual: pa.Table) -> np.ndarray:
 
 
 def ends(name: str, metric: Metric) -> dict[str, float | None]:
-    """Return a figure and the ends of its interval; None where one is not defined."""
+    """Return a figure and the ends of its interval; an undefined number is None."""
     values = {name: float(metric.value), f"{name}_low": metric.low, f"{name}_high": metric.high}
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
 

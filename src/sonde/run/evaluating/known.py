@@ -33,7 +33,7 @@ class KnownItems:
         return cls(dict(zip(numbers, rows, strict=True)), source)
 
     def column(self, name: str) -> dict[int, Any]:
-        """Return what a column says of each item, without those of which it says nothing."""
+        """Return the value of each item in a column, without items whose value is missing."""
         columns = sorted({key for row in self.items.values() for key in row})
         if name not in columns:
             raise InputError(

@@ -76,10 +76,10 @@ def trust_errors(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any] | None:
-    """Return which detector and site to trust to say which answers are wrong, if any.
+    """Return which detector and site, if any, to trust about wrong answers.
 
-    The parameters are those of ``evaluate_errors``, what is returned that of ``trust_of``; None
-    where errors are other than 0 and 1.
+    The parameters are those of ``evaluate_errors``, the result is that of ``trust_of``; None if
+    errors are other than 0 and 1.
     """
     found = list(_judged(scored, data, column, group_column))
     if not all(set(wrong.tolist()) <= {0.0, 1.0} for _, wrong, _ in found):
@@ -110,7 +110,7 @@ def evaluate_errors_by(
     -------
     list of dict
         For each value, instrument and site ``value n groups wrong``, the mean of the errors, and
-        ``auroc`` with ``_low`` and ``_high``, None where all answers are right, or all wrong.
+        ``auroc`` with ``_low`` and ``_high``; None if all answers are right, or all wrong.
 
     Raises
     ------
@@ -144,9 +144,9 @@ def evaluate_errors_by(
 def _judged(
     scored: pa.Table, data: Any, column: str, group_column: str | None
 ) -> Iterator[tuple[Candidate, np.ndarray, list[int | None]]]:
-    """Yield of each detector and site the scores, how wrong the answers are, and of which items.
+    """Yield for each detector and site its scores with the errors of the answers, and the items.
 
-    An item of which nothing is known is None, and has no score.
+    An item whose error is unknown is None, and has no score.
     """
     known = KnownItems.of(data)
     errors = {i: _error(v, i, column) for i, v in known.column(column).items()}

@@ -135,7 +135,7 @@ def grid_of(n: int, size: Grid) -> Grid:
 
 
 class _Masks:
-    """The mask of each item: zeros of the size of its image where there is none."""
+    """Masks of the items. An item without a mask gets zeros of the size of its image."""
 
     def __init__(self, known: KnownItems, masks: str, data: Any, image_column: str | None) -> None:
         self.known, self.base = known, known.source.base

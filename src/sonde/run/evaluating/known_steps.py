@@ -85,10 +85,11 @@ def evaluate_steps(
 
 @dataclass(frozen=True)
 class _Steps:
-    """The steps of the trajectories of which all is known.
+    """Steps of the trajectories whose first wrong step is known.
 
-    ``counted`` are those before the first wrong step and that one; ``named`` says that a line of a
-    trajectory named one step, and the others have no score.
+    ``counted`` marks the steps up to the first wrong step, or all steps of a right trajectory.
+    ``named`` is true if each trajectory has a single line, which names a step; its other steps
+    have no score.
     """
 
     named: bool

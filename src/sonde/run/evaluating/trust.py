@@ -23,7 +23,7 @@ LEAST_GROUPS: Final = 8
 
 @dataclass(frozen=True)
 class Candidate:
-    """The scores of one detector at one site.
+    """Scores of a detector at a site.
 
     Parameters
     ----------
@@ -31,9 +31,9 @@ class Candidate:
         Instrument and site.
     scores : array (row,)
     unusual : bool array (row,)
-        Which ought to score high.
+        Rows that ought to score high.
     group : sequence of str
-        Of each row; the rows of a group stay in one half.
+        The group of each row; the rows of a group stay in the same half.
     """
 
     key: Key

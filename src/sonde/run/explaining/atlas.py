@@ -74,14 +74,14 @@ class EncodedStream(DerivedStream):
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """What one pass found of every unit of a site.
+    """Results of a pass about every unit of a site.
 
     Parameters
     ----------
     exemplars : ExemplarsResult
     histogram : ScaledHistogramState
     labels : UnitLabelsResult or None
-        None where the data has no labels.
+        None if the data has no labels.
     concepts : sequence of str
         Name of each label.
     site : str

@@ -41,15 +41,15 @@ def model_atlas(
     ----------
     atlas : Atlas
     stream : LiveStream
-        That it was fitted on.
+        The stream that the atlas was fitted on.
     model, data : str
         As they were typed.
     dictionary : Dictionary, optional
-        Whose features the atlas is of; ``dictionary_file`` is what was typed for it.
+        The dictionary whose features the atlas shows; ``dictionary_file`` is the path as typed.
     loss : mapping, optional
         The loss that the dictionary recovers.
     n_clamped : int, default=256
-        The first so many units are held at their largest value.
+        Number of units, from the first, that are held at their largest value.
     shown : bool, default=True
         Whether texts and pictures are put in.
     """

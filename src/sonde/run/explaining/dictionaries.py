@@ -86,13 +86,13 @@ def feature_effects(
     site: str,
     most: int = 10,
 ) -> list[dict[str, Any]]:
-    """Return the features that the answers hang on most, by gradient times activation.
+    """Return the features that the answers depend on most, by gradient times activation.
 
     The effect of a feature on an answer is its activation times the slope of the objective along
     its direction, summed over places; ``value`` is its mean over answers, and features come in the
-    order of the mean of its size. To first order it is what the answer loses without the feature;
-    ``ablated`` is what it does lose where the feature is taken out of the states, again the mean
-    over answers.
+    order of the mean of its size. To first order it is the drop of the objective without
+    the feature; ``ablated`` is the measured drop if the feature is taken out of the states, also
+    the mean over answers.
     """
     function = SiteFunction(model, batch, site)
     fixed = objective.at(function)
@@ -109,7 +109,7 @@ def feature_effects(
     order = effect.abs().mean(0).argsort(descending=True)[:most].tolist()
 
     def lost(feature: int) -> float:
-        """Return what answers lose where the model goes on from states without a feature."""
+        """Return the mean drop of the objective if the model continues without a feature."""
         part = z[..., feature, None] * dictionary.decoder[feature].to(states)
         with torch.no_grad():
             left = fixed.of(function.run((states - part).movedim(-1, axis)))

@@ -25,9 +25,9 @@ MOST = 32
 class LossRecovered:
     """Cross-entropy of a model with a site as it is, rebuilt, and held at its mean.
 
-    ``value`` is ``(mean - rebuilt) / (mean - clean)``: 1 where answers to what a dictionary
-    rebuilds are as good as the model's own, 0 where they are no better than without the site; NaN
-    where the answers do not hang on the site.
+    ``value`` is ``(mean - rebuilt) / (mean - clean)``: 1 if answers from the rebuilt
+    states are as good as the model's own, 0 if they are no better than without the site, NaN if the
+    answers do not depend on the site.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class LossRecovered:
         return (self.mean - self.rebuilt) / gap if abs(gap) > LEAST else math.nan
 
     def json(self) -> dict[str, Any]:
-        """Return the share and what it is of."""
+        """Return the share of the loss, and the losses that it is made from."""
         value = None if math.isnan(self.value) else self.value
         return {"value": value, **asdict(self)}
 
@@ -57,7 +57,7 @@ class LossRecovered:
 def loss_recovered(
     model: Model, inputs: Inputs, dictionary: Dictionary, site: str
 ) -> LossRecovered | None:
-    """Return the loss that a dictionary recovers; None where the data tell no right answers.
+    """Return the loss that a dictionary recovers, or None if the data hold no right answers.
 
     The model runs on the first ``MOST`` examples, which should not be those of the training, and
     the mean of the site is that over them.
@@ -68,7 +68,7 @@ def loss_recovered(
         A classifier, on data with labels, or a language model.
     inputs : Inputs
     dictionary : Dictionary
-        That rebuilds the site that it reads.
+        It must rebuild the site that it reads.
     site : str
         Of the model.
 
@@ -110,7 +110,7 @@ def _loss(
     logits: str | None,
     act: Callable[[], AbstractContextManager[Any]],
 ) -> Tensor:
-    """Return the cross-entropy of each example, per answer; NaN where none is known."""
+    """Return the cross-entropy per answer of each example; NaN for an example without answers."""
     parts: list[Tensor] = []
     for batch in inputs.batches(0, min(MOST, len(inputs))):
         with act():

@@ -16,7 +16,7 @@ def has_stages(task: Task) -> bool:
 
 
 def next_task(task: Task, states: States, split: Split | None) -> Task | None:
-    """Return the task of the next pass at the same rows, or None where there is none."""
+    """Return the task of the next pass over the same rows, or None if no pass is left."""
     if not has_stages(task):
         return None
     with torch.no_grad():

@@ -36,7 +36,7 @@ def assign(
     Detectors are calibrated where the plan holds rows out, on one score for each example where
     ``reduction`` says so. Equal instruments count once. What cannot be computed at some sites is
     left out and named in one warning. ``heads`` are the sites for methods that ask for the input of
-    the final linear layer, None where it is not known.
+    the final linear layer, or None if these sites are unknown.
 
     Raises
     ------
@@ -168,13 +168,13 @@ class ErrorSample:
     split: Split | None
 
     def request(self, key: str, column: str) -> list[Request]:
-        """Return the requests whose merged states hold one column at one site."""
+        """Return the requests whose merged states hold a column at a site."""
         statistic = HashSample(SAMPLE, column=column, groups=self.groups)
         parts = ("all",) if self.split is None else ("fit", "held")
         return [Request(statistic, (key,), Every(), part) for part in parts]
 
     def state(self, key: str, column: str, states: States) -> HashSampleState | None:
-        """Return the sample of one column at one site over all rows."""
+        """Return the sample of a column at a site over all rows."""
         merged = None
         for request in self.request(key, column):
             merged = merge_pair(request.statistic, merged, states.get(request.id))
@@ -208,7 +208,7 @@ class ErrorSample:
 
 
 def error_sample(tasks: Iterable[Task], stream: Stream, split: Split | None) -> ErrorSample | None:
-    """Return what the tasks' error bars need, or None where no task has one by influence."""
+    """Return the sample of rows for error bars, or None if no task computes them by influence."""
     names: set[str] = set()
     for task in tasks:
         terms = terms_of(task, split)

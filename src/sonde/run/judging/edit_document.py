@@ -42,20 +42,20 @@ def edit_document(
     samples: Sequence[Mapping[str, str]] = (),
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the JSON of one act.
+    """Return the JSON document of an act of ``sonde edit``.
 
     Parameters
     ----------
     word : str
         The word of ``sonde edit``.
     judgement : Judgement or None
-        None where an act only reads.
+        None if the act only reads.
     model, method : str
         As the user typed them.
     places : sequence of str
         Sites or tensors that change.
     target : str
-        What the effect is about, in words.
+        The subject of the effect, in words.
     neutral : str
         The neutral data, in words.
     output : str or None

@@ -202,13 +202,14 @@ def largest_strength(
 ) -> float:
     """Return the largest of some strengths, 8 to .09, at which an act is not too large.
 
-    Found by bisection: what a strength does is taken to grow with it. The smallest where none is.
+    Found by bisection, as if the effect grew with the strength. If every strength is too large,
+    the smallest is returned.
 
     Parameters
     ----------
     model : Model
     act_of : callable
-        Gives the act of a strength.
+        Returns the act of a strength.
     neutral : Inputs
     sites : sequence of str
     """

@@ -39,11 +39,11 @@ _log = logging.getLogger("sonde")
 
 
 class Ledger:
-    """The commits of one plan in one run directory.
+    """The commits of a plan, in a run directory.
 
     Opening it starts or resumes the run: leftovers of a killed run are removed and interrupted
-    merges finished. Damaged files are removed and their units done again. Of several processes on
-    one directory one opens it, under a ``RunLock``; the others are workers.
+    merges finished. Damaged files are removed and their units done again. If several processes
+    share a directory, one of them opens the ledger under a ``RunLock``; the others are workers.
 
     Parameters
     ----------
@@ -51,13 +51,13 @@ class Ledger:
         The run directory; made if it is not there.
     plan : Plan
     requests : mapping of id to Request
-        What the states are.
+        The requests whose states are committed.
     merge : callable, default=``passes.merge_states``
         ``merge(requests, left, right)``.
     durable : bool, default=True
         Sync every commit; not needed for temporary runs.
     worker : bool, default=False
-        Only put: another process has opened the ledger and compacts it.
+        Only add commits: another process has opened the ledger and compacts it.
     fresh : bool, default=False
         Drop what another run left in the directory.
 

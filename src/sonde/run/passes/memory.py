@@ -133,9 +133,9 @@ def estimate(
 def _sizes_after(
     wanted: Mapping[str, Request], schema: Sequence[SiteSchema], n_rows: Mapping[str, float]
 ) -> dict[str, int]:
-    """Return the bytes that each state takes after so many rows: all, where it holds no rows.
+    """Return the bytes of each state after ``n_rows``, or its fixed size if it holds no rows.
 
-    The size of a state that may hold rows is a line through those of a few made-up ones.
+    The size of a state that holds rows is extrapolated along a line from a few made-up rows.
     """
     width = {s.key: s.dim for s in schema}
     line = cache(_line)

@@ -6,7 +6,7 @@ from sonde.tap import LiveStream
 
 
 def check_rows(stream: Stream) -> None:
-    """Warn where rows of a live model hang on other examples or on chance, unless told not to."""
+    """Warn if rows of a live model depend on other examples or on chance, unless checks are off."""
     live = innermost(stream)
     if isinstance(live, LiveStream):
         _ = live.checked

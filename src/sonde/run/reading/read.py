@@ -80,8 +80,8 @@ def read(
     keep_special : bool, default=False
         Keep special tokens in ``tokens`` and ``mean``.
     logits : bool, str or None, default=None
-        Whether batches carry the model's logits, or which of its outputs holds them; None where
-        the model is a classifier. True takes an output by its form alone.
+        Whether batches carry the model's logits, or which of its outputs holds them; None asks for
+        them if the model is a classifier. True takes an output by its form alone.
     seed : int, default=0
         Key of the hash of rows.
     perturb : Perturbation, dict of its parameters, or None, default=None
@@ -213,7 +213,7 @@ def _arrays(
     limit: int | None = None,
     **options: Any,
 ) -> Stream:
-    """Return the rows of a file of feature arrays, where no option is typed that it cannot heed."""
+    """Return the rows of a file of feature arrays, or raise if an option cannot apply to arrays."""
     typed = _typed(options)
     if typed:
         raise InputError(

@@ -9,13 +9,13 @@ Place = Callable[[int], str | None]
 
 
 def places_of(stream: Stream | None, hashed: bool) -> Place:
-    """Return what names the place of an example: its file, line or row; None where it is unknown.
+    """Return a function from an example to its file, line or row, or None if that is unknown.
 
     Parameters
     ----------
     stream : Stream or None
     hashed : bool
-        Whether names of files are kept out: rows are numbered then, as in tables of scores.
+        Whether to leave out names of files. Rows are then numbered, as in tables of scores.
     """
     inputs = items_of(stream)
     if inputs is not None and not hashed:

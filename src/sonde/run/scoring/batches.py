@@ -1,4 +1,4 @@
-"""Batches of rows scored: the lines of one detector after another, in tables of one schema."""
+"""Scored batches of rows: a table for each batch, with the lines of each detector in turn."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -191,7 +191,7 @@ def class_columns(by: str | None) -> tuple[str, ...]:
 
 
 def classes_of(by: str | None, columns: Sequence[Tensor], n: int) -> Int[Tensor, "row"]:
-    """Return the class of each of ``n`` rows; -1 where there are none."""
+    """Return the class of each of ``n`` rows; -1 if the detector uses no classes."""
     if by is None:
         return torch.full((n,), -1)
     return (columns[0] if by == "label" else columns[0].argmax(dim=1)).cpu()
@@ -203,7 +203,7 @@ def needs_of(scorer: Scorer) -> tuple[str, ...]:
 
 
 def reduction_of(fitted: Fitted, task: Task, asked: str = AUTO) -> str | None:
-    """Return how the scores of an example's rows become one; None where each stands for itself."""
+    """Return how scores of rows become a score per example, or None if each row keeps its score."""
     if asked == AUTO and isinstance(task.instrument, Calibrated):
         return task.instrument.reduction
     reducers = {s["text"]: s["reducer"] for s in fitted.header["sites"]}

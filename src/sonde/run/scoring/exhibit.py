@@ -27,15 +27,15 @@ PER_TOKEN: Final = ("tokens", "predictions")
 @final
 @dataclass(frozen=True)
 class Exhibit:
-    """One example as one detector sees it at one site.
+    """An example as a detector sees it at a site.
 
     Parameters
     ----------
     kind : {"image", "text", "steps", "row"}
     position : sequence of int
-        Of each part that has a score: patch, token, step, or the example itself.
+        Position of each part that has a score: patch, token, step, or the example itself.
     score, p : sequence
-        Of each part; ``p`` is None where parts were not calibrated.
+        Score and p-value of each part; ``p`` is None if parts were not calibrated.
     grid : sequence of (int, int)
         Line and column of each patch.
     pixels : Float[Tensor, "channel line column"] or None
@@ -87,7 +87,7 @@ class Exhibits:
     def of(self, line: dict[str, Any]) -> Exhibit | None:
         """Return the exhibit of a line of the table.
 
-        None where its example is not found again, and for several detectors together.
+        None if its example is not found again, or if the line joins several detectors.
         """
         name = (line["instrument"], line["site"])
         task = dict(zip(self.fitted.names, self.fitted.tasks, strict=True)).get(name)

@@ -24,16 +24,16 @@ UNIT_BYTES = 64
 
 @dataclass(frozen=True)
 class ScoringNeeds:
-    """What scoring holds at once.
+    """Memory that scoring needs at once.
 
     Parameters
     ----------
     scorers_bytes : int
         The states of a bundle and its detectors, in each process.
     rows_bytes : int
-        One batch of rows, in each process.
+        A batch of rows, in each process.
     n_lines : int
-        Lines of the table; 0 where none is kept.
+        Lines of the table; 0 if no table is kept.
     table_bytes : int
     n_processes : int, default=1
     """

@@ -13,9 +13,10 @@ from sonde.stats import CalibratedScorer
 
 
 def check_places(batch: Batch, tasks: Mapping[Key, Task], scorers: Mapping[Key, Scorer]) -> None:
-    """Refuse images of another number of positions, where a detector compares position by position.
+    """Refuse images whose number of positions differs from the fitted images.
 
-    Rows of which it is not known what image they belong to are not checked.
+    Only detectors that compare position by position are asked. Rows are not checked if their
+    image is unknown.
 
     Raises
     ------

@@ -107,9 +107,9 @@ def score(
 
 
 def _say_without_row(table: pa.Table, stream: Stream) -> None:
-    """Warn of items that have no line, because no row of theirs is read at any site.
+    """Warn about items without a line, because no site read any of their rows.
 
-    An item of plain arrays is a row, of which several may be one example.
+    Feature arrays are not checked: their items are rows, and several rows may be an example.
     """
     source = stream.source_rows
     if source is None:

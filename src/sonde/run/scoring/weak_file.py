@@ -121,8 +121,8 @@ class WeakGroups:
     def members(self, stream: Stream) -> dict[tuple[str, int | None], list[bool | None]]:
         """Return for each input, by id and row, whether it belongs to each group.
 
-        None where that is not known: a column or a label is not there, or the row is not finite.
-        An input in several pieces belongs to a group if one of them does.
+        None if that is not known: a column or a label is missing, or the row is not finite. An
+        input in several pieces belongs to a group if one of its pieces does.
 
         Raises
         ------
@@ -203,7 +203,7 @@ def _condition(raw: dict[str, Any], states: Mapping[str, State | None]) -> Condi
 
 
 def _holds(group: KnownGroup, batch: Batch, items: Any) -> list[bool | None]:
-    """Return for each example whether all conditions hold; None where one is not known."""
+    """Return for each example whether all conditions hold, or None if that is not known."""
     found: list[bool | None] = [True] * len(batch)
     for condition in group.conditions:
         for i, holds in enumerate(_known(condition, batch, items)):
@@ -213,7 +213,7 @@ def _holds(group: KnownGroup, batch: Batch, items: Any) -> list[bool | None]:
 
 
 def _known(condition: Condition, batch: Batch, items: Any) -> list[bool | None]:
-    """Return for each example whether a condition holds, None where that is not known."""
+    """Return for each example whether a condition holds, or None if that is not known."""
     found: list[bool | None] = [None] * len(batch)
     if isinstance(condition, Nearest):
         x = batch.rows[condition.source].detach().cpu()
@@ -236,7 +236,7 @@ def _known(condition: Condition, batch: Batch, items: Any) -> list[bool | None]:
 
 
 def _values(condition: Equals | Beyond, batch: Batch, items: Any) -> list[Any] | None:
-    """Return of each example the label, the answer, or a column; None where there is none."""
+    """Return the label, the answer or a column of each example, or None if it is missing."""
     if condition.kind == "label":
         return batch.label.tolist()
     if condition.kind == "answer":

@@ -30,7 +30,7 @@ Samples = Mapping[str, Mapping[int, HashSampleState]]
 
 @dataclass(frozen=True)
 class SiteAcrossSteps:
-    """The rows of one site at each step beside those at the other steps.
+    """Comparison of a site's rows between the steps of a training.
 
     Parameters
     ----------
@@ -40,8 +40,8 @@ class SiteAcrossSteps:
     similarity : LayerCKAResult
         Debiased CKA of every step to every step.
     emergence : EmergenceResult or None
-        When the principal directions of the last step can first be read; None where there are not
-        more rows than units.
+        When the principal directions of the last step can first be read; None without more rows
+        than units.
     """
 
     site: str
@@ -69,7 +69,7 @@ class SiteAcrossSteps:
 
 
 def chosen(names: Sequence[str] | Sequence[int], most: int) -> list[int]:
-    """Return the indices of at most so many entries, evenly spaced, the first and last among them.
+    """Return the indices of at most ``most`` evenly spaced entries, including the first and last.
 
     Examples
     --------

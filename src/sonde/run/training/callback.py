@@ -131,7 +131,7 @@ class Recorder:
 
 
 class TrackCallback(TrainerCallback):
-    """Records instruments on a probe set every so many steps of a ``Trainer``.
+    """Record instruments on a probe set every ``every`` steps of a ``Trainer``.
 
     Parameters
     ----------

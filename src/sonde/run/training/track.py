@@ -1,7 +1,7 @@
-"""Fitted states over the steps of a training: one folder, one file for each step.
+"""Fitted states over the steps of a training: a folder with a file for each step.
 
-Every file is whole or not there, so a training that is killed leaves what it had recorded; one that
-goes on from an earlier checkpoint writes later steps again.
+Every file is whole or missing, so a killed training leaves the steps that it had recorded. A
+training that resumes from an earlier checkpoint writes later steps again.
 """
 
 import re

@@ -89,7 +89,7 @@ class _Pass:
         self.checked["n_bytes"] += path.stat().st_size
 
     def _plan(self) -> tuple[str | None, int | None]:
-        """Return the plan's id and number of units, None where the plan cannot tell."""
+        """Return the plan's id and number of units, or None for both if the plan is damaged."""
         path = self.directory / PLAN
         if not path.exists():
             self.faults.append(Fault(path, "the plan is missing"))

@@ -19,7 +19,7 @@ BLOCKS = 4
 
 @dataclass(frozen=True)
 class Stacked:
-    """Distances to one mean at each of several sites of one width.
+    """Distances to a mean at several sites of equal width, computed together.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Stacked:
         The rows of each site, by their name in a batch.
     mean : Tensor
     blocks : tuple of Tensor
-        Columns of maps into the metric, each of as many rows as the last of ``mean`` it needs.
+        Columns of maps into the metric. Each block has a row for each trailing unit that it reads.
     """
 
     keys: tuple[str, ...]

@@ -39,18 +39,18 @@ BIGGEST = torch.finfo(torch.float64).max
 
 @dataclass(frozen=True)
 class Alarm:
-    """One row, or example, whose score lies above its detector's threshold or is not finite.
+    """A row or example whose score lies above its detector's threshold or is not finite.
 
     Parameters
     ----------
     method, site : str
     step : int
-        Which forward of this text: 0, or more where a key-value cache was gone on from.
+        Which forward of this text: 0, or more if the forward continued a key-value cache.
     example, position : int
-        Row of the batch, and where in it the alarm stands.
+        Row of the batch, and position of the alarm in this row.
     score, threshold : float
     p : float or None
-        Conformal p-value; None where the probe was not calibrated.
+        Conformal p-value; None if the probe was not calibrated.
     """
 
     method: str
@@ -81,7 +81,7 @@ class WatchedDetector:
         return self.scorer.by if isinstance(self.scorer, CalibratedScorer) else None
 
     def p_value(self, scores: Any, label: Tensor | None) -> Float[Tensor, "row"] | None:
-        """Return p-values; None where the detector was not calibrated."""
+        """Return p-values, or None if the detector was not calibrated."""
         if not isinstance(self.scorer, CalibratedScorer):
             return None
         calibration = self.scorer.calibration

@@ -22,7 +22,7 @@ class Metrics(Protocol):
         ...
 
     def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
-        """Count the rows and alarms of one detector at one site; no p-values if not calibrated."""
+        """Count the rows and alarms of a detector at a site; no p-values if not calibrated."""
         ...
 
 
@@ -66,7 +66,7 @@ class PrometheusMetrics:
         self._forwards.inc()
 
     def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
-        """Count the rows and alarms of one detector at one site."""
+        """Count the rows and alarms of a detector at a site."""
         self._rows.labels(*key).inc(n)
         self._alarms.labels(*key).inc(n_alarms)
         histogram = self._p.labels(*key)
@@ -103,7 +103,7 @@ class OpenTelemetryMetrics:
         self._forwards.add(1)
 
     def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
-        """Count the rows and alarms of one detector at one site."""
+        """Count the rows and alarms of a detector at a site."""
         where = {"method": key[0], "site": key[1]}
         self._rows.add(n, where)
         self._alarms.add(n_alarms, where)
