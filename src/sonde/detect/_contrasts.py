@@ -24,7 +24,7 @@ class ContrastSampleState(State):
     draw: Int[Tensor, "entry"]
 
     def differences(self, first: int, second: int) -> Float[Tensor, "answer dim"]:
-        """Return the rows of one side less those of another, for answers that have both."""
+        """Return the rows of a side minus the rows of another side, for answers that have both."""
         a, b = (torch.nonzero(self.side == side).flatten() for side in (first, second))
         a = a[torch.isin(self.pair[a], self.pair[b])]
         b = b[torch.isin(self.pair[b], self.pair[a])]

@@ -85,7 +85,7 @@ class StepMoments(Statistic[StepMomentsState]):
 
 @dataclass(frozen=True)
 class HazardState(State):
-    """Where Newton's method stands, and the sums of the walk that is under way.
+    """The progress of Newton's method, and the sums of the current walk over the rows.
 
     Walk 0 learns the scale of the features. ``weight`` ends with the intercept; ``before`` is the
     weight of the walk before and ``loss`` what it had. ``right`` and ``wrong`` count the

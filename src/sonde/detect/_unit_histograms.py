@@ -79,7 +79,7 @@ def wasserstein(a: LogHistogramState, b: LogHistogramState) -> Float[Tensor, "di
 
 
 def in_one_bin(a: LogHistogramState, b: LogHistogramState) -> Bool[Tensor, "dim"]:
-    """Return which units have all rows of both sides in one bin, and not in that of zeros."""
+    """Return which units have all rows of both sides in the same bin, other than the zero bin."""
     fullest = (a.counts + b.counts).max(1)
     is_zero = log_centres()[fullest.indices.cpu()] == 0
     return (fullest.values.cpu() == a.n + b.n) & ~is_zero

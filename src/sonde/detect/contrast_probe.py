@@ -54,7 +54,7 @@ class ContrastScorer(Scorer):
     def pair_score(
         self, x0: Float[Tensor, "pair dim"], x1: Float[Tensor, "pair dim"]
     ) -> Float[Tensor, "pair"]:
-        """Return half the score of side 1 minus that of side 0: what both say of side 1.
+        """Return half the difference between the score of side 1 and the score of side 0.
 
         What the members share cancels, so this is sharper than the score of a row where both are at
         hand.

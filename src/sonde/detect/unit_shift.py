@@ -179,7 +179,7 @@ class UnitShift(Shift):
     def _p_values(
         self, first: Side, second: Side, pairs: TwoSamples | None, p: Float[Tensor, "dim"]
     ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-        """Return p-values, plain and adjusted; ``p`` are those of the states alone."""
+        """Return plain and adjusted p-values; ``p`` holds the p-values from the states alone."""
         joint = None
         if pairs is not None and self.test == "mean":
             p = paired_means(pairs)

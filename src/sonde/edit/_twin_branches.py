@@ -168,7 +168,7 @@ def branch_of(
     module : nn.Module
     apart : mapping of str to Float[Tensor, "expert ..."]
     moved : mapping of str to Float[Tensor, "expert ..."]
-        Buffers of each expert that differ from the shared model's.
+        Buffers of each expert, if an expert's differs from the shared model's.
     rank_of : callable
         The rank that is kept of a matrix of some rows and columns.
     route : Route

@@ -111,6 +111,6 @@ def neighbour_distances(rows: SampledRows, k: int) -> Float[Tensor, "row k"]:
 
 
 def null_dimension(rows: SampledRows, figure: Figure) -> Float[Tensor, "*scale"] | None:
-    """Return the same estimate where units are unrelated: each one's values shuffled."""
+    """Return the estimate for unrelated units: each unit's values are shuffled."""
     null = figure(distinct(rows.with_shuffled_columns()))
     return null if bool(torch.isfinite(null.flatten()[0])) else None

@@ -177,7 +177,7 @@ def _half_error(sample: HashSampleState, figure: Figure, centered: bool) -> floa
 
 
 def _spectra_of_halves(sample: HashSampleState, centered: bool) -> list[Float[Tensor, "_rank"]]:
-    """Return the eigenvalues of random halves; those of wide rows are parts of one Gram matrix."""
+    """Return the eigenvalues of random halves; halves of wide rows share one Gram matrix."""
     x = sample.rows.double()
     x = x - x.mean(0) if centered else x
     dim = x.shape[1]

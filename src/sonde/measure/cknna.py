@@ -150,7 +150,7 @@ class _Products:
         return _Products(self.n, self.key[both], self.value[both])
 
     def moved(self, source: Int[Tensor, "row"]) -> "_Products":
-        """Return the entries where row ``i`` is what row ``source[i]`` was."""
+        """Return the entries after row ``source[i]`` has moved to place ``i``."""
         place = torch.argsort(source)
         key = place[self.key // self.n] * self.n + place[self.key % self.n]
         return self._sorted(self.n, key, self.value)
@@ -175,7 +175,7 @@ def _common(x: _Products, y: _Products) -> float:
 
 
 def _scale(x: _Products, y: _Products) -> float:
-    """Return what makes the alignment of a site with itself 1; NaN where one has no criterion."""
+    """Return the divisor that makes self-alignment 1, or NaN if a criterion is not positive."""
     own = _hsic(x, x), _hsic(y, y)
     return math.sqrt(own[0] * own[1]) if min(own) > 0 else math.nan
 

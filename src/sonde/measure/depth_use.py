@@ -266,7 +266,7 @@ def _jackknife(left_out: Float[Tensor, "text *figure"]) -> Float[Tensor, "*figur
 @final
 @dataclass(frozen=True, eq=False)
 class _Put(Edit):
-    """An edit that puts given states in place of those of the model."""
+    """An edit that replaces the states of the model by given states."""
 
     state: Tensor
 

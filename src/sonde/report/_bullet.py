@@ -82,7 +82,7 @@ def _place(v: Real, low: Real, high: Real) -> Real:
 
 
 def strip(sites: list[str], marked: list[str], level: str) -> Markup:
-    """Return a row of cells, one for each site in order of execution, filled where it was found."""
+    """Return a row of cells for the sites in order of execution; marked sites are filled."""
     shown_sites = drawn(sites, 60)
     if len(shown_sites) < 2 or not marked:
         return Markup("")
@@ -106,7 +106,7 @@ def strip(sites: list[str], marked: list[str], level: str) -> Markup:
 
 
 def _hit(sites: list[str], kept: list[str], marked: set[str]) -> set[str]:
-    """Return kept sites that stand for a marked one: itself or those up to the next kept site."""
+    """Return the kept sites that are marked, or that come next after a marked site."""
     chosen, hit = set(kept), set()
     waiting = False
     for site in sites:

@@ -111,7 +111,7 @@ def _banner(report: dict[str, Any]) -> Markup:
 
 
 def findings_section(report: dict[str, Any]) -> Markup:
-    """Return the findings: the first page, what is left over, what the user ignores."""
+    """Return the findings: those of the first page, the others, and the ignored ones."""
     chosen = select(report["findings"])
     sites = [row["site"] for row in report["sites"]]
     if not chosen.first and not chosen.more:

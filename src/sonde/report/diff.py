@@ -122,7 +122,7 @@ def _common(x: dict[str, Any], y: dict[str, Any]) -> list[str] | None:
 
 
 def _alone(a: Report, b: Report, these: list, those: list, state: str) -> list[Entry]:
-    """Return what ``these`` findings say at sites where no finding of ``those`` stands."""
+    """Return the entries of ``these`` findings at sites that ``those`` findings do not name."""
     entries = []
     elsewhere = {row["site"] for row in (a if state == "new" else b)["sites"]}
     taken = {site for finding in those for site in finding["sites"]}

@@ -10,7 +10,7 @@ DATA = "data"
 
 
 def only_sites(identity: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Return what a stream would say of itself that read only these kinds of rows."""
+    """Return the identity of a stream that reads only these kinds of rows."""
     if "arrays" in identity:
         arrays = identity["arrays"]
         return {**identity, "arrays": {k: arrays[k] for k in keys if k in arrays}}
@@ -21,13 +21,13 @@ def only_sites(identity: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 
 def only_arrays(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return what a stream of arrays says of those that another one has too."""
+    """Return an identity of arrays, reduced to the arrays that the other identity has too."""
     both = "arrays" in identity and "arrays" in other
     return only_sites(identity, list(other["arrays"])) if both else identity
 
 
 def joined_identity(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the identity of one stream that reads the sites of all these, over the same data."""
+    """Return the identity of a stream that joins the sites of several over the same data."""
     first, *others = identities
     found = dict(first)
     for other in others:
@@ -49,7 +49,7 @@ def without_data(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def appended(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a stream says that holds several data sets, one after the other."""
+    """Return the identity of a stream of several data sets, one after the other."""
     if len(identities) == 1:
         return identities[0]
     parts = [data_of(identity) for identity in identities]
@@ -57,7 +57,7 @@ def appended(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def data_of(identity: dict[str, Any]) -> Any:
-    """Return what a stream says of its data alone."""
+    """Return the part of an identity that describes the data."""
     return identity.get(DATA, {name: identity.get(name) for name in ("arrays", "columns")})
 
 

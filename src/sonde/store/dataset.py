@@ -138,7 +138,7 @@ def _hasher() -> Any:
 
 
 def _share(example: dict[str, torch.Tensor], position: dict[str, torch.Tensor]) -> None:
-    """Make kinds of rows with equal layouts say so: one tensor, as in a live batch."""
+    """Let kinds of rows with equal layouts share their tensors, as in a live batch."""
     known: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
     for key, own in example.items():
         layout = (id(own), id(position[key]))

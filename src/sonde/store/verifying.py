@@ -87,7 +87,7 @@ def verify_store(directory: str | Path, tick: Callable[[int], None] = lambda _: 
 def _with_further(
     own: Soundness, directory: Path, manifest: Manifest, tick: Callable[[int], None]
 ) -> Soundness:
-    """Return what was found in a store, and in those of more sites and further data below it."""
+    """Return the faults of a store, and of the stores of more sites and data below it."""
     found = own
     found.checked["n_files"] += len(manifest.files)
     for folder in further_stores(directory, manifest):
@@ -108,7 +108,7 @@ def _with_further(
 
 
 def _counted_above(found: Soundness, folder: Path, above: Path) -> Soundness:
-    """Return the same, where a manifest that is lost takes with it the one that counts it."""
+    """Make each fault that removes this folder's manifest remove the manifest above it too."""
     faults = [
         replace(f, removes=(*f.removes, above / MANIFEST))
         if folder / MANIFEST in (f.path, *f.removes)
@@ -119,7 +119,7 @@ def _counted_above(found: Soundness, folder: Path, above: Path) -> Soundness:
 
 
 def _manifest(directory: Path) -> tuple[Manifest | None, list[Fault]]:
-    """Return the manifest, or None, and what is wrong with it and the files that it names."""
+    """Return the manifest or None, and the faults of the manifest and of the files it names."""
     path = directory / MANIFEST
     if not path.exists():
         return None, [Fault(path, "the manifest is missing")]

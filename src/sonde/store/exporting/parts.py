@@ -59,12 +59,12 @@ def chosen_sites(store: Store, sites: str | Sequence[str]) -> Store:
 
 
 def one_layout(store: Store) -> tuple[SiteSchema, ...]:
-    """Return the sites of a store, which must be read by one reducer: a file has one kind of rows.
+    """Return the sites of a store; raise if they were read by several reducers.
 
     Raises
     ------
     InputError
-        If they are of several.
+        If there are several kinds of rows: a file holds a single kind.
     """
     kinds = {(str(s.reducer), s.reducer.keep_special): s.key for s in store.schema}
     if len(kinds) > 1:
@@ -165,7 +165,7 @@ def id_fields(store: Store, kinds: dict[str, str], grid: bool) -> list[pa.Field]
 
 
 def id_columns(store: Store, part: ExportPart, grid: bool) -> list[pa.Array]:
-    """Return those columns of some rows; a label of none is null."""
+    """Return the columns that identify some rows; a missing label is null."""
     batch, example = part.batch, part.example.numpy()
     key = store.schema[0].key
     ids = np.asarray([str(i) for i in batch.ids], dtype=object)[example]

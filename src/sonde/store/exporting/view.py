@@ -62,7 +62,7 @@ class View:
         return found
 
     def columns(self, part: ExportPart) -> list[pa.Array]:
-        """Return those columns of some rows; rows that are not finite have none."""
+        """Return the columns of some rows, with nulls for rows that are not finite."""
         x = part.batch.rows[self.key]
         finite, x = finite_rows(x), x.double()
         place = (x - self.mean) @ self.plane

@@ -86,7 +86,7 @@ class BoundRule(LogitsProcessor):
         return new.log_softmax(dim=-1)
 
     def _follow(self, ids: Tensor, mask: Tensor, begins: bool) -> None:
-        """Let the other runs read what is new, each row after the one that it goes on from."""
+        """Let the other runs read the new tokens, each row after the row that it continues."""
         texts = ids.masked_fill(~mask, -1)
         if not begins:
             before = torch.cat((self._origins, self._texts), dim=1)
@@ -106,7 +106,7 @@ class BoundRule(LogitsProcessor):
 
 
 def _parents(before: Tensor, now: Tensor) -> Int[Tensor, "row"] | None:
-    """Return which row each row goes on from; None if there is none."""
+    """Return the earlier row that each row continues, or None if a row continues no row."""
     if torch.equal(before, now):
         return torch.arange(len(now), device=now.device)
     same = (now[:, None] == before[None]).all(dim=2)

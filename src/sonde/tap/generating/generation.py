@@ -109,7 +109,7 @@ class Generation:
         )
 
     def as_target(self, prompts: InputBatch, sequences: Tensor) -> InputBatch:
-        """Return prompts of an encoder with what the decoder made of them."""
+        """Return the encoder's prompts together with the sequences that the decoder made."""
         start = torch.ones(len(sequences), 1, dtype=torch.bool)
         alive = self._alive(sequences[:, 1:])
         mask = torch.cat((start, alive), dim=1)
@@ -174,9 +174,9 @@ class Generation:
 
 
 def token_arguments(prompts: InputBatch) -> dict[str, Tensor]:
-    """Return what prompts say of each token beside its id; a new token has what the last one has.
+    """Return the prompts' arguments with a value for each token, apart from ids and mask.
 
-    So does ``generate`` with ``token_type_ids``.
+    A new token takes the value of the last token, as in ``generate`` with ``token_type_ids``.
     """
     shape = prompts.kwargs["input_ids"].shape
     return {

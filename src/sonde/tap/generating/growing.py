@@ -83,7 +83,7 @@ class Marks:
         self._reached = 0
 
     def stretch(self, ids: Int[Tensor, "example pos"]) -> Stretch:
-        """Return what is known of the next tokens: the prompts, then one of each text."""
+        """Return the stretch of the next tokens: first the prompts, then a token of each text."""
         start, self._reached = self._reached, self._reached + ids.shape[1]
         if not start:
             real, special = self._mask, self._special
@@ -110,7 +110,7 @@ class Growing(ABC):
 
 @final
 class Tokens(Growing):
-    """Every token: outputs are put where those of the longest text would end."""
+    """Outputs of all tokens, collected in a buffer as long as the longest text."""
 
     def __init__(self, reduction: Reduction, length: int) -> None:
         self._reduction, self._length = reduction, length
@@ -140,7 +140,7 @@ class OneToken(Growing):
         self._found = torch.zeros(1, dtype=torch.bool)
 
     def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
-        """Take what this stretch has of each text: a first token, or a later one."""
+        """Keep each text's first real token, or replace its last one."""
         if self._x is not None and not self._is_last and bool(self._found.all()):
             return
         index = stretch.last if self._is_last else stretch.first

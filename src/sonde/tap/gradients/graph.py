@@ -102,7 +102,7 @@ class Graph:
             yield from self._behind(leaf, (), tuple(parameter.shape))
 
     def beyond(self, use: Use) -> Iterator[Use]:
-        """Yield the operations that take what a use made; asked where that has no axis of rows."""
+        """Yield the operations that consume the result of a use that has no axis of rows."""
         chain = (*use.chain, (use.node, use.index))
         yield from self._behind(use.node, chain, shape_after(use.node))
 

@@ -50,7 +50,7 @@ class _Entry:
 
 
 class Finder:
-    """Finds meetings in the graphs of one model; what it tried once it remembers."""
+    """Finds where parameters meet rows in the graphs of a model, and remembers its trials."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, Signature], dict[tuple[int, ...], bool]] = {}

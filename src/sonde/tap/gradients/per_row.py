@@ -120,7 +120,7 @@ def _only_form(use: Use) -> bool:
 
 
 def _back(use: Use, rows: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
-    """Return the gradients by a parameter, from those by what became of it."""
+    """Return the gradients by a parameter, from the gradients by a tensor made from it."""
     for node, index in reversed(use.chain):
         if node.name() == "TBackward0":
             rows = rows.mT

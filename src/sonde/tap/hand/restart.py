@@ -308,7 +308,7 @@ def _fitting(value: Tensor, leaf: Tensor, site: Site) -> Tensor:
 
 
 def _tiled(value: Any, repeats: int, n: int) -> Any:
-    """Return a value with the examples of its tensors one after another, so often."""
+    """Return a value with the batch of each of its tensors repeated ``repeats`` times."""
     if repeats == 1:
         return value
     for x in leaves(value).values():

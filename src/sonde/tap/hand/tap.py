@@ -196,7 +196,7 @@ class Tap:
         return self._has_target, *(None if mask is None else mask.shape for mask in masks)
 
     def _after(self, owner: TappedModule, output: Any) -> None:
-        """Take from an output; the short way is a mean like that of a site before."""
+        """Take rows from an output, by a shortcut if an earlier output was averaged alike."""
         tapped = owner.lone
         if (
             tapped is not None
@@ -236,7 +236,7 @@ class Tap:
     def _reduced(
         self, x: Tensor, tapped: TappedSite, module: nn.Module, parts: list[Tensor]
     ) -> Tensor:
-        """Return rows; where they wait for those of other sites, what they will replace."""
+        """Return the rows, or a tensor that the rows will replace once other sites have run."""
         if x.is_nested:
             x = padded(x, self._masks["pos"])
         if self._reducer is None:
@@ -275,7 +275,7 @@ class Tap:
         return frame
 
     def _place(self, frame: Frame) -> None:
-        """Put the rows that waited for those of other sites in the places of what was held."""
+        """Make the rows that waited for other sites, and put them in place of the held tensors."""
         for reduction, places, held in self._waiting.groups():
             found = self._writer.memory.keep(reduction.stacked(held, frame)[0])
             for (parts, at), rows in zip(places, found.unbind(), strict=True):

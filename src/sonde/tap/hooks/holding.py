@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Holding:
-    """Holds one flag of any objects at False; each ``take`` needs one ``give``.
+    """Holds a flag of objects at False; each ``take`` needs one ``give``.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class Holding:
         self._readers: dict[int, int] = {}
 
     def take(self, objects: Sequence[Any]) -> list[Any]:
-        """Set the flag to False where it is True; return these and those already held."""
+        """Set true flags to False; return these objects and the objects that were already held."""
         with self._lock:
             held = self._readers
             mine = list(compress(objects, map(self._get, objects)))

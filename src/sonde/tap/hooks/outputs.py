@@ -119,7 +119,7 @@ def find_input(
 def with_input(
     args: tuple[Any, ...], kwargs: dict[str, Any], old: Tensor, new: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call with one tensor exchanged; those that lack it are the same."""
+    """Return a call's arguments with a tensor exchanged; arguments without it stay the same."""
 
     def exchanged(value: Any) -> Any:
         has = any(leaf is old for leaf in leaves(value).values())

@@ -94,7 +94,7 @@ class PortView(Mapping[str, Tensor]):
 
 
 def nested(x: Tensor, lengths: Sequence[int] | None) -> Tensor:
-    """Return a padded tensor as a nested one of these lengths; the same without any."""
+    """Return a padded tensor as a nested tensor of these lengths, or unchanged without lengths."""
     if lengths is None:
         return x
     return torch.nested.as_nested_tensor([row[:n] for row, n in zip(x, lengths, strict=True)])

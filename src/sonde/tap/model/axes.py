@@ -124,7 +124,7 @@ def find_axes(
 
 
 def _one_length(probe: Probe) -> int | None:
-    """Return the length of the texts where another one could not be tried."""
+    """Return the length of the texts if no other length could be tried, else None."""
     pos = probe.change.pos
     return pos[0] if pos is not None and pos[0] == pos[1] else None
 

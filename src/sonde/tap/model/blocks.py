@@ -69,7 +69,7 @@ def _lists(names: ModuleNames, probe: Probe | None) -> list[_List]:
 
 
 def _members(path: str, names: ModuleNames, probe: Probe | None) -> tuple[str, ...]:
-    """Return the members of a list through which a stream runs; none where it is no such list."""
+    """Return the members of a list that a stream runs through, or () if no stream does."""
     members = tuple(names.children(path))
     of_one_class = _one_class([names.modules[m] for m in members])
     if probe is None:
@@ -187,7 +187,7 @@ def _is_map(call: ModuleCall) -> bool:
 
 
 def _deeper(lists: Sequence[_List]) -> list[_List]:
-    """Return the lists without those of several classes that hold one at least as long."""
+    """Return the lists, without mixed lists that hold a list at least as long."""
     long = [
         (x, [y for y in lists if y.composite and len(y.members) >= len(x.members)]) for x in lists
     ]

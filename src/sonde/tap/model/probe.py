@@ -247,7 +247,7 @@ def _probed(model: Model, batch: InputBatch, inside: Collection[str]) -> Probe:
 
 
 def _resizes_features(names: ModuleNames, trace: Trace, larger: Trace) -> bool:
-    """Return whether a layer whose class says where its features are got more of them alone."""
+    """Return whether a larger input changed only the feature axis of a layer's input."""
     for path, calls in trace.items():
         module, got = names.modules[path], calls[0].input
         more = larger[path][0].input if path in larger else None
@@ -283,7 +283,7 @@ class _Recorder:
     def whole(
         self, change: SizeChange, n_rows: int, which: int
     ) -> tuple[Trace, dict[str, TensorLayout], str | None]:
-        """Run the model, and raise where it caught an error of one of its modules."""
+        """Run the model, and raise if it went on after an error of one of its modules."""
         found = self.run(change, n_rows, which)
         failed = [name for name, calls in self.open.items() if calls]
         if failed:
@@ -346,7 +346,7 @@ class _Recorder:
         self.tick += 1
 
     def _number(self, x: Tensor | None) -> int | None:
-        """Return a number for a tensor; one whose memory was freed keeps none."""
+        """Return the number of a tensor; a new tensor in freed memory gets a new number."""
         if x is None:
             return None
         seen = self.known.get(id(x))
@@ -373,7 +373,7 @@ def _adds_up(x: Tensor) -> bool:
 
 
 def find_logits(output: Any, key: str | None = None) -> Tensor | None:
-    """Return the logits of an output: the leaf ``key``, else the one of that name, or alone."""
+    """Return the logits of an output: the leaf ``key``, else ``logits``, or the output itself."""
     if key is not None:
         return find(output, key)
     if isinstance(output, Tensor):

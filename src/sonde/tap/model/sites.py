@@ -102,7 +102,7 @@ def _sites_of(pattern: Pattern, names: ModuleNames, probe: Probe | None) -> list
 
 
 def _at_attentions(sites: list[Site], names: ModuleNames) -> list[Site]:
-    """Return the attentions that modules mean; of several those are left out that have none."""
+    """Return the attentions inside modules; of several modules, skip the ones without any."""
     found = [s for s in sites if len(sites) == 1 or attentions_at(s.path, names)] or sites[:1]
     return [replace(s, path=attention_at(s.path, s.port, names)) for s in found]
 
@@ -240,7 +240,7 @@ def default_sites(probe: Probe) -> list[Site]:
 
 
 def _other_outputs(site: Site, probe: Probe) -> Iterator[LeftOut]:
-    """Yield the further outputs of a site that names none: the first one is read."""
+    """Yield the outputs that are left out if a site names no key: all but the first."""
     call = probe.trace[site.path][last_call(site, probe.calls(site.path))]
     found = [key for key, x in call.outputs.items() if x.dtype.is_floating_point]
     for key in found[1:] if site.port == "out" and site.key is None else ():

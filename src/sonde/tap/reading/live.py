@@ -375,7 +375,7 @@ class LiveStream(Stream):
 
     @property
     def named_output(self) -> str | None:
-        """The output that holds the logits, where it is neither named so nor the only one."""
+        """The key of the output that holds the logits, or None if it has a usual name."""
         key = self.logits_key if self.with_logits or self.objective or self.perturb else None
         return None if key in KNOWN else key
 
@@ -413,7 +413,7 @@ def _say_how(module: nn.Module) -> None:
 
 
 def _n_ahead(inputs: Sequence[InputBatch], made: Sequence[Batch]) -> int:
-    """Return how many batches like these are small together, with what goes in and comes out."""
+    """Return how many batches like these are small together, counting inputs and rows."""
     most = 1
     for raw, batch in zip(inputs, made, strict=True):
         given = (x for x in (*raw.args, *raw.kwargs.values()) if isinstance(x, Tensor))

@@ -46,7 +46,7 @@ class SiteHooks:
         self._taken, self._calls = taken, 0
 
     def end(self) -> None:
-        """Let go of what was taken; what the module is called for after that is not read."""
+        """Let go of what was taken; later calls of the module are not read."""
         self._taken = None
 
     def _called(self) -> tuple[TakenTensor, ...]:

@@ -169,7 +169,7 @@ class SmallBatches:
 def small_batches(
     model: Model, inputs: Inputs, examples: Sequence[int], longest: int | None = LONGEST
 ) -> SmallBatches:
-    """Return those of some examples that have one size; texts cut to ``longest``."""
+    """Return the examples that have the same size, with texts cut to ``longest``."""
     found = [single(inputs, i) for i in examples]
     singles = [s if longest is None else cut(s, longest) for s in found if s is not None]
     names = _parameters(model.module)

@@ -45,7 +45,7 @@ class Held(NamedTuple):
     copy: Tensor
 
     def like(self, frame: Frame) -> Hashable:
-        """Return what is equal where copies become rows by the same calls of torch."""
+        """Return a key that copies share if the same calls of torch turn them into rows."""
         copy = self.copy
         alike = tuple(frame.alike(axis, copy.shape[1]) for axis in self.leaf.axes)
         return self.leaf.like, copy.shape, copy.dtype, copy.device, alike

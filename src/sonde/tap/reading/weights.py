@@ -122,7 +122,7 @@ class WeightStream(Stream):
 
 
 def _having(sites: list[Site], names: ModuleNames) -> list[Site]:
-    """Return the sites whose modules have the parameter; a lone one, or the first, if none has."""
+    """Return the sites whose modules have the parameter, or the first site if none has it."""
     own = [s for s in sites if _is_usable(getattr(names.modules[s.path], s.key or WEIGHT, None))]
     return own or sites[:1]
 

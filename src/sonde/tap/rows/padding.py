@@ -13,7 +13,7 @@ from sonde.tap.rows.frame import all_set
 
 
 def right_padded(batch: InputBatch) -> InputBatch:
-    """Return the batch with real tokens first in each row; itself where that is so already.
+    """Return the batch with real tokens first in each row, or itself if they already are.
 
     Models differ in how they count positions from a left-padded mask (some not at all, some with an
     offset); all of them count right from the left edge.

@@ -160,7 +160,7 @@ class Reduction:
 
     @cached_property
     def stack_key(self) -> Hashable:
-        """What two reductions must share to be one call of ``stacked``."""
+        """Key that two reductions must share to be one call of ``stacked``."""
         return self._kind, self.reducer.name, self.reducer.keep_special
 
     def stacked(
@@ -243,7 +243,7 @@ _NARROW = (torch.float16, torch.bfloat16)
 
 
 def mean_of_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
-    """Return the mean over the tokens of each step, summed in float64 where there is one."""
+    """Return the mean over the tokens of each step, summed in float64 if the device has it."""
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
     count = torch.bincount(row).to(dtype)
     out = x.new_zeros(len(count), x.shape[1], dtype=dtype)

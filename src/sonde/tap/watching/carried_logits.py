@@ -1,4 +1,4 @@
-"""What the logits of one forward say of the token that the next one is fed."""
+"""Logits of a forward, kept to judge the token that the next forward reads."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ class CarriedLogits:
         self._end, self._marks = 0, torch.zeros(0)
 
     def begin(self, call: CallArguments) -> None:
-        """Bring what was said into the order of the call's rows; forget it where a text begins.
+        """Bring the kept logits into the order of the call's rows; drop them if a text begins.
 
         Raises
         ------

@@ -51,7 +51,7 @@ class Ends:
         return self._over
 
     def _tokens(self) -> tuple[frozenset[int], frozenset[int]]:
-        """Return the end tokens, and those that may follow one."""
+        """Return the end tokens, and the tokens that may follow an end token."""
         said = self.config
         for name in ("generation_config", "config"):
             said = getattr(self.root, name, None) if said is None else said

@@ -196,7 +196,7 @@ class Onlooker:
             self._apart.end(output)
 
     def _take_apart(self, forward: WatchedForward, times: int) -> None:
-        """Take the rows of the encoder that ran alone: at the first step, none at later ones."""
+        """Take the rows of an encoder that ran alone, at the first step only."""
         if times and self._backward is not None and self._apart.taken:
             raise InputError(
                 f"Guard: no gradient reaches {self._apart.taken[0][0].key} where the encoder runs "
@@ -219,7 +219,7 @@ class Onlooker:
             self._forward.take(kind, leaf, call)
 
     def _after(self, slot: WatchedSite, output: Any) -> Any:
-        """Take from an output; return one in its place only where a gradient is wanted."""
+        """Take rows from an output; return a replacement only if a gradient is wanted."""
         if not self.is_open:
             return None
         kinds, call = slot.called()

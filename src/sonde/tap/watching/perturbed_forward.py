@@ -41,7 +41,7 @@ def moved_logits(
 
 @contextlib.contextmanager
 def _unwritten(output: Any) -> Iterator[None]:
-    """Give an output its values back where the model writes the next one into the same memory."""
+    """Restore an output if the model writes the next output into the same memory."""
     kept = [(x, x._version, x.detach().clone()) for x in leaves(output).values()]
     try:
         yield
