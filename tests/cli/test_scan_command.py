@@ -14,6 +14,7 @@ import tyro
 from cli_case import run_words
 from sonde.cli.commands import COMMANDS
 from sonde.cli.scan import codes_reaching, parse_gate, parse_thresholds
+from sonde.core.errors import InputError
 from sonde.findings.catalogue import rule_classes
 from sonde.report import to_text
 
@@ -308,6 +309,27 @@ def test_gates_are_words_or_codes():
     assert parse_thresholds(("SND011.warning=0.6", "snd011.error=2")) == {
         "SND011": {"warning": 0.6, "error": 2.0}
     }
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ("accuracy<.95", "accuracy 0.9 < .95"),
+        ("accuracy<.85", None),
+        ("loss>1.2", "loss 1.3 > 1.2"),
+        ("loss>1.4", None),
+        ("error>3", "error > 3 (not known)"),
+    ],
+)
+def test_limits_of_the_answers_are_gates(gate, said):
+    losses = [{"right": True, "loss": 0.6}, {"right": False, "loss": 2.0}]
+    answers = {"measure": "accuracy", "value": 0.9}
+    rows = {"answers": [*losses, {"right": None, "loss": None}]}
+    report = {"findings": [], "checks": [], "answers": answers, "rows": rows}
+    assert parse_gate(gate) == (gate,)
+    assert codes_reaching(report, (gate,)) == ([] if said is None else [said])
+    with pytest.raises(InputError, match="expected a level, a code or a limit"):
+        parse_gate("accuracy=.9")
 
 
 @pytest.mark.parametrize(

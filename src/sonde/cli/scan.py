@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from sonde.cli._gate import LIMIT, reached
 from sonde.cli._notes import say_notes
 from sonde.cli._table import filled, text_width
 from sonde.cli.console import CommandFailed, is_ascii, note, say, say_json, typed, use_color
@@ -45,7 +46,7 @@ class Scan:
     output: Annotated[Path | None, named("FILE", "report to write: .html or .json", "-o")] = None
     fail_on: Annotated[
         str | None,
-        named("LEVEL|CODES", "exit with 1 on note, warning, error, or codes with commas"),
+        named("GATE", "exit with 1 on note, warning, error, codes, accuracy<.95, loss>1.2"),
     ] = None
     baseline: Annotated[
         Path | None, named("REPORT", "an older report: only what is new or worse counts")
@@ -190,7 +191,7 @@ class Scan:
         """Refuse a gate on a check that would not run."""
         from sonde.findings.catalogue import rule_classes
 
-        for code in (word for word in gate if word not in LEVELS):
+        for code in (word for word in gate if word not in LEVELS and not LIMIT.fullmatch(word)):
             if self.only and code not in {c.upper() for c in self.only}:
                 raise InputError(f"--fail-on: {code} is not among the checks of --only. Add it.")
             if self.versus is None and rule_classes()[code].theme == "versus":
@@ -335,7 +336,7 @@ def _stopped(partial: dict[str, int], directory: Path | None) -> str:
 
 
 def parse_gate(text: str | None) -> tuple[str, ...]:
-    """Return the levels or codes of ``--fail-on``.
+    """Return the levels, codes and limits of ``--fail-on``.
 
     Raises
     ------
@@ -349,12 +350,15 @@ def parse_gate(text: str | None) -> tuple[str, ...]:
     found = []
     for word in text.split(","):
         word = word.strip()
-        if word in LEVELS or word.upper() in rule_classes():
+        if LIMIT.fullmatch(word):
+            found.append(word)
+        elif word in LEVELS or word.upper() in rule_classes():
             found.append(word if word in LEVELS else word.upper())
         else:
             known = [*LEVELS, *rule_classes()]
             raise InputError(
-                f"--fail-on: expected a level or a code, got {word!r}.{near(word, known)}"
+                f"--fail-on: expected a level, a code or a limit such as accuracy<.95, loss>1.2 or "
+                f"error>3, got {word!r}.{near(word, known)}"
             )
     return tuple(found)
 
@@ -389,7 +393,7 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]
 def codes_reaching(
     report: dict[str, Any], gate: tuple[str, ...], baseline: dict[str, Any] | None = None
 ) -> list[str]:
-    """Return the codes by which a report reaches a gate, with ``(withheld)`` where one is.
+    """Return the codes and limits by which a report reaches a gate, ``(withheld)`` where one is.
 
     A check that the gate names by its code and that could not look reaches it too: a gate that
     could not look must not pass.
@@ -405,6 +409,7 @@ def codes_reaching(
     found = [f["code"] for f in findings if LEVELS.index(f["level"]) >= least or f["code"] in gate]
     blind = [c for c in report["checks"] if c["state"] in ("withheld", "failed")]
     found += [f"{c['code']} ({c['state']})" for c in blind if c["code"] in gate]
+    found += [said for word in gate if (said := reached(report, word)) is not None]
     return list(dict.fromkeys(found))
 
 

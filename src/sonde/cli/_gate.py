@@ -1,0 +1,43 @@
+"""Gates on the model's own answers: ``accuracy<.95``, ``loss>1.2``, ``error>3``."""
+
+import math
+import re
+from typing import Any, Final
+
+LIMIT: Final = re.compile(r"(accuracy|loss|error) *([<>]) *(\d+\.?\d*|\.\d+)")
+
+
+def reached(report: dict[str, Any], word: str) -> str | None:
+    """Return how a report reaches a limit, None where it does not or ``word`` is none.
+
+    A figure that is not known reaches it: a gate that could not look must not pass.
+
+    Examples
+    --------
+    >>> reached({"answers": {"measure": "accuracy", "value": 0.93}}, "accuracy<.95")
+    'accuracy 0.93 < .95'
+    >>> reached({"answers": None}, "loss>1.2")
+    'loss > 1.2 (not known)'
+    """
+    match = LIMIT.fullmatch(word)
+    if match is None:
+        return None
+    name, side, limit = match.groups()
+    value = figure(report, name)
+    if value is None:
+        return f"{name} {side} {limit} (not known)"
+    is_beyond = value < float(limit) if side == "<" else value > float(limit)
+    return f"{name} {value:.4g} {side} {limit}" if is_beyond else None
+
+
+def figure(report: dict[str, Any], name: str) -> float | None:
+    """Return accuracy, loss (nats of a label, or per token) or error (root mean square)."""
+    answers = report.get("answers") or {}
+    measures = {"accuracy": "accuracy", "loss": "nats_per_token", "error": "rms_error"}
+    if answers.get("measure") == measures[name]:
+        return answers["value"]
+    if name != "loss" or answers.get("measure") != "accuracy":
+        return None
+    rows = [row for row in report["rows"]["answers"] if row["right"] is not None]
+    lost = [math.inf if row["loss"] is None else row["loss"] for row in rows]
+    return math.fsum(lost) / len(lost) if lost else None
