@@ -4,6 +4,7 @@ from sonde import edit as edit
 from sonde import explain as explain
 from sonde import layers as layers
 from sonde import measure as measure
+from sonde import train as train
 from sonde.core import Calibration as Calibration
 from sonde.core import CalibrationError as CalibrationError
 from sonde.core import InputError as InputError
@@ -38,6 +39,7 @@ from sonde.store.exporting import export_store as export  # noqa: F401 - under a
 from sonde.tap import Tap as Tap
 from sonde.tap import editing as editing
 from sonde.tap.cache.evicting import caching as caching
+from sonde.tap.hand.training import training as training
 from sonde.weights import undo as undo
 
 __version__: str

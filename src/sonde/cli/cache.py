@@ -124,7 +124,7 @@ def _rules() -> dict[str, Any]:
     """Return the rules of the compress family by their words."""
     from sonde import compress
     from sonde.core import CacheRule
-    from sonde.run.instruments.listing import snake_case
+    from sonde.run.instruments.families import snake_case
 
     members = [getattr(compress, name) for name in compress.__all__]
     kinds = [m for m in members if isinstance(m, type) and issubclass(m, CacheRule)]

@@ -1,16 +1,10 @@
-"""Coding rate: the nats that a code of rows takes up to an error, and its mean for random rows."""
+"""The mean coding rate of random rows."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 HALVINGS = 60
-
-
-def gaussian_rate(second: Float[Tensor, "dim dim"], scale: float) -> Float[Tensor, ""]:
-    """Return ``ln det(1 + scale second) / 2`` by Cholesky's factor."""
-    eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
-    return torch.linalg.cholesky(eye + scale * second).diagonal().log().sum()
 
 
 def expected_rate(values: Float[Tensor, "dim"], n: float, scale: float) -> float:

@@ -14,8 +14,8 @@ from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._coding import expected_rate, gaussian_rate
-from sonde.stats import DirectionMoments, MomentsState
+from sonde.measure._coding import expected_rate
+from sonde.stats import DirectionMoments, MomentsState, gaussian_rate
 
 
 @final

@@ -17,9 +17,9 @@ from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._coding import expected_rate, gaussian_rate
+from sonde.measure._coding import expected_rate
 from sonde.measure.coding_rate import check_eps2
-from sonde.stats import ClassDirectionMoments, ClassMomentsState
+from sonde.stats import ClassDirectionMoments, ClassMomentsState, gaussian_rate, rate_gain
 
 
 @final
@@ -92,12 +92,12 @@ class RateReduction(Instrument):
         total = (share[:, None, None] * seconds).sum(0)
         n_alive = n * float(total.detach().diagonal().sum())
         whole = gaussian_rate(total, scale)
-        each = torch.stack([gaussian_rate(second, scale) for second in seconds])
+        value, each = rate_gain(seconds, share, scale)
         flags = ["dead"] if n_alive < n - 0.5 else []
         flags += ["few_rows"] if int(directions.n.min()) <= dim else []
         flags += [] if directions.unlabelled is None else ["unlabelled"]
         return RateReductionResult(
-            value=whole - share @ each if n_alive > 0.5 else math.nan,
+            value=value if n_alive > 0.5 else math.nan,
             null=float(whole.detach()) - _shuffled(total.detach(), directions.n.tolist(), scale),
             n=n,
             range=(0.0, float(whole.detach())),

@@ -7,6 +7,7 @@ from sonde.stats.batch_hsic import BatchHsic, BatchHsicState, hsic_triple
 from sonde.stats.calibrated import Calibrated, CalibratedScorer, Kept
 from sonde.stats.class_calibration import By, ClassCalibration
 from sonde.stats.class_moments import ClassMoments, ClassMomentsState, UnlabelledState
+from sonde.stats.coding import gaussian_rate, rate_gain
 from sonde.stats.content_sketch import ContentSketch, ContentSketchState
 from sonde.stats.coreset import Coreset, CoresetState
 from sonde.stats.cross_moments import CrossMoments, CrossMomentsState
@@ -135,6 +136,7 @@ __all__ = [
     "check_shrinkage",
     "clopper_pearson",
     "distance_chunks",
+    "gaussian_rate",
     "grouped_share",
     "half_error",
     "hsic_triple",
@@ -149,6 +151,7 @@ __all__ = [
     "oas_weight",
     "random_halves",
     "rank_p_value",
+    "rate_gain",
     "score_map",
     "separation",
     "shrunk",

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from inspect import cleandoc
 from typing import Any
 
-FAMILIES = ("measure", "detect", "edit", "explain", "compress", "layers")
+FAMILIES = ("measure", "detect", "edit", "explain", "compress", "layers", "train")
 """Rooms of methods: one method is one file, and a name in the room's ``__all__``."""
 PLUG_IN = "plug-in"
 PLUG_INS = "sonde.methods"

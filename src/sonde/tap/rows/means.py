@@ -49,8 +49,8 @@ class WholeMean:
         self.ones = torch.ones(n, 1, n_blocks, dtype=dtype) if 1 < n_blocks <= MOST else None
 
     def __call__(self, x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "row dim"]:
-        """Return the mean of each example."""
-        return _written(self, x)
+        """Return the mean of each example, with a graph if ``x`` has one."""
+        return x.mean(1) if _has_graph(x) else _written(self, x)
 
     def write(self, x: Float[Tensor, "row pos dim"], out: Float[Tensor, "row 1 dim"]) -> None:
         """Write the mean of each example."""
@@ -99,18 +99,25 @@ class PickedMean:
         self.steps.append((index.to(device), (counts.cumsum(0) - counts).to(device)))
 
     def __call__(self, x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "row dim"]:
-        """Return the mean of each example."""
-        return _written(self, x)
+        """Return the mean of each example, with a graph if ``x`` has one."""
+        return (self._sums(x) / self.counts)[:, 0] if _has_graph(x) else _written(self, x)
 
     def write(self, x: Float[Tensor, "row pos dim"], out: Float[Tensor, "row 1 dim"]) -> None:
         """Write the mean of each example."""
+        torch.div(self._sums(x), self.counts, out=out)
+
+    def _sums(self, x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "row 1 dim"]:
         sums = x.flatten(0, 1)
         for index, first in self.steps:
             sums = functional.embedding_bag(index, sums, first, mode="sum")
-        torch.div(sums[:, None], self.counts, out=out)
+        return sums[:, None]
 
 
 Mean = WholeMean | PickedMean
+
+
+def _has_graph(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 def _written(mean: Mean, x: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""How the weight of a loss moves over the steps of a training."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+from sonde.core.errors import InputError
+
+
+class Schedule(ABC):
+    """Weight of a loss at each step. Subclasses are final frozen dataclasses."""
+
+    @abstractmethod
+    def weight(self, step: int) -> float:
+        """Return the weight at a step, counted from 0."""
+
+    def is_over(self, step: int) -> bool:
+        """Return whether the weight is 0 from this step on, so that nothing need be read."""
+        return False
+
+
+@final
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same weight at every step.
+
+    Parameters
+    ----------
+    value : float
+    """
+
+    value: float
+
+    def weight(self, step: int) -> float:
+        """Return the weight."""
+        return self.value
+
+    def is_over(self, step: int) -> bool:
+        """Return whether the weight is 0."""
+        return self.value == 0.0
+
+
+@final
+@dataclass(frozen=True)
+class Ramp(Schedule):
+    """A weight that moves from ``start`` to ``end`` in ``steps`` steps and stays there.
+
+    Parameters
+    ----------
+    start, end : float
+    steps : int
+    shape : {"linear", "cosine"}, default="linear"
+
+    Examples
+    --------
+    >>> [Ramp(1.0, 0.0, 4).weight(step) for step in (0, 1, 4, 9)]
+    [1.0, 0.75, 0.0, 0.0]
+    """
+
+    start: float
+    end: float
+    steps: int
+    shape: str = "linear"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.shape not in ("linear", "cosine"):
+            raise InputError(
+                "Ramp: expected steps of 1 or more and shape 'linear' or 'cosine', got "
+                f"steps={self.steps}, shape={self.shape!r}."
+            )
+
+    def weight(self, step: int) -> float:
+        """Return the weight on the way from ``start`` to ``end``."""
+        share = min(step / self.steps, 1.0)
+        if self.shape == "cosine":
+            share = (1.0 - math.cos(math.pi * share)) / 2.0
+        return self.start + share * (self.end - self.start)
+
+    def is_over(self, step: int) -> bool:
+        """Return whether the end is reached and is 0."""
+        return self.end == 0.0 and step >= self.steps
+
+
+@final
+@dataclass(frozen=True)
+class StopAt(Schedule):
+    """A weight that is 0 from a step on.
+
+    Parameters
+    ----------
+    value : float
+    step : int
+        First step without the loss.
+    """
+
+    value: float
+    step: int
+
+    def weight(self, step: int) -> float:
+        """Return the weight before the last step, then 0."""
+        return self.value if step < self.step else 0.0
+
+    def is_over(self, step: int) -> bool:
+        """Return whether the last step is behind."""
+        return step >= self.step

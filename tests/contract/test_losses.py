@@ -1,0 +1,60 @@
+"""Every loss: gradients, order of the rows, and how its value depends on the batch."""
+
+import inspect
+
+import pytest
+import torch
+
+from sonde import train
+
+LOSSES = [
+    pytest.param(loss, parameters, id=f"{name}-{n}")
+    for name in train.__all__
+    for loss in (getattr(train, name),)
+    for n, parameters in enumerate(loss.examples)
+]
+
+
+def columns(loss, n=8):
+    generator = torch.Generator().manual_seed(6)
+    draw = {"generator": generator, "dtype": torch.float64, "requires_grad": True}
+    made = {"x": torch.randn(n, 4, **draw), "y": torch.randn(n, 4, **draw)}
+    made["label"] = torch.arange(n) % 3
+    names = inspect.signature(loss.forward).parameters
+    return {name: made[name] for name in names if name in made}
+
+
+@pytest.mark.parametrize(("loss", "parameters"), LOSSES)
+def test_gradients_are_exact(loss, parameters):
+    made = loss(**parameters).double()
+    given = columns(made)
+    floats = [name for name, x in given.items() if x.is_floating_point()]
+    if "y" in floats and loss is train.Align:  # its target has none
+        given["y"] = given["y"].detach()
+        floats = ["x"]
+
+    def value(*rows):
+        return made(**given | dict(zip(floats, rows, strict=True)))
+
+    assert torch.autograd.gradcheck(value, [given[name] for name in floats])
+
+
+@pytest.mark.parametrize(("loss", "parameters"), LOSSES)
+def test_rows_in_another_order_give_the_same_value(loss, parameters):
+    made = loss(**parameters).double()
+    given = columns(made)
+    order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
+    turned = {name: x[order] for name, x in given.items()}
+    torch.testing.assert_close(made(**given), made(**turned))
+
+
+@pytest.mark.parametrize(("loss", "parameters"), LOSSES)
+def test_a_mean_is_the_mean_of_the_parts_and_nothing_else_is(loss, parameters):
+    made = loss(**parameters).double()
+    given = columns(made, 12)
+    parts = [{k: x[a:b] for k, x in given.items()} for a, b in ((0, 5), (5, 12))]
+    joined = (5 * made(**parts[0]) + 7 * made(**parts[1])) / 12
+    is_mean = bool(torch.isclose(joined, made(**given), rtol=1e-10))
+    per_row = loss is train.Separate and parameters.get("penalty") == "cosine"
+    relational = parameters.get("distance") == "relational"
+    assert is_mean == (per_row or (loss.batching == "mean" and not relational))
