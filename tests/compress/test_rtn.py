@@ -41,6 +41,38 @@ def test_rounding_again_changes_nothing_and_no_bits_is_the_same_model():
     assert RTN(bits=None).plan(net).fold(net) is net
 
 
+@pytest.mark.truth("the error of each narrower grid, group by group")
+@pytest.mark.parametrize("symmetry", ["asymmetric", "symmetric"])
+def test_clipping_takes_the_narrower_grid_with_the_smallest_error(symmetry):
+    net = nn.Sequential(nn.Linear(37, 12, bias=False))
+    net[0].weight.data = torch.randn(12, 37, generator=torch.Generator().manual_seed(1)) ** 3
+    new = RTN(bits=3, group=16, symmetry=symmetry, clip="mse").plan(net).fold(net)
+    plain = RTN(bits=3, group=16, symmetry=symmetry).plan(net).fold(net)
+    w, steps = net[0].weight.detach().double(), torch.arange(8.0).double()
+    gains = 0
+    for row in range(12):
+        for start in (0, 16, 32):
+            part = w[row, start : start + 16]
+            errors = []
+            for i in range(21):
+                low, high = part.min().clamp(max=0.0), part.max().clamp(min=0.0)
+                if symmetry == "symmetric":
+                    high = torch.maximum(high, -low)
+                    low = -high * 4 / 3
+                scale = (1 - i / 40) * (high - low) / 7
+                offset = (1 - i / 40) * low + 4 * scale
+                points = (steps - 4) * scale.bfloat16().double() + offset.bfloat16().double()
+                errors.append(float((part[:, None] - points).square().amin(1).sum()))
+            found, other = (
+                float((m[0].values(torch.float64)[row, start : start + 16] - part).square().sum())
+                for m in (new, plain)
+            )
+            assert found <= other
+            assert found == pytest.approx(min(errors), rel=1e-3)
+            gains += found < 0.9 * other
+    assert gains > 5
+
+
 def test_what_cannot_be_rounded_is_refused():
     with pytest.raises(InputError, match="expected bits from 2 to 8, or None, got 9"):
         RTN(bits=9)

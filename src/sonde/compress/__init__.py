@@ -4,6 +4,7 @@
 ``with sonde.caching(model, SnapKV(budget=0.25)) as cache:`` opens a cache by one of the rules here.
 """
 
+from sonde.compress.coordinate_rounding import CoordinateRounding
 from sonde.compress.fidelity import Fidelity, fidelity
 from sonde.compress.gptq import GPTQ
 from sonde.compress.grams import LayerGrams, layer_grams
@@ -13,7 +14,9 @@ from sonde.compress.key_norm import KeyNorm
 from sonde.compress.prune_weights import PruneWeights
 from sonde.compress.recent_cache import RecentCache
 from sonde.compress.rtn import RTN
+from sonde.compress.sign_quant import SignQuant
 from sonde.compress.snap_kv import SnapKV
+from sonde.compress.sparse_gpt import SparseGPT
 from sonde.compress.streaming_cache import StreamingCache
 from sonde.compress.tova import TOVA
 from sonde.weights import QuantLinear, kernels, pack, unpack
@@ -23,6 +26,7 @@ __all__ = [
     "H2O",
     "RTN",
     "TOVA",
+    "CoordinateRounding",
     "Fidelity",
     "KeyDiff",
     "KeyNorm",
@@ -30,7 +34,9 @@ __all__ = [
     "PruneWeights",
     "QuantLinear",
     "RecentCache",
+    "SignQuant",
     "SnapKV",
+    "SparseGPT",
     "StreamingCache",
     "fidelity",
     "kernels",

@@ -52,6 +52,32 @@ def grid_of(
     return scale, offset.masked_fill(empty, 0.0).bfloat16()
 
 
+def clipped_grid(
+    weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry = "asymmetric"
+) -> tuple[BFloat16[Tensor, "out group"], BFloat16[Tensor, "out group"]]:
+    """Return scale and offset of each group with the least squared error of 21 narrower grids.
+
+    The grids span 1 to 0.5 of the group's range; what lies outside goes to the end of the grid.
+    """
+    best = grid_of(weight, grid, symmetry)
+    least = _squared_errors(weight, grid, *best)
+    for share in torch.linspace(1, 0.5, 21, dtype=torch.float64)[1:].tolist():
+        found = grid_of(weight * share, grid, symmetry)
+        errors = _squared_errors(weight, grid, *found)
+        better = errors < least
+        least = torch.where(better, errors, least)
+        best = tuple(torch.where(better, *pair) for pair in zip(found, best, strict=True))
+    return best[0], best[1]
+
+
+def _squared_errors(weight: Tensor, grid: Grid, scale: Tensor, offset: Tensor) -> Tensor:
+    n, half = weight.shape[1], 2 ** (grid.bits - 1)
+    scales, offsets = (each_entry(x, grid.group, n) for x in (scale, offset))
+    values = (codes_of(weight, scales, offsets, grid.bits) - half) * scales + offsets
+    wide = functional.pad((weight - values).square(), (0, -n % grid.group))
+    return wide.unflatten(1, (-1, grid.group)).sum(2)
+
+
 def _each_group(weight: Tensor, group: int, how: str) -> Tensor:
     fill = float("inf") if how == "low" else -float("inf")
     wide = functional.pad(weight, (0, -weight.shape[1] % group), value=fill)
@@ -75,9 +101,12 @@ def each_entry(x: BFloat16[Tensor, "out group"], group: int, n: int) -> Float[Te
     return x.double().repeat_interleave(group, 1)[:, :n]
 
 
-def rounded(weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry) -> Quantised:
+def rounded(
+    weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry, clip: str | None = None
+) -> Quantised:
     """Return a matrix with each entry rounded to the nearest point of its group's grid."""
-    scale, offset = grid_of(weight, grid, symmetry)
+    of = grid_of if clip is None else clipped_grid
+    scale, offset = of(weight, grid, symmetry)
     n = weight.shape[1]
     each = (each_entry(x, grid.group, n) for x in (scale, offset))
     return quantised(codes_of(weight, *each, grid.bits), scale, offset, grid)

@@ -169,16 +169,12 @@ def solved(
     ordered : bool, default=False
         Take columns of large inputs first.
     """
-    h, w, half = h.clone(), w.clone(), 2 ** (bits - 1)
-    dead = h.diagonal() <= 0
-    mean = 1.0 if bool(dead.all()) else float(h.diagonal()[~dead].mean())
-    h.diagonal()[dead] = mean  # any other number would tie the damping to the inputs' unit
-    w[:, dead] = 0.0
-    h.diagonal().add_(damp * mean)
+    w, half = w.clone(), 2 ** (bits - 1)
+    w[:, h.diagonal() <= 0] = 0.0
+    h = damped(h, damp)
     order = h.diagonal().argsort(descending=True, stable=True) if ordered else torch.arange(len(h))
     h, w, scale, offset = h[order][:, order], w[:, order], scale[:, order], offset[:, order]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
-    upper = torch.linalg.cholesky(inverse, upper=True)
+    upper = inverse_factor(h)
     codes = torch.empty_like(w)
     for start in range(0, len(h), BLOCK):
         stop = min(start + BLOCK, len(h))
@@ -191,6 +187,26 @@ def solved(
             errors[:, i - start] = error
         w[:, stop:] -= errors @ upper[start:stop, stop:]
     return codes[:, order.argsort()]
+
+
+def damped(h: Float[Tensor, "in in"], damp: float) -> Float[Tensor, "in in"]:
+    """Return a second moment with a part of its mean added to the diagonal.
+
+    Inputs that are always 0 take the mean of the others: any other number would tie the damping to
+    the inputs' unit.
+    """
+    h = h.clone()
+    dead = h.diagonal() <= 0
+    mean = 1.0 if bool(dead.all()) else float(h.diagonal()[~dead].mean())
+    h.diagonal()[dead] = mean
+    h.diagonal().add_(damp * mean)
+    return h
+
+
+def inverse_factor(h: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
+    """Return the upper Cholesky factor of the inverse."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    return torch.linalg.cholesky(inverse, upper=True)
 
 
 BLOCK = 128

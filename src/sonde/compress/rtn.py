@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 from sonde.compress._grid import Symmetry, check_grid, method_of, rounded
 from sonde.compress._layers import require_finite_weights, weighted_layers
@@ -33,6 +33,9 @@ class RTN(Rewrite):
         Entries of a row that share a scale.
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
         Symmetric grids have no offset.
+    clip : {"mse"}, optional
+        Let each group take the narrower grid with the smallest squared error, of 21 from its whole
+        range to half of it; weights outside go to the grid's end.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
 
@@ -44,11 +47,13 @@ class RTN(Rewrite):
     bits: int | None = 4
     group: int = 32
     symmetry: Symmetry = "asymmetric"
+    clip: Literal["mse"] | None = None
     layers: Sequence[str] | None = None
     paper: ClassVar[str] = "frantar2023gptq"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"bits": 3, "group": 5, "symmetry": "symmetric", "layers": ("*",)},
+        {"bits": 2, "clip": "mse"},
     )
 
     def __post_init__(self) -> None:
@@ -61,7 +66,7 @@ class RTN(Rewrite):
             grid = Grid(self.bits, self.group)
             for layer in weighted_layers("RTN", model, self.layers):
                 require_finite_weights("RTN", layer)
-                found = rounded(layer.matrix(), grid, self.symmetry)
+                found = rounded(layer.matrix(), grid, self.symmetry, self.clip)
                 codes = found.codes
                 changes[layer.weight] = type(found)(
                     codes, found.scale, found.offset, grid, tuple(layer.module.weight.shape)

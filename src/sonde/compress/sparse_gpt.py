@@ -1,0 +1,170 @@
+"""Remove weights column after column; those that are left pay for the error.
+
+For layers whose inputs are at hand. Without data, or where kept weights must not move,
+``PruneWeights``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sonde.compress._grid import method_of
+from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._masks import check_share, check_width, kept_of, lowest, lowest_of_runs
+from sonde.compress.gptq import BLOCK, damped, inverse_factor, loss_of
+from sonde.compress.grams import LayerGrams, grams_for, parts_of
+from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
+from sonde.weights import Change, Examples, Exchange, Rewrite, RewritePlan
+
+
+@final
+@dataclass(frozen=True)
+class SparseGPT(Rewrite):
+    """Set weights to 0 so that the layer's outputs change little, and move the others.
+
+    Walks over columns as ``GPTQ`` does. In each block of 128 columns the weights with the smallest
+    ``w^2 / U_jj^2`` are removed, with ``U`` the Cholesky factor of the inverse second moment of the
+    inputs; what a removed weight adds to outputs is put on the columns behind it.
+
+    Range        ``share`` of the weights of each block, rounded half to even.
+    Cost         as ``GPTQ``; ``refit``: one system of equations for each row, O(out dim^3).
+    Assumes      inputs of the kind that the model will meet; all layers are fitted at the inputs of
+                 the unpruned model.
+    Differs      from the paper: blocks are not refitted one after the other; ``refit`` is ours.
+
+    Parameters
+    ----------
+    share : float, default=0.5
+        Of the weights that are removed. 0 changes nothing.
+    pattern : str, optional
+        ``2:4`` keeps two of every four neighbours in a row, in place of a share.
+    damp : float, default=0.01
+        Added to the diagonal of the second moment, in its mean.
+    refit : bool, default=False
+        Solve for all kept weights of a row at once. The error on the calibration inputs is then the
+        smallest for the mask.
+    layers : sequence of str, optional
+        Patterns of layers' names; all linear layers by default, but those tied to an embedding.
+
+    References
+    ----------
+    frantar2023sparsegpt
+    """
+
+    share: float = 0.5
+    pattern: str | None = None
+    damp: float = 0.01
+    refit: bool = False
+    layers: Sequence[str] | None = None
+    paper: ClassVar[str] = "frantar2023sparsegpt"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"pattern": "2:4", "refit": True, "layers": ("11",)},
+        {"share": 0.3, "layers": ("*",)},
+    )
+
+    def __post_init__(self) -> None:
+        check_share("SparseGPT", self.share, self.pattern)
+        if not self.damp > 0:
+            raise InputError(f"SparseGPT: expected damp above 0, got {self.damp}.")
+
+    def reads(self) -> dict[str, Examples]:
+        """Read examples, or the moments of layers' inputs over them."""
+        return {"calibration": Examples(summed=LayerGrams)}
+
+    def planned(self, model: Model, calibration: Inputs | LayerGrams) -> RewritePlan:
+        """Return the weights with zeros in them.
+
+        Raises
+        ------
+        StateError
+            If the inputs were read at other weights.
+        """
+        changes: dict[str, Change] = {}
+        figures: dict[str, float] = {}
+        if self.share > 0 or self.pattern is not None:
+            layers = weighted_layers("SparseGPT", model, self.layers)
+            grams = grams_for("SparseGPT", model, calibration, self.layers)
+            figures = {"loss": 0.0}
+            for layer in layers:
+                require_finite_weights("SparseGPT", layer)
+                changes[layer.weight], loss = self._one(layer, model, grams)
+                figures["loss"] += loss
+        return RewritePlan.of(model, changes, method_of("SparseGPT", asdict(self)), **figures)
+
+    def _one(self, layer: Weighted, model: Model, grams: LayerGrams) -> tuple[Exchange, float]:
+        matrix, loss = layer.matrix(), 0.0
+        if self.pattern is not None:
+            check_width("SparseGPT", self.pattern, matrix.shape[1], layer.weight)
+        new = matrix.clone()
+        for rows, h in parts_of(layer, model, grams):
+            found, gone = sparse(matrix[rows], h, self.damp, self.share, self.pattern)
+            if self.refit:
+                found = refitted(matrix[rows], found, gone, h)
+            new[rows] = found
+            loss += float(loss_of(matrix[rows] - found, h).sum())
+        return Exchange(new.reshape(layer.module.weight.shape)), loss
+
+
+def sparse(
+    w: Float[Tensor, "out in"],
+    h: Float[Tensor, "in in"],
+    damp: float,
+    share: float = 0.0,
+    pattern: str | None = None,
+    gone: Bool[Tensor, "out in"] | None = None,
+) -> tuple[Float[Tensor, "out in"], Bool[Tensor, "out in"]]:
+    """Return weights with zeros, and where these are: column after column.
+
+    Parameters
+    ----------
+    w : Float[Tensor, "out in"]
+    h : Float[Tensor, "in in"]
+        Second moment of the inputs; those that are always 0 take weights of 0.
+    damp : float
+    share : float, default=0
+    pattern : str, optional
+    gone : Bool[Tensor, "out in"], optional
+        The weights to remove; chosen by default.
+    """
+    w, upper = w.clone(), inverse_factor(damped(h, damp))
+    w[:, h.diagonal() <= 0] = 0.0
+    run = 1 if pattern is None else kept_of("SparseGPT", pattern)[1]
+    width = max(BLOCK - BLOCK % run, run)
+    chosen = torch.zeros_like(w, dtype=torch.bool) if gone is None else gone
+    for start in range(0, len(h), width):
+        stop = min(start + width, len(h))
+        scores = w[:, start:stop].square() / upper.diagonal()[start:stop].square()
+        if gone is None and pattern is None:
+            found = lowest(scores.reshape(1, -1), round(share * scores.numel()))
+            chosen[:, start:stop] = found.reshape(scores.shape)
+        errors = torch.empty_like(scores)
+        for i in range(start, stop):
+            if gone is None and pattern is not None and (i - start) % run == 0:
+                now = w[:, i : i + run].square() / upper.diagonal()[i : i + run].square()
+                chosen[:, i : i + run] = lowest_of_runs(now, pattern)
+            error = torch.where(chosen[:, i], w[:, i] / upper[i, i], 0.0)
+            w[:, i:stop] -= error[:, None] * upper[i, i:stop]
+            errors[:, i - start] = error
+        w[:, stop:] -= errors @ upper[start:stop, stop:]
+    return w.masked_fill(chosen, 0.0), chosen
+
+
+def refitted(
+    w: Float[Tensor, "out in"],
+    found: Float[Tensor, "out in"],
+    gone: Bool[Tensor, "out in"],
+    h: Float[Tensor, "in in"],
+) -> Float[Tensor, "out in"]:
+    """Return the kept weights of each row that change its outputs least."""
+    new = torch.zeros_like(w)
+    for i, kept in enumerate(~gone):
+        inverse = torch.linalg.pinv(h[kept][:, kept], hermitian=True)
+        new[i, kept] = inverse @ (h[kept] @ w[i])
+    better = loss_of(w - new, h) < loss_of(w - found, h)
+    return torch.where(better[:, None], new, found)

@@ -1,0 +1,54 @@
+"""Coordinate rounding: no single code can be bettered, the loss falls, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from sonde.compress import GPTQ, CoordinateRounding
+from sonde.compress._grid import each_entry
+from sonde.compress.gptq import loss_of
+from sonde.core.errors import InputError
+
+
+def drawn() -> tuple[nn.Sequential, torch.Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(11, 9)).eval()
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(80, 11, generator=draw) @ torch.randn(11, 11, generator=draw)
+    x[:, 4] = 0.0
+    return net, x
+
+
+@pytest.mark.truth("every other code of every single weight")
+@pytest.mark.parametrize("start", ["gptq", "rtn"])
+def test_no_other_code_of_one_weight_is_better(start):
+    net, x = drawn()
+    plan = CoordinateRounding(bits=2, group=4, start=start).plan(net, {"calibration": x})
+    change, new = plan.changes["0.weight"], net[0].weight.detach().double()
+    h, found = x.double().T @ x.double() / 80, change.of(new)
+    least = loss_of(new - found, h)
+    scale, offset = (each_entry(v, 4, 11) for v in (change.scale, change.offset))
+    for j in range(11):
+        for code in range(4):
+            other = found.clone()
+            other[:, j] = (code - 2) * scale[:, j] + offset[:, j]
+            assert bool((loss_of(new - other, h) >= least - 1e-6).all())
+    assert plan.figures["loss"] == pytest.approx(float(least.sum()), rel=1e-4)
+    assert plan.figures["loss"] < plan.figures["loss_start"]
+
+
+def test_it_lies_below_gptq():
+    net, x = drawn()
+    found, other = (
+        rule(bits=2, group=4).plan(net, {"calibration": x}).figures["loss"]
+        for rule in (CoordinateRounding, GPTQ)
+    )
+    assert found < other
+    assert CoordinateRounding(bits=None).plan(net, {"calibration": x}).fold(net) is net
+
+
+def test_what_cannot_be_rounded_is_refused():
+    with pytest.raises(InputError, match="at least 1 sweep, got 0"):
+        CoordinateRounding(sweeps=0)
+    with pytest.raises(InputError, match="CoordinateRounding: expected bits from 2 to 8"):
+        CoordinateRounding(bits=1)
