@@ -1,4 +1,4 @@
-"""The inputs as a table: one line for each input of each finding, and one for each other."""
+"""The inputs as a table: a line for each input of each finding, and a line for each other input."""
 
 from itertools import chain, repeat
 from typing import Any
