@@ -13,7 +13,9 @@ import torch
 import sonde
 from cli_case import run_words
 from sonde.data.shipped import model_directory
+from sonde.report.compress_terminal import compress_verdict
 from sonde.weights import QuantLinear
+from sonde.weights.folder import weight_bytes
 
 WORDS = ("compress", "sonde:stdlib", "sonde:stdlib/train", "--limit", 4, "--held", 2)
 OPENED = """
@@ -52,13 +54,46 @@ def test_files_are_smaller_answers_are_near_and_undo_gives_every_byte(run, small
     folder, told = small
     before, after = told["bytes"]
     assert after == (folder / "model.safetensors").stat().st_size < before / 2.8
-    assert told["memory"][1] < told["memory"][0]
+    assert told["memory_packed"] < told["memory"][0] / 3
+    assert told["memory_packed"] < told["memory"][1]
     assert 0 < told["fidelity"]["kl"] < told["fidelity"]["kl_99"] < 0.2
     assert told["figures"]["loss"] < told["figures"]["loss_rtn"]
     assert run("compress", "undo", folder, "-o", tmp_path / "OLD").code == 0
     for file in Path(model_directory("sonde:stdlib")).iterdir():
         if file.is_file():
             assert filecmp.cmp(file, tmp_path / "OLD" / file.name, shallow=False)
+
+
+def test_its_page_says_what_was_gained_inside_in_answers_bytes_and_time(small):
+    folder, told = small
+    page = folder.with_name("SMALL.html").read_text()
+    for part in ("answers", "inside", "bytes", "time", "undo"):
+        assert f'<section id="{part}"' in page
+    assert compress_verdict(told) in page
+    assert [one["what"] for one in told["times"]] == ["one token", "256 tokens"]
+    assert len(told["sites"]) == 7
+    assert all(0 < site["error"] < 0.1 for site in told["sites"])
+    assert {one["kind"] for one in told["kept"]} == {"Embedding", "LlamaRMSNorm"}
+    assert (told["calibrated_on"], told["compared_on"]) == (4, 2)
+
+
+def test_a_budget_is_kept_and_an_unreachable_one_names_the_nearest(run, tmp_path):
+    words = ("compress", "sonde:digits", "sonde:digits/train", "--limit", 8, "--held", 40)
+    words += ("--method", "rtn", "--json")
+    budget = int(0.3 * weight_bytes(Path(model_directory("sonde:digits"))))
+    told = run(*words, "--budget", budget, "-o", tmp_path / "A").json()
+    assert told["bytes"][1] <= budget
+    assert told["fidelity"]["kl"] == min(one["kl"] for one in told["tried"])
+    kinds = {one["kind"] for one in told["kept"]}
+    assert "Conv2d" in kinds
+    assert "Linear" not in kinds
+    near = run(*words, "--budget", "1KiB", "-o", tmp_path / "B")
+    assert "--budget: no setting needs at most 1,024 bytes; the nearest is 2 bits" in near.err
+    near = run(*words, "--max-kl", "1e-12", "-o", tmp_path / "B")
+    assert "the nearest is 8 bits in groups of 32" in near.err
+    wrong = run(*words, "--max-kl", 1, "--to", "4bit", "-o", tmp_path / "B")
+    assert "leave out --to and --group" in wrong.err
+    assert not (tmp_path / "B").exists()
 
 
 def test_sonde_opens_it_with_the_weights_that_were_planned(small):

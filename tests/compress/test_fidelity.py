@@ -24,6 +24,9 @@ def test_divergence_quantile_and_flips():
     right = [top == label for top in tops]
     assert found.n == 200
     assert found.kl == pytest.approx(float(kl.mean()), rel=1e-5)
+    se = float(kl.std(correction=0)) / 200**0.5
+    assert found.kl_high - found.kl_low == pytest.approx(2 * 1.96 * se, rel=0.15)
+    assert found.kl_low < found.kl < found.kl_high
     assert found.kl_99 == pytest.approx(float(kl.quantile(0.99)), rel=1e-5)
     assert found.changed == pytest.approx(float((tops[0] != tops[1]).double().mean()))
     assert found.right_to_wrong == pytest.approx(float((right[0] & ~right[1]).double().mean()))

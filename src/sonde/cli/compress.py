@@ -1,6 +1,8 @@
 """``sonde compress``: a smaller model, and what that did to its answers."""
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,11 +14,14 @@ from sonde.cli.options import DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
-    from sonde.compress import Fidelity
     from sonde.core.inputs import Model
+    from sonde.data.inputs import ItemInputs
+    from sonde.run.compressing.settings import Setting, Trial
     from sonde.weights import Rewrite
 
-MIB = 2**20
+UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+MOST_LISTED, MOST_FITTED = 1024, 512
+"""Items that are listed, and examples that calibrate, if --limit is not given."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,9 @@ class Compress:
     """Write a model with smaller weights, and say what it costs.
 
     Linear layers are rounded to a few bits, with a scale for each group of weights; embeddings,
-    norms and convolutions stay. The first --limit examples of DATA say which errors matter, the
-    --held examples behind them say what changed. `sonde compress undo SMALL -o OLD` gives every
-    file back while SMALL.patch lies beside it.
+    norms and convolutions stay. Some examples of DATA, drawn by the hash of their ids, say which
+    errors matter, others say what changed. --budget or --max-kl seek bits and groups themselves.
+    `sonde compress undo SMALL -o OLD` gives every file back while SMALL.patch lies beside it.
 
     Example: sonde compress sonde:stdlib sonde:stdlib/train --to 4bit --limit 16 --held 8 -o SMALL
     """
@@ -36,14 +41,28 @@ class Compress:
     output: Annotated[
         Path, tyro.conf.arg(aliases=["-o"], metavar="SMALL", help="folder for the smaller model")
     ]
-    to: Annotated[str, named("SIZE", "bits of a weight: 2bit to 8bit (default: 4bit)")] = "4bit"
+    to: Annotated[str | None, named("SIZE", "bits of a weight: 2bit to 8bit (default: 4bit)")] = (
+        None
+    )
+    budget: Annotated[
+        str | None, named("SIZE", "most bytes of weight files, as 100MiB; seeks bits and group")
+    ] = None
+    max_kl: Annotated[
+        float | None, named("NATS", "most divergence of answers; seeks the smallest such model")
+    ] = None
     method: Annotated[
         Literal["gptq", "rtn"],
         tyro.conf.arg(help="gptq spreads errors by what layers read, rtn rounds to the nearest"),
     ] = "gptq"
-    group: Annotated[int, named("N", "weights that share a scale (default: 32)")] = 32
-    limit: Annotated[int, named("N", "examples to calibrate on (default: 128)")] = 128
-    held: Annotated[int, named("N", "examples behind these to compare on (default: 64)")] = 64
+    group: Annotated[int | None, named("N", "weights that share a scale (default: 32)")] = None
+    limit: Annotated[
+        int | None,
+        named("N", "examples to calibrate on (default: 8 rows for each input of a layer)"),
+    ] = None
+    held: Annotated[int, named("N", "other examples to compare on (default: 64)")] = 64
+    report: Annotated[
+        Path | None, named("FILE", "page to write, .html or .json (default: SMALL.html)")
+    ] = None
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
     label_column: Annotated[str | None, named("NAME", "column of the label")] = None
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
@@ -51,93 +70,118 @@ class Compress:
 
     def run(self) -> int:
         """Plan, compare, write and tell."""
-        from sonde.compress import fidelity, kernels
-        from sonde.data import load, open_inputs
+        from sonde.data import load
+        from sonde.report.compress import save_compress
+        from sonde.report.compress_terminal import compress_to_text, compress_verdict
+        from sonde.run.compressing.document import compress_document
+        from sonde.run.compressing.inside import inside
+        from sonde.run.compressing.timing import speeds
         from sonde.weights import save_edited
-        from sonde.weights.folder import check_output, folder_of
+        from sonde.weights.folder import check_output, folder_of, weight_bytes
 
-        rule = self._rule()
+        bits, budget, page = self._bits(), self._budget(), self._page()
         model = load(self.model, device=self.device)
         check_output(self.output, folder_of(model))
+        ours, held = self._examples(model)
+        best, tried = self._best(model, ours, held, bits, budget)
+        new = best.plan.fold(model)
+        sites, times = inside(model, new, held), speeds(model, new, held)
+        saved = save_edited(model, best.plan, self.output, name=self.model)
+        document = compress_document(
+            model,
+            new,
+            best.plan,
+            name=self.model,
+            data=self.data,
+            output=self.output,
+            bytes_on_disk=[weight_bytes(at) for at in (folder_of(model), self.output)],
+            fidelity=best.fidelity,
+            sites=sites,
+            times=times,
+            rows={"calibrated_on": self._n_fitted(ours), "compared_on": len(held)},
+            tried=[trial.json() for trial in tried],
+        )
+        save_compress(document, page)
+        if self.printing.json:
+            say_json(document)
+        else:
+            say((compress_verdict if self.printing.quiet else compress_to_text)(document))
+        note(f"wrote {self.output}, {page}, and {saved.patch} to take it back")
+        return 0
+
+    def _bits(self) -> int | None:
+        """Return the bits of a weight, or None if they are sought."""
+        if self.budget is not None or self.max_kl is not None:
+            if self.to is not None or self.group is not None:
+                raise InputError(
+                    "--budget and --max-kl seek bits and group: leave out --to and --group."
+                )
+            return None
+        told = re.fullmatch(r"([2-8])[ -]?bits?", (self.to or "4bit").strip())
+        if told is None:
+            raise InputError(f"--to: expected 2bit to 8bit, got {self.to!r}.")
+        return int(told[1])
+
+    def _budget(self) -> int | None:
+        if self.budget is None:
+            return None
+        told = re.fullmatch(r"([0-9.]+) ?([KMG]I?B)?", self.budget.strip().upper())
+        if told is None or told[1].count(".") > 1 or told[1] == ".":
+            raise InputError(f"--budget: expected bytes as 100MiB or 2GB, got {self.budget!r}.")
+        return math.floor(float(told[1]) * UNITS[told[2] or ""])
+
+    def _page(self) -> Path:
+        page = self.report or self.output.absolute().with_name(self.output.name + ".html")
+        if page.suffix.lower() not in (".html", ".htm", ".json"):
+            raise InputError(f"--report: expected a name that ends in .html or .json, got {page}.")
+        return page
+
+    def _n_fitted(self, ours: "ItemInputs") -> int:
+        return 0 if self.method == "rtn" else len(ours)
+
+    def _examples(self, model: "Model") -> "tuple[ItemInputs, ItemInputs]":
+        """Return the examples to calibrate on and those to compare on."""
+        from sonde.data import open_inputs
+        from sonde.run.compressing.choosing import chosen_parts, enough_examples
+
         options = {"text_column": self.text_column, "label_column": self.label_column}
-        n = self.limit + self.held
+        n = MOST_LISTED if self.limit is None else 8 * (self.limit + self.held)
         inputs = open_inputs(model, self.data, split="train", limit=n, **options)
-        if len(inputs) <= self.limit:
+        if self.limit is not None and len(inputs) <= self.limit:
             raise InputError(
                 f"sonde compress: expected more than {self.limit} examples (--limit to calibrate "
                 f"on, then some to compare on), got {len(inputs)}. Lower --limit."
             )
-        plan = rule.plan(model, self._calibration(model, inputs))
-        new = plan.fold(model)
-        found = fidelity(model, new, inputs, start=self.limit, stop=n)
-        saved = save_edited(model, plan, self.output, name=self.model)
-        document = {
-            "model": self.model,
-            "method": plan.method,
-            "layers": len(plan.packed),
-            "bytes": _bytes(folder_of(model), self.output),
-            "memory": _memory(model.module, new),
-            "fidelity": found.json(),
-            "calibrated_on": self.limit,
-            "kernels": kernels(),
-            "figures": dict(plan.figures),
-        }
-        if self.printing.json:
-            say_json(document)
-        else:
-            say("\n".join(_lines(document, found)[: 1 if self.printing.quiet else None]))
-        note(f"wrote {self.output}, and {saved.patch} to take it back")
-        return 0
+        limit = self.limit or min(MOST_FITTED, enough_examples(model, inputs))
+        return chosen_parts(inputs, limit, self.held)
 
-    def _rule(self) -> "Rewrite":
+    def _best(
+        self,
+        model: "Model",
+        ours: "ItemInputs",
+        held: "ItemInputs",
+        bits: int | None,
+        budget: int | None,
+    ) -> "tuple[Trial, list[Trial]]":
+        """Return the setting that was asked for or found, and all that a search tried."""
+        from sonde.compress import fidelity, layer_grams
+        from sonde.run.compressing.settings import Setting, Trial, fitting
+        from sonde.run.compressing.sizes import sized_settings
+
+        given: Mapping[str, Any] = {}
+        if self.method != "rtn":
+            given = {"calibration": layer_grams(model, ours, progress=not self.printing.quiet)}
+
+        def tried(setting: "Setting") -> "Trial":
+            plan = self._rule(setting.bits, setting.group).plan(model, given)
+            return Trial(setting, plan, fidelity(model, plan.fold(model), held))
+
+        if bits is not None:
+            return tried(Setting(self.method, bits, self.group or 32, 0)), []
+        settings = sized_settings(model, self.method)
+        return fitting(settings, tried, budget=budget, max_kl=self.max_kl)
+
+    def _rule(self, bits: int, group: int) -> "Rewrite":
         from sonde.compress import GPTQ, RTN
 
-        told = re.fullmatch(r"([2-8])[ -]?bits?", self.to.strip())
-        if told is None:
-            raise InputError(f"--to: expected 2bit to 8bit, got {self.to!r}.")
-        kind = {"gptq": GPTQ, "rtn": RTN}[self.method]
-        return kind(bits=int(told[1]), group=self.group)
-
-    def _calibration(self, model: "Model", inputs: Any) -> dict[str, Any]:
-        from sonde.compress import layer_grams
-
-        if self.method == "rtn":
-            return {}
-        grams = layer_grams(model, inputs, stop=self.limit, progress=not self.printing.quiet)
-        return {"calibration": grams}
-
-
-def _bytes(old: Path, new: Path) -> list[int]:
-    """Return the bytes of the weight files before and after."""
-    from sonde.weights.folder import weight_bytes
-
-    return [weight_bytes(folder) for folder in (old, new)]
-
-
-def _memory(old: Any, new: Any) -> list[int]:
-    """Return the bytes that the tensors of both models take, after a run."""
-    from sonde.weights import QuantLinear
-
-    found: list[int] = []
-    for module in (old, new):
-        held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
-                for x in [*module.parameters(), *module.buffers()]}  # fmt: skip
-        ready = sum(m.ready_bytes for m in module.modules() if isinstance(m, QuantLinear))
-        found.append(sum(held.values()) + ready)
-    return found
-
-
-def _lines(told: dict[str, Any], found: "Fidelity") -> list[str]:
-    disk, memory = told["bytes"], told["memory"]
-    gains = [before / max(1, after) for before, after in (disk, memory)]
-    flips = f"{found.right_to_wrong:.1%} right to wrong, {found.wrong_to_right:.1%} wrong to right"
-    return [
-        f"files {gains[0]:.1f} x smaller, memory {gains[1]:.1f} x; "
-        f"the answer changed on {found.changed:.1%} of {found.n:,}",
-        f"method   {told['method']}, {told['layers']} layers",
-        f"bytes    {disk[0] / MIB:.2f} -> {disk[1] / MIB:.2f} MiB of weights on disk, "
-        f"{memory[0] / MIB:.2f} -> {memory[1] / MIB:.2f} MiB in memory after a run",
-        f"answers  KL {found.kl:.4g} nats in the mean, {found.kl_99:.4g} at the 99 % quantile; "
-        f"{flips}",
-        f"kernels  {', '.join(told['kernels'])} on this machine; each layer takes the fastest",
-    ]
+        return {"gptq": GPTQ, "rtn": RTN}[self.method](bits=bits, group=group)

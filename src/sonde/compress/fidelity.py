@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.metrics.intervals import Bootstrap, measured
 from sonde.tap import RowLosses, live_stream, place_of
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import as_model
@@ -23,6 +24,8 @@ class Fidelity:
         Answers that were compared: tokens of texts, else examples.
     kl : float
         Mean of ``KL(original || changed)`` over answers, in nats.
+    kl_low, kl_high : float
+        Its 95 % interval, from resampled groups of examples; NaN if there is one group.
     kl_99 : float
         Its 99 % quantile.
     changed : float
@@ -33,6 +36,8 @@ class Fidelity:
 
     n: int
     kl: float
+    kl_low: float
+    kl_high: float
     kl_99: float
     changed: float
     right_to_wrong: float
@@ -71,6 +76,7 @@ def fidelity(
     live, parts = as_model(model), dict[str, list[Tensor]]()
     end = len(inputs) if stop is None else min(stop, len(inputs))
     losses: list[RowLosses] = []
+    groups: dict[bytes, int] = {}
     logits = live_stream(live, inputs, logits_asked=True).logits_key
     for batch in map(right_padded, inputs.batches(start, end)):
         if not losses:
@@ -88,6 +94,9 @@ def fidelity(
             "lost": right[0] & ~right[1],
             "won": right[1] & ~right[0],
             "known": known,
+            "group": torch.tensor([groups.setdefault(k, len(groups)) for k in batch.group_keys])[
+                one.example
+            ],
         }
         for name, x in found.items():
             parts.setdefault(name, []).append(x.double().cpu())
@@ -95,11 +104,28 @@ def fidelity(
         raise InputError("fidelity: expected examples with answers, got none. Pass more data.")
     whole = {name: torch.cat(x) for name, x in parts.items()}
     n_known = max(1.0, float(whole["known"].sum()))
+    low, high = _interval(whole["kl"], whole["group"].long())
     return Fidelity(
         n=len(whole["kl"]),
         kl=float(whole["kl"].mean()),
+        kl_low=low,
+        kl_high=high,
         kl_99=float(whole["kl"].quantile(0.99)) if len(whole["kl"]) < 2**24 else float("nan"),
         changed=float(whole["changed"].mean()),
         right_to_wrong=float(whole["lost"].sum()) / n_known,
         wrong_to_right=float(whole["won"].sum()) / n_known,
     )
+
+
+def _interval(kl: Tensor, group: Tensor) -> tuple[float, float]:
+    """Return the 95 % interval of a mean over answers, whose groups are drawn anew."""
+    n_groups = int(group.max()) + 1
+    sums, counts = torch.zeros(2, n_groups, dtype=torch.float64)
+    sums.index_add_(0, group, kl)
+    counts.index_add_(0, group, torch.ones_like(kl))
+
+    def mean(weights: Tensor) -> Tensor:
+        return (weights @ sums) / (weights @ counts)
+
+    found = measured(mean, torch.arange(n_groups), Bootstrap())
+    return found.low, found.high

@@ -10,6 +10,7 @@ KINDS: Final = {
     "sonde-charts/1": "charts of a fitted state",
     "sonde-diff/1": "difference of two scans",
     "sonde-compare/1": "comparison of two models",
+    "sonde-compress/1": "compression of a model",
     "sonde-drift/1": "drift",
     "sonde-edit/1": "change of a model",
     "sonde-explain/1": "explanation",

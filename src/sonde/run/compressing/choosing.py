@@ -1,0 +1,66 @@
+"""Which examples a compression is fitted on and which it is judged by: by the hash of their ids."""
+
+import math
+from dataclasses import replace
+from hashlib import blake2b
+
+import numpy as np
+
+from sonde.compress import layer_grams
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.data.inputs import ItemInputs
+from sonde.data.listing import taken
+
+ROWS_PER_INPUT = 8
+"""Rows for each input of a layer: more change its moments little."""
+
+
+def chosen_parts(inputs: ItemInputs, fitted: int, held: int) -> tuple[ItemInputs, ItemInputs]:
+    """Return examples to fit on and others to judge by, at most so many of each.
+
+    Both are drawn by hashes of ids, whatever the order of the data. Examples of one group, such as
+    pieces of one text, never stand on both sides, unless all are of one group.
+
+    Parameters
+    ----------
+    inputs : ItemInputs
+    fitted, held : int
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two examples.
+    """
+    if len(inputs) < 2:
+        raise InputError(
+            "sonde compress: expected at least 2 examples, one to calibrate on and one to compare "
+            f"on, got {len(inputs)}. Pass more data."
+        )
+    listing = inputs.listing
+    own = [key + int(n).to_bytes(8, "little") + int(piece).to_bytes(8, "little")
+           for key, n, piece in zip(listing.keys, listing.occurrence, listing.piece, strict=True)
+           ]  # fmt: skip
+    groups = list(inputs.group_keys)
+    unit = groups if len({*groups}) > 1 else own
+    known = sorted({*unit}, key=_draw)
+    n_held = min(len(known) - 1, math.ceil(len(known) * held / (fitted + held)))
+    ours = {*known[:n_held]}
+    order = sorted(range(len(inputs)), key=lambda i: _draw(own[i]))
+    sides = [[i for i in order if (unit[i] in ours) == is_held] for is_held in (False, True)]
+    first, second = (
+        replace(inputs, listing=taken(listing, np.sort(np.array(side[:n], np.int64)), "hash"))
+        for side, n in zip(sides, (fitted, held), strict=True)
+    )
+    return first, second
+
+
+def enough_examples(model: Model, inputs: ItemInputs) -> int:
+    """Return how many examples give each layer eight rows for each of its inputs."""
+    n = min(4, len(inputs))
+    found = layer_grams(model, inputs, stop=n, progress=False).states.values()
+    return max(math.ceil(ROWS_PER_INPUT * len(s.mean) * n / s.n) for s in found)
+
+
+def _draw(key: bytes) -> bytes:
+    return blake2b(key, digest_size=16, person=b"compress").digest()

@@ -1,0 +1,117 @@
+"""What a compression gained and cost as JSON, ``sonde-compress/1``, for pages and terminals."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+
+from sonde.compress import Fidelity, kernels
+from sonde.core.finite import finite_json
+from sonde.core.inputs import Model
+from sonde.run.compressing.inside import SiteFidelity
+from sonde.run.compressing.timing import Speed
+from sonde.weights import QuantLinear, RewritePlan
+
+SCHEMA: Final = "sonde-compress/1"
+
+
+def compress_document(
+    model: Model,
+    changed: nn.Module,
+    plan: RewritePlan,
+    *,
+    name: str,
+    data: str,
+    output: Path,
+    bytes_on_disk: Sequence[int],
+    fidelity: Fidelity,
+    sites: Sequence[SiteFidelity],
+    times: Sequence[Speed],
+    rows: Mapping[str, int],
+    tried: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return the JSON of one compression.
+
+    Parameters
+    ----------
+    model : Model
+    changed : nn.Module
+        The folded model, after a run.
+    plan : RewritePlan
+    name, data : str
+        As the user typed them.
+    output : Path
+    bytes_on_disk : sequence of int
+        Of the weight files before and after.
+    fidelity, sites, times
+        What changed in the answers, inside, and in speed.
+    rows : mapping of str to int
+        Examples: ``calibrated_on``, ``compared_on``.
+    tried : sequence of mapping, optional
+        Settings that a search tried, with their bytes and KL.
+    """
+    found = {
+        "schema": SCHEMA,
+        "model": name,
+        "data": data,
+        "method": plan.method,
+        "output": str(output),
+        "undo": f"sonde compress undo {output} -o {output}-undone",
+        "layers": len(plan.packed),
+        "bytes": list(bytes_on_disk),
+        "memory": [held_bytes(model.module), held_bytes(changed)],
+        "memory_packed": held_bytes(changed, ready=False),
+        "packed": _packed(changed),
+        "kept": _kept(changed),
+        "fidelity": fidelity.json(),
+        "sites": [site.json() for site in sites],
+        "times": [speed.json() for speed in times],
+        **rows,
+        "kernels": kernels(),
+        "figures": dict(plan.figures),
+        "tried": [dict(one) for one in tried],
+    }
+    return finite_json(found)
+
+
+def held_bytes(module: nn.Module, ready: bool = True) -> int:
+    """Return the bytes that a model's tensors take, each storage once.
+
+    Parameters
+    ----------
+    module : nn.Module
+    ready : bool, default=True
+        With what packed layers keep to multiply by since they ran.
+    """
+    held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+            for x in [*module.parameters(), *module.buffers()]}  # fmt: skip
+    kept = sum(m.ready_bytes for m in module.modules() if isinstance(m, QuantLinear) and ready)
+    return sum(held.values()) + kept
+
+
+def _packed(module: nn.Module) -> list[dict[str, Any]]:
+    """Return bytes and bits of a weight, scales included, of each packed layer."""
+    found: list[dict[str, Any]] = []
+    for name, part in module.named_modules():
+        if isinstance(part, QuantLinear):
+            numbers = part.in_features * part.out_features
+            n_bytes = sum(x.untyped_storage().nbytes() for x in part.buffers())
+            one = {"layer": name, "group": part.grid.group, "numbers": numbers, "bytes": n_bytes}
+            found.append(one | {"bits": 8 * n_bytes / numbers})
+    return found
+
+
+def _kept(module: nn.Module) -> list[dict[str, Any]]:
+    """Return the modules whose own tensors kept their size, largest first; each tensor once."""
+    seen: set[int] = set()
+    found: list[dict[str, Any]] = []
+    for name, part in module.named_modules():
+        own = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+               for x in part.parameters(recurse=False)}  # fmt: skip
+        new = {key: size for key, size in own.items() if key not in seen}
+        seen |= new.keys()
+        if new and not isinstance(part, QuantLinear):
+            kind = type(part).__name__
+            found.append({"layer": name or kind, "kind": kind, "bytes": sum(new.values())})
+    return sorted(found, key=lambda one: -one["bytes"])

@@ -1,0 +1,93 @@
+"""What a smaller model changed inside: its states beside those of the original, site by site."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.inputs import Inputs, Model
+from sonde.core.stream import Stream
+from sonde.measure import CKA
+from sonde.tap import live_stream
+
+MOST_ROWS, MOST_BYTES = 4096, 2**28
+"""Rows of a site that are compared, and bytes of all that are held."""
+
+
+@dataclass(frozen=True)
+class SiteFidelity:
+    """How far the states of two models are apart at one site.
+
+    Parameters
+    ----------
+    site : str
+    n : int
+        Rows that were compared.
+    error : float
+        Squared length of the differences, as a share of that of the original's rows.
+    cosine, cosine_5 : float
+        Between the two states of a row: mean and 5 % quantile.
+    cka : float
+        Linear centred kernel alignment, debiased; NaN for fewer than 4 rows.
+    """
+
+    site: str
+    n: int
+    error: float
+    cosine: float
+    cosine_5: float
+    cka: float
+
+    def json(self) -> dict[str, Any]:
+        """Return the figures by name."""
+        return asdict(self)
+
+
+def inside(model: Model, changed: nn.Module, inputs: Inputs) -> list[SiteFidelity]:
+    """Return how far the states of a changed model are from the original's at each block.
+
+    Both models read the same examples; a text has a row for each token. At most 4,096 rows of a
+    site are taken, fewer if all sites together would need more than 256 MiB.
+
+    Parameters
+    ----------
+    model : Model
+    changed : nn.Module
+    inputs : Inputs
+    """
+    reducer = "tokens" if model.task in ("causal", "seq2seq") else "auto"
+    first = live_stream(model, inputs, reducer=reducer, logits=False)
+    sites = [kind.site for kind in first.schema]
+    second = live_stream(replace(model, module=changed), inputs, sites, reducer, logits=False)
+    widths = sum(kind.dim for kind in first.schema)
+    limit = max(64, min(MOST_ROWS, MOST_BYTES // (8 * widths)))
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {kind.key: [] for kind in first.schema}
+    counts = dict.fromkeys(found, 0)
+    for one, other in zip(_batches(first), _batches(second), strict=True):
+        for key, pairs in found.items():
+            room = limit - counts[key]
+            pairs.append((one.rows[key][:room].cpu(), other.rows[key][:room].cpu()))
+            counts[key] += len(pairs[-1][0])
+        if min(counts.values()) >= limit:
+            break
+    return [_compared(key, pairs) for key, pairs in found.items()]
+
+
+def _batches(stream: Stream) -> Any:
+    with torch.no_grad():
+        yield from stream.batches(0, len(stream))
+
+
+def _compared(site: str, pairs: list[tuple[Tensor, Tensor]]) -> SiteFidelity:
+    x, y = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
+    cosine = nn.functional.cosine_similarity(x, y, dim=1)
+    energy = float(x.square().sum())
+    return SiteFidelity(
+        site=site,
+        n=len(x),
+        error=float((y - x).square().sum()) / energy if energy else float("nan"),
+        cosine=float(cosine.mean()),
+        cosine_5=float(cosine.quantile(0.05)),
+        cka=float(CKA().fit(x, y=y)) if len(x) >= CKA.least_rows else float("nan"),
+    )

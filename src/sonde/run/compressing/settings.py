@@ -1,0 +1,96 @@
+"""The setting of a compression that fits a size or a divergence, found by trying."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sonde.compress import Fidelity
+from sonde.core.errors import InputError
+from sonde.weights import RewritePlan
+
+BITS, GROUPS = (2, 3, 4, 5, 6, 7, 8), (128, 64, 32)
+MOST_TRIED = 3
+"""Settings below a budget that are compared: the largest ones."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A way to compress, and the bytes of weights on the disk that it would need."""
+
+    method: str
+    bits: int
+    group: int
+    n_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.bits} bits in groups of {self.group} by {self.method}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting that was tried, its plan, and what it does to answers."""
+
+    setting: Setting
+    plan: RewritePlan
+    fidelity: Fidelity
+
+    def json(self) -> dict[str, Any]:
+        """Return the setting with its bytes and its KL."""
+        told = self.setting
+        return {"method": told.method, "bits": told.bits, "group": told.group,
+                "bytes": told.n_bytes, "kl": self.fidelity.kl}  # fmt: skip
+
+
+def fitting(
+    settings: Sequence[Setting],
+    tried: Callable[[Setting], Trial],
+    *,
+    budget: int | None = None,
+    max_kl: float | None = None,
+) -> tuple[Trial, list[Trial]]:
+    """Return the trial that fits, and all that were made.
+
+    With ``max_kl`` the smallest setting whose KL is at most that is sought by halving, as KL falls
+    with size but for noise. With a budget alone, the largest settings below it are tried and the
+    one of least KL is taken.
+
+    Parameters
+    ----------
+    settings : sequence of Setting
+    tried : callable
+        Makes a trial.
+    budget : int, optional
+        Bytes of the weight files.
+    max_kl : float, optional
+        Mean divergence of the answers in nats.
+
+    Raises
+    ------
+    InputError
+        If no setting fits; it names the nearest.
+    """
+    by_size = sorted(settings, key=lambda s: (s.n_bytes, -s.bits))
+    below = [s for s in by_size if budget is None or s.n_bytes <= budget]
+    if not below:
+        raise InputError(
+            f"--budget: no setting needs at most {budget:,} bytes; the nearest is {by_size[0]} "
+            f"with {by_size[0].n_bytes:,}. Layers that are not packed keep their size."
+        )
+    made: list[Trial] = []
+    if max_kl is None:
+        made += map(tried, below[-MOST_TRIED:])
+        return min(made, key=lambda t: t.fidelity.kl), made
+    low, high = 0, len(below)
+    while low < high:
+        middle = (low + high) // 2
+        made.append(tried(below[middle]))
+        low, high = (low, middle) if made[-1].fidelity.kl <= max_kl else (middle + 1, high)
+    fine = [t for t in made if t.fidelity.kl <= max_kl]
+    if not fine:
+        near = min(made, key=lambda t: t.fidelity.kl)
+        more = "" if budget is None else " within --budget"
+        raise InputError(
+            f"--max-kl: no setting that was tried{more} costs at most {max_kl:g} nats; the nearest "
+            f"is {near.setting} with {near.fidelity.kl:.3g}. Allow more."
+        )
+    return min(fine, key=lambda t: t.setting.n_bytes), made

@@ -1,0 +1,42 @@
+"""How many bytes of weight files each setting of a compression would need."""
+
+from math import prod
+
+from sonde.compress import RTN
+from sonde.core.inputs import Model
+from sonde.run.compressing.settings import BITS, GROUPS, Setting
+from sonde.weights import Grid
+from sonde.weights.folder import ModelFolder, folder_of, weight_bytes
+from sonde.weights.packing import packed_length
+
+HEADER = 320
+"""Bytes of a file's header that the three tensors of a packed layer may add."""
+
+
+def sized_settings(model: Model, method: str) -> list[Setting]:
+    """Return every setting of bits and group with the bytes of weight files that it would need.
+
+    Weights that are packed are taken to be stored in the type that most tensors of the files have.
+
+    Parameters
+    ----------
+    model : Model
+        Loaded from a folder.
+    method : str
+        Of all settings.
+    """
+    folder = folder_of(model)
+    entries = [e for one in ModelFolder.open(folder).weights.values() for e in one.entries.values()]
+    stored = sum(e.n_bytes for e in entries)
+    numbers = sum(prod(e.shape) for e in entries)
+    width = max(2, round(stored / numbers))
+    packed = RTN(bits=8, group=128).plan(model).packed
+    shapes = [tuple(model.module.get_parameter(name).shape) for name in packed]
+    rest = weight_bytes(folder) - sum(width * out * n for out, n in shapes)
+    found: list[Setting] = []
+    for bits in BITS:
+        for group in GROUPS:
+            grid = Grid(bits, group)
+            new = sum(out * (packed_length(n, bits) + 4 * grid.n_groups(n)) for out, n in shapes)
+            found.append(Setting(method, bits, group, rest + new + HEADER * len(shapes)))
+    return found
