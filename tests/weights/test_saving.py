@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 import sonde
 from cli_case import run_words
 from models import llama
-from sonde.core.errors import InputError, SondeError, StateError, StoreError
+from sonde.core.errors import InputError, SondeError, SondeWarning, StateError, StoreError
 from sonde.data.shipped import model_directory
 from sonde.weights import Exchange, LowRank, RewritePlan, Sparse, patch, save_edited, saving, undo
 from sonde.weights._told import write_told
@@ -127,6 +127,20 @@ def test_a_small_edit_of_a_half_type_is_kept(tmp_path):
         assert file.get_tensor("lm_head.weight").dtype == torch.float16
     assert new.dtype == torch.float32
     assert new.flatten()[3].item() == pytest.approx(value.item(), abs=1e-10)
+
+
+def test_an_edit_that_loading_rounds_is_told(tmp_path):
+    saved_llama(tmp_path / "llama")
+    half = LlamaForCausalLM.from_pretrained(tmp_path / "llama", dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    model = sonde.load(str(tmp_path / "half"))  # all of one type: no word
+    name = "model.layers.0.mlp.down_proj.weight"
+    plan_for(model, name).save(model, tmp_path / "new")
+    with pytest.warns(SondeWarning, match=rf"holds {name} in float32, and loads as bfloat16"):
+        rounded = sonde.load(str(tmp_path / "new")).module.state_dict()[name].double()
+    whole = sonde.load(str(tmp_path / "new"), dtype="float32").module.state_dict()[name].double()
+    old = model.module.state_dict()[name].double()
+    assert (rounded - whole).norm() > 0.01 * (whole - old).norm()
 
 
 def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path):

@@ -1,14 +1,15 @@
 """A model from a directory: configuration, class and weights, refused unless all fit."""
 
 import importlib.util
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sonde.core.errors import InputError, near
+from sonde.core.errors import InputError, SondeWarning, near
 from sonde.core.inputs import Model
 from sonde.data._checkpoints import LIVE, config_dict
 from sonde.data._model_kind import config_of, task_of
@@ -16,6 +17,7 @@ from sonde.data._quiet import quiet
 from sonde.data.processors import load_processor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HALF = (torch.bfloat16, torch.float16)
 _LATER_INPUTS = {"pixel_values_videos": "video"}
 
 
@@ -142,6 +144,8 @@ def _weights(
             f"load: {directory} does not load as {kind.__name__}: {type(error).__name__}: {error}"
         ) from error
     _check_whole(report, kind.__name__, directory)
+    if dtype == "auto":
+        _tell_rounded(module, directory)
     return module.eval() if target is None else module.to(target).eval()
 
 
@@ -158,6 +162,44 @@ def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:
             "Name the class that the checkpoint was saved from in config.json (architectures), "
             "or pass a live module."
         )
+
+
+def _tell_rounded(module: nn.Module, directory: Path) -> None:
+    """Warn if single tensors are stored more precisely than they load: those of a saved edit."""
+    loaded = module.state_dict()
+    rounded = [name for name, x in _wide_tensors(directory) if _is_rounded(name, x, loaded)]
+    if rounded:
+        more = f" and {len(rounded) - 1} more" if rounded[1:] else ""
+        half = str(next(x.dtype for x in loaded.values() if x.dtype in HALF)).removeprefix("torch.")
+        warnings.warn(
+            f"load: {directory} holds {rounded[0]}{more} in float32, and loads as {half}: a small "
+            "edit is partly lost in the rounding. Load it with dtype='float32' (--dtype float32) "
+            "to keep the edit whole.",
+            SondeWarning,
+            stacklevel=2,
+        )
+
+
+def _wide_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the float32 tensors of a folder that holds tensors of a half type beside them."""
+    from safetensors import safe_open
+
+    places: dict[str, list[tuple[Path, str]]] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (a file of safetensors is no mapping)
+                places.setdefault(file.get_slice(name).get_dtype(), []).append((path, name))
+    if places.keys() & {"F16", "BF16"}:
+        for path, name in places.get("F32", ()):
+            with safe_open(path, "pt") as file:
+                yield name, file.get_tensor(name)
+
+
+def _is_rounded(name: str, x: torch.Tensor, loaded: dict[str, torch.Tensor]) -> bool:
+    """Return whether a stored tensor is in a model in a half type that does not hold its values."""
+    named = (n for n in loaded if n == name or n.endswith(f".{name}") or name.endswith(f".{n}"))
+    dtype = next((loaded[n].dtype for n in named), torch.float32)
+    return dtype in HALF and not torch.equal(x, x.to(dtype).float())
 
 
 def _need_accelerate() -> None:
