@@ -26,15 +26,14 @@ def listed() -> tuple[Listed, ...]:
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["stamp"] == stamp:
             return tuple(Listed(**entry) for entry in found["methods"])
+    from sonde.files.durable import atomic_write
     from sonde.run.instruments.catalogue import entries
 
     made = entries()
+    said = {"stamp": stamp, "methods": [asdict(entry) for entry in made]}
     with suppress(OSError):
         kept.parent.mkdir(exist_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}")
-        said = {"stamp": stamp, "methods": [asdict(entry) for entry in made]}
-        part.write_text(json.dumps(said), encoding="utf-8")
-        part.replace(kept)
+        atomic_write(kept, json.dumps(said).encode(), durable=False)
     return made
 
 

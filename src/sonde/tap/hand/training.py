@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.core.schedule import Constant, Schedule
 from sonde.core.site import Reducer, Site
 from sonde.core.token_masks import MaskMeaning, find_mask
+from sonde.files.durable import atomic_write
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import arguments, find, find_input
 from sonde.tap.hooks.session import Session
@@ -138,10 +141,9 @@ class Terms:
 
     def save(self, path: str | Path) -> None:
         """Write what the losses learned, and the step, to a safetensors file."""
-        from safetensors.torch import save_file
-
         held = {name: x.contiguous() for name, x in self._held.state_dict().items()}
-        save_file(held, str(path), {"n_steps": str(self.n_steps), "losses": self._signature()})
+        told = {"n_steps": str(self.n_steps), "losses": self._signature()}
+        atomic_write(path, safetensors.torch.save(held, told))
 
     def load(self, path: str | Path) -> None:
         """Go on from a file that ``save`` wrote.
@@ -151,9 +153,7 @@ class Terms:
         StateError
             If the file belongs to other losses or sites.
         """
-        from safetensors import safe_open
-
-        with safe_open(str(path), "pt") as file:
+        with safetensors.safe_open(str(path), "pt") as file:
             told = file.metadata() or {}
             if told.get("losses") != self._signature():
                 raise StateError(
