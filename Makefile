@@ -53,6 +53,7 @@ lint: install
 	$(BIN)/python tools/check_size.py
 	$(BIN)/python tools/check_exports.py
 	$(BIN)/python tools/check_truth.py
+	$(BIN)/python tools/check_language.py
 	$(BIN)/python tools/count_lines.py
 	$(BIN)/pyright
 

@@ -1,4 +1,4 @@
-"""What ``sonde fit`` says of what it fitted: a line for each method and site, and what to mind."""
+"""What ``sonde fit`` prints: a line for each method and site, and remarks."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def alarm(alpha: float) -> tuple[str, str]:
 
 
 def fitted_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a table of the detectors and one of the measures, each with what its words mean."""
+    """Return a table of detectors and a table of measures, each with a legend."""
     detectors = [row for row in rows if row["detector"]]
     measures = [row for row in rows if not row["detector"]]
     parts = []
@@ -72,7 +72,7 @@ def remarks(
     data: str,
     typed: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Return what a user must know of what was fitted, one sentence each.
+    """Return the remarks that a user must read, one sentence each.
 
     ``typed`` are the flags of the reading; those that the file does not hold are said again.
     """

@@ -1,4 +1,4 @@
-"""What flags say of fitted results: each once, with its sentence and where it stands."""
+"""Flags of fitted results: each flag once, with its meaning and its places."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ MOST_PLACES = 3
 
 
 def flag_entries(results: Mapping[Key, Result]) -> list[dict[str, Any]]:
-    """Return the flags of results as JSON values: what each means, and where it stands."""
+    """Return the flags of results as JSON values, with their meaning, methods and sites."""
     return [
         {
             "flag": flag,

@@ -1,4 +1,4 @@
-"""What ``sonde evaluate`` says of one table that is held against what is known of its items."""
+"""``sonde evaluate`` on one table: compare scores with the known truth about the rows."""
 
 from dataclasses import dataclass
 from textwrap import fill

@@ -1,4 +1,4 @@
-"""What was wrong with the words of a command, in one line, where the parser draws a box."""
+"""Say in one line what is wrong with the words of a command, instead of the parser's box."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ _KINDS = {int: "a whole number", float: "a number"}
 
 
 def wrong_usage(command: type[Any], word: str, arguments: Sequence[str], box: str) -> str:
-    """Return the one line that says what the parser refused.
+    """Return the line that says what the parser refused.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def _missing(box: str) -> str | None:
 
 
 def _value(arguments: Sequence[str], flags: dict[str, Any], box: str) -> str | None:
-    """Return what was expected after the flag that the parser names, and what stood there."""
+    """Return a sentence about the expected and the typed value of the flag that failed."""
     found = re.search(r"(?:Error parsing|for argument) '?(?:-\w/)?(--[\w-]+)", _text(box))
     kind = None if found is None else _kind(flags.get(found[1]))
     if found is None or kind is None:

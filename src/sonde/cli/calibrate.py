@@ -108,7 +108,7 @@ class Calibrate:
         return 0
 
     def _rows_of(self, name: tuple[str, str], scorer: Any) -> list[dict[str, Any]]:
-        """Return a line for all scores, and one for each class where there are classes."""
+        """Return a line for all scores, and a line for each class if there are classes."""
         calibration = scorer.calibration
         if scorer.by is None:
             return [self._row(name, None, calibration)]

@@ -1,4 +1,4 @@
-"""Which words there are, what is done with one, and how its errors are told."""
+"""The list of commands, how a command runs, and how its errors are printed."""
 
 import io
 import logging

@@ -68,7 +68,7 @@ def note(text: str, at: str = "") -> None:
 
 @contextmanager
 def noting(verbose: bool = False) -> Iterator[None]:
-    """Write the remarks of a command at its end: those that differ in numbers alone as one line.
+    """Print the remarks of a command at its end; remarks that differ only in numbers share a line.
 
     Parameters
     ----------

@@ -85,7 +85,7 @@ class Evaluate:
         return 0
 
     def _held_against(self) -> int:
-        """Hold one table against what is known of its items."""
+        """Compare a table of scores with the known truth about its rows."""
         from sonde.run.scoring.tables import read_table
 
         if self.known.n_kinds > 1 or len(self.inputs) != 2 or self.output is not None:

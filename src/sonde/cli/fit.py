@@ -145,7 +145,7 @@ class Fit:
 def reading_of(
     instruments: "list[Instrument]", chosen: dict[str, Any], stored: bool = False
 ) -> dict[str, Any]:
-    """Return what the user chose to read, what the methods ask for where that is "auto".
+    """Return the options of the reading: the user's words, else the methods' wishes.
 
     Rows that are ``stored`` have the sites and reducers that they have.
     """

@@ -243,7 +243,7 @@ class Generate:
 
 
 def streamer(tokenizer: Any) -> Any:
-    """Return what ``generate`` hands its tokens to, so that words are printed as they come."""
+    """Return a streamer for ``generate``, which prints words as they are made."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):

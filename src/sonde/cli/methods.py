@@ -21,7 +21,7 @@ LEAST_TEXT = 20
 
 @dataclass(frozen=True)
 class Methods:
-    """List the methods that `sonde fit` knows and those for Python, or tell all about one.
+    """List the methods for `sonde fit` and for Python, or describe a single method.
 
     Example: sonde methods detect
 
@@ -77,7 +77,7 @@ def _title(entry: Listed) -> str:
 
 
 def _lines(name: str, summary: str) -> str:
-    """Return a name and what it is: wrapped to the terminal, on one line in a pipe."""
+    """Return a name with its summary, wrapped to the terminal, or on one line in a pipe."""
     head, room = f"  {name:<{NAME_WIDTH}} ", terminal_width()
     if room is None:
         return head + summary

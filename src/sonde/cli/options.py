@@ -277,7 +277,7 @@ class Reading:
 
 
 def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[Any, str | None]:
-    """Return what rows come from: a loaded model and its data, or the folder of a store and None.
+    """Return the source of rows: a loaded model and its data, or the folder of a store.
 
     Raises
     ------

@@ -414,7 +414,7 @@ def codes_reaching(
 
 
 def _since(baseline: Path | None, old: dict[str, Any], report: dict[str, Any]) -> str:
-    """Return in one line what is new, worse or gone since another report."""
+    """Return a line about what is new, worse or gone since another report."""
     from sonde.report import diff
 
     entries = diff(old, report)["findings"]

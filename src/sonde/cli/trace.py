@@ -15,7 +15,7 @@ PAGES = (".html", ".htm", ".json")
 
 @dataclass(frozen=True)
 class Trace:
-    """Say where in a language model the answer to one text parts from the answer to another.
+    """Find the states of a language model that make the answers to two texts differ.
 
     Two texts of as many tokens, that differ in what decides the answer, are run. The states of one
     run are put into the other one by one, at each layer and position: the share of the difference

@@ -15,7 +15,7 @@ PAGES = (".html", ".htm", ".json")
 
 @dataclass(frozen=True)
 class Units:
-    """Say what the units of one site, or features of a dictionary, stand for: a page of all.
+    """Write a page about what the units of a site, or features of a dictionary, stand for.
 
     For each: the rows on which it is highest, rows of every range below, its histogram, the label
     of the data that it follows, the tokens that it writes, and what holding it at its highest

@@ -1,4 +1,4 @@
-"""``sonde verify``: whether files are as they were written, and what to do where not."""
+"""``sonde verify``: check that files are as they were written, and say what to do if not."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field

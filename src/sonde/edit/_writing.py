@@ -126,7 +126,7 @@ def linear_paths(model: Model, layers: Sequence[str]) -> tuple[Model, list[str]]
 
 
 def block_around(module: nn.Module, layer: str) -> str:
-    """Return the block that a layer is in, or the layer where it is in none."""
+    """Return the block that a layer is in, or the layer if it is in no block."""
     blocks = [site.path for site in resolve(module, "blocks")]
     return next((block for block in blocks if layer.startswith(f"{block}.")), layer)
 

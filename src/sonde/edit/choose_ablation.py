@@ -18,7 +18,7 @@ from sonde.tap import editing, live_stream
 @final
 @dataclass(frozen=True)
 class AblationTrial:
-    """What one candidate does.
+    """Effects of a candidate direction.
 
     Parameters
     ----------

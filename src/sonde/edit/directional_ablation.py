@@ -113,7 +113,7 @@ def _orthonormal(directions: Float[Tensor, "dim n"]) -> Float[Tensor, "dim n"]:
 @final
 @dataclass(frozen=True, kw_only=True)
 class AblationDirection(Result):
-    """The direction from the mean of one side to that of the other.
+    """The direction from the mean of one side to the mean of the other.
 
     ``vector`` has unit length, ``centre`` is the mean of the rows without the behaviour, ``length``
     how far the means lie apart; ``value`` is the same in spreads of all rows along it.
@@ -196,7 +196,7 @@ class DirectionalAblation(Instrument):
         check_scatter("DirectionalAblation", self.scatter)
 
     def at_width(self, dim: int) -> "DirectionalAblation":
-        """Return it with variances alone where rows are too wide for more by default."""
+        """Return the method with only variances if rows are too wide for a full covariance."""
         return replace(self, scatter="diag") if is_frugal(self.scatter, dim) else self
 
     def reads(self) -> dict[str, Statistic[Any]]:

@@ -147,7 +147,7 @@ class LabelAgnosticForget(Rewrite):
 
 
 def pushed(own: Float[Tensor, "row"], others: Float[Tensor, "row2"]) -> Float[Tensor, ""]:
-    """Return what falls where forget rows leave their autoencoder, and the others keep theirs."""
+    """Return a loss that falls if forget rows fit their autoencoder worse and the others better."""
     return torch.exp(others / (others + 1)).mean() - torch.exp(own / (own + 1)).mean()
 
 

@@ -60,7 +60,7 @@ class TaskArithmetic(MergeRule):
 @final
 @dataclass(frozen=True)
 class Ties(MergeRule):
-    """Add task vectors without what is small in them and what disagrees in sign.
+    """Add task vectors without their small entries and without entries that disagree in sign.
 
     Of each task vector only the largest entries are kept; for each entry the sign with more mass
     wins; the mean over the models that agree with it is added.

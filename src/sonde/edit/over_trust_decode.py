@@ -71,7 +71,7 @@ class AttentionColumns:
 
 @dataclass(frozen=True, eq=False)
 class _Beams:
-    """The texts of one prompt, best first, and for each where it trusts most, step by step."""
+    """The texts of a prompt, best first, with the most trusted token of each at each step."""
 
     texts: Int[Tensor, "beam pos"]
     scores: Float[Tensor, "beam"]

@@ -126,7 +126,7 @@ class SteeringVector(Instrument):
             )
 
     def at_width(self, dim: int) -> "SteeringVector":
-        """Return it with variances alone where rows are too wide for more by default."""
+        """Return the method with only variances if rows are too wide for a full covariance."""
         frugal = is_frugal(self.scatter, dim) and self.how != "pca_difference"
         return replace(self, scatter="diag") if frugal else self
 
@@ -213,7 +213,7 @@ class PairDifferencesState(State):
 @final
 @dataclass(frozen=True)
 class PairDifferences(Statistic[PairDifferencesState]):
-    """Moments about zero of what one side of each pair has more than the other. Exact.
+    """Moments about zero of the differences between the sides of each pair. Exact.
 
     Several rows of one side count by their mean; pairs that lack a side are left out.
 

@@ -15,7 +15,7 @@ from sonde.core.site import Site
 @final
 @dataclass(frozen=True)
 class TemporalCorrection(Edit):
-    """Take key positions from another run and blend those between with what lies between them.
+    """Take key positions from another run, and blend the other positions towards the keys.
 
     At a key position the state becomes that of the other run; at position ``t`` between two of
     them, ``(1 - s) x_t + s (left + (right - left) u)`` with ``u`` the share of the way. Positions

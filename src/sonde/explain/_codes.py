@@ -79,7 +79,7 @@ def few_codes(
     act: str,
     k: int,
 ) -> FeatureCodes:
-    """Return features of rows with gradients through those that are active alone."""
+    """Return features of rows, with gradients through the active features only."""
     with torch.no_grad():
         pre = torch.addmm(bias - encoder @ centre, x, encoder.T)
         index = chosen(pre, act, k)

@@ -70,7 +70,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
 
     @abstractmethod
     def sides(self, *columns: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return what is read and what is rebuilt, each by site."""
+        """Return the tensors that are read and the tensors that are rebuilt, each by site."""
 
     def width(self, dim: int) -> int:
         """Return how many features there are."""
@@ -97,7 +97,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
         )
 
     def prepared(self, state: DictionaryState, *columns: Tensor) -> Examples:
-        """Return what is read and what is rebuilt, side by side, centred and scaled."""
+        """Return the tensors that are read and rebuilt, joined over sites, centred and scaled."""
         read, rebuilt = self.sides(*columns)
         u = torch.cat(read, 1).float()
         u = (u - state.mean.to(u)) * state.scale.to(u)

@@ -73,7 +73,7 @@ class ResidualGraph:
         rows: int = 64,
         bar: Bar | None = None,
     ) -> Float[Tensor, "case pair"]:
-        """Return the objective of one run where edges bring the other run's states.
+        """Return the objective of a run in which some edges bring the other run's states.
 
         Parameters
         ----------
@@ -94,7 +94,7 @@ class ResidualGraph:
     def outputs(
         self, runs: TwoRuns, side: Side, other: States, swapped: Bool[Tensor, "case edge"]
     ) -> Any:
-        """Return what the model returns, the cases one batch after another."""
+        """Return the model's outputs, with the batches of all cases joined."""
         times, current = len(swapped), dict[Site, Tensor]()
         by_reader: dict[Site, list[tuple[int, Site]]] = {}
         for e in swapped.any(0).nonzero().flatten().tolist():

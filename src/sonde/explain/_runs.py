@@ -35,7 +35,7 @@ class FixedGoal(Protocol):
     """A number for each pair, with the targets of some inputs."""
 
     def tiled(self, times: int) -> "FixedGoal":
-        """Return that of all examples, one batch of them after another."""
+        """Return the goal of all examples, with the batch repeated ``times`` times."""
         ...
 
     def of(self, outputs: Any) -> Float[Tensor, "pair"]:
@@ -100,7 +100,7 @@ class TwoRuns:
         return resolve(self.module, patterns)
 
     def number(self, side: Side, outputs: Any, times: int = 1) -> Float[Tensor, "pair"]:
-        """Return the objective of what a run of one side, ``times`` over, returned."""
+        """Return the objective of the outputs of a run whose batch is repeated ``times`` times."""
         if self._fixed is None:
             if side != "clean" or times > 1:
                 self.states("clean", [])
@@ -185,7 +185,7 @@ class TwoRuns:
         return self._recorded[side]
 
     def entry(self) -> Site | None:
-        """Return where tokens become states; None of a model of numbers."""
+        """Return the site where tokens become states, or None if the model reads numbers."""
         args, kwargs = self._given["clean"]
         if any(x.is_floating_point() for x in leaves((args, kwargs)).values()):
             return None
@@ -289,7 +289,7 @@ class TwoRuns:
 
 
 def check_pair(clean: dict[Any, Any], corrupt: dict[Any, Any]) -> None:
-    """Refuse inputs that do not belong together one by one.
+    """Raise if the two inputs differ in shape or padding.
 
     Raises
     ------

@@ -70,7 +70,7 @@ class AttentionMap(Attributor):
 @final
 @dataclass(frozen=True)
 class RawAttention(AttentionMap):
-    """What the position that answers looks at in one layer, mean over heads.
+    """Attention of the answering position to each token in a layer, mean over heads.
 
     Range        [0, 1], a share; unsigned. Adds up to 1 over tokens.
     Cost         one forward and backward, to find the position that answers.

@@ -31,7 +31,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 @final
 @dataclass(frozen=True, kw_only=True)
 class CausalEdges(Result):
-    """The units that a class is made of, and over which ways.
+    """Units that a class depends on, and the edges between them.
 
     ``value`` is the mean effect of each edge: how much the class's logit falls when what the parent
     sends to the child is replaced by its baseline. ``edges`` are (layer, unit) of parent and child;
@@ -359,7 +359,7 @@ class _Sum:
     def messages(
         self, taken: Bool[Tensor, "group place"], rest: Tensor, children: Int[Tensor, "child"]
     ) -> Float[Tensor, "group row *place child"]:
-        """Return what some children lose where each group of places is at its baseline."""
+        """Return how much some children lose if each group of places is at its baseline."""
         found: list[Tensor] = []
         for some in taken.split(max(1, ROWS // len(self.sent))):
             x = torch.cat([self.at_rest(self.sent, off, rest) for off in some])

@@ -24,7 +24,7 @@ RANDOM = 8
 @final
 @dataclass(frozen=True, kw_only=True)
 class Circuit(Result):
-    """The edges that were found, and what they do alone.
+    """Edges of a circuit, and the effect that is left with only these edges.
 
     ``value`` is the faithfulness: with every edge outside corrupted, the share of the difference
     between the clean and the corrupted run that is left; 1 all, 0 nothing, mean over pairs.

@@ -81,7 +81,7 @@ class Codes(Edit):
         return near.topk(self.k, dim=-1).indices
 
     def encode(self, rows: Float[Tensor, "*row dim"]) -> Float[Tensor, "*row code"]:
-        """Return 1 for each code of a row, else 0: what an atlas of the codes is made of."""
+        """Return 1 for each code of a row, else 0; an atlas of the codes shows these numbers."""
         zero = rows.new_zeros(*rows.shape[:-1], len(self.codes))
         return zero.scatter(-1, self.chosen(rows), 1.0)
 
@@ -149,7 +149,7 @@ class CodebookResult(Result):
             yield self.module
 
     def table(self) -> Any:
-        """Return how often each code is used, in place of the one value."""
+        """Return a table of how often each code is used."""
         usage = torch.stack(list(self.usage.values()))
         return replace(self, value=usage, se=None, usage={}).table()
 
@@ -331,7 +331,7 @@ def nearness(rows: Float[Tensor, "*row dim"], codes: Float[Tensor, "code dim"]) 
 
 
 def _spread(rows: Tensor, n: int, source: torch.Generator) -> Tensor:
-    """Return rows that are drawn one by one, each by its squared distance from those before."""
+    """Return rows drawn one by one, by the squared distance from the rows drawn before."""
     first = int(torch.randint(len(rows), (1,), generator=source))
     chosen, far = [first], (rows - rows[first]).square().sum(1)
     for _ in range(n - 1):

@@ -1,4 +1,4 @@
-"""A classifier that learns what to look at, and that what it leaves out tells nothing."""
+"""Train a mask so that the hidden part of the input no longer predicts the class."""
 
 import copy
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class CometResult(Result):
 @final
 @dataclass(frozen=True)
 class Comet:
-    """Train a mask so that the hidden part of the input no longer predicts the class.
+    """A selector, a net that answers from the selection, and a net that reads the rest.
 
     The selector lowers ``CE(kept) + weight max(0, CE(kept) - CE(left) + gap) + area_weight
     max(0, mean(mask) - area)``, a picture at a time: it is punished while the rest still tells the

@@ -39,7 +39,7 @@ class ConceptBottleneckResult(Result):
     per_decision: float = float("nan")
 
     def concepts(self, rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row concept"]:
-        """Return what the layer of concepts says of each row; of ``gumbel`` one concept alone."""
+        """Return the scores of the concepts for each row; with ``gumbel``, only the best is 1."""
         found = _scores(rows, self.concept)
         if self.loss == "gumbel":
             return one_hot(found.argmax(1), found.shape[1]).to(found)

@@ -137,7 +137,7 @@ class Dictionary(Result):
     def edit(
         self, strength: float = 1.0, *, features: Mapping[int, float] | None = None
     ) -> "DictionaryEdit":
-        """Return the edit that puts what is rebuilt in place of states, or sets features.
+        """Return the edit that replaces states by their rebuilt form, or sets features.
 
         Parameters
         ----------
@@ -166,7 +166,7 @@ class Dictionary(Result):
         return DictionaryEdit(self, None if features is None else known, strength)
 
     def table(self) -> Any:
-        """Return the density of each feature, in place of the one value."""
+        """Return a table of the density of each feature."""
         if self.density is None:
             return super().table()
         return replace(self, value=self.density, density=None).table()
@@ -263,7 +263,7 @@ def load_dictionary(path: str | Path) -> Dictionary:
 @final
 @dataclass(frozen=True, eq=False)
 class DictionaryEdit(Edit):
-    """Put what a dictionary rebuilds in place of states, or set some of its features.
+    """Replace states by their rebuilt form, or set some features of a dictionary.
 
     With features only their part changes, ``x + (value - z) d``: the others, and what the
     dictionary does not explain of the state, stay as they are.

@@ -26,7 +26,7 @@ Changes = Float[Tensor, "row concept"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class FaultLinesResult(Result):
-    """``value`` is how many concepts change the answer of each row; infinite where none do.
+    """``value`` is the number of changed concepts that flips each row's answer; inf if none does.
 
     ``change`` holds how much of each concept is added (above 0) or taken away; ``predicted`` and
     ``other`` the two answers; ``flips`` whether a forward with the change gives the other one.

@@ -46,7 +46,7 @@ class MaskSensitivityResult(Result):
 
     @property
     def has_shortcut(self) -> bool:
-        """Whether classes are told without the object, beyond what chance explains."""
+        """Whether classes are told without the object more often than by chance."""
         return float(self.low[CONDITIONS.index("box removed")]) > 0.5
 
     def chart(self) -> Chart:

@@ -175,7 +175,7 @@ def _results(
 
 
 def _input_stream(stream: LiveStream) -> LiveStream:
-    """Return the rows of what the first layer is given; of tokens, what their embedding gives."""
+    """Return the rows of the first layer's input, or of the embedding if inputs are tokens."""
     modules = stream.probe.names.modules
     first = next(path for path in stream.probe.trace if not any(modules[path].children()))
     site = first if isinstance(modules[first], nn.Embedding) else f"{first}:in|flat"

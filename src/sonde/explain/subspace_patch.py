@@ -210,7 +210,7 @@ def _stacked(
 def _parts(
     v: Float[Tensor, "dim"], weights: Float[Tensor, "out dim"], rtol: float
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-    """Return what readers see of a direction, and what they do not."""
+    """Return the part of a direction that readers see, and the part that they do not see."""
     _, sizes, right = torch.linalg.svd(weights, full_matrices=False)
     seen = right[sizes > rtol * sizes.max().clamp(min=1e-300)]
     row = seen.T @ (seen @ v)

@@ -156,7 +156,7 @@ class UnitLabels(Instrument):
     def _threshold(
         self, above: Float[Tensor, "dim bin"], counts: ScaledHistogramState
     ) -> tuple[Int[Tensor, "dim 1"], Float[Tensor, "dim"]]:
-        """Return the first edge that few enough rows exceed, one lower where none would."""
+        """Return the first edge that few rows exceed; if no row exceeds it, the edge before."""
         is_rare = above <= self.quantile * counts.n
         last = torch.full_like(above[:, :1], above.shape[1] - 1).long()
         edge = torch.where(

@@ -12,7 +12,7 @@ from sonde.report._picture import Numbers
 
 
 def wrong_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
-    """Return the wrong inputs of each pair, the worst first; None where no answer is known."""
+    """Return the wrong inputs of each pair, the worst first, or None if there is no pair."""
     rows = (report.get("rows") or {}).get("answers") or []
     pairs = wrong_pairs(rows)
     if not pairs:

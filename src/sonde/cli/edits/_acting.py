@@ -1,4 +1,4 @@
-"""What words of ``sonde edit`` share: an act is judged, refused where it is too large, reported."""
+"""Shared steps of ``sonde edit``: judge an edit, refuse it if it is too large, report it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,12 +100,12 @@ class Acting:
     ] = False
 
     def page(self, output: Path) -> Path:
-        """Return where the report goes, refused where it cannot.
+        """Return the path of the report.
 
         Raises
         ------
         InputError
-            If its name is of no page.
+            If the name does not end in .html or .json.
         """
         page = self.report or output.absolute().with_name(output.name + ".html")
         if page.suffix.lower() not in (".html", ".htm", ".json"):

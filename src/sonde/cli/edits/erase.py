@@ -1,4 +1,4 @@
-"""``sonde edit erase``: what can be read off the states of one layer, out of its weights."""
+"""``sonde edit erase``: remove a concept that can be read off the states of a layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

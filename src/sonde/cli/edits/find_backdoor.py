@@ -51,7 +51,7 @@ class FindBackdoor:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Look, say what was found, and take it out where that was asked for."""
+        """Look for a backdoor, print the finding, and remove it if that was asked for."""
         from sonde.data import load, open_inputs
         from sonde.edit import find_backdoor
         from sonde.report.edit import save_edit

@@ -1,4 +1,4 @@
-"""``sonde edit steer``: more of what one data set shows and another does not."""
+"""``sonde edit steer``: move states along the direction between two data sets."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,7 +56,7 @@ class Contrasted:
 
 @dataclass(frozen=True)
 class Steer:
-    """Add to every state of one block what POSITIVE shows and NEGATIVE does not.
+    """Move every state of a block along the direction from NEGATIVE to POSITIVE.
 
     The direction between the two is fitted on their split train and added as a bias, as much of it
     as neither moves states nor costs too much; its effect is judged on their split test. An OUTPUT
