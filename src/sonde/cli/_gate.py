@@ -8,7 +8,7 @@ LIMIT: Final = re.compile(r"(accuracy|loss|error) *([<>]) *(\d+\.?\d*|\.\d+)")
 
 
 def reached(report: dict[str, Any], word: str) -> str | None:
-    """Return how a report reaches a limit, None where it does not or ``word`` is none.
+    """Return how a report reaches a limit, or None if it does not or ``word`` is no limit.
 
     A figure that is not known reaches it: a gate that could not look must not pass.
 

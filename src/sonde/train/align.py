@@ -17,7 +17,7 @@ Distance = Literal["cosine", "mse", "smooth_l1", "relational"]
 
 @final
 class Align(nn.Module):
-    """Distance between the rows of two sites, of which the second is a target without gradients.
+    """Distance of the rows of a site to the rows of a target site, which gets no gradients.
 
     ``cosine``: mean of ``-cos(P(x), y)``. ``mse``, ``smooth_l1``: against the target's rows after a
     layer norm. ``relational``: mean over pairs of rows of ``(cos(x_i, x_j) - cos(y_i, y_j))^2``,

@@ -1,4 +1,4 @@
-"""Pull rows of one example, or of one label, together and push all others away.
+"""Pull rows of the same example, or of the same label, together and push all others away.
 
 With two augmented views of each example, or with labels. The value falls with the number of
 candidates: compare it at one batch size alone.
