@@ -135,7 +135,7 @@ def descended(
     codes: Float[Tensor, "out in"],
     sweeps: int,
 ) -> Float[Tensor, "out in"]:
-    """Return codes, whole numbers, of which no single one can be bettered if sweeps suffice."""
+    """Return whole codes that no change of a single code improves, if the sweeps suffice."""
     codes = codes.clone()
     error = w - ((codes - 2 ** (bits - 1)) * scale + offset)
     pull = error @ h

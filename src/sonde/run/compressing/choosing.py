@@ -17,7 +17,7 @@ ROWS_PER_INPUT = 8
 
 
 def chosen_parts(inputs: ItemInputs, fitted: int, held: int) -> tuple[ItemInputs, ItemInputs]:
-    """Return examples to fit on and others to judge by, at most so many of each.
+    """Return at most ``fitted`` examples to fit on, and at most ``held`` others to judge by.
 
     Both are drawn by hashes of ids, whatever the order of the data. Examples of one group, such as
     pieces of one text, never stand on both sides, unless all are of one group.

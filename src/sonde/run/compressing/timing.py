@@ -46,7 +46,7 @@ class Speed:
 
 
 def speeds(model: Model, changed: nn.Module, inputs: Inputs, runs: int = RUNS) -> list[Speed]:
-    """Return how fast both models answer one example, and for language models one token.
+    """Return how fast both models answer an example and, for language models, a single token.
 
     Parameters
     ----------
