@@ -298,12 +298,12 @@ class Replace(Edit):
 
 
 def check_direction(owner: str, direction: Tensor) -> None:
-    """Refuse what is no direction.
+    """Raise if a tensor is not a direction.
 
     Raises
     ------
     InputError
-        If it is not one vector, has an entry that is not finite, or is zero.
+        If the tensor is not a vector, has an entry that is not finite, or is zero.
     """
     if direction.ndim != 1:
         found = f"shape {tuple(direction.shape)}"

@@ -24,7 +24,7 @@ class LeftOut:
 
     @property
     def kind(self) -> str:
-        """The reason without the place and what was found there, the same for many sites."""
+        """The reason without its site and value, so that many sites share it."""
         return self.reason.partition(" at ")[0].partition(", got ")[0].rstrip(".")
 
     def json(self) -> dict[str, str]:

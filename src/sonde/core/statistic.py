@@ -70,11 +70,11 @@ class Statistic(ABC, Generic[StateT]):
         """Return the state of both sets of rows together, without changing either."""
 
     def update(self, state: StateT, *columns: Any, **_: Any) -> StateT:
-        """Return ``state`` after these rows; a faster path where there is one."""
+        """Return ``state`` after these rows. Override it if a faster way than a merge exists."""
         return self.merge(state, self.observe(*columns))
 
     def merge_all(self, states: Sequence[StateT]) -> StateT:
-        """Return the state of all of these, at least one; a faster path where there is one."""
+        """Return the merge of at least one state. Override it if a faster way exists."""
         return reduce(self.merge, states)
 
     def absorbs(self, *states: StateT) -> bool:

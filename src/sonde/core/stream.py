@@ -52,7 +52,7 @@ class Stream(OneLine, ABC):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The name of each class number; empty where numbers are all that is known."""
+        """The name of each class number; empty if classes have no names."""
         return ()
 
     @abstractmethod

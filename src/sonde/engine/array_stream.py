@@ -214,7 +214,7 @@ def _groups(group: Any, n: int) -> tuple[bytes, ...] | None:
 
 
 def _pairs_as_groups(pair: Any, side: Tensor | None, who: RowIdentity) -> tuple[bytes, ...] | None:
-    """Return the pair of each row that is a side of one, and the key of every other row."""
+    """Return the pair of each row that belongs to a pair, and the key of every other row."""
     if pair is None or side is None:
         return None
     pairs = map(text_bytes, sequence(pair, len(side), "pair"))

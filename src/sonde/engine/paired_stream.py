@@ -157,7 +157,7 @@ def _chosen(batch: Batch, order: Tensor) -> Batch:
 
 
 def _side_by_side(parts: dict[str, Batch]) -> Batch:
-    """Return the rows of all runs with what the first says of the examples."""
+    """Return the rows of all runs, with the columns of examples from the first run."""
 
     def named(field: str) -> dict[str, Tensor]:
         found = ((name, getattr(batch, field)) for name, batch in parts.items())

@@ -111,7 +111,7 @@ def hash_of(envelope: dict[str, Any], table: str, pieces: Iterator[memoryview]) 
 
 
 def head_of(envelope: dict[str, Any], table: str) -> bytes:
-    """Return the one head that says this, padded to whole words."""
+    """Return the head of a state file with this envelope and table, padded to whole words."""
     text = f'{{"__metadata__":{{"sonde":{json.dumps(canonical_json(envelope))}}}{table}}}'.encode()
     return text + b" " * (-len(text) % 8)
 

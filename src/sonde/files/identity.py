@@ -64,7 +64,7 @@ def difference(name: str, here: Any, fitted: Any) -> str:
 
 
 def hashed(said: Any) -> str:
-    """Return the hash of what a stream says."""
+    """Return the hash of a JSON value, such as the identity of a stream."""
     return hashlib.blake2b(canonical_json(said).encode(), digest_size=16).hexdigest()
 
 

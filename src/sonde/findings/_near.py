@@ -61,7 +61,7 @@ def near_pairs(
     limit: float = 0.1,
     chance: float = 0.01,
 ) -> NearPairs:
-    """Return near pairs among ``x``, or of rows of ``x`` with rows of ``y``; none of one group.
+    """Return near pairs of rows in different groups, among ``x`` or between ``x`` and ``y``.
 
     Where the density is even around a row, its four nearest neighbours lie uniformly inside the
     fifth's ball, so the nearest of them is inside ``eps`` of its radius with chance
@@ -101,7 +101,7 @@ def near_pairs(
 
 
 def local_dimension(distance: Float[Tensor, "row 5"]) -> float:
-    """Return the dimension that makes the median of ``log(r5 / r2)`` what an even density gives.
+    """Return the dimension at which an even density gives the observed median of ``log(r5 / r2)``.
 
     Inside the fifth neighbour's ball the four nearer ones are uniform, so ``-d log(r / r5)`` are
     four standard exponentials; ``r2`` belongs to the second largest, whose median is ``MEDIAN``.

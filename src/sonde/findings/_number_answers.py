@@ -46,7 +46,7 @@ class NumberAnswers:
 
 @once
 def number_rows(evidence: Evidence) -> tuple[Tensor, Tensor, Tensor] | str:
-    """Return the shared rows with a target, what a regression says of them and the targets."""
+    """Return the shared rows with a target, the answers, and the targets, or why there are none."""
     target = evidence.data.target
     if target is None or not evidence.sites:
         return "the data have no labels"
@@ -94,7 +94,7 @@ def root_mean(squares: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> tuple
 def _held_out(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row"], group: Int[Tensor, "row"]
 ) -> Float[Tensor, "row"]:
-    """Return what a linear regression, fitted without a row's fold of groups, says of it."""
+    """Return the prediction for each row by a linear regression fitted without the row's fold."""
     found, fold = torch.full_like(y, float(y.mean())), torch.remainder(group, FOLDS)
     for f in range(FOLDS):
         held = fold == f

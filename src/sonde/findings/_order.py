@@ -1,4 +1,4 @@
-"""What an order of rows tells of them: held against random orders of the same rows."""
+"""How much the order of rows explains their values, compared with random orders."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class Ordered:
 
 
 def of_tenths(x: Float[Tensor, "row dim"], seed: int = 0) -> Ordered:
-    """Return how much the tenths of an order tell: the largest share of one column's variance.
+    """Return the largest share of a column's variance that the tenths of the order explain.
 
     Rows stand in the order. A share is the variance of the ten means over that of the rows. The
     chance is that of the sum of all columns' shares: a normal law with the mean and spread that

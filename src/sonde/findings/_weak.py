@@ -97,7 +97,7 @@ def _states(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Tensor]:
 
 
 def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Any]:
-    """Return what is known of the inputs: what the reading says of each, and the user's columns."""
+    """Return the known columns of the inputs: those of the reading, and the user's."""
     shared = shared_rows(evidence)
     found: dict[str, Any] = {}
     for name in OF_ROWS:
@@ -119,7 +119,7 @@ def _typed(values: Sequence[Any]) -> Any:
 
 
 def told(evidence: Evidence, found: WeakRows, group: WeakGroup) -> str:
-    """Return in words what a group's rows have; of a cluster also the columns that differ most."""
+    """Return a group's conditions in words; for a cluster also the columns that differ most."""
     text = " and ".join(_condition(evidence, c) for c in group.conditions)
     if not any(isinstance(c, Nearest) for c in group.conditions):
         return text
@@ -156,9 +156,9 @@ def standouts(found: WeakRows, group: WeakGroup) -> list[str]:
 
 
 def extreme_units(evidence: Evidence, found: WeakRows, group: WeakGroup) -> tuple[str, list[int]]:
-    """Return the site with the unit that tells a group's rows best, and its five best units.
+    """Return the site whose units best separate a group's rows, and its five best units.
 
-    A unit tells them by the difference of the means of members and others over its spread.
+    A unit separates rows by the difference of the means of members and others, over its spread.
     """
     shared, best = shared_rows(evidence), ("", [], 0.0)
     named = [c.source for c in group.conditions if isinstance(c, Nearest)]

@@ -70,7 +70,7 @@ class ClassAnswers:
         return self.answer == self.truth
 
     def given(self, rows: Int[Tensor, "_row"]) -> tuple[float, ...]:
-        """Return what the model gives the label of each of these rows: a probability."""
+        """Return the probability that the model gives the label of each of these rows."""
         truth = self.truth[rows].clamp(max=self.n_classes - 1)
         p = self.probability[rows].gather(1, truth[:, None])[:, 0]
         return tuple(torch.where(self.truth[rows] < self.n_classes, p, 0.0).tolist())
@@ -183,7 +183,7 @@ def _order(evidence: Evidence) -> str:
 
 
 def probabilities(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
-    """Return the probabilities of logits; those that already are some as they are."""
+    """Return the softmax of logits; values that already are probabilities stay as they are."""
     sums = logits.sum(1)
     given = bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
     return logits if given else logits.softmax(1)

@@ -236,7 +236,7 @@ def to_plain(value: Any) -> Any:
 
 
 def hash_ids(value: Any, is_id: bool = False) -> Any:
-    """Return JSON in which every id of a row is a hash, ``is_id`` where it is under such a key."""
+    """Return JSON in which the ids of rows are hashes; ``is_id`` says that ``value`` is an id."""
     if isinstance(value, dict):
         return {key: hash_ids(item, key in ID_KEYS) for key, item in value.items()}
     if isinstance(value, list):

@@ -25,7 +25,7 @@ LISTS: Final = ("mislabelled", "far", "duplicates", "near_duplicates", "weak_gro
 def show_inputs(
     report: dict[str, Any], mine: Stream, other: Stream | None, data: DataEvidence
 ) -> None:
-    """Add ``input`` to every row that a report lists; of all answers, to the worst of each pair.
+    """Add ``input`` to the rows that a report lists; of all answers, only to each pair's worst.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def show_inputs(
 
 
 def unusual_columns(data: DataEvidence, examples: Sequence[int]) -> dict[int, str]:
-    """Return of each row of a table its inputs furthest from the middle row, most unusual first.
+    """Return the inputs of each row that lie furthest from the middle row, most unusual first.
 
     Distances are in robust standard deviations over these rows; nothing without numbers.
     """

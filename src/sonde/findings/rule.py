@@ -152,7 +152,7 @@ class Rule(ABC):
         }
 
     def clear(self, figure: Figure | None = None, reason: str = "", **tables: Any) -> Check:
-        """Return that nothing was found; the figure says what was seen."""
+        """Return the check of a rule that found nothing, with the figure that it measured."""
         return Check(self.code, "clear", reason, figure, None, tables)
 
     def withheld(self, reason: str, **tables: Any) -> Check:

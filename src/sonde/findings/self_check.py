@@ -189,7 +189,7 @@ class _Compared:
             return self._read(self.small, self._every)
 
     def _company(self, together: Taken) -> Deltas | None:
-        """Compare with one alone and the rest turned round, or with halves where one is refused."""
+        """Compare with one example alone and the rest reversed, or with halves if that fails."""
         backwards, middle = self._every[::-1], len(self.small) // 2
         for parts in (
             ([0], backwards[:-1]),

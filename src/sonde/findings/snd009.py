@@ -74,7 +74,7 @@ class SND009(Rule):
         )
 
     def _shortage(self, evidence: Evidence, starved: Sequence[Check]) -> tuple[int, int, str]:
-        """Return what there is of what the most demanding check needs, or else of groups."""
+        """Return what is present and needed for the most demanding check, in rows or in groups."""
         counted = [c.tables for c in starved if "needed" in c.tables]
         if not counted:
             return evidence.n_groups, self.warning, counted_as(evidence)

@@ -111,7 +111,7 @@ class SND036(LabelRule):
 
 
 def _participation(site: SiteEvidence) -> float:
-    """Return in how many directions of equal variance rows would spread alike; 1 where none do."""
+    """Return the participation ratio of the rows: their number of directions of equal variance."""
     scatter = site.moments.scatter
     if scatter.ndim == 1:
         rows = rows_as_float(site.sample)

@@ -84,7 +84,7 @@ class SND037(ClassAnswersRule):
         return self._figure("accuracy_lag", lag, found.group)
 
     def _figure(self, name: str, lag: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> Figure:
-        """Return the mean of what rows fall short by, with its interval over groups."""
+        """Return the mean shortfall of the rows, with its interval over groups."""
         n_groups = int(group.unique().numel())
         value, se = float(lag.mean()), group_error(lag / len(lag), group, n_groups)
         return Figure(

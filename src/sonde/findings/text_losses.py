@@ -81,7 +81,7 @@ def text_losses(
 
 
 def _shapes(text: InputBatch) -> tuple[Any, ...]:
-    """Return the shapes of all tensors of a text: those of equal ones run as one batch."""
+    """Return the shapes of all tensors of a text. Texts of equal shapes run as a batch."""
     tensors = [*text.args, *text.kwargs.values(), text.mask, text.placeholder]
     return tuple(tuple(x.shape) if isinstance(x, Tensor) else None for x in tensors)
 

@@ -249,7 +249,7 @@ def _changed(batch: InputBatch, change: Change) -> InputBatch:
 
 
 def changes(x: Inputs) -> dict[str, Change]:
-    """Return the ways in which such inputs are often given by mistake, undone, by their words.
+    """Return, by name, the changes that undo common mistakes in the scale of inputs.
 
     Scales are known from all rows at once, so that a change is the same for every row.
     """

@@ -8,12 +8,12 @@ from sonde.run.scoring.weak_file import KnownGroup, WeakGroups
 
 
 def weak_groups_of(scanned: Scanned) -> WeakGroups:
-    """Return the groups that a scan confirmed; none where it looked and found none.
+    """Return the groups that a scan confirmed, which may be none.
 
     Raises
     ------
     InputError
-        If it did not look for groups, with the reason.
+        If the scan did not look for groups, with the reason.
     """
     check = next((c for c in scanned.checks if c.code == SND061.code), None)
     found, rule = weak_rows(scanned.evidence), scanned.rules.get(SND061.code)

@@ -1,1 +1,1 @@
-"""Fitted states with their header, in one file; several as one."""
+"""Bundles: fitted states with their header in a file, and merges of several bundles."""

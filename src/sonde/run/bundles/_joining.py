@@ -69,7 +69,7 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
 
 
 def _one_model(mine: dict[str, Any], its: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of the model; forwards of two kinds are none that could be compared."""
+    """Join what two headers know of the model; the hash of the forward is None if they differ."""
     found = its | {k: v for k, v in mine.items() if v is not None}
     return found if same_code(mine.get(CODE), its.get(CODE)) else found | {CODE: None}
 
@@ -120,9 +120,9 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
 
 
 def _require_other_rows(a: Bundle, b: Bundle, n_groups: int) -> None:
-    """Refuse bundles that share most examples of one, and warn of those that share a few.
+    """Raise if most examples of a bundle are also in the other bundle; warn if a few are.
 
-    Without groups their examples are known by draw; else those of sampled rows are.
+    Without groups, all examples are compared by their draws; with groups, the sampled rows are.
     """
     headers = [bundle.header["data"] for bundle in (a, b)]
     sizes = [int(data["n_groups"]) for data in headers]
@@ -153,7 +153,7 @@ class RowOverlap:
         return self.n > MOST_SHARED * self.of
 
     def judge(self, owner: str, remedy: str) -> None:
-        """Refuse where they are most rows of one bundle; else warn: equal rows may be different.
+        """Raise if most rows of one bundle appear in the other; warn if some do.
 
         Raises
         ------

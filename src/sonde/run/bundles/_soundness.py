@@ -38,7 +38,7 @@ def check_states(states: dict[str, State | None], path: object) -> None:
 
 
 def flaw_of(state: State) -> str | None:
-    """Return what is impossible about a state, or None.
+    """Return the first impossible value of a state in words, or None if the state is sound.
 
     Examples
     --------

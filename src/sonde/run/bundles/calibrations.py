@@ -1,4 +1,4 @@
-"""Calibrations of one fitted bundle on different data: which states are theirs, and two as one."""
+"""Merge two calibrations of the same bundle on different data, after a check of their rows."""
 
 from dataclasses import replace
 from typing import Any

@@ -78,7 +78,7 @@ def _finite(held: State) -> State:
 
 
 def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> StateEvidence | None:
-    """Return the largest sample of rows at a site, or of one row of each group; to find pairs by.
+    """Return the largest sample of rows at a site, or of a single row per group, to find pairs.
 
     It is cut to the ``m`` of smallest draw.
     """
@@ -173,7 +173,7 @@ def _from_sample(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEv
 
 
 def moments(bundle: Fitted, key: str) -> MomentsState | None:
-    """Return mean and scatter of a site, of its units alone where there is no more."""
+    """Return mean and scatter of a site, or of its units alone if the scatter is diagonal."""
     for kind in (Moments(), Moments("diag")):
         found = evidence(bundle, kind, key)
         if found is not None and isinstance(found.state, MomentsState):

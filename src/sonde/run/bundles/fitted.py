@@ -1,4 +1,4 @@
-"""A bundle of fitted states: what it was fitted on, what it answers, and how it travels.
+"""A bundle of fitted states: its origin, its results, and its file.
 
 Only states are stored; results, scorers and later passes are rebuilt from them.
 """
@@ -157,7 +157,7 @@ class Fitted:
 
     @property
     def spec(self) -> str:
-        """Return the hash of what was asked for: methods with every parameter, and where."""
+        """Return the hash of the methods with all their parameters and sites."""
         return spec_of(self.tasks)
 
     @property
@@ -171,7 +171,7 @@ class Fitted:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The name of each class number; empty where numbers are all that is known."""
+        """The name of each class number; empty if classes have no names."""
         return tuple(self.header["data"].get("label_names", ()))
 
     def save(self, path: str | Path) -> str:
@@ -269,7 +269,7 @@ _SITE_FIELDS = {"text": str, "dim": int, "reducer": str}
 
 
 def _check_header(header: dict[str, Any], path: Path) -> None:
-    """Refuse a header whose fields are not those that ``save`` writes."""
+    """Raise if the fields of a header differ from those that ``save`` writes."""
     wrong = [name for name, kind in _FIELDS.items() if not isinstance(header.get(name), kind)]
     wrong += [
         f"sites[{i}]"

@@ -39,7 +39,7 @@ def group_draws(stream: Stream) -> str:
 
 
 def counts_in(header: Header, part: Part = "all") -> tuple[int, int]:
-    """Return how many examples and groups a part of the data has; of all where it is not known."""
+    """Return the numbers of examples and groups in a part of the data, or in all if unsplit."""
     data = header["data"]
     held = data.get("held")
     n_examples, n_groups = (int(data[name]) for name in ("n_examples", "n_groups"))
@@ -51,7 +51,7 @@ def counts_in(header: Header, part: Part = "all") -> tuple[int, int]:
 
 
 def damaged_counts(header: Header) -> list[str]:
-    """Return the places of a header where the counts are not those that are written."""
+    """Return the fields of a header whose counts are missing or of a wrong type."""
     data, draws = header["data"], header.get("group_draws", "")
     held = data.get("held", data)
     wrong = [] if isinstance(data.get("n_groups"), int) else ["data.n_groups"]

@@ -220,7 +220,7 @@ def _data(bundle: Fitted) -> str:
 
 
 def _sampled(first: Fitted, second: Fitted, key: str) -> list[tuple[HashSampleState, int]]:
-    """Return the samples of both sides at a site, where there is one, and of how many groups."""
+    """Return the sample of each side at a site, if it has one, with its number of groups."""
     found = [(bundle, sample(bundle, key)) for bundle in (first, second)]
     return [
         (e.state, groups_of(bundle, e.state.n, e.part))

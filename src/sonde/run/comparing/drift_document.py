@@ -173,7 +173,7 @@ def _direction(found: Drift, site: str) -> dict[str, Any] | None:
 
 
 def _vector(found: Drift) -> dict[str, Any] | None:
-    """Return the direction that moved most, by standard deviations along it; none of noise."""
+    """Return the direction that moved most, in standard deviations, or None if all is noise."""
     known = {s: d for s, d in found.directions.items() if d.beyond_noise and len(d.vector)}
     if not known:
         return None

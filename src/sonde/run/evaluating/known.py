@@ -51,7 +51,7 @@ class KnownItems:
         return {i: f"group {found[i]}" if i in found else f"item {i}" for i in self.items}
 
     def parts(self, scored: pa.Table) -> Iterator[tuple[Key, pa.Table, list[int]]]:
-        """Yield the lines of each detector and site with the number of the item of each.
+        """Yield the lines of each detector and site, with the number of each line's item.
 
         Raises
         ------

@@ -146,7 +146,7 @@ class _Masks:
         self.files = {} if is_column else self._files(Path(masks), data)
 
     def _files(self, folder: Path, data: Any) -> Mapping[int, Path]:
-        """Return the mask of each item in a folder; each must belong to one."""
+        """Return the mask file of each item; every file in the folder must belong to an item."""
         if not folder.is_dir():
             raise InputError(
                 f"evaluate: expected a column of {self.known.source.name} or a folder of masks, "

@@ -125,7 +125,7 @@ def entry_of(task: Task) -> dict[str, Any]:
 
 
 def spec_of(tasks: Iterable[Task]) -> str:
-    """Return the hash of what is asked for: methods with every parameter, and where."""
+    """Return the hash of the methods with all their parameters and sites."""
     return digest(sorted(canonical_json(entry_of(task)) for task in tasks))
 
 

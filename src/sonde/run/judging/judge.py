@@ -294,7 +294,7 @@ def _difference(rises: Tensor, inputs: Inputs) -> Difference:
 
 
 def _together(target: Sequence[JudgedSide], by_side: Mapping[str, Difference]) -> Difference:
-    """Return the rise of what should rise less that of what should fall."""
+    """Return the rise of the wanted answers minus the rise of the unwanted answers."""
     parts = [(side.sign, by_side[side.name]) for side in target]
     se = math.sqrt(sum(d.se**2 for _, d in parts))
     return Difference(sum(sign * d.value for sign, d in parts), se, sum(d.n for _, d in parts))

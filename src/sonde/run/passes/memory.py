@@ -204,7 +204,7 @@ def check_limit(limit: int | None) -> None:
 
 
 def allowed_bytes(limit: int | None) -> int:
-    """Return what a run may take: as asked, else 80 % of what is free.
+    """Return the bytes that a run may use: the given limit, or 80 % of the free memory.
 
     Raises
     ------

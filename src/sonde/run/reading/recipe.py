@@ -39,13 +39,13 @@ def recipe_of(stream: Stream) -> Recipe:
 
 
 def recipe_in(header: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that a header names; nothing where it names none."""
+    """Return the recipe in a header, or an empty recipe if the header has no recipe."""
     found = header.get("recipe")
     return found if isinstance(found, dict) else {}
 
 
 def _encoded(data: Any) -> Recipe:
-    """Return what the identity of data says of it; nothing where parts of them differ."""
+    """Return the recipe in the identity of data, or an empty recipe if parts of the data differ."""
     if not isinstance(data, Mapping):
         return {}
     if "appended" in data:
@@ -84,7 +84,7 @@ def columns_of(stream: Stream) -> dict[str, Any]:
 def default_options(
     header: dict[str, Any], model: Any, data: Any, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the options that a bundle was read with, where these data have what they speak of.
+    """Return the reading options of a bundle that also apply to these data.
 
     Columns that the data do not have are left out, and the recipe of images beside a processor.
     """

@@ -192,7 +192,7 @@ def _members(parts: Sequence[pa.Table]) -> list[np.ndarray]:
 
 
 def _far(fitted: Fitted, key: Key, part: pa.Table) -> np.ndarray:
-    """Return how far scores lie above those that calibrated; without these, above each other."""
+    """Return how far scores lie above the calibration scores, or above each other without these."""
     scores, found = scores_of(part), _calibration(fitted, key)
     if found is None:
         return beyond(scores)
@@ -203,7 +203,7 @@ def _far(fitted: Fitted, key: Key, part: pa.Table) -> np.ndarray:
 def _loudest(
     parts: Sequence[pa.Table], members: Sequence[np.ndarray], far: Sequence[np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Return of each input the line of smallest p-value, of several such the furthest."""
+    """Return the line of smallest p-value of each input; ties go to the most unusual line."""
     p = np.concatenate([_p_of(part) for part in parts])
     first = _first(np.concatenate(members), p, np.concatenate(far))
     return pa.concat_tables(parts).take(first).to_pylist()
@@ -212,10 +212,9 @@ def _loudest(
 def _speak(
     lines: list[dict[str, Any]], spoken: pa.Table, member: np.ndarray, alpha: float, lowest: float
 ) -> int:
-    """Give each input the score and p-value of what speaks for all; return how many have no p.
+    """Give each input the score and p-value of its first line; return how many have no p-value.
 
-    Several rows of one input have no p-value together: those of their rows say nothing of the
-    smallest of them.
+    Several rows of an input have no common p-value: the smallest of their p-values is not one.
     """
     n_several = 0
     n_rows = np.bincount(member, minlength=len(lines))

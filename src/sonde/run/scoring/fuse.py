@@ -110,7 +110,7 @@ def with_fused(
 def fused_of(
     fitted: Fitted, keys: list[Key], rule: Any, unusual: pa.Table | None = None, seed: int = 0
 ) -> FusedScore:
-    """Return the fused score of what a bundle keeps of each held-out row."""
+    """Return the fused score that the held-out rows of a bundle calibrate."""
     draw, held, kept = held_rows(fitted, keys)
     known = None if unusual is None else _scores(_aligned(unusual, keys))
     return fuse(
@@ -199,7 +199,7 @@ def _p_values(parts: list[pa.Table], keys: list[Key]) -> Float[Tensor, "row key"
 
 
 def _lines(parts: list[pa.Table], most: Int[Tensor, "row"]) -> pa.Table:
-    """Return of each row the line of one detector; what explains that one is null."""
+    """Return the line of a chosen detector for each row, without the detector's explanation."""
     n = parts[0].num_rows
     lines = pa.concat_tables(parts).take(most.numpy() * n + np.arange(n))
     for i, field in enumerate(lines.schema):

@@ -72,7 +72,7 @@ class WeakGroups:
 
     @classmethod
     def of(cls, stream: Stream, groups: Sequence[KnownGroup]) -> "WeakGroups":
-        """Return groups that were found in a stream; of its sites those that they speak of."""
+        """Return groups that were found in a stream, with the sites that their conditions use."""
         header = make_header(stream, [], {})
         spoken = {c.source for g in groups for c in g.conditions if isinstance(c, Nearest)}
         pooled = [s for s in header["sites"] if "|" not in s["text"]]

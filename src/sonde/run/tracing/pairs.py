@@ -126,7 +126,7 @@ def _check(clean: list[int], corrupt: list[int], tokenizer: Any) -> None:
 
 
 def _answer(ids: Any, text: str, read: list[int], tokenizer: Any, answer: str) -> list[int]:
-    """Return the tokens that an answer adds to a text; its own where they do not go on from it."""
+    """Return the tokens that an answer adds to a text, or its own if the text's tokens change."""
     whole = ids(text + answer)
     if whole[: len(read)] == read and len(whole) > len(read):
         return whole[len(read) :]

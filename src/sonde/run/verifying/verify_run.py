@@ -109,7 +109,7 @@ class _Pass:
         return found, n_units
 
     def _listed(self) -> list[tuple[Path, Range]]:
-        """Return the states and what their names say, those that name no range left out."""
+        """Return the state files whose names give a range of units, with their ranges."""
         found: list[tuple[Path, Range]] = []
         folder = self.directory / STATES
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():

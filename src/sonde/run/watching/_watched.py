@@ -192,7 +192,7 @@ def watches_of(
 
 
 def _check_live(method: str, task: Task, needs: tuple[str, ...], header: dict[str, Any]) -> None:
-    """Refuse a detector of what comes with the data: columns, or where steps begin and end."""
+    """Refuse a detector that needs columns or step borders, which only data can bring."""
     reducers = {s["text"]: Reducer.parse(s["reducer"]).name for s in header["sites"]}
     spans = [f"the span of each step ({n})" for key in task.keys if "step" in (n := reducers[key])]
     if missing := [*(f"the column {n!r}" for n in needs if n not in BROUGHT), *spans]:

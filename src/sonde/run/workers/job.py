@@ -43,7 +43,7 @@ class Job(ABC):
         return sorted(real, key=lambda device: (device.type, device.index or 0))
 
     def tensors(self) -> list[torch.Tensor]:
-        """Return what is large in a job: the weights of a model, or the rows of plain arrays."""
+        """Return a job's large tensors: the weights of a model, or the rows of plain arrays."""
         inner = innermost(self.stream)
         if isinstance(inner, LiveStream):
             module = inner.model.module
