@@ -20,7 +20,7 @@ class PackedConfig(QuantizationConfigMixin):
     Parameters
     ----------
     layers : dict of str to dict
-        Bits and group of each layer, by its name.
+        Bits and group of each layer, or its rank, by its name.
     """
 
     def __init__(self, layers: dict[str, dict[str, int]], **_: Any) -> None:
@@ -30,24 +30,22 @@ class PackedConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class PackedQuantizer(HfQuantizer):
-    """Puts a ``QuantLinear`` in the place of each layer that was packed."""
+    """Puts a ``QuantLinear`` or ``ThinLinear`` in the place of each layer that was packed."""
 
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        from sonde.weights import QuantLinear
+        from sonde.weights import QuantLinear, ThinLinear
 
         config: Any = self.quantization_config
         for name, told in config.layers.items():
             above, _, own = name.rpartition(".")
             layer = _layer(model, name)
-            new = QuantLinear(
-                layer.in_features,
-                layer.out_features,
-                int(told["bits"]),
-                int(told["group"]),
-                layer.bias is not None,
-            )
+            sizes, bias = (layer.in_features, layer.out_features), layer.bias is not None
+            if "rank" in told:
+                new = ThinLinear(*sizes, int(told["rank"]), bias)
+            else:
+                new = QuantLinear(*sizes, int(told["bits"]), int(told["group"]), bias)
             setattr(model.get_submodule(above), own, new.to(layer.weight.device))
 
     def is_serializable(self, *_: Any, **kwargs: Any) -> bool:

@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from sonde.compress import GPTQ, CoordinateRounding
+from sonde import Model
+from sonde.compress import GPTQ, CoordinateRounding, layer_grams
 from sonde.compress._grid import each_entry
 from sonde.compress.gptq import loss_of
 from sonde.core.errors import InputError
+from sonde.data import open_inputs
 
 
 def drawn() -> tuple[nn.Sequential, torch.Tensor]:
@@ -23,7 +25,8 @@ def drawn() -> tuple[nn.Sequential, torch.Tensor]:
 @pytest.mark.parametrize("start", ["gptq", "rtn"])
 def test_no_other_code_of_one_weight_is_better(start):
     net, x = drawn()
-    plan = CoordinateRounding(bits=2, group=4, start=start).plan(net, {"calibration": x})
+    grams = layer_grams(net, open_inputs(Model(net), x), exact=True, progress=False)
+    plan = CoordinateRounding(bits=2, group=4, start=start).plan(net, {"calibration": grams})
     change, new = plan.changes["0.weight"], net[0].weight.detach().double()
     h, found = x.double().T @ x.double() / 80, change.of(new)
     least = loss_of(new - found, h)

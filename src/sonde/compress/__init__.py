@@ -11,6 +11,7 @@ from sonde.compress.grams import LayerGrams, layer_grams
 from sonde.compress.h2o import H2O
 from sonde.compress.key_diff import KeyDiff
 from sonde.compress.key_norm import KeyNorm
+from sonde.compress.low_rank_weights import LowRankWeights
 from sonde.compress.prune_weights import PruneWeights
 from sonde.compress.recent_cache import RecentCache
 from sonde.compress.rtn import RTN
@@ -19,7 +20,7 @@ from sonde.compress.snap_kv import SnapKV
 from sonde.compress.sparse_gpt import SparseGPT
 from sonde.compress.streaming_cache import StreamingCache
 from sonde.compress.tova import TOVA
-from sonde.weights import QuantLinear, kernels, pack, unpack
+from sonde.weights import QuantLinear, ThinLinear, kernels, pack, unpack
 
 __all__ = [
     "GPTQ",
@@ -31,6 +32,7 @@ __all__ = [
     "KeyDiff",
     "KeyNorm",
     "LayerGrams",
+    "LowRankWeights",
     "PruneWeights",
     "QuantLinear",
     "RecentCache",
@@ -38,6 +40,7 @@ __all__ = [
     "SnapKV",
     "SparseGPT",
     "StreamingCache",
+    "ThinLinear",
     "fidelity",
     "kernels",
     "layer_grams",

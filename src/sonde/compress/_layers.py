@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
-from sonde.weights import QuantLinear
+from sonde.weights import QuantLinear, ThinLinear
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -87,7 +87,7 @@ def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> l
     InputError
         If a pattern matches nothing, or names one side of tied weights.
     """
-    if any(isinstance(part, QuantLinear) for part in model.module.modules()):
+    if any(isinstance(part, QuantLinear | ThinLinear) for part in model.module.modules()):
         raise InputError(
             f"{owner}.plan: expected a model whose weights are numbers, got one that was packed "
             "already. Take the model that it was made from."

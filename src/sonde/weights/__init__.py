@@ -1,6 +1,6 @@
 """Changes of a model's weights: planned, looked at, folded into a new model, taken back."""
 
-from sonde.weights.change import Change, Exchange, LowRank, Quantised, Sparse
+from sonde.weights.change import Change, Exchange, LowRank, Quantised, Sparse, Thin
 from sonde.weights.folding import fold_edit, fold_writers
 from sonde.weights.live import as_model, module_of, tensor_hash, with_tensors
 from sonde.weights.merging import Merged, MergeRule, merge_models
@@ -10,6 +10,7 @@ from sonde.weights.quant_linear import Grid, QuantLinear, kernels
 from sonde.weights.residual import residual_readers, residual_writers
 from sonde.weights.rewrite import Rewrite, RewritePlan
 from sonde.weights.saving import Saved, save_edited
+from sonde.weights.thin_linear import ThinLinear
 from sonde.weights.undoing import undo
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "RewritePlan",
     "Saved",
     "Sparse",
+    "Thin",
+    "ThinLinear",
     "as_model",
     "fold_edit",
     "fold_writers",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sonde.core.errors import ShapeError, StateError
 from sonde.weights.packing import unpack
 from sonde.weights.quant_linear import Grid, packed_linear
+from sonde.weights.thin_linear import thin_linear
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -178,18 +179,13 @@ class Quantised(Change):
 
     def packs(self, module: nn.Module, name: str) -> bool:
         """Return whether the tensor is the weight of a linear layer inside the model."""
-        path, _, leaf = name.rpartition(".")
-        forward: Any = type(module.get_submodule(path)).forward
-        return bool(path) and leaf == "weight" and forward is nn.Linear.forward
+        return _is_weight_of_linear(module, name)
 
     def put_into(self, module: nn.Module, name: str) -> None:
         """Put a ``QuantLinear`` in the place of the layer, under each of its names."""
         layer: Any = module.get_submodule(name.rpartition(".")[0])
         new = packed_linear(layer, self.codes, self.scale, self.offset, self.grid)
-        for place, part in list(module.named_modules(remove_duplicate=False)):
-            if part is layer:
-                above, _, own = place.rpartition(".")
-                setattr(module.get_submodule(above), own, new)
+        _exchange_layer(module, layer, new)
 
     def replaced(self) -> dict[str, Tensor]:
         """Return codes, scales and offsets, the latter two as the bits of bfloat16."""
@@ -205,6 +201,58 @@ class Quantised(Change):
         codes = unpack(self.codes, self.grid.bits, n)
         found = self.grid.values(codes, self.scale, self.offset, torch.float64)
         return found.reshape(self.shape).to(old.device)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Thin(Change):
+    """Put a product of two thin matrices in place of the whole weight.
+
+    Parameters
+    ----------
+    left : Float[Tensor, "out rank"]
+    right : Float[Tensor, "rank in"]
+    """
+
+    left: Float[Tensor, "out rank"]
+    right: Float[Tensor, "rank in"]
+
+    def factors(self) -> dict[str, Tensor]:
+        """Return nothing: both matrices are the new model's own."""
+        return {}
+
+    def packs(self, module: nn.Module, name: str) -> bool:
+        """Return whether the tensor is the weight of a linear layer inside the model."""
+        return _is_weight_of_linear(module, name)
+
+    def put_into(self, module: nn.Module, name: str) -> None:
+        """Put a ``ThinLinear`` in the place of the layer, under each of its names."""
+        layer: Any = module.get_submodule(name.rpartition(".")[0])
+        _exchange_layer(module, layer, thin_linear(layer, self.left, self.right))
+
+    def replaced(self) -> dict[str, Tensor]:
+        """Return both matrices."""
+        return {name: getattr(self, name).contiguous() for name in ("left", "right")}
+
+    def told(self) -> dict[str, Any]:
+        """Return the rank."""
+        return {"rank": len(self.right)}
+
+    def _of(self, old: Tensor) -> Tensor:
+        return self.left.to(old) @ self.right.to(old)
+
+
+def _is_weight_of_linear(module: nn.Module, name: str) -> bool:
+    path, _, leaf = name.rpartition(".")
+    forward: Any = type(module.get_submodule(path)).forward
+    return bool(path) and leaf == "weight" and forward is nn.Linear.forward
+
+
+def _exchange_layer(module: nn.Module, layer: nn.Module, new: nn.Module) -> None:
+    for place, part in list(module.named_modules(remove_duplicate=False)):
+        if part is layer:
+            above, _, own = place.rpartition(".")
+            setattr(module.get_submodule(above), own, new)
 
 
 def written_type(dtype: torch.dtype) -> torch.dtype:

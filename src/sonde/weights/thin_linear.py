@@ -1,0 +1,52 @@
+"""A linear layer whose weight is the product of two thin matrices."""
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sonde.core.errors import ShapeError
+
+
+class ThinLinear(nn.Module):
+    """A linear layer that multiplies by ``right``, then by ``left``.
+
+    Parameters
+    ----------
+    in_features, out_features, rank : int
+    bias : bool
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.left = nn.Parameter(torch.zeros(out_features, rank))
+        self.right = nn.Parameter(torch.zeros(rank, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def extra_repr(self) -> str:
+        """Return sizes and rank."""
+        return (
+            f"{self.in_features}, {self.out_features}, rank={self.rank}, "
+            f"bias={self.bias is not None}"
+        )
+
+    def forward(self, x: Shaped[Tensor, "*batch in"]) -> Shaped[Tensor, "*batch out"]:
+        """Return ``x right^T left^T + bias``."""
+        if x.shape[-1] != self.in_features:
+            raise ShapeError(
+                f"ThinLinear: expected rows of {self.in_features} features, got {x.shape[-1]}."
+            )
+        return functional.linear(functional.linear(x, self.right), self.left, self.bias)
+
+
+def thin_linear(
+    layer: nn.Linear, left: Float[Tensor, "out rank"], right: Float[Tensor, "rank in"]
+) -> ThinLinear:
+    """Return the layer that takes the place of a linear one; it keeps the bias."""
+    new = ThinLinear(1, 1, 1, False)
+    new.in_features, new.out_features, new.rank = layer.in_features, layer.out_features, len(right)
+    trains = layer.weight.requires_grad
+    new.left, new.right = (nn.Parameter(x.to(layer.weight), trains) for x in (left, right))
+    new.bias = layer.bias
+    return new.train(layer.training)

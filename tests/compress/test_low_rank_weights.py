@@ -1,0 +1,74 @@
+"""Low rank: the smallest error of outputs, what is saved and opened, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+import sonde
+from sonde import Model
+from sonde.compress import LowRankWeights, ThinLinear, layer_grams
+from sonde.core.errors import InputError
+from sonde.data import open_inputs
+
+
+def drawn() -> tuple[nn.Sequential, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Linear(32, 24)).double().eval().requires_grad_(False)
+    net[0].weight.data = torch.randn(24, 32, generator=draw, dtype=torch.float64)
+    mix = torch.linalg.qr(torch.randn(32, 32, generator=draw, dtype=torch.float64))[0]
+    spread = torch.logspace(0, -3, 32, dtype=torch.float64)
+    return net, torch.randn(200, 32, generator=draw, dtype=torch.float64) @ (spread[:, None] * mix)
+
+
+@pytest.mark.truth("singular values of the outputs, Eckart and Young")
+def test_two_ways_have_the_smallest_output_error_of_their_rank():
+    net, x = drawn()
+    grams = layer_grams(net, open_inputs(Model(net), x), exact=True, progress=False)
+    w, errors = net[0].weight.detach(), {}
+    least = float(torch.linalg.svdvals(x @ w.T)[8:].square().sum())
+    for whiten in ("output", "gram", "scale", "none"):
+        rule = LowRankWeights(rank=8, whiten=whiten, damp=1e-12)
+        plan = rule.plan(net, {"calibration": grams})
+        new = plan.fold(net)[0]
+        assert isinstance(new, ThinLinear)
+        assert torch.linalg.matrix_rank(new.left @ new.right) == 8
+        errors[whiten] = float((net(x) - new(x)).square().sum())
+        assert plan.figures["loss"] * 200 == pytest.approx(errors[whiten], rel=1e-6)
+    assert errors["output"] == pytest.approx(least, rel=1e-6)
+    assert errors["gram"] == pytest.approx(least, rel=1e-6)
+    assert min(errors["scale"], errors["none"]) > 1.5 * least
+    plain = LowRankWeights(rank=8, whiten="none").plan(net).fold(net)[0]
+    gap = float((plain.left @ plain.right - w).square().sum())
+    assert gap == pytest.approx(float(torch.linalg.svdvals(w)[8:].square().sum()))
+
+
+def test_a_share_bounds_the_numbers_and_the_folder_opens(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = sonde.load("sonde:stdlib", device="cpu")
+    plan = LowRankWeights(share=0.4, whiten="none", layers=("*.up_proj",)).plan(model)
+    new = plan.fold(model)
+    layer, old = (m.get_submodule("model.layers.1.mlp.up_proj") for m in (new, model.module))
+    assert layer.left.numel() + layer.right.numel() <= 0.6 * old.weight.numel()
+    plan.save("sonde:stdlib", tmp_path / "small")
+    ids = torch.tensor([[100, 101, 102, 90]])
+    opened = (AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype=torch.float32),
+              sonde.load(str(tmp_path / "small"), device="cpu").module)  # fmt: skip
+    with torch.no_grad():
+        wanted = new(ids).logits
+        for again in opened:
+            assert isinstance(again.get_submodule("model.layers.1.mlp.up_proj"), ThinLinear)
+            assert torch.equal(again(ids).logits, wanted)
+    assert LowRankWeights(share=0.0).plan(model, {"calibration": ["a"]}).fold(model) is model.module
+    with pytest.raises(InputError, match="packed already"):
+        LowRankWeights(whiten="none").plan(new)
+
+
+def test_what_cannot_be_thinned_is_refused():
+    net, _ = drawn()
+    with pytest.raises(InputError, match=r"rank of at most 13 for 0\.weight of 24 x 32, got 14"):
+        LowRankWeights(rank=14, whiten="none").plan(net)
+    with pytest.raises(InputError, match="a rank of at least 1, got 0"):
+        LowRankWeights(rank=0)
+    with pytest.raises(InputError, match="got a convolution, 0"):
+        LowRankWeights(whiten="none", layers=("*",)).plan(nn.Sequential(nn.Conv1d(3, 4, 2)))
