@@ -12,7 +12,7 @@ def test_pictures_are_explained_and_drawn_where_asked(run, tmp_path):
     path = tmp_path / "explain.html"
     words = ("explain", "sonde:digits", "sonde:digits/test", "--limit", 4)
     few = ("--methods", "integrated_gradients(steps=8)")
-    ran = run(*words, *few, "-o", path, "--show-inputs")
+    ran = run(*words, *few, "-o", path)
     assert ran.code == 0, ran.err
     assert "integrated_gradients(steps=8)" in ran.out
     page = path.read_text("utf-8")

@@ -1,14 +1,17 @@
 """``sonde explain``: why a model gives its answers, and which explanation can be believed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import DataWord, ModelWord, Printing, Reading, named
 from sonde.core.errors import InputError
+
+if TYPE_CHECKING:
+    from sonde.run.explaining.choosing import Choice
 
 MOST = 256
 PAGES = (".html", ".htm", ".json")
@@ -18,12 +21,12 @@ PAGES = (".html", ".htm", ".json")
 class Explain:
     """Say what the answers of a model depend on, by several methods, each tested in the same run.
 
-    The first inputs of DATA are explained (--limit, 32 by default), at the input or at the one
-    site that --sites names. Beside each method stand the
+    Some inputs of DATA are explained (--limit, 32 by default), spread over classes, right and
+    wrong, at the input or at the one site that --sites names. Beside each method stand the
     tests that can refute it: does the answer fall when what it points at is taken away, faster than
     for random orders, and do its signs hold?
 
-    Example: sonde explain sonde:digits sonde:digits/test -o explain.html --show-inputs
+    Example: sonde explain sonde:digits sonde:digits/test --wrong -o explain.html
 
     Methods by word: sonde explain sonde:stdlib sonde:stdlib/test --methods integrated_gradients
     """
@@ -44,8 +47,18 @@ class Explain:
         Path | None,
         named("FILE", "say which features of a dictionary the answers hang on, at its site"),
     ] = None
-    show_inputs: Annotated[
-        bool, tyro.conf.arg(help="draw the inputs into the page; without, only places and ids")
+    wrong: Annotated[bool, tyro.conf.arg(help="explain wrong answers alone")] = False
+    rows: Annotated[
+        Path | None, named("FILE", "explain the rows of a table: what scan --rows wrote")
+    ] = None
+    label: Annotated[
+        str | None, tyro.conf.arg(name="class", metavar="NAME", help="explain one class alone")
+    ] = None
+    pair: Annotated[
+        str | None, named("TRUTH,ANSWER", "explain inputs of one class that are called another")
+    ] = None
+    no_inputs: Annotated[
+        bool, tyro.conf.arg(help="leave the inputs out of the page: only places and ids")
     ] = False
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)
@@ -55,8 +68,10 @@ class Explain:
         from sonde.data import load, open_inputs
         from sonde.report.explain import save_explain
         from sonde.report.explain_terminal import explain_to_text, explain_verdict
+        from sonde.run.explaining.answers import answers_of
         from sonde.run.explaining.explain import (
             DEFAULTS,
+            best_of,
             explain,
             explain_document,
             find_attributor,
@@ -68,7 +83,9 @@ class Explain:
         methods = DEFAULTS if self.methods is None else self._methods(find_attributor)
         objective = self._objective()
         model = load(self.model, **self.reading.model_options())
-        inputs = open_inputs(model, self.data, **self._data_options())
+        every = open_inputs(model, self.data, **self._data_options())
+        limit = self.reading.limit or 32
+        inputs = replace(self._choice.of(model, every, limit, self.reading.seed), batch_size=limit)
         directory = None if self.output is None else run_directory(self.output)
         batch, judged = explain(
             model,
@@ -80,13 +97,19 @@ class Explain:
             directory=directory,
         )
         columns = inputs.typed.get("number_columns", ())
+        classes = self._classes(model, inputs, judged[0].inputs["label"])
+        best = best_of(judged) if self.target == "predicted" else None
         document = explain_document(
             judged,
             batch,
             model=self.model,
             data=self.data,
             features=columns,
-            classes=self._classes(model, inputs, judged[0].inputs["label"]),
+            classes=classes,
+            answers=answers_of(
+                model, batch, best, self._site, classes if inputs.own_labels else {}
+            ),
+            where=[inputs.place(i) for i in batch.order.tolist()],
         )
         if self.dictionary is not None:
             document["features"] = self._features(model, batch, objective, self.dictionary)
@@ -101,6 +124,15 @@ class Explain:
         if self.output is not None:
             note(f"wrote {self.output}")
         return 0
+
+    @property
+    def _choice(self) -> "Choice":
+        from sonde.run.explaining.choosing import Choice
+
+        pair = None if self.pair is None else tuple(self.pair.split(","))
+        if pair is not None and len(pair) != 2:
+            raise InputError(f"--pair: expected TRUTH,ANSWER, got {self.pair!r}.")
+        return Choice(self.wrong, self.rows, self.label, pair)
 
     @property
     def _site(self) -> str:
@@ -163,15 +195,14 @@ class Explain:
         return Objective(target=int(self.target))
 
     def _data_options(self) -> dict[str, Any]:
-        """Return the options of data; all that is explained is one batch."""
+        """Return the options of data, of which some inputs are chosen."""
         known = self.reading.data_options()
         for name in ("check", "logits", "keep_special", "generate"):
             known.pop(name, None)
-        limit = known["limit"] or 32
-        return {**known, "limit": limit, "batch_size": limit, "logits": True}
+        return {**known, "limit": None, "logits": True}
 
     def _drawn(self, model: Any, batch: Any, n: int) -> list[dict[str, Any]]:
-        if not self.show_inputs or self._site != "input":
+        if self.no_inputs or self._site != "input":
             return []
         from sonde.data.pieces import pieces_of
         from sonde.run.scoring.exhibit import pixels_of

@@ -15,7 +15,7 @@ from sonde.core.wording import plural
 from sonde.data.columns import LABEL_NAMES, PAIRED, Layout
 from sonde.data.constant import constant_rows
 from sonde.data.encoder import Collated, Encoder, Prepared
-from sonde.data.listing import Listing, taken
+from sonde.data.listing import Listing, pick, taken
 from sonde.data.sources import Row, Source
 
 CUT = {"audio": ("recording", "length that the feature extractor keeps")}
@@ -54,6 +54,15 @@ class ItemInputs(Inputs):
             return self
         return replace(self, listing=taken(self.listing, np.arange(n), f"first {n}"))
 
+    def at(self, examples: np.ndarray) -> "ItemInputs":
+        """Return the examples of these numbers, which are sorted."""
+        how = f"at {','.join(map(str, examples.tolist()))}"
+        return replace(self, listing=taken(self.listing, examples, how))
+
+    def drawn(self, n: int, seed: int) -> "ItemInputs":
+        """Return the ``n`` examples of smallest draw, in the planned order."""
+        return replace(self, listing=pick(self.listing, n, seed))
+
     def of_class(self, name: str, without: bool = False) -> "ItemInputs":
         """Return the examples of one class, or all others.
 
@@ -62,15 +71,19 @@ class ItemInputs(Inputs):
         InputError
             If no class of the data has this name.
         """
+        wanted = (self.listing.label == self.class_number(name)) != without
+        how = f"{'without' if without else 'class'} {name}"
+        return replace(self, listing=taken(self.listing, np.flatnonzero(wanted), how))
+
+    def class_number(self, name: str) -> int:
+        """Return the number of a class by its name, or an error with near names."""
         known = dict(zip(self.label_names, range(len(self.label_names)), strict=True))
         if name not in known:
             raise InputError(
                 f"{self.source.name}: expected a class among {', '.join(known) or 'none'}, got "
                 f"{name!r}.{near(name, known)}"
             )
-        wanted = (self.listing.label == known[name]) != without
-        how = f"{'without' if without else 'class'} {name}"
-        return replace(self, listing=taken(self.listing, np.flatnonzero(wanted), how))
+        return known[name]
 
     @property
     def group_keys(self) -> Sequence[bytes]:

@@ -67,7 +67,7 @@ def place_of(row: dict[str, Any]) -> str:
 def answer_words(row: dict[str, Any]) -> str:
     """Return what an input is and what the model says of it."""
     if row["answer"] is None:
-        return "not judged" if row["loss"] is None else f"loss {number(row['loss'])}"
+        return "not judged" if row.get("loss") is None else f"loss {number(row['loss'])}"
     truth, answer = (_value(row[side]) for side in ("truth", "answer"))
     sure = "" if row["confidence"] is None else f" ({share(row['confidence'])} sure)"
     return (

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sonde.report._answers_words import place_of
+from sonde.report._explained_words import answer_sentence
 from sonde.report._format import plural, shown
 from sonde.report._markup import ElementIds, Markup, code, el
 from sonde.report._parts import table
@@ -28,9 +30,9 @@ def explain_to_html(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -
         ``pixels`` or ``pieces`` of each example, where inputs may be shown.
     """
     names = ElementIds()
-    parts = [_methods(found, names), _examples(found, shown_inputs, names)]
+    parts = [_examples(found, shown_inputs, names), _methods(found, names)]
     if found.get("features"):
-        parts.insert(1, _features(found["features"], names))
+        parts.append(_features(found["features"], names))
     return document_page(found, _head(found), parts)
 
 
@@ -127,10 +129,13 @@ def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown], names: Eleme
     made: list[Markup] = []
     for i, example in enumerate(found["examples"]):
         given = shown_inputs[i] if i < len(shown_inputs) else {}
-        title = el("h3", f"{i}: ", code(shown(example["id"], 60)))
-        made += [title, _drawn(example["attributions"][best], given, found["places"], names)]
+        drawn = example["attributions"][best]
+        said = answer_sentence(example, drawn["shape"], found["places"], given.get("pieces", ()))
+        title = el("h3", f"{i}: ", code(place_of(example)))
+        made += [title, *([el("p", said)] if said else [])]
+        made.append(_drawn(drawn, given, found["places"], names))
     lead = f"Attributions by {best}: what is warm raises the answer."
-    lead += "" if shown_inputs else " Inputs are not shown; --show-inputs draws them."
+    lead += "" if shown_inputs else " Inputs are left out (--no-inputs)."
     return Section("examples", "Answers, one by one", made, lead)
 
 

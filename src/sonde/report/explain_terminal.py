@@ -3,9 +3,12 @@
 from textwrap import wrap
 from typing import Any
 
+from sonde.report._answers_words import place_of
+from sonde.report._explained_words import answer_sentence
 from sonde.report._format import number, plural, share, shown
 
 COLUMNS = 80
+MOST_ANSWERS = 10
 LEGEND = """effect     insertion less deletion beyond random orders, as a share of what all
            places are worth together: 0 as random orders, 1 all at once
 deletion   area under the answer while places go, largest first; low is good
@@ -46,8 +49,8 @@ def explain_verdict(found: dict[str, Any]) -> str:
 
 
 def explain_to_text(found: dict[str, Any]) -> str:
-    """Return the verdict and a line for each method."""
-    lines = [*wrap(explain_verdict(found), COLUMNS), ""]
+    """Return the first answers, the verdict and a line for each method."""
+    lines = [*_answers(found), *wrap(explain_verdict(found), COLUMNS), ""]
     what = f"{plural(found['n'], 'answer')}; {found['objective']} at {shown(found['site'], 40)}"
     lines += [
         what,
@@ -73,6 +76,19 @@ def explain_to_text(found: dict[str, Any]) -> str:
         ]
     lines += ["", "* can be believed; in brackets the same for random orders", *LEGEND.splitlines()]
     return "\n".join(lines)
+
+
+def _answers(found: dict[str, Any]) -> list[str]:
+    """Return the first answers in words, each with its place."""
+    best = found["best"] or found["methods"][0]["method"]
+    lines: list[str] = []
+    for example in found["examples"][:MOST_ANSWERS]:
+        shape = example["attributions"][best]["shape"]
+        said = answer_sentence(example, shape, found["places"])
+        lines += (
+            wrap(f"{place_of(example)}: {said}", COLUMNS, subsequent_indent="  ") if said else []
+        )
+    return [*lines, ""] if lines else []
 
 
 def _of_class(held: dict[str, Any]) -> str:

@@ -194,6 +194,8 @@ def explain_document(
     most: int = 16,
     features: Sequence[str] = (),
     classes: Mapping[str, str] | None = None,
+    answers: Sequence[Mapping[str, Any]] = (),
+    where: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the JSON of an explanation, ``sonde-explain/1``.
 
@@ -209,6 +211,10 @@ def explain_document(
         Names of the input's numbers, where they have some.
     classes : mapping of str to str, optional
         Names of the classes or tokens that are explained, by number.
+    answers : sequence of mapping, optional
+        What the model answers to each example, of ``answers_of``.
+    where : sequence of str, optional
+        Where each example stands in the user's files.
     """
 
     def named(label: str | None) -> str | None:
@@ -247,6 +253,8 @@ def explain_document(
             finite_json(
                 {
                     "id": batch.ids[i],
+                    "places": list(where[i : i + 1]),
+                    **(answers[i] if i < len(answers) else {}),
                     "objective": float(first.objective[i]),
                     "attributions": {
                         one.word: {"shape": list(by.shape), "values": by.flatten().tolist()}

@@ -1,0 +1,55 @@
+"""The answer to an explained input in words: what it is called, what that hangs on."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sonde.report._answers_words import answer_words
+from sonde.report._format import shown
+
+NAMED: Final = 3
+
+
+def answer_sentence(
+    example: dict[str, Any], shape: Sequence[int], places: Sequence[str], pieces: Sequence[str] = ()
+) -> str:
+    """Return the answer to one input; nothing where the model is no classifier.
+
+    Parameters
+    ----------
+    example : dict
+        Of the JSON of an explanation.
+    shape : sequence of int
+        Lines and columns of a picture's places, or their number.
+    places, pieces : sequence of str
+        Names of columns, tokens; where they are known.
+
+    Examples
+    --------
+    >>> one = {"truth": "2", "answer": "8", "confidence": 0.9, "strongest": [0, 1], "without": "2"}
+    >>> answer_sentence(one, (8, 8), ())
+    'is 2, called 8 (90 % sure); hangs most on the upper left; without it: 2'
+    """
+    if example.get("answer") is None:
+        return ""
+    said = answer_words(example)
+    if not example["strongest"]:
+        return said
+    where = _where(example["strongest"], shape, pieces or places)
+    return f"{said}; hangs most on {where}; without it: {shown(example['without'], 40)}"
+
+
+def _where(strongest: Sequence[int], shape: Sequence[int], names: Sequence[str]) -> str:
+    if len(shape) == 2:
+        lines = [i // shape[1] for i in strongest]
+        columns = [i % shape[1] for i in strongest]
+        high = _third(sum(lines) / len(lines), shape[0], ("upper", "", "lower"))
+        wide = _third(sum(columns) / len(columns), shape[1], ("left", "", "right"))
+        return f"the {' '.join(filter(None, (high, wide))) or 'middle'}"
+    named = [i for i in strongest if i < len(names)]
+    if not named:
+        return f"place {', '.join(map(str, strongest[:NAMED]))}"
+    return ", ".join(f"'{shown(names[i].strip(), 40)}'" for i in named[:NAMED])
+
+
+def _third(at: float, size: int, said: tuple[str, str, str]) -> str:
+    return said[min(2, int(3 * (at + 0.5) / size))]

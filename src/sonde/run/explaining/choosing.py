@@ -1,0 +1,142 @@
+"""Which inputs are explained: a spread over classes, right and wrong, or those asked for."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pyarrow import csv, parquet
+from pyarrow import json as arrow_json
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Model
+from sonde.core.wording import plural
+from sonde.data.inputs import ItemInputs
+from sonde.tap.model.probe import find_logits
+from sonde.tap.model.watch import watch
+
+POOL: Final = 2048
+READERS: Final = {
+    ".csv": csv.read_csv,
+    ".parquet": parquet.read_table,
+    ".jsonl": arrow_json.read_json,
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is to be explained.
+
+    Parameters
+    ----------
+    wrong : bool, default=False
+        Only inputs whose answer is not their label.
+    rows : Path or None
+        Only those of a table with a column ``row`` or ``id``, as ``sonde scan --rows`` writes it.
+    label : str or None
+        Only those of a class.
+    pair : (str, str) or None
+        Only those of the first class that are called the second.
+    """
+
+    wrong: bool = False
+    rows: Path | None = None
+    label: str | None = None
+    pair: tuple[str, str] | None = None
+
+    def of(self, model: Model, inputs: ItemInputs, n: int, seed: int = 0) -> ItemInputs:
+        """Return at most ``n`` inputs, spread over classes, right and wrong where these are known.
+
+        Answers are asked of at most 2,048 inputs, drawn by the hash of their content.
+
+        Raises
+        ------
+        InputError
+            If no input is left, or right and wrong are asked for and not known.
+        """
+        if self.rows is not None:
+            inputs = inputs.at(_listed(self.rows, inputs))
+        name = self.label if self.pair is None else self.pair[0]
+        pool = (inputs if name is None else inputs.of_class(name)).drawn(POOL, seed)
+        said = _answers(model, pool) if pool.own_labels else None
+        truth = pool.listing.label
+        if said is None:
+            if self.wrong or self.pair is not None:
+                raise InputError(
+                    "explain: expected labels that are the model's own classes to tell right from "
+                    "wrong, got none. Name the column (--label-column) and the classes (--classes)."
+                )
+            said = truth
+        kept = np.arange(len(pool))
+        if self.wrong:
+            kept = np.flatnonzero((said != truth) & (truth >= 0))
+        if self.pair is not None:
+            kept = np.flatnonzero(said == pool.class_number(self.pair[1]))
+        if not len(kept):
+            asked = f"among {plural(len(pool), 'row')} that were asked"
+            raise InputError(f"explain: expected such an input, got none {asked}. Choose others.")
+        return pool.at(spread(kept, truth, said, n))
+
+
+def spread(
+    kept: Int[np.ndarray, "_kept"],
+    truth: Int[np.ndarray, "row"],
+    said: Int[np.ndarray, "row"],
+    n: int,
+) -> Int[np.ndarray, "_chosen"]:
+    """Return at most ``n`` rows, as many of each class, right and wrong, as there are.
+
+    Examples
+    --------
+    >>> truth, said = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 1])
+    >>> spread(np.arange(6), truth, said, 3).tolist()
+    [0, 3, 4]
+    """
+    seen: Counter[tuple[int, bool]] = Counter()
+    ranked: list[tuple[int, int]] = []
+    for i in kept.tolist():
+        cell = int(truth[i]), bool(truth[i] == said[i])
+        ranked.append((seen[cell], i))
+        seen[cell] += 1
+    return np.sort(np.array([i for _, i in sorted(ranked)[:n]], dtype=np.int64))
+
+
+def class_logits(model: Model, batch: InputBatch) -> Float[Tensor, "row class"] | None:
+    """Return a classifier's logits of some inputs, None where it gives none of two classes."""
+    with torch.no_grad():
+        logits = find_logits(watch(model.module, batch, ()).output)
+    is_usable = logits is not None and logits.ndim == 2 and logits.shape[1] > 1
+    return logits.float().cpu() if is_usable and logits is not None else None
+
+
+def _answers(model: Model, inputs: ItemInputs) -> Int[np.ndarray, "row"] | None:
+    said = np.full(len(inputs), -1, dtype=np.int64)
+    for batch in inputs.batches(0, len(inputs)):
+        logits = class_logits(model, batch)
+        if logits is None:
+            return None
+        said[batch.order.numpy()] = logits.argmax(1).numpy()
+    return said
+
+
+def _listed(path: Path, inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
+    if path.suffix not in READERS or not path.is_file():
+        raise InputError(f"--rows: expected a file {', '.join(READERS)}, got {path}.")
+    table = READERS[path.suffix](path)
+    if "row" in table.column_names:
+        wanted = [row for row in table["row"].to_pylist() if row is not None]
+        found = np.isin(inputs.source_rows, wanted)
+    elif "id" in table.column_names:
+        found = np.isin(inputs.ids, list(map(str, table["id"].to_pylist())))
+    else:
+        raise InputError(
+            f"--rows: expected a column row or id in {path}, got {', '.join(table.column_names)}. "
+            "Write the table with `sonde scan --rows`."
+        )
+    if not found.any():
+        raise InputError(f"--rows: expected rows of {inputs.source.name} in {path}, got none.")
+    return np.flatnonzero(found)

@@ -1,0 +1,100 @@
+"""Which inputs are explained: those asked for, spread over classes; and what their answers are."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sonde.core import InputError, Model
+from sonde.data import open_inputs
+from sonde.explain import IntegratedGradients
+from sonde.report._explained_words import answer_sentence
+from sonde.run.explaining.answers import answers_of
+from sonde.run.explaining.choosing import Choice
+from sonde.run.explaining.explain import explain
+
+
+class Sums(nn.Module):
+    """Answers the class of the largest number; a given third number counts for class 0 too."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(4, 3, bias=False)
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.tensor([[1.0, 0, 0, 3], [0, 1, 0, 0], [0, 0, 1, 0]]))
+
+    def forward(self, x):
+        return self.mix(x)
+
+
+@pytest.fixture(scope="module")
+def sorted_data():
+    """Ninety rows sorted by class, of which every tenth is pulled to class 0."""
+    draw = torch.Generator().manual_seed(2)
+    label = torch.arange(90) // 30
+    x = torch.cat([5 * torch.eye(3)[label] + 0.1 * torch.rand(90, 3, generator=draw),
+                   torch.zeros(90, 1)], 1)  # fmt: skip
+    x[5::10, 3] = 4.0
+    model = Model(Sums())
+    rows = [{"x": x[i], "label": "abc"[int(label[i])], "id": f"r{i}"} for i in range(90)]
+    inputs = open_inputs(
+        model, rows, label_column="label", id_column="id", classes="a,b,c", logits=True
+    )
+    answer = model.module(x).argmax(1)
+    return model, inputs, label.numpy(), answer.detach().numpy()
+
+
+def rows_of(inputs):
+    return inputs.source_rows.tolist()
+
+
+@pytest.mark.truth("argmax of the net beside the labels")
+def test_the_default_is_a_spread_over_classes_right_and_wrong(sorted_data) -> None:
+    model, inputs, label, answer = sorted_data
+    kept = np.array(rows_of(Choice().of(model, inputs, 5)))
+    cells = {(label[i], label[i] == answer[i]) for i in kept}
+    assert cells == {(0, True), (1, True), (1, False), (2, True), (2, False)}
+
+
+@pytest.mark.truth("argmax of the net beside the labels")
+def test_wrong_rows_a_pair_and_a_class_are_those_of_the_net(sorted_data) -> None:
+    model, inputs, label, answer = sorted_data
+    wrong = np.flatnonzero(label != answer).tolist()
+    assert len(wrong) == 6
+    assert rows_of(Choice(wrong=True).of(model, inputs, 50)) == wrong
+    pair = np.flatnonzero((label == 2) & (answer == 0)).tolist()
+    assert rows_of(Choice(pair=("c", "a")).of(model, inputs, 50)) == pair
+    assert rows_of(Choice(label="b").of(model, inputs, 50)) == list(range(30, 60))
+    with pytest.raises(InputError, match="expected such an input, got none among 30 rows"):
+        Choice(pair=("c", "b")).of(model, inputs, 50)
+    with pytest.raises(InputError, match="expected a class among a, b, c"):
+        Choice(pair=("c", "d")).of(model, inputs, 50)
+
+
+def test_rows_of_a_table_are_taken_by_number_or_id(sorted_data, tmp_path) -> None:
+    model, inputs, _, _ = sorted_data
+    for name, values in (("row", [70, 3]), ("id", ["r3", "r70"])):
+        with (tmp_path / "rows.csv").open("w") as file:
+            csv.writer(file).writerows([[name], *([value] for value in values)])
+        assert rows_of(Choice(rows=tmp_path / "rows.csv").of(model, inputs, 9)) == [3, 70]
+    (tmp_path / "rows.csv").write_text("name\n3\n")
+    with pytest.raises(InputError, match="expected a column row or id"):
+        Choice(rows=tmp_path / "rows.csv").of(model, inputs, 9)
+
+
+@pytest.mark.truth("the net without its fourth number answers the label")
+def test_without_the_strongest_place_a_wrong_row_is_right(sorted_data) -> None:
+    model, inputs, _, _ = sorted_data
+    wrong = Choice(wrong=True).of(model, inputs, 6)
+    batch, (judged,) = explain(model, wrong, [IntegratedGradients(8)], progress=False)
+    classes = {"0": "a", "1": "b", "2": "c"}
+    said = answers_of(model, batch, judged, "input", classes)
+    assert all(one["strongest"] == [3] and one["answer"] == "a" for one in said)
+    assert [one["without"] for one in said] == [one["truth"] for one in said]
+    p = model.module(*batch.args, **batch.kwargs).softmax(1)[:, 0].tolist()
+    assert [one["confidence"] for one in said] == pytest.approx(p)
+    sentence = answer_sentence(said[0], [4], ["w", "x", "y", "dose"])
+    assert sentence.endswith("hangs most on 'dose'; without it: " + said[0]["truth"])
+    assert answers_of(model, batch, None, "input", classes)[0]["strongest"] == []
