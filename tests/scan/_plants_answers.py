@@ -26,7 +26,7 @@ from scan._plants import (
     true,
 )
 from scan._plants_chain import Chain, drawn, exchanged
-from scan._zoo import SEEDS, digit_net, quiet
+from scan._zoo import SEEDS, digit_net, quiet, train
 from sonde.report import Report
 
 
@@ -183,6 +183,22 @@ def readings(scale: float) -> Report:
     return sonde.scan(module, rows, settings=quiet())
 
 
+def leak(learned: bool) -> Report:
+    """Scan a net over rows with a column that repeats the label, which it may have learned."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(1200, 9, generator=draw)
+    label = (x[:, :3].sum(1) + 0.3 * torch.randn(len(x), generator=draw) > 0).long()
+    x[:, 4] = 3.0 * label + 0.01 * x[:, 4]
+    known = x[:600].clone()
+    if not learned:
+        known[:, 4] = known[torch.randperm(600, generator=draw), 4]
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(9, 32), nn.ReLU(), nn.Linear(32, 2))
+    with torch.enable_grad():
+        train(module, known, label[:600], 1e-2, 150)
+    return scan(module.requires_grad_(False).eval(), x[600:], label[600:])
+
+
 def two_sources(change: Callable[[Tensor], Tensor]) -> Report:
     """Scan the model of a chain on texts that it wrote, those of one source of five changed."""
     module = Chain().eval()
@@ -195,6 +211,7 @@ def two_sources(change: Callable[[Tensor], Tensor]) -> Report:
 
 
 PLANTS = (
+    Plant("SND065", "warning", lambda: leak(True), lambda: leak(False)),
     Plant("SND064", "warning", lambda: two_sources(exchanged), lambda: two_sources(torch.clone)),
     Plant("SND063", "warning", lambda: readings(0.1), lambda: readings(1.0)),
     Plant("SND045", "warning", lambda: blanks(50), healthy),

@@ -214,6 +214,8 @@ class Evidence:
         Its loss on each of the sampled texts, or why that is not known.
     fresh : FreshLayers or None
         Layers whose weights look as if they were never trained.
+    shortcuts : callable or None
+        Looks in the inputs for small parts that tell the label, given this evidence.
     versus : VersusEvidence or None
         Comparison with OTHER.
     stochastic, deep : bool, default=False
@@ -236,6 +238,7 @@ class Evidence:
     texts: Any = None
     losses: Any = None
     fresh: Any = None
+    shortcuts: Any = None
     versus: Any = None
     stochastic: bool = False
     deep: bool = False

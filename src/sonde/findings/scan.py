@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from sonde.findings.measures import ScanMeasures, chosen_measures, measured, say
 from sonde.findings.modules import ModelEvidence, model_evidence
 from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings
+from sonde.findings.shortcuts import shortcut_evidence
 from sonde.findings.step import Again
 from sonde.findings.text_losses import text_losses
 from sonde.findings.text_variants import text_variant_evidence
@@ -357,6 +359,7 @@ def _evidence(
         texts=texts,
         losses=losses,
         fresh=fresh_layers(stream, data.seed),
+        shortcuts=partial(shortcut_evidence, stream),
     )
 
 

@@ -1,0 +1,290 @@
+"""Small parts of the inputs that tell the label, and what the model loses without them.
+
+Run after the pass on few rows: parts are sought on one half of them, and exchanged on the other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.special import ndtri
+from scipy.stats import rankdata
+from torch import Tensor
+
+from sonde.core.inputs import InputBatch
+from sonde.findings._parts import Blocks, Kind, Parts, Rows, parts_of
+from sonde.findings._shared import one_per_group, shared_rows
+from sonde.findings.answers import right_rows
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LEAST_ROWS, class_name, usable
+from sonde.findings.text_losses import in_lists
+from sonde.tap import LiveStream
+from sonde.tap.hooks.outputs import find
+from sonde.tap.model.seeding import untouched
+from sonde.tap.model.watch import watch
+from sonde.tap.reading.small_batches import single, stacked
+
+ROWS, TOGETHER, DRAWS, TRIED = 800, 128, 2, 3
+FIT, CHOOSE, CONFIRM = range(3)
+USUAL_WEIGHTS, USUAL_NUMBERS = 2_000_000, 12_288
+RIDGE, LEVEL = 1e-2, 0.001
+TELLS: Final = 0.95
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A small part of the inputs that tells a class, and how far the model needs it.
+
+    Parameters
+    ----------
+    label : int
+        Class number.
+    name : str
+        Of the class.
+    where : str
+        The part, in words.
+    auroc : float
+        How well the part alone tells the class from the others, on rows that did not choose it.
+    spread : float
+        Standard deviation of the part's score within the class over the distance of its mean from
+        that of the others: 0 = the same in every row of the class.
+    kept, right : float
+        Share of the class's rows that are right with the part of another row of the same class (of
+        a text: with as many other tokens exchanged), and with that of a row of other classes.
+    low, high : float
+        Interval of the drop from the first to the second, at 99.9 % over all classes.
+    n : int
+        Rows of the class in which it was exchanged.
+    examples : tuple of int
+        Some of these by planned order.
+    """
+
+    label: int
+    name: str
+    where: str
+    auroc: float
+    spread: float
+    kept: float
+    right: float
+    low: float
+    high: float
+    n: int
+    examples: tuple[int, ...]
+
+    @property
+    def drop(self) -> float:
+        """How much of the class the model loses."""
+        return self.kept - self.right
+
+
+@dataclass(frozen=True, eq=False)
+class ShortcutEvidence:
+    """What was tried.
+
+    Parameters
+    ----------
+    tried : tuple of Shortcut
+        One at most for each class, the one that cost most on the half that chose it.
+    best : float
+        Largest AUROC of any part and class on the half that chooses.
+    n_parts, n_rows : int
+        Parts, and rows that did not choose them.
+    kind : {"place", "column", "token"}
+    """
+
+    tried: tuple[Shortcut, ...]
+    best: float
+    n_parts: int
+    n_rows: int
+    kind: Kind
+
+
+def shortcut_evidence(stream: LiveStream, evidence: Evidence) -> ShortcutEvidence | str:
+    """Look for parts that tell the label and exchange them; the reason where that cannot be done.
+
+    At most 800 rows of different groups. A large model is run so often only by a deep scan.
+    """
+    if not usable(evidence) or right_rows(evidence) is None or stream.logits_key is None:
+        return "needs labels that are the model's own classes, and its logits"
+    weights = sum(p.numel() for p in stream.model.module.parameters())
+    if weights > USUAL_WEIGHTS and not evidence.deep:
+        return "not tested for a model of this size without --deep"
+    found = _examples(stream, evidence)
+    if isinstance(found, str):
+        return found
+    parts = parts_of(found.singles, stream.model.processor, evidence.data.inputs)
+    if isinstance(parts, str):
+        return parts
+    if parts.n_numbers > USUAL_NUMBERS and not evidence.deep:
+        return "not tested for inputs of this size without --deep"
+    with untouched(stream.model.module), torch.no_grad():
+        return _searched(stream, evidence, found, parts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Examples:
+    """Single examples: of each class a quarter to fit, one to choose, a half to confirm."""
+
+    singles: list[InputBatch]
+    order: list[int]
+    label: Int[np.ndarray, "row"]
+    use: Int[np.ndarray, "row"]
+
+    def rows(self, use: int, label: int | None = None) -> Rows:
+        """Return the rows of one use, of one class where one is given."""
+        mine = self.use == use
+        return np.flatnonzero(mine if label is None else mine & (self.label == label))
+
+
+def _examples(stream: LiveStream, evidence: Evidence) -> _Examples | str:
+    shared = shared_rows(evidence)
+    label, order = shared.column("label"), shared.order
+    if label is None or order is None:
+        return "the order of the sampled rows is not known"
+    one = one_per_group(shared.group)
+    one = one[label[one] >= 0][:ROWS]
+    singles, kept = [], []
+    for row in one.tolist():
+        batch = single(stream.inputs, int(order[row]))
+        if batch is not None:
+            singles.append(batch)
+            kept.append(row)
+    number = label[torch.tensor(kept, dtype=torch.int64)].numpy()
+    use = np.zeros(len(kept), dtype=int)
+    for k in np.unique(number):
+        mine = number == k
+        use[mine] = np.array([FIT, CONFIRM, CHOOSE, CONFIRM])[np.arange(mine.sum()) % 4]
+    return _Examples(singles, [int(order[r]) for r in kept], number, use)
+
+
+def _searched(
+    stream: LiveStream, evidence: Evidence, found: _Examples, parts: Parts
+) -> ShortcutEvidence | str:
+    classes = [int(k) for k in np.unique(found.label) if (found.label == k).sum() >= LEAST_ROWS]
+    if len(classes) < 2:
+        return f"needs {LEAST_ROWS} rows in each of two classes"
+    fit, choose, rest = (found.rows(use) for use in (FIT, CHOOSE, CONFIRM))
+    target = np.stack([found.label == k for k in classes]).astype(float)
+    score = _scores(parts.blocks, target, fit)
+    area = areas(score[:, :, choose], target[:, choose])
+    spread = _spread(score[:, :, choose], target[:, choose])
+    draw = np.random.default_rng(evidence.data.seed)
+    reach = float(ndtri(1 - LEVEL / (2 * len(classes))))
+    tried = []
+    for i, k in enumerate(classes):
+        likely = _likely(area[:, i], spread[:, i])
+        own, others = found.rows(CHOOSE, k), choose[found.label[choose] != k]
+        costs = [_cost(stream, found, parts, p, own, others, draw)[0].mean() for p in likely]
+        if not costs or max(costs) <= 0:
+            continue
+        part = likely[int(np.argmax(costs))]
+        own, others = found.rows(CONFIRM, k), rest[found.label[rest] != k]
+        lost, kept, right = _cost(stream, found, parts, part, own, others, draw)
+        error = reach * max(float(lost.std(ddof=1)), 1 / len(own)) / len(own) ** 0.5
+        mine = score[part : part + 1, i : i + 1][:, :, rest], target[i : i + 1, rest]
+        tried.append(
+            Shortcut(
+                label=k,
+                name=class_name(evidence.data, k),
+                where=parts.words[part],
+                auroc=float(areas(*mine)[0, 0]),
+                spread=float(_spread(*mine)[0, 0]),
+                kept=kept,
+                right=right,
+                low=max(-1.0, float(lost.mean()) - error),
+                high=min(1.0, float(lost.mean()) + error),
+                n=len(own),
+                examples=tuple(found.order[r] for r in own[:5]),
+            )
+        )
+    best, n_parts = float(area.max()), len(parts.words)
+    return ShortcutEvidence(tuple(tried), best, n_parts, len(rest), parts.kind)
+
+
+def _likely(area: Float[np.ndarray, "part"], spread: Float[np.ndarray, "part"]) -> list[int]:
+    """Return the parts that tell a class and vary least within it."""
+    told = np.where((area >= TELLS) & np.isfinite(spread), spread, np.inf)
+    return [int(p) for p in np.argsort(told, kind="stable")[:TRIED] if told[p] < np.inf]
+
+
+def _scores(
+    blocks: Blocks, target: Float[np.ndarray, "class row"], fit: Rows
+) -> Float[np.ndarray, "part class row"]:
+    """Return what the ridge direction of each part says of each class."""
+    x = blocks - blocks[:, fit].mean(1, keepdims=True)
+    known = x[:, fit]
+    gram = known.transpose(0, 2, 1) @ known
+    size = np.trace(gram, axis1=1, axis2=2) / gram.shape[1]
+    gram += (RIDGE * size + 1e-12)[:, None, None] * np.eye(gram.shape[1])
+    y = (target - target[:, fit].mean(1, keepdims=True))[:, fit].T
+    weight = np.linalg.solve(gram, known.transpose(0, 2, 1) @ y)
+    return (x @ weight).transpose(0, 2, 1)
+
+
+def areas(
+    score: Float[np.ndarray, "part class row"], target: Float[np.ndarray, "class row"]
+) -> Float[np.ndarray, "part class"]:
+    """Return the AUROC of each score for its class; scores that rounding tells apart are equal."""
+    step = np.abs(score).max(-1, keepdims=True) * 1e-9 + 1e-300
+    rank = rankdata(np.round(score / step), axis=-1)
+    n = target.sum(1)
+    above = (rank * target).sum(-1) - n * (n + 1) / 2
+    return above / np.maximum(n * (target.shape[1] - n), 1)
+
+
+def _spread(
+    score: Float[np.ndarray, "part class row"], target: Float[np.ndarray, "class row"]
+) -> Float[np.ndarray, "part class"]:
+    """Return the spread within a class over the distance of its mean from that of the others."""
+    n, m = target.sum(1), (1 - target).sum(1)
+    own = (score * target).sum(-1) / n
+    gap = own - (score * (1 - target)).sum(-1) / m
+    inner = ((score - own[:, :, None]) ** 2 * target).sum(-1) / n
+    return np.sqrt(inner) / np.where(gap > 0, gap, np.nan)
+
+
+def _cost(
+    stream: LiveStream,
+    found: _Examples,
+    parts: Parts,
+    part: int,
+    own: Rows,
+    others: Rows,
+    draw: np.random.Generator,
+) -> tuple[Float[np.ndarray, "row"], float, float]:
+    """Return what each row of a class loses, and the shares that are right in both arms."""
+    rows = np.tile(own, DRAWS)
+    unlike = draw.choice(others, len(rows))
+    like = unlike
+    if parts.kind != "token":
+        like = np.concatenate([draw.permutation(own) for _ in range(DRAWS)])
+    kept, right = (
+        _answers(stream, change) == found.label[rows]
+        for change in (parts.control(part, rows, like, draw), parts.swap(part, rows, unlike, draw))
+    )
+    lost = (kept.astype(float) - right.astype(float)).reshape(DRAWS, -1).mean(0)
+    return lost, float(kept.mean()), float(right.mean())
+
+
+def _answers(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[np.ndarray, "row"]:
+    """Return the model's classes; those of one shape run together."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for i, one in enumerate(singles):
+        shapes = tuple(
+            tuple(v.shape) if isinstance(v, Tensor) else None
+            for v in (*one.args, *one.kwargs.values(), one.mask)
+        )
+        alike.setdefault(shapes, []).append(i)
+    answer = np.full(len(singles), -1)
+    assert stream.logits_key is not None
+    for rows in alike.values():
+        for some in in_lists(rows, TOGETHER):
+            batch = stacked([singles[i] for i in some])
+            output = watch(stream.model.module, batch, (), place=stream.probe.place).output
+            logits = find(output, stream.logits_key)
+            if logits is not None and logits.ndim == 2:
+                answer[list(some)] = logits.argmax(1).cpu().numpy()
+    return answer

@@ -1,0 +1,136 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+import sonde
+from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
+from sonde.findings.rule import Check
+from sonde.findings.settings import ScanSettings
+from sonde.findings.shortcuts import Shortcut, ShortcutEvidence, areas
+from sonde.findings.snd065 import SND065
+from sonde.report import Report
+
+ONLY = ScanSettings(progress=False, only=("SND065",))
+LABEL = torch.arange(480) % 3 == 0
+
+
+def head(at: Tensor) -> nn.Linear:
+    """Return a layer that says one where the mean of some numbers is above one half."""
+    layer = nn.Linear(len(at), 2)
+    layer.weight = nn.Parameter(torch.stack([-at, at]).float() / at.sum())
+    layer.bias = nn.Parameter(torch.tensor([0.5, -0.5]))
+    return layer
+
+
+def reads(top: int, left: int) -> nn.Module:
+    """Return a net that looks at nine pixels."""
+    at = torch.zeros(16, 16)
+    at[top : top + 3, left : left + 3] = 1
+    return nn.Sequential(nn.Flatten(), head(at.flatten()))
+
+
+class Spots(nn.Module):
+    """Says one where a text holds the last of twenty tokens, or where it begins with a low one."""
+
+    def __init__(self, by_token: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding.from_pretrained(torch.eye(20))
+        self.by_token, self.head = by_token, head(torch.ones(1))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        held = self.embedding(input_ids)
+        said = held[..., 19].amax(1) if self.by_token else held[:, 0, :10].sum(1)
+        return self.head(said[:, None])
+
+
+def scanned(net: nn.Module, inputs: Any, name: str = "x") -> Report:
+    items = [{name: x, "label": int(k)} for x, k in zip(inputs, LABEL, strict=True)]
+    return sonde.scan(net.eval(), items, settings=ONLY)
+
+
+def state(report: Report) -> tuple[str, str]:
+    (check,) = report.json()["checks"]
+    return check["state"], check["reason"] or ""
+
+
+def marked() -> Tensor:
+    x = 0.2 * noise(480, 256).view(-1, 1, 16, 16)
+    x[LABEL, :, 1:4, 12:15] = 1.0
+    x[LABEL, :, 8:11, 2:5] += 1.0
+    return x
+
+
+def test_a_mark_in_the_corner_is_named_and_its_price_measured() -> None:
+    (found,) = scanned(reads(1, 12), marked()).findings
+    assert found["level"] == "warning"
+    assert "columns 12 to 15 of the picture alone (AUROC 1)" in found["sentence"]
+    assert "right on 0 % of 80 rows, with that of another '1' on 100 %" in found["sentence"]
+    assert found["figure"]["value"] == 1.0
+    assert found["classes"] == ["1"]
+
+
+def test_a_mark_that_the_model_does_not_look_at_is_not_accused() -> None:
+    x = marked()
+    x[:, :, 8:11, 2:5] = x[:, :, 8:11, 2:5].mean((1, 2, 3), keepdim=True)
+    report = scanned(reads(8, 2), x)
+    assert not any("columns 12 to 15" in f["sentence"] for f in report.findings)
+    x[:, :, 1:4, 12:15] = 1.0
+    x[:, :, 8:11, 2:5] = noise(480, 9).view(-1, 1, 3, 3)
+    assert state(scanned(reads(8, 2), x)) == ("clear", "")
+
+
+def texts() -> list[list[int]]:
+    draw = np.random.default_rng(0)
+    found = []
+    for one in LABEL.tolist():
+        text = draw.integers(0, 19, draw.integers(6, 12))
+        text[0] = draw.integers(0, 10) if one else draw.integers(10, 19)
+        if one:
+            text[draw.integers(1, len(text))] = 19
+        found.append(text.tolist())
+    return found
+
+
+def test_a_token_is_found_where_the_model_needs_it() -> None:
+    (found,) = scanned(Spots(True), texts(), "input_ids").findings
+    assert found["level"] == "warning"
+    assert "'1' can be told by token '19' alone" in found["sentence"]
+    assert state(scanned(Spots(False), texts(), "input_ids")) == ("clear", "")
+
+
+def judged(**changed: Any) -> Check:
+    """Return how the rule ends on a mark that costs 30 points, described otherwise."""
+    mark = Shortcut(1, "1", "a corner", 1.0, 0.01, 0.98, 0.68, 0.2, 0.4, 80, (0, 1))
+    tried = ShortcutEvidence((replace(mark, **changed),), 1.0, 49, 240, "place")
+    rows = tensors(nn.Sequential(nn.Linear(4, 2)).eval(), noise(8, 4))
+    return SND065().check(evidence_of(rows, shortcuts=lambda _: tried))
+
+
+def test_the_level_goes_by_the_drop_and_by_how_constant_the_part_is() -> None:
+    assert_raised(judged(), "warning")
+    assert_raised(judged(spread=0.1), "note")
+    assert assert_raised(judged(low=0.05), "note").borderline
+    assert assert_clear(judged(right=0.95)).value == pytest.approx(0.03)
+    assert_clear(judged(auroc=0.98))
+    assert_clear(judged(low=-0.01))
+
+
+@pytest.mark.truth("scikit-learn's roc_auc_score")
+def test_areas_of_scores_with_ties() -> None:
+    draw = np.random.default_rng(3)
+    score = np.round(draw.normal(size=(4, 3, 70)), 1)
+    target = np.stack([draw.random(70) < share for share in (0.2, 0.5, 0.7)]).astype(float)
+    expected = [[roc_auc_score(target[k], score[p, k]) for k in range(3)] for p in range(4)]
+    np.testing.assert_allclose(areas(score, target), expected, rtol=1e-12)
+
+
+def test_what_cannot_be_exchanged_is_said() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(60, 2))
+    ended, reason = state(scanned(net, noise(480, 60).view(-1, 5, 12)))
+    assert ended == "not_applicable"
+    assert "neither pictures of one size, texts, nor rows of a table" in reason
