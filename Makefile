@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml $(STUDIES)/pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet 'pip>=25.1'
 	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt --editable '.[hf,ray,lance,serve,audio]' --editable $(STUDIES) --group dev --group docs
+	$(BIN)/pip install --quiet -c constraints.txt --editable '.[hf,ray,lance,serve,audio,codec]' --editable $(STUDIES) --group dev --group docs
 	touch $(STAMP)
 
 scan: install
@@ -62,7 +62,7 @@ test-lowest:
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet 'pip>=25.1'
 	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt torch
-	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt --editable '.[hf]' --editable $(STUDIES) --group dev
+	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt --editable '.[hf,codec]' --editable $(STUDIES) --group dev
 	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal --timeout 300 -m "not slow and not browser"
 
 wheel-test: install

@@ -17,6 +17,7 @@ from torch import nn
 from sonde.cli.commands import COMMANDS
 from sonde.core import Edit, Explainer, Instrument, Judge
 from sonde.core.cache_rule import CacheRule
+from sonde.core.codec import Codec
 from sonde.findings.catalogue import rule_classes
 from sonde.run.instruments import listing
 from sonde.run.instruments.catalogue import methods
@@ -223,6 +224,7 @@ def test_every_export_is_listed_or_is_a_result_a_base_or_a_part():
                 Judge,
                 MergeRule,
                 CacheRule,
+                Codec,
                 nn.Module,
             )
             is_method = is_class and (issubclass(found, bases) or bool(getattr(found, "paper", "")))

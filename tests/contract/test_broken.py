@@ -3,9 +3,19 @@
 import pytest
 import torch
 
-from contract import broken, broken_caches, broken_methods, broken_rewrites
+from contract import broken, broken_caches, broken_codecs, broken_methods, broken_rewrites
 from contract.statistics import rank_error
-from sonde.core import CacheRule, Detector, Edit, InputError, Instrument, Learner, Shift, Statistic
+from sonde.core import (
+    CacheRule,
+    Codec,
+    Detector,
+    Edit,
+    InputError,
+    Instrument,
+    Learner,
+    Shift,
+    Statistic,
+)
 from sonde.core.plan import Split
 from sonde.stats import Moments
 from sonde.tap import Decode
@@ -82,6 +92,12 @@ TWINS = [
     (CacheRule, "alone", broken_caches.Newest("batch"), "with the other texts of the batch"),
     (CacheRule, "budget", broken_caches.KeepsMore(), "by the budget"),
     (CacheRule, "whole", broken_caches.Evicts(), "although nothing was evicted"),
+    (Codec, "round_trip", broken_codecs.Plain("loses"), "of the squared norm"),
+    (Codec, "round_trip", broken_codecs.Plain("shape"), "of shape"),
+    (Codec, "same_bytes", broken_codecs.Plain("random"), "two streams of one tensor differ"),
+    (Codec, "truncated", broken_codecs.Trusting(), "was decoded"),
+    (Codec, "flipped", broken_codecs.Trusting(looks=True), "flipped was decoded"),
+    (Codec, "refused", broken_codecs.Trusting(), "was encoded"),
     (Rewrite, "named", broken_rewrites.Halves("names"), "reads names"),
     (Rewrite, "untouched", broken_rewrites.Halves("writes"), "the model changed at 11.bias"),
     (Rewrite, "untouched", broken_rewrites.Halves("trains"), "another training mode"),
@@ -106,6 +122,7 @@ GOOD = [
     broken_methods.PathRatio(),
     broken_methods.Shifts(),
     broken_methods.Sharpens(),
+    broken_codecs.Plain(),
     RewriteCase(broken_rewrites.Halves()),
     broken_rewrites.MeanOf(),
 ]

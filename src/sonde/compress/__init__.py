@@ -1,10 +1,12 @@
-"""Make what a model computes with smaller: its weights, and its key-value cache.
+"""Make smaller: a model's weights, its key-value cache, gradients, and texts that it predicts.
 
 ``GPTQ().plan(model, {"calibration": texts}).fold(model)`` packs the weights of linear layers.
 ``with sonde.caching(model, SnapKV(budget=0.25)) as cache:`` opens a cache by one of the rules here.
+``SequenceCoder(model).encode(ids)`` writes a text in the bits that the model needs to guess it.
 """
 
 from sonde.compress.coordinate_rounding import CoordinateRounding
+from sonde.compress.error_feedback import error_feedback
 from sonde.compress.fidelity import Fidelity, fidelity
 from sonde.compress.gptq import GPTQ
 from sonde.compress.grams import LayerGrams, layer_grams
@@ -12,13 +14,20 @@ from sonde.compress.h2o import H2O
 from sonde.compress.key_diff import KeyDiff
 from sonde.compress.key_norm import KeyNorm
 from sonde.compress.low_rank_weights import LowRankWeights
+from sonde.compress.natural_codec import NaturalCodec
+from sonde.compress.power_sgd_codec import PowerSgdCodec
 from sonde.compress.prune_weights import PruneWeights
+from sonde.compress.qsgd_codec import QsgdCodec
+from sonde.compress.random_k_codec import RandomKCodec
 from sonde.compress.recent_cache import RecentCache
 from sonde.compress.rtn import RTN
+from sonde.compress.sequence_coder import SequenceCoder
+from sonde.compress.sign_codec import SignCodec
 from sonde.compress.sign_quant import SignQuant
 from sonde.compress.snap_kv import SnapKV
 from sonde.compress.sparse_gpt import SparseGPT
 from sonde.compress.streaming_cache import StreamingCache
+from sonde.compress.top_k_codec import TopKCodec
 from sonde.compress.tova import TOVA
 from sonde.weights import QuantLinear, ThinLinear, kernels, pack, unpack
 
@@ -33,14 +42,22 @@ __all__ = [
     "KeyNorm",
     "LayerGrams",
     "LowRankWeights",
+    "NaturalCodec",
+    "PowerSgdCodec",
     "PruneWeights",
+    "QsgdCodec",
     "QuantLinear",
+    "RandomKCodec",
     "RecentCache",
+    "SequenceCoder",
+    "SignCodec",
     "SignQuant",
     "SnapKV",
     "SparseGPT",
     "StreamingCache",
     "ThinLinear",
+    "TopKCodec",
+    "error_feedback",
     "fidelity",
     "kernels",
     "layer_grams",

@@ -3,6 +3,7 @@ from sonde.core.batch import SiteSchema as SiteSchema
 from sonde.core.cache_rule import CachedTokens as CachedTokens
 from sonde.core.cache_rule import CacheRule as CacheRule
 from sonde.core.calibration import Calibration as Calibration
+from sonde.core.codec import Codec as Codec
 from sonde.core.columns import COLUMNS as COLUMNS
 from sonde.core.edit import Add as Add
 from sonde.core.edit import AffineMap as AffineMap

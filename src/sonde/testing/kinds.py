@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sonde.core.cache_rule import CacheRule
+from sonde.core.codec import Codec
 from sonde.core.edit import Edit
 from sonde.core.errors import InputError
 from sonde.core.explainer import Explainer
@@ -22,6 +23,7 @@ from sonde.run.instruments.families import FAMILIES
 from sonde.tap import Decode
 from sonde.testing import (
     cache_laws,
+    codec_laws,
     decode_laws,
     edit_laws,
     explainer_laws,
@@ -121,6 +123,7 @@ def _company() -> tuple[Any, ...]:
 
 _S, _I, _H, _E = statistic_laws, instrument_laws, shift_laws, edit_laws
 _D, _R, _C, _X = decode_laws, rewrite_laws, cache_laws, explainer_laws
+_B = codec_laws
 
 KINDS: dict[type, tuple[Law, ...]] = {
     Statistic: (
@@ -198,6 +201,13 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_C.law_budget),
         _law(_C.law_whole),
     ),
+    Codec: (
+        _law(_B.law_round_trip),
+        _law(_B.law_same_bytes),
+        _law(_B.law_truncated),
+        _law(_B.law_flipped),
+        _law(_B.law_refused),
+    ),
     Explainer: (
         _law(_X.law_alone),
         _law(_X.law_again),
@@ -220,7 +230,7 @@ def laws_of(method: Any) -> tuple[Law, ...]:
 
     Parameters
     ----------
-    method : Instrument, Edit, Decode, CacheRule, MergeRule, Case, RewriteCase or ExplainerCase
+    method : Instrument, Edit, Decode, CacheRule, Codec, MergeRule, Case or one of the other cases
         An instance; a statistic as a ``Case``, a rewrite as a ``RewriteCase``, an explainer as an
         ``ExplainerCase``.
     """

@@ -16,6 +16,7 @@ from typing import Any, cast
 from torch import nn
 
 from sonde.core.cache_rule import CacheRule
+from sonde.core.codec import Codec
 from sonde.core.edit import Edit
 from sonde.core.errors import InputError, SondeWarning, near
 from sonde.core.explainer import Explainer, Judge
@@ -43,6 +44,7 @@ KINDS: dict[str, type] = {
     "rewrite": Rewrite,
     "merge rule": MergeRule,
     "cache rule": CacheRule,
+    "codec": Codec,
     "judge": Judge,
     "explainer": Explainer,
     "layer": nn.Module,

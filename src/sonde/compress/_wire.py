@@ -1,0 +1,106 @@
+"""Numbers as bytes: what the payloads of codecs are made of."""
+
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sonde.core.errors import StateError
+
+MOST_AXES, MOST_NUMBERS = 32, 1 << 40
+
+
+def count_bytes(*numbers: int) -> bytes:
+    """Return whole numbers from 0, seven bits in a byte, the lowest first."""
+    out = bytearray()
+    for number in numbers:
+        while number > 127:
+            out.append(number & 127 | 128)
+            number >>= 7
+        out.append(number)
+    return bytes(out)
+
+
+def shape_bytes(x: Tensor) -> bytes:
+    """Return the shape of a tensor."""
+    return count_bytes(x.ndim, *x.shape)
+
+
+def float_bytes(x: Tensor) -> bytes:
+    """Return numbers as float32, the lowest byte first."""
+    return x.to(torch.float32).contiguous().numpy().astype("<f4").tobytes()
+
+
+def bit_bytes(codes: np.ndarray, width: int) -> bytes:
+    """Return codes from 0 in ``width`` bits each, the highest bit first."""
+    shifts = np.arange(width - 1, -1, -1)
+    return np.packbits((codes.reshape(-1, 1) >> shifts & 1).astype(np.uint8)).tobytes()
+
+
+def gap_bytes(gaps: np.ndarray, low: int) -> bytes:
+    """Return numbers from 0 by Golomb and Rice: all unary quotients, then ``low`` bits of each."""
+    high = gaps >> low
+    unary = np.ones(int(high.sum()) + len(gaps), dtype=np.uint8)
+    unary[np.cumsum(high + 1) - 1] = 0
+    size = count_bytes(len(unary))
+    return size + np.packbits(unary).tobytes() + bit_bytes(gaps & (1 << low) - 1, low)
+
+
+class Reader:
+    """A payload that is read from its start; too short a payload raises before memory is taken."""
+
+    def __init__(self, owner: str, payload: bytes) -> None:
+        self.owner, self.payload, self.at = owner, payload, 0
+
+    def bytes(self, size: int) -> bytes:
+        """Return the next ``size`` bytes."""
+        if size > len(self.payload) - self.at:
+            self.refuse(f"{size} bytes are missing at byte {self.at}")
+        self.at += size
+        return self.payload[self.at - size : self.at]
+
+    def refuse(self, why: str) -> None:
+        """Raise because the payload is not one that ``encode`` writes."""
+        raise StateError(f"{self.owner}.decode: {why}. Encode again with this version of sonde.")
+
+    def count(self) -> int:
+        """Return the next whole number."""
+        number = shift = 0
+        while True:
+            byte = self.bytes(1)[0]
+            number |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return number
+            if shift > 63:
+                self.refuse(f"a number before byte {self.at} is too large")
+
+    def shape(self) -> tuple[int, ...]:
+        """Return the next shape."""
+        if (n_axes := self.count()) > MOST_AXES:
+            self.refuse(f"a tensor has {n_axes} axes")
+        shape = tuple(self.count() for _ in range(n_axes))
+        if prod(shape) > MOST_NUMBERS:
+            self.refuse(f"a tensor has the shape {shape}")
+        return shape
+
+    def floats(self, n: int) -> Tensor:
+        """Return the next ``n`` numbers of four bytes."""
+        return torch.from_numpy(np.frombuffer(self.bytes(4 * n), "<f4").astype(np.float32))
+
+    def codes(self, n: int, width: int) -> np.ndarray:
+        """Return the next ``n`` codes of ``width`` bits."""
+        raw = np.frombuffer(self.bytes(-(-n * width // 8)), np.uint8)
+        bits = np.unpackbits(raw)[: n * width].reshape(n, width).astype(np.int64)
+        return bits @ (1 << np.arange(width - 1, -1, -1, dtype=np.int64))
+
+    def gaps(self, n: int, low: int) -> np.ndarray:
+        """Return the next ``n`` numbers that ``gap_bytes`` wrote."""
+        n_bits = self.count()
+        unary = np.unpackbits(np.frombuffer(self.bytes(-(-n_bits // 8)), np.uint8))[:n_bits]
+        ends = np.flatnonzero(unary == 0)
+        if len(ends) != n:
+            self.refuse(f"{len(ends)} positions stand where {n} should")
+        high = np.diff(ends, prepend=-1) - 1
+        return (high << low) + self.codes(n, low)

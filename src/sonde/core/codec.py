@@ -1,0 +1,133 @@
+"""Codecs turn a tensor into bytes and back: the base class and the seal around every stream.
+
+A codec is a frozen dataclass with ``pack`` and ``unpack``. The base wraps what they write with the
+codec's name and a checksum, so that a damaged stream, or that of another codec, is refused before
+anything of it is read.
+"""
+
+import struct
+import zlib
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sonde.core.errors import InputError, StateError
+
+MAGIC = b"SNDC"
+VERSION = 1
+_HEAD = struct.Struct("<4sBII")
+
+
+class Codec(ABC):
+    """Bytes from a tensor, and the tensor, or one near it, from the bytes.
+
+    Subclasses are final frozen dataclasses. ``encode`` is deterministic: randomness comes from a
+    field ``seed``.
+    """
+
+    examples: ClassVar[tuple[dict, ...]] = ({},)
+
+    @property
+    def alphabet(self) -> int | None:
+        """How many tokens there are, if the codec takes token ids; None if it takes numbers."""
+        return None
+
+    @abstractmethod
+    def pack(self, x: Tensor) -> bytes:
+        """Return the bytes of a tensor that was checked: finite float32, or ids in int64."""
+
+    @abstractmethod
+    def unpack(self, payload: bytes) -> Tensor:
+        """Return the tensor of bytes that ``pack`` wrote."""
+
+    def most_lost(self, x: Tensor) -> float:
+        """Return the largest share of the squared norm of ``x`` that a round trip may lose."""
+        return 0.0
+
+    def encode(self, x: Tensor) -> bytes:
+        """Return the sealed stream of a tensor.
+
+        Parameters
+        ----------
+        x : Tensor
+            Finite floating-point numbers of any shape, coded as float32; token ids in one dimension
+            where the codec has an alphabet.
+
+        Raises
+        ------
+        InputError
+            If the tensor holds what cannot be coded.
+        """
+        payload = self.pack(self._checked(x))
+        head = MAGIC, VERSION, zlib.crc32(type(self).__name__.encode())
+        return _HEAD.pack(*head, zlib.crc32(payload, _seed(*head))) + payload
+
+    def decode(self, stream: bytes) -> Tensor:
+        """Return the tensor of a stream: float32 in the encoded shape, or token ids in int64.
+
+        Raises
+        ------
+        StateError
+            If the stream is damaged, or was written by another codec or version.
+        """
+        return self.unpack(self.opened(stream))
+
+    def opened(self, stream: bytes) -> bytes:
+        """Return the payload of a stream whose checksum, codec and version are right.
+
+        Raises
+        ------
+        StateError
+        """
+        name = type(self).__name__
+        if len(stream) < _HEAD.size or stream[:4] != MAGIC:
+            raise StateError(
+                f"{name}.decode: expected a stream that begins with {MAGIC!r}, got "
+                f"{bytes(stream[:4])!r} in {len(stream)} bytes. Pass what encode returned, whole."
+            )
+        magic, version, owner, checksum = _HEAD.unpack_from(stream)
+        payload = bytes(stream[_HEAD.size :])
+        if zlib.crc32(payload, _seed(magic, version, owner)) != checksum:
+            raise StateError(
+                f"{name}.decode: the checksum of {len(stream)} bytes is wrong: the stream is cut "
+                "off or damaged. Take it from a backup, or encode again."
+            )
+        if version != VERSION or owner != zlib.crc32(name.encode()):
+            raise StateError(
+                f"{name}.decode: expected a stream of {name}, version {VERSION}, got one of "
+                f"another codec or version ({version}). Decode with the codec that encoded."
+            )
+        return payload
+
+    def _checked(self, x: Tensor) -> Tensor:
+        name = type(self).__name__
+        if self.alphabet is None:
+            if not x.is_floating_point():
+                raise InputError(f"{name}.encode: expected floating-point numbers, got {x.dtype}.")
+            single = x.detach().cpu().to(torch.float32)
+            if not bool(single.isfinite().all()):
+                bad = int((~single.isfinite()).sum())
+                raise InputError(
+                    f"{name}.encode: expected numbers that are finite in float32, got {bad} that "
+                    "are not. Skip the step whose gradient overflowed."
+                )
+            return single
+        if x.ndim != 1 or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+            raise InputError(
+                f"{name}.encode: expected token ids in one dimension, got {x.dtype} of shape "
+                f"{tuple(x.shape)}. Flatten the ids in the order in which they are to be read."
+            )
+        ids = x.detach().cpu().to(torch.int64)
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.alphabet:
+            raise InputError(
+                f"{name}.encode: expected ids from 0 to {self.alphabet - 1}, got "
+                f"{int(ids.min())} to {int(ids.max())}. Use the tokenizer of this model."
+            )
+        return ids
+
+
+def _seed(magic: bytes, version: int, owner: int) -> int:
+    """Return the checksum of a header, with which that of the payload begins."""
+    return zlib.crc32(_HEAD.pack(magic, version, owner, 0))

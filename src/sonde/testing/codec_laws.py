@@ -1,0 +1,94 @@
+"""Laws of codecs: bytes from a tensor, and the tensor from the bytes."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sonde.core.codec import Codec
+from sonde.core.errors import InputError, StateError
+
+SHAPES = ((7, 5), (33,), (3, 2, 2, 2), (), (0,), (4, 0, 2))
+N_TOKENS = (50, 1, 0)
+N_FLIPS = 64
+
+
+def inputs(codec: Codec) -> Iterator[Tensor]:
+    """Yield what a codec takes: ids where it has an alphabet, else numbers of many sizes."""
+    generator = torch.Generator().manual_seed(11)
+    if codec.alphabet is not None:
+        for n in N_TOKENS:
+            yield torch.randint(codec.alphabet, (n,), generator=generator)
+        return
+    for shape in SHAPES:
+        yield torch.randn(shape, generator=generator)
+    yield torch.zeros(4, 3)
+    yield torch.full((6, 2), -2.5)
+    yield torch.randn(5, 9, generator=generator).to(torch.bfloat16)
+    yield torch.randn(5, 9, generator=generator).mT.to(torch.float16)
+
+
+def law_round_trip(codec: Codec) -> None:
+    """Decoding gives the encoded tensor, in its shape, but for what ``most_lost`` allows."""
+    for x in inputs(codec):
+        before = x.clone()
+        found = codec.decode(codec.encode(x))
+        assert torch.equal(x, before), "the input changed"
+        wanted = x if codec.alphabet is not None else x.to(torch.float32)
+        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), (
+            f"{found.dtype} of shape {tuple(found.shape)} from {x.dtype} of {tuple(x.shape)}"
+        )
+        lost = float((found.double() - wanted.double()).square().sum())
+        norm = float(wanted.double().square().sum())
+        allowed = codec.most_lost(wanted)
+        assert lost <= norm * (allowed + (1e-6 if allowed else 0.0)), (
+            f"{lost:.3g} of the squared norm {norm:.3g} is lost, {allowed:.3g} of it allowed"
+        )
+
+
+def law_same_bytes(codec: Codec) -> None:
+    """The same tensor gives the same bytes, and torch's generator stays where it is."""
+    x = next(inputs(codec))
+    state = torch.random.get_rng_state()
+    assert codec.encode(x) == codec.encode(x.clone()), "two streams of one tensor differ"
+    codec.decode(codec.encode(x))
+    assert torch.equal(state, torch.random.get_rng_state()), "another random state"
+
+
+def law_truncated(codec: Codec) -> None:
+    """A stream without its last bytes, or with bytes behind it, raises a StateError."""
+    stream = codec.encode(next(inputs(codec)))
+    for end in sorted({*range(min(len(stream), N_FLIPS)), len(stream) - 1}):
+        _refused(codec, stream[:end], f"a stream of {end} of {len(stream)} bytes")
+    _refused(codec, stream + b"\0", "a stream with a byte behind it")
+
+
+def law_flipped(codec: Codec) -> None:
+    """A stream with one flipped bit raises a StateError."""
+    stream = codec.encode(next(inputs(codec)))
+    for bit in range(0, 8 * len(stream), max(8 * len(stream) // N_FLIPS, 1)):
+        damaged = bytearray(stream)
+        damaged[bit // 8] ^= 1 << bit % 8
+        _refused(codec, bytes(damaged), f"a stream with bit {bit} flipped")
+
+
+def law_refused(codec: Codec) -> None:
+    """Numbers that are not finite, or ids that are not in the alphabet, raise an InputError."""
+    if codec.alphabet is None:
+        wrong = [torch.tensor([1.0, torch.nan]), torch.tensor([[torch.inf]]), torch.tensor([1, 2])]
+    else:
+        wrong = [torch.tensor([codec.alphabet]), torch.tensor([-1]), torch.tensor([0.0])]
+    for x in wrong:
+        try:
+            codec.encode(x)
+        except InputError:
+            continue
+        raise AssertionError(f"{x.tolist()} of {x.dtype} was encoded")
+
+
+def _refused(codec: Codec, stream: bytes, what: str) -> None:
+    try:
+        codec.decode(stream)
+    except StateError:
+        return
+    raise AssertionError(f"{what} was decoded")

@@ -1,0 +1,44 @@
+"""The largest entries, in as many bytes as counted."""
+
+from itertools import combinations
+from math import comb, log2
+
+import pytest
+import torch
+
+from compress.codec_case import gradient
+from sonde.compress import TopKCodec
+from sonde.core import InputError
+
+
+@pytest.mark.truth("search over every choice of entries")
+def test_no_other_entries_lose_less():
+    x = gradient(3, 4)
+    found = TopKCodec(share=0.3).decode(TopKCodec(share=0.3).encode(x))
+    lost = float((found - x).square().sum())
+    kept = [sum(float(x.flatten()[i]) ** 2 for i in c) for c in combinations(range(12), 4)]
+    assert lost == pytest.approx(float(x.square().sum()) - max(kept), rel=1e-6)
+
+
+@pytest.mark.truth("the logarithm of the number of choices")
+def test_places_take_few_bits():
+    x, k = gradient(40_000), 400
+    stream = TopKCodec(share=0.01).encode(x)
+    n_bits = 8 * (len(stream) - 4 * k - 24)
+    assert log2(comb(40_000, k)) <= 8 * (len(stream) - 4 * k)
+    assert n_bits <= 1.1 * log2(comb(40_000, k))
+
+
+def test_of_equal_entries_the_earlier_stay():
+    codec = TopKCodec(share=0.5)
+    assert codec.decode(codec.encode(torch.tensor([1.0, -1.0, 1.0, -1.0]))).tolist() == [
+        1,
+        -1,
+        0,
+        0,
+    ]
+
+
+def test_a_wrong_share_is_refused():
+    with pytest.raises(InputError, match=r"share in \(0, 1\], got 0"):
+        TopKCodec(share=0)
