@@ -144,7 +144,10 @@ class Compress:
         from sonde.data import open_inputs
         from sonde.run.compressing.choosing import chosen_parts, enough_examples
 
-        options = {"text_column": self.text_column, "label_column": self.label_column}
+        options: dict[str, Any] = {
+            "text_column": self.text_column,
+            "label_column": self.label_column,
+        }
         n = MOST_LISTED if self.limit is None else 8 * (self.limit + self.held)
         inputs = open_inputs(model, self.data, split="train", limit=n, **options)
         if self.limit is not None and len(inputs) <= self.limit:

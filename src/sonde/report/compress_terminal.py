@@ -16,7 +16,7 @@ def compress_verdict(found: dict[str, Any]) -> str:
         JSON of a compression, ``sonde-compress/1``.
     """
     gains = [
-        f"{what} {_times(*found[key], 'smaller', 'larger')}"
+        f"{what} {_times(found[key][0], found[key][1], 'smaller', 'larger')}"
         for what, key in (("files", "bytes"), ("memory", "memory"))
     ]
     gains += [
