@@ -52,6 +52,15 @@ def test_tokens_that_move_nothing_are_left_out():
     assert not CoDa(threshold=0.0).overshadowed(ids, mask, keyword).any()
 
 
+@pytest.mark.truth("planted: half a nat, and two")
+def test_the_default_finds_a_word_that_moves_something():
+    def logits(ids: Tensor, mask: Tensor) -> Tensor:
+        return torch.stack([0.5 * ((ids == 6) & mask).any(1), 2.0 * ((ids == 5) & mask).any(1)], 1)
+
+    found = CoDa().overshadowed(torch.tensor([[6, 5, 9]]), torch.ones(1, 3).bool(), logits)
+    assert found.tolist() == [[True, False, False]]
+
+
 def test_laws():
     check(CoDa(threshold=0.5, plausible=0.01))
 

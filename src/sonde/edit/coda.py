@@ -34,8 +34,9 @@ class CoDa(Decode):
     Parameters
     ----------
     strength : float, default=1.0
-    threshold : float, default=0.1
-        Nats; a token is overshadowed if no common plausible token changes more without it.
+    threshold : float, default=1.0
+        Nats; a token is overshadowed if no common plausible token changes more without it. What is
+        left out below 0.1 moves no answer by more, so there is next to no contrast.
     plausible : float, default=0.1
         In (0, 1]; the share of the greatest probability that a token needs.
     bonus : float, default=0.0
@@ -53,7 +54,7 @@ class CoDa(Decode):
     """
 
     strength: float = 1.0
-    threshold: float = 0.1
+    threshold: float = 1.0
     plausible: float = 0.1
     bonus: float = 0.0
     paper: ClassVar[str] = "zhang2024overshadowing"

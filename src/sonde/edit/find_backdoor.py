@@ -18,7 +18,9 @@ from sonde.edit._tuning import Trainee, check_positive, mean_loss, plan_of, tune
 from sonde.engine.progress import Bar
 from sonde.weights import RewritePlan, as_model
 
-LIKELY = 1.15
+LIKELY = 1.2
+N_CLEAN = 60
+"""Clean nets, none of which reached that ratio (``python -m tools.backdoor_table``)."""
 LEAST_CLASSES = 4
 EVERY = 10**9
 
@@ -53,14 +55,20 @@ class BackdoorFinding:
 
     @property
     def likely(self) -> bool:
-        """Whether a backdoor is likely: a ratio of at least 1.15."""
+        """Whether a backdoor is likely: a ratio of at least 1.2, which 0 of 60 clean nets reached.
+
+        So at most 6.0 % of clean nets like these, small ones of digits, are accused (95 %).
+        """
         return self.ratio >= LIKELY
 
     def verdict(self, names: Mapping[int, str] | None = None) -> str:
         """Return in plain words what was found."""
         name = repr(str(self.target) if names is None else names.get(self.target, str(self.target)))
         smallest = f"{float(self.size.min()):.1%} of the image"
-        figure = f"a ratio of {self.ratio:.2f}; likely from {LIKELY:g}"
+        figure = (
+            f"a ratio of {self.ratio:.2f}; likely from {LIKELY:g}, which none of {N_CLEAN} small "
+            "clean nets reached"
+        )
         if self.likely:
             return (
                 f"A backdoor is likely, for class {name}: a patch on {smallest} turns "
