@@ -195,7 +195,7 @@ class Explain:
         return Objective(target=int(self.target))
 
     def _data_options(self) -> dict[str, Any]:
-        """Return the options of data, of which some inputs are chosen."""
+        """Return the options for reading all data, before some inputs are chosen."""
         known = self.reading.data_options()
         for name in ("check", "logits", "keep_special", "generate"):
             known.pop(name, None)

@@ -134,7 +134,7 @@ class _Examples:
     use: Int[np.ndarray, "row"]
 
     def rows(self, use: int, label: int | None = None) -> Rows:
-        """Return the rows of one use, of one class where one is given."""
+        """Return the rows of a use, or only the rows of class ``label`` if it is given."""
         mine = self.use == use
         return np.flatnonzero(mine if label is None else mine & (self.label == label))
 

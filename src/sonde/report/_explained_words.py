@@ -1,4 +1,4 @@
-"""The answer to an explained input in words: what it is called, what that hangs on."""
+"""The answer to an explained input in words: its name, and what the answer depends on."""
 
 from collections.abc import Sequence
 from typing import Any, Final

@@ -106,7 +106,7 @@ def spread(
 
 
 def class_logits(model: Model, batch: InputBatch) -> Float[Tensor, "row class"] | None:
-    """Return a classifier's logits of some inputs, None where it gives none of two classes."""
+    """Return a classifier's logits, or None if the model has no logits of two or more classes."""
     with torch.no_grad():
         logits = find_logits(watch(model.module, batch, ()).output)
     is_usable = logits is not None and logits.ndim == 2 and logits.shape[1] > 1
