@@ -34,7 +34,7 @@ _NOT_COMPUTED = ("transformers_version", "_name_or_path", "architectures", "dtyp
 class SequenceCoder(Codec):
     """Token ids in as many bits as the model needs to predict them, by a range coder.
 
-    The sequence is cut into windows, each of which begins without memory of the one before.
+    The sequence is cut into windows; each window begins without memory of the one before.
     Length: at most ``-sum log2 p(token | its window so far)`` + .1 % + 64 bytes.
 
     The decoder repeats the encoder's forwards one token at a time, with the same windows side by
