@@ -5,11 +5,13 @@ import torch
 
 from contract import broken, broken_caches, broken_codecs, broken_methods, broken_rewrites
 from contract.statistics import rank_error
+from contract.test_explainers import NAMES, Slopes
 from sonde.core import (
     CacheRule,
     Codec,
     Detector,
     Edit,
+    Explainer,
     InputError,
     Instrument,
     Learner,
@@ -19,7 +21,7 @@ from sonde.core import (
 from sonde.core.plan import Split
 from sonde.stats import Moments
 from sonde.tap import Decode
-from sonde.testing import KINDS, Case, RewriteCase, check, laws_of
+from sonde.testing import KINDS, Case, ExplainerCase, RewriteCase, check, laws_of
 from sonde.testing.rows import make_columns
 from sonde.weights import MergeRule, Rewrite
 
@@ -113,6 +115,7 @@ TWINS = [
     (MergeRule, "rule_again", broken_rewrites.MeanOf("random"), "two runs differ"),
     (MergeRule, "rule_same", broken_rewrites.MeanOf("shrinks"), "off by"),
 ]
+TWINS += [(Explainer, name, ExplainerCase(Slopes(name)), None) for name in NAMES]
 GOOD = [
     Case(Moments()),
     Case(broken.SplitsGroups(), "group"),
