@@ -291,7 +291,7 @@ def test_machine_texts_score_high(tmp_path):
     loaded = sonde.Fitted.load(tmp_path / "probe.sonde")
     items, labels = human_and_machine(60, 1)
     tables = [
-        sonde.score(loaded, opened(items, side="left"), progress=False),
+        sonde.score(loaded, opened(items), progress=False),
         sonde.score(live, opened(items), progress=False),
     ]
     scores = [torch.tensor(t.column("score").to_pylist()) for t in tables]

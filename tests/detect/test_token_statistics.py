@@ -145,14 +145,13 @@ def test_texts_that_the_model_did_not_expect_score_high():
 def test_the_table_holds_the_mean_surprise_of_each_text():
     items = stories(30, 3)
     fitted = sonde.fit(TokenStatistics(), opened(items), calibrate=0, progress=False)
-    for side in ("right", "left"):
-        rows = sonde.score(fitted, opened(items, side), progress=False).to_pylist()
-        for row, item in zip(rows, items, strict=True):
-            with torch.no_grad():
-                logs = model().module(torch.tensor([item])).logits[0].log_softmax(-1)
-            nll = -logs[range(len(item) - 1), item[1:]]
-            assert row["score"] == pytest.approx(float(nll.mean()), rel=1e-3, abs=1e-4)
-            assert row["position"] == int(nll.argmax()) + 1
+    rows = sonde.score(fitted, opened(items), progress=False).to_pylist()
+    for row, item in zip(rows, items, strict=True):
+        with torch.no_grad():
+            logs = model().module(torch.tensor([item])).logits[0].log_softmax(-1)
+        nll = -logs[range(len(item) - 1), item[1:]]
+        assert row["score"] == pytest.approx(float(nll.mean()), rel=1e-3, abs=1e-4)
+        assert row["position"] == int(nll.argmax()) + 1
     tokens = sonde.score(fitted, opened(items), reduction="rows", progress=False)
     assert tokens.num_rows == sum(len(i) - 1 for i in items)
 
