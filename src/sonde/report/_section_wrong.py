@@ -10,6 +10,9 @@ from sonde.report._markup import ElementIds, Markup, el
 from sonde.report._parts import PICTURE, section, tabled
 from sonde.report._picture import Numbers
 
+OPEN = 3
+"""Pairs of classes that are shown; further ones are folded."""
+
 
 def wrong_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
     """Return the wrong inputs of each pair, the worst first, or None if there is no pair."""
@@ -18,7 +21,11 @@ def wrong_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
     if not pairs:
         return None
     known = any(row["right"] is not None for row in rows)
-    parts = [el("div", *(_pair(some, known) for some in pairs), cls="pairs")]
+    drawn = [_pair(some, known) for some in pairs]
+    parts, others = [el("div", *drawn[:OPEN], cls="pairs")], drawn[OPEN:]
+    if others:
+        summary = el("summary", f"{plural(len(others), 'more pair')} of classes")
+        parts.append(el("details", summary, el("div", *others, cls="pairs"), cls="how"))
     listed = [row for row in rows if row["right"] is False] if known else pairs[0]
     table = tuple(
         (
