@@ -72,7 +72,7 @@ with Unmoved("editing"), sonde.editing(net, edit.Leace().fit(
         net[0](x).detach(), label).edit(), "0"):
     net(x)
 with Unmoved("explain"):
-    explain.IntegratedGradients().attribute(net, x[:3], explain.Objective(target=0))
+    explain.IntegratedGradients().explain(net, x[:3], objective=explain.Objective(target=0))
 with Unmoved("load"):
     model = sonde.load("sonde:digits")
 with Unmoved("read digits"):

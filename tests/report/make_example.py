@@ -356,7 +356,27 @@ def rows(rng: np.random.Generator) -> dict[str, Any]:
         "duplicates": [{"ids": ["ticket-0007", "ticket-0008"], "n": 2, "labels": ["billing"]}],
         "near_duplicates": [{"id": "ticket-0100", "id2": "ticket-0512", "site": SITES[0], "ratio": 0.02}],
         "map": {"site": SITES[7], "axes": [0.31, 0.18], "by": "label", "points": points},
+        "answers": answered(),
     }  # fmt: skip
+
+
+def answered() -> list[dict[str, Any]]:
+    """Return two wrong rows, the first with its place and a finding, and a right one."""
+    return [
+        {
+            "id": "ticket-1201", "truth": "refund", "answer": "billing", "confidence": 0.97,
+            "loss": 4.31, "right": False, "group": "c-88", "findings": {"SND034": 1.0},
+            "places": ["support.jsonl, line 1201"],
+        },
+        {
+            "id": "ticket-77", "truth": "shipping", "answer": "delivery", "confidence": 0.81,
+            "loss": 2.1, "right": False, "group": "c-3", "findings": {},
+        },
+        {
+            "id": "ticket-9", "truth": "alarm", "answer": "alarm", "confidence": 0.99,
+            "loss": 0.01, "right": True, "group": "c-9", "findings": {},
+        },
+    ]  # fmt: skip
 
 
 def units(rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -52,7 +52,10 @@ class Explain:
         Path | None, named("FILE", "explain the rows of a table: what scan --rows wrote")
     ] = None
     label: Annotated[
-        str | None, tyro.conf.arg(name="class", metavar="NAME", help="explain one class alone")
+        str | None,
+        tyro.conf.arg(
+            name="class", metavar="NAME", help="explain one class alone", help_behavior_hint=""
+        ),
     ] = None
     pair: Annotated[
         str | None, named("TRUTH,ANSWER", "explain inputs of one class that are called another")

@@ -81,7 +81,7 @@ class DictionaryLearner(Instrument):
             trained.require_trained(type(self).__name__)
         decoder, offset, *more = (v.double().cpu() for v in trained.weights.values[2:])
         encoder, bias, threshold, act = training.reader(trained)
-        scale, scale_out = trained.scale, trained.scale_out
+        scale, scale_out = trained.scale.cpu(), trained.scale_out.cpu()
         weight, site = trained.weight(trained.rebuilt), trained.site_scale(trained.rebuilt)
         scatter = torch.cat([m.scatter for m in trained.rebuilt])
         total = float((scatter * weight.square()).sum())
@@ -96,8 +96,8 @@ class DictionaryLearner(Instrument):
         widths = tuple(len(m.mean) for m in sides)
         several = widths if len(widths) > 1 else ()
         map_back = (more[-1] * scale / scale_out[:, None]) if training.skip else None
-        rest = trained.mean_out + offset / scale_out
-        rest = rest if map_back is None else rest - map_back @ trained.mean
+        rest = trained.mean_out.cpu() + offset / scale_out
+        rest = rest if map_back is None else rest - map_back @ trained.mean.cpu()
         return Dictionary(
             value=trained.error / total if total > 0 else math.nan,
             n=trained.n,
@@ -117,7 +117,7 @@ class DictionaryLearner(Instrument):
             },
             encoder=(encoder.double().cpu() * scale).float(),
             bias=bias.float().cpu(),
-            centre=(rest if training.is_own else trained.mean).float(),
+            centre=(rest if training.is_own else trained.mean.cpu()).float(),
             decoder=(decoder / scale_out).float(),
             offset=rest.float(),
             threshold=None if threshold is None else threshold.float().cpu().reshape(-1),

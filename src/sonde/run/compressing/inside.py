@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from sonde.core.inputs import Inputs, Model
-from sonde.core.stream import Stream
 from sonde.measure import CKA
 from sonde.tap import live_stream
 
@@ -64,7 +63,8 @@ def inside(model: Model, changed: nn.Module, inputs: Inputs) -> list[SiteFidelit
     limit = max(64, min(MOST_ROWS, MOST_BYTES // (8 * widths)))
     found: dict[str, list[tuple[Tensor, Tensor]]] = {kind.key: [] for kind in first.schema}
     counts = dict.fromkeys(found, 0)
-    for one, other in zip(_batches(first), _batches(second), strict=True):
+    streams = (stream.batches(0, len(stream)) for stream in (first, second))
+    for one, other in zip(*streams, strict=True):
         for key, pairs in found.items():
             room = limit - counts[key]
             pairs.append((one.rows[key][:room].cpu(), other.rows[key][:room].cpu()))
@@ -72,11 +72,6 @@ def inside(model: Model, changed: nn.Module, inputs: Inputs) -> list[SiteFidelit
         if min(counts.values()) >= limit:
             break
     return [_compared(key, pairs) for key, pairs in found.items()]
-
-
-def _batches(stream: Stream) -> Any:
-    with torch.no_grad():
-        yield from stream.batches(0, len(stream))
 
 
 def _compared(site: str, pairs: list[tuple[Tensor, Tensor]]) -> SiteFidelity:
