@@ -89,6 +89,7 @@ def test_a_row_of_a_table_shows_the_columns_that_are_unusual(known) -> None:
     table = {name: draw.normal(size=50) for name in ("age", "height", "weight")}
     table["weight"][9] = -80.0
     columns = {name: values.tolist() for name, values in table.items()} | {"note": ["x"] * 50}
+    columns["weight"] = [str(value) for value in columns["weight"]]  # as a CSV file gives them
 
     def key_columns(examples):
         return {name: [values[i] for i in examples] for name, values in columns.items()}

@@ -77,9 +77,15 @@ def unusual_columns(data: DataEvidence, examples: Sequence[int]) -> dict[int, st
 
 def _numbers(values: Sequence[Any]) -> Tensor:
     """Return a column as numbers, NaN where it holds something else."""
-    return torch.tensor(
-        [float(v) if isinstance(v, int | float) else math.nan for v in values], dtype=torch.float64
-    )
+    return torch.tensor([_number(v) for v in values], dtype=torch.float64)
+
+
+def _number(value: Any) -> float:
+    """Return a cell as a number, NaN if it is none; a CSV file gives its cells as text."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except ValueError:
+        return math.nan
 
 
 def own_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
