@@ -24,6 +24,7 @@ def test_machinery_is_what_is_no_family_and_no_study():
 
 def test_results_and_functions_are_no_methods():
     kinds = {m.export: m.kind for m in listed()}
+    every = [m.kind for m in listed()]  # two families may use one name
     assert "MahalanobisScorer" not in kinds
     assert kinds["find_backdoor"] == "function"
-    assert sum(count_lines.methods().values()) == sum(k != "function" for k in kinds.values())
+    assert sum(count_lines.methods().values()) == sum(k != "function" for k in every)

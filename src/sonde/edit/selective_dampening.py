@@ -48,6 +48,7 @@ class SelectiveDampening(Rewrite):
     >>> import torch
     >>> draw = torch.Generator().manual_seed(0)
     >>> rows = [{"x": torch.randn(4, generator=draw), "label": i % 3} for i in range(60)]
+    >>> from torch import nn
     >>> model = Model(nn.Sequential(nn.Linear(4, 3)))
     >>> sides = {"forget": rows[0::3], "retain": rows[1::3] + rows[2::3]}
     >>> data = {name: open_inputs(model, side) for name, side in sides.items()}

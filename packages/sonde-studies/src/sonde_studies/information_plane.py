@@ -133,7 +133,7 @@ class InformationPlaneStudy(Study):
 def _bits(x: Tensor, options: Mapping[str, Any]) -> float:
     if not bool((x != x[:1]).any()):
         return 0.0
-    return float(information_plane(x, **options, m=len(x)).bits())
+    return float(information_plane(x, **{"m": len(x), **options}).bits())
 
 
 def world(seed: int) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class MaskSensitivityStudy(Study):
             tick(f"training {kind}")
             x = _marked(every.x, every.signal, label, seed, says=kind == KINDS[0])
             net = trained(block_cnn(), x[:FIT], label[:FIT], seed, 6 if tiny else STEPS)
-            for baseline in (Baseline(), Baseline("zero")):
+            for baseline in (Baseline("mean"), Baseline("zero")):
                 test = MaskSensitivity(baseline, seed)
                 found = test.judge(net, x[new], every.signal[new], labels=label[new])
                 for condition, value in zip(found.conditions, found.auroc.tolist(), strict=True):
