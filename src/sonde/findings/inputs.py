@@ -81,7 +81,7 @@ def _numbers(values: Sequence[Any]) -> Tensor:
 
 
 def _number(value: Any) -> float:
-    """Return a cell as a number, NaN if it is none; a CSV file gives its cells as text."""
+    """Return a cell as a number, or NaN if it holds none; a CSV file gives its cells as text."""
     try:
         return float(value) if isinstance(value, int | float | str) else math.nan
     except ValueError:
