@@ -15,12 +15,11 @@ import copy
 import json
 import os
 import random
-import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,22 +161,17 @@ def notices(path: Path, text: str, test: Path, seconds: float) -> bool:
     """Return whether a method's test fails on a changed text of its file, or takes too long."""
     with tempfile.TemporaryDirectory() as folder:
         _overlay(Path(folder), path, text)
-        child = os.fork()
-        if child == 0:
-            os._exit(_tried(Path(folder), test))
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status) != 0
-            time.sleep(0.05)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return True
+        child = get_context("fork").Process(target=_tried, args=(Path(folder), test))
+        child.start()
+        child.join(seconds)
+        if child.exitcode is None:
+            child.kill()
+            child.join()
+        return child.exitcode != 0
 
 
-def _tried(folder: Path, test: Path) -> int:
-    """Run a test file in this process on the package in a folder; return pytest's exit code."""
+def _tried(folder: Path, test: Path) -> None:
+    """Run a test file on the package in a folder, and end this process with pytest's exit code."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -192,7 +186,7 @@ def _tried(folder: Path, test: Path) -> int:
         *("-W", "ignore::pytest.PytestAssertRewriteWarning"),  # what _warm imported
         *("-o", f"pythonpath={' '.join(places)}"),  # else the checkout's own src comes first
     ]
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-n", "0", *known, str(test)]))
+    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-n", "0", *known, str(test)]))
 
 
 def _warm() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sonde.core.errors import StateError
 from sonde.core.state import State
-from sonde.files.state_file import read_header, read_state, write_state
+from sonde.files.state_file import read_header, read_one, write_state
 
 FORMAT = "sonde-watch"
 S = TypeVar("S", bound=State)
@@ -46,6 +46,4 @@ def load_watch(path: str | Path, kind: str, state_type: type[S]) -> S:
     header = read_header(path)
     if (header.get("format"), header.get("watch")) != (FORMAT, kind):
         raise StateError(f"{kind}.load: expected a file that {kind}.save wrote, got {path}.")
-    state = read_state(path, {kind: state_type})[1][kind]
-    assert isinstance(state, state_type)  # as the reader built it
-    return state
+    return read_one(path, kind, state_type)

@@ -72,9 +72,9 @@ def remarks(
     data: str,
     typed: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Return the remarks that a user must read, one sentence each.
+    """Return warnings about a fitted file, one sentence each.
 
-    ``typed`` are the flags of the reading; those that the file does not hold are said again.
+    ``typed`` holds the flags of the command line. A flag that the file lacks gets its own warning.
     """
     found = []
     unlabelled = list(dict.fromkeys(row["method"] for row in rows if row["n_classes"] == 0))

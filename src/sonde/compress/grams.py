@@ -1,7 +1,7 @@
-"""What the inputs of layers look like: sums of ``x x^T``, one for each tensor that is read.
+"""Second moments ``sum x x^T`` of the inputs of layers, for methods that calibrate on them.
 
-Sums, so the states of shards are merged by addition and kept in files. A pass holds one matrix for
-each width of input; rows of padding are left out.
+Layers that read one tensor share a matrix. States of shards are merged by addition and can be
+saved. Rows of padding are left out.
 """
 
 from collections import defaultdict
@@ -19,7 +19,7 @@ from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.state import State
 from sonde.engine.progress import Bar
-from sonde.files.state_file import read_state, write_state
+from sonde.files.state_file import read_one, write_one
 from sonde.stats import Moments, MomentsState
 from sonde.stats.moments import centre, gram
 from sonde.tap import calls_of, fingerprint, place_of
@@ -118,21 +118,12 @@ class LayerGrams(State):
 
     def save(self, path: Path | str) -> str:
         """Write the state to a ``.sonde`` file and return its id."""
-        return write_state(path, {"kind": KEY}, {KEY: self})
+        return write_one(path, KEY, self)
 
     @classmethod
     def load(cls, path: Path | str) -> "LayerGrams":
-        """Return what ``save`` wrote.
-
-        Raises
-        ------
-        StateError
-            If the file is damaged or holds something else.
-        """
-        _, states = read_state(path, {KEY: cls})
-        found = states[KEY]
-        assert isinstance(found, cls)
-        return found
+        """Return the state that ``save`` wrote."""
+        return read_one(path, KEY, cls)
 
 
 def layer_grams(

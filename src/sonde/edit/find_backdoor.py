@@ -20,7 +20,7 @@ from sonde.weights import RewritePlan, as_model
 
 LIKELY = 1.2
 N_CLEAN = 60
-"""Clean nets, none of which reached that ratio (``python -m tools.backdoor_table``)."""
+"""Number of clean nets tried; all stay below LIKELY (``python -m tools.backdoor_table``)."""
 LEAST_CLASSES = 4
 EVERY = 10**9
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ from sonde.files._layout import (
 from sonde.files.durable import atomic_file
 from sonde.files.machine import whole_memory_bytes
 
+S = TypeVar("S", bound=State)
 States = Mapping[str, State | None]
 Types = Mapping[str, type[State]] | Callable[[str], type[State]]
 
@@ -198,6 +199,24 @@ def read_state(
         if not partial:
             load.finish(path)
         return contents.envelope["header"], states
+
+
+def write_one(path: Path | str, kind: str, state: State) -> str:
+    """Write one state of a kind to a ``.sonde`` file and return its id."""
+    return write_state(path, {"kind": kind}, {kind: state})
+
+
+def read_one(path: Path | str, kind: str, state_type: type[S]) -> S:
+    """Return the state that ``write_one`` wrote.
+
+    Raises
+    ------
+    StateError
+        If the file is damaged or holds a state of another kind.
+    """
+    found = read_state(path, {kind: state_type})[1][kind]
+    assert isinstance(found, state_type)  # as the reader built it
+    return found
 
 
 def _refuse_larger(contents: Contents, path: Path, limit: int | None) -> None:

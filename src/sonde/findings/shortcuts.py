@@ -126,7 +126,7 @@ def shortcut_evidence(stream: LiveStream, evidence: Evidence) -> ShortcutEvidenc
 
 @dataclass(frozen=True, eq=False)
 class _Examples:
-    """Single examples: of each class a quarter to fit, one to choose, a half to confirm."""
+    """Single examples; of each class a quarter fits, a quarter chooses and half confirms."""
 
     singles: list[InputBatch]
     order: list[int]

@@ -25,7 +25,7 @@ from sonde.stats.sampled_rows import SampledRows
 
 Sums = HsicSumsState | GroupedHsicSumsState
 ROUNDING = 1e-30
-"""A criterion of equal rows is below it, one of kernels a million times too wide above."""
+"""Largest criterion that rounding can cause; a site of equal rows is below this number."""
 
 
 @final

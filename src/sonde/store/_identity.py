@@ -49,7 +49,7 @@ def without_data(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def appended(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the identity of a stream of several data sets, one after the other."""
+    """Return the identity of several data sets that are read one after another."""
     if len(identities) == 1:
         return identities[0]
     parts = [data_of(identity) for identity in identities]

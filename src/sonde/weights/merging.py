@@ -1,4 +1,4 @@
-"""Join models of the same shape, from folder to folder, one tensor at a time."""
+"""Merge model folders of the same shape, one tensor at a time."""
 
 import math
 import re

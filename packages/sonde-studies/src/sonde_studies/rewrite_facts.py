@@ -36,7 +36,7 @@ FAMILIES, NEAR, FAR, PART = 2, 6, 100, 5
 
 @final
 class RewriteFactsStudy(Study):
-    """Facts that a net is sure about, one in each large family, are given another answer."""
+    """Rewrite one fact in each large family, chosen among the facts that the net is sure about."""
 
     name = "rewrite-facts"
     title = "does an edit write a fact in other words too, and leave its neighbours alone?"

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 FITTED, CONTROL = ".sonde", ".gguf"
 DEPTH = 0.5
-"""Which of the blocks is taken where none is named."""
+"""Depth of the block that is steered by default, as a share of all blocks."""
 VECTOR_STRENGTH = 2.0
-"""Of a control vector, which is judged by nobody here, where none is named."""
+"""Default strength of a control vector; the command does not judge control vectors."""
 
 PositiveWord = Annotated[str, named("DATA", "data that show the behaviour")]
 NegativeWord = Annotated[str, named("DATA", "data that do not")]

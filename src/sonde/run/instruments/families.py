@@ -19,7 +19,7 @@ FITTED = ("measure", "detector", "shift")
 
 @dataclass(frozen=True)
 class Listed:
-    """One exported method: what it is called, of which kind it is, and what it says of itself.
+    """Name, kind and summary of one exported method.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from sonde.core.errors import InputError, StateError, near
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.state import State
 from sonde.engine.progress import Bar
-from sonde.files.state_file import read_state, write_state
+from sonde.files.state_file import read_one, write_one
 from sonde.tap.gradients.losses import Loss, RowLosses, check_loss, one_of
 from sonde.tap.gradients.meeting import Finder
 from sonde.tap.gradients.per_row import squares_alone, squares_together
@@ -83,21 +83,12 @@ class SquaredGradients(State):
 
     def save(self, path: Path | str) -> str:
         """Write the state to a ``.sonde`` file and return its id."""
-        return write_state(path, {"kind": KEY}, {KEY: self})
+        return write_one(path, KEY, self)
 
     @classmethod
     def load(cls, path: Path | str) -> "SquaredGradients":
-        """Return what ``save`` wrote.
-
-        Raises
-        ------
-        StateError
-            If the file is damaged or holds something else.
-        """
-        _, states = read_state(path, {KEY: cls})
-        found = states[KEY]
-        assert isinstance(found, cls)
-        return found
+        """Return the state that ``save`` wrote."""
+        return read_one(path, KEY, cls)
 
 
 def squared_gradients(

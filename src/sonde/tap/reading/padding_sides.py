@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FEW = 8
 _log = logging.getLogger("sonde")
 _TOLD: WeakSet[nn.Module] = WeakSet()
-"""Modules of which has been said on which side their texts are padded."""
+"""Modules whose padding side was already reported."""
 
 
 def padding_fault(stream: "LiveStream") -> RowFault | None:
