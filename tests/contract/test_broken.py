@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from contract import broken, broken_caches, broken_codecs, broken_methods, broken_rewrites
+from contract import (
+    broken,
+    broken_caches,
+    broken_codecs,
+    broken_layers,
+    broken_methods,
+    broken_rewrites,
+)
 from contract.statistics import rank_error
 from contract.test_explainers import NAMES, Slopes
 from sonde.core import (
@@ -19,9 +26,10 @@ from sonde.core import (
     Statistic,
 )
 from sonde.core.plan import Split
+from sonde.layers import Layer
 from sonde.stats import Moments
 from sonde.tap import Decode
-from sonde.testing import KINDS, Case, ExplainerCase, RewriteCase, check, laws_of
+from sonde.testing import KINDS, Case, ExplainerCase, LayerCase, RewriteCase, check, laws_of
 from sonde.testing.rows import make_columns
 from sonde.weights import MergeRule, Rewrite
 
@@ -110,6 +118,20 @@ TWINS = [
     (Rewrite, "half", broken_rewrites.Halves("half"), "is not finite"),
     (Rewrite, "tied", broken_rewrites.Halves("tie"), "not told"),
     (Rewrite, "missing", broken_rewrites.Halves("takes anything"), "was taken"),
+    (Layer, "start", broken_layers.Mixes("starts"), "first output is off"),
+    (Layer, "gradients", broken_layers.Mixes("detached"), "finite differences"),
+    (Layer, "again", broken_layers.Mixes("random"), "two runs differ"),
+    (Layer, "again", broken_layers.Mixes("in place"), "in place"),
+    (Layer, "alone", broken_layers.Mixes("batch"), "alone is off"),
+    (Layer, "symmetry", broken_layers.Mixes("first token"), "permutation of token is off"),
+    (Layer, "symmetry", broken_layers.Lags("place"), "translation of time is off"),
+    (Layer, "padding", broken_layers.Mixes("padding"), "1 padded tokens move"),
+    (Layer, "saved", broken_layers.forgetful(), "new layer gives another"),
+    (Layer, "bfloat16", broken_layers.Mixes("coarse"), "bfloat16 is off by"),
+    (Layer, "unseen", broken_layers.Mixes("learns"), "first rows changed map.weight"),
+    (Layer, "unseen", broken_layers.Mixes("late"), "first rows made parameters"),
+    (Layer, "counted", broken_layers.Mixes("flops"), "flops 241, counted 240"),
+    (Layer, "counted", broken_layers.Mixes("numbers"), "n_parameters 17, counted 16"),
     (MergeRule, "rule_kept", broken_rewrites.MeanOf("widens"), "float64 of torch.float32"),
     (MergeRule, "rule_kept", broken_rewrites.MeanOf("in place"), "an operand changed"),
     (MergeRule, "rule_again", broken_rewrites.MeanOf("random"), "two runs differ"),
@@ -127,6 +149,8 @@ GOOD = [
     broken_methods.Sharpens(),
     broken_codecs.Plain(),
     RewriteCase(broken_rewrites.Halves()),
+    LayerCase(broken_layers.Mixes()),
+    LayerCase(broken_layers.Lags()),
     broken_rewrites.MeanOf(),
 ]
 
@@ -150,6 +174,8 @@ def test_a_twin_breaks_its_law(kind, name, twin, message):
 def _case(twin):
     if isinstance(twin, Statistic):
         return Case(twin)
+    if isinstance(twin, Layer):
+        return LayerCase(twin)
     return RewriteCase(twin) if isinstance(twin, Rewrite) else twin
 
 

@@ -1,7 +1,7 @@
 """A second source for the queries of an attention, beside the first one and as strong as asked."""
 
 import math
-from typing import final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from sonde.core.errors import InputError, ShapeError
+from sonde.layers.layer import Layer
 
 
 @final
-class DecoupledCrossAttention(nn.Module):
+class DecoupledCrossAttention(Layer):
     """Let the queries of an attention look at a second source too, by a softmax of its own.
 
     ``Attention(Q, K, V) + scale Attention(Q, K', V')`` with new ``K' = c W_k'`` and ``V' = c W_v'``
@@ -37,10 +38,22 @@ class DecoupledCrossAttention(nn.Module):
     ye2023ipadapter
     """
 
+    paper: ClassVar[str] = "ye2023ipadapter"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"dim": 4, "n_heads": 2, "width": 3, "scale": 0.7},
+    )
+    layout: ClassVar[tuple[str, ...]] = (
+        "row head token width",
+        "row head token width",
+        "row source dim",
+    )
+    insertable = False
+
     def __init__(self, dim: int, n_heads: int, width: int, scale: float = 1.0) -> None:
         super().__init__()
         self.key = nn.Linear(dim, n_heads * width, bias=False)
         self.value = nn.Linear(dim, n_heads * width, bias=False)
+        self.dim, self.head = dim, n_heads
         self.n_heads, self.width, self.scale = n_heads, width, scale
 
     @classmethod

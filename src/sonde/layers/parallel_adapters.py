@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, ClassVar, cast, final
 
 import torch
 from jaxtyping import Float
@@ -10,24 +10,47 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.layers.layer import Layer
 
 
-class Adapter(nn.Module):
-    """A bottleneck ``up(relu(down(x)))`` whose second layer starts at zero."""
+@final
+class Adapter(Layer):
+    """A residual bottleneck ``x + up(relu(down(x)))`` whose second map starts at zero.
+
+    Cost         2 dim width numbers and products for each state.
+
+    Parameters
+    ----------
+    dim, width : int
+        Of the states and of the bottleneck.
+
+    References
+    ----------
+    diao2023mixda
+    """
+
+    paper: ClassVar[str] = "diao2023mixda"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"dim": 4, "width": 3},)
+    layout: ClassVar[tuple[str, ...]] = ("*axes dim",)
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
+        self.dim = dim
         self.down, self.up = nn.Linear(dim, width), nn.Linear(width, dim)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
-        """Return what is added for the domain."""
+        """Return the states with what the bottleneck adds."""
+        return x + self.change(x)
+
+    def change(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
+        """Return what the bottleneck adds."""
         return self.up(torch.relu(self.down(x)))
 
 
 @final
-class ParallelAdapters(nn.Module):
+class ParallelAdapters(Layer):
     """A frozen feed-forward layer and what domain adapters beside it add.
 
     ``F(x) + sum_k g_k(x) A_k(x)``: each ``A_k`` is a bottleneck whose second layer starts at zero,
@@ -56,6 +79,10 @@ class ParallelAdapters(nn.Module):
     diao2023mixda
     """
 
+    paper: ClassVar[str] = "diao2023mixda"
+    layout: ClassVar[tuple[str, ...]] = ("*axes dim",)
+    insertable = False
+
     def __init__(
         self,
         layer: nn.Module,
@@ -68,6 +95,7 @@ class ParallelAdapters(nn.Module):
         super().__init__()
         if n_domains < 1:
             raise InputError(f"ParallelAdapters: expected at least one domain, got {n_domains}.")
+        self.dim = dim
         self.layer = layer.requires_grad_(False)
         made = [Adapter(dim, width or max(1, dim // 4)) for _ in range(n_domains)]
         self.adapters = nn.ModuleList(made)
@@ -80,7 +108,7 @@ class ParallelAdapters(nn.Module):
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
         """Return the layer's output with the adapters'."""
         base = self.layer(x)
-        added = torch.stack([adapter(x) for adapter in self.adapters], dim=-2)
+        added = torch.stack([cast(Adapter, a).change(x) for a in self.adapters], dim=-2)
         if self.query is None or self.key is None:
             return base + added.sum(-2)
         keys = self.key(torch.cat((base.unsqueeze(-2), added), dim=-2))

@@ -1,7 +1,7 @@
 """Batch norm at test time for a stream whose classes come in runs, not mixed."""
 
 import copy
-from typing import Any
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -10,11 +10,13 @@ from torch.nn.functional import cosine_similarity
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.layers.layer import Layer
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-class UnMixNorm(nn.Module):
+@final
+class UnMixNorm(Layer):
     """Normalise each example by a mixture of statistics that follows the stream.
 
     ``K`` components of mean and variance start around the source's. An example with mean ``mu`` and
@@ -48,6 +50,9 @@ class UnMixNorm(nn.Module):
     tomar2024unmixtns
     """
 
+    paper: ClassVar[str] = "tomar2024unmixtns"
+    layout: ClassVar[tuple[str, ...]] = ("row dim *space",)
+    insertable = False
     mean: Tensor
     variance: Tensor
 
@@ -94,13 +99,14 @@ class UnMixNorm(nn.Module):
             )
         flat = x.flatten(2)
         mu, v = flat.mean(2), flat.var(2, correction=0)
-        similarity = cosine_similarity(mu.unsqueeze(1), self.mean.unsqueeze(0), dim=2)
+        known, spread = self.mean.clone(), self.variance.clone()  # they move before the backward
+        similarity = cosine_similarity(mu.unsqueeze(1), known.unsqueeze(0), dim=2)
         share = (similarity / self.temperature).softmax(1)
         p = share.unsqueeze(-1)
-        means = (1.0 - p) * self.mean + p * mu.unsqueeze(1)
-        variances = (1.0 - p) * self.variance + p * v.unsqueeze(1)
+        means = (1.0 - p) * known + p * mu.unsqueeze(1)
+        variances = (1.0 - p) * spread + p * v.unsqueeze(1)
         if self.within:
-            variances = variances + p * (1.0 - p) * (mu.unsqueeze(1) - self.mean).square()
+            variances = variances + p * (1.0 - p) * (mu.unsqueeze(1) - known).square()
         mean = means.mean(1)
         variance = (variances + means.square()).mean(1) - mean.square()
         self._follow(share.detach(), mu.detach(), v.detach())

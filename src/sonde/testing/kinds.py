@@ -19,6 +19,7 @@ from sonde.core.instrument import Detector, Instrument
 from sonde.core.shift import Shift
 from sonde.core.state import digest
 from sonde.core.statistic import Learner, Statistic
+from sonde.layers import Layer
 from sonde.run.instruments.families import FAMILIES
 from sonde.tap import Decode
 from sonde.testing import (
@@ -28,12 +29,14 @@ from sonde.testing import (
     edit_laws,
     explainer_laws,
     instrument_laws,
+    layer_laws,
     rewrite_laws,
     shift_laws,
     statistic_laws,
 )
 from sonde.testing.explainer_laws import ExplainerCase
 from sonde.testing.instrument_laws import make_inputs
+from sonde.testing.layer_laws import LayerCase
 from sonde.testing.rewrite_laws import RewriteCase
 from sonde.testing.rows import make_columns
 from sonde.testing.statistic_laws import Case
@@ -123,7 +126,7 @@ def _company() -> tuple[Any, ...]:
 
 _S, _I, _H, _E = statistic_laws, instrument_laws, shift_laws, edit_laws
 _D, _R, _C, _X = decode_laws, rewrite_laws, cache_laws, explainer_laws
-_B = codec_laws
+_B, _L = codec_laws, layer_laws
 
 KINDS: dict[type, tuple[Law, ...]] = {
     Statistic: (
@@ -216,6 +219,18 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_X.law_inputs),
         _law(_X.law_output, applies=_X.takes_objective),
     ),
+    Layer: (
+        _law(_L.law_start, applies=_L.is_insertable),
+        _law(_L.law_gradients, applies=lambda c: c.layer.exact_gradient),
+        _law(_L.law_again),
+        _law(_L.law_alone, applies=_L.has_rows),
+        _law(_L.law_symmetry, applies=_L.is_symmetric),
+        _law(_L.law_padding, applies=_L.has_tokens),
+        _law(_L.law_saved),
+        _law(_L.law_bfloat16, applies=_L.is_bfloat16_safe),
+        _law(_L.law_unseen),
+        _law(_L.law_counted),
+    ),
     MergeRule: (
         _law(_R.law_rule_kept),
         _law(_R.law_rule_again),
@@ -232,11 +247,12 @@ def laws_of(method: Any) -> tuple[Law, ...]:
     ----------
     method : Instrument, Edit, Decode, CacheRule, Codec, MergeRule, Case or one of the other cases
         An instance; a statistic as a ``Case``, a rewrite as a ``RewriteCase``, an explainer as an
-        ``ExplainerCase``.
+        ``ExplainerCase``, a layer as a ``LayerCase``.
     """
     thing = method.statistic if isinstance(method, Case) else method
     thing = method.rewrite if isinstance(method, RewriteCase) else thing
     thing = method.explainer if isinstance(method, ExplainerCase) else thing
+    thing = method.layer if isinstance(method, LayerCase) else thing
     kinds = [laws for kind, laws in KINDS.items() if isinstance(thing, kind)]
     return tuple(law for laws in kinds for law in laws if law.applies(method))
 
@@ -249,7 +265,8 @@ def check(method: Any, *, without: Collection[str] = ()) -> None:
     method : class or instance
         A class is tried with each entry of its ``examples``, or with its defaults. Pass a statistic
         as a ``Case`` if some of its rows must stay in one batch, a rewrite as a ``RewriteCase`` if
-        it is for other models than small convolutional classifiers. Edits are tried on activations
+        it is for other models than small convolutional classifiers, a layer as a ``LayerCase`` if
+        it takes other tensors than its ``layout`` says. Edits are tried on activations
         of width 4, decoding rules on ``causal_model()``: models that a rule reads need its 32
         tokens.
     without : names of laws, optional
@@ -309,6 +326,9 @@ def _instances(method: Any) -> Iterator[Any]:
             continue
         if isinstance(one, Explainer):
             yield ExplainerCase(one)
+            continue
+        if isinstance(one, Layer):
+            yield LayerCase(one)
             continue
         if isinstance(one, Instrument):
             instrument_laws.require_columns(one)

@@ -1,0 +1,172 @@
+"""What every layer says about itself: a thin base of ``nn.Module``, and a layer as an edit."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sonde.core.edit import Edit, EditContext
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.site import Site
+
+Symmetry = Literal["permutation", "translation", "none"]
+ORDERED = frozenset({"token", "time"})
+POSITIONS = ORDERED | {"item", "node", "high", "wide"}
+"""Axis words along which a layer may mix: order in a text or in time, sets, graphs, grids."""
+
+
+class Layer(nn.Module):
+    """An ``nn.Module`` that says what goes in, what comes out and what it promises.
+
+    ``sonde.testing`` holds every layer to its promises. What depends on the parameters is set in
+    ``__init__`` (``self.insertable = False``), the rest in the class.
+
+    Attributes
+    ----------
+    paper : str
+        Key in ``docs/papers.bib``.
+    variants : mapping of str to str
+        Parameters of the constructor, as one types them, and the paper's key: one class serves
+        many papers.
+    examples : tuple of dict
+        Small parameters to test the layer with; empty if the layer wraps a module.
+    layout : tuple of str
+        Axis words of each positional tensor of ``forward``. Examples lie along ``row``;
+        ``token time item node high wide`` are positions; ``*axes`` stands for any axes; a word
+        that is an attribute of the layer (``dim``) has that size. Every call is checked.
+    insertable : bool
+        Keeps the shape and gives back its input bit for bit before the first step of training.
+    symmetry : {"permutation", "translation", "none"}
+        What a permutation or a shift of the positions does: the same to the output, or nothing.
+    exact_gradient : bool
+        False for a layer whose gradient passes straight through a step.
+    bfloat16_safe : bool
+        In bfloat16 the output is within 2 % of float32.
+    """
+
+    paper: ClassVar[str] = ""
+    variants: ClassVar[Mapping[str, str]] = {}
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ()
+    layout: ClassVar[tuple[str, ...]] = ()
+    insertable: bool = True
+    symmetry: Symmetry = "none"
+    exact_gradient: bool = True
+    bfloat16_safe: bool = True
+
+    def __new__(cls, *args: Any, **parameters: Any) -> Any:
+        """Return an empty layer that remembers its parameters, by which it is saved."""
+        new = super().__new__(cls)
+        given = inspect.signature(cls.__init__).bind_partial(new, *args, **parameters).arguments
+        object.__setattr__(new, "given", dict(list(given.items())[1:]))
+        return new
+
+    given: dict[str, Any]
+    """Parameters that the constructor was called with."""
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers that training can change; a shared tensor counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+    @torch.no_grad()
+    def flops(self, *shapes: tuple[int, ...]) -> int:
+        """Return the operations of matrix products and convolutions in one forward.
+
+        A product and a sum are two operations. Sums, activations and norms are left out.
+
+        Parameters
+        ----------
+        *shapes : tuple of int
+            Of each tensor of ``layout``.
+        """
+        own = copy.deepcopy(self).eval()
+        like = next((p for p in own.parameters()), torch.zeros(()))
+        given = [like.new_zeros(shape) for shape in shapes]
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            own(*given)
+        return counter.get_total_flops()
+
+    def as_edit(self, strength: float = 1.0) -> "LayerEdit":
+        """Return an edit ``x + strength (layer(x) - x)`` for ``sonde.editing``.
+
+        Parameters
+        ----------
+        strength : float, default=1.0
+            0 gives back the same tensor.
+
+        Raises
+        ------
+        InputError
+            If the layer takes more than one tensor, or changes the shape.
+        """
+        if len(self.layout) != 1 or not self.insertable:
+            raise InputError(
+                f"{type(self).__name__}.as_edit: expected a layer that maps one tensor to another "
+                f"of its shape, got {' and '.join(self.layout)}. Use the layer alone."
+            )
+        return LayerEdit(self, strength)
+
+    def __call__(self, *args: Any, **parameters: Any) -> Any:
+        """Check the tensors against ``layout`` and run the layer.
+
+        Raises
+        ------
+        ShapeError
+            With the axis words and the widths that the layer expects.
+        """
+        for words, x in zip(self.layout, args, strict=False):
+            if isinstance(x, Tensor):
+                self._check(words.split(), tuple(x.shape))
+        return super().__call__(*args, **parameters)
+
+    def _check(self, words: list[str], shape: tuple[int, ...]) -> None:
+        free = next((i for i, word in enumerate(words) if word.startswith("*")), None)
+        right = len(shape) == len(words) if free is None else len(shape) >= len(words) - 1
+        sizes = {word: n for word in words if isinstance(n := getattr(self, word, None), int)}
+        for i, word in enumerate(words):
+            place = i if free is None or i < free else i - len(words)
+            right = right and (word not in sizes or shape[place] == sizes[word])
+        if not right:
+            wanted = " ".join(f"{w}={sizes[w]}" if w in sizes else w for w in words)
+            raise ShapeError(
+                f"{type(self).__name__}.forward: expected states ({wanted}), got {shape}. Choose "
+                "a site with these axes, or reshape the states."
+            )
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LayerEdit(Edit):
+    """A layer as an edit of activations; see ``Layer.as_edit``.
+
+    Parameters
+    ----------
+    layer : Layer
+    strength : float, default=1.0
+    """
+
+    layer: Layer
+    strength: float = 1.0
+
+    def apply(
+        self, x: Float[Tensor, "*axes dim"], site: Site, context: EditContext
+    ) -> Float[Tensor, "*axes dim"]:
+        """Return the mixture of the states and what the layer makes of them."""
+        if self.strength == 0.0:
+            return x
+        takes_mask = "mask" in inspect.signature(self.layer.forward).parameters
+        if takes_mask and context.step and ORDERED & {*self.layer.layout[0].split()}:
+            raise InputError(
+                f"{type(self.layer).__name__}: expected all tokens of a text, got a step of "
+                f"generation at {site}. Call generate with use_cache=False."
+            )
+        known = {"mask": context.mask} if takes_mask and context.mask is not None else {}
+        new = cast(Tensor, self.layer(x, **known))
+        return new if self.strength == 1.0 else x + self.strength * (new - x)

@@ -1,0 +1,302 @@
+"""The laws of layers: functions that raise AssertionError if a layer breaks its promises.
+
+Every law but the first takes the layer with moved weights, since a layer that starts as the
+identity would keep most promises by doing nothing.
+"""
+
+import copy
+import inspect
+import io
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sonde.layers.layer import ORDERED, POSITIONS, Layer
+
+SIZES = {"row": 3, "token": 6, "time": 6, "item": 5, "node": 5, "high": 4, "wide": 5}
+ELSE = 4
+PADDED = (0, 1, 7)
+FAR = 7
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCase:
+    """A layer with the tensors that it is tried on.
+
+    Parameters
+    ----------
+    layer : Layer
+    inputs : tuple of Tensor, optional
+        Drawn by ``layout`` unless given.
+    """
+
+    layer: Layer
+    inputs: tuple[Tensor, ...] | None = None
+
+    def __repr__(self) -> str:
+        """Return the call that made the layer."""
+        known = {
+            name: type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+            for name, value in self.layer.given.items()
+        }
+        given = ", ".join(f"{name}={value}" for name, value in known.items())
+        return f"{type(self.layer).__name__}({given})"
+
+    def drawn(self, **sizes: int) -> tuple[Tensor, ...]:
+        """Return the tensors, in float64 where they are not whole numbers."""
+        if self.inputs is not None:
+            return tuple(x.double() if x.is_floating_point() else x for x in self.inputs)
+        generator = torch.Generator().manual_seed(5)
+        return tuple(
+            torch.randn(self._shape(words, sizes), generator=generator, dtype=torch.float64)
+            for words in self.layer.layout
+        )
+
+    def _shape(self, words: str, sizes: dict[str, int]) -> list[int]:
+        shape: list[int] = []
+        for word in words.split():
+            if word == "*axes":
+                shape += [SIZES["row"], SIZES["token"]]
+            elif word.startswith("*"):
+                shape += [SIZES["high"], SIZES["wide"]]
+            else:
+                mine = getattr(self.layer, word, SIZES.get(word, ELSE))
+                shape.append(sizes.get(word, mine))
+        return shape
+
+
+def moved(layer: Layer) -> Layer:
+    """Return a copy in float64 and eval mode whose parameters were moved at random."""
+    own, generator = copy.deepcopy(layer).double().eval(), torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for p in own.parameters():
+            p += 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+    return own
+
+
+@torch.no_grad()
+def outputs(layer: Layer, inputs: tuple[Tensor, ...], **masks: Tensor) -> list[Tensor]:
+    """Return the tensors that a copy of a layer gives."""
+    found = copy.deepcopy(layer)(*inputs, **masks)
+    made = [found] if isinstance(found, Tensor) else list(found)
+    return [y for y in made if isinstance(y, Tensor)]
+
+
+def _gap(a: list[Tensor], b: list[Tensor]) -> float:
+    assert [x.shape for x in a] == [y.shape for y in b], "the shapes differ"
+    pairs = [(x.double(), y.double()) for x, y in zip(a, b, strict=True) if x.numel()]
+    return max(float((x - y).abs().max() / y.abs().max().clamp(min=1.0)) for x, y in pairs)
+
+
+def is_insertable(case: LayerCase) -> bool:
+    """Return whether a layer promises to start as the identity."""
+    return case.layer.insertable
+
+
+def law_start(case: LayerCase) -> None:
+    """A fresh layer gives back its input bit by bit, in training too."""
+    x = case.drawn()[0].float()
+    for training in (False, True):
+        own = copy.deepcopy(case.layer).train(training)
+        (found,) = outputs(own, (x,))
+        assert found.shape == x.shape, f"shape {tuple(found.shape)} of {tuple(x.shape)}"
+        gap = float((found - x).abs().max())
+        assert torch.equal(found, x), f"the first output is off by {gap:.3g}"
+
+
+def law_gradients(case: LayerCase) -> None:
+    """Gradients for inputs and parameters are those of finite differences, in float64."""
+    own, given = moved(case.layer), case.drawn()
+    floats = [i for i, x in enumerate(given) if x.is_floating_point()]
+    trained = {name: p for name, p in own.named_parameters() if p.requires_grad}
+    fixed = {n: p.detach() for n, p in own.named_parameters() if n not in trained}
+
+    def value(*values: Tensor) -> tuple[Tensor, ...]:
+        tensors = list(given)
+        for i, x in zip(floats, values, strict=False):
+            tensors[i] = x
+        weights = dict(zip(trained, values[len(floats) :], strict=True))
+        buffers = {name: b.clone() for name, b in own.named_buffers()}
+        made = functional_call(own, weights | fixed | buffers, tuple(tensors))
+        made = (made,) if isinstance(made, Tensor) else tuple(made)
+        return tuple(y for y in made if y.is_floating_point())
+
+    points = [given[i].clone().requires_grad_() for i in floats]
+    points += [p.detach().clone().requires_grad_() for p in trained.values()]
+    right = torch.autograd.gradcheck(value, points, fast_mode=True, raise_exception=False)
+    assert right, "the gradients are not those of finite differences"
+
+
+def law_again(case: LayerCase) -> None:
+    """Two runs in eval mode agree, and no input is changed in place."""
+    own, given = moved(case.layer), case.drawn()
+    before = [x.clone() for x in given]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        first = outputs(own, given)
+        same = all(torch.equal(a, b) for a, b in zip(before, given, strict=True))
+        assert same, "an input was changed in place"
+        torch.manual_seed(2)
+        assert _gap(first, outputs(own, given)) == 0.0, "two runs differ"
+
+
+def has_rows(case: LayerCase) -> bool:
+    """Return whether every tensor of a layer has an axis of examples first."""
+    return bool(case.layer.layout) and all(
+        words.split()[0] in ("row", "*axes") for words in case.layer.layout
+    )
+
+
+def law_alone(case: LayerCase) -> None:
+    """A row gives the same alone as in its batch, in eval mode."""
+    own, given = moved(case.layer), case.drawn()
+    whole = outputs(own, given)
+    for i in range(len(given[0])):
+        alone = outputs(own, tuple(x[i : i + 1] for x in given))
+        gap = _gap(alone, [y[i : i + 1] for y in whole])
+        assert gap < 1e-12, f"row {i} alone is off by {gap:.3g}"
+
+
+def _axes(case: LayerCase, kinds: frozenset[str]) -> dict[str, list[int | None]]:
+    """Return where each word of some kinds stands in each tensor."""
+    split = [words.split() for words in case.layer.layout]
+    words = {word for found in split for word in found if word in kinds}
+    return {w: [s.index(w) if w in s else None for s in split] for w in sorted(words)}
+
+
+def is_symmetric(case: LayerCase) -> bool:
+    """Return whether a layer declares what a permutation or a shift does."""
+    return case.layer.symmetry != "none"
+
+
+def law_symmetry(case: LayerCase) -> None:
+    """Permuted or shifted positions permute or shift the output, or leave it as it is."""
+    shifts = case.layer.symmetry == "translation"
+    axes = _axes(case, POSITIONS)
+    assert axes, "a symmetry is declared, but the layout has no positions"
+    for word, places in axes.items():
+        size = 4 * FAR if shifts else SIZES[word]
+        given = case.drawn(**{word: size})
+        order = torch.arange(size).roll(1) if shifts else torch.arange(size).flip(0).roll(2)
+        if shifts:
+            given = tuple(_middle(x, i) for x, i in zip(given, places, strict=True))
+        turned = tuple(
+            x if i is None else x.index_select(i, order) for x, i in zip(given, places, strict=True)
+        )
+        own = moved(case.layer)
+        for y, z in zip(outputs(own, given), outputs(own, turned), strict=True):
+            axis = next(i for i in places if i is not None)
+            moves = axis < y.ndim and y.shape[axis] == size
+            wanted, found = (y.index_select(axis, order), z) if moves else (y, z)
+            if shifts and moves:
+                wanted, found = (q.narrow(axis, FAR, size - 2 * FAR) for q in (wanted, found))
+            gap = _gap([found], [wanted])
+            assert gap < 1e-10, f"a {case.layer.symmetry} of {word} is off by {gap:.3g}"
+
+
+def _middle(x: Tensor, axis: int | None) -> Tensor:
+    """Return the tensor with zeros far from the middle of an axis."""
+    if axis is None:
+        return x
+    inside = torch.zeros(x.shape[axis], dtype=torch.bool)
+    inside[FAR + 4 : -FAR - 4] = True
+    return x * inside.reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+
+
+def has_tokens(case: LayerCase) -> bool:
+    """Return whether rows may be padded: the layer reads tokens, steps or items."""
+    return bool(_axes(case, ORDERED | {"item"}))
+
+
+def law_padding(case: LayerCase) -> None:
+    """Padding by 0, 1 and 7 at either end changes nothing at real positions."""
+    own, given = moved(case.layer), case.drawn()
+    takes_mask = "mask" in inspect.signature(own.forward).parameters
+    whole, generator = outputs(own, given), torch.Generator().manual_seed(3)
+    for word, places in _axes(case, ORDERED | {"item"}).items():
+        size = next(x.shape[i] for x, i in zip(given, places, strict=True) if i is not None)
+        for n, first in ((n, first) for n in PADDED for first in (False, True)):
+            padded = tuple(
+                x if i is None else _padded(x, i, n, first, generator)
+                for x, i in zip(given, places, strict=True)
+            )
+            real = torch.arange(size + n) >= n if first else torch.arange(size + n) < size
+            masks = {"mask": real.expand(len(given[0]), -1)} if takes_mask else {}
+            found = outputs(own, padded, **masks)
+            axis = next(i for i in places if i is not None)
+            kept = [
+                y.narrow(axis, n if first else 0, size) if y.shape != z.shape else y
+                for y, z in zip(found, whole, strict=True)
+            ]
+            gap = _gap(kept, whole)
+            assert gap < 1e-10, f"{n} padded {word}s move real ones by {gap:.3g}"
+
+
+def _padded(x: Tensor, axis: int, n: int, first: bool, generator: torch.Generator) -> Tensor:
+    shape = [n if i == axis else s for i, s in enumerate(x.shape)]
+    junk = 5.0 * torch.randn(shape, generator=generator, dtype=torch.float64).to(x.dtype)
+    return torch.cat([junk, x] if first else [x, junk], axis)
+
+
+def law_saved(case: LayerCase) -> None:
+    """A copy, a file and a new layer with the same state dict give the same output."""
+    own, given = moved(case.layer), case.drawn()
+    wanted = outputs(own, given)
+    made = type(own)(**copy.deepcopy(own.given)).double().eval()
+    made.load_state_dict(own.state_dict())
+    file = io.BytesIO()
+    torch.save(own, file)
+    file.seek(0)
+    read = torch.load(file, weights_only=False)
+    for name, one in (("new layer", made), ("copy", copy.deepcopy(own)), ("file", read)):
+        assert _gap(outputs(one, given), wanted) == 0.0, f"the {name} gives another output"
+
+
+def is_bfloat16_safe(case: LayerCase) -> bool:
+    """Return whether a layer promises to be accurate in bfloat16."""
+    return case.layer.bfloat16_safe
+
+
+def law_bfloat16(case: LayerCase) -> None:
+    """In bfloat16 the output is within 2 % of float32, root mean square."""
+    own = moved(case.layer).bfloat16()
+    given = tuple(x.bfloat16() if x.is_floating_point() else x for x in case.drawn())
+    wide = tuple(x.float() if x.is_floating_point() else x for x in given)
+    pairs = zip(outputs(own, given), outputs(copy.deepcopy(own).float(), wide), strict=True)
+    for found, wanted in pairs:
+        if not wanted.is_floating_point():
+            continue
+        assert found.dtype == torch.bfloat16, f"{found.dtype} of bfloat16"
+        error = (found.float() - wanted).square().mean() / wanted.square().mean()
+        assert float(error) < 0.02**2, f"bfloat16 is off by {float(error) ** 0.5:.2%}"
+
+
+def law_unseen(case: LayerCase) -> None:
+    """A layer is the same before and after its first rows: it takes nothing from data by itself."""
+    own = copy.deepcopy(case.layer).double().eval()
+    before = {name: p.detach().clone() for name, p in own.named_parameters()}
+    with torch.no_grad():
+        own(*case.drawn())
+    after = dict(own.named_parameters())
+    assert after.keys() == before.keys(), "the first rows made parameters"
+    for name, p in before.items():
+        assert not isinstance(after[name], nn.UninitializedParameter), f"{name} is not made"
+        assert torch.equal(p, after[name]), f"the first rows changed {name}"
+
+
+def law_counted(case: LayerCase) -> None:
+    """``n_parameters`` and ``flops`` are what is counted on a forward of the layer."""
+    own, given = moved(case.layer), case.drawn()
+    numbers = {(p.data_ptr(), p.numel()) for p in own.parameters()}
+    counted = sum(n for _, n in numbers)
+    assert own.n_parameters == counted, f"n_parameters {own.n_parameters}, counted {counted}"
+    if any(not x.is_floating_point() for x in given):
+        return
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(own)(*given)
+    said, counted = own.flops(*(tuple(x.shape) for x in given)), counter.get_total_flops()
+    assert said == counted, f"flops {said}, counted {counted}"

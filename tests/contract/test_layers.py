@@ -1,0 +1,66 @@
+"""Every exported layer, with each of its examples, against every law of layers."""
+
+import pytest
+import torch
+from torch import nn
+
+from sonde import layers
+from sonde.layers import Layer
+from sonde.testing import LayerCase, laws_of
+
+
+def feed_forward():
+    return nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+
+
+def batch_norm():
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean, norm.running_var = torch.randn(4), 0.5 + torch.rand(4)
+    return norm
+
+
+def made_by_hand():
+    """Layers that wrap a module of the user, which no ``examples`` can hold."""
+    return (
+        layers.ParallelAdapters(feed_forward(), 4, 2, width=3),
+        layers.ParallelAdapters(feed_forward(), 4, 2, gated=True),
+        layers.UnMixNorm(batch_norm(), 3),
+        layers.UnMixNorm(batch_norm(), 3, within=True, spread=0.2),
+    )
+
+
+def cases():
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        exported = (getattr(layers, name) for name in layers.__all__)
+        kinds = [k for k in exported if isinstance(k, type) and issubclass(k, Layer)]
+        made = [kind(**p) for kind in kinds if kind is not Layer for p in kind.examples]
+        return [LayerCase(layer) for layer in (*made, *made_by_hand())]
+
+
+CASES = cases()
+
+
+def test_exported_set_is_tested_set():
+    exported = {getattr(layers, name) for name in layers.__all__}
+    kinds = {k for k in exported if isinstance(k, type) and issubclass(k, nn.Module)}
+    assert {type(case.layer) for case in CASES} == kinds - {Layer}
+
+
+@pytest.mark.parametrize(
+    ("case", "law"),
+    [pytest.param(c, law, id=f"{c!r}-{law.name}") for c in CASES for law in laws_of(c)],
+)
+def test_laws(case, law):
+    law.hold(case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_a_wrong_rank_or_width_names_the_axes(case):
+    words = case.layer.layout[0]
+    if words.startswith("*") and "dim" not in words:
+        pytest.skip("takes any shape")
+    wide = torch.zeros(*case.drawn()[0].shape[:-1], 99)
+    sized = getattr(case.layer, words.split()[-1], None)
+    with pytest.raises(ValueError, match=words.split()[-1].lstrip("*")):
+        case.layer(wide if isinstance(sized, int) else torch.zeros(2))
