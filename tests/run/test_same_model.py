@@ -1,5 +1,6 @@
 """Which models a state takes for the one that it was fitted on, and which it does not."""
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -130,6 +131,39 @@ def test_a_twin_with_the_same_weights_is_refused(other):
     with pytest.raises(StateError, match="not of the same model"):
         probe.merge(fitted_on(net, ROWS + 1))
     probe.merge(fitted_on(expect(nn.Module, torch.compile(twin(), backend="eager")), ROWS + 1))
+
+
+class Reduced(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.a = how, nn.Linear(4, 8)
+
+    def forward(self, x):
+        return getattr(self.a(x), self.how)()
+
+
+@pytest.mark.truth("models that differ in a string that their forward reads")
+def test_a_twin_with_another_plain_attribute_is_refused():
+    torch.manual_seed(0)
+    net = nn.Sequential(Reduced("tanh"), nn.Identity(), nn.ReLU()).eval()
+    probe, part = fitted_on(net), expect(Reduced, net[0])
+    before = with_model(probe, structure=_without_attributes(net))
+    part.how = "sigmoid"
+    with pytest.raises(StateError, match="module classes, their settings"):
+        Guard(net, probe, alpha=None)
+    with pytest.raises(StateError, match="module classes, their settings"):
+        score(probe, sonde.read(net, ROWS + 1, sites="2:out"), progress=False)
+    Guard(net, before, alpha=None)  # of an earlier version, which did not know
+    score(before, sonde.read(net, ROWS + 1, sites="2:out"), progress=False)
+
+
+def _without_attributes(net):
+    """Return the hash as versions without attributes wrote it."""
+    said = [
+        f"{n}|{type(m).__name__}({' '.join(m.extra_repr().split())})|"
+        for n, m in net.named_modules()
+    ]
+    return hashlib.sha256("\n".join(sorted(said)).encode()).hexdigest()
 
 
 class Called(nn.Module):

@@ -21,7 +21,7 @@ from sonde.tap.model.objectives import kl_uniform, max_logit, nll
 from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, probe
 from sonde.tap.model.sites import resolve
-from sonde.tap.model.structure import structure
+from sonde.tap.model.structure import known_structure, structure
 from sonde.tap.reading.live import LiveStream, live_stream
 from sonde.tap.reading.weights import WeightStream, weight_stream
 from sonde.tap.watching.onlooker import Onlooker
@@ -53,6 +53,7 @@ __all__ = [
     "forward_code",
     "kl_uniform",
     "known_config_hash",
+    "known_structure",
     "live_stream",
     "max_logit",
     "nll",

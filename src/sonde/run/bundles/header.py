@@ -9,7 +9,7 @@ from sonde.core.stream import Stream
 from sonde.files.identity import CODE, agree, data_hash, difference, same_code
 from sonde.run.bundles.group_counts import counts_of, group_draws
 from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
-from sonde.tap import LiveStream, known_config_hash
+from sonde.tap import LiveStream, known_config_hash, known_structure
 
 MODEL_FIELDS = ("model", "structure", "config", "dtype", "attn", "head")
 READING_FIELDS = ("objective", "keep_special", "perturb")
@@ -101,8 +101,9 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
     """
     identity = stream.identity()
     if isinstance(stream, LiveStream):
-        live, known = stream.model, header["model"].get("config")
-        identity["config"] = known_config_hash(live.config, live.module, known)
+        live, known = stream.model, header["model"]
+        identity["config"] = known_config_hash(live.config, live.module, known.get("config"))
+        identity["structure"] = known_structure(live.module, known.get("structure"))
     warn_unknown_structure(header, identity.get("structure"), "score")
     for kind, names in (("model", MODEL_FIELDS[::-1]), ("reading", READING_FIELDS)):
         for name in names:

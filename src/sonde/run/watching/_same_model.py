@@ -9,7 +9,7 @@ from sonde.core.errors import SondeWarning, StateError
 from sonde.core.inputs import Model
 from sonde.files.identity import agree, difference
 from sonde.run.bundles.header import warn_other_code, warn_unknown_structure
-from sonde.tap import fingerprint, forward_code, known_config_hash, placement, structure
+from sonde.tap import fingerprint, forward_code, known_config_hash, known_structure, placement
 
 
 def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
@@ -33,7 +33,7 @@ def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
         "config": known_config_hash(live.config, live.module, fitted.get("config")),
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
     }
-    here["structure"] = structure(live.module)
+    here["structure"] = known_structure(live.module, fitted.get("structure"))
     warn_unknown_structure(header, here["structure"], "Guard")
     here["attn"] = getattr(live.config, "_attn_implementation", None)
     if here["dtype"] == fitted.get("dtype"):

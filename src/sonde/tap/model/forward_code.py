@@ -38,26 +38,38 @@ def forward_code(module: nn.Module) -> str:
     False
     """
     kinds = dict.fromkeys(type(part) for part in ModuleNames(module).modules.values())
-    parts = {"\n".join(_functions(kind)) for kind in kinds if _package(kind) not in LIBRARIES}
+    own = [kind for kind in kinds if _package(kind) not in LIBRARIES]
+    parts = {"\n".join(_said(code) for code in forward_functions(kind, LIBRARIES)) for kind in own}
     digest = hashlib.sha256("\n\n".join(sorted(parts)).encode()).hexdigest()
     return f"{sys.version_info.major}.{sys.version_info.minor}:{digest}"
 
 
-def _functions(kind: type[nn.Module]) -> Iterator[str]:
-    """Yield the code of a class's forward and of what it calls in its own package, each once."""
+def forward_functions(
+    kind: type[nn.Module], without: frozenset[str] = frozenset()
+) -> Iterator[CodeType]:
+    """Yield the code of a class's forward and of what it calls in its own package, each once.
+
+    Parameters
+    ----------
+    kind : type
+    without : frozenset of str, default=frozenset()
+        Packages whose functions are passed over.
+    """
     waiting: list[Any] = [kind.forward]
     seen: set[CodeType] = set()
     while waiting:
         function = inspect.unwrap(waiting.pop())
         code = getattr(function, "__code__", None)
-        if code is None or code in seen or _package(function) in LIBRARIES:
+        if code is None or code in seen or _package(function) in without:
             continue
         seen.add(code)
-        yield _said(code)
+        yield code
         for name in code.co_names:
-            called = inspect.getattr_static(kind, name, function.__globals__.get(name))
-            if isinstance(called, FunctionType) and _package(called) == _package(function):
-                waiting.append(called)
+            called = [inspect.getattr_static(kind, name, function.__globals__.get(name))]
+            if "super" in code.co_names:
+                called = [vars(base).get(name) for base in kind.__mro__] + called
+            own = [f for f in called if isinstance(f, FunctionType)]
+            waiting += [f for f in own if _package(f) == _package(function)]
 
 
 def _said(code: CodeType) -> str:
