@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ os.environ.update(ONE_THREAD)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def registry() -> "dict[str, Callable[[Size], list[Row]]]":
+def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
     """Return the benchmarks by name, in the order in which they run."""
     from benchmarks.attributing import attribution_rows
     from benchmarks.calibrating import calibration_rows
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from benchmarks.page import write_page
-    from benchmarks.rows import as_json, not_measured, table, versions
+    from benchmarks.rows import as_json, line, table, versions
     from benchmarks.size import Size
 
     torch.set_num_threads(1)
@@ -123,22 +123,34 @@ def main(arguments: list[str] | None = None) -> int:
     rounds = typed.rounds if typed.rounds is not None else 3 if typed.tiny else 9
     size = Size(typed.tiny, typed.offline, rounds)
     about = versions()
-    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    print("\n".join(f"{name}: {value}" for name, value in about.items()), flush=True)
     rows: list[Row] = []
     for name, run in registry().items():
         if typed.only and name not in typed.only:
             continue
         print(f"[{time.strftime('%H:%M:%S')}] {name}", file=sys.stderr, flush=True)
-        try:
-            rows += run(size)
-        except Exception as error:  # one broken benchmark must not take the others with it
-            rows.append(not_measured(name, name, f"{type(error).__name__}: {error}"))
+        for row in _measured(name, run, size):
+            rows.append(row)
+            print(line(row), file=sys.stderr, flush=True)
+            if typed.json is not None:
+                found = as_json(rows, typed.tiny, about)
+                typed.json.write_text(json.dumps(found, indent=1) + "\n")
         if typed.write:
             write_page(rows, about)
-        if typed.json is not None:
-            typed.json.write_text(json.dumps(as_json(rows, typed.tiny, about), indent=1) + "\n")
     print(table(rows))
     return int(typed.check and not all(row.is_within for row in rows))
+
+
+def _measured(
+    name: str, run: "Callable[[Size], Iterable[Row]]", size: "Size"
+) -> "Iterator[Row]":
+    """Yield a benchmark's rows as they come; an error becomes the last of them."""
+    from benchmarks.rows import not_measured
+
+    try:
+        yield from run(size)
+    except Exception as error:  # one broken benchmark must not take the others with it
+        yield not_measured(name, name, f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What explanations cost."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.child import added_peak, run_child
 from benchmarks.generating import language_model
 from benchmarks.nets import VOCABULARY
-from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
+from benchmarks.protocol import AGAIN, PLAIN, Ratio, interleaved, ratio_of
 from benchmarks.rows import Row
 from benchmarks.size import Size
 from sonde.core import Model, Stream
@@ -26,42 +26,31 @@ PATCHING_BUDGET, ATTRIBUTION_BUDGET = 0.55, 4.0
 UNITS_BUDGET, FLAT_BUDGET, ATLAS_BUDGET = 1.6, 1.05, 60.0
 
 
-def patching_rows(size: Size) -> list[Row]:
+def patching_rows(size: Size) -> Iterator[Row]:
     """Time of every patch of one pair against whole forwards, and of its estimate."""
-    depth, width, length = size.pick((12, 768, 64), (2, 64, 6))
+    depth, width, length = size.pick((12, 768, 24), (2, 64, 6))
     net: Any = language_model(depth, width)
     generator = torch.Generator().manual_seed(0)
     clean, corrupt = torch.randint(1, VOCABULARY, (2, 1, length), generator=generator)
     first, second = ({"input_ids": ids, "logits_to_keep": 1} for ids in (clean, corrupt))
     goal = Objective("margin", target=1, other=2)
+    what = f"every layer and position of one pair, {depth} layers x {length} tokens, last logits"
+    effects: dict[str, Tensor] = {}
 
-    def whole() -> Tensor:
-        return _whole(net, clean, corrupt)
+    def whole() -> None:
+        effects[PLAIN] = _whole(net, clean, corrupt)
 
-    def ours() -> Tensor:
-        return (
-            ActivationPatching(rows=length)
-            .explain(net, first, corrupt=second, objective=goal)
-            .effects[0]
-        )
+    def ours() -> None:
+        patching = ActivationPatching(rows=length)
+        found = patching.explain(net, first, corrupt=second, objective=goal)
+        effects["ours"] = found.effects[0]
 
-    gap = float((whole().double() - ours()).abs().max())
     rounds = size.pick(min(size.rounds, 2), 2)
     arms: dict[str, Callable[[], object]] = {PLAIN: whole, "ours": ours, AGAIN: whole}
     ratio = ratio_of(interleaved(arms, rounds, warm_ups=0), "ours")
-    what = f"every layer and position of one pair, {depth} layers x {length} tokens, last logits"
-    found = [
-        Row(
-            "patch",
-            f"patching {what}, against whole forwards",
-            ratio.median,
-            "x",
-            PATCHING_BUDGET,
-            ratio.spread,
-            ratio.rounds,
-            f"{ratio.noise}; effects differ by at most {gap:.1e}",
-        )
-    ]
+    gap = float((effects[PLAIN].double() - effects["ours"]).abs().max())
+    note = f"{ratio.noise}; effects differ by at most {gap:.1e}"
+    yield _patched(f"patching {what}, against whole forwards", ratio, PATCHING_BUDGET, note)
     estimate = AttributionPatching(ig_steps=1, check=0)
 
     def plain() -> object:
@@ -74,19 +63,12 @@ def patching_rows(size: Size) -> list[Row]:
         AGAIN: plain,
     }
     ratio = ratio_of(interleaved(arms, size.rounds, warm_ups=2), "ours")
-    found.append(
-        Row(
-            "patch",
-            f"attribution patching of {what}, one step, in plain forwards of one text",
-            ratio.median,
-            "x",
-            ATTRIBUTION_BUDGET,
-            ratio.spread,
-            ratio.rounds,
-            ratio.noise,
-        )
-    )
-    return found
+    what = f"attribution patching of {what}, one step, in plain forwards of one text"
+    yield _patched(what, ratio, ATTRIBUTION_BUDGET, ratio.noise)
+
+
+def _patched(what: str, ratio: Ratio, budget: float, note: str) -> Row:
+    return Row("patch", what, ratio.median, "x", budget, ratio.spread, ratio.rounds, note)
 
 
 def _whole(net: Any, clean: Tensor, corrupt: Tensor) -> Tensor:

@@ -75,6 +75,13 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([shown[0], "-" * min(100, len(shown[0]) + 40), *shown[1:]])
 
 
+def line(row: Row) -> str:
+    """Return one row as a line of its own, for a benchmark that is still running."""
+    _, value, budget, _, verdict, note = _cells(row)
+    parts = [row.what, value, budget and f"budget {budget}", verdict, note]
+    return "  " + ", ".join(filter(None, parts))
+
+
 def _zip(line: Sequence[str], widths: Sequence[int]) -> Iterable[tuple[str, int]]:
     return zip(line[:-1], widths, strict=True)
 
