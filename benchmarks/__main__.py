@@ -141,9 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     return int(typed.check and not all(row.is_within for row in rows))
 
 
-def _measured(
-    name: str, run: "Callable[[Size], Iterable[Row]]", size: "Size"
-) -> "Iterator[Row]":
+def _measured(name: str, run: "Callable[[Size], Iterable[Row]]", size: "Size") -> "Iterator[Row]":
     """Yield a benchmark's rows as they come; an error becomes the last of them."""
     from benchmarks.rows import not_measured
 
