@@ -1,6 +1,6 @@
 """Check that imports inside ``sonde`` go only downward, also where they stand inside a function.
 
-The rooms, from the bottom: core; files; engine; stats; tap, data, store, metrics, alarms; weights,
+The rooms, from the bottom: core; files; engine; stats; tap, data, store, metrics, alarms; weights;
 layers; the families, which never import one another; run; findings; report; cli; ``__main__``.
 The rooms of tap and of run have an order too, and no modules import one another in a circle, but
 for types alone.
@@ -28,7 +28,8 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("engine",),
         ("stats",),
         ("tap", "data", "store", "metrics", "alarms"),
-        ("weights", "layers"),
+        ("weights",),
+        ("layers",),
         tuple(family for family in FAMILIES if family != "layers"),
         ("run",),
         ("findings",),

@@ -19,6 +19,8 @@ from sonde.core import StateError as StateError
 from sonde.core import StoreError as StoreError
 from sonde.core import Stream as Stream
 from sonde.data import load as load
+from sonde.layers.inserting import inserted as inserted
+from sonde.layers.inserting import removed as removed
 from sonde.report import Report as Report
 from sonde.report import scan as scan
 from sonde.report.verifying import verify as verify

@@ -122,7 +122,7 @@ class Layer(nn.Module):
             With the axis words and the widths that the layer expects.
         """
         for words, x in zip(self.layout, args, strict=False):
-            if isinstance(x, Tensor):
+            if isinstance(x, Tensor) and not torch.compiler.is_compiling():
                 self._check(words.split(), tuple(x.shape))
         return super().__call__(*args, **parameters)
 

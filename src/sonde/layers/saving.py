@@ -1,0 +1,107 @@
+"""The inserted layers of a model on the disk, without the model."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as as_safetensors
+from torch import nn
+
+from sonde.core.errors import InputError, StateError, StoreError
+from sonde.core.inputs import Model
+from sonde.files.durable import atomic_write, make_directory
+from sonde.layers.inserting import inserted_layers
+from sonde.layers.layer import Layer
+
+ROOM = "sonde.layers"
+SUFFIX, TOLD, WEIGHTS = ".layers", "layers.json", "layers.safetensors"
+PLAIN = (bool, int, float, str, type(None))
+
+
+def save_layers(model: Model | nn.Module, path: str | Path) -> Path:
+    """Write the inserted layers of a model: ``layers.json`` and ``layers.safetensors``.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    path : str or path
+        A folder; ``.layers`` is added to its name if it is not there.
+
+    Raises
+    ------
+    InputError
+        If the model has no inserted layers, or a layer wraps a module or is not one of sonde.
+    StoreError
+        If it cannot be written.
+    """
+    found = inserted_layers(model)
+    if not found:
+        raise InputError("save_layers: expected a model with inserted layers, got none in it.")
+    told = {site: _told(site, layer) for site, layer in found.items()}
+    tensors = {
+        f"{site}/{name}": x.detach().cpu().contiguous()
+        for site, layer in found.items()
+        for name, x in layer.state_dict().items()
+    }
+    folder = Path(path)
+    folder = folder if folder.suffix == SUFFIX else folder.with_name(folder.name + SUFFIX)
+    make_directory(folder)
+    atomic_write(folder / WEIGHTS, as_safetensors(tensors))
+    atomic_write(folder / TOLD, json.dumps({"version": 1, "layers": told}, indent=2).encode())
+    return folder
+
+
+def load_layers(path: str | Path) -> dict[str, Layer]:
+    """Return the layers in a folder by site, as ``sonde.inserted`` takes them.
+
+    Raises
+    ------
+    StoreError
+        If the folder is not there.
+    StateError
+        If its files are damaged, or of another version.
+    """
+    folder = Path(path)
+    try:
+        told = json.loads((folder / TOLD).read_bytes())
+        tensors = from_safetensors((folder / WEIGHTS).read_bytes())
+        version, entries = told["version"], dict(told["layers"])
+    except OSError as error:
+        raise StoreError(f"load_layers: no layers in {folder}: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise StateError(f"load_layers: {folder} is damaged: {error}. Save it again.") from error
+    if version != 1:
+        raise StateError(f"load_layers: expected version 1 in {folder}, got {version}.")
+    return {site: _made(folder, site, entry, tensors) for site, entry in entries.items()}
+
+
+def _told(site: str, layer: Layer) -> dict[str, Any]:
+    name = type(layer).__name__
+    if getattr(import_module(ROOM), name, None) is not type(layer):
+        raise InputError(f"save_layers: expected layers of sonde, got {name} at {site}.")
+    given: dict[str, Any] = {}
+    for key, value in layer.given.items():
+        if isinstance(value, nn.Module):
+            raise InputError(
+                f"save_layers: {name} at {site} wraps a module ({key}). Save the state dict of the "
+                "whole model."
+            )
+        simple = isinstance(value, (*PLAIN, tuple, list))
+        given[key] = value if simple else str(value)
+    return {"class": name, "parameters": given}
+
+
+def _made(folder: Path, site: str, entry: dict[str, Any], tensors: dict[str, Any]) -> Layer:
+    state = {n.removeprefix(f"{site}/"): x for n, x in tensors.items() if n.startswith(f"{site}/")}
+    try:
+        kind = getattr(import_module(ROOM), entry["class"])
+        if not issubclass(kind, Layer):
+            raise TypeError(f"{entry['class']} is no layer")
+        made = kind(**entry["parameters"])
+        made.load_state_dict(state)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise StateError(f"load_layers: {folder} is damaged at {site}: {error}") from error
+    return made.to(next(iter(state.values())).dtype) if state else made
