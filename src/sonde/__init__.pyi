@@ -31,6 +31,7 @@ from sonde.run.comparing.compare import compare as compare
 from sonde.run.comparing.drift import drift as drift
 from sonde.run.evaluating.evaluate import evaluate as evaluate
 from sonde.run.fitting.fit import fit as fit
+from sonde.run.reading.gather import gather as gather
 from sonde.run.reading.read import read as read
 from sonde.run.scoring.score import score as score
 from sonde.run.training.callback import TrackCallback as TrackCallback

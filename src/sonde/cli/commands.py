@@ -29,6 +29,7 @@ from sonde.cli.info import Info
 from sonde.cli.merge import Merge
 from sonde.cli.methods import Methods
 from sonde.cli.read import Read
+from sonde.cli.recipe import Recipe, recipe_command
 from sonde.cli.scan import Scan
 from sonde.cli.score import Score
 from sonde.cli.study import Study
@@ -66,12 +67,15 @@ COMMANDS: dict[str, type[Any]] = {
     "verify": Verify,
     "export": Export,
     "methods": Methods,
+    "recipe": Recipe,
     "study": Study,
 }
 
 
 EDIT = "edit"
 """The word before those that change a model."""
+RECIPE = "recipe"
+"""The word before those of the recipes, which another package brings."""
 SECOND: dict[str, dict[str, type[Any]]] = {"compress": {"undo": EDITS["undo"]}}
 """Words that stand behind a command and are commands of their own."""
 
@@ -86,6 +90,17 @@ def run_command(word: str, arguments: list[str]) -> int:
         known, above, word, arguments = EDITS, f"{EDIT} ", arguments[0], arguments[1:]
     if arguments and arguments[0] in SECOND.get(word, ()):
         known, above, word, arguments = SECOND[word], f"{word} ", arguments[0], arguments[1:]
+    if word == RECIPE and arguments and not arguments[0].startswith("-"):
+        try:
+            known, above, word = (
+                {arguments[0]: recipe_command(arguments[0])},
+                "recipe ",
+                arguments[0],
+            )
+        except SondeError as error:
+            error_line(str(error))
+            return 2
+        arguments = arguments[1:]
     if word not in known:
         hint = near(word, known if above else [*known, EDIT])
         error_line(f"no command is called {above + word!r}.{hint} See sonde {above}--help.")

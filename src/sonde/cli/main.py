@@ -34,6 +34,7 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde export STORE -o FILE                      Parquet, arrays or Lance
   sonde verify FILE|DIR [--repair]                whether it is as written
   sonde methods [FAMILY]                          the catalogue
+  sonde recipe NAME MODEL DATA ...                one question, answered
   sonde study NAME                                a paper's claims, tried here
 
 MODEL is a Hugging Face directory or name, package.module:factory, sonde:digits,

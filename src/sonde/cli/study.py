@@ -16,8 +16,13 @@ EVERY = "all"
 ENTRY_POINTS = "sonde.studies"
 
 
-def studies() -> Any:
-    """Return the package of the studies, which is a distribution of its own.
+def package_of(word: str) -> Any:
+    """Return the package of the studies and recipes, which is a distribution of its own.
+
+    Parameters
+    ----------
+    word : str
+        The command that needs it.
 
     Raises
     ------
@@ -27,7 +32,7 @@ def studies() -> Any:
     for point in entry_points(group=ENTRY_POINTS):
         return point.load()
     raise InputError(
-        f"sonde study: expected a package with the entry point {ENTRY_POINTS!r}, got none. Run "
+        f"sonde {word}: expected a package with the entry point {ENTRY_POINTS!r}, got none. Run "
         "`pip install packages/sonde-studies` in the top folder of sonde's repository."
     )
 
@@ -54,7 +59,7 @@ class Study:
         """Run what is asked for, and print a table after each."""
         from sonde.store.outputs import check_folder
 
-        package = studies()
+        package = package_of("study")
         if self.output is not None:
             check_folder(self.output, alone=False)
         if not self.name:

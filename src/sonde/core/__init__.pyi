@@ -3,6 +3,12 @@ from sonde.core.batch import SiteSchema as SiteSchema
 from sonde.core.cache_rule import CachedTokens as CachedTokens
 from sonde.core.cache_rule import CacheRule as CacheRule
 from sonde.core.calibration import Calibration as Calibration
+from sonde.core.chart import ChartAxis as ChartAxis
+from sonde.core.chart import bars as bars
+from sonde.core.chart import curves as curves
+from sonde.core.chart import histogram as histogram
+from sonde.core.chart import marks as marks
+from sonde.core.chart import matrix as matrix
 from sonde.core.codec import Codec as Codec
 from sonde.core.columns import COLUMNS as COLUMNS
 from sonde.core.edit import Add as Add

@@ -4,6 +4,7 @@ Everything here is a pure function of the dict that ``schema.json`` describes; n
 """
 
 from sonde.report._schema import check_report, schema
+from sonde.report.answer import Answer
 from sonde.report.diff import diff, new_or_worse
 from sonde.report.diff_view import diff_to_html, diff_to_text
 from sonde.report.files import load_report, save_report, to_json
@@ -13,6 +14,7 @@ from sonde.report.scan import Report, scan
 from sonde.report.terminal import to_text
 
 __all__ = [
+    "Answer",
     "Report",
     "check_report",
     "diff",

@@ -15,6 +15,7 @@ KINDS: Final = {
     "sonde-edit/1": "change of a model",
     "sonde-explain/1": "explanation",
     "sonde-evaluate/1": "evaluation",
+    "sonde-recipe/1": "answer of a recipe",
     "sonde-scores/1": "page of scores",
     "sonde-trace/1": "trace of pairs of texts",
     "sonde-track/1": "measures over a training",

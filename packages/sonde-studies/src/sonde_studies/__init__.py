@@ -6,6 +6,7 @@ Each study is one file; ``STUDIES`` finds it by the word of ``sonde study``.
 import importlib
 
 from sonde.core import InputError, near
+from sonde_studies import recipes
 from sonde_studies.study import Claim, Outcome, Study, StudyTable, run_study
 from sonde_studies.text import as_text
 
@@ -57,6 +58,7 @@ STUDIES: dict[str, str] = {
     "overview": "OverviewStudy",
     "parallel-adapters": "ParallelAdaptersStudy",
     "pawn": "PAWNStudy",
+    "route-by-score": "RouteByScoreStudy",
     "rewrite-facts": "RewriteFactsStudy",
     "shortcut-bias": "ShortcutBiasStudy",
     "simple-net": "SimpleNetStudy",
@@ -80,6 +82,7 @@ __all__ = [
     "Study",
     "StudyTable",
     "as_text",
+    "recipes",
     "run_study",
     "study_of",
 ]

@@ -1,0 +1,99 @@
+"""Can a weak model say where a strong one should answer.
+
+Digits: the weak model is linear and sees a quarter of the pixels, the strong one is a net with two
+hidden layers that sees all. At this size both cost nothing: what is tried is the order in which
+inputs are sent, not the time that is saved.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from sonde import Model
+from sonde_studies._recipe_data import Part, items_of, learned, mlp, shuffled_digits
+from sonde_studies.recipes.route_by_score import route_by_score
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+FIT, TINY = 700, 250
+SCORES = ("entropy", "margin", "states")
+
+
+class _Unsure(nn.Module):
+    """The answers of another net, with a confidence that says nothing of whether it is right."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = nn.functional.one_hot(self.inner(x).argmax(1), 10).to(x.dtype) - 0.1
+        return chosen * (2 + torch.sin(30 * (x @ torch.linspace(1, 2, x.shape[1]))))[:, None]
+
+
+@final
+class RouteByScoreStudy(Study):
+    """A cascade of two classifiers of digits, judged on rows that did not choose the threshold."""
+
+    name = "route-by-score"
+    title = "can a weak model's score say which inputs a strong model should answer?"
+    fidelity = (
+        "the published router serves a weak and a strong retrieval pipeline; here two classifiers, "
+        "and the score goes to any router; the threshold is chosen on one half, judged on the other"
+    )
+    data = "digits: 700 to train on; 1,097 for the recipe, half of which choose the threshold"
+    claims = (
+        Claim(
+            "above random",
+            "Routing by the entropy of the weak model beats random routing over all shares.",
+            "share of what routing by the answers gains over random routing",
+        ),
+        Claim(
+            "kept",
+            "A threshold that keeps 98 % of strong accuracy on one half keeps 97 % on the other.",
+            "accuracy of the cascade over that of the strong model, less 0.97",
+        ),
+        Claim(
+            "saved",
+            "The cascade then costs less than the strong model alone.",
+            "1 less cost in strong answers, where a strong answer costs ten weak ones",
+            premise="kept",
+        ),
+        Claim(
+            "states",
+            "A probe of the weak model's last states finds more than the entropy of its answer.",
+            "share found by the probe less that by the entropy",
+        ),
+    )
+    null = Claim(
+        "noise",
+        "A confidence that says nothing of the answer routes as random routing does.",
+        "share of what routing by the answers gains over random routing",
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train both, ask the recipe for each score, and once with a confidence of noise."""
+        tick("train")
+        x, label = shuffled_digits(seed)
+        n = TINY if tiny else FIT
+        quarter = torch.arange(64).reshape(8, 8)[:4, 2:6].flatten()
+        weak = learned(Part(quarter, nn.Linear(16, 10)), x[:n], label[:n], seed)
+        strong = learned(mlp(64), x[:n], label[:n], seed)
+        items = items_of(x[FIT:], label[FIT:])
+        tick("route")
+        options = {"keep": 0.98, "seed": seed, "progress": False}
+        found = {s: route_by_score(weak, strong, items, score=s, **options) for s in SCORES}
+        noise = route_by_score(Model(_Unsure(weak.module).eval()), strong, items, **options)
+        first = found["entropy"]
+        kept, cost = (float(first.facts[name]) for name in ("accuracy kept", "cost"))
+        shown = {
+            f"{s} | sent {r['sent']:.0%}": r["accuracy"] for s in SCORES for r in found[s].rows
+        }
+        return {
+            "above random": float(first.value),
+            "kept": kept - 0.97,
+            "saved": 1 - cost / 10,
+            "states": float(found["states"].value) - float(first.value),
+            "noise": float(noise.value),
+            **{k: float(v) for k, v in shown.items() if k.endswith(("0%", "20%", "50%", "100%"))},
+        }

@@ -1,0 +1,160 @@
+"""``sonde recipe``: a question about one's own models and data, answered by parts of sonde."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from textwrap import wrap
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
+
+import tyro
+
+from sonde.cli._table import table, text_width
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import Printing, named
+from sonde.cli.study import package_of
+from sonde.core.errors import InputError
+
+ENDINGS: Final = (".html", ".htm", ".json")
+LEVELS: Final = ("warning", "error")
+PROGRESS: Final = "progress"
+WORDS: Final = (
+    "A model is a Hugging Face directory or name, package.module:factory, sonde:digits or "
+    "sonde:stdlib; data are an image folder, a JSONL, CSV or Parquet file, arrays, or a data set "
+    "by name, e.g. sonde:digits/test."
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ask a question about your own models and data; without NAME the questions are listed.
+
+    `sonde recipe NAME --help` says what a recipe needs. Each prints its answer in a sentence and a
+    table, and writes a page with -o. `sonde study NAME` tries it on known data.
+
+    Example: sonde recipe
+    """
+
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """List the questions."""
+        package = package_of("recipe").recipes
+        questions = {word: package.question_of(word) for word in package.RECIPES}
+        if self.printing.json:
+            say_json([{"name": word, "question": text} for word, text in questions.items()])
+        else:
+            wide = max(map(len, questions)) + 2
+            say("\n".join(f"{word:<{wide}}{text}" for word, text in questions.items()))
+        return 0
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What all recipes have in common."""
+
+    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    fail_on: Annotated[
+        Literal["warning", "error"] | None,
+        named("LEVEL", "end with code 1 if the answer is a warning (or worse), or an error"),
+    ] = None
+    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
+    trust_remote_code: Annotated[
+        bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
+    ] = False
+
+
+def recipe_command(word: str) -> type[Any]:
+    """Return the command of a recipe: its words and flags are the arguments of its function.
+
+    Raises
+    ------
+    InputError
+        If there is no such recipe.
+    """
+    function = package_of("recipe").recipes.recipe_of(word)
+    parameters = inspect.signature(function).parameters
+    hints = get_type_hints(function, include_extras=True)
+    asked = [(p, _typed(p, hints[p.name])) for p in parameters.values() if p.name != PROGRESS]
+
+    def run(self: Any) -> int:
+        return _run(self, word, function)
+
+    made: list[Any] = [(p.name, kind) for p, kind in asked if p.default is p.empty]
+    made += [(p.name, k, field(default=p.default)) for p, k in asked if p.default is not p.empty]
+    made += [
+        (n, k, field(default_factory=k)) for n, k in (("asking", Asking), ("printing", Printing))
+    ]
+    told = {"run": run, "__doc__": _told(inspect.getdoc(function) or "")}
+    return make_dataclass(function.__name__, made, namespace=told, frozen=True)
+
+
+def _told(doc: str) -> str:
+    """Return what a recipe says of itself, with what models and data may be."""
+    what, parameters, rest = doc.partition("\n\nParameters\n")
+    return f"{what}\n\n{WORDS}{parameters}{rest}"
+
+
+def _typed(parameter: inspect.Parameter, hint: Any) -> Any:
+    """Return how an argument is typed: models and data as words, all else as what it is."""
+    if parameter.default is not parameter.empty:
+        return str | None if _is_model(hint) else hint
+    shown = tyro.conf.arg(metavar=parameter.name.upper(), help_behavior_hint="")
+    return Annotated[tyro.conf.Positional[str], shown]
+
+
+def _is_model(hint: Any) -> bool:
+    from sonde.core.inputs import Model
+
+    return Model in (hint, *get_args(hint))
+
+
+def _run(command: Any, word: str, function: Callable[..., Any]) -> int:
+    """Load the models, ask, print and write."""
+    from sonde.data import load
+    from sonde.report.answer import save_recipe
+
+    asking: Asking = command.asking
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters
+    typed = {name: getattr(command, name) for name in parameters if name != PROGRESS}
+    must = {n: typed[n] for n in typed if parameters[n].default is parameters[n].empty}
+    _check(asking.output, *must.values())
+    options = {"device": asking.device, "trust_remote_code": asking.trust_remote_code}
+    values = {
+        name: load(value, **options) if _is_model(hints[name]) and value is not None else value
+        for name, value in typed.items()
+    }
+    if PROGRESS in parameters:
+        values[PROGRESS] = not command.printing.quiet
+    found = function(**values).json(word, must)
+    if asking.output is not None:
+        save_recipe(found, asking.output)
+    _print(found, command.printing)
+    if asking.output is not None:
+        note(f"wrote {asking.output}")
+    reached = LEVELS[LEVELS.index(asking.fail_on) :] if asking.fail_on else ()
+    return int(found["level"] in reached)
+
+
+def _check(output: Path | None, *inputs: str) -> None:
+    from sonde.store.outputs import check_file
+
+    if output is None:
+        return
+    if output.suffix.lower() not in ENDINGS:
+        raise InputError(f"-o: expected a name that ends in {', '.join(ENDINGS)}, got {output}.")
+    check_file(output, *inputs)
+
+
+def _print(found: dict[str, Any], printing: Printing) -> None:
+    from sonde.report.answer import cells_of
+
+    if printing.json:
+        say_json(found)
+        return
+    lines = wrap(f"{found['verdict']}: {found['sentence']}", text_width())
+    if not printing.quiet:
+        lines += ["", table(*cells_of(found), shrinks=0)]
+        lines += [line for text in found["advice"] for line in ("", *wrap(text, text_width()))]
+    say("\n".join(lines))

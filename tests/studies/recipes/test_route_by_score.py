@@ -1,0 +1,85 @@
+"""A cascade whose weak model knows where it errs, with the threshold found by trying all."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sonde import InputError, Model
+from sonde_studies.recipes import recipe_of
+from sonde_studies.recipes.route_by_score import route_by_score
+
+
+class Lookup(nn.Module):
+    """Answers row i with the i-th of some logits: the first column of the input is i."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Buffer(logits)
+
+    def forward(self, x):
+        return self.logits[x[:, 0].long()]
+
+
+def planted(n=301, seed=3):
+    """Return logits of a weak and a strong model, and labels: doubt and errors go together."""
+    draw = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, 4, (n,), generator=draw)
+    doubt = torch.rand(n, generator=draw)
+    wrong = doubt + 0.3 * torch.rand(n, generator=draw) > 0.9
+    said = torch.where(wrong, (label + 1) % 4, label)
+    weak = nn.functional.one_hot(said, 4) * (4 - 3 * doubt)[:, None] - 0.7
+    best = torch.where(torch.rand(n, generator=draw) < 0.06, (label + 2) % 4, label)
+    strong = nn.functional.one_hot(best, 4) * 5.0 - 0.9
+    items = [{"x": torch.tensor([float(i), 1.0]), "label": int(c)} for i, c in enumerate(label)]
+    return weak, strong, label, items
+
+
+def asked(weak, strong, items, **options):
+    models = [Model(Lookup(x).eval()) for x in (weak, strong)]
+    return route_by_score(*models, items, progress=False, **options)
+
+
+@pytest.mark.truth("every threshold tried one by one on the half that chooses")
+@pytest.mark.parametrize("keep", [0.9, 0.985])
+def test_the_threshold_is_the_highest_that_keeps_the_accuracy(keep):
+    weak, strong, label, items = planted()
+    found = asked(weak, strong, items, keep=keep, seed=5)
+    chosen = np.random.default_rng(5).permutation(len(label)) < len(label) // 2
+    chance = weak.double().softmax(1)
+    doubt = -(chance * chance.log()).sum(1).numpy()
+    right = [(x.argmax(1) == label).numpy() for x in (weak, strong)]
+    fits = [
+        t
+        for t in [*np.unique(doubt[chosen]), np.inf]
+        if np.where(doubt >= t, right[1], right[0])[chosen].sum() >= keep * right[1][chosen].sum()
+    ]
+    assert float(found.facts["threshold"]) == pytest.approx(max(fits), rel=1e-5)
+    judged = np.where(doubt >= max(fits), right[1], right[0])[~chosen].mean()
+    assert f"{judged:.3f}" in found.sentence
+    assert found.level == "clear"
+    assert float(found.value) > 2 * float(found.se)
+
+
+@pytest.mark.truth("a score that is the answers themselves, and one that is their opposite")
+def test_the_area_is_one_for_what_is_known_and_below_zero_for_the_opposite():
+    weak, strong, label, items = planted()
+    better = (strong.argmax(1) == label).float() - (weak.argmax(1) == label).float()
+    said = nn.functional.one_hot(weak.argmax(1), 4)
+    found = [asked(said * (3 - s * better)[:, None] - 0.5, strong, items) for s in (1.0, -1.0)]
+    assert float(found[0].value) == pytest.approx(1.0)
+    assert float(found[1].value) < -0.5
+    assert found[1].level == "warning"
+
+
+def test_it_refuses_rows_without_labels():
+    weak, strong, _, items = planted(60)
+    bare = [{"x": item["x"]} for item in items]
+    with pytest.raises(InputError, match="60 of them without a label"):
+        asked(weak, strong, bare)
+
+
+def test_it_is_found_by_its_word():
+    assert recipe_of("route-by-score") is route_by_score
+    with pytest.raises(InputError, match="Did you mean"):
+        recipe_of("route-by-scores")
