@@ -1,4 +1,4 @@
-"""Questions about one's own models and data, each answered by one page of code.
+"""Questions about your own models and data, each answered by a page of code.
 
 A recipe is a function in a file of its name: ``recipe_of("route-by-score")`` is
 ``sonde_studies.recipes.route_by_score.route_by_score``. ``sonde recipe`` runs them; ``sonde study``

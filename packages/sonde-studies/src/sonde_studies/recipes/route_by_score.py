@@ -1,4 +1,4 @@
-"""A cascade: a cheap model answers, and a strong one where the cheap one is not sure."""
+"""A cascade: a cheap model answers, and a strong model where the cheap one is not sure."""
 
 from typing import Any, Literal
 
