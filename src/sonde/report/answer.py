@@ -47,7 +47,7 @@ class Answer(Result):
     question: str
     sentence: str
     verdict: str
-    rows: tuple[Mapping[str, Cell], ...]
+    rows: tuple[Mapping[str, Any], ...]
     drawn: Chart
     level: Level = "clear"
     facts: Mapping[str, str] = field(default_factory=dict[str, str])

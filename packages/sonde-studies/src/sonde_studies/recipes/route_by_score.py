@@ -78,13 +78,18 @@ def route_by_score(
     draw = np.random.default_rng(seed)
     chosen = draw.permutation(len(label)) < len(label) // 2
     doubt = _doubt(score, first, ~right[0], chosen)
-    a, b = ([*(r[part] for r in right), doubt[part]] for part in (chosen, ~chosen))
+
+    def half(part: Any) -> tuple[Any, Any, Any]:
+        return right[0][part], right[1][part], doubt[part]
+
+    a, b = half(chosen), half(~chosen)
     threshold = _threshold(*a, keep)
     sent = b[2] >= threshold
     accuracy = float(np.where(sent, b[1], b[0]).mean())
     area, rows = _area(*b), _rows(*b, cost)
-    draws = (draw.integers(0, len(b[0]), len(b[0])) for _ in range(RESAMPLES))
-    spread = float(np.std([_area(*(x[d] for x in b)) for d in draws]))
+    held = np.flatnonzero(~chosen)
+    draws = (draw.choice(held, len(held)) for _ in range(RESAMPLES))
+    spread = float(np.std([_area(*half(drawn)) for drawn in draws]))
     saved = 1 - (1 + cost * sent.mean()) / cost
     helps = area > 2 * spread
     sentence = (
@@ -134,7 +139,8 @@ def _doubt(score: str, weak: Any, wrong: Any, chosen: Any) -> Any:
             "five or more of the half that learns, for a probe. Take score='entropy'."
         )
     found = np.empty(len(x))
-    found[chosen] = cross_val_predict(probe, x[chosen], wrong[chosen], method="predict_proba")[:, 1]
+    apart: Any = cross_val_predict(probe, x[chosen], wrong[chosen], method="predict_proba")
+    found[chosen] = apart[:, 1]
     found[~chosen] = probe.fit(x[chosen], wrong[chosen]).predict_proba(x[~chosen])[:, 1]
     return found
 
