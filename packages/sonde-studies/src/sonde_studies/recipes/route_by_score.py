@@ -59,22 +59,12 @@ def route_by_score(
     seed : int, default=0
         Draws the halves.
     """
-    options = {"label_column": label_column, "limit": limit, "reducer": "auto"}
+    options = {"label_column": label_column, "limit": limit}
     first, second = (
         gather(read(m, data, logits=True, **options), progress) for m in (weak, strong)
     )
-    if first.logits is None or second.logits is None or len(first) != len(second):
-        raise InputError(
-            "route_by_score: expected two classifiers that read all items of the data."
-        )
-    label = first.label.numpy()
-    if (label < 0).any() or first.logits.shape[1] != second.logits.shape[1] or len(label) < LEAST:
-        raise InputError(
-            f"route_by_score: expected {LEAST} or more labelled rows and two models of the same "
-            f"classes, got {len(label)} rows, {(label < 0).sum()} of them without a label, and "
-            f"{first.logits.shape[1]} and {second.logits.shape[1]} classes. Look at label_column."
-        )
-    right = [x.logits.argmax(1).numpy() == label for x in (first, second)]  # pyright: ignore
+    label, logits = _checked(first, second)
+    right = [x.argmax(1).numpy() == label for x in logits]
     draw = np.random.default_rng(seed)
     chosen = draw.permutation(len(label)) < len(label) // 2
     doubt = _doubt(score, first, ~right[0], chosen)
@@ -122,6 +112,22 @@ def route_by_score(
             "in use only the weak one does.",
         ),
     )
+
+
+def _checked(first: Any, second: Any) -> tuple[Any, list[Any]]:
+    """Return the labels and the logits of both models on the same rows."""
+    if first.logits is None or second.logits is None or len(first) != len(second):
+        raise InputError(
+            "route_by_score: expected two classifiers that read all items of the data."
+        )
+    label, (n, m) = first.label.numpy(), (x.logits.shape[1] for x in (first, second))
+    if (label < 0).any() or n != m or len(label) < LEAST:
+        raise InputError(
+            f"route_by_score: expected {LEAST} or more labelled rows and two models of the same "
+            f"classes, got {len(label)} rows, {(label < 0).sum()} of them without a label, and "
+            f"{n} and {m} classes. Look at label_column."
+        )
+    return label, [first.logits, second.logits]
 
 
 def _doubt(score: str, weak: Any, wrong: Any, chosen: Any) -> Any:
