@@ -106,6 +106,7 @@ def finding_page(code: str) -> str:
         f"# {code}: {cls.title}",
         f"**Why it matters.** {cls.why}",
         f"**How it is computed.** {cls.how}",
+        f"**Fix.** {cls.fix}",
         f"| threshold | default |\n|---|---|\n{limits}" if limits else "",
         f"**False positives.** {cls.false_positives}" if cls.false_positives else "",
         f"**Planted in tests.** {cls.plant}" if cls.plant else "",

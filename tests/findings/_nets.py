@@ -68,7 +68,7 @@ def assert_raised(check: Check, level: str) -> Finding:
     assert finding.sentence.endswith(".")
     assert not set(finding.sentence.lower().split()) & {"may", "significant", "anomalous"}
     assert 0.0 <= finding.effect <= 1.0
-    assert finding.next is not None
+    assert finding.next is not None or finding.fix
     assert all(u.isdigit() for u in finding.units)
     return finding
 

@@ -1,5 +1,6 @@
 """The next step of a finding, in the words of the scan that found it."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -142,3 +143,21 @@ def test_a_comparison_from_python_says_a_call_that_scores_other():
     assert set(table["site"].to_pylist()) == {"0:out"}
     assert table.num_rows == 200
     assert min(table["p"].to_pylist()) < 0.05
+
+
+@pytest.mark.truth("the share of right answers when the command that the finding prints is run")
+def test_the_command_for_pictures_in_another_scale_mends_them(tmp_path, monkeypatch):
+    from cli_case import run_words
+
+    monkeypatch.chdir(tmp_path)
+    words = ("sonde:digits", "sonde:digits/test", "--only", "SND015", "--json")
+    bad = run_words("scan", *words, "--image-mean", "0.2", "--image-std", "1.6").json()
+    (found,) = bad["findings"]
+    assert bad["answers"]["value"] < 0.6
+    mended = run_words(*shlex.split(found["next"])[1:], "--only", "SND015", "--json").json()
+    assert mended["answers"]["value"] > 0.95
+    assert mended["findings"] == []
+    said = re.search(r"right on (\d+) % instead of (\d+) %", found["fix"])
+    assert said is not None
+    for told, report in zip(said.groups(), (mended, bad), strict=True):
+        assert int(told) == pytest.approx(100 * report["answers"]["value"], abs=8)  # 128 rows

@@ -65,7 +65,9 @@ def test_a_bare_report_says_why_sections_are_empty(bare) -> None:
 def test_nothing_found_is_told_first_and_the_rest_is_folded(report, page) -> None:
     quiet = {**report, "findings": [], "versus": None}
     assert 'id="measured"' in to_html(quiet)
-    assert 'id="measured"' not in page
+    drawer = page.index('id="measured"')
+    assert page.index('id="findings"') < page.index('id="versus"') < drawer
+    assert drawer < page.index('id="depth"')
 
 
 def test_figures_have_units_and_columns_are_explained(report, page) -> None:

@@ -78,6 +78,7 @@ def explain(code: str) -> str:
         "",
         f"Why it matters: {cls.why}",
         f"How it is computed: {cls.how}",
+        f"Fix: {cls.fix}",
     ]
     if limits:
         lines.append(f"Thresholds: {limits}")

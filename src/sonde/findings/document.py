@@ -115,6 +115,7 @@ def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
         "title": rule.title,
         "sentence": finding.sentence,
         "why": rule.why,
+        "fix": finding.fix or rule.fix,
         "next": "" if again is None else again.text(finding.next),
         "theme": rule.theme,
         "effect": float(min(1.0, max(0.0, finding.effect))),

@@ -71,6 +71,9 @@ class Finding:
         The interval contains the threshold; many good models show it.
     because_of : str or None
         The code that explains it, under which it is folded.
+    fix : str
+        What removes the cause on these data, with the gain if it was measured; empty: what the rule
+        says of every case.
     """
 
     code: str
@@ -89,6 +92,7 @@ class Finding:
     borderline: bool = False
     common: bool = False
     because_of: str | None = None
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ class Rule(ABC):
     theme: ClassVar[Theme]
     why: ClassVar[str]
     how: ClassVar[str]
+    fix: ClassVar[str] = ""
     false_positives: ClassVar[str] = ""
     plant: ClassVar[str] = ""
     twin: ClassVar[str] = ""

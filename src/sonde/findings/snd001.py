@@ -29,6 +29,10 @@ class SND001(Rule):
     why: ClassVar[str] = (
         "Everything computed from such a row is void; the row is left out of all other figures."
     )
+    fix: ClassVar[str] = (
+        "Load with --dtype float32 or bfloat16 if float16 overflows; else look for a division by "
+        "zero or a logarithm of zero in the first layer named."
+    )
     how: ClassVar[str] = (
         "Rows of real tokens that hold a NaN, an infinity, or a number too large to square (above "
         "1e15, in float64 1e60) are counted at every site; one is enough. Padded positions are no "

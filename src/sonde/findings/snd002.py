@@ -40,6 +40,7 @@ class SND002(Rule):
         "Distances, correlations and shifts at such a site are partly noise, or the next larger "
         "input overflows."
     )
+    fix: ClassVar[str] = "Load with --dtype float32, or with bfloat16 in place of float16."
     how: ClassVar[str] = (
         "sum_j s_j^2 / 12 / sum_j var_j with s_j the spacing of numbers at the mean of unit j: the "
         "share of variance that rounding makes, a lower bound. Range: max |x| over the largest "

@@ -33,6 +33,10 @@ class SND003(Rule):
         "Weights that were not found in a checkpoint are drawn at random, with a line in a log at "
         "best: a head that was not loaded, a block that was renamed."
     )
+    fix: ClassVar[str] = (
+        "Load the weights again with model.load_state_dict(state, strict=True): it names the keys "
+        "that the checkpoint lacks."
+    )
     how: ClassVar[str] = (
         "For each linear layer and convolution of at least 512 weights that ran, all of: its "
         "weights are those of a usual initialiser with its own scale (Kolmogorov-Smirnov, p above "

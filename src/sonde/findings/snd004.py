@@ -27,6 +27,10 @@ class SND004(ReadingComparison):
     title: ClassVar[str] = "The same input gives different states"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = "Nothing in this report, and no answer of the model, can be repeated."
+    fix: ClassVar[str] = (
+        "Call model.eval(), and draw no random numbers in forward; say --stochastic if randomness "
+        "is meant."
+    )
     how: ClassVar[str] = (
         "Eight rows chosen by hash run twice with another random seed. Per site: rms difference "
         "over the rms spread between rows."

@@ -30,6 +30,7 @@ class SND005(Rule):
         "The model's answers depend on chance or on the other rows of a batch, and running "
         "statistics drift with every call."
     )
+    fix: ClassVar[str] = "Call model.eval() after the weights are loaded."
     how: ClassVar[str] = (
         "Modules whose behaviour depends on the mode (dropout above 0, batch norm, recurrent "
         "dropout, own forwards that read self.training) with their flag set in a model that is in "

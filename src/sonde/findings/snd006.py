@@ -27,6 +27,10 @@ class SND006(ReadingComparison):
     title: ClassVar[str] = "Neighbours in the batch change a row"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = "The model's answer to a row depends on the company it comes in."
+    fix: ClassVar[str] = (
+        "Call model.eval(); a batch norm without running statistics has to be trained with "
+        "track_running_stats=True."
+    )
     how: ClassVar[str] = (
         "Up to eight rows cut to equal length run together, and again one of them alone and the "
         "others in another order. Per site: rms difference over the rms spread between rows."

@@ -30,6 +30,9 @@ class SND007(ReadingComparison):
     title: ClassVar[str] = "Padding changes real tokens"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = "The answer to a text depends on the longest text beside it."
+    fix: ClassVar[str] = (
+        "Give attention_mask to every layer that mixes positions, and pool over real tokens alone."
+    )
     how: ClassVar[str] = (
         "Up to eight texts, all but one cut to half, run by length without padding and together "
         "with it, on the side that the processor uses; with --deep on the other side too, which "

@@ -23,6 +23,10 @@ class SND008(ReadingComparison):
         "With this processor the model counts padded positions; every call that pads without "
         "passing position_ids gets wrong states."
     )
+    fix: ClassVar[str] = (
+        "Pad on the right (tokenizer.padding_side = 'right'), or give position_ids = "
+        "attention_mask.cumsum(-1) - 1."
+    )
     how: ClassVar[str] = (
         "Texts padded on the left with and without position_ids = cumsum(mask) - 1, against texts "
         "without padding. Raised where the processor pads left, the difference without positions "

@@ -39,6 +39,7 @@ class SND009(Rule):
     title: ClassVar[str] = "Too few rows for some questions"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = "What could not be looked at is not clear, it is unknown."
+    fix: ClassVar[str] = "Read more rows."
     how: ClassVar[str] = (
         "Lists the checks that were withheld for want of rows, with rows present and needed. "
         "Warning below 32 groups or where --fail-on names such a check. Also raised where --limit "

@@ -32,6 +32,7 @@ class SND010(Rule):
     why: ClassVar[str] = (
         "Weights that no answer depends on cost memory, or a branch is wired wrongly."
     )
+    fix: ClassVar[str] = "Call these parts in forward, or delete them."
     how: ClassVar[str] = (
         "In one forward on a few rows every operation's operands are compared with the memory of "
         "the parameters, so weights that a function uses and tied weights count as used. What is "

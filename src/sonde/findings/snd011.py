@@ -36,6 +36,10 @@ class SND011(SiteRule):
     title: ClassVar[str] = "Dead or constant units"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = "Capacity that nothing uses; in large numbers, training went wrong."
+    fix: ClassVar[str] = (
+        "Scale the inputs as in training; if the units stay dead, train with a smaller learning "
+        "rate or a leaky activation, or prune them."
+    )
     how: ClassVar[str] = (
         "Units whose smallest and largest value over all rows are equal. What was not seen is "
         "bounded: such a unit changes on fewer than 1 - (0.01 / units)^(1 / groups) of such "

@@ -25,6 +25,10 @@ class SND012(Rule):
         "In eval mode a batch norm subtracts a mean and divides by a spread that it remembers; "
         "where these are not those of its rows, everything after it works on the wrong scale."
     )
+    fix: ClassVar[str] = (
+        "Scale the inputs as in training. If the inputs are right, run model.train() over them "
+        "once under torch.no_grad(), then model.eval()."
+    )
     how: ClassVar[str] = (
         "Up to 128 rows are run and the mean and variance of each channel before each batch norm "
         "compared with its buffers: the relative entropy of two Gaussians, in nats, median over "

@@ -47,6 +47,10 @@ class SND013(SiteRule):
     why: ClassVar[str] = (
         "Nothing below such a unit learns through it, and its output is nearly binary."
     )
+    fix: ClassVar[str] = (
+        "Scale what reaches the layer as in training; if it saturates there too, put a norm "
+        "before its activation."
+    )
     how: ClassVar[str] = (
         "The mean derivative follows from mean m and variance v: tanh 1 - v - m^2, sigmoid "
         "4 (m - v - m^2), relative to the steepest point; ReLU6, hardtanh and hardsigmoid: one "

@@ -51,6 +51,10 @@ class SND014(SiteRule):
     title: ClassVar[str] = "Duplicated units"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = "Units that say the same can be merged, or a layer was copied by mistake."
+    fix: ClassVar[str] = (
+        "Keep one of the copies and add up their outgoing weights, or train from another "
+        "initialisation."
+    )
     how: ClassVar[str] = (
         "min(|r| on all rows, |r| without the 1 % of rows of largest norm) > 0.9999: two units "
         "then differ by less than 1.4 % of their spread. Where a module slides over an image, they "

@@ -6,10 +6,11 @@ from typing import ClassVar, final
 
 from scipy.stats import binom
 
-from sonde.findings._places import read_command, sentence
+from sonde.findings._places import sentence
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.step import Step
 from sonde.findings.variants import MISFIT, Tried, VariantEvidence
 
 
@@ -28,6 +29,7 @@ class SND015(Rule):
         "Inputs that are scaled, turned or ordered otherwise than in training give wrong answers "
         "without an error."
     )
+    fix: ClassVar[str] = "Prepare the inputs in the form named."
     how: ClassVar[str] = (
         "Asked where the model is right far less often than a linear probe of its last layer, or "
         "where the first batch norm does not fit (SND012): up to 128 rows are run again divided "
@@ -79,7 +81,8 @@ class SND015(Rule):
             f"{plural(len(given.right), 'row')}, as they are given on {percent(own)}; a probe of "
             f"its last layer reaches {percent(found.probe)}."
         )
-        return self._raised(evidence, text, figure)
+        fix = f"{best.line}: right on {percent(own + gain)} instead of {percent(own)}."
+        return self._raised(text, figure, best, fix)
 
     def _by_norm(
         self, evidence: Evidence, found: VariantEvidence, given: Tried, others: list[Tried]
@@ -99,13 +102,15 @@ class SND015(Rule):
             f"fits what it was trained on ({number(best.misfit)} nats), as they are given it does "
             f"not ({number(given.misfit)} nats; {plural(found.n_rows, 'row')})."
         )
-        return self._raised(evidence, text, figure)
+        fix = f"{best.line}: then what reaches {found.norms[0].path} fits its training."
+        return self._raised(text, figure, best, fix)
 
-    def _raised(self, evidence: Evidence, text: str, figure: Figure) -> Check:
+    def _raised(self, text: str, figure: Figure, best: Tried, fix: str) -> Check:
         return self.raised_with(
             "error",
             sentence(text),
             figure,
             effect=1.0 if figure.name == "misfit_left" else min(1.0, figure.value),
-            next=read_command(evidence.sites[0].schema.key),
+            next=Step("scan", scale=best.scale) if best.scale else None,
+            fix=fix if best.line else f"Give the inputs {best.words}{fix}",
         )

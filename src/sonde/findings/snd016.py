@@ -72,6 +72,10 @@ class SND016(Rule):
         "Attention sinks live there: removing or rounding them breaks models; cosine, distances "
         "and 8-bit formats see only these units."
     )
+    fix: ClassVar[str] = (
+        "Nothing has to change for the answers. Standardise the units before you compare rows, "
+        "and keep these units in 16 bits when you quantise."
+    )
     how: ClassVar[str] = (
         "max |x| over the root mean square of the median unit that varies >= 1000; or the largest "
         "1 % of units hold half of the mean square and 20 times their fair share. Warning only "

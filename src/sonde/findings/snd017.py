@@ -35,6 +35,10 @@ class SND017(Rule):
     why: ClassVar[str] = (
         "A mean over tokens is then mostly the mean of tokens that carry no content."
     )
+    fix: ClassVar[str] = (
+        "Leave the special tokens out when you pool: --reducer last, or --reducer mean over the "
+        "other tokens."
+    )
     how: ClassVar[str] = (
         "Median norm of rows at the first position, and of other special tokens, over the median "
         "of the rest; at least 3 is a note. Warning where the reducer averages them in and they "

@@ -48,6 +48,7 @@ class SND018(SiteRule):
     title: ClassVar[str] = "States lie on a grid (quantised?)"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = "Activations were rounded to few levels: neighbouring rows coincide there."
+    fix: ClassVar[str] = "Load the weights that are not quantised if rounding matters to you."
     how: ClassVar[str] = (
         "In the sampled rows a unit takes at most 256 distinct non-zero values, at least 95 % of "
         "their gaps are whole multiples of the smallest one within 1 %, and that is coarser than "

@@ -29,6 +29,10 @@ class SND019(ReadingComparison):
         "A model that sees the tokens that it is asked to predict has a low loss and cannot write: "
         "its causal mask is missing, or its positions are shifted against it."
     )
+    fix: ClassVar[str] = (
+        "Mask the future in attention: is_causal=True, or an upper triangle of -inf with "
+        "diagonal=1."
+    )
     how: ClassVar[str] = (
         "For models that predict next tokens, by their class and configuration: up to eight texts "
         "of one length, run once more with the second half of another text each. Per site, over "

@@ -47,6 +47,9 @@ class SND020(Rule):
         "A layer that was scaled twice, merged or converted wrongly, or that training blew up, "
         "drowns what others add, or adds nothing."
     )
+    fix: ClassVar[str] = (
+        "Load this weight again from the checkpoint it came from, or divide it by the factor named."
+    )
     how: ClassVar[str] = (
         "Linear layers and convolutions of at least 512 weights that ran, grouped by shape and by "
         "name with numbers left out, so that the same place of all blocks is one group. The root "

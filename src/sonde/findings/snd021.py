@@ -33,6 +33,10 @@ class SND021(Rule):
     why: ClassVar[str] = (
         "Gradients grow or vanish by the same factor, and the number format runs out."
     )
+    fix: ClassVar[str] = (
+        "Put a norm before each block, or divide residual weights by the square root of twice the "
+        "number of blocks, and train again."
+    )
     how: ClassVar[str] = (
         "Median norm of all rows at every site, divided by the root of the width; largest over "
         "smallest among sites whose modules are of one class. The median does not see the few "

@@ -44,6 +44,10 @@ class SND022(SiteRule):
     title: ClassVar[str] = "Rank collapse"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "All units say nearly the same: the layer carries one number for each row."
+    fix: ClassVar[str] = (
+        "Scale the inputs as in training; if the rank stays low, add residual connections or a "
+        "norm, and train again."
+    )
     how: ClassVar[str] = (
         "D^2 / sum of squared correlations over units that vary, on pooled rows; on "
         "single positions where a module slides over an image and these have more. The raw "

@@ -36,6 +36,7 @@ class SND023(SiteRule):
     title: ClassVar[str] = "Rows nearly identical (anisotropy)"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "Cosine cannot tell such rows apart: centre them first."
+    fix: ClassVar[str] = "Subtract the mean row before you compare rows by cosine."
     how: ClassVar[str] = (
         "r = sqrt(trace of the covariance) / |mean| over all rows, after the 1 % of units (at "
         "least 3) with the largest squared mean are left out; the mean cosine of two rows is "

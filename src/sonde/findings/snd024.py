@@ -33,6 +33,9 @@ class SND024(SiteRule):
     title: ClassVar[str] = "Tokens of an example become alike (over-smoothing)"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "What tells one token of an example from another is gone from here on."
+    fix: ClassVar[str] = (
+        "Use fewer layers for pooled rows, or add residual connections and train again."
+    )
     how: ClassVar[str] = (
         "Median over units of 1 - variance of example means / variance of rows, over all tokens or "
         "patches. 0.001 means that tokens differ by 3 % of the spread."

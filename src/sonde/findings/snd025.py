@@ -36,6 +36,7 @@ class SND025(SiteRule):
     title: ClassVar[str] = "A block that does almost nothing"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "It costs time and memory, and what comes next hardly notices it."
+    fix: ClassVar[str] = "Remove the block, or start its last weights above zero and train again."
     how: ClassVar[str] = (
         "Median over units of rms(out - in) / std(in), for blocks with parameters that work on "
         "what the site before returned, and for the first one. Below 0.05 the input alone explains "

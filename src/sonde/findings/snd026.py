@@ -37,6 +37,10 @@ class SND026(Rule):
     why: ClassVar[str] = (
         "Later blocks spend their work on undoing it, or the model ends worse than it was."
     )
+    fix: ClassVar[str] = (
+        "Load this block again from its checkpoint; if it is whole, fine-tune it, or answer from "
+        "the block before it."
+    )
     how: ClassVar[str] = (
         "Mean next-token loss of the states after every block through the model's own final norm "
         "and head, on a hash sample of its data; the rise over a block is paired by token, its "

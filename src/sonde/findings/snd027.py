@@ -40,6 +40,7 @@ class SND027(SiteRule):
     title: ClassVar[str] = "Exact rank ceiling"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "The layer can be replaced by two smaller ones that give the same numbers."
+    fix: ClassVar[str] = "Widen the layer that caps the rank, or feed more independent columns."
     how: ClassVar[str] = (
         "Eigenvalues of the covariance of rows, in units of the rounding of each unit, above 1, at "
         "linear layers that work on exactly what the site before returned. Rounding: that of the "

@@ -28,6 +28,7 @@ class SND028(Rule):
         "Positions or token numbers that are off by one, a missing token of a start or a turned "
         "order cost a language model part of what it knows, without an error."
     )
+    fix: ClassVar[str] = "Prepare the texts in the form named."
     how: ClassVar[str] = (
         "Up to 24 texts of one length, cut to 64 tokens, run again with positions one lower, one "
         "or two higher, token numbers one lower or higher, from the end to the start, and with "

@@ -30,6 +30,9 @@ class SND029(Rule):
         "A tokenizer of another model, or one that was trained anew, gives tokens other numbers: "
         "every text is nonsense to the model and nothing fails."
     )
+    fix: ClassVar[str] = (
+        "Load the tokenizer that the model was trained with, from the same directory."
+    )
     how: ClassVar[str] = (
         "Where the loss at the next token is above the entropy of the tokens' frequencies by 3 "
         "standard errors: the model's probabilities are averaged over positions. Their cross "

@@ -31,6 +31,7 @@ class SND031(LabelRule):
         "A classifier or an embedding taken from the last layer gives away what an earlier layer "
         "still had."
     )
+    fix: ClassVar[str] = "Train a new head on the layer named, in place of the last one."
     how: ClassVar[str] = (
         "Class means in the metric of the OAS-shrunk covariance within classes, fitted without one "
         "of four folds of the groups, tested on it. The best site is chosen on half of the sampled "

@@ -34,6 +34,10 @@ class SND032(Rule):
         "Distances inside a class carry nothing here, features transfer worse, and inputs of no "
         "class at all can land on one."
     )
+    fix: ClassVar[str] = (
+        "Stop the training earlier or add weight decay if rows within a class have to be told "
+        "apart."
+    )
     how: ClassVar[str] = (
         "NC1 = tr(S_W S_B^+) / classes over averages, class means weighed alike, and the share of "
         "the variance that lies between classes, both at the last site. Classes are the labels, "

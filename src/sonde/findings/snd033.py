@@ -27,6 +27,7 @@ class SND033(LabelRule):
         "The states do not separate this class: its labels are mixed up with another one's, or the "
         "model has not learned the difference."
     )
+    fix: ClassVar[str] = "Merge the classes that are confused, or add rows of the class named."
     how: ClassVar[str] = (
         "Held-out recall at the best site, all classes counted alike. Raised where its upper "
         "Wilson bound, at a level divided by the number of classes, is below the median recall "

@@ -31,6 +31,7 @@ class SND034(LabelRule):
     why: ClassVar[str] = (
         "Wrong labels teach the wrong thing and make every score on this data lower than it is."
     )
+    fix: ClassVar[str] = "Look at the rows listed, and correct or drop those whose label is wrong."
     how: ClassVar[str] = (
         "At the site of best labels: none of the 10 nearest rows of other groups has the row's "
         "label, at least 9 share another one, and the held-out classifier names that one too. "

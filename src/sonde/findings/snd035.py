@@ -49,6 +49,10 @@ class SND035(LabelRule):
         "A model trained on such data can score well without looking at the content, and fail "
         "where the nuisance is distributed otherwise."
     )
+    fix: ClassVar[str] = (
+        "Balance the labels over the nuisance: draw as many rows of each label at each of its "
+        "values, and train again."
+    )
     how: ClassVar[str] = (
         "One-against-rest AUROC of each nuisance for each class on one sampled row of each group, "
         "in the direction in which it is above one half; lower bound (Newcombe) at a level divided "

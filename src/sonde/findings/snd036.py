@@ -29,6 +29,9 @@ class SND036(LabelRule):
         "Nothing about labels can be learned from these states: the labels are shuffled, belong to "
         "another column, or name what this model does not see."
     )
+    fix: ClassVar[str] = (
+        "Compare labels and inputs of a few rows by eye: the join of the two files may be wrong."
+    )
     how: ClassVar[str] = (
         "At every site the held-out accuracy lies below what naming the largest class reaches with "
         "luck (binomial, 99.9 %), and the variance between classes is less than labels without "

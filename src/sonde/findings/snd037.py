@@ -36,6 +36,9 @@ class SND037(ClassAnswersRule):
         "Answers that are worse than the model's own states, or than no model, come from inputs "
         "that are scaled or cut otherwise than in training, or from labels in another order."
     )
+    fix: ClassVar[str] = (
+        "Train the head again on these layers, or load the head that belongs to them."
+    )
     how: ClassVar[str] = (
         "Classifiers: the share of largest logits that are the label, against the larger of the "
         "held-out accuracy of class means at the last site (SND031) and the share of the "

@@ -32,6 +32,9 @@ class SND038(ClassAnswersRule):
         "The model knows the classes and each answer is counted as wrong: names were exchanged or "
         "moved on by one, in the data or in the list of the model's classes."
     )
+    fix: ClassVar[str] = (
+        "Name the classes in the order of the model's outputs: --classes, or the label column."
+    )
     how: ClassVar[str] = (
         "The one-to-one naming of labels by answers that is right most often is found on half of "
         "the groups (linear assignment). Circles of names in it are tested on the other half: the "

@@ -31,6 +31,9 @@ class SND039(ClassAnswersRule):
         "A model that says the same of every input, or guesses, is right as often: its head was "
         "not loaded or not trained, or training has fallen back to the commonest class."
     )
+    fix: ClassVar[str] = (
+        "Scale the inputs as in training and load the head again; if both are right, train longer."
+    )
     how: ClassVar[str] = (
         "Right answers less rows of the commonest label, by row, with a standard error over "
         "groups. Raised where that, 3 standard errors added, is less than a quarter of what a "

@@ -23,6 +23,10 @@ class SND041(Rule):
     why: ClassVar[str] = (
         "Copies count twice in every figure, and a random split puts some of them on both sides."
     )
+    fix: ClassVar[str] = (
+        "Drop the copies (in pandas: frame.drop_duplicates()), and split into training and test "
+        "set after that."
+    )
     how: ClassVar[str] = (
         "1 - distinct / all over the 16-byte content hashes of every input; chunks of one text "
         "count as one input. Any copy is a note, 1 % of copies or equal content with different "

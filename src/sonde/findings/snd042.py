@@ -29,6 +29,7 @@ class SND042(Rule):
         "Rows that are nearly copies count twice and land on both sides of a split, which makes "
         "scores look better than they are."
     )
+    fix: ClassVar[str] = "Keep one of each pair, and split into training and test set by groups."
     how: ClassVar[str] = (
         "Sampled rows at the first and the last site of eight units whose nearest row of "
         "another group and content is nearer than eps times their fifth, those of the first site "

@@ -48,6 +48,10 @@ class SND044(Rule):
         "The rows are not independent: standard errors and p-values that count each row alone are "
         "too small."
     )
+    fix: ClassVar[str] = (
+        "Say which rows belong together with --group-column, so that intervals and splits keep "
+        "them together."
+    )
     how: ClassVar[str] = (
         "Mean of |x_i - x_(i+1)|^2 over consecutive rows of different groups, divided by what "
         "independent rows give: twice the variance; with labels, twice that within labels for "

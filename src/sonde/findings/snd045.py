@@ -28,6 +28,7 @@ class SND045(Rule):
         "A picture of one colour, an empty text, silence or a row of one number cannot be told: a "
         "file that was not written, a crop beside the object, a sensor that was off."
     )
+    fix: ClassVar[str] = "Drop the blank rows, or fill them in."
     how: ClassVar[str] = (
         "Empty texts, by their size in bytes; and inputs of eight numbers or more that are all "
         "equal: each channel of a picture or signal, each unit of a sequence, a whole row. "

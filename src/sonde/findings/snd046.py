@@ -31,6 +31,9 @@ class SND046(ClassAnswersRule):
         "One row of the head is missing, overwritten or biased, or training never asked for this "
         "class: its inputs get other names although nothing is wrong before the head."
     )
+    fix: ClassVar[str] = (
+        "Weight this class higher in the loss, or shift its logit, and train the head again."
+    )
     how: ClassVar[str] = (
         "For each class, over its rows and those that a held-out linear probe of the last site "
         "gives it: hits of the probe less right answers of the model, in shares of the class. The "

@@ -44,6 +44,7 @@ class SND047(Rule):
         "A split by position trains on one kind of rows and tests on another, and the first rows "
         "that --limit reads are not like the rest."
     )
+    fix: ClassVar[str] = "Shuffle the rows before you split them or train on them."
     how: ClassVar[str] = (
         "The sampled rows, one of each group, in the order of the file, in ten parts. Of each "
         "class and of 16 principal components of the states (three sites; with labels, what these "

@@ -48,6 +48,7 @@ class SND048(Rule):
         "A model that is given this column, or a file name with it, learns who the row is and not "
         "what it shows; and a split that ignores it is not one of new cases."
     )
+    fix: ClassVar[str] = "Drop this column from the inputs, and split by it."
     how: ClassVar[str] = (
         "Columns of the data of which 95 % of the values are distinct and that number the rows: "
         "whole numbers, or texts without spaces by the numbers in them, whose range is at most "

@@ -26,6 +26,9 @@ class SND051(Rule):
         "What was measured or tuned on one data set need not hold on the other; the first site "
         "that differs says how deep the difference goes."
     )
+    fix: ClassVar[str] = (
+        "Look which columns or inputs moved, and prepare OTHER in the same way as DATA."
+    )
     how: ClassVar[str] = (
         "Per site: the direction S^-1 (mean of OTHER - mean of DATA), covariance within, OAS, from "
         "half of the groups; AUROC of one row of each other group, p from its rank sum, times the "

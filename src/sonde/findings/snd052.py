@@ -34,6 +34,9 @@ class SND052(Rule):
         "On inputs that look like nothing it was fitted on, a model's answers are a guess. Rows "
         "that a model was trained on look more usual to it than new ones: compare held-out rows."
     )
+    fix: ClassVar[str] = (
+        "Look at the rows listed; prepare them as DATA, or train on rows like them."
+    )
     how: ClassVar[str] = (
         "Detectors fitted on half of DATA's groups at every site score the other half and OTHER. "
         "The one that sees most is chosen on a quarter of these rows of DATA and half of OTHER, "

@@ -49,6 +49,7 @@ class SND053(Rule):
     why: ClassVar[str] = (
         "Where one set was trained on and the other tests, these inputs test memory alone."
     )
+    fix: ClassVar[str] = "Remove the rows of one set that stand in the other, and test again."
     how: ClassVar[str] = (
         "Exact: inputs of OTHER whose 16-byte content hash DATA has; inputs below 16 bytes are "
         "counted apart. Near: sampled rows of OTHER whose nearest row of DATA is nearer than eps "

@@ -28,6 +28,10 @@ class SND061(WeakGroupRule):
         "An average hides inputs of one kind that the model has not learned: a rare style, one "
         "sensor, short texts."
     )
+    fix: ClassVar[str] = (
+        "Add rows like these to the training set, or answer 'not sure' on them: sonde score "
+        "--group."
+    )
     how: ClassVar[str] = (
         "On a random half of the groups of the sampled labelled rows: values and tails of the "
         "data's own columns, of length, size and brightness, of the answer, and clusters of the "

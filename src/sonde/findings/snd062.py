@@ -45,6 +45,10 @@ class SND062(Rule):
         "Accuracy counts rows, so common classes decide it: a model that has not learned the rare "
         "ones looks good."
     )
+    fix: ClassVar[str] = (
+        "Draw rows of rare classes more often in training, or weight their loss by one over their "
+        "share."
+    )
     how: ClassVar[str] = (
         "Classes with less than half of the rows that equal classes would have, together, against "
         "all others: shares of right answers with 99 % intervals, exact for rows without groups. "

@@ -29,6 +29,10 @@ class SND063(WeakGroupRule):
         "A mean error hides inputs of one kind that the model has not learned: one sensor, one "
         "season, small objects."
     )
+    fix: ClassVar[str] = (
+        "Add rows like these to the training set, or answer 'not sure' on them: sonde score "
+        "--group."
+    )
     how: ClassVar[str] = (
         "Absolute errors in standard deviations of the targets. Groups are looked for on one half "
         "of the sampled rows as in SND061, by the data's own columns, size and brightness and "

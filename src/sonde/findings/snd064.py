@@ -30,6 +30,7 @@ class SND064(WeakGroupRule):
         "A mean loss hides texts of one kind that the model has not learned: a language, a "
         "source, a broken encoding."
     )
+    fix: ClassVar[str] = "Add texts like these to the training set."
     how: ClassVar[str] = (
         "Next-token loss of at most 160 texts of different groups, 24 tokens of each (320 and 128 "
         "with --deep), beyond the mean loss of all texts at such positions, which are taken "

@@ -27,6 +27,10 @@ class SND065(Rule):
         "A mark in a corner, one word or one column that happens to go with a class lets a model "
         "score well and fail wherever it is missing."
     )
+    fix: ClassVar[str] = (
+        "Remove that part from all inputs, or exchange it at random between classes, and train "
+        "again."
+    )
     how: ClassVar[str] = (
         "Parts are all squares of a quarter of a picture's side at steps of an eighth, the columns "
         "of a table, and the tokens of texts. On half of at most 800 rows of different groups, the "

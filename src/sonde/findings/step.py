@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, final
 
@@ -22,11 +22,15 @@ class Step:
         Named options that differ from those of the scan; None takes one back to its default.
     data : str, default=""
         Data in place of those of the scan; ``MORE_DATA`` where the user has to name them.
+    scale : (float, float) or None, default=None
+        Factor and offset that every number of the inputs needs; ``image_mean`` and ``image_std`` of
+        the scan are changed so that pixels get them.
     """
 
     word: Literal["read", "scan", "score"]
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     data: str = ""
+    scale: tuple[float, float] | None = None
 
 
 @final
@@ -59,6 +63,9 @@ class Again:
     ...     print(command)
     sonde fit mahalanobis net a.csv --sites layers.3 -o probe.sonde
     sonde score probe.sonde net b.csv --explain 3 -o other.html
+    >>> again = Again("net", "photos", {"image_mean": "0", "image_std": "1"}, is_command=True)
+    >>> again.text(Step("scan", scale=(2.0, -1.0)))
+    'sonde scan net photos --image-mean 0.5 --image-std 0.5'
     >>> Again(None, "a.csv", {"text_column": "body"}).text(Step("read", {"sites": "layers.3"}))
     "sonde.read(model, 'a.csv', sites='layers.3', text_column='body')"
     """
@@ -74,6 +81,8 @@ class Again:
         """Return a step as what can be run; empty where nothing can."""
         if step is None or (self.is_stored and step.word == "scan"):
             return ""
+        if step.scale is not None:
+            return self.text(self._rescaled(step.scale))
         kept = {k: v for k, v in self.options.items() if k not in step.options}
         options = {k: v for k, v in (dict(step.options) | kept).items() if v is not None}
         if not self.is_command:
@@ -86,6 +95,27 @@ class Again:
         data = step.data or str(self.data)
         place = ("-o", _folder(options)) if step.word == "read" else ()
         return shlex.join(("sonde", step.word, str(self.model), data, *flags_of(options), *place))
+
+    def _rescaled(self, scale: tuple[float, float]) -> Step | None:
+        """Return the scan of pixels that are scaled otherwise; None if no option scales them."""
+        factor, offset = scale
+        if not {"image_mean", "image_std"} & self.options.keys() or factor == 0:
+            return None
+        mean, std = (
+            _each(self.options.get(name, usual))
+            for name, usual in (("image_mean", 0.0), ("image_std", 1.0))
+        )
+        n = max(len(mean), len(std))
+        means, stds = (x * (n // len(x)) for x in (mean, std))
+        moved = [m - offset * s / factor for m, s in zip(means, stds, strict=True)]
+        options = {"image_mean": moved, "image_std": [s / factor for s in stds]}
+        return Step("scan", {name: self._written(values) for name, values in options.items()})
+
+    def _written(self, values: list[float]) -> str | float | tuple[float, ...]:
+        """Return numbers as a flag or as a named argument takes them."""
+        if self.is_command:
+            return ",".join(f"{value:.6g}" for value in values)
+        return values[0] if len(values) == 1 else tuple(values)
 
     def _scored(self, options: dict[str, Any]) -> str:
         """Return the commands after which a page shows the most unusual rows of OTHER."""
@@ -113,6 +143,13 @@ class Again:
             fit = f"sonde.fit(sonde.detect.Mahalanobis(), sonde.read({', '.join(words)}))"
             return f"sonde.score({fit}, {whose}{other}, explain=3)"
         return f"sonde.{step.word}({', '.join(words)})"
+
+
+def _each(value: str | float | Sequence[float]) -> list[float]:
+    """Return the numbers of an option, one for each channel."""
+    if isinstance(value, int | float):
+        return [float(value)]
+    return [float(x) for x in (value.split(",") if isinstance(value, str) else value)]
 
 
 def _folder(options: Mapping[str, Any]) -> str:

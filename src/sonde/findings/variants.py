@@ -60,6 +60,22 @@ class NormFit:
     untrained: bool
 
 
+LINES = {
+    "each column at mean 0": "x = (x - x.mean(0)) / x.std(0)  # of the training rows",
+    "each channel at mean 0": "x = (x - mean) / std  # of each channel of the training pictures",
+    "moved by one to the left": "x = x.roll(-1, 1)",
+    "moved by one to the right": "x = x.roll(1, 1)",
+    "reverse order (BGR": "x = x.flip(1)  # channels",
+    "ImageNet's constants": "x = (x - mean) / std  # ImageNet's mean and std, on pixels in 0..1",
+    "upside down": "x = x.flip(-2)",
+    "height and width": "x = x.transpose(-1, -2)",
+    "to the left": "x = x.rot90(1, (-2, -1))",
+    "to the right": "x = x.rot90(-1, (-2, -1))",
+    "mirrored": "x = x.flip(-1)",
+}
+"""What brings a batch ``x`` into another form, by words that name the form."""
+
+
 @dataclass(frozen=True, eq=False)
 class Tried:
     """What the model makes of inputs given in one way.
@@ -72,11 +88,22 @@ class Tried:
         Which labelled rows are answered rightly.
     misfit : float
         Of the first batch norm; NaN without one.
+    scale : (float, float) or None
+        Factor and offset that were applied to every number; None if the change was another one.
     """
 
     words: str
     right: Bool[Tensor, "row"] | None
     misfit: float
+    scale: tuple[float, float] | None = None
+
+    @property
+    def line(self) -> str:
+        """The line of Python that gives the inputs in this way; empty if there is none."""
+        if self.scale is not None:
+            factor, offset = self.scale
+            return f"x = {factor:.6g} * x {'-' if offset < 0 else '+'} {abs(offset):.6g}"
+        return next((line for words, line in LINES.items() if words in self.words), "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +258,21 @@ def _tried(
             right = (torch.cat([a for a in answers if a is not None]) == whole.label)[
                 whole.label >= 0
             ]
-        yield Tried(words, right, fits[0].misfit if fits else math.nan)
+        scale = _scale(x, change(x))
+        yield Tried(words, right, fits[0].misfit if fits else math.nan, scale)
+
+
+def _scale(x: Tensor, changed: Tensor) -> tuple[float, float] | None:
+    """Return factor and offset if one of each turns all numbers into the changed ones."""
+    low, high = int(x.argmin()), int(x.argmax())
+    a, b = (float(x.flatten()[i]) for i in (low, high))
+    if a == b:
+        return None
+    fa, fb = (float(changed.flatten()[i]) for i in (low, high))
+    factor = (fb - fa) / (b - a)
+    offset = fa - factor * a
+    near = torch.allclose(factor * x + offset, changed, rtol=1e-4, atol=1e-5 * max(1.0, abs(fb)))
+    return (factor, offset) if near else None
 
 
 def _answer(output: object, stream: LiveStream) -> Int[Tensor, "row"] | None:

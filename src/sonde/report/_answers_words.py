@@ -51,12 +51,15 @@ def worst_lines(report: dict[str, Any]) -> list[str]:
     >>> worst_lines({"rows": {"answers": [row]}})
     ['data.csv, line 8: is cat, called dog (99.3 % sure)']
     """
+    return [f"{place_of(row)}: {answer_words(row)}" for row in worst_of(report)[:MOST_WORST]]
+
+
+def worst_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the wrong rows, worst first; all rows by loss where right and wrong are not known."""
     rows = (report.get("rows") or {}).get("answers") or []
     if any(row["right"] is not None for row in rows):
         rows = [row for row in rows if row["right"] is False]
-    return [
-        f"{place_of(row)}: {answer_words(row)}" for row in rows[:MOST_WORST] if row["loss"] != 0
-    ]
+    return [row for row in rows if row["loss"] not in (0, None)]
 
 
 def place_of(row: dict[str, Any]) -> str:

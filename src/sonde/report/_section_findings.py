@@ -5,6 +5,7 @@ from typing import Any
 from sonde.core.wording import gib
 from sonde.report._answers_words import answers_sentence, confused_sentence
 from sonde.report._bullet import bullet, strip
+from sonde.report._first_screen import first_screen
 from sonde.report._format import (
     LEVELS,
     interval,
@@ -68,6 +69,7 @@ def header(report: dict[str, Any]) -> Markup:
         el("p", "sonde scan", cls="brand"),
         title,
         versus,
+        first_screen(report),
         el("p", *chips, cls="verdict"),
         _answers(report),
         el("p", checks_line(verdict), cls="facts"),
@@ -146,6 +148,7 @@ def _card(finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any
         _named(finding, sites),
         el("h4", "Why it matters"),
         el("p", tied(finding["why"])),
+        *_fix(finding),
         *_closer(finding["next"], el("h4", "Look closer")),
         cls="words",
     )
@@ -157,6 +160,12 @@ def _card(finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any
     parts = [head, el("h3", finding["title"]), el("div", body, shown_side, cls="cols"), *after]
     key = None if finding["ignored"] else f"finding-{finding['code']}"
     return el("article", *parts, cls=f"card {level}", id=key)
+
+
+def _fix(finding: dict[str, Any]) -> list[Markup]:
+    """Return what removes the cause, or an empty list where the report does not say."""
+    said = finding.get("fix")
+    return [el("h4", "Fix"), el("p", tied(said))] if said else []
 
 
 def _closer(step: str, *before: Markup) -> list[Markup]:

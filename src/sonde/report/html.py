@@ -34,8 +34,9 @@ MEASURED: Final = "Profiles by depth, similarity of sites, units, labels and row
 SECTIONS: Final = {
     "findings": "Findings",
     "wrong": "Wrong inputs",
-    "answers": "Answers",
     "versus": "The two data sets",
+    "measured": "What was measured",
+    "answers": "Answers",
     "depth": "Depth profile",
     "similarity": "Similarity map",
     "units": "Units",
@@ -99,9 +100,13 @@ def _measured(report: dict[str, Any], names: ElementIds) -> list[Markup | None]:
 
 
 def _folded(report: dict[str, Any], parts: list[Markup]) -> list[Markup]:
-    """Return sections as they are, or in one drawer where nothing was found."""
-    if report.get("versus") or any(not finding["ignored"] for finding in report["findings"]):
-        return parts
+    """Return the comparison with OTHER as it is, and the other sections in one drawer."""
+    if not parts:
+        return []
+    if report.get("versus"):
+        apart = [part for part in parts if part.startswith('<section id="versus"')]
+        rest = [part for part in parts if part not in apart]
+        return [*apart, *_folded(report | {"versus": None}, rest)]
     return [section("measured", "What was measured", drawer(MEASURED, *parts, cls="more"))]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from sonde.core.left_out import LeftOut, left_out_text
 from sonde.report._answers_words import answers_sentence, confused_sentence, worst_lines
+from sonde.report._first_screen import cause_sentence, first_cause, fix_sentence
 from sonde.report._format import (
     LEVELS,
     plural,
@@ -79,16 +80,9 @@ def to_text(
 
 def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     yield from _head(report, width)
-    chosen = select(report["findings"])
+    yield from _first(report, width)
+    chosen, cause = select(report["findings"]), first_cause(report)
     yield from _counts(report["verdict"], width)
-    right = answers_sentence(report)
-    if right:
-        yield from _block("answers", right, width)
-    confused = confused_sentence(report)
-    if confused:
-        yield from _block("", confused, width)
-    for i, line in enumerate(worst_lines(report)):
-        yield from _block("" if i else "worst", line, width)
     yield ""
     sites = [row["site"] for row in report["sites"]]
     if not chosen.first and not chosen.more:
@@ -97,7 +91,8 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
         if finding["level"] == "note" and not verbose:
             yield from _note(finding, sites, width)
             continue
-        yield from _finding(finding, sites, chosen.folded.get(finding["code"], ()), width)
+        folded = chosen.folded.get(finding["code"], ())
+        yield from _finding(finding, sites, folded, width, finding is cause)
     if chosen.more:
         codes = ", ".join(f["code"] for f in chosen.more)
         yield from _block("more", f"{plural(len(chosen.more), 'more finding')}: {codes}", width)
@@ -113,6 +108,27 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     first = next(iter([*chosen.first, *chosen.more]), None)
     if first is not None:
         yield from _block("explain", f"sonde scan --explain {first['code']}", width)
+
+
+def _first(report: dict[str, Any], width: int) -> Iterator[str]:
+    """Yield what is said first: how often right, the cause, the fix, the worst inputs."""
+    right, confused = answers_sentence(report), confused_sentence(report)
+    parts = [("answers", right)]
+    if first_cause(report) is not None:
+        parts += [("", confused), ("cause", cause_sentence(report)), ("fix", fix_sentence(report))]
+    else:
+        parts += [("cause", cause_sentence(report))]
+    for name, text in parts:
+        if text:
+            yield from _block(name, text, width)
+    cause = first_cause(report)
+    if cause is not None and cause["next"]:
+        yield from _command(shown(cause["next"], 1000), width)
+    lines = worst_lines(report)
+    for i, line in enumerate(lines):
+        yield from _block("" if i else "worst", line, width)
+    if lines or any(text for _, text in parts):
+        yield ""
 
 
 def _names(report: dict[str, Any]) -> str:
@@ -188,17 +204,27 @@ def _note(finding: dict[str, Any], sites: list[str], width: int) -> Iterator[str
 
 
 def _finding(
-    finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any], ...], width: int
+    finding: dict[str, Any],
+    sites: list[str],
+    folded: tuple[dict[str, Any], ...],
+    width: int,
+    is_said: bool,
 ) -> Iterator[str]:
+    """Yield a finding; the sentence and the fix of the first cause are said above."""
     yield from wrap(_title(finding), width, subsequent_indent=" " * _INDENT)
     indent = " " * 9
-    yield from _wrapped(shown(finding["sentence"], 1000), width, indent, indent)
+    if is_said:
+        yield f"{indent}the cause that is named above"
+    else:
+        yield from _wrapped(shown(finding["sentence"], 1000), width, indent, indent)
+        if finding.get("fix"):
+            yield from _wrapped(f"fix: {shown(finding['fix'], 1000)}", width, indent, indent)
     named = runs(finding["sites"], sites)
     if named:
         listed = ", ".join(shown(site, 60) for site in named[:3])
         rest = f" and {len(named) - 3} more" if len(named) > 3 else ""
         yield from _wrapped(f"at {listed}{rest}", width, indent, indent)
-    if finding["next"]:
+    if finding["next"] and not is_said:
         yield from _command(shown(finding["next"], 1000), width)
     for child in folded:
         text = f"+ {child['level']} {child['code']} {shown(child['title'])} (because of this)"

@@ -1,0 +1,142 @@
+"""What a report says first: how often the model is right, the cause, the fix, the worst inputs."""
+
+from typing import Any, Final
+
+from sonde.report._answers_words import confused_sentence, place_of, worst_of
+from sonde.report._format import number, plural, share, shown, tied
+from sonde.report._markup import Markup, code, el, join
+from sonde.report._parts import PICTURE, badge, command
+from sonde.report._select import select
+
+ABOUT_ANSWERS: Final = frozenset(
+    f"SND0{n:02}"
+    for n in (1, 3, 4, 5, 6, 12, 15, 19, 20, 28, 29, *range(33, 40), 46, 48, *range(61, 69))
+)
+"""Codes that say why answers are wrong, or why right ones cannot be trusted."""
+SHOWN: Final = 6
+_WIDE: Final = 420
+
+
+def first_cause(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the finding that stands first: an error or a warning, one about answers before others.
+
+    Examples
+    --------
+    >>> usual = {"effect": 0.5, "because_of": None, "ignored": False, "theme": "run"}
+    >>> found = [usual | {"code": c, "level": "warning"} for c in ("SND002", "SND015")]
+    >>> first_cause({"findings": found})["code"]
+    'SND015'
+    """
+    chosen = select(report["findings"])
+    found = [f for f in (*chosen.first, *chosen.more) if f["level"] != "note"]
+    errors = [f for f in found if f["level"] == "error"] or found
+    return next((f for f in errors if f["code"] in ABOUT_ANSWERS), next(iter(errors), None))
+
+
+def cause_sentence(report: dict[str, Any]) -> str:
+    """Return the cause in a sentence, or what is known where no check found a cause."""
+    found = first_cause(report)
+    if found is not None:
+        return f"{found['code']}: {shown(found['sentence'], 1000)}"
+    confused = confused_sentence(report)
+    return f"no check found a cause; {confused}" if confused else ""
+
+
+def fix_sentence(report: dict[str, Any]) -> str:
+    """Return what removes the cause, with the gain where it was measured."""
+    found = first_cause(report)
+    return "" if found is None else shown(found.get("fix") or "", 1000)
+
+
+def first_screen(report: dict[str, Any]) -> Markup | None:
+    """Return the top of the page, below its title; None if nothing is known of the answers."""
+    parts = [_figures(report), _cause(report), _worst(report)]
+    kept = [part for part in parts if part is not None]
+    return el("div", *kept, cls="first") if kept else None
+
+
+def _figures(report: dict[str, Any]) -> Markup | None:
+    """Return the one large figure with its interval, beside what is to be held against it."""
+    found = report.get("answers")
+    if found is None:
+        return None
+    share_of = found["measure"] == "accuracy"
+    say = share if share_of else number
+    ends = "" if found["low"] is None else f" ({say(found['low'])} to {say(found['high'])})"
+    label, noun = {
+        "accuracy": ("right", "row"),
+        "nats_per_token": ("nats per token", "token"),
+        "rms_error": ("off (root mean square)", "row"),
+    }[found["measure"]]
+    lines = [("this model", found["value"])]
+    if found["best"] is not None:
+        where = shown(found["best"]["site"].removesuffix(":out"), 28)
+        probe = "linear probe" if share_of or found["measure"] == "rms_error" else "read out"
+        lines.append((f"{probe} at {where}", found["best"]["value"]))
+    usual = {"accuracy": "the commonest label", "rms_error": "the mean", "nats_per_token": "counts"}
+    lines.append((usual[found["measure"]], found["commonest"]))
+    kept = [(name, value) for name, value in lines if value is not None]
+    whole = 1.0 if share_of else max(abs(value) for _, value in kept) or 1.0
+    bars = [_bar(name, value, value / whole, say(value)) for name, value in kept]
+    return el(
+        "div",
+        el("p", el("b", tied(say(found["value"]))), el("span", label), cls="large"),
+        el("p", tied(f"of {plural(found['n_rows'], noun)}{ends}" if share_of else
+                     f"on {plural(found['n_rows'], noun)}{ends}"), cls="ends"),
+        el("div", *bars, cls="beside"),
+        cls="figures",
+    )  # fmt: skip
+
+
+def _bar(name: str, value: float, part: float, said: str) -> Markup:
+    width = round(_WIDE * min(1.0, max(0.0, part)))
+    lines = (
+        el("rect", x=0, y=0, width=_WIDE, height=10, cls="room"),
+        el("rect", x=0, y=0, width=width, height=10, cls="part"),
+    )
+    svg = el("svg", *lines, viewBox=f"0 0 {_WIDE} 10", preserveAspectRatio="none", role="img",
+             aria_label=f"{name}: {said}")  # fmt: skip
+    return el("div", el("span", name, cls="name"), svg, el("span", tied(said), cls="value"))
+
+
+def _cause(report: dict[str, Any]) -> Markup | None:
+    found = first_cause(report)
+    if found is None:
+        said = cause_sentence(report)
+        return el("p", tied(said[:1].upper() + said[1:]), ".", cls="why") if said else None
+    link = el("a", found["code"], href=f"#finding-{found['code']}")
+    fix = found.get("fix")
+    return el(
+        "div",
+        el("p", badge(found["level"], found["title"]), " ", link, cls="named"),
+        el("p", tied(found["sentence"]), cls="sentence"),
+        el("p", el("b", "Fix: "), tied(fix)) if fix else None,
+        command(found["next"]) if found["next"] else None,
+        cls="why",
+    )
+
+
+def _worst(report: dict[str, Any]) -> Markup | None:
+    rows = worst_of(report)[:SHOWN]
+    if not rows:
+        return None
+    lead = el("p", "Worst inputs: ", el("a", "all of them", href="#wrong"), cls="lead")
+    return join(lead, el("div", *map(_card, rows), cls="gallery"))
+
+
+def _card(row: dict[str, Any]) -> Markup:
+    given = row.get("input")
+    drawn = None
+    if given is not None and PICTURE.fullmatch(given):
+        drawn = el("img", src=Markup(given), alt="the input", cls="thumb")
+    elif given is not None:
+        drawn = el("p", code(shown(given, 120)), cls="given")
+    sure = "" if row["confidence"] is None else f", {share(row['confidence'])} sure"
+    truth, answer = (_value(row[side]) for side in ("truth", "answer"))
+    lost = "" if row["loss"] is None else f"loss {number(row['loss'])}"
+    said = f"{truth} called {answer}{sure}" if answer else lost
+    return el("figure", drawn, el("figcaption", el("b", said), el("span", place_of(row))))
+
+
+def _value(value: Any) -> str:
+    return "" if value is None else shown(value, 40) if isinstance(value, str) else number(value)
