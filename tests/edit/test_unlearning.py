@@ -94,6 +94,21 @@ def test_bad_input_is_refused():
         Retrain().plan(Own(), data)
 
 
+def test_plain_tensors_are_taken_with_labels_and_refused_without():
+    draw = torch.Generator().manual_seed(3)
+    x, module = torch.randn(40, 5, generator=draw), nn.Linear(5, 3).train()
+    y = (x @ torch.randn(5, 3, generator=draw)).argmax(1)
+    sides = {"forget": (x[:9], y[:9]), "retain": (x[9:], y[9:])}
+    plan = GradientAscent(epochs=2, stop_loss=50.0).plan(module, sides)
+    assert set(plan.changes) == {"weight", "bias"}
+    assert module.training
+    for method in (*METHODS.values(), Retrain()):
+        with pytest.raises(InputError, match=r"\.plan: expected labels, .* in 'retain', got 31"):
+            method.plan(module, sides | {"retain": x[9:]})
+    with pytest.raises(InputError, match="in 'forget', got 9 examples without"):
+        GradientAscent().plan(module, sides | {"forget": x[:9]})
+
+
 def test_the_examples_of_a_class_are_those_with_its_label():
     model, _ = world()
     data = open_inputs(model, items_of(*(part[:50] for part in digits())))

@@ -51,6 +51,45 @@ def test_two_ways_add_up_to_the_whole():
     torch.testing.assert_close(real.effects[:, one], moved.detach())
 
 
+class Placed(nn.Module):
+    """Tokens at places that are added as a parameter, a buffer, or a wave of the forward's own."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.kind, self.embed = kind, nn.Embedding(7, 4)
+        self.up, self.down, self.unembed = nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 3)
+        places = torch.outer(torch.arange(5) + 1.0, torch.tensor([0.3, 0.7, 1.1, 1.9])).sin()
+        if kind == "parameter":
+            self.places = nn.Parameter(places)
+        elif kind != "wave":
+            self.register_buffer("places", places, persistent=kind == "buffer")
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        at = torch.arange(input_ids.shape[1])
+        if self.kind == "wave":
+            places = torch.outer(at + 1.0, torch.tensor([0.3, 0.7, 1.1, 1.9])).sin()
+        else:
+            places = self.places[at] if self.kind == "unsaved" else self.places[: len(at)]
+        x = self.embed(input_ids) + places
+        x = x + self.down(torch.tanh(self.up(x)))
+        return self.unembed(x)[:, -1]
+
+
+@pytest.mark.truth("the same net with its positions as a parameter")
+@pytest.mark.parametrize("kind", ["buffer", "unsaved", "wave"])
+def test_positions_that_no_input_changes_keep_the_stream(kind):
+    clean, corrupt = torch.tensor([[1, 5, 6, 2]]), torch.tensor([[1, 3, 6, 4]])
+    real, found = (
+        EdgePatching().explain(Placed(k), clean, corrupt=corrupt, objective=Objective(target=1))
+        for k in ("parameter", kind)
+    )
+    assert found.edges == real.edges
+    assert {u for u, _ in found.edges} == {"embed:out", "down:out"}
+    torch.testing.assert_close(found.effects, real.effects)
+    assert residual_readers(Placed(kind), clean) == {"up": ("embed",), "unembed": ("embed", "down")}
+
+
 def test_a_stream_with_norms_on_it_is_refused():
     ids = torch.tensor([[1, 5, 6, 7]])
     with pytest.raises(StateError, match="a norm stands on the stream, or the runs are the same"):

@@ -236,3 +236,42 @@ def test_what_does_not_fold_says_why():
         quantised: Any = torch.ao.quantization.quantize_dynamic(models.mlp(), {nn.Linear})
     with pytest.raises(StateError, match="no plain linear layer"):
         fold_edit(quantised, Project(torch.ones(8)), "0:in")
+
+
+class Step(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 5), nn.Linear(5, 6)
+
+    def forward(self, x):
+        return x + self.down(self.up(x).relu())
+
+
+class Placed(nn.Module):
+    """Adds positions, kept in a buffer, to the embeddings."""
+
+    def __init__(self, persistent):
+        super().__init__()
+        self.embed, self.blocks = nn.Embedding(9, 6), nn.ModuleList([Step(), Step()])
+        self.register_buffer("places", torch.randn(7, 6), persistent=persistent)
+
+    def forward(self, x):
+        stream = self.embed(x) + self.places[: x.shape[1]]
+        for block in self.blocks:
+            stream = block(stream)
+        return stream
+
+
+@pytest.mark.truth("the direction as a projection of the stream itself")
+def test_a_fold_reaches_positions_in_a_buffer_or_is_refused():
+    torch.manual_seed(4)
+    net, unsaved = Placed(True).eval(), Placed(False).eval()
+    x, direction = torch.randint(9, (3, 5)), torch.randn(6)
+    names = [w if isinstance(w, str) else w.name for w in residual_writers(net, x)]
+    assert names == ["places", "embed", "blocks.0.down", "blocks.1.down"]
+    unit, folded = direction / direction.norm(), fold_writers(net, Project(direction), x).fold(net)
+    with torch.no_grad():
+        assert (net(x) @ unit).abs().max() > 0.1
+        assert (folded(x) @ unit).abs().max() < 1e-5
+    with pytest.raises(StateError, match="also holds places, which is not saved"):
+        residual_writers(unsaved, x)

@@ -49,6 +49,27 @@ def row_losses(model: Model, module: nn.Module, inputs: Inputs) -> RowLosses:
     return RowLosses(model, module, "label", logits, place_of(module, first))
 
 
+def require_truth(owner: str, model: Model, **sides: Inputs | None) -> None:
+    """Raise if examples have neither labels nor tokens to predict: their loss would be 0.
+
+    Raises
+    ------
+    InputError
+        Naming the side of the data.
+    """
+    for name, inputs in sides.items():
+        if inputs is None:
+            continue
+        losses = row_losses(model, with_copy(model.module), inputs)
+        with torch.no_grad():
+            known = any(bool(losses(batch).known.any()) for batch in each_batch(inputs))
+        if not known:
+            raise InputError(
+                f"{owner}.plan: expected labels, or texts of two tokens or more, in {name!r}, got "
+                f'{len(inputs)} examples without. Pass labels too: {{"{name}": (x, label)}}.'
+            )
+
+
 def with_copy(module: nn.Module) -> nn.Module:
     """Return a copy that shares nothing, in eval mode, all of it open to training."""
     new = copy.deepcopy(module).eval()

@@ -19,6 +19,7 @@ from sonde.edit._tuning import (
     each_batch,
     mean_loss,
     plan_of,
+    require_truth,
     row_losses,
     tuned,
     with_copy,
@@ -76,6 +77,7 @@ class GradientAscent(Rewrite):
 
     def planned(self, model: Model, forget: Inputs, retain: Inputs) -> RewritePlan:
         """Return the trained weights."""
+        require_truth("GradientAscent", model, forget=forget, retain=retain)
         others = Cycle(retain)
 
         def objective(trainee: Trainee, batch: InputBatch) -> Tensor:
@@ -138,6 +140,7 @@ class RandomLabel(Rewrite):
 
     def planned(self, model: Model, forget: Inputs, retain: Inputs) -> RewritePlan:
         """Return the trained weights."""
+        require_truth("RandomLabel", model, forget=forget, retain=retain)
         others, wrong = Cycle(retain), dict[tuple[bytes, ...], Tensor]()
 
         def objective(trainee: Trainee, batch: InputBatch) -> Tensor:
@@ -206,6 +209,7 @@ class NegPreference(Rewrite):
 
     def planned(self, model: Model, forget: Inputs, retain: Inputs) -> RewritePlan:
         """Return the trained weights."""
+        require_truth("NegPreference", model, forget=forget, retain=retain)
         others = Cycle(retain)
         original = row_losses(model, with_copy(model.module), forget)
         before: dict[tuple[bytes, ...], Tensor] = {}
@@ -279,6 +283,7 @@ class Retrain(Rewrite):
 
     def planned(self, model: Model, retain: Inputs, forget: Inputs | None) -> RewritePlan:
         """Return the new weights."""
+        require_truth("Retrain", model, retain=retain)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             fresh = _fresh(model.module) if self.make is None else self.make()

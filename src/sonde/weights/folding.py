@@ -123,8 +123,7 @@ def fold_writers(model: Model | nn.Module, edit: Edit, inputs: Any = None) -> Re
             "writer would add it once more. Use fold_edit at one site."
         )
     module = module_of(model)
-    named = dict(module.named_parameters(remove_duplicate=False))
-    changes: dict[str, Change] = {}
+    named, changes = module.state_dict(), dict[str, Change]()
     for writer in residual_writers(module, inputs):
         if isinstance(writer, Layer):
             changes |= _folded(writer, affine, "out")
@@ -228,9 +227,10 @@ def _layer_behind(module: nn.Module, site: Site, affine: AffineMap, inputs: Any)
     found = sums_at(module, [site], inputs)[0]
     last = found.terms[-1] if found.terms else None
     linear = affine.left is not None or affine.scale != 1.0
-    if not isinstance(last, Layer) or (linear and (found.other or len(found.terms) > 1)):
+    is_sum = len(found.terms) + len(found.fixed) > 1
+    if not isinstance(last, Layer) or (linear and (found.other or is_sum)):
         part = ModuleNames(module).modules[site.path]
-        raise _no_layer(site, part, found.other, len(found.terms) > 1)
+        raise _no_layer(site, part, found.other, is_sum)
     return last
 
 

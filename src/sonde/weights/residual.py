@@ -1,9 +1,10 @@
 """Which tensors of a model write into its residual stream: found by following sums.
 
 One small forward is watched. What a linear layer or an embedding returns is a term, and so is a
-parameter; a sum of terms is the list of both; views, copies and concatenations keep it. Where
-something else is added, or a norm or a gate stands in between, the stream is no sum of them, and
-what stands there is named.
+parameter; a sum of terms is the list of both; views, copies and concatenations keep it. What does
+not depend on the input, such as positions in a buffer, is fixed and may be added. Where something
+else is added, or a norm or a gate stands in between, the stream is no sum of them, and what stands
+there is named.
 """
 
 from collections.abc import Sequence
@@ -13,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.inputs import Model
 from sonde.core.site import Site
 from sonde.data._model_kind import config_of
 from sonde.tap.hooks.names import ModuleNames
-from sonde.tap.hooks.outputs import find
+from sonde.tap.hooks.outputs import find, leaves
 from sonde.tap.model.sites import BLOCKS, SILENT, resolve
 from sonde.weights._layer import Layer, layer_of, names_of
 from sonde.weights.live import module_of
@@ -42,10 +45,12 @@ _KEEPS = frozenset(
         "detach",
         "_to_copy",
         "embedding",
+        "index_select",
     }
 )
 """Operations after which each row is still a row of the same sum."""
 _ADDS = frozenset(("add", "add_"))
+COMPUTED = "a tensor that the forward makes for every input alike"
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,13 @@ class Sum:
         Layers whose outputs are added, and names of parameters, in the order of execution.
     other : str
         What else is in it, in words; empty where nothing is.
+    fixed : tuple of str
+        What is added for every input alike: names of buffers, or ``COMPUTED``.
     """
 
     terms: tuple[Layer | str, ...]
     other: str = ""
+    fixed: tuple[str, ...] = ()
 
 
 def residual_writers(
@@ -83,12 +91,14 @@ def residual_writers(
     Returns
     -------
     tuple of Layer or str
-        Layers (``layer.name`` is the module's), and names of parameters that are added themselves.
+        Layers (``layer.name`` is the module's), and names of parameters and of saved buffers that
+        are added themselves.
 
     Raises
     ------
     StateError
-        If the stream is no sum of linear layers' outputs: a norm or a gate stands in between.
+        If the stream is no sum of linear layers' outputs: a norm or a gate stands in between, or
+        something is added that the model does not save.
 
     Examples
     --------
@@ -105,7 +115,13 @@ def residual_writers(
             f"residual_writers: at {last} the stream is no sum of linear layers: {found.other}. "
             "Open the edit with sonde.editing instead."
         )
-    return found.terms
+    unsaved = [name for name in found.fixed if name not in module.state_dict()]
+    if unsaved:
+        raise StateError(
+            f"residual_writers: at {last} the stream also holds {unsaved[0]}, which is not saved "
+            "with the weights. Open the edit with sonde.editing instead."
+        )
+    return (*found.fixed, *found.terms)
 
 
 def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, tuple[str, ...]]:
@@ -202,7 +218,7 @@ def sums_at(module: nn.Module, sites: Sequence[Site], inputs: Any = None) -> lis
     return [seen[str(site)] for site in sites]
 
 
-def run(module: nn.Module, inputs: Any = None, mode: Any = None) -> Tensor:
+def run(module: nn.Module, inputs: Any = None, mode: "_SumWatch | None" = None) -> Tensor:
     """Return the first output of a forward in evaluation mode, without gradients."""
     inputs = example_inputs(module) if inputs is None else inputs
     trained = [part for part in module.modules() if part.training]
@@ -212,6 +228,7 @@ def run(module: nn.Module, inputs: Any = None, mode: Any = None) -> Tensor:
             if mode is None:
                 output = _called(module, inputs)
             else:
+                mode.varies.update(dict.fromkeys(leaves(inputs).values()))
                 with mode:
                     output = _called(module, inputs)
     finally:
@@ -274,8 +291,11 @@ class _SumWatch(TorchDispatchMode):
         self.makers: dict[int, str] = {}
         self.held: list[Tensor] = []
         self.order: dict[Layer | str, int] = {}
+        self.varies = WeakIdKeyDictionary()
         for name, parameter in root.named_parameters():
             self._put(parameter, Sum((name,)))
+        for name, buffer in root.named_buffers():
+            self._put(buffer, Sum((), fixed=(name,)))
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         """Note that a module returned a tensor; a linear layer's is a term."""
@@ -292,8 +312,11 @@ class _SumWatch(TorchDispatchMode):
 
     def sum_of(self, x: Tensor) -> Sum:
         """Return what is added up in a tensor."""
-        found = self.sums.get(id(x))
-        return found or Sum((), f"{self.makers.get(id(x), 'an operation')} stands there")
+        if id(x) in self.sums:
+            return self.sums[id(x)]
+        if x not in self.varies:
+            return Sum((), fixed=(COMPUTED,))
+        return Sum((), f"{self.makers.get(id(x), 'an operation')} stands there")
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -301,7 +324,12 @@ class _SumWatch(TorchDispatchMode):
         """Run an operation and note what its result is a sum of."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if name in _KEEPS and isinstance(out, Tensor) and id(args[0]) in self.sums:
+        if any(isinstance(x, Tensor) and x in self.varies for x in tree_leaves((args, kwargs))):
+            for made in tree_leaves(out):
+                if isinstance(made, Tensor):
+                    self.varies[made] = None
+        keeps = name in _KEEPS or (name == "index" and len(args[1]) < args[0].ndim)
+        if keeps and isinstance(out, Tensor) and id(args[0]) in self.sums:
             self._put(out, self.sums[id(args[0])])
         elif name == "cat":
             self._add(out, args[0])
@@ -314,8 +342,9 @@ class _SumWatch(TorchDispatchMode):
             return
         sums = [self.sum_of(x) for x in parts]
         terms = {term for one in sums for term in one.terms}
+        fixed = tuple(dict.fromkeys(name for one in sums for name in one.fixed))
         other = next((one.other for one in sums if one.other), "")
-        self._put(out, Sum(tuple(sorted(terms, key=lambda t: self.order.get(t, -1))), other))
+        self._put(out, Sum(tuple(sorted(terms, key=lambda t: self.order.get(t, -1))), other, fixed))
 
     def _put(self, x: Tensor, one: Sum) -> None:
         self.held.append(x)  # an id is not given again while its tensor lives

@@ -82,7 +82,9 @@ def _sites_of(pattern: Pattern, names: ModuleNames, probe: Probe | None) -> list
     site = Site.parse(pattern) if isinstance(pattern, str) else pattern
     if pattern == AUTO and probe is not None:
         return default_sites(probe)
-    is_list = probe is not None and not probe.calls(BLOCKS)  # a list that never runs itself
+    is_list = isinstance(names.modules.get(BLOCKS), nn.ModuleList | nn.ModuleDict) or (
+        probe is not None and not probe.calls(BLOCKS)  # a list that never runs itself
+    )
     if site.path == BLOCKS and (BLOCKS not in names.modules or is_list):
         every = block_paths(names, probe)
         if not every:
