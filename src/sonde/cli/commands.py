@@ -15,6 +15,7 @@ from sonde.cli._table import filled
 from sonde.cli._usage import wrong_usage
 from sonde.cli.cache import Cache
 from sonde.cli.calibrate import Calibrate
+from sonde.cli.coding import Decode, Encode
 from sonde.cli.compare import Compare
 from sonde.cli.compress import Compress
 from sonde.cli.console import REMARK, CommandFailed, error_line, note, note_interrupted, noting, say
@@ -63,6 +64,8 @@ COMMANDS: dict[str, type[Any]] = {
     "cache": Cache,
     "generate": Generate,
     "compress": Compress,
+    "encode": Encode,
+    "decode": Decode,
     "info": Info,
     "verify": Verify,
     "export": Export,

@@ -19,6 +19,7 @@ from sonde.core.codec import Codec
 from sonde.core.errors import InputError, StateError
 from sonde.core.hashing import tensor_key
 from sonde.core.inputs import Model
+from sonde.engine.progress import Bar
 from sonde.weights import as_model, module_of
 
 BLOCK = 256
@@ -63,6 +64,8 @@ class SequenceCoder(Codec):
     start : int or None, default=None
         The token that stands before each window; by default the model's first or last token of a
         text, else 0.
+    progress : bool, default=False
+        Show a progress bar if coding takes more than two seconds.
 
     Examples
     --------
@@ -82,6 +85,7 @@ class SequenceCoder(Codec):
     rows: int = 32
     n_tokens: int | None = None
     start: int | None = None
+    progress: bool = False
     paper: ClassVar[str] = "chen2024nextpixel"
     examples: ClassVar[tuple[dict, ...]] = ({}, {"window": 7, "rows": 2})
 
@@ -112,7 +116,8 @@ class SequenceCoder(Codec):
         threads, window = torch.get_num_threads(), self._window()
         start = self._start()
         encoder = queue.RangeEncoder()
-        with _computing(module_of(self.model), threads):
+        bar = Bar("encode", len(x), self.progress)
+        with _computing(module_of(self.model), threads), bar:
             for first, lengths in _groups(len(x), window, self.rows):
                 at = first + np.arange(len(lengths)) * window
                 steps = self._steps(len(lengths), start)
@@ -122,6 +127,7 @@ class SequenceCoder(Codec):
                     ids = x.numpy()[at[live] + t]
                     for symbols, table in _stages(p[live], ids):
                         encoder.encode(symbols, family, table)
+                    bar.advance(len(live))
                     if t + 1 < lengths.max():
                         p = steps.send(_filled(ids, live, len(lengths), start))
         head = count_bytes(start, window, self.rows, len(x), threads)
@@ -139,7 +145,8 @@ class SequenceCoder(Codec):
         words = np.frombuffer(reader.bytes(len(payload) - reader.at), "<u4")
         decoder = queue.RangeDecoder(words.astype(np.uint32))
         out = np.zeros(n, dtype=np.int64)
-        with _computing(module_of(self.model), threads):
+        bar = Bar("decode", n, self.progress)
+        with _computing(module_of(self.model), threads), bar:
             for first, lengths in _groups(n, window, rows):
                 at = first + np.arange(len(lengths)) * window
                 steps = self._steps(len(lengths), start)
@@ -148,6 +155,7 @@ class SequenceCoder(Codec):
                     live = np.flatnonzero(lengths > t)
                     ids = _decoded(decoder, family, p[live])
                     out[at[live] + t] = ids
+                    bar.advance(len(live))
                     if t + 1 < lengths.max():
                         p = steps.send(_filled(ids, live, len(lengths), start))
         if zlib.crc32(out.astype("<i8").tobytes()) != check:

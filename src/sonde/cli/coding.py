@@ -1,0 +1,186 @@
+"""``sonde encode`` and ``sonde decode``: files without loss in the bits that a model needs."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sonde.cli.console import say, say_json
+from sonde.cli.options import Printing, named
+from sonde.core.errors import InputError
+
+SUFFIX = ".coded"
+
+ModelFlag = Annotated[
+    str,
+    named("MODEL", "a Hugging Face directory or name of a language model, or sonde:stdlib"),
+]
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Write a file in fewer bytes, without loss, by a language model that predicts it.
+
+    The better the model predicts the text, the smaller the file. sonde decode needs the same model,
+    the same versions of torch and transformers, and a processor with the same kernels; it checks
+    all of them. With a model of bytes every file can be coded, and pictures by their pixels.
+
+    Example: sonde encode notes.txt --model sonde:stdlib
+    """
+
+    file: Annotated[tyro.conf.Positional[Path], named("FILE", "the file to encode")]
+    model: ModelFlag = "sonde:stdlib"
+    output: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            aliases=["-o"],
+            metavar="FILE",
+            help="file to write (default: FILE.coded)",
+            help_behavior_hint="",
+        ),
+    ] = None
+    window: Annotated[
+        int | None,
+        named("N", "tokens that are read together (default: the context of the model)"),
+    ] = None
+    rows: Annotated[int, tyro.conf.arg(help="windows that are read side by side")] = 32
+    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Encode, write, and say how many bytes it took, beside plain coders."""
+        from sonde.files.durable import atomic_write
+        from sonde.run.coding.coded_file import contents_of, write_contents
+        from sonde.run.coding.sizes import model_bytes, plain_sizes
+
+        raw = _read(self.file)
+        output = self.output or self.file.with_name(self.file.name + SUFFIX)
+        _refuse_same(self.file, output)
+        model = _language_model(self.model, self.device)
+        coder = _coder(model, self.printing, window=self.window, rows=self.rows)
+        contents = contents_of(raw, model)
+        coded = write_contents(contents, coder)
+        atomic_write(output, coded)
+        sizes = plain_sizes(raw, contents)
+        document = {
+            "file": str(self.file),
+            "output": str(output),
+            "kind": contents.kind,
+            "file_bytes": len(raw),
+            "coded_bytes": len(coded),
+            "n_tokens": len(contents.ids),
+            "bits_per_token": 8 * len(coded) / max(1, len(contents.ids)),
+            "plain_bytes": sizes,
+            "model": self.model,
+            "model_bytes": model_bytes(model.module),
+        }
+        if self.printing.json:
+            say_json(document)
+        else:
+            say(_told(document, quiet=self.printing.quiet))
+        return 0
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Write back the file that sonde encode coded.
+
+    Pictures come back as PNG, with the same pixels; all other files byte for byte.
+
+    Example: sonde decode notes.txt.coded --model sonde:stdlib -o notes.txt
+    """
+
+    file: Annotated[tyro.conf.Positional[Path], named("FILE", "a file that sonde encode wrote")]
+    model: ModelFlag = "sonde:stdlib"
+    output: Annotated[
+        Path | None,
+        tyro.conf.arg(
+            aliases=["-o"],
+            metavar="FILE",
+            help="file to write (default: FILE without .coded)",
+            help_behavior_hint="",
+        ),
+    ] = None
+    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Decode and write."""
+        from sonde.files.durable import atomic_write
+        from sonde.run.coding.coded_file import file_of, read_contents
+
+        raw = _read(self.file)
+        output = self._output()
+        model = _language_model(self.model, self.device)
+        contents = read_contents(raw, _coder(model, self.printing))
+        found = file_of(contents, model)
+        atomic_write(output, found)
+        if self.printing.json:
+            document = {"output": str(output), "kind": contents.kind, "file_bytes": len(found)}
+            say_json(document)
+        else:
+            say(f"{output}: {len(found):,} bytes")
+        return 0
+
+    def _output(self) -> Path:
+        if self.output is not None:
+            _refuse_same(self.file, self.output)
+            return self.output
+        if self.file.suffix != SUFFIX:
+            raise InputError(
+                f"sonde decode: {self.file} does not end in {SUFFIX}. Name the file to write: -o."
+            )
+        output = self.file.with_suffix("")
+        if output.exists():
+            raise InputError(f"sonde decode: {output} exists already. Name another file: -o.")
+        return output
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise InputError(f"no file {path}. Pass a file that is there.")
+    return path.read_bytes()
+
+
+def _refuse_same(file: Path, output: Path) -> None:
+    if output.resolve() == file.resolve():
+        raise InputError(f"-o: {output} is the file that is read. Name another file.")
+
+
+def _language_model(word: str, device: str) -> Any:
+    from sonde.data import load
+
+    model = load(word, device)
+    if model.task != "causal":
+        raise InputError(f"--model: expected a language model, got {model!r}.")
+    return model
+
+
+def _coder(model: Any, printing: Printing, **fields: Any) -> Any:
+    from sonde.compress import SequenceCoder
+
+    return SequenceCoder(model, progress=not printing.quiet, **fields)
+
+
+def _told(document: dict[str, Any], *, quiet: bool) -> str:
+    """Return the sizes in words: the coded file, plain coders, and when the model pays."""
+    size, coded, plain = (document[name] for name in ("file_bytes", "coded_bytes", "plain_bytes"))
+    share = f", {coded / size:.0%} of the file" if size else ""
+    unit = {"bytes": "byte", "text": "token", "picture": "value"}[document["kind"]]
+    bits = f"{document['bits_per_token']:.2f} bits a {unit}"
+    first = f"{document['output']}: {coded:,} bytes{share} ({bits})"
+    if quiet:
+        return first
+    best = min(plain, key=plain.__getitem__)
+    others = ", ".join(f"{name} {n_bytes:,}" for name, n_bytes in plain.items())
+    saved = plain[best] - coded
+    if saved > 0:
+        enough = round(document["model_bytes"] * size / saved)
+        last = (
+            f"{saved:,} bytes less than {best}. Whoever decodes needs the model too, "
+            f"{document['model_bytes']:,} bytes: it pays from {enough:,} bytes of such files on."
+        )
+    else:
+        last = f"{best} is smaller: the model does not predict this file well enough."
+    return f"{first}\nwithout a model: {others} bytes\n{last}"

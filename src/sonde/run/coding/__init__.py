@@ -1,0 +1,1 @@
+"""Files coded without loss by a model that predicts them."""

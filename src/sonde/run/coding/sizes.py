@@ -1,0 +1,30 @@
+"""Sizes of a file under plain coders, and the bytes of a model, to hold a coded file against."""
+
+import bz2
+import lzma
+import zlib
+
+from torch import nn
+
+from sonde.run.coding.coded_file import Contents, picture_bytes
+
+
+def plain_sizes(raw: bytes, contents: Contents) -> dict[str, int]:
+    """Return the bytes that coders without a model need, by name.
+
+    A picture is compared with PNG and lossless WebP, other files with zlib, bzip2 and xz, all at
+    their strongest setting.
+    """
+    if contents.kind == "picture":
+        return {form: len(picture_bytes(contents, form)) for form in ("PNG", "WebP")}
+    return {
+        "zlib": len(zlib.compress(raw, 9)),
+        "bzip2": len(bz2.compress(raw, 9)),
+        "xz": len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)),
+    }
+
+
+def model_bytes(module: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers, each storage once."""
+    held = {x.untyped_storage().data_ptr(): x.nbytes for x in module.state_dict().values()}
+    return sum(held.values())
