@@ -118,7 +118,7 @@ def test_reading_that_was_interrupted_goes_on(run, tmp_path, monkeypatch):
         assert "the same command continues" in ran.err
     monkeypatch.setattr(StoreWriter, "write", lambda s, r, *a: seen.extend(r) or wrote(s, r, *a))
     assert run("export", *ACTS, "--unit-size", 10, "-o", tmp_path / "a.npz").code == 0
-    assert run("export", *ACTS, "-o", tmp_path / "b.npz").code == 0
+    assert run("export", *ACTS, "--unit-size", 10, "-o", tmp_path / "b.npz").code == 0
     one, other = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
     assert all(one[name].tobytes() == other[name].tobytes() for name in other.files)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "b.npz"]

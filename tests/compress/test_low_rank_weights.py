@@ -58,7 +58,7 @@ def test_a_share_bounds_the_numbers_and_the_folder_opens(tmp_path):
         wanted = new(ids).logits
         for again in opened:
             assert isinstance(again.get_submodule("model.layers.1.mlp.up_proj"), ThinLinear)
-            assert torch.equal(again(ids).logits, wanted)
+            torch.testing.assert_close(again(ids).logits, wanted)  # alignment turns last bits
     assert LowRankWeights(share=0.0).plan(model, {"calibration": ["a"]}).fold(model) is model.module
     with pytest.raises(InputError, match="packed already"):
         LowRankWeights(whiten="none").plan(new)

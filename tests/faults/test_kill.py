@@ -185,7 +185,7 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path):
     ledger.compact()
     said = "File too large. Free some space or choose another place; what was committed"
     leaf = job.leaf(3)
-    with pytest.raises(StoreError, match=said), files_up_to(1500):
+    with pytest.raises(StoreError, match=said), files_up_to(1000):
         ledger.put(3, 4, *leaf)
     assert not list(directory.rglob(f"*{durable.TEMPORARY}*"))
     resumed = Ledger(directory, job.plan, job.wanted)

@@ -33,7 +33,7 @@ def test_the_measure_reports_the_same_number():
     x, label = rows()
     for eps2 in (0.5, 0.05):
         loss = float(RateReduction(eps2)(x, label))
-        assert -loss == pytest.approx(rate_reduction(x, label, eps2=eps2).value, rel=1e-6)
+        assert -loss == pytest.approx(rate_reduction(x, label, eps2=eps2).value, rel=3e-6)
 
 
 def test_one_class_is_refused():
