@@ -61,6 +61,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
             "judging",
             "explaining",
             "tracing",
+            "coding",
             "compressing",
         ),
         ("verifying",),
