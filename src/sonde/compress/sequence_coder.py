@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, ClassVar, final
 
@@ -319,10 +320,10 @@ def _computing(module: nn.Module, threads: int) -> Iterator[None]:
 
 def _constriction() -> tuple[Any, Any]:
     try:
-        import constriction
+        stream: Any = import_module("constriction").stream
     except ImportError:
         raise InputError(
             "SequenceCoder: entropy coding needs the package constriction, which is not installed. "
             "Install it by: pip install 'sonde[codec]'"
         ) from None
-    return constriction.stream.queue, constriction.stream.model.Categorical(perfect=False)
+    return stream.queue, stream.model.Categorical(perfect=False)
