@@ -4,6 +4,7 @@ import copy
 import io
 import subprocess
 import sys
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import sonde
 from sonde.core import InputError, Model, ShapeError, SiteError, StateError, StoreError
 from sonde.layers import (
     Adapter,
+    Attention,
+    Blocks,
     Layer,
     ParallelAdapters,
     inserted_layers,
@@ -160,6 +163,14 @@ def test_a_language_model_keeps_its_bits_and_its_mask_reaches_the_layer():
 
 def test_layers_are_saved_alone_and_with_the_model(net, tmp_path):
     new = sonde.inserted(net, {"block": adapter(), "many.0": Adapter(4, 2)})
+    looks = Attention(4, 2, Blocks((3, 2)), grid=(2, 3))
+    (kept,) = load_layers(
+        save_layers(sonde.inserted(nn.Sequential(nn.Tanh()), {"": looks}), tmp_path / "looks")
+    ).values()
+    assert isinstance(kept, Attention)
+    assert str(kept.pattern) == "block:3,2"
+    assert kept.grid == (2, 3)
+    rmtree(tmp_path / "looks.layers")
     folder = save_layers(new, tmp_path / "mine")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.layers"]
     again = sonde.inserted(net, load_layers(folder))

@@ -1,23 +1,52 @@
 """Layers to build into a network: plain torch modules, and functions that put them into a copy."""
 
+from sonde.layers.attention import Attention, non_locality
 from sonde.layers.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.layers.inserting import inserted, inserted_layers, removed
 from sonde.layers.layer import Layer, LayerEdit
 from sonde.layers.parallel_adapters import Adapter, ParallelAdapters, with_adapters
+from sonde.layers.patterns import (
+    PATTERNS,
+    All,
+    Axial,
+    Blocks,
+    Global,
+    Histogram,
+    Pattern,
+    RandomKeep,
+    Stripes,
+    Where,
+    Window,
+    pattern_of,
+)
 from sonde.layers.saving import load_layers, save_layers
 from sonde.layers.unmix_norm import UnMixNorm, with_unmix_norm
 
 __all__ = [
+    "PATTERNS",
     "Adapter",
+    "All",
+    "Attention",
+    "Axial",
+    "Blocks",
     "DecoupledCrossAttention",
+    "Global",
+    "Histogram",
     "Layer",
     "LayerEdit",
     "ParallelAdapters",
+    "Pattern",
+    "RandomKeep",
+    "Stripes",
     "UnMixNorm",
+    "Where",
+    "Window",
     "drop_sources",
     "inserted",
     "inserted_layers",
     "load_layers",
+    "non_locality",
+    "pattern_of",
     "removed",
     "save_layers",
     "with_adapters",

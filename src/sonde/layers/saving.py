@@ -100,8 +100,13 @@ def _made(folder: Path, site: str, entry: dict[str, Any], tensors: dict[str, Any
         kind = getattr(import_module(ROOM), entry["class"])
         if not issubclass(kind, Layer):
             raise TypeError(f"{entry['class']} is no layer")
-        made = kind(**entry["parameters"])
+        made = kind(**{name: _tuples(value) for name, value in entry["parameters"].items()})
         made.load_state_dict(state)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StateError(f"load_layers: {folder} is damaged at {site}: {error}") from error
     return made.to(next(iter(state.values())).dtype) if state else made
+
+
+def _tuples(value: Any) -> Any:
+    """Return what JSON has made lists of."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -208,8 +208,9 @@ def _middle(x: Tensor, axis: int | None) -> Tensor:
 
 
 def has_tokens(case: LayerCase) -> bool:
-    """Return whether rows may be padded: the layer reads tokens, steps or items."""
-    return bool(_axes(case, ORDERED | {"item"}))
+    """Return whether rows may be padded: the layer reads any number of tokens, steps or items."""
+    found = _axes(case, ORDERED | {"item"})
+    return bool(found) and not any(isinstance(getattr(case.layer, w, None), int) for w in found)
 
 
 def law_padding(case: LayerCase) -> None:

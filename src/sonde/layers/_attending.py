@@ -1,0 +1,119 @@
+"""Kernels of ``Attention``: group by group, on the axes of a grid, over pairs of keys."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sonde.layers.patterns import Grid
+
+
+def by_group(
+    q: Float[Tensor, "row head token width"],
+    k: Float[Tensor, "row head token width"],
+    v: Float[Tensor, "row head token width"],
+    group: Int[Tensor, "_ _ token"],
+    real: Bool[Tensor, "row token"],
+    position: Int[Tensor, "row token"] | None,
+) -> Float[Tensor, "row head token width"]:
+    """Return attention inside groups; with positions a token looks at none after it."""
+    plain = bool(real.all())
+    if not plain:
+        group = torch.where(real[:, None], group, group.max() + 1)
+    counts = torch.zeros(*group.shape[:2], int(group.max()) + 1, dtype=torch.long)
+    counts = counts.to(group).scatter_add_(2, group, torch.ones_like(group))
+    kept = counts if plain else counts[..., :-1]
+    size, n_groups = int(kept.max()), kept.shape[2]
+    order = group.argsort(dim=-1, stable=True)
+    ranked = group.gather(2, order)
+    rank = torch.arange(group.shape[2], device=group.device) - (counts.cumsum(2) - counts).gather(
+        2, ranked
+    )
+    slot = torch.where((ranked < n_groups) & (rank < size), ranked * size + rank, n_groups * size)
+    shape = (*group.shape[:2], n_groups * size + 1)
+    index = torch.zeros(shape, dtype=torch.long, device=group.device).scatter_(2, slot, order)
+    filled = torch.zeros(shape, dtype=torch.bool, device=group.device).scatter_(2, slot, True)
+    index, filled = index[..., :-1], filled[..., :-1]
+    cut = [_taken(x, index).unflatten(2, (n_groups, size)) for x in (q, k, v)]
+    mask = _inside(index, filled.unflatten(2, (n_groups, size)), position)
+    made = scaled_dot_product_attention(cut[0], cut[1], cut[2], attn_mask=mask).flatten(2, 3)
+    back = torch.zeros_like(group).scatter_(2, order, slot.clamp(max=n_groups * size - 1))
+    return _taken(made, back)
+
+
+def _taken(x: Tensor, index: Tensor) -> Tensor:
+    if index.shape[:2] == (1, 1):
+        return x.index_select(2, index[0, 0])
+    return x.gather(2, index[..., None].expand(*x.shape[:2], -1, x.shape[3]))
+
+
+def _inside(index: Tensor, filled: Tensor, position: Tensor | None) -> Tensor | None:
+    """Return which keys of a group a query may look at; a slot that is empty looks at itself."""
+    if position is None and bool(filled.all()):
+        return None
+    mask = filled[..., None, :]
+    if position is not None:
+        place = position[:, None].expand(-1, index.shape[1], -1)
+        place = place.gather(2, index.expand(len(place), -1, -1)).unflatten(2, filled.shape[2:])
+        mask = mask & (place[..., None, :] <= place[..., None])
+    own = torch.eye(filled.shape[3], dtype=torch.bool, device=filled.device)
+    return mask | own
+
+
+def on_axes(
+    q: Float[Tensor, "row head token width"],
+    k: Float[Tensor, "row head token width"],
+    v: Float[Tensor, "row head token width"],
+    grid: Grid,
+    real: Bool[Tensor, "row token"],
+    causal: bool,
+) -> Float[Tensor, "row head token width"]:
+    """Return one attention over the row and the column of each token.
+
+    If ``causal``, a token looks at those above it in its column and those to its left in its row,
+    and not at itself; the first token looks at nothing and gets zeros.
+    """
+    high, wide = grid
+    q, k, v = (x.unflatten(2, grid) for x in (q, k, v))
+    q = q * q.shape[-1] ** -0.5
+    along = torch.einsum("bhrwd,bhrvd->bhrwv", q, k)
+    down = torch.einsum("bhrwd,bhswd->bhrws", q, k)
+    here = real.unflatten(1, grid)[:, None]
+    if causal:
+        left = torch.ones(wide, wide, dtype=torch.bool, device=q.device).tril(-1)
+        above = torch.ones(high, high, dtype=torch.bool, device=q.device).tril(-1)
+    else:
+        left = torch.ones(wide, wide, dtype=torch.bool, device=q.device)
+        above = ~torch.eye(high, dtype=torch.bool, device=q.device)  # the row holds the token
+    seen = rearrange(here, "b 1 r v -> b 1 r 1 v") & left
+    under = rearrange(here, "b 1 s w -> b 1 1 w s") & above[:, None]
+    low = torch.finfo(q.dtype).min
+    scores = torch.cat([along.masked_fill(~seen, low), down.masked_fill(~under, low)], -1)
+    share = scores.softmax(-1).masked_fill(
+        ~torch.cat([seen.expand_as(along), under.expand_as(down)], -1), 0.0
+    )
+    made = torch.einsum("bhrwv,bhrvd->bhrwd", share[..., :wide], v)
+    made = made + torch.einsum("bhrws,bhswd->bhrwd", share[..., wide:], v)
+    return made.flatten(2, 3)
+
+
+def over_pairs(
+    q: Float[Tensor, "row head token width"],
+    k: tuple[Tensor, Tensor],
+    v: tuple[Tensor, Tensor],
+    allowed: Bool[Tensor, "_ _ token token"],
+) -> Float[Tensor, "row head token width"]:
+    """Return attention whose keys are pairs of tokens, one query after the other.
+
+    ``A_i,(j,k) = softmax_jk(sum_d q_id k1_jd k2_kd / sqrt d)``; ``sum_jk A (v1_j * v2_k)``.
+    """
+    allowed = allowed.expand(q.shape[0], q.shape[1], -1, -1)
+    made: list[Tensor] = []
+    for i in range(q.shape[2]):
+        scores = (q[:, :, i, None] * q.shape[-1] ** -0.5 * k[0]) @ k[1].mT
+        both = allowed[:, :, i, :, None] & allowed[:, :, i, None, :]
+        scores = scores.masked_fill(~both, torch.finfo(q.dtype).min)
+        share = scores.flatten(2).softmax(-1).view_as(scores)
+        made.append(((share @ v[1]) * v[0]).sum(2))
+    return torch.stack(made, 2)

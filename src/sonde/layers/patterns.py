@@ -1,0 +1,378 @@
+"""Attention patterns: which tokens a token may look at, as a small value or a word (``window:8``).
+
+A pattern either cuts the tokens in groups that look at their own group alone, which ``Attention``
+computes group by group, or says of each pair whether it is allowed.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a pattern knows of the tokens.
+
+    Parameters
+    ----------
+    position : Int[Tensor, "row token"]
+        Place of each token in its text, padding apart; raster order on a grid.
+    real : Bool[Tensor, "row token"]
+        False at padding.
+    heads : int
+    grid : (int, int), optional
+        Height and width.
+    intensity : Float[Tensor, "row head token"], optional
+        What ``Histogram`` sorts by.
+    generator : torch.Generator, optional
+        What ``RandomKeep`` draws from.
+    """
+
+    position: Int[Tensor, "row token"]
+    real: Bool[Tensor, "row token"]
+    heads: int
+    grid: Grid | None = None
+    intensity: Float[Tensor, "row head token"] | None = None
+    generator: torch.Generator | None = None
+
+    def at(self) -> tuple[Tensor, Tensor, Grid]:
+        """Return row and column of each token on the grid, and the grid.
+
+        Raises
+        ------
+        InputError
+            If there is no grid, or the tokens do not fill it.
+        """
+        if self.grid is None:
+            raise InputError("Attention: expected grid=(high, wide) for this pattern, got none.")
+        high, wide = self.grid
+        if self.position.shape[1] != high * wide:
+            raise InputError(
+                f"Attention: expected {high * wide} tokens for the grid {high} x {wide}, got "
+                f"{self.position.shape[1]}. Pass the grid of these tokens."
+            )
+        return self.position // wide, self.position % wide, self.grid
+
+
+@dataclass(frozen=True)
+class Pattern(ABC):
+    """Which tokens a token may look at. Subclasses are final frozen dataclasses."""
+
+    word: ClassVar[str]
+    spatial: ClassVar[bool] = False
+    """Whether the pattern needs a grid."""
+    drawn: ClassVar[bool] = False
+    """Whether the pattern is drawn anew in training, and absent in eval mode."""
+    sorts: ClassVar[bool] = False
+    """Whether the pattern sorts the tokens by their values."""
+
+    def __str__(self) -> str:
+        """Return the word that makes this pattern, e.g. ``window:8``."""
+        given = (getattr(self, field.name) for field in fields(self))
+        return ":".join([self.word, *(_said(value) for value in given)])
+
+    @abstractmethod
+    def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
+        """Return which keys each query may look at; sizes of 1 stand for all rows or heads."""
+
+    def groups(self, where: Where) -> Int[Tensor, "row head token"] | None:
+        """Return the group of each token, or None if the pattern is no cut in groups."""
+        return None
+
+
+class _Groups(Pattern):
+    """A pattern that is a cut in groups."""
+
+    def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
+        """Return which keys are in the group of each query."""
+        group = self.groups(where)
+        return group[..., :, None] == group[..., None, :]
+
+    @abstractmethod
+    def groups(self, where: Where) -> Int[Tensor, "row head token"]:
+        """Return the group of each token."""
+
+
+@final
+@dataclass(frozen=True)
+class All(Pattern):
+    """Every token looks at every token."""
+
+    word: ClassVar[str] = "all"
+
+    def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
+        """Return True for every pair."""
+        n = where.position.shape[1]
+        return torch.ones(1, 1, n, n, dtype=torch.bool, device=where.position.device)
+
+
+@final
+@dataclass(frozen=True)
+class Window(Pattern):
+    """Tokens at most ``radius`` steps away; with ``step=s`` only each s-th of them (dilated).
+
+    Parameters
+    ----------
+    radius : int
+    step : int, default=1
+    """
+
+    radius: int
+    step: int = 1
+    word: ClassVar[str] = "window"
+
+    def __post_init__(self) -> None:
+        _check(self, self.radius >= 0 and self.step >= 1, "radius >= 0 and step >= 1")
+
+    def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
+        """Return which pairs are near enough."""
+        gap = _gap(where)
+        return (gap.abs() <= self.radius * self.step) & (gap % self.step == 0)
+
+
+@final
+@dataclass(frozen=True)
+class Global(Pattern):
+    """A window, and the first ``n`` tokens, which look at all tokens and are seen by all.
+
+    Parameters
+    ----------
+    n : int, default=1
+    radius : int, default=0
+    """
+
+    n: int = 1
+    radius: int = 0
+    word: ClassVar[str] = "global"
+
+    def __post_init__(self) -> None:
+        _check(self, self.n >= 1 and self.radius >= 0, "n >= 1 and radius >= 0")
+
+    def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
+        """Return which pairs are near or hold a global token."""
+        is_global = (where.position < self.n)[:, None]
+        return (_gap(where).abs() <= self.radius) | is_global[..., None, :] | is_global[..., None]
+
+
+@final
+@dataclass(frozen=True)
+class Blocks(_Groups):
+    """Consecutive blocks of tokens. A token looks at its own block alone.
+
+    Parameters
+    ----------
+    sizes : int or tuple of int
+        One size for all blocks, or the size of each; the last one goes on to the end.
+    """
+
+    sizes: int | tuple[int, ...]
+    word: ClassVar[str] = "block"
+
+    def __post_init__(self) -> None:
+        sizes = self.sizes if isinstance(self.sizes, tuple) else (self.sizes,)
+        _check(self, bool(sizes) and min(sizes) >= 1, "sizes >= 1")
+
+    def groups(self, where: Where) -> Int[Tensor, "row head token"]:
+        """Return the block of each token."""
+        if not isinstance(self.sizes, tuple):
+            return (where.position // self.sizes)[:, None]
+        ends = torch.tensor(self.sizes[:-1], device=where.position.device).cumsum(0)
+        return torch.bucketize(where.position, ends, right=True)[:, None]
+
+
+@final
+@dataclass(frozen=True)
+class Axial(Pattern):
+    """Tokens of the same row, the same column, or both, on a grid.
+
+    Parameters
+    ----------
+    axis : {"both", "row", "column"}, default="both"
+    """
+
+    axis: Literal["both", "row", "column"] = "both"
+    word: ClassVar[str] = "axial"
+    spatial: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self, self.axis in ("both", "row", "column"), "axis both, row or column")
+
+    def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
+        """Return which pairs share a row or a column."""
+        rows, columns, _ = where.at()
+        same = [_pairs(rows, rows), _pairs(columns, columns)]
+        return same[0] | same[1] if self.axis == "both" else same[self.axis == "column"]
+
+    def groups(self, where: Where) -> Int[Tensor, "row head token"] | None:
+        """Return the row or the column of each token; None for both."""
+        if self.axis == "both":
+            return None
+        rows, columns, _ = where.at()
+        return (columns if self.axis == "column" else rows)[:, None]
+
+
+@final
+@dataclass(frozen=True)
+class Stripes(_Groups):
+    """Horizontal bands for half of the heads, vertical bands for the others, on a grid.
+
+    Parameters
+    ----------
+    width : int, default=1
+    """
+
+    width: int = 1
+    word: ClassVar[str] = "stripes"
+    spatial: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self, self.width >= 1, "width >= 1")
+
+    def groups(self, where: Where) -> Int[Tensor, "row head token"]:
+        """Return the band of each token, by head."""
+        if where.heads % 2:
+            raise InputError(
+                f"Attention: expected an even number of heads for stripes, got {where.heads}."
+            )
+        rows, columns, _ = where.at()
+        half = where.heads // 2
+        return torch.stack([rows] * half + [columns] * half, 1) // self.width
+
+
+@final
+@dataclass(frozen=True)
+class RandomKeep(_Groups):
+    """Random groups of ``keep`` times the tokens, drawn anew for each batch of the training.
+
+    Parameters
+    ----------
+    keep : float, default=0.5
+        Share of the tokens in a group; 1 keeps all.
+    draws : int, default=0
+        In eval mode 0 looks at all tokens; n takes the mean of the output over n draws.
+    """
+
+    keep: float = 0.5
+    draws: int = 0
+    word: ClassVar[str] = "random"
+    drawn: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self, 0.0 < self.keep <= 1.0 and self.draws >= 0, "keep in (0, 1] and draws >= 0")
+
+    def groups(self, where: Where) -> Int[Tensor, "row head token"]:
+        """Return the drawn group of each token."""
+        if where.generator is None:
+            raise InputError("Attention: expected a generator for random groups, got none.")
+        noise = torch.rand(where.real.shape, generator=where.generator).to(where.real.device)
+        rank = _rank(noise.masked_fill(~where.real, 2.0))
+        n_groups = max(1, round(1.0 / self.keep))
+        size = (where.real.sum(1, keepdim=True) + n_groups - 1) // n_groups
+        return (rank // size.clamp(min=1))[:, None]
+
+
+@final
+@dataclass(frozen=True)
+class Histogram(_Groups):
+    """Bins of tokens that are alike in intensity: the mean of the head's values.
+
+    Parameters
+    ----------
+    bins : int, default=4
+    mode : {"within", "across"}, default="within"
+        Tokens look at their bin, or at the tokens of the same rank in all bins.
+    """
+
+    bins: int = 4
+    mode: Literal["within", "across"] = "within"
+    word: ClassVar[str] = "histogram"
+    sorts: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        known = self.bins >= 1 and self.mode in ("within", "across")
+        _check(self, known, "bins >= 1 and mode within or across")
+
+    def groups(self, where: Where) -> Int[Tensor, "row head token"]:
+        """Return the bin of each token, or its rank in the bin."""
+        if where.intensity is None:
+            raise InputError("Attention: histogram sorts values, and this port has none.")
+        rank = _rank(where.intensity.masked_fill(~where.real[:, None], float("inf")))
+        n = where.real.sum(1)[:, None, None]
+        size = ((n + self.bins - 1) // self.bins).clamp(min=1)
+        return rank // size if self.mode == "within" else rank % size
+
+
+PATTERNS: dict[str, type[Any]] = {
+    kind.word: kind for kind in (All, Axial, Blocks, Global, Histogram, RandomKeep, Stripes, Window)
+}
+
+
+def pattern_of(said: str | Pattern) -> Pattern:
+    """Return the pattern that a word names: ``window:8``, ``axial:row``, ``block:4,4,8``.
+
+    Parameters
+    ----------
+    said : str or Pattern
+        The kind, and its parameters in their order, after colons.
+
+    Raises
+    ------
+    InputError
+        If there is no such pattern; names what there is.
+
+    Examples
+    --------
+    >>> pattern_of("window:8"), str(Blocks((4, 8)))
+    (Window(radius=8, step=1), 'block:4,8')
+    """
+    if isinstance(said, Pattern):
+        return said
+    word, *given = said.split(":")
+    kind = PATTERNS.get(word)
+    try:
+        if kind is not None and len(given) <= len(fields(kind)):
+            return kind(*map(_value, given))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+    known = ", ".join(
+        ":".join([name, *(f.name.upper() for f in fields(one))]) for name, one in PATTERNS.items()
+    )
+    raise InputError(f"Attention: expected a pattern among {known}, got {said!r}.")
+
+
+def _value(text: str) -> Any:
+    if "," in text:
+        return tuple(int(part) for part in text.split(","))
+    if text.lstrip("-").isdigit():
+        return int(text)
+    return float(text) if text.replace(".", "", 1).isdigit() else text
+
+
+def _said(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _check(pattern: Pattern, is_right: bool, expected: str) -> None:
+    if not is_right:
+        raise InputError(f"{type(pattern).__name__}: expected {expected}, got {pattern}.")
+
+
+def _gap(where: Where) -> Tensor:
+    return (where.position[:, None] - where.position[:, :, None])[:, None]
+
+
+def _pairs(queries: Tensor, keys: Tensor) -> Tensor:
+    return (queries[:, :, None] == keys[:, None])[:, None]
+
+
+def _rank(x: Tensor) -> Tensor:
+    return x.argsort(dim=-1, stable=True).argsort(-1)
