@@ -58,6 +58,7 @@ STUDIES: dict[str, str] = {
     "overview": "OverviewStudy",
     "parallel-adapters": "ParallelAdaptersStudy",
     "pawn": "PAWNStudy",
+    "replication-check": "ReplicationCheckStudy",
     "route-by-score": "RouteByScoreStudy",
     "rewrite-facts": "RewriteFactsStudy",
     "shortcut-bias": "ShortcutBiasStudy",
@@ -71,6 +72,7 @@ STUDIES: dict[str, str] = {
     "surrogate-rules": "SurrogateRulesStudy",
     "trajectories": "TrajectoriesStudy",
     "twin-merge": "TwinMergeStudy",
+    "unlearning-audit": "UnlearningAuditStudy",
     "unmix-norm": "UnMixNormStudy",
     "weak-groups": "WeakGroupsStudy",
 }

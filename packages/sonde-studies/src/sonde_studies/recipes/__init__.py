@@ -1,6 +1,6 @@
 """Questions about your own models and data, each answered by a page of code.
 
-A recipe is a function in a file of its name: ``recipe_of("route-by-score")`` is
+A recipe is a function in a file of its name: ``recipe_of("route-by-score", "unlearning-audit")`` is
 ``sonde_studies.recipes.route_by_score.route_by_score``. ``sonde recipe`` runs them; ``sonde study``
 of the same word tries the same function on known data.
 """
@@ -12,7 +12,7 @@ from types import ModuleType
 from sonde.core import InputError, near
 from sonde.report import Answer
 
-RECIPES: tuple[str, ...] = ("route-by-score",)
+RECIPES: tuple[str, ...] = ("replication-check", "route-by-score", "unlearning-audit")
 
 __all__ = ["RECIPES", "question_of", "recipe_of"]
 

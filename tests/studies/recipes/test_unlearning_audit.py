@@ -1,0 +1,78 @@
+"""Models that did forget a class, only fell silent about it, or did nothing."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from sonde import InputError, Model
+from sonde_studies.recipes.unlearning_audit import shuffled, unlearning_audit
+
+
+def items(x, label):
+    return [{"x": row, "label": int(c)} for row, c in zip(x, label, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Return a net that tells four kinds apart by four units of its states, and rows of them."""
+    draw = torch.Generator().manual_seed(4)
+    label = torch.randint(0, 4, (420,), generator=draw)
+    x = 2.5 * torch.eye(6)[label] + 0.5 * torch.randn(420, 6, generator=draw)
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(6) + 0.1 * torch.randn(6, 6, generator=draw))
+        net[0].bias.fill_(0.1)
+        net[2].weight.copy_(torch.eye(6)[:4])
+        net[2].bias.zero_()
+    own = label == 2
+    return net, items(x[own], label[own]), items(x[~own], label[~own])
+
+
+def blind(net):
+    """Return a net that cannot tell the kind 2 from the kind 0: one column counts for the other."""
+    copy = deepcopy(net)
+    with torch.no_grad():
+        copy[0].weight[:, 2] = copy[0].weight[:, 0]
+    return copy
+
+
+def silent(net):
+    copy = deepcopy(net)
+    with torch.no_grad():
+        copy[2].bias[2] = -100
+    return copy
+
+
+@pytest.mark.truth("what was done to the weights")
+def test_each_way_to_forget_gets_its_verdict(world):
+    net, own, others = world
+    ways = {"not forgotten": net, "only silent": silent(net), "gone": blind(net)}
+    for wanted, module in ways.items():
+        found = unlearning_audit(
+            Model(net), Model(module), own, others, gold=Model(blind(net)), progress=False
+        )
+        assert found.verdict == wanted
+        assert (found.level == "clear") == (wanted == "gone")
+        rows = {row["model"]: row for row in found.rows}
+        if wanted == "only silent":
+            assert rows["after"]["forget accuracy"] == 0
+            assert rows["after"]["head of before"] == rows["before"]["head of before"] > 0.9
+        if wanted == "gone":
+            assert float(found.value) == 0
+
+
+@pytest.mark.truth("the entries of each matrix, sorted")
+def test_the_control_has_the_same_weights_in_another_order(world):
+    net = world[0]
+    other = shuffled(Model(net), 1).module
+    for (name, was), now in zip(net.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(was.flatten().sort().values, now.flatten().sort().values), name
+        assert torch.equal(was, now) == (was.ndim < 2), name
+
+
+def test_classes_on_both_sides_are_refused(world):
+    net, own, others = world
+    with pytest.raises(InputError, match=r"with the classes \[2\] in both"):
+        unlearning_audit(Model(net), Model(net), own, others + own[:3], progress=False)
