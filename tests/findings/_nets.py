@@ -12,6 +12,7 @@ from torch.nn import functional
 from narrow import expect
 from sonde.core.inputs import Model
 from sonde.core.stream import Stream
+from sonde.findings.catalogue import rule_classes
 from sonde.findings.evidence import Evidence
 from sonde.findings.facts import data_evidence
 from sonde.findings.fresh_weights import fresh_layers
@@ -68,7 +69,7 @@ def assert_raised(check: Check, level: str) -> Finding:
     assert finding.sentence.endswith(".")
     assert not set(finding.sentence.lower().split()) & {"may", "significant", "anomalous"}
     assert 0.0 <= finding.effect <= 1.0
-    assert finding.next is not None or finding.fix
+    assert finding.next is not None or rule_classes()[finding.code].fix
     assert all(u.isdigit() for u in finding.units)
     return finding
 

@@ -73,7 +73,11 @@ class LabelColumn:
             self._items.append(NONE)
 
     def finish(
-        self, id2label: Mapping[int, str] | None, names: Sequence[str] | None, column: str
+        self,
+        id2label: Mapping[int, str] | None,
+        names: Sequence[str] | None,
+        column: str,
+        new_classes: bool = False,
     ) -> Labels:
         """Return the class numbers.
 
@@ -85,6 +89,9 @@ class LabelColumn:
             What the data's own integers stand for.
         column : str
             For messages.
+        new_classes : bool, default=False
+            Number labels that the model has no class for behind its classes, if it has a class for
+            one of the labels at least.
         """
         codes = np.asarray(self._items, dtype=np.int64)
         values = [v for _, v in self._codes]
@@ -99,20 +106,31 @@ class LabelColumn:
             return Labels(
                 empty, reason=f"column {column!r} has more than {MAX_LABELS:,} values: no label"
             )
-        numbers, found, own = _numbered(values, id2label, names)
+        numbers, found, own = _numbered(values, id2label, names, new_classes)
         lookup = np.asarray([*numbers, NONE], dtype=np.int64)
         reason = "" if own else f"the labels in column {column!r} are not the model's own classes"
         return Labels(lookup[codes], found, own, reason)
 
 
 def _numbered(
-    values: list[Any], id2label: Mapping[int, str] | None, names: Sequence[str] | None
+    values: list[Any],
+    id2label: Mapping[int, str] | None,
+    names: Sequence[str] | None,
+    new_classes: bool,
 ) -> tuple[list[int], tuple[str, ...], bool]:
     if id2label is not None:
         own = tuple(str(id2label[i]) for i in sorted(id2label))
         matched = _matched(values, id2label, names)
-        if matched is not None:
-            return matched, own, True
+        if None not in matched:
+            return [i for i in matched if i is not None], own, True
+        if new_classes and any(i is not None for i in matched):
+            new = {v: _shown(v, names) for v, i in zip(values, matched, strict=True) if i is None}
+            every = (*own, *sorted(set(new.values())))
+            numbers = [
+                every.index(new[v], len(own)) if i is None else i
+                for v, i in zip(values, matched, strict=True)
+            ]
+            return numbers, every, True
     shown = [_shown(v, names) for v in values]
     numbers = [n for n in map(_whole, values) if n is not None and 0 <= n < MAX_LABELS]
     if id2label is None and len(numbers) == len(values):
@@ -125,19 +143,18 @@ def _numbered(
 
 def _matched(
     values: list[Any], id2label: Mapping[int, str], names: Sequence[str] | None
-) -> list[int] | None:
+) -> list[int | None]:
+    """Return the model's class of each value, None if the model has no such class."""
     by_name = {str(name).strip().casefold(): int(i) for i, name in id2label.items()}
     named = names is not None
     generic = all(_GENERIC.match(str(name)) for name in id2label.values())
-    found: list[int] = []
+    found: list[int | None] = []
     for value in values:
         text = _shown(value, names) if named else str(value)
         number = by_name.get(text.casefold()) if named or isinstance(value, str) else None
         if number is None and (generic or not named):
             whole = _whole(value)
             number = whole if whole in id2label else None
-        if number is None:
-            return None
         found.append(number)
     return found
 

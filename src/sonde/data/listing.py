@@ -130,6 +130,7 @@ def list_source(
     skip_bad: bool = False,
     known: Container[str] = (),
     arguments: Collection[str] = (),
+    new_classes: bool = False,
 ) -> Listing:
     """Return the listing of a source: one streamed pass, nothing decoded.
 
@@ -146,6 +147,8 @@ def list_source(
         The columns that the layout was made from.
     arguments : collection of str
         Names of the parameters of the model's ``forward``.
+    new_classes : bool, default=False
+        Accept labels that the model has no class for, beside those that it has.
 
     Raises
     ------
@@ -166,7 +169,7 @@ def list_source(
         raise InputError(f"{source.name} is empty: it has no item{left_out}. Pass data with items.")
     column = layout.label or "label"
     names = source.names_of(column) if layout.label else None
-    labels = lists.labels.finish(id2label, names, column)
+    labels = lists.labels.finish(id2label, names, column, new_classes)
     numbers = {n: np.frombuffer(v, dtype=np.int64) for n, v in lists.numbers.items()}
     item = numbers.pop("item")
     label = labels.values[item]

@@ -62,6 +62,7 @@ def open_inputs(
     ignore_columns: str | Sequence[str] | None = None,
     number_columns: str | Sequence[str] | None = None,
     classes: str | Sequence[str] | None = None,
+    new_classes: bool = False,
     split: str | None = None,
     image_size: int | Sequence[int] | None = None,
     image_mean: float | Sequence[float] | None = None,
@@ -104,6 +105,8 @@ def open_inputs(
     classes : str or sequence of str, optional
         What the outputs of a classifier stand for, in their order, ``a,b``; needed where labels are
         texts and the model brings no names for them.
+    new_classes : bool, default=False
+        Accept labels that the model has no class for, as the second data set of a scan may have.
     split : str, optional
         The split that is read of data that have several, where their name does not say it
         (``NAME/SPLIT``, ``NAME:SPLIT``). By default ``test``, else ``validation``, else ``train``.
@@ -142,7 +145,7 @@ def open_inputs(
         found = layout(sample, reads, flags, names, name, source.name, main)
         encoder = encoder_for(model, found, source.base, images, max_length, chosen)
         asked = {"id2label": id2label, "limit": limit, "skip_bad": skip_bad, "known": sample}
-        asked |= {"arguments": names}
+        asked |= {"arguments": names, "new_classes": new_classes}
         return found, encoder, list_source(source, encoder, found, **asked)
 
     found, encoder, listing = listed(sample)

@@ -9,6 +9,7 @@ from sonde.findings._near import NearPairs, near_pairs
 from sonde.findings._places import read_command, two_names
 from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import number, percent, plural
+from sonde.findings._versus_labels import SharedContent, shared_content
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.rows import NEAR_NEEDS, first_pieces, last_token_lengths, near_duplicates
 from sonde.findings.rule import Check, Figure, Rule, Theme
@@ -124,20 +125,26 @@ class SND053(Rule):
     def _sentence(self, evidence: Evidence, leak: _Leak, near: bool) -> str:
         parts, (mine, theirs) = [], two_names(evidence)
         if leak.exact:
-            verb = "is" if len(leak.exact) == 1 else "are"
-            parts.append(
-                f"{len(leak.exact):,} of {plural(leak.n, 'input')} of {theirs} "
-                f"({percent(leak.share)}) {verb} in {mine} too."
-            )
+            parts.append(_copies(shared_content(evidence), leak, mine, theirs))
         if near:
             chance = "below 1e-12" if leak.p < 1e-12 else number(leak.p, 1)
             parts.append(
-                f"{plural(len(leak.near), 'more row')} of {theirs} nearly equal rows of {mine} "
-                f"(chance {chance})."
+                f"{plural(len(leak.near), 'more row')} of {theirs} look like rows of {mine} "
+                f"without being equal (chance {chance})."
             )
         if leak.short:
             parts.append(f"{plural(len(leak.short), 'shared input')} below 16 bytes apart.")
         return " ".join(parts)
+
+
+def _copies(same: SharedContent, leak: _Leak, mine: str, theirs: str) -> str:
+    """Return how many inputs are copies, on the side where copies are the larger share."""
+    n, of, name, elsewhere = len(leak.exact), leak.n, theirs, mine
+    if same.mine * same.n_theirs > same.theirs * same.n_mine:
+        n, of, name, elsewhere = same.mine, same.n_mine, mine, theirs
+    are = "is a copy of an input" if n == 1 else "are copies of inputs"
+    share = percent(n / of)
+    return f"{n:,} of {of:,} inputs of {name} ({share}) {are} of {elsewhere}, byte for byte."
 
 
 def _is_short(data: DataEvidence, i: int) -> bool:

@@ -17,7 +17,9 @@ from sonde.findings._alarm import Alarms, fuse
 from sonde.findings._linear import fitted_on, metric_times
 from sonde.findings._once import once
 from sonde.findings._shared import SharedRows, one_per_group, shared_rows
+from sonde.findings._versus_labels import labels_of_both
 from sonde.findings.evidence import DataEvidence, Evidence, SiteEvidence
+from sonde.findings.labels import class_name
 from sonde.stats import CalibratedScorer, HashSampleState
 from sonde.stats.auroc import auroc
 from sonde.stats.auroc_bounds import auroc_bounds, rank_p_value, separation
@@ -129,7 +131,8 @@ def compare(evidence: Evidence) -> DataComparison | None:
     sites = []
     for j, site in both:
         i = keys.index(site.schema.key)
-        scores = _held_out(mine, theirs, i, j, evidence.sites[i].moments.scatter.ndim == 1)
+        wide = evidence.sites[i].moments.scatter.ndim == 1
+        scores = held_out_scores(mine.x(i), theirs.x(j), mine.group, theirs.group, wide)
         sites.append(_shift(site, *scores, len(both)))
     if not sites:
         return None
@@ -138,11 +141,15 @@ def compare(evidence: Evidence) -> DataComparison | None:
     )
 
 
-def _held_out(
-    mine: SharedRows, theirs: SharedRows, i: int, j: int, wide: bool
-) -> tuple[Float[Tensor, "row"], Float[Tensor, "row2"]]:
-    x, y = mine.x(i), theirs.x(j)
-    fit_x, fit_y = _first_half(mine.group), _first_half(theirs.group)
+def held_out_scores(
+    x: Float[Tensor, "row dim"],
+    y: Float[Tensor, "row2 dim"],
+    group: Int[Tensor, "row"],
+    group2: Int[Tensor, "row2"],
+    wide: bool,
+) -> tuple[Float[Tensor, "kept"], Float[Tensor, "kept2"]]:
+    """Fit the direction from ``x`` to ``y`` on half of the groups; score one row of each other."""
+    fit_x, fit_y = _first_half(group), _first_half(group2)
     rows = torch.cat([x[fit_x], y[fit_y]])
     label = torch.cat([torch.zeros(int(fit_x.sum())), torch.ones(int(fit_y.sum()))]).long()
     fitted = fitted_on(rows, label, wide)
@@ -151,7 +158,7 @@ def _held_out(
     gap = (fitted.mean[1] - fitted.mean[0])[:, None]
     direction = metric_times(fitted.pooled, fitted.n_labelled, gap)[:, 0]
     x, y = x[~fit_x] - fitted.mean[0], y[~fit_y] - fitted.mean[0]
-    own, other = one_per_group(mine.group[~fit_x]), one_per_group(theirs.group[~fit_y])
+    own, other = one_per_group(group[~fit_x]), one_per_group(group2[~fit_y])
     return (x @ direction)[own], (y @ direction)[other]
 
 
@@ -164,6 +171,46 @@ def _shift(site: SiteEvidence, mine: Tensor, theirs: Tensor, n_sites: int) -> Si
     low, high = auroc_bounds(value, len(mine), len(theirs), LEVEL / n_sites)
     p = min(1.0, rank_p_value(mine, theirs) * n_sites)
     return SiteShift(site.name, site.schema.key, value, low, high, p)
+
+
+@once
+def matched_shift(evidence: Evidence) -> dict[str, Any] | None:
+    """Return how well the best site tells DATA and OTHER apart with as many rows of each label.
+
+    Shares of labels that differ cannot tell them apart then. None if labels are not known, or if
+    fewer than 50 groups of a side are left.
+    """
+    found = compare(evidence)
+    if found is None or evidence.versus is None:
+        return None
+    sides = [shared_rows(side) for side in (evidence, evidence.versus.other)]
+    names = [_label_names(side) for side in sides]
+    kept: list[list[int]] = [[], []]
+    for name in sorted(set(names[0]) & set(names[1])):
+        n = min(len(names[0][name]), len(names[1][name]))
+        for side in range(2):
+            kept[side] += names[side][name][:n]
+    if min(len(torch.unique(s.group[k])) for s, k in zip(sides, kept, strict=True)) < LEAST_GROUPS:
+        return None
+    keys = [[site.schema.key for site in side.evidence.sites] for side in sides]
+    at = [named.index(found.best.key) for named in keys]
+    rows = [s.x(i)[sorted(k)] for s, i, k in zip(sides, at, kept, strict=True)]
+    groups = [s.group[sorted(k)] for s, k in zip(sides, kept, strict=True)]
+    wide = evidence.sites[at[0]].moments.scatter.ndim == 1
+    scores = held_out_scores(rows[0], rows[1], groups[0], groups[1], wide)
+    shift = _shift(sides[1].evidence.sites[at[1]], *scores, 1)
+    n_rows = min(map(len, groups))
+    return {"site": shift.key, "auroc": shift.auroc, "low": shift.low, "high": shift.high,
+            "n_rows": n_rows}  # fmt: skip
+
+
+def _label_names(side: SharedRows) -> dict[str, list[int]]:
+    """Return the rows of each label by its name."""
+    label, found = side.column("label"), dict[str, list[int]]()
+    for i, k in enumerate([] if label is None else label.tolist()):
+        if k >= 0:
+            found.setdefault(class_name(side.evidence.data, k), []).append(i)
+    return found
 
 
 def _length_auroc(mine: SharedRows, theirs: SharedRows) -> float | None:
@@ -282,6 +329,8 @@ def versus_section(evidence: Evidence) -> dict[str, Any] | None:
         "lead": None,
         "scores": None,
         "rows": [],
+        "labels": labels_of_both(evidence),
+        "matched": matched_shift(evidence),
     }
     if isinstance(alarm, Alarms):
         shared = shared_rows(evidence.versus.other)

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from sonde.report._format import number, p_value, plural, quantity, share, shown, words
+from sonde.report._format import number, p_value, plural, quantity, share, shown, tied, words
 from sonde.report._markup import ElementIds, Markup, el
 from sonde.report._parts import absent, definitions, drawer, figure, section, table, tabled
 from sonde.report._picture import Numbers
@@ -12,7 +12,7 @@ from sonde.report._pictures_versus import (
     scores_picture,
     shift_picture,
 )
-from sonde.report._versus_words import sides
+from sonde.report._versus_words import label_sentences, matched_sentence, sides
 
 _SHORT: Final = 12
 
@@ -64,7 +64,10 @@ def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
     )
     lead = f"{mine}: {counts[0]}. {theirs}: {counts[1]}."
     pictures = (detectors_picture(report), shift_picture(report), scores_picture(report))
-    parts = [figure(made, names) for made in pictures if made]
+    said = [*label_sentences(versus, (mine, theirs)), matched_sentence(versus)]
+    parts = [el("ul", *(el("li", tied(line)) for line in said if line))] if any(said) else []
+    parts += _classes(versus, names, (mine, theirs))
+    parts += [figure(made, names) for made in pictures if made]
     alarms = [_alarm(alarm, theirs) for alarm in (versus.get("lead"), versus["alarm"]) if alarm]
     parts += [drawer("The alarms in figures", *alarms)] if alarms else []
     if versus["rows"]:
@@ -77,6 +80,25 @@ def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
             parts.append(el("p", first, cls="reading"))
         parts.append(tabled(rows, names, opened=len(versus["rows"]) <= _SHORT))
     return section("versus", "The two data sets", *parts, lead=lead)
+
+
+def _classes(versus: dict[str, Any], names: ElementIds, sides: tuple[str, str]) -> list[Markup]:
+    """Return the shares of labels and answers of both sides as a table."""
+    classes = (versus.get("labels") or {}).get("classes") or []
+    kinds = ("labels_data", "labels_other", "answers_data", "answers_other", "corrected")
+    kept = [kind for kind in kinds if any(row[kind] is not None for row in classes)]
+    if not kept:
+        return []
+    heads = {"labels_data": f"labels, {sides[0]}", "labels_other": f"labels, {sides[1]}"}
+    heads |= {"answers_data": f"answers, {sides[0]}", "answers_other": f"answers, {sides[1]}"}
+    heads |= {"corrected": f"labels of {sides[1]} by its answers"}
+    table = tuple((row["label"], *(_percent(row[kind]) for kind in kept)) for row in classes)
+    numbers = Numbers(("class", *(heads[kind] for kind in kept)), table, "classes")
+    return [tabled(numbers, names, "Shares of labels and answers", opened=len(classes) <= _SHORT)]
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else share(value)
 
 
 def _counted(n_groups: int, where: dict[str, Any] | None) -> str:

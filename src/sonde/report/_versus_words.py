@@ -8,6 +8,8 @@ from sonde.report._format import number, share, shown
 
 NOTE_FLOOR: Final = 0.6
 MOST_IDS: Final = 3
+MOST_CLASSES: Final = 4
+SURE: Final = 0.001
 
 Sides = tuple[str, str]
 
@@ -65,14 +67,94 @@ def sentences(report: dict[str, Any]) -> Iterator[str]:
     if not versus:
         return
     names = sides(report)
+    yield from label_sentences(versus, names)
     rows = [row for row in versus["sites"] if row["auroc"] is not None]
     if rows:
         yield told_apart(rows, lambda site: shown(site, 60), names)
+    matched = matched_sentence(versus)
+    if matched:
+        yield matched
     for alarm in (versus.get("lead"), versus["alarm"]):
         if alarm is not None and alarm["rate"] is not None:
             yield beyond_threshold(alarm, lambda site: shown(site, 60), names)
     if versus["rows"]:
         yield f"most unusual of {names[1]}: {', '.join(map(_named, versus['rows'][:MOST_IDS]))}"
+
+
+def label_sentences(versus: dict[str, Any], names: Sides) -> Iterator[str]:
+    """Yield what is known of labels and answers: accuracy, shares, new classes, copies."""
+    known = versus.get("labels")
+    if not known:
+        return
+    accuracy = known["accuracy"]
+    parts = [_right(accuracy[k], name) for k, name in zip(("data", "other"), names, strict=True)]
+    if accuracy["other"] is not None or accuracy["data"] is not None:
+        text = f"right on {' and '.join(filter(None, parts))}"
+        if accuracy["expected"] is not None and accuracy["other"] is not None:
+            text += f"; other shares of labels alone would give {share(accuracy['expected'])}"
+        yield text
+    for kind in ("labels", "answers"):
+        moved = _shares(known["classes"], kind)
+        if moved:
+            yield f"{kind}, {names[0]} to {names[1]}: {moved}"
+    if not any(row["labels_other"] for row in known["classes"]):
+        told = [f"{shown(r['label'], 20)} {share(r['corrected'])}" for r in known["classes"]
+                if r["corrected"] is not None][:MOST_CLASSES]  # fmt: skip
+        if told:
+            yield f"labels that the answers on {names[1]} speak for: {', '.join(told)}"
+    for side, other, kind in ((0, 1, "data"), (1, 0, "other")):
+        if known["new"][kind]:
+            new = ", ".join(shown(name, 30) for name in known["new"][kind][:MOST_CLASSES])
+            yield f"only {names[side]} has the labels {new}; {names[other]} has none of them"
+    yield from _copies(known["copies"], names)
+
+
+def _right(found: dict[str, Any] | None, name: str) -> str:
+    if found is None:
+        return ""
+    ends = "" if found["low"] is None else f" ({share(found['low'])} to {share(found['high'])})"
+    return f"{share(found['value'])} of {name}{ends}"
+
+
+def _shares(classes: Sequence[dict[str, Any]], kind: str) -> str:
+    """Return the shares that moved most, from DATA to OTHER."""
+    known = [(row["label"], row[f"{kind}_data"], row[f"{kind}_other"]) for row in classes]
+    kept = [row for row in known if row[1] is not None and row[2] is not None and row[1] + row[2]]
+    kept.sort(key=lambda row: -abs(row[2] - row[1]))
+    said = [f"{shown(name, 20)} {share(a)} to {share(b)}" for name, a, b in kept[:MOST_CLASSES]]
+    rest = f" and {len(kept) - MOST_CLASSES} more" if len(kept) > MOST_CLASSES else ""
+    return ", ".join(said) + rest
+
+
+def _copies(found: dict[str, int], names: Sides) -> Iterator[str]:
+    """Yield how many inputs are copies, on the side where copies are the larger share."""
+    n = (found["data"], found["other"])
+    of = (found["n_data"], found["n_other"])
+    if not any(n):
+        return
+    side = 0 if n[0] * of[1] > n[1] * of[0] else 1
+    yield (
+        f"{n[side]:,} of {of[side]:,} rows of {names[side]} are copies of rows of "
+        f"{names[1 - side]}, byte for byte"
+    )
+
+
+def matched_sentence(versus: dict[str, Any]) -> str:
+    """Return whether the two are told apart with as many rows of each label."""
+    found = versus.get("matched")
+    if not found or found["auroc"] is None:
+        return ""
+    value = f"AUROC {number(found['auroc'])}"
+    if found["low"] is not None:
+        value += f" ({number(found['low'])} to {number(found['high'])})"
+    text = f"with as many rows of each label on both sides ({found['n_rows']:,} rows): {value}"
+    shift = (versus.get("labels") or {}).get("label_shift")
+    is_shift = shift is not None and shift["p"] is not None and shift["p"] < SURE
+    if found["low"] is not None and found["low"] > NOTE_FLOOR:
+        return f"{text}: the inputs themselves differ"
+    return (
+        f"{text}: the shares of labels differ, the inputs of a label do not" if is_shift else text
+    )
 
 
 def _named(row: dict[str, Any]) -> str:

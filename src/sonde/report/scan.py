@@ -209,7 +209,7 @@ def run_scan(
         return replace(found, entry=True, check=False) if isinstance(found, LiveStream) else found
 
     mine = stream(data)
-    other = None if versus is None else stream(versus, **columns_of(mine))
+    other = None if versus is None else stream(versus, **columns_of(mine), **_beside(mine))
     if settings is not None and isinstance(mine, LiveStream) and isinstance(other, LiveStream):
         mine = with_columns_of(mine, settings.detectors)
         other = replace(other, sites=mine.sites, perturb=mine.perturb)
@@ -224,6 +224,11 @@ def run_scan(
     )
     name = model if isinstance(model, str) else live.name or type(live.module).__name__
     return replace(scanned, again=again), name
+
+
+def _beside(mine: Stream) -> dict[str, Any]:
+    """Return how to read OTHER: its labels may be classes that the model does not have."""
+    return {} if items_of(mine) is None else {"new_classes": True}
 
 
 def _scan_stores(
