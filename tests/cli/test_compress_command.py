@@ -138,11 +138,80 @@ def test_import_of_sonde_stays_light():
 def test_what_cannot_be_done_is_refused_and_nothing_is_left(run, small, tmp_path):
     new = tmp_path / "NEW"
     for words, message in (
-        ((*WORDS, "--to", "1bit", "-o", new), "--to: expected 2bit to 8bit, got '1bit'"),
+        ((*WORDS, "--to", "9bit", "-o", new), "--to: expected 4bit (2bit to 8bit), 1bit, 50%"),
+        ((*WORDS, "--method", "gtpq", "-o", new), "no method is called 'gtpq'. Did you mean gptq?"),
+        ((*WORDS, "--to", "2:4", "--method", "rtn", "-o", new), "rtn has no pattern, so it cannot"),
+        ((*WORDS, "--to", "50%", "--group", 8, "-o", new), "--group: sparse_gpt has no group"),
+        (("compress", "torch.nn:Identity", *WORDS[2:], "-o", new), "a model that was loaded from a"),
         ((*WORDS, "--limit", 10**6, "-o", new), "expected more than 1000000 examples"),
-        (("compress", small[0], *WORDS[2:], "-o", new), "packed already"),
+        (("compress", small[0], *WORDS[2:], "-o", new), "quantised or packed"),
     ):
         ran = run(*words)
         assert ran.code == 2
         assert message in ran.err
         assert not new.exists()
+
+
+@pytest.fixture(scope="module")
+def convolutional(tmp_path_factory):
+    """Return the folder of a small convolutional net."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1]}
+    config = ResNetConfig(num_channels=1, num_labels=10, layer_type="basic", **sizes)
+    folder = tmp_path_factory.mktemp("conv") / "NET"
+    ResNetForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "form", "method"),
+    [
+        (("--to", "50%"), "% zeros", "SparseGPT(share=0.5"),
+        (("--to", "2:4", "--method", "prune-weights"), "50.0% zeros", "PruneWeights(share=0.5"),
+        (("--to", "rank8"), "rank 8", "LowRankWeights(share=0.5, rank=8"),
+        (("--to", "1bit"), "1 bit, groups of", "SignQuant(bits=1"),
+        (("--method", "coordinate_rounding(bits=3, sweeps=2)"), "3 bits", "CoordinateRounding("),
+    ],
+)
+def test_every_kind_of_smaller_weight_is_packed_opened_and_undone(
+    run, tmp_path, words, form, method
+):
+    new, old = tmp_path / "SMALL", Path(model_directory("sonde:digits"))
+    data = ("sonde:digits", "sonde:digits/train", "--limit", 8, "--held", 20)
+    told = run("compress", *data, *words, "-o", new, "--json").json()
+    assert told["bytes"][1] == (new / "model.safetensors").stat().st_size
+    assert told["bytes"][1] < 0.7 * told["bytes"][0]
+    assert method in told["method"]
+    assert told["packed"]
+    assert all(form in one["form"] for one in told["packed"])
+    kept = sum(one["bytes"] for one in told["packed"])
+    assert told["bytes"][1] > kept > 0.3 * told["bytes"][1]
+    assert form in new.with_name("SMALL.html").read_text()
+    (opened, plain) = (sonde.load(str(at), device="cpu").module for at in (new, old))
+    names = [one["layer"] for one in told["packed"]]
+    if form.endswith("zeros"):
+        assert all(type(opened.get_submodule(n)) is torch.nn.Linear for n in names)
+        gone = [float((opened.get_submodule(n).weight == 0).double().mean()) for n in names]
+        assert gone == pytest.approx([0.5] * len(names), abs=0.02)
+        opened.save_pretrained(tmp_path / "AGAIN")  # an ordinary model again
+        again = sonde.load(str(tmp_path / "AGAIN"), device="cpu").module
+        x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(again(x).logits, opened(x).logits)
+        assert not torch.equal(plain(x).logits, opened(x).logits)
+    assert run("compress", "undo", new, "-o", tmp_path / "OLD").code == 0
+    for file in old.iterdir():
+        assert filecmp.cmp(file, tmp_path / "OLD" / file.name, shallow=False)
+
+
+def test_convolutions_that_are_named_are_pruned_and_packed(run, convolutional, tmp_path):
+    new = tmp_path / "SMALL"
+    data = (convolutional, "sonde:digits/train", "--limit", 8, "--held", 8, "--layers", "*")
+    told = run("compress", *data, "--to", "60%", "-o", new, "--json").json()
+    assert told["bytes"][1] < 0.6 * told["bytes"][0]
+    opened = sonde.load(str(new), device="cpu").module
+    convolutions = [m for m in opened.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(convolutions) > 4
+    for part in convolutions:
+        assert float((part.weight == 0).double().mean()) == pytest.approx(0.6, abs=0.05)

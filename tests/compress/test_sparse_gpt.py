@@ -41,7 +41,7 @@ def test_a_refit_is_the_least_squares_fit_and_lies_below_all_others():
     net, x = drawn()
     grams = layer_grams(net, open_inputs(Model(net), x), exact=True, progress=False)
     w, losses = net[0].weight.detach().double(), []
-    for rule in (SparseGPT(0.4, refit=True), SparseGPT(0.4), PruneWeights(0.4)):
+    for rule in (SparseGPT(0.4, refit=True, half=False), SparseGPT(0.4), PruneWeights(0.4)):
         new = rule.plan(net, {"calibration": grams}).fold(net)[0].weight.detach().double()
         assert int((new == 0).sum()) in (34, 7 * 5)
         losses.append(float((x.double() @ (w - new).T).square().sum()))

@@ -3,9 +3,9 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -28,10 +28,11 @@ MOST_LISTED, MOST_FITTED = 1024, 512
 class Compress:
     """Write a model with smaller weights, and say what it costs.
 
-    Linear layers are rounded to a few bits, with a scale for each group of weights; embeddings,
-    norms and convolutions stay. Some examples of DATA, drawn by the hash of their ids, say which
-    errors matter, others say what changed. --budget or --max-kl seek bits and groups themselves.
-    `sonde compress undo SMALL -o OLD` gives every file back while SMALL.patch lies beside it.
+    --to names the size: 4bit rounds the weights of linear layers to four bits, 50% removes half of
+    them, 2:4 two of every four, rank16 replaces them by thin matrices. Embeddings, norms and
+    convolutions stay unless --layers names them. Some examples of DATA, drawn by the hash of their
+    ids, say which errors matter, others say what changed. `sonde methods compress` lists the
+    methods. `sonde compress undo SMALL -o OLD` gives every file back while SMALL.patch is there.
 
     Example: sonde compress sonde:stdlib sonde:stdlib/train --to 4bit --limit 16 --held 8 -o SMALL
     """
@@ -41,9 +42,9 @@ class Compress:
     output: Annotated[
         Path, tyro.conf.arg(aliases=["-o"], metavar="SMALL", help="folder for the smaller model")
     ]
-    to: Annotated[str | None, named("SIZE", "bits of a weight: 2bit to 8bit (default: 4bit)")] = (
-        None
-    )
+    to: Annotated[
+        str | None, named("SIZE", "4bit (1bit to 8bit), 50%, 2:4 or rank16 (default: 4bit)")
+    ] = None
     budget: Annotated[
         str | None, named("SIZE", "most bytes of weight files, as 100MiB; seeks bits and group")
     ] = None
@@ -51,10 +52,16 @@ class Compress:
         float | None, named("NATS", "most divergence of answers; seeks the smallest such model")
     ] = None
     method: Annotated[
-        Literal["gptq", "rtn"],
-        tyro.conf.arg(help="gptq spreads errors by what layers read, rtn rounds to the nearest"),
-    ] = "gptq"
-    group: Annotated[int | None, named("N", "weights that share a scale (default: 32)")] = None
+        str | None,
+        named("WORD", "as gptq or 'sparse_gpt(refit=True)' (default: what suits the size)"),
+    ] = None
+    group: Annotated[
+        int | None, named("N", "weights that share a scale (default: the method's, mostly 32)")
+    ] = None
+    layers: Annotated[
+        tuple[str, ...],
+        named("PATTERN ...", "layers by name, '*' with convolutions (default: all linear ones)"),
+    ] = ()
     limit: Annotated[
         int | None,
         named("N", "examples to calibrate on (default: 8 rows for each input of a layer)"),
@@ -77,13 +84,13 @@ class Compress:
         from sonde.run.compressing.inside import inside
         from sonde.run.compressing.timing import speeds
         from sonde.weights import save_edited
-        from sonde.weights.folder import check_output, folder_of, weight_bytes
+        from sonde.weights.folder import ModelFolder, check_output, folder_of, weight_bytes
 
-        bits, budget, page = self._bits(), self._budget(), self._page()
+        method, budget, page = self._method(), self._budget(), self._page()
         model = load(self.model, device=self.device)
-        check_output(self.output, folder_of(model))
+        check_output(self.output, ModelFolder.open(folder_of(model)).path)
         ours, held = self._examples(model)
-        best, tried = self._best(model, ours, held, bits, budget)
+        best, tried = self._best(model, ours, held, method, budget)
         new = best.plan.fold(model)
         sites, times = inside(model, new, held), speeds(model, new, held)
         saved = save_edited(model, best.plan, self.output, name=self.model)
@@ -98,7 +105,10 @@ class Compress:
             fidelity=best.fidelity,
             sites=sites,
             times=times,
-            rows={"calibrated_on": self._n_fitted(ours), "compared_on": len(held)},
+            rows={
+                "calibrated_on": len(ours) if self._reads(method) else 0,
+                "compared_on": len(held),
+            },
             tried=[trial.json() for trial in tried],
         )
         save_compress(document, page)
@@ -109,18 +119,28 @@ class Compress:
         note(f"wrote {self.output}, {page}, and {saved.patch} to take it back")
         return 0
 
-    def _bits(self) -> int | None:
-        """Return the bits of a weight, or None if they are sought."""
-        if self.budget is not None or self.max_kl is not None:
-            if self.to is not None or self.group is not None:
-                raise InputError(
-                    "--budget and --max-kl seek bits and group: leave out --to and --group."
-                )
-            return None
-        told = re.fullmatch(r"([2-8])[ -]?bits?", (self.to or "4bit").strip())
-        if told is None:
-            raise InputError(f"--to: expected 2bit to 8bit, got {self.to!r}.")
-        return int(told[1])
+    @property
+    def _seeks(self) -> bool:
+        return self.budget is not None or self.max_kl is not None
+
+    def _method(self) -> "Rewrite":
+        """Return the method with its parameters; if bits are sought, those are to be replaced."""
+        from sonde.run.compressing.methods import Target, method_asked
+
+        if self._seeks and (self.to is not None or self.group is not None):
+            raise InputError(
+                "--budget and --max-kl seek bits and group: leave out --to and --group."
+            )
+        target = None if self.to is None else Target.of(self.to)
+        given = {"group": self.group, "layers": self.layers or None}
+        found = method_asked(self.method, target, given)
+        parameters = {f.name for f in fields(found)}
+        if self._seeks and (not {"bits", "group"} <= parameters or found.bits == 1):
+            raise InputError(
+                f"--budget and --max-kl seek bits and groups, which {self.method} has not. Take "
+                "gptq, or name a size with --to."
+            )
+        return found
 
     def _budget(self) -> int | None:
         if self.budget is None:
@@ -135,9 +155,6 @@ class Compress:
         if page.suffix.lower() not in (".html", ".htm", ".json"):
             raise InputError(f"--report: expected a name that ends in .html or .json, got {page}.")
         return page
-
-    def _n_fitted(self, ours: "ItemInputs") -> int:
-        return 0 if self.method == "rtn" else len(ours)
 
     def _examples(self, model: "Model") -> "tuple[ItemInputs, ItemInputs]":
         """Return the examples to calibrate on and those to compare on."""
@@ -163,28 +180,31 @@ class Compress:
         model: "Model",
         ours: "ItemInputs",
         held: "ItemInputs",
-        bits: int | None,
+        method: Any,
         budget: int | None,
     ) -> "tuple[Trial, list[Trial]]":
         """Return the setting that was asked for or found, and all that a search tried."""
         from sonde.compress import fidelity, layer_grams
-        from sonde.run.compressing.settings import Setting, Trial, fitting
+        from sonde.run.compressing.settings import Trial, fitting
         from sonde.run.compressing.sizes import sized_settings
 
         given: Mapping[str, Any] = {}
-        if self.method != "rtn":
-            given = {"calibration": layer_grams(model, ours, progress=not self.printing.quiet)}
+        if self._reads(method):
+            shown = not self.printing.quiet
+            given = {"calibration": layer_grams(model, ours, layers=method.layers, progress=shown)}
 
-        def tried(setting: "Setting") -> "Trial":
-            plan = self._rule(setting.bits, setting.group).plan(model, given)
+        def tried(setting: "Setting | None") -> "Trial":
+            rule = method
+            if setting is not None:
+                rule = replace(method, bits=setting.bits, group=setting.group)
+            plan = rule.plan(model, given)
             return Trial(setting, plan, fidelity(model, plan.fold(model), held))
 
-        if bits is not None:
-            return tried(Setting(self.method, bits, self.group or 32, 0)), []
-        settings = sized_settings(model, self.method)
+        if not self._seeks:
+            return tried(None), []
+        settings = sized_settings(model, (self.method or "gptq").partition("(")[0])
         return fitting(settings, tried, budget=budget, max_kl=self.max_kl)
 
-    def _rule(self, bits: int, group: int) -> "Rewrite":
-        from sonde.compress import GPTQ, RTN
-
-        return {"gptq": GPTQ, "rtn": RTN}[self.method](bits=bits, group=group)
+    def _reads(self, method: "Rewrite") -> bool:
+        """Return whether a method reads examples."""
+        return any(not need.optional for need in method.reads().values())

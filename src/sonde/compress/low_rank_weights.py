@@ -33,7 +33,8 @@ class LowRankWeights(Rewrite):
     ``scale`` (ASVD) cuts those of ``W`` with columns scaled by a power of the size of the inputs,
     ``none`` those of ``W`` itself.
 
-    Range        linear layers become ``ThinLinear``; layers too small for rank 1 stay.
+    Range        linear layers become ``ThinLinear``; layers too small for the rank stay, unless
+                 they are named.
     Cost         one pass over the data (``none``: no data); O(dim^3) for each layer.
     Assumes      inputs of the kind that the model will meet; all layers are fitted at the inputs of
                  the whole model.
@@ -102,7 +103,7 @@ class LowRankWeights(Rewrite):
                 figures = {"loss": 0.0}
             for layer in layers:
                 require_finite_weights("LowRankWeights", layer)
-                rank, w = self._rank(layer), layer.matrix()
+                rank, w = self._rank(layer, few=len(layers) == 1), layer.matrix()
                 if rank == 0:
                     continue
                 h = None if grams is None else next(parts_of(layer, model, grams))[1]
@@ -114,7 +115,8 @@ class LowRankWeights(Rewrite):
         word = method_of("LowRankWeights", asdict(self))
         return RewritePlan.of(model, changes, word, **figures)
 
-    def _rank(self, layer: Weighted) -> int:
+    def _rank(self, layer: Weighted, few: bool) -> int:
+        """Return the rank of a layer; 0 if it stays, because thin matrices would be no smaller."""
         if not isinstance(layer.module, nn.Linear):
             raise InputError(
                 f"LowRankWeights.plan: expected linear layers, got a convolution, {layer.name}. "
@@ -124,6 +126,8 @@ class LowRankWeights(Rewrite):
         if self.rank is None:
             return int((1 - self.share) * n_in * n_out / (n_in + n_out))
         if self.rank * (n_in + n_out) >= n_in * n_out:
+            if self.layers is None and not few:
+                return 0
             most = (n_in * n_out - 1) // (n_in + n_out)
             raise InputError(
                 f"LowRankWeights.plan: expected a rank of at most {most} for {layer.weight} of "

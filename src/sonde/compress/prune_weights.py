@@ -1,7 +1,7 @@
 """Remove the weights that matter least, by their size or by what they add to outputs.
 
-What is left keeps its value: for weights that pay for those removed, ``SparseGPT``. Removed weights
-are zeros in a tensor of the old size: no bytes are saved until something packs them.
+What is left keeps its value: for weights that pay for those removed, ``SparseGPT``. Files hold the
+weights that are left, and a bit for each weight; in memory the tensor keeps its size.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from sonde.compress._masks import check_share, check_width, lowest, lowest_of_ru
 from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
-from sonde.weights import Change, Examples, Exchange, Rewrite, RewritePlan
+from sonde.weights import Change, Examples, Pruned, Rewrite, RewritePlan
 
 
 @final
@@ -90,7 +90,8 @@ class PruneWeights(Rewrite):
                 require_finite_weights("PruneWeights", layer)
                 gone = self._removed(layer, self._scores(layer, model, grams))
                 new = layer.matrix().masked_fill(gone, 0.0)
-                changes[layer.weight] = Exchange(new.reshape(layer.module.weight.shape))
+                shape = layer.module.weight.shape
+                changes[layer.weight] = Pruned(new.reshape(shape).to(layer.module.weight.dtype))
         return RewritePlan.of(model, changes, method_of("PruneWeights", asdict(self)))
 
     def _scores(

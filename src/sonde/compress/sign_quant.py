@@ -29,6 +29,8 @@ class SignQuant(Rewrite):
 
     Parameters
     ----------
+    bits : int or None, default=1
+        1; None changes nothing.
     group : int, optional
         Entries of a row that share a size; the whole row by default.
     layers : sequence of str, optional
@@ -39,19 +41,23 @@ class SignQuant(Rewrite):
     rastegari2016xnor
     """
 
+    bits: int | None = 1
     group: int | None = None
     layers: Sequence[str] | None = None
     paper: ClassVar[str] = "rastegari2016xnor"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"group": 5, "layers": ("*",)})
 
     def __post_init__(self) -> None:
+        if self.bits not in (1, None):
+            raise InputError(f"SignQuant: expected 1 bit, or None, got {self.bits}.")
         if self.group is not None and self.group < 1:
             raise InputError(f"SignQuant: expected a group of at least 1 entry, got {self.group}.")
 
     def planned(self, model: Model) -> RewritePlan:
         """Return the signs with their sizes."""
         changes: dict[str, Change] = {}
-        for layer in weighted_layers("SignQuant", model, self.layers):
+        layers = [] if self.bits is None else weighted_layers("SignQuant", model, self.layers)
+        for layer in layers:
             require_finite_weights("SignQuant", layer)
             matrix = layer.matrix()
             grid = Grid(1, self.group or matrix.shape[1])

@@ -19,7 +19,7 @@ from sonde.compress.gptq import BLOCK, damped, inverse_factor, loss_of
 from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
-from sonde.weights import Change, Examples, Exchange, Rewrite, RewritePlan
+from sonde.weights import Change, Examples, Pruned, Rewrite, RewritePlan
 
 
 @final
@@ -48,6 +48,8 @@ class SparseGPT(Rewrite):
     refit : bool, default=False
         Solve for all kept weights of a row at once. The error on the calibration inputs is then the
         smallest for the mask.
+    half : bool, default=True
+        Round the kept weights to float16 (bfloat16 if one is too large), so that files are smaller.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
 
@@ -60,6 +62,7 @@ class SparseGPT(Rewrite):
     pattern: str | None = None
     damp: float = 0.01
     refit: bool = False
+    half: bool = True
     layers: Sequence[str] | None = None
     paper: ClassVar[str] = "frantar2023sparsegpt"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -97,7 +100,7 @@ class SparseGPT(Rewrite):
                 figures["loss"] += loss
         return RewritePlan.of(model, changes, method_of("SparseGPT", asdict(self)), **figures)
 
-    def _one(self, layer: Weighted, model: Model, grams: LayerGrams) -> tuple[Exchange, float]:
+    def _one(self, layer: Weighted, model: Model, grams: LayerGrams) -> tuple[Pruned, float]:
         matrix, loss = layer.matrix(), 0.0
         if self.pattern is not None:
             check_width("SparseGPT", self.pattern, matrix.shape[1], layer.weight)
@@ -108,7 +111,11 @@ class SparseGPT(Rewrite):
                 found = refitted(matrix[rows], found, gone, h)
             new[rows] = found
             loss += float(loss_of(matrix[rows] - found, h).sum())
-        return Exchange(new.reshape(layer.module.weight.shape)), loss
+        if self.half:
+            fits = bool(new.abs().max() < torch.finfo(torch.float16).max)
+            new = new.to(torch.float16 if fits else torch.bfloat16)
+        shape, dtype = layer.module.weight.shape, layer.module.weight.dtype
+        return Pruned(new.to(dtype).reshape(shape)), loss
 
 
 def sparse(

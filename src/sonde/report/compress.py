@@ -112,18 +112,20 @@ def _bytes(found: dict[str, Any], names: ElementIds) -> Section:
     )
     rows += (("in memory, before any run", mib(found["memory"][0]), mib(found["memory_packed"])),)
     parts = [table(Numbers(("what", "before", "after"), rows, "bytes"), names)]
-    keys = ("layer", "numbers", "group", "bytes", "bits")
+    keys = ("layer", "form", "numbers", "bytes", "bits")
     packed = tuple(tuple(one[key] for key in keys) for one in found["packed"])
     if packed:
-        columns = ("layer", "weights", "group", "bytes", "bits of a weight")
+        columns = ("layer", "form", "weights", "bytes in files", "bits of a weight")
         parts.append(tabled(Numbers(columns, packed, "packed"), names, "Packed layers"))
     kept = tuple((one["layer"], one["kind"], one["bytes"]) for one in found["kept"])
     if kept:
         numbers = Numbers(("layer", "kind", "bytes"), kept, "kept")
         parts.append(tabled(numbers, names, "What kept its size"))
-    lead = "Bits of a weight count scales and offsets. Memory is what the tensors of the model "
-    lead += "take: a layer keeps the form that was fastest for each number of rows that it met, "
-    lead += "the unpacked weight where that was plain float32."
+    lead = "Bits of a weight count scales, offsets and the bits that say where zeros are. Zeros "
+    lead += (
+        "are packed in files alone: in memory a pruned layer keeps its size. Memory is what the "
+    )
+    lead += "tensors of the model take."
     return Section("bytes", "Bytes", parts, lead)
 
 

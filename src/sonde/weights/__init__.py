@@ -6,6 +6,7 @@ from sonde.weights.live import as_model, module_of, tensor_hash, with_tensors
 from sonde.weights.merging import Merged, MergeRule, merge_models
 from sonde.weights.needs import AtSites, Examples
 from sonde.weights.packing import pack, unpack
+from sonde.weights.pruned import Pruned
 from sonde.weights.quant_linear import Grid, QuantLinear, kernels
 from sonde.weights.residual import residual_readers, residual_writers
 from sonde.weights.rewrite import Rewrite, RewritePlan
@@ -22,6 +23,7 @@ __all__ = [
     "LowRank",
     "MergeRule",
     "Merged",
+    "Pruned",
     "QuantLinear",
     "Quantised",
     "Rewrite",

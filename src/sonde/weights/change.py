@@ -75,6 +75,10 @@ class Change(ABC):
         """Return what a saved model's configuration must say of the new layer."""
         return {}
 
+    def words(self) -> str:
+        """Return the new form of the tensor in words, for pages."""
+        return "new values"
+
     @abstractmethod
     def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return the changed tensor in float64."""
@@ -196,6 +200,11 @@ class Quantised(Change):
         """Return the grid."""
         return {"bits": self.grid.bits, "group": self.grid.group}
 
+    def words(self) -> str:
+        """Return bits and group."""
+        bits = f"{self.grid.bits} bit{'s' if self.grid.bits > 1 else ''}"
+        return f"{bits}, groups of {self.grid.group}"
+
     def _of(self, old: Tensor) -> Tensor:
         n = prod(self.shape[1:])
         codes = unpack(self.codes, self.grid.bits, n)
@@ -237,6 +246,10 @@ class Thin(Change):
     def told(self) -> dict[str, Any]:
         """Return the rank."""
         return {"rank": len(self.right)}
+
+    def words(self) -> str:
+        """Return the rank."""
+        return f"rank {len(self.right)}"
 
     def _of(self, old: Tensor) -> Tensor:
         return self.left.to(old) @ self.right.to(old)

@@ -62,8 +62,8 @@ class ModelFolder:
         """
         if (path / CONFIG).is_file() and "quantization_config" in json_object(path / CONFIG):
             raise InputError(
-                f"{path}: its weights are quantised and cannot be changed. Take the model in "
-                "float16, bfloat16 or float32."
+                f"{path}: its weights are quantised or packed, and cannot be changed. Take the "
+                "model that it was made from, in float16, bfloat16 or float32."
             )
         if (path / WHOLE).is_file():
             names = [WHOLE]

@@ -62,8 +62,8 @@ def compress_document(
         "bytes": list(bytes_on_disk),
         "memory": [held_bytes(model.module), held_bytes(changed)],
         "memory_packed": held_bytes(changed, ready=False),
-        "packed": _packed(changed),
-        "kept": _kept(changed),
+        "packed": _packed(model.module, plan),
+        "kept": _kept(changed, plan),
         "fidelity": fidelity.json(),
         "sites": [site.json() for site in sites],
         "times": [speed.json() for speed in times],
@@ -90,19 +90,18 @@ def held_bytes(module: nn.Module, ready: bool = True) -> int:
     return sum(held.values()) + kept
 
 
-def _packed(module: nn.Module) -> list[dict[str, Any]]:
-    """Return bytes and bits of a weight, scales included, of each packed layer."""
+def _packed(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
+    """Return form, bytes in files and bits of a weight of each packed layer, scales included."""
     found: list[dict[str, Any]] = []
-    for name, part in module.named_modules():
-        if isinstance(part, QuantLinear):
-            numbers = part.in_features * part.out_features
-            n_bytes = sum(x.untyped_storage().nbytes() for x in part.buffers())
-            one = {"layer": name, "group": part.grid.group, "numbers": numbers, "bytes": n_bytes}
-            found.append(one | {"bits": 8 * n_bytes / numbers})
+    for name in sorted(plan.packed):
+        change, numbers = plan.changes[name], module.get_parameter(name).numel()
+        n_bytes = sum(x.numel() * x.element_size() for x in change.replaced().values())
+        one = {"layer": name.removesuffix(".weight"), "form": change.words(), "numbers": numbers}
+        found.append(one | {"bytes": n_bytes, "bits": 8 * n_bytes / numbers})
     return found
 
 
-def _kept(module: nn.Module) -> list[dict[str, Any]]:
+def _kept(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
     """Return the modules whose own tensors kept their size, largest first; each tensor once."""
     seen: set[int] = set()
     found: list[dict[str, Any]] = []
@@ -111,7 +110,7 @@ def _kept(module: nn.Module) -> list[dict[str, Any]]:
                for x in part.parameters(recurse=False)}  # fmt: skip
         new = {key: size for key, size in own.items() if key not in seen}
         seen |= new.keys()
-        if new and not isinstance(part, QuantLinear):
+        if new and f"{name}.weight" not in plan.packed:
             kind = type(part).__name__
             found.append({"layer": name or kind, "kind": kind, "bytes": sum(new.values())})
     return sorted(found, key=lambda one: -one["bytes"])

@@ -28,15 +28,24 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting that was tried, its plan, and what it does to answers."""
+    """A setting that was tried, its plan, and what it does to answers.
 
-    setting: Setting
+    Parameters
+    ----------
+    setting : Setting or None
+        None if the user named the size.
+    plan : RewritePlan
+    fidelity : Fidelity
+    """
+
+    setting: Setting | None
     plan: RewritePlan
     fidelity: Fidelity
 
     def json(self) -> dict[str, Any]:
         """Return the setting with its bytes and its KL."""
         told = self.setting
+        assert told is not None  # only what a search tried is listed
         return {"method": told.method, "bits": told.bits, "group": told.group,
                 "bytes": told.n_bytes, "kl": self.fidelity.kl}  # fmt: skip
 
@@ -93,4 +102,4 @@ def fitting(
             f"--max-kl: no setting that was tried{more} costs at most {max_kl:g} nats; the nearest "
             f"is {near.setting} with {near.fidelity.kl:.3g}. Allow more."
         )
-    return min(fine, key=lambda t: t.setting.n_bytes), made
+    return min(fine, key=lambda t: t.setting.n_bytes if t.setting else 0), made

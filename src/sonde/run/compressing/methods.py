@@ -1,0 +1,121 @@
+"""Which method makes weights smaller: by its word, and by the size that it is to reach."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from sonde.core.errors import InputError, near
+from sonde.run.instruments.families import snake_case
+from sonde.run.instruments.words import parse_methods
+from sonde.weights import Rewrite
+
+SIZES = "4bit (2bit to 8bit), 1bit, 50%, 2:4 or rank16"
+DEFAULTS = {
+    "bits": "gptq",
+    "share": "sparse_gpt",
+    "pattern": "sparse_gpt",
+    "rank": "low_rank_weights",
+}
+SIGNS = "sign_quant"
+"""What rounds to a single bit, which the grids of other methods do not have."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A size that weights are to have.
+
+    Parameters
+    ----------
+    said : str
+        As the user typed it.
+    parameter : str
+        Of a method: bits, share, pattern or rank.
+    value : int, float or str
+    """
+
+    said: str
+    parameter: str
+    value: Any
+
+    @classmethod
+    def of(cls, text: str) -> "Target":
+        """Return the size that ``4bit``, ``50%``, ``2:4`` or ``rank16`` means.
+
+        Raises
+        ------
+        InputError
+            If the text is no size.
+        """
+        said = text.strip().lower()
+        if found := re.fullmatch(r"([1-8])[ -]?bits?", said):
+            return cls(said, "bits", int(found[1]))
+        if found := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", said):
+            return cls(said, "share", float(found[1]) / 100)
+        if re.fullmatch(r"\d+:\d+", said):
+            return cls(said, "pattern", said)
+        if found := re.fullmatch(r"rank[ =-]?(\d+)", said):
+            return cls(said, "rank", int(found[1]))
+        raise InputError(f"--to: expected {SIZES}, got {text!r}.")
+
+
+def weight_methods() -> dict[str, type[Any]]:
+    """Return the methods of the compress family that change weights, by their words."""
+    from sonde import compress
+
+    members = [getattr(compress, name) for name in compress.__all__]
+    kinds = [m for m in members if isinstance(m, type) and issubclass(m, Rewrite)]
+    return {getattr(kind, "word", snake_case(kind.__name__)): kind for kind in kinds}
+
+
+def method_asked(text: str | None, target: Target | None, given: Mapping[str, Any]) -> Rewrite:
+    """Return the method that a user means, with the size and the parameters that were given.
+
+    Parameters
+    ----------
+    text : str or None
+        A word such as ``gptq``, or ``gptq(damp=0.05)``; None for what suits the size.
+    target : Target or None
+        None for the method's own size, or four bits.
+    given : mapping
+        Further parameters, such as ``group``; None stands for the method's own value.
+
+    Raises
+    ------
+    InputError
+        If there is no such method, or it has no parameter that reaches the size.
+    """
+    if text is None:
+        target = target or Target.of("4bit")
+        text = SIGNS if target.value == 1 and target.parameter == "bits" else None
+        text = text or DEFAULTS[target.parameter]
+    found = parse_methods(text, _known)
+    if len(found) != 1:
+        raise InputError(f"--method: expected one method, got {text!r}.")
+    method, word = found[0], text.partition("(")[0].replace("-", "_")
+    has = {f.name for f in fields(method)}
+    asked = {name: value for name, value in given.items() if value is not None}
+    if target is not None:
+        if target.parameter not in has:
+            able = [w for w, kind in weight_methods().items()
+                    if target.parameter in {f.name for f in fields(kind)}]  # fmt: skip
+            raise InputError(
+                f"--to {target.said}: {word} has no {target.parameter}, so it cannot reach that "
+                f"size. Methods that may: {', '.join(able)}."
+            )
+        asked[target.parameter] = target.value
+    for name in asked:
+        if name not in has:
+            raise InputError(
+                f"--{name}: {word} has no {name}; its parameters are {', '.join(sorted(has))}."
+            )
+    return replace(method, **asked)
+
+
+def _known(word: str) -> type[Any]:
+    known = weight_methods()
+    if word not in known:
+        raise InputError(
+            f"--method: no method is called {word!r}.{near(word, known)} Known: {', '.join(known)}."
+        )
+    return known[word]
