@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copy2
 
 import pytest
 import torch
@@ -54,8 +55,7 @@ def test_files_are_smaller_answers_are_near_and_undo_gives_every_byte(run, small
     folder, told = small
     before, after = told["bytes"]
     assert after == (folder / "model.safetensors").stat().st_size < before / 2.8
-    assert told["memory_packed"] < told["memory"][0] / 3
-    assert told["memory_packed"] < told["memory"][1]
+    assert told["memory"][1] < 0.3 * told["memory"][0]
     assert 0 < told["fidelity"]["kl"] < told["fidelity"]["kl_99"] < 0.2
     assert told["figures"]["loss"] < told["figures"]["loss_rtn"]
     assert run("compress", "undo", folder, "-o", tmp_path / "OLD").code == 0
@@ -142,7 +142,10 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_left(run, small, tmp_path
         ((*WORDS, "--method", "gtpq", "-o", new), "no method is called 'gtpq'. Did you mean gptq?"),
         ((*WORDS, "--to", "2:4", "--method", "rtn", "-o", new), "rtn has no pattern, so it cannot"),
         ((*WORDS, "--to", "50%", "--group", 8, "-o", new), "--group: sparse_gpt has no group"),
-        (("compress", "torch.nn:Identity", *WORDS[2:], "-o", new), "a model that was loaded from a"),
+        (
+            ("compress", "torch.nn:Identity", *WORDS[2:], "-o", new),
+            "a model that was loaded from a",
+        ),
         ((*WORDS, "--limit", 10**6, "-o", new), "expected more than 1000000 examples"),
         (("compress", small[0], *WORDS[2:], "-o", new), "quantised or packed"),
     ):
@@ -162,6 +165,8 @@ def convolutional(tmp_path_factory):
     config = ResNetConfig(num_channels=1, num_labels=10, layer_type="basic", **sizes)
     folder = tmp_path_factory.mktemp("conv") / "NET"
     ResNetForImageClassification(config).save_pretrained(folder)
+    recipe = "preprocessor_config.json"
+    copy2(Path(model_directory("sonde:digits")) / recipe, folder / recipe)
     return folder
 
 

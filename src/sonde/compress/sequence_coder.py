@@ -20,6 +20,7 @@ from sonde.core.codec import Codec
 from sonde.core.errors import InputError, StateError
 from sonde.core.hashing import tensor_key
 from sonde.core.inputs import Model
+from sonde.core.repacking import in_own_form
 from sonde.engine.progress import Bar
 from sonde.weights import as_model, module_of
 
@@ -233,6 +234,7 @@ def fingerprint(model: Model | nn.Module) -> bytes:
     """Return 8 bytes that know a model by its weights and by what its configuration computes."""
     module, config = module_of(model), as_model(model).config
     hashed = blake2b(type(module).__name__.encode(), digest_size=8)
+    in_own_form(module)
     for name, x in [*module.named_parameters(), *module.named_buffers()]:
         hashed.update(name.encode() + tensor_key(x))
     if config is not None:

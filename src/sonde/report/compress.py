@@ -108,9 +108,8 @@ def _inside(found: dict[str, Any], names: ElementIds) -> Section | None:
 def _bytes(found: dict[str, Any], names: ElementIds) -> Section:
     rows = tuple(
         (what, *map(mib, found[key]))
-        for what, key in (("weights on disk", "bytes"), ("in memory, after these runs", "memory"))
+        for what, key in (("weights on disk", "bytes"), ("in memory", "memory"))
     )
-    rows += (("in memory, before any run", mib(found["memory"][0]), mib(found["memory_packed"])),)
     parts = [table(Numbers(("what", "before", "after"), rows, "bytes"), names)]
     keys = ("layer", "form", "numbers", "bytes", "bits")
     packed = tuple(tuple(one[key] for key in keys) for one in found["packed"])

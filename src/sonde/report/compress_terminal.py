@@ -35,7 +35,7 @@ def compress_to_text(found: dict[str, Any]) -> str:
         f"method   {shown(found['method'])}, {plural(found['layers'], 'layer')}, calibrated on "
         f"{plural(found['calibrated_on'], 'example')}, compared on {found['compared_on']:,} others",
         f"bytes    {mib(disk[0])} -> {mib(disk[1])} of weights on disk, {mib(memory[0])} -> "
-        f"{mib(memory[1])} in memory after these runs, {mib(found['memory_packed'])} before any",
+        f"{mib(memory[1])} in memory",
         f"kept     {kept_sentence(found)}",
         f"answers  KL {number(told['kl'])} nats in the mean ({interval_words(told)}), "
         f"{number(told['kl_99'])} at the 99 % quantile; {share(told['right_to_wrong'])} right to "
@@ -50,7 +50,7 @@ def compress_to_text(found: dict[str, Any]) -> str:
     lines += [f"time     {time_words(one)}" for one in found["times"]]
     lines += [f"tried    {tried_words(one)}" for one in found["tried"]]
     lines.append(
-        f"kernels  {', '.join(found['kernels'])} on this machine; each layer takes the fastest"
+        f"kernels  {', '.join(found['kernels'])} on this machine; a layer holds the faster form"
     )
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sonde.core.hashing import tensor_key
 from sonde.core.inputs import Model
+from sonde.core.repacking import in_own_form
 
 TIED = "tie_word_embeddings"
 """What a configuration calls one matrix for the embedding and the output."""
@@ -32,6 +33,7 @@ def as_model(model: Model | nn.Module) -> Model:
 
 def with_tensors(module: nn.Module, changed: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of a module with some tensors exchanged; all others share their storage."""
+    in_own_form(module)
     kept = {id(p): p for p in [*module.parameters(), *module.buffers()]}
     memo: dict[int, Any] = {}
     for key, old in kept.items():

@@ -1,10 +1,11 @@
 """A linear layer whose weight is kept as small whole numbers, and the ways to multiply by it.
 
-Which way is fastest depends on the processor: on some a kernel for packed weights is many times
-slower than float32. So each way is timed once on the machine where it runs, for each kind of shape,
-and none that is slower than float32 is taken.
+A layer holds its codes once: in our own packing, which is unpacked block by block at each use, or
+in the packing of the processor's kernel. Which is faster depends on the processor, so both are
+timed once on the machine where they run, for each shape.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -17,12 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde.core.errors import ShapeError, StateError
-from sonde.weights.packing import packed_length, unpack
+from sonde.weights.packing import pack, packed_length, unpack
 
 KERNEL_GROUPS = (32, 64, 128, 256)
 TRIES = 7
-SIZES = (1, 4, 16, 64, 256)
-"""Rows that a timing stands for: each call is counted to the next of these."""
+SIZES = (1, 64)
+"""Rows that are timed: those of one token and of a text."""
+BLOCK = 2**18
+"""Numbers that are unpacked at once: they stay in the cache of a processor."""
+EYE = 64
+"""Rows of an identity by which codes are read back from a kernel's packing."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,11 @@ class Grid:
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "out in"]:
         """Return ``(code - 2^(bits - 1)) * scale + offset``."""
-        n = codes.shape[1]
-        wide = (x.to(dtype).repeat_interleave(self.group, 1)[:, :n] for x in (scale, offset))
-        scales, offsets = wide
-        return (codes.to(dtype) - 2 ** (self.bits - 1)) * scales + offsets
+        n, half = codes.shape[1], 2 ** (self.bits - 1)
+        found = functional.pad(codes.to(dtype) - half, (0, -n % self.group))
+        found = found.unflatten(1, (-1, self.group))
+        found = torch.addcmul(offset[..., None].to(dtype), found, scale[..., None].to(dtype))
+        return found.flatten(1)[:, :n]
 
 
 class QuantLinear(nn.Module):
@@ -62,7 +68,8 @@ class QuantLinear(nn.Module):
 
     The weight is ``(code - 2^(bits - 1)) * scale + offset``. It runs under gradients, as frozen
     layers do, but has none itself: ``backward`` through it raises. Scales are held as the bits of
-    bfloat16 numbers, so that no ``.to(dtype)`` rounds them again.
+    bfloat16 numbers, so that no ``.to(dtype)`` rounds them again. After a first run on a processor
+    whose kernel was faster, ``codes`` is empty until ``state_dict``, a copy or a move asks for it.
 
     Parameters
     ----------
@@ -87,7 +94,7 @@ class QuantLinear(nn.Module):
             bits_of = torch.zeros(out_features, n_groups, dtype=torch.int16)
             self.register_buffer(name, bits_of)
         self.bias = nn.Parameter(torch.zeros(out_features), False) if bias else None
-        self._ready: dict[str, Tensor] = {}
+        self._kernel: tuple[Tensor, Tensor] | None = None
 
     def extra_repr(self) -> str:
         """Return sizes, bits and group."""
@@ -106,17 +113,35 @@ class QuantLinear(nn.Module):
 
     def values(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
         """Return the weight that the layer multiplies by."""
-        codes = unpack(self.codes, self.grid.bits, self.in_features)
-        scale, offset = (x.view(torch.bfloat16) for x in (self.scale, self.offset))
-        return self.grid.values(codes, scale, offset, dtype)
+        return self._unpacked(slice(None), self.own_codes(), dtype)
+
+    def own_codes(self) -> UInt8[Tensor, "out bytes"]:
+        """Return the codes in our own packing, whichever the layer holds."""
+        if self._kernel is None:
+            return self.codes
+        packed, scales = self._kernel
+        plain = torch.stack([torch.ones_like(scales[..., 0]), torch.zeros_like(scales[..., 1])], -1)
+        found = torch.empty(self.out_features, self.in_features, dtype=torch.uint8)
+        for start in range(0, self.in_features, EYE):
+            # small whole numbers are exact in bfloat16, so rows of an identity read codes back
+            rows = torch.eye(self.in_features, dtype=torch.bfloat16)[start : start + EYE]
+            made = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, self.grid.group, plain)
+            found[:, start : start + EYE] = (made.T + 8).to(torch.uint8)
+        return pack(found, self.grid.bits)
+
+    def take_back(self) -> None:
+        """Hold the codes in our own packing again, until the next run."""
+        if self._kernel is None:
+            return
+        self.codes, self._kernel = self.own_codes(), None
 
     @property
-    def ready_bytes(self) -> int:
-        """Bytes of what the layer keeps beside its codes, to multiply by."""
-        return sum(x.untyped_storage().nbytes() for x in self._ready.values())
+    def kernel_bytes(self) -> int:
+        """Bytes that the kernel's packing takes; 0 if the layer holds its own."""
+        return sum(x.untyped_storage().nbytes() for x in self._kernel or ())
 
     def forward(self, x: Shaped[Tensor, "*batch in"]) -> Shaped[Tensor, "*batch out"]:
-        """Return ``x W^T + bias`` in the type of ``x``, by the fastest way that was timed."""
+        """Return ``x W^T + bias`` in the type of ``x``, by the faster way that was timed."""
         if x.shape[-1] != self.in_features:
             raise ShapeError(
                 f"QuantLinear: expected rows of {self.in_features} features, got {x.shape[-1]}."
@@ -126,8 +151,8 @@ class QuantLinear(nn.Module):
     def multiplied(self, x: Tensor) -> Tensor:
         """Return the product without a gradient."""
         rows = x.reshape(-1, self.in_features)
-        way = self.fastest(len(rows), x.dtype)
-        out = WAYS[way](self, rows).to(x.dtype)
+        self._take(self.fastest())
+        out = (self.by_blocks(rows) if self._kernel is None else self.by_kernel(rows)).to(x.dtype)
         out = out if self.bias is None else out + self.bias.to(out)
         return out.reshape(*x.shape[:-1], self.out_features)
 
@@ -135,62 +160,81 @@ class QuantLinear(nn.Module):
         """Return the ways that this layer can be multiplied by on its device."""
         bits, group = self.grid.bits, self.grid.group
         aligned = self.in_features % group == 0 and self.out_features % 16 == 0
-        on_cpu = self.codes.device.type == "cpu"
+        on_cpu = self.scale.device.type == "cpu"
         if bits == 4 and group in KERNEL_GROUPS and aligned and on_cpu and "int4" in kernels():
-            return ["float", "int4"]
-        return ["float"]
+            return ["blocks", "int4"]
+        return ["blocks"]
 
-    def fastest(self, n_rows: int, dtype: torch.dtype) -> str:
-        """Return the fastest way for some number of rows, timed at the first question."""
+    def fastest(self) -> str:
+        """Return the faster way, timed on one row and on many at the first question."""
         ways = self.ways()
+        key = (self.in_features, self.out_features, self.grid.group, torch.get_num_threads())
         if len(ways) == 1:
             return ways[0]
-        size = next((size for size in SIZES if n_rows <= size), SIZES[-1])
-        shape = (self.in_features, self.out_features, self.grid.group)
-        key = (size, dtype, shape, torch.get_num_threads())
         if key not in _FASTEST:
-            draw = torch.Generator().manual_seed(0)
-            rows = torch.randn(size, self.in_features, generator=draw).to(dtype)
-            times = timed({way: lambda way=way: WAYS[way](self, rows) for way in ways})
-            _FASTEST[key] = min(ways, key=times.__getitem__)
-            self._ready.clear()  # only what is taken is kept
+            both = {way: copy.deepcopy(self) for way in ways}
+            for way, layer in both.items():
+                layer._take(way)
+            gain = 1.0
+            for size in SIZES:
+                rows = torch.ones(size, self.in_features)
+                times = timed(
+                    {"blocks": lambda rows=rows: both["blocks"].by_blocks(rows),
+                     "int4": lambda rows=rows: both["int4"].by_kernel(rows)}
+                )  # fmt: skip
+                gain *= times["blocks"] / times["int4"]
+            _FASTEST[key] = "int4" if gain > 1 else "blocks"
         return _FASTEST[key]
 
-    def by_float(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
-        """Multiply by the unpacked float32 weight, which is kept from then on."""
-        if "float" not in self._ready:
-            self._ready["float"] = self.values()
-        return functional.linear(rows.float(), self._ready["float"])
+    def by_blocks(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+        """Multiply in float32, block of outputs by block; no unpacked weight is kept."""
+        x, step = rows.float(), max(1, BLOCK // max(self.in_features, 1))
+        out = x.new_empty(len(x), self.out_features)
+        for start in range(0, self.out_features, step):
+            part = slice(start, start + step)
+            weight = self._unpacked(part, self.codes[part], torch.float32)
+            out[:, part] = functional.linear(x, weight)
+        return out
 
-    def by_int4(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+    def by_kernel(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
         """Multiply in bfloat16 by the processor's own packing of four-bit codes."""
-        if "int4" not in self._ready:
-            codes = unpack(self.codes, 4, self.in_features).to(torch.int32)
-            both = [x.view(torch.bfloat16).T for x in (self.scale, self.offset)]
-            self._ready["int4"] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
-            self._ready["int4 scales"] = torch.stack(both, -1).contiguous()
+        assert self._kernel is not None
+        packed, scales = self._kernel
         made = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows.bfloat16().contiguous(),
-            self._ready["int4"],
-            self.grid.group,
-            self._ready["int4 scales"],
+            rows.bfloat16().contiguous(), packed, self.grid.group, scales
         )
         return made.float()
 
+    def _unpacked(self, part: slice, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        scale, offset = (x[part].view(torch.bfloat16) for x in (self.scale, self.offset))
+        wide = unpack(codes, self.grid.bits, self.in_features)
+        return self.grid.values(wide, scale, offset, dtype)
+
+    def _take(self, way: str) -> None:
+        """Hold the codes in the packing of a way, and in no other."""
+        if way == "blocks" or self._kernel is not None:
+            return
+        codes = unpack(self.codes, 4, self.in_features).to(torch.int32)
+        both = [x.view(torch.bfloat16).T for x in (self.scale, self.offset)]
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        self._kernel = packed, torch.stack(both, -1).contiguous()
+        self.codes = self.codes.new_empty(0)
+
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantLinear":
-        self._ready.clear()
+        self.take_back()
         return super()._apply(fn, recurse)
 
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.take_back()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.take_back()
+        super()._load_from_state_dict(*args, **kwargs)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ready": {}}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "QuantLinear":
-        from copy import deepcopy
-
-        new = self.__class__.__new__(self.__class__)
-        memo[id(self)] = new
-        new.__dict__.update({k: deepcopy(v, memo) for k, v in self.__getstate__().items()})
-        return new
+        self.take_back()
+        return self.__dict__.copy()
 
 
 class _Product(torch.autograd.Function):
@@ -206,8 +250,6 @@ class _Product(torch.autograd.Function):
         )
 
 
-Way = Callable[[QuantLinear, Tensor], Tensor]
-WAYS: dict[str, Way] = {"float": QuantLinear.by_float, "int4": QuantLinear.by_int4}
 _FASTEST: dict[Any, str] = {}
 _KERNELS: dict[str, str] = {}
 
@@ -227,22 +269,23 @@ def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
 def kernels() -> dict[str, str]:
     """Return the kernels for packed weights that work on this machine, with a description of each.
 
-    Each is tried once on a small case; ``QuantLinear`` times the kernels that work, and takes the
-    plain float32 product if no other kernel is faster.
+    Each is tried once on a small case. Without a kernel a weight is unpacked at each use: that
+    saves memory, and is slower than a plain float32 layer.
 
     Examples
     --------
-    >>> "float" in kernels()
+    >>> "blocks" in kernels()
     True
     """
     if not _KERNELS:
-        _KERNELS["float"] = "float32 product with the unpacked weight"
+        _KERNELS["blocks"] = "float32 product with the weight unpacked block by block"
         try:
             codes = torch.zeros(16, 32, dtype=torch.int32)
             packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
             rows, scales = (torch.ones(s, dtype=torch.bfloat16) for s in ((1, 32), (1, 16, 2)))
             torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, 32, scales)
-        except (RuntimeError, NotImplementedError, AttributeError):
+        except (AttributeError, NotImplementedError):
+            # a version without the operator; a build whose processor has no kernel for it
             return _KERNELS
         _KERNELS["int4"] = "bfloat16 rows by four-bit weights, groups of 32 to 256"
     return _KERNELS

@@ -61,7 +61,6 @@ def compress_document(
         "layers": len(plan.packed),
         "bytes": list(bytes_on_disk),
         "memory": [held_bytes(model.module), held_bytes(changed)],
-        "memory_packed": held_bytes(changed, ready=False),
         "packed": _packed(model.module, plan),
         "kept": _kept(changed, plan),
         "fidelity": fidelity.json(),
@@ -75,19 +74,12 @@ def compress_document(
     return finite_json(found)
 
 
-def held_bytes(module: nn.Module, ready: bool = True) -> int:
-    """Return the bytes that a model's tensors take, each storage once.
-
-    Parameters
-    ----------
-    module : nn.Module
-    ready : bool, default=True
-        With what packed layers keep to multiply by since they ran.
-    """
+def held_bytes(module: nn.Module) -> int:
+    """Return the bytes that a model's tensors take, each storage once."""
     held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
             for x in [*module.parameters(), *module.buffers()]}  # fmt: skip
-    kept = sum(m.ready_bytes for m in module.modules() if isinstance(m, QuantLinear) and ready)
-    return sum(held.values()) + kept
+    kernels = sum(m.kernel_bytes for m in module.modules() if isinstance(m, QuantLinear))
+    return sum(held.values()) + kernels
 
 
 def _packed(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sonde.core.repacking import in_own_form
 from sonde.tap.hooks.names import ModuleNames
 
 SAMPLES = 64
@@ -44,6 +45,7 @@ def fingerprint(module: nn.Module, *, full: bool = False) -> str:
     >>> fingerprint(layer) == fingerprint(layer)
     True
     """
+    in_own_form(module)
     digest = hashlib.sha256()
     for name, tensor in sorted(_tensors(module), key=lambda pair: pair[0]):
         dtype = str(tensor.dtype).removeprefix("torch.")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sonde.core.repacking import in_own_form
 from sonde.tap.model.placement import placement
 
 
@@ -39,6 +40,7 @@ def seed_everything(module: nn.Module, seed: int) -> None:
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[list[str]]:
     """Give back random states and buffers as they were; yields the names of changed buffers."""
+    in_own_form(module)
     before = {n: b.detach().clone() for n, b in module.named_buffers() if not b.is_meta}
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
     changed: list[str] = []
@@ -48,6 +50,7 @@ def untouched(module: nn.Module) -> Iterator[list[str]]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
+        in_own_form(module)
         for name, buffer in module.named_buffers():
             old = before.get(name)
             if old is not None and not torch.equal(old, buffer) and not _both_nan(old, buffer):
