@@ -6,7 +6,7 @@
 from typing import Any
 
 from torch import nn
-from transformers.quantizers import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -73,12 +73,12 @@ class PackedQuantizer(HfQuantizer):
             self.remove_quantization_config(model)
         return model
 
-    def is_serializable(self, *_: Any, **kwargs: Any) -> bool:
+    def is_serializable(self, *_: Any, **kwargs: Any) -> Any:
         """Return that the model can be saved: packed tensors are ordinary ones."""
         return True
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> Any:
         """Return that no gradient flows through packed layers."""
         return False
 

@@ -219,4 +219,4 @@ def test_convolutions_that_are_named_are_pruned_and_packed(run, convolutional, t
     convolutions = [m for m in opened.modules() if isinstance(m, torch.nn.Conv2d)]
     assert len(convolutions) > 4
     for part in convolutions:
-        assert float((part.weight == 0).double().mean()) == pytest.approx(0.6, abs=0.05)
+        assert float((part.weight == 0).double().mean()) > 0.55  # more where inputs are always 0

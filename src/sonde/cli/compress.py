@@ -123,7 +123,7 @@ class Compress:
     def _seeks(self) -> bool:
         return self.budget is not None or self.max_kl is not None
 
-    def _method(self) -> "Rewrite":
+    def _method(self) -> Any:
         """Return the method with its parameters; if bits are sought, those are to be replaced."""
         from sonde.run.compressing.methods import Target, method_asked
 
@@ -133,7 +133,7 @@ class Compress:
             )
         target = None if self.to is None else Target.of(self.to)
         given = {"group": self.group, "layers": self.layers or None}
-        found = method_asked(self.method, target, given)
+        found: Any = method_asked(self.method, target, given)
         parameters = {f.name for f in fields(found)}
         if self._seeks and (not {"bits", "group"} <= parameters or found.bits == 1):
             raise InputError(
@@ -207,4 +207,7 @@ class Compress:
 
     def _reads(self, method: "Rewrite") -> bool:
         """Return whether a method reads examples."""
-        return any(not need.optional for need in method.reads().values())
+        from sonde.weights import Examples
+
+        needs = [need for need in method.reads().values() if isinstance(need, Examples)]
+        return any(not need.optional for need in needs)

@@ -68,7 +68,7 @@ def weight_methods() -> dict[str, type[Any]]:
     return {getattr(kind, "word", snake_case(kind.__name__)): kind for kind in kinds}
 
 
-def method_asked(text: str | None, target: Target | None, given: Mapping[str, Any]) -> Rewrite:
+def method_asked(text: str | None, target: Target | None, given: Mapping[str, Any]) -> Any:
     """Return the method that a user means, with the size and the parameters that were given.
 
     Parameters
