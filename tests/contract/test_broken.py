@@ -9,11 +9,13 @@ from contract import (
     broken_codecs,
     broken_layers,
     broken_methods,
+    broken_packings,
     broken_rewrites,
 )
 from contract.statistics import rank_error
 from contract.test_explainers import NAMES, Slopes
 from sonde.core import (
+    CachePacking,
     CacheRule,
     Codec,
     Detector,
@@ -96,6 +98,12 @@ TWINS = [
     (Decode, "rows", broken_methods.Sharpens("batch"), "moved by other texts"),
     (Decode, "recomputed", broken_methods.Sharpens("remembers"), "than without cache"),
     (Decode, "untouched", broken_methods.Sharpens("random"), "random state"),
+    (CachePacking, "form", broken_packings.Rounds("double"), "of torch.bfloat16"),
+    (CachePacking, "form", broken_packings.Rounds("in place"), "changed the keys"),
+    (CachePacking, "padding", broken_packings.Rounds("padding"), "what stands at padding"),
+    (CachePacking, "rows", broken_packings.Rounds("batch"), "the other rows of the batch"),
+    (CachePacking, "rows", broken_packings.Rounds("order"), "in another order"),
+    (CachePacking, "steps", broken_packings.Rounds("grows"), "steps of other lengths"),
     (CacheRule, "score", broken_caches.Newest("NaN"), "scores NaN"),
     (CacheRule, "score", broken_caches.Newest("in place"), "changed what it was shown"),
     (CacheRule, "empty", broken_caches.Newest("all slots"), "with what lies in empty slots"),

@@ -1,12 +1,12 @@
-"""Every rule of key-value caches against every law."""
+"""Every rule and every packing of key-value caches against every law."""
 
 import pytest
 
 from contract.test_rewrites import members
-from sonde.core import CacheRule
+from sonde.core import CachePacking, CacheRule
 from sonde.testing import check
 
-RULES = {rule.__name__: rule for rule in members(CacheRule)}
+RULES = {kind.__name__: kind for base in (CacheRule, CachePacking) for kind in members(base)}
 
 
 @pytest.mark.parametrize("name", sorted(RULES))

@@ -92,4 +92,4 @@ def test_the_command_recommends_and_shows_the_code(capsys):
     assert trial["same_answer"] == 1.0
 
     assert main(["cache", "sonde:stdlib", "sonde:stdlib/test", "--rules", "recent"]) == 2
-    assert "no rule is called 'recent'" in capsys.readouterr().err
+    assert "no cache is called 'recent'" in capsys.readouterr().err

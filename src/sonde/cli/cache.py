@@ -1,7 +1,7 @@
-"""``sonde cache``: what key-value caches that forget tokens cost on a user's own texts."""
+"""``sonde cache``: what smaller key-value caches cost on a user's own texts."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -22,12 +22,12 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Cache:
-    """Try key-value caches that keep only some tokens: what they save and what they cost.
+    """Try smaller key-value caches: what they save and what they cost.
 
-    A language model keeps keys and values of every token that it has read. Each rule keeps a share
-    of them, in its own way. Half of each text is read as a prompt; the rest is read in parts, with
-    the cache cut to its budget after each, and every prediction is compared with that of the whole
-    cache. The last lines recommend a rule and show the Python that uses it.
+    A language model keeps keys and values of every token that it has read. A rule keeps a share of
+    the tokens; quant_cache keeps all in a few bits. Half of each text is read as a prompt; the rest
+    is read in parts, with the cache made small after each, and every prediction is compared with
+    that of the whole cache. The last lines recommend a cache and show the Python that uses it.
 
     Example: sonde cache sonde:stdlib sonde:stdlib/test --limit 32
     """
@@ -35,11 +35,14 @@ class Cache:
     model: ModelWord
     data: DataWord
     rules: Annotated[
-        tuple[str, ...], named("WORD ...", "rules to try; by default all, in their usual form")
+        tuple[str, ...], named("WORD ...", "caches to try; by default all, in their usual form")
     ] = ()
     budgets: Annotated[
         tuple[float, ...], tyro.conf.arg(help="shares of the tokens that stay, in (0, 1]")
     ] = (0.5, 0.25, 0.125)
+    bits: Annotated[
+        tuple[int, ...], tyro.conf.arg(help="bits of a number in caches that round: 2, 4 or 8")
+    ] = (8, 4, 2)
     max_kl: Annotated[
         float, tyro.conf.arg(help="nats of divergence that a recommended cache may cost")
     ] = 0.05
@@ -62,7 +65,7 @@ class Cache:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Try the rules and print what they cost."""
+        """Try the caches and print what they cost."""
         from sonde.data import load
         from sonde.data.opening import open_inputs
         from sonde.run.compressing.caches import smallest, try_caches
@@ -71,11 +74,16 @@ class Cache:
         for word in self.rules:
             if word not in found:
                 raise InputError(
-                    f"cache: no rule is called {word!r}.{near(word, found)} Known: "
+                    f"cache: no cache is called {word!r}.{near(word, found)} Known: "
                     f"{', '.join(found)}."
                 )
         kinds = [found[word] for word in self.rules or found]
-        rules = [kind(budget=share) for share in self.budgets for kind in kinds]
+        rules = [
+            kind(**{name: value})
+            for kind, name in kinds
+            for value in {"budget": self.budgets, "bits": self.bits}[name]
+        ]
+        kept = [rule.setting for rule in rules]
         options = {"device": self.device, "dtype": self.dtype}
         model = load(self.model, **options, trust_remote_code=self.trust_remote_code)
         names = ("max_length", "long", "text_column", "batch_size")
@@ -94,8 +102,10 @@ class Cache:
             )
             return 0
         if not self.printing.quiet:
-            rows = [_row(trial) for trial in sorted(trials, key=_order)]
-            say(table(("rule", "budget", *MEANINGS), rows) + "\n\n" + legend(MEANINGS) + "\n")
+            order = {setting: n for n, setting in enumerate(dict.fromkeys(kept))}
+            by_cost = sorted(trials, key=lambda t: (order[t.rule.setting], t.divergence_nats))
+            rows = [_row(trial) for trial in by_cost]
+            say(table(("cache", "keeps", *MEANINGS), rows) + "\n\n" + legend(MEANINGS) + "\n")
         say(self._advice(best, trials, len(inputs)))
         return 0
 
@@ -104,42 +114,49 @@ class Cache:
             nearest = min(trials, key=lambda t: t.divergence_nats)
             return filled(
                 f"No rule stays below {self.max_kl:g} nats on these {n_texts} texts; the nearest "
-                f"is {nearest.rule!r} with {nearest.divergence_nats:.3g}. Try larger --budgets, or "
-                "allow more with --max-kl."
+                f"is {_python(nearest.rule)} with {nearest.divergence_nats:.3g}. Try larger "
+                "--budgets, or allow more with --max-kl."
             )
         said = filled(
             f"Smallest cache whose predictions differ by at most {self.max_kl:g} nats on these "
-            f"{n_texts} texts: {best.rule!r} holds {best.memory:.0%} of the bytes and costs "
+            f"{n_texts} texts: {_python(best.rule)} holds {best.memory:.0%} of the bytes and costs "
             f"{best.divergence_nats:.2g} nats; {best.same_answer:.1%} of the likeliest tokens stay."
         )
         kind = type(best.rule).__name__
         return (
             f"{said}\n\n  from sonde.compress import {kind}\n"
-            f"  with sonde.caching(model, {best.rule!r}) as cache:\n"
+            f"  with sonde.caching(model, {_python(best.rule)}) as cache:\n"
             "      model.module.generate(**inputs, past_key_values=cache)"
         )
 
 
 def _rules() -> dict[str, Any]:
-    """Return the rules of the compress family by their words."""
+    """Return the caches of the compress family by their words, each with what is varied of it."""
     from sonde import compress
-    from sonde.core import CacheRule
+    from sonde.core import CachePacking, CacheRule
     from sonde.run.instruments.families import snake_case
 
     members = [getattr(compress, name) for name in compress.__all__]
-    kinds = [m for m in members if isinstance(m, type) and issubclass(m, CacheRule)]
-    return {getattr(kind, "word", snake_case(kind.__name__)): kind for kind in kinds}
+    varied = {CacheRule: "budget", CachePacking: "bits"}
+    return {
+        getattr(kind, "word", snake_case(kind.__name__)): (kind, name)
+        for base, name in varied.items()
+        for kind in members
+        if isinstance(kind, type) and issubclass(kind, base)
+    }
 
 
-def _order(trial: Any) -> tuple[float, float]:
-    return -trial.rule.budget, trial.divergence_nats
+def _python(rule: Any) -> str:
+    """Return the Python of a cache, without what is the default."""
+    own = [f for f in fields(rule) if getattr(rule, f.name) != f.default]
+    return f"{type(rule).__name__}({', '.join(f'{f.name}={getattr(rule, f.name)!r}' for f in own)})"
 
 
 def _row(trial: Any) -> tuple[str, ...]:
     se = "" if math.isinf(trial.se) else f" +- {trial.se:.1g}"
     return (
         type(trial.rule).__name__,
-        f"{trial.rule.budget:g}",
+        trial.rule.setting,
         f"{trial.memory:.0%}",
         f"{trial.divergence_nats:.3g}{se}",
         f"{trial.worst_nats:.3g}",

@@ -18,6 +18,7 @@ from sonde.compress.natural_codec import NaturalCodec
 from sonde.compress.power_sgd_codec import PowerSgdCodec
 from sonde.compress.prune_weights import PruneWeights
 from sonde.compress.qsgd_codec import QsgdCodec
+from sonde.compress.quant_cache import QuantCache
 from sonde.compress.random_k_codec import RandomKCodec
 from sonde.compress.recent_cache import RecentCache
 from sonde.compress.rtn import RTN
@@ -46,6 +47,7 @@ __all__ = [
     "PowerSgdCodec",
     "PruneWeights",
     "QsgdCodec",
+    "QuantCache",
     "QuantLinear",
     "RandomKCodec",
     "RecentCache",

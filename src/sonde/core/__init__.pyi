@@ -1,5 +1,7 @@
 from sonde.core.batch import Batch as Batch
 from sonde.core.batch import SiteSchema as SiteSchema
+from sonde.core.cache_packing import CachePacking as CachePacking
+from sonde.core.cache_packing import PackedTokens as PackedTokens
 from sonde.core.cache_rule import CachedTokens as CachedTokens
 from sonde.core.cache_rule import CacheRule as CacheRule
 from sonde.core.calibration import Calibration as Calibration

@@ -96,6 +96,11 @@ class CacheRule(ABC):
         reaches.
         """
 
+    @property
+    def setting(self) -> str:
+        """What is asked of the rule in a few signs: its budget."""
+        return f"{self.budget:g}"
+
     def reads_attention(self) -> Queries:
         """Return of how many of the last queries the attention is needed, 0 for none."""
         return 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sonde.core.cache_packing import CachePacking
 from sonde.core.cache_rule import CacheRule
 from sonde.core.codec import Codec
 from sonde.core.edit import Edit
@@ -30,6 +31,7 @@ from sonde.testing import (
     explainer_laws,
     instrument_laws,
     layer_laws,
+    packing_laws,
     rewrite_laws,
     shift_laws,
     statistic_laws,
@@ -204,6 +206,12 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_C.law_budget),
         _law(_C.law_whole),
     ),
+    CachePacking: (
+        _law(packing_laws.law_form),
+        _law(packing_laws.law_padding),
+        _law(packing_laws.law_rows),
+        _law(packing_laws.law_steps),
+    ),
     Codec: (
         _law(_B.law_round_trip),
         _law(_B.law_same_bytes),
@@ -245,7 +253,7 @@ def laws_of(method: Any) -> tuple[Law, ...]:
 
     Parameters
     ----------
-    method : Instrument, Edit, Decode, CacheRule, Codec, MergeRule, Case or one of the other cases
+    method : Instrument, Edit, Decode, CacheRule, CachePacking, Codec, MergeRule or a case
         An instance; a statistic as a ``Case``, a rewrite as a ``RewriteCase``, an explainer as an
         ``ExplainerCase``, a layer as a ``LayerCase``.
     """

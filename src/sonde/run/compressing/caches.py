@@ -18,23 +18,22 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
-from sonde.core.cache_rule import CacheRule
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.engine.progress import Bar
-from sonde.tap.cache.evicting import caching
+from sonde.tap.cache.evicting import Form, caching
 
 
 @dataclass(frozen=True)
 class CacheTrial:
-    """What one cache rule costs on the texts that it was tried on.
+    """What one cache costs on the texts that it was tried on.
 
     Parameters
     ----------
-    rule : CacheRule
+    rule : CacheRule or CachePacking
     divergence_nats : float
         Mean over texts of the mean KL divergence between the predictions with the whole cache and
-        with the evicting one, for the tokens behind the prompt.
+        with the smaller one, for the tokens behind the prompt.
     se : float
         Its standard error over texts.
     worst_nats : float
@@ -47,7 +46,7 @@ class CacheTrial:
         Seconds for reading the texts in parts, as a ratio to a plain cache's.
     """
 
-    rule: CacheRule
+    rule: Form
     divergence_nats: float
     se: float
     worst_nats: float
@@ -63,7 +62,7 @@ class CacheTrial:
 def try_caches(
     model: Model,
     inputs: Inputs,
-    rules: Sequence[CacheRule],
+    rules: Sequence[Form],
     *,
     step: int = 16,
     progress: bool = True,
@@ -79,7 +78,7 @@ def try_caches(
         Causal language model of transformers.
     inputs : Inputs
         Texts, as ``open_inputs`` gives them.
-    rules : sequence of CacheRule
+    rules : sequence of CacheRule or CachePacking
     step : int, default=16
         Tokens read between two evictions; 1 is what generation does, and slowest.
 
@@ -197,7 +196,7 @@ class _Sums:
         self.memory.append(memory)
         self.time.append(ratio)
 
-    def trial(self, rule: CacheRule) -> CacheTrial:
+    def trial(self, rule: Form) -> CacheTrial:
         tokens = torch.cat(self.tokens)
         n = len(self.texts)
         se = statistics.stdev(self.texts) / math.sqrt(n) if n > 1 else math.inf

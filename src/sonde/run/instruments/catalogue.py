@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from sonde.core.cache_packing import CachePacking
 from sonde.core.cache_rule import CacheRule
 from sonde.core.codec import Codec
 from sonde.core.edit import Edit
@@ -44,6 +45,7 @@ KINDS: dict[str, type] = {
     "rewrite": Rewrite,
     "merge rule": MergeRule,
     "cache rule": CacheRule,
+    "cache packing": CachePacking,
     "codec": Codec,
     "judge": Judge,
     "explainer": Explainer,

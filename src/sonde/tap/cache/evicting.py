@@ -1,45 +1,48 @@
-"""Open a model with a key-value cache that keeps the tokens that a rule chooses."""
+"""Open a model with a key-value cache that forgets tokens by a rule, or packs them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from sonde.core.cache_packing import CachePacking
 from sonde.core.cache_rule import CacheRule
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
 from sonde.tap.attention.interface import WITH_MASKS, kernels_through
 from sonde.tap.attention.places import asks_interface
-from sonde.tap.cache.layer import EvictingLayer, RealTokens
+from sonde.tap.cache.layer import EvictingLayer, GrowingLayer, RealTokens
+from sonde.tap.cache.packed import PackingLayer
 from sonde.tap.hooks.cache import cache_in
 from sonde.tap.hooks.outputs import arguments
 from sonde.tap.hooks.session import Session
 
+Form = CacheRule | CachePacking
 _RUNNING: ContextVar["EvictingCache | None"] = ContextVar("sonde_cache", default=None)
 
 
 class EvictingCache(Cache):
-    """A cache of transformers whose full-attention layers evict; other layers stay as they are.
+    """A cache of transformers whose full-attention layers evict or pack; others stay as they are.
 
     Parameters
     ----------
     module : nn.Module
         Model of transformers.
-    rule : CacheRule or callable
-        The rule of all layers, or a function from a layer's number to its rule.
+    rule : CacheRule, CachePacking or callable
+        That of all layers, or a function from a layer's number to its own.
     """
 
-    def __init__(self, module: nn.Module, rule: CacheRule | Callable[[int], CacheRule]) -> None:
+    def __init__(self, module: nn.Module, rule: Form | Callable[[int], Form]) -> None:
         layers = DynamicCache(config=module.config).layers  # pyright: ignore[reportArgumentType]
-        of = rule if not isinstance(rule, CacheRule) else lambda _: rule
+        of = rule if not isinstance(rule, CacheRule | CachePacking) else lambda _: rule
         super().__init__(
             layers=[
-                EvictingLayer(of(number)) if type(layer) is DynamicLayer else layer
+                _layer(of(number)) if type(layer) is DynamicLayer else layer
                 for number, layer in enumerate(layers)
             ]
         )
@@ -50,10 +53,15 @@ class EvictingCache(Cache):
         return [layer for layer in self.layers if isinstance(layer, EvictingLayer)]
 
     @property
+    def smaller(self) -> list[GrowingLayer]:
+        """The layers that evict or pack, in order of depth."""
+        return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]
+
+    @property
     def size_bytes(self) -> int:
         """Bytes that all layers hold: keys, values, columns and what rules remember."""
-        own = sum(layer.size_bytes for layer in self.evicting)
-        others = [x for x in self.layers if not isinstance(x, EvictingLayer)]
+        own = sum(layer.size_bytes for layer in self.smaller)
+        others = [x for x in self.layers if not isinstance(x, GrowingLayer)]
         held = [getattr(x, name, None) for x in others for name in ("keys", "values")]
         return own + sum(x.numel() * x.element_size() for x in held if isinstance(x, Tensor))
 
@@ -68,28 +76,32 @@ class EvictingCache(Cache):
                 f"each token seen so far, got {tuple(mask.shape)}."
             )
         real = RealTokens(mask.bool().to(device))
+        for layer in self.smaller:
+            layer.real = real
         for layer in self.evicting:
-            layer.real, layer.n_new = real, 0
+            layer.n_new = 0
 
 
 @contextlib.contextmanager
 def caching(
-    model: Model | nn.Module, rule: CacheRule | Callable[[int], CacheRule]
+    model: Model | nn.Module, rule: Form | Callable[[int], Form]
 ) -> Iterator[EvictingCache]:
-    """Open a language model with a cache that evicts tokens by a rule.
+    """Open a language model with a cache that evicts tokens by a rule, or holds them packed.
 
     Inside the block give the cache as ``past_key_values``, to ``generate`` or to single calls, also
     for a second turn of the same conversation. A call first reads all that is kept together with
-    its new tokens and evicts afterwards. Batches may be padded on either side; a row gives what it
-    gives alone. Layers with a sliding window and recurrent layers stay as they are. The model
-    itself is not changed.
+    its new tokens and evicts or packs afterwards. Batches may be padded on either side; with a rule
+    a row gives what it gives alone; a packing rounds the same tokens together whatever the padding
+    before them, so that its rows differ by rounding. Layers with a sliding window and recurrent
+    layers stay as they are. The model itself is not changed.
 
     Parameters
     ----------
     model : Model or nn.Module
-        Causal language model of transformers, with ``sdpa`` or ``eager`` attention.
-    rule : CacheRule or callable
-        Which tokens stay, in all layers, or a function from a layer's number to its rule.
+        Causal language model of transformers; for a rule with ``sdpa`` or ``eager`` attention.
+    rule : CacheRule, CachePacking or callable
+        Which tokens stay, or the form in which all are held, in all layers; or a function from a
+        layer's number to either.
 
     Yields
     ------
@@ -99,16 +111,18 @@ def caching(
     Raises
     ------
     SiteError
-        If the model has no cache of keys and values that can be evicted.
+        If the model has no cache of keys and values that can be made smaller.
     """
     module = model.module if isinstance(model, Model) else model
-    _check_can_evict(module)
+    _check_has_cache(module)
     cache = EvictingCache(module, rule)
-    if not cache.evicting:
+    if not cache.smaller:
         raise SiteError(
             f"caching: every layer of {type(module).__name__} has a sliding window or a recurrent "
-            "state, whose size does not grow. A rule has nothing to evict."
+            "state, whose size does not grow. There is nothing to evict or to pack."
         )
+    if cache.evicting:
+        _check_kernel(module)
     before = partial(_before, cache, module)
     token = _RUNNING.set(None)
     try:
@@ -119,11 +133,11 @@ def caching(
             yield cache
     finally:
         _RUNNING.reset(token)
-        for layer in cache.evicting:
+        for layer in cache.smaller:
             layer.real = None
 
 
-def _check_can_evict(module: nn.Module) -> None:
+def _check_has_cache(module: nn.Module) -> None:
     config = getattr(module, "config", None)
     kind = type(module).__name__
     if config is None or not callable(getattr(module, "generate", None)):
@@ -131,10 +145,16 @@ def _check_can_evict(module: nn.Module) -> None:
             f"caching: expected a language model of transformers with generate(), got {kind}."
         )
     if getattr(config, "is_encoder_decoder", False):
-        raise SiteError(f"caching: {kind} has an encoder; only decoder-only models can evict.")
-    text = config.get_text_config()
-    if getattr(text, "num_kv_shared_layers", 0):
-        raise SiteError(f"caching: layers of {kind} share their caches, which cannot be evicted.")
+        raise SiteError(
+            f"caching: {kind} has an encoder; only decoder-only models have such caches."
+        )
+    if getattr(config.get_text_config(), "num_kv_shared_layers", 0):
+        raise SiteError(f"caching: layers of {kind} share their caches. Use a plain cache.")
+
+
+def _check_kernel(module: nn.Module) -> None:
+    """Refuse attention that cannot be masked for each head, which eviction needs."""
+    kind, text = type(module).__name__, cast("Any", module).config.get_text_config()
     kernel = text._attn_implementation
     if kernel not in WITH_MASKS:
         raise SiteError(
@@ -146,6 +166,10 @@ def _check_can_evict(module: nn.Module) -> None:
             f"caching: the attention of {kind} does not take its kernel from the interface of "
             "transformers, so its cache cannot be masked for each head."
         )
+
+
+def _layer(form: Form) -> GrowingLayer:
+    return PackingLayer(form) if isinstance(form, CachePacking) else EvictingLayer(form)
 
 
 def _before(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The cache of one attention layer that keeps the tokens that a rule chooses."""
+"""The cache of one attention layer: what all forms share, and the one that evicts by a rule."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,33 +45,18 @@ class RealTokens:
         return torch.where(columns < 0, -1, number.view_as(columns))
 
 
-class EvictingLayer(CacheLayerMixin):
-    """Keys and values of the tokens that a rule keeps, each with its column in the text.
-
-    Until the first token is evicted the layer holds what a plain cache holds, padding included, and
-    the model's own mask stays in force.
-
-    Parameters
-    ----------
-    rule : CacheRule
-    """
+class GrowingLayer(CacheLayerMixin):
+    """What the cache of one layer needs in every form: new tokens, rows, and which are real."""
 
     is_sliding = False
     is_croppable = False
+    held: tuple[str, ...] = ("keys", "values")
+    """Tensors with a row for each text."""
 
-    def __init__(self, rule: CacheRule) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.rule = rule
-        self._forget()
-
-    def _forget(self) -> None:
         self.n_seen = 0  # columns
-        self.n_new = 0  # columns of the running call that wait for their attention
         self.real: RealTokens | None = None
-        self.columns: Tensor | None = None  # (row, head, slot); None: slots are columns
-        self.mass: Tensor | None = None  # (row, head, slot), attention received from all queries
-        self.queries: Tensor | None = None  # (row, query head, query, width), the newest
-        self.query_columns: Tensor | None = None  # (row, query); -1: none
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take type and device from the first keys."""
@@ -79,39 +64,20 @@ class EvictingLayer(CacheLayerMixin):
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append new keys and values and return all that are held."""
+    def append(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Add new keys and values behind those that are held."""
         if self.real is None:
             raise StateError(
                 "caching: expected the cache to be used inside its with block, got a call of the "
                 "model after it, or of another model. Keep generating inside the block."
             )
-        if self.n_new:
-            raise SiteError(
-                "caching: an attention changed its keys between the cache and its kernel, so "
-                "tokens cannot be evicted. Use a plain cache with this model."
-            )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        self.n_new = key_states.shape[2]
-        if self.columns is not None:
-            first = self.n_seen + torch.arange(self.n_new, device=key_states.device)
-            self.columns = torch.cat(
-                [self.columns, first.expand(*self.columns.shape[:2], self.n_new)], 2
-            )
-        self.n_seen += self.n_new
+        self.n_seen += key_states.shape[2]
         self.keys = torch.cat([self.keys, key_states], 2)
         self.values = torch.cat([self.values, value_states], 2)
-        return self.keys, self.values
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many keys the next call attends to, and where they start."""
-        held = 0 if self.keys is None else self.keys.shape[2]
-        return held + query_length, 0
 
     def get_seq_length(self) -> int:
         """Return how many columns were seen, which is where positions go on."""
@@ -125,10 +91,10 @@ class EvictingLayer(CacheLayerMixin):
         """Forget all texts."""
         self.keys = self.values = None
         self.is_initialized = False
-        self._forget()
+        self.n_seen, self.real = 0, None
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raise: evicted tokens cannot come back."""
+        """Raise: tokens that were evicted or packed cannot come back."""
         if tokens_to_remove:
             raise InputError(
                 "caching: expected a cache that only grows, got a request to take tokens back. "
@@ -137,30 +103,87 @@ class EvictingLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
-        self._over_rows(lambda x: x.repeat_interleave(repeats, 0))
+        self.over_rows(lambda x: x.repeat_interleave(repeats, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows."""
-        self._over_rows(lambda x: x[indices.to(x.device)])
+        self.over_rows(lambda x: x[indices.to(x.device)])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Put rows into another order, as beam search does."""
         self.batch_select_indices(beam_idx)
 
-    def _over_rows(self, change: Any) -> None:
-        for name in ("keys", "values", "columns", "mass", "queries", "query_columns"):
-            held = getattr(self, name)
-            if held is not None:
-                setattr(self, name, change(held))
+    def over_rows(self, change: Any) -> None:
+        """Repeat rows, keep some, or put them into another order."""
+        for name in self.held:
+            x = getattr(self, name)
+            if x is not None:
+                setattr(self, name, change(x))
         if self.real is not None:
             self.real = RealTokens(change(self.real.mask))
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all that the layer holds from one call to the next."""
-        names = ("keys", "values", "columns", "mass", "queries", "query_columns")
-        held = [getattr(self, name) for name in names]
-        return sum(x.numel() * x.element_size() for x in held if x is not None)
+        found = [getattr(self, name) for name in self.held]
+        return sum(x.numel() * x.element_size() for x in found if x is not None)
+
+
+class EvictingLayer(GrowingLayer):
+    """Keys and values of the tokens that a rule keeps, each with its column in the text.
+
+    Until the first token is evicted the layer holds what a plain cache holds, padding included, and
+    the model's own mask stays in force.
+
+    Parameters
+    ----------
+    rule : CacheRule
+    """
+
+    held = ("keys", "values", "columns", "mass", "queries", "query_columns")
+
+    def __init__(self, rule: CacheRule) -> None:
+        super().__init__()
+        self.rule = rule
+        self._forget()
+
+    def _forget(self) -> None:
+        self.n_new = 0  # columns of the running call that wait for their attention
+        self.columns: Tensor | None = None  # (row, head, slot); None: slots are columns
+        self.mass: Tensor | None = None  # (row, head, slot), attention received from all queries
+        self.queries: Tensor | None = None  # (row, query head, query, width), the newest
+        self.query_columns: Tensor | None = None  # (row, query); -1: none
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append new keys and values and return all that are held."""
+        if self.n_new:
+            raise SiteError(
+                "caching: an attention changed its keys between the cache and its kernel, so "
+                "tokens cannot be evicted. Use a plain cache with this model."
+            )
+        first = self.n_seen
+        self.append(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        self.n_new = key_states.shape[2]
+        if self.columns is not None:
+            new = torch.arange(first, self.n_seen, device=key_states.device)
+            self.columns = torch.cat(
+                [self.columns, new.expand(*self.columns.shape[:2], self.n_new)], 2
+            )
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return how many keys the next call attends to, and where they start."""
+        held = 0 if self.keys is None else self.keys.shape[2]
+        return held + query_length, 0
+
+    def reset(self) -> None:
+        """Forget all texts."""
+        super().reset()
+        self._forget()
 
     def kept(self) -> Int[Tensor, "row head slot"]:
         """Return the column of the text that each slot holds; -1 for empty slots."""

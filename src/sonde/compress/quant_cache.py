@@ -1,0 +1,263 @@
+"""Hold the older tokens of a key-value cache in a few bits (KIVI, GEAR).
+
+For long texts where no token may be forgotten. Below 4 bits add outliers and a rank.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from sonde.core.cache_packing import CachePacking, PackedTokens
+from sonde.core.errors import InputError
+
+
+@final
+@dataclass(frozen=True)
+class QuantCache(CachePacking):
+    """Keys rounded per channel and values per token, plus outliers and a matrix of low rank.
+
+    A few channels of keys are large for every token, so each channel of a chunk of tokens has its
+    own scale; a value is rounded by groups of channels of its token. With ``outliers`` the largest
+    and smallest numbers of each such channel or token are kept as they are; with ``rank`` what
+    rounding lost is added back as a matrix of that rank, for each head.
+
+    Formula: ``X ~ scale * code + offset + S + L R'``.
+
+    Range        an error of at most half a scale for each number without outliers and rank.
+    Cost         bits / 16 of a half-precision cache, 32 / group bits more for scales and offsets,
+                 ``rank (chunk + width)`` half numbers and 6 bytes for each outlier; the whole cache
+                 is unpacked for one layer at a time at every step.
+    Assumes      that no key or value is NaN or infinite.
+    Differs      from the papers: any chunk and width; scales are bfloat16 rounded so that nothing
+                 is clipped; factors are from a whole singular value decomposition, in bfloat16.
+
+    Parameters
+    ----------
+    bits : {2, 4, 8}, default=4
+    group : int, default=32
+        Channels of a value that share a scale. The last group may be short.
+    outliers : float, default=0.0
+        Share of the numbers of a channel of keys, or of a token's value, that are kept as they are:
+        half of it the largest, half the smallest, rounded up.
+    rank : int, default=0
+        Rank of what is added back.
+    chunk : int, default=64
+        Tokens that are packed together; a channel of keys has one scale in a chunk.
+    recent : int, default=64
+        Newest tokens in full precision.
+
+    Examples
+    --------
+    >>> QuantCache(bits=2, outliers=0.02, rank=4).setting
+    '2 bit, 2 % outliers, rank 4'
+
+    References
+    ----------
+    kang2024gear
+    """
+
+    bits: int = 4
+    group: int = 32
+    outliers: float = 0.0
+    rank: int = 0
+    chunk: int = 64
+    recent: int = 64
+    paper: ClassVar[str] = "kang2024gear"
+    variants: ClassVar[dict[str, str]] = {"outliers=0, rank=0": "liu2024kivi"}
+    examples: ClassVar[tuple[dict, ...]] = (
+        {"chunk": 3, "recent": 1, "group": 3},
+        {"bits": 2, "outliers": 0.2, "rank": 1, "chunk": 4, "recent": 0},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits not in (2, 4, 8):
+            raise InputError(f"QuantCache: expected bits to be 2, 4 or 8, got {self.bits!r}.")
+        if self.group < 1 or self.rank < 0 or not 0 <= self.outliers < 1:
+            raise InputError(
+                "QuantCache: expected group from 1, rank from 0 and outliers in [0, 1), got "
+                f"group={self.group!r}, rank={self.rank!r} and outliers={self.outliers!r}."
+            )
+
+    @property
+    def setting(self) -> str:
+        """Bits, outliers and rank."""
+        parts = [f"{self.bits} bit"]
+        parts += [f"{100 * self.outliers:g} % outliers"] if self.outliers else []
+        parts += [f"rank {self.rank}"] if self.rank else []
+        return ", ".join(parts)
+
+    def pack(
+        self,
+        keys: Float[Tensor, "row head token width"],
+        values: Float[Tensor, "row head token width2"],
+        real: Bool[Tensor, "row token"],
+    ) -> "PackedKeysValues":
+        """Return the tokens in packed form."""
+        along_tokens = self._packed(keys.mT, real, keys.shape[2], along_tokens=True)
+        return PackedKeysValues(
+            along_tokens, self._packed(values, real, self.group, along_tokens=False)
+        )
+
+    def _packed(self, x: Tensor, real: Tensor, group: int, *, along_tokens: bool) -> "PackedMatrix":
+        """Return matrices packed in groups along their last axis."""
+        own = real[:, None, None, :] if along_tokens else real[:, None, :, None]
+        own = own.expand(x.shape)
+        exact = x.double()
+        count = own.sum(-1, keepdim=True).clamp(min=1)
+        mean = torch.where(own, exact, 0.0).sum(-1, keepdim=True) / count
+        exact = torch.where(own, exact, mean)  # padding moves no scale
+        rest, places, kept = _without_outliers(exact, self.outliers)
+        codes, scale, offset = _rounded(rest, self.bits, group)
+        width = x.shape[-1]
+        found = PackedMatrix(
+            _bytes_of(codes, self.bits), scale, offset, places, kept.to(x.dtype), None, None,
+            self.bits, group, width, x.dtype,
+        )  # fmt: skip
+        if not self.rank:
+            return found
+        lost = torch.where(own, exact - found.unpack().double(), 0.0)
+        u, s, vh = torch.linalg.svd(lost, full_matrices=False)
+        rank = min(self.rank, s.shape[-1])
+        left = (u[..., :rank] * s[..., None, :rank]).to(torch.bfloat16)
+        return replace(found, left=left, right=vh[..., :rank, :].to(torch.bfloat16))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PackedMatrix:
+    """Matrices whose rows are rounded in groups of numbers.
+
+    Parameters
+    ----------
+    codes : UInt8[Tensor, "row head line byte"]
+    scale, offset : Tensor (row, head, line, group), bfloat16
+    places : Tensor (row, head, line, outlier), int16 or int32
+        Where outliers stand in their line.
+    kept : Tensor (row, head, line, outlier)
+        The outliers.
+    left, right : Tensor (row, head, line, rank) and (row, head, rank, number), or None
+    bits, group, width : int
+        Bits of a code, numbers of a group and of a line.
+    dtype : torch.dtype
+        Of the numbers.
+    """
+
+    codes: UInt8[Tensor, "row head line byte"]
+    scale: Tensor
+    offset: Tensor
+    places: Tensor
+    kept: Tensor
+    left: Tensor | None
+    right: Tensor | None
+    bits: int
+    group: int
+    width: int
+    dtype: torch.dtype
+
+    def unpack(self) -> Float[Tensor, "row head line number"]:
+        """Return the numbers."""
+        codes = _codes_of(self.codes, self.bits, self.width)
+        each = torch.arange(self.width, device=codes.device) // self.group
+        x = codes * self.scale.float()[..., each] + self.offset.float()[..., each]
+        x = x.scatter(-1, self.places.long(), self.kept.float())
+        if self.left is not None and self.right is not None:
+            x = x + self.left.float() @ self.right.float()
+        return x.to(self.dtype)
+
+    def over_rows(self, change: Callable[[Tensor], Tensor]) -> "PackedMatrix":
+        """Return the matrices of other rows."""
+        held: dict[str, Any] = {
+            f.name: change(x)
+            for f in fields(self)
+            if isinstance(x := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **held)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        held = [getattr(self, f.name) for f in fields(self)]
+        return sum(x.nbytes for x in held if isinstance(x, Tensor))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PackedKeysValues(PackedTokens):
+    """Packed keys, a channel in each line, and values, a token in each line."""
+
+    keys: PackedMatrix
+    values: PackedMatrix
+
+    def unpack(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values."""
+        return self.keys.unpack().mT, self.values.unpack()
+
+    def over_rows(self, change: Callable[[Tensor], Tensor]) -> "PackedKeysValues":
+        """Return the tokens of other rows."""
+        return PackedKeysValues(self.keys.over_rows(change), self.values.over_rows(change))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of both."""
+        return self.keys.size_bytes + self.values.size_bytes
+
+
+def _without_outliers(x: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return lines with their largest and smallest numbers replaced, and where they stood."""
+    n = x.shape[-1]
+    each = min(-int(-share * n // 2), n // 2)  # on each side, rounded up
+    large, small = x.topk(each, -1).indices, x.topk(each, -1, largest=False).indices
+    places = torch.cat([large, small], -1)
+    kept = x.gather(-1, places)
+    left = torch.ones_like(x, dtype=torch.bool).scatter(-1, places, False)
+    count = left.sum(-1, keepdim=True).clamp(min=1)
+    mean = torch.where(left, x, 0.0).sum(-1, keepdim=True) / count
+    small_type = torch.int16 if n <= torch.iinfo(torch.int16).max else torch.int32
+    return torch.where(left, x, mean), places.to(small_type), kept
+
+
+def _rounded(x: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes, scales and offsets of lines of numbers, in groups along the last axis.
+
+    The offset is rounded down and the scale up, so that no number is clipped.
+    """
+    n = x.shape[-1]
+    each = torch.arange(n, device=x.device) // group
+    n_groups = -(-n // group)
+    shape = *x.shape[:-1], n_groups
+    index = each.expand(x.shape)
+    low = torch.full(shape, torch.inf, dtype=x.dtype, device=x.device)
+    high = torch.full(shape, -torch.inf, dtype=x.dtype, device=x.device)
+    low, high = low.scatter_reduce(-1, index, x, "amin"), high.scatter_reduce(-1, index, x, "amax")
+    offset = _toward(low, -torch.inf)
+    scale = _toward((high - offset.double()) / (2**bits - 1), torch.inf)
+    divisor = torch.where(scale == 0, 1.0, scale.double())[..., each]
+    codes = ((x - offset.double()[..., each]) / divisor).round().clamp(0, 2**bits - 1)
+    return codes.to(torch.uint8), scale, offset
+
+
+def _toward(x: Tensor, end: float) -> Tensor:
+    """Return numbers in bfloat16, rounded towards an infinity."""
+    near = x.to(torch.bfloat16)
+    passed = near.double() > x if end < 0 else near.double() < x
+    return torch.where(passed, torch.nextafter(near, torch.full_like(near, end)), near)
+
+
+def _bytes_of(codes: UInt8[Tensor, "*axes number"], bits: int) -> UInt8[Tensor, "*axes byte"]:
+    """Return codes packed into bytes, the first code in the lowest bits."""
+    per_byte = 8 // bits
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_byte))
+    shifts = torch.arange(0, 8, bits, device=codes.device)
+    return (padded.unflatten(-1, (-1, per_byte)).int() << shifts).sum(-1).to(torch.uint8)
+
+
+def _codes_of(packed: UInt8[Tensor, "*axes byte"], bits: int, width: int) -> Tensor:
+    """Return the codes of packed bytes, as float32."""
+    shifts = torch.arange(0, 8, bits, device=packed.device)
+    codes = (packed[..., None].int() >> shifts) & (2**bits - 1)
+    return codes.flatten(-2)[..., :width].float()

@@ -1,0 +1,72 @@
+"""Ways to hold the tokens of a key-value cache in fewer bytes: the base class.
+
+A packing is a frozen dataclass with ``pack``; ``sonde.caching(model, packing)`` opens a cache that
+holds older tokens in that form. All tokens stay, as they would not with a ``CacheRule``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+
+
+class PackedTokens(ABC):
+    """Keys and values of some tokens in packed form."""
+
+    @abstractmethod
+    def unpack(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values, (row, head, token, width), in the type that was packed."""
+
+    @abstractmethod
+    def over_rows(self, change: Callable[[Tensor], Tensor]) -> "PackedTokens":
+        """Return the same tokens with rows repeated, left out or in another order."""
+
+    @property
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """Bytes that are held."""
+
+
+class CachePacking(ABC):
+    """A form in which a key-value cache holds its older tokens.
+
+    Subclasses are final frozen dataclasses. The newest tokens wait in full precision until
+    ``chunk`` of them are older than ``recent``; then these are packed together.
+
+    Attributes
+    ----------
+    chunk : int
+        Tokens that are packed together.
+    recent : int
+        Newest tokens that are never packed.
+    """
+
+    chunk: int
+    recent: int
+    paper: ClassVar[str] = ""
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    @abstractmethod
+    def pack(
+        self,
+        keys: Float[Tensor, "row head token width"],
+        values: Float[Tensor, "row head token width2"],
+        real: Bool[Tensor, "row token"],
+    ) -> PackedTokens:
+        """Return tokens in packed form; what stands at padding (``real`` is False) may be lost."""
+
+    @property
+    @abstractmethod
+    def setting(self) -> str:
+        """What is asked of the packing in a few signs, such as ``4 bit``."""
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1 or self.recent < 0:
+            raise InputError(
+                f"{type(self).__name__}: expected chunk from 1 and recent from 0, got "
+                f"chunk={self.chunk!r} and recent={self.recent!r}."
+            )

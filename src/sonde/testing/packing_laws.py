@@ -1,0 +1,89 @@
+"""Laws of the forms in which key-value caches hold their older tokens."""
+
+import torch
+from torch import Tensor
+
+from sonde.core.cache_packing import CachePacking
+from sonde.testing.edit_laws import language_model, prompts
+
+N_ROWS, N_HEADS, N_TOKENS, WIDTH, WIDTH2 = 2, 3, 7, 5, 4
+PADDING = 2
+"""Tokens of the second row that are padding."""
+
+
+def tokens(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Return keys, values and which tokens are real."""
+    draw = torch.Generator().manual_seed(5)
+    keys = torch.randn(N_ROWS, N_HEADS, N_TOKENS, WIDTH, generator=draw).to(dtype)
+    values = torch.randn(N_ROWS, N_HEADS, N_TOKENS, WIDTH2, generator=draw).to(dtype)
+    real = torch.ones(N_ROWS, N_TOKENS, dtype=torch.bool)
+    real[1, :PADDING] = False
+    return keys, values, real
+
+
+def law_form(packing: CachePacking) -> None:
+    """Tokens come back in their shape and type, as finite numbers; what was packed stays."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        keys, values, real = tokens(dtype)
+        before = keys.clone(), values.clone()
+        packed = packing.pack(keys, values, real)
+        for found, x in zip(packed.unpack(), (keys, values), strict=True):
+            assert (found.shape, found.dtype) == (x.shape, x.dtype), f"{found.dtype} of {x.dtype}"
+            assert bool(found.isfinite().all()), f"a number of {dtype} came back broken"
+        assert torch.equal(keys, before[0]), "the packing changed the keys"
+        assert torch.equal(values, before[1]), "the packing changed the values"
+        assert packed.size_bytes > 0
+
+
+def law_padding(packing: CachePacking) -> None:
+    """What stands at padding does not move a real token."""
+    keys, values, real = tokens()
+    there = real[:, None, :, None]
+    other = torch.where(there, keys, 1e3), torch.where(there, values, -1e3)
+    pairs = zip(
+        packing.pack(keys, values, real).unpack(),
+        packing.pack(*other, real).unpack(),
+        strict=True,
+    )
+    for found, expected in pairs:
+        moved = float(torch.where(there, found - expected, 0.0).abs().max())
+        assert moved < 1e-6, f"real tokens moved by {moved:.3g} with what stands at padding"
+
+
+def law_rows(packing: CachePacking) -> None:
+    """A row packed alone is that row packed with others, and rows can be put in another order."""
+    keys, values, real = tokens()
+    whole = packing.pack(keys, values, real)
+    alone = packing.pack(keys[1:], values[1:], real[1:])
+    turned = whole.over_rows(lambda x: x.flip(0))
+    for all_rows, own, other in zip(whole.unpack(), alone.unpack(), turned.unpack(), strict=True):
+        gap = float((all_rows[1:] - own).abs().max())
+        assert gap < 1e-5, f"a row moved by {gap:.3g} with the other rows of the batch"
+        assert torch.equal(other, all_rows.flip(0)), "rows in another order unpack differently"
+
+
+def law_steps(packing: CachePacking) -> None:
+    """A text read in steps is held as one that is read at once; a short one as in a plain cache."""
+    from transformers import DynamicCache
+
+    from sonde.tap.cache.evicting import caching
+
+    net, (ids, mask) = language_model(), prompts()
+    ids, mask = ids.repeat(1, 3), mask.repeat(1, 1)
+    mask = torch.cat([mask, torch.ones(len(ids), ids.shape[1] - mask.shape[1]).to(mask)], 1)
+    sizes = []
+    for step in (ids.shape[1], 2):
+        with torch.no_grad(), caching(net, packing) as cache:
+            for at in range(0, ids.shape[1], step):
+                given = {"attention_mask": mask[:, : at + step].long()}
+                net(ids[:, at : at + step], past_key_values=cache, **given)
+            sizes.append(cache.size_bytes)
+            assert cache.get_seq_length() == ids.shape[1]
+    assert sizes[0] == sizes[1], f"{sizes} bytes by steps of other lengths"
+    n = min(packing.recent + packing.chunk, ids.shape[1])
+    short = {"attention_mask": mask[:, :n].long()}
+    with torch.no_grad(), caching(net, packing) as cache:
+        found = net(ids[:, :n], past_key_values=cache, **short).logits
+        plain = DynamicCache(config=net.config)
+        expected = net(ids[:, :n], past_key_values=plain, **short).logits
+    assert torch.equal(found, expected), "logits differ before anything was read in packed form"
