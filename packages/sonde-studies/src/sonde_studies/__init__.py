@@ -33,6 +33,7 @@ STUDIES: dict[str, str] = {
     "dict-lookup": "DictLookupStudy",
     "diff-roar": "DiffRoarStudy",
     "disparity-decomposition": "DisparityDecompositionStudy",
+    "document-retrieval": "DocumentRetrievalStudy",
     "eft": "EFTStudy",
     "faithfulness-violation": "FaithfulnessViolationStudy",
     "fault-lines": "FaultLinesStudy",

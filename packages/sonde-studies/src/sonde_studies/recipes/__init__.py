@@ -12,7 +12,12 @@ from types import ModuleType
 from sonde.core import InputError, near
 from sonde.report import Answer
 
-RECIPES: tuple[str, ...] = ("replication-check", "route-by-score", "unlearning-audit")
+RECIPES: tuple[str, ...] = (
+    "document-retrieval",
+    "replication-check",
+    "route-by-score",
+    "unlearning-audit",
+)
 
 __all__ = ["RECIPES", "question_of", "recipe_of"]
 
