@@ -18,7 +18,7 @@ from sonde.run.fitting.fit import fit
 from sonde.run.passes.driver import Interrupted
 from sonde.run.scoring.score import score
 
-SMALL = {"hidden": 32, "batch": 64, "rate": 1e-2}
+SMALL = {"steps": 1, "hidden": 32, "batch": 64, "rate": 1e-2}
 
 
 def _rows(n, dim=4, seed=0):
@@ -79,7 +79,7 @@ def test_the_score_is_minus_the_answer_of_the_trained_net():
 @pytest.mark.truth("torch.nn.BatchNorm1d fed with usual rows alone")
 def test_the_running_centre_is_that_of_usual_rows():
     x = _rows(64)
-    detector = SimpleNet(passes=1, adapter=False, hidden=8, batch=64)
+    detector = SimpleNet(passes=1, steps=1, adapter=False, hidden=8, batch=64)
     learner, before = _learned(detector, x, passes=1)
     _, after = _learned(detector, x, passes=2)
     scaled = (x - x.mean(0)) / x.std(0, correction=0)
@@ -132,6 +132,37 @@ def test_nothing_gives_the_copies_away(adapter, constant):
 def _patches(n_images, seed):
     """Images of 3 x 3 patches of 8 units on a plane."""
     return _rows(n_images * 9, 8, seed).reshape(n_images, 9, 8)
+
+
+@pytest.mark.truth("AUROC of permuted units, by counting pairs; PatchCore has 1.0")
+def test_two_hundred_images_are_enough_at_the_defaults():
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.randn(8, 32, generator=draw)
+
+    def images(n):
+        kind = torch.randint(8, (n,), generator=draw)
+        return centres[kind] + 0.1 * torch.randn(n, 32, generator=draw)
+
+    x, usual, odd = images(200), images(150), images(150)[:, torch.randperm(32, generator=draw)]
+    net = SimpleNet(passes=4)
+    learner, state = _learned(net, x, passes=5)
+    assert learner.is_trained(state)
+    assert 500 <= state.weights.steps < 504
+    scorer = net.result(state)
+    found, wrong = (s.score(torch.cat([usual, odd])) for s in (scorer, SimpleNet(steps=1).fit(x)))
+    assert _area(found, 150) > 0.99
+    assert _area(wrong, 150) < 0.95  # 40 steps
+
+
+def _area(scores, n):
+    return float((scores[n:, None] > scores[:n]).double().mean())
+
+
+def test_few_rows_are_walked_over_more_often_and_many_are_not():
+    many = SimpleNet(passes=3, steps=5, hidden=8, batch=16).fit(_rows(160))
+    assert many.conventions["steps"] == 3 * 10
+    few = SimpleNet(passes=3, steps=20, hidden=8, batch=16).fit(_rows(40))
+    assert few.conventions["steps"] == 24  # 2 steps in 3 walks: 4 times over
 
 
 @pytest.mark.slow

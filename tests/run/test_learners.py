@@ -14,7 +14,7 @@ from sonde.run.instruments.words import parse_methods
 from sonde.run.reading.read import read
 from sonde.run.scoring.score import score
 
-NET = SimpleNet(passes=2, hidden=16, batch=64)
+NET = SimpleNet(passes=2, steps=1, hidden=16, batch=64)
 GRID = FOD(width=8, heads=2, layers=1, passes=2, batch=16, rate=1e-2)
 
 

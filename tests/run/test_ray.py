@@ -111,7 +111,7 @@ def test_learners_train_in_the_driver_and_say_so(tmp_path, caplog):
     x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     ids = [str(i // 4) for i in range(300)]
     stream = Stream.of(x, ids=ids, position=[i % 4 for i in range(300)])
-    learners = [SimpleNet(passes=1, hidden=4), Mahalanobis()]
+    learners = [SimpleNet(passes=1, steps=1, hidden=4), Mahalanobis()]
     fit(learners, stream, threads=1, **QUIET).save(tmp_path / "alone.sonde")
     with caplog.at_level(logging.WARNING, "sonde"):
         fit(learners, stream, runner="ray", workers=1, **QUIET).save(tmp_path / "ray.sonde")

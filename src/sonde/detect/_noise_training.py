@@ -52,6 +52,7 @@ class NoiseTrainingState(TrainingState):
 
     moments: MomentsState
     n_held: int = 0
+    steps_in_walk: int = 0
 
 
 @final
@@ -62,6 +63,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
     sigma: float
     margin: float
     passes: int
+    steps: int
     patience: int
     batch: int
     hidden: int
@@ -85,8 +87,18 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
     ) -> NoiseTrainingState:
         """Count rows and those that are held out, and learn the scale of each unit."""
         moments = Moments("diag").merge(state.moments, Moments("diag").observe(x.cpu()))
-        n_held = state.n_held + int(self._is_held(group_draw).sum())
-        return replace(state, moments=moments, n_held=n_held)
+        held = int(self._is_held(group_draw).sum())
+        steps = max(1, (len(x) - held) // self.batch) if len(x) > held else 0
+        return replace(
+            state,
+            moments=moments,
+            n_held=state.n_held + held,
+            steps_in_walk=state.steps_in_walk + steps,
+        )
+
+    def times(self, state: NoiseTrainingState) -> int:
+        """Return how often a walk goes over rows, so that all walks together have ``steps``."""
+        return max(1, -(-self.steps // max(1, self.passes * state.steps_in_walk)))
 
     def examples(
         self,

@@ -74,7 +74,7 @@ class SimpleNet(Detector):
     each step.
 
     Range        (-inf, inf), dimensionless; higher = more unusual, 0 = as likely a copy.
-    Cost         1 + ``passes`` walks over the rows; state 12 (dim^2 + hidden dim) bytes;
+    Cost         1 + ``passes`` walks over the rows, ``steps`` or more; state 12 (dim^2 + hidden dim) bytes;
                  O(hidden dim) per row.
     Assumes      reducer ``patches``; what is unusual lies off the usual rows by about ``sigma``
                  spreads or more.
@@ -93,6 +93,9 @@ class SimpleNet(Detector):
         Answers beyond it cost nothing.
     passes : int, default=40
         Walks over the rows in training (160 in the paper), at most.
+    steps : int, default=500
+        Least steps of training in all walks: a walk goes several times over the rows that come
+        together if there are too few of them.
     patience : int, default=0
         Stop once the loss on a tenth of the groups, held out, has not fallen for this number of
         passes, and keep the net with the least loss; 0 trains for ``passes``.
@@ -110,7 +113,7 @@ class SimpleNet(Detector):
     Examples
     --------
     >>> x = torch.randn(512, 2, generator=torch.Generator().manual_seed(0))
-    >>> scorer = SimpleNet(passes=30, hidden=64, batch=128, rate=1e-2).fit(x)
+    >>> scorer = SimpleNet(passes=30, steps=1, hidden=64, batch=128, rate=1e-2).fit(x)
     >>> scorer.score(torch.tensor([[0.0, 0.0], [6.0, -6.0]])).sign().tolist()
     [-1.0, 1.0]
 
@@ -122,6 +125,7 @@ class SimpleNet(Detector):
     sigma: float = 0.3
     margin: float = 0.5
     passes: int = 40
+    steps: int = 500
     patience: int = 0
     batch: int = 1024
     hidden: int = 1024
@@ -131,17 +135,25 @@ class SimpleNet(Detector):
     seed: int = 0
     paper: ClassVar[str] = "liu2023simplenet"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"passes": 12, "hidden": 32, "batch": 32, "rate": 3e-2},
-        {"passes": 12, "hidden": 32, "batch": 32, "adapter": False, "patience": 9, "rate": 3e-2},
+        {"passes": 12, "steps": 1, "hidden": 32, "batch": 32, "rate": 3e-2},
+        {
+            "passes": 12,
+            "steps": 1,
+            "hidden": 32,
+            "batch": 32,
+            "adapter": False,
+            "patience": 9,
+            "rate": 3e-2,
+        },
     )
 
     def __post_init__(self) -> None:
         positive = (self.sigma, self.margin, self.rate, self.adapter_rate)
-        counts = (self.passes, self.hidden, self.batch - 1, self.patience + 1)
+        counts = (self.passes, self.steps, self.hidden, self.batch - 1, self.patience + 1)
         if not all(0 < v < math.inf for v in positive) or min(counts) < 1:
             raise InputError(
-                "SimpleNet: expected sigma, margin, rate, adapter_rate above 0, passes and hidden "
-                f"of at least 1, batch of at least 2, patience of at least 0, got {self}."
+                "SimpleNet: expected sigma, margin, rate, adapter_rate above 0, passes, steps and "
+                f"hidden of at least 1, batch of at least 2, patience of at least 0, got {self}."
             )
 
     def reading(self) -> dict[str, Any]:
@@ -154,6 +166,7 @@ class SimpleNet(Detector):
             sigma=self.sigma,
             margin=self.margin,
             passes=self.passes,
+            steps=self.steps,
             patience=self.patience,
             batch=self.batch,
             hidden=self.hidden,

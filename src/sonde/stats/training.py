@@ -134,6 +134,10 @@ class Trainer(Learner[TrainingT]):
         """Change the weights along these gradients."""
         live.adam(gradients, self.rate)
 
+    def times(self, state: TrainingT) -> int:
+        """Return how often one walk goes over the examples that come together; not with a buffer."""
+        return 1
+
     def held_loss(
         self, state: TrainingT, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> Float[Tensor, ""]:
@@ -185,7 +189,9 @@ class Trainer(Learner[TrainingT]):
         if self.buffer and not is_last and n < max(self.buffer, self.batch):
             return replace(state, waiting=columns)
         source = generator("order", self.seed, state.weights.steps)
-        parts = [p.to(columns[0].device) for p in self._parts(n, source, is_last)]
+        times = 1 if self.buffer else self.times(state)
+        found = [p for _ in range(times) for p in self._parts(n, source, is_last)]
+        parts = [p.to(columns[0].device) for p in found]
         rest = parts.pop() if self.buffer else None
         trained = self._stepped(state, columns, parts)
         if rest is not None:

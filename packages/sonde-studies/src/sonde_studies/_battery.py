@@ -75,7 +75,7 @@ def of_rows() -> list[Contestant]:
 def of_patches(tiny: bool = False) -> list[Contestant]:
     """Return those that judge an image by its worst patch, in the last grid of a conv net."""
     patches = {"sites": GRID, "reducer": "patches"}
-    net = SimpleNet(passes=1) if tiny else SimpleNet()
+    net = SimpleNet(passes=1, steps=1) if tiny else SimpleNet()
     fod = replace(SMALL, passes=1) if tiny else SMALL
     return [
         *(Contestant(detector, patches) for detector in (PaDiM(), DictLookup(), net, fod)),

@@ -13,7 +13,7 @@ from sonde_studies.study import Claim, Figures, Study, Tick
 
 SWEEP = (0.03, 0.1, 0.3, 1.0, 3.0)
 IMAGE_NOISE, MIDDLE = (0.05, 0.15, 0.5), 0.15
-NET = {"passes": 10, "hidden": 64, "rate": 3e-3}
+NET = {"passes": 10, "steps": 1, "hidden": 64, "rate": 3e-3}
 
 
 @final
