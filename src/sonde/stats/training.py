@@ -135,7 +135,7 @@ class Trainer(Learner[TrainingT]):
         live.adam(gradients, self.rate)
 
     def times(self, state: TrainingT) -> int:
-        """Return how often one walk goes over the examples that come together; not with a buffer."""
+        """Return how often a walk goes over the examples of a call; once with a buffer."""
         return 1
 
     def held_loss(
