@@ -74,8 +74,8 @@ class SimpleNet(Detector):
     each step.
 
     Range        (-inf, inf), dimensionless; higher = more unusual, 0 = as likely a copy.
-    Cost         1 + ``passes`` walks over the rows, ``steps`` or more; state 12 (dim^2 + hidden dim) bytes;
-                 O(hidden dim) per row.
+    Cost         1 + ``passes`` walks over the rows, ``steps`` or more; state
+                 12 (dim^2 + hidden dim) bytes; O(hidden dim) per row.
     Assumes      reducer ``patches``; what is unusual lies off the usual rows by about ``sigma``
                  spreads or more.
     Differs      from the paper: rows are scaled first, so ``sigma`` does not depend on the
