@@ -40,6 +40,7 @@ from sonde.measure.info_mec import InfoMEC, info_mec
 from sonde.measure.info_nce import InfoNCE, info_nce
 from sonde.measure.information_imbalance import InformationImbalance, information_imbalance
 from sonde.measure.information_plane import InformationPlane, information_plane
+from sonde.measure.isometry_error import isometry_error
 from sonde.measure.kernel_cka import KernelCKA, kernel_cka
 from sonde.measure.layer_cka import LayerCKA, layer_cka
 from sonde.measure.massive_activations import MassiveActivations, massive_activations
@@ -178,6 +179,7 @@ __all__ = [
     "info_nce",
     "information_imbalance",
     "information_plane",
+    "isometry_error",
     "kernel_cka",
     "layer_cka",
     "massive_activations",

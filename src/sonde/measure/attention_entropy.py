@@ -18,6 +18,7 @@ from sonde.core.result import Direction, Result
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.core.tensors import as_tensor
+from sonde.stats import query_entropy
 
 COLLAPSED, OVERLOADED = 0.05, 0.95
 
@@ -172,10 +173,10 @@ def attention_entropy(
             f"got sums off by {float(gap):.3g} and {float(hidden):.3g} on a hidden key. Pass the "
             "mask that the model used, and probabilities after the softmax."
         )
-    nats = -torch.xlogy(p, p).sum(-1)
+    nats, most = query_entropy(p, seen[rows][:, None].broadcast_to(p.shape))
     example = rows.nonzero()[:, 0]
     names = example if group is None else _of_examples(group, len(seen))[example]
-    result = AttentionEntropy().fit(nats / n_keys[rows].double().log()[:, None], group=names)
+    result = AttentionEntropy().fit(nats / most, group=names)
     return replace(result, entropy_nats=nats.mean(0), sink=p[:, :, 0].mean(0))
 
 

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,11 +16,10 @@ from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._reads import PairSampleInstrument
-from sonde.stats import HashSampleState
+from sonde.stats import HashSampleState, quadratic_information
 from sonde.stats.fourier import kernel_width
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
 
-CHUNK = 512
 NEAR = 0.9
 
 
@@ -137,24 +135,9 @@ class CauchySchwarzInformation(PairSampleInstrument):
 
 
 def _divergence(rows: SampledRows) -> Float[Tensor, ""]:
-    """Return the figure for rows in units of the kernels' widths, a chunk of rows at a time."""
+    """Return the figure for rows in units of the kernels' widths."""
     x, y = rows.rows
-    joint = torch.zeros((), dtype=torch.float64, device=x.device)
-    means: list[tuple[Tensor, Tensor]] = []
-    for part in torch.arange(len(x), device=x.device).split(CHUNK):
-        near_x, near_y = _kernel(x[part], x), _kernel(y[part], y)
-        joint = joint + (near_x * near_y).sum()
-        means.append((near_x.mean(1), near_y.mean(1)))
-    u, v = (torch.cat(sides) for sides in zip(*means, strict=True))
-    return (joint / len(x) ** 2).log() + (u.mean() * v.mean()).log() - 2 * (u * v).mean().log()
-
-
-def _kernel(
-    x: Float[Tensor, "row dim"], others: Float[Tensor, "row2 dim"]
-) -> Float[Tensor, "row row2"]:
-    """Return ``exp(-d^2 / 2)`` of every pair."""
-    squares = x.square().sum(1)[:, None] + others.square().sum(1) - 2 * x @ others.T
-    return (-squares.clamp(min=0) / 2).exp()
+    return quadratic_information(x, y)
 
 
 cauchy_schwarz_information = as_function(CauchySchwarzInformation)

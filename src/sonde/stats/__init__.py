@@ -1,6 +1,7 @@
 """The shared sketches: mergeable statistics that many methods read, and the maths they share."""
 
 from sonde.stats.adjusted_p import adjusted_p
+from sonde.stats.attention import query_entropy
 from sonde.stats.auroc import AUROC, auroc, midranks
 from sonde.stats.auroc_bounds import auroc_bounds, rank_p_value, separation
 from sonde.stats.batch_hsic import BatchHsic, BatchHsicState, hsic_triple
@@ -25,6 +26,12 @@ from sonde.stats.held_scores import HeldScores, HeldScoresState, SampledCalibrat
 from sonde.stats.histogram import Histogram, HistogramState
 from sonde.stats.hsic_sums import HsicSums, HsicSumsState
 from sonde.stats.intervals import clopper_pearson, grouped_share, wilson
+from sonde.stats.kernel_sums import (
+    conditional_divergence,
+    gaussian_kernel,
+    quadratic_information,
+)
+from sonde.stats.latent import latent_parts
 from sonde.stats.log_histogram import LogHistogram, LogHistogramState, log_bins, log_centres
 from sonde.stats.moments import Moments, MomentsState
 from sonde.stats.neighbour_average import neighbour_average
@@ -135,13 +142,16 @@ __all__ = [
     "benjamini_hochberg",
     "check_shrinkage",
     "clopper_pearson",
+    "conditional_divergence",
     "distance_chunks",
+    "gaussian_kernel",
     "gaussian_rate",
     "grouped_share",
     "half_error",
     "hsic_triple",
     "inverse_root",
     "largest_products",
+    "latent_parts",
     "log_bins",
     "log_centres",
     "median_sigma",
@@ -149,6 +159,8 @@ __all__ = [
     "nearest",
     "neighbour_average",
     "oas_weight",
+    "quadratic_information",
+    "query_entropy",
     "random_halves",
     "rank_p_value",
     "rate_gain",

@@ -5,8 +5,21 @@ that the measure of the same name reports.
 """
 
 from sonde.train.align import Align
+from sonde.train.attention_entropy import AttentionEntropy
+from sonde.train.cauchy_schwarz import CauchySchwarzBottleneck
 from sonde.train.contrast import Contrast
+from sonde.train.latent_terms import LatentTerms
+from sonde.train.orthogonal import Orthogonal
 from sonde.train.rate_reduction import RateReduction
 from sonde.train.separate import Separate
 
-__all__ = ["Align", "Contrast", "RateReduction", "Separate"]
+__all__ = [
+    "Align",
+    "AttentionEntropy",
+    "CauchySchwarzBottleneck",
+    "Contrast",
+    "LatentTerms",
+    "Orthogonal",
+    "RateReduction",
+    "Separate",
+]
