@@ -1,6 +1,8 @@
 """Layers to build into a network: plain torch modules, and functions that put them into a copy."""
 
 from sonde.layers.attention import Attention, non_locality
+from sonde.layers.conditional_norm import ConditionalNorm
+from sonde.layers.conditions import conditioned
 from sonde.layers.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.layers.inserting import inserted, inserted_layers, removed
 from sonde.layers.layer import Layer, LayerEdit
@@ -20,7 +22,9 @@ from sonde.layers.patterns import (
     pattern_of,
 )
 from sonde.layers.saving import load_layers, save_layers
+from sonde.layers.unit_gate import UnitGate
 from sonde.layers.unmix_norm import UnMixNorm, with_unmix_norm
+from sonde.layers.vector_quantizer import VectorQuantizer
 
 __all__ = [
     "PATTERNS",
@@ -29,6 +33,7 @@ __all__ = [
     "Attention",
     "Axial",
     "Blocks",
+    "ConditionalNorm",
     "DecoupledCrossAttention",
     "Global",
     "Histogram",
@@ -39,8 +44,11 @@ __all__ = [
     "RandomKeep",
     "Stripes",
     "UnMixNorm",
+    "UnitGate",
+    "VectorQuantizer",
     "Where",
     "Window",
+    "conditioned",
     "drop_sources",
     "inserted",
     "inserted_layers",

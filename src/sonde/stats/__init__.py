@@ -51,6 +51,7 @@ from sonde.stats.shrinkage import (
     oas_weight,
     shrunk,
 )
+from sonde.stats.soft_top_k import soft_top_k
 from sonde.stats.sparsemax import sparsemax
 from sonde.stats.symbols import Symbols, SymbolsState
 from sonde.stats.token_metrics import TOKEN_METRICS, token_metrics
@@ -167,6 +168,7 @@ __all__ = [
     "score_map",
     "separation",
     "shrunk",
+    "soft_top_k",
     "sparsemax",
     "token_metrics",
     "unit_rows",

@@ -1,0 +1,93 @@
+"""Give a condition to the layers inside a model, for the calls in a ``with`` block."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError, ShapeError
+from sonde.core.inputs import Model
+from sonde.layers.layer import Layer
+
+
+class ConditionedLayer(Layer):
+    """A layer that reads a condition: an argument of its call, or the one of ``conditioned``.
+
+    Attributes
+    ----------
+    condition : int
+        Width of the condition; 0 for a layer that takes none.
+    """
+
+    condition: int = 0
+    shared: Tensor | None = None
+
+    def condition_for(self, x: Tensor, condition: Tensor | None, axes: int) -> Tensor | None:
+        """Return the condition with as many axes as ``x``; None if there is no condition.
+
+        Parameters
+        ----------
+        x : Tensor
+        condition : Tensor or None
+            By default that of ``conditioned``. (row, condition), or one vector for each position.
+        axes : int
+            Axes of ``x`` between its rows and its units.
+        """
+        c = self.shared if condition is None else condition
+        if c is None:
+            return None
+        whole = c.ndim == axes + 2 and c.shape[:-1] == x.shape[: axes + 1]
+        if (
+            not self.condition
+            or c.shape[-1] != self.condition
+            or not (whole or (c.ndim == 2 and len(c) in (1, len(x))))
+        ):
+            raise ShapeError(
+                f"{type(self).__name__}.forward: expected a condition (row "
+                f"condition={self.condition}), or one vector for each position, for states "
+                f"{tuple(x.shape)}, got {tuple(c.shape)}."
+            )
+        return c if whole else c.reshape(len(c), *[1] * axes, c.shape[-1])
+
+
+@contextmanager
+def conditioned(
+    model: Model | nn.Module, condition: Float[Tensor, "row *axes condition"]
+) -> Iterator[None]:
+    """Give a condition to all layers of a model that read one, inside the block.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    condition : Float[Tensor, "row *axes condition"]
+
+    Raises
+    ------
+    InputError
+        If no layer of the model reads a condition.
+
+    Examples
+    --------
+    >>> import torch, sonde
+    >>> layer = sonde.layers.ConditionalNorm(4, condition=2, norm="none")
+    >>> net = sonde.inserted(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)), {"0": layer})
+    >>> with sonde.layers.conditioned(net, torch.ones(5, 2)):
+    ...     net(torch.ones(5, 3)).shape
+    torch.Size([5, 1])
+    """
+    module = model.module if isinstance(model, Model) else model
+    parts = [m for m in module.modules() if isinstance(m, ConditionedLayer) and m.condition]
+    if not parts:
+        raise InputError(
+            "conditioned: expected a model with a layer that reads a condition, got none in it. "
+            "Insert a ConditionalNorm or a conditioned UnitGate."
+        )
+    before = [part.shared for part in parts]
+    for part in parts:
+        part.shared = condition
+    try:
+        yield
+    finally:
+        for part, old in zip(parts, before, strict=True):
+            part.shared = old
