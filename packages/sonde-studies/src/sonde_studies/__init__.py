@@ -76,6 +76,7 @@ STUDIES: dict[str, str] = {
     "unlearning-audit": "UnlearningAuditStudy",
     "unmix-norm": "UnMixNormStudy",
     "weak-groups": "WeakGroupsStudy",
+    "who-wrote-it": "WhoWroteItStudy",
 }
 
 __all__ = [

@@ -17,6 +17,7 @@ RECIPES: tuple[str, ...] = (
     "replication-check",
     "route-by-score",
     "unlearning-audit",
+    "who-wrote-it",
 )
 
 __all__ = ["RECIPES", "question_of", "recipe_of"]
