@@ -31,6 +31,7 @@ from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.inlp import Inlp
 from sonde.edit.label_agnostic_forget import LabelAgnosticForget
 from sonde.edit.leace import Leace, PairedLeace
+from sonde.edit.limit_attention import LimitAttention
 from sonde.edit.lipschitz_prune import LipschitzPrune
 from sonde.edit.log_linear import LogLinear, log_linear
 from sonde.edit.merge_arithmetic import Dare, TaskArithmetic, Ties
@@ -94,6 +95,7 @@ __all__ = [
     "Inlp",
     "LabelAgnosticForget",
     "Leace",
+    "LimitAttention",
     "LinearRouter",
     "LipschitzPrune",
     "LogLinear",

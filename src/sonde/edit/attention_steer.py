@@ -14,6 +14,7 @@ from torch import Tensor
 from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.site import Site
+from sonde.edit._probs import by_head, positions
 
 Positions = tuple[int, ...]
 
@@ -97,7 +98,7 @@ class AttentionSteer(Edit):
         """
         if self.strength == 0.0 or (self.calls is not None and context.call >= self.calls):
             return x
-        probs = _by_head(x, self.n_heads, f"AttentionSteer at {site}")
+        probs = by_head(x, self.n_heads, f"AttentionSteer at {site}")
         chosen = _pairs(probs, self.queries, self.keys, context, self.other_text)
         if not bool(chosen.any()):
             return x
@@ -117,7 +118,7 @@ class AttentionSteer(Edit):
                 f"AttentionSteer: expected another run's probabilities of shape {tuple(x.shape)}, "
                 f"got {tuple(prior.shape)} at {site}. Run both on as many queries and keys."
             )
-        return _by_head(prior, self.n_heads, "AttentionSteer")
+        return by_head(prior, self.n_heads, "AttentionSteer")
 
 
 def attention_mass(
@@ -142,7 +143,7 @@ def attention_mass(
     0.8999999761581421
     """
     _check_regions("attention_mass", n_heads, queries, keys)
-    every = _by_head(probs, n_heads, "attention_mass")
+    every = by_head(probs, n_heads, "attention_mass")
     chosen = _pairs(every, queries, keys, EditContext(), True)
     total = (every * chosen).sum((1, 3))
     return total / chosen.any(3).sum((1, 2)).clamp(min=1)[:, None]
@@ -168,15 +169,6 @@ def _with_prior(probs: Tensor, prior: Tensor, chosen: Tensor, site: Site) -> Ten
     return torch.where(chosen.any(3, keepdim=True), new, probs)
 
 
-def _by_head(x: Tensor, n_heads: int, owner: str) -> Tensor:
-    if x.ndim != 3 or x.shape[2] % n_heads:
-        raise ShapeError(
-            f"{owner}: expected probabilities (example, query, {n_heads} heads x keys), got shape "
-            f"{tuple(x.shape)}. Read the port probs, and name the heads of the attention."
-        )
-    return x.unflatten(2, (n_heads, -1))
-
-
 def _pairs(
     probs: Float[Tensor, "example query head key"],
     queries: Positions | None,
@@ -185,17 +177,8 @@ def _pairs(
     other_text: bool,
 ) -> Bool[Tensor, "example query 1 key"]:
     """Return which pairs of a real query and a key are in both regions."""
-    n, n_queries, _, n_keys = probs.shape
-    device, mask = probs.device, context.mask
-    columns = torch.arange(n_keys, device=device).expand(n, -1)
-    rows = torch.arange(n_queries, device=device).expand(n, -1)
-    if context.position is not None:
-        if not other_text:  # padding on the left comes before the first position
-            first = (
-                torch.zeros_like(rows[:, :1]) if mask is None else mask.long().argmax(1)[:, None]
-            )
-            columns = columns - (n_keys - n_queries + first - context.position.gather(1, first))
-        rows = context.position
+    mask = context.mask
+    rows, columns = positions(probs, context, other_text)
     chosen = _in(rows, queries)[:, :, None] & _in(columns, keys)[:, None, :]
     return (chosen if mask is None else chosen & mask[:, :, None])[:, :, None]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from sonde.cli._table import filled
 from sonde.cli.edits.ablate import Ablate
+from sonde.cli.edits.attention import LimitPattern
 from sonde.cli.edits.erase import Erase
 from sonde.cli.edits.find_backdoor import FindBackdoor
 from sonde.cli.edits.forget import Forget
@@ -23,6 +24,7 @@ from sonde.cli.edits.undo import Undo
 
 EDITS: dict[str, type[Any]] = {
     "ablate": Ablate,
+    "attention": LimitPattern,
     "erase": Erase,
     "find-backdoor": FindBackdoor,
     "forget": Forget,

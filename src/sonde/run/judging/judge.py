@@ -20,7 +20,7 @@ from sonde.core.inputs import Inputs, Model
 from sonde.engine.progress import Bar
 from sonde.stats.spreads import spreads
 from sonde.tap import live_stream
-from sonde.tap.reading.answers import answers
+from sonde.tap.reading.answers import Answers, answers
 
 Act = Callable[[], AbstractContextManager[nn.Module]]
 """Opens a change and gives the module to run: the model under an edit, or a changed copy."""
@@ -255,7 +255,7 @@ class _ModelTrial:
     ) -> dict[str, Difference]:
         """Return how far the log-probability of each side rises."""
         return {
-            side.name: _difference(self.log_p(act, side.inputs) - plain[side.name], side.inputs)
+            side.name: difference(self.log_p(act, side.inputs) - plain[side.name], side.inputs)
             for side in target
         }
 
@@ -267,16 +267,30 @@ class _ModelTrial:
             old, n = answers(self.model, self.model.module, batch, self.logits), len(batch)
             with act() as module:  # for one batch: an edit changes the model that runs above
                 new = answers(self.model, module, batch, self.logits)
-            losses.append(old.per_example(old.log_p_of_truth - new.log_p_of_truth, n))
-            gap = old.log_p.exp() * (old.log_p - new.log_p)  # 0 * inf where p is 0
-            every = replace(old, truth=torch.zeros_like(old.truth))
-            divergences.append(every.per_example(gap.nan_to_num(0.0).sum(1), n))
+            loss, kl = costs(old, new, n)
+            losses.append(loss)
+            divergences.append(kl)
             self.bar.advance(2 * n)
-        return _difference(torch.cat(losses), inputs), _difference(torch.cat(divergences), inputs)
+        return difference(torch.cat(losses), inputs), difference(torch.cat(divergences), inputs)
 
 
-def _difference(rises: Tensor, inputs: Inputs) -> Difference:
-    """Return the mean over examples that have an answer, with an error over their groups."""
+def costs(old: Answers, new: Answers, n: int) -> tuple[Tensor, Tensor]:
+    """Return the rise of cross-entropy and the divergence of each of n examples, in nats."""
+    gap = old.log_p.exp() * (old.log_p - new.log_p)  # 0 * inf where p is 0
+    every = replace(old, truth=torch.zeros_like(old.truth))
+    kl = every.per_example(gap.nan_to_num(0.0).sum(1), n)
+    return old.per_example(old.log_p_of_truth - new.log_p_of_truth, n), kl
+
+
+def difference(rises: Tensor, inputs: Inputs) -> Difference:
+    """Return the mean over examples that have an answer, with an error over their groups.
+
+    Parameters
+    ----------
+    rises : Float[Tensor, "example"]
+        NaN for an example without an answer.
+    inputs : Inputs
+    """
     known = ~rises.isnan()
     n = int(known.sum())
     if not n:
