@@ -73,3 +73,49 @@ def test_shuffled_columns_come_from_one_other_group_each_and_are_unlike():
         assert len(set(sources.tolist())) == 1
         taken.append(int(sources[0]))
     assert sorted(taken) == list(range(30))
+
+
+def _unlike_groups(generator):
+    """Groups of 30 sizes, in random places, whose rows share most of what they say."""
+    size = torch.arange(1, 31)
+    group = torch.arange(30).repeat_interleave(size)[torch.randperm(465, generator=generator)]
+
+    def draw():
+        own = torch.randn(465, 1, generator=generator, dtype=torch.float64)
+        return torch.randn(30, 1, generator=generator, dtype=torch.float64)[group] + 0.5 * own
+
+    return group, draw
+
+
+def _square(rows):
+    return float(torch.corrcoef(torch.cat(list(rows.rows), 1).T)[0, 1] ** 2)
+
+
+@pytest.mark.truth("the mean over independent worlds of the same groups")
+def test_groups_that_all_differ_in_size_have_the_null_of_groups():
+    generator = torch.Generator().manual_seed(5)
+    group, draw = _unlike_groups(generator)
+    worlds = [SampledRows((draw(), draw()), group, 465) for _ in range(400)]
+    truth = sum(map(_square, worlds)) / len(worlds)
+    found = [sum(map(_square, w.shuffled(seed=i, n=8))) / 8 for i, w in enumerate(worlds[:100])]
+    assert truth > 8 / 465  # rows one by one would give 1 / 465
+    assert sum(found) / len(found) == pytest.approx(truth, rel=0.2)
+    x = draw()
+    related = SampledRows((x, x.clone()), group, 465)
+    null = [_square(other) for other in related.shuffled(n=20)]
+    assert max(null) < 0.5
+    for other in related.shuffled(n=3):
+        for one in range(30):
+            sources = group[(other.rows[1][group == one] == x.T).nonzero()[:, 1]]
+            assert len(sources.unique()) == 1
+            assert int(sources[0]) != one
+            assert abs(int(sources[0]) - one) < 12
+
+
+def test_one_group_of_a_size_of_its_own_moves_too():
+    size = torch.tensor([5] + [2] * 20)
+    group = torch.arange(21).repeat_interleave(size)
+    x = torch.arange(45.0)[:, None]
+    moved = SampledRows((x, x), group, 45).shuffled(n=10)
+    stays = [torch.equal(other.rows[1][:5], x[:5]) for other in moved]
+    assert sum(stays) <= 3

@@ -13,6 +13,8 @@ from sonde.stats.halves import half_error, random_halves
 from sonde.stats.hash_sample import HashSampleState
 
 SHUFFLES = 20
+ALIKE = 8
+"""How many groups of one size change places among themselves alone."""
 LEAST_FOR_HALVES = 16
 
 
@@ -108,21 +110,24 @@ class SampledRows:
     def shuffled(self, seed: int = 0, n: int = SHUFFLES) -> list["SampledRows"]:
         """Return the rows with the last site's moved among groups, ``n`` times.
 
-        Groups of one size change places as wholes, so rows of a document stay together; a
-        group whose size no other has stays where it is.
+        Groups change places as wholes, with others of their size or, where fewer than ``ALIKE``
+        have it, of sizes near theirs. Where sizes differ, rows of a shorter group are taken again,
+        and the last ones of a longer group are not taken.
         """
         generator = torch.Generator().manual_seed(seed)
+        size = torch.bincount(self.group, minlength=self.n_groups)
         order = torch.argsort(self.group, stable=True)
-        size = torch.bincount(self.group)
         start = torch.cumsum(size, 0) - size
+        step = torch.empty_like(order)
+        step[order] = torch.arange(len(order)) - start[self.group[order]]
+        classes = _alike(size)
         made: list[SampledRows] = []
         for _ in range(n):
-            source = torch.arange(len(self))
-            for length in torch.unique(size).tolist():
-                mine = torch.nonzero(size == length).flatten()
-                other = mine[torch.randperm(len(mine), generator=generator)]
-                steps = torch.arange(length)
-                source[order[start[mine, None] + steps]] = order[start[other, None] + steps]
+            other = torch.arange(self.n_groups)
+            for mine in classes:
+                other[mine] = mine[_moved(len(mine), len(classes) > 1, generator)]
+            other = other[self.group]
+            source = order[start[other] + step % size[other]]
             last = self.rows[-1][source.to(self.rows[-1].device)]
             made.append(replace(self, rows=(*self.rows[:-1], last)))
         return made
@@ -146,6 +151,27 @@ class SampledRows:
             source = order[start[other] + step[:, None] % size[other]]
             made.append(x.gather(0, source.to(x.device)))
         return replace(self, rows=tuple(made))
+
+
+def _alike(size: Int[Tensor, "group"]) -> list[Int[Tensor, "_alike"]]:
+    """Return classes of ``ALIKE`` groups or more whose sizes are equal or near each other."""
+    shared = torch.bincount(size)[size] if len(size) else size
+    rare = torch.nonzero(shared < ALIKE).flatten()
+    common = [torch.nonzero(size == s).flatten() for s in torch.unique(size[shared >= ALIKE])]
+    if len(rare) >= ALIKE or not common:
+        rare = rare[torch.argsort(size[rare], stable=True)]
+        return [*common, *rare.tensor_split(max(1, len(rare) // ALIKE))]
+    if len(rare):  # too few of their own: they join the longest groups
+        common[-1] = torch.cat([common[-1], rare])
+    return common
+
+
+def _moved(n: int, all_move: bool, generator: torch.Generator) -> Int[Tensor, "_group"]:
+    """Return a random order of ``n`` groups; with ``all_move`` none stays, if there are two."""
+    while True:
+        order = torch.randperm(n, generator=generator)
+        if not (all_move and n > 1 and bool((order == torch.arange(n)).any())):
+            return order
 
 
 def _as_rows(x: Shaped[Tensor, "row ..."]) -> Float[Tensor, "row _dim"]:
