@@ -76,6 +76,7 @@ TABLE: tuple[Cause, ...] = (
     Cause("SND022", ("SND014",), "same"),
     Cause("SND016", ("SND017", "SND021")),
     Cause("SND023", ("SND002", "SND011"), "same or later"),
+    Cause("SND055", ("SND051", "SND052"), levels=_LOOK),
     Cause("SND041", ("SND042", "SND044"), least=0.01),
     Cause("SND047", ("SND044",)),
     Cause("SND013", ("SND042",), "same or later"),

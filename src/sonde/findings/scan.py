@@ -16,6 +16,7 @@ from sonde.core.result import Result
 from sonde.core.stream import Stream
 from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, Task, requests
+from sonde.findings._column_gain import column_gain
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers
 from sonde.findings.evidence import DataEvidence, Evidence
@@ -143,7 +144,7 @@ def scan_stream(
     if other is not None and other_data is not None:
         n_units += len(other.units(settings.unit_size)) - 1
         alpha = settings.alpha
-        evidence = _against(evidence, gathered, second, other_data, detectors, split, alpha)
+        evidence = _against(evidence, gathered, second, other, other_data, detectors, split, alpha)
     checks = _run_all(chosen, evidence)
     n_done = gathered.outcome.done + (0 if second is None else second.outcome.done)
     is_whole = stop is None and not _was_cut(evidence, checks)
@@ -367,6 +368,7 @@ def _against(
     evidence: Evidence,
     gathered: Gathered,
     second: Gathered | None,
+    other: Stream,
     other_data: DataEvidence,
     detectors: dict[tuple[str, str], Task],
     split: Split | None,
@@ -383,5 +385,6 @@ def _against(
         scorers=fitted_scorers(detectors, gathered.outcome.states, split),
         alpha=alpha,
         asked=tuple(detectors),
+        mended=partial(column_gain, other),
     )
     return replace(evidence, versus=versus)

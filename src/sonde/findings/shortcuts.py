@@ -262,14 +262,14 @@ def _cost(
     if parts.kind != "token":
         like = np.concatenate([draw.permutation(own) for _ in range(DRAWS)])
     kept, right = (
-        _answers(stream, change) == found.label[rows]
+        class_answers_of(stream, change) == found.label[rows]
         for change in (parts.control(part, rows, like, draw), parts.swap(part, rows, unlike, draw))
     )
     lost = (kept.astype(float) - right.astype(float)).reshape(DRAWS, -1).mean(0)
     return lost, float(kept.mean()), float(right.mean())
 
 
-def _answers(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[np.ndarray, "row"]:
+def class_answers_of(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[np.ndarray, "row"]:
     """Return the model's classes; those of one shape run together."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for i, one in enumerate(singles):

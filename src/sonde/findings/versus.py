@@ -1,7 +1,7 @@
 """DATA against OTHER: how well each site tells them apart, and how many of OTHER raise an alarm."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from sonde.core.hashing import base_hashes, draws
 from sonde.core.instrument import score_needs
 from sonde.core.plan import Split
 from sonde.findings._alarm import Alarms, fuse
+from sonde.findings._column_moves import columns_section
 from sonde.findings._linear import fitted_on, metric_times
 from sonde.findings._once import once
 from sonde.findings._shared import SharedRows, one_per_group, shared_rows
@@ -46,6 +47,8 @@ class VersusEvidence:
         Promised rate of false alarms.
     held : float, default=0.5
         Share of DATA's groups that was held out.
+    mended : callable or None, default=None
+        Runs the model on rows of OTHER whose columns are brought back (``column_gain``).
     asked : tuple of (method, site key), default=()
         The detectors that were to be fitted; some may lack rows, labels or logits.
     """
@@ -56,6 +59,7 @@ class VersusEvidence:
     scorers: Mapping[tuple[str, str], Any]
     alpha: float = 0.01
     held: float = 0.5
+    mended: Callable[..., Any] | None = None
     asked: tuple[tuple[str, str], ...] = ()
 
     @cached_property
@@ -329,6 +333,7 @@ def versus_section(evidence: Evidence) -> dict[str, Any] | None:
         "lead": None,
         "scores": None,
         "rows": [],
+        "columns": columns_section(evidence),
         "labels": labels_of_both(evidence),
         "matched": matched_shift(evidence),
     }

@@ -66,6 +66,7 @@ def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
     pictures = (detectors_picture(report), shift_picture(report), scores_picture(report))
     said = [*label_sentences(versus, (mine, theirs)), matched_sentence(versus)]
     parts = [el("ul", *(el("li", tied(line)) for line in said if line))] if any(said) else []
+    parts += _columns(versus, names)
     parts += _classes(versus, names, (mine, theirs))
     parts += [figure(made, names) for made in pictures if made]
     alarms = [_alarm(alarm, theirs) for alarm in (versus.get("lead"), versus["alarm"]) if alarm]
@@ -80,6 +81,17 @@ def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
             parts.append(el("p", first, cls="reading"))
         parts.append(tabled(rows, names, opened=len(versus["rows"]) <= _SHORT))
     return section("versus", "The two data sets", *parts, lead=lead)
+
+
+def _columns(versus: dict[str, Any], names: ElementIds) -> list[Markup]:
+    """Return the columns that moved as a table."""
+    rows = versus.get("columns") or []
+    if not rows:
+        return []
+    keys = ("column", "said", "effect", "p", "fix")
+    heads = ("column", "how it moved", "effect", "adjusted p", "line that undoes it")
+    table = tuple(tuple(row[key] or None for key in keys) for row in rows)
+    return [tabled(Numbers(heads, table, "columns"), names, "Columns that moved", opened=True)]
 
 
 def _classes(versus: dict[str, Any], names: ElementIds, sides: tuple[str, str]) -> list[Markup]:

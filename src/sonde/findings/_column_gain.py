@@ -1,0 +1,79 @@
+"""What the model gains on OTHER where columns are brought back to their usual unit and place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sonde.core.inputs import InputBatch
+from sonde.core.stream import Stream
+from sonde.findings._column_moves import ColumnMove
+from sonde.findings._shared import one_per_group, shared_rows
+from sonde.findings.evidence import Evidence
+from sonde.findings.shortcuts import class_answers_of
+from sonde.tap import LiveStream
+from sonde.tap.model.seeding import untouched
+from sonde.tap.reading.small_batches import single
+
+ROWS: Final = 400
+
+
+@dataclass(frozen=True)
+class ColumnGain:
+    """Share of right answers as given and with columns brought back, on ``n`` rows of OTHER."""
+
+    given: float
+    mended: float
+    n: int
+
+
+def column_gain(stream: Stream, other: Evidence, moves: Sequence[ColumnMove]) -> ColumnGain | None:
+    """Run the model on at most 400 rows of OTHER, as they are and with columns brought back.
+
+    Columns that were multiplied are divided, exchanged ones change places again. None if the model
+    gives no logits, the rows have no label of its classes, or its input is no vector of columns.
+    """
+    shared, label = shared_rows(other), shared_rows(other).column("label")
+    undone = [m for m in moves if m.is_input and m.kind in ("factor", "exchanged")]
+    if not isinstance(stream, LiveStream) or stream.logits_key is None or not undone:
+        return None
+    if label is None or shared.order is None or not other.data.labels_are_models:
+        return None
+    rows = one_per_group(shared.group)
+    rows = rows[(label[rows] >= 0) & (shared.group[rows] % 2 == 1)][:ROWS]
+    singles = [single(stream.inputs, int(shared.order[row])) for row in rows]
+    given = [one for one in singles if one is not None]
+    n = len(other.data.inputs)
+    if not len(rows) or len(given) < len(rows) or any(_vector(one, n) is None for one in given):
+        return None
+    mended = [_mended(one, undone, other.data.inputs) for one in given]
+    truth = label[rows].numpy()
+    with untouched(stream.model.module), torch.no_grad():
+        right = [
+            float((class_answers_of(stream, some) == truth).mean()) for some in (given, mended)
+        ]
+    return ColumnGain(right[0], right[1], len(truth))
+
+
+def _vector(one: InputBatch, n: int) -> Tensor | None:
+    """Return the one tensor of an example if it holds a number for each of ``n`` columns."""
+    values = [x for x in (*one.args, *one.kwargs.values()) if isinstance(x, Tensor)]
+    known = len(values) == 1 and values[0].is_floating_point() and values[0].shape[-1] == n
+    return values[0] if known else None
+
+
+def _mended(one: InputBatch, moves: Sequence[ColumnMove], inputs: Sequence[str]) -> InputBatch:
+    def of(value: object) -> object:
+        if not isinstance(value, Tensor):
+            return value
+        made = value.clone()
+        for move in moves:
+            at = inputs.index(move.column)
+            source = inputs.index(move.partner) if move.partner else at
+            made[..., at] = value[..., source] / move.factor
+        return made
+
+    kwargs = {name: of(value) for name, value in one.kwargs.items()}
+    return replace(one, args=tuple(of(value) for value in one.args), kwargs=kwargs)

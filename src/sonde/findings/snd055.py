@@ -1,0 +1,95 @@
+"""SND055: columns of a table, or forms of texts, that differ between DATA and OTHER."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._column_moves import ColumnComparison, column_comparison
+from sonde.findings._places import two_names
+from sonde.findings._text import LONGEST, percent, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Figure, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND055(Rule):
+    """Largest difference of a column's cumulative shares in DATA and in OTHER."""
+
+    effect: float = 0.15
+
+    code: ClassVar[str] = "SND055"
+    title: ClassVar[str] = "Columns that moved"
+    theme: ClassVar[Theme] = "versus"
+    why: ClassVar[str] = (
+        "A column in another unit, two columns that changed places, a sensor that is stuck or "
+        "texts in capitals give wrong answers without an error."
+    )
+    fix: ClassVar[str] = "Prepare these columns of OTHER as those of DATA."
+    how: ClassVar[str] = (
+        "At most 2,048 rows of different groups a side. On half of them the value that gained most "
+        "rows and the factor are chosen; the other half is tested: Kolmogorov-Smirnov for numbers, "
+        "Fisher's exact test for missing values and one value, chi-squared for words, Holm's "
+        "correction for all. Texts are compared by length, capitals, signs outside ASCII, digits, "
+        "punctuation and line breaks. Raised where p is below 0.001 and the cumulative shares "
+        "differ by 0.15 (missing and one value by 0.05, words by 0.1): a warning for columns that "
+        "the model is given, else a note. A factor or an exchange is named where it takes away "
+        "two thirds of the difference on the rows that confirm."
+    )
+    false_positives: ClassVar[str] = "Columns that differ by design, such as a date."
+    plant: ClassVar[str] = "A column in millimetres, two exchanged columns, a column that is stuck."
+    twin: ClassVar[str] = "A random split."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare the columns that both data sets have."""
+        found = column_comparison(evidence)
+        if isinstance(found, str):
+            return self.not_applicable(found)
+        moves = [m for m in found.moves if m.effect >= self.effect or m.kind in _SMALL]
+        if not moves:
+            figure = Figure("largest_difference", 0.0, unit="share", null=0.0,
+                            threshold=self.effect, n_rows=sum(found.n_rows))  # fmt: skip
+            return self.clear(figure)
+        worst = max(moves, key=lambda m: m.effect)
+        figure = Figure(
+            "largest_difference", worst.effect, unit="share", null=0.0, threshold=self.effect,
+            p=min(m.p for m in moves), n_rows=sum(found.n_rows),
+        )  # fmt: skip
+        lines = list(dict.fromkeys(m.fix for m in moves if m.fix))
+        return self.raised_with(
+            "warning" if any(m.is_input for m in moves) else "note",
+            self._sentence(evidence, found),
+            figure,
+            effect=min(1.0, worst.effect),
+            fix=f"Undo it in OTHER: {'; '.join(lines[:6])}.{_gain(evidence, found)}"
+            if lines
+            else "",
+        )
+
+    def _sentence(self, evidence: Evidence, found: ColumnComparison) -> str:
+        theirs = two_names(evidence)[1]
+        said = list(dict.fromkeys(m.said for m in found.moves))
+        text = f"{len(found.moves)} of {plural(found.n_columns, 'column')} moved in {theirs}: "
+        kept: list[str] = []
+        for line in said:
+            more = len(said) - len(kept) - 1
+            tail = f"; and {more} more." if more else "."
+            if len(text) + sum(len(k) + 2 for k in kept) + len(line) + len(tail) > LONGEST:
+                break
+            kept.append(line)
+        rest = len(said) - len(kept)
+        return f"{text}{'; '.join(kept)}{f'; and {rest} more' if rest else ''}."
+
+
+_SMALL = ("missing", "one value", "new values")
+
+
+def _gain(evidence: Evidence, found: ColumnComparison) -> str:
+    """Return what the model gains where units and places are undone, if it gains."""
+    mended = evidence.versus.mended
+    gain = None if mended is None else mended(evidence.versus.other, found.moves)
+    if gain is None or gain.mended <= gain.given:
+        return ""
+    return (
+        f" With units and places undone the model is right on {percent(gain.mended)} of "
+        f"{plural(gain.n, 'row')} instead of {percent(gain.given)}."
+    )
