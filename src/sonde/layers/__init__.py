@@ -6,6 +6,7 @@ from sonde.layers.conditions import conditioned
 from sonde.layers.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.layers.inserting import inserted, inserted_layers, removed
 from sonde.layers.layer import Layer, LayerEdit
+from sonde.layers.linear_attention import LinearAttention
 from sonde.layers.parallel_adapters import Adapter, ParallelAdapters, with_adapters
 from sonde.layers.patterns import (
     PATTERNS,
@@ -22,6 +23,7 @@ from sonde.layers.patterns import (
     pattern_of,
 )
 from sonde.layers.saving import load_layers, save_layers
+from sonde.layers.state_queue import StateQueue
 from sonde.layers.unit_gate import UnitGate
 from sonde.layers.unmix_norm import UnMixNorm, with_unmix_norm
 from sonde.layers.vector_quantizer import VectorQuantizer
@@ -39,9 +41,11 @@ __all__ = [
     "Histogram",
     "Layer",
     "LayerEdit",
+    "LinearAttention",
     "ParallelAdapters",
     "Pattern",
     "RandomKeep",
+    "StateQueue",
     "Stripes",
     "UnMixNorm",
     "UnitGate",

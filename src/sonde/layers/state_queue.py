@@ -1,0 +1,174 @@
+"""A bounded memory of the states before the current one: taps on them, or attention over them."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.layers.layer import Layer, Symmetry
+
+
+@final
+class StateQueue(Layer):
+    """Add to each state what a queue of the last states says.
+
+    ``filter``: ``y_t = h_t + sum_i a_i h_(t - i stride)``, taps of each channel, which start at 0;
+    with ``gated`` ``h + U(h) sigmoid(V(h))`` with two such filters. ``attention``: the state asks
+    the last ``length`` states, and a gate that starts at 0 adds the answer.
+
+    Cost         ``length`` products for each channel, or ``3 dim^2 + 2 length dim`` for each state.
+    Assumes      equal steps of time. Before the first step there is nothing.
+
+    Parameters
+    ----------
+    dim : int
+    length : int, default=4
+        States in the queue; 0 adds nothing.
+    read : {"filter", "attention"}, default="filter"
+    push : {"shift", "soft"}, default="shift"
+        ``soft`` moves the queue by a learned share at each step; for ``attention``.
+    stride : int, default=1
+        Steps between the taps: ``2^layer`` in a stack of dilated filters.
+    lookahead : int, default=0
+        Taps on later states; for ``filter``.
+    gated : bool, default=False
+        For ``filter``.
+    streaming : bool, default=False
+        Go on with the last call's states, until ``reset()``.
+
+    References
+    ----------
+    zhang2018fsmn
+    """
+
+    paper: ClassVar[str] = "zhang2018fsmn"
+    variants: ClassVar[Mapping[str, str]] = {"gated=True": "zhao2024mossformer2"}
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"dim": 4, "length": 2, "stride": 2},
+        {"dim": 4, "length": 2, "lookahead": 1, "gated": True},
+        {"dim": 4, "length": 3, "read": "attention"},
+        {"dim": 4, "length": 3, "read": "attention", "push": "soft"},
+    )
+    layout: ClassVar[tuple[str, ...]] = ("row time dim",)
+
+    def __init__(
+        self,
+        dim: int,
+        length: int = 4,
+        read: Literal["filter", "attention"] = "filter",
+        push: Literal["shift", "soft"] = "shift",
+        stride: int = 1,
+        lookahead: int = 0,
+        gated: bool = False,
+        streaming: bool = False,
+    ) -> None:
+        super().__init__()
+        if min(length, lookahead) < 0 or stride < 1:
+            raise InputError(
+                "StateQueue: expected length and lookahead of 0 or more and a stride of 1 or more, "
+                f"got {length}, {lookahead} and {stride}."
+            )
+        if streaming and (lookahead or push == "soft"):
+            raise InputError("StateQueue: streaming knows no later states, and shifts the queue.")
+        if read == "attention" and (lookahead or gated or stride > 1):
+            raise InputError("StateQueue: stride, lookahead and gated are for read='filter'.")
+        if read == "filter" and push == "soft":
+            raise InputError("StateQueue: push='soft' is for read='attention'.")
+        self.dim, self.length, self.stride, self.lookahead = dim, length, stride, lookahead
+        self.streaming, self.kept = streaming, cast(Tensor | None, None)
+        self.symmetry: Symmetry = "none" if streaming or push == "soft" else "translation"
+        self.taps = self.gate_taps = self.maps = self.write = None
+        if read == "filter":
+            self.taps = nn.Parameter(torch.zeros(length + lookahead, dim))
+            if gated:
+                self.gate_taps = nn.Parameter(torch.zeros(length + lookahead, dim))
+        else:
+            names = ("query", "key", "value")
+            self.maps = nn.ModuleDict({name: nn.Linear(dim, dim) for name in names})
+            self.gate = nn.Parameter(torch.zeros(()))
+            if push == "soft":
+                self.write = nn.Parameter(torch.tensor(2.0))
+
+    def reset(self) -> None:
+        """Forget the states of earlier calls."""
+        self.kept = None
+
+    def forward(
+        self, x: Float[Tensor, "row time dim"], mask: Bool[Tensor, "row time"] | None = None
+    ) -> Float[Tensor, "row time dim"]:
+        """Return the states with what the queue adds.
+
+        Parameters
+        ----------
+        x : Float[Tensor, "row time dim"]
+        mask : Bool[Tensor, "row time"], optional
+            True for real steps.
+        """
+        if self.streaming and mask is not None:
+            raise InputError("StateQueue: expected no mask while streaming. Stream one text each.")
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        h = x if mask is None else x * real.unsqueeze(-1)
+        if not self.length + self.lookahead:
+            return x
+        before = self._before(h, real)
+        if self.taps is not None:
+            added = self._filtered(before, h, self.taps)
+            if self.gate_taps is not None:
+                added = added * self._filtered(before, h, self.gate_taps).sigmoid()
+        elif self.write is not None:
+            added = self.gate * self._soft(h, real)
+        else:
+            told = _queue(before, self.length, x.shape[1])
+            added = self.gate * self._asked(h, told[..., :-1], told[..., -1] > 0)
+        if self.streaming:
+            self.kept = before[:, before.shape[1] - self.length * self.stride :].detach()
+        return x + added
+
+    def _before(self, h: Tensor, real: Tensor) -> Tensor:
+        """Return the states behind those of earlier calls, each with a 1 if it is real."""
+        told = torch.cat([h, real.unsqueeze(-1).to(h)], 2)
+        kept = told.new_zeros(len(h), self.length * self.stride, told.shape[2])
+        return torch.cat([kept if self.kept is None else self.kept.to(told), told], 1)
+
+    def _filtered(self, before: Tensor, h: Tensor, taps: Tensor) -> Tensor:
+        n, reach = h.shape[1], self.length * self.stride
+        ahead = h.new_zeros(len(h), self.lookahead * self.stride, self.dim)
+        whole = torch.cat([before[..., :-1], ahead], 1)
+        steps = [-(i + 1) for i in range(self.length)] + [i + 1 for i in range(self.lookahead)]
+        parts = (
+            a * whole[:, reach + step * self.stride :][:, :n]
+            for a, step in zip(taps, steps, strict=True)
+        )
+        return torch.stack(list(parts)).sum(0)
+
+    def _asked(self, h: Tensor, slots: Tensor, filled: Tensor) -> Tensor:
+        """Return the attention of each state over its slots; zeros where all slots are empty."""
+        maps = cast(nn.ModuleDict, self.maps)
+        scores = torch.einsum("rtd,rtqd->rtq", maps["query"](h), maps["key"](slots))
+        scores = scores / self.dim**0.5
+        share = scores.masked_fill(~filled, torch.finfo(scores.dtype).min).softmax(-1)
+        share = share.masked_fill(~filled, 0.0)
+        return torch.einsum("rtq,rtqd->rtd", share, maps["value"](slots))
+
+    def _soft(self, h: Tensor, real: Tensor) -> Tensor:
+        """Return the attention over queues that move by a share at each real step."""
+        share = cast(Tensor, self.write).sigmoid()
+        slots = h.new_zeros(len(h), self.length, self.dim)
+        n_pushed = torch.zeros(len(h), 1, dtype=torch.long, device=h.device)
+        place, made = torch.arange(self.length, device=h.device), []
+        for t in range(h.shape[1]):
+            one = h[:, t : t + 1]
+            made.append(self._asked(one, slots.unsqueeze(1), (place < n_pushed).unsqueeze(1)))
+            moved = torch.cat([one, slots[:, :-1]], 1)
+            here = share * real[:, t, None, None]
+            slots = here * moved + (1 - here) * slots
+            n_pushed = n_pushed + real[:, t : t + 1]
+        return torch.cat(made, 1)
+
+
+def _queue(before: Tensor, length: int, n: int) -> Tensor:
+    """Return the last ``length`` entries before each step, the newest first."""
+    return torch.stack([before[:, length - 1 - i : length - 1 - i + n] for i in range(length)], 2)

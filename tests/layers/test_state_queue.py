@@ -1,0 +1,105 @@
+"""A queue of past states: filters against a loop, streams against the whole, attention by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from sonde.core import InputError
+from sonde.layers import StateQueue
+
+
+def made(**parameters):
+    torch.manual_seed(3)
+    layer = StateQueue(3, **parameters).double()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p += torch.randn(p.shape, dtype=p.dtype)
+    return layer
+
+
+def states(n=12):
+    return torch.randn(2, n, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+@pytest.mark.truth("a loop over steps and taps")
+@pytest.mark.parametrize("gated", [False, True])
+@torch.no_grad()
+def test_a_filter_is_a_loop(gated):
+    layer, x = made(length=3, stride=2, lookahead=2, gated=gated), states()
+
+    def sums(taps):
+        made = torch.zeros_like(x)
+        steps = (-2, -4, -6, 2, 4)
+        for t in range(12):
+            for a, step in zip(taps, steps, strict=True):
+                if 0 <= t + step < 12:
+                    made[:, t] += a * x[:, t + step]
+        return made
+
+    gate = sums(layer.gate_taps).sigmoid() if gated else 1.0
+    torch.testing.assert_close(layer(x), x + sums(layer.taps) * gate)
+
+
+@pytest.mark.truth("1 + (k - 1) (1 + 2 + 4) = 15 steps for three layers of k = 3, 31 for four")
+@pytest.mark.parametrize(("depth", "reach"), [(3, 15), (4, 31)])
+def test_the_receptive_field_of_a_stack(depth, reach):
+    stack = nn.Sequential(*(made(length=2, stride=2**i) for i in range(depth)))
+    x = states(40).requires_grad_()
+    stack(x)[0, -1].sum().backward()
+    assert x.grad is not None
+    seen = x.grad[0].abs().sum(1).nonzero().flatten()
+    assert 40 - int(seen.min()) == reach
+    assert int((x.grad[1] != 0).sum()) == 0
+
+
+@pytest.mark.truth("the whole text in one call")
+@pytest.mark.parametrize("read", ["filter", "attention"])
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+@torch.no_grad()
+def test_a_stream_in_pieces_is_the_whole(read, size):
+    given = {"stride": 2} if read == "filter" else {"read": read}
+    layer, x = made(length=3, streaming=True, **given), states()
+    whole = made(length=3, **given)(x)
+    for _ in range(2):
+        layer.reset()
+        pieces = torch.cat([layer(x[:, i : i + size]) for i in range(0, 12, size)], 1)
+        torch.testing.assert_close(pieces, whole, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.truth("attention over the queue, step by step; a full write is a shift")
+@torch.no_grad()
+def test_attention_asks_the_states_before():
+    layer, x = made(length=3, read="attention"), states()
+    q, k, v = (layer.maps[name](x[0]) for name in ("query", "key", "value"))
+    wanted = x[0].clone()
+    for t in range(1, 12):
+        past = list(range(max(0, t - 3), t))
+        share = (k[past] @ q[t] / 3**0.5).softmax(0)
+        wanted[t] += layer.gate * (share @ v[past])
+    torch.testing.assert_close(layer(x)[0], wanted)
+    soft = made(length=3, read="attention", push="soft")
+    soft.load_state_dict(layer.state_dict() | {"write": torch.tensor(50.0)})
+    torch.testing.assert_close(soft(x), layer(x))
+    soft.write.fill_(0.4)
+    share, slots = torch.tensor(0.4).double().sigmoid(), torch.zeros(3, 3, dtype=torch.float64)
+    for t in range(3):
+        slots = share * torch.cat([x[0, t : t + 1], slots[:-1]]) + (1 - share) * slots
+    weight = (soft.maps["key"](slots) @ q[3] / 3**0.5).softmax(0)
+    torch.testing.assert_close(
+        soft(x)[0, 3], x[0, 3] + soft.gate * (weight @ soft.maps["value"](slots))
+    )
+
+
+def test_an_empty_queue_is_the_identity_and_what_is_wrong_is_said():
+    x = states()
+    assert torch.equal(made(length=0)(x), x)
+    for given, message in (
+        ({"length": -1}, "length and lookahead of 0 or more"),
+        ({"streaming": True, "lookahead": 1}, "streaming knows no later states"),
+        ({"read": "attention", "stride": 2}, "are for read='filter'"),
+        ({"push": "soft"}, "for read='attention'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            StateQueue(3, **given)
+    with pytest.raises(InputError, match="no mask while streaming"):
+        made(streaming=True)(x, mask=torch.ones(2, 12, dtype=torch.bool))
