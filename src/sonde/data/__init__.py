@@ -15,6 +15,7 @@ from sonde.data.listing import Listing
 from sonde.data.loading import load
 from sonde.data.opening import open_inputs
 from sonde.data.processors import PillowProcessor
+from sonde.data.rows import rows_of
 from sonde.data.shipped import Digits, StandardLibrary
 from sonde.data.special import special_ids
 from sonde.data.towers import reader_of
@@ -33,6 +34,7 @@ __all__ = [
     "open_arrays",
     "open_inputs",
     "reader_of",
+    "rows_of",
     "special_ids",
     "task_of",
 ]

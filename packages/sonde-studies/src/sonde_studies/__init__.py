@@ -51,6 +51,7 @@ STUDIES: dict[str, str] = {
     "length-law": "LengthLawStudy",
     "lol": "LOLStudy",
     "mask-sensitivity": "MaskSensitivityStudy",
+    "missing-view": "MissingViewStudy",
     "nac": "NACStudy",
     "nac-me": "NACMEStudy",
     "neuron-lens": "NeuronLensStudy",

@@ -14,6 +14,7 @@ from sonde.report import Answer
 
 RECIPES: tuple[str, ...] = (
     "document-retrieval",
+    "missing-view",
     "replication-check",
     "route-by-score",
     "unlearning-audit",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sonde import InputError, Model, gather, read
 from sonde.core import ChartAxis, bars
-from sonde.data import open_inputs
+from sonde.data import rows_of
 from sonde.report import Answer
 
 QUESTION = "Do the states of this model find the right document?"
@@ -64,8 +64,7 @@ def document_retrieval(
         Draws the resamples behind the interval.
     """
     options = {"text_column": text_column, "limit": limit}
-    sides = [open_inputs(model, part, **options).source.rows() for part in (documents, queries)]
-    rows = [list(side)[:limit] for side in sides]
+    rows = [rows_of(part, limit) for part in (documents, queries)]
     answer = _answers(rows[0], rows[1], key_column)
     states = [
         gather(read(model, part, sites=site, reducer="mean", **options), progress)

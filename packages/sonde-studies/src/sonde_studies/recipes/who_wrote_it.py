@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissin
 
 from sonde import InputError, Model, gather, read
 from sonde.core import ChartAxis, bars
-from sonde.data import open_inputs
+from sonde.data import rows_of
 from sonde.report import Answer
 
 QUESTION = "Who wrote it, and is it more than their words that tells?"
@@ -59,9 +59,7 @@ def who_wrote_it(
     seed : int, default=0
         Draws the folds.
     """
-    source = open_inputs(model, texts, text_column=text_column, limit=limit).source
-    rows = list(source.rows())[:limit]
-    text, author, group = _columns(rows, text_column, author_column, group_column)
+    text, author, group = _columns(rows_of(texts, limit), text_column, author_column, group_column)
     bare = masked(text, author)
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     arms: dict[str, tuple[Any, Any]] = {}
