@@ -4,6 +4,8 @@ from sonde.layers.attention import Attention, non_locality
 from sonde.layers.conditional_norm import ConditionalNorm
 from sonde.layers.conditions import conditioned
 from sonde.layers.cross_attention import DecoupledCrossAttention, drop_sources
+from sonde.layers.exchange import Exchange
+from sonde.layers.experts import Experts
 from sonde.layers.inserting import inserted, inserted_layers, removed
 from sonde.layers.layer import Layer, LayerEdit
 from sonde.layers.linear_attention import LinearAttention
@@ -22,11 +24,13 @@ from sonde.layers.patterns import (
     Window,
     pattern_of,
 )
+from sonde.layers.readout import Readout
 from sonde.layers.saving import load_layers, save_layers
 from sonde.layers.state_queue import StateQueue
 from sonde.layers.unit_gate import UnitGate
 from sonde.layers.unmix_norm import UnMixNorm, with_unmix_norm
 from sonde.layers.vector_quantizer import VectorQuantizer
+from sonde.layers.weak_and_strong import WeakAndStrong
 
 __all__ = [
     "PATTERNS",
@@ -37,6 +41,8 @@ __all__ = [
     "Blocks",
     "ConditionalNorm",
     "DecoupledCrossAttention",
+    "Exchange",
+    "Experts",
     "Global",
     "Histogram",
     "Layer",
@@ -45,11 +51,13 @@ __all__ = [
     "ParallelAdapters",
     "Pattern",
     "RandomKeep",
+    "Readout",
     "StateQueue",
     "Stripes",
     "UnMixNorm",
     "UnitGate",
     "VectorQuantizer",
+    "WeakAndStrong",
     "Where",
     "Window",
     "conditioned",

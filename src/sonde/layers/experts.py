@@ -1,0 +1,164 @@
+"""Mixtures of small networks: routed by a score, by a label or by confidence, or averaged."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.layers.layer import Layer
+from sonde.stats.soft_top_k import soft_top_k
+
+
+@final
+class Experts(Layer):
+    """Add to each state what a few of many experts make of it: ``x + sum_e g_e f_e(x)``.
+
+    ``top_k``: ``g`` is a softmax over the ``k`` highest router scores. ``label``: the expert of the
+    row's label. ``mean``: the mean of all. ``over="units"``: one network whose hidden width is cut
+    in ``n_experts`` parts; the ``shared`` first ones and the ``k`` best-scored others are on,
+    scaled so that the activation keeps its size. The last map of every expert starts at zero.
+    ``shared`` experts are always added.
+
+    Cost         k + shared experts for each state, and dim n_experts products of the router.
+    Assumes      a loss that holds ``balance`` near 1 where all experts are wanted.
+    Differs      from MoHD: only that a scale exists is known of its scale; no fusion map.
+
+    Parameters
+    ----------
+    dim : int
+    n_experts : int, default=4
+    width : int, optional
+        Hidden width of an expert, with ``over="units"`` of a part; by default ``dim``.
+    router : {"top_k", "label", "mean"}, default="top_k"
+    over : {"experts", "units"}, default="experts"
+    k : int, default=2
+    shared : int, default=0
+    scale : {"share", "rms"}, default="share"
+        ``n / active``, or its root, which keeps the sum of squares of independent units.
+
+    References
+    ----------
+    chen2024mohd
+    """
+
+    paper: ClassVar[str] = "chen2024mohd"
+    variants: ClassVar[Mapping[str, str]] = {"over='units', shared=1": "chen2024mohd"}
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"dim": 4},
+        {"dim": 4, "n_experts": 3, "k": 1, "shared": 1},
+        {"dim": 4, "router": "label"},
+        {"dim": 4, "router": "mean", "width": 3},
+        {"dim": 4, "over": "units", "k": 1, "shared": 1, "scale": "rms"},
+    )
+    layout: ClassVar[tuple[str, ...]] = ("row *axes dim",)
+
+    def __init__(
+        self,
+        dim: int,
+        n_experts: int = 4,
+        width: int | None = None,
+        router: Literal["top_k", "label", "mean"] = "top_k",
+        over: Literal["experts", "units"] = "experts",
+        k: int = 2,
+        shared: int = 0,
+        scale: Literal["share", "rms"] = "share",
+    ) -> None:
+        super().__init__()
+        free = n_experts - (shared if over == "units" else 0)
+        if not 1 <= k <= free or (over == "units" and router != "top_k"):
+            raise InputError(
+                f"Experts: expected k from 1 to {free} routed experts, and units routed by top_k, "
+                f"got k={k}, router={router!r} over {over}."
+            )
+        self.dim, self.n_experts, self.router, self.over = dim, n_experts, router, over
+        self.k, self.shared, self.scale, wide = k, shared, scale, width or dim
+        self.exact_gradient = over == "experts"
+        units = over == "units"
+        self.free = free
+        sizes = [wide * n_experts] if units else [wide] * n_experts
+        self.experts = nn.ModuleList([_network(dim, size) for size in sizes])
+        always = 0 if units else shared
+        self.always = nn.ModuleList([_network(dim, wide) for _ in range(always)])
+        self.line = nn.Linear(dim, free, bias=False) if router == "top_k" else None
+
+    def forward(
+        self, x: Float[Tensor, "row *axes dim"], label: Int[Tensor, "row"] | None = None
+    ) -> Float[Tensor, "row *axes dim"]:
+        """Return the states with what their experts add.
+
+        Parameters
+        ----------
+        x : Float[Tensor, "row *axes dim"]
+        label : Int[Tensor, "row"], optional
+            Expert of each row for ``router="label"``; without it the mean of all experts is added.
+        """
+        if self.over == "units":
+            return x + self._of_units(x)
+        rows = x.reshape(-1, self.dim)
+        share = self._shares(x, label).reshape(-1, self.n_experts)
+        added = torch.zeros_like(rows)
+        for e, expert in enumerate(self.experts):
+            mine = share[:, e].nonzero().squeeze(1)  # no expert runs on states of others
+            if len(mine):
+                added = added.index_add(0, mine, share[mine, e : e + 1] * expert(rows[mine]))
+        for expert in self.always:
+            added = added + expert(rows)
+        return x + added.reshape(x.shape)
+
+    def shares(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes expert"]:
+        """Return the weight of each routed expert, most of them zero; they sum to 1."""
+        if self.line is None:
+            raise InputError(f"Experts.shares: router {self.router!r} has no scores.")
+        best = self.line(x).topk(self.k, dim=-1)
+        found = torch.zeros(*x.shape[:-1], self.free, dtype=x.dtype, device=x.device)
+        return found.scatter(-1, best.indices, best.values.softmax(-1))
+
+    def balance(
+        self, x: Float[Tensor, "*axes dim"], mask: Bool[Tensor, "*axes"] | None = None
+    ) -> Float[Tensor, ""]:
+        """Return ``E sum_e f_e P_e``: share of choices times mean probability; 1 if all are equal.
+
+        Parameters
+        ----------
+        x : Float[Tensor, "*axes dim"]
+        mask : Bool[Tensor, "*axes"], optional
+            True for real states.
+        """
+        rows = x.reshape(-1, self.dim) if mask is None else x[mask]
+        chosen = (self.shares(rows) > 0).to(x.dtype).mean(0) / self.k
+        assert self.line is not None
+        return self.free * (chosen * self.line(rows).softmax(-1).mean(0)).sum()
+
+    def _shares(self, x: Tensor, label: Tensor | None) -> Tensor:
+        if self.router == "top_k":
+            return self.shares(x)
+        if self.router == "mean" or label is None:
+            return x.new_full((*x.shape[:-1], self.n_experts), 1.0 / self.n_experts)
+        if label.shape != x.shape[:1] or bool(((label < 0) | (label >= self.n_experts)).any()):
+            raise InputError(
+                f"Experts.forward: expected one label (row) from 0 to {self.n_experts - 1} for "
+                f"states {tuple(x.shape)}, got {tuple(label.shape)}."
+            )
+        own = nn.functional.one_hot(label, self.n_experts).to(x.dtype)
+        return own.reshape(len(x), *[1] * (x.ndim - 2), -1).expand(*x.shape[:-1], -1)
+
+    def _of_units(self, x: Tensor) -> Tensor:
+        assert self.line is not None
+        up, act, down = self.experts[0].children()
+        routed = soft_top_k(self.line(x), self.k, hard=True)
+        on = torch.cat((x.new_ones(*x.shape[:-1], self.shared), routed), -1)
+        more = self.n_experts / (self.shared + self.k)
+        hidden = act(up(x)).unflatten(-1, (self.n_experts, -1))
+        scaled = hidden * on.unsqueeze(-1) * (more if self.scale == "share" else more**0.5)
+        return down(scaled.flatten(-2))
+
+
+def _network(dim: int, width: int) -> nn.Sequential:
+    """Return a network of one hidden layer whose last map is zero."""
+    last = nn.Linear(width, dim)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(dim, width), nn.GELU(), last)

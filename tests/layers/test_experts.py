@@ -1,0 +1,113 @@
+"""Mixtures of experts, and of a weak and a strong head."""
+
+import pytest
+import torch
+from torch import nn
+
+from sonde.core.errors import InputError
+from sonde.layers import Experts, WeakAndStrong
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def filled(layer):
+    layer = layer.double()
+    for i, p in enumerate(layer.parameters()):
+        nn.init.normal_(p, generator=torch.Generator().manual_seed(i))
+    return layer
+
+
+@pytest.mark.truth("value printed in the handbook, and a loop over states and experts")
+def test_top_k():
+    layer = filled(Experts(4, n_experts=4, k=2, shared=1, width=3))
+    with torch.no_grad():
+        layer.line.weight.copy_(torch.eye(4))
+    shares = layer.shares(torch.tensor([2.0, 1.0, 0.0, -1.0]).double())
+    assert shares.tolist() == pytest.approx([0.731059, 0.268941, 0.0, 0.0], abs=1e-6)
+    layer, x = filled(layer), draw(2, 5, 4)
+    found = layer(x)
+    for i in range(2):
+        for t in range(5):
+            scores = layer.line(x[i, t])
+            best = scores.topk(2).indices.tolist()
+            parts = [scores[e].exp() * layer.experts[e](x[i, t]) for e in best]
+            total = sum(scores[e].exp() for e in best)
+            wanted = x[i, t] + sum(parts) / total + layer.always[0](x[i, t])
+            torch.testing.assert_close(found[i, t], wanted)
+
+
+@pytest.mark.truth("dense mixture, and closed form of the balance")
+def test_all_experts_are_the_dense_mixture_and_balance():
+    layer, x = filled(Experts(4, n_experts=3, k=3)), draw(7, 4)
+    dense = torch.stack([e(x) for e in layer.experts], -1)
+    torch.testing.assert_close(layer(x), x + (dense * layer.line(x).softmax(-1)[:, None]).sum(-1))
+    one = Experts(4, n_experts=4, k=1).double()
+    with torch.no_grad():
+        one.line.weight.copy_(40.0 * torch.eye(4))
+    spread = torch.eye(4).double()
+    assert float(one.balance(spread).detach()) == pytest.approx(1.0)
+    assert float(one.balance(spread[:1].expand(5, -1)).detach()) == pytest.approx(4.0)
+    mask = torch.tensor([True, True, False, False])
+    assert float(one.balance(spread, mask).detach()) == pytest.approx(2.0)
+
+
+@pytest.mark.truth("each row by its own expert")
+def test_labels_and_mean():
+    layer, x = filled(Experts(4, router="label")), draw(3, 5, 4)
+    found = layer(x, torch.tensor([2, 0, 2]))
+    for i, e in enumerate((2, 0, 2)):
+        torch.testing.assert_close(found[i], x[i] + layer.experts[e](x[i]))
+    torch.testing.assert_close(layer(x), x + sum(e(x) for e in layer.experts) / 4)
+    with pytest.raises(InputError, match="from 0 to 3"):
+        layer(x, torch.tensor([0, 1, 4]))
+
+
+@pytest.mark.truth("one dense network, and its parts switched off by hand")
+@pytest.mark.parametrize(("scale", "factor"), [("share", 5 / 3), ("rms", (5 / 3) ** 0.5)])
+def test_units(scale, factor):
+    dense, x = filled(Experts(4, n_experts=5, over="units", k=3, shared=2)), draw(6, 4)
+    torch.testing.assert_close(dense(x), x + dense.experts[0](x))
+    layer = filled(Experts(4, n_experts=5, over="units", k=2, shared=1, width=3, scale=scale))
+    up, act, down = layer.experts[0]
+    for i in range(6):
+        on = [0, *(1 + e for e in layer.line(x[i]).topk(2).indices.tolist())]
+        hidden = act(up(x[i]))
+        kept = torch.stack([hidden[j] * (j // 3 in on) for j in range(15)])
+        torch.testing.assert_close(layer(x)[i], x[i] + down(factor * kept))
+    with pytest.raises(InputError, match="k from 1 to 4 routed"):
+        Experts(4, n_experts=5, over="units", k=5, shared=1)
+
+
+@pytest.mark.truth("values printed in the handbook, by hand")
+def test_confidence():
+    layer = WeakAndStrong(4, 3).double()
+    logits = torch.tensor([0.7, 0.2, 0.1]).double().log()
+    assert float(layer.confidence(logits)) == pytest.approx(0.206667 / 0.666667, abs=1e-5)
+    entropy = WeakAndStrong(4, 3, dispersion="entropy")
+    assert float(entropy.confidence(logits)) == pytest.approx(0.270153, abs=1e-6)
+    assert float(layer.confidence(torch.zeros(3))) == pytest.approx(0.0, abs=1e-12)
+    sharper = WeakAndStrong(4, 3, alpha=2.0)
+    assert float(sharper.confidence(logits)) == pytest.approx(0.31**2, abs=1e-5)
+
+
+@pytest.mark.truth("the loss and the choice of the head, row by row")
+@pytest.mark.parametrize("through", [False, True])
+def test_weak_and_strong(through):
+    layer, x = filled(WeakAndStrong(4, 3, threshold=0.4, gate_gradient=through)), draw(30, 4)
+    y, loss, weak_alone = torch.arange(30) % 3, 0.0, 0
+    for row, label in zip(x, y.tolist(), strict=True):
+        weak, strong = layer.weak(row), layer.strong(row)
+        c = float((weak.softmax(0) - 1 / 3).square().sum().detach() * 1.5)
+        chosen = weak if c > 0.4 else strong
+        weak_alone += c > 0.4
+        torch.testing.assert_close(layer(row), chosen)
+        torch.testing.assert_close(layer.answer(row[None])[0], chosen)
+        loss = loss - c * weak.log_softmax(0)[label] - (1 - c) * strong.log_softmax(0)[label]
+    assert 0 < weak_alone < 30
+    torch.testing.assert_close(layer.loss(x, y), loss / 30)
+    loss.backward()
+    gradient = layer.weak.weight.grad / 30
+    (found,) = torch.autograd.grad(layer.loss(x, y), layer.weak.weight)
+    assert torch.allclose(found, gradient) is not through
