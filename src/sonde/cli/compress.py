@@ -184,14 +184,14 @@ class Compress:
         budget: int | None,
     ) -> "tuple[Trial, list[Trial]]":
         """Return the setting that was asked for or found, and all that a search tried."""
-        from sonde.compress import fidelity, layer_grams
+        from sonde.compress import fidelity
         from sonde.run.compressing.settings import Trial, fitting
         from sonde.run.compressing.sizes import sized_settings
 
         given: Mapping[str, Any] = {}
         if self._reads(method):
             shown = not self.printing.quiet
-            given = {"calibration": layer_grams(model, ours, layers=method.layers, progress=shown)}
+            given = {"calibration": self._read(model, method, ours, shown)}
 
         def tried(setting: "Setting | None") -> "Trial":
             rule = method
@@ -204,6 +204,14 @@ class Compress:
             return tried(None), []
         settings = sized_settings(model, (self.method or "gptq").partition("(")[0])
         return fitting(settings, tried, budget=budget, max_kl=self.max_kl)
+
+    def _read(self, model: "Model", method: Any, ours: "ItemInputs", shown: bool) -> Any:
+        """Return the examples, or the moments over them for methods that take these."""
+        from sonde.compress import LayerGrams, layer_grams
+
+        if any(getattr(need, "summed", None) is LayerGrams for need in method.reads().values()):
+            return layer_grams(model, ours, layers=method.layers, progress=shown)
+        return ours
 
     def _reads(self, method: "Rewrite") -> bool:
         """Return whether a method reads examples."""

@@ -5,6 +5,7 @@
 ``SequenceCoder(model).encode(ids)`` writes a text in the bits that the model needs to guess it.
 """
 
+from sonde.compress.awq import AWQ
 from sonde.compress.coordinate_rounding import CoordinateRounding
 from sonde.compress.error_feedback import error_feedback
 from sonde.compress.fidelity import Fidelity, fidelity
@@ -25,6 +26,7 @@ from sonde.compress.rtn import RTN
 from sonde.compress.sequence_coder import SequenceCoder
 from sonde.compress.sign_codec import SignCodec
 from sonde.compress.sign_quant import SignQuant
+from sonde.compress.smooth_quant import SmoothQuant
 from sonde.compress.snap_kv import SnapKV
 from sonde.compress.sparse_gpt import SparseGPT
 from sonde.compress.streaming_cache import StreamingCache
@@ -33,6 +35,7 @@ from sonde.compress.tova import TOVA
 from sonde.weights import QuantLinear, ThinLinear, kernels, pack, unpack
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "H2O",
     "RTN",
@@ -54,6 +57,7 @@ __all__ = [
     "SequenceCoder",
     "SignCodec",
     "SignQuant",
+    "SmoothQuant",
     "SnapKV",
     "SparseGPT",
     "StreamingCache",

@@ -210,13 +210,13 @@ def _rows_of(
     rows: dict[str, list[Tensor]] = defaultdict(list)
     for key, layers in readers.items():
         name = JOIN.join(sorted({layer.name for layer in layers}))
-        x = _without_padding(tensors[key], batch)
+        x = without_padding(tensors[key], batch)
         for i, part in enumerate(layers[0].rows(x)):
             rows[f"{name}{GROUP}{i}"] += [part] * (len(layers) // len({*layers}))
     return {name: torch.cat(p) if len(p) > 1 else p[0] for name, p in rows.items()}
 
 
-def _without_padding(x: Tensor, batch: InputBatch) -> Tensor:
+def without_padding(x: Tensor, batch: InputBatch) -> Tensor:
     """Return the rows of real tokens where an input has a row for each token."""
     for mask in (batch.mask, batch.decoder_mask):
         if mask is None or bool(mask.all()):

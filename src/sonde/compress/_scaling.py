@@ -1,0 +1,162 @@
+"""Scales of a layer's inputs moved into what computes them: the model's answers stay as they are.
+
+A linear layer that reads ``x`` gives the same for ``x / t`` if its columns are multiplied by ``t``.
+The division is written into the gain of a norm, or the rows of a linear layer, before it. Whether a
+module is the right one is tried out: its tensors are changed, and the answers must not change.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.compress._layers import KINDS, Weighted
+from sonde.core.inputs import Inputs, Model
+from sonde.tap import calls_of, place_of
+from sonde.tap.rows.padding import right_padded
+from sonde.weights.live import with_tensors
+
+MOST_TRIED, TRIED = 3, 4
+"""Modules before a layer that are tried, and examples that they are tried on."""
+SAME = 1e-4
+"""Largest change of an answer, in parts of the largest answer, that is rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleGroup:
+    """Layers that read one tensor, and the module that can divide it.
+
+    Parameters
+    ----------
+    layers : tuple of Weighted
+    source : str
+        Name of the module.
+    heads : tuple of int
+        Groups of heads, heads of a group and width of a head, if heads share values; else
+        ``(1, 1, width)``.
+    """
+
+    layers: tuple[Weighted, ...]
+    source: str
+    heads: tuple[int, int, int]
+
+    def shared(self, scale: Float[Tensor, "in"]) -> Float[Tensor, "in"]:
+        """Return scales that are equal for heads that share values: the largest of each."""
+        parts = scale.reshape(self.heads)
+        return parts.amax(1, keepdim=True).expand(self.heads).reshape(-1)
+
+    def of_source(self, scale: Float[Tensor, "in"]) -> Float[Tensor, "out"]:
+        """Return what each output of the module is divided by."""
+        return scale.reshape(self.heads)[:, 0].reshape(-1)
+
+
+def scale_groups(model: Model, layers: Sequence[Weighted], inputs: Inputs) -> list[ScaleGroup]:
+    """Return the groups of linear layers whose input can be divided, in the order of their calls.
+
+    Parameters
+    ----------
+    model : Model
+    layers : sequence of Weighted
+    inputs : Inputs
+        The first examples are tried.
+    """
+    module = model.module
+    batch = right_padded(next(iter(inputs.batches(0, min(TRIED, len(inputs))))))
+    place = place_of(module, batch)
+    args, kwargs = place.call(batch.args, batch.kwargs)
+    names = {part: name for name, part in module.named_modules() if _width(part)}
+    chosen = {one.module: one for one in layers if isinstance(one.module, nn.Linear)}
+    calls = [(part, id(x)) for part, x in calls_of(module, list(names), args, kwargs)]
+    counts = {part: sum(p is part for p, _ in calls) for part, _ in calls}
+    answers = _answers(module, args, kwargs)
+    found: list[ScaleGroup] = []
+    for i, (first, key) in enumerate(calls):
+        if first not in chosen or key in {k for _, k in calls[:i]}:
+            continue
+        readers = [part for part, k in calls if k == key]
+        if any(part not in chosen or counts[part] > 1 for part in readers):
+            continue
+        before = [p for p, _ in reversed(calls[:i]) if counts[p] == 1 and _fits(model, p, first)]
+        for source in before[:MOST_TRIED]:
+            heads = _fits(model, source, first)
+            group = ScaleGroup(tuple(chosen[p] for p in readers), names[source], heads or (0, 0, 0))
+            if _is_same(module, group, answers, args, kwargs):
+                found.append(group)
+                break
+    return found
+
+
+def scaled_tensors(
+    module: nn.Module, scales: Sequence[tuple[ScaleGroup, Float[Tensor, "_in"]]]
+) -> dict[str, Float[Tensor, "..."]]:
+    """Return every tensor that the scales change, in float64."""
+    found: dict[str, Tensor] = {}
+
+    def now(name: str) -> Tensor:
+        return found.get(name, module.get_parameter(name).detach().double())
+
+    for group, scale in scales:
+        for layer in group.layers:
+            found[layer.weight] = now(layer.weight) * scale.to(now(layer.weight))
+        source: Any = module.get_submodule(group.source)
+        parts = group.of_source(scale)
+        for leaf in ("weight", "bias"):
+            if source._parameters.get(leaf) is not None:
+                x = now(f"{group.source}.{leaf}")
+                found[f"{group.source}.{leaf}"] = x / parts.to(x).reshape(-1, *[1] * (x.ndim - 1))
+    return found
+
+
+def _is_same(
+    module: nn.Module, group: ScaleGroup, answers: Tensor, args: Any, kwargs: Mapping[str, Any]
+) -> bool:
+    draw = torch.Generator().manual_seed(0)
+    width = group.layers[0].module.in_features
+    scale = group.shared(torch.rand(width, generator=draw, dtype=torch.float64) * 1.5 + 0.5)
+    new = scaled_tensors(module, [(group, scale)])
+    named = dict(module.named_parameters())
+    other = with_tensors(module, {name: x.to(named[name]) for name, x in new.items()})
+    gap = (_answers(other, args, kwargs) - answers).abs().max()
+    coarse = max(SAME, 8 * torch.finfo(next(module.parameters()).dtype).eps)
+    return bool(gap <= coarse * answers.abs().max())
+
+
+@torch.no_grad()
+def _answers(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            found = module(*args, **kwargs)
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+    found = getattr(found, "logits", found)
+    found = getattr(found, "last_hidden_state", found)
+    return (found[0] if isinstance(found, tuple) else found).double()
+
+
+def _width(part: nn.Module) -> int:
+    """Return how many features a linear layer or a norm gives, 0 for other modules."""
+    if isinstance(part, nn.Linear):
+        return part.out_features
+    weight = part._parameters.get("weight")
+    is_norm = weight is not None and weight.ndim == 1 and not isinstance(part, KINDS)
+    return len(weight) if weight is not None and is_norm else 0
+
+
+def _fits(model: Model, source: nn.Module, reader: Any) -> tuple[int, int, int] | None:
+    """Return how the outputs of a module become the inputs of a layer, or None if they cannot."""
+    width, wanted = _width(source), reader.in_features
+    if width == wanted:
+        return 1, 1, width
+    n_heads = getattr(model.config, "num_attention_heads", None)
+    if n_heads and wanted % n_heads == 0 and width % (wanted // n_heads) == 0:
+        size = wanted // n_heads
+        groups = width // size
+        if groups and n_heads % groups == 0 and isinstance(source, nn.Linear):
+            return groups, n_heads // groups, size
+    return None

@@ -1,0 +1,180 @@
+"""Scale inputs that matter up before rounding, and divide them in the module before.
+
+For layers whose inputs have a few large channels. Rounds to the nearest: to put errors on open
+weights as well, ``GPTQ``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.compress._grid import Symmetry, check_grid, method_of, rounded
+from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._scaling import ScaleGroup, scale_groups, scaled_tensors
+from sonde.compress.gptq import loss_of
+from sonde.compress.grams import LayerGrams, layer_grams, parts_of
+from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
+from sonde.weights import Change, Examples, Exchange, Grid, Quantised, Rewrite, RewritePlan
+
+LEAST = 1e-4
+
+
+@final
+@dataclass(frozen=True)
+class AWQ(Rewrite):
+    """Round weights to a grid after columns were scaled by how large their inputs are.
+
+    Columns are multiplied by ``t = a^p``, with ``a`` the root mean square of an input, or by
+    ``a^p / v^(1 - p)`` with ``v`` the mean size of a column, and rounded; the inputs are divided by
+    ``t`` in the norm or the linear layer before. Of ``steps`` powers in [0, 1) for both kinds, and
+    no scale at all, the scale with the smallest output error is taken, and a narrower grid if that
+    lowers the error.
+
+    Range        as ``RTN``, whose output error of a layer on the calibration inputs bounds that of
+                 every layer. Layers without a module that can divide their input are not scaled;
+                 ``figures["scaled"]`` counts those that are.
+    Cost         one pass over the data, a run of the model for each group of layers, ``2 steps``
+                 roundings of each layer.
+    Assumes      inputs of the kind that the model will meet.
+    Differs      from the paper: the error is that of the layer's output by the second moment of its
+                 inputs, not of the block; root mean squares in place of mean sizes; the module that
+                 divides is found by trying.
+
+    Parameters
+    ----------
+    bits : int or None, default=4
+        2 to 8; None changes nothing.
+    group : int, default=32
+        Entries of a row that share a scale.
+    symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
+    steps : int, default=20
+        Powers that are tried.
+    clip : bool, default=True
+        Try narrower grids.
+    smooth_only : bool, default=False
+        Write the scales into the model and round nothing.
+    layers : sequence of str, optional
+        Patterns of layers' names; all linear layers by default, but those tied to an embedding.
+
+    References
+    ----------
+    lin2024awq
+    """
+
+    bits: int | None = 4
+    group: int = 32
+    symmetry: Symmetry = "asymmetric"
+    steps: int = 20
+    clip: bool = True
+    smooth_only: bool = False
+    layers: Sequence[str] | None = None
+    paper: ClassVar[str] = "lin2024awq"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"steps": 4},
+        {"bits": 2, "group": 5, "symmetry": "symmetric", "steps": 3, "layers": ("*",)},
+        {"bits": 3, "steps": 3, "clip": False},
+    )
+
+    def __post_init__(self) -> None:
+        check_grid("AWQ", self.bits, self.group)
+        if self.steps < 1:
+            raise InputError(f"AWQ: expected at least 1 step, got {self.steps}.")
+
+    def reads(self) -> dict[str, Examples]:
+        """Read examples: the modules that divide are found by running them."""
+        return {"calibration": Examples()}
+
+    def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
+        """Return the rounded weights and the divided ones before them."""
+        changes: dict[str, Change] = {}
+        figures: dict[str, float] = {}
+        if self.bits is not None:
+            layers = weighted_layers("AWQ", model, self.layers)
+            for layer in layers:
+                require_finite_weights("AWQ", layer)
+            names = None if self.layers is None else tuple(self.layers)
+            grams = layer_grams(model, calibration, layers=names, progress=False)
+            found = scale_groups(model, layers, calibration)
+            scales = [(group, self._scale(group, model, grams)) for group in found]
+            new = scaled_tensors(model.module, scales)
+            changes |= {name: Exchange(x) for name, x in new.items()}
+            figures = {"scaled": float(sum(len(group.layers) for group in found))}
+            losses = torch.zeros(2, dtype=torch.float64)
+            divided = {group.source: group.of_source(scale) for group, scale in scales}
+            scale_of = {one.name: scale for group, scale in scales for one in group.layers}
+            for layer in [] if self.smooth_only else layers:
+                matrix = layer.matrix()
+                scale = scale_of.get(layer.name, torch.ones_like(matrix[0]))
+                rows = divided.get(layer.name, torch.ones_like(matrix[:, 0]))[:, None]
+                change, lost = self._rounded(layer, scale, rows, model, grams)
+                changes[layer.weight] = change
+                losses += lost
+            if not self.smooth_only:
+                figures |= {"loss": float(losses[0]), "loss_rtn": float(losses[1])}
+        return RewritePlan.of(model, changes, method_of("AWQ", asdict(self)), **figures)
+
+    def _scale(self, group: ScaleGroup, model: Model, grams: LayerGrams) -> Float[Tensor, "in"]:
+        """Return the scale of the smallest error: none, or a power of the size of the inputs."""
+        h = next(parts_of(group.layers[0], model, grams))[1]
+        w = torch.cat([layer.matrix() for layer in group.layers])
+        size = h.diagonal().clamp(min=0).sqrt()
+        size = torch.where(size > 0, size, 1.0)
+        column = w.abs().mean(0)
+        column = torch.where(column > 0, column, 1.0)
+        best = torch.ones_like(size)
+        least = self._error(w, h, best)
+        for power in torch.arange(self.steps, dtype=torch.float64) / self.steps:
+            for scale in (size**power, size**power / column ** (1 - power)):
+                scale = scale / (scale.max() * scale.min()).sqrt()
+                scale = group.shared(scale.clamp(min=LEAST))
+                error = self._error(w, h, scale)
+                if error < least:
+                    best, least = scale, error
+        return best
+
+    def _error(self, w: Tensor, h: Tensor, scale: Tensor) -> Tensor:
+        return loss_of(w - self._round(w * scale) / scale, h).sum()
+
+    def _round(self, w: Tensor, clip: str | None = None) -> Tensor:
+        found = rounded(w, self._grid, self.symmetry, clip)
+        return found.of(w)
+
+    @property
+    def _grid(self) -> Grid:
+        assert self.bits is not None
+        return Grid(self.bits, self.group)
+
+    def _rounded(
+        self, layer: Weighted, scale: Tensor, rows: Tensor, model: Model, grams: LayerGrams
+    ) -> tuple[Quantised, Float[Tensor, "two"]]:
+        """Return the codes of a layer, and its loss with that of plain rounding.
+
+        Parameters
+        ----------
+        layer : Weighted
+        scale : Float[Tensor, "in"]
+            What columns are multiplied by.
+        rows : Float[Tensor, "out 1"]
+            What rows are divided by, for a layer behind this one.
+        model : Model
+        grams : LayerGrams
+        """
+        plain, shape = layer.matrix(), tuple(layer.module.weight.shape)
+        w = plain * scale / rows
+        clips = (None, "mse") if self.clip else (None,)
+        made = [rounded(w, self._grid, self.symmetry, clip) for clip in clips]
+        tried = [*(one.of(w) / scale * rows for one in made), self._round(plain)]
+        losses = torch.zeros(len(tried), len(plain), dtype=torch.float64)
+        for part, h in parts_of(layer, model, grams):
+            for loss, value in zip(losses, tried, strict=True):
+                loss[part] = loss_of(plain[part] - value[part], h).cpu()
+        better = losses[len(made) - 1] < losses[0]
+        found = [torch.where(better[:, None], *(getattr(one, name) for one in (made[-1], made[0])))
+                 for name in ("codes", "scale", "offset")]  # fmt: skip
+        lost = torch.stack([losses[:-1].amin(0).sum(), losses[-1].sum()])
+        return Quantised(found[0], found[1], found[2], self._grid, shape), lost

@@ -1,0 +1,125 @@
+"""Move large channels of inputs into weights, so that inputs can be rounded to eight bits as well.
+
+For models that run where inputs are rounded too. Nothing here rounds inputs: this writes the scales
+into the model, and rounds weights if asked.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.compress._grid import check_grid, method_of, rounded
+from sonde.compress._layers import require_finite_weights, weighted_layers
+from sonde.compress._scaling import ScaleGroup, scale_groups, scaled_tensors
+from sonde.compress.grams import without_padding
+from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
+from sonde.tap import calls_of, place_of
+from sonde.tap.rows.padding import right_padded
+from sonde.weights import Change, Examples, Exchange, Grid, Quantised, Rewrite, RewritePlan
+
+LEAST = 1e-5
+
+
+@final
+@dataclass(frozen=True)
+class SmoothQuant(Rewrite):
+    """Divide inputs of layers by scales, and multiply the columns that read them.
+
+    ``t = max|x|^power / max|w|^(1 - power)`` of each channel, over the examples and over all layers
+    that read the tensor. With a power of 0.5, input and column of a channel then have the same
+    largest size. The division is written into the norm or linear layer before.
+
+    Range        answers stay as they are if nothing is rounded; ``figures["scaled"]`` counts layers
+                 with scales, others have no module before them that can divide.
+    Cost         one pass over the data, and a run of the model for each group of layers.
+    Assumes      examples that reach the largest inputs.
+    Differs      from the paper: inputs are not rounded here, which module can divide is found by
+                 trying, and weights are rounded in groups.
+
+    Parameters
+    ----------
+    bits : int or None, default=8
+        2 to 8; None changes nothing.
+    power : float, default=0.5
+        In (0, 1): larger values move more of the size from inputs to weights.
+    group : int, default=32
+        Entries of a row that share a scale.
+    smooth_only : bool, default=False
+        Write the scales into the model and round nothing.
+    layers : sequence of str, optional
+        Patterns of layers' names; all linear layers by default, but those tied to an embedding.
+
+    References
+    ----------
+    xiao2023smoothquant
+    """
+
+    bits: int | None = 8
+    power: float = 0.5
+    group: int = 32
+    smooth_only: bool = False
+    layers: Sequence[str] | None = None
+    paper: ClassVar[str] = "xiao2023smoothquant"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"bits": 4, "power": 0.8, "group": 5, "layers": ("*",)},
+    )
+
+    def __post_init__(self) -> None:
+        check_grid("SmoothQuant", self.bits, self.group)
+        if not 0 < self.power < 1:
+            raise InputError(f"SmoothQuant: expected a power in (0, 1), got {self.power}.")
+
+    def reads(self) -> dict[str, Examples]:
+        """Read examples, for the largest inputs and the modules that divide."""
+        return {"calibration": Examples()}
+
+    def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
+        """Return the scaled weights, rounded, and the divided ones before them."""
+        changes: dict[str, Change] = {}
+        figures: dict[str, float] = {}
+        if self.bits is not None:
+            layers = weighted_layers("SmoothQuant", model, self.layers)
+            for layer in layers:
+                require_finite_weights("SmoothQuant", layer)
+            groups = scale_groups(model, layers, calibration)
+            largest = _largest_inputs(model, groups, calibration)
+            scales = [
+                (group, self._scale(group, x)) for group, x in zip(groups, largest, strict=True)
+            ]
+            new = scaled_tensors(model.module, scales)
+            changes |= {name: Exchange(x) for name, x in new.items()}
+            for layer in [] if self.smooth_only else layers:
+                w = new[layer.weight].flatten(1) if layer.weight in new else layer.matrix()
+                grid, shape = Grid(self.bits, self.group), tuple(layer.module.weight.shape)
+                made = rounded(w, grid, "symmetric")
+                changes[layer.weight] = Quantised(made.codes, made.scale, made.offset, grid, shape)
+            figures = {"scaled": float(sum(len(group.layers) for group in groups))}
+        return RewritePlan.of(model, changes, method_of("SmoothQuant", asdict(self)), **figures)
+
+    def _scale(self, group: ScaleGroup, inputs: Tensor) -> Float[Tensor, "in"]:
+        columns = torch.cat([layer.matrix() for layer in group.layers]).abs().amax(0)
+        scale = inputs**self.power / columns.clamp(min=LEAST) ** (1 - self.power)
+        scale = torch.where((inputs > 0) & (columns > 0), scale.clamp(min=LEAST), 1.0)
+        return group.shared(scale)
+
+
+@torch.no_grad()
+def _largest_inputs(
+    model: Model, groups: Sequence[ScaleGroup], inputs: Inputs
+) -> list[Float[Tensor, "_in"]]:
+    """Return the largest size of each input over all rows of real tokens, group by group."""
+    firsts: list[nn.Module] = [group.layers[0].module for group in groups]
+    found: dict[nn.Module, Tensor] = {}
+    for batch in map(right_padded, inputs.batches(0, len(inputs))):
+        args, kwargs = place_of(model.module, batch).call(batch.args, batch.kwargs)
+        for part, x in calls_of(model.module, firsts, args, kwargs):
+            rows = without_padding(x, batch)
+            largest = rows.reshape(-1, rows.shape[-1]).abs().double().amax(0)
+            found[part] = largest if part not in found else torch.maximum(found[part], largest)
+    return [found[part] for part in firsts]
