@@ -74,7 +74,7 @@ def test_clipping_takes_the_narrower_grid_with_the_smallest_error(symmetry):
 
 
 def test_what_cannot_be_rounded_is_refused():
-    with pytest.raises(InputError, match="expected bits from 2 to 8, or None, got 9"):
+    with pytest.raises(InputError, match="expected whole bits from 2 to 8, or None, got 9"):
         RTN(bits=9)
     with pytest.raises(InputError, match="a group of at least 1 entry, got 0"):
         RTN(group=0)

@@ -5,8 +5,11 @@
 ``SequenceCoder(model).encode(ids)`` writes a text in the bits that the model needs to guess it.
 """
 
+from sonde.compress.allocate import allocate
 from sonde.compress.awq import AWQ
+from sonde.compress.bit_allocation import BitAllocation
 from sonde.compress.coordinate_rounding import CoordinateRounding
+from sonde.compress.decouple_q import DecoupleQ
 from sonde.compress.error_feedback import error_feedback
 from sonde.compress.fidelity import Fidelity, fidelity
 from sonde.compress.gptq import GPTQ
@@ -40,7 +43,9 @@ __all__ = [
     "H2O",
     "RTN",
     "TOVA",
+    "BitAllocation",
     "CoordinateRounding",
+    "DecoupleQ",
     "Fidelity",
     "KeyDiff",
     "KeyNorm",
@@ -63,6 +68,7 @@ __all__ = [
     "StreamingCache",
     "ThinLinear",
     "TopKCodec",
+    "allocate",
     "error_feedback",
     "fidelity",
     "kernels",

@@ -24,8 +24,8 @@ def check_grid(owner: str, bits: int | None, group: int) -> None:
     InputError
         Naming the parameter.
     """
-    if bits is not None and not 1 < bits <= 8:
-        raise InputError(f"{owner}: expected bits from 2 to 8, or None, got {bits}.")
+    if bits is not None and (bits != int(bits) or not 1 < bits <= 8):
+        raise InputError(f"{owner}: expected whole bits from 2 to 8, or None, got {bits}.")
     if group < 1:
         raise InputError(f"{owner}: expected a group of at least 1 entry, got {group}.")
 

@@ -17,8 +17,8 @@ DEFAULTS = {
     "pattern": "sparse_gpt",
     "rank": "low_rank_weights",
 }
-SIGNS = "sign_quant"
-"""What rounds to a single bit, which the grids of other methods do not have."""
+SIGNS, BETWEEN = "sign_quant", "bit_allocation"
+"""Methods for a single bit, and for means between whole bits."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Target:
             If the text is no size.
         """
         said = text.strip().lower()
-        if found := re.fullmatch(r"([1-8])[ -]?bits?", said):
-            return cls(said, "bits", int(found[1]))
+        if found := re.fullmatch(r"([1-8](?:\.\d+)?)[ -]?bits?", said):
+            bits = float(found[1])
+            return cls(said, "bits", int(bits) if bits.is_integer() else bits)
         if found := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", said):
             return cls(said, "share", float(found[1]) / 100)
         if re.fullmatch(r"\d+:\d+", said):
@@ -87,8 +88,9 @@ def method_asked(text: str | None, target: Target | None, given: Mapping[str, An
     """
     if text is None:
         target = target or Target.of("4bit")
-        text = SIGNS if target.value == 1 and target.parameter == "bits" else None
-        text = text or DEFAULTS[target.parameter]
+        text = DEFAULTS[target.parameter]
+        if target.parameter == "bits" and not 1 < target.value == int(target.value):
+            text = SIGNS if target.value == 1 else BETWEEN
     found = parse_methods(text, _known)
     if len(found) != 1:
         raise InputError(f"--method: expected one method, got {text!r}.")

@@ -1,0 +1,147 @@
+"""Give each layer its own number of bits, so that a sum of bytes buys the least divergence.
+
+For mean widths between whole numbers, and for models with some layers that answers depend on more
+than on others. Each layer is then rounded by ``GPTQ``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.compress._grid import method_of, rounded
+from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress.allocate import allocate
+from sonde.compress.fidelity import fidelity
+from sonde.compress.gptq import GPTQ, loss_of
+from sonde.compress.grams import LayerGrams, grams_for, parts_of
+from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
+from sonde.weights import Change, Examples, Grid, Rewrite, RewritePlan
+
+MOST_RUN = 16
+"""Examples on which answers are compared, for each layer."""
+
+
+@final
+@dataclass(frozen=True)
+class BitAllocation(Rewrite):
+    """Round layers to different numbers of bits within a mean width.
+
+    The cost of a layer at ``b`` bits is the output error ``tr(E H E^T)`` of plain rounding, in its
+    own unit: for ``kl``, what the divergence of the answers rises by for each unit of error,
+    measured with that layer alone rounded to the smallest width; for ``error``, one over the
+    layer's output energy. The widths with the least sum of costs within the bytes are found exactly
+    by dynamic programming.
+
+    Range        the sum of codes is at most ``bits`` in the mean; scales come on top, the same for
+                 all widths.
+    Cost         one pass over the data, roundings at every width, then ``GPTQ``; ``kl``: a run of
+                 16 examples for each layer.
+    Assumes      divergences of layers add up, and grow in proportion to the layer's error.
+    Differs      from the paper: it orders layers by a score and gives a share of them the larger of
+                 two widths; costs and the programme are ours.
+
+    Parameters
+    ----------
+    bits : float or None, default=4
+        Mean width of codes; None changes nothing.
+    group : int, default=32
+        Entries of a row that share a scale.
+    widths : sequence of int, default=(2, 3, 4, 5, 6, 8)
+        Numbers of bits to choose from.
+    by : {"kl", "error"}, default="kl"
+    layers : sequence of str, optional
+        Patterns of layers' names; all linear layers by default, but those tied to an embedding.
+
+    References
+    ----------
+    dumitru2024layerwise
+    """
+
+    bits: float | None = 4
+    group: int = 32
+    widths: Sequence[int] = (2, 3, 4, 5, 6, 8)
+    by: Literal["kl", "error"] = "kl"
+    layers: Sequence[str] | None = None
+    paper: ClassVar[str] = "dumitru2024layerwise"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"bits": 3.5, "group": 5, "by": "error", "widths": (2, 4), "layers": ("*",)},
+    )
+
+    def __post_init__(self) -> None:
+        widths = tuple(self.widths)
+        if not widths or not all(1 < b <= 8 for b in widths):
+            raise InputError(f"BitAllocation: expected widths from 2 to 8, got {widths}.")
+        if self.bits is not None and not min(widths) <= self.bits <= 8:
+            raise InputError(
+                f"BitAllocation: expected mean bits from {min(widths)}, the smallest width, to 8, "
+                f"got {self.bits:g}."
+            )
+        if self.group < 1:
+            raise InputError(f"BitAllocation: expected a group of at least 1, got {self.group}.")
+
+    def reads(self) -> dict[str, Examples]:
+        """Read examples; for ``error`` the moments of layers' inputs over them suffice."""
+        return {"calibration": Examples(summed=LayerGrams if self.by == "error" else None)}
+
+    def planned(self, model: Model, calibration: Inputs | LayerGrams) -> RewritePlan:
+        """Return the rounded weights."""
+        changes: dict[str, Change] = {}
+        figures: dict[str, float] = {}
+        if self.bits is not None:
+            layers = weighted_layers("BitAllocation", model, self.layers)
+            for layer in layers:
+                require_finite_weights("BitAllocation", layer)
+            grams = grams_for("BitAllocation", model, calibration, self.layers)
+            costs = torch.stack([self._errors(layer, model, grams) for layer in layers])
+            numbers = torch.tensor([layer.module.weight.numel() for layer in layers])
+            costs *= self._units(layers, costs, model, grams, calibration)[:, None]
+            sizes = numbers[:, None] * torch.tensor(tuple(self.widths))
+            chosen = allocate(costs, sizes, int(self.bits * int(numbers.sum())))
+            for layer, i in zip(layers, chosen, strict=True):
+                rule = GPTQ(self.widths[i], self.group, layers=(layer.name,))
+                changes |= rule.planned(model, grams).changes
+            spent = sum(int(sizes[row, i]) for row, i in enumerate(chosen))
+            total = sum(float(costs[row, i]) for row, i in enumerate(chosen))
+            figures = {"bits": spent / int(numbers.sum()), "cost": total}
+        return RewritePlan.of(model, changes, method_of("BitAllocation", asdict(self)), **figures)
+
+    def _errors(self, layer: Weighted, model: Model, grams: LayerGrams) -> Float[Tensor, "width"]:
+        """Return the output error of a layer at each width."""
+        w = layer.matrix()
+        gaps = [w - rounded(w, Grid(b, self.group), "asymmetric").of(w) for b in self.widths]
+        found = torch.zeros(len(gaps), dtype=torch.float64)
+        for rows, h in parts_of(layer, model, grams):
+            for i, gap in enumerate(gaps):
+                found[i] += loss_of(gap[rows], h).sum().cpu()
+        return found
+
+    def _units(
+        self,
+        layers: Sequence[Weighted],
+        errors: Float[Tensor, "layer width"],
+        model: Model,
+        grams: LayerGrams,
+        calibration: Inputs | LayerGrams,
+    ) -> Float[Tensor, "layer"]:
+        """Return what a unit of each layer's error costs."""
+        found: list[float] = []
+        low = min(range(len(self.widths)), key=self.widths.__getitem__)
+        for layer, error in zip(layers, errors[:, low].tolist(), strict=True):
+            if isinstance(calibration, LayerGrams) or self.by == "error":
+                w = layer.matrix()
+                parts = parts_of(layer, model, grams)
+                cost = 1 / max(sum(float(loss_of(w[r], h).sum()) for r, h in parts), 1e-300)
+            else:
+                rule = GPTQ(self.widths[low], self.group, layers=(layer.name,), guard=True)
+                plan = rule.planned(model, grams)
+                told = fidelity(model, plan.fold(model), calibration, stop=MOST_RUN)
+                lost = max(plan.figures["loss"], 1e-300)
+                cost = told.kl / lost if error > 0 else 0.0
+            found.append(cost)
+        return torch.tensor(found, dtype=torch.float64)
