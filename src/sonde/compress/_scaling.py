@@ -68,7 +68,9 @@ def scale_groups(model: Model, layers: Sequence[Weighted], inputs: Inputs) -> li
     place = place_of(module, batch)
     args, kwargs = place.call(batch.args, batch.kwargs)
     names = {part: name for name, part in module.named_modules() if _width(part)}
-    chosen = {one.module: one for one in layers if isinstance(one.module, nn.Linear)}
+    chosen: dict[nn.Module, Weighted] = {
+        one.module: one for one in layers if isinstance(one.module, nn.Linear)
+    }
     calls = [(part, id(x)) for part, x in calls_of(module, list(names), args, kwargs)]
     counts = {part: sum(p is part for p, _ in calls) for part, _ in calls}
     answers = _answers(module, args, kwargs)
