@@ -108,8 +108,8 @@ def rounded(
     of = grid_of if clip is None else clipped_grid
     scale, offset = of(weight, grid, symmetry)
     n = weight.shape[1]
-    each = (each_entry(x, grid.group, n) for x in (scale, offset))
-    return quantised(codes_of(weight, *each, grid.bits), scale, offset, grid)
+    scales, offsets = (each_entry(x, grid.group, n) for x in (scale, offset))
+    return quantised(codes_of(weight, scales, offsets, grid.bits), scale, offset, grid)
 
 
 def quantised(
