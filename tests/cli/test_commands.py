@@ -205,6 +205,10 @@ def test_methods_are_the_catalogue(run):
     assert "IntegratedGradients" in run("methods", "explain").out
     assert "steps : int" in run("methods", "IntegratedGradients").out
     assert {m["family"] for m in run("methods", "detect", "--json").json()} == {"detect"}
+    (entry,) = run("methods", "--paper", "livne2025cmim", "--json").json()
+    assert entry["class"] == "LatentTerms"
+    assert "cmim: livne2025cmim" in run("methods", "train", "--paper", "cmim").out
+    assert "no method of a paper 'nobody'" in run("methods", "--paper", "nobody").err
 
 
 def test_every_export_is_listed_or_is_a_result_a_base_or_a_part():

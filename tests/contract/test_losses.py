@@ -28,6 +28,10 @@ def columns(loss, n=8):
     made["label"] = torch.arange(n) % 3
     if isinstance(loss, train.CauchySchwarzBottleneck):
         made["label"], made["logits"] = torch.randn(2, n, 1, **draw)
+    if isinstance(loss, train.MaskedFeatures):
+        made["x"], made["y"] = (torch.randn(n, 3, d, **draw) for d in (4, 2))
+        made["y"] = made["y"].detach()
+        made["mask"] = torch.randn(n, 3, generator=generator).argsort(1) < 1
     names = inspect.signature(loss.forward).parameters
     return {name: made[name] for name in names if name in made}
 
@@ -37,9 +41,21 @@ def test_gradients_are_exact(loss, parameters):
     made = loss(**parameters).double()
     given = columns(made)
     floats = [name for name, x in given.items() if x.is_floating_point()]
-    if "y" in floats and loss is train.Align:  # its target has none
+    if "y" in floats and loss in (train.Align, train.InputDecoder):  # their targets have none
         given["y"] = given["y"].detach()
         floats = ["x"]
+    floats = [name for name in floats if given[name].requires_grad]
+    if loss is train.InputDecoder or getattr(made, "target", "") == "features":
+        # rows are the target, or have no gradient: what the loss learns itself
+        made(**given)
+        learned = dict(made.named_parameters())
+        assert torch.autograd.gradcheck(
+            lambda *p: torch.func.functional_call(
+                made, dict(zip(learned, p, strict=True)), kwargs=given
+            ),
+            [p.detach().requires_grad_() for p in learned.values()],
+        )
+        return
 
     def value(*rows):
         return made(**given | dict(zip(floats, rows, strict=True)))

@@ -32,6 +32,9 @@ class Methods:
         tyro.conf.Positional[str],
         named("[FAMILY|METHOD]", f"{', '.join(FAMILIES)}, or a method; all where left out"),
     ] = ""
+    paper: Annotated[
+        str, named("KEY", "methods of a paper, by a part of its key in docs/papers.bib: haste")
+    ] = ""
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -45,8 +48,21 @@ class Methods:
                 f"{self.which!r}.{near(self.which, names)} `sonde methods` lists them all."
             )
         chosen = [e for e in entries if self.which in ("", e.family, e.name)]
+        if self.paper:
+            chosen = [e for e in chosen if _cited(e, self.paper)]
+            if not chosen:
+                keys = [key for e in entries for key in (e.paper, *e.variants.values()) if key]
+                raise InputError(
+                    f"methods: no method of a paper {self.paper!r}.{near(self.paper, keys)} Pass a "
+                    "part of a key in docs/papers.bib."
+                )
         if self.printing.json:
             say_json([e.json() for e in chosen])
+            return 0
+        if self.paper:
+            for e in chosen:
+                how = ", ".join(_cited(e, self.paper))
+                say(_lines(f"{e.family}.{e.name}", f"{e.summary} ({how})"))
             return 0
         if self.which in names:
             (one,) = chosen
@@ -67,6 +83,12 @@ def _entries() -> list[Listed]:
 
     announced = [m for m in methods().values() if m.family == PLUG_IN]
     return [*listed(), *(m.listed() for m in announced)]
+
+
+def _cited(entry: Listed, part: str) -> list[str]:
+    """Return the keys that a part of a key fits, those of variants with the variant's name."""
+    keys = [entry.paper] if part in entry.paper else []
+    return keys + [f"{name}: {key}" for name, key in entry.variants.items() if part in key]
 
 
 def _title(entry: Listed) -> str:

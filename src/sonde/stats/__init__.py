@@ -40,6 +40,7 @@ from sonde.stats.neighbours import distance_chunks, largest_products, nearest
 from sonde.stats.octave_sample import OctaveSample, OctaveSampleState
 from sonde.stats.position_moments import PositionMoments, PositionMomentsState
 from sonde.stats.quantiles import Quantiles, QuantilesState
+from sonde.stats.ridge import ridge_map, ridge_of_rows
 from sonde.stats.scalars import Scalars, ScalarsState
 from sonde.stats.scaled_histogram import ScaledHistogram, ScaledHistogramState
 from sonde.stats.score_map import score_map
@@ -165,6 +166,8 @@ __all__ = [
     "random_halves",
     "rank_p_value",
     "rate_gain",
+    "ridge_map",
+    "ridge_of_rows",
     "score_map",
     "separation",
     "shrunk",

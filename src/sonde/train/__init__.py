@@ -8,7 +8,11 @@ from sonde.train.align import Align
 from sonde.train.attention_entropy import AttentionEntropy
 from sonde.train.cauchy_schwarz import CauchySchwarzBottleneck
 from sonde.train.contrast import Contrast
+from sonde.train.input_decoder import InputDecoder
 from sonde.train.latent_terms import LatentTerms
+from sonde.train.masked_features import MaskedFeatures
+from sonde.train.mixup import Mixup
+from sonde.train.nested_dropout import NestedDropout
 from sonde.train.orthogonal import Orthogonal
 from sonde.train.rate_reduction import RateReduction
 from sonde.train.separate import Separate
@@ -18,7 +22,11 @@ __all__ = [
     "AttentionEntropy",
     "CauchySchwarzBottleneck",
     "Contrast",
+    "InputDecoder",
     "LatentTerms",
+    "MaskedFeatures",
+    "Mixup",
+    "NestedDropout",
     "Orthogonal",
     "RateReduction",
     "Separate",

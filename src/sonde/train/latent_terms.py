@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.stats import latent_parts
+from sonde.train._draws import Draws
 
 Estimator = Literal["mixture", "leave_one_out"]
 
@@ -87,7 +88,7 @@ class LatentTerms(nn.Module):
             )
         self.weights = {"mi": mi, "tc": tc, "each": each, "posterior": posterior, "prior": prior}
         self.groups, self.estimator, self.floor = groups, estimator, floor
-        self._draw = torch.Generator().manual_seed(seed)
+        self.draws = Draws(seed)
 
     def forward(
         self,
@@ -129,6 +130,6 @@ class LatentTerms(nn.Module):
             )
         log_variance = y.clamp(min=self.floor)
         if z is None:
-            noise = torch.randn(x.shape, generator=self._draw, dtype=torch.float64).to(x)
+            noise = torch.randn(x.shape, generator=self.draws.next(), dtype=torch.float64).to(x)
             z = x + (log_variance / 2).exp() * noise
         return latent_parts(x, log_variance, z, groups, own=self.estimator == "mixture")

@@ -115,6 +115,7 @@ def _entry(family: str, name: str, found: Any) -> Listed | None:
         export=name,
         description=described(found.__doc__),
         paper=paper,
+        variants=dict(getattr(found, "variants", {})),
         parameters={p.name: "" if p.default is p.empty else repr(p.default) for p in parameters},
         span=cast("type[Instrument]", found).span if is_fitted else "",
     )

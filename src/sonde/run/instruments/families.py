@@ -36,6 +36,8 @@ class Listed:
         Key in ``docs/papers.bib``, or nothing.
     parameters : dict of str to str
         Defaults by name, as Python writes them.
+    variants : dict of str to str
+        Keys of further papers, by the name of the variant that each describes.
     span : str
         What sites a fitted method is about; nothing for other kinds.
     distribution : str
@@ -48,6 +50,7 @@ class Listed:
     description: str
     paper: str = ""
     parameters: dict[str, str] = field(default_factory=dict)
+    variants: dict[str, str] = field(default_factory=dict)
     span: str = ""
     distribution: str = "sonde"
 

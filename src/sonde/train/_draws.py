@@ -1,0 +1,23 @@
+"""Random draws of a loss: another for every call, and the same after a training was resumed."""
+
+import torch
+from torch import Tensor, nn
+
+SPREAD = 1_000_003
+
+
+class Draws(nn.Module):
+    """Generators numbered by call; the number of the next call is part of the state."""
+
+    n: Tensor
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.register_buffer("n", torch.zeros((), dtype=torch.int64))
+
+    def next(self) -> torch.Generator:
+        """Return the generator of this call."""
+        number = int(self.n)
+        self.n += 1
+        return torch.Generator().manual_seed(self.seed * SPREAD + number)

@@ -1,0 +1,111 @@
+"""Train a decoder from a site back to the input, to see what the states still hold.
+
+The model never changes: no gradient goes into the states. Judge the decoded inputs by another
+model as well, since a small error can lose the class and a large one keep it.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.stats import ridge_of_rows
+
+
+@final
+class InputDecoder(nn.Module):
+    """Mean squared error of rebuilding ``y`` from the states ``x``, by a linear map or an MLP.
+
+    ``solve`` gives the linear decoder in closed form, as a start or as a baseline. ``loop`` shows a
+    classifier its own decoded states again and again (perceptual loop).
+
+    Range        [0, inf), squared units of ``y``; lower = the states hold more of it.
+    Cost         one product for each layer of the decoder.
+    Assumes      rows of both sites in the same order.
+    Batching     mean.
+
+    Parameters
+    ----------
+    width : int
+        Numbers of an input, flattened.
+    hidden : sequence of int, default=()
+        Widths of inner layers; none: a linear map.
+
+    References
+    ----------
+    semiotics
+    """
+
+    paper: ClassVar[str] = "semiotics"
+    batching: ClassVar[str] = "mean"
+    examples: ClassVar[tuple[dict, ...]] = ({"width": 4}, {"width": 4, "hidden": (5,)})
+
+    def __init__(self, width: int, hidden: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        if width < 1:
+            raise InputError(f"InputDecoder: expected width of at least 1, got {width}.")
+        self.width = width
+        layers: list[nn.Module] = []
+        for n in hidden:
+            layers += [nn.LazyLinear(n), nn.GELU()]
+        self.decoder = nn.Sequential(*layers, nn.LazyLinear(width))
+
+    def forward(
+        self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row *axes"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean squared error of decoding."""
+        if y[:1].numel() != self.width:
+            raise InputError(
+                f"InputDecoder: expected inputs of {self.width} numbers, got {y[:1].numel()}. Pass "
+                f"width={y[:1].numel()}."
+            )
+        return (self.decode(x) - y.detach().flatten(1)).square().mean()
+
+    def decode(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row width"]:
+        """Return the inputs that the decoder sees in states."""
+        return self.decoder(x.detach())
+
+    @torch.no_grad()
+    def solve(self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row *axes"]) -> "InputDecoder":
+        """Put the best linear map in the decoder, in closed form, and return the decoder.
+
+        Raises
+        ------
+        InputError
+            If the decoder has inner layers.
+        """
+        if len(self.decoder) != 1:
+            raise InputError("InputDecoder.solve: expected a decoder without inner layers.")
+        weight, bias = ridge_of_rows(x.double(), y.flatten(1).double())
+        linear = nn.Linear(x.shape[1], self.width, device=x.device, dtype=x.dtype)
+        linear.weight.copy_(weight.T)
+        linear.bias.copy_(bias)
+        self.decoder[0] = linear
+        return self
+
+    @torch.no_grad()
+    def loop(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        classify: Callable[[Tensor], Tensor],
+        x: Float[Tensor, "row *axes"],
+        n: int = 1,
+    ) -> tuple[Float[Tensor, "step row class"], Float[Tensor, "step row *axes"]]:
+        """Return answers and inputs of each step: an input is decoded from the states of the last.
+
+        Parameters
+        ----------
+        encode, classify : callable
+            From inputs to rows of the site, and to logits.
+        x : Float[Tensor, "row *axes"]
+        n : int, default=1
+            Steps after the first, whose inputs are ``x``.
+        """
+        inputs, answers = [x], [classify(x)]
+        for _ in range(n):
+            inputs.append(self.decode(encode(inputs[-1])).reshape(x.shape))
+            answers.append(classify(inputs[-1]))
+        return torch.stack(answers), torch.stack(inputs)

@@ -1,0 +1,192 @@
+"""Hide some positions of a site and rebuild them from the others, as a task beside the model's own.
+
+For states whose positions are to know of each other: tokens, patches, frames. Layers before the
+site that mix positions let hidden values leak; hide the input too where they do.
+"""
+
+from typing import ClassVar, Literal, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, layer_norm
+
+from sonde.core.errors import InputError
+from sonde.engine.steps import seeded
+from sonde.train._draws import Draws
+
+Target = Literal["features", "codes", "embeddings", "pixels"]
+
+
+@final
+class MaskedFeatures(nn.Module):
+    """Error of rebuilding hidden positions, mean over hidden positions, then over rows.
+
+    A learned vector takes the place of hidden positions, a rebuilder (two layers of a transformer,
+    or 1x1 convolutions, that are thrown away later) goes over all. ``features``: squared distance
+    to the hidden rows after a layer norm; ``embeddings``: to the rows ``y`` of another site after a
+    layer norm; ``pixels``: to ``y`` as it is; ``codes``: cross entropy of the codes ``y``. No
+    gradient goes to targets.
+
+    Range        [0, inf); lower = better rebuilt. 1 for ``features`` that cannot be foretold.
+    Cost         that of the rebuilder, O(pos^2 dim) for the transformer.
+    Assumes      positions in the same order in every row.
+    Batching     mean, given the mask: as many hidden positions in every row.
+
+    Parameters
+    ----------
+    target : {"features", "codes", "embeddings", "pixels"}, default="features"
+    how : {"random", "block", "tube"}, default="random"
+        Hidden positions: any, a run, or the same places of every of ``times`` frames.
+    ratio : float, default=0.5
+        Share of positions that are hidden, rounded.
+    rebuilder : {"transformer", "conv"} or nn.Module, default="transformer"
+    width : int, optional
+        Of the target, or the number of codes; by default that of ``x``.
+    positions : int, optional
+        For rows (example pos) in one axis, as the reducer ``tokens`` gives them.
+    times : int, default=1
+        Frames, of "tube".
+    head : nn.Module, optional
+        Task head that takes (example, pos, dim): the cross entropy of its answer on rebuilt states
+        is added. Its weights are trained with the model, not here.
+    seed : int, default=0
+
+    References
+    ----------
+    he2022mae
+    """
+
+    paper: ClassVar[str] = "he2022mae"
+    variants: ClassVar[dict[str, str]] = {"head": "daskalakis2023mfm"}
+    batching: ClassVar[str] = "mean"
+    examples: ClassVar[tuple[dict, ...]] = ({"rebuilder": "conv"}, {"target": "pixels", "width": 2})
+
+    def __init__(
+        self,
+        target: Target = "features",
+        how: Literal["random", "block", "tube"] = "random",
+        ratio: float = 0.5,
+        rebuilder: str | nn.Module = "transformer",
+        width: int | None = None,
+        positions: int | None = None,
+        times: int = 1,
+        head: nn.Module | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        known = target in ("features", "codes", "embeddings", "pixels")
+        if not known or how not in ("random", "block", "tube") or not 0 <= ratio <= 1:
+            raise InputError(
+                "MaskedFeatures: expected a known target and mask, and ratio in [0, 1], got "
+                f"{target!r}, {how!r}, {ratio}."
+            )
+        self.target, self.how, self.ratio, self.times = target, how, ratio, times
+        self.width, self.positions, self.kind = width, positions, rebuilder
+        self.empty = nn.UninitializedParameter()
+        self.rebuilder = rebuilder if isinstance(rebuilder, nn.Module) else nn.Identity()
+        self.out: nn.Module = nn.Identity()
+        self._head = (head,)  # not registered: its weights are the model's
+        self.draws = Draws(seed)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*axes dim"],
+        y: Tensor | None = None,
+        label: Tensor | None = None,
+        mask: Bool[Tensor, "row pos"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the error of rebuilding.
+
+        Parameters
+        ----------
+        x : Float[Tensor, "row pos dim"]
+            Of the site.
+        y : Tensor, optional
+            Target (row, pos, width), or codes (row, pos).
+        label : Tensor, optional
+            For ``head``.
+        mask : Bool[Tensor, "row pos"], optional
+            True where hidden; by default drawn. As many in every row.
+        """
+        x = self._by_position(x)
+        hidden = self.hidden(*x.shape[:2]).to(x.device) if mask is None else mask
+        self._build(x)
+        whole = torch.where(hidden[..., None], self.empty.to(x.dtype), x)
+        made = self.rebuilder(whole)
+        if not bool(hidden.any()):
+            return 0.0 * made.sum()
+        value = self._error(self.out(made)[hidden], self._goal(x, y)[hidden])
+        (head,) = self._head
+        if head is None:
+            return value
+        if label is None:
+            raise InputError("MaskedFeatures: expected label beside head. Pass label=...")
+        return value + cross_entropy(head(torch.where(hidden[..., None], made, x)), label)
+
+    def hidden(self, n: int, n_positions: int) -> Bool[Tensor, "row pos"]:
+        """Draw the hidden positions of ``n`` rows, as many in each."""
+        draw = self.draws.next()
+        places = n_positions // self.times if self.how == "tube" else n_positions
+        if self.how == "tube" and places * self.times != n_positions:
+            raise InputError(
+                f"MaskedFeatures: expected positions in {self.times} frames, got {n_positions}."
+            )
+        count = round(self.ratio * places)
+        if self.how == "block":
+            start = torch.randint(places - count + 1, (n, 1), generator=draw)
+            at = torch.arange(places)
+            return (at >= start) & (at < start + count)
+        order = torch.rand(n, places, generator=draw).argsort(1).argsort(1)
+        return (order < count).repeat(1, self.times if self.how == "tube" else 1)
+
+    def _by_position(self, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            return x
+        if self.positions is None or x.ndim != 2 or len(x) % self.positions:
+            raise InputError(
+                "MaskedFeatures: expected states (row, pos, dim), got shape "
+                f"{tuple(x.shape)}. Pass positions=, the number of positions of an example."
+            )
+        return x.reshape(-1, self.positions, x.shape[1])
+
+    def _goal(self, x: Tensor, y: Tensor | None) -> Tensor:
+        if self.target == "features":
+            return layer_norm(x.detach(), x.shape[2:])
+        if y is None:
+            raise InputError(f"MaskedFeatures: expected y, the {self.target}. Pass y=...")
+        if self.target == "codes":
+            return y.reshape(x.shape[:2])
+        given = y.detach().reshape(*x.shape[:2], -1).to(x)
+        return given if self.target == "pixels" else layer_norm(given, given.shape[2:])
+
+    def _error(self, made: Tensor, goal: Tensor) -> Tensor:
+        if self.target == "codes":
+            return cross_entropy(made, goal)
+        if made.shape != goal.shape:
+            raise InputError(
+                f"MaskedFeatures: expected a target of width {made.shape[1]}, got "
+                f"{goal.shape[1]}. Pass width={goal.shape[1]}."
+            )
+        return (made - goal).square().mean()
+
+    def _build(self, x: Tensor) -> None:
+        """Make vector, rebuilder and output at the first call, as wide as the site."""
+        if not isinstance(self.empty, nn.UninitializedParameter):
+            return
+        with seeded(self.draws.seed):
+            self._made(x)
+
+    def _made(self, x: Tensor) -> None:
+        dim = x.shape[2]
+        self.empty.materialize((dim,), x.device, x.dtype)
+        nn.init.zeros_(self.empty)
+        if self.kind == "conv":
+            parts = [nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)]
+            self.rebuilder = nn.Sequential(*parts).to(x)
+        elif self.kind == "transformer":
+            heads = next(h for h in (8, 4, 2, 1) if dim % h == 0)
+            layer = nn.TransformerEncoderLayer(dim, heads, 2 * dim, 0.0, batch_first=True)
+            self.rebuilder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).to(x)
+        if self.width is not None and self.width != dim:
+            self.out = nn.Linear(dim, self.width).to(x)

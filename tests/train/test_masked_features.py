@@ -1,0 +1,86 @@
+"""Hidden positions: exact counts, what the loss may look at, and a loop over positions."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, layer_norm
+
+from sonde.core import InputError
+from sonde.train import MaskedFeatures
+
+
+def states(n=5, positions=6, dim=4, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(n, positions, dim, generator=draw, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("how", "count"), [("random", 5), ("block", 5), ("tube", 6)])
+def test_the_count_is_exact_in_every_row(how, count):
+    loss = MaskedFeatures(how=how, ratio=0.4, times=3 if how == "tube" else 1)
+    hidden = loss.hidden(200, 12)
+    assert bool((hidden.sum(1) == count).all())
+    if how == "block":
+        assert int((hidden[:, 1:] & ~hidden[:, :-1]).sum(1).max()) <= 1
+    if how == "tube":
+        assert torch.equal(hidden[:, :4], hidden[:, 8:])
+    assert float(hidden.double().mean(0).min()) > 0.05
+    assert not torch.equal(hidden, loss.hidden(200, 12))
+
+
+@pytest.mark.truth("a loop over hidden positions with the rebuilder's own output")
+def test_the_error_is_that_of_hidden_positions_alone():
+    x, target = states(), states(dim=2, seed=1)
+    loss = MaskedFeatures("pixels", rebuilder="conv", width=2)
+    mask = loss.hidden(5, 6)
+    found = loss(x, target, mask=mask)
+    parts = []
+    for i, j in mask.nonzero().tolist():
+        made = loss.out(loss.rebuilder(loss.empty))
+        parts.append((made - target[i, j]).square().mean().item())
+    assert found.item() == pytest.approx(sum(parts) / len(parts), rel=1e-10)
+    moved = torch.where(mask[..., None], target, target + 7)
+    assert torch.equal(loss(x, moved, mask=mask), found)
+    flat = MaskedFeatures("pixels", rebuilder=loss.rebuilder, width=2, positions=6)
+    flat.empty, flat.out = loss.empty, loss.out
+    assert torch.equal(flat(x.flatten(0, 1), target.flatten(0, 1), mask=mask), found)
+
+
+def test_no_gradient_goes_to_the_target_and_hidden_values_are_not_seen():
+    x = states().requires_grad_()
+    loss = MaskedFeatures()
+    mask = loss.hidden(5, 6)
+    loss(x, mask=mask).backward()
+    assert float(x.grad[mask].abs().max()) == 0
+    assert float(x.grad[~mask].abs().max()) > 0
+    with pytest.raises(InputError, match="expected y, the codes"):
+        MaskedFeatures("codes")(x)
+
+
+def test_identity_on_unmasked_input_and_no_hidden_position():
+    x = layer_norm(states(), (4,))
+    loss = MaskedFeatures(rebuilder=nn.Identity())
+    loss(x)
+    loss.empty = nn.Parameter(x[0, 0].detach().clone())
+    same = x[:1, :1].expand(3, 6, 4)
+    assert loss(same).item() == pytest.approx(0, abs=1e-9)
+    none = MaskedFeatures(ratio=0.0)(x)
+    none.backward()
+    assert none.item() == 0
+
+
+@pytest.mark.truth("torch cross entropy of the rebuilder's own output")
+def test_codes_and_a_task_head():
+    x, codes = states(), torch.arange(30).reshape(5, 6) % 3
+    head, label = (
+        nn.Sequential(nn.Flatten(), nn.Linear(24, 2)).double(),
+        torch.tensor([0, 1, 0, 1, 1]),
+    )
+    loss = MaskedFeatures("codes", width=3, head=head)
+    mask = loss.hidden(5, 6)
+    found = loss(x, codes, label, mask).item()
+    whole = torch.where(mask[..., None], loss.empty, x)
+    made = loss.rebuilder(whole)
+    expected = cross_entropy(loss.out(made[mask]), codes[mask])
+    rebuilt = torch.where(mask[..., None], made, x)
+    assert found == pytest.approx((expected + cross_entropy(head(rebuilt), label)).item())
+    assert not any(p is q for p in loss.parameters() for q in head.parameters())
