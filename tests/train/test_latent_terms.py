@@ -46,6 +46,12 @@ def test_the_parts_add_up(groups, estimator):
     assert float(made(x, y, z)) == pytest.approx(float((q - p).mean()), rel=1e-12)
     mim = LatentTerms(0.0, 0.0, 0.0, -0.5, 0.5)
     assert float(mim(x, y, z)) == pytest.approx(float(-(q + p).mean() / 2), rel=1e-12)
+    others = [[j for j in range(9) if estimator == "mixture" or j != i] for i in range(9)]
+    normals = torch.distributions.Normal(x, (y / 2).exp())
+    total = sum(
+        float(normals.log_prob(z[i]).sum(1)[own].exp().mean().log()) for i, own in enumerate(others)
+    )
+    assert float(made.parts(x, y, z)["mi"]) == pytest.approx(float(q.mean()) - total / 9)
     if groups == (3,):
         assert float(made.parts(x, y, z)["tc"]) == pytest.approx(0, abs=1e-12)
 

@@ -88,7 +88,8 @@ class Mixup(nn.Module):
         draw, n = self.draws.next(), len(x)
         self.order = torch.randperm(n, generator=draw).to(x.device)
         wide = torch.full((2, n if self.per == "row" else 1), self.alpha, dtype=torch.float64)
-        first, second = torch._standard_gamma(wide, generator=draw)
+        gamma = torch._standard_gamma(wide, generator=draw)  # pyright: ignore[reportPrivateImportUsage]
+        first, second = gamma
         share = (first / (first + second)).expand(n).clone()
         share[: round(self.unmixed * n)] = 1.0
         self.share = share.to(x)
