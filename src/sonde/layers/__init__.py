@@ -6,6 +6,13 @@ from sonde.layers.conditions import conditioned
 from sonde.layers.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.layers.exchange import Exchange
 from sonde.layers.experts import Experts
+from sonde.layers.hopfield import (
+    Hopfield,
+    hebbian_couplings,
+    hebbian_recall,
+    hopfield_energy,
+    keys_for_mass,
+)
 from sonde.layers.inserting import inserted, inserted_layers, removed
 from sonde.layers.layer import Layer, LayerEdit
 from sonde.layers.linear_attention import LinearAttention
@@ -45,6 +52,7 @@ __all__ = [
     "Experts",
     "Global",
     "Histogram",
+    "Hopfield",
     "Layer",
     "LayerEdit",
     "LinearAttention",
@@ -62,8 +70,12 @@ __all__ = [
     "Window",
     "conditioned",
     "drop_sources",
+    "hebbian_couplings",
+    "hebbian_recall",
+    "hopfield_energy",
     "inserted",
     "inserted_layers",
+    "keys_for_mass",
     "load_layers",
     "non_locality",
     "pattern_of",
