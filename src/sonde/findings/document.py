@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sonde.findings._shared import EXAMPLES
+from sonde.findings._suspect_labels import suspects_section
 from sonde.findings.answered import answered_rows
 from sonde.findings.answers import answers_section
 from sonde.findings.evidence import Evidence
@@ -103,7 +104,9 @@ def _rows(scanned: Scanned) -> dict[str, Any]:
     found["weak_groups"] = [group for table in tables for group in table]
     found["answers"] = answered_rows(scanned.evidence, scanned.checks)
     withheld = {check.code for check in scanned.checks if check.state == "withheld"}
-    return found | {"mislabelled": []} if "SND034" in withheld else found
+    if "SND034" in withheld:
+        return found | {"mislabelled": [], "suspects": None}
+    return found | {"suspects": suspects_section(scanned.evidence)}
 
 
 def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:

@@ -90,7 +90,9 @@ def _number(value: Any) -> float:
 
 def own_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of DATA that the tables of a report list."""
-    return [row for name in LISTS for row in (report["rows"] or {}).get(name, ())]
+    rows = report["rows"] or {}
+    suspects = (rows.get("suspects") or {}).get("rows", ())
+    return [*(row for name in LISTS for row in rows.get(name, ())), *suspects]
 
 
 def other_rows(report: dict[str, Any]) -> list[dict[str, Any]]:

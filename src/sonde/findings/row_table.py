@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from sonde.core.stream import Stream
 from sonde.findings._shared import EXAMPLES
+from sonde.findings._suspect_labels import doubts_of
 from sonde.findings.answered import KNOWN, answered_rows
 from sonde.findings.evidence import DataEvidence
 from sonde.findings.scan import Scanned
@@ -29,6 +30,7 @@ SCHEMA = pa.schema([
     ("loss", pa.float64()),
     ("right", pa.bool_()),
     ("group", pa.string()),
+    ("label_doubt", pa.float64()),
 ])  # fmt: skip
 
 
@@ -39,12 +41,15 @@ def row_table(scanned: Scanned) -> pa.Table:
     not numbered, ``place`` is a file, a line or a row. ``figure`` is the number by which the check
     counted this input, e.g. its score or how many copies there are; ``partner`` and
     ``partner_row`` are the id and the number of the input of DATA that it is like. An input that
-    no finding counts has one line without ``code``, the worst of them first. What the model says of
+    no finding counts has one line without ``code``, the worst of them first. ``label_doubt``, from
+    -1 to 1, is above 0 where another class is likelier than the label. What the model says of
     a sampled row of DATA stands in all its lines.
     """
     evidence, hashed = scanned.evidence, scanned.settings.hash_ids
     lines = []
     answers = {row[EXAMPLES][0]: row for row in answered_rows(evidence)}
+    for example, doubt in doubts_of(evidence).items():
+        answers.get(example, {})["label_doubt"] = doubt
     for finding in (check.finding for check in scanned.checks):
         if finding is None:
             continue
@@ -86,7 +91,7 @@ def row_table(scanned: Scanned) -> pa.Table:
 def _answer(answer: dict[str, Any], hashed: bool) -> dict[str, Any]:
     """Return the columns of what is known of a row's answer."""
     group = answer.get("group")
-    found: dict[str, Any] = {name: answer.get(name) for name in KNOWN}
+    found: dict[str, Any] = {name: answer.get(name) for name in (*KNOWN, "label_doubt")}
     for side in ("truth", "answer"):
         found[side] = None if found[side] is None else str(found[side])
     return found | {"group": hashed_id(group) if hashed and group is not None else group}

@@ -7,7 +7,8 @@ from scipy.stats import binom
 
 from sonde.findings._places import read_command
 from sonde.findings._shared import examples_at
-from sonde.findings._text import percent, plural
+from sonde.findings._suspect_labels import OneWay, one_way
+from sonde.findings._text import percent, plural, shortened
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence, LabelRule
 from sonde.findings.rows import doubtful_labels, doubtful_rows
@@ -36,7 +37,11 @@ class SND034(LabelRule):
         "At the site of best labels: none of the 10 nearest rows of other groups has the row's "
         "label, at least 9 share another one, and the held-out classifier names that one too. "
         "Healthy data show up to 0.6 % of such rows, so the count must also be improbable at that "
-        "share. About three in four wrong labels are found this way."
+        "share. About three in four wrong labels are found this way. Labels that are wrong in one "
+        "direction: of the rows that the held-out classifier gives one class, at least 20 % are "
+        "labelled as another class, more than the reverse, and they lie as far on its side as its "
+        "own rows (medians within a quarter), on each half of the groups; chance below 0.001 over "
+        "all pairs of classes."
     )
     false_positives: ClassVar[str] = (
         "Rare kinds of a class that look like another one to this model; classes that overlap."
@@ -46,6 +51,9 @@ class SND034(LabelRule):
 
     def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
         """Count doubtful labels at the best site."""
+        found_way = one_way(evidence)
+        if found_way is not None:
+            return self._in_one_direction(evidence, found, found_way)
         doubt = doubtful_labels(evidence)
         count, n = len(doubt.row), doubt.n
         share = count / n
@@ -81,5 +89,29 @@ class SND034(LabelRule):
             examples=tuple(examples),
             figures=tuple(doubtful_labels(evidence).share.tolist()),
             effect=min(1.0, share),
+            next=read_command(site.key),
+        )
+
+    def _in_one_direction(self, evidence: Evidence, found: LabelEvidence, way: OneWay) -> Check:
+        site, n = found.sites[found.best], len(way.rows)
+        of, called = (shortened(found.names[k], 20) for k in (way.of, way.called))
+        low, high = clopper_pearson(n, round(n / way.share))
+        figure = Figure(
+            "wrong_in_one_direction", way.share, low, high, "share", null=way.back,
+            threshold=0.2, p=way.p, n_rows=found.n_rows, n_groups=found.n_groups,
+        )  # fmt: skip
+        sentence = (
+            f"{percent(way.share)} of the rows that look like {of!r} at {site.name} are labelled "
+            f"{called!r} ({plural(n, 'row')}; the reverse: {percent(way.back)}). Their labels are "
+            f"wrong, or one kind of {called!r} looks like {of!r}."
+        )
+        return self.raised_with(
+            "warning",
+            sentence,
+            figure,
+            sites=(site.key,),
+            examples=tuple(examples_at(evidence, found.where[way.rows].tolist())),
+            classes=(found.names[way.of], found.names[way.called]),
+            effect=min(1.0, n / found.n_rows),
             next=read_command(site.key),
         )

@@ -62,6 +62,37 @@ def worst_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in rows if row["loss"] not in (0, None)]
 
 
+def suspects_sentence(report: dict[str, Any]) -> str:
+    """Return which labels to look at first, and how far that list can be trusted; or "".
+
+    Examples
+    --------
+    >>> row = {"id": "b", "places": ["line 8"], "label": "cat", "predicted": "dog", "share": 0.9}
+    >>> found = {"rows": [row], "n": 1, "planted": 20, "found": 18}
+    >>> suspects_sentence({"rows": {"suspects": found}})
+    'look first at line 8 (cat, looks like dog); of 20 labels exchanged for a check, 18 stood among the first 20'
+    """  # noqa: E501
+    found = (report.get("rows") or {}).get("suspects")
+    if not found or not found["rows"]:
+        return ""
+    rows = [
+        f"{place_of(row)} ({shown(row['label'], 20)}, looks like {shown(row['predicted'], 20)})"
+        for row in found["rows"][:MOST_PAIRS]
+    ]
+    said = planted_sentence(found)
+    return f"look first at {', '.join(rows)}" + (
+        f"; {said[:1].lower()}{said[1:-1]}" if said else ""
+    )
+
+
+def planted_sentence(found: dict[str, Any]) -> str:
+    """Return what a planted check says of the labels to look at first, or "" without a check."""
+    if not found["planted"]:
+        return ""
+    n = found["planted"]
+    return f"Of {n} labels exchanged for a check, {found['found']} stood among the first {n}."
+
+
 def place_of(row: dict[str, Any]) -> str:
     """Return where an input stands, its id where that is not known."""
     return shown(next(iter(row.get("places") or []), row["id"]), 80)

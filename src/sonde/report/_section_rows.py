@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from sonde.report._answers_words import planted_sentence
 from sonde.report._format import number, p_value, plural, quantity, share, shown, tied, words
 from sonde.report._markup import ElementIds, Markup, el
 from sonde.report._parts import absent, definitions, drawer, figure, section, table, tabled
@@ -157,9 +158,24 @@ def rows_section(report: dict[str, Any], names: ElementIds) -> Markup:
             listed = _rows([_flat(row) for row in rows[key]], columns, inputs)
             parts += [el("h3", title), el("p", note, cls="reading") if note else None]
             parts.append(tabled(listed, names, opened=len(rows[key]) <= _SHORT))
+    parts += _suspects(rows.get("suspects"), names, inputs)
     if not any(parts):
         parts.append(el("p", "No row stands out.", cls="empty"))
     return section("rows", "Rows", *parts, lead=lead)
+
+
+def _suspects(found: dict[str, Any] | None, names: ElementIds, inputs: bool) -> list[Markup | None]:
+    """Return the labels to look at first, and what a planted check says of the list."""
+    if not found or not found["rows"]:
+        return []
+    note = "The held-out classifier and the nearest rows speak for another class; share: how much."
+    table_ = _rows([_flat(row) for row in found["rows"]],
+                   ("places", "id", "label", "predicted", "share"), inputs)  # fmt: skip
+    return [
+        el("h3", "Look at these labels first"),
+        el("p", " ".join(filter(None, (note, planted_sentence(found)))), cls="reading"),
+        tabled(table_, names, opened=len(found["rows"]) <= _SHORT),
+    ]
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,12 @@ from textwrap import wrap
 from typing import Any, Final
 
 from sonde.core.left_out import LeftOut, left_out_text
-from sonde.report._answers_words import answers_sentence, confused_sentence, worst_lines
+from sonde.report._answers_words import (
+    answers_sentence,
+    confused_sentence,
+    suspects_sentence,
+    worst_lines,
+)
 from sonde.report._first_screen import cause_sentence, first_cause, fix_sentence
 from sonde.report._format import (
     LEVELS,
@@ -127,7 +132,10 @@ def _first(report: dict[str, Any], width: int) -> Iterator[str]:
     lines = worst_lines(report)
     for i, line in enumerate(lines):
         yield from _block("" if i else "worst", line, width)
-    if lines or any(text for _, text in parts):
+    suspects = suspects_sentence(report)
+    if suspects:
+        yield from _block("labels", suspects, width)
+    if lines or suspects or any(text for _, text in parts):
         yield ""
 
 

@@ -1,0 +1,211 @@
+"""Labels in the order in which a person should look at them, and how far that order can be trusted.
+
+A planted check on the same rows says how many of the first rows of the list are worth the look.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import binom
+from torch import Tensor
+
+from sonde.findings._held_out import held_out_scores
+from sonde.findings._once import once
+from sonde.findings._shared import EXAMPLES, examples_at, ids_at
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LabelEvidence, label_evidence, usable
+from sonde.stats.neighbours import nearest
+
+NEIGHBOURS: Final = 10
+LISTED: Final = 50
+PLANTED: Final = 0.03
+LEAST_PLANTED: Final = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Doubts:
+    """How much speaks against each evaluated row's label.
+
+    Parameters
+    ----------
+    named : Int[Tensor, "row"]
+        The class that speaks for itself most beside the label.
+    doubt : Float[Tensor, "row"]
+        Mean of two differences, that class less the label: of the held-out probabilities, and of
+        the shares of the nearest rows. In [-1, 1]; above 0 another class is likelier.
+    """
+
+    named: Int[Tensor, "row"]
+    doubt: Float[Tensor, "row"]
+
+
+@dataclass(frozen=True, eq=False)
+class SuspectLabels:
+    """Rows whose label speaks against them, the surest first.
+
+    Parameters
+    ----------
+    row : Int[Tensor, "suspect"]
+        Indices into the evaluated rows.
+    doubts : Doubts
+        Of all evaluated rows.
+    planted, found : int
+        Labels that were exchanged on these rows for a check, and how many of them stood among as
+        many first rows of the list.
+    """
+
+    row: Int[Tensor, "suspect"]
+    doubts: Doubts
+    planted: int
+    found: int
+
+
+@dataclass(frozen=True, eq=False)
+class OneWay:
+    """A class whose rows are often labelled as another class, and hardly ever the other way round.
+
+    Parameters
+    ----------
+    of, called : int
+        Indices of the class that the rows look like, and of the label that they have.
+    rows : Int[Tensor, "row"]
+        The evaluated rows.
+    share, back : float
+        Share of the rows that look like ``of`` but are labelled ``called``; and the reverse.
+    p : float
+    """
+
+    of: int
+    called: int
+    rows: Int[Tensor, "row"]
+    share: float
+    back: float
+    p: float
+
+
+@once
+def suspect_labels(evidence: Evidence) -> SuspectLabels:
+    """Return the rows to look at first, with a planted check. Ask ``labels.usable`` first."""
+    found = label_evidence(evidence)
+    doubts = _doubts(evidence, found, found.truth)
+    n, likely = found.n_rows, doubts.doubt > 0
+    draw = torch.Generator().manual_seed(evidence.data.seed)
+    order = torch.randperm(n, generator=draw)
+    order = order[~likely[order]]
+    planted = order[: max(LEAST_PLANTED, round(PLANTED * n))]
+    row = torch.nonzero(likely).flatten()
+    row = row[torch.argsort(doubts.doubt[row], descending=True, stable=True)]
+    if len(planted) < LEAST_PLANTED:
+        return SuspectLabels(row, doubts, 0, 0)
+    label = found.truth.clone()
+    label[planted] = doubts.named[planted]
+    again = _doubts(evidence, found, label).doubt.masked_fill(likely, -2.0)
+    first = torch.argsort(again, descending=True, stable=True)[: len(planted)]
+    return SuspectLabels(row, doubts, len(planted), int(torch.isin(first, planted).sum()))
+
+
+def _scores(
+    evidence: Evidence, found: LabelEvidence, label: Int[Tensor, "row"]
+) -> Float[Tensor, "row class"]:
+    """Return each row's held-out log-odds of each class at the best site, given these labels."""
+    site = evidence.sites[found.best]
+    numbers = torch.arange(len(found.names))
+    x, group = found.x(found.best), found.group
+    even, odds = held_out_scores(site, x, label, group, numbers, False)
+    return even + odds
+
+
+def _doubts(evidence: Evidence, found: LabelEvidence, label: Int[Tensor, "row"]) -> Doubts:
+    p = _scores(evidence, found, label).softmax(1).nan_to_num(0.0)
+    k = min(NEIGHBOURS, found.n_rows - 1)
+    x = found.x(found.best)
+    distance, index = nearest(x, x, k, group=found.group, group2=found.group)
+    near = label[index].masked_fill(~torch.isfinite(distance), -1)
+    votes = torch.nn.functional.one_hot(near.clamp(min=0), len(found.names))
+    votes = (votes * (near >= 0)[:, :, None]).sum(1).double() / k
+    both = (p + votes) / 2
+    own = both.gather(1, label[:, None])[:, 0]
+    other = both.scatter(1, label[:, None], -1.0)
+    best, named = other.max(1)
+    return Doubts(named, best - own)
+
+
+@once
+def one_way(evidence: Evidence) -> OneWay | None:
+    """Return the surest pair of classes with labels that are wrong in one direction, or None.
+
+    Rows that look like one class and have another label are as typical of that class as its own
+    rows, and there are hardly any of the opposite kind; both hold on each half of the groups. Ask
+    ``labels.usable`` first.
+    """
+    found = label_evidence(evidence)
+    score = _scores(evidence, found, found.truth)
+    said, half = score.argmax(1), torch.remainder(found.group // 4, 2) == 0
+    pairs = [(a, b) for a in range(len(found.names)) for b in range(len(found.names)) if a != b]
+    made = [_pair(score, said, found.truth, a, b, half) for a, b in pairs]
+    kept = [pair for pair in made if pair is not None and pair.p * len(pairs) < 0.001]
+    return min(kept, key=lambda pair: pair.p, default=None)
+
+
+def _pair(
+    score: Float[Tensor, "row class"],
+    said: Int[Tensor, "row"],
+    truth: Int[Tensor, "row"],
+    of: int,
+    called: int,
+    half: Tensor,
+) -> OneWay | None:
+    wrong, own = (said == of) & (truth == called), (said == of) & (truth == of)
+    if int(wrong.sum()) < 10 or int(own.sum()) < 10:
+        return None
+    back, kept = (said == called) & (truth == of), (said == called) & (truth == called)
+    margin = score[:, of] - score[:, called]
+    for part in (half, ~half):
+        n_wrong, n_own = int((wrong & part).sum()), int((own & part).sum())
+        n_back, n_kept = int((back & part).sum()), int((kept & part).sum())
+        if min(n_wrong, n_own, n_kept) < 5:
+            return None
+        share, opposite = n_wrong / (n_wrong + n_own), n_back / (n_back + n_kept)
+        if share < 0.2 or opposite > 0.6 * share:
+            return None
+        if float(margin[wrong & part].median()) < 0.75 * float(margin[own & part].median()):
+            return None
+    n, n_back = int(wrong.sum()), int(back.sum())
+    rows = torch.nonzero(wrong).flatten()
+    rows = rows[torch.argsort(margin[rows], descending=True, stable=True)]
+    share = n / (n + int(own.sum()))
+    opposite = n_back / max(1, n_back + int(kept.sum()))
+    p = float(binom.sf(n - 1, n + n_back, 0.5))
+    return OneWay(of, called, rows, share, opposite, p)
+
+
+def suspects_section(evidence: Evidence) -> dict[str, Any] | None:
+    """Return the rows to look at first as the report lists them, or None without usable labels."""
+    if not usable(evidence):
+        return None
+    found, labels = suspect_labels(evidence), label_evidence(evidence)
+    row = found.row[:LISTED]
+    shared = labels.where[row].tolist()
+    ids = ids_at(evidence, shared)
+    rows = [
+        {
+            "id": ids[i],
+            EXAMPLES: examples_at(evidence, shared[i : i + 1]),
+            "label": labels.names[int(labels.truth[row[i]])],
+            "predicted": labels.names[int(found.doubts.named[row[i]])],
+            "share": float(found.doubts.doubt[row[i]]),
+        }
+        for i in range(len(row))
+    ]
+    return {"rows": rows, "planted": found.planted, "found": found.found, "n": len(found.row)}
+
+
+def doubts_of(evidence: Evidence) -> dict[int, float]:
+    """Return how much speaks against the label of each evaluated example, by planned order."""
+    if not usable(evidence):
+        return {}
+    labels, doubt = label_evidence(evidence), suspect_labels(evidence).doubts.doubt
+    examples = examples_at(evidence, labels.where.tolist())
+    return dict(zip(examples, doubt.tolist(), strict=False))

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_breast_cancer
+
+from findings._evidence import evidence_of
+from findings._nets import assert_clear, assert_raised
+from sonde.findings._shared import examples_at
+from sonde.findings._suspect_labels import doubts_of, one_way, suspect_labels, suspects_section
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import label_evidence
+from sonde.findings.snd034 import SND034
+
+
+def _evidence(x: np.ndarray, label: np.ndarray) -> Evidence:
+    z = (x - x.mean(0)) / x.std(0)
+    ids = [f"row {i}" for i in range(len(label))]
+    return evidence_of(torch.tensor(z).float(), label=torch.tensor(label), ids=ids)
+
+
+def _examples(evidence: Evidence, rows: torch.Tensor) -> list[int]:
+    return examples_at(evidence, label_evidence(evidence).where[rows].tolist())
+
+
+@pytest.mark.truth("the rows of breast_cancer whose labels were changed")
+def test_labels_that_are_wrong_in_one_direction_are_found_and_the_truth_is_clear() -> None:
+    x, truth = load_breast_cancer(return_X_y=True)
+    assert one_way(_evidence(x, truth)) is None
+    assert_clear(SND034().check(_evidence(x, truth)))
+    label, draw = truth.copy(), np.random.default_rng(0)
+    wrong = (truth == 1) & (draw.random(len(truth)) < 0.35)
+    label[wrong] = 0
+    evidence = _evidence(x, label)
+    finding = assert_raised(SND034().check(evidence), "warning")
+    assert finding.figure.value == pytest.approx(wrong.sum() / (truth == 1).sum(), abs=0.06)
+    assert finding.classes == ("1", "0")
+    assert np.mean(wrong[list(finding.examples)]) > 0.9
+    assert len(finding.examples) > 0.7 * wrong.sum()
+    both = truth.copy()
+    flipped = draw.random(len(truth)) < 0.2
+    both[flipped] = 1 - both[flipped]
+    assert one_way(_evidence(x, both)) is None
+
+
+@pytest.mark.truth("the rows of breast_cancer whose labels were changed")
+def test_the_planted_check_tells_the_precision_of_the_list() -> None:
+    x, truth = load_breast_cancer(return_X_y=True)
+    label, draw = truth.copy(), np.random.default_rng(1)
+    wrong = np.zeros(len(truth), dtype=bool)
+    wrong[draw.choice(len(truth), 12, replace=False)] = True
+    label[wrong] = 1 - label[wrong]
+    evidence = _evidence(x, label)
+    found = suspect_labels(evidence)
+    first = wrong[_examples(evidence, found.row[:12])]
+    assert first.mean() >= 0.7
+    assert found.planted == 20
+    assert found.found / found.planted == pytest.approx(first.mean(), abs=0.25)
+    doubt = doubts_of(evidence)
+    assert max(doubt.values()) == pytest.approx(float(found.doubts.doubt.max()))
+    assert set(doubt) == set(range(len(truth)))
+    section = suspects_section(evidence)
+    assert section is not None
+    assert [row["id"] for row in section["rows"][:12]] == [
+        f"row {i}" for i in _examples(evidence, found.row[:12])
+    ]
+    shares = [row["share"] for row in section["rows"]]
+    assert shares == sorted(shares, reverse=True)
+    assert all(0 < share <= 1 for share in shares)
+
+
+def test_without_two_classes_there_is_no_list() -> None:
+    x = np.random.default_rng(0).normal(size=(90, 3))
+    assert suspects_section(_evidence(x, np.zeros(90, dtype=int))) is None
+    assert doubts_of(_evidence(x, np.zeros(90, dtype=int))) == {}
+
+
+def test_at_most_one_healthy_set_in_sixty_has_labels_wrong_in_one_direction() -> None:
+    """Classes of one clump or three, of unequal size and spread, that overlap."""
+    raised = 0
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        k, dim, n = draw.integers(2, 6), draw.integers(4, 20), draw.integers(200, 600)
+        label = draw.choice(k, n, p=draw.dirichlet(3 * np.ones(k)))
+        centre = draw.normal(size=(k, 3, dim)) * draw.uniform(0.3, 1.5)
+        clump = draw.integers(0, 3, n) if seed % 2 else np.zeros(n, dtype=int)
+        spread = draw.uniform(0.5, 1.6, k)[label][:, None]
+        evidence = _evidence(centre[label, clump] + draw.normal(size=(n, dim)) * spread, label)
+        if min(np.bincount(label, minlength=k)) >= 30:
+            raised += one_way(evidence) is not None
+    assert raised <= 1
