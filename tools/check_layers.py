@@ -64,7 +64,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
             "coding",
             "compressing",
         ),
-        ("verifying",),
+        ("verifying", "fine_tuning"),
     ],
 }
 LEVELS = {

@@ -183,6 +183,8 @@ def test_sites_come_in_the_order_of_execution(toy):
         ("layers.-3.mlp", ["model.layers.0.mlp"]),
         ("layers.*.mlp", [f"model.layers.{i}.mlp" for i in range(3)]),
         ("blocks", [f"model.layers.{i}" for i in range(3)]),
+        ("blocks.1", ["model.layers.1"]),
+        ("blocks.-1.mlp", ["model.layers.2.mlp"]),
         ("norm", ["model.norm"]),
         ("layers.0.mlp.*_proj", [f"model.layers.0.mlp.{n}_proj" for n in ("gate", "up", "down")]),
         (Site("lm_head"), ["lm_head"]),
@@ -192,6 +194,11 @@ def test_patterns(pattern, expected):
     model = Model(llama(), task="causal")
     found = probe(model, next(texts().batches(0, 1)))
     assert [s.path for s in resolve(model.module, pattern, found)] == expected
+
+
+def test_a_block_that_is_not_there_names_those_that_are():
+    with pytest.raises(SiteError, match=r"has 3 blocks. Write blocks.0 to blocks.2"):
+        resolve(llama(), "blocks.3")
 
 
 def test_an_ambiguous_suffix_lists_the_candidates():

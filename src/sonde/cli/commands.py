@@ -36,6 +36,7 @@ from sonde.cli.score import Score
 from sonde.cli.study import Study
 from sonde.cli.trace import Trace
 from sonde.cli.track import Track
+from sonde.cli.train import Train
 from sonde.cli.units import Units
 from sonde.cli.verify import Verify
 from sonde.core.errors import (
@@ -58,6 +59,7 @@ COMMANDS: dict[str, type[Any]] = {
     "drift": Drift,
     "compare": Compare,
     "track": Track,
+    "train": Train,
     "explain": Explain,
     "trace": Trace,
     "units": Units,
@@ -75,6 +77,8 @@ COMMANDS: dict[str, type[Any]] = {
 }
 
 
+KEPT = ("*.sonde", "*.pt")
+"""Files in a run directory from which a command goes on."""
 EDIT = "edit"
 """The word before those that change a model."""
 RECIPE = "recipe"
@@ -191,14 +195,14 @@ def _kept(command: Any) -> Path | None:
     """Return the run directory that an interrupted command leaves to go on from."""
     if getattr(command, "output", None) is None:
         return None
-    if "sonde.run.passes.driver" not in sys.modules:
+    if "sonde.run.passes.directory" not in sys.modules:
         return (
             None  # nothing ran; torch, whose import may be what was stopped, can crash in a second
         )
     from sonde.run.passes.directory import is_run, run_directory
 
     directory = run_directory(command.output)
-    return directory if is_run(directory) or any(directory.glob("*.sonde")) else None
+    return directory if is_run(directory) or any(map(any, map(directory.glob, KEPT))) else None
 
 
 def _configure(debug: bool, verbose: bool) -> None:

@@ -39,7 +39,7 @@ def note_interrupted(directory: Path | None) -> None:
     else:
         error_line(
             f"interrupted. What is done is kept in {directory}; the same command continues from "
-            "there (--resume makes sure of it)."
+            "there."
         )
 
 

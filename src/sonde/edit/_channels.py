@@ -12,8 +12,8 @@ from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.site import Site
-from sonde.edit._tuning import each_batch, row_losses
 from sonde.weights import Change, Sparse
+from sonde.weights.tuning import each_batch, row_losses
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = nn.modules.batchnorm._BatchNorm

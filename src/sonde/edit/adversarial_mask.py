@@ -15,11 +15,11 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.edit._channels import Scaled, accuracy, channel_layers, labelled, silenced
-from sonde.edit._tuning import Cycle, check_positive, row_losses
 from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent
 from sonde.tap import cross_entropy, editing
 from sonde.weights import Examples, Rewrite, RewritePlan
+from sonde.weights.tuning import Cycle, check_positive, row_losses
 
 Factors = dict[str, Float[Tensor, "channel"]]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.edit._channels import accuracy_of, labelled
-from sonde.edit._tuning import Trainee, check_positive, each_batch, mean_loss, tuned
 from sonde.weights import as_model
+from sonde.weights.tuning import Trainee, check_positive, each_batch, mean_loss, tuned
 
 PATIENCE = 4
 """Steps between two looks at the accuracy."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.edit._patches import Pixels, image_of, patched, smallest_patches, with_images
-from sonde.edit._tuning import Trainee, check_positive, mean_loss, plan_of, tuned
 from sonde.engine.progress import Bar
 from sonde.weights import RewritePlan, as_model
+from sonde.weights.tuning import Trainee, check_positive, mean_loss, plan_of, tuned
 
 LIKELY = 1.2
 N_CLEAN = 60

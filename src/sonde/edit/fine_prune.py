@@ -21,7 +21,9 @@ from sonde.edit._channels import (
     labelled,
     silenced,
 )
-from sonde.edit._tuning import (
+from sonde.tap import editing
+from sonde.weights import Examples, Rewrite, RewritePlan
+from sonde.weights.tuning import (
     check_positive,
     each_batch,
     mean_loss,
@@ -30,8 +32,6 @@ from sonde.edit._tuning import (
     tuned,
     with_copy,
 )
-from sonde.tap import editing
-from sonde.weights import Examples, Rewrite, RewritePlan
 
 MOST_STEPS = 64
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
-from sonde.edit._tuning import each_batch, row_losses
 from sonde.metrics import Metric, auroc
 from sonde.weights import as_model
+from sonde.weights.tuning import each_batch, row_losses
 
 
 @dataclass(frozen=True)

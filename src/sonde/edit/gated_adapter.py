@@ -16,9 +16,9 @@ from sonde.core.edit import AffineMap, Edit, EditContext
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.site import Reducer, Site
-from sonde.edit._tuning import Cycle, Trainee, check_positive, mean_loss, tuned, with_copy
 from sonde.tap import Gate, Scores, editing
 from sonde.weights import as_model
+from sonde.weights.tuning import Cycle, Trainee, check_positive, mean_loss, tuned, with_copy
 
 
 @final

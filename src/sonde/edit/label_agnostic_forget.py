@@ -16,7 +16,11 @@ from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.site import Site
-from sonde.edit._tuning import (
+from sonde.engine.progress import Bar
+from sonde.engine.steps import Descent, seeded
+from sonde.tap import editing, place_of
+from sonde.weights import Examples, Rewrite, RewritePlan
+from sonde.weights.tuning import (
     Cycle,
     check_positive,
     mean_loss,
@@ -24,10 +28,6 @@ from sonde.edit._tuning import (
     tuned,
     with_copy,
 )
-from sonde.engine.progress import Bar
-from sonde.engine.steps import Descent, seeded
-from sonde.tap import editing, place_of
-from sonde.weights import Examples, Rewrite, RewritePlan
 
 HIDDEN, FIT_RATE = 64, 3e-3
 

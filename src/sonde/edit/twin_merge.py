@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Inputs, Model
-from sonde.edit._tuning import as_model
 from sonde.edit._twin_branches import Branch, Route, branch_of
 from sonde.edit.merge_arithmetic import TaskArithmetic
 from sonde.stats import ClassMoments, ClassMomentsState
 from sonde.tap import Tap, live_stream
 from sonde.weights import module_of, with_tensors
 from sonde.weights.merging import MergeRule
+from sonde.weights.tuning import as_model
 
 
 @final

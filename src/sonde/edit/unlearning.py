@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
-from sonde.edit._tuning import (
+from sonde.tap import cross_entropy
+from sonde.weights import Examples, Rewrite, RewritePlan
+from sonde.weights.tuning import (
     Cycle,
     Trainee,
     check_positive,
@@ -24,8 +26,6 @@ from sonde.edit._tuning import (
     tuned,
     with_copy,
 )
-from sonde.tap import cross_entropy
-from sonde.weights import Examples, Rewrite, RewritePlan
 
 SIDES = ("forget", "retain")
 

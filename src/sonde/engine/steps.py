@@ -7,7 +7,7 @@ that resumes from a state file, or spans shards, is a ``sonde.stats.Trainer``.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -46,6 +46,15 @@ class Descent:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.n_steps = 0
         self._optimiser = optimiser(self.parameters, lr=rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimiser's state and the number of steps, for ``load_state_dict``."""
+        return {"optimiser": self._optimiser.state_dict(), "n_steps": self.n_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where another descent of the same parameters was."""
+        self._optimiser.load_state_dict(state["optimiser"])
+        self.n_steps = state["n_steps"]
 
     def run(
         self,

@@ -1,9 +1,9 @@
 """Methods by the words of the command line, ``knn(k=10)``, as instruments."""
 
 import ast
+import inspect
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from typing import Any
 
 from sonde.core.errors import InputError
@@ -71,7 +71,7 @@ def _method(node: object, find: Callable[[str], type[Any]]) -> Any:
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args):
         raise InputError("METHODS: expected a word such as mahalanobis, or knn(k=10).")
     cls = find(node.func.id)
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    known = list(inspect.signature(cls).parameters)
     parameters = {}
     for keyword in node.keywords:
         if keyword.arg not in known:

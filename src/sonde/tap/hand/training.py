@@ -139,6 +139,18 @@ class Terms:
             self._close()
             self._hook()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the losses learned, and the step, for ``load_state_dict``."""
+        return {"losses": self._held.state_dict(), "n_steps": self.n_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the state of the same losses."""
+        self._held.load_state_dict(state["losses"])
+        self.n_steps = int(state["n_steps"])
+        if self._open:
+            self._close()
+            self._hook()
+
     def save(self, path: str | Path) -> None:
         """Write what the losses learned, and the step, to a safetensors file."""
         held = {name: x.contiguous() for name, x in self._held.state_dict().items()}
@@ -161,11 +173,7 @@ class Terms:
                     f"{self._signature()}. Attach the same losses to the same sites."
                 )
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self._held.load_state_dict(held)
-        self.n_steps = int(told["n_steps"])
-        if self._open:
-            self._close()
-            self._hook()
+        self.load_state_dict({"losses": held, "n_steps": told["n_steps"]})
 
     def _signature(self) -> str:
         return "; ".join(term.name for term in self._terms)

@@ -1,4 +1,4 @@
-"""From what a user writes (``layers.*.mlp``, ``blocks``, ``layers.-1``, a suffix) to sites."""
+"""From what a user writes (``layers.*.mlp``, ``blocks``, ``blocks.3``, a suffix) to sites."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -33,7 +33,7 @@ def resolve(
     """Return the sites that patterns name, in order of execution.
 
     A pattern is a path, any dotted suffix that names one module, a path with ``*`` or negative
-    indices for whole segments, ``blocks``, or ``logits`` for the module whose output is the logits
+    indices for whole segments, ``blocks``, ``blocks.3`` for the fourth of them, or ``logits`` for the module whose output is the logits
     (or the model itself); ``@call``, ``:port`` and ``.key`` may follow. ``auto`` stands for the
     sites that are read by default.
 
@@ -94,13 +94,34 @@ def _sites_of(pattern: Pattern, names: ModuleNames, probe: Probe | None) -> list
     elif site.path == LOGITS and probe is not None and LOGITS not in names.modules:
         chosen, is_open = [_logits_site(site, probe)], False
     else:
-        chosen = [replace(site, path=path) for path in match(site.path, names)]
+        path = _numbered(site.path, names, probe)
+        chosen = [replace(site, path=path) for path in match(path, names)]
         is_open = False
     if site.port in ATTENTION_PORTS:
         chosen = _at_attentions(chosen, names)
     if probe is None:
         return chosen
     return [s for one in chosen for s in _executed_sites(one, probe, every_call=is_open)]
+
+
+def _numbered(path: str, names: ModuleNames, probe: Probe | None) -> str:
+    """Return ``blocks.3.mlp`` as a path of this model, unless a module has that very name."""
+    first, *rest = path.split(".")
+    if first != BLOCKS or BLOCKS in names.modules or not rest or not _is_number(rest[0]):
+        return path
+    every, number = block_paths(names, probe), int(rest[0])
+    if not -len(every) <= number < len(every):
+        raise SiteError(
+            f"resolve: {path!r}: this model has {len(every)} blocks. Write blocks.0 to "
+            f"blocks.{len(every) - 1}, or the name of a module."
+            if every
+            else f"resolve: {path!r}: this model has no list of blocks. Name its modules instead."
+        )
+    return ".".join([every[number], *rest[1:]])
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdigit()
 
 
 def _at_attentions(sites: list[Site], names: ModuleNames) -> list[Site]:

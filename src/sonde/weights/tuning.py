@@ -17,7 +17,9 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent, seeded, shuffled
 from sonde.tap import RowLosses, live_stream, place_of
-from sonde.weights import Exchange, RewritePlan, as_model, module_of
+from sonde.weights.change import Exchange
+from sonde.weights.live import as_model, module_of
+from sonde.weights.rewrite import RewritePlan
 
 Objective = Callable[["Trainee", InputBatch], Tensor]
 

@@ -1,0 +1,1 @@
+"""Fine-tuning with losses at sites, beside the same training without them."""

@@ -1,0 +1,306 @@
+"""One arm of a fine-tuning: a copy of a model trained on its task, with losses at sites or without.
+
+Both arms see the same rows in the same order. A training that was stopped goes on from its
+checkpoint with the same bits: the order of an epoch and the draws of a step depend on the seed and
+their number alone.
+"""
+
+import copy
+import io
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError, StateError
+from sonde.core.inputs import InputBatch, Model
+from sonde.data.inputs import ItemInputs
+from sonde.data.listing import taken
+from sonde.engine.progress import Bar
+from sonde.engine.steps import Descent
+from sonde.files.durable import atomic_write
+from sonde.tap import RowLosses
+from sonde.tap.decoding.layers import ModelBlocks
+from sonde.tap.hand.training import Terms, training
+from sonde.weights.tuning import row_losses, with_copy
+
+SAVED_EVERY_SECONDS = 60.0
+Losses = Mapping[str | tuple[str, ...], nn.Module]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How both arms are trained.
+
+    Parameters
+    ----------
+    epochs : int
+    rate : float
+        Of Adam.
+    weight : float
+        Of each loss at a site, beside 1 for the task.
+    scope : str
+        Which parameters move: ``all``, ``norms`` or ``top:N``, the last N blocks and what follows.
+    seed : int
+        Draws the order of the examples.
+    """
+
+    epochs: int = 3
+    rate: float = 1e-4
+    weight: float = 0.1
+    scope: str = "all"
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """A trained copy and its curve.
+
+    Parameters
+    ----------
+    module : nn.Module
+    losses : mapping of site or sites to nn.Module
+        With what they learned.
+    curve : list of dict
+        For each step ``step``, ``task`` (nats) and the value of each loss by its name; where they
+        were measured ``conflict``, the cosine of the gradients of task and losses.
+    """
+
+    module: nn.Module
+    losses: Losses
+    curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+
+
+def train_arm(
+    model: Model,
+    examples: ItemInputs,
+    losses: Losses,
+    recipe: Recipe,
+    *,
+    teacher: Model | None = None,
+    checkpoint: Path | None = None,
+    label: str = "train",
+    progress: bool = True,
+) -> Arm:
+    """Return a copy of a model after training on its task and on losses at sites.
+
+    Parameters
+    ----------
+    model : Model
+        Unchanged.
+    examples : ItemInputs
+        With labels, or texts.
+    losses : mapping of site or sites to nn.Module
+        None of them: the task alone. The mapping's modules are not changed.
+    recipe : Recipe
+    teacher : Model, optional
+    checkpoint : path, optional
+        File to go on from, written every minute and when the training is interrupted.
+    label : str
+        For the progress bar.
+    progress : bool, default=True
+
+    Raises
+    ------
+    InputError
+        If nothing is trained, a loss cannot be computed, or a loss is not finite.
+    """
+    module = with_copy(model.module)
+    scoped(module, recipe.scope)
+    trainee = row_losses(replace(model, module=module), module, examples)
+    own = {key: copy.deepcopy(loss) for key, loss in losses.items()}
+    n_batches = -(-len(examples) // examples.batch_size)
+    arm, signature = Arm(module, own), _signature(examples, recipe, own)
+    with (
+        Bar(label, recipe.epochs * len(examples), shown=progress, keeps=True) as bar,
+        _attached(module, own, recipe.weight, teacher) as terms,
+    ):
+        moved = [p for p in module.parameters() if p.requires_grad]
+        if terms is not None:
+            _begin(trainee, terms, next(_epoch(examples, recipe.seed, 0)), recipe.seed)
+            moved += terms.parameters()
+        descent = Descent("sonde train", moved, recipe.rate)
+        keeper = _Keeper(checkpoint, signature, arm, terms, descent)
+        keeper.resume()
+        bar.advance(min(descent.n_steps * examples.batch_size, recipe.epochs * len(examples)))
+        with keeper:
+            for epoch in range(descent.n_steps // n_batches, recipe.epochs):
+                batches = _epoch(examples, recipe.seed, epoch)
+                for number, batch in enumerate(batches, epoch * n_batches):
+                    if number < descent.n_steps:
+                        continue
+                    with _drawing(recipe.seed, number):
+                        arm.curve.append(
+                            _step(trainee, terms, descent, batch, first=number % n_batches == 0)
+                        )
+                    keeper.tick()
+                    bar.advance(len(batch))
+    return arm
+
+
+def _attached(
+    module: nn.Module, losses: Losses, weight: float, teacher: Model | None
+) -> AbstractContextManager[Terms | None]:
+    """Return the losses at their sites while they are open; None if there are no losses."""
+    if not losses:
+        return nullcontext()
+    return training(module, losses, weight=weight, teacher=teacher and teacher.module)
+
+
+def scoped(module: nn.Module, scope: str) -> None:
+    """Let only the parameters of a scope be trained.
+
+    Raises
+    ------
+    InputError
+        If the scope is unknown or holds no parameter.
+    """
+    word, _, number = scope.partition(":")
+    names = {name for name, _ in module.named_parameters()}
+    if word == "norms" and not number:
+        norms = [n for n, part in module.named_modules() if "norm" in type(part).__name__.lower()]
+        wanted = {name for name in names if name.rpartition(".")[0] in norms}
+    elif word == "top" and number.isdigit() and int(number) > 0:
+        blocks = ModelBlocks(module).paths
+        order = [name for name, _ in module.named_parameters()]
+        earlier = tuple(f"{path}." for path in blocks[: -int(number)])
+        inside = [
+            i for i, name in enumerate(order) if name.startswith(tuple(f"{b}." for b in blocks))
+        ]
+        wanted = {n for n in order[min(inside, default=0) :] if not n.startswith(earlier)}
+    elif scope == "all":
+        wanted = names
+    else:
+        raise InputError(f"--scope: expected all, norms or top:N, got {scope!r}.")
+    if not wanted:
+        raise InputError(f"--scope: {type(module).__name__} has no parameter in {scope!r}.")
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in wanted and parameter.is_floating_point())
+
+
+def _begin(trainee: RowLosses, terms: Terms, batch: InputBatch, seed: int) -> None:
+    """Give losses with lazy layers their widths, before the optimiser is made."""
+    with _drawing(seed, 0), torch.enable_grad():
+        trainee.answers(batch)
+        terms.loss(label=batch.label)
+
+
+def _step(
+    trainee: RowLosses, terms: Terms | None, descent: Descent, batch: InputBatch, *, first: bool
+) -> dict[str, float]:
+    """Take one step and return what the losses were before it."""
+    with torch.enable_grad():
+        told = trainee.answers(batch)
+        known = (told.truth >= 0).sum().clamp(min=1)
+        task = -told.log_p_of_truth.sum() / known
+        row = {"step": float(descent.n_steps), "task": float(task.detach())}
+        if terms is None:
+            descent.step(task)
+            return row
+        added = terms.loss(label=batch.label)
+        row |= terms.figures
+        if first:
+            row["conflict"] = _cosine(task, added, descent.parameters)
+        descent.step(task + added.to(task))
+    terms.step()
+    return row
+
+
+def _cosine(task: Tensor, added: Tensor, parameters: Sequence[Tensor]) -> float:
+    """Return the cosine of the gradients of two losses; NaN if either gradient is 0."""
+    both = [
+        torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+        for loss in (task, added)
+    ]
+    pairs = [(a, b) for a, b in zip(*both, strict=True) if a is not None and b is not None]
+    sizes = [sum(float(g.double().square().sum()) for g in own if g is not None) for own in both]
+    dot = sum(float((a.double() * b.double()).sum()) for a, b in pairs)
+    return dot / (sizes[0] * sizes[1]) ** 0.5 if min(sizes) > 0 else float("nan")
+
+
+def _epoch(examples: ItemInputs, seed: int, epoch: int) -> Any:
+    """Return the batches of all examples in the order of one epoch."""
+    draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(examples), generator=draw).numpy()
+    shuffled = replace(examples, listing=taken(examples.listing, order, f"epoch {epoch}"))
+    return shuffled.batches(0, len(shuffled))
+
+
+@contextmanager
+def _drawing(seed: int, step: int) -> Any:
+    """Seed torch for one step and give its state back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed * 1_000_003 + step)
+        yield
+
+
+def _signature(examples: ItemInputs, recipe: Recipe, losses: Losses) -> str:
+    told = {str(key): f"{type(loss).__name__} {vars(loss).get('_modules', {})!r}"
+            for key, loss in losses.items()}  # fmt: skip
+    return f"{examples.fingerprint} {recipe!r} {told!r}"
+
+
+class _Keeper:
+    """Writes the state of a training to a file, and takes it from there."""
+
+    def __init__(
+        self, path: Path | None, signature: str, arm: Arm, terms: Terms | None, descent: Descent
+    ) -> None:
+        self._path, self._signature = path, signature
+        self._arm, self._terms, self._descent = arm, terms, descent
+        self._saved = time.monotonic()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None or isinstance(error, KeyboardInterrupt):
+            self._save()
+
+    def tick(self) -> None:
+        """Save if the last time was a minute ago."""
+        if time.monotonic() - self._saved > SAVED_EVERY_SECONDS:
+            self._save()
+
+    def resume(self) -> None:
+        """Take the state of the file, if there is one.
+
+        Raises
+        ------
+        StateError
+            If the file is of another training.
+        """
+        if self._path is None or not self._path.exists():
+            return
+        held: dict[str, Any] = torch.load(self._path, weights_only=True)
+        if held.get("signature") != self._signature:
+            raise StateError(
+                f"sonde train: {self._path} is the checkpoint of another training. Remove "
+                f"{self._path.parent}, or choose another output."
+            )
+        self._arm.module.load_state_dict(held["module"])
+        self._descent.load_state_dict(held["descent"])
+        if self._terms is not None:
+            self._terms.load_state_dict(held["terms"])
+        self._arm.curve.extend(held["curve"])
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        held = {
+            "signature": self._signature,
+            "module": self._arm.module.state_dict(),
+            "descent": self._descent.state_dict(),
+            "terms": None if self._terms is None else self._terms.state_dict(),
+            "curve": self._arm.curve,
+        }
+        file = io.BytesIO()
+        torch.save(held, file)
+        atomic_write(self._path, file.getvalue())

@@ -1,0 +1,136 @@
+"""What a fine-tuning with losses at sites gained, as JSON ``sonde-train/1``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import fmean
+from typing import Any, Final
+
+from sonde.core.finite import finite_json
+from sonde.core.inputs import Model
+from sonde.data.inputs import ItemInputs
+from sonde.run.compressing.inside import inside
+from sonde.run.fine_tuning.arms import Arm, Recipe
+from sonde.run.fine_tuning.figures import (
+    TaskFigures,
+    compared,
+    task_figures,
+    term_values,
+    thinned,
+)
+
+SCHEMA: Final = "sonde-train/1"
+FIGURES = {"right": "accuracy", "loss": "loss"}
+
+
+def train_document(
+    model: Model,
+    held: ItemInputs,
+    pairs: Sequence[tuple[Arm, Arm | None]],
+    recipe: Recipe,
+    *,
+    names: Mapping[str, Any],
+    n_trained: int,
+    teacher: Model | None = None,
+) -> dict[str, Any]:
+    """Return the JSON of one fine-tuning.
+
+    Parameters
+    ----------
+    model : Model
+        As it was before.
+    held : ItemInputs
+        Examples that trained nothing.
+    pairs : sequence of (Arm, Arm or None)
+        For each seed the arm with the losses, and the arm without.
+    recipe : Recipe
+    names : mapping
+        What the user typed: ``model``, ``data``, ``terms``, ``sites``, ``output``.
+    n_trained : int
+        Examples that were trained on.
+    teacher : Model, optional
+    """
+    before = task_figures(model, model.module, held)
+    seeds = [_seed(model, held, before, pair, teacher) for pair in pairs]
+    first, plain = pairs[0]
+    sites = {
+        name: [site.json() for site in inside(model, arm.module, held)]
+        for name, arm in (("with", first), ("without", plain))
+        if arm is not None
+    }
+    found = {
+        "schema": SCHEMA,
+        **names,
+        "recipe": asdict(recipe),
+        "trained_on": n_trained,
+        "held": len(held),
+        "answers": int(before.n.sum()),
+        "before": {told: compared(before, None, name) for name, told in FIGURES.items()},
+        "seeds": seeds,
+        "gain": {told: _gain(seeds, told) for told in FIGURES.values()},
+        "terms": _terms(model, held, pairs, seeds, teacher),
+        "sites": sites,
+        "curves": {
+            name: thinned(arm.curve)
+            for name, arm in (("with", first), ("without", plain))
+            if arm is not None
+        },
+        "conflict": [row["conflict"] for row in first.curve if "conflict" in row],
+        "undo": f"sonde edit undo {names['output']} -o {names['output']}-undone",
+    }
+    return finite_json(found)
+
+
+def _seed(
+    model: Model,
+    held: ItemInputs,
+    before: TaskFigures,
+    pair: tuple[Arm, Arm | None],
+    teacher: Model | None,
+) -> dict[str, Any]:
+    """Return the figures of both arms of one seed, and of their difference."""
+    arms = dict(zip(("with", "without"), pair, strict=True))
+    tasks = {
+        name: task_figures(model, arm.module, held) for name, arm in arms.items() if arm is not None
+    }
+    other = tasks.get("without", before)
+    return {
+        **{
+            name: {told: compared(task, None, field) for field, told in FIGURES.items()}
+            for name, task in tasks.items()
+        },
+        "gain": {told: compared(tasks["with"], other, field) for field, told in FIGURES.items()},
+        "terms": {
+            name: term_values(model, arm.module, held, pair[0].losses, teacher)
+            for name, arm in arms.items()
+            if arm is not None
+        },
+    }
+
+
+def _gain(seeds: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    """Return the mean difference of both arms over seeds, with the means of its ends."""
+    each = [seed["gain"][name] for seed in seeds]
+    return {key: fmean(one[key] for one in each) for key in ("value", "low", "high")}
+
+
+def _terms(
+    model: Model,
+    held: ItemInputs,
+    pairs: Sequence[tuple[Arm, Arm | None]],
+    seeds: Sequence[Mapping[str, Any]],
+    teacher: Model | None,
+) -> list[dict[str, Any]]:
+    """Return each loss before the training and after it, with the loss and without."""
+    first, plain = pairs[0]
+    before = term_values(model, model.module, held, first.losses, teacher)
+    return [
+        {
+            "term": name,
+            "before": value,
+            "with": fmean(seed["terms"]["with"][name] for seed in seeds),
+            "without": None
+            if plain is None
+            else fmean(seed["terms"]["without"][name] for seed in seeds),
+        }
+        for name, value in before.items()
+    ]

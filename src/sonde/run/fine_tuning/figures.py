@@ -1,0 +1,116 @@
+"""What a fine-tuning reached on held-out examples: the task, and the losses at sites."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.inputs import Model
+from sonde.data.inputs import ItemInputs
+from sonde.metrics.intervals import Bootstrap, measured
+from sonde.run.fine_tuning.arms import Losses
+from sonde.tap import live_stream
+from sonde.tap.hand.training import TEACHER
+from sonde.weights.tuning import row_losses
+
+
+@dataclass(frozen=True, eq=False)
+class TaskFigures:
+    """What a module answers to held-out examples, summed over the answers of each group.
+
+    Parameters
+    ----------
+    loss, right, n : Tensor (group,)
+        Nats, right answers and answers.
+    """
+
+    loss: Tensor
+    right: Tensor
+    n: Tensor
+
+
+def task_figures(model: Model, module: nn.Module, held: ItemInputs) -> TaskFigures:
+    """Return how well a module does the task of a model on held-out examples."""
+    losses = row_losses(replace(model, module=module), module, held)
+    groups: dict[bytes, int] = {}
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    with torch.no_grad():
+        for batch in held.batches(0, len(held)):
+            told = losses.answers(batch)
+            known = told.truth >= 0
+            index = [groups.setdefault(key, len(groups)) for key in batch.group_keys]
+            group = torch.tensor(index)[told.example][known]
+            right = (told.log_p.argmax(1) == told.truth)[known]
+            parts.append((group, -told.log_p_of_truth[known].double(), right.double()))
+    group, nats, right = (torch.cat(part) for part in zip(*parts, strict=True))
+    zeros = torch.zeros(3, len(groups), dtype=torch.float64)
+    for into, x in zip(zeros, (nats, right, torch.ones_like(nats)), strict=True):
+        into.index_add_(0, group, x)
+    return TaskFigures(*zeros)
+
+
+def compared(one: TaskFigures, other: TaskFigures | None, name: str) -> dict[str, Any]:
+    """Return the mean of ``loss`` or ``right`` over answers, or its difference, with an interval.
+
+    Groups of examples are drawn anew, the same for both sides of a difference.
+    """
+
+    def mean(weights: Tensor) -> Tensor:
+        found = (weights @ getattr(one, name)) / (weights @ one.n)
+        if other is None:
+            return found
+        return found - (weights @ getattr(other, name)) / (weights @ other.n)
+
+    figure = measured(mean, torch.arange(len(one.n)), Bootstrap())
+    return {"value": float(figure), "low": figure.low, "high": figure.high}
+
+
+def term_values(
+    model: Model,
+    module: nn.Module,
+    held: ItemInputs,
+    losses: Losses,
+    teacher: Model | None = None,
+) -> dict[str, float]:
+    """Return the value of each loss on the rows of all held-out examples together.
+
+    Losses that learned something themselves are taken as they are given.
+    """
+    label = torch.cat([batch.label for batch in held.batches(0, len(held))])
+    found = {}
+    for key, loss in losses.items():
+        sites = (key,) if isinstance(key, str) else key
+        rows = [_rows(model, module, held, site, teacher) for site in sites]
+        takes_label = "label" in inspect.signature(loss.forward).parameters
+        with torch.no_grad():
+            value = loss(*rows, **({"label": label} if takes_label else {}))
+        found[f"{type(loss).__name__}({', '.join(sites)})"] = float(value)
+    return found
+
+
+def _rows(
+    model: Model, module: nn.Module, held: ItemInputs, site: str, teacher: Model | None
+) -> Tensor:
+    live = replace(model, module=module)
+    if site.startswith(TEACHER):
+        assert teacher is not None  # checked when the losses were attached
+        live, site = teacher, site.removeprefix(TEACHER)
+    stream = live_stream(live, held, [site], "mean", logits=False)
+    (kind,) = stream.schema
+    return torch.cat([b.rows[kind.key].float().cpu() for b in stream.batches(0, len(stream))])
+
+
+def thinned(curve: Sequence[Mapping[str, float]], most: int = 200) -> list[dict[str, float]]:
+    """Return at most ``most`` points of a curve, each the mean of its neighbours."""
+    size = -(-len(curve) // most) if curve else 1
+    groups = [curve[i : i + size] for i in range(0, len(curve), size)]
+    return [
+        {
+            name: sum(row[name] for row in group if name in row) / sum(name in row for row in group)
+            for name in dict.fromkeys(name for row in group for name in row)
+        }
+        for group in groups
+    ]

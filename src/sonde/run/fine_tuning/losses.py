@@ -1,0 +1,136 @@
+"""Losses at sites by the words of the command line, and what each of them needs."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+import sonde.train
+from sonde.core.errors import InputError, near
+from sonde.run.instruments.families import snake_case
+from sonde.run.instruments.words import parse_methods
+
+GIVEN = ("x", "y", "label")
+"""What the command can give a loss: rows of one or two sites, and labels."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a loss needs, and what it is for.
+
+    Parameters
+    ----------
+    word : str
+    needs : tuple of str
+        Arguments of its forward that have no default.
+    purpose : str
+        First line of its docstring.
+    """
+
+    word: str
+    needs: tuple[str, ...]
+    purpose: str
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the command can give all that the loss needs."""
+        return set(self.needs) <= set(GIVEN)
+
+
+def listed() -> list[Listed]:
+    """Return all losses that are called with rows of a site, in alphabetical order."""
+    found = []
+    for word, kind in _kinds().items():
+        needs = _needs(kind)
+        if "x" in needs:
+            found.append(Listed(word, needs, (inspect.getdoc(kind) or "").split("\n")[0]))
+    return sorted(found, key=lambda one: one.word)
+
+
+def attached(
+    words: str, sites: Sequence[str], *, has_teacher: bool
+) -> dict[str | tuple[str, ...], nn.Module]:
+    """Return losses by the sites that they read, as ``sonde.training`` takes them.
+
+    Parameters
+    ----------
+    words : str
+        ``rate_reduction,align(distance="mse")``.
+    sites : sequence of str
+        A site for each loss, or one for all. ``a+b`` names the sites of both rows of a loss.
+    has_teacher : bool
+        Whether the second rows can come from the same site of a teacher.
+
+    Raises
+    ------
+    InputError
+        If a loss is unknown, needs what the command cannot give, or sites do not match.
+    """
+    kinds = _kinds()
+
+    def find(word: str) -> type[nn.Module]:
+        if word not in kinds:
+            known = ", ".join(one.word for one in listed() if one.is_usable)
+            raise InputError(
+                f"--terms: no loss is called {word!r}.{near(word, kinds)} Known: {known}."
+            )
+        return kinds[word]
+
+    losses: list[nn.Module] = parse_methods(words, find)
+    if len(sites) not in (1, len(losses)):
+        raise InputError(
+            f"--sites: expected one site, or one for each of {len(losses)} losses, got "
+            f"{len(sites)}."
+        )
+    each = list(sites) * (len(losses) if len(sites) == 1 else 1)
+    found: dict[str | tuple[str, ...], nn.Module] = {}
+    for loss, site in zip(losses, each, strict=True):
+        key = _key(loss, site, has_teacher)
+        if key in found:
+            raise InputError(
+                f"--terms: two losses read {site}. Give each a site of its own, or train with "
+                "sonde.training in Python."
+            )
+        found[key] = loss
+    return found
+
+
+def _key(loss: nn.Module, site: str, has_teacher: bool) -> str | tuple[str, ...]:
+    """Return the site or sites of one loss."""
+    word, needs = snake_case(type(loss).__name__), _needs(type(loss))
+    if missing := [name for name in needs if name not in GIVEN]:
+        raise InputError(
+            f"--terms: {word} needs {', '.join(missing)}, which this command cannot give. Use "
+            "sonde.training in Python."
+        )
+    pair = tuple(site.split("+"))
+    if "y" not in needs:
+        if len(pair) > 1:
+            raise InputError(f"--sites: {word} reads one site, got {site}.")
+        return site
+    if len(pair) == 2:
+        return pair
+    if len(pair) > 2 or not has_teacher:
+        raise InputError(
+            f"--sites: {word} compares two sites. Write SITE+SITE, or name a model to learn from "
+            "by --teacher."
+        )
+    return site, f"teacher:{site}"
+
+
+def _needs(kind: type[nn.Module]) -> tuple[str, ...]:
+    parameters: Mapping[str, Any] = inspect.signature(kind.forward).parameters
+    empty = inspect.Parameter.empty
+    return tuple(n for n, p in parameters.items() if n != "self" and p.default is empty)
+
+
+def _kinds() -> dict[str, type[nn.Module]]:
+    """Return the losses of the train family by their words."""
+    members = {name: getattr(sonde.train, name) for name in sonde.train.__all__}
+    return {
+        snake_case(name): kind
+        for name, kind in members.items()
+        if isinstance(kind, type) and issubclass(kind, nn.Module)
+    }

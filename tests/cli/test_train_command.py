@@ -1,0 +1,49 @@
+"""``sonde train``: what it writes, prints and refuses."""
+
+import pytest
+
+import sonde
+from cli_case import run_words
+
+WORDS = ("train", "sonde:digits", "sonde:digits/train", "--limit", 64, "--held", 60)
+TERMS = ("--terms", "rate_reduction", "--sites", "blocks.1", "--rate", 1e-3, "--epochs", 1)
+
+
+def test_both_arms_a_page_a_model_and_the_way_back(run, tmp_path):
+    new = tmp_path / "NEW"
+    told = run_words(*WORDS, *TERMS, "-o", new, "--json").json()
+    (term,) = told["terms"]
+    assert term["with"] < term["without"]
+    assert told["trained_on"] == 64
+    assert told["held"] == 60
+    assert told["gain"]["accuracy"]["low"] <= told["gain"]["accuracy"]["high"]
+    assert len(told["curves"]["with"]) == len(told["curves"]["without"])
+    assert "RateReduction(blocks.1) worked" in new.with_suffix(".html").read_text()
+    assert not new.with_suffix(".run").exists()
+    assert sonde.load(str(new), device="cpu").task == "image_classifier"
+    assert run("edit", "undo", new, "-o", tmp_path / "OLD").code == 0
+
+
+def test_the_list_says_what_losses_need(run):
+    said = run("train", "--list").out
+    assert "rate_reduction" in said
+    assert "x, label" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train",), "expected MODEL DATA"),
+        (WORDS, "expected -o NEW"),
+        ((*WORDS, "-o", "NEW"), "expected --terms and --sites"),
+        ((*WORDS, *TERMS, "--epochs", 0, "-o", "NEW"), "--epochs: expected more than 0"),
+        ((*WORDS, *TERMS, "--scope", "half", "-o", "NEW"), "--scope: expected all, norms or top:N"),
+        ((*WORDS, *TERMS, "--sites", "blocks.9", "-o", "NEW"), "this model has 4 blocks"),
+    ],
+)
+def test_wrong_words_are_told_before_anything_is_written(
+    run, tmp_path, monkeypatch, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in run(*words).error()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,146 @@
+"""Fine-tuning with losses at sites, beside the same training without them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import sonde
+from sonde.core import InputError, StateError
+from sonde.data import open_inputs
+from sonde.measure import rate_reduction
+from sonde.run.fine_tuning.arms import Recipe, _epoch, scoped, train_arm
+from sonde.run.fine_tuning.figures import compared, task_figures, term_values, thinned
+from sonde.run.fine_tuning.losses import attached, listed
+from sonde.tap import live_stream
+from sonde.train import RateReduction
+
+RECIPE = Recipe(epochs=2, rate=2e-3, weight=0.05, seed=3)
+SITE = "blocks.1"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    model = sonde.load("sonde:digits", device="cpu")
+    return model, open_inputs(model, "sonde:digits/train", limit=50, batch_size=16)
+
+
+def trained(digits, losses=None, **more):
+    model, examples = digits
+    given = {SITE: RateReduction()} if losses is None else losses
+    return train_arm(model, examples, given, RECIPE, progress=False, **more)
+
+
+@pytest.mark.truth("a training loop of plain torch")
+def test_the_arm_without_losses_is_a_plain_training(digits):
+    _model, examples = digits
+    found = trained(digits, {})
+    module = sonde.load("sonde:digits", device="cpu").module.eval()
+    adam = torch.optim.Adam(module.parameters(), lr=RECIPE.rate)
+    for epoch in range(2):
+        for batch in _epoch(examples, RECIPE.seed, epoch):
+            logits = module(*batch.args, **batch.kwargs).logits
+            loss = torch.nn.functional.cross_entropy(logits, batch.label)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    for name, x in module.state_dict().items():
+        torch.testing.assert_close(found.module.state_dict()[name], x, rtol=1e-4, atol=1e-6)
+    assert found.curve[-1]["task"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert len(found.curve) == 8
+    assert set(found.curve[0]) == {"step", "task"}
+
+
+@pytest.mark.truth("sonde.measure.rate_reduction of the rows")
+def test_a_loss_falls_and_is_the_measure_of_the_same_name(digits):
+    model, _examples = digits
+    with_loss, without = trained(digits), trained(digits, {})
+    held = open_inputs(model, "sonde:digits/test", limit=60)
+    label = torch.cat([b.label for b in held.batches(0, len(held))])
+    values = []
+    for arm in (with_loss, without):
+        (value,) = term_values(model, arm.module, held, with_loss.losses).values()
+        stream = live_stream(replace(model, module=arm.module), held, [SITE], "mean", logits=False)
+        rows = torch.cat([b.rows[stream.schema[0].key] for b in stream.batches(0, len(stream))])
+        assert -value == pytest.approx(rate_reduction(rows, label, eps2=0.5).value, rel=1e-4)
+        values.append(value)
+    assert values[0] < values[1]
+    assert -1 <= with_loss.curve[0]["conflict"] <= 1
+    assert "conflict" not in with_loss.curve[1]
+
+
+def test_a_training_that_was_stopped_goes_on_with_the_same_bits(digits, tmp_path, monkeypatch):
+    whole = trained(digits)
+    n_calls = iter(range(100))
+
+    def stop(_):
+        if next(n_calls) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sonde.run.fine_tuning.arms._Keeper.tick", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained(digits, checkpoint=tmp_path / "run" / "with.pt")
+    again = trained(digits, checkpoint=tmp_path / "run" / "with.pt")
+    assert again.curve == whole.curve
+    for name, x in whole.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], x), name
+    with pytest.raises(StateError, match="checkpoint of another training"):
+        trained(digits, {"blocks.0": RateReduction()}, checkpoint=tmp_path / "run" / "with.pt")
+
+
+@pytest.mark.truth("names of parameters")
+@pytest.mark.parametrize(
+    ("scope", "inside", "outside"),
+    [
+        ("norms", "vit.layers.0.layernorm_before.weight", "vit.layers.0.attention.q_proj.weight"),
+        ("top:1", "classifier.weight", "vit.layers.2.layernorm_before.weight"),
+        ("all", "vit.embeddings.cls_token", None),
+    ],
+)
+def test_a_scope_moves_its_parameters_alone(digits, scope, inside, outside):
+    module = sonde.load("sonde:digits", device="cpu").module
+    scoped(module, scope)
+    moving = {name for name, p in module.named_parameters() if p.requires_grad}
+    assert inside in moving
+    assert outside not in moving
+    with pytest.raises(InputError, match="expected all, norms or top:N, got 'top:0'"):
+        scoped(module, "top:0")
+
+
+@pytest.mark.truth("accuracy and cross-entropy by torch")
+def test_figures_of_the_task(digits):
+    model, examples = digits
+    found = task_figures(model, model.module, examples)
+    batches = list(examples.batches(0, len(examples)))
+    with torch.no_grad():
+        logits = torch.cat([model.module(*b.args, **b.kwargs).logits for b in batches])
+    label = torch.cat([b.label for b in batches])
+    right = float((logits.argmax(1) == label).double().mean())
+    loss = float(torch.nn.functional.cross_entropy(logits.double(), label))
+    assert compared(found, None, "right")["value"] == pytest.approx(right)
+    assert compared(found, None, "loss")["value"] == pytest.approx(loss, rel=1e-5)
+    same = compared(found, found, "loss")
+    assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
+
+
+def test_losses_by_their_words():
+    pair = attached("rate_reduction(eps2=.1),align", ["blocks.2"], has_teacher=True)
+    assert list(pair) == ["blocks.2", ("blocks.2", "teacher:blocks.2")]
+    assert pair["blocks.2"].eps2 == 0.1
+    assert list(attached("separate", ["a+b"], has_teacher=False)) == [("a", "b")]
+    assert {"align", "rate_reduction"} <= {one.word for one in listed() if one.is_usable}
+    for words, sites, message in (
+        ("rate", ["a"], "no loss is called 'rate'. Did you mean rate_reduction"),
+        ("align", ["a"], "align compares two sites"),
+        ("rate_reduction", ["a+b"], "reads one site"),
+        ("rate_reduction", ["a", "b"], "one for each of 1 losses, got 2"),
+        ("rate_reduction,rate_reduction", ["a"], "two losses read a"),
+    ):
+        with pytest.raises(InputError, match=message):
+            attached(words, sites, has_teacher=False)
+
+
+def test_a_thin_curve_keeps_means():
+    curve = [{"step": float(i), "task": float(i % 2)} for i in range(10)]
+    assert thinned(curve, 5) == [{"step": 2 * i + 0.5, "task": 0.5} for i in range(5)]
