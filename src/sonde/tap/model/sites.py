@@ -33,8 +33,9 @@ def resolve(
     """Return the sites that patterns name, in order of execution.
 
     A pattern is a path, any dotted suffix that names one module, a path with ``*`` or negative
-    indices for whole segments, ``blocks``, ``blocks.3`` for the fourth of them, or ``logits`` for the module whose output is the logits
-    (or the model itself); ``@call``, ``:port`` and ``.key`` may follow. ``auto`` stands for the
+    indices for whole segments, ``blocks``, ``blocks.3`` for the fourth of them, or ``logits`` for
+    the module whose output is the logits (or the model itself); ``@call``, ``:port`` and ``.key``
+    may follow. ``auto`` stands for the
     sites that are read by default.
 
     Parameters
