@@ -97,23 +97,24 @@ class Train:
         ours, held = self._examples(model)
         require_truth("sonde train", model, examples=ours.first(64), held=held.first(64))
         recipe = Recipe(self.epochs, self.rate, self.weight, self.scope, self.seed)
-        kept, pairs = run_directory(output), []
-        for seed in range(self.seed, self.seed + self.seeds):
-            arms: list[Any] = [None, None]
-            for n, (name, own) in enumerate((("with", losses), ("without", {}))):
-                if n and self.alone:
-                    continue
-                arms[n] = train_arm(
-                    model,
-                    ours,
-                    own,
-                    replace(recipe, seed=seed),
-                    teacher=teacher,
-                    checkpoint=kept / f"{name}-{seed}.pt",
-                    label=f"train {name} losses" + (f", seed {seed}" if self.seeds > 1 else ""),
-                    progress=not self.printing.quiet,
-                )
-            pairs.append((arms[0], arms[1]))
+        kept = run_directory(output)
+
+        def trained(name: str, own: Any, seed: int) -> Any:
+            return train_arm(
+                model,
+                ours,
+                own,
+                replace(recipe, seed=seed),
+                teacher=teacher,
+                checkpoint=kept / f"{name}-{seed}.pt",
+                label=f"train {name} losses" + (f", seed {seed}" if self.seeds > 1 else ""),
+                progress=not self.printing.quiet,
+            )
+
+        pairs = [
+            (trained("with", losses, n), None if self.alone else trained("without", {}, n))
+            for n in range(self.seed, self.seed + self.seeds)
+        ]
         document = train_document(
             model,
             held,
