@@ -120,13 +120,7 @@ class Train:
             held,
             pairs,
             recipe,
-            names={
-                "model": self.model,
-                "data": self.data,
-                "terms_typed": self.terms or "",
-                "sites_typed": list(self.sites),
-                "output": str(output),
-            },
+            names=self._names(output),
             n_trained=len(ours),
             teacher=teacher,
         )
@@ -140,6 +134,16 @@ class Train:
             say((train_verdict if self.printing.quiet else train_to_text)(document))
         note(f"wrote {output}, {page}, and {saved.patch} to take it back")
         return 0
+
+    def _names(self, output: Path) -> dict[str, Any]:
+        """Return what was typed, for the page."""
+        return {
+            "model": self.model,
+            "data": self.data,
+            "terms_typed": self.terms or "",
+            "sites_typed": list(self.sites),
+            "output": str(output),
+        }
 
     def _checked(self) -> tuple[Path, Path]:
         """Return where model and page go, or say which word is missing or wrong."""
