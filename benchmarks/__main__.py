@@ -36,6 +36,7 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
     from benchmarks.importing import import_time
     from benchmarks.large import large_rows
     from benchmarks.layer_cka import layer_cka_rows
+    from benchmarks.layers import layer_rows
     from benchmarks.measure import measure_rows
     from benchmarks.merging import merge_rows
     from benchmarks.sampling import sample_rows
@@ -72,6 +73,7 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
         "calibrate": calibration_rows,
         "store": storing_rows,
         "cka": layer_cka_rows,
+        "layers": layer_rows,
         "measure": measure_rows,
         "scan": scan_time,
         "scan-memory": scan_memory,

@@ -249,3 +249,19 @@ def test_words_and_patterns_are_the_same():
     for word in (*SEES, "histogram:3:across", "random:0.3:2"):
         assert pattern_of(str(pattern_of(word))) == pattern_of(word)
     assert pattern_of("block:4,8") == Blocks((4, 8))
+
+
+@pytest.mark.truth("the weights of all pairs, masked by hand")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("word", ["axial", "axial:row", "stripes:2", "block:4", "window:2", "all"])
+@torch.no_grad()
+def test_a_mask_hides_keys_of_every_pattern(word, causal):
+    grid = (HIGH, WIDE) if pattern_of(word).spatial else None
+    layer, x = made(word, causal=causal, grid=grid), states()
+    mask = torch.rand(2, N, generator=torch.Generator().manual_seed(8)) < 0.7
+    probs = layer.probs(x, mask)
+    assert float((probs * ~mask[:, None, None]).sum()) == 0.0
+    v = layer.maps["value"](x).unflatten(2, (2, 4)).transpose(1, 2)
+    heads = (probs @ v) * mask[:, None, :, None]
+    wanted = x + layer.out(heads.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(x, mask), wanted, rtol=1e-12, atol=1e-12)

@@ -1,7 +1,6 @@
 """Kernels of ``Attention``: group by group, on the axes of a grid, over pairs of keys."""
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -74,28 +73,28 @@ def on_axes(
     If ``causal``, a token looks at those above it in its column and those to its left in its row,
     and not at itself; the first token looks at nothing and gets zeros.
     """
-    high, wide = grid
-    q, k, v = (x.unflatten(2, grid) for x in (q, k, v))
     q = q * q.shape[-1] ** -0.5
-    along = torch.einsum("bhrwd,bhrvd->bhrwv", q, k)
-    down = torch.einsum("bhrwd,bhswd->bhrws", q, k)
-    here = real.unflatten(1, grid)[:, None]
+    q, k, v = (x.unflatten(2, grid) for x in (q, k, v))
+    along = q @ k.mT  # row head high wide key
+    down = q.transpose(2, 3) @ k.transpose(2, 3).mT  # row head wide high key
     if causal:
-        left = torch.ones(wide, wide, dtype=torch.bool, device=q.device).tril(-1)
-        above = torch.ones(high, high, dtype=torch.bool, device=q.device).tril(-1)
-    else:
-        left = torch.ones(wide, wide, dtype=torch.bool, device=q.device)
-        above = ~torch.eye(high, dtype=torch.bool, device=q.device)  # the row holds the token
-    seen = rearrange(here, "b 1 r v -> b 1 r 1 v") & left
-    under = rearrange(here, "b 1 s w -> b 1 1 w s") & above[:, None]
-    low = torch.finfo(q.dtype).min
-    scores = torch.cat([along.masked_fill(~seen, low), down.masked_fill(~under, low)], -1)
-    share = scores.softmax(-1).masked_fill(
-        ~torch.cat([seen.expand_as(along), under.expand_as(down)], -1), 0.0
-    )
-    made = torch.einsum("bhrwv,bhrvd->bhrwd", share[..., :wide], v)
-    made = made + torch.einsum("bhrws,bhswd->bhrwd", share[..., wide:], v)
-    return made.flatten(2, 3)
+        later = [torch.ones(n, n, dtype=torch.bool, device=q.device).triu() for n in grid]
+        along, down = (
+            along.masked_fill(later[1], -torch.inf),
+            down.masked_fill(later[0], -torch.inf),
+        )
+    else:  # the row holds the token itself
+        down.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
+    if not bool(real.all()):
+        hidden = ~real.unflatten(1, grid)[:, None]
+        along = along.masked_fill(hidden[:, :, :, None], -torch.inf)
+        down = down.masked_fill(hidden.mT[:, :, :, None], -torch.inf)
+    top = torch.maximum(along.detach().amax(-1), down.detach().amax(-1).mT)
+    top = top.clamp(min=torch.finfo(q.dtype).min).unsqueeze(-1)
+    along, down = (along - top).exp(), (down - top.transpose(2, 3)).exp()
+    total = along.sum(-1, keepdim=True) + down.sum(-1, keepdim=True).transpose(2, 3)
+    made = along @ v + (down @ v.transpose(2, 3)).transpose(2, 3)
+    return (made / torch.where(total > 0, total, torch.ones_like(total))).flatten(2, 3)
 
 
 def over_pairs(
