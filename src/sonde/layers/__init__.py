@@ -6,6 +6,7 @@ from sonde.layers.conditions import conditioned
 from sonde.layers.cross_attention import DecoupledCrossAttention, drop_sources
 from sonde.layers.exchange import Exchange
 from sonde.layers.experts import Experts
+from sonde.layers.grid_mixer import GridMixer
 from sonde.layers.hopfield import (
     Hopfield,
     hebbian_couplings,
@@ -33,7 +34,10 @@ from sonde.layers.patterns import (
 )
 from sonde.layers.readout import Readout
 from sonde.layers.saving import load_layers, save_layers
+from sonde.layers.scaled_skip import ScaledSkip
+from sonde.layers.second_order import SecondOrder
 from sonde.layers.state_queue import StateQueue
+from sonde.layers.target_head import TargetHead
 from sonde.layers.unit_gate import UnitGate
 from sonde.layers.unmix_norm import UnMixNorm, with_unmix_norm
 from sonde.layers.vector_quantizer import VectorQuantizer
@@ -51,6 +55,7 @@ __all__ = [
     "Exchange",
     "Experts",
     "Global",
+    "GridMixer",
     "Histogram",
     "Hopfield",
     "Layer",
@@ -60,8 +65,11 @@ __all__ = [
     "Pattern",
     "RandomKeep",
     "Readout",
+    "ScaledSkip",
+    "SecondOrder",
     "StateQueue",
     "Stripes",
+    "TargetHead",
     "UnMixNorm",
     "UnitGate",
     "VectorQuantizer",
