@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
@@ -66,8 +67,9 @@ class _Formulas(ast.NodeVisitor):
             self.visit(node.value)
 
     def visit_Constant(self, node: ast.Constant) -> None:
-        number = type(node.value) in (int, float)
-        if self._inside and number and (node.value == 0 or abs(node.value) >= SMALLEST):
+        value = None if isinstance(node.value, bool) else node.value
+        is_number = isinstance(value, int | float) and (value == 0 or abs(value) >= SMALLEST)
+        if self._inside and is_number:
             self.found.append(node)
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
@@ -238,7 +240,9 @@ def main() -> int:
     low = 0
     for path in files:
         name = path.resolve().relative_to(ROOT).as_posix()
-        row = known.get(name) or tried(path, asked.most, asked.seed, asked.seconds)
+        row: dict[str, Any] | None = known.get(name) or tried(
+            path, asked.most, asked.seed, asked.seconds
+        )
         if row is None:
             continue
         if asked.json and name not in known:

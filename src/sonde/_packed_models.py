@@ -6,7 +6,10 @@
 from typing import Any
 
 from torch import nn
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import (  # pyright: ignore[reportPrivateImportUsage]
+    register_quantization_config,
+    register_quantizer,
+)
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -73,12 +76,12 @@ class PackedQuantizer(HfQuantizer):
             self.remove_quantization_config(model)
         return model
 
-    def is_serializable(self, *_: Any, **kwargs: Any) -> Any:
+    def is_serializable(self) -> Any:
         """Return that the model can be saved: packed tensors are ordinary ones."""
         return True
 
     @property
-    def is_trainable(self) -> Any:
+    def is_trainable(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Return that no gradient flows through packed layers."""
         return False
 

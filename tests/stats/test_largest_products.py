@@ -1,4 +1,5 @@
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ def test_a_full_sort(monkeypatch, k, n, tile):
     x, bank = _rows(23, 6), _rows(n, 6, seed=1)
     products = x.numpy() @ bank.numpy().T
     values, index = largest_products(x, bank, k)
-    near = {"rtol": 1e-12, "atol": 1e-14}  # a product near zero has lost digits
-    np.testing.assert_allclose(values, -np.sort(-products, axis=1)[:, :k], **near)
-    np.testing.assert_allclose(np.take_along_axis(products, index.numpy(), 1), values, **near)
+    near = partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-14)  # near zero digits are lost
+    near(values, -np.sort(-products, axis=1)[:, :k])
+    near(np.take_along_axis(products, index.numpy(), 1), values)
     assert all(len(set(row)) == k for row in index.tolist())
 
 

@@ -105,8 +105,9 @@ def rounded(
     weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry, clip: str | None = None
 ) -> Quantised:
     """Return a matrix with each entry rounded to the nearest point of its group's grid."""
-    of = grid_of if clip is None else clipped_grid
-    scale, offset = of(weight, grid, symmetry)
+    scale, offset = (
+        grid_of(weight, grid, symmetry) if clip is None else clipped_grid(weight, grid, symmetry)
+    )
     n = weight.shape[1]
     scales, offsets = (each_entry(x, grid.group, n) for x in (scale, offset))
     return quantised(codes_of(weight, scales, offsets, grid.bits), scale, offset, grid)

@@ -8,7 +8,7 @@ anything of it is read.
 import struct
 import zlib
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Codec(ABC):
     field ``seed``.
     """
 
-    examples: ClassVar[tuple[dict, ...]] = ({},)
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     @property
     def alphabet(self) -> int | None:

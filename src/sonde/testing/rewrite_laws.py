@@ -40,8 +40,10 @@ def small_net() -> nn.Module:
             nn.Linear(4 * SIZE * SIZE, 8),
             nn.Linear(8, CLASSES),
         )
-        for norm in (net[1], net[4], net[7]):
+        norms = [part for part in net if isinstance(part, nn.BatchNorm2d)]
+        for norm in norms:
             nn.init.uniform_(norm.weight, 0.5, 1.5)
+            assert norm.running_var is not None
             norm.running_var.uniform_(0.5, 1.5)
     return net.eval()
 
@@ -123,7 +125,7 @@ def law_again(case: RewriteCase) -> None:
         fitted = case.fitted(case.rewrite, model)
         torch.manual_seed(seed)
         found.append(_copied(case.rewrite.plan(model, fitted).fold(model)))
-    _same(*found, "two runs differ")
+    _same(found[0], found[1], "two runs differ")
 
 
 def law_shared(case: RewriteCase) -> None:
@@ -253,7 +255,7 @@ def _tie(module: nn.Module) -> tuple[str, str]:
     layers = [
         (name, part)
         for name, part in module.named_modules()
-        if getattr(part, "weight", None) is not None and part.weight.ndim > 1
+        if isinstance(weight := getattr(part, "weight", None), Tensor) and weight.ndim > 1
     ]
     for (one, a), (two, b) in combinations(layers, 2):
         if type(a) is type(b) and a.weight.shape == b.weight.shape:

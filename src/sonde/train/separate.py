@@ -63,7 +63,7 @@ class Separate(nn.Module):
     ) -> Float[Tensor, ""]:
         """Return what the rows of two sites share."""
         if self.penalty == "joint_entropy":
-            apart = sum(torch.cdist(code, code).square() for code in (x, y))
+            apart = torch.cdist(x, x).square() + torch.cdist(y, y).square()
             return (torch.logsumexp(-apart / (2 * self.tau), 1) - _log(len(x))).mean()
         if self.penalty == "cosine":
             if x.shape[1] != y.shape[1]:
