@@ -1,5 +1,7 @@
 """Low rank: the smallest error of outputs, what is saved and opened, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from sonde import Model
 from sonde.compress import LowRankWeights, ThinLinear, layer_grams
 from sonde.core.errors import InputError
 from sonde.data import open_inputs
+from sonde.data.shipped import model_directory
 
 
 def drawn() -> tuple[nn.Sequential, torch.Tensor]:
@@ -27,7 +30,7 @@ def test_two_ways_have_the_smallest_output_error_of_their_rank():
     w, errors = net[0].weight.detach(), {}
     least = float(torch.linalg.svdvals(x @ w.T)[8:].square().sum())
     for whiten in ("output", "gram", "scale", "none"):
-        rule = LowRankWeights(rank=8, whiten=whiten, damp=1e-12)
+        rule = LowRankWeights(rank=8, whiten=whiten, damp=1e-12, half=False)
         plan = rule.plan(net, {"calibration": grams})
         new = plan.fold(net)[0]
         assert isinstance(new, ThinLinear)
@@ -37,7 +40,7 @@ def test_two_ways_have_the_smallest_output_error_of_their_rank():
     assert errors["output"] == pytest.approx(least, rel=1e-6)
     assert errors["gram"] == pytest.approx(least, rel=1e-6)
     assert min(errors["scale"], errors["none"]) > 1.5 * least
-    plain = LowRankWeights(rank=8, whiten="none").plan(net).fold(net)[0]
+    plain = LowRankWeights(rank=8, whiten="none", half=False).plan(net).fold(net)[0]
     gap = float((plain.left @ plain.right - w).square().sum())
     assert gap == pytest.approx(float(torch.linalg.svdvals(w)[8:].square().sum()))
 
@@ -51,6 +54,9 @@ def test_a_share_bounds_the_numbers_and_the_folder_opens(tmp_path):
     layer, old = (m.get_submodule("model.layers.1.mlp.up_proj") for m in (new, model.module))
     assert layer.left.numel() + layer.right.numel() <= 0.6 * old.weight.numel()
     plan.save("sonde:stdlib", tmp_path / "small")
+    sizes = [(at / "model.safetensors").stat().st_size
+             for at in (Path(model_directory("sonde:stdlib")), tmp_path / "small")]  # fmt: skip
+    assert sizes[1] < sizes[0]  # both of 16 bits
     ids = torch.tensor([[100, 101, 102, 90]])
     opened = (AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype=torch.float32),
               sonde.load(str(tmp_path / "small"), device="cpu").module)  # fmt: skip

@@ -18,6 +18,7 @@ from sonde.cli.calibrate import Calibrate
 from sonde.cli.coding import Decode, Encode
 from sonde.cli.compare import Compare
 from sonde.cli.compress import Compress
+from sonde.cli.compress_search import CompressSearch
 from sonde.cli.console import REMARK, CommandFailed, error_line, note, note_interrupted, noting, say
 from sonde.cli.drift import Drift
 from sonde.cli.edits import EDITS, overview
@@ -83,7 +84,9 @@ EDIT = "edit"
 """The word before those that change a model."""
 RECIPE = "recipe"
 """The word before those of the recipes, which another package brings."""
-SECOND: dict[str, dict[str, type[Any]]] = {"compress": {"undo": EDITS["undo"]}}
+SECOND: dict[str, dict[str, type[Any]]] = {
+    "compress": {"undo": EDITS["undo"], "search": CompressSearch}
+}
 """Words that stand behind a command and are commands of their own."""
 
 

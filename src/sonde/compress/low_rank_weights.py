@@ -20,6 +20,7 @@ from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.weights import Change, Examples, Rewrite, RewritePlan, Thin
+from sonde.weights.change import rounded_to_half
 
 
 @final
@@ -52,6 +53,9 @@ class LowRankWeights(Rewrite):
         Of the size of an input, for ``scale``.
     damp : float, default=1e-6
         Added to the diagonal of ``H``, in its mean, for ``gram``.
+    half : bool, default=True
+        Round both matrices to float16 (bfloat16 if a number is too large), so that files are
+        smaller.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
 
@@ -65,6 +69,7 @@ class LowRankWeights(Rewrite):
     whiten: Literal["output", "gram", "scale", "none"] = "output"
     power: float = 0.5
     damp: float = 1e-6
+    half: bool = True
     layers: Sequence[str] | None = None
     paper: ClassVar[str] = "wang2025svdllm"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -108,6 +113,8 @@ class LowRankWeights(Rewrite):
                     continue
                 h = None if grams is None else next(parts_of(layer, model, grams))[1]
                 left, right = self._factors(w, h, rank)
+                if self.half:
+                    left, right = rounded_to_half(left), rounded_to_half(right)
                 dtype = layer.module.weight.dtype
                 changes[layer.weight] = Thin(left.to(dtype), right.to(dtype))
                 if h is not None:

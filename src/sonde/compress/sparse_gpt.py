@@ -20,6 +20,7 @@ from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.weights import Change, Examples, Pruned, Rewrite, RewritePlan
+from sonde.weights.change import rounded_to_half
 
 
 @final
@@ -112,8 +113,7 @@ class SparseGPT(Rewrite):
             new[rows] = found
             loss += float(loss_of(matrix[rows] - found, h).sum())
         if self.half:
-            fits = bool(new.abs().max() < torch.finfo(torch.float16).max)
-            new = new.to(torch.float16 if fits else torch.bfloat16)
+            new = rounded_to_half(new)
         shape, dtype = layer.module.weight.shape, layer.module.weight.dtype
         return Pruned(new.to(dtype).reshape(shape)), loss
 

@@ -12,6 +12,7 @@ KINDS: Final = {
     "sonde-compare/1": "comparison of two models",
     "sonde-compress/1": "compression of a model",
     "sonde-train/1": "fine-tuning of a model",
+    "sonde-compress-search/1": "search over sizes of a model",
     "sonde-drift/1": "drift",
     "sonde-edit/1": "change of a model",
     "sonde-explain/1": "explanation",

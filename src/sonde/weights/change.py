@@ -240,8 +240,8 @@ class Thin(Change):
         _exchange_layer(module, layer, thin_linear(layer, self.left, self.right))
 
     def replaced(self) -> dict[str, Tensor]:
-        """Return both matrices."""
-        return {name: getattr(self, name).contiguous() for name in ("left", "right")}
+        """Return both matrices, in the narrowest type that holds them exactly."""
+        return {name: narrowed(getattr(self, name)).contiguous() for name in ("left", "right")}
 
     def told(self) -> dict[str, Any]:
         """Return the rank."""
@@ -253,6 +253,21 @@ class Thin(Change):
 
     def _of(self, old: Tensor) -> Tensor:
         return self.left.to(old) @ self.right.to(old)
+
+
+def narrowed(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return numbers in the narrowest type that holds them exactly."""
+    for dtype in (*HALF, torch.float32):
+        short = values.to(dtype)
+        if torch.equal(short.to(values.dtype), values):
+            return short
+    return values
+
+
+def rounded_to_half(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return numbers rounded to float16, or to bfloat16 if one is too large, in their own type."""
+    fits = not values.numel() or bool(values.abs().max() < torch.finfo(torch.float16).max)
+    return values.to(torch.float16 if fits else torch.bfloat16).to(values.dtype)
 
 
 def _is_weight_of_linear(module: nn.Module, name: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from sonde.weights.change import Change
+from sonde.weights.change import Change, narrowed
 from sonde.weights.live import put_tensors
 from sonde.weights.packing import pack, packed_length, unpack
 
@@ -44,32 +44,24 @@ class Pruned(Change):
 
     def put_into(self, module: nn.Module, name: str) -> None:
         """Put the values into the layer, which keeps its kind."""
-        put_tensors(module, {name: self._kept().to(module.get_parameter(name))})
+        put_tensors(module, {name: self.values.to(module.get_parameter(name))})
 
     def replaced(self) -> dict[str, Tensor]:
         """Return a bit for each entry, and the entries that are not 0 in their order."""
-        flat = self._kept().flatten()
+        flat = narrowed(self.values).flatten()
         there = flat != 0
         return {"mask": pack(there.to(torch.uint8), 1), "kept": flat[there].contiguous()}
 
     def told(self) -> dict[str, Any]:
         """Return how many entries are kept, and the shape."""
-        return {"kept": int((self._kept() != 0).sum()), "shape": list(self.values.shape)}
+        return {"kept": int((self.values != 0).sum()), "shape": list(self.values.shape)}
 
     def words(self) -> str:
         """Return the share of zeros."""
-        return f"{float((self._kept() == 0).double().mean()):.1%} zeros"
-
-    def _kept(self) -> Tensor:
-        """Return the values in the type of the files."""
-        for dtype in (torch.float16, torch.bfloat16, torch.float32):
-            short = self.values.to(dtype)
-            if torch.equal(short.to(self.values.dtype), self.values):
-                return short
-        return self.values
+        return f"{float((self.values == 0).double().mean()):.1%} zeros"
 
     def _of(self, old: Tensor) -> Tensor:
-        return self._kept().to(old)
+        return self.values.to(old)
 
 
 class PackedZeros(nn.Module):

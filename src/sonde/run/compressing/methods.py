@@ -69,6 +69,15 @@ def weight_methods() -> dict[str, type[Any]]:
     return {getattr(kind, "word", snake_case(kind.__name__)): kind for kind in kinds}
 
 
+def word_for(target: Target) -> str:
+    """Return the word of the method that suits a size."""
+    if target.parameter == "bits" and target.value == 1:
+        return SIGNS
+    if target.parameter == "bits" and target.value != int(target.value):
+        return BETWEEN
+    return DEFAULTS[target.parameter]
+
+
 def method_asked(text: str | None, target: Target | None, given: Mapping[str, Any]) -> Any:
     """Return the method that a user means, with the size and the parameters that were given.
 
@@ -88,9 +97,7 @@ def method_asked(text: str | None, target: Target | None, given: Mapping[str, An
     """
     if text is None:
         target = target or Target.of("4bit")
-        text = DEFAULTS[target.parameter]
-        if target.parameter == "bits" and not 1 < target.value == int(target.value):
-            text = SIGNS if target.value == 1 else BETWEEN
+        text = word_for(target)
     found = parse_methods(text, _known)
     if len(found) != 1:
         raise InputError(f"--method: expected one method, got {text!r}.")

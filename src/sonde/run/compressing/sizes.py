@@ -5,12 +5,33 @@ from math import prod
 from sonde.compress import RTN
 from sonde.core.inputs import Model
 from sonde.run.compressing.settings import BITS, GROUPS, Setting
-from sonde.weights import Grid
+from sonde.weights import Grid, RewritePlan
 from sonde.weights.folder import ModelFolder, folder_of, weight_bytes
 from sonde.weights.packing import packed_length
 
 HEADER = 320
 """Bytes of a file's header that the three tensors of a packed layer may add."""
+
+
+def planned_bytes(model: Model, plan: RewritePlan) -> int:
+    """Return the bytes of weight files that a model with a plan folded in would need.
+
+    Counts tensors of packed layers, and 320 bytes of headers for each.
+    """
+    total, width = _stored(model)
+    for name in plan.packed:
+        parts = plan.changes[name].replaced().values()
+        total += sum(x.numel() * x.element_size() for x in parts) + HEADER
+        total -= width * model.module.get_parameter(name).numel()
+    return total
+
+
+def _stored(model: Model) -> tuple[int, int]:
+    """Return the bytes of a model's weight files, and those of a number in them."""
+    folder = folder_of(model)
+    entries = [e for one in ModelFolder.open(folder).weights.values() for e in one.entries.values()]
+    numbers = sum(prod(e.shape) for e in entries)
+    return weight_bytes(folder), max(2, round(sum(e.n_bytes for e in entries) / numbers))
 
 
 def sized_settings(model: Model, method: str) -> list[Setting]:
@@ -25,14 +46,10 @@ def sized_settings(model: Model, method: str) -> list[Setting]:
     method : str
         Of all settings.
     """
-    folder = folder_of(model)
-    entries = [e for one in ModelFolder.open(folder).weights.values() for e in one.entries.values()]
-    stored = sum(e.n_bytes for e in entries)
-    numbers = sum(prod(e.shape) for e in entries)
-    width = max(2, round(stored / numbers))
+    whole, width = _stored(model)
     packed = RTN(bits=8, group=128).plan(model).packed
     shapes = [tuple(model.module.get_parameter(name).shape) for name in packed]
-    rest = weight_bytes(folder) - sum(width * out * n for out, n in shapes)
+    rest = whole - sum(width * out * n for out, n in shapes)
     found: list[Setting] = []
     for bits in BITS:
         for group in GROUPS:

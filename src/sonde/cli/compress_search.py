@@ -1,0 +1,100 @@
+"""``sonde compress search``: what each size of a model costs, over methods and settings."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import DataWord, ModelWord, Printing, named
+from sonde.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class CompressSearch:
+    """Try many ways to make a model smaller, and draw size against divergence.
+
+    Every trial rounds, prunes or thins all linear layers and compares the answers with the
+    original's on examples that calibrated nothing; no model is written. Trials are kept in
+    PAGE.trials.jsonl: a search that is stopped, or asked for more, goes on where it was.
+
+    Example: sonde compress search sonde:digits sonde:digits/train -o sizes.html
+    """
+
+    model: ModelWord
+    data: DataWord
+    output: Annotated[
+        Path, tyro.conf.arg(aliases=["-o"], metavar="PAGE", help="page to write, .html or .json")
+    ] = Path("compress-search.html")
+    to: Annotated[
+        tuple[str, ...], named("SIZE ...", "sizes as 4bit 50% 2:4 rank16 (default: a usual list)")
+    ] = ()
+    methods: Annotated[
+        tuple[str, ...], named("WORD ...", "methods to try (default: those that suit each size)")
+    ] = ()
+    max_kl: Annotated[
+        float, tyro.conf.arg(help="nats that the recommended model may differ by")
+    ] = 0.01
+    limit: Annotated[int, tyro.conf.arg(help="examples to calibrate on")] = 64
+    held: Annotated[int, tyro.conf.arg(help="other examples to compare on")] = 32
+    text_column: Annotated[str | None, named("NAME", "column of the text")] = None
+    label_column: Annotated[str | None, named("NAME", "column of the label")] = None
+    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Try, draw and tell."""
+        from sonde.data import load, open_inputs
+        from sonde.report.compress_search import save_search, search_to_text, search_verdict
+        from sonde.run.compressing.choosing import chosen_parts
+        from sonde.run.compressing.search import TrialFile, asked_pairs, search_key, trials
+        from sonde.weights.folder import ModelFolder, folder_of, weight_bytes
+
+        if self.output.suffix.lower() not in (".html", ".htm", ".json"):
+            raise InputError(f"-o: expected a name that ends in .html or .json, got {self.output}.")
+        asked = asked_pairs(self.to, self.methods)
+        model = load(self.model, device=self.device)
+        ModelFolder.open(folder_of(model))
+        options: dict[str, Any] = {
+            "text_column": self.text_column,
+            "label_column": self.label_column,
+        }
+        n = 8 * (self.limit + self.held)
+        inputs = open_inputs(model, self.data, split="train", limit=n, **options)
+        ours, held = chosen_parts(inputs, self.limit, self.held)
+        path = self.output.with_name(self.output.name + ".trials.jsonl")
+        file = TrialFile(path, search_key(model, ours, held))
+        made = list(trials(model, ours, held, asked, file, self._told))
+        found = search_document(made, self.model, self.data, weight_bytes(folder_of(model)),
+                                self.max_kl, {"calibrated_on": len(ours), "compared_on": len(held)}
+                                )  # fmt: skip
+        save_search(found, self.output)
+        if self.printing.json:
+            say_json(found)
+        else:
+            say((search_verdict if self.printing.quiet else search_to_text)(found))
+        note(f"wrote {self.output}; trials are kept in {path}")
+        return 0
+
+    def _told(self, words: str) -> None:
+        if not self.printing.quiet:
+            note(words)
+
+
+def search_document(
+    made: Any, model: str, data: str, n_bytes: int, max_kl: float, rows: dict[str, int]
+) -> dict[str, Any]:
+    """Return the JSON of a search, its trials by size."""
+    from dataclasses import asdict
+
+    from sonde.core.finite import finite_json
+    from sonde.run.compressing.search import SCHEMA, best_trials
+
+    best = best_trials(made)
+    ordered = sorted(made, key=lambda t: (t.n_bytes, t.kl))
+    told = [asdict(t) | {"best": t in best} for t in ordered]
+    return finite_json(
+        {"schema": SCHEMA, "model": model, "data": data, "bytes": n_bytes, "max_kl": max_kl,
+         **rows, "trials": told}
+    )  # fmt: skip
