@@ -57,6 +57,7 @@ def test_each_row_has_its_own_share():
     assert float(loss(logits, label)) == pytest.approx(total / 7, rel=1e-10)
 
 
+@torch.no_grad()
 def test_a_linear_map_is_smooth_and_a_teacher_that_agrees_costs_nothing():
     x, loss = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)), Mixup()
     linear, curved = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Tanh())
