@@ -15,7 +15,12 @@ from sonde import measure
 from sonde.core import Batch, InputBatch, Result
 from sonde.run.instruments.catalogue import word_of_class
 
-OWN_ROWS = {"attention_entropy", "gradient_signal_to_noise", "token_entropy"}
+OWN_ROWS = {
+    "attention_entropy",
+    "gradient_conflict",
+    "gradient_signal_to_noise",
+    "token_entropy",
+}
 """Functions that make rows of other arrays before they ask their class."""
 ROOMS = ("core", "stats", "measure", "detect", "edit", "explain", "alarms", "weights")
 N = 60

@@ -29,6 +29,7 @@ from sonde.measure.emergence import emergence
 from sonde.measure.entropy_rank import EntropyRank, entropy_rank
 from sonde.measure.fair_accuracy_limit import fair_accuracy_limit
 from sonde.measure.feature_complexity import FeatureComplexity, feature_complexity
+from sonde.measure.gradient_conflict import GradientConflict, gradient_conflict
 from sonde.measure.gradient_signal_to_noise import (
     GradientSignalToNoise,
     gradient_signal_to_noise,
@@ -65,6 +66,7 @@ from sonde.measure.shortcut_bias import ShortcutBias, ShortcutRows, shortcut_bia
 from sonde.measure.spectrum import Spectrum, spectrum
 from sonde.measure.spurious_shift import SpuriousShift, spurious_shift
 from sonde.measure.stable_rank import StableRank, stable_rank
+from sonde.measure.stitch import stitch
 from sonde.measure.subpopulation_curve import (
     SubpopulationCurve,
     accuracies_at_angles,
@@ -75,6 +77,7 @@ from sonde.measure.token_entropy import TokenEntropy, token_entropy
 from sonde.measure.total_correlation import TotalCorrelation, total_correlation
 from sonde.measure.two_nn import TwoNN, two_nn
 from sonde.measure.uniformity import Uniformity, uniformity
+from sonde.measure.unit_clusters import UnitClusters, unit_clusters
 from sonde.measure.unit_entropy import UnitEntropy, unit_entropy
 from sonde.measure.update_similarity import UpdateSimilarity, update_similarity
 from sonde.measure.update_size import UpdateSize, update_size
@@ -107,6 +110,7 @@ __all__ = [
     "EffectiveRank",
     "EntropyRank",
     "FeatureComplexity",
+    "GradientConflict",
     "GradientSignalToNoise",
     "Gride",
     "GrokkingStages",
@@ -140,6 +144,7 @@ __all__ = [
     "TotalCorrelation",
     "TwoNN",
     "Uniformity",
+    "UnitClusters",
     "UnitEntropy",
     "UpdateSimilarity",
     "UpdateSize",
@@ -171,6 +176,7 @@ __all__ = [
     "entropy_rank",
     "fair_accuracy_limit",
     "feature_complexity",
+    "gradient_conflict",
     "gradient_signal_to_noise",
     "gride",
     "grokking_stages",
@@ -204,12 +210,14 @@ __all__ = [
     "spectrum",
     "spurious_shift",
     "stable_rank",
+    "stitch",
     "subpopulation_curve",
     "svcca",
     "token_entropy",
     "total_correlation",
     "two_nn",
     "uniformity",
+    "unit_clusters",
     "unit_entropy",
     "update_similarity",
     "update_size",

@@ -1,0 +1,161 @@
+"""Whether groups of rows, or objectives, pull a site the same way: agreement of their gradients.
+
+For tasks that share a network, clients, domains, a task beside its auxiliary loss. Two groups can
+only agree as far as each agrees with itself: compare with ``null``.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Instrument
+from sonde.core.result import Direction, Result
+from sonde.core.statistic import Statistic
+from sonde.stats import ClassMoments, ClassMomentsState
+
+_MOMENTS = ClassMoments("trace")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GradientConflictResult(Result):
+    """Mean cosine of the mean gradients of two groups.
+
+    ``cosine`` holds that of each pair, ``congruity`` is ``|sum g|^2 / (sum |g|)^2``, ``agreement``
+    the share of groups with the sign of the majority, for each unit. ``labels`` names the groups in
+    the order of ``cosine``; ``itself`` is the expected cosine of two halves of each group.
+    """
+
+    direction: Direction = "higher"
+    cosine: Float[Tensor, "group group"]
+    congruity: float
+    agreement: Float[Tensor, "dim"]
+    itself: Float[Tensor, "group"]
+    labels: Int[Tensor, "group"]
+
+
+@final
+@dataclass(frozen=True)
+class GradientConflict(Instrument):
+    """Mean cosine between the mean gradients of groups of rows at a site.
+
+    ``(|sum_g u_g|^2 - G) / (G (G - 1))`` with the unit vectors ``u_g`` of the ``G`` groups' mean
+    gradients. Groups are labels: of a task, a domain, a client. For several objectives feed the
+    gradient of each as rows of its own label.
+
+    Range        [-1, 1]; higher = groups agree; below 0 a step for one is a step against another.
+                 The null is the mean cosine expected of two halves of one group.
+    Cost         one pass and a backward for each batch; state 8 groups dim bytes.
+    Assumes      two rows or more of each group, drawn independently.
+    Differs      from the paper: one figure over all pairs; nothing is projected.
+
+    Parameters
+    ----------
+    objective : str or None, default="nll"
+        Name of the objective of the gradients, as ``sonde.read`` takes it; None takes any.
+
+    Examples
+    --------
+    >>> g = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> found = gradient_conflict(g, torch.tensor([0, 0, 1, 1]))
+    >>> found.value, round(found.congruity, 4)
+    (0.0, 0.5556)
+
+    References
+    ----------
+    yu2020pcgrad
+    """
+
+    objective: str | None = "nll"
+
+    least_rows: ClassVar[int] = 2
+    paper: ClassVar[str] = "yu2020pcgrad"
+    variants: ClassVar[dict[str, str]] = {"clients": "tian2024fedsgc", "stop": "wang2025haste"}
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"objective": None})
+
+    def reading(self) -> dict[str, Any]:
+        """Read the gradient of the objective."""
+        return {} if self.objective is None else {"objective": self.objective}
+
+    def reads(self) -> dict[str, Statistic[Any]]:
+        """Read mean and spread of the gradients of each group."""
+        return {"groups": _GroupGradients()}
+
+    def result(self, groups: ClassMomentsState) -> GradientConflictResult:
+        """Compare the mean gradients of groups."""
+        n = len(groups.labels)
+        if n < 2:
+            raise InputError(
+                f"GradientConflict: expected rows of two groups or more, got {n}. Pass label=, the "
+                "group of each row."
+            )
+        length = groups.mean.norm(dim=1)
+        apart = length.detach().sum()
+        dead = bool((length.detach() == 0).any())
+        unit = groups.mean / length[:, None]
+        total, joint = unit.sum(0).square().sum(), groups.mean.detach().sum(0)
+        itself = _of_halves(groups)
+        signs = groups.mean.detach().sign()
+        most = torch.stack([(signs == s).double().mean(0) for s in (-1, 0, 1)])
+        flags = {"dead": dead, "unlabelled": groups.unlabelled is not None}
+        return GradientConflictResult(
+            value=math.nan if dead else (total - n) / (n * (n - 1)),
+            null=float(itself.mean()),
+            n=groups.n_labelled,
+            range=(-1.0, 1.0),
+            flags=tuple(name for name, raised in flags.items() if raised),
+            conventions={"null": "two halves of one group", "groups": n},
+            cosine=(unit @ unit.T).detach(),
+            congruity=math.nan if dead else float(joint.square().sum() / apart.square()),
+            agreement=most.amax(0),
+            itself=itself,
+            labels=groups.labels,
+        )
+
+
+def _of_halves(groups: ClassMomentsState) -> Float[Tensor, "group"]:
+    """Return the cosine expected of the mean gradients of two halves of each group.
+
+    The squared length of a group's mean holds noise ``trace / (n (n - 1))``, that of a half twice
+    as much.
+    """
+    weight = groups.weight.detach()
+    noise = groups.within.detach() / (weight * (weight - 1))
+    true = (groups.mean.detach().square().sum(1) - noise).clamp(min=0.0)
+    return torch.where(weight > 1, true / (true + 2 * noise), math.nan)
+
+
+@final
+@dataclass(frozen=True)
+class _GroupGradients(Statistic[ClassMomentsState]):
+    """Mean gradient of each group, and its spread. Exact."""
+
+    def observe(
+        self, grad: Float[Tensor, "row dim"], label: Int[Tensor, "row"]
+    ) -> ClassMomentsState:
+        """Return the moments of a batch."""
+        return _MOMENTS.observe(grad, label)
+
+    def merge(self, a: ClassMomentsState, b: ClassMomentsState) -> ClassMomentsState:
+        """Return the moments of both."""
+        return _MOMENTS.merge(a, b)
+
+    def influence(
+        self,
+        state: ClassMomentsState,
+        gradient: ClassMomentsState,
+        grad: Float[Tensor, "row dim"],
+        label: Int[Tensor, "row"],
+    ) -> Float[Tensor, "row"]:
+        """Return the effect of each row as part of its group."""
+        return _MOMENTS.influence(state, gradient, grad, label)
+
+
+def gradient_conflict(gradients: Any, label: Any, *, group: Any = None) -> GradientConflictResult:
+    """Return how far groups of gradients agree, one gradient a row; see ``GradientConflict``."""
+    return GradientConflict(None).fit(gradients, label, grad=gradients, group=group)
