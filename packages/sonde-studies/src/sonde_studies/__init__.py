@@ -76,6 +76,7 @@ STUDIES: dict[str, str] = {
     "twin-merge": "TwinMergeStudy",
     "unlearning-audit": "UnlearningAuditStudy",
     "unmix-norm": "UnMixNormStudy",
+    "was-it-generated": "WasItGeneratedStudy",
     "weak-groups": "WeakGroupsStudy",
     "who-wrote-it": "WhoWroteItStudy",
 }

@@ -18,6 +18,7 @@ RECIPES: tuple[str, ...] = (
     "replication-check",
     "route-by-score",
     "unlearning-audit",
+    "was-it-generated",
     "who-wrote-it",
 )
 
