@@ -31,6 +31,7 @@ STUDIES: dict[str, str] = {
     "decoupled-cross-attention": "DecoupledCrossAttentionStudy",
     "depth-use": "DepthUseStudy",
     "dict-lookup": "DictLookupStudy",
+    "did-it-memorise": "DidItMemoriseStudy",
     "diff-roar": "DiffRoarStudy",
     "disparity-decomposition": "DisparityDecompositionStudy",
     "document-retrieval": "DocumentRetrievalStudy",

@@ -13,6 +13,7 @@ from sonde.core import InputError, near
 from sonde.report import Answer
 
 RECIPES: tuple[str, ...] = (
+    "did-it-memorise",
     "document-retrieval",
     "missing-view",
     "replication-check",

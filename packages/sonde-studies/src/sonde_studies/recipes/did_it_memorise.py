@@ -1,0 +1,142 @@
+"""Memorised rows: whether a model's losses say which rows it was trained on."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde import InputError, Model, gather, read
+from sonde.core import ChartAxis, histogram
+from sonde.edit import membership_attack
+from sonde.report import Answer
+from sonde_studies.recipes._tokens import NAMES, text_features
+
+QUESTION = "Did the model memorise its training rows?"
+LEAST, BINS, SHOWN, ALARMS = 20, 24, 10, 0.01
+
+
+def did_it_memorise(
+    model: Model,
+    training: Any,
+    held: Any,
+    *,
+    reference: Model | None = None,
+    label_column: str | None = None,
+    text_column: str | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Answer:
+    """Attack a model as somebody would who wants to know which rows it was trained on.
+
+    Rows of low loss are taken for training rows. With a reference model that saw neither part, the
+    loss counts less the reference's, which takes away that some rows are easy for every model.
+
+    Example: sonde recipe did-it-memorise MODEL TRAINING HELD -o memorised.html
+
+    Parameters
+    ----------
+    model : Model
+        A classifier, or a causal language model.
+    training : str, path or iterable
+        Rows that it was trained on, with labels where it is a classifier.
+    held : str, path or iterable
+        Rows of the same kind that it was not trained on.
+    reference : Model, optional
+        A model of the same kind that saw neither part.
+    label_column : str, optional
+        Column of the class, where its name does not say so.
+    text_column : str, optional
+        Column of the text, where its name does not say so.
+    limit : int, optional
+        Read only the first rows of each part.
+    """
+    options = {"label_column": label_column, "text_column": text_column, "limit": limit}
+    sides = training, held
+    own, fresh = (losses_of(model, part, progress, **options) for part in sides)
+    if min(len(own), len(fresh)) < LEAST:
+        raise InputError(
+            f"did_it_memorise: expected {LEAST} or more rows on each side, got {len(own)} of the "
+            f"training and {len(fresh)} held out."
+        )
+    pairs = {"low loss": (own, fresh)}
+    if reference is not None:
+        theirs = [losses_of(reference, part, progress, **options) for part in sides]
+        pairs["low loss, less the reference's"] = own - theirs[0], fresh - theirs[1]
+    told = {name: membership_attack(*pair) for name, pair in pairs.items()}
+    best = [*pairs][-1]
+    one, two = pairs[best]
+    bar = _bar(two)
+    caught = float((one <= bar).double().mean())
+    tells = bool(told[best].low > 0.5)
+    order = torch.argsort(one)[:SHOWN].tolist()
+    return Answer(
+        question=QUESTION,
+        verdict="memorised" if tells else "not seen",
+        level="error" if tells else "clear",
+        sentence=f"{best.capitalize()} tells training rows from held-out rows with AUROC "
+        f"{told[best].value:.3f} ({told[best].low:.3f} to {told[best].high:.3f}; 0.5 is chance), "
+        f"and finds {caught:.1%} of them where 1% of held-out rows are taken for training rows.",
+        value=told[best].value,
+        null=0.5,
+        n=len(one) + len(two),
+        range=(0.0, 1.0),
+        direction="higher",
+        rows=tuple(
+            [
+                {"what": name, "AUROC": m.value, "low": m.low, "high": m.high, "loss": None}
+                for name, m in told.items()
+            ]
+            + [{"what": f"training row {i}, most exposed", "loss": float(one[i])} for i in order]
+        ),
+        drawn=_drawn(one, two, bar),
+        facts={
+            "mean loss, training rows": f"{own.mean():.4g} nats",
+            "mean loss, held-out rows": f"{fresh.mean():.4g} nats",
+            "attack": best,
+        },
+        advice=(
+            "An attack that fails is no proof: a stronger one, with models trained with and "
+            "without each row, may find more. Both parts must be drawn alike, or the attack only "
+            "tells that they differ.",
+        ),
+    )
+
+
+def losses_of(
+    model: Model, data: Any, progress: bool, label_column: str | None, **options: Any
+) -> Float[Tensor, "row"]:
+    """Return the loss of each row: of its label, or the mean over the tokens of a text."""
+    if model.task == "causal":
+        return -text_features(model, data, **options)[0][:, NAMES.index("log_p")]
+    options |= {"label_column": label_column, "logits": True}
+    found = gather(read(model, data, **options), progress)
+    if found.logits is None or bool((found.label < 0).any()):
+        raise InputError(
+            f"did_it_memorise: expected a label for every row of a classifier, got "
+            f"{int((found.label < 0).sum())} rows without one. Look at label_column."
+        )
+    return torch.nn.functional.cross_entropy(found.logits.double(), found.label, reduction="none")
+
+
+def _bar(held: Float[Tensor, "row"]) -> float:
+    """Return the loss that at most one in a hundred held-out rows stays below."""
+    rank = int(np.floor(ALARMS * (len(held) + 1)))
+    return float(held.sort().values[rank - 1]) if rank else float(held.min()) - 1e-12
+
+
+def _drawn(one: Tensor, two: Tensor, bar: float) -> dict[str, Any]:
+    both = torch.cat([one, two])
+    edges = np.linspace(float(both.min()), float(both.quantile(0.98)) + 1e-9, BINS + 1).tolist()
+    rows = [
+        {"low": a, "high": b, "share": float(((v >= a) & (v < b)).double().mean()), "rows": name}
+        for name, v in (("training rows", one), ("held-out rows", two))
+        for a, b in pairwise(edges)
+    ]
+    title = "Training rows left of the line give themselves away by a low loss"
+    y = ChartAxis("share", share=True)
+    return histogram(
+        title, rows, ChartAxis("low", title="loss, nats"), "high", y, by="rows", limit=bar
+    )
