@@ -15,7 +15,11 @@ from sonde.train.mixup import Mixup
 from sonde.train.nested_dropout import NestedDropout
 from sonde.train.orthogonal import Orthogonal
 from sonde.train.rate_reduction import RateReduction
+from sonde.train.scope import Scope
+from sonde.train.select import Select
 from sonde.train.separate import Separate
+from sonde.train.sparse_training import SparseTraining
+from sonde.train.subspace_projection import SubspaceProjection
 
 __all__ = [
     "Align",
@@ -29,5 +33,9 @@ __all__ = [
     "NestedDropout",
     "Orthogonal",
     "RateReduction",
+    "Scope",
+    "Select",
     "Separate",
+    "SparseTraining",
+    "SubspaceProjection",
 ]

@@ -1,0 +1,116 @@
+"""Weights of rows from evidence about them: which examples a step should learn from.
+
+For labels with errors, for teachers that are right on some rows only, and for retrieved items that
+can harm. Weights carry no gradient.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.errors import InputError
+
+Rule = Literal["small_loss", "co_teaching", "partition", "agreement", "drop_harmful"]
+
+
+@final
+@dataclass(frozen=True)
+class Select:
+    """Row weights in [0, 1] by a rule; multiply losses with them and divide by their sum.
+
+    ``small_loss``: 1 for the ``1 - drop min(step / steps, 1)`` of the rows with the smallest loss.
+    ``co_teaching``: the same rows as the *other* net's losses choose, one weight for each net.
+    ``partition``: 1 where the first confidence in the label exceeds the second. ``agreement``:
+    share of the ``k`` nearest rows with the row's own label. ``drop_harmful``: 1 where the first
+    loss, with an item, is at most the second, without it.
+
+    Range        [0, 1]; at least ``minimum_rows`` rows have a weight above 0.
+    Cost         a sort; "agreement" O(rows^2 dim).
+    Assumes      evidence of the rows of one batch; ties go to the row that comes first.
+
+    Parameters
+    ----------
+    rule : str, default="small_loss"
+    drop : float, default=0.2
+        Share of rows left out in the end, about the share of wrong labels.
+    steps : int, default=1
+        Until ``drop`` is reached.
+    k : int, default=10
+    minimum_rows : int, default=1
+
+    Examples
+    --------
+    >>> Select(drop=0.5)(torch.tensor([0.3, 2.0, 0.1, 0.4]), step=1).tolist()
+    [1.0, 0.0, 1.0, 0.0]
+
+    References
+    ----------
+    han2018coteaching
+    """
+
+    rule: Rule = "small_loss"
+    drop: float = 0.2
+    steps: int = 1
+    k: int = 10
+    minimum_rows: int = 1
+    paper: ClassVar[str] = "han2018coteaching"
+    variants: ClassVar[dict[str, str]] = {
+        "partition": "roth2024fantastic",
+        "noisy_labels": "chen2022compressing",
+    }
+
+    def __post_init__(self) -> None:
+        rules = ("small_loss", "co_teaching", "partition", "agreement", "drop_harmful")
+        if self.rule not in rules or not 0 <= self.drop <= 1 or self.steps < 1 or self.k < 1:
+            raise InputError(
+                "Select: expected a known rule, drop in [0, 1], steps and k of at least 1, got "
+                f"{self.rule!r}, {self.drop}, {self.steps}, {self.k}."
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self, evidence: Float[Tensor, "row ..."], other: Tensor | None = None, step: int = 0
+    ) -> Float[Tensor, "row"] | tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
+        """Return the weight of each row; of each net for "co_teaching".
+
+        Parameters
+        ----------
+        evidence : Float[Tensor, "row ..."]
+            Losses, confidences, or rows of a site for "agreement".
+        other : Tensor, optional
+            Losses or confidences of the other net, or labels for "agreement".
+        step : int, default=0
+        """
+        if self.rule == "small_loss":
+            return self._least(evidence, step)
+        if other is None or len(other) != len(evidence):
+            raise InputError(f"Select: expected a second value of each row for {self.rule!r}.")
+        if self.rule == "co_teaching":
+            return self._least(other, step), self._least(evidence, step)
+        if self.rule == "agreement":
+            return self._kept(self._agreement(evidence, other), evidence.flatten(1)[:, 0])
+        gain = evidence - other if self.rule == "partition" else other - evidence
+        right = gain > 0 if self.rule == "partition" else gain >= 0
+        return self._kept(right.to(evidence), -gain)
+
+    def _least(self, losses: Tensor, step: int) -> Tensor:
+        share = 1 - self.drop * min(step / self.steps, 1.0)
+        weight = torch.zeros_like(losses)
+        n = max(round(share * len(losses)), min(self.minimum_rows, len(losses)))
+        weight[losses.argsort(stable=True)[:n]] = 1.0
+        return weight
+
+    def _kept(self, weight: Tensor, cost: Tensor) -> Tensor:
+        """Return the weights with the cheapest rows at 1 if fewer than the minimum are above 0."""
+        if int((weight > 0).sum()) < min(self.minimum_rows, len(weight)):
+            weight[cost.argsort(stable=True)[: self.minimum_rows]] = 1.0
+        return weight
+
+    def _agreement(self, rows: Tensor, label: Tensor) -> Tensor:
+        k = min(self.k, len(rows) - 1)
+        gap = torch.cdist(rows.double(), rows.double()).fill_diagonal_(torch.inf)
+        near = gap.topk(k, largest=False).indices
+        return (label[near] == label[:, None]).to(rows).mean(1)

@@ -1,0 +1,197 @@
+"""Train with most weights at zero from the start, and move which are zero on the way.
+
+For small models and for clients that send few numbers. Masks act after each step of the optimiser;
+the model stays an ordinary model.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+
+
+@final
+class Masks:
+    """The masks inside a ``SparseTraining`` block; ``active`` is True where a weight may differ."""
+
+    def __init__(self, active: dict[str, Tensor]) -> None:
+        self.active, self.n_steps = active, 0
+
+    @property
+    def density(self) -> float:
+        """Share of weights that are active, over all masked layers."""
+        each = self.active.values()
+        return sum(int(m.sum()) for m in each) / sum(m.numel() for m in each)
+
+
+@final
+@dataclass(frozen=True)
+class SparseTraining:
+    """Keep a share of the weights of every layer active, and exchange some of them now and then.
+
+    Every ``period`` steps a share of the active weights, from ``prune_share`` down to 0 by a cosine
+    over ``steps``, is exchanged for as many that were not active. ``gradient``: smallest weights
+    go, those with the largest gradients come. ``magnitude``: smallest go, any come. ``random``: any
+    go, any come. ``congruity``: weights go whose gradient and the given direction disagree most,
+    those come whose gradient agrees with it most.
+
+    Range        the number of active weights of a layer never changes.
+    Cost         one product a step; a sort of each layer every ``period`` steps.
+    Assumes      gradients of the last batch are still there after ``optimiser.step()``.
+    Differs      from the paper of congruity: the exact scores are ours.
+
+    Parameters
+    ----------
+    density : float, default=0.1
+        Share of weights that are active, over all layers.
+    score : {"gradient", "magnitude", "random", "congruity"}, default="gradient"
+    fixed : bool, default=False
+        Never exchange.
+    period : int, default=100
+    prune_share : float, default=0.3
+    steps : int, default=10000
+    allocation : {"uniform", "erdos_renyi"}, default="uniform"
+        Whether small layers are denser: density in proportion to the sum of a weight's sizes over
+        their product.
+    seed : int, default=0
+
+    References
+    ----------
+    evci2020rigl
+    """
+
+    density: float = 0.1
+    score: Literal["gradient", "magnitude", "random", "congruity"] = "gradient"
+    fixed: bool = False
+    period: int = 100
+    prune_share: float = 0.3
+    steps: int = 10_000
+    allocation: Literal["uniform", "erdos_renyi"] = "uniform"
+    seed: int = 0
+    paper: ClassVar[str] = "evci2020rigl"
+    variants: ClassVar[dict[str, str]] = {"congruity": "tian2024fedsgc"}
+
+    def __post_init__(self) -> None:
+        known = self.score in ("gradient", "magnitude", "random", "congruity")
+        if not known or not 0 < self.density <= 1 or not 0 <= self.prune_share <= 1:
+            raise InputError(
+                "SparseTraining: expected a known score, density in (0, 1] and prune_share in "
+                f"[0, 1], got {self.score!r}, {self.density}, {self.prune_share}."
+            )
+
+    @contextmanager
+    def on(
+        self,
+        model: Model | nn.Module,
+        optimiser: torch.optim.Optimizer,
+        direction: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[Masks]:
+        """Keep the model sparse inside the block.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+            Weights that are not active become 0 at once.
+        optimiser : Optimizer
+        direction : mapping of str to Tensor, optional
+            Gradient over all clients, by parameter, for "congruity".
+
+        Raises
+        ------
+        InputError
+            If the direction is missing, or the model has no matrix.
+        """
+        module = model.module if isinstance(model, Model) else model
+        weights = {n: p for n, p in module.named_parameters() if p.ndim >= 2}
+        if not weights or (self.score == "congruity" and direction is None):
+            raise InputError(
+                "SparseTraining.on: expected a model with weights of two axes or more, and "
+                "direction= for score='congruity'."
+            )
+        draw = torch.Generator().manual_seed(self.seed)
+        masks = Masks(self._drawn(weights, draw))
+
+        @torch.no_grad()
+        def after(*_: Any) -> None:
+            masks.n_steps += 1
+            if not self.fixed and masks.n_steps % self.period == 0:
+                for name, p in weights.items():
+                    given = None if direction is None else direction.get(name)
+                    masks.active[name] = self._moved(p, masks, name, given, draw)
+            _apply(weights, masks)
+
+        with torch.no_grad():
+            _apply(weights, masks)
+        handle = optimiser.register_step_post_hook(after)
+        try:
+            yield masks
+        finally:
+            handle.remove()
+
+    def _drawn(self, weights: dict[str, nn.Parameter], draw: torch.Generator) -> dict[str, Tensor]:
+        """Draw the first masks."""
+        share = self.shares({name: tuple(p.shape) for name, p in weights.items()})
+        active = {}
+        for name, p in weights.items():
+            n = max(1, round(share[name] * p.numel()))
+            order = torch.rand(p.numel(), generator=draw).argsort()
+            mask = torch.zeros(p.numel(), dtype=torch.bool)
+            mask[order[:n]] = True
+            active[name] = mask.reshape(p.shape).to(p.device)
+        return active
+
+    def shares(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+        """Return the density of each layer; together they have ``density``."""
+        if self.allocation == "uniform":
+            return dict.fromkeys(shapes, self.density)
+        full: set[str] = set()
+        while True:
+            rest = {n: s for n, s in shapes.items() if n not in full}
+            size = {n: math.prod(s) for n, s in shapes.items()}
+            wanted = self.density * sum(size.values()) - sum(size[n] for n in full)
+            scale = wanted / max(sum(sum(s) for s in rest.values()), 1)
+            share = {n: scale * sum(s) / size[n] for n, s in rest.items()}
+            over = {n for n, one in share.items() if one > 1}
+            if not over:
+                return {n: 1.0 if n in full else share[n] for n in shapes}
+            full |= over
+
+    def _moved(
+        self,
+        p: nn.Parameter,
+        masks: Masks,
+        name: str,
+        direction: Tensor | None,
+        draw: torch.Generator,
+    ) -> Tensor:
+        """Return the mask of a layer with some weights exchanged."""
+        mask, progress = masks.active[name], min(masks.n_steps / self.steps, 1.0)
+        share = self.prune_share * (1 + math.cos(math.pi * progress)) / 2
+        n = min(round(share * int(mask.sum())), int((~mask).sum()))
+        slope = torch.zeros_like(p) if p.grad is None else p.grad
+        chance = torch.rand(p.shape, generator=draw).to(p)
+        agree = slope * (slope if direction is None else direction.to(p))
+        keep = {
+            "gradient": p.abs(),
+            "magnitude": p.abs(),
+            "random": chance,
+            "congruity": agree,
+        }[self.score]
+        grow = {"gradient": slope.abs(), "congruity": agree}.get(self.score, chance)
+        gone = keep.masked_fill(~mask, torch.inf).flatten().argsort(stable=True)[:n]
+        come = grow.masked_fill(mask, -torch.inf).flatten().argsort(descending=True, stable=True)
+        new = mask.flatten().clone()
+        new[gone], new[come[:n]] = False, True
+        return new.reshape(mask.shape)
+
+
+def _apply(weights: dict[str, nn.Parameter], masks: Masks) -> None:
+    for name, p in weights.items():
+        p.masked_fill_(~masks.active[name], 0.0)

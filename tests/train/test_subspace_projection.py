@@ -1,0 +1,74 @@
+"""Old inputs in a subspace: outputs on them stay, whatever the optimiser."""
+
+import pytest
+import torch
+from torch import nn
+
+from sonde.core import InputError
+from sonde.train import SubspaceProjection
+
+
+def inputs(n, dim, rank, seed):
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, rank, generator=draw, dtype=torch.float64)
+    return x @ torch.randn(rank, dim, generator=draw, dtype=torch.float64)
+
+
+def step(module, made, x):
+    made.zero_grad()
+    module(x).square().sum().backward()
+    made.step()
+
+
+@pytest.mark.truth("outputs on old inputs before and after steps of Adam")
+def test_outputs_on_old_inputs_stay():
+    torch.manual_seed(0)
+    layer, old, new = nn.Linear(10, 4).double(), inputs(30, 10, 3, 0), inputs(30, 10, 10, 1)
+    memory = SubspaceProjection(1.0)
+    memory.remember(layer, [old[:11], old[11:]])
+    assert memory.ranks == {"": 4}  # three directions, and the 1 of the bias
+    before, weight = layer(old).detach(), layer.weight.detach().clone()
+    made = torch.optim.AdamW(layer.parameters(), 1e-2, weight_decay=0.1)
+    with memory.on(layer, made):
+        for _ in range(5):
+            step(layer, made, new)
+    assert float((layer(old) - before).abs().max().detach()) < 1e-12
+    assert float((layer.weight - weight).norm().detach()) > 1e-2
+    step(layer, made, new)  # outside the block
+    assert float((layer(old) - before).abs().max().detach()) > 1e-3
+
+
+@pytest.mark.truth("outputs of a convolution on old images, and the rank of all patches")
+def test_convolutions_and_a_full_memory():
+    torch.manual_seed(1)
+    conv = nn.Conv2d(2, 3, 3, stride=2, padding=1).double()
+    old = inputs(4, 2 * 7 * 7, 1, 2).reshape(4, 2, 7, 7)
+    memory = SubspaceProjection(1.0)
+    memory.remember(conv, [old])
+    before = conv(old).detach()
+    made = torch.optim.SGD(conv.parameters(), 0.1, momentum=0.9)
+    with memory.on(conv, made):
+        step(conv, made, torch.randn(4, 2, 7, 7).double())
+    assert float((conv(old) - before).abs().max().detach()) < 1e-12
+    memory.remember(conv, [torch.randn(9, 2, 7, 7).double()])
+    assert memory.ranks[""] == 19
+    weight = conv.weight.detach().clone()
+    with memory.on(conv, made):
+        step(conv, made, torch.randn(4, 2, 7, 7).double())
+    assert torch.allclose(conv.weight, weight, atol=1e-13)
+
+
+@pytest.mark.truth("share of the second moment that the kept directions hold")
+def test_energy_counts_what_is_known():
+    layer = nn.Linear(6, 2, bias=False).double()
+    size = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.5, 0.1], dtype=torch.float64)
+    x = torch.linalg.qr(inputs(50, 6, 6, 3))[0] * size
+    memory = SubspaceProjection(0.9)
+    memory.remember(layer, [x])
+    share = size.square().cumsum(0) / size.square().sum()
+    assert memory.ranks[""] == int((share < 0.9).sum()) + 1
+    held = memory.known[""]
+    memory.remember(layer, [x])
+    assert memory.ranks[""] == held.shape[1]
+    with pytest.raises(InputError, match="expected a batch"):
+        memory.remember(layer, [])
