@@ -1,5 +1,7 @@
 """Coordinate rounding: no single code can be bettered, the loss falls, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -10,9 +12,10 @@ from sonde.compress._grid import each_entry
 from sonde.compress.gptq import loss_of
 from sonde.core.errors import InputError
 from sonde.data import open_inputs
+from sonde.weights import Quantised
 
 
-def drawn() -> tuple[nn.Sequential, torch.Tensor]:
+def drawn() -> tuple[Any, torch.Tensor]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(11, 9)).eval()
     draw = torch.Generator().manual_seed(3)
@@ -30,6 +33,7 @@ def test_no_other_code_of_one_weight_is_better(start):
     change, new = plan.changes["0.weight"], net[0].weight.detach().double()
     h, found = x.double().T @ x.double() / 80, change.of(new)
     least = loss_of(new - found, h)
+    assert isinstance(change, Quantised)
     scale, offset = (each_entry(v, 4, 11) for v in (change.scale, change.offset))
     for j in range(11):
         for code in range(4):

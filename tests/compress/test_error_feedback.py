@@ -30,6 +30,7 @@ def test_sent_and_left_add_up_to_the_gradients(codec):
         stream, decoded, error = error_feedback(codec, g, error)
         assert codec.decode(stream).equal(decoded)
         sent += decoded
+    assert error is not None
     torch.testing.assert_close(sent + error, torch.stack(gradients).sum(0), atol=2e-5, rtol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """GPTQ: against explicit elimination and exhaustive search, its guard, and what is refused."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_the_loss_lies_between_the_best_and_plain_rounding_in_the_mean():
     assert totals[0] < totals[1] < totals[2]
 
 
-def nets() -> tuple[nn.Sequential, torch.Tensor]:
+def nets() -> tuple[Any, torch.Tensor]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 7)).eval()
     mix = torch.randn(20, 20, generator=torch.Generator().manual_seed(3))
@@ -83,8 +84,10 @@ def test_one_row_a_scaled_input_and_a_half_type_are_taken():
     net, x = nets()
     one = open_inputs(Model(net), x[:1])
     assert GPTQ().plan(net, {"calibration": one}).packed == {"0.weight", "2.weight"}
-    codes = [GPTQ(layers=("0",)).plan(net, {"calibration": x * c}).changes["0.weight"].codes
-             for c in (1.0, 1024.0, 2.0**-10)]  # fmt: skip
+    rule, codes = GPTQ(layers=("0",)), []
+    for c in (1.0, 1024.0, 2.0**-10):
+        change: Any = rule.plan(net, {"calibration": x * c}).changes["0.weight"]
+        codes.append(change.codes)
     assert torch.equal(codes[0], codes[1])
     assert torch.equal(codes[0], codes[2])
 

@@ -63,6 +63,7 @@ def test_windows_of_a_convolution_give_its_output(mode):
     net = nn.Sequential(layer, nn.Flatten())
     x = torch.randn(5, 4, 7, 6, generator=torch.Generator().manual_seed(1))
     grams = layer_grams(net, open_inputs(Model(net), x), layers=("0",), progress=False)
+    assert layer.bias is not None
     out = (layer(x) - layer.bias[:, None, None]).detach().double()
     for group in range(2):
         weight = layer.weight.detach().double()[3 * group : 3 * group + 3].flatten(1)

@@ -1,6 +1,7 @@
 """Removed weights: against all masks, ties, patterns, and what is refused."""
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from sonde.compress import PruneWeights
 from sonde.core.errors import InputError
 
 
-def drawn() -> tuple[nn.Sequential, torch.Tensor]:
+def drawn() -> tuple[Any, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 5, bias=False))
     net[0].weight.data = torch.randn(5, 8, generator=draw)

@@ -1,5 +1,7 @@
 """Rounding to the nearest: bounds, exact cases, edges, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,9 +10,9 @@ from sonde.compress import RTN, QuantLinear
 from sonde.core.errors import InputError
 
 
-def weights(seed: int = 0) -> nn.Sequential:
+def weights(seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(37, 12), nn.ReLU(), nn.Linear(12, 5, bias=False))
+    net: Any = nn.Sequential(nn.Linear(37, 12), nn.ReLU(), nn.Linear(12, 5, bias=False))
     net[0].weight.data[3] = 0.0
     net[0].weight.data[4, :8] = 2.5
     return net
@@ -44,7 +46,7 @@ def test_rounding_again_changes_nothing_and_no_bits_is_the_same_model():
 @pytest.mark.truth("the error of each narrower grid, group by group")
 @pytest.mark.parametrize("symmetry", ["asymmetric", "symmetric"])
 def test_clipping_takes_the_narrower_grid_with_the_smallest_error(symmetry):
-    net = nn.Sequential(nn.Linear(37, 12, bias=False))
+    net: Any = nn.Sequential(nn.Linear(37, 12, bias=False))
     net[0].weight.data = torch.randn(12, 37, generator=torch.Generator().manual_seed(1)) ** 3
     new = RTN(bits=3, group=16, symmetry=symmetry, clip="mse").plan(net).fold(net)
     plain = RTN(bits=3, group=16, symmetry=symmetry).plan(net).fold(net)

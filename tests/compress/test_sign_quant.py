@@ -1,5 +1,7 @@
 """Signs with a size: the best size by search, groups, zeros, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from sonde.core.errors import InputError
 @pytest.mark.parametrize("group", [None, 4])
 def test_the_size_is_the_best_of_all(group):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(11, 6)).eval()
+    net: Any = nn.Sequential(nn.Linear(11, 6)).eval()
     net[0].weight.data[2] = 0.0
     new = SignQuant(group=group).plan(net).fold(net)[0]
     assert isinstance(new, QuantLinear)

@@ -1,5 +1,7 @@
 """SparseGPT: against elimination and least squares, shares, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from sonde.core.errors import InputError
 from sonde.data import open_inputs
 
 
-def drawn(n_in: int = 12, n_out: int = 7) -> tuple[nn.Sequential, torch.Tensor]:
+def drawn(n_in: int = 12, n_out: int = 7) -> tuple[Any, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.Linear(n_in, n_out))
     net[0].weight.data = torch.randn(n_out, n_in, generator=draw)

@@ -39,7 +39,8 @@ class Halves(Rewrite):
             changes[name] = Exchange(half)
         plan = RewritePlan.of(model, changes, "halves")
         if self.fault == "writes":
-            module.get_submodule("11").bias.data.add_(1.0)
+            bias: Any = module.get_submodule("11").bias
+            bias.data.add_(1.0)
         if self.fault == "trains":
             module.train()
         if self.fault == "draws":

@@ -5,7 +5,7 @@ import torch
 
 import models
 import sonde
-from sonde.core import EditContext, InputError, ShapeError, Site
+from sonde.core import EditContext, InputError, Replace, ShapeError, Site
 from sonde.edit import AttentionSteer, attention_mass
 from sonde.tap import Tap
 
@@ -71,7 +71,7 @@ def test_the_prior_of_another_run_gives_its_heads_where_values_are_the_same(gpt2
         other = {k.removeprefix("transformer."): v for k, v in tap.rows.items()}
     names = list(tap.rows)
     others = {"source": dict(tap.rows)}
-    values = sonde.core.Replace(tap.rows[names[1]])
+    values = Replace(tap.rows[names[1]])
     with (
         sonde.editing(gpt2, values, sites[1]),
         sonde.editing(gpt2, AttentionSteer(HEADS), AT, others=others),

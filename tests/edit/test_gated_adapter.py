@@ -8,7 +8,7 @@ import torch
 
 import sonde
 from forgetting import accuracy, cnn, digits, items_of
-from sonde.core import AffineMap, EditContext, InputError, Model, Reducer, ShapeError, Site
+from sonde.core import Add, AffineMap, EditContext, InputError, Model, Reducer, ShapeError, Site
 from sonde.data import open_inputs
 from sonde.detect import Mahalanobis
 from sonde.edit import GatedAdapter, LowRankAdapter, soft_gate
@@ -69,7 +69,7 @@ def test_it_adds_a_map_of_low_rank_and_folds():
 def test_a_gate_opens_in_proportion_from_either_side_and_shut_it_keeps_every_bit():
     net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
     x = torch.tensor([[0.0], [1.0], [1.5], [2.0], [9.0]])
-    up = sonde.core.Add(torch.tensor([10.0]))
+    up = Add(torch.tensor([10.0]))
     with sonde.editing(net, up, "1", gate=Gate(First(), 1.0, "0", full=2.0)):
         rising = net(x) - x
     with sonde.editing(net, up, "1", gate=Gate(First(), 2.0, "0", full=1.0)):

@@ -1,6 +1,7 @@
 """Shared weights with branches: whole experts, mixtures of parameters, rows of one batch apart."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -139,7 +140,8 @@ def test_the_router_is_fitted_on_the_shared_model():
     data = [Arrays(x[:20] + 2), Arrays(x[20:])]
     fit, shared = LinearRouter.reading("2", data), TaskArithmetic(0.9)
     twin = TwinMerge(0.5, shared).join(base, experts_of(base, 2), fit)
-    hidden = outputs(twin.model[:3], torch.cat([d.x for d in data]))
+    model: Any = twin.model
+    hidden = outputs(model[:3], torch.cat([d.x for d in data]))
     expected = LinearRouter.of(
         ClassMoments("pooled").observe(hidden, torch.arange(60).ge(20).long()), "2"
     )

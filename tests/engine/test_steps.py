@@ -1,6 +1,7 @@
 """Trainings in memory: the bits of torch's own loop, and what a training may not touch."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ def rows() -> torch.Tensor:
     ],
 )
 def test_the_bits_are_those_of_a_plain_loop(optimiser):
-    ours, plain, x = net(1), net(1), rows()
+    nets: list[Any] = [net(1), net(1)]
+    ours, plain, x = *nets, rows()
     own = optimiser(plain.parameters(), lr=0.05)
     expected: list[float] = []
     for part in x.split(5) * 3:
@@ -48,7 +50,7 @@ def test_the_bits_are_those_of_a_plain_loop(optimiser):
 
 
 def test_no_gradient_is_left_behind_and_frozen_weights_stay():
-    whole = net(2)
+    whole: Any = net(2)
     whole[0].weight.requires_grad_(False)
     before = {name: p.detach().clone() for name, p in whole.named_parameters()}
     kept = torch.full((2,), 7.0)

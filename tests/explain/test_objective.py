@@ -55,7 +55,7 @@ def test_a_regression_is_judged_by_its_output(form):
     net = made(form, width=1)
     found = GradTimesInput().explain(net, X)
     judged = Deletion(ZERO, steps=4, n_random=2).judge(net, X, found)
-    order = found.value.argsort(1, descending=True)
+    order = torch.as_tensor(found.value).argsort(1, descending=True)
     left, curve = X.clone(), [net(X).reshape(-1)]
     for rank in range(4):
         left[torch.arange(6), order[:, rank]] = 0.0
@@ -77,7 +77,8 @@ def test_one_output_has_no_margin_and_no_second_class():
     maps = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Tanh(), nn.Flatten(), nn.Linear(18, 1))
     x, inner = torch.randn(2, 1, 3, 3, generator=DRAW), GradTimesInput()
     learned = MetaSaliency(inner, step=0.1).explain(maps, x, site="0")
-    assert not torch.allclose(learned.value, inner.explain(maps, x, site="0").value)
+    other = torch.as_tensor(inner.explain(maps, x, site="0").value)
+    assert not torch.allclose(torch.as_tensor(learned.value), other)
 
 
 @pytest.mark.parametrize("target", ["positive", None, 1.5, torch.tensor([0.2, 1.7])])
@@ -141,7 +142,7 @@ def test_relevance_in_half_precision(dtype):
     goal = Objective(target=1)
     wanted = Relevance().explain(net, X, objective=goal).value
     found = Relevance().explain(net.to(dtype), X.to(dtype), objective=goal).value
-    torch.testing.assert_close(found.float(), wanted, atol=0.05, rtol=0.1)
+    torch.testing.assert_close(torch.as_tensor(found).float(), wanted, atol=0.05, rtol=0.1)
 
 
 def test_no_input_is_refused():

@@ -92,7 +92,7 @@ def test_a_layer_runs_behind_its_site(net, site):
 def test_a_deepcopy_calls_its_own_layer_and_an_optimiser_trains_it(net):
     new = sonde.inserted(net, {"block": adapter()})
     twin, plain = copy.deepcopy(new), new(X).detach()
-    (layer,) = inserted_layers(twin).values()
+    layer: Any = next(iter(inserted_layers(twin).values()))
     optimizer = torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=0.1)
     twin(X).square().mean().backward()
     optimizer.step()
@@ -153,7 +153,8 @@ def test_a_language_model_keeps_its_bits_and_its_mask_reaches_the_layer():
     assert torch.equal(new.module(ids, attention_mask=mask.long()).logits, plain)
     assert new.name == "tiny"
     assert torch.equal(sees.seen, mask)
-    assert inserted_layers(new)["transformer.h.0"].up.weight.dtype == torch.float64
+    layer: Any = inserted_layers(new)["transformer.h.0"]
+    assert layer.up.weight.dtype == torch.float64
     known: dict[str, Any] = {"attention_mask": mask.long(), "max_new_tokens": 3, "do_sample": False}
     with pytest.raises(InputError, match=r"Sees: .*use_cache=False"):
         new.module.generate(ids, **known)

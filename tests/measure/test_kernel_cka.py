@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_random_features_come_as_near_to_the_dense_form_as_their_number_says():
     want = _dense(x, y)
     off = {}
     for m in (16, 144):
-        found = [kernel_cka(x, y, m=m, seed=seed) for seed in range(16)]
+        found: list[Any] = [kernel_cka(x, y, m=m, seed=seed) for seed in range(16)]
         gaps = np.array([float(r) for r in found]) - want
         off[m] = np.sqrt(np.mean(gaps**2))
         claimed = np.sqrt(np.mean([r.features_se**2 for r in found]))
@@ -56,7 +57,7 @@ def test_random_features_come_as_near_to_the_dense_form_as_their_number_says():
 def test_population_value():
     rho, sigma = 0.75, 1.0
     a, b = np.random.default_rng(0).standard_normal((2, 3000, 1))
-    found = kernel_cka(a, rho * a + math.sqrt(1 - rho**2) * b, sigma=sigma, m=128)
+    found: Any = kernel_cka(a, rho * a + math.sqrt(1 - rho**2) * b, sigma=sigma, m=128)
     known = _criterion(rho, sigma) / _criterion(1.0, sigma)
     assert known == pytest.approx(0.4044537094, rel=1e-9)
     error = math.hypot(float(present(found.se)), found.features_se)

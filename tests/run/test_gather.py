@@ -26,6 +26,7 @@ def test_texts_of_different_lengths_keep_their_order():
     texts = [{"text": "ab" * n} for n in (9, 3, 200, 1, 7)]
     found = gather(read("sonde:stdlib", texts, reducer="mean", check=False), progress=False)
     assert found.item.tolist() == [0, 1, 2, 2, 3, 4]
+    assert found.length is not None
     assert found.length.tolist() == [18, 6, 256, 144, 2, 14]
 
 

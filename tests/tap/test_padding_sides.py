@@ -47,6 +47,7 @@ def test_items_with_a_mask_run_as_they_came():
     assert float((stripped - expected[0]).abs().max()) > 0.05
     rows = batch.rows["head:out"][batch.order.argsort()]
     torch.testing.assert_close(rows, expected)
+    assert batch.length is not None
     assert batch.length.tolist() == [2, 4]
 
 

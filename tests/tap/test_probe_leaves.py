@@ -1,5 +1,7 @@
 """A probe leaves the model as it was, also where it fails, and says what it did not take."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,8 @@ def snapshot(net: nn.Module) -> list[object]:
     ]
     held = [*net.named_parameters(), *net.named_buffers()]
     tensors = [(n, tuple(x.shape), x.requires_grad, x.detach().numpy().tobytes()) for n, x in held]
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002
+    state: Any = np.random.get_state()  # noqa: NPY002
+    _, keys, *rest = state
     # The shape checks of these tests draw from Python's numbers: tests/test_generators.py has them.
     return [hooks, tensors, keys.tobytes(), rest, torch.get_rng_state().numpy().tobytes()]
 
@@ -64,7 +67,7 @@ def test_a_call_that_raises_leaves_the_model(call):
 
 def test_lazy_layers_that_never_ran_are_refused():
     """Their weights would get the shape of a probe: of inputs twice as wide."""
-    net = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2))
+    net: Any = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(SiteError, match=r"'0\.weight' of a lazy layer.*Run the model once"):
         _ = sonde.read(net, [*X]).schema
     assert nn.parameter.is_lazy(net[0].weight)

@@ -253,6 +253,7 @@ class Placed(nn.Module):
     def __init__(self, persistent):
         super().__init__()
         self.embed, self.blocks = nn.Embedding(9, 6), nn.ModuleList([Step(), Step()])
+        self.places: torch.Tensor
         self.register_buffer("places", torch.randn(7, 6), persistent=persistent)
 
     def forward(self, x):

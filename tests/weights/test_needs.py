@@ -1,5 +1,7 @@
 """What a rewrite reads: examples in any form, results of instruments, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -31,7 +33,8 @@ def test_tensors_loaders_and_inputs_give_the_same_weights():
     opened = {name: open_inputs(model, pair) for name, pair in rows.items()}
     rule = RandomLabel(epochs=2)
     found = [rule.plan(model, given).fold(model)[0].weight for given in (rows, loaders, opened)]
-    assert not torch.equal(found[0], model.module[0].weight)
+    module: Any = model.module
+    assert not torch.equal(found[0], module[0].weight)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
