@@ -77,6 +77,7 @@ TABLE: tuple[Cause, ...] = (
     Cause("SND016", ("SND017", "SND021")),
     Cause("SND023", ("SND002", "SND011"), "same or later"),
     Cause("SND055", ("SND051", "SND052"), levels=_LOOK),
+    Cause("SND049", ("SND034", "SND044", "SND047", "SND061"), levels=_LOOK),
     Cause("SND041", ("SND042", "SND044"), least=0.01),
     Cause("SND047", ("SND044",)),
     Cause("SND013", ("SND042",), "same or later"),

@@ -1,0 +1,307 @@
+"""Where in the file something changes: errors, labels that slip, columns that stick, brightness."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.stats import fisher_exact, mannwhitneyu, norm
+
+from sonde.data.numbers import as_number
+from sonde.findings._number_answers import number_rows
+from sonde.findings._once import once
+from sonde.findings._shared import shared_rows
+from sonde.findings.answers import answer_columns, right_rows
+from sonde.findings.evidence import Evidence
+
+LEAST_ROWS: Final = 80
+MARGIN: Final = 0.05
+MOST_COLUMNS: Final = 100
+SLIPS: Final = (1, -1, 2, -2, 3, -3)
+Kind = Literal["error", "stuck", "value", "missing", "level"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that is otherwise from one row of the file on.
+
+    Parameters
+    ----------
+    kind : str
+    name : str
+        The column; "the answers" for errors.
+    row : int
+        The first row, by planned order, from which on it is otherwise.
+    before, after : float
+        Share of rows; the median of numbers.
+    p : float
+        Of the rows that did not choose the place, corrected for all series.
+    value : float
+        The value of a column that holds one value.
+    slip : int
+        By how many rows labels slip from there on; 0 if they do not.
+    mended : float
+        Accuracy from there on with the labels moved back.
+    """
+
+    kind: Kind
+    name: str
+    row: int
+    before: float
+    after: float
+    p: float
+    value: float = 0.0
+    slip: int = 0
+    mended: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Series:
+    """Numbers of the rows in the order of the file, NaN if a number is not known."""
+
+    kind: Kind
+    name: str
+    x: Float[np.ndarray, "row"]
+    value: float = 0.0
+
+
+@once
+def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
+    """Return what changes somewhere in the file, or why that cannot be asked."""
+    shared, data = shared_rows(evidence), evidence.data
+    if shared.order is None or (data.piece is not None and bool((data.piece > 0).any())):
+        return "the rows are pieces of texts, or their order is not known"
+    if data.grouped:
+        return "rows come in groups, whose order is theirs"
+    order = np.argsort(shared.order.numpy(), kind="stable")
+    if len(order) < LEAST_ROWS:
+        return f"needs {LEAST_ROWS} rows, {len(order)} present"
+    series = list(_series(evidence, order))
+    if not series:
+        return "neither right answers nor columns are known"
+    examples = shared.order.numpy()[order]
+    label = shared.column("label")
+    classes = None if label is None else label.numpy()[order]
+    found = [_change(one, examples, classes, len(series)) for one in series]
+    kept = [_with_slip(change, evidence, order) for change in found if change is not None]
+    ordered = sorted(kept, key=lambda c: (c.kind != "error", c.kind == "level", c.p))
+    first: dict[str, Change] = {}
+    for change in ordered:
+        old = first.setdefault(change.name, change)
+        if {old.kind, change.kind} == {"stuck", "value"}:
+            value = change if change.kind == "value" else old
+            stuck = old if change.kind == "value" else change
+            first[change.name] = value if value.before == 0 else stuck
+    return tuple(first.values())
+
+
+def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Series]:
+    right, numbers, shared = right_rows(evidence), number_rows(evidence), shared_rows(evidence)
+    if right is not None:
+        yield _Series("error", "the answers", 1 - right.double().numpy()[order])
+    elif not isinstance(numbers, str):
+        off = np.full(len(order), np.nan)
+        rows, said, truth = (x.double().numpy() for x in numbers)
+        off[rows.astype(int)] = np.abs(said - truth)
+        limit = np.nanquantile(off, 0.9)
+        yield _Series("error", "the answers", np.where(np.isnan(off), off, off > limit)[order])
+    brightness = shared.column("brightness")
+    if brightness is not None:
+        x = brightness.double().reshape(len(order), -1)[:, 0].numpy()[order]
+        yield _Series("level", "the brightness", x)
+    data = evidence.data
+    if not data.inputs or data.key_columns is None or shared.order is None:
+        return
+    examples = shared.order.numpy()[order].tolist()
+    if not data.key_columns(examples[:1]):
+        return
+    given = data.key_columns(examples)
+    for name in [n for n in data.inputs if n in given][:MOST_COLUMNS]:
+        yield from _of_column(name, given[name])
+
+
+def _of_column(name: str, cells: Sequence[Any]) -> Iterator[_Series]:
+    x = np.array([_number(cell) for cell in cells])
+    missing = np.isnan(x)
+    if missing.all():
+        return
+    if missing.any():
+        yield _Series("missing", name, missing.astype(float))
+    known = ~missing
+    if len(np.unique(x[known])) < 3:
+        return
+    same = np.zeros(len(x))
+    same[1:] = x[1:] == x[:-1]
+    yield _Series("stuck", name, np.where(known, same, np.nan))
+    values, counts = np.unique(x[known], return_counts=True)
+    often = values[counts >= max(8, 0.03 * len(x))]
+    if len(often) and len(often) <= 20:
+        scores = [_cusum((x == value).astype(float))[1] for value in often]
+        value = float(often[int(np.argmax(scores))])
+        yield _Series("value", name, np.where(known, x == value, np.nan), value)
+
+
+def _number(cell: Any) -> float:
+    found = None if cell is None or cell == "" else as_number(cell)
+    return np.nan if found is None else float(found)
+
+
+def _cusum(x: Float[np.ndarray, "row"]) -> tuple[int, float]:
+    """Return where the two means of a series differ most, and by how many standard errors."""
+    n = len(x)
+    spread = float(x.std())
+    first, last = max(2, round(MARGIN * n)), n - max(2, round(MARGIN * n))
+    if spread == 0 or last <= first:
+        return n // 2, 0.0
+    k = np.arange(first, last + 1)
+    total = np.cumsum(x - x.mean())[k - 1]
+    score = np.abs(total) * np.sqrt(n / (k * (n - k))) / spread
+    best = int(np.argmax(score))
+    return int(k[best]), float(score[best])
+
+
+def _change(
+    series: _Series,
+    examples: Int[np.ndarray, "row"],
+    classes: Int[np.ndarray, "row"] | None,
+    n_series: int,
+) -> Change | None:
+    """Choose a place on every other row, test it on the rest, then place it on all rows."""
+    known = ~np.isnan(series.x)
+    x, at = series.x[known], examples[known]
+    flat = x if series.kind != "level" else np.argsort(np.argsort(x, kind="stable")) / len(x)
+    classes = None if classes is None or not _sorted(classes[known]) else classes[known]
+    flat = flat if classes is None else _within(flat, classes)
+    if len(x) < LEAST_ROWS:
+        return None
+    k, _ = _cusum(flat[::2])
+    cut = min(2 * k, len(x) - 1)
+    rest = np.arange(1, len(x), 2)
+    early, late = rest[rest < cut], rest[rest >= cut]
+    if min(len(early), len(late)) < 5:
+        return None
+    if classes is None:
+        chance, moved = _chance(series.kind, x, flat, early, late), None
+    else:
+        chance, moved = _chance_within(flat, classes, early, late)
+    p = n_series * chance
+    before, after = (float(np.median(x[i]) if series.kind == "level" else x[i].mean())
+                     for i in (early, late))  # fmt: skip
+    if p >= 0.001 or not _large(series.kind, before, after, flat[early], flat[late]):
+        return None
+    if moved is not None and abs(moved) < 0.1:
+        return None
+    place = _cusum(flat)[0]
+    return Change(
+        series.kind, series.name, int(at[place]), before, after, min(1.0, p), series.value
+    )
+
+
+def _sorted(classes: Int[np.ndarray, "row"]) -> bool:
+    """Return whether rows of a class stand together far more often than in a random order."""
+    n = len(classes)
+    sizes = np.unique(classes, return_counts=True)[1]
+    steps = int((classes[1:] != classes[:-1]).sum())
+    return steps < 0.8 * (n - 1) * (1 - float(((sizes / n) ** 2).sum()))
+
+
+def _within(
+    x: Float[np.ndarray, "row"], classes: Int[np.ndarray, "row"]
+) -> Float[np.ndarray, "row"]:
+    """Return numbers less the mean of their class."""
+    out = x.astype(float).copy()
+    for k in np.unique(classes):
+        out[classes == k] -= x[classes == k].mean()
+    return out
+
+
+def _chance(kind: Kind, x: Any, flat: Any, early: Any, late: Any) -> float:
+    """Return the chance of the difference if the order of these rows told nothing."""
+    if kind == "level":
+        result: Any = mannwhitneyu(flat[early], flat[late])
+        return float(result.pvalue)
+    table = [[int(x[i].sum()), int(len(i) - x[i].sum())] for i in (early, late)]
+    result = fisher_exact(table)
+    return float(result.pvalue)
+
+
+def _chance_within(x: Any, classes: Any, early: Any, late: Any) -> tuple[float, float]:
+    """Return the chance if rows of a class change places at random, and the mean difference.
+
+    Normal approximation; a class that lies on one side alone tells nothing.
+    """
+    total = variance = gap = weight = 0.0
+    for k in np.unique(classes):
+        a, b = (x[i[classes[i] == k]] for i in (early, late))
+        if not len(a) or not len(b):
+            continue
+        both, share = np.concatenate([a, b]), len(a) * len(b) / (len(a) + len(b))
+        total += float(b.sum() - len(b) * both.mean())
+        variance += share * float(both.var(ddof=1))
+        gap, weight = gap + share * float(b.mean() - a.mean()), weight + share
+    if variance == 0 or weight == 0:
+        return 1.0, 0.0
+    return float(2 * norm.sf(abs(total) / np.sqrt(variance))), gap / weight
+
+
+def _large(kind: Kind, before: float, after: float, early: Any, late: Any) -> bool:
+    if kind == "stuck":
+        return max(before, after) >= 0.9 and min(before, after) <= 0.3
+    if kind == "level":
+        above = float((early[:, None] < late[None, :]).mean())
+        return abs(above - 0.5) >= 0.4
+    return abs(after - before) >= 0.1
+
+
+def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]) -> Change:
+    """Say by how many rows labels slip, if answers fit the labels of other rows from there on."""
+    columns, shared = answer_columns(evidence), shared_rows(evidence)
+    if change.kind != "error" or isinstance(columns, str) or shared.order is None:
+        return change
+    examples = shared.order.numpy()[order]
+    said, label = columns[0].argmax(1).numpy()[order], columns[1].numpy()[order]
+    best = (0, 1 - change.after)
+    for slip in SLIPS:
+        right = _slipped(said, label, examples, examples >= change.row, slip)
+        if len(right) >= 20 and right.mean() > best[1]:
+            best = slip, float(right.mean())
+    gained = best[1] - (1 - change.after)
+    if best[0] == 0 or gained < 0.7 * (change.after - change.before):
+        return change
+    row = _slips_from(said, label, examples, best[0])
+    mended = _slipped(said, label, examples, examples >= row, best[0])
+    after = 1 - float((said == label)[examples >= row].mean())
+    before = 1 - float((said == label)[examples < row].mean())
+    return replace(change, row=row, before=before, after=after, slip=best[0],
+                   mended=float(mended.mean()))  # fmt: skip
+
+
+def _slips_from(
+    said: Int[np.ndarray, "row"],
+    label: Int[np.ndarray, "row"],
+    examples: Int[np.ndarray, "row"],
+    slip: int,
+) -> int:
+    """Return the row before which labels as they are, and after which moved ones, fit best."""
+    own = (said == label).astype(float)
+    moved = own.copy()
+    for i, example in enumerate(examples):
+        one = _slipped(said, label, examples, examples == example, slip)
+        moved[i] = float(one[0]) if len(one) else own[i]
+    total = np.concatenate([[0.0], np.cumsum(own - moved)])
+    return int(examples[min(int(np.argmax(total[:-1])), len(examples) - 1)])
+
+
+def _slipped(
+    said: Int[np.ndarray, "row"],
+    label: Int[np.ndarray, "row"],
+    examples: Int[np.ndarray, "row"],
+    chosen: Bool[np.ndarray, "row"],
+    slip: int,
+) -> Bool[np.ndarray, "kept"]:
+    """Return whether answers equal the labels that stand ``slip`` rows further on."""
+    where = {int(example): i for i, example in enumerate(examples)}
+    pairs = [(i, where.get(int(examples[i]) + slip, -1)) for i in np.flatnonzero(chosen)]
+    kept = [(i, j) for i, j in pairs if j >= 0 and label[j] >= 0]
+    return np.array([said[i] == label[j] for i, j in kept], dtype=bool)

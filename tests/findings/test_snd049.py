@@ -1,0 +1,118 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from findings._evidence import gathered
+from findings._nets import assert_clear, assert_raised
+from sonde.findings._file_order import changes_in_file
+from sonde.findings.evidence import Evidence
+from sonde.findings.snd049 import SND049
+
+N, AT = 320, 190
+
+
+def _rows(seed: int, n: int = N):
+    """Draw inputs of three classes, and answers that are right nine times in ten."""
+    draw = np.random.default_rng(seed)
+    label = draw.choice(3, n, p=(0.5, 0.3, 0.2))
+    x = draw.normal(size=(n, 5)).round(2) + 2 * np.eye(5)[label]
+    x[:, 4] = draw.integers(0, 4, n)
+    said = np.where(draw.random(n) < 0.9, label, (label + 1) % 3)
+    return x, label, said
+
+
+def _evidence(x: Any, label: Any, said: Any, brightness: Any = None) -> Evidence:
+    n, names = len(x), tuple("pqrst")
+
+    def columns(examples: Sequence[int]) -> dict[str, list[float]]:
+        return {name: [float(x[i, j]) for i in examples] for j, name in enumerate(names)}
+
+    facts = {"inputs": names, "key_columns": columns, "labels_are_models": True}
+    facts["label_names"] = ("ash", "birch", "cedar")
+    more = {} if brightness is None else {"columns": {"brightness": torch.tensor(brightness)}}
+    logits = torch.tensor(3 * np.eye(3)[said], dtype=torch.float32)
+    ids = [f"r{i}" for i in range(n)]
+    return gathered(
+        np.nan_to_num(x), label=torch.tensor(label), logits=logits, ids=ids,
+        keys=[i.encode() for i in ids], facts=facts, **more,
+    )[0].evidence  # fmt: skip
+
+
+@pytest.mark.truth("the row from which on the labels were moved")
+@pytest.mark.parametrize("slip", [1, -2])
+def test_labels_that_slip_are_named_with_the_row_and_the_line_that_moves_them_back(slip) -> None:
+    x, label, said = _rows(0)
+    moved = label.copy()
+    moved[AT:] = np.roll(label, slip)[AT:]
+    evidence = _evidence(x, moved, said)
+    finding = assert_raised(SND049().check(evidence), "warning")
+    way = "later" if slip > 0 else "earlier"
+    assert f"{abs(slip)} row{'s' * (abs(slip) > 1)} {way}" in finding.sentence
+    (change,) = changes_in_file(evidence)
+    assert abs(change.row - AT) <= 4
+    assert finding.examples == (change.row,)
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"label": moved})
+    exec(finding.fix.split(" (the column")[0], {"frame": frame})  # what a user would paste
+    known = frame["label"].notna().to_numpy()
+    right = (frame["label"].to_numpy() == label)[known]
+    assert right.mean() > 0.98
+    assert change.mended == pytest.approx((said == label)[AT:].mean(), abs=0.02)
+
+
+@pytest.mark.truth("the row from which on a column was overwritten")
+def test_a_sensor_that_sticks_and_one_that_says_minus_999_are_named() -> None:
+    x, label, said = _rows(1)
+    x[AT:, 1] = x[AT - 1, 1]
+    x[AT + 40 :, 2] = -999.0
+    said[AT + 40 :] = 0
+    evidence = _evidence(x, label, said)
+    finding = assert_raised(SND049().check(evidence), "warning")
+    found = {c.name: c for c in changes_in_file(evidence)}
+    assert set(found) == {"the answers", "q", "r"}
+    assert (found["q"].kind, found["r"].kind, found["r"].value) == ("stuck", "value", -999)
+    assert abs(found["q"].row - AT) <= 2
+    assert found["r"].row == AT + 40
+    assert "r is -999 in 100 % of rows, before in 0 %" in finding.sentence
+    assert finding.fix.startswith("Take '")
+    x[AT:, 3] = np.nan
+    found = {c.name: c for c in changes_in_file(_evidence(x, label, said))}
+    assert (found["s"].kind, found["s"].row) == ("missing", AT)
+
+
+def test_pictures_that_grow_dim_are_a_note() -> None:
+    x, label, said = _rows(2)
+    light = 0.5 + 0.1 * np.random.default_rng(0).normal(size=N)
+    assert_clear(SND049().check(_evidence(x, label, said, light)))
+    light[AT:] -= np.linspace(0.1, 0.5, N - AT)
+    finding = assert_raised(SND049().check(_evidence(x, label, said, light)), "note")
+    assert "the brightness falls: median 0.16, before 0.51" in finding.sentence
+
+
+def test_a_file_sorted_by_class_is_compared_within_classes() -> None:
+    x, label, said = _rows(3)
+    said[label == 2] = 1
+    order = np.argsort(label, kind="stable")
+    evidence = _evidence(x[order], label[order], said[order])
+    assert_clear(SND049().check(evidence))
+    said = said.copy()
+    late = order[AT:]
+    said[late] = (label[late] + 1) % 3
+    assert_raised(SND049().check(_evidence(x[order], label[order], said[order])), "warning")
+
+
+def test_at_most_one_healthy_file_in_sixty_raises() -> None:
+    raised = sum(
+        SND049().check(_evidence(*_rows(100 + s, 200))).state == "raised" for s in range(60)
+    )
+    assert raised <= 1
+
+
+def test_few_rows_and_groups_do_not_apply() -> None:
+    x, label, said = _rows(4, 60)
+    assert SND049().check(_evidence(x, label, said)).reason == "needs 80 rows, 60 present"
+    grouped = gathered(np.zeros((200, 2)), group=[i // 4 for i in range(200)])[0].evidence
+    assert "groups" in SND049().check(grouped).reason
