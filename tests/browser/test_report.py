@@ -32,10 +32,16 @@ def page_file(report, tmp_path_factory) -> Path:
     return path
 
 
+def unfold(page: Any) -> None:
+    """Open what folds below the first screen."""
+    page.locator("#measured > details > summary").click()
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_the_page_fits_and_everything_is_there(opened, page_file, size: str, theme: str) -> None:
     page = opened(page_file, size, theme)
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
     for key in SECTIONS:
         assert page.locator(f"section#{key}").is_visible()
@@ -50,6 +56,7 @@ def test_the_page_fits_and_everything_is_there(opened, page_file, size: str, the
 
 def test_no_table_of_checks_hides_a_column_on_a_desk(opened, page_file) -> None:
     page = opened(page_file, "desk")
+    unfold(page)
     page.locator("#checks details.more > summary").click()
     assert page.locator("#checks .scroll").evaluate("e => e.scrollWidth - e.clientWidth") <= 0
 
@@ -126,6 +133,7 @@ def test_drawers_open_by_keyboard_and_the_focus_can_be_seen(opened, page_file) -
 
 def test_tables_and_commands_are_copied(opened, page_file, report) -> None:
     page = opened(page_file)
+    unfold(page)
     page.evaluate("navigator.clipboard.writeText = async (t) => { window.copied = t; }")
     command = page.locator("article button[data-copy]").first
     command.click()
@@ -159,6 +167,7 @@ def test_a_picture_is_copied_as_what_it_shows(opened, report, tmp_path) -> None:
 
 def test_tooltips_follow_pointer_and_arrow_keys(opened, page_file) -> None:
     page = opened(page_file)
+    unfold(page)
     tip = page.locator("#tip")
     assert not tip.is_visible()
     plot = page.locator("#depth svg.plot.wide").nth(1)
@@ -206,6 +215,7 @@ def test_paper_shows_what_drawers_hold(opened, page_file) -> None:
 
 def test_the_page_needs_no_script_and_obeys_reduced_motion(opened, page_file) -> None:
     page = opened(page_file, java_script_enabled=False)
+    unfold(page)
     assert page.locator("#depth svg.plot.wide").first.is_visible()
     page = opened(page_file, reduced_motion="reduce")
     assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
@@ -229,6 +239,7 @@ def hostile_file(report, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("size", "kind"), [("phone", "narrow"), ("desk", "wide")])
 def test_hostile_names_do_nothing_and_long_ones_fit(opened, hostile_file, size, kind) -> None:
     page = opened(hostile_file, size)
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
     assert page.locator("img").count() == 0
     page.locator(f"#rows svg.plot.{kind} [data-tip]").first.hover()

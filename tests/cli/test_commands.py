@@ -39,6 +39,7 @@ NEEDS = {
         "fit participation_ratio sonde:digits sonde:digits/train "
         "-o run.track/step-0000000005.sonde --limit 80"
     ],
+    "decode": ["encode notes.txt --window 16"],
     "info": [FIT],
     "export": ["read sonde:digits sonde:digits/test --sites blocks -o acts --limit 80"],
     "verify": ["read sonde:digits sonde:digits/test --sites blocks -o acts --limit 80"],
@@ -71,6 +72,8 @@ def test_the_example_of_every_command_runs(run, tmp_path, monkeypatch, word):
     monkeypatch.chdir(tmp_path)
     if word == "track":
         (tmp_path / "run.track").mkdir()
+    if word in ("encode", "decode"):
+        (tmp_path / "notes.txt").write_text("Notes of a walk by the sea, and of its weather.\n" * 3)
     for needed in NEEDS.get(word, ()):
         assert run(*needed.split()).code == 0
     words = example_of(word)

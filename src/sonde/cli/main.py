@@ -22,6 +22,9 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde generate MODEL TEXT [--steer A.sonde]     what it writes, also steered
   sonde edit WORD MODEL ... -o NEW/               change a model, or undo it
   sonde compress MODEL DATA -o SMALL/             smaller weights, what it costs
+  sonde train MODEL DATA -o NEW/                  train with losses on states
+  sonde encode FILE -o FILE                       texts in few bytes
+  sonde decode FILE -o FILE                       and back, bit for bit
   sonde merge A.sonde B.sonde -o C.sonde          join bundles fitted separately
   sonde drift A.sonde B.sonde                     what moved between two fits
   sonde compare MODEL OTHER DATA                  two models, layer by layer

@@ -97,7 +97,8 @@ def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
 
     Examples
     --------
-    >>> import sonde
+    >>> import sonde, torch
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     >>> new = sonde.inserted(net, {"0": sonde.layers.Adapter(4, 2)})
     >>> x = torch.ones(1, 3)

@@ -1,5 +1,6 @@
 """A classifier whose weights are given vectors: of texts, attributes, prototypes or definitions."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
 
@@ -160,7 +161,7 @@ class TargetHead(Layer):
         cosines = torch.einsum("...d,cvd->...cv", normalize(h, dim=-1), normalize(w, dim=-1))
         if self.reduce == "max":
             return cosines.amax(-1)
-        wide = (cosines / self.temperature).logsumexp(-1) - torch.tensor(float(w.shape[1])).log()
+        wide = (cosines / self.temperature).logsumexp(-1) - math.log(w.shape[1])
         return wide * self.temperature
 
     def _logits(self, h: Tensor, targets: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -68,6 +68,7 @@ class CauchySchwarzInformation(PairSampleInstrument):
 
     Examples
     --------
+    >>> import torch
     >>> a, b = torch.randn(2, 300, 1, generator=torch.Generator().manual_seed(0))
     >>> found = cauchy_schwarz_information(a, a + b)
     >>> found.value > 5 * found.null

@@ -64,14 +64,15 @@ def header(report: dict[str, Any]) -> Markup:
     verdict = report["verdict"]
     chips = [badge(level, plural(verdict[level], level)) for level in LEVELS if verdict[level]]
     chips = chips or [badge("clear", "nothing found")]
+    screen = first_screen(report)
     return el(
         "header",
         el("p", "sonde scan", cls="brand"),
         title,
         versus,
-        first_screen(report),
+        screen,
         el("p", *chips, cls="verdict"),
-        _answers(report),
+        None if screen else _answers(report),
         el("p", checks_line(verdict), cls="facts"),
         _banner(report),
         el("p", " · ".join(_facts(report)), cls="facts"),

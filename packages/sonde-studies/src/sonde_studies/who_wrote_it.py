@@ -55,7 +55,7 @@ class WhoWroteItStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Draw pieces, ask the recipe, and once with files of one package dealt to four."""
         model, draw = load("sonde:stdlib"), np.random.default_rng(seed)
-        n = 16 if tiny else PIECES
+        n = 24 if tiny else PIECES
         tick("four packages")
         rows = [row for name in WRITERS for row in _pieces(name, n, draw)]
         found = who_wrote_it(model, rows, group_column="file", seed=seed, progress=False)
