@@ -29,7 +29,8 @@ def test_the_example_of_detection_prints_what_is_shown(tmp_path, monkeypatch):
         if language == "python":
             subprocess.run([sys.executable, "-c", text], check=True)
         elif language == "text":
-            missing = [line for line in text.splitlines() if line not in printed.splitlines()]
+            shown = [line for line in text.splitlines() if line != "..."]  # lines left out
+            missing = [line for line in shown if line not in printed.splitlines()]
             assert missing == []
             n_shown += 1
         else:

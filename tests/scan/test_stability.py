@@ -70,7 +70,9 @@ def test_other_batches_say_the_same() -> None:
 
 def test_another_order_of_the_file_says_the_same() -> None:
     order = np.random.default_rng(0).permutation(len(items()))
-    assert said(scanned([items()[i] for i in order])) == said(reference())
+    of_order = {("SND049", "warning")}  # the wrong labels are the file's first 40: gone when mixed
+    assert said(scanned([items()[i] for i in order])) == said(reference()) - of_order
+    assert of_order < said(reference())
 
 
 @pytest.mark.parametrize("family", ["relu-mlp", "residual-cnn"])
