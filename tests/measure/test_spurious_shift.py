@@ -47,9 +47,22 @@ def test_standard_error_null_and_since():
     assert moved.value > 0.3
 
 
-def test_a_missing_cell_is_named():
+@pytest.mark.truth("closed form: an additive design keeps its shares without some of its cells")
+def test_empty_cells_leave_the_shares():
+    x, concept, context = rows(noise=0.0)
+    keep = ~np.isin(3 * context + concept, [1, 6, 11])
+    result = spurious_shift(x[keep], concept[keep], context[keep])
+    assert result.share_concept == pytest.approx(1 / 3, rel=1e-6)
+    assert result.share_context == pytest.approx(2 / 3, rel=1e-6)
+    drawn = [rows(seed=s, context_size=0.0) for s in range(12)]
+    free = [spurious_shift(*(v[~np.isin(3 * d[2] + d[1], [1, 6])] for v in d)) for d in drawn]
+    nulls = [float(torch.as_tensor(r.null)) for r in free]
+    assert np.mean([float(r) for r in free]) == pytest.approx(np.mean(nulls), abs=0.08)
+
+
+def test_contexts_that_nothing_links_are_refused():
     x, concept, context = rows()
-    keep = (concept != 1) | (context != 2)
-    with pytest.raises(InputError, match="got 11 cells of 3 concepts and 4 contexts"):
-        spurious_shift(x[keep], concept[keep], context[keep])
+    apart = (concept == 0) == (context < 2)
+    with pytest.raises(InputError, match="got 6 cells of 3 concepts and 4 contexts"):
+        spurious_shift(x[apart], concept[apart], context[apart])
     assert "dead" in spurious_shift(np.ones((600, 2)), concept, context).flags

@@ -13,7 +13,7 @@ from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._cells import CellMoments, shape_of
+from sonde.measure._cells import VALUES, CellMoments
 from sonde.stats import ClassMomentsState
 from sonde.stats.joint_counts import entropy_nats, information_nats
 
@@ -56,13 +56,15 @@ class SpuriousShift(Instrument):
 
     A cell is a concept (the label) in a context. Its mean counts once, however many rows it has:
     ``SS_context / SS - SS_concept / SS`` of a two-way design, what is left is their interaction.
+    Where cells are empty the effects are fitted by least squares and squared over the full table.
     Take it on test rows and subtract that of training rows (``since``).
 
     Range        [-1, 1]; higher = context matters more. Invariant to  rotation, isotropic scale,
                  shifts.
     Cost         one pass; state 8 cells (dim + 2) bytes.
-    Assumes      every concept is seen in every context, and at least two of each; rows without one
-                 of the two are left out. The null is that of contexts without meaning.
+    Assumes      at least two concepts and two contexts, linked by more cells than they are;
+                 rows without one of the two are left out. The null is that of contexts without
+                 meaning.
     Differs      from the paper: shares of variance of cells in place of cosines with anchors.
 
     Parameters
@@ -93,24 +95,15 @@ class SpuriousShift(Instrument):
 
     def result(self, cells: ClassMomentsState) -> SpuriousShiftResult:
         """Split the variance of the cell means."""
-        shape = shape_of(cells)
-        if min(shape) < 2 or len(cells.labels) != shape[0] * shape[1]:
-            raise InputError(
-                "SpuriousShift: expected every concept in every context, at least two of each, got "
-                f"{len(cells.labels)} cells of {shape[0]} concepts and {shape[1]} contexts. "
-                "Leave out those that are not seen everywhere."
-            )
-        mean = cells.mean.reshape(*shape, -1)
-        gap = mean - mean.mean((0, 1))
-        total = gap.square().sum()
-        concept = shape[1] * gap.mean(1).square().sum()
-        context = shape[0] * gap.mean(0).square().sum()
+        design = _Design.of(cells)
+        concept, context, rest = design.squares(cells.mean)
+        total = concept + context + rest
         dead = not bool(total.detach() > 0)
         part = [float(p.detach() / total.detach()) for p in (concept, context)]
-        counts = cells.n.reshape(shape)
+        counts = design.table(cells.n)
         return SpuriousShiftResult(
             value=math.nan if dead else (context - concept) / total,
-            null=_without_meaning(cells, mean.detach(), float(concept.detach())),
+            null=design.without_meaning(cells, float(concept.detach())),
             n=cells.n_labelled,
             range=(-1.0, 1.0),
             flags=("dead",) if dead else (),
@@ -126,19 +119,71 @@ class SpuriousShift(Instrument):
         )
 
 
-def _without_meaning(
-    cells: ClassMomentsState, mean: Float[Tensor, "concept context dim"], concept: float
-) -> float:
-    """Return the value to expect if the contexts of each concept's rows were drawn at random."""
-    shape = mean.shape[:2]
-    weight, within = (v.detach().reshape(shape) for v in (cells.weight, cells.within))
-    n = weight.sum(1, keepdim=True)
-    own = (weight[..., None] * mean).sum(1, keepdim=True) / n[..., None]
-    scatter = within + weight * (mean - own).square().sum(2)
-    spread = scatter.sum(1, keepdim=True) / (n - 1)
-    noise = float((spread / weight).mean()) * (shape[1] - 1)
-    total = concept + shape[0] * noise
-    return (noise - concept) / total if total > 0 else math.nan
+@final
+@dataclass(frozen=True)
+class _Design:
+    """The additive fit of cell means by least squares; cells may be empty.
+
+    ``concept @ mean`` and ``context @ mean`` are the effects, ``rest @ mean`` what they leave.
+    """
+
+    at: Int[Tensor, "cell 2"]
+    concept: Float[Tensor, "concept cell"]
+    context: Float[Tensor, "context cell"]
+    rest: Float[Tensor, "cell cell"]
+
+    @classmethod
+    def of(cls, cells: ClassMomentsState) -> "_Design":
+        """Solve for the effects, each kind with mean 0."""
+        parts = (cells.labels // VALUES, cells.labels % VALUES)
+        at = torch.stack([torch.unique(p, return_inverse=True)[1] for p in parts], 1)
+        a, b = (int(i) for i in at.max(0).values + 1)
+        one = torch.cat([torch.eye(a)[at[:, 0].cpu()], torch.eye(b)[at[:, 1].cpu()]], 1).double()
+        fit = torch.linalg.pinv(one)
+        if min(a, b) < 2 or int(torch.linalg.matrix_rank(one)) < a + b - 1 or len(at) < a + b:
+            raise InputError(
+                "SpuriousShift: expected at least two concepts and two contexts that are linked by "
+                f"more than {a + b - 1} cells, got {len(at)} cells of {a} concepts and {b} "
+                "contexts. Leave out concepts and contexts that are seen in one cell alone."
+            )
+        effects = [e - e.mean(0) for e in (fit[:a], fit[a:])]
+        rest = torch.eye(len(at)).double() - one @ fit
+        return cls(at, *(m.to(cells.mean) for m in (*effects, rest)))
+
+    def table(self, values: Tensor) -> Tensor:
+        """Return the values of the cells as a table; 0 where a cell is empty."""
+        found = values.new_zeros(len(self.concept), len(self.context))
+        return found.index_put((self.at[:, 0], self.at[:, 1]), values)
+
+    def squares(self, mean: Float[Tensor, "cell dim"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the sums of squares of concept, context and what is left, over a full table."""
+        maps = (self.concept, self.context, self.rest)
+        return tuple(  # pyright: ignore[reportReturnType]
+            w * (m @ (mean - mean[:1])).square().sum()
+            for w, m in zip(self._weights, maps, strict=True)
+        )
+
+    def without_meaning(self, cells: ClassMomentsState, concept: float) -> float:
+        """Return the value to expect if the contexts of each concept's rows were drawn by lot."""
+        own = self.at[:, 0]
+        weight, within, mean = cells.weight.detach(), cells.within.detach(), cells.mean.detach()
+        zero = weight.new_zeros(len(self.concept))
+        n = zero.index_add(0, own, weight)
+        sums = mean.new_zeros(len(n), mean.shape[1])
+        centre = sums.index_add(0, own, weight[:, None] * mean) / n[:, None]
+        scatter = within + weight * (mean - centre[own]).square().sum(1)
+        noise = (zero.index_add(0, own, scatter) / (n - 1))[own] / weight
+        context, rest = (
+            w * float(m.square().sum(0) @ noise)
+            for w, m in zip(self._weights[1:], (self.context, self.rest), strict=True)
+        )
+        total = concept + context + rest
+        return (context - concept) / total if total > 0 else math.nan
+
+    @property
+    def _weights(self) -> tuple[int, int, float]:
+        a, b = len(self.concept), len(self.context)
+        return b, a, (a - 1) * (b - 1) / (len(self.at) - a - b + 1)
 
 
 def _cramers_v(counts: Int[Tensor, "concept context"]) -> float:
