@@ -36,6 +36,18 @@ def test_a_lower_layer_is_fused_inside_the_last_ones_plausible_tokens():
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
 
 
+@pytest.mark.truth("the formula in Python floats, one token at a time")
+def test_a_guiding_context_beside_the_amateur():
+    rule = ContrastiveDecode(
+        0, strength=0.7, guide=OtherPrompts(torch.ones(2, 3).long()), guide_weight=0.4
+    )
+    others = {"amateur": A.log(), "guide": L.log() + 2.0}
+    assert others.keys() == rule.reads().keys()
+    found = rule.step(P.log(), DecodeContext(others)).exp()
+    expected = P**1.7 / A**0.7 * (L / P) ** 0.28 * (0.1 * P.amax(1, keepdim=True) <= P)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+
+
 def test_an_amateur_like_the_model_leaves_the_choice_and_a_token():
     same = ContrastiveDecode(0, plausible=1.0).step(P.log(), DecodeContext({"amateur": P.log()}))
     assert torch.equal(same.argmax(1), P.argmax(1))
@@ -70,11 +82,12 @@ RULES = [
     ContrastiveDecode(causal_model(1, width=8), layers=(0, -1), strength=0.8),
     ContrastiveDecode(0, plausible=0.01),
     ContrastiveDecode(prompt=lambda ids, mask, _: (ids[:, -2:], mask[:, -2:]), plausible=0.01),
+    ContrastiveDecode(0, guide=lambda ids, mask, _: (ids[:, -2:], mask[:, -2:]), plausible=0.01),
     DoLa((0, 1)),
 ]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=["amateur", "lol", "layer", "prompt", "dola"])
+@pytest.mark.parametrize("rule", RULES, ids=["amateur", "lol", "layer", "prompt", "guide", "dola"])
 def test_laws(rule):
     check(rule)
 

@@ -28,8 +28,7 @@ class ContrastiveDecode(Decode):
     Range        scores in nats; -inf outside V, which is never empty.
     Cost         one forward of the amateur for each token; an early layer: its read-out.
     Assumes      one vocabulary.
-    Differs      LOL's contrast with a guiding context is an amateur with ``prompt``; its weights
-                 are not in its abstract and are ours.
+    Differs      LOL's weights are not in its abstract and are ours.
 
     Parameters
     ----------
@@ -44,6 +43,10 @@ class ContrastiveDecode(Decode):
         Blocks after which model and amateur are contrasted; -1 is the last and must be there.
     layer_weight : float, default=0.3
         Weight of each contrast at a block that is not the last.
+    guide : callable or None, default=None
+        Prompts with a context that asks for the truth, e.g. ``sonde.tap.OtherPrompts``.
+    guide_weight : float, default=1.0
+        Weight of what the guiding context changes, beside the amateur's.
 
     Examples
     --------
@@ -64,6 +67,8 @@ class ContrastiveDecode(Decode):
     plausible: float = 0.1
     layers: tuple[int, ...] = (-1,)
     layer_weight: float = 0.3
+    guide: Rewording | None = None
+    guide_weight: float = 1.0
     paper: ClassVar[str] = "li2023contrastive"
 
     def __post_init__(self) -> None:
@@ -83,10 +88,11 @@ class ContrastiveDecode(Decode):
             )
 
     def reads(self) -> Mapping[str, OtherLogits]:
-        """Name the amateur and, of both, what the lower layers say."""
+        """Name the amateur, the guided prompts and, of both models, what the lower layers say."""
+        guide = {} if self.guide is None else {"guide": OtherLogits(prompt=self.guide)}
         if isinstance(self.amateur, int):
-            return {"amateur": OtherLogits(prompt=self.prompt, layer=self.amateur)}
-        found = {"amateur": OtherLogits(self.amateur, self.prompt)}
+            return {"amateur": OtherLogits(prompt=self.prompt, layer=self.amateur), **guide}
+        found = {"amateur": OtherLogits(self.amateur, self.prompt), **guide}
         for layer in self._lower():
             found[f"layer {layer}"] = OtherLogits(layer=layer)
             found[f"amateur layer {layer}"] = OtherLogits(self.amateur, self.prompt, layer)
@@ -104,6 +110,8 @@ class ContrastiveDecode(Decode):
         for layer in self._lower():
             low = self._contrast(others[f"layer {layer}"], others[f"amateur layer {layer}"])
             score = score + self.layer_weight * low
+        if self.guide is not None:
+            score = score + self.strength * self.guide_weight * (others["guide"] - p)
         return score.masked_fill(~plausible_tokens(p, self.plausible), -torch.inf)
 
     def _contrast(self, p: Tensor, amateur: Tensor) -> Tensor:
