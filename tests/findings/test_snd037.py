@@ -134,6 +134,6 @@ def test_a_regression_is_held_against_its_last_layer_and_the_mean() -> None:
         assert found["value"] == pytest.approx(error, rel=1e-4)
         assert found["last"]["value"] == pytest.approx(0.1 * scale, rel=0.15)
         assert found["commonest"] == pytest.approx(scale * float(truth.std(correction=0)), rel=1e-4)
-        assert "answers  off by" in str(report)
+        assert "answers  R^2 " in str(report)
         states.append(report.json()["checks"][0]["state"])
     assert states == ["clear", "raised"]

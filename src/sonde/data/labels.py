@@ -34,7 +34,7 @@ class Labels:
     reason : str
         Why a column gives no label, or why the numbers are not the model's own.
     numbers : Float[np.ndarray, "item"] or None
-        The values of a column of numbers that are not whole; NaN if a value is missing.
+        The values of a column of numbers; NaN if a value is missing.
     """
 
     values: Int[np.ndarray, "_item"]
@@ -60,8 +60,8 @@ class LabelColumn:
 
     def add(self, value: Any) -> None:
         """Note the value of the next item."""
+        number = None if is_missing(value) else as_number(value)
         value = _clean(value)
-        number = None if value is None else as_number(value)
         self._numbers.append(math.nan if number is None else number)
         self._is_of_numbers &= value is None or number is not None
         if value is None:
@@ -96,20 +96,18 @@ class LabelColumn:
         codes = np.asarray(self._items, dtype=np.int64)
         values = [v for _, v in self._codes]
         empty = np.full(len(codes), NONE, dtype=np.int64)
-        if self._is_of_numbers and any(map(_is_fraction, values)):
-            return Labels(
-                empty,
-                reason=f"column {column!r} holds numbers that are not whole: no label",
-                numbers=np.frombuffer(self._numbers, dtype=np.float64),
-            )
+        of_numbers = self._is_of_numbers and len(values) > 0
+        given = np.frombuffer(self._numbers, dtype=np.float64) if of_numbers else None
+        if of_numbers and any(map(_is_fraction, values)):
+            reason = f"column {column!r} holds numbers that are not whole: no label"
+            return Labels(empty, (), True, reason, given)
         if len(values) > MAX_LABELS:
-            return Labels(
-                empty, reason=f"column {column!r} has more than {MAX_LABELS:,} values: no label"
-            )
+            reason = f"column {column!r} has more than {MAX_LABELS:,} values: no label"
+            return Labels(empty, (), True, reason, given)
         numbers, found, own = _numbered(values, id2label, names, new_classes)
         lookup = np.asarray([*numbers, NONE], dtype=np.int64)
         reason = "" if own else f"the labels in column {column!r} are not the model's own classes"
-        return Labels(lookup[codes], found, own, reason)
+        return Labels(lookup[codes], found, own, reason, given)
 
 
 def _numbered(

@@ -48,7 +48,7 @@ class Listing:
     late : frozenset of str
         Columns with a meaning that the layout does not know, for the first rows lack them.
     target : array or None
-        Of each example, where the label column holds numbers that are not whole; NaN = none.
+        Of each example, where the label column holds numbers; NaN = none.
     """
 
     keys: list[bytes]

@@ -151,7 +151,8 @@ def open_inputs(
     found, encoder, listing = listed(sample)
     if listing.late:
         found, encoder, listing = listed({**sample, **source.columns(listing.late)})
-    if label_column is not None and not listing.labels.any:
+    numbers = listing.target is not None and model.task != "causal" and len(id2label or ()) < 2
+    if label_column is not None and not listing.labels.any and not numbers:
         reason = listing.labels.reason or "every value is empty, null or -1"
         raise InputError(f"{source.name}: column {label_column!r} gives no label: {reason}.")
     if given and listing.labels.any and not listing.labels.own:

@@ -12,7 +12,7 @@ from sonde.core.stream import Stream
 from sonde.findings._column_moves import ColumnMove
 from sonde.findings._shared import one_per_group, shared_rows
 from sonde.findings.evidence import Evidence
-from sonde.findings.shortcuts import class_answers_of
+from sonde.findings.shortcuts import answers_of, class_answers_of
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
 from sonde.tap.reading.small_batches import single
@@ -22,39 +22,63 @@ ROWS: Final = 400
 
 @dataclass(frozen=True)
 class ColumnGain:
-    """Share of right answers as given and with columns brought back, on ``n`` rows of OTHER."""
+    """Share of right answers as given and with columns brought back, on ``n`` rows of OTHER.
+
+    Of a regression R^2 (``numbers``).
+    """
 
     given: float
     mended: float
     n: int
+    numbers: bool = False
 
 
 def column_gain(stream: Stream, other: Evidence, moves: Sequence[ColumnMove]) -> ColumnGain | None:
     """Run the model on at most 400 rows of OTHER, as they are and with columns brought back.
 
     Columns that were multiplied are divided, exchanged ones change places again. None if the model
-    gives no logits, the rows have no label of its classes, or its input is no vector of columns.
+    gives no logits, the rows have no label of its classes and no target, or its input is no vector
+    of columns.
     """
-    shared, label = shared_rows(other), shared_rows(other).column("label")
+    shared, truths = shared_rows(other), _truths(other)
     undone = [m for m in moves if m.is_input and m.kind in ("factor", "exchanged")]
     if not isinstance(stream, LiveStream) or stream.logits_key is None or not undone:
         return None
-    if label is None or shared.order is None or not other.data.labels_are_models:
+    if truths is None or shared.order is None:
         return None
     rows = one_per_group(shared.group)
-    rows = rows[(label[rows] >= 0) & (shared.group[rows] % 2 == 1)][:ROWS]
+    rows = rows[torch.isfinite(truths[rows]) & (shared.group[rows] % 2 == 1)][:ROWS]
     singles = [single(stream.inputs, int(shared.order[row])) for row in rows]
     given = [one for one in singles if one is not None]
     n = len(other.data.inputs)
     if not len(rows) or len(given) < len(rows) or any(_vector(one, n) is None for one in given):
         return None
     mended = [_mended(one, undone, other.data.inputs) for one in given]
-    truth = label[rows].numpy()
+    truth, numbers = truths[rows], other.data.target is not None
     with untouched(stream.model.module), torch.no_grad():
-        right = [
-            float((class_answers_of(stream, some) == truth).mean()) for some in (given, mended)
-        ]
-    return ColumnGain(right[0], right[1], len(truth))
+        before, after = (_reached(stream, some, truth, numbers) for some in (given, mended))
+    return ColumnGain(before, after, len(truth), numbers)
+
+
+def _truths(other: Evidence) -> Tensor | None:
+    """Return the target or the class of each shared row, NaN without one; None if unknown."""
+    shared, target = shared_rows(other), other.data.target
+    if target is not None and shared.order is not None:
+        return target[shared.order].double()
+    label = shared.column("label")
+    if label is None or not other.data.labels_are_models:
+        return None
+    return torch.where(label >= 0, label.double(), torch.nan)
+
+
+def _reached(stream: LiveStream, some: Sequence[InputBatch], truth: Tensor, numbers: bool) -> float:
+    """Return the share of right answers, or R^2."""
+    if not numbers:
+        return float((class_answers_of(stream, some) == truth.numpy()).mean())
+    said = answers_of(stream, some)
+    if said is None or said.shape[1] != 1:
+        return float("nan")
+    return 1 - float((said[:, 0] - truth).square().mean() / truth.var(correction=0))
 
 
 def _vector(one: InputBatch, n: int) -> Tensor | None:

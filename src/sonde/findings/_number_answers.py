@@ -1,6 +1,9 @@
 """How far off the numbers of a regression model are, beside a linear probe and the mean alone."""
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +15,10 @@ from sonde.findings._linear import metric_times
 from sonde.findings._once import once
 from sonde.findings._shared import shared_rows
 from sonde.findings.evidence import Evidence
+
+LEAST: Final = 15  # rows on each half
+NEAR_POWER: Final = 0.2  # a factor so close to a power of ten is taken for it
+TENTH: Final = 1.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +60,7 @@ def number_rows(evidence: Evidence) -> tuple[Tensor, Tensor, Tensor] | str:
     shared = shared_rows(evidence)
     logits, order = shared.column("logits"), shared.order
     if logits is None or order is None or logits.shape[1] != 1:
-        return "the labels are numbers that are not whole, and the model gives no single number"
+        return "the labels are numbers, and the model gives no single number for a row"
     said, truth = logits[:, 0].double(), target[order].double()
     where = torch.nonzero(torch.isfinite(said) & torch.isfinite(truth)).flatten()
     said, truth = said[where], truth[where]
@@ -82,6 +89,69 @@ def number_answers(evidence: Evidence) -> NumberAnswers | str:
         group=group,
         correlation=float(torch.corrcoef(torch.stack([said, truth]))[0, 1].nan_to_num()),
     )
+
+
+Form = Callable[[Tensor], Tensor]
+FORMS: Final[Mapping[str, tuple[str, Form]]] = {
+    "the exponential of its numbers": ("y = y.exp()", torch.exp),
+    "the exponential less 1 of its numbers": ("y = y.expm1()", torch.expm1),
+    "10 to the power of its numbers": ("y = 10 ** y", lambda y: 10.0**y),
+    "the square of its numbers": ("y = y.square()", torch.square),
+    "the logarithm of its numbers": ("y = y.log()", torch.log),
+    "the logarithm of 1 plus its numbers": ("y = y.log1p()", torch.log1p),
+    "the root of its numbers": ("y = y.sqrt()", torch.sqrt),
+}
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """What a model's numbers are turned into so that they fit the targets, in words, as code ``y``.
+
+    ``error`` is the root mean square on the rows that did not choose it.
+    """
+
+    words: str
+    line: str
+    error: float
+
+
+def rescaled(evidence: Evidence) -> Rescaled | None:
+    """Return the simplest change of a regression's numbers that fits the targets; None if unknown.
+
+    A form without a parameter comes before a factor, a factor before a factor and an offset: each
+    is chosen and fitted on half of the groups, and taken if it errs at most a tenth more on the
+    other half than the best.
+    """
+    numbers = number_rows(evidence)
+    if isinstance(numbers, str):
+        return None
+    where, said, truth = numbers
+    fits = torch.remainder(shared_rows(evidence).group[where], 2) == 0
+    if int(fits.sum()) < LEAST or int((~fits).sum()) < LEAST:
+        return None
+    x, y = said[fits], truth[fits]
+    factor = float((x * y).sum() / x.square().sum().clamp(min=1e-300))
+    power = 10.0 ** round(math.log10(abs(factor))) if factor else 1.0
+    if abs(abs(factor) / power - 1) < NEAR_POWER:
+        factor = math.copysign(power, factor)
+    slope = float(torch.cov(torch.stack([x, y]))[0, 1] / x.var().clamp(min=1e-300))
+    offset = float(y.mean()) - slope * float(x.mean())
+    times, plus = f"{factor:.4g}", f"{slope:.4g} * y + {offset:.4g}"
+    forms: dict[str, tuple[str, Form]] = {
+        **FORMS,
+        f"its numbers times {times}": (f"y = {times} * y", lambda y: factor * y),
+        f"its numbers times {slope:.4g} plus {offset:.4g}": (
+            f"y = {plus}",
+            lambda y: slope * y + offset,
+        ),
+    }
+    found: list[Rescaled] = []
+    for words, (line, form) in forms.items():
+        squares = (form(said[~fits]) - truth[~fits]).square()
+        if bool(torch.isfinite(squares).all()):
+            found.append(Rescaled(words, line, float(squares.mean()) ** 0.5))
+    best = min(f.error for f in found)
+    return next(f for f in found if f.error <= TENTH * best)
 
 
 def root_mean(squares: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> tuple[float, float]:

@@ -50,7 +50,22 @@ class SharedRows:
         if not self.index:
             return None
         values = self.evidence.column(name, self.evidence.sites[0])
-        return None if values is None else values.detach().cpu()[self.index[0]]
+        if values is None:
+            return None
+        found = values.detach().cpu()[self.index[0]]
+        of_classes = name == "logits" and self.evidence.data.has_labels
+        return two_logits(found) if of_classes else found
+
+
+def two_logits(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class2"]:
+    """Return a single logit, or probability of class 1, as two classes; several stay as they are.
+
+    Numbers that all lie in [0, 1] are taken as a sigmoid's probabilities.
+    """
+    if logits.ndim != 2 or logits.shape[1] != 1:
+        return logits
+    given = bool(((logits >= 0) & (logits <= 1)).all())
+    return torch.cat([1 - logits if given else torch.zeros_like(logits), logits], 1)
 
 
 @once

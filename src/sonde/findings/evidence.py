@@ -131,7 +131,7 @@ class DataEvidence:
     labels_are_models : bool
         Whether these are the model's own classes.
     target : Float[Tensor, "example"] or None
-        Numbers of a label column that are no classes; NaN = none.
+        Numbers of a label column that a regression should give; NaN = none.
     n_truncated, n_tokens_cut, n_tokens, n_skipped : int
         Examples cut at the context, tokens lost, tokens read, broken items left out.
     seed : int

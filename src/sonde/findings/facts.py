@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -33,6 +33,23 @@ def data_evidence(stream: Stream, name: str, limited: bool = False) -> DataEvide
     if isinstance(stream, ArrayStream):
         return _of_arrays(stream, name, limited)
     return _of_batches(stream, name, limited)
+
+
+def by_answers(data: DataEvidence, logits: Tensor | None) -> DataEvidence:
+    """Return the facts with a column of numbers read as the model's answers ask for.
+
+    They are targets where the model gives one number for a row, unless they are 0 and 1 (-1 =
+    none): then that number is the logit, or the probability, of class 1. Elsewhere whole numbers
+    are classes.
+    """
+    if data.target is None:
+        return data
+    single = logits is not None and logits.ndim == 2 and logits.shape[1] == 1
+    known = data.target[torch.isfinite(data.target)]
+    binary = bool(torch.isin(known, torch.tensor([-1.0, 0.0, 1.0], dtype=known.dtype)).all())
+    if data.has_labels and (binary or not single):
+        return replace(data, target=None)
+    return replace(data, label=torch.full_like(data.label, -1))
 
 
 def _of_items(inputs: ItemInputs, name: str, limited: bool, seed: int) -> DataEvidence:

@@ -125,7 +125,7 @@ def _data(data: DataEvidence, gathered: Gathered) -> dict[str, Any]:
         "n_rows": gathered.outcome.counters.get("examples", data.n),
         "n_groups": data.n_groups,
         "group_column": "given" if data.grouped else None,
-        "label_column": "given" if data.has_labels else None,
+        "label_column": "given" if data.has_labels or data.target is not None else None,
         "n_skipped": data.n_skipped,
         "n_truncated": data.n_truncated,
     }

@@ -20,7 +20,7 @@ from sonde.findings._column_gain import column_gain
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers
 from sonde.findings.evidence import DataEvidence, Evidence
-from sonde.findings.facts import data_evidence
+from sonde.findings.facts import by_answers, data_evidence
 from sonde.findings.fresh_weights import fresh_layers
 from sonde.findings.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
 from sonde.findings.lens import LensEvidence, lens_evidence
@@ -118,6 +118,9 @@ def scan_stream(
     data = data_evidence(stream, name, limited)
     other_data = None if other is None else data_evidence(other, other_name, limited)
     _check_inputs(data, other_data)
+    logits = stream.first_batch().logits
+    data = by_answers(data, logits)
+    other_data = None if other_data is None else by_answers(other_data, logits)
     split = Split(HALF, stream.seed) if other is not None else None
     detectors = chosen_detectors(stream, settings.detectors) if other is not None else {}
     tasks = list(detectors.values())

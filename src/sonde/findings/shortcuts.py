@@ -16,20 +16,21 @@ from torch import Tensor
 
 from sonde.core.inputs import InputBatch
 from sonde.findings._parts import Blocks, Kind, Parts, Rows, parts_of
-from sonde.findings._shared import one_per_group, shared_rows
+from sonde.findings._shared import one_per_group, shared_rows, two_logits
 from sonde.findings.answers import right_rows
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LEAST_ROWS, class_name, usable
 from sonde.findings.text_losses import in_lists
+from sonde.findings.variants import USUAL_WEIGHTS
 from sonde.tap import LiveStream
-from sonde.tap.hooks.outputs import find
+from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
 from sonde.tap.reading.small_batches import single, stacked
 
 ROWS, TOGETHER, DRAWS, TRIED = 800, 128, 2, 3
 FIT, CHOOSE, CONFIRM = range(3)
-USUAL_WEIGHTS, USUAL_NUMBERS = 2_000_000, 12_288
+USUAL_NUMBERS = 12_288
 RIDGE, LEVEL = 1e-2, 0.001
 TELLS: Final = 0.95
 
@@ -270,7 +271,20 @@ def _cost(
 
 
 def class_answers_of(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[np.ndarray, "row"]:
-    """Return the model's classes; those of one shape run together."""
+    """Return the model's classes, -1 where it gives none."""
+    logits = answers_of(stream, singles)
+    if logits is None:
+        return np.full(len(singles), -1)
+    return two_logits(logits).argmax(1).numpy()
+
+
+def answers_of(
+    stream: LiveStream, singles: Sequence[InputBatch]
+) -> Float[Tensor, "row class"] | None:
+    """Return what the model says of single examples; those of one shape run together.
+
+    None if it gives no row of numbers for each of them.
+    """
     alike: dict[tuple[Any, ...], list[int]] = {}
     for i, one in enumerate(singles):
         shapes = tuple(
@@ -278,13 +292,14 @@ def class_answers_of(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[n
             for v in (*one.args, *one.kwargs.values(), one.mask)
         )
         alike.setdefault(shapes, []).append(i)
-    answer = np.full(len(singles), -1)
+    found: dict[int, Tensor] = {}
     assert stream.logits_key is not None
     for rows in alike.values():
         for some in in_lists(rows, TOGETHER):
             batch = stacked([singles[i] for i in some])
             output = watch(stream.model.module, batch, (), place=stream.probe.place).output
-            logits = find(output, stream.logits_key)
-            if logits is not None and logits.ndim == 2:
-                answer[list(some)] = logits.argmax(1).cpu().numpy()
-    return answer
+            logits = find_logits(output, stream.logits_key)
+            if logits is None or logits.ndim != 2:
+                return None
+            found |= dict(zip(some, logits.detach().cpu(), strict=True))
+    return torch.stack([found[i] for i in range(len(singles))])

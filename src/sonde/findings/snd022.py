@@ -200,6 +200,8 @@ def few_outputs(site: SiteEvidence, evidence: Evidence) -> tuple[int, float]:
     if outputs is None or outputs.ndim != 2 or outputs.shape[1] > 3:
         return 0, 0.0
     n = min(outputs.shape[1], 2)
+    if outputs.shape[1] == 1 and bool(((outputs >= 0) & (outputs <= 1)).all()):
+        outputs = outputs.logit(1e-6)  # a sigmoid's probabilities: states are straight before it
     if outputs.shape[1] == 3:
         outputs = (outputs - outputs.mean(1, keepdim=True))[:, :2]
     if not bool(outputs.isfinite().all()):

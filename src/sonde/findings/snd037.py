@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sonde.engine.errorbars import group_error
 from sonde.findings._halves import Z
-from sonde.findings._number_answers import NumberAnswers, number_answers, root_mean
+from sonde.findings._number_answers import NumberAnswers, number_answers, rescaled, root_mean
 from sonde.findings._places import counted_as, read_command, sentence, too_few
 from sonde.findings._text import number, percent, plural
 from sonde.findings.answers import ClassAnswers, ClassAnswersRule, class_answers
@@ -28,6 +28,7 @@ class SND037(ClassAnswersRule):
     nats: float = 0.5
     errors: float = 3.0
     doubt: float = 0.5
+    follows: float = 0.1
 
     code: ClassVar[str] = "SND037"
     title: ClassVar[str] = "The model is wrong where its states are right"
@@ -46,7 +47,8 @@ class SND037(ClassAnswersRule):
         "loss at the next token against the entropy of the tokens' frequencies. Regressions: mean "
         "squares of errors, in shares of the targets' variance, against a held-out linear "
         "regression at the last site and the mean alone, where half of that variance is in the "
-        "model's numbers. A model that says "
+        "model's numbers, or a tenth and a factor, an offset, a logarithm or a power of them, "
+        "chosen on half of the groups, explains it on the others. A model that says "
         "itself that it does not know (mean entropy of its probabilities at least half of that of "
         "equal ones), as one of random weights does, is not judged."
     )
@@ -136,7 +138,9 @@ class SND037(ClassAnswersRule):
         figure = self._figure("error_lag", lag, found.group)
         if not self._holds(figure, self.lag):
             return self.clear(figure)
-        if found.correlation**2 < self.doubt:
+        made = rescaled(evidence)
+        mends = made is not None and made.error**2 < (1 - self.follows) * spread
+        if found.correlation**2 < self.follows or not (mends or found.correlation**2 > self.doubt):
             return self.clear(figure, "its numbers hardly follow these targets")
         own, last = (root_mean(e, found.group)[0] for e in (found.own, probe))
         text = (
@@ -144,6 +148,8 @@ class SND037(ClassAnswersRule):
             f"layer by {number(last)}, the mean alone by {number(spread**0.5)}."
         )
         hint = f"Its numbers follow the targets (correlation {number(found.correlation)})."
+        if made is not None and mends:
+            hint = f"With {made.words} it is off by {number(made.error)}."
         return self.raised_with(
             "warning",
             sentence(text, hint, f"{plural(len(lag), 'row')}."),
@@ -151,6 +157,7 @@ class SND037(ClassAnswersRule):
             sites=(key,),
             effect=min(1.0, figure.value),
             next=read_command(key),
+            fix=f"Undo the scaling of the targets: {made.line}." if made and mends else "",
         )
 
     def _of_tokens(self, lens: LensEvidence) -> Check:

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from sonde.findings._column_moves import ColumnComparison, column_comparison
 from sonde.findings._places import two_names
-from sonde.findings._text import LONGEST, percent, plural
+from sonde.findings._text import LONGEST, number, percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 
@@ -87,8 +87,13 @@ def _gain(evidence: Evidence, found: ColumnComparison) -> str:
     """Return what the model gains where units and places are undone, if it gains."""
     mended = evidence.versus.mended
     gain = None if mended is None else mended(evidence.versus.other, found.moves)
-    if gain is None or gain.mended <= gain.given:
+    if gain is None or not gain.mended > gain.given:
         return ""
+    if gain.numbers:
+        return (
+            f" With units and places undone the model's R^2 is {number(gain.mended)} on "
+            f"{plural(gain.n, 'row')} instead of {number(gain.given)}."
+        )
     return (
         f" With units and places undone the model is right on {percent(gain.mended)} of "
         f"{plural(gain.n, 'row')} instead of {percent(gain.given)}."

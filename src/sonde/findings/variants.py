@@ -1,29 +1,34 @@
 """The model on the same inputs given in other ways, and what its batch norms were trained on.
 
 Run after the pass on few rows: the norms' inputs always, other inputs only where the model is wrong
-far more often than a probe of its states, or where its first norm meets what it does not know.
+far more often than a probe of its states, on a tenth of the rows, or where its first norm meets
+what it does not know.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
+from sonde.findings._number_answers import number_answers
+from sonde.findings._shared import two_logits
 from sonde.findings.answers import class_answers
 from sonde.findings.evidence import Evidence
 from sonde.findings.self_check import chosen_examples
 from sonde.tap import LiveStream
-from sonde.tap.hooks.outputs import find
+from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
 from sonde.tap.reading.small_batches import SmallBatches, small_batches
 
 ROWS, CHUNK, LEAST = 128, 16, 24
+USUAL_WEIGHTS = 2_000_000
 GAP, ERRORS = 0.1, 3.0
 MISFIT = 0.125  # of a mean that is off by half a standard deviation
 
@@ -84,8 +89,11 @@ class Tried:
     ----------
     words : str
         What was done to them; empty for the inputs as they are.
-    right : Bool[Tensor, "row"] or None
-        Which labelled rows are answered rightly.
+    score : Float[Tensor, "row"] or None
+        Of each row with a label: 1 where the answer is right. Of each row with a target: 1 less the
+        squared error over the targets' variance, so that the mean is R^2.
+    answer : Int[Tensor, "row"] or None
+        The answers to rows with a label.
     misfit : float
         Of the first batch norm; NaN without one.
     scale : (float, float) or None
@@ -93,7 +101,8 @@ class Tried:
     """
 
     words: str
-    right: Bool[Tensor, "row"] | None
+    score: Float[Tensor, "row"] | None
+    answer: Int[Tensor, "row"] | None
     misfit: float
     scale: tuple[float, float] | None = None
 
@@ -117,7 +126,7 @@ class VariantEvidence:
     tried : tuple of Tried
         The inputs as they are first; empty where there was no reason to try others.
     probe : float
-        Accuracy of a linear probe on the last layer; NaN without labels.
+        Accuracy, or R^2, of a linear probe on the last layer where it is far above the model's.
     n_rows : int
     """
 
@@ -130,7 +139,8 @@ class VariantEvidence:
 def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
     """Run the model on a few rows of its data, and on the same rows given otherwise."""
     norms, probe = _norms(stream), _better_probe(evidence)
-    if not norms and math.isnan(probe):
+    judged = not math.isnan(probe) or _often_wrong(evidence)
+    if not norms and not judged:
         return VariantEvidence()
     small = small_batches(
         stream.model, stream.inputs, chosen_examples(stream, ROWS, evidence.data.seed), None
@@ -141,20 +151,32 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
         fits = _fits(stream, small, norms)
         first = fits[0].misfit if fits else 0.0
         tried: tuple[Tried, ...] = ()
-        if _changeable(small.singles[0]) and (first > MISFIT or not math.isnan(probe)):
-            tried = tuple(_tried(stream, small, norms[:1], not math.isnan(probe)))
+        if _changeable(small.singles[0]) and (first > MISFIT or judged):
+            tried = tuple(_tried(stream, small, norms[:1], evidence, judged))
     return VariantEvidence(fits, tried, probe, len(small))
 
 
 def _better_probe(evidence: Evidence) -> float:
-    """Return the accuracy of a probe of the last layer where it is far above the model's own."""
-    found = class_answers(evidence)
-    if isinstance(found, str) or found.labels is None:
+    """Return what a probe of the last layer reaches where that is far above the model's own."""
+    found, numbers = class_answers(evidence), number_answers(evidence)
+    if not isinstance(numbers, str):
+        spread = numbers.mean.mean()
+        reached = 1 - float(numbers.probes[-1][1].mean() / spread)
+        lag, group = (numbers.own - numbers.probes[-1][1]) / spread, numbers.group
+    elif not isinstance(found, str) and found.labels is not None:
+        last = found.labels.sites[-1]
+        reached, lag, group = last.accuracy, last.hit - found.right.double(), found.group
+    else:
         return math.nan
-    last, n = found.labels.sites[-1], max(1, len(torch.unique(found.group)))
-    lag = last.hit - found.right.double()
-    clear = float(lag.mean()) > ERRORS * float(lag.std()) / n**0.5
-    return last.accuracy if clear and float(lag.mean()) > GAP else math.nan
+    clear = float(lag.mean()) > ERRORS * float(lag.std()) / max(1, len(torch.unique(group))) ** 0.5
+    return reached if clear and float(lag.mean()) > GAP else math.nan
+
+
+def _often_wrong(evidence: Evidence) -> bool:
+    """Return whether a small classifier is wrong on a tenth of the rows."""
+    found = class_answers(evidence)
+    weights = 0 if evidence.model is None else evidence.model.n_parameters
+    return not isinstance(found, str) and found.accuracy < 1 - GAP and weights < USUAL_WEIGHTS
 
 
 def _norms(stream: LiveStream) -> list[tuple[str, nn.modules.batchnorm._BatchNorm]]:
@@ -170,9 +192,9 @@ def _norms(stream: LiveStream) -> list[tuple[str, nn.modules.batchnorm._BatchNor
     return sorted(found, key=lambda pair: stream.probe.order(pair[0], 0, "out"))
 
 
-def _chunks(small: SmallBatches) -> Iterator[InputBatch]:
-    for start in range(0, len(small), CHUNK):
-        yield small.together(range(start, min(start + CHUNK, len(small))))
+def _chunks(small: SmallBatches, size: int = CHUNK) -> Iterator[InputBatch]:
+    for start in range(0, len(small), size):
+        yield small.together(range(start, min(start + size, len(small))))
 
 
 def _fits(
@@ -241,25 +263,41 @@ def _tried(
     stream: LiveStream,
     small: SmallBatches,
     norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]],
-    labelled: bool,
+    evidence: Evidence,
+    judged: bool,
 ) -> Iterator[Tried]:
     whole = small.together(range(len(small)))
     x = next(v for v in (*whole.args, *whole.kwargs.values()) if isinstance(v, Tensor))
-    for words, change in {"": lambda x: x, **changes(x)}.items():
+    names = evidence.data.inputs if judged and x.ndim == 2 else ()
+    forms = {"": lambda x: x, **changes(x), **column_changes(x, names)}
+    for words, change in forms.items():
         sums, answers = {name: _Sums() for name, _ in norms}, []
         try:
-            for batch in _chunks(small):
-                answers.append(_answer(_observe(stream, _changed(batch, change), sums), stream))
+            for batch in _chunks(small, ROWS if x.ndim == 2 else CHUNK):
+                answers.append(_logits(_observe(stream, _changed(batch, change), sums), stream))
         except (RuntimeError, ValueError):  # e.g. images that are not square, turned
             continue
         fits = [_fit(name, module, sums[name]) for name, module in norms if sums[name].n]
-        right = None
-        if labelled and all(a is not None for a in answers):
-            right = (torch.cat([a for a in answers if a is not None]) == whole.label)[
-                whole.label >= 0
-            ]
+        score = answer = None
+        given = [a for a in answers if a is not None]
+        if judged and len(given) == len(answers):
+            score, answer = _scored(torch.cat(given), whole, evidence)
         scale = _scale(x, change(x))
-        yield Tried(words, right, fits[0].misfit if fits else math.nan, scale)
+        yield Tried(words, score, answer, fits[0].misfit if fits else math.nan, scale)
+
+
+def _scored(
+    logits: Float[Tensor, "row class"], whole: InputBatch, evidence: Evidence
+) -> tuple[Float[Tensor, "row"], Int[Tensor, "row"] | None]:
+    """Return the score of each row that can be judged, and the answers of a classifier."""
+    data = evidence.data
+    if data.target is None:
+        answer = two_logits(logits).argmax(1)[whole.label >= 0]
+        return (answer == whole.label[whole.label >= 0]).double(), answer
+    truth = data.target[whole.order].double()
+    known = torch.isfinite(truth)
+    error = (logits[:, 0].double() - truth)[known].square()
+    return 1 - error / truth[known].var(correction=0), None
 
 
 def _scale(x: Tensor, changed: Tensor) -> tuple[float, float] | None:
@@ -275,10 +313,10 @@ def _scale(x: Tensor, changed: Tensor) -> tuple[float, float] | None:
     return (factor, offset) if near else None
 
 
-def _answer(output: object, stream: LiveStream) -> Int[Tensor, "row"] | None:
+def _logits(output: object, stream: LiveStream) -> Float[Tensor, "row class"] | None:
     key = stream.logits_key
-    logits = None if key is None else find(output, key)
-    return None if logits is None or logits.ndim != 2 else logits.argmax(1).cpu()
+    logits = None if key is None else find_logits(output, key)
+    return None if logits is None or logits.ndim != 2 else logits.detach().cpu()
 
 
 def _changed(batch: InputBatch, change: Change) -> InputBatch:
@@ -287,6 +325,48 @@ def _changed(batch: InputBatch, change: Change) -> InputBatch:
 
     kwargs = {name: of(value) for name, value in batch.kwargs.items()}
     return replace(batch, args=tuple(of(value) for value in batch.args), kwargs=kwargs)
+
+
+FACTORS = (10.0, 100.0, 1000.0, 2.54, 3.28084, 2.20462, 1.60934, 0.0254, 60.0, 3600.0, -1.0)
+MOST_COLUMNS = 16
+
+
+def column_changes(x: Inputs, names: Sequence[str]) -> dict[str, Change]:
+    """Return, by name, the changes that undo a wrong unit of one column or exchange two columns.
+
+    Empty where the columns have no names, or are more than 16.
+    """
+    if len(names) != x.shape[1] or not 1 < len(names) <= MOST_COLUMNS:
+        return {}
+    found: dict[str, Change] = {}
+    for i, name in enumerate(names):
+        for factor in FACTORS:
+            found[f"with {name} divided by {factor:g}"] = _one_column(i, 1 / factor, 0.0)
+            if factor != -1.0:
+                found[f"with {name} multiplied by {factor:g}"] = _one_column(i, factor, 0.0)
+        found[f"with {name} from Fahrenheit to Celsius"] = _one_column(i, 5 / 9, -160 / 9)
+        found[f"with {name} from Celsius to Fahrenheit"] = _one_column(i, 9 / 5, 32.0)
+    for i, j in combinations(range(len(names)), 2):
+        found[f"with {names[i]} and {names[j]} exchanged"] = _exchanged(i, j)
+    return found
+
+
+def _one_column(i: int, factor: float, offset: float) -> Change:
+    def change(x: Inputs) -> Inputs:
+        made = x.clone()
+        made[:, i] = factor * x[:, i] + offset
+        return made
+
+    return change
+
+
+def _exchanged(i: int, j: int) -> Change:
+    def change(x: Inputs) -> Inputs:
+        made = x.clone()
+        made[:, [i, j]] = x[:, [j, i]]
+        return made
+
+    return change
 
 
 def changes(x: Inputs) -> dict[str, Change]:

@@ -27,6 +27,12 @@ def answers_sentence(report: dict[str, Any]) -> str:
     return say[found["measure"]](found)
 
 
+def not_judged(report: dict[str, Any]) -> str:
+    """Return why it is not known how often the model is right, or "" if it is or was not asked."""
+    reasons = [c["reason"] for c in report["checks"] if c["code"] == JUDGED_BY]
+    return reasons[0] or "" if reasons and report.get("answers") is None else ""
+
+
 def confused_sentence(report: dict[str, Any]) -> str:
     """Return a sentence about the most confused classes, or "" if no confusion is known.
 
@@ -104,8 +110,9 @@ def answer_words(row: dict[str, Any]) -> str:
         return "not judged" if row.get("loss") is None else f"loss {number(row['loss'])}"
     truth, answer = (_value(row[side]) for side in ("truth", "answer"))
     sure = "" if row["confidence"] is None else f" ({share(row['confidence'])} sure)"
+    verb = "called" if isinstance(row["answer"], str) else "answered"
     return (
-        f"called {answer}{sure}" if row["truth"] is None else f"is {truth}, called {answer}{sure}"
+        f"{verb} {answer}{sure}" if row["truth"] is None else f"is {truth}, {verb} {answer}{sure}"
     )
 
 
@@ -140,10 +147,11 @@ def _of_numbers(found: dict[str, Any]) -> str:
     probe = f"a linear probe on the last layer: {number(last['value'])}"
     if best["site"] != last["site"]:
         probe += f", on the best, {_name(best)}: {number(best['value'])}"
+    explained = 1 - (found["value"] / found["commonest"]) ** 2 if found["commonest"] else 0.0
     return (
-        f"off by {number(found['value'])} ({number(found['low'])} to {number(found['high'])}; root "
-        f"mean square) on {plural(found['n_rows'], 'row')}; {probe}, the mean alone: "
-        f"{number(found['commonest'])}"
+        f"R^2 {number(explained)}, off by {number(found['value'])} ({number(found['low'])} to "
+        f"{number(found['high'])}; root mean square) on {plural(found['n_rows'], 'row')}; {probe}, "
+        f"the mean alone: {number(found['commonest'])}"
     )
 
 
@@ -162,10 +170,9 @@ def _of_tokens(found: dict[str, Any]) -> str:
 
 
 def _unknown(report: dict[str, Any]) -> str:
-    reasons = [c["reason"] for c in report["checks"] if c["code"] == JUDGED_BY]
-    if report.get("labels") is None or not reasons or not reasons[0]:
-        return ""
-    return f"not judged: {reasons[0]}"
+    reason = not_judged(report)
+    given = report.get("labels") or report["provenance"]["data"].get("label_column")
+    return f"not judged: {reason}" if reason and given else ""
 
 
 def _name(site: dict[str, Any]) -> str:

@@ -134,7 +134,8 @@ def _card(row: dict[str, Any]) -> Markup:
     sure = "" if row["confidence"] is None else f", {share(row['confidence'])} sure"
     truth, answer = (_value(row[side]) for side in ("truth", "answer"))
     lost = "" if row["loss"] is None else f"loss {number(row['loss'])}"
-    said = f"{truth} called {answer}{sure}" if answer else lost
+    verb = "called" if isinstance(row["answer"], str) else "answered"
+    said = f"{truth} {verb} {answer}{sure}" if answer else lost
     return el("figure", drawn, el("figcaption", el("b", said), el("span", place_of(row))))
 
 

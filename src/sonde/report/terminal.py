@@ -13,6 +13,7 @@ from sonde.core.left_out import LeftOut, left_out_text
 from sonde.report._answers_words import (
     answers_sentence,
     confused_sentence,
+    not_judged,
     suspects_sentence,
     worst_lines,
 )
@@ -91,7 +92,9 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     yield ""
     sites = [row["site"] for row in report["sites"]]
     if not chosen.first and not chosen.more:
-        yield "nothing found"
+        reason = "" if answers_sentence(report) else not_judged(report)
+        more = f" inside; not checked whether answers are right: {reason}" if reason else ""
+        yield from wrap(f"nothing found{more}", width)
     for finding in chosen.first:
         if finding["level"] == "note" and not verbose:
             yield from _note(finding, sites, width)

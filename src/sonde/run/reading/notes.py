@@ -36,6 +36,8 @@ def _logits_note(stream: Stream) -> list[str]:
     others = other_outputs(live.probe, key)
     more = f" (others: {', '.join(others)})" if others else ""
     shape = live.probe.output[key].shape
+    if len(shape) < 2 or shape[-1] == 1:
+        return []  # one number for each example is no choice among outputs
     return [
         f"the model's output {key or '0'!r}, {shape[-1]} numbers for each example, is taken for "
         f"its logits by its form{more}; --logits OUTPUT names another."

@@ -1,8 +1,9 @@
 """Which tensor of a model's output holds its logits, found by its form in the probe forward.
 
-A tensor called ``logits``, or a lone one that the final linear layer made, is known; a regression
-has one number for each example there. A row of at least two numbers is one by its form, which is
-taken only where a method asks for logits, and never where they are probabilities.
+A tensor called ``logits``, or a lone one that the final linear layer made, is known, and so is a
+lone one with one number for each example, as a regression gives. A row of at least two numbers is
+one by its form, which is taken only where a method asks for logits, and never where they are
+probabilities.
 """
 
 from collections.abc import Mapping
@@ -49,6 +50,8 @@ def logits_key(probe: Probe, task: str, said: str | None, asked: bool) -> str | 
     made = [k for k in rows if k in probe.heads]
     if "logits" in rows or len(made) == 1:
         return "logits" if "logits" in rows else made[0]
+    if len(found) == 1 and {leaf.shape for leaf in found.values()} <= {(ROWS[0],), (ROWS[0], 1)}:
+        return next(iter(found))
     several = {k: leaf for k, leaf in rows.items() if leaf.shape[1] > 1}
     if not asked or not several:
         return None

@@ -373,9 +373,13 @@ def _adds_up(x: Tensor) -> bool:
 
 
 def find_logits(output: Any, key: str | None = None) -> Tensor | None:
-    """Return the logits of an output: the leaf ``key``, else ``logits``, or the output itself."""
+    """Return the logits of an output: the leaf ``key``, else ``logits``, or the output itself.
+
+    One number for each example, ``(example,)``, becomes a column.
+    """
     if key is not None:
-        return find(output, key)
+        found = find(output, key)
+        return found.unsqueeze(1) if found is not None and found.ndim == 1 else found
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
     found = find(output, "logits")

@@ -1,0 +1,130 @@
+"""Regressions and classifiers of one output: what a scan says of them, and the causes it names."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, r2_score
+from torch import Tensor, nn
+
+import sonde
+from findings import _evidence as arrays
+from sonde.findings.settings import ScanSettings
+from sonde.report import Report
+
+ONLY = ScanSettings(progress=False, only=("SND015", "SND037"))
+COLUMNS = ("width", "mass", "age", "speed", "depth")
+MEAN, SCALE = torch.tensor([30.0, 70, 40, 9, -2]), torch.tensor([6.0, 9, 12, 2, 0.7])
+
+
+class Regression(nn.Module):
+    """Two layers over five columns of different scales; gives ``(row,)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 32), nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first((x - MEAN) / SCALE).tanh())[:, 0]
+
+
+class Logarithm(nn.Module):
+    """Gives a three hundredth of what another net gives."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) / 300
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a trained net with fresh rows and targets, which are rounded to whole numbers."""
+    torch.manual_seed(0)
+    z = torch.randn(900, 5)
+    y = (300 + 80 * z[:, 0] - 50 * z[:, 1] * z[:, 2] + 40 * z[:, 4] + 9 * torch.randn(900)).round()
+    net, x = Regression(), MEAN + SCALE * z
+    optimiser = torch.optim.Adam(net.parameters(), 0.02)
+    net.last.bias.data.fill_(300.0)
+    for _ in range(300):
+        optimiser.zero_grad()
+        nn.functional.mse_loss(net(x[:600]), y[:600]).backward()
+        optimiser.step()
+    return net.requires_grad_(False).eval(), x[600:], y[600:]
+
+
+def scanned(net: nn.Module, x: Tensor, y: Tensor) -> Report:
+    rows = {name: x[:, i].tolist() for i, name in enumerate(COLUMNS)} | {"label": y.tolist()}
+    return sonde.scan(net, rows, settings=ONLY)
+
+
+@pytest.mark.truth("scikit-learn's r2_score; whole numbers are targets of a net with one output")
+def test_a_regression_is_judged_by_its_numbers(trained) -> None:
+    net, x, y = trained
+    report = scanned(net, x, y)
+    found = report.json()["answers"]
+    assert found["measure"] == "rms_error"
+    assert report.findings == []
+    r2 = 1 - (found["value"] / found["commonest"]) ** 2
+    assert r2 == pytest.approx(r2_score(y, net(x)), abs=1e-4)
+    assert r2 > 0.6
+
+
+@pytest.mark.truth("planted: one column in another unit, two exchanged, targets of another scale")
+@pytest.mark.parametrize(
+    ("code", "columns", "targets", "said"),
+    [
+        ("SND015", lambda x: x * torch.tensor([2.54, 1, 1, 1, 1]), None, "width divided by 2.54"),
+        ("SND015", lambda x: x[:, [1, 0, 2, 3, 4]], None, "width and mass exchanged"),
+        ("SND037", None, lambda y: y / 1000, "y = 0.001 * y"),
+    ],
+)
+def test_the_column_or_the_scale_that_breaks_a_regression_is_named(
+    trained, code: str, columns: Callable | None, targets: Callable | None, said: str
+) -> None:
+    net, x, y = trained
+    report = scanned(net, columns(x) if columns else x, targets(y) if targets else y)
+    found = {f["code"]: f for f in report.findings}
+    assert said in found[code]["fix"]
+    assert [f["code"] for f in report.findings if f["because_of"] is None] == [code]
+
+
+@pytest.mark.truth("planted: the net gives logarithms of the targets")
+def test_logarithms_that_were_not_turned_back_are_named(trained) -> None:
+    net, x, y = trained
+    (found,) = scanned(Logarithm(net), x, (y / 300).exp()).findings
+    assert found["fix"] == "Undo the scaling of the targets: y = y.exp()."
+
+
+@pytest.mark.truth("scikit-learn's accuracy_score")
+@pytest.mark.parametrize("last", [nn.Identity(), nn.Sigmoid()])
+def test_one_output_over_labels_0_and_1_is_a_class(last: nn.Module) -> None:
+    x, digit = arrays.digits()
+    x, label = x[digit < 2], digit[digit < 2]
+    direction = x[label == 1].mean(0) - x[label == 0].mean(0)
+    head = nn.Linear(64, 1)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        head.weight[0] = direction + 0.4 * torch.randn(64)
+        head.bias[0] = -(x @ head.weight[0]).mean() - 0.4
+    net = nn.Sequential(head, last).requires_grad_(False)
+    said = (net(x)[:, 0] > (0.5 if isinstance(last, nn.Sigmoid) else 0.0)).long()
+    items = [{"x": a, "label": int(k)} for a, k in zip(x, label, strict=True)]
+    found = sonde.scan(net, items, settings=ONLY).json()["answers"]
+    assert found["measure"] == "accuracy"
+    assert found["value"] == pytest.approx(accuracy_score(label, said), abs=1e-6)
+    assert 0.5 < found["value"] < 1
+
+
+@pytest.mark.truth("planted: two rows of five are inverted")
+def test_a_form_of_a_share_of_the_rows_is_named() -> None:
+    x, label = arrays.digits()
+    x, label = x[:500].clone(), label[:500]
+    turned = torch.rand(len(x), generator=torch.Generator().manual_seed(1)) < 0.4
+    x[turned] = 1 - x[turned]
+    items = [{"x": a, "label": int(k)} for a, k in zip(x, label, strict=True)]
+    (found,) = sonde.scan(arrays.net(trained=True), items, settings=ONLY).findings
+    assert found["code"] == "SND015"
+    assert "inverted, bright for dark: a share of the rows" in found["sentence"]
