@@ -29,13 +29,20 @@ def made_by_hand():
     )
 
 
+def of_ids():
+    """Layers that read whole numbers."""
+    ids = torch.tensor([[3, 0], [1, 4], [3, 2]])
+    kinds = ({"lookups": 2}, {"tables": "per_field"}, {"tables": "decoupled"})
+    return [LayerCase(layers.SharedTable(2, 4, size=7, **kind), (ids,)) for kind in kinds]
+
+
 def cases():
     with torch.random.fork_rng():
         torch.manual_seed(4)
         exported = (getattr(layers, name) for name in layers.__all__)
         kinds = [k for k in exported if isinstance(k, type) and issubclass(k, Layer)]
         made = [kind(**p) for kind in kinds if kind is not Layer for p in kind.examples]
-        return [LayerCase(layer) for layer in (*made, *made_by_hand())]
+        return [*(LayerCase(layer) for layer in (*made, *made_by_hand())), *of_ids()]
 
 
 CASES = cases()

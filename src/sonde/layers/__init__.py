@@ -33,9 +33,12 @@ from sonde.layers.patterns import (
     pattern_of,
 )
 from sonde.layers.readout import Readout
+from sonde.layers.reversible import Reversible
 from sonde.layers.saving import load_layers, save_layers
 from sonde.layers.scaled_skip import ScaledSkip
 from sonde.layers.second_order import SecondOrder
+from sonde.layers.shared_table import SharedTable
+from sonde.layers.state_graph import StateGraph, propagate
 from sonde.layers.state_queue import StateQueue
 from sonde.layers.target_head import TargetHead
 from sonde.layers.unit_gate import UnitGate
@@ -65,8 +68,11 @@ __all__ = [
     "Pattern",
     "RandomKeep",
     "Readout",
+    "Reversible",
     "ScaledSkip",
     "SecondOrder",
+    "SharedTable",
+    "StateGraph",
     "StateQueue",
     "Stripes",
     "TargetHead",
@@ -87,6 +93,7 @@ __all__ = [
     "load_layers",
     "non_locality",
     "pattern_of",
+    "propagate",
     "removed",
     "save_layers",
     "with_adapters",
