@@ -6,7 +6,7 @@ from torch import nn
 
 from sonde import layers
 from sonde.layers import Layer
-from sonde.testing import LayerCase, laws_of
+from sonde.testing import LayerCase, causal_model, laws_of
 
 
 def feed_forward():
@@ -33,7 +33,9 @@ def of_ids():
     """Layers that read whole numbers."""
     ids = torch.tensor([[3, 0], [1, 4], [3, 2]])
     kinds = ({"lookups": 2}, {"tables": "per_field"}, {"tables": "decoupled"})
-    return [LayerCase(layers.SharedTable(2, 4, size=7, **kind), (ids,)) for kind in kinds]
+    tables = [layers.SharedTable(2, 4, size=7, **kind) for kind in kinds]
+    loop = layers.LatentLoop(causal_model().requires_grad_(False), 2)
+    return [LayerCase(layer, (ids,)) for layer in (*tables, loop)]
 
 
 def cases():

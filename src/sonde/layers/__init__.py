@@ -15,6 +15,7 @@ from sonde.layers.hopfield import (
     keys_for_mass,
 )
 from sonde.layers.inserting import inserted, inserted_layers, removed
+from sonde.layers.latent_loop import LatentLoop
 from sonde.layers.layer import Layer, LayerEdit
 from sonde.layers.linear_attention import LinearAttention
 from sonde.layers.parallel_adapters import Adapter, ParallelAdapters, with_adapters
@@ -61,6 +62,7 @@ __all__ = [
     "GridMixer",
     "Histogram",
     "Hopfield",
+    "LatentLoop",
     "Layer",
     "LayerEdit",
     "LinearAttention",

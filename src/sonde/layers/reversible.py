@@ -151,7 +151,7 @@ class _Column(nn.Module):
 
 
 class _Columns(torch.autograd.Function):
-    """All columns, of which the backward pass keeps the last outputs alone."""
+    """All columns; the backward pass keeps the outputs of the last alone."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Embeddings of categorical fields: one hashed table for all, one for each, or two for one use."""
+"""Embeddings of categorical fields: a hashed table for all, a table each, or two for two uses."""
 
 import math
 from collections.abc import Mapping

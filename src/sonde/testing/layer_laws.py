@@ -239,7 +239,7 @@ def law_padding(case: LayerCase) -> None:
 
 def _padded(x: Tensor, axis: int, n: int, first: bool, generator: torch.Generator) -> Tensor:
     shape = [n if i == axis else s for i, s in enumerate(x.shape)]
-    junk = 5.0 * torch.randn(shape, generator=generator, dtype=torch.float64).to(x.dtype)
+    junk = (5.0 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(x.dtype)
     return torch.cat([junk, x] if first else [x, junk], axis)
 
 

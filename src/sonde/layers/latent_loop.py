@@ -1,0 +1,217 @@
+"""Steps of thought without words: a language model's last state becomes its next input."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from sonde.core.errors import InputError
+from sonde.layers.layer import Layer
+
+
+@final
+class LatentLoop(Layer):
+    """Let a causal language model run ``n_steps`` on its own states before it answers.
+
+    After the prompt the state at the last position is turned into the next input, ``n_steps``
+    times. ``replace`` feeds the state itself, normed to the size of the embeddings; ``attend`` lets
+    it ask a second stream first; ``gate`` mixes it with the embedding ``e`` of the likeliest token:
+    ``a e + sqrt(1 - a^2) (i h)``, ``a = exp(-c softplus(L) r)``, with gates ``r`` and ``i`` of
+    ``e``. ``feedback="expected_embedding"`` takes ``h = E' p / |p|`` of the model's next-token
+    probabilities in place of the state, which stays among the embeddings.
+
+    Cost         one forward of the model for each step, with a cache of one position.
+    Assumes      a model of transformers that takes ``inputs_embeds``; padding at either end.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A causal language model, trained along unless frozen.
+    n_steps : int, default=3
+        0 is the model itself.
+    mix : {"replace", "attend", "gate"}, default="replace"
+    feedback : {"state", "expected_embedding"}, default="state"
+    start : {"near", "zero"}, default="near"
+        Of ``gate``: ``zero`` scales the second part by a number that starts at 0.
+    c : float, default=8.0
+    a_range : (float, float), default=(0.99, 0.999)
+        Where ``a`` starts for an open gate ``r = 1``, drawn for each unit.
+    temperature : float, default=0.5
+        Of the probabilities of ``expected_embedding``.
+    sample : bool, default=False
+        Draw the token of ``gate`` rather than take the likeliest.
+
+    References
+    ----------
+    yue2025hrpo, pham2025mcout
+    """
+
+    paper: ClassVar[str] = "yue2025hrpo"
+    variants: ClassVar[Mapping[str, str]] = {
+        "mix='gate', feedback='expected_embedding'": "yue2025hrpo",
+        "mix='attend'": "pham2025mcout",
+    }
+    layout: ClassVar[tuple[str, ...]] = ("row token",)
+    insertable = False
+    exact_gradient = False  # norms of a model may compute in float32
+    bfloat16_safe = False  # as exact as the model; a rounding may change the likeliest token
+
+    def __init__(
+        self,
+        model: Any,
+        n_steps: int = 3,
+        mix: Literal["replace", "attend", "gate"] = "replace",
+        feedback: Literal["state", "expected_embedding"] = "state",
+        start: Literal["near", "zero"] = "near",
+        c: float = 8.0,
+        a_range: tuple[float, float] = (0.99, 0.999),
+        temperature: float = 0.5,
+        sample: bool = False,
+    ) -> None:
+        super().__init__()
+        low, high = a_range
+        if n_steps < 0 or not 0 < low <= high < 1 or c <= 0 or temperature <= 0:
+            raise InputError(
+                "LatentLoop: expected n_steps of 0 or more, a_range inside (0, 1) and positive c "
+                f"and temperature, got {n_steps}, {a_range}, {c} and {temperature}."
+            )
+        if not hasattr(model, "get_input_embeddings"):
+            raise InputError(
+                "LatentLoop: expected a causal language model of transformers, got "
+                f"{type(model).__name__}."
+            )
+        table = model.get_input_embeddings().weight
+        dim = table.shape[1]
+        self.model, self.n_steps, self.mix, self.feedback = model, n_steps, mix, feedback
+        self.c, self.temperature, self.sample = c, temperature, sample
+        self.norm = nn.LayerNorm(dim)
+        nn.init.constant_(self.norm.weight, float(table.detach().float().square().mean().sqrt()))
+        self.ask = self.gates = self.part = None
+        if mix == "attend":
+            self.ask = nn.MultiheadAttention(dim, 1, batch_first=True)
+            nn.init.zeros_(self.ask.out_proj.weight)
+        if mix == "gate":
+            self.gates = nn.Linear(dim, 2 * dim)
+            a = torch.empty(dim).uniform_(low, high)
+            self.rate = nn.Parameter(torch.log(torch.expm1(-a.log() / c)))
+            if start == "zero":
+                self.part = nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self,
+        ids: Int[Tensor, "row token"],
+        mask: Bool[Tensor, "row token"] | None = None,
+        memory: Float[Tensor, "row other dim"] | None = None,
+    ) -> Float[Tensor, "row word"]:
+        """Return the logits of the token after the latent steps.
+
+        Parameters
+        ----------
+        ids : Int[Tensor, "row token"]
+        mask : Bool[Tensor, "row token"], optional
+            True for real tokens, which stand together; padding may stand at either end.
+        memory : Float[Tensor, "row other dim"], optional
+            The second stream, for ``mix="attend"``.
+        """
+        return self._run(ids, mask, memory)[1]
+
+    def latents(
+        self,
+        ids: Int[Tensor, "row token"],
+        mask: Bool[Tensor, "row token"] | None = None,
+        memory: Float[Tensor, "row other dim"] | None = None,
+    ) -> Float[Tensor, "row step dim"]:
+        """Return the inputs of the latent steps; parameters as of a call."""
+        return torch.stack(self._run(ids, mask, memory)[0], 1)
+
+    def prompt(
+        self,
+        ids: Int[Tensor, "row token"],
+        mask: Bool[Tensor, "row token"] | None = None,
+        memory: Float[Tensor, "row other dim"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return what ``model.generate(**...)`` takes to go on after the steps."""
+        made = self._run(ids, mask, memory)[0]
+        packed, real = _to_the_end(ids, mask)
+        embedded = torch.cat([self._embedded(packed), *(x.unsqueeze(1) for x in made)], 1)
+        real = torch.cat([real, real.new_ones(len(ids), len(made))], 1)
+        return {"inputs_embeds": embedded, "attention_mask": real.long()}
+
+    def _run(
+        self, ids: Tensor, mask: Tensor | None, memory: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        if (memory is not None) != (self.mix == "attend"):
+            raise InputError("LatentLoop: expected a memory for mix='attend' and no other.")
+        packed, real = _to_the_end(ids, mask)
+        given, made, cache = self._embedded(packed), list[Tensor](), None
+        place = (real.cumsum(1) - 1).clamp(min=0)
+        padded = mask is not None and not bool(real.all())
+        for step in range(self.n_steps + 1):
+            found = self.model(
+                inputs_embeds=given,
+                attention_mask=real.long() if padded else None,
+                position_ids=place,
+                past_key_values=cache,
+                use_cache=self.n_steps > 0,
+                output_hidden_states=True,
+            )
+            logits = found.logits[:, -1]
+            if step == self.n_steps:
+                return made, logits
+            made.append(self._next(found.hidden_states[-1][:, -1], logits, memory))
+            given, cache = made[-1].unsqueeze(1), found.past_key_values
+            real = torch.cat([real, real.new_ones(len(real), 1)], 1)
+            place = place[:, -1:] + 1
+        raise AssertionError("the loop ends inside")
+
+    def _next(self, state: Tensor, logits: Tensor, memory: Tensor | None) -> Tensor:
+        """Return the next input."""
+        h = state
+        if self.feedback == "expected_embedding":
+            p = (logits / self.temperature).softmax(-1)
+            h = (p / p.norm(dim=-1, keepdim=True)) @ self._table()
+        if self.gates is not None:
+            return self._gated(h, logits)
+        if self.ask is not None and memory is not None:
+            asked = h.unsqueeze(1)
+            h = h + self.ask(asked, memory, memory, need_weights=False)[0][:, 0]
+        return self.norm(h) if self.feedback == "state" else h
+
+    def _gated(self, h: Tensor, logits: Tensor) -> Tensor:
+        p = (logits.detach() / self.temperature).softmax(-1)
+        word = torch.multinomial(p, 1)[:, 0] if self.sample else p.argmax(-1)
+        e = self._embedded(word.unsqueeze(1))[:, 0]
+        r, i = cast(nn.Linear, self.gates)(e).sigmoid().chunk(2, -1)
+        a = torch.exp(-self.c * softplus(self.rate) * r)
+        second = (1 - a.square()).clamp(min=0).add(1e-8).sqrt() * (i * h)
+        return a * e + (second if self.part is None else self.part * second)
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
+
+    def _table(self) -> Tensor:
+        return self.model.get_input_embeddings().weight
+
+
+def start_of(a: float, c: float = 8.0) -> float:
+    """Return the ``L`` at which ``a = exp(-c softplus(L))``.
+
+    Examples
+    --------
+    >>> [round(start_of(a), 6) for a in (0.99, 0.999)]
+    [-6.678963, -8.986634]
+    """
+    return math.log(math.expm1(-math.log(a) / c))
+
+
+def _to_the_end(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the ids with all padding in front, and which are real; padding reads token 0."""
+    if mask is None:
+        return ids, torch.ones_like(ids, dtype=torch.bool)
+    order = mask.long().argsort(dim=1, stable=True)
+    real = mask.gather(1, order)
+    return ids.gather(1, order).masked_fill(~real, 0), real
