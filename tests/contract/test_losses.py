@@ -26,6 +26,8 @@ def columns(loss, n=8):
     made["probs"] = torch.randn(n, 2, 3, 5, **draw).softmax(-1)
     made["weight"] = torch.randn(3, 2, 3, 3, **draw)
     made["label"] = torch.arange(n) % 3
+    if isinstance(loss, train.LearnedViews):
+        made["view"] = torch.arange(n) // (n // 2)
     if isinstance(loss, train.CauchySchwarzBottleneck):
         made["label"], made["logits"] = torch.randn(2, n, 1, **draw)
     if isinstance(loss, train.MaskedFeatures):

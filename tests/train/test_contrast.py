@@ -4,8 +4,12 @@ import math
 
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score
+from torch import nn
+from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from sonde.core import InputError
+from sonde.stats.soft_top_k import soft_top_k
 from sonde.train import Contrast
 
 
@@ -19,29 +23,137 @@ def test_orthonormal_pairs():
 
 
 @pytest.mark.truth("a loop over anchors and positives")
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_labels_by_a_loop(decoupled):
+@pytest.mark.parametrize("kind", ["softmax", "decoupled", "alone", "groups", "memory", "hard"])
+def test_labels_by_a_loop(kind):
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(9, 4, generator=generator)
     label = torch.tensor([0, 0, 1, 0, 1, 2, -1, -1, 0])
-    unit = (x / x.norm(dim=1, keepdim=True)).double()
+    group = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 0])
+    more, more_label = torch.randn(3, 4, generator=generator), torch.tensor([1, 0, 0])
+    decoupled = kind in ("decoupled", "alone")
+    loss = Contrast(0.3, "decoupled" if decoupled else "softmax", kind != "alone", memory=3)
+    given = {"group": group} if kind == "groups" else {}
+    if kind == "hard":
+        more_label = torch.tensor([-2, -2, -2])
+        given["negative"] = more
+    if kind == "memory":
+        loss(more, more_label.clamp(min=0))
+        loss.step()
+    every = torch.cat([x, more]) if kind in ("memory", "hard") else x
+    labels = torch.cat([label, more_label])
+    unit = (every / every.norm(dim=1, keepdim=True)).double()
     rows = []
     for i in range(9):
-        near = [j for j in range(9) if j != i and label[j] == label[i] >= 0]
+        same = [j for j in range(len(every)) if j != i and labels[j] == label[i] >= 0]
+        near = [j for j in same if kind != "groups" or group[j] != group[i]]
         if not near:
             continue
         scores = (unit @ unit[i] / 0.3).tolist()
         each = []
         for p in near:
-            among = [p] if decoupled else near
-            others = [j for j in range(9) if j != i and j not in near]
+            among = ([p] if kind == "decoupled" else []) if decoupled else near
+            others = [j for j in range(len(every)) if j != i and j not in near]
             total = sum(math.exp(scores[j]) for j in [*among, *others])
             each.append(math.log(total) - scores[p])
         rows.append(sum(each) / len(each))
 
-    found = Contrast(0.3, decoupled)(x, label)
+    assert float(loss(x, label, **given)) == pytest.approx(sum(rows) / len(rows), rel=1e-5)
 
-    assert float(found) == pytest.approx(sum(rows) / len(rows), rel=1e-5)
+
+@pytest.mark.truth("distances of the Poincare ball by the half-angle formula; squares by numpy")
+@pytest.mark.parametrize("metric", ["poincare", "euclidean", "dot"])
+def test_other_similarities(metric):
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)).double()
+    label, c = torch.tensor([0, 0, 1, 1, 2, 2]), 0.1
+
+    def similar(a, b):
+        if metric == "dot":
+            return float(a @ b)
+        if metric == "euclidean":
+            return -float((a - b).square().sum())
+        a, b = (v * min(1.0, 2.3 / float(v.norm())) for v in (a, b))
+        p, q = (math.tanh(c**0.5 * v.norm()) / (c**0.5 * v.norm()) * v for v in (a, b))
+        # |(-p) (+) q| of Moebius addition, then 2 artanh / sqrt(c)
+        dot, pp, qq = -float(p @ q), float(p @ p), float(q @ q)
+        top = (1 + 2 * c * dot + c * qq) * -p + (1 - c * pp) * q
+        gap = float(top.norm()) / (1 + 2 * c * dot + c * c * pp * qq)
+        return -2 * math.atanh(c**0.5 * gap) / c**0.5
+
+    wanted = []
+    for i in range(6):
+        s = [similar(x[i], x[j]) / 1.3 if j != i else -math.inf for j in range(6)]
+        mate = i + 1 - 2 * (i % 2)
+        wanted.append(math.log(sum(map(math.exp, s))) - s[mate])
+    found = Contrast(1.3, metric=metric)(x, label)
+    assert float(found) == pytest.approx(sum(wanted) / 6, rel=1e-6)
+
+
+@pytest.mark.truth("cross entropy of torch over given prototypes; attraction alone; the first k")
+def test_prototypes_attraction_and_the_first_k():
+    draw = torch.Generator().manual_seed(2)
+    x, w = torch.randn(5, 4, generator=draw), torch.randn(3, 4, generator=draw)
+    label = torch.tensor([2, 0, 1, 1, -1])
+    scores = normalize(x, dim=1) @ normalize(w, dim=1).T / 0.2
+    wanted = cross_entropy(scores[:4], label[:4])
+    torch.testing.assert_close(Contrast(0.2)(x, label, prototype=w), wanted)
+    pair = cosine_similarity(x[2], x[3], dim=0)
+    assert float(Contrast(1.0, "none")(x, label)) == pytest.approx(-2 * float(pair))
+    # scores 2, 1, 0, -1 of one anchor, whose second candidate is its positive
+    anchor = torch.tensor([[1.0, 0, 0], [1, 5, 5], [2, 0, 0], [0, 3, 0], [-1, 0, 4]]).double()
+    found = Contrast(metric="dot", denominator="top_k", k=2, softness=1.0)
+    label = torch.tensor([0, 0, 1, 2, 3])
+    first = soft_top_k(torch.tensor([[1.0, 2, 0, -1]]).double(), 2)[0, 0]
+    second = soft_top_k((anchor[1] @ anchor[[0, 2, 3, 4]].T)[None], 2)[0, 0]
+    assert float(found(anchor, label)) == pytest.approx(
+        -float(first.log() + second.clamp(min=1e-12).log()) / 2
+    )
+
+
+@pytest.mark.truth("planted: four clusters, each of whose views differ by noise")
+def test_learned_prototypes_find_clusters_and_use_all():
+    torch.manual_seed(0)
+    centres, cluster = 3 * torch.randn(4, 6), torch.randint(0, 4, (200,))
+    net, loss = nn.Linear(6, 6), Contrast(prototypes=4)
+    x = torch.cat([net(centres[cluster] + 0.5 * torch.randn(200, 6)) for _ in range(2)])
+    view = torch.arange(2).repeat_interleave(200)
+    loss(x, view=view)
+    optimiser = torch.optim.Adam([*net.parameters(), *loss.parameters()], 0.02)
+    for _ in range(60):
+        x = torch.cat([net(centres[cluster] + 0.5 * torch.randn(200, 6)) for _ in range(2)])
+        optimiser.zero_grad()
+        loss(x, view=view).backward()
+        optimiser.step()
+    said = (normalize(x[:200], dim=1) @ normalize(loss.heads.weight, dim=1).T).argmax(1)
+    assert adjusted_rand_score(cluster, said) > 0.9
+
+
+def test_places_within_the_radius_and_concepts_are_taken():
+    x = torch.eye(4).double()
+    place = torch.tensor([[0.0, 0], [0.5, 0], [3, 0], [0, 0.1]]).double()
+    picture = torch.tensor([0, 0, 0, 1])
+    found = Contrast(0.5)(x, picture, place=place)  # rows 0 and 1 alone belong together
+    assert float(found) == pytest.approx(math.log(3))
+    units = torch.tensor([[1.0, 9, 0], [2, 0, 9]]).double().repeat(2, 1)
+    view = torch.tensor([0, 0, 1, 1])
+    pooled = torch.tensor([[9.0, 0], [2, 9]]).double().repeat(2, 1)
+    torch.testing.assert_close(
+        Contrast(concepts=(0, 0, 1))(units, view=view), Contrast()(pooled, view=view)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda x: Contrast(denominator="top_k")(x), "k above 0 for denominator='top_k'"),
+        (lambda x: Contrast()(x, group=torch.zeros(3).long()), "labels beside groups"),
+        (lambda x: Contrast()(x, prototype=x), "labels beside prototypes"),
+        (lambda x: Contrast(prototypes=2)(x), "two views or more"),
+        (lambda x: Contrast(concepts=(0, 1, 2))(x), "a concept for each of 2 units"),
+    ],
+)
+def test_what_is_refused(make, said):
+    with pytest.raises(InputError, match=said):
+        make(torch.randn(3, 2))
 
 
 def test_rows_without_company_are_refused():

@@ -7,9 +7,10 @@ that the measure of the same name reports.
 from sonde.train.align import Align
 from sonde.train.attention_entropy import AttentionEntropy
 from sonde.train.cauchy_schwarz import CauchySchwarzBottleneck
-from sonde.train.contrast import Contrast
+from sonde.train.contrast import Contrast, similarity_smoothing
 from sonde.train.input_decoder import InputDecoder
 from sonde.train.latent_terms import LatentTerms
+from sonde.train.learned_views import LearnedViews
 from sonde.train.masked_features import MaskedFeatures
 from sonde.train.mixup import Mixup
 from sonde.train.nested_dropout import NestedDropout
@@ -28,6 +29,7 @@ __all__ = [
     "Contrast",
     "InputDecoder",
     "LatentTerms",
+    "LearnedViews",
     "MaskedFeatures",
     "Mixup",
     "NestedDropout",
@@ -38,4 +40,5 @@ __all__ = [
     "Separate",
     "SparseTraining",
     "SubspaceProjection",
+    "similarity_smoothing",
 ]

@@ -1,10 +1,11 @@
-"""Pull rows of the same example, or of the same label, together and push all others away.
+"""Pull rows that belong together towards each other and push all others away.
 
-With two augmented views of each example, or with labels. The value falls with the number of
-candidates: compare it at one batch size alone.
+Rows are views of one example, or share a label, a group, or a place in a picture. The value falls
+with the number of candidates: compare it at one batch size alone.
 """
 
-from typing import ClassVar, final
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, final, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -12,71 +13,281 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sonde.core.errors import InputError
+from sonde.stats.poincare import poincare_distance, to_ball
+from sonde.stats.sinkhorn import balanced_assignment
+from sonde.stats.soft_top_k import soft_top_k
+
+Denominator = Literal["softmax", "decoupled", "top_k", "none"]
+Metric = Literal["cosine", "dot", "euclidean", "poincare"]
 
 
 @final
 class Contrast(nn.Module):
-    """Cross entropy of finding the positives of a row among all other rows (InfoNCE).
+    """Cross entropy of finding the positives of a row among all candidates (InfoNCE).
 
-    ``-(s_ip - log sum_j exp s_ij)`` with ``s = cos / temperature``, the mean over the positives of
-    a row, then over the rows that have any. Positives are the other views of the example, or the
-    other rows of its label. ``decoupled`` leaves the other positives out of the sum.
+    ``-(s_ip - log sum_j exp s_ij)`` with ``s = similarity / temperature``, the mean over the
+    positives of a row, then over the rows that have any. Positives are the other views of the
+    example, or the other rows of its label: with ``group`` those of its label in other groups, with
+    ``place`` those of its label that lie within ``radius``. Candidates are all rows but the row
+    itself, the rows of ``negative`` and of the ``memory``. With ``prototype`` the candidates are a
+    vector for each label in place of rows; ``prototypes`` of its own are learned, and a row of one
+    view is asked for the balanced assignment of its other view.
 
-    Range        [0, inf), nats; lower = positives nearer than all others.
-    Cost         O(rows^2 dim) a step.
+    Range        [0, inf), nats; lower = positives nearer than all others. ``none``: not bounded.
+    Cost         O(rows candidates dim) a step.
     Assumes      rows of at least one positive pair in the batch.
-    Batching     log_mean: the value depends on the number of rows of the batch.
+    Batching     log_mean: the value depends on the number of candidates.
 
     Parameters
     ----------
     temperature : float, default=0.1
-    decoupled : bool, default=False
+    denominator : {"softmax", "decoupled", "top_k", "none"}, default="softmax"
+        What a positive is held against: all candidates; itself and those that are no positives;
+        the ``k`` first (``-log`` of its weight among them); nothing: ``-2 s``.
+    include_positive : bool, default=True
+        Of ``decoupled``: False leaves the positive itself out too.
+    metric : {"cosine", "dot", "euclidean", "poincare"}, default="cosine"
+        Similarity; of distances their negative, Euclidean ones squared.
+    k : int, default=0
+        Of ``top_k``.
+    softness : float, default=10.0
+        Sharpness of ``top_k``, in place of the temperature.
+    radius : float, default=0.7
+        Of ``place``, in the units in which places are given.
+    concepts : sequence of int, optional
+        The cluster of each unit (``sonde.measure.unit_clusters``): the largest unit of each cluster
+        is contrasted in place of the units.
+    prototypes : int, default=0
+        Learned prototypes; they need views and at least as many rows.
+    memory : int, default=0
+        Rows of earlier steps that stay candidates, without gradients: ``step()``, which
+        ``terms.step()`` calls, moves them on.
 
     References
     ----------
-    oord2018cpc
+    oord2018cpc, wang2021dsm
     """
 
     paper: ClassVar[str] = "oord2018cpc"
+    variants: ClassVar[Mapping[str, str]] = {
+        "denominator='decoupled'": "gupta2024dexml",
+        "denominator='top_k', k=3": "gupta2024dexml",
+        "metric='poincare'": "doan2024hypow",
+        "denominator='none', temperature=1.0": "xie2021pixpro",
+        "prototypes=8": "nguyen2023joint2d3d",
+        "concepts=(0, 0, 1)": "xu2025coco",
+    }
     batching: ClassVar[str] = "log_mean"
-    examples: ClassVar[tuple[dict, ...]] = ({}, {"temperature": 0.5, "decoupled": True})
+    examples: ClassVar[tuple[dict, ...]] = (
+        {},
+        {"temperature": 0.5, "denominator": "decoupled"},
+        {"denominator": "top_k", "k": 3, "softness": 2.0},
+        {"metric": "poincare", "temperature": 1.0},
+        {"metric": "euclidean", "temperature": 2.0, "concepts": (0, 0, 1, 1)},
+    )
 
-    def __init__(self, temperature: float = 0.1, decoupled: bool = False) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        denominator: Denominator = "softmax",
+        include_positive: bool = True,
+        metric: Metric = "cosine",
+        k: int = 0,
+        softness: float = 10.0,
+        radius: float = 0.7,
+        concepts: Sequence[int] | None = None,
+        prototypes: int = 0,
+        memory: int = 0,
+    ) -> None:
         super().__init__()
         if not temperature > 0:
             raise InputError(f"Contrast: expected temperature above 0, got {temperature}.")
-        self.temperature, self.decoupled = temperature, decoupled
+        for value, words in ((denominator, get_args(Denominator)), (metric, get_args(Metric))):
+            if value not in words:
+                raise InputError(f"Contrast: expected one of {', '.join(words)}, got {value!r}.")
+        if (k > 0) != (denominator == "top_k") or min(memory, prototypes) < 0:
+            raise InputError(
+                "Contrast: expected k above 0 for denominator='top_k' and 0 for others, and no "
+                f"negative sizes, got k={k}, memory={memory} and prototypes={prototypes}."
+            )
+        self.temperature, self.denominator, self.metric = temperature, denominator, metric
+        self.include_positive, self.k, self.softness = include_positive, k, softness
+        self.radius, self.memory = radius, memory
+        self.concepts = None if concepts is None else torch.as_tensor(concepts).long()
+        self.heads = nn.LazyLinear(prototypes, bias=False) if prototypes else None
+        self.kept: tuple[Tensor, Tensor] | None = None
+        self._new: tuple[Tensor, Tensor] | None = None
 
     def forward(
         self,
         x: Float[Tensor, "row dim"],
         label: Int[Tensor, "row"] | None = None,
         view: Int[Tensor, "row"] | None = None,
+        group: Int[Tensor, "row"] | None = None,
+        place: Float[Tensor, "row axis"] | None = None,
+        negative: Float[Tensor, "hard dim"] | None = None,
+        prototype: Float[Tensor, "class dim"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the mean cross entropy of rows that have a positive."""
+        """Return the mean cross entropy of rows that have a positive.
+
+        Parameters
+        ----------
+        x : Float[Tensor, "row dim"]
+            All rows of view 0, then all of view 1, ...
+        label : Int[Tensor, "row"], optional
+            Negative for rows without a label.
+        view : Int[Tensor, "row"], optional
+        group : Int[Tensor, "row"], optional
+            Positives share the label and differ in the group, such as a domain.
+        place : Float[Tensor, "row axis"], optional
+            Where each row lies in its picture: positives share the label, which numbers the
+            pictures, and lie within ``radius``.
+        negative : Float[Tensor, "hard dim"], optional
+            Hard negatives, candidates of every row.
+        prototype : Float[Tensor, "class dim"], optional
+            Vectors of the classes 0, 1, ... of ``label``.
+        """
+        if self.heads is not None:
+            return self._assigned(x, view)
+        rows = self._units(x)
+        if prototype is not None:
+            if label is None:
+                raise InputError("Contrast: expected labels beside prototypes. Pass label.")
+            scores = self._similar(rows, self._units(prototype))
+            place_of = torch.arange(len(prototype), device=x.device)
+            return self._held(scores, label[:, None] == place_of, torch.zeros_like(scores).bool())
         itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
-        positive = _owner(x, label, view) & ~itself
-        rows = normalize(x, dim=1)
-        scores = (rows @ rows.T / self.temperature).masked_fill(itself, -torch.inf)
+        positive = _together(x, label, view, group, place, self.radius) & ~itself
+        parts, marks = [rows], [positive]
+        if negative is not None:
+            parts.append(self._units(negative))
+            marks.append(positive.new_zeros(len(x), len(negative)))
+        if self.memory:
+            own = torch.full((len(x),), -1, device=x.device) if label is None else label
+            self._new = (rows.detach(), own)
+            if self.kept is not None:
+                parts.append(self.kept[0].to(rows))
+                marks.append((own[:, None] == self.kept[1]) & (own >= 0)[:, None])
+        scores, every = self._similar(rows, torch.cat(parts)), torch.cat(marks, 1)
+        hidden = torch.zeros_like(every)
+        hidden[:, : len(x)] = itself
+        return self._held(scores, every, hidden)
+
+    def step(self) -> None:
+        """Move the rows of the last batch into the memory."""
+        if self._new is None:
+            return
+        old = self.kept
+        parts = zip(*((self._new,) if old is None else (self._new, old)), strict=True)
+        rows, label = (torch.cat(part)[: self.memory] for part in parts)
+        self.kept, self._new = (rows, label), None
+
+    def _units(self, x: Tensor) -> Tensor:
+        """Return the rows, or the largest unit of each concept."""
+        if self.concepts is None:
+            return x
+        if len(self.concepts) != x.shape[1]:
+            raise InputError(
+                f"Contrast: expected a concept for each of {x.shape[1]} units, got "
+                f"{len(self.concepts)}."
+            )
+        member = self.concepts.to(x.device)
+        return torch.stack([x[:, member == c].amax(1) for c in torch.unique(member)], 1)
+
+    def _similar(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.metric == "cosine":
+            return normalize(x, dim=1) @ normalize(y, dim=1).T
+        if self.metric == "dot":
+            return x @ y.T
+        if self.metric == "euclidean":
+            return -(x.unsqueeze(1) - y).square().sum(-1)
+        return -poincare_distance(to_ball(x), to_ball(y))
+
+    def _held(self, similar: Tensor, positive: Tensor, hidden: Tensor) -> Tensor:
+        """Return the mean over the positives of a row, then over rows that have any."""
         counted = positive.any(1)
         if not bool(counted.any()):
             raise InputError(
                 "Contrast: expected rows that belong together, got none. Run the model on two "
                 "views before the loss, or pass labels that repeat in a batch."
             )
-        if self.decoupled:
-            others = scores.masked_fill(positive, -torch.inf).logsumexp(1, keepdim=True)
-            whole = torch.logaddexp(scores, others.expand_as(scores))
+        scores = (similar / self.temperature).masked_fill(hidden, -torch.inf)
+        if self.denominator == "none":
+            each = -2 * scores
+        elif self.denominator == "top_k":
+            free = similar.masked_fill(hidden, -torch.inf)
+            each = -soft_top_k(free, self.k, self.softness).clamp(min=1e-12).log()
+        elif self.denominator == "softmax":
+            each = scores.logsumexp(1, keepdim=True) - scores
         else:
-            whole = scores.logsumexp(1, keepdim=True)
-        each = torch.where(positive, whole - scores, 0.0).sum(1)
+            others = scores.masked_fill(positive, -torch.inf).logsumexp(1, keepdim=True)
+            others = others.expand_as(scores)
+            each = (torch.logaddexp(scores, others) if self.include_positive else others) - scores
+        each = torch.where(positive, each, 0.0).sum(1)
         return (each[counted] / positive.sum(1)[counted]).mean()
 
+    def _assigned(self, x: Tensor, view: Tensor | None) -> Tensor:
+        """Return the cross entropy of each view to the balanced assignment of the others."""
+        assert self.heads is not None
+        n_views = 1 if view is None else int(view.max()) + 1
+        if n_views < 2:
+            raise InputError("Contrast: expected two views or more for prototypes, got one.")
+        rows = normalize(x, dim=1)
+        if isinstance(self.heads, nn.LazyLinear):
+            self.heads(rows[:1])  # makes the weights
+        scores = rows @ normalize(self.heads.weight, dim=1).T
+        parts = scores.reshape(n_views, -1, scores.shape[1])
+        if parts.shape[1] < parts.shape[2]:
+            raise InputError(
+                f"Contrast: expected at least as many examples as prototypes, {parts.shape[2]}, "
+                f"got {parts.shape[1]}."
+            )
+        wanted = torch.stack([balanced_assignment(part) for part in parts])
+        said = (parts / self.temperature).log_softmax(2)
+        pairs = [-(wanted[i] * said[j]).sum(1).mean()
+                 for i in range(n_views) for j in range(n_views) if i != j]  # fmt: skip
+        return torch.stack(pairs).mean()
 
-def _owner(x: Tensor, label: Tensor | None, view: Tensor | None) -> Tensor:
+
+def _together(
+    x: Tensor,
+    label: Tensor | None,
+    view: Tensor | None,
+    group: Tensor | None,
+    place: Tensor | None,
+    radius: float,
+) -> Tensor:
     """Return which rows belong together, (row, row)."""
+    if label is None and (group is not None or place is not None):
+        raise InputError("Contrast: expected labels beside groups or places. Pass label.")
     if label is not None:
-        return (label[:, None] == label[None]) & (label >= 0)[:, None]
+        same = (label[:, None] == label[None]) & (label >= 0)[:, None]
+        if group is not None:
+            same = same & (group[:, None] != group[None])
+        if place is not None:
+            same = same & (torch.cdist(place, place) < radius)
+        return same
     n_views = 1 if view is None else int(view.max()) + 1
     example = torch.arange(len(x), device=x.device) % (len(x) // n_views)
     return example[:, None] == example[None]
+
+
+def similarity_smoothing(
+    x: Float[Tensor, "row place dim"],
+) -> Float[Tensor, "row place dim"]:
+    """Return each place as the sum of all places, weighted by squared positive cosines.
+
+    ``q_i = sum_j max(cos(x_i, x_j), 0)^2 x_j``: the branch that is smoothed where places of two
+    crops are contrasted.
+
+    Examples
+    --------
+    >>> similarity_smoothing(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])).tolist()
+    [[[1.0, 0.0], [0.0, 2.0]]]
+
+    References
+    ----------
+    xie2021pixpro
+    """
+    unit = normalize(x, dim=2)
+    return (unit @ unit.transpose(1, 2)).clamp(min=0).square() @ x

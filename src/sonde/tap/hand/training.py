@@ -132,9 +132,14 @@ class Terms:
     def step(self) -> None:
         """Go on to the next step; call it after the optimiser's own.
 
-        Hooks of losses whose schedule is over are removed.
+        Hooks of losses whose schedule is over are removed. Losses with a ``step`` of their own, as
+        those with a memory of rows, take it too.
         """
         self.n_steps += 1
+        for term in self._terms:
+            own: Any = getattr(term.loss, "step", None)
+            if own is not None:
+                own()
         if self._open and self._wanted() != self._read:
             self._close()
             self._hook()
