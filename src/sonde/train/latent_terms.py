@@ -24,7 +24,6 @@ class LatentTerms(nn.Module):
     ``mi E[ln q(z|x) - ln q(z)] + tc E[ln q(z) - sum_g ln q(z_g)] + each E[sum_g ln q(z_g) -
     ln p(z)]`` with ``q(z|x) = N(x, exp y)``, the mixture ``q(z)`` of the rows of the batch, and a
     standard normal ``p``. With all weights 1 it is the rate of a VAE, from one draw for each row.
-    ``posterior`` and ``prior`` add ``E ln q(z|x)`` and ``-E ln p(z)`` with weights of their own:
     ``posterior`` and ``prior`` are weights of ``E ln q(z|x)`` and of ``-E ln p(z)``: with the three
     others 0, 1 and 1 are the VAE, -1/2 and 1/2 the mutual information machine, whose variances end
     at the floor.

@@ -1,0 +1,101 @@
+"""Two codes of a picture: what all pictures share, and the mark that some carry alone.
+
+Every second digit carries a bar in a corner. The codes are small and linear probes read them.
+"""
+
+from typing import final
+
+import torch
+from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor, nn
+
+from sonde.train import Contrast, Separate
+from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+FIT, STEPS, TINY, DIM = 1_000, 600, 20, 8
+WEIGHTS = (0.0, 1.0, 10.0)
+
+
+@final
+class CommonAndSalientStudy(Study):
+    """A common and a salient code, with weights of the penalty on what both say."""
+
+    name = "common-and-salient"
+    title = "does a penalty on shared content leave the mark to the salient code alone?"
+    paper = "louiset2024sepclr"
+    fidelity = "two heads on one encoder; views by noise; the joint entropy as penalty"
+    data = "digits, half of them with a bar of random height in a corner"
+    claims = (
+        Claim("mark", "The salient code knows the mark better than the common code does.",
+              "accuracy of a probe of the mark, salient less common, weight 10"),
+        Claim("class", "The common code knows the digit better than the salient code does.",
+              "accuracy of a probe of the digit, common less salient, weight 10"),
+        Claim("penalty", "The penalty takes the mark out of the common code.",
+              "accuracy of a probe of the mark on the common code, weight 0 less weight 10"),
+    )  # fmt: skip
+    null = Claim(
+        "no mark", "Where no picture carries a mark, its column cannot be told.",
+        "accuracy of a probe on the salient code, weight 10", above=0.5,
+    )  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train with each weight, and once without marks."""
+        x, label = shuffled_digits(seed)
+        draw = torch.Generator().manual_seed(seed)
+        mark = torch.rand(len(x), generator=draw) < 0.5
+        drawn_on = x.clone().reshape(-1, 8, 8)
+        height = torch.randint(0, 6, (len(x),), generator=draw)
+        for row in range(3):
+            drawn_on[mark, (height + row)[mark], 0] = 1.0
+        steps = TINY if tiny else STEPS
+        marked, found = drawn_on.flatten(1), dict[str, dict[str, float]]()
+        for weight in WEIGHTS:
+            tick(f"weight {weight:g}")
+            found[f"{weight:g}"] = _probed(marked, label, mark, weight, seed, steps)
+        tick("without marks")
+        empty = _probed(x, label, mark, WEIGHTS[-1], seed, steps)
+        most, none = found[f"{WEIGHTS[-1]:g}"], found["0"]
+        return {
+            "mark": most["mark, salient"] - most["mark, common"],
+            "class": most["class, common"] - most["class, salient"],
+            "penalty": none["mark, common"] - most["mark, common"],
+            "no mark": empty["mark, salient"],
+            **{f"{name} | {k}": v for name, row in found.items() for k, v in row.items()},
+        }
+
+
+def _probed(
+    x: Tensor, label: Tensor, mark: Tensor, weight: float, seed: int, steps: int
+) -> dict[str, float]:
+    def make() -> nn.ModuleDict:
+        body = nn.Sequential(nn.Linear(64, 96), nn.ReLU())
+        return nn.ModuleDict(
+            {"body": body, "common": nn.Linear(96, DIM), "own": nn.Linear(96, DIM)}
+        )
+
+    net, contrast, separate = drawn(make, seed), Contrast(0.2), Separate("joint_entropy")
+
+    def loss(rows: Tensor) -> Tensor:
+        views = [net["body"](x[rows] + 0.15 * torch.randn(len(rows), 64)) for _ in range(2)]
+        common, own = (torch.cat([net[name](v) for v in views]) for name in ("common", "own"))
+        view, kind = torch.arange(2).repeat_interleave(len(rows)), mark[rows].repeat(2)
+        told = contrast(own[kind], view=view[kind])
+        empty = own[~kind].square().sum(1).mean()  # pictures without a mark have nothing salient
+        shared = separate(nn.functional.normalize(common, dim=1), own) if weight else 0.0
+        return contrast(common, view=view) + told + empty + weight * shared
+
+    minimise(loss, net.parameters(), FIT, steps=steps, seed=seed)
+    with torch.no_grad():
+        codes = {name: net[name](net["body"](x)).numpy() for name in ("common", "own")}
+
+    def probe(code: str, truth: Tensor) -> float:
+        head = LogisticRegression(max_iter=500).fit(codes[code][:FIT], truth[:FIT].numpy())
+        return float(head.score(codes[code][FIT:], truth[FIT:].numpy()))
+
+    return {
+        f"{what}, {word}": probe(code, truth)
+        for what, truth in (("mark", mark), ("class", label))
+        for code, word in (("common", "common"), ("own", "salient"))
+    }

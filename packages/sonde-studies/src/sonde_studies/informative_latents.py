@@ -1,0 +1,101 @@
+"""Autoencoders by the weights of their code's terms: collapse, information, probes.
+
+The codes have 16 numbers and the pictures 64; published models are far larger.
+"""
+
+from typing import final
+
+import torch
+from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor, nn
+
+from sonde.train import LatentTerms
+from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+FIT, STEPS, TINY, CODE, SCALE = 1_000, 1_500, 30, 16, 32.0
+ARMS = {"vae": (1.0, 1.0), "beta 4": (4.0, 4.0), "machine": (-0.5, 0.5)}
+"""Weights of the posterior's and of the prior's term."""
+
+
+@final
+class InformativeLatentsStudy(Study):
+    """A variational autoencoder, one of weight 4, and the mutual information machine."""
+
+    name = "informative-latents"
+    title = "which weights of the code's terms keep the code informative?"
+    paper = "livne2025cmim"
+    fidelity = "the weights of the papers; no contrast of noise views"
+    data = "digits: 1,000 to train on, 797 to judge; a code of 16 numbers"
+    claims = (
+        Claim("collapse", "A weight of 4 leaves fewer units of the code in use.",
+              "units in use, plain less weight 4"),
+        Claim("probe", "The machine's code says the digit better than the plain one's.",
+              "accuracy of a linear probe, machine less plain"),
+        Claim("decoder", "The decoder's states say it better than the machine's own code.",
+              "accuracy of a linear probe, hidden layer of the decoder less code"),
+    )  # fmt: skip
+    null = Claim("random", "An untrained encoder's code gains nothing from another draw.",
+                 "accuracy of a probe, difference of two untrained encoders")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train each arm; probe codes and decoder states."""
+        x, label = shuffled_digits(seed)
+        found: dict[str, dict[str, float]] = {}
+        for arm, weights in ARMS.items():
+            tick(arm)
+            net = _trained(x, weights, seed, TINY if tiny else STEPS)
+            found[arm] = _judged(net, x, label)
+        untrained = [_judged(drawn(_net, seed + n), x, label)["probe"] for n in (0, 500)]
+        return {
+            "collapse": found["vae"]["in use"] - found["beta 4"]["in use"],
+            "probe": found["machine"]["probe"] - found["vae"]["probe"],
+            "decoder": found["machine"]["decoder probe"] - found["machine"]["probe"],
+            "random": untrained[1] - untrained[0],
+            **{f"{arm} | {name}": v for arm, row in found.items() for name, v in row.items()},
+        }
+
+
+def _net() -> nn.ModuleDict:
+    return nn.ModuleDict({
+        "encoder": nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 2 * CODE)),
+        "inner": nn.Sequential(nn.Linear(CODE, 128), nn.ReLU()),
+        "outer": nn.Linear(128, 64),
+    })  # fmt: skip
+
+
+def _trained(x: Tensor, weights: tuple[float, float], seed: int, steps: int) -> nn.ModuleDict:
+    net = drawn(_net, seed)
+    posterior, prior = weights
+    terms = LatentTerms(0.0, 0.0, 0.0, posterior=posterior, prior=prior, floor=-8.0)
+
+    def loss(rows: Tensor) -> Tensor:
+        mean, log = net["encoder"](x[rows]).chunk(2, 1)
+        log = log.clamp(min=-8.0)
+        z = mean + (log / 2).exp() * torch.randn_like(mean)
+        made = net["outer"](net["inner"](z))
+        missed = SCALE * (made - x[rows]).square().sum(1).mean() / 2
+        return missed + terms(mean, log, z)
+
+    minimise(loss, net.parameters(), FIT, steps=steps, seed=seed)
+    return net.eval()
+
+
+@torch.no_grad()
+def _judged(net: nn.ModuleDict, x: Tensor, label: Tensor) -> dict[str, float]:
+    mean, log = net["encoder"](x).chunk(2, 1)
+    inner = net["inner"](mean)
+    missed = (net["outer"](inner) - x)[FIT:].square().sum(1).mean()
+
+    def probe(rows: Tensor) -> float:
+        head = LogisticRegression(max_iter=1_000).fit(rows[:FIT].numpy(), label[:FIT].numpy())
+        return float(head.score(rows[FIT:].numpy(), label[FIT:].numpy()))
+
+    return {
+        "in use": float((mean.var(0) > 0.01).sum()),
+        "log variance": float(log.clamp(min=-8.0).mean()),
+        "missed": float(missed),
+        "probe": probe(mean),
+        "decoder probe": probe(inner),
+    }

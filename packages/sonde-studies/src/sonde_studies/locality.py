@@ -1,0 +1,86 @@
+"""One of several patches carries the class: how many rows each way to share weights needs.
+
+Simulated. Theory orders the maps by what they know before: full, local, shared.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sonde.layers import GridMixer
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+SIDE, DIM, HELD, STEPS, TINY = 6, 4, 1_000, 300, 15
+SIZES, KINDS = (50, 200, 800), ("full", "local", "shared", "axis", "dilated", "generated")
+
+
+@final
+class LocalityStudy(Study):
+    """A class shown at a random place of a grid, by six maps over its places."""
+
+    name = "locality"
+    title = "which sharing of weights over places needs the fewest rows?"
+    paper = "lahoti2024dsd"
+    fidelity = "one mixing layer between two maps of each place; parameters differ by design"
+    data = "simulated: a 2 x 2 pattern of the class's sign at one place of a 6 x 6 grid, and noise"
+    claims = (
+        Claim("local", "A local map needs fewer rows than a full one.",
+              "accuracy at 200 rows, local less full"),
+        Claim("shared", "A shared map needs fewer rows than a local one.",
+              "accuracy at 200 rows, shared less local"),
+        Claim("many", "With many rows the full map catches up in part.",
+              "gap of shared and full at 50 rows less that at 800"),
+    )  # fmt: skip
+    null = Claim("noise", "Without a signal no map says anything.",
+                 "accuracy of the shared map at 200 rows", above=0.5)  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train each map at each size, and once without a signal."""
+        steps, found = TINY if tiny else STEPS, dict[str, dict[int, float]]()
+        for kind in KINDS:
+            tick(kind)
+            found[kind] = {n: _accuracy(kind, n, seed, steps) for n in SIZES}
+        few, some, most = SIZES
+        gap = {n: found["shared"][n] - found["full"][n] for n in SIZES}
+        return {
+            "local": found["local"][some] - found["full"][some],
+            "shared": found["shared"][some] - found["local"][some],
+            "many": gap[few] - gap[most],
+            "noise": _accuracy("shared", some, seed, steps, signal=0.0),
+            **{f"{kind} | {n} rows": v for kind, row in found.items() for n, v in row.items()},
+        }
+
+
+def _rows(n: int, seed: int, signal: float) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    label = torch.randint(2, (n,), generator=draw)
+    x = 0.5 * torch.randn(n, 1, SIDE, SIDE, generator=draw)
+    pattern = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
+    high, wide = torch.randint(0, SIDE - 1, (2, n), generator=draw)
+    for i in range(n):
+        sign = 2.0 * float(label[i]) - 1.0
+        place = x[i, 0, high[i] : high[i] + 2, wide[i] : wide[i] + 2]
+        place += signal * sign * pattern
+    return x, label
+
+
+def _accuracy(kind: str, n: int, seed: int, steps: int, signal: float = 1.5) -> float:
+    x, label = _rows(n, 2 * seed, signal)
+    held, truth = _rows(HELD, 2 * seed + 1, signal)
+
+    def make() -> nn.Sequential:
+        mixer = GridMixer(DIM, weights=kind, grid=(SIDE, SIDE))  # pyright: ignore[reportArgumentType]
+        pooled = nn.Sequential(nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(DIM, 2))
+        return nn.Sequential(nn.Conv2d(1, DIM, 1), mixer, nn.Conv2d(DIM, DIM, 1), pooled)
+
+    net = drawn(make, seed)
+    minimise(
+        lambda rows: cross_entropy(net(x[rows]), label[rows]),
+        net.parameters(), n, steps=steps, seed=seed, rate=1e-2,
+    )  # fmt: skip
+    net.eval()
+    with torch.no_grad():
+        return float((net(held).argmax(1) == truth).double().mean())
