@@ -13,8 +13,10 @@ from sonde.core import InputError, near
 from sonde.report import Answer
 
 RECIPES: tuple[str, ...] = (
+    "decode-states",
     "did-it-memorise",
     "document-retrieval",
+    "feature-fusion",
     "missing-view",
     "replication-check",
     "route-by-score",

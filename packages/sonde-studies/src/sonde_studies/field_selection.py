@@ -1,0 +1,128 @@
+"""Fields of a table that help and fields that do not: gates, and tables shared by fields.
+
+The bundled diabetes table with columns of noise, and simulated categorical fields.
+"""
+
+from typing import final
+
+import torch
+from sklearn.datasets import load_diabetes  # pyright: ignore[reportMissingTypeStubs]
+from sklearn.linear_model import LassoCV  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from sonde.layers import SharedTable, UnitGate
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+REAL, NOISE, FIT, STEPS, TINY = 10, 30, 300, 800, 20
+FIELDS, VALUES, ROWS = 4, 200, 3_000
+
+
+@final
+class FieldSelectionStudy(Study):
+    """Learned gates beside the lasso, and one small table for four fields."""
+
+    name = "field-selection"
+    title = "do gates find the fields that help, and may fields share a table?"
+    paper = "lyu2023optfs"
+    fidelity = "gates of units on a table of numbers; one shared table, without the papers' scale"
+    data = "diabetes with 30 columns of noise; four simulated fields of 200 values"
+    claims = (
+        Claim("found", "Gates keep more real columns than columns of noise.",
+              "share of real columns kept less that of noise"),
+        Claim("error", "With gates a net errs less on new rows than without.",
+              "R^2 with gates less without"),
+        Claim("shared", "A shared table of as many numbers errs no more than four tables, to 0.02.",
+              "R^2 of a shared table of 200 entries less that of four of 50, and 0.02"),
+        Claim("lookups", "Two places for a value help a shared table.",
+              "R^2 with two places less with one"),
+    )  # fmt: skip
+    null = Claim("only noise", "Gates over noise alone keep no column more than another.",
+                 "share kept of the first ten columns less that of the others")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train gated and plain nets on the table, and nets over fields."""
+        steps = TINY if tiny else STEPS
+        x, y = _table(seed)
+        tick("gates")
+        gated, kept = _fitted(x, y, seed, steps, True)
+        plain, _ = _fitted(x, y, seed, steps, False)
+        lasso = LassoCV(cv=5).fit(x[:FIT].numpy(), y[:FIT].numpy())
+        empty = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed + 50))
+        nothing = _fitted(empty, y, seed, steps, True)[1]
+        tick("tables")
+        tables = {
+            "four of 50": _fields(seed, steps, "per_field", VALUES // FIELDS, 1),
+            "shared": _fields(seed, steps, "shared", VALUES, 1),
+            "shared, two places": _fields(seed, steps, "shared", VALUES, 2),
+        }
+        return {
+            "found": float(kept[:REAL].mean() - kept[REAL:].mean()),
+            "error": gated - plain,
+            "shared": tables["shared"] - tables["four of 50"] + 0.02,
+            "lookups": tables["shared, two places"] - tables["shared"],
+            "only noise": float(nothing[:REAL].mean() - nothing[REAL:].mean()),
+            "R^2 | gates": gated,
+            "R^2 | no gates": plain,
+            "R^2 | lasso": float(lasso.score(x[FIT:].numpy(), y[FIT:].numpy())),
+            **{f"R^2 | {name}": v for name, v in tables.items()},
+        }
+
+
+def _table(seed: int) -> tuple[Tensor, Tensor]:
+    found = load_diabetes()
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(found.target), generator=draw)  # pyright: ignore
+    x = torch.from_numpy(found.data).float()[order]  # pyright: ignore
+    y = torch.from_numpy(found.target).float()[order]  # pyright: ignore
+    x = torch.cat([x / x.std(0), torch.randn(len(x), NOISE, generator=draw)], 1)
+    return x, (y - y.mean()) / y.std()
+
+
+def _r2(said: Tensor, y: Tensor) -> float:
+    return float(1 - (said - y).square().mean() / y.var(correction=0))
+
+
+def _fitted(x: Tensor, y: Tensor, seed: int, steps: int, gated: bool) -> tuple[float, Tensor]:
+    gate = UnitGate(REAL + NOISE)
+    body = drawn(
+        lambda: nn.Sequential(nn.Linear(REAL + NOISE, 24), nn.ReLU(), nn.Linear(24, 1)), seed
+    )
+    done = 0
+
+    def loss(rows: Tensor) -> Tensor:
+        nonlocal done
+        gate.progress.fill_(min(1.0, done / steps))
+        done += 1
+        shown = gate(x[rows]) if gated else x[rows]
+        open_share = gate.gates().mean() if gated else 0.0
+        return mse_loss(body(shown)[:, 0], y[rows]) + 0.3 * open_share
+
+    weights = [*body.parameters(), *(gate.parameters() if gated else ())]
+    minimise(loss, weights, FIT, steps=steps, seed=seed)
+    if gated:
+        gate.harden()
+    with torch.no_grad():
+        shown = gate(x[FIT:]) if gated else x[FIT:]
+        kept = (gate(torch.ones(1, REAL + NOISE))[0] > 0).float()
+        return _r2(body(shown)[:, 0], y[FIT:]), kept
+
+
+def _fields(seed: int, steps: int, tables: str, size: int, lookups: int) -> float:
+    draw = torch.Generator().manual_seed(seed)
+    ids = (VALUES * torch.rand(ROWS, FIELDS, generator=draw) ** 3).long()  # few values are common
+    worth = torch.randn(FIELDS, VALUES, generator=draw)
+    y = sum(worth[f][ids[:, f]] for f in range(FIELDS)) / 2
+    y = torch.as_tensor(y) + 0.1 * torch.randn(ROWS, generator=draw)
+    table = SharedTable(FIELDS, 4, size, tables, lookups, seed=seed)  # pyright: ignore
+    asked = ids % size if tables == "per_field" else ids
+    head, n = drawn(lambda: nn.Linear(4 * FIELDS, 1), seed), ROWS * 2 // 3
+
+    def loss(rows: Tensor) -> Tensor:
+        return mse_loss(head(table(asked[rows]).flatten(1))[:, 0], y[rows])
+
+    weights = [*table.parameters(), *head.parameters()]
+    minimise(loss, weights, n, steps=steps, seed=seed, rate=1e-2)
+    with torch.no_grad():
+        return _r2(head(table(asked[n:]).flatten(1))[:, 0], y[n:])

@@ -1,0 +1,103 @@
+"""What a projection head of contrastive training keeps from the states below it.
+
+Digits whose brightness and columns are changed in every view. The encoder is a small perceptron.
+"""
+
+from typing import final
+
+import torch
+from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
+from sklearn.pipeline import make_pipeline  # pyright: ignore[reportUnknownVariableType]
+from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor, nn
+
+from sonde.layers import UnitGate
+from sonde.train import Contrast
+from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+FIT, STEPS, TINY, DIM = 1_000, 600, 20, 32
+HEADS = ("none", "mlp", "fixed")
+
+
+@final
+class ProjectionHeadStudy(Study):
+    """Contrast with a learned head, a fixed one and none, probed before and after the head."""
+
+    name = "projection-head"
+    title = "what does a head keep from the states below it?"
+    paper = "xue2024projection"
+    fidelity = "probes of digit and brightness in place of coarse and fine labels"
+    data = "digits whose brightness was drawn from three; views change brightness and columns"
+    claims = (
+        Claim("kept", "Below a learned head the brightness, which views change, is kept.",
+              "accuracy of a probe of brightness, before the head less after it"),
+        Claim("more", "More of it than without a head.",
+              "accuracy of a probe of brightness, before the learned head less without a head"),
+        Claim("class", "The digit is not said worse before the head than after it, to a point.",
+              "accuracy of a probe of the digit, before less after, and 0.01"),
+    )  # fmt: skip
+    null = Claim(
+        "fixed", "A head of fixed gates can be undone by a linear probe: nothing changes.",
+        "accuracy of a probe of brightness, before the fixed head less after it",
+    )  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train with each head and probe both sides of it."""
+        x, label = shuffled_digits(seed)
+        light = torch.randint(3, (len(x),), generator=torch.Generator().manual_seed(seed))
+        x = x * (0.4 + 0.3 * light)[:, None]
+        found: dict[str, dict[str, float]] = {}
+        for head in HEADS:
+            tick(head)
+            found[head] = _probed(head, x, label, light, seed, TINY if tiny else STEPS)
+        mlp, fixed = found["mlp"], found["fixed"]
+        return {
+            "kept": mlp["light, before"] - mlp["light, after"],
+            "more": mlp["light, before"] - found["none"]["light, before"],
+            "class": mlp["digit, before"] - mlp["digit, after"] + 0.01,
+            "fixed": fixed["light, before"] - fixed["light, after"],
+            **{f"{head} | {name}": v for head, row in found.items() for name, v in row.items()},
+        }
+
+
+def _probed(
+    head: str, x: Tensor, label: Tensor, light: Tensor, seed: int, steps: int
+) -> dict[str, float]:
+    def make() -> nn.ModuleDict:
+        ends = {
+            "none": nn.Identity(),
+            "mlp": nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU(), nn.Linear(DIM, 16)),
+            "fixed": UnitGate(DIM, score="fixed", kappa=1.15),
+        }
+        body = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, DIM))
+        return nn.ModuleDict({"body": body, "head": ends[head]})
+
+    net, contrast = drawn(make, seed), Contrast(0.2)
+
+    def seen(rows: Tensor) -> Tensor:
+        bright = x[rows] * (0.5 + torch.rand(len(rows), 1))
+        shift = int(torch.randint(-1, 2, ()))
+        return bright.reshape(-1, 8, 8).roll(shift, 2).flatten(1)
+
+    def loss(rows: Tensor) -> Tensor:
+        views = torch.cat([seen(rows), seen(rows)])
+        view = torch.arange(2).repeat_interleave(len(rows))
+        return contrast(net["head"](net["body"](views)), view=view)
+
+    minimise(loss, net.parameters(), FIT, steps=steps, seed=seed)
+    with torch.no_grad():
+        before = net["body"](x)
+        sides = {"before": before, "after": net["head"](before)}
+
+    def probe(rows: Tensor, truth: Tensor) -> float:
+        line = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+        line.fit(rows[:FIT].numpy(), truth[:FIT].numpy())
+        return float(line.score(rows[FIT:].numpy(), truth[FIT:].numpy()))
+
+    return {
+        f"{what}, {side}": probe(rows, truth)
+        for what, truth in (("light", light), ("digit", label))
+        for side, rows in sides.items()
+    }

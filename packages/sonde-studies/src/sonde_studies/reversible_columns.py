@@ -1,0 +1,116 @@
+"""Columns that are inverted in the backward pass: what it costs, and what each column says.
+
+Digits in a net of a few columns; what memory saves is counted, not felt, at this size.
+"""
+
+import time
+from typing import Any, final
+
+import torch
+from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import cross_entropy
+
+from sonde.layers import Reversible
+from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+FIT, STEPS, TINY, DIM, COLUMNS = 1_000, 200, 8, 24, 6
+
+
+@final
+class ReversibleColumnsStudy(Study):
+    """Six columns of two levels, trained with and without storing them."""
+
+    name = "reversible-columns"
+    title = "do inverted columns train like stored ones, with flat memory?"
+    paper = "cai2023revcol"
+    fidelity = "levels of one width; the input stands in the lowest level alone"
+    data = "digits: 1,000 to train on, 797 to judge"
+    claims = (
+        Claim("memory", "Numbers kept for the backward pass are a tenth or less.",
+              "0.1 less the share of those of stored columns"),
+        Claim("accuracy", "Accuracy is that of stored columns, to a point.",
+              "accuracy, inverted less stored, and 0.01"),
+        Claim("columns", "The last column's top level says the digit better than the first's.",
+              "accuracy of a linear probe, last less first column"),
+    )  # fmt: skip
+    null = Claim("inverse", "The inverse gives the input back.",
+                 "root mean square of the difference, float32, over that of the input")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train both ways, count, probe and invert."""
+        x, label = shuffled_digits(seed)
+        nets, accuracy, kept, seconds = {}, {}, {}, {}
+        for arm in ("inverted", "stored"):
+            tick(arm)
+            net = drawn(lambda arm=arm: _Net(arm == "inverted"), seed)
+            began = time.process_time()
+            minimise(
+                lambda rows, net=net: cross_entropy(net(x[rows]), label[rows]),
+                net.parameters(), FIT, steps=TINY if tiny else STEPS, seed=seed,
+            )  # fmt: skip
+            seconds[arm] = time.process_time() - began
+            with torch.no_grad():
+                said = net(x[FIT:]).argmax(1)
+            accuracy[arm] = float((said == label[FIT:]).double().mean())
+            nets[arm], kept[arm] = net, _kept(net, x[:64])
+        probes = _probes(nets["inverted"], x, label)
+        with torch.no_grad():
+            start = nets["inverted"].levels(x[:64])
+            back = nets["inverted"].columns.inverse(nets["inverted"].columns(start))
+        lost = (back - start).square().mean().sqrt() / start.square().mean().sqrt()
+        return {
+            "memory": 0.1 - kept["inverted"] / kept["stored"],
+            "accuracy": accuracy["inverted"] - accuracy["stored"] + 0.01,
+            "columns": probes[-1] - probes[0],
+            "inverse": round(float(lost), 4),
+            **{f"accuracy | {arm}": v for arm, v in accuracy.items()},
+            **{f"seconds | {arm}": v for arm, v in seconds.items()},
+            **{f"probe | column {i + 1}": v for i, v in enumerate(probes)},
+        }
+
+
+class _Net(nn.Module):
+    def __init__(self, recompute: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, DIM), nn.Linear(DIM, 10)
+        self.columns = Reversible(DIM, 2, COLUMNS, recompute=recompute)
+
+    def levels(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return torch.stack([h, torch.zeros_like(h)], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.columns(self.levels(x))[:, 1])
+
+
+def _kept(net: Any, x: Tensor) -> int:
+    """Return the numbers that autograd keeps for the columns, weights left out."""
+    start, seen = net.levels(x).detach().requires_grad_(), dict[int, int]()
+    weights = {p.data_ptr() for p in net.parameters()}
+
+    def keep(t: Tensor) -> Tensor:
+        if t.data_ptr() not in weights:
+            seen[t.data_ptr()] = t.numel()
+        return t
+
+    with saved_tensors_hooks(keep, lambda t: t):
+        held = net.columns(start)
+    del held
+    return sum(seen.values())
+
+
+def _probes(net: Any, x: Tensor, label: Tensor) -> list[float]:
+    """Return the accuracy of a probe of the top level after each column."""
+    found, truth = list[float](), label.numpy()
+    with torch.no_grad():
+        state = net.levels(x)
+        for column in net.columns.columns:
+            state = column(state)
+            rows = state[:, 1].numpy()
+            line = LogisticRegression(max_iter=500).fit(rows[:FIT], truth[:FIT])
+            found.append(float(line.score(rows[FIT:], truth[FIT:])))
+    return found

@@ -1,0 +1,82 @@
+"""Fusion of encoders: heads fitted by hand, sources that say the same, bad input, the command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from torch import nn
+
+from cli_case import run_words
+from sonde import InputError, Model
+from sonde_studies.recipes.feature_fusion import JOINT, SMALL, feature_fusion
+
+
+def encoder(columns, n_out, seed):
+    torch.manual_seed(seed)
+    map_of = nn.Linear(6, n_out)
+    map_of.weight.data[:, [i for i in range(6) if i not in columns]] = 0
+    return Model(nn.Sequential(map_of, nn.Tanh()).eval())
+
+
+def rows(n=400, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    label = torch.randint(0, 4, (n,), generator=draw)
+    x = torch.randn(n, 6, generator=draw)
+    x[:, 0] += 2.2 * (label % 2)  # what the first encoder sees
+    x[:, 4] += 2.2 * (label // 2)  # and the second
+    return x, label, [{"x": a, "label": int(c)} for a, c in zip(x, label, strict=True)]
+
+
+@pytest.mark.truth("scikit-learn's logistic regression on the encoders' states, by hand")
+def test_heads_are_those_fitted_by_hand():
+    x, label, items = rows()
+    nets = encoder({0, 1, 2}, 5, 1), encoder({3, 4, 5}, 4, 2)
+    found = feature_fusion(*nets, items, seed=3, progress=False)
+    got = {row["source"]: row for row in found.rows}
+    y = label.numpy()
+    kept, held = train_test_split(np.arange(400), test_size=0.4, stratify=y, random_state=3)
+    with torch.no_grad():
+        a, b = (net.module(x).double().numpy() for net in nets)
+
+    def accuracy(s):
+        z = (s - s[kept].mean(0)) / s[kept].std(0)
+        head = LogisticRegression(C=0.1, max_iter=500).fit(z[kept], y[kept])
+        return (head.predict(z[held]) == y[held]).mean()
+
+    assert got["first"]["accuracy"] == pytest.approx(accuracy(a))
+    assert got[JOINT]["accuracy"] == pytest.approx(accuracy(np.concatenate([a, b], 1)))
+    assert found.verdict == "fuse them"
+    assert [got[s]["units"] for s in ("second", JOINT, SMALL)] == [4, 9, 2]
+
+
+@pytest.mark.truth("a second encoder that is the first")
+def test_a_copy_adds_nothing():
+    *_, items = rows(seed=4)
+    net = encoder({0, 1, 2}, 5, 1)
+    found = feature_fusion(net, net, items, third=net, progress=False)
+    assert found.verdict == "the first alone will do"
+    assert abs(float(found.value)) < 0.03
+    assert {"without the second", "third"} <= {row["source"] for row in found.rows}
+
+
+def test_rows_without_labels_are_refused():
+    *_, items = rows(40)
+    with pytest.raises(InputError, match="60 or more labelled rows"):
+        feature_fusion(encoder({0}, 3, 0), encoder({1}, 3, 0), items, progress=False)
+
+
+def test_the_command_asks_it(tmp_path, monkeypatch):
+    (tmp_path / "nets_to_fuse.py").write_text(
+        "from torch import nn\n\n\ndef same():\n    return nn.Sequential(nn.Identity()).eval()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    lines = [json.dumps({**r, "x": r["x"].tolist()}) for r in rows()[2]]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    word = "nets_to_fuse:same"
+    ran = run_words("recipe", "feature-fusion", word, word, tmp_path / "rows.jsonl",
+                    "--site", "0", "--json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert {row["source"] for row in ran.json()["rows"]} == {"first", "second", JOINT, SMALL}
