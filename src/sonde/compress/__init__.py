@@ -27,12 +27,14 @@ from sonde.compress.random_k_codec import RandomKCodec
 from sonde.compress.recent_cache import RecentCache
 from sonde.compress.rtn import RTN
 from sonde.compress.sequence_coder import SequenceCoder
+from sonde.compress.share_steps import share_steps
 from sonde.compress.sign_codec import SignCodec
 from sonde.compress.sign_quant import SignQuant
 from sonde.compress.smooth_quant import SmoothQuant
 from sonde.compress.snap_kv import SnapKV
 from sonde.compress.sparse_gpt import SparseGPT
 from sonde.compress.streaming_cache import StreamingCache
+from sonde.compress.token_budget import shortened, token_budget
 from sonde.compress.top_k_codec import TopKCodec
 from sonde.compress.tova import TOVA
 from sonde.weights import QuantLinear, ThinLinear, kernels, pack, unpack
@@ -74,5 +76,8 @@ __all__ = [
     "kernels",
     "layer_grams",
     "pack",
+    "share_steps",
+    "shortened",
+    "token_budget",
     "unpack",
 ]
