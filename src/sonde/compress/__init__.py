@@ -20,6 +20,7 @@ from sonde.compress.key_norm import KeyNorm
 from sonde.compress.low_rank_weights import LowRankWeights
 from sonde.compress.natural_codec import NaturalCodec
 from sonde.compress.power_sgd_codec import PowerSgdCodec
+from sonde.compress.prompt_compressor import CompressedPrompt, KeepProbe, PromptCompressor
 from sonde.compress.prune_weights import PruneWeights
 from sonde.compress.qsgd_codec import QsgdCodec
 from sonde.compress.quant_cache import QuantCache
@@ -46,15 +47,18 @@ __all__ = [
     "RTN",
     "TOVA",
     "BitAllocation",
+    "CompressedPrompt",
     "CoordinateRounding",
     "DecoupleQ",
     "Fidelity",
+    "KeepProbe",
     "KeyDiff",
     "KeyNorm",
     "LayerGrams",
     "LowRankWeights",
     "NaturalCodec",
     "PowerSgdCodec",
+    "PromptCompressor",
     "PruneWeights",
     "QsgdCodec",
     "QuantCache",

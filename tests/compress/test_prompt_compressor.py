@@ -1,0 +1,96 @@
+"""Shorter prompts: information by hand, counts, order, forced words, a learned probe."""
+
+import math
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import sonde
+from sonde import Model
+from sonde.compress import PromptCompressor
+from sonde.core import InputError
+
+TEXT = (
+    "import os, then return the value of the 42 names in x.\n\nimport sys and raise zebra errors."
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sonde.load("sonde:stdlib", device="cpu")
+
+
+@pytest.mark.truth("-log p of every byte by a loop over prefixes")
+def test_a_word_tells_the_information_of_its_bytes(model):
+    found = PromptCompressor(share=0.4, digits=False).compress(model, TEXT)
+    ids, wanted = list(TEXT.encode()), []
+    for i, byte in enumerate(ids):
+        with torch.no_grad():
+            logits = model.module(torch.tensor([ids[:i]])).logits[0, -1] if i else torch.zeros(1)
+        p = float(logits.double().softmax(0)[byte]) if i else 1 / model.module.config.vocab_size
+        wanted.append(-math.log(p))
+    sums = torch.tensor([sum(wanted[a:b]) for a, b in found.words])
+    torch.testing.assert_close(found.scores.float(), sums, rtol=1e-4, atol=1e-3)
+    n = round(0.4 * len(found.words))
+    assert sorted(sums.topk(n).indices.tolist()) == found.kept.nonzero().flatten().tolist()
+
+
+def test_whole_words_stay_in_order_and_forced_ones_always(model):
+    few = PromptCompressor(share=0.1, force=("zebra", "return")).compress(model, TEXT)
+    words = few.text.split()
+    assert {"zebra", "return", "42"} <= set(words)
+    positions = [TEXT.split().index(w) for w in words]
+    assert positions == sorted(positions)
+    assert PromptCompressor(share=1.0).compress(model, TEXT).text == TEXT
+    assert PromptCompressor().compress(model, "  ").text == "  "
+
+
+@pytest.mark.truth("windows: a text longer than two windows scores its end as the last window does")
+def test_a_long_text_is_read_in_windows(model):
+    text = (TEXT + " ") * 5
+    whole = PromptCompressor(window=128).compress(model, text)
+    assert len(whole.kept) == len(text.split())
+    tail = PromptCompressor(window=512).compress(model, text[: len(text) // 2])
+    n = 8  # words of the first window agree whatever follows
+    torch.testing.assert_close(whole.scores[:n], tail.scores[:n], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.truth("planted: a reader that heeds one letter alone")
+def test_a_probe_learns_what_the_reader_needs():
+    class Reader(torch.nn.Module):
+        """Says 1 after a text that held a 'q', else 0; its state is the letter itself."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, ids, output_hidden_states=False):
+            seen = (ids == ord("q")).cumsum(1).clamp(max=1).float()
+            logits = torch.zeros(*ids.shape, 256)
+            logits[..., 49] = 8 * seen * self.scale
+            states = torch.nn.functional.one_hot(ids, 256).float()
+            return SimpleNamespace(logits=logits, hidden_states=(states,))
+
+    shipped = sonde.load("sonde:stdlib", device="cpu")
+    reader = Model(Reader(), processor=shipped.processor, task="causal")
+    draw = random.Random(0)
+    texts = []
+    for n in range(12):
+        words = ["".join(draw.choices("abcdefghijklmnop", k=3)) for _ in range(6)]
+        words[n % 5] = f"q{words[n % 5][1:]}"
+        texts.append(" ".join(words))
+    probe = PromptCompressor().learn(reader, texts, progress=False)
+    found = PromptCompressor(share=0.2, digits=False).compress(reader, "ack bep dqa fgo hkl", probe)
+    assert found.text.strip() == "dqa"
+    assert probe.n == sum(len(t.split()) - 1 for t in texts)
+
+
+def test_what_is_refused(model):
+    with pytest.raises(InputError, match=r"share in \(0, 1\]"):
+        PromptCompressor(share=0.0)
+    with pytest.raises(InputError, match="a causal language model with a fast tokenizer"):
+        PromptCompressor().compress(sonde.load("sonde:digits"), "a b")
+    with pytest.raises(InputError, match="texts of several words"):
+        PromptCompressor().learn(model, ["one"], progress=False)
