@@ -6,6 +6,7 @@
 """
 
 from sonde.compress.allocate import allocate
+from sonde.compress.attention_retrieval import AttentionRetrieval, RetrievedText
 from sonde.compress.awq import AWQ
 from sonde.compress.bit_allocation import BitAllocation
 from sonde.compress.coordinate_rounding import CoordinateRounding
@@ -46,6 +47,7 @@ __all__ = [
     "H2O",
     "RTN",
     "TOVA",
+    "AttentionRetrieval",
     "BitAllocation",
     "CompressedPrompt",
     "CoordinateRounding",
@@ -65,6 +67,7 @@ __all__ = [
     "QuantLinear",
     "RandomKCodec",
     "RecentCache",
+    "RetrievedText",
     "SequenceCoder",
     "SignCodec",
     "SignQuant",
