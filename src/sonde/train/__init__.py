@@ -20,6 +20,7 @@ from sonde.train.scope import Scope
 from sonde.train.select import Select
 from sonde.train.separate import Separate
 from sonde.train.sparse_training import SparseTraining
+from sonde.train.structured_transfer import StructuredTransfer
 from sonde.train.subspace_projection import SubspaceProjection
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Select",
     "Separate",
     "SparseTraining",
+    "StructuredTransfer",
     "SubspaceProjection",
     "similarity_smoothing",
 ]
