@@ -29,9 +29,9 @@ def share_steps(similarity: Float[Tensor, "step step"], k: int) -> tuple[list[in
 
     Examples
     --------
-    >>> same = torch.tensor([[1.0, 0.9, 0.1], [0.0, 1.0, 0.2], [0.0, 0.0, 1.0]]).double()
+    >>> same = torch.tensor([[1.0, 0.75, 0.1], [0.0, 1.0, 0.2], [0.0, 0.0, 1.0]])
     >>> share_steps(same, 2)
-    ([0, 2], 2.9)
+    ([0, 2], 2.75)
 
     References
     ----------
