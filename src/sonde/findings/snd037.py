@@ -29,6 +29,7 @@ class SND037(ClassAnswersRule):
     errors: float = 3.0
     doubt: float = 0.5
     follows: float = 0.1
+    whole: float = 0.8
 
     code: ClassVar[str] = "SND037"
     title: ClassVar[str] = "The model is wrong where its states are right"
@@ -48,9 +49,9 @@ class SND037(ClassAnswersRule):
         "squares of errors, in shares of the targets' variance, against a held-out linear "
         "regression at the last site and the mean alone, where half of that variance is in the "
         "model's numbers, or a tenth and a factor, an offset, a logarithm or a power of them, "
-        "chosen on half of the groups, explains it on the others. A model that says "
-        "itself that it does not know (mean entropy of its probabilities at least half of that of "
-        "equal ones), as one of random weights does, is not judged."
+        "chosen on half of the groups, has four fifths of the probe's R^2 on the others. A model "
+        "that says itself that it does not know (mean entropy of its probabilities at least half "
+        "of that of equal ones), as one of random weights does, is not judged."
     )
     false_positives: ClassVar[str] = (
         "Labels that are numbers of other classes than the model's; a head that was never trained "
@@ -139,7 +140,8 @@ class SND037(ClassAnswersRule):
         if not self._holds(figure, self.lag):
             return self.clear(figure)
         made = rescaled(evidence)
-        mends = made is not None and made.error**2 < (1 - self.follows) * spread
+        known = max(self.follows, self.whole * (1 - float(probe.mean()) / spread))
+        mends = made is not None and made.error**2 < (1 - known) * spread
         if found.correlation**2 < self.follows or not (mends or found.correlation**2 > self.doubt):
             return self.clear(figure, "its numbers hardly follow these targets")
         own, last = (root_mean(e, found.group)[0] for e in (found.own, probe))

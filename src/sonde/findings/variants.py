@@ -269,7 +269,8 @@ def _tried(
     whole = small.together(range(len(small)))
     x = next(v for v in (*whole.args, *whole.kwargs.values()) if isinstance(v, Tensor))
     names = evidence.data.inputs if judged and x.ndim == 2 else ()
-    forms = {"": lambda x: x, **changes(x), **column_changes(x, names)}
+    of_columns = column_changes(x, names)
+    forms = {"": lambda x: x, **changes(x, pictures=not of_columns), **of_columns}
     for words, change in forms.items():
         sums, answers = {name: _Sums() for name, _ in norms}, []
         try:
@@ -328,13 +329,13 @@ def _changed(batch: InputBatch, change: Change) -> InputBatch:
 
 
 FACTORS = (10.0, 100.0, 1000.0, 2.54, 3.28084, 2.20462, 1.60934, 0.0254, 60.0, 3600.0, -1.0)
-MOST_COLUMNS = 16
+MOST_COLUMNS = 40
 
 
 def column_changes(x: Inputs, names: Sequence[str]) -> dict[str, Change]:
     """Return, by name, the changes that undo a wrong unit of one column or exchange two columns.
 
-    Empty where the columns have no names, or are more than 16.
+    Empty where the columns have no names, or are more than 40.
     """
     if len(names) != x.shape[1] or not 1 < len(names) <= MOST_COLUMNS:
         return {}
@@ -369,10 +370,11 @@ def _exchanged(i: int, j: int) -> Change:
     return change
 
 
-def changes(x: Inputs) -> dict[str, Change]:
+def changes(x: Inputs, pictures: bool = True) -> dict[str, Change]:
     """Return, by name, the changes that undo common mistakes in the scale of inputs.
 
-    Scales are known from all rows at once, so that a change is the same for every row.
+    Rows of numbers may be pictures, which could be turned, unless ``pictures`` is False. Scales are
+    known from all rows at once, so that a change is the same for every row.
     """
     low, high = float(x.min()), float(x.max())
     span = (high - low) or 1.0
@@ -400,7 +402,7 @@ def changes(x: Inputs) -> dict[str, Change]:
         found["with columns moved by one to the right"] = lambda x: x.roll(1, 1)
     side = math.isqrt(x.shape[-1])
     picture = x.shape[1:] if x.ndim == 4 else (1, side, side)
-    if x.ndim == 4 or (x.ndim == 2 and side > 1 and side * side == x.shape[1]):
+    if x.ndim == 4 or (pictures and x.ndim == 2 and side > 1 and side * side == x.shape[1]):
         found |= _turned(picture)
     if x.ndim == 4 and x.shape[1] == 3:
         found["with channels in reverse order (BGR for RGB)"] = lambda x: x.flip(1)

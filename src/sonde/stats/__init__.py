@@ -38,6 +38,7 @@ from sonde.stats.neighbour_average import neighbour_average
 from sonde.stats.neighbour_sums import NeighbourSums, NeighbourSumsState
 from sonde.stats.neighbours import distance_chunks, largest_products, nearest
 from sonde.stats.octave_sample import OctaveSample, OctaveSampleState
+from sonde.stats.poincare import poincare_distance, to_ball
 from sonde.stats.position_moments import PositionMoments, PositionMomentsState
 from sonde.stats.quantiles import Quantiles, QuantilesState
 from sonde.stats.ridge import ridge_map, ridge_of_rows
@@ -52,6 +53,7 @@ from sonde.stats.shrinkage import (
     oas_weight,
     shrunk,
 )
+from sonde.stats.sinkhorn import balanced_assignment
 from sonde.stats.soft_top_k import soft_top_k
 from sonde.stats.sparsemax import sparsemax
 from sonde.stats.symbols import Symbols, SymbolsState
@@ -141,6 +143,7 @@ __all__ = [
     "adjusted_p",
     "auroc",
     "auroc_bounds",
+    "balanced_assignment",
     "benjamini_hochberg",
     "check_shrinkage",
     "clopper_pearson",
@@ -161,6 +164,7 @@ __all__ = [
     "nearest",
     "neighbour_average",
     "oas_weight",
+    "poincare_distance",
     "quadratic_information",
     "query_entropy",
     "random_halves",
@@ -173,6 +177,7 @@ __all__ = [
     "shrunk",
     "soft_top_k",
     "sparsemax",
+    "to_ball",
     "token_metrics",
     "unit_rows",
     "white_eigenvalues",
