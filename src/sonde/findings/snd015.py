@@ -23,7 +23,7 @@ class SND015(Rule):
 
     level: float = 0.001
     part: float = 0.5
-    whole: float = 0.9
+    whole: float = 0.95
     most: float = 0.6
     least: int = 12
     blind: float = 0.3
@@ -42,7 +42,7 @@ class SND015(Rule):
         "128 rows are run again divided by 255, brought to 0..1, -1..1 or mean 0 and variance 1, "
         "inverted, mirrored, turned, with channels reversed or columns moved, one named column in "
         "another unit, two exchanged, ... Raised where one of them closes half of the gap to the "
-        "probe (a regression: has nine tenths of its R^2) and rows that it mends outnumber rows "
+        "probe (a regression: has 95 % of its R^2, less .05) and rows that it mends outnumber rows "
         "that it breaks (sign test, 0.1 %, corrected for the forms tried); where the model is "
         "right in that form on 60 % of the rows that it gets wrong, more often than any constant "
         "answer would be; "
@@ -86,7 +86,7 @@ class SND015(Rule):
         )  # fmt: skip
         numbers = evidence.data.target is not None
         assert figure.threshold is not None
-        least = max(own + figure.threshold, max(self.whole * reach, 0.1) if numbers else 0.0)
+        least = max(own + figure.threshold, max(self.whole * reach - 0.05, 0.1) if numbers else 0.0)
         if best is None or own + gain < least:
             return self._of_some_rows(given, others, figure)
         before, after, most = (_reached(x, numbers) for x in (own, own + gain, found.probe))

@@ -130,7 +130,7 @@ def _card(row: dict[str, Any]) -> Markup:
     if given is not None and PICTURE.fullmatch(given):
         drawn = el("img", src=Markup(given), alt="the input", cls="thumb")
     elif given is not None:
-        drawn = el("p", code(shown(given, 120)), cls="given")
+        drawn = el("p", code(shown(given.replace("\n", ", "), 120)), cls="given")
     sure = "" if row["confidence"] is None else f", {share(row['confidence'])} sure"
     truth, answer = (_value(row[side]) for side in ("truth", "answer"))
     lost = "" if row["loss"] is None else f"loss {number(row['loss'])}"
