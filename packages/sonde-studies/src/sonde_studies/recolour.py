@@ -71,7 +71,7 @@ def _patches(tiny: bool) -> list[Tensor]:
 
 
 def _recoloured(x: Tensor, draw: torch.Generator, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return patches of which a random half was recoloured, and which."""
+    """Return patches after a random half was recoloured, and which were."""
     changed = torch.rand(len(x), generator=draw) < 0.5
     curve = 1 + strength * 0.8 * (torch.rand(len(x), 3, 1, 1, generator=draw) - 0.5)
     mixing = strength * 0.5 * torch.rand(len(x), 3, 3, generator=draw)
