@@ -12,6 +12,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
 
+from cache_name import CACHE
 from contract.test_instruments import DETECTORS, RUNNABLE
 from models import llama
 from pretend_devices import Pretending, moved
@@ -119,7 +120,7 @@ def _dispatched(network: Any) -> Any:
     places |= {f"model.layers.{i}": FIRST if i == 0 else SECOND for i in range(3)}
     for name, place in {**places, "lm_head": SECOND}.items():
         part = moved(network.get_submodule(name), place)
-        hook = AlignDevicesHook(torch.device(place), skip_keys="past_key_values")
+        hook = AlignDevicesHook(torch.device(place), skip_keys=CACHE)
         add_hook_to_module(part, hook)
     add_hook_to_module(network, AlignDevicesHook(torch.device(FIRST), io_same_device=True))
     return network

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 import models
 from attention_models import TEXTS
+from cache_name import CACHE
 from sonde.core import CacheRule
 from sonde.tap.cache.evicting import caching
 
@@ -32,7 +33,7 @@ def keys() -> Tensor:
     """Return the keys of one layer, (head, token, width), from a plain cache."""
     plain: Any = DynamicCache(config=net().config)
     with torch.no_grad():
-        net()(prompt(), past_key_values=plain)
+        net()(prompt(), **{CACHE: plain})
     return plain.layers[LAYER].keys[0].double()
 
 
@@ -49,7 +50,7 @@ def attentions() -> Tensor:
 def kept(rule: CacheRule) -> list[list[int]]:
     """Return the tokens that each head of the layer keeps after the prompt."""
     with torch.no_grad(), caching(net(), rule) as cache:
-        net()(prompt(), past_key_values=cache)
+        net()(prompt(), **{CACHE: cache})
         return cache.evicting[LAYER].kept()[0].tolist()
 
 

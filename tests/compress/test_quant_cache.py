@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import sonde
+from cache_name import CACHE
 from sonde.compress import QuantCache
 from sonde.core import InputError
 from sonde.testing import causal_model
@@ -108,8 +109,8 @@ def test_answers_stay_near_and_memory_falls():
         found = {}
         for bits in (8, 2):
             with sonde.caching(model, QuantCache(bits=bits, chunk=32, recent=16)) as cache:
-                model(ids[:, :160], past_key_values=cache)
-                again = model(ids[:, 160:], past_key_values=cache).logits[0].log_softmax(-1)
+                model(ids[:, :160], **{CACHE: cache})
+                again = model(ids[:, 160:], **{CACHE: cache}).logits[0].log_softmax(-1)
                 apart = (expected.exp() * (expected - again)).sum(-1).mean()
                 found[bits] = float(apart), cache.size_bytes
     whole = 2 * 4 * 200 * sum(layer.self_attn.k_proj.out_features for layer in model.model.layers)
@@ -123,15 +124,15 @@ def test_generation_with_padding_beams_and_a_second_turn():
     mask = torch.ones_like(ids)
     mask[1, :5] = 0
     with sonde.caching(net, QuantCache(bits=8, chunk=4, recent=2)) as cache:
-        out = net.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=6,
+        out = net.generate(ids, attention_mask=mask, **{CACHE: cache}, max_new_tokens=6,
                            num_beams=3, do_sample=False)  # fmt: skip
         assert cache.get_seq_length() == out.shape[1] - 1
     plain = net.generate(ids, attention_mask=mask, max_new_tokens=6, num_beams=3, do_sample=False)
     assert torch.equal(out, plain)
     with sonde.caching(net, lambda _: QuantCache(bits=8, chunk=4, recent=2)) as cache:
-        first = net.generate(ids[:1], past_key_values=cache, max_new_tokens=4, do_sample=False)
+        first = net.generate(ids[:1], **{CACHE: cache}, max_new_tokens=4, do_sample=False)
         more = torch.cat([first, ids[:1, :3]], 1)
-        second = net.generate(more, past_key_values=cache, max_new_tokens=4, do_sample=False)
+        second = net.generate(more, **{CACHE: cache}, max_new_tokens=4, do_sample=False)
     assert torch.equal(second, net.generate(more, max_new_tokens=4, do_sample=False))
 
 

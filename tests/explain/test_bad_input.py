@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import models
+from cache_name import CACHE
 from sonde.core import InputError, ShapeError
 from sonde.explain import (
     Baseline,
@@ -23,6 +24,7 @@ from sonde.explain import (
     SparseAutoencoder,
     Tcav,
 )
+from sonde.tap import cache_of
 
 DRAW = torch.Generator().manual_seed(0)
 ROWS = torch.randn(60, 4, generator=DRAW)
@@ -134,9 +136,9 @@ def test_it_is_refused_in_one_clear_line(name):
 def test_a_cache_in_use_is_refused(site):
     net, ids = models.gpt2(), torch.randint(3, models.VOCABULARY, (1, 5), generator=DRAW)
     with torch.no_grad():
-        cache = net(ids, use_cache=True).past_key_values
-    with pytest.raises(InputError, match="without past_key_values"):
-        Saliency().explain(net, {"input_ids": ids[:, -1:], "past_key_values": cache}, site=site)
+        cache = cache_of(net(ids, use_cache=True))
+    with pytest.raises(InputError, match="without a cache"):
+        Saliency().explain(net, {"input_ids": ids[:, -1:], CACHE: cache}, site=site)
     assert cache.get_seq_length() == 5
 
 

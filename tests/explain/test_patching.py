@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from cache_name import CACHE
 from circuits import ANSWER, CLEAN, CORRUPT, INSTEAD, Induction
 from models import gpt2
 from narrow import present
 from sonde.core import InputError, SiteError
 from sonde.explain import ActivationPatching, AttributionPatching, Objective
+from sonde.tap import cache_of
 from tap_snapshot import assert_unchanged, snapshot
 
 A = {"input_ids": torch.tensor([[1, 5, 6, 7, 9], [1, 9, 8, 3, 4]])}
@@ -150,9 +152,9 @@ def test_what_does_not_fit_is_refused(net):
     patch = ActivationPatching()
     with pytest.raises(InputError, match=r"one length, got \(2, 5\) and \(2, 4\) tokens"):
         patch.explain(net, A, corrupt={"input_ids": B["input_ids"][:, :4]})
-    cache = net(**A, use_cache=True).past_key_values
-    with pytest.raises(InputError, match="without past_key_values"):
-        patch.explain(net, {**A, "past_key_values": cache}, corrupt={**B, "past_key_values": cache})
+    cache = cache_of(net(**A, use_cache=True))
+    with pytest.raises(InputError, match="without a cache"):
+        patch.explain(net, {**A, CACHE: cache}, corrupt={**B, CACHE: cache})
     with pytest.raises(SiteError, match="no state of numbers"):
         patch.explain(net, A, corrupt=B, site="transformer.h.0.attn:heads.9")
     with pytest.raises(InputError, match="check of at least 0"):

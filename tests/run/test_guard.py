@@ -19,7 +19,7 @@ from sonde.run.bundles.fitted import Fitted
 from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
 from sonde.run.scoring.score import score
-from sonde.tap import Tap, editing, live_stream
+from sonde.tap import Tap, cache_of, editing, live_stream
 from tap_inputs import Arrays, Texts, padded
 
 IDS = torch.Generator().manual_seed(0)
@@ -87,7 +87,7 @@ def test_a_forward_scores_as_a_stream_does(causal, probes, reducer, objective, s
             out = causal.module(**call)
     assert torch.equal(plain.logits, out.logits)
     assert not out.logits.requires_grad
-    assert not out.past_key_values.layers[0].keys.requires_grad
+    assert not cache_of(out).layers[0].keys.requires_grad
     want = by_place(score(probe, texts(causal, items, reducer, objective), progress=False))
     mine = by_place(guard.table())
     assert mine.keys() == want.keys()

@@ -4,11 +4,12 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessor
 
+from cache_name import CACHE
 from sonde import Guard
 from sonde.core import InputError, Model
 from sonde.detect import MSP, NAC, Mahalanobis
 from sonde.run.fitting.fit import fit
-from sonde.tap import Tap, live_stream
+from sonde.tap import Tap, cache_of, live_stream
 from tap_inputs import Texts, padded
 
 END, PAD, NEW = 1, 0, 8
@@ -105,10 +106,10 @@ def test_ends_that_only_the_call_names_are_said_to_the_guard(model, probe):
 
 def test_an_end_token_that_ends_nothing_costs_its_own_row_alone(model, probe):
     with Guard(model, probe, methods=["mahalanobis"]) as guard, torch.no_grad():
-        cache = model.module(input_ids=torch.tensor([ITEMS[0][:4], ITEMS[1][:4]])).past_key_values
+        cache = cache_of(model.module(input_ids=torch.tensor([ITEMS[0][:4], ITEMS[1][:4]])))
         for fed in ([7, 9], [END, 9], [8, 9], [PAD, 9], [END, END], [[END, 5], [PAD, 6]]):
             step = torch.tensor(fed).reshape(2, -1)
-            cache = model.module(input_ids=step, past_key_values=cache).past_key_values
+            cache = cache_of(model.module(input_ids=step, **{CACHE: cache}))
     for (_, site), example in guard.example.items():
         position = guard.position["mahalanobis", site]
         missing = set(position[example == 1].tolist()) - set(position[example == 0].tolist())
@@ -117,10 +118,10 @@ def test_an_end_token_that_ends_nothing_costs_its_own_row_alone(model, probe):
 
 def test_a_sequence_alone_keeps_its_end_tokens(model, probe):
     with Guard(model, probe, methods=["mahalanobis"]) as guard, torch.no_grad():
-        cache = model.module(input_ids=torch.tensor([[5, END]])).past_key_values
+        cache = cache_of(model.module(input_ids=torch.tensor([[5, END]])))
         for fed in (END, END, 7):
             step = torch.tensor([[fed]])
-            cache = model.module(input_ids=step, past_key_values=cache).past_key_values
+            cache = cache_of(model.module(input_ids=step, **{CACHE: cache}))
     assert guard.n_forwards == 4
     assert all(int(at[-1]) == 4 for at in guard.position.values())
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
+from cache_name import CACHE
 from sonde import Guard
 from sonde.core import InputError, Model
 from sonde.detect import PAWN, Mahalanobis, TokenStatistics
 from sonde.run.fitting.fit import fit
 from sonde.run.scoring.score import score
-from sonde.tap import live_stream
+from sonde.tap import cache_of, live_stream
 from tap_inputs import Texts, padded
 
 DRAW = torch.Generator().manual_seed(0)
@@ -83,7 +84,7 @@ def test_tokens_are_scored_as_they_come(causal, probes, detector, settings):
 
 def cached(model, ids, cache=None, **options):
     with torch.no_grad():
-        return model.module(input_ids=torch.tensor(ids), past_key_values=cache, **options)
+        return model.module(input_ids=torch.tensor(ids), **{CACHE: cache}, **options)
 
 
 @pytest.mark.truth("sonde.score of the finished text")
@@ -92,7 +93,7 @@ def test_logits_follow_the_rows_of_a_cache_as_beams_move_them(causal, probes, ag
     first = [TEXTS[0][:5], TEXTS[1][:5]]
     probe, reading = probes["TokenStatistics"], TokenStatistics().reading()
     with Guard(causal, probe) as guard:
-        cache = cached(causal, first, use_cache=True).past_key_values
+        cache = cache_of(cached(causal, first, use_cache=True))
         cache.reorder_cache(torch.tensor(again))
         cached(causal, [[7, 8], [9, 10]], cache)
     counts = [guard.position[name].tolist() for name in guard.scores]
@@ -107,11 +108,11 @@ def test_logits_follow_the_rows_of_a_cache_as_beams_move_them(causal, probes, ag
 
 def test_a_cache_that_was_cut_or_exchanged_is_refused(causal, probes):
     with Guard(causal, probes["TokenStatistics"]) as guard:
-        cache = cached(causal, [TEXTS[0][:5]], use_cache=True).past_key_values
+        cache = cache_of(cached(causal, [TEXTS[0][:5]], use_cache=True))
         cache.crop(-1)
         with pytest.raises(InputError, match=r"after 5 of them, got another one of 4.*assistant"):
             cached(causal, [[7]], cache)
-        other = cached(causal, [TEXTS[0][:5]], use_cache=True).past_key_values
+        other = cache_of(cached(causal, [TEXTS[0][:5]], use_cache=True))
         cached(causal, [TEXTS[1][:5]], use_cache=True)
         with pytest.raises(InputError, match="after 5 of them, got another one of 5"):
             cached(causal, [[7]], other)

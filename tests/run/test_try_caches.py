@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from attention_models import TEXTS
+from cache_name import CACHE
 from models import VOCABULARY
 from sonde.cli import main
 from sonde.compress import KeyNorm, RecentCache
@@ -42,7 +43,7 @@ def test_divergence_is_that_of_texts_read_in_parts():
             ids = items[order]["input_ids"][None]
             edges = [0, *range(half, ids.shape[1], 3), ids.shape[1]]
             with torch.no_grad(), caching(net, rule) as cache:
-                parts = [net(ids[:, a:b], past_key_values=cache).logits for a, b in pairwise(edges)]
+                parts = [net(ids[:, a:b], **{CACHE: cache}).logits for a, b in pairwise(edges)]
                 plain = net(ids).logits[:, half:].log_softmax(-1)
             own = torch.cat(parts[1:], 1).log_softmax(-1)
             apart = torch.nn.functional.kl_div(own, plain, log_target=True, reduction="none")

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import models
 from attention_models import TEXTS
+from cache_name import CACHE
 from sonde.core.cache_rule import CacheRule
 from sonde.core.errors import InputError, SiteError, StateError
 from sonde.tap.cache.evicting import EvictingCache, caching
@@ -69,7 +70,7 @@ def stepped(net: Any, rule: CacheRule, ids: Tensor, mask: Tensor, steps: int = 5
             new = tokens if step == 0 else tokens[:, -1:]
             before = [None if x.keys is None else x.kept().clone() for x in cache.evicting]
             position = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
-            out = net(new, attention_mask=mask, past_key_values=cache, position_ids=position)
+            out = net(new, attention_mask=mask, **{CACHE: cache}, position_ids=position)
             for number, held in enumerate(before):
                 uses[number].append((held, tokens.shape[1] - new.shape[1], tokens.shape[1]))
             logits.append(out.logits[:, -1])
@@ -125,7 +126,7 @@ def test_tokens_are_those_of_a_whole_forward_with_masked_keys(name, rule, monkey
     assert max(held) < whole.shape[1] - 1, "nothing was evicted"
     torch.testing.assert_close(logits, expected[:, -logits.shape[1] :], rtol=1e-4, atol=1e-5)
     with caching(net, rule) as cache:
-        made = net.generate(ids, past_key_values=cache, **settings(mask))
+        made = net.generate(ids, **{CACHE: cache}, **settings(mask))
     assert torch.equal(made, tokens)
 
 
@@ -134,11 +135,11 @@ def test_a_row_gives_in_a_batch_what_it_gives_alone(name, rule):
     net = TEXTS[name]().eval()
     ids, mask = prompts()
     with caching(net, rule) as cache:
-        made = net.generate(ids, past_key_values=cache, **settings(mask))
+        made = net.generate(ids, **{CACHE: cache}, **settings(mask))
     for row, n_real in enumerate(REAL):
         with caching(net, rule) as cache:
             own = ids[row : row + 1, -n_real:]
-            alone = net.generate(own, past_key_values=cache, **settings(torch.ones_like(own)))
+            alone = net.generate(own, **{CACHE: cache}, **settings(torch.ones_like(own)))
         assert torch.equal(alone[0, n_real:], made[row, max(REAL) :])
 
 
@@ -152,7 +153,7 @@ def test_padding_on_the_right_keeps_the_same_tokens_as_on_the_left():
             ids = torch.zeros_like(ids)
             ids[mask.bool()] = prompts()[0][prompts()[1].bool()]
         with torch.no_grad(), caching(net, ByAttention(0.5, 2)) as cache:
-            net(ids, attention_mask=mask, past_key_values=cache, position_ids=position)
+            net(ids, attention_mask=mask, **{CACHE: cache}, position_ids=position)
             layer = cache.evicting[1]
             assert layer.real is not None
             kept.append(layer.real.of(layer.kept()))
@@ -164,9 +165,9 @@ def test_a_budget_that_is_not_reached_changes_no_bit():
     net = TEXTS["qwen2"]().eval()
     ids, mask = prompts()
     way = settings(mask, return_dict_in_generate=True, output_logits=True)
-    plain = net.generate(ids, past_key_values=DynamicCache(config=net.config), **way)
+    plain = net.generate(ids, **{CACHE: DynamicCache(config=net.config)}, **way)
     with caching(net, ByAttention(100)) as cache:
-        found = net.generate(ids, past_key_values=cache, **way)
+        found = net.generate(ids, **{CACHE: cache}, **way)
 
     assert all(torch.equal(a, b) for a, b in zip(plain.logits, found.logits, strict=True))
     mass = cache.evicting[1].mass  # every real query gives away attention of 1
@@ -180,24 +181,22 @@ def test_beams_and_a_second_turn_go_on_with_what_was_kept():
     ids, mask = prompts()
     beams = settings(mask, num_beams=3)
     with caching(net, ByNorm(50)) as cache:
-        assert torch.equal(
-            net.generate(ids, past_key_values=cache, **beams), net.generate(ids, **beams)
-        )
+        assert torch.equal(net.generate(ids, **{CACHE: cache}, **beams), net.generate(ids, **beams))
     with caching(net, ByNorm(4)) as cache:
-        net.generate(ids, past_key_values=cache, **beams)
+        net.generate(ids, **{CACHE: cache}, **beams)
         assert all(x.kept().shape == (9, 2, 4) for x in cache.evicting)
 
     rule = ByAttention(5, 2)
     with caching(net, rule) as cache:
-        first = net.generate(ids, past_key_values=cache, **settings(mask))
+        first = net.generate(ids, **{CACHE: cache}, **settings(mask))
         turn = torch.cat([first, ids[:, -2:]], 1)
         longer = torch.cat([mask, torch.ones(3, turn.shape[1] - mask.shape[1]).long()], 1)
-        second = net.generate(turn, past_key_values=cache, **settings(longer))
+        second = net.generate(turn, **{CACHE: cache}, **settings(longer))
         assert cache.get_seq_length() == second.shape[1] - 1
     with caching(net, rule) as cache:  # the same calls by hand
         out = None
         for start, stop in [(0, 9), *((n, n + 1) for n in range(9, 13)), (13, 16)]:
-            out = net(turn[:, start:stop], attention_mask=longer[:, :stop], past_key_values=cache)
+            out = net(turn[:, start:stop], attention_mask=longer[:, :stop], **{CACHE: cache})
     assert out is not None
     assert torch.equal(out.logits[:, -1].argmax(-1), second[:, 16])
 
@@ -211,7 +210,7 @@ def test_layers_with_a_window_stay_and_the_model_is_as_before():
         kinds = [isinstance(layer, EvictingLayer) for layer in cache.layers]
         assert kinds == [False, True, False]
         assert isinstance(cache.layers[0], DynamicSlidingWindowLayer)
-        net.generate(ids, past_key_values=cache, **settings(mask))
+        net.generate(ids, **{CACHE: cache}, **settings(mask))
     assert hooks == [len(m._forward_pre_hooks) for m in net.modules()]
     assert torch.equal(plain, net.generate(ids, **settings(mask)))
 
@@ -220,14 +219,14 @@ def test_what_cannot_evict_says_so():
     net = TEXTS["qwen2"]().eval()
     ids, mask = prompts()
     with caching(net, ByNorm(4)) as cache:
-        net.generate(ids, past_key_values=cache, **settings(mask))
+        net.generate(ids, **{CACHE: cache}, **settings(mask))
         with pytest.raises(InputError, match="Assisted decoding needs a plain cache"):
             cache.crop(-1)
         with pytest.raises(InputError, match=r"expected attention_mask of shape \(3, 14\)"):
-            net(ids[:, :1], attention_mask=mask, past_key_values=cache)
+            net(ids[:, :1], attention_mask=mask, **{CACHE: cache})
     assert isinstance(cache, EvictingCache)
     with pytest.raises(StateError, match="inside its with block"):
-        net(ids[:, :1], past_key_values=cache)
+        net(ids[:, :1], **{CACHE: cache})
     with (
         pytest.raises(SiteError, match="only decoder-only models"),
         caching(TEXTS["t5"](), ByNorm()),

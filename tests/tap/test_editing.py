@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from cache_name import CACHE
 from models import cnn, gpt2, llama, mlp, t5
 from narrow import present
 from sonde.core.edit import Add, Clamp, Edit, EditContext, Project, Replace, Scale
 from sonde.core.errors import ShapeError, SiteError, StateError
 from sonde.core.inputs import Model
 from sonde.edit import Ablate
-from sonde.tap import Tap, editing, live_stream
+from sonde.tap import Tap, cache_of, editing, live_stream
 from tap_inputs import Arrays, images, padded, texts
 from tap_snapshot import assert_unchanged, snapshot
 
@@ -162,12 +163,12 @@ def test_generation_under_an_edit_and_the_warm_cache():
     assert [present(c.position).shape[1] for c in spy.seen] == [3, 1, 1]
     assert present(spy.seen[2].position).tolist() == [[4]]
     with torch.no_grad():
-        cache = net(ids, use_cache=True).past_key_values
+        cache = cache_of(net(ids, use_cache=True))
         with (
             editing(net, spy, "layers.1"),
             pytest.raises(SiteError, match="filled without the edit"),
         ):
-            net(ids[:, :1], past_key_values=cache)
+            net(ids[:, :1], **{CACHE: cache})
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cache_name import CACHE
 from models import bert, gpt2, llama, mamba, mixtral, mlp, t5
 from sonde.core.edit import Add, Edit, EditContext, Project, Replace, Scale
 from sonde.core.errors import InputError, SiteError
-from sonde.tap import Gate, Tap, TokenIds, editing
+from sonde.tap import Gate, Tap, TokenIds, cache_of, editing
 from tap_inputs import padded
 
 IDS, MASK = padded([[1, 5, 6, 7, 9], [1, 7, 8]], "left")
@@ -343,12 +344,12 @@ def test_a_cache_filled_inside_goes_on_and_a_warm_one_is_kept_on_purpose():
     with torch.no_grad():
         with editing(net, ADD, "layers.1"):
             whole = net(ids).logits
-            cache = net(ids[:, :2], use_cache=True).past_key_values
-            parts = net(ids[:, 2:], past_key_values=cache).logits
+            cache = cache_of(net(ids[:, :2], use_cache=True))
+            parts = net(ids[:, 2:], **{CACHE: cache}).logits
         assert torch.allclose(whole[:, 2:], parts, atol=1e-5)
         with editing(net, spy, "layers.1", cache="keep"):
-            net(ids[:, :1], past_key_values=cache)
-            net(ids[:, :1], past_key_values=cache)
+            net(ids[:, :1], **{CACHE: cache})
+            net(ids[:, :1], **{CACHE: cache})
     assert [(c.step, int(c.generated.sum())) for c in spy.seen] == [(0, 0), (1, 1)]  # type: ignore
     assert [c.position.tolist() for c in spy.seen] == [[[4]], [[5]]]  # type: ignore
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from cache_name import CACHE
 from models import llama, mlp
 from narrow import expect
 from sonde.core.edit import Scale
@@ -71,7 +72,7 @@ def test_stopping_early_with_a_cache_is_refused():
     ids = torch.tensor([[1, 5, 6]])
     with Tap(net, "layers.0", stop=True) as tap:
         with pytest.raises(SiteError, match="use_cache=False and no cache"):
-            tap.run(ids, past_key_values=DynamicCache())
+            tap.run(ids, **{CACHE: DynamicCache()})
         assert tap.run(ids, use_cache=False) is None
     assert tap.rows["model.layers.0:out"].shape == (1, 3, 32)
 

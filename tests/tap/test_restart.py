@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models import albert, gpt2, llama, lstm, mamba, resnet18, t5, vit
 from sonde.core.edit import Add, Replace
 from sonde.core.errors import ShapeError, SiteError
-from sonde.tap import Tap, editing, record_forward
+from sonde.tap import Tap, cache_of, editing, record_forward
 from tap_snapshot import assert_unchanged, snapshot
 
 IDS = torch.tensor([[1, 5, 6, 7], [1, 9, 8, 3]])
@@ -178,7 +178,7 @@ def test_what_cannot_be_skipped_is_a_whole_forward():
         for _ in range(2):
             out = cached.from_site(site, value)
             assert torch.equal(out.logits, expected)
-            assert out.past_key_values.get_seq_length() == 4
+            assert cache_of(out).get_seq_length() == 4
         with editing(net, Add(direction), "h.0.attn"):
             inside = plain.from_site("h.0.mlp", plain.states("h.0.mlp").popitem()[1]).logits
         with editing(net, Add(direction), "h.0.attn"):

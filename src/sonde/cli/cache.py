@@ -126,7 +126,7 @@ class Cache:
         return (
             f"{said}\n\n  from sonde.compress import {kind}\n"
             f"  with sonde.caching(model, {_python(best.rule)}) as cache:\n"
-            "      model.module.generate(**inputs, past_key_values=cache)"
+            "      model.module.generate(**inputs, cache=cache)"
         )
 
 

@@ -22,6 +22,7 @@ from sonde.core.hashing import tensor_key
 from sonde.core.inputs import Model
 from sonde.core.repacking import in_own_form
 from sonde.engine.progress import Bar
+from sonde.tap.hooks.cache import cache_argument, cache_of
 from sonde.weights import as_model, module_of
 
 BLOCK = 256
@@ -175,7 +176,7 @@ class SequenceCoder(Codec):
         fed = torch.full((n_rows, 1), start, device=device)
         cache: Any = None
         while True:
-            given = {} if cache is None else {"past_key_values": cache}
+            given = {} if cache is None else {cache_argument(module): cache}
             with torch.inference_mode():
                 out = module(fed, **given)
             logits = out if isinstance(out, Tensor) else out.logits
@@ -184,7 +185,7 @@ class SequenceCoder(Codec):
                 raise InputError(
                     "SequenceCoder: expected finite logits, got NaN. Load the model in float32."
                 )
-            cache = None if isinstance(out, Tensor) else getattr(out, "past_key_values", None)
+            cache = cache_of(out)
             new = torch.from_numpy((yield p.numpy())).to(device)[:, None]
             fed = new if cache is not None else torch.cat([fed, new], 1)
 

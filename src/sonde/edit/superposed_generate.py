@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
+from sonde.tap.hooks.cache import cache_argument, cache_of
 
 ORDER_WEIGHTS = (0.01, 0.04, 0.15, 0.18, 0.12, 0.5)
 """Of the orders 2, 3, ... 7."""
@@ -222,14 +223,14 @@ class _Reader:
         named: dict[str, Any] = {
             "inputs_embeds": embedded,
             "attention_mask": self._mask,
-            "past_key_values": self._cache,
+            cache_argument(self._model): self._cache,
             "use_cache": True,
         }
         if "position_ids" in self._takes:
             named["position_ids"] = (self._mask.long().cumsum(1) - 1).clamp(min=0)[:, -n:]
         with torch.no_grad():
             output = self._model(**named)
-        self._cache = output.past_key_values
+        self._cache = cache_of(output)
         return output.logits[:, -1]
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 
 from sonde.core.errors import InputError
 from sonde.layers.layer import Layer
+from sonde.tap.hooks.cache import cache_argument, cache_of
 
 
 @final
@@ -150,20 +151,21 @@ class LatentLoop(Layer):
         given, made, cache = self._embedded(packed), list[Tensor](), None
         place = (real.cumsum(1) - 1).clamp(min=0)
         padded = mask is not None and not bool(real.all())
+        name = cache_argument(self.model)
         for step in range(self.n_steps + 1):
             found = self.model(
                 inputs_embeds=given,
                 attention_mask=real.long() if padded else None,
                 position_ids=place,
-                past_key_values=cache,
                 use_cache=self.n_steps > 0,
                 output_hidden_states=True,
+                **{name: cache},
             )
             logits = found.logits[:, -1]
             if step == self.n_steps:
                 return made, logits
             made.append(self._next(found.hidden_states[-1][:, -1], logits, memory))
-            given, cache = made[-1].unsqueeze(1), found.past_key_values
+            given, cache = made[-1].unsqueeze(1), cache_of(found)
             real = torch.cat([real, real.new_ones(len(real), 1)], 1)
             place = place[:, -1:] + 1
         raise AssertionError("the loop ends inside")

@@ -13,6 +13,7 @@ from sonde.tap.hand.recording import calls_of
 from sonde.tap.hand.restart import RecordedForward, record_forward
 from sonde.tap.hand.tap import Tap
 from sonde.tap.hand.where import TokenIds
+from sonde.tap.hooks.cache import cache_argument, cache_of
 from sonde.tap.model.fingerprint import config_hash, fingerprint, known_config_hash
 from sonde.tap.model.forward_code import forward_code
 from sonde.tap.model.heads import find_head
@@ -44,6 +45,8 @@ __all__ = [
     "Tap",
     "TokenIds",
     "WeightStream",
+    "cache_argument",
+    "cache_of",
     "calls_of",
     "config_hash",
     "cross_entropy",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.cache_rule import CachedTokens, CacheRule
+from sonde.tap.hooks.cache import cache_argument
 from sonde.testing.edit_laws import language_model, prompts
 
 N_ROWS, N_HEADS, N_SLOTS, WIDTH = 2, 3, 7, 4
@@ -71,7 +72,7 @@ def law_budget(rule: CacheRule) -> None:
     with torch.no_grad(), caching(net, rule) as cache:
         for step in range(4):
             new = ids if step == 0 else ids[:, -1:]
-            net(new, attention_mask=mask.long(), past_key_values=cache)
+            net(new, attention_mask=mask.long(), **{cache_argument(net): cache})
             total = mask.sum(1)
             expected = torch.minimum(rule.kept(total), total)
             for layer in cache.evicting:
@@ -94,8 +95,8 @@ def law_whole(rule: CacheRule) -> None:
     longer = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
     with torch.no_grad(), caching(net, replace(cast(Any, rule), budget=100)) as cache:
         for held in (cache, plain := DynamicCache(config=net.config)):
-            net(ids, attention_mask=mask.long(), past_key_values=held)
+            net(ids, attention_mask=mask.long(), **{cache_argument(net): held})
         given = {"attention_mask": longer.long()}
-        found = net(ids[:, -1:], past_key_values=cache, **given).logits
-        expected = net(ids[:, -1:], past_key_values=plain, **given).logits
+        found = net(ids[:, -1:], **{cache_argument(net): cache}, **given).logits
+        expected = net(ids[:, -1:], **{cache_argument(net): plain}, **given).logits
     assert torch.equal(found, expected), "logits differ although nothing was evicted"

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.cache_packing import CachePacking
+from sonde.tap.hooks.cache import cache_argument
 from sonde.testing.edit_laws import language_model, prompts
 
 N_ROWS, N_HEADS, N_TOKENS, WIDTH, WIDTH2 = 2, 3, 7, 5, 4
@@ -69,6 +70,7 @@ def law_steps(packing: CachePacking) -> None:
     from sonde.tap.cache.evicting import caching
 
     net, (ids, mask) = language_model(), prompts()
+    name = cache_argument(net)
     ids, mask = ids.repeat(1, 3), mask.repeat(1, 1)
     mask = torch.cat([mask, torch.ones(len(ids), ids.shape[1] - mask.shape[1]).to(mask)], 1)
     sizes = []
@@ -76,14 +78,14 @@ def law_steps(packing: CachePacking) -> None:
         with torch.no_grad(), caching(net, packing) as cache:
             for at in range(0, ids.shape[1], step):
                 given = {"attention_mask": mask[:, : at + step].long()}
-                net(ids[:, at : at + step], past_key_values=cache, **given)
+                net(ids[:, at : at + step], **{name: cache}, **given)
             sizes.append(cache.size_bytes)
             assert cache.get_seq_length() == ids.shape[1]
     assert sizes[0] == sizes[1], f"{sizes} bytes by steps of other lengths"
     n = min(packing.recent + packing.chunk, ids.shape[1])
     short = {"attention_mask": mask[:, :n].long()}
     with torch.no_grad(), caching(net, packing) as cache:
-        found = net(ids[:, :n], past_key_values=cache, **short).logits
+        found = net(ids[:, :n], **{name: cache}, **short).logits
         plain = DynamicCache(config=net.config)
-        expected = net(ids[:, :n], past_key_values=plain, **short).logits
+        expected = net(ids[:, :n], **{name: plain}, **short).logits
     assert torch.equal(found, expected), "logits differ before anything was read in packed form"

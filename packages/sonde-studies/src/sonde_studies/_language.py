@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sonde import Model, load
+from sonde.tap import cache_argument, cache_of
 
 PAD, IGNORED = "_", -100
 LAYERS, HEADS, WIDTH = 3, 4, 64
@@ -225,8 +226,8 @@ def _written(
     running = torch.ones(len(ids), dtype=torch.bool)
     n = ids.shape[1]
     while running.any() and n < module.config.n_positions:
-        out = module(ids, past_key_values=past, use_cache=True)
-        past = out.past_key_values
+        out = module(ids, **{cache_argument(module): past}, use_cache=True)
+        past = cache_of(out)
         chance = out.logits[:, -1, 1:].double().softmax(1)
         word = torch.multinomial(chance, 1, generator=source)
         ids = 1 + word

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sonde import Model
 from sonde.data import StandardLibrary
+from sonde.tap import cache_argument, cache_of
 
 HUMAN, MACHINE = 0, 1
 BATCH = 64
@@ -84,8 +85,8 @@ def continued(
         ids = torch.tensor(prompts[first : first + BATCH])
         past, new = None, ids
         for _ in range(more):
-            out = model.module(new, past_key_values=past, use_cache=True)
-            past = out.past_key_values
+            out = model.module(new, **{cache_argument(model.module): past}, use_cache=True)
+            past = cache_of(out)
             new = torch.multinomial(out.logits[:, -1].double().softmax(1), 1, generator=source)
             ids = torch.cat([ids, new], dim=1)
         found += ids.tolist()

@@ -22,6 +22,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.engine.progress import Bar
 from sonde.tap.cache.evicting import Form, caching
+from sonde.tap.hooks.cache import cache_argument
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class _Texts:
         start, logits = time.perf_counter(), list[Tensor]()
         for first, last in pairwise(edges):
             given = self.given(slice(first, last))
-            logits.append(model.module(**given, past_key_values=cache).logits)
+            logits.append(model.module(**given, **{cache_argument(model.module): cache}).logits)
         return torch.cat(logits[1:], 1), time.perf_counter() - start
 
     @property

@@ -88,12 +88,12 @@ def caching(
 ) -> Iterator[EvictingCache]:
     """Open a language model with a cache that evicts tokens by a rule, or holds them packed.
 
-    Inside the block give the cache as ``past_key_values``, to ``generate`` or to single calls, also
-    for a second turn of the same conversation. A call first reads all that is kept together with
-    its new tokens and evicts or packs afterwards. Batches may be padded on either side; with a rule
-    a row gives what it gives alone; a packing rounds the same tokens together whatever the padding
-    before them, so that its rows differ by rounding. Layers with a sliding window and recurrent
-    layers stay as they are. The model itself is not changed.
+    Inside the block give the cache as ``cache`` (``past_key_values`` before transformers 5.24), to
+    ``generate`` or to single calls, also for a second turn of the same conversation. A call first
+    reads all that is kept together with its new tokens and evicts or packs afterwards. Batches may
+    be padded on either side; with a rule a row gives what it gives alone; a packing rounds the same
+    tokens together whatever the padding before them, so that its rows differ by rounding. Layers
+    with a sliding window and recurrent layers stay as they are. The model itself is not changed.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.tap.decoding.last_states import LastStates
 from sonde.tap.decoding.prompts import Rewording
-from sonde.tap.hooks.cache import NAMES
+from sonde.tap.hooks.cache import NAMES, cache_of
 from sonde.tap.hooks.session import TRAINING
 from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import find_logits
@@ -116,8 +116,8 @@ class OtherRun:
         finally:
             TRAINING.give(held)
         if cached:
-            found = (getattr(output, name, None) for name in NAMES)
-            self._cache = next((x for x in found if hasattr(x, "reorder_cache")), None)
+            found = cache_of(output)
+            self._cache = found if hasattr(found, "reorder_cache") else None
         return output
 
 

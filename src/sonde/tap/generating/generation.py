@@ -9,6 +9,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.tap.generating.recorder import StepRecorder
+from sonde.tap.hooks.cache import NAMES, cache_of
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.seeding import gpus_of, seed_devices
@@ -23,7 +24,7 @@ MOVING = (
     "cache_implementation",
     "prefill_chunk_size",
     "custom_generate",
-    "past_key_values",
+    *NAMES,
 )
 
 
@@ -85,7 +86,7 @@ class Generation:
                 ) from error
         if recorder is None:
             return out.cpu(), None
-        return out.sequences.cpu(), out.get("past_key_values")
+        return out.sequences.cpu(), cache_of(out)
 
     def as_text(self, prompts: InputBatch, sequences: Tensor) -> InputBatch:
         """Return prompts, padded on the left, followed by what was generated."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.tap.generating.growing import Marks, Stretch, growing
+from sonde.tap.hooks.cache import cache_argument
 from sonde.tap.hooks.outputs import find
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.placement import placement
@@ -94,7 +95,7 @@ class StepRecorder:
         kwargs: dict[str, Any] = {
             "input_ids": sequences[:, -1:].to(device),
             "attention_mask": seen.to(device),
-            "past_key_values": cache,
+            cache_argument(self.root): cache,
             "use_cache": True,
         }
         if "position_ids" in inspect.signature(self.root.forward).parameters:

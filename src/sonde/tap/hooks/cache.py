@@ -1,20 +1,54 @@
-"""Key-value caches in the arguments of a call."""
+"""Key-value caches in the arguments and the outputs of a call.
 
+transformers calls the argument and the output ``cache`` since 5.24; before, and in code that is
+loaded from elsewhere, they are ``past_key_values`` or ``cache_params``.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache as memoized
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 
-NAMES = ("past_key_values", "cache_params", "past_key_value")
+OLDER = ("past_key_values", "cache_params", "past_key_value")
+NAMES = ("cache", *OLDER)
 
 
-def cache_in(named: dict[str, Any]) -> Any:
-    """Return the cache among the arguments of a call, or None."""
+def cache_in(named: Mapping[str, Any]) -> Any:
+    """Return the cache among the arguments or the outputs of a call, or None."""
     for name in NAMES:
-        if named.get(name) is not None:
-            return named[name]
+        found = named.get(name)
+        # A model of one's own may call anything "cache": a switch, a tensor.
+        if found is not None and (name in OLDER or _holds_positions(found)):
+            return found
     return None
+
+
+def cache_of(output: Any) -> Any:
+    """Return the cache that a model returned, or None."""
+    return cache_in(output) if isinstance(output, Mapping) else None
+
+
+def cache_argument(model: nn.Module | Callable[..., Any]) -> str:
+    """Return the name of the argument of a model, or of its ``generate``, that takes a cache."""
+    call = model.forward if isinstance(model, nn.Module) else model
+    parameters = inspect.signature(call).parameters
+    return next((name for name in NAMES if name in parameters), _usual_name())
+
+
+@memoized
+def _usual_name() -> str:
+    """Return the name of the cache in the installed version of transformers."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    return next(name for name in NAMES if name in CausalLMOutputWithPast.__annotations__)
+
+
+def _holds_positions(found: Any) -> bool:
+    return callable(getattr(found, "get_seq_length", None)) or hasattr(found, "has_previous_state")
 
 
 def require_no_cache(named: dict[str, Any]) -> None:
@@ -25,7 +59,7 @@ def require_no_cache(named: dict[str, Any]) -> None:
     if cache_in(named) is not None:
         raise InputError(
             "expected whole inputs, got a key-value cache: the states of its tokens were made "
-            "before and cannot be changed. Give the whole text, without past_key_values."
+            "before and cannot be changed. Give the whole text, without a cache."
         )
 
 

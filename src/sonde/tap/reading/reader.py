@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch
 from sonde.tap.attention.opening import watch_attention
+from sonde.tap.hooks.cache import cache_in
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.forward_errors import advising
 from sonde.tap.model.objectives import Objective, value
@@ -120,7 +121,7 @@ class Reader:
     def _run(self, batch: InputBatch, frame: Frame) -> Taken:
         args, kwargs = self.probe.place.call(batch.args, batch.kwargs)
         self.writer.begin()
-        stops = self.may_stop and kwargs.get("past_key_values") is None
+        stops = self.may_stop and cache_in(kwargs) is None
         stop = self.session.stop if stops else None
         taken = Taken(self.kinds, batch, frame, self.writer, stop)
         for slot in self.slots:

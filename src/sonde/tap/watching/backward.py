@@ -9,7 +9,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import InputBatch
-from sonde.tap.hooks.cache import cache_in, detach_cache
+from sonde.tap.hooks.cache import cache_in, cache_of, detach_cache
 from sonde.tap.hooks.outputs import find, find_input, leaves, replaced, with_input
 from sonde.tap.model.objectives import check_objective, value
 from sonde.tap.rows.frame import Frame
@@ -99,7 +99,7 @@ class Backward:
         """Return what the model returns without a gradient, where it had none before."""
         if self._keeps:
             return output
-        for cache in (cache_in(self._named), getattr(output, "past_key_values", None)):
+        for cache in (cache_in(self._named), cache_of(output)):
             detach_cache(cache)
         for leaf in leaves(output).values():
             if leaf.requires_grad:

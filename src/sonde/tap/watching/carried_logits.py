@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.tap.hooks.cache import cache_in
+from sonde.tap.hooks.cache import cache_in, cache_of
 from sonde.tap.hooks.call import CallArguments
 
 
@@ -61,7 +61,7 @@ class CarriedLogits:
         said, fed, past = self._saying, call.fed, call.past
         self.clear()
         cache = cache_in(call.named)
-        cache = getattr(output, "past_key_values", None) if cache is None else cache
+        cache = cache_of(output) if cache is None else cache
         if said and cache is not None and fed is not None:
             end = past + fed.shape[-1]
             self._said, self._end, self._marks = said, end, _marks(cache, end).clone()
