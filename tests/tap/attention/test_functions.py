@@ -90,15 +90,15 @@ def test_classes_of_transformers_without_the_interface(name):
 
 
 def test_what_a_class_does_not_show_is_refused():
-    model = Model(CLASSES["gptj"][0](), task="causal")
+    model = Model(CLASSES["mpt"][0](), task="causal")
     with pytest.raises(SiteError, match=r"its queries were not seen"):
-        _ = live_stream(model, Texts([[3, 4, 5]]), "h.1:queries").schema
+        _ = live_stream(model, Texts([[3, 4, 5]]), "blocks.1.attn:queries").schema
     with (
         pytest.raises(SiteError, match="a port that its kernel shows"),
-        editing(model, Scale(2.0), "h.1:keys"),
+        editing(model, Scale(2.0), "blocks.1.attn:keys"),
     ):
         model.module(torch.tensor([[3, 4]]))
-    schema = live_stream(model, Texts([[3, 4, 5]]), "h.*.attn:probs.first", "tokens").schema
+    schema = live_stream(model, Texts([[3, 4, 5]]), "blocks.*.attn:probs.first", "tokens").schema
     assert [site.dim for site in schema] == [4, 4]
 
 

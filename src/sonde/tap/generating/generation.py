@@ -9,7 +9,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.tap.generating.recorder import StepRecorder
-from sonde.tap.hooks.cache import NAMES, cache_of
+from sonde.tap.hooks.cache import NAMES, cache_of, counts_positions
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.seeding import gpus_of, seed_devices
@@ -86,7 +86,8 @@ class Generation:
                 ) from error
         if recorder is None:
             return out.cpu(), None
-        return out.sequences.cpu(), cache_of(out)
+        cache = cache_of(out)  # a recurrent state takes no mask of the tokens before
+        return out.sequences.cpu(), cache if counts_positions(cache) else None
 
     def as_text(self, prompts: InputBatch, sequences: Tensor) -> InputBatch:
         """Return prompts, padded on the left, followed by what was generated."""
