@@ -17,7 +17,7 @@ from benchmarks.rows import Row
 from benchmarks.size import Size
 from sonde.core import Model, Stream
 from sonde.explain import ActivationPatching, AttributionPatching, Exemplars, Objective, UnitLabels
-from sonde.report.units import save_units
+from sonde.report.documents import save_document
 from sonde.run.explaining.atlas import atlas_document, fit_atlas
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
@@ -170,7 +170,7 @@ def atlas_rows(size: Size) -> list[Row]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "atlas.html"
         began = time.perf_counter()
-        save_units(atlas_document(atlas, model="net", data="rows"), path)
+        save_document(atlas_document(atlas, model="net", data="rows"), path)
         taken = time.perf_counter() - began
         megabytes = path.stat().st_size / 1e6
     what = f"atlas of {n_features:,} features, from fitted states to page"

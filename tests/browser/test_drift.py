@@ -9,7 +9,7 @@ from browser_case import SIZES
 from sonde.core.stream import Stream
 from sonde.detect import UnitShift
 from sonde.measure import Covariance
-from sonde.report.drift import save_drift
+from sonde.report.documents import save_document
 from sonde.run.comparing.drift import drift
 from sonde.run.comparing.drift_document import drift_document
 from sonde.run.fitting.fit import fit
@@ -26,7 +26,7 @@ def page_file(tmp_path_factory) -> Path:
         sites = {f"model.layers.{i}.a_long_name_of_a_module:out": rows * (i + 1) for i in range(5)}
         sides.append(fit([Covariance(), UnitShift()], Stream.of(sites), progress=False))
     found = drift_document(drift(*sides), *sides)
-    return save_drift(found, tmp_path_factory.mktemp("drift") / "drift.html")
+    return save_document(found, tmp_path_factory.mktemp("drift") / "drift.html")
 
 
 @pytest.mark.parametrize(("size", "theme"), [("phone", "dark"), ("desk", "light")])

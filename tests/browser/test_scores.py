@@ -10,7 +10,8 @@ from browser_case import SIZES
 from sonde.report._exhibits import exhibit
 from sonde.report._heat import ColourScale
 from sonde.report._markup import ElementIds, join
-from sonde.report.evaluate import evaluation, evaluation_to_html
+from sonde.report.documents import to_page
+from sonde.report.evaluate import evaluation
 from sonde.report.html import page
 from sonde.run.scoring.exhibit import Exhibit
 
@@ -46,7 +47,7 @@ def test_no_table_of_figures_hides_a_column_on_a_desk(opened, tmp_path) -> None:
         for i in range(2)
     ]
     path = tmp_path / "evaluate.html"
-    path.write_text(evaluation_to_html(evaluation(rows, [], alpha=0.05, resamples=9)), "utf-8")
+    path.write_text(to_page(evaluation(rows, [], alpha=0.05, resamples=9)), "utf-8")
     table = opened(path, "desk").locator("#figures .scroll")
     assert table.evaluate("e => e.scrollWidth - e.clientWidth") <= 0
     assert table.inner_text().count("12.3 %") == 6

@@ -7,7 +7,7 @@ import torch
 
 from browser_case import SIZES
 from sonde.core.stream import Stream
-from sonde.report.units import save_units
+from sonde.report.documents import save_document
 from sonde.run.explaining.atlas import atlas_document, fit_atlas
 
 pytestmark = pytest.mark.browser
@@ -28,7 +28,7 @@ def page_file(tmp_path_factory) -> Path:
     }
     found = atlas_document(atlas, model="net", data="rows", seen=seen)
     found["units"][7].update(concept="loud words", labelled=True)
-    return save_units(found, tmp_path_factory.mktemp("units") / "atlas.html")
+    return save_document(found, tmp_path_factory.mktemp("units") / "atlas.html")
 
 
 @pytest.mark.parametrize(("size", "theme"), [("phone", "dark"), ("desk", "light")])

@@ -14,7 +14,7 @@ import torch
 import sonde
 from cli_case import run_words
 from sonde.data.shipped import model_directory
-from sonde.report.compress_terminal import compress_verdict
+from sonde.report.documents import document_of
 from sonde.weights import QuantLinear
 from sonde.weights.folder import weight_bytes
 
@@ -69,7 +69,7 @@ def test_its_page_says_what_was_gained_inside_in_answers_bytes_and_time(small):
     page = folder.with_name("SMALL.html").read_text()
     for part in ("answers", "inside", "bytes", "time", "undo"):
         assert f'<section id="{part}"' in page
-    assert compress_verdict(told) in page
+    assert document_of(told).verdict in page
     assert [one["what"] for one in told["times"]] == ["one token", "256 tokens"]
     assert len(told["sites"]) == 7
     assert all(0 < site["error"] < 0.1 for site in told["sites"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sonde
-from sonde.report.trace_terminal import trace_verdict
+from sonde.report.documents import document_of
 
 PAIR = ("--clean", "a = [1, 2", "--corrupt", "a = (1, 2")
 WORDS = ("trace", "sonde:stdlib", *PAIR, "--answer", "]", "--instead", ")")
@@ -48,7 +48,7 @@ def test_many_pairs_and_answers_of_several_tokens(run, tmp_path):
         f"log_prob[{ord('}')}]",
     ]
     assert found["pairs"][0]["tokens"] is None
-    assert trace_verdict(found).startswith("2 pairs traced; circuits keep")
+    assert document_of(found).verdict.startswith("2 pairs traced; circuits keep")
 
 
 def test_what_does_not_fit_is_said_in_one_line(run, tmp_path):

@@ -12,7 +12,8 @@ import torch
 import sonde
 from sonde.core import Instrument, Result
 from sonde.core.chart import Chart, bars, cells, curves, histogram, marks, matrix
-from sonde.report.charts import chart_to_svg, chart_to_text, charts_document, charts_to_html
+from sonde.report.charts import chart_to_svg, chart_to_text, charts_document
+from sonde.report.documents import to_page
 from sonde.stats import Moments, MomentsState
 
 
@@ -45,7 +46,7 @@ def test_a_method_with_a_chart_stands_on_the_page_without_a_change_there() -> No
     rows = torch.randn(90, 3, generator=draw) * torch.tensor([3.0, 1.0, 2.0])
     fitted = sonde.fit(Shares(), sonde.Stream.of({"a": rows}), progress=False)
     result = next(iter(fitted))[1]
-    page = charts_to_html(charts_document(fitted, "shares.sonde"))
+    page = to_page(charts_document(fitted, "shares.sonde"))
     shares = torch.as_tensor(result.value).tolist()
     told = re.findall(r'data-tip="way: \d; amount: ([\d.]+)', page)
     assert [float(v) for v in told[:3]] == pytest.approx(shares, rel=2e-3)

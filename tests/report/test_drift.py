@@ -11,8 +11,7 @@ from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Hotelling, UnitShift
 from sonde.measure import Covariance
-from sonde.report.drift import drift_to_html, save_drift
-from sonde.report.drift_terminal import drift_to_text, sizes_to_text, verdict
+from sonde.report.documents import document_of, save_document, to_page, to_terminal
 from sonde.report.files import sealed_page
 from sonde.run.comparing.drift import drift
 from sonde.run.comparing.drift_document import drift_document
@@ -38,7 +37,7 @@ def moved():
 
 
 def test_the_page_carries_its_json_and_every_section(moved):
-    text = drift_to_html(moved)
+    text = to_page(moved)
     page = Page(text)
     found = re.search(r'<script type="application/json" id="sonde">([^<]*)</script>', text)
     assert found is not None
@@ -55,10 +54,10 @@ def test_the_page_carries_its_json_and_every_section(moved):
 
 def test_the_page_of_nothing_that_could_be_tested():
     found = _document((Hotelling(),), n=3)
-    text = drift_to_html(found)
+    text = to_page(found)
     assert "not tested" in text
     assert "No histogram of units was held" in text
-    assert verdict(found) == "Nothing could be tested"
+    assert document_of(found).verdict == "Nothing could be tested"
 
 
 def test_units_of_unknown_moves_are_listed_and_not_drawn():
@@ -69,45 +68,44 @@ def test_units_of_unknown_moves_are_listed_and_not_drawn():
         rows[:, 0] += 2 * seed
         sides.append(fit(UnitShift(), Stream.of({"a": rows, "b": rows[:, 1:]}), progress=False))
     found = drift_document(drift(*sides), *sides)
-    text = drift_to_html(found)
+    text = to_page(found)
     assert "unit 0" in text
     assert "unit 1" not in text
     assert "1 of 4 units moved at a" in text
     only = {**found, "sites": found["sites"][1:]}
-    assert "No histogram of units was held" in drift_to_html(only)
+    assert "No histogram of units was held" in to_page(only)
 
 
 def test_text_fits_80_columns_and_names_what_moved(moved):
     for verbose in (False, True):
-        text = drift_to_text(moved, verbose)
+        text = to_terminal(moved, verbose=verbose)
         assert max(map(len, text.splitlines())) <= 80
         assert "2 of 2 sites moved at level 0.05" in text
         assert re.search(r"units 2 \(\+\d\.\d\d\)", text)
-    assert max(map(len, sizes_to_text(moved["states"]).splitlines())) <= 80
 
 
 def test_every_column_and_question_is_explained(moved):
-    text = drift_to_text(moved, verbose=True)
+    text = to_terminal(moved, verbose=True)
     units = text.partition("Units that moved most clearly")[2].partition("The mean moved")[0]
     compared = text.partition("The mean moved")[2]
     for word in ("effect", "by sd"):
         assert f"\n{word}  " in units
     for word in ("value", "no change", "adjusted"):
         assert f"\n{word}  " in compared
-    page = drift_to_html(moved)
+    page = to_page(moved)
     for question in ("anything", "linear classifier", "energy outside"):
         assert f"{question} " in page
     assert "different ones on the two sides" in page
 
 
 def test_it_is_saved_as_page_or_json(moved, tmp_path):
-    page, plain = (save_drift(moved, tmp_path / f"d.{kind}") for kind in ("html", "json"))
-    assert page.read_text("utf-8") == sealed_page(drift_to_html(moved))
+    page, plain = (save_document(moved, tmp_path / f"d.{kind}") for kind in ("html", "json"))
+    assert page.read_text("utf-8") == sealed_page(to_page(moved))
     found = json.loads(plain.read_text("utf-8"))
     assert len(found.pop("hash")) == 32
     assert found == moved
     with pytest.raises(InputError, match=r"ends in \.html or \.json"):
-        save_drift(moved, tmp_path / "d.pdf")
+        save_document(moved, tmp_path / "d.pdf")
 
 
 @pytest.mark.truth("a float of 64 bits holds nothing between 0 and about 5e-324")
@@ -115,9 +113,9 @@ def test_a_p_value_too_small_for_a_float_is_not_told_as_zero(moved):
     tiny = json.loads(json.dumps(moved))
     for entry in (*tiny["sites"], *tiny["comparisons"]):
         entry["adjusted"] = entry["p"] = 0.0
-    cells = re.findall(r'<t[dh][^>]*class="n"[^>]*>([^<]*)<', drift_to_html(tiny))
+    cells = re.findall(r'<t[dh][^>]*class="n"[^>]*>([^<]*)<', to_page(tiny))
     assert cells.count("&lt; 1e-300") >= len(tiny["sites"]) + 2 * len(tiny["comparisons"])
-    assert "< 1e-300" in drift_to_text(tiny)
+    assert "< 1e-300" in to_terminal(tiny)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1000.0])
@@ -132,5 +130,5 @@ def test_the_rounding_of_sums_in_another_order_is_no_direction(shift):
     assert found.directions["x"].beyond_noise == 0
     document = drift_document(found, one, other)
     assert document["direction"] is None
-    assert "No mean moved farther than it does" in drift_to_text(document)
-    assert "No mean moved farther than it does" in drift_to_html(document)
+    assert "No mean moved farther than it does" in to_terminal(document)
+    assert "No mean moved farther than it does" in to_page(document)

@@ -7,8 +7,7 @@ import pytest
 
 from page_case import Page
 from sonde.core.errors import InputError
-from sonde.report.edit import edit_to_html, save_edit
-from sonde.report.edit_terminal import edit_to_text, edit_verdict
+from sonde.report.documents import save_document, to_page, to_terminal
 from sonde.run.judging.edit_document import EditTable, edit_document
 from sonde.run.judging.judge import Difference, Judgement
 
@@ -30,18 +29,22 @@ def document(effect=1.0, controls=(0.0, 0.1, -0.1), size=2.0, damage=0.05):
     )
 
 
+def verdict(found):
+    return to_terminal(found, quiet=True)
+
+
 def test_the_verdict_says_whether_random_changes_do_the_same():
-    assert "far beyond chance" in edit_verdict(document())
-    assert "no more than chance" in edit_verdict(document(effect=0.1))
-    assert edit_verdict(document(controls=())) == "docs over code: +1 nats"
+    assert "far beyond chance" in verdict(document())
+    assert "no more than chance" in verdict(document(effect=0.1))
+    assert verdict(document(controls=())) == "docs over code: +1 nats"
 
 
 def test_text_and_page_hold_the_same_figures_and_no_markup_of_others():
     found = document(size=5.0, damage=0.7)
-    text, html = edit_to_text(found), edit_to_html(found)
+    text, html = to_terminal(found), to_page(found)
     assert "too large: it moves states by 5" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
-    assert re.search(r"undo +sonde edit undo new -o new-undone", text)
+    assert re.search(r"-> sonde edit undo new -o new-undone", text)
     page = Page(html)
     assert {a.get("id") for a in page.all("section")} == {"numbers", "more", "samples", "undo"}
     for raw in ("<i>mine", "<b>code", "<script>x"):
@@ -55,8 +58,8 @@ def test_an_act_that_only_reads_has_a_page(tmp_path):
     found = edit_document(
         "find-backdoor", None, model="m", method="x", places=[], target="", notes=["no backdoor"]
     )
-    page = save_edit(found, tmp_path / "a.html").read_text()
+    page = save_document(found, tmp_path / "a.html").read_text()
     assert "no backdoor" in page
     assert 'id="numbers"' not in page
     with pytest.raises(InputError, match=r"\.html or \.json"):
-        save_edit(found, tmp_path / "a.txt")
+        save_document(found, tmp_path / "a.txt")

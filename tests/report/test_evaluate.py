@@ -16,7 +16,8 @@ from PIL import Image
 
 from page_case import Page
 from sonde.core.errors import InputError
-from sonde.report.evaluate import evaluation, evaluation_to_html, pictures_of, save_evaluation
+from sonde.report.documents import to_page
+from sonde.report.evaluate import evaluation, pictures_of, save_evaluation
 from sonde.run.evaluating.curves import curves
 from sonde.run.evaluating.evaluate import evaluate
 
@@ -61,7 +62,7 @@ def found():
 
 @pytest.fixture(scope="module")
 def page(found):
-    return evaluation_to_html(found)
+    return to_page(found)
 
 
 def test_the_page_is_whole_and_needs_nothing_else(page):
@@ -120,13 +121,13 @@ def test_the_page_names_its_tables_and_says_that_the_best_was_chosen(found, page
     chosen = "chosen on these very rows, so its figures are optimistic"
     assert f"best of 2 detectors and sites was {chosen}" in page
     assert "optimistic because chosen on these rows" in pictures_of(found)[-1].message
-    alone = evaluation_to_html(evaluated(table([0.0, 1.0]), table([2.0])))
+    alone = to_page(evaluated(table([0.0, 1.0]), table([2.0])))
     assert "optimistic" not in alone
 
 
 def test_hostile_names_stay_text():
     both = [table(s, HOSTILE, HOSTILE) for s in ([0.0, 1.0, 1.5], [1.0, 3.0])]
-    page = evaluation_to_html(evaluated(*both, name=HOSTILE))
+    page = to_page(evaluated(*both, name=HOSTILE))
     seen = Page(page)
     assert seen.open == []
     assert seen.all("img") == []
@@ -146,7 +147,7 @@ def test_hostile_names_stay_text():
 )
 def test_few_equal_and_infinite_scores_give_a_page(usual, unusual, tmp_path):
     found = evaluated(table(usual), table(unusual, calibrated=True))
-    page = evaluation_to_html(found)
+    page = to_page(found)
     assert Page(page).open == []
     assert ("All scores are infinite" in page) == (usual == [None, None])
     save_evaluation(found, tmp_path / "e.svg")

@@ -84,7 +84,7 @@ def test_the_median_is_a_score_and_no_threshold_stands_where_nothing_alarms():
     rows = [(f"r{i}", 0, "s", "knn", score, 0.5) for i, score in enumerate((1.0, 2.0, 3.0, 9.0))]
     words = " ".join(re.sub("<[^>]*>", " ", scores_to_html(table(rows))).split())
     summary = words.partition("Detectors and sites #")[2]
-    assert "Median: score of the middle row" in summary
+    assert "median score of the middle row" in summary
     assert "knn s 4 2 9 0 % 0" in summary
     assert "threshold" not in words
     rows[-1] = (*rows[-1][:-1], 0.01)

@@ -8,7 +8,7 @@ import pytest
 
 from sonde.core.errors import StoreError
 from sonde.report import diff_to_html, load_report, save_report
-from sonde.report.drift import drift_to_html, save_drift
+from sonde.report.documents import save_document, to_page
 from sonde.report.files import sealed_page, to_json
 from sonde.report.html import to_html
 from sonde.report.verifying import verify_report
@@ -88,7 +88,7 @@ DRIFT: dict[str, Any] = {
 @pytest.mark.truth("what was written")
 @pytest.mark.parametrize("name", ["d.json", "d.html"])
 def test_a_drift_is_sound_until_a_bit_is_flipped(tmp_path, name):
-    path = save_drift(DRIFT, tmp_path / name)
+    path = save_document(DRIFT, tmp_path / name)
     found = verify_report(path)
     assert (found.kind, found.faults, found.notes) == ("drift", (), ())
     raw = path.read_bytes()
@@ -98,7 +98,7 @@ def test_a_drift_is_sound_until_a_bit_is_flipped(tmp_path, name):
         assert not verify_report(path).is_sound, (at, raw[at - 20 : at + 20])
 
 
-@pytest.mark.parametrize("write", [to_json, drift_to_html])
+@pytest.mark.parametrize("write", [to_json, to_page])
 def test_a_drift_without_a_hash_is_only_read(tmp_path, write):
     path = tmp_path / ("d.json" if write is to_json else "d.html")
     path.write_text(write(DRIFT), "utf-8")

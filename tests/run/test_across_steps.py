@@ -7,8 +7,7 @@ from torch import nn
 import sonde
 from sonde.core import Stream
 from sonde.measure import LayerCKA, Norms, ParticipationRatio, emergence, layer_cka
-from sonde.report.track import track_to_html
-from sonde.report.track_terminal import track_to_text
+from sonde.report.documents import to_page, to_terminal
 from sonde.run.training.callback import Recorder
 from sonde.run.training.track import Track
 from sonde.run.training.track_document import track_document
@@ -66,8 +65,8 @@ def test_rows_of_each_step_are_those_of_the_others(document, inputs, layers):
 
 
 def test_the_page_and_the_text_show_them(document):
-    text, page = track_to_text(document), track_to_html(document)
-    (line,) = [line for line in text.splitlines() if line.startswith("0:out") and " 20 " in line]
+    text, page = to_terminal(document), to_page(document)
+    (line,) = [line for line in text.splitlines() if line.split()[:1] == ["0"] and " 20 " in line]
     assert line.split()[2] == "20", "from step 20 on it is like the last"
     assert max(map(len, text.splitlines())) <= 80
     assert page.count("Similarity of the steps at") >= 2
@@ -89,4 +88,4 @@ def test_states_without_a_sample_have_curves_alone(tmp_path):
         track.add(step, own)
     found = track_document(track)
     assert found["across_steps"] == []
-    assert "CKA" not in track_to_text(found)
+    assert "CKA" not in to_terminal(found)

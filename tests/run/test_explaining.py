@@ -15,8 +15,7 @@ from sonde.core import InputError, Model
 from sonde.data import open_inputs
 from sonde.explain import Attribution, Attributor, GradTimesInput, IntegratedGradients, Saliency
 from sonde.explain.attribution import Parts
-from sonde.report.explain import explain_to_html, save_explain
-from sonde.report.explain_terminal import explain_to_text, explain_verdict
+from sonde.report.documents import document_of, save_document, to_page, to_terminal
 from sonde.run.explaining.explain import best_of, explain, explain_document, find_attributor
 from sonde.run.explaining.judged import Judged
 from sonde.run.explaining.kept import KeptExplanations, remove_kept
@@ -102,7 +101,7 @@ def test_an_answer_that_nothing_in_the_input_makes_refutes_no_attribution():
     named = {"0": "plain", "1": "marked"}
     found = explain_document([noise, against, right], batch, model="m", data="d", classes=named)
     assert found["methods"][0]["method"] == found["best"] == "at_token"
-    said = explain_verdict(found) + explain_to_text(found)
+    said = to_terminal(found)
     assert "effect" in said
     assert "marked" in json.dumps(found["methods"][0]["classes"])
 
@@ -155,31 +154,31 @@ def test_what_points_at_the_cause_is_believed_and_noise_is_not(judged):
 def test_page_and_text_say_which_one(judged, tmp_path):
     batch, both = judged
     found = explain_document(both, batch, model="<b>m</b>", data="d", most=3)
-    assert "Believe integrated_gradients(steps=8) here" in explain_verdict(found)
-    text = explain_to_text(found)
+    assert "Believe integrated_gradients(steps=8) here" in document_of(found).verdict
+    text = to_terminal(found)
     assert max(map(len, text.splitlines())) <= 80
     pixels = [{"pixels": batch.kwargs["x"][i]} for i in range(3)]
-    html = explain_to_html(found, pixels)
+    html = to_page(found, shown_inputs=pixels)
     assert {a.get("id") for a in Page(html).all("section")} == {"methods", "examples"}
     assert "<b>m" not in html
     carried = re.search(r'<script type="application/json" id="sonde">([^<]*)</script>', html)
     assert carried is not None
     assert json.loads(carried[1]) == found
-    assert save_explain(found, tmp_path / "e.json").exists()
+    assert save_document(found, tmp_path / "e.json").exists()
     none = explain_document(both[:1], batch, model="m", data="d")
-    assert "No explanation can be believed" in explain_verdict(none)
-    assert len(Page(explain_to_html(none)).all("svg")) > 12
+    assert "No explanation can be believed" in document_of(none).verdict
+    assert len(Page(to_page(none)).all("svg")) > 12
 
 
 def test_features_of_a_dictionary_are_on_the_page(judged):
     batch, both = judged
     found = explain_document(both, batch, model="m", data="d", most=1)
     row = {"feature": 1207, "value": 0.5, "ablated": 0.375, "active": 0.25}
-    page = Page(explain_to_html(found | {"features": [row]}))
+    page = Page(to_page(found | {"features": [row]}))
     assert "features" in {a.get("id") for a in page.all("section")}
     said = " ".join(text for parts in page.texts.values() for text in parts)
     assert all(word in said for word in ("1207", "0.375", "Taken out"))
-    assert "0.375" in explain_to_text(found | {"features": [row]})
+    assert "0.375" in to_terminal(found | {"features": [row]})
 
 
 def test_methods_have_words():

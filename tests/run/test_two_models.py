@@ -13,8 +13,7 @@ import sonde
 from page_case import Page
 from sonde.core import InputError, Model
 from sonde.data import open_inputs
-from sonde.report.compare import compare_to_html, save_compare
-from sonde.report.compare_terminal import compare_to_text, compare_verdict
+from sonde.report.documents import save_document, to_page, to_terminal
 from sonde.run.comparing.two_answers import compare_answers
 from sonde.run.comparing.two_models import RowSample, compare_models
 from sonde.run.comparing.two_models_document import two_models_document
@@ -83,8 +82,8 @@ def test_a_broken_layer_parts_and_the_page_says_where(tmp_path):
     both = compare_answers(Model(base), Model(broken), *inputs, progress=False)
     assert both is not None
     document = two_models_document(found, both, names=("<b>a</b>", "b"), data="items")
-    assert "part at 1:out" in compare_verdict(document)
-    text, html = compare_to_text(document), compare_to_html(document)
+    assert "part at 1:out" in to_terminal(document, quiet=True)
+    text, html = to_terminal(document), to_page(document)
     assert max(map(len, text.splitlines())) <= 80
     page = Page(html)
     assert {a.get("id") for a in page.all("section")} == {
@@ -98,7 +97,7 @@ def test_a_broken_layer_parts_and_the_page_says_where(tmp_path):
     carried = re.search(r'<script type="application/json" id="sonde">([^<]*)</script>', html)
     assert carried is not None
     assert json.loads(carried[1]) == document
-    assert save_compare(document, tmp_path / "c.json").exists()
+    assert save_document(document, tmp_path / "c.json").exists()
 
 
 @pytest.mark.truth("softmax by hand")

@@ -64,7 +64,7 @@ def _held_out(stream: Stream, model: Model, data: str | None) -> Any:
 def health_texts(healths: list[dict[str, Any]], output: Path, model: str) -> Iterator[str]:
     """Yield a sentence for each dictionary."""
     from sonde.core.wording import plural
-    from sonde.report.units_terminal import loss_text
+    from sonde.report.units import loss_text
 
     for row in healths:
         said = (

@@ -6,11 +6,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import check_page, present
 from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Workers, named
 from sonde.core.errors import InputError
-
-PAGES = (".html", ".htm", ".json")
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,6 @@ class Compare:
     def run(self) -> int:
         """Read both, compare, print and write."""
         from sonde.data import load
-        from sonde.report.compare_terminal import compare_to_text, compare_verdict
         from sonde.run.comparing.compare import compare
         from sonde.run.comparing.two_models_document import two_models_document
 
@@ -61,21 +58,11 @@ class Compare:
         document = two_models_document(
             found, self._answers(models, progress), names=(self.first, self.second), data=self.data
         )
-        if self.output is not None:
-            from sonde.report.compare import save_compare
-
-            save_compare(document, self.output)
-        if self.printing.json:
-            say_json(document)
-        else:
-            say(compare_verdict(document) if self.printing.quiet else compare_to_text(document))
-        if self.output is not None:
-            note(f"wrote {self.output}")
+        present(document, self.printing, self.output)
         return 0
 
     def _check(self) -> None:
         from sonde.run.reading.read import ARRAYS
-        from sonde.store.outputs import check_file
 
         self.reading.check(self.data)
         if ARRAYS in (self.first, self.second):
@@ -83,13 +70,7 @@ class Compare:
                 "compare: expected two models, got feature arrays. For arrays in Python: "
                 "sonde.measure.layer_cka({'a': rows, 'b': others})."
             )
-        if self.output is None:
-            return
-        if self.output.suffix.lower() not in PAGES:
-            raise InputError(
-                f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
-            )
-        check_file(self.output, self.first, self.second, self.data)
+        check_page(self.output, self.first, self.second, self.data)
 
     def _answers(self, models: list[Any], progress: bool) -> Any:
         from sonde.data import open_inputs

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import present
 from sonde.cli.options import DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
@@ -78,8 +78,6 @@ class Compress:
     def run(self) -> int:
         """Plan, compare, write and tell."""
         from sonde.data import load
-        from sonde.report.compress import save_compress
-        from sonde.report.compress_terminal import compress_to_text, compress_verdict
         from sonde.run.compressing.document import compress_document
         from sonde.run.compressing.inside import inside
         from sonde.run.compressing.timing import speeds
@@ -111,12 +109,8 @@ class Compress:
             },
             tried=[trial.json() for trial in tried],
         )
-        save_compress(document, page)
-        if self.printing.json:
-            say_json(document)
-        else:
-            say((compress_verdict if self.printing.quiet else compress_to_text)(document))
-        note(f"wrote {self.output}, {page}, and {saved.patch} to take it back")
+        wrote = f"{self.output}, {page}, and {saved.patch} to take it back"
+        present(document, self.printing, page, wrote)
         return 0
 
     @property

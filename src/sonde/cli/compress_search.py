@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import check_page, present
+from sonde.cli.console import note
 from sonde.cli.options import DataWord, ModelWord, Printing, named
-from sonde.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,11 @@ class CompressSearch:
     def run(self) -> int:
         """Try, draw and tell."""
         from sonde.data import load, open_inputs
-        from sonde.report.compress_search import save_search, search_to_text, search_verdict
         from sonde.run.compressing.choosing import chosen_parts
         from sonde.run.compressing.search import TrialFile, asked_pairs, search_key, trials
         from sonde.weights.folder import ModelFolder, folder_of, weight_bytes
 
-        if self.output.suffix.lower() not in (".html", ".htm", ".json"):
-            raise InputError(f"-o: expected a name that ends in .html or .json, got {self.output}.")
+        check_page(self.output, self.model, self.data)
         asked = asked_pairs(self.to, self.methods)
         model = load(self.model, device=self.device)
         ModelFolder.open(folder_of(model))
@@ -69,12 +67,8 @@ class CompressSearch:
         found = search_document(made, self.model, self.data, weight_bytes(folder_of(model)),
                                 self.max_kl, {"calibrated_on": len(ours), "compared_on": len(held)}
                                 )  # fmt: skip
-        save_search(found, self.output)
-        if self.printing.json:
-            say_json(found)
-        else:
-            say((search_verdict if self.printing.quiet else search_to_text)(found))
-        note(f"wrote {self.output}; trials are kept in {path}")
+        wrote = f"{self.output}; trials are kept in {path}"
+        present(found, self.printing, self.output, wrote)
         return 0
 
     def _told(self, words: str) -> None:

@@ -6,11 +6,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import check_page, present
+from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError
-
-PAGES = (".html", ".htm", ".json")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,6 @@ class Drift:
 
     def run(self) -> int:
         """Compare, print and write."""
-        from sonde.report.drift_terminal import drift_to_text, verdict
         from sonde.run.bundles.fitted import Fitted
         from sonde.run.comparing.drift import drift
         from sonde.run.comparing.drift_document import drift_document
@@ -71,30 +69,13 @@ class Drift:
             level=self.level,
             correction=self.correction,
         )
-        if self.output is not None:
-            self._write(document, self.output)
-        if self.printing.json:
-            say_json(document)
-        elif self.printing.quiet:
-            say(verdict(document))
-        else:
-            say(drift_to_text(document, self.printing.verbose))
-        if self.output is not None:
-            note(f"wrote {self.output}")
+        present(document, self.printing, self.output)
         return 1 if self.fail_on == "moved" and document["moved"] is not False else 0
 
     def _check(self) -> None:
-        from sonde.store.outputs import check_file
-
         if not 0 < self.level < 1:
             raise InputError(f"--level: expected a rate in (0, 1), got {self.level}.")
-        if self.output is None:
-            return
-        if self.output.suffix.lower() not in PAGES:
-            raise InputError(
-                f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
-            )
-        check_file(self.output, self.first, self.second)
+        check_page(self.output, self.first, self.second)
 
     def _shifts(self) -> list[Any] | None:
         from sonde.core.shift import Shift
@@ -113,7 +94,9 @@ class Drift:
         return chosen
 
     def _print_sizes(self, first: Any, second: Any) -> int:
-        from sonde.report.drift_terminal import sizes_to_text
+        from sonde.report.document import Document
+        from sonde.report.document_text import document_text
+        from sonde.report.drift import sizes
         from sonde.run.bundles.state_sizes import state_sizes
 
         sides = (("first", first), ("second", second))
@@ -121,10 +104,6 @@ class Drift:
         if self.printing.json:
             say_json({"states": states})
         else:
-            say(sizes_to_text(states))
+            made = Document("drift", "", "Sizes of the states", [], [sizes(states)])
+            say(document_text(made, verbose=True))
         return 0
-
-    def _write(self, document: dict[str, Any], path: Path) -> None:
-        from sonde.report.drift import save_drift
-
-        save_drift(document, path)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import present
 from sonde.cli.options import DataWord, ModelWord, Printing, Reading, named
 from sonde.core.errors import InputError
 
@@ -69,8 +69,6 @@ class Explain:
     def run(self) -> int:
         """Explain, judge, print and write."""
         from sonde.data import load, open_inputs
-        from sonde.report.explain import save_explain
-        from sonde.report.explain_terminal import explain_to_text, explain_verdict
         from sonde.run.explaining.answers import answers_of
         from sonde.run.explaining.explain import (
             DEFAULTS,
@@ -116,16 +114,11 @@ class Explain:
         )
         if self.dictionary is not None:
             document["features"] = self._features(model, batch, objective, self.dictionary)
+        drawn: Any = ()
         if self.output is not None:
             drawn = self._drawn(model, batch, len(document["examples"]))
-            save_explain(document, self.output, drawn)
+        present(document, self.printing, self.output, shown_inputs=drawn)
         remove_kept(directory)
-        if self.printing.json:
-            say_json(document)
-        else:
-            say(explain_verdict(document) if self.printing.quiet else explain_to_text(document))
-        if self.output is not None:
-            note(f"wrote {self.output}")
         return 0
 
     @property

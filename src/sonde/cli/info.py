@@ -55,7 +55,8 @@ def _plotted(path: Path, kind: str, output: Path) -> int:
     """Draw the results of a fitted state."""
     if kind != FITTED:
         raise InputError(f"info: --plot draws the results of a fitted state, got a {kind}: {path}.")
-    from sonde.report.charts import chart_to_text, charts_document, save_charts
+    from sonde.report.charts import chart_to_text, charts_document
+    from sonde.report.documents import save_document
     from sonde.run.bundles.fitted import Fitted
 
     found = charts_document(Fitted.load(path), str(path))
@@ -64,7 +65,7 @@ def _plotted(path: Path, kind: str, output: Path) -> int:
     if str(output) == "-":
         say("\n".join(chart_to_text(one["chart"]) for one in found["charts"]))
     else:
-        say(f"wrote {save_charts(found, output)}")
+        say(f"wrote {save_document(found, output)}")
     return 0
 
 
@@ -127,7 +128,7 @@ def _track(path: Path) -> dict[str, Any]:
 
 def _report(path: Path) -> dict[str, Any]:
     from sonde.report import load_report
-    from sonde.report.other_pages import describe_page, other_page
+    from sonde.report.documents import describe_page, other_page
 
     other = other_page(path)
     if other is not None:

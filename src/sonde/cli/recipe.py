@@ -4,16 +4,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from textwrap import wrap
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 import tyro
 
-from sonde.cli._table import table, text_width
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import check_page, present
+from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, named
 from sonde.cli.study import package_of
-from sonde.core.errors import InputError
 
 ENDINGS: Final = (".html", ".htm", ".json")
 LEVELS: Final = ("warning", "error")
@@ -112,14 +110,13 @@ def _is_model(hint: Any) -> bool:
 def _run(command: Any, word: str, function: Callable[..., Any]) -> int:
     """Load the models, ask, print and write."""
     from sonde.data import load
-    from sonde.report.answer import save_recipe
 
     asking: Asking = command.asking
     hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters
     typed = {name: getattr(command, name) for name in parameters if name != PROGRESS}
     must = {n: typed[n] for n in typed if parameters[n].default is parameters[n].empty}
-    _check(asking.output, *must.values())
+    check_page(asking.output, *must.values())
     options = {"device": asking.device, "trust_remote_code": asking.trust_remote_code}
     values = {
         name: load(value, **options) if _is_model(hints[name]) and value is not None else value
@@ -128,33 +125,6 @@ def _run(command: Any, word: str, function: Callable[..., Any]) -> int:
     if PROGRESS in parameters:
         values[PROGRESS] = not command.printing.quiet
     found = function(**values).json(word, must)
-    if asking.output is not None:
-        save_recipe(found, asking.output)
-    _print(found, command.printing)
-    if asking.output is not None:
-        note(f"wrote {asking.output}")
+    present(found, command.printing, asking.output)
     reached = LEVELS[LEVELS.index(asking.fail_on) :] if asking.fail_on else ()
     return int(found["level"] in reached)
-
-
-def _check(output: Path | None, *inputs: str) -> None:
-    from sonde.store.outputs import check_file
-
-    if output is None:
-        return
-    if output.suffix.lower() not in ENDINGS:
-        raise InputError(f"-o: expected a name that ends in {', '.join(ENDINGS)}, got {output}.")
-    check_file(output, *inputs)
-
-
-def _print(found: dict[str, Any], printing: Printing) -> None:
-    from sonde.report.answer import cells_of
-
-    if printing.json:
-        say_json(found)
-        return
-    lines = wrap(f"{found['verdict']}: {found['sentence']}", text_width())
-    if not printing.quiet:
-        lines += ["", table(*cells_of(found), shrinks=0)]
-        lines += [line for text in found["advice"] for line in ("", *wrap(text, text_width()))]
-    say("\n".join(lines))

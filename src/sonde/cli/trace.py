@@ -6,11 +6,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import check_page, present
 from sonde.cli.options import ModelWord, Printing, named
 from sonde.core.errors import InputError
-
-PAGES = (".html", ".htm", ".json")
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,6 @@ class Trace:
     def run(self) -> int:
         """Trace, print and write."""
         from sonde.data import load
-        from sonde.report.trace import save_trace
-        from sonde.report.trace_terminal import trace_to_text, trace_verdict
         from sonde.run.tracing.pairs import TextPair, read_pairs
         from sonde.run.tracing.trace import trace, trace_document
 
@@ -89,28 +85,13 @@ class Trace:
             how=self.how,
             show_inputs=self.pairs is None or self.show_inputs,
         )
-        if self.output is not None:
-            save_trace(document, self.output)
-        if self.printing.json:
-            say_json(document)
-        else:
-            say(trace_verdict(document) if self.printing.quiet else trace_to_text(document))
-        if self.output is not None:
-            note(f"wrote {self.output}")
+        present(document, self.printing, self.output)
         return 0
 
     def _check(self) -> None:
-        from sonde.store.outputs import check_file
-
         typed = (self.clean, self.corrupt, self.answer)
         if (self.pairs is None) == all(text is None for text in (*typed, self.instead)):
             raise InputError("trace: expected --clean, --corrupt and --answer, or --pairs FILE.")
         if self.pairs is None and any(text is None for text in typed):
             raise InputError("trace: expected --clean, --corrupt and --answer, all three.")
-        if self.output is None:
-            return
-        if self.output.suffix.lower() not in PAGES:
-            raise InputError(
-                f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
-            )
-        check_file(self.output, self.model, "" if self.pairs is None else str(self.pairs))
+        check_page(self.output, self.model, self.pairs or "")

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import check_page, present
+from sonde.cli.console import note
 from sonde.cli.options import Printing, Reading, Workers, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
     from sonde.run.training.track import Track as Recorded
-
-PAGES = (".html", ".htm", ".json")
 
 
 @dataclass(frozen=True)
@@ -46,27 +45,11 @@ class Track:
 
     def run(self) -> int:
         """Read what is not read yet, print and write."""
-        from sonde.report.track_terminal import track_to_text, track_verdict
         from sonde.run.training.track_document import track_document
-        from sonde.store.outputs import check_file
 
-        if self.output is not None:
-            if self.output.suffix.lower() not in PAGES:
-                raise InputError(
-                    f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
-                )
-            check_file(self.output, self.folder, self.data)
+        check_page(self.output, self.folder, self.data)
         document = track_document(self._recorded())
-        if self.output is not None:
-            from sonde.report.track import save_track
-
-            save_track(document, self.output)
-        if self.printing.json:
-            say_json(document)
-        else:
-            say(track_verdict(document) if self.printing.quiet else track_to_text(document))
-        if self.output is not None:
-            note(f"wrote {self.output}")
+        present(document, self.printing, self.output)
         return 0
 
     def _recorded(self) -> "Recorded":

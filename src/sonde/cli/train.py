@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from sonde.cli._presenting import check_page, present
 from sonde.cli._table import table
-from sonde.cli.console import note, say, say_json
+from sonde.cli.console import say, say_json
 from sonde.cli.options import DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
@@ -80,8 +81,6 @@ class Train:
             return self._list()
         output, page = self._checked()
         from sonde.data import load
-        from sonde.report.train import save_train
-        from sonde.report.train_terminal import train_to_text, train_verdict
         from sonde.run.fine_tuning.arms import Recipe, train_arm
         from sonde.run.fine_tuning.document import train_document
         from sonde.run.fine_tuning.losses import attached
@@ -126,13 +125,9 @@ class Train:
         )
         plan = plan_of(model, pairs[0][0].module, "train", loss=document["gain"]["loss"]["value"])
         saved = save_edited(model, plan, output, name=self.model)
-        save_train(document, page)
         _forget(kept)
-        if self.printing.json:
-            say_json(document)
-        else:
-            say((train_verdict if self.printing.quiet else train_to_text)(document))
-        note(f"wrote {output}, {page}, and {saved.patch} to take it back")
+        wrote = f"{output}, {page}, and {saved.patch} to take it back"
+        present(document, self.printing, page, wrote)
         return 0
 
     def _names(self, output: Path) -> dict[str, Any]:
@@ -161,8 +156,7 @@ class Train:
                 word = name.replace("_", "-")
                 raise InputError(f"--{word}: expected more than 0, got {getattr(self, name)}.")
         page = self.report or self.output.absolute().with_name(self.output.name + ".html")
-        if page.suffix.lower() not in (".html", ".htm", ".json"):
-            raise InputError(f"--report: expected a name that ends in .html or .json, got {page}.")
+        check_page(page, flag="--report")
         return self.output, page
 
     def _examples(self, model: "Model") -> "tuple[ItemInputs, ItemInputs]":

@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import check_page, present
 from sonde.cli.options import DataWord, ModelWord, Printing, Reading, RunFlags, named
 from sonde.core.errors import InputError
-
-PAGES = (".html", ".htm", ".json")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,6 @@ class Units:
     def run(self) -> int:
         """Read, fit, look, print and write."""
         from sonde.data import load
-        from sonde.report.units import save_units
         from sonde.run.explaining.atlas import fit_atlas
         from sonde.run.explaining.atlas_of_model import model_atlas
         from sonde.run.explaining.dictionaries import open_dictionary
@@ -96,26 +93,12 @@ class Units:
             n_clamped=self.clamp,
             shown=not self.no_inputs,
         )
-        if self.output is not None:
-            save_units(document, self.output)
+        present(document, self.printing, self.output)
         if directory is not None:
             remove_run(directory)
-        self._print(document)
         return 0
 
-    def _print(self, document: dict[str, Any]) -> None:
-        from sonde.report.units_terminal import units_to_text, units_verdict
-
-        if self.printing.json:
-            say_json(document)
-        else:
-            say(units_verdict(document) if self.printing.quiet else units_to_text(document))
-        if self.output is not None:
-            note(f"wrote {self.output}")
-
     def _check(self) -> None:
-        from sonde.store.outputs import check_file
-
         self.reading.check(self.data)
         if self.exemplars < 1 or self.clamp < 0:
             raise InputError(
@@ -124,10 +107,4 @@ class Units:
             )
         if len(self.reading.sites) != 1 or self.reading.sites == ("auto",):
             raise InputError("units: expected one site. Name it: --sites model.layers.3.mlp")
-        if self.output is None:
-            return
-        if self.output.suffix.lower() not in PAGES:
-            raise InputError(
-                f"-o: expected a name that ends in {', '.join(PAGES)}, got {self.output}."
-            )
-        check_file(self.output, self.model, self.data)
+        check_page(self.output, self.model, self.data)

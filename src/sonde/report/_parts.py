@@ -6,7 +6,7 @@ from typing import Final
 
 from sonde.report._draw import picture
 from sonde.report._fit import NARROW, WIDE
-from sonde.report._format import number, p_value, plural, shown, tied, words
+from sonde.report._format import number, p_value, plural, share, shown, tied, words
 from sonde.report._markup import ElementIds, Markup, code, el, join
 from sonde.report._picture import Cell, Numbers, Picture
 
@@ -52,7 +52,7 @@ def table(
 ) -> Markup:
     """Return a table that scrolls inside its box; numbers stand at the right.
 
-    ``kinds`` says what the cells of a column are: ``p``, ``number``, ``state``, ``code``.
+    ``kinds`` says what the cells of a column are: p, share, number, state or code.
     """
     key = names.new("table")
     known = {"input": "input", **dict.fromkeys(P_VALUES, "p")}
@@ -94,6 +94,8 @@ def _text(value: Cell, kind: str) -> Markup | str:
     if value is None:
         return "–"
     if isinstance(value, int | float):
+        if kind == "share":
+            return share(value)
         return p_value(value, 4) if kind == "p" else number(value, 4)
     if kind == "input" and PICTURE.fullmatch(value):
         return el("img", src=value, alt="the input", cls="thumb")
@@ -129,10 +131,14 @@ def figure(made: Picture, names: ElementIds) -> Markup:
 
 
 def tabled(
-    numbers: Numbers, names: ElementIds, label: str = "Table", opened: bool = False
+    numbers: Numbers,
+    names: ElementIds,
+    label: str = "Table",
+    opened: bool = False,
+    kinds: dict[int, str] | None = None,
 ) -> Markup:
     """Return a drawer with a table, and a button that copies it as CSV."""
-    made = table(numbers, names, "")
+    made = table(numbers, names, "", kinds)
     key = made.split(' id="', 1)[1].split('"', 1)[0]
     button = el("button", "Copy CSV", type="button", data_csv=key)
     said = f"{label} ({plural(len(numbers.rows), 'row')})"

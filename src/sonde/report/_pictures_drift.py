@@ -6,8 +6,18 @@ from sonde.core.chart import Chart, ChartAxis, bars, curves, marks
 from sonde.report._fit import tip
 from sonde.report._format import Real, number, p_value, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
-from sonde.report.drift_terminal import QUESTIONS, UNMOVED
 
+UNMOVED: Final = "No mean moved farther than it does without any change."
+QUESTIONS: Final = {
+    "hotelling": "mean",
+    "unit_shift": "units",
+    "subspace_shift": "directions",
+    "frechet": "mean and spread",
+    "fourier_mmd": "anything",
+    "mmd": "anything",
+    "classifier_two_sample": "linear classifier",
+    "reconstruction_shift": "energy outside",
+}
 _STEPS: Final = {
     "moved clearly": "var(--c2)",
     "moved": "var(--c3)",

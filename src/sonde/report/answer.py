@@ -9,11 +9,10 @@ import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 
 from sonde.core.chart import Chart
 from sonde.core.result import Result
-from sonde.report._format import number, shown
-from sonde.report._markup import ElementIds
-from sonde.report._parts import figure, table
-from sonde.report._picture import Cell, Numbers, Picture
-from sonde.report.document import Head, Section, document_page, save_document
+from sonde.report._format import shown
+from sonde.report._picture import Numbers, Picture
+from sonde.report.document import Document, Section, Table, figures
+from sonde.report.documents import save_document
 
 SCHEMA: Final = "sonde-recipe/1"
 Level = Literal["clear", "note", "warning", "error", "withheld"]
@@ -82,48 +81,30 @@ class Answer(Result):
 
     def save(self, path: str | Path) -> Path:
         """Write a page (``.html``) or its JSON, by the name's ending."""
-        return save_recipe(self.json(), path)
+        return save_document(self.json(), path)
 
 
-def recipe_to_html(found: dict[str, Any]) -> str:
-    """Return the answer of a recipe as one self-contained page.
+def document(found: dict[str, Any]) -> Document:
+    """Return what the answer of a recipe says.
 
     Parameters
     ----------
     found : dict
         JSON of an answer, ``sonde-recipe/1``.
     """
-    names = ElementIds()
     facts = [*found["inputs"].items(), *found["facts"].items()]
-    head = Head(
+    columns = tuple(dict.fromkeys(name for row in found["rows"] for name in row))
+    cells = tuple(tuple(row.get(name) for name in columns) for row in found["rows"])
+    drawn = Picture("answer", found["chart"]["title"], lambda _: found["chart"])
+    return Document(
         f"recipe {found['recipe']}".strip(),
         found["question"],
         found["sentence"],
         [(name, shown(value, 200)) for name, value in facts],
+        [
+            Section("picture", "Picture", figures(drawn), where="page"),
+            Section("figures", "All figures", [Table(Numbers(columns, cells, "figures"))]),
+        ],
         badge=(found["level"], found["verdict"]),
         notes=found["advice"],
     )
-    columns = tuple(dict.fromkeys(name for row in found["rows"] for name in row))
-    cells = tuple(tuple(row.get(name) for name in columns) for row in found["rows"])
-    drawn = Picture("answer", found["chart"]["title"], lambda _: found["chart"])
-    parts = [
-        Section("picture", "Picture", [figure(drawn, names)]),
-        Section("figures", "All figures", [table(Numbers(columns, cells, "figures"), names)]),
-    ]
-    return document_page(found, head, parts)
-
-
-def save_recipe(found: dict[str, Any], path: str | Path) -> Path:
-    """Write the answer of a recipe as a page (``.html``) or as JSON, by the name's ending."""
-    return save_document(found, path, recipe_to_html, "save_recipe")
-
-
-def cells_of(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the titles and the cells of an answer's table as text."""
-    columns = list(dict.fromkeys(name for row in found["rows"] for name in row))
-    rows = [[_cell(row.get(name)) for name in columns] for row in found["rows"]]
-    return columns, rows
-
-
-def _cell(value: Cell) -> str:
-    return value if isinstance(value, str) else "-" if value is None else number(value, 4)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from sonde.core.chart import Chart, ChartAxis, curves
@@ -11,11 +10,9 @@ from sonde.core.wording import plural
 from sonde.report._chart_text import chart_to_text as chart_to_text
 from sonde.report._fit import WIDE
 from sonde.report._format import shown
-from sonde.report._markup import ElementIds
-from sonde.report._parts import figure
 from sonde.report._picture import Numbers, Picture
 from sonde.report._standalone import Svg, drawn
-from sonde.report.document import Head, Section, document_page, save_document
+from sonde.report.document import Document, Section, figures
 
 MOST_CHARTS = 60
 
@@ -87,30 +84,24 @@ def charts_document(results: Named, name: str) -> dict[str, Any]:
     return {"schema": "sonde-charts/1", "name": name, "n_charts": len(found), "charts": kept}
 
 
-def charts_to_html(found: dict[str, Any]) -> str:
-    """Return charts as one self-contained page.
+def document(found: dict[str, Any]) -> Document:
+    """Return the pictures of a bundle.
 
     Parameters
     ----------
     found : dict
         JSON of charts, ``sonde-charts/1``.
     """
-    names, parts = ElementIds(), dict[str, list[Picture]]()
+    parts = dict[str, list[Picture]]()
     for i, one in enumerate(found["charts"]):
         made = chart_picture(one["chart"], f"chart-{i}")
         parts.setdefault(one["method"], []).append(made)
     sections = [
-        Section(f"method-{i}", shown(method, 80), [figure(made, names) for made in pictures])
+        Section(f"method-{i}", shown(method, 80), figures(*pictures))
         for i, (method, pictures) in enumerate(parts.items())
     ]
     verdict = f"{plural(found['n_charts'], 'chart')} of {plural(len(parts), 'method')}"
     left_out = found["n_charts"] - len(found["charts"])
     verdict += f"; {left_out} more are not drawn" if left_out else ""
     facts = [("file", shown(found["name"], 200))]
-    head = Head("info", "What was fitted", verdict, facts, subject=found["name"])
-    return document_page(found, head, sections)
-
-
-def save_charts(found: dict[str, Any], path: str | Path) -> Path:
-    """Write charts as a page (``.html``) or as JSON, by the name's ending."""
-    return save_document(found, path, charts_to_html, "save_charts")
+    return Document("info", "What was fitted", verdict, facts, sections, subject=found["name"])

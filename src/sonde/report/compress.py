@@ -1,73 +1,89 @@
-"""What a smaller model gained and cost, as one page."""
+"""What a smaller model gained and cost."""
 
-from pathlib import Path
 from typing import Any
 
 from sonde.core.chart import Chart, ChartAxis, bars
 from sonde.report._fit import tip
 from sonde.report._format import number, plural, share, shown
-from sonde.report._markup import ElementIds
-from sonde.report._parts import command, figure, table, tabled
 from sonde.report._picture import Axis, Numbers, Picture
-from sonde.report.compress_terminal import (
-    compress_verdict,
-    interval_words,
-    kept_sentence,
-    mib,
-    time_words,
-)
-from sonde.report.document import Head, Section, document_page, save_document
+from sonde.report.document import Command, Document, Figure, Part, Section, Table
+
+MIB = 2**20
 
 
-def compress_to_html(found: dict[str, Any]) -> str:
-    """Return a compression as one self-contained page.
+def document(found: dict[str, Any]) -> Document:
+    """Return what a compression says.
 
     Parameters
     ----------
     found : dict
         JSON of a compression, ``sonde-compress/1``.
     """
-    names = ElementIds()
-    parts = [
-        _answers(found, names),
-        _inside(found, names),
-        _bytes(found, names),
-        _time(found, names),
-        _tried(found, names),
-        _undo(found),
-    ]
-    return document_page(found, _head(found), parts)
-
-
-def save_compress(found: dict[str, Any], path: str | Path) -> Path:
-    """Write a compression as a page (``.html``) or as JSON, by the name's ending."""
-    return save_document(found, path, compress_to_html, "save_compress")
-
-
-def _head(found: dict[str, Any]) -> Head:
     facts = [
         ("model", shown(found["model"], 120)),
         ("data", shown(found["data"], 120)),
         ("method", shown(found["method"], 200)),
         ("packed", plural(found["layers"], "layer")),
-        ("not packed", kept_sentence(found)),
+        ("not packed", _kept_words(found)),
         ("calibrated on", plural(found["calibrated_on"], "example")),
         ("compared on", f"{found['compared_on']:,} others"),
         ("written to", shown(found["output"], 200)),
     ]
-    return Head(
+    return Document(
         "compress",
         "What the smaller model gained and cost",
-        compress_verdict(found),
+        _verdict(found),
         facts,
+        [_answers(found), _inside(found), _bytes(found), _time(found), _tried(found), _undo(found)],
         subject=f"compress {shown(found['model'], 80)}",
     )
 
 
-def _answers(found: dict[str, Any], names: ElementIds) -> Section:
+def mib(n_bytes: int) -> str:
+    """Return bytes in MiB."""
+    return f"{n_bytes / MIB:.2f} MiB"
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Return in one sentence what was gained and what was not, and how many answers changed."""
+    gains = [
+        f"{what} {_times(found[key][0], found[key][1], 'smaller', 'larger')}"
+        for what, key in (("files", "bytes"), ("memory", "memory"))
+    ]
+    gains += [
+        f"{one['what']} {_times(one['before'][0], one['after'][0], 'as fast', 'as slow')}"
+        for one in found["times"]
+    ]
+    told = found["fidelity"]
+    return f"{', '.join(gains)}; the answer changed on {share(told['changed'])} of {told['n']:,}"
+
+
+def _times(before: float, after: float, gain: str, loss: str) -> str:
+    ratio = before / max(after, 1e-12)
+    if 0.95 <= ratio <= 1.05:
+        return "as before"
+    return f"{ratio:.1f} x {gain}" if ratio > 1 else f"{1 / ratio:.1f} x {loss}"
+
+
+def _kept_words(found: dict[str, Any]) -> str:
+    """Return which modules kept their size."""
+    kept = found["kept"]
+    total = mib(sum(one["bytes"] for one in kept))
+    named = ", ".join(f"{shown(one['layer'], 60)} ({one['kind']})" for one in kept[:3])
+    more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
+    return f"{total} in memory were not packed: {named}{more}" if kept else "nothing: all is packed"
+
+
+def _interval(told: dict[str, Any]) -> str:
+    if told["kl_low"] is None or told["kl_high"] is None:
+        return "no interval: one group of examples"
+    return f"95 % interval {number(told['kl_low'])} to {number(told['kl_high'])}"
+
+
+def _answers(found: dict[str, Any]) -> Section:
     told = found["fidelity"]
     rows = (
-        ("KL, mean", f"{number(told['kl'])} nats", interval_words(told)),
+        ("KL, mean", f"{number(told['kl'])} nats", _interval(told)),
         ("KL, 99 % quantile", f"{number(told['kl_99'])} nats", "one answer in a hundred has more"),
         ("another answer", share(told["changed"]), "the most likely class is another"),
         ("right to wrong", share(told["right_to_wrong"]), "of answers whose truth is known"),
@@ -75,11 +91,11 @@ def _answers(found: dict[str, Any], names: ElementIds) -> Section:
     )
     lead = f"{told['n']:,} answers of both models on examples that calibrated nothing. Accuracy "
     lead += "can stay while answers change, so read the divergence first."
-    made = table(Numbers(("figure", "value", "meaning"), rows, "answers"), names)
+    made = Table(Numbers(("figure", "value", "meaning"), rows, "answers"))
     return Section("answers", "Answers", [made], lead)
 
 
-def _inside(found: dict[str, Any], names: ElementIds) -> Section | None:
+def _inside(found: dict[str, Any]) -> Section | None:
     sites = found["sites"]
     if not sites:
         return None
@@ -99,27 +115,28 @@ def _inside(found: dict[str, Any], names: ElementIds) -> Section | None:
         ]  # fmt: skip
         return bars(message, rows, axis.across(), ChartAxis("error", share=True, zero=True))
 
-    picture = Picture("inside-errors", message, draw, numbers)
     lead = "All layers are compressed at once, so errors of earlier sites are in those of later "
     lead += "ones. Error: squared difference over squared length. CKA near 1: the same geometry."
-    return Section("inside", "Inside", [figure(picture, names)], lead)
+    picture = Picture("inside-errors", message, draw, numbers)
+    return Section("inside", "Inside", [Figure(picture, most=8)], lead)
 
 
-def _bytes(found: dict[str, Any], names: ElementIds) -> Section:
+def _bytes(found: dict[str, Any]) -> Section:
     rows = tuple(
         (what, *map(mib, found[key]))
         for what, key in (("weights on disk", "bytes"), ("in memory", "memory"))
     )
-    parts = [table(Numbers(("what", "before", "after"), rows, "bytes"), names)]
+    parts: list[Part] = [Table(Numbers(("what", "before", "after"), rows, "bytes"))]
     keys = ("layer", "form", "numbers", "bytes", "bits")
     packed = tuple(tuple(one[key] for key in keys) for one in found["packed"])
     if packed:
         columns = ("layer", "form", "weights", "bytes in files", "bits of a weight")
-        parts.append(tabled(Numbers(columns, packed, "packed"), names, "Packed layers"))
+        numbers = Numbers(columns, packed, "packed")
+        parts.append(Table(numbers, "Packed layers", folded=True, where="verbose"))
     kept = tuple((one["layer"], one["kind"], one["bytes"]) for one in found["kept"])
     if kept:
         numbers = Numbers(("layer", "kind", "bytes"), kept, "kept")
-        parts.append(tabled(numbers, names, "What kept its size"))
+        parts.append(Table(numbers, "What kept its size", folded=True, where="verbose"))
     lead = "Bits of a weight count scales, offsets and the bits that say where zeros are. Zeros "
     lead += (
         "are packed in files alone: in memory a pruned layer keeps its size. Memory is what the "
@@ -128,7 +145,7 @@ def _bytes(found: dict[str, Any], names: ElementIds) -> Section:
     return Section("bytes", "Bytes", parts, lead)
 
 
-def _time(found: dict[str, Any], names: ElementIds) -> Section:
+def _time(found: dict[str, Any]) -> Section:
     rows = tuple(
         (one["what"], one["ratio"], *one["before"], *one["after"], *one["first"])
         for one in found["times"]
@@ -138,20 +155,25 @@ def _time(found: dict[str, Any], names: ElementIds) -> Section:
         f"{side}, {part}, s" for side in ("before", "after") for part in ("median", "low", "high")
     )
     columns += ("first run before, s", "first run after, s")
-    told = ". ".join(time_words(one) for one in found["times"])
-    lead = f"{told}. Low and high are the 2.5 and 97.5 % quantiles; first runs are not counted."
-    return Section("time", "Time", [table(Numbers(columns, rows, "times"), names)], lead)
+    brief = (*columns[:3], columns[5])
+    told = ", ".join(f"{one['runs']} runs" for one in found["times"][:1])
+    threads = plural(found["times"][0]["threads"], "thread") if found["times"] else ""
+    lead = f"Median of {told} of each model in turn, {threads}. Low and high are the 2.5 and "
+    lead += "97.5 % quantiles; first runs are not counted. Kernels for packed weights here: "
+    lead += f"{', '.join(found['kernels'])}; a layer holds the faster form."
+    made = Table(Numbers(columns, rows, "times"), brief=brief)
+    return Section("time", "Time", [made], lead)
 
 
-def _tried(found: dict[str, Any], names: ElementIds) -> Section | None:
+def _tried(found: dict[str, Any]) -> Section | None:
     keys = ("bits", "group", "method", "bytes", "kl")
     rows = tuple(tuple(one[key] for key in keys) for one in found["tried"])
     columns = ("bits", "group", "method", "bytes, about", "KL")
-    made = [table(Numbers(columns, rows, "tried"), names)]
+    made = [Table(Numbers(columns, rows, "tried"))]
     return Section("tried", "What was tried", made) if rows else None
 
 
 def _undo(found: dict[str, Any]) -> Section:
     lead = "The original tensors lie in a folder beside the new model; every file of the old one "
     lead += "comes back with the same hash."
-    return Section("undo", "Take it back", [command(found["undo"])], lead)
+    return Section("undo", "Take it back", [Command(found["undo"])], lead)

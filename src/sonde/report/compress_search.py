@@ -1,71 +1,25 @@
-"""What each size of a model costs, as a page with a chart and as lines for a terminal."""
+"""What each size of a model costs: trials, and a chart of size against divergence."""
 
-from pathlib import Path
 from typing import Any
 
 from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
 from sonde.report._format import number, plural, share, shown
-from sonde.report._markup import ElementIds
-from sonde.report._parts import command, figure, tabled
 from sonde.report._picture import Numbers, Picture
-from sonde.report.compress_terminal import mib
-from sonde.report.document import Head, Section, document_page, save_document
+from sonde.report.compress import mib
+from sonde.report.document import Command, Document, Figure, Section, Table
 
 COLUMNS = ("size", "method", "MiB", "x smaller", "KL", "KL, 99 %", "other answer", "best")
+BRIEF = ("size", "method", "MiB", "x smaller", "KL", "other answer", "best")
 
 
-def search_to_html(found: dict[str, Any]) -> str:
-    """Return a search as one self-contained page.
+def document(found: dict[str, Any]) -> Document:
+    """Return what a search over sizes says.
 
     Parameters
     ----------
     found : dict
         JSON of a search, ``sonde-compress-search/1``.
     """
-    names = ElementIds()
-    parts = [_curve(found, names), _table(found, names), _next(found)]
-    return document_page(found, _head(found), parts)
-
-
-def save_search(found: dict[str, Any], path: str | Path) -> Path:
-    """Write a search as a page (``.html``) or as JSON, by the name's ending."""
-    return save_document(found, path, search_to_html, "save_search")
-
-
-def search_to_text(found: dict[str, Any]) -> str:
-    """Return the verdict and a line for each trial, the smallest first."""
-    lines = [search_verdict(found)]
-    for one in found["trials"]:
-        told, mark = one["fidelity"], "*" if one["best"] else " "
-        lines.append(
-            f"{mark} {one['size']:>7} {one['method']:<18} {mib(one['n_bytes']):>10}  "
-            f"{found['bytes'] / one['n_bytes']:4.1f} x  KL {number(told['kl']):<9} "
-            f"another answer {share(told['changed'])}"
-        )
-    lines.append("* no other trial is smaller and nearer at once")
-    return "\n".join(lines)
-
-
-def search_verdict(found: dict[str, Any]) -> str:
-    """Return in one sentence what the smallest near models are."""
-    best = [one for one in found["trials"] if one["best"]]
-    near = [one for one in best if one["fidelity"]["kl"] <= found["max_kl"]]
-    if not near:
-        least = min(best, key=lambda one: one["fidelity"]["kl"])
-        kl = number(least["fidelity"]["kl"])
-        return (
-            f"No trial stays below {found['max_kl']:g} nats; the nearest is {least['size']} by "
-            f"{least['method']} with {kl}"
-        )
-    one = min(near, key=lambda one: one["n_bytes"])
-    return (
-        f"{one['size']} by {one['method']} is the smallest below {found['max_kl']:g} nats: "
-        f"{found['bytes'] / one['n_bytes']:.1f} x smaller files, KL "
-        f"{number(one['fidelity']['kl'])}, another answer on {share(one['fidelity']['changed'])}"
-    )
-
-
-def _head(found: dict[str, Any]) -> Head:
     facts = [
         ("model", shown(found["model"], 120)),
         ("data", shown(found["data"], 120)),
@@ -74,16 +28,40 @@ def _head(found: dict[str, Any]) -> Head:
         ("calibrated on", plural(found["calibrated_on"], "example")),
         ("compared on", f"{found['compared_on']:,} others"),
     ]
-    return Head(
+    return Document(
         "compress search",
         "What each size of the model costs",
-        search_verdict(found),
+        _verdict(found),
         facts,
+        [_curve(found), _trials(found), _next(found)],
         subject=f"compress search {shown(found['model'], 80)}",
     )
 
 
-def _curve(found: dict[str, Any], names: ElementIds) -> Section:
+def _near(found: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the smallest of the best trials whose divergence is small enough, or None."""
+    near = [t for t in found["trials"] if t["best"] and t["fidelity"]["kl"] <= found["max_kl"]]
+    return min(near, key=lambda one: one["n_bytes"], default=None)
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    one = _near(found)
+    if one is None:
+        best = [trial for trial in found["trials"] if trial["best"]]
+        least = min(best, key=lambda one: one["fidelity"]["kl"])
+        kl = number(least["fidelity"]["kl"])
+        return (
+            f"No trial stays below {found['max_kl']:g} nats; the nearest is {least['size']} by "
+            f"{least['method']} with {kl}"
+        )
+    return (
+        f"{one['size']} by {one['method']} is the smallest below {found['max_kl']:g} nats: "
+        f"{found['bytes'] / one['n_bytes']:.1f} x smaller files, KL "
+        f"{number(one['fidelity']['kl'])}, another answer on {share(one['fidelity']['changed'])}"
+    )
+
+
+def _curve(found: dict[str, Any]) -> Section:
     rows = [
         {
             "MiB": one["n_bytes"] / 2**20,
@@ -107,11 +85,12 @@ def _curve(found: dict[str, Any], names: ElementIds) -> Section:
     picture = Picture("size-kl", message, draw, Numbers(COLUMNS, _rows(found), "trials"))
     lead = "Read off what a size costs: the line is the least divergence that was found for files "
     lead += "of at most this size. Each step up the axis of divergence is a factor."
-    return Section("curve", "Size against divergence", [figure(picture, names)], lead)
+    return Section("curve", "Size against divergence", [Figure(picture)], lead, where="page")
 
 
-def _table(found: dict[str, Any], names: ElementIds) -> Section:
-    made = tabled(Numbers(COLUMNS, _rows(found), "trials"), names, "All trials")
+def _trials(found: dict[str, Any]) -> Section:
+    made = Table(Numbers(COLUMNS, _rows(found), "trials"), "All trials", folded=True,
+                 kinds={"other answer": "share"}, brief=BRIEF, most=100)  # fmt: skip
     lead = "KL is the mean over answers in nats, on examples that calibrated nothing. A trial is "
     lead += "best if no other is smaller and nearer at once."
     return Section("trials", "Trials", [made], lead)
@@ -134,9 +113,7 @@ def _rows(found: dict[str, Any]) -> tuple[tuple[Any, ...], ...]:
 
 
 def _next(found: dict[str, Any]) -> Section:
-    best = [one for one in found["trials"] if one["best"]]
-    near = [one for one in best if one["fidelity"]["kl"] <= found["max_kl"]]
-    one = min(near, key=lambda one: one["n_bytes"]) if near else best[-1]
+    one = _near(found) or [trial for trial in found["trials"] if trial["best"]][-1]
     words = f"sonde compress {found['model']} {found['data']} --to {one['size']} "
     words += f"--method {one['method']} -o SMALL"
-    return Section("next", "Write it", [command(words)], "The command that writes this model.")
+    return Section("next", "Write it", [Command(words)], "The command that writes this model.")

@@ -6,13 +6,14 @@ from typing import Any, Final
 from sonde.core.chart import Chart, curves
 from sonde.report._fit import Rows, tip
 from sonde.report._format import number, plural, quantity, shown, words
-from sonde.report._markup import ElementIds, Markup, code, el, join
-from sonde.report._parts import badge, definitions, drawer, figure, section, tabled
+from sonde.report._markup import Markup, code, el, join
+from sonde.report._parts import badge, definitions, drawer
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report._pictures_depth import PANELS, Panel, panel_axis
 from sonde.report._select import runs
 from sonde.report.diff import STATES, Entry, diff
-from sonde.report.html import page
+from sonde.report.document import Document, Drawing, Part, Prose, Section, Table, figures
+from sonde.report.document_page import document_page
 from sonde.report.terminal import OWN, escaped
 
 _SIDES: Final = {"A": "var(--c1)", "B": "var(--c2)"}
@@ -25,7 +26,6 @@ _WORDS: Final = {
     "unjudged": "not judged",
 }
 _MAX_ROWS: Final = 300
-_SECTIONS: Final = {"findings": "Findings", "depth": "Depth profile", "provenance": "Provenance"}
 
 
 def diff_to_text(difference: dict[str, Any], width: int = 80, *, ascii: bool = False) -> str:
@@ -112,43 +112,32 @@ def diff_to_html(a: dict[str, Any], b: dict[str, Any]) -> str:
         JSON of two scans; ``a`` is the older one, drawn in the same colour everywhere.
     """
     difference = diff(a, b)
-    names = ElementIds()
-    body = join(
-        _header(difference),
-        _findings_section(difference),
-        _depth_section(a, b, difference, names),
-        _source_section(difference, names),
-    )
-    old, new = (shown(difference[side]["model"], 60) for side in ("a", "b"))
-    carried = {**difference, "figures": difference["figures"][:_MAX_ROWS]}
-    return page(
-        f"{old} against {new}: sonde scan", counts_line(difference), body, carried, _SECTIONS
-    )
-
-
-def _header(difference: dict[str, Any]) -> Markup:
     sides = _sides(difference)
-    title = el("h1", sides[0][1], el("span", " → ", cls="on"), sides[1][1])
-    line = el("p", provenance_line(difference), cls="lead")
-    counts = el("p", counts_line(difference), cls="verdict")
-    return el(
-        "header",
-        el("p", "sonde scan, two reports", cls="brand"),
-        title,
-        counts,
-        definitions(sides),
-        line,
+    made = Document(
+        "scan, two reports",
+        f"{sides[0][1]} → {sides[1][1]}",
+        counts_line(difference),
+        sides,
+        [
+            _findings_section(difference),
+            _depth_section(a, b, difference),
+            _source_section(difference),
+        ],
+        notes=[provenance_line(difference)],
     )
+    return document_page(made, {**difference, "figures": difference["figures"][:_MAX_ROWS]})
 
 
-def _findings_section(difference: dict[str, Any]) -> Markup:
+def _findings_section(difference: dict[str, Any]) -> Section:
     found = difference["findings"]
-    cards = [_card(entry) for entry in found if entry["state"] != "same"]
+    parts: list[Part] = [Drawing(_card(entry)) for entry in found if entry["state"] != "same"]
     same = [_card(entry) for entry in found if entry["state"] == "same"]
     said = "Nothing changed." if found else "Neither report has a finding."
-    empty = None if cards else el("p", said, cls="empty")
-    rest = drawer(f"{plural(len(same), 'finding')} in both", *same, cls="more") if same else None
-    return section("findings", "Findings", *cards, empty, rest)
+    parts += [] if parts else [Prose(said, "empty")]
+    if same:
+        title = f"{plural(len(same), 'finding')} in both"
+        parts.append(Drawing(drawer(title, *same, cls="more")))
+    return Section("findings", "Findings", parts)
 
 
 def _card(entry: Entry) -> Markup:
@@ -173,23 +162,21 @@ def _card(entry: Entry) -> Markup:
     return el("article", *parts, cls=f"card {level}")
 
 
-def _depth_section(
-    a: dict[str, Any], b: dict[str, Any], difference: dict[str, Any], names: ElementIds
-) -> Markup:
-    pictures = [figure(made, names) for made in _pictures(a, b)]
+def _depth_section(a: dict[str, Any], b: dict[str, Any], difference: dict[str, Any]) -> Section:
+    parts = figures(*_pictures(a, b))
     rows = sorted(difference["figures"], key=lambda row: not row["moved"])
     cells = tuple(
         (r["site"], r["name"], r["a"], r["b"], r["se"], _moved(r)) for r in rows[:_MAX_ROWS]
     )
     columns = ("site", "figure", "A", "B", "se", "moved")
-    table = tabled(Numbers(columns, cells, "figures"), names) if cells else None
+    parts += [Table(Numbers(columns, cells, "figures"), folded=True)] if cells else []
     known = sum(row["moved"] is not None for row in rows)
     moved = sum(bool(row["moved"]) for row in rows)
     lead = (
         f"Of {plural(known, 'figure')} whose standard errors are known, {moved} moved by more than "
         "three of them."
     )
-    return section("depth", "Depth profile", *pictures, table, lead=lead)
+    return Section("depth", "Depth profile", parts, lead)
 
 
 def _moved(row: dict[str, Any]) -> str:
@@ -240,19 +227,17 @@ def _picture(panel: Panel, points: Rows, axis: Axis) -> Picture:
     return Picture(f"depth-{panel.name}", message, draw)
 
 
-def _source_section(difference: dict[str, Any], names: ElementIds) -> Markup:
+def _source_section(difference: dict[str, Any]) -> Section:
     rows = tuple((_key(r), _cell(r["a"]), _cell(r["b"])) for r in difference["differs"])
-    table = (
-        tabled(Numbers(("what", "A", "B"), rows, "provenance"), names, opened=True)
-        if rows
-        else None
-    )
-    parts = [table or el("p", "Nothing differs.", cls="empty")]
+    numbers = Numbers(("what", "A", "B"), rows, "provenance")
+    empty = Prose("Nothing differs.", "empty")
+    parts: list[Part] = [Table(numbers, folded=False) if rows else empty]
     for side in ("a", "b"):
         sites = difference[f"only_{side}"]
         if sites:
-            parts.append(el("p", f"Sites in {side.upper()} only: ", code(", ".join(sites[:100]))))
-    return section("provenance", "Provenance", *parts)
+            named = el("p", f"Sites in {side.upper()} only: ", code(", ".join(sites[:100])))
+            parts.append(Drawing(named))
+    return Section("provenance", "Provenance", parts)
 
 
 def _cell(value: Any) -> str:

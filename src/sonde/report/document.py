@@ -1,105 +1,212 @@
-"""The frame that the pages of all commands but ``scan`` share: head, sections, file."""
+"""What a command says, once: a verdict, facts, and sections of sentences, tables and pictures.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+A page (``document_page``) and a terminal (``document_text``) draw the same document; its JSON is
+what it was made from.
+"""
 
-from sonde.core.errors import InputError
-from sonde.files.durable import atomic_write
-from sonde.report._format import shown
-from sonde.report._markup import Markup, el, join
-from sonde.report._parts import badge, definitions, section
-from sonde.report.files import sealed_json, sealed_page
-from sonde.report.html import contents, page
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, final
 
-ENDINGS: Final = (".html", ".htm", ".json")
+from sonde.report._markup import Markup
+from sonde.report._picture import Numbers, Picture
+
+Where = Literal["both", "page", "terminal", "verbose"]
+"""``verbose``: on the page, and in a terminal that was asked for everything."""
+MOST_ROWS: Final = 16
 
 
+@final
 @dataclass(frozen=True, eq=False)
-class Head:
-    """What stands at the top of a page.
+class Prose:
+    """A paragraph.
+
+    Parameters
+    ----------
+    text : str
+    kind : {"plain", "heading", "small", "empty", "name"}
+        ``empty`` says that there is nothing to show; ``name`` is a name or a path.
+    where : {"both", "page", "terminal", "verbose"}
+    """
+
+    text: str
+    kind: Literal["plain", "heading", "small", "empty", "name"] = "plain"
+    where: Where = "both"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """A finding in a sentence.
+
+    Parameters
+    ----------
+    level : {"error", "warning", "note"}
+    code : str
+    text : str
+    where : {"both", "page", "terminal", "verbose"}
+    """
+
+    level: str
+    code: str
+    text: str
+    where: Where = "both"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Command:
+    """A command to be copied.
+
+    Parameters
+    ----------
+    text : str
+    where : {"both", "page", "terminal", "verbose"}
+    """
+
+    text: str
+    where: Where = "both"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of figures.
+
+    Parameters
+    ----------
+    numbers : Numbers
+    title : str
+        Its caption, or the label of the drawer that holds it.
+    folded : bool or None
+        Whether a drawer that holds it is closed; None for a table without a drawer.
+    kinds : mapping of str to str
+        By column: ``p`` (p-values), ``share`` (per cent), ``number``, ``state``, ``code``.
+    meanings : mapping of str to str
+        By column: what its figures mean.
+    brief : sequence of str
+        Columns in a terminal; all if empty.
+    most : int
+        Rows in a terminal that was not asked for everything.
+    where : {"both", "page", "terminal", "verbose"}
+    """
+
+    numbers: Numbers
+    title: str = ""
+    folded: bool | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict[str, str])
+    meanings: Mapping[str, str] = field(default_factory=dict[str, str])
+    brief: Sequence[str] = ()
+    most: int = MOST_ROWS
+    where: Where = "both"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A picture with its message; in a terminal the message, and some of its numbers.
+
+    Parameters
+    ----------
+    picture : Picture
+    most : int
+        Rows of its numbers in a terminal.
+    brief : sequence of str
+        Their columns in a terminal; all if empty.
+    where : {"both", "page", "terminal", "verbose"}
+    """
+
+    picture: Picture
+    most: int = 0
+    brief: Sequence[str] = ()
+    where: Where = "both"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """Something of a page alone, such as an input, and the lines that stand for it in a terminal.
+
+    Parameters
+    ----------
+    markup : Markup
+    lines : sequence of str
+    where : {"both", "page", "terminal", "verbose"}
+    """
+
+    markup: Markup
+    lines: Sequence[str] = ()
+    where: Where = "both"
+
+
+Part = Prose | Finding | Command | Table | Figure | Drawing
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Parts under a title.
+
+    Parameters
+    ----------
+    key : str
+        Its anchor on a page.
+    title : str
+    parts : sequence of Part
+    lead : str
+        A sentence before them.
+    where : {"both", "page", "terminal", "verbose"}
+    """
+
+    key: str
+    title: str
+    parts: Sequence[Part]
+    lead: str = ""
+    where: Where = "both"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Document:
+    """Everything that a command says.
 
     Parameters
     ----------
     command : str
         The word of ``sonde`` that made it.
-    subject : str
-        What it is about, for the title of the window; the heading where it is empty.
     heading : str
         One line for people.
     verdict : str
         The answer in a sentence.
     facts : sequence of (str, str or None)
         Names and values; those without a value are left out.
+    sections : sequence of Section or None
+        Those that are None or hold nothing are left out.
+    subject : str
+        What it is about, for the title of the window; the heading where it is empty.
     badge : (str, str), optional
         Level and word before the verdict.
-    notes : sequence of str, optional
+    notes : sequence of str
         A paragraph each.
+    script : str
+        Runs on the page after the one that all pages have.
     """
 
     command: str
     heading: str
     verdict: str
     facts: Sequence[tuple[str, str | None]]
+    sections: Sequence[Section | None]
     subject: str = ""
     badge: tuple[str, str] | None = None
     notes: Sequence[str] = ()
+    script: str = ""
 
-    def markup(self) -> Markup:
-        """Return the head as HTML."""
-        mark = () if self.badge is None else (badge(*self.badge), " ")
-        return el(
-            "header",
-            el("p", f"sonde {self.command}", cls="brand"),
-            el("h1", self.heading),
-            el("p", *mark, self.verdict, cls="verdict"),
-            definitions(self.facts),
-            *(el("p", note, cls="reading") for note in self.notes),
-        )
+    def kept(self) -> list[Section]:
+        """Return the sections that hold something."""
+        return [part for part in self.sections if part is not None and (part.parts or part.lead)]
 
 
-@dataclass(frozen=True, eq=False)
-class Section:
-    """A part of a page: its anchor, its title, what it holds, and a sentence before that."""
-
-    key: str
-    title: str
-    body: Sequence[Markup]
-    lead: str = ""
-
-
-def document_page(
-    found: dict[str, Any], head: Head, parts: Sequence[Section | None], *, script: str = ""
-) -> str:
-    """Return a self-contained page that carries its JSON; sections that are None are left out.
-
-    ``script`` runs after the one that all pages have.
-    """
-    kept = [part for part in parts if part is not None]
-    titles = {part.key: part.title for part in kept}
-    made = [section(part.key, part.title, *part.body, lead=part.lead) for part in kept]
-    body = join(head.markup(), contents("toc", titles), *made)
-    title = f"{shown(head.subject or head.heading, 160)}: sonde {head.command}"
-    return page(title, head.verdict, body, found, titles, script)
-
-
-def save_document(
-    found: dict[str, Any], path: str | Path, draw: Callable[[dict[str, Any]], str], asked: str
-) -> Path:
-    """Write a page (``.html``) or its JSON, by the name's ending; ``asked`` names the function.
-
-    Raises
-    ------
-    InputError
-        If the name ends otherwise.
-    """
-    path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in ENDINGS:
-        raise InputError(
-            f"{asked}: expected a name that ends in .html or .json, got {str(path)!r}."
-        )
-    sealed = sealed_json(found) if kind == ".json" else sealed_page(draw(found))
-    atomic_write(path, sealed.encode())
-    return path
+def figures(*pictures: Picture | None, where: Where = "both") -> list[Part]:
+    """Return the pictures that are there as parts of a section."""
+    return [Figure(made, where=where) for made in pictures if made is not None]

@@ -1,22 +1,19 @@
-"""What moved between two fits, as one page."""
+"""What moved between two fits."""
 
-from pathlib import Path
 from typing import Any, Final
 
 from sonde.core.wording import gib
-from sonde.report._format import plural, shown
-from sonde.report._markup import ElementIds, Markup, code, el, join
-from sonde.report._parts import drawer, figure, table, tabled
+from sonde.report._format import number, plural, share, shown
 from sonde.report._picture import Numbers
 from sonde.report._pictures_drift import (
+    UNMOVED,
     angles_picture,
     grid_picture,
     mean_picture,
     question,
     units_picture,
 )
-from sonde.report.document import Head, Section, document_page, save_document
-from sonde.report.drift_terminal import UNMOVED, verdict
+from sonde.report.document import Document, Part, Prose, Section, Table, figures
 
 _NO_UNITS: Final = "No histogram of units was held that tells their values apart."
 _ROWS: Final = {
@@ -24,38 +21,35 @@ _ROWS: Final = {
     "some": "some stand on both sides",
     "other": "different ones on the two sides",
 }
+_SITES: Final = {
+    "moved": "whether one of its comparisons did",
+    "adjusted p": "smallest p-value of the site, corrected for all comparisons",
+    "mean, sd": "how far the mean moved, in standard deviations along its direction",
+    "angle": "largest angle of the leading directions, in degrees",
+}
+_UNITS: Final = {
+    "effect": "how far apart its two distributions lie, by its test (ks: 0 to 1)",
+    "by sd": "how far its values moved, in standard deviations",
+    "p": "corrected for all units of the site",
+}
+_COMPARED: Final = {
+    "value": "size of the difference; sonde methods METHOD says its unit",
+    "no change": "what the value would be on average if nothing had changed",
+    "adjusted": "p, corrected for all comparisons",
+    "first": "independent rows of the first side: groups, if rows come in groups",
+    "second": "the same of the second side",
+}
+MOST_UNITS: Final = 8
 
 
-def drift_to_html(found: dict[str, Any]) -> str:
-    """Return a drift as one self-contained page.
+def document(found: dict[str, Any]) -> Document:
+    """Return what a drift says: which sites, directions and units moved.
 
     Parameters
     ----------
     found : dict
         JSON of a drift, ``sonde-drift/1``.
     """
-    names = ElementIds()
-    units = units_picture(found)
-    drawn = figure(units, names) if units else el("p", _NO_UNITS, cls="empty")
-    return document_page(
-        found,
-        _head(found),
-        [
-            _where(found, names),
-            Section("units", "Units", [drawn]),
-            _directions(found, names),
-            _comparisons(found, names),
-            _states(found, names),
-        ],
-    )
-
-
-def save_drift(found: dict[str, Any], path: str | Path) -> Path:
-    """Write a drift as a page (``.html``) or as JSON, by the name's ending."""
-    return save_document(found, path, drift_to_html, "save_drift")
-
-
-def _head(found: dict[str, Any]) -> Head:
     level = "warning" if found["moved"] else "clear" if found["moved"] is False else "withheld"
     label = {"warning": "moved", "clear": "not moved", "withheld": "not tested"}[level]
     facts = [
@@ -65,15 +59,42 @@ def _head(found: dict[str, Any]) -> Head:
         ("model", "the same" if found["same_model"] else _models(found)),
         ("level", f"{found['level']:g}, corrected ({found['correction']})"),
     ]
-    return Head(
+    inside = [] if found["identical"] else [_units(found), _directions(found)]
+    return Document(
         "drift",
         "What moved between two fits",
-        verdict(found),
+        _verdict(found),
         facts,
+        [_where(found), *inside, _comparisons(found), sizes(found["states"])],
         subject="What moved",
         badge=(level, label),
         notes=found["notes"],
     )
+
+
+def sizes(states: list[dict[str, Any]]) -> Section:
+    """Return how large each state of both sides is."""
+    columns = ("site", "side", "state", "part", "bytes", "read by")
+    rows = tuple(
+        (s["site"], s["side"], s["statistic"], s["part"], s["bytes"], ", ".join(s["read_by"]))
+        for s in states
+    )
+    lead = f"{plural(len(rows), 'state')}, {gib(sum(s['bytes'] for s in states))} in all."
+    made = Table(Numbers(columns, rows, "states"), "States", folded=True, most=len(rows))
+    return Section("states", "States", [made], lead, where="verbose")
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    if found["identical"]:
+        return "The same states twice: nothing moved"
+    if found["moved"] is None:
+        return "Nothing could be tested"
+    sites = found["sites"]
+    moved = [s for s in sites if s["moved"]]
+    many = plural(len(sites), "site")
+    known = sum(c["p"] is not None for c in found["comparisons"])
+    level = f"at level {found['level']:g}, corrected for {plural(known, 'comparison')}"
+    return f"{len(moved) or 'None'} of {many} moved {level}"
 
 
 def _side(side: dict[str, Any]) -> str:
@@ -88,22 +109,34 @@ def _models(found: dict[str, Any]) -> str:
     return f"two: fingerprints {marks[0][:12]} and {marks[1][:12]}"
 
 
-def _where(found: dict[str, Any], names: ElementIds) -> Section:
-    columns = ("site", "moved", "adjusted p", "clearest in", "moved in", "units moved")
+def _where(found: dict[str, Any]) -> Section:
+    columns = (
+        "site", "moved", "adjusted p", "clearest in", "mean, sd", "units moved", "angle",
+        "moved in",
+    )  # fmt: skip
     rows = tuple(
         (
             s["site"],
             "not tested" if s["moved"] is None else "yes" if s["moved"] else "no",
             s["adjusted"],
             None if s["clearest"] is None else question(s["clearest"]),
-            ", ".join(question(method) for method in s["by"]) or None,
+            (s["direction"] or {}).get("deviations"),
             s["n_units_moved"],
+            max(s["angles"]) if s["angles"] else None,
+            ", ".join(question(method) for method in s["by"]) or None,
         )
-        for s in found["sites"]
+        for s in sorted(found["sites"], key=lambda s: 2 if s["adjusted"] is None else s["adjusted"])
     )
-    made = grid_picture(found)
-    parts = [figure(made, names)] if made else []
-    parts.append(tabled(Numbers(columns, rows, "sites"), names, "Sites", opened=len(rows) <= 16))
+    parts = figures(grid_picture(found), where="page")
+    parts.append(
+        Table(
+            Numbers(columns, rows, "sites"),
+            "Sites",
+            folded=len(rows) > 16,
+            meanings=_SITES,
+            brief=columns[:-1],
+        )
+    )
     lead = "A site moved where one of its comparisons did. p-values are those of one test."
     if found["correction"] == "holm":
         lead = "A site moved where one of its comparisons did, with at most the level's chance of "
@@ -111,31 +144,49 @@ def _where(found: dict[str, Any], names: ElementIds) -> Section:
     return Section("where", "What moved where", parts, lead)
 
 
-def _directions(found: dict[str, Any], names: ElementIds) -> Section:
-    parts: list[Markup] = [
-        figure(made, names)
-        for made in (mean_picture(found), angles_picture(found))
-        if made is not None
+def _units(found: dict[str, Any]) -> Section:
+    made = units_picture(found)
+    parts: list[Part] = [*figures(made)] if made else [Prose(_NO_UNITS, "empty", "page")]
+    moved = [(s["site"], u) for s in found["sites"] for u in s["units"] if u["moved"]]
+    if moved:
+        rows = tuple(
+            (site, u["unit"], u["effect"], u["moved_by"], u["adjusted"])
+            for site, u in sorted(moved, key=lambda pair: pair[1]["adjusted"])
+        )
+        numbers = Numbers(("site", "unit", "effect", "by sd", "p"), rows, "units-moved")
+        title = "Units that moved most clearly"
+        parts.append(Table(numbers, title, meanings=_UNITS, most=MOST_UNITS, where="terminal"))
+    return Section("units", "Units", parts)
+
+
+def _directions(found: dict[str, Any]) -> Section:
+    parts = figures(mean_picture(found), angles_picture(found))
+    direction = found["direction"]
+    if direction is None:
+        return Section("directions", "Directions", parts or [Prose(UNMOVED, "empty")])
+    site = next(s for s in found["sites"] if s["site"] == direction["site"])["direction"]
+    units = ", ".join(f"{unit} ({weight:+.2f})" for unit, weight in site["units"][:6])
+    far, noise = site["deviations"], site["beyond_noise"]
+    size = "" if far is None else f" by {number(far, 2)} standard deviations"
+    sure = "" if noise is None else f", {share(noise, 2)} of its square beyond noise"
+    name = shown(direction["site"].removesuffix(":out"), 200)
+    parts += [
+        Prose("The direction that moved most", "heading", "page"),
+        Prose(f"The mean moved most at {name}{size}{sure}: units {units}."),
     ]
-    if found["direction"] is not None:
-        parts.append(_moved_most(found, names))
-    if not parts:
-        parts.append(el("p", UNMOVED, cls="empty"))
+    vector = direction["vector"]
+    if vector is None:
+        parts.append(Prose("Too wide for this page.", "empty", "page"))
+    else:
+        order = sorted(range(len(vector)), key=lambda unit: -abs(vector[unit]))
+        rows = tuple((str(unit), vector[unit]) for unit in order)
+        numbers = Numbers(("unit", "component"), rows, "direction")
+        title = "Unit vector, the largest components first"
+        parts.append(Table(numbers, title, folded=True, where="page"))
     return Section("directions", "Directions", parts)
 
 
-def _moved_most(found: dict[str, Any], names: ElementIds) -> Markup:
-    site, vector = found["direction"]["site"], found["direction"]["vector"]
-    heading = join(el("h3", "The direction that moved most"), el("p", code(site)))
-    if vector is None:
-        return join(heading, el("p", "Too wide for this page.", cls="empty"))
-    order = sorted(range(len(vector)), key=lambda unit: -abs(vector[unit]))
-    rows = tuple((str(unit), vector[unit]) for unit in order)
-    numbers = Numbers(("unit", "component"), rows, "direction")
-    return join(heading, tabled(numbers, names, "Unit vector, the largest components first"))
-
-
-def _comparisons(found: dict[str, Any], names: ElementIds) -> Section:
+def _comparisons(found: dict[str, Any]) -> Section:
     columns = (
         "site", "method", "value", "no change", "p", "adjusted", "first", "second", "rows", "flags",
     )  # fmt: skip
@@ -154,24 +205,17 @@ def _comparisons(found: dict[str, Any], names: ElementIds) -> Section:
         )
         for c in found["comparisons"]
     )
-    parts = [tabled(Numbers(columns, rows, "comparisons"), names, "Comparisons", opened=True)]
+    parts: list[Part] = [
+        Table(Numbers(columns, rows, "comparisons"), "Comparisons", folded=False,
+              meanings=_COMPARED, brief=columns[:6], where="verbose")
+    ]  # fmt: skip
     if found["left_out"]:
         left = tuple((e["site"], e["method"], e["reason"]) for e in found["left_out"])
+        said = f"{plural(len(left), 'comparison')} could not be made: -v says why."
         numbers = Numbers(("site", "method", "reason"), left, "left out")
-        parts.append(drawer(f"Left out ({len(left)})", table(numbers, names)))
-    lead = "Value: a size, to be read beside what it would be without any change. First and second:"
-    lead += " independent rows, groups where rows come in groups."
+        parts += [
+            Prose(said, where="terminal"),
+            Table(numbers, "Left out", folded=True, where="verbose"),
+        ]
+    lead = "Value: a size, to be read beside what it would be without any change."
     return Section("comparisons", "All comparisons", parts, lead)
-
-
-def _states(found: dict[str, Any], names: ElementIds) -> Section:
-    columns = ("site", "side", "state", "part", "bytes", "read by")
-    rows = tuple(
-        (s["site"], s["side"], s["statistic"], s["part"], s["bytes"], ", ".join(s["read_by"]))
-        for s in found["states"]
-    )
-    total = sum(s["bytes"] for s in found["states"])
-    lead = f"{plural(len(rows), 'state')}, {gib(total)} in all."
-    sides = [el("p", code(found[word]["name"])) for word in ("first", "second")]
-    made = tabled(Numbers(columns, rows, "states"), names, "States")
-    return Section("states", "States", [*sides, made], lead)

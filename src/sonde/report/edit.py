@@ -1,39 +1,34 @@
-"""What a change of a model did, as one page."""
+"""What a change of a model did."""
 
-from pathlib import Path
 from typing import Any
 
 from sonde.core.chart import Chart, ChartAxis, marks
 from sonde.report._fit import tip
 from sonde.report._format import number, plural, shown
-from sonde.report._markup import ElementIds, Markup, code, el
-from sonde.report._parts import command, figure, table, tabled
+from sonde.report._markup import code, el
 from sonde.report._picture import Numbers, Picture
-from sonde.report.document import Head, Section, document_page, save_document
-from sonde.report.edit_terminal import edit_verdict, four_numbers
+from sonde.report.document import (
+    Command,
+    Document,
+    Drawing,
+    Figure,
+    Part,
+    Section,
+    Table,
+)
+
+LONG_TABLE = 20
 
 
-def edit_to_html(found: dict[str, Any]) -> str:
-    """Return an act as one self-contained page.
+def document(found: dict[str, Any]) -> Document:
+    """Return what an act says: its effect beside random changes of its size, and how to undo it.
 
     Parameters
     ----------
     found : dict
         JSON of an act, ``sonde-edit/1``.
     """
-    names = ElementIds()
-    parts = [_numbers(found, names), _tables(found, names), _samples(found), _undo(found)]
-    return document_page(found, _head(found), parts)
-
-
-def save_edit(found: dict[str, Any], path: str | Path) -> Path:
-    """Write an act as a page (``.html``) or as JSON, by the name's ending."""
-    return save_document(found, path, edit_to_html, "save_edit")
-
-
-def _head(found: dict[str, Any]) -> Head:
-    judged = found["judgement"]
-    places = found["places"]
+    judged, places = found["judgement"], found["places"]
     more = f" and {len(places) - 4} more" if len(places) > 4 else ""
     facts = [
         ("model", shown(found["model"], 120)),
@@ -42,40 +37,72 @@ def _head(found: dict[str, Any]) -> Head:
         ("neutral data", shown(found["neutral"], 120)),
         ("written to", shown(found["output"], 200) if found["output"] else None),
     ]
-    if judged is None:
-        mark = ("clear", "read only")
-    elif judged["too_large"]:
-        mark = ("error", "too large")
-    elif judged["beyond_control"] is None:
-        mark = ("withheld", "no control")
-    else:
-        is_clear = not judged["no_effect"]
-        mark = ("clear", "an effect") if is_clear else ("warning", "as chance")
     notes = list(found["notes"])
     if judged is not None and judged["too_large"]:
-        notes.insert(0, f"Too large: {judged['too_large']}.")
+        notes.insert(0, f"too large: {judged['too_large']}.")
     word = shown(found["word"], 40)
-    return Head(
+    return Document(
         "edit",
         f"What sonde edit {word} did",
         edit_verdict(found),
         facts,
+        [_numbers(found), _tables(found), _samples(found), _undo(found)],
         subject=f"{word} {shown(found['model'], 80)}",
-        badge=mark,
-        notes=notes,
+        badge=_mark(judged),
+        notes=notes if judged is not None else notes[1:],
     )
 
 
-def _numbers(found: dict[str, Any], names: ElementIds) -> Section | None:
-    if found["judgement"] is None:
+def edit_verdict(found: dict[str, Any]) -> str:
+    """Return a sentence about what a change did, compared with random changes."""
+    judged = found["judgement"]
+    if judged is None:
+        return shown(found["notes"][0], 400) if found["notes"] else "nothing was changed"
+    effect = f"{found['target']}: {_signed(judged['effect']['value'])} nats"
+    control, beyond = judged["control"], judged["beyond_control"]
+    if not control["n"]:
+        return shown(effect, 200)
+    alike = f"random changes of this size give {_signed(control['mean'])} ± "
+    alike += number(control["sd"])
+    if judged["no_effect"]:
+        said = "no more than chance gives"
+    elif beyond is None:
+        said = "whether that is more than chance is not known"
+    else:
+        said = "far beyond chance"
+    return shown(f"{effect}, {said} ({alike})", 240)
+
+
+def _mark(judged: dict[str, Any] | None) -> tuple[str, str]:
+    if judged is None:
+        return "clear", "read only"
+    if judged["too_large"]:
+        return "error", "too large"
+    if judged["beyond_control"] is None:
+        return "withheld", "no control"
+    return ("warning", "as chance") if judged["no_effect"] else ("clear", "an effect")
+
+
+def _numbers(found: dict[str, Any]) -> Section | None:
+    judged = found["judgement"]
+    if judged is None:
         return None
-    rows = tuple(
-        (name.strip() or "damage", value, said) for name, value, said in four_numbers(found)
-    )
-    numbers = Numbers(("number", "value", "meaning"), rows, "four-numbers")
-    parts = [table(numbers, names)]
-    if found["judgement"]["control"]["n"]:
-        parts.insert(0, figure(_control_picture(found), names))
+    control, neutral = judged["control"], found["neutral"] or "neutral data"
+    rows = [("effect", _with_error(judged["effect"]), f"nats, {found['target']}")]
+    if len(judged["by_side"]) > 1:
+        rows += [(k, _with_error(d), "log-probability") for k, d in judged["by_side"].items()]
+    if control["n"]:
+        figure = f"{_signed(control['mean'])} ± {number(control['sd'])}"
+        rows.append(("control", figure, f"{plural(control['n'], 'random change')} of this size"))
+    rows += [
+        ("damage", _with_error(judged["loss"]), f"nats of cross-entropy on {neutral}"),
+        ("damage", _with_error(judged["kl"]), "nats of divergence there"),
+    ]
+    if judged["size"] is not None:
+        rows.append(("size", number(judged["size"]), "of the states' own spread"))
+    parts: list[Part] = [Table(Numbers(("number", "value", "meaning"), tuple(rows), "four"))]
+    if control["n"]:
+        parts.insert(0, Figure(_control_picture(found)))
     lead = "Effect: how far the target moves. Control: what random changes of the same size do to "
     lead += "it. Damage: what the change does to data that it should leave alone. Size: how far "
     lead += "states move, in the spread that they have by themselves."
@@ -89,7 +116,6 @@ def _control_picture(found: dict[str, Any]) -> Picture:
         {"x": e, "y": "random", "tip": tip("a random change", f"{number(e)} nats")} for e in effects
     ]
     mine = [{"x": effect, "y": "this change", "tip": tip("this change", f"{number(effect)} nats")}]
-
     message = edit_verdict(found)
 
     def draw(width: int) -> Chart:
@@ -104,25 +130,24 @@ def _control_picture(found: dict[str, Any]) -> Picture:
     return Picture("control", message, draw, numbers)
 
 
-def _tables(found: dict[str, Any], names: ElementIds) -> Section | None:
-    parts: list[Markup] = []
-    for i, one in enumerate(found["tables"]):
-        numbers = Numbers(tuple(one["columns"]), tuple(map(tuple, one["rows"])), f"table-{i}")
-        parts += [el("p", one["title"]), tabled(numbers, names, opened=len(one["rows"]) <= 20)]
+def _tables(found: dict[str, Any]) -> Section | None:
+    parts = [
+        Table(
+            Numbers(tuple(one["columns"]), tuple(map(tuple, one["rows"])), f"table-{i}"),
+            one["title"],
+            folded=len(one["rows"]) > LONG_TABLE,
+        )
+        for i, one in enumerate(found["tables"])
+    ]
     return Section("more", "What the method found", parts) if parts else None
 
 
 def _samples(found: dict[str, Any]) -> Section | None:
-    made = [
-        el(
-            "dl",
-            *(
-                el("div", el("dt", key), el("dd", code(shown(text, 2000))))
-                for key, text in s.items()
-            ),
-        )
-        for s in found["samples"]
-    ]
+    made: list[Part] = []
+    for sample in found["samples"]:
+        pairs = (el("div", el("dt", k), el("dd", code(shown(v, 2000)))) for k, v in sample.items())
+        lines = [f"{key}: {shown(text, 200)}" for key, text in sample.items()]
+        made.append(Drawing(el("dl", *pairs), lines))
     lead = f"{plural(len(made), 'input')}, answered by the model as it was and as it is now."
     return Section("samples", "Before and after", made, lead) if made else None
 
@@ -130,8 +155,15 @@ def _samples(found: dict[str, Any]) -> Section | None:
 def _undo(found: dict[str, Any]) -> Section | None:
     if found["undo"] is None:
         return None
-    lead = (
-        "The bytes that were overwritten lie in a folder beside the new model; every file of the "
-    )
-    lead += "old one comes back with the same hash."
-    return Section("undo", "Take it back", [command(found["undo"])], lead)
+    lead = "The bytes that were overwritten lie in a folder beside the new model; every file of "
+    lead += "the old one comes back with the same hash."
+    return Section("undo", "Take it back", [Command(found["undo"])], lead)
+
+
+def _with_error(figure: dict[str, Any]) -> str:
+    error = "" if figure["se"] is None else f" ± {number(figure['se'], 2)}"
+    return f"{_signed(figure['value'])}{error}"
+
+
+def _signed(value: float | None) -> str:
+    return f"{'+' if value is not None and value > 0 else ''}{number(value)}"

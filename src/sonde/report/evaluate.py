@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any, Final
 
-from sonde.files.durable import atomic_write
 from sonde.report._format import number, plural, share, shown
-from sonde.report._markup import ElementIds, Markup, el, join
-from sonde.report._parts import definitions, figure, section, table
 from sonde.report._picture import Numbers, Picture
 from sonde.report._pictures_scores import (
     auroc_picture,
@@ -16,18 +13,13 @@ from sonde.report._pictures_scores import (
     roc_picture,
 )
 from sonde.report._standalone import drawn
-from sonde.report.files import sealed_page
-from sonde.report.html import contents, page
+from sonde.report.document import Document, Part, Prose, Section, Table, figures
+from sonde.report.documents import ENDINGS, save_document
 from sonde.run.instruments.entries import place_of
 
 SCHEMA: Final = "sonde-evaluate/1"
 MOST_DRAWN: Final = 4
 
-_SECTIONS: Final = {
-    "layers": "AUROC by site",
-    "curves": "Scores and ROC",
-    "figures": "All figures",
-}
 _COLUMNS: Final = {
     "instrument": "detector",
     "site": "site",
@@ -82,32 +74,43 @@ def evaluation(
     }  # fmt: skip
 
 
-def evaluation_to_html(found: dict[str, Any]) -> str:
-    """Return an evaluation as one self-contained page.
+def document(found: dict[str, Any]) -> Document:
+    """Return what an evaluation says: which detector and site tells best, and by how much.
 
     Every figure stands in its table; histograms and ROC curves are drawn for at most 4 detectors
     and sites, for each detector first where its AUROC is highest.
+
+    Parameters
+    ----------
+    found : dict
+        JSON of an evaluation, ``sonde-evaluate/1``.
     """
-    names = ElementIds()
-    body = join(
-        _header(found),
-        contents("toc", _SECTIONS),
-        _layers(found, names),
-        _curves(found, names),
-        _figures(found, names),
+    best, many = best_of(found["rows"]), len(found["rows"])
+    facts = [
+        ("usual rows", _counted(best["n_usual"], found["usual"])),
+        ("unusual rows", _counted(best["n_unusual"], found["unusual"])),
+        ("false-alarm rate that was asked for", share(found["alpha"])),
+        ("false alarms", _rate(best)),
+        ("unusual rows found", None if best["found"] is None else share(best["found"])),
+        ("resamples behind intervals", f"{found['resamples']:,}"),
+    ]
+    notes = [CHOSEN.format(n=many)] if many > 1 else []
+    notes += [trust_text(found["trust"])] if found["trust"] else []
+    return Document(
+        "evaluate",
+        "Usual against unusual rows",
+        _verdict(best),
+        facts,
+        [_layers(found), _curves(found), _figures(found)],
+        notes=notes,
     )
-    best = best_of(found["rows"])
-    summary = _verdict(best)
-    carried = {**found, "curves": _drawn(found)}
-    return page("Usual against unusual rows: sonde evaluate", summary, body, carried, _SECTIONS)
 
 
 def save_evaluation(found: dict[str, Any], path: str | Path) -> Path:
-    """Write an evaluation as a page (``.html``), or its best detector's pictures as SVG or PNG."""
+    """Write a page (``.html``) or its JSON, or its best detector's pictures as SVG or PNG."""
     path = Path(path)
-    if path.suffix.lower() in (".html", ".htm"):
-        atomic_write(path, sealed_page(evaluation_to_html(found)).encode())
-        return path
+    if path.suffix.lower() in ENDINGS:
+        return save_document({**found, "curves": _drawn(found)}, path)
     return drawn(pictures_of(found)).save(path)
 
 
@@ -166,27 +169,6 @@ def _verdict(best: dict[str, Any]) -> str:
     return f"Best: {named(best['instrument'], best['site'])}, AUROC {auroc_text(best)}"
 
 
-def _header(found: dict[str, Any]) -> Markup:
-    best = best_of(found["rows"])
-    facts = [
-        ("usual rows", _counted(best["n_usual"], found["usual"])),
-        ("unusual rows", _counted(best["n_unusual"], found["unusual"])),
-        ("false-alarm rate that was asked for", share(found["alpha"])),
-        ("false alarms", _rate(best)),
-        ("unusual rows found", None if best["found"] is None else share(best["found"])),
-        ("resamples behind intervals", f"{found['resamples']:,}"),
-    ]
-    return el(
-        "header",
-        el("p", "sonde evaluate", cls="brand"),
-        el("h1", "Usual against unusual rows"),
-        el("p", _verdict(best), cls="verdict"),
-        el("p", CHOSEN.format(n=len(found["rows"]))) if len(found["rows"]) > 1 else None,
-        el("p", trust_text(found["trust"])) if found["trust"] else None,
-        definitions(facts),
-    )
-
-
 def _counted(n: int, name: str) -> str:
     return f"{n:,} of {shown(name, 120)}" if name else f"{n:,}"
 
@@ -198,33 +180,32 @@ def _rate(row: dict[str, Any]) -> str:
     return f"{share(row['false_alarms'])} ({ends})"
 
 
-def _layers(found: dict[str, Any], names: ElementIds) -> Markup:
+def _layers(found: dict[str, Any]) -> Section:
     methods = dict.fromkeys(row["instrument"] for row in found["rows"])
-    made = []
+    made: list[Part] = []
     for method in methods:
         mine = [row for row in found["rows"] if row["instrument"] == method]
-        picture = auroc_picture(mine, method) if len(mine) > 1 else None
-        made += [figure(picture, names)] if picture else []
+        made += figures(auroc_picture(mine, method) if len(mine) > 1 else None)
     lead = "Chance that an unusual row scores higher than a usual one, at each site."
     if not made:
-        said = el("p", "Each detector was scored at one site: see the table.", cls="empty")
-        return section("layers", "AUROC by site", said)
-    return section("layers", "AUROC by site", *made, lead=lead)
+        made.append(Prose("Each detector was scored at one site: see the table.", "empty"))
+        lead = ""
+    return Section("layers", "AUROC by site", made, lead, where="verbose")
 
 
-def _curves(found: dict[str, Any], names: ElementIds) -> Markup:
+def _curves(found: dict[str, Any]) -> Section:
     rows = {_key(row): row for row in found["rows"]}
-    parts: list[Markup] = []
+    parts: list[Part] = []
     for curve in _drawn(found):
         row = rows[_key(curve)]
         histogram, roc = _pair(curve, row, found["alpha"])
-        parts.append(el("h3", named(row["instrument"], row["site"])))
+        parts.append(Prose(named(row["instrument"], row["site"]), "heading"))
         said = "All scores are infinite: there is no histogram."
-        parts.append(figure(histogram, names) if histogram else el("p", said, cls="empty"))
-        parts.append(figure(roc, names))
+        parts += figures(histogram) or [Prose(said, "empty")]
+        parts += figures(roc)
     few, of = len(_drawn(found)), len(found["curves"])
     left = f"Drawn: {few} of {plural(of, 'detector and site', 'detectors and sites')}."
-    return section("curves", "Scores and ROC", *parts, lead=left if few < of else "")
+    return Section("curves", "Scores and ROC", parts, left if few < of else "", where="page")
 
 
 def _drawn(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -247,20 +228,19 @@ def _place(row: dict[str, Any]) -> str:
     return place_of(row["instrument"], row["site"]).removesuffix(":out")
 
 
-def _cell(key: str, value: Any) -> Any:
-    return share(value) if key in _SHARES and value is not None else value
-
-
-def _figures(found: dict[str, Any], names: ElementIds) -> Markup:
+def _figures(found: dict[str, Any]) -> Section:
     placed = [{**r, "site": _place(r)} for r in found["rows"]]
     told = [name for name in _COUNTS if len({row[name] for row in placed}) == 1]
     kept = {key: title for key, title in _COLUMNS.items() if key not in told}
-    rows = tuple(tuple(_cell(key, row[key]) for key in kept) for row in placed)
-    kinds = {i: "number" for i, key in enumerate(kept) if key in _SHARES}
-    lead = (
-        "FPR@95: share of usual rows above the score that catches 95 % of unusual ones. AUPR: "
-        "average precision, unusual rows as positives. False and found: shares of usual and "
-        f"unusual rows with p at most {number(found['alpha'])}."
-    )
-    made = table(Numbers(tuple(kept.values()), rows, "figures"), names, "All figures", kinds)
-    return section("figures", "All figures", made, lead=shown(lead, 400))
+    rows = tuple(tuple(row[key] for key in kept) for row in placed)
+    at_most = f"with p at most {number(found['alpha'])}"
+    meanings = {
+        "FPR@95": "share of usual rows above the score that catches 95 % of unusual ones",
+        "AUPR": "average precision, unusual rows as positives",
+        "false": f"share of usual rows {at_most}",
+        "found": f"share of unusual rows {at_most}",
+    }
+    kinds = {_COLUMNS[key]: "share" for key in _SHARES}
+    numbers = Numbers(tuple(kept.values()), rows, "figures")
+    made = Table(numbers, "All figures", kinds=kinds, meanings=meanings, most=len(rows))
+    return Section("figures", "All figures", [made])

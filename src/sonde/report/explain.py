@@ -1,26 +1,40 @@
-"""Judged explanations, as one page."""
+"""Judged explanations: why these answers."""
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sonde.report._answers_words import place_of
 from sonde.report._explained_words import answer_sentence
-from sonde.report._format import plural, shown
-from sonde.report._markup import ElementIds, Markup, code, el
-from sonde.report._parts import table
+from sonde.report._format import number, plural, shown
+from sonde.report._markup import Markup, el
 from sonde.report._picture import Numbers
-from sonde.report.document import Head, Section, document_page, save_document
-from sonde.report.explain_terminal import explain_verdict
+from sonde.report.document import Document, Drawing, Part, Prose, Section, Table
 from sonde.report.pictures import heat_map, tokens
 
 Shown = Mapping[str, Any]
 """What is drawn of an example: ``pixels`` of a picture, or ``pieces`` of a text."""
+MOST_ANSWERS: Final = 10
+"""Answers that a terminal shows in words."""
+_MEANINGS: Final = {
+    "holds": "where the explanation can be believed",
+    "effect": "insertion less deletion beyond random orders, as a share of what all places are "
+    "worth together: 0 is as random orders, 1 all at once",
+    "better on": "inputs with an effect above 0",
+    "deletion": "area under the answer's probability while the places with the largest attribution "
+    "go first; low is good",
+    "insertion": "the same while they come first; high is good",
+    "deletion, random": "deletion in random orders",
+    "insertion, random": "insertion in random orders",
+    "wrong signs": "how often the largest place moves the answer against its sign; half is a coin",
+    "redrawn": "likeness to the map after all weights are redrawn; above .5 it shows the input and "
+    "the architecture, not what was learned",
+}
+_BRIEF: Final = ("method", "holds", "effect", "deletion", "insertion", "wrong signs", "redrawn")
 
 
-def explain_to_html(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> str:
-    """Return an explanation as one self-contained page.
+def document(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> Document:
+    """Return what an explanation says: what answers hang on, and which methods can be believed.
 
     Parameters
     ----------
@@ -29,50 +43,56 @@ def explain_to_html(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -
     shown_inputs : sequence of mapping, optional
         ``pixels`` or ``pieces`` of each example, where inputs may be shown.
     """
-    names = ElementIds()
-    parts = [_examples(found, shown_inputs, names), _methods(found, names)]
-    if found.get("features"):
-        parts.append(_features(found["features"], names))
-    return document_page(found, _head(found), parts)
-
-
-def save_explain(
-    found: dict[str, Any], path: str | Path, shown_inputs: Sequence[Shown] = ()
-) -> Path:
-    """Write an explanation as a page (``.html``) or as JSON, by the name's ending."""
-    return save_document(
-        found, path, lambda found: explain_to_html(found, shown_inputs), "save_explain"
-    )
-
-
-def _head(found: dict[str, Any]) -> Head:
     facts = [
         ("model", shown(found["model"], 120)),
         ("data", f"{shown(found['data'], 120)}, {plural(found['n'], 'answer')}"),
         ("explained", f"{found['objective']} at {shown(found['site'], 80)}"),
     ]
-    return Head(
+    features = found.get("features")
+    return Document(
         "explain",
         "Why these answers?",
-        explain_verdict(found),
+        _verdict(found),
         facts,
+        [
+            _examples(found, shown_inputs),
+            _methods(found),
+            _features(features) if features else None,
+        ],
         subject=f"{shown(found['model'], 60)} on {shown(found['data'], 60)}",
         badge=("withheld", "none") if found["best"] is None else ("clear", "holds"),
     )
 
 
-def _methods(found: dict[str, Any], names: ElementIds) -> Section:
-    columns = (
-        "method",
-        "holds",
-        "effect",
-        "better on",
-        "deletion",
-        "at random",
-        "insertion",
-        "at random",
+def _verdict(found: dict[str, Any]) -> str:
+    """Return which explanation can be believed here, or that none can."""
+    if found["best"] is None:
+        return (
+            "No explanation can be believed here: none finds what the answers hang on clearly "
+            "better than random orders, with signs that hold, on all inputs or on those of a class."
+        )
+    best = next(one for one in found["methods"] if one["method"] == found["best"])
+    learned = (
+        "and changes with what was learned"
+        if best["sanity"]["passed"]
+        else "but looks the same after the weights are redrawn, so input and architecture make it"
     )
-    columns += ("wrong signs", "redrawn", "flags")
+    held = best["verdict"]
+    others = plural(found["n"] - held["n"], "input") if held["label"] is not None else ""
+    where = "here" if not others else f"for answers of {shown(held['label'], 40)}"
+    said = (
+        f"Believe {shown(found['best'], 60)} {where}: its effect is {number(held['effect'])} (0 as "
+        f"random orders, 1 all at once), above 0 on {held['better']} of {held['n']} inputs, "
+        f"{learned}."
+    )
+    return f"{said} Of the other {others} it is not shown." if others else said
+
+
+def _methods(found: dict[str, Any]) -> Section:
+    columns = (
+        "method", "holds", "effect", "better on", "deletion", "deletion, random", "insertion",
+        "insertion, random", "wrong signs", "redrawn", "flags",
+    )  # fmt: skip
     rows = tuple(
         (
             one["method"],
@@ -89,20 +109,9 @@ def _methods(found: dict[str, Any], names: ElementIds) -> Section:
         )
         for one in found["methods"]
     )
-    lead = (
-        "Effect: insertion less deletion beyond random orders, as a share of what all places are "
-    )
-    lead += (
-        "worth together; 0 is as random orders, 1 all at once. Better on: inputs with an effect "
-    )
-    lead += "above 0. Deletion: area under the answer's probability while the places with the "
-    lead += "largest attribution go first; low is good. Insertion: while they come first; high is "
-    lead += "good. "
-    lead += "At random: the same for random orders. Wrong signs: how often the largest place moves "
-    lead += "the answer against its sign; half is a coin. Redrawn: likeness to the map after all "
-    lead += "weights are redrawn; above .5 it shows the input and the architecture."
-    numbers = Numbers(columns, rows, "methods")
-    return Section("methods", "Which explanation holds", [table(numbers, names)], lead)
+    kinds = {"wrong signs": "share"}
+    made = Table(Numbers(columns, rows, "methods"), kinds=kinds, meanings=_MEANINGS, brief=_BRIEF)
+    return Section("methods", "Which explanation holds", [made])
 
 
 def _holds(one: dict[str, Any]) -> str:
@@ -115,42 +124,47 @@ def _holds(one: dict[str, Any]) -> str:
     return f"for {', '.join(held)}"
 
 
-def _features(features: Sequence[dict[str, Any]], names: ElementIds) -> Section:
+def _features(features: Sequence[dict[str, Any]]) -> Section:
     rows = tuple((str(f["feature"]), f["value"], f["ablated"], f["active"]) for f in features)
     lead = "Effect: activation times the slope of the answer along the feature's direction, the "
     lead += "mean over answers. Taken out: what answers do lose without the feature; where the two "
     lead += "differ, the slope says little. Active: share of places."
     numbers = Numbers(("feature", "effect", "taken out", "active"), rows, "features")
-    return Section("features", "Which features the answers hang on", [table(numbers, names)], lead)
+    made = Table(numbers, kinds={"active": "share"})
+    return Section("features", "Which features the answers hang on", [made], lead)
 
 
-def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown], names: ElementIds) -> Section:
+def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown]) -> Section:
     best = found["best"] or found["methods"][0]["method"]
-    made: list[Markup] = []
+    made: list[Part] = []
     for i, example in enumerate(found["examples"]):
         given = shown_inputs[i] if i < len(shown_inputs) else {}
         drawn = example["attributions"][best]
         said = answer_sentence(example, drawn["shape"], found["places"], given.get("pieces", ()))
-        title = el("h3", f"{i}: ", code(place_of(example)))
-        made += [title, *([el("p", said)] if said else [])]
-        made.append(_drawn(drawn, given, found["places"], names))
+        made.append(Prose(f"{i}: {place_of(example)}", "heading", "page"))
+        if said:
+            line = Prose(f"{place_of(example)}: {said}", where="terminal")
+            made += [Prose(said, where="page"), *([line] if i < MOST_ANSWERS else [])]
+        made.append(_drawn(drawn, given, found["places"]))
     lead = f"Attributions by {best}: what is warm raises the answer."
     lead += "" if shown_inputs else " Inputs are left out (--no-inputs)."
     return Section("examples", "Answers, one by one", made, lead)
 
 
-def _drawn(
-    attribution: dict[str, Any], given: Shown, places: Sequence[str], names: ElementIds
-) -> Markup:
+def _drawn(attribution: dict[str, Any], given: Shown, places: Sequence[str]) -> Part:
     values, shape = attribution["values"], attribution["shape"]
     values = [0.0 if v is None else v for v in values]
     if len(shape) == 2:
         grid = [(line, column) for line in range(shape[0]) for column in range(shape[1])]
-        return el("div", Markup(str(heat_map(given.get("pixels"), values, grid))), cls="inside")
+        return Drawing(_inside(heat_map(given.get("pixels"), values, grid)))
     pieces = given.get("pieces")
     if pieces:
-        return el("div", Markup(str(tokens(pieces, values[: len(pieces)]))), cls="inside")
+        return Drawing(_inside(tokens(pieces, values[: len(pieces)])))
     order = sorted(range(len(values)), key=lambda i: -math.fabs(values[i]))[:10]
     named = places if len(places) == len(values) else list(map(str, range(len(values))))
     rows = tuple((named[i], values[i]) for i in order)
-    return table(Numbers(("place", "attribution"), rows, "places"), names)
+    return Table(Numbers(("place", "attribution"), rows, "places"), where="page")
+
+
+def _inside(svg: object) -> Markup:
+    return el("div", Markup(str(svg)), cls="inside")

@@ -9,14 +9,15 @@ import pyarrow as pa
 
 from sonde.files.durable import atomic_write
 from sonde.report._exhibits import exhibit
-from sonde.report._format import number, plural, share, shown
+from sonde.report._format import number, plural, shown
 from sonde.report._heat import ColourScale
-from sonde.report._markup import ElementIds, Markup, code, el, join
-from sonde.report._parts import badge, definitions, figure, section, table, tabled
+from sonde.report._markup import ElementIds, Markup, code, el
+from sonde.report._parts import badge, definitions
 from sonde.report._picture import Numbers
 from sonde.report._pictures_scores import histogram_picture, named
+from sonde.report.document import Document, Drawing, Part, Prose, Section, Table, figures
+from sonde.report.document_page import document_page
 from sonde.report.files import sealed_page
-from sonde.report.html import contents, page
 from sonde.run.evaluating.curves import histogram, threshold_of
 from sonde.run.evaluating.unusual import most_unusual
 from sonde.run.instruments.entries import place_of
@@ -29,17 +30,12 @@ MOST_DRAWN: Final = 4
 MOST_ROWS: Final = 300
 SHOWN: Final = 8
 
-_SECTIONS: Final = {
-    "unusual": "Most unusual examples",
-    "scores": "Scores",
-    "summary": "Detectors and sites",
-    "rows": "Rows",
-}
 _SUMMARY: Final = ("detector", "site", "rows", "median", "highest", "alarms", "infinite")
-_MEANINGS: Final = (
-    "Median: score of the middle row; each detector and site has its own scale. Alarms: share of "
-    "rows with p at most {alpha:g}. Infinite: scores of rows that are not finite, or too large."
-)
+_MEANINGS: Final = {
+    "median": "score of the middle row; each detector and site has its own scale",
+    "alarms": "share of rows with p at most {alpha:g}",
+    "infinite": "scores of rows that are not finite, or too large",
+}
 
 
 def scores_to_html(
@@ -69,22 +65,9 @@ def scores_to_html(
     lines = most_unusual(scored, examples)
     summary = [_summary(scored, key, alpha) for key in keys_of(scored)]
     placed = tuple((row[0], place_of(row[0], row[1]), *row[2:]) for row in summary)
-    body = join(
-        _header(scored, exhibits, alpha, title),
-        contents("toc", _SECTIONS),
-        _unusual(lines, exhibits, alpha, names),
-        _drawn(scored, alpha, names),
-        section(
-            "summary", "Detectors and sites",
-            table(
-                Numbers(_SUMMARY, placed, "detectors"),
-                names,
-                kinds={_SUMMARY.index("alarms"): "number"},
-            ),
-            lead=_MEANINGS.format(alpha=alpha),
-        ),
-        _rows(scored, names),
-    )  # fmt: skip
+    meanings = {name: text.format(alpha=alpha) for name, text in _MEANINGS.items()}
+    numbers = Numbers(_SUMMARY, placed, "detectors")
+    detectors = Table(numbers, kinds={"alarms": "share"}, meanings=meanings)
     carried = {
         "schema": SCHEMA,
         "alpha": alpha,
@@ -94,7 +77,19 @@ def scores_to_html(
     }
     first = next((line for mine in lines.values() for line in mine), None)
     said = "No rows." if first is None else f"Most unusual: {shown(first['id'], 80)}"
-    return page(f"{shown(title, 120)}: sonde score", said, body, carried, _SECTIONS)
+    made = Document(
+        "score",
+        shown(title, 200),
+        said,
+        _facts(scored, exhibits, alpha),
+        [
+            _unusual(lines, exhibits, alpha, names),
+            _drawn(scored, alpha),
+            Section("summary", "Detectors and sites", [detectors]),
+            _rows(scored),
+        ],
+    )
+    return document_page(made, carried, names)
 
 
 def save_scores(scored: pa.Table, path: str | Path, exhibits: Any = None, **options: Any) -> Path:
@@ -109,24 +104,18 @@ def _plain(line: dict[str, Any]) -> dict[str, Any]:
             for k, v in line.items()}  # fmt: skip
 
 
-def _header(scored: pa.Table, exhibits: Any, alpha: float, title: str) -> Markup:
+def _facts(scored: pa.Table, exhibits: Any, alpha: float) -> list[tuple[str, str | None]]:
     ids = len(scored["id"].unique())
     p = [value for value in scored["p"].to_pylist() if value is not None]
     alarms = f"{sum(value <= alpha for value in p):,} of {len(p):,} lines" if p else None
     inputs = exhibits is not None and exhibits.inputs
-    facts = [
+    return [
         ("examples", f"{ids:,}"),
         ("lines", f"{scored.num_rows:,}"),
         (f"alarms (p at most {alpha:g})", alarms or "none known: not calibrated"),
         ("too few", _too_few(scored, exhibits, alpha) if p else None),
         ("inputs", "shown" if inputs else "not shown (--show-inputs shows them)"),
     ]
-    return el(
-        "header",
-        el("p", "sonde score", cls="brand"),
-        el("h1", shown(title, 200)),
-        definitions(facts),
-    )
 
 
 def _too_few(scored: pa.Table, exhibits: Any, alpha: float) -> str | None:
@@ -139,15 +128,17 @@ def _too_few(scored: pa.Table, exhibits: Any, alpha: float) -> str | None:
 
 def _unusual(
     lines: dict[str, list[dict[str, Any]]], exhibits: Any, alpha: float, names: ElementIds
-) -> Markup:
-    parts: list[Markup | None] = []
+) -> Section:
+    parts: list[Part] = []
     for instrument, mine in lines.items():
         made = [None if exhibits is None else exhibits.of(line) for line in mine]
         scales = _scales(mine, made)
         if len(lines) > 1:
-            parts.append(el("h3", shown(instrument, 60)))
+            parts.append(Prose(shown(instrument, 60), "heading"))
         parts += [
-            _card(rank, line, _spot(line, exhibits), found, scales[line["site"]], alpha, names)
+            Drawing(
+                _card(rank, line, _spot(line, exhibits), found, scales[line["site"]], alpha, names)
+            )
             for rank, (line, found) in enumerate(zip(mine, made, strict=True), 1)
         ]
     lead = (
@@ -156,8 +147,8 @@ def _unusual(
         f"is at most {alpha:g}."
     )
     if not parts:
-        parts.append(el("p", "No rows were scored.", cls="empty"))
-    return section("unusual", "Most unusual examples", *parts, lead=lead)
+        parts.append(Prose("No rows were scored.", "empty"))
+    return Section("unusual", "Most unusual examples", parts, lead)
 
 
 def _spot(line: dict[str, Any], exhibits: Any) -> str:
@@ -204,17 +195,17 @@ def _card(
     return el("article", heading, top, definitions(facts), body, cls="card example")
 
 
-def _drawn(scored: pa.Table, alpha: float, names: ElementIds) -> Markup:
-    parts = []
+def _drawn(scored: pa.Table, alpha: float) -> Section:
+    parts: list[Part] = []
     keys = keys_of(scored)
     for key in keys[-MOST_DRAWN:]:
         part = part_of(scored, key)
         bins = histogram(scores_of(part)) | {"threshold": threshold_of([part], alpha)}
         made = histogram_picture(bins, named(*key), ("scored",), alpha)
         said = f"{named(*key)}: all scores are infinite."
-        parts.append(figure(made, names) if made else el("p", said, cls="empty"))
+        parts += figures(made) or [Prose(said, "empty")]
     few = f"Drawn: the last {MOST_DRAWN} of {len(keys)}." if len(keys) > MOST_DRAWN else ""
-    return section("scores", "Scores", *parts, lead=few)
+    return Section("scores", "Scores", parts, few)
 
 
 def _summary(scored: pa.Table, key: tuple[str, str], alpha: float) -> tuple[Any, ...]:
@@ -225,18 +216,17 @@ def _summary(scored: pa.Table, key: tuple[str, str], alpha: float) -> tuple[Any,
     p = part["p"].to_pylist()
     known = [value for value in p if value is not None]
     alarms = sum(v <= alpha for v in known) / len(known) if known else None
-    said = None if alarms is None else share(alarms)
     return (
         *key,
         len(scores),
         middle if math.isfinite(middle) else None,
         float(finite.max()) if len(finite) else None,
-        said,
+        alarms,
         len(scores) - len(finite),
     )
 
 
-def _rows(scored: pa.Table, names: ElementIds) -> Markup:
+def _rows(scored: pa.Table) -> Section:
     """Return the lines of smallest p-value, then of highest score."""
     p = np.array([math.inf if v is None else v for v in scored["p"].to_pylist()])
     order = np.lexsort((-scores_of(scored), p))[:MOST_ROWS]
@@ -247,8 +237,8 @@ def _rows(scored: pa.Table, names: ElementIds) -> Markup:
         tuple(_value(row, name) for name in columns) for row in scored.take(order).to_pylist()
     )
     lead = f"{plural(len(rows), 'line')} of {scored.num_rows:,}, smallest p-values first."
-    made = tabled(Numbers(columns, rows, "rows"), names, "Lines")
-    return section("rows", "Rows", made, lead=lead)
+    made = Table(Numbers(columns, rows, "rows"), "Lines", folded=True)
+    return Section("rows", "Rows", [made], lead)
 
 
 def _value(row: dict[str, Any], name: str) -> Any:

@@ -1,122 +1,161 @@
-"""Traces of pairs of texts, as one page."""
+"""Traces of pairs of texts: which states carry what tells the texts apart."""
 
-from pathlib import Path
 from typing import Any, Final
 
 from sonde.core.chart import Chart, ChartAxis, matrix
 from sonde.report._fit import NARROW, WIDE, tip
 from sonde.report._format import number, plural, share, shown
-from sonde.report._markup import ElementIds, Markup, el
-from sonde.report._parts import figure, table
 from sonde.report._picture import Axis, Numbers, Picture
-from sonde.report.document import Head, Section, document_page, save_document
-from sonde.report.trace_terminal import FAITHFUL, place, trace_verdict
+from sonde.report.document import Document, Figure, Part, Prose, Section, Table
 
 MOST_PAIRS: Final = 12
-"""Pairs that are drawn; the JSON in the page holds all."""
+"""Pairs that are shown; the JSON holds all."""
+FAITHFUL: Final = 0.8
+_MOST: Final = {WIDE: 48, NARROW: 24}
+_POSITIONS: Final = {WIDE: 64, NARROW: 24}
+MOST_COLUMNS: Final = 8
 
 
-def trace_to_html(found: dict[str, Any]) -> str:
-    """Return a trace as one self-contained page.
+def document(found: dict[str, Any]) -> Document:
+    """Return what a trace says: the states that carry the difference, and the circuit.
 
     Parameters
     ----------
     found : dict
         JSON of a trace, ``sonde-trace/1``.
     """
-    names = ElementIds()
     live = [one for one in found["pairs"] if not one["dropped"]][:MOST_PAIRS]
-    parts = [_maps(found, live, names), _estimates(found, live, names), _circuits(live, names)]
-    return document_page(found, _head(found), parts if live else [])
-
-
-def save_trace(found: dict[str, Any], path: str | Path) -> Path:
-    """Write a trace as a page (``.html``) or as JSON, by the name's ending."""
-    return save_document(found, path, trace_to_html, "save_trace")
-
-
-def _head(found: dict[str, Any]) -> Head:
     kept = [one["circuit"]["faithfulness"] for one in found["pairs"] if one["circuit"]]
     is_kept = bool(kept) and min(kept) >= FAITHFUL
-    one = found["pairs"][0]
-    dropped = found["n_dropped"]
+    one, dropped = found["pairs"][0], found["n_dropped"]
+    is_denoised = found["how"] == "denoise"
     facts = [
         ("model", shown(found["model"], 120)),
         ("pairs", f"{found['n']}" + (f", {dropped} without a difference" if dropped else "")),
         ("from", None if found["data"] is None else shown(found["data"], 120)),
         ("what is looked at", one["objective"]),
-        (
-            "states go",
-            "clean into corrupted" if found["how"] == "denoise" else "corrupted into clean",
-        ),
+        ("states go", "clean into corrupted" if is_denoised else "corrupted into clean"),
         ("restart", one["restart"]),
     ]
-    return Head(
+    sections = [_maps(found, live), _estimates(found, live), _circuits(live)] if live else []
+    return Document(
         "trace",
         "Where do the answers part?",
-        trace_verdict(found),
+        _verdict(found),
         facts,
+        sections,
         subject=shown(found["model"], 100),
         badge=("clear", "a circuit") if is_kept else ("withheld", "no circuit"),
     )
 
 
-def _maps(found: dict[str, Any], live: list[dict[str, Any]], names: ElementIds) -> Section:
-    made: list[Markup] = []
+def _verdict(found: dict[str, Any]) -> str:
+    """Return in a sentence where the answers part."""
+    live = [one for one in found["pairs"] if not one["dropped"]]
+    if not live:
+        return "The texts get the same answer: there is nothing to trace."
+    if len(live) > 1:
+        known = [one["circuit"]["faithfulness"] for one in live if one["circuit"]]
+        part = f"{plural(len(live), 'pair')} traced"
+        if not known:
+            return f"{part}."
+        return f"{part}; circuits keep {share(sum(known) / len(known), 2)} of the difference."
+    one = live[0]
+    said = f"{_top(one, found['sites'])} carries most"
+    circuit = one["circuit"]
+    if circuit is None:
+        return f"{said}; no circuit."
+    ways = f"{circuit['n_edges']} of {plural(circuit['n_all'], 'edge')}"
+    return f"{said}; {ways} keep {share(circuit['faithfulness'], 2)} of the difference."
+
+
+def _top(one: dict[str, Any], sites: list[str]) -> str:
+    """Return the state in front of the last position that carries most, or the first that does."""
+    last = len(one["patched"][0]) - 1
+    best = next((b for b in one["best"] if b["position"] < last), one["best"][0])
+    token = f" ({_place(one, best['position'])})" if one["tokens"] else ""
+    site = Axis.of(sites).say(best["site"])
+    return f"Before the last position, {site} at position {best['position']}{token}"
+
+
+def _place(one: dict[str, Any], i: int) -> str:
+    """Return a position as people read it."""
+    if not one["tokens"]:
+        return str(i)
+    clean, corrupt = one["tokens"][i], one["corrupt_tokens"][i]
+    said = repr(shown(clean, 16))
+    return said if clean == corrupt else f"{said} for {shown(corrupt, 16)!r}"
+
+
+def _maps(found: dict[str, Any], live: list[dict[str, Any]]) -> Section:
+    made: list[Part] = []
     for i, one in enumerate(live):
         best = one["best"][0]
         message = f"{number(one['clean'])} clean, {number(one['corrupt'])} corrupted; most at "
-        message += f"position {best['position']} ({place(one, best['position'])})"
-        picture = shares_picture(f"patched-{i}", message, one, one["patched"], found["sites"])
-        made += [*_title(i, live), figure(picture, names)]
+        message += f"position {best['position']} ({_place(one, best['position'])})"
+        picture = _shares(f"patched-{i}", message, one, one["patched"], found["sites"])
+        made += [*_title(i, live), Figure(picture), _largest(one, found["sites"], i)]
     lead = "Each cell: one state of one run, put into the other run, and how much of the "
-    lead += "difference between their answers it brings."
+    lead += "difference between their answers it brings: 0 nothing, 1 all of it."
     return Section("maps", "Layers and positions", made, lead)
 
 
-def _estimates(found: dict[str, Any], live: list[dict[str, Any]], names: ElementIds) -> Section:
-    made: list[Markup] = []
+def _largest(one: dict[str, Any], sites: list[str], i: int) -> Table:
+    """Return the shares at the positions where they are largest, the last layer first."""
+    rows = one["patched"]
+    size = [max(abs(row[at] or 0.0) for row in rows) for at in range(len(rows[0]))]
+    kept = sorted(sorted(range(len(size)), key=lambda at: -size[at])[:MOST_COLUMNS])
+    axis = Axis.of(sites, MOST_PAIRS)
+    columns = ("site", *(f"{at}" for at in kept))
+    cells = tuple(
+        (axis.names[site], *(row[at] for at in kept))
+        for site, row in reversed(list(zip(sites, rows, strict=True)))
+        if site in axis.names
+    )
+    said = {f"{at}": _place(one, at) for at in kept} if one["tokens"] else {}
+    return Table(Numbers(columns, cells, f"largest-{i}"), meanings=said, where="terminal")
+
+
+def _estimates(found: dict[str, Any], live: list[dict[str, Any]]) -> Section:
+    made: list[Part] = []
     for i, one in enumerate(live):
         message = f"Estimates miss {number(one['gap'])} of the difference (root mean square)"
-        picture = shares_picture(f"estimated-{i}", message, one, one["estimated"], found["sites"])
-        made += [*_title(i, live), figure(picture, names)]
+        picture = _shares(f"estimated-{i}", message, one, one["estimated"], found["sites"])
+        made += [*_title(i, live), Figure(picture)]
     lead = "The same by gradients: a few backwards in place of a forward for each cell. Where the "
     lead += "model bends between the two runs, they miss."
     return Section("estimates", "Estimates, and what they miss", made, lead)
 
 
-def _circuits(live: list[dict[str, Any]], names: ElementIds) -> Section:
-    made: list[Markup] = []
+def _circuits(live: list[dict[str, Any]]) -> Section:
+    made: list[Part] = []
     for i, one in enumerate(live):
         made += _title(i, live)
         circuit = one["circuit"]
         if circuit is None:
-            made.append(el("p", f"No circuit: {one['no_circuit']}"))
+            made.append(Prose(f"No circuit: {one['no_circuit']}"))
             continue
         said = f"{circuit['n_edges']} of {plural(circuit['n_all'], 'edge')} keep "
         said += f"{share(circuit['faithfulness'])} of the difference; as many at random "
         said += f"{share(circuit['random'])}; without them {share(circuit['without'])} is left."
         rows = tuple((e["writer"], e["reader"], e["needed"]) for e in circuit["edges"])
         numbers = Numbers(("writer", "reader", "lost without it"), rows, f"circuit-{i}")
-        made += [el("p", said), table(numbers, names)]
+        kinds = {"writer": "site", "reader": "site"}
+        made += [Prose(said), Table(numbers, kinds=kinds, most=MOST_PAIRS)]
     lead = "The fewest ways through the residual stream, from a layer that writes to a module that "
     lead += "reads, with every other way corrupted."
     return Section("circuit", "The circuit", made, lead)
 
 
-def _title(i: int, live: list[dict[str, Any]]) -> list[Markup]:
-    return [el("h3", f"pair {i}")] if len(live) > 1 else []
+def _title(i: int, live: list[dict[str, Any]]) -> list[Part]:
+    return [Prose(f"pair {i}", "heading")] if len(live) > 1 else []
 
 
-_MOST: Final = {WIDE: 48, NARROW: 24}
-_POSITIONS: Final = {WIDE: 64, NARROW: 24}
-
-
-def shares_picture(
+def _shares(
     key: str, message: str, one: dict[str, Any], values: list[list[float | None]], sites: list[str]
 ) -> Picture:
     """Return the shares of one pair, positions across and layers upward."""
-    names = [f"{i} {shown(place(one, i), 14)}" if one["tokens"] else str(i)
+    names = [f"{i} {shown(_place(one, i), 14)}" if one["tokens"] else str(i)
              for i in range(len(values[0]))]  # fmt: skip
 
     def draw(width: int) -> Chart:

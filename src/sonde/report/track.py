@@ -1,56 +1,129 @@
-"""Measures over the steps of a training, as one page."""
+"""Measures over the steps of a training."""
 
-from pathlib import Path
+from collections import Counter
 from typing import Any, Final
 
 from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
+from sonde.core.result import FLAGS
 from sonde.core.wording import plural
 from sonde.report._fit import Rows, tip
 from sonde.report._format import number, shown
-from sonde.report._markup import ElementIds
-from sonde.report._parts import figure
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report.charts import chart_picture
-from sonde.report.document import Head, Section, document_page, save_document
-from sonde.report.track_terminal import flags_said, track_verdict
+from sonde.report.document import Document, Figure, Part, Section, Table, figures
 
 MOST_LINES: Final = 8
 VECTOR: Final = "A point is the median, its bar the 10th to the 90th percentile"
+ALIKE: Final = 0.9
 
 
-def track_to_html(found: dict[str, Any]) -> str:
-    """Return the curves as one self-contained page.
+def document(found: dict[str, Any]) -> Document:
+    """Return what a track says: each measure over the steps, and how steps compare.
 
     Parameters
     ----------
     found : dict
         JSON of a track, ``sonde-track/1``.
     """
-    names = ElementIds()
-    methods = dict.fromkeys(c["method"] for c in found["curves"])
-    parts = [
-        Section(f"method-{i}", method, [figure(_curves(found, method, f"curves-{i}"), names)])
-        for i, method in enumerate(methods)
+    facts = [
+        ("recorded in", shown(found["folder"], 200)),
+        ("steps", ", ".join(f"{step:,}" for step in found["steps"][:24])),
     ]
+    methods = dict.fromkeys(c["method"] for c in found["curves"])
+    sections: list[Section | None] = [_measure(found, m, i) for i, m in enumerate(methods)]
     pictures = [chart_picture(c, f"chart-{i}") for i, c in enumerate(found.get("charts", ()))]
-    if pictures:
-        parts.append(Section("charts", "Over the steps", [figure(p, names) for p in pictures]))
-    head = Head(
-        "track",
-        "Over the training",
-        track_verdict(found),
-        [
-            ("recorded in", shown(found["folder"], 200)),
-            ("steps", ", ".join(f"{step:,}" for step in found["steps"][:24])),
-        ],
+    compared = [*figures(*pictures, where="page"), *_across(found["across_steps"])]
+    sections.append(Section("charts", "Over the steps", compared))
+    return Document(
+        "track", "Over the training", _verdict(found), facts, sections,
         subject=shown(found["folder"], 100),
+    )  # fmt: skip
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Return in a sentence how long the track is and which curve changed most for its size."""
+    steps, known = found["steps"], found["curves"]
+    first, last = steps[0], steps[-1]
+    numbers = [c for c in known if "low" not in c]
+    n_sites = len({c["site"] for c in numbers or known})
+    text = f"{plural(len(steps), 'step')}, {first:,} to {last:,}, at {plural(n_sites, 'site')}."
+    changed = [(abs(_change(c)), c) for c in numbers if _ends(c) is not None]
+    if len(steps) < 2 or not changed:
+        return text
+    most = max(changed, key=lambda pair: pair[0])[1]
+    low, high = _ends(most) or (0.0, 0.0)
+    return (
+        f"{text} {most['method']} at {shown(most['site'], 60)} changed most for its size: "
+        f"{number(low)} to {number(high)}."
     )
-    return document_page(found, head, parts)
 
 
-def save_track(found: dict[str, Any], path: str | Path) -> Path:
-    """Write a track as a page (``.html``) or as JSON, by the name's ending."""
-    return save_document(found, path, track_to_html, "save_track")
+def _measure(found: dict[str, Any], method: str, i: int) -> Section:
+    """Return the curves of a measure: drawn, and in a terminal their ends and extremes."""
+    own = [c for c in found["curves"] if c["method"] == method]
+    rows = tuple((c["site"], *_ends_and_extremes(c, found["steps"])) for c in own)
+    columns = ("site", "first", "last", "least", "largest", "at step")
+    brief = Table(Numbers(columns, rows, f"ends-{i}"), most=40, where="terminal")
+    return Section(f"method-{i}", method, [Figure(_curves(found, method, f"curves-{i}")), brief])
+
+
+def _ends_and_extremes(curve: dict[str, Any], steps: list[int]) -> tuple[Any, ...]:
+    known = [(v, s) for v, s in zip(curve["values"], steps, strict=True) if v is not None]
+    if not known:
+        return (None,) * 5
+    largest = max(known)
+    return known[0][0], known[-1][0], min(known)[0], *largest
+
+
+def _across(sites: list[dict[str, Any]]) -> list[Part]:
+    """Return how the rows of each step compare with those of the last, by site."""
+    if not sites:
+        return []
+    rows = tuple(
+        (
+            one["site"],
+            one["to_last"][0],
+            _settled(one["steps"], one["to_last"]),
+            None if one["explained"] is None else one["explained"][0],
+            None if one["explained"] is None else one["lateness"],
+        )
+        for one in sites
+    )
+    columns = ("site", "first CKA", f"{ALIKE:g} from", "read first", "lateness")
+    meanings = {
+        "first CKA": "CKA of the first step's rows with the last's",
+        f"{ALIKE:g} from": "step from which it stays above",
+        "read first": "share of the last step's features that the first step's rows tell",
+        "lateness": "mean share of them that earlier steps lack",
+    }
+    title = f"Each step against step {sites[0]['steps'][-1]:,}, by {plural(sites[0]['n'], 'row')}"
+    return [Table(Numbers(columns, rows, "across"), title, folded=False, meanings=meanings)]
+
+
+def _settled(steps: list[int], alike: list[float | None]) -> int:
+    """Return the first step from which all are at least so much like the last."""
+    late = [i for i, value in enumerate(alike) if value is None or value < ALIKE]
+    return steps[min(late[-1] + 1, len(steps) - 1)] if late else steps[0]
+
+
+def _ends(curve: dict[str, Any]) -> tuple[float, float] | None:
+    known = [v for v in curve["values"] if v is not None]
+    return (known[0], known[-1]) if len(known) > 1 else None
+
+
+def _change(curve: dict[str, Any]) -> float:
+    """Return the change from first to last, over the larger of the two sizes."""
+    first, last = _ends(curve) or (0.0, 0.0)
+    size = max(abs(first), abs(last))
+    return (last - first) / size if size else 0.0
+
+
+def _flags_said(found: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence for each flag that results of these curves carry at some step."""
+    flags = [flag for c in found for flag in c.get("flags", ())]
+    return [
+        f"Flag {flag} at {plural(n, 'site')}: {FLAGS[flag]}." for flag, n in Counter(flags).items()
+    ]
 
 
 def _curves(found: dict[str, Any], method: str, key: str) -> Picture:
@@ -80,7 +153,7 @@ def _curves(found: dict[str, Any], method: str, key: str) -> Picture:
         )
     if len(own) > len(axis.sites):
         note += f" Drawn at {len(axis.sites)} of {len(own)} sites."
-    note = " ".join([note, *flags_said(own)])
+    note = " ".join([note, *_flags_said(own)])
     return Picture(key, message, draw, Numbers(columns, table, f"{key}-table"), note.strip())
 
 

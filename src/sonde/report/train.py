@@ -1,43 +1,22 @@
-"""What a fine-tuning with losses at sites gained, as one page."""
+"""What a fine-tuning with losses at sites gained."""
 
-from pathlib import Path
 from typing import Any
 
 from sonde.core.chart import Chart, ChartAxis, curves
 from sonde.report._fit import tip
-from sonde.report._format import number, plural, shown
-from sonde.report._markup import ElementIds
-from sonde.report._parts import command, figure, table, tabled
+from sonde.report._format import number, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
-from sonde.report.document import Head, Section, document_page, save_document
-from sonde.report.train_terminal import arms, figures_of, train_verdict
+from sonde.report.document import Command, Document, Figure, Section, Table
 
 
-def train_to_html(found: dict[str, Any]) -> str:
-    """Return a fine-tuning as one self-contained page.
+def document(found: dict[str, Any]) -> Document:
+    """Return what a fine-tuning says: whether the losses fell, and whether they helped the task.
 
     Parameters
     ----------
     found : dict
         JSON of a fine-tuning, ``sonde-train/1``.
     """
-    names = ElementIds()
-    parts = [
-        _task(found, names),
-        _terms(found, names),
-        _curves(found, names),
-        _inside(found, names),
-        _undo(found),
-    ]
-    return document_page(found, _head(found), parts)
-
-
-def save_train(found: dict[str, Any], path: str | Path) -> Path:
-    """Write a fine-tuning as a page (``.html``) or as JSON, by the name's ending."""
-    return save_document(found, path, train_to_html, "save_train")
-
-
-def _head(found: dict[str, Any]) -> Head:
     recipe = found["recipe"]
     facts = [
         ("model", shown(found["model"], 120)),
@@ -52,15 +31,20 @@ def _head(found: dict[str, Any]) -> Head:
         ("figures on", f"{found['held']:,} other examples"),
         ("written to", shown(found["output"], 200)),
     ]
-    heading = "What the losses at sites changed"
-    subject = f"train {shown(found['model'], 80)}"
-    return Head("train", heading, train_verdict(found), facts, subject=subject)
+    return Document(
+        "train",
+        "What the losses at sites changed",
+        f"{_worked(found)} {_helped(found)}".strip(),
+        facts,
+        [_task(found), _terms(found), _curves(found), _inside(found), _undo(found)],
+        subject=f"train {shown(found['model'], 80)}",
+    )
 
 
-def _task(found: dict[str, Any], names: ElementIds) -> Section:
+def _task(found: dict[str, Any]) -> Section:
     rows = []
-    for arm in arms(found):
-        told = figures_of(found, arm)
+    for arm in _arms(found):
+        told = _figures(found, arm)
         rows.append(
             (
                 {"with": "trained with the losses", "without": "trained without them"}.get(
@@ -71,26 +55,28 @@ def _task(found: dict[str, Any], names: ElementIds) -> Section:
             )
         )
     columns = ("model", "accuracy", "low", "high", "loss, nats", "low ", "high ")
-    made = [table(Numbers(columns, tuple(rows), "task"), names)]
+    kinds = {"accuracy": "share", "low": "share", "high": "share"}
+    made = [Table(Numbers(columns, tuple(rows), "task"), kinds=kinds)]
     gains = tuple(
         (n, *(seed["gain"][name][key] for name in ("accuracy", "loss")
               for key in ("value", "low", "high")))
         for n, seed in enumerate(found["seeds"])
     )  # fmt: skip
     columns = ("seed", "accuracy gained", "low", "high", "loss gained, nats", "low ", "high ")
-    made.append(tabled(Numbers(columns, gains, "gains"), names, "With less without, by seed"))
+    numbers = Numbers(columns, gains, "gains")
+    made.append(Table(numbers, "With less without, by seed", folded=True, where="verbose"))
     lead = f"{found['answers']:,} answers on examples that trained nothing. Both arms saw the same "
     lead += "rows in the same order. Intervals: 95 %, groups of examples drawn anew."
     return Section("task", "The task", made, lead)
 
 
-def _terms(found: dict[str, Any], names: ElementIds) -> Section | None:
+def _terms(found: dict[str, Any]) -> Section | None:
     rows = tuple(
         (shown(one["term"], 80), one["before"], one["without"], one["with"])
         for one in found["terms"]
     )
     columns = ("loss", "before", "trained without it", "trained with it")
-    parts = [table(Numbers(columns, rows, "terms"), names)] if rows else []
+    parts = [Table(Numbers(columns, rows, "terms"))] if rows else []
     lead = "Values on all held-out rows together; lower is what the loss asks for. A loss that "
     lead += "fell worked; whether it helped is told by the task."
     if found["conflict"]:
@@ -100,13 +86,14 @@ def _terms(found: dict[str, Any], names: ElementIds) -> Section | None:
     return Section("losses", "The losses", parts, lead) if parts else None
 
 
-def _curves(found: dict[str, Any], names: ElementIds) -> Section:
+def _curves(found: dict[str, Any]) -> Section:
     wanted = ["task", *(name for name in found["curves"]["with"][0] if name.endswith(")"))]
-    parts = [_curve(found, name, names, n) for n, name in enumerate(wanted)]
-    return Section("curves", "Over the training", parts, "Values on the batch of each step.")
+    parts = [_curve(found, name, n) for n, name in enumerate(wanted)]
+    lead = "Values on the batch of each step."
+    return Section("curves", "Over the training", parts, lead, where="verbose")
 
 
-def _curve(found: dict[str, Any], name: str, names: ElementIds, n: int) -> Any:
+def _curve(found: dict[str, Any], name: str, n: int) -> Figure:
     what = "The loss of the task, nats" if name == "task" else f"{shown(name, 60)}"
     rows = [
         {"step": row["step"], "value": row[name], "arm": arm}
@@ -122,10 +109,10 @@ def _curve(found: dict[str, Any], name: str, names: ElementIds, n: int) -> Any:
 
     table_rows = tuple((row["arm"], row["step"], row["value"]) for row in rows)
     numbers = Numbers(("arm", "step", "value"), table_rows, f"curve-{n}")
-    return figure(Picture(f"curve-{n}", message, draw, numbers), names)
+    return Figure(Picture(f"curve-{n}", message, draw, numbers))
 
 
-def _inside(found: dict[str, Any], names: ElementIds) -> Section | None:
+def _inside(found: dict[str, Any]) -> Section | None:
     rows = [
         {"site": one["site"], "cka": one["cka"], "arm": arm, "n": one["n"], "error": one["error"]}
         for arm, sites in found["sites"].items()
@@ -153,9 +140,51 @@ def _inside(found: dict[str, Any], names: ElementIds) -> Section | None:
     picture = Picture("inside", message, draw, Numbers(columns, cells, "inside"))
     lead = "Each arm's states beside those before the training, on held-out examples. Error: "
     lead += "squared difference over squared length."
-    return Section("inside", "Inside", [figure(picture, names)], lead)
+    return Section("inside", "Inside", [Figure(picture, most=8)], lead)
 
 
 def _undo(found: dict[str, Any]) -> Section:
     lead = "The original tensors lie in a folder beside the new model."
-    return Section("undo", "Take it back", [command(found["undo"])], lead)
+    return Section("undo", "Take it back", [Command(found["undo"])], lead)
+
+
+def _arms(found: dict[str, Any]) -> list[str]:
+    """Return the names of what is compared: before, without and with."""
+    return ["before", *(name for name in ("without", "with") if name in found["seeds"][0])]
+
+
+def _figures(found: dict[str, Any], arm: str) -> dict[str, Any]:
+    """Return accuracy and loss of one arm, of the first seed."""
+    return found["before"] if arm == "before" else found["seeds"][0][arm]
+
+
+def _worked(found: dict[str, Any]) -> str:
+    parts = []
+    for one in found["terms"]:
+        name = shown(one["term"], 60)
+        if one["without"] is None:
+            fell = one["with"] < one["before"]
+            parts.append(f"{name} {'fell' if fell else 'did not fall'}: {number(one['before'])} to "
+                         f"{number(one['with'])}")  # fmt: skip
+        else:
+            fell = one["with"] < one["without"]
+            verb = "worked" if fell else "did not work"
+            parts.append(f"{name} {verb}: {number(one['with'])} with it, {number(one['without'])} "
+                         "without")  # fmt: skip
+    return f"{'; '.join(parts)}." if parts else "No loss at a site: the task alone."
+
+
+def _helped(found: dict[str, Any]) -> str:
+    gain, against = found["gain"]["accuracy"], "without" if "without" in _arms(found) else "before"
+    range_words = f"{_points(gain['low'])} to {_points(gain['high'])}"
+    told = f"{share(_figures(found, 'with')['accuracy']['value'])} right with, "
+    told += f"{share(_figures(found, against)['accuracy']['value'])} {against}"
+    if gain["low"] > 0:
+        return f"The task gained {_points(gain['value'])} points ({range_words}): {told}."
+    if gain["high"] < 0:
+        return f"The task lost {_points(-gain['value'])} points ({range_words}): {told}."
+    return f"The task did not change beyond chance ({range_words} points): {told}."
+
+
+def _points(x: float) -> str:
+    return f"{100 * x:.1f}"

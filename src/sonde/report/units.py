@@ -1,33 +1,26 @@
-"""An atlas of units or features, as one page that works offline."""
+"""An atlas of units or features: what each stands for."""
 
+from collections.abc import Mapping
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sonde.report._format import number, plural, share, shown
 from sonde.report._markup import Markup, el
-from sonde.report.document import Head, Section, document_page, save_document
-from sonde.report.units_terminal import units_verdict
+from sonde.report._picture import Numbers
+from sonde.report.document import Document, Drawing, Section, Table
+
+MOST: Final = 10
+"""Units that a terminal shows."""
 
 
-def units_to_html(found: dict[str, Any]) -> str:
-    """Return an atlas as one self-contained page.
+def document(found: dict[str, Any]) -> Document:
+    """Return what an atlas says: the units with the clearest labels, and a browser of all.
 
     Parameters
     ----------
     found : dict
         JSON of an atlas, ``sonde-units/1``.
     """
-    script = files("sonde.report").joinpath("assets", "units.js").read_text("utf-8")
-    return document_page(found, _head(found), [_units(found)], script=script)
-
-
-def save_units(found: dict[str, Any], path: str | Path) -> Path:
-    """Write an atlas as a page (``.html``) or as JSON, by the name's ending."""
-    return save_document(found, path, units_to_html, "save_units")
-
-
-def _head(found: dict[str, Any]) -> Head:
     what = "feature" if found["dictionary"] else "unit"
     facts = [
         ("model", shown(found["model"], 120)),
@@ -35,13 +28,54 @@ def _head(found: dict[str, Any]) -> Head:
         ("site", shown(found["site"], 120)),
         ("dictionary", shown(found["dictionary"], 120) if found["dictionary"] else None),
     ]
-    return Head(
+    return Document(
         "units",
         f"What does each {what} stand for?",
-        units_verdict(found),
+        _verdict(found),
         facts,
+        [_units(found), _clearest(found)],
         subject=f"{shown(found['site'], 60)} of {shown(found['model'], 60)}",
+        script=files("sonde.report").joinpath("assets", "units.js").read_text("utf-8"),
     )
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    """Return one sentence: how many units there are, how many have a label, how many are dead."""
+    what = "feature" if found["dictionary"] else "unit"
+    n = len(found["units"])
+    dead = sum(len(u["histogram"]["counts"]) == 1 for u in found["units"])
+    said = f"{plural(n, what)} at {found['site']} over {plural(found['n'], 'row')}"
+    if found["labelled"] is not None:
+        said += f"; {share(found['labelled'])} follow a label"
+    said += f"; {dead:,} never change" if dead else ""
+    said += f"; {loss_text(found['loss'])}" if found["loss"] else ""
+    return f"{said}."
+
+
+def loss_text(loss: Mapping[str, Any]) -> str:
+    """Return in words how much of a model's loss the states that a dictionary rebuilds recover."""
+    of = "an unknown share" if loss["value"] is None else share(loss["value"])
+    return (
+        f"rebuilt states recover {of} of the loss ({number(loss['rebuilt'])} nats; "
+        f"{number(loss['clean'])} as it is, {number(loss['mean'])} at the mean)"
+    )
+
+
+def _clearest(found: dict[str, Any]) -> Section | None:
+    """Return the units with the clearest labels, or else tokens, for a terminal."""
+    if found["labelled"] is not None:
+        best = sorted(found["units"], key=lambda u: -(u["overlap"] or 0.0))[:MOST]
+        columns = ("unit", "label", "overlap", "by chance")
+        rows = tuple((str(u["unit"]), u["concept"], u["overlap"], u["chance"])
+                     for u in best if u["labelled"])  # fmt: skip
+    elif found["units"] and "writes" in found["units"][0]:
+        best = sorted(found["units"], key=lambda u: -(u["z"] or 0.0))[:MOST]
+        columns = ("unit", "writes")
+        rows = tuple((str(u["unit"]), " ".join(repr(t) for t, _ in u["writes"][:5])) for u in best)
+    else:
+        return None
+    made = Table(Numbers(columns, rows, "clearest"))
+    return Section("clearest", "Clearest units", [made], where="terminal")
 
 
 def _units(found: dict[str, Any]) -> Section:
@@ -70,9 +104,8 @@ def _units(found: dict[str, Any]) -> Section:
         "t" in row for u in found["units"] for row in u["rows"]
     )
     lead += "" if has_inputs else " Inputs are left out (--no-inputs)."
-    return Section(
-        "units", "Units", [el("p", field, " ", order, " ", count, cls="unit-find"), drawers], lead
-    )
+    finder = el("p", field, " ", order, " ", count, cls="unit-find")
+    return Section("units", "Units", [Drawing(finder), Drawing(drawers)], lead, where="page")
 
 
 def _drawer(unit: dict[str, Any]) -> Markup:

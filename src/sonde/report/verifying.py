@@ -6,7 +6,7 @@ from pathlib import Path
 from sonde.core.errors import InputError, StateError, StoreError
 from sonde.report._schema import check_report
 from sonde.report.files import is_sealed, load_report
-from sonde.report.other_pages import KINDS, UNSEALED, other_page
+from sonde.report.documents import KINDS, UNSEALED, other_page
 from sonde.run.verifying.verify_run import is_run_directory, verify_run
 from sonde.run.verifying.verify_state import verify_state
 from sonde.run.verifying.verify_track import is_track, verify_track
@@ -77,7 +77,7 @@ def verify_report(path: str | Path) -> Soundness:
             notes = () if sealed else (_UNSEALED,)
             if not sealed and other.keys() != UNSEALED:
                 raise StateError("it holds no hash, and other keys than sonde writes without one")
-            return Soundness(KINDS[other["schema"]], checked, notes=notes)
+            return Soundness(KINDS[other["schema"]][0], checked, notes=notes)
         report = load_report(path)
         check_report(report, strict=not sealed)
     except (StateError, StoreError) as error:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import present
+from sonde.cli.console import note
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError
 
@@ -165,20 +166,8 @@ class Acting:
             samples=shown,
             notes=deed.notes,
         )
-        self.tell(document, page, printing)
+        present(document, printing, page)
         return 0
-
-    def tell(self, document: dict[str, Any], page: Path, printing: Printing) -> None:
-        """Write the report and print the act."""
-        from sonde.report.edit import save_edit
-        from sonde.report.edit_terminal import edit_to_text, edit_verdict
-
-        save_edit(document, page)
-        if printing.json:
-            say_json(document)
-        else:
-            say(edit_verdict(document) if printing.quiet else edit_to_text(document))
-        note(f"wrote {page}")
 
 
 def is_idle(judgement: "Judgement", force: bool) -> bool:

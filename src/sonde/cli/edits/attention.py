@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import check_page, present
 from sonde.cli.options import DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
@@ -56,14 +56,9 @@ class LimitPattern:
     def run(self) -> int:
         """Measure every layer, print the table, and write the page if one was asked for."""
         from sonde.data import load, open_inputs
-        from sonde.report.edit import save_edit
-        from sonde.report.edit_terminal import edit_to_text, edit_verdict
         from sonde.run.judging.attention_costs import pattern_costs
 
-        if self.report is not None and self.report.suffix.lower() not in (".html", ".htm", ".json"):
-            raise InputError(
-                f"--report: expected a name that ends in .html or .json, got {self.report}."
-            )
+        check_page(self.report, flag="--report")
         edit = self._edit()
         model = load(self.model, device=self.device)
         typed = {"text_column": self.text_column, "max_length": self.max_length}
@@ -73,12 +68,7 @@ class LimitPattern:
         sites = [s if ":" in s else s + PORT for s in self.sites.split(",")]
         found = pattern_costs(model, inputs, edit, sites, progress=not self.printing.quiet)
         document = self._document(found, len(inputs))
-        if self.printing.json:
-            say_json(document)
-        else:
-            say(edit_verdict(document) if self.printing.quiet else edit_to_text(document))
-        if self.report is not None:
-            note(f"wrote {save_edit(document, self.report)}")
+        present(document, self.printing, self.report)
         return 0
 
     def _edit(self) -> "LimitAttention":

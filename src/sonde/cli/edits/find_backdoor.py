@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import present
 from sonde.cli.edits._acting import is_idle
 from sonde.cli.options import DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
@@ -54,8 +54,6 @@ class FindBackdoor:
         """Look for a backdoor, print the finding, and remove it if that was asked for."""
         from sonde.data import load, open_inputs
         from sonde.edit import find_backdoor
-        from sonde.report.edit import save_edit
-        from sonde.report.edit_terminal import edit_to_text, edit_verdict
         from sonde.weights.folder import check_output, folder_of
 
         if self.remove != (self.output is not None):
@@ -71,15 +69,10 @@ class FindBackdoor:
         if self.output is not None:
             plan, judgement = self._removed(model, clean, finding, verdict)
         document = self._document(finding, names, verdict, plan, judgement)
-        if self.printing.json:
-            say_json({**document, "backdoor": _facts(finding, names)})
-        else:
-            say(edit_verdict(document) if self.printing.quiet else edit_to_text(document))
         page = self.report
         if page is None and self.output is not None:
             page = self.output.absolute().with_name(self.output.name + ".html")
-        if page is not None:
-            note(f"wrote {save_edit(document, page)}")
+        present({**document, "backdoor": _facts(finding, names)}, self.printing, page)
         return int(judgement is not None and bool(judgement.no_effect) and not self.force)
 
     def _removed(

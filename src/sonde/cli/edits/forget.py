@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli._presenting import present
 from sonde.cli.edits._acting import is_idle
 from sonde.cli.options import ModelWord, Printing, named
 from sonde.core.errors import InputError
@@ -118,8 +118,6 @@ class Forget:
         """Plan, judge, write, and say what became of the examples."""
         from sonde.data import load
         from sonde.edit import Retrain, forgotten
-        from sonde.report.edit import save_edit
-        from sonde.report.edit_terminal import edit_to_text, edit_verdict
         from sonde.weights import save_edited
         from sonde.weights.folder import check_output, folder_of
 
@@ -140,12 +138,7 @@ class Forget:
         found = forgotten(model, plan.fold(model), **sides, retrained=anew)
         saved = save_edited(model, plan, self.output, name=self.model)
         document = self._document(judgement, found, saved.tensors, plan.method)
-        save_edit(document, page)
-        if self.printing.json:
-            say_json({**document, "forgotten": found.json()})
-        else:
-            say(edit_verdict(document) if self.printing.quiet else edit_to_text(document))
-        note(f"wrote {page}")
+        present({**document, "forgotten": found.json()}, self.printing, page)
         return 0
 
     def _rule(self) -> "Rewrite":

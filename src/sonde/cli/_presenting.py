@@ -1,0 +1,71 @@
+"""How a command shows what it found: a page where it was asked for, then text or JSON."""
+
+from pathlib import Path
+from typing import Any
+
+from sonde.cli._table import text_width
+from sonde.cli.console import note, say, say_json
+from sonde.cli.options import Printing
+from sonde.core.errors import InputError
+
+PAGES = (".html", ".htm", ".json")
+
+
+def check_page(page: Path | None, *inputs: object, flag: str = "-o") -> None:
+    """Refuse the name of a page that cannot be written, before anything runs.
+
+    Parameters
+    ----------
+    page : Path or None
+    *inputs
+        What is read: no page may take its place.
+    flag : str, default="-o"
+        Where the name was typed.
+
+    Raises
+    ------
+    InputError
+        If it ends otherwise than a page, or is an input.
+    StoreError
+        If nothing can be written there.
+    """
+    from sonde.store.outputs import check_file
+
+    if page is None:
+        return
+    if page.suffix.lower() not in PAGES:
+        raise InputError(f"{flag}: expected a name that ends in {', '.join(PAGES)}, got {page}.")
+    check_file(page, *map(str, inputs))
+
+
+def present(
+    found: dict[str, Any],
+    printing: Printing,
+    page: Path | None = None,
+    wrote: str = "",
+    **shown: Any,
+) -> None:
+    """Write the page of a document, print it, and say what was written.
+
+    Parameters
+    ----------
+    found : dict
+        JSON of a command, with its schema.
+    printing : Printing
+    page : Path, optional
+    wrote : str, default=""
+        The last line; by default the page's name.
+    **shown
+        What the page shows beside the JSON.
+    """
+    from sonde.report.documents import save_document, to_terminal
+
+    if page is not None:
+        save_document(found, page, **shown)
+    if printing.json:
+        say_json(found)
+    else:
+        words = {"verbose": printing.verbose, "quiet": printing.quiet, "width": text_width()}
+        say(to_terminal(found, **words))
+    if wrote or page is not None:
+        note(f"wrote {wrote or page}")

@@ -1,0 +1,79 @@
+"""A document as one HTML page that works offline and carries its JSON."""
+
+from typing import Any
+
+from sonde.report._format import shown
+from sonde.report._markup import ElementIds, Markup, code, el, join
+from sonde.report._parts import badge, command, definitions, figure, section, table, tabled
+from sonde.report.document import Command, Document, Drawing, Figure, Finding, Part, Prose, Table
+from sonde.report.html import contents, page
+
+
+def document_page(
+    document: Document, carried: dict[str, Any], names: ElementIds | None = None
+) -> str:
+    """Return a document as a page.
+
+    Parameters
+    ----------
+    document : Document
+    carried : dict
+        The JSON that the page carries.
+    names : ElementIds, optional
+        Of what was drawn for it before.
+    """
+    names = names or ElementIds()
+    kept = [s for s in document.kept() if s.where != "terminal"]
+    titles = {part.key: part.title for part in kept}
+    made = [
+        section(s.key, s.title, *(_part(part, names) for part in s.parts), lead=s.lead)
+        for s in kept
+    ]
+    body = join(_head(document), contents("toc", titles), *made)
+    title = f"{shown(document.subject or document.heading, 160)}: sonde {document.command}"
+    return page(title, document.verdict, body, carried, titles, document.script)
+
+
+def _head(document: Document) -> Markup:
+    mark = () if document.badge is None else (badge(*document.badge), " ")
+    return el(
+        "header",
+        el("p", f"sonde {document.command}", cls="brand"),
+        el("h1", document.heading),
+        el("p", *mark, document.verdict, cls="verdict"),
+        definitions(document.facts),
+        *(el("p", note, cls="reading") for note in document.notes),
+    )
+
+
+def _part(part: Part, names: ElementIds) -> Markup | None:
+    if part.where == "terminal":
+        return None
+    match part:
+        case Prose(text, kind):
+            if kind == "name":
+                return el("p", code(text))
+            looks = {"small": "reading", "empty": "empty"}
+            return el("h3" if kind == "heading" else "p", text, cls=looks.get(kind))
+        case Finding(level, name, text):
+            return el("p", badge(level), " ", code(name), " ", text)
+        case Command(text):
+            return command(text)
+        case Figure(picture):
+            return figure(picture, names)
+        case Drawing(markup):
+            return markup
+        case Table():
+            return _table(part, names)
+
+
+def _table(part: Table, names: ElementIds) -> Markup:
+    columns = part.numbers.columns
+    kinds = {i: part.kinds[name] for i, name in enumerate(columns) if name in part.kinds}
+    if part.folded is None:
+        made = table(part.numbers, names, part.title, kinds)
+    else:
+        label = part.title or "Table"
+        made = tabled(part.numbers, names, label, opened=not part.folded, kinds=kinds)
+    said = [(name, meaning) for name, meaning in part.meanings.items() if name in columns]
+    return join(made, definitions(said)) if said else made

@@ -1,0 +1,144 @@
+"""A document as text for a terminal: the verdict, then what each section says."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from textwrap import wrap
+from typing import Final
+
+from sonde.report._format import number, p_value, plural, share, shown, tied
+from sonde.report._parts import P_VALUES
+from sonde.report._picture import Cell
+from sonde.report.document import Command, Document, Drawing, Figure, Finding, Part, Prose, Table
+
+COLUMNS: Final = 80
+WIDEST, NARROWEST, GAP = 34, 12, "  "
+"""Letters of a cell that is text: what it may have, and what it keeps where there is no room."""
+
+
+def document_text(document: Document, verbose: bool = False, width: int = COLUMNS) -> str:
+    """Return a document as lines of at most ``width`` columns; commands are never broken.
+
+    Parameters
+    ----------
+    document : Document
+    verbose : bool, default=False
+        All sections, and every row of their tables.
+    width : int, default=80
+    """
+    lines = [*_wrapped(document.verdict, width)]
+    facts = [(name, value) for name, value in document.facts if value]
+    if facts:
+        lines += ["", *_pairs(facts, width)]
+    for note in document.notes:
+        lines += ["", *_wrapped(note, width)]
+    for section in document.kept():
+        if not _is_said(section.where, verbose):
+            continue
+        said = [part for part in section.parts if _is_said(part.where, verbose)]
+        if sum(isinstance(part, Table) for part in said) < 2:  # the label of a drawer repeats
+            said = [replace(p, title="") if isinstance(p, Table) and p.folded is not None else p
+                    for p in said]  # fmt: skip
+        body = [_part(part, document, verbose, width) for part in said]
+        held = [block for block in body if block]
+        if section.parts and not held:
+            continue
+        lines += ["", section.title, *_wrapped(section.lead, width)]
+        for i, block in enumerate(held):
+            lines += ["", *block] if i or section.lead else block
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _is_said(where: str, verbose: bool) -> bool:
+    return where in ("both", "terminal") or (verbose and where == "verbose")
+
+
+def _part(part: Part, document: Document, verbose: bool, width: int) -> list[str]:
+    match part:
+        case Prose(text):
+            return _wrapped(text, width)
+        case Finding(level, code, text):
+            return _wrapped(f"{level} {code}  {text}", width)
+        case Command(text):
+            return [f"  -> {shown(text, 1000)}"]
+        case Figure(picture, most, brief):
+            said = [] if picture.message == document.verdict else _wrapped(picture.message, width)
+            if most and picture.numbers:
+                said += _table(Table(picture.numbers, brief=brief, most=most), verbose, width)
+            return said
+        case Drawing(_, lines):
+            return [line for text in lines for line in _wrapped(text, width)]
+        case Table():
+            return list(_table(part, verbose, width))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines = wrap(tied(shown(text, 4000)), width, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in lines]
+
+
+def _table(part: Table, verbose: bool, width: int) -> Iterator[str]:
+    """Yield title, heads, rows and the meanings of the columns."""
+    columns = part.numbers.columns
+    chosen = [columns.index(name) for name in (part.brief or columns)]
+    rows = part.numbers.rows if verbose else part.numbers.rows[: part.most]
+    if part.title:
+        yield from _wrapped(part.title, width)
+    kinds = {"site": "site", **dict.fromkeys(P_VALUES, "p"), **part.kinds}
+    cells = [[columns[i] for i in chosen]]
+    cells += [[_text(row[i], kinds.get(columns[i], "")) for i in chosen] for row in rows]
+    right = [any(_is_figure(row[i], kinds.get(columns[i], "")) for row in rows) for i in chosen]
+    widths = _widths(cells, right, width)
+    for line in cells:
+        pairs = zip(line, widths, right, strict=False)
+        yield GAP.join(_fitted(cell, room, end) for cell, room, end in pairs)
+    left = len(part.numbers.rows) - len(rows)
+    if left > 0:
+        yield f"and {plural(left, 'more row')} (-v shows them)"
+    if len(widths) < len(chosen):
+        hidden = ", ".join(cells[0][len(widths) :])
+        yield from _wrapped(f"not shown for lack of room: {hidden}", width)
+    said = [(name, text) for name, text in part.meanings.items() if name in cells[0]]
+    if said:
+        yield ""
+        yield from _pairs(said, width)
+
+
+def _pairs(pairs: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
+    """Yield names and what they stand for, in two columns."""
+    room = max(len(name) for name, _ in pairs) + len(GAP)
+    for name, text in pairs:
+        lines = _wrapped(text, width - room)
+        for head, line in zip_longest([name], lines, fillvalue=""):
+            yield head.ljust(room) + line
+
+
+def _is_figure(value: Cell, kind: str) -> bool:
+    return kind == "number" or isinstance(value, int | float)
+
+
+def _text(value: Cell, kind: str) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return shown(value.removesuffix(":out") if kind == "site" else value, 400)
+    return p_value(value) if kind == "p" else share(value) if kind == "share" else number(value)
+
+
+def _widths(cells: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> list[int]:
+    """Return the width of each column that has room; text gives way before columns are left out."""
+    found = [max(len(row[i]) for row in cells) for i in range(len(right))]
+    found = [n if end else min(n, WIDEST) for n, end in zip(found, right, strict=True)]
+    for i in sorted(range(len(found)), key=lambda i: -found[i]):
+        over = sum(found) + len(GAP) * (len(found) - 1) - width
+        if over > 0 and not right[i]:
+            found[i] = max(found[i] - over, min(found[i], NARROWEST))
+    while len(found) > 1 and sum(found) + len(GAP) * (len(found) - 1) > width:
+        found.pop()
+    return found
+
+
+def _fitted(cell: str, room: int, right: bool) -> str:
+    """Return a cell in its column; of a name that is too long its end, which tells it apart."""
+    cut = cell if len(cell) <= room else f"…{cell[len(cell) - room + 1 :]}"
+    return cut.rjust(room) if right else cut.ljust(room)
