@@ -34,7 +34,7 @@ def check_page(page: Path | None, *inputs: object, flag: str = "-o") -> None:
     if page is None:
         return
     if page.suffix.lower() not in PAGES:
-        raise InputError(f"{flag}: expected a name that ends in {', '.join(PAGES)}, got {page}.")
+        raise InputError(f"{flag}: expected a name that ends in .html or .json, got {page}.")
     check_file(page, *map(str, inputs))
 
 

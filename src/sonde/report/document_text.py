@@ -90,8 +90,7 @@ def _table(part: Table, verbose: bool, width: int) -> Iterator[str]:
     right = [any(_is_figure(row[i], kinds.get(columns[i], "")) for row in rows) for i in chosen]
     widths = _widths(cells, right, width)
     for line in cells:
-        pairs = zip(line, widths, right, strict=False)
-        yield GAP.join(_fitted(cell, room, end) for cell, room, end in pairs)
+        yield from _line(line, widths, right)
     left = len(part.numbers.rows) - len(rows)
     if left > 0:
         yield f"and {plural(left, 'more row')} (-v shows them)"
@@ -128,14 +127,28 @@ def _text(value: Cell, kind: str) -> str:
 def _widths(cells: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> list[int]:
     """Return the width of each column that has room; text gives way before columns are left out."""
     found = [max(len(row[i]) for row in cells) for i in range(len(right))]
-    found = [n if end else min(n, WIDEST) for n, end in zip(found, right, strict=True)]
+    last = len(found) - 1
+    found = [n if end or i == last else min(n, WIDEST)
+             for i, (n, end) in enumerate(zip(found, right, strict=True))]  # fmt: skip
     for i in sorted(range(len(found)), key=lambda i: -found[i]):
-        over = sum(found) + len(GAP) * (len(found) - 1) - width
+        over = sum(found) + len(GAP) * last - width
         if over > 0 and not right[i]:
             found[i] = max(found[i] - over, min(found[i], NARROWEST))
     while len(found) > 1 and sum(found) + len(GAP) * (len(found) - 1) > width:
         found.pop()
     return found
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
+    """Yield a row; a text in its last column goes on below where it does not fit."""
+    *first, (cell, room, end) = zip(cells, widths, right, strict=False)
+    head = "".join(f"{_fitted(*one)}{GAP}" for one in first)
+    if end or len(cell) <= room:
+        yield head + _fitted(cell, room, end)
+        return
+    for line in wrap(cell, room):
+        yield head + line
+        head = " " * len(head)
 
 
 def _fitted(cell: str, room: int, right: bool) -> str:

@@ -40,6 +40,7 @@ _COMPARED: Final = {
     "second": "the same of the second side",
 }
 MOST_UNITS: Final = 8
+SIDES: Final = ("first", "second")
 
 
 def document(found: dict[str, Any]) -> Document:
@@ -79,7 +80,9 @@ def sizes(states: list[dict[str, Any]]) -> Section:
         (s["site"], s["side"], s["statistic"], s["part"], s["bytes"], ", ".join(s["read_by"]))
         for s in states
     )
-    lead = f"{plural(len(rows), 'state')}, {gib(sum(s['bytes'] for s in states))} in all."
+    total = {side: sum(s["bytes"] for s in states if s["side"] == side) for side in SIDES}
+    lead = f"{plural(len(rows), 'state')}; "
+    lead += ", ".join(f"{side}: {gib(n_bytes)}" for side, n_bytes in total.items())
     made = Table(Numbers(columns, rows, "states"), "States", folded=True, most=len(rows))
     return Section("states", "States", [made], lead, where="verbose")
 
@@ -103,7 +106,7 @@ def _side(side: dict[str, Any]) -> str:
 
 
 def _models(found: dict[str, Any]) -> str:
-    marks = [found[word]["model"] for word in ("first", "second")]
+    marks = [found[word]["model"] for word in SIDES]
     if None in marks:
         return "not known: the rows are arrays"
     return f"two: fingerprints {marks[0][:12]} and {marks[1][:12]}"

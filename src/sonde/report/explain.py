@@ -34,7 +34,7 @@ _BRIEF: Final = ("method", "holds", "effect", "deletion", "insertion", "wrong si
 
 
 def document(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> Document:
-    """Return what an explanation says: what answers hang on, and which methods can be believed.
+    """Return what an explanation says: what answers depend on, and which methods can be believed.
 
     Parameters
     ----------

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sonde.core.errors import InputError, StateError, StoreError
 from sonde.report._schema import check_report
-from sonde.report.files import is_sealed, load_report
 from sonde.report.documents import KINDS, UNSEALED, other_page
+from sonde.report.files import is_sealed, load_report
 from sonde.run.verifying.verify_run import is_run_directory, verify_run
 from sonde.run.verifying.verify_state import verify_state
 from sonde.run.verifying.verify_track import is_track, verify_track
