@@ -1,6 +1,5 @@
 """Tokenizers and image processors of a checkpoint, and an image recipe without torchvision."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,32 +208,35 @@ def no_recipe(model: str, missing: Sequence[str]) -> InputError:
 
 def is_tokenizer(processor: Any) -> bool:
     """Return whether a processor is a transformers tokenizer."""
-    transformers = sys.modules.get("transformers")
-    return transformers is not None and isinstance(processor, transformers.PreTrainedTokenizerBase)
+    return _is_a(processor, "PreTrainedTokenizerBase")
 
 
 def is_joint_processor(processor: Any) -> bool:
     """Return whether a processor turns images and texts together into a model's input."""
-    transformers = sys.modules.get("transformers")
-    if transformers is None or not isinstance(processor, transformers.ProcessorMixin):
-        return False
-    return is_image_processor(getattr(processor, "image_processor", None)) and is_tokenizer(
-        getattr(processor, "tokenizer", None)
+    return (
+        _is_a(processor, "ProcessorMixin")
+        and is_image_processor(getattr(processor, "image_processor", None))
+        and is_tokenizer(getattr(processor, "tokenizer", None))
     )
 
 
 def is_image_processor(processor: Any) -> bool:
     """Return whether a processor turns images into pixel values."""
-    if isinstance(processor, PillowProcessor):
-        return True
-    transformers = sys.modules.get("transformers")
-    return transformers is not None and isinstance(processor, transformers.BaseImageProcessor)
+    return isinstance(processor, PillowProcessor) or _is_a(processor, "BaseImageProcessor")
 
 
 def is_feature_extractor(processor: Any) -> bool:
     """Return whether a processor turns recordings into a model's input."""
-    transformers = sys.modules.get("transformers")
-    return transformers is not None and isinstance(processor, transformers.SequenceFeatureExtractor)
+    return _is_a(processor, "SequenceFeatureExtractor")
+
+
+def _is_a(processor: Any, name: str) -> bool:
+    """Return whether a class of transformers is among those of an object.
+
+    By name: to ask for the class itself would import two seconds of it for models of one's own.
+    """
+    kinds = type(processor).__mro__
+    return any(k.__name__ == name and k.__module__.startswith("transformers.") for k in kinds)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

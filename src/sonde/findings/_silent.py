@@ -99,6 +99,10 @@ class Silent:
 class _Touched(TorchDispatchMode):
     """Remembers the memory of every tensor that an operation received."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to keep the compiler off, torch would import it: a second
+
     def __init__(self) -> None:
         super().__init__()
         self.storages: set[int] = set()

@@ -108,4 +108,6 @@ def example_numbers(*names: Int[Tensor, "row ..."]) -> Int[Tensor, "row"]:
     >>> example_numbers(torch.tensor([5, 4, 5]), torch.tensor([0, 1, 0])).tolist()
     [1, 0, 1]
     """
+    if len(names) == 1 and names[0].ndim == 1:  # torch sorts numbers ten times as fast as rows
+        return torch.unique(names[0], return_inverse=True)[1]
     return torch.unique(torch.column_stack(names), dim=0, return_inverse=True)[1]

@@ -284,6 +284,10 @@ def inputs_or_none(module: nn.Module) -> dict[str, Tensor] | None:
 class _SumWatch(TorchDispatchMode):
     """Follows which layers' outputs are added up in each tensor of a forward."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to keep the compiler off, torch would import it: a second
+
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
         self.names = names_of(root)
