@@ -96,5 +96,5 @@ def test_without_the_strongest_place_a_wrong_row_is_right(sorted_data) -> None:
     p = model.module(*batch.args, **batch.kwargs).softmax(1)[:, 0].tolist()
     assert [one["confidence"] for one in said] == pytest.approx(p)
     sentence = answer_sentence(said[0], [4], ["w", "x", "y", "dose"])
-    assert sentence.endswith("hangs most on 'dose'; without it: " + said[0]["truth"])
+    assert sentence.endswith("depends most on 'dose'; without it: " + said[0]["truth"])
     assert answers_of(model, batch, None, "input", classes)[0]["strongest"] == []

@@ -1,4 +1,4 @@
-"""Features that answers hang on, against runs of the model with a hook that takes one away."""
+"""Features that answers depend on, against runs of the model with a hook that takes one away."""
 
 import pytest
 import torch

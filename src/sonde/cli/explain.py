@@ -45,7 +45,7 @@ class Explain:
     ] = None
     dictionary: Annotated[
         Path | None,
-        named("FILE", "say which features of a dictionary the answers hang on, at its site"),
+        named("FILE", "say which features of a dictionary the answers depend on, at its site"),
     ] = None
     wrong: Annotated[bool, tyro.conf.arg(help="explain wrong answers alone")] = False
     rows: Annotated[

@@ -201,7 +201,7 @@ class Reading:
     ] = False
     seed: Annotated[int, tyro.conf.arg(help="key of the hash that samples and splits rows")] = 0
     no_check: Annotated[
-        bool, tyro.conf.arg(help="no two tiny forwards first, to see if rows hang on their batch")
+        bool, tyro.conf.arg(help="no two tiny forwards first, to see if rows depend on their batch")
     ] = False
 
     def check(self, *words: str) -> None:

@@ -218,7 +218,7 @@ class ImageTextEncoder(Encoder):
             if self.image is not None and self.text is not None:
                 return [
                     "Each item is an image with its own text. The model compares every image with "
-                    "every text of a batch; these figures hang on the batch and are no logits of "
+                    "every text of a batch; these figures depend on the batch and are no logits of "
                     "an item."
                 ]
             read = "image" if self.text is None else "text"

@@ -27,7 +27,7 @@ def answer_sentence(
     --------
     >>> one = {"truth": "2", "answer": "8", "confidence": 0.9, "strongest": [0, 1], "without": "2"}
     >>> answer_sentence(one, (8, 8), ())
-    'is 2, called 8 (90 % sure); hangs most on the upper left; without it: 2'
+    'is 2, called 8 (90 % sure); depends most on the upper left; without it: 2'
     """
     if example.get("answer") is None:
         return ""
@@ -35,7 +35,7 @@ def answer_sentence(
     if not example["strongest"]:
         return said
     where = _where(example["strongest"], shape, pieces or places)
-    return f"{said}; hangs most on {where}; without it: {shown(example['without'], 40)}"
+    return f"{said}; depends most on {where}; without it: {shown(example['without'], 40)}"
 
 
 def _where(strongest: Sequence[int], shape: Sequence[int], names: Sequence[str]) -> str:

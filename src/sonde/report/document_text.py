@@ -44,8 +44,10 @@ def document_text(document: Document, verbose: bool = False, width: int = COLUMN
         if section.parts and not held:
             continue
         lines += ["", section.title, *_wrapped(section.lead, width)]
-        for i, block in enumerate(held):
-            lines += ["", *block] if i or section.lead else block
+        before = bool(section.lead)
+        for block in held:
+            lines += ["", *block] if before and (before > 1 or len(block) > 1) else block
+            before = len(block)
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -81,23 +83,24 @@ def _table(part: Table, verbose: bool, width: int) -> Iterator[str]:
     """Yield title, heads, rows and the meanings of the columns."""
     columns = part.numbers.columns
     chosen = [columns.index(name) for name in (part.brief or columns)]
+    heads = [columns[i] for i in chosen]
     rows = part.numbers.rows if verbose else part.numbers.rows[: part.most]
     if part.title:
         yield from _wrapped(part.title, width)
     kinds = {"site": "site", **dict.fromkeys(P_VALUES, "p"), **part.kinds}
-    cells = [[columns[i] for i in chosen]]
-    cells += [[_text(row[i], kinds.get(columns[i], "")) for i in chosen] for row in rows]
+    cells = [[_text(row[i], kinds.get(columns[i], "")) for i in chosen] for row in rows]
     right = [any(_is_figure(row[i], kinds.get(columns[i], "")) for row in rows) for i in chosen]
-    widths = _widths(cells, right, width)
-    for line in cells:
+    lines = [*_heads(heads, cells, width), *cells]
+    widths = _widths(lines, right, width)
+    for line in lines:
         yield from _line(line, widths, right)
     left = len(part.numbers.rows) - len(rows)
     if left > 0:
         yield f"and {plural(left, 'more row')} (-v shows them)"
     if len(widths) < len(chosen):
-        hidden = ", ".join(cells[0][len(widths) :])
+        hidden = ", ".join(heads[len(widths) :])
         yield from _wrapped(f"not shown for lack of room: {hidden}", width)
-    said = [(name, text) for name, text in part.meanings.items() if name in cells[0]]
+    said = [(name, text) for name, text in part.meanings.items() if name in heads]
     if said:
         yield ""
         yield from _pairs(said, width)
@@ -110,6 +113,16 @@ def _pairs(pairs: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
         lines = _wrapped(text, width - room)
         for head, line in zip_longest([name], lines, fillvalue=""):
             yield head.ljust(room) + line
+
+
+def _heads(heads: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[Sequence[str]]:
+    """Return the lines that name the columns: a word below the other where there is no room."""
+    whole = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    if sum(whole) + len(GAP) * (len(heads) - 1) <= width:
+        return [heads]
+    words = [name.split() for name in heads]
+    n = max(map(len, words))
+    return list(zip(*([""] * (n - len(own)) + own for own in words), strict=True))
 
 
 def _is_figure(value: Cell, kind: str) -> bool:

@@ -68,7 +68,7 @@ def _verdict(found: dict[str, Any]) -> str:
     """Return which explanation can be believed here, or that none can."""
     if found["best"] is None:
         return (
-            "No explanation can be believed here: none finds what the answers hang on clearly "
+            "No explanation can be believed here: none finds what the answers depend on clearly "
             "better than random orders, with signs that hold, on all inputs or on those of a class."
         )
     best = next(one for one in found["methods"] if one["method"] == found["best"])
@@ -131,7 +131,7 @@ def _features(features: Sequence[dict[str, Any]]) -> Section:
     lead += "differ, the slope says little. Active: share of places."
     numbers = Numbers(("feature", "effect", "taken out", "active"), rows, "features")
     made = Table(numbers, kinds={"active": "share"})
-    return Section("features", "Which features the answers hang on", [made], lead)
+    return Section("features", "Which features the answers depend on", [made], lead)
 
 
 def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown]) -> Section:
@@ -146,8 +146,9 @@ def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown]) -> Section:
             line = Prose(f"{place_of(example)}: {said}", where="terminal")
             made += [Prose(said, where="page"), *([line] if i < MOST_ANSWERS else [])]
         made.append(_drawn(drawn, given, found["places"]))
+    if not shown_inputs:
+        made.insert(0, Prose("Inputs are left out (--no-inputs).", "small", "page"))
     lead = f"Attributions by {best}: what is warm raises the answer."
-    lead += "" if shown_inputs else " Inputs are left out (--no-inputs)."
     return Section("examples", "Answers, one by one", made, lead)
 
 
