@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from sonde.cli._table import text_width
+from sonde.cli._table import terminal_width, text_width
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing
 from sonde.core.errors import InputError
 
 PAGES = (".html", ".htm", ".json")
+PIPE_TABLE = 1000
 
 
 def check_page(page: Path | None, *inputs: object, flag: str = "-o") -> None:
@@ -58,14 +59,22 @@ def present(
     **shown
         What the page shows beside the JSON.
     """
-    from sonde.report.documents import save_document, to_terminal
+    from sonde.report.documents import save_document
 
     if page is not None:
         save_document(found, page, **shown)
     if printing.json:
         say_json(found)
     else:
-        words = {"verbose": printing.verbose, "quiet": printing.quiet, "width": text_width()}
-        say(to_terminal(found, **words))
+        say_document(found, printing)
     if wrote or page is not None:
         note(f"wrote {wrote or page}")
+
+
+def say_document(found: dict[str, Any], printing: Printing) -> None:
+    """Print a document as wide as the terminal; tables in a pipe are as wide as they are."""
+    from sonde.report.documents import to_terminal
+
+    room = terminal_width() or PIPE_TABLE
+    words = {"verbose": printing.verbose, "quiet": printing.quiet, "width": text_width()}
+    say(to_terminal(found, **words, room=room))

@@ -2,25 +2,18 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import fill
 from typing import Annotated, Any
 
 import tyro
 
 from sonde.cli._known import KnownRows
-from sonde.cli._table import between, share, table, text_width
+from sonde.cli._presenting import say_document
 from sonde.cli.console import note, say, say_json
 from sonde.cli.options import Printing, Reading, Workers, named
 from sonde.core.errors import InputError
 from sonde.core.wording import plural
 
 PAGES = (".html", ".htm", ".svg", ".png")
-LEGEND = """AUROC   chance that an unusual row scores higher than a usual one (0.5 = blind)
-FPR@95  share of usual rows above the score that catches 95 % of unusual ones
-AUPR    average precision, unusual rows as positives
-false   share of usual rows with p <= {alpha:g}; found: of unusual ones
-        (- where the detectors were not calibrated)"""
-CHOSEN = "Of several lines the best is optimistic: it is chosen on these very rows."
 
 
 @dataclass(frozen=True)
@@ -74,14 +67,16 @@ class Evaluate:
             _say_infinite(scored, f"{name} rows")
         options: dict[str, Any] = {"resamples": self.resamples, "seed": self.reading.seed}
         rows = evaluate(usual, unusual, alpha=self.alpha, **options)
-        trusted = trust(usual, unusual, **options)
+        told = {"alpha": self.alpha, "resamples": self.resamples, **self._names()}
+        told["trust"] = trust(usual, unusual, **options)
         if self.output is not None:
-            self._draw(self.output, rows, usual, unusual, trusted)
+            self._draw(self.output, rows, usual, unusual, told)
         if self.printing.json:
-            figures = {"alpha": self.alpha, "resamples": self.resamples, "rows": rows}
-            say_json(figures | {"trust": trusted} | self._names())
+            say_json({"rows": rows, **told})
         elif not self.printing.quiet:
-            say(f"{_text(rows, self.alpha)}\n{trusted_text(trusted)}")
+            from sonde.report.evaluate import evaluation
+
+            say_document(evaluation(rows, [], **told), self.printing)
         return 0
 
     def _held_against(self) -> int:
@@ -103,16 +98,13 @@ class Evaluate:
             say(text)
         return 0
 
-    def _draw(
-        self, path: Path, rows: Any, usual: Any, unusual: Any, trusted: dict[str, Any]
-    ) -> None:
+    def _draw(self, path: Path, rows: Any, usual: Any, unusual: Any, told: dict[str, Any]) -> None:
         from sonde.report.evaluate import evaluation, save_evaluation
         from sonde.run.evaluating.curves import curves
 
         options: dict[str, Any] = {"alpha": self.alpha, "resamples": self.resamples}
         drawn = curves(usual, unusual, seed=self.reading.seed, **options)
-        options |= {**self._names(), "trust": trusted}
-        save_evaluation(evaluation(rows, drawn, **options), path)
+        save_evaluation(evaluation(rows, drawn, **told), path)
         note(f"wrote {path}")
 
     def _names(self) -> dict[str, str]:
@@ -175,44 +167,3 @@ def check_picture(path: Path, *inputs: str) -> None:
     if path.suffix.lower() not in PAGES:
         raise InputError(f"-o: expected a name that ends in {', '.join(PAGES)}, got {path}.")
     check_file(path, *inputs)
-
-
-def _text(rows: list[dict[str, Any]], alpha: float) -> str:
-    from sonde.run.instruments.entries import place_of
-
-    titles = ("method", "site", "AUROC", "95% interval", "FPR@95", "AUPR", "false", "found")
-    cells = [
-        (
-            str(r["instrument"]),
-            place_of(str(r["instrument"]), str(r["site"])).removesuffix(":out"),
-            share(r["auroc"]),
-            between(r["auroc_low"], r["auroc_high"]),
-            share(r["fpr_at_95tpr_unusual"]),
-            share(r["aupr"]),
-            _percent(r["false_alarms"]),
-            _percent(r["found"]),
-        )
-        for r in rows
-    ]
-    told = f"{table(titles, cells)}\n\n{LEGEND.format(alpha=alpha)}\n{_counts(rows)}"
-    return told if len(rows) == 1 else f"{told}\n{CHOSEN}"
-
-
-def trusted_text(found: dict[str, Any]) -> str:
-    """Return which detector and site to trust, wrapped."""
-    from sonde.report.evaluate import trust_text
-
-    return fill(trust_text(found), text_width(), break_on_hyphens=False)
-
-
-def _counts(rows: list[dict[str, Any]]) -> str:
-    """Return on how many rows the figures rest; the least and the most, where lines differ."""
-    said = []
-    for kind in ("usual", "unusual"):
-        counts = sorted({int(r[f"n_{kind}"]) for r in rows})
-        said.append(" to ".join(f"{n:,}" for n in dict.fromkeys((counts[0], counts[-1]))))
-    return f"rows    {said[0]} usual, {said[1]} unusual"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}" if value < 0.995 else f"{value:.0%}"

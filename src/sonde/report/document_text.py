@@ -12,12 +12,14 @@ from sonde.report._picture import Cell
 from sonde.report.document import Command, Document, Drawing, Figure, Finding, Part, Prose, Table
 
 COLUMNS: Final = 80
-WIDEST, NARROWEST, GAP = 34, 12, "  "
-"""Letters of a cell that is text: what it may have, and what it keeps where there is no room."""
+NARROWEST, GAP = 12, "  "
+"""Letters that a cell of text keeps where there is no room."""
 
 
-def document_text(document: Document, verbose: bool = False, width: int = COLUMNS) -> str:
-    """Return a document as lines of at most ``width`` columns; commands are never broken.
+def document_text(
+    document: Document, verbose: bool = False, width: int = COLUMNS, room: int = COLUMNS
+) -> str:
+    """Return a document as lines for a terminal; commands are never broken.
 
     Parameters
     ----------
@@ -25,7 +27,11 @@ def document_text(document: Document, verbose: bool = False, width: int = COLUMN
     verbose : bool, default=False
         All sections, and every row of their tables.
     width : int, default=80
+        Columns that a text takes at most.
+    room : int, default=80
+        Columns that a table takes at most.
     """
+    room = max(room, width)
     lines = [*_wrapped(document.verdict, width)]
     facts = [(name, value) for name, value in document.facts if value]
     if facts:
@@ -39,7 +45,7 @@ def document_text(document: Document, verbose: bool = False, width: int = COLUMN
         if sum(isinstance(part, Table) for part in said) < 2:  # the label of a drawer repeats
             said = [replace(p, title="") if isinstance(p, Table) and p.folded is not None else p
                     for p in said]  # fmt: skip
-        body = [_part(part, document, verbose, width) for part in said]
+        body = [_part(part, document, verbose, width, room) for part in said]
         held = [block for block in body if block]
         if section.parts and not held:
             continue
@@ -55,7 +61,7 @@ def _is_said(where: str, verbose: bool) -> bool:
     return where in ("both", "terminal") or (verbose and where == "verbose")
 
 
-def _part(part: Part, document: Document, verbose: bool, width: int) -> list[str]:
+def _part(part: Part, document: Document, verbose: bool, width: int, room: int) -> list[str]:
     match part:
         case Prose(text):
             return _wrapped(text, width)
@@ -66,12 +72,13 @@ def _part(part: Part, document: Document, verbose: bool, width: int) -> list[str
         case Figure(picture, most, brief):
             said = [] if picture.message == document.verdict else _wrapped(picture.message, width)
             if most and picture.numbers:
-                said += _table(Table(picture.numbers, brief=brief, most=most), verbose, width)
+                table = Table(picture.numbers, brief=brief, most=most)
+                said += _table(table, verbose, width, room)
             return said
         case Drawing(_, lines):
             return [line for text in lines for line in _wrapped(text, width)]
         case Table():
-            return list(_table(part, verbose, width))
+            return list(_table(part, verbose, width, room))
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -79,7 +86,7 @@ def _wrapped(text: str, width: int) -> list[str]:
     return [line.replace("\u00a0", " ") for line in lines]
 
 
-def _table(part: Table, verbose: bool, width: int) -> Iterator[str]:
+def _table(part: Table, verbose: bool, width: int, room: int) -> Iterator[str]:
     """Yield title, heads, rows and the meanings of the columns."""
     columns = part.numbers.columns
     chosen = [columns.index(name) for name in (part.brief or columns)]
@@ -90,8 +97,8 @@ def _table(part: Table, verbose: bool, width: int) -> Iterator[str]:
     kinds = {"site": "site", **dict.fromkeys(P_VALUES, "p"), **part.kinds}
     cells = [[_text(row[i], kinds.get(columns[i], "")) for i in chosen] for row in rows]
     right = [any(_is_figure(row[i], kinds.get(columns[i], "")) for row in rows) for i in chosen]
-    lines = [*_heads(heads, cells, width), *cells]
-    widths = _widths(lines, right, width)
+    lines = [*_heads(heads, cells, room), *cells]
+    widths = _widths(lines, right, room)
     for line in lines:
         yield from _line(line, widths, right)
     left = len(part.numbers.rows) - len(rows)
@@ -141,8 +148,6 @@ def _widths(cells: Sequence[Sequence[str]], right: Sequence[bool], width: int) -
     """Return the width of each column that has room; text gives way before columns are left out."""
     found = [max(len(row[i]) for row in cells) for i in range(len(right))]
     last = len(found) - 1
-    found = [n if end or i == last else min(n, WIDEST)
-             for i, (n, end) in enumerate(zip(found, right, strict=True))]  # fmt: skip
     for i in sorted(range(len(found)), key=lambda i: -found[i]):
         over = sum(found) + len(GAP) * last - width
         if over > 0 and not right[i]:

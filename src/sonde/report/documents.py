@@ -57,11 +57,16 @@ def to_page(found: dict[str, Any], **shown: Any) -> str:
 
 
 def to_terminal(
-    found: dict[str, Any], *, verbose: bool = False, quiet: bool = False, width: int = COLUMNS
+    found: dict[str, Any],
+    *,
+    verbose: bool = False,
+    quiet: bool = False,
+    width: int = COLUMNS,
+    room: int = COLUMNS,
 ) -> str:
-    """Return the JSON of a command as text; ``quiet``: the verdict alone."""
+    """Return the JSON of a command as text (see ``document_text``); ``quiet``: its verdict."""
     made = document_of(found)
-    return made.verdict if quiet else document_text(made, verbose, width)
+    return made.verdict if quiet else document_text(made, verbose, width, room)
 
 
 def save_document(found: dict[str, Any], path: str | Path, **shown: Any) -> Path:
