@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from tools.mutate import ROOT, mutants
+from tools.mutate import ROOT, SOURCE, mutants, own_tests
 
 FORMULA = '''"""Say 1 + 1."""
 
@@ -33,14 +33,18 @@ def test_each_mutant_changes_one_formula_and_no_message():
     assert all(compile(m.text, "f", "exec") for m in mutants(FORMULA))
 
 
-NOTICED = """
-import sys
-from pathlib import Path
-from tools.mutate import SOURCE, method_test, notices
-path = SOURCE / "sonde" / "measure" / "stable_rank.py"
+TRIED = """
+from tools.mutate import SOURCE, Mutant, survivors, warm_up
+path = SOURCE / "sonde" / "explain" / "objective.py"
 text = path.read_text(encoding="utf-8")
-for changed in (text, text.replace("return ", "return 2 * ")):
-    print(notices(path, changed, method_test(path), 120))
+changes = {
+    "the same": text.replace("row.shape[1] == 1", "1 == row.shape[1]"),
+    "a function": text.replace("row.shape[1] == 1", "row.shape[1] == 2"),
+    "code that runs at import": text.replace("if not is_class", "if is_class"),
+}
+chosen = [Mutant(i, name, new) for i, (name, new) in enumerate(changes.items())]
+assert text not in changes.values()
+print([m.change for m in survivors(path, chosen, 120, warm_up([path]))])
 """
 
 
@@ -48,6 +52,14 @@ for changed in (text, text.replace("return ", "return 2 * ")):
 def test_a_wrong_formula_is_noticed_and_the_right_one_is_not():
     # In a process of its own: here sonde is imported already.
     ran = subprocess.run(
-        [sys.executable, "-c", NOTICED], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", TRIED], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert ran.stdout.split() == ["False", "True"]
+    assert ran.stdout == "['the same']\n"
+
+
+def test_a_file_without_a_test_of_its_own_has_those_that_lead_to_it():
+    tests = ROOT / "tests" / "edit"
+
+    assert own_tests(SOURCE / "sonde" / "edit" / "leace.py") == (tests / "test_leace.py",)
+    assert tests / "test_leace.py" in own_tests(SOURCE / "sonde" / "edit" / "_eraser.py")
+    assert tests / "test_inject.py" not in own_tests(SOURCE / "sonde" / "edit" / "_eraser.py")
