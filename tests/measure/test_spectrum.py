@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import quad
+from scipy.optimize import brentq
 from torch import Tensor
 
 from fixture_rows import X
@@ -67,6 +69,25 @@ def test_null_is_the_spectrum_of_white_rows():
     result = spectrum(x)
     value, null = expect(Tensor, result.value), expect(Tensor, result.null)
     np.testing.assert_allclose(value[10:90], null[10:90], rtol=0.06)
+
+
+@pytest.mark.truth("quantiles of the Marchenko-Pastur law by scipy's quadrature and root finder")
+@pytest.mark.parametrize(("n", "dim"), [(40, 6), (8, 30)])
+def test_null_of_few_directions_is_the_law_of_white_rows(n, dim):
+    rank = min(n - 1, dim)
+    ratio = rank / max(n - 1, dim)
+    low, high = (1 - math.sqrt(ratio)) ** 2, (1 + math.sqrt(ratio)) ** 2
+
+    def above(edge):
+        return quad(
+            lambda v: math.sqrt((high - v) * (v - low)) / (2 * math.pi * ratio * v), edge, high
+        )[0]
+
+    shares = [(i + 0.5) / rank for i in range(rank)]
+    want = np.array([brentq(lambda v, s=s: above(v) - s, low, high) for s in shares])
+    result = spectrum(np.random.default_rng(3).standard_normal((n, dim)))
+    value, null = expect(Tensor, result.value), expect(Tensor, result.null)
+    np.testing.assert_allclose(null / value.sum(), want / want.sum(), rtol=4e-3)
 
 
 def test_needed_directions():
