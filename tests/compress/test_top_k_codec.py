@@ -21,9 +21,10 @@ def test_no_other_entries_lose_less():
 
 
 @pytest.mark.truth("the logarithm of the number of choices")
-def test_places_take_few_bits():
-    x, k = gradient(40_000), 400
-    stream = TopKCodec(share=0.01).encode(x)
+@pytest.mark.parametrize("share", [0.01, 0.6])
+def test_places_take_few_bits(share):
+    x, k = gradient(40_000), round(share * 40_000)
+    stream = TopKCodec(share=share).encode(x)
     n_bits = 8 * (len(stream) - 4 * k - 24)
     assert log2(comb(40_000, k)) <= 8 * (len(stream) - 4 * k)
     assert n_bits <= 1.1 * log2(comb(40_000, k))

@@ -16,9 +16,10 @@ SITE, CONTEXT = Site("0"), EditContext()
 
 @pytest.fixture(scope="module")
 def planted():
-    """Orthogonal codes of length 3, pairs of them, and the rows that are the means of the pairs."""
+    """Orthogonal codes of unequal lengths, and pairs of codes with their means as rows."""
     source = torch.Generator().manual_seed(0)
-    codes = 3.0 * torch.linalg.qr(torch.randn(8, 8, generator=source))[0]
+    lengths = torch.linspace(2.0, 5.0, 8)
+    codes = lengths[:, None] * torch.linalg.qr(torch.randn(8, 8, generator=source))[0]
     pairs = torch.rand(200, 8, generator=source).topk(2).indices
     return codes, pairs, codes[pairs].mean(1)
 

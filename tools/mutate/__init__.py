@@ -1,0 +1,1 @@
+"""Changed formulas, and whether tests notice them."""
