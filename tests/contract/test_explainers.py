@@ -65,7 +65,7 @@ class Slopes(Explainer):
         if self.fault == "alone":
             value = value - value.mean(0)
         if self.fault == "again":
-            value = value + torch.rand((), generator=torch.Generator().manual_seed(id(value)))
+            value = value + torch.rand(())
         if self.fault == "half" and x.dtype == torch.bfloat16:
             value = value / 2
         return Result(value=value, n=len(x), direction="none")
