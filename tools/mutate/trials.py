@@ -10,11 +10,11 @@ import importlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -30,6 +30,8 @@ from tools.mutate.mutants import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
+WAITING = 10
+"""Seconds that a trial may last for each second of its processor time."""
 
 
 def own_tests(path: Path) -> tuple[Path, ...]:
@@ -166,7 +168,7 @@ class _Trials:
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         if self._in_fork:
             return None
-        code, start = _NewCode(self.path), time.monotonic()
+        code, start = _NewCode(self.path), _ended_children_seconds()
         with tempfile.NamedTemporaryFile() as told:
             by = self._noticed(session, code, {}, self.most, told.name)
             while by == "law":  # its class does not keep the laws as it is: some need a case
@@ -175,7 +177,7 @@ class _Trials:
                 by = self._noticed(session, code, {}, self.most, told.name)
             if by == "test":
                 return True
-            limit = min(self.most, 5 + 4 * (time.monotonic() - start))
+            limit = min(self.most, 5 + 4 * (_ended_children_seconds() - start))
             self._known = True
             self._times, self._places = json.loads(Path(told.name).read_text())
         self.found = []
@@ -222,11 +224,13 @@ class _Trials:
         seconds: float,
         told: str = os.devnull,
     ) -> Literal["test", "law", "nothing"]:
-        """Return what fails in a fork with new code, or takes too long."""
+        """Return what fails in a fork with new code, or takes more than its processor time."""
         process = os.fork()
         if process == 0:
             try:
-                signal.alarm(round(seconds) + 1)
+                most = round(seconds) + 1
+                resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+                signal.alarm(WAITING * most)  # for tests that wait for ever
                 code.put(pairs)
                 self._in_fork = True
                 with suppress(session.Failed):
@@ -257,6 +261,11 @@ def _hold(found: type) -> None:
     importlib.import_module("sonde.testing").check(found)
 
 
+def _ended_children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def _place(code: CodeType) -> str:
     return f"{code.co_firstlineno} {code.co_qualname}"
 
@@ -272,7 +281,7 @@ def _noticed_afresh(path: Path, text: str, tests: Sequence[str], seconds: float)
                 [*command, "-o", f"pythonpath={' '.join(places)}", *tests],
                 env={**os.environ, "PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"},
                 capture_output=True,
-                timeout=seconds,
+                timeout=WAITING * seconds,
             )
         except subprocess.TimeoutExpired:
             return True
