@@ -54,7 +54,7 @@ class AlignmentQualityStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Tune both copies and read the layers of fresh pieces."""
         draw = np.random.default_rng(seed)
-        n = 40 if tiny else TEST
+        n = 16 if tiny else TEST
         ids = torch.tensor(
             [p for files in (code(), prose()) for p in pieces(files, TRAIN + n, LENGTH, draw)]
         ).unflatten(0, (2, -1))

@@ -66,7 +66,8 @@ class BottleneckDegreeStudy(Study):
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train the grid and rank it."""
-        grid = list(product(WIDTHS, DEPTHS, DECAYS, ROWS))
+        depths, sizes = (DEPTHS[:2], ROWS[:2]) if tiny else (DEPTHS, ROWS)
+        grid = list(product(WIDTHS, depths, DECAYS, sizes))
         found: list[dict[str, float]] = []
         for number, (width, depth, decay, rows) in enumerate(grid):
             tick(f"net {number + 1} of {len(grid)}")
@@ -78,7 +79,7 @@ class BottleneckDegreeStudy(Study):
         columns = {name: np.array([f[name] for f in found]) for name in found[0]}
         gap = columns.pop("gap")
         tau = {name: _tau(column, gap) for name, column in columns.items()}
-        within = [columns["rows"] == rows for rows in ROWS]
+        within = [columns["rows"] == rows for rows in sizes]
         draw = np.random.default_rng(seed)
         lots = [_tau(columns["relative, mc"], draw.permutation(gap)) for _ in range(LOTS)]
         return {

@@ -107,7 +107,7 @@ class CLUEStudy(Study):
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train, sample, fit, score."""
-        world = Chains(modulus=3, most=2, fit=30, test=25) if tiny else Chains()
+        world = Chains(modulus=3, most=2, fit=14, test=12) if tiny else Chains()
         draw = np.random.default_rng(seed)
         tick("training")
         model = language_model(WORDS, LONGEST, seed)

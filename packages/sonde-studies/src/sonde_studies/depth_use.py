@@ -72,7 +72,8 @@ class DepthUseStudy(Study):
         """Train both models, and measure them before and after."""
         draw = np.random.default_rng(seed)
         texts = torch.tensor(pieces(code(), 400 if tiny else 2000, LENGTH, draw))
-        fresh, learned = texts[: 2 * READ], texts[2 * READ :]
+        n = 8 if tiny else 2 * READ
+        fresh, learned = texts[:n], texts[n:]
         found: dict[str, Any] = {}
         figures: dict[str, float] = {}
         models: dict[int, Any] = {}

@@ -87,10 +87,10 @@ class DictLookupStudy(Study):
         """Draw the few images some times, and average."""
         tick("training the net")
         d = objects(seed, tiny)
-        every = [_parts(d, *one) for one in MAPS]
+        every = [_parts(d, *one) for one in (MAPS[:2] if tiny else MAPS)]
         options = {"generators": "trained", "seed": seed} | ({"passes": 2} if tiny else {})
         tick(OF_OTHERS)
-        others = patches_of(d.model, d.others[:OTHERS], SITE)[0]
+        others = patches_of(d.model, d.others[: OTHERS // 4 if tiny else OTHERS], SITE)[0]
         taught = _taught(others, {"passes": PASSES} | options)
         draw = torch.Generator().manual_seed(seed)
         each: dict[str, list[float]] = {}

@@ -62,7 +62,10 @@ class UnlearningAuditStudy(Study):
             Model(trained(images[:n][rest], label[:n][rest], s)) for s in (seed + 100, seed + 200)
         )
         seen = [{"input": x, "label": int(c)} for x, c in zip(images[:n], label[:n], strict=True)]
-        new = [{"input": x, "label": int(c)} for x, c in zip(images[n:], label[n:], strict=True)]
+        fresh = slice(n, 2 * n if tiny else None)
+        new = [
+            {"input": x, "label": int(c)} for x, c in zip(images[fresh], label[fresh], strict=True)
+        ]
         own, others = ([r for r in new if (r["label"] == CLASS) == s] for s in (True, False))
         tick("forget")
         sides = {
