@@ -2,8 +2,9 @@
 
 jaxtyping's wrapper binds the arguments of every call anew to compare sizes among them, which took
 two fifths of the time of a scan. It is put around what has an array in its signature alone, and
-beartype around all else. What it says depends on nothing but the classes, sizes and dtypes of what
-goes in and comes out, so a call whose like was found right is not checked again.
+beartype around all else, each at the first call, since many functions are never called in a
+process. What it says depends on nothing but the classes, sizes and dtypes of what goes in and comes
+out, so a call whose like was found right is not checked again.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import inspect
 import threading
 import typing
 from collections.abc import Callable, Collection
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Literal
 
 import jaxtyping
@@ -42,10 +43,26 @@ def _decorator(*context: str, typechecker: Any = None) -> Any:
                 found.__init__ = decorate(found.__init__)
             return found
         if any(map(_has_array, found.__annotations__.values())):
-            return _once_for_each_kind(found, compares_sizes)
-        return found if "<locals>" in found.__qualname__ else typechecker(found)
+            return _at_first_call(
+                found, partial(_once_for_each_kind, compares_sizes=compares_sizes)
+            )
+        return found if "<locals>" in found.__qualname__ else _at_first_call(found, typechecker)
 
     return decorate
+
+
+def _at_first_call(found: Callable[..., Any], checks: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with a check that is built when it is first called."""
+    checked: Any = None
+
+    @wraps(found)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal checked
+        if checked is None:
+            checked = checks(found)
+        return checked(*args, **kwargs)
+
+    return call
 
 
 def _has_array(annotation: Any) -> bool:
