@@ -22,6 +22,7 @@ from sonde.layers import (
     inserted_layers,
     load_layers,
     save_layers,
+    saving,
 )
 from sonde.testing.edit_laws import language_model, prompts
 
@@ -192,6 +193,22 @@ def test_layers_are_saved_alone_and_with_the_model(net, tmp_path):
         load_layers(tmp_path / "other")
     with pytest.raises(InputError, match="with inserted layers, got none"):
         save_layers(net, tmp_path / "mine")
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_order_of_tensors_in_a_file_does_not_matter(tmp_path, monkeypatch, backwards):
+    looks = Attention(4, 2, Blocks((3, 2)), grid=(2, 3)).bfloat16()
+    assert {x.dtype for x in looks.state_dict().values()} == {torch.bfloat16, torch.int64}
+    folder = save_layers(sonde.inserted(nn.Sequential(nn.Tanh()), {"": looks}), tmp_path / "a")
+    real = saving.from_safetensors
+
+    def sorted_by_type(content):
+        found = real(content).items()
+        return dict(sorted(found, key=lambda item: str(item[1].dtype), reverse=backwards))
+
+    monkeypatch.setattr(saving, "from_safetensors", sorted_by_type)
+    (kept,) = load_layers(folder).values()
+    assert {p.dtype for p in kept.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

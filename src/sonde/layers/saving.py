@@ -104,7 +104,8 @@ def _made(folder: Path, site: str, entry: dict[str, Any], tensors: dict[str, Any
         made.load_state_dict(state)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StateError(f"load_layers: {folder} is damaged at {site}: {error}") from error
-    return made.to(next(iter(state.values())).dtype) if state else made
+    kinds = [x.dtype for x in state.values() if x.is_floating_point()]  # the rest are places
+    return made.to(kinds[0]) if kinds else made
 
 
 def _tuples(value: Any) -> Any:
