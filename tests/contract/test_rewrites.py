@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from compress.mixture_case import inputs, mixture
 from edit.fact_model import FACTS, tiny
+from sonde.compress import MergeExperts
 from sonde.core.inputs import Model
 from sonde.edit import (
     BatchEdit,
@@ -46,6 +48,10 @@ CASES = [
     RewriteCase(RankOneEdit(FACTS[0], LAYERS[0], shift=SHIFTS[0]), tiny, moments),
     RewriteCase(BatchEdit(FACTS[:2], LAYERS, shifts=SHIFTS), tiny, moments),
     RewriteCase(BatchEdit(FACTS[:2], LAYERS, how="null_space", shifts=SHIFTS), tiny, moments),
+]
+CASES += [
+    RewriteCase(MergeExperts(**given), mixture, lambda _, model: {"calibration": inputs(model)})
+    for given in MergeExperts.examples
 ]
 ALONE = members(Rewrite) - {type(case.rewrite) for case in CASES}
 CASES += [

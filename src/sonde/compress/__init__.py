@@ -12,6 +12,7 @@ from sonde.compress.bit_allocation import BitAllocation
 from sonde.compress.coordinate_rounding import CoordinateRounding
 from sonde.compress.decouple_q import DecoupleQ
 from sonde.compress.error_feedback import error_feedback
+from sonde.compress.expert_use import ExpertUse, expert_use
 from sonde.compress.fidelity import Fidelity, fidelity
 from sonde.compress.gptq import GPTQ
 from sonde.compress.grams import LayerGrams, layer_grams
@@ -19,6 +20,7 @@ from sonde.compress.h2o import H2O
 from sonde.compress.key_diff import KeyDiff
 from sonde.compress.key_norm import KeyNorm
 from sonde.compress.low_rank_weights import LowRankWeights
+from sonde.compress.merge_experts import MergeExperts
 from sonde.compress.natural_codec import NaturalCodec
 from sonde.compress.power_sgd_codec import PowerSgdCodec
 from sonde.compress.prompt_compressor import CompressedPrompt, KeepProbe, PromptCompressor
@@ -29,6 +31,7 @@ from sonde.compress.random_k_codec import RandomKCodec
 from sonde.compress.recent_cache import RecentCache
 from sonde.compress.rtn import RTN
 from sonde.compress.sequence_coder import SequenceCoder
+from sonde.compress.share_experts import share_experts
 from sonde.compress.share_steps import share_steps
 from sonde.compress.sign_codec import SignCodec
 from sonde.compress.sign_quant import SignQuant
@@ -52,12 +55,14 @@ __all__ = [
     "CompressedPrompt",
     "CoordinateRounding",
     "DecoupleQ",
+    "ExpertUse",
     "Fidelity",
     "KeepProbe",
     "KeyDiff",
     "KeyNorm",
     "LayerGrams",
     "LowRankWeights",
+    "MergeExperts",
     "NaturalCodec",
     "PowerSgdCodec",
     "PromptCompressor",
@@ -79,10 +84,12 @@ __all__ = [
     "TopKCodec",
     "allocate",
     "error_feedback",
+    "expert_use",
     "fidelity",
     "kernels",
     "layer_grams",
     "pack",
+    "share_experts",
     "share_steps",
     "shortened",
     "token_budget",

@@ -1,0 +1,181 @@
+"""How often a router picks each expert, and how alike its scores are over tokens.
+
+For layers of transformers that hold their experts in two stacked tensors (Mixtral, Qwen, OLMoE and
+their like). States of shards are merged by addition. Rows of padding are left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sonde.compress.grams import without_padding
+from sonde.core.errors import InputError, StateError
+from sonde.core.inputs import Inputs, Model
+from sonde.core.state import State
+from sonde.engine.progress import Bar
+from sonde.tap import calls_of, fingerprint, place_of
+from sonde.tap.rows.padding import right_padded
+from sonde.weights import as_model
+
+STACKED = ("gate_up_proj", "down_proj")
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A router and the experts that it picks from, inside a model.
+
+    Parameters
+    ----------
+    name : str
+        Of the module that holds the experts.
+    experts, router : nn.Module
+    """
+
+    name: str
+    experts: Any
+    router: nn.Module
+
+    @property
+    def size(self) -> int:
+        """How many experts there are."""
+        return len(self.experts.down_proj)
+
+
+@final
+@dataclass(frozen=True)
+class ExpertUse(State):
+    """Choices and scores of routers over tokens.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The module of the experts of each layer.
+    counts : tuple of Int[Tensor, "expert"]
+        Tokens that picked an expert.
+    grams : tuple of Float[Tensor, "expert expert"]
+        Sum over tokens of products of router scores.
+    tokens : int
+    model : str
+        Fingerprint of the weights that were read.
+    """
+
+    names: tuple[str, ...]
+    counts: tuple[Int[Tensor, "expert"], ...]
+    grams: tuple[Float[Tensor, "expert expert"], ...]
+    tokens: int
+    model: str
+
+    def merge(self, other: "ExpertUse") -> "ExpertUse":
+        """Return the state of both sets of tokens.
+
+        Raises
+        ------
+        StateError
+            If they were read at other weights.
+        """
+        if (self.model, self.names) != (other.model, other.names):
+            raise StateError(
+                "ExpertUse.merge: expected the same layers read at the same weights, got those of "
+                "two models. Take them again."
+            )
+        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
+        grams = tuple(a + b for a, b in zip(self.grams, other.grams, strict=True))
+        return ExpertUse(self.names, counts, grams, self.tokens + other.tokens, self.model)
+
+    def share(self, layer: int) -> Float[Tensor, "expert"]:
+        """Return the share of tokens that picked each expert of a layer."""
+        return self.counts[layer].double() / max(1, self.tokens)
+
+    def likeness(self, layer: int) -> Float[Tensor, "expert expert"]:
+        """Return the cosine of the scores of each two experts of a layer over tokens."""
+        size = self.grams[layer].diagonal().sqrt().clamp(min=1e-300)
+        return self.grams[layer] / torch.outer(size, size)
+
+
+def expert_use(
+    model: Model | nn.Module, inputs: Inputs, *, start: int = 0, stop: int | None = None
+) -> ExpertUse:
+    """Return how routers treat the tokens of data, in one pass without gradients.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    inputs : Inputs
+    start, stop : int, optional
+        Read these examples alone.
+
+    Raises
+    ------
+    InputError
+        If the model has no mixture of experts, or one reads no token.
+    """
+    live, end = as_model(model), len(inputs) if stop is None else min(stop, len(inputs))
+    found = {one.router: one for one in mixtures("expert_use", live.module)}
+    counts = {r: torch.zeros(one.size, dtype=torch.int64) for r, one in found.items()}
+    grams = {r: torch.zeros(one.size, one.size, dtype=torch.float64) for r, one in found.items()}
+    n = dict.fromkeys(found, 0)
+    with Bar("routers", end - start) as bar:
+        for batch in map(right_padded, inputs.batches(start, end)):
+            args, kwargs = place_of(live.module, batch).call(batch.args, batch.kwargs)
+            for router, x in calls_of(live.module, list(found), args, kwargs):
+                with torch.no_grad():
+                    rows = without_padding(x, batch).flatten(0, -2)
+                    scores, _, chosen = router(rows)
+                counts[router] += torch.bincount(chosen.flatten().cpu(), minlength=len(scores[0]))
+                scores = scores.double().cpu()
+                grams[router] += scores.T @ scores
+                n[router] += len(rows)
+            bar.advance(len(batch))
+    if not n or min(n.values()) == 0 or len(set(n.values())) > 1:
+        raise InputError(
+            "expert_use: expected the same tokens at the router of every layer, got "
+            f"{sorted(set(n.values()))}. Give it data that reach all layers."
+        )
+    names = tuple(one.name for one in found.values())
+    seen, totals = tuple(counts.values()), tuple(grams.values())
+    return ExpertUse(names, seen, totals, max(n.values()), fingerprint(live.module))
+
+
+def mixtures(owner: str, module: nn.Module) -> list[Mixture]:
+    """Return the mixtures of experts in a model.
+
+    Experts are a module whose own tensors are ``gate_up_proj`` (expert, 2 hidden, dim) and
+    ``down_proj`` (expert, dim, hidden). Their router stands beside them and has a score for each.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    found: list[Mixture] = []
+    for path, parent in module.named_modules():
+        for name, part in parent.named_children():
+            if not _are_experts(part._parameters):
+                continue
+            size = len(part.down_proj)  # pyright: ignore[reportArgumentType]
+            routers = [r for r in parent.children() if _routes(r, size)]
+            if len(routers) == 1:
+                found.append(Mixture(f"{path}.{name}" if path else name, part, routers[0]))
+    if not found:
+        raise InputError(
+            f"{owner}: expected layers with stacked experts ({' and '.join(STACKED)}) beside a "
+            f"router, got none in {type(module).__name__}. Pass a mixture of experts of "
+            "transformers, such as Mixtral."
+        )
+    return found
+
+
+def _are_experts(tensors: Mapping[str, Tensor | None]) -> bool:
+    up, down = (tensors.get(name) for name in STACKED)
+    if tuple(tensors) != STACKED or up is None or down is None or up.ndim != 3 != down.ndim:
+        return False
+    return up.shape == (len(down), 2 * down.shape[2], down.shape[1])
+
+
+def _routes(part: nn.Module, size: int) -> bool:
+    weight = part._parameters.get("weight")
+    return weight is not None and weight.ndim == 2 and len(weight) == size

@@ -1,0 +1,206 @@
+"""Merge the experts of a mixture that its router treats alike, weighted by how often it picks them.
+
+The new model computes with merged experts, and ``share_experts`` then holds each of them once. For
+a mixture whose experts overlap; experts that were trained far apart do not average.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import (  # pyright: ignore[reportMissingTypeStubs]
+    linear_sum_assignment,
+)
+from torch import Tensor
+
+from sonde.compress._grid import method_of
+from sonde.compress.expert_use import STACKED, ExpertUse, Mixture, expert_use, mixtures
+from sonde.core.errors import InputError, StateError
+from sonde.core.inputs import Inputs, Model
+from sonde.tap import fingerprint
+from sonde.weights import Change, Examples, Exchange, Rewrite, RewritePlan
+
+
+@final
+@dataclass(frozen=True)
+class MergeExperts(Rewrite):
+    """Give experts that a router scores alike the same weights: their mean by use.
+
+    The most used experts of the whole model stay apart, one in each layer at least. Every other
+    joins the one of its layer whose scores are most alike over tokens, by their cosine. Hidden
+    units of an expert are first permuted to those of the one it joins, so that the sum of products
+    of their weights is largest. The router keeps a score for each old expert: a token that picks
+    two of one group gets the merged expert with the sum of both weights.
+
+    Range        experts alone change; all experts of a group are equal bit for bit.
+    Cost         one pass over the data; an assignment of hidden units, O(hidden^3), for each expert
+                 that joins another.
+    Assumes      a mixture of transformers with experts in stacked tensors, gated, without biases.
+    Differs      from the paper: permutations match weights, not activations; merged experts are not
+                 compressed further, nor trained.
+
+    Parameters
+    ----------
+    keep : float, default=0.5
+        Share of experts that stay apart, in (0, 1]; 1 changes nothing.
+    within : {"model", "layer"}, default="model"
+        Where experts are ranked: one layer may keep more than another, or all keep the same share.
+    by : {"routing", "random"}, default="routing"
+        ``random`` draws which experts stay apart and whom the others join: a control.
+    mean : {"use", "even"}, default="use"
+    align : bool, default=True
+    capacity : int, optional
+        Most experts of a group.
+    seed : int, default=0
+        Of ``random``.
+
+    References
+    ----------
+    li2024mcsmoe
+    """
+
+    keep: float = 0.5
+    within: Literal["model", "layer"] = "model"
+    by: Literal["routing", "random"] = "routing"
+    mean: Literal["use", "even"] = "use"
+    align: bool = True
+    capacity: int | None = None
+    seed: int = 0
+    paper: ClassVar[str] = "li2024mcsmoe"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"keep": 0.3, "within": "layer", "by": "random", "mean": "even", "capacity": 3},
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1 or (self.capacity is not None and self.capacity < 1):
+            raise InputError(
+                f"MergeExperts: expected keep in (0, 1] and a capacity from 1, got {self.keep} and "
+                f"{self.capacity}."
+            )
+
+    def reads(self) -> dict[str, Examples]:
+        """Read examples, or what routers did with them."""
+        return {"calibration": Examples(summed=ExpertUse)}
+
+    def planned(self, model: Model, calibration: Inputs | ExpertUse) -> RewritePlan:
+        """Return the merged experts.
+
+        Raises
+        ------
+        InputError
+            If the model has no such experts, or groups of ``capacity`` cannot hold them.
+        StateError
+            If routers were read at other weights.
+        """
+        found = mixtures("MergeExperts", model.module)
+        use = calibration if isinstance(calibration, ExpertUse) else expert_use(model, calibration)
+        if use.model != fingerprint(model.module):
+            raise StateError(
+                "MergeExperts.plan: the routers were read at other weights than this model has. "
+                "Take them again with expert_use."
+            )
+        changes: dict[str, Change] = {}
+        apart = self._apart([use.share(i) for i in range(len(found))])
+        draw = torch.Generator().manual_seed(self.seed)
+        for i, (one, stay) in enumerate(zip(found, apart, strict=True)):
+            if len(stay) == one.size:
+                continue
+            like = use.likeness(i)
+            if self.by == "random":
+                like = torch.rand(like.shape, generator=draw, dtype=torch.float64)
+            head = heads_of(like, stay, use.share(i), self.capacity)
+            merged = self._merged(one, head, use.share(i))
+            for name, old, new in zip(STACKED, _stacks(one), merged, strict=True):
+                changes[f"{one.name}.{name}"] = Exchange(new.to(old.dtype))
+        n_before = sum(one.size for one in found)
+        word = method_of("MergeExperts", asdict(self))
+        n_after = float(sum(len(stay) for stay in apart))
+        return RewritePlan.of(model, changes, word, n_experts=float(n_before), n_kept=n_after)
+
+    def _apart(self, shares: Sequence[Float[Tensor, "expert"]]) -> list[Int[Tensor, "kept"]]:
+        """Return the experts of each layer that stay apart, the most used first."""
+        draw = torch.Generator().manual_seed(self.seed)
+        if self.by == "random":
+            shares = [torch.rand(s.shape, generator=draw, dtype=torch.float64) for s in shares]
+        order = [s.argsort(descending=True, stable=True) for s in shares]
+        if self.within == "layer":
+            return [o[: max(1, round(self.keep * len(o)))] for o in order]
+        n = max(len(shares), round(self.keep * sum(map(len, shares))))
+        rest = torch.cat([s[o[1:]] for s, o in zip(shares, order, strict=True)])
+        layer = torch.cat([torch.full((len(o) - 1,), i) for i, o in enumerate(order)])
+        more = layer[rest.argsort(descending=True, stable=True)[: n - len(shares)]]
+        return [o[: 1 + int((more == i).sum())] for i, o in enumerate(order)]
+
+    def _merged(
+        self, one: Mixture, head: Int[Tensor, "expert"], share: Float[Tensor, "expert"]
+    ) -> tuple[Tensor, Tensor]:
+        """Return both stacks with the mean of its group in the place of each expert."""
+        up, down = (x.to(torch.float64, copy=True) for x in _stacks(one))
+        for e in (head != torch.arange(len(head))).nonzero()[:, 0].tolist():
+            if self.align:
+                order = matching(up[head[e]], down[head[e]], up[e], down[e])
+                up[e] = up[e].unflatten(0, (2, -1))[:, order].flatten(0, 1)
+                down[e] = down[e][:, order]
+        new_up, new_down = up.clone(), down.clone()
+        for h in head.unique().tolist():
+            group = (head == h).nonzero()[:, 0]
+            if len(group) == 1:
+                continue
+            weight = share[group] if self.mean == "use" else torch.ones(len(group)).double()
+            weight = weight if bool(weight.sum() > 0) else torch.ones_like(weight)
+            weight = (weight / weight.sum()).to(up)
+            new_up[group] = torch.einsum("e,e...->...", weight, up[group])
+            new_down[group] = torch.einsum("e,e...->...", weight, down[group])
+        return new_up, new_down
+
+
+def heads_of(
+    like: Float[Tensor, "expert expert"],
+    stay: Int[Tensor, "kept"],
+    share: Float[Tensor, "expert"],
+    capacity: int | None,
+) -> Int[Tensor, "expert"]:
+    """Return for each expert the one that it joins: itself if it stays apart.
+
+    The most used choose first; a group that is full takes no more.
+    """
+    head = torch.arange(len(like))
+    if capacity is not None and capacity * len(stay) < len(like):
+        raise InputError(
+            f"MergeExperts.plan: expected groups that hold {len(like)} experts, got {len(stay)} of "
+            f"at most {capacity}. Raise keep or capacity."
+        )
+    room = dict.fromkeys(stay.tolist(), len(like) if capacity is None else capacity - 1)
+    for e in share.argsort(descending=True, stable=True).tolist():
+        if e in stay:
+            continue
+        free = torch.tensor([h for h in sorted(room) if room[h] > 0])
+        head[e] = free[like[e, free].argmax()]
+        room[int(head[e])] -= 1
+    return head
+
+
+def matching(
+    up: Float[Tensor, "both dim"],
+    down: Float[Tensor, "dim hidden"],
+    up2: Float[Tensor, "both dim"],
+    down2: Float[Tensor, "dim hidden"],
+) -> Int[Tensor, "hidden"]:
+    """Return the order of a second expert's hidden units in which it is most like the first.
+
+    Maximises the sum of products of all weights of a unit: gate, input and output.
+    """
+    first, second = (
+        torch.cat([*a.chunk(2), b.T], 1).double().cpu() for a, b in ((up, down), (up2, down2))
+    )
+    _, order = linear_sum_assignment((first @ second.T).numpy(), maximize=True)
+    return torch.from_numpy(np.asarray(order))
+
+
+def _stacks(one: Mixture) -> tuple[Tensor, Tensor]:
+    up, down = (one.experts.get_parameter(name).detach() for name in STACKED)
+    return up, down
