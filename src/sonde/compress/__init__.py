@@ -13,9 +13,11 @@ from sonde.compress.coordinate_rounding import CoordinateRounding
 from sonde.compress.decouple_q import DecoupleQ
 from sonde.compress.error_feedback import error_feedback
 from sonde.compress.expert_use import ExpertUse, expert_use
+from sonde.compress.extract_experts import ExtractExperts, SlicedModel
 from sonde.compress.fidelity import Fidelity, fidelity
 from sonde.compress.gptq import GPTQ
 from sonde.compress.grams import LayerGrams, layer_grams
+from sonde.compress.group_requests import count_loads, group_requests
 from sonde.compress.h2o import H2O
 from sonde.compress.key_diff import KeyDiff
 from sonde.compress.key_norm import KeyNorm
@@ -23,6 +25,7 @@ from sonde.compress.low_rank_weights import LowRankWeights
 from sonde.compress.merge_experts import MergeExperts
 from sonde.compress.natural_codec import NaturalCodec
 from sonde.compress.power_sgd_codec import PowerSgdCodec
+from sonde.compress.pre_gate import PreGate
 from sonde.compress.prompt_compressor import CompressedPrompt, KeepProbe, PromptCompressor
 from sonde.compress.prune_weights import PruneWeights
 from sonde.compress.qsgd_codec import QsgdCodec
@@ -42,6 +45,7 @@ from sonde.compress.streaming_cache import StreamingCache
 from sonde.compress.token_budget import shortened, token_budget
 from sonde.compress.top_k_codec import TopKCodec
 from sonde.compress.tova import TOVA
+from sonde.compress.unit_use import UnitUse, unit_use
 from sonde.weights import QuantLinear, ThinLinear, kernels, pack, unpack
 
 __all__ = [
@@ -56,6 +60,7 @@ __all__ = [
     "CoordinateRounding",
     "DecoupleQ",
     "ExpertUse",
+    "ExtractExperts",
     "Fidelity",
     "KeepProbe",
     "KeyDiff",
@@ -65,6 +70,7 @@ __all__ = [
     "MergeExperts",
     "NaturalCodec",
     "PowerSgdCodec",
+    "PreGate",
     "PromptCompressor",
     "PruneWeights",
     "QsgdCodec",
@@ -76,16 +82,20 @@ __all__ = [
     "SequenceCoder",
     "SignCodec",
     "SignQuant",
+    "SlicedModel",
     "SmoothQuant",
     "SnapKV",
     "SparseGPT",
     "StreamingCache",
     "ThinLinear",
     "TopKCodec",
+    "UnitUse",
     "allocate",
+    "count_loads",
     "error_feedback",
     "expert_use",
     "fidelity",
+    "group_requests",
     "kernels",
     "layer_grams",
     "pack",
@@ -93,5 +103,6 @@ __all__ = [
     "share_steps",
     "shortened",
     "token_budget",
+    "unit_use",
     "unpack",
 ]

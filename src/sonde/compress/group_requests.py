@@ -1,0 +1,64 @@
+"""Plan ahead which experts are in memory, where the expert of every request is known before."""
+
+from collections.abc import Sequence
+
+from sonde.core.errors import InputError
+
+
+def group_requests(experts: Sequence[int], size: int) -> list[list[int]]:
+    """Return batches of requests of one expert each, in the order in which experts first appear.
+
+    Parameters
+    ----------
+    experts : sequence of int
+        Expert of each request.
+    size : int
+        Most requests of a batch.
+
+    Examples
+    --------
+    >>> group_requests([2, 0, 2, 2, 0], 2)
+    [[0, 2], [3], [1, 4]]
+    """
+    if size < 1:
+        raise InputError(f"group_requests: expected a size from 1, got {size}.")
+    mine: dict[int, list[int]] = {}
+    for i, expert in enumerate(experts):
+        mine.setdefault(expert, []).append(i)
+    return [rows[i : i + size] for rows in mine.values() for i in range(0, len(rows), size)]
+
+
+def count_loads(experts: Sequence[int], room: int) -> int:
+    """Return how often an expert must be loaded if memory holds ``room`` of them.
+
+    When memory is full, the expert that is needed again last goes; no plan needs fewer loads.
+
+    Parameters
+    ----------
+    experts : sequence of int
+        In the order of use.
+    room : int
+
+    Examples
+    --------
+    >>> count_loads([0, 1, 2, 0, 1, 2], 2)
+    4
+
+    References
+    ----------
+    belady1966study
+    """
+    if room < 1:
+        raise InputError(f"count_loads: expected room for an expert or more, got {room}.")
+    after, later = list[int](), dict[int, int]()
+    for i in reversed(range(len(experts))):
+        after.append(later.get(experts[i], len(experts)))
+        later[experts[i]] = i
+    held, n_loads = dict[int, int](), 0
+    for expert, next_use in zip(experts, reversed(after), strict=True):
+        if expert not in held:
+            n_loads += 1
+            if len(held) == room:
+                del held[max(held, key=held.__getitem__)]
+        held[expert] = next_use
+    return n_loads
