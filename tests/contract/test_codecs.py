@@ -1,18 +1,26 @@
 """Every codec against every law."""
 
 import pytest
+import torch
 
 from contract.test_rewrites import members
-from sonde.compress import SequenceCoder
+from sonde.compress import FeaturePCA, SequenceCoder
 from sonde.core import Codec
 from sonde.testing import causal_model, check
 
-CODECS = {codec.__name__: codec for codec in members(Codec) - {SequenceCoder}}
+ROWS = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7)
+FITTED = [FeaturePCA.fit(ROWS, bits) for bits in (0.0, 0.7, 5.0)]
+CODECS = {c.__name__: c for c in members(Codec) - {SequenceCoder, *map(type, FITTED)}}
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))
 def test_laws(name):
     check(CODECS[name])
+
+
+@pytest.mark.parametrize("codec", FITTED, ids=lambda c: type(c).__name__)
+def test_laws_of_a_fitted_codec(codec):
+    check(codec)
 
 
 @pytest.mark.parametrize("parameters", SequenceCoder.examples)

@@ -14,6 +14,7 @@ from sonde.compress.decouple_q import DecoupleQ
 from sonde.compress.error_feedback import error_feedback
 from sonde.compress.expert_use import ExpertUse, expert_use
 from sonde.compress.extract_experts import ExtractExperts, SlicedModel
+from sonde.compress.feature_pca import FeaturePCA
 from sonde.compress.fidelity import Fidelity, fidelity
 from sonde.compress.gptq import GPTQ
 from sonde.compress.grams import LayerGrams, layer_grams
@@ -33,6 +34,7 @@ from sonde.compress.quant_cache import QuantCache
 from sonde.compress.random_k_codec import RandomKCodec
 from sonde.compress.recent_cache import RecentCache
 from sonde.compress.rtn import RTN
+from sonde.compress.scalar_codec import ScalarCodec
 from sonde.compress.sequence_coder import SequenceCoder
 from sonde.compress.share_experts import share_experts
 from sonde.compress.share_steps import share_steps
@@ -61,6 +63,7 @@ __all__ = [
     "DecoupleQ",
     "ExpertUse",
     "ExtractExperts",
+    "FeaturePCA",
     "Fidelity",
     "KeepProbe",
     "KeyDiff",
@@ -79,6 +82,7 @@ __all__ = [
     "RandomKCodec",
     "RecentCache",
     "RetrievedText",
+    "ScalarCodec",
     "SequenceCoder",
     "SignCodec",
     "SignQuant",

@@ -1,12 +1,15 @@
 """Numbers as bytes: what the payloads of codecs are made of."""
 
+from hashlib import blake2b
 from math import prod
+from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sonde.core.errors import StateError
+from sonde.core.hashing import tensor_key
 
 MOST_AXES, MOST_NUMBERS = 32, 1 << 40
 
@@ -30,6 +33,14 @@ def shape_bytes(x: Tensor) -> bytes:
 def float_bytes(x: Tensor) -> bytes:
     """Return numbers as float32, the lowest byte first."""
     return x.to(torch.float32).contiguous().numpy().astype("<f4").tobytes()
+
+
+def tensors_key(*tensors: Tensor) -> bytes:
+    """Return 8 bytes that know the tensors of a fitted codec."""
+    hashed = blake2b(digest_size=8)
+    for x in tensors:
+        hashed.update(tensor_key(x))
+    return hashed.digest()
 
 
 def bit_bytes(codes: np.ndarray, width: int) -> bytes:
@@ -60,7 +71,7 @@ class Reader:
         self.at += size
         return self.payload[self.at - size : self.at]
 
-    def refuse(self, why: str) -> None:
+    def refuse(self, why: str) -> NoReturn:
         """Raise because the payload is not one that ``encode`` writes."""
         raise StateError(f"{self.owner}.decode: {why}. Encode again with this version of sonde.")
 
@@ -104,3 +115,12 @@ class Reader:
             self.refuse(f"{len(ends)} positions stand where {n} should")
         high = np.diff(ends, prepend=-1) - 1
         return (high << low) + self.codes(n, low)
+
+
+def refuse_others(reader: Reader, key: bytes) -> None:
+    """Raise if the next bytes are not the fingerprint of the fitted codec that reads."""
+    if reader.bytes(len(key)) != key:
+        raise StateError(
+            f"{reader.owner}.decode: the stream was written by a codec that was fitted to other "
+            "rows. Decode with the codec that encoded."
+        )

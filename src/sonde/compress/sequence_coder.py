@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
-from importlib import import_module
 from importlib.metadata import version
 from typing import Any, ClassVar, final
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sonde.compress._range_coder import table_coder
 from sonde.compress._wire import Reader, count_bytes
 from sonde.core.codec import Codec
 from sonde.core.errors import InputError, StateError
@@ -115,7 +115,7 @@ class SequenceCoder(Codec):
 
     def pack(self, x: Tensor) -> bytes:
         """Return what decoding needs, and the range coder's words."""
-        queue, family = _constriction()
+        queue, family = table_coder("SequenceCoder")
         threads, window = torch.get_num_threads(), self._window()
         start = self._start()
         encoder = queue.RangeEncoder()
@@ -144,7 +144,7 @@ class SequenceCoder(Codec):
         self._refuse_others(reader)
         start, window, rows, n, threads = (reader.count() for _ in range(5))
         check = int.from_bytes(reader.bytes(4), "little")
-        queue, family = _constriction()
+        queue, family = table_coder("SequenceCoder")
         words = np.frombuffer(reader.bytes(len(payload) - reader.at), "<u4")
         decoder = queue.RangeDecoder(words.astype(np.uint32))
         out = np.zeros(n, dtype=np.int64)
@@ -319,14 +319,3 @@ def _computing(module: nn.Module, threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _constriction() -> tuple[Any, Any]:
-    try:
-        stream: Any = import_module("constriction").stream
-    except ImportError:
-        raise InputError(
-            "SequenceCoder: entropy coding needs the package constriction, which is not installed. "
-            "Install it by: pip install 'sonde[codec]'"
-        ) from None
-    return stream.queue, stream.model.Categorical(perfect=False)

@@ -34,6 +34,11 @@ class Codec(ABC):
         """How many tokens there are, if the codec takes token ids; None if it takes numbers."""
         return None
 
+    @property
+    def width(self) -> int | None:
+        """How long the last axis must be, if the codec was fitted to rows; None if any length."""
+        return None
+
     @abstractmethod
     def pack(self, x: Tensor) -> bytes:
         """Return the bytes of a tensor that was checked: finite float32, or ids in int64."""
@@ -112,6 +117,11 @@ class Codec(ABC):
                 raise InputError(
                     f"{name}.encode: expected numbers that are finite in float32, got {bad} that "
                     "are not. Skip the step whose gradient overflowed."
+                )
+            if self.width is not None and x.shape[-1:] != (self.width,):
+                raise InputError(
+                    f"{name}.encode: expected a last axis of {self.width}, as of the rows that it "
+                    f"was fitted to, got {tuple(x.shape)}."
                 )
             return single
         if x.ndim != 1 or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
