@@ -33,7 +33,7 @@ def test_rate_and_distortion_of_normal_rows(bits):
     codec, x = FeaturePCA.fit(rows(seed=1), bits), rows()
     level = solved(rate_of, bits)
     assert codec.step == pytest.approx((12 * level) ** 0.5, rel=0.05)
-    assert codec.axes.shape[1] == (SPREADS**2 > level).sum()
+    assert codec.axes.shape[1] == (level < SPREADS**2).sum()
     stream = codec.encode(x)
     lost = float((codec.decode(stream) - x).double().square().sum(1).mean())
     most = np.minimum(SPREADS**2, level).sum()

@@ -8,9 +8,13 @@
 from sonde.compress.allocate import allocate
 from sonde.compress.attention_retrieval import AttentionRetrieval, RetrievedText
 from sonde.compress.awq import AWQ
+from sonde.compress.bd_rate import bd_rate
 from sonde.compress.bit_allocation import BitAllocation
+from sonde.compress.conditional_codec import ConditionalCodec
 from sonde.compress.coordinate_rounding import CoordinateRounding
 from sonde.compress.decouple_q import DecoupleQ
+from sonde.compress.entropy_bottleneck import EntropyBottleneck, LatentCodec
+from sonde.compress.entropy_bounded_coder import BoundedCode, EntropyBoundedCoder
 from sonde.compress.error_feedback import error_feedback
 from sonde.compress.expert_use import ExpertUse, expert_use
 from sonde.compress.extract_experts import ExtractExperts, SlicedModel
@@ -40,6 +44,7 @@ from sonde.compress.share_experts import share_experts
 from sonde.compress.share_steps import share_steps
 from sonde.compress.sign_codec import SignCodec
 from sonde.compress.sign_quant import SignQuant
+from sonde.compress.slice_context import SliceCodec, SliceContext
 from sonde.compress.smooth_quant import SmoothQuant
 from sonde.compress.snap_kv import SnapKV
 from sonde.compress.sparse_gpt import SparseGPT
@@ -58,9 +63,13 @@ __all__ = [
     "TOVA",
     "AttentionRetrieval",
     "BitAllocation",
+    "BoundedCode",
     "CompressedPrompt",
+    "ConditionalCodec",
     "CoordinateRounding",
     "DecoupleQ",
+    "EntropyBottleneck",
+    "EntropyBoundedCoder",
     "ExpertUse",
     "ExtractExperts",
     "FeaturePCA",
@@ -68,6 +77,7 @@ __all__ = [
     "KeepProbe",
     "KeyDiff",
     "KeyNorm",
+    "LatentCodec",
     "LayerGrams",
     "LowRankWeights",
     "MergeExperts",
@@ -86,6 +96,8 @@ __all__ = [
     "SequenceCoder",
     "SignCodec",
     "SignQuant",
+    "SliceCodec",
+    "SliceContext",
     "SlicedModel",
     "SmoothQuant",
     "SnapKV",
@@ -95,6 +107,7 @@ __all__ = [
     "TopKCodec",
     "UnitUse",
     "allocate",
+    "bd_rate",
     "count_loads",
     "error_feedback",
     "expert_use",

@@ -120,7 +120,7 @@ class SequenceCoder(Codec):
         start = self._start()
         encoder = queue.RangeEncoder()
         bar = Bar("encode", len(x), self.progress)
-        with _computing(module_of(self.model), threads), bar:
+        with computing("SequenceCoder", module_of(self.model), threads), bar:
             for first, lengths in _groups(len(x), window, self.rows):
                 at = first + np.arange(len(lengths)) * window
                 steps = self._steps(len(lengths), start)
@@ -149,7 +149,7 @@ class SequenceCoder(Codec):
         decoder = queue.RangeDecoder(words.astype(np.uint32))
         out = np.zeros(n, dtype=np.int64)
         bar = Bar("decode", n, self.progress)
-        with _computing(module_of(self.model), threads), bar:
+        with computing("SequenceCoder", module_of(self.model), threads), bar:
             for first, lengths in _groups(n, window, rows):
                 at = first + np.arange(len(lengths)) * window
                 steps = self._steps(len(lengths), start)
@@ -306,11 +306,11 @@ def _release(package: str) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _computing(module: nn.Module, threads: int) -> Iterator[None]:
+def computing(owner: str, module: nn.Module, threads: int) -> Iterator[None]:
     """Compute on a number of threads; refuse a model whose forward is random."""
     if any(m.training for m in module.modules()):
         raise InputError(
-            "SequenceCoder: expected a model in evaluation, got one in training, whose dropout is "
+            f"{owner}: expected a model in evaluation, got one in training, whose dropout is "
             "random. Call model.eval()."
         )
     before = torch.get_num_threads()

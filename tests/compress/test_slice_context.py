@@ -1,0 +1,115 @@
+"""Predictions slice by slice: what they may read, what they cost, and their code."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from sonde.compress import SliceContext
+from sonde.core import InputError, StateError
+from sonde.engine.steps import Descent, seeded
+
+
+def moved(**given):
+    """A context whose predictions depend on all that they may read."""
+    with seeded(4) as draw:
+        context = SliceContext(5, (1, 1, 3), width=8, **given).eval()
+        with torch.no_grad():
+            for p in context.parameters():
+                p += 0.2 * torch.randn(p.shape, generator=draw)
+            for net in context.ahead:
+                net[-1].bias[len(net[-1].bias) // 2 :] += math.log(6.0)
+    return context
+
+
+def latent(n=2, seed=0):
+    return 5 * torch.randn(n, 5, 4, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.truth("another number at every place, pass by pass")
+def test_no_prediction_reads_what_comes_later():
+    context, y = moved(), latent(1)
+    order = torch.full(y.shape[1:], -1)
+    for step, (channels, places) in enumerate(context.passes(y)):
+        order[channels] = torch.where(places, step, order[channels])
+    assert order.min() == 0
+    assert order.unique().tolist() == list(range(6))
+
+    def predictions(y):
+        known, found = torch.zeros_like(y), []
+        for step, (channels, places) in enumerate(context.passes(y)):
+            found.append(torch.cat(context.predicted(step, known, None)))
+            known[:, channels] = torch.where(places, y[:, channels], known[:, channels])
+        return found
+
+    before, reached = predictions(y), 0
+    for place in ((0, 1, 1), (0, 2, 3), (1, 0, 0), (1, 3, 2), (3, 2, 2), (4, 0, 5)):
+        other = y.clone()
+        other[0][place] += 3.0
+        own = int(order[place])
+        changed = [not a.equal(b) for a, b in zip(predictions(other), before, strict=True)]
+        assert not any(changed[: own + 1])
+        reached += sum(changed)
+        assert all(changed[own + 1 :])
+    assert reached > 6
+
+
+@pytest.mark.truth("normal masses by erf, and the estimate of bits")
+@pytest.mark.parametrize("given", [{}, {"attention": False}, {"checkerboard": False}, {"hyper": 2}])
+def test_the_code_is_as_long_as_the_estimate(given):
+    context, y = moved(**given), latent()
+    hyper = torch.rand(2, 2, 4, 6) if given.get("hyper") else None
+    with torch.no_grad():
+        found, bits = context(y, hyper)
+    codec = context.codec(hyper)
+    x = y.movedim(1, -1)
+    stream = codec.encode(x)
+    assert abs(8 * (len(stream) - 60) - float(bits.sum())) < 0.03 * float(bits.sum()) + 250
+    again = codec.decode(stream)
+    assert float((again - x).abs().max()) <= 0.5 + 1e-4
+    assert float((again - found.movedim(1, -1)).abs().mean()) < 0.05  # means to 1/64
+
+
+@pytest.mark.truth("the entropy of independent normal numbers")
+def test_without_context_the_rate_is_that_of_each_channel():
+    spread = torch.tensor([0.8, 3.0, 9.0, 20.0, 1.5])[:, None, None]
+    with seeded(0) as draw:
+        context = SliceContext(5, (5,), width=4, checkerboard=False).train()
+        descent = Descent("test", context.parameters(), 2e-2)
+
+        def loss(_):
+            y = spread * torch.randn(16, 5, 4, 6, generator=draw) + 2.0
+            return context(y, draw=draw)[1].mean()
+
+        descent.run(loss, range(300))
+        y = spread * torch.randn(400, 5, 4, 6, generator=draw) + 2.0
+    with torch.no_grad():
+        bits = float(context.eval()(y)[1].mean())
+        mean, _scale = context.predicted(0, torch.zeros_like(y[:1]), None)
+    assert float(mean.std((2, 3)).max()) < 1e-6  # nothing known: one mean for a channel
+    wanted = 24 * sum(
+        _bits(float(s), float(m)) for s, m in zip(spread, mean[0, :, 0, 0], strict=True)
+    )
+    assert wanted < bits < 1.02 * wanted
+
+
+def _bits(spread, mean):
+    """Bits of 2 + spread N(0, 1), rounded from a mean."""
+    edges = [0.5 * math.erfc(-(mean + k - 0.5 - 2.0) / spread / 2**0.5) for k in range(-200, 202)]
+    masses = [b - a for a, b in itertools.pairwise(edges)]
+    return -sum(m * math.log2(m) for m in masses if m > 0)
+
+
+def test_other_nets_and_damaged_predictions_are_refused():
+    context, x = moved(), latent().movedim(1, -1)
+    stream = context.codec().encode(x)
+    with pytest.raises(StateError, match="fitted to other rows"):
+        SliceContext(5).eval().codec().decode(stream)
+    context.near[3].register_forward_hook(lambda _m, _i, out: out + 0.4)
+    with pytest.raises(StateError, match=r"other rows|another checksum|does not fit"):
+        context.codec().decode(stream)
+    with pytest.raises(InputError, match=r"add up to 5 channels, got \(2, 2\)"):
+        SliceContext(5, (2, 2))
+    with pytest.raises(InputError, match="a map of 2 channels that both sides know, got 0"):
+        moved(hyper=2)(latent())
