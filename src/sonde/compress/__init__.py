@@ -13,6 +13,7 @@ from sonde.compress.bit_allocation import BitAllocation
 from sonde.compress.conditional_codec import ConditionalCodec
 from sonde.compress.coordinate_rounding import CoordinateRounding
 from sonde.compress.decouple_q import DecoupleQ
+from sonde.compress.distill_dataset import DistillDataset, DistilledData, batch_norm_moments
 from sonde.compress.entropy_bottleneck import EntropyBottleneck, LatentCodec
 from sonde.compress.entropy_bounded_coder import BoundedCode, EntropyBoundedCoder
 from sonde.compress.error_feedback import error_feedback
@@ -29,6 +30,7 @@ from sonde.compress.key_norm import KeyNorm
 from sonde.compress.low_rank_weights import LowRankWeights
 from sonde.compress.merge_experts import MergeExperts
 from sonde.compress.natural_codec import NaturalCodec
+from sonde.compress.once_for_all_bits import OnceForAllBits
 from sonde.compress.power_sgd_codec import PowerSgdCodec
 from sonde.compress.pre_gate import PreGate
 from sonde.compress.prompt_compressor import CompressedPrompt, KeepProbe, PromptCompressor
@@ -68,6 +70,8 @@ __all__ = [
     "ConditionalCodec",
     "CoordinateRounding",
     "DecoupleQ",
+    "DistillDataset",
+    "DistilledData",
     "EntropyBottleneck",
     "EntropyBoundedCoder",
     "ExpertUse",
@@ -82,6 +86,7 @@ __all__ = [
     "LowRankWeights",
     "MergeExperts",
     "NaturalCodec",
+    "OnceForAllBits",
     "PowerSgdCodec",
     "PreGate",
     "PromptCompressor",
@@ -107,6 +112,7 @@ __all__ = [
     "TopKCodec",
     "UnitUse",
     "allocate",
+    "batch_norm_moments",
     "bd_rate",
     "count_loads",
     "error_feedback",

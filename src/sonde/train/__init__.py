@@ -8,6 +8,8 @@ from sonde.train.align import Align
 from sonde.train.attention_entropy import AttentionEntropy
 from sonde.train.cauchy_schwarz import CauchySchwarzBottleneck
 from sonde.train.contrast import Contrast, similarity_smoothing
+from sonde.train.distil import Distil
+from sonde.train.generic_to_specific import GenericToSpecific, shared_mask
 from sonde.train.input_decoder import InputDecoder
 from sonde.train.latent_terms import LatentTerms
 from sonde.train.learned_views import LearnedViews
@@ -28,6 +30,8 @@ __all__ = [
     "AttentionEntropy",
     "CauchySchwarzBottleneck",
     "Contrast",
+    "Distil",
+    "GenericToSpecific",
     "InputDecoder",
     "LatentTerms",
     "LearnedViews",
@@ -42,5 +46,6 @@ __all__ = [
     "SparseTraining",
     "StructuredTransfer",
     "SubspaceProjection",
+    "shared_mask",
     "similarity_smoothing",
 ]

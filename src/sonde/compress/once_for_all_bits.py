@@ -1,0 +1,249 @@
+"""Train once for all mixtures of bit widths, then round to any of them without more training.
+
+For a model that must fit many devices. At a single fixed width, training for that width alone is
+cheaper.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from sonde.compress._grid import check_grid, method_of, rounded
+from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress.allocate import allocate
+from sonde.compress.fidelity import fidelity
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.data import open_inputs
+from sonde.weights import Change, Grid, Quantised, Rewrite, RewritePlan, as_model
+from sonde.weights.tuning import Trainee, row_losses, tuned, with_copy
+
+Factors = tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]
+MOST_RUN = 16
+"""Examples on which answers are compared, for each layer and width."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class OnceForAllBits(Rewrite):
+    """Round each layer to a width of its own, with a small correction trained for that width.
+
+    A layer of weight ``W`` at ``b`` bits becomes ``Q_b(W + A_b B_b)``, where ``Q_b`` rounds as
+    ``RTN`` does and the thin matrices are shared by all mixtures. ``train`` finds them in one run:
+    each step draws a mixture and lowers the divergence of its answers from the model's own.
+
+    Range        as ``RTN`` at the same widths; without corrections it is ``RTN`` bit for bit.
+    Cost         ``train``: two forwards and a backward for each batch; then one rounding.
+    Assumes      inputs of the kind that the model will meet.
+    Differs      from the paper: corrections are rounded with the weight, so that packed codes are
+                 all that is kept; gradients pass straight through the rounding.
+
+    Parameters
+    ----------
+    bits : int or mapping of str to int, default=4
+        Width of all layers, or of each layer by its name.
+    group : int, default=32
+        Entries of a row that share a scale.
+    corrections : mapping of str to mapping of int to (Tensor, Tensor), optional
+        For each layer and width both thin matrices; from ``train``.
+    layers : sequence of str, optional
+        Patterns of layers' names; all linear layers by default, but those tied to an embedding.
+
+    References
+    ----------
+    yi2024onceforall
+    """
+
+    bits: int | Mapping[str, int] = 4
+    group: int = 32
+    corrections: Mapping[str, Mapping[int, Factors]] = field(default_factory=dict[str, Any])
+    layers: Sequence[str] | None = None
+    paper: ClassVar[str] = "yi2024onceforall"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"bits": {"10": 2, "11": 3}, "group": 5},
+        {"bits": 3, "layers": ("*",)},
+    )
+
+    def __post_init__(self) -> None:
+        for bits in self.bits.values() if isinstance(self.bits, Mapping) else (self.bits,):
+            check_grid("OnceForAllBits", bits, self.group)
+
+    def planned(self, model: Model) -> RewritePlan:
+        """Return the rounded weights."""
+        layers = weighted_layers("OnceForAllBits", model, self.layers)
+        widths = dict.fromkeys((one.name for one in layers), self.bits)
+        if isinstance(self.bits, Mapping):
+            if self.bits.keys() != widths.keys():
+                raise InputError(
+                    "OnceForAllBits.plan: expected a width for each layer, got "
+                    f"{sorted(self.bits)} for {sorted(widths)}."
+                )
+            widths = dict(self.bits)
+        changes: dict[str, Change] = {}
+        for layer in layers:
+            require_finite_weights("OnceForAllBits", layer)
+            bits, weight = int(widths[layer.name]), layer.matrix()  # pyright: ignore[reportArgumentType]
+            if bits in self.corrections.get(layer.name, {}):
+                left, right = self.corrections[layer.name][bits]
+                weight = weight + left.double() @ right.double()
+            grid = Grid(bits, self.group)
+            found = rounded(weight, grid, "asymmetric")
+            shape = tuple(layer.module.weight.shape)
+            changes[layer.weight] = Quantised(found.codes, found.scale, found.offset, grid, shape)
+        told = {"bits": self.bits, "group": self.group, "trained": bool(self.corrections)}
+        return RewritePlan.of(model, changes, method_of("OnceForAllBits", told))
+
+    @staticmethod
+    def train(
+        model: Model | nn.Module,
+        data: Any,
+        widths: Sequence[int] = (2, 3, 4),
+        *,
+        group: int = 32,
+        rank: int = 8,
+        rate: float = 1e-3,
+        epochs: int = 1,
+        seed: int = 0,
+        layers: Sequence[str] | None = None,
+        progress: bool = True,
+    ) -> "OnceForAllBits":
+        """Return the rewrite with corrections for all mixtures of some widths.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        data : anything that ``sonde.data.open_inputs`` takes
+            Labels are not needed.
+        widths : sequence of int, default=(2, 3, 4)
+        group : int, default=32
+        rank : int, default=8
+        rate, epochs, seed
+            Of the training by Adam.
+        layers : sequence of str, optional
+            As of the class.
+        progress : bool, default=True
+        """
+        live = as_model(model)
+        inputs = data if isinstance(data, Inputs) else open_inputs(live, data)
+        for bits in widths:
+            check_grid("OnceForAllBits.train", bits, group)
+        found = weighted_layers("OnceForAllBits.train", live, layers)
+        new = with_copy(live.module)
+        new.requires_grad_(False)
+        draw = torch.Generator().manual_seed(seed)
+        own = {one.name: _Adapted(one, widths, group, rank, draw) for one in found}
+        for name, adapted in own.items():
+            register_parametrization(new.get_submodule(name), "weight", adapted, unsafe=True)
+        teacher = row_losses(live, live.module, inputs)
+
+        def loss(trainee: Trainee, batch: InputBatch) -> Tensor:
+            drawn = draw_widths(len(own), widths, trainee.draw)
+            for adapted, bits in zip(own.values(), drawn, strict=True):
+                adapted.bits = bits
+            with torch.no_grad():
+                p = teacher.answers(batch).log_p
+            q = trainee.losses.answers(batch).log_p
+            return (p.exp() * (p - q)).nan_to_num(nan=0.0).sum(1).mean()
+
+        tune = partial(tuned, live, inputs, loss, rate=rate, epochs=epochs, seed=seed)
+        tune(label="once for all bits", start=new, progress=progress)
+        corrections = {name: adapted.factors() for name, adapted in own.items()}
+        return OnceForAllBits(max(widths), group, corrections, layers)
+
+    def within(self, model: Model | nn.Module, data: Any, bits: float) -> "OnceForAllBits":
+        """Return the rewrite at the mixture of least cost within a mean width.
+
+        The cost of a layer at a width is the divergence of the answers with all other layers at the
+        largest width, on 16 examples.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        data : anything that ``sonde.data.open_inputs`` takes
+        bits : float
+            Mean over weights.
+        """
+        live = as_model(model)
+        inputs = data if isinstance(data, Inputs) else open_inputs(live, data)
+        layers = weighted_layers("OnceForAllBits.within", live, self.layers)
+        widths = sorted({b for one in self.corrections.values() for b in one})
+        if not widths:
+            raise InputError("OnceForAllBits.within: expected corrections. Call train first.")
+        best = {one.name: widths[-1] for one in layers}
+        costs = torch.zeros(len(layers), len(widths), dtype=torch.float64)
+        for i, layer in enumerate(layers):
+            for k, width in enumerate(widths[:-1]):
+                mixed = replace(self, bits={**best, layer.name: width})
+                told = fidelity(live, mixed.plan(live).fold(live), inputs, stop=MOST_RUN)
+                costs[i, k] = told.kl
+        numbers = torch.tensor([one.module.weight.numel() for one in layers])
+        sizes = numbers[:, None] * torch.tensor(widths)
+        chosen = allocate(costs, sizes, int(bits * int(numbers.sum())))
+        pairs = zip(layers, chosen, strict=True)
+        return replace(self, bits={layer.name: widths[k] for layer, k in pairs})
+
+
+def draw_widths(n: int, widths: Sequence[int], draw: torch.Generator) -> list[int]:
+    """Return a width for each of ``n`` layers: first their sum is drawn, then a mixture of it.
+
+    All sums that exist are equally likely, and all mixtures of a sum. Widths drawn layer by layer
+    would nearly always have a sum near the middle.
+    """
+    ways = [{0: 1}]
+    for _ in range(n):
+        more: dict[int, int] = {}
+        for total, count in ways[-1].items():
+            for width in widths:
+                more[total + width] = more.get(total + width, 0) + count
+        ways.append(more)
+    sums = sorted(ways[-1])
+    total = sums[int(torch.randint(len(sums), (1,), generator=draw))]
+    found: list[int] = []
+    for left in range(n - 1, -1, -1):
+        chances = torch.tensor(
+            [ways[left].get(total - w, 0) / ways[left + 1][total] for w in widths],
+            dtype=torch.float64,
+        )
+        width = widths[int(torch.multinomial(chances, 1, generator=draw))]
+        found.append(width)
+        total -= width
+    return found
+
+
+class _Adapted(nn.Module):
+    """A weight with its correction, rounded to the width that is set."""
+
+    def __init__(
+        self,
+        layer: Weighted,
+        widths: Sequence[int],
+        group: int,
+        rank: int,
+        draw: torch.Generator,
+    ) -> None:
+        super().__init__()
+        n_out, n_in = layer.matrix().shape
+        self.bits, self.group = max(widths), group
+        self.lefts = nn.ParameterDict({str(b): torch.zeros(n_out, rank) for b in widths})
+        self.rights = nn.ParameterDict(
+            {str(b): torch.randn(rank, n_in, generator=draw) / n_in**0.5 for b in widths}
+        )
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the rounded weight; gradients pass straight through the rounding."""
+        key = str(self.bits)
+        wanted = weight.flatten(1) + self.lefts[key] @ self.rights[key]
+        exact = wanted.detach().double()
+        found = rounded(exact, Grid(self.bits, self.group), "asymmetric").of(exact)
+        return (wanted + (found - exact).to(wanted)).reshape(weight.shape)
+
+    def factors(self) -> dict[int, Factors]:
+        """Return both thin matrices for each width."""
+        return {int(b): (x.detach(), self.rights[b].detach()) for b, x in self.lefts.items()}
