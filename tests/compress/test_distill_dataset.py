@@ -53,7 +53,7 @@ def test_a_net_sees_the_classes_and_the_moments(crop):
         net[11].weight.mul_(20.0)  # answers that differ
     moments = batch_norm_moments(net)
     assert moments["1"].variance.equal(net[1].running_var.double())
-    how = DistillDataset(steps=60, crop=crop, weight=0.1, rate=0.1, low=-1.0, high=2.0)
+    how = DistillDataset(steps=80, crop=crop, weight=0.5, rate=0.1, low=-3.0, high=3.0)
     before = {name: x.clone() for name, x in net.state_dict().items()}
     state = torch.random.get_rng_state()
     found = how.distil(net, moments, label, (1, 8, 8))
@@ -62,7 +62,7 @@ def test_a_net_sees_the_classes_and_the_moments(crop):
     assert all(p.grad is None for p in net.parameters())
     assert found.probs.argmax(1).equal(label)
     torch.testing.assert_close(found.probs, net(found.x).softmax(1).detach())
-    assert -1.0 <= float(found.x.min()) < float(found.x.max()) <= 2.0
+    assert -3.0 <= float(found.x.min()) < float(found.x.max()) <= 3.0
 
     def gap(x):
         with torch.no_grad():
@@ -70,7 +70,7 @@ def test_a_net_sees_the_classes_and_the_moments(crop):
         return sum(float(moment_gap(v, moments[name])) for name, v in inputs.items())
 
     without = replace(how, weight=0.0).distil(net, moments, label, (1, 8, 8))
-    assert gap(found.x) < 0.8 * gap(without.x)
+    assert gap(found.x) < 0.85 * gap(without.x)
     assert how.distil(net, moments, label, (1, 8, 8)).x.equal(found.x)
 
 

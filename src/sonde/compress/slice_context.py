@@ -54,7 +54,7 @@ class SliceContext(nn.Module):
     --------
     >>> context = SliceContext(6).eval()
     >>> context.slices, context(torch.zeros(2, 6, 4, 4))[1].shape
-    ((1, 1, 1, 3), torch.Size([2]))
+    ((1, 1, 1, 1, 2), torch.Size([2]))
 
     References
     ----------
@@ -277,7 +277,7 @@ def _uneven(channels: int) -> tuple[int, ...]:
     sizes = [max(1, round(channels * 2**i / (2**n - 1))) for i in range(n - 1)]
     while sum(sizes) >= channels:
         sizes.pop()
-    return (*sizes, channels - sum(sizes))
+    return tuple(sorted((*sizes, channels - sum(sizes))))
 
 
 def _below(x: Tensor) -> Tensor:
