@@ -1,0 +1,53 @@
+"""Canonical correlation, pruning or the gradient: which says best where bits are needed."""
+
+from typing import final
+
+from sonde_studies._bit_orders import BLOCKS, rounded_net
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+
+@final
+class BitsByScoreStudy(Study):
+    """Blocks demoted in the order of three scores, and in the order of what each costs alone."""
+
+    name = "bits-by-score"
+    title = "does a first-order score order layers for mixed precision better than chance?"
+    paper = "nanda2024cptquant"
+    fidelity = "the three scores are reconstructed from their names; blocks in place of models"
+    data = "digits: residual nets of seven blocks, 1,000 rows to learn from, 797 to judge"
+    claims = (
+        Claim("taylor", "In the order of gradient times change, demotion costs less than chance.",
+              "mean divergence of all orders less that of the order, as a share of the former"),
+        Claim("correlation", "In the order of canonical correlations of input and output.",
+              "mean divergence of all orders less that of the order, as a share of the former"),
+        Claim("pruning", "In the order of the loss without the smallest tenth of the weights.",
+              "mean divergence of all orders less that of the order, as a share of the former"),
+        Claim("taylor best", "The gradient orders better than the correlation.",
+              "difference of both shares"),
+        Claim("not the last", "The gradient does better than to demote the last blocks first.",
+              "difference of both shares"),
+        Claim("enough", "It loses at most a tenth against each block's measured divergence.",
+              "share of the gradient less that of the divergence alone, and 0.1"),
+    )  # fmt: skip
+    null = Claim("by lot", "Twenty orders by lot cost what all orders do.",
+                 "mean divergence of all orders less that of twenty, as a share")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Round every set of blocks of a net, and look up each order."""
+        tick("all sets of blocks")
+        net = rounded_net(seed, tiny)
+        usual = float(net.areas().mean())
+        scores = {
+            "taylor": net.taylor(),
+            "correlation": net.correlated(),
+            "pruning": net.pruned(),
+            "alone": net.alone(),
+        }
+        gain = {name: 1 - net.area(net.order(one)) / usual for name, one in scores.items()}
+        return {
+            **gain,
+            "taylor best": gain["taylor"] - gain["correlation"],
+            "enough": gain["taylor"] - gain["alone"] + 0.1,
+            "not the last": gain["taylor"] - 1 + net.area(range(BLOCKS - 1, -1, -1)) / usual,
+            "by lot": 1 - net.by_lot(seed) / usual,
+        }

@@ -1,0 +1,133 @@
+"""A data set of a few made images for each digit: by crops that shrink, and against real ones."""
+
+from typing import final
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor, nn
+
+from sonde.compress import DistillDataset, batch_norm_moments
+from sonde.train import Distil
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import digit_images, drawn, learn_labels, minimise
+
+TRAIN, STEPS, MADE, STUDENT, PER_CLASS, CROP = 1_200, 150, 120, 150, (1, 5, 20), 0.4
+
+
+@final
+class CurriculumCropsStudy(Study):
+    """Students that learn from 1, 5 or 20 images of each digit, chosen or made in five ways."""
+
+    name = "curriculum-crops"
+    title = "do crops that shrink make better data than crops of one range?"
+    paper = "yin2024cda"
+    fidelity = (
+        "small convolutional nets; crops down to 0.4 of the area; soft labels of whole images"
+    )
+    data = "digits: 1,200 to distil, 597 to judge"
+    claims = (
+        Claim("curriculum", "Crops that shrink beat crops of the whole range from the start.",
+              "difference of accuracy, mean over numbers of images"),
+        Claim("random", "Made images beat as many real ones by lot.",
+              "difference of accuracy, mean over numbers of images"),
+        Claim("centres", "They beat the real images nearest to centres of clusters.",
+              "difference of accuracy, mean over numbers of images"),
+        Claim("moments", "The moments of layers matter.",
+              "accuracy with them less that without, mean over numbers of images"),
+        Claim("one", "With one image of each digit, made images beat one by lot.",
+              "difference of accuracy"),
+    )  # fmt: skip
+    null = Claim("two lots", "Two lots of real images teach alike.",
+                 "difference of accuracy, mean over numbers of images")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train a teacher, make and choose images, and teach a student with each."""
+        x, label = digit_images(seed)
+        fresh, truth = x[TRAIN:], label[TRAIN:]
+        x, label = x[:TRAIN], label[:TRAIN]
+        teacher = drawn(_net, seed)
+        learn_labels(teacher, x, label, steps=20 if tiny else STEPS, seed=seed)
+        moments = batch_norm_moments(teacher)
+        made = DistillDataset(steps=5 if tiny else MADE, crop=CROP, seed=seed)
+        found: dict[str, float] = {}
+        for n in PER_CLASS[:1] if tiny else PER_CLASS:
+            wanted = torch.arange(10).repeat_interleave(n)
+            arms = {
+                "shrinking": made,
+                "whole range": DistillDataset(made.steps, crop=CROP, ramp=0.0, seed=seed),
+                "no moments": DistillDataset(made.steps, crop=CROP, weight=0.0, seed=seed),
+            }
+            data = {
+                name: how.distil(teacher, moments, wanted, (1, 8, 8)).x
+                for name, how in arms.items()
+            }
+            data |= {
+                "by lot": _by_lot(x, label, n, seed),
+                "by another lot": _by_lot(x, label, n, seed + 100),
+                "centres": _centres(x, label, n, seed),
+            }
+            for name, images in data.items():
+                tick(f"{name}, {n}")
+                student = drawn(_net, seed + 1)
+                _taught(student, teacher, images, wanted, 10 if tiny else STUDENT, seed)
+                with torch.no_grad():
+                    right = float((student(fresh).argmax(1) == truth).double().mean())
+                found[f"accuracy of {name} | {n}"] = right
+
+        def mean(name: str) -> float:
+            return float(
+                np.mean([v for k, v in found.items() if k.startswith(f"accuracy of {name} |")])
+            )
+
+        ours = mean("shrinking")
+        return {
+            "curriculum": ours - mean("whole range"),
+            "random": ours - mean("by lot"),
+            "centres": ours - mean("centres"),
+            "moments": ours - mean("no moments"),
+            "one": found["accuracy of shrinking | 1"] - found["accuracy of by lot | 1"],
+            "two lots": mean("by lot") - mean("by another lot"),
+            **found,
+        }
+
+
+def _net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(12, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(),
+        nn.Flatten(), nn.Linear(24 * 16, 10),
+    )  # fmt: skip
+
+
+def _taught(
+    student: nn.Module, teacher: nn.Module, x: Tensor, label: Tensor, steps: int, seed: int
+) -> None:
+    """Teach a student images with the teacher's soft labels, all at once."""
+    with torch.no_grad():
+        wanted = teacher(x)
+    distil = Distil(temperature=2.0)
+
+    def loss(_: Tensor) -> Tensor:
+        return distil(student(x), wanted, label)
+
+    student.train()
+    minimise(loss, student.parameters(), len(x), steps=steps, seed=seed)
+    student.eval()
+
+
+def _by_lot(x: Tensor, label: Tensor, n: int, seed: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(x), generator=draw)
+    return torch.cat([x[order[label[order] == c][:n]] for c in range(10)])
+
+
+def _centres(x: Tensor, label: Tensor, n: int, seed: int) -> Tensor:
+    """Return for each digit the real images nearest to the centres of n clusters."""
+    found: list[Tensor] = []
+    for c in range(10):
+        mine = x[label == c]
+        means = KMeans(n, n_init=2, random_state=seed).fit(mine.flatten(1).numpy())  # pyright: ignore
+        centres = torch.from_numpy(np.asarray(means.cluster_centers_)).float()
+        found.append(mine[torch.cdist(centres, mine.flatten(1)).argmin(1)])
+    return torch.cat(found)

@@ -1,0 +1,122 @@
+"""Experts of a mixture merged by routing, evenly, or by lot, and with or without alignment."""
+
+import math
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from transformers import MixtralConfig, MixtralForCausalLM
+
+import sonde
+from sonde import Model
+from sonde.compress import MergeExperts, expert_use, fidelity
+from sonde.data import open_inputs
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+EXPERTS, LAYERS, DIM, LENGTH, STEPS, BATCH, TEXTS = 8, 2, 32, 48, 120, 16, 40
+ARMS: dict[str, dict[str, Any]] = {
+    "routing": {},
+    "even": {"mean": "even"},
+    "by lot": {"by": "random"},
+    "not aligned": {"align": False},
+}
+
+
+@final
+class MergedExpertsStudy(Study):
+    """Small mixtures of eight experts, trained on bytes of Python: apart, or from one expert."""
+
+    name = "merged-experts"
+    title = "is it the router that says which experts may be merged?"
+    paper = "li2024mcsmoe"
+    fidelity = "merging alone; no compression of what is merged, no training afterwards"
+    data = "bytes of Python's standard library, 48 in a text; two layers of eight experts"
+    claims = (
+        Claim("lot", "Merged by routing to half, answers diverge less than merged by lot.",
+              "divergence by lot over that by routing, logarithm"),
+        Claim("use", "Means by use diverge less than even means, at half.",
+              "divergence of even means over that of means by use, logarithm"),
+        Claim("quarter", "Merged to a quarter, routing is better than lot, too.",
+              "divergence by lot over that by routing, logarithm"),
+        Claim("align", "Alignment helps where experts were drawn apart.",
+              "divergence without over that with it, logarithm, at half"),
+        Claim("not upcycled", "It helps less where all experts started from one.",
+              "difference of both logarithms"),
+    )  # fmt: skip
+    null = Claim("two lots", "Merged by two lots, answers diverge alike.",
+                 "divergence by one lot over that by the other, logarithm")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train both mixtures, merge them in all ways, and compare answers on fresh texts."""
+        train, fresh = (_texts(part) for part in ("train", "test"))
+        order = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(seed))
+        fresh = fresh[order[: 5 if tiny else TEXTS]]
+        kl: dict[str, float] = {}
+        for kind in ("apart", "upcycled"):
+            tick(kind)
+            model = _trained(kind, train, seed, 10 if tiny else STEPS)
+            calibration = open_inputs(model, [{"input_ids": t} for t in train[:TEXTS]])
+            use = expert_use(model, calibration)
+            inputs = open_inputs(model, [{"input_ids": t} for t in fresh])
+            for keep in (0.5, 0.25):
+                for arm, given in ARMS.items():
+                    lots = (0, 1, 2, 3) if arm == "by lot" else (0,)
+                    found: list[float] = []
+                    for lot in lots:
+                        rule = MergeExperts(keep, "layer", **given, seed=4 * seed + lot)
+                        plan = rule.plan(model, {"calibration": use})
+                        found.append(fidelity(model, plan.fold(model), inputs).kl)
+                    kl[f"{arm}, {kind} | {keep:g}"] = sum(found) / len(found)
+                    if arm == "by lot" and kind == "apart" and keep == 0.5:
+                        lot_gap = _log(found[0], found[1])
+
+        def gain(worse: str, better: str, keep: float, kind: str = "apart") -> float:
+            return _log(kl[f"{worse}, {kind} | {keep:g}"], kl[f"{better}, {kind} | {keep:g}"])
+
+        aligned = gain("not aligned", "routing", 0.5)
+        return {
+            "lot": gain("by lot", "routing", 0.5),
+            "use": gain("even", "routing", 0.5),
+            "quarter": gain("by lot", "routing", 0.25),
+            "align": aligned,
+            "not upcycled": aligned - gain("not aligned", "routing", 0.5, "upcycled"),
+            "two lots": lot_gap,
+            **{f"divergence of {name}": v for name, v in kl.items()},
+        }
+
+
+def _log(a: float, b: float) -> float:
+    """Return the logarithm of a ratio of divergences, which may be 0."""
+    return math.log((a + 1e-9) / (b + 1e-9))
+
+
+def _texts(part: str) -> Tensor:
+    """Return texts of equal length, as bytes."""
+    model = sonde.load("sonde:stdlib", device="cpu")
+    inputs = open_inputs(model, f"sonde:stdlib/{part}")
+    ids = torch.cat([b.kwargs["input_ids"] for b in inputs.batches(0, 256)])
+    return ids[:, : ids.shape[1] // LENGTH * LENGTH].reshape(-1, LENGTH)
+
+
+def _trained(kind: str, texts: Tensor, seed: int, steps: int) -> Model:
+    config = MixtralConfig(
+        vocab_size=256, hidden_size=DIM, intermediate_size=DIM, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=4, num_local_experts=EXPERTS,
+        num_experts_per_tok=2, max_position_embeddings=LENGTH, router_aux_loss_coef=0.02,
+        output_router_logits=True,
+    )  # fmt: skip
+    net: Any = drawn(lambda: MixtralForCausalLM(config), seed)
+    if kind == "upcycled":
+        with torch.no_grad():
+            for layer in net.model.layers:
+                for p in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
+                    p.copy_(p[:1].expand_as(p))
+
+    def loss(rows: Tensor) -> Tensor:
+        return net(texts[rows], labels=texts[rows]).loss
+
+    net.train()
+    minimise(loss, net.parameters(), len(texts), steps=steps, seed=seed, batch=BATCH)
+    config.output_router_logits = False
+    return Model(net.eval(), config=config, task="causal")
