@@ -101,6 +101,15 @@ def _bits(spread, mean):
     return -sum(m * math.log2(m) for m in masses if m > 0)
 
 
+def test_gradients_are_finite_at_spreads_beyond_all_bounds():
+    context = moved().train()
+    with torch.no_grad():
+        for net in context.ahead:
+            net[-1].bias[len(net[-1].bias) // 2 :] += 200.0
+    context(latent(), draw=torch.Generator().manual_seed(0))[1].sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in context.parameters())
+
+
 def test_other_nets_and_damaged_predictions_are_refused():
     context, x = moved(), latent().movedim(1, -1)
     stream = context.codec().encode(x)

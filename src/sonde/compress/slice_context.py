@@ -146,7 +146,8 @@ class SliceContext(nn.Module):
         if str(step) in self.wide:
             found = found + self.wide[str(step)](x)
         mean, spread = self.ahead[step](found).chunk(2, 1)
-        return mean, spread.exp().clamp(SMALLEST, LARGEST)
+        # clamped before the exponential, whose gradient is not finite far above
+        return mean, spread.clamp(float(np.log(SMALLEST)), float(np.log(LARGEST))).exp()
 
     def codec(self, hyper: Float[Tensor, "row hyper high wide"] | None = None) -> "SliceCodec":
         """Return the codec of what was learned; channels are its last axis."""
