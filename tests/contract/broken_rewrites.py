@@ -45,6 +45,10 @@ class Halves(Rewrite):
             module.train()
         if self.fault == "draws":
             torch.rand(1)
+        if self.fault == "forgets":
+            return RewritePlan(plan.changes, {})
+        if self.fault == "folds":
+            return Thirds(plan.changes, plan.made_for)
         if self.fault == "tie":
             return RewritePlan(plan.changes, plan.made_for)
         return plan
@@ -60,6 +64,18 @@ class Copies(RewritePlan):
         import copy
 
         return copy.deepcopy(super().fold(model))
+
+
+@final
+@dataclass(frozen=True)
+class Thirds(RewritePlan):
+    """A plan that folds other values than it saves."""
+
+    def fold(self, model: Any) -> Any:
+        """Return a model with two thirds of the planned values."""
+        new = super().fold(model)
+        new.get_parameter(NAMES[0]).data.mul_(2 / 3)
+        return new
 
 
 @final

@@ -122,6 +122,8 @@ TWINS = [
     (Rewrite, "untouched", broken_rewrites.Halves("draws"), "another random state"),
     (Rewrite, "again", broken_rewrites.Halves("random"), "two runs differ"),
     (Rewrite, "shared", broken_rewrites.CopiesAll(), "is not shared"),
+    (Rewrite, "once", broken_rewrites.Halves("forgets"), "folded into its own result"),
+    (Rewrite, "saved", broken_rewrites.Halves("folds"), "11.weight is off by"),
     (Rewrite, "undone", broken_rewrites.DoesNothing(), "the saved weights are the old ones"),
     (Rewrite, "half", broken_rewrites.Halves("half"), "is not finite"),
     (Rewrite, "tied", broken_rewrites.Halves("tie"), "not told"),

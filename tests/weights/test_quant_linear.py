@@ -30,7 +30,7 @@ def packed(n_out: int = 48, n_in: int = 72, bits: int = 4, group: int = 32) -> t
     offset = torch.randn(shape, generator=draw).bfloat16() / 10
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(n_in, n_out), nn.ReLU())
-    change = Quantised(pack(codes, bits), scale, offset, grid, (n_out, n_in))
+    change = Quantised(pack(codes, bits), scale, offset, grid, n_in)
     new = RewritePlan.of(net, {"0.weight": change}).fold(net)
     wanted = torch.empty(n_out, n_in, dtype=torch.float64)
     for i in range(n_out):
@@ -134,7 +134,7 @@ def test_a_layer_with_two_names_is_exchanged_under_both():
         torch.ones(8, 1).bfloat16(),
         torch.zeros(8, 1).bfloat16(),
         Grid(4, 8),
-        (8, 8),
+        8,
     )
     new = RewritePlan.of(net, {"a.weight": change}).fold(net)
     assert isinstance(new["a"], QuantLinear)

@@ -8,6 +8,7 @@ from jaxtyping import BFloat16, Float
 from torch import Tensor
 from torch.nn import functional
 
+from sonde.compress._layers import Weighted
 from sonde.core.errors import InputError
 from sonde.weights import Grid, Quantised, pack
 
@@ -102,7 +103,11 @@ def each_entry(x: BFloat16[Tensor, "out group"], group: int, n: int) -> Float[Te
 
 
 def rounded(
-    weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry, clip: str | None = None
+    weight: Float[Tensor, "out in"],
+    grid: Grid,
+    symmetry: Symmetry,
+    clip: str | None = None,
+    layer: Weighted | None = None,
 ) -> Quantised:
     """Return a matrix with each entry rounded to the nearest point of its group's grid."""
     scale, offset = (
@@ -110,15 +115,15 @@ def rounded(
     )
     n = weight.shape[1]
     scales, offsets = (each_entry(x, grid.group, n) for x in (scale, offset))
-    return quantised(codes_of(weight, scales, offsets, grid.bits), scale, offset, grid)
+    return quantised(codes_of(weight, scales, offsets, grid.bits), scale, offset, grid, layer)
 
 
 def quantised(
-    codes: Tensor, scale: Tensor, offset: Tensor, grid: Grid, shape: tuple[int, ...] = ()
+    codes: Tensor, scale: Tensor, offset: Tensor, grid: Grid, layer: Weighted | None = None
 ) -> Quantised:
-    """Return the change to these codes."""
-    packed = pack(codes.to(torch.uint8), grid.bits)
-    return Quantised(packed, scale, offset, grid, tuple(shape or codes.shape))
+    """Return the change of a layer's weight, or of a matrix, to these codes."""
+    packed, turned = pack(codes.to(torch.uint8), grid.bits), layer is not None and layer.turned
+    return Quantised(packed, scale, offset, grid, codes.shape[1], turned=turned)
 
 
 def method_of(owner: str, parameters: Mapping[str, object]) -> str:

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
-from sonde.weights import QuantLinear, ThinLinear
-
-KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from sonde.weights._kinds import is_linear, kind_of
+from sonde.weights.forms import is_packed
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +25,7 @@ class Weighted:
     name : str
         Of the module.
     module : nn.Module
-        A linear layer, or a convolution.
+        A linear layer, also one of GPT-2 that holds its weight as (in, out), or a convolution.
     """
 
     name: str
@@ -40,17 +39,39 @@ class Weighted:
     @property
     def groups(self) -> int:
         """Parts of the input that are multiplied with parts of the weight alone."""
-        return 1 if isinstance(self.module, nn.Linear) else int(self.module.groups)
+        return 1 if self.is_linear else int(self.module.groups)
+
+    @property
+    def n_out(self) -> int:
+        """Rows of the matrix."""
+        return int(self.module.weight.shape[1 if self.turned else 0])
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the layer multiplies rows, as no convolution does."""
+        return is_linear(self.module)
+
+    @property
+    def turned(self) -> bool:
+        """Whether the weight is held as (in, out)."""
+        return kind_of(self.module) == "transposed"
 
     def matrix(self) -> Float[Tensor, "out in"]:
         """Return the weight as a matrix in float64: a row for each output."""
-        return self.module.weight.detach().double().flatten(1)
+        return self.matrix_of(self.module.weight.detach().double())
+
+    def matrix_of(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "out in"]:
+        """Return a tensor of the weight's shape as a matrix."""
+        return weight.T.contiguous() if self.turned else weight.flatten(1)
+
+    def tensor(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "..."]:
+        """Return a matrix in the shape and the type of the weight."""
+        weight = self.module.weight
+        return (matrix.T if self.turned else matrix).to(weight.dtype).reshape(weight.shape)
 
     def rows(self, x: Tensor) -> Float[Tensor, "group row in"]:
         """Return what each group of the layer multiplies, a row for each output position."""
-        if isinstance(self.module, nn.Linear):
-            return x.reshape(1, -1, x.shape[-1])
-        return _windows(self.module, x)
+        return x.reshape(1, -1, x.shape[-1]) if self.is_linear else _windows(self.module, x)
 
 
 def _windows(layer: Any, x: Tensor) -> Float[Tensor, "group row in"]:
@@ -87,7 +108,7 @@ def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> l
     InputError
         If a pattern matches nothing, or names one side of tied weights.
     """
-    if any(isinstance(part, QuantLinear | ThinLinear) for part in model.module.modules()):
+    if any(map(is_packed, model.module.modules())):
         raise InputError(
             f"{owner}.plan: expected a model whose weights are numbers, got one that was packed "
             "already. Take the model that it was made from."
@@ -96,11 +117,9 @@ def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> l
     tied: dict[str, str] = {}
     parts = list(model.module.named_modules())
     others = {id(p): name for name, part in parts for p in part._parameters.values()
-              if p is not None and not isinstance(part, KINDS)}  # fmt: skip
+              if p is not None and kind_of(part) in (None, "rows")}  # fmt: skip
     for name, part in parts:
-        if type(part).forward not in [kind.forward for kind in KINDS]:
-            continue
-        if not name or not isinstance(part, KINDS):
+        if not name or kind_of(part) in (None, "rows"):
             continue
         if id(part.weight) in others:
             tied[name] = others[id(part.weight)]
@@ -108,7 +127,7 @@ def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> l
             found[id(part)] = Weighted(name, part)
     every = list(found.values())
     if layers is None:
-        chosen = [layer for layer in every if isinstance(layer.module, nn.Linear)]
+        chosen = [layer for layer in every if layer.is_linear]
     else:
         chosen = [one for one in every if any(fnmatchcase(one.name, p) for p in layers)]
         for pattern in layers:

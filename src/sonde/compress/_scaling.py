@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sonde.compress._layers import KINDS, Weighted
+from sonde.compress._layers import Weighted
 from sonde.core.inputs import Inputs, Model
 from sonde.tap import calls_of, place_of
 from sonde.tap.rows.padding import right_padded
+from sonde.weights._kinds import in_and_out, is_linear, kind_of
 from sonde.weights.live import with_tensors
 
 MOST_TRIED, TRIED = 3, 4
@@ -68,9 +69,7 @@ def scale_groups(model: Model, layers: Sequence[Weighted], inputs: Inputs) -> li
     place = place_of(module, batch)
     args, kwargs = place.call(batch.args, batch.kwargs)
     names = {part: name for name, part in module.named_modules() if _width(part)}
-    chosen: dict[nn.Module, Weighted] = {
-        one.module: one for one in layers if isinstance(one.module, nn.Linear)
-    }
+    chosen: dict[nn.Module, Weighted] = {one.module: one for one in layers if one.is_linear}
     calls = [(part, id(x)) for part, x in calls_of(module, list(names), args, kwargs)]
     counts = {part: sum(p is part for p, _ in calls) for part, _ in calls}
     answers = _answers(module, args, kwargs)
@@ -102,13 +101,15 @@ def scaled_tensors(
 
     for group, scale in scales:
         for layer in group.layers:
-            found[layer.weight] = now(layer.weight) * scale.to(now(layer.weight))
+            wide = scale.to(now(layer.weight))
+            found[layer.weight] = now(layer.weight) * (wide[:, None] if layer.turned else wide)
         source: Any = module.get_submodule(group.source)
-        parts = group.of_source(scale)
+        parts, turned = group.of_source(scale), kind_of(source) == "transposed"
         for leaf in ("weight", "bias"):
             if source._parameters.get(leaf) is not None:
                 x = now(f"{group.source}.{leaf}")
-                found[f"{group.source}.{leaf}"] = x / parts.to(x).reshape(-1, *[1] * (x.ndim - 1))
+                axes = (-1,) if turned else (-1, *[1] * (x.ndim - 1))
+                found[f"{group.source}.{leaf}"] = x / parts.to(x).reshape(axes)
     return found
 
 
@@ -116,7 +117,7 @@ def _is_same(
     module: nn.Module, group: ScaleGroup, answers: Tensor, args: Any, kwargs: Mapping[str, Any]
 ) -> bool:
     draw = torch.Generator().manual_seed(0)
-    width = group.layers[0].module.in_features
+    width = in_and_out(group.layers[0].module)[0]
     scale = group.shared(torch.rand(width, generator=draw, dtype=torch.float64) * 1.5 + 0.5)
     new = scaled_tensors(module, [(group, scale)])
     named = dict(module.named_parameters())
@@ -143,22 +144,22 @@ def _answers(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
 
 def _width(part: nn.Module) -> int:
     """Return how many features a linear layer or a norm gives, 0 for other modules."""
-    if isinstance(part, nn.Linear):
-        return part.out_features
+    if is_linear(part):
+        return in_and_out(part)[1]
     weight = part._parameters.get("weight")
-    is_norm = weight is not None and weight.ndim == 1 and not isinstance(part, KINDS)
+    is_norm = weight is not None and weight.ndim == 1
     return len(weight) if weight is not None and is_norm else 0
 
 
 def _fits(model: Model, source: nn.Module, reader: Any) -> tuple[int, int, int] | None:
     """Return how the outputs of a module become the inputs of a layer, or None if they cannot."""
-    width, wanted = _width(source), reader.in_features
+    width, wanted = _width(source), in_and_out(reader)[0]
     if width == wanted:
         return 1, 1, width
     n_heads = getattr(model.config, "num_attention_heads", None)
     if n_heads and wanted % n_heads == 0 and width % (wanted // n_heads) == 0:
         size = wanted // n_heads
         groups = width // size
-        if groups and n_heads % groups == 0 and isinstance(source, nn.Linear):
+        if groups and n_heads % groups == 0 and is_linear(source):
             return groups, n_heads // groups, size
     return None

@@ -164,11 +164,11 @@ class AWQ(Rewrite):
         model : Model
         grams : LayerGrams
         """
-        plain, shape = layer.matrix(), tuple(layer.module.weight.shape)
+        plain = layer.matrix()
         w = plain * scale / rows
         clips = (None, "mse") if self.clip else (None,)
         made = [rounded(w, self._grid, self.symmetry, clip) for clip in clips]
-        tried = [*(one.of(w) / scale * rows for one in made), self._round(plain)]
+        tried = [*(one.matrix() / scale * rows for one in made), self._round(plain)]
         losses = torch.zeros(len(tried), len(plain), dtype=torch.float64)
         for part, h in parts_of(layer, model, grams):
             for loss, value in zip(losses, tried, strict=True):
@@ -177,4 +177,5 @@ class AWQ(Rewrite):
         found = [torch.where(better[:, None], *(getattr(one, name) for one in (made[-1], made[0])))
                  for name in ("codes", "scale", "offset")]  # fmt: skip
         lost = torch.stack([losses[:-1].amin(0).sum(), losses[-1].sum()])
-        return Quantised(found[0], found[1], found[2], self._grid, shape), lost
+        parts = (found[0], found[1], found[2], self._grid, plain.shape[1])
+        return Quantised(*parts, turned=layer.turned), lost

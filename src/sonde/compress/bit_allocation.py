@@ -114,7 +114,7 @@ class BitAllocation(Rewrite):
     def _errors(self, layer: Weighted, model: Model, grams: LayerGrams) -> Float[Tensor, "width"]:
         """Return the output error of a layer at each width."""
         w = layer.matrix()
-        gaps = [w - rounded(w, Grid(b, self.group), "asymmetric").of(w) for b in self.widths]
+        gaps = [w - rounded(w, Grid(b, self.group), "asymmetric").matrix() for b in self.widths]
         found = torch.zeros(len(gaps), dtype=torch.float64)
         for rows, h in parts_of(layer, model, grams):
             for i, gap in enumerate(gaps):

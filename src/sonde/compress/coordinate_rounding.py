@@ -122,8 +122,7 @@ class CoordinateRounding(Rewrite):
             codes[rows] = descended(w, s, o, h, grid.bits, first, self.sweeps)
             for i, found in enumerate((codes[rows], first)):
                 total[i] += loss_of(w - ((found - half) * s + o), h).sum().cpu()
-        shape = tuple(layer.module.weight.shape)
-        return quantised(codes, scale, offset, grid, shape), total
+        return quantised(codes, scale, offset, grid, layer), total
 
 
 def descended(

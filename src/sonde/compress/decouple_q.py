@@ -129,8 +129,7 @@ class DecoupleQ(Rewrite):
                     break
             codes[rows], scale[rows], offset[rows] = found.codes, found.scale, found.offset
             lost[0] += found.loss.sum().cpu()
-        shape = tuple(layer.module.weight.shape)
-        return quantised(codes, scale, offset, grid, shape), lost
+        return quantised(codes, scale, offset, grid, layer), lost
 
 
 class _Row:

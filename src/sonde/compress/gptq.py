@@ -123,8 +123,7 @@ class GPTQ(Rewrite):
             found, lost = self._chosen(*parts, h)
             codes.append(found)
             total += lost.cpu()
-        shape = tuple(layer.module.weight.shape)
-        return quantised(torch.cat(codes), scale, offset, grid, shape), total
+        return quantised(torch.cat(codes), scale, offset, grid, layer), total
 
     def _chosen(
         self, w: Tensor, scale: Tensor, offset: Tensor, h: Tensor

@@ -203,7 +203,7 @@ def _rows_of(
     tensors: dict[Any, Tensor] = {}
     for module, x in calls:
         layer = chosen[module]
-        way = None if isinstance(module, nn.Linear) else layer.name
+        way = None if layer.is_linear else layer.name
         key = id(x), way
         tensors[key] = x
         readers[key].append(layer)
@@ -264,5 +264,5 @@ def parts_of(
 ) -> Iterator[tuple[Tensor, Float[Tensor, "dim dim"]]]:
     """Return for each group of a layer its output rows, and the second moment of its inputs."""
     readers, weight = layers_of_weight(model.module, layer.name), layer.module.weight
-    for i, rows in enumerate(torch.arange(len(weight)).chunk(layer.groups)):
+    for i, rows in enumerate(torch.arange(layer.n_out).chunk(layer.groups)):
         yield rows, gram_of(grams, readers, i).to(weight.device)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonde.compress._grid import method_of
 from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
@@ -20,6 +20,7 @@ from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.weights import Change, Examples, Rewrite, RewritePlan, Thin
+from sonde.weights._kinds import in_and_out
 from sonde.weights.change import rounded_to_half
 
 
@@ -116,7 +117,8 @@ class LowRankWeights(Rewrite):
                 if self.half:
                     left, right = rounded_to_half(left), rounded_to_half(right)
                 dtype = layer.module.weight.dtype
-                changes[layer.weight] = Thin(left.to(dtype), right.to(dtype))
+                factors = left.to(dtype), right.to(dtype)
+                changes[layer.weight] = Thin(*factors, turned=layer.turned)
                 if h is not None:
                     figures["loss"] += float(loss_of(w - left @ right, h).sum())
         word = method_of("LowRankWeights", asdict(self))
@@ -124,12 +126,12 @@ class LowRankWeights(Rewrite):
 
     def _rank(self, layer: Weighted, few: bool) -> int:
         """Return the rank of a layer; 0 if it stays, because thin matrices would be no smaller."""
-        if not isinstance(layer.module, nn.Linear):
+        if not layer.is_linear:
             raise InputError(
                 f"LowRankWeights.plan: expected linear layers, got a convolution, {layer.name}. "
                 "Leave it out."
             )
-        n_out, n_in = layer.module.weight.shape
+        n_in, n_out = in_and_out(layer.module)
         if self.rank is None:
             return int((1 - self.share) * n_in * n_out / (n_in + n_out))
         if self.rank * (n_in + n_out) >= n_in * n_out:

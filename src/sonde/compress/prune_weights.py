@@ -90,8 +90,7 @@ class PruneWeights(Rewrite):
                 require_finite_weights("PruneWeights", layer)
                 gone = self._removed(layer, self._scores(layer, model, grams))
                 new = layer.matrix().masked_fill(gone, 0.0)
-                shape = layer.module.weight.shape
-                changes[layer.weight] = Pruned(new.reshape(shape).to(layer.module.weight.dtype))
+                changes[layer.weight] = Pruned(layer.tensor(new))
         return RewritePlan.of(model, changes, method_of("PruneWeights", asdict(self)))
 
     def _scores(

@@ -66,9 +66,6 @@ class RTN(Rewrite):
             grid = Grid(self.bits, self.group)
             for layer in weighted_layers("RTN", model, self.layers):
                 require_finite_weights("RTN", layer)
-                found = rounded(layer.matrix(), grid, self.symmetry, self.clip)
-                codes = found.codes
-                changes[layer.weight] = type(found)(
-                    codes, found.scale, found.offset, grid, tuple(layer.module.weight.shape)
-                )
+                made = rounded(layer.matrix(), grid, self.symmetry, self.clip, layer)
+                changes[layer.weight] = made
         return RewritePlan.of(model, changes, method_of("RTN", asdict(self)))

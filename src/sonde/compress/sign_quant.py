@@ -65,7 +65,6 @@ class SignQuant(Rewrite):
                 matrix.abs(), (0, -matrix.shape[1] % grid.group), value=float("nan")
             )
             size = wide.unflatten(1, (-1, grid.group)).nanmean(2).bfloat16()
-            shape = tuple(layer.module.weight.shape)
             # codes 0 and 1 stand for offset - scale and offset
-            changes[layer.weight] = quantised((matrix >= 0).double(), 2 * size, size, grid, shape)
+            changes[layer.weight] = quantised((matrix >= 0).double(), 2 * size, size, grid, layer)
         return RewritePlan.of(model, changes, method_of("SignQuant", asdict(self)))

@@ -20,7 +20,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.tap import calls_of, place_of
 from sonde.tap.rows.padding import right_padded
-from sonde.weights import Change, Examples, Exchange, Grid, Quantised, Rewrite, RewritePlan
+from sonde.weights import Change, Examples, Exchange, Grid, Rewrite, RewritePlan
 
 LEAST = 1e-5
 
@@ -95,10 +95,9 @@ class SmoothQuant(Rewrite):
             new = scaled_tensors(model.module, scales)
             changes |= {name: Exchange(x) for name, x in new.items()}
             for layer in [] if self.smooth_only else layers:
-                w = new[layer.weight].flatten(1) if layer.weight in new else layer.matrix()
-                grid, shape = Grid(self.bits, self.group), tuple(layer.module.weight.shape)
-                made = rounded(w, grid, "symmetric")
-                changes[layer.weight] = Quantised(made.codes, made.scale, made.offset, grid, shape)
+                w = layer.matrix_of(new[layer.weight]) if layer.weight in new else layer.matrix()
+                grid = Grid(self.bits, self.group)
+                changes[layer.weight] = rounded(w, grid, "symmetric", layer=layer)
             figures = {"scaled": float(sum(len(group.layers) for group in groups))}
         return RewritePlan.of(model, changes, method_of("SmoothQuant", asdict(self)), **figures)
 

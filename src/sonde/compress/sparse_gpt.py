@@ -114,8 +114,7 @@ class SparseGPT(Rewrite):
             loss += float(loss_of(matrix[rows] - found, h).sum())
         if self.half:
             new = rounded_to_half(new)
-        shape, dtype = layer.module.weight.shape, layer.module.weight.dtype
-        return Pruned(new.to(dtype).reshape(shape)), loss
+        return Pruned(layer.tensor(new)), loss
 
 
 def sparse(

@@ -194,6 +194,8 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_R.law_untouched),
         _law(_R.law_again),
         _law(_R.law_shared),
+        _law(_R.law_once),
+        _law(_R.law_saved),
         _law(_R.law_undone),
         _law(_R.law_half, applies=lambda c: c.half),
         _law(_R.law_tied),

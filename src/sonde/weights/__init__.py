@@ -1,12 +1,22 @@
 """Changes of a model's weights: planned, looked at, folded into a new model, taken back."""
 
-from sonde.weights.change import Change, Exchange, LowRank, Quantised, Sparse, Thin
+from sonde.weights.change import (
+    Change,
+    Exchange,
+    LowRank,
+    Packed,
+    Pruned,
+    Quantised,
+    Resized,
+    Sparse,
+    Thin,
+)
 from sonde.weights.folding import fold_edit, fold_writers
+from sonde.weights.linear_block import LinearBlock
 from sonde.weights.live import as_model, module_of, tensor_hash, with_tensors
 from sonde.weights.merging import Merged, MergeRule, merge_models
 from sonde.weights.needs import AtSites, Examples
 from sonde.weights.packing import pack, unpack
-from sonde.weights.pruned import Pruned
 from sonde.weights.quant_linear import Grid, QuantLinear, kernels
 from sonde.weights.residual import residual_readers, residual_writers
 from sonde.weights.rewrite import Rewrite, RewritePlan
@@ -20,12 +30,15 @@ __all__ = [
     "Examples",
     "Exchange",
     "Grid",
+    "LinearBlock",
     "LowRank",
     "MergeRule",
     "Merged",
+    "Packed",
     "Pruned",
     "QuantLinear",
     "Quantised",
+    "Resized",
     "Rewrite",
     "RewritePlan",
     "Saved",

@@ -10,13 +10,9 @@ from torch import Tensor, nn
 
 from sonde.core.edit import AffineMap
 from sonde.core.errors import ShapeError, StateError
+from sonde.weights._kinds import Kind, kind_of
 from sonde.weights.change import Change, Exchange, LowRank
 from sonde.weights.live import with_tensors
-
-_MATRIX = {nn.Linear.forward}
-_MAPS = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward}
-_ROWS = {nn.Embedding.forward}
-_TRANSPOSED = ("transformers.pytorch_utils", "Conv1D")
 
 
 @dataclass(frozen=True)
@@ -28,13 +24,12 @@ class Layer:
     name : str
         Of the module, as in ``state_dict()``.
     module : nn.Module
-    kind : {"matrix", "transposed", "maps", "rows"}
-        How the weight holds the matrix: (out, in), (in, out), a kernel, or a row for each token.
+    kind : Kind
     """
 
     name: str
     module: Any
-    kind: str
+    kind: Kind
 
     @property
     def weight(self) -> str:
@@ -180,20 +175,11 @@ class Layer:
 
 def layer_of(name: str, module: nn.Module) -> Layer | None:
     """Return a module as a layer, or None if it does more than multiply and add a bias."""
-    kind = _kind(module)
+    kind = kind_of(module)
     if kind is None or "weight" not in module._parameters:
         return None
     weight = module._parameters["weight"]
     return Layer(name, module, kind) if weight is not None and weight.is_floating_point() else None
-
-
-def _kind(module: nn.Module) -> str | None:
-    forward: Any = type(module).forward
-    if (type(module).__module__, type(module).__name__) == _TRANSPOSED:
-        return "transposed"
-    if forward in _ROWS:
-        return None if getattr(module, "max_norm", None) is not None else "rows"
-    return "matrix" if forward in _MATRIX else "maps" if forward in _MAPS else None
 
 
 def mapped_rows(name: str, rows: Float[Tensor, "... dim"], affine: AffineMap) -> Change:

@@ -1,4 +1,4 @@
-"""How one tensor of a model changes: by a product of two thin matrices, at some entries, or whole.
+"""How one tensor of a model changes: at some entries, whole, to another shape, or in packed form.
 
 A change is computed in float64 and rounded once, to float32 where the tensor is of a half type: a
 small edit of a half-precision weight would be lost in its rounding.
@@ -6,7 +6,6 @@ small edit of a half-precision weight would be lost in its rounding.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from math import prod
 from typing import Any, final
 
 import torch
@@ -14,9 +13,9 @@ from jaxtyping import BFloat16, Float, Int, UInt8
 from torch import Tensor, nn
 
 from sonde.core.errors import ShapeError, StateError
-from sonde.weights.packing import unpack
-from sonde.weights.quant_linear import Grid, packed_linear
-from sonde.weights.thin_linear import thin_linear
+from sonde.weights._kinds import is_linear, kind_of
+from sonde.weights.packing import pack, unpack
+from sonde.weights.quant_linear import Grid
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -53,8 +52,8 @@ class Change(ABC):
         """Return what the change is made of, as it is kept in a patch."""
         return {f.name: getattr(self, f.name) for f in fields(self)}  # pyright: ignore[reportArgumentType]
 
-    def packs(self, module: nn.Module, name: str) -> bool:
-        """Return whether a layer of another kind takes the place of the tensor's owner.
+    def form(self, module: nn.Module, name: str) -> dict[str, Any]:
+        """Return what a configuration must say of the tensor's owner; empty if it stays as it is.
 
         Parameters
         ----------
@@ -62,17 +61,10 @@ class Change(ABC):
         name : str
             Of the tensor, as in ``module.state_dict()``.
         """
-        return False
-
-    def put_into(self, module: nn.Module, name: str) -> None:  # noqa: B027 (most pack nothing)
-        """Put that layer into a new model, whose tensors may be shared with the old one."""
-
-    def replaced(self) -> dict[str, Tensor]:
-        """Return the tensors that a new layer has in place of this one, by their last name."""
         return {}
 
-    def told(self) -> dict[str, Any]:
-        """Return what a saved model's configuration must say of the new layer."""
+    def replaced(self) -> dict[str, Tensor]:
+        """Return the tensors that the owner's new form has in place of this one."""
         return {}
 
     def words(self) -> str:
@@ -155,7 +147,84 @@ class Exchange(Change):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Quantised(Change):
+class Resized(Change):
+    """Put new values of another shape in place of the whole tensor.
+
+    Parameters
+    ----------
+    values : Float[Tensor, "..."]
+    """
+
+    values: Float[Tensor, "..."]
+
+    def of(self, old: Float[Tensor, "..."] | None) -> Float[Tensor, "..."]:
+        """Return the new values, whatever the shape of the tensor was."""
+        return self.values.to(written_type((self.values if old is None else old).dtype))
+
+    def factors(self) -> dict[str, Tensor]:
+        """Return nothing: the new values are the edited model's own."""
+        return {}
+
+    def form(self, module: nn.Module, name: str) -> dict[str, Any]:
+        """Return the new shape."""
+        return {"shapes": {name.rpartition(".")[2]: list(self.values.shape)}}
+
+    def replaced(self) -> dict[str, Tensor]:
+        """Return the values, in the narrowest type that holds them exactly."""
+        return {"": narrowed(self.values).contiguous()}
+
+    def words(self) -> str:
+        """Return the new shape."""
+        return " x ".join(map(str, self.values.shape))
+
+    def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self.values.to(old)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Packed(Change):
+    """Change that puts a layer of another form in the place of a linear one.
+
+    Parameters
+    ----------
+    turned : bool, default=False
+        Whether the tensor holds the matrix as (in, out), as in GPT-2.
+    """
+
+    turned: bool = False
+
+    def factors(self) -> dict[str, Tensor]:
+        """Return nothing: the packed tensors are the new model's own."""
+        return {}
+
+    def form(self, module: nn.Module, name: str) -> dict[str, Any]:
+        """Return what is told if the tensor is the weight of a linear layer inside the model."""
+        path, _, leaf = name.rpartition(".")
+        is_packed = bool(path) and leaf == "weight" and is_linear(module.get_submodule(path))
+        return self.told() if is_packed else {}
+
+    @abstractmethod
+    def told(self) -> dict[str, Any]:
+        """Return what a saved model's configuration must say of the new layer."""
+
+    @abstractmethod
+    def replaced(self) -> dict[str, Tensor]:
+        """Return the tensors that the new layer has in place of this one, by their names."""
+
+    @abstractmethod
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """Return what the packed form stands for, in float64."""
+
+    def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        found = self.matrix().to(old.device)
+        found = found.T if self.turned else found
+        fits = found.numel() == old.numel() and len(found) == len(old)
+        return found.reshape(old.shape) if fits else found
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Quantised(Packed):
     """Round to a grid: small whole numbers with a scale and an offset for each group.
 
     An entry becomes ``(code - 2^(bits - 1)) * scale + offset``. Groups are runs of entries of one
@@ -167,54 +236,39 @@ class Quantised(Change):
         Packed, see ``pack``.
     scale, offset : BFloat16[Tensor, "out group"]
     grid : Grid
-    shape : tuple of int
-        Of the tensor.
+    n_in : int
+        Entries of a row.
     """
 
     codes: UInt8[Tensor, "out bytes"]
     scale: BFloat16[Tensor, "out group"]
     offset: BFloat16[Tensor, "out group"]
     grid: Grid
-    shape: tuple[int, ...]
+    n_in: int
 
-    def factors(self) -> dict[str, Tensor]:
-        """Return nothing: the codes are the new model's own."""
-        return {}
-
-    def packs(self, module: nn.Module, name: str) -> bool:
-        """Return whether the tensor is the weight of a linear layer inside the model."""
-        return _is_weight_of_linear(module, name)
-
-    def put_into(self, module: nn.Module, name: str) -> None:
-        """Put a ``QuantLinear`` in the place of the layer, under each of its names."""
-        layer: Any = module.get_submodule(name.rpartition(".")[0])
-        new = packed_linear(layer, self.codes, self.scale, self.offset, self.grid)
-        _exchange_layer(module, layer, new)
+    def told(self) -> dict[str, Any]:
+        """Return the grid."""
+        return {"bits": self.grid.bits, "group": self.grid.group}
 
     def replaced(self) -> dict[str, Tensor]:
         """Return codes, scales and offsets, the latter two as the bits of bfloat16."""
         bits = {name: getattr(self, name).view(torch.int16) for name in ("scale", "offset")}
         return {"codes": self.codes, **bits}
 
-    def told(self) -> dict[str, Any]:
-        """Return the grid."""
-        return {"bits": self.grid.bits, "group": self.grid.group}
-
     def words(self) -> str:
         """Return bits and group."""
         bits = f"{self.grid.bits} bit{'s' if self.grid.bits > 1 else ''}"
         return f"{bits}, groups of {self.grid.group}"
 
-    def _of(self, old: Tensor) -> Tensor:
-        n = prod(self.shape[1:])
-        codes = unpack(self.codes, self.grid.bits, n)
-        found = self.grid.values(codes, self.scale, self.offset, torch.float64)
-        return found.reshape(self.shape).to(old.device)
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """Return the rounded matrix."""
+        codes = unpack(self.codes, self.grid.bits, self.n_in)
+        return self.grid.values(codes, self.scale, self.offset, torch.float64)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Thin(Change):
+class Thin(Packed):
     """Put a product of two thin matrices in place of the whole weight.
 
     Parameters
@@ -226,33 +280,64 @@ class Thin(Change):
     left: Float[Tensor, "out rank"]
     right: Float[Tensor, "rank in"]
 
-    def factors(self) -> dict[str, Tensor]:
-        """Return nothing: both matrices are the new model's own."""
-        return {}
-
-    def packs(self, module: nn.Module, name: str) -> bool:
-        """Return whether the tensor is the weight of a linear layer inside the model."""
-        return _is_weight_of_linear(module, name)
-
-    def put_into(self, module: nn.Module, name: str) -> None:
-        """Put a ``ThinLinear`` in the place of the layer, under each of its names."""
-        layer: Any = module.get_submodule(name.rpartition(".")[0])
-        _exchange_layer(module, layer, thin_linear(layer, self.left, self.right))
+    def told(self) -> dict[str, Any]:
+        """Return the rank."""
+        return {"rank": len(self.right)}
 
     def replaced(self) -> dict[str, Tensor]:
         """Return both matrices, in the narrowest type that holds them exactly."""
         return {name: narrowed(getattr(self, name)).contiguous() for name in ("left", "right")}
 
-    def told(self) -> dict[str, Any]:
-        """Return the rank."""
-        return {"rank": len(self.right)}
-
     def words(self) -> str:
         """Return the rank."""
         return f"rank {len(self.right)}"
 
-    def _of(self, old: Tensor) -> Tensor:
-        return self.left.to(old) @ self.right.to(old)
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """Return the product."""
+        return self.left.double() @ self.right.double()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Pruned(Packed):
+    """Put new values, many of them 0, in place of the whole weight.
+
+    Files hold a bit for each entry, and the entries that are not 0. In memory the layer is the one
+    that it was.
+
+    Parameters
+    ----------
+    values : Float[Tensor, "..."]
+        In files they have the narrowest type that holds them exactly: float16, bfloat16, float32 or
+        their own.
+    """
+
+    values: Float[Tensor, "..."]
+
+    def form(self, module: nn.Module, name: str) -> dict[str, Any]:
+        """Return what is told if the tensor is the weight of a linear layer or a convolution."""
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        is_packed = bool(path) and leaf == "weight" and kind_of(owner) not in (None, "rows")
+        return self.told() if is_packed else {}
+
+    def told(self) -> dict[str, Any]:
+        """Return how many entries are kept, and the shape."""
+        return {"kept": int((self.values != 0).sum()), "shape": list(self.values.shape)}
+
+    def replaced(self) -> dict[str, Tensor]:
+        """Return a bit for each entry, and the entries that are not 0 in their order."""
+        flat = narrowed(self.values).flatten()
+        there = flat != 0
+        return {"mask": pack(there.to(torch.uint8), 1), "kept": flat[there].contiguous()}
+
+    def words(self) -> str:
+        """Return the share of zeros."""
+        return f"{float((self.values == 0).double().mean()):.1%} zeros"
+
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """Return the values."""
+        return self.values.double()
 
 
 def narrowed(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -268,19 +353,6 @@ def rounded_to_half(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Return numbers rounded to float16, or to bfloat16 if one is too large, in their own type."""
     fits = not values.numel() or bool(values.abs().max() < torch.finfo(torch.float16).max)
     return values.to(torch.float16 if fits else torch.bfloat16).to(values.dtype)
-
-
-def _is_weight_of_linear(module: nn.Module, name: str) -> bool:
-    path, _, leaf = name.rpartition(".")
-    forward: Any = type(module.get_submodule(path)).forward
-    return bool(path) and leaf == "weight" and forward is nn.Linear.forward
-
-
-def _exchange_layer(module: nn.Module, layer: nn.Module, new: nn.Module) -> None:
-    for place, part in list(module.named_modules(remove_duplicate=False)):
-        if part is layer:
-            above, _, own = place.rpartition(".")
-            setattr(module.get_submodule(above), own, new)
 
 
 def written_type(dtype: torch.dtype) -> torch.dtype:

@@ -289,16 +289,3 @@ def kernels() -> dict[str, str]:
             return _KERNELS
         _KERNELS["int4"] = "bfloat16 rows by four-bit weights, groups of 32 to 256"
     return _KERNELS
-
-
-def packed_linear(
-    layer: nn.Linear, codes: Tensor, scale: Tensor, offset: Tensor, grid: Grid
-) -> QuantLinear:
-    """Return the packed layer that takes the place of a linear one; it keeps the bias."""
-    new = QuantLinear(1, 1, grid.bits, grid.group, False)
-    new.in_features, new.out_features = layer.in_features, layer.out_features
-    place = layer.weight.device
-    new.codes = codes.to(place)
-    new.scale, new.offset = (x.to(place).view(torch.int16) for x in (scale, offset))
-    new.bias = layer.bias
-    return new.train(layer.training)

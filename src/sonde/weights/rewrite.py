@@ -2,8 +2,9 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -15,9 +16,12 @@ from sonde.core.inputs import Model
 from sonde.core.instrument import Instrument
 from sonde.data._model_kind import config_of
 from sonde.weights.change import Change
+from sonde.weights.forms import fill, finish_form, put_form
 from sonde.weights.live import TIED, as_model, module_of, put_tensors, tensor_hash, with_tensors
 from sonde.weights.needs import Need, bound
 
+SHAPES = frozenset(("shapes", "blocks"))
+"""Forms that an option of the model's own configuration may say."""
 MOST_LOST = 0.5
 """Share of a change that rounding to a half type may take away without a word."""
 
@@ -43,8 +47,13 @@ class RewritePlan:
         For each tensor, other names under which the model holds the same one. They keep the old.
     config : mapping of str to JSON value
         What the model's configuration must say for the new tensors, e.g. ``{"mlp_bias": True}``.
-    packed : frozenset of str
-        Tensors in whose place a layer of another kind holds something smaller.
+    forms : mapping of str to mapping
+        What becomes of the parts of the model that take another form, by their names: see
+        ``sonde.weights.forms``.
+    blocks : mapping of str to tuple of int
+        For each list of blocks that gets shorter, the places of those that stay, and numbers below
+        0 where linear maps take the place of others. Names in a plan are those that the model has
+        before; a map's tensors are called ``layers.-1.weight``.
     """
 
     changes: Mapping[str, Change]
@@ -53,7 +62,8 @@ class RewritePlan:
     figures: Mapping[str, float] = field(default_factory=dict[str, float])
     ties: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    packed: frozenset[str] = frozenset()
+    forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    blocks: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
     @classmethod
     def of(
@@ -64,12 +74,51 @@ class RewritePlan:
         **figures: float,
     ) -> "RewritePlan":
         """Return the plan for the weights that a model has now."""
+        return cls.shaped(model, changes, method, figures)
+
+    @classmethod
+    def shaped(
+        cls,
+        model: Model | nn.Module,
+        changes: Mapping[str, Change],
+        method: str = "",
+        figures: Mapping[str, float] | None = None,
+        *,
+        forms: Mapping[str, Mapping[str, Any]] | None = None,
+        blocks: Mapping[str, Sequence[int]] | None = None,
+    ) -> "RewritePlan":
+        """Return the plan with forms that no change of a tensor tells, and with fewer blocks."""
         module = module_of(model)
         named = dict(module.state_dict())
-        made_for = {name: tensor_hash(named[name]) for name in changes if name in named}
-        packed = frozenset(name for name, change in changes.items() if change.packs(module, name))
+        kept = {name: tuple(places) for name, places in (blocks or {}).items()}
+        gone = [name for name in named if renamed(name, kept) is None]
+        made_for = {name: tensor_hash(named[name]) for name in (*changes, *gone) if name in named}
+        found = {name: dict(told) for name, told in (forms or {}).items()}
+        for name, change in changes.items():
+            told, owner = change.form(module, name), name.rpartition(".")[0]
+            if told:
+                shapes = {**found.get(owner, {}).get("shapes", {}), **told.get("shapes", {})}
+                found[owner] = {**told, **({"shapes": shapes} if shapes else {})}
         ties = _ties(module, changes)
-        return cls(dict(changes), made_for, method, figures, ties, packed=packed)
+        return cls(dict(changes), made_for, method, figures or {}, ties, {}, found, kept)
+
+    @cached_property
+    def packed(self) -> frozenset[str]:
+        """Tensors in whose place a part of another form holds something smaller."""
+        return frozenset(n for n in self.reshaped if "shapes" not in self._form_of(n))
+
+    @cached_property
+    def reshaped(self) -> frozenset[str]:
+        """Tensors that are packed, or get another shape."""
+        return frozenset(n for n, change in self.changes.items()
+                         if self._form_of(n) and change.replaced())  # fmt: skip
+
+    def _form_of(self, tensor: str) -> Mapping[str, Any]:
+        return self.forms.get(tensor.rpartition(".")[0], {})
+
+    def renamed(self, name: str) -> str | None:
+        """Return the name that a part or a tensor has in the new model, or None if it is gone."""
+        return renamed(name, self.blocks)
 
     def fold(self, model: Model | nn.Module) -> Any:
         """Return a new model with the changes in it.
@@ -84,7 +133,7 @@ class RewritePlan:
             If a tensor is not the one that the plan was made for.
         """
         module = module_of(model)
-        if not self.changes:
+        if not (self.changes or self.forms or self.blocks):
             return module
         named = dict(module.state_dict())
         for name, digest in self.made_for.items():
@@ -95,19 +144,52 @@ class RewritePlan:
                 )
         dtype = next((x.dtype for x in named.values() if x.is_floating_point()), None)
         new = with_tensors(module, {})
-        for name in self.packed:
-            self.changes[name].put_into(new, name)
-        left = {n: c for n, c in self.changes.items() if n not in self.packed}
-        changed = {
-            name: _rounded(name, change.of(named.get(name)), named.get(name), dtype)
-            for name, change in left.items()
-        }
-        put_tensors(new, changed)
+        for name, told in self.told().items():
+            put_form(new, name, told)
+        left = dict[str, Tensor]()
+        for name, change in self.changes.items():
+            place, old = self._place(name), named.get(name)
+            if name in self.packed:
+                fill(new.get_submodule(place.rpartition(".")[0]), change.replaced())
+                finish_form(new, place.rpartition(".")[0])
+            else:
+                left[place] = _rounded(name, change.of(old), old, dtype)
+        put_tensors(new, left)
         told = {**self.config, **({TIED: False} if self.ties else {})}
         for name, value in told.items():
             if config_of(new) is not None:
                 setattr(config_of(new), name, value)
         return new
+
+    def told(self) -> dict[str, Mapping[str, Any]]:
+        """Return every form by the name that its part has in the new model, lists of blocks first.
+
+        These are the names by which a configuration tells of them.
+        """
+        found = dict[str, Mapping[str, Any]]()
+        for name, kept in self.blocks.items():
+            found[name] = {**self.forms.get(name, {}), "blocks": list(kept)}
+        more = {self._place(n): told for n, told in self.forms.items() if n not in self.blocks}
+        return found | more
+
+    def told_on_disk(self) -> dict[str, Mapping[str, Any]]:
+        """Return the forms that the options in ``config`` do not say."""
+        found = self.told()
+        if not self.config:
+            return found
+        for name, told in list(found.items()):
+            if "linear" in told:
+                blocks = [min(i, place) for place, i in enumerate(told["blocks"])]
+                found[name] = {**told, "blocks": blocks}
+            elif told.keys() & SHAPES:
+                del found[name]
+        return found
+
+    def _place(self, name: str) -> str:
+        found = self.renamed(name)
+        if found is None:
+            raise StateError(f"RewritePlan: {name} is changed, and its block is left out.")
+        return found
 
     def save(self, model: Model | str | Path, output: str | Path) -> "Saved":
         """Write the edited model to a folder, and its patch beside it. See ``save_edited``."""
@@ -180,7 +262,7 @@ def _rounded(name: str, new: Tensor, old: Tensor | None, other: torch.dtype | No
     """Return a changed tensor in the type of the model; say where that undoes the change."""
     dtype = other if old is None else old.dtype
     value = new if dtype is None else new.to(dtype)
-    if old is not None and value.dtype != new.dtype:
+    if old is not None and value.dtype != new.dtype and old.shape == new.shape:
         wanted, got = (x.double() - old.double() for x in (new, value))
         if (got - wanted).square().sum() > MOST_LOST**2 * wanted.square().sum():
             warnings.warn(
@@ -190,6 +272,25 @@ def _rounded(name: str, new: Tensor, old: Tensor | None, other: torch.dtype | No
                 stacklevel=3,
             )
     return value
+
+
+def renamed(name: str, blocks: Mapping[str, Sequence[int]]) -> str | None:
+    """Return the name after lists were shortened, or None if it was in a block that is gone."""
+    block = block_of(name, blocks)
+    if not block:
+        return name
+    above, _, place = block.rpartition(".")
+    if int(place) not in blocks[above]:
+        return None
+    return f"{above}.{blocks[above].index(int(place))}{name.removeprefix(block)}"
+
+
+def block_of(name: str, blocks: Mapping[str, Sequence[int]]) -> str:
+    """Return the block of a shortened list that a name lies in; empty if in none."""
+    for above in blocks:
+        if name.startswith(f"{above}."):
+            return f"{above}.{name.removeprefix(f'{above}.').partition('.')[0]}"
+    return ""
 
 
 def _ties(module: nn.Module, changed: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -1,7 +1,8 @@
 """An edited model on the disk: its folder copied byte for byte, the changed tensors rewritten."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -104,7 +105,7 @@ def save_edited(
         earlier = earlier_patch(old.path)
         if earlier is not None:
             earlier.copy_into(patch)
-        if config.keys() - {QUANTISED}:
+        if config.keys() - {QUANTISED} and not plan.forms and not plan.blocks:
             _check_loads(new, old, plan, written)
     return Saved(output, output.with_name(output.name + ".patch"), tuple(written))
 
@@ -113,8 +114,8 @@ def _placed(old: ModelFolder, plan: "RewritePlan") -> tuple[dict[str, _Written],
     """Return what is written for each tensor on the disk, and what the configuration must say."""
     written: dict[str, _Written] = {}
     config = dict(plan.config)
-    if plan.packed:
-        told = {n.removesuffix(".weight"): plan.changes[n].told() for n in plan.packed}
+    told = plan.told_on_disk()
+    if told:
         config[QUANTISED] = {"quant_method": "sonde", "layers": told}
     for name, change in plan.changes.items():
         if name not in plan.made_for:
@@ -129,17 +130,50 @@ def _placed(old: ModelFolder, plan: "RewritePlan") -> tuple[dict[str, _Written],
             _check_tie(old, group)
             config[TIED] = False
         own = name if len(group) > 1 and _own_name(old, name, found) is None else found
-        if name in plan.packed:
-            path, file = found.removesuffix("weight"), old.places[found]
+        if name in plan.reshaped:
+            path, file = found.removesuffix(name.rpartition(".")[2]), old.places[found]
             written[found] = _Written(file, found, change, gone=True)
             for leaf, value in change.replaced().items():
-                written[path + leaf] = _Written(file, None, None, value)
+                own = path + (leaf or name.rpartition(".")[2])
+                written[own] = _Written(file, None, None if leaf else change, value)
             continue
         written[_own_name(old, name, found) or own] = _Written(old.places[found], found, change)
         for other in set(group[1:]) - plan.changes.keys():
             if _own_name(old, other, found) is None:
                 written[other] = _Written(old.places[found], found, None)
+    for above, kept in plan.blocks.items():
+        written = _renumbered(old, written, above, kept)
     return written, config
+
+
+def _renumbered(
+    old: ModelFolder, written: Mapping[str, _Written], above: str, kept: Sequence[int]
+) -> dict[str, _Written]:
+    """Return what is written if blocks are left out: tensors of later ones take other names.
+
+    Raises
+    ------
+    StateError
+        If the folder has no such blocks.
+    """
+    path = above
+    while path and not any(f".{path}.0." in f".{name}" for name in old.places):
+        path = path.partition(".")[2]
+    inside = re.compile(rf"((?:.*\.)?{re.escape(path)})\.(-?\d+)\.(.*)")
+    every = (*old.places, *(n for n in written if n not in old.places))
+    parts = {name: found for name in every if path and (found := inside.fullmatch(name))}
+    if not parts:
+        raise StateError(f"save_edited: {old.path} has no blocks called {above}.0, {above}.1.")
+    prefix = next(iter(parts.values()))[1]
+    moved, left = dict[str, _Written](), dict(written)
+    for name, found in parts.items():
+        own = left.pop(name, None) or _Written(old.places[name], name, None)
+        if int(found[2]) in kept and not own.gone:
+            moved[f"{prefix}.{kept.index(int(found[2]))}.{found[3]}"] = own
+    gone = {n: _Written(old.places[n], n, None, gone=True)
+            for n in parts if n in old.places and n not in moved}  # fmt: skip
+    stays = {n for n, w in moved.items() if w.source == n and w.change is None}
+    return {**left, **gone, **{n: w for n, w in moved.items() if n not in stays}}
 
 
 def _named_like(old: ModelFolder, name: str) -> list[str]:
@@ -189,12 +223,14 @@ def _write(
 ) -> tuple[dict[str, str], dict[str, bytes]]:
     """Write the new folder; return the hash of each file in it, and the small files that differ."""
     touched = {w.file for w in written.values()}
+    touched |= {old.places[n] for n in written if n in old.places}
     after: dict[str, str] = {}
     small: dict[str, bytes] = {}
     for file, one in old.weights.items():
         if file in touched:
             mine = {n: w for n, w in written.items() if w.file == file}
-            entries = {**one.entries, **{n: _entry(old, w) for n, w in mine.items()}}
+            stays = {n: e for n, e in one.entries.items() if n in mine or n not in written}
+            entries = {**stays, **{n: _entry(old, w) for n, w in mine.items()}}
             entries = {n: e for n, e in entries.items() if n not in mine or not mine[n].gone}
             after[file] = write_hashed(new / file, file_pieces(entries, one.metadata))
     if config:

@@ -1,7 +1,7 @@
 """A linear layer whose weight is the product of two thin matrices."""
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,15 +38,3 @@ class ThinLinear(nn.Module):
                 f"ThinLinear: expected rows of {self.in_features} features, got {x.shape[-1]}."
             )
         return functional.linear(functional.linear(x, self.right), self.left, self.bias)
-
-
-def thin_linear(
-    layer: nn.Linear, left: Float[Tensor, "out rank"], right: Float[Tensor, "rank in"]
-) -> ThinLinear:
-    """Return the layer that takes the place of a linear one; it keeps the bias."""
-    new = ThinLinear(1, 1, 1, False)
-    new.in_features, new.out_features, new.rank = layer.in_features, layer.out_features, len(right)
-    trains = layer.weight.requires_grad
-    new.left, new.right = (nn.Parameter(x.to(layer.weight), trains) for x in (left, right))
-    new.bias = layer.bias
-    return new.train(layer.training)

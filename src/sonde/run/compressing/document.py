@@ -12,6 +12,7 @@ from sonde.core.inputs import Model
 from sonde.run.compressing.inside import SiteFidelity
 from sonde.run.compressing.timing import Speed
 from sonde.weights import QuantLinear, RewritePlan
+from sonde.weights.rewrite import block_of
 
 SCHEMA: Final = "sonde-compress/1"
 
@@ -51,6 +52,7 @@ def compress_document(
     tried : sequence of mapping, optional
         Settings that a search tried, with their bytes and KL.
     """
+    packed = _packed(model.module, plan)
     found = {
         "schema": SCHEMA,
         "model": name,
@@ -58,10 +60,10 @@ def compress_document(
         "method": plan.method,
         "output": str(output),
         "undo": f"sonde compress undo {output} -o {output}-undone",
-        "layers": len(plan.packed),
+        "layers": len(packed),
         "bytes": list(bytes_on_disk),
         "memory": [held_bytes(model.module), held_bytes(changed)],
-        "packed": _packed(model.module, plan),
+        "packed": packed,
         "kept": _kept(changed, plan),
         "fidelity": fidelity.json(),
         "sites": [site.json() for site in sites],
@@ -83,26 +85,37 @@ def held_bytes(module: nn.Module) -> int:
 
 
 def _packed(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
-    """Return form, bytes in files and bits of a weight of each packed layer, scales included."""
-    found: list[dict[str, Any]] = []
-    for name in sorted(plan.packed):
-        change, numbers = plan.changes[name], module.get_parameter(name).numel()
+    """Return form, bytes in files and bits of a weight of each tensor that became smaller.
+
+    Scales and all else that a packed layer needs are counted; blocks that are gone have no bytes.
+    """
+    named, made = module.state_dict(), dict[str, tuple[str, int, int]]()
+    for name in plan.reshaped:
+        change = plan.changes[name]
         n_bytes = sum(x.numel() * x.element_size() for x in change.replaced().values())
-        one = {"layer": name.removesuffix(".weight"), "form": change.words(), "numbers": numbers}
-        found.append(one | {"bytes": n_bytes, "bits": 8 * n_bytes / numbers})
-    return found
+        layer = name.removesuffix(".weight")
+        made[layer] = change.words(), named[name].numel(), n_bytes
+    for name, x in named.items():
+        if plan.renamed(name) is None:
+            layer = block_of(name, plan.blocks)
+            made[layer] = "left out", made.get(layer, ("", 0, 0))[1] + x.numel(), 0
+    return [
+        {"layer": layer, "form": form, "numbers": n, "bytes": n_bytes, "bits": 8 * n_bytes / n}
+        for layer, (form, n, n_bytes) in sorted(made.items())
+    ]
 
 
 def _kept(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
     """Return the modules whose own tensors kept their size, largest first; each tensor once."""
     seen: set[int] = set()
+    smaller = {plan.renamed(name) for name in plan.reshaped}
     found: list[dict[str, Any]] = []
     for name, part in module.named_modules():
         own = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
                for x in part.parameters(recurse=False)}  # fmt: skip
         new = {key: size for key, size in own.items() if key not in seen}
         seen |= new.keys()
-        if new and f"{name}.weight" not in plan.packed:
+        if new and f"{name}.weight" not in smaller:
             kind = type(part).__name__
             found.append({"layer": name or kind, "kind": kind, "bytes": sum(new.values())})
     return sorted(found, key=lambda one: -one["bytes"])

@@ -16,14 +16,17 @@ HEADER = 320
 def planned_bytes(model: Model, plan: RewritePlan) -> int:
     """Return the bytes of weight files that a model with a plan folded in would need.
 
-    Counts tensors of packed layers, and 320 bytes of headers for each.
+    Counts tensors of packed layers and of other shapes, 320 bytes of headers for each of the
+    former, and leaves out those of blocks that are gone.
     """
     total, width = _stored(model)
-    for name in plan.packed:
+    named = model.module.state_dict()
+    for name in plan.reshaped:
         parts = plan.changes[name].replaced().values()
-        total += sum(x.numel() * x.element_size() for x in parts) + HEADER
-        total -= width * model.module.get_parameter(name).numel()
-    return total
+        total += sum(x.numel() * x.element_size() for x in parts)
+        total += HEADER if name in plan.packed else 0
+        total -= width * named[name].numel()
+    return total - width * sum(x.numel() for n, x in named.items() if plan.renamed(n) is None)
 
 
 def _stored(model: Model) -> tuple[int, int]:

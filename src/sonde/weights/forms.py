@@ -1,0 +1,188 @@
+"""Forms that a part of a model takes in place of its own, as a configuration tells them.
+
+What a form needs to be told has one key that no other form has: ``{"bits": 4, "group": 32}`` is a
+layer of packed codes, ``{"rank": 8}`` one of two thin matrices. A form is made empty; the tensors
+come from a plan or from files.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import StoreError
+from sonde.weights._kinds import in_and_out, is_linear, kind_of
+from sonde.weights.linear_block import LinearBlock
+from sonde.weights.packed_zeros import PackedZeros
+from sonde.weights.quant_linear import QuantLinear
+from sonde.weights.thin_linear import ThinLinear
+
+Told = Mapping[str, Any]
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SIZES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
+    (nn.Linear, ("out_features", "in_features")),
+    (nn.Embedding, ("num_embeddings", "embedding_dim")),
+    (nn.BatchNorm1d, ("num_features",)),
+    (nn.BatchNorm2d, ("num_features",)),
+    (nn.BatchNorm3d, ("num_features",)),
+    (nn.PReLU, ("num_parameters",)),
+)
+"""What layers call the axes of their weights."""
+
+
+def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
+    """Put the empty form of a part in its place, under each of its names, and return it.
+
+    Raises
+    ------
+    StoreError
+        If the model has no such part, or the form is unknown or for another kind of part.
+    """
+    try:
+        part = module.get_submodule(name)
+    except AttributeError:
+        raise StoreError(
+            f"{type(module).__name__}: the configuration names {name} as a packed layer, and the "
+            "model has no such layer. Open it by the class that it was saved from."
+        ) from None
+    make = next((form for key, form in _FORMS.items() if key in told), None)
+    if make is None:
+        raise StoreError(
+            f"{name}: the configuration tells {', '.join(told)}, a form that this version does not "
+            "know. Open it with the version of sonde that wrote it."
+        )
+    new = make(part, **told)
+    if new is not part:
+        put_part(module, part, new)
+    return new
+
+
+def is_packed(part: nn.Module) -> bool:
+    """Return whether a part is a layer whose weight is packed."""
+    return isinstance(part, QuantLinear | ThinLinear)
+
+
+def finish_form(module: nn.Module, name: str) -> bool:
+    """Let a part that waited for its tensors become what it was; return whether it did."""
+    part = module.get_submodule(name)
+    if not isinstance(part, PackedZeros):
+        return False
+    put_part(module, part, part.opened())
+    return True
+
+
+def put_part(module: nn.Module, part: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of a part, under each of its names."""
+    for place, found in list(module.named_modules(remove_duplicate=False)):
+        if found is part:
+            above, _, own = place.rpartition(".")
+            setattr(module.get_submodule(above), own, new)
+
+
+def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into an empty form."""
+    own: dict[str, Tensor] = {**dict(part.named_parameters()), **dict(part.named_buffers())}
+    for name, value in tensors.items():
+        own[name].detach().copy_(value)
+
+
+def _linear(kind: Callable[..., Any]) -> Callable[..., nn.Module]:
+    """Return the form of linear layers that takes sizes, what is told, and keeps the bias."""
+
+    def form(layer: Any, **told: Any) -> nn.Module:
+        if not is_linear(layer):
+            raise _unlike(layer, "a linear layer")
+        new = kind(*in_and_out(layer), **told, bias=False)
+        new.bias = layer.bias
+        for own in new.parameters():
+            if own is not layer.bias:
+                own.requires_grad_(layer.weight.requires_grad)
+        return new.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+
+    return form
+
+
+def _zeros(layer: Any, kept: int, shape: Sequence[int]) -> nn.Module:
+    if kind_of(layer) in (None, "rows"):
+        raise _unlike(layer, "a linear layer or a convolution")
+    return PackedZeros(layer, int(kept), list(shape)).to(layer.weight.device)
+
+
+def _resized(part: Any, shapes: Mapping[str, Sequence[int]], **attributes: int) -> nn.Module:
+    """Give tensors of a part other shapes, and set numbers that it keeps of them."""
+    for leaf, shape in shapes.items():
+        held = part._parameters if leaf in part._parameters else part._buffers
+        old = held.get(leaf)
+        if old is None:
+            raise _unlike(part, f"a part with {leaf}")
+        new = torch.zeros(tuple(shape), dtype=old.dtype, device=old.device)
+        is_trained = isinstance(old, nn.Parameter)
+        held[leaf] = nn.Parameter(new, old.requires_grad) if is_trained else new
+    for name, value in attributes.items():
+        if type(vars(part).get(name)) is not int or type(value) is not int:
+            raise _unlike(part, f"a part with a whole number {name}")
+    for name, value in {**attributes, **_sizes(part, shapes, attributes)}.items():
+        setattr(part, name, value)
+    return part
+
+
+def _sizes(
+    part: Any, shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return what a layer keeps of the shape of its weight."""
+    if not shapes:
+        return {}
+    shape = tuple(shapes.get("weight") or next(iter(shapes.values())))
+    if isinstance(part, _CONVOLUTIONS):
+        groups = attributes.get("groups", part.groups)
+        return {"out_channels": shape[0], "in_channels": shape[1] * groups}
+    if isinstance(part, nn.LayerNorm | nn.RMSNorm):
+        return {"normalized_shape": shape}
+    if kind_of(part) == "transposed":
+        return {"nx": shape[0], "nf": shape[1]}
+    names = next((names for kind, names in _SIZES if isinstance(part, kind)), ())
+    return dict(zip(names, shape, strict=False))
+
+
+def _fewer(
+    part: Any,
+    blocks: Sequence[int],
+    linear: Mapping[str, Sequence[int]] | None = None,
+    first: bool = False,
+) -> nn.Module:
+    """Leave out members of a list; numbers below 0 are linear maps that take their place.
+
+    Blocks that are left number their places in a cache anew.
+    """
+    most, sizes = max(blocks, default=0), linear or {}
+    if not isinstance(part, nn.ModuleList | nn.Sequential) or most >= len(part):
+        raise _unlike(part, f"a list of more than {most} blocks")
+    like, kept = next(part.parameters()), list[nn.Module]()
+    for i in blocks:
+        new = LinearBlock(*sizes[str(i)], first=first) if i < 0 else part[i]
+        kept.append(new.to(like.device, like.dtype).train(part.training) if i < 0 else new)
+    part._modules = {str(i): block for i, block in enumerate(kept)}
+    place = 0
+    for block in kept:
+        counted = [inner for inner in block.modules() if "layer_idx" in vars(inner)]
+        for inner in counted:
+            inner.__dict__["layer_idx"] = place
+        place += bool(counted)
+    return part
+
+
+def _unlike(part: nn.Module, wanted: str) -> StoreError:
+    return StoreError(
+        f"expected {wanted} for the form that the configuration tells, got a "
+        f"{type(part).__name__}. Open the model by the class that it was saved from."
+    )
+
+
+_FORMS: dict[str, Callable[..., nn.Module]] = {
+    "bits": _linear(QuantLinear),
+    "rank": _linear(ThinLinear),
+    "kept": _zeros,
+    "shapes": _resized,
+    "blocks": _fewer,
+}
