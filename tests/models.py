@@ -25,6 +25,34 @@ def mlp(n_in: int = 8, width: int = 16, n_out: int = 4, seed: int = 0) -> nn.Seq
     ).eval()
 
 
+class ResidualBlock(nn.Module):
+    """Adds ``scale`` times a small net to what it reads."""
+
+    def __init__(self, width: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.down(torch.tanh(self.up(x)))
+
+
+class Residual(nn.Module):
+    """A net of residual blocks of one width, with a linear layer before and behind."""
+
+    def __init__(self, n_in: int, n_blocks: int, width: int = 6, n_out: int = 3) -> None:
+        super().__init__()
+        self.first = nn.Linear(n_in, width)
+        self.blocks = nn.ModuleList([ResidualBlock(width) for _ in range(n_blocks)])
+        self.last = nn.Linear(width, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1))
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x)
+
+
 class CNN(nn.Module):
     """Two convolutions, a global average and a head."""
 

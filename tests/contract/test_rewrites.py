@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from compress.mixture_case import inputs, mixture
 from edit.fact_model import FACTS, tiny
-from sonde.compress import MergeExperts
+from models import Residual
+from sonde.compress import DropBlocks, MergeExperts
 from sonde.core.inputs import Model
 from sonde.edit import (
     BatchEdit,
@@ -44,7 +46,15 @@ def moments(rewrite: Rewrite, model: Model) -> dict[str, torch.Tensor]:
     return {f"{layer}:in": rows if free else rows + 0.1 * torch.eye(24)[3] for layer in LAYERS}
 
 
+def in_blocks() -> nn.Module:
+    """Return a net of four blocks that takes small images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Residual(64, 4).eval()
+
+
 CASES = [
+    *(RewriteCase(DropBlocks(**parameters), in_blocks) for parameters in DropBlocks.examples),
     RewriteCase(RankOneEdit(FACTS[0], LAYERS[0], shift=SHIFTS[0]), tiny, moments),
     RewriteCase(BatchEdit(FACTS[:2], LAYERS, shifts=SHIFTS), tiny, moments),
     RewriteCase(BatchEdit(FACTS[:2], LAYERS, how="null_space", shifts=SHIFTS), tiny, moments),

@@ -16,6 +16,7 @@ from sonde.compress.decouple_q import DecoupleQ
 from sonde.compress.distill_dataset import DistillDataset, DistilledData, batch_norm_moments
 from sonde.compress.entropy_bottleneck import EntropyBottleneck, LatentCodec
 from sonde.compress.entropy_bounded_coder import BoundedCode, EntropyBoundedCoder
+from sonde.compress.drop_blocks import DropBlocks
 from sonde.compress.error_feedback import error_feedback
 from sonde.compress.expert_use import ExpertUse, expert_use
 from sonde.compress.extract_experts import ExtractExperts, SlicedModel
@@ -77,6 +78,7 @@ __all__ = [
     "ExpertUse",
     "ExtractExperts",
     "FeaturePCA",
+    "DropBlocks",
     "Fidelity",
     "KeepProbe",
     "KeyDiff",

@@ -92,6 +92,13 @@ class RewritePlan:
         named = dict(module.state_dict())
         kept = {name: tuple(places) for name, places in (blocks or {}).items()}
         gone = [name for name in named if renamed(name, kept) is None]
+        for name, others in _ties(module, gone).items():
+            left = [other for other in others if renamed(other, kept) is not None]
+            if left:
+                raise StateError(
+                    f"RewritePlan: {name} is in a block that is left out, and {left[0]} is the "
+                    "same tensor. Leave out both blocks, or neither."
+                )
         made_for = {name: tensor_hash(named[name]) for name in (*changes, *gone) if name in named}
         found = {name: dict(told) for name, told in (forms or {}).items()}
         for name, change in changes.items():

@@ -1,0 +1,137 @@
+"""The blocks of a model that one stream of states passes, and what each is called with."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde.compress.grams import without_padding
+from sonde.core.errors import InputError, SiteError
+from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.tap import place_of, probe, resolve
+from sonde.tap.hand.recording import Forward, intercepted
+from sonde.tap.hooks.outputs import find
+from sonde.tap.hooks.session import Session
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Blocks in the order of their list.
+
+    Parameters
+    ----------
+    name : str
+        Of the list.
+    modules : tuple of nn.Module
+    """
+
+    name: str
+    modules: tuple[nn.Module, ...]
+
+    @classmethod
+    def of(cls, owner: str, model: Model, inputs: Inputs) -> "Blocks":
+        """Return the longest list of blocks of a model, found by running it on a first example.
+
+        Raises
+        ------
+        InputError
+            If the model has no list of blocks.
+        """
+        try:
+            seen = probe(model, next(iter(inputs.batches(0, 1))))
+            paths = [site.path for site in resolve(model.module, "blocks", seen)]
+        except SiteError:
+            paths = []
+        above = [path.rpartition(".")[0] for path in paths]
+        lists = {name: model.module.get_submodule(name) for name in above if name}
+        found = {name: tuple(part) for name, part in lists.items()
+                 if isinstance(part, nn.ModuleList | nn.Sequential)}  # fmt: skip
+        if not found:
+            raise InputError(
+                f"{owner}.plan: expected a model with a list of blocks, got "
+                f"{type(model.module).__name__}. Take a method that changes single layers."
+            )
+        name = max(found, key=lambda name: len(found[name]))
+        return cls(name, found[name])
+
+
+@dataclass(frozen=True, eq=False)
+class BlockCall:
+    """One call of a block.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        The states that it read, and those that it returned.
+    args, kwargs
+        What it was called with.
+    output : object
+    """
+
+    x: Tensor
+    y: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+def block_calls(
+    owner: str, model: Model, blocks: Blocks, batch: InputBatch
+) -> dict[nn.Module, BlockCall]:
+    """Return how each block is called in one forward without gradients.
+
+    Raises
+    ------
+    InputError
+        If a block runs not once, or returns no states.
+    """
+    found: dict[nn.Module, list[BlockCall | None]] = {block: [] for block in blocks.modules}
+
+    def around(
+        block: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        x = find((args, kwargs), None)
+        x = None if x is None else x.clone()  # a block may write into what it reads
+        output = forward(*args, **kwargs)
+        y = find(output, None)
+        whole = x is not None and y is not None
+        found[block].append(BlockCall(x, y.clone(), args, kwargs, output) if whole else None)
+        return output
+
+    args, kwargs = placed_call(model, batch)
+    with Session(model.module), intercepted(blocks.modules, around), torch.no_grad():
+        model.module(*args, **kwargs)
+    calls: dict[nn.Module, BlockCall] = {}
+    for i, (block, several) in enumerate(found.items()):
+        one = several[0] if len(several) == 1 else None
+        if one is None:
+            raise InputError(
+                f"{owner}.plan: expected blocks that run once and return states, got "
+                f"{len(several)} calls of {blocks.name}.{i}. Take a method that changes single "
+                "layers."
+            )
+        calls[block] = one
+    return calls
+
+
+def placed_call(model: Model, batch: InputBatch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a model is called with, without a cache that a second run would add to."""
+    args, kwargs = place_of(model.module, batch).call(batch.args, batch.kwargs)
+    takes = inspect.signature(model.module.forward).parameters
+    return args, {**kwargs, **({"use_cache": False} if "use_cache" in takes else {})}
+
+
+def state_rows(x: Tensor, batch: InputBatch) -> Float[Tensor, "row dim"]:
+    """Return states as rows, in float64: of real tokens, or of places in a map."""
+    x = without_padding(x, batch)
+    x = x.movedim(1, -1) if x.ndim == 4 else x
+    return x.reshape(-1, x.shape[-1]).double()
+
+
+def same_shape(calls: Sequence[BlockCall]) -> bool:
+    """Return whether blocks return states of the shape that the first of them reads."""
+    return all(call.y.shape == calls[0].x.shape for call in calls)
