@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.compress._each_layer import each_layer
 from sonde.compress._grid import (
     Symmetry,
     check_grid,
@@ -21,12 +22,12 @@ from sonde.compress._grid import (
     method_of,
     quantised,
 )
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted
 from sonde.compress.gptq import loss_of, solved
-from sonde.compress.grams import LayerGrams, grams_for, parts_of
+from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
-from sonde.weights import Change, Examples, Grid, Quantised, Rewrite, RewritePlan
+from sonde.weights import Examples, Grid, Quantised, Rewrite, RewritePlan
 
 
 @final
@@ -90,24 +91,18 @@ class CoordinateRounding(Rewrite):
         StateError
             If the inputs were read at other weights.
         """
-        changes: dict[str, Change] = {}
-        figures: dict[str, float] = {}
-        if self.bits is not None:
-            grid = Grid(self.bits, self.group)
-            layers = weighted_layers("CoordinateRounding", model, self.layers)
-            grams = grams_for("CoordinateRounding", model, calibration, self.layers)
-            losses = torch.zeros(2, dtype=torch.float64)
-            for layer in layers:
-                require_finite_weights("CoordinateRounding", layer)
-                changes[layer.weight], lost = self._one(layer, model, grams, grid)
-                losses += lost
-            figures = {"loss": float(losses[0]), "loss_start": float(losses[1])}
         word = method_of("CoordinateRounding", asdict(self))
+        if self.bits is None:
+            return RewritePlan.of(model, {}, word)
+        how = (self.layers, self._one)
+        changes, figures = each_layer("CoordinateRounding", model, calibration, *how)
         return RewritePlan.of(model, changes, word, **figures)
 
     def _one(
-        self, layer: Weighted, model: Model, grams: LayerGrams, grid: Grid
-    ) -> tuple[Quantised, Float[Tensor, "two"]]:
+        self, layer: Weighted, model: Model, grams: LayerGrams
+    ) -> tuple[Quantised, dict[str, float]]:
+        assert self.bits is not None
+        grid = Grid(self.bits, self.group)
         matrix, total = layer.matrix(), torch.zeros(2, dtype=torch.float64)
         scale, offset = grid_of(matrix, grid, self.symmetry)
         each = [each_entry(x, grid.group, matrix.shape[1]) for x in (scale, offset)]
@@ -122,7 +117,8 @@ class CoordinateRounding(Rewrite):
             codes[rows] = descended(w, s, o, h, grid.bits, first, self.sweeps)
             for i, found in enumerate((codes[rows], first)):
                 total[i] += loss_of(w - ((found - half) * s + o), h).sum().cpu()
-        return quantised(codes, scale, offset, grid, layer), total
+        figures = {"loss": float(total[0]), "loss_start": float(total[1])}
+        return quantised(codes, scale, offset, grid, layer), figures
 
 
 def descended(

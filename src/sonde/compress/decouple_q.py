@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from sonde.compress._each_layer import each_layer
 from sonde.compress._grid import (
     SMALLEST,
     check_grid,
@@ -22,13 +23,13 @@ from sonde.compress._grid import (
     method_of,
     quantised,
 )
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted
 from sonde.compress.coordinate_rounding import descended
 from sonde.compress.gptq import loss_of, solved
-from sonde.compress.grams import LayerGrams, grams_for, parts_of
+from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
-from sonde.weights import Change, Examples, Grid, Quantised, Rewrite, RewritePlan
+from sonde.weights import Examples, Grid, Quantised, Rewrite, RewritePlan
 
 MOST = 2**22
 """Numbers that are held at once while scales are fitted."""
@@ -97,22 +98,15 @@ class DecoupleQ(Rewrite):
         StateError
             If the inputs were read at other weights.
         """
-        changes: dict[str, Change] = {}
-        figures: dict[str, float] = {}
-        if self.bits is not None:
-            layers = weighted_layers("DecoupleQ", model, self.layers)
-            grams = grams_for("DecoupleQ", model, calibration, self.layers)
-            losses = torch.zeros(2, dtype=torch.float64)
-            for layer in layers:
-                require_finite_weights("DecoupleQ", layer)
-                changes[layer.weight], lost = self._one(layer, model, grams)
-                losses += lost
-            figures = {"loss": float(losses[0]), "loss_rtn": float(losses[1])}
-        return RewritePlan.of(model, changes, method_of("DecoupleQ", asdict(self)), **figures)
+        word = method_of("DecoupleQ", asdict(self))
+        if self.bits is None:
+            return RewritePlan.of(model, {}, word)
+        changes, figures = each_layer("DecoupleQ", model, calibration, self.layers, self._one)
+        return RewritePlan.of(model, changes, word, **figures)
 
     def _one(
         self, layer: Weighted, model: Model, grams: LayerGrams
-    ) -> tuple[Quantised, Float[Tensor, "two"]]:
+    ) -> tuple[Quantised, dict[str, float]]:
         assert self.bits is not None
         grid, matrix = Grid(self.bits, self.group), layer.matrix()
         scale, offset = grid_of(matrix, grid)
@@ -129,7 +123,8 @@ class DecoupleQ(Rewrite):
                     break
             codes[rows], scale[rows], offset[rows] = found.codes, found.scale, found.offset
             lost[0] += found.loss.sum().cpu()
-        return quantised(codes, scale, offset, grid, layer), lost
+        figures = {"loss": float(lost[0]), "loss_rtn": float(lost[1])}
+        return quantised(codes, scale, offset, grid, layer), figures
 
 
 class _Row:

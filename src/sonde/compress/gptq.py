@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.compress._each_layer import each_layer
 from sonde.compress._grid import (
     Symmetry,
     check_grid,
@@ -21,11 +22,11 @@ from sonde.compress._grid import (
     method_of,
     quantised,
 )
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
-from sonde.compress.grams import LayerGrams, grams_for, parts_of
+from sonde.compress._layers import Weighted
+from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
-from sonde.weights import Change, Examples, Grid, Quantised, Rewrite, RewritePlan
+from sonde.weights import Examples, Grid, Quantised, Rewrite, RewritePlan
 
 
 @final
@@ -40,8 +41,10 @@ class GPTQ(Rewrite):
 
     Range        as ``RTN``; the loss on the calibration inputs is never above that of ``RTN``.
     Cost         one pass over the data; O(dim^3) for each input and O(out dim^2) for each layer.
+                 ``sequential`` keeps the states of one block in memory and runs each block twice.
     Assumes      inputs of the kind that the model will meet. All layers are fitted at the inputs of
-                 the unrounded model: errors of earlier layers are not seen.
+                 the unrounded model, or, if ``sequential``, those of a block at the states that the
+                 rounded blocks before it give.
     Differs      from the paper: groups' grids are fixed before the columns are ordered, so that no
                  index is kept; rows may fall back to plain rounding.
 
@@ -60,6 +63,8 @@ class GPTQ(Rewrite):
         Let rows fall back to plain rounding.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
+    sequential : bool, default=False
+        Fit block after block, each at the states that the changed blocks before it give.
 
     References
     ----------
@@ -73,6 +78,7 @@ class GPTQ(Rewrite):
     ordered: bool = True
     guard: bool = True
     layers: Sequence[str] | None = None
+    sequential: bool = False
     paper: ClassVar[str] = "frantar2023gptq"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
@@ -86,7 +92,7 @@ class GPTQ(Rewrite):
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the moments of layers' inputs over them."""
-        return {"calibration": Examples(summed=LayerGrams)}
+        return {"calibration": Examples(summed=None if self.sequential else LayerGrams)}
 
     def planned(self, model: Model, calibration: Inputs | LayerGrams) -> RewritePlan:
         """Return the rounded weights.
@@ -96,22 +102,16 @@ class GPTQ(Rewrite):
         StateError
             If the inputs were read at other weights.
         """
-        changes: dict[str, Change] = {}
-        figures: dict[str, float] = {}
-        if self.bits is not None:
-            layers = weighted_layers("GPTQ", model, self.layers)
-            grams = grams_for("GPTQ", model, calibration, self.layers)
-            losses = torch.zeros(2, dtype=torch.float64)
-            for layer in layers:
-                require_finite_weights("GPTQ", layer)
-                changes[layer.weight], lost = self._one(layer, model, grams)
-                losses += lost
-            figures = {"loss": float(losses[0]), "loss_rtn": float(losses[1])}
-        return RewritePlan.of(model, changes, method_of("GPTQ", asdict(self)), **figures)
+        word = method_of("GPTQ", asdict(self))
+        if self.bits is None:
+            return RewritePlan.of(model, {}, word)
+        how = (self.layers, self._one)
+        changes, figures = each_layer("GPTQ", model, calibration, *how, sequential=self.sequential)
+        return RewritePlan.of(model, changes, word, **figures)
 
     def _one(
         self, layer: Weighted, model: Model, grams: LayerGrams
-    ) -> tuple[Quantised, Float[Tensor, "two"]]:
+    ) -> tuple[Quantised, dict[str, float]]:
         """Return the change of a layer, and its loss with that of plain rounding."""
         assert self.bits is not None
         grid, matrix = Grid(self.bits, self.group), layer.matrix()
@@ -123,7 +123,8 @@ class GPTQ(Rewrite):
             found, lost = self._chosen(*parts, h)
             codes.append(found)
             total += lost.cpu()
-        return quantised(torch.cat(codes), scale, offset, grid, layer), total
+        figures = {"loss": float(total[0]), "loss_rtn": float(total[1])}
+        return quantised(torch.cat(codes), scale, offset, grid, layer), figures
 
     def _chosen(
         self, w: Tensor, scale: Tensor, offset: Tensor, h: Tensor

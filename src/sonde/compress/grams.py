@@ -166,23 +166,47 @@ def layer_grams(
             place = place_of(live.module, batch)
             args, kwargs = place.call(batch.args, batch.kwargs)
             calls = calls_of(live.module, list(chosen), args, kwargs)
-            for name, rows in _rows_of(chosen, calls, batch).items():
-                finite = torch.isfinite(rows).all(1)
-                if not bool(finite.all()):
-                    broken += int((~finite).sum())
-                    rows = rows[finite]
-                if len(rows):
-                    state = _moments(rows, exact)
-                    found[name] = Moments().merge(found[name], state) if name in found else state
+            broken += add_rows(found, chosen, calls, batch, exact)
             bar.advance(len(batch))
+    require_rows(found, chosen.values())
+    return LayerGrams.of(found, broken, fingerprint(live.module))
+
+
+def add_rows(
+    found: dict[str, MomentsState],
+    chosen: Mapping[nn.Module, Weighted],
+    calls: list[tuple[nn.Module, Tensor]],
+    batch: InputBatch,
+    exact: bool = False,
+) -> int:
+    """Add what layers read in one forward to moments; return how many rows are not finite."""
+    broken = 0
+    for name, rows in _rows_of(chosen, calls, batch).items():
+        finite = torch.isfinite(rows).all(1)
+        if not bool(finite.all()):
+            broken += int((~finite).sum())
+            rows = rows[finite]
+        if len(rows):
+            state = _moments(rows, exact)
+            found[name] = Moments().merge(found[name], state) if name in found else state
+    return broken
+
+
+def require_rows(found: Mapping[str, MomentsState], layers: Iterable[Weighted]) -> None:
+    """Refuse layers that read no row.
+
+    Raises
+    ------
+    InputError
+        Naming the first.
+    """
     read = {layer for name in found for layer in name.partition(GROUP)[0].split(JOIN)}
-    silent = sorted(one.name for one in chosen.values() if one.name not in read)
+    silent = sorted(one.name for one in layers if one.name not in read)
     if silent:
         raise InputError(
             f"layer_grams: expected rows at every layer, got none that is finite at {silent[0]}"
             f"{f' and {len(silent) - 1} more' if silent[1:] else ''}. Give it data that reach it."
         )
-    return LayerGrams.of(found, broken, fingerprint(live.module))
 
 
 def _moments(rows: Float[Tensor, "row dim"], exact: bool) -> MomentsState:

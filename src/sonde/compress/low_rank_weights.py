@@ -12,14 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.compress._each_layer import each_layer
 from sonde.compress._grid import method_of
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress._masks import check_share
 from sonde.compress.gptq import damped, loss_of
-from sonde.compress.grams import LayerGrams, grams_for, parts_of
+from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
-from sonde.weights import Change, Examples, Rewrite, RewritePlan, Thin
+from sonde.weights import Examples, Rewrite, RewritePlan, Thin
 from sonde.weights._kinds import in_and_out
 from sonde.weights.change import rounded_to_half
 
@@ -39,9 +40,9 @@ class LowRankWeights(Rewrite):
                  they are named.
     Cost         one pass over the data (``none``: no data); O(dim^3) for each layer.
     Assumes      inputs of the kind that the model will meet; all layers are fitted at the inputs of
-                 the whole model.
-    Differs      from the papers: layers are not refitted after those before them; ``scale`` takes
-                 the root mean square of an input, not its mean size.
+                 the whole model, unless ``sequential``.
+    Differs      from the papers: ``scale`` takes the root mean square of an input, not its mean
+                 size.
 
     Parameters
     ----------
@@ -59,6 +60,8 @@ class LowRankWeights(Rewrite):
         smaller.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
+    sequential : bool, default=False
+        Fit block after block, each at the states that the changed blocks before it give.
 
     References
     ----------
@@ -72,6 +75,7 @@ class LowRankWeights(Rewrite):
     damp: float = 1e-6
     half: bool = True
     layers: Sequence[str] | None = None
+    sequential: bool = False
     paper: ClassVar[str] = "wang2025svdllm"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
@@ -86,10 +90,16 @@ class LowRankWeights(Rewrite):
             raise InputError(f"LowRankWeights: expected a rank of at least 1, got {self.rank}.")
         if not self.damp > 0:
             raise InputError(f"LowRankWeights: expected damp above 0, got {self.damp}.")
+        if self.sequential and self.whiten == "none":
+            raise InputError(
+                "LowRankWeights: expected whiten='output', 'gram' or 'scale' for sequential=True, "
+                "got 'none', which reads no inputs."
+            )
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the moments of layers' inputs over them; ``none`` needs none."""
-        return {"calibration": Examples(optional=self.whiten == "none", summed=LayerGrams)}
+        summed = None if self.sequential else LayerGrams
+        return {"calibration": Examples(optional=self.whiten == "none", summed=summed)}
 
     def planned(self, model: Model, calibration: Inputs | LayerGrams | None = None) -> RewritePlan:
         """Return the thin matrices.
@@ -99,29 +109,29 @@ class LowRankWeights(Rewrite):
         InputError
             If a rank saves nothing, or a layer is a convolution.
         """
-        changes: dict[str, Change] = {}
-        figures: dict[str, float] = {}
-        if self.share > 0 or self.rank is not None:
-            layers = weighted_layers("LowRankWeights", model, self.layers)
-            grams = None
-            if calibration is not None:
-                grams = grams_for("LowRankWeights", model, calibration, self.layers)
-                figures = {"loss": 0.0}
-            for layer in layers:
-                require_finite_weights("LowRankWeights", layer)
-                rank, w = self._rank(layer, few=len(layers) == 1), layer.matrix()
-                if rank == 0:
-                    continue
-                h = None if grams is None else next(parts_of(layer, model, grams))[1]
-                left, right = self._factors(w, h, rank)
-                if self.half:
-                    left, right = rounded_to_half(left), rounded_to_half(right)
-                dtype = layer.module.weight.dtype
-                factors = left.to(dtype), right.to(dtype)
-                changes[layer.weight] = Thin(*factors, turned=layer.turned)
-                if h is not None:
-                    figures["loss"] += float(loss_of(w - left @ right, h).sum())
         word = method_of("LowRankWeights", asdict(self))
+        if self.share == 0 and self.rank is None:
+            return RewritePlan.of(model, {}, word)
+        few = len(weighted_layers("LowRankWeights", model, self.layers)) == 1
+
+        def one(
+            layer: Weighted, model: Model, grams: LayerGrams | None
+        ) -> tuple[Thin | None, dict[str, float]]:
+            rank, w = self._rank(layer, few), layer.matrix()
+            if rank == 0:
+                return None, {}
+            h = None if grams is None else next(parts_of(layer, model, grams))[1]
+            left, right = self._factors(w, h, rank)
+            if self.half:
+                left, right = rounded_to_half(left), rounded_to_half(right)
+            dtype = layer.module.weight.dtype
+            change = Thin(left.to(dtype), right.to(dtype), turned=layer.turned)
+            lost = None if h is None else float(loss_of(w - left @ right, h).sum())
+            return change, {} if lost is None else {"loss": lost}
+
+        changes, figures = each_layer(
+            "LowRankWeights", model, calibration, self.layers, one, sequential=self.sequential
+        )
         return RewritePlan.of(model, changes, word, **figures)
 
     def _rank(self, layer: Weighted, few: bool) -> int:

@@ -12,14 +12,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sonde.compress._each_layer import each_layer
 from sonde.compress._grid import method_of
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted
 from sonde.compress._masks import check_share, check_width, kept_of, lowest, lowest_of_runs
 from sonde.compress.gptq import BLOCK, damped, inverse_factor, loss_of
-from sonde.compress.grams import LayerGrams, grams_for, parts_of
+from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
-from sonde.weights import Change, Examples, Pruned, Rewrite, RewritePlan
+from sonde.weights import Examples, Pruned, Rewrite, RewritePlan
 from sonde.weights.change import rounded_to_half
 
 
@@ -35,8 +36,8 @@ class SparseGPT(Rewrite):
     Range        ``share`` of the weights of each block, rounded half to even.
     Cost         as ``GPTQ``; ``refit``: one system of equations for each row, O(out dim^3).
     Assumes      inputs of the kind that the model will meet; all layers are fitted at the inputs of
-                 the unpruned model.
-    Differs      from the paper: blocks are not refitted one after the other; ``refit`` is ours.
+                 the unpruned model, unless ``sequential``.
+    Differs      from the paper: ``refit`` is ours; the paper fits block after block.
 
     Parameters
     ----------
@@ -53,6 +54,8 @@ class SparseGPT(Rewrite):
         Round the kept weights to float16 (bfloat16 if one is too large), so that files are smaller.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
+    sequential : bool, default=False
+        Fit block after block, each at the states that the changed blocks before it give.
 
     References
     ----------
@@ -65,6 +68,7 @@ class SparseGPT(Rewrite):
     refit: bool = False
     half: bool = True
     layers: Sequence[str] | None = None
+    sequential: bool = False
     paper: ClassVar[str] = "frantar2023sparsegpt"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
@@ -79,7 +83,7 @@ class SparseGPT(Rewrite):
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the moments of layers' inputs over them."""
-        return {"calibration": Examples(summed=LayerGrams)}
+        return {"calibration": Examples(summed=None if self.sequential else LayerGrams)}
 
     def planned(self, model: Model, calibration: Inputs | LayerGrams) -> RewritePlan:
         """Return the weights with zeros in them.
@@ -89,19 +93,18 @@ class SparseGPT(Rewrite):
         StateError
             If the inputs were read at other weights.
         """
-        changes: dict[str, Change] = {}
-        figures: dict[str, float] = {}
-        if self.share > 0 or self.pattern is not None:
-            layers = weighted_layers("SparseGPT", model, self.layers)
-            grams = grams_for("SparseGPT", model, calibration, self.layers)
-            figures = {"loss": 0.0}
-            for layer in layers:
-                require_finite_weights("SparseGPT", layer)
-                changes[layer.weight], loss = self._one(layer, model, grams)
-                figures["loss"] += loss
-        return RewritePlan.of(model, changes, method_of("SparseGPT", asdict(self)), **figures)
+        word = method_of("SparseGPT", asdict(self))
+        if self.share == 0 and self.pattern is None:
+            return RewritePlan.of(model, {}, word)
+        how = (self.layers, self._one)
+        changes, figures = each_layer(
+            "SparseGPT", model, calibration, *how, sequential=self.sequential
+        )
+        return RewritePlan.of(model, changes, word, **figures)
 
-    def _one(self, layer: Weighted, model: Model, grams: LayerGrams) -> tuple[Pruned, float]:
+    def _one(
+        self, layer: Weighted, model: Model, grams: LayerGrams
+    ) -> tuple[Pruned, dict[str, float]]:
         matrix, loss = layer.matrix(), 0.0
         if self.pattern is not None:
             check_width("SparseGPT", self.pattern, matrix.shape[1], layer.weight)
@@ -114,7 +117,7 @@ class SparseGPT(Rewrite):
             loss += float(loss_of(matrix[rows] - found, h).sum())
         if self.half:
             new = rounded_to_half(new)
-        return Pruned(layer.tensor(new)), loss
+        return Pruned(layer.tensor(new)), {"loss": loss}
 
 
 def sparse(
