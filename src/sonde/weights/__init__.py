@@ -2,6 +2,7 @@
 
 from sonde.weights.change import (
     Change,
+    Coded,
     Exchange,
     LowRank,
     Packed,
@@ -9,6 +10,7 @@ from sonde.weights.change import (
     Quantised,
     Resized,
     Sparse,
+    Stacked,
     Thin,
 )
 from sonde.weights.folding import fold_edit, fold_writers
@@ -23,10 +25,13 @@ from sonde.weights.rewrite import Rewrite, RewritePlan
 from sonde.weights.saving import Saved, save_edited
 from sonde.weights.thin_linear import ThinLinear
 from sonde.weights.undoing import undo
+from sonde.weights.unpacked_linear import CodebookLinear, StackLinear
 
 __all__ = [
     "AtSites",
     "Change",
+    "CodebookLinear",
+    "Coded",
     "Examples",
     "Exchange",
     "Grid",
@@ -43,6 +48,8 @@ __all__ = [
     "RewritePlan",
     "Saved",
     "Sparse",
+    "StackLinear",
+    "Stacked",
     "Thin",
     "ThinLinear",
     "as_model",

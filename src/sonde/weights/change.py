@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, final
 
 import torch
-from jaxtyping import BFloat16, Float, Int, UInt8
+from jaxtyping import BFloat16, Float, Float16, Int, UInt8
 from torch import Tensor, nn
 
 from sonde.core.errors import ShapeError, StateError
@@ -295,6 +295,93 @@ class Thin(Packed):
     def matrix(self) -> Float[Tensor, "out in"]:
         """Return the product."""
         return self.left.double() @ self.right.double()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Stacked(Packed):
+    """Put a sum of blocks in place of the whole weight: signs times products of thin matrices.
+
+    Parameters
+    ----------
+    signs : UInt8[Tensor, "level out bytes"]
+        Packed, 1 stands for plus.
+    left : Float16[Tensor, "level out rank"]
+    right : Float16[Tensor, "level rank in"]
+    scale : BFloat16[Tensor, "in"]
+        What the columns of the sum are divided by.
+    """
+
+    signs: UInt8[Tensor, "level out bytes"]
+    left: Float16[Tensor, "level out rank"]
+    right: Float16[Tensor, "level rank in"]
+    scale: BFloat16[Tensor, "in"]
+
+    def told(self) -> dict[str, Any]:
+        """Return the number of blocks and their rank."""
+        return {"levels": len(self.signs), "level_rank": self.left.shape[2]}
+
+    def replaced(self) -> dict[str, Tensor]:
+        """Return signs, matrices and scales, the latter two as the bits of half types."""
+        parts = {name: getattr(self, name).contiguous() for name in ("left", "right", "scale")}
+        return {"signs": self.signs, **{n: x.view(torch.int16) for n, x in parts.items()}}
+
+    def words(self) -> str:
+        """Return the number of blocks and their rank."""
+        return f"{len(self.signs)} blocks of signs and rank {self.left.shape[2]}"
+
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """Return the sum."""
+        signs = unpack(self.signs, 1, self.right.shape[2]).double() * 2 - 1
+        return (signs * (self.left.double() @ self.right.double())).sum(0) / self.scale.double()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Coded(Packed):
+    """Put entries of codebooks, times a scale for each row, in place of the whole weight.
+
+    Parameters
+    ----------
+    codes : UInt8[Tensor, "out bytes"]
+        Packed.
+    book : Float16[Tensor, "book entry"]
+    owner : UInt8[Tensor, "out"]
+        Which codebook a row takes.
+    scale : BFloat16[Tensor, "out"]
+    n_in : int
+        Entries of a row.
+    """
+
+    codes: UInt8[Tensor, "out bytes"]
+    book: Float16[Tensor, "book entry"]
+    owner: UInt8[Tensor, "out"]
+    scale: BFloat16[Tensor, "out"]
+    n_in: int
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return self.book.shape[1].bit_length() - 1
+
+    def told(self) -> dict[str, Any]:
+        """Return the bits of a code and the number of codebooks."""
+        return {"book_bits": self.bits, "books": len(self.book)}
+
+    def replaced(self) -> dict[str, Tensor]:
+        """Return codes, owners, and codebooks and scales as the bits of half types."""
+        bits = {name: getattr(self, name).view(torch.int16) for name in ("book", "scale")}
+        return {"codes": self.codes, "owner": self.owner, **bits}
+
+    def words(self) -> str:
+        """Return the bits of a code and the number of codebooks."""
+        return f"{self.bits} bit codes into {len(self.book)} codebooks"
+
+    def matrix(self) -> Float[Tensor, "out in"]:
+        """Return the entries times their rows' scales."""
+        codes = unpack(self.codes, self.bits, self.n_in).long()
+        book = self.book.double()[self.owner.long()]
+        return self.scale.double()[:, None] * book.gather(1, codes)
 
 
 @final

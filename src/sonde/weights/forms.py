@@ -17,6 +17,7 @@ from sonde.weights.linear_block import LinearBlock
 from sonde.weights.packed_zeros import PackedZeros
 from sonde.weights.quant_linear import QuantLinear
 from sonde.weights.thin_linear import ThinLinear
+from sonde.weights.unpacked_linear import CodebookLinear, StackLinear, UnpackedLinear
 
 Told = Mapping[str, Any]
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -60,7 +61,7 @@ def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
 
 def is_packed(part: nn.Module) -> bool:
     """Return whether a part is a layer whose weight is packed."""
-    return isinstance(part, QuantLinear | ThinLinear)
+    return isinstance(part, QuantLinear | ThinLinear | UnpackedLinear)
 
 
 def finish_form(module: nn.Module, name: str) -> bool:
@@ -109,8 +110,11 @@ def _zeros(layer: Any, kept: int, shape: Sequence[int]) -> nn.Module:
     return PackedZeros(layer, int(kept), list(shape)).to(layer.weight.device)
 
 
-def _resized(part: Any, shapes: Mapping[str, Sequence[int]], **attributes: int) -> nn.Module:
-    """Give tensors of a part other shapes, and set numbers that it keeps of them."""
+def _resized(
+    part: Any, shapes: Mapping[str, Sequence[int]], numbers: Mapping[str, int] | None = None
+) -> nn.Module:
+    """Give tensors of a part other shapes, and set whole numbers that it keeps of them."""
+    numbers = numbers or {}
     for leaf, shape in shapes.items():
         held = part._parameters if leaf in part._parameters else part._buffers
         old = held.get(leaf)
@@ -119,23 +123,23 @@ def _resized(part: Any, shapes: Mapping[str, Sequence[int]], **attributes: int) 
         new = torch.zeros(tuple(shape), dtype=old.dtype, device=old.device)
         is_trained = isinstance(old, nn.Parameter)
         held[leaf] = nn.Parameter(new, old.requires_grad) if is_trained else new
-    for name, value in attributes.items():
+    for name, value in numbers.items():
         if type(vars(part).get(name)) is not int or type(value) is not int:
             raise _unlike(part, f"a part with a whole number {name}")
-    for name, value in {**attributes, **_sizes(part, shapes, attributes)}.items():
+    for name, value in {**numbers, **_sizes(part, shapes, numbers)}.items():
         setattr(part, name, value)
     return part
 
 
 def _sizes(
-    part: Any, shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, int]
+    part: Any, shapes: Mapping[str, Sequence[int]], numbers: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return what a layer keeps of the shape of its weight."""
     if not shapes:
         return {}
     shape = tuple(shapes.get("weight") or next(iter(shapes.values())))
     if isinstance(part, _CONVOLUTIONS):
-        groups = attributes.get("groups", part.groups)
+        groups = numbers.get("groups", part.groups)
         return {"out_channels": shape[0], "in_channels": shape[1] * groups}
     if isinstance(part, nn.LayerNorm | nn.RMSNorm):
         return {"normalized_shape": shape}
@@ -182,6 +186,8 @@ def _unlike(part: nn.Module, wanted: str) -> StoreError:
 _FORMS: dict[str, Callable[..., nn.Module]] = {
     "bits": _linear(QuantLinear),
     "rank": _linear(ThinLinear),
+    "levels": _linear(StackLinear),
+    "book_bits": _linear(CodebookLinear),
     "kept": _zeros,
     "shapes": _resized,
     "blocks": _fewer,

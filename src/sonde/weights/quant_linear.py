@@ -146,7 +146,7 @@ class QuantLinear(nn.Module):
             raise ShapeError(
                 f"QuantLinear: expected rows of {self.in_features} features, got {x.shape[-1]}."
             )
-        return _Product.apply(x, self)  # pyright: ignore[reportReturnType]
+        return NoGradient.apply(x, self)  # pyright: ignore[reportReturnType]
 
     def multiplied(self, x: Tensor) -> Tensor:
         """Return the product without a gradient."""
@@ -237,15 +237,19 @@ class QuantLinear(nn.Module):
         return self.__dict__.copy()
 
 
-class _Product(torch.autograd.Function):
+class NoGradient(torch.autograd.Function):
+    """The product of a packed layer: it runs under gradients and has none."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
+        """Return ``layer.multiplied(x)``."""
         return layer.multiplied(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
+        """Raise: no gradient flows through packed weights."""
         raise StateError(
-            "QuantLinear: no gradient flows through packed weights. Take layer.dequantise() in its "
+            "Packed layer: no gradient flows through packed weights. Take a plain layer in its "
             "place, or the model that was compressed."
         )
 

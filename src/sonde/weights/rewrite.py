@@ -105,7 +105,8 @@ class RewritePlan:
             told, owner = change.form(module, name), name.rpartition(".")[0]
             if told:
                 shapes = {**found.get(owner, {}).get("shapes", {}), **told.get("shapes", {})}
-                found[owner] = {**told, **({"shapes": shapes} if shapes else {})}
+                both = {**found.get(owner, {}), **told}
+                found[owner] = {**both, **({"shapes": shapes} if shapes else {})}
         ties = _ties(module, changes)
         return cls(dict(changes), made_for, method, figures or {}, ties, {}, found, kept)
 
