@@ -115,7 +115,7 @@ def test_a_configuration_of_another_model_is_refused():
         ("7", {"shapes": {"weight": [2, 4]}}, "the model has no such layer"),
         ("0", {"colour": 3}, "a form that this version does not know"),
         ("1", {"bits": 4, "group": 8}, "expected a linear layer"),
-        ("0", {"shapes": {}, "forward": 3}, "a part with a whole number forward"),
+        ("0", {"shapes": {}, "numbers": {"forward": 3}}, "a part with a whole number forward"),
         ("0", {"blocks": [0]}, "a list of more than 0 blocks"),
         ("1", {"shapes": {"scale": [3]}}, "a part with scale"),
     ):
@@ -125,7 +125,7 @@ def test_a_configuration_of_another_model_is_refused():
 
 def test_layers_keep_numbers_of_their_new_shapes():
     net: Any = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6), nn.Embedding(5, 4))
-    put_form(net, "0", {"shapes": {"weight": [3, 2, 3, 3], "bias": [3]}, "groups": 1})
+    put_form(net, "0", {"shapes": {"weight": [3, 2, 3, 3], "bias": [3]}, "numbers": {"groups": 1}})
     norm = {"weight": [3], "bias": [3], "running_mean": [3], "running_var": [3]}
     put_form(net, "1", {"shapes": norm})
     put_form(net, "2", {"shapes": {"weight": [5, 2]}})

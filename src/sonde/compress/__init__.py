@@ -35,6 +35,7 @@ from sonde.compress.once_for_all_bits import OnceForAllBits
 from sonde.compress.power_sgd_codec import PowerSgdCodec
 from sonde.compress.pre_gate import PreGate
 from sonde.compress.prompt_compressor import CompressedPrompt, KeepProbe, PromptCompressor
+from sonde.compress.prune_channels import PruneChannels
 from sonde.compress.prune_weights import PruneWeights
 from sonde.compress.qsgd_codec import QsgdCodec
 from sonde.compress.quant_cache import QuantCache
@@ -92,6 +93,7 @@ __all__ = [
     "PowerSgdCodec",
     "PreGate",
     "PromptCompressor",
+    "PruneChannels",
     "PruneWeights",
     "QsgdCodec",
     "QuantCache",

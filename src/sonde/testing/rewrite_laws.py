@@ -199,7 +199,7 @@ def law_half(case: RewriteCase) -> None:
 
 
 def law_tied(case: RewriteCase) -> None:
-    """A tensor of two names changes under both, or the plan tells the tie, or is refused by name."""
+    """A tensor with two names changes under both, is told as a tie, or is refused by name."""
     model = as_model(case.model())
     one, two = _tie(model.module)
     try:
