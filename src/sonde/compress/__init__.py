@@ -11,6 +11,7 @@ from sonde.compress.awq import AWQ
 from sonde.compress.bd_rate import bd_rate
 from sonde.compress.bit_allocation import BitAllocation
 from sonde.compress.conditional_codec import ConditionalCodec
+from sonde.compress.bit_stack import BitStack
 from sonde.compress.coordinate_rounding import CoordinateRounding
 from sonde.compress.decouple_q import DecoupleQ
 from sonde.compress.distill_dataset import DistillDataset, DistilledData, batch_norm_moments
@@ -57,6 +58,7 @@ from sonde.compress.token_budget import shortened, token_budget
 from sonde.compress.top_k_codec import TopKCodec
 from sonde.compress.tova import TOVA
 from sonde.compress.unit_use import UnitUse, unit_use
+from sonde.compress.weight_codebook import WeightCodebook
 from sonde.weights import QuantLinear, ThinLinear, kernels, pack, unpack
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "AttentionRetrieval",
     "BitAllocation",
     "BoundedCode",
+    "BitStack",
     "CompressedPrompt",
     "ConditionalCodec",
     "CoordinateRounding",
@@ -115,6 +118,7 @@ __all__ = [
     "ThinLinear",
     "TopKCodec",
     "UnitUse",
+    "WeightCodebook",
     "allocate",
     "batch_norm_moments",
     "bd_rate",
