@@ -35,7 +35,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("findings",),
         ("report",),
         ("cli", "testing"),
-        ("__main__", "_opening", "_packed_models"),
+        ("__main__", "_opening", "_packed_models", "_factory_folders"),
     ],
     "sonde.tap": [
         ("hooks",),

@@ -71,7 +71,8 @@ def test_the_first_blocks_of_a_larger_stack_are_the_smaller_one():
     for bits in (5.0, 7.5, 10.0, 14.0):
         small = BitStack(bits=bits, rank=2).plan(net, {"calibration": grams})
         new, numbers = small.fold(net), 0
-        for name, change in small.changes.items():
+        changes: dict[str, Any] = dict(small.changes)
+        for name, change in changes.items():
             whole: Any = large.fold(net).get_submodule(name.removesuffix(".weight"))
             whole.use(len(change.signs))
             own: Any = new.get_submodule(name.removesuffix(".weight"))

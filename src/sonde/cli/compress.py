@@ -29,10 +29,12 @@ class Compress:
     """Write a model with smaller weights, and say what it costs.
 
     --to names the size: 4bit rounds the weights of linear layers to four bits, 50% removes half of
-    them, 2:4 two of every four, rank16 replaces them by thin matrices. Embeddings, norms and
-    convolutions stay unless --layers names them. Some examples of DATA, drawn by the hash of their
-    ids, say which errors matter, others say what changed. `sonde methods compress` lists the
-    methods. `sonde compress undo SMALL -o OLD` gives every file back while SMALL.patch is there.
+    them, 2:4 two of every four, rank16 replaces them by thin matrices, 5blocks leaves out all but
+    five blocks. Embeddings, norms and convolutions stay unless --layers names them. Some examples
+    of DATA, drawn by the hash of their ids, say which errors matter, others say what changed.
+    `sonde methods compress` lists the methods. `sonde compress undo SMALL -o OLD` gives every file
+    back while SMALL.patch is there. What is made of package.module:factory is opened by
+    package.module:factory@SMALL.
 
     Example: sonde compress sonde:stdlib sonde:stdlib/train --to 4bit --limit 16 --held 8 -o SMALL
     """
@@ -43,7 +45,8 @@ class Compress:
         Path, tyro.conf.arg(aliases=["-o"], metavar="SMALL", help="folder for the smaller model")
     ]
     to: Annotated[
-        str | None, named("SIZE", "4bit (1bit to 8bit), 50%, 2:4 or rank16 (default: 4bit)")
+        str | None,
+        named("SIZE", "4bit (1bit to 8bit), 50%, 2:4, rank16, 5blocks (default: 4bit)"),
     ] = None
     budget: Annotated[
         str | None, named("SIZE", "most bytes of weight files, as 100MiB; seeks bits and group")
@@ -82,16 +85,20 @@ class Compress:
         from sonde.run.compressing.inside import inside
         from sonde.run.compressing.timing import speeds
         from sonde.weights import save_edited
-        from sonde.weights.folder import ModelFolder, check_output, folder_of, weight_bytes
+        from sonde.weights.factory_folder import source_folder
+        from sonde.weights.folder import ModelFolder, check_output, weight_bytes
 
         method, budget, page = self._method(), self._budget(), self._page()
         model = load(self.model, device=self.device)
-        check_output(self.output, ModelFolder.open(folder_of(model)).path)
+        with source_folder(model) as source:
+            check_output(self.output, ModelFolder.open(source).path)
         ours, held = self._examples(model)
         best, tried = self._best(model, ours, held, method, budget)
         new = best.plan.fold(model)
-        sites, times = inside(model, new, held), speeds(model, new, held)
-        saved = save_edited(model, best.plan, self.output, name=self.model)
+        sites, times = inside(model, new, held, best.plan.renamed), speeds(model, new, held)
+        with source_folder(model) as source:
+            saved = save_edited(source, best.plan, self.output, name=self.model)
+            n_bytes = [weight_bytes(at) for at in (source, self.output)]
         document = compress_document(
             model,
             new,
@@ -99,7 +106,7 @@ class Compress:
             name=self.model,
             data=self.data,
             output=self.output,
-            bytes_on_disk=[weight_bytes(at) for at in (folder_of(model), self.output)],
+            bytes_on_disk=n_bytes,
             fidelity=best.fidelity,
             sites=sites,
             times=times,

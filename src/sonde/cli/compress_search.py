@@ -48,12 +48,15 @@ class CompressSearch:
         from sonde.data import load, open_inputs
         from sonde.run.compressing.choosing import chosen_parts
         from sonde.run.compressing.search import TrialFile, asked_pairs, search_key, trials
-        from sonde.weights.folder import ModelFolder, folder_of, weight_bytes
+        from sonde.weights.factory_folder import source_folder
+        from sonde.weights.folder import ModelFolder, weight_bytes
 
         check_page(self.output, self.model, self.data)
         asked = asked_pairs(self.to, self.methods)
         model = load(self.model, device=self.device)
-        ModelFolder.open(folder_of(model))
+        with source_folder(model) as source:
+            ModelFolder.open(source)
+            n_bytes = weight_bytes(source)
         options: dict[str, Any] = {
             "text_column": self.text_column,
             "label_column": self.label_column,
@@ -64,7 +67,7 @@ class CompressSearch:
         path = self.output.with_name(self.output.name + ".trials.jsonl")
         file = TrialFile(path, search_key(model, ours, held))
         made = list(trials(model, ours, held, asked, file, self._told))
-        found = search_document(made, self.model, self.data, weight_bytes(folder_of(model)),
+        found = search_document(made, self.model, self.data, n_bytes,
                                 self.max_kl, {"calibrated_on": len(ours), "compared_on": len(held)}
                                 )  # fmt: skip
         wrote = f"{self.output}; trials are kept in {path}"

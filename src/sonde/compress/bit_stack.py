@@ -67,7 +67,7 @@ class BitStack(Rewrite):
     layers: Sequence[str] | None = None
     paper: ClassVar[str] = "wang2025bitstack"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
-        {},
+        {"bits": 8},
         {"bits": 9.5, "blocks": 3, "rank": 2, "layers": ("10",)},
     )
 
@@ -128,7 +128,7 @@ class BitStack(Rewrite):
         return min(self.rank or max(1, most), n_out, n_in)
 
     def _sizes(self, layer: Weighted) -> tuple[int, int]:
-        """Return the bits of a layer with one block, and those of each further one."""
+        """Return the bits of a layer's first block with its scales, and of each further block."""
         n_out, n_in = layer.matrix().shape
         block = 8 * n_out * packed_length(n_in, 1) + 16 * self._rank(layer) * (n_out + n_in)
         return block + 16 * n_in, block

@@ -11,7 +11,7 @@ from torch import nn
 
 from sonde.core.errors import InputError, SondeWarning, near
 from sonde.core.inputs import Model
-from sonde.data._checkpoints import LIVE, config_dict
+from sonde.data._checkpoints import FACTORY_KEY, LIVE, config_dict
 from sonde.data._model_kind import config_of, task_of
 from sonde.data._quiet import quiet
 from sonde.data.processors import load_processor
@@ -46,6 +46,11 @@ def _config(directory: Path, trust_remote_code: bool) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     written = config_dict(directory)
+    if (made := written.get(FACTORY_KEY)) is not None:
+        raise InputError(
+            f"load: {directory} holds the weights of a model that the function {made} makes. sonde "
+            f"runs no function that a file names: write {made}@{directory} if you trust it."
+        )
     remote = written.get("auto_map")
     known = written.get("model_type") in CONFIG_MAPPING
     if remote and not known and not trust_remote_code:

@@ -15,6 +15,8 @@ LIVE = (
     "Build it yourself: pass a live module in Python (sonde.read(module, ..., processor=...)); "
     f"{FACTORY}."
 )
+FACTORY_KEY = "factory"
+"""What the configuration of a folder calls the function that makes its model."""
 MAX_CONFIG_BYTES = 16 * 2**20
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MODEL_FILES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".py", ".onnx", ".safetensors")

@@ -8,6 +8,7 @@ import importlib
 import logging
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from sonde.data.shipped import is_shipped, model_directory
 _log = logging.getLogger("sonde")
 
 _FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+_FILLED = re.compile(r"^(?P<factory>[A-Za-z_][\w.]*:[A-Za-z_]\w*)@(?P<folder>.+)$")
+FILL: list[Callable[[nn.Module, Path], None]] = []
+"""What fills a module of a factory from a folder; ``sonde._factory_folders`` adds it."""
 _CODE_FILE = re.compile(r"^(?P<folder>.*/)?(?P<stem>[A-Za-z_]\w*)\.py:(?P<factory>[A-Za-z_]\w*)$")
 
 
@@ -42,7 +46,8 @@ def load(
     ----------
     model : str, path, nn.Module or Model
         A Hugging Face directory or name, ``package.module:factory``, ``sonde:digits``,
-        ``sonde:stdlib``, or a live module, which stays where it is.
+        ``sonde:stdlib``, or a live module, which stays where it is. What `sonde compress` wrote of
+        a factory's model is ``package.module:factory@FOLDER``.
     device : str, default="auto"
         ``auto`` is cuda, mps or cpu for models that are loaded here; ``map`` spreads a checkpoint
         over the devices; else a torch device.
@@ -76,8 +81,10 @@ def _named(name: str, device: str, dtype: str, trust_remote_code: bool, processo
         return replace(from_directory(directory, device, dtype, False, processor), name=name)
     if not Path(name).exists():
         _refuse_file_of_code(name)
-        if _FACTORY.match(name):
+        if is_factory(name):
             return _from_factory(name, device, dtype, processor)
+        if filled := _FILLED.match(name):
+            return _from_folder(filled, device, dtype, processor)
     with quiet():
         directory = checkpoint_directory(name, trust_remote_code)
     return replace(
@@ -142,6 +149,33 @@ def _from_factory(name: str, device: str, dtype: str, processor: Any) -> Model:
     if device != "auto" or not _has_meta(found.module):
         found.module.to(usable_device(device))
     return replace(found, name=name)
+
+
+def is_factory(name: str) -> bool:
+    """Return whether a word names a function that makes a model, and nothing more."""
+    is_word = _FACTORY.match(name) is not None
+    return is_word and not is_shipped(name) and not Path(name).exists()
+
+
+def folder_of_factory(name: str) -> Path | None:
+    """Return the folder in ``package.module:factory@FOLDER``, or None for another word."""
+    found = None if Path(name).exists() else _FILLED.match(name)
+    return Path(found["folder"]).expanduser() if found else None
+
+
+def _from_folder(word: re.Match[str], device: str, dtype: str, processor: Any) -> Model:
+    folder = Path(word["folder"]).expanduser()
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"load: expected the folder of a model of {word['factory']} after @, got {folder}."
+        )
+    found = _from_factory(word["factory"], "cpu", "auto", processor)
+    for fill in FILL:
+        fill(found.module, folder)
+    if dtype != "auto":
+        found.module.to(DTYPES[dtype])
+    found.module.to(usable_device(device))
+    return replace(found, name=word[0])
 
 
 def _factory(path: str, attribute: str, name: str) -> Any:

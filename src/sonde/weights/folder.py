@@ -13,6 +13,7 @@ from typing import Any
 from sonde.core.errors import InputError, StoreError
 from sonde.core.inputs import Model
 from sonde.data._checkpoints import checkpoint_directory, json_object
+from sonde.data.loading import folder_of_factory
 from sonde.data.shipped import is_shipped, model_directory
 from sonde.files.durable import TEMPORARY, make_directory, replace, sync_directory, write_error
 from sonde.weights._weight_file import WeightFile
@@ -104,6 +105,9 @@ def folder_of(model: Model | str | Path) -> Path:
         If it comes from no folder.
     """
     name = model.name if isinstance(model, Model) else str(model)
+    filled = folder_of_factory(name)
+    if filled is not None:
+        return filled
     if is_shipped(name):
         return model_directory(name)
     is_live = isinstance(model, Model) and name in ("", type(model.module).__name__)

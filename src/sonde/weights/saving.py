@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Model
+from sonde.data._checkpoints import FACTORY_KEY
 from sonde.weights._weight_file import DTYPES, TensorEntry, file_pieces, pieces_of, write_hashed
 from sonde.weights.change import Change, written_type
 from sonde.weights.folder import (
@@ -114,7 +115,7 @@ def _placed(old: ModelFolder, plan: "RewritePlan") -> tuple[dict[str, _Written],
     """Return what is written for each tensor on the disk, and what the configuration must say."""
     written: dict[str, _Written] = {}
     config = dict(plan.config)
-    told = plan.told_on_disk()
+    told = plan.told() if FACTORY_KEY in old.config() else plan.told_on_disk()
     if told:
         config[QUANTISED] = {"quant_method": "sonde", "layers": told}
     for name, change in plan.changes.items():

@@ -60,7 +60,7 @@ def compress_document(
         "method": plan.method,
         "output": str(output),
         "undo": f"sonde compress undo {output} -o {output}-undone",
-        "layers": len(packed),
+        "layers": len({*plan.forms} - {*plan.blocks}) + sum(one["bytes"] == 0 for one in packed),
         "bytes": list(bytes_on_disk),
         "memory": [held_bytes(model.module), held_bytes(changed)],
         "packed": packed,

@@ -1,5 +1,6 @@
 """What a smaller model changed inside: its states beside those of the original, site by site."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +25,8 @@ class SiteFidelity:
     n : int
         Rows that were compared.
     error : float
-        Squared length of the differences, as a share of that of the original's rows.
+        Squared length of the differences, as a share of that of the original's rows; NaN, as the
+        cosines are, if the site has other channels now.
     cosine, cosine_5 : float
         Between the two states of a row: mean and 5 % quantile.
     cka : float
@@ -43,22 +45,38 @@ class SiteFidelity:
         return asdict(self)
 
 
-def inside(model: Model, changed: nn.Module, inputs: Inputs) -> list[SiteFidelity]:
+def inside(
+    model: Model,
+    changed: nn.Module,
+    inputs: Inputs,
+    renamed: Callable[[str], str | None] = lambda name: name,
+) -> list[SiteFidelity]:
     """Return how far the states of a changed model are from the original's at each block.
 
     Both models read the same examples; a text has a row for each token. At most 4,096 rows of a
-    site are taken, fewer if all sites together would need more than 256 MiB.
+    site are taken, fewer if all sites together would need more than 256 MiB. Blocks that are gone
+    are left out.
 
     Parameters
     ----------
     model : Model
     changed : nn.Module
     inputs : Inputs
+    renamed : callable, optional
+        From a module's name to its name in the changed model, None if it is gone.
     """
     reducer = "tokens" if model.task in ("causal", "seq2seq") else "auto"
-    first = live_stream(model, inputs, reducer=reducer, logits=False)
-    sites = [kind.site for kind in first.schema]
-    second = live_stream(replace(model, module=changed), inputs, sites, reducer, logits=False)
+    every = live_stream(model, inputs, reducer=reducer, logits=False)
+    places = {kind.site: renamed(kind.site.path) for kind in every.schema}
+    sites = [site for site, place in places.items() if place is not None]
+    if not sites:
+        return []
+    others = [replace(site, path=places[site] or "") for site in sites]
+    first = live_stream(model, inputs, sites, reducer, logits=False)
+    second = live_stream(replace(model, module=changed), inputs, others, reducer, logits=False)
+    keys = {kind.key: kind.site for kind in first.schema}
+    ends = {str(kind.site): kind.key for kind in second.schema}
+    same = {key: ends[str(replace(site, path=places[site] or ""))] for key, site in keys.items()}
     widths = sum(kind.dim for kind in first.schema)
     limit = max(64, min(MOST_ROWS, MOST_BYTES // (8 * widths)))
     found: dict[str, list[tuple[Tensor, Tensor]]] = {kind.key: [] for kind in first.schema}
@@ -67,7 +85,7 @@ def inside(model: Model, changed: nn.Module, inputs: Inputs) -> list[SiteFidelit
     for one, other in zip(*streams, strict=True):
         for key, pairs in found.items():
             room = limit - counts[key]
-            pairs.append((one.rows[key][:room].cpu(), other.rows[key][:room].cpu()))
+            pairs.append((one.rows[key][:room].cpu(), other.rows[same[key]][:room].cpu()))
             counts[key] += len(pairs[-1][0])
         if min(counts.values()) >= limit:
             break
@@ -76,12 +94,13 @@ def inside(model: Model, changed: nn.Module, inputs: Inputs) -> list[SiteFidelit
 
 def _compared(site: str, pairs: list[tuple[Tensor, Tensor]]) -> SiteFidelity:
     x, y = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
-    cosine = nn.functional.cosine_similarity(x, y, dim=1)
-    energy = float(x.square().sum())
+    energy, missing = float(x.square().sum()), torch.full((1,), float("nan"))
+    alike = x.shape == y.shape  # else channels were left out, and only the geometry compares
+    cosine = nn.functional.cosine_similarity(x, y, dim=1) if alike else missing
     return SiteFidelity(
         site=site,
         n=len(x),
-        error=float((y - x).square().sum()) / energy if energy else float("nan"),
+        error=float((y - x).square().sum()) / energy if energy and alike else float("nan"),
         cosine=float(cosine.mean()),
         cosine_5=float(cosine.quantile(0.05)),
         cka=float(CKA().fit(x, y=y)) if len(x) >= CKA.least_rows else float("nan"),

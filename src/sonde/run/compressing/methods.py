@@ -10,12 +10,13 @@ from sonde.run.instruments.families import snake_case
 from sonde.run.instruments.words import parse_methods
 from sonde.weights import Rewrite
 
-SIZES = "4bit (2bit to 8bit), 1bit, 50%, 2:4 or rank16"
+SIZES = "4bit (2bit to 8bit), 1bit, 50%, 2:4, rank16 or 5blocks"
 DEFAULTS = {
     "bits": "gptq",
     "share": "sparse_gpt",
     "pattern": "sparse_gpt",
     "rank": "low_rank_weights",
+    "blocks": "drop_blocks",
 }
 SIGNS, BETWEEN = "sign_quant", "bit_allocation"
 """Methods for a single bit, and for means between whole bits."""
@@ -30,7 +31,7 @@ class Target:
     said : str
         As the user typed it.
     parameter : str
-        Of a method: bits, share, pattern or rank.
+        Of a method: bits, share, pattern, rank or blocks.
     value : int, float or str
     """
 
@@ -40,7 +41,7 @@ class Target:
 
     @classmethod
     def of(cls, text: str) -> "Target":
-        """Return the size that ``4bit``, ``50%``, ``2:4`` or ``rank16`` means.
+        """Return the size that ``4bit``, ``50%``, ``2:4``, ``rank16`` or ``5blocks`` means.
 
         Raises
         ------
@@ -57,6 +58,8 @@ class Target:
             return cls(said, "pattern", said)
         if found := re.fullmatch(r"rank[ =-]?(\d+)", said):
             return cls(said, "rank", int(found[1]))
+        if found := re.fullmatch(r"(\d+)[ -]?blocks?", said):
+            return cls(said, "blocks", int(found[1]))
         raise InputError(f"--to: expected {SIZES}, got {text!r}.")
 
 

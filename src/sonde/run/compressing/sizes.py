@@ -6,7 +6,8 @@ from sonde.compress import RTN
 from sonde.core.inputs import Model
 from sonde.run.compressing.settings import BITS, GROUPS, Setting
 from sonde.weights import Grid, RewritePlan
-from sonde.weights.folder import ModelFolder, folder_of, weight_bytes
+from sonde.weights.factory_folder import source_folder
+from sonde.weights.folder import ModelFolder, weight_bytes
 from sonde.weights.packing import packed_length
 
 HEADER = 320
@@ -31,10 +32,11 @@ def planned_bytes(model: Model, plan: RewritePlan) -> int:
 
 def _stored(model: Model) -> tuple[int, int]:
     """Return the bytes of a model's weight files, and those of a number in them."""
-    folder = folder_of(model)
-    entries = [e for one in ModelFolder.open(folder).weights.values() for e in one.entries.values()]
-    numbers = sum(prod(e.shape) for e in entries)
-    return weight_bytes(folder), max(2, round(sum(e.n_bytes for e in entries) / numbers))
+    with source_folder(model) as folder:
+        files = ModelFolder.open(folder).weights.values()
+        entries = [e for one in files for e in one.entries.values()]
+        numbers = sum(prod(e.shape) for e in entries)
+        return weight_bytes(folder), max(2, round(sum(e.n_bytes for e in entries) / numbers))
 
 
 def sized_settings(model: Model, method: str) -> list[Setting]:

@@ -1,0 +1,129 @@
+"""Models of a user's own function: compressed by every kind of method, opened, taken back."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sonde
+from cli_case import run_words
+from sonde.compress import RTN, PruneChannels
+from sonde.core.errors import InputError, StoreError
+from sonde.run.compressing.methods import weight_methods
+from sonde.weights import save_edited, undo
+from sonde.weights.factory_folder import source_folder
+
+CODE = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(40, 48), nn.Linear(48, 40)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(x)))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)
+        self.first = nn.Linear(216, 40)
+        self.blocks = nn.ModuleList([Block() for _ in range(3)])
+        self.last = nn.Linear(40, 10)
+
+    def forward(self, x):
+        x = self.first(torch.relu(self.norm(self.conv(x))).flatten(1))
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x)
+
+
+def pixels(image):
+    if isinstance(image, torch.Tensor):
+        return image
+    return torch.tensor(list(image.convert("L").tobytes())).float().reshape(1, 8, 8) / 255
+
+
+def make():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Net().eval(), pixels
+
+
+def other():
+    return nn.Linear(3, 4)
+"""
+WORDS = {
+    "drop_blocks": ("--to", "2blocks"),
+    "low_rank_weights": ("--to", "40%"),
+    "prune_channels": ("--to", "50%"),
+    "prune_weights": ("--to", "50%"),
+    "sparse_gpt": ("--to", "50%"),
+    "sign_quant": (),
+    "bit_stack": ("--to", "5bit"),
+    "bit_allocation": ("--to", "3.5bit"),
+}
+
+
+@pytest.fixture(autouse=True)
+def code(tmp_path, monkeypatch):
+    """Put the factory's file where a user starts sonde."""
+    (tmp_path / "nets_of_mine.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("nets_of_mine", None)
+
+
+def x() -> torch.Tensor:
+    return torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("word", sorted(weight_methods()))
+def test_every_method_is_reached_and_writes_a_folder_that_opens(word):
+    data = ("nets_of_mine:make", "sonde:digits/train", "--limit", 24, "--held", 12)
+    words = WORDS.get(word, ("--to", "3bit"))
+    told = run_words("compress", *data, *words, "--method", word, "-o", "SMALL", "--json").json()
+    assert told["bytes"][1] < 0.9 * told["bytes"][0]
+    assert told["packed"]
+    old = sonde.load("nets_of_mine:make", device="cpu").module
+    new = sonde.load("nets_of_mine:make@SMALL", device="cpu").module
+    assert new(x()).shape == (5, 10)
+    assert not torch.equal(new(x()), old(x()))
+    undo("SMALL", "OLD")
+    again = sonde.load("nets_of_mine:make@OLD", device="cpu").module
+    assert torch.equal(again(x()), old(x()))
+
+
+@pytest.mark.parametrize("rule", [RTN(bits=3), PruneChannels(share=0.5)])
+def test_the_folder_opens_as_the_folded_model(rule):
+    model = sonde.load("nets_of_mine:make", device="cpu")
+    given = {"calibration": torch.rand(30, 1, 8, 8)} if rule.reads() else None
+    plan = rule.plan(model, given)
+    with source_folder(model) as source:
+        save_edited(source, plan, Path("SMALL"))
+    again = sonde.load("nets_of_mine:make@SMALL", device="cpu")
+    torch.testing.assert_close(again.module(x()), plan.fold(model)(x()))
+    assert again.processor is not None
+
+
+def test_a_folder_names_its_function_and_runs_none():
+    model = sonde.load("nets_of_mine:make", device="cpu")
+    with source_folder(model) as source:
+        save_edited(source, RTN().plan(model), Path("SMALL"))
+    with pytest.raises(InputError, match="write nets_of_mine:make@SMALL if you trust it"):
+        sonde.load("SMALL")
+    with pytest.raises(StoreError, match="names first as a packed layer, and the model has no"):
+        sonde.load("nets_of_mine:other@SMALL")
+    undo("SMALL", "OLD")
+    with pytest.raises(StoreError, match="OLD does not hold the weights of this factory's model"):
+        sonde.load("nets_of_mine:other@OLD")
+    with pytest.raises(InputError, match="the folder of a model of nets_of_mine:make after @"):
+        sonde.load("nets_of_mine:make@NONE")
+    packed = run_words("compress", "nets_of_mine:make@SMALL", "sonde:digits/train", "--limit", 8,
+                       "--held", 8, "-o", "AGAIN")  # fmt: skip
+    assert "quantised or packed" in packed.error()
