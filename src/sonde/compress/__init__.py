@@ -22,6 +22,7 @@ from sonde.compress.error_feedback import error_feedback
 from sonde.compress.expert_use import ExpertUse, expert_use
 from sonde.compress.extract_experts import ExtractExperts, SlicedModel
 from sonde.compress.feature_pca import FeaturePCA
+from sonde.compress.expected_attention import ExpectedAttention, expected_attention_of
 from sonde.compress.fidelity import Fidelity, fidelity
 from sonde.compress.gptq import GPTQ
 from sonde.compress.grams import LayerGrams, layer_grams
@@ -83,6 +84,7 @@ __all__ = [
     "ExtractExperts",
     "FeaturePCA",
     "DropBlocks",
+    "ExpectedAttention",
     "Fidelity",
     "KeepProbe",
     "KeyDiff",
@@ -125,6 +127,7 @@ __all__ = [
     "count_loads",
     "error_feedback",
     "expert_use",
+    "expected_attention_of",
     "fidelity",
     "group_requests",
     "kernels",

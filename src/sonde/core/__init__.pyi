@@ -43,6 +43,8 @@ from sonde.core.instrument import Subsample as Subsample
 from sonde.core.instrument import Where as Where
 from sonde.core.plan import Plan as Plan
 from sonde.core.plan import Split as Split
+from sonde.core.query_moments import ComingRotation as ComingRotation
+from sonde.core.query_moments import QueryMoments as QueryMoments
 from sonde.core.result import Result as Result
 from sonde.core.result import Scorer as Scorer
 from sonde.core.result import infinite_where_nonfinite as infinite_where_nonfinite

@@ -18,7 +18,7 @@ class PackedTokens(ABC):
     """Keys and values of some tokens in packed form."""
 
     @abstractmethod
-    def unpack(self) -> tuple[Tensor, Tensor]:
+    def unpack(self, heads: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Return keys and values, (row, head, token, width), in the type that was packed."""
 
     @abstractmethod
@@ -43,10 +43,16 @@ class CachePacking(ABC):
         Tokens that are packed together.
     recent : int
         Newest tokens that are never packed.
+    layers : int, default=1
+        Adjacent layers whose tokens are packed together, one layer's heads behind another's.
+    before_rotation : bool, default=False
+        Whether keys are packed as they were before the attention rotated them.
     """
 
     chunk: int
     recent: int
+    layers: int = 1
+    before_rotation: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 

@@ -8,13 +8,14 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.query_moments import ComingRotation, QueryMoments
 
 Budget = int | float
 Queries = int | Literal["all"]
@@ -38,12 +39,21 @@ class CachedTokens:
     attention : Float[Tensor, "row head slot"] or None
         Attention that each slot received, summed over the queries that the rule asks for and
         averaged over the query heads that share the key; None if the rule asks for none.
+    queries : QueryMoments or None
+        Moments of the queries that each row had so far; None if the rule asks for none.
+    rotation : ComingRotation or None
+        None if the rule asks for none, or the attention does not rotate.
+    scale : float
+        Factor of the product of a query and a key.
     """
 
     index: Int[Tensor, "row head slot"]
     total: Int[Tensor, "row"]
     keep: Int[Tensor, "row"]
     attention: Float[Tensor, "row head slot"] | None = None
+    queries: QueryMoments | None = None
+    rotation: ComingRotation | None = None
+    scale: float = 1.0
 
     @property
     def age(self) -> Int[Tensor, "row head slot"]:
@@ -82,6 +92,8 @@ class CacheRule(ABC):
     """
 
     budget: Budget
+    reads_rotation: ClassVar[bool] = False
+    """Whether the rule needs to know how the attention rotates queries."""
 
     @abstractmethod
     def score(
@@ -104,6 +116,10 @@ class CacheRule(ABC):
     def reads_attention(self) -> Queries:
         """Return of how many of the last queries the attention is needed, 0 for none."""
         return 0
+
+    def reads_queries(self) -> int | None:
+        """Return from which real token on the moments of queries are needed; None for none."""
+        return None
 
     def __post_init__(self) -> None:
         check_budget(type(self).__name__, self.budget)

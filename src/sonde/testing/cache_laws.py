@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from sonde.core.cache_rule import CachedTokens, CacheRule
+from sonde.core.query_moments import QueryMoments
+from sonde.core.state import map_tensors
 from sonde.tap.hooks.cache import cache_argument
 from sonde.testing.edit_laws import language_model, prompts
 
@@ -25,7 +27,9 @@ def held(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, CachedToke
     attention = torch.rand(N_ROWS, N_HEADS, N_SLOTS, generator=generator)
     attention = torch.where(index < 0, 0.0, attention)
     total = torch.tensor([N_SLOTS, N_SLOTS - EMPTY])
-    return keys, values, CachedTokens(index, total, torch.tensor([3, 2]), attention)
+    queries = torch.randn(N_ROWS, 2 * N_HEADS, N_SLOTS, WIDTH, generator=generator)
+    moments = QueryMoments.of(queries, index[:, 0] >= 0)
+    return keys, values, CachedTokens(index, total, torch.tensor([3, 2]), attention, moments)
 
 
 def law_score(rule: CacheRule) -> None:
@@ -56,9 +60,11 @@ def law_alone(rule: CacheRule) -> None:
     """A text's tokens score the same alone as in a batch with a longer text."""
     keys, values, seen = held()
     assert seen.attention is not None
+    assert seen.queries is not None
     own = slice(1, 2), slice(None), slice(EMPTY, None)
-    alone = CachedTokens(seen.index[own], seen.total[1:], seen.keep[1:], seen.attention[own])
-    gap = rule.score(keys, values, seen)[own] - rule.score(keys[own], values[own], alone)
+    moments = map_tensors(seen.queries, lambda x: x[1:])
+    one = CachedTokens(seen.index[own], seen.total[1:], seen.keep[1:], seen.attention[own], moments)
+    gap = rule.score(keys, values, seen)[own] - rule.score(keys[own], values[own], one)
     moved = float(gap.nan_to_num().abs().max())
     assert moved < 1e-6, f"scores moved by {moved:.3g} with the other texts of the batch"
 

@@ -18,6 +18,7 @@ from sonde.tap.attention.interface import WITH_MASKS, kernels_through
 from sonde.tap.attention.places import asks_interface
 from sonde.tap.cache.layer import EvictingLayer, GrowingLayer, RealTokens
 from sonde.tap.cache.packed import PackingLayer
+from sonde.tap.cache.rotation import GIVEN, turn_of
 from sonde.tap.hooks.cache import cache_in
 from sonde.tap.hooks.outputs import arguments
 from sonde.tap.hooks.session import Session
@@ -123,11 +124,11 @@ def caching(
         )
     if cache.evicting:
         _check_kernel(module)
-    before = partial(_before, cache, module)
+    before = [(module, partial(_before, cache, module)), *_rotating(cache, module)]
     token = _RUNNING.set(None)
     try:
         with (
-            Session(module, inputs=[(module, before)], reading=False, owner="caching"),
+            Session(module, inputs=before, reading=False, owner="caching"),
             kernels_through(_attend),
         ):
             yield cache
@@ -135,6 +136,29 @@ def caching(
         _RUNNING.reset(token)
         for layer in cache.smaller:
             layer.real = None
+
+
+def _rotating(cache: EvictingCache, module: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """Yield hooks on the attentions of layers that must know how these rotate."""
+    for part in module.modules():
+        number = getattr(part, "layer_idx", None)
+        if number is None or number >= len(cache.layers) or not asks_interface(type(part)):
+            continue
+        layer = cache.layers[number]
+        if isinstance(layer, GrowingLayer) and layer.needs_rotation:
+            yield part, partial(_note_rotation, layer, part)
+
+
+def _note_rotation(layer: GrowingLayer, part: nn.Module, args: Any, kwargs: Any) -> None:
+    """Tell a layer how its attention rotates the columns of the running call."""
+    named = arguments(part, args, kwargs)
+    running = _RUNNING.get()
+    if running is None or not any(x is running for x in named.values()):
+        return
+    if not layer.is_initialized:
+        layer.turn = turn_of(part, {k: x for k, x in named.items() if x is not running})
+    if layer.turn is not None:
+        layer.note(layer.turn, *named[GIVEN])
 
 
 def _check_has_cache(module: nn.Module) -> None:

@@ -11,6 +11,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 from sonde.core.cache_rule import CachedTokens, CacheRule
 from sonde.core.errors import InputError, SiteError, StateError
+from sonde.core.query_moments import QueryMoments
+from sonde.core.state import leaves, map_tensors
+from sonde.tap.cache.rotation import Coming, Rotation, Turn
 
 CHUNK = 256
 """Queries whose attention is computed at once."""
@@ -57,6 +60,22 @@ class GrowingLayer(CacheLayerMixin):
         super().__init__()
         self.n_seen = 0  # columns
         self.real: RealTokens | None = None
+        self.turn: Turn | None = None
+        self.rotation: Rotation | None = None
+
+    @property
+    def needs_rotation(self) -> bool:
+        """Whether the form in which tokens are held asks how the attention rotates."""
+        return False
+
+    def note(self, turn: Turn, cos: Tensor, sin: Tensor) -> None:
+        """Note how the columns of the running call are rotated, before they arrive."""
+        assert self.real is not None
+        index = self.real.index[:, self.n_seen :]
+        if self.rotation is None:
+            self.rotation = Rotation.of(turn, cos, sin, index)
+        else:
+            self.rotation = self.rotation.later(cos, sin, index)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take type and device from the first keys."""
@@ -91,7 +110,7 @@ class GrowingLayer(CacheLayerMixin):
         """Forget all texts."""
         self.keys = self.values = None
         self.is_initialized = False
-        self.n_seen, self.real = 0, None
+        self.n_seen, self.real, self.rotation = 0, None, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Raise: tokens that were evicted or packed cannot come back."""
@@ -121,6 +140,8 @@ class GrowingLayer(CacheLayerMixin):
                 setattr(self, name, change(x))
         if self.real is not None:
             self.real = RealTokens(change(self.real.mask))
+        if self.rotation is not None:
+            self.rotation = self.rotation.over_rows(change)
 
     @property
     def size_bytes(self) -> int:
@@ -147,12 +168,18 @@ class EvictingLayer(GrowingLayer):
         self.rule = rule
         self._forget()
 
+    @property
+    def needs_rotation(self) -> bool:
+        """Whether the rule asks how the attention rotates."""
+        return self.rule.reads_rotation
+
     def _forget(self) -> None:
         self.n_new = 0  # columns of the running call that wait for their attention
         self.columns: Tensor | None = None  # (row, head, slot); None: slots are columns
         self.mass: Tensor | None = None  # (row, head, slot), attention received from all queries
         self.queries: Tensor | None = None  # (row, query head, query, width), the newest
         self.query_columns: Tensor | None = None  # (row, query); -1: none
+        self.moments: QueryMoments | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -211,10 +238,14 @@ class EvictingLayer(GrowingLayer):
         columns = self.kept()
         index, keep = self.real.of(columns), self.rule.kept(self.real.total)
         attention = self._attention(query, scale, columns, index)
+        self._add_moments(query)
         self.n_new = 0
         if bool(((index >= 0).sum(-1) <= keep[:, None]).all()):
             return
-        seen = CachedTokens(index, self.real.total, keep, attention)
+        total, width = self.real.total, query.shape[-1]
+        knows = self.rule.reads_rotation and self.rotation is not None
+        coming = Coming(self.rotation, total, width) if knows and self.rotation else None
+        seen = CachedTokens(index, total, keep, attention, self.moments, coming, scale)
         scores = self.rule.score(self.keys, self.values, seen).float()
         if bool(scores.isnan().any()):
             raise InputError(f"{type(self.rule).__name__}.score: expected numbers, got NaN.")
@@ -232,6 +263,33 @@ class EvictingLayer(GrowingLayer):
         )
         if self.mass is not None:
             self.mass = self.mass.gather(2, slot)
+
+    def _add_moments(self, query: Tensor) -> None:
+        """Add the queries of the running call, turned back, to the moments that the rule needs."""
+        first = self.rule.reads_queries()
+        if first is None:
+            return
+        assert self.real is not None
+        columns = slice(self.n_seen - self.n_new, None)
+        index = self.real.index[:, columns]
+        counts = self.real.mask[:, columns] & (index >= first)
+        if not bool(counts.any()) and self.moments is not None:
+            return
+        query = query.float() if query.dtype != torch.float64 else query
+        if self.rotation is not None and self.rotation.angle is not None:
+            query = self.rotation.turned(query, index, back=True)
+        new = QueryMoments.of(query, counts)
+        self.moments = new if self.moments is None else self.moments.merge(new)
+
+    def over_rows(self, change: Any) -> None:
+        """Repeat rows, keep some, or put them into another order."""
+        super().over_rows(change)
+        self.moments = map_tensors(self.moments, change)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all that the layer holds from one call to the next."""
+        return super().size_bytes + sum(x.nbytes for x in leaves(self.moments))
 
     def _attention(self, query: Tensor, scale: float, columns: Tensor, index: Tensor) -> Any:
         """Return the attention that the rule asks for, and keep what later calls need of it."""
