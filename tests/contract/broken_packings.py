@@ -19,10 +19,10 @@ class Held(PackedTokens):
     fault: str
     size: int
 
-    def unpack(self):
-        if self.fault == "double":
-            return self.keys.float(), self.values.float()
-        return self.keys, self.values
+    def unpack(self, heads=slice(None)):
+        heads = slice(0, heads.stop - 1) if self.fault == "heads" and heads.stop else heads
+        keys, values = self.keys[:, heads], self.values[:, heads]
+        return (keys.float(), values.float()) if self.fault == "double" else (keys, values)
 
     def over_rows(self, change):
         if self.fault == "order":

@@ -103,6 +103,7 @@ TWINS = [
     (CachePacking, "padding", broken_packings.Rounds("padding"), "what stands at padding"),
     (CachePacking, "rows", broken_packings.Rounds("batch"), "the other rows of the batch"),
     (CachePacking, "rows", broken_packings.Rounds("order"), "in another order"),
+    (CachePacking, "heads", broken_packings.Rounds("heads"), "otherwise alone"),
     (CachePacking, "steps", broken_packings.Rounds("grows"), "steps of other lengths"),
     (CacheRule, "score", broken_caches.Newest("NaN"), "scores NaN"),
     (CacheRule, "score", broken_caches.Newest("in place"), "changed what it was shown"),

@@ -25,9 +25,10 @@ class Cache:
     """Try smaller key-value caches: what they save and what they cost.
 
     A language model keeps keys and values of every token that it has read. A rule keeps a share of
-    the tokens; quant_cache keeps all in a few bits. Half of each text is read as a prompt; the rest
-    is read in parts, with the cache made small after each, and every prediction is compared with
-    that of the whole cache. The last lines recommend a cache and show the Python that uses it.
+    the tokens; quant_cache keeps all in a few bits, cross_layer_cache in thin matrices. Half of
+    each text is read as a prompt; the rest is read in parts, with the cache made small after each,
+    and every prediction is compared with that of the whole cache. The last lines recommend a cache
+    and show the Python that uses it.
 
     Example: sonde cache sonde:stdlib sonde:stdlib/test --limit 32
     """
@@ -38,7 +39,7 @@ class Cache:
         tuple[str, ...], named("WORD ...", "caches to try; by default all, in their usual form")
     ] = ()
     budgets: Annotated[
-        tuple[float, ...], tyro.conf.arg(help="shares of the tokens that stay, in (0, 1]")
+        tuple[float, ...], tyro.conf.arg(help="shares of the tokens or bytes that stay, in (0, 1]")
     ] = (0.5, 0.25, 0.125)
     bits: Annotated[
         tuple[int, ...], tyro.conf.arg(help="bits of a number in caches that round: 2, 4 or 8")
@@ -81,7 +82,7 @@ class Cache:
         rules = [
             kind(**{name: value})
             for kind, name in kinds
-            for value in {"budget": self.budgets, "bits": self.bits}[name]
+            for value in (self.bits if name == "bits" else self.budgets)
         ]
         kept = [rule.setting for rule in rules]
         options = {"device": self.device, "dtype": self.dtype}
@@ -137,12 +138,12 @@ def _rules() -> dict[str, Any]:
     from sonde.run.instruments.families import snake_case
 
     members = [getattr(compress, name) for name in compress.__all__]
-    varied = {CacheRule: "budget", CachePacking: "bits"}
+    kinds = [x for x in members if isinstance(x, type) and issubclass(x, CacheRule | CachePacking)]
     return {
         getattr(kind, "word", snake_case(kind.__name__)): (kind, name)
-        for base, name in varied.items()
-        for kind in members
-        if isinstance(kind, type) and issubclass(kind, base)
+        for kind in kinds
+        for name in ("budget", "bits", "share")
+        if name in getattr(kind, "__dataclass_fields__", ())
     }
 
 

@@ -13,6 +13,11 @@ from sonde.compress.bit_allocation import BitAllocation
 from sonde.compress.conditional_codec import ConditionalCodec
 from sonde.compress.bit_stack import BitStack
 from sonde.compress.coordinate_rounding import CoordinateRounding
+from sonde.compress.cross_layer_cache import (
+    CrossLayerCache,
+    CrossLayerMoments,
+    cross_layer_moments,
+)
 from sonde.compress.decouple_q import DecoupleQ
 from sonde.compress.distill_dataset import DistillDataset, DistilledData, batch_norm_moments
 from sonde.compress.entropy_bottleneck import EntropyBottleneck, LatentCodec
@@ -75,6 +80,8 @@ __all__ = [
     "CompressedPrompt",
     "ConditionalCodec",
     "CoordinateRounding",
+    "CrossLayerCache",
+    "CrossLayerMoments",
     "DecoupleQ",
     "DistillDataset",
     "DistilledData",
@@ -125,6 +132,7 @@ __all__ = [
     "batch_norm_moments",
     "bd_rate",
     "count_loads",
+    "cross_layer_moments",
     "error_feedback",
     "expert_use",
     "expected_attention_of",

@@ -169,8 +169,8 @@ class PackedMatrix:
             x = x + self.left.float() @ self.right.float()
         return x.to(self.dtype)
 
-    def over_rows(self, change: Callable[[Tensor], Tensor]) -> "PackedMatrix":
-        """Return the matrices of other rows."""
+    def over(self, change: Callable[[Tensor], Tensor]) -> "PackedMatrix":
+        """Return the matrices of other rows or heads."""
         held: dict[str, Any] = {
             f.name: change(x)
             for f in fields(self)
@@ -193,13 +193,14 @@ class PackedKeysValues(PackedTokens):
     keys: PackedMatrix
     values: PackedMatrix
 
-    def unpack(self) -> tuple[Tensor, Tensor]:
-        """Return keys and values."""
-        return self.keys.unpack().mT, self.values.unpack()
+    def unpack(self, heads: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Return keys and values of some heads."""
+        keys, values = (x.over(lambda y: y[:, heads]) for x in (self.keys, self.values))
+        return keys.unpack().mT, values.unpack()
 
     def over_rows(self, change: Callable[[Tensor], Tensor]) -> "PackedKeysValues":
         """Return the tokens of other rows."""
-        return PackedKeysValues(self.keys.over_rows(change), self.values.over_rows(change))
+        return PackedKeysValues(self.keys.over(change), self.values.over(change))
 
     @property
     def size_bytes(self) -> int:

@@ -19,7 +19,7 @@ class PackedTokens(ABC):
 
     @abstractmethod
     def unpack(self, heads: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return keys and values, (row, head, token, width), in the type that was packed."""
+        """Return keys and values of some heads, (row, head, token, width), in their old type."""
 
     @abstractmethod
     def over_rows(self, change: Callable[[Tensor], Tensor]) -> "PackedTokens":
@@ -64,6 +64,11 @@ class CachePacking(ABC):
         real: Bool[Tensor, "row token"],
     ) -> PackedTokens:
         """Return tokens in packed form; what stands at padding (``real`` is False) may be lost."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the packing itself holds for the layers that it packs together."""
+        return 0
 
     @property
     @abstractmethod

@@ -212,6 +212,7 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(packing_laws.law_form),
         _law(packing_laws.law_padding),
         _law(packing_laws.law_rows),
+        _law(packing_laws.law_heads),
         _law(packing_laws.law_steps),
     ),
     Codec: (

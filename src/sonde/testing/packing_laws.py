@@ -63,6 +63,13 @@ def law_rows(packing: CachePacking) -> None:
         assert torch.equal(other, all_rows.flip(0)), "rows in another order unpack differently"
 
 
+def law_heads(packing: CachePacking) -> None:
+    """Some heads unpacked alone are those of all heads."""
+    packed = packing.pack(*tokens())
+    for whole, part in zip(packed.unpack(), packed.unpack(slice(1, 3)), strict=True):
+        assert torch.allclose(part, whole[:, 1:3], atol=1e-5), "heads unpack otherwise alone"
+
+
 def law_steps(packing: CachePacking) -> None:
     """A text read in steps is held as one that is read at once; a short one as in a plain cache."""
     from transformers import DynamicCache

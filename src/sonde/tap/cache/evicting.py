@@ -1,7 +1,7 @@
 """Open a model with a key-value cache that forgets tokens by a rule, or packs them."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, cast
@@ -17,7 +17,7 @@ from sonde.core.inputs import Model
 from sonde.tap.attention.interface import WITH_MASKS, kernels_through
 from sonde.tap.attention.places import asks_interface
 from sonde.tap.cache.layer import EvictingLayer, GrowingLayer, RealTokens
-from sonde.tap.cache.packed import PackingLayer
+from sonde.tap.cache.packed import PackingGroup, PackingLayer
 from sonde.tap.cache.rotation import GIVEN, turn_of
 from sonde.tap.hooks.cache import cache_in
 from sonde.tap.hooks.outputs import arguments
@@ -41,12 +41,8 @@ class EvictingCache(Cache):
     def __init__(self, module: nn.Module, rule: Form | Callable[[int], Form]) -> None:
         layers = DynamicCache(config=module.config).layers  # pyright: ignore[reportArgumentType]
         of = rule if not isinstance(rule, CacheRule | CachePacking) else lambda _: rule
-        super().__init__(
-            layers=[
-                _layer(of(number)) if type(layer) is DynamicLayer else layer
-                for number, layer in enumerate(layers)
-            ]
-        )
+        forms = [of(i) if type(layer) is DynamicLayer else None for i, layer in enumerate(layers)]
+        super().__init__(layers=_layers(layers, forms))
 
     @property
     def evicting(self) -> list[EvictingLayer]:
@@ -57,6 +53,12 @@ class EvictingCache(Cache):
     def smaller(self) -> list[GrowingLayer]:
         """The layers that evict or pack, in order of depth."""
         return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]
+
+    @property
+    def groups(self) -> list[PackingGroup]:
+        """The groups of layers that are packed together, in order of depth."""
+        packing = [layer for layer in self.layers if isinstance(layer, PackingLayer)]
+        return [layer.group for layer in packing if layer is layer.group.layers[0]]
 
     @property
     def size_bytes(self) -> int:
@@ -102,7 +104,8 @@ def caching(
         Causal language model of transformers; for a rule with ``sdpa`` or ``eager`` attention.
     rule : CacheRule, CachePacking or callable
         Which tokens stay, or the form in which all are held, in all layers; or a function from a
-        layer's number to either.
+        layer's number to either. A packing of several layers takes those beside each other that
+        share the object.
 
     Yields
     ------
@@ -192,8 +195,17 @@ def _check_kernel(module: nn.Module) -> None:
         )
 
 
-def _layer(form: Form) -> GrowingLayer:
-    return PackingLayer(form) if isinstance(form, CachePacking) else EvictingLayer(form)
+def _layers(plain: Sequence[Any], forms: Sequence[Form | None]) -> list[Any]:
+    """Return the layers of a cache; those with one packing form groups as large as it says."""
+    found, group = list[Any](), None
+    for layer, form in zip(plain, forms, strict=True):
+        if isinstance(form, CachePacking):
+            if group is None or group.packing is not form or len(group.layers) == form.layers:
+                group = PackingGroup(form)
+            found.append(PackingLayer(group))
+        else:
+            found.append(layer if form is None else EvictingLayer(form))
+    return found
 
 
 def _before(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> None:

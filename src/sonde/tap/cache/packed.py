@@ -1,4 +1,4 @@
-"""The cache of one attention layer that holds its older tokens in packed form."""
+"""The caches of attention layers that hold their older tokens in packed form."""
 
 from typing import Any
 
@@ -6,7 +6,60 @@ import torch
 from torch import Tensor
 
 from sonde.core.cache_packing import CachePacking, PackedTokens
+from sonde.core.errors import SiteError
 from sonde.tap.cache.layer import GrowingLayer
+
+
+class PackingGroup:
+    """Adjacent layers whose older tokens are packed together.
+
+    Parameters
+    ----------
+    packing : CachePacking
+    """
+
+    def __init__(self, packing: CachePacking) -> None:
+        self.packing = packing
+        self.layers: list[PackingLayer] = []
+        self.chunks: list[PackedTokens] = []
+
+    def heads_of(self, layer: "PackingLayer") -> slice:
+        """Return which of the heads that are packed together are those of a layer."""
+        sizes = [x.keys.shape[1] for x in self.layers if x.keys is not None]
+        number = self.layers.index(layer)
+        first = sum(sizes[:number])
+        return slice(first, first + sizes[number]) if len(self.layers) > 1 else slice(None)
+
+    def stacked(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the oldest keys and values that are not packed yet, and which are real.
+
+        The heads of each layer stand behind those of the layer before; keys are turned back if the
+        packing asks for it.
+        """
+        real = self.layers[0].real
+        assert real is not None
+        first = self.layers[0].n_packed
+        columns = slice(first, first + size)
+        keys, values = list[Tensor](), list[Tensor]()
+        for layer in self.layers:
+            assert layer.keys is not None
+            assert layer.values is not None
+            keys.append(layer.turned(layer.keys[:, :, :size], columns, back=True))
+            values.append(layer.values[:, :, :size])
+        if len({x.shape[3] for x in keys}) + len({x.shape[3] for x in values}) > 2:
+            raise SiteError(
+                "caching: expected layers whose heads have one width, to pack them together, got "
+                f"{sorted({x.shape[3] for x in keys})}. Pack single layers: layers=1."
+            )
+        return torch.cat(keys, 1), torch.cat(values, 1), real.mask[:, columns]
+
+    def pack(self) -> None:
+        """Pack chunks of tokens that are older than the newest ones, of all layers."""
+        size, last = self.packing.chunk, self.layers[-1]
+        while last.knows_rotation and last.n_seen - last.n_packed >= self.packing.recent + size:
+            self.chunks.append(self.packing.pack(*self.stacked(size)))
+            for layer in self.layers:
+                layer.drop(size)
 
 
 class PackingLayer(GrowingLayer):
@@ -18,13 +71,29 @@ class PackingLayer(GrowingLayer):
 
     Parameters
     ----------
-    packing : CachePacking
+    group : PackingGroup
+        Of the layers that are packed together; this one becomes the last.
     """
 
-    def __init__(self, packing: CachePacking) -> None:
+    def __init__(self, group: PackingGroup) -> None:
         super().__init__()
-        self.packing = packing
-        self.chunks: list[PackedTokens] = []
+        self.group = group
+        group.layers.append(self)
+
+    @property
+    def needs_rotation(self) -> bool:
+        """Whether keys are packed as they were before the attention rotated them."""
+        return self.group.packing.before_rotation
+
+    @property
+    def knows_rotation(self) -> bool:
+        """Whether keys can be turned back: one token does not tell how its neighbour is turned."""
+        return self.rotation is None or self.rotation.angle is not None
+
+    @property
+    def n_packed(self) -> int:
+        """Columns that are packed."""
+        return self.n_seen - (0 if self.keys is None else self.keys.shape[2])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -33,27 +102,32 @@ class PackingLayer(GrowingLayer):
         self.append(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        older = [chunk.unpack() for chunk in self.chunks]
-        keys = torch.cat([*(k for k, _ in older), self.keys], 2)
-        values = torch.cat([*(v for _, v in older), self.values], 2)
-        with torch.no_grad():
-            self._pack()
+        keys, values = self.keys, self.values
+        if self.group.chunks:
+            heads = self.group.heads_of(self)
+            older = [chunk.unpack(heads) for chunk in self.group.chunks]
+            turned = self.turned(torch.cat([k for k, _ in older], 2), slice(0, self.n_packed))
+            keys = torch.cat([turned, keys], 2)
+            values = torch.cat([*(v for _, v in older), values], 2)
+        if self is self.group.layers[-1]:
+            with torch.no_grad():
+                self.group.pack()
         return keys, values
 
-    def _pack(self) -> None:
-        """Pack chunks of tokens that are older than the newest ones."""
+    def turned(self, keys: Tensor, columns: slice, back: bool = False) -> Tensor:
+        """Return keys of some columns turned as the attention turns them, or turned back."""
+        if self.rotation is None or not self.needs_rotation:
+            return keys
+        assert self.real is not None
+        return self.rotation.turned(keys, self.real.index[:, columns].clamp(min=0), back)
+
+    def drop(self, size: int) -> None:
+        """Drop the oldest tokens, which were packed."""
         assert self.keys is not None
         assert self.values is not None
-        assert self.real is not None
-        size = self.packing.chunk
-        while self.keys.shape[2] >= self.packing.recent + size:
-            first = self.n_seen - self.keys.shape[2]
-            real = self.real.mask[:, first : first + size]
-            chunk = self.keys[:, :, :size], self.values[:, :, :size]
-            self.chunks.append(self.packing.pack(*chunk, real))
-            # Copies: a view would keep the memory of what was packed.
-            self.keys = self.keys[:, :, size:].clone()
-            self.values = self.values[:, :, size:].clone()
+        # Copies: a view would keep the memory of what was packed.
+        self.keys = self.keys[:, :, size:].clone()
+        self.values = self.values[:, :, size:].clone()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many keys the next call attends to, and where they start."""
@@ -62,14 +136,18 @@ class PackingLayer(GrowingLayer):
     def reset(self) -> None:
         """Forget all texts."""
         super().reset()
-        self.chunks = []
+        self.group.chunks = []
 
     def over_rows(self, change: Any) -> None:
         """Repeat rows, keep some, or put them into another order."""
         super().over_rows(change)
-        self.chunks = [chunk.over_rows(change) for chunk in self.chunks]
+        if self is self.group.layers[0]:
+            self.group.chunks = [chunk.over_rows(change) for chunk in self.group.chunks]
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the newest tokens and of all chunks."""
-        return super().size_bytes + sum(chunk.size_bytes for chunk in self.chunks)
+        """Bytes of the newest tokens; those of all chunks count for the first layer of a group."""
+        if self is not self.group.layers[0]:
+            return super().size_bytes
+        packed = sum(chunk.size_bytes for chunk in self.group.chunks)
+        return super().size_bytes + packed + self.group.packing.size_bytes
