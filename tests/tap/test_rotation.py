@@ -47,8 +47,10 @@ def torch_interface():
 class Asking(CacheRule):
     """Keeps the newest tokens and asks for queries from the second real token on."""
 
-    reads_rotation = True
     budget = 0.5
+
+    def reads_rotation(self):
+        return True
 
     def reads_queries(self):
         return 1

@@ -61,7 +61,6 @@ class ExpectedAttention(CacheRule):
     n_first: int = 4
     exact: bool = False
     queries: QueryMoments | None = None
-    reads_rotation: ClassVar[bool] = True
     paper: ClassVar[str] = "devoto2025expected"
     examples: ClassVar[tuple[dict, ...]] = (
         {"n_first": 1},
@@ -79,6 +78,10 @@ class ExpectedAttention(CacheRule):
     def reads_queries(self) -> int | None:
         """Return the first token whose query counts; None if moments were given."""
         return self.n_first if self.queries is None else None
+
+    def reads_rotation(self) -> bool:
+        """Return True: queries that come are rotated."""
+        return True
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
         """Return the expected attention of each key times the length of its value."""

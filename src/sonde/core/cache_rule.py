@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -92,8 +93,8 @@ class CacheRule(ABC):
     """
 
     budget: Budget
-    reads_rotation: ClassVar[bool] = False
-    """Whether the rule needs to know how the attention rotates queries."""
+    by_head: ClassVar[bool] = False
+    """Whether heads share the budget out among themselves (``share_out``)."""
 
     @abstractmethod
     def score(
@@ -121,6 +122,16 @@ class CacheRule(ABC):
         """Return from which real token on the moments of queries are needed; None for none."""
         return None
 
+    def reads_rotation(self) -> bool:
+        """Return whether the rule needs to know how the attention rotates queries."""
+        return False
+
+    def share_out(
+        self, scores: Float[Tensor, "row head slot"], seen: CachedTokens
+    ) -> Int[Tensor, "row head"]:
+        """Return how many tokens stay in each head; in sum what ``keep`` says for all heads."""
+        return seen.keep[:, None].expand(scores.shape[:2])
+
     def __post_init__(self) -> None:
         check_budget(type(self).__name__, self.budget)
 
@@ -128,9 +139,9 @@ class CacheRule(ABC):
         """Return how many tokens stay in rows that have seen ``total`` real tokens each."""
         if isinstance(self.budget, int):
             return total.clamp(max=self.budget)
-        return torch.tensor([kept_count(self.budget, int(n)) for n in total], dtype=total.dtype).to(
-            total.device
-        )
+        share = exact_share(self.budget)
+        kept = -(-total * share.numerator // share.denominator)
+        return torch.minimum(kept.clamp(min=1), total)
 
 
 def kept_count(share: float, total: int) -> int:
@@ -143,8 +154,13 @@ def kept_count(share: float, total: int) -> int:
     >>> kept_count(0.1, 10), kept_count(0.1, 11), kept_count(0.25, 1)
     (1, 2, 1)
     """
-    exact = Fraction(share).limit_denominator(1_000_000)
-    return min(total, max(math.ceil(exact * total), 1))
+    return min(total, max(math.ceil(exact_share(share) * total), 1))
+
+
+@cache
+def exact_share(share: float) -> Fraction:
+    """Return the fraction that a share was meant as."""
+    return Fraction(share).limit_denominator(1_000_000)
 
 
 def check_budget(owner: str, budget: Any) -> None:

@@ -33,19 +33,33 @@ class RealTokens:
 
     @cached_property
     def index(self) -> Int[Tensor, "row column"]:
-        """Number of each real token in its row, from 0."""
-        return self.mask.long().cumsum(1) - 1
+        """Number of each real token in its row, from 0; at padding that of the token before."""
+        return self.mask.int().cumsum(1, dtype=torch.int32) - 1
+
+    @cached_property
+    def number(self) -> Int[Tensor, "row column"]:
+        """Number of each real token in its row, -1 at padding."""
+        return self.index.masked_fill(~self.mask, -1)
 
     @cached_property
     def total(self) -> Int[Tensor, "row"]:
         """Number of real tokens of each row."""
         return self.mask.sum(1)
 
-    def of(self, columns: Int[Tensor, "row head slot"]) -> Int[Tensor, "row head slot"]:
-        """Return the number of the real token in each slot, -1 for padding and empty slots."""
-        flat = columns.clamp(min=0).flatten(1)
-        number = torch.where(self.mask.gather(1, flat), self.index.gather(1, flat), -1)
-        return torch.where(columns < 0, -1, number.view_as(columns))
+    @cached_property
+    def _keep(self) -> dict[int, tuple[CacheRule, Tensor]]:
+        return {}
+
+    def keep(self, rule: CacheRule) -> Int[Tensor, "row"]:
+        """Return how many tokens stay by a rule, which many layers ask for."""
+        if id(rule) not in self._keep:
+            self._keep[id(rule)] = rule, rule.kept(self.total)
+        return self._keep[id(rule)][1]
+
+    def columns(self, number: Int[Tensor, "row head slot"]) -> Int[Tensor, "row head slot"]:
+        """Return the column of each real token, -1 for -1."""
+        first = torch.searchsorted(self.index, number.flatten(1).clamp(min=0).contiguous())
+        return torch.where(number < 0, -1, first.view_as(number))
 
 
 class GrowingLayer(CacheLayerMixin):
@@ -161,7 +175,7 @@ class EvictingLayer(GrowingLayer):
     rule : CacheRule
     """
 
-    held = ("keys", "values", "columns", "mass", "queries", "query_columns")
+    held = ("keys", "values", "flat_keys", "flat_values", "index", "mass", "queries", "at")
 
     def __init__(self, rule: CacheRule) -> None:
         super().__init__()
@@ -171,14 +185,16 @@ class EvictingLayer(GrowingLayer):
     @property
     def needs_rotation(self) -> bool:
         """Whether the rule asks how the attention rotates."""
-        return self.rule.reads_rotation
+        return self.rule.reads_rotation()
 
     def _forget(self) -> None:
         self.n_new = 0  # columns of the running call that wait for their attention
-        self.columns: Tensor | None = None  # (row, head, slot); None: slots are columns
+        self.index: Tensor | None = None  # (row, head, slot); None: slots are columns
+        self.flat_keys: Tensor | None = None  # (token, width), of heads that hold unlike numbers
+        self.flat_values: Tensor | None = None
         self.mass: Tensor | None = None  # (row, head, slot), attention received from all queries
         self.queries: Tensor | None = None  # (row, query head, query, width), the newest
-        self.query_columns: Tensor | None = None  # (row, query); -1: none
+        self.at: Tensor | None = None  # (row, query), their numbers; -1: none
         self.moments: QueryMoments | None = None
 
     def update(
@@ -191,42 +207,72 @@ class EvictingLayer(GrowingLayer):
                 "tokens cannot be evicted. Use a plain cache with this model."
             )
         first = self.n_seen
+        self._widen()
         self.append(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
+        assert self.real is not None
         self.n_new = key_states.shape[2]
-        if self.columns is not None:
-            new = torch.arange(first, self.n_seen, device=key_states.device)
-            self.columns = torch.cat(
-                [self.columns, new.expand(*self.columns.shape[:2], self.n_new)], 2
-            )
+        if self.index is not None:
+            new = self.real.number[:, None, first:].expand(-1, self.index.shape[1], -1)
+            self.index = torch.cat([self.index, new], 2)
         return self.keys, self.values
+
+    def _widen(self) -> None:
+        """Hold each head's tokens in slots again, empty ones where it has fewer than others."""
+        if self.index is None or self.flat_keys is None or self.flat_values is None:
+            return
+        at, shape = self.index >= 0, self.index.shape
+        self.keys, self.values = (
+            x.new_zeros(*shape, x.shape[1]).masked_scatter_(at[..., None], x)
+            for x in (self.flat_keys, self.flat_values)
+        )
+        self.flat_keys = self.flat_values = None
+
+    def _narrow(self) -> None:
+        """Hold the tokens of all heads behind each other, without empty slots."""
+        assert self.index is not None
+        assert self.keys is not None
+        assert self.values is not None
+        at = self.index >= 0
+        self.flat_keys, self.flat_values = self.keys[at], self.values[at]
+        self.keys, self.values = self.keys[:, :, :0].clone(), self.values[:, :, :0].clone()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many keys the next call attends to, and where they start."""
         held = 0 if self.keys is None else self.keys.shape[2]
-        return held + query_length, 0
+        return (held if self.index is None else self.index.shape[2]) + query_length, 0
 
     def reset(self) -> None:
         """Forget all texts."""
         super().reset()
         self._forget()
 
+    def numbers(self) -> Int[Tensor, "row head slot"]:
+        """Return which real token of its text each slot holds; -1 for padding and empty slots."""
+        if self.index is not None:
+            return self.index
+        assert self.keys is not None
+        assert self.real is not None
+        return self.real.number[:, None].expand(-1, self.keys.shape[1], -1)
+
     def kept(self) -> Int[Tensor, "row head slot"]:
         """Return the column of the text that each slot holds; -1 for empty slots."""
-        if self.columns is not None:
-            return self.columns
         assert self.keys is not None
+        assert self.real is not None
+        if self.index is not None:
+            return self.real.columns(self.index)
         rows, heads, slots, _ = self.keys.shape
         return torch.arange(slots, device=self.keys.device).expand(rows, heads, slots)
 
     def in_sight(self) -> Bool[Tensor, "row head query slot"] | None:
         """Return which keys each query of the running call sees; None if the model's mask holds."""
-        if self.columns is None or self.real is None:
+        if self.index is None or self.real is None:
             return None
-        held = self.real.of(self.columns) >= 0
-        query = torch.arange(self.n_seen - self.n_new, self.n_seen, device=held.device)
-        seen = held[:, :, None] & (self.columns[:, :, None] <= query[:, None])
+        query = self.real.index[:, None, self.n_seen - self.n_new :, None]
+        seen = (self.index >= 0)[:, :, None]
+        if self.n_new > 1:
+            seen = seen & (self.index[:, :, None] <= query)
         # A query at padding sees no key; kernels need one, and nobody reads what it gives.
         return seen | ~seen.any(-1, keepdim=True)
 
@@ -235,34 +281,43 @@ class EvictingLayer(GrowingLayer):
         assert self.keys is not None
         assert self.values is not None
         assert self.real is not None
-        columns = self.kept()
-        index, keep = self.real.of(columns), self.rule.kept(self.real.total)
-        attention = self._attention(query, scale, columns, index)
+        index, keep = self.numbers(), self.real.keep(self.rule)
+        attention = self._attention(query, scale, index)
         self._add_moments(query)
         self.n_new = 0
-        if bool(((index >= 0).sum(-1) <= keep[:, None]).all()):
+        held = (index >= 0).sum((1, 2))
+        surplus = held - keep * index.shape[1]
+        if bool((surplus <= 0).all()):
             return
         total, width = self.real.total, query.shape[-1]
-        knows = self.rule.reads_rotation and self.rotation is not None
-        coming = Coming(self.rotation, total, width) if knows and self.rotation else None
+        coming = None if self.rotation is None else Coming(self.rotation, total, width)
         seen = CachedTokens(index, total, keep, attention, self.moments, coming, scale)
         scores = self.rule.score(self.keys, self.values, seen).float()
-        if bool(scores.isnan().any()):
-            raise InputError(f"{type(self.rule).__name__}.score: expected numbers, got NaN.")
-        lowest = torch.finfo(scores.dtype).min
-        scores = scores.clamp(min=lowest).masked_fill(index < 0, -torch.inf)
-        order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : int(keep.max())]
-        rank = torch.arange(order.shape[-1], device=order.device)
-        stays = (rank < keep[:, None, None]) & (index.gather(2, order) >= 0)
-        left, ascending = torch.where(stays, columns.gather(2, order), -1).sort(-1)
-        slot = order.gather(2, ascending)
-        self.columns = left
+        one_each = held == index.shape[1] * index.shape[2]
+        one_each = not self.rule.by_head and bool((one_each & (surplus == index.shape[1])).all())
+        slot, left = _last_lowest(scores, index) if one_each else self._stays(scores, index, seen)
+        self.index = left
         self.keys, self.values = (
             x.gather(2, slot[..., None].expand(-1, -1, -1, x.shape[-1]))
             for x in (self.keys, self.values)
         )
         if self.mass is not None:
             self.mass = self.mass.gather(2, slot)
+        if self.rule.by_head:
+            self._narrow()
+
+    def _stays(self, scores: Tensor, index: Tensor, seen: CachedTokens) -> tuple[Tensor, Tensor]:
+        """Return the slots that stay, in order, and their tokens; -1 for none."""
+        if bool(scores.isnan().any()):
+            raise InputError(f"{type(self.rule).__name__}.score: expected numbers, got NaN.")
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.clamp(min=lowest).masked_fill(index < 0, -torch.inf)
+        keep = self.rule.share_out(scores, seen)
+        order = scores.sort(dim=-1, descending=True, stable=True).indices[..., : int(keep.max())]
+        rank = torch.arange(order.shape[-1], device=order.device)
+        stays = (rank < keep[..., None]) & (index.gather(2, order) >= 0)
+        left, ascending = torch.where(stays, index.gather(2, order), -1).sort(-1)
+        return order.gather(2, ascending), left
 
     def _add_moments(self, query: Tensor) -> None:
         """Add the queries of the running call, turned back, to the moments that the rule needs."""
@@ -283,56 +338,69 @@ class EvictingLayer(GrowingLayer):
 
     def over_rows(self, change: Any) -> None:
         """Repeat rows, keep some, or put them into another order."""
+        is_flat = self.flat_keys is not None
+        self._widen()
         super().over_rows(change)
         self.moments = map_tensors(self.moments, change)
+        if is_flat:
+            self._narrow()
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all that the layer holds from one call to the next."""
         return super().size_bytes + sum(x.nbytes for x in leaves(self.moments))
 
-    def _attention(self, query: Tensor, scale: float, columns: Tensor, index: Tensor) -> Any:
+    def _attention(self, query: Tensor, scale: float, index: Tensor) -> Any:
         """Return the attention that the rule asks for, and keep what later calls need of it."""
-        wanted, first = self.rule.reads_attention(), self.n_seen - self.n_new
+        wanted = self.rule.reads_attention()
         if wanted == 0:
             return None
         assert self.real is not None
-        at = torch.arange(first, self.n_seen, device=query.device).expand(len(query), -1)
-        at = torch.where(self.real.mask[:, first:], at, -1)
+        at = self.real.number[:, self.n_seen - self.n_new :]
         if wanted == "all":
-            new = self._received(query, scale, columns, index, at)
+            new = self._received(query, scale, index, at)
             if self.mass is not None:
                 new[..., : self.mass.shape[2]] += self.mass
             self.mass = new
             return new
-        if self.queries is not None and self.query_columns is not None:
-            query = torch.cat([self.queries, query], 2)
-            at = torch.cat([self.query_columns, at], 1)
-        at, newest = at.topk(min(wanted, at.shape[1]), 1)
-        where = newest[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
-        self.queries, self.query_columns = query.gather(2, where), at
-        return self._received(self.queries, scale, columns, index, at)
+        if self.queries is not None and self.at is not None:
+            query, at = torch.cat([self.queries, query], 2), torch.cat([self.at, at], 1)
+        if at.shape[1] > wanted:
+            at, newest = at.topk(wanted, 1)
+            where = newest[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+            query = query.gather(2, where)
+        self.queries, self.at = query, at
+        return self._received(query, scale, index, at)
 
     def _received(
         self,
         query: Float[Tensor, "row query_head query width"],
         scale: float,
-        columns: Int[Tensor, "row head slot"],
         index: Int[Tensor, "row head slot"],
         at: Int[Tensor, "row query"],
     ) -> Float[Tensor, "row head slot"]:
-        """Return the attention of queries at columns ``at``, summed over those that are real."""
+        """Return the attention of queries of numbers ``at``, summed over those that are real."""
         assert self.keys is not None
-        rows, heads = self.keys.shape[:2]
-        total = torch.zeros(columns.shape, dtype=torch.float32, device=query.device)
+        heads = self.keys.shape[1]
+        total = torch.zeros(index.shape, dtype=torch.float32, device=query.device)
         keys = self.keys.float().transpose(2, 3)[:, :, None]
         for start in range(0, query.shape[2], CHUNK):
             part, own = query[:, :, start : start + CHUNK], at[:, start : start + CHUNK]
             grouped = part.float().unflatten(1, (heads, -1))
             logits = grouped @ keys * scale  # (row, head, query head of it, query, slot)
-            hidden = (index[:, :, None] < 0) | (columns[:, :, None] > own[:, None, :, None])
+            hidden = (index[:, :, None] < 0) | (index[:, :, None] > own[:, None, :, None])
             probs = logits.masked_fill(hidden[:, :, None], -torch.inf).softmax(-1)
             seen = ~hidden.all(-1, keepdim=True)[:, :, None]  # its keys may all be evicted
             real = (own >= 0)[:, None, None, :, None] & seen
             total += torch.where(real, probs, 0.0).sum(3).mean(2)
-        return total.view(rows, heads, -1)
+        return total
+
+
+def _last_lowest(scores: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return all slots but the last of lowest score in each head, and their tokens."""
+    low, back = scores.flip(-1).min(-1, keepdim=True)
+    if bool(low.isnan().any()):
+        raise InputError("CacheRule.score: expected numbers, got NaN.")
+    slot = torch.arange(scores.shape[-1] - 1, device=scores.device)
+    slot = slot + (slot >= scores.shape[-1] - 1 - back)
+    return slot, index.gather(2, slot)
