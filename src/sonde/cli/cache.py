@@ -149,7 +149,8 @@ def _rules() -> dict[str, Any]:
 
 def _python(rule: Any) -> str:
     """Return the Python of a cache, without what is the default."""
-    own = [f for f in fields(rule) if getattr(rule, f.name) != f.default]
+    usual = type(rule)()
+    own = [f for f in fields(rule) if getattr(rule, f.name) != getattr(usual, f.name)]
     return f"{type(rule).__name__}({', '.join(f'{f.name}={getattr(rule, f.name)!r}' for f in own)})"
 
 

@@ -18,6 +18,7 @@ from sonde.compress.cross_layer_cache import (
     CrossLayerMoments,
     cross_layer_moments,
 )
+from sonde.compress.decide_once import DecideOnce
 from sonde.compress.decouple_q import DecoupleQ
 from sonde.compress.distill_dataset import DistillDataset, DistilledData, batch_norm_moments
 from sonde.compress.entropy_bottleneck import EntropyBottleneck, LatentCodec
@@ -33,6 +34,7 @@ from sonde.compress.gptq import GPTQ
 from sonde.compress.grams import LayerGrams, layer_grams
 from sonde.compress.group_requests import count_loads, group_requests
 from sonde.compress.h2o import H2O
+from sonde.compress.head_budgets import HeadBudgets
 from sonde.compress.key_diff import KeyDiff
 from sonde.compress.key_norm import KeyNorm
 from sonde.compress.low_rank_weights import LowRankWeights
@@ -44,6 +46,7 @@ from sonde.compress.pre_gate import PreGate
 from sonde.compress.prompt_compressor import CompressedPrompt, KeepProbe, PromptCompressor
 from sonde.compress.prune_channels import PruneChannels
 from sonde.compress.prune_weights import PruneWeights
+from sonde.compress.pyramid import pyramid
 from sonde.compress.qsgd_codec import QsgdCodec
 from sonde.compress.quant_cache import QuantCache
 from sonde.compress.random_k_codec import RandomKCodec
@@ -82,6 +85,7 @@ __all__ = [
     "CoordinateRounding",
     "CrossLayerCache",
     "CrossLayerMoments",
+    "DecideOnce",
     "DecoupleQ",
     "DistillDataset",
     "DistilledData",
@@ -93,6 +97,7 @@ __all__ = [
     "DropBlocks",
     "ExpectedAttention",
     "Fidelity",
+    "HeadBudgets",
     "KeepProbe",
     "KeyDiff",
     "KeyNorm",
@@ -142,6 +147,7 @@ __all__ = [
     "layer_grams",
     "pack",
     "share_experts",
+    "pyramid",
     "share_steps",
     "shortened",
     "token_budget",

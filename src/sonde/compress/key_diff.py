@@ -40,7 +40,6 @@ class KeyDiff(CacheRule):
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
         """Return the negative cosine between each key and the mean unit key."""
-        held = (seen.index >= 0)[..., None]
-        unit = normalize(keys.double(), dim=-1)
-        mean = (unit * held).sum(2, keepdim=True) / held.sum(2, keepdim=True).clamp(min=1)
-        return -(unit * normalize(mean, dim=-1)).sum(-1)
+        held = (seen.index >= 0).float()[..., None, :]
+        unit = normalize(keys.float(), dim=-1)
+        return -(unit @ normalize(held @ unit, dim=-1).mT)[..., 0]

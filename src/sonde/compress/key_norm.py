@@ -39,4 +39,4 @@ class KeyNorm(CacheRule):
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
         """Return the negative norm of each key."""
-        return -keys.double().norm(dim=-1)
+        return -keys.float().norm(dim=-1)
