@@ -43,6 +43,7 @@ from sonde.tap import Tap as Tap
 from sonde.tap import editing as editing
 from sonde.tap.cache.evicting import caching as caching
 from sonde.tap.hand.training import training as training
+from sonde.tap.tokens.shortening import shortening as shortening
 from sonde.weights import undo as undo
 
 __version__: str

@@ -47,6 +47,19 @@ def test_whole_words_stay_in_order_and_forced_ones_always(model):
     assert PromptCompressor().compress(model, "  ").text == "  "
 
 
+@pytest.mark.truth("means of the information of each sentence's bytes, from the words' sums")
+def test_sentences_stay_whole_by_their_mean_information(model):
+    text = "import os. qzv xkj wq! return the 7 names. The end is near and nothing is left"
+    found = PromptCompressor(share=0.4, unit="sentence", digits=False).compress(model, text)
+    parts = [text[a:b] for a, b in found.words]
+    assert [len(part.split()) for part in parts] == [2, 3, 4, 8]
+    words = PromptCompressor(digits=False).compress(model, text).scores.split([2, 3, 4, 8])
+    means = [float(own.sum()) / len(part) for own, part in zip(words, parts, strict=True)]
+    torch.testing.assert_close(found.scores, torch.tensor(means).double())
+    best = sorted(sorted(range(4), key=lambda i: -means[i])[:2])
+    assert found.text == "".join(parts[i] for i in best)
+
+
 @pytest.mark.truth("windows: a text longer than two windows scores its end as the last window does")
 def test_a_long_text_is_read_in_windows(model):
     text = (TEXT + " ") * 5

@@ -11,6 +11,7 @@ from contract import (
     broken_methods,
     broken_packings,
     broken_rewrites,
+    broken_tokens,
 )
 from contract.statistics import rank_error
 from contract.test_explainers import NAMES, Slopes
@@ -26,6 +27,7 @@ from sonde.core import (
     Learner,
     Shift,
     Statistic,
+    TokenRule,
 )
 from sonde.core.plan import Split
 from sonde.layers import Layer
@@ -105,6 +107,10 @@ TWINS = [
     (CachePacking, "rows", broken_packings.Rounds("order"), "in another order"),
     (CachePacking, "heads", broken_packings.Rounds("heads"), "otherwise alone"),
     (CachePacking, "steps", broken_packings.Rounds("grows"), "steps of other lengths"),
+    (TokenRule, "leads", broken_tokens.EveryOther("chain"), "itself led or dropped"),
+    (TokenRule, "padding", broken_tokens.EveryOther("padding"), "if padding holds other keys"),
+    (TokenRule, "alone", broken_tokens.EveryOther("batch"), "in a batch"),
+    (TokenRule, "shape", broken_tokens.EveryOther("width"), "with the other rows of the batch"),
     (CacheRule, "score", broken_caches.Newest("NaN"), "scores NaN"),
     (CacheRule, "score", broken_caches.Newest("in place"), "changed what it was shown"),
     (CacheRule, "empty", broken_caches.Newest("all slots"), "with what lies in empty slots"),

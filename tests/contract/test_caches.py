@@ -1,12 +1,13 @@
-"""Every rule and every packing of key-value caches against every law."""
+"""Every rule and packing of key-value caches, and every rule of tokens, against every law."""
 
 import pytest
 
 from contract.test_rewrites import members
-from sonde.core import CachePacking, CacheRule
+from sonde.core import CachePacking, CacheRule, TokenRule
 from sonde.testing import check
 
-RULES = {kind.__name__: kind for base in (CacheRule, CachePacking) for kind in members(base)}
+BASES = (CacheRule, CachePacking, TokenRule)
+RULES = {kind.__name__: kind for base in BASES for kind in members(base)}
 
 
 @pytest.mark.parametrize("name", sorted(RULES))

@@ -64,6 +64,8 @@ from sonde.compress.snap_kv import SnapKV
 from sonde.compress.sparse_gpt import SparseGPT
 from sonde.compress.streaming_cache import StreamingCache
 from sonde.compress.token_budget import shortened, token_budget
+from sonde.compress.token_merging import TokenMerging
+from sonde.compress.token_pruning import TokenPruning
 from sonde.compress.top_k_codec import TopKCodec
 from sonde.compress.tova import TOVA
 from sonde.compress.unit_use import UnitUse, unit_use
@@ -130,6 +132,8 @@ __all__ = [
     "SparseGPT",
     "StreamingCache",
     "ThinLinear",
+    "TokenMerging",
+    "TokenPruning",
     "TopKCodec",
     "UnitUse",
     "WeightCodebook",

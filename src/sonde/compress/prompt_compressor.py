@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +18,8 @@ from sonde.engine.progress import Bar
 from sonde.stats import ridge_of_rows
 
 WORD = re.compile(r"\s*\S+")
+MARKS = ".,;:!?()[]{}\"'"
+UNITS = {"word": WORD, "sentence": re.compile(r"\s*\S[^.!?\n]*[.!?\n]*")}
 
 
 @final
@@ -49,9 +51,10 @@ class CompressedPrompt:
 @final
 @dataclass(frozen=True)
 class PromptCompressor:
-    """Keep the words of a text that tell most, in their order.
+    """Keep the words of a text that tell most, in their order; or its sentences.
 
     Without a probe a word tells its self-information: the sum over its tokens of ``-log p``, nats.
+    A sentence tells the mean over its tokens, so that long ones do not win by their length.
     ``learn`` fits a linear probe of the model's states to what leaving out a word does to the
     reader: the divergence of its next-token distributions over the following tokens.
 
@@ -72,6 +75,8 @@ class PromptCompressor:
         Always keep words with digits.
     window : int, default=256
         Tokens that are read at once; half of them are context.
+    unit : {"word", "sentence"}, default="word"
+        What is kept or left out as a whole.
 
     References
     ----------
@@ -82,13 +87,14 @@ class PromptCompressor:
     force: Sequence[str] = ()
     digits: bool = True
     window: int = 256
+    unit: Literal["word", "sentence"] = "word"
     paper: ClassVar[str] = "pan2024llmlingua2"
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or self.window < 4:
+        if not 0 < self.share <= 1 or self.window < 4 or self.unit not in UNITS:
             raise InputError(
-                "PromptCompressor: expected a share in (0, 1] and a window of 4 tokens or more, "
-                f"got {self.share} and {self.window}."
+                "PromptCompressor: expected a share in (0, 1], a window of 4 tokens or more and a "
+                f"unit of {', '.join(UNITS)}, got {self.share}, {self.window} and {self.unit!r}."
             )
 
     def compress(self, model: Model, text: str, probe: "KeepProbe | None" = None) -> Any:
@@ -102,14 +108,14 @@ class PromptCompressor:
         probe : KeepProbe, optional
             Of ``learn``, for the same model.
         """
-        words = tuple(found.span() for found in WORD.finditer(text))
+        words = tuple(found.span() for found in UNITS[self.unit].finditer(text))
         if not words:
             return CompressedPrompt(text, (), torch.zeros(0, dtype=torch.bool), torch.zeros(0))
         read = _read(model, text, self.window)
-        scores = _sums(read.information, read, words)
-        if probe is not None:
-            each = read.states @ probe.weight + probe.bias
-            scores = _sums(each, read, words) / _sums(torch.ones_like(each), read, words)
+        each = read.information if probe is None else read.states @ probe.weight + probe.bias
+        scores = _sums(each, read, words)
+        if probe is not None or self.unit == "sentence":
+            scores = scores / _sums(torch.ones_like(each), read, words).clamp(min=1)
         forced = torch.tensor([self._is_forced(text[a:b]) for a, b in words])
         kept = forced.clone()
         order = scores.masked_fill(forced, torch.inf).argsort(descending=True, stable=True)
@@ -153,8 +159,8 @@ class PromptCompressor:
         return KeepProbe(weight[:, 0], float(bias[0]), len(torch.cat(ranked)))
 
     def _is_forced(self, word: str) -> bool:
-        bare = word.strip().strip(".,;:!?()[]{}\"'")
-        return bare in self.force or (self.digits and any(c.isdigit() for c in word))
+        forced = any(w.strip(MARKS) in self.force for w in word.split())
+        return forced or (self.digits and any(c.isdigit() for c in word))
 
 
 @final

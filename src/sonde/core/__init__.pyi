@@ -58,3 +58,6 @@ from sonde.core.state import size_bytes as size_bytes
 from sonde.core.statistic import Learner as Learner
 from sonde.core.statistic import Statistic as Statistic
 from sonde.core.stream import Stream as Stream
+from sonde.core.token_rule import InsideTokens as InsideTokens
+from sonde.core.token_rule import Reduction as Reduction
+from sonde.core.token_rule import TokenRule as TokenRule

@@ -20,6 +20,7 @@ from sonde.core.instrument import Detector, Instrument
 from sonde.core.shift import Shift
 from sonde.core.state import digest
 from sonde.core.statistic import Learner, Statistic
+from sonde.core.token_rule import TokenRule
 from sonde.layers import Layer
 from sonde.run.instruments.families import FAMILIES
 from sonde.tap import Decode
@@ -35,6 +36,7 @@ from sonde.testing import (
     rewrite_laws,
     shift_laws,
     statistic_laws,
+    token_laws,
 )
 from sonde.testing.explainer_laws import ExplainerCase
 from sonde.testing.instrument_laws import make_inputs
@@ -214,6 +216,12 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(packing_laws.law_rows),
         _law(packing_laws.law_heads),
         _law(packing_laws.law_steps),
+    ),
+    TokenRule: (
+        _law(token_laws.law_leads),
+        _law(token_laws.law_padding),
+        _law(token_laws.law_alone),
+        _law(token_laws.law_shape),
     ),
     Codec: (
         _law(_B.law_round_trip),

@@ -24,6 +24,7 @@ from sonde.core.explainer import Explainer, Judge
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.result import Result
 from sonde.core.shift import Shift
+from sonde.core.token_rule import TokenRule
 from sonde.run.instruments.families import (
     FAMILIES,
     FITTED,
@@ -46,6 +47,7 @@ KINDS: dict[str, type] = {
     "merge rule": MergeRule,
     "cache rule": CacheRule,
     "cache packing": CachePacking,
+    "token rule": TokenRule,
     "codec": Codec,
     "judge": Judge,
     "explainer": Explainer,

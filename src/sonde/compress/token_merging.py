@@ -1,0 +1,73 @@
+"""Merge tokens that are alike, block by block, in image and text encoders (ToMe)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sonde.core import InputError, InsideTokens, Reduction, TokenRule
+from sonde.core.cache_rule import exact_share
+
+
+@final
+@dataclass(frozen=True)
+class TokenMerging(TokenRule):
+    """Merge the most similar pairs of tokens behind each block.
+
+    Real tokens are split in turn into two sets; each of the first set finds the most similar one of
+    the second, by the cosine between their keys, mean over heads, and the best pairs are merged
+    into the mean of the tokens that they stand for. A merged token draws the attention of all that
+    are in it: the logarithm of its size is added to its scores.
+
+    Range        at most half of the tokens behind each block; ``share=0`` changes nothing.
+    Cost         products of the keys of one set with those of the other behind each block.
+    Assumes      attention in both directions: in causal models a token would see its successors.
+    Differs      from the paper: tokens are merged behind a block, not between its attention and its
+                 MLP; keys are compared after rotation, where there is one.
+
+    Parameters
+    ----------
+    share : float, default=0.0625
+        Of the tokens of the input that are merged behind each block.
+    protected : int, default=1
+        First tokens that are never merged, such as a class token.
+
+    References
+    ----------
+    bolya2023tome
+    """
+
+    share: float = 0.0625
+    protected: int = 1
+    counts_sizes: ClassVar[bool] = True
+    paper: ClassVar[str] = "bolya2023tome"
+    examples: ClassVar[tuple[dict, ...]] = ({"share": 0.25}, {"share": 0.4, "protected": 0})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 0.5 or self.protected < 0:
+            raise InputError(
+                "TokenMerging: expected share in [0, 0.5] and protected from 0, got "
+                f"{self.share} and {self.protected}."
+            )
+
+    def acts(self, block: int, n_blocks: int) -> bool:
+        """Return True: behind every block."""
+        return True
+
+    def reduce(self, seen: InsideTokens) -> Reduction:
+        """Return the best pairs: the token of the second set leads."""
+        number = seen.real.long().cumsum(1) - 1
+        first = seen.real & (number % 2 == 1) & (number >= self.protected)
+        second = seen.real & (number % 2 == 0) & (number >= self.protected)
+        metric = normalize(seen.keys.float().mean(1), dim=-1)
+        cosine = metric @ metric.mT
+        cosine = cosine.masked_fill(~(first[:, :, None] & second[:, None, :]), -torch.inf)
+        best, partner = cosine.max(2)
+        share = exact_share(self.share)
+        n = seen.n_input * share.numerator // share.denominator
+        rank = best.sort(dim=1, descending=True, stable=True).indices.argsort(1)
+        merged = (rank < n[:, None]) & first & best.isfinite()
+        own: Tensor = torch.arange(number.shape[1], device=number.device).expand_as(number)
+        return Reduction(torch.where(merged, partner, own), seen.size)

@@ -1,0 +1,81 @@
+"""Rules by which the tokens inside a model become fewer: the base class and what a rule sees.
+
+A rule is a frozen dataclass with ``reduce``; ``sonde.shortening(model, rule)`` runs a model whose
+blocks follow it. The rule never touches the model.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Asked = Literal["first", "last"]
+
+
+@dataclass(frozen=True, eq=False)
+class InsideTokens:
+    """What a rule sees of the tokens behind one block.
+
+    Parameters
+    ----------
+    keys : Float[Tensor, "row head token width"]
+        Of the block's attention.
+    received : Float[Tensor, "row token"] or None
+        Attention of the query that the rule asks for, mean over heads.
+    real : Bool[Tensor, "row token"]
+        False at padding.
+    size : Float[Tensor, "row token"]
+        Tokens of the input that each token stands for.
+    n_input : Int[Tensor, "row"]
+        Real tokens of each row's input.
+    """
+
+    keys: Float[Tensor, "row head token width"]
+    received: Float[Tensor, "row token"] | None
+    real: Bool[Tensor, "row token"]
+    size: Float[Tensor, "row token"]
+    n_input: Int[Tensor, "row"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """Which token each token becomes a part of.
+
+    Parameters
+    ----------
+    leader : Int[Tensor, "row token"]
+        Its own place for a token that stays, that of a token that stays for one that is merged
+        into it, -1 for one that is dropped.
+    weight : Float[Tensor, "row token"]
+        Of each token in the mean of those that are merged.
+    """
+
+    leader: Int[Tensor, "row token"]
+    weight: Float[Tensor, "row token"]
+
+
+class TokenRule(ABC):
+    """How tokens become fewer behind the blocks of a model. Subclasses are final dataclasses.
+
+    Attributes
+    ----------
+    asks : {"first", "last"} or None
+        The query whose attention ``reduce`` reads: of the first or the last real token.
+    counts_sizes : bool
+        Whether a token that stands for several draws as much attention as these.
+    """
+
+    asks: Asked | None = None
+    counts_sizes: ClassVar[bool] = False
+    paper: ClassVar[str] = ""
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
+
+    @abstractmethod
+    def acts(self, block: int, n_blocks: int) -> bool:
+        """Return whether tokens become fewer behind a block, counted from 0."""
+
+    @abstractmethod
+    def reduce(self, seen: InsideTokens) -> Reduction:
+        """Return what becomes of each token; what is said of padding does not matter."""

@@ -1,0 +1,1 @@
+"""Fewer tokens inside a running model."""
