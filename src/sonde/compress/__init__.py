@@ -24,6 +24,7 @@ from sonde.compress.distill_dataset import DistillDataset, DistilledData, batch_
 from sonde.compress.entropy_bottleneck import EntropyBottleneck, LatentCodec
 from sonde.compress.entropy_bounded_coder import BoundedCode, EntropyBoundedCoder
 from sonde.compress.drop_blocks import DropBlocks
+from sonde.compress.early_exit import EarlyExit, EarlyExits, exit_threshold
 from sonde.compress.error_feedback import error_feedback
 from sonde.compress.expert_use import ExpertUse, expert_use
 from sonde.compress.extract_experts import ExtractExperts, SlicedModel
@@ -97,6 +98,8 @@ __all__ = [
     "ExtractExperts",
     "FeaturePCA",
     "DropBlocks",
+    "EarlyExit",
+    "EarlyExits",
     "ExpectedAttention",
     "Fidelity",
     "HeadBudgets",
@@ -144,6 +147,7 @@ __all__ = [
     "cross_layer_moments",
     "error_feedback",
     "expert_use",
+    "exit_threshold",
     "expected_attention_of",
     "fidelity",
     "group_requests",
