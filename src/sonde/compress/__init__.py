@@ -5,6 +5,12 @@
 ``SequenceCoder(model).encode(ids)`` writes a text in the bits that the model needs to guess it.
 """
 
+from sonde.compress.adaptive_modules import (
+    AdaptiveModel,
+    AdaptiveModules,
+    enough,
+    gated_learners,
+)
 from sonde.compress.allocate import allocate
 from sonde.compress.attention_retrieval import AttentionRetrieval, RetrievedText
 from sonde.compress.awq import AWQ
@@ -24,6 +30,7 @@ from sonde.compress.distill_dataset import DistillDataset, DistilledData, batch_
 from sonde.compress.entropy_bottleneck import EntropyBottleneck, LatentCodec
 from sonde.compress.entropy_bounded_coder import BoundedCode, EntropyBoundedCoder
 from sonde.compress.drop_blocks import DropBlocks
+from sonde.compress.dynamic_prune import DynamicModel, DynamicPrune, hot_filters
 from sonde.compress.early_exit import EarlyExit, EarlyExits, exit_threshold
 from sonde.compress.error_feedback import error_feedback
 from sonde.compress.expert_use import ExpertUse, expert_use
@@ -79,6 +86,8 @@ __all__ = [
     "H2O",
     "RTN",
     "TOVA",
+    "AdaptiveModel",
+    "AdaptiveModules",
     "AttentionRetrieval",
     "BitAllocation",
     "BoundedCode",
@@ -98,6 +107,8 @@ __all__ = [
     "ExtractExperts",
     "FeaturePCA",
     "DropBlocks",
+    "DynamicModel",
+    "DynamicPrune",
     "EarlyExit",
     "EarlyExits",
     "ExpectedAttention",
@@ -145,12 +156,15 @@ __all__ = [
     "bd_rate",
     "count_loads",
     "cross_layer_moments",
+    "enough",
     "error_feedback",
     "expert_use",
     "exit_threshold",
     "expected_attention_of",
     "fidelity",
     "group_requests",
+    "gated_learners",
+    "hot_filters",
     "kernels",
     "layer_grams",
     "pack",

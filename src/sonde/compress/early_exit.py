@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.state import State, map_tensors
+from sonde.engine.steps import minimise
 from sonde.stats.intervals import clopper_pearson
 from sonde.tap import place_of
 from sonde.tap.hooks.names import ModuleNames
@@ -28,6 +29,7 @@ from sonde.tap.rows.padding import right_padded
 
 GRID = 1 - torch.logspace(-4, 0, 65, dtype=torch.float64)
 """Thresholds that are tried, from the safest to 0: fixed before any row is seen."""
+STEPS = 200
 Pool = Literal["first", "last", "mean"]
 
 
@@ -329,7 +331,6 @@ def _read(
     return [torch.cat(x) for x in found], torch.cat(logits)
 
 
-@torch.enable_grad()
 def _readout(
     x: Float[Tensor, "row dim"], probs: Float[Tensor, "row class"], penalty: float
 ) -> tuple[Float[Tensor, "dim class"], Float[Tensor, "class"]]:
@@ -338,14 +339,10 @@ def _readout(
     z = (x - mean) / spread
     weight = torch.zeros(x.shape[1], probs.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(probs.shape[1], dtype=torch.float64, requires_grad=True)
-    descent = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
 
-    def loss() -> Any:
-        descent.zero_grad()
-        found = cross_entropy(z @ weight + bias, probs) + penalty * weight.square().sum()
-        found.backward()
-        return found
+    def loss() -> Tensor:
+        return cross_entropy(z @ weight + bias, probs) + penalty * weight.square().sum()
 
-    descent.step(loss)
+    minimise(loss, [weight, bias], STEPS)
     own = (weight / spread[:, None]).detach()
     return own, (bias - mean @ own).detach()
