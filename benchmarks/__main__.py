@@ -26,6 +26,7 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
     from benchmarks.calibrating import calibration_rows
     from benchmarks.checking_data import audit_rows
     from benchmarks.clustering import ray_rows
+    from benchmarks.compress import cache_rows, compress_rows
     from benchmarks.detect import detector_rows, nac_rows
     from benchmarks.dictionaries import dictionary_rows
     from benchmarks.edit import decoding_rows, fisher_rows, merge_models_rows, steering_rows
@@ -79,6 +80,8 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
         "scan-memory": scan_memory,
         "data": audit_rows,
         "ray": ray_rows,
+        "compress": compress_rows,
+        "cache": cache_rows,
         "erase": erase_rows,
         "facts": fact_rows,
         "merge-scale": merge_rows,

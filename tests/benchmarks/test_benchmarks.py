@@ -36,6 +36,8 @@ NAMES = {
     "measure": 6,
     "scan": 2,
     "scan-memory": 1,
+    "compress": 10,
+    "cache": 10,
     "erase": 1,
     "facts": 3,
     "merge-scale": 6,

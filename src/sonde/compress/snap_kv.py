@@ -18,7 +18,7 @@ from sonde.core import CachedTokens, CacheRule, InputError
 class SnapKV(CacheRule):
     """Keep the newest tokens, and those that they attend to, smoothed over neighbours.
 
-    Formula: ``score_j = pool(mean_q a_qj)``, q the last ``window`` real tokens.
+    Formula: ``score_j = pool(mean_q a_qj)``, q the last ``window`` real tokens, j those before.
 
     Range        [0, 1], share of attention; infinite for the window; higher stays.
     Cost         attention of ``window`` queries beside the kernel, at each step; beside keys and
@@ -70,9 +70,10 @@ class SnapKV(CacheRule):
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
         """Return the pooled attention of the window; the window itself stays."""
-        held = (seen.index >= 0).double()
+        held = ((seen.index >= 0) & (seen.age >= self.window)).float()
         received, size, edge = seen.received() * held, self.kernel, self.kernel // 2
-        if self.pool == "mean":  # over neighbours that are tokens: slots of padding do not count
+        # the window is no neighbour, and slots of padding are none
+        if self.pool == "mean":
             count = avg_pool1d(held, size, 1, edge).clamp(min=1 / (2 * size))
             pooled = avg_pool1d(received, size, 1, edge) / count
         else:
