@@ -42,7 +42,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("attention",),
         ("model",),
         ("rows",),
-        ("generating", "hand", "decoding", "cache", "tokens"),
+        ("generating", "hand", "decoding", "cache", "tokens", "training"),
         ("reading", "watching"),
         ("gradients",),
     ],

@@ -42,8 +42,8 @@ from sonde.store.exporting import export_store as export  # noqa: F401 - under a
 from sonde.tap import Tap as Tap
 from sonde.tap import editing as editing
 from sonde.tap.cache.evicting import caching as caching
-from sonde.tap.hand.training import training as training
 from sonde.tap.tokens.shortening import shortening as shortening
+from sonde.tap.training.terms import training as training
 from sonde.weights import undo as undo
 
 __version__: str

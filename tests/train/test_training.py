@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 import models
 from sonde.core import InputError, SiteError, StateError
 from sonde.core.schedule import Constant, Ramp, StopAt
-from sonde.tap.hand.training import training
+from sonde.tap.training.terms import training
 from sonde.train import Align, Contrast, RateReduction, Separate
 
 LABEL = torch.tensor([0, 2, 2, 0, 1, 1])

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from sonde.core.errors import InputError
@@ -104,3 +104,50 @@ class StopAt(Schedule):
     def is_over(self, step: int) -> bool:
         """Return whether the last step is behind."""
         return step >= self.step
+
+
+@final
+@dataclass(frozen=True)
+class StopWhen(Schedule):
+    """A weight that is 0 for good once a monitored figure stayed below a threshold.
+
+    Give it the figure by ``tell``, as often as it is measured: the cosine of the gradients of task
+    and loss, say, which falls below 0 when the loss has done its part.
+
+    Parameters
+    ----------
+    value : float
+    threshold : float, default=0.0
+    patience : int, default=1
+        Figures below the threshold, one after the other, that end it.
+
+    Examples
+    --------
+    >>> stop = StopWhen(0.5, patience=2)
+    >>> for cosine in (-0.1, 0.2, -0.1, -0.3):
+    ...     stop.tell(cosine)
+    >>> stop.weight(100)
+    0.0
+    """
+
+    value: float
+    threshold: float = 0.0
+    patience: int = 1
+    _below: list[int] = field(default_factory=lambda: [0], init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise InputError(f"StopWhen: expected patience of 1 or more, got {self.patience}.")
+
+    def tell(self, figure: float) -> None:
+        """Take the next figure; once the loss is over, nothing brings it back."""
+        if not self.is_over(0):
+            self._below[0] = self._below[0] + 1 if figure < self.threshold else 0
+
+    def weight(self, step: int) -> float:
+        """Return the weight, 0 once it is over."""
+        return 0.0 if self.is_over(step) else self.value
+
+    def is_over(self, step: int) -> bool:
+        """Return whether the figure stayed below the threshold."""
+        return self._below[0] >= self.patience

@@ -5,7 +5,7 @@ with the number of candidates: compare it at one batch size alone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, final, get_args
+from typing import Any, ClassVar, Literal, final, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -78,6 +78,8 @@ class Contrast(nn.Module):
         "concepts=(0, 0, 1)": "xu2025coco",
     }
     batching: ClassVar[str] = "log_mean"
+    kept_rows: Tensor
+    kept_label: Tensor
     examples: ClassVar[tuple[dict, ...]] = (
         {},
         {"temperature": 0.5, "denominator": "decoupled"},
@@ -115,8 +117,10 @@ class Contrast(nn.Module):
         self.radius, self.memory = radius, memory
         self.concepts = None if concepts is None else torch.as_tensor(concepts).long()
         self.heads = nn.LazyLinear(prototypes, bias=False) if prototypes else None
-        self.kept: tuple[Tensor, Tensor] | None = None
+        self.register_buffer("kept_rows", torch.empty(0, 0))
+        self.register_buffer("kept_label", torch.empty(0, dtype=torch.int64))
         self._new: tuple[Tensor, Tensor] | None = None
+        self.register_load_state_dict_pre_hook(_as_many_kept)
 
     def forward(
         self,
@@ -165,9 +169,9 @@ class Contrast(nn.Module):
         if self.memory:
             own = torch.full((len(x),), -1, device=x.device) if label is None else label
             self._new = (rows.detach(), own)
-            if self.kept is not None:
-                parts.append(self.kept[0].to(rows))
-                marks.append((own[:, None] == self.kept[1]) & (own >= 0)[:, None])
+            if len(self.kept_rows):
+                parts.append(self.kept_rows.to(rows))
+                marks.append((own[:, None] == self.kept_label) & (own >= 0)[:, None])
         scores, every = self._similar(rows, torch.cat(parts)), torch.cat(marks, 1)
         hidden = torch.zeros_like(every)
         hidden[:, : len(x)] = itself
@@ -177,10 +181,12 @@ class Contrast(nn.Module):
         """Move the rows of the last batch into the memory."""
         if self._new is None:
             return
-        old = self.kept
-        parts = zip(*((self._new,) if old is None else (self._new, old)), strict=True)
-        rows, label = (torch.cat(part)[: self.memory] for part in parts)
-        self.kept, self._new = (rows, label), None
+        rows, label = self._new
+        if len(self.kept_rows):
+            rows = torch.cat([rows, self.kept_rows.to(rows)])
+            label = torch.cat([label, self.kept_label.to(label)])
+        self.kept_rows, self.kept_label = rows[: self.memory], label[: self.memory]
+        self._new = None
 
     def _units(self, x: Tensor) -> Tensor:
         """Return the rows, or the largest unit of each concept."""
@@ -247,6 +253,14 @@ class Contrast(nn.Module):
         pairs = [-(wanted[i] * said[j]).sum(1).mean()
                  for i in range(n_views) for j in range(n_views) if i != j]  # fmt: skip
         return torch.stack(pairs).mean()
+
+
+def _as_many_kept(loss: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Make room for as many rows of the memory as the state holds."""
+    for name in ("kept_rows", "kept_label"):
+        if f"{prefix}{name}" in state:
+            saved, own = state[f"{prefix}{name}"], loss.get_buffer(name)
+            setattr(loss, name, torch.empty_like(saved, device=own.device))
 
 
 def _together(

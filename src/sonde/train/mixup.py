@@ -56,6 +56,7 @@ class Mixup(nn.Module):
         "decoupled": "liu2023decoupled",
         "teacher": "choi2023mixkd",
     }
+    has_loss: ClassVar[bool] = True
     examples: ClassVar[tuple[dict, ...]] = ({}, {"decoupled": True, "per": "row"})
 
     def __init__(

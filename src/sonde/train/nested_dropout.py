@@ -61,6 +61,7 @@ class NestedDropout(nn.Module):
         "noisy_labels": "chen2022compressing",
         "widths": "kusupati2022matryoshka",
     }
+    has_loss: ClassVar[bool] = False
     examples: ClassVar[tuple[dict, ...]] = ({}, {"law": "geometric", "per": "row"})
 
     def __init__(

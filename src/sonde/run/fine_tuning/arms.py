@@ -26,7 +26,7 @@ from sonde.engine.steps import Descent
 from sonde.files.durable import atomic_write
 from sonde.tap import RowLosses
 from sonde.tap.decoding.layers import ModelBlocks
-from sonde.tap.hand.training import Terms, training
+from sonde.tap.training.terms import Terms, training
 from sonde.weights.tuning import row_losses, with_copy
 
 SAVED_EVERY_SECONDS = 60.0

@@ -13,7 +13,7 @@ from sonde.data.inputs import ItemInputs
 from sonde.metrics.intervals import Bootstrap, measured
 from sonde.run.fine_tuning.arms import Losses
 from sonde.tap import live_stream
-from sonde.tap.hand.training import TEACHER
+from sonde.tap.training.places import TEACHER
 from sonde.weights.tuning import row_losses
 
 

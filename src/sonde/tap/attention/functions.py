@@ -72,7 +72,7 @@ class FunctionsWatched(TorchFunctionMode):
         new = self.source.new(probs.shape[2], probs.shape[3])
         seen = scores > torch.finfo(scores.dtype).min / 2
         made = figures(given, seen, new.start if self.source.same_text else None)
-        left = self.watched.seen("probs", given, made)
+        left = self.watched.seen("probs", given, made, in_sight=seen)
         return probs if left is given else left.transpose(1, 2)
 
     def _product(self, func: Callable[..., Tensor], probs: Tensor, value: Tensor) -> Tensor:

@@ -154,13 +154,14 @@ def attend(
     rest = attention_mask, *args
     out: Any = None
     if watched.wants("probs"):
-        if kernel is explicit:
+        if kernel is explicit and not kwargs.get("dropout"):
             out = explicit(module, query, key, value, *rest, **kwargs)
             (expected, probs), seen = out[:2], _in_sight(query, key, attention_mask, False)
         else:
             _require_mask(implementation, attention_mask, module)
             causal = kwargs.get("is_causal")
             causal = getattr(module, "is_causal", True) if causal is None else causal
+            causal = causal and kernel is not explicit  # the explicit function adds masks alone
             seen = _in_sight(query, key, attention_mask, causal)
             rest = _additive(attention_mask, seen, query), *args
             kept = kwargs | ({"dropout": 0.0} if "dropout" in kwargs else {})
@@ -205,7 +206,8 @@ def _seen_probs(
     """Return probabilities, (example, head, query, key), as hooks left them."""
     given = probs.transpose(1, 2)
     in_sight = None if seen is None else seen[..., : probs.shape[-1]]
-    left = watched.seen("probs", given, figures(given, in_sight, first_query))
+    made = figures(given, in_sight, first_query)
+    left = watched.seen("probs", given, made, in_sight=in_sight)
     return probs if left is given else left.transpose(1, 2)
 
 

@@ -44,7 +44,7 @@ def observe(
     probs = call.probs(q, k)
     first = 0 if bound.arguments["query"] is bound.arguments["key"] and not call.n_more else None
     made = figures(probs, call.in_sight, first)
-    seen = watched.seen("probs", probs, made)
+    seen = watched.seen("probs", probs, made, in_sight=call.in_sight)
     heads = call.heads(seen, v)
     kept = watched.seen("heads", heads, lengths=lengths[0])
     if not is_changed and seen is probs and kept is heads:

@@ -93,6 +93,7 @@ class WatchedAttention:
         lengths: Sequence[int] | None = None,
         *,
         of_encoder: bool = False,
+        in_sight: Tensor | None = None,
     ) -> Tensor:
         """Return heads, (example, position, head, width), as hooks left them: the same if they did.
 
@@ -106,10 +107,12 @@ class WatchedAttention:
             Real positions of each example where hooks are given nested tensors.
         of_encoder : bool, default=False
             Whether the positions are those of an encoder's text.
+        in_sight : Bool[Tensor, "_example _head query key"], optional
+            Of probabilities, which keys each query may see; without it all.
         """
         for watch in self._watches:
             for hook in watch.hooks.get((self._id, port), ()):
-                view = PortView(x, figures or {}, lengths, of_encoder=of_encoder)
+                view = PortView(x, figures or {}, lengths, of_encoder=of_encoder, in_sight=in_sight)
                 new = hook(view)
                 x = x if new is None or new is view else view.with_changes(new)
         return x

@@ -26,7 +26,7 @@ from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.model.sites import Pattern, resolve
-from sonde.tap.rows.frame import Frame, all_set
+from sonde.tap.rows.frame import Frame, all_set, unnamed
 from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.nested import padded
 from sonde.tap.rows.reduce import Reduction
@@ -267,7 +267,7 @@ class Tap:
 
     def _framed(self, x: Tensor) -> Frame:
         if self._batch is None or len(self._batch) != x.shape[0]:
-            self._batch = _unnamed(x.shape[0])
+            self._batch = unnamed(x.shape[0])
         frame = Frame(self._batch, x.device, self._shared)
         frame.masks |= self._masks
         for own in (own for own in self._taken.values() if own):
@@ -280,18 +280,3 @@ class Tap:
             found = self._writer.memory.keep(reduction.stacked(held, frame)[0])
             for (parts, at), rows in zip(places, found.unbind(), strict=True):
                 parts[at] = rows
-
-
-def _unnamed(n: int) -> InputBatch:
-    index = torch.arange(n)
-    keys = [b""] * n
-    return InputBatch(
-        args=(),
-        kwargs={},
-        ids=[str(i) for i in range(n)],
-        keys=keys,
-        order=index,
-        occurrence=torch.zeros_like(index),
-        group_keys=keys,
-        label=torch.full((n,), -1),
-    )

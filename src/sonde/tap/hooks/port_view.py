@@ -27,6 +27,8 @@ class PortView(Mapping[str, Tensor]):
         Real positions of each example where hooks are given nested tensors.
     of_encoder : bool, default=False
         Whether the positions are those of an encoder's text, in a decoder that looks at it.
+    in_sight : Bool[Tensor, "_example _head query key"] or None, default=None
+        Of probabilities, which keys each query may see; None for all.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class PortView(Mapping[str, Tensor]):
         lengths: Sequence[int] | None = None,
         *,
         of_encoder: bool = False,
+        in_sight: Tensor | None = None,
     ) -> None:
         self.x, self._figures, self._lengths = x, figures, lengths
-        self.of_encoder = of_encoder
+        self.of_encoder, self.in_sight = of_encoder, in_sight
         self.made: dict[str, Tensor] = {}
 
     def __getitem__(self, key: str) -> Tensor:

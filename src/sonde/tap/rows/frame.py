@@ -325,3 +325,19 @@ def image_size(batch: InputBatch) -> tuple[int, int] | None:
         if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
             return x.shape[2], x.shape[3]
     return None
+
+
+def unnamed(n: int) -> InputBatch:
+    """Return ``n`` examples that nothing is known of: of a forward that was run by hand."""
+    index = torch.arange(n)
+    keys = [b""] * n
+    return InputBatch(
+        args=(),
+        kwargs={},
+        ids=[str(i) for i in range(n)],
+        keys=keys,
+        order=index,
+        occurrence=torch.zeros_like(index),
+        group_keys=keys,
+        label=torch.full((n,), -1),
+    )

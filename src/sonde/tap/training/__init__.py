@@ -1,0 +1,1 @@
+"""Losses at sites of a model that is trained."""

@@ -1,0 +1,303 @@
+"""Sites of a model, and of its teacher, that losses read or change while the model trains."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError, SiteError, StateError
+from sonde.core.site import ATTENTION_PORTS, WEIGHT, Reducer, Site
+from sonde.core.token_masks import MaskMeaning, find_mask
+from sonde.tap.attention.opening import watch_attention
+from sonde.tap.hooks.names import ModuleNames
+from sonde.tap.hooks.outputs import arguments, decodes, find, find_input, replaced
+from sonde.tap.hooks.port_view import PortView
+from sonde.tap.hooks.session import Session, in_checkpoint
+from sonde.tap.model.axes import Axes, guess_axes
+from sonde.tap.model.sites import places_of, port_of, resolve
+from sonde.tap.rows.frame import Frame, unnamed
+from sonde.tap.rows.reduce import NARROW, Reduction
+
+TEACHER = "teacher:"
+DECODER_MASK = "decoder_attention_mask"
+
+
+@runtime_checkable
+class Changing(Protocol):
+    """A module that changes the states of a site while the model trains.
+
+    Attributes
+    ----------
+    has_loss : bool
+        Whether it has a value too, of what is read at its other sites and of columns.
+    """
+
+    has_loss: bool
+
+    def change(self, x: Tensor) -> Tensor:
+        """Return other states, examples first and units last."""
+        ...
+
+
+@dataclass(eq=False)
+class Place:
+    """A site, and what the forwards since the last loss brought there.
+
+    Attributes
+    ----------
+    views : list of Tensor
+        For each forward its rows; of ``probs`` the maps (example, head, query, key).
+    masks : list of Tensor
+        Of ``probs``, which keys each query may see; none for queries that are padding.
+    now : list of (Tensor, Tensor or None)
+        Rows and masks of the forward that runs, one for each call.
+    change : Changing or None
+    """
+
+    name: str
+    site: Site
+    module: nn.Module
+    root: nn.Module
+    reducer: Reducer | None
+    is_teachers: bool = False
+    change: Changing | None = None
+    views: list[Tensor] = field(default_factory=list[Tensor])
+    masks: list[Tensor | None] = field(default_factory=list[Tensor | None])
+    now: list[tuple[Tensor, Tensor | None]] = field(
+        default_factory=list[tuple[Tensor, Tensor | None]]
+    )
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it holds maps of attention: probabilities, not a figure of each head."""
+        return self.site.port == "probs" and (self.site.key or "0").isdigit()
+
+    @property
+    def brought(self) -> list[Tensor]:
+        """What the forwards brought, or the parameter that it names, which no forward makes."""
+        if self.site.port != WEIGHT:
+            return self.views
+        return [self.module.get_parameter(self.site.key or WEIGHT)]
+
+    def take(self) -> bool:
+        """Keep the chosen call of a forward as a view; return False if it did not run."""
+        call = self.site.call
+        if not self.now or (isinstance(call, int) and call >= len(self.now)):
+            return False
+        x, mask = self.now[call if isinstance(call, int) else -1]
+        self.views.append(x)
+        self.masks.append(mask)
+        self.now = []
+        return True
+
+
+class Places:
+    """Hooks at sites of a model and its teacher; rows keep their graph.
+
+    Parameters
+    ----------
+    module : nn.Module
+    teacher : nn.Module or None
+        Runs after each forward of ``module`` with gradients, on the same arguments.
+
+    Attributes
+    ----------
+    n_forwards : int
+        Forwards with gradients since what was read was dropped.
+    """
+
+    def __init__(self, module: nn.Module, teacher: nn.Module | None) -> None:
+        self._module, self._teacher = module, teacher
+        self._places: dict[tuple[str, Reducer | None, bool], Place] = {}
+        self._masks: dict[str, Tensor | None] = {}
+        self._given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._meaning, self._decodes = MaskMeaning(), False
+        self._open: list[Session] = []
+        self._active: list[Place] = []
+        self.n_forwards = 0
+
+    @property
+    def n_hooks(self) -> int:
+        """Sites that are read or changed now."""
+        return len(self._active) if self._open else 0
+
+    def add(self, pattern: str, reducer: Reducer | None, change: Changing | None = None) -> Place:
+        """Return the place of a site, the same for losses that read it alike.
+
+        Raises
+        ------
+        InputError
+            If it is a teacher's and there is none.
+        SiteError
+            If the pattern names no site or several, or a port that cannot be read or changed.
+        """
+        of_teacher = pattern.startswith(TEACHER)
+        root = self._teacher if of_teacher else self._module
+        if root is None:
+            raise InputError(f"training: {pattern!r} needs teacher=, the model to read it from.")
+        path, names = pattern.removeprefix(TEACHER), ModuleNames(root)
+        found = places_of(path, names) if port_of(path) == WEIGHT else resolve(root, path)
+        if len(found) != 1:
+            some = ", ".join(map(str, found[:4]))
+            raise SiteError(
+                f"training: expected one site, got {len(found)} for {pattern!r}: {some}."
+            )
+        (site,) = found
+        if site.port == "grad":
+            raise SiteError(f"training: expected states or a weight, got the gradient {site}.")
+        if change is not None and (site.port != "out" or of_teacher):
+            raise SiteError(
+                f"training: expected a site of the model with port out for what changes states, "
+                f"got {pattern}."
+            )
+        name = (TEACHER if of_teacher else "") + str(site)
+        key = name, reducer, change is not None
+        if change is not None and key in self._places:
+            raise InputError(f"training: expected one change at {name}, got two.")
+        owner = names.modules[site.path]
+        made = Place(name, site, owner, root, reducer, of_teacher, change)
+        return self._places.setdefault(key, made)
+
+    def open(self, places: Iterable[Place]) -> None:
+        """Put hooks at these places and at no others; changes come before what reads."""
+        self.close()
+        in_forward = (place for place in places if place.site.port != WEIGHT)
+        self._active = sorted(in_forward, key=lambda place: place.change is None)
+        for root in (self._teacher, self._module):
+            own = [place for place in self._active if place.root is root]
+            is_teacher = root is self._teacher
+            if root is None or (is_teacher and not own) or not self._active:
+                continue
+            ports = [
+                (place.module, place.site.port, partial(self._after, place))
+                for place in own
+                if place.site.port in ATTENTION_PORTS
+            ]
+            inputs = [(p.module, partial(self._before, p)) for p in own if p.site.port == "in"]
+            session = Session(
+                root,
+                outputs=[(p.module, partial(self._after, p)) for p in own if p.site.port == "out"],
+                inputs=inputs if is_teacher else [(root, self._begin), *inputs],
+                reading=is_teacher,
+                finish=None if is_teacher else self._finish,
+                inside=watch_attention(ports),
+                owner="training",
+            )
+            session.__enter__()
+            self._open.append(session)
+
+    def close(self) -> None:
+        """Take all hooks away."""
+        while self._open:
+            self._open.pop().__exit__(None, None, None)
+
+    def forget(self) -> None:
+        """Drop what was read."""
+        self.n_forwards = 0
+        for place in self._places.values():
+            place.views, place.masks = [], []
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._given = args, kwargs
+        named = arguments(self._module, args, kwargs)
+        found, target = find_mask(named), named.get(DECODER_MASK)
+        self._decodes = decodes(self._module, named)
+        self._masks = {
+            "pos": None if found is None else self._meaning.real_tokens(*found),
+            "pos2": None if target is None else target != 0,
+        }
+        for place in self._places.values():
+            place.now = []
+
+    def _after(self, place: Place, output: Any) -> Any:
+        if not (torch.is_grad_enabled() or place.is_teachers):
+            return None
+        if place.change is not None:
+            return self._changed(place, output)
+        if isinstance(output, PortView) and place.is_map:
+            self._keep(place, *self._map(place, output))
+        else:
+            leaf = find(output, place.site.key)
+            self._keep(place, None if leaf is None else self._rows(place, leaf, output), None)
+        return None
+
+    def _before(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled() or place.is_teachers:
+            leaf = find_input(place.module, args, kwargs, place.site.key)[1]
+            self._keep(place, self._rows(place, leaf, leaf), None)
+
+    def _changed(self, place: Place, output: Any) -> Any:
+        """Return the output with changed states, if the model is in training mode."""
+        leaf = find(output, place.site.key)
+        if not self._module.training or leaf is None:
+            return None
+        if in_checkpoint():
+            raise StateError(
+                f"training: {place.name} is run anew in the backward pass (torch.utils.checkpoint),"
+                " where nothing changes it, so the gradient would be wrong. Switch checkpointing "
+                "off, as with model.gradient_checkpointing_disable()."
+            )
+        assert place.change is not None
+        axes = guess_axes(leaf, place.module, place.root)
+        dim = axes.words.index("dim") if "dim" in axes.words else leaf.ndim - 1
+        new = place.change.change(leaf.movedim(dim, -1)).movedim(-1, dim)
+        return replaced(output, leaf, new)
+
+    def _keep(self, place: Place, x: Tensor | None, mask: Tensor | None) -> None:
+        if x is None:
+            raise SiteError(f"training: {place.name} returned no floating-point tensor.")
+        if place.site.call is None and place.now:
+            raise SiteError(
+                f"training: {place.site.path} is called more than once in one forward. Write "
+                f"{place.site.path}@0, @1, ..."
+            )
+        place.now.append((x, mask))
+
+    def _finish(self) -> None:
+        """Take the rows of a forward that gradients will run through, and ask the teacher."""
+        if not torch.is_grad_enabled():
+            return
+        self.n_forwards += 1
+        reading = [place for place in self._active if place.change is None]
+        if self._teacher is not None and any(place.is_teachers for place in reading):
+            args, kwargs = self._given
+            with torch.no_grad():
+                self._teacher(*args, **kwargs)
+        for place in reading:
+            if not place.take():
+                return  # the forward was ended early
+
+    def _rows(self, place: Place, x: Tensor, output: Any) -> Tensor:
+        """Return the rows of a state at once: a later module may write into it."""
+        wide = x.float() if x.dtype in NARROW else x
+        if place.reducer is None:
+            return wide.clone()
+        axis = 2 if place.site.port in ATTENTION_PORTS else place.reducer.axis
+        axes = guess_axes(x, place.module, place.root, axis)
+        of_encoder = isinstance(output, PortView) and output.of_encoder
+        if self._has_target(place, of_encoder=of_encoder):
+            axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
+        frame = Frame(unnamed(x.shape[0]), x.device)
+        frame.masks |= self._masks
+        return Reduction(place.reducer, axes)(wide, frame)[0]
+
+    def _map(self, place: Place, view: PortView) -> tuple[Tensor, Tensor]:
+        """Return probabilities, (example, head, query, key), and which keys a query may see."""
+        heads = slice(None) if place.site.key is None else [int(place.site.key)]
+        probs = view.x[:, :, heads].transpose(1, 2)
+        probs = probs.float() if probs.dtype in NARROW else probs
+        seen = torch.ones_like(probs[:, :1], dtype=torch.bool)
+        if view.in_sight is not None:
+            mask = view.in_sight
+            seen = seen & (mask[:, heads] if mask.shape[1] > 1 else mask)
+        real = self._masks["pos2" if self._has_target(place, of_encoder=False) else "pos"]
+        if real is not None and real.shape[1] == probs.shape[2]:
+            seen = seen & real[:, None, :, None].to(seen.device)
+        return probs, seen
+
+    def _has_target(self, place: Place, *, of_encoder: bool) -> bool:
+        """Return whether the positions of a place are those of a decoder's own text."""
+        return self._decodes and not (of_encoder or "encoder" in place.site.path.split("."))

@@ -1,0 +1,57 @@
+"""Rows of all processes of a training, for losses whose value depends on all rows together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+def n_ranks() -> int:
+    """Return how many processes train together."""
+    is_on = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if is_on else 1
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Return the rows of all processes in the order of their ranks.
+
+    Gradients go to the rows of this process, times the number of processes: the mean of the
+    gradients over processes, which data-parallel training takes, is then that of one process with
+    all rows. Processes may hold different numbers of rows.
+    """
+    sizes = torch.zeros(n_ranks(), dtype=torch.int64, device=x.device)
+    sizes[distributed.get_rank()] = len(x)
+    distributed.all_reduce(sizes)
+    most = int(sizes.max())
+    own = x.detach().new_zeros(most, *x.shape[1:])
+    own[: len(x)] = x.detach()
+    parts = [torch.empty_like(own) for _ in range(n_ranks())]
+    distributed.all_gather(parts, own.contiguous())
+    kept = [part[: int(n)] for part, n in zip(parts, sizes, strict=True)]
+    beyond = x - x.detach()  # zeros that carry the gradient
+    kept[distributed.get_rank()] = x + (n_ranks() - 1) * beyond if x.requires_grad else x
+    return torch.cat(kept)
+
+
+def gathered_views(x: Any, views: Sequence[int]) -> Any:
+    """Return the rows of all processes, those of each view together; other values as they are.
+
+    Parameters
+    ----------
+    x : Tensor or object
+        A row for each example of every view, or of the first view alone.
+    views : sequence of int
+        Rows of each view on this process.
+    """
+    if not isinstance(x, Tensor) or not x.ndim or len(x) not in (sum(views), views[0]):
+        return x
+    parts = [x] if len(x) == views[0] else x.split(list(views))
+    return torch.cat([gathered(part) for part in parts])
+
+
+def averaged(gradient: Tensor) -> Tensor:
+    """Return the mean of a gradient over all processes."""
+    total = gradient.clone()
+    distributed.all_reduce(total)
+    return total / n_ranks()

@@ -1,0 +1,460 @@
+"""Attach losses to sites of an unmodified model while it is trained."""
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sonde.core.errors import InputError, SiteError, SondeWarning, StateError
+from sonde.core.inputs import Model
+from sonde.core.schedule import Constant, Schedule
+from sonde.core.site import Reducer
+from sonde.files.durable import atomic_write
+from sonde.tap.training.places import Changing, Place, Places
+from sonde.tap.training.ranks import averaged, gathered_views, n_ranks
+
+Key = str | tuple[str, ...]
+Weight = float | Schedule
+Reduced = str | Reducer | None
+EMA, DECAY = "ema", 0.999
+STILL = 4
+"""Steps after which own parameters with gradients must have moved; scalers skip the first few."""
+
+
+@dataclass(eq=False)
+class _Term:
+    """A loss, the places that it reads, the place that it changes, and its weight."""
+
+    name: str
+    loss: nn.Module
+    places: tuple[Place, ...]
+    changed: Place | None
+    schedule: Schedule
+
+    @property
+    def has_value(self) -> bool:
+        """Whether there is a loss, not only a change of states."""
+        return not isinstance(self.loss, Changing) or self.loss.has_loss
+
+    def told(self, name: str, default: Any) -> Any:
+        """Return what a loss says of itself: ``batching``, ``memory``, ``step``."""
+        return getattr(self.loss, name, default)
+
+
+class Terms:
+    """Losses that are attached to sites of a model; made by ``sonde.training``.
+
+    Attributes
+    ----------
+    figures : dict of str to float
+        Value of each loss in the last call of ``loss``, without its weight.
+    n_steps : int
+        How often ``step`` was called.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        losses: Mapping[Any, nn.Module | Sequence[nn.Module]],
+        weight: Weight | Mapping[Any, Weight],
+        teacher: nn.Module | None,
+        reducer: Reduced | Mapping[Any, Reduced],
+    ) -> None:
+        self._module, self._teacher = module, teacher
+        self._places = Places(module, teacher)
+        self.figures: dict[str, float] = {}
+        self.n_steps = 0
+        self._terms = [
+            _made(self._places, key, x, weight, reducer)
+            for key, one in losses.items()
+            for x in ([one] if isinstance(one, nn.Module) else one)
+        ]
+        self._held = nn.ModuleDict({str(n): term.loss for n, term in enumerate(self._terms)})
+        self._n_losses, self._n_still = 0, 0
+        self._versions: dict[int, int] = {}
+        self._handles: dict[int, Any] = {}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what the losses learn themselves, for the optimiser.
+
+        Raises
+        ------
+        StateError
+            If the width of some of them is not known yet.
+        """
+        self._require_widths("parameters")
+        return list(self._held.parameters())
+
+    @property
+    def n_hooks(self) -> int:
+        """Sites that are being read or changed; 0 once all schedules are over."""
+        return self._places.n_hooks
+
+    def loss(self, **columns: Any) -> Tensor:
+        """Return the weighted sum of all losses on the rows since the last call.
+
+        In training with several processes, losses of all rows together (``batching`` other than
+        ``mean``) get the rows and columns of all processes.
+
+        Parameters
+        ----------
+        **columns : Tensor
+            What losses take beside rows, by the names of their arguments: ``label``, ``group``,
+            ``logits``. A column with one entry for each example of one forward is repeated where
+            several forwards (views) came before.
+
+        Raises
+        ------
+        StateError
+            If the model was not called since the last loss.
+        InputError
+            If a loss needs a column that is not given.
+        """
+        total: Tensor | None = None
+        self.figures = {}
+        for term in self._terms:
+            if term.schedule.is_over(self.n_steps) or not term.has_value:
+                continue
+            value = term.loss(**self._arguments(term, columns))
+            if not bool(torch.isfinite(value.detach())):
+                raise InputError(
+                    f"training: the loss {term.name} is {float(value.detach())} at step "
+                    f"{self.n_steps}. Lower the rate, or look at the rows of its site."
+                )
+            self.figures[term.name] = float(value.detach())
+            value = value * term.schedule.weight(self.n_steps)
+            total = value if total is None else total + value.to(total.device)
+        self._places.forget()
+        self._n_losses += 1
+        self._average_over_ranks()
+        if total is None:
+            return torch.zeros((), device=next(self._module.parameters()).device)
+        return total
+
+    def step(self) -> None:
+        """Go on to the next step; call it after the optimiser's own.
+
+        Hooks of losses whose schedule is over are removed, a moving average of the model as
+        teacher moves on, and so do losses with a ``step`` of their own, as those with a memory.
+
+        Raises
+        ------
+        StateError
+            If what losses learn has gradients and never moves: the optimiser does not hold it.
+        """
+        self._require_movement()
+        if self._n_losses > 1 and self.n_steps > 0:
+            self._tell_accumulated()
+        self.n_steps, self._n_losses = self.n_steps + 1, 0
+        for term in self._terms:
+            own = term.told("step", None)
+            if own is not None:
+                own()
+        if isinstance(self._teacher, AveragedModel):
+            self._teacher.update_parameters(self._module)
+        if self._is_open and self._wanted() != self._read:
+            self.open()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the losses learned, an averaged teacher, and the step."""
+        held = dict(self._held.state_dict())
+        if isinstance(self._teacher, AveragedModel):
+            held |= {f"{EMA}.{name}": x for name, x in self._teacher.state_dict().items()}
+        over = [n for n, x in enumerate(self._terms) if x.schedule.is_over(self.n_steps)]
+        return {"losses": held, "n_steps": self.n_steps, "over": over}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the state of the same losses.
+
+        Raises
+        ------
+        StateError
+            If the width of what losses learn is not known yet.
+        """
+        self._require_widths("load_state_dict")
+        held, start = dict(state["losses"]), f"{EMA}."
+        average = {n.removeprefix(start): held.pop(n) for n in list(held) if n.startswith(start)}
+        if bool(average) != isinstance(self._teacher, AveragedModel):
+            raise StateError(
+                "Terms.load_state_dict: expected the same kind of teacher as when it was saved, "
+                "a moving average or none. Pass teacher='ema' as before, or leave it out."
+            )
+        self._held.load_state_dict(held)
+        if self._teacher is not None and average:
+            self._teacher.load_state_dict(average)
+        self.n_steps = int(state["n_steps"])
+        for n in state.get("over", ()):
+            self._terms[n].schedule = Constant(0.0)
+        if self._is_open:
+            self.open()
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a safetensors file."""
+        state = self.state_dict()
+        held = {name: x.clone().contiguous() for name, x in state["losses"].items()}
+        told = {
+            "n_steps": str(self.n_steps),
+            "losses": self._signature(),
+            "over": " ".join(map(str, state["over"])),
+        }
+        atomic_write(path, safetensors.torch.save(held, told))
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a file that ``save`` wrote.
+
+        Raises
+        ------
+        StateError
+            If the file belongs to other losses or sites.
+        """
+        with safetensors.safe_open(str(path), "pt") as file:
+            told = file.metadata() or {}
+            if told.get("losses") != self._signature():
+                raise StateError(
+                    f"Terms.load: {path} was written for {told.get('losses')}, these losses are "
+                    f"{self._signature()}. Attach the same losses to the same sites."
+                )
+            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        over = [int(n) for n in told.get("over", "").split()]
+        self.load_state_dict({"losses": held, "n_steps": told["n_steps"], "over": over})
+
+    def open(self) -> None:
+        """Put hooks at the sites of losses that still count."""
+        self._is_open, self._read = True, self._wanted()
+        self._places.open(self._read)
+
+    def close(self) -> None:
+        """Take all hooks away."""
+        self._is_open = False
+        self._places.close()
+        while self._handles:
+            self._handles.popitem()[1].remove()
+
+    _is_open = False
+    _read: frozenset[Place] = frozenset()
+
+    def _signature(self) -> str:
+        return "; ".join(term.name for term in self._terms)
+
+    def _wanted(self) -> frozenset[Place]:
+        left = [term for term in self._terms if not term.schedule.is_over(self.n_steps)]
+        changed = {term.changed for term in left if term.changed is not None}
+        return frozenset(changed | {place for term in left for place in term.places})
+
+    def _require_widths(self, method: str) -> None:
+        if any(is_lazy(x) for x in self._held.parameters()):
+            raise StateError(
+                f"Terms.{method}: expected losses whose widths are known. Run the model and "
+                "terms.loss(...) once before."
+            )
+
+    def _require_movement(self) -> None:
+        """Refuse own parameters that have gradients and stay the same step after step."""
+        own = [p for p in self._held.parameters() if not is_lazy(p) and p.grad is not None]
+        moved = any(p._version != self._versions.get(id(p)) for p in own)
+        self._n_still = 0 if moved or not own else self._n_still + 1
+        self._versions = {id(p): p._version for p in own}
+        if self._n_still >= STILL:
+            raise StateError(
+                f"training: what {own_names(self._terms)} learns did not move in {STILL} steps. "
+                "Give terms.parameters() to the optimiser."
+            )
+
+    def _tell_accumulated(self) -> None:
+        for term in self._terms:
+            if term.told("batching", "") == "log_mean" and not term.told("memory", 0):
+                warnings.warn(
+                    f"{term.name}: its value depends on the rows of one batch, and gradients of "
+                    f"{self._n_losses} batches were added up. That is not the loss of all rows.",
+                    SondeWarning,
+                    stacklevel=3,
+                )
+
+    def _average_over_ranks(self) -> None:
+        """Give own parameters the mean of their gradients over processes."""
+        if n_ranks() > 1:
+            for p in self._held.parameters():
+                if id(p) not in self._handles and p.requires_grad:
+                    self._handles[id(p)] = p.register_hook(averaged)
+
+    def _arguments(self, term: _Term, columns: dict[str, Any]) -> dict[str, Any]:
+        """Return what a loss is called with, by the names of its arguments."""
+        brought = [place.brought for place in term.places]
+        if any(not own for own in brought):
+            raise self._not_read(term)
+        rows = [torch.cat(own) if len(own) > 1 else own[0] for own in brought]
+        self._check_rows(term, rows)
+        sizes = [len(x) for x in term.places[0].views] if term.places else []
+        if n_ranks() > 1 and sizes and term.told("batching", "") != "mean":
+            rows = [gathered_views(x, sizes) for x in rows]
+            columns = {name: gathered_views(x, sizes) for name, x in columns.items()}
+            sizes = [len(rows[0]) // len(sizes)] * len(sizes)
+        names = inspect.signature(term.loss.forward).parameters
+        made: dict[str, Any] = dict(zip((name for name in names), rows, strict=False))
+        masks = term.places[0].masks if term.places and term.places[0].is_map else []
+        for name, parameter in names.items():
+            if name in made:
+                continue
+            if name == "view" and sizes:
+                marks = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+                made[name] = marks.to(rows[0].device)
+            elif name in columns:
+                made[name] = _repeated(columns[name], sum(sizes), len(sizes))
+            elif name == "mask" and masks:
+                made[name] = torch.cat([mask for mask in masks if mask is not None])
+            elif parameter.default is inspect.Parameter.empty and parameter.kind in (
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                inspect.Parameter.KEYWORD_ONLY,
+            ):
+                raise InputError(
+                    f"training: the loss {term.name} needs {name}. Pass terms.loss({name}=...)."
+                )
+        return made
+
+    def _not_read(self, term: _Term) -> StateError | SiteError:
+        silent = [place.name for place in term.places if not place.views]
+        if self._places.n_forwards:
+            return SiteError(
+                f"training: {', '.join(silent)} did not run in the forward before the loss "
+                f"{term.name}. Name a module that runs, with a port that its kernel shows."
+            )
+        return StateError(
+            f"training: expected a forward of the model before the loss {term.name}, with "
+            "gradients enabled, got none since the last loss."
+        )
+
+    def _check_rows(self, term: _Term, rows: list[Tensor]) -> None:
+        for place, x in zip(term.places, rows, strict=True):
+            n_broken = int((~torch.isfinite(x.detach())).flatten(1).any(1).sum())
+            if n_broken:
+                raise InputError(
+                    f"training: {n_broken} of {len(x)} rows of {place.name} are not finite at step "
+                    f"{self.n_steps}. Lower the rate, or look at the inputs of this step."
+                )
+        trains = any(x.requires_grad for x in rows) or any(
+            p.requires_grad for p in term.loss.parameters()
+        )
+        if rows and not trains:
+            raise SiteError(
+                f"training: the loss {term.name} trains nothing: nothing below its sites has "
+                "gradients. Choose a site above what is trained."
+            )
+
+
+@contextlib.contextmanager
+def training(
+    model: Model | nn.Module,
+    losses: Mapping[Any, nn.Module | Sequence[nn.Module]],
+    *,
+    weight: Weight | Mapping[Any, Weight] = 1.0,
+    teacher: Model | nn.Module | str | None = None,
+    reducer: Reduced | Mapping[Any, Reduced] = "mean",
+) -> Iterator[Terms]:
+    """Attach losses to sites of a model that is trained inside the ``with`` block.
+
+    The model is not changed: sites are read on the way of its own forwards, with their gradients.
+    Forwards under ``no_grad``, as in a validation, and the recomputation of checkpointed parts
+    bring no rows. Several forwards before one loss are views of the same examples.
+
+    Parameters
+    ----------
+    model : Model or nn.Module
+    losses : mapping of site, or tuple of sites, to nn.Module or several
+        A loss is called with the rows of its sites as its first arguments, and with columns by the
+        names of the others. ``teacher:PATTERN`` reads the teacher. A site ``...:probs`` of an
+        attention gives probabilities (example, head, query, key), and the argument ``mask`` which
+        keys each query may see. ``NestedDropout`` and ``Mixup`` change their site instead, in
+        forwards with gradients of a model in training mode.
+    weight : float, Schedule, or mapping of site to either, default=1.0
+    teacher : Model, nn.Module or "ema", optional
+        Runs on the same arguments, in eval mode, without gradients. "ema": the moving average of
+        the model's own weights, with a decay of 0.999; pass an ``AveragedModel`` of torch for
+        another one.
+    reducer : str, Reducer, None, or mapping of site to either, default="mean"
+        How the states of several tokens or places become rows. None: states as they are.
+
+    Yields
+    ------
+    Terms
+        Add ``terms.loss(label=y)`` to the loss of the task, call ``terms.step()`` after the
+        optimiser's, and give ``terms.parameters()`` to the optimiser.
+
+    Examples
+    --------
+    >>> class Small(nn.Module):
+    ...     def forward(self, x):
+    ...         return x.square().mean()
+    >>> _ = torch.manual_seed(0)
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> with training(net, {"0": Small()}, weight=0.1) as terms:
+    ...     task = net(torch.ones(5, 3)).square().mean()
+    ...     (task + terms.loss()).backward()
+    ...     terms.step()
+    >>> sorted(terms.figures)
+    ['Small(0:out)']
+    """
+    module = model.module if isinstance(model, Model) else model
+    if isinstance(teacher, str):
+        if teacher != EMA:
+            raise InputError(f"training: expected a model or 'ema' as teacher, got {teacher!r}.")
+        teacher = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+    other = teacher.module if isinstance(teacher, Model) else teacher
+    if not losses:
+        raise InputError("training: expected at least one loss, got none.")
+    terms = Terms(module, losses, weight, other, reducer)
+    try:
+        terms.open()
+        yield terms
+    finally:
+        terms.close()
+
+
+def _made(
+    places: Places,
+    key: Key,
+    loss: nn.Module,
+    weight: Weight | Mapping[Any, Weight],
+    reducer: Reduced | Mapping[Any, Reduced],
+) -> _Term:
+    """Return one entry of the user's mapping with its places."""
+    patterns = (key,) if isinstance(key, str) else key
+    given = _of(key, reducer, "reducer")
+    how = Reducer(given) if isinstance(given, str) else given
+    changed = places.add(patterns[0], how, loss) if isinstance(loss, Changing) else None
+    read = patterns if changed is None else patterns[1:]
+    found = tuple(places.add(pattern, how) for pattern in read)
+    own = _of(key, weight, "weight")
+    schedule = own if isinstance(own, Schedule) else Constant(float(own))
+    told = [place.name for place in (changed, *found) if place is not None]
+    return _Term(f"{type(loss).__name__}({', '.join(told)})", loss, found, changed, schedule)
+
+
+def _of(key: Key, given: Any, name: str) -> Any:
+    """Return what was given for a key, alone or in a mapping."""
+    if not isinstance(given, Mapping):
+        return given
+    if key not in given:
+        raise InputError(f"training: expected {name} for {key!r}, got it for {list(given)}.")
+    return given[key]
+
+
+def own_names(terms: list[_Term]) -> str:
+    """Return the names of losses that learn something."""
+    return ", ".join(term.name for term in terms if any(True for _ in term.loss.parameters()))
+
+
+def _repeated(column: Any, n: int, n_views: int) -> Any:
+    """Return a column of one view's examples for the rows of all views."""
+    if isinstance(column, Tensor) and column.ndim and len(column) * n_views == n and n_views > 1:
+        return torch.cat([column] * n_views)
+    return column
