@@ -36,6 +36,7 @@ from sonde.run.reading.read import read as read
 from sonde.run.scoring.score import score as score
 from sonde.run.training.callback import TrackCallback as TrackCallback
 from sonde.run.training.checkpoints import track as track
+from sonde.run.training.terms_callback import TermsCallback as TermsCallback
 from sonde.run.training.track import Track as Track
 from sonde.run.watching.guard import Guard as Guard
 from sonde.store.exporting import export_store as export  # noqa: F401 - under a second name

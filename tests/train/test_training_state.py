@@ -1,6 +1,7 @@
 """What acts in a forward, what moves at a step, and what is kept of losses at sites."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -283,10 +284,31 @@ def test_a_figure_that_stays_below_a_threshold_ends_a_loss_for_good(tmp_path):
         assert terms.n_hooks == 0
 
 
-def test_widths_of_what_is_loaded_must_be_known(tmp_path):
-    net = models.llama()
-    with (
-        training(net, {"blocks.0:probs": AttentionEntropy()}) as terms,
-        pytest.raises(StateError, match="whose widths are known"),
-    ):
-        terms.load_state_dict({"losses": {}, "n_steps": 0})
+@pytest.mark.parametrize(
+    ("site", "loss"),
+    [
+        ("blocks.0:probs", partial(AttentionEntropy, 0.4)),
+        ("blocks.1", partial(MaskedFeatures, rebuilder="conv", width=3, target="pixels", seed=2)),
+        (("blocks.0", "blocks.1"), partial(Align, projector="linear", width=32)),
+        ("blocks.1", partial(Contrast, prototypes=2)),
+    ],
+)
+def test_what_is_made_at_the_first_call_is_made_by_a_file_too(tmp_path, site, loss):
+    net, ids = models.llama().train(), torch.randint(5, 60, (2, 6))
+    reducer = None if site == "blocks.1" and loss.func is MaskedFeatures else "mean"
+
+    def value(terms):
+        net(ids)
+        net(ids.flip(1))
+        return terms.loss(y=torch.ones(24, 3))
+
+    torch.manual_seed(1)
+    with training(net, {site: loss()}, reducer=reducer) as terms:
+        value(terms)
+        terms.save(tmp_path / "a")
+        expected = value(terms)
+    torch.manual_seed(2)
+    with training(net, {site: loss()}, reducer=reducer) as terms:
+        terms.load(tmp_path / "a")
+        assert len(terms.parameters()) > 0
+        assert torch.equal(value(terms), expected)

@@ -4,7 +4,7 @@ For models that are trained without norms or without activation functions, whose
 either end. Attach it to the port ``probs`` of attentions that compute their probabilities.
 """
 
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -62,6 +62,7 @@ class AttentionEntropy(nn.Module):
             )
         self.start, self.tolerance = threshold, tolerance
         self.threshold = nn.UninitializedParameter() if learned else None
+        self.register_load_state_dict_pre_hook(_as_many_heads)
 
     def forward(
         self,
@@ -93,6 +94,17 @@ class AttentionEntropy(nn.Module):
         if self.threshold is None:
             return torch.full_like(probs[0, :, :1, 0], self.start)
         if isinstance(self.threshold, nn.UninitializedParameter):
-            self.threshold.materialize((probs.shape[1],), probs.device, torch.float32)
-            nn.init.constant_(self.threshold, self.start)
+            self._make(probs.shape[1], probs.device)
         return self.threshold.clamp(0, 1)[:, None]
+
+    def _make(self, n_heads: int, device: torch.device) -> None:
+        assert isinstance(self.threshold, nn.UninitializedParameter)
+        self.threshold.materialize((n_heads,), device, torch.float32)
+        nn.init.constant_(self.threshold, self.start)
+
+
+def _as_many_heads(loss: AttentionEntropy, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Make the thresholds that the state holds."""
+    saved = state.get(f"{prefix}threshold")
+    if saved is not None and isinstance(loss.threshold, nn.UninitializedParameter):
+        loss._make(len(saved), saved.device)

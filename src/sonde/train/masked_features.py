@@ -4,7 +4,7 @@ For states whose positions are to know of each other: tokens, patches, frames. L
 site that mix positions let hidden values leak; hide the input too where they do.
 """
 
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -88,6 +88,7 @@ class MaskedFeatures(nn.Module):
         self.out: nn.Module = nn.Identity()
         self._head = (head,)  # not registered: its weights are the model's
         self.draws = Draws(seed)
+        self.register_load_state_dict_pre_hook(_as_wide)
 
     def forward(
         self,
@@ -190,3 +191,10 @@ class MaskedFeatures(nn.Module):
             self.rebuilder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).to(x)
         if self.width is not None and self.width != dim:
             self.out = nn.Linear(dim, self.width).to(x)
+
+
+def _as_wide(loss: MaskedFeatures, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Make what the state holds."""
+    saved = state.get(f"{prefix}empty")
+    if saved is not None:
+        loss._build(saved.reshape(1, 1, -1))

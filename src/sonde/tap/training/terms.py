@@ -56,6 +56,8 @@ class Terms:
 
     Attributes
     ----------
+    module : nn.Module
+        The model that is trained.
     figures : dict of str to float
         Value of each loss in the last call of ``loss``, without its weight.
     n_steps : int
@@ -70,7 +72,7 @@ class Terms:
         teacher: nn.Module | None,
         reducer: Reduced | Mapping[Any, Reduced],
     ) -> None:
-        self._module, self._teacher = module, teacher
+        self.module, self._teacher = module, teacher
         self._places = Places(module, teacher)
         self.figures: dict[str, float] = {}
         self.n_steps = 0
@@ -92,7 +94,11 @@ class Terms:
         StateError
             If the width of some of them is not known yet.
         """
-        self._require_widths("parameters")
+        if any(is_lazy(x) for x in self._held.parameters()):
+            raise StateError(
+                "Terms.parameters: expected losses whose widths are known. Run the model and "
+                "terms.loss(...) once before."
+            )
         return list(self._held.parameters())
 
     @property
@@ -138,7 +144,7 @@ class Terms:
         self._n_losses += 1
         self._average_over_ranks()
         if total is None:
-            return torch.zeros((), device=next(self._module.parameters()).device)
+            return torch.zeros((), device=next(self.module.parameters()).device)
         return total
 
     def step(self) -> None:
@@ -161,7 +167,7 @@ class Terms:
             if own is not None:
                 own()
         if isinstance(self._teacher, AveragedModel):
-            self._teacher.update_parameters(self._module)
+            self._teacher.update_parameters(self.module)
         if self._is_open and self._wanted() != self._read:
             self.open()
 
@@ -179,9 +185,8 @@ class Terms:
         Raises
         ------
         StateError
-            If the width of what losses learn is not known yet.
+            If the teacher is a moving average and the state holds none, or the other way round.
         """
-        self._require_widths("load_state_dict")
         held, start = dict(state["losses"]), f"{EMA}."
         average = {n.removeprefix(start): held.pop(n) for n in list(held) if n.startswith(start)}
         if bool(average) != isinstance(self._teacher, AveragedModel):
@@ -192,7 +197,7 @@ class Terms:
         self._held.load_state_dict(held)
         if self._teacher is not None and average:
             self._teacher.load_state_dict(average)
-        self.n_steps = int(state["n_steps"])
+        self.n_steps, self._n_losses = int(state["n_steps"]), 0
         for n in state.get("over", ()):
             self._terms[n].schedule = Constant(0.0)
         if self._is_open:
@@ -250,13 +255,6 @@ class Terms:
         left = [term for term in self._terms if not term.schedule.is_over(self.n_steps)]
         changed = {term.changed for term in left if term.changed is not None}
         return frozenset(changed | {place for term in left for place in term.places})
-
-    def _require_widths(self, method: str) -> None:
-        if any(is_lazy(x) for x in self._held.parameters()):
-            raise StateError(
-                f"Terms.{method}: expected losses whose widths are known. Run the model and "
-                "terms.loss(...) once before."
-            )
 
     def _require_movement(self) -> None:
         """Refuse own parameters that have gradients and stay the same step after step."""

@@ -1,0 +1,162 @@
+"""Losses at sites in a training by the ``Trainer`` of transformers.
+
+In a loop of your own, and in Lightning's ``training_step``, add ``terms.loss(...)`` yourself.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sonde.core.errors import InputError
+from sonde.run.training.callback import log_of
+from sonde.tap.hooks.outputs import arguments
+from sonde.tap.training.terms import Terms
+
+LABELS = ("labels", "label")
+STATE, OPTIMISER = "terms.safetensors", "terms_optimizer.pt"
+
+
+class TermsCallback(TrainerCallback):
+    """Add losses at sites to the loss of the model that a ``Trainer`` trains.
+
+    What losses learn themselves has an Adam of its own, at the rate of the Trainer's optimiser.
+    Figures, means since the last time, go into the Trainer's log. The state is saved into each
+    checkpoint, and a training that is resumed goes on from it.
+
+    Parameters
+    ----------
+    terms : Terms
+        Of ``sonde.training``, on the model that the ``Trainer`` is given. Losses get labels of one
+        number for each example as ``label``, and the outputs' ``logits``.
+
+    Notes
+    -----
+    Training in float16 is refused: it scales gradients. Take bfloat16.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self._handle: RemovableHandle | None = None
+        self._optimiser: torch.optim.Optimizer | None = None
+        self._sums: dict[str, list[float]] = {}
+        self._share, self._saved, self._log = 1.0, None, None
+
+    def log_to(self, target: Any) -> None:
+        """Hand figures to a logger instead, or to the ``Trainer`` and so to its reporters."""
+        self._log = log_of(target)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin to add losses; go on from a checkpoint if the Trainer does."""
+        if args.fp16:
+            raise InputError("TermsCallback: expected float32 or bf16=True, got fp16=True.")
+        if kwargs["model"] is not self.terms.module:
+            raise InputError(
+                "TermsCallback: expected the Trainer's model to be the model of sonde.training. "
+                "Open sonde.training on the model that the Trainer trains."
+            )
+        self._share = 1.0 / args.gradient_accumulation_steps
+        if args.average_tokens_across_devices:
+            self._share /= args.world_size
+        folder = _checkpoint(args, state)
+        if state.global_step and (folder / STATE).exists():
+            self.terms.load(folder / STATE)
+            self._saved = folder / OPTIMISER
+        self._hook()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move what losses learn themselves."""
+        own = self.terms.parameters()
+        if not own:
+            return
+        if self._optimiser is None:
+            self._optimiser = torch.optim.Adam(own)
+            if self._saved is not None and self._saved.exists():
+                self._optimiser.load_state_dict(torch.load(self._saved, weights_only=True))
+        for group in self._optimiser.param_groups:
+            group["lr"] = kwargs["optimizer"].param_groups[0]["lr"]
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on to the next step, and hand figures on if it is time."""
+        self.terms.step()
+        self._hook()
+        if control.should_log and self._log is not None:
+            self._log(self._figures(), state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put figures beside the Trainer's own."""
+        if self._log is None and logs is not None and "loss" in logs:
+            figures = self._figures()
+            logs.update(figures)
+            state.log_history[-1].update(figures)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the state of the losses into the checkpoint."""
+        if state.is_world_process_zero:
+            folder = _checkpoint(args, state)
+            self.terms.save(folder / STATE)
+            if self._optimiser is not None:
+                torch.save(self._optimiser.state_dict(), folder / OPTIMISER)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Add nothing from now on."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _figures(self) -> dict[str, float]:
+        made = {f"sonde/{name}": sum(x) / len(x) for name, x in self._sums.items()}
+        self._sums = {}
+        return made
+
+    def _hook(self) -> None:
+        """Add losses after all other hooks of the model, which bring their rows."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self.terms.module.register_forward_hook(self._added, with_kwargs=True)
+
+    def _added(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        """Return the output with the losses added to its loss, while it trains."""
+        if not (model.training and torch.is_grad_enabled()):
+            return None
+        if not isinstance(output, dict) or output.get("loss") is None:
+            raise InputError(
+                "TermsCallback: expected outputs with a loss, got none. Give the model labels."
+            )
+        named = arguments(model, args, kwargs)
+        columns = {name: x for name, x in named.items() if isinstance(x, Tensor) and x.ndim == 1}
+        told = next((columns[name] for name in LABELS if name in columns), None)
+        columns |= {} if told is None else {"label": told}
+        columns |= {"logits": output["logits"]} if "logits" in output else {}
+        value = self.terms.loss(**columns)
+        for name, figure in self.terms.figures.items():
+            self._sums.setdefault(name, []).append(figure)
+        is_summed = named.get("num_items_in_batch") is not None
+        output["loss"] = output["loss"] + value * (self._share if is_summed else 1.0)
+        return output
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
