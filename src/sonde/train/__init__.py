@@ -10,6 +10,7 @@ from sonde.train.cauchy_schwarz import CauchySchwarzBottleneck
 from sonde.train.contrast import Contrast, similarity_smoothing
 from sonde.train.distil import Distil
 from sonde.train.generic_to_specific import GenericToSpecific, shared_mask
+from sonde.train.counter_current import CounterCurrent
 from sonde.train.input_decoder import InputDecoder
 from sonde.train.latent_terms import LatentTerms
 from sonde.train.learned_views import LearnedViews
@@ -18,6 +19,7 @@ from sonde.train.mixup import Mixup
 from sonde.train.nested_dropout import NestedDropout
 from sonde.train.orthogonal import Orthogonal
 from sonde.train.rate_reduction import RateReduction
+from sonde.train.resize import Resize
 from sonde.train.scope import Scope
 from sonde.train.select import Select
 from sonde.train.separate import Separate
@@ -32,6 +34,7 @@ __all__ = [
     "Contrast",
     "Distil",
     "GenericToSpecific",
+    "CounterCurrent",
     "InputDecoder",
     "LatentTerms",
     "LearnedViews",
@@ -40,6 +43,7 @@ __all__ = [
     "NestedDropout",
     "Orthogonal",
     "RateReduction",
+    "Resize",
     "Scope",
     "Select",
     "Separate",
