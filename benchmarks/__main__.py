@@ -46,6 +46,7 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
     from benchmarks.soaking import soak_rows
     from benchmarks.storing import storing_rows
     from benchmarks.tapping import early_stop, tap_memory, tap_time
+    from benchmarks.train import loss_rows
     from benchmarks.training import training_share
 
     return {
@@ -75,6 +76,7 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
         "store": storing_rows,
         "cka": layer_cka_rows,
         "layers": layer_rows,
+        "losses": loss_rows,
         "measure": measure_rows,
         "scan": scan_time,
         "scan-memory": scan_memory,

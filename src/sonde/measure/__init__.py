@@ -58,6 +58,7 @@ from sonde.measure.participation_ratio import ParticipationRatio, participation_
 from sonde.measure.procrustes import Procrustes, procrustes
 from sonde.measure.pwcca import PWCCA, pwcca
 from sonde.measure.rate_reduction import RateReduction, rate_reduction
+from sonde.measure.readout import Readout, readout
 from sonde.measure.regression import Regression, regression
 from sonde.measure.rsa import RSA, rsa
 from sonde.measure.sap import SAP, sap
@@ -132,6 +133,7 @@ __all__ = [
     "ParticipationRatio",
     "Procrustes",
     "RateReduction",
+    "Readout",
     "Regression",
     "SaturatedUnits",
     "ShortcutBias",
@@ -202,6 +204,7 @@ __all__ = [
     "procrustes",
     "pwcca",
     "rate_reduction",
+    "readout",
     "regression",
     "rsa",
     "sap",
