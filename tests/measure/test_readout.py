@@ -14,9 +14,9 @@ def planted(n=600, seed=0):
     """Return rows of two sites that each know half of a label of four classes, and the label."""
     rng = np.random.default_rng(seed)
     first, second = rng.integers(0, 2, (2, n))
-    a, b = rng.standard_normal((n, 6)), rng.standard_normal((n, 9))
-    a[:, 2] += 6 * first
-    b[:, 5] += 6 * second
+    a, b = rng.standard_normal((n, 24)), rng.standard_normal((n, 32))
+    a[:, 2:5] += 4 * first[:, None]
+    b[:, 5:9] += 4 * second[:, None]
     return {"a": a, "b": b}, 2 * first + second
 
 
