@@ -195,15 +195,17 @@ def test_a_penalty_on_a_weight_reads_no_forward():
 
 def test_states_as_they_are_and_several_losses_at_one_site():
     net, ids = models.llama().train(), torch.randint(5, 60, (2, 6))
-    masked, rate = MaskedFeatures(rebuilder="conv"), RateReduction()
-    keys = {"blocks.1": masked, "blocks.2": [rate, Contrast()]}
-    with training(net, keys, reducer={"blocks.1": None, "blocks.2": "tokens"}) as terms:
+    masked, rate = MaskedFeatures(rebuilder="conv"), Align("relational")
+    keys = {"blocks.1": masked, ("blocks.2", "blocks.0"): [rate, Align()]}
+    reducers = {"blocks.1": None, ("blocks.2", "blocks.0"): "tokens"}
+    with training(net, keys, reducer=reducers) as terms:
         net(ids)
-        terms.loss(label=torch.arange(12) % 3)
+        terms.loss()
         assert len(terms.figures) == 3
+        assert sum(name.endswith(" 2") for name in terms.figures) == 1
         assert masked.empty.shape == (32,)
     with (
-        pytest.raises(InputError, match=r"expected reducer for 'blocks\.2'"),
+        pytest.raises(InputError, match="expected reducer for"),
         training(net, keys, reducer={"blocks.1": None}),
     ):
         pass
@@ -249,6 +251,37 @@ def test_accumulated_batches_of_a_loss_of_all_rows_are_told_once_a_memory_is_mis
                         terms.step()
                 else:
                     terms.step()
+
+
+@pytest.mark.parametrize(
+    ("loss", "n", "columns", "told"),
+    [
+        (Align("relational"), 1, {}, "expected 2 rows or more"),
+        (Align(), 0, {}, "expected 1 row or more"),
+        (Contrast(), 6, {"label": torch.zeros(6).long()}, "rows of two classes or examples"),
+        (Contrast(), 6, {"label": LABEL[:4]}, "each of 6 rows of the loss .*, got 4 entries"),
+        (Contrast(), 6, {"label": LABEL.float()}, "whole numbers as label"),
+        (Contrast(), 6, {"label": LABEL, "lable": LABEL}, "no loss takes 'lable'. Did you mean"),
+        (nn.Identity(), 6, {}, "expected one number from the loss"),
+    ],
+)
+def test_what_a_loss_cannot_take_is_said(loss, n, columns, told):
+    net = models.mlp(7)
+    key = ("0", "2") if isinstance(loss, Align) else "0"
+    with training(net, {key: loss}) as terms:
+        net(vectors()[:n])
+        with pytest.raises(InputError, match=told):
+            terms.loss(**columns)
+
+
+def test_a_teacher_that_takes_other_inputs_and_what_is_no_module():
+    net = models.mlp(7)
+    key = ("0", "teacher:0")
+    with (
+        training(net, {key: Align()}, teacher=models.mlp(5)),
+        pytest.raises(InputError, match="the teacher Sequential does not take"),
+    ):
+        net(vectors())
 
 
 def test_a_site_that_did_not_run_is_named():
@@ -300,7 +333,7 @@ def test_what_is_made_at_the_first_call_is_made_by_a_file_too(tmp_path, site, lo
     def value(terms):
         net(ids)
         net(ids.flip(1))
-        return terms.loss(y=torch.ones(24, 3))
+        return terms.loss(**({"y": torch.ones(24, 3)} if reducer is None else {}))
 
     torch.manual_seed(1)
     with training(net, {site: loss()}, reducer=reducer) as terms:

@@ -217,6 +217,11 @@ class Contrast(nn.Module):
                 "Contrast: expected rows that belong together, got none. Run the model on two "
                 "views before the loss, or pass labels that repeat in a batch."
             )
+        if self.denominator != "none" and not bool((~positive & ~hidden).any()):
+            raise InputError(
+                "Contrast: expected rows of two classes or examples, got rows that all belong "
+                "together. Draw batches that mix them."
+            )
         scores = (similar / self.temperature).masked_fill(hidden, -torch.inf)
         if self.denominator == "none":
             each = -2 * scores

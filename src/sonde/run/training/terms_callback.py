@@ -150,7 +150,7 @@ class TermsCallback(TrainerCallback):
         told = next((columns[name] for name in LABELS if name in columns), None)
         columns |= {} if told is None else {"label": told}
         columns |= {"logits": output["logits"]} if "logits" in output else {}
-        value = self.terms.loss(**columns)
+        value = self.terms.loss(**{n: x for n, x in columns.items() if n in self.terms.takes})
         for name, figure in self.terms.figures.items():
             self._sums.setdefault(name, []).append(figure)
         is_summed = named.get("num_items_in_batch") is not None

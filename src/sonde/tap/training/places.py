@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sonde.core.errors import InputError, SiteError, StateError
+from sonde.core.errors import InputError, SiteError, SondeError, StateError
 from sonde.core.site import ATTENTION_PORTS, WEIGHT, Reducer, Site
 from sonde.core.token_masks import MaskMeaning, find_mask
 from sonde.tap.attention.opening import watch_attention
@@ -264,8 +264,16 @@ class Places:
         reading = [place for place in self._active if place.change is None]
         if self._teacher is not None and any(place.is_teachers for place in reading):
             args, kwargs = self._given
-            with torch.no_grad():
-                self._teacher(*args, **kwargs)
+            try:
+                with torch.no_grad():
+                    self._teacher(*args, **kwargs)
+            except SondeError:
+                raise
+            except Exception as error:
+                raise InputError(
+                    f"training: the teacher {type(self._teacher).__name__} does not take what the "
+                    f"model is called with: {error}. Wrap it in a module that does."
+                ) from error
         for place in reading:
             if not place.take():
                 return  # the forward was ended early

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sonde.core.errors import InputError, SiteError, SondeWarning, StateError
+from sonde.core.errors import InputError, SiteError, SondeWarning, StateError, near
 from sonde.core.inputs import Model
 from sonde.core.schedule import Constant, Schedule
 from sonde.core.site import Reducer
@@ -27,6 +27,9 @@ Key = str | tuple[str, ...]
 Weight = float | Schedule
 Reduced = str | Reducer | None
 EMA, DECAY = "ema", 0.999
+GIVEN = frozenset({"label", "logits", "group"})
+"""Columns that may be given though no loss takes them, by code that does not know the losses."""
+OF_ROWS = ("label", "group", "weight", "place")
 STILL = 4
 """Steps after which own parameters with gradients must have moved; scalers skip the first few."""
 
@@ -81,6 +84,10 @@ class Terms:
             for key, one in losses.items()
             for x in ([one] if isinstance(one, nn.Module) else one)
         ]
+        names = [term.name for term in self._terms]
+        for n, term in enumerate(self._terms):
+            if (before := names[:n].count(term.name)) > 0:
+                term.name = f"{term.name} {before + 1}"
         self._held = nn.ModuleDict({str(n): term.loss for n, term in enumerate(self._terms)})
         self._n_losses, self._n_still = 0, 0
         self._versions: dict[int, int] = {}
@@ -106,6 +113,13 @@ class Terms:
         """Sites that are being read or changed; 0 once all schedules are over."""
         return self._places.n_hooks
 
+    @property
+    def takes(self) -> frozenset[str]:
+        """Names of what losses take: rows of sites, and columns."""
+        return frozenset(
+            name for term in self._terms for name in inspect.signature(term.loss.forward).parameters
+        )
+
     def loss(self, **columns: Any) -> Tensor:
         """Return the weighted sum of all losses on the rows since the last call.
 
@@ -128,10 +142,22 @@ class Terms:
         """
         total: Tensor | None = None
         self.figures = {}
+        if unknown := columns.keys() - self.takes - GIVEN:
+            name = sorted(unknown)[0]
+            raise InputError(
+                f"training: no loss takes {name!r}.{near(name, self.takes)} They take "
+                f"{', '.join(sorted(self.takes))}."
+            )
         for term in self._terms:
             if term.schedule.is_over(self.n_steps) or not term.has_value:
                 continue
             value = term.loss(**self._arguments(term, columns))
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise InputError(
+                    f"training: expected one number from the loss {term.name}, got "
+                    f"{type(value).__name__} {tuple(getattr(value, 'shape', ()))}. Pass a module "
+                    "that returns a scalar."
+                )
             if not bool(torch.isfinite(value.detach())):
                 raise InputError(
                     f"training: the loss {term.name} is {float(value.detach())} at step "
@@ -308,6 +334,8 @@ class Terms:
                 made[name] = marks.to(rows[0].device)
             elif name in columns:
                 made[name] = _repeated(columns[name], sum(sizes), len(sizes))
+                if sizes and name in OF_ROWS:
+                    _check_column(term.name, name, made[name], sum(sizes))
             elif name == "mask" and masks:
                 made[name] = torch.cat([mask for mask in masks if mask is not None])
             elif parameter.default is inspect.Parameter.empty and parameter.kind in (
@@ -332,6 +360,12 @@ class Terms:
         )
 
     def _check_rows(self, term: _Term, rows: list[Tensor]) -> None:
+        least = 1 if term.told("batching", "mean") == "mean" else 2
+        if n_few := [x for x in rows if len(x) < (1 if n_ranks() > 1 else least)]:
+            raise InputError(
+                f"training: expected {least} row{'s' if least > 1 else ''} or more for the loss "
+                f"{term.name}, got {len(n_few[0])}. Draw larger batches, or drop the last one."
+            )
         for place, x in zip(term.places, rows, strict=True):
             n_broken = int((~torch.isfinite(x.detach())).flatten(1).any(1).sum())
             if n_broken:
@@ -425,6 +459,10 @@ def _made(
     reducer: Reduced | Mapping[Any, Reduced],
 ) -> _Term:
     """Return one entry of the user's mapping with its places."""
+    if not isinstance(loss, nn.Module):
+        raise InputError(
+            f"training: expected a module as the loss at {key!r}, got {type(loss).__name__}."
+        )
     patterns = (key,) if isinstance(key, str) else key
     given = _of(key, reducer, "reducer")
     how = Reducer(given) if isinstance(given, str) else given
@@ -444,6 +482,19 @@ def _of(key: Key, given: Any, name: str) -> Any:
     if key not in given:
         raise InputError(f"training: expected {name} for {key!r}, got it for {list(given)}.")
     return given[key]
+
+
+def _check_column(loss: str, name: str, column: Any, n: int) -> None:
+    if not isinstance(column, Tensor) or len(column) != n:
+        got = f"{len(column)} entries" if isinstance(column, Tensor) else type(column).__name__
+        raise InputError(
+            f"training: expected a tensor with an entry of {name} for each of {n} rows of the loss "
+            f"{loss}, got {got}."
+        )
+    if name == "label" and column.is_floating_point():
+        raise InputError(
+            f"training: expected whole numbers as label of the loss {loss}, got {column.dtype}."
+        )
 
 
 def own_names(terms: list[_Term]) -> str:
