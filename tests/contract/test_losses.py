@@ -84,7 +84,5 @@ def test_a_mean_is_the_mean_of_the_parts_and_nothing_else_is(loss, parameters):
     parts = [{k: x[a:b] for k, x in given.items()} for a, b in ((0, 5), (5, 12))]
     joined = (5 * made(**parts[0]) + 7 * made(**parts[1])) / 12
     is_mean = bool(torch.isclose(joined, made(**given), rtol=1e-10))
-    per_row = loss is train.Separate and parameters.get("penalty") == "cosine"
-    per_row |= parameters.get("posterior") == -0.5  # without the mixture of the batch
-    relational = parameters.get("distance") == "relational"
-    assert is_mean == (per_row or (loss.batching == "mean" and not relational))
+    per_row = parameters.get("posterior") == -0.5  # without the mixture of the batch
+    assert is_mean == (per_row or made.batching == "mean")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
-from sonde.core import InputError
+from sonde.core import InputError, ShapeError
 from sonde.layers import Attention, Blocks, RandomKeep, Window, non_locality, pattern_of
 
 N, HIGH, WIDE = 15, 3, 5
@@ -265,3 +265,11 @@ def test_a_mask_hides_keys_of_every_pattern(word, causal):
     heads = (probs @ v) * mask[:, None, :, None]
     wanted = x + layer.out(heads.transpose(1, 2).flatten(2))
     torch.testing.assert_close(layer(x, mask), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_masks_that_are_no_masks_of_these_states():
+    x = torch.randn(2, 6, 4)
+    with pytest.raises(ShapeError, match="expected a boolean mask, True for what may be used"):
+        Attention(4, 2)(x, torch.ones(2, 6))
+    with pytest.raises(ShapeError, match=r"expected a mask \(2, 6\) as the states, got \(2, 5\)"):
+        Attention(4, 2)(x, mask=torch.ones(2, 5, dtype=torch.bool))

@@ -1,10 +1,12 @@
 """Independence of two codes: closed forms, and the measure of the same quantity."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
+from narrow import present
 from sonde.core import InputError
 from sonde.measure import cka
 from sonde.train import Separate
@@ -39,3 +41,48 @@ def test_cosine_needs_one_width():
     assert float(Separate("cosine")(x, -3 * x)) == pytest.approx(1.0)
     with pytest.raises(InputError, match="expected codes of one width, got 3 and 5"):
         Separate("cosine")(x, y)
+
+
+@pytest.mark.truth("closed form: the criterion of a bivariate normal with unit kernels")
+def test_hsic_of_a_normal_pair_is_unbiased():
+    draw = torch.Generator().manual_seed(0)
+    values = []
+    for _ in range(300):
+        u = torch.randn(40, 2, generator=draw, dtype=torch.float64)
+        x, y = u[:, :1], 0.5 * u[:, :1] + 0.75**0.5 * u[:, 1:]
+        values.append(float(Separate("hsic", tau=1.0, scaled=False)(x, y)))
+    found = torch.tensor(values)
+    assert float(found.mean()) == pytest.approx(0.01076332, abs=3 * float(found.std()) / 300**0.5)
+    assert float(found.std()) / 300**0.5 < 1e-3
+
+
+@pytest.mark.truth("brute force over quadruples of rows")
+def test_hsic_of_five_rows():
+    x, y = (part[:5].double() for part in codes())
+    k, m = (torch.exp(-torch.cdist(z, z).square() / (2 * 0.7)) for z in (x, y))
+    total = []
+    for a, b, c, d in itertools.permutations(range(5), 4):
+        total.append(k[a, b] * (m[a, b] + m[c, d] - 2 * m[a, c]))
+    expected = float(torch.stack(total).mean())
+    assert float(Separate("hsic", tau=0.7, scaled=False)(x, y)) == pytest.approx(expected, rel=1e-9)
+    small = Separate("hsic")(x, y)
+    assert float(Separate("hsic")(0.1 * x, y)) == pytest.approx(float(small), rel=1e-9)
+
+
+@pytest.mark.truth("autograd of the head alone: the gradient is turned round")
+def test_an_adversary_learns_and_the_code_unlearns():
+    x, y = codes()[0].requires_grad_(), codes()[1]
+    torch.manual_seed(0)
+    adversary = Separate("adversary", width=5, strength=0.4)
+    adversary(x, y).backward()
+    turned, own = present(x.grad).clone(), [present(p.grad) for p in adversary.parameters()]
+    own, x.grad = [g.clone() for g in own], None
+    adversary.zero_grad()
+    (present(adversary.head)(x) - y).square().mean().backward()
+    torch.testing.assert_close(turned, -0.4 * present(x.grad))
+    for a, b in zip(own, adversary.parameters(), strict=True):
+        torch.testing.assert_close(a, b.grad)
+    with pytest.raises(InputError, match="expected width, that of y"):
+        Separate("adversary")
+    with pytest.raises(InputError, match="four rows or more for hsic, got 3"):
+        Separate("hsic")(x[:3], y[:3])

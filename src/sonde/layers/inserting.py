@@ -196,7 +196,7 @@ def _check(old: nn.Module, layers: Mapping[str, Layer]) -> None:
     met = {id(layer) for layer in known.values()}
     for pattern, layer in layers.items():
         path = _path(pattern, names)
-        if not layer.insertable or len(layer.layout) != 1:
+        if not isinstance(layer, Layer) or not layer.insertable or len(layer.layout) != 1:
             raise InputError(
                 f"inserted: expected a layer that keeps the shape and starts as the identity, got "
                 f"{type(layer).__name__} for {path}. Use it alone."

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal, cast, final
 
 import torch
@@ -124,7 +125,26 @@ class Layer(nn.Module):
         for words, x in zip(self.layout, args, strict=False):
             if isinstance(x, Tensor) and not torch.compiler.is_compiling():
                 self._check(words.split(), tuple(x.shape))
+        if not torch.compiler.is_compiling():
+            given = {**dict(zip(_names(type(self)), args, strict=False)), **parameters}
+            self._check_mask(given.get("mask"), args[0] if args else None)
         return super().__call__(*args, **parameters)
+
+    def _check_mask(self, mask: Any, x: Any) -> None:
+        """Refuse a mask that is not boolean, or of other rows or tokens than the only states."""
+        if len(self.layout) > 1 or not isinstance(mask, Tensor) or not isinstance(x, Tensor):
+            return
+        if mask.dtype != torch.bool:
+            raise ShapeError(
+                f"{type(self).__name__}.forward: expected a boolean mask, True for what may be "
+                f"used, got {mask.dtype}. Pass mask.bool()."
+            )
+        n = mask.ndim
+        if n < x.ndim and mask.shape != x.shape[:n]:
+            raise ShapeError(
+                f"{type(self).__name__}.forward: expected a mask {tuple(x.shape[:n])} as the "
+                f"states, got {tuple(mask.shape)}."
+            )
 
     def _check(self, words: list[str], shape: tuple[int, ...]) -> None:
         free = next((i for i, word in enumerate(words) if word.startswith("*")), None)
@@ -139,6 +159,14 @@ class Layer(nn.Module):
                 f"{type(self).__name__}.forward: expected states ({wanted}), got {shape}. Choose "
                 "a site with these axes, or reshape the states."
             )
+
+
+@cache
+def _names(kind: type[Layer]) -> tuple[str, ...]:
+    """Return what the positional arguments of a layer's forward are called."""
+    own = list(inspect.signature(kind.forward).parameters.values())[1:]
+    is_free = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in own)
+    return () if is_free else tuple(p.name for p in own)
 
 
 @final

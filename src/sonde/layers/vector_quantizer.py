@@ -157,7 +157,8 @@ class VectorQuantizer(Layer):
         if codes.shape[-1] != expected or too_high:
             raise ShapeError(
                 f"VectorQuantizer.decode: expected {expected} numbers below {self.codes.shape[1]} "
-                f"for each state, got {tuple(codes.shape)}. Pass what encode returned."
+                f"for each state, got {codes.shape[-1]} up to {int(codes.max())}. Pass what encode "
+                "returned."
             )
         if self.kind == "scalar":
             return self.codes[0][codes, torch.arange(self.dim, device=codes.device)]

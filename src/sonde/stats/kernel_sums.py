@@ -59,3 +59,19 @@ def conditional_divergence(
     pairs = ((y, y), (other, other), (y, other))
     own, its, both = ((weight * gaussian_kernel(a, b)).sum().log() for a, b in pairs)
     return own + its - 2 * both
+
+
+def unbiased_hsic(
+    near_x: Float[Tensor, "row row"], near_y: Float[Tensor, "row row"]
+) -> Float[Tensor, ""]:
+    """Return the unbiased independence criterion of two kernel matrices of the same rows.
+
+    ``(tr KL + sum K sum L / ((n - 1) (n - 2)) - 2 sum (K L) / (n - 2)) / (n (n - 3))`` with zeros
+    on both diagonals; at least four rows.
+    """
+    n = len(near_x)
+    own = torch.eye(n, dtype=torch.bool, device=near_x.device)
+    k, m = (near.masked_fill(own, 0.0) for near in (near_x, near_y))
+    rows_k, rows_m = k.sum(1), m.sum(1)
+    total = rows_k.sum() * rows_m.sum() / ((n - 1) * (n - 2))
+    return ((k * m).sum() + total - 2 * (rows_k @ rows_m) / (n - 2)) / (n * (n - 3))

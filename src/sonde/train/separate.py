@@ -4,16 +4,18 @@ For what is common to two groups beside what is special to one of them. The weig
 sweep it, and look at both codes with probes that were trained afresh.
 """
 
-from typing import ClassVar, Literal, final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, final, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, mse_loss, normalize
 
 from sonde.core.errors import InputError
+from sonde.stats.kernel_sums import gaussian_kernel, unbiased_hsic
 
-Penalty = Literal["cosine", "cross_covariance", "joint_entropy"]
+Penalty = Literal["cosine", "cross_covariance", "hsic", "joint_entropy", "adversary"]
 
 
 @final
@@ -21,21 +23,34 @@ class Separate(nn.Module):
     """How much the rows of two sites share; minimised, they become independent.
 
     ``cosine``: mean of ``cos(x, y)^2``, for codes in the same space. ``cross_covariance``:
-    ``|C_xy|_F^2 / (|C_xx|_F |C_yy|_F)``, the linear CKA of the batch. ``joint_entropy``: mean over
-    i of ``log mean_j k(x_i, x_j) k(y_i, y_j)`` with ``k = exp(-d^2 / (2 tau))``, the negative of
-    the joint entropy.
+    ``|C_xy|_F^2 / (|C_xx|_F |C_yy|_F)``, the linear CKA of the batch. ``hsic``: the unbiased
+    independence criterion of Gaussian kernels of width ``tau``, on rows scaled to length 1 if
+    ``scaled``. ``joint_entropy``: mean over i of ``log mean_j k(x_i, x_j) k(y_i, y_j)`` with
+    ``k = exp(-d^2 / (2 tau))``, the negative of the joint entropy. ``adversary``: a head learns to
+    tell ``y``, rows or a label's one-hot rows, from ``x`` by squared errors; the gradient that
+    reaches ``x`` is reversed, times ``strength``.
 
-    Range        [0, 1] for ``cosine`` and ``cross_covariance``, (-inf, 0] for ``joint_entropy``;
-                 lower = less shared.
-    Cost         O(rows dim^2), ``joint_entropy`` O(rows^2 dim).
-    Assumes      rows of both sites in the same order; ``cosine`` codes of one width.
-    Batching     mean, pair and log_mean, in the order of the penalties.
+    Range        [0, 1] for ``cosine`` and ``cross_covariance``, (-inf, 0] for ``joint_entropy``,
+                 about 0 if independent for ``hsic``: lower = less shared. The loss of the head for
+                 ``adversary``: judge by a fresh probe, not by it.
+    Cost         O(rows dim^2), ``hsic`` and ``joint_entropy`` O(rows^2 dim).
+    Assumes      rows of both sites in the same order; ``cosine`` codes of one width; ``hsic`` four
+                 rows or more.
+    Batching     mean for ``cosine`` and ``adversary``, log_mean for ``joint_entropy``, else pair.
 
     Parameters
     ----------
-    penalty : {"cosine", "cross_covariance", "joint_entropy"}, default="cross_covariance"
+    penalty : {"cosine", "cross_covariance", "hsic", "joint_entropy", "adversary"}
+        "cross_covariance" by default.
     tau : float, default=0.5
-        Squared width of the kernels of ``joint_entropy``.
+        Squared width of the kernels, the same in all batches.
+    scaled : bool, default=True
+        Of ``hsic``: without it a code that shrinks looks independent.
+    width : int, optional
+        Of ``y``, for ``adversary``.
+    hidden : int, default=64
+        Units of its head.
+    strength : float, default=1.0
 
     References
     ----------
@@ -43,25 +58,49 @@ class Separate(nn.Module):
     """
 
     paper: ClassVar[str] = "louiset2024sepclr"
-    batching: ClassVar[str] = "pair"
+    variants: ClassVar[Mapping[str, str]] = {
+        "penalty='hsic'": "gretton2005hsic",
+        "penalty='adversary'": "ganin2015reversal",
+        "penalty='cosine'": "chen2024disenbooth",
+    }
+    batching: str = "pair"
     examples: ClassVar[tuple[dict, ...]] = (
         {},
         {"penalty": "cosine"},
+        {"penalty": "hsic", "tau": 2.0, "scaled": False},
         {"penalty": "joint_entropy", "tau": 2.0},
     )
 
-    def __init__(self, penalty: Penalty = "cross_covariance", tau: float = 0.5) -> None:
+    def __init__(
+        self,
+        penalty: Penalty = "cross_covariance",
+        tau: float = 0.5,
+        scaled: bool = True,
+        width: int | None = None,
+        hidden: int = 64,
+        strength: float = 1.0,
+    ) -> None:
         super().__init__()
-        if penalty not in ("cosine", "cross_covariance", "joint_entropy") or not tau > 0:
+        if penalty not in get_args(Penalty) or not tau > 0:
             raise InputError(
                 f"Separate: expected a known penalty and tau above 0, got {penalty!r}, {tau}."
             )
-        self.penalty, self.tau = penalty, tau
+        self.penalty, self.tau, self.scaled = penalty, tau, scaled
+        self.strength = strength
+        kinds = {"cosine": "mean", "adversary": "mean", "joint_entropy": "log_mean"}
+        self.batching = kinds.get(penalty, "pair")
+        self.head = None
+        if penalty == "adversary":
+            if width is None:
+                raise InputError("Separate: expected width, that of y, for the adversary.")
+            self.head = nn.Sequential(nn.LazyLinear(hidden), nn.ReLU(), nn.Linear(hidden, width))
 
     def forward(
         self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"]
     ) -> Float[Tensor, ""]:
-        """Return what the rows of two sites share."""
+        """Return what the rows of two sites share, or the error of the adversary."""
+        if self.head is not None:
+            return mse_loss(self.head(_Reversed.apply(x, self.strength)), y.detach())
         if self.penalty == "joint_entropy":
             apart = torch.cdist(x, x).square() + torch.cdist(y, y).square()
             return (torch.logsumexp(-apart / (2 * self.tau), 1) - _log(len(x))).mean()
@@ -72,9 +111,31 @@ class Separate(nn.Module):
                     "Take penalty='cross_covariance'."
                 )
             return cosine_similarity(x, y, dim=1, eps=1e-12).square().mean()
+        if self.penalty == "hsic":
+            return self._hsic(x, y)
         own, other = x - x.mean(0), y - y.mean(0)
         size = (own.T @ own).norm() * (other.T @ other).norm()
         return (own.T @ other).square().sum() / size.clamp(min=1e-30)
+
+    def _hsic(self, x: Tensor, y: Tensor) -> Tensor:
+        if len(x) < 4:
+            raise InputError(f"Separate: expected four rows or more for hsic, got {len(x)}.")
+        codes = [normalize(z, dim=1) if self.scaled else z for z in (x, y)]
+        near = [gaussian_kernel(z / self.tau**0.5, z / self.tau**0.5) for z in codes]
+        return unbiased_hsic(*near)
+
+
+class _Reversed(torch.autograd.Function):
+    """The same rows, whose gradient is turned round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return -ctx.strength * grads[0], None
 
 
 def _log(n: int) -> float:
