@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +16,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sonde.core.errors import InputError, SiteError, SondeWarning, StateError, near
 from sonde.core.inputs import Model
-from sonde.core.schedule import Constant, Schedule
-from sonde.core.site import Reducer
+from sonde.core.schedule import Constant
 from sonde.files.durable import atomic_write
-from sonde.tap.training.places import Changing, Place, Places
+from sonde.tap.training.places import Place, Places
 from sonde.tap.training.ranks import averaged, gathered_views, n_ranks
+from sonde.tap.training.term import Reduced, Term, Weight, check_column, made_term, repeated
 
-Key = str | tuple[str, ...]
-Weight = float | Schedule
-Reduced = str | Reducer | None
 EMA, DECAY = "ema", 0.999
 GIVEN = frozenset({"label", "logits", "group"})
 """Columns that may be given though no loss takes them, by code that does not know the losses."""
 OF_ROWS = ("label", "group", "weight", "place")
 STILL = 4
 """Steps after which own parameters with gradients must have moved; scalers skip the first few."""
-
-
-@dataclass(eq=False)
-class _Term:
-    """A loss, the places that it reads, the place that it changes, and its weight."""
-
-    name: str
-    loss: nn.Module
-    places: tuple[Place, ...]
-    changed: Place | None
-    schedule: Schedule
-
-    @property
-    def has_value(self) -> bool:
-        """Whether there is a loss, not only a change of states."""
-        return not isinstance(self.loss, Changing) or self.loss.has_loss
-
-    def told(self, name: str, default: Any) -> Any:
-        """Return what a loss says of itself: ``batching``, ``memory``, ``step``."""
-        return getattr(self.loss, name, default)
 
 
 class Terms:
@@ -80,7 +56,7 @@ class Terms:
         self.figures: dict[str, float] = {}
         self.n_steps = 0
         self._terms = [
-            _made(self._places, key, x, weight, reducer)
+            made_term(self._places, key, x, weight, reducer)
             for key, one in losses.items()
             for x in ([one] if isinstance(one, nn.Module) else one)
         ]
@@ -290,7 +266,7 @@ class Terms:
         self._versions = {id(p): p._version for p in own}
         if self._n_still >= STILL:
             raise StateError(
-                f"training: what {own_names(self._terms)} learns did not move in {STILL} steps. "
+                f"training: what {_own_names(self._terms)} learns did not move in {STILL} steps. "
                 "Give terms.parameters() to the optimiser."
             )
 
@@ -311,7 +287,7 @@ class Terms:
                 if id(p) not in self._handles and p.requires_grad:
                     self._handles[id(p)] = p.register_hook(averaged)
 
-    def _arguments(self, term: _Term, columns: dict[str, Any]) -> dict[str, Any]:
+    def _arguments(self, term: Term, columns: dict[str, Any]) -> dict[str, Any]:
         """Return what a loss is called with, by the names of its arguments."""
         brought = [place.brought for place in term.places]
         if any(not own for own in brought):
@@ -333,9 +309,9 @@ class Terms:
                 marks = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
                 made[name] = marks.to(rows[0].device)
             elif name in columns:
-                made[name] = _repeated(columns[name], sum(sizes), len(sizes))
+                made[name] = repeated(columns[name], sum(sizes), len(sizes))
                 if sizes and name in OF_ROWS:
-                    _check_column(term.name, name, made[name], sum(sizes))
+                    check_column(term.name, name, made[name], sum(sizes))
             elif name == "mask" and masks:
                 made[name] = torch.cat([mask for mask in masks if mask is not None])
             elif parameter.default is inspect.Parameter.empty and parameter.kind in (
@@ -347,7 +323,7 @@ class Terms:
                 )
         return made
 
-    def _not_read(self, term: _Term) -> StateError | SiteError:
+    def _not_read(self, term: Term) -> StateError | SiteError:
         silent = [place.name for place in term.places if not place.views]
         if self._places.n_forwards:
             return SiteError(
@@ -359,7 +335,7 @@ class Terms:
             "gradients enabled, got none since the last loss."
         )
 
-    def _check_rows(self, term: _Term, rows: list[Tensor]) -> None:
+    def _check_rows(self, term: Term, rows: list[Tensor]) -> None:
         least = 1 if term.told("batching", "mean") == "mean" else 2
         if n_few := [x for x in rows if len(x) < (1 if n_ranks() > 1 else least)]:
             raise InputError(
@@ -451,59 +427,6 @@ def training(
         terms.close()
 
 
-def _made(
-    places: Places,
-    key: Key,
-    loss: nn.Module,
-    weight: Weight | Mapping[Any, Weight],
-    reducer: Reduced | Mapping[Any, Reduced],
-) -> _Term:
-    """Return one entry of the user's mapping with its places."""
-    if not isinstance(loss, nn.Module):
-        raise InputError(
-            f"training: expected a module as the loss at {key!r}, got {type(loss).__name__}."
-        )
-    patterns = (key,) if isinstance(key, str) else key
-    given = _of(key, reducer, "reducer")
-    how = Reducer(given) if isinstance(given, str) else given
-    changed = places.add(patterns[0], how, loss) if isinstance(loss, Changing) else None
-    read = patterns if changed is None else patterns[1:]
-    found = tuple(places.add(pattern, how) for pattern in read)
-    own = _of(key, weight, "weight")
-    schedule = own if isinstance(own, Schedule) else Constant(float(own))
-    told = [place.name for place in (changed, *found) if place is not None]
-    return _Term(f"{type(loss).__name__}({', '.join(told)})", loss, found, changed, schedule)
-
-
-def _of(key: Key, given: Any, name: str) -> Any:
-    """Return what was given for a key, alone or in a mapping."""
-    if not isinstance(given, Mapping):
-        return given
-    if key not in given:
-        raise InputError(f"training: expected {name} for {key!r}, got it for {list(given)}.")
-    return given[key]
-
-
-def _check_column(loss: str, name: str, column: Any, n: int) -> None:
-    if not isinstance(column, Tensor) or len(column) != n:
-        got = f"{len(column)} entries" if isinstance(column, Tensor) else type(column).__name__
-        raise InputError(
-            f"training: expected a tensor with an entry of {name} for each of {n} rows of the loss "
-            f"{loss}, got {got}."
-        )
-    if name == "label" and column.is_floating_point():
-        raise InputError(
-            f"training: expected whole numbers as label of the loss {loss}, got {column.dtype}."
-        )
-
-
-def own_names(terms: list[_Term]) -> str:
+def _own_names(terms: list[Term]) -> str:
     """Return the names of losses that learn something."""
     return ", ".join(term.name for term in terms if any(True for _ in term.loss.parameters()))
-
-
-def _repeated(column: Any, n: int, n_views: int) -> Any:
-    """Return a column of one view's examples for the rows of all views."""
-    if isinstance(column, Tensor) and column.ndim and len(column) * n_views == n and n_views > 1:
-        return torch.cat([column] * n_views)
-    return column
