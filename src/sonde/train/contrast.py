@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, final, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from sonde.core.errors import InputError
 from sonde.stats.poincare import poincare_distance, to_ball
@@ -159,9 +159,8 @@ class Contrast(nn.Module):
                 raise InputError("Contrast: expected labels beside prototypes. Pass label.")
             scores = self._similar(rows, self._units(prototype))
             place_of = torch.arange(len(prototype), device=x.device)
-            return self._held(scores, label[:, None] == place_of, torch.zeros_like(scores).bool())
-        itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
-        positive = _together(x, label, view, group, place, self.radius) & ~itself
+            return self._held(scores, label[:, None] == place_of, hides_itself=False)
+        positive = _together(x, label, view, group, place, self.radius).fill_diagonal_(False)
         parts, marks = [rows], [positive]
         if negative is not None:
             parts.append(self._units(negative))
@@ -172,10 +171,9 @@ class Contrast(nn.Module):
             if len(self.kept_rows):
                 parts.append(self.kept_rows.to(rows))
                 marks.append((own[:, None] == self.kept_label) & (own >= 0)[:, None])
-        scores, every = self._similar(rows, torch.cat(parts)), torch.cat(marks, 1)
-        hidden = torch.zeros_like(every)
-        hidden[:, : len(x)] = itself
-        return self._held(scores, every, hidden)
+        every = torch.cat(marks, 1) if len(marks) > 1 else positive
+        others = torch.cat(parts) if len(parts) > 1 else rows
+        return self._held(self._similar(rows, others), every, hides_itself=True)
 
     def step(self) -> None:
         """Move the rows of the last batch into the memory."""
@@ -201,41 +199,47 @@ class Contrast(nn.Module):
         return torch.stack([x[:, member == c].amax(1) for c in torch.unique(member)], 1)
 
     def _similar(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return similarities over the temperature, which ``top_k`` leaves out."""
+        scale = 1.0 if self.denominator == "top_k" else self.temperature
         if self.metric == "cosine":
-            return normalize(x, dim=1) @ normalize(y, dim=1).T
+            return (normalize(x, dim=1) / scale) @ normalize(y, dim=1).T
         if self.metric == "dot":
-            return x @ y.T
+            return (x / scale) @ y.T
         if self.metric == "euclidean":
-            return -(x.unsqueeze(1) - y).square().sum(-1)
-        return -poincare_distance(to_ball(x), to_ball(y))
+            return -(x.unsqueeze(1) - y).square().sum(-1) / scale
+        return -poincare_distance(to_ball(x), to_ball(y)) / scale
 
-    def _held(self, similar: Tensor, positive: Tensor, hidden: Tensor) -> Tensor:
+    def _held(self, scores: Tensor, positive: Tensor, *, hides_itself: bool) -> Tensor:
         """Return the mean over the positives of a row, then over rows that have any."""
-        counted = positive.any(1)
-        if not bool(counted.any()):
+        (row, place), n = positive.nonzero(as_tuple=True), len(scores)
+        if not len(row):
             raise InputError(
                 "Contrast: expected rows that belong together, got none. Run the model on two "
                 "views before the loss, or pass labels that repeat in a batch."
             )
-        if self.denominator != "none" and not bool((~positive & ~hidden).any()):
+        if self.denominator != "none" and len(row) == positive.numel() - n * hides_itself:
             raise InputError(
                 "Contrast: expected rows of two classes or examples, got rows that all belong "
                 "together. Draw batches that mix them."
             )
-        scores = (similar / self.temperature).masked_fill(hidden, -torch.inf)
+        if hides_itself:
+            scores[:, :n].fill_diagonal_(-torch.inf)
+        count = torch.bincount(row, minlength=n)
+        if self.denominator == "softmax" and bool((count == 1).all()):
+            return cross_entropy(scores, place)
+        own = scores[row, place]  # positives alone: a matrix of all pairs is the whole memory
         if self.denominator == "none":
-            each = -2 * scores
+            each = -2 * own
         elif self.denominator == "top_k":
-            free = similar.masked_fill(hidden, -torch.inf)
-            each = -soft_top_k(free, self.k, self.softness).clamp(min=1e-12).log()
+            share = soft_top_k(scores, self.k, self.softness)[row, place]
+            each = -share.clamp(min=1e-12).log()
         elif self.denominator == "softmax":
-            each = scores.logsumexp(1, keepdim=True) - scores
+            each = scores.logsumexp(1)[row] - own
         else:
-            others = scores.masked_fill(positive, -torch.inf).logsumexp(1, keepdim=True)
-            others = others.expand_as(scores)
-            each = (torch.logaddexp(scores, others) if self.include_positive else others) - scores
-        each = torch.where(positive, each, 0.0).sum(1)
-        return (each[counted] / positive.sum(1)[counted]).mean()
+            others = scores.masked_fill(positive, -torch.inf).logsumexp(1)[row]
+            each = (torch.logaddexp(own, others) if self.include_positive else others) - own
+        sums = each.new_zeros(n).index_add(0, row, each)
+        return (sums[count > 0] / count[count > 0]).mean()
 
     def _assigned(self, x: Tensor, view: Tensor | None) -> Tensor:
         """Return the cross entropy of each view to the balanced assignment of the others."""

@@ -1,0 +1,80 @@
+"""Units of one layer that are routed: few are on for each token, others for other tokens.
+
+A simulated task of eight kinds of tokens, each with a map of its own.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from sonde.layers import Adapter, Experts
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+KINDS, DIM, PART, FIT, HELD, STEPS, TINY = 8, 16, 8, 4_000, 1_000, 800, 6
+
+
+@final
+class RoutedDimensionsStudy(Study):
+    """Three of nine parts of a hidden layer by a router, beside dense layers."""
+
+    name = "routed-dimensions"
+    title = "do routed units do more than as many units that are always on?"
+    paper = "chen2024mohd"
+    fidelity = "one hidden layer in place of all layers of a language model; no fusion map"
+    data = "simulated: eight kinds of rows, each with a curved map of its own"
+    claims = (
+        Claim("active", "Routed units do more than as many that are always on.",
+              "R2, routed less dense of as many active units"),
+        Claim("all", "They come within .05 of all units always on.",
+              "R2, routed less dense of all units, and 0.05"),
+        Claim("apart", "Kinds of rows turn on different parts.",
+              "mean overlap of the parts of two rows, of one kind less of two kinds"),
+    )  # fmt: skip
+    null = Claim("again", "Another order of the batches changes nothing.",
+                 "R2, difference of two dense trainings")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train each layer."""
+        draw = torch.Generator().manual_seed(seed)
+        kind = torch.randint(KINDS, (FIT + HELD,), generator=draw)
+        centres = 1.5 * torch.randn(KINDS, DIM, generator=draw)
+        maps = torch.randn(KINDS, DIM, DIM, generator=draw) / DIM**0.5
+        noise = torch.randn(FIT + HELD, DIM, generator=draw)
+        x = centres[kind] + noise
+        y = torch.tanh(torch.einsum("nd,nde->ne", noise, maps[kind]))
+        arms = {
+            "routed": lambda: Experts(DIM, 9, PART, over="units", k=2, shared=1),
+            "dense, active": lambda: Adapter(DIM, 3 * PART),
+            "dense, all": lambda: Adapter(DIM, 9 * PART),
+        }
+        found, nets = dict[str, float](), dict[str, nn.Module]()
+        for arm, make in (*arms.items(), ("again", arms["dense, active"])):
+            tick(arm)
+            net = drawn(lambda make=make: nn.Sequential(make(), nn.Linear(DIM, DIM)), seed)
+            minimise(
+                lambda r, net=net: (net(x[r]) - y[r]).square().mean(), net.parameters(), FIT,
+                steps=TINY if tiny else STEPS, seed=seed + 50 * (arm == "again"), batch=128,
+            )  # fmt: skip
+            with torch.no_grad():
+                left = (net(x[FIT:]) - y[FIT:]).square().mean()
+            truth = y[FIT:]
+            found[arm] = float(1 - left / (truth - truth.mean(0)).square().mean())
+            nets[arm] = net
+        return {
+            "active": found["routed"] - found["dense, active"],
+            "all": found["routed"] - found["dense, all"] + 0.05,
+            "apart": _apart(nets["routed"], x[FIT:], kind[FIT:]),
+            "again": found["again"] - found["dense, active"],
+            **{f"R2 | {arm}": v for arm, v in found.items()},
+        }
+
+
+@torch.no_grad()
+def _apart(net: nn.Module, x: Tensor, kind: Tensor) -> float:
+    layer = next(part for part in net.modules() if isinstance(part, Experts))
+    on = (layer.shares(x) > 0).double()
+    both = on @ on.T / layer.k
+    same = (kind[:, None] == kind) & ~torch.eye(len(x), dtype=torch.bool)
+    return float(both[same].mean() - both[kind[:, None] != kind].mean())
