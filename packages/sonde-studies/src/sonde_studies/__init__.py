@@ -13,7 +13,9 @@ from sonde_studies.text import as_text
 STUDIES: dict[str, str] = {
     "abstopk": "AbsTopKStudy",
     "active-variables": "ActiveVariablesStudy",
+    "align-teacher": "AlignTeacherStudy",
     "alignment-quality": "AlignmentQualityStudy",
+    "attention-bottleneck": "AttentionBottleneckStudy",
     "attention-capacity": "AttentionCapacityStudy",
     "attention-patterns": "AttentionPatternsStudy",
     "attention-steer": "AttentionSteerStudy",

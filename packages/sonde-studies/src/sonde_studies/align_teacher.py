@@ -1,0 +1,167 @@
+"""A denoiser whose states are pulled to those of a classifier: early, always, and not at all.
+
+Flow matching on digits by a residual net of six blocks; the teacher learned to classify them.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from sonde import training
+from sonde.core.schedule import Constant, Schedule, StopAt
+from sonde.train import Align
+from sonde_studies._recipe_data import learned, mlp, shuffled_digits
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn
+
+FIT, STEPS, TINY, BATCH, WIDTH, BLOCKS = 1_000, 600, 6, 64, 96, 6
+EARLY, STOP = 3, 2
+"""The early loss is taken after a third of the steps; the stopped arm stops at half."""
+
+
+@final
+class AlignTeacherStudy(Study):
+    """One denoiser without a teacher, and with it at one block: always, stopped, or untrained."""
+
+    name = "align-teacher"
+    title = "does a teacher of states speed up a generative model?"
+    paper = "yu2024repa"
+    fidelity = "a residual net on digits in place of a diffusion transformer on large pictures"
+    data = "digits: 1,000 to train on, 797 to judge; the teacher is a classifier of the same rows"
+    claims = (
+        Claim("early", "After a third of the steps the loss is lower with the teacher.",
+              "thousandths of the loss, plain less aligned"),
+        Claim("late", "In the end it is no higher than without, to five thousandths.",
+              "thousandths of the loss, plain less aligned, and 5"),
+        Claim("stop", "Stopping at half is better than going on.",
+              "thousandths of the loss, aligned less stopped"),
+        Claim("states", "The states of the block come to tell the digit better.",
+              "accuracy of a linear probe, aligned less plain"),
+    )  # fmt: skip
+    null = Claim(
+        "untrained",
+        "An untrained teacher does not help.",
+        "thousandths of the early loss, plain less aligned to it, and 0 where it is below",
+    )
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train each arm on the same noise."""
+        x, label = shuffled_digits(seed)
+        steps = TINY if tiny else STEPS
+        tick("teacher")
+        net = drawn(lambda: mlp(64, WIDTH), seed)
+        teacher = learned(net, x[:FIT], label[:FIT], seed, TINY if tiny else 200).module
+        untrained = drawn(lambda: mlp(64, WIDTH), seed + 7)
+        arms: dict[str, tuple[nn.Module | None, Schedule]] = {
+            "plain": (None, Constant(0.0)),
+            "aligned": (teacher, Constant(0.5)),
+            "stopped": (teacher, StopAt(0.5, steps // STOP)),
+            "untrained": (untrained, Constant(0.5)),
+        }
+        early, late, probe = dict[str, float](), dict[str, float](), dict[str, float]()
+        for arm, (other, weight) in arms.items():
+            tick(arm)
+            model = drawn(_Denoiser, seed)
+            early[arm], late[arm] = _train(model, other, weight, x, seed, steps)
+            probe[arm] = _probe(model, x, label)
+        thousand = 1_000.0
+        return {
+            "early": thousand * (early["plain"] - early["aligned"]),
+            "late": thousand * (late["plain"] - late["aligned"]) + 5,
+            "stop": thousand * (late["aligned"] - late["stopped"]),
+            "states": probe["aligned"] - probe["plain"],
+            "untrained": thousand * (early["plain"] - early["untrained"]),
+            **{f"early loss | {arm}": v for arm, v in early.items()},
+            **{f"loss | {arm}": v for arm, v in late.items()},
+            **{f"probe | {arm}": v for arm, v in probe.items()},
+        }
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH)
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.body(h)
+
+
+class _Denoiser(nn.Module):
+    """Six residual blocks; the clean picture rides along for the teacher alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(65, WIDTH)
+        self.blocks = nn.ModuleList(_Block() for _ in range(BLOCKS))
+        self.last = nn.Linear(WIDTH, 64)
+
+    def forward(self, mixed: Tensor, t: Tensor, clean: Tensor) -> Tensor:
+        h = self.first(torch.cat([mixed, t], 1))
+        for block in self.blocks:
+            h = block(h)
+        return self.last(h)
+
+
+class _OfClean(nn.Module):
+    """A teacher that looks at the clean picture among what the denoiser is given."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, mixed: Tensor, t: Tensor, clean: Tensor) -> Tensor:
+        return self.net(clean)
+
+
+def _flow(x: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mixtures of pictures and noise, their times, and the velocity between both."""
+    t, noise = torch.rand(len(x), 1, generator=draw), torch.randn(x.shape, generator=draw)
+    given = 2 * x - 1
+    return (1 - t) * given + t * noise, t, noise - given
+
+
+def _train(
+    model: nn.Module, other: nn.Module | None, weight: Schedule, x: Tensor, seed: int, steps: int
+) -> tuple[float, float]:
+    """Train, and return the held-out loss after a third of the steps and in the end."""
+    align = drawn(lambda: Align("cosine", "mlp", width=WIDTH, hidden=WIDTH), seed)
+    align(torch.zeros(2, WIDTH), torch.zeros(2, WIDTH))
+    draw, teacher = torch.Generator().manual_seed(seed), _OfClean(other or nn.Identity())
+    site = ("blocks.1", "teacher:net.3" if other is not None else "blocks.2")
+    early = 0.0
+    with training(model, {site: align}, weight=weight, teacher=teacher) as terms:
+        adam = torch.optim.Adam([*model.parameters(), *terms.parameters()], lr=2e-3)
+        for step in range(steps):
+            rows = x[torch.randint(FIT, (BATCH,), generator=draw)]
+            mixed, t, wanted = _flow(rows, draw)
+            loss = (model(mixed, t, rows) - wanted).square().mean() + terms.loss()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            terms.step()
+            early = _loss(model, x, seed) if step == steps // EARLY else early
+    return early, _loss(model, x, seed)
+
+
+@torch.no_grad()
+def _loss(model: nn.Module, x: Tensor, seed: int) -> float:
+    held = x[FIT:].repeat(8, 1)
+    mixed, t, wanted = _flow(held, torch.Generator().manual_seed(seed + 1))
+    return float((model(mixed, t, held) - wanted).square().mean())
+
+
+@torch.no_grad()
+def _probe(model: nn.Module, x: Tensor, label: Tensor) -> float:
+    """Return how well least squares on the block's states of half noise names the digit."""
+    draw = torch.Generator().manual_seed(5)
+    t, noise = torch.full((len(x), 1), 0.3), torch.randn(x.shape, generator=draw)
+    h = model.get_submodule("first")(torch.cat([0.7 * (2 * x - 1) + 0.3 * noise, t], 1))
+    for name in ("blocks.0", "blocks.1"):
+        h = model.get_submodule(name)(h)
+    rows = torch.cat([h, torch.ones(len(h), 1)], 1)
+    wanted = torch.nn.functional.one_hot(label, 10).float()
+    weight = torch.linalg.lstsq(rows[:FIT], wanted[:FIT], driver="gelsd").solution
+    return float(((rows[FIT:] @ weight).argmax(1) == label[FIT:]).double().mean())

@@ -1,0 +1,97 @@
+"""A bottleneck of attention: a few of many slots are passed on, and which ones is learned.
+
+Six simulated factors in six slots; the answer needs two of them.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from sonde.layers import Readout
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+SLOTS, VALUES, FIT, HELD, STEPS, TINY, DIM = 6, 3, 4_000, 1_000, 500, 4, 24
+NEEDED = (1, 4)
+
+
+@final
+class AttentionBottleneckStudy(Study):
+    """Readouts that keep one, two or all of six gathered vectors."""
+
+    name = "attention-bottleneck"
+    title = "do a few chosen vectors say as much as all?"
+    paper = "bengio2017consciousness"
+    fidelity = "a prior that has no experiments; the task and the figures are ours"
+    data = "simulated: six factors of three values in six noisy slots"
+    claims = (
+        Claim("two", "Two chosen vectors answer as well as all six, to five points.",
+              "accuracy, two less all, and 0.05"),
+        Claim("one", "One chosen vector answers worse than two.", "accuracy, two less one"),
+        Claim("factors", "What is passed on tells the two needed factors better than the others.",
+              "accuracy of linear probes, needed less other factors"),
+    )  # fmt: skip
+    null = Claim("noise", "Answers that no factor tells stay at chance.",
+                 "accuracy less 1/3, two chosen")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train each width of the bottleneck."""
+        draw = torch.Generator().manual_seed(seed)
+        factor = torch.randint(VALUES, (FIT + HELD, SLOTS), generator=draw)
+        codes = torch.randn(SLOTS, VALUES, DIM, generator=draw)
+        x = codes[torch.arange(SLOTS), factor]
+        x = x + 0.5 * torch.randn(x.shape, generator=draw)
+        answer = factor[:, NEEDED[0]] * factor[:, NEEDED[1]] % VALUES
+        other = torch.randint(VALUES, answer.shape, generator=draw)
+        found, nets = dict[str, float](), dict[str, nn.Module]()
+        for arm, k, truth in (("all", None, answer), ("two", 2, answer), ("one", 1, answer),
+                              ("noise", 2, other)):  # fmt: skip
+            tick(arm)
+            net = drawn(lambda k=k: _Net(k), seed)
+            minimise(
+                lambda r, net=net, truth=truth: cross_entropy(net(x[r]), truth[r]),
+                net.parameters(), FIT, steps=TINY if tiny else STEPS, seed=seed,
+            )  # fmt: skip
+            with torch.no_grad():
+                told = net(x[FIT:]).argmax(1)
+            found[arm] = float((told == truth[FIT:]).double().mean())
+            nets[arm] = net
+        with torch.no_grad():
+            passed = nets["two"].gathered(x)
+        probes = [_probe(passed, factor[:, i]) for i in range(SLOTS)]
+        needed = sum(probes[i] for i in NEEDED) / len(NEEDED)
+        rest = (sum(probes) - needed * len(NEEDED)) / (SLOTS - len(NEEDED))
+        return {
+            "two": found["two"] - found["all"] + 0.05,
+            "one": found["two"] - found["one"],
+            "factors": needed - rest,
+            "noise": found["noise"] - 1 / VALUES,
+            **{f"accuracy | {arm}": v for arm, v in found.items()},
+            "probe | needed": needed,
+            "probe | others": rest,
+        }
+
+
+class _Net(nn.Module):
+    """Queries that gather the slots, a selection, and an answer from what is left."""
+
+    def __init__(self, k: int | None) -> None:
+        super().__init__()
+        self.place = nn.Parameter(0.5 * torch.randn(SLOTS, DIM))
+        self.readout = Readout((DIM,), DIM, "queries", n_queries=SLOTS, select=k)
+        self.head = nn.Sequential(nn.Linear(DIM, 48), nn.ReLU(), nn.Linear(48, VALUES))
+
+    def gathered(self, x: Tensor) -> Tensor:
+        return self.readout(x + self.place).mean(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gathered(x))
+
+
+def _probe(x: Tensor, factor: Tensor) -> float:
+    """Return how often least squares on one-hot rows names a factor on held-out rows."""
+    rows = torch.cat([x, torch.ones(len(x), 1)], 1)
+    weight = torch.linalg.lstsq(rows[:FIT], one_hot(factor[:FIT]).float(), driver="gelsd").solution
+    return float(((rows[FIT:] @ weight).argmax(1) == factor[FIT:]).double().mean())
