@@ -1,7 +1,8 @@
 """Train on mixed examples, at the input or at a site, with labels or a teacher's answers to match.
 
 For few labels and for calibration. On small clean data it changes little. Call ``change`` on the
-inputs, or at a site by ``sonde.editing``, then the loss on the logits of the same batch.
+inputs, or let ``sonde.training(model, {site: mixup})`` mix at a site, then take the loss on the
+logits of the same batch: ``terms.loss(logits=..., label=...)``.
 """
 
 from typing import ClassVar, Literal, final
