@@ -147,8 +147,8 @@ class MaskedFeatures(nn.Module):
         if self.positions is None or x.ndim != 2 or len(x) % self.positions:
             raise InputError(
                 "MaskedFeatures: expected states (row, pos, dim), got shape "
-                f"{tuple(x.shape)}. Read the site with reducer=None, or pass positions=, the number "
-                "of positions of an example."
+                f"{tuple(x.shape)}. Read the site with reducer=None, or pass positions=, the "
+                "number of an example."
             )
         return x.reshape(-1, self.positions, x.shape[1])
 
