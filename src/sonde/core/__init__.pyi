@@ -48,6 +48,11 @@ from sonde.core.query_moments import QueryMoments as QueryMoments
 from sonde.core.result import Result as Result
 from sonde.core.result import Scorer as Scorer
 from sonde.core.result import infinite_where_nonfinite as infinite_where_nonfinite
+from sonde.core.schedule import Constant as Constant
+from sonde.core.schedule import Ramp as Ramp
+from sonde.core.schedule import Schedule as Schedule
+from sonde.core.schedule import StopAt as StopAt
+from sonde.core.schedule import StopWhen as StopWhen
 from sonde.core.shift import Comparison as Comparison
 from sonde.core.shift import Shift as Shift
 from sonde.core.shift import Side as Side

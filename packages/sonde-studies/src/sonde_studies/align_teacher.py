@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde import training
-from sonde.core.schedule import Constant, Schedule, StopAt
+from sonde.core import Constant, Schedule, StopAt
 from sonde.train import Align
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
