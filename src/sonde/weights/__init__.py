@@ -24,6 +24,7 @@ from sonde.weights.residual import residual_readers, residual_writers
 from sonde.weights.rewrite import Rewrite, RewritePlan
 from sonde.weights.saving import Saved, save_edited
 from sonde.weights.thin_linear import ThinLinear
+from sonde.weights.tuning import mean_loss, tuned
 from sonde.weights.undoing import undo
 from sonde.weights.unpacked_linear import CodebookLinear, StackLinear
 
@@ -56,6 +57,7 @@ __all__ = [
     "fold_edit",
     "fold_writers",
     "kernels",
+    "mean_loss",
     "merge_models",
     "module_of",
     "pack",
@@ -63,6 +65,7 @@ __all__ = [
     "residual_writers",
     "save_edited",
     "tensor_hash",
+    "tuned",
     "undo",
     "unpack",
     "with_tensors",

@@ -54,6 +54,7 @@ STUDIES: dict[str, str] = {
     "entropic-student": "EntropicStudentStudy",
     "extreme-labels": "ExtremeLabelsStudy",
     "faithfulness-violation": "FaithfulnessViolationStudy",
+    "family-of-models": "FamilyOfModelsStudy",
     "fault-lines": "FaultLinesStudy",
     "feature-complexity": "FeatureComplexityStudy",
     "feature-fusion": "FeatureFusionStudy",

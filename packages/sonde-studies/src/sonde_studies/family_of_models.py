@@ -1,0 +1,99 @@
+"""A small net begins and a large one goes on: with nets that were aligned for it and without.
+
+Perceptrons on digits of three widths, all with 48 units where one may hand over to another.
+"""
+
+from typing import final
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sonde import Model, training
+from sonde.train import Align
+from sonde_studies._recipe_data import items_of, shuffled_digits
+from sonde_studies.recipes.family_of_models import family_of_models
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+FIT, STEPS, TINY, DIM, PULL = 700, 400, 20, 48, 3.0
+WIDTHS = (32, 64)
+LARGE = 128
+
+
+@final
+class FamilyOfModelsStudy(Study):
+    """Two small nets and a large net, by how the small nets were trained."""
+
+    name = "family-of-models"
+    title = "may a small net hand over to a large one, and was it trained for that?"
+    paper = "bansal2021stitching"
+    fidelity = "one place to hand over; the small nets are pulled to the states of the large one"
+    data = "digits: 700 to train on; 1,097 for the recipe, half of which fit maps"
+    claims = (
+        Claim("aligned", "A small net that was aligned hands over without a map, to five points.",
+              "accuracy without a map less that of the large net, and 0.05"),
+        Claim("alone", "One that was not needs the map.",
+              "accuracy with a map less that without"),
+        Claim("map", "With the map it keeps the large net's accuracy, to five points.",
+              "accuracy with a map less that of the large net, and 0.05"),
+    )  # fmt: skip
+    null = Claim("random", "Aligned to a random net it hands over to the large one by chance.",
+                 "accuracy without a map", above=0.1)  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train the nets and ask the recipe of each pair."""
+        x, label = shuffled_digits(seed)
+        steps, items = TINY if tiny else STEPS, items_of(x[FIT:], label[FIT:])
+        tick("large")
+        large = _trained(x, label, LARGE, seed, steps)
+        random = drawn(lambda: _net(LARGE), 10 * seed + 9).eval()
+        found = dict[str, dict[str, float]]()
+        for arm, teacher in (("alone", None), ("aligned", large), ("random", random)):
+            tick(arm)
+            pairs = []
+            for width in WIDTHS:
+                small = _trained(x, label, width, seed + width, steps, teacher)
+                answer = family_of_models(
+                    Model(small), Model(large), items, sites="0", seed=seed, progress=False
+                )
+                pairs.append({
+                    "with a map": float(answer.rows[0]["with a map"]),
+                    "as they are": float(answer.rows[0]["as they are"]),
+                    "small": float(answer.facts["small model"]),
+                    "large": float(answer.facts["large model"]),
+                })  # fmt: skip
+            found[arm] = {k: sum(p[k] for p in pairs) / len(pairs) for k in pairs[0]}
+        alone, aligned, best = found["alone"], found["aligned"], found["alone"]["large"]
+        return {
+            "aligned": aligned["as they are"] - best + 0.05,
+            "alone": alone["with a map"] - alone["as they are"],
+            "map": alone["with a map"] - best + 0.05,
+            "random": found["random"]["as they are"],
+            **{f"{arm} | {key}": v for arm, row in found.items() for key, v in row.items()},
+        }
+
+
+def _net(width: int) -> nn.Sequential:
+    front = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, DIM), nn.ReLU())
+    return nn.Sequential(
+        front, nn.Sequential(nn.Linear(DIM, width), nn.ReLU(), nn.Linear(width, 10))
+    )
+
+
+def _trained(
+    x: Tensor, label: Tensor, width: int, seed: int, steps: int, teacher: nn.Module | None = None
+) -> nn.Sequential:
+    net = drawn(lambda: _net(width), seed)
+    if teacher is None:
+        minimise(
+            lambda rows: cross_entropy(net(x[rows]), label[rows]),
+            net.parameters(), FIT, steps=steps, seed=seed,
+        )  # fmt: skip
+        return net.eval()
+    with training(net, {("0", "teacher:0"): Align("mse")}, weight=PULL, teacher=teacher) as terms:
+
+        def loss(rows: Tensor) -> Tensor:
+            return cross_entropy(net(x[rows]), label[rows]) + terms.loss()
+
+        minimise(loss, net.parameters(), FIT, steps=steps, seed=seed)
+    return net.eval()

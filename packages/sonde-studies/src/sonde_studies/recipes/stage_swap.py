@@ -1,0 +1,121 @@
+"""Fronts of some models on backs of others: which part makes the difference."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sonde import InputError, Model
+from sonde.core import matrix
+from sonde.measure import stitch
+from sonde.report import Answer
+from sonde_studies.recipes._halves import HalfModel, cuts_of, halves_of
+
+QUESTION = "Which part makes two models differ, the front or the back?"
+
+
+def stage_swap(
+    first: Model,
+    second: Model,
+    data: Any,
+    *,
+    third: Model | None = None,
+    sites: str = "auto",
+    label_column: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Answer:
+    """Put the front of each classifier on the back of each other, and judge all of them.
+
+    Between two models states go through a linear map, which is fitted on half of the data; the
+    other half judges. The table's variance is split into what fronts add, what backs add, and what
+    only some pairs do.
+
+    Example: sonde recipe stage-swap FIRST SECOND DATA -o swap.html
+
+    Parameters
+    ----------
+    first : Model
+    second : Model
+        Classifiers of the same classes that read the same inputs.
+    data : str, path or iterable
+        Labelled examples that no model was trained on.
+    third : Model, optional
+        A third classifier.
+    sites : str, default="auto"
+        Where models are cut: one site, or one for each model with commas between them; "auto" is
+        the middle of their blocks.
+    label_column : str, optional
+        Column of the class, where its name does not say so.
+    limit : int, optional
+        Read only the first examples.
+    seed : int, default=0
+        Draws the halves.
+    """
+    names = ["first", "second", "third"][: 2 + (third is not None)]
+    models = [m for m in (first, second, third) if m is not None]
+    options = {"label_column": label_column, "limit": limit}
+    inputs, (fit, held) = halves_of(models, data, seed, **options)
+    cuts = cuts_of(models, data, sites, **options)
+    cut = cuts[(len(cuts) - 1) // 2]
+    halves = [HalfModel(m, x, site, held) for m, x, site in zip(models, inputs, cut, strict=True)]
+    label = halves[0].labels()
+    if (label < 0).any():
+        raise InputError(
+            f"stage_swap: expected labelled examples, got {int((label < 0).sum())} without a "
+            "label. Look at label_column."
+        )
+    found = stitch([h.front for h in halves], [h.back for h in halves], fit, held, label)
+    table = found.accuracy
+    fronts, backs = ((table - table.mean()).mean(i) for i in (1, 0))
+    spread = [float(v.max() - v.min()) for v in (fronts, backs)]
+    noise = 2 * float((table.mean() * (1 - table.mean()) / len(held)).sqrt())
+    shares = found.share_front, found.share_back, found.share_interaction
+    share = [0.0 if math.isnan(x) else x for x in shares]  # a table of equal cells has no variance
+    own = float(torch.as_tensor(found.null))
+    differ = max(*spread, own - float(found.value)) > noise
+    which = "front" if spread[0] > spread[1] else "back"
+    verdict = f"the {which} differs" if max(spread) > noise else "they do not fit"
+    return Answer(
+        question=QUESTION,
+        verdict=verdict if differ else "they are alike",
+        level="clear",
+        sentence=f"As they are the models have accuracy {_listed(names, table.diagonal())}; with "
+        f"the front of one on the back of another it is {float(found.value):.3f} on average. "
+        f"Fronts make {share[0]:.0%} of the variance of the table, backs {share[1]:.0%}, pairs "
+        f"{share[2]:.0%}.",
+        value=share[0],
+        n=len(held),
+        range=(0.0, 1.0),
+        rows=tuple(
+            {"front": name, "site": site}
+            | {f"back of {n}": float(v) for n, v in zip(names, row, strict=True)}
+            for name, site, row in zip(names, cut, table, strict=True)
+        ),
+        drawn=_drawn(names, table),
+        facts={
+            "cut": ", ".join(cut),
+            "two standard errors": f"{noise:.3f}",
+            "rows that fit maps": str(len(fit)),
+        },
+        advice=(
+            "A map is linear and fitted to the other model's states. Models of other seeds often "
+            "pass on with such a map: that alone does not say that they see the same.",
+        ),
+    )
+
+
+def _drawn(names: list[str], table: Tensor) -> dict[str, Any]:
+    rows = [
+        {"front": a, "back": b, "accuracy": float(table[i, j])}
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+    ]
+    title = "Accuracy of fronts on backs"
+    return matrix(title, rows, "back", "front", "accuracy", low=0.0, high=1.0)
+
+
+def _listed(names: list[str], values: Any) -> str:
+    return ", ".join(f"{v:.3f} ({name})" for name, v in zip(names, values.tolist(), strict=True))

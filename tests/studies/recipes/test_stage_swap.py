@@ -1,0 +1,93 @@
+"""Halves of models: cut and joined again, nets that a linear map turns into one another."""
+
+import pytest
+import torch
+from torch import nn
+
+from sonde import InputError, Model, load
+from sonde_studies.recipes._halves import HalfModel, halves_of
+from sonde_studies.recipes.family_of_models import family_of_models
+from sonde_studies.recipes.stage_swap import stage_swap
+
+
+def linear_nets(widths=(6, 6, 7), seed=0):
+    """Return nets whose fronts can be undone by a linear map, and rows with labels."""
+    torch.manual_seed(seed)
+    nets = [nn.Sequential(nn.Linear(5, w), nn.Sequential(nn.Linear(w, 4))).eval() for w in widths]
+    x = torch.randn(211, 5)
+    label = torch.randint(0, 4, (211,))
+    items = [{"x": row, "label": int(c)} for row, c in zip(x, label, strict=True)]
+    return nets, x, label, items
+
+
+class Pictures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu().mean((2, 3)))
+
+
+@pytest.mark.truth("the models' own logits")
+@pytest.mark.parametrize("kind", ["tokens", "pictures"])
+def test_a_model_that_is_cut_and_joined_answers_as_before(kind):
+    if kind == "tokens":
+        model, data, site = load("sonde:digits"), "sonde:digits/test", "layers.1"
+    else:
+        torch.manual_seed(1)
+        model, site = Model(Pictures().eval()), "first"
+        data = [{"x": torch.randn(1, 4, 5), "label": i % 4} for i in range(60)]
+    (inputs,), (_, held) = halves_of([model], data, 0)
+    half = HalfModel(model, inputs, site, held)
+    states, said = half.front(held), []
+    with torch.no_grad():
+        for batch in inputs.at(held.numpy()).batches(0, len(held)):
+            found = model.module(*batch.args, **batch.kwargs)
+            said.append(getattr(found, "logits", found))
+        got, moved = half.back(states), half.back(3 * states)
+    assert torch.allclose(got, torch.cat(said), atol=1e-5)
+    assert not torch.allclose(moved, torch.cat(said), atol=0.1)
+
+
+@pytest.mark.truth("fronts that a linear map undoes: a net answers as the net of its back")
+def test_a_swapped_net_answers_as_the_net_of_its_back():
+    nets, x, label, items = linear_nets()
+    models = [Model(net) for net in nets]
+    found = stage_swap(
+        models[0], models[1], items, third=models[2], sites="0", seed=3, progress=False
+    )
+    _, (_, held) = halves_of(models, items, 3)
+    with torch.no_grad():
+        want = [float((n(x[held]).argmax(1) == label[held]).double().mean()) for n in nets]
+    for row in found.rows:
+        got = [row[f"back of {name}"] for name in ("first", "second", "third")]
+        assert got == pytest.approx(want, abs=0.011)  # a row may change sides: the map has a ridge
+    assert max(want) - min(want) > 0.03
+    assert float(found.value) < 0.05
+
+
+@pytest.mark.truth("one front on two backs")
+def test_a_shared_front_hands_over_without_a_map():
+    (first, second, wide), x, _, items = linear_nets(seed=5)
+    shared = nn.Sequential(first[0], second[1]).eval()
+    found = family_of_models(Model(first), Model(shared), items, sites="0", progress=False)
+    for item, row in zip(items, x, strict=True):
+        item["label"] = int(second(row[None]).argmax())
+    large = float(found.facts["large model"])
+    assert found.rows[0]["as they are"] == pytest.approx(large, abs=1e-4)
+    assert found.verdict == "hand over"
+    alone = family_of_models(Model(first), Model(second), items, sites="0", progress=False)
+    assert alone.verdict == "only with a map"
+    other = family_of_models(Model(first), Model(wide), items, sites="0", progress=False)
+    assert other.rows[0]["as they are"] is None
+
+
+def test_rows_without_labels_and_few_rows_are_refused():
+    nets, _, _, items = linear_nets()
+    a, b = Model(nets[0]), Model(nets[1])
+    bare = [{"x": item["x"]} for item in items]
+    with pytest.raises(InputError, match=r"10[56] without a label"):
+        stage_swap(a, b, bare, sites="0", progress=False)
+    with pytest.raises(InputError, match="40 or more"):
+        stage_swap(a, b, items[:30], sites="0", progress=False)
