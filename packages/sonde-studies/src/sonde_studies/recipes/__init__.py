@@ -13,6 +13,8 @@ from sonde.core import InputError, near
 from sonde.report import Answer
 
 RECIPES: tuple[str, ...] = (
+    "code-strip",
+    "codebook-bottleneck",
     "decode-states",
     "did-it-memorise",
     "document-retrieval",
@@ -22,9 +24,12 @@ RECIPES: tuple[str, ...] = (
     "replication-check",
     "route-by-score",
     "stage-swap",
+    "tabular-attribution",
     "tune-norms",
+    "two-forms-of-a-fact",
     "unlearning-audit",
     "was-it-generated",
+    "where-tasks-part",
     "who-wrote-it",
 )
 

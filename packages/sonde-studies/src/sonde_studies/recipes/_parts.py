@@ -28,13 +28,13 @@ def rows_with(
         If there are fewer than ``least``, or a row lacks a column.
     """
     rows = rows_of(data, limit)
+    if len(rows) < least:
+        raise InputError(f"{recipe}: expected {least} or more rows, got {len(rows)}. Pass more.")
     missing = [name for name in columns if any(name not in row for row in rows)]
-    if missing or len(rows) < least:
-        known = ", ".join(map(str, rows[0])) if rows else "none"
+    if missing:
         raise InputError(
-            f"{recipe}: expected {least} or more rows with the columns {', '.join(columns)}, got "
-            f"{len(rows)} rows, and none called {', '.join(missing) or 'otherwise'} in some of "
-            f"them. The first row has {known}."
+            f"{recipe}: expected the columns {', '.join(columns)} in every row, got rows without "
+            f"{', '.join(missing)}. The first row has {', '.join(map(str, rows[0]))}."
         )
     return rows
 
@@ -90,10 +90,24 @@ def error_of(right: Any) -> float:
     return float(np.std(right) / np.sqrt(max(len(right), 1)))
 
 
-def long_rows(rows: Mapping[str, Mapping[str, float]], name: str, column: str) -> Rows:
-    """Return a table of tables as a row for each cell, for a picture."""
+def melted(
+    rows: Sequence[Mapping[str, Any]], x: str, value: str, by: str, columns: Mapping[str, str]
+) -> Rows:
+    """Return several columns of a table as one, for a picture.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+    x : str
+        The column that is kept.
+    value, by : str
+        Names of the new columns: of the numbers, and of what they are.
+    columns : mapping of str to str
+        What each column is called in the picture. Cells of None are left out.
+    """
     return [
-        {name: row, column: key, "value": value}
-        for row, cells in rows.items()
-        for key, value in cells.items()
+        {x: row[x], value: row[column], by: name}
+        for row in rows
+        for column, name in columns.items()
+        if row.get(column) is not None
     ]
