@@ -69,6 +69,16 @@ def test_it_answers_writes_a_page_and_ends_as_asked(run, place):
     assert run(*words, "--fail-on", "error").code == 0
 
 
+def test_data_that_may_be_left_out_are_a_word(run, place):
+    one = ["recipe", "unlearning-audit", *["nets_of_a_recipe:noisy"] * 2, *["rows.jsonl"] * 2]
+    without, held = (run(*one, "--of-class", "3", *more, "--json")
+                     for more in ((), ("--held", "rows.jsonl")))  # fmt: skip
+    assert held.code == 0, held.err
+    attack = {key for key in held.json()["facts"] if key.startswith("attack by low loss")}
+    assert attack
+    assert not attack & set(without.json()["facts"])
+
+
 def test_a_page_of_another_kind_is_refused_before_anything_runs(run, place):
     said = run("recipe", "route-by-score", "a", "b", "rows.jsonl", "-o", "a.pdf").error()
     assert ".html, .htm, .json" in said

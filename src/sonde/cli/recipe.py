@@ -96,7 +96,7 @@ def _told(doc: str) -> str:
 def _typed(parameter: inspect.Parameter, hint: Any) -> Any:
     """Return how an argument is typed: models and data as words, all else as what it is."""
     if parameter.default is not parameter.empty:
-        return str | None if _is_model(hint) else hint
+        return str | None if _is_model(hint) or hint is Any else hint
     shown = tyro.conf.arg(metavar=parameter.name.upper(), help_behavior_hint="")
     return Annotated[tyro.conf.Positional[str], shown]
 

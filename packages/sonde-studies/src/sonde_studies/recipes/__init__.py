@@ -13,14 +13,18 @@ from sonde.core import InputError, near
 from sonde.report import Answer
 
 RECIPES: tuple[str, ...] = (
+    "change-pairs",
     "code-strip",
     "codebook-bottleneck",
     "decode-states",
+    "defined-anomaly",
     "did-it-memorise",
     "document-retrieval",
     "family-of-models",
     "feature-fusion",
+    "federated-bits",
     "missing-view",
+    "recolour",
     "replication-check",
     "route-by-score",
     "stage-swap",
@@ -28,6 +32,7 @@ RECIPES: tuple[str, ...] = (
     "tune-norms",
     "two-forms-of-a-fact",
     "unlearning-audit",
+    "view-sets",
     "was-it-generated",
     "where-tasks-part",
     "who-wrote-it",

@@ -67,11 +67,7 @@ def tabular_attribution(
         found = method.explain(model, x, objective=how)
         size[_word(method)] = torch.as_tensor(found.value).detach().abs().double()
     rank = {word: v.mean(0) for word, v in size.items()}
-    order = torch.randperm(len(x), generator=draw)
-    halves = {
-        word: _rank_agreement(v[order[::2]].mean(0), v[order[1::2]].mean(0))
-        for word, v in size.items()
-    }
+    halves = {word: _rank_agreement(v[::2].mean(0), v[1::2].mean(0)) for word, v in size.items()}
     area = {word: answers.area(v.argsort(descending=True)) for word, v in rank.items()}
     null = torch.tensor([
         answers.area(torch.randperm(n_columns, generator=draw)) for _ in range(ORDERS)
@@ -80,17 +76,17 @@ def tabular_attribution(
     others = [_rank_agreement(rank[best], v) for word, v in rank.items() if word != best]
     passes = area[best] > float(null.max())
     trusted = passes and float(np.median(others)) >= AGREE and halves[best] >= AGREE
-    top = [named[int(i)] for i in rank[best].argsort(descending=True)[:3]]
     share = {word: v / v.sum().clamp(min=1e-12) for word, v in rank.items()}
     table = [
         {"column": named[i]} | {word: float(v[i]) for word, v in share.items()}
         for i in rank[best].argsort(descending=True).tolist()
     ]
+    top = ", ".join(str(row["column"]) for row in table[:3])
     return Answer(
         question=QUESTION,
         verdict="trust it" if trusted else "methods disagree" if passes else "no ranking",
         level="clear" if trusted else "warning",
-        sentence=f"By {best} the model uses {', '.join(top)} most. With columns put at their mean "
+        sentence=f"By {best} the model uses {top} most. With columns put at their mean "
         f"in that order answers move by {area[best]:.2f} of their spread on average, in {ORDERS} "
         f"random orders by {float(null.mean()):.2f}, at most {float(null.max()):.2f}; the ranks of "
         f"other methods agree to {float(np.median(others)):.2f}, of halves to {halves[best]:.2f}.",
@@ -188,7 +184,7 @@ def _table(model: Model, data: Any, limit: int | None, seed: int) -> Tensor:
             f"{tuple(x.shape)}."
         )
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    return x[order[:MOST].sort().values]
+    return x[order[:MOST]]
 
 
 def _names(names: list[str], data: Any, n: int) -> list[str]:
