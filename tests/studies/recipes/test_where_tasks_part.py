@@ -23,7 +23,7 @@ class Trunk(nn.Module):
         return x
 
 
-def rows(second, n=192):
+def rows(second, n=384):
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(n, 5, generator=draw)
     first = (x[:, 0] + 0.5 * x[:, 1] * x[:, 2]).gt(0).long() + x[:, 3].gt(0.8).long()
@@ -38,14 +38,16 @@ def test_agreement_is_that_of_gradients_taken_by_hand():
     net = Trunk().eval()
     x, first, second, items = rows("fresh")
     found = where_tasks_part(Model(net), items, progress=False)
+    order = np.random.default_rng(0).permutation(384)
+    kept, held = (torch.from_numpy(np.sort(o)) for o in (order[:192], order[192:]))
     with torch.no_grad():
-        states = net(x).double().numpy()
+        states = net(x).double().numpy()[kept]
     gradients, task = [], []
     for number, truth in enumerate((first, second)):
-        head = linear_head().fit(states, truth.numpy())
+        head = linear_head().fit(states, truth[kept].numpy())
         scale, last = head[0], head[1]
         weight, bias = (torch.from_numpy(v).float() for v in (last.coef_, last.intercept_))
-        for part in torch.arange(192).split(6):
+        for part in held.split(3)[number::2]:
             z = (net(x[part]) - torch.from_numpy(scale.mean_).float()) / torch.from_numpy(
                 scale.scale_
             ).float()
@@ -61,12 +63,16 @@ def test_agreement_is_that_of_gradients_taken_by_hand():
     assert np.isfinite([row["standard error"] for row in found.rows]).all()
 
 
-@pytest.mark.truth("a task and itself")
-def test_a_task_agrees_with_its_copy():
-    *_, items = rows("copy")
-    found = where_tasks_part(Model(Trunk(2).eval()), items, progress=False)
-    assert all(row["agreement"] == pytest.approx(1.0) for row in found.rows)
-    assert found.verdict == "share all"
+@pytest.mark.truth("a task and itself, over eight nets")
+def test_a_task_agrees_with_its_copy_as_it_should():
+    over = list[float]()
+    *_, items = rows("copy", 1280)
+    for seed in range(8):
+        found = where_tasks_part(Model(Trunk(seed).eval()), items, progress=False)
+        over += [row["agreement"] - row["of one task"] for row in found.rows]
+    error = np.std(over) / 8**0.5  # the blocks of a net are not independent
+    assert abs(np.mean(over)) < 3 * error
+    assert error < 0.2
 
 
 def test_columns_that_are_missing_are_named():

@@ -23,7 +23,9 @@ class ChangePairsStudy(Study):
 
     name = "change-pairs"
     title = "does weighting the difference of states find real changes under nuisance?"
-    fidelity = "weights on the states of one encoder; the paper trains a network with exchanges"
+    fidelity = (
+        "weights on the states of a net that names the right digit; the paper trains exchanges"
+    )
     data = "canvases of two digits of 8 x 8; light from 0.5 to 1.5, shifted by up to a pixel"
     claims = (
         Claim("weighted", "Weighted units beat the plain difference of the pixels under nuisance.",
@@ -44,7 +46,7 @@ class ChangePairsStudy(Study):
         draw = torch.Generator().manual_seed(seed)
         tick("encoder")
         seen = _canvas(x[:FIT], x[:FIT].roll(1, 0), 1, draw)
-        net = learned(mlp(128), seen, label[:FIT], seed, 20 if tiny else STEPS)
+        net = learned(mlp(128), seen, label[:FIT].roll(1), seed, 20 if tiny else STEPS)
         pixels = learned(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(128, 10)),
                          seen, label[:FIT], seed, 1)  # fmt: skip
         found = dict[str, dict[str, float]]()

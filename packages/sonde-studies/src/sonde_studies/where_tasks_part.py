@@ -36,8 +36,8 @@ class WhereTasksPartStudy(Study):
         Claim("part", "Parting somewhere beats sharing all.",
               "mean accuracy of the best cut less that without a cut"),
     )  # fmt: skip
-    null = Claim("one task", "A task and its copy agree as halves of one task do.",
-                 "cosine less that of halves of one task, mean over layers")  # fmt: skip
+    null = Claim("one task", "A task and its copy agree as a task does with itself.",
+                 "cosine less that of a task with itself, mean over layers")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train every cut; ask the recipe of the trunk that shares all."""

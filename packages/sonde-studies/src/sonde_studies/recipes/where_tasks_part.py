@@ -1,6 +1,7 @@
 """Two tasks on one trunk: where their gradients disagree, and so where they should part."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from sonde.tap import place_of
 from sonde_studies.recipes._parts import linear_head, melted, rows_with
 
 QUESTION = "Where should two tasks part?"
-WORDED = {"agreement": "two tasks", "of one task": "halves of one task"}
-LEAST, MOST, BATCHES = 60, 50_000, 32
+WORDED = {"agreement": "two tasks", "of one task": "a task and itself"}
+LEAST, MOST, BATCHES = 128, 50_000, 64
 
 
 def where_tasks_part(
@@ -32,9 +33,10 @@ def where_tasks_part(
 ) -> Answer:
     """Compare the gradients of two tasks at each block of a trunk that serves both.
 
-    A linear head on the states of the last block reads each task; its loss is differentiated for
-    the weights of each block, batch by batch. Where the mean gradients of the tasks agree less than
-    halves of one task do, sharing costs most.
+    A linear head on the states of the last block learns each task on half of the rows. On the other
+    half its loss is differentiated for the weights of each block: the first task's on even batches,
+    the second's on odd batches. Where the mean gradients agree less than those of a single task
+    would, sharing costs most.
 
     Example: sonde recipe where-tasks-part MODEL DATA --tasks language topic -o fork.html
 
@@ -51,7 +53,7 @@ def where_tasks_part(
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
-        Draws batches, and the weights of a large block that are looked at.
+        Draws the halves, and the weights of a large block that are looked at.
     """
     rows = rows_with("where_tasks_part", data, [*tasks], LEAST, limit)
     if len(tasks) != 2:
@@ -67,17 +69,18 @@ def where_tasks_part(
             f"of each task, got {len(found)} of {len(rows)} rows and "
             f"{', '.join(str(len(names)) for names, _ in kinds)} classes."
         )
-    heads = [_head(found.rows[key], truth) for _, truth in kinds]
-    truths = [torch.from_numpy(truth) for _, truth in kinds]
+    order = np.random.default_rng(seed).permutation(len(rows))
+    kept, held = np.sort(order[: len(rows) // 2]), np.sort(order[len(rows) // 2 :])
+    heads = [_head(found.rows[key][kept], truth[kept]) for _, truth in kinds]
+    truths, items = [torch.from_numpy(truth[held]) for _, truth in kinds], [items[i] for i in held]
     weights = {str(s.site): _weights(model, s.site.path) for s in blocks}
     weights = {name: own for name, own in weights.items() if own}
     parts, task = _gradients(model, items, key, heads, truths, weights, seed)
     table = list[dict[str, Any]]()
     for name, part in parts.items():
         both = gradient_conflict(part, task)
-        halves = float(torch.as_tensor(both.null))
         table.append({
-            "block": name, "agreement": float(both.value), "of one task": halves,
+            "block": name, "agreement": float(both.value), "of one task": _of_one_task(both.itself),
             "standard error": both.se,
         })  # fmt: skip
     gap = [row["of one task"] - row["agreement"] for row in table]
@@ -90,7 +93,7 @@ def where_tasks_part(
         verdict=verdict,
         level="clear",
         sentence=f"The tasks {tasks[0]} and {tasks[1]} agree least at {at['block']}: the cosine of "
-        f"their mean gradients is {at['agreement']:.2f}, where two halves of one task would have "
+        f"their mean gradients is {at['agreement']:.2f}, where a single task would have "
         f"{at['of one task']:.2f}. It is {table[0]['agreement']:.2f} at the first block and "
         f"{table[-1]['agreement']:.2f} at the last.",
         value=at["agreement"],
@@ -106,7 +109,7 @@ def where_tasks_part(
             "cosine",
             by="between",
         ),
-        facts={"heads read": key, "batches": str(len(task) // 2)},
+        facts={"heads read": key, "batches": str(len(task))},
         advice=(
             "This is the model as it is, before the tasks are trained on it. Blocks below the "
             "named one may be shared; train both forks to be sure.",
@@ -157,7 +160,7 @@ def _gradients(
     task = list[int]()
     for number, (head, truth) in enumerate(zip(heads, truths, strict=True)):
         with training(model, {site.split("|")[0]: head}) as terms, torch.enable_grad():
-            for batch in inputs.batches(0, len(inputs)):
+            for batch in islice(inputs.batches(0, len(inputs)), number, None, 2):
                 args, kwargs = place.call(batch.args, batch.kwargs)
                 model.module(*args, **kwargs)
                 loss = terms.loss(label=truth[batch.order])
@@ -168,6 +171,15 @@ def _gradients(
                     parts[name].append(_some(torch.cat([g.flatten() for g in flat]), seed))
                 task.append(number)
     return {name: torch.stack(rows) for name, rows in parts.items()}, torch.tensor(task)
+
+
+def _of_one_task(halves: Tensor) -> float:
+    """Return the cosine that a task would have with itself on other batches.
+
+    Noise shortens the cosine of two means of ``n`` gradients by ``t / (t + v)``; ``halves`` is the
+    same for halves, ``t / (t + 2 v)``.
+    """
+    return float((2 * halves / (1 + halves)).clamp(min=0).prod().sqrt())
 
 
 def _some(x: Tensor, seed: int) -> Tensor:
