@@ -1,13 +1,21 @@
-"""The notebooks of ``examples`` run from first cell to last, each in a folder of its own."""
+"""The notebooks of ``examples`` run from first cell to last, each in a folder of its own.
+
+Notebooks of pages hold the code of their page, which runs with the docs.
+"""
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "examples").glob("*.ipynb"))
+ROOT = Path(__file__).parents[2]
+HELD = {path: json.loads(path.read_text("utf-8")) for path in (ROOT / "examples").glob("*.ipynb")}
+OF_PAGES = sorted(path for path, held in HELD.items() if "sonde" in held["metadata"])
+NOTEBOOKS = sorted(set(HELD) - set(OF_PAGES))
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def shown(source: str, names: dict[str, Any]) -> Any:
@@ -25,7 +33,7 @@ def shown(source: str, names: dict[str, Any]) -> Any:
 def test_it_runs_and_shows_what_it_holds(path, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
-    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+    for cell in HELD[path]["cells"]:
         if cell["cell_type"] != "code":
             continue
         value = shown("".join(cell["source"]), names)
@@ -35,3 +43,14 @@ def test_it_runs_and_shows_what_it_holds(path, tmp_path, monkeypatch) -> None:
 
 def test_there_are_notebooks() -> None:
     assert len(NOTEBOOKS) >= 5
+
+
+@pytest.mark.parametrize("path", OF_PAGES, ids=lambda path: path.stem)
+def test_a_notebook_of_a_page_holds_its_code_and_a_picture(path) -> None:
+    held = HELD[path]
+    page = (ROOT / held["metadata"]["sonde"]["page"]).read_text("utf-8")
+    cells = [cell for cell in held["cells"] if cell["cell_type"] == "code"]
+    ours = ["".join(cell["source"]) for cell in cells]
+    assert ours == [block.rstrip() for block in BLOCK.findall(page)], "run tools/make_notebooks.py"
+    kinds = {kind for c in cells for output in c["outputs"] for kind in output.get("data", {})}
+    assert "application/vnd.vegalite.v5+json" in kinds

@@ -127,9 +127,15 @@ def _row(name: str, text: str) -> str:
 
 
 def _listed(table: Any) -> str:
-    shown = cast("list[dict[str, float]]", table.slice(0, MOST_ROWS).to_pylist())
-    rows = [[_number(value) for value in row.values()] for row in shown]
+    shown = cast("list[dict[str, Any]]", table.slice(0, MOST_ROWS).to_pylist())
+    rows = [[_cell(value) for value in row.values()] for row in shown]
     return html_table("", table.column_names, rows, table.num_rows)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else _number(value)
 
 
 def html_table(

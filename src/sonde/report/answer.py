@@ -1,12 +1,14 @@
 """The answer of a recipe: a sentence, a table, a picture, and a page that holds all three."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 
+from sonde.core._shown import html_table
 from sonde.core.chart import Chart
 from sonde.core.result import Result
 from sonde.report._format import shown
@@ -59,6 +61,17 @@ class Answer(Result):
     def chart(self) -> Chart:
         """Return the picture of the answer."""
         return self.drawn
+
+    def _repr_mimebundle_(
+        self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        said = f"{self.verdict}: {self.sentence}"
+        cells = html_table("", *cells_of(self.json()), len(self.rows))
+        return {
+            "text/plain": said,
+            "text/html": f"<p>{escape(said)}</p>{cells}",
+            "application/vnd.vegalite.v5+json": self.drawn,
+        }
 
     def json(self, recipe: str = "", inputs: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Return everything as JSON values, with the recipe's word and the words of its inputs."""

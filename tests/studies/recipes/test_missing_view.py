@@ -47,10 +47,10 @@ def test_each_fusion_has_the_accuracy_of_heads_fitted_by_hand():
 
     both = np.concatenate([x, y], 1)
     gone = np.concatenate([x[held], 0 * y[held]], 1)
-    assert got["three heads"]["first alone"] == pytest.approx(accuracy(x[kept], x[held]))
-    assert got["three heads"]["second alone"] == pytest.approx(accuracy(y[kept], y[held]))
+    assert got["three heads"]["a alone"] == pytest.approx(accuracy(x[kept], x[held]))
+    assert got["three heads"]["b alone"] == pytest.approx(accuracy(y[kept], y[held]))
     assert got["one head"]["both"] == pytest.approx(accuracy(both[kept], both[held]))
-    assert got["one head"]["first alone"] == pytest.approx(accuracy(both[kept], gone))
+    assert got["one head"]["a alone"] == pytest.approx(accuracy(both[kept], gone))
 
 
 @pytest.mark.truth("a second view that says nothing")
@@ -58,8 +58,8 @@ def test_a_view_of_noise_is_not_missed():
     rows, *_ = views(seed=5, says=(2.5, 0.0))
     found = missing_view(encoder(5, 9, 1), encoder(4, 9, 2), rows, views=("a", "b"), progress=False)
     one = next(row for row in found.rows if row["fusion"] == "one head")
-    assert one["first alone"] == pytest.approx(one["both"], abs=0.06)
-    assert one["second alone"] < 0.5 < one["first alone"]
+    assert one["a alone"] == pytest.approx(one["both"], abs=0.06)
+    assert one["b alone"] < 0.5 < one["a alone"]
 
 
 def test_columns_that_are_missing_are_named():

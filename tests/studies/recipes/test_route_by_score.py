@@ -79,6 +79,18 @@ def test_it_refuses_rows_without_labels():
         asked(weak, strong, bare)
 
 
+@pytest.mark.truth("labels that name the outputs in reverse")
+def test_names_in_another_order_than_the_outputs_are_told():
+    weak, strong, label, items = planted()
+    names = ["red", "blue", "green", "grey"]  # sorted, each has another place
+    named = [{"x": item["x"], "label": names[int(c)]} for item, c in zip(items, label, strict=True)]
+    want = asked(weak, strong, items)
+    found = asked(weak, strong, named, classes=names)
+    assert found.sentence == want.sentence
+    with pytest.raises(InputError, match="3 is red: name the classes in the order"):
+        asked(weak, strong, named)
+
+
 def test_it_is_found_by_its_word():
     assert recipe_of("route-by-score") is route_by_score
     with pytest.raises(InputError, match="Did you mean"):

@@ -97,9 +97,13 @@ def document_retrieval(
         rows=table,
         drawn=bars(
             f"Queries whose document is among the first {top}",
-            [{"arm": r["arm"], "recall": r[f"recall at {top}"]} for r in table],
+            [
+                {"arm": r["arm"], "recall": r[f"recall at {top}"], "ranked by": _kind(r["arm"])}
+                for r in table
+            ],
             ChartAxis("recall", title=f"recall at {top}", share=True, zero=True),
             ChartAxis("arm", title=""),
+            by="ranked by",
         ),
         facts={"passages": str(len(states[0])), "recall by chance": f"{top / len(rows[0]):.3g}"},
         advice=(
@@ -107,6 +111,10 @@ def document_retrieval(
             "queries). States of a model that was not trained for retrieval are a weak index.",
         ),
     )
+
+
+def _kind(arm: str) -> str:
+    return "states" if arm.startswith("states") else "words" if arm == "BM25" else "both"
 
 
 def _scores(documents: Any, queries: Any, n: int) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from sonde.report import Answer
 
 QUESTION = "Does fusion survive a missing view?"
 LEAST, TEST, DROPPED = 60, 0.4, 0.3
-PRESENT = ("both", "first alone", "second alone")
+BOTH = "both"
 
 
 def missing_view(
@@ -69,15 +69,16 @@ def missing_view(
     kept, held = train_test_split(
         np.arange(len(label)), test_size=TEST, stratify=label, random_state=seed
     )
-    arms = _arms([x[kept] for x in states], label[kept], [x[held] for x in states], seed)
+    alone = [f"{view} alone" for view in views]
+    arms = _arms(alone, [x[kept] for x in states], label[kept], [x[held] for x in states], seed)
     right = {
         arm: {case: said == label[held] for case, said in cases.items()}
         for arm, cases in arms.items()
     }
     score = {arm: {case: float(r.mean()) for case, r in c.items()} for arm, c in right.items()}
-    worst = {arm: min(s["first alone"], s["second alone"]) for arm, s in score.items()}
-    one, best = "one head", max(worst, key=lambda arm: (worst[arm], score[arm]["both"]))
-    case = min(PRESENT[1:], key=lambda c: score[one][c])
+    worst = {arm: min(s[case] for case in alone) for arm, s in score.items()}
+    one, best = "one head", max(worst, key=lambda arm: (worst[arm], score[arm][BOTH]))
+    case = min(alone, key=lambda c: score[one][c])
     gain = right[best][case] * 1.0 - right[one][case]
     spread = float(gain.std() / np.sqrt(len(gain)))
     loses = float(gain.mean()) > 2 * spread
@@ -85,9 +86,9 @@ def missing_view(
         question=QUESTION,
         verdict=f"take {best}" if loses else "one head survives",
         level="warning" if loses else "clear",
-        sentence=f"One head on both views has accuracy {score[one]['both']:.3f}, and "
-        f"{score[one][case]:.3f} with the {case}; {best} has {score[best]['both']:.3f} and "
-        f"{score[best][case]:.3f}.",
+        sentence=f"One head on both views is right on {score[one][BOTH]:.1%} of {len(held)} rows, "
+        f"and with {case} on {score[one][case]:.1%}. For {best} it is {score[best][BOTH]:.1%} and "
+        f"{score[best][case]:.1%}.",
         value=float(gain.mean()),
         se=spread,
         n=len(held),
@@ -100,10 +101,11 @@ def missing_view(
                 for arm, s in score.items()
                 for case, value in s.items()
             ],
-            ChartAxis("accuracy", share=True, low=0.0, high=1.0),
+            ChartAxis("accuracy", share=True),
             ChartAxis("fusion", title=""),
             by="present",
-            size=90,
+            size=110,
+            filled=True,
         ),
         facts={"views": ", ".join(views), "most frequent class": f"{_most(label[held]):.3f}"},
         advice=(
@@ -126,7 +128,9 @@ def _rows(data: Any, views: list[str], label: str, limit: int | None) -> list[An
     return rows
 
 
-def _arms(seen: list[Any], label: Any, held: list[Any], seed: int) -> dict[str, dict[str, Any]]:
+def _arms(
+    alone: list[str], seen: list[Any], label: Any, held: list[Any], seed: int
+) -> dict[str, dict[str, Any]]:
     """Return what each fusion says of the held rows, with both views and with one."""
     mean = [x.mean(0, keepdims=True) for x in seen]
 
@@ -136,22 +140,22 @@ def _arms(seen: list[Any], label: Any, held: list[Any], seed: int) -> dict[str, 
 
     def cases(n: int) -> dict[str, list[Any]]:
         no, yes = np.zeros(n, bool), np.ones(n, bool)
-        return dict(zip(PRESENT, ([no, no], [no, yes], [yes, no]), strict=True))
+        return dict(zip((BOTH, *alone), ([no, no], [no, yes], [yes, no]), strict=True))
 
     draw = np.random.default_rng(seed).random(len(label))
     some = [draw < DROPPED, draw > 1 - DROPPED]
-    both = cases(len(label))["both"]
+    both = cases(len(label))[BOTH]
     plain, dropped = (_head(absent(seen, gone), label) for gone in (both, some))
-    alone = [_head(x, label) for x in seen]
+    heads = [_head(x, label) for x in seen]
     asked = {case: absent(held, gone) for case, gone in cases(len(held[0])).items()}
-    single = [head.predict(x) for head, x in zip(alone, held, strict=True)]
-    mixed = sum(head.predict_proba(x) for head, x in zip(alone, held, strict=True))
-    ends = dict(zip(PRESENT[1:], single, strict=True))
+    single = [head.predict(x) for head, x in zip(heads, held, strict=True)]
+    mixed = sum(head.predict_proba(x) for head, x in zip(heads, held, strict=True))
+    ends = dict(zip(alone, single, strict=True))
     return {
         "one head": {case: plain.predict(x) for case, x in asked.items()},
         "one head, views left out": {case: dropped.predict(x) for case, x in asked.items()},
-        "three heads": {"both": plain.predict(asked["both"]), **ends},
-        "mean of two heads": {"both": alone[0].classes_[np.argmax(mixed, 1)], **ends},
+        "three heads": {BOTH: plain.predict(asked[BOTH]), **ends},
+        "mean of two heads": {BOTH: heads[0].classes_[np.argmax(mixed, 1)], **ends},
     }
 
 

@@ -78,7 +78,7 @@ def replication_check(
         level="error" if found else "clear",
         sentence=f"{n} of {len(ratio)} samples ({n / len(ratio):.1%}) lie nearer to a training row "
         f"than {1 - alpha:.0%} of held-out rows do: {said} the {alpha:.0%} of fresh inputs "
-        f"(p = {p:.2g}).",
+        f"({'p < 0.001' if p < 0.001 else f'p = {p:.2g}'}).",
         value=n / len(ratio),
         null=alpha,
         n=len(ratio),

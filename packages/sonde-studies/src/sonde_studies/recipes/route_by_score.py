@@ -1,5 +1,6 @@
 """A cascade: a cheap model answers, and a strong model where the cheap one is not sure."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ def route_by_score(
     cost: float = 10.0,
     keep: float = 0.99,
     label_column: str | None = None,
+    classes: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -54,17 +56,18 @@ def route_by_score(
         Share of the strong model's accuracy that the cascade must keep.
     label_column : str, optional
         Column of the class, where its name does not say so.
+    classes : sequence of str, optional
+        Names of the classes in the order of the models' outputs, where labels are names.
     limit : int, optional
         Read only the first items.
     seed : int, default=0
         Draws the halves.
     """
-    options = {"label_column": label_column, "limit": limit}
+    options = {"label_column": label_column, "classes": classes, "limit": limit}
     first, second = (
         gather(read(m, data, logits=True, **options), progress) for m in (weak, strong)
     )
-    label, logits = _checked(first, second)
-    right = [x.argmax(1).numpy() == label for x in logits]
+    label, right = _checked(first, second)
     draw = np.random.default_rng(seed)
     chosen = draw.permutation(len(label)) < len(label) // 2
     doubt = _doubt(score, first, ~right[0], chosen)
@@ -98,7 +101,7 @@ def route_by_score(
         n=len(label),
         direction="higher",
         rows=tuple(rows[::2]),
-        drawn=_drawn(rows),
+        drawn=_drawn(rows, accuracy, float(sent.mean())),
         facts={
             "threshold": f"{threshold:.6g}",
             "score": score,
@@ -107,6 +110,7 @@ def route_by_score(
             "rows that judge": str(len(b[0])),
         },
         advice=(
+            *_doubts(label, b),
             f"The score finds {area:.0%} ± {spread:.0%} of what routing by the answers would gain "
             "over random routing (averaged over all shares). Both models run on every input here; "
             "in use only the weak one does.",
@@ -115,7 +119,7 @@ def route_by_score(
 
 
 def _checked(first: Any, second: Any) -> tuple[Any, list[Any]]:
-    """Return the labels and the logits of both models on the same rows."""
+    """Return the labels, and which rows either model names right."""
     if first.logits is None or second.logits is None or len(first) != len(second):
         raise InputError(
             "route_by_score: expected two classifiers that read all items of the data."
@@ -127,7 +131,25 @@ def _checked(first: Any, second: Any) -> tuple[Any, list[Any]]:
             f"classes, got {len(label)} rows, {(label < 0).sum()} of them without a label, and "
             f"{n} and {m} classes. Look at label_column."
         )
-    return label, [first.logits, second.logits]
+    right = [x.logits.argmax(1).numpy() == label for x in (first, second)]
+    if max(float(r.mean()) for r in right) < 0.5 / n:
+        raise InputError(
+            "route_by_score: expected labels that are the numbers of the models' outputs, got "
+            f"accuracies of {right[0].mean():.3f} and {right[1].mean():.3f}, far below chance. "
+            f"Here {', '.join(f'{k} is {name}' for k, name in enumerate(first.label_names))}: "
+            "name the classes in the order of the outputs: classes."
+        )
+    return label, right
+
+
+def _doubts(label: Any, judged: Any) -> tuple[str, ...]:
+    usual = float(np.unique(label, return_counts=True)[1].max() / len(label))
+    if max(judged[0].mean(), judged[1].mean()) > usual:
+        return ()
+    return (
+        f"Neither model is better than always naming the most frequent class ({usual:.3f}). Look "
+        "at the labels: do their numbers mean the same as the models' outputs?",
+    )
 
 
 def _doubt(score: str, weak: Any, wrong: Any, chosen: Any) -> Any:
@@ -186,7 +208,7 @@ def _rows(weak: Any, strong: Any, doubt: Any, cost: float) -> list[dict[str, flo
     ]
 
 
-def _drawn(rows: list[dict[str, float]]) -> dict[str, Any]:
+def _drawn(rows: list[dict[str, float]], kept: float, sent: float) -> dict[str, Any]:
     names = {"accuracy": "by the score", "random": "at random", "oracle": "by the answers"}
     points = [
         {"sent": row["sent"], "accuracy": row[key], "routing": name}
@@ -195,4 +217,6 @@ def _drawn(rows: list[dict[str, float]]) -> dict[str, Any]:
     ]
     x = ChartAxis("sent", title="share of inputs that the strong model answers", share=True)
     title = "Accuracy of the cascade against the share that goes to the strong model"
-    return curves(title, points, x, ChartAxis("accuracy", share=True), by="routing")
+    chosen = [{"value": kept, "name": f"chosen: {sent:.0%} sent"}]
+    y = ChartAxis("accuracy", share=True)
+    return curves(title, points, x, y, by="routing", levels=chosen)

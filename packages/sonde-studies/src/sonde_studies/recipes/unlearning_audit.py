@@ -229,7 +229,7 @@ def _drawn(
     ]
     title = "What readers of the states still get right of the forgotten class"
     x = ChartAxis("accuracy", title="accuracy on forget examples", share=True, low=0.0, high=1.0)
-    return marks(title, rows, x, ChartAxis("reader", title=""), by="model", size=90)
+    return marks(title, rows, x, ChartAxis("reader", title=""), by="model", size=110, filled=True)
 
 
 def _advice(gold: Model | None, held: Any) -> tuple[str, ...]:

@@ -98,10 +98,14 @@ def who_wrote_it(
         rows=tuple(_rows(named, right, error, author)),
         drawn=bars(
             "Texts whose writer is named",
-            [{"arm": name, "accuracy": float(x.mean())} for name, x in right.items()]
-            + [{"arm": "most frequent writer", "accuracy": chance}],
+            [
+                {"arm": name, "accuracy": float(x.mean()), "named by": name.partition(",")[0]}
+                for name, x in right.items()
+            ]
+            + [{"arm": "most frequent writer", "accuracy": chance, "named by": "chance"}],
             ChartAxis("accuracy", share=True, zero=True),
             ChartAxis("arm", title=""),
+            by="named by",
         ),
         facts={
             "groups": str(len(set(group))),
