@@ -13,6 +13,7 @@ from sonde.core import InputError, near
 from sonde.report import Answer
 
 RECIPES: tuple[str, ...] = (
+    "alternating-fields",
     "change-pairs",
     "code-strip",
     "codebook-bottleneck",
@@ -24,6 +25,7 @@ RECIPES: tuple[str, ...] = (
     "feature-fusion",
     "federated-bits",
     "missing-view",
+    "per-user-flow",
     "recolour",
     "replication-check",
     "route-by-score",

@@ -74,7 +74,7 @@ def defined_anomaly(
     draw = np.random.default_rng(seed)
     drawn = [draw.permutation(len(kinds))[: max(2, len(kinds) // 2)] for _ in range(definitions)]
     named = [str(states.label_names[k]) if states.label_names else str(k) for k in kinds]
-    table = [
+    table: list[dict[str, Any]] = [
         _tried(x, label, kinds, own, drawn[(i + 1) % len(drawn)], near, blind, kept, held)
         | {"normal": ", ".join(sorted(named[k] for k in own))}
         for i, own in enumerate(drawn)
