@@ -82,7 +82,7 @@ def as_html(result: Any, table: Any, flags: Mapping[str, str]) -> str:
     parts += [_row(key.replace("_", " "), text) for key, text in facts.items()]
     parts += [_row("flag", f"{flag}: {flags[flag]}") for flag in result.flags]
     parts.append("</tbody></table>")
-    parts.append(_listed(table) if table.num_rows > 1 else "")
+    parts.append(listed(table) if table.num_rows > 1 else "")
     parts.append(_conventions(result.conventions))
     return "".join(parts)
 
@@ -126,7 +126,8 @@ def _row(name: str, text: str) -> str:
     return f"<tr><th scope='row'>{escape(name)}</th><td>{escape(text)}</td></tr>"
 
 
-def _listed(table: Any) -> str:
+def listed(table: Any) -> str:
+    """Return the rows of a table of numbers and texts as a table that a notebook shows."""
     shown = cast("list[dict[str, Any]]", table.slice(0, MOST_ROWS).to_pylist())
     rows = [[_cell(value) for value in row.values()] for row in shown]
     return html_table("", table.column_names, rows, table.num_rows)

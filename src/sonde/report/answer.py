@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, final
 
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 
-from sonde.core._shown import html_table
+from sonde.core._shown import listed
 from sonde.core.chart import Chart
 from sonde.core.result import Result
 from sonde.report._format import shown
@@ -66,10 +66,9 @@ class Answer(Result):
         self, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
     ) -> dict[str, Any]:
         said = f"{self.verdict}: {self.sentence}"
-        cells = html_table("", *cells_of(self.json()), len(self.rows))
         return {
             "text/plain": said,
-            "text/html": f"<p>{escape(said)}</p>{cells}",
+            "text/html": f"<p>{escape(said)}</p>{listed(self.table())}",
             "application/vnd.vegalite.v5+json": self.drawn,
         }
 
