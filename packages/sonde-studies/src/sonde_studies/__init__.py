@@ -116,6 +116,7 @@ STUDIES: dict[str, str] = {
     "size-fidelity": "SizeFidelityStudy",
     "slice-context": "SliceContextStudy",
     "skip-scaling": "SkipScalingStudy",
+    "slots-over-time": "SlotsOverTimeStudy",
     "spurious-shift": "SpuriousShiftStudy",
     "ssd": "SSDStudy",
     "stage-swap": "StageSwapStudy",

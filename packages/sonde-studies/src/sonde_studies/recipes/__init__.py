@@ -29,6 +29,7 @@ RECIPES: tuple[str, ...] = (
     "recolour",
     "replication-check",
     "route-by-score",
+    "slots-over-time",
     "stage-swap",
     "tabular-attribution",
     "tune-norms",
