@@ -56,12 +56,13 @@ def test_a_folded_vector_is_the_hooked_one_and_can_be_taken_back(run, tmp_path, 
     assert torch.equal(logits(again, CODE[0]), logits(plain, CODE[0]))
 
 
-def test_an_ablated_model_lacks_the_direction_everywhere(run, tmp_path, sides):
+def test_an_ablated_model_lacks_the_direction_everywhere(run, tmp_path):
     new = tmp_path / "new"
-    words = ("edit", "ablate", "sonde:stdlib", *sides, "-o", new, "--limit", 6, "--kl-limit", 9)
-    ran = run(*words, "--force", "--json")
+    words = ("edit", "ablate", "sonde:stdlib", "--positive", "sonde:upper", "--negative")
+    ran = run(*words, "sonde:lower", "-o", new, "--limit", 8, "--json")
     assert ran.code == 0, ran.err
     found = ran.json()
+    assert found["judgement"]["beyond_control"] > 3
     rows = found["tables"][0]["rows"]
     assert len(rows) == 7
     taken = [row for row in rows if row[4] == "taken"]

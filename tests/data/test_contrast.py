@@ -63,6 +63,20 @@ def test_docstrings_and_code_are_of_the_same_functions():
     assert quotes > 0.95 > 0.05 > sum('"""' in r["text"] for r in code) / len(code)
 
 
+def test_cases_are_one_text_cut_within_a_word():
+    rows = list(contrast("sonde:upper", "sonde:lower").rows())
+    lower, upper = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    assert [r["text"].upper() for r in lower] == [r["text"] for r in upper]
+    whole = {r["pair"]: r["text"] for r in contrast("sonde:code", ["x"]).rows() if "pair" in r}
+    assert len(lower) > 480
+    for row in lower:
+        text, after = row["text"], whole[row["pair"]][len(row["text"]) :]
+        assert text == whole[row["pair"]].lower()[: len(text)]
+        assert len(text) >= 48
+        assert text[-1].isalpha()
+        assert after[0].isalpha()
+
+
 def test_what_has_no_two_sides_is_refused():
     with pytest.raises(InputError, match="the negative side, is empty"):
         contrast(["a"], [])

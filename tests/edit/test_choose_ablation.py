@@ -122,6 +122,19 @@ def test_a_candidate_that_does_not_qualify_is_passed_over(world):
     assert trials[1].refused == "no direction"
 
 
+def test_a_direction_whose_removal_raises_the_behaviour_is_passed_over(world):
+    model, found, showing, usual = world
+    rival = torch.zeros(6, dtype=torch.float64)
+    rival[1] = -1.0  # less of another answer: it induces the behaviour, as any rival's opposite
+    rivals = {**found, "blocks.0:out": replace(found["blocks.0:out"], vector=rival)}
+    options = {"targets": [0], "sites": "blocks.*", "kl_limit": 9.0}
+    trial = choose_ablation(model, rivals, showing, usual, **options).trials[0]
+    with torch.no_grad():
+        before = log_odds(run(model.module, showing.x))
+        assert log_odds(run(model.module, showing.x, -rival.float())) > before
+    assert trial.refused.startswith("does not remove it")
+
+
 def test_targets_are_found_where_none_are_named(world):
     model, found, showing, usual = world
     choice = choose_ablation(model, found, showing, usual, sites="blocks.*", kl_limit=9.0)

@@ -1,6 +1,7 @@
-"""Functions of Python files, told apart into their docstrings and their code."""
+"""Functions of Python files: their docstrings, their code, and the start of it in either case."""
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from hashlib import blake2b
@@ -10,37 +11,45 @@ from typing import Literal, final
 from sonde.data.sources import Row, Source
 
 LENGTH = 200
+CUT = 48
+"""Least number of characters before the word within which ``upper`` and ``lower`` end."""
 FEWEST = 40
 MOST = 512
 MOST_OF_FILE = 8
+
+Part = Literal["docstrings", "code", "upper", "lower"]
 
 
 @final
 class Functions(Source):
     """The first characters of functions' docstrings, or of the code after the docstrings.
 
-    Both parts come from the same functions, named in the column ``pair``; the file is the group.
-    Functions with a short docstring or short code are left out.
+    All parts come from the same functions, named in the column ``pair``; the file is the group.
+    Functions with a short docstring or short code are left out. ``upper`` and ``lower`` are the
+    code in capitals and in small letters, cut within a word, so that the next letter goes on in
+    the case of the text.
 
     Parameters
     ----------
-    part : {"docstrings", "code"}
+    part : {"docstrings", "code", "upper", "lower"}
     root : Path
     files : sequence of str
         Paths below the root.
     """
 
-    def __init__(self, part: Literal["docstrings", "code"], root: Path, files: Sequence[str]):
-        self.name, self._side = part, int(part == "docstrings")
+    def __init__(self, part: Part, root: Path, files: Sequence[str]):
+        self._part: Part = part
+        self.name = part
         names = sorted(files, key=lambda f: blake2b(f.encode(), digest_size=8).digest())
         self._found = root, tuple(names)
 
     @cached_property
     def _rows(self) -> list[Row]:
-        side = self._side
+        side = int(self._part in ("docstrings", "upper"))
         return [
-            {"text": found[2 - side], "group": found[0], "pair": found[3], "side": side}
-            for found in _first_functions(*self._found)
+            {"text": text, "group": file, "pair": pair, "side": side}
+            for file, docstring, code, pair in _first_functions(*self._found)
+            if (text := _part_of(self._part, docstring, code))
         ]
 
     def place(self, index: int) -> str:
@@ -54,6 +63,15 @@ class Functions(Source):
     def take(self, start: int, stop: int) -> list[Row]:
         """Return some of them."""
         return self._rows[start:stop]
+
+
+def _part_of(part: Part, docstring: str, code: str) -> str:
+    """Return the text of a part; empty if no word of the code can be cut."""
+    if part in ("docstrings", "code"):
+        return docstring if part == "docstrings" else code
+    cut = re.compile(r"(?<=[A-Za-z])(?=[A-Za-z])").search(code, CUT)
+    start = code[: cut.start()] if cut else ""
+    return start.upper() if part == "upper" else start.lower()
 
 
 @cache  # commands open both kinds several times

@@ -7,12 +7,12 @@ from functools import cached_property
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final, get_args
 
 import numpy as np
 
 from sonde.core.errors import InputError, near
-from sonde.data.functions import Functions
+from sonde.data.functions import Functions, Part
 from sonde.data.sources import Row, Source
 
 PREFIX = "sonde:"
@@ -44,13 +44,13 @@ def model_directory(name: str) -> Path:
 def shipped_source(name: str, wanted: str | None = None) -> tuple[Source, int | None]:
     """Return shipped data and how many examples of smallest draw are taken (None = every one).
 
-    ``sonde:digits``, ``sonde:docstrings`` and ``sonde:code``, each ``[/train|/test]``, and
-    ``sonde:stdlib[/train|/test|/train-all|/test-all]``, also with a colon before the split; without
-    one, the split that is wanted, else the test split.
+    ``sonde:digits``, ``sonde:docstrings``, ``sonde:code``, ``sonde:upper`` and ``sonde:lower``,
+    each ``[/train|/test]``, and ``sonde:stdlib[/train|/test|/train-all|/test-all]``, also with a
+    colon before the split; without one, the split that is wanted, else the test split.
     """
     both = ("train", "test")
     splits = {"digits": both, "stdlib": (*both, "train-all", "test-all")}
-    splits |= {"docstrings": both, "code": both}
+    splits |= dict.fromkeys(get_args(Part), both)
     known = [f"{PREFIX}{data}/{split}" for data, names in splits.items() for split in names]
     data, _, said = name.removeprefix(PREFIX).replace(":", "/").partition("/")
     split = said or wanted or "test"
@@ -65,9 +65,8 @@ def shipped_source(name: str, wanted: str | None = None) -> tuple[Source, int | 
     elif data == "stdlib":
         source = StandardLibrary(split.removesuffix("-all"))
     else:
-        part = "docstrings" if data == "docstrings" else "code"
         files = [f for f in library_files() if is_test_file(f) == (split == "test")]
-        source = Functions(part, library_root(), files)
+        source = Functions(cast("Part", data), library_root(), files)
     source.name = f"{PREFIX}{data}/{split}"
     n_picked = PIECES if data == "stdlib" and not is_whole else None
     return source.of_split(split, splits[data], bool(said)), n_picked

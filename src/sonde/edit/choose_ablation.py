@@ -83,9 +83,9 @@ def choose_ablation(
     """Return the candidate that removes the behaviour best among those that can also induce it.
 
     Each direction is taken out at all ``sites`` of prompts that show the behaviour and of usual
-    ones, and added at its own site of usual ones. Of those that raise the behaviour when added,
-    leave usual answers alone (``kl_limit``) and lie in the first part of the model (``deepest``)
-    the one of lowest log-odds after removal is taken.
+    ones, and added at its own site of usual ones. Of those that lower the behaviour when taken
+    out, raise it when added, leave usual answers alone (``kl_limit``) and lie in the first part of
+    the model (``deepest``) the one of lowest log-odds after removal is taken.
 
     Parameters
     ----------
@@ -131,7 +131,8 @@ def choose_ablation(
         with editing(model, direction.induce(), name):
             induce = _odds(_answers(model, usual, site), behaviour)
         kl = float((plain_usual.exp() * (plain_usual - after)).nan_to_num(0.0).sum(1).mean())
-        why = [f"does not induce it ({induce:.3g} after {before[1]:.3g})"] * (induce <= before[1])
+        why = [f"does not remove it ({bypass:.3g} after {before[0]:.3g})"] * (bypass >= before[0])
+        why += [f"does not induce it ({induce:.3g} after {before[1]:.3g})"] * (induce <= before[1])
         why += [f"KL {kl:.3g} above {kl_limit:g}"] * (kl > kl_limit)
         why += [f"at depth {depth:.2f}, beyond {deepest:g}"] * (depth > deepest)
         trials.append(AblationTrial(name, depth, bypass, induce, kl, ", ".join(why)))

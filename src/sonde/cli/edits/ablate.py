@@ -28,8 +28,7 @@ class Ablate:
     Differs: takes away what the model does; erase takes away what can be read off its states, steer
     makes more or less of it.
 
-    Example: sonde edit ablate sonde:stdlib --positive sonde:docstrings --negative sonde:code -o NEW
-    --limit 24
+    Example: sonde edit ablate sonde:stdlib --positive sonde:upper --negative sonde:lower -o NEW
     """
 
     model: ModelWord
