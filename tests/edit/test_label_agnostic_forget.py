@@ -51,6 +51,33 @@ def test_a_class_is_forgotten_and_the_others_stay():
     assert not {"7.weight", "7.bias"} & set(plan.changes)
 
 
+@torch.enable_grad()
+def test_the_others_stay_where_no_norm_holds_the_states():
+    x, label = digits()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        wide, deep = nn.Linear(64, 96), nn.Linear(96, 48)
+        net = nn.Sequential(nn.Flatten(), wide, nn.ReLU(), deep, nn.ReLU(), nn.Linear(48, 10))
+        optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+        for _ in range(150):
+            chosen = torch.randint(900, (128,))
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(x[chosen]), label[chosen]).backward()
+            optimiser.step()
+    model = Model(net.eval())
+    before = accuracy(net, x[900:], label[900:])
+    parts = {name: open_inputs(model, part) for name, part in world()[1].items()}
+    after = {}
+    for limit in (0.05, float("inf")):
+        plan = LabelAgnosticForget("4", answer_limit=limit).plan(model, parts)
+        after[limit] = accuracy(plan.fold(model), x[900:], label[900:])
+        assert not {"5.weight", "5.bias"} & set(plan.changes)
+        assert before[3] > 0.8 > 0.1 > after[limit][3]
+    held, free = (sum(found) - found[3] for found in after.values())
+    assert held > sum(before) - before[3] - 9 * 0.05
+    assert free < held - 9 * 0.1
+
+
 @pytest.mark.truth("the same data with every label gone")
 def test_labels_are_never_read_and_the_seed_says_all():
     model, parts = world()

@@ -18,7 +18,8 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.site import Site
 from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent, seeded
-from sonde.tap import editing, place_of
+from sonde.tap import editing, live_stream, place_of
+from sonde.tap.reading.answers import answers_in
 from sonde.weights import Examples, Rewrite, RewritePlan
 from sonde.weights.tuning import (
     Cycle,
@@ -30,6 +31,8 @@ from sonde.weights.tuning import (
 )
 
 HIDDEN, FIT_RATE = 64, 3e-3
+MOST_HELD = 5
+"""Most steps of one turn that bring answers back."""
 
 
 @final
@@ -41,13 +44,17 @@ class LabelAgnosticForget(Rewrite):
     forget examples. Then what comes before the site is trained, by turns, to lower
     ``exp(m_r / (m_r + 1)) - exp(m_f / (m_f + 1))``, where ``m`` is a row's error under its own
     autoencoder, and a contrast of cosines to the original states: retained rows are to stay close,
-    forget rows are the negatives.
+    forget rows are the negatives. States can drift together and the answers with them, most of all
+    where no norm holds their scale: after each turn the answers to retained examples are brought
+    back to those of the original model wherever they differ by more than ``answer_limit``.
 
     Range        weights before the site change; those behind it with ``repair`` alone.
-    Cost         ``epochs`` passes over the forget data, with as many batches of the others.
+    Cost         ``epochs`` passes over the forget data, with as many batches of the others, and up
+                 to five more where answers drift.
     Assumes      one row of states for each example (tokens and pixels are averaged). No labels.
     Differs      from the reference: means over a batch instead of sums, errors in spreads of the
-                 states, norms in eval mode; larger rates, for smaller nets.
+                 states, norms in eval mode, larger rates for smaller nets, and answers that are
+                 held.
 
     Parameters
     ----------
@@ -63,7 +70,10 @@ class LabelAgnosticForget(Rewrite):
         Of Adam, for the contrast.
     temperature : float, default=5.0
         Of the cosines.
-    epochs : int, default=30
+    answer_limit : float, default=0.05
+        Divergence of the answers to retained examples that is let be, nats. Infinity lets all be;
+        a model without logits is trained so.
+    epochs : int, default=60
     repair_epochs : int, default=3
         Of training on ``repair``, if that is given.
     seed : int, default=0
@@ -79,7 +89,8 @@ class LabelAgnosticForget(Rewrite):
     rate: float = 2e-3
     align_rate: float = 2e-3
     temperature: float = 5.0
-    epochs: int = 30
+    answer_limit: float = 0.05
+    epochs: int = 60
     repair_epochs: int = 3
     seed: int = 0
     paper: ClassVar[str] = "shen2024labelagnostic"
@@ -92,6 +103,7 @@ class LabelAgnosticForget(Rewrite):
             rate=self.rate,
             align_rate=self.align_rate,
             temperature=self.temperature,
+            answer_limit=self.answer_limit,
             epochs=self.epochs,
         )
 
@@ -138,11 +150,19 @@ class LabelAgnosticForget(Rewrite):
         push, align = (
             Descent("LabelAgnosticForget", weights, rate) for rate in (self.rate, self.align_rate)
         )
+        logits = live_stream(original.model, retain, logits_asked=True).logits_key
+        before_site = new.weights(sides[1].batches[0])
+        hold = Descent("LabelAgnosticForget", before_site, self.align_rate)
         for _ in range(self.epochs):
             for f, r in _pairs(sides, draw):
                 push.step(pushed(own.error(new.of(f)), others.error(new.of(r))))
                 near, far = (cosines(new.of(b), known[id(b)]) for b in (r, f))
                 align.step(contrast(near, far, self.temperature))
+                for _ in range(0 if logits is None else MOST_HELD):
+                    drift = drifted(original, new, sides[1].next(draw), logits)
+                    if float(drift.detach()) <= self.answer_limit:
+                        break
+                    hold.step(drift)
                 bar.advance(len(f))
 
 
@@ -162,6 +182,17 @@ def contrast(
 def cosines(a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
     """Return the cosine of each row with the same row of another run."""
     return nn.functional.cosine_similarity(a, b, dim=1)
+
+
+def drifted(
+    original: "_States", new: "_States", batch: InputBatch, logits: str | None
+) -> Float[Tensor, ""]:
+    """Return the mean divergence of the new answers from the original ones, in nats."""
+    with torch.no_grad():
+        old = original.answers(batch, logits)
+    return nn.functional.kl_div(
+        new.answers(batch, logits), old, reduction="batchmean", log_target=True
+    )
 
 
 class Autoencoder(nn.Module):
@@ -244,15 +275,28 @@ class _States:
     def of(self, batch: InputBatch) -> Float[Tensor, "row dim"]:
         """Return the states of a batch, with their graph."""
         watch = _Watch()
-        args, kwargs = place_of(self.module, batch).call(batch.args, batch.kwargs)
         with editing(self.module, watch, self.site):
-            self.module(*args, **kwargs)
+            self._run(batch)
         if watch.rows is None or len(watch.rows) != len(batch):
             raise InputError(
                 f"LabelAgnosticForget: expected a state for each of {len(batch)} examples at "
                 f"{self.site}. Name a site that keeps the examples of a batch."
             )
         return watch.rows
+
+    def answers(self, batch: InputBatch, logits: str | None) -> Float[Tensor, "answer classes"]:
+        """Return the log-probabilities of a batch, with their graph."""
+        return answers_in(self._run(batch), self.model, self.module, batch, logits).log_p
+
+    def _run(self, batch: InputBatch) -> Any:
+        args, kwargs = place_of(self.module, batch).call(batch.args, batch.kwargs)
+        return self.module(*args, **kwargs)
+
+    def weights(self, batch: InputBatch) -> list[nn.Parameter]:
+        """Return the parameters that the states depend on."""
+        every = [p for p in self.module.parameters() if p.requires_grad]
+        slopes = torch.autograd.grad(self.of(batch).sum(), every, allow_unused=True)
+        return [p for p, slope in zip(every, slopes, strict=True) if slope is not None]
 
 
 def _pairs(

@@ -64,7 +64,7 @@ class LabelAgnosticStudy(Study):
         anew = Retrain(rate=RATE, epochs=epochs, seed=seed).plan(model, sides).fold(model)
         tick("forget")
         bare = LabelAgnosticForget(
-            SITE, epochs=2 if tiny else 30, fit_steps=10 if tiny else 200, seed=seed
+            SITE, epochs=2 if tiny else 60, fit_steps=10 if tiny else 200, seed=seed
         )
         plans = {"states": bare.plan(model, sides)}
         plans["random labels"] = RandomLabel(seed=seed).plan(model, sides)
