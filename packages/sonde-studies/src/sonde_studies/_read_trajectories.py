@@ -12,6 +12,7 @@ from torch import Tensor
 from sonde import Model, read
 from sonde_studies._language import LAYERS, language_model, tokens_of, train
 from sonde_studies.worlds import Calculator, Trajectory, build_trajectories, solve
+from sonde_studies.worlds.perturb import MOST_EXTRAS, Kind
 
 SHORTEST, LONGEST, TASK_ENDS = 2, 5, "Report"
 
@@ -103,17 +104,25 @@ def faultless(n: int, seed: str) -> list[Trajectory]:
     return [solve(world, world.draw(source), f"{seed} {i}") for i in range(n)]
 
 
+def pairs_of_kind(kind: Kind, n: int, seed: int) -> list[Trajectory]:
+    """Return pairs of right and wrong trajectories of a kind.
+
+    Programs are two shorter where actions after the end follow, so that these name no value that
+    the model has never read of.
+    """
+    world = Calculator(SHORTEST, LONGEST - MOST_EXTRAS if kind == "III" else LONGEST)
+    return list(build_trajectories(n, worlds=[world], kinds=[kind], seed=seed).trajectories)
+
+
 def pairs_of(n: int, seed: int) -> dict[str, list[Trajectory]]:
     """Return pairs of right and wrong trajectories, completed and with the rest as it was."""
-    made = build_trajectories(
-        n, worlds=[Calculator(SHORTEST, LONGEST)], kinds=["I"], seed=seed
-    ).trajectories
+    made = pairs_of_kind("I", n, seed)
     direct: list[Trajectory] = []
     for clean, wrong in zip(made[::2], made[1::2], strict=True):
         place = wrong.first_error
         steps = (*clean.steps[:place], wrong.steps[place], *clean.steps[place + 1 :])
         direct += [clean, replace(wrong, steps=steps)]
-    return {"direct": direct, "completed": list(made)}
+    return {"direct": direct, "completed": made}
 
 
 def steps_of(

@@ -78,6 +78,13 @@ def arms_of_why(
     return figures
 
 
+def of_kind(name: str, fit: Steps, test: Steps) -> dict[str, float]:
+    """Return what a verifier, the number of steps and the most frequent step tell of a kind."""
+    found = fitted(fit).localise(test.x, test.position, test.trajectory)
+    told = areas(found.wrong, found.first, test) | by_numbers(fit, test)
+    return {f"{name}: {what}": value for what, value in told.items()}
+
+
 def areas(whole: Tensor, by_step: Tensor, test: Steps) -> dict[str, float]:
     """Return how well trajectories and steps are told."""
     place = localisation(by_step, test.is_first, test.trajectory, resamples=0)

@@ -6,6 +6,7 @@ from sonde_studies._read_trajectories import (
     STEPS,
     faultless,
     pairs_of,
+    pairs_of_kind,
     reader_of,
     steps_of,
     surprises,
@@ -16,12 +17,15 @@ from sonde_studies._trajectory_arms import (
     arms_of_why,
     by_numbers,
     distances,
+    of_kind,
     verified,
 )
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.perturb import Kind
 
 FIT, HELD, FRESH, TEST = 250, 200, 200, 150
 MOST_ALARMS = 0.10
+KINDS: dict[str, Kind] = {"repeats": "II", "extras": "III"}
 
 
 @final
@@ -33,7 +37,8 @@ class TrajectoriesStudy(Study):
     pairs teach it.
 
     ``direct`` puts the wrong step in and leaves all others as they were; ``completed`` goes on from
-    it. Both share task, wrong step and clean twin.
+    it. Both share task, wrong step and clean twin. These have a wrong action (kind I); ``repeats``
+    (II) do a step again, ``extras`` (III) go on after the end, each with a verifier of its own.
     """
 
     name = "trajectories"
@@ -44,7 +49,8 @@ class TrajectoriesStudy(Study):
         "to answer; defaults, nothing chosen on wrong trajectories"
     )
     data = (
-        "calculator world: programs of 2 to 5 operations, wrong tool or argument at a random step; "
+        "calculator world: programs of 2 to 5 operations, wrong tool or argument at a random step, "
+        "a repeated step, or actions after the end (programs of 2 and 3); for each kind "
         "250 pairs of a right and a wrong trajectory to fit, 150 to test, 200 right ones to "
         "calibrate and 200 fresh; numbers are tokens; GPT-2 of 3 layers of 64, mean over a step"
     )
@@ -85,6 +91,21 @@ class TrajectoriesStudy(Study):
             "Supervision at the step detects better than at the trajectory (completed).",
             "difference of AUROC",
         ),
+        Claim(
+            "repeats over length",
+            "The verifier detects repeated steps better than the number of steps does.",
+            "difference of AUROC",
+        ),
+        Claim(
+            "extras over length",
+            "So it does actions after the end.",
+            "difference of AUROC",
+        ),
+        Claim(
+            "extras over wrong",
+            "Actions after the end are easier to localise than wrong actions.",
+            "difference of the share of right steps",
+        ),
     )
     null = Claim(
         "null", "Fresh faultless against other faultless trajectories.", "AUROC", above=0.5
@@ -120,6 +141,11 @@ class TrajectoriesStudy(Study):
             **by_numbers(read_fit["completed"], read_test["completed"]),
             **arms_of_why(model, fit["completed"], test["completed"], 2 * seed + 1_000_000),
         }
+        for name, kind in KINDS.items():
+            parts = (
+                pairs_of_kind(kind, n // scale, 2 * seed + i) for i, n in enumerate((FIT, TEST))
+            )
+            figures |= of_kind(name, *(steps_of(model, part) for part in parts))
         return {
             "false alarms": MOST_ALARMS - figures["completed | false alarms"],
             "direct over completed": figures["direct | detection"]
@@ -134,5 +160,11 @@ class TrajectoriesStudy(Study):
             - figures["vague | localisation"],
             "step over trajectory: whether": figures["completed | detection"]
             - figures["vague | detection"],
+            "repeats over length": figures["repeats: detection"]
+            - figures["repeats: length | detection"],
+            "extras over length": figures["extras: detection"]
+            - figures["extras: length | detection"],
+            "extras over wrong": figures["extras: localisation"]
+            - figures["completed | localisation"],
             **figures,
         }
