@@ -114,3 +114,50 @@ def test_neighbours_of_principal_components():
     assert "high_dim" in plain.flags
     with pytest.raises(InputError, match="for the estimator 'ksg' alone"):
         mutual_information(x, y, components=2)
+
+
+@pytest.mark.truth("entropies of normal rows with normal noise, in closed form")
+@pytest.mark.parametrize("variance", [0.3, 0.02])
+def test_codes_of_a_plane_in_many_units(variance):
+    draw = torch.Generator().manual_seed(3)
+    plane = torch.randn(2, 9, generator=draw, dtype=torch.float64)
+    x = torch.randn(2048, 2, generator=draw, dtype=torch.float64) @ plane + 7.0
+    want = math.log((1 + variance) / variance)  # both codes: twice a half
+    form = {"estimator": "compressed", "compressor": "pca", "noise": variance}
+    found = information_plane(x, **form)
+    assert float(found) == pytest.approx(want, abs=0.05)
+    assert found.kept == pytest.approx(1.0)
+    one = information_plane(x, **form, codes=1)
+    assert float(one) == pytest.approx(want / 2, abs=0.05)
+    assert float(one.se) == pytest.approx(0.02, abs=0.01)
+
+
+@pytest.mark.truth("the entropy of labels that far clusters tell, and of those that they do not")
+def test_codes_about_the_label():
+    draw = torch.Generator().manual_seed(0)
+    label = (torch.rand(1500, generator=draw) < 0.3).long() + 2 * (torch.arange(1500) % 2)
+    centre = torch.randn(4, 6, generator=draw) * 8
+    x = centre[label] + torch.randn(1500, 6, generator=draw)
+    share = torch.bincount(label).double() / 1500
+    found = information_plane(x, label, estimator="compressed", compressor="pca")
+    assert float(found) == pytest.approx(-float((share * share.log()).sum()), abs=0.03)
+    mixed = information_plane(x, label[torch.randperm(1500)], estimator="compressed")
+    assert abs(float(mixed)) < 0.05
+    assert abs(mixed.null) < 0.05
+    few = information_plane(x[:20], label[:20], estimator="compressed", compressor="pca")
+    assert "few_rows" in few.flags
+    assert math.isnan(float(few))
+
+
+def test_a_code_that_follows_a_curve_tells_more_than_a_component():
+    draw = torch.Generator().manual_seed(0)
+    turn = torch.rand(1500, generator=draw, dtype=torch.float64) * 4.5
+    turn = torch.stack([turn.cos(), turn.sin()], 1) @ torch.randn(2, 5, generator=draw).double()
+    curved, straight = (
+        information_plane(turn, estimator="compressed", compressor=c, codes=1, noise=1e-3)
+        for c in ("autoencoder", "pca")
+    )
+    assert curved.kept > 0.9 > straight.kept
+    even = 0.5 * math.log(12 / (2 * math.pi * math.e)) + 0.5 * math.log(1 / 1e-3)
+    assert float(curved) > float(straight) + 0.1
+    assert float(curved) == pytest.approx(even, abs=0.15)  # the code is even where the curve is

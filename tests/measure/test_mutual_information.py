@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import scipy.special
@@ -128,3 +130,19 @@ def test_ksg_counts_are_those_of_float64_where_float32_cannot_tell():
     ends = torch.digamma(torch.tensor([float(k), 300.0]).double()).sum()
     assert not _counts_in_float32(x, y, group, k)[1].all()
     torch.testing.assert_close(ksg_terms(x, y, group, k), ends - near[0] - near[1])
+
+
+@pytest.mark.truth("rows on two curves whose places have known information")
+def test_codes_of_curves():
+    draw = torch.Generator().manual_seed(1)
+    a, b = torch.randn(2, 1500, generator=draw, dtype=torch.float64)
+    places = torch.stack([a, 0.9 * a + math.sqrt(1 - 0.81) * b])
+    turn = (torch.special.ndtr(places) * 4.5).unsqueeze(2)  # a bend that no line follows
+    x, y = torch.cat([turn.cos(), turn.sin()], 2) @ torch.randn(2, 7, generator=draw).double()
+    want = -0.5 * math.log(1 - 0.81)
+    form = {"estimator": "ksg", "components": 1}
+    curved = mutual_information(x, y, **form, compressor="autoencoder")
+    straight = mutual_information(x, y, **form)
+    assert min(curved.kept) > 0.9 > max(straight.kept)
+    assert float(curved) == pytest.approx(want, abs=0.06)
+    assert float(straight) < want - 0.15

@@ -20,6 +20,8 @@ from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument, Read
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
+from sonde.measure._codes import COMPRESSORS, Compressor, code_of
+from sonde.measure._neighbour_entropy import neighbour_entropy
 from sonde.measure._noisy_rows import information_bounds
 from sonde.measure._reads import labelled_sample
 from sonde.stats import HashSample, HashSampleState, Symbols
@@ -27,8 +29,10 @@ from sonde.stats.joint_counts import entropy_nats, information_nats
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
 
 About = Literal["input", "label"]
-Estimator = Literal["adaptive_bins", "bins", "adaptive_kde", "kde"]
-CHOICES: Final = ("estimator", "n_bins", "low", "high", "noise")
+Estimator = Literal["adaptive_bins", "bins", "adaptive_kde", "kde", "compressed"]
+CHOICES: Final = ("estimator", "n_bins", "low", "high", "noise", "codes", "compressor")
+NEIGHBOURS, MOST_CODES = 4, 6
+NOISES: Final = {"kde": 0.05, "adaptive_kde": 1e-3, "compressed": 1e-2}
 
 
 @final
@@ -37,7 +41,8 @@ class InformationPlaneResult(Result):
     """Information in nats, at most ``most``: that of the rows, or of their labels.
 
     ``lower`` is the lower bound of the kernels about the input (else NaN), ``n_symbols`` how many
-    patterns the bins tell apart (0 for kernels), ``noise_variance`` the kernel's (0 for bins).
+    patterns the bins tell apart (else 0), ``noise_variance`` that of kernels and of codes (0 for
+    bins), ``kept`` the share of the layer's variance that codes hold (else 1).
     """
 
     direction: Direction = "none"
@@ -46,6 +51,7 @@ class InformationPlaneResult(Result):
     lower: float
     n_symbols: int
     noise_variance: float
+    kept: float = 1.0
 
     @classmethod
     def over_training(cls, found: Iterable[tuple[int, str, Result]]) -> Chart | None:
@@ -89,9 +95,15 @@ class InformationPlane(Instrument):
     quantiles of the values that occur in the layer, so that no scale is chosen. ``kde`` takes
     ``noise`` as the variance; ``adaptive_kde`` as a share of the largest squared value.
 
-    Range        [0, ln n] about the input, [0, entropy of the labels] about the label; nats. Flag
-                 ``saturated`` where more than half of the rows have a pattern of their own, or the
-                 bound is above nine tenths of ``ln n``: more rows would give more.
+    ``compressed`` looks at a code ``c`` of few uncorrelated numbers of deviation 1, to which noise
+    of variance ``v`` is added: ``h(c + noise) - codes / 2 ln(2 pi e v)`` about the input, and about
+    the label ``h(c + noise)`` less its average within classes, with entropies ``h`` from the
+    distance of the 4th neighbour. It counts no rows, so it is not bound by ``ln n``.
+
+    Range        [0, ln n] about the input (``compressed``: [0, inf)), [0, entropy of the labels]
+                 about the label; nats. Flag ``saturated`` where more than half of the rows have a
+                 pattern of their own, or the bound is above nine tenths of ``ln n``: more rows
+                 would give more.
                  Invariant to permutation of units; adaptive bins: one increasing map of all units;
                  adaptive kernel: isotropic scale; kernels: rotation.
     Cost         one pass; state ``m`` rows; result O(m dim log m), kernels O(m^2 dim), 41 times
@@ -99,21 +111,30 @@ class InformationPlane(Instrument):
     Assumes      rows of distinct inputs to a net without noise. Rows with label -1 are left out
                  about the label. The null is a constant layer, or labels shuffled among groups: of
                  labels and nearly distinct patterns it is nearly the value.
-    Differs      from the papers: the share of ``adaptive_kde`` is of the largest square (ours).
+                 ``compressed``: 5 rows or more of each class (flag ``few_rows``), and at most 6
+                 codes (flag ``high_dim``); the autoencoder's code changes with rounding.
+    Differs      from the papers: the share of ``adaptive_kde`` is of the largest square, and the
+                 noise of ``compressed`` is added to the code (both ours).
 
     Parameters
     ----------
     about : {"input", "label"}, default="input"
         The axis of the plane.
-    estimator : {"adaptive_bins", "bins", "adaptive_kde", "kde"}, default="adaptive_bins"
-        How the layer is made coarse.
+    estimator : str, default="adaptive_bins"
+        Of "adaptive_bins", "bins", "adaptive_kde", "kde" and "compressed":
+        how the layer is made coarse.
     n_bins : int, default=30
         Bins of each unit.
     low, high : float or None, default=None
         Ends of ``bins``: -1 and 1 for tanh; None takes the range of the layer. What lies outside
         is in the first and the last bin.
     noise : float or None, default=None
-        Of the kernels: 0.05 for ``kde``, 0.001 for ``adaptive_kde`` where it is None.
+        Of the kernels and codes: 0.05 for ``kde``, 0.001 for ``adaptive_kde``, 0.01 for
+        ``compressed`` where it is None.
+    codes : int, default=2
+        Numbers of a code of ``compressed``.
+    compressor : {"pca", "autoencoder"}, default="autoencoder"
+        What makes the code: principal components, or a small net that follows curved rows.
     m : int, default=2048
         Rows of the sample.
 
@@ -127,7 +148,7 @@ class InformationPlane(Instrument):
 
     References
     ----------
-    shwartzziv2017opening, chelombiev2019adaptive, kolchinsky2017mixture
+    shwartzziv2017opening, chelombiev2019adaptive, kolchinsky2017mixture, butakov2024compression
     """
 
     about: About = "input"
@@ -136,6 +157,8 @@ class InformationPlane(Instrument):
     low: float | None = None
     high: float | None = None
     noise: float | None = None
+    codes: int = 2
+    compressor: Compressor = "autoencoder"
     m: int = SAMPLE
     least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "shwartzziv2017opening"
@@ -144,10 +167,12 @@ class InformationPlane(Instrument):
         {"about": "label", "estimator": "bins", "low": -1.0, "high": 1.0, "m": 64},
         {"estimator": "adaptive_kde", "m": 64},
         {"about": "label", "estimator": "kde", "m": 64},
+        {"estimator": "compressed", "compressor": "pca", "codes": 1, "m": 64},
     )
 
     def __post_init__(self) -> None:
-        for name, known in (("about", get_args(About)), ("estimator", get_args(Estimator))):
+        choices = {"about": get_args(About), "estimator": get_args(Estimator)}
+        for name, known in {**choices, "compressor": COMPRESSORS}.items():
             if getattr(self, name) not in known:
                 raise InputError(
                     f"InformationPlane: expected {name} of {', '.join(known)}, "
@@ -155,6 +180,8 @@ class InformationPlane(Instrument):
                 )
         if self.n_bins < 2:
             raise InputError(f"InformationPlane: expected at least 2 bins, got {self.n_bins}.")
+        if self.codes < 1:
+            raise InputError(f"InformationPlane: expected codes of at least 1, got {self.codes}.")
         if self.noise is not None and not 0.0 < self.noise < math.inf:
             raise InputError(f"InformationPlane: expected noise above 0, got {self.noise}.")
         if self.low is not None and self.high is not None and not self.low < self.high:
@@ -179,29 +206,36 @@ class InformationPlane(Instrument):
             sample = replace(sample, rows=(*sample.rows, zero))
         x, label = sample.rows
         counts = torch.unique(label, return_counts=True)[1]
-        n = max(len(x), 1)
+        n, bins = max(len(x), 1), "bins" in self.estimator
+        compressed = self.estimator == "compressed"
         most = math.log(n) if labels is None else float(entropy_nats(counts)) if len(x) else 0.0
         dead = not bool((x != x[:1]).any()) or (labels is not None and len(counts) < 2)
-        variance = 0.0 if "bins" in self.estimator else self._variance(x)
+        variance, kept = 0.0 if bins else self._variance(x), 1.0
         figure: Callable[[SampledRows], Tensor] = (
-            self._binned if "bins" in self.estimator else lambda s: self._noisy(s, variance)
+            self._binned
+            if bins
+            else lambda s: (self._of_codes if compressed else self._noisy)(s, variance)
         )
+        if compressed and not dead:
+            sample, kept = self._coded(sample, variance)
         found = torch.full((4,), math.nan) if dead else figure(sample)
         value, lower, held, symbols = found.tolist()
-        full = symbols > n / 2 if "bins" in self.estimator else held > 0.9 * math.log(n)
+        full = symbols > n / 2 if bins else held > 0.9 * math.log(n)
         null, se, how = (math.nan if dead else 0.0), None, "no value"
         if not dead:
             se, how = sample.standard_error(lambda half: figure(half)[0])
             if labels is not None:
                 null = sum(float(figure(s)[0]) for s in sample.shuffled()) / SHUFFLES
         flags = {"dead": dead, "saturated": full}
+        flags |= {"few_rows": compressed and not dead and math.isnan(value)}
+        flags |= {"high_dim": compressed and self.codes > MOST_CODES}
         shuffles = f"{SHUFFLES} shuffles of labels among groups"
         return InformationPlaneResult(
             value=value,
             se=se,
             null=null,
             n=len(sample),
-            range=(0.0, most),
+            range=(0.0, most if labels is not None or not compressed else math.inf),
             flags=(*sample.flags, *(flag for flag, raised in flags.items() if raised)),
             conventions={
                 "about": self.about,
@@ -213,6 +247,7 @@ class InformationPlane(Instrument):
             lower=lower,
             n_symbols=0 if dead else int(symbols),
             noise_variance=variance,
+            kept=kept,
         )
 
     def _binned(self, rows: SampledRows) -> Float[Tensor, "4"]:
@@ -242,10 +277,32 @@ class InformationPlane(Instrument):
         return torch.unique(edges)
 
     def _variance(self, x: Float[Tensor, "row dim"]) -> float:
-        if self.estimator == "kde":
-            return 0.05 if self.noise is None else self.noise
-        share = 1e-3 if self.noise is None else self.noise
-        return share * float(x.square().max()) if len(x) else 0.0
+        noise = NOISES[self.estimator] if self.noise is None else self.noise
+        if self.estimator != "adaptive_kde":
+            return noise
+        return noise * float(x.square().max()) if len(x) else 0.0
+
+    def _coded(self, rows: SampledRows, variance: float) -> tuple[SampledRows, float]:
+        """Return codes with noise in place of the rows, and the share of variance they hold."""
+        code, kept = code_of(rows.rows[0], self.codes, self.compressor)
+        draw = torch.Generator().manual_seed(0)
+        noise = torch.randn(code.shape, generator=draw, dtype=torch.float64).to(code)
+        return replace(rows, rows=(code + math.sqrt(variance) * noise, rows.rows[1])), kept
+
+    def _of_codes(self, rows: SampledRows, variance: float) -> Float[Tensor, "4"]:
+        """Return the information of noisy codes; no bound, and no patterns."""
+        code, label = rows.rows
+        whole = neighbour_entropy(code, rows.group, NEIGHBOURS)
+        if self.about == "input":
+            told = whole - code.shape[1] / 2 * math.log(2 * math.pi * math.e * variance)
+        else:
+            kinds = [(label[:, 0] == kind).nonzero()[:, 0] for kind in torch.unique(label)]
+            within = (
+                len(at) * neighbour_entropy(code[at], rows.group[at.cpu()], NEIGHBOURS)
+                for at in kinds
+            )
+            told = whole - sum(within, torch.zeros(())) / len(code)
+        return torch.stack([told, told * math.nan, torch.zeros_like(told), torch.zeros_like(told)])
 
     def _noisy(self, rows: SampledRows, variance: float) -> Float[Tensor, "4"]:
         """Return both bounds, the upper one about the input, and no patterns."""

@@ -18,6 +18,7 @@ from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
+from sonde.measure._codes import COMPRESSORS, Compressor, code_of
 from sonde.measure._flags import moment_flags
 from sonde.measure._gaussian_information import (
     gaussian_information,
@@ -40,7 +41,6 @@ Scale = Literal["none", "std"]
 
 MOST_DIMS = 6
 TOO_WIDE = 10.0
-CUT = 1e-10
 
 
 @final
@@ -96,8 +96,11 @@ class MutualInformation(Instrument):
     scale : {"none", "std"}, default="none"
         Distances of ``ksg`` between units as they are, or divided by their deviations.
     components : int or None, default=None
-        Principal components of each site that ``ksg`` looks at, scaled to deviation 1: a lower
-        bound in the limit, and the way past ``high_dim``. ``kept`` says what they hold.
+        Numbers of each site that ``ksg`` looks at, scaled to deviation 1: a lower bound in the
+        limit, and the way past ``high_dim``. ``kept`` says what share of the variance they hold.
+    compressor : {"pca", "autoencoder"}, default="pca"
+        Whether these are principal components or the code of a small autoencoder, which follows
+        curved rows.
     m : int, default=2048
         Rows of the sample of ``copula`` and ``ksg``.
 
@@ -119,6 +122,7 @@ class MutualInformation(Instrument):
     scale: Scale = "none"
     m: int = SAMPLE
     components: int | None = None
+    compressor: Compressor = "pca"
     span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 3
     paper: ClassVar[str] = "kraskov2004ksg"
@@ -147,6 +151,11 @@ class MutualInformation(Instrument):
             raise InputError(
                 "MutualInformation: expected components of at least 1, and for the estimator 'ksg' "
                 f"alone, got {self.components} for {self.estimator!r}."
+            )
+        if self.compressor not in COMPRESSORS:
+            raise InputError(
+                f"MutualInformation: expected the compressor {' or '.join(COMPRESSORS)}, got "
+                f"{self.compressor!r}."
             )
 
     def reads(self) -> dict[str, Statistic[Any]]:
@@ -193,7 +202,7 @@ class MutualInformation(Instrument):
             return self._answer(math.nan, math.nan, len(rows), flags, {"se": "no value"})
         kept = (1.0, 1.0)
         if self.components is not None:
-            found = [_components(x, self.components) for x in rows.rows]
+            found = [code_of(x, self.components, self.compressor) for x in rows.rows]
             rows, kept = replace(rows, rows=tuple(x for x, _ in found)), tuple(k for _, k in found)
         rows, figure = self._prepared(rows), self._by_neighbours if ksg else information_of_rows
         raw, null = figure(rows)
@@ -234,7 +243,8 @@ class MutualInformation(Instrument):
     ) -> MutualInformationResult:
         ksg = self.estimator == "ksg"
         how: dict[str, Any] = {"k": self.k, "scale": self.scale}
-        how |= {"components": self.components} if self.components else {}
+        if self.components:
+            how |= {"components": self.components, "compressor": self.compressor}
         how = how if ksg else {"debiased": self.debias}
         return MutualInformationResult(
             value=raw - null if self.debias and not ksg else raw,
@@ -255,18 +265,6 @@ def _is_uneven(sites: Sequence[Float[Tensor, "row _dim"]]) -> bool:
     spread = [x.std(0, correction=0) for x in sites]
     widest = torch.stack([s.max() for s in spread])
     return bool(widest.max() > TOO_WIDE * torch.minimum(widest.min(), torch.cat(spread).median()))
-
-
-def _components(
-    x: Float[Tensor, "row dim"], k: int
-) -> tuple[Float[Tensor, "row component"], float]:
-    """Return the leading principal components, each of deviation 1, and their share of variance."""
-    z = x - x.mean(0)
-    values, vectors = torch.linalg.eigh(z.T @ z / len(z))
-    values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
-    live = values > CUT * values[0]
-    whole = float(z.square().sum() / len(z))
-    return (z @ vectors[:, live]) * values[live].rsqrt(), float(values[live].sum()) / whole
 
 
 mutual_information = as_function(MutualInformation)

@@ -22,6 +22,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "bins": {"estimator": "bins", "low": -1.0, "high": 1.0},
     "adaptive bins": {"estimator": "adaptive_bins"},
     "adaptive kernel": {"estimator": "adaptive_kde", "m": 1024},
+    "codes": {"estimator": "compressed", "m": 1024},
 }
 DECAY = 0.1
 
@@ -64,6 +65,12 @@ class InformationPlaneStudy(Study):
         Claim(
             "relu, adaptive kernel",
             "An adaptive kernel says so of the ReLU net too.",
+            "bits of compression",
+            above=0.1,
+        ),
+        Claim(
+            "relu, codes",
+            "And so do codes of an autoencoder.",
             "bits of compression",
             above=0.1,
         ),
@@ -120,6 +127,7 @@ class InformationPlaneStudy(Study):
             "tanh, adaptive bins": lost["tanh", bins][-1],
             "relu, adaptive bins": plain[-1],
             "relu, adaptive kernel": lost["relu", "adaptive kernel"][-1],
+            "relu, codes": lost["relu", "codes"][-1],
             "decay": sum(decayed) / len(decayed) - sum(plain) / len(plain),
             "last before first": plain[-1] - plain[0],
             "estimators agree": rank_correlation(
