@@ -129,6 +129,7 @@ def test_codes_of_a_plane_in_many_units(variance):
     assert found.kept == pytest.approx(1.0)
     one = information_plane(x, **form, codes=1)
     assert float(one) == pytest.approx(want / 2, abs=0.05)
+    assert one.se is not None
     assert float(one.se) == pytest.approx(0.02, abs=0.01)
 
 
@@ -143,6 +144,7 @@ def test_codes_about_the_label():
     assert float(found) == pytest.approx(-float((share * share.log()).sum()), abs=0.03)
     mixed = information_plane(x, label[torch.randperm(1500)], estimator="compressed")
     assert abs(float(mixed)) < 0.05
+    assert mixed.null is not None
     assert abs(mixed.null) < 0.05
     few = information_plane(x[:20], label[:20], estimator="compressed", compressor="pca")
     assert "few_rows" in few.flags

@@ -17,6 +17,12 @@ from sonde_studies._written import code, pieces, prose
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 LENGTH, TRAIN, TEST, STEPS, RATE, BATCH, MIXED = 64, 256, 200, 40, 1e-4, 32, 0.2
+PROMPT, CONTINUED = 24, 100
+DECODINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "temperature 0.7": {"do_sample": True, "temperature": 0.7, "top_k": 0},
+    "nucleus 0.9": {"do_sample": True, "top_p": 0.9, "top_k": 0},
+}
 
 
 @final
@@ -48,6 +54,17 @@ class AlignmentQualityStudy(Study):
             "Tuning on labels by lot raises it less.",
             "tuned on the kinds less tuned by lot",
         ),
+        Claim(
+            "each decoding",
+            "On texts that a model itself goes on with, tuning raises it in each of three ways to "
+            "decode.",
+            "tuned less untuned, least of three ways",
+        ),
+        Claim(
+            "stable",
+            "It moves less with the way to decode than with the tuning.",
+            "tuned less untuned, mean, less the range of the tuned over ways",
+        ),
     )
     null = Claim("by lot", "Texts that are called one kind by lot.", "value less its null, tuned")
 
@@ -74,24 +91,56 @@ class AlignmentQualityStudy(Study):
         shuffled = label[torch.randperm(len(label), generator=source)]
         lot = AlignmentQuality().fit(layers["tuned"], shuffled, ids=range(len(label)))
         rise = found["tuned"].layers - found["untuned"].layers
+        tick("decoding")
+        n = 10 if tiny else CONTINUED
+        prompts = ids[:, TRAIN : TRAIN + n, :PROMPT].flatten(0, 1)
+        kind = torch.arange(2).repeat_interleave(n)
+        decoded = {
+            (name, way): float(
+                alignment_quality(_layers(m, _continued(m, prompts, seed, how), PROMPT), kind)
+            )
+            for name, m in models.items()
+            if name != "by lot"
+            for way, how in DECODINGS.items()
+        }
+        raised = [decoded["tuned", way] - decoded["untuned", way] for way in DECODINGS]
+        ways = [decoded["tuned", way] for way in DECODINGS]
         return {
             "tuned": float(found["tuned"]) - float(found["untuned"]),
             "first layer": float(rise[-1] - rise[0]),
             "mixed": float(found["tuned"]) - float(mixed),
             "another tuning": float(found["tuned"]) - float(found["by lot"]),
+            "each decoding": min(raised),
+            "stable": sum(raised) / len(raised) - (max(ways) - min(ways)),
             "by lot": float(lot) - float(torch.as_tensor(lot.null)),
             **{
                 f"{name} | layer {i}": float(v)
                 for name, result in found.items()
                 for i, v in enumerate(result.layers)
             },
+            **{f"{name} | {way}": value for (name, way), value in decoded.items()},
         }
 
 
 @torch.no_grad()
-def _layers(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+def _layers(model: nn.Module, ids: Tensor, first: int = 0) -> dict[str, Tensor]:
+    """Return the mean state of each text from a token on, for each layer."""
     states = model(input_ids=ids, output_hidden_states=True).hidden_states
-    return {f"layer {i}": x.mean(1) for i, x in enumerate(states)}
+    return {f"layer {i}": x[:, first:].mean(1) for i, x in enumerate(states)}
+
+
+def _continued(model: Any, prompts: Tensor, seed: int, how: dict[str, Any]) -> Tensor:
+    """Return prompts and what a model goes on with, as long as the pieces."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=LENGTH - PROMPT,
+            min_new_tokens=LENGTH - PROMPT,
+            pad_token_id=0,
+            **how,
+        )
 
 
 @torch.enable_grad()
