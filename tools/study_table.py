@@ -21,8 +21,7 @@ def lines_of(study: dict[str, Any]) -> list[str]:
     seeds = "" if n == USUAL_SEEDS else f", {n} seeds"
     claims = [_line(word, c, c["text"], c["verdict"] + seeds) for c in study["claims"]]
     null = study["null"]
-    said = "as expected" if null["as_expected"] else "not as expected"
-    return [*claims, _line(word, null, f"{NULL}{null['text']}", said + seeds)]
+    return [*claims, _line(word, null, f"{NULL}{null['text']}", null["verdict"] + seeds)]
 
 
 def _line(word: str, claim: dict[str, Any], text: str, verdict: str) -> str:

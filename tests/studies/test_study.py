@@ -63,7 +63,7 @@ def test_a_table_says_what_was_claimed_and_found():
     table = run_study(Planted(), range(4), tick=said.append)
     entry = table.json()
     assert [c["verdict"] for c in entry["claims"]] == ["holds", "does not hold"]
-    assert entry["null"]["as_expected"]
+    assert entry["null"]["verdict"] == "as expected"
     low, high = stats.t.interval(0.99, 3, loc=0.0, scale=stats.sem(table.figures["null"]))
     assert (entry["null"]["low"], entry["null"]["high"]) == pytest.approx((low, high))
     assert entry["figures"]["plain"] == [3.0] * 4
@@ -71,6 +71,11 @@ def test_a_table_says_what_was_claimed_and_found():
     for word in ("There is an effect.", "does not hold", "as expected", "ours", "near", "plain"):
         assert word in text
     assert said == [f"planted, seed {i}: counting" for i in range(4)]
+    wide = {**table.figures, "null": tuple(5 * x for x in table.figures["null"])}
+    blind = StudyTable(Planted(), table.seeds, wide)
+    assert blind.outcome(Planted.null).detectable > 10 - 1.15  # of the large effect
+    assert blind.json()["null"]["verdict"] == "as expected, weak"
+    assert "as expected, weak" in as_text(blind)
     assert "no evidence" in as_text(StudyTable(Planted(), (0,), table.figures, tiny=True))
 
 

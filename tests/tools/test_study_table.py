@@ -22,7 +22,7 @@ def folder(tmp_path):
         "tiny": False,
         "seeds": [*range(10)],
         "claims": [CLAIM | {"verdict": "holds"}],
-        "null": CLAIM | {"text": "Nothing.", "as_expected": False},
+        "null": CLAIM | {"text": "Nothing.", "verdict": "not as expected"},
     }
     (tmp_path / "planted.json").write_text(json.dumps(study))
     return tmp_path
@@ -60,6 +60,20 @@ def test_the_page_has_the_claims_of_the_code_and_no_others():
         for (_, figure, _, _, verdict), claim in zip(rows, claims, strict=True):
             assert figure.endswith(f"] {claim.figure}")
             assert verdict.partition(",")[0] in VERDICTS
+        assert (", weak" in rows[-1][-1]) == _is_weak(
+            rows, {c.premise for c in study.claims}, study
+        )
+
+
+def _is_weak(rows, premises, study):
+    """Return whether the null arm sees no effect as small as the largest of a claim."""
+    *claims, null = rows
+    effects = [
+        abs(float(figure.split()[0]) - float(bar))
+        for (_, figure, bar, *_), claim in zip(claims, study.claims, strict=True)
+        if claim.key not in premises
+    ]
+    return float(null[3]) > max(effects)
 
 
 def test_a_tiny_run_is_no_table_for_the_docs(folder):

@@ -37,21 +37,21 @@ class DisparityDecompositionStudy(Study):
     claims = (
         Claim(
             "redundant",
-            "Where clients differ, most of the overall disparity is redundant.",
+            "As planted, more than 95% of the overall disparity is redundant where clients differ.",
             "share of the overall disparity",
-            above=0.5,
+            above=0.95,
         ),
         Claim(
             "masked",
-            "Where clients oppose each other, most of the local disparity is masked.",
+            "So is more than 95% of the local disparity masked where clients oppose each other.",
             "share of the local disparity",
-            above=0.5,
+            above=0.95,
         ),
         Claim(
             "unique",
-            "Where clients do not matter, most of the overall disparity is unique.",
+            "And more than 95% of the overall disparity unique where clients do not matter.",
             "share of the overall disparity",
-            above=0.5,
+            above=0.95,
         ),
         Claim(
             "overall is dear",

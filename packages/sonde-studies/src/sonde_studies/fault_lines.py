@@ -31,9 +31,9 @@ class FaultLinesStudy(Study):
     claims = (
         Claim(
             "few suffice",
-            "For more than half of the digits three concepts or fewer change the answer.",
+            "For more than 95% of the digits three concepts or fewer change the answer.",
             "share",
-            above=0.5,
+            above=0.95,
         ),
         Claim(
             "fewer than random directions",

@@ -29,9 +29,9 @@ class MaskSensitivityStudy(Study):
     claims = (
         Claim(
             "told without the object",
-            "Trained beside a shortcut, classes are told without the digit's box.",
+            "As planted, classes are told without the digit's box with an AUROC above .95.",
             "AUROC",
-            above=0.5,
+            above=0.95,
         ),
         Claim(
             "shortcut over none",

@@ -198,6 +198,19 @@ class StudyTable:
         stands = all(self.verdict(premise) == "holds" for premise in premises)
         return self.outcome(claim).verdict if stands else "not tested"
 
+    @property
+    def null_verdict(self) -> str:
+        """Say whether the null arm is as expected, and whether it could see the claims' effects.
+
+        The arm is weak if the smallest effect that it would have seen is larger than the largest
+        effect of a claim.
+        """
+        null, premises = self.outcome(self.study.null), {c.premise for c in self.study.claims}
+        found = (self.outcome(c) for c in self.study.claims if c.key not in premises)
+        largest = max(abs(claim.mean - claim.above) for claim in found)
+        said = "as expected" if null.covers else "not as expected"
+        return said + ", weak" * (null.detectable > largest)
+
     def json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         study = self.study
@@ -211,7 +224,7 @@ class StudyTable:
             "tiny": self.tiny,
             "seconds": round(self.seconds, 1),
             "claims": [self._entry(c) | {"verdict": self.verdict(c)} for c in study.claims],
-            "null": self._entry(study.null) | {"as_expected": self.outcome(study.null).covers},
+            "null": self._entry(study.null) | {"verdict": self.null_verdict},
             "figures": {k: list(v) for k, v in self.figures.items()},
         }
 

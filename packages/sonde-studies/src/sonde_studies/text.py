@@ -73,7 +73,8 @@ def _claim(table: StudyTable, claim: Claim, is_null: bool = False) -> list[str]:
     outcome = table.outcome(claim)
     low, high = outcome.interval
     if is_null:
-        verdict = "as expected" if outcome.covers else "NOT AS EXPECTED"
+        said = table.null_verdict
+        verdict = said if outcome.covers else said.upper()
     else:
         verdict = table.verdict(claim)
     lines = wrap(f"{'null: ' if is_null else ''}{claim.text}", WIDTH - 4)
