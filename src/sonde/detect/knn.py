@@ -17,7 +17,7 @@ from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import check_fitted_width
-from sonde.stats import HashSample, HashSampleState, largest_products
+from sonde.stats import HashSample, HashSampleState, largest_products, unit_rows
 
 CHUNK = 2048
 BANK_ROWS = 1024
@@ -150,13 +150,12 @@ class KNN(Detector):
 
 
 def to_unit_length(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-    """Return rows of length 1 in a float type of at least 32 bits; zeros stay zero.
-
-    Rows so short that their squares vanish (1e-15 in float32) stay shorter than 1.
-    """
+    """Return rows of length 1 in a float type of at least 32 bits; zeros stay zero."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     length = wide.norm(dim=1, keepdim=True)
-    return wide / length.clamp(min=1 / largest(wide.dtype))
+    if bool((length < 1 / largest(wide.dtype)).any()):  # their squares may vanish
+        return unit_rows(wide)
+    return wide / length
 
 
 def unit_bank(

@@ -10,11 +10,12 @@ from typing import ClassVar, Literal, final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize, one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.result import Result
 from sonde.engine.steps import Descent
+from sonde.stats import unit_rows
 
 Loss = Literal["l1", "contrastive", "gumbel"]
 DECIDES = 0.95
@@ -159,7 +160,7 @@ class ConceptBottleneck:
         n_held = max(1, round(self.held_out * len(rows)))
         held, used = order[:n_held], order[n_held:]
         x, y = rows[used].double(), member[used]
-        concept = normalize(bank.double(), dim=1)
+        concept = unit_rows(bank.double())
         if self.loss != "l1":
             concept = self._aligned(x, concept, draw)
         concept, weight, bias = self._classes(x, concept, y, len(labels))
@@ -187,7 +188,7 @@ class ConceptBottleneck:
 
     def _aligned(self, x: Tensor, bank: Tensor, draw: torch.Generator) -> Tensor:
         """Return the layer of concepts that says what the embeddings' similarities say."""
-        target = normalize(x, dim=1) @ bank.T
+        target = unit_rows(x) @ bank.T
         matching = target.argmax(1)
         concept = bank.clone().requires_grad_(True)
         present = torch.unique(matching)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.result import Result
+from sonde.stats import unit_rows
 
 
 @final
@@ -137,7 +137,7 @@ class ConceptMarginal:
     def _likelihood(
         self, rows: Float[Tensor, "row dim"], bank: Float[Tensor, "concept dim"]
     ) -> Float[Tensor, "row concept"]:
-        cosine = normalize(rows.double(), dim=-1) @ normalize(bank.double(), dim=-1).T
+        cosine = unit_rows(rows.double()) @ unit_rows(bank.double()).T
         return (cosine / self.tau).softmax(-1)
 
 

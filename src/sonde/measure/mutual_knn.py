@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
@@ -14,7 +13,7 @@ from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._neighbourhood import copy_flags
 from sonde.measure._reads import PairSampleInstrument
-from sonde.stats import HashSampleState
+from sonde.stats import HashSampleState, unit_rows
 from sonde.stats.neighbours import nearest
 from sonde.stats.sampled_rows import SampledRows
 
@@ -91,7 +90,7 @@ class MutualKNN(PairSampleInstrument):
             alive = torch.stack([x.ne(0).any(1).cpu() for x in rows.rows]).all(0)
             flags += () if bool(alive.all()) else ("dead",)
             rows = rows.take(alive)
-            rows = replace(rows, rows=tuple(normalize(x, dim=1) for x in rows.rows))
+            rows = replace(rows, rows=tuple(unit_rows(x) for x in rows.rows))
         flags += copy_flags(rows.rows, rows.group)
         conventions = {"k": self.k, "metric": self.metric, "neighbours": "of other groups"}
         few = len(rows) == 0 or self.k >= len(rows) - int(torch.bincount(rows.group).max()) + 1

@@ -17,7 +17,7 @@ from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._reads import PairSampleInstrument
-from sonde.stats import HashSampleState, half_error, midranks, random_halves
+from sonde.stats import HashSampleState, half_error, midranks, random_halves, unit_rows
 from sonde.stats.sampled_rows import LEAST_FOR_HALVES, SampledRows
 
 Distance = Literal["euclidean", "cosine", "correlation"]
@@ -140,7 +140,7 @@ class RSA(PairSampleInstrument):
 
     def _distances(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row row"]:
         if self.distance != "euclidean":
-            unit = torch.nn.functional.normalize(self._directed(x), dim=1)
+            unit = unit_rows(self._directed(x))
             return 1.0 - unit @ unit.T
         z = x - x.mean(0)
         square = z.square().sum(1)

@@ -16,7 +16,7 @@ from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
 from sonde.measure._reads import SampleInstrument
-from sonde.stats import HashSampleState
+from sonde.stats import HashSampleState, unit_rows
 from sonde.stats.sampled_rows import SampledRows
 
 CHUNK = 1024
@@ -101,7 +101,7 @@ class Uniformity(SampleInstrument):
 
 def _kernel_sums(rows: SampledRows, t: float) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
     """Return the sum of the kernel over each row's pairs, and their number."""
-    unit = torch.nn.functional.normalize(rows.rows[0], dim=1)
+    unit = unit_rows(rows.rows[0])
     group = rows.group.to(unit.device)
     total: list[Tensor] = []
     for at, own in zip(unit.split(CHUNK), group.split(CHUNK), strict=True):

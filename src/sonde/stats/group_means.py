@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.stats.moments import Moments, MomentsState, centre, column_sum
+from sonde.stats.moments import Moments, MomentsState, centre, centred_squares
 from sonde.stats.sequences import example_numbers
 
 _DIAGONAL = Moments("diag")
@@ -47,8 +47,8 @@ class GroupMeans(Statistic[GroupMeansState]):
         size = torch.bincount(member)
         sums = torch.zeros(len(size), x.shape[1], dtype=z.dtype, device=z.device)
         sums = sums.index_add_(0, member, z).double()
-        squares = column_sum(z.square_())
-        rows = MomentsState(len(x), mean, squares - len(x) * residual.square())
+        rows = MomentsState(len(x), mean, centred_squares(x, mean, z, residual))
+        squares = rows.scatter + len(x) * residual.square()
         within = squares - (sums.square() / size[:, None]).sum(0)
         return GroupMeansState(rows, within.clamp(min=0.0), len(size))
 

@@ -14,6 +14,8 @@ from sonde.core.statistic import Statistic
 from sonde.stats._product import transposed_product
 
 BLOCK = 64
+LEAST_SQUARE = 1e-32
+"""Mean square of float32 below which squares lose digits, or vanish (1e-38)."""
 STRIP = 128
 
 
@@ -93,7 +95,7 @@ class Moments(Statistic[MomentsState]):
         mean, centred, residual = centre(x)
         n = x.shape[0]
         if self.scatter == "diag":
-            scatter = column_sum(centred.square_()) - n * residual.square()
+            scatter = centred_squares(x, mean, centred, residual)
         else:
             scatter = gram(centred)
             scatter -= n * torch.outer(residual, residual)
@@ -132,6 +134,30 @@ def centre(
     centred = wide - rough
     residual = column_sum(centred) / len(x)
     return rough.double() + residual, centred, residual
+
+
+def centred_squares(
+    x: Float[Tensor, "row dim"],
+    mean: Float[Tensor, "dim"],
+    centred: Float[Tensor, "row dim"],
+    residual: Float[Tensor, "dim"],
+) -> Float[Tensor, "dim"]:
+    """Return each column's sum of squared gaps from its mean, in float64; ``centred`` is spent.
+
+    Columns whose squares would lose digits in float32 are squared in float64.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row dim"]
+    mean, centred, residual : Tensor
+        What ``centre`` returned for the rows.
+    """
+    total = column_sum(centred.square_())
+    low = total < len(x) * LEAST_SQUARE
+    if centred.dtype == torch.float32 and bool(low.any()):
+        rough = mean[low] - residual[low]
+        total[low] = (x[:, low].double() - rough).square().sum(0)
+    return total - len(x) * residual.square()
 
 
 def column_sum(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:

@@ -11,7 +11,7 @@ from sonde.core.columns import COLUMNS
 from sonde.core.errors import InputError
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.stats.moments import centre, column_sum
+from sonde.stats.moments import centre, centred_squares
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Scalars(Statistic[ScalarsState]):
         x = values.reshape(len(values), -1)
         x = x if x.dtype in (torch.float32, torch.float64) else x.double()
         mean, centred, residual = centre(x)
-        scatter = column_sum(centred.square_()) - len(x) * residual.square()
+        scatter = centred_squares(x, mean, centred, residual)
         low, high = x.amin(0).double(), x.amax(0).double()
         return ScalarsState(len(x), mean, scatter, low, high, _zeros(x, low, high))
 
