@@ -246,3 +246,12 @@ def test_how_far_the_mass_moved(test):
         pooled = torch.cat([x, y])[:, unit].std(correction=0)
         want = stats.wasserstein_distance(x[:, unit].numpy(), y[:, unit].numpy()) / pooled
         assert float(found.moved_by[unit]) == pytest.approx(float(want), rel=0.1)
+
+
+def test_units_beyond_the_bins_are_flagged():
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 200, 3, generator=draw, dtype=torch.float64)
+    for scale, flagged in ((1.0, False), (1e-9, False), (1e-14, True), (1e9, True)):
+        found = UnitShift().between(x * scale, y.abs() * scale)
+        assert ("clipped" in found.flags) == flagged
+        assert "clipped" not in UnitShift("mean").between(x * scale, y * scale).flags

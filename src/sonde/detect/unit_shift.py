@@ -99,7 +99,8 @@ class UnitShift(Shift):
                  conservative if rows or bins are few); "js": tens of rows.
     Differs      from a test on rows: bins are a quarter of an octave wide, so a unit that moves far
                  less than its mean goes unseen by "ks" and "js"; where all its rows fill one bin,
-                 its effect and p-value are NaN (flag ``coarse``).
+                 its effect and p-value are NaN (flag ``coarse``). Values below 1e-12 or
+                 above 3e7 are told apart by sign alone (flag ``clipped``).
 
     Parameters
     ----------
@@ -157,6 +158,8 @@ class UnitShift(Shift):
             p, adjusted = self._p_values(first, second, pairs, p)
         flags = ["dead"] * bool(torch.isinf(effect).any()) + ["paired"] * blind
         flags += ["coarse"] * bool(torch.isnan(moved_by).any())
+        if self.test != "mean":
+            flags += ["clipped"] * any(bool(h.clipped.any()) for h in _histograms(first, second))
         return UnitComparison(
             value=_largest(effect),
             n=first.n + second.n,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -56,6 +56,12 @@ class LogHistogramState(State):
         """Counts of absolute values: of zeros first, then of the bins above it."""
         up, down = self.counts[:, _SIDE + 1 :], self.counts[:, :_SIDE].flip(1)
         return torch.cat([self.counts[:, _SIDE : _SIDE + 1], up + down], dim=1)
+
+    @property
+    def clipped(self) -> Bool[Tensor, "dim"]:
+        """Which units have a tenth of their values outside 2^-40 to 2^24, in the outermost bins."""
+        outermost = self.magnitudes[:, [1, -1]].sum(1)
+        return outermost > 0.1 * self.n
 
     def quantile(self, q: float, absolute: bool = False) -> Float[Tensor, "dim"]:
         """Return the centre of the bin in which the share ``q`` of the rows is reached.
