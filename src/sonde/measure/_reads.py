@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from sonde.core.instrument import Instrument, NotLabelled, Read
 from sonde.core.statistic import Span, Statistic
-from sonde.stats import CrossMoments, HashSample, Moments
+from sonde.stats import CrossMoments, HashSample, HashSampleState, Moments
 
 
 class CrossInstrument(Instrument):
@@ -39,9 +39,18 @@ class PairSampleInstrument(Instrument):
 
 
 def labelled_sample(m: int) -> dict[str, Read]:
-    """Return what reads ``m`` sampled rows that have a label, as ``rows``, and their ``labels``."""
+    """Return what reads ``m`` sampled rows that have a label, as ``rows``, and their ``labels``.
+
+    ``every`` counts all rows, for ``unlabelled``.
+    """
     labelled = NotLabelled(-1)
     return {
         "rows": Read(HashSample(m), labelled),
         "labels": Read(HashSample(m, "label"), labelled),
+        "every": Read(HashSample(1)),
     }
+
+
+def unlabelled(rows: HashSampleState, every: HashSampleState | None) -> tuple[str, ...]:
+    """Return the flag of rows that were left out for want of a label."""
+    return ("unlabelled",) if every is not None and every.n > rows.n else ()

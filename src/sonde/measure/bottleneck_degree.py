@@ -21,7 +21,7 @@ from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._flags import precision_flags, relative_spread
 from sonde.measure._noisy_rows import information_bounds
-from sonde.measure._reads import labelled_sample
+from sonde.measure._reads import labelled_sample, unlabelled
 from sonde.stats import ClassMoments, ClassMomentsState, HashSampleState
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
 
@@ -113,6 +113,7 @@ class BottleneckDegree(Instrument):
         classes: ClassMomentsState | None = None,
         rows: HashSampleState | None = None,
         labels: HashSampleState | None = None,
+        every: HashSampleState | None = None,
     ) -> BottleneckDegreeResult:
         """Bound the information from the moments, or from the rows of the sample."""
         if classes is not None:
@@ -120,7 +121,7 @@ class BottleneckDegree(Instrument):
         assert rows is not None  # guaranteed by reads
         assert labels is not None
         sample = SampledRows.of((rows, replace(labels, rows=labels.rows[:, None])))
-        return self._of_sample(sample, rows.rows.dtype)
+        return self._of_sample(sample, rows.rows.dtype, unlabelled(rows, every))
 
     def _of_moments(self, classes: ClassMomentsState) -> BottleneckDegreeResult:
         n, count = classes.n_labelled, len(classes.labels)
@@ -147,12 +148,14 @@ class BottleneckDegree(Instrument):
             noise_variance=float(variance.detach()),
         )
 
-    def _of_sample(self, rows: SampledRows, dtype: torch.dtype) -> BottleneckDegreeResult:
+    def _of_sample(
+        self, rows: SampledRows, dtype: torch.dtype, missing: tuple[str, ...]
+    ) -> BottleneckDegreeResult:
         x = rows.rows[0]
         mean = x.sum(0) / max(len(x), 1)
         total = (x - mean).square().sum() / max(len(x), 1)
         size = torch.unique(rows.rows[1], return_counts=True)[1].double()
-        flags = [*rows.flags, *_flags(mean, total, dtype)]
+        flags = [*rows.flags, *missing, *_flags(mean, total, dtype)]
         flags += ["few_rows"] if len(rows) < 2 * len(size) else []
         variance = self.noise * (float(total) if self.relative else 1.0)
         if "dead" in flags:

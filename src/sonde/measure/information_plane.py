@@ -23,7 +23,7 @@ from sonde.core.statistic import Statistic
 from sonde.measure._codes import COMPRESSORS, Compressor, code_of
 from sonde.measure._neighbour_entropy import neighbour_entropy
 from sonde.measure._noisy_rows import information_bounds
-from sonde.measure._reads import labelled_sample
+from sonde.measure._reads import labelled_sample, unlabelled
 from sonde.stats import HashSample, HashSampleState, Symbols
 from sonde.stats.joint_counts import entropy_nats, information_nats
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
@@ -196,7 +196,10 @@ class InformationPlane(Instrument):
         return labelled_sample(self.m)
 
     def result(
-        self, rows: HashSampleState, labels: HashSampleState | None = None
+        self,
+        rows: HashSampleState,
+        labels: HashSampleState | None = None,
+        every: HashSampleState | None = None,
     ) -> InformationPlaneResult:
         """Make the layer coarse and count, or bound the information of noisy rows."""
         sites = (rows,) if labels is None else (rows, replace(labels, rows=labels.rows[:, None]))
@@ -236,7 +239,11 @@ class InformationPlane(Instrument):
             null=null,
             n=len(sample),
             range=(0.0, most if labels is not None or not compressed else math.inf),
-            flags=(*sample.flags, *(flag for flag, raised in flags.items() if raised)),
+            flags=(
+                *sample.flags,
+                *unlabelled(rows, every),
+                *(flag for flag, raised in flags.items() if raised),
+            ),
             conventions={
                 "about": self.about,
                 **{name: getattr(self, name) for name in CHOICES},

@@ -19,7 +19,7 @@ from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument, Read
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
-from sonde.measure._reads import labelled_sample
+from sonde.measure._reads import labelled_sample, unlabelled
 from sonde.stats import HashSampleState
 from sonde.stats.halves import random_halves
 from sonde.stats.sampled_rows import SampledRows
@@ -94,7 +94,9 @@ class VInformation(Instrument):
         """Read a sample of the rows with a label."""
         return labelled_sample(self.m)
 
-    def result(self, rows: HashSampleState, labels: HashSampleState) -> VInformationResult:
+    def result(
+        self, rows: HashSampleState, labels: HashSampleState, every: HashSampleState | None = None
+    ) -> VInformationResult:
         """Fit on each half of the groups and judge on the other."""
         sample = SampledRows.of((rows, replace(labels, rows=labels.rows[:, None])))
         classes = torch.unique(sample.rows[1])
@@ -106,7 +108,7 @@ class VInformation(Instrument):
         x = sample.rows[0]
         dead = not bool((x != x[:1]).any())
         judged = None if dead else self._judged(sample)
-        flags = [*sample.flags, *(["dead"] if dead else [])]
+        flags = [*sample.flags, *unlabelled(rows, every), *(["dead"] if dead else [])]
         if judged is None or judged.n_left_out:
             flags += [] if dead else ["few_rows"]
         if judged is None:

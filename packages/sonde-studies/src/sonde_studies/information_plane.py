@@ -24,7 +24,12 @@ FORMS: dict[str, dict[str, Any]] = {
     "adaptive kernel": {"estimator": "adaptive_kde", "m": 1024},
     "codes": {"estimator": "compressed", "m": 1024},
 }
-DECAY = 0.1
+ARMS: dict[str, tuple[type[nn.Module], float, tuple[str, ...]]] = {
+    "tanh": (nn.Tanh, 0.0, ("bins", "adaptive bins", "adaptive kernel")),
+    "relu": (nn.ReLU, 0.0, tuple(FORMS)),
+    "relu, decay": (nn.ReLU, 0.1, ("adaptive bins",)),
+}
+"""Activation, weight decay and estimators of each net."""
 
 
 @final
@@ -102,13 +107,12 @@ class InformationPlaneStudy(Study):
         lost: dict[tuple[str, str], list[float]] = {}
         flat: dict[str, list[float]] = {}
         figures: dict[str, float] = {}
-        arms = (("tanh", nn.Tanh, 0.0), ("relu", nn.ReLU, 0.0), ("relu, decay", nn.ReLU, DECAY))
-        for name, act, decay in arms:
+        for name, (act, decay, _) in ARMS.items():
             tick(name)
             nets = checkpoints(x, label, act, decay, seed, 40 if tiny else STEPS)
             seen = x[::8] if tiny else x[::2]
             states = [layers_of(net, seen) for net in nets]
-            forms = FORMS if name != "relu, decay" else {"adaptive bins": FORMS["adaptive bins"]}
+            forms = {form: FORMS[form] for form in ARMS[name][2]}
             for form, options in forms.items():
                 held = torch.tensor([[_bits(h, options) for h in layers] for layers in states])
                 lost[name, form] = (held.max(0).values - held[-1]).tolist()
