@@ -87,11 +87,15 @@ class FeatureEncoder(Encoder):
     inputs : tuple of str
     marks : bool or None
         Whether the mask of padding differs from zero at real tokens; None before rows are seen.
+    pads : bool, default=True
+        Whether an input may be a mask of padding: one called ``mask`` with both values on either
+        side is none.
     """
 
     inputs: tuple[str, ...]
     kind: str = "features"
     marks: bool | None = None
+    pads: bool = True
 
     def settled(self, rows: Iterable[Row]) -> "FeatureEncoder":
         """Decide by all masks which of their values is that of padding."""
@@ -103,7 +107,12 @@ class FeatureEncoder(Encoder):
             return self
         name, mask = first
         more = (named[1] for named in found if named is not None and named[0] == name)
-        return replace(self, marks=marks_real(name, chain([mask], more)))
+        try:
+            return replace(self, marks=marks_real(name, chain([mask], more)))
+        except InputError:
+            if name != EITHER:
+                raise
+            return replace(self, pads=False)
 
     def _masks(self, row: Row) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}
@@ -133,7 +142,7 @@ class FeatureEncoder(Encoder):
         """Stack each along a new first axis."""
         kwargs = {n: stacked_items([i.value[n] for i in items], n) for n in self.inputs}
         real = partial(real_tokens, marks=self.marks)
-        return Collated(kwargs=kwargs, mask=token_mask(kwargs, real))
+        return Collated(kwargs=kwargs, mask=token_mask(kwargs, real) if self.pads else None)
 
     def identity(self) -> dict[str, Any]:
         """Name the arguments."""

@@ -52,7 +52,8 @@ def fingerprint(module: nn.Module, *, full: bool = False) -> str:
         digest.update(f"{name}|{tuple(tensor.shape)}|{dtype}\n".encode())
         if tensor.device.type == "meta" or tensor.numel() == 0:
             continue
-        flat = tensor.detach().contiguous().reshape(-1)
+        plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        flat = plain.detach().contiguous().reshape(-1)
         digest.update(_bytes(flat if full else _samples(flat)))
         if not full:
             digest.update(_xor(flat).to_bytes(8, "little", signed=False))

@@ -15,7 +15,9 @@ KNOWN = frozenset({"logits", ""})
 OF_LIBRARY = frozenset({"causal", "classifier", "image_classifier"})
 
 
-def logits_key(probe: Probe, task: str, said: str | None, asked: bool) -> str | None:
+def logits_key(
+    probe: Probe, task: str, said: str | None, asked: bool, n_classes: int = 0
+) -> str | None:
     """Return the key of the logits among the tensors that a model returns; None if it has none.
 
     Parameters
@@ -27,6 +29,8 @@ def logits_key(probe: Probe, task: str, said: str | None, asked: bool) -> str | 
         The output that the user named.
     asked : bool
         Whether a method needs logits: then the form alone is enough.
+    n_classes : int, default=0
+        Classes of the data's labels: the only row of as many numbers holds logits or probabilities.
 
     Raises
     ------
@@ -53,7 +57,10 @@ def logits_key(probe: Probe, task: str, said: str | None, asked: bool) -> str | 
     if len(found) == 1 and {leaf.shape for leaf in found.values()} <= {(ROWS[0],), (ROWS[0], 1)}:
         return next(iter(found))
     several = {k: leaf for k, leaf in rows.items() if leaf.shape[1] > 1}
-    if not asked or not several:
+    if not asked:
+        fitting = [k for k, leaf in several.items() if leaf.shape[1] == n_classes]
+        return fitting[0] if len(fitting) == 1 else None
+    if not several:
         return None
     return next((k for k in made if k in several), None) or _alone(several, probe)
 

@@ -263,6 +263,13 @@ def default_sites(probe: Probe) -> list[Site]:
     return sorted(sites)
 
 
+def leaf_sites(probe: Probe) -> list[Site]:
+    """Return the sites that are read where no block can be: modules without a part that ran."""
+    leaves = _leaves(probe)
+    found = [s for p in leaves for s in _executed_sites(Site(p), probe, every_call=True)]
+    return sorted(found) if len(leaves) <= MOST_LEAVES else []
+
+
 def _other_outputs(site: Site, probe: Probe) -> Iterator[LeftOut]:
     """Yield the outputs that are left out if a site names no key: all but the first."""
     call = probe.trace[site.path][last_call(site, probe.calls(site.path))]

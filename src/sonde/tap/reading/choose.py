@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from sonde.tap.model.sites import (
     Pattern,
     default_sites,
     last_call,
+    leaf_sites,
     resolve,
     unheard,
 )
@@ -69,6 +71,10 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
                 raise
             refused = error
             left_out.append(LeftOut(str(site), str(error).removeprefix("Site: ")))
+    if not kinds and refused is not None and unnamed:
+        for site in leaf_sites(probe):
+            with suppress(SiteError):
+                kinds.extend(_kinds_of(site, stream.reducer, stream, batch, special))
     if not kinds and refused is not None:
         raise refused
     _check_all_named(stream.axes, kinds)

@@ -237,7 +237,8 @@ class LiveStream(Stream):
     def logits_key(self) -> str | None:
         """The model's output that holds its logits, or None if it has no logits."""
         asked = self.logits_asked or self.perturb is not None or isinstance(self.objective, str)
-        return logits_key(self.probe, self.model.task, self.logits_output, asked)
+        n_classes = len(self.inputs.label_names)
+        return logits_key(self.probe, self.model.task, self.logits_output, asked, n_classes)
 
     @property
     def gives_logits(self) -> bool:
