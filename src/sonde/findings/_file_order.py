@@ -256,52 +256,75 @@ def _large(kind: Kind, before: float, after: float, early: Any, late: Any) -> bo
 
 def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]) -> Change:
     """Say by how many rows labels slip, if answers fit the labels of other rows from there on."""
-    columns, shared = answer_columns(evidence), shared_rows(evidence)
-    if change.kind != "error" or isinstance(columns, str) or shared.order is None:
+    shared = shared_rows(evidence)
+    answers = _answers(evidence, order)
+    if change.kind != "error" or answers is None or shared.order is None:
         return change
     examples = shared.order.numpy()[order]
-    said, label = columns[0].argmax(1).numpy()[order], columns[1].numpy()[order]
     best = (0, 1 - change.after)
     for slip in SLIPS:
-        right = _slipped(said, label, examples, examples >= change.row, slip)
+        right = _slipped(answers, examples, examples >= change.row, slip)
         if len(right) >= 20 and right.mean() > best[1]:
             best = slip, float(right.mean())
     gained = best[1] - (1 - change.after)
     if best[0] == 0 or gained < 0.7 * (change.after - change.before):
         return change
-    row = _slips_from(said, label, examples, best[0])
-    mended = _slipped(said, label, examples, examples >= row, best[0])
-    after = 1 - float((said == label)[examples >= row].mean())
-    before = 1 - float((said == label)[examples < row].mean())
+    row, own = _slips_from(answers, examples, best[0]), answers.fit(np.arange(len(examples)))
+    mended = _slipped(answers, examples, examples >= row, best[0])
+    after, before = (1 - float(own[late].mean()) for late in (examples >= row, examples < row))
     return replace(change, row=row, before=before, after=after, slip=best[0],
                    mended=float(mended.mean()))  # fmt: skip
 
 
-def _slips_from(
-    said: Int[np.ndarray, "row"],
-    label: Int[np.ndarray, "row"],
-    examples: Int[np.ndarray, "row"],
-    slip: int,
-) -> int:
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """Answers and labels in the order of the file, and how far apart those that fit may be."""
+
+    said: Float[np.ndarray, "row"]
+    label: Float[np.ndarray, "row"]
+    near: float
+
+    def fit(self, other: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
+        """Return whether each answer fits the label of another row."""
+        return np.abs(self.said - self.label[other]) <= self.near
+
+
+def _answers(evidence: Evidence, order: Int[np.ndarray, "row"]) -> _Answers | None:
+    """Return classes, or numbers that fit within a third of the spread of the targets."""
+    columns, numbers = answer_columns(evidence), number_rows(evidence)
+    if not isinstance(columns, str):
+        said, label = columns[0].argmax(1).double().numpy(), columns[1].double().numpy()
+        return _Answers(said[order], np.where(label < 0, np.nan, label)[order], 0.0)
+    if isinstance(numbers, str):
+        return None
+    at, said, truth = (x.double().numpy() for x in numbers)
+    both = np.full((2, len(order)), np.nan)
+    both[:, at.astype(int)] = said, truth
+    return _Answers(both[0][order], both[1][order], float(truth.std()) / 3)
+
+
+def _slips_from(answers: _Answers, examples: Int[np.ndarray, "row"], slip: int) -> int:
     """Return the row before which labels as they are, and after which moved ones, fit best."""
-    own = (said == label).astype(float)
+    own = answers.fit(np.arange(len(examples))).astype(float)
     moved = own.copy()
     for i, example in enumerate(examples):
-        one = _slipped(said, label, examples, examples == example, slip)
+        one = _slipped(answers, examples, examples == example, slip)
         moved[i] = float(one[0]) if len(one) else own[i]
     total = np.concatenate([[0.0], np.cumsum(own - moved)])
     return int(examples[min(int(np.argmax(total[:-1])), len(examples) - 1)])
 
 
 def _slipped(
-    said: Int[np.ndarray, "row"],
-    label: Int[np.ndarray, "row"],
+    answers: _Answers,
     examples: Int[np.ndarray, "row"],
     chosen: Bool[np.ndarray, "row"],
     slip: int,
 ) -> Bool[np.ndarray, "kept"]:
-    """Return whether answers equal the labels that stand ``slip`` rows further on."""
+    """Return whether answers fit the labels that stand ``slip`` rows further on."""
     where = {int(example): i for i, example in enumerate(examples)}
     pairs = [(i, where.get(int(examples[i]) + slip, -1)) for i in np.flatnonzero(chosen)]
-    kept = [(i, j) for i, j in pairs if j >= 0 and label[j] >= 0]
-    return np.array([said[i] == label[j] for i, j in kept], dtype=bool)
+    other = np.arange(len(examples))
+    kept = [i for i, j in pairs if j >= 0 and np.isfinite(answers.label[j])]
+    for i, j in pairs:
+        other[i] = max(j, 0)
+    return answers.fit(other)[kept]

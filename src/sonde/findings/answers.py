@@ -160,6 +160,9 @@ def answer_columns(evidence: Evidence) -> tuple[Tensor, Tensor] | str:
     logits, label = shared.column("logits"), shared.column("label")
     if logits is None or label is None or logits.shape[1] < 2:
         return "the model gives no logits of two classes or more"
+    n = len(torch.unique(label[label >= 0]))
+    if n > logits.shape[1]:
+        return f"the labels have {n} classes, the model gives {logits.shape[1]} numbers for a row"
     return logits, label
 
 

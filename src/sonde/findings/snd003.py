@@ -69,7 +69,7 @@ class SND003(Rule):
         is_whole = found.share >= self.whole
         first = fresh[0]
         named = f"{places([f.path for f in fresh], 2)} {'looks' if len(fresh) == 1 else 'look'}"
-        who = "The model as a whole looks" if is_whole else named
+        who = "The model as a whole looks" if is_whole and not _is_right(evidence) else named
         text = (
             f"{who} untrained: the weights of {first.path} are those of an initialiser "
             f"({first.law}), none of its directions stands out (largest singular value "

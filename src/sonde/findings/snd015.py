@@ -11,9 +11,11 @@ from torch import Tensor
 from sonde.findings._places import sentence
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.rule import Check, Figure, Level, Rule, Theme
 from sonde.findings.step import Step
 from sonde.findings.variants import MISFIT, Tried, VariantEvidence
+
+RIGHT, WRONG = 1 - 1 / 9, 1 - 4 / 9
 
 
 @final
@@ -45,7 +47,8 @@ class SND015(Rule):
         "probe (a regression: has 95 % of its R^2, less .05) and rows that it mends outnumber rows "
         "that it breaks (sign test, 0.1 %, corrected for the forms tried); where the model is "
         "right in that form on 60 % of the rows that it gets wrong, more often than any constant "
-        "answer would be; "
+        "answer would be (numbers: right within a third of the targets' spread, wrong beyond two "
+        "thirds); "
         "without labels, where it takes three quarters of the first batch norm's misfit away and "
         "leaves less than 0.125 nats."
     )
@@ -95,21 +98,29 @@ class SND015(Rule):
             f"With its inputs {best.words}, the model {after} on {plural(n, 'row')}, as they are "
             f"given it {before}{probe}."
         )
+        whole = math.isnan(found.probe) or own + gain > reach - 0.1
+        text = text if whole else f"{text[:-1]}: like this fault, but not all of it."
         then, now = (_figure(x, numbers) for x in (own + gain, own))
         fix = f": {'R^2 of' if numbers else 'right on'} {then} instead of {now}."
-        return self._raised(text, figure, best, fix)
+        return self._raised(text, figure, best, fix, "error" if whole else "warning")
 
     def _of_some_rows(self, given: Tried, others: list[Tried], clear: Figure) -> Check:
-        """Look for a form in which a classifier is right on most rows that it gets wrong."""
-        if given.answer is None or given.score is None:
+        """Look for a form in which the model is right on most rows that it gets wrong.
+
+        The number of a regression is right within a third of the spread of the targets, and wrong
+        beyond two thirds.
+        """
+        if given.score is None:
             return self.clear(clear)
-        wrong, n = given.score == 0, len(given.score)
+        numbers = given.answer is None
+        wrong, n = given.score < (WRONG if numbers else 1.0), len(given.score)
         n_wrong, best, share, p = int(wrong.sum()), None, 0.0, 1.0
         for other in others if n_wrong >= self.least else ():
-            if other.score is None or other.answer is None:
+            if other.score is None or (other.answer is None) != numbers:
                 continue
-            right = other.score[wrong]
-            blind = max(self.blind, float(torch.bincount(other.answer).max()) / n)
+            right = (other.score[wrong] > RIGHT).double()
+            commonest = 0 if other.answer is None else int(torch.bincount(other.answer).max())
+            blind = max(self.blind, commonest / n)
             chance = min(1.0, len(others) * float(binom.sf(int(right.sum()) - 1, n_wrong, blind)))
             if float(right.mean()) > share and chance < self.level:
                 best, share, p = other, float(right.mean()), chance
@@ -145,9 +156,11 @@ class SND015(Rule):
         fix = f": then what reaches {found.norms[0].path} fits its training."
         return self._raised(text, figure, best, fix)
 
-    def _raised(self, text: str, figure: Figure, best: Tried, fix: str) -> Check:
+    def _raised(
+        self, text: str, figure: Figure, best: Tried, fix: str, level: Level = "error"
+    ) -> Check:
         return self.raised_with(
-            "error",
+            level,
             sentence(text),
             figure,
             effect=1.0 if figure.name == "misfit_left" else min(1.0, figure.value),

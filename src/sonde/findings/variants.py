@@ -328,6 +328,7 @@ def _changed(batch: InputBatch, change: Change) -> InputBatch:
     return replace(batch, args=tuple(of(value) for value in batch.args), kwargs=kwargs)
 
 
+GAMMAS = (1 / 3, 1 / 2.2, 2.2, 3.0)
 FACTORS = (10.0, 100.0, 1000.0, 2.54, 3.28084, 2.20462, 1.60934, 0.0254, 60.0, 3600.0, -1.0)
 MOST_COLUMNS = 40
 
@@ -404,6 +405,10 @@ def changes(x: Inputs, pictures: bool = True) -> dict[str, Change]:
     picture = x.shape[1:] if x.ndim == 4 else (1, side, side)
     if x.ndim == 4 or (pictures and x.ndim == 2 and side > 1 and side * side == x.shape[1]):
         found |= _turned(picture)
+        for power in GAMMAS:
+            found[f"with their brightness to the power of {power:.2g}"] = lambda x, p=power: (
+                low + span * unit(x).clamp(min=0) ** p
+            )
     if x.ndim == 4 and x.shape[1] == 3:
         found["with channels in reverse order (BGR for RGB)"] = lambda x: x.flip(1)
         usual, scale = (x.new_tensor(v).reshape(1, 3, 1, 1) for v in IMAGENET)
@@ -419,7 +424,13 @@ def _turned(picture: Sequence[int]) -> dict[str, Change]:
     def turned(change: Change) -> Change:
         return lambda x: change(x.reshape(-1, *picture)).reshape(x.shape)
 
-    return {
+    moved = {
+        f"moved by one pixel {side}": turned(lambda x, s=step, d=dim: x.roll(s, d))
+        for side, step, dim in (
+            ("to the left", -1, -1), ("to the right", 1, -1), ("up", -1, -2), ("down", 1, -2),
+        )
+    }  # fmt: skip
+    return moved | {
         "turned upside down": turned(lambda x: x.flip(-2)),
         "with height and width exchanged": turned(lambda x: x.transpose(-1, -2)),
         "turned to the left": turned(lambda x: x.rot90(1, (-2, -1))),
