@@ -1,6 +1,7 @@
 import pytest
 
 from scan import _plants_answers as answers
+from scan import _plants_parts as parts
 from scan import _plants_versus as versus
 from scan._plants import PLANTS as STATES
 from scan._plants import Plant
@@ -9,7 +10,7 @@ from sonde.report import Report
 
 pytestmark = pytest.mark.slow
 
-PLANTS = sorted((*STATES, *answers.PLANTS, *versus.PLANTS), key=lambda p: p.code)
+PLANTS = sorted((*STATES, *answers.PLANTS, *parts.PLANTS, *versus.PLANTS), key=lambda p: p.code)
 
 
 def states(report: Report) -> dict[str, str]:

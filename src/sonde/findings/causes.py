@@ -46,6 +46,12 @@ class Cause:
 _LOOK: tuple[Level, ...] = ("warning", "error")
 _NO_FUNCTION = "the state is not a function of the row"
 
+_OF_PARTS = (
+    *("SND003", "SND012", *(f"SND0{n}" for n in range(20, 25)), "SND026", "SND028", "SND029"),
+    *("SND031", "SND033", "SND037", "SND039", "SND046", *(f"SND0{n}" for n in range(61, 68))),
+    "SND069",
+)
+
 TABLE: tuple[Cause, ...] = (
     Cause("SND005", ("SND004", "SND006"), levels=_LOOK),
     Cause("SND019", ("SND007", "SND008"), levels=_LOOK),
@@ -60,6 +66,24 @@ TABLE: tuple[Cause, ...] = (
         void="labels leave no trace in these states",
     ),
     Cause("SND001", (), "same or later", levels=_LOOK),
+    Cause(
+        "SND049",
+        ("SND015", "SND034", "SND037", "SND044", "SND046", "SND047", "SND061", "SND063", "SND069"),
+        levels=_LOOK,
+    ),
+    *(
+        Cause(code, ("SND069",), levels=_LOOK)
+        for code in ("SND012", "SND015", "SND033", "SND034", "SND036", "SND037", "SND038", "SND046")
+    ),
+    *(
+        Cause(code, ("SND068", "SND070"), levels=_LOOK)
+        for code in ("SND001", "SND015", "SND019", "SND038")
+    ),
+    Cause("SND070", ("SND068",)),
+    *(Cause(code, _OF_PARTS) for code in ("SND070", "SND068")),
+    Cause("SND067", ("SND026", "SND028", "SND029", "SND037", "SND064", "SND066"), least=0.2),
+    Cause("SND028", ("SND064", "SND066", "SND067")),
+    Cause("SND066", ("SND029", "SND037", "SND064", "SND067"), levels=_LOOK),
     Cause("SND028", ("SND029", "SND037", "SND026"), least=0.2),
     Cause("SND029", ("SND028", "SND037", "SND026")),
     Cause("SND038", ("SND037", "SND039", "SND046")),
@@ -77,7 +101,6 @@ TABLE: tuple[Cause, ...] = (
     Cause("SND016", ("SND017", "SND021")),
     Cause("SND023", ("SND002", "SND011"), "same or later"),
     Cause("SND055", ("SND051", "SND052"), levels=_LOOK),
-    Cause("SND049", ("SND034", "SND044", "SND047", "SND061"), levels=_LOOK),
     Cause("SND041", ("SND042", "SND044"), least=0.01),
     Cause("SND047", ("SND044",)),
     Cause("SND013", ("SND042",), "same or later"),

@@ -21,6 +21,7 @@ from sonde.findings.provenance import limits, provenance
 from sonde.findings.rows import NAMED, rows_section
 from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule
 from sonde.findings.scan import Scanned
+from sonde.findings.sureness import sureness_section
 from sonde.findings.versus import versus_section
 from sonde.run.bundles.fitted_rows import fitted_rows
 from sonde.run.reading.row_places import Place, places_of
@@ -56,7 +57,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
     found = {
         "schema": SCHEMA,
         "verdict": _verdict(findings, scanned.checks),
-        "answers": answers_section(evidence),
+        "answers": _answers(evidence),
         "findings": findings,
         "checks": [_check(c, scanned.rules[c.code]) for c in scanned.checks],
         "sites": [site_profile(s, evidence, settings.error_bars) for s in evidence.sites],
@@ -82,6 +83,14 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
     _name_places(other_rows(found), other_place)
     plain = to_plain(found)
     return hash_ids(plain) if settings.hash_ids else plain
+
+
+def _answers(evidence: Evidence) -> dict[str, Any] | None:
+    """Return how often the model is right, and how sure it is where that is off."""
+    found = answers_section(evidence)
+    if found is None or found["measure"] != "accuracy":
+        return found
+    return found | {"sureness": sureness_section(evidence)}
 
 
 def _versus(evidence: Evidence) -> dict[str, Any] | None:

@@ -210,10 +210,18 @@ class Evidence:
         Batch norms beside rows that reach them, and the model on changed inputs.
     texts : TextVariantEvidence or None
         The loss of a language model on changed texts.
+    forms : TextForms or None
+        Its loss on texts written in other ways.
+    rows : TokenRows or None
+        Tokens that it reads or writes far worse than others.
     losses : TextLosses or str or None
         Its loss on each of the sampled texts, or why that is not known.
     fresh : FreshLayers or None
         Layers whose weights look as if they were never trained.
+    parts : PartTrials or str or None
+        What small changes of the model's parts mend, or why none were tried.
+    blocks : BlockTraining or None
+        How far training has moved each block.
     shortcuts : callable or None
         Looks in the inputs for small parts that tell the label, given this evidence.
     versus : VersusEvidence or None
@@ -236,8 +244,12 @@ class Evidence:
     lens: Any = None
     variants: Any = None
     texts: Any = None
+    forms: Any = None
+    rows: Any = None
     losses: Any = None
     fresh: Any = None
+    parts: Any = None
+    blocks: Any = None
     shortcuts: Any = None
     versus: Any = None
     stochastic: bool = False

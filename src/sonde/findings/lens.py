@@ -5,7 +5,7 @@ used only where that reproduces the model's logits; elsewhere the reason is give
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
 from sonde.findings._block_sites import blocks_of
+from sonde.findings.counted_tokens import counted_losses, ids_of
 from sonde.findings.evidence import Evidence
 from sonde.findings.self_check import chosen_examples
 from sonde.tap import LiveStream
@@ -31,6 +32,39 @@ MOST_ROWS, MOST_GROUPS = 4096, 48
 LEAST_ROWS, LEAST_GROUPS = 512, 32
 LONGEST = 129
 OPERATIONS = 5e11
+USUAL = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class TextAnswers:
+    """What a language model says of every token of some texts.
+
+    Parameters
+    ----------
+    ids : tuple of Int[Tensor, "token"]
+        The tokens of each text.
+    losses, counted : tuple of Float[Tensor, "token"]
+        Loss at each token after the first: of the model, and by counts of three tokens.
+    said : Float[Tensor, "text word"]
+        Sum over positions of the probability of each token.
+    words : dict of int to str
+        Text of the tokens that occur, or that the model expects once in 10,000.
+    unknown : int or None
+        The token that stands for what the tokenizer does not know.
+    """
+
+    ids: tuple[Int[Tensor, "_token"], ...]
+    losses: tuple[Float[Tensor, "_target"], ...]
+    counted: tuple[Float[Tensor, "_target"], ...]
+    said: Float[Tensor, "text word"]
+    words: Mapping[int, str]
+    unknown: int | None = None
+
+    @property
+    def seen(self) -> Float[Tensor, "text word"]:
+        """How often each token follows another one, by text."""
+        n_words = self.said.shape[1]
+        return torch.stack([torch.bincount(x[1:], minlength=n_words) for x in self.ids]).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +90,11 @@ class LensEvidence:
     expected, expected_by_rank : float
         Cross entropy in nats of the targets' frequencies with the model's mean prediction, and
         the cross entropy once both are sorted.
+    counted, counted_tokens : float, int
+        Loss by counts of that many tokens of the other texts, of one to three the best; infinite if
+        unknown.
+    texts : TextAnswers or None
+        What the model says of all tokens of these texts.
     n_words : int
         Tokens that the model knows.
     bytes_per_token : float
@@ -80,6 +119,9 @@ class LensEvidence:
     doubt: float = math.nan
     expected: float = math.nan
     expected_by_rank: float = math.nan
+    counted: float = math.inf
+    counted_tokens: int = 0
+    texts: "TextAnswers | None" = None
     n_words: int = 0
     bytes_per_token: float = 0.0
     n_rows: int = 0
@@ -140,6 +182,8 @@ class _Outcomes:
     group: Int[Tensor, "row"]
     targets: Int[Tensor, "target"]
     expected: Float[Tensor, "token"]
+    counted: Float[Tensor, "order row"]
+    texts: TextAnswers
     n_words: int
     bytes_per_token: float
 
@@ -154,12 +198,14 @@ def _outcomes(
 ) -> _Outcomes | None:
     """Return how well the model predicts next tokens, or None if it gives no logits of tokens."""
     losses, finals, doubts, group, targets, n_words = [], [], [], [], [], 0
+    counted, said, read = [], [], []
+    by_counts = counted_losses(stream.inputs, texts, seed)
     expected = torch.zeros((), dtype=torch.float64)
     for g, (text, positions) in enumerate(zip(texts, _positions(texts, wanted, seed), strict=True)):
         if len(positions) == 0:
             continue
         watched = watch(stream.model.module, text, blocks)
-        logits, ids = find_logits(watched.output), _ids(text)
+        logits, ids = find_logits(watched.output), ids_of(text)[0]
         if logits is None or logits.ndim != 3 or logits.shape[1] != len(ids):
             return None
         target, n_words = ids[positions + 1], logits.shape[-1]
@@ -174,6 +220,9 @@ def _outcomes(
         chance = own.float().softmax(-1)
         doubts.append(torch.special.entr(chance).sum(-1).double().cpu())
         expected = expected + chance.double().sum(0).cpu()
+        counted.append(by_counts[g][:, positions])
+        said.append(logits[0, :-1].float().softmax(-1).sum(0).cpu())
+        read.append((ids, _loss(logits[0, :-1], ids[1:]), by_counts[g][-1]))
         group.append(torch.full((len(positions),), g))
         targets.append(ids[1:])
     final = torch.cat(finals)
@@ -184,6 +233,8 @@ def _outcomes(
         group=torch.cat(group),
         targets=torch.cat(targets),
         expected=expected / len(final),
+        counted=torch.cat(counted, dim=1),
+        texts=_texts(stream.model.processor, read, torch.stack(said)),
         n_words=n_words,
         bytes_per_token=_bytes_per_token(stream.model.processor, targets),
     )
@@ -196,6 +247,7 @@ def _own(found: _Outcomes | None) -> LensEvidence:
     share = torch.bincount(found.targets, minlength=found.n_words).double()
     share /= share.sum()
     by_rank = share.sort().values, found.expected.sort().values
+    counted = found.counted.mean(1)
     return LensEvidence(
         final=float(found.final.mean()),
         final_se=float(clustered_error(found.final[:, None], found.group)),
@@ -203,6 +255,9 @@ def _own(found: _Outcomes | None) -> LensEvidence:
         doubt=float(found.doubt.mean()),
         expected=_cross_entropy(share, found.expected),
         expected_by_rank=_cross_entropy(*by_rank),
+        counted=float(counted.min()),
+        counted_tokens=1 + int(counted.argmin()),
+        texts=found.texts,
         n_words=found.n_words,
         bytes_per_token=found.bytes_per_token,
         n_rows=len(found.final),
@@ -234,6 +289,19 @@ def _by_block(stream: LiveStream, found: _Outcomes | None, blocks: Sequence[Site
         above_final=above.mean(0),
         above_final_se=clustered_error(above, group),
     )
+
+
+def _texts(
+    processor: Any, read: Sequence[tuple[Tensor, ...]], said: Float[Tensor, "text word"]
+) -> TextAnswers:
+    """Return what was said of the texts, with the text of the tokens that matter."""
+    decode = getattr(processor, "decode", None)
+    wanted = {int(i) for ids, _, _ in read for i in torch.unique(ids)}
+    wanted |= set(torch.nonzero(said.mean(0) > USUAL * said[0].sum()).flatten().tolist())
+    words = {i: str(decode([i])) for i in sorted(wanted)} if callable(decode) else {}
+    ids, losses, counted = zip(*read, strict=True)
+    unknown = getattr(processor, "unk_token_id", None)
+    return TextAnswers(ids, losses, counted, said, words, unknown)
 
 
 def _bytes_per_token(processor: Any, targets: Sequence[Int[Tensor, "_target"]]) -> float:
@@ -287,12 +355,6 @@ def _positions(texts: Sequence[InputBatch], wanted: int, seed: int) -> list[Int[
     keys = torch.cat([key for _, key in every])
     last = keys.sort().values[min(wanted, len(keys)) - 1]
     return [place[key <= last] for place, key in every]
-
-
-def _ids(text: InputBatch) -> Int[Tensor, "pos"]:
-    ids = text.kwargs.get("input_ids", text.args[0] if text.args else None)
-    assert isinstance(ids, Tensor)
-    return ids[0].cpu()
 
 
 def _key(stream: LiveStream, site: Site) -> str:

@@ -17,6 +17,7 @@ from sonde.core.stream import Stream
 from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, Task, requests
 from sonde.findings._column_gain import column_gain
+from sonde.findings.block_training import block_training
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers
 from sonde.findings.evidence import DataEvidence, Evidence
@@ -26,12 +27,15 @@ from sonde.findings.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statisti
 from sonde.findings.lens import LensEvidence, lens_evidence
 from sonde.findings.measures import ScanMeasures, chosen_measures, measured, say_measures
 from sonde.findings.modules import ModelEvidence, model_evidence
+from sonde.findings.part_trials import part_trials
 from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings
 from sonde.findings.shortcuts import shortcut_evidence
 from sonde.findings.step import Again
+from sonde.findings.text_forms import text_forms
 from sonde.findings.text_losses import text_losses
 from sonde.findings.text_variants import text_variant_evidence
+from sonde.findings.token_rows import token_rows
 from sonde.findings.variants import variant_evidence
 from sonde.findings.versus import VersusEvidence
 from sonde.run.fitting.fit import make_plan
@@ -357,14 +361,18 @@ def _evidence(
     except KeyboardInterrupt:
         _say_stopping()
         losses = STOPPED
-    return replace(
+    found = replace(
         found,
         variants=variant_evidence(stream, found),
         texts=texts,
+        forms=text_forms(stream, data.seed),
+        rows=token_rows(stream, found.lens, data.seed),
         losses=losses,
         fresh=fresh_layers(stream, data.seed),
+        blocks=block_training(stream),
         shortcuts=partial(shortcut_evidence, stream),
     )
+    return replace(found, parts=part_trials(stream, found))
 
 
 def _against(

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
+
 from sonde.findings._halves import Z
 from sonde.findings._places import counted_as, read_command, sentence, too_few
 from sonde.findings._text import number, plural
@@ -22,6 +24,7 @@ class SND029(Rule):
     nats: float = 0.5
     errors: float = 3.0
     untrained: float = 0.5
+    one: float = 0.5
 
     code: ClassVar[str] = "SND029"
     title: ClassVar[str] = "The model expects other tokens than its texts have"
@@ -38,7 +41,8 @@ class SND029(Rule):
         "standard errors: the model's probabilities are averaged over positions. Their cross "
         "entropy with the frequencies, less the entropy, is what expecting the wrong tokens "
         "costs. Raised where that is at least 0.5 nats and falls to less than half once both are "
-        "sorted: the model expects as uneven tokens as these, but others. Nearly even predictions, "
+        "sorted: the model expects as uneven tokens as these, but others. A single token "
+        "that makes half of it is no sign of other numbers. Nearly even predictions, "
         "as those of random weights, cost as much sorted; a model half of whose layers look "
         "untrained (SND003) is not judged."
     )
@@ -63,6 +67,8 @@ class SND029(Rule):
             return self.clear(figure, "its loss is below that of the tokens' frequencies")
         if cost < self.nats or by_rank > cost / 2:
             return self.clear(figure)
+        if _of_one_token(lens) > self.one * cost:
+            return self.clear(figure, "one token makes most of it")
         if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.untrained:
             return self.clear(figure, "its layers look untrained")
         text = (
@@ -81,3 +87,12 @@ class SND029(Rule):
             effect=min(1.0, cost / (1 + cost)),
             next=read_command(sites[0]) if sites else None,
         )
+
+
+def _of_one_token(lens: LensEvidence) -> float:
+    """Return the largest cost that a single token has, of expecting it too rarely."""
+    if lens.texts is None:
+        return 0.0
+    seen, said = (x.double().sum(0) for x in (lens.texts.seen, lens.texts.said))
+    share, expected = seen / seen.sum(), (said / said.sum()).clamp(min=1e-9)
+    return float(torch.special.xlogy(share, share / expected).max())

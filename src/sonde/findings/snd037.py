@@ -14,6 +14,7 @@ from sonde.findings._places import counted_as, read_command, sentence, too_few
 from sonde.findings._text import number, percent, plural
 from sonde.findings.answers import ClassAnswers, ClassAnswersRule, class_answers
 from sonde.findings.evidence import Evidence
+from sonde.findings.fresh_weights import FreshLayers
 from sonde.findings.labels import LEAST_ROWS, LabelEvidence, SiteLabels
 from sonde.findings.lens import LensEvidence
 from sonde.findings.rule import Check, Figure, Theme
@@ -26,6 +27,7 @@ class SND037(ClassAnswersRule):
 
     lag: float = 0.2
     nats: float = 0.5
+    counted: float = 0.2
     errors: float = 3.0
     doubt: float = 0.5
     follows: float = 0.1
@@ -45,7 +47,8 @@ class SND037(ClassAnswersRule):
         "Classifiers: the share of largest logits that are the label, against the larger of the "
         "held-out accuracy of class means at the last site (SND031) and the share of the "
         "commonest label, on the same rows; a standard error over groups. Language models: the "
-        "loss at the next token against the entropy of the tokens' frequencies. Regressions: mean "
+        "loss at the next token against the entropy of the tokens' frequencies, or counts of up "
+        "to three tokens of the other texts, if these are better at most tokens. Regressions: mean "
         "squares of errors, in shares of the targets' variance, against a held-out linear "
         "regression at the last site and the mean alone, where half of that variance is in the "
         "model's numbers, or a tenth and a factor, an offset, a logarithm or a power of them, "
@@ -64,7 +67,7 @@ class SND037(ClassAnswersRule):
         """Compare the model's own answers with what its last layer, or no model, knows."""
         lens = evidence.lens
         if isinstance(lens, LensEvidence) and lens.n_words > 1:
-            return self._of_tokens(lens)
+            return self._of_tokens(evidence, lens)
         numbers = number_answers(evidence)
         if not isinstance(numbers, str):
             return self._of_numbers(evidence, numbers)
@@ -162,10 +165,18 @@ class SND037(ClassAnswersRule):
             fix=f"Undo the scaling of the targets: {made.line}." if made and mends else "",
         )
 
-    def _of_tokens(self, lens: LensEvidence) -> Check:
+    def _of_tokens(self, evidence: Evidence, lens: LensEvidence) -> Check:
         if lens.n_groups < LEAST_ROWS:
             return too_few(self, lens.n_groups, LEAST_ROWS, "texts")
-        value, se = lens.final - lens.unigram, lens.final_se
+        least, known = self.nats, lens.unigram
+        said = f"the tokens' frequencies alone give {number(known)}"
+        if lens.counted + self.counted < known + self.nats and _counts_win(lens):
+            least, known = self.counted, lens.counted
+            said = (
+                f"counts of {plural(lens.counted_tokens, 'token')} of the other texts give "
+                f"{number(known)}"
+            )
+        value, se = lens.final - known, lens.final_se
         figure = Figure(
             "loss_lag",
             value,
@@ -173,18 +184,18 @@ class SND037(ClassAnswersRule):
             value + Z * se,
             "nats",
             null=0.0,
-            threshold=self.nats,
+            threshold=least,
             n_rows=lens.n_rows,
             n_groups=lens.n_groups,
         )
-        if not self._holds(figure, self.nats):
+        if not self._holds(figure, least):
             return self.clear(figure)
-        if lens.doubt >= self.doubt:
+        fresh = isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.doubt
+        if fresh or (least == self.nats and lens.doubt >= self.doubt):
             return self.clear(figure, "its own probabilities are those of an untrained model")
         text = (
-            f"The model's loss is {number(lens.final)} nats per token; the tokens' frequencies "
-            f"alone give {number(lens.unigram)}. {plural(lens.n_rows, 'token')} of "
-            f"{plural(lens.n_groups, 'text')}."
+            f"The model's loss is {number(lens.final)} nats per token; {said}. "
+            f"{plural(lens.n_rows, 'token')} of {plural(lens.n_groups, 'text')}."
         )
         sites = lens.sites[-1:]
         return self.raised_with(
@@ -192,6 +203,19 @@ class SND037(ClassAnswersRule):
             text,
             figure,
             sites=sites,
-            effect=min(1.0, value / max(lens.unigram, 1e-9)),
+            effect=min(1.0, value / max(known, 1e-9)),
             next=read_command(sites[0]) if sites else None,
+            fix="Load the weights again, the head first, and look whether the tokenizer is the "
+            "model's own.",
         )
+
+
+def _counts_win(lens: LensEvidence) -> bool:
+    """Return whether counts of several tokens are better at most tokens than the model.
+
+    A model that is far too sure has a large mean loss, and is right all the same.
+    """
+    if lens.counted_tokens < 2 or lens.texts is None:
+        return False
+    pairs = zip(lens.texts.losses, lens.texts.counted, strict=True)
+    return float(torch.cat([own - counts for own, counts in pairs]).median()) > 0

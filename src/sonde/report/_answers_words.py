@@ -137,8 +137,20 @@ def _of_classes(found: dict[str, Any]) -> str:
         rest.insert(0, probe)
     ends = f"{number(100 * found['low'])} to {share(found['high'])}"
     return (
-        f"right on {share(found['value'])} of {plural(found['n_rows'], 'row')} ({ends}); "
-        + ", ".join(rest)
+        f"right on {share(found['value'])} of {plural(found['n_rows'], 'row')} ({ends})"
+        f"{_sureness(found)}; " + ", ".join(rest)
+    )
+
+
+def _sureness(found: dict[str, Any]) -> str:
+    """Return how sure the model is, and the temperature that mends it, where that is off."""
+    off = found.get("sureness")
+    if off is None:
+        return ""
+    return (
+        f", {share(off['sure'])} sure on average (expected calibration error "
+        f"{share(off['error'])}; {share(off['mended'])} at temperature "
+        f"{number(off['temperature'])})"
     )
 
 

@@ -10,7 +10,7 @@ from sonde.report._select import select
 
 ABOUT_ANSWERS: Final = frozenset(
     f"SND0{n:02}"
-    for n in (1, 3, 4, 5, 6, 12, 15, 19, 20, 28, 29, *range(33, 40), 46, 48, 49, *range(61, 69))
+    for n in (1, 3, 4, 5, 6, 12, 15, 19, 20, 28, 29, *range(33, 40), 46, 48, 49, *range(61, 71))
 )
 """Codes that say why answers are wrong, or why right ones cannot be trusted."""
 SHOWN: Final = 6

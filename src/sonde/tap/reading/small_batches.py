@@ -270,6 +270,13 @@ def stacked(parts: Sequence[InputBatch]) -> InputBatch:
     )
 
 
+def with_tokens(batch: InputBatch, ids: Tensor) -> InputBatch:
+    """Return a batch of texts with other tokens in the same places."""
+    if "input_ids" in batch.kwargs:
+        return replace(batch, kwargs={**batch.kwargs, "input_ids": ids})
+    return replace(batch, args=(ids, *batch.args[1:]))
+
+
 def _joined(masks: Sequence[Tensor | None]) -> Tensor | None:
     there = [mask for mask in masks if mask is not None]
     return torch.cat(there) if there and len(there) == len(masks) else None

@@ -1,0 +1,398 @@
+"""Trial changes of the parts of a model: other strengths, activations, norms, places and rotations.
+
+Each change is a context manager around a forward; the model is as it was afterwards.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sonde.tap import LiveStream
+from sonde.tap.model.blocks import block_paths
+
+FIRST: Final = (0.0, 0.4, 2.5)
+FACTORS: Final = (-1.0, 0.0, 0.0625, 0.125, 0.18, 0.25, 0.33, 0.5, 0.7, 1.4, 2.0, 3.0, 4.0, 8.0)
+EPSILONS: Final = (1e-6, 1e-5, 1e-3, 1e-1)
+BASES: Final = (1e2, 1e3, 1e4, 5e4, 1e5, 5e5, 1e6, 1e7)
+SHIFTS: Final = (-1, -2, -3, -4, 1, 2)
+MOST_EXCHANGED: Final = 8
+ACTIVATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "elu": functional.elu,
+    "leaky_relu": functional.leaky_relu,
+    "square of relu": lambda x: functional.relu(x).square(),
+}
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
+_EPSILON = ("eps", "variance_epsilon", "epsilon")
+
+
+@dataclass(frozen=True)
+class PartChange:
+    """A change of one part, or of the same part of every block.
+
+    Parameters
+    ----------
+    words : str
+        Follows "with".
+    line : str
+        How to make it.
+    paths : tuple of str
+        The modules that it changes; ``logits`` if it changes the answers alone.
+    around : callable
+        Returns the context manager in which the model is changed.
+    near : callable or None
+        Returns changes of the same parts to try where this one helps.
+    factor : float
+        Of the logits.
+    """
+
+    words: str
+    line: str
+    paths: tuple[str, ...]
+    around: Callable[[], AbstractContextManager[Any]]
+    near: Callable[[], Sequence["PartChange"]] | None = None
+    factor: float = 1.0
+
+
+def part_changes(stream: LiveStream) -> list[PartChange]:
+    """Return the changes to try first, the simplest kinds before others."""
+    names, probe = stream.probe.names, stream.probe
+    ran = {n: m for n, m in names.modules.items() if n and probe.calls(n) == 1}
+    blocks = [b for b in block_paths(names, probe) if b in ran]
+    roles = _roles(ran)
+    found = [*_activations(stream), *_epsilons(ran), *_means(ran), *_rotations(stream, ran, roles)]
+    for role, paths in roles.items():
+        if len(paths) > 1 and all(_is_linear(ran[p]) for p in paths):
+            found += [_scaled(ran, role, paths, f) for f in (0.3, 3.0)]
+    found += _identities(ran)
+    for path in _members(ran, blocks):
+        found += [_scaled(ran, path, (path,), f) for f in FIRST]
+    found += _exchanged(names.modules, blocks)
+    found += _moved(ran, roles)
+    return found
+
+
+def _roles(ran: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
+    """Return the modules that stand at the same place of different blocks."""
+    found: dict[str, list[str]] = {}
+    for name in ran:
+        if _NUMBER.search(name):
+            found.setdefault(_NUMBER.sub("*", name), []).append(name)
+    return {role: tuple(paths) for role, paths in found.items()}
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _members(ran: Mapping[str, nn.Module], blocks: Sequence[str]) -> list[str]:
+    """Return the parts of blocks that have weights; without blocks, all layers but the last."""
+    held = [n for n, m in ran.items() if next(m.parameters(), None) is not None]
+    if blocks:
+        inside = [n for n in held if n.rpartition(".")[0] in blocks]
+        tables = [n for n in held if isinstance(ran[n], nn.Embedding)]
+        return inside + tables
+    return [n for n in held if not any(True for _ in ran[n].children())][:-1]
+
+
+@contextmanager
+def hooked(modules: Sequence[nn.Module], change: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
+    """Change what modules return, given their first input and that."""
+
+    def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        given = args[0] if args else None
+        if isinstance(out, tuple):
+            return (change(given, out[0]), *out[1:])
+        return change(given, out) if isinstance(out, Tensor) else out
+
+    handles = [module.register_forward_hook(after) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _with_values(owners: Sequence[tuple[Any, str]], values: Sequence[Any]) -> Iterator[None]:
+    before = [getattr(owner, name) for owner, name in owners]
+    try:
+        for (owner, name), value in zip(owners, values, strict=True):
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name), value in zip(owners, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _scaled(
+    ran: Mapping[str, nn.Module], name: str, paths: Sequence[str], factor: float
+) -> PartChange:
+    def near() -> list[PartChange]:
+        every = [_scaled(ran, name, paths, f) for f in FACTORS]
+        return every + [_scaled(ran, p, (p,), f) for p in paths if len(paths) > 1 for f in FIRST]
+
+    words = f"what {name} gives times {factor:g}" if factor else f"{name} left out"
+    return PartChange(
+        words,
+        f"y = {factor:g} * y, where y is what {name} gives",
+        tuple(paths),
+        lambda: hooked([ran[p] for p in paths], lambda _, y: factor * y),
+        near if factor in (*FIRST, 0.3, 3.0) else None,
+    )
+
+
+def answers_scaled(factor: float) -> PartChange:
+    """Return the change of a temperature, which is judged without another forward."""
+    words = f"the logits times {factor:g}"
+    line = f"logits = {factor:g} * logits"
+    return PartChange(words, line, ("logits",), nullcontext, factor=factor)
+
+
+def _activations(stream: LiveStream) -> Iterator[PartChange]:
+    kinds: dict[str, list[str]] = {}
+    for name, module in stream.probe.names.modules.items():
+        held = (*module.children(), *module.buffers(), *module.parameters())
+        if not held and stream.probe.calls(name) > 0 and _acts(module):
+            kinds.setdefault(type(module).__name__, []).append(name)
+    for kind, paths in kinds.items():
+        modules = [stream.probe.names.modules[p] for p in paths]
+        where = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        for name, function in ACTIVATIONS.items():
+            yield PartChange(
+                f"{name} for {kind} at {where}",
+                f"use {name} where the model has {kind}",
+                tuple(paths),
+                partial(hooked, modules, lambda x, y, f=function: y if x is None else f(x)),
+            )
+
+
+def _identities(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
+    """Yield a norm in the place of each part that gives back what it gets."""
+    for name, module in ran.items():
+        if type(module) is nn.Identity:
+            yield PartChange(
+                f"a layer norm at {name}, which does nothing",
+                f"{name} = nn.LayerNorm(width)",
+                (name,),
+                partial(hooked, [module], lambda _, y: functional.layer_norm(y, y.shape[-1:])),
+            )
+
+
+def _acts(module: nn.Module) -> bool:
+    """Return whether a module without weights maps numbers one by one, some to others."""
+    x = torch.linspace(-3, 3, 12).reshape(1, 12)
+    try:
+        with torch.no_grad():
+            y, flipped = module(x), module(x.flip(1))
+    except Exception:  # a module that needs other inputs is no activation
+        return False
+    if not isinstance(y, Tensor) or y.shape != x.shape or torch.equal(x, y):
+        return False
+    return torch.allclose(y.flip(1), flipped) and not torch.allclose(y.sum(), torch.ones(()))
+
+
+def _epsilons(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
+    kinds: dict[tuple[str, str, float], list[str]] = {}
+    for name, module in ran.items():
+        for field in _EPSILON:
+            value = vars(module).get(field)
+            if isinstance(value, float) and value > EPSILONS[0]:
+                kinds.setdefault((type(module).__name__, field, value), []).append(name)
+    for (kind, field, value), paths in kinds.items():
+        owners = [(ran[p], field) for p in paths]
+        for eps in (e for e in EPSILONS if not 0.3 < e / value < 3):
+            yield PartChange(
+                f"eps {eps:g} for {value:g} in {len(paths)} {kind}",
+                f"{paths[0]}.{field} = {eps:g}" + (", and in the others" if len(paths) > 1 else ""),
+                tuple(paths),
+                partial(_with_values, owners, [eps] * len(owners)),
+            )
+
+
+def _means(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
+    """Yield norms with weights that count from 0, and from 1."""
+    paths = [n for n, m in ran.items() if "Norm" in type(m).__name__ and _weight(m) is not None]
+    paths = [p for p in paths if bool((_weight(ran[p]) != 0).all())]  # type: ignore[union-attr]
+    for step in (1.0, -1.0) if paths else ():
+
+        @contextmanager
+        def around(step: float = step) -> Iterator[None]:
+            weights = [w for p in paths if (w := _weight(ran[p])) is not None]
+            before = [w.clone() for w in weights]
+            try:
+                for weight in weights:
+                    weight.add_(step)
+                yield
+            finally:
+                for weight, old in zip(weights, before, strict=True):
+                    weight.copy_(old)
+
+        yield PartChange(
+            f"{step:+g} on the weights of all {len(paths)} norms",
+            f"norm.weight += {step:g} for every norm",
+            tuple(paths),
+            around,
+        )
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    found = dict(module.named_parameters(recurse=False)).get("weight")
+    return None if found is None else found.data
+
+
+def _rotations(
+    stream: LiveStream, ran: Mapping[str, nn.Module], roles: Mapping[str, tuple[str, ...]]
+) -> Iterator[PartChange]:
+    """Yield other bases and scales of rotated positions, and their pairs laid out otherwise."""
+    tables = [
+        (n, b)
+        for n, m in stream.probe.names.modules.items()
+        for field, b in m.named_buffers(recurse=False)
+        if field == "inv_freq" and b.ndim == 1 and len(b) > 1 and float(b[-1]) > 0
+    ]
+    if not tables:
+        return
+    path, table = tables[0]
+    n = len(table)
+    base = float(table[-1] / table[0]) ** (-n / (n - 1))
+    steps = torch.arange(n, device=table.device) / n
+    for new in (b for b in BASES if not 0.8 < b / base < 1.25):
+        yield _of_tables(
+            [t for _, t in tables], lambda t, b=new: float(t[0]) * b ** -steps.to(t),
+            f"rope_theta {new:,.0f} for {base:,.0f} in {path}", f"rope_theta = {new:.0f}", path,
+        )  # fmt: skip
+    for factor in (0.125, 0.25, 0.5, 2.0, 4.0, 8.0):
+        yield _of_tables(
+            [t for _, t in tables], lambda t, f=factor: t * f,
+            f"positions times {factor:g} in {path}", f"rope factor {1 / factor:g}", path,
+        )  # fmt: skip
+    paths = [p for r, some in roles.items() if _turns(r, ran[some[0]], 2 * n) for p in some]
+    for to_halves in (True, False):
+        words = "halves" if to_halves else "neighbours"
+        yield PartChange(
+            f"rotated pairs of queries and keys as {words}",
+            f"reorder the rows of {_NUMBER.sub('*', paths[0]) if paths else 'q_proj'} and of the "
+            f"keys in each head: pairs as {words}",
+            tuple(paths),
+            partial(
+                hooked, [ran[p] for p in paths], lambda _, y, h=to_halves: _paired(y, 2 * n, h)
+            ),
+        )
+
+
+def _turns(role: str, module: nn.Module, width: int) -> bool:
+    last = role.rpartition(".")[2]
+    return (
+        _is_linear(module) and last[:1] in "qk" and getattr(module, "out_features", 0) % width == 0
+    )
+
+
+def _paired(y: Tensor, width: int, to_halves: bool) -> Tensor:
+    shape = (2, width // 2) if not to_halves else (width // 2, 2)
+    heads = y.unflatten(-1, (-1, *shape))
+    return heads.transpose(-1, -2).reshape(y.shape)
+
+
+def _of_tables(
+    tables: Sequence[Tensor], new: Callable[[Tensor], Tensor], words: str, line: str, path: str
+) -> PartChange:
+    @contextmanager
+    def around() -> Iterator[None]:
+        before = [t.clone() for t in tables]
+        try:
+            for table in tables:
+                table.copy_(new(table))
+            yield
+        finally:
+            for table, old in zip(tables, before, strict=True):
+                table.copy_(old)
+
+    return PartChange(words, line, (path,), around)
+
+
+def _exchanged(modules: Mapping[str, nn.Module], blocks: Sequence[str]) -> Iterator[PartChange]:
+    """Yield two blocks, and two layers of one shape within every block, in each other's place."""
+    kinds = {type(modules[b]) for b in blocks}
+    pairs = list(itertools.combinations(blocks, 2)) if len(kinds) == 1 else []
+    pairs = pairs if len(blocks) <= MOST_EXCHANGED else [*itertools.pairwise(blocks)]
+    for a, b in pairs:
+        yield _places_of(modules, [(a, b)], f"{a} and {b} exchanged")
+    inner = {b: _layers(modules[b]) for b in blocks}
+    first = inner.get(blocks[0], {}) if blocks else {}
+    for (x, one), (y, two) in itertools.combinations(first.items(), 2):
+        if one.shape == two.shape and x.rpartition(".")[0] == y.rpartition(".")[0]:
+            pairs = [(f"{b}.{x}", f"{b}.{y}") for b in blocks if {x, y} <= inner[b].keys()]
+            yield _places_of(modules, pairs, f"{x} and {y} exchanged in every block")
+
+
+def _layers(block: nn.Module) -> dict[str, Tensor]:
+    return {
+        n: w for n, m in block.named_modules() if _is_linear(m) and (w := _weight(m)) is not None
+    }
+
+
+def _places_of(
+    modules: Mapping[str, nn.Module], pairs: Sequence[tuple[str, str]], words: str
+) -> PartChange:
+    def slot(path: str) -> tuple[dict[str, nn.Module | None], str]:
+        parent, _, last = path.rpartition(".")
+        return modules[parent]._modules, last
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        try:
+            _turn()
+            yield
+        finally:
+            _turn()
+
+    def _turn() -> None:
+        for a, b in pairs:
+            (mine, x), (other, y) = slot(a), slot(b)
+            mine[x], other[y] = other[y], mine[x]
+
+    named = tuple(itertools.chain.from_iterable(pairs))
+    return PartChange(words, f"load the weights again with {words}", named, around)
+
+
+def _moved(
+    ran: Mapping[str, nn.Module], roles: Mapping[str, tuple[str, ...]]
+) -> Iterator[PartChange]:
+    """Yield what layers of attention give, some positions earlier or later."""
+    for role, paths in roles.items():
+        parent = role.rpartition(".")[0].lower()
+        if not ("attn" in parent or "attention" in parent):
+            continue
+        if not all(_is_linear(ran[p]) for p in paths):
+            continue
+        for step in SHIFTS:
+            side = "earlier" if step < 0 else "later"
+            yield PartChange(
+                f"what {role} gives {abs(step)} positions {side}",
+                f"y = y.roll({step}, 1), where y is what {role} gives",
+                paths,
+                partial(hooked, [ran[p] for p in paths], lambda _, y, s=step: _rolled(y, s)),
+            )
+
+
+def _rolled(y: Tensor, step: int) -> Tensor:
+    return y.roll(step, 1) if y.ndim == 3 else y
+
+
+def grid(low: float, high: float, n: int) -> list[float]:
+    """Return ``n`` factors between two, evenly spaced on a log scale."""
+    return [math.exp(x) for x in torch.linspace(math.log(low), math.log(high), n).tolist()]

@@ -1,0 +1,261 @@
+"""Whether a small change of one part of the model mends its answers.
+
+A part that is twice too strong, an activation of another model or two exchanged blocks leave
+weights and shapes as they should be. Undoing them is a trial: if the loss falls by much on rows
+that did not choose the change, the part is named, with the gain.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from scipy.stats import ttest_rel
+from torch import Tensor
+
+from sonde.core.inputs import InputBatch
+from sonde.findings._number_answers import number_answers
+from sonde.findings._shared import two_logits
+from sonde.findings.answers import class_answers, probabilities
+from sonde.findings.evidence import Evidence
+from sonde.findings.fresh_weights import FreshLayers
+from sonde.findings.lens import LensEvidence
+from sonde.findings.part_changes import PartChange, answers_scaled, grid, part_changes
+from sonde.findings.self_check import chosen_examples
+from sonde.tap import LiveStream
+from sonde.tap.model.probe import find_logits
+from sonde.tap.model.seeding import untouched
+from sonde.tap.model.watch import watch
+from sonde.tap.reading.small_batches import SmallBatches, cut, small_batches
+
+TEXTS, ROWS, LEAST = 64, 256, 12
+LONGEST: Final = 128
+FEW_TEXTS, FEW_TOKENS, FEW_ROWS = 3, 64, 64
+USUAL, DEEP = 3e11, 6e12  # operations; where answers suffer ten times the usual
+LEAST_CHANGES: Final = 20
+KEPT: Final = 3
+HOPE: Final = 0.02
+UNTRAINED: Final = 0.5
+COUNTS: Final = "the model predicts better than counts of tokens"
+PROBE: Final = "the model is right as often as a probe of its layers"
+ERRS: Final = "the model errs no more than a probe of its layers"
+FINE: Final = (COUNTS, PROBE, ERRS)
+
+
+@dataclass(frozen=True, eq=False)
+class PartTrials:
+    """The change that mends most, judged on rows that did not choose it.
+
+    Parameters
+    ----------
+    change : PartChange or None
+        None if no change lowered the loss of the rows that choose.
+    given, changed : Float[Tensor, "row"]
+        Loss of the other rows: with the temperature that suits the model best, and with the change.
+    own : float
+        Their mean loss as the model is.
+    right, mended : float
+        Share of their labels that the model names before and after; NaN without labels.
+    p : float
+        Of a paired t test.
+    unit : str
+    of_tokens : bool
+        Whether the rows are texts of a language model.
+    n_tried : int
+    """
+
+    change: PartChange | None
+    given: Float[Tensor, "row"]
+    changed: Float[Tensor, "row"]
+    own: float
+    right: float
+    mended: float
+    p: float
+    unit: str
+    of_tokens: bool
+    n_tried: int
+
+
+def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
+    """Try changes of parts where answers suffer; returns the reason where nothing was tried."""
+    reason, causal = _suffers(evidence), stream.model.task == "causal"
+    if reason and not (causal and reason == COUNTS):
+        return reason
+    chosen = chosen_examples(stream, TEXTS if causal else ROWS, evidence.data.seed)
+    small = small_batches(stream.model, stream.inputs, chosen, LONGEST if causal else None)
+    small = replace(small, singles=small.singles[: TEXTS // 2] if causal else small.singles)
+    if len(small) < 2 * LEAST:
+        return f"needs {2 * LEAST} rows of one size"
+    budget = DEEP if evidence.deep else USUAL if reason else 10 * USUAL
+    with untouched(stream.model.module), torch.no_grad():
+        return _searched(stream, evidence, small, budget)
+
+
+def _suffers(evidence: Evidence) -> str:
+    """Return why nothing is tried; empty where answers are worse than they could be."""
+    if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= UNTRAINED:
+        return "the model as a whole looks untrained"
+    lens = evidence.lens
+    if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
+        return "" if lens.final > lens.counted else COUNTS
+    numbers, found = number_answers(evidence), class_answers(evidence)
+    if not isinstance(numbers, str):
+        spread = float(numbers.mean.mean())
+        best = float(numbers.probes[numbers.best][1].mean())
+        fine = float(numbers.own.mean()) < min(1.1 * best, spread) + 0.02 * spread
+        return ERRS if fine else ""
+    if isinstance(found, str):
+        return found
+    reach = found.majority
+    if found.labels is not None:
+        reach = max(reach, found.labels.sites[found.labels.best].accuracy)
+    error = math.sqrt(max(found.accuracy * (1 - found.accuracy), 0.01) / len(found.truth))
+    lags = found.accuracy < reach - 3 * error or found.accuracy < 0.9
+    return "" if lags else PROBE
+
+
+def _searched(
+    stream: LiveStream, evidence: Evidence, small: SmallBatches, budget: float
+) -> PartTrials | str:
+    runs = _Runs(stream, evidence, small)
+    even, odd = list(range(0, len(small), 2)), list(range(1, len(small), 2))
+    own = runs.logits(even)
+    if own is None:
+        return "the model's answers to a few rows are not known"
+    temperature = min(
+        (answers_scaled(f) for f in (1.0, *grid(0.05, 20, 25))),
+        key=lambda c: float(runs.loss_of(c, own, even).mean()),
+    )
+    few = runs.few(even)
+    reference = float(few.loss_of(temperature, few.logits(few.every), few.every).mean())
+    first = part_changes(stream)[: int(budget / max(1.0, few.cost))]
+    if len(first) < LEAST_CHANGES:
+        return "the model is too large to try changes of its parts; --deep tries them"
+    tried = [(few.mean(change, few.every), change) for change in first]
+    hopes = [t for t in tried if t[0] < (1 - HOPE) * reference]
+    tried = sorted(hopes, key=lambda t: t[0])[:KEPT]
+    closer = [c for _, one in tried for c in (one, *(one.near() if one.near else ()))]
+    found = [(runs.mean(change, even), change) for change in closer]
+    best = min(found, key=lambda t: t[0], default=(math.inf, None))[1]
+    own = runs.logits(odd)
+    given = runs.loss_of(temperature, own, odd)
+    n_tried = len(first) + len(closer)
+    plain = runs.loss_of(answers_scaled(1.0), own, odd)
+    changed = None if best is None else runs.logits(odd, best)
+    if best is None or changed is None or not runs.keeps_order(best):
+        nan = math.nan
+        return PartTrials(
+            None, given, given, float(plain.mean()), nan, nan, 1.0, "", runs.causal, n_tried
+        )
+    loss = runs.loss_of(best, changed, odd)
+    test = ttest_rel(given.numpy(), loss.numpy(), alternative="greater")
+    return PartTrials(
+        change=best,
+        given=given,
+        changed=loss,
+        own=float(plain.mean()),
+        right=runs.right(own, odd),
+        mended=runs.right(changed, odd),
+        p=float(test.pvalue),  # type: ignore[union-attr]
+        unit="nats per token" if runs.causal else runs.unit,
+        of_tokens=runs.causal,
+        n_tried=n_tried,
+    )
+
+
+class _Runs:
+    """Forwards of a few rows, and what their answers cost."""
+
+    def __init__(self, stream: LiveStream, evidence: Evidence, small: SmallBatches) -> None:
+        self.stream, self.small, self.evidence = stream, small, evidence
+        self.data = evidence.data
+        self.causal = stream.model.task == "causal"
+        self.unit = "nats" if self.data.target is None else "squared spreads of the targets"
+
+    @property
+    def every(self) -> list[int]:
+        """All rows."""
+        return list(range(len(self.small)))
+
+    @property
+    def cost(self) -> float:
+        """About how many operations a forward of all rows takes."""
+        n = sum(p.numel() for p in self.stream.model.module.parameters())
+        return 2.0 * n * len(self.small) * (self.small.length or 1)
+
+    def few(self, which: Sequence[int]) -> "_Runs":
+        """Return the runs of a few of these rows, texts cut to fewer tokens."""
+        kept = which[: FEW_TEXTS if self.causal else FEW_ROWS]
+        singles = tuple(
+            cut(self.small.singles[i], FEW_TOKENS) if self.causal else self.small.singles[i]
+            for i in kept
+        )
+        return _Runs(self.stream, self.evidence, replace(self.small, singles=singles))
+
+    def logits(self, which: Sequence[int], change: PartChange | None = None) -> Tensor | None:
+        """Return the answers to rows; None if a changed model cannot run."""
+        batch = self.small.together(which)
+        try:
+            return self._run(batch, change)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            if change is None:
+                raise
+            return None
+
+    def _run(self, batch: InputBatch, change: PartChange | None) -> Tensor | None:
+        around = None if change is None else change.around()
+        place = self.stream.probe.place
+        output = watch(self.stream.model.module, batch, (), around=around, place=place).output
+        key = None if self.causal else self.stream.logits_key
+        found = find_logits(output, key)
+        return None if found is None or found.ndim != (3 if self.causal else 2) else found.cpu()
+
+    def mean(self, change: PartChange, which: Sequence[int]) -> float:
+        """Return the mean loss of rows with a change; infinite if it cannot run."""
+        logits = self.logits(which, change)
+        loss = math.inf if logits is None else float(self.loss_of(change, logits, which).mean())
+        return loss if math.isfinite(loss) else math.inf
+
+    def loss_of(
+        self, change: PartChange, logits: Tensor | None, which: Sequence[int]
+    ) -> Float[Tensor, "row"]:
+        """Return what answers cost, by row."""
+        assert logits is not None
+        batch = self.small.together(which)
+        logits = change.factor * logits.double()
+        if self.causal:
+            ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
+            assert isinstance(ids, Tensor)
+            losses = torch.nn.functional.cross_entropy(
+                logits[:, :-1].transpose(1, 2), ids[:, 1:].cpu(), reduction="none"
+            )
+            return losses.mean(1)
+        if self.data.target is not None:
+            truth = self.data.target[batch.order].double()
+            return (logits[:, 0].double() - truth).square() / truth.var(correction=0)
+        label = batch.label
+        p = probabilities(two_logits(logits))
+        given = p.gather(1, label.clamp(0, p.shape[1] - 1)[:, None])[:, 0]
+        return -given.clamp(min=1e-12).log()
+
+    def right(self, logits: Tensor | None, which: Sequence[int]) -> float:
+        """Return the share of labels that are named; NaN where none are known."""
+        if self.causal or self.data.target is not None or logits is None:
+            return math.nan
+        label = self.small.together(which).label
+        return float((two_logits(logits).argmax(1) == label).double().mean())
+
+    def keeps_order(self, change: PartChange) -> bool:
+        """Return whether a changed language model still does not see later tokens."""
+        length = self.small.length
+        if not self.causal or length is None:
+            return True
+        half = length // 2
+        small = replace(self.small, singles=self.small.singles[:LEAST])
+        batches = small.together(range(len(small))), small.other_endings(half)
+        a, b = (self._run(batch, change) for batch in batches)
+        return a is not None and b is not None and torch.allclose(
+            a[:, :half], b[:, :half], atol=1e-3 * float(a.std())
+        )  # fmt: skip

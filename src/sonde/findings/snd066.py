@@ -1,0 +1,143 @@
+"""SND066: kinds of tokens that a language model expects far more, or less, often than they come."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.findings._places import sentence, too_few
+from sonde.findings._text import number, percent, plural
+from sonde.findings._token_kinds import kinds_of
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import LEAST_ROWS
+from sonde.findings.lens import LensEvidence, TextAnswers
+from sonde.findings.rule import Check, Figure, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND066(Rule):
+    """How often the model expects tokens of a kind, beside how often they come.
+
+    Parameters
+    ----------
+    ratio : float, default=3.0
+        Least factor between both shares.
+    note, warning : float
+        Least cost of that for each token of a text, in nats.
+    part : float, default=0.3
+        Least share of what the model loses to counts of tokens, if it does.
+    errors : float, default=4.0
+        Least difference in standard errors over texts.
+    """
+
+    ratio: float = 3.0
+    note: float = 0.004
+    warning: float = 0.01
+    part: float = 0.3
+    errors: float = 4.0
+
+    code: ClassVar[str] = "SND066"
+    title: ClassVar[str] = "The model expects tokens of a kind that the texts do not have"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "Texts that lost their capital letters, line breaks or signs on the way, or that were "
+        "escaped or read in another encoding, cost a language model much, without an error."
+    )
+    fix: ClassVar[str] = "Read the texts anew, as the model's training texts were read."
+    how: ClassVar[str] = (
+        "On 48 texts, the probabilities that the model gives to next tokens are summed over tokens "
+        "of a kind (capital and small letters, digits, line breaks, tabs, blanks, letters and "
+        "signs beyond ASCII, each sign of punctuation, unknown tokens) and compared with how often "
+        "such a token came. A model that knows its texts is right on average, whatever they say. "
+        "Raised where one share is 3 times the other, the difference is 4 standard errors over "
+        "texts, and expecting it costs 0.01 nats per token (Kullback and Leibler's divergence of "
+        "both shares; a note from 0.004 on), or 30 % of what the model loses to counts of tokens."
+    )
+    false_positives: ClassVar[str] = "Texts of a kind that the model was not trained on."
+    plant: ClassVar[str] = "The shipped language model over texts without line breaks."
+    twin: ClassVar[str] = "The same texts with their line breaks."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare what is expected with what comes, kind by kind."""
+        lens = evidence.lens
+        if not isinstance(lens, LensEvidence) or lens.texts is None or not lens.texts.words:
+            return self.not_applicable("no next token is predicted, or tokens have no text")
+        if lens.n_groups < LEAST_ROWS:
+            return too_few(self, lens.n_groups, LEAST_ROWS, "texts")
+        kinds = sorted(_kinds(lens.texts), key=lambda k: -k.cost)
+        worst = kinds[0]
+        figure = Figure(
+            "expectation_cost", worst.cost, unit="nats", null=0.0, threshold=self.note,
+            n_rows=lens.n_rows, n_groups=len(lens.texts.ids),
+        )  # fmt: skip
+        odd = [k for k in kinds if self._is_odd(k)]
+        cost, lag = sum(k.cost for k in odd), lens.final - lens.counted
+        if not odd or cost < self.part * lag:
+            return self.clear(figure, "the model is worse at all kinds" if odd else "")
+        first = odd[0]
+        text = (
+            f"The model expects {first.name} at {percent(first.said)} of tokens, the texts have "
+            f"them at {percent(first.seen)}"
+        )
+        more = [f"{k.name} {percent(k.said)} and {percent(k.seen)}" for k in odd[1:3]]
+        rest = f" ({'; '.join(more)})" if more else ""
+        return self.raised_with(
+            "warning" if first.cost >= self.warning else "note",
+            sentence(f"{text}{rest}.", f"{plural(len(lens.texts.ids), 'text')}."),
+            figure,
+            effect=min(1.0, 10 * first.cost),
+            fix=_fix(first, number(cost)),
+        )
+
+    def _is_odd(self, kind: "_Kind") -> bool:
+        low, high = sorted((kind.said, kind.seen))
+        return kind.cost >= self.note and high >= self.ratio * low and kind.z >= self.errors
+
+
+def _fix(kind: "_Kind", cost: str) -> str:
+    lost = f"Look whether the texts lost their {kind.name} on the way to the model"
+    new = f"The training texts had few {kind.name}: look where those of these texts come from"
+    return f"{lost if kind.seen < kind.said else new}. They cost {cost} nats per token at least."
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of token: the shares that are expected and seen, what that costs, and how sure."""
+
+    name: str
+    said: float
+    seen: float
+    cost: float
+    z: float
+
+
+def _kinds(texts: TextAnswers) -> Iterator[_Kind]:
+    seen, said = texts.seen, texts.said
+    n = float(said.sum())
+    members: dict[str, list[int]] = {}
+    for i, word in texts.words.items():
+        for name in ["unknown tokens"] if i == texts.unknown else kinds_of(word):
+            members.setdefault(name, []).append(i)
+    for name, ids in members.items():
+        at = torch.tensor(ids)
+        expected, came = said[:, at].sum(1).double(), seen[:, at].sum(1).double()
+        a, b = float(expected.sum()) / n, float(came.sum()) / n
+        yield _Kind(name, a, b, _divergence(b, a), _z(came - expected, expected))
+
+
+def _z(gap: Float[Tensor, "text"], expected: Float[Tensor, "text"]) -> float:
+    """Return the summed gap in standard errors: over texts, at least those of single draws."""
+    spread = max(float(gap.square().sum()), float(expected.sum()), 1e-12)
+    return abs(float(gap.sum())) / math.sqrt(spread)
+
+
+def _divergence(seen: float, said: float) -> float:
+    """Return the divergence of two shares in nats."""
+    said = min(max(said, 1e-9), 1 - 1e-9)
+    parts = ((seen, said), (1 - seen, 1 - said))
+    return sum(p * math.log(p / q) for p, q in parts if p > 0)

@@ -1,0 +1,118 @@
+"""SND067: tokens that a language model reads or writes far worse than others."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._places import sentence
+from sonde.findings._text import listed, number, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.fresh_weights import FreshLayers
+from sonde.findings.lens import LensEvidence
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.token_rows import OddToken, TokenRows
+
+STANDS = 0.19  # below the effect of exchanged rows from which on they explain other findings
+
+
+@final
+@dataclass(frozen=True)
+class SND067(Rule):
+    """How far the loss after some tokens, or at them, lies above that of counts.
+
+    Parameters
+    ----------
+    share : float, default=0.05
+        Least fall of the loss from which on rows are called exchanged.
+    level : float, default=0.001
+        Of the signed rank test on texts that did not choose the pairs.
+    untrained : float, default=0.5
+        Share of layers that look untrained from which on the model is not judged.
+    """
+
+    share: float = 0.05
+    level: float = 0.001
+    untrained: float = 0.5
+
+    code: ClassVar[str] = "SND067"
+    title: ClassVar[str] = "Tokens that the model reads or writes far worse than others"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "Rows of an embedding or of a head that belong to other tokens, or tokens that training "
+        "never showed, spoil every text that holds them."
+    )
+    fix: ClassVar[str] = "Compare the rows of these tokens with the tokenizer that the model has."
+    how: ClassVar[str] = (
+        "On 48 texts, the loss at each next token less that of counts of three tokens of the other "
+        "texts; its mean after each token, and at it. A token stands out where that is at least "
+        "0.5 nats, 1.5 nats above the median elsewhere, and 4 standard errors away, at 10 places "
+        "in 4 texts or more. It is named where the model as a whole beats these counts. Where two "
+        "stand out, ten of them are given each other's row of the embedding, of the head or of "
+        "both, pair by pair on half of up to 48 texts; exchanged rows are named where the loss of "
+        "the others falls by a twentieth (signed rank test, 0.1 %), below that of the tokens' "
+        "frequencies."
+    )
+    false_positives: ClassVar[str] = "Tokens of a language that the model never saw."
+    plant: ClassVar[str] = (
+        "The shipped language model with the embeddings of two letters exchanged."
+    )
+    twin: ClassVar[str] = "The model as it is."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for tokens that stand out."""
+        found, lens = evidence.rows, evidence.lens
+        if not isinstance(found, TokenRows) or not isinstance(lens, LensEvidence):
+            return self.not_applicable("the model does not predict a next token")
+        worst = found.odd[0].beyond if found.odd else 0.0
+        figure = Figure(
+            "loss_beyond_counts", worst, unit="nats", null=0.0, n_rows=lens.n_rows,
+            n_groups=lens.n_groups,
+        )  # fmt: skip
+        if not found.odd:
+            return self.clear(figure)
+        if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.untrained:
+            return self.clear(figure, "its layers look untrained")
+        if found.rows is not None and found.p < self.level:
+            own, new = float(found.given.mean()), float(found.changed.mean())
+            if new < min((1 - self.share) * own, lens.unigram):
+                return self._of_pairs(found, figure, own, new)
+        if lens.final > lens.counted:
+            return self.clear(figure, "the model predicts worse than counts at most tokens")
+        return self._of_tokens(found, figure)
+
+    def _of_pairs(self, found: TokenRows, figure: Figure, own: float, new: float) -> Check:
+        pairs = listed([f"{_word(found, a)} and {_word(found, b)}" for a, b in found.pairs], 3)
+        gain = f"{number(new, 3)} nats per token instead of {number(own, 3)}"
+        text = f"With the rows of {pairs} in the {found.rows} exchanged, the model's loss is {gain}"
+        return self.raised_with(
+            "warning",
+            sentence(f"{text} ({plural(len(found.given), 'text')} that did not choose them)."),
+            figure,
+            effect=min(1.0, 1 - new / own),
+            fix=f"Exchange the rows of {pairs} in the {found.rows}, or load those that belong to "
+            f"this tokenizer: {gain}.",
+        )
+
+    def _of_tokens(self, found: TokenRows, figure: Figure) -> Check:
+        first = found.odd[0]
+        same = [o for o in found.odd if o.side == first.side]
+        text = (
+            f"{first.side.capitalize()} {_tokens(found, same)} the model's loss is "
+            f"{number(first.beyond)} nats above that of counts of three tokens, elsewhere "
+            f"{number(abs(first.elsewhere))} {'below' if first.elsewhere < 0 else 'above'}."
+        )
+        return self.raised_with(
+            "warning",
+            sentence(text, f"{plural(first.n, 'place')}."),
+            figure,
+            effect=min(STANDS, sum(o.n for o in same) * first.beyond / max(1, figure.n_rows)),
+        )
+
+
+def _tokens(found: TokenRows, odd: list[OddToken]) -> str:
+    words = listed([_word(found, o.token) for o in odd], 4)
+    return f"the token{'s' if len(odd) > 1 else ''} {words}"
+
+
+def _word(found: TokenRows, token: int) -> str:
+    word = found.words.get(token)
+    return f"number {token}" if word is None or "\ufffd" in word else repr(word)

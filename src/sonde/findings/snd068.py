@@ -1,0 +1,98 @@
+"""SND068: a part of the model that a small change mends."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._places import read_command, sentence
+from sonde.findings._text import number, percent, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.lens import LensEvidence
+from sonde.findings.part_trials import FINE, PartTrials
+from sonde.findings.rule import Check, Figure, Rule, Theme
+
+
+@final
+@dataclass(frozen=True)
+class SND068(Rule):
+    """How far the loss falls where one part of the model is changed for a trial.
+
+    Parameters
+    ----------
+    share, tokens : float
+        Least fall, as a share of the loss with the best temperature; of a language model.
+    right : float, default=0.02
+        Least gain of a classifier's accuracy.
+    level : float, default=0.001
+        Of the paired t test on rows that did not choose the change.
+    """
+
+    share: float = 0.1
+    tokens: float = 0.05
+    right: float = 0.02
+    level: float = 0.001
+
+    code: ClassVar[str] = "SND068"
+    title: ClassVar[str] = "A part of the model that a small change mends"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "A factor that was left out, an activation or a norm of another model, two exchanged "
+        "layers: shapes and names fit, nothing fails, and answers are worse than they need be."
+    )
+    fix: ClassVar[str] = "Make the change named, in the code or in the checkpoint."
+    how: ClassVar[str] = (
+        "Asked where a classifier lags a probe of its layers or is wrong on a tenth of the rows, "
+        "where a regression errs more than such a probe, and of language models of up to 40 "
+        "million weights always. Up to 256 rows, or 32 texts of 128 tokens: on half of them "
+        "parts of blocks are left out, weakened, strengthened or turned, and activations, the eps "
+        "of norms, the base and layout of rotated positions, the order of blocks and layers of one "
+        "shape are exchanged. The best is judged on the other half: its loss must be a tenth (of "
+        "tokens a twentieth) below that of the model at its best temperature (paired t test, "
+        "0.1 %), and a classifier's accuracy must rise by 2 points. A language model must still "
+        "not see later tokens, and do better than the tokens' frequencies."
+    )
+    false_positives: ClassVar[str] = (
+        "A small model that was trained too briefly can gain from a weaker block."
+    )
+    plant: ClassVar[str] = "One block's update three times too strong."
+    twin: ClassVar[str] = "The model as it was trained."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for a change that mends the answers."""
+        found = evidence.parts
+        if found in FINE:
+            return self.clear(Figure("loss_fall", 0.0, unit="share"), found)
+        if not isinstance(found, PartTrials):
+            return self.not_applicable(found or "no model was run")
+        before, after, n = float(found.given.mean()), float(found.changed.mean()), len(found.given)
+        least = self.tokens if found.of_tokens else self.share
+        figure = Figure(
+            "loss_fall", 1 - after / before if before > 0 else 0.0, unit="share", null=0.0,
+            threshold=least, p=found.p, n_rows=n, n_groups=n,
+        )  # fmt: skip
+        gained = math.isnan(found.right) or found.mended - found.right >= self.right
+        if found.of_tokens and isinstance(evidence.lens, LensEvidence):
+            gained = after < evidence.lens.unigram
+        if found.change is None or figure.value < least or found.p >= self.level or not gained:
+            return self.clear(
+                figure, f"none of {plural(found.n_tried, 'change')} mends the answers"
+            )
+        change = found.change
+        if math.isnan(found.right):
+            words = f"{number(after, 3)} {found.unit} instead of {number(found.own, 3)}"
+            text = f"With {change.words}, the model's loss is {words}"
+        else:
+            words = f"right on {percent(found.mended)} instead of {percent(found.right)}"
+            text = f"With {change.words}, the model is {words}"
+        rows = plural(n, "text" if found.of_tokens else "row")
+        rest = f"({rows} that did not choose it, of {found.n_tried} changes tried)."
+        path = change.paths[0]
+        return self.raised_with(
+            "warning",
+            sentence(f"{text} {rest}"),
+            figure,
+            sites=(path,) if path != "logits" else (),
+            effect=min(1.0, figure.value),
+            next=read_command(path) if path != "logits" else None,
+            fix=f"{change.line}: {words}.",
+        )

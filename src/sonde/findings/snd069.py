@@ -1,0 +1,91 @@
+"""SND069: a classifier that is surer, or less sure, than it is right."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings._halves import Z
+from sonde.findings._places import sentence
+from sonde.findings._text import number, percent, plural
+from sonde.findings.answers import class_answers
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.sureness import is_off, sureness
+
+
+@final
+@dataclass(frozen=True)
+class SND069(Rule):
+    """Mean probability of the answers less the share of right ones.
+
+    Parameters
+    ----------
+    over, under : float
+        Least difference of a model that is too sure, or not sure enough, for a note.
+    much_over, much_under : float
+        For a warning.
+    fall, halved : float
+        Least share of the loss that the temperature takes away; for a warning.
+    errors : float, default=3.0
+        Least difference in standard errors.
+    """
+
+    over: float = 0.05
+    under: float = 0.1
+    much_over: float = 0.15
+    much_under: float = 0.3
+    fall: float = 0.3
+    halved: float = 0.5
+    errors: float = 3.0
+
+    code: ClassVar[str] = "SND069"
+    title: ClassVar[str] = "A classifier that is surer, or less sure, than it is right"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "Who acts on probabilities, sets a threshold or adds them up is misled, though the answers "
+        "are as good as before: a softmax applied twice, a wrong temperature, long training."
+    )
+    fix: ClassVar[str] = "Divide the logits by the temperature that rows held out choose."
+    how: ClassVar[str] = (
+        "The mean of the largest probability less the share of right answers, with a standard "
+        "error over groups. The expected calibration error is over ten bins of equal size; the "
+        "temperature of least loss is chosen on half of the groups, its error is that of the other "
+        "half. A note from 0.05 on if too sure, 0.1 if not sure enough, and 3 standard errors; a "
+        "warning from 0.15 and 0.3 on; too sure also where that temperature takes 30 % of the loss "
+        "of the other half away, and 50 % for a warning. A model that is right no more often than "
+        "the commonest label is not judged."
+    )
+    false_positives: ClassVar[str] = "Labels smoothed in training make a model less sure."
+    plant: ClassVar[str] = "A trained net whose logits are multiplied by 10."
+    twin: ClassVar[str] = "The trained net."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare how sure the model is with how often it is right."""
+        found, answers = sureness(evidence), class_answers(evidence)
+        if isinstance(found, str) or isinstance(answers, str):
+            return self.not_applicable(str(found))
+        gap = found.sure - found.right
+        figure = Figure(
+            "sureness_gap", gap, gap - Z * found.se, gap + Z * found.se, "share", null=0.0,
+            n_rows=found.n, n_groups=found.n,
+        )  # fmt: skip
+        if found.right <= answers.majority + self.over:
+            return self.clear(figure, "it is right no more often than the commonest label")
+        if not is_off(found, self.over, self.under, self.fall, self.errors):
+            return self.clear(figure)
+        how = "too sure" if found.temperature > 1 else "not sure enough"
+        loud = abs(gap) >= (self.much_over if gap > 0 else self.much_under)
+        loud = loud or (gap > 0 and found.fall >= self.halved)
+        text = (
+            f"The model is {how}: it gives its answers {percent(found.sure)} on average and is "
+            f"right on {percent(found.right)} (expected calibration error {percent(found.error)}; "
+            f"{plural(found.n, 'row')})."
+        )
+        mended = f"the loss falls by {percent(found.fall)}, the expected calibration error is"
+        return self.raised_with(
+            "warning" if loud else "note",
+            sentence(text),
+            figure,
+            effect=min(1.0, abs(gap)),
+            fix=f"logits = logits / {number(found.temperature)}: {mended} {percent(found.mended)} "
+            f"instead of {percent(found.error)}.",
+        )

@@ -1,0 +1,120 @@
+"""How sure a classifier is beside how often it is right, and the temperature that mends it."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.engine.errorbars import group_error
+from sonde.findings._once import once
+from sonde.findings.answers import class_answers
+from sonde.findings.evidence import Evidence
+from sonde.findings.part_changes import grid
+from sonde.metrics import expected_calibration_error
+
+LEAST: Final = 100
+TEMPERATURES: Final = (0.02, 50.0, 61)
+
+
+@dataclass(frozen=True)
+class Sureness:
+    """Calibration of a classifier on the sampled rows.
+
+    Parameters
+    ----------
+    sure, right : float
+        Mean probability of the answers, and share of right ones.
+    se : float
+        Standard error of their difference over groups.
+    error : float
+        Expected calibration error over ten bins of equal size.
+    temperature : float
+        Divides the logits; chosen on half of the groups.
+    mended : float
+        Error on the other half with that temperature.
+    fall, fall_se : float
+        By how much of itself the loss of the other half falls, and the standard error over rows.
+    n : int
+    """
+
+    sure: float
+    right: float
+    se: float
+    error: float
+    temperature: float
+    mended: float
+    fall: float
+    fall_se: float
+    n: int
+
+
+@once
+def sureness(evidence: Evidence) -> Sureness | str:
+    """Return the calibration of a classifier's answers, or why it is not known."""
+    found = class_answers(evidence)
+    if isinstance(found, str):
+        return found
+    known = found.truth < found.n_classes
+    p, truth, group = found.probability[known], found.truth[known], found.group[known]
+    if len(p) < LEAST:
+        return f"needs {LEAST} rows with a label, {len(p)} present"
+    sure, answer = p.max(1)
+    right = answer == truth
+    gap = sure - right.double()
+    half = torch.remainder(group, 2) == 0
+    if not bool(half.any()) or bool(half.all()):
+        return "needs rows of two groups"
+    logits = p.clamp(min=1e-12).log()
+    temperature = min(
+        grid(*TEMPERATURES), key=lambda t: float(_losses(logits[half] / t, truth[half]).mean())
+    )
+    mended = (logits[~half] / temperature).softmax(1).amax(1)
+    before, after = (_losses(logits[~half] / t, truth[~half]) for t in (1.0, temperature))
+    less = (before - after) / before.mean().clamp(min=1e-9)
+    return Sureness(
+        sure=float(sure.mean()),
+        right=float(right.double().mean()),
+        se=group_error(gap / len(gap), group, len(torch.unique(group))),
+        error=_error(sure, right),
+        temperature=temperature,
+        mended=_error(mended, right[~half]),
+        fall=float(less.mean()),
+        fall_se=float(less.std()) / len(less) ** 0.5,
+        n=len(p),
+    )
+
+
+def _losses(logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, truth, reduction="none")
+
+
+def _error(sure: Float[Tensor, "row"], right: Bool[Tensor, "row"]) -> float:
+    found = expected_calibration_error(
+        sure.clamp(max=1.0), right.double(), bins=10, binning="mass", resamples=2
+    )
+    return found.value
+
+
+def is_off(
+    found: Sureness, over: float = 0.05, under: float = 0.1, fall: float = 0.3, errors: float = 3.0
+) -> bool:
+    """Return whether a classifier is clearly surer, or less sure, than it is right."""
+    gap, least = abs(found.sure - found.right), over if found.sure > found.right else under
+    off = gap >= least and gap >= errors * found.se and math.isfinite(found.se)
+    return off or (found.temperature > 1 and found.fall >= max(fall, errors * found.fall_se))
+
+
+def sureness_section(evidence: Evidence) -> dict[str, float] | None:
+    """Return the report's figures of a classifier that is clearly off, else None."""
+    found = sureness(evidence)
+    if isinstance(found, str) or not is_off(found):
+        return None
+    return {
+        "sure": found.sure,
+        "error": found.error,
+        "temperature": found.temperature,
+        "mended": found.mended,
+    }

@@ -1,0 +1,187 @@
+"""The loss of a language model on the same texts, written in other ways: case, blanks, encoding.
+
+Other ways to write a text have other numbers of tokens, so what is compared is the loss of a whole
+text, by the characters of the longer of both.
+"""
+
+import html
+import re
+import unicodedata
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.core.inputs import InputBatch
+from sonde.findings.counted_tokens import ids_of
+from sonde.findings.self_check import chosen_examples
+from sonde.tap import LiveStream
+from sonde.tap.model.probe import find_logits
+from sonde.tap.model.seeding import untouched
+from sonde.tap.model.watch import watch
+from sonde.tap.reading.small_batches import SmallBatches, small_batches
+
+TEXTS, LONGEST, LEAST = 48, 96, 8
+TOUCHED: Final = 0.3  # share of the texts that another way changes
+Form = Callable[[str], str]
+
+
+def _sentences(text: str) -> str:
+    """Return a text with capitals where sentences start."""
+    return re.sub(r"(^|[.!?]\s+|\n\s*)([a-z])", lambda m: m[1] + m[2].upper(), text.lower())
+
+
+def _as_utf8(text: str) -> str:
+    """Return a text whose UTF-8 was read as one letter for each byte."""
+    for encoding in ("latin-1", "cp1252"):
+        try:
+            return text.encode(encoding).decode("utf-8")
+        except UnicodeError:
+            continue
+    return text
+
+
+_STRAIGHT = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "–": "-", "—": "-"})
+
+FORMS: Final[Mapping[str, tuple[str, Form]]] = {
+    "in lower case": ("text = text.lower()", str.lower),
+    "in upper case": ("text = text.upper()", str.upper),
+    "in lower case but for the starts of sentences": (
+        "capitalise the starts of sentences of text.lower()", _sentences,
+    ),
+    "with HTML's signs as characters": ("text = html.unescape(text)", html.unescape),
+    "with signs as HTML writes them": ("text = html.escape(text)", html.escape),
+    "with line ends \\n for \\r\\n": (
+        "text = text.replace('\\r\\n', '\\n')", lambda t: t.replace("\r\n", "\n"),
+    ),
+    "with line ends \\r\\n for \\n": (
+        "text = text.replace('\\n', '\\r\\n')", lambda t: t.replace("\n", "\r\n"),
+    ),
+    "with line breaks for \\n of two characters": (
+        "text = text.replace('\\\\n', '\\n')", lambda t: t.replace("\\n", "\n"),
+    ),
+    "with four blanks for a tab": ("text = text.expandtabs(4)", lambda t: t.replace("\t", "    ")),
+    "with a tab for four blanks": (
+        "text = text.replace('    ', '\\t')", lambda t: t.replace("    ", "\t"),
+    ),
+    "with half of the blanks of each run": (
+        "text = text.replace('  ', ' ')", lambda t: t.replace("  ", " "),
+    ),
+    "with quotation marks and dashes of ASCII": (
+        "replace “ ” ‘ ’ – — by \" ' -", lambda t: t.translate(_STRAIGHT),
+    ),
+    "with letters composed (NFC)": (
+        "text = unicodedata.normalize('NFC', text)", lambda t: unicodedata.normalize("NFC", t),
+    ),
+    "with letters and accents apart (NFD)": (
+        "text = unicodedata.normalize('NFD', text)", lambda t: unicodedata.normalize("NFD", t),
+    ),
+    "with letters of full width as usual ones (NFKC)": (
+        "text = unicodedata.normalize('NFKC', text)", lambda t: unicodedata.normalize("NFKC", t),
+    ),
+    "read as UTF-8": ("text = text.encode('latin-1').decode('utf-8')", _as_utf8),
+    "with % signs resolved as in URLs": (
+        "text = urllib.parse.unquote(text)", urllib.parse.unquote,
+    ),
+    "with a blank before them": ("text = ' ' + text", lambda t: " " + t),
+    "without blanks at their ends": ("text = text.strip()", str.strip),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class TextForms:
+    """Loss of each text as it is given, and written otherwise, in nats per token as given.
+
+    Parameters
+    ----------
+    given : Float[Tensor, "text"]
+    losses : mapping of str to Float[Tensor, "text"]
+        By the words of each way.
+    """
+
+    given: Float[Tensor, "text"]
+    losses: Mapping[str, Tensor]
+
+
+def text_forms(stream: LiveStream, seed: int) -> TextForms | None:
+    """Run a causal language model on a few texts, written in several ways."""
+    processor: Any = stream.model.processor
+    if stream.model.task != "causal" or not callable(getattr(processor, "decode", None)):
+        return None
+    chosen = chosen_examples(stream, TEXTS, seed)
+    small = small_batches(stream.model, stream.inputs, chosen, LONGEST)
+    if len(small) < LEAST or small.length is None or not callable(processor):
+        return None
+    ids = ids_of(small.together(range(len(small))))
+    decode = getattr(processor, "decode", None)
+    assert callable(decode)
+    texts = [str(decode(row.tolist())) for row in ids]
+    kept = [i for i, t in enumerate(texts) if _tokens(processor, t) == ids[i].tolist()]
+    if len(kept) < LEAST or small.singles[0].placeholder is not None:
+        return None
+    texts = [texts[i] for i in kept]
+    with untouched(stream.model.module), torch.no_grad():
+        given = _losses(stream, small, texts)
+        if given is None:
+            return None
+        n, tokens = torch.tensor([len(t) for t in texts]), ids.shape[1] - 1
+        found: dict[str, Tensor] = {}
+        for words, (_, form) in FORMS.items():
+            changed = [form(t) for t in texts]
+            pairs = zip(texts, changed, strict=True)
+            if sum(a != b for a, b in pairs) < TOUCHED * len(texts) or not all(changed):
+                continue
+            loss = _losses(stream, small, changed)
+            if loss is not None:
+                own = torch.tensor([len(t) for t in changed])
+                found[words] = loss * (n / torch.minimum(own, n)).clamp(max=4) / tokens
+    return TextForms(given / tokens, found)
+
+
+def _tokens(processor: Any, text: str) -> list[int]:
+    return list(processor(text, add_special_tokens=False)["input_ids"])
+
+
+def _losses(
+    stream: LiveStream, small: SmallBatches, texts: Sequence[str]
+) -> Float[Tensor, "text"] | None:
+    """Return the loss of each whole text after its first token; None if it is not known."""
+    lists = [_tokens(stream.model.processor, t) for t in texts]
+    longest = max(map(len, lists))
+    most = getattr(stream.model.config, "max_position_embeddings", None)
+    longest = longest if not isinstance(most, int) else min(longest, most)
+    lists = [ids[:longest] for ids in lists]
+    if min(map(len, lists)) < 2:
+        return None
+    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in lists])
+    ids = torch.tensor([ids + [small.pad_id] * (longest - len(ids)) for ids in lists])
+    try:
+        output = watch(
+            stream.model.module, _given(small, ids, mask), (), place=stream.probe.place
+        ).output
+    except (RuntimeError, IndexError, ValueError):  # e.g. more tokens than the model has places for
+        return None
+    logits = find_logits(output)
+    if logits is None or logits.ndim != 3 or int(ids.max()) >= logits.shape[-1]:
+        return None
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().transpose(1, 2), ids[:, 1:].to(logits.device), reduction="none"
+    )
+    return (losses.double().cpu() * mask[:, 1:]).sum(1)
+
+
+def _given(small: SmallBatches, ids: Tensor, mask: Tensor) -> InputBatch:
+    first = small.singles[0]
+    kwargs = {k: v for k, v in first.kwargs.items() if k not in ("input_ids", "position_ids")}
+    if small.takes_mask:
+        kwargs["attention_mask"] = mask
+    args = first.args
+    if "input_ids" in first.kwargs:
+        kwargs["input_ids"] = ids
+    else:
+        args = (ids, *first.args[1:])
+    return replace(first, args=args, kwargs=kwargs)

@@ -1,0 +1,52 @@
+"""Rows of an embedding and of a head, exchanged in a model that knows its texts exactly."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from findings import _evidence as arrays
+from findings._nets import assert_clear, assert_raised, texts_of, tokens
+from scan._plants_chain import WORDS, Chain, drawn
+from sonde.findings.lens import lens_evidence
+from sonde.findings.rule import Check
+from sonde.findings.snd067 import SND067
+from sonde.findings.token_rows import token_rows
+
+TEXTS = 64
+
+
+def often(texts: torch.Tensor) -> list[int]:
+    """Return the four most frequent words."""
+    return torch.bincount(texts.flatten()).argsort(descending=True)[:4].tolist()
+
+
+def ended(part: str) -> Check:
+    """Scan the author of some texts, with rows of one of its layers exchanged."""
+    model = Chain(0.7).requires_grad_(False).eval()
+    texts = drawn(model, TEXTS, 50)
+    a, b, c, d = often(texts)
+    for layer in [model.get_submodule(part)] if part else []:
+        for weight in layer.parameters():
+            weight[[a, b, c, d]] = weight[[c, d, a, b]]
+    stream = tokens(model, [50] * TEXTS, task="causal", vocabulary=WORDS)
+    for item, text in zip(texts_of(stream), texts.tolist(), strict=True):
+        item[:] = text
+    lens = lens_evidence(stream)
+    evidence = arrays.evidence_of(torch.randn(40, 3))
+    return SND067().check(replace(evidence, lens=lens, rows=token_rows(stream, lens, 0)))
+
+
+@pytest.mark.truth("planted: two pairs of rows exchanged in a model that wrote the texts itself")
+@pytest.mark.parametrize(("part", "said"), [("embedding", "embedding"), ("head", "head")])
+def test_exchanged_rows_are_named_with_the_gain(part: str, said: str) -> None:
+    finding = assert_raised(ended(part), "warning")
+    assert f"in the {said} exchanged" in finding.sentence
+    a, b, c, d = often(drawn(Chain(0.7).eval(), TEXTS, 50))
+    for pair in ((a, c), (b, d)):
+        names = [f"number {x} and number {y}" for x, y in (pair, pair[::-1])]
+        assert any(name in finding.fix for name in names), (pair, finding.fix)
+
+
+def test_the_author_of_the_texts_is_clear() -> None:
+    assert_clear(ended(""))

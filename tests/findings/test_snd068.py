@@ -1,0 +1,132 @@
+"""Parts of a net whose labels are its own answers, so that only the plant is wrong."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sonde
+from findings._nets import assert_clear, assert_raised, evidence_of
+from sonde.findings.facts import by_answers
+from sonde.findings.part_trials import part_trials
+from sonde.findings.rule import Check
+from sonde.findings.snd068 import SND068
+from sonde.tap import LiveStream
+
+ROWS, DIM = 260, 12
+
+
+class Part(nn.Module):
+    """A norm and two layers around a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = nn.LayerNorm(DIM), nn.GELU()
+        self.up, self.down = nn.Linear(DIM, 20), nn.Linear(20, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.act(self.up(self.norm(x))))
+
+
+class Stack(nn.Module):
+    """Four parts and a head; inputs of very different lengths, so that an epsilon matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(8)
+        self.parts = nn.ModuleList([Part() for _ in range(4)])
+        self.head = nn.Linear(DIM, 5)
+        with torch.no_grad():
+            for p in self.parts.parameters():
+                p.mul_(2.5 if p.ndim == 2 else 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return 3 * self.head(x)
+
+
+@cache
+def rows() -> tuple[Tensor, Tensor]:
+    x = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return x, Stack()(x).argmax(1)
+
+
+def changed(change: Callable[[Any], object]) -> nn.Module:
+    net = Stack().requires_grad_(False).eval()
+    with torch.no_grad():
+        change(net)
+    return net
+
+
+def ended(net: nn.Module, label: Tensor | None = None) -> Check:
+    x, own = rows()
+    label = own if label is None else label
+    stream = sonde.read(net, [{"x": r, "label": int(k)} for r, k in zip(x, label, strict=True)])
+    assert isinstance(stream, LiveStream)
+    evidence = evidence_of(stream)
+    data = by_answers(evidence.data, stream.first_batch().logits)
+    evidence = replace(evidence, data=data)
+    return SND068().check(replace(evidence, parts=part_trials(stream, evidence)))
+
+
+def _stronger(net: Any) -> None:
+    net.parts[2].down.weight.mul_(4)
+    net.parts[2].down.bias.mul_(4)
+
+
+def _turned(net: Any) -> None:
+    net.parts[1].down.weight.neg_()
+    net.parts[1].down.bias.neg_()
+
+
+def _exchanged(net: Any) -> None:
+    net.parts[0], net.parts[3] = net.parts[3], net.parts[0]
+
+
+def _other_act(net: Any) -> None:
+    for part in net.parts:
+        part.act = nn.Tanh()
+
+
+def _large_eps(net: Any) -> None:
+    for part in net.parts:
+        part.norm.eps = 3.0
+
+
+PLANTS = {
+    "parts.2.down gives times 0.": _stronger,
+    "parts.1.down gives times -1": _turned,
+    "parts.0 and parts.3 exchanged": _exchanged,
+    "gelu for Tanh": _other_act,
+    "for 3 in 4 LayerNorm": _large_eps,
+}
+
+
+@pytest.mark.truth("planted: labels are the answers of the net without the change")
+@pytest.mark.parametrize("words", PLANTS)
+def test_the_part_is_named_with_what_mends_it(words: str) -> None:
+    finding = assert_raised(ended(changed(PLANTS[words])), "warning")
+    assert words in finding.sentence
+    assert "right on" in finding.fix
+
+
+def test_a_net_that_is_right_is_clear_and_labels_of_chance_name_no_part() -> None:
+    assert_clear(ended(Stack().eval()))
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(2))
+    assert_clear(ended(Stack().eval(), rows()[1][order]))
+
+
+def test_the_model_is_as_it_was_after_the_trials() -> None:
+    net = changed(_large_eps)
+    weights = deepcopy(net.state_dict())
+    ended(net)
+    assert all(torch.equal(net.state_dict()[k], w) for k, w in weights.items())
+    assert {m.eps for m in net.modules() if isinstance(m, nn.LayerNorm)} == {3.0}
+    assert not any(m._forward_hooks for m in net.modules())

@@ -1,0 +1,63 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sonde
+from findings._nets import assert_clear, assert_raised, evidence_of
+from sonde.findings.facts import by_answers
+from sonde.findings.rule import Check
+from sonde.findings.settings import ScanSettings
+from sonde.findings.snd069 import SND069
+from sonde.report import Report
+from sonde.tap import LiveStream
+
+ONLY = ScanSettings(progress=False, only=("SND069",))
+TRUE = 3.0
+
+
+class Scaled(nn.Module):
+    """Gives its inputs as logits, times a factor; or their probabilities, softmaxed twice."""
+
+    def __init__(self, factor: float, twice: bool = False) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4, bias=False)
+        nn.init.eye_(self.layer.weight)
+        self.factor, self.twice = factor, twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.factor * self.layer(x)
+        return z.softmax(1).softmax(1) if self.twice else z
+
+
+def items() -> list[dict[str, Any]]:
+    """Return rows whose labels are drawn from probabilities that a net can know exactly."""
+    draw = torch.Generator().manual_seed(6)
+    x = torch.randn(900, 4, generator=draw)
+    label = torch.multinomial((TRUE * x).softmax(1), 1, generator=draw)[:, 0]
+    return [{"x": r, "label": int(k)} for r, k in zip(x, label, strict=True)]
+
+
+def ended(factor: float, twice: bool = False) -> Check:
+    stream = sonde.read(Scaled(factor, twice).eval(), items())
+    assert isinstance(stream, LiveStream)
+    evidence = evidence_of(stream)
+    data = by_answers(evidence.data, stream.first_batch().logits)
+    return SND069().check(replace(evidence, data=data))
+
+
+@pytest.mark.truth("closed form: labels drawn from the softmax of 3 x, so logits of 9 x need T = 3")
+def test_the_temperature_is_that_of_the_labels() -> None:
+    report: Report = sonde.scan(Scaled(3 * TRUE).eval(), items(), settings=ONLY)
+    off = report.json()["answers"]["sureness"]
+    assert off["temperature"] == pytest.approx(3.0, rel=0.2)
+    assert off["mended"] < off["error"] / 2
+    assert "temperature" in str(report)
+
+
+def test_a_factor_or_a_second_softmax_is_raised_and_probabilities_that_hold_are_clear() -> None:
+    assert "too sure" in assert_raised(ended(3 * TRUE), "warning").sentence
+    assert "not sure enough" in assert_raised(ended(TRUE, twice=True), "warning").sentence
+    assert_clear(ended(TRUE))
