@@ -12,6 +12,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.truth("the same measure of the labelled rows alone")
 @pytest.mark.parametrize("name", FIGURES)
 def test_rows_without_a_label_are_left_out_and_flagged(name):
     draw = torch.Generator().manual_seed(0)

@@ -16,8 +16,8 @@ from sonde.compress.attention_retrieval import AttentionRetrieval, RetrievedText
 from sonde.compress.awq import AWQ
 from sonde.compress.bd_rate import bd_rate
 from sonde.compress.bit_allocation import BitAllocation
-from sonde.compress.conditional_codec import ConditionalCodec
 from sonde.compress.bit_stack import BitStack
+from sonde.compress.conditional_codec import ConditionalCodec
 from sonde.compress.coordinate_rounding import CoordinateRounding
 from sonde.compress.cross_layer_cache import (
     CrossLayerCache,
@@ -27,16 +27,16 @@ from sonde.compress.cross_layer_cache import (
 from sonde.compress.decide_once import DecideOnce
 from sonde.compress.decouple_q import DecoupleQ
 from sonde.compress.distill_dataset import DistillDataset, DistilledData, batch_norm_moments
-from sonde.compress.entropy_bottleneck import EntropyBottleneck, LatentCodec
-from sonde.compress.entropy_bounded_coder import BoundedCode, EntropyBoundedCoder
 from sonde.compress.drop_blocks import DropBlocks
 from sonde.compress.dynamic_prune import DynamicModel, DynamicPrune, hot_filters
 from sonde.compress.early_exit import EarlyExit, EarlyExits, exit_threshold
+from sonde.compress.entropy_bottleneck import EntropyBottleneck, LatentCodec
+from sonde.compress.entropy_bounded_coder import BoundedCode, EntropyBoundedCoder
 from sonde.compress.error_feedback import error_feedback
+from sonde.compress.expected_attention import ExpectedAttention, expected_attention_of
 from sonde.compress.expert_use import ExpertUse, expert_use
 from sonde.compress.extract_experts import ExtractExperts, SlicedModel
 from sonde.compress.feature_pca import FeaturePCA
-from sonde.compress.expected_attention import ExpectedAttention, expected_attention_of
 from sonde.compress.fidelity import Fidelity, fidelity
 from sonde.compress.gptq import GPTQ
 from sonde.compress.grams import LayerGrams, layer_grams
@@ -90,8 +90,8 @@ __all__ = [
     "AdaptiveModules",
     "AttentionRetrieval",
     "BitAllocation",
-    "BoundedCode",
     "BitStack",
+    "BoundedCode",
     "CompressedPrompt",
     "ConditionalCodec",
     "CoordinateRounding",
@@ -101,17 +101,17 @@ __all__ = [
     "DecoupleQ",
     "DistillDataset",
     "DistilledData",
-    "EntropyBottleneck",
-    "EntropyBoundedCoder",
-    "ExpertUse",
-    "ExtractExperts",
-    "FeaturePCA",
     "DropBlocks",
     "DynamicModel",
     "DynamicPrune",
     "EarlyExit",
     "EarlyExits",
+    "EntropyBottleneck",
+    "EntropyBoundedCoder",
     "ExpectedAttention",
+    "ExpertUse",
+    "ExtractExperts",
+    "FeaturePCA",
     "Fidelity",
     "HeadBudgets",
     "KeepProbe",
@@ -158,18 +158,18 @@ __all__ = [
     "cross_layer_moments",
     "enough",
     "error_feedback",
-    "expert_use",
     "exit_threshold",
     "expected_attention_of",
+    "expert_use",
     "fidelity",
-    "group_requests",
     "gated_learners",
+    "group_requests",
     "hot_filters",
     "kernels",
     "layer_grams",
     "pack",
-    "share_experts",
     "pyramid",
+    "share_experts",
     "share_steps",
     "shortened",
     "token_budget",

@@ -8,9 +8,9 @@ from sonde.train.align import Align
 from sonde.train.attention_entropy import AttentionEntropy
 from sonde.train.cauchy_schwarz import CauchySchwarzBottleneck
 from sonde.train.contrast import Contrast, similarity_smoothing
+from sonde.train.counter_current import CounterCurrent
 from sonde.train.distil import Distil
 from sonde.train.generic_to_specific import GenericToSpecific, shared_mask
-from sonde.train.counter_current import CounterCurrent
 from sonde.train.input_decoder import InputDecoder
 from sonde.train.latent_terms import LatentTerms
 from sonde.train.learned_views import LearnedViews
@@ -32,9 +32,9 @@ __all__ = [
     "AttentionEntropy",
     "CauchySchwarzBottleneck",
     "Contrast",
+    "CounterCurrent",
     "Distil",
     "GenericToSpecific",
-    "CounterCurrent",
     "InputDecoder",
     "LatentTerms",
     "LearnedViews",
