@@ -13,6 +13,12 @@ ABOUT_ANSWERS: Final = frozenset(
     for n in (1, 3, 4, 5, 6, 12, 15, 19, 20, 28, 29, *range(33, 40), 46, 48, 49, *range(61, 71))
 )
 """Codes that say why answers are wrong, or why right ones cannot be trusted."""
+UNTRAINED: Final = "SND003"
+GUESSES: Final = "SND039"
+WHY_IT_GUESSES: Final = frozenset(
+    f"SND0{n:02}" for n in (1, 4, 5, 6, 12, 15, 20, 28, 29, 37, 38, 49, 66, 68, 70)
+)
+"""Codes of a model or its inputs that can bring all answers down to guesses."""
 SHOWN: Final = 6
 _WIDE: Final = 420
 
@@ -20,16 +26,28 @@ _WIDE: Final = 420
 def first_cause(report: dict[str, Any]) -> dict[str, Any] | None:
     """Return the finding that stands first: an error or a warning, one about answers before others.
 
+    If the model guesses, a flaw of its data does not explain that: what brings all answers down
+    stands first, then weights that look untrained and the guesses themselves, also as notes.
+
     Examples
     --------
     >>> usual = {"effect": 0.5, "because_of": None, "ignored": False, "theme": "run"}
     >>> found = [usual | {"code": c, "level": "warning"} for c in ("SND002", "SND015")]
     >>> first_cause({"findings": found})["code"]
     'SND015'
+    >>> found = [usual | {"code": "SND035", "level": "warning"},
+    ...          usual | {"code": "SND039", "level": "note"}]
+    >>> first_cause({"findings": found})["code"]
+    'SND039'
     """
     chosen = select(report["findings"])
-    found = [f for f in (*chosen.first, *chosen.more) if f["level"] != "note"]
+    every = [*chosen.first, *chosen.more]
+    found = [f for f in every if f["level"] != "note"]
     errors = [f for f in found if f["level"] == "error"] or found
+    if any(f["code"] == GUESSES and not f["ignored"] for f in report["findings"]):
+        why = [f for f in errors if f["code"] in WHY_IT_GUESSES]
+        why += [f for code in (UNTRAINED, GUESSES) for f in every if f["code"] == code]
+        return next(iter(why or errors), None)
     return next((f for f in errors if f["code"] in ABOUT_ANSWERS), next(iter(errors), None))
 
 
