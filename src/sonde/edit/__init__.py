@@ -29,6 +29,7 @@ from sonde.edit.gated_adapter import GatedAdapter, LowRankAdapter, soft_gate
 from sonde.edit.head_steering import HeadDirections, HeadSteering
 from sonde.edit.inject import Inject, increment_penalty
 from sonde.edit.inlp import Inlp
+from sonde.edit.joined_attention import joined_attention
 from sonde.edit.label_agnostic_forget import LabelAgnosticForget
 from sonde.edit.leace import Leace, PairedLeace
 from sonde.edit.limit_attention import LimitAttention
@@ -137,6 +138,7 @@ __all__ = [
     "find_backdoor",
     "forgotten",
     "increment_penalty",
+    "joined_attention",
     "linear_layers",
     "linearity",
     "log_linear",

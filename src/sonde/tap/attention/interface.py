@@ -156,13 +156,13 @@ def attend(
     if watched.wants("probs"):
         if kernel is explicit and not kwargs.get("dropout"):
             out = explicit(module, query, key, value, *rest, **kwargs)
-            (expected, probs), seen = out[:2], _in_sight(query, key, attention_mask, False)
+            (expected, probs), seen = out[:2], in_sight(query, key, attention_mask, False)
         else:
-            _require_mask(implementation, attention_mask, module)
+            require_mask(implementation, attention_mask, module)
             causal = kwargs.get("is_causal")
             causal = getattr(module, "is_causal", True) if causal is None else causal
             causal = causal and kernel is not explicit  # the explicit function adds masks alone
-            seen = _in_sight(query, key, attention_mask, causal)
+            seen = in_sight(query, key, attention_mask, causal)
             rest = _additive(attention_mask, seen, query), *args
             kept = kwargs | ({"dropout": 0.0} if "dropout" in kwargs else {})
             expected, probs = explicit(module, query, key, value, *rest, **kept)[:2]
@@ -231,7 +231,8 @@ def _heads(probs: Tensor, value: Tensor) -> Tensor:
     return (probs @ value).transpose(1, 2).contiguous()
 
 
-def _require_mask(implementation: str | None, mask: Any, module: nn.Module) -> None:
+def require_mask(implementation: str | None, mask: Any, module: nn.Module) -> None:
+    """Raise a ``SiteError`` unless a kernel is given the mask of each query, or none."""
     is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
     if implementation not in WITH_MASKS or not is_plain:
         raise SiteError(
@@ -241,7 +242,7 @@ def _require_mask(implementation: str | None, mask: Any, module: nn.Module) -> N
         )
 
 
-def _in_sight(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+def in_sight(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
     """Return which keys each query sees, (example, head, query, key) or 1 of them; None for all."""
     if mask is not None:
         return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
