@@ -10,7 +10,8 @@ from torch import nn
 import sonde
 from sonde import Model
 from sonde.compress import WeightCodebook, fidelity, layer_grams
-from sonde.compress.weight_codebook import clusters
+from sonde.compress.gptq import loss_of
+from sonde.compress.weight_codebook import _Learned, clusters
 from sonde.core.errors import InputError
 from sonde.data import open_inputs
 from sonde.weights import CodebookLinear
@@ -75,6 +76,18 @@ def test_learning_lowers_the_error_and_more_entries_too():
     wide = [WeightCodebook(bits=b).plan(net, {"calibration": grams}).figures["loss"]
             for b in (1, 2, 3, 4)]  # fmt: skip
     assert wide == sorted(wide, reverse=True)
+
+
+def test_a_strong_gradient_moves_a_weight_to_the_next_entry_and_not_to_the_farthest():
+    book = torch.arange(4.0).double()[None]
+    flat, h = torch.tensor([[0.1, 3.0]]).double(), torch.tensor([[1.0, 10.0], [10.0, 101.0]])
+    parts, owner = [(torch.arange(1), h.double())], torch.zeros(1, dtype=torch.long)
+    codes = torch.tensor([[0, 2]])
+    learned = _Learned(flat, torch.ones(1).double(), owner, book, parts, codes)
+    losses = [loss_of(flat - torch.tensor([[first, 2.0]]), h.double()) for first in (0.0, 1.0, 2.0)]
+    assert losses[0] > losses[1] > losses[2]  # the farther jump gains more by itself
+    learned.move_codes(100.0)
+    assert learned.codes.tolist() == [[1, 3]]
 
 
 def test_a_weight_of_few_values_is_kept():

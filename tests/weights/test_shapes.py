@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 import sonde
 from models import llama
 from sonde.core.errors import StateError, StoreError
-from sonde.weights import Exchange, LinearBlock, Resized, RewritePlan, undo
+from sonde.weights import Exchange, LinearBlock, Resized, RewritePlan, Thin, undo
 from sonde.weights._weight_file import file_hash
 from sonde.weights.forms import put_form
 from sonde.weights.own_config import with_own_config
@@ -73,6 +73,21 @@ def test_fewer_blocks_open_as_an_ordinary_model(saved):
     assert [block.self_attn.layer_idx for block in blocks] == [0, 1, 2, 3]
 
 
+def test_tensors_of_blocks_that_move_are_changed_under_their_new_names(saved):
+    model = sonde.load(str(saved), device="cpu")
+    named, draw = model.module.state_dict(), torch.Generator().manual_seed(0)
+    whole, thin = (f"{LISTED}.{i}.mlp.up_proj.weight" for i in (2, 3))
+    factors = (torch.randn(n, 3, generator=draw) for n in named[thin].shape)
+    left, right = (x.half().float() for x in factors)
+    changes = {whole: Exchange(2 * named[whole]), thin: Thin(left, right.T)}
+    plan = RewritePlan.shaped(model, changes, "both", blocks={LISTED: (0, 2, 3)})
+    told = written(with_own_config(model, plan), saved)
+    assert list(told["quantization_config"]["layers"]) == [f"{LISTED}.2.mlp.up_proj"]
+    kept = layers_of(plan.fold(model))
+    assert torch.equal(kept[1].mlp.up_proj.weight, 2 * named[whole])
+    assert torch.equal(kept[2].mlp.up_proj.left, left)
+
+
 @pytest.mark.parametrize("blocks", [(0, -1, 3), (-1, 1, 2, 3), (0, 1, -2, -1)])
 def test_linear_maps_take_the_place_of_blocks(saved, blocks):
     model = sonde.load(str(saved), device="cpu")
@@ -107,6 +122,20 @@ def test_narrower_layers_are_told_by_the_option_or_one_by_one(saved, even):
     assert ("quantization_config" in told) is not even
     layer = layers_of(plan.fold(model))[1].mlp.up_proj
     assert (layer.out_features, layer.in_features) == tuple(layer.weight.shape)
+
+
+def test_options_that_give_other_answers_are_not_taken(tmp_path):
+    torch.manual_seed(0)
+    sizes: Any = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 16, "vocab_size": 13}
+    config = GPT2Config(**sizes, scale_attn_by_inverse_layer_idx=True, initializer_range=0.5)
+    GPT2LMHeadModel(config).eval().save_pretrained(tmp_path / "old")
+    model = sonde.load(str(tmp_path / "old"), device="cpu")
+    plan = RewritePlan.shaped(model, {}, blocks={"transformer.h": (1, 2)})
+    # the class scales by the number of a block, which a model of two blocks counts anew
+    assert not with_own_config(model, plan).config
+    plan.save(model, tmp_path / "new")
+    again = sonde.load(str(tmp_path / "new"), device="cpu").module
+    assert torch.equal(again(IDS).logits, plan.fold(model)(IDS).logits)
 
 
 def test_a_configuration_of_another_model_is_refused():

@@ -96,6 +96,6 @@ def _built(module: nn.Module, plan: RewritePlan, device: str) -> nn.Module | Non
         except Exception:  # whatever a class raises for numbers that do not fit one another
             return None
     for name, told in plan.told_on_disk().items():
-        if told.keys() & {"shapes", "blocks"}:
+        if "kept" not in told:  # such a layer is an ordinary one again when it has its weight
             put_form(built, name, told)
     return built.eval()
