@@ -21,7 +21,7 @@ from sonde.compress.fidelity import fidelity
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.data import open_inputs
-from sonde.weights import Change, Grid, Quantised, Rewrite, RewritePlan, as_model
+from sonde.weights import Change, Grid, Rewrite, RewritePlan, as_model
 from sonde.weights.tuning import Trainee, row_losses, tuned, with_copy
 
 Factors = tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]
@@ -94,9 +94,7 @@ class OnceForAllBits(Rewrite):
                 left, right = self.corrections[layer.name][bits]
                 weight = weight + left.double() @ right.double()
             grid = Grid(bits, self.group)
-            found = rounded(weight, grid, "asymmetric")
-            shape = tuple(layer.module.weight.shape)
-            changes[layer.weight] = Quantised(found.codes, found.scale, found.offset, grid, shape)
+            changes[layer.weight] = rounded(weight, grid, "asymmetric", layer=layer)
         told = {"bits": self.bits, "group": self.group, "trained": bool(self.corrections)}
         return RewritePlan.of(model, changes, method_of("OnceForAllBits", told))
 
