@@ -42,7 +42,7 @@ class AlignTeacherStudy(Study):
     null = Claim(
         "untrained",
         "An untrained teacher does not help.",
-        "thousandths of the early loss, plain less aligned to it, and 0 where it is below",
+        "thousandths of the early loss, plain less aligned to it",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
