@@ -127,8 +127,7 @@ def _train(
     model: nn.Module, other: nn.Module | None, weight: Schedule, x: Tensor, seed: int, steps: int
 ) -> tuple[float, float]:
     """Train, and return the held-out loss after a third of the steps and in the end."""
-    align = drawn(lambda: Align("cosine", "mlp", width=WIDTH, hidden=WIDTH), seed)
-    align(torch.zeros(2, WIDTH), torch.zeros(2, WIDTH))
+    align = drawn(_aligned, seed)
     draw, teacher = torch.Generator().manual_seed(seed), _OfClean(other or nn.Identity())
     site = ("blocks.1", "teacher:net.3" if other is not None else "blocks.2")
     early = 0.0
@@ -144,6 +143,13 @@ def _train(
             terms.step()
             early = _loss(model, x, seed) if step == steps // EARLY else early
     return early, _loss(model, x, seed)
+
+
+def _aligned() -> Align:
+    """Return a loss whose projector is made, so that its weights follow from the seed too."""
+    made = Align("cosine", "mlp", width=WIDTH, hidden=WIDTH)
+    made(torch.zeros(2, WIDTH), torch.zeros(2, WIDTH))
+    return made
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 Six simulated factors in six slots; the answer needs two of them.
 """
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class AttentionBottleneckStudy(Study):
         x = x + 0.5 * torch.randn(x.shape, generator=draw)
         answer = factor[:, NEEDED[0]] * factor[:, NEEDED[1]] % VALUES
         other = torch.randint(VALUES, answer.shape, generator=draw)
-        found, nets = dict[str, float](), dict[str, nn.Module]()
+        found, nets = dict[str, float](), dict[str, Any]()
         for arm, k, truth in (("all", None, answer), ("two", 2, answer), ("one", 1, answer),
                               ("noise", 2, other)):  # fmt: skip
             tick(arm)
