@@ -19,6 +19,7 @@ def test_mean_and_variance():
     lost = (found - x).square().sum((1, 2))
     assert abs(float(lost.mean()) - expected) < 4.5 * float(lost.std()) / 4000**0.5
     assert expected <= min(15 / 9, 15**0.5 / 3) * norm**2
+    assert QsgdCodec(levels=3).most_lost(x) == pytest.approx(15 / 9)  # each off by a whole level
 
 
 def test_seven_levels_take_four_bits():

@@ -20,6 +20,13 @@ def test_no_other_entries_lose_less():
     assert lost == pytest.approx(float(x.square().sum()) - max(kept), rel=1e-6)
 
 
+@pytest.mark.truth("entries of equal magnitude: the most that any tensor loses")
+def test_the_bound_is_reached_by_entries_of_one_magnitude():
+    codec, x = TopKCodec(share=0.3), gradient(5, 7).sign()
+    found = codec.decode(codec.encode(x))
+    assert codec.most_lost(x) == pytest.approx(float((found - x).square().sum()) / 35, rel=1e-6)
+
+
 @pytest.mark.truth("the logarithm of the number of choices")
 @pytest.mark.parametrize("share", [0.01, 0.6])
 def test_places_take_few_bits(share):
