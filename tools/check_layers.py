@@ -12,6 +12,7 @@ and nothing of sonde imports it.
 import ast
 import sys
 from collections.abc import Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -79,17 +80,24 @@ BUILT_ON_IT = {
 """The two doors upward: a base class makes something of plain arrays when it is asked to."""
 
 
-def imported(tree: ast.AST) -> list[tuple[int, str]]:
-    """Return the line and the full name of every import of ours; of a relative one, a dot."""
-    found: list[tuple[int, str]] = []
-    for node in ast.walk(tree):
+@cache
+def imported(path: Path) -> list[tuple[int, str, bool]]:
+    """Return line and full name of every import of ours in a file, and whether it is for types.
+
+    The name of a relative import is a dot.
+    """
+    nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    checked = [n for n in nodes if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    for_types = {inner for n in checked for part in n.body for inner in ast.walk(part)}
+    found: list[tuple[int, str, bool]] = []
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.level:
-            found.append((node.lineno, "."))
+            found.append((node.lineno, ".", node in for_types))
         if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
         above = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
         names = [above + alias.name for alias in node.names]
-        found += [(node.lineno, name) for name in names if name.startswith(OURS)]
+        found += [(node.lineno, n, node in for_types) for n in names if n.startswith(OURS)]
     return found
 
 
@@ -127,8 +135,7 @@ def violations(package: Path = PACKAGE) -> list[str]:
         if lost:
             wrong.append(f"{place}: {lost[0]} has no place in the order")
             continue
-        found = imported(ast.parse(path.read_text(encoding="utf-8")))
-        reasons = ((line, fault(module, target)) for line, target in found)
+        reasons = ((line, fault(module, target)) for line, target, _ in imported(path))
         wrong += [f"{place}:{line}: {reason}" for line, reason in reasons if reason]
     return wrong
 
@@ -147,10 +154,10 @@ def exports(package: Path = PACKAGE) -> dict[str, frozenset[str]]:
     return found
 
 
-def not_public(tree: ast.AST, public: Mapping[str, frozenset[str]]) -> list[tuple[int, str]]:
+def not_public(path: Path, public: Mapping[str, frozenset[str]]) -> list[tuple[int, str]]:
     """Return the line and the full name of what is used of sonde and is not exported."""
-    used = [(line, name) for line, name in imported(tree) if not name.startswith(OURS[1])]
-    for node in ast.walk(tree):
+    used = [(line, name) for line, name, _ in imported(path) if not name.startswith(OURS[1])]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and (home := ast.unparse(node.value)) in public:
             used.append((node.lineno, f"{home}.{node.attr}"))
     homes = ((line, name, *name.rpartition(".")[::2]) for line, name in used)
@@ -163,25 +170,22 @@ def deep_imports(studies: Path = STUDIES, package: Path = PACKAGE) -> list[str]:
     """Return one line for each name that the studies take from inside of sonde."""
     public, wrong = exports(package), []
     for path in sorted(studies.rglob("*.py")):
-        found = not_public(ast.parse(path.read_text(encoding="utf-8")), public)
         place = path.relative_to(studies.parent.parent)
+        found = not_public(path, public)
         wrong += [f"{place}:{line}: {name} is not public" for line, name in found]
     return wrong
 
 
 def circle(package: Path = PACKAGE) -> list[str]:
     """Return a circle of imports: each module imports the next, and the last is the first again."""
-    trees: dict[str, ast.AST] = {}
+    modules: dict[str, Path] = {}
     for path in package.rglob("*.py"):
         module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
-        trees[module.removesuffix(".__init__")] = ast.parse(path.read_text(encoding="utf-8"))
+        modules[module.removesuffix(".__init__")] = path
     graph: dict[str, set[str]] = {}
-    for module, tree in trees.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-                node.body = []
-        names = {name for _, name in imported(tree)}
-        found = {name if name in trees else name.rpartition(".")[0] for name in names}
+    for module, path in modules.items():
+        names = {name for _, name, for_types in imported(path) if not for_types}
+        found = {name if name in modules else name.rpartition(".")[0] for name in names}
         graph[module] = {name for name in found if (module, name) not in BUILT_ON_IT}
     try:
         TopologicalSorter(graph).prepare()

@@ -64,13 +64,12 @@ def test_studies_take_public_names_alone(tmp_path: Path):
         "from sonde_studies._b import c\nsonde.read.__doc__\nsonde.detect.knn(c)\n"
     )
     (studies / "a.py").write_text(good)
-    check = load("check_layers")
-    assert check.deep_imports(studies, package) == []
+    assert load("check_layers").deep_imports(studies, package) == []
     (studies / "a.py").write_text(
         "import sonde.run\nfrom sonde import write\nfrom sonde.detect.knn import knn\n"
         "def f():\n    from sonde.detect import _bank\n    return sonde.detect.shrink(_bank)\n"
     )
-    assert check.deep_imports(studies, package) == [
+    assert load("check_layers").deep_imports(studies, package) == [
         "src/sonde_studies/a.py:1: sonde.run is not public",
         "src/sonde_studies/a.py:2: sonde.write is not public",
         "src/sonde_studies/a.py:3: sonde.detect.knn.knn is not public",
