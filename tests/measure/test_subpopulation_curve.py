@@ -42,6 +42,16 @@ def test_weights_and_test_are_the_peers():
     assert result.p_value == pytest.approx(f_distribution.sf(statistic, 1, len(x) - 3), rel=1e-6)
 
 
+@pytest.mark.truth("numpy.polyfit without each net in turn")
+def test_the_error_is_the_jackknife_over_nets():
+    p, q, group = noisy(-0.5)
+    result = subpopulation_curve(p, q, group=group)
+    x, y = result.x.numpy(), result.y.numpy()
+    kept = np.array([np.polyfit(x[group != g], y[group != g], 2)[0] for g in range(12)])
+    want = math.sqrt(11 / 12 * ((kept - kept.mean()) ** 2).sum())
+    assert float(torch.as_tensor(result.se)) == pytest.approx(want, rel=1e-6)
+
+
 @pytest.mark.truth("straight lines with nets whose epochs are alike")
 def test_epochs_of_a_net_are_no_evidence_of_their_own():
     found = [noisy(0.0, seed) for seed in range(40)]
