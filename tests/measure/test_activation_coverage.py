@@ -26,6 +26,7 @@ def test_equals_the_reference_numbers():
     assert _small().value == pytest.approx(0.21875, abs=1e-12)
     assert _small().coverage.tolist() == pytest.approx([0.25, 0.1875])
     assert _small().conventions["bins"] == 8
+    assert _small().flags == ()
 
 
 @pytest.mark.truth("a dense comparison with every interval, the last one closed, in numpy")
@@ -47,6 +48,7 @@ def test_equals_brute_force_on_the_even_grid():
     got = activation_coverage(x, **columns, n_bins=12, full=20)
     assert counts.sum() == right.sum() * 5
     assert got.coverage.numpy() == pytest.approx(want / 11, rel=1e-12)
+    assert got.flags == ("unlabelled",)
     paper = activation_coverage(x, **columns, n_bins=12, full=20, normalise="paper")
     assert paper.coverage.numpy() == pytest.approx(want / 12, rel=1e-12)
     assert got.n == right.sum()

@@ -50,6 +50,15 @@ def test_centered_values():
     assert want == pytest.approx(39.7074005665, rel=1e-8)
 
 
+@pytest.mark.truth("white rows, drawn and measured by numpy and scipy")
+@pytest.mark.parametrize(("n", "dim"), [(90, 30), (30, 70)])
+def test_the_null_is_what_white_rows_have(n, dim):
+    rng = np.random.default_rng(0)
+    drawn = np.linalg.svd(rng.standard_normal((40, n, dim)), compute_uv=False)
+    want = np.exp(scipy.stats.entropy(drawn, axis=1)).mean()
+    assert effective_rank(rng.standard_normal((n, dim))).null == pytest.approx(want, rel=0.01)
+
+
 @pytest.mark.parametrize("n", [2, 3])
 def test_too_few_groups_for_halves_give_a_reason(n):
     result = effective_rank(X[:n], source="sample")

@@ -168,6 +168,7 @@ class _Trials:
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         if self._in_fork:
             return None
+        self._say = session.config.get_terminal_writer().line
         code, start = _NewCode(self.path), _ended_children_seconds()
         with tempfile.NamedTemporaryFile() as told:
             by = self._noticed(session, code, {}, self.most, told.name)
@@ -215,6 +216,8 @@ class _Trials:
         self._times[report.nodeid] = self._times.get(report.nodeid, 0.0) + report.duration
         if report.failed:
             self._failed = report.nodeid
+            if not self._known:  # without a mutant nothing should fail
+                self._say(report.longreprtext)
 
     def _noticed(
         self,
