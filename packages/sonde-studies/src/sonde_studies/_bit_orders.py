@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise, permutations
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,13 +59,15 @@ class Rounded:
         x, label = shuffled_digits(seed)
         self.x, self.label = x[:TRAIN], label[:TRAIN]
         self.fresh, self.truth = x[TRAIN:], label[TRAIN:]
-        self.net = drawn(Net, seed)
+        self.net: Any = drawn(Net, seed)
         learn_labels(self.net, self.x, self.label, steps=60 if tiny else STEPS, seed=seed)
         self.kl, self.accuracy = self._table()
 
     @torch.no_grad()
     def _table(self) -> tuple[dict[frozenset[int], float], dict[frozenset[int], float]]:
-        rounded = {bits: RTN(bits, GROUP).plan(self.net).fold(self.net) for bits in (HIGH, LOW)}
+        rounded: dict[int, Any] = {
+            bits: RTN(bits, GROUP).plan(self.net).fold(self.net) for bits in (HIGH, LOW)
+        }
         log_p = self.net(self.fresh).log_softmax(1)
         kl: dict[frozenset[int], float] = {}
         right: dict[frozenset[int], float] = {}

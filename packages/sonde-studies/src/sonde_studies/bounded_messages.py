@@ -52,7 +52,7 @@ class BoundedMessagesStudy(Study):
         spare: list[float] = []
         for n in (SMALL, CODES):
             means = KMeans(n, n_init=2, random_state=seed).fit(states.numpy())  # pyright: ignore
-            p = np.bincount(means.labels_, minlength=n) / len(x)
+            p = np.bincount(np.asarray(means.labels_), minlength=n) / len(x)
             whole = _entropy(p)
             for share in RATES:
                 rate = share * whole

@@ -52,6 +52,7 @@ class EntropicStudentStudy(Study):
         accuracy = _right(teacher(fresh), truth)
         found: dict[str, float] = {"accuracy | whole net": accuracy}
         points: list[tuple[float, float]] = []
+        ratio = gained = 0.0
         for beta in BETAS:
             tick(f"price {beta:g}")
             student = _Student(teacher, seed)

@@ -53,6 +53,7 @@ class MergedExpertsStudy(Study):
         order = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(seed))
         fresh = fresh[order[: 5 if tiny else TEXTS]]
         kl: dict[str, float] = {}
+        lot_gap = 0.0
         for kind in ("apart", "upcycled"):
             tick(kind)
             model = _trained(kind, train, seed, 10 if tiny else STEPS)

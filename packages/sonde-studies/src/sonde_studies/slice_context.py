@@ -50,6 +50,7 @@ class SliceContextStudy(Study):
             train, fresh = train[:100], fresh[:20]
         steps = 10 if tiny else STEPS
         bits: dict[str, float] = {}
+        excess = 0.0
         for name, given in ARMS.items():
             tick(name)
             net = _trained(train, given, seed, steps)

@@ -163,13 +163,12 @@ def _task(
 ) -> None:
     """Teach the kinds, with the answers of a teacher if there is one."""
     distil = Distil(temperature=1.0)
-    if teacher is not None:
-        with torch.no_grad():
-            wanted = teacher(x)
+    with torch.no_grad():
+        wanted = None if teacher is None else teacher(x)
 
     def loss(rows: Tensor) -> Tensor:
         logits = net(x[rows])
-        if teacher is None:
+        if wanted is None:
             return cross_entropy(logits, label[rows])
         return distil(logits, wanted[rows], label[rows])
 
