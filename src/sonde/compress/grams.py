@@ -215,7 +215,9 @@ def _moments(rows: Float[Tensor, "row dim"], exact: bool) -> MomentsState:
         return Moments().observe(rows)
     mean, centred, residual = centre(rows)
     scatter = gram(centred, centred.dtype)
-    scatter -= len(rows) * torch.outer(residual, residual)
+    scatter.addr_(
+        residual, residual, alpha=-len(rows)
+    )  # in place: a third of the time of a wide layer
     return MomentsState(len(rows), mean, scatter)
 
 

@@ -1,0 +1,63 @@
+"""What studies of key-value caches share: pieces of source code, and what a smaller cache costs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import sonde
+from sonde.data import rows_of
+from sonde.tap import cache_argument
+
+PROMPT, NEW = 192, 64
+
+
+def pieces(n: int, seed: int) -> Int[Tensor, "text pos"]:
+    """Return drawn pieces of the standard library's test part, as bytes."""
+    draw = np.random.default_rng(seed)
+    files = [r["text"] for r in rows_of("sonde:stdlib/test-all") if len(r["text"]) > 4000]
+    found: list[list[int]] = []
+    while len(found) < n:
+        text = files[int(draw.integers(len(files)))].encode()
+        at = int(draw.integers(len(text) - PROMPT - NEW))
+        found.append(list(text[at : at + PROMPT + NEW]))
+    return torch.tensor(found)
+
+
+class SmallerCaches:
+    """What predictions behind a prompt lose by a smaller cache of it.
+
+    Parameters
+    ----------
+    texts : Int[Tensor, "text pos"]
+    """
+
+    def __init__(self, texts: Int[Tensor, "text pos"]) -> None:
+        self.model, self.texts = sonde.load("sonde:stdlib"), texts
+        self.name = cache_argument(self.model.module)
+        self.whole = self._behind(None)
+
+    def lost(self, form: Any) -> tuple[float, float]:
+        """Return the mean divergence in nats, and the bytes of the cache behind the prompt.
+
+        Parameters
+        ----------
+        form : CacheRule, CachePacking or callable
+        """
+        with sonde.caching(self.model, form) as cache:
+            found = self._behind(cache, sizes := [])
+        return float((self.whole.exp() * (self.whole - found)).sum(-1).mean()), sizes[0]
+
+    @torch.no_grad()
+    def _behind(self, cache: Any, sizes: list[float] | None = None) -> Float[Tensor, "..."]:
+        run: Callable[..., Any] = self.model.module
+        if cache is None:
+            return run(self.texts).logits[:, PROMPT:].double().log_softmax(-1)
+        run(self.texts[:, :PROMPT], **{self.name: cache})
+        if sizes is not None:
+            sizes.append(cache.size_bytes)
+        out = run(self.texts[:, PROMPT:], **{self.name: cache})
+        return out.logits.double().log_softmax(-1)
