@@ -53,3 +53,6 @@ def test_a_column_of_one_value_is_refused():
     rows = [row | {"changed": 1} for row in pairs()[-1]]
     with pytest.raises(InputError, match="expected 0 and 1"):
         change_pairs(IDENTITY, rows, site="0", progress=False)
+    rows = [row | {"changed": "yes"} for row in rows]
+    with pytest.raises(InputError, match="ten times or more, got yes"):
+        change_pairs(IDENTITY, rows, site="0", progress=False)

@@ -91,3 +91,17 @@ def test_rows_without_labels_and_few_rows_are_refused():
         stage_swap(a, b, bare, sites="0", progress=False)
     with pytest.raises(InputError, match="40 or more"):
         stage_swap(a, b, items[:30], sites="0", progress=False)
+
+
+@pytest.mark.truth("labels that name the outputs in reverse")
+def test_labels_in_another_order_than_the_outputs_are_told():
+    nets, x, _, items = linear_nets()
+    names = ["d", "c", "b", "a"]  # sorted, each has another place
+    for item, row in zip(items, x, strict=True):
+        item["label"] = names[int(nets[0](row[None]).argmax())]
+    items[0]["label"] = items[1]["label"] = "b"  # a class that this net never names
+    models = [Model(nets[0])] * 2
+    with pytest.raises(InputError, match="3 is d: name the classes in the order"):
+        stage_swap(*models, items, sites="0", progress=False)
+    found = family_of_models(*models, items, sites="0", classes=names, progress=False)
+    assert float(found.facts["small model"]) > 0.97

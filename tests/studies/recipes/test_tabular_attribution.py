@@ -1,7 +1,5 @@
 """A sum with known weights, a model that uses nothing, and deletion counted by hand."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -64,10 +62,10 @@ def test_names_come_from_the_file(tmp_path, monkeypatch):
         "    return torch.nn.Linear(3, 2).eval()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    rows = [{"age": i % 7 / 7, "weight": i % 5 / 5, "height": i % 3 / 3} for i in range(50)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    rows = "".join(f"{i % 7 / 7},{i % 5 / 5},{i % 3 / 3},{i % 2}\n" for i in range(50))
+    (tmp_path / "rows.csv").write_text(f"age,weight,height,label\n{rows}")
     ran = run_words("recipe", "tabular-attribution", "nets_of_a_table:sums",
-                    tmp_path / "rows.jsonl", "--json")  # fmt: skip
+                    tmp_path / "rows.csv", "--json")  # fmt: skip
     assert ran.code == 0, ran.err
     assert {row["column"] for row in ran.json()["rows"]} == {"age", "weight", "height"}
 

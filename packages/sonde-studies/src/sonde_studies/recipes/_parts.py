@@ -111,3 +111,20 @@ def melted(
         for column, name in columns.items()
         if row.get(column) is not None
     ]
+
+
+def check_order(recipe: str, accuracy: float, names: Sequence[str]) -> None:
+    """Raise if a model is so often wrong that labels must be in another order than its outputs.
+
+    Raises
+    ------
+    InputError
+        If accuracy is below half of chance.
+    """
+    if accuracy < 0.5 / max(len(names), 1):
+        told = ", ".join(f"{k} is {name}" for k, name in enumerate(names))
+        raise InputError(
+            f"{recipe}: expected labels that are the numbers of the model's outputs, got an "
+            f"accuracy of {accuracy:.3f}, far below chance. Here {told}: name the classes in the "
+            "order of the outputs: classes."
+        )

@@ -60,12 +60,7 @@ def change_pairs(
     """
     columns = [before_column, after_column, changed_column]
     rows = rows_with("change_pairs", data, columns, LEAST, limit)
-    truth = np.array([int(row[changed_column]) for row in rows])
-    if set(truth) != {0, 1} or min(np.bincount(truth)) < 10:
-        raise InputError(
-            f"change_pairs: expected 0 and 1 in {changed_column!r}, each ten times or more, got "
-            f"{dict(zip(*np.unique(truth, return_counts=True), strict=True))}."
-        )
+    truth = _truth([str(row[changed_column]) for row in rows], changed_column)
     x, y = (
         [*states_of(model, [row[c] for row in rows], site, progress).values()][-1].numpy()
         for c in columns[:2]
@@ -116,6 +111,18 @@ def change_pairs(
             "without a change, or no weighting can learn to leave it out.",
         ),
     )  # fmt: skip
+
+
+def _truth(said: list[str], column: str) -> Any:
+    """Return 1 for pairs that changed, and 0 for the others."""
+    words = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
+    truth = np.array([words.get(word.lower(), -1) for word in said])
+    if min((truth == 0).sum(), (truth == 1).sum()) < 10 or (truth < 0).any():
+        raise InputError(
+            f"change_pairs: expected 0 and 1 in {column!r}, each ten times or more, got "
+            f"{', '.join(sorted(set(said))[:5])}. Name the column: changed_column."
+        )
+    return truth
 
 
 def _bounded(found: Mapping[str, Any]) -> list[dict[str, Any]]:

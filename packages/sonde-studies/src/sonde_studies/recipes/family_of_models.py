@@ -1,5 +1,6 @@
 """Handing over: a small model reads the input, and a large one goes on from its states."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from sonde.core import ChartAxis, curves
 from sonde.measure import stitch
 from sonde.report import Answer
 from sonde_studies.recipes._halves import HalfModel, cuts_of, halves_of
+from sonde_studies.recipes._parts import check_order, melted
 
 QUESTION = "Can a small model hand over to a large one midway?"
 HOWS = ("with a map", "as they are")
@@ -23,6 +25,7 @@ def family_of_models(
     *,
     sites: str = "auto",
     label_column: str | None = None,
+    classes: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -46,12 +49,17 @@ def family_of_models(
         Where they are cut: one site, or SMALL,LARGE; "auto" is up to six equal depths.
     label_column : str, optional
         Column of the class, where its name does not say so.
+    classes : sequence of str, optional
+        Names of the classes in the order of the outputs, where labels are names.
     limit : int, optional
         Read only the first examples.
     seed : int, default=0
         Draws the halves.
     """
-    models, options = [small, large], {"label_column": label_column, "limit": limit}
+    models, options = (
+        [small, large],
+        {"label_column": label_column, "classes": classes, "limit": limit},
+    )
     inputs, (fit, held) = halves_of(models, data, seed, **options)
     rows, own = list[dict[str, Any]](), torch.zeros(2)
     for cut in cuts_of(models, data, sites, **options):
@@ -69,6 +77,7 @@ def family_of_models(
         found = dict(zip(HOWS, (float(mapped.accuracy[0, 1]), plain), strict=True))
         rows.append({"small up to": cut[0], "large from": cut[1], **found})
     worse, better = float(own.min()), float(own[1])
+    check_order("family_of_models", float(own.max()), inputs[0].label_names)
     fits = {how: [r for r in rows if (r[how] or 0.0) >= KEPT * better] for how in HOWS}
     how = next((how for how in reversed(HOWS) if fits[how]), None)
     best = max(rows, key=lambda row: row[HOWS[0]])
@@ -88,25 +97,21 @@ def family_of_models(
         range=(0.0, 1.0),
         direction="higher",
         rows=tuple(rows),
-        drawn=curves(
-            "Accuracy by where the small model hands over",
-            [
-                {"place": row["small up to"], "accuracy": row[name], "states": name}
-                for row in rows
-                for name in HOWS
-                if row[name] is not None
-            ],
-            ChartAxis("place", title="last site of the small model"),
-            ChartAxis("accuracy", share=True),
-            by="states",
-            levels=[
-                {"value": float(v), "name": f"{n} model"}
-                for n, v in zip(("small", "large"), own, strict=True)
-            ],
-        ),
+        drawn=_drawn(rows, own),
         facts={"small model": f"{float(own[0]):.4f}", "large model": f"{better:.4f}"},
         advice=(
             "A place keeps enough if it has 95 % of the large model's accuracy. Models that are "
             "to hand over without a map are trained for it, e.g. by sonde.train.Align.",
         ),
     )
+
+
+def _drawn(rows: list[dict[str, Any]], own: torch.Tensor) -> dict[str, Any]:
+    levels = [
+        {"value": float(v), "name": f"{n} model"}
+        for n, v in zip(("small", "large"), own, strict=True)
+    ]
+    x = ChartAxis("small up to", title="last site of the small model")
+    points = melted(rows, "small up to", "accuracy", "states", {how: how for how in HOWS})
+    title, y = "Accuracy by where the small model hands over", ChartAxis("accuracy", share=True)
+    return curves(title, points, x, y, by="states", levels=levels)

@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissin
 from sonde import InputError, Model, gather, read
 from sonde.core import ChartAxis, curves
 from sonde.report import Answer
+from sonde_studies.recipes._parts import check_order
 
 QUESTION = "Which of two models should answer?"
 SHARES = np.linspace(0, 1, 21)
@@ -132,13 +133,7 @@ def _checked(first: Any, second: Any) -> tuple[Any, list[Any]]:
             f"{n} and {m} classes. Look at label_column."
         )
     right = [x.logits.argmax(1).numpy() == label for x in (first, second)]
-    if max(float(r.mean()) for r in right) < 0.5 / n:
-        raise InputError(
-            "route_by_score: expected labels that are the numbers of the models' outputs, got "
-            f"accuracies of {right[0].mean():.3f} and {right[1].mean():.3f}, far below chance. "
-            f"Here {', '.join(f'{k} is {name}' for k, name in enumerate(first.label_names))}: "
-            "name the classes in the order of the outputs: classes."
-        )
+    check_order("route_by_score", max(float(r.mean()) for r in right), first.label_names)
     return label, right
 
 

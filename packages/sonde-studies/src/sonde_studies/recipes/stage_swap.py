@@ -1,6 +1,7 @@
 """Fronts of some models on backs of others: which part makes the difference."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from sonde.core import matrix
 from sonde.measure import stitch
 from sonde.report import Answer
 from sonde_studies.recipes._halves import HalfModel, cuts_of, halves_of
+from sonde_studies.recipes._parts import check_order
 
 QUESTION = "Which part makes two models differ, the front or the back?"
 
@@ -23,6 +25,7 @@ def stage_swap(
     third: Model | None = None,
     sites: str = "auto",
     label_column: str | None = None,
+    classes: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -49,6 +52,8 @@ def stage_swap(
         the middle of their blocks.
     label_column : str, optional
         Column of the class, where its name does not say so.
+    classes : sequence of str, optional
+        Names of the classes in the order of the outputs, where labels are names.
     limit : int, optional
         Read only the first examples.
     seed : int, default=0
@@ -56,7 +61,7 @@ def stage_swap(
     """
     names = ["first", "second", "third"][: 2 + (third is not None)]
     models = [m for m in (first, second, third) if m is not None]
-    options = {"label_column": label_column, "limit": limit}
+    options = {"label_column": label_column, "classes": classes, "limit": limit}
     inputs, (fit, held) = halves_of(models, data, seed, **options)
     cuts = cuts_of(models, data, sites, **options)
     cut = cuts[(len(cuts) - 1) // 2]
@@ -69,6 +74,7 @@ def stage_swap(
         )
     found = stitch([h.front for h in halves], [h.back for h in halves], fit, held, label)
     table = found.accuracy
+    check_order("stage_swap", float(table.diagonal().max()), inputs[0].label_names)
     fronts, backs = ((table - table.mean()).mean(i) for i in (1, 0))
     spread = [float(v.max() - v.min()) for v in (fronts, backs)]
     noise = 2 * float((table.mean() * (1 - table.mean()) / len(held)).sqrt())

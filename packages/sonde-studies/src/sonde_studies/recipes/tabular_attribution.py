@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sonde import InputError, Model
 from sonde.core import ChartAxis, bars
-from sonde.data import open_inputs, rows_of
+from sonde.data import ItemInputs, open_inputs
 from sonde.explain import Baseline, IntegratedGradients, Objective, Occlusion, Shapley
 from sonde.report import Answer
 from sonde.tap import place_of
@@ -51,9 +51,10 @@ def tabular_attribution(
     seed : int, default=0
         Draws rows, permutations and orders.
     """
-    x = _table(model, data, limit, seed)
+    inputs = open_inputs(model, data, limit=limit)
+    x = _table(model, inputs, seed)
     n_columns, draw = x.shape[1], torch.Generator().manual_seed(seed)
-    named = _names([*names], data, n_columns)
+    named = _names([*names], inputs.layout.inputs, n_columns)
     answers = _Answers(model, x)
     base = Baseline("values", values=x.mean(0))
     how = Objective("output") if answers.is_regression else Objective("log_prob")
@@ -165,9 +166,9 @@ def _word(method: Any) -> str:
     return words.get(type(method).__name__, type(method).__name__)
 
 
-def _table(model: Model, data: Any, limit: int | None, seed: int) -> Tensor:
+def _table(model: Model, inputs: ItemInputs, seed: int) -> Tensor:
     """Return the rows as the model takes them; of many rows some, drawn by the seed."""
-    inputs, parts = open_inputs(model, data, limit=limit), list[Tensor]()
+    parts = list[Tensor]()
     for batch in inputs.batches(0, len(inputs)):
         args, _ = place_of(model.module, batch).call(batch.args, batch.kwargs)
         given = [v for v in (*args, *batch.kwargs.values()) if isinstance(v, Tensor)]
@@ -187,12 +188,8 @@ def _table(model: Model, data: Any, limit: int | None, seed: int) -> Tensor:
     return x[order[:MOST]]
 
 
-def _names(names: list[str], data: Any, n: int) -> list[str]:
-    """Return a name for each column: as given, those of the numbers in a row, or by number."""
-    if names:
-        if len(names) != n:
-            raise InputError(f"tabular_attribution: expected {n} names, got {len(names)}.")
-        return names
-    row = rows_of(data, 1)[0]
-    found = [k for k, v in row.items() if isinstance(v, int | float) and k not in ("label", "id")]
-    return found if len(found) == n else [f"column {i}" for i in range(n)]
+def _names(names: list[str], columns: Sequence[str], n: int) -> list[str]:
+    """Return a name for each column: as given, those of the table, or by number."""
+    if names and len(names) != n:
+        raise InputError(f"tabular_attribution: expected {n} names, got {len(names)}.")
+    return names or ([*columns] if len(columns) == n else [f"column {i}" for i in range(n)])

@@ -1,5 +1,6 @@
 """Tuning on a new domain: which parameters have to move, and what that costs the old domain."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from sonde.measure import cka
 from sonde.report import Answer
 from sonde.train import Scope
 from sonde.weights import mean_loss, tuned
-from sonde_studies.recipes._parts import error_of
+from sonde_studies.recipes._parts import check_order, error_of
 
 QUESTION = "Which parameters should move on a new domain?"
 LEAST, TEST = 40, 0.5
@@ -30,6 +31,7 @@ def tune_norms(
     batch_size: int = 32,
     site: str = "auto",
     label_column: str | None = None,
+    classes: Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -60,12 +62,14 @@ def tune_norms(
         Where states are compared; "auto" is after every block.
     label_column : str, optional
         Column of the class, where its name does not say so.
+    classes : sequence of str, optional
+        Names of the classes in the order of the outputs, where labels are names.
     limit : int, optional
         Read only the first examples of each domain.
     seed : int, default=0
         Draws the halves and the order of the training.
     """
-    options = {"label_column": label_column, "limit": limit}
+    options = {"label_column": label_column, "classes": classes, "limit": limit}
     inputs = open_inputs(model, target, batch_size=batch_size, **options)
     ours, held = _halved(inputs, seed)
 
@@ -78,6 +82,7 @@ def tune_norms(
         return new[np.isin(sides[0].item.numpy(), held)], old, sides[1].rows
 
     before = judged(model)
+    check_order("tune_norms", float(before[1].mean()), inputs.label_names)
     found: dict[str, tuple[Any, Any, Any]] = {}
     share = {"before": 0.0}
     for name, rule in RULES.items():
