@@ -100,8 +100,8 @@ def test_labels_in_another_order_than_the_outputs_are_told():
     for item, row in zip(items, x, strict=True):
         item["label"] = names[int(nets[0](row[None]).argmax())]
     items[0]["label"] = items[1]["label"] = "b"  # a class that this net never names
-    models = [Model(nets[0])] * 2
+    first, second = Model(nets[0]), Model(nets[0])
     with pytest.raises(InputError, match="3 is d: name the classes in the order"):
-        stage_swap(*models, items, sites="0", progress=False)
-    found = family_of_models(*models, items, sites="0", classes=names, progress=False)
+        stage_swap(first, second, items, sites="0", progress=False)
+    found = family_of_models(first, second, items, sites="0", classes=names, progress=False)
     assert float(found.facts["small model"]) > 0.97
