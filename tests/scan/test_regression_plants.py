@@ -92,3 +92,19 @@ def test_what_breaks_a_regression_is_named_first(task: str, plant: str) -> None:
     found = first_cause(scanned(net, *change()).json())
     assert found is not None
     assert said in found["fix"]
+
+
+@pytest.mark.truth("planted: a third of the rows in feet; targets one row late from the middle on")
+def test_a_share_of_the_rows_and_the_rest_of_the_file_are_named() -> None:
+    net, x, y = trained("sines")
+    i = decisive(net, x, y)
+    feet, slipped = x.clone(), y.clone()
+    feet[::3, i] *= 3.28084
+    half = len(y) // 2
+    slipped[half:] = y[half:].roll(1)
+    share, rest = (first_cause(scanned(net, *rows).json()) for rows in ((feet, y), (x, slipped)))
+    assert share is not None
+    assert rest is not None
+    assert f"c{i} divided by 3.28084" in share["fix"]
+    assert "a share of the rows" in share["sentence"]
+    assert (rest["code"], "labels slip" in rest["sentence"]) == ("SND049", True)

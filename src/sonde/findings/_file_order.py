@@ -18,6 +18,7 @@ from sonde.findings.evidence import Evidence
 LEAST_ROWS: Final = 80
 MARGIN: Final = 0.05
 MOST_COLUMNS: Final = 100
+NEAR: Final = 1 / 3  # spreads of the targets that a right number may be off
 SLIPS: Final = (1, -1, 2, -2, 3, -3)
 Kind = Literal["error", "stuck", "value", "missing", "level"]
 
@@ -104,7 +105,7 @@ def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Seri
         off = np.full(len(order), np.nan)
         rows, said, truth = (x.double().numpy() for x in numbers)
         off[rows.astype(int)] = np.abs(said - truth)
-        limit = np.nanquantile(off, 0.9)
+        limit = NEAR * truth.std()
         yield _Series("error", "the answers", np.where(np.isnan(off), off, off > limit)[order])
     brightness = shared.column("brightness")
     if brightness is not None:
@@ -300,7 +301,7 @@ def _answers(evidence: Evidence, order: Int[np.ndarray, "row"]) -> _Answers | No
     at, said, truth = (x.double().numpy() for x in numbers)
     both = np.full((2, len(order)), np.nan)
     both[:, at.astype(int)] = said, truth
-    return _Answers(both[0][order], both[1][order], float(truth.std()) / 3)
+    return _Answers(both[0][order], both[1][order], NEAR * float(truth.std()))
 
 
 def _slips_from(answers: _Answers, examples: Int[np.ndarray, "row"], slip: int) -> int:

@@ -27,7 +27,8 @@ class SND049(Rule):
     )
     fix: ClassVar[str] = "Compare the rows before and after the row named, and repair the rest."
     how: ClassVar[str] = (
-        "Rows in the order of the file: errors of the model, and for each column of numbers that "
+        "Rows in the order of the file: errors of the model (numbers: off by a third of the "
+        "targets' spread), and for each column of numbers that "
         "the model is given whether a value equals the one before, equals a frequent value, or is "
         "missing; the brightness of pictures. On every other row the place is chosen where the two "
         "means differ most; the other rows are tested there: Fisher's exact test (the null of all "

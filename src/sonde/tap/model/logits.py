@@ -52,15 +52,15 @@ def logits_key(
         return None
     rows = {k: leaf for k, leaf in found.items() if _is_row(leaf)}
     made = [k for k in rows if k in probe.heads]
+    several = {k: leaf for k, leaf in rows.items() if leaf.shape[1] > 1}
+    fitting = [k for k, leaf in several.items() if leaf.shape[1] == n_classes]
+    if "logits" not in rows and not asked and len(fitting) == 1:
+        return fitting[0]  # a box comes from a linear layer too, beside scores that a softmax made
     if "logits" in rows or len(made) == 1:
         return "logits" if "logits" in rows else made[0]
     if len(found) == 1 and {leaf.shape for leaf in found.values()} <= {(ROWS[0],), (ROWS[0], 1)}:
         return next(iter(found))
-    several = {k: leaf for k, leaf in rows.items() if leaf.shape[1] > 1}
-    if not asked:
-        fitting = [k for k, leaf in several.items() if leaf.shape[1] == n_classes]
-        return fitting[0] if len(fitting) == 1 else None
-    if not several:
+    if not asked or not several:
         return None
     return next((k for k in made if k in several), None) or _alone(several, probe)
 
