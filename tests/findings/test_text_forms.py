@@ -1,0 +1,48 @@
+"""The shipped language model over its own kind of texts, written otherwise."""
+
+import html
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import sonde
+from scan._unnamed_texts import shipped, source_texts
+from sonde.findings.text_forms import FORMS, LONGEST, TextForms, text_forms
+from sonde.tap import LiveStream
+
+
+def found(words: Callable[[str], str]) -> TextForms:
+    items = [{"text": words(text)} for text in source_texts()[:12]]
+    stream = sonde.read(shipped(), items, max_length=LONGEST)
+    assert isinstance(stream, LiveStream)
+    forms = text_forms(stream, 0)
+    assert forms is not None
+    return forms
+
+
+@torch.no_grad()
+def loss_of(text: str) -> float:
+    ids = shipped().processor(text, return_tensors="pt")["input_ids"]
+    logits = shipped().module(input_ids=ids).logits[0, :-1]
+    return float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
+
+
+@pytest.mark.truth("one forward of the model for each text, without padding")
+def test_the_loss_of_another_form_is_that_of_the_texts_alone() -> None:
+    forms = found(str.upper)
+    given = [text.upper()[:LONGEST] for text in source_texts()[:12]]
+    mean = sum(map(loss_of, given)) / len(given) / (LONGEST - 1)
+    lower = sum(loss_of(text.lower()) for text in given) / len(given) / (LONGEST - 1)
+    assert float(forms.given.mean()) == pytest.approx(mean, rel=1e-3)
+    assert float(forms.losses["in lower case"].mean()) == pytest.approx(lower, rel=1e-3)
+    assert lower < 0.9 * mean
+
+
+def test_fewer_characters_are_no_gain_by_themselves_and_the_right_form_gains_most() -> None:
+    assert min((float(x.mean()) for x in found(lambda t: t).losses.values()), default=9) > 0.9 * (
+        float(found(lambda t: t).given.mean())
+    )
+    forms = found(lambda t: html.escape(t.replace(" ", " & ", 2)))
+    best = min(forms.losses, key=lambda words: float(forms.losses[words].mean()))
+    assert FORMS[best][0] == "text = html.unescape(text)"
