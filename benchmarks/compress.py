@@ -172,7 +172,7 @@ def opened(folder: str) -> dict[str, float]:
 
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    import sonde  # noqa: F401 - registers the form of packed weights
+    import sonde.weights  # noqa: F401 - registers packed weights; modules are no part of a model
 
     tiny = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                        num_attention_heads=1)  # fmt: skip

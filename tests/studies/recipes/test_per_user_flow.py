@@ -16,10 +16,12 @@ WORDS = {"ann": "alpha", "bob": "beta", "cy": "gamma"}
 
 
 def texts(n=8):
-    """Return texts of three users that differ in a word of each user's own."""
+    """Return texts of three users that differ in a word of each user's own; Ann's is ``_`` too."""
+    own = {name: f"{word}({name!r}" for name, word in WORDS.items()}
+    own["ann"] += ", _"
     return [
-        {"text": f"value_{i} = {WORDS[name]}({i * i}, {name!r})\n", "user": name}
-        for name in WORDS
+        {"text": f"value_{i} = {said}, {i * i})\n", "user": name}
+        for name, said in own.items()
         for i in range(n)
     ]
 

@@ -18,6 +18,8 @@ from sonde_studies.recipes.who_wrote_it import WORD
 
 QUESTION = "Can one user's rows change another user's answers?"
 LEAST = 6
+HIDDEN = "-"
+"""No word itself: an underscore could be a word of one user alone."""
 SHARED, LABELLED, REDACTED, TUNED = (
     "shared index", "index with labels", "shared index, redacted", "shared fine-tuning",
 )  # fmt: skip
@@ -170,7 +172,7 @@ def _private(texts: list[str], user: Any) -> dict[str, str]:
 
 
 def _redacted(text: str, private: dict[str, str]) -> str:
-    return WORD.sub(lambda m: "_" if m[0] in private else m[0], text)
+    return WORD.sub(lambda m: HIDDEN if m[0] in private else m[0], text)
 
 
 def _leaked(said: list[str], asking: Any, private: dict[str, str]) -> float:
