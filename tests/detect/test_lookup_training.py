@@ -289,5 +289,5 @@ def test_rows_that_are_not_finite_are_left_out_and_score_infinity():
     x = _rows(50)
     broken = torch.cat([x, torch.full((1, 8), math.nan)])
     a, b = (DictLookup(**SMALL).fit(rows) for rows in (x, broken))
-    assert torch.equal(a.score(x), b.score(broken)[:50])
+    assert torch.equal(a.score(x), b.score(x))
     assert float(b.score(broken)[50]) == math.inf

@@ -69,7 +69,7 @@ def test_a_class_that_one_side_has_is_new_and_a_healthy_split_is_clear() -> None
     assert finding.classes == ("yew",)
     assert "labels that DATA does not have: yew" in finding.sentence
     assert labels_of_both(evidence)["new"] == {"data": [], "other": ["yew"]}
-    found = accuracy(evidence.versus.other)
+    found = accuracy(evidence, of_other=True)
     assert found is not None
     said = logits.argmax(1)
     assert found["value"] == pytest.approx(float((said == label).double().mean()))

@@ -95,10 +95,10 @@ FINISHED: Mapping[str, Kind] = {
         "difference.html", "cli.scan:Scan._compare", "scan --diff report.json report.json"
     ),
     "drift, JSON": _page(
-        "drift.json", "report.document:save_document", "drift left.sonde right.sonde"
+        "drift.json", "report.documents:save_document", "drift left.sonde right.sonde"
     ),
     "drift, HTML": _page(
-        "drift.html", "report.document:save_document", "drift left.sonde right.sonde"
+        "drift.html", "report.documents:save_document", "drift left.sonde right.sonde"
     ),
     "scores, HTML": _page("scores.html", "report.scores:save_scores", _SCORED),
     "scores, Parquet": _table("parquet", hashed=True),
@@ -107,7 +107,7 @@ FINISHED: Mapping[str, Kind] = {
     "scores, JSON lines": _table("jsonl"),
     "evaluation, HTML": _page(
         "evaluation.html",
-        "report.evaluate:save_evaluation",
+        "report.documents:save_document",
         "evaluate usual.csv scores.parquet --resamples 10",
     ),
     "exported rows, npz": _export("npz", "arrays:write_npz", reads=True),

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.cluster import KMeans  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from sonde.compress._range_coder import normal_bytes, read_normal, read_table, table_bytes
@@ -88,6 +87,8 @@ class ConditionalCodec(Codec):
                 f"ConditionalCodec.fit: expected rows, 1 to {len(rows)} entries and a step above "
                 f"0, got shape {tuple(rows.shape)}, {size} and {step:g}."
             )
+        from sklearn.cluster import KMeans  # pyright: ignore[reportMissingTypeStubs]
+
         x = rows.detach().cpu().double()
         means: Any = KMeans(size, n_init=2, random_state=seed)  # pyright: ignore[reportArgumentType]
         entries = torch.from_numpy(np.asarray(means.fit(x.numpy()).cluster_centers_))

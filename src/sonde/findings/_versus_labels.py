@@ -167,9 +167,15 @@ def _expected(
     return float((recall * labels[known]).sum() / labels[known].sum())
 
 
-def accuracy(side: Evidence) -> dict[str, Any] | None:
-    """Return how often the model is right on a side's labelled rows, with a 95 % interval."""
-    right = right_rows(side)
+def accuracy(evidence: Evidence, of_other: bool = False) -> dict[str, Any] | None:
+    """Return how often the model is right on labelled rows of a side, with a 95 % interval.
+
+    Classes that OTHER alone has may be new to the model.
+    """
+    right = right_rows(evidence)
+    side = evidence.versus.other if of_other else evidence
+    if of_other and right is not None:
+        right = right_rows(side, new_classes=True)
     known = None if right is None else ~torch.isnan(right)
     if right is None or known is None or not bool(known.any()):
         return None
@@ -210,7 +216,7 @@ def labels_of_both(evidence: Evidence) -> dict[str, Any]:
         "copies": copies | {"n_other": same.n_theirs},
         "accuracy": {
             "data": accuracy(evidence),
-            "other": accuracy(evidence.versus.other),
+            "other": accuracy(evidence, of_other=True),
             "expected": None if found is None else found.expected,
         },
         "classes": [],

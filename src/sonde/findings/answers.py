@@ -137,12 +137,13 @@ class ClassAnswersRule(Rule):
         """Return how the rule ends on these answers, compared with a probe of the labels."""
 
 
-def right_rows(evidence: Evidence) -> Float[Tensor, "row"] | None:
+def right_rows(evidence: Evidence, new_classes: bool = False) -> Float[Tensor, "row"] | None:
     """Return of each sampled row whether the model is right, NaN without a label; None if unknown.
 
-    Cheaper than ``class_answers``: no probe is fitted.
+    Cheaper than ``class_answers``: no probe is fitted. With ``new_classes`` the labels may have
+    more classes than the model answers; their rows are wrong.
     """
-    columns = answer_columns(evidence)
+    columns = answer_columns(evidence, new_classes)
     if isinstance(columns, str):
         return None
     logits, label = columns
@@ -150,7 +151,9 @@ def right_rows(evidence: Evidence) -> Float[Tensor, "row"] | None:
     return torch.where(label >= 0, right, math.nan)
 
 
-def answer_columns(evidence: Evidence) -> tuple[Tensor, Tensor] | str:
+def answer_columns(
+    evidence: Evidence, new_classes: bool = False
+) -> tuple[Tensor, Tensor] | str:
     """Return logits and labels of the sampled rows, or the reason why they cannot be compared."""
     if not (evidence.data.has_labels and evidence.sites):
         return "the data have no labels"
@@ -161,7 +164,7 @@ def answer_columns(evidence: Evidence) -> tuple[Tensor, Tensor] | str:
     if logits is None or label is None or logits.shape[1] < 2:
         return "the model gives no logits of two classes or more"
     n = len(torch.unique(label[label >= 0]))
-    if n > logits.shape[1]:
+    if n > logits.shape[1] and not new_classes:
         return f"the labels have {n} classes, the model gives {logits.shape[1]} numbers for a row"
     return logits, label
 

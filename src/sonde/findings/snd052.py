@@ -117,7 +117,7 @@ class SND052(Rule):
 
     def _answers(self, evidence: Evidence, beyond: Tensor) -> tuple[str, bool]:
         """Return what the model's own answers say of OTHER, and whether they explain alarms."""
-        mine, theirs = right_rows(evidence), right_rows(evidence.versus.other)
+        mine, theirs = right_rows(evidence), right_rows(evidence.versus.other, new_classes=True)
         if mine is None or theirs is None:
             return "", False
         data, other = float(mine.nanmean()), float(theirs.nanmean())

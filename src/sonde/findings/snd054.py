@@ -95,7 +95,7 @@ class SND054(Rule):
         )
         if found.expected is None:
             return text
-        own, other = accuracy(evidence), accuracy(evidence.versus.other)
+        own, other = accuracy(evidence), accuracy(evidence, of_other=True)
         if own is None or other is None:
             return text
         return (

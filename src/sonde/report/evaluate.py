@@ -242,5 +242,5 @@ def _figures(found: dict[str, Any]) -> Section:
     }
     kinds = {_COLUMNS[key]: "share" for key in _SHARES}
     numbers = Numbers(tuple(kept.values()), rows, "figures")
-    made = Table(numbers, "All figures", kinds=kinds, meanings=meanings, most=len(rows))
+    made = Table(numbers, kinds=kinds, meanings=meanings, most=len(rows))
     return Section("figures", "All figures", [made])

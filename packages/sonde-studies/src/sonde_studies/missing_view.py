@@ -62,13 +62,13 @@ class MissingViewStudy(Study):
         found, null = (
             _scores(encoders, [halves[0], other], label, seed) for other in (halves[1], noise)
         )
-        worse = min(("first alone", "second alone"), key=lambda c: found["one head"][c])
-        ends = [found["three heads"][c] for c in ("first alone", "second alone")]
+        worse = min(("up alone", "down alone"), key=lambda c: found["one head"][c])
+        ends = [found["three heads"][c] for c in ("up alone", "down alone")]
         return {
             "three heads": found["three heads"][worse] - found["one head"][worse],
             "left out": found["one head, views left out"][worse] - found["one head"][worse],
             "both": found["one head"]["both"] - max(ends),
-            "noise": null["one head"]["both"] - null["three heads"]["first alone"],
+            "noise": null["one head"]["both"] - null["three heads"]["up alone"],
             **{f"{arm} | {case}": v for arm, s in found.items() for case, v in s.items()},
         }
 

@@ -49,7 +49,8 @@ class StageSwapStudy(Study):
         nets = [_trained(x, label, 10 * seed + i, steps) for i in range(NETS)]
         quarter = torch.arange(64).reshape(8, 8)[:4, 2:6].flatten()
         blind = _trained(x, label, 10 * seed + 3, steps, columns=quarter)
-        wrong = nn.Sequential(nets[2][0], nn.Sequential(nn.Linear(WIDTH, 10)))
+        back = drawn(lambda: nn.Sequential(nn.Linear(WIDTH, 10)), 10 * seed + 4)
+        wrong = nn.Sequential(nets[2][0], back)
         others = torch.where(label < 4, (label + 1) % 4, label)
         _learn(wrong, x, others, 10 * seed + 4, steps, wrong[1])
         arms = {"seeds": nets, "front": [*nets[:2], blind], "back": [*nets[:2], wrong]}

@@ -138,7 +138,7 @@ def caching(
     finally:
         _RUNNING.reset(token)
         for layer in cache.smaller:
-            layer.real = None
+            layer.is_open = False
 
 
 def _rotating(cache: EvictingCache, module: nn.Module) -> Iterator[tuple[nn.Module, Any]]:

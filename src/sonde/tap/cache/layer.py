@@ -74,6 +74,7 @@ class GrowingLayer(CacheLayerMixin):
         super().__init__()
         self.n_seen = 0  # columns
         self.real: RealTokens | None = None
+        self.is_open = True  # until its with block ends
         self.turn: Turn | None = None
         self.rotation: Rotation | None = None
 
@@ -99,7 +100,7 @@ class GrowingLayer(CacheLayerMixin):
 
     def append(self, key_states: Tensor, value_states: Tensor) -> None:
         """Add new keys and values behind those that are held."""
-        if self.real is None:
+        if self.real is None or not self.is_open:
             raise StateError(
                 "caching: expected the cache to be used inside its with block, got a call of the "
                 "model after it, or of another model. Keep generating inside the block."

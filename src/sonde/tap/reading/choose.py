@@ -34,7 +34,7 @@ from sonde.tap.model.special_tokens import SpecialTokens
 from sonde.tap.model.vary import token_ids
 from sonde.tap.reading.named_axes import NamedAxes
 from sonde.tap.rows.kind import Kind
-from sonde.tap.rows.reduce import Reduction, possible
+from sonde.tap.rows.reduce import ReducerError, Reduction, possible
 
 if TYPE_CHECKING:
     from sonde.tap.reading.live import LiveStream
@@ -71,7 +71,7 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
                 raise
             refused = error
             left_out.append(LeftOut(str(site), str(error).removeprefix("Site: ")))
-    if not kinds and refused is not None and unnamed:
+    if not kinds and refused is not None and not isinstance(refused, ReducerError):
         for site in leaf_sites(probe):
             with suppress(SiteError):
                 kinds.extend(_kinds_of(site, stream.reducer, stream, batch, special))

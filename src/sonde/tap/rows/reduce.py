@@ -21,6 +21,10 @@ NARROW = (torch.float16, torch.bfloat16)
 STEPPED = ("steps", "step_ends", *FROM_BEFORE)
 
 
+class ReducerError(SiteError):
+    """A reducer that does not fit the output of a site."""
+
+
 @dataclass(frozen=True)
 class Reduction:
     """One reducer at one site, ready to run in a hook.
@@ -37,7 +41,7 @@ class Reduction:
     def __post_init__(self) -> None:
         reason = self._impossible()
         if reason:
-            raise SiteError(
+            raise ReducerError(
                 f"Reducer {str(self.reducer)!r}: {reason}, got axes {str(self.axes)!r}. "
                 f"Possible here: {', '.join(possible(self.axes))}."
             )
