@@ -151,9 +151,7 @@ def right_rows(evidence: Evidence, new_classes: bool = False) -> Float[Tensor, "
     return torch.where(label >= 0, right, math.nan)
 
 
-def answer_columns(
-    evidence: Evidence, new_classes: bool = False
-) -> tuple[Tensor, Tensor] | str:
+def answer_columns(evidence: Evidence, new_classes: bool = False) -> tuple[Tensor, Tensor] | str:
     """Return logits and labels of the sampled rows, or the reason why they cannot be compared."""
     if not (evidence.data.has_labels and evidence.sites):
         return "the data have no labels"
