@@ -10,7 +10,7 @@ from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-STEPS, SPREAD, TRAIN = 250, 10.0, 1_400
+STEPS, SPREAD, TRAIN = 100, 10.0, 1_400
 ARMS = {
     "factorised": {"slices": (4,), "checkerboard": False, "attention": False},
     "slices": {"slices": (1, 1, 2), "checkerboard": False, "attention": False},

@@ -1,0 +1,103 @@
+"""A small U-Net with one slot in its depth and one between its halves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+WIDTH = 16
+
+
+class UNet(nn.Module):
+    """Three levels of two convolutions; maps of the second level meet those that come from below.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels.
+    deep : nn.Module, optional
+        Applied to the deepest maps (row dim high wide).
+    meeting : nn.Module, optional
+        Takes the shallow and the deep maps of the second level and gives both back.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        deep: nn.Module | None = None,
+        meeting: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = [(inputs, WIDTH), (WIDTH, WIDTH), (WIDTH, WIDTH)]
+        self.down = nn.ModuleList(_block(a, b) for a, b in sizes)
+        self.up = nn.ModuleList(_block(2 * WIDTH, WIDTH) for _ in range(2))
+        self.last = nn.Conv2d(WIDTH, outputs, 1)
+        self.deep, self.meeting = deep or nn.Identity(), meeting or Pair()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return maps of the size of the input."""
+        fine = self.down[0](x)
+        middle = self.down[1](functional.max_pool2d(fine, 2))
+        coarse = self.deep(self.down[2](functional.max_pool2d(middle, 2)))
+        middle = self.up[0](torch.cat(self.meeting(middle, _doubled(coarse)), 1))
+        return self.last(self.up[1](torch.cat([fine, _doubled(middle)], 1)))
+
+
+class Pair(nn.Module):
+    """Both maps as they come, or one of them as zeros."""
+
+    def __init__(self, without: int | None = None) -> None:
+        super().__init__()
+        self.without = without
+
+    def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps."""
+        return tuple(x * 0 if i == self.without else x for i, x in enumerate(maps))
+
+
+class Mixed(nn.Module):
+    """A map over all channels that is added and starts at zero: what a module must beat."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.first, self.out = nn.Conv2d(dim, hidden, 1), nn.Conv2d(hidden, dim, 1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, *maps: Tensor) -> Any:
+        """Return one map, or two that are mixed with each other."""
+        x = torch.cat(maps, 1)
+        x = x + self.out(torch.relu(self.first(x)))
+        return x if len(maps) == 1 else tuple(x.chunk(len(maps), 1))
+
+
+class OverTokens(nn.Module):
+    """A layer of tokens (row token dim) on maps (row dim high wide)."""
+
+    def __init__(self, layer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return maps of the same size."""
+        return self.layer(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+
+
+def n_parameters(module: nn.Module) -> int:
+    """Return how many numbers a module learns."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1),
+        nn.ReLU(),
+    )
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2.0, mode="nearest")

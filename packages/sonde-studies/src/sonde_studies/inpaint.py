@@ -1,0 +1,114 @@
+"""Holes in pictures: does equalising deep and shallow features fill them better.
+
+Patches of the two photographs that scikit-learn ships, with a quarter of each patch hidden.
+"""
+
+import math
+from typing import Any, final
+
+import torch
+from sklearn.datasets import load_sample_images  # pyright: ignore
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sonde.layers import Exchange
+from sonde_studies._unet import WIDTH, Mixed, Pair, UNet
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+SIDE, HOLE, STEPS, TINY, RATE = 16, 8, 500, 4, 3e-3
+
+
+@final
+class InpaintStudy(Study):
+    """One U-Net with features equalised, mixed by a plain map, or of one side alone."""
+
+    name = "inpaint"
+    title = "does equalising deep and shallow features help to fill holes?"
+    paper = "liu2020medfe"
+    fidelity = "the equalisation alone, in a net of three levels; no losses of texture or structure"
+    data = "patches of 16 x 16 of two photographs, grey, at a quarter of their size; one side of "
+    data += "each trains, the other judges"
+    claims = (
+        Claim("equalised", "Equalised features fill holes better than a plain map of equal size.",
+              "PSNR in holes, dB, equalised less plain map"),
+        Claim("more", "They fill holes better than features that are only joined.",
+              "PSNR in holes, dB, equalised less joined"),
+        Claim("deep", "Holes need deep features more than shallow ones.",
+              "PSNR in holes, dB, without shallow less without deep ones"),
+    )  # fmt: skip
+    null = Claim("starts", "Two starts of the joined net fill holes alike.",
+                 "PSNR in holes, dB, difference of two starts")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train each arm on the same holes."""
+        train, test = (_patches(side, seed, 24 if tiny else 1200) for side in (0, 1))
+        meetings: dict[str, Any] = {
+            "joined": Pair,
+            "another start": Pair,
+            "plain map": lambda: Mixed(2 * WIDTH, WIDTH // 2),
+            "equalised": lambda: Exchange("equalise", WIDTH),
+            "without deep": lambda: Pair(1),
+            "without shallow": lambda: Pair(0),
+        }
+        found: dict[str, float] = {}
+        for arm, make in meetings.items():
+            tick(arm)
+            start = seed + 1000 * (arm == "another start")
+            net = drawn(lambda make=make: UNet(2, 1, meeting=make()), start)
+            _learn(net, train, seed, TINY if tiny else STEPS)
+            found[arm] = _quality(net, test, seed)
+        return {
+            "equalised": found["equalised"] - found["plain map"],
+            "more": found["equalised"] - found["joined"],
+            "deep": found["without shallow"] - found["without deep"],
+            "starts": found["joined"] - found["another start"],
+            **{f"dB | {arm}": v for arm, v in found.items()},
+        }
+
+
+def _patches(side: int, seed: int, n: int) -> Tensor:
+    """Return patches of one half of both photographs, in [0, 1]."""
+    draw, pictures = torch.Generator().manual_seed(2 * seed + side), []
+    photographs: Any = load_sample_images().images
+    for picture in photographs:
+        grey = torch.from_numpy(picture).double().mean(2).float()[None, None] / 255
+        small = functional.avg_pool2d(grey, 4)[0, 0]
+        pictures.append(small.chunk(2, 1)[side])
+    high, wide = pictures[0].shape
+    rows = torch.randint(high - SIDE + 1, (n,), generator=draw).tolist()
+    columns = torch.randint(wide - SIDE + 1, (n,), generator=draw).tolist()
+    return torch.stack([
+        pictures[i % 2][a : a + SIDE, b : b + SIDE]
+        for i, (a, b) in enumerate(zip(rows, columns, strict=True))
+    ])[:, None]  # fmt: skip
+
+
+def _holes(n: int, draw: torch.Generator) -> Tensor:
+    """Return which pixels are hidden: a square of a quarter of each patch."""
+    first = torch.randint(SIDE - HOLE + 1, (2, n, 1), generator=draw)
+    inside = (torch.arange(SIDE) >= first) & (torch.arange(SIDE) < first + HOLE)
+    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+
+
+def _filled(net: nn.Module, x: Tensor, hole: Tensor) -> Tensor:
+    seen = torch.where(hole, 0.5, x)
+    return net(torch.cat([seen, hole.float()], 1))
+
+
+def _learn(net: nn.Module, x: Tensor, seed: int, steps: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+
+    def loss(rows: Tensor) -> Tensor:
+        hole = _holes(len(rows), draw)
+        return (_filled(net, x[rows], hole) - x[rows])[hole].abs().mean()
+
+    minimise(loss, net.parameters(), len(x), steps=steps, seed=seed, rate=RATE, batch=32)
+
+
+@torch.no_grad()
+def _quality(net: nn.Module, x: Tensor, seed: int) -> float:
+    """Return the peak signal-to-noise ratio in the holes of patches that trained nothing."""
+    hole = _holes(len(x), torch.Generator().manual_seed(seed + 1))
+    error = (_filled(net, x, hole).clamp(0, 1) - x)[hole].square().mean()
+    return -10 * math.log10(float(error))
