@@ -111,7 +111,7 @@ def _layers(size: Size) -> Iterator[Row]:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(wide, out)).eval()
     for bits, n, budget in ((8, 1, FASTER), (8, 64, 1 / 3), (4, 1, FASTER), (4, 64, 1.0)):
-        packed = RTN(bits=bits, group=32).plan(Model(plain)).fold(plain)
+        packed = RTN(bits=bits, group=32 if bits == 4 else 0).plan(Model(plain)).fold(plain)
         x = torch.randn(n, wide)
 
         def many(net: Any, x: Tensor = x) -> Callable[[], Any]:

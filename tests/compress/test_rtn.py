@@ -78,8 +78,8 @@ def test_clipping_takes_the_narrower_grid_with_the_smallest_error(symmetry):
 def test_what_cannot_be_rounded_is_refused():
     with pytest.raises(InputError, match="expected whole bits from 2 to 8, or None, got 9"):
         RTN(bits=9)
-    with pytest.raises(InputError, match="a group of at least 1 entry, got 0"):
-        RTN(group=0)
+    with pytest.raises(InputError, match="a group of 1 entry or more, or 0 for whole rows, got -1"):
+        RTN(group=-1)
     with pytest.raises(InputError, match="expected linear layers, got none"):
         RTN().plan(nn.Sequential(nn.Conv1d(2, 3, 2)))
     net = weights()

@@ -55,11 +55,12 @@ def test_the_weight_is_what_the_formula_says(bits):
 
 @pytest.mark.truth("the float64 product with the same weight")
 @pytest.mark.parametrize("n", [1, 3, 70])
-def test_every_way_gives_the_product(n):
-    layer, (_, wanted) = packed(64, 96)
+@pytest.mark.parametrize(("bits", "group", "word"), [(4, 32, "int4"), (8, 96, "int8")])
+def test_every_way_gives_the_product(n, bits, group, word):
+    layer, (_, wanted) = packed(64, 96, bits, group)
     rows = torch.randn(n, 96, generator=torch.Generator().manual_seed(3))
     made = rows.double() @ wanted.T
-    assert set(layer.ways()) == set(kernels())
+    assert set(layer.ways()) == {"blocks", word} & set(kernels())
     for way in layer.ways():
         layer._take(way)
         found = layer.by_blocks(rows) if way == "blocks" else layer.by_kernel(rows)
@@ -68,18 +69,21 @@ def test_every_way_gives_the_product(n):
 
 
 @pytest.mark.truth("the codes that were packed, after the kernel's private packing")
-def test_codes_come_back_from_the_packing_of_the_kernel():
-    if "int4" not in kernels():
-        pytest.skip("this processor has no kernel for four bits")
-    layer, (_, wanted) = packed(48, 160)
+@pytest.mark.parametrize(
+    ("bits", "group", "n_bytes"), [(4, 32, 48 * (80 + 20)), (8, 160, 48 * 166)]
+)
+def test_codes_come_back_from_the_packing_of_the_kernel(bits, group, n_bytes):
+    if (word := f"int{bits}") not in kernels():
+        pytest.skip(f"this processor has no kernel for {bits} bits")
+    layer, (_, wanted) = packed(48, 160, bits, group)
     before = layer.codes.clone()
-    layer._take("int4")
+    layer._take(word)
     assert layer.codes.numel() == 0
     assert torch.equal(layer.own_codes(), before)
     torch.testing.assert_close(layer.values(torch.float64), wanted, rtol=0, atol=1e-12)
-    assert layer.kernel_bytes == 48 * 160 // 2 + 48 * 5 * 4
+    assert layer.kernel_bytes == n_bytes
     for read in (fingerprint, lambda m: m.state_dict(), copy.deepcopy, as_untouched):
-        layer._take("int4")
+        layer._take(word)
         read(layer)
         assert torch.equal(layer.codes, before)
         assert layer.kernel_bytes == 0
@@ -140,3 +144,14 @@ def test_a_layer_with_two_names_is_exchanged_under_both():
     assert isinstance(new["a"], QuantLinear)
     assert new["b"][0] is new["a"]
     assert net["a"] is layer
+
+
+@pytest.mark.truth("the float64 product with the same weight")
+@pytest.mark.parametrize("width", [1, 8, 24, 40, 72])
+def test_rows_that_the_kernel_would_read_beyond_are_unpacked(width):
+    """The eight-bit kernel of torch gives wrong numbers or ends the process there."""
+    layer, (old, wanted) = packed(7, width, 8, width)
+    assert layer.ways() == ["blocks"]
+    x = torch.randn(3, width, generator=torch.Generator().manual_seed(4))
+    made = functional.linear(x.double(), wanted, old.bias.detach().double())
+    torch.testing.assert_close(layer(x).double(), made, rtol=1e-4, atol=1e-4)

@@ -27,8 +27,10 @@ def check_grid(owner: str, bits: int | None, group: int) -> None:
     """
     if bits is not None and (bits != int(bits) or not 1 < bits <= 8):
         raise InputError(f"{owner}: expected whole bits from 2 to 8, or None, got {bits}.")
-    if group < 1:
-        raise InputError(f"{owner}: expected a group of at least 1 entry, got {group}.")
+    if group < 0:
+        raise InputError(
+            f"{owner}: expected a group of 1 entry or more, or 0 for whole rows, got {group}."
+        )
 
 
 def grid_of(

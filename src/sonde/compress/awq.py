@@ -50,7 +50,7 @@ class AWQ(Rewrite):
     bits : int or None, default=4
         2 to 8; None changes nothing.
     group : int, default=32
-        Entries of a row that share a scale.
+        Entries of a row that share a scale; 0: all of them.
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
     steps : int, default=20
         Powers that are tried.
@@ -141,13 +141,12 @@ class AWQ(Rewrite):
         return loss_of(w - self._round(w * scale) / scale, h).sum()
 
     def _round(self, w: Tensor, clip: str | None = None) -> Tensor:
-        found = rounded(w, self._grid, self.symmetry, clip)
+        found = rounded(w, self._grid(w), self.symmetry, clip)
         return found.of(w)
 
-    @property
-    def _grid(self) -> Grid:
+    def _grid(self, w: Tensor) -> Grid:
         assert self.bits is not None
-        return Grid(self.bits, self.group)
+        return Grid.over(self.bits, self.group, w.shape[1])
 
     def _rounded(
         self, layer: Weighted, scale: Tensor, rows: Tensor, model: Model, grams: LayerGrams
@@ -167,7 +166,7 @@ class AWQ(Rewrite):
         plain = layer.matrix()
         w = plain * scale / rows
         clips = (None, "mse") if self.clip else (None,)
-        made = [rounded(w, self._grid, self.symmetry, clip) for clip in clips]
+        made = [rounded(w, self._grid(w), self.symmetry, clip) for clip in clips]
         tried = [*(one.matrix() / scale * rows for one in made), self._round(plain)]
         losses = torch.zeros(len(tried), len(plain), dtype=torch.float64)
         for part, h in parts_of(layer, model, grams):
@@ -177,5 +176,5 @@ class AWQ(Rewrite):
         found = [torch.where(better[:, None], *(getattr(one, name) for one in (made[-1], made[0])))
                  for name in ("codes", "scale", "offset")]  # fmt: skip
         lost = torch.stack([losses[:-1].amin(0).sum(), losses[-1].sum()])
-        parts = (found[0], found[1], found[2], self._grid, plain.shape[1])
+        parts = (found[0], found[1], found[2], self._grid(plain), plain.shape[1])
         return Quantised(*parts, turned=layer.turned), lost

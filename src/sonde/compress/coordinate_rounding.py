@@ -49,7 +49,7 @@ class CoordinateRounding(Rewrite):
     bits : int or None, default=4
         2 to 8; None changes nothing.
     group : int, default=32
-        Entries of a row that share a scale.
+        Entries of a row that share a scale; 0: all of them.
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
     start : {"gptq", "rtn"}, default="gptq"
     sweeps : int, default=20
@@ -102,8 +102,8 @@ class CoordinateRounding(Rewrite):
         self, layer: Weighted, model: Model, grams: LayerGrams
     ) -> tuple[Quantised, dict[str, float]]:
         assert self.bits is not None
-        grid = Grid(self.bits, self.group)
         matrix, total = layer.matrix(), torch.zeros(2, dtype=torch.float64)
+        grid = Grid.over(self.bits, self.group, matrix.shape[1])
         scale, offset = grid_of(matrix, grid, self.symmetry)
         each = [each_entry(x, grid.group, matrix.shape[1]) for x in (scale, offset)]
         codes, half = torch.empty_like(matrix), 2 ** (grid.bits - 1)

@@ -60,7 +60,7 @@ class DecoupleQ(Rewrite):
     bits : int or None, default=2
         2 to 8; None changes nothing.
     group : int, default=32
-        Entries of a row that share a scale.
+        Entries of a row that share a scale; 0: all of them.
     rounds : int, default=4
         Most turns of both steps.
     layers : sequence of str, optional
@@ -108,7 +108,8 @@ class DecoupleQ(Rewrite):
         self, layer: Weighted, model: Model, grams: LayerGrams
     ) -> tuple[Quantised, dict[str, float]]:
         assert self.bits is not None
-        grid, matrix = Grid(self.bits, self.group), layer.matrix()
+        matrix = layer.matrix()
+        grid = Grid.over(self.bits, self.group, matrix.shape[1])
         scale, offset = grid_of(matrix, grid)
         codes, lost = torch.empty_like(matrix), torch.zeros(2, dtype=torch.float64)
         for rows, h in parts_of(layer, model, grams):

@@ -53,7 +53,7 @@ class GPTQ(Rewrite):
     bits : int or None, default=4
         2 to 8; None changes nothing.
     group : int, default=32
-        Entries of a row that share a scale.
+        Entries of a row that share a scale; 0: all of them.
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
     damp : float, default=0.01
         Added to the diagonal of ``H``, in its mean.
@@ -114,7 +114,8 @@ class GPTQ(Rewrite):
     ) -> tuple[Quantised, dict[str, float]]:
         """Return the change of a layer, and its loss with that of plain rounding."""
         assert self.bits is not None
-        grid, matrix = Grid(self.bits, self.group), layer.matrix()
+        matrix = layer.matrix()
+        grid = Grid.over(self.bits, self.group, matrix.shape[1])
         scale, offset = grid_of(matrix, grid, self.symmetry)
         each = [each_entry(x, grid.group, matrix.shape[1]) for x in (scale, offset)]
         codes, total = list[Tensor](), torch.zeros(2, dtype=torch.float64)

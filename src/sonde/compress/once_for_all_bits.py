@@ -49,7 +49,7 @@ class OnceForAllBits(Rewrite):
     bits : int or mapping of str to int, default=4
         Width of all layers, or of each layer by its name.
     group : int, default=32
-        Entries of a row that share a scale.
+        Entries of a row that share a scale; 0: all of them.
     corrections : mapping of str to mapping of int to (Tensor, Tensor), optional
         For each layer and width both thin matrices; from ``train``.
     layers : sequence of str, optional
@@ -93,7 +93,7 @@ class OnceForAllBits(Rewrite):
             if bits in self.corrections.get(layer.name, {}):
                 left, right = self.corrections[layer.name][bits]
                 weight = weight + left.double() @ right.double()
-            grid = Grid(bits, self.group)
+            grid = Grid.over(bits, self.group, weight.shape[1])
             changes[layer.weight] = rounded(weight, grid, "asymmetric", layer=layer)
         told = {"bits": self.bits, "group": self.group, "trained": bool(self.corrections)}
         return RewritePlan.of(model, changes, method_of("OnceForAllBits", told))
@@ -239,7 +239,9 @@ class _Adapted(nn.Module):
         key = str(self.bits)
         wanted = weight.flatten(1) + self.lefts[key] @ self.rights[key]
         exact = wanted.detach().double()
-        found = rounded(exact, Grid(self.bits, self.group), "asymmetric").of(exact)
+        found = rounded(exact, Grid.over(self.bits, self.group, exact.shape[1]), "asymmetric").of(
+            exact
+        )
         return (wanted + (found - exact).to(wanted)).reshape(weight.shape)
 
     def factors(self) -> dict[int, Factors]:

@@ -30,7 +30,7 @@ class RTN(Rewrite):
     bits : int or None, default=4
         2 to 8; None changes nothing.
     group : int, default=32
-        Entries of a row that share a scale.
+        Entries of a row that share a scale; 0: all of them.
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
         Symmetric grids have no offset.
     clip : {"mse"}, optional
@@ -63,9 +63,10 @@ class RTN(Rewrite):
         """Return the rounded weights."""
         changes: dict[str, Change] = {}
         if self.bits is not None:
-            grid = Grid(self.bits, self.group)
             for layer in weighted_layers("RTN", model, self.layers):
                 require_finite_weights("RTN", layer)
-                made = rounded(layer.matrix(), grid, self.symmetry, self.clip, layer)
+                matrix = layer.matrix()
+                grid = Grid.over(self.bits, self.group, matrix.shape[1])
+                made = rounded(matrix, grid, self.symmetry, self.clip, layer)
                 changes[layer.weight] = made
         return RewritePlan.of(model, changes, method_of("RTN", asdict(self)))

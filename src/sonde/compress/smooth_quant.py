@@ -48,7 +48,7 @@ class SmoothQuant(Rewrite):
     power : float, default=0.5
         In (0, 1): larger values move more of the size from inputs to weights.
     group : int, default=32
-        Entries of a row that share a scale.
+        Entries of a row that share a scale; 0: all of them.
     smooth_only : bool, default=False
         Write the scales into the model and round nothing.
     layers : sequence of str, optional
@@ -96,7 +96,7 @@ class SmoothQuant(Rewrite):
             changes |= {name: Exchange(x) for name, x in new.items()}
             for layer in [] if self.smooth_only else layers:
                 w = layer.matrix_of(new[layer.weight]) if layer.weight in new else layer.matrix()
-                grid = Grid(self.bits, self.group)
+                grid = Grid.over(self.bits, self.group, w.shape[1])
                 changes[layer.weight] = rounded(w, grid, "symmetric", layer=layer)
             figures = {"scaled": float(sum(len(group.layers) for group in groups))}
         return RewritePlan.of(model, changes, method_of("SmoothQuant", asdict(self)), **figures)

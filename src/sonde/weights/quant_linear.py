@@ -18,16 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde.core.errors import ShapeError, StateError
+from sonde.weights._processor_kernels import KERNELS, Kernel
 from sonde.weights.packing import pack, packed_length, unpack
 
-KERNEL_GROUPS = (32, 64, 128, 256)
 TRIES = 7
 SIZES = (1, 64)
 """Rows that are timed: those of one token and of a text."""
 BLOCK = 2**18
 """Numbers that are unpacked at once: they stay in the cache of a processor."""
-EYE = 64
-"""Rows of an identity by which codes are read back from a kernel's packing."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,11 @@ class Grid:
 
     bits: int
     group: int
+
+    @classmethod
+    def over(cls, bits: int, group: int, n: int) -> "Grid":
+        """Return the grid of rows of ``n`` entries, where a group of 0 takes the whole row."""
+        return cls(bits, group or max(n, 1))
 
     def n_groups(self, n: int) -> int:
         """Return the groups of a row of ``n`` entries."""
@@ -94,7 +97,7 @@ class QuantLinear(nn.Module):
             bits_of = torch.zeros(out_features, n_groups, dtype=torch.int16)
             self.register_buffer(name, bits_of)
         self.bias = nn.Parameter(torch.zeros(out_features), False) if bias else None
-        self._kernel: tuple[Tensor, Tensor] | None = None
+        self._kernel: Kernel | None = None
 
     def extra_repr(self) -> str:
         """Return sizes, bits and group."""
@@ -117,17 +120,7 @@ class QuantLinear(nn.Module):
 
     def own_codes(self) -> UInt8[Tensor, "out bytes"]:
         """Return the codes in our own packing, whichever the layer holds."""
-        if self._kernel is None:
-            return self.codes
-        packed, scales = self._kernel
-        plain = torch.stack([torch.ones_like(scales[..., 0]), torch.zeros_like(scales[..., 1])], -1)
-        found = torch.empty(self.out_features, self.in_features, dtype=torch.uint8)
-        for start in range(0, self.in_features, EYE):
-            # small whole numbers are exact in bfloat16, so rows of an identity read codes back
-            rows = torch.eye(self.in_features, dtype=torch.bfloat16)[start : start + EYE]
-            made = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, self.grid.group, plain)
-            found[:, start : start + EYE] = (made.T + 8).to(torch.uint8)
-        return pack(found, self.grid.bits)
+        return self.codes if self._kernel is None else pack(self._kernel.codes(), self.grid.bits)
 
     def take_back(self) -> None:
         """Hold the codes in our own packing again, until the next run."""
@@ -138,7 +131,7 @@ class QuantLinear(nn.Module):
     @property
     def kernel_bytes(self) -> int:
         """Bytes that the kernel's packing takes; 0 if the layer holds its own."""
-        return sum(x.untyped_storage().nbytes() for x in self._kernel or ())
+        return 0 if self._kernel is None else self._kernel.n_bytes
 
     def forward(self, x: Shaped[Tensor, "*batch in"]) -> Shaped[Tensor, "*batch out"]:
         """Return ``x W^T + bias`` in the type of ``x``, by the faster way that was timed."""
@@ -158,19 +151,19 @@ class QuantLinear(nn.Module):
 
     def ways(self) -> list[str]:
         """Return the ways that this layer can be multiplied by on its device."""
-        bits, group = self.grid.bits, self.grid.group
-        aligned = self.in_features % group == 0 and self.out_features % 16 == 0
-        on_cpu = self.scale.device.type == "cpu"
-        if bits == 4 and group in KERNEL_GROUPS and aligned and on_cpu and "int4" in kernels():
-            return ["blocks", "int4"]
-        return ["blocks"]
+        if self.scale.device.type != "cpu":
+            return ["blocks"]
+        shape = (self.in_features, self.out_features)
+        fit = [word for word, kind in KERNELS.items() if kind.fits(self.grid, *shape)]
+        return ["blocks", *(word for word in fit if word in kernels())]
 
     def fastest(self) -> str:
         """Return the faster way, timed on one row and on many at the first question."""
         ways = self.ways()
-        key = (self.in_features, self.out_features, self.grid.group, torch.get_num_threads())
+        key = (self.in_features, self.out_features, self.grid, torch.get_num_threads())
         if len(ways) == 1:
             return ways[0]
+        _, kernel = ways
         if key not in _FASTEST:
             both = {way: copy.deepcopy(self) for way in ways}
             for way, layer in both.items():
@@ -180,10 +173,10 @@ class QuantLinear(nn.Module):
                 rows = torch.ones(size, self.in_features)
                 times = timed(
                     {"blocks": lambda rows=rows: both["blocks"].by_blocks(rows),
-                     "int4": lambda rows=rows: both["int4"].by_kernel(rows)}
+                     kernel: lambda rows=rows: both[kernel].by_kernel(rows)}
                 )  # fmt: skip
-                gain *= times["blocks"] / times["int4"]
-            _FASTEST[key] = "int4" if gain > 1 else "blocks"
+                gain *= times["blocks"] / times[kernel]
+            _FASTEST[key] = kernel if gain > 1 else "blocks"
         return _FASTEST[key]
 
     def by_blocks(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
@@ -197,13 +190,9 @@ class QuantLinear(nn.Module):
         return out
 
     def by_kernel(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
-        """Multiply in bfloat16 by the processor's own packing of four-bit codes."""
+        """Multiply by the processor's own packing of the codes."""
         assert self._kernel is not None
-        packed, scales = self._kernel
-        made = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows.bfloat16().contiguous(), packed, self.grid.group, scales
-        )
-        return made.float()
+        return self._kernel.product(rows)
 
     def _unpacked(self, part: slice, codes: Tensor, dtype: torch.dtype) -> Tensor:
         scale, offset = (x[part].view(torch.bfloat16) for x in (self.scale, self.offset))
@@ -214,10 +203,9 @@ class QuantLinear(nn.Module):
         """Hold the codes in the packing of a way, and in no other."""
         if way == "blocks" or self._kernel is not None:
             return
-        codes = unpack(self.codes, 4, self.in_features).to(torch.int32)
-        both = [x.view(torch.bfloat16).T for x in (self.scale, self.offset)]
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
-        self._kernel = packed, torch.stack(both, -1).contiguous()
+        codes = unpack(self.codes, self.grid.bits, self.in_features)
+        scale, offset = (x.view(torch.bfloat16) for x in (self.scale, self.offset))
+        self._kernel = KERNELS[way](codes, scale, offset, self.grid.group)
         self.codes = self.codes.new_empty(0)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantLinear":
@@ -283,13 +271,5 @@ def kernels() -> dict[str, str]:
     """
     if not _KERNELS:
         _KERNELS["blocks"] = "float32 product with the weight unpacked block by block"
-        try:
-            codes = torch.zeros(16, 32, dtype=torch.int32)
-            packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
-            rows, scales = (torch.ones(s, dtype=torch.bfloat16) for s in ((1, 32), (1, 16, 2)))
-            torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, 32, scales)
-        except (AttributeError, NotImplementedError):
-            # a version without the operator; a build whose processor has no kernel for it
-            return _KERNELS
-        _KERNELS["int4"] = "bfloat16 rows by four-bit weights, groups of 32 to 256"
+        _KERNELS.update({w: kind.about for w, kind in KERNELS.items() if kind.works()})
     return _KERNELS

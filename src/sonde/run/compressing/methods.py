@@ -116,6 +116,13 @@ def method_asked(text: str | None, target: Target | None, given: Mapping[str, An
                 f"size. Methods that may: {', '.join(able)}."
             )
         asked[target.parameter] = target.value
+        if (
+            target.parameter == "bits"
+            and target.value == 8
+            and "group" in has
+            and "group" not in text
+        ):
+            asked.setdefault("group", 0)  # rows of one scale have a kernel, and are fine enough
     for name in asked:
         if name not in has:
             raise InputError(

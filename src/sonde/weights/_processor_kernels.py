@@ -1,0 +1,160 @@
+"""Kernels of torch that multiply by packed weights, each with the packing that it takes."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, final
+
+import torch
+from jaxtyping import BFloat16, Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from sonde.weights.quant_linear import Grid
+
+EYE = 64
+"""Rows of an identity by which codes are read back from a private packing."""
+FEW = 8
+"""Rows up to which the eight-bit kernel is used: of 512 -> 2,048 it took .47 of the plain product
+with 8 rows, and 1.8 with 64, where unpacking took 1.5."""
+BLOCK = 2**18
+LANES = 32
+
+
+class Kernel(ABC):
+    """A weight in the packing of one kernel.
+
+    Parameters
+    ----------
+    codes : UInt8[Tensor, "out in"]
+    scale, offset : BFloat16[Tensor, "out group"]
+    group : int
+    """
+
+    about: ClassVar[str]
+
+    @abstractmethod
+    def __init__(
+        self,
+        codes: UInt8[Tensor, "out in"],
+        scale: BFloat16[Tensor, "out group"],
+        offset: BFloat16[Tensor, "out group"],
+        group: int,
+    ) -> None: ...
+
+    @staticmethod
+    @abstractmethod
+    def fits(grid: "Grid", n_in: int, n_out: int) -> bool:
+        """Return whether the kernel takes weights of this grid and shape."""
+
+    @abstractmethod
+    def product(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+        """Return rows times the weight, in float32."""
+
+    @abstractmethod
+    def codes(self) -> UInt8[Tensor, "out in"]:
+        """Return the codes that were packed."""
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Bytes that the packing takes."""
+
+    @classmethod
+    def works(cls) -> bool:
+        """Return whether this version and this processor have the kernel, by a small product."""
+        codes = torch.zeros(16, 32, dtype=torch.uint8)
+        one = torch.ones(16, 1, dtype=torch.bfloat16)
+        try:
+            cls(codes, one, one, 32).product(torch.ones(1, 32))
+        except (AttributeError, NotImplementedError):
+            # a version without the operator; a build whose processor has no kernel for it
+            return False
+        return True
+
+
+@final
+class Int4(Kernel):
+    """Four-bit codes in the private packing of the processor's kernel."""
+
+    about = "bfloat16 rows by four-bit weights, groups of 32 to 256"
+    groups: ClassVar[tuple[int, ...]] = (32, 64, 128, 256)
+
+    def __init__(self, codes: Tensor, scale: Tensor, offset: Tensor, group: int) -> None:
+        whole = codes.to(torch.int32)
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
+        self.scales = torch.stack([scale.T, offset.T], -1).contiguous()
+        self.group, self.n_in = group, codes.shape[1]
+
+    @staticmethod
+    def fits(grid: "Grid", n_in: int, n_out: int) -> bool:
+        """Return whether groups are of a size that the kernel knows, and fill the rows."""
+        aligned = n_in % grid.group == 0 and n_out % 16 == 0
+        return grid.bits == 4 and grid.group in Int4.groups and aligned
+
+    def product(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+        """Return the product in bfloat16."""
+        return self._product(rows.bfloat16().contiguous(), self.scales).float()
+
+    def codes(self) -> UInt8[Tensor, "out in"]:
+        """Return the codes, read back through rows of an identity."""
+        ones, zeros = torch.ones_like(self.scales[..., 0]), torch.zeros_like(self.scales[..., 1])
+        plain, found = torch.stack([ones, zeros], -1), list[Tensor]()
+        for start in range(0, self.n_in, EYE):
+            # small whole numbers are exact in bfloat16
+            rows = torch.eye(self.n_in, dtype=torch.bfloat16)[start : start + EYE]
+            found.append((self._product(rows, plain).T + 8).to(torch.uint8))
+        return torch.cat(found, 1)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of codes and of scales."""
+        return self.packed.untyped_storage().nbytes() + self.scales.untyped_storage().nbytes()
+
+    def _product(self, rows: Tensor, scales: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, scales)
+
+
+@final
+class Int8(Kernel):
+    """Eight-bit codes with one scale for each row, as signed numbers."""
+
+    about = "bfloat16 rows by eight-bit weights, one scale for each row of a weight; beyond eight "
+    about += "rows float32, unpacked block by block"
+
+    def __init__(self, codes: Tensor, scale: Tensor, offset: Tensor, group: int) -> None:
+        self.signed = (codes ^ 128).view(torch.int8)
+        self.scale, self.offset = scale[:, 0].contiguous(), offset[:, 0].float()
+
+    @staticmethod
+    def fits(grid: "Grid", n_in: int, n_out: int) -> bool:
+        """Return whether each row has one scale, and is as long as the kernel asks.
+
+        With rows of 8, 24, 40 or 72 entries the kernel reads beyond them: wrong numbers, or a crash
+        of the process. It raises nothing.
+        """
+        return grid.bits == 8 and grid.n_groups(n_in) == 1 and n_in % LANES == 0 and n_out > 0
+
+    def product(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+        """Return the product: of few rows in bfloat16, of more in float32."""
+        if len(rows) <= FEW:
+            few = rows.bfloat16().contiguous()
+            made = torch.ops.aten._weight_int8pack_mm(few, self.signed, self.scale).float()
+        else:
+            step = max(1, BLOCK // max(1, self.signed.shape[1]))
+            parts = [functional.linear(rows.float(), part.float())
+                     for part in self.signed.split(step)]  # fmt: skip
+            made = torch.cat(parts, 1).mul_(self.scale.float())
+        return made.addcmul_(rows.float().sum(1, keepdim=True), self.offset)
+
+    def codes(self) -> UInt8[Tensor, "out in"]:
+        """Return the codes, unsigned again."""
+        return self.signed.view(torch.uint8) ^ 128
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of codes, scales and offsets."""
+        kept = (self.signed, self.scale, self.offset)
+        return sum(x.untyped_storage().nbytes() for x in kept)
+
+
+KERNELS: dict[str, type[Kernel]] = {"int4": Int4, "int8": Int8}
