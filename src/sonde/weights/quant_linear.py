@@ -139,12 +139,15 @@ class QuantLinear(nn.Module):
             raise ShapeError(
                 f"QuantLinear: expected rows of {self.in_features} features, got {x.shape[-1]}."
             )
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return self.multiplied(x)
         return NoGradient.apply(x, self)  # pyright: ignore[reportReturnType]
 
     def multiplied(self, x: Tensor) -> Tensor:
         """Return the product without a gradient."""
         rows = x.reshape(-1, self.in_features)
-        self._take(self.fastest())
+        if self._kernel is None:
+            self._take(self.fastest())
         out = (self.by_blocks(rows) if self._kernel is None else self.by_kernel(rows)).to(x.dtype)
         out = out if self.bias is None else out + self.bias.to(out)
         return out.reshape(*x.shape[:-1], self.out_features)
