@@ -1,4 +1,4 @@
-"""A small U-Net with one slot in its depth and one between its halves."""
+"""A small U-Net with a slot in its depth and another between its halves."""
 
 from collections.abc import Callable
 from typing import Any
