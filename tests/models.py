@@ -245,6 +245,18 @@ mixtral = _hf(
 vit = _hf(
     "ViTForImageClassification", "ViTConfig", **_ENCODER, image_size=24, patch_size=6, num_labels=5
 )
+small_vit = _hf(
+    "ViTForImageClassification",
+    "ViTConfig",
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    image_size=8,
+    patch_size=4,
+    num_channels=1,
+    num_labels=3,
+)
 deit = _hf("DeiTModel", "DeiTConfig", **_ENCODER, image_size=24, patch_size=6)
 clip_vision = _hf("CLIPVisionModel", "CLIPVisionConfig", **_ENCODER, image_size=24, patch_size=6)
 dinov2 = _hf(

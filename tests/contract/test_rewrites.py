@@ -9,8 +9,8 @@ from torch import nn
 
 from compress.mixture_case import inputs, mixture
 from edit.fact_model import FACTS, tiny
-from models import Residual
-from sonde.compress import DropBlocks, MergeExperts
+from models import Residual, small_vit
+from sonde.compress import DropBlocks, MergeExperts, SliceWidth
 from sonde.core.inputs import Model
 from sonde.edit import (
     BatchEdit,
@@ -55,6 +55,7 @@ def in_blocks() -> nn.Module:
 
 CASES = [
     *(RewriteCase(DropBlocks(**parameters), in_blocks) for parameters in DropBlocks.examples),
+    *(RewriteCase(SliceWidth(**parameters), small_vit) for parameters in SliceWidth.examples),
     RewriteCase(RankOneEdit(FACTS[0], LAYERS[0], shift=SHIFTS[0]), tiny, moments),
     RewriteCase(BatchEdit(FACTS[:2], LAYERS, shifts=SHIFTS), tiny, moments),
     RewriteCase(BatchEdit(FACTS[:2], LAYERS, how="null_space", shifts=SHIFTS), tiny, moments),

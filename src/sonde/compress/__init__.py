@@ -67,6 +67,7 @@ from sonde.compress.share_steps import share_steps
 from sonde.compress.sign_codec import SignCodec
 from sonde.compress.sign_quant import SignQuant
 from sonde.compress.slice_context import SliceCodec, SliceContext
+from sonde.compress.slice_width import SliceWidth
 from sonde.compress.smooth_quant import SmoothQuant
 from sonde.compress.snap_kv import SnapKV
 from sonde.compress.sparse_gpt import SparseGPT
@@ -140,6 +141,7 @@ __all__ = [
     "SignQuant",
     "SliceCodec",
     "SliceContext",
+    "SliceWidth",
     "SlicedModel",
     "SmoothQuant",
     "SnapKV",

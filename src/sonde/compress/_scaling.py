@@ -72,7 +72,7 @@ def scale_groups(model: Model, layers: Sequence[Weighted], inputs: Inputs) -> li
     chosen: dict[nn.Module, Weighted] = {one.module: one for one in layers if one.is_linear}
     calls = [(part, id(x)) for part, x in calls_of(module, list(names), args, kwargs)]
     counts = {part: sum(p is part for p, _ in calls) for part, _ in calls}
-    answers = _answers(module, args, kwargs)
+    answers = answers_of(module, args, kwargs)
     found: list[ScaleGroup] = []
     for i, (first, key) in enumerate(calls):
         if first not in chosen or key in {k for _, k in calls[:i]}:
@@ -122,13 +122,14 @@ def _is_same(
     new = scaled_tensors(module, [(group, scale)])
     named = dict(module.named_parameters())
     other = with_tensors(module, {name: x.to(named[name]) for name, x in new.items()})
-    gap = (_answers(other, args, kwargs) - answers).abs().max()
+    gap = (answers_of(other, args, kwargs) - answers).abs().max()
     coarse = max(SAME, 8 * torch.finfo(next(module.parameters()).dtype).eps)
     return bool(gap <= coarse * answers.abs().max())
 
 
 @torch.no_grad()
-def _answers(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+def answers_of(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    """Return what a model in eval mode answers, in float64; modes and random state stay."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -132,8 +132,9 @@ def _placed(old: ModelFolder, plan: "RewritePlan") -> tuple[dict[str, _Written],
             config[TIED] = False
         own = name if len(group) > 1 and _own_name(old, name, found) is None else found
         if name in plan.reshaped:
-            path, file = found.removesuffix(name.rpartition(".")[2]), old.places[found]
-            written[found] = _Written(file, found, change, gone=True)
+            own = _own_name(old, name, found) or own
+            path, file = own.removesuffix(name.rpartition(".")[2]), old.places[found]
+            written.setdefault(found, _Written(file, found, change, gone=True))
             for leaf, value in change.replaced().items():
                 own = path + (leaf or name.rpartition(".")[2])
                 written[own] = _Written(file, None, None if leaf else change, value)
