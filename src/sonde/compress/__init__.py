@@ -24,6 +24,7 @@ from sonde.compress.cross_layer_cache import (
     CrossLayerMoments,
     cross_layer_moments,
 )
+from sonde.compress.data_free_compress import DataFreeCompress
 from sonde.compress.decide_once import DecideOnce
 from sonde.compress.decouple_q import DecoupleQ
 from sonde.compress.distill_dataset import DistillDataset, DistilledData, batch_norm_moments
@@ -98,6 +99,7 @@ __all__ = [
     "CoordinateRounding",
     "CrossLayerCache",
     "CrossLayerMoments",
+    "DataFreeCompress",
     "DecideOnce",
     "DecoupleQ",
     "DistillDataset",

@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from sonde.compress._blocks import placed_call
+from sonde.compress._layers import Weighted
 from sonde.core.inputs import Inputs, Model
 from sonde.tap.hand.recording import Forward, intercepted
 from sonde.tap.hooks.outputs import find, replaced
@@ -171,6 +172,13 @@ def width_of(part: Any, side: str) -> int:
     if kind == "rows":
         return int(part.embedding_dim if side == OUT else 0)
     return in_and_out(part)[1 if side == OUT else 0]
+
+
+def columns_of(one: CoupledSet, layer: Weighted) -> list[list[int]]:
+    """Return for each unit of a set its columns of a reader's matrix."""
+    area = layer.matrix().shape[1] // width_of(layer.module, IN)
+    places = [unit[layer.name, IN] for unit in one.units]
+    return [[area * i + k for i in own for k in range(area)] for own in places]
 
 
 class _Watch:

@@ -18,9 +18,9 @@ from sonde.compress._coupled import (
     IN,
     CoupledSet,
     axis_of,
+    columns_of,
     coupled_sets,
     cut_changes,
-    width_of,
 )
 from sonde.compress._grid import method_of
 from sonde.compress._layers import Weighted, require_finite_weights
@@ -124,7 +124,7 @@ class PruneChannels(Rewrite):
         cuts, gone = list[tuple[CoupledSet, list[int]]](), defaultdict[str, list[int]](list)
         counts: dict[int, int] = {}
         for one in chosen:
-            fits = {name: readers[name].columns(one) for name in _readers(model, one)}
+            fits = {name: columns_of(one, readers[name].layer) for name in _readers(model, one)}
             units = self._gone(model, one, {readers[name]: own for name, own in fits.items()})
             kept = [i for i in range(len(one)) if i not in units]
             cuts.append((one, kept))
@@ -223,12 +223,6 @@ class _Reader:
         mean = float(h.diagonal().mean())
         h.diagonal().add_(damp * (mean if mean > 0 else 1.0))
         return cls(layer, moments, h)
-
-    def columns(self, one: CoupledSet) -> list[list[int]]:
-        """Return for each unit of a set its columns of the layer's matrix."""
-        area = len(self.h) // width_of(self.layer.module, IN)
-        places = [unit[self.layer.name, IN] for unit in one.units]
-        return [[area * i + k for i in own for k in range(area)] for own in places]
 
     def powers(self, columns: list[list[int]]) -> Float[Tensor, "unit"]:
         """Return the power that each unit alone adds to outputs."""
