@@ -10,7 +10,7 @@ from torch import nn
 from compress.mixture_case import inputs, mixture
 from edit.fact_model import FACTS, tiny
 from models import Residual, small_vit
-from sonde.compress import DropBlocks, MergeExperts, SliceWidth
+from sonde.compress import AlternateSlim, DropBlocks, MergeExperts, SliceWidth
 from sonde.core.inputs import Model
 from sonde.edit import (
     BatchEdit,
@@ -55,7 +55,11 @@ def in_blocks() -> nn.Module:
 
 CASES = [
     *(RewriteCase(DropBlocks(**parameters), in_blocks) for parameters in DropBlocks.examples),
-    *(RewriteCase(SliceWidth(**parameters), small_vit) for parameters in SliceWidth.examples),
+    *(
+        RewriteCase(cls(**parameters), small_vit)
+        for cls in (AlternateSlim, SliceWidth)
+        for parameters in cls.examples
+    ),
     RewriteCase(RankOneEdit(FACTS[0], LAYERS[0], shift=SHIFTS[0]), tiny, moments),
     RewriteCase(BatchEdit(FACTS[:2], LAYERS, shifts=SHIFTS), tiny, moments),
     RewriteCase(BatchEdit(FACTS[:2], LAYERS, how="null_space", shifts=SHIFTS), tiny, moments),

@@ -12,6 +12,7 @@ from sonde.compress.adaptive_modules import (
     gated_learners,
 )
 from sonde.compress.allocate import allocate
+from sonde.compress.alternate_slim import AlternateSlim
 from sonde.compress.attention_retrieval import AttentionRetrieval, RetrievedText
 from sonde.compress.awq import AWQ
 from sonde.compress.bd_rate import bd_rate
@@ -90,6 +91,7 @@ __all__ = [
     "TOVA",
     "AdaptiveModel",
     "AdaptiveModules",
+    "AlternateSlim",
     "AttentionRetrieval",
     "BitAllocation",
     "BitStack",

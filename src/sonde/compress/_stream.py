@@ -86,6 +86,22 @@ class Stream:
         named = {name: readers[part] for name, part in norms.items()}
         return cls(width, writers, named, centred.pop())
 
+    def cut(self, module: nn.Module, kept: Sequence[int]) -> dict[str, Float[Tensor, "..."]]:
+        """Return every tensor with some features of the stream alone."""
+        named, found = module.state_dict(), dict[str, Tensor]()
+        places = torch.tensor(kept)
+        for name, axis in self.axes(module):
+            x = found[name] if name in found else named[name].detach()
+            found[name] = x.index_select(axis, places.to(x.device))
+        return found
+
+    def axes(self, module: nn.Module) -> list[tuple[str, int]]:
+        """Return every tensor with an axis of the stream, and this axis; some have two."""
+        norms = [(f"{name}.{leaf}", 0) for name in self.readers for leaf in AXES
+                 if module.get_submodule(name)._parameters.get(leaf) is not None]  # fmt: skip
+        read = [pair for own in self.readers.values() for pair in own.items()]
+        return [*self.writers.items(), *norms, *read]
+
     def mapped(
         self, module: nn.Module, into: Float[Tensor, "dim kept"]
     ) -> dict[str, Float[Tensor, "..."]]:

@@ -1,0 +1,113 @@
+"""A transformer slimmed in two steps: scores by finite differences, planted idle parts, shapes."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import sonde
+from models import gpt2, mlp, small_vit
+from sonde import Model
+from sonde.compress import AlternateSlim, fidelity
+from sonde.compress.alternate_slim import disturbed_taylor
+from sonde.core.errors import InputError
+from sonde.data import open_inputs
+
+IDS = [torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3]), torch.tensor([8, 9, 7, 9, 3, 2])]
+
+
+def images(n: int = 24) -> torch.Tensor:
+    return torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.truth("finite differences")
+def test_scores_are_slopes_of_the_distance_from_disturbed_outputs():
+    net: Any = mlp(5, 4, 3).double()
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(3)).double()
+    model = Model(net, task="tensor")
+    found = disturbed_taylor(model, open_inputs(model, x), 0.05, 11)
+    with torch.no_grad():
+        f = net(x)
+        drawn = torch.randn(7, 3, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
+        target = f + 0.05 * f.std() * drawn
+        for name, p in net.named_parameters():
+            flat = p.data.view(-1)
+            for i in range(0, len(flat), 3):
+                was, ends = float(flat[i]), list[float]()
+                for step in (1e-6, -1e-6):
+                    flat[i] = was + step
+                    ends.append(float((net(x) - target).square().sum()))
+                flat[i] = was
+                slope = (ends[0] - ends[1]) / 2e-6
+                assert float(found[name].view(-1)[i]) == pytest.approx(
+                    abs(was * slope), rel=1e-4, abs=1e-10
+                )
+
+
+def idle(net: Any) -> Any:
+    """Let half of the stream's features, a head and half of the neurons of a ViT do nothing."""
+    quiet = torch.arange(32) % 2 == 1
+    vit = net.vit
+    for x in (vit.embeddings.cls_token, vit.embeddings.position_embeddings):
+        x.data[..., quiet] = 0.0
+    writers = [vit.embeddings.patch_embeddings.projection]
+    for block in vit.layers:
+        writers += [block.attention.o_proj, block.mlp.fc2]
+        block.attention.o_proj.weight.data[:, :16] = 0.0
+        block.mlp.fc2.weight.data[:, ::2] = 0.0
+    for layer in writers:
+        layer.weight.data[quiet], layer.bias.data[quiet] = 0.0, 0.0
+    norms = [part for part in net.modules() if isinstance(part, nn.LayerNorm)]
+    for norm in norms:
+        norm.weight.data[quiet], norm.bias.data[quiet] = 0.0, 0.0
+    return net
+
+
+def test_parts_that_do_nothing_go_first():
+    net = idle(small_vit())
+    rule = AlternateSlim(epochs=0)
+    plan = rule.plan(Model(net, config=net.config, task="image_classifier"),
+                     {"calibration": images()})  # fmt: skip
+    assert plan.figures == {"width": 16.0, "units": 2 * (1 + 12)}
+    new = plan.fold(net)
+    even = net.vit.embeddings.patch_embeddings.projection.weight[::2]
+    assert torch.equal(new.vit.embeddings.patch_embeddings.projection.weight, even)
+    for old, block in zip(net.vit.layers, new.vit.layers, strict=True):
+        assert torch.equal(block.mlp.fc1.weight, old.mlp.fc1.weight[1::2, ::2])
+        assert torch.equal(block.attention.q_proj.weight, old.attention.q_proj.weight[16:, ::2])
+    assert new(images(3)).logits.shape == (3, 3)
+
+
+def test_a_slim_text_model_opens(tmp_path):
+    gpt2().save_pretrained(tmp_path / "old")
+    model = sonde.load(str(tmp_path / "old"), device="cpu")
+    plan = AlternateSlim(epochs=1, share=0.25).plan(model, {"calibration": IDS})
+    plan.save(model, tmp_path / "new")
+    opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+    ids = IDS[1][None]
+    torch.testing.assert_close(opened(ids).logits, plan.fold(model)(ids).logits)
+
+
+def test_training_brings_answers_back():
+    model = sonde.load("sonde:digits", device="cpu")
+    data = open_inputs(model, "sonde:digits/train", limit=96)
+    held = open_inputs(model, "sonde:digits/test", limit=60)
+    rule = AlternateSlim(share=0.25, epochs=0, rate=3e-3)
+    kl = [
+        fidelity(model, one.plan(model, {"calibration": data}).fold(model), held).kl
+        for one in (rule, replace(rule, epochs=4))
+    ]
+    print(kl)
+    assert kl[1] < 0.3 * kl[0]
+
+
+def test_what_has_no_stream_is_refused():
+    net, x = mlp(), torch.randn(9, 8)
+    assert AlternateSlim(share=0.0).plan(net, {"calibration": x}).fold(net) is net
+    with pytest.raises(InputError, match=r"AlternateSlim.plan: expected a residual stream"):
+        AlternateSlim().plan(net, {"calibration": x})
+    with pytest.raises(InputError, match="expected noise above 0, got 0"):
+        AlternateSlim(noise=0)
