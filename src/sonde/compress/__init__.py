@@ -18,6 +18,7 @@ from sonde.compress.awq import AWQ
 from sonde.compress.bd_rate import bd_rate
 from sonde.compress.bit_allocation import BitAllocation
 from sonde.compress.bit_stack import BitStack
+from sonde.compress.block_rounding import BlockRounding, partition
 from sonde.compress.conditional_codec import ConditionalCodec
 from sonde.compress.coordinate_rounding import CoordinateRounding
 from sonde.compress.cross_layer_cache import (
@@ -95,6 +96,7 @@ __all__ = [
     "AttentionRetrieval",
     "BitAllocation",
     "BitStack",
+    "BlockRounding",
     "BoundedCode",
     "CompressedPrompt",
     "ConditionalCodec",
@@ -174,6 +176,7 @@ __all__ = [
     "kernels",
     "layer_grams",
     "pack",
+    "partition",
     "pyramid",
     "share_experts",
     "share_steps",
