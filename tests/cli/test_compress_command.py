@@ -96,6 +96,22 @@ def test_a_budget_is_kept_and_an_unreachable_one_names_the_nearest(run, tmp_path
     assert not (tmp_path / "B").exists()
 
 
+def test_a_budget_is_sought_among_the_sizes_of_a_method_without_bits(run, tmp_path):
+    words = ("compress", "sonde:digits", "sonde:digits/train", "--limit", 8, "--held", 24)
+    words += ("--method", "prune_weights", "--json")
+    whole = weight_bytes(Path(model_directory("sonde:digits")))
+    told = run(*words, "--budget", int(0.6 * whole), "-o", tmp_path / "A").json()
+    assert abs(told["bytes"][1] - min(one["bytes"] for one in told["tried"]
+               if one["kl"] == told["fidelity"]["kl"])) < 0.03 * whole  # fmt: skip
+    fit = [one for one in told["tried"] if one["bytes"] <= 0.6 * whole]
+    assert 0 < len(fit) < len(told["tried"]) == 9
+    assert told["fidelity"]["kl"] == min(one["kl"] for one in fit)
+    near = run(*words, "--budget", "1KiB", "-o", tmp_path / "C")
+    assert "the nearest is 80% by prune_weights" in near.err
+    wrong = run(*words[:-3], "--method", "any", "-o", tmp_path / "C")
+    assert "--method any: say what fits" in wrong.err
+
+
 def test_sonde_opens_it_with_the_weights_that_were_planned(small):
     folder, _ = small
     model = sonde.load(str(folder))

@@ -4,8 +4,12 @@ import contextlib
 import json
 
 import pytest
+import torch
 
 from cli_case import run_words
+from sonde import Model
+from sonde.core.errors import InputError
+from sonde.data import open_inputs
 from sonde.data.shipped import model_directory
 from sonde.run.compressing import search
 from sonde.run.compressing.search import SizeTrial, best_trials
@@ -26,6 +30,33 @@ def test_best_trials_are_those_that_no_other_beats():
     ]
     assert sorted(best_trials(made), key=id) == sorted(free, key=id)
     assert [t.n_bytes for t in best_trials(made)] == [1, 3, 5, 9]
+
+
+def test_a_method_that_refuses_the_model_is_left_out(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(11, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    model = Model(net.eval())
+    x = torch.randn(20, 11, generator=torch.Generator().manual_seed(1))
+    ours, told = open_inputs(model, x), list[str]()
+    file = search.TrialFile(tmp_path / "trials", "key")
+    given = (model, ours, ours)
+    refused = [("25%", "slice_width")]
+    with pytest.raises(InputError, match=r"SliceWidth.plan: expected a residual stream"):
+        list(search.trials(*given, refused, file, told.append))
+    assert told[-1].startswith("left out: SliceWidth.plan")
+
+
+def test_a_budget_takes_the_least_divergence_and_max_kl_the_fewest_bytes():
+    told = (("a", 9, 0.1), ("b", 5, 0.3), ("c", 7, 0.2), ("d", 6, 0.4))
+    made = [SizeTrial("4bit", method, n, {"kl": kl}) for method, n, kl in told]
+    assert search.fitting_trial(made, 8, None).method == "c"
+    assert search.fitting_trial(made, None, 0.35).method == "b"
+    with pytest.raises(InputError, match="at most 4 bytes; the nearest is 4bit by b with 5"):
+        search.fitting_trial(made, 4, None)
+    with pytest.raises(InputError, match=r"within --budget .* nearest is 4bit by b with 0.3"):
+        search.fitting_trial(made, 6, 0.2)
+    assert search.pairs_to_seek("sign_quant") == [("1bit", "sign_quant")]
+    assert len(search.pairs_to_seek("sparse_gpt")) == 9
+    assert {*search.USUAL} < {*search.pairs_to_seek("any")}
 
 
 def test_a_search_goes_on_where_it_was_stopped_and_draws_a_page(tmp_path, monkeypatch):

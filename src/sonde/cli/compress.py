@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sonde.cli._presenting import present
+from sonde.cli.console import note
 from sonde.cli.options import DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
     from sonde.core.inputs import Model
     from sonde.data.inputs import ItemInputs
+    from sonde.run.compressing.search import SizeTrial
     from sonde.run.compressing.settings import Setting, Trial
     from sonde.weights import Rewrite
 
@@ -49,14 +51,17 @@ class Compress:
         named("SIZE", "4bit (1bit to 8bit), 50%, 2:4, rank16, 5blocks (default: 4bit)"),
     ] = None
     budget: Annotated[
-        str | None, named("SIZE", "most bytes of weight files, as 100MiB; seeks bits and group")
+        str | None,
+        named("SIZE", "most bytes of weight files, as 100MiB; seeks the size of the method"),
     ] = None
     max_kl: Annotated[
         float | None, named("NATS", "most divergence of answers; seeks the smallest such model")
     ] = None
     method: Annotated[
         str | None,
-        named("WORD", "as gptq or 'sparse_gpt(refit=True)' (default: what suits the size)"),
+        named(
+            "WORD", "as gptq or 'sparse_gpt(refit=True)'; any: all, for a budget (default: by size)"
+        ),
     ] = None
     group: Annotated[
         int | None, named("N", "weights that share a scale (default: the method's, mostly 32)")
@@ -111,7 +116,7 @@ class Compress:
             sites=sites,
             times=times,
             rows={
-                "calibrated_on": len(ours) if self._reads(method) else 0,
+                "calibrated_on": len(ours) if method is None or self._reads(method) else 0,
                 "compared_on": len(held),
             },
             tried=[trial.json() for trial in tried],
@@ -127,21 +132,19 @@ class Compress:
     def _method(self) -> Any:
         """Return the method with its parameters; if bits are sought, those are to be replaced."""
         from sonde.run.compressing.methods import Target, method_asked
+        from sonde.run.compressing.search import ANY
 
         if self._seeks and (self.to is not None or self.group is not None):
             raise InputError(
                 "--budget and --max-kl seek bits and group: leave out --to and --group."
             )
+        if self.method == ANY:
+            if not self._seeks:
+                raise InputError("--method any: say what fits, with --budget or --max-kl.")
+            return None
         target = None if self.to is None else Target.of(self.to)
         given = {"group": self.group, "layers": self.layers or None}
-        found: Any = method_asked(self.method, target, given)
-        parameters = {f.name for f in fields(found)}
-        if self._seeks and (not {"bits", "group"} <= parameters or found.bits == 1):
-            raise InputError(
-                f"--budget and --max-kl seek bits and groups, which {self.method} has not. Take "
-                "gptq, or name a size with --to."
-            )
-        return found
+        return method_asked(self.method, target, given)
 
     def _budget(self) -> int | None:
         if self.budget is None:
@@ -183,12 +186,14 @@ class Compress:
         held: "ItemInputs",
         method: Any,
         budget: int | None,
-    ) -> "tuple[Trial, list[Trial]]":
+    ) -> "tuple[Trial, Sequence[Trial | SizeTrial]]":
         """Return the setting that was asked for or found, and all that a search tried."""
         from sonde.compress import fidelity
         from sonde.run.compressing.settings import Trial, fitting
         from sonde.run.compressing.sizes import sized_settings
 
+        if self._seeks and not self._has_grid(method):
+            return self._sought(model, ours, held, budget)
         given: Mapping[str, Any] = {}
         if self._reads(method):
             shown = not self.printing.quiet
@@ -205,6 +210,41 @@ class Compress:
             return tried(None), []
         settings = sized_settings(model, (self.method or "gptq").partition("(")[0])
         return fitting(settings, tried, budget=budget, max_kl=self.max_kl)
+
+    def _has_grid(self, method: Any) -> bool:
+        """Return whether a method has bits and groups, whose bytes are known without trying."""
+        if method is None or not {"bits", "group"} <= {f.name for f in fields(method)}:
+            return False
+        return method.bits not in (None, 1)
+
+    def _sought(
+        self, model: "Model", ours: "ItemInputs", held: "ItemInputs", budget: int | None
+    ) -> "tuple[Trial, list[SizeTrial]]":
+        """Return the trial that fits of all sizes of a method, or of all methods."""
+        from sonde.compress import fidelity
+        from sonde.run.compressing.methods import Target, method_asked
+        from sonde.run.compressing.search import (
+            TrialFile,
+            fitting_trial,
+            pairs_to_seek,
+            search_key,
+            trials,
+        )
+        from sonde.run.compressing.settings import Trial
+
+        path = self.output.absolute().with_name(self.output.name + ".trials.jsonl")
+        key = search_key(model, ours, held) + "".join(self.layers)
+        asked, given = pairs_to_seek(str(self.method)), {"layers": self.layers or None}
+        file = TrialFile(path, key)
+        made = list(trials(model, ours, held, asked, file, self._told, given))
+        best = fitting_trial(made, budget, self.max_kl)
+        rule = method_asked(best.method, Target.of(best.size), given)
+        plan = rule.plan(model, dict.fromkeys(rule.reads(), ours))
+        return Trial(None, plan, fidelity(model, plan.fold(model), held)), made
+
+    def _told(self, words: str) -> None:
+        if not self.printing.quiet:
+            note(words)
 
     def _read(self, model: "Model", method: Any, ours: "ItemInputs", shown: bool) -> Any:
         """Return the examples, or the moments over them for methods that take these."""

@@ -166,9 +166,9 @@ def _time(found: dict[str, Any]) -> Section:
 
 
 def _tried(found: dict[str, Any]) -> Section | None:
-    keys = ("bits", "group", "method", "bytes", "kl")
+    keys = ("size", "group", "method", "bytes", "kl")
     rows = tuple(tuple(one[key] for key in keys) for one in found["tried"])
-    columns = ("bits", "group", "method", "bytes, about", "KL")
+    columns = ("size", "group", "method", "bytes, about", "KL")
     made = [Table(Numbers(columns, rows, "tried"))]
     return Section("tried", "What was tried", made) if rows else None
 

@@ -1,8 +1,8 @@
 """Many ways to make a model smaller, tried one after the other: size against divergence."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,20 @@ USUAL: Final = (
     ("50%", "low_rank_weights"),
 )
 """Sizes and methods that are tried by default."""
+SHAPES: Final = tuple(
+    (f"{share}%", word)
+    for word in ("prune_channels", "drop_blocks", "slice_width")
+    for share in (12.5, 25, 50)
+)
+"""Sizes and methods that alter shapes: those that a model does not take are left out."""
+OWN_SIZES: Final = {
+    "bits": tuple(f"{bits}bit" for bits in range(1, 9)),
+    "share": tuple(f"{share}%" for share in range(10, 90, 10)),
+    "pattern": ("2:4",),
+}
+"""Sizes of a method by its parameters."""
+ANY: Final = "any"
+"""Stands for all usual methods."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,14 @@ class SizeTrial:
         """Mean divergence of the answers in nats; infinite if it is not finite."""
         found = self.fidelity["kl"]
         return float("inf") if found is None else float(found)
+
+    def __str__(self) -> str:
+        return f"{self.size} by {self.method}"
+
+    def json(self) -> dict[str, Any]:
+        """Return the size, the method, the bytes and the KL."""
+        return {"method": self.method, "size": self.size, "group": None,
+                "bytes": self.n_bytes, "kl": self.kl}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,8 +133,11 @@ def trials(
     asked: Sequence[tuple[str, str]],
     file: TrialFile,
     progress: Callable[[str], None],
+    given: Mapping[str, Any] | None = None,
 ) -> Iterator[SizeTrial]:
     """Yield the trial of each size and method: those in the file first, others as they are made.
+
+    A method that refuses the model is left out.
 
     Parameters
     ----------
@@ -124,26 +149,42 @@ def trials(
     file : TrialFile
     progress : callable
         Is told in a line what is tried next.
+    given : mapping, optional
+        Further parameters of all methods, such as ``layers``.
+
+    Raises
+    ------
+    InputError
+        If every method refuses the model: what the last one says.
     """
-    known, grams = file.known(), list[LayerGrams]()
-    rules = {pair: method_asked(pair[1], Target.of(pair[0]), {}) for pair in asked}
+    known, grams, given = file.known(), list[LayerGrams](), given or {}
+    rules = {pair: method_asked(pair[1], Target.of(pair[0]), given) for pair in asked}
+    n_made = 0
     for i, (pair, rule) in enumerate(rules.items()):
         if pair in known:
+            n_made += 1
             yield known[pair]
             continue
         progress(f"{i + 1} of {len(rules)}: {pair[0]} by {pair[1]}")
-        given: dict[str, Any] = {}
+        read: dict[str, Any] = {}
         for name, need in rule.reads().items():
             if need.summed is LayerGrams:
                 if not grams:
-                    grams.append(layer_grams(model, ours, progress=False))
-                given[name] = grams[0]
+                    grams.append(layer_grams(model, ours, layers=rule.layers, progress=False))
+                read[name] = grams[0]
             else:
-                given[name] = ours
-        plan = rule.plan(model, given)
+                read[name] = ours
+        try:
+            plan = rule.plan(model, read)
+        except InputError as error:
+            progress(f"left out: {error}")
+            if pair == asked[-1] and not n_made:
+                raise
+            continue
         found: Fidelity = fidelity(model, plan.fold(model), held)
         trial = SizeTrial(*pair, planned_bytes(model, plan), found.json())
         file.add(trial)
+        n_made += 1
         yield trial
 
 
@@ -154,6 +195,59 @@ def best_trials(found: Iterable[SizeTrial]) -> list[SizeTrial]:
         if not best or trial.kl < best[-1].kl:
             best.append(trial)
     return best
+
+
+def fitting_trial(
+    found: Sequence[SizeTrial], budget: int | None, max_kl: float | None
+) -> SizeTrial:
+    """Return the trial of least divergence within a budget, or the smallest below a divergence.
+
+    Raises
+    ------
+    InputError
+        If none fits; it names the nearest.
+    """
+    below = [t for t in found if budget is None or t.n_bytes <= budget]
+    if not below:
+        near = min(found, key=lambda t: t.n_bytes)
+        raise InputError(
+            f"--budget: no setting that was tried needs at most {budget:,} bytes; the nearest is "
+            f"{near} with {near.n_bytes:,}. Layers that are not packed keep their size."
+        )
+    if max_kl is None:
+        return min(below, key=lambda t: t.kl)
+    fine = [t for t in below if t.kl <= max_kl]
+    if not fine:
+        near, more = min(below, key=lambda t: t.kl), "" if budget is None else " within --budget"
+        raise InputError(
+            f"--max-kl: no setting that was tried{more} costs at most {max_kl:g} nats; the nearest "
+            f"is {near} with {near.kl:.3g}. Allow more."
+        )
+    return min(fine, key=lambda t: t.n_bytes)
+
+
+def pairs_to_seek(method: str) -> list[tuple[str, str]]:
+    """Return the sizes of a method that a budget is sought among; of ``any``, all usual pairs.
+
+    Raises
+    ------
+    InputError
+        If the method is unknown, or has no size.
+    """
+    if method == ANY:
+        return [*USUAL, *SHAPES]
+    has = {f.name for f in fields(method_asked(method, None, {}))}
+    sizes = [size for name, own in OWN_SIZES.items() if name in has for size in own]
+    found: list[tuple[str, str]] = []
+    for size in sizes:
+        try:
+            method_asked(method, Target.of(size), {})
+        except InputError:  # such as one bit of a method that knows no fewer than two
+            continue
+        found.append((size, method))
+    if not found:
+        raise InputError(f"--budget and --max-kl: {method} has no size. Take gptq, or any.")
+    return found
 
 
 def asked_pairs(sizes: Sequence[str], methods: Sequence[str]) -> list[tuple[str, str]]:

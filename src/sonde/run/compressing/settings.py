@@ -46,7 +46,7 @@ class Trial:
         """Return the setting with its bytes and its KL."""
         told = self.setting
         assert told is not None  # only what a search tried is listed
-        return {"method": told.method, "bits": told.bits, "group": told.group,
+        return {"method": told.method, "size": f"{told.bits}bit", "group": told.group,
                 "bytes": told.n_bytes, "kl": self.fidelity.kl}  # fmt: skip
 
 
