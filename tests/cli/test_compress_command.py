@@ -97,7 +97,7 @@ def test_a_budget_is_kept_and_an_unreachable_one_names_the_nearest(run, tmp_path
 
 
 def test_a_budget_is_sought_among_the_sizes_of_a_method_without_bits(run, tmp_path):
-    words = ("compress", "sonde:digits", "sonde:digits/train", "--limit", 8, "--held", 24)
+    words = ("compress", "sonde:digits", "sonde:digits/train", "--limit", 8, "--held", 8)
     words += ("--method", "prune_weights", "--json")
     whole = weight_bytes(Path(model_directory("sonde:digits")))
     told = run(*words, "--budget", int(0.6 * whole), "-o", tmp_path / "A").json()

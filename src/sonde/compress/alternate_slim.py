@@ -87,7 +87,7 @@ class AlternateSlim(Rewrite):
     paper: ClassVar[str] = "chen2024slimsam"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"epochs": 1},
-        {"share": 0.3, "epochs": 1, "alternate": False, "seed": 1},
+        {"share": 0.3, "epochs": 0, "alternate": False, "seed": 1},
     )
 
     def __post_init__(self) -> None:
