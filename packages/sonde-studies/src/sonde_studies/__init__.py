@@ -83,6 +83,7 @@ STUDIES: dict[str, str] = {
     "layer-bits": "LayerBitsStudy",
     "layer-readout": "LayerReadoutStudy",
     "learned-graph": "LearnedGraphStudy",
+    "learned-mapping": "LearnedMappingStudy",
     "length-law": "LengthLawStudy",
     "local-learning": "LocalLearningStudy",
     "locality": "LocalityStudy",
@@ -115,6 +116,7 @@ STUDIES: dict[str, str] = {
     "reversible-columns": "ReversibleColumnsStudy",
     "rewrite-facts": "RewriteFactsStudy",
     "rounded-cache": "RoundedCacheStudy",
+    "rounded-runs": "RoundedRunsStudy",
     "route-by-score": "RouteByScoreStudy",
     "routed-dimensions": "RoutedDimensionsStudy",
     "shortcut-bias": "ShortcutBiasStudy",
@@ -122,9 +124,11 @@ STUDIES: dict[str, str] = {
     "size-fidelity": "SizeFidelityStudy",
     "skip-scaling": "SkipScalingStudy",
     "slice-context": "SliceContextStudy",
+    "slim-in-turn": "SlimInTurnStudy",
     "slots-over-time": "SlotsOverTimeStudy",
     "spurious-shift": "SpuriousShiftStudy",
     "ssd": "SSDStudy",
+    "stacked-blocks": "StackedBlocksStudy",
     "stage-swap": "StageSwapStudy",
     "subpopulation-curve": "SubpopulationCurveStudy",
     "subspace-patch": "SubspacePatchStudy",
@@ -144,6 +148,7 @@ STUDIES: dict[str, str] = {
     "weak-groups": "WeakGroupsStudy",
     "where-tasks-part": "WhereTasksPartStudy",
     "who-wrote-it": "WhoWroteItStudy",
+    "without-data": "WithoutDataStudy",
 }
 
 __all__ = [

@@ -1,0 +1,117 @@
+"""Nets on digits that studies make smaller, and how far the answers of the smaller ones diverge."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sonde
+from sonde.compress import fidelity, layer_grams
+from sonde.core import Inputs, Model
+from sonde.data import open_inputs
+from sonde.weights import Rewrite, RewritePlan
+from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.worlds.learning import drawn, learn_labels
+
+TRAIN, STEPS, ROWS, TINY = 1_000, 500, 300, 40
+
+
+@dataclass(frozen=True, eq=False)
+class Shrunk:
+    """A net, rows to calibrate on, and fresh rows.
+
+    Parameters
+    ----------
+    model : Model
+    rows : Tensor
+    fresh : Inputs
+    """
+
+    model: Model
+    rows: Tensor
+    fresh: Inputs
+
+    def planned(self, rule: Rewrite, rows: Tensor | None = None, net: Any = None) -> RewritePlan:
+        """Return the plan of a rewrite for the net or another one."""
+        live = self._model(self.model.module if net is None else net)
+        needs = list(rule.reads().values())
+        if not needs:
+            return rule.plan(live)
+        given: Any = open_inputs(live, self.rows if rows is None else rows)
+        if getattr(needs[0], "summed", None) is not None:
+            layers: Any = getattr(rule, "layers", None)
+            given = layer_grams(live, given, layers=layers, progress=False)
+        return rule.plan(live, {"calibration": given})
+
+    def divergence(self, *rules: Rewrite, rows: Tensor | None = None, net: Any = None) -> float:
+        """Return the mean divergence of the answers after some rewrites, in nats."""
+        own = new = self.model.module if net is None else net
+        for rule in rules:
+            new = self.planned(rule, rows, new).fold(new)
+        return fidelity(self._model(own), new, self.fresh).kl
+
+    def _model(self, module: Any) -> Model:
+        return Model(module, config=self.model.config, task=self.model.task)
+
+    def halves(self, rule: Rewrite) -> float:
+        """Return the logarithm of the ratio of divergences, calibrated on either half of rows."""
+        return log_ratio(*(self.divergence(rule, rows=self.rows[i::2]) for i in range(2)))
+
+
+def log_ratio(a: float, b: float) -> float:
+    """Return the logarithm of ``a / b``."""
+    return math.log(a / b)
+
+
+def _wide() -> nn.Sequential:
+    sizes = [(64, 256), (256, 256), (256, 256)]
+    hidden = [part for a, b in sizes for part in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(256, 10))
+
+
+def _convolutional() -> nn.Sequential:
+    maps = [(1, 16, 1), (16, 32, 1), (32, 32, 2)]
+    hidden: list[nn.Module] = []
+    for a, b, stride in maps:
+        hidden += [nn.Conv2d(a, b, 3, stride, 1), nn.BatchNorm2d(b), nn.ReLU()]
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), *hidden, nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+@cache
+def wide_net(seed: int, tiny: bool) -> Shrunk:
+    """Return a dense net of three hidden layers of 256 units; two studies read it."""
+    return _learned(_wide, seed, tiny)
+
+
+@cache
+def conv_net(seed: int, tiny: bool) -> Shrunk:
+    """Return a net of three convolutions with batch norm."""
+    return _learned(_convolutional, seed, tiny)
+
+
+def _learned(make: Any, seed: int, tiny: bool) -> Shrunk:
+    x, label = shuffled_digits(seed)
+    net: Any = drawn(make, seed)
+    learn_labels(net, x[:TRAIN], label[:TRAIN], steps=30 if tiny else STEPS, seed=seed)
+    model = Model(net)
+    return Shrunk(model, x[: TINY if tiny else ROWS], open_inputs(model, x[TRAIN:]))
+
+
+def shipped_net(seed: int, tiny: bool) -> Shrunk:
+    """Return the shipped transformer of digits, with rows of a seed to calibrate on."""
+    model: Any = sonde.load("sonde:digits", device="cpu")
+    parts: list[Tensor] = []
+    for name in ("train", "test"):
+        inputs = open_inputs(model, f"sonde:digits/{name}")
+        batches = inputs.batches(0, len(inputs))
+        parts.append(torch.cat([batch.kwargs["pixel_values"] for batch in batches]))
+    ours, fresh = parts
+    order = torch.randperm(len(ours), generator=torch.Generator().manual_seed(seed))
+    rows = ours[order[: TINY if tiny else ROWS]]
+    return Shrunk(model, rows, open_inputs(model, fresh[:TINY] if tiny else fresh))

@@ -1,0 +1,56 @@
+"""Stream and insides of a transformer slimmed in turn, against both at once."""
+
+from dataclasses import replace
+from typing import final
+
+from sonde.compress import AlternateSlim, PruneChannels, SliceWidth
+from sonde_studies._shrunk import log_ratio, shipped_net
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+EPOCHS, RATE = 8, 2e-3
+
+
+@final
+class SlimInTurnStudy(Study):
+    """The shipped model of digits with half or a quarter of its stream, heads and neurons gone."""
+
+    name = "slim-in-turn"
+    title = "is it better to slim a transformer in two steps, each on states that keep their shape?"
+    paper = "chen2024slimsam"
+    fidelity = "answers by divergence; a model of four blocks in place of one that segments images"
+    data = "sonde:digits; 300 of its training images to train on, its test images to judge"
+    claims = (
+        Claim("in turn", "With half left out, two steps diverge less than one of as many epochs.",
+              "logarithm of the divergence of one step over that of two"),
+        Claim("quarter", "With a quarter left out they do.",
+              "logarithm of the divergence of one step over that of two"),
+        Claim("training", "Training lowers the divergence at half to a tenth.",
+              "logarithm of the divergence without training over that with it, less log 10"),
+        Claim("fitted", "At half it diverges less than fits of least squares that train nothing.",
+              "logarithm of the divergence of sliced streams and pruned channels over its own"),
+    )  # fmt: skip
+    null = Claim("seeds", "Two seeds of noise and order diverge alike, half left out.",
+                 "logarithm of the ratio of divergences")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Slim by both ways at two sizes."""
+        found, epochs = shipped_net(seed, tiny), 1 if tiny else EPOCHS
+        kl: dict[str, float] = {}
+        for share in (0.5, 0.25):
+            rule = AlternateSlim(share, epochs=epochs, rate=RATE, seed=2 * seed)
+            for name, one in (("two steps", rule), ("one step", replace(rule, alternate=False))):
+                tick(f"{name}, {share:.0%}")
+                kl[f"{name} | {share:.0%}"] = found.divergence(one)
+        half = AlternateSlim(0.5, epochs=epochs, rate=RATE, seed=2 * seed + 1)
+        again, bare = found.divergence(half), found.divergence(replace(half, epochs=0))
+        fitted = found.divergence(SliceWidth(0.5, half=False), PruneChannels(0.5, half=False))
+        return {
+            "in turn": log_ratio(kl["one step | 50%"], kl["two steps | 50%"]),
+            "quarter": log_ratio(kl["one step | 25%"], kl["two steps | 25%"]),
+            "training": log_ratio(bare, 10 * again),
+            "fitted": log_ratio(fitted, kl["two steps | 50%"]),
+            "seeds": log_ratio(kl["two steps | 50%"], again),
+            "divergence, not trained | 50%": bare,
+            "divergence, fitted | 50%": fitted,
+            **{f"divergence, {name}": value for name, value in kl.items()},
+        }

@@ -1,0 +1,81 @@
+"""Weights as stacks of signs and thin matrices, against rounding and plain singular vectors."""
+
+from copy import deepcopy
+from typing import Any, final
+
+import torch
+
+from sonde.compress import RTN, BitStack, LowRankWeights
+from sonde_studies._shrunk import log_ratio, wide_net
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+BITS, GROUP, LAYERS, LOUD, TIMES = (2.25, 3.25, 4.25), 128, ("2", "4"), 3, 100.0
+
+
+@final
+class StackedBlocksStudy(Study):
+    """Dense nets on digits, the two layers of 256 units at 2.25 to 4.25 bits.
+
+    *Loud* nets have three hidden units a hundred times as large, and columns behind them as much
+    smaller: the answers are the same.
+    """
+
+    name = "stacked-blocks"
+    title = "do stacks of blocks keep more than rounding below three bits?"
+    paper = "wang2025bitstack"
+    fidelity = "blocks are sorted by errors of layers; bytes are equal, scales and matrices counted"
+    data = "digits: nets of three hidden layers, 1,000 rows to learn from, 797 to judge"
+    claims = (
+        Claim("grows", "Each further bit makes it diverge less.",
+              "logarithm of the ratio of divergences, the least of two steps"),
+        Claim("rounding", "At 2.25 bits it diverges less than rounding to the nearest.",
+              "logarithm of the divergence of RTN over its own"),
+        Claim("loud", "Where three inputs are a hundred times as large, it does.",
+              "logarithm of the divergence of RTN over its own, 2.25 bits"),
+        Claim("vectors", "At 2.25 bits singular vectors alone diverge ten times as much.",
+              "logarithm of the divergence of plain thin matrices over its own, less log 10"),
+        Claim("four", "At 4.25 bits rounding diverges less.",
+              "logarithm of its own divergence over that of RTN"),
+    )  # fmt: skip
+    null = Claim("halves", "Calibrated on either half of the rows it diverges alike, 2.25 bits.",
+                 "logarithm of the ratio of divergences")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Stack and round at three sizes."""
+        tick("a net")
+        found = wide_net(seed, tiny)
+        kl: dict[str, float] = {}
+        for bits in BITS:
+            tick(f"{bits} bits")
+            stack = BitStack(bits, layers=LAYERS)
+            rounds = RTN(int(bits), GROUP, layers=LAYERS)
+            kl[f"stack | {bits} bits"] = found.divergence(stack)
+            kl[f"rounding | {bits} bits"] = found.divergence(rounds)
+        thin = LowRankWeights(1 - BITS[0] / 16, whiten="none", layers=LAYERS)
+        kl["thin matrices | 2.25 bits"] = found.divergence(thin)
+        net = _loud(found.model.module, seed)
+        pair = RTN(2, GROUP, layers=LAYERS), BitStack(BITS[0], layers=LAYERS)
+        loud = [found.divergence(rule, net=net) for rule in pair]
+        own = [kl[f"stack | {bits} bits"] for bits in BITS]
+        return {
+            "grows": min(log_ratio(own[0], own[1]), log_ratio(own[1], own[2])),
+            "rounding": log_ratio(kl["rounding | 2.25 bits"], own[0]),
+            "loud": log_ratio(*loud),
+            "vectors": log_ratio(kl["thin matrices | 2.25 bits"], 10 * own[0]),
+            "four": log_ratio(own[2], kl["rounding | 4.25 bits"]),
+            "halves": found.halves(BitStack(BITS[0], layers=LAYERS)),
+            **{f"divergence, {name}": value for name, value in kl.items()},
+        }
+
+
+def _loud(net: Any, seed: int) -> Any:
+    """Return a net with the same answers and three loud units before each rounded layer."""
+    new: Any = deepcopy(net)
+    draw = torch.Generator().manual_seed(seed)
+    for i in map(int, LAYERS):
+        units = torch.randperm(256, generator=draw)[:LOUD]
+        with torch.no_grad():
+            new[i - 2].weight[units] *= TIMES
+            new[i - 2].bias[units] *= TIMES
+            new[i].weight[:, units] /= TIMES
+    return new

@@ -1,0 +1,108 @@
+"""Channels rebuilt from the weights alone: against cuts and rounding that rebuild nothing."""
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, final
+
+import torch
+
+from sonde.compress import DataFreeCompress
+from sonde.data import open_inputs
+from sonde_studies._shrunk import Shrunk, conv_net, log_ratio
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+SHARES, WIDTHS, EVERY, FIRST = (0.1, 0.3, 0.5), (3, 4, 6), ("*",), "4"
+
+
+@final
+class WithoutDataStudy(Study):
+    """Convolutional nets on digits with batch norm: channels left out, or rounded.
+
+    *Doubled* nets have a second convolution whose channels come in pairs, one a smaller multiple of
+    the other: half of them can be rebuilt.
+    """
+
+    name = "without-data"
+    title = "can weights alone rebuild what pruning and rounding take from channels?"
+    paper = "bai2023udfc"
+    fidelity = "the ridge is ours; three convolutions in place of deep nets"
+    data = "digits: nets of three convolutions, 1,000 rows to learn from, 797 to judge"
+    claims = (
+        Claim("pruned", "With 30 % of channels left out, rebuilding makes answers diverge less.",
+              "logarithm of the divergence of plain cuts over that with rebuilding"),
+        Claim("half", "With half of them left out, too.",
+              "logarithm of the divergence of plain cuts over that with rebuilding"),
+        Claim("six bits", "At six bits it does.",
+              "logarithm of the divergence of plain rounding over that with rebuilding"),
+        Claim("four bits", "At four bits it does.",
+              "logarithm of the divergence of plain rounding over that with rebuilding"),
+        Claim("doubled", "Where channels come in pairs, half of them go at a tenth of the cost.",
+              "logarithm of the divergence of plain cuts over that with rebuilding, less log 10"),
+    )  # fmt: skip
+    null = Claim("halves", "Plain cuts of 30 % cost the same on either half of the fresh rows.",
+                 "logarithm of the ratio of divergences")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Cut and round, with and without rebuilding."""
+        tick("a net")
+        found = conv_net(seed, tiny)
+        gains: dict[str, float] = {}
+        for share in SHARES:
+            tick(f"{share:.0%} left out")
+            gains[f"gain | {share:.0%}"] = self._gain(seed, tiny, DataFreeCompress(share))
+        for bits in WIDTHS:
+            tick(f"{bits} bits")
+            rule = DataFreeCompress(bits=bits, layers=EVERY)
+            gains[f"gain | {bits} bits"] = self._gain(seed, tiny, rule)
+        net = _doubled(found.model.module, seed)
+        rule = DataFreeCompress(0.5, ridge=1e-6, layers=(FIRST,))
+        plain = DataFreeCompress(0.5, refit=False, layers=(FIRST,))
+        doubled = [found.divergence(one, net=net) for one in (plain, rule)]
+        return {
+            "pruned": gains["gain | 30%"],
+            "half": gains["gain | 50%"],
+            "six bits": gains["gain | 6 bits"],
+            "four bits": gains["gain | 4 bits"],
+            "doubled": log_ratio(doubled[0], 10 * max(doubled[1], 1e-12)),
+            "halves": _halves(found),
+            **gains,
+        }
+
+    def _gain(self, seed: int, tiny: bool, rule: DataFreeCompress) -> float:
+        found = conv_net(seed, tiny)
+        plain = found.divergence(replace(rule, refit=False))
+        return log_ratio(plain, found.divergence(rule))
+
+
+def _halves(found: Shrunk) -> float:
+    batch = torch.cat([b.args[0] for b in found.fresh.batches(0, len(found.fresh))])
+    rule = DataFreeCompress(0.3, refit=False)
+    return log_ratio(*(
+        replace(found, fresh=open_inputs(found.model, batch[i::2])).divergence(rule)
+        for i in range(2)
+    ))  # fmt: skip
+
+
+def _doubled(net: Any, seed: int) -> Any:
+    """Return a net whose second convolution has each odd channel as a part of the even one.
+
+    Even channels are of one size, so that odd ones are the smallest.
+    """
+    new: Any = deepcopy(net)
+    conv, norm = new[4], new[5]
+    n = conv.out_channels // 2
+    times = 0.2 + 0.6 * torch.rand(n, generator=torch.Generator().manual_seed(seed))
+    size = conv.weight.detach().abs().flatten(1).sum(1) * norm.weight.detach().abs()
+    size = size / (norm.running_var + norm.eps).sqrt()
+    with torch.no_grad():
+        for part in (norm.weight, norm.bias):
+            part *= size.mean() / size
+        for part in (norm.weight, norm.running_var, norm.running_mean, conv.bias, conv.weight):
+            part[1::2] = part[::2]
+        norm.weight[1::2] *= times
+        norm.bias[1::2] = norm.bias[::2] * times
+        conv.weight[1::2] *= 0.5
+        conv.bias[1::2] *= 0.5
+        norm.running_mean[1::2] *= 0.5
+        norm.running_var[1::2] = 0.25 * (norm.running_var[1::2] + norm.eps) - norm.eps
+    return new
