@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from sonde.core import InputError
+from sonde.core import InputError, SondeWarning
 from sonde.layers import LinearAttention
 
 N = 11
@@ -55,7 +55,8 @@ def brute(layer, x, prefix):
 @pytest.mark.parametrize("feature", ["elu", "taylor"])
 @pytest.mark.parametrize("prefix", [0, 4, N])
 @torch.no_grad()
-def test_every_form_is_dense_attention(feature, projection, prefix):
+def test_every_form_is_dense_attention(feature, projection, prefix, monkeypatch):
+    monkeypatch.setattr("sonde.layers.linear_attention.BLOCK", 5)
     x = states()
     given = {"feature": feature, "prefix_projection": projection}
     found = [
@@ -88,12 +89,24 @@ def test_crosstalk_of_the_state():
     keys = normalize(torch.randn(draws, 1, n, d, generator=generator), dim=-1)
     values = torch.randn(draws, 1, n, d, generator=generator)
     start = torch.zeros(draws, 1, d, d)
-    state = causal_sums(keys.flip(2), keys, values, start, 5)  # the last query meets all keys
+    state, _ = causal_sums(keys.flip(2), keys, values, start, 5)  # the last query meets all keys
     error = state[:, 0, -1] - values[:, 0, 0]
     assert float(error.square().mean()) == pytest.approx((n - 1) / d, rel=0.05)
     orthonormal = torch.linalg.qr(torch.randn(d, n, generator=generator))[0].T[None, None]
-    whole = causal_sums(orthonormal.flip(2), orthonormal, values[:1], start[:1], 64)
+    whole, _ = causal_sums(orthonormal.flip(2), orthonormal, values[:1], start[:1], 64)
     torch.testing.assert_close(whole[0, 0, -1], values[0, 0, 0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_text_that_is_shorter_than_the_prefix_is_told():
+    layer, x = made(), states(rows=1, n=3)
+    with pytest.warns(SondeWarning, match="a prefix of 4 tokens for a text of 3"):
+        alone = layer(x, prefix=4)
+    padded, real = torch.cat([x, x], 1), torch.arange(6)[None] < 3
+    with pytest.warns(SondeWarning, match="a prefix of 4 tokens for a text of 3"):
+        found = layer(padded, real, prefix=4)
+    torch.testing.assert_close(found[:, :3], alone)
+    torch.testing.assert_close(alone, brute(layer, x, 3))
 
 
 def test_what_is_wrong_is_said():

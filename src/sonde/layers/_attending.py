@@ -7,6 +7,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sonde.layers.patterns import Grid
 
+PAIRS = 2**18
+"""Pairs of tokens whose weights are held at a time: 1 MiB, which stays in a processor's cache."""
+
 
 def by_group(
     q: Float[Tensor, "row head token width"],
@@ -73,28 +76,46 @@ def on_axes(
     If ``causal``, a token looks at those above it in its column and those to its left in its row,
     and not at itself; the first token looks at nothing and gets zeros.
     """
-    q = q * q.shape[-1] ** -0.5
-    q, k, v = (x.unflatten(2, grid) for x in (q, k, v))
-    along = q @ k.mT  # row head high wide key
-    down = q.transpose(2, 3) @ k.transpose(2, 3).mT  # row head wide high key
+    size = max(1, PAIRS // (grid[0] * grid[1] * max(grid)))
+    own = real.unflatten(1, grid).repeat_interleave(q.shape[1], 0)
+    flat = (x.unflatten(2, grid).flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, with_one(v)))
+    parts = zip(*(x.split(size) for x in (*flat, own)), strict=True)
+    made = torch.cat([_on_axes(*part, causal) for part in parts])
+    return made.flatten(1, 2).unflatten(0, q.shape[:2])
+
+
+def _on_axes(
+    q: Float[Tensor, "head high wide width"],
+    k: Float[Tensor, "head high wide width"],
+    v: Float[Tensor, "head high wide width+1"],
+    real: Bool[Tensor, "head high wide"],
+    causal: bool,
+) -> Float[Tensor, "head high wide width"]:
+    """Return what these heads see on their axes; the last of the values is one."""
+    along = q @ k.mT  # head high wide key
+    down = q.transpose(1, 2) @ k.transpose(1, 2).mT  # head wide high key
     if causal:
-        later = [torch.ones(n, n, dtype=torch.bool, device=q.device).triu() for n in grid]
-        along, down = (
-            along.masked_fill(later[1], -torch.inf),
-            down.masked_fill(later[0], -torch.inf),
+        high, wide = (
+            torch.ones(n, n, dtype=torch.bool, device=q.device).triu() for n in q.shape[1:3]
         )
+        along, down = along.masked_fill(wide, -torch.inf), down.masked_fill(high, -torch.inf)
     else:  # the row holds the token itself
         down.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
     if not bool(real.all()):
-        hidden = ~real.unflatten(1, grid)[:, None]
-        along = along.masked_fill(hidden[:, :, :, None], -torch.inf)
-        down = down.masked_fill(hidden.mT[:, :, :, None], -torch.inf)
+        along = along.masked_fill(~real[:, :, None], -torch.inf)
+        down = down.masked_fill(~real.mT[:, :, None], -torch.inf)
     top = torch.maximum(along.detach().amax(-1), down.detach().amax(-1).mT)
     top = top.clamp(min=torch.finfo(q.dtype).min).unsqueeze(-1)
-    along, down = (along - top).exp(), (down - top.transpose(2, 3)).exp()
-    total = along.sum(-1, keepdim=True) + down.sum(-1, keepdim=True).transpose(2, 3)
-    made = along @ v + (down @ v.transpose(2, 3)).transpose(2, 3)
-    return (made / torch.where(total > 0, total, torch.ones_like(total))).flatten(2, 3)
+    # in place: most of the time goes to new memory for the pairs
+    along, down = along.sub_(top).exp_(), down.sub_(top.transpose(1, 2)).exp_()
+    made = along @ v + (down @ v.transpose(1, 2)).transpose(1, 2)
+    made, total = made[..., :-1], made[..., -1:]
+    return made / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def with_one(v: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width+1"]:
+    """Return values with a column of ones, whose weighted sum is the sum of the weights."""
+    return torch.cat([v, torch.ones_like(v[..., :1])], -1)
 
 
 def over_pairs(

@@ -1,6 +1,7 @@
 """Attention without a softmax: a running sum instead of all pairs, for long texts."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -9,11 +10,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import elu, normalize
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeWarning
+from sonde.layers._attending import with_one
 from sonde.layers.layer import Layer
 
 FLOOR = 1e-6
+MAPS = ("key", "value")
 PREFIX_MAPS = ("prefix_key", "prefix_value")
+BLOCK = 1024
+"""Tokens whose queries, keys and values are held at a time."""
 
 
 @final
@@ -91,28 +96,47 @@ class LinearAttention(Layer):
         mask : Bool[Tensor, "row token"], optional
             True for real tokens.
         prefix : int, default=0
-            Tokens at the start that all tokens see. A model that predicts them sees its answer.
+            Tokens at the start that all tokens see. A model that predicts them sees its answer;
+            a text that is shorter than the prefix brings a warning.
         """
         if prefix < 0:
             raise InputError(f"LinearAttention: expected a prefix of 0 or more, got {prefix}.")
-        wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        q, k = (self._features(self._split(n, x).to(wide)) for n in ("query", "key"))
-        v = _with_one(self._split("value", x).to(wide))
-        k = k * real[:, None, :, None]
-        start = q.new_zeros(*q.shape[:2], q.shape[3], v.shape[3])
+        seen, state = real, self._empty(x)
         if prefix:
-            first = (real & (real.cumsum(1) <= prefix))[:, None, :, None]
-            if "prefix_key" in self.maps:
-                own_k = self._features(self._split("prefix_key", x).to(wide))
-                own_v = _with_one(self._split("prefix_value", x).to(wide))
-                start = (own_k * first).mT @ own_v
-            else:
-                start, k = (k * first).mT @ v, k * ~first
-        made = causal_sums(q, k, v, start, self.chunk)
-        heads = made[..., :-1] / made[..., -1:].clamp(min=FLOOR)
-        heads = heads.masked_fill(~real[:, None, :, None], 0.0).to(x.dtype)
-        return x + self.out(rearrange(heads, "row head token width -> row token (head width)"))
+            separate = "prefix_key" in self.maps
+            first = _first(real, prefix)
+            for part, early in self._blocks(x, first):
+                if bool(early.any()):
+                    k, v = self._memory(part, early, PREFIX_MAPS if separate else MAPS)
+                    state = state + k.mT @ v
+            seen = real if separate else real & ~first
+        parts: list[Tensor] = []
+        for part, keys, some in self._blocks(x, seen, real):
+            k, v = self._memory(part, keys, MAPS)
+            q = self._features(self._split("query", part).to(k.dtype))
+            sums, state = causal_sums(q, k, v, state, self.chunk)
+            heads = sums[..., :-1] / sums[..., -1:].clamp(min=FLOOR)
+            heads = heads.masked_fill(~some[:, None, :, None], 0.0).to(x.dtype)
+            heads = rearrange(heads, "row head token width -> row token (head width)")
+            parts.append(part + self.out(heads))
+        return torch.cat(parts, 1) if parts else x
+
+    def _blocks(self, *given: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the tensors block by block; all tokens at once for all pairs."""
+        size = max(self.chunk, BLOCK) if self.chunk else max(given[0].shape[1], 1)
+        return zip(*(x.split(size, 1) for x in given), strict=True)
+
+    def _memory(self, x: Tensor, seen: Tensor, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
+        """Return features of the keys, zero for tokens that are not seen, and the values."""
+        key, value = (self._split(name, x).to(_wide(x)) for name in names)
+        return self._features(key) * seen[:, None, :, None], with_one(value)
+
+    def _empty(self, x: Tensor) -> Tensor:
+        """Return the sums over no token."""
+        width = self.dim // self.heads
+        none = torch.zeros(1, width, dtype=_wide(x), device=x.device)
+        return none.new_zeros(len(x), self.heads, self._features(none).shape[1], width + 1)
 
     def _split(self, name: str, x: Tensor) -> Tensor:
         return rearrange(self.maps[name](x), "row token (h w) -> row h token w", h=self.heads)
@@ -131,17 +155,31 @@ def causal_sums(
     v: Float[Tensor, "row head token width"],
     start: Float[Tensor, "row head features width"],
     chunk: int,
-) -> Float[Tensor, "row head token width"]:
-    """Return ``q_i (start + sum_j<=i k_j v_j')``, chunk by chunk; 0 takes all tokens at once."""
+) -> tuple[Float[Tensor, "row head token width"], Float[Tensor, "row head features width"]]:
+    """Return ``q_i (start + sum_j<=i k_j v_j')`` and the sums after the last token.
+
+    Goes chunk by chunk; 0 takes all tokens at once.
+    """
     parts: list[Tensor] = []
-    n = q.shape[2]
-    for i in range(0, n, chunk or max(n, 1)):
-        a, b, c = (x[:, :, i : i + (chunk or n)] for x in (q, k, v))
+    for a, b, c in zip(*(x.split(chunk or max(x.shape[2], 1), 2) for x in (q, k, v)), strict=True):
         parts.append((a @ b.mT).tril() @ c + a @ start)
         start = start + b.mT @ c
-    return torch.cat(parts, 2) if parts else v
+    return torch.cat(parts, 2), start
 
 
-def _with_one(v: Tensor) -> Tensor:
-    """Return values with a column of ones, whose sums are the normaliser."""
-    return torch.cat([v, torch.ones_like(v[..., :1])], -1)
+def _wide(x: Tensor) -> torch.dtype:
+    """Return the type of the sums."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def _first(real: Tensor, prefix: int) -> Tensor:
+    """Return which tokens belong to the prefix; warn of a text that has fewer."""
+    counted = real.cumsum(1)
+    if real.shape[1] and (n := int(counted[:, -1].min())) < prefix:
+        warnings.warn(
+            f"LinearAttention: got a prefix of {prefix} tokens for a text of {n}. All tokens of "
+            "this text see each other.",
+            SondeWarning,
+            stacklevel=2,
+        )
+    return real & (counted <= prefix)
