@@ -76,6 +76,11 @@ class Stream(OneLine, ABC):
         """Sites that reading every site by default left out, each with the reason."""
         return ()
 
+    @property
+    def clearance(self) -> tuple[str, ...]:
+        """Access labels of the reader, who may score with states that have seen such rows."""
+        return ()
+
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
         """Return where units begin, and the end; rows on disk keep the units of their files."""
         return unit_bounds(self.group_keys, unit_size)

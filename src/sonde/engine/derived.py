@@ -56,6 +56,11 @@ class DerivedStream(Stream):
         """Sites that reading every site by default left out, each with the reason."""
         return self.inner.left_out
 
+    @property
+    def clearance(self) -> tuple[str, ...]:
+        """Access labels of the reader."""
+        return self.inner.clearance
+
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
         """Return where units begin, and the end."""
         return self.inner.units(unit_size)

@@ -18,6 +18,7 @@ from sonde.core.plan import UNIT_SIZE
 from sonde.core.site import POSITIONS, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.files.lock import holder_of
+from sonde.store._columns import CHOSEN
 from sonde.store._identity import appended, joined_identity, only_sites
 from sonde.store._select import matching_keys
 from sonde.store._subset import with_examples
@@ -240,6 +241,30 @@ class Store(Stream):
     def who(self, rows: Any, key: str | None = None) -> list[tuple[str, int, int]]:
         """Return (id, occurrence, position) of some rows of a site."""
         return self._shelf(key).who(rows)
+
+    def column(self, name: str | None) -> list[Any]:
+        """Return what a column of the data says of each example, in the planned order.
+
+        Parameters
+        ----------
+        name : str or None
+            A column that was given to ``write_store``; None gives the examples' own keys.
+
+        Raises
+        ------
+        InputError
+            If there is no such column.
+        """
+        for part in self._sets:
+            known = part.manifest.columns
+            if name is not None and name not in known:
+                raise InputError(
+                    f"Store.column: {part.directory} has no column {name!r}.{near(name, known)} It "
+                    f"has {', '.join(known) or 'none'}. Write it with --columns."
+                )
+        held = "key" if name is None else CHOSEN + name
+        tables = (table for part in self._sets for table in part.volumes[0].examples())
+        return [value for table in tables for value in table.column(held).to_pylist()]
 
     def _shelf(self, key: str | None) -> Shelf:
         name = self.schema[0].key if key is None else key

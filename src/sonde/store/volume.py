@@ -137,6 +137,22 @@ class Volume:
                     f"Store: units {span} in {self.directory} are damaged: {error}. {REPAIR}"
                 ) from error
 
+    def examples(self) -> Iterator[pa.RecordBatch]:
+        """Yield the table of examples batch by batch, with the chosen columns.
+
+        Raises
+        ------
+        StoreError
+            If a file is damaged.
+        """
+        for span in self.manifest.ranges():
+            file = self.file(EXAMPLES, span)
+            for i in range(file.n_batches):
+                try:
+                    yield file.batch(i, full=True)
+                except pa.ArrowException as error:
+                    raise StoreError(f"Store: {file.path} is damaged: {error}. {REPAIR}") from error
+
     def file(self, table: str, span: Span) -> MappedFile:
         """Return an open file; those of the last range stay open."""
         path = row_file(self.directory, table, span)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sonde.core.clearance import LABELS, joined_labels
 from sonde.core.errors import SondeWarning, StateError
 from sonde.core.hashing import rank_key
 from sonde.core.plan import Split
@@ -58,6 +59,7 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
     header = {
         **{name: value for name, value in a.header.items() if name != "group_draws"},
         **draws,
+        **({LABELS: labels} if (labels := joined_labels(a.header, b.header)) else {}),
         "model": _one_model(a.header["model"], b.header["model"]),
         "recipe": common(recipe_in(a.header), recipe_in(b.header)),
         "units": units,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core._shown import html_table, places, told
+from sonde.core.clearance import LABELS, joined_labels
 from sonde.core.errors import StateError
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import STATE_VERSION, Split
@@ -253,6 +254,22 @@ class Fitted:
         """
         states, header = joined(self._contents, other._contents)
         return replace(self, states=states, header=header)
+
+    def declassified(self, *labels: str) -> "Fitted":
+        """Return the bundle without some of its access labels, for readers who lack them.
+
+        Raises
+        ------
+        StateError
+            If the bundle has no such label.
+        """
+        own = joined_labels(self.header)
+        if unknown := {*labels} - {*own}:
+            raise StateError(
+                f"Fitted.declassified: expected labels among {', '.join(own) or 'none'}, got "
+                f"{', '.join(sorted(unknown))}."
+            )
+        return replace(self, header=self.header | {LABELS: [x for x in own if x not in labels]})
 
     @property
     def _contents(self) -> Bundle:

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+from sonde.core.clearance import LABELS, require_cleared
 from sonde.core.errors import SondeWarning, StateError
 from sonde.core.plan import Plan, Split
 from sonde.core.stream import Stream
@@ -58,6 +59,7 @@ def make_header(
         ],
         "units": units,
         "counters": dict(sorted(counters.items())),
+        **({LABELS: identity[LABELS]} if identity.get(LABELS) else {}),
         "data": {
             "fingerprint": units[0]["data"] if units else "",
             **counts_of(stream, split),
@@ -100,6 +102,7 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
         Naming the first thing that differs.
     """
     identity = stream.identity()
+    require_cleared(header, stream)
     if isinstance(stream, LiveStream):
         live, known = stream.model, header["model"]
         identity["config"] = known_config_hash(live.config, live.module, known.get("config"))

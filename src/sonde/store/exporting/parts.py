@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
-from sonde.core.errors import InputError, StoreError, near
+from sonde.core.errors import InputError, near
 from sonde.store._columns import CHOSEN
 from sonde.store.dataset import DataSet
-from sonde.store.layout import DATA, EXAMPLES
+from sonde.store.layout import DATA
 from sonde.store.reading import Store
 
 _KINDS = {
@@ -133,18 +133,11 @@ def _examples(store: Store, wanted: bool) -> Iterator[pa.RecordBatch | None]:
     """Yield the table of examples batch by batch, in step with the store's batches."""
     for part in data_sets(store):
         volume = part.volumes[0]
-        for span in volume.manifest.ranges():
-            if not wanted:
+        if wanted:
+            yield from volume.examples()
+        else:
+            for span in volume.manifest.ranges():
                 yield from [None] * sum(volume.record(span)["batches"])
-                continue
-            file = volume.file(EXAMPLES, span)
-            for i in range(file.n_batches):
-                try:
-                    yield file.batch(i, full=True)
-                except pa.ArrowException as error:
-                    raise StoreError(
-                        f"export: {file.path} is damaged: {error}. See sonde verify."
-                    ) from error
 
 
 def id_fields(store: Store, kinds: dict[str, str], grid: bool) -> list[pa.Field]:

@@ -1,0 +1,71 @@
+"""What may be written about people: texts are redacted before anything reads them.
+
+Ids are then hashes of redacted texts, and no file holds what was hidden. Patterns find what they
+name and nothing else; look at the redacted texts before you share what was made of them.
+"""
+
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, final
+
+from sonde.core.errors import InputError
+
+
+@final
+@dataclass(frozen=True)
+class Policy:
+    """Hides what patterns find in texts behind pseudonyms.
+
+    Parameters
+    ----------
+    patterns : tuple of str
+        Regular expressions of what must not be written.
+    key : bytes
+        Of the pseudonyms: the same text has the same pseudonym under one key, and another one
+        under another key. Drawn anew by default, and never written: who has it can test guesses.
+
+    Examples
+    --------
+    >>> policy = Policy((r"Ada|Grace", r"[0-9]{4,}"), key=b"0" * 16)
+    >>> told = policy.redacted("Ada called Ada, 5551234")
+    >>> told.count(policy.redacted("Ada")), "5551234" in told
+    (2, False)
+    """
+
+    patterns: tuple[str, ...]
+    key: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.patterns or not all(self.patterns):
+            raise InputError("Policy: expected patterns of what to hide, got none or an empty one.")
+
+    def redacted(self, value: Any) -> Any:
+        """Return a text, or the texts of a mapping, list or tuple, with pseudonyms.
+
+        Parameters
+        ----------
+        value : object
+            Numbers, bytes and the keys of mappings stay as they are.
+        """
+        if isinstance(value, str):
+            return self._pattern.sub(lambda found: self._pseudonym(found[0]), value)
+        if isinstance(value, dict):
+            return {name: self.redacted(x) for name, x in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self.redacted(x) for x in value)
+        return value
+
+    def rows(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """Yield the rows of a table, redacted."""
+        return map(self.redacted, rows)
+
+    def _pseudonym(self, text: str) -> str:
+        return f"[{blake2b(text.encode(), digest_size=6, key=self.key).hexdigest()}]"
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(f"(?:{pattern})" for pattern in self.patterns))

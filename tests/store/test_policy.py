@@ -1,0 +1,130 @@
+"""What is written about people, and whose rows a reader sees."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sonde
+from sonde import Fitted, Stream, merge
+from sonde.core import InputError, StateError
+from sonde.detect import Mahalanobis
+from sonde.run.workers.parts import StreamPart
+from sonde.store import Cleared, Policy, Store, write_store
+
+WIDTH = 4
+
+
+def stored(folder, seed_of_b=1, n=90, grouped=False):
+    """Rows of users a and b in turn, and every ninth of nobody; b's rows depend on the seed."""
+    user = [None if i % 9 == 0 else "ab"[i % 2] for i in range(n)]
+    rows = torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed_of_b))
+    theirs = torch.tensor([u == "b" for u in user])
+    rows = torch.where(theirs[:, None], other, rows)
+    ids = [f"{u}{i}" + (f"-{seed_of_b}" if u == "b" else "") for i, u in enumerate(user)]
+    columns: Any = {"ids": ids} | ({"group": [f"g{name}" for name in ids]} if grouped else {})
+    write_store(Stream.of({"0": rows}, **columns), folder, columns={"user": user}, unit_size=16)
+    return Store(folder), rows, user
+
+
+def fit(stream):
+    return sonde.fit(Mahalanobis(shrinkage=0.1), stream, calibrate=0.3, progress=False)
+
+
+@pytest.mark.truth("the visible rows alone, written in a store of their own")
+def test_a_reader_sees_the_rows_of_the_clearance_and_those_of_nobody(tmp_path):
+    store, rows, user = stored(tmp_path / "all")
+    seen = np.array([u != "b" for u in user])
+    stream = Cleared(store, "user", {"a"})
+    found = torch.cat([batch.rows["0"] for batch in stream])
+    assert torch.equal(found, rows[seen])
+    assert [int(i) for b in stream for i in b.order] == list(range(int(seen.sum())))
+    alone = Stream.of({"0": rows[seen]}, ids=[f"{user[i]}{i}" for i in np.flatnonzero(seen)])
+    one, two = fit(stream), fit(alone)
+    assert one.header["data"]["n_examples"] == two.header["data"]["n_examples"] == int(seen.sum())
+    mine, its = (next(iter(f.scorers.values())).score(rows) for f in (one, two))
+    torch.testing.assert_close(mine, its, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.truth("the same bytes whatever another user's rows are")
+@pytest.mark.parametrize("grouped", [False, True])
+def test_rows_that_a_reader_may_not_see_change_no_byte(tmp_path, grouped):
+    files = {}
+    for seed in (1, 2):
+        store = stored(tmp_path / f"{seed}", seed, grouped=grouped)[0]
+        for who in ("a", "b"):
+            path = tmp_path / f"{seed}{who}.sonde"
+            fit(Cleared(store, "user", {who})).save(path)
+            files[seed, who] = path.read_bytes()
+    assert files[1, "a"] == files[2, "a"]
+    assert files[1, "b"] != files[2, "b"]  # the rows do differ
+
+
+def test_labels_travel_with_what_was_fitted(tmp_path):
+    store = stored(tmp_path / "all")[0]
+    of = {who: Cleared(store, "user", {who}) for who in ("a", "b")}
+    both = Cleared(store, "user", {"a", "b"})
+    path = tmp_path / "a.sonde"
+    fit(of["a"]).save(path)
+    fitted = Fitted.load(path)
+    sonde.score(fitted, of["a"], progress=False)
+    part = StreamPart(of["a"], tuple(of["a"].units()))  # as workers get it
+    sonde.score(fitted, part, progress=False)
+    for reader in (of["b"], store):
+        with pytest.raises(StateError, match="rows with the labels a, for which this reader"):
+            sonde.score(fitted, reader, progress=False)
+    freed = fitted.declassified("a")
+    assert sonde.score(freed, store, progress=False).num_rows == len(store)
+    with pytest.raises(StateError, match="expected labels among a, got c"):
+        fitted.declassified("c")
+    copied = write_store(of["a"], tmp_path / "copy")
+    with pytest.raises(StateError, match="the labels a"):  # a copy keeps them, and clears nobody
+        sonde.score(fit(Store(copied)), Store(copied), progress=False)
+    sonde.score(fit(both), both, progress=False)
+
+
+def test_a_merged_state_has_the_labels_of_both(tmp_path):
+    parts = []
+    for k, who in enumerate("ab"):
+        rows = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(k))
+        stream = Stream.of({"0": rows}, ids=[f"{who}{i}" for i in range(40)])
+        write_store(stream, tmp_path / who, columns={"user": [who] * 40})
+        parts.append(Cleared(Store(tmp_path / who), "user", {who}))
+    merged = merge(*(fit(part) for part in parts))
+    for part in parts:
+        with pytest.raises(StateError, match=r"rows with the labels [ab], for which"):
+            sonde.score(merged, part, progress=False)
+
+
+def test_a_redacted_store_holds_none_of_the_names(tmp_path):
+    names = ("Zoltan", "5550199")
+    texts = [f"def call(): return {names[i % 2]!r}  # number {i}" for i in range(6)]
+    policy = Policy((r"\bZoltan\b", r"[0-9]{7}"))
+    rows = list(policy.rows({"text": text, "id": f"{text[18:26]}/{i}", "n": i}
+                            for i, text in enumerate(texts)))  # fmt: skip
+    assert [row["n"] for row in rows] == list(range(6))
+    stream = sonde.read("sonde:stdlib", rows, sites="blocks.0", reducer="tokens", id_column="id")
+    write_store(stream, tmp_path / "acts", columns={"text": [row["text"] for row in rows]})
+    fit(Store(tmp_path / "acts")).save(tmp_path / "acts" / "fitted.sonde")
+    files = [path for path in (tmp_path / "acts").rglob("*") if path.is_file()]
+    held = b"".join(path.read_bytes() for path in files)
+    assert not any(name.encode() in held for name in names)
+    pseudonym = policy.redacted("Zoltan")
+    assert pseudonym.encode() in held  # what is looked for would be found
+    assert pseudonym != Policy((r"\bZoltan\b",)).redacted("Zoltan")
+    assert policy.redacted("Zoltans") == "Zoltans"
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    with pytest.raises(InputError, match="patterns of what to hide, got none"):
+        Policy(())
+    store = stored(tmp_path / "all")[0]
+    with pytest.raises(InputError, match=r"no column 'users'.*Did you mean.*user"):
+        Cleared(store, "users", {"a"})
+    with pytest.raises(InputError, match="a set of labels, got the text 'a'"):
+        Cleared(store, "user", "a")
+    write_store(Stream.of({"0": torch.ones(3, 2)}), tmp_path / "b", columns={"user": ["b"] * 3})
+    with pytest.raises(InputError, match="none of 3 examples has a label among a, c in 'user'"):
+        Cleared(Store(tmp_path / "b"), "user", {"c", "a"})
