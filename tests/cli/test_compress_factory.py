@@ -1,4 +1,4 @@
-"""Models of a user's own function: compressed by every kind of method, opened, taken back."""
+"""Models of a user's own function: compressed by every kind, trained, opened, taken back."""
 
 import sys
 from pathlib import Path
@@ -110,6 +110,18 @@ def test_the_folder_opens_as_the_folded_model(rule):
     again = sonde.load("nets_of_mine:make@SMALL", device="cpu")
     torch.testing.assert_close(again.module(x()), plan.fold(model)(x()))
     assert again.processor is not None
+
+
+def test_a_training_writes_a_folder_that_opens_and_can_be_taken_back():
+    words = ("train", "nets_of_mine:make", "sonde:digits/train", "--limit", 48, "--held", 20)
+    terms = ("--terms", "rate_reduction", "--sites", "blocks.1", "--rate", 1e-2, "--alone")
+    told = run_words(*words, *terms, "-o", "NEW", "--json").json()
+    (term,) = told["terms"]
+    assert term["with"] < term["before"]
+    old = sonde.load("nets_of_mine:make", device="cpu").module(x())
+    assert not torch.equal(sonde.load("nets_of_mine:make@NEW", device="cpu").module(x()), old)
+    undo("NEW", "OLD")
+    assert torch.equal(sonde.load("nets_of_mine:make@OLD", device="cpu").module(x()), old)
 
 
 def test_a_folder_names_its_function_and_runs_none():

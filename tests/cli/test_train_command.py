@@ -24,10 +24,31 @@ def test_both_arms_a_page_a_model_and_the_way_back(run, tmp_path):
     assert run("edit", "undo", new, "-o", tmp_path / "OLD").code == 0
 
 
+def test_maps_of_attention_and_an_average_of_the_model_itself(tmp_path):
+    terms = (
+        "--terms",
+        "attention_entropy,align(distance='mse')",
+        "--sites",
+        "blocks.1",
+        "blocks.2",
+    )
+    more = ("--teacher", "ema", "--rate", 1e-3, "--epochs", 1, "--weight", 3)
+    words = ("train", "sonde:digits", "sonde:digits/train", "--limit", 64, "--held", 30)
+    told = run_words(*words, *terms, *more, "-o", tmp_path / "NEW", "--json").json()
+    entropy, align = told["terms"]
+    assert entropy["term"] == "AttentionEntropy(blocks.1:probs)"
+    assert entropy["with"] < entropy["without"]
+    assert align["term"] == "Align(blocks.2, teacher:blocks.2)"
+    assert len({align[name] for name in ("before", "with", "without")}) == 3
+
+
 def test_the_list_says_what_losses_need(run):
     said = run("train", "--list").out
     assert "rate_reduction" in said
     assert "x, label" in said
+    (line,) = [line for line in said.splitlines() if "attention_entropy" in line]
+    assert "probs" in line
+    assert "Python only" not in line
 
 
 @pytest.mark.parametrize(

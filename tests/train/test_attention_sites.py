@@ -143,3 +143,18 @@ def test_one_head_other_ports_and_a_port_that_is_no_attention():
         training(models.mlp(), {"0:probs": kept}),
     ):
         pass
+
+
+@pytest.mark.truth("the loss on the maps of the eager model, weighted by examples")
+def test_maps_of_other_lengths_are_evaluated_batch_by_batch():
+    net, loss = models.gpt2(), AttentionEntropy(0.2, 0.05, learned=False)
+    long, short = (texts(left=False)["input_ids"][:n, :m] for n, m in ((3, 7), (1, 4)))
+    with training(net, {"blocks.1:probs": loss}) as terms:
+        (found,) = terms.evaluate([({"input_ids": long}, {}), ({"input_ids": short}, {})]).values()
+    net.set_attn_implementation("eager")
+    values = []
+    for ids in (long, short):
+        maps = net(input_ids=ids, output_attentions=True).attentions[1]
+        seen = in_sight(torch.ones_like(ids), causal=True)
+        values.append(float(loss(maps, seen).detach()))
+    assert found == pytest.approx((3 * values[0] + values[1]) / 4, rel=1e-5)

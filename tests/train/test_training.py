@@ -175,3 +175,36 @@ def test_what_cannot_train_says_so():
         net(x * torch.inf)
         with pytest.raises(InputError, match="6 of 6 rows of 0:out are not finite at step 0"):
             terms.loss(label=LABEL)
+
+
+@pytest.mark.truth("each loss on the rows of all examples, read by hand in eval mode")
+def test_evaluation_is_the_loss_of_all_rows_and_leaves_the_training_alone():
+    net, x = models.cnn().train(), pictures()
+    net.act1 = nn.Sequential(net.act1, nn.Dropout(0.5))
+    losses = {"conv1": RateReduction(), ("conv1", "conv2"): Separate("joint_entropy")}
+    with training(net, losses, weight={"conv1": StopAt(0.3, 1), ("conv1", "conv2"): 0.1}) as terms:
+        (net(x).square().mean() + terms.loss(label=LABEL)).backward()
+        terms.step()
+        n_hooks = terms.n_hooks
+        parts = [((x[:4],), {"label": LABEL[:4]}), (x[4:], {"label": LABEL[4:]})]
+        found = terms.evaluate(parts)
+        assert (terms.n_hooks, terms.n_steps, net.training, net.act1.training) == (2, 1, True, True)
+        assert n_hooks == 2  # the first loss is over, and is evaluated
+        net(x)
+        with pytest.raises(StateError, match="a forward waits for its loss"):
+            terms.evaluate(parts)
+        terms.loss(label=LABEL)
+        with pytest.raises(StateError, match="one batch or more, got none"):
+            terms.evaluate([])
+        with pytest.raises(InputError, match="a tuple or a mapping of arguments as inputs, got"):
+            terms.evaluate([([x], {})])
+    with pytest.raises(InputError, match="the teacher is the model itself"):
+        training(net, losses, teacher=net).__enter__()
+    net.eval()
+    with torch.no_grad():
+        a = net.conv1(x)
+        rows = a.mean((2, 3))  # the next module writes into its input
+        other = net.conv2(net.act1(a)).mean((2, 3))
+    expected = [RateReduction()(rows, LABEL), Separate("joint_entropy")(rows, other)]
+    assert list(found.values()) == pytest.approx([float(one) for one in expected], rel=1e-5)
+    assert terms.evaluate(parts) == found  # behind the block too

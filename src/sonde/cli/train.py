@@ -24,7 +24,8 @@ class Train:
     The model is trained on its task (labels, or next tokens) with the losses, and beside it in the
     same way without them: same rows, order and steps. The page tells apart whether the losses fell
     and whether the task gained, on examples that trained nothing. Stopped, the same command goes on
-    where it was. `sonde train --list` says what each loss needs and is for.
+    where it was. `sonde train --list` says what each loss needs and is for. What is made of
+    package.module:factory is opened by package.module:factory@NEW.
 
     Example: sonde train sonde:digits sonde:digits/train --terms rate_reduction --sites blocks.1
     -o NEW
@@ -50,7 +51,10 @@ class Train:
     ] = ()
     weight: Annotated[float, tyro.conf.arg(help="weight of each loss beside the task")] = 0.1
     teacher: Annotated[
-        str | None, named("MODEL", "a model whose states at the same site are learned from")
+        str | None,
+        named(
+            "MODEL", "a model whose states are learned from; ema: an average of the model itself"
+        ),
     ] = None
     scope: Annotated[
         str,
@@ -85,13 +89,18 @@ class Train:
         from sonde.run.fine_tuning.document import train_document
         from sonde.run.fine_tuning.losses import attached
         from sonde.run.passes.directory import run_directory
+        from sonde.tap.training.terms import EMA
         from sonde.weights import save_edited
-        from sonde.weights.folder import check_output, folder_of
+        from sonde.weights.factory_folder import source_folder
+        from sonde.weights.folder import ModelFolder, check_output
         from sonde.weights.tuning import plan_of, require_truth
 
         model = load(self.model, device=self.device)
-        check_output(output, folder_of(model))
-        teacher = None if self.teacher is None else load(self.teacher, device=self.device)
+        with source_folder(model) as source:
+            check_output(output, ModelFolder.open(source).path)
+        teacher = self.teacher
+        if teacher not in (None, EMA):
+            teacher = load(teacher, device=self.device)
         losses = attached(self.terms or "", self.sites, has_teacher=teacher is not None)
         ours, held = self._examples(model)
         require_truth("sonde train", model, examples=ours.first(64), held=held.first(64))
@@ -121,10 +130,10 @@ class Train:
             recipe,
             names=self._names(output),
             n_trained=len(ours),
-            teacher=teacher,
         )
         plan = plan_of(model, pairs[0][0].module, "train", loss=document["gain"]["loss"]["value"])
-        saved = save_edited(model, plan, output, name=self.model)
+        with source_folder(model) as source:
+            saved = save_edited(source, plan, output, name=self.model)
         _forget(kept)
         wrote = f"{output}, {page}, and {saved.patch} to take it back"
         present(document, self.printing, page, wrote)

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import InputBatch, Model
@@ -26,7 +27,7 @@ from sonde.engine.steps import Descent
 from sonde.files.durable import atomic_write
 from sonde.tap import RowLosses
 from sonde.tap.decoding.layers import ModelBlocks
-from sonde.tap.training.terms import Terms, training
+from sonde.tap.training.terms import EMA, Terms, moving_average, training
 from sonde.weights.tuning import row_losses, with_copy
 
 SAVED_EVERY_SECONDS = 60.0
@@ -69,11 +70,17 @@ class Arm:
     curve : list of dict
         For each step ``step``, ``task`` (nats) and the value of each loss by its name; where they
         were measured ``conflict``, the cosine of the gradients of task and losses.
+    teacher : Model, optional
+        What losses compare with.
+    average : AveragedModel, optional
+        The moving average of the copy, if that is the teacher.
     """
 
     module: nn.Module
     losses: Losses
     curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    teacher: Model | None = None
+    average: AveragedModel | None = None
 
 
 def train_arm(
@@ -82,7 +89,7 @@ def train_arm(
     losses: Losses,
     recipe: Recipe,
     *,
-    teacher: Model | None = None,
+    teacher: Model | Literal["ema"] | None = None,
     checkpoint: Path | None = None,
     label: str = "train",
     progress: bool = True,
@@ -98,7 +105,8 @@ def train_arm(
     losses : mapping of site or sites to nn.Module
         None of them: the task alone. The mapping's modules are not changed.
     recipe : Recipe
-    teacher : Model, optional
+    teacher : Model or "ema", optional
+        "ema": the moving average of the copy itself, with or without losses.
     checkpoint : path, optional
         File to go on from, written every minute and when the training is interrupted.
     label : str
@@ -115,10 +123,15 @@ def train_arm(
     trainee = row_losses(replace(model, module=module), module, examples)
     own = {key: copy.deepcopy(loss) for key, loss in losses.items()}
     n_batches = -(-len(examples) // examples.batch_size)
-    arm, signature = Arm(module, own), _signature(examples, recipe, own)
+    average = moving_average(module) if teacher == EMA else None
+    other = teacher if isinstance(teacher, Model) else None
+    if average is not None:
+        other = replace(model, module=average.module)
+    arm = Arm(module, own, teacher=other, average=average)
+    signature = f"{_signature(examples, recipe, own)} {average is not None}"
     with (
         Bar(label, recipe.epochs * len(examples), shown=progress, keeps=True) as bar,
-        _attached(module, own, recipe.weight, teacher) as terms,
+        _attached(arm, recipe.weight) as terms,
     ):
         moved = [p for p in module.parameters() if p.requires_grad]
         if terms is not None:
@@ -138,18 +151,19 @@ def train_arm(
                         arm.curve.append(
                             _step(trainee, terms, descent, batch, first=number % n_batches == 0)
                         )
+                    if terms is None and average is not None:
+                        average.update_parameters(module)
                     keeper.tick()
                     bar.advance(len(batch))
     return arm
 
 
-def _attached(
-    module: nn.Module, losses: Losses, weight: float, teacher: Model | None
-) -> AbstractContextManager[Terms | None]:
+def _attached(arm: Arm, weight: float) -> AbstractContextManager[Terms | None]:
     """Return the losses at their sites while they are open; None if there are no losses."""
-    if not losses:
+    if not arm.losses:
         return nullcontext()
-    return training(module, losses, weight=weight, teacher=teacher and teacher.module)
+    teacher = arm.teacher if arm.average is None else arm.average
+    return training(arm.module, arm.losses, weight=weight, teacher=teacher)
 
 
 def scoped(module: nn.Module, scope: str) -> None:
@@ -284,6 +298,8 @@ class _Keeper:
                 f"{self._path.parent}, or choose another output."
             )
         self._arm.module.load_state_dict(held["module"])
+        if self._arm.average is not None and self._terms is None:
+            self._arm.average.load_state_dict(held["average"])
         self._descent.load_state_dict(held["descent"])
         if self._terms is not None:
             self._terms.load_state_dict(held["terms"])
@@ -298,6 +314,7 @@ class _Keeper:
             "signature": self._signature,
             "module": self._arm.module.state_dict(),
             "descent": self._descent.state_dict(),
+            "average": None if self._arm.average is None else self._arm.average.state_dict(),
             "terms": None if self._terms is None else self._terms.state_dict(),
             "curve": self._arm.curve,
         }

@@ -1,7 +1,8 @@
 """What a fine-tuning with losses at sites gained, as JSON ``sonde-train/1``."""
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import fmean
 from typing import Any, Final
 
@@ -30,7 +31,6 @@ def train_document(
     *,
     names: Mapping[str, Any],
     n_trained: int,
-    teacher: Model | None = None,
 ) -> dict[str, Any]:
     """Return the JSON of one fine-tuning.
 
@@ -47,10 +47,9 @@ def train_document(
         What the user typed: ``model``, ``data``, ``terms``, ``sites``, ``output``.
     n_trained : int
         Examples that were trained on.
-    teacher : Model, optional
     """
     before = task_figures(model, model.module, held)
-    seeds = [_seed(model, held, before, pair, teacher) for pair in pairs]
+    seeds = [_seed(model, held, before, pair) for pair in pairs]
     first, plain = pairs[0]
     sites = {
         name: [site.json() for site in inside(model, arm.module, held)]
@@ -67,7 +66,7 @@ def train_document(
         "before": {told: compared(before, None, name) for name, told in FIGURES.items()},
         "seeds": seeds,
         "gain": {told: _gain(seeds, told) for told in FIGURES.values()},
-        "terms": _terms(model, held, pairs, seeds, teacher),
+        "terms": _terms(model, held, pairs, seeds),
         "sites": sites,
         "curves": {
             name: thinned(arm.curve)
@@ -85,7 +84,6 @@ def _seed(
     held: ItemInputs,
     before: TaskFigures,
     pair: tuple[Arm, Arm | None],
-    teacher: Model | None,
 ) -> dict[str, Any]:
     """Return the figures of both arms of one seed, and of their difference."""
     arms = dict(zip(("with", "without"), pair, strict=True))
@@ -100,7 +98,7 @@ def _seed(
         },
         "gain": {told: compared(tasks["with"], other, field) for field, told in FIGURES.items()},
         "terms": {
-            name: term_values(model, arm.module, held, pair[0].losses, teacher)
+            name: term_values(model, arm.module, held, pair[0].losses, arm.teacher)
             for name, arm in arms.items()
             if arm is not None
         },
@@ -118,10 +116,12 @@ def _terms(
     held: ItemInputs,
     pairs: Sequence[tuple[Arm, Arm | None]],
     seeds: Sequence[Mapping[str, Any]],
-    teacher: Model | None,
 ) -> list[dict[str, Any]]:
     """Return each loss before the training and after it, with the loss and without."""
     first, plain = pairs[0]
+    teacher = first.teacher
+    if first.average is not None:  # it began as the model
+        teacher = replace(model, module=copy.deepcopy(model.module))
     before = term_values(model, model.module, held, first.losses, teacher)
     return [
         {

@@ -14,6 +14,7 @@ from sonde.metrics.intervals import Bootstrap, measured
 from sonde.run.fine_tuning.arms import Losses
 from sonde.tap import live_stream
 from sonde.tap.training.places import TEACHER
+from sonde.tap.training.terms import training
 from sonde.weights.tuning import row_losses
 
 
@@ -77,18 +78,32 @@ def term_values(
 ) -> dict[str, float]:
     """Return the value of each loss on the rows of all held-out examples together.
 
-    Losses that learned something themselves are taken as they are given.
+    Rows are read as `sonde fit` reads them; maps of attention batch by batch, as
+    ``Terms.evaluate`` does. Losses that learned something are taken as they are given.
     """
     label = torch.cat([batch.label for batch in held.batches(0, len(held))])
     found = {}
     for key, loss in losses.items():
         sites = (key,) if isinstance(key, str) else key
+        name = f"{type(loss).__name__}({', '.join(sites)})"
+        if any(site.endswith(":probs") for site in sites):
+            found[name] = _of_maps(module, held, {key: loss}, teacher)
+            continue
         rows = [_rows(model, module, held, site, teacher) for site in sites]
         takes_label = "label" in inspect.signature(loss.forward).parameters
         with torch.no_grad():
             value = loss(*rows, **({"label": label} if takes_label else {}))
-        found[f"{type(loss).__name__}({', '.join(sites)})"] = float(value)
+        found[name] = float(value)
     return found
+
+
+def _of_maps(module: nn.Module, held: ItemInputs, loss: Losses, teacher: Model | None) -> float:
+    batches = held.batches(0, len(held))
+    with training(module, loss, teacher=teacher) as terms:
+        (value,) = terms.evaluate(
+            ((*b.args, b.kwargs), {"label": b.label}) for b in batches
+        ).values()
+    return value
 
 
 def _rows(

@@ -12,8 +12,8 @@ from sonde.core.errors import InputError, near
 from sonde.run.instruments.families import snake_case
 from sonde.run.instruments.words import parse_methods
 
-GIVEN = ("x", "y", "label")
-"""What the command can give a loss: rows of one or two sites, and labels."""
+GIVEN = ("x", "y", "probs", "label")
+"""What the command can give a loss: rows of one or two sites, maps of attention, and labels."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def listed() -> list[Listed]:
     found = []
     for word, kind in _kinds().items():
         needs = _needs(kind)
-        if "x" in needs:
+        if {"x", "probs"} & {*needs}:
             found.append(Listed(word, needs, (inspect.getdoc(kind) or "").split("\n")[0]))
     return sorted(found, key=lambda one: one.word)
 
@@ -109,7 +109,7 @@ def _key(loss: nn.Module, site: str, has_teacher: bool) -> str | tuple[str, ...]
     if "y" not in needs:
         if len(pair) > 1:
             raise InputError(f"--sites: {word} reads one site, got {site}.")
-        return site
+        return f"{site}:probs" if "probs" in needs and ":" not in site else site
     if len(pair) == 2:
         return pair
     if len(pair) > 2 or not has_teacher:

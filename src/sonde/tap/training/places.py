@@ -1,6 +1,7 @@
 """Sites of a model, and of its teacher, that losses read or change while the model trains."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -76,6 +77,11 @@ class Place:
         return self.site.port == "probs" and (self.site.key or "0").isdigit()
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it holds states or maps as they are, not rows of one width."""
+        return self.site.port != WEIGHT and (self.is_map or self.reducer is None)
+
+    @property
     def brought(self) -> list[Tensor]:
         """What the forwards brought, or the parameter that it names, which no forward makes."""
         if self.site.port != WEIGHT:
@@ -117,7 +123,7 @@ class Places:
         self._meaning, self._decodes = MaskMeaning(), False
         self._open: list[Session] = []
         self._active: list[Place] = []
-        self.n_forwards = 0
+        self.n_forwards, self._always = 0, False
 
     @property
     def n_hooks(self) -> int:
@@ -194,6 +200,25 @@ class Places:
         while self._open:
             self._open.pop().__exit__(None, None, None)
 
+    @contextmanager
+    def reading(self, places: Iterable[Place]) -> Iterator[None]:
+        """Read these places in forwards without gradients too, and go back to those before."""
+        was_open, before = bool(self._open), self._active
+        self._always = True
+        try:
+            self.open(places)
+            yield
+        finally:
+            self._always = False
+            self.close()
+            if was_open:
+                self.open(before)
+            self.forget()
+
+    @property
+    def _reads(self) -> bool:
+        return self._always or torch.is_grad_enabled()
+
     def forget(self) -> None:
         """Drop what was read."""
         self.n_forwards = 0
@@ -213,7 +238,7 @@ class Places:
             place.now = []
 
     def _after(self, place: Place, output: Any) -> Any:
-        if not (torch.is_grad_enabled() or place.is_teachers):
+        if not (self._reads or place.is_teachers):
             return None
         if place.change is not None:
             return self._changed(place, output)
@@ -225,7 +250,7 @@ class Places:
         return None
 
     def _before(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled() or place.is_teachers:
+        if self._reads or place.is_teachers:
             leaf = find_input(place.module, args, kwargs, place.site.key)[1]
             self._keep(place, self._rows(place, leaf, leaf), None)
 
@@ -258,7 +283,7 @@ class Places:
 
     def _finish(self) -> None:
         """Take the rows of a forward that gradients will run through, and ask the teacher."""
-        if not torch.is_grad_enabled():
+        if not self._reads:
             return
         self.n_forwards += 1
         reading = [place for place in self._active if place.change is None]

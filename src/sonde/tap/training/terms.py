@@ -18,6 +18,7 @@ from sonde.core.errors import InputError, SiteError, SondeWarning, StateError, n
 from sonde.core.inputs import Model
 from sonde.core.schedule import Constant
 from sonde.files.durable import atomic_write
+from sonde.tap.training.evaluating import Batches, evaluated
 from sonde.tap.training.places import Place, Places
 from sonde.tap.training.ranks import averaged, gathered_views, n_ranks
 from sonde.tap.training.term import Reduced, Term, Weight, check_column, made_term, repeated
@@ -148,6 +149,31 @@ class Terms:
         if total is None:
             return torch.zeros((), device=next(self.module.parameters()).device)
         return total
+
+    def evaluate(self, batches: Batches) -> dict[str, float]:
+        """Return the value of each loss on held-out batches, without gradients and in eval mode.
+
+        A loss of rows is computed once, on the rows of all batches together, so that it does not
+        depend on their size. A loss of whole states or maps of attention is computed batch by
+        batch; the result is the mean, weighted by examples. Nothing of the training moves.
+
+        Parameters
+        ----------
+        batches : iterable of (inputs, columns)
+            ``inputs`` is the model's argument, a mapping of arguments by name, or a tuple of
+            arguments whose last may be such a mapping; ``columns`` are those that ``loss`` takes,
+            such as ``{"label": y}``.
+
+        Raises
+        ------
+        StateError
+            If rows of a forward wait for ``loss``, or there is no batch.
+        """
+        if self._places.n_forwards:
+            raise StateError("Terms.evaluate: a forward waits for its loss. Call loss(...) before.")
+        terms = [term for term in self._terms if term.has_value]
+        found = evaluated(self.module, self._places, terms, batches, self._arguments)
+        return dict(zip((term.name for term in terms), found, strict=True))
 
     def step(self) -> None:
         """Go on to the next step; call it after the optimiser's own.
@@ -349,6 +375,8 @@ class Terms:
                     f"training: {n_broken} of {len(x)} rows of {place.name} are not finite at step "
                     f"{self.n_steps}. Lower the rate, or look at the inputs of this step."
                 )
+        if not torch.is_grad_enabled():
+            return
         trains = any(x.requires_grad for x in rows) or any(
             p.requires_grad for p in term.loss.parameters()
         )
@@ -415,8 +443,12 @@ def training(
     if isinstance(teacher, str):
         if teacher != EMA:
             raise InputError(f"training: expected a model or 'ema' as teacher, got {teacher!r}.")
-        teacher = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+        teacher = moving_average(module)
     other = teacher.module if isinstance(teacher, Model) else teacher
+    if other is module:
+        raise InputError(
+            "training: the teacher is the model itself. Pass a copy of it, or 'ema' for an average."
+        )
     if not losses:
         raise InputError("training: expected at least one loss, got none.")
     terms = Terms(module, losses, weight, other, reducer)
@@ -425,6 +457,11 @@ def training(
         yield terms
     finally:
         terms.close()
+
+
+def moving_average(module: nn.Module) -> AveragedModel:
+    """Return the moving average of a model's own weights, as ``teacher="ema"`` keeps it."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
 
 
 def _own_names(terms: list[Term]) -> str:
