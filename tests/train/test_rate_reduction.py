@@ -36,6 +36,32 @@ def test_the_measure_reports_the_same_number():
         assert -loss == pytest.approx(rate_reduction(x, label, eps2=eps2).value, rel=3e-6)
 
 
+@pytest.mark.truth("one batch of all rows that the average holds, each with its weight")
+def test_an_average_over_batches_is_a_larger_batch():
+    x, label = rows()
+    loss = RateReduction(0.3, average=0.5).double()
+    first, second = slice(0, 23, 2), slice(1, 23, 2)
+    for part in (first, second):  # two parts of one step
+        loss(x[part].double(), label[part])
+    loss.step()
+    y = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y.requires_grad_()
+    value = loss(y, torch.full((4,), 4))  # a class that was not there
+    every = torch.cat([x[:21].double(), y, y])  # the rows before count half
+    whole = RateReduction(0.3)(every, torch.cat([label[:21], torch.full((8,), 4)]))
+    assert float(value.detach()) == pytest.approx(float(whole.detach()), rel=1e-9)
+    (found,), (expected,) = (torch.autograd.grad(one, y) for one in (value, whole))
+    n_held = 21 * 0.5 + 4
+    torch.testing.assert_close(found, expected * n_held / 4)
+    again = RateReduction(0.3, average=0.5).double()
+    again.load_state_dict(loss.state_dict())
+    assert torch.equal(again(y, torch.full((4,), 4)), value)
+    loss.eval()
+    assert float(loss(x.double(), label)) == pytest.approx(
+        float(RateReduction(0.3)(x.double(), label)), rel=1e-9
+    )
+
+
 def test_one_class_is_refused():
     with pytest.raises(InputError, match="expected rows of two classes or more, got 1"):
         RateReduction()(torch.randn(4, 2), torch.tensor([3, 3, -1, 3]))

@@ -1,10 +1,10 @@
 """Spread the classes over different directions, and each class over many (rate reduction).
 
-For representations that are to be used linearly. In small batches the rate is biased upwards; the
-measure of the same name, fitted on all rows, says what was reached.
+For representations that are to be used linearly. In small batches the rate is biased upwards, which
+``average`` takes away; the measure of the same name, fitted on all rows, says what was reached.
 """
 
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -24,14 +24,19 @@ class RateReduction(nn.Module):
 
     Range        [-R, 0], nats; lower = classes in more different directions.
     Cost         O(classes dim^3) a step.
-    Assumes      two classes or more in the batch; rows with label -1 are left out.
-    Differs      from the paper: for one row, not summed over rows.
+    Assumes      two classes or more in the batch; rows with label -1 are left out. With ``average``
+                 classes numbered from 0, and two in what it holds.
+    Differs      from the paper: for one row, not summed over rows; the moving average is ours.
     Batching     log_mean: the value depends on the number of rows of the batch.
 
     Parameters
     ----------
     eps2 : float, default=0.5
         Squared error of a row that is tolerated.
+    average : float, default=0.0
+        Share of the earlier batches' second moments that a step keeps, as if a batch had
+        ``1 / (1 - average)`` times as many rows. A row's gradient is as large as without. In eval
+        mode the given rows count alone.
 
     References
     ----------
@@ -40,25 +45,68 @@ class RateReduction(nn.Module):
 
     paper: ClassVar[str] = "yu2020mcr2"
     batching: ClassVar[str] = "log_mean"
-    examples: ClassVar[tuple[dict, ...]] = ({}, {"eps2": 0.1})
+    examples: ClassVar[tuple[dict, ...]] = ({}, {"eps2": 0.1}, {"average": 0.8})
+    sums: Tensor
+    n: Tensor
 
-    def __init__(self, eps2: float = 0.5) -> None:
+    def __init__(self, eps2: float = 0.5, average: float = 0.0) -> None:
         super().__init__()
-        if not eps2 > 0:
-            raise InputError(f"RateReduction: expected eps2 above 0, got {eps2}.")
-        self.eps2 = eps2
+        if not (eps2 > 0 and 0 <= average < 1):
+            raise InputError(
+                f"RateReduction: expected eps2 above 0 and average in [0, 1), got {eps2} and "
+                f"{average}."
+            )
+        self.eps2, self.average = eps2, average
+        self.register_buffer("sums", torch.zeros(0, 1, 1))
+        self.register_buffer("n", torch.zeros(0))
+        self._coming = self.sums, self.n
+        self.register_load_state_dict_pre_hook(_as_large)
 
     def forward(self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"]) -> Float[Tensor, ""]:
         """Return the negative rate reduction of rows with labels."""
         kept = label >= 0
         rows, label = normalize(x[kept], dim=1), label[kept]
         classes, of = label.unique(return_inverse=True)
-        if len(classes) < 2:
+        parts = [rows[of == k] for k in range(len(classes))]
+        n = torch.bincount(of, minlength=len(classes)).to(rows)
+        sums = torch.stack([part.T @ part for part in parts]) if parts else rows.new_zeros(0, 1, 1)
+        if self.average and self.training:
+            self._coming = _added(self._coming, sums.detach(), n, classes)
+            sums, n = _added((self.sums, self.n), sums, n, classes)
+            sums, n = sums[n > 0], n[n > 0]
+        if len(n) < 2:
             raise InputError(
-                f"RateReduction: expected rows of two classes or more, got {len(classes)}. Draw "
+                f"RateReduction: expected rows of two classes or more, got {len(n)}. Draw "
                 "batches that mix classes."
             )
-        parts = [rows[of == k] for k in range(len(classes))]
-        seconds = torch.stack([part.T @ part / len(part) for part in parts])
-        share = torch.bincount(of).to(rows) / len(rows)
-        return -rate_gain(seconds, share, x.shape[1] / self.eps2)[0]
+        seconds, share = sums / n[:, None, None], n / n.sum()
+        value = -rate_gain(seconds, share, x.shape[1] / self.eps2)[0]
+        # a row is one of n.sum(), and stands for the rows of a whole batch
+        return value + (n.sum() / len(rows) - 1) * (value - value.detach())
+
+    def step(self) -> None:
+        """Keep a share of what was seen for the next step."""
+        if self.average:
+            sums, n = self._coming
+            self.sums, self.n = self.average * sums, self.average * n
+            self._coming = self.sums, self.n
+
+
+def _added(
+    before: tuple[Tensor, Tensor], sums: Tensor, n: Tensor, classes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return sums and counts by the number of the class, those before included."""
+    size = max(len(before[1]), int(classes.max()) + 1 if len(classes) else 0)
+    all_sums, all_n = sums.new_zeros(size, *sums.shape[1:]), n.new_zeros(size)
+    if len(before[1]):
+        all_sums[: len(before[1])], all_n[: len(before[1])] = before
+    return all_sums.index_add(0, classes, sums), all_n.index_add(0, classes, n)
+
+
+def _as_large(loss: RateReduction, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Make room for as many classes as the state holds; states of earlier versions hold none."""
+    for name in ("sums", "n"):
+        own = loss.get_buffer(name)
+        saved = state.setdefault(f"{prefix}{name}", own)
+        setattr(loss, name, saved.to(own.device, copy=True))
+    loss._coming = loss.sums, loss.n

@@ -1,5 +1,6 @@
 """What a fine-tuning reached on held-out examples: the task, and the losses at sites."""
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -92,7 +93,7 @@ def term_values(
         rows = [_rows(model, module, held, site, teacher) for site in sites]
         takes_label = "label" in inspect.signature(loss.forward).parameters
         with torch.no_grad():
-            value = loss(*rows, **({"label": label} if takes_label else {}))
+            value = copy.deepcopy(loss).eval()(*rows, **({"label": label} if takes_label else {}))
         found[name] = float(value)
     return found
 

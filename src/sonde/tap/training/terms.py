@@ -298,7 +298,9 @@ class Terms:
 
     def _tell_accumulated(self) -> None:
         for term in self._terms:
-            if term.told("batching", "") == "log_mean" and not term.told("memory", 0):
+            if term.told("batching", "") == "log_mean" and not (
+                term.told("memory", 0) or term.told("average", 0)
+            ):
                 warnings.warn(
                     f"{term.name}: its value depends on the rows of one batch, and gradients of "
                     f"{self._n_losses} batches were added up. That is not the loss of all rows.",
