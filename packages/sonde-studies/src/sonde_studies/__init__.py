@@ -130,6 +130,7 @@ STUDIES: dict[str, str] = {
     "ssd": "SSDStudy",
     "stacked-blocks": "StackedBlocksStudy",
     "stage-swap": "StageSwapStudy",
+    "step-sharing": "StepSharingStudy",
     "subpopulation-curve": "SubpopulationCurveStudy",
     "subspace-patch": "SubspacePatchStudy",
     "superposed-generate": "SuperposedGenerateStudy",
