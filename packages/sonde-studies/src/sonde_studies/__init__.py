@@ -89,6 +89,7 @@ STUDIES: dict[str, str] = {
     "locality": "LocalityStudy",
     "lol": "LOLStudy",
     "mask-sensitivity": "MaskSensitivityStudy",
+    "masked-objectives": "MaskedObjectivesStudy",
     "masked-units": "MaskedUnitsStudy",
     "memories": "MemoriesStudy",
     "memory-without-recurrence": "MemoryWithoutRecurrenceStudy",
