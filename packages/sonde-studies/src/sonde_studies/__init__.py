@@ -18,6 +18,7 @@ STUDIES: dict[str, str] = {
     "alternating-fields": "AlternatingFieldsStudy",
     "attention-bottleneck": "AttentionBottleneckStudy",
     "attention-capacity": "AttentionCapacityStudy",
+    "attention-entropy": "AttentionEntropyStudy",
     "attention-patterns": "AttentionPatternsStudy",
     "attention-steer": "AttentionSteerStudy",
     "attributions": "AttributionsStudy",

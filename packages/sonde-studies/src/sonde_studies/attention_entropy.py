@@ -1,0 +1,113 @@
+"""Whether heads of a decoder without norms stay in a band of entropy, and whether that helps it.
+
+Texts repeat a random piece, so that the second half can be foretold by looking back.
+"""
+
+from contextlib import nullcontext
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+import sonde
+from sonde.stats import query_entropy
+from sonde.train import AttentionEntropy
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn
+
+SYMBOLS, PIECE, DIM, BLOCKS, LEARN, TINY, HELD = 16, 8, 32, 2, 150, 3, 256
+BATCH, RATE, WEIGHT, LOW, HIGH = 32, 3e-3, 1.0, 0.3, 0.7
+
+
+@final
+class AttentionEntropyStudy(Study):
+    """A decoder without norms and with linear maps, with the loss on every block and without."""
+
+    name = "attention-entropy"
+    title = "does a decoder without norms learn better if its heads' entropies are held?"
+    paper = "jha2025entropy"
+    fidelity = "two blocks on planted texts; thresholds start at a half and learn"
+    data = "simulated: pieces of eight symbols of sixteen, said twice"
+    claims = (
+        Claim("held", "The loss brings heads into the band.",
+              "mean distance from [0.3, 0.7] of the entropy over its maximum, without less with"),
+        Claim("better", "Held heads foretell the second half better.",
+              "nats for each symbol of the second half, without less with"),
+    )  # fmt: skip
+    null = Claim("lot", "Where the second half is another piece, the loss changes nothing.",
+                 "nats for each symbol of the second half, without less with")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train both arms on texts that repeat, and on texts that do not."""
+        found = dict[tuple[bool, bool], tuple[float, float]]()
+        for repeats in (True, False):
+            for held in (False, True):
+                tick(f"{'held' if held else 'plain'}, {'twice' if repeats else 'once'}")
+                found[repeats, held] = _trained(repeats, held, seed, tiny)
+        plain, held = found[True, False], found[True, True]
+        return {
+            "held": plain[1] - held[1],
+            "better": plain[0] - held[0],
+            "lot": found[False, False][0] - found[False, True][0],
+            "nats | plain": plain[0],
+            "nats | held": held[0],
+            "distance | plain": plain[1],
+            "distance | held": held[1],
+        }
+
+
+def _decoder() -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=SYMBOLS, n_positions=2 * PIECE, n_embd=DIM, n_layer=BLOCKS, n_head=4,
+        activation_function="linear", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        initializer_range=0.1, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    net = GPT2LMHeadModel(config)
+    net.set_attn_implementation("eager")
+    for block in net.transformer.h:
+        block.ln_1, block.ln_2 = nn.Identity(), nn.Identity()
+    return net
+
+
+def _texts(n: int, repeats: bool, draw: torch.Generator) -> Tensor:
+    piece, other = torch.randint(SYMBOLS, (2, n, PIECE), generator=draw)
+    return torch.cat([piece, piece if repeats else other], 1)
+
+
+def _nats(net: Any, ids: Tensor) -> Tensor:
+    """Return the cross entropy of the second half."""
+    logits = net(input_ids=ids).logits[:, PIECE - 1 : -1]
+    return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, PIECE:].flatten())
+
+
+def _trained(repeats: bool, held: bool, seed: int, tiny: bool) -> tuple[float, float]:
+    """Return nats on new texts, and the mean distance of heads from the band."""
+    net, draw = drawn(_decoder, seed).train(), torch.Generator().manual_seed(seed)
+    losses = {f"blocks.{i}:probs": AttentionEntropy() for i in range(BLOCKS)}
+    context = sonde.training(net, losses, weight=WEIGHT) if held else nullcontext()
+    with context as terms, torch.enable_grad():
+        learned = list(net.parameters())
+        if terms is not None:
+            _nats(net, torch.zeros(2, 2 * PIECE, dtype=torch.long))
+            terms.loss()  # finds the numbers of heads
+            learned += terms.parameters()
+        optimiser = torch.optim.Adam(learned, lr=RATE)
+        for _ in range(TINY if tiny else LEARN):
+            loss = _nats(net, _texts(BATCH, repeats, draw))
+            loss = loss if terms is None else loss + terms.loss()
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimiser.step()
+            if terms is not None:
+                terms.step()
+    net.eval()
+    ids = _texts(HELD, repeats, draw)
+    with torch.no_grad():
+        maps = torch.stack(net(input_ids=ids, output_attentions=True).attentions).flatten(0, 1)
+        nats, most = query_entropy(maps, torch.ones_like(maps).tril().bool())
+        share = (nats / most.clamp(min=1e-9))[..., 1:]
+        outside = (LOW - share).clamp(min=0) + (share - HIGH).clamp(min=0)
+        return float(_nats(net, ids)), float(outside.mean())
