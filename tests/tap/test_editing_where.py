@@ -256,6 +256,33 @@ def test_a_gate_leaves_closed_rows_bit_for_bit_and_asks_before_the_edit():
         net(x)
 
 
+class Difference:
+    """Scores the first entry of the first site less the last entry of the second."""
+
+    def score(self, x: Tensor) -> Tensor:
+        return x[:, 0] - x[:, -1]
+
+
+def test_a_gate_reads_several_sites_in_the_order_in_which_they_are_named():
+    net, x = mlp(), torch.randn(20, 8, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        plain, first, second = net(x), net[0](x), net[:2](x)
+        with editing(net, Scale(3.0), "2"):
+            edited = net(x)
+        with editing(net, Scale(3.0), "2", gate=Gate(Difference(), 0.0, ["1", "0"])):
+            gated = net(x)
+    opens = (second[:, :1] - first[:, -1:]) > 0
+    assert opens.any()
+    assert not opens.all()
+    assert torch.equal(gated, torch.where(opens, edited, plain))
+    several = Gate(Difference(), 0.0, "0", reducer="tokens")
+    with (
+        pytest.raises(InputError, match="reduces the tokens of an example to one row"),
+        editing(net, Scale(3.0), "2", gate=several),
+    ):
+        net(torch.randn(2, 5, 8))
+
+
 @dataclass(frozen=True)
 class FromClean(Edit):
     """Puts the states of the run ``clean`` in place."""

@@ -48,6 +48,7 @@ from sonde.edit.representation_reading import (
     ReadingScorer,
     RepresentationReading,
 )
+from sonde.edit.request_detector import RequestDetector, RequestScorer, layer_rows
 from sonde.edit.sal import Sal
 from sonde.edit.second_moment import SecondMoment, SecondMomentResult
 from sonde.edit.selective_dampening import SelectiveDampening
@@ -115,6 +116,8 @@ __all__ = [
     "ReadingScorer",
     "RegMean",
     "RepresentationReading",
+    "RequestDetector",
+    "RequestScorer",
     "Retrain",
     "Sal",
     "ScaleUnit",
@@ -139,6 +142,7 @@ __all__ = [
     "forgotten",
     "increment_penalty",
     "joined_attention",
+    "layer_rows",
     "linear_layers",
     "linearity",
     "log_linear",

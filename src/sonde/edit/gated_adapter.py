@@ -80,8 +80,8 @@ class GatedAdapter:
     Range        starts as the model itself, bit for bit; the model's weights stay.
     Cost         ``epochs`` passes over the forget data through the frozen model.
     Assumes      the forget examples are told from others by a detector at an earlier site.
-    Differs      from the paper: any detector of states as they are, at one site, instead of an
-                 encoder trained by contrast; ignorance is taught instead of random answers.
+    Differs      from the paper: ignorance is taught instead of random answers. The gate is any
+                 detector; ``RequestDetector`` is close to that of the paper.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def soft_gate(
     scorer: Scores,
     others: Float[Tensor, "row"],
     own: Float[Tensor, "row2"],
-    site: str | Site | None = None,
+    site: str | Site | Sequence[str | Site] | None = None,
     reducer: str | Reducer = "mean",
     *,
     shut_for: float = 0.95,

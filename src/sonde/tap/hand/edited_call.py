@@ -26,10 +26,16 @@ class EditedCall:
     ----------
     call : Call
     texts : Texts
+
+    Attributes
+    ----------
+    asked : dict of str to Tensor
+        Rows of the sites of a gate that have run.
     """
 
     def __init__(self, call: CallArguments, texts: GrowingTexts) -> None:
         self.call, self.texts = call, texts
+        self.asked: dict[str, Tensor] = {}
         self._known: dict[tuple[int, int, torch.device], EditContext] = {}
         self._selected: dict[tuple[int, int, torch.device], Tensor | bool] = {}
 

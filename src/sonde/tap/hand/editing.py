@@ -143,6 +143,7 @@ class _Editor:
         self.log = TextLog()
         self.running: EditedCall | None = None
         self.encoding: EditedCall | None = None
+        self.asked: list[_Spot] = []
         self.session = self._session(root)
 
     def _spot(self, site: Site) -> _Spot:
@@ -158,9 +159,9 @@ class _Editor:
             inputs.append((self.encoder, self._begin_encoder))
         hooked = [(spot, self._after, self._before) for spot in self.spots]
         if self.gate is not None:
-            pattern = self.spots[0].site if self.gate.site is None else self.gate.site
-            (at,) = resolve(root, pattern)
-            hooked.insert(0, (self._spot(at), self._take, self._take_input))
+            asked = self.spots[0].site if self.gate.site is None else self.gate.site
+            self.asked = [self._spot(site) for site in resolve(root, asked)]
+            hooked = [(spot, self._take, self._take_input) for spot in self.asked] + hooked
         for spot, after, before in hooked:
             port = spot.site.port
             if port == "in":
@@ -231,7 +232,11 @@ class _Editor:
         if leaf is None or now is None or self.gate is None or now.texts.step:
             return
         with without_autocast(leaf.device), torch.no_grad():
-            now.texts.decided = self.gate.decide(leaf, now.call, spot.site, spot.module, self.root)
+            rows = self.gate.rows(leaf, now.call, spot.site, spot.module, self.root)
+            now.asked[spot.name] = rows
+            if len(now.asked) == len(self.asked):
+                found = [now.asked[each.name] for each in self.asked]
+                now.texts.decided = self.gate.decide(found)
 
     def _after(self, spot: _Spot, output: Any) -> Any:
         if not _is_turn(spot):

@@ -1,8 +1,10 @@
 """A fitted score that decides, example by example, whether an edit acts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -36,9 +38,10 @@ class Gate:
     scorer : object with ``score(x) -> row``
         Such as the scorer of a fitted detector.
     threshold : float
-    site : pattern or Site, optional
+    site : pattern, Site, or several, optional
         Where states are scored; by default where they are edited, of several sites the first. It
-        must run before the sites that are edited.
+        must run before the sites that are edited. The rows of several sites are joined, in the
+        order in which they are named.
     reducer : str or Reducer, default="mean"
         Over the tokens of the prompt: ``mean``, ``last`` or ``cls``.
     full : float, optional
@@ -61,7 +64,7 @@ class Gate:
 
     scorer: Scores
     threshold: float
-    site: str | Site | None = None
+    site: str | Site | Sequence[str | Site] | None = None
     reducer: str | Reducer = "mean"
     full: float | None = None
 
@@ -72,22 +75,36 @@ class Gate:
                 "out for a gate that is open or shut."
             )
 
-    def decide(
+    def rows(
         self, x: Tensor, call: CallArguments, site: Site, module: nn.Module, root: nn.Module
-    ) -> Float[Tensor, "example"]:
-        """Return how much the edit acts on each example of a raw output of the site, in [0, 1]."""
+    ) -> Float[Tensor, "example dim"]:
+        """Return the row of each example of a raw output of a site.
+
+        Raises
+        ------
+        InputError
+            If the reducer leaves several rows for an example.
+        """
         reducer = Reducer(self.reducer) if isinstance(self.reducer, str) else self.reducer
         axes = axes_in(call, x, module, root, reducer.axis)
         axes = Axes(tuple(call.axis if word == "pos" else word for word in axes.words))
         n = len(x.unbind()) if x.is_nested else len(x)
         frame = Frame(call.inputs(n, None), x.device)
         rows = Reduction(reducer, axes)(x.detach(), frame)[0]
-        score = self.scorer.score(rows)
-        if score.shape != (n,):
+        if len(rows) != n:
             raise InputError(
-                f"{type(self.scorer).__name__}.score: expected one score for each of {n} examples, "
-                f"got shape {tuple(score.shape)} at {site}. A gate reduces the tokens of an "
-                "example to one row: reducer mean, last or cls."
+                f"Gate: expected one row for each of {n} examples, got {len(rows)} at {site}. A "
+                "gate reduces the tokens of an example to one row: reducer mean, last or cls."
+            )
+        return rows
+
+    def decide(self, rows: Sequence[Float[Tensor, "example _dim"]]) -> Float[Tensor, "example"]:
+        """Return how much the edit acts on each example, in [0, 1], by its rows at each site."""
+        score = self.scorer.score(torch.cat([x.to(rows[0]) for x in rows], 1))
+        if score.shape != (len(rows[0]),):
+            raise InputError(
+                f"{type(self.scorer).__name__}.score: expected one score for each of "
+                f"{len(rows[0])} rows, got shape {tuple(score.shape)}."
             )
         if self.full is None:
             return (score > self.threshold).float()
