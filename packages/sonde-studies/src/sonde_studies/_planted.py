@@ -51,7 +51,7 @@ def planted(
         x, label, truth = _tokens(seed)
         net = TokenConv() if architecture == "conv" else TokenAttention()
         steps, rate = 250, 5e-3
-    model = _trained(net, x[:FIT], label[:FIT], seed, 8 if tiny else steps, rate)
+    model = trained_by_batches(net, x[:FIT], label[:FIT], seed, 8 if tiny else steps, rate)
     with torch.no_grad():
         right = model(x[FIT:]).argmax(1) == label[FIT:]
     new = slice(FIT, FIT + n)
@@ -59,7 +59,7 @@ def planted(
 
 
 @torch.enable_grad()
-def _trained(
+def trained_by_batches(
     net: nn.Module, x: Tensor, label: Tensor, seed: int, steps: int, rate: float
 ) -> nn.Module:
     """Draw the weights from a seed, and fit them by batches."""

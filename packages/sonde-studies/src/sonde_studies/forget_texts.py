@@ -1,0 +1,196 @@
+"""Requests to forget kinds of text: told by several layers, behind gates or without.
+
+The shipped model of bytes is asked for what it knows of tables of characters and of prose. A gate
+sees the request's own texts alone.
+"""
+
+import ast
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import sonde
+from sonde import InputError, Model
+from sonde.data import open_inputs
+from sonde.edit import (
+    GatedAdapter,
+    LowRankAdapter,
+    RequestDetector,
+    RequestScorer,
+    layer_rows,
+    soft_gate,
+)
+from sonde.tap import Gate
+from sonde_studies._separation import area
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+SITES, LATE, DIM, RATE = "blocks", "model.layers.6", 192, 3e-3
+SHUT, OPEN = 0.9, 0.25
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Texts of a request, texts that set a gate, texts that judge; bytes of each; training."""
+
+    learned: int = 64
+    gate: int = 48
+    judged: int = 64
+    length: int = 200
+    views: int = 4
+    steps: int = 300
+    epochs: int = 6
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Texts of one kind: to learn, to set a gate, to judge; the last two from other files."""
+
+    learned: list[str]
+    gate: list[str]
+    judged: list[str]
+
+
+Request = tuple[LowRankAdapter, Gate | None]
+
+
+@final
+class ForgetTextsStudy(Study):
+    """Two kinds of text asked away from the shipped model of bytes, told from code."""
+
+    name = "forget-texts"
+    title = (
+        "is a request to forget texts told by several layers and an encoder trained by contrast?"
+    )
+    paper = "gao2025o3"
+    fidelity = (
+        "score over layers and contrast as published; linear maps of the model's states in place "
+        "of an encoder of its own; kinds of text in place of question sets"
+    )
+    data = "sonde:stdlib; Python's tables of characters, scikit-learn's prose; Python's code beside"
+    claims = (
+        Claim("layers", "All layers together tell a request's unseen texts better than one layer.",
+              "AUROC of the score over layers less the mean of single layers', mean of requests"),
+        Claim("encoder", "Codes trained by contrast tell them better than the states.",
+              "difference of AUROC, mean of requests"),
+        Claim("gates keep", "After both requests code suffers less behind gates than without them.",
+              "rise of the loss without gates less that behind them, nats a byte"),
+        Claim("no erosion", "Behind gates the loss of code rises by less than .05 nats a byte.",
+              "0.05 less the rise, nats a byte"),
+        Claim("forgotten", "Behind gates the requests' unseen texts lose half of what they lose "
+              "without gates.", "rise of the loss behind gates over that without them, less 0.5"),
+    )  # fmt: skip
+    null = Claim("by lot", "Code that is asked away by lot is not told from other code.",
+                 "AUROC of the score over layers", above=0.5)  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Learn two requests one after the other, and look at texts of files that none has seen."""
+        model = sonde.load("sonde:stdlib", device="cpu")
+        sizes = Sizes(12, 8, 8, 40, 2, 20, 1) if tiny else Sizes()
+        kinds = _kinds(sizes, np.random.default_rng(seed))
+        code = kinds.pop("code")
+        done: list[Request] = []
+        told: dict[str, list[float]] = {"layers": [], "single": [], "states": []}
+        for name, kind in kinds.items():
+            tick(name)
+            scorer, areas = _told(model, kind, code.judged, sizes, seed)
+            for key, value in areas.items():
+                told[key].append(value)
+            rule = GatedAdapter(rate=RATE, epochs=sizes.epochs, seed=seed)
+            learned = open_inputs(model, kind.learned)
+            earlier = [one for one, _ in done]
+            adapter = rule.learn(model, LATE, DIM, learned, earlier=earlier, progress=False)
+            done.append((adapter, _gate(model, scorer, code.gate, kind.gate)))
+        tick("by lot")
+        lot = Kind(code.learned, [], code.judged[::2])
+        by_lot = _told(model, lot, code.judged[1::2], sizes, seed)[1]["layers"]
+        asked = [text for kind in kinds.values() for text in kind.judged]
+        told_by = {key: float(np.mean(values)) for key, values in told.items()}
+        arms = {"before": [], "no gates": [(a, None) for a, _ in done],
+                "gates": [(a, g) for a, g in done if g is not None]}  # fmt: skip
+        own = {arm: _loss(model, requests, asked) for arm, requests in arms.items()}
+        off = {arm: _loss(model, requests, code.judged) for arm, requests in arms.items()}
+        return {
+            "layers": told_by["layers"] - told_by["single"],
+            "encoder": told_by["layers"] - told_by["states"],
+            "gates keep": off["no gates"] - off["gates"],
+            "no erosion": 0.05 - (off["gates"] - off["before"]),
+            "forgotten": (own["gates"] - own["before"]) / (own["no gates"] - own["before"]) - 0.5,
+            "by lot": by_lot,
+            **{f"AUROC by {key}": value for key, value in told_by.items()},
+            "gates that could be set": float(len(arms["gates"])),
+            **{f"requests | {arm}": value for arm, value in own.items()},
+            **{f"code | {arm}": value for arm, value in off.items()},
+        }
+
+
+def _told(
+    model: Model, kind: Kind, others: list[str], sizes: Sizes, seed: int
+) -> tuple[RequestScorer, dict[str, float]]:
+    """Return the scorer of a request, and how well three scores tell its texts from others."""
+    own, off = (torch.cat(layer_rows(model, texts, SITES), 1) for texts in (kind.judged, others))
+    rule = RequestDetector(views=sizes.views, epochs=sizes.steps, seed=seed)
+    scorer = rule.learn(model, kind.learned, SITES)
+    states = RequestDetector(width=None).learn(model, kind.learned, SITES)
+    single = zip(scorer.by_layer(own).T, scorer.by_layer(off).T, strict=True)
+    return scorer, {
+        "layers": area(scorer.score(own), scorer.score(off)),
+        "single": float(np.mean([area(a, b) for a, b in single])),
+        "states": area(states.score(own), states.score(off)),
+    }
+
+
+def _gate(model: Model, scorer: RequestScorer, others: list[str], own: list[str]) -> Gate | None:
+    """Return the gate of a request, or None if its texts are not told from others."""
+    off, on = (scorer.score(torch.cat(layer_rows(model, t, SITES), 1)) for t in (others, own))
+    try:
+        return soft_gate(scorer, off, on, SITES, shut_for=SHUT, open_for=OPEN)
+    except InputError:
+        return None
+
+
+@torch.no_grad()
+def _loss(model: Model, requests: list[Request], texts: list[str]) -> float:
+    """Return the mean loss of the next byte behind some requests, in nats."""
+    tokens = [torch.tensor(list(text.encode())) for text in texts]
+    ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+    real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True)
+    with ExitStack() as stack:
+        for adapter, gate in requests:
+            stack.enter_context(sonde.editing(model, adapter, LATE, gate=gate))
+        logits: Tensor = model.module(input_ids=ids, attention_mask=real).logits
+    wanted = torch.where(real[:, 1:] > 0, ids[:, 1:], -100)
+    return float(cross_entropy(logits[:, :-1].flatten(0, 1), wanted.flatten()))
+
+
+def _kinds(sizes: Sizes, draw: np.random.Generator) -> dict[str, Kind]:
+    """Return texts of each kind; files are drawn apart for learning, for gates and to judge."""
+    import encodings
+
+    import sklearn.datasets
+
+    folders = {
+        "tables": Path(encodings.__file__).parent.glob("cp*.py"),
+        "prose": (Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"),
+        "code": Path(ast.__file__).parent.glob("*.py"),
+    }
+    counts = (sizes.learned, sizes.gate, sizes.judged)
+    found: dict[str, Kind] = {}
+    for name, files in folders.items():
+        texts = [file.read_text("utf-8", errors="replace") for file in sorted(files)]
+        texts = [texts[i] for i in draw.permutation(len(texts))]
+        parts = (texts[k::3] for k in range(3))
+        found[name] = Kind(*(_pieces(part, n, sizes.length, draw)
+                             for part, n in zip(parts, counts, strict=True)))  # fmt: skip
+    return found
+
+
+def _pieces(texts: list[str], n: int, length: int, draw: np.random.Generator) -> list[str]:
+    """Return pieces of texts that do not overlap, by lot."""
+    pieces = [t[k : k + length] for t in texts for k in range(0, len(t) - length, length)]
+    return [pieces[i] for i in draw.permutation(len(pieces))[:n]]
