@@ -102,10 +102,11 @@ class DictLookup(Detector):
                  walks more, state 72 hidden dim bytes more, O(hidden dim) per patch more.
     Assumes      reducer ``patches`` or ``patches3``; lengths carry nothing. A patch of zeros scores
                  0.5. Trained: patches of at least 2 images.
-    Differs      from the paper: generators see a patch alone (it has attention over the image), so
-                 what is unusual is made of single patches (it pastes textures into images), and are
-                 not aligned with text; cosines in place of dot products, whose sparsity depends on
-                 lengths; one site and one window at a time: average the maps of several.
+    Differs      from the paper: generators see a patch alone. Attention over the image, as it has,
+                 gained nothing in ``sonde study attending-lookup``. What is unusual is made of
+                 single patches (it pastes textures into images); no alignment with text; cosines
+                 in place of dot products, whose sparsity depends on lengths; one site and one
+                 window at a time: average the maps of several.
 
     Parameters
     ----------

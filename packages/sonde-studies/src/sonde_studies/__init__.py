@@ -16,6 +16,7 @@ STUDIES: dict[str, str] = {
     "align-teacher": "AlignTeacherStudy",
     "alignment-quality": "AlignmentQualityStudy",
     "alternating-fields": "AlternatingFieldsStudy",
+    "attending-lookup": "AttendingLookupStudy",
     "attention-bottleneck": "AttentionBottleneckStudy",
     "attention-capacity": "AttentionCapacityStudy",
     "attention-entropy": "AttentionEntropyStudy",

@@ -56,6 +56,7 @@ class Objects:
         Which pixels of ``defective`` were pasted.
     others : Tensor (image, 1, 32, 32)
         Images of the other kinds: the net learned them, and the defects were cut from them.
+    other_kind : Tensor (image,)
     """
 
     model: Backbone
@@ -65,6 +66,7 @@ class Objects:
     defective: Tensor
     mask: Tensor
     others: Tensor
+    other_kind: Tensor
 
 
 @cache
@@ -93,7 +95,8 @@ def objects(seed: int, tiny: bool = False) -> Objects:
     model = Backbone()
     _train(model, x[others], torch.from_numpy(kind[others]).long(), seed, 1 if tiny else EPOCHS)
     defective, mask = _pasted(x[clean], x[others], draw)
-    return Objects(model, x[mine[:fit]], x[usual], x[clean], defective, mask, x[others])
+    kinds = torch.from_numpy(kind[others])
+    return Objects(model, x[mine[:fit]], x[usual], x[clean], defective, mask, x[others], kinds)
 
 
 @torch.enable_grad()
