@@ -45,7 +45,8 @@ def joined_attention(
     Cost         a forward of the source, and attention over both lengths.
     Assumes      attentions that take their kernel from the ``AttentionInterface`` of transformers,
                  with a mask for each query (sdpa or eager); an example of the source for each
-                 example; keys with rotary positions keep those of the source's run.
+                 example; positions of the call that go on after the source's (``position_ids``):
+                 if both start at 0, a language model of rotary positions is lost.
     Differs      from the paper: any two runs of one model, no network of faces.
 
     Parameters

@@ -82,6 +82,7 @@ STUDIES: dict[str, str] = {
     "informative-latents": "InformativeLatentsStudy",
     "inject": "InjectStudy",
     "inpaint": "InpaintStudy",
+    "joined-attention": "JoinedAttentionStudy",
     "label-agnostic": "LabelAgnosticStudy",
     "last-layer": "LastLayerStudy",
     "layer-bits": "LayerBitsStudy",
