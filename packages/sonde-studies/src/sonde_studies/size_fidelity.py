@@ -59,6 +59,11 @@ class SizeFidelityStudy(Study):
             "Decoders are less sure at contradictions than elsewhere.",
             "difference of entropies, nats, mean over compressors",
         ),
+        Claim(
+            "entropy against drift",
+            "Texts in which a decoder is less sure are decoded with more wrong values.",
+            "rank correlation over texts, mean over compressors",
+        ),
     )
     null = Claim(
         "halves",
@@ -90,6 +95,7 @@ class SizeFidelityStudy(Study):
             "rank": rank_correlation([r["rank"] for r in rows], [r["overwritten"] for r in rows]),
             "surer": mean["entropy, planted", small] - mean["entropy, planted", large],
             "unsure there": sum(apart) / len(apart),
+            "entropy against drift": sum(r["entropy against drift"] for r in rows) / len(rows),
             "halves": mean["halves", large],
             **{f"{name} | width {w}": v for (name, w), v in mean.items() if name != "width"},
         }
@@ -156,8 +162,10 @@ def _judged(net: nn.ModuleDict, usual: Tensor, fresh: Tensor) -> dict[str, float
     halves = [
         float(compression_fidelity(source[i::2], decoded[i::2], planted[i::2])) for i in (0, 1)
     ]
+    wrong = (said.argmax(-1) != fresh).double().mean(1)
     return {
         "overwritten": float(found),
+        "entropy against drift": rank_correlation(entropy.mean(1).tolist(), wrong.tolist()),
         "copied": found.copied,
         "drift": found.drift,
         "entropy, planted": found.entropy_planted,
