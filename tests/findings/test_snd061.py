@@ -42,6 +42,16 @@ def test_a_rare_style_is_found_in_the_states() -> None:
     assert_clear(ended(x, label))
 
 
+def test_a_cluster_between_classes_is_a_note_where_the_model_says_so() -> None:
+    x, label, style = styled(0.08)
+    logits = 9.0 * one_hot(label, 10).double()
+    answer = torch.where(torch.arange(len(x)) % 2 == 0, (label + 1) % 10, label)
+    doubtful = one_hot(answer, 10) + 0.9 * one_hot((label + 5) % 10, 10)
+    for sure, level in ((1.0, "note"), (9.0, "warning")):
+        said = torch.where(style[:, None], sure * doubtful, logits)
+        assert_raised(ended(x, label, said), level)
+
+
 def test_a_column_of_the_user_tells_the_group_and_chance_does_not() -> None:
     x, label, _ = styled(0.0)
     broken = torch.arange(len(x)) % 12 == 0

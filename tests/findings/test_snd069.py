@@ -61,3 +61,8 @@ def test_a_factor_or_a_second_softmax_is_raised_and_probabilities_that_hold_are_
     assert "too sure" in assert_raised(ended(3 * TRUE), "warning").sentence
     assert "not sure enough" in assert_raised(ended(TRUE, twice=True), "warning").sentence
     assert_clear(ended(TRUE))
+
+
+def test_small_logits_are_a_note_and_their_probabilities_are_a_warning() -> None:
+    assert_raised(ended(TRUE / 20), "note")
+    assert_raised(ended(TRUE / 20, twice=True), "warning")

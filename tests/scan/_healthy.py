@@ -93,9 +93,13 @@ class Task:
         return float(1 - wrong / (target - target.mean(0)).square().sum())
 
     def items(self) -> list[dict[str, Any]]:
-        """Return rows as a user has them: texts without their padding."""
+        """Return rows as a user has them: texts without their padding.
+
+        Their order is not that of ``fifths``: rows that were trained on would follow those that
+        were not, which is a change in the file that SND049 finds.
+        """
         n = len(self.target)
-        order = np.random.default_rng(SEED).permutation(n)[:SCANNED]
+        order = np.random.default_rng(SEED + 1).permutation(n)[:SCANNED]
         return [self._item(int(i)) for i in order]
 
     def _item(self, i: int) -> dict[str, Any]:

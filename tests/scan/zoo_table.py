@@ -25,7 +25,8 @@ def main(words: list[str]) -> int:
             rows.append(examine(animal))
             print(rows[-1], flush=True)
             if told.sentences:
-                print(*(f"    {s}" for s in rows[-1].sentences), sep="\n", flush=True)
+                for sentence in rows[-1].sentences:
+                    print(f"    {sentence}", flush=True)
     print(summary(rows))
     return int(any(r.levels["error"] or r.failed for r in rows))
 

@@ -38,6 +38,10 @@ class WeakGroupRule(Rule):
         """Return the label and answer of the commonest errors; none where there are no classes."""
         return []
 
+    def is_expected(self, evidence: Evidence, found: WeakRows, group: WeakGroup) -> bool:
+        """Return whether the model itself expects to be worse there: a note, no warning."""
+        return False
+
     def tables(
         self, evidence: Evidence, found: WeakRows, groups: list[WeakGroup]
     ) -> dict[str, Any]:
@@ -56,7 +60,9 @@ class WeakGroupRule(Rule):
         n_groups = len(torch.unique(found.group))
         if n_groups < self.least:
             return too_few(self, n_groups, self.least, counted_as(evidence))
-        groups = self.confirmed(found)
+        groups = sorted(
+            self.confirmed(found), key=lambda group: self.is_expected(evidence, found, group)
+        )
         if not groups:
             seen = max(found.groups, key=lambda g: g.low - g.elsewhere_high, default=None)
             return self.clear(None if seen is None else self._figure(seen))
@@ -84,7 +90,7 @@ class WeakGroupRule(Rule):
         pairs = self.confused(evidence, found, group)
         return Finding(
             self.code,
-            "warning",
+            "note" if self.is_expected(evidence, found, group) else "warning",
             sentence(
                 f"{told(evidence, found, group)}: {self.said(group)}",
                 f"{size:,} of {plural(n, 'row')} ({percent(size / n)}).",

@@ -188,9 +188,13 @@ def _order(evidence: Evidence) -> str:
 
 def probabilities(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
     """Return the softmax of logits; values that already are probabilities stay as they are."""
-    sums = logits.sum(1)
-    given = bool((logits >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
-    return logits if given else logits.softmax(1)
+    return logits if are_probabilities(logits) else logits.softmax(1)
+
+
+def are_probabilities(answers: Float[Tensor, "row class"]) -> bool:
+    """Return whether a model's answers are not negative and sum to 1 in each row."""
+    sums = answers.sum(1)
+    return bool((answers >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
 
 
 def _renamed(answer: Int[Tensor, "row"], truth: Int[Tensor, "row"]) -> float:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+from sonde.findings._shared import shared_rows
 from sonde.findings._text import percent
 from sonde.findings._weak import WeakRows, weak_rows, weak_table, worst_pairs
 from sonde.findings._weak_rule import WeakGroupRule
-from sonde.findings.answers import class_answers
+from sonde.findings.answers import class_answers, probabilities
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Theme
+from sonde.metrics._conditions import Nearest
 from sonde.metrics.weak_groups import WeakGroup
 
 
@@ -39,7 +41,8 @@ class SND061(WeakGroupRule):
         "alone or two together; at most five are taken, by how much of the errors each explains. "
         "On the other half both shares of errors have an interval, at 99 % over all groups that "
         "were tried there, exact for rows without groups. The interval of the group must lie 10 "
-        "points above that of the rest."
+        "points above that of the rest. A cluster of states is a note where the model is as unsure "
+        "as it is wrong: its mean probability lies below the upper end of its accuracy there."
     )
     false_positives: ClassVar[str] = "Inputs that nobody can tell, such as blurred pictures."
     plant: ClassVar[str] = "A style, a sensor, a length that the net was not trained on."
@@ -60,6 +63,14 @@ class SND061(WeakGroupRule):
             f"{percent(1 - group.low)}) of these inputs, elsewhere on "
             f"{percent(1 - group.elsewhere)}."
         )
+
+    def is_expected(self, evidence: Evidence, found: WeakRows, group: WeakGroup) -> bool:
+        """Return whether a cluster of states holds rows between classes, which the model knows."""
+        logits = shared_rows(evidence).column("logits")
+        assert logits is not None  # weak_rows has them
+        sure = probabilities(logits[found.where[group.rows]].double()).amax(1).mean()
+        of_states = all(isinstance(c, Nearest) for c in group.conditions)
+        return of_states and float(sure) <= 1 - group.low
 
     def confused(
         self, evidence: Evidence, found: WeakRows, group: WeakGroup

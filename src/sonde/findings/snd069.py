@@ -6,7 +6,7 @@ from typing import ClassVar, final
 from sonde.findings._halves import Z
 from sonde.findings._places import sentence
 from sonde.findings._text import number, percent, plural
-from sonde.findings.answers import class_answers
+from sonde.findings.answers import answer_columns, are_probabilities, class_answers
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.sureness import is_off, sureness
@@ -50,8 +50,10 @@ class SND069(Rule):
         "error over groups. The expected calibration error is over ten bins of equal size; the "
         "temperature of least loss is chosen on half of the groups, its error is that of the other "
         "half. A note from 0.05 on if too sure, 0.1 if not sure enough, and 3 standard errors; a "
-        "warning from 0.15 and 0.3 on; too sure also where that temperature takes 30 % of the loss "
-        "of the other half away, and 50 % for a warning. A model that is right no more often than "
+        "warning from 0.15 and 0.3 on, not sure enough only where the model gives probabilities: "
+        "small logits are often meant, by smoothed labels or bounded weights. Too sure also "
+        "where that temperature takes 30 % of the loss of the other half away, and 50 % for a "
+        "warning. A model that is right no more often than "
         "the commonest label is not judged."
     )
     false_positives: ClassVar[str] = "Labels smoothed in training make a model less sure."
@@ -60,8 +62,10 @@ class SND069(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Compare how sure the model is with how often it is right."""
-        found, answers = sureness(evidence), class_answers(evidence)
-        if isinstance(found, str) or isinstance(answers, str):
+        found, answers, columns = (
+            sureness(evidence), class_answers(evidence), answer_columns(evidence),
+        )  # fmt: skip
+        if isinstance(found, str) or isinstance(answers, str) or isinstance(columns, str):
             return self.not_applicable(str(found))
         gap = found.sure - found.right
         figure = Figure(
@@ -73,7 +77,10 @@ class SND069(Rule):
         if not is_off(found, self.over, self.under, self.fall, self.errors):
             return self.clear(figure)
         how = "too sure" if found.temperature > 1 else "not sure enough"
-        loud = abs(gap) >= (self.much_over if gap > 0 else self.much_under)
+        if gap > 0:
+            loud = gap >= self.much_over
+        else:
+            loud = -gap >= self.much_under and are_probabilities(columns[0])
         loud = loud or (gap > 0 and found.fall >= self.halved)
         text = (
             f"The model is {how}: it gives its answers {percent(found.sure)} on average and is "
