@@ -11,6 +11,7 @@ from scan._plants_chain import WORDS, Chain, drawn
 from sonde.findings.lens import lens_evidence
 from sonde.findings.rule import Check
 from sonde.findings.snd067 import SND067
+from sonde.findings.text_forms import TextForms
 from sonde.findings.token_rows import token_rows
 
 TEXTS = 64
@@ -21,8 +22,15 @@ def often(texts: torch.Tensor) -> list[int]:
     return torch.bincount(texts.flatten()).argsort(descending=True)[:4].tolist()
 
 
-def ended(part: str) -> Check:
-    """Scan the author of some texts, with rows of one of its layers exchanged."""
+def ended(part: str, other: float = 1.0) -> Check:
+    """Scan the author of some texts, with rows of one of its layers exchanged.
+
+    Parameters
+    ----------
+    part : str
+    other : float
+        Loss of these texts in another form, over the loss of the texts as they are given.
+    """
     model = Chain(0.7).requires_grad_(False).eval()
     texts = drawn(model, TEXTS, 50)
     a, b, c, d = often(texts)
@@ -34,7 +42,9 @@ def ended(part: str) -> Check:
         item[:] = text
     lens = lens_evidence(stream)
     evidence = arrays.evidence_of(torch.randn(40, 3))
-    return SND067().check(replace(evidence, lens=lens, rows=token_rows(stream, lens, 0)))
+    forms = TextForms(torch.ones(TEXTS), {"in lower case": torch.full((TEXTS,), other)})
+    rows = token_rows(stream, lens, 0)
+    return SND067(forms=1.3).check(replace(evidence, lens=lens, rows=rows, forms=forms))
 
 
 @pytest.mark.truth("planted: two pairs of rows exchanged in a model that wrote the texts itself")
@@ -46,6 +56,11 @@ def test_exchanged_rows_are_named_with_the_gain(part: str, said: str) -> None:
     for pair in ((a, c), (b, d)):
         names = [f"number {x} and number {y}" for x, y in (pair, pair[::-1])]
         assert any(name in finding.fix for name in names), (pair, finding.fix)
+
+
+def test_texts_that_are_better_in_another_form_are_no_exchange_of_rows() -> None:
+    assert_raised(ended("head", other=0.9), "warning")
+    assert_clear(ended("head", other=0.01))
 
 
 def test_the_author_of_the_texts_is_clear() -> None:

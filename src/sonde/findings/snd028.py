@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 from scipy.stats import wilcoxon
 
+from sonde.findings._best_text import best_text
 from sonde.findings._places import read_command, sentence
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence
@@ -49,15 +50,14 @@ class SND028(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Look for a form that the model does better on."""
-        known = [x for x in (evidence.texts, evidence.forms) if x is not None and x.losses]
-        tried = [(words, x.given, loss) for x in known for words, loss in x.losses.items()]
-        if not tried:
+        best = best_text(evidence)
+        if best is None:
             return self.not_applicable("the model does not predict a next token, or has few texts")
-        words, given, loss = min(tried, key=lambda t: float(t[2].mean() / t[1].mean()))
+        words, given, loss = best.words, best.given, best.loss
         own = float(given.mean())
         gain = own - float(loss.mean())
         test = wilcoxon(given.numpy() - loss.numpy(), alternative="greater")
-        p = min(1.0, len(tried) * float(test.pvalue))  # type: ignore[union-attr]
+        p = min(1.0, best.n_tried * float(test.pvalue))  # type: ignore[union-attr]
         figure = Figure(
             "loss_gain", gain, unit="nats", null=0.0, p=p, n_rows=len(loss), n_groups=len(loss),
             threshold=max(self.nats, self.share * own),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from sonde.findings._best_text import best_text
 from sonde.findings._places import sentence
 from sonde.findings._text import listed, number, plural
 from sonde.findings.evidence import Evidence
@@ -23,6 +24,8 @@ class SND067(Rule):
     ----------
     share : float, default=0.05
         Least fall of the loss from which on rows are called exchanged.
+    forms : float, default=1.5
+        How many times more than the exchange another form of the texts may take off the loss.
     level : float, default=0.001
         Of the signed rank test on texts that did not choose the pairs.
     untrained : float, default=0.5
@@ -30,6 +33,7 @@ class SND067(Rule):
     """
 
     share: float = 0.05
+    forms: float = 1.5
     level: float = 0.001
     untrained: float = 0.5
 
@@ -49,7 +53,7 @@ class SND067(Rule):
         "stand out, ten of them are given each other's row of the embedding, of the head or of "
         "both, pair by pair on half of up to 48 texts; exchanged rows are named where the loss of "
         "the others falls by a twentieth (signed rank test, 0.1 %), below that of the tokens' "
-        "frequencies."
+        "frequencies, and no other form of the texts (SND028) takes 1.5 times as much off."
     )
     false_positives: ClassVar[str] = "Tokens of a language that the model never saw."
     plant: ClassVar[str] = (
@@ -73,7 +77,9 @@ class SND067(Rule):
             return self.clear(figure, "its layers look untrained")
         if found.rows is not None and found.p < self.level:
             own, new = float(found.given.mean()), float(found.changed.mean())
-            if new < min((1 - self.share) * own, lens.unigram):
+            form = best_text(evidence)
+            least = 0.0 if form is None else (1 - form.ratio) / self.forms
+            if new < min((1 - max(self.share, least)) * own, lens.unigram):
                 return self._of_pairs(found, figure, own, new)
         if lens.final > lens.counted:
             return self.clear(figure, "the model predicts worse than counts at most tokens")
