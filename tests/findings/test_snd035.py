@@ -43,12 +43,13 @@ def test_constant_or_missing_nuisances_do_not_apply() -> None:
 def test_the_share_of_the_margin_is_said_where_the_classes_are_the_models() -> None:
     x, label = digits()
     length = lengths(label, 3)
-    logits = torch.nn.functional.one_hot(label, 10).double() * (1 + length[:, None] / 50.0)
     own = {"labels_are_models": True}
-    evidence = evidence_of(x, label=label, logits=logits, columns={"length": length}, facts=own)
-    check = SND035().check(evidence)
-    assert check.finding is not None
-    assert "100 % of the model's margin" in check.finding.sentence
+    other = torch.from_numpy(np.random.default_rng(2).permutation(len(label)))
+    for used, level, said in ((length, "warning", "100 %"), (length[other], "note", "0.")):
+        logits = torch.nn.functional.one_hot(label, 10).double() * (1 + used[:, None] / 50.0)
+        evidence = evidence_of(x, label=label, logits=logits, columns={"length": length}, facts=own)
+        finding = assert_raised(SND035().check(evidence), level)
+        assert f"explains {said}" in finding.sentence
 
 
 @pytest.mark.truth("squared partial correlation from least squares with one constant per class")

@@ -98,3 +98,24 @@ def test_without_the_strongest_place_a_wrong_row_is_right(sorted_data) -> None:
     sentence = answer_sentence(said[0], [4], ["w", "x", "y", "dose"])
     assert sentence.endswith("depends most on 'dose'; without it: " + said[0]["truth"])
     assert answers_of(model, batch, None, "input", classes)[0]["strongest"] == []
+
+
+@pytest.mark.truth("closed form: a net of twice the first number, with targets that are known")
+def test_of_a_regression_the_rows_farthest_off_are_explained_with_their_own_targets() -> None:
+    net = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[2.0, 0.5]]))
+    off = np.array([0.0, -3.0, 0.5, 9.0, -0.25, 4.0, 1.0, -7.0])
+    rows = [{"a": 1.0 + i, "b": 0.2 * i, "price": 2.1 * i + 2 + off[i]} for i in range(len(off))]
+    model = Model(net)
+    wrong = Choice(wrong=True).of(
+        model, open_inputs(model, rows, label_column="price", logits=True), 3
+    )
+    assert rows_of(wrong) == [3, 5, 7]
+    batch, (judged,) = explain(model, wrong, [IntegratedGradients(8)], progress=False)
+    target = wrong.listing.target
+    assert target is not None
+    said = answers_of(model, batch, judged, "input", {}, target[batch.order.numpy()].tolist())
+    gaps = [one["truth"] - one["answer"] for one in said]
+    assert gaps == pytest.approx([9.0, 4.0, -7.0], abs=1e-5)
+    assert [float(one["without"]) for one in said] == pytest.approx([0.3, 0.5, 0.7], rel=1e-3)

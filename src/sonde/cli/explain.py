@@ -47,7 +47,9 @@ class Explain:
         Path | None,
         named("FILE", "say which features of a dictionary the answers depend on, at its site"),
     ] = None
-    wrong: Annotated[bool, tyro.conf.arg(help="explain wrong answers alone")] = False
+    wrong: Annotated[
+        bool, tyro.conf.arg(help="explain wrong answers alone, or those farthest off")
+    ] = False
     rows: Annotated[
         Path | None, named("FILE", "explain the rows of a table: what scan --rows wrote")
     ] = None
@@ -100,6 +102,8 @@ class Explain:
         columns = inputs.typed.get("number_columns", ())
         classes = self._classes(model, inputs, judged[0].inputs["label"])
         best = best_of(judged) if self.target == "predicted" else None
+        known = inputs.listing.target
+        targets = () if known is None else known[batch.order.numpy()].tolist()
         document = explain_document(
             judged,
             batch,
@@ -108,7 +112,7 @@ class Explain:
             features=columns,
             classes=classes,
             answers=answers_of(
-                model, batch, best, self._site, classes if inputs.own_labels else {}
+                model, batch, best, self._site, classes if inputs.own_labels else {}, targets
             ),
             where=[inputs.place(i) for i in batch.order.tolist()],
         )

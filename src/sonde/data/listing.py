@@ -222,6 +222,7 @@ def taken(listing: Listing, kept: np.ndarray, how: str) -> Listing:
         group_keys=[listing.group_keys[i] for i in kept],
         contents=[listing.contents[i] for i in kept],
         **{name: getattr(listing, name)[kept] for name in arrays},
+        target=None if listing.target is None else listing.target[kept],
         fingerprint=blake2b(f"{listing.fingerprint}|{how}".encode(), digest_size=16).hexdigest(),
         n_items=len(np.unique(rows)),
         n_chunked=len(np.intersect1d(rows, listing.row[listing.piece > 0])),

@@ -36,10 +36,20 @@ class _Told:
 @final
 @dataclass(frozen=True)
 class SND035(LabelRule):
-    """AUROC of length, padding, size and brightness for each class against the rest."""
+    """AUROC of length, padding, size and brightness for each class against the rest.
+
+    Parameters
+    ----------
+    note, warning : float
+        Lower bound of the AUROC beyond which the label can be told.
+    margin : float, default=0.02
+        Least share of the model's margin inside classes that the nuisance explains, for a warning.
+    level : float, default=0.001
+    """
 
     note: float = 0.6
     warning: float = 0.7
+    margin: float = 0.02
     level: float = 0.001
 
     code: ClassVar[str] = "SND035"
@@ -56,7 +66,9 @@ class SND035(LabelRule):
     how: ClassVar[str] = (
         "One-against-rest AUROC of each nuisance for each class on one sampled row of each group, "
         "in the direction in which it is above one half; lower bound (Newcombe) at a level divided "
-        "by twice the number of nuisances and classes. Order in the file is SND044."
+        "by twice the number of nuisances and classes. A warning becomes a note where the model's "
+        "own answers are known and the nuisance explains less than 2 % of their margin inside "
+        "classes: the size of a file hangs on what it shows. Order in the file is SND044."
     )
     false_positives: ClassVar[str] = "Classes that differ in length by their nature."
     plant: ClassVar[str] = "The texts of one class are twice as long."
@@ -120,24 +132,25 @@ class SND035(LabelRule):
         mine = found.truth[one] == worst.label
         own, rest = (float(values[worst.nuisance][m].median()) for m in (mine, ~mine))
         logits = found.shared.column("logits")
-        tail = ""
+        tail, used = "", True
         if evidence.data.labels_are_models and logits is not None:
             share = explained_margin(
                 logits[found.where][one],
                 torch.tensor(found.numbers)[found.truth[one]],
                 values[worst.nuisance],
             )
+            used = share >= self.margin
             tail = f" Inside classes it explains {percent(share)} of the model's margin."
         name = found.names[worst.label]
         sentence = (
-            f"{NUISANCES[worst.nuisance].capitalize()} alone tells class {shortened(name)!r} from "
+            f"{NUISANCES[worst.nuisance].capitalize()} alone tells {shortened(name)!r} from "
             f"the rest with AUROC {number(worst.auroc)} ({number(worst.low)} to "
             f"{number(worst.high)}; 0.5 is chance): median {number(own, 3)} against "
             f"{number(rest, 3)}. {plural(len(one), 'row')}.{tail}"
         )
         return Finding(
             self.code,
-            "warning" if severe else "note",
+            "warning" if severe and used else "note",
             sentence,
             figure,
             classes=(name,),

@@ -12,7 +12,7 @@ NAMED: Final = 3
 def answer_sentence(
     example: dict[str, Any], shape: Sequence[int], places: Sequence[str], pieces: Sequence[str] = ()
 ) -> str:
-    """Return the answer to one input; nothing where the model is no classifier.
+    """Return the answer to one input; nothing where no answer is known.
 
     Parameters
     ----------

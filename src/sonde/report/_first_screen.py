@@ -56,7 +56,9 @@ def cause_sentence(report: dict[str, Any]) -> str:
     found = first_cause(report)
     if found is not None:
         return f"{found['code']}: {shown(found['sentence'], 1000)}"
-    confused = confused_sentence(report)
+    answers, confused = report.get("answers"), confused_sentence(report)
+    if answers is not None and answers["measure"] == "rms_error":
+        return "no check found a cause of errors of this size"
     return f"no check found a cause; {confused}" if confused else ""
 
 

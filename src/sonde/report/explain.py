@@ -21,8 +21,8 @@ _MEANINGS: Final = {
     "effect": "insertion less deletion beyond random orders, as a share of what all places are "
     "worth together: 0 is as random orders, 1 all at once",
     "better on": "inputs with an effect above 0",
-    "deletion": "area under the answer's probability while the places with the largest attribution "
-    "go first; low is good",
+    "deletion": "area under the answer's probability, or its number, while the places with the "
+    "largest attribution go first; low is good",
     "insertion": "the same while they come first; high is good",
     "deletion, random": "deletion in random orders",
     "insertion, random": "insertion in random orders",
@@ -148,7 +148,9 @@ def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown]) -> Section:
         made.append(_drawn(drawn, given, found["places"]))
     if not shown_inputs:
         made.insert(0, Prose("Inputs are left out (--no-inputs).", "small", "page"))
-    lead = f"Attributions by {best}: what is warm raises the answer."
+    signed = any(m["method"] == best and m["violation"]["signed"] for m in found["methods"])
+    warm = "raises the answer" if signed else "moves the answer most, up or down"
+    lead = f"Attributions by {best}: what is warm {warm}."
     return Section("examples", "Answers, one by one", made, lead)
 
 

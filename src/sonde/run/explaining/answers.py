@@ -1,6 +1,6 @@
-"""What a classifier answers to explained inputs, and what it says without the strongest places."""
+"""What a model answers to explained inputs, and what it says without the strongest places."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from sonde.core.inputs import InputBatch, Model
 from sonde.explain import Baseline
 from sonde.explain._places import ExamplePlaces
-from sonde.run.explaining.choosing import class_logits
+from sonde.run.explaining.choosing import class_logits, one_number
 from sonde.run.explaining.judged import Judged
 from sonde.tap.model.probe import find_logits
 from sonde.tap.reading.site_function import SiteFunction
@@ -17,32 +17,36 @@ STRONGEST: Final = 0.1
 
 
 def answers_of(
-    model: Model, batch: InputBatch, best: Judged | None, site: str, classes: Mapping[str, str]
+    model: Model,
+    batch: InputBatch,
+    best: Judged | None,
+    site: str,
+    classes: Mapping[str, str],
+    targets: Sequence[float] = (),
 ) -> list[dict[str, Any]]:
-    """Return truth, answer and confidence of each input; empty where the model is no classifier.
+    """Return truth, answer and confidence of each input; empty where the model gives neither.
 
     With an attribution that can be believed also its strongest tenth of the places, and the answer
-    without them: with the baseline in their stead.
+    without them: with the baseline in their stead. Answers are names of classes, or the numbers of
+    a regression, whose truths are ``targets``.
     """
     logits = class_logits(model, batch)
-    if logits is None:
+    numbers = one_number(model, batch) if logits is None else None
+    if numbers is not None:
+        truths = [t if t == t else None for t in targets] or [None] * len(numbers)
+        known: list[tuple[Any, ...]] = [
+            (truth, said, None) for truth, said in zip(truths, numbers.tolist(), strict=True)
+        ]
+    elif logits is not None:
+        sure, answer = logits.double().softmax(1).max(1)
+        labels = [_named(t, classes) if t >= 0 and classes else None for t in batch.label.tolist()]
+        said = [_named(k, classes) for k in answer.tolist()]
+        known = list(zip(labels, said, sure.tolist(), strict=True))
+    else:
         return []
-
-    def named(number: int) -> str:
-        return classes.get(str(number), str(number))
-
-    sure, answer = logits.double().softmax(1).max(1)
     found: list[dict[str, Any]] = [
-        {
-            "truth": named(truth) if truth >= 0 and classes else None,
-            "answer": named(said),
-            "confidence": confidence,
-            "strongest": [],
-            "without": None,
-        }
-        for truth, said, confidence in zip(
-            batch.label.tolist(), answer.tolist(), sure.tolist(), strict=True
-        )
+        {"truth": truth, "answer": said, "confidence": sure, "strongest": [], "without": None}
+        for truth, said, sure in known
     ]
     if best is None:
         return found
@@ -53,9 +57,16 @@ def answers_of(
     gone = order.argsort(1) < n_gone[:, None]
     with torch.no_grad():
         rest = find_logits(function.run(places.without(gone)))
-    if rest is None or rest.ndim != 2:
+    if rest is None or (rest.ndim != 2 and numbers is None):
         return found
     for i, one in enumerate(found):
         one["strongest"] = order[i, : int(n_gone[i])].tolist()
-        one["without"] = named(int(rest[i].argmax()))
+        number = numbers is not None
+        one["without"] = (
+            f"{float(rest[i]):.4g}" if number else _named(int(rest[i].argmax()), classes)
+        )
     return found
+
+
+def _named(number: int, classes: Mapping[str, str]) -> str:
+    return classes.get(str(number), str(number))

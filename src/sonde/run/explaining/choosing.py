@@ -34,7 +34,7 @@ class Choice:
     Parameters
     ----------
     wrong : bool, default=False
-        Only inputs whose answer is not their label.
+        Only inputs whose answer is not their label; of a regression those that are farthest off.
     rows : Path or None
         Only those of a table with a column ``row`` or ``id``, as ``sonde scan --rows`` writes it.
     label : str or None
@@ -63,7 +63,11 @@ class Choice:
         name = self.label if self.pair is None else self.pair[0]
         pool = (inputs if name is None else inputs.of_class(name)).drawn(POOL, seed)
         said = _answers(model, pool) if pool.own_labels else None
-        truth = pool.listing.label
+        truth, target = pool.listing.label, pool.listing.target
+        if self.wrong and said is None and target is not None:
+            off = np.abs(_numbers(model, pool) - target)
+            worst = np.argsort(np.where(np.isnan(off), -1, off), kind="stable")[::-1]
+            return pool.at(np.sort(worst[: min(n, int(np.isfinite(off).sum()))]))
         if said is None:
             if self.wrong or self.pair is not None:
                 raise InputError(
@@ -120,6 +124,27 @@ def _answers(model: Model, inputs: ItemInputs) -> Int[np.ndarray, "row"] | None:
         if logits is None:
             return None
         said[batch.order.numpy()] = logits.argmax(1).numpy()
+    return said
+
+
+def one_number(model: Model, batch: InputBatch) -> Float[Tensor, "row"] | None:
+    """Return the numbers of a regression, or None if it does not give one for each row."""
+    with torch.no_grad():
+        found = find_logits(watch(model.module, batch, ()).output)
+    is_usable = found is not None and found.numel() == len(found)
+    return found.double().cpu().flatten() if is_usable and found is not None else None
+
+
+def _numbers(model: Model, inputs: ItemInputs) -> Float[np.ndarray, "row"]:
+    said = np.full(len(inputs), np.nan)
+    for batch in inputs.batches(0, len(inputs)):
+        numbers = one_number(model, batch)
+        if numbers is None:
+            raise InputError(
+                "explain: expected a model of one number for each row, to tell how far off it is, "
+                "got another answer. Name a column of classes (--label-column)."
+            )
+        said[batch.order.numpy()] = numbers.numpy()
     return said
 
 
