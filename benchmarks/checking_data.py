@@ -1,4 +1,4 @@
-"""Planted faults of data: what a scan finds, against cleanlab's Datalab and sliceline."""
+"""Planted faults of data: what a scan finds, against cleanlab's Datalab, sliceline, evidently."""
 
 from typing import Any
 
@@ -9,12 +9,19 @@ from benchmarks.size import Size
 
 PEER = "cleanlab"
 WHAT = "faults of data"
-FAULTS = ("wrong labels", "outliers", "near duplicates", "weak group", "rows in an order")
+FAULTS = (
+    "wrong labels",
+    "one class mislabelled",
+    "outliers",
+    "near duplicates",
+    "weak group",
+    "rows in an order",
+)
 
 
 def audit_rows(size: Size) -> list[Row]:
     """Measure what an audit finds, against each peer."""
-    return [*data_rows(size), *slice_rows(size)]
+    return [*data_rows(size), *slice_rows(size), *drift_rows(size)]
 
 
 def data_rows(size: Size) -> list[Row]:
@@ -92,6 +99,37 @@ def slice_rows(size: Size) -> list[Row]:
             note=f"{room['sonde']:.1f} MiB against {room[peer]:.1f} MiB",
         ),
     ]
+
+
+def drift_rows(size: Size) -> list[Row]:
+    """Missed columns of each fault, columns named beside it, words for it, time and memory."""
+    peer = "evidently"
+    try:
+        python = python_of(peer, size.offline)
+
+        def ask(function: str, **options: Any) -> Any:
+            return run_child(f"benchmarks.drift_runner:{function}", python=python, **options)
+
+        found = ask("compared", seeds=size.pick(4, 1))
+        taken = ask("seconds", rounds=size.pick(5, 1))
+        room = {arm: ask("memory", arm=arm) for arm in taken}
+    except (PeerError, ChildError) as error:
+        return [not_measured("data", f"columns that moved against {peer}", str(error))]
+    name = f"{found.pop('n')} rows of a table, against {found.pop('version')}"
+    rows: list[Row] = []
+    for fault, arms in found.items():
+        mine, other = arms["sonde"], arms[peer]
+        beside = f"{name}: {fault or 'healthy data'}, columns named{' beside' if fault else ''}"
+        if fault:
+            note = f"a scan's words say what happened in {mine['explained']:.0%}, the peer has none"
+            missed = f"{name}: {fault}, share missed"
+            rows.append(Row("data", missed, mine["missed"], "", other["missed"], note=note))
+        rows.append(Row("data", beside, mine["beside"], "", other["beside"]))
+    for what, each, unit in (("time", taken, "s"), ("memory", room, "MiB")):
+        ratio = each["sonde"] / max(each[peer], 1e-9)
+        note = f"{each['sonde']:.2f} {unit} for a whole scan, {each[peer]:.2f} {unit} for columns"
+        rows.append(Row("data", f"{name}: {what} of one comparison", ratio, budget=1.0, note=note))
+    return rows
 
 
 def _of_fault(name: str, fault: str, found: dict[str, dict[str, float]]) -> list[Row]:

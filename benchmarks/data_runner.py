@@ -67,7 +67,10 @@ def planted(fault: str, seed: int) -> Rows:
     chosen = torch.from_numpy(draw.choice(len(x), SHARES.get(fault, 0) * len(x) // 100, False))
     bad[chosen] = True
     n = len(chosen)
-    if fault == "wrong labels":
+    if fault == "one class mislabelled":
+        bad = (label == 4) & torch.from_numpy(draw.random(len(x)) < 0.35)
+        label[bad] = 9
+    elif fault == "wrong labels":
         label[chosen] = (label[chosen] + torch.from_numpy(draw.integers(1, 10, n))) % 10
     elif fault == "outliers":
         x[chosen] = torch.from_numpy(draw.random((n, 64), dtype=np.float32))
@@ -84,7 +87,7 @@ def planted(fault: str, seed: int) -> Rows:
 
 
 SHARES = {"wrong labels": 5, "outliers": 2, "near duplicates": 6, "weak group": 10}
-FAULTS = (*SHARES, "rows in an order")
+FAULTS = (*SHARES, "one class mislabelled", "rows in an order")
 
 
 def ours(rows: Rows) -> dict[str, list[int]]:
@@ -111,6 +114,7 @@ def theirs(rows: Rows) -> dict[str, list[int]]:
     issues = lab.get_issues()
     names = {
         "wrong labels": "label",
+        "one class mislabelled": "label",
         "outliers": "outlier",
         "near duplicates": "near_duplicate",
         "weak group": "underperforming_group",
@@ -132,6 +136,7 @@ def _named(report: Report, n: int) -> dict[str, list[int]]:
     is_ordered = bool(rows.keys() & {"SND044", "SND047"})
     return {
         "wrong labels": rows.get("SND034", []),
+        "one class mislabelled": rows.get("SND034", []),
         "outliers": [int(row["id"]) for row in report.json()["rows"]["far"]],
         "near duplicates": [*rows.get("SND041", []), *rows.get("SND042", [])],
         "weak group": rows.get("SND061", []),
