@@ -26,7 +26,7 @@ def test_pictures_are_explained_and_drawn_where_asked(run, tmp_path):
     assert "a class or token id" in run(*words, "--target", "cat").error()
 
 
-@pytest.mark.truth("a linear net whose answer hangs on one column")
+@pytest.mark.truth("closed form: a linear net of one column")
 def test_columns_of_a_table_are_named(run, tmp_path, monkeypatch):
     (tmp_path / "linear_net.py").write_text(
         "import torch\nfrom torch import nn\n\n"
@@ -43,6 +43,11 @@ def test_columns_of_a_table_are_named(run, tmp_path, monkeypatch):
     assert run("explain", *words, "-o", page).code == 0
     (first, *_) = re.findall(r"<th scope=.row.>(age|size|dose)", page.read_text("utf-8"))
     assert first == "dose"
+    assert all(word in page.read_text("utf-8") for word in ("value", "mean of 12 fitted rows"))
+    steps = (*words[:3], "integrated_gradients(steps=4)", *words[4:])
+    (drawn, *_) = run("explain", *steps, "--json").json()["examples"]
+    (made,) = drawn["attributions"].values()
+    assert made["values"] == pytest.approx([0, 0, 2 * (1 - 1.5)], abs=1e-5)
 
 
 def test_methods_that_are_judged_are_kept_when_it_is_stopped(run, tmp_path, monkeypatch):

@@ -90,6 +90,8 @@ class Explain:
         limit = self.reading.limit or 32
         inputs = replace(self._choice.of(model, every, limit, self.reading.seed), batch_size=limit)
         directory = None if self.output is None else run_directory(self.output)
+        columns = inputs.typed.get("number_columns") or ()
+        baseline = self._mean_row(model, every) if columns and self._site == "input" else None
         batch, judged = explain(
             model,
             inputs,
@@ -98,11 +100,11 @@ class Explain:
             self._site,
             progress=not self.printing.quiet,
             directory=directory,
+            baseline=baseline,
         )
-        columns = inputs.typed.get("number_columns", ())
         classes = self._classes(model, inputs, judged[0].inputs["label"])
         best = best_of(judged) if self.target == "predicted" else None
-        known = inputs.listing.target
+        own, known = classes if inputs.own_labels else {}, inputs.listing.target
         targets = () if known is None else known[batch.order.numpy()].tolist()
         document = explain_document(
             judged,
@@ -111,16 +113,15 @@ class Explain:
             data=self.data,
             features=columns,
             classes=classes,
-            answers=answers_of(
-                model, batch, best, self._site, classes if inputs.own_labels else {}, targets
-            ),
+            answers=answers_of(model, batch, best, self._site, own, targets, baseline),
             where=[inputs.place(i) for i in batch.order.tolist()],
+            baseline=baseline,
         )
         if self.dictionary is not None:
             document["features"] = self._features(model, batch, objective, self.dictionary)
         drawn: Any = ()
         if self.output is not None:
-            drawn = self._drawn(model, batch, len(document["examples"]))
+            drawn = self._drawn(model, batch, len(document["examples"]), bool(columns))
         present(document, self.printing, self.output, shown_inputs=drawn)
         remove_kept(directory)
         return 0
@@ -201,12 +202,22 @@ class Explain:
             known.pop(name, None)
         return {**known, "limit": None, "logits": True}
 
-    def _drawn(self, model: Any, batch: Any, n: int) -> list[dict[str, Any]]:
+    def _mean_row(self, model: Any, inputs: Any) -> Any:
+        """Return the mean of each column: zero need not be a value that a table can have."""
+        from sonde.explain import Baseline
+        from sonde.run.explaining.choosing import POOL
+
+        return Baseline.fit(model, inputs.drawn(POOL, self.reading.seed))
+
+    def _drawn(self, model: Any, batch: Any, n: int, is_table: bool) -> list[dict[str, Any]]:
         if self.no_inputs or self._site != "input":
             return []
         from sonde.data.pieces import pieces_of
         from sonde.run.scoring.exhibit import pixels_of
 
+        if is_table:
+            rows = next(v for v in (*batch.args, *batch.kwargs.values()) if v.ndim == 2)
+            return [{"values": rows[i].tolist()} for i in range(n)]
         if pixels_of(batch) is None:
             return [{"pieces": pieces_of(batch, model.processor, example=i)} for i in range(n)]
         images = next(v for v in (*batch.args, *batch.kwargs.values()) if v.ndim == 4)

@@ -13,7 +13,7 @@ from sonde.report.document import Document, Drawing, Part, Prose, Section, Table
 from sonde.report.pictures import heat_map, tokens
 
 Shown = Mapping[str, Any]
-"""What is drawn of an example: ``pixels`` of a picture, or ``pieces`` of a text."""
+"""Of an example: ``pixels`` of a picture, ``pieces`` of a text, or ``values`` of a row."""
 MOST_ANSWERS: Final = 10
 """Answers that a terminal shows in words."""
 _MEANINGS: Final = {
@@ -43,10 +43,12 @@ def document(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> Docum
     shown_inputs : sequence of mapping, optional
         ``pixels`` or ``pieces`` of each example, where inputs may be shown.
     """
+    against = found.get("baseline")
     facts = [
         ("model", shown(found["model"], 120)),
         ("data", f"{shown(found['data'], 120)}, {plural(found['n'], 'answer')}"),
         ("explained", f"{found['objective']} at {shown(found['site'], 80)}"),
+        *([("taken away", f"replaced by: {shown(against, 80)}")] if against else []),
     ]
     features = found.get("features")
     return Document(
@@ -165,6 +167,10 @@ def _drawn(attribution: dict[str, Any], given: Shown, places: Sequence[str]) -> 
         return Drawing(_inside(tokens(pieces, values[: len(pieces)])))
     order = sorted(range(len(values)), key=lambda i: -math.fabs(values[i]))[:10]
     named = places if len(places) == len(values) else list(map(str, range(len(values))))
+    row = given.get("values") or ()
+    if len(row) == len(values):
+        held = tuple((named[i], row[i], values[i]) for i in order)
+        return Table(Numbers(("place", "value", "attribution"), held, "places"), where="page")
     rows = tuple((named[i], values[i]) for i in order)
     return Table(Numbers(("place", "attribution"), rows, "places"), where="page")
 

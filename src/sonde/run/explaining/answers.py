@@ -23,6 +23,7 @@ def answers_of(
     site: str,
     classes: Mapping[str, str],
     targets: Sequence[float] = (),
+    baseline: Baseline | None = None,
 ) -> list[dict[str, Any]]:
     """Return truth, answer and confidence of each input; empty where the model gives neither.
 
@@ -51,7 +52,7 @@ def answers_of(
     if best is None:
         return found
     function = SiteFunction(model, batch, site)
-    places = ExamplePlaces.of(function, Baseline())
+    places = ExamplePlaces.of(function, baseline or Baseline())
     order = places.order(places.scores(best.found), 0)
     n_gone = (STRONGEST * places.real.sum(1)).round().clamp(min=1).long()
     gone = order.argsort(1) < n_gone[:, None]

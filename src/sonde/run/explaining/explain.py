@@ -1,7 +1,7 @@
 """Several attributions of the same answers, each judged, and which of them can be believed here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -87,6 +87,7 @@ def explain(
     n_random: int = 5,
     progress: bool = True,
     directory: Path | None = None,
+    baseline: Baseline | None = None,
 ) -> tuple[InputBatch, list[Judged]]:
     """Return the first batch of inputs and the attributions of its answers, each judged.
 
@@ -104,6 +105,8 @@ def explain(
     progress : bool, default=True
     directory : Path or None, default=None
         Where each method is kept once it is judged: the same call goes on from there.
+    baseline : Baseline, optional
+        What stands for places that are taken away, in the tests and in methods that name none.
 
     Raises
     ------
@@ -113,16 +116,25 @@ def explain(
     batch = next(iter(inputs.batches(0, len(inputs))), None)
     if batch is None or not methods:
         raise InputError("explain: expected at least one input and one method, got none.")
-    objective = objective or Objective()
+    objective, usual = objective or Objective(), baseline or Baseline()
     test = objective if objective.kind == "answer" else Objective("prob", objective.target)
     kept = KeptExplanations.of(directory, model, batch, objective, site, n_random)
     judged: list[Judged] = []
     with Bar("explain", len(methods), shown=progress) as bar:
         for method in methods:
-            judge = partial(_judged, model, batch, method, objective, test, site, n_random)
-            judged.append(kept.judged(method, judge))
+            based, own = _with_baseline(method, usual)
+            judge = partial(_judged, model, batch, based, objective, test, site, n_random, own)
+            judged.append(kept.judged(based, judge))
             bar.advance(1)
     return batch, judged
+
+
+def _with_baseline(method: Attributor, usual: Baseline) -> tuple[Attributor, Baseline]:
+    """Return a method and what its tests put in place of inputs: its own baseline, or the usual."""
+    own = getattr(method, "baseline", None)
+    if own is None:
+        return method, usual
+    return (replace(method, baseline=usual), usual) if own.kind == "auto" else (method, own)  # type: ignore[call-arg]
 
 
 def _judged(
@@ -133,9 +145,9 @@ def _judged(
     test: Objective,
     site: str,
     n_random: int,
+    baseline: Baseline,
 ) -> Judged:
     found = method.explain(model, batch, objective=objective, site=site)
-    baseline = getattr(method, "baseline", None) or Baseline()
     curves: list[dict[str, Any]] = []
     gains: list[Tensor] = []
     for kind in (Deletion, Insertion):
@@ -196,6 +208,7 @@ def explain_document(
     classes: Mapping[str, str] | None = None,
     answers: Sequence[Mapping[str, Any]] = (),
     where: Sequence[str] = (),
+    baseline: Baseline | None = None,
 ) -> dict[str, Any]:
     """Return the JSON of an explanation, ``sonde-explain/1``.
 
@@ -215,6 +228,8 @@ def explain_document(
         What the model answers to each example, of ``answers_of``.
     where : sequence of str, optional
         Where each example stands in the user's files.
+    baseline : Baseline, optional
+        What stood for places that were taken away, where it was chosen for these data.
     """
 
     def named(label: str | None) -> str | None:
@@ -229,6 +244,7 @@ def explain_document(
         "n": first.n,
         "objective": first.conventions["objective"],
         "site": first.conventions["site"],
+        "baseline": None if baseline is None else str(baseline),
         "places": list(features) if first.conventions["site"] == "input" else [],
         "best": None if best is None else best.word,
         "methods": [
