@@ -12,7 +12,7 @@ from sonde.findings.lens import lens_evidence
 from sonde.findings.rule import Check
 from sonde.findings.snd067 import SND067
 from sonde.findings.text_forms import TextForms
-from sonde.findings.token_rows import token_rows
+from sonde.findings.token_rows import OddToken, token_rows
 
 TEXTS = 64
 
@@ -22,7 +22,7 @@ def often(texts: torch.Tensor) -> list[int]:
     return torch.bincount(texts.flatten()).argsort(descending=True)[:4].tolist()
 
 
-def ended(part: str, other: float = 1.0) -> Check:
+def ended(part: str, other: float = 1.0, odd: tuple[OddToken, ...] = ()) -> Check:
     """Scan the author of some texts, with rows of one of its layers exchanged.
 
     Parameters
@@ -30,6 +30,8 @@ def ended(part: str, other: float = 1.0) -> Check:
     part : str
     other : float
         Loss of these texts in another form, over the loss of the texts as they are given.
+    odd : tuple of OddToken
+        Tokens that stand out, in place of those that are found.
     """
     model = Chain(0.7).requires_grad_(False).eval()
     texts = drawn(model, TEXTS, 50)
@@ -44,6 +46,8 @@ def ended(part: str, other: float = 1.0) -> Check:
     evidence = arrays.evidence_of(torch.randn(40, 3))
     forms = TextForms(torch.ones(TEXTS), {"in lower case": torch.full((TEXTS,), other)})
     rows = token_rows(stream, lens, 0)
+    if odd and rows is not None:
+        rows = replace(rows, odd=odd)
     return SND067(forms=1.3).check(replace(evidence, lens=lens, rows=rows, forms=forms))
 
 
@@ -61,6 +65,12 @@ def test_exchanged_rows_are_named_with_the_gain(part: str, said: str) -> None:
 def test_texts_that_are_better_in_another_form_are_no_exchange_of_rows() -> None:
     assert_raised(ended("head", other=0.9), "warning")
     assert_clear(ended("head", other=0.01))
+
+
+def test_a_rare_token_is_a_note_and_a_frequent_one_a_warning() -> None:
+    for n, level in ((12, "note"), (90, "warning")):
+        finding = assert_raised(ended("", odd=(OddToken(7, n, "at", 0.9, -0.4),)), level)
+        assert finding.sentence.startswith("At the token number 7 the model's loss is 0.9 nats")
 
 
 def test_the_author_of_the_texts_is_clear() -> None:

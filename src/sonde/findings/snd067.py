@@ -28,6 +28,8 @@ class SND067(Rule):
         How many times more than the exchange another form of the texts may take off the loss.
     level : float, default=0.001
         Of the signed rank test on texts that did not choose the pairs.
+    cost : float, default=0.01
+        Least cost of the tokens that stand out for each token of the texts, in nats, for a warning.
     untrained : float, default=0.5
         Share of layers that look untrained from which on the model is not judged.
     """
@@ -35,6 +37,7 @@ class SND067(Rule):
     share: float = 0.05
     forms: float = 1.5
     level: float = 0.001
+    cost: float = 0.01
     untrained: float = 0.5
 
     code: ClassVar[str] = "SND067"
@@ -49,8 +52,9 @@ class SND067(Rule):
         "On 48 texts, the loss at each next token less that of counts of three tokens of the other "
         "texts; its mean after each token, and at it. A token stands out where that is at least "
         "0.5 nats, 1.5 nats above the median elsewhere, and 4 standard errors away, at 10 places "
-        "in 4 texts or more. It is named where the model as a whole beats these counts. Where two "
-        "stand out, ten of them are given each other's row of the embedding, of the head or of "
+        "in 4 texts or more. It is named where the model as a whole beats these counts, as a note "
+        "if that costs less than 0.01 nats for each token of the texts. Where two stand out, ten "
+        "of them are given each other's row of the embedding, of the head or of "
         "both, pair by pair on half of up to 48 texts; exchanged rows are named where the loss of "
         "the others falls by a twentieth (signed rank test, 0.1 %), below that of the tokens' "
         "frequencies, and no other form of the texts (SND028) takes 1.5 times as much off."
@@ -106,11 +110,12 @@ class SND067(Rule):
             f"{number(first.beyond)} nats above that of counts of three tokens, elsewhere "
             f"{number(abs(first.elsewhere))} {'below' if first.elsewhere < 0 else 'above'}."
         )
+        cost = sum(o.n * o.beyond for o in same) / max(1, figure.n_rows)
         return self.raised_with(
-            "warning",
+            "warning" if cost >= self.cost else "note",
             sentence(text, f"{plural(first.n, 'place')}."),
             figure,
-            effect=min(STANDS, sum(o.n for o in same) * first.beyond / max(1, figure.n_rows)),
+            effect=min(STANDS, cost),
         )
 
 
