@@ -73,6 +73,8 @@ class Choice:
                 raise InputError(
                     "explain: expected labels that are the model's own classes to tell right from "
                     "wrong, got none. Name the column (--label-column) and the classes (--classes)."
+                    " Of a language model choose texts by loss: sonde scan --rows FILE, then "
+                    "explain --rows FILE."
                 )
             said = truth
         kept = np.arange(len(pool))
