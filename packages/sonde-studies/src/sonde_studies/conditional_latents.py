@@ -59,7 +59,7 @@ class ConditionalLatentsStudy(Study):
         )
         halves = [
             len(ConditionalCodec.fit(part, 64, STEP, seed).encode(fresh))
-            for part in outside.chunk(2)
+            for part in outside[torch.randperm(len(outside), generator=draw)].chunk(2)
         ]
         last = sizes[-1]
         line = np.corrcoef(np.log(sizes[:4]), [bits[s] for s in sizes[:4]])[0, 1] ** 2
