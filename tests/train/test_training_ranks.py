@@ -54,6 +54,7 @@ def in_rank(rank: int, folder: Path, cut: int) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # if another test imported it
 @pytest.mark.truth("one process with all rows")
 @pytest.mark.parametrize("cut", [4, 5])
 def test_gradients_of_two_processes_are_those_of_one(tmp_path, cut):

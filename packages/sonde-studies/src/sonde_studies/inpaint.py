@@ -72,7 +72,7 @@ def _patches(side: int, seed: int, n: int) -> Tensor:
     draw, pictures = torch.Generator().manual_seed(2 * seed + side), []
     photographs: Any = load_sample_images().images
     for picture in photographs:
-        grey = torch.from_numpy(picture).double().mean(2).float()[None, None] / 255
+        grey = torch.tensor(picture, dtype=torch.float32).mean(2)[None, None] / 255
         small = functional.avg_pool2d(grey, 4)[0, 0]
         pictures.append(small.chunk(2, 1)[side])
     high, wide = pictures[0].shape
