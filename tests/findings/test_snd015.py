@@ -7,9 +7,9 @@ from torch import Tensor, nn
 import sonde
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of, tensors
+from sonde.findings._input_forms import changes
 from sonde.findings.settings import ScanSettings
 from sonde.findings.snd015 import SND015
-from sonde.findings.variants import changes
 from sonde.report import Report
 
 ONLY = ScanSettings(progress=False, only=("SND015",))

@@ -1,0 +1,137 @@
+"""Other forms of inputs that are numbers: scales, turns, orders and units."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from jaxtyping import Float
+from torch import Tensor
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+Inputs = Float[Tensor, "row *rest"]
+Change = Callable[[Inputs], Inputs]
+GAMMAS = (1 / 3, 1 / 2.2, 2.2, 3.0)
+FACTORS = (10.0, 100.0, 1000.0, 2.54, 3.28084, 2.20462, 1.60934, 0.0254, 60.0, 3600.0, -1.0)
+MOST_COLUMNS = 40
+
+LINES = {
+    "each column at mean 0": "x = (x - x.mean(0)) / x.std(0)  # of the training rows",
+    "each channel at mean 0": "x = (x - mean) / std  # of each channel of the training pictures",
+    "moved by one to the left": "x = x.roll(-1, 1)",
+    "moved by one to the right": "x = x.roll(1, 1)",
+    "reverse order (BGR": "x = x.flip(1)  # channels",
+    "ImageNet's constants": "x = (x - mean) / std  # ImageNet's mean and std, on pixels in 0..1",
+    "upside down": "x = x.flip(-2)",
+    "height and width": "x = x.transpose(-1, -2)",
+    "to the left": "x = x.rot90(1, (-2, -1))",
+    "to the right": "x = x.rot90(-1, (-2, -1))",
+    "mirrored": "x = x.flip(-1)",
+}
+"""What brings a batch ``x`` into another form, by words that name the form."""
+
+
+def column_changes(x: Inputs, names: Sequence[str]) -> dict[str, Change]:
+    """Return, by name, the changes that undo a wrong unit of one column or exchange two columns.
+
+    Empty where the columns have no names, or are more than 40.
+    """
+    if len(names) != x.shape[1] or not 1 < len(names) <= MOST_COLUMNS:
+        return {}
+    found: dict[str, Change] = {}
+    for i, name in enumerate(names):
+        for factor in FACTORS:
+            found[f"with {name} divided by {factor:g}"] = _one_column(i, 1 / factor, 0.0)
+            if factor != -1.0:
+                found[f"with {name} multiplied by {factor:g}"] = _one_column(i, factor, 0.0)
+        found[f"with {name} from Fahrenheit to Celsius"] = _one_column(i, 5 / 9, -160 / 9)
+        found[f"with {name} from Celsius to Fahrenheit"] = _one_column(i, 9 / 5, 32.0)
+    for i, j in combinations(range(len(names)), 2):
+        found[f"with {names[i]} and {names[j]} exchanged"] = _exchanged(i, j)
+    return found
+
+
+def _one_column(i: int, factor: float, offset: float) -> Change:
+    def change(x: Inputs) -> Inputs:
+        made = x.clone()
+        made[:, i] = factor * x[:, i] + offset
+        return made
+
+    return change
+
+
+def _exchanged(i: int, j: int) -> Change:
+    def change(x: Inputs) -> Inputs:
+        made = x.clone()
+        made[:, [i, j]] = x[:, [j, i]]
+        return made
+
+    return change
+
+
+def changes(x: Inputs, pictures: bool = True) -> dict[str, Change]:
+    """Return, by name, the changes that undo common mistakes in the scale of inputs.
+
+    Rows of numbers may be pictures, which could be turned, unless ``pictures`` is False. Scales are
+    known from all rows at once, so that a change is the same for every row.
+    """
+    low, high = float(x.min()), float(x.max())
+    span = (high - low) or 1.0
+    mean, std = float(x.mean()), float(x.std()) or 1.0
+
+    def unit(x: Inputs) -> Inputs:
+        return (x - low) / span
+
+    found: dict[str, Change] = {
+        "divided by 255": lambda x: x / 255,
+        "multiplied by 255": lambda x: x * 255,
+        "brought to 0..1": unit,
+        "brought to -1..1": lambda x: 2 * unit(x) - 1,
+        "brought to 0..255": lambda x: 255 * unit(x),
+        "brought to mean 0 and variance 1": lambda x: (x - mean) / std,
+        "inverted, bright for dark": lambda x: low + high - x,
+        "mirrored along the last axis": lambda x: x.flip(-1),
+    }
+    axes = (0, *range(2, x.ndim))
+    centre, spread = x.mean(axes, keepdim=True), x.std(axes, keepdim=True).clamp(min=1e-12)
+    columns = "column" if x.ndim == 2 else "channel"
+    found[f"with each {columns} at mean 0 and variance 1"] = lambda x: (x - centre) / spread
+    if x.ndim == 2:
+        found["with columns moved by one to the left"] = lambda x: x.roll(-1, 1)
+        found["with columns moved by one to the right"] = lambda x: x.roll(1, 1)
+    side = math.isqrt(x.shape[-1])
+    picture = x.shape[1:] if x.ndim == 4 else (1, side, side)
+    if x.ndim == 4 or (pictures and x.ndim == 2 and side > 1 and side * side == x.shape[1]):
+        found |= _turned(picture)
+        for power in GAMMAS:
+            found[f"with their brightness to the power of {power:.2g}"] = lambda x, p=power: (
+                low + span * unit(x).clamp(min=0) ** p
+            )
+    if x.ndim == 4 and x.shape[1] == 3:
+        found["with channels in reverse order (BGR for RGB)"] = lambda x: x.flip(1)
+        usual, scale = (x.new_tensor(v).reshape(1, 3, 1, 1) for v in IMAGENET)
+        found["brought to 0..1 and normalised with ImageNet's constants"] = lambda x: (
+            (unit(x) - usual.to(x.device)) / scale.to(x.device)
+        )
+    return found
+
+
+def _turned(picture: Sequence[int]) -> dict[str, Change]:
+    """Return the ways to turn pictures of a shape, also where their rows are one vector."""
+
+    def turned(change: Change) -> Change:
+        return lambda x: change(x.reshape(-1, *picture)).reshape(x.shape)
+
+    moved = {
+        f"moved by one pixel {side}": turned(lambda x, s=step, d=dim: x.roll(s, d))
+        for side, step, dim in (
+            ("to the left", -1, -1), ("to the right", 1, -1), ("up", -1, -2), ("down", 1, -2),
+        )
+    }  # fmt: skip
+    return moved | {
+        "turned upside down": turned(lambda x: x.flip(-2)),
+        "with height and width exchanged": turned(lambda x: x.transpose(-1, -2)),
+        "turned to the left": turned(lambda x: x.rot90(1, (-2, -1))),
+        "turned to the right": turned(lambda x: x.rot90(-1, (-2, -1))),
+        "mirrored": turned(lambda x: x.flip(-1)),
+    }
