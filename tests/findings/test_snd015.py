@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import sonde
 from findings import _evidence as arrays
-from findings._nets import assert_clear, assert_raised, evidence_of, tensors
+from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
 from sonde.findings._input_forms import changes
 from sonde.findings.settings import ScanSettings
 from sonde.findings.snd015 import SND015
@@ -48,6 +48,23 @@ def test_a_model_that_is_right_and_one_that_never_learned_are_clear() -> None:
     for trained in (True, False):
         report = scanned(arrays.net(trained=trained), x[:400], label[:400])
         assert [c["state"] for c in report.json()["checks"]] == ["clear"]
+
+
+def test_a_third_in_bgr_is_found_on_the_rows_that_a_good_model_gets_wrong() -> None:
+    hues = torch.tensor([[0.9, 0.1, 0.2], [0.2, 0.8, 0.2], [0.5, 0.4, 0.5], [0.3, 0.1, 0.3]])
+    nearest = nn.Linear(3, 4)
+    nearest.weight.data, nearest.bias.data = hues.clone(), -hues.square().sum(1) / 2
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nearest).eval()
+    label = torch.arange(480) % 4
+    ink = hues[label] + 0.02 * noise(480, 3)
+    x = ink[:, :, None, None] * (1 + 0.1 * noise(480, 16).reshape(480, 1, 4, 4))
+    third = (torch.arange(480) // 4 % 3 == 1).reshape(-1, 1, 1, 1)
+    (found,) = scanned(net, torch.where(third, x.flip(1), x), label).findings
+    assert "BGR for RGB): a share of the rows, at least 8.3 %" in found["sentence"]
+    nearest.bias.data[3] -= 0.08
+    faint = x + 0.05 * noise(480, 3, seed=1)[:, :, None, None]
+    assert int((net(faint).argmax(1) != label).sum()) >= 40
+    assert not scanned(net, faint, label).findings
 
 
 def test_channels_in_another_order_are_seen_at_the_first_norm_without_labels() -> None:

@@ -2,7 +2,7 @@
 
 Run after the pass on few rows: the norms' inputs always, other inputs only where the model is wrong
 far more often than a probe of its states, on a tenth of the rows, or where its first norm meets
-what it does not know.
+what it does not know. The rows that the model gets wrong are tried by themselves from 15 on.
 """
 
 import math
@@ -10,15 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
-from sonde.findings._input_forms import LINES, Change, changes, column_changes
-from sonde.findings._number_answers import number_answers
-from sonde.findings._shared import two_logits
-from sonde.findings.answers import class_answers
+from sonde.findings._input_forms import LINES, Change, Inputs, changes, column_changes
+from sonde.findings._number_answers import number_answers, number_rows
+from sonde.findings._shared import one_per_group, shared_rows, two_logits
+from sonde.findings.answers import class_answers, right_rows
 from sonde.findings.evidence import Evidence
 from sonde.findings.self_check import chosen_examples
 from sonde.tap import LiveStream
@@ -28,6 +29,9 @@ from sonde.tap.model.watch import watch
 from sonde.tap.reading.small_batches import SmallBatches, small_batches
 
 ROWS, CHUNK, LEAST = 128, 16, 24
+FEWEST = 15  # wrong rows, a third of which choose a form
+WRONG = 2 / 3  # of the targets' spread: how far off a number is wrong; half as far off it is right
+TIED, HOPELESS = 0.1, 0.5
 USUAL_WEIGHTS = 2_000_000
 GAP, ERRORS = 0.1, 3.0
 MISFIT = 0.125  # of a mean that is off by half a standard deviation
@@ -70,9 +74,7 @@ class Tried:
         What was done to them; empty for the inputs as they are.
     score : Float[Tensor, "row"] or None
         Of each row with a label: 1 where the answer is right. Of each row with a target: 1 less the
-        squared error over the targets' variance, so that the mean is R^2.
-    answer : Int[Tensor, "row"] or None
-        The answers to rows with a label.
+        squared error over the variance of all targets, so that the mean is about R^2.
     misfit : float
         Of the first batch norm; NaN without one.
     scale : (float, float) or None
@@ -81,7 +83,6 @@ class Tried:
 
     words: str
     score: Float[Tensor, "row"] | None
-    answer: Int[Tensor, "row"] | None
     misfit: float
     scale: tuple[float, float] | None = None
 
@@ -92,6 +93,35 @@ class Tried:
             factor, offset = self.scale
             return f"x = {factor:.6g} * x {'-' if offset < 0 else '+'} {abs(offset):.6g}"
         return next((line for words, line in LINES.items() if words in self.words), "")
+
+
+@dataclass(frozen=True, eq=False)
+class MendedRows:
+    """The form in which the model is right on most of the rows that it gets wrong.
+
+    A third of these rows chose the form. The figures are of the others.
+
+    Parameters
+    ----------
+    form : Tried
+    right : float
+        Share of the rows that the model gets right in this form.
+    nearer : float
+        Share of the rows that this form brings nearer to rows that the model gets right.
+    p : float
+        Chance that this form brings rows that the model gets right as much nearer to each other.
+    n : int
+        Rows that did not choose.
+    wrong : float
+        Share of all sampled rows that the model gets wrong.
+    """
+
+    form: Tried
+    right: float
+    nearer: float
+    p: float
+    n: int
+    wrong: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,19 +137,23 @@ class VariantEvidence:
     probe : float
         Accuracy, or R^2, of a linear probe on the last layer where it is far above the model's.
     n_rows : int
+    mended : MendedRows or None
+        None if the model gets too few rows wrong, or if no form mends half of them.
     """
 
     norms: tuple[NormFit, ...] = ()
     tried: tuple[Tried, ...] = ()
     probe: float = math.nan
     n_rows: int = 0
+    mended: MendedRows | None = None
 
 
 def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
     """Run the model on a few rows of its data, and on the same rows given otherwise."""
     norms, probe = _norms(stream), _better_probe(evidence)
     judged = not math.isnan(probe) or _often_wrong(evidence)
-    if not norms and not judged:
+    rows = _wrong_and_right(evidence) if judged or _is_small(evidence) else None
+    if not norms and not judged and rows is None:
         return VariantEvidence()
     small = small_batches(
         stream.model, stream.inputs, chosen_examples(stream, ROWS, evidence.data.seed), None
@@ -130,9 +164,12 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
         fits = _fits(stream, small, norms)
         first = fits[0].misfit if fits else 0.0
         tried: tuple[Tried, ...] = ()
-        if _changeable(small.singles[0]) and (first > MISFIT or judged):
-            tried = tuple(_tried(stream, small, norms[:1], evidence, judged))
-    return VariantEvidence(fits, tried, probe, len(small))
+        changeable = _changeable(small.singles[0])
+        if changeable and (first > MISFIT or judged):
+            forms = _forms(_numbers(small), evidence, judged)
+            tried = tuple(_tried(stream, small, forms, norms[:1], evidence, judged))
+        mended = _mended(stream, evidence, rows) if changeable and rows is not None else None
+    return VariantEvidence(fits, tried, probe, len(small), mended)
 
 
 def _better_probe(evidence: Evidence) -> float:
@@ -154,8 +191,93 @@ def _better_probe(evidence: Evidence) -> float:
 def _often_wrong(evidence: Evidence) -> bool:
     """Return whether a small classifier is wrong on a tenth of the rows."""
     found = class_answers(evidence)
-    weights = 0 if evidence.model is None else evidence.model.n_parameters
-    return not isinstance(found, str) and found.accuracy < 1 - GAP and weights < USUAL_WEIGHTS
+    return not isinstance(found, str) and found.accuracy < 1 - GAP and _is_small(evidence)
+
+
+def _is_small(evidence: Evidence) -> bool:
+    return evidence.model is None or evidence.model.n_parameters < USUAL_WEIGHTS
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Examples by planned order, each of another group, at most 128 of each kind by lot.
+
+    ``wrong`` and ``right`` are the answers to them now, ``share`` that of all wrong rows, and
+    ``least`` the score above which an answer is right.
+    """
+
+    wrong: list[int]
+    right: list[int]
+    share: float
+    least: float
+
+
+def _wrong_and_right(evidence: Evidence) -> _Judged | None:
+    """Return examples that the model gets wrong and right; None below 15 of either.
+
+    A number is wrong beyond two thirds of the targets' spread and three usual errors.
+    """
+    numbers, shared, limit = number_rows(evidence), shared_rows(evidence), WRONG
+    if not isinstance(numbers, str):
+        where, said, truth = numbers
+        off = torch.full((len(shared.group),), math.nan, dtype=torch.float64)
+        off[where] = (said - truth).abs() / truth.std(correction=0)
+        limit = max(limit, 3 * 1.4826 * float(off.nanmedian()))
+    elif (known := right_rows(evidence)) is not None:
+        off = 1 - known
+    else:
+        return None
+    order, one = shared.order, one_per_group(shared.group)
+    bad, good = one[off[one] > limit], one[off[one] < limit / 2]
+    if order is None or min(len(bad), len(good)) < FEWEST:
+        return None
+    wrong, right = (order[rows[:ROWS]].tolist() for rows in (bad, good))
+    share = len(bad) / int(torch.isfinite(off[one]).sum())
+    return _Judged(wrong, right, share, 1 - (limit / 2) ** 2)
+
+
+def _mended(stream: LiveStream, evidence: Evidence, rows: _Judged) -> MendedRows | None:
+    """Look for the form of the wrong rows in which the model is right.
+
+    Of forms that mend about as many of the rows that choose, take the form that brings them
+    nearest to rows that the model gets right.
+    """
+    bad, good = (
+        small_batches(stream.model, stream.inputs, which, None)
+        for which in (rows.wrong, rows.right)
+    )
+    if min(len(bad), len(good)) < FEWEST:
+        return None
+    x, others = _numbers(bad), _numbers(good)
+    if x.shape[1:] != others.shape[1:]:
+        return None
+    forms, chooses = _forms(x, evidence, True), torch.arange(len(x)) % 3 == 0
+    tried = {
+        t: (t.score > rows.least).double()
+        for t in _tried(stream, bad, forms, (), evidence, True)
+        if t.score is not None
+    }
+    most = max((float(hit[chooses].mean()) for hit in tried.values()), default=0.0)
+    if most < HOPELESS:
+        return None
+    scale = others.std(0) if evidence.data.inputs and x.ndim == 2 else torch.ones(())
+    scale = torch.where(scale > 0, scale, 1.0)
+
+    def far(rows: Inputs) -> Float[Tensor, "row"]:
+        return torch.cdist((rows / scale).flatten(1), (others[::2] / scale).flatten(1)).amin(1)
+
+    tied = [form for form, hit in tried.items() if float(hit[chooses].mean()) >= most - TIED]
+    best = min(tied, key=lambda form: float(far(forms[form.words](x[chooses])).mean()))
+    change, held = forms[best.words], tried[best][~chooses]
+    gain, usual = (far(given) - far(change(given)) for given in (x[~chooses], others[1::2]))
+    return MendedRows(
+        form=best,
+        right=float(held.mean()),
+        nearer=float((gain > 0).double().mean()),
+        p=float(mannwhitneyu(gain, usual, alternative="greater").pvalue),
+        n=len(held),
+        wrong=rows.share,
+    )
 
 
 def _norms(stream: LiveStream) -> list[tuple[str, nn.modules.batchnorm._BatchNorm]]:
@@ -238,18 +360,28 @@ def _changeable(batch: InputBatch) -> bool:
     return len(values) == 1 and values[0].is_floating_point() and values[0].ndim >= 2
 
 
+def _numbers(small: SmallBatches) -> Inputs:
+    """Return the one tensor of floating-point numbers of all examples."""
+    whole = small.together(range(len(small)))
+    return next(v for v in (*whole.args, *whole.kwargs.values()) if isinstance(v, Tensor))
+
+
+def _forms(x: Inputs, evidence: Evidence, judged: bool) -> dict[str, Change]:
+    """Return the forms to try by their words, the inputs as they are first."""
+    names = evidence.data.inputs if judged and x.ndim == 2 else ()
+    of_columns = column_changes(x, names)
+    return {"": lambda x: x, **changes(x, pictures=not of_columns), **of_columns}
+
+
 def _tried(
     stream: LiveStream,
     small: SmallBatches,
+    forms: dict[str, Change],
     norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]],
     evidence: Evidence,
     judged: bool,
 ) -> Iterator[Tried]:
-    whole = small.together(range(len(small)))
-    x = next(v for v in (*whole.args, *whole.kwargs.values()) if isinstance(v, Tensor))
-    names = evidence.data.inputs if judged and x.ndim == 2 else ()
-    of_columns = column_changes(x, names)
-    forms = {"": lambda x: x, **changes(x, pictures=not of_columns), **of_columns}
+    whole, x = small.together(range(len(small))), _numbers(small)
     for words, change in forms.items():
         sums, answers = {name: _Sums() for name, _ in norms}, []
         try:
@@ -258,26 +390,26 @@ def _tried(
         except (RuntimeError, ValueError):  # e.g. images that are not square, turned
             continue
         fits = [_fit(name, module, sums[name]) for name, module in norms if sums[name].n]
-        score = answer = None
+        score = None
         given = [a for a in answers if a is not None]
         if judged and len(given) == len(answers):
-            score, answer = _scored(torch.cat(given), whole, evidence)
+            score = _scored(torch.cat(given), whole, evidence)
         scale = _scale(x, change(x))
-        yield Tried(words, score, answer, fits[0].misfit if fits else math.nan, scale)
+        yield Tried(words, score, fits[0].misfit if fits else math.nan, scale)
 
 
 def _scored(
     logits: Float[Tensor, "row class"], whole: InputBatch, evidence: Evidence
-) -> tuple[Float[Tensor, "row"], Int[Tensor, "row"] | None]:
-    """Return the score of each row that can be judged, and the answers of a classifier."""
+) -> Float[Tensor, "row"]:
+    """Return the score of each row that can be judged."""
     data = evidence.data
     if data.target is None:
-        answer = two_logits(logits).argmax(1)[whole.label >= 0]
-        return (answer == whole.label[whole.label >= 0]).double(), answer
-    truth = data.target[whole.order].double()
+        answer = two_logits(logits).argmax(1)
+        return (answer == whole.label)[whole.label >= 0].double()
+    truth, every = data.target[whole.order].double(), data.target.double()
     known = torch.isfinite(truth)
     error = (logits[:, 0].double() - truth)[known].square()
-    return 1 - error / truth[known].var(correction=0), None
+    return 1 - error / every[torch.isfinite(every)].var(correction=0)
 
 
 def _scale(x: Tensor, changed: Tensor) -> tuple[float, float] | None:
