@@ -4,6 +4,7 @@
 feature arrays without a model.
 """
 
+from sonde.core.special_ids import special_ids
 from sonde.data._model_kind import task_of
 from sonde.data.arrays import open_arrays
 from sonde.data.contrast import contrast
@@ -17,7 +18,6 @@ from sonde.data.opening import open_inputs
 from sonde.data.processors import PillowProcessor
 from sonde.data.rows import rows_of
 from sonde.data.shipped import Digits, StandardLibrary
-from sonde.data.special import special_ids
 from sonde.data.towers import reader_of
 
 __all__ = [

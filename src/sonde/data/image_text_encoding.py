@@ -5,11 +5,11 @@ from pathlib import Path
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.special_ids import placeholder_ids, special_ids
 from sonde.data.columns import Layout
 from sonde.data.encoder import dtype_of
 from sonde.data.image_encoding import patch_of
 from sonde.data.image_text import ImageTextEncoder
-from sonde.data.special import placeholder_ids, special_ids
 from sonde.data.text import Long
 from sonde.data.text_encoding import context_of, tokenizer_hash
 from sonde.data.towers import has_two_towers

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key, tensor_key
+from sonde.core.special_ids import special_ids
 from sonde.core.token_masks import (
     EITHER,
     NAMES,
@@ -28,7 +29,6 @@ from sonde.core.token_masks import (
 from sonde.data.encoder import Collated, Encoder, Prepared, called
 from sonde.data.images import decode, stored
 from sonde.data.sources import Row
-from sonde.data.special import special_ids
 
 _log = logging.getLogger("sonde")
 

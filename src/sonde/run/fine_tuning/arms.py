@@ -131,7 +131,7 @@ def train_arm(
     signature = f"{_signature(examples, recipe, own)} {average is not None}"
     with (
         Bar(label, recipe.epochs * len(examples), shown=progress, keeps=True) as bar,
-        _attached(arm, recipe.weight) as terms,
+        _attached(model, arm, recipe.weight) as terms,
     ):
         moved = [p for p in module.parameters() if p.requires_grad]
         if terms is not None:
@@ -158,12 +158,12 @@ def train_arm(
     return arm
 
 
-def _attached(arm: Arm, weight: float) -> AbstractContextManager[Terms | None]:
+def _attached(model: Model, arm: Arm, weight: float) -> AbstractContextManager[Terms | None]:
     """Return the losses at their sites while they are open; None if there are no losses."""
     if not arm.losses:
         return nullcontext()
     teacher = arm.teacher if arm.average is None else arm.average
-    return training(arm.module, arm.losses, weight=weight, teacher=teacher)
+    return training(replace(model, module=arm.module), arm.losses, weight=weight, teacher=teacher)
 
 
 def scoped(module: nn.Module, scope: str) -> None:

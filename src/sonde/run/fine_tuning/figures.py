@@ -88,7 +88,7 @@ def term_values(
         sites = (key,) if isinstance(key, str) else key
         name = f"{type(loss).__name__}({', '.join(sites)})"
         if any(site.endswith(":probs") for site in sites):
-            found[name] = _of_maps(module, held, {key: loss}, teacher)
+            found[name] = _of_maps(replace(model, module=module), held, {key: loss}, teacher)
             continue
         rows = [_rows(model, module, held, site, teacher) for site in sites]
         takes_label = "label" in inspect.signature(loss.forward).parameters
@@ -98,9 +98,9 @@ def term_values(
     return found
 
 
-def _of_maps(module: nn.Module, held: ItemInputs, loss: Losses, teacher: Model | None) -> float:
+def _of_maps(model: Model, held: ItemInputs, loss: Losses, teacher: Model | None) -> float:
     batches = held.batches(0, len(held))
-    with training(module, loss, teacher=teacher) as terms:
+    with training(model, loss, teacher=teacher) as terms:
         (value,) = terms.evaluate(
             ((*b.args, b.kwargs), {"label": b.label}) for b in batches
         ).values()

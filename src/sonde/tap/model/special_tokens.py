@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
-from sonde.tap.model.axes import Axes
+from sonde.tap.model.axes import Axes, config_grid
 from sonde.tap.model.probe import Probe, TensorLayout
 from sonde.tap.model.structure import CONFIGURED
 from sonde.tap.model.vary import SizeChange, sized
@@ -169,6 +169,25 @@ class SpecialTokens:
                 is_layer = name in ("weight", "bias") and not isinstance(module, nn.Embedding)
                 if p.shape[-1:] == (dim,) and not is_layer and 0 < p.numel() <= MOST_ROWS * dim:
                     yield f"{path}.{name}".lower(), p.detach().reshape(-1, dim).float().cpu()
+
+
+def patch_grid(model: Model, probe: Probe, batch: InputBatch) -> tuple[int, int] | None:
+    """Return height and width in patches, from inputs, configuration, or the first layer."""
+    if batch.grid is not None:
+        return batch.grid
+    pixels = next(
+        (x for x in (*batch.args, *batch.kwargs.values()) if isinstance(x, Tensor) and x.ndim == 4),
+        None,
+    )
+    grid = config_grid(model.config, pixels)
+    if grid is not None or pixels is None:
+        return grid
+    for path, calls in probe.trace.items():
+        layer = probe.names.modules[path]
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == layer.stride != (1, 1):
+            shape = calls[0].outputs[""].shape
+            return shape[2], shape[3]
+    return None
 
 
 def _names(owners: Sequence[str], words: Sequence[str]) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError, SiteError
@@ -15,7 +14,7 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.core.left_out import LeftOut
 from sonde.core.site import POSITIONS, Reducer, Site, row_key
 from sonde.stats import TOKEN_METRICS
-from sonde.tap.model.axes import Axes, config_grid, find_axes
+from sonde.tap.model.axes import Axes, find_axes
 from sonde.tap.model.influence import Influence
 from sonde.tap.model.probe import Probe, TensorLayout
 from sonde.tap.model.sites import (
@@ -30,7 +29,7 @@ from sonde.tap.model.sites import (
     resolve,
     unheard,
 )
-from sonde.tap.model.special_tokens import SpecialTokens
+from sonde.tap.model.special_tokens import SpecialTokens, patch_grid
 from sonde.tap.model.vary import token_ids
 from sonde.tap.reading.named_axes import NamedAxes
 from sonde.tap.rows.kind import Kind
@@ -216,25 +215,6 @@ def _dim(reducer: Reducer, axes: Axes, leaf: TensorLayout) -> int:
     if reducer.name == "flat":
         return math.prod(size for word, size in sizes.items() if word != "row")
     return sizes.get("dim", 1)
-
-
-def patch_grid(model: Model, probe: Probe, batch: InputBatch) -> tuple[int, int] | None:
-    """Return height and width in patches, from inputs, configuration, or the first layer."""
-    if batch.grid is not None:
-        return batch.grid
-    pixels = next(
-        (x for x in (*batch.args, *batch.kwargs.values()) if isinstance(x, Tensor) and x.ndim == 4),
-        None,
-    )
-    grid = config_grid(model.config, pixels)
-    if grid is not None or pixels is None:
-        return grid
-    for path, calls in probe.trace.items():
-        layer = probe.names.modules[path]
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == layer.stride != (1, 1):
-            shape = calls[0].outputs[""].shape
-            return shape[2], shape[3]
-    return None
 
 
 def each_position(axes: Axes) -> Reducer | None:

@@ -1,8 +1,8 @@
 """Sites of a model, and of its teacher, that losses read or change while the model trains."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.model.sites import places_of, port_of, resolve
 from sonde.tap.rows.frame import Frame, unnamed
 from sonde.tap.rows.reduce import NARROW, Reduction
+from sonde.tap.training.ordinary_tokens import GivenInputs
 
 TEACHER = "teacher:"
 DECODER_MASK = "decoder_attention_mask"
@@ -77,6 +78,12 @@ class Place:
         return self.site.port == "probs" and (self.site.key or "0").isdigit()
 
     @property
+    def is_mean(self) -> bool:
+        """Whether it holds a mean over tokens or places, along axes that nobody named."""
+        how = self.reducer
+        return self.change is None and how is not None and how.name == "mean" and how.axis is None
+
+    @property
     def is_whole(self) -> bool:
         """Whether it holds states or maps as they are, not rows of one width."""
         return self.site.port != WEIGHT and (self.is_map or self.reducer is None)
@@ -108,6 +115,8 @@ class Places:
     module : nn.Module
     teacher : nn.Module or None
         Runs after each forward of ``module`` with gradients, on the same arguments.
+    special_ids : collection of int, default=()
+        Ids of tokens that a mean leaves out.
 
     Attributes
     ----------
@@ -115,11 +124,16 @@ class Places:
         Forwards with gradients since what was read was dropped.
     """
 
-    def __init__(self, module: nn.Module, teacher: nn.Module | None) -> None:
-        self._module, self._teacher = module, teacher
+    def __init__(
+        self, module: nn.Module, teacher: nn.Module | None, special_ids: Collection[int] = ()
+    ) -> None:
+        self._module, self._teacher, self._special_ids = module, teacher, special_ids
         self._places: dict[tuple[str, Reducer | None, bool], Place] = {}
         self._masks: dict[str, Tensor | None] = {}
-        self._given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._given: GivenInputs | None = None
+        self._frames: dict[tuple[Any, ...], Frame] = {}
+        self._patches: dict[Place, Axes | None] = {}
+        self._looks = False
         self._meaning, self._decodes = MaskMeaning(), False
         self._open: list[Session] = []
         self._active: list[Place] = []
@@ -217,7 +231,10 @@ class Places:
 
     @property
     def _reads(self) -> bool:
-        return self._always or torch.is_grad_enabled()
+        return not self._looks and (self._always or torch.is_grad_enabled())
+
+    def _hears(self, place: Place) -> bool:
+        return self._reads or (place.is_teachers and not self._looks)
 
     def forget(self) -> None:
         """Drop what was read."""
@@ -226,7 +243,8 @@ class Places:
             place.views, place.masks = [], []
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._given = args, kwargs
+        if self._looks:
+            return
         named = arguments(self._module, args, kwargs)
         found, target = find_mask(named), named.get(DECODER_MASK)
         self._decodes = decodes(self._module, named)
@@ -234,11 +252,27 @@ class Places:
             "pos": None if found is None else self._meaning.real_tokens(*found),
             "pos2": None if target is None else target != 0,
         }
+        self._given = GivenInputs.of(args, kwargs, self._masks, self._special_ids)
+        self._frames = {}
         for place in self._places.values():
             place.now = []
+        if self._reads:
+            self._look(self._given)
+
+    def _look(self, given: GivenInputs) -> None:
+        """Find out once, by forwards of a few rows, which tokens of means are no patches."""
+        new = [p for p in self._active if p.is_mean and p not in self._patches]
+        for root in dict.fromkeys(place.root for place in new):
+            own = [place for place in new if place.root is root]
+            self._looks = True
+            try:
+                found = given.patch_axes(root, (place.site for place in own))
+            finally:
+                self._looks = False
+            self._patches |= {place: found.get(place.site) for place in own}
 
     def _after(self, place: Place, output: Any) -> Any:
-        if not (self._reads or place.is_teachers):
+        if not self._hears(place):
             return None
         if place.change is not None:
             return self._changed(place, output)
@@ -250,7 +284,7 @@ class Places:
         return None
 
     def _before(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._reads or place.is_teachers:
+        if self._hears(place):
             leaf = find_input(place.module, args, kwargs, place.site.key)[1]
             self._keep(place, self._rows(place, leaf, leaf), None)
 
@@ -288,10 +322,11 @@ class Places:
         self.n_forwards += 1
         reading = [place for place in self._active if place.change is None]
         if self._teacher is not None and any(place.is_teachers for place in reading):
-            args, kwargs = self._given
+            assert self._given is not None
+            given = self._given.batch
             try:
                 with torch.no_grad():
-                    self._teacher(*args, **kwargs)
+                    self._teacher(*given.args, **given.kwargs)
             except SondeError:
                 raise
             except Exception as error:
@@ -313,9 +348,21 @@ class Places:
         of_encoder = isinstance(output, PortView) and output.of_encoder
         if self._has_target(place, of_encoder=of_encoder):
             axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
-        frame = Frame(unnamed(x.shape[0]), x.device)
-        frame.masks |= self._masks
-        return Reduction(place.reducer, axes)(wide, frame)[0]
+        told = self._patches.get(place)
+        real = self._masks["pos"]
+        if told is not None and (real is None or real.shape[1] != x.shape[1]):
+            axes = told
+        return Reduction(place.reducer, axes)(wide, self._frame(x))[0]
+
+    def _frame(self, x: Tensor) -> Frame:
+        """Return the examples of this forward, for all states of their length and device."""
+        key = x.shape[0], 0 if x.is_nested or x.ndim < 2 else x.shape[1], x.device
+        if key not in self._frames:
+            assert self._given is not None
+            batch = replace(unnamed(x.shape[0]), special=self._given.special_of(x))
+            self._frames[key] = Frame(batch, x.device)
+            self._frames[key].masks |= self._masks
+        return self._frames[key]
 
     def _map(self, place: Place, view: PortView) -> tuple[Tensor, Tensor]:
         """Return probabilities, (example, head, query, key), and which keys a query may see."""

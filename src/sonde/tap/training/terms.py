@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sonde.core.errors import InputError, SiteError, SondeWarning, StateError, near
 from sonde.core.inputs import Model
 from sonde.core.schedule import Constant
+from sonde.core.special_ids import special_ids
 from sonde.files.durable import atomic_write
 from sonde.tap.training.evaluating import Batches, evaluated
 from sonde.tap.training.places import Place, Places
@@ -51,9 +52,10 @@ class Terms:
         weight: Weight | Mapping[Any, Weight],
         teacher: nn.Module | None,
         reducer: Reduced | Mapping[Any, Reduced],
+        special_ids: Collection[int] = (),
     ) -> None:
         self.module, self._teacher = module, teacher
-        self._places = Places(module, teacher)
+        self._places = Places(module, teacher, special_ids)
         self.figures: dict[str, float] = {}
         self.n_steps = 0
         self._terms = [
@@ -419,7 +421,10 @@ def training(
         the model's own weights, with a decay of 0.999; pass an ``AveragedModel`` of torch for
         another one.
     reducer : str, Reducer, None, or mapping of site to either, default="mean"
-        How the states of several tokens or places become rows. None: states as they are.
+        How the states of several tokens or places become rows. None: states as they are. A mean
+        leaves out padding, tokens beside the patches of an image (class, registers), which a few
+        forwards of two or three rows at the first step tell, and tokens with special ids if
+        ``model`` is a ``Model`` with a tokenizer.
 
     Yields
     ------
@@ -453,7 +458,8 @@ def training(
         )
     if not losses:
         raise InputError("training: expected at least one loss, got none.")
-    terms = Terms(module, losses, weight, other, reducer)
+    ids = special_ids(model.processor) if isinstance(model, Model) else frozenset[int]()
+    terms = Terms(module, losses, weight, other, reducer, ids)
     try:
         terms.open()
         yield terms
