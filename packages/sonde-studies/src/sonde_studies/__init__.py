@@ -85,6 +85,7 @@ STUDIES: dict[str, str] = {
     "joined-attention": "JoinedAttentionStudy",
     "label-agnostic": "LabelAgnosticStudy",
     "last-layer": "LastLayerStudy",
+    "latent-steps": "LatentStepsStudy",
     "layer-bits": "LayerBitsStudy",
     "layer-readout": "LayerReadoutStudy",
     "learned-graph": "LearnedGraphStudy",
