@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from shutil import copy2
+from typing import Any
 
 import pytest
 import torch
@@ -174,7 +175,7 @@ def convolutional(tmp_path_factory):
 
     torch.manual_seed(0)
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1]}
-    config = ResNetConfig(num_channels=1, num_labels=10, layer_type="basic", **sizes)
+    config = ResNetConfig(num_channels=1, num_labels=10, layer_type="basic", **sizes)  # pyright: ignore
     folder = tmp_path_factory.mktemp("conv") / "NET"
     ResNetForImageClassification(config).save_pretrained(folder)
     recipe = "preprocessor_config.json"
@@ -206,7 +207,9 @@ def test_every_kind_of_smaller_weight_is_packed_opened_and_undone(
     kept = sum(one["bytes"] for one in told["packed"])
     assert told["bytes"][1] > kept > 0.3 * told["bytes"][1]
     assert form in new.with_name("SMALL.html").read_text()
-    (opened, plain) = (sonde.load(str(at), device="cpu").module for at in (new, old))
+    opened: Any
+    plain: Any
+    opened, plain = (sonde.load(str(at), device="cpu").module for at in (new, old))
     names = [one["layer"] for one in told["packed"]]
     if form.endswith("zeros"):
         assert all(type(opened.get_submodule(n)) is torch.nn.Linear for n in names)

@@ -1,5 +1,7 @@
 """Attention by running sums, against dense attention with the same features."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from sonde.layers import LinearAttention
 N = 11
 
 
-def made(seed=3, **parameters):
+def made(seed: int = 3, **parameters: Any) -> LinearAttention:
     torch.manual_seed(seed)
     layer = LinearAttention(8, 2, **parameters).double()
     nn.init.normal_(layer.out.weight)
@@ -58,9 +60,9 @@ def brute(layer, x, prefix):
 def test_every_form_is_dense_attention(feature, projection, prefix, monkeypatch):
     monkeypatch.setattr("sonde.layers.linear_attention.BLOCK", 5)
     x = states()
-    given = {"feature": feature, "prefix_projection": projection}
+    given: dict[str, Any] = {"feature": feature, "prefix_projection": projection}
     found = [
-        made(**given, **form)(x, prefix=prefix)
+        made(**(given | form))(x, prefix=prefix)
         for form in ({"chunk": 4}, {"form": "parallel"}, {"form": "recurrent"})
     ]
     wanted = brute(made(**given), x, prefix)
@@ -72,7 +74,7 @@ def test_every_form_is_dense_attention(feature, projection, prefix, monkeypatch)
 @pytest.mark.parametrize("prefix", [0, 4])
 def test_no_token_behind_the_prefix_sees_the_future(prefix):
     layer, x = made(chunk=3), states(rows=1)
-    jacobian = torch.autograd.functional.jacobian(lambda y: layer(y, prefix=prefix), x)
+    jacobian: Any = torch.autograd.functional.jacobian(lambda y: layer(y, prefix=prefix), x)
     moved = jacobian[0, :, :, 0].abs().sum((1, 3))
     for i in range(N):
         last = max(i, prefix - 1)

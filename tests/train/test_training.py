@@ -180,7 +180,7 @@ def test_what_cannot_train_says_so():
 @pytest.mark.truth("each loss on the rows of all examples, read by hand in eval mode")
 def test_evaluation_is_the_loss_of_all_rows_and_leaves_the_training_alone():
     net, x = models.cnn().train(), pictures()
-    net.act1 = nn.Sequential(net.act1, nn.Dropout(0.5))
+    net.act1 = nn.Sequential(net.act1, nn.Dropout(0.5))  # pyright: ignore
     losses = {"conv1": RateReduction(), ("conv1", "conv2"): Separate("joint_entropy")}
     with training(net, losses, weight={"conv1": StopAt(0.3, 1), ("conv1", "conv2"): 0.1}) as terms:
         (net(x).square().mean() + terms.loss(label=LABEL)).backward()

@@ -87,7 +87,7 @@ class FeatureEncoder(Encoder):
     inputs : tuple of str
     marks : bool or None
         Whether the mask of padding differs from zero at real tokens; None before rows are seen.
-    pads : bool, default=True
+    may_mask : bool, default=True
         Whether an input may be a mask of padding: one called ``mask`` with both values on either
         side is none.
     """
@@ -95,7 +95,7 @@ class FeatureEncoder(Encoder):
     inputs: tuple[str, ...]
     kind: str = "features"
     marks: bool | None = None
-    pads: bool = True
+    may_mask: bool = True
 
     def settled(self, rows: Iterable[Row]) -> "FeatureEncoder":
         """Decide by all masks which of their values is that of padding."""
@@ -112,7 +112,7 @@ class FeatureEncoder(Encoder):
         except InputError:
             if name != EITHER:
                 raise
-            return replace(self, pads=False)
+            return replace(self, may_mask=False)
 
     def _masks(self, row: Row) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}
@@ -142,7 +142,7 @@ class FeatureEncoder(Encoder):
         """Stack each along a new first axis."""
         kwargs = {n: stacked_items([i.value[n] for i in items], n) for n in self.inputs}
         real = partial(real_tokens, marks=self.marks)
-        return Collated(kwargs=kwargs, mask=token_mask(kwargs, real) if self.pads else None)
+        return Collated(kwargs=kwargs, mask=token_mask(kwargs, real) if self.may_mask else None)
 
     def identity(self) -> dict[str, Any]:
         """Name the arguments."""

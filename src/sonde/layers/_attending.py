@@ -80,7 +80,7 @@ def on_axes(
     own = real.unflatten(1, grid).repeat_interleave(q.shape[1], 0)
     flat = (x.unflatten(2, grid).flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, with_one(v)))
     parts = zip(*(x.split(size) for x in (*flat, own)), strict=True)
-    made = torch.cat([_on_axes(*part, causal) for part in parts])
+    made = torch.cat([_on_axes(a, b, c, d, causal) for a, b, c, d in parts])
     return made.flatten(1, 2).unflatten(0, q.shape[:2])
 
 
