@@ -235,3 +235,13 @@ def test_convolutions_that_are_named_are_pruned_and_packed(run, convolutional, t
     assert len(convolutions) > 4
     for part in convolutions:
         assert float((part.weight == 0).double().mean()) > 0.55  # more where inputs are always 0
+
+
+def test_a_model_whose_page_is_interrupted_is_taken_away(run, tmp_path, monkeypatch):
+    def stopped(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sonde.cli.compress.present", stopped)
+    ran = run(*WORDS, "-o", tmp_path / "SMALL")
+    assert "Nothing half written is left" in ran.err
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,8 @@
 """How a command shows what it found: a page where it was asked for, then text or JSON."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,17 @@ def check_page(page: Path | None, *inputs: object, flag: str = "-o") -> None:
     if page.suffix.lower() not in PAGES:
         raise InputError(f"{flag}: expected a name that ends in .html or .json, got {page}.")
     check_file(page, *map(str, inputs))
+
+
+@contextmanager
+def with_page(output: Path) -> Iterator[None]:
+    """Take a new model and its patch away again if its page is not written, as after Ctrl-C."""
+    try:
+        yield
+    except BaseException:
+        for folder in (output, output.with_name(f"{output.name}.patch")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def present(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli._presenting import present
+from sonde.cli._presenting import present, with_page
 from sonde.cli.console import note
 from sonde.cli.options import DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
@@ -104,25 +104,26 @@ class Compress:
         with source_folder(model) as source:
             saved = save_edited(source, best.plan, self.output, name=self.model)
             n_bytes = [weight_bytes(at) for at in (source, self.output)]
-        document = compress_document(
-            model,
-            new,
-            best.plan,
-            name=self.model,
-            data=self.data,
-            output=self.output,
-            bytes_on_disk=n_bytes,
-            fidelity=best.fidelity,
-            sites=sites,
-            times=times,
-            rows={
-                "calibrated_on": len(ours) if method is None or self._reads(method) else 0,
-                "compared_on": len(held),
-            },
-            tried=[trial.json() for trial in tried],
-        )
-        wrote = f"{self.output}, {page}, and {saved.patch} to take it back"
-        present(document, self.printing, page, wrote)
+        with with_page(self.output):
+            document = compress_document(
+                model,
+                new,
+                best.plan,
+                name=self.model,
+                data=self.data,
+                output=self.output,
+                bytes_on_disk=n_bytes,
+                fidelity=best.fidelity,
+                sites=sites,
+                times=times,
+                rows={
+                    "calibrated_on": len(ours) if method is None or self._reads(method) else 0,
+                    "compared_on": len(held),
+                },
+                tried=[trial.json() for trial in tried],
+            )
+            wrote = f"{self.output}, {page}, and {saved.patch} to take it back"
+            present(document, self.printing, page, wrote)
         return 0
 
     @property

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli._presenting import check_page, present
+from sonde.cli._presenting import check_page, present, with_page
 from sonde.cli._table import table
 from sonde.cli.console import say, say_json
 from sonde.cli.options import DataWord, ModelWord, Printing, named
@@ -134,9 +134,10 @@ class Train:
         plan = plan_of(model, pairs[0][0].module, "train", loss=document["gain"]["loss"]["value"])
         with source_folder(model) as source:
             saved = save_edited(source, plan, output, name=self.model)
-        _forget(kept)
         wrote = f"{output}, {page}, and {saved.patch} to take it back"
-        present(document, self.printing, page, wrote)
+        with with_page(output):
+            present(document, self.printing, page, wrote)
+        _forget(kept)
         return 0
 
     def _names(self, output: Path) -> dict[str, Any]:
