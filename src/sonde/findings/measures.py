@@ -17,9 +17,8 @@ from sonde.engine.requests import Request, States, Task
 from sonde.findings.settings import ScanSettings
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import make_header, unit_entry
-from sonde.run.fitting._classes import check_classes
 from sonde.run.fitting.fit import fit
-from sonde.run.instruments.asked import check_reading, head_sites, need
+from sonde.run.instruments.asked import head_sites, need, ready
 from sonde.run.instruments.catalogue import word_of_class
 from sonde.run.instruments.entries import names_of
 from sonde.run.instruments.stages import has_stages
@@ -107,8 +106,7 @@ def _tasks(
         raise InputError("it needs labels, and the data have none")
     if need([instrument], "grad"):
         raise InputError("it takes gradients. Use `sonde fit`, with an objective.")
-    check_reading([instrument], stream)
-    check_classes([instrument], stream)
+    stream = ready([instrument], stream)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SondeWarning)  # places left out are not in the table
         return assign([instrument], stream.schema, split, heads=head_sites([instrument], stream))

@@ -1,39 +1,28 @@
 """``sonde.fit``: all instruments at all sites in one pass, a second one where they ask for it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sonde.core.errors import InputError
-from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import UNIT_SIZE, Plan, Split
 from sonde.core.reduction import AUTO
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.engine.folding import check_whole
 from sonde.engine.progress import Bar
-from sonde.engine.requests import Request, States, Task
+from sonde.engine.requests import Request, States
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import make_header, unit_entry
-from sonde.run.fitting._classes import check_classes
-from sonde.run.instruments.asked import (
-    asking_logits,
-    check_grids,
-    check_reading,
-    head_sites,
-    need,
-)
+from sonde.run.fitting.prepared import Prepared, prepare
 from sonde.run.instruments.stages import next_tasks
-from sonde.run.instruments.tasks import ErrorSample, assign, error_sample, requests_of
-from sonde.run.instruments.words import Asked, instruments_of
+from sonde.run.instruments.tasks import ErrorSample, error_sample, requests_of
+from sonde.run.instruments.words import Asked
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.directory import held
 from sonde.run.passes.driver import Outcome, run_pass
 from sonde.run.passes.memory import Estimate, check_memory, commit_level, estimate
 from sonde.run.reading.checking import check_rows
-from sonde.run.reading.notes import warn_of_split
-from sonde.run.reading.read import read
 from sonde.run.workers.crew import Crew, Runner
 from sonde.run.workers.hand_out import gathered
 
@@ -112,34 +101,22 @@ def fit(
     >>> fitted.result("mahalanobis").calibration.n
     97
     """
-    chosen = instruments_of(instruments)
-    stream = stream if isinstance(stream, Stream) else read(stream)
-    _check(chosen, stream)
-    stream = asking_logits(stream) if need(chosen, "logits") else stream
-    warn_of_split(stream)
-    check_reading(chosen, stream)
-    check_classes(chosen, stream)
-    split = None
-    if calibrate and any(isinstance(i, Detector) for i in chosen):
-        split = Split(calibrate, stream.seed)
-    tasks = assign(chosen, stream.schema, split, reduction, head_sites(chosen, stream))
-    check_grids(tasks, stream)
+    settled = prepare(instruments, stream, calibrate, reduction)
     crew = Crew(workers, runner, address)
-    settings = _Settings(split, crew, crew.threads(threads), fresh, memory, progress)
+    settings = _Settings(crew, crew.threads(threads), fresh, memory, progress)
     place = None if directory is None else Path(directory)
-    check_rows(stream)
-    say_cost(stream, tasks, progress)
+    check_rows(settled.stream)
+    say_cost(settled.stream, settled.tasks, progress)
     with held(place), gathered(crew, settings.threads):
-        states, units, counters, sample = _all_passes(tasks, stream, settings, unit_size, place)
-    header = make_header(stream, units, counters, split)
-    return Fitted(tuple(tasks), states, header, split, sample)
+        states, units, counters, sample = _all_passes(settled, settings, unit_size, place)
+    header = make_header(settled.stream, units, counters, settled.split)
+    return Fitted(settled.tasks, states, header, settled.split, sample)
 
 
 @dataclass(frozen=True)
 class _Settings:
     """How passes are driven."""
 
-    split: Split | None
     crew: Crew
     threads: int
     fresh: bool
@@ -148,8 +125,7 @@ class _Settings:
 
 
 def _all_passes(
-    tasks: list[Task],
-    stream: Stream,
+    settled: Prepared,
     settings: _Settings,
     unit_size: int,
     place: Path | None,
@@ -162,18 +138,19 @@ def _all_passes(
     units: list[dict[str, Any]] = []
     counters: dict[str, int] = {}
     sample: ErrorSample | None = None
-    asked, following, stage = tasks, tasks, 0
+    stream, split = settled.stream, settled.split
+    asked, following, stage = [*settled.tasks], [*settled.tasks], 0
     while following:
-        sample = error_sample(asked, stream, settings.split)
-        wanted = requests_of(asked, sample, settings.split)
+        sample = error_sample(asked, stream, split)
+        wanted = requests_of(asked, sample, split)
         wanted = {i: r for i, r in wanted.items() if i not in states}
         if wanted:
-            plan = make_plan(stream, wanted, settings.split, unit_size, settings.threads, stage)
+            plan = make_plan(stream, wanted, split, unit_size, settings.threads, stage)
             outcome = _one_pass(stream, wanted, plan, settings, _stage(place, stage))
             states = {**states, **outcome.states}
             counters = counters or outcome.counters
             units.append(unit_entry(plan, stream))
-        following, stage = next_tasks(following, states, settings.split), stage + 1
+        following, stage = next_tasks(following, states, split), stage + 1
         asked = [*asked, *following]
     return states, units, counters, sample
 
@@ -182,19 +159,6 @@ def _stage(directory: Path | None, stage: int) -> Path | None:
     if directory is None:
         return None
     return directory if stage == 0 else directory / f"pass{stage + 1}"
-
-
-def _check(instruments: Sequence[object], stream: Stream) -> None:
-    if not instruments:
-        raise InputError("fit: expected at least one instrument, got none.")
-    for instrument in instruments:
-        if not isinstance(instrument, Instrument):
-            raise InputError(
-                f"fit: expected instruments such as Mahalanobis(), got {instrument!r}."
-                + (" Call it: add ()." if isinstance(instrument, type) else "")
-            )
-    if len(stream) == 0:
-        raise InputError("fit: expected at least one example, got none. The data is empty.")
 
 
 def make_plan(

@@ -13,6 +13,7 @@ from sonde.core.instrument import Detector, Instrument, reads_rows, score_needs
 from sonde.core.site import HEAD_INPUT, POSITIONS
 from sonde.core.stream import Stream
 from sonde.engine.requests import Task
+from sonde.run.instruments.classes import check_classes
 from sonde.stats import HeadWeightsState
 from sonde.tap import LiveStream
 
@@ -51,6 +52,20 @@ def asked(instruments: Sequence[Instrument]) -> dict[str, Any]:
         reducer = found.pop("reducer", None)
         found["sites"] = [AUTO if reducer is None else f"{AUTO}|{reducer}", HEAD_INPUT]
     return found
+
+
+def ready(instruments: Sequence[Instrument], stream: Stream) -> Stream:
+    """Return the stream with the columns that methods ask for.
+
+    Raises
+    ------
+    InputError
+        If it was read otherwise than a method asks, or has other labels than a method compares.
+    """
+    stream = asking_logits(stream) if need(instruments, "logits") else stream
+    check_reading(instruments, stream)
+    check_classes(instruments, stream)
+    return stream
 
 
 def asking_logits(stream: Stream) -> Stream:
@@ -128,7 +143,7 @@ def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
                 f"not show what one token or patch of many has (at {pooled[0].key}). Read with "
                 f"reducer={POSITIONS!r} (--reducer {POSITIONS}).",
                 SondeWarning,
-                stacklevel=3,
+                stacklevel=5,
             )
         for name, value in instrument.reading().items():
             if name in BY_VALUE and identity.get(name, value) != value:

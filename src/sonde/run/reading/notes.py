@@ -69,7 +69,7 @@ def warn_of_split(stream: Stream) -> None:
         f"fitted on them cannot be tested on them. Name the split ({', '.join(source.other_splits)}"
         f"), or {source.split!r} if you mean it: sonde.read(model, data, split=...).",
         SondeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -1,0 +1,63 @@
+"""All that a fit settles before it reads its first row."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sonde.core.errors import InputError
+from sonde.core.instrument import Detector, Instrument
+from sonde.core.plan import Split
+from sonde.core.stream import Stream
+from sonde.engine.requests import Task
+from sonde.run.instruments.asked import check_grids, head_sites, ready
+from sonde.run.instruments.tasks import assign
+from sonde.run.instruments.words import Asked, instruments_of
+from sonde.run.reading.notes import warn_of_split
+from sonde.run.reading.read import read
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A stream that serves all instruments, their tasks at its sites, and the rows held out."""
+
+    stream: Stream
+    tasks: tuple[Task, ...]
+    split: Split | None
+
+
+def prepare(
+    instruments: Asked | Iterable[Asked],
+    stream: Stream | str | Path,
+    calibrate: float | int,
+    reduction: str,
+) -> Prepared:
+    """Settle what is fitted where; groups are held out where a detector is among the instruments.
+
+    Raises
+    ------
+    InputError
+        If there is no data, no instrument, or the stream cannot serve an instrument.
+    """
+    chosen = instruments_of(instruments)
+    stream = stream if isinstance(stream, Stream) else read(stream)
+    _check(chosen, stream)
+    warn_of_split(stream)
+    stream = ready(chosen, stream)
+    is_split = bool(calibrate) and any(isinstance(i, Detector) for i in chosen)
+    split = Split(calibrate, stream.seed) if is_split else None
+    tasks = assign(chosen, stream.schema, split, reduction, head_sites(chosen, stream))
+    check_grids(tasks, stream)
+    return Prepared(stream, tuple(tasks), split)
+
+
+def _check(instruments: Sequence[object], stream: Stream) -> None:
+    if not instruments:
+        raise InputError("fit: expected at least one instrument, got none.")
+    for instrument in instruments:
+        if not isinstance(instrument, Instrument):
+            raise InputError(
+                f"fit: expected instruments such as Mahalanobis(), got {instrument!r}."
+                + (" Call it: add ()." if isinstance(instrument, type) else "")
+            )
+    if len(stream) == 0:
+        raise InputError("fit: expected at least one example, got none. The data is empty.")
