@@ -84,10 +84,10 @@ def test_a_full_disk_has_no_room_for_a_lock_and_the_run_goes_all_the_same(tmp_pa
     directory = tmp_path / "a.run"
     fit(Mahalanobis(), stream(400), directory=directory, **QUIET)
 
-    def full(path):
+    def full(self, *args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(lock, "open_new", full)
+    monkeypatch.setattr(lock.SoftFileLock, "acquire", full)
     with pytest.raises(StoreError, match="No space left"):
         RunLock(directory).__enter__()
     remove_run(directory)
