@@ -110,7 +110,7 @@ def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> l
     """
     if any(map(is_packed, model.module.modules())):
         raise InputError(
-            f"{owner}.plan: expected a model whose weights are numbers, got one that was packed "
+            f"{owner}: expected a model whose weights are numbers, got one that was packed "
             "already. Take the model that it was made from."
         )
     found: dict[int, Weighted] = {}
@@ -134,17 +134,16 @@ def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> l
             sides = [name for name in tied if fnmatchcase(name, pattern)]
             if sides and pattern != "*":
                 raise InputError(
-                    f"{owner}.plan: {sides[0]} and {tied[sides[0]]} are one weight: to compress "
+                    f"{owner}: {sides[0]} and {tied[sides[0]]} are one weight: to compress "
                     "one side would part them. Leave it out."
                 )
             if not any(fnmatchcase(one.name, pattern) for one in every) and not sides:
                 names = [one.name for one in every]
-                raise InputError(
-                    f"{owner}.plan: no layer matches {pattern!r}.{near(pattern, names)}"
-                )
+                advice = near(pattern, names) or f" One is named {names[0]}." if names else ""
+                raise InputError(f"{owner}: no layer matches {pattern!r}.{advice}")
     if not chosen:
         raise InputError(
-            f"{owner}.plan: expected linear layers, got none in {type(model.module).__name__}. "
+            f"{owner}: expected linear layers, got none in {type(model.module).__name__}. "
             "Name convolutions with layers=['*']."
         )
     return chosen
@@ -160,6 +159,6 @@ def require_finite_weights(owner: str, layer: Weighted) -> None:
     """
     if not bool(torch.isfinite(layer.module.weight).all()):
         raise InputError(
-            f"{owner}.plan: expected finite weights, got NaN or infinity in {layer.weight}. Load "
+            f"{owner}: expected finite weights, got NaN or infinity in {layer.weight}. Load "
             "the model in float32, or take another checkpoint."
         )
