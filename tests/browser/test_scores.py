@@ -10,9 +10,9 @@ from browser_case import SIZES
 from sonde.report._exhibits import exhibit
 from sonde.report._heat import ColourScale
 from sonde.report._markup import ElementIds, join
+from sonde.report._page import page
 from sonde.report.documents import to_page
 from sonde.report.evaluate import evaluation
-from sonde.report.html import page
 from sonde.run.scoring.exhibit import Exhibit
 
 pytestmark = pytest.mark.browser

@@ -393,3 +393,16 @@ def test_rows_that_findings_count_are_written_whole(run, place, tmp_path):
         assert (x[other] == x[mine]).all()
     run("scan", "-", tmp_path / "twice.npz", "--only", "SND041", "--rows", tmp_path / "r.parquet")
     assert pq.read_table(tmp_path / "r.parquet").column_names == list(lines[0])
+
+
+def test_what_changed_against_an_older_model_follows_the_scan(run, place):
+    page = place / "changed.html"
+    words = ["scan", "sonde:digits", "sonde:digits/test", "--limit", "24", "--only", "SND001"]
+    ran = run(*words, "--versus-model", "sonde:digits", "-o", page)
+    assert "Every state is the same" in ran.out
+    assert "Layer by layer" in ran.out
+    text = page.read_text()
+    assert '<section id="versus_model"' in text
+    assert "sonde-compare/1" in text
+    refused = run("scan", "-", place / "rows.npz", "--versus-model", "sonde:digits")
+    assert "expected a model and data" in refused.error()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from findings._counting import WORDS, Counter, counting
 from findings._nets import texts_of, tokens
+from sonde.compress import RTN
 from sonde.findings.lens import clustered_error, entropy, lens_evidence
 
 
@@ -35,6 +36,16 @@ def test_loss_after_every_block() -> None:
     assert lens.loss is not None
     np.testing.assert_allclose(lens.loss.numpy(), expected, rtol=1e-5)
     assert lens.final == pytest.approx(expected[-1], rel=1e-5)
+
+
+def test_a_packed_head_gives_logits_too() -> None:
+    net = Counter((1.0, 1.0)).eval()
+    plan = RTN(bits=8, group=0, layers=("lm_head",)).plan(net, {})
+    lens = lens_evidence(counting(plan.fold(net)))
+    plain = lens_evidence(counting(net))
+    assert plain.loss is not None
+    assert lens.loss is not None
+    np.testing.assert_allclose(lens.loss.numpy(), plain.loss.numpy(), rtol=0.02)
 
 
 def test_a_block_of_another_class_is_a_block() -> None:

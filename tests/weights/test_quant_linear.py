@@ -107,6 +107,19 @@ def test_a_layer_holds_one_form_of_its_weight_and_the_faster():
         assert found["int4"] < 1.5 * found["b"]  # the machine may be busy between the timings
 
 
+def test_the_first_run_copies_nothing_that_watches_the_layer():
+    class Watcher:
+        def __call__(self, *args):
+            return None
+
+        def __deepcopy__(self, memo):
+            raise AssertionError("a hook was copied")
+
+    layer, _ = packed(176, 96)  # a shape that no other test times
+    layer.register_forward_hook(Watcher())
+    layer(torch.randn(2, 96))
+
+
 def test_it_runs_with_gradients_and_raises_in_backward():
     layer, _ = packed()
     x = torch.randn(2, 72, requires_grad=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -37,27 +37,11 @@ class Compare:
 
     def run(self) -> int:
         """Read both, compare, print and write."""
-        from sonde.data import load
-        from sonde.run.comparing.compare import compare
-        from sonde.run.comparing.two_models_document import two_models_document
+        from sonde.cli._compared import compared
 
         self._check()
-        options, progress = self.reading.model_options(), not self.printing.quiet
-        others = [*self.other_sites]
-        models = [load(word, **options) for word in (self.first, self.second)]
-        found = compare(
-            models[0],
-            models[1],
-            self.data,
-            other_sites=(others[0] if len(others) == 1 else others) or None,
-            running={**self.crew.worker_options(), "memory": self.crew.memory_bytes()},
-            progress=progress,
-            **self.reading.site_options(),
-            **self.reading.data_options(),
-        )
-        document = two_models_document(
-            found, self._answers(models, progress), names=(self.first, self.second), data=self.data
-        )
+        names, progress = (self.first, self.second), not self.printing.quiet
+        document = compared(names, self.data, self.reading, self.crew, self.other_sites, progress)
         present(document, self.printing, self.output)
         return 0
 
@@ -71,13 +55,3 @@ class Compare:
                 "sonde.measure.layer_cka({'a': rows, 'b': others})."
             )
         check_page(self.output, self.first, self.second, self.data)
-
-    def _answers(self, models: list[Any], progress: bool) -> Any:
-        from sonde.data import open_inputs
-        from sonde.run.comparing.two_answers import compare_answers
-
-        known = self.reading.data_options()
-        for name in ("check", "logits", "keep_special", "generate"):
-            known.pop(name, None)
-        inputs = [open_inputs(model, self.data, logits=True, **known) for model in models]
-        return compare_answers(*models, *inputs, progress=progress)

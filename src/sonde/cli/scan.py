@@ -12,6 +12,7 @@ import tyro
 
 from sonde.cli._gate import LIMIT, reached
 from sonde.cli._notes import say_notes
+from sonde.cli._presenting import say_document
 from sonde.cli._table import filled, text_width
 from sonde.cli.console import CommandFailed, is_ascii, note, say, say_json, typed, use_color
 from sonde.cli.options import (
@@ -43,6 +44,9 @@ class Scan:
     model: SourceWord = ""
     data: SourceDataWord = ""
     versus: Annotated[str | None, named("OTHER", "a second data set to tell apart")] = None
+    versus_model: Annotated[
+        str | None, named("BEFORE", "an older model: what changed inside and in its answers")
+    ] = None
     output: Annotated[Path | None, named("FILE", "report to write: .html or .json", "-o")] = None
     fail_on: Annotated[
         str | None,
@@ -134,7 +138,7 @@ class Scan:
                 **self.reading.site_options(),
                 **self.reading.data_options(),
             )
-        report = _written(scanned, self.model, started)
+        report = _written(scanned, self.model, started) | self._changed(scanned)
         if self.output is not None:
             save_report(report, self.output)
             if report["partial"] is None and directory is not None:
@@ -153,13 +157,24 @@ class Scan:
             note(_told(self.fail_on, codes, old is not None, _unasked(report, gate)))
         return 1 if codes else 0
 
+    def _changed(self, scanned: Any) -> dict[str, Any]:
+        """Return what changed against an older model, where one was named and the scan is whole."""
+        from sonde.cli._compared import compared
+
+        if self.versus_model is None or scanned.partial is not None:
+            return {}
+        progress = not self.printing.quiet
+        names = (self.versus_model, self.model)
+        found = compared(names, self.data, self.reading, self.running, progress=progress)
+        return {"versus_model": found}
+
     def _check_files(self) -> Path | None:
         """Refuse files that cannot be written; return the folder in which a run is kept."""
         from sonde.run.passes.directory import run_directory
         from sonde.run.scoring.tables import check_suffix
         from sonde.store.outputs import check_file
 
-        sources = [text for text in (self.model, self.data, self.versus) if text]
+        sources = [t for t in (self.model, self.data, self.versus, self.versus_model) if t]
         if self.rows is not None:
             check_suffix(self.rows)
             check_file(self.rows, *sources, *filter(None, [self.output]))
@@ -202,6 +217,11 @@ class Scan:
     def _source(self) -> tuple[Any, str | None]:
         from sonde.store import is_store
 
+        if self.versus_model is not None and (is_store(Path(self.model)) or self.model == "-"):
+            raise InputError(
+                f"--versus-model: expected a model and data, got {self.model}, states that were "
+                "read before. Give the model itself."
+            )
         if is_store(Path(self.model)):
             return source_of("scan", self.model, self.data, self.reading)
         if not self.data:
@@ -284,6 +304,9 @@ class Scan:
             say(f"\n{measures_text(rows)}")
             for text in flag_texts(flag_entries(measured)):
                 note(f"note: {text}.")
+        if "versus_model" in report and not self.printing.quiet:
+            say("")
+            say_document(report["versus_model"], self.printing)
         if self.output is not None:
             note(f"wrote {self.output} ({gib(self.output.stat().st_size)})")
 

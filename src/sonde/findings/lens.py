@@ -150,8 +150,9 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
             reason = "the model's final norm and head alone do not give its logits"
         if head is None or decode is None:
             return replace(_own(_outcomes(stream, texts, seed)), reason=reason)
-        weight = next(head.parameters())
-        budget = OPERATIONS / (2.0 * max(1, weight.numel()) * len(blocks))
+        # Of a packed head the codes count: it has no parameter.
+        entries = max((v.numel() for v in head.state_dict().values()), default=1)
+        budget = OPERATIONS / (2.0 * max(1, entries) * len(blocks))
         wanted = int(min(MOST_ROWS, max(LEAST_ROWS, budget)))
         return _by_block(stream, _outcomes(stream, texts, seed, blocks, decode, wanted), blocks)
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from sonde.report._format import shown
 from sonde.report._markup import ElementIds, Markup, code, el, join
+from sonde.report._page import contents, page
 from sonde.report._parts import badge, command, definitions, figure, section, table, tabled
 from sonde.report.document import Command, Document, Drawing, Figure, Finding, Part, Prose, Table
-from sonde.report.html import contents, page
 
 
 def document_page(
@@ -32,6 +32,17 @@ def document_page(
     body = join(_head(document), contents("toc", titles), *made)
     title = f"{shown(document.subject or document.heading, 160)}: sonde {document.command}"
     return page(title, document.verdict, body, carried, titles, document.script)
+
+
+def embedded(document: Document, names: ElementIds) -> Markup:
+    """Return facts and sections of a document, as a part of another page."""
+    made = [definitions(document.facts)]
+    for kept in document.kept():
+        if kept.where != "terminal":
+            parts = [_part(part, names) for part in kept.parts]
+            lead = [el("p", kept.lead, cls="reading")] if kept.lead else []
+            made += [el("h3", kept.title), *lead, *filter(None, parts)]
+    return join(*made)
 
 
 def _head(document: Document) -> Markup:

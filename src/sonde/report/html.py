@@ -3,15 +3,12 @@
 Use it to look at a scan; for machines, the JSON that the page carries is the thing to read.
 """
 
-import base64
-import hashlib
 import json
-from importlib.resources import files
-from string import Template
 from typing import Any, Final
 
 from sonde.report._format import Real, shown
-from sonde.report._markup import ElementIds, Markup, el, join
+from sonde.report._markup import ElementIds, Markup, join
+from sonde.report._page import contents, page
 from sonde.report._parts import drawer, is_absent, section
 from sonde.report._section_findings import findings_section, header, verdict_line
 from sonde.report._section_pictures import (
@@ -27,6 +24,8 @@ from sonde.report._section_rows import checks_section, rows_section, versus_sect
 from sonde.report._section_source import limits_section, provenance_section
 from sonde.report._section_wrong import wrong_section
 from sonde.report._select import drawn
+from sonde.report.compare import document as comparison
+from sonde.report.document_page import embedded
 
 MAX_BYTES: Final = 5_000_000
 
@@ -35,6 +34,7 @@ SECTIONS: Final = {
     "findings": "Findings",
     "wrong": "Wrong inputs",
     "versus": "The two data sets",
+    "versus_model": "The two models",
     "measured": "What was measured",
     "answers": "Answers",
     "depth": "Depth profile",
@@ -69,7 +69,7 @@ def to_html(report: dict[str, Any]) -> str:
     measured = [part for part in _measured(report, names) if part is not None]
     parts = join(
         findings_section(report),
-        *filter(None, [wrong_section(report, names)]),
+        *filter(None, [wrong_section(report, names), _versus_model(report, names)]),
         *_folded(report, [part for part in measured if not is_absent(part)]),
         *filter(None, [measures_section(report, names)]),
         checks_section(report, names),
@@ -83,6 +83,17 @@ def to_html(report: dict[str, Any]) -> str:
     room = MAX_BYTES - len(body.encode()) - 200_000
     summary = verdict_line(report["verdict"])
     return page(title, summary, body, thinned(report, room), kept)
+
+
+def _versus_model(report: dict[str, Any], names: ElementIds) -> Markup | None:
+    """Return what changed against the other model, where one was given."""
+    found = report.get("versus_model")
+    if found is None:
+        return None
+    made = comparison(found)
+    return section(
+        "versus_model", SECTIONS["versus_model"], embedded(made, names), lead=made.verdict
+    )
 
 
 def _measured(report: dict[str, Any], names: ElementIds) -> list[Markup | None]:
@@ -108,58 +119,6 @@ def _folded(report: dict[str, Any], parts: list[Markup]) -> list[Markup]:
         rest = [part for part in parts if part not in apart]
         return [*apart, *_folded(report | {"versus": None}, rest)]
     return [section("measured", "What was measured", drawer(MEASURED, *parts, cls="more"))]
-
-
-def page(
-    title: str,
-    summary: str,
-    body: Markup,
-    carried: dict[str, Any],
-    sections: dict[str, str],
-    further: str = "",
-) -> str:
-    """Return a whole page with styles, script, a strict content policy and the JSON it carries."""
-    assets = files("sonde.report").joinpath("assets")
-    style, script = (assets.joinpath(n).read_text("utf-8") for n in ("report.css", "report.js"))
-    script += further
-    policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    return Template(assets.joinpath("page.html").read_text("utf-8")).substitute(
-        policy=policy,
-        title=el("title", title),
-        description=el("meta", name="description", content=summary),
-        style=style,
-        script=script,
-        side=contents("side", sections),
-        body=body,
-        json=_embedded(carried),
-    )
-
-
-def contents(kind: str, sections: dict[str, str]) -> Markup:
-    """Return the links to the sections: beside the page (``side``), or a drawer above them."""
-    links = [el("li", el("a", title, href=f"#{key}")) for key, title in sections.items()]
-    if kind == "side":
-        return el("nav", el("ol", *links), cls="side", aria_label="Sections")
-    return el(
-        "details",
-        el("summary", "Sections"),
-        el("nav", el("ol", *links), aria_label="Sections"),
-        cls="toc",
-    )
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
-
-
-def _embedded(report: dict[str, Any]) -> str:
-    """Return JSON that cannot end the script element it stands in."""
-    text = json.dumps(report, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 _SAID = "The JSON in this page leaves out {}; `sonde scan --json` prints all of it."

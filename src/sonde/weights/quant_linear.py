@@ -5,7 +5,6 @@ in the packing of the processor's kernel. Which is faster depends on the process
 timed once on the machine where they run, for each shape.
 """
 
-import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -168,7 +167,7 @@ class QuantLinear(nn.Module):
             return ways[0]
         _, kernel = ways
         if key not in _FASTEST:
-            both = {way: copy.deepcopy(self) for way in ways}
+            both = {way: self._without_hooks() for way in ways}
             for way, layer in both.items():
                 layer._take(way)
             gain = 1.0
@@ -181,6 +180,14 @@ class QuantLinear(nn.Module):
                 gain *= times["blocks"] / times[kernel]
             _FASTEST[key] = kernel if gain > 1 else "blocks"
         return _FASTEST[key]
+
+    def _without_hooks(self) -> "QuantLinear":
+        """Return a layer on the same codes that nobody watches."""
+        made = QuantLinear(
+            self.in_features, self.out_features, self.grid.bits, self.grid.group, bias=False
+        )
+        made.codes, made.scale, made.offset = self.own_codes(), self.scale, self.offset
+        return made
 
     def by_blocks(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
         """Multiply in float32, block of outputs by block; no unpacked weight is kept."""
