@@ -30,6 +30,19 @@ def test_texts_of_different_lengths_keep_their_order():
     assert found.length.tolist() == [18, 6, 256, 144, 2, 14]
 
 
+@pytest.mark.truth("the mean over the bytes of a text, read token by token")
+def test_pieces_of_a_long_text_count_by_their_length():
+    texts = [{"text": "ab" * 200}, {"text": "xyz"}]
+    options = {"sites": "blocks", "check": False}
+    found = gather(read("sonde:stdlib", texts, reducer="mean", **options), progress=False)
+    tokens = [batch for batch in read("sonde:stdlib", texts, reducer="tokens", **options)]
+    key = [*found.rows][-1]
+    of_text = [torch.cat([b.rows[key][found.item[b.order[b.example[key]]] == i] for b in tokens])
+               for i in range(2)]  # fmt: skip
+    expected = torch.stack([x.double().mean(0) for x in of_text])
+    torch.testing.assert_close(found.pooled(found.last), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_several_rows_of_an_example_are_refused():
     stream = read("sonde:stdlib", [{"text": "abc"}], reducer="tokens", check=False)
     with pytest.raises(InputError, match=r"expected one row for each example.*reducer='mean'"):

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from sonde import InputError, Model
-from sonde_studies.recipes._parts import apart
+from sonde_studies.parts.rows import apart
 from sonde_studies.recipes.change_pairs import PLAIN, SHUFFLED, WEIGHTED, change_pairs
 
 IDENTITY = Model(nn.Sequential(nn.Identity()).eval())

@@ -8,7 +8,7 @@ from torch import nn
 
 from cli_case import run_words
 from sonde import InputError, Model
-from sonde_studies.recipes._parts import apart
+from sonde_studies.parts.rows import apart
 from sonde_studies.recipes.defined_anomaly import BLIND, NAMED, OTHER, REFIT, defined_anomaly
 
 IDENTITY = Model(nn.Sequential(nn.Identity()).eval())

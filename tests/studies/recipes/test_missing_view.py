@@ -64,7 +64,7 @@ def test_a_view_of_noise_is_not_missed():
 
 def test_columns_that_are_missing_are_named():
     rows, *_ = views()
-    with pytest.raises(InputError, match="no column right"):
+    with pytest.raises(InputError, match="rows without right"):
         missing_view(encoder(5, 3, 0), encoder(4, 3, 0), rows, views=("a", "right"), progress=False)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sonde import InputError, Model, load
-from sonde_studies.recipes._halves import HalfModel, halves_of
+from sonde_studies.parts.halves import HalfModel, halves_of
 from sonde_studies.recipes.family_of_models import family_of_models
 from sonde_studies.recipes.stage_swap import stage_swap
 

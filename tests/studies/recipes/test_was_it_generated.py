@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sonde import InputError, load
-from sonde_studies.recipes._tokens import NAMES, text_features
+from sonde_studies.parts.tokens import NAMES, text_features
 from sonde_studies.recipes.was_it_generated import was_it_generated
 
 WORDS = ["return", "self", "import", "for", "in", "range", "value", "name"]

@@ -7,7 +7,7 @@ from torch import nn
 
 from sonde import InputError, Model
 from sonde.measure import gradient_conflict
-from sonde_studies.recipes._parts import linear_head
+from sonde_studies.parts.heads import linear_head
 from sonde_studies.recipes.where_tasks_part import where_tasks_part
 
 

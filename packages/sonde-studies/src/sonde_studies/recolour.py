@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_images  # pyright: ignore
 from torch import Tensor
 from torch.nn import functional
 
-from sonde_studies.recipes._parts import linear_head
+from sonde_studies.parts.heads import linear_head
 from sonde_studies.recipes.recolour import KINDS, features, patches_of, recoloured
 from sonde_studies.study import Claim, Figures, Study, Tick
 

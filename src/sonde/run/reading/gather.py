@@ -42,6 +42,27 @@ class Gathered:
     def __len__(self) -> int:
         return len(self.item)
 
+    @property
+    def last(self) -> Float[Tensor, "row dim"]:
+        """The rows of the last site, in float64."""
+        return next(reversed(self.rows.values())).double()
+
+    def pooled(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "item dim"]:
+        """Return the mean over the rows of each item, such as the pieces of a long text.
+
+        Rows count by their length where it is known; an item without a row gives zeros.
+
+        Parameters
+        ----------
+        x : Float[Tensor, "row dim"]
+            In the order of ``item``, e.g. ``last``.
+        """
+        weight = torch.ones(len(self)) if self.length is None else self.length
+        weight = weight.to(x)[:, None]
+        total, n = (x.new_zeros(int(self.item.max()) + 1, k) for k in (x.shape[1], 1))
+        total.index_add_(0, self.item, x * weight)
+        return total / n.index_add_(0, self.item, weight).clamp(min=1e-12)
+
 
 def gather(stream: Stream, progress: bool = True) -> Gathered:
     """Return all rows of a stream at once. Use it for data that fit into memory.

@@ -10,7 +10,9 @@ from sonde import InputError, Model
 from sonde.core import ChartAxis, marks
 from sonde.metrics import auroc
 from sonde.report import Answer
-from sonde_studies.recipes._parts import apart, linear_head, rows_with, states_of
+from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.rows import apart, rows_with
+from sonde_studies.parts.states import states_of
 
 QUESTION = "Is it a real change, or what always differs?"
 LEAST, TEST, SHUFFLES = 60, 0.4, 20

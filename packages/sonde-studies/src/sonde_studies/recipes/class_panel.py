@@ -12,7 +12,8 @@ from sonde.core import ChartAxis, marks
 from sonde.data import open_inputs, rows_of
 from sonde.explain import RawAttention
 from sonde.report import Answer
-from sonde_studies.recipes._parts import check_order, error_of, rows_with
+from sonde_studies.parts.figures import check_order, error_of
+from sonde_studies.parts.rows import rows_with
 
 QUESTION = "Are weak classes rare, or does the model look elsewhere?"
 Box = tuple[float, ...]

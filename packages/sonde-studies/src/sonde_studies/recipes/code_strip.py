@@ -16,7 +16,8 @@ from torch import Tensor
 from sonde import InputError, Model, gather, read
 from sonde.core import ChartAxis, curves
 from sonde.report import Answer
-from sonde_studies.recipes._parts import error_of, melted, rows_with
+from sonde_studies.parts.figures import error_of, melted
+from sonde_studies.parts.rows import rows_with
 
 QUESTION = "What does the model read in code: names, comments or layout?"
 LEAST = 20

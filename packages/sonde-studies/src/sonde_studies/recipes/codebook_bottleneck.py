@@ -11,7 +11,10 @@ from sonde import InputError, Model, gather, read
 from sonde.core import ChartAxis, curves
 from sonde.data import rows_of
 from sonde.report import Answer
-from sonde_studies.recipes._parts import Answers, apart, linear_head, most_frequent
+from sonde_studies.parts.figures import most_frequent
+from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.rows import Values as Answers
+from sonde_studies.parts.rows import apart
 
 QUESTION = "How small a vocabulary of codes keeps what the states say?"
 LEAST, TEST, ENOUGH = 80, 0.4, 0.9

@@ -12,7 +12,8 @@ from sonde.detect import Mahalanobis
 from sonde.layers import TargetHead
 from sonde.metrics import auroc
 from sonde.report import Answer
-from sonde_studies.recipes._parts import apart, melted
+from sonde_studies.parts.figures import melted
+from sonde_studies.parts.rows import apart
 
 QUESTION = "Can the definition of normal change after training?"
 LEAST, TEST, DEFINITIONS = 80, 0.4, 8

@@ -12,7 +12,7 @@ from sonde import InputError, Model, gather, read
 from sonde.core import ChartAxis, histogram
 from sonde.edit import membership_attack
 from sonde.report import Answer
-from sonde_studies.recipes._tokens import NAMES, text_features
+from sonde_studies.parts.tokens import NAMES, text_features
 
 QUESTION = "Did the model memorise its training rows?"
 LEAST, BINS, SHOWN, ALARMS = 20, 24, 10, 0.01

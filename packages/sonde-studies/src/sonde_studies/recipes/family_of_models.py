@@ -9,8 +9,8 @@ from sonde import InputError, Model
 from sonde.core import ChartAxis, curves
 from sonde.measure import stitch
 from sonde.report import Answer
-from sonde_studies.recipes._halves import HalfModel, cuts_of, halves_of
-from sonde_studies.recipes._parts import check_order, melted
+from sonde_studies.parts.figures import check_order, melted
+from sonde_studies.parts.halves import HalfModel, cuts_of, halves_of
 
 QUESTION = "Can a small model hand over to a large one midway?"
 HOWS = ("with a map", "as they are")

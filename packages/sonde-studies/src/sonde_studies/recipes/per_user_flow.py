@@ -13,7 +13,8 @@ from sonde.core import ChartAxis, bars
 from sonde.data import open_inputs
 from sonde.report import Answer
 from sonde.weights import mean_loss, tuned
-from sonde_studies.recipes._parts import melted, rows_with
+from sonde_studies.parts.figures import melted
+from sonde_studies.parts.rows import rows_with
 from sonde_studies.recipes.who_wrote_it import WORD
 
 QUESTION = "Can one user's rows change another user's answers?"

@@ -16,7 +16,7 @@ from sonde.data import rows_of
 from sonde.layers import SecondOrder
 from sonde.metrics import auroc
 from sonde.report import Answer
-from sonde_studies.recipes._parts import linear_head
+from sonde_studies.parts.heads import linear_head
 
 QUESTION = "Were the colours of these pictures changed?"
 SIZE, MOST, LEAST, ALARM = 40, 64, 20, 0.05

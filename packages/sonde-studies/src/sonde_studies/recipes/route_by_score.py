@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissin
 from sonde import InputError, Model, gather, read
 from sonde.core import ChartAxis, curves
 from sonde.report import Answer
-from sonde_studies.recipes._parts import check_order
+from sonde_studies.parts.figures import check_order
 
 QUESTION = "Which of two models should answer?"
 SHARES = np.linspace(0, 1, 21)

@@ -11,7 +11,9 @@ from torch import Tensor
 from sonde import InputError, Model
 from sonde.core import ChartAxis, bars
 from sonde.report import Answer
-from sonde_studies.recipes._parts import error_of, melted, rows_with, states_of
+from sonde_studies.parts.figures import error_of, melted
+from sonde_studies.parts.rows import rows_with
+from sonde_studies.parts.states import states_of
 
 QUESTION = "Does the model keep apart which object is which over time?"
 LEAST, MEMORY = 10, 0.7

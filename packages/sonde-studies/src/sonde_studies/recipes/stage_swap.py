@@ -11,8 +11,8 @@ from sonde import InputError, Model
 from sonde.core import matrix
 from sonde.measure import stitch
 from sonde.report import Answer
-from sonde_studies.recipes._halves import HalfModel, cuts_of, halves_of
-from sonde_studies.recipes._parts import check_order
+from sonde_studies.parts.figures import check_order
+from sonde_studies.parts.halves import HalfModel, cuts_of, halves_of
 
 QUESTION = "Which part makes two models differ, the front or the back?"
 

@@ -14,7 +14,7 @@ from sonde.data import ItemInputs, open_inputs
 from sonde.explain import Baseline, IntegratedGradients, Objective, Occlusion, Shapley
 from sonde.report import Answer
 from sonde.tap import place_of
-from sonde_studies.recipes._parts import melted
+from sonde_studies.parts.figures import melted
 
 QUESTION = "Which columns does the model use, and can the ranking be trusted?"
 LEAST, MOST, ORDERS, AGREE = 40, 256, 20, 0.7

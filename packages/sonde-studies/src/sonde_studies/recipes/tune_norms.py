@@ -14,7 +14,7 @@ from sonde.measure import cka
 from sonde.report import Answer
 from sonde.train import Scope
 from sonde.weights import mean_loss, tuned
-from sonde_studies.recipes._parts import check_order, error_of
+from sonde_studies.parts.figures import check_order, error_of
 
 QUESTION = "Which parameters should move on a new domain?"
 LEAST, TEST = 40, 0.5

@@ -11,7 +11,10 @@ from sonde import InputError, Model
 from sonde.core import ChartAxis, curves
 from sonde.measure import cka
 from sonde.report import Answer
-from sonde_studies.recipes._parts import apart, error_of, linear_head, melted, rows_with, states_of
+from sonde_studies.parts.figures import error_of, melted
+from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.rows import apart, rows_with
+from sonde_studies.parts.states import states_of
 
 QUESTION = "Does the model see that two forms are one fact?"
 WORDED = {"found": "same fact is nearest", "CKA": "CKA of the forms"}

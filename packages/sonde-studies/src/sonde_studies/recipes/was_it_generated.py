@@ -15,7 +15,7 @@ from sonde.core import ChartAxis, marks
 from sonde.data import rows_of
 from sonde.metrics import auroc
 from sonde.report import Answer
-from sonde_studies.recipes._tokens import NAMES, text_features
+from sonde_studies.parts.tokens import NAMES, text_features
 
 QUESTION = "Was this text generated?"
 FOLDS, LEAST, CHARACTERS = 5, 20, (1, 3)

@@ -14,7 +14,9 @@ from sonde.data import open_inputs
 from sonde.measure import gradient_conflict
 from sonde.report import Answer
 from sonde.tap import place_of
-from sonde_studies.recipes._parts import linear_head, melted, rows_with
+from sonde_studies.parts.figures import melted
+from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.rows import rows_with
 
 QUESTION = "Where should two tasks part?"
 WORDED = {"agreement": "two tasks", "of one task": "a task and itself"}

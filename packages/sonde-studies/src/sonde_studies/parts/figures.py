@@ -1,0 +1,158 @@
+"""How answers are worded and drawn: gains and AUROCs as fields, tables in long form, axes."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import spearmanr  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor
+
+from sonde import InputError
+from sonde.core import ChartAxis, histogram
+from sonde.metrics import Metric
+from sonde_studies.parts.rows import Rows
+
+ACCURACY = ChartAxis("accuracy", share=True)
+WHOLE_ACCURACY = ChartAxis("accuracy", share=True, low=0.0, high=1.0)
+SHARE = ChartAxis("share", share=True, zero=True)
+AUROC = ChartAxis("AUROC", low=0.0, high=1.0)
+BINS = 24
+
+
+def names(column: str) -> ChartAxis:
+    """Return an axis of names, without a title."""
+    return ChartAxis(column, title="")
+
+
+def most_frequent(label: Any) -> float:
+    """Return the share of the most frequent class."""
+    return float(np.unique(label, return_counts=True)[1].max() / len(label))
+
+
+def error_of(right: Any, group: Any = None) -> float:
+    """Return the standard error of a mean over independent rows, or groups of rows."""
+    if group is None:
+        return float(np.std(right) / np.sqrt(max(len(right), 1)))
+    rest = right - right.mean()
+    return float(np.sqrt(sum(rest[group == g].sum() ** 2 for g in set(group))) / len(right))
+
+
+def is_sure(gain: Any) -> bool:
+    """Return whether a mean gain lies above two standard errors."""
+    return float(np.mean(gain)) > 2 * error_of(gain)
+
+
+def compared(said: Mapping[str, Mapping[Any, Any]], truth: Any) -> tuple[dict[str, Any], ...]:
+    """Return which rows each arm names right in each case, and how often it does."""
+    right = {arm: {case: v == truth for case, v in own.items()} for arm, own in said.items()}
+    score = {arm: {case: float(r.mean()) for case, r in c.items()} for arm, c in right.items()}
+    return right, score
+
+
+def gained(gain: Any) -> dict[str, Any]:
+    """Return the fields of an answer whose value is the mean of a gain of each row."""
+    return {
+        "value": float(np.mean(gain)),
+        "se": error_of(gain),
+        "null": 0.0,
+        "n": len(gain),
+        "direction": "higher",
+    }
+
+
+def told(found: Metric) -> dict[str, Any]:
+    """Return the fields of an answer whose value is an AUROC."""
+    value, n = float(found.value), found.n
+    shape = {"range": (0.0, 1.0), "direction": "higher"}
+    return {"value": value, "se": found.se, "null": 0.5, "n": n, **shape}
+
+
+def auroc_rows(found: Mapping[str, Metric], name: str = "what") -> Rows:
+    """Return a row for each AUROC, with its interval."""
+    return [
+        {name: key, "AUROC": float(m.value), "low": m.low, "high": m.high}
+        for key, m in found.items()
+    ]
+
+
+def rank_agreement(x: Any, y: Any) -> tuple[float, float]:
+    """Return Spearman's correlation and its p; 0 and 1 if the values of a side are all equal."""
+    found: Any = spearmanr(np.asarray(x), np.asarray(y))
+    rho, p = float(found.statistic), float(found.pvalue)
+    return (rho, p) if np.isfinite(rho) else (0.0, 1.0)
+
+
+def melted(
+    rows: Sequence[Mapping[str, Any]], x: str, value: str, by: str, columns: Mapping[str, str]
+) -> Rows:
+    """Return several columns of a table as one, for a picture.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+    x : str
+        The column that is kept.
+    value, by : str
+        Names of the new columns: of the numbers, and of what they are.
+    columns : mapping of str to str
+        What each column is called in the picture. Cells of None are left out.
+    """
+    return [
+        {x: row[x], value: row[column], by: name}
+        for row in rows
+        for column, name in columns.items()
+        if row.get(column) is not None
+    ]
+
+
+def unfolded(
+    table: Mapping[str, Mapping[Any, float]], rows: str, columns: str, value: str = "accuracy"
+) -> Rows:
+    """Return a table of numbers by two names as one row for each number."""
+    return [{rows: a, columns: b, value: v} for a, own in table.items() for b, v in own.items()]
+
+
+def low_bar(usual: Float[Tensor, "row"], share: float, none: float) -> float:
+    """Return a value that at most a share of fresh rows reach from above, by the conformal rank.
+
+    Parameters
+    ----------
+    usual : Float[Tensor, "row"]
+    share : float
+    none : float
+        What is returned where there are too few rows for that share.
+    """
+    rank = int(np.floor(share * (len(usual) + 1)))
+    return float(usual.sort().values[rank - 1]) if rank else none
+
+
+def two_histograms(
+    title: str, parts: Mapping[str, Float[Tensor, "_row"]], edges: Any, x: str, limit: float
+) -> dict[str, Any]:
+    """Return bars of the shares of each part between edges, with a line at the limit."""
+    rows = [
+        {"low": a, "high": b, "share": float(((v >= a) & (v < b)).double().mean()), "rows": name}
+        for name, v in parts.items()
+        for a, b in pairwise(np.asarray(edges).tolist())
+    ]
+    low, share = ChartAxis("low", title=x), ChartAxis("share", share=True)
+    return histogram(title, rows, low, "high", share, by="rows", limit=limit)
+
+
+def check_order(recipe: str, accuracy: float, names: Sequence[str]) -> None:
+    """Raise if a model is so often wrong that labels must be in another order than its outputs.
+
+    Raises
+    ------
+    InputError
+        If accuracy is below half of chance.
+    """
+    if accuracy < 0.5 / max(len(names), 1):
+        told = ", ".join(f"{k} is {name}" for k, name in enumerate(names))
+        raise InputError(
+            f"{recipe}: expected labels that are the numbers of the model's outputs, got an "
+            f"accuracy of {accuracy:.3f}, far below chance. Here {told}: name the classes in the "
+            "order of the outputs: classes."
+        )

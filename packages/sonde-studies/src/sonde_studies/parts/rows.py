@@ -1,0 +1,92 @@
+"""Rows of a user's data: columns that must be there, classes, and which rows judge."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sonde import InputError
+from sonde.data import rows_of
+
+Rows = list[dict[str, Any]]
+Values = np.ndarray[Any, np.dtype[Any]]
+
+
+def rows_with(
+    recipe: str, data: Any, columns: Sequence[str], least: int, limit: int | None = None
+) -> Rows:
+    """Return the rows of the data.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than ``least``, or a row lacks a column.
+    """
+    rows = rows_of(data, limit)
+    if len(rows) < least:
+        raise InputError(f"{recipe}: expected {least} or more rows, got {len(rows)}. Pass more.")
+    missing = [name for name in columns if any(name not in row for row in rows)]
+    if missing:
+        raise InputError(
+            f"{recipe}: expected the columns {', '.join(columns)} in every row, got rows without "
+            f"{', '.join(missing)}. The first row has {', '.join(map(str, rows[0]))}."
+        )
+    return rows
+
+
+def classes_of(recipe: str, rows: Rows, column: str, least: int, each: int = 2) -> Values:
+    """Return the class of each row.
+
+    Raises
+    ------
+    InputError
+        If there are fewer rows than ``least``, or than ``each`` of a class, or a single class.
+    """
+    label = np.array([str(row[column]) for row in rows])
+    check_classes(recipe, label, least, each=each)
+    return label
+
+
+def check_two(recipe: str, what: str, names: Sequence[str]) -> None:
+    """Raise if there are not two names of columns, e.g. of two views.
+
+    Raises
+    ------
+    InputError
+        If there are fewer or more.
+    """
+    if len(names) != 2:
+        raise InputError(f"{recipe}: expected two {what}, got {len(names)}. Name: {what}.")
+
+
+def check_classes(
+    recipe: str, label: Any, least: int, kinds: int = 2, each: int = 2, groups: Any = None
+) -> None:
+    """Raise if there are too few labelled rows, classes, or rows (or groups) of a class.
+
+    Raises
+    ------
+    InputError
+        If so, with what there is.
+    """
+    names = np.unique(label)
+    owners = np.arange(len(label)) if groups is None else np.asarray(groups)
+    held = {str(name): len(np.unique(owners[label == name])) for name in names}
+    few = min(held.values(), default=0) < each
+    if len(label) < least or len(names) < kinds or few:
+        what = "rows" if groups is None else "groups"
+        raise InputError(
+            f"{recipe}: expected {least} or more labelled rows of {kinds} or more classes with "
+            f"{each} or more {what} each, got {len(label)} rows of {len(names)} classes: {held}. "
+            "Look at the columns, or leave rare classes out."
+        )
+
+
+def apart(label: Any, share: float, seed: int, ordered: bool = True) -> tuple[Values, Values]:
+    """Return the numbers of rows that fit and of rows that judge, with all classes in both."""
+    from sklearn.model_selection import train_test_split  # pyright: ignore
+
+    rows = np.arange(len(label))
+    parts: Any = train_test_split(rows, test_size=share, stratify=label, random_state=seed)
+    kept, held = (np.sort(part) if ordered else np.asarray(part) for part in parts)
+    return kept, held

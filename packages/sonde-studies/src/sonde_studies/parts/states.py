@@ -1,0 +1,113 @@
+"""States and answers of a model, for rows that a recipe has opened."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sonde import InputError, Model, gather, read
+from sonde.data import ItemInputs, open_inputs
+from sonde.tap import place_of
+from sonde_studies.parts.rows import Values
+
+
+def states_of(
+    model: Model, values: Sequence[Any], sites: str = "auto", progress: bool = True, **options: Any
+) -> dict[str, Float[Tensor, "_row _dim"]]:
+    """Return the states of single inputs, such as one column of some rows, by site.
+
+    Parameters
+    ----------
+    model : Model
+    values : sequence
+        Texts, images or tensors, by what the model reads.
+    sites : str, default="auto"
+        Patterns, with commas between them.
+    progress : bool, default=True
+    **options
+        Of ``sonde.read``.
+    """
+    kind = "image" if "image" in model.task else "x" if model.task == "tensor" else "text"
+    items = [{kind: value, "id": str(i)} for i, value in enumerate(values)]
+    stream = read(model, items, sites=patterns(sites), logits=False, **options)
+    return {site: rows.double() for site, rows in gather(stream, progress).rows.items()}
+
+
+def last_states(
+    model: Model, values: Sequence[Any], site: str = "auto", progress: bool = True, **options: Any
+) -> Float[Tensor, "row dim"]:
+    """Return the states of single inputs at the last of the sites."""
+    return [*states_of(model, values, site, progress, **options).values()][-1]
+
+
+def patterns(sites: str) -> str | list[str]:
+    """Return the patterns of a word with commas between them."""
+    return [part.strip() for part in sites.split(",")] if "," in sites else sites
+
+
+def graded(
+    recipe: str, model: Model, data: Any, least: int, progress: bool, **options: Any
+) -> tuple[Any, Values]:
+    """Return what a classifier said of labelled data, and which rows it names right.
+
+    Raises
+    ------
+    InputError
+        If it gives no logits, there are fewer than ``least`` rows, or a row has no label.
+    """
+    found = gather(read(model, data, logits=True, **options), progress)
+    n, known = len(found), int((found.label >= 0).sum())
+    if found.logits is None or known < max(least, n):
+        raise InputError(
+            f"{recipe}: expected a classifier that gives logits and {least} or more rows, all of "
+            f"them labelled, got {n} rows, {n - known} of them without a label. Look at "
+            "label_column."
+        )
+    return found, (found.logits.argmax(1) == found.label).numpy()
+
+
+def item_parts(
+    inputs: ItemInputs, share: float, draw: np.random.Generator
+) -> tuple[ItemInputs, Values]:
+    """Return the examples that train, and the numbers of the items that judge, a drawn share."""
+    order = draw.permutation(len(inputs))
+    held = np.unique(inputs.source_rows[order[: int(share * len(inputs))]])
+    return inputs.at(np.flatnonzero(~np.isin(inputs.source_rows, held))), held
+
+
+def with_module(model: Model, module: nn.Module) -> Model:
+    """Return a model that reads its inputs as before and has another module."""
+    return replace(model, module=module)
+
+
+def tensor_inputs(recipe: str, model: Model, data: Any, limit: int | None) -> Tensor:
+    """Return all inputs of a model that takes one tensor of numbers, in the order of the rows.
+
+    Raises
+    ------
+    InputError
+        If the model takes more, or something else, such as the numbers of tokens.
+    """
+    inputs, parts = open_inputs(model, data, limit=limit), list[Tensor]()
+    for batch in inputs.batches(0, len(inputs)):
+        args, kwargs = place_of(model.module, batch).call(batch.args, batch.kwargs)
+        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+        if len(given) != 1 or not given[0].is_floating_point():
+            raise InputError(
+                f"{recipe}: expected a model of one tensor of numbers, such as pictures or a "
+                f"table, got {', '.join(f'{v.dtype} {tuple(v.shape)}' for v in given)}."
+            )
+        parts.append(given[0].cpu().float())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def said_by(model: Model, x: Tensor) -> Float[Tensor, "row output"]:
+    """Return what a model answers to one tensor."""
+    first = next(model.module.parameters(), torch.zeros(()))
+    said: Any = model.module(x.to(first))
+    return getattr(said, "logits", said).detach().cpu()
