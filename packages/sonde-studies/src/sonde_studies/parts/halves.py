@@ -1,7 +1,7 @@
 """Models that are cut at a site: the front runs up to there, the back goes on from given states."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 from sonde import InputError, Model, Tap, editing, read
 from sonde.core import Replace
 from sonde.data import ItemInputs, open_inputs
+from sonde.measure import stitch
 from sonde.tap import place_of
+from sonde_studies.parts.figures import check_order
 
 MOST_CUTS = 6
 
@@ -79,31 +81,93 @@ class HalfModel:
         return list(part.batches(0, len(part)))
 
 
-def halves_of(
-    models: list[Model], data: Any, seed: int, **options: Any
-) -> tuple[list[ItemInputs], list[Tensor]]:
-    """Return the data as inputs of each model, and the examples that fit a map and that judge."""
-    inputs = [open_inputs(model, data, **options) for model in models]
-    if len({len(part) for part in inputs}) > 1 or len(inputs[0]) < 40:
-        raise InputError(
-            "expected 40 or more examples that all models read whole, got "
-            f"{', '.join(str(len(part)) for part in inputs)}."
-        )
-    order = np.random.default_rng(seed).permutation(len(inputs[0]))
-    sides = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-    return inputs, [torch.from_numpy(side) for side in sides]
-
-
-def cuts_of(models: list[Model], data: Any, sites: str, **options: Any) -> list[list[str]]:
-    """Return where each model may be cut, at equal shares of its depth, the last place left out.
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Models that are cut at a site each, with the examples that fit maps and that judge.
 
     Parameters
     ----------
+    sites : list of str
+        Where each model is cut.
+    halves : list of HalfModel
+    fit, held : Int[Tensor, "example"]
+        Numbers of the examples.
+    label : Int[Tensor, "example"]
+        Classes of the held examples.
+    label_names : tuple of str
+    """
+
+    sites: list[str]
+    halves: list[HalfModel]
+    fit: Int[Tensor, "example"]
+    held: Int[Tensor, "example"]
+    label: Int[Tensor, "example"]
+    label_names: tuple[str, ...]
+
+    def stitched(self, recipe: str, how: Literal["map", "none"] = "map") -> Any:
+        """Return how well each front does on each back, as ``sonde.measure.stitch`` gives it.
+
+        Raises
+        ------
+        InputError
+            If no model as it is does better than half of chance.
+        """
+        fronts, backs = [h.front for h in self.halves], [h.back for h in self.halves]
+        found = stitch(fronts, backs, self.fit, self.held, self.label, how)
+        check_order(recipe, float(found.accuracy.diagonal().max()), self.label_names)
+        return found
+
+    def widths(self) -> set[int]:
+        """Return how many units the models have at their sites."""
+        return {half.front(self.held[:2]).shape[1] for half in self.halves}
+
+
+def cuts_of(
+    recipe: str, models: list[Model], data: Any, sites: str, seed: int, **options: Any
+) -> list[Cut]:
+    """Return the models cut at one depth after another; half of the examples fit, half judge.
+
+    Parameters
+    ----------
+    recipe : str
+        Named in errors.
     models : list of Model
     data : data
     sites : str
-        "auto", or a site for all models, or one for each with commas between them.
+        "auto", up to six equal shares of the depth; or a site for all models, or a site for each
+        with commas between them.
+    seed : int
+        Draws the halves.
+    **options
+        Of ``open_inputs``.
     """
+    inputs = [open_inputs(model, data, **options) for model in models]
+    if len({len(part) for part in inputs}) > 1 or len(inputs[0]) < 40:
+        raise InputError(
+            f"{recipe}: expected 40 or more examples that all models read whole, got "
+            f"{', '.join(str(len(part)) for part in inputs)}."
+        )
+    order = np.random.default_rng(seed).permutation(len(inputs[0]))
+    fit, held = (
+        torch.from_numpy(np.sort(side))
+        for side in (order[: len(order) // 2], order[len(order) // 2 :])
+    )
+    found, label = list[Cut](), None
+    for named in _places(models, data, sites, **options):
+        each = zip(models, inputs, named, strict=True)
+        halves = [HalfModel(model, x, site, held) for model, x, site in each]
+        label = halves[0].labels() if label is None else label
+        found.append(Cut(named, halves, fit, held, label, tuple(inputs[0].label_names)))
+    if label is None or bool((label < 0).any()):
+        n = 0 if label is None else int((label < 0).sum())
+        raise InputError(
+            f"{recipe}: expected labelled examples, got {n} without a label. Look at label_column."
+        )
+    return found
+
+
+def _places(models: list[Model], data: Any, sites: str, **options: Any) -> list[list[str]]:
+    """Return where each model may be cut, the last place left out."""
     if sites != "auto":
         named = sites.split(",") if "," in sites else [sites] * len(models)
         if len(named) != len(models):

@@ -4,15 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from sonde import InputError, Model
+from sonde import Model
 from sonde.core import matrix
-from sonde.measure import stitch
 from sonde.report import Answer
-from sonde_studies.parts.figures import check_order
-from sonde_studies.parts.halves import HalfModel, cuts_of, halves_of
+from sonde_studies.parts.figures import unfolded
+from sonde_studies.parts.halves import cuts_of
 
 QUESTION = "Which part makes two models differ, the front or the back?"
 
@@ -62,66 +58,53 @@ def stage_swap(
     names = ["first", "second", "third"][: 2 + (third is not None)]
     models = [m for m in (first, second, third) if m is not None]
     options = {"label_column": label_column, "classes": classes, "limit": limit}
-    inputs, (fit, held) = halves_of(models, data, seed, **options)
-    cuts = cuts_of(models, data, sites, **options)
+    cuts = cuts_of("stage_swap", models, data, sites, seed, **options)
     cut = cuts[(len(cuts) - 1) // 2]
-    halves = [HalfModel(m, x, site, held) for m, x, site in zip(models, inputs, cut, strict=True)]
-    label = halves[0].labels()
-    if (label < 0).any():
-        raise InputError(
-            f"stage_swap: expected labelled examples, got {int((label < 0).sum())} without a "
-            "label. Look at label_column."
-        )
-    found = stitch([h.front for h in halves], [h.back for h in halves], fit, held, label)
-    table = found.accuracy
-    check_order("stage_swap", float(table.diagonal().max()), inputs[0].label_names)
-    fronts, backs = ((table - table.mean()).mean(i) for i in (1, 0))
-    spread = [float(v.max() - v.min()) for v in (fronts, backs)]
-    noise = 2 * float((table.mean() * (1 - table.mean()) / len(held)).sqrt())
+    found = cut.stitched("stage_swap")
+    table, n = found.accuracy, len(cut.held)
+    spread = [float(v.max() - v.min()) for v in (found.front, found.back)]
+    noise = 2 * float((table.mean() * (1 - table.mean()) / n).sqrt())
     shares = found.share_front, found.share_back, found.share_interaction
     share = [0.0 if math.isnan(x) else x for x in shares]  # a table of equal cells has no variance
-    own = float(torch.as_tensor(found.null))
-    differ = max(*spread, own - float(found.value)) > noise
+    differ = max(*spread, float(found.null) - float(found.value)) > noise
     which = "front" if spread[0] > spread[1] else "back"
     verdict = f"the {which} differs" if max(spread) > noise else "they do not fit"
+    own = zip(names, table.diagonal().tolist(), strict=True)
+    cells = {
+        a: dict(zip(names, r.tolist(), strict=True)) for a, r in zip(names, table, strict=True)
+    }
     return Answer(
         question=QUESTION,
         verdict=verdict if differ else "they are alike",
         level="clear",
-        sentence=f"As they are the models have accuracy {_listed(names, table.diagonal())}; with "
+        sentence="As they are the models have accuracy "
+        f"{', '.join(f'{v:.3f} ({name})' for name, v in own)}; with "
         f"the front of one on the back of another it is {float(found.value):.3f} on average. "
         f"Fronts make {share[0]:.0%} of the variance of the table, backs {share[1]:.0%}, pairs "
         f"{share[2]:.0%}.",
         value=share[0],
-        n=len(held),
+        n=n,
         range=(0.0, 1.0),
         rows=tuple(
-            {"front": name, "site": site}
-            | {f"back of {n}": float(v) for n, v in zip(names, row, strict=True)}
-            for name, site, row in zip(names, cut, table, strict=True)
+            {"front": a, "site": site} | {f"back of {b}": v for b, v in cells[a].items()}
+            for a, site in zip(names, cut.sites, strict=True)
         ),
-        drawn=_drawn(names, table),
+        drawn=matrix(
+            "Accuracy of fronts on backs",
+            unfolded(cells, "front", "back"),
+            "back",
+            "front",
+            "accuracy",
+            low=0.0,
+            high=1.0,
+        ),
         facts={
-            "cut": ", ".join(cut),
+            "cut": ", ".join(cut.sites),
             "two standard errors": f"{noise:.3f}",
-            "rows that fit maps": str(len(fit)),
+            "rows that fit maps": str(len(cut.fit)),
         },
         advice=(
             "A map is linear and fitted to the other model's states. Models of other seeds often "
             "pass on with such a map: that alone does not say that they see the same.",
         ),
     )
-
-
-def _drawn(names: list[str], table: Tensor) -> dict[str, Any]:
-    rows = [
-        {"front": a, "back": b, "accuracy": float(table[i, j])}
-        for i, a in enumerate(names)
-        for j, b in enumerate(names)
-    ]
-    title = "Accuracy of fronts on backs"
-    return matrix(title, rows, "back", "front", "accuracy", low=0.0, high=1.0)
-
-
-def _listed(names: list[str], values: Any) -> str:
-    return ", ".join(f"{v:.3f} ({name})" for name, v in zip(names, values.tolist(), strict=True))
