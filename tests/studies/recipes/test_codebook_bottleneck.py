@@ -41,7 +41,7 @@ def test_each_factor_needs_as_many_codes_as_its_clusters():
 
 def test_a_column_that_is_missing_is_named():
     net = Model(nn.Sequential(nn.Identity()).eval())
-    with pytest.raises(InputError, match="the column 'colour' in every row"):
+    with pytest.raises(InputError, match="the columns colour in every row"):
         codebook_bottleneck(net, [{"x": r["x"]} for r in clusters()], factors=("colour",),
                             site="0", progress=False)  # fmt: skip
 

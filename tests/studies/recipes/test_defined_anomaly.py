@@ -55,7 +55,7 @@ def test_noise_follows_no_definition():
 
 def test_rows_without_labels_are_refused():
     rows = [{"x": row["x"]} for row in clusters()[-1]]
-    with pytest.raises(InputError, match="four or more classes"):
+    with pytest.raises(InputError, match="4 or more classes"):
         defined_anomaly(IDENTITY, rows, site="0", progress=False)
 
 

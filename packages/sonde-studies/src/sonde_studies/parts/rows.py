@@ -40,8 +40,10 @@ def classes_of(recipe: str, rows: Rows, column: str, least: int, each: int = 2) 
     Raises
     ------
     InputError
-        If there are fewer rows than ``least``, or than ``each`` of a class, or a single class.
+        If there are fewer rows than ``least``, or than ``each`` of a class, or a single class, or a
+        row lacks the column.
     """
+    rows_with(recipe, rows, [column], least)
     label = np.array([str(row[column]) for row in rows])
     check_classes(recipe, label, least, each=each)
     return label
@@ -73,12 +75,13 @@ def check_classes(
     owners = np.arange(len(label)) if groups is None else np.asarray(groups)
     held = {str(name): len(np.unique(owners[label == name])) for name in names}
     few = min(held.values(), default=0) < each
-    if len(label) < least or len(names) < kinds or few:
+    without = int((label < 0).sum()) if label.dtype.kind in "if" else 0
+    if len(label) < least or len(names) < kinds or few or without:
         what = "rows" if groups is None else "groups"
         raise InputError(
             f"{recipe}: expected {least} or more labelled rows of {kinds} or more classes with "
-            f"{each} or more {what} each, got {len(label)} rows of {len(names)} classes: {held}. "
-            "Look at the columns, or leave rare classes out."
+            f"{each} or more {what} each, got {len(label)} rows of {len(names)} classes, {without} "
+            f"rows without a label: {held}. Look at the columns, or leave rare classes out."
         )
 
 

@@ -1,24 +1,23 @@
 """Before and after: telling real changes from what always differs, by states of both."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
 
 from sonde import InputError, Model
-from sonde.core import ChartAxis, marks
+from sonde.core import marks
 from sonde.metrics import auroc
 from sonde.report import Answer
+from sonde_studies.parts.figures import AUROC, auroc_rows, names, told
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.rows import apart, rows_with
-from sonde_studies.parts.states import states_of
+from sonde_studies.parts.states import last_states
 
 QUESTION = "Is it a real change, or what always differs?"
 LEAST, TEST, SHUFFLES = 60, 0.4, 20
-PLAIN, WEIGHTED, JOINED, SHUFFLED = (
-    "plain difference", "weighted difference", "both states", "weights of shuffled labels",
-)  # fmt: skip
+PLAIN, WEIGHTED = "plain difference", "weighted difference"
+JOINED, SHUFFLED = "both states", "weights of shuffled labels"
 
 
 def change_pairs(
@@ -64,55 +63,40 @@ def change_pairs(
     rows = rows_with("change_pairs", data, columns, LEAST, limit)
     truth = _truth([str(row[changed_column]) for row in rows], changed_column)
     x, y = (
-        [*states_of(model, [row[c] for row in rows], site, progress).values()][-1].numpy()
-        for c in columns[:2]
+        last_states(model, [row[c] for row in rows], site, progress).numpy() for c in columns[:2]
     )
     kept, held = apart(truth, TEST, seed)
     gap = ((x - y) ** 2) / ((x - y)[kept] ** 2).mean(0).clip(1e-12)
-    draw = np.random.default_rng(seed)
     both = np.concatenate([x + y, np.abs(x - y)], 1)
     score = {
         PLAIN: ((x - y) ** 2).sum(1)[held],
         WEIGHTED: _weighted(gap, truth[kept], kept, held),
         JOINED: linear_head().fit(both[kept], truth[kept]).decision_function(both[held]),
     }
-    chance = [_weighted(gap, draw.permutation(truth[kept]), kept, held) for _ in range(SHUFFLES)]
+    shuffled = np.random.default_rng(seed).permutation
+    chance = [_weighted(gap, shuffled(truth[kept]), kept, held) for _ in range(SHUFFLES)]
     by_chance = [float(auroc(s, truth[held], resamples=20).value) for s in chance]
     found = {arm: auroc(s, truth[held], seed=seed) for arm, s in score.items()}
-    best = max((PLAIN, WEIGHTED, JOINED), key=lambda arm: float(found[arm].value))
-    told, gains = found[best].low > 0.5, found[best].low > float(found[PLAIN].value)
+    best = max(found, key=lambda arm: float(found[arm].value))
+    is_told, gains = found[best].low > 0.5, found[best].low > float(found[PLAIN].value)
+    table = [{"arm": a, "AUROC": float(v.value), "error": v.se} for a, v in found.items()]
+    title, points = "How well changed pairs are told", auroc_rows(found, "arm")
     return Answer(
         question=QUESTION,
-        verdict=(best if gains else PLAIN) if told else "not told",
-        level="clear" if told else "warning",
+        verdict=(best if gains else PLAIN) if is_told else "not told",
+        level="clear" if is_told else "warning",
         sentence=f"The length of the difference tells changed pairs with an AUROC of "
         f"{float(found[PLAIN].value):.3f}, weighted units with {float(found[WEIGHTED].value):.3f}, "
         f"a head on both states with {float(found[JOINED].value):.3f}, on {len(held)} other pairs.",
-        value=float(found[WEIGHTED].value),
-        se=found[WEIGHTED].se,
-        null=0.5,
-        n=len(held),
-        range=(0.0, 1.0),
-        direction="higher",
-        rows=(
-            *({"arm": a, "AUROC": float(v.value), "error": v.se} for a, v in found.items()),
-            {"arm": SHUFFLED, "AUROC": float(np.mean(by_chance)), "error": None},
-        ),
-        drawn=marks(
-            "How well changed pairs are told",
-            _bounded(found),
-            ChartAxis("AUROC", low=0.0, high=1.0),
-            ChartAxis("arm", title=""),
-            low="low",
-            high="high",
-            size=90,
-        ),
+        **told(found[WEIGHTED]),
+        rows=(*table, {"arm": SHUFFLED, "AUROC": float(np.mean(by_chance)), "error": None}),
+        drawn=marks(title, points, AUROC, names("arm"), low="low", high="high", size=90),
         facts={"changed": f"{truth.mean():.3f}", "pairs that learn": str(len(kept))},
         advice=(
             "What always differs, such as light or a shift of a pixel, must stand in the pairs "
             "without a change, or no weighting can learn to leave it out.",
         ),
-    )  # fmt: skip
+    )
 
 
 def _truth(said: list[str], column: str) -> Any:
@@ -125,13 +109,6 @@ def _truth(said: list[str], column: str) -> Any:
             f"{', '.join(sorted(set(said))[:5])}. Name the column: changed_column."
         )
     return truth
-
-
-def _bounded(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"arm": arm, "AUROC": float(v.value), "low": v.low, "high": v.high}
-        for arm, v in found.items()
-    ]
 
 
 def _weighted(gap: Any, truth: Any, kept: Any, held: Any) -> Any:

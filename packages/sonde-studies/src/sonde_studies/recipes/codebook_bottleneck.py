@@ -7,18 +7,15 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans  # pyright: ignore[reportMissingTypeStubs]
 
-from sonde import InputError, Model, gather, read
+from sonde import Model, gather, read
 from sonde.core import ChartAxis, curves
 from sonde.data import rows_of
 from sonde.report import Answer
-from sonde_studies.parts.figures import most_frequent
 from sonde_studies.parts.heads import linear_head
-from sonde_studies.parts.rows import Values as Answers
-from sonde_studies.parts.rows import apart
+from sonde_studies.parts.rows import apart, classes_of
 
 QUESTION = "How small a vocabulary of codes keeps what the states say?"
-LEAST, TEST, ENOUGH = 80, 0.4, 0.9
-SIZES = (4, 16, 64, 256)
+LEAST, TEST, ENOUGH, NULL = 80, 0.4, 0.9, "codes of other rows"
 
 
 def codebook_bottleneck(
@@ -26,7 +23,7 @@ def codebook_bottleneck(
     data: Any,
     *,
     factors: Sequence[str] = ("label",),
-    sizes: Sequence[int] = SIZES,
+    sizes: Sequence[int] = (4, 16, 64, 256),
     site: str = "auto",
     limit: int | None = None,
     seed: int = 0,
@@ -56,36 +53,39 @@ def codebook_bottleneck(
         Draws the codes and the rows that judge.
     """
     others = [f for f in factors if f != "label"]
-    options = {"limit": limit, "ignore_columns": others or None, "logits": False}
+    options: dict[str, Any] = {"limit": limit, "ignore_columns": others or None, "logits": False}
     found = gather(read(model, data, sites=site, **options), progress)
-    x = found.rows[[*found.rows][-1]].double().numpy()
-    truth = _factors([*factors], rows_of(data, limit), found)
-    first = next(iter(truth.values()))
-    kept, held = apart(first, TEST, seed)
-    rows = list[dict[str, Any]]()
-    whole = {f: _probed(x, t, kept, held) for f, t in truth.items()}
-    chance = {f: most_frequent(t[held]) for f, t in truth.items()}
+    given, own = rows_of(data, limit), zip(found.item.tolist(), found.label.tolist(), strict=True)
+    rows = [({"label": kind} if kind >= 0 else {}) | given[i] for i, kind in own]
+    truth = {f: classes_of("codebook_bottleneck", rows, f, LEAST) for f in factors}
+    x, (kept, held) = found.last.numpy(), apart(truth[factors[0]], TEST, seed)
+    fitted = {f: linear_head().fit(x[kept], t[kept]) for f, t in truth.items()}
+    whole = {f: float(head.score(x[held], truth[f][held])) for f, head in fitted.items()}
+    chance = {f: max(Counter(t[held]).values()) / len(held) for f, t in truth.items()}
     order = np.random.default_rng(seed).permutation(len(kept))
+    table = list[dict[str, Any]]()
     for size in sorted({min(int(s), len(kept) // 2) for s in sizes}):
-        means = KMeans(size, random_state=seed).fit(x[kept])
-        codes, asked = (np.asarray(means.predict(x[part])) for part in (kept, held))
-        for factor, t in truth.items():
-            said = [_said(codes, t[kept[o]], asked) for o in (slice(None), order)]
+        codes = np.asarray(KMeans(size, random_state=seed).fit(x[kept]).predict(x))
+        share = np.unique(codes[held], return_counts=True)[1] / len(held)
+        row: dict[str, Any] = {"codes": size, "bits": float(-(share * np.log2(share)).sum())}
+        for f, t in truth.items():
+            said = [_said(codes[kept], t[kept[o]], codes[held]) for o in (slice(None), order)]
             right, null = (float((s == t[held]).mean()) for s in said)
-            over = max(whole[factor] - chance[factor], 1e-9)
-            rows.append({
-                "factor": factor, "codes": size, "bits": _bits(asked), "accuracy": right,
-                "kept": (right - chance[factor]) / over, "codes of other rows": null,
-            })  # fmt: skip
-    readable = {f for f in truth if whole[f] - chance[f] > 2 * (0.25 / len(held)) ** 0.5}
-    needed = {
-        f: next((r["codes"] for r in rows if r["factor"] == f and r["kept"] >= ENOUGH), None)
-        for f in truth
-        if f in readable
-    }
-    beyond = f"more than {rows[-1]['codes']}"
+            over = (right - chance[f]) / max(whole[f] - chance[f], 1e-9)
+            table.append({"factor": f, **row, "accuracy": right, "kept": over, NULL: null})
+    readable = [f for f in truth if whole[f] - chance[f] > 2 * (0.25 / len(held)) ** 0.5]
+    enough = [r for r in table if r["kept"] >= ENOUGH]
+    needed = {f: next((r["codes"] for r in enough if r["factor"] == f), None) for f in readable}
+    beyond = f"more than {table[-1]['codes']}"
     told = [f"{f} needs {n or beyond}" for f, n in needed.items()]
     most = max((n or np.inf for n in needed.values()), default=np.inf)
+    points = [{k: r[k] for k in ("factor", "codes", "kept")} for r in table]
+    kept_axis = ChartAxis("kept", title="kept of what the states say above chance", share=True)
+    codes_axis = ChartAxis("codes", title="number of codes", log=True)
+    look: dict[str, Any] = {"by": "factor", "levels": [{"value": ENOUGH, "name": "enough"}]}
+    whole_rows = [
+        {"factor": f, "codes": None, "accuracy": v, "kept": 1.0} for f, v in whole.items()
+    ]
     return Answer(
         question=QUESTION,
         verdict="nothing to keep" if not needed else f"{most} codes" if most < np.inf else "more",
@@ -96,18 +96,8 @@ def codebook_bottleneck(
         value=float(most),
         n=len(held),
         direction="lower",
-        rows=tuple(
-            {"factor": f, "codes": None, "accuracy": v, "kept": 1.0} for f, v in whole.items()
-        )
-        + tuple(rows),
-        drawn=curves(
-            "What codes keep of each factor",
-            [{k: r[k] for k in ("factor", "codes", "kept")} for r in rows],
-            ChartAxis("codes", title="number of codes", log=True),
-            ChartAxis("kept", title="kept of what the states say above chance", share=True),
-            by="factor",
-            levels=[{"value": ENOUGH, "name": "enough"}],
-        ),
+        rows=(*whole_rows, *table),
+        drawn=curves("What codes keep of each factor", points, codes_axis, kept_axis, **look),
         facts={f"most frequent {f}": f"{v:.3f}" for f, v in chance.items()},
         advice=(
             "Codes keep first what has most variance at the site, which need not be what the "
@@ -116,40 +106,8 @@ def codebook_bottleneck(
     )
 
 
-def _factors(names: list[str], rows: Any, found: Any) -> dict[str, Answers]:
-    """Return the value of each factor for each row of states."""
-    numbers = found.item.numpy()
-    truth: dict[str, Answers] = {}
-    for name in names:
-        if all(name in row for row in rows):
-            truth[name] = np.array([str(rows[i][name]) for i in numbers])
-        elif name == "label" and bool((found.label >= 0).all()):
-            truth[name] = found.label.numpy().astype(str)
-        else:
-            raise InputError(
-                f"codebook_bottleneck: expected the column {name!r} in every row, got rows with "
-                f"{', '.join(map(str, rows[0]))}. Name the factors: factors."
-            )
-        counts = Counter(truth[name].tolist())
-        if len(numbers) < LEAST or len(counts) < 2 or min(counts.values()) < 2:
-            raise InputError(
-                f"codebook_bottleneck: expected {LEAST} or more rows and two or more values of "
-                f"{name!r}, each twice or more, got {len(numbers)} rows and {len(counts)} values."
-            )
-    return truth
-
-
-def _probed(x: Any, truth: Answers, kept: Answers, held: Answers) -> float:
-    return float(linear_head().fit(x[kept], truth[kept]).score(x[held], truth[held]))
-
-
-def _said(codes: Answers, truth: Answers, asked: Answers) -> Answers:
+def _said(codes: Any, truth: Any, asked: Any) -> Any:
     """Return for each asked code the value that is most frequent among the rows that have it."""
     usual = Counter(truth.tolist()).most_common(1)[0][0]
     table = {c: Counter(truth[codes == c].tolist()).most_common(1)[0][0] for c in set(codes)}
     return np.array([table.get(c, usual) for c in asked])
-
-
-def _bits(codes: Answers) -> float:
-    share = np.unique(codes, return_counts=True)[1] / len(codes)
-    return float(-(share * np.log2(share)).sum())

@@ -1,6 +1,5 @@
 """Memorised rows: whether a model's losses say which rows it was trained on."""
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,14 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde import InputError, Model, gather, read
-from sonde.core import ChartAxis, histogram
+from sonde import InputError, Model
 from sonde.edit import membership_attack
 from sonde.report import Answer
+from sonde_studies.parts.figures import BINS, auroc_rows, low_bar, two_histograms
+from sonde_studies.parts.states import graded
 from sonde_studies.parts.tokens import NAMES, text_features
 
 QUESTION = "Did the model memorise its training rows?"
-LEAST, BINS, SHOWN, ALARMS = 20, 24, 10, 0.01
+LEAST, SHOWN, ALARMS = 20, 10, 0.01
 
 
 def did_it_memorise(
@@ -66,32 +66,30 @@ def did_it_memorise(
         theirs = [losses_of(reference, part, progress, **options) for part in sides]
         pairs["low loss, less the reference's"] = own - theirs[0], fresh - theirs[1]
     told = {name: membership_attack(*pair) for name, pair in pairs.items()}
-    best = [*pairs][-1]
-    one, two = pairs[best]
-    bar = _bar(two)
-    caught = float((one <= bar).double().mean())
+    best, (one, two) = [*pairs.items()][-1]
+    bar, both = low_bar(two, ALARMS, none=float(two.min()) - 1e-12), torch.cat([one, two])
     tells = bool(told[best].low > 0.5)
-    order = torch.argsort(one)[:SHOWN].tolist()
+    table = [row | {"loss": None} for row in auroc_rows(told)]
+    for i in torch.argsort(one)[:SHOWN].tolist():
+        table.append({"what": f"training row {i}, most exposed", "loss": float(one[i])})
+    edges = np.linspace(float(both.min()), float(both.quantile(0.98)) + 1e-9, BINS + 1)
+    title = "Training rows left of the line give themselves away by a low loss"
+    parts = {"training rows": one, "held-out rows": two}
     return Answer(
         question=QUESTION,
         verdict="memorised" if tells else "not seen",
         level="error" if tells else "clear",
         sentence=f"{best.capitalize()} tells training rows from held-out rows with AUROC "
         f"{told[best].value:.3f} ({told[best].low:.3f} to {told[best].high:.3f}; 0.5 is chance), "
-        f"and finds {caught:.1%} of them where 1% of held-out rows are taken for training rows.",
+        f"and finds {float((one <= bar).double().mean()):.1%} of them where 1% of held-out rows "
+        "are taken for training rows.",
         value=told[best].value,
         null=0.5,
-        n=len(one) + len(two),
+        n=len(both),
         range=(0.0, 1.0),
         direction="higher",
-        rows=tuple(
-            [
-                {"what": name, "AUROC": m.value, "low": m.low, "high": m.high, "loss": None}
-                for name, m in told.items()
-            ]
-            + [{"what": f"training row {i}, most exposed", "loss": float(one[i])} for i in order]
-        ),
-        drawn=_drawn(one, two, bar),
+        rows=tuple(table),
+        drawn=two_histograms(title, parts, edges, "loss, nats", bar),
         facts={
             "mean loss, training rows": f"{own.mean():.4g} nats",
             "mean loss, held-out rows": f"{fresh.mean():.4g} nats",
@@ -111,32 +109,6 @@ def losses_of(
     """Return the loss of each row: of its label, or the mean over the tokens of a text."""
     if model.task == "causal":
         return -text_features(model, data, **options)[0][:, NAMES.index("log_p")]
-    options |= {"label_column": label_column, "logits": True}
-    found = gather(read(model, data, **options), progress)
-    if found.logits is None or bool((found.label < 0).any()):
-        raise InputError(
-            f"did_it_memorise: expected a label for every row of a classifier, got "
-            f"{int((found.label < 0).sum())} rows without one. Look at label_column."
-        )
+    options |= {"label_column": label_column}
+    found, _ = graded("did_it_memorise", model, data, 1, progress, **options)
     return torch.nn.functional.cross_entropy(found.logits.double(), found.label, reduction="none")
-
-
-def _bar(held: Float[Tensor, "row"]) -> float:
-    """Return the loss that at most one in a hundred held-out rows stays below."""
-    rank = int(np.floor(ALARMS * (len(held) + 1)))
-    return float(held.sort().values[rank - 1]) if rank else float(held.min()) - 1e-12
-
-
-def _drawn(one: Tensor, two: Tensor, bar: float) -> dict[str, Any]:
-    both = torch.cat([one, two])
-    edges = np.linspace(float(both.min()), float(both.quantile(0.98)) + 1e-9, BINS + 1).tolist()
-    rows = [
-        {"low": a, "high": b, "share": float(((v >= a) & (v < b)).double().mean()), "rows": name}
-        for name, v in (("training rows", one), ("held-out rows", two))
-        for a, b in pairwise(edges)
-    ]
-    title = "Training rows left of the line give themselves away by a low loss"
-    y = ChartAxis("share", share=True)
-    return histogram(
-        title, rows, ChartAxis("low", title="loss, nats"), "high", y, by="rows", limit=bar
-    )

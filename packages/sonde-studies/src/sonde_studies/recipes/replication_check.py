@@ -1,6 +1,5 @@
 """Copies: samples that lie oddly near to a training row, judged by rows that were held out."""
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,11 +7,11 @@ import torch
 from scipy.stats import binomtest  # pyright: ignore[reportMissingTypeStubs]
 
 from sonde import InputError, Model, gather, read
-from sonde.core import ChartAxis, histogram
 from sonde.report import Answer
+from sonde_studies.parts.figures import BINS, low_bar, two_histograms
 
 QUESTION = "Did the generator copy its training rows?"
-LEAST, BINS, SHOWN = 20, 24, 10
+LEAST, SHOWN = 20, 10
 
 
 def replication_check(
@@ -55,33 +54,36 @@ def replication_check(
         gather(read(model, part, sites=site, limit=limit, logits=False), progress)
         for part in (samples, training, held)
     ]
-    key = [*parts[0].rows][-1]
-    made, seen, fresh = (part.rows[key].double() for part in parts)
-    if min(len(made), len(seen), len(fresh)) < LEAST or not 0 < alpha < 0.5:
+    made, seen, fresh = (part.last for part in parts)
+    n = len(made)
+    if min(n, len(seen), len(fresh)) < LEAST or not 0 < alpha < 0.5:
         raise InputError(
             f"replication_check: expected {LEAST} or more samples, training rows and held-out rows "
-            f"and alpha in (0, 0.5), got {len(made)}, {len(seen)}, {len(fresh)} and {alpha}."
+            f"and alpha in (0, 0.5), got {n}, {len(seen)}, {len(fresh)} and {alpha}."
         )
-    near, which = _nearest(made, seen)
-    ratio = near / _nearest(made, fresh)[0].clamp(min=1e-12)
-    usual = _nearest(fresh, seen)[0] / _others(fresh).clamp(min=1e-12)
-    bar = _bar(usual, alpha)
+    near, which = torch.cdist(made, seen).min(1)
+    ratio = near / torch.cdist(made, fresh).amin(1).clamp(min=1e-12)
+    others = torch.cdist(fresh, fresh).fill_diagonal_(float("inf")).amin(1)
+    usual = torch.cdist(fresh, seen).amin(1) / others.clamp(min=1e-12)
+    bar = low_bar(usual, alpha, none=float(usual.min()) / 2)
     copied = ratio <= bar
-    n = int(copied.sum())
-    p = float(binomtest(n, len(ratio), alpha, alternative="greater").pvalue)
-    found = bool(p < 0.01)
-    order = [int(i) for i in torch.argsort(ratio)[:SHOWN]]
-    said = "more than" if found else "no more than"
+    share = float(copied.double().mean())
+    p = float(binomtest(int(copied.sum()), n, alpha, alternative="greater").pvalue)
+    said = "more than" if p < 0.01 else "no more than"
+    edges = np.linspace(0, 1.02 * float(torch.cat([ratio, usual]).quantile(0.99)), BINS + 1)
+    title = "Samples left of the line are copies; held-out rows show what is usual"
+    axis = "distance to the nearest training row over that to a held-out row"
+    drawn = two_histograms(title, {"samples": ratio, "held-out rows": usual}, edges, axis, bar)
     return Answer(
         question=QUESTION,
-        verdict="copies" if found else "no copies found",
-        level="error" if found else "clear",
-        sentence=f"{n} of {len(ratio)} samples ({n / len(ratio):.1%}) lie nearer to a training row "
+        verdict="copies" if p < 0.01 else "no copies found",
+        level="error" if p < 0.01 else "clear",
+        sentence=f"{int(copied.sum())} of {n} samples ({share:.1%}) lie nearer to a training row "
         f"than {1 - alpha:.0%} of held-out rows do: {said} the {alpha:.0%} of fresh inputs "
         f"({'p < 0.001' if p < 0.001 else f'p = {p:.2g}'}).",
-        value=n / len(ratio),
+        value=share,
         null=alpha,
-        n=len(ratio),
+        n=n,
         range=(0.0, 1.0),
         direction="higher",
         rows=tuple(
@@ -92,11 +94,11 @@ def replication_check(
                 "distance": float(near[i]),
                 "copy": "yes" if copied[i] else "no",
             }
-            for i in order
+            for i in torch.argsort(ratio)[:SHOWN].tolist()
         ),
-        drawn=_drawn(ratio, usual, bar),
+        drawn=drawn,
         facts={
-            "site": key,
+            "site": [*parts[0].rows][-1],
             "ratio below which a sample is a copy": f"{bar:.4g}",
             "training rows that were copied": str(len(which[copied].unique())),
         },
@@ -105,37 +107,3 @@ def replication_check(
             "see as near, such as a detail of a picture, is not found.",
         ),
     )
-
-
-def _bar(usual: Any, alpha: float) -> float:
-    """Return a ratio that at most a share of fresh rows reach, by the conformal rank."""
-    rank = int(np.floor(alpha * (len(usual) + 1)))
-    return float(usual.sort().values[rank - 1]) if rank else float(usual.min()) / 2
-
-
-def _nearest(x: Any, rows: Any) -> tuple[Any, Any]:
-    """Return the distance to the nearest row, and which row that is."""
-    found = torch.cdist(x, rows).min(1)
-    return found.values, found.indices
-
-
-def _others(x: Any) -> Any:
-    """Return the distance of each row to the nearest other row."""
-    return torch.cdist(x, x).fill_diagonal_(float("inf")).min(1).values
-
-
-def _drawn(ratio: Any, usual: Any, bar: float) -> dict[str, Any]:
-    edges = np.linspace(0, 1.02 * float(torch.cat([ratio, usual]).quantile(0.99)), BINS + 1)
-    rows = [
-        {
-            "low": float(a),
-            "high": float(b),
-            "share": float(((v >= a) & (v < b)).double().mean()),
-            "rows": name,
-        }
-        for name, v in (("samples", ratio), ("held-out rows", usual))
-        for a, b in pairwise(edges)
-    ]
-    x = ChartAxis("low", title="distance to the nearest training row over that to a held-out row")
-    title = "Samples left of the line are copies; held-out rows show what is usual"
-    return histogram(title, rows, x, "high", ChartAxis("share", share=True), by="rows", limit=bar)
