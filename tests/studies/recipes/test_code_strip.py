@@ -9,13 +9,8 @@ import torch
 
 from sonde import InputError, gather, load, read
 from sonde_studies.code_strip import functions_of
-from sonde_studies.recipes.code_strip import (
-    code_strip,
-    listing,
-    without_comments,
-    without_layout,
-    without_names,
-)
+from sonde_studies.parts.source import listing, without_comments, without_layout, without_names
+from sonde_studies.recipes.code_strip import code_strip
 
 TEXT = '''
 def total(prices, rate=0.1):

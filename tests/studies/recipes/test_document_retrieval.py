@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sonde import InputError, load
-from sonde_studies.recipes.document_retrieval import bm25, document_retrieval
+from sonde_studies.parts.retrieval import bm25
+from sonde_studies.recipes.document_retrieval import document_retrieval
 
 TEXTS = ["the cat sat", "a dog and the cat and the cat", "birds sing at dawn", "the the the dog"]
 

@@ -7,7 +7,8 @@ from PIL import Image
 
 from cli_case import run_words
 from sonde import InputError
-from sonde_studies.recipes.recolour import features, patches_of, recolour, recoloured
+from sonde_studies.parts.colours import features, patches_of, recoloured
+from sonde_studies.recipes.recolour import recolour
 
 
 def pictures(n, seed=0, mixed=False):

@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 from sonde import InputError, Model
+from sonde_studies.parts.tracks import greedy, optimal
 from sonde_studies.recipes.slots_over_time import (
     GREEDY,
     OPTIMAL,
     RANDOM,
     REFERENCE,
-    _greedy,
-    _optimal,
     slots_over_time,
 )
 
@@ -60,7 +59,7 @@ def test_the_optimal_matching_is_the_cheapest_of_all():
         best = min(
             sum(cost[i, p[i]] for i in range(3)) for p in itertools.permutations(range(4), 3)
         )
-        own, first = (sum(cost[i, j] for i, j in match(cost)) for match in (_optimal, _greedy))
+        own, first = (sum(cost[i, j] for i, j in match(cost)) for match in (optimal, greedy))
         assert own == pytest.approx(best)
         worse += first > best + 1e-9
     assert worse > 2

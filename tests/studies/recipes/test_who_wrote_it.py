@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sonde import InputError, load
-from sonde_studies.recipes.who_wrote_it import masked, who_wrote_it
+from sonde_studies.parts.words import masked
+from sonde_studies.recipes.who_wrote_it import who_wrote_it
 
 SHARED = ["the", "cat", "saw", "a", "dog", "and", "ran", "home"]
 

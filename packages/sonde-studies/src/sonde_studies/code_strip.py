@@ -16,7 +16,8 @@ from typing import Any, final
 import numpy as np
 
 from sonde import load
-from sonde_studies.recipes.code_strip import code_strip, without_comments
+from sonde_studies.parts.source import without_comments
+from sonde_studies.recipes.code_strip import code_strip
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 PIECES, TINY, SHORT, LONG = 40, 20, 150, 400

@@ -10,8 +10,8 @@ from sklearn.datasets import load_sample_images  # pyright: ignore
 from torch import Tensor
 from torch.nn import functional
 
+from sonde_studies.parts.colours import KINDS, features, patches_of, recoloured
 from sonde_studies.parts.heads import linear_head
-from sonde_studies.recipes.recolour import KINDS, features, patches_of, recoloured
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 TINY = 24

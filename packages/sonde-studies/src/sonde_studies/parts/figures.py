@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.stats import spearmanr  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
@@ -15,10 +16,11 @@ from sonde.metrics import Metric
 from sonde_studies.parts.rows import Rows
 
 ACCURACY = ChartAxis("accuracy", share=True)
+ZERO_ACCURACY = ChartAxis("accuracy", share=True, zero=True)
 WHOLE_ACCURACY = ChartAxis("accuracy", share=True, low=0.0, high=1.0)
 SHARE = ChartAxis("share", share=True, zero=True)
 AUROC = ChartAxis("AUROC", low=0.0, high=1.0)
-BINS = 24
+BINS, RESAMPLES = 24, 500
 
 
 def names(column: str) -> ChartAxis:
@@ -37,6 +39,13 @@ def error_of(right: Any, group: Any = None) -> float:
         return float(np.std(right) / np.sqrt(max(len(right), 1)))
     rest = right - right.mean()
     return float(np.sqrt(sum(rest[group == g].sum() ** 2 for g in set(group))) / len(right))
+
+
+def resampled_error(gain: Float[Tensor, "row"], seed: int) -> float:
+    """Return the standard error of a mean over rows, by resampling."""
+    draw = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(gain), (RESAMPLES, len(gain)), generator=draw)
+    return float(gain[chosen].mean(1).std())
 
 
 def is_sure(gain: Any) -> bool:
@@ -77,11 +86,12 @@ def auroc_rows(found: Mapping[str, Metric], name: str = "what") -> Rows:
     ]
 
 
-def rank_agreement(x: Any, y: Any) -> tuple[float, float]:
-    """Return Spearman's correlation and its p; 0 and 1 if the values of a side are all equal."""
+def rank_agreement(x: Any, y: Any, least: int = 3) -> tuple[float, float]:
+    """Return Spearman's correlation and its p; 0 and 1 of constant values or few."""
+    if len(x) < least or min(len(set(np.asarray(side).tolist())) for side in (x, y)) < 2:
+        return 0.0, 1.0
     found: Any = spearmanr(np.asarray(x), np.asarray(y))
-    rho, p = float(found.statistic), float(found.pvalue)
-    return (rho, p) if np.isfinite(rho) else (0.0, 1.0)
+    return float(found.statistic), float(found.pvalue)
 
 
 def melted(

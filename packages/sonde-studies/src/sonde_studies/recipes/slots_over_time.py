@@ -1,27 +1,23 @@
 """Objects over the frames of a clip: whether states keep apart which object is which."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportMissingTypeStubs]
-from torch import Tensor
+from torch.nn.functional import normalize
 
-from sonde import InputError, Model
-from sonde.core import ChartAxis, bars
+from sonde import Model
+from sonde.core import bars
 from sonde.report import Answer
-from sonde_studies.parts.figures import error_of, melted
+from sonde_studies.parts.figures import SHARE, error_of, is_sure, melted, names
 from sonde_studies.parts.rows import rows_with
-from sonde_studies.parts.states import states_of
+from sonde_studies.parts.states import last_states
+from sonde_studies.parts.tracks import Match, clips_of, followed, greedy, optimal
 
 QUESTION = "Does the model keep apart which object is which over time?"
 LEAST, MEMORY = 10, 0.7
-GREEDY, OPTIMAL, REFERENCE, RANDOM = (
-    "frame to frame, greedy", "frame to frame, optimal", "with a reference, optimal", "at random",
-)  # fmt: skip
-Clip = dict[int, dict[str, Tensor]]
-"""The states of the objects that are seen in each frame, by the name of the object."""
+GREEDY, OPTIMAL = "frame to frame, greedy", "frame to frame, optimal"
+REFERENCE, RANDOM = "with a reference, optimal", "at random"
+WORDED = {"kept": "all", "kept after a gap": "after a gap"}
 
 
 def slots_over_time(
@@ -68,102 +64,45 @@ def slots_over_time(
     """
     columns = [view_column, clip_column, frame_column, object_column]
     rows = rows_with("slots_over_time", data, columns, 2 * LEAST, limit)
-    states = [*states_of(model, [row[view_column] for row in rows], site, progress).values()][-1]
-    states = states - states.mean(0)
-    states = states / states.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    clips = dict[str, Clip]()
-    for x, row in zip(states, rows, strict=True):
-        frame = clips.setdefault(str(row[clip_column]), {}).setdefault(int(row[frame_column]), {})
-        frame[str(row[object_column])] = x
-    several = [clip for clip in clips.values() if max(map(len, clip.values())) > 1]
-    if len(several) < LEAST or sum(len(f) for c in clips.values() for f in c.values()) < len(rows):
-        raise InputError(
-            f"slots_over_time: expected {LEAST} or more clips of two or more objects, each at most "
-            f"once in a frame, got {len(several)} of {len(clips)} clips. Look at the columns."
-        )
+    states = last_states(model, [row[view_column] for row in rows], site, progress)
+    states = normalize(states - states.mean(0), dim=1)
+    clips = clips_of("slots_over_time", states, rows, columns[1:], LEAST)
     draw = np.random.default_rng(seed)
-    ways: dict[str, tuple[Callable[[Any], Any], float]] = {
-        GREEDY: (_greedy, 0.0), OPTIMAL: (_optimal, 0.0), REFERENCE: (_optimal, MEMORY),
-        RANDOM: (lambda cost: _optimal(draw.permuted(cost)), 0.0),
-    }  # fmt: skip
-    kept = {way: [_followed(clip, *how) for clip in several] for way, how in ways.items()}
-    share = {way: np.array([float(np.mean(all_)) for all_, _ in k]) for way, k in kept.items()}
+    ways: dict[str, tuple[Match, float]] = {
+        GREEDY: (greedy, 0.0),
+        OPTIMAL: (optimal, 0.0),
+        REFERENCE: (optimal, MEMORY),
+        RANDOM: (lambda cost: optimal(draw.permuted(cost)), 0.0),
+    }
+    kept = {way: [followed(clip, *how) for clip in clips] for way, how in ways.items()}
+    share = {way: np.array([float(np.mean(steps)) for steps, _ in k]) for way, k in kept.items()}
     back = {way: [x for _, again in k for x in again] for way, k in kept.items()}
     score = {way: float(v.mean()) for way, v in share.items()}
     best = max((GREEDY, OPTIMAL, REFERENCE), key=lambda way: score[way])
-    gain = share[best] - share[RANDOM]
-    follows = float(gain.mean()) > 2 * error_of(gain)
-    table = [
+    follows = is_sure(share[best] - share[RANDOM])
+    table: list[dict[str, Any]] = [
         {"way": way, "kept": score[way], "kept after a gap": float(np.mean(b)) if b else None}
         for way, b in back.items()
     ]
+    points = melted(table, "way", "share", "steps", WORDED)
     return Answer(
         question=QUESTION,
         verdict=best if follows else "it does not",
         level="clear" if follows else "warning",
-        sentence=f"Of the steps of {len(several)} clips {score[best]:.1%} keep the identity if "
+        sentence=f"Of the steps of {len(clips)} clips {score[best]:.1%} keep the identity if "
         f"matched {best}, {score[GREEDY]:.1%} if matched {GREEDY}, {score[RANDOM]:.1%} {RANDOM}. "
         f"{len(back[best])} steps follow a gap.",
         value=score[best],
         se=error_of(share[best]),
         null=score[RANDOM],
-        n=len(several),
+        n=len(clips),
         range=(0.0, 1.0),
         direction="higher",
         rows=tuple(table),
-        drawn=bars(
-            "Steps that keep the identity",
-            melted(table, "way", "share", "steps",
-                   {"kept": "all", "kept after a gap": "after a gap"}),
-            ChartAxis("share", share=True, zero=True),
-            ChartAxis("way", title=""),
-            by="steps",
-        ),
-        facts={"clips": str(len(several)), "detections": str(len(rows))},
+        drawn=bars("Steps that keep the identity", points, SHARE, names("way"), by="steps"),
+        facts={"clips": str(len(clips)), "detections": str(len(rows))},
         advice=(
             "Places are not used: a tracker that knows where objects are does better. States "
             "that name the class alone mix up objects of one class.",
         ),
-    )  # fmt: skip
-
-
-def _followed(clip: Clip, match: Callable[[Any], Any], memory: float) -> tuple[Any, Any]:
-    """Return which steps keep the identity, all of them and those after a gap.
-
-    A track is what the detections of one object in the first frame began; a detection is judged by
-    the object of the detection that its track held last.
-    """
-    tracks = list[tuple[Tensor, str, int]]()
-    right, again = list[bool](), list[bool]()
-    for frame in sorted(clip):
-        names = [*clip[frame]]
-        x = torch.stack([clip[frame][name] for name in names])
-        taken, known = dict[int, int](), {owner for _, owner, _ in tracks}
-        if tracks:
-            cost = 1 - (torch.stack([t[0] for t in tracks]) @ x.T).numpy()
-            taken = {int(new): int(old) for old, new in match(cost)}
-        for new, name in enumerate(names):
-            if new not in taken:
-                tracks.append((x[new], name, frame))
-                continue
-            state, owner, last = tracks[taken[new]]
-            if name in known:
-                right.append(owner == name)
-                again += [owner == name] if frame - last > 1 else []
-            tracks[taken[new]] = (memory * state + (1 - memory) * x[new], name, frame)
-    return right or [True], again
-
-
-def _greedy(cost: Any) -> Any:
-    """Return pairs of rows and columns, the cheapest first."""
-    cost, pairs = cost.copy(), list[tuple[int, int]]()
-    for _ in range(min(cost.shape)):
-        row, column = np.unravel_index(int(cost.argmin()), cost.shape)
-        pairs.append((int(row), int(column)))
-        cost[row], cost[:, column] = np.inf, np.inf
-    return pairs
-
-
-def _optimal(cost: Any) -> Any:
-    """Return the pairs of the assignment that is cheapest in total."""
-    return zip(*linear_sum_assignment(cost), strict=True)
+    )

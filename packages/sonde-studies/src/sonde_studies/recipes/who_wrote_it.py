@@ -1,26 +1,21 @@
 """Authorship: whether the states of a model tell writers apart, also without their words."""
 
-import re
-from collections import defaultdict
+from collections import Counter
 from typing import Any
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer  # pyright: ignore
-from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
-from sklearn.metrics import confusion_matrix  # pyright: ignore[reportUnknownVariableType]
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict  # pyright: ignore
-from sklearn.pipeline import make_pipeline  # pyright: ignore[reportUnknownVariableType]
-from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissingTypeStubs]
 
-from sonde import InputError, Model, gather, read
-from sonde.core import ChartAxis, bars
-from sonde.data import rows_of
+from sonde import Model, gather, read
+from sonde.core import bars
 from sonde.report import Answer
+from sonde_studies.parts.figures import ZERO_ACCURACY, error_of, most_frequent, names
+from sonde_studies.parts.heads import character_head, linear_head
+from sonde_studies.parts.rows import check_classes, rows_with
+from sonde_studies.parts.words import masked
 
 QUESTION = "Who wrote it, and is it more than their words that tells?"
-WORD = re.compile(r"\w+")
-FOLDS, LEAST, COMMON = 5, 40, 0.8
-CHARACTERS = (1, 3)
+FOLDS, LEAST = 5, 40
 
 
 def who_wrote_it(
@@ -59,111 +54,58 @@ def who_wrote_it(
     seed : int, default=0
         Draws the folds.
     """
-    text, author, group = _columns(rows_of(texts, limit), text_column, author_column, group_column)
-    bare = masked(text, author)
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    columns = [text_column, author_column, *([group_column] if group_column else [])]
+    rows = rows_with("who_wrote_it", texts, columns, LEAST, limit)
+    text, author = ([str(row[c]) for row in rows] for c in columns[:2])
+    group = [str(row[group_column] if group_column else i) for i, row in enumerate(rows)]
+    author, group, n = np.array(author), np.array(group), len(rows)
+    check_classes("who_wrote_it", author, LEAST, each=FOLDS, groups=group)
     arms: dict[str, tuple[Any, Any]] = {}
-    for name, said in (("as written", text), ("masked", bare)):
+    for name, said in (("as written", text), ("masked", masked(text, author))):
         stream = read(model, [{"text": t} for t in said], reducer="mean", long="truncate")
         states = [*gather(stream, progress).rows.values()]
-        head = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
-        arms[f"states, {name}"] = head, states[len(states) // 2].double().numpy()
-        counts = TfidfVectorizer(analyzer="char", ngram_range=CHARACTERS, max_features=3000)
-        arms[f"characters, {name}"] = make_pipeline(counts, LogisticRegression(C=10)), said
-    named = {
-        name: cross_val_predict(head, x, author, groups=group, cv=folds)
-        for name, (head, x) in arms.items()
-    }
-    right = {name: found == author for name, found in named.items()}
-    chance = float(np.unique(author, return_counts=True)[1].max() / len(author))
-    error = {name: _error(found, group) for name, found in right.items()}
-    above = {name: float(found.mean()) - chance > 2 * error[name] for name, found in right.items()}
-    own, style = "states, as written", "states, masked"
-    verdict = "by more than words" if above[style] else "by their words" if above[own] else "not"
+        arms[f"states, {name}"] = linear_head(), states[len(states) // 2].double().numpy()
+        arms[f"characters, {name}"] = character_head(), said
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    how: dict[str, Any] = {"groups": group, "cv": folds}
+    named = {a: np.asarray(cross_val_predict(h, x, author, **how)) for a, (h, x) in arms.items()}
+    right = {arm: found == author for arm, found in named.items()}
+    error = {arm: error_of(found, group) for arm, found in right.items()}
+    score, chance = {arm: float(r.mean()) for arm, r in right.items()}, most_frequent(author)
+    above = [s > chance + 2 * error[arm] for arm, s in score.items()]
+    verdict = "by more than words" if above[2] else "by their words" if above[0] else "not"
+    points = [{"arm": a, "accuracy": s, "named by": a.partition(",")[0]} for a, s in score.items()]
+    points.append({"arm": "most frequent writer", "accuracy": chance, "named by": "chance"})
+    writers = sorted(set(author))
+    pairs = zip(author, named["states, as written"], strict=True)
+    wrong = Counter(pair for pair in pairs if pair[0] != pair[1]) or {(writers[0], writers[0]): 0}
+    most = max(sorted(wrong), key=lambda pair: wrong[pair])
+    confused = f"{most[0]} taken for {most[1]}, {wrong[most]} times"
+    table = [
+        {"arm": arm, "accuracy": score[arm], "standard error": error[arm]}
+        | {f"{who}: found": float(r[author == who].mean()) for who in writers}
+        for arm, r in right.items()
+    ]
+    title, percent = "Texts whose writer is named", {arm: f"{s:.0%}" for arm, s in score.items()}
     return Answer(
         question=QUESTION,
         verdict=verdict,
-        level="clear" if above[own] or above[style] else "warning",
-        sentence=f"The states name the right one of {len(set(author))} writers for "
-        f"{right[own].mean():.0%} of {len(author)} texts, and for {right[style].mean():.0%} where "
+        level="clear" if above[0] or above[2] else "warning",
+        sentence=f"The states name the right one of {len(writers)} writers for "
+        f"{percent['states, as written']} of {n} texts, and for {percent['states, masked']} where "
         f"words that not all writers use are masked; always naming the most frequent one gives "
-        f"{chance:.0%}. Counts of characters give {right['characters, as written'].mean():.0%} and "
-        f"{right['characters, masked'].mean():.0%}.",
-        value=float(right[style].mean()),
-        se=error[style],
+        f"{chance:.0%}. Counts of characters give {percent['characters, as written']} and "
+        f"{percent['characters, masked']}.",
+        value=score["states, masked"],
+        se=error["states, masked"],
         null=chance,
-        n=len(author),
+        n=n,
         range=(0.0, 1.0),
         direction="higher",
-        rows=tuple(_rows(named, right, error, author)),
-        drawn=bars(
-            "Texts whose writer is named",
-            [
-                {"arm": name, "accuracy": float(x.mean()), "named by": name.partition(",")[0]}
-                for name, x in right.items()
-            ]
-            + [{"arm": "most frequent writer", "accuracy": chance, "named by": "chance"}],
-            ChartAxis("accuracy", share=True, zero=True),
-            ChartAxis("arm", title=""),
-            by="named by",
-        ),
-        facts={
-            "groups": str(len(set(group))),
-            "most often confused": _confused(named[own], author),
-        },
+        rows=tuple(table),
+        drawn=bars(title, points, ZERO_ACCURACY, names("arm"), by="named by"),
+        facts={"groups": str(len(set(group))), "most often confused": confused},
         advice=(
             "A topic is not a writer: if each writer has topics of their own, words tell both.",
         ),
     )
-
-
-def masked(texts: list[str], author: Any) -> list[str]:
-    """Return texts in which each word that fewer than four in five writers use is a line."""
-    users: dict[str, set[str]] = defaultdict(set)
-    for text, name in zip(texts, author, strict=True):
-        for word in set(WORD.findall(text)):
-            users[word].add(name)
-    least = COMMON * len(set(author))
-    return [WORD.sub(lambda m: m[0] if len(users[m[0]]) >= least else "_", t) for t in texts]
-
-
-def _columns(
-    rows: list[Any], text: str, author: str, group: str | None
-) -> tuple[list[str], Any, Any]:
-    missing = [name for name in (text, author, group) if name and any(name not in r for r in rows)]
-    if missing or len(rows) < LEAST:
-        raise InputError(
-            f"who_wrote_it: expected {LEAST} or more texts with their columns, got {len(rows)}, "
-            f"without {', '.join(missing) or 'none missing'}. Look at author_column."
-        )
-    names = np.array([str(row[author]) for row in rows])
-    groups = np.array([str(row[group]) if group else str(i) for i, row in enumerate(rows)])
-    held = {name: len(set(groups[names == name])) for name in set(names)}
-    if len(held) < 2 or min(held.values()) < FOLDS:
-        raise InputError(
-            f"who_wrote_it: expected two or more writers with {FOLDS} or more groups each, got "
-            f"{held}. Leave writers with few documents out."
-        )
-    return [str(row[text]) for row in rows], names, groups
-
-
-def _error(right: Any, group: Any) -> float:
-    """Return the standard error of a share; texts of one group do not count as independent."""
-    rest = right - right.mean()
-    return float(np.sqrt(sum(rest[group == g].sum() ** 2 for g in set(group))) / len(right))
-
-
-def _rows(named: Any, right: Any, error: Any, author: Any) -> list[dict[str, Any]]:
-    return [
-        {"arm": name, "accuracy": float(right[name].mean()), "standard error": error[name]}
-        | {f"{who}: found": float(right[name][author == who].mean()) for who in sorted(set(author))}
-        for name in named
-    ]
-
-
-def _confused(found: Any, author: Any) -> str:
-    names = sorted(set(author))
-    counts = confusion_matrix(author, found, labels=names)
-    np.fill_diagonal(counts, 0)
-    i, j = np.unravel_index(counts.argmax(), counts.shape)
-    return f"{names[i]} taken for {names[j]}, {counts[i, j]} times"

@@ -1,0 +1,97 @@
+"""Ranking documents: by the states of their passages, by counts of words, by both."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sonde import InputError
+
+TERM = re.compile(r"[a-z0-9]+")
+SATURATION, LENGTH = 1.2, 0.75
+SMOOTH = 60
+Scores = Float[Tensor, "query document"]
+
+
+def answers_of(
+    recipe: str, documents: Sequence[Any], queries: Sequence[Any], key: str, least: int
+) -> Int[Tensor, "query"]:
+    """Return which document answers each query, by a key that both sides have.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than ``least`` queries, a key is missing or stands twice, or leads to no
+        document.
+    """
+    missing = sum(key not in row for row in (*documents, *queries))
+    if missing or len(queries) < least:
+        raise InputError(
+            f"{recipe}: expected {least} or more queries and the column {key!r} in every row, got "
+            f"{len(queries)} queries and {missing} rows without it. Name it: key_column."
+        )
+    place = {row[key]: i for i, row in enumerate(documents)}
+    lost = [row[key] for row in queries if row[key] not in place]
+    if lost or len(place) < len(documents):
+        raise InputError(
+            f"{recipe}: expected each key once among the documents and each query's key among "
+            f"them, got {len(documents) - len(place)} keys twice and {len(lost)} queries without a "
+            f"document, e.g. {lost[:1]}."
+        )
+    return torch.tensor([place[row[key]] for row in queries])
+
+
+def passage_scores(documents: Any, queries: Any) -> dict[str, Scores]:
+    """Return the cosine of each document to each query, by three ways to use its passages.
+
+    Parameters
+    ----------
+    documents, queries : what ``sonde.gather`` returns
+    """
+    centre = documents.last.mean(0)
+    passage, asked = (normalize(part.last - centre, dim=1) for part in (documents, queries))
+    asked = normalize(queries.pooled(asked), dim=1)
+    owner, near = documents.item, asked @ passage.T
+    whole = normalize(documents.pooled(passage), dim=1)
+    first = torch.cat([torch.tensor([True]), owner[1:] != owner[:-1]])
+    best = torch.full((len(asked), len(whole)), -math.inf).double()
+    return {
+        "states, mean of passages": asked @ whole.T,
+        "states, first passage": near[:, first],
+        "states, best passage": best.scatter_reduce(1, owner.expand(len(asked), -1), near, "amax"),
+    }
+
+
+def bm25(documents: Sequence[str], queries: Sequence[str]) -> Float[Tensor, "query document"]:
+    """Return the Okapi BM25 score of each document for each query, with the usual constants."""
+    counts = [Counter(TERM.findall(text.lower())) for text in documents]
+    holds = Counter(word for count in counts for word in count)
+    lengths = np.array([sum(count.values()) for count in counts])
+    share = SATURATION * (1 - LENGTH + LENGTH * lengths / max(lengths.mean(), 1))
+    found = torch.zeros(len(queries), len(documents)).double()
+    for i, query in enumerate(queries):
+        for word in TERM.findall(query.lower()):
+            if word in holds:
+                rare = math.log(1 + (len(counts) - holds[word] + 0.5) / (holds[word] + 0.5))
+                often = np.array([count[word] for count in counts])
+                found[i] += torch.from_numpy(rare * often * (SATURATION + 1) / (often + share))
+    return found
+
+
+def fused(*scores: Scores) -> Scores:
+    """Return scores by the reciprocal ranks of several scores together."""
+    ranks = (torch.argsort(s, dim=1, descending=True, stable=True).argsort(1) for s in scores)
+    return torch.stack([1 / (SMOOTH + r.double()) for r in ranks]).sum(0)
+
+
+def places(score: Scores, answer: Int[Tensor, "query"]) -> Int[Tensor, "query"]:
+    """Return how many documents score above the right document; of equals, half."""
+    own = score.gather(1, answer[:, None])
+    return (score > own).sum(1) + ((score == own).sum(1) - 1) // 2

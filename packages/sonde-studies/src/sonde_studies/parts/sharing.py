@@ -1,0 +1,124 @@
+"""What users who share an index or a model get of one another."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde import InputError, Model, gather, read
+from sonde.data import open_inputs
+from sonde.weights import mean_loss, tuned
+from sonde_studies.parts.rows import Values
+from sonde_studies.parts.states import last_states, with_module
+from sonde_studies.parts.words import WORD, private_words, without_words
+
+
+@final
+@dataclass(eq=False)
+class Sharing:
+    """Users who store half of their texts and ask with the other half; one user's are replaced.
+
+    An answer is the stored text of the nearest state. Replaced texts keep their characters in
+    another order.
+
+    Parameters
+    ----------
+    model : Model
+    texts : list of str
+    user : array of str
+        Whose each text is.
+    seed : int
+        Draws what is stored, and the user whose texts are replaced.
+    progress : bool, default=True
+    """
+
+    model: Model
+    texts: list[str]
+    user: Values
+    seed: int
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        draw, users = np.random.default_rng(self.seed), np.unique(self.user)
+        order = draw.permutation(len(self.texts))
+        own = [order[self.user[order] == name] for name in users]
+        self.kept = np.concatenate([o[: len(o) // 2] for o in own])
+        self.gone = str(draw.choice(users))
+        self.other = [
+            "".join(text[int(i)] for i in draw.permutation(len(text))) if is_gone else text
+            for text, is_gone in zip(self.texts, self.user == self.gone, strict=True)
+        ]
+        asked = np.setdiff1d(order, self.kept)
+        self.asked = asked[self.user[asked] != self.gone]
+
+    @cached_property
+    def private(self) -> dict[str, str]:
+        """Words that one user alone uses, with their user."""
+        return private_words(self.texts, self.user)
+
+    def by_index(self, labelled: bool = False, redacted: bool = False) -> dict[str, float]:
+        """Return the shares of answers that are another's, change, or hold another's own words.
+
+        Parameters
+        ----------
+        labelled : bool, default=False
+            A query sees rows of its own user alone.
+        redacted : bool, default=False
+            Texts have no words that one user alone uses.
+        """
+        sides = [self.texts, self.other]
+        if redacted:
+            sides = [without_words(side, self.private) for side in sides]
+        user, owner = self.user[self.asked], self.user[self.kept]
+        query = self._states(sides[0], self.asked)
+        far = [torch.cdist(query, self._states(side, self.kept)) for side in sides]
+        if labelled:
+            others = torch.from_numpy(user[:, None] != owner)
+            far = [x.masked_fill(others, torch.inf) for x in far]
+        first, second = (x.argmin(1).numpy() for x in far)
+        said = [sides[0][self.kept[i]] for i in first]
+        leaked = [
+            any(self.private.get(word, name) != name for word in WORD.findall(text))
+            for text, name in zip(said, user, strict=True)
+        ]
+        return {
+            "another's row": float((owner[first] != user).mean()),
+            "changed": float(((first != second) | (owner[first] == self.gone)).mean()),
+            "private words": float(np.mean(leaked)),
+        }
+
+    def by_tuning(self, epochs: int, rate: float) -> dict[str, float]:
+        """Return how many next-token distributions change after tuning on all, and how far."""
+        one, two = (self._after_tuning(side, epochs, rate) for side in (self.texts, self.other))
+        return {
+            "changed": float((one != two).any(1).double().mean()),
+            "nats": float((one - two).abs().amax(1).mean()),
+        }
+
+    def _states(self, side: list[str], numbers: Any) -> Tensor:
+        options: dict[str, Any] = {"reducer": "mean", "long": "truncate", "check": False}
+        chosen = [side[i] for i in numbers]
+        return last_states(self.model, chosen, progress=self.progress, **options)
+
+    def _after_tuning(
+        self, side: list[str], epochs: int, rate: float
+    ) -> Float[Tensor, "query token"]:
+        """Return the log-probabilities after each query, of a copy tuned on the stored texts."""
+        items, queries = (
+            [{"text": texts[i], "id": str(i)} for i in numbers]
+            for texts, numbers in ((side, self.kept), (self.texts, self.asked))
+        )
+        inputs = open_inputs(self.model, items, long="truncate", batch_size=8)
+        how: dict[str, Any] = {"seed": self.seed, "label": "fine-tune", "progress": self.progress}
+        module = tuned(self.model, inputs, mean_loss, rate=rate, epochs=epochs, **how)
+        stream = read(
+            with_module(self.model, module), queries, long="truncate", check=False, logits=True
+        )
+        found = gather(stream, self.progress)
+        if found.logits is None:
+            raise InputError("expected a causal model that gives logits. Set epochs=0.")
+        return found.logits.double().log_softmax(1)

@@ -1,0 +1,33 @@
+"""Words of texts, without a model: who uses them, texts without some of them."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+WORD = re.compile(r"\w+")
+
+
+def users_of(texts: Sequence[str], user: Any) -> dict[str, set[str]]:
+    """Return who uses each word."""
+    users: dict[str, set[str]] = defaultdict(set)
+    for text, name in zip(texts, user, strict=True):
+        for word in set(WORD.findall(text)):
+            users[word].add(str(name))
+    return users
+
+
+def masked(texts: Sequence[str], author: Any, common: float = 0.8) -> list[str]:
+    """Return texts in which each word that less than a share of the writers use is a line."""
+    users, least = users_of(texts, author), common * len(set(author))
+    return [WORD.sub(lambda m: m[0] if len(users[m[0]]) >= least else "_", t) for t in texts]
+
+
+def private_words(texts: Sequence[str], user: Any) -> dict[str, str]:
+    """Return the words that only one user uses, with their user."""
+    return {word: next(iter(own)) for word, own in users_of(texts, user).items() if len(own) == 1}
+
+
+def without_words(texts: Sequence[str], words: dict[str, str]) -> list[str]:
+    """Return texts with a dash, which is no word, in place of each of these words."""
+    return [WORD.sub(lambda m: "-" if m[0] in words else m[0], text) for text in texts]
