@@ -151,6 +151,17 @@ def two_histograms(
     return histogram(title, rows, low, "high", share, by="rows", limit=limit)
 
 
+def check_usual(accuracy: float, label: Any) -> tuple[str, ...]:
+    """Return a word of doubt if no model is better than naming the most frequent class."""
+    usual = most_frequent(label)
+    if accuracy > usual:
+        return ()
+    return (
+        f"Neither model is better than always naming the most frequent class ({usual:.3f}). Look "
+        "at the labels: do their numbers mean the same as the models' outputs?",
+    )
+
+
 def check_order(recipe: str, accuracy: float, names: Sequence[str]) -> None:
     """Raise if a model is so often wrong that labels must be in another order than its outputs.
 

@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer  # pyright: ignore
 from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
+from sklearn.model_selection import cross_val_predict  # pyright: ignore
 from sklearn.pipeline import make_pipeline  # pyright: ignore[reportUnknownVariableType]
 from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sonde import InputError
 from sonde.layers import Attention, Readout
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -27,6 +29,41 @@ def character_head() -> Any:
     """Return a logistic regression on counts of one to three characters, which reads texts."""
     counts = TfidfVectorizer(analyzer="char", ngram_range=CHARACTERS, max_features=3000)
     return make_pipeline(counts, LogisticRegression(C=10))
+
+
+def doubt_of(recipe: str, score: str, found: Any, wrong: Any, learns: Any) -> Any:
+    """Return how unsure a classifier is of each row, higher = less sure.
+
+    Parameters
+    ----------
+    recipe : str
+        Named in errors.
+    score : {"entropy", "margin", "states"}
+        Of its answer, the lead of the first class over the second, or a probe of its last states.
+    found : what ``sonde.gather`` returns
+    wrong, learns : bool array (row,)
+        Where it errs, and the rows that a probe may learn from.
+
+    Raises
+    ------
+    InputError
+        If there are too few errors for a probe.
+    """
+    chance = found.logits.double().softmax(1)
+    if score == "entropy":
+        return (-(chance * chance.clamp(min=1e-300).log()).sum(1)).numpy()
+    if score == "margin":
+        return (1 - chance.topk(2, dim=1).values @ chance.new_tensor([1.0, -1.0])).numpy()
+    if min(wrong[learns].sum(), (~wrong[learns]).sum()) < 5:
+        raise InputError(
+            f"{recipe}: expected a model that errs on five or more rows and is right on five or "
+            "more of the half that learns, for a probe. Take score='entropy'."
+        )
+    x, probe, doubt = found.last.numpy(), linear_head(), np.empty(len(found))
+    apart: Any = cross_val_predict(probe, x[learns], wrong[learns], method="predict_proba")
+    doubt[learns] = apart[:, 1]
+    doubt[~learns] = probe.fit(x[learns], wrong[learns]).predict_proba(x[~learns])[:, 1]
+    return doubt
 
 
 class SetHead(nn.Module):

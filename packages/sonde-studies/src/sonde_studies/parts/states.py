@@ -1,6 +1,7 @@
 """States and answers of a model, for rows that a recipe has opened."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from sonde import InputError, Model, gather, read
 from sonde.data import ItemInputs, open_inputs
 from sonde.tap import place_of
+from sonde.train import Scope
+from sonde.weights import mean_loss, tuned
 from sonde_studies.parts.rows import Values
 
 
@@ -82,6 +85,26 @@ def item_parts(
 def with_module(model: Model, module: nn.Module) -> Model:
     """Return a model that reads its inputs as before and has another module."""
     return replace(model, module=module)
+
+
+def tuned_copy(
+    model: Model, inputs: ItemInputs, scope: Scope, **options: Any
+) -> tuple[Model, float]:
+    """Return a copy trained in the parameters of a scope alone, and their share of all.
+
+    Parameters
+    ----------
+    model : Model
+        Unchanged.
+    inputs : ItemInputs
+    scope : Scope
+    **options
+        Of ``sonde.weights.tuned``.
+    """
+    module = deepcopy(model.module)
+    with scope.on(module) as moving:
+        tuned(model, inputs, mean_loss, start=module, **options)
+    return with_module(model, module), moving.share
 
 
 def tensor_inputs(recipe: str, model: Model, data: Any, limit: int | None) -> Tensor:

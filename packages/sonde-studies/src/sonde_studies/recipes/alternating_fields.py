@@ -1,7 +1,6 @@
 """Training groups of parameters in turn: whether it helps, at equal steps."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ from sonde.core import curves
 from sonde.data import open_inputs
 from sonde.report import Answer
 from sonde.train import Scope
-from sonde.weights import mean_loss, tuned
 from sonde_studies.parts.figures import ACCURACY, error_of, gained
-from sonde_studies.parts.states import graded, item_parts, with_module
+from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
 QUESTION = "Is it better to train groups of parameters in turn?"
 LEAST, TEST = 60, 0.4
@@ -76,14 +74,13 @@ def alternating_fields(
     arms: dict[str, list[list[str]]] = {JOINT: [["*"]], TURNS: turns, RANDOM: by_lot}
     table, last = list[dict[str, Any]](), dict[str, Any]()
     for arm, patterns in arms.items():
-        module = deepcopy(model.module)
+        other = model
         for epoch in range(epochs):
             own = tuple(patterns[epoch % len(patterns)])
-            how: dict[str, Any] = {"label": arm, "start": module, "progress": progress}
-            with Scope("pattern", patterns=own).on(module):
-                tuned(model, ours, mean_loss, rate=rate, epochs=1, seed=seed + epoch, **how)
+            how: dict[str, Any] = {"label": arm, "epochs": 1, "progress": progress}
+            scope = Scope("pattern", patterns=own)
+            other, _ = tuned_copy(other, ours, scope, rate=rate, seed=seed + epoch, **how)
             if (epoch + 1) % len(turns) == 0 or epoch + 1 == epochs:
-                other = with_module(model, module)
                 found, right = graded(
                     "alternating_fields", other, data, LEAST, progress, check=False, **options
                 )

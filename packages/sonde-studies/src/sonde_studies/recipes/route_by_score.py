@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
-from sklearn.model_selection import cross_val_predict  # pyright: ignore
-from sklearn.pipeline import make_pipeline  # pyright: ignore[reportUnknownVariableType]
-from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissingTypeStubs]
 
-from sonde import InputError, Model, gather, read
+from sonde import InputError, Model
 from sonde.core import ChartAxis, curves
+from sonde.metrics import Cascade
 from sonde.report import Answer
-from sonde_studies.parts.figures import check_order
+from sonde_studies.parts.figures import ACCURACY, check_order, check_usual, melted
+from sonde_studies.parts.heads import doubt_of
+from sonde_studies.parts.states import graded
 
 QUESTION = "Which of two models should answer?"
-SHARES = np.linspace(0, 1, 21)
-RESAMPLES, LEAST = 200, 40
+SHARES, RESAMPLES, LEAST = np.linspace(0, 1, 21), 200, 40
+COLUMNS = ("sent", "cost", "accuracy", "random", "oracle")
+WORDED = {"accuracy": "by the score", "random": "at random", "oracle": "by the answers"}
 
 
 def route_by_score(
@@ -64,154 +64,55 @@ def route_by_score(
     seed : int, default=0
         Draws the halves.
     """
-    options = {"label_column": label_column, "classes": classes, "limit": limit}
-    first, second = (
-        gather(read(m, data, logits=True, **options), progress) for m in (weak, strong)
+    options: dict[str, Any] = {"label_column": label_column, "classes": classes, "limit": limit}
+    (first, weaker), (second, stronger) = (
+        graded("route_by_score", m, data, LEAST, progress, **options) for m in (weak, strong)
     )
-    label, right = _checked(first, second)
-    draw = np.random.default_rng(seed)
-    chosen = draw.permutation(len(label)) < len(label) // 2
-    doubt = _doubt(score, first, ~right[0], chosen)
+    n, m = (found.logits.shape[1] for found in (first, second))
+    if n != m or len(first) != len(second):
+        raise InputError(f"route_by_score: expected two models of the same classes, got {n}, {m}.")
+    check_order("route_by_score", max(weaker.mean(), stronger.mean()), first.label_names)
+    draw, label = np.random.default_rng(seed), first.label.numpy()
+    learns = draw.permutation(len(label)) < len(label) // 2
+    doubt = doubt_of("route_by_score", score, first, ~weaker, learns)
 
-    def half(part: Any) -> tuple[Any, Any, Any]:
-        return right[0][part], right[1][part], doubt[part]
+    def cascade(part: Any) -> Cascade:
+        return Cascade(weaker[part], stronger[part], doubt[part])
 
-    a, b = half(chosen), half(~chosen)
-    threshold = _threshold(*a, keep)
-    sent = b[2] >= threshold
-    accuracy = float(np.where(sent, b[1], b[0]).mean())
-    area, rows = _area(*b), _rows(*b, cost)
-    held = np.flatnonzero(~chosen)
+    threshold, judged = cascade(learns).threshold(keep), cascade(~learns)
+    (sent, accuracy), held = judged.at(threshold), np.flatnonzero(~learns)
     draws = (draw.choice(held, len(held)) for _ in range(RESAMPLES))
-    spread = float(np.std([_area(*half(drawn)) for drawn in draws]))
-    saved = 1 - (1 + cost * sent.mean()) / cost
-    helps = area > 2 * spread
-    sentence = (
-        f"Send an input to the strong model where {score} is {threshold:.3g} or more: "
-        f"{sent.mean():.0%} go there and accuracy is {accuracy:.3f} (weak alone "
-        f"{b[0].mean():.3f}, strong alone {b[1].mean():.3f}), at {abs(saved):.0%} "
-        f"{'less' if saved > 0 else 'more'} cost than the strong model alone."
-    )
+    area, spread = judged.gain(), float(np.std([cascade(rows).gain() for rows in draws]))
+    price, alone = 1 + cost * sent, (float(judged.weak.mean()), float(judged.strong.mean()))
+    saved, kept = 1 - price / cost, accuracy / max(alone[1], 1e-9)
+    lines = (judged.accuracy(SHARES), judged.random(SHARES), judged.oracle(SHARES))
+    columns = zip(SHARES, 1 + cost * SHARES, *lines, strict=True)
+    rows = [dict(zip(COLUMNS, map(float, row), strict=True)) for row in columns]
+    title = "Accuracy of the cascade against the share that goes to the strong model"
+    x = ChartAxis("sent", title="share of inputs that the strong model answers", share=True)
+    chosen = {"value": accuracy, "name": f"chosen: {sent:.0%} sent"}
+    points = melted(rows, "sent", "accuracy", "routing", WORDED)
+    facts = {"threshold": f"{threshold:.6g}", "score": score, "accuracy kept": f"{kept:.4f}"}
+    helps = area > 2 * spread and saved > 0
     return Answer(
         question=QUESTION,
-        verdict="route" if helps and saved > 0 else "no gain",
-        level="clear" if helps and saved > 0 else "warning",
-        sentence=sentence,
+        verdict="route" if helps else "no gain",
+        level="clear" if helps else "warning",
+        sentence=f"Send an input to the strong model where {score} is {threshold:.3g} or more: "
+        f"{sent:.0%} go there and accuracy is {accuracy:.3f} (weak alone "
+        f"{alone[0]:.3f}, strong alone {alone[1]:.3f}), at {abs(saved):.0%} "
+        f"{'less' if saved > 0 else 'more'} cost than the strong model alone.",
         value=area,
         se=spread,
         n=len(label),
         direction="higher",
         rows=tuple(rows[::2]),
-        drawn=_drawn(rows, accuracy, float(sent.mean())),
-        facts={
-            "threshold": f"{threshold:.6g}",
-            "score": score,
-            "accuracy kept": f"{accuracy / max(b[1].mean(), 1e-9):.4f}",
-            "cost": f"{1 + cost * sent.mean():.4g}",
-            "rows that judge": str(len(b[0])),
-        },
+        drawn=curves(title, points, x, ACCURACY, by="routing", levels=[chosen]),
+        facts=facts | {"cost": f"{price:.4g}", "rows that judge": str(len(held))},
         advice=(
-            *_doubts(label, b),
+            *check_usual(max(alone), label),
             f"The score finds {area:.0%} ± {spread:.0%} of what routing by the answers would gain "
             "over random routing (averaged over all shares). Both models run on every input here; "
             "in use only the weak one does.",
         ),
     )
-
-
-def _checked(first: Any, second: Any) -> tuple[Any, list[Any]]:
-    """Return the labels, and which rows either model names right."""
-    if first.logits is None or second.logits is None or len(first) != len(second):
-        raise InputError(
-            "route_by_score: expected two classifiers that read all items of the data."
-        )
-    label, (n, m) = first.label.numpy(), (x.logits.shape[1] for x in (first, second))
-    if (label < 0).any() or n != m or len(label) < LEAST:
-        raise InputError(
-            f"route_by_score: expected {LEAST} or more labelled rows and two models of the same "
-            f"classes, got {len(label)} rows, {(label < 0).sum()} of them without a label, and "
-            f"{n} and {m} classes. Look at label_column."
-        )
-    right = [x.logits.argmax(1).numpy() == label for x in (first, second)]
-    check_order("route_by_score", max(float(r.mean()) for r in right), first.label_names)
-    return label, right
-
-
-def _doubts(label: Any, judged: Any) -> tuple[str, ...]:
-    usual = float(np.unique(label, return_counts=True)[1].max() / len(label))
-    if max(judged[0].mean(), judged[1].mean()) > usual:
-        return ()
-    return (
-        f"Neither model is better than always naming the most frequent class ({usual:.3f}). Look "
-        "at the labels: do their numbers mean the same as the models' outputs?",
-    )
-
-
-def _doubt(score: str, weak: Any, wrong: Any, chosen: Any) -> Any:
-    """Return how unsure the weak model is of each row; a probe learns from the chosen rows only."""
-    chance = weak.logits.double().softmax(1)
-    if score == "entropy":
-        return (-(chance * chance.clamp(min=1e-300).log()).sum(1)).numpy()
-    if score == "margin":
-        return (1 - chance.topk(2, dim=1).values @ chance.new_tensor([1.0, -1.0])).numpy()
-    x = weak.rows[[*weak.rows][-1]].double().numpy()
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-    if min(wrong[chosen].sum(), (~wrong[chosen]).sum()) < 5:
-        raise InputError(
-            "route_by_score: expected a weak model that errs on five or more rows and is right on "
-            "five or more of the half that learns, for a probe. Take score='entropy'."
-        )
-    found = np.empty(len(x))
-    apart: Any = cross_val_predict(probe, x[chosen], wrong[chosen], method="predict_proba")
-    found[chosen] = apart[:, 1]
-    found[~chosen] = probe.fit(x[chosen], wrong[chosen]).predict_proba(x[~chosen])[:, 1]
-    return found
-
-
-def _threshold(weak: Any, strong: Any, doubt: Any, keep: float) -> float:
-    """Return the highest threshold at which the cascade keeps this share of strong accuracy."""
-    order = np.argsort(-doubt, kind="stable")
-    routed = weak.sum() + np.r_[0, np.cumsum((strong * 1.0 - weak)[order])]
-    k = int(np.flatnonzero(routed >= keep * strong.sum())[0])
-    return float(doubt[order[k - 1]]) if k else float(np.nextafter(doubt.max(), np.inf))
-
-
-def _curve(weak: Any, strong: Any, rank: Any) -> Any:
-    """Return the accuracy where the strong model answers the rows of highest rank, by share."""
-    gained = np.r_[0, np.cumsum((strong * 1.0 - weak)[np.argsort(-rank, kind="stable")])]
-    return (weak.sum() + gained[np.rint(SHARES * len(weak)).astype(int)]) / len(weak)
-
-
-def _area(weak: Any, strong: Any, doubt: Any) -> float:
-    """Return what the score gains over random routing, as a share of what the answers would."""
-    random = (1 - SHARES) * weak.mean() + SHARES * strong.mean()
-    best = (_curve(weak, strong, strong * 1.0 - weak) - random).mean()
-    return float((_curve(weak, strong, doubt) - random).mean() / best) if best > 0 else 0.0
-
-
-def _rows(weak: Any, strong: Any, doubt: Any, cost: float) -> list[dict[str, float]]:
-    known = _curve(weak, strong, strong * 1.0 - weak)
-    return [
-        {
-            "sent": float(share),
-            "cost": 1 + cost * float(share),
-            "accuracy": float(found),
-            "random": float((1 - share) * weak.mean() + share * strong.mean()),
-            "oracle": float(best),
-        }
-        for share, found, best in zip(SHARES, _curve(weak, strong, doubt), known, strict=True)
-    ]
-
-
-def _drawn(rows: list[dict[str, float]], kept: float, sent: float) -> dict[str, Any]:
-    names = {"accuracy": "by the score", "random": "at random", "oracle": "by the answers"}
-    points = [
-        {"sent": row["sent"], "accuracy": row[key], "routing": name}
-        for key, name in names.items()
-        for row in rows
-    ]
-    x = ChartAxis("sent", title="share of inputs that the strong model answers", share=True)
-    title = "Accuracy of the cascade against the share that goes to the strong model"
-    chosen = [{"value": kept, "name": f"chosen: {sent:.0%} sent"}]
-    y = ChartAxis("accuracy", share=True)
-    return curves(title, points, x, y, by="routing", levels=chosen)
