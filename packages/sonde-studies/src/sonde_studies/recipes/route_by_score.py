@@ -15,7 +15,7 @@ from sonde_studies.parts.states import graded
 
 QUESTION = "Which of two models should answer?"
 SHARES, RESAMPLES, LEAST = np.linspace(0, 1, 21), 200, 40
-COLUMNS = ("sent", "cost", "accuracy", "random", "oracle")
+COLUMNS: tuple[str, ...] = ("sent", "cost", "accuracy", "random", "oracle")
 WORDED = {"accuracy": "by the score", "random": "at random", "oracle": "by the answers"}
 
 

@@ -16,7 +16,7 @@ from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
 QUESTION = "Which parameters should move on a new domain?"
 LEAST, TEST = 40, 0.5
-RULES = {"norms": "norms", "biases": "bias", "the last block": "top", "all": "all"}
+RULES: dict[str, Any] = {"norms": "norms", "biases": "bias", "the last block": "top", "all": "all"}
 WORDED = {"new domain": "new", "old domain": "old"}
 
 
