@@ -64,6 +64,20 @@ def test_the_null_is_what_two_halves_of_a_group_give():
     assert sum(nulls) / 300 == pytest.approx(sum(cosines) / 300, abs=0.05)
 
 
+@pytest.mark.truth("mean cosine of two groups of one mean gradient over many draws")
+def test_attainable_is_the_cosine_of_groups_that_differ_by_noise_alone():
+    draw, sizes = torch.Generator().manual_seed(2), (20, 45)
+    true = torch.cat([torch.tensor([0.6, -0.4, 0.2]), torch.zeros(97)]).double()
+    label = torch.arange(2).repeat_interleave(torch.tensor(sizes))
+    found = [
+        gradient_conflict(true + 0.15 * torch.randn(65, 100, generator=draw).double(), label)
+        for _ in range(60)
+    ]
+    own, told = (sum(v) / 60 for v in ([float(f) for f in found], [f.attainable for f in found]))
+    assert 0.8 < own < 0.95
+    assert told == pytest.approx(own, abs=0.005)
+
+
 def test_one_group_is_refused_and_a_gradient_of_zero_is_dead():
     with pytest.raises(InputError, match="two groups or more, got 1"):
         gradient_conflict(torch.ones(3, 2), torch.zeros(3, dtype=torch.int64))

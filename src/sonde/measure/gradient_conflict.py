@@ -38,6 +38,15 @@ class GradientConflictResult(Result):
     itself: Float[Tensor, "group"]
     labels: Int[Tensor, "group"]
 
+    @property
+    def attainable(self) -> float:
+        """The cosine that two groups of one mean gradient would have, from their noise.
+
+        Noise shortens the cosine of two means of ``n`` gradients by ``t / (t + v)`` of either;
+        ``itself`` is the same for halves, ``t / (t + 2 v)``.
+        """
+        return float((2 * self.itself / (1 + self.itself)).clamp(min=0).prod().sqrt())
+
 
 @final
 @dataclass(frozen=True)

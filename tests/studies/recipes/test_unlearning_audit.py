@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from sonde import InputError, Model
-from sonde_studies.recipes.unlearning_audit import shuffled, unlearning_audit
+from sonde_studies.parts.traces import shuffled
+from sonde_studies.recipes.unlearning_audit import unlearning_audit
 
 
 def items(x, label):

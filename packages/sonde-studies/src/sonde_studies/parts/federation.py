@@ -1,0 +1,135 @@
+"""A federation of clients that train a model together, simulated on one machine."""
+
+import itertools
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sonde import InputError, Model
+from sonde.core import Codec
+from sonde.data import ItemInputs
+from sonde.tap import RowLosses, live_stream, place_of
+from sonde_studies.parts.rows import Rows
+
+LEAST, TEST = 60, 0.3
+
+
+class Federation:
+    """A server, and clients that train its model on their rows and send it changes of gradients.
+
+    All is simulated on this machine.
+
+    Parameters
+    ----------
+    model : Model
+        What all start from; it is not changed.
+    inputs : ItemInputs
+        All rows.
+    owner : list
+        Whose each row of the data is.
+    rate : float
+        Of gradient descent.
+    steps : int
+        Local steps of a client in each round.
+    seed : int
+        Draws the rows that judge, three tenths, and batches.
+    """
+
+    def __init__(
+        self, model: Model, inputs: ItemInputs, owner: list[Any], rate: float, steps: int, seed: int
+    ) -> None:
+        self.clients, self.held = _dealt(inputs, owner, seed)
+        self._model, self._rate, self._steps, self._seed = model, rate, steps, seed
+        logits = live_stream(model, inputs, logits_asked=True).logits_key
+        self._module = deepcopy(model.module).eval()
+        place = place_of(self._module, self.held[0])
+        self._losses = RowLosses(model, self._module, "label", logits, place)
+        self._weights = [p for p in self._module.parameters() if p.is_floating_point()]
+        for weight in self._weights:
+            weight.requires_grad_(True)
+        self._start = nn.utils.parameters_to_vector(self._weights).detach().clone()
+
+    def trained(
+        self, rounds: int, controls: bool = True, codec: Callable[[int], Codec] | None = None
+    ) -> Rows:
+        """Return the accuracy against the megabytes sent, about eight times during the rounds.
+
+        Parameters
+        ----------
+        rounds : int
+            How often clients send.
+        controls : bool, default=True
+            Take out the drift of clients with control variates.
+        codec : callable, optional
+            From a seed to how an update is sent; by default in full.
+        """
+        self._draw, n_bytes = np.random.default_rng(self._seed), 0
+        state, seeds = self._start, itertools.count(10_000 * self._seed)
+        variates = torch.zeros(len(self.clients), len(state))
+        curve = list[dict[str, Any]]()
+        for turn in range(rounds):
+            told, mean = list[Tensor](), variates.mean(0)
+            for i, batches in enumerate(self.clients):
+                drift = variates[i] - mean if controls else torch.zeros(())
+                own = self._gradient(state, batches, drift)
+                update = own - variates[i] if controls else own
+                if codec is None:
+                    n_bytes += 4 * update.numel()
+                else:
+                    sender = codec(next(seeds))
+                    stream = sender.encode(update)
+                    update, n_bytes = sender.decode(stream), n_bytes + len(stream)
+                told.append(update)
+            step = torch.stack(told)
+            variates = variates + step if controls else variates
+            state = state - self._steps * self._rate * (variates if controls else step).mean(0)
+            if turn % max(1, rounds // 8) == 0 or turn == rounds - 1:
+                right = self._accuracy(state)
+                curve.append({"megabytes": n_bytes / 1e6, "accuracy": right})
+        return curve
+
+    def _gradient(self, state: Tensor, batches: list[Any], drift: Tensor) -> Tensor:
+        """Return the mean gradient of a client over its local steps."""
+        local = state.clone()
+        for _ in range(self._steps):
+            batch = batches[int(self._draw.integers(len(batches)))]
+            nn.utils.vector_to_parameters(local, self._weights)
+            with torch.enable_grad():
+                loss = self._losses(batch).losses.mean()
+            slopes = torch.autograd.grad(loss, self._weights, allow_unused=True)
+            flat = [torch.zeros_like(w) if g is None else g
+                    for w, g in zip(self._weights, slopes, strict=True)]  # fmt: skip
+            local = local - self._rate * (torch.cat([g.flatten() for g in flat]) - drift)
+        return (state - local) / (self._steps * self._rate) + drift
+
+    @torch.no_grad()
+    def _accuracy(self, state: Tensor) -> float:
+        nn.utils.vector_to_parameters(state, self._weights)
+        told = [self._losses.answers(batch) for batch in self.held]
+        right = torch.cat([t.log_p.argmax(1) == t.truth for t in told])
+        return float(right.double().mean())
+
+
+def _dealt(inputs: ItemInputs, owner: list[Any], seed: int) -> tuple[list[list[Any]], list[Any]]:
+    """Return the batches of each client, and those that judge."""
+    draw = np.random.default_rng(seed).permutation(len(inputs))
+    n_held = int(TEST * len(inputs))
+    whose = np.array([str(owner[i]) for i in inputs.source_rows])
+    names = sorted(set(whose[draw[n_held:]]))
+    if None in owner or len(names) < 2 or len(inputs) < LEAST or not inputs.label_names:
+        raise InputError(
+            f"expected {LEAST} or more labelled rows of two or more clients, got {len(inputs)} rows"
+            f" of {len(inputs.label_names)} classes, {len(names)} clients and {owner.count(None)} "
+            "rows without a client. Name the column of the client."
+        )
+
+    def batches(rows: Any) -> list[Any]:
+        part = inputs.at(np.sort(rows))
+        return list(part.batches(0, len(part)))
+
+    ours = draw[n_held:]
+    return [batches(ours[whose[ours] == name]) for name in names], batches(draw[:n_held])
