@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from sonde.layers import StateGraph
 from sonde.measure import UnitClusters
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.parts.regions import coherence, nodes_of, read_by_head
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-SIDE, CHANNELS, REGIONS, HIDDEN = 16, 32, 8, 24
+SIDE, CHANNELS, REGIONS = 16, 32, 8
 FIT, SCENES, HELD, STEPS, TINY = 1_200, 2_000, 600, 500, 4
 
 
@@ -70,16 +70,23 @@ class ChannelRegionsStudy(Study):
         for i, arm in enumerate(("lot", "another lot")):
             draw = torch.Generator().manual_seed(seed + 10 + i)
             groups[arm] = regions[torch.randperm(CHANNELS, generator=draw)]
+
+        def answered(x: Tensor, judged: Tensor, graph: bool) -> float:
+            logits = read_by_head(x, larger[:, None], judged, seed, steps, graph)[:, 0]
+            return float(((logits > 0) == asked.bool()).double().mean())
+
         found: dict[str, float] = {}
         for arm, group in groups.items():
             tick(arm)
-            nodes, judged = (_nodes(m, group) for m in (maps, others))
-            found[arm] = _answered(nodes, larger, judged, asked, seed, steps, True)
-        nodes, judged = (_nodes(m, regions) for m in (maps, others))
-        found["no graph"] = _answered(nodes, larger, judged, asked, seed, steps, False)
+            nodes, judged = (nodes_of(m, group) for m in (maps, others))
+            found[arm] = answered(nodes, judged, True)
+        nodes, judged = (nodes_of(m, regions) for m in (maps, others))
+        found["no graph"] = answered(nodes, judged, False)
         means = [m.mean((2, 3))[:, None] for m in (maps, others)]
-        found["mean"] = _answered(means[0], larger, means[1], asked, seed, steps, False)
-        order = {arm: _moran(_nodes(others, group)) for arm, group in groups.items()}
+        found["mean"] = answered(means[0], means[1], False)
+        order = {
+            arm: coherence(nodes_of(others, group), SIDE // 2) for arm, group in groups.items()
+        }
         return {
             "coherent": order["regions"] - (order["lot"] + order["another lot"]) / 2,
             "relation": found["regions"] - found["mean"],
@@ -111,50 +118,3 @@ def _scenes(x: Tensor, label: Tensor, seed: int, n: int) -> tuple[Tensor, Tensor
             scenes[i, 0, top : top + 8, 8 * side : 8 * side + 8] = image
         said[i, kinds], larger[i] = 1.0, float(kinds[0] > kinds[1])
     return scenes, said, larger
-
-
-def _nodes(maps: Tensor, group: Tensor) -> Tensor:
-    """Return the mean map of each group of channels: (scene, group, place)."""
-    n = int(group.max()) + 1
-    member = torch.nn.functional.one_hot(group, n).to(maps)
-    return torch.einsum("nchw,cg->nghw", maps, member / member.sum(0)).flatten(2)
-
-
-def _answered(
-    x: Tensor, y: Tensor, held: Tensor, asked: Tensor, seed: int, steps: int, graph: bool
-) -> float:
-    """Return the accuracy of a head on nodes (scene, node, dim), with or without a graph."""
-    _, n, dim = x.shape
-    mean, spread = x.mean(0), x.std(0).clamp(min=1e-6)
-
-    def made() -> nn.Sequential:
-        over = StateGraph(dim, "correlation", threshold=0.3, steps=2) if graph else nn.Identity()
-        return nn.Sequential(
-            over, nn.Flatten(), nn.Linear(n * dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1)
-        )
-
-    head = drawn(made, seed)
-
-    def loss(rows: Tensor) -> Tensor:
-        given = (x[rows] - mean) / spread
-        return binary_cross_entropy_with_logits(head(given)[:, 0], y[rows])
-
-    optimised = [p for p in head.parameters() if p.requires_grad]
-    minimise(loss, optimised, len(x), steps=steps, seed=seed)
-    with torch.no_grad():
-        answer = head((held - mean) / spread)[:, 0] > 0
-    return float((answer == asked.bool()).double().mean())
-
-
-def _moran(nodes: Tensor) -> float:
-    """Return Moran's I over neighbours of side and line, mean over maps that vary."""
-    side = SIDE // 2
-    rest = nodes - nodes.mean(2, keepdim=True)
-    maps = rest.reshape(-1, side, side).double()
-    total = maps.square().mean((1, 2))
-    near = [
-        (maps[:, 1:] * maps[:, :-1]).mean((1, 2)),
-        (maps[..., 1:] * maps[..., :-1]).mean((1, 2)),
-    ]
-    varies = total > 1e-12
-    return float(((near[0] + near[1]) / 2 / total.clamp(min=1e-12))[varies].mean())

@@ -15,7 +15,7 @@ from sonde_studies._unet import WIDTH, Mixed, OverTokens, UNet, n_parameters
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-SIDE, CELL, STEPS, TINY, SCENES, FIT = 24, 8, 500, 4, 2_000, 1_200
+SIDE, CELL, STEPS, TINY, SCENES, FIT = 24, 8, 320, 4, 2_000, 1_200
 INK = 0.5
 
 

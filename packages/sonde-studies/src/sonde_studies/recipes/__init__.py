@@ -15,6 +15,7 @@ from sonde.report import Answer
 RECIPES: tuple[str, ...] = (
     "alternating-fields",
     "change-pairs",
+    "channel-regions",
     "class-panel",
     "code-strip",
     "codebook-bottleneck",
