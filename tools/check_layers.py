@@ -36,7 +36,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("findings",),
         ("report",),
         ("cli", "testing"),
-        ("__main__", "_opening", "_packed_models", "_factory_folders"),
+        ("__main__", "_opening", "_packed_models", "_opened_folders"),
     ],
     "sonde.tap": [
         ("hooks",),

@@ -1,4 +1,4 @@
-"""Tells transformers and ``sonde.load`` of packed models as soon as they are imported, not before.
+"""Tells transformers and ``sonde.load`` of changed models as soon as they are imported, not before.
 
 ``import sonde`` must not import transformers, which takes seconds; and whoever opens a packed model
 by ``from_pretrained`` imports sonde and transformers in any order.
@@ -13,7 +13,7 @@ from typing import Any
 
 FOLLOWERS = {
     "transformers.quantizers": "sonde._packed_models",
-    "sonde.data.loading": "sonde._factory_folders",
+    "sonde.data.loading": "sonde._opened_folders",
 }
 """Modules that are watched, and those of ours that are imported behind them."""
 

@@ -58,7 +58,10 @@ def test_the_list_says_what_losses_need(run):
         (WORDS, "expected -o NEW"),
         ((*WORDS, "-o", "NEW"), "expected --terms and --sites"),
         ((*WORDS, *TERMS, "--epochs", 0, "-o", "NEW"), "--epochs: expected more than 0"),
-        ((*WORDS, *TERMS, "--scope", "half", "-o", "NEW"), "--scope: expected all, norms or top:N"),
+        (
+            (*WORDS, *TERMS, "--scope", "half", "-o", "NEW"),
+            "--scope: expected all, norms, layers or top:N",
+        ),
         ((*WORDS, *TERMS, "--sites", "blocks.9", "-o", "NEW"), "this model has 4 blocks"),
     ],
 )

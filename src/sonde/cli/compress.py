@@ -96,7 +96,7 @@ class Compress:
         method, budget, page = self._method(), self._budget(), self._page()
         model = load(self.model, device=self.device)
         with source_folder(model) as source:
-            check_output(self.output, ModelFolder.open(source).path)
+            check_output(self.output, ModelFolder.open(source).plain().path)
         ours, held = self._examples(model)
         best, tried = self._best(model, ours, held, method, budget)
         new = best.plan.fold(model)

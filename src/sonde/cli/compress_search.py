@@ -55,7 +55,7 @@ class CompressSearch:
         asked = asked_pairs(self.to, self.methods)
         model = load(self.model, device=self.device)
         with source_folder(model) as source:
-            ModelFolder.open(source)
+            ModelFolder.open(source).plain()
             n_bytes = weight_bytes(source)
         options: dict[str, Any] = {
             "text_column": self.text_column,

@@ -36,8 +36,8 @@ class Scan:
 
     Example: sonde scan sonde:digits sonde:digits/test -o report.html
 
-    More: sonde scan MODEL DATA --versus OTHER; sonde scan acts, on rows that
-    sonde read wrote; sonde scan --explain SND011;
+    More: sonde scan MODEL DATA --versus OTHER; sonde scan NEW DATA --versus-model BEFORE;
+    sonde scan acts, on rows that sonde read wrote; sonde scan --explain SND011;
     sonde scan --diff old.json new.json -o diff.html
     """
 

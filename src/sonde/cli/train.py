@@ -1,4 +1,4 @@
-"""``sonde train``: fine-tune a model with losses at its sites, beside the same without them."""
+"""``sonde train``: train losses or layers at sites of a model, beside the same without them."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,20 +15,24 @@ from sonde.core.errors import InputError
 if TYPE_CHECKING:
     from sonde.core.inputs import Model
     from sonde.data.inputs import ItemInputs
+    from sonde.run.fine_tuning.arms import Arm, Recipe
 
 
 @dataclass(frozen=True)
 class Train:
-    """Fine-tune a model with losses on its hidden states, and say whether they helped.
+    """Fine-tune a model with losses or new layers at its sites, and say whether they helped.
 
     The model is trained on its task (labels, or next tokens) with the losses, and beside it in the
     same way without them: same rows, order and steps. The page tells apart whether the losses fell
-    and whether the task gained, on examples that trained nothing. Stopped, the same command goes on
-    where it was. `sonde train --list` says what each loss needs and is for. What is made of
-    package.module:factory is opened by package.module:factory@NEW.
+    and whether the task gained, on examples that trained nothing. A layer of --insert is trained
+    alone, beside the model as it was, unless --scope names more. Stopped, the same command goes on
+    where it was. `sonde train --list` says what each loss and layer needs and is for. What is made
+    of package.module:factory is opened by package.module:factory@NEW.
 
     Example: sonde train sonde:digits sonde:digits/train --terms rate_reduction --sites blocks.1
     -o NEW
+
+    More: sonde train MODEL DATA --insert unit_gate@blocks.1 -o NEW
     """
 
     model: ModelWord = ""
@@ -49,6 +53,13 @@ class Train:
         tuple[str, ...],
         named("SITE ...", "where each loss reads, or one site for all; SITE+SITE for two"),
     ] = ()
+    insert: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        named(
+            "LAYER@SITE",
+            "a new layer behind a module, as adapter(width=8)@blocks.3; may be repeated",
+        ),
+    ] = ()
     weight: Annotated[float, tyro.conf.arg(help="weight of each loss beside the task")] = 0.1
     teacher: Annotated[
         str | None,
@@ -57,22 +68,26 @@ class Train:
         ),
     ] = None
     scope: Annotated[
-        str,
-        tyro.conf.arg(help="parameters that move: all, norms, or top:N (the last N blocks)"),
-    ] = "all"
+        str | None,
+        named(
+            "WORD",
+            "parameters that move: all (default), norms, or top:N (the last N blocks); with "
+            "--insert by default the new layers alone",
+        ),
+    ] = None
     epochs: Annotated[int, tyro.conf.arg(help="passes over the examples")] = 3
     rate: Annotated[float, tyro.conf.arg(help="rate of Adam")] = 1e-4
     batch_size: Annotated[int, tyro.conf.arg(help="examples of a step")] = 32
     seed: Annotated[int, tyro.conf.arg(help="draws the order of the examples")] = 0
     seeds: Annotated[int, tyro.conf.arg(help="how many trainings of each arm")] = 1
-    alone: Annotated[bool, tyro.conf.arg(help="leave out the training without losses")] = False
+    alone: Annotated[bool, tyro.conf.arg(help="leave out the training beside it")] = False
     limit: Annotated[int | None, named("N", "examples to train on at most (default: all)")] = None
     held: Annotated[int, named("N", "other examples for the figures (default: 256)")] = 256
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (default: NEW.html)")
     ] = None
     list_losses: Annotated[
-        bool, tyro.conf.arg(name="list", help="print what each loss needs and is for")
+        bool, tyro.conf.arg(name="list", help="print what each loss and layer needs and is for")
     ] = False
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
     label_column: Annotated[str | None, named("NAME", "column of the label")] = None
@@ -85,44 +100,21 @@ class Train:
             return self._list()
         output, page = self._checked()
         from sonde.data import load
-        from sonde.run.fine_tuning.arms import Recipe, train_arm
         from sonde.run.fine_tuning.document import train_document
-        from sonde.run.fine_tuning.losses import attached
+        from sonde.run.fine_tuning.layers import asked_layers, without_layers
         from sonde.run.passes.directory import run_directory
-        from sonde.tap.training.terms import EMA
-        from sonde.weights import save_edited
         from sonde.weights.factory_folder import source_folder
         from sonde.weights.folder import ModelFolder, check_output
-        from sonde.weights.tuning import plan_of, require_truth
+        from sonde.weights.tuning import require_truth
 
+        asked = asked_layers(self.insert)
         model = load(self.model, device=self.device)
-        with source_folder(model) as source:
+        with source_folder(without_layers(model)) as source:
             check_output(output, ModelFolder.open(source).path)
-        teacher = self.teacher
-        if teacher not in (None, EMA):
-            teacher = load(teacher, device=self.device)
-        losses = attached(self.terms or "", self.sites, has_teacher=teacher is not None)
         ours, held = self._examples(model)
         require_truth("sonde train", model, examples=ours.first(64), held=held.first(64))
-        recipe = Recipe(self.epochs, self.rate, self.weight, self.scope, self.seed)
-        kept = run_directory(output)
-
-        def trained(name: str, own: Any, seed: int) -> Any:
-            return train_arm(
-                model,
-                ours,
-                own,
-                replace(recipe, seed=seed),
-                teacher=teacher,
-                checkpoint=kept / f"{name}-{seed}.pt",
-                label=f"train {name} losses" + (f", seed {seed}" if self.seeds > 1 else ""),
-                progress=not self.printing.quiet,
-            )
-
-        pairs = [
-            (trained("with", losses, n), None if self.alone else trained("without", {}, n))
-            for n in range(self.seed, self.seed + self.seeds)
-        ]
+        recipe, kept = self._recipe(), run_directory(output)
+        pairs = self._pairs(model, ours, asked, recipe, kept)
         document = train_document(
             model,
             held,
@@ -131,14 +123,80 @@ class Train:
             names=self._names(output),
             n_trained=len(ours),
         )
-        plan = plan_of(model, pairs[0][0].module, "train", loss=document["gain"]["loss"]["value"])
-        with source_folder(model) as source:
-            saved = save_edited(source, plan, output, name=self.model)
-        wrote = f"{output}, {page}, and {saved.patch} to take it back"
+        patch = self._saved(model, pairs[0][0].module, output, document["gain"]["loss"]["value"])
+        wrote = f"{output}, {page}, and {patch} to take it back"
         with with_page(output):
             present(document, self.printing, page, wrote)
         _forget(kept)
         return 0
+
+    def _pairs(
+        self, model: "Model", ours: "ItemInputs", asked: Any, recipe: "Recipe", kept: Path
+    ) -> "list[tuple[Arm, Arm | None]]":
+        """Return for each seed the arm with losses and layers, and the arm without."""
+        from sonde.data import load
+        from sonde.run.fine_tuning.arms import LAYERS, train_arm
+        from sonde.run.fine_tuning.layers import with_asked
+        from sonde.tap.training.terms import EMA
+
+        teacher: Any = self.teacher
+        if teacher not in (None, EMA):
+            teacher = load(teacher, device=self.device)
+        losses = self._losses(has_teacher=teacher is not None)
+        is_alone = self.alone or recipe.scope == LAYERS  # without layers nothing would be trained
+
+        def trained(name: str, seed: int) -> "Arm":
+            is_with = name == "with"
+            return train_arm(
+                with_asked(model, asked, ours, seed) if is_with and asked else model,
+                ours,
+                losses if is_with else {},
+                replace(recipe, seed=seed, scope=recipe.scope if is_with else self.scope or "all"),
+                teacher=teacher,
+                checkpoint=kept / f"{name}-{seed}.pt",
+                label=f"train {name} {self._what()}" + (f", seed {seed}" if self.seeds > 1 else ""),
+                progress=not self.printing.quiet,
+            )
+
+        return [
+            (trained("with", n), None if is_alone else trained("without", n))
+            for n in range(self.seed, self.seed + self.seeds)
+        ]
+
+    def _saved(self, model: "Model", new: Any, output: Path, loss: float) -> Path:
+        """Write the trained model with its layers inside, and return its patch."""
+        from sonde.layers import inserted_layers, layer_files
+        from sonde.run.fine_tuning.layers import without_layers
+        from sonde.weights import save_edited
+        from sonde.weights.factory_folder import source_folder
+        from sonde.weights.tuning import plan_of
+
+        base = without_layers(model)
+        plan = plan_of(base, without_layers(new), "train", loss=loss)
+        layers = layer_files(new) if inserted_layers(new) else None
+        with source_folder(base) as source:
+            return save_edited(source, plan, output, name=self.model, layers=layers).patch
+
+    def _recipe(self) -> "Recipe":
+        """Return how the arm with losses and layers is trained: new layers always move."""
+        from sonde.run.fine_tuning.arms import LAYERS, Recipe
+
+        scope = self.scope or (LAYERS if self.insert else "all")
+        if self.insert and scope != LAYERS:
+            scope += f"+{LAYERS}"
+        return Recipe(self.epochs, self.rate, self.weight, scope, self.seed)
+
+    def _losses(self, *, has_teacher: bool) -> dict[Any, Any]:
+        """Return the losses by their sites."""
+        from sonde.run.fine_tuning.losses import attached
+
+        if not self.terms:
+            return {}
+        return attached(self.terms, self.sites, has_teacher=has_teacher)
+
+    def _what(self) -> str:
+        """Return what the two trainings differ in."""
+        return " and ".join(["layers"] * bool(self.insert) + ["losses"] * bool(self.terms))
 
     def _names(self, output: Path) -> dict[str, Any]:
         """Return what was typed, for the page."""
@@ -147,6 +205,7 @@ class Train:
             "data": self.data,
             "terms_typed": self.terms or "",
             "sites_typed": list(self.sites),
+            "inserted": list(self.insert),
             "output": str(output),
         }
 
@@ -156,10 +215,11 @@ class Train:
             raise InputError("sonde train: expected MODEL DATA. See sonde train --help.")
         if self.output is None:
             raise InputError("sonde train: expected -o NEW, the folder for the trained model.")
-        if not self.terms or not self.sites:
+        if bool(self.terms) != bool(self.sites) or not (self.terms or self.insert):
             raise InputError(
                 "sonde train: expected --terms and --sites, as --terms rate_reduction --sites "
-                "blocks.3. `sonde train --list` says which losses there are."
+                "blocks.3, or --insert unit_gate@blocks.3. `sonde train --list` says which losses "
+                "and layers there are."
             )
         for name in ("epochs", "rate", "batch_size", "seeds", "held", "weight"):
             if not getattr(self, name) > 0:
@@ -185,17 +245,22 @@ class Train:
         return chosen_parts(inputs, ours, self.held)
 
     def _list(self) -> int:
+        from sonde.run.fine_tuning.layers import listed_layers
         from sonde.run.fine_tuning.losses import listed
 
-        found = listed()
+        losses, layers = listed(), listed_layers()
         if self.printing.json:
-            say_json([{"loss": x.word, "needs": list(x.needs), "for": x.purpose} for x in found])
+            each = [("loss", x) for x in losses] + [("layer", x) for x in layers]
+            say_json([{kind: x.word, "needs": list(x.needs), "for": x.purpose} for kind, x in each])
             return 0
         rows = [
             (x.word, ", ".join(x.needs) + ("" if x.is_usable else " (Python only)"), x.purpose)
-            for x in found
+            for x in losses
         ]
         say(table(("loss", "needs", "what it is for"), rows))
+        others = [(x.word, ", ".join(x.needs), x.purpose) for x in layers]
+        say("")
+        say(table(("layer to insert", "needs", "what it does"), others))
         return 0
 
 

@@ -17,6 +17,10 @@ LIVE = (
 )
 FACTORY_KEY = "factory"
 """What the configuration of a folder calls the function that makes its model."""
+LAYERS_KEY = "inserted_layers"
+"""What the configuration of a folder calls the hash of the layers that belong into its model."""
+LAYERS_FOLDER = "inserted.layers"
+"""The folder of these layers, inside the model's."""
 MAX_CONFIG_BYTES = 16 * 2**20
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MODEL_FILES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".py", ".onnx", ".safetensors")

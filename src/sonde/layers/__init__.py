@@ -35,7 +35,7 @@ from sonde.layers.patterns import (
 )
 from sonde.layers.readout import Readout
 from sonde.layers.reversible import Reversible
-from sonde.layers.saving import load_layers, save_layers
+from sonde.layers.saving import layer_files, load_layers, save_layers
 from sonde.layers.scaled_skip import ScaledSkip
 from sonde.layers.second_order import SecondOrder
 from sonde.layers.shared_table import SharedTable
@@ -92,6 +92,7 @@ __all__ = [
     "inserted",
     "inserted_layers",
     "keys_for_mass",
+    "layer_files",
     "load_layers",
     "non_locality",
     "pattern_of",

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.inputs import Model
+from sonde.core.site import Site
 from sonde.layers.layer import ORDERED, Layer
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, replaced
-from sonde.tap.model.sites import match
+from sonde.tap.model.sites import places_of
 from sonde.weights.live import module_of, with_tensors
 
 NAME = "inserted"
@@ -85,8 +86,8 @@ def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
     model : Model or nn.Module
         Stays as it is.
     layers : mapping of str to Layer
-        By site, the path of a module. Each is moved to the model's device and type, and is part of
-        the copy: train it there.
+        By site: the path of a module, or ``blocks.3``. Each is moved to the model's device and
+        type, and is part of the copy: train it there.
 
     Raises
     ------
@@ -213,10 +214,11 @@ def _check(old: nn.Module, layers: Mapping[str, Layer]) -> None:
 
 def _path(pattern: str, names: ModuleNames) -> str:
     """Return the path of the module that a site names."""
-    path, _, port = pattern.partition(":")
-    found = [""] if not path else match(path, names)
-    if port not in ("", "out") or len(found) != 1:
-        raise SiteError(f"inserted: expected the path of one module, got {pattern!r}: {found}.")
+    sites = places_of(pattern, names) if pattern else [Site("")]
+    found = [site.path for site in sites if str(site) == str(Site(site.path))]
+    if len(sites) != 1 or not found:
+        told = ", ".join(map(str, sites))
+        raise SiteError(f"inserted: expected the path of one module, got {pattern!r}: {told}.")
     module, above = names.modules[found[0]], found[0].rpartition(".")[0]
     places = [name for name, part in names.modules.items() if part is module]
     if len(places) > 1:

@@ -1,4 +1,4 @@
-"""The inserted layers of a model on the disk, without the model."""
+"""The inserted layers of a model on the disk: without the model, or inside the model's folder."""
 
 import json
 from importlib import import_module
@@ -10,11 +10,15 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as as_safetensors
 from torch import nn
 
-from sonde.core.errors import InputError, StateError, StoreError
+from sonde.core.errors import InputError, SiteError, StateError, StoreError
 from sonde.core.inputs import Model
+from sonde.data._checkpoints import LAYERS_FOLDER, LAYERS_KEY, json_object
+from sonde.data._model_kind import config_of
 from sonde.files.durable import atomic_write, make_directory
-from sonde.layers.inserting import inserted_layers
+from sonde.layers.inserting import inserted, inserted_layers
 from sonde.layers.layer import Layer
+from sonde.weights._weight_file import files_hash
+from sonde.weights.folder import CONFIG
 
 ROOM = "sonde.layers"
 SUFFIX, TOLD, WEIGHTS = ".layers", "layers.json", "layers.safetensors"
@@ -37,6 +41,23 @@ def save_layers(model: Model | nn.Module, path: str | Path) -> Path:
     StoreError
         If it cannot be written.
     """
+    files = layer_files(model)
+    folder = Path(path)
+    folder = folder if folder.suffix == SUFFIX else folder.with_name(folder.name + SUFFIX)
+    make_directory(folder)
+    for name, content in files.items():
+        atomic_write(folder / name, content)
+    return folder
+
+
+def layer_files(model: Model | nn.Module) -> dict[str, bytes]:
+    """Return what ``save_layers`` writes: the content of each file by its name.
+
+    Raises
+    ------
+    InputError
+        If the model has no inserted layers, or a layer wraps a module or is not one of sonde.
+    """
     found = inserted_layers(model)
     if not found:
         raise InputError("save_layers: expected a model with inserted layers, got none in it.")
@@ -46,12 +67,8 @@ def save_layers(model: Model | nn.Module, path: str | Path) -> Path:
         for site, layer in found.items()
         for name, x in layer.state_dict().items()
     }
-    folder = Path(path)
-    folder = folder if folder.suffix == SUFFIX else folder.with_name(folder.name + SUFFIX)
-    make_directory(folder)
-    atomic_write(folder / WEIGHTS, as_safetensors(tensors))
-    atomic_write(folder / TOLD, json.dumps({"version": 1, "layers": told}, indent=2).encode())
-    return folder
+    text = json.dumps({"version": 1, "layers": told}, indent=2)
+    return {WEIGHTS: as_safetensors(tensors), TOLD: text.encode()}
 
 
 def load_layers(path: str | Path) -> dict[str, Layer]:
@@ -76,6 +93,43 @@ def load_layers(path: str | Path) -> dict[str, Layer]:
     if version != 1:
         raise StateError(f"load_layers: expected version 1 in {folder}, got {version}.")
     return {site: _made(folder, site, entry, tensors) for site, entry in entries.items()}
+
+
+def with_saved_layers(model: Model, folder: Path) -> Model:
+    """Return a model with the layers that its folder holds; the model itself if it holds none.
+
+    Raises
+    ------
+    StateError
+        If the layers are missing, were changed since, or do not fit the model.
+    """
+    wanted = json_object(folder / CONFIG).get(LAYERS_KEY)
+    if wanted is None:
+        return model
+    place = folder / LAYERS_FOLDER
+    files = {name: _bytes(place / name) for name in (WEIGHTS, TOLD)}
+    if files_hash(files) != wanted:
+        raise StateError(
+            f"load: the layers in {place} are not those that this model was saved with: a file "
+            "was changed since. Take the folder from a backup, or train the layers again."
+        )
+    for config in (model.config, config_of(model.module)):
+        if config is not None:  # a copy that transformers saves has no such folder
+            vars(config).pop(LAYERS_KEY, None)
+    try:
+        return inserted(model, load_layers(place))
+    except (SiteError, InputError) as error:
+        raise StateError(f"load: the layers in {place} do not fit this model. {error}") from error
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise StateError(
+            f"load: {file} cannot be read ({error.strerror}), and config.json says that the model "
+            "has inserted layers. Copy the whole folder."
+        ) from error
 
 
 def _told(site: str, layer: Layer) -> dict[str, Any]:

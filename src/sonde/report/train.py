@@ -1,4 +1,4 @@
-"""What a fine-tuning with losses at sites gained."""
+"""What a fine-tuning with losses or layers at sites gained."""
 
 from typing import Any
 
@@ -8,9 +8,11 @@ from sonde.report._format import number, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report.document import Command, Document, Figure, Section, Table
 
+SCOPES = {"all": "all parameters", "norms": "the norms", "layers": "the inserted layers"}
+
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what a fine-tuning says: whether the losses fell, and whether they helped the task.
+    """Return what a fine-tuning says: whether the losses fell, and whether the task gained.
 
     Parameters
     ----------
@@ -18,36 +20,47 @@ def document(found: dict[str, Any]) -> Document:
         JSON of a fine-tuning, ``sonde-train/1``.
     """
     recipe = found["recipe"]
-    facts = [
-        ("model", shown(found["model"], 120)),
-        ("data", shown(found["data"], 120)),
+    losses = [
         ("losses", shown(found["terms_typed"], 200)),
         ("at", shown(", ".join(found["sites_typed"]), 200)),
         ("weight", number(recipe["weight"])),
-        ("parameters", recipe["scope"]),
+    ]
+    facts = [
+        ("model", shown(found["model"], 120)),
+        ("data", shown(found["data"], 120)),
+        *(losses if found["terms"] else []),
+        *([("layers", shown(", ".join(found["inserted"]), 200))] if found["inserted"] else []),
+        ("trained", " and ".join(SCOPES.get(w, w) for w in str(recipe["scope"]).split("+"))),
         ("trained on", plural(found["trained_on"], "example")),
         ("epochs, rate", f"{recipe['epochs']}, {recipe['rate']:g}"),
         ("seeds", str(len(found["seeds"]))),
         ("figures on", f"{found['held']:,} other examples"),
         ("written to", shown(found["output"], 200)),
     ]
+    verdict = _layers_helped(found) if found["inserted"] else _helped(found)
+    sections = [_task(found), _layers(found), _terms(found), _curves(found), _inside(found)]
     return Document(
         "train",
-        "What the losses at sites changed",
-        f"{_worked(found)} {_helped(found)}".strip(),
+        f"What the {' and '.join(_what(found))} at sites changed",
+        " ".join([verdict, _worked(found)] if found["inserted"] else [_worked(found), verdict]),
         facts,
-        [_task(found), _terms(found), _curves(found), _inside(found), _undo(found)],
+        [*sections, _undo(found)],
         subject=f"train {shown(found['model'], 80)}",
     )
 
 
+def _what(found: dict[str, Any]) -> list[str]:
+    """Return what the two arms differ in."""
+    return ["layers"] * bool(found["inserted"]) + ["losses"] * bool(found["terms"])
+
+
 def _task(found: dict[str, Any]) -> Section:
-    rows = []
+    rows, what = [], " and ".join(_what(found))
     for arm in _arms(found):
         told = _figures(found, arm)
         rows.append(
             (
-                {"with": "trained with the losses", "without": "trained without them"}.get(
+                {"with": f"trained with the {what}", "without": "trained without them"}.get(
                     arm, "before"
                 ),
                 *(told["accuracy"][key] for key in ("value", "low", "high")),
@@ -65,9 +78,28 @@ def _task(found: dict[str, Any]) -> Section:
     columns = ("seed", "accuracy gained", "low", "high", "loss gained, nats", "low ", "high ")
     numbers = Numbers(columns, gains, "gains")
     made.append(Table(numbers, "With less without, by seed", folded=True, where="verbose"))
-    lead = f"{found['answers']:,} answers on examples that trained nothing. Both arms saw the same "
-    lead += "rows in the same order. Intervals: 95 %, groups of examples drawn anew."
+    lead = f"{found['answers']:,} answers on examples that trained nothing. "
+    if "without" in _arms(found):
+        lead += "Both arms saw the same rows in the same order. "
+    elif found["recipe"]["scope"] == "layers":
+        lead += "The layers alone were trained, so the model without them is as it was before. "
+    lead += "Intervals: 95 %, groups of examples drawn anew."
     return Section("task", "The task", made, lead)
+
+
+def _layers(found: dict[str, Any]) -> Section | None:
+    rows = tuple(
+        (one["layer"], shown(one["site"], 60), one["n_parameters"], one["share"], one["moved"])
+        for one in found["layers"]
+    )
+    columns = ("layer", "behind", "parameters", "of all", "moves states by")
+    kinds = {"of all": "share", "moves states by": "share"}
+    lead = (
+        "How far a layer moves the states at its site: root mean square of the difference of what "
+    )
+    lead += "leaves it and what enters it, over that of what enters it, on held-out examples."
+    table = Table(Numbers(columns, rows, "layers"), kinds=kinds)
+    return Section("layers", "The layers", [table], lead) if rows else None
 
 
 def _terms(found: dict[str, Any]) -> Section | None:
@@ -122,7 +154,8 @@ def _inside(found: dict[str, Any]) -> Section | None:
         return None
     worst = min(rows, key=lambda row: row["cka"] if row["cka"] is not None else 2)
     message = (
-        f"States moved most at {shown(worst['site'], 60)} {worst['arm']} the losses: CKA with "
+        f"States moved most at {shown(worst['site'], 60)} {worst['arm']} the "
+        f"{' and '.join(_what(found))}: CKA with "
     )
     message += f"those before {number(worst['cka'])}"
 
@@ -171,7 +204,27 @@ def _worked(found: dict[str, Any]) -> str:
             verb = "worked" if fell else "did not work"
             parts.append(f"{name} {verb}: {number(one['with'])} with it, {number(one['without'])} "
                          "without")  # fmt: skip
-    return f"{'; '.join(parts)}." if parts else "No loss at a site: the task alone."
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def _layers_helped(found: dict[str, Any]) -> str:
+    """Return whether the inserted layers, and losses that were trained with them, helped."""
+    every = [f"{one['layer']} at {shown(one['site'], 60)}" for one in found["layers"]]
+    named = every[-len(found["inserted"]) :]  # others were there before
+    who = " and ".join(named) + ", with losses," * bool(found["terms"])
+    right, loss = found["gain"]["accuracy"], found["gain"]["loss"]
+    arms = [_figures(found, arm) for arm in _arms(found)[-2:]]
+    before, after = (share(arm["accuracy"]["value"]) for arm in arms)
+    word = "them" if named[1:] or found["terms"] else "it"
+    told = f"{after} of the answers are right with {word}, {before} without {word} "
+    told += f"({_points(right['low'])} to {_points(right['high'])} points)"
+    if right["low"] > 0 or right["high"] < 0:
+        return f"{who} {'helped' if right['low'] > 0 else 'did harm'}: {told}."
+    low, high = (number(arm["loss"]["value"]) for arm in arms)
+    moved = "did not change beyond chance either"
+    if loss["high"] < 0 or loss["low"] > 0:
+        moved = f"{'fell' if loss['high'] < 0 else 'rose'} from {low} to {high} nats"
+    return f"{who} did not change the right answers beyond chance: {told}. The loss {moved}."
 
 
 def _helped(found: dict[str, Any]) -> str:

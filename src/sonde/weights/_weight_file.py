@@ -184,6 +184,12 @@ def write_hashed(path: Path, pieces: Iterable[Bytes]) -> str:
     return digest.hexdigest()
 
 
+def files_hash(files: Mapping[str, bytes]) -> str:
+    """Return one SHA-256 of files by name, as hexadecimal text."""
+    named = sorted((name, sha256(content).hexdigest()) for name, content in files.items())
+    return sha256(json.dumps(named).encode()).hexdigest()
+
+
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     digest = sha256()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sonde.core.errors import StoreError
 from sonde.core.inputs import Model
 from sonde.core.repacking import in_own_form
-from sonde.data._checkpoints import FACTORY_KEY, json_object
+from sonde.data._checkpoints import FACTORY_KEY, LAYERS_KEY, json_object
 from sonde.data._model_kind import config_of
 from sonde.data.loading import is_factory
 from sonde.weights.folder import CONFIG, WHOLE, folder_of
@@ -75,7 +75,7 @@ def fill(module: nn.Module, folder: Path) -> None:
     for name in told:
         finish_form(module, name)
     for name, value in config.items():
-        if name not in (FACTORY_KEY, QUANTISED) and config_of(module) is not None:
+        if name not in (FACTORY_KEY, LAYERS_KEY, QUANTISED) and config_of(module) is not None:
             setattr(config_of(module), name, value)
 
 

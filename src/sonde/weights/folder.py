@@ -12,7 +12,12 @@ from typing import Any
 
 from sonde.core.errors import InputError, StoreError
 from sonde.core.inputs import Model
-from sonde.data._checkpoints import checkpoint_directory, json_object
+from sonde.data._checkpoints import (
+    LAYERS_FOLDER,
+    LAYERS_KEY,
+    checkpoint_directory,
+    json_object,
+)
 from sonde.data.loading import folder_of_factory
 from sonde.data.shipped import is_shipped, model_directory
 from sonde.files.durable import TEMPORARY, make_directory, replace, sync_directory, write_error
@@ -76,6 +81,21 @@ class ModelFolder:
             raise InputError(f"{path}: expected {WHOLE} or {INDEX}, got neither.")
         return cls(path, {name: WeightFile.open(path / name) for name in names})
 
+    def plain(self) -> "ModelFolder":
+        """Return this folder, for what cannot change inserted layers together with a model.
+
+        Raises
+        ------
+        InputError
+            If it holds inserted layers.
+        """
+        if (self.path / CONFIG).is_file() and LAYERS_KEY in self.config():
+            raise InputError(
+                f"{self.path} has inserted layers, which were trained for its weights as they are. "
+                "Take the model without them (sonde edit undo), then train layers for the new one."
+            )
+        return self
+
     @cached_property
     def places(self) -> dict[str, str]:
         """The file of each tensor."""
@@ -89,7 +109,8 @@ class ModelFolder:
 
     def is_other_copy(self, file: str) -> bool:
         """Return whether a file may hold the weights once more, in a form that is not read here."""
-        return file not in self.weights and any(map(Path(file).match, OTHER_WEIGHTS))
+        is_ours = file in self.weights or file.startswith(f"{LAYERS_FOLDER}/")
+        return not is_ours and any(map(Path(file).match, OTHER_WEIGHTS))
 
     def config(self) -> dict[str, Any]:
         """Return ``config.json``."""

@@ -157,7 +157,7 @@ def merge_models(
         If the models have other tensors, shapes, vocabularies or options, a weight is not finite,
         the rule was fitted for other tensors, or something is at ``output``.
     """
-    folders = [ModelFolder.open(folder_of(model)) for model in (base, *others)]
+    folders = [ModelFolder.open(folder_of(model)).plain() for model in (base, *others)]
     names, output, patterns = [_said(model) for model in (base, *others)], Path(output), tuple(keep)
     check_count(rule, len(others))
     check_output(output, *(folder.path for folder in folders))

@@ -13,8 +13,15 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Model
-from sonde.data._checkpoints import FACTORY_KEY
-from sonde.weights._weight_file import DTYPES, TensorEntry, file_pieces, pieces_of, write_hashed
+from sonde.data._checkpoints import FACTORY_KEY, LAYERS_FOLDER, LAYERS_KEY
+from sonde.weights._weight_file import (
+    DTYPES,
+    TensorEntry,
+    file_pieces,
+    files_hash,
+    pieces_of,
+    write_hashed,
+)
 from sonde.weights.change import Change, written_type
 from sonde.weights.folder import (
     CONFIG,
@@ -70,7 +77,11 @@ class _Written:
 
 
 def save_edited(
-    model: Model | str | Path, plan: "RewritePlan", output: str | Path, name: str = ""
+    model: Model | str | Path,
+    plan: "RewritePlan",
+    output: str | Path,
+    name: str = "",
+    layers: Mapping[str, bytes] | None = None,
 ) -> Saved:
     """Write a model with a plan folded in, and beside it the patch that takes it back.
 
@@ -87,6 +98,9 @@ def save_edited(
         A folder that does not exist, or is empty.
     name : str, optional
         What the patch calls the model; by default its path.
+    layers : mapping of str to bytes, optional
+        Files of the layers that ``load`` puts into the model, ``sonde.layers.layer_files``. By
+        default those that the folder has.
 
     Raises
     ------
@@ -98,15 +112,19 @@ def save_edited(
     old, output = ModelFolder.open(folder_of(model)), Path(output)
     check_output(output, old.path)
     written, config = _placed(old, plan)
+    moves = bool(config.keys() - {QUANTISED})
+    added = {f"{LAYERS_FOLDER}/{file}": content for file, content in (layers or {}).items()}
+    if layers:
+        config[LAYERS_KEY] = files_hash(layers)
     said = name or (model.name if isinstance(model, Model) else str(model))
     with new_folders(output) as (new, patch):
-        after, small = _write(old, new, written, config)
+        after, small = _write(old, new, written, config, added)
         step = Step(said, plan.method, dict(plan.figures), config)
         Patch.write(patch, old, step, {n: w.change for n, w in written.items()}, after, small)
         earlier = earlier_patch(old.path)
         if earlier is not None:
             earlier.copy_into(patch)
-        if config.keys() - {QUANTISED} and not plan.forms and not plan.blocks:
+        if moves and not plan.forms and not plan.blocks:
             _check_loads(new, old, plan, written)
     return Saved(output, output.with_name(output.name + ".patch"), tuple(written))
 
@@ -221,7 +239,11 @@ def _check_tie(old: ModelFolder, group: tuple[str, ...]) -> None:
 
 
 def _write(
-    old: ModelFolder, new: Path, written: Mapping[str, _Written], config: Mapping[str, Any]
+    old: ModelFolder,
+    new: Path,
+    written: Mapping[str, _Written],
+    config: Mapping[str, Any],
+    added: Mapping[str, bytes],
 ) -> tuple[dict[str, str], dict[str, bytes]]:
     """Write the new folder; return the hash of each file in it, and the small files that differ."""
     touched = {w.file for w in written.values()}
@@ -239,6 +261,10 @@ def _write(
         small[CONFIG] = as_json({**old.config(), **config})
     if INDEX in old.files:
         small[INDEX] = as_json(_index(old, written))
+    small |= {file: content for file, content in added.items() if file in old.files}
+    for file in added.keys() - small.keys():
+        (new / file).parent.mkdir(parents=True, exist_ok=True)
+        write_hashed(new / file, [added[file]])  # undo gives files that were there before
     for file in old.files:
         if file in after or old.is_other_copy(file):
             continue

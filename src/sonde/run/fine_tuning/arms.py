@@ -25,12 +25,15 @@ from sonde.data.listing import taken
 from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent
 from sonde.files.durable import atomic_write
+from sonde.layers import inserted_layers
 from sonde.tap import RowLosses
 from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.training.terms import EMA, Terms, moving_average, training
 from sonde.weights.tuning import row_losses, with_copy
 
 SAVED_EVERY_SECONDS = 60.0
+LAYERS = "layers"
+"""The scope of the inserted layers."""
 Losses = Mapping[str | tuple[str, ...], nn.Module]
 
 
@@ -46,7 +49,8 @@ class Recipe:
     weight : float
         Of each loss at a site, beside 1 for the task.
     scope : str
-        Which parameters move: ``all``, ``norms`` or ``top:N``, the last N blocks and what follows.
+        Which parameters move: ``all``, ``norms``, ``layers`` (the inserted ones), ``top:N`` (the
+        last N blocks and what follows), or several as ``norms+layers``.
     seed : int
         Draws the order of the examples.
     """
@@ -129,6 +133,8 @@ def train_arm(
         other = replace(model, module=average.module)
     arm = Arm(module, own, teacher=other, average=average)
     signature = f"{_signature(examples, recipe, own)} {average is not None}"
+    if put := inserted_layers(module):
+        signature += f" { {site: (type(x).__name__, x.given) for site, x in put.items()}!r}"
     with (
         Bar(label, recipe.epochs * len(examples), shown=progress, keeps=True) as bar,
         _attached(model, arm, recipe.weight) as terms,
@@ -167,13 +173,20 @@ def _attached(model: Model, arm: Arm, weight: float) -> AbstractContextManager[T
 
 
 def scoped(module: nn.Module, scope: str) -> None:
-    """Let only the parameters of a scope be trained.
+    """Let only the parameters of a scope, or of several joined by ``+``, be trained.
 
     Raises
     ------
     InputError
         If the scope is unknown or holds no parameter.
     """
+    wanted = {name for word in scope.split("+") for name in _in_scope(module, word)}
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in wanted and parameter.is_floating_point())
+
+
+def _in_scope(module: nn.Module, scope: str) -> set[str]:
+    """Return the names of the parameters of one scope."""
     word, _, number = scope.partition(":")
     names = {name for name, _ in module.named_parameters()}
     if word == "norms" and not number:
@@ -187,14 +200,16 @@ def scoped(module: nn.Module, scope: str) -> None:
             i for i, name in enumerate(order) if name.startswith(tuple(f"{b}." for b in blocks))
         ]
         wanted = {n for n in order[min(inside, default=0) :] if not n.startswith(earlier)}
+    elif scope == LAYERS:
+        own = {id(p) for layer in inserted_layers(module).values() for p in layer.parameters()}
+        wanted = {name for name, p in module.named_parameters() if id(p) in own}
     elif scope == "all":
         wanted = names
     else:
-        raise InputError(f"--scope: expected all, norms or top:N, got {scope!r}.")
+        raise InputError(f"--scope: expected all, norms, layers or top:N, got {scope!r}.")
     if not wanted:
         raise InputError(f"--scope: {type(module).__name__} has no parameter in {scope!r}.")
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name in wanted and parameter.is_floating_point())
+    return wanted
 
 
 def _begin(trainee: RowLosses, terms: Terms, batch: InputBatch, seed: int) -> None:
@@ -213,6 +228,9 @@ def _step(
         known = (told.truth >= 0).sum().clamp(min=1)
         task = -told.log_p_of_truth.sum() / known
         row = {"step": float(descent.n_steps), "task": float(task.detach())}
+        if terms is None and not task.requires_grad:
+            raise InputError("sonde train: the task depends on none of the parameters that are "
+                             "trained. Choose another layer, site or --scope.")  # fmt: skip
         if terms is None:
             descent.step(task)
             return row

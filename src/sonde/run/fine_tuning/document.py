@@ -1,4 +1,4 @@
-"""What a fine-tuning with losses at sites gained, as JSON ``sonde-train/1``."""
+"""What a fine-tuning with losses or layers at sites gained, as JSON ``sonde-train/1``."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from sonde.run.fine_tuning.figures import (
     term_values,
     thinned,
 )
+from sonde.run.fine_tuning.layers import layer_figures
 
 SCHEMA: Final = "sonde-train/1"
 FIGURES = {"right": "accuracy", "loss": "loss"}
@@ -41,10 +42,10 @@ def train_document(
     held : ItemInputs
         Examples that trained nothing.
     pairs : sequence of (Arm, Arm or None)
-        For each seed the arm with the losses, and the arm without.
+        For each seed the arm with the losses or layers, and the arm without.
     recipe : Recipe
     names : mapping
-        What the user typed: ``model``, ``data``, ``terms``, ``sites``, ``output``.
+        What the user typed: ``model``, ``data``, ``terms``, ``sites``, ``inserted``, ``output``.
     n_trained : int
         Examples that were trained on.
     """
@@ -67,6 +68,7 @@ def train_document(
         "seeds": seeds,
         "gain": {told: _gain(seeds, told) for told in FIGURES.values()},
         "terms": _terms(model, held, pairs, seeds),
+        "layers": [asdict(one) for one in layer_figures(model, first.module, held)],
         "sites": sites,
         "curves": {
             name: thinned(arm.curve)

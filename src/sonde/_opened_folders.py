@@ -1,4 +1,4 @@
-"""How ``sonde.load`` opens ``package.module:factory@FOLDER``, told to it without an import upward.
+"""What ``sonde.load`` does with folders of rooms above it, told to it without an import upward.
 
 ``sonde._opening`` imports this as soon as ``sonde.data.loading`` is there; nobody calls it.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 import sonde.data.loading as loading
+from sonde.core.inputs import Model
 
 
 def fill(module: nn.Module, folder: Path) -> None:
@@ -17,4 +18,12 @@ def fill(module: nn.Module, folder: Path) -> None:
     filled(module, folder)
 
 
+def insert(model: Model, folder: Path) -> Model:
+    """Put the layers that a folder holds into its model."""
+    from sonde.layers.saving import with_saved_layers
+
+    return with_saved_layers(model, folder)
+
+
 loading.FILL.append(fill)
+loading.INSERT.append(insert)

@@ -1,0 +1,255 @@
+"""Layers at sites by the words of the command line, put into a copy of a model and looked at."""
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+import sonde.layers
+from sonde.core.errors import InputError, ShapeError, SiteError, near
+from sonde.core.inputs import Inputs, Model
+from sonde.layers import Layer, inserted, inserted_layers, removed
+from sonde.layers.conditions import ConditionedLayer
+from sonde.run.fine_tuning.losses import Listed
+from sonde.run.instruments.families import snake_case
+from sonde.run.instruments.words import parse_methods
+from sonde.tap import live_stream
+
+
+@dataclass(frozen=True)
+class AskedLayer:
+    """A layer that is to be inserted.
+
+    Parameters
+    ----------
+    word : str
+        As it was typed, without the site.
+    site : str
+    kind : type of Layer
+    given : dict
+        Parameters that were typed.
+    """
+
+    word: str
+    site: str
+    kind: type[Layer]
+    given: dict[str, Any]
+
+    def made(self, dim: int) -> Layer:
+        """Return the layer for states of a width; a width that was typed stays.
+
+        Raises
+        ------
+        InputError
+            If parameters are missing or wrong.
+        """
+        takes = "dim" in _parameters(self.kind)
+        try:
+            return self.kind(**{**({"dim": dim} if takes else {}), **self.given})
+        except (TypeError, ValueError) as error:
+            if takes and not _is_required(self.kind, "dim"):  # some parameters exclude a width
+                with suppress(TypeError, ValueError):
+                    return self.kind(**self.given)
+            raise InputError(f"--insert {self.word}@{self.site}: {error}") from error
+
+
+def asked_layers(words: Sequence[str]) -> list[AskedLayer]:
+    """Return the layers that words such as ``adapter(width=8)@blocks.3`` ask for.
+
+    Raises
+    ------
+    InputError
+        If a word names no layer or no site.
+    """
+    found: list[AskedLayer] = []
+    for word in words:
+        method, _, site = word.rpartition("@")
+        if not method or not site:
+            raise InputError(f"--insert: expected LAYER@SITE, as unit_gate@blocks.3, got {word!r}.")
+        for make in parse_methods(method, _find):
+            found.append(AskedLayer(method, site, *make()))
+    return found
+
+
+def with_asked(model: Model, asked: Sequence[AskedLayer], examples: Inputs, seed: int) -> Model:
+    """Return a copy of a model with new layers at their sites; it shares the model's weights.
+
+    Parameters
+    ----------
+    model : Model
+    asked : sequence of AskedLayer
+    examples : Inputs
+        Of which the first says how wide the states are.
+    seed : int
+        Draws the first weights of the layers.
+
+    Raises
+    ------
+    SiteError
+        If there is no such site, or no layer can stand there.
+    InputError
+        If a layer changes the shape, its parameters are wrong, or a causal model would see ahead.
+    """
+    layers: dict[str, Layer] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for one in asked:
+            sites = live_stream(model, examples, [one.site], logits=False).schema
+            if len(sites) != 1:
+                raise SiteError(f"--insert: expected one site, got {len(sites)} at {one.site}.")
+            path = str(sites[0].site)
+            if path in layers:
+                raise InputError(f"--insert: {one.site} is named twice. Give each layer a site.")
+            layers[path] = one.made(sites[0].dim)
+            if model.task == "causal" and _sees_ahead(layers[path], sites[0].dim):
+                raise InputError(
+                    f"--insert {one.word}@{one.site}: the layer shows later tokens to earlier "
+                    "ones, so a model that predicts the next token would read the answers. Choose "
+                    "causal parameters, such as attention(causal=True)."
+                )
+    return inserted(model, layers)
+
+
+@torch.no_grad()
+def _sees_ahead(layer: Layer, dim: int) -> bool:
+    """Return whether later tokens can move earlier ones: tried with drawn weights."""
+    own, grid = copy.deepcopy(layer).double().eval(), vars(layer).get("grid")
+    for p in own.parameters():
+        p.normal_()
+    x = torch.randn(1, math.prod(grid) if grid else 8, dim, dtype=torch.float64)
+    later = torch.cat((x[:, :-1], torch.randn_like(x[:, -1:])), dim=1)
+    try:
+        return not torch.allclose(own(x)[:, :-1], own(later)[:, :-1])
+    except ShapeError:  # no layer for tokens: the training says so
+        return False
+
+
+def without_layers(model: Model | nn.Module) -> Any:
+    """Return a model without its inserted layers; the model itself if it has none."""
+    return removed(model) if inserted_layers(model) else model
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """What a layer is and does at its site, after a training.
+
+    Parameters
+    ----------
+    layer, site : str
+    n_parameters : int
+    share : float
+        Of all parameters of the model.
+    moved : float
+        Root mean square of what the layer adds to the states, over that of the states.
+    """
+
+    layer: str
+    site: str
+    n_parameters: int
+    share: float
+    moved: float
+
+
+def layer_figures(model: Model, module: nn.Module, held: Inputs) -> list[LayerFigures]:
+    """Return what each inserted layer of a module changes on held-out examples."""
+    layers = inserted_layers(module)
+    paths = {id(part): path for path, part in module.named_modules()}
+    n_all = sum(p.numel() for p in module.parameters())
+    found: list[LayerFigures] = []
+    for site, layer in layers.items():
+        path = paths[id(layer)]
+        ports = [f"{path}:in", f"{path}:out"]
+        reducer = "tokens" if model.task in ("causal", "seq2seq") else "auto"
+        stream = live_stream(replace(model, module=module), held, ports, reducer, logits=False)
+        before, after = (
+            next(kind.key for kind in stream.schema if str(kind.site) == port) for port in ports
+        )
+        moved = size = 0.0
+        for batch in stream.batches(0, len(stream)):
+            x, y = batch.rows[before].double(), batch.rows[after].double()
+            moved += float((y - x).square().sum())
+            size += float(x.square().sum())
+        n = layer.n_parameters
+        change = (moved / size) ** 0.5 if size else float("nan")
+        found.append(LayerFigures(type(layer).__name__, site, n, n / n_all, change))
+    return found
+
+
+def listed_layers() -> list[Listed]:
+    """Return the layers that can be inserted and trained, in alphabetical order."""
+    found = [
+        Listed(word, needs, (inspect.getdoc(kind) or "").split("\n")[0])
+        for word, kind in _kinds().items()
+        if (needs := _needed(kind)) is not None
+    ]
+    return sorted(found, key=lambda one: one.word)
+
+
+def _trains(kind: type[Layer], given: dict[str, Any]) -> bool:
+    """Return whether a layer with these parameters starts as the identity and has weights."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            layer = kind(**given)
+    except (TypeError, ValueError):
+        return False
+    is_open = any(p.requires_grad for p in layer.parameters())
+    has_states_alone = not (isinstance(layer, ConditionedLayer) and layer.condition)
+    return layer.insertable and len(layer.layout) == 1 and is_open and has_states_alone
+
+
+def _needed(kind: type[Layer]) -> tuple[str, ...] | None:
+    """Return the parameters that must be typed, or None if no parameters let it be inserted.
+
+    The width of the states is known. If the defaults do not start as the identity, these are the
+    parameters of an example that does.
+    """
+    needed = [name for name in _parameters(kind) if _is_required(kind, name)]
+    for example in kind.examples:
+        if _trains(kind, example):
+            least = {name: value for name, value in example.items() if name in (*needed, "dim")}
+            if _trains(kind, least):
+                return tuple(name for name in needed if name != "dim")
+            return tuple(f"{n}={value!r}" for n, value in example.items() if n != "dim")
+    return None
+
+
+def _find(word: str) -> Any:
+    """Return what takes the parameters of a layer, and says them with its class."""
+    kinds = _kinds()
+    if word not in kinds:
+        known = ", ".join(one.word for one in listed_layers())
+        raise InputError(
+            f"--insert: no layer is called {word!r}.{near(word, kinds)} Known: {known}."
+        )
+    kind = kinds[word]
+
+    def make(**given: Any) -> Callable[[], tuple[type[Layer], dict[str, Any]]]:
+        return partial(tuple, (kind, given))
+
+    vars(make)["__signature__"] = inspect.Signature([*_parameters(kind).values()])
+    return make
+
+
+def _is_required(kind: type[Layer], name: str) -> bool:
+    return _parameters(kind)[name].default is inspect.Parameter.empty
+
+
+def _parameters(kind: type[Layer]) -> dict[str, inspect.Parameter]:
+    return dict([*inspect.signature(kind.__init__).parameters.items()][1:])
+
+
+def _kinds() -> dict[str, type[Layer]]:
+    """Return the layers of the room by their words."""
+    members = {name: getattr(sonde.layers, name) for name in sonde.layers.__all__}
+    return {
+        snake_case(name): kind
+        for name, kind in members.items()
+        if isinstance(kind, type) and issubclass(kind, Layer) and kind is not Layer
+    }
