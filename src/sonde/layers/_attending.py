@@ -78,7 +78,7 @@ def on_axes(
     """
     size = max(1, PAIRS // (grid[0] * grid[1] * max(grid)))
     own = real.unflatten(1, grid).repeat_interleave(q.shape[1], 0)
-    flat = (x.unflatten(2, grid).flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, with_one(v)))
+    flat = (x.unflatten(2, grid).flatten(0, 1) for x in (q, k, v))
     parts = zip(*(x.split(size) for x in (*flat, own)), strict=True)
     made = torch.cat([_on_axes(a, b, c, d, causal) for a, b, c, d in parts])
     return made.flatten(1, 2).unflatten(0, q.shape[:2])
@@ -87,11 +87,11 @@ def on_axes(
 def _on_axes(
     q: Float[Tensor, "head high wide width"],
     k: Float[Tensor, "head high wide width"],
-    v: Float[Tensor, "head high wide width+1"],
+    v: Float[Tensor, "head high wide width"],
     real: Bool[Tensor, "head high wide"],
     causal: bool,
 ) -> Float[Tensor, "head high wide width"]:
-    """Return what these heads see on their axes; the last of the values is one."""
+    """Return what these heads see on their axes."""
     along = q @ k.mT  # head high wide key
     down = q.transpose(1, 2) @ k.transpose(1, 2).mT  # head wide high key
     if causal:
@@ -106,10 +106,13 @@ def _on_axes(
         down = down.masked_fill(~real.mT[:, :, None], -torch.inf)
     top = torch.maximum(along.detach().amax(-1), down.detach().amax(-1).mT)
     top = top.clamp(min=torch.finfo(q.dtype).min).unsqueeze(-1)
-    # in place: most of the time goes to new memory for the pairs
-    along, down = along.sub_(top).exp_(), down.sub_(top.transpose(1, 2)).exp_()
-    made = along @ v + (down @ v.transpose(1, 2)).transpose(1, 2)
-    made, total = made[..., :-1], made[..., -1:]
+    # in place: much of the time goes to new memory, so the queries are not scaled before
+    scale = q.shape[-1] ** -0.5
+    along = along.sub_(top).mul_(scale).exp_()
+    down = down.sub_(top.transpose(1, 2)).mul_(scale).exp_()
+    total = (along.sum(-1) + down.sum(-1).mT).unsqueeze(-1)
+    made = along @ v
+    made += (down @ v.transpose(1, 2)).transpose(1, 2)
     return made / torch.where(total > 0, total, torch.ones_like(total))
 
 

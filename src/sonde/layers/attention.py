@@ -160,7 +160,10 @@ class Attention(Layer):
         n_draws = 1 if self.training or not drawn else int(getattr(pattern, "draws", 0))
         if not n_draws:
             pattern, n_draws = All(), 1
-        heads = sum(self._heads(x, mask, pattern, i) for i in range(n_draws)) / n_draws
+        heads = self._heads(x, mask, pattern, 0)
+        if n_draws > 1:
+            others = sum(self._heads(x, mask, pattern, i) for i in range(1, n_draws))
+            heads = (heads + others) / n_draws
         if drawn and self.training:
             self.done += 1
         return x + self.out(rearrange(heads, "row head token width -> row token (head width)"))
