@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from sonde import layers
+from sonde.core.errors import InputError
 from sonde.layers import Layer
 from sonde.testing import LayerCase, causal_model, laws_of
+from sonde.testing.layer_laws import has_tokens
 
 
 def feed_forward():
@@ -73,3 +75,15 @@ def test_a_wrong_rank_or_width_names_the_axes(case):
     sized = getattr(case.layer, words.split()[-1], None)
     with pytest.raises(ValueError, match=words.split()[-1].lstrip("*")):
         case.layer(wide if isinstance(sized, int) else torch.zeros(2))
+
+
+MASKED = [c for c in CASES if has_tokens(c) and len(c.layer.layout) == 1]
+
+
+@pytest.mark.parametrize("case", MASKED, ids=repr)
+def test_a_mask_that_leaves_a_row_empty_is_refused(case):
+    (x,) = case.drawn()
+    mask = torch.ones(x.shape[:2], dtype=torch.bool)
+    mask[1] = False
+    with pytest.raises(InputError, match=f"expected a real {case.layer.layout[0].split()[1]}"):
+        case.layer(x, mask=mask)

@@ -113,8 +113,6 @@ class Hopfield(Layer):
                 "Hopfield: expected patterns with the call for mode='retrieve' and for no other."
             )
         if self.mode == "pool":
-            if mask is not None and not bool(mask.any(1).all()):
-                raise InputError("Hopfield: expected a real item in every row, got a row of none.")
             queries = self.patterns.expand(len(x), -1, -1)
             return self.retrieved(queries, x, mask)
         known = (self.patterns if memory is None else memory).expand(len(x), -1, -1)

@@ -131,7 +131,7 @@ class Layer(nn.Module):
         return super().__call__(*args, **parameters)
 
     def _check_mask(self, mask: Any, x: Any) -> None:
-        """Refuse a mask that is not boolean, or of other rows or tokens than the only states."""
+        """Refuse a mask that is not boolean, does not fit the states, or leaves a row empty."""
         if len(self.layout) > 1 or not isinstance(mask, Tensor) or not isinstance(x, Tensor):
             return
         if mask.dtype != torch.bool:
@@ -144,6 +144,13 @@ class Layer(nn.Module):
             raise ShapeError(
                 f"{type(self).__name__}.forward: expected a mask {tuple(x.shape[:n])} as the "
                 f"states, got {tuple(mask.shape)}."
+            )
+        place = next(iter(" ".join(self.layout).split()[1:]), "")
+        if n == 2 and place in POSITIONS and not bool(mask.any(1).all()):
+            row = int((~mask.any(1)).nonzero()[0])
+            raise InputError(
+                f"{type(self).__name__}.forward: expected a real {place} in every row, got none in "
+                f"{row}. Drop the row."
             )
 
     def _check(self, words: list[str], shape: tuple[int, ...]) -> None:
