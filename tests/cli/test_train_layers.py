@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 import sonde
 from cli_case import run_words
-from sonde.core.errors import StateError
+from sonde.core.errors import InputError, StateError
 from sonde.engine.steps import Descent
 from sonde.layers import UnitGate, inserted_layers
 
@@ -43,7 +44,6 @@ def test_the_folder_opens_as_the_old_model_with_the_trained_layer(trained):
     opened = sonde.load(str(new), device="cpu")
     assert torch.equal(logits(opened), wanted)
     assert torch.equal(logits(sonde.removed(opened)), logits(old))
-    assert "inserted_layers" not in opened.config.to_dict()
     (layer,) = told["layers"]
     assert (layer["layer"], layer["site"], layer["n_parameters"]) == (
         "UnitGate",
@@ -51,6 +51,13 @@ def test_the_folder_opens_as_the_old_model_with_the_trained_layer(trained):
         64,
     )
     assert 0 < layer["moved"] < 0.1
+
+
+def test_what_transformers_saves_of_it_is_not_opened_without_its_layers(trained, tmp_path):
+    module: Any = sonde.load(str(trained[0]), device="cpu").module
+    module.save_pretrained(tmp_path / "SAVED")
+    with pytest.raises(InputError, match=r"holds vit\.layers\.1\.inserted\.c of a layer"):
+        sonde.load(str(tmp_path / "SAVED"), device="cpu")
 
 
 def test_the_page_compares_with_the_model_as_it_was(trained):

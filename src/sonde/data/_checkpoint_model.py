@@ -1,6 +1,7 @@
 """A model from a directory: configuration, class and weights, refused unless all fit."""
 
 import importlib.util
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -157,6 +158,13 @@ def _weights(
 def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:
     missing = sorted(map(str, report.get("missing_keys") or ()))
     uneven = sorted(str(m[0]) for m in report.get("mismatched_keys") or ())
+    others = sorted(map(str, report.get("unexpected_keys") or ()))
+    if layers := [name for name in others if re.search(r"(^|\.)inserted[._]", name)]:
+        raise InputError(
+            f"load: {directory} holds {layers[0]} of a layer that sonde inserted, and nothing that "
+            "says which layer. Save the layers by sonde.layers.save_layers, and the model without "
+            "them (sonde.removed)."
+        )
     if missing or uneven:
         what = "without" if missing else "with other shapes for"
         names = missing or uneven
