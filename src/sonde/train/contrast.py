@@ -75,7 +75,7 @@ class Contrast(nn.Module):
         "metric='poincare'": "doan2024hypow",
         "denominator='none', temperature=1.0": "xie2021pixpro",
         "prototypes=8": "nguyen2023joint2d3d",
-        "concepts=(0, 0, 1)": "xu2025coco",
+        "concepts=(0, 0, 1)": "cococoncepts",
     }
     batching: ClassVar[str] = "log_mean"
     kept_rows: Tensor
