@@ -45,6 +45,7 @@ STUDIES: dict[str, str] = {
     "conditional-latents": "ConditionalLatentsStudy",
     "conditioning": "ConditioningStudy",
     "continual": "ContinualStudy",
+    "contrast-domains": "ContrastDomainsStudy",
     "correlation-match": "CorrelationMatchStudy",
     "costarr": "COSTARRStudy",
     "cross-layer": "CrossLayerStudy",
