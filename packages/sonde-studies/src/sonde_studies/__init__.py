@@ -46,6 +46,7 @@ STUDIES: dict[str, str] = {
     "conditioning": "ConditioningStudy",
     "continual": "ContinualStudy",
     "contrast-domains": "ContrastDomainsStudy",
+    "contrast-sequences": "ContrastSequencesStudy",
     "correlation-match": "CorrelationMatchStudy",
     "costarr": "COSTARRStudy",
     "cross-layer": "CrossLayerStudy",
