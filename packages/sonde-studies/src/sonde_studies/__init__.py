@@ -159,6 +159,7 @@ STUDIES: dict[str, str] = {
     "where-tasks-part": "WhereTasksPartStudy",
     "who-wrote-it": "WhoWroteItStudy",
     "without-data": "WithoutDataStudy",
+    "zero-shot-text": "ZeroShotTextStudy",
 }
 
 __all__ = [
