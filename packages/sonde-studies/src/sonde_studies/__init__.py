@@ -55,6 +55,7 @@ STUDIES: dict[str, str] = {
     "decoupled-cross-attention": "DecoupledCrossAttentionStudy",
     "defined-anomaly": "DefinedAnomalyStudy",
     "dense-composites": "DenseCompositesStudy",
+    "dense-contrast": "DenseContrastStudy",
     "depth-use": "DepthUseStudy",
     "dict-lookup": "DictLookupStudy",
     "did-it-memorise": "DidItMemoriseStudy",
