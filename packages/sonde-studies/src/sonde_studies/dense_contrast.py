@@ -35,7 +35,7 @@ class DenseContrastStudy(Study):
               "accuracy of a probe of places, places less pictures"),
         Claim("whole", "What is in a scene is told no worse by it, to two points.",
               "accuracy of a probe of scenes, places less pictures, and 0.02"),
-        Claim("smoothed", "Attraction of smoothed places needs no negatives.",
+        Claim("smoothed", "Without negatives, attraction of smoothed places beats pictures too.",
               "accuracy of a probe of places, smoothed less pictures"),
         Claim("both", "Places and pictures together serve places better than pictures alone.",
               "accuracy of a probe of places, both less pictures"),
