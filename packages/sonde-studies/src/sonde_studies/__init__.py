@@ -66,6 +66,7 @@ STUDIES: dict[str, str] = {
     "eft": "EFTStudy",
     "entropic-student": "EntropicStudentStudy",
     "extreme-labels": "ExtremeLabelsStudy",
+    "factor-contrast": "FactorContrastStudy",
     "faithfulness-violation": "FaithfulnessViolationStudy",
     "family-of-models": "FamilyOfModelsStudy",
     "fault-lines": "FaultLinesStudy",
