@@ -156,6 +156,7 @@ STUDIES: dict[str, str] = {
     "unlearning-audit": "UnlearningAuditStudy",
     "unmix-norm": "UnMixNormStudy",
     "view-sets": "ViewSetsStudy",
+    "volumes": "VolumesStudy",
     "was-it-generated": "WasItGeneratedStudy",
     "weak-groups": "WeakGroupsStudy",
     "where-tasks-part": "WhereTasksPartStudy",

@@ -1,0 +1,179 @@
+"""Stacks of slices, learned from without labels: clusters of slices, of stacks, and hidden slices.
+
+A stack is one digit at eight sizes; the order of the sizes is the shape of the stack.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import affine_grid, grid_sample
+
+from sonde.train import Contrast, MaskedFeatures
+from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.recipes._parts import linear_head
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
+
+FIT, STEPS, TINY, DIM, BATCH, PROTOTYPES = 1_200, 300, 4, 32, 32, 16
+LABELLED, NOISE = 100, 0.4
+SIZES = torch.linspace(0.4, 1.1, 8)
+SHAPES = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1, 0],
+                       [0, 2, 4, 6, 7, 5, 3, 1], [7, 5, 3, 1, 0, 2, 4, 6]])  # fmt: skip
+"""Orders of the sizes: growing, shrinking, a barrel and an hourglass."""
+ARMS = {
+    "untrained": (),
+    "slices": ("slices",),
+    "stacks": ("stacks",),
+    "slices and stacks": ("slices", "stacks"),
+    "all": ("slices", "stacks", "hidden"),
+}
+
+
+@final
+class VolumesStudy(Study):
+    """Prototypes of slices and of stacks, and hidden slices to rebuild, alone and together."""
+
+    name = "volumes"
+    title = "what do slices, stacks and hidden slices teach about a volume?"
+    paper = "nguyen2023joint2d3d"
+    fidelity = "stacks of eight small slices in place of scans; three losses of equal weight"
+    data = "digits at eight sizes, four orders, noise: 1,200 stacks, 100 with labels, 597 to judge"
+    claims = (
+        Claim("joint", "All together tell the shape of a stack better than slices alone.",
+              "accuracy of a probe of the shape, all less slices"),
+        Claim("hidden", "Hidden slices that are rebuilt add to slices and stacks.",
+              "accuracy of a probe of the shape, all less slices and stacks"),
+        Claim("slice", "A single slice is named no worse than after slices alone, to two points.",
+              "accuracy of a probe of the digit on slices, all less slices, and 0.02"),
+        Claim("taught", "The shape is told better than by the untrained net.",
+              "accuracy of a probe of the shape, all less untrained"),
+    )  # fmt: skip
+    null = Claim("shuffled", "Of stacks whose slices lie in an order by lot, no shape can be told.",
+                 "accuracy of a probe of the shape, all, less 1/4")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train each arm on the same stacks, and once on shuffled ones."""
+        x, label = shuffled_digits(seed)
+        draw = torch.Generator().manual_seed(seed)
+        shape = torch.randint(len(SHAPES), (len(x),), generator=draw)
+        sized = torch.stack([_at_size(x, float(size)) for size in SIZES], 1)
+        stacks = _ordered(sized, SHAPES[shape])
+        stacks = stacks + NOISE * torch.randn(stacks.shape, generator=draw)
+        by_lot = _ordered(stacks, torch.rand(stacks.shape[:2], generator=draw).argsort(1))
+        steps, found = TINY if tiny else STEPS, dict[str, dict[str, float]]()
+        for arm, terms in ARMS.items():
+            tick(arm)
+            found[arm] = _probed(_learned(stacks, terms, seed, steps), stacks, label, shape)
+        tick("shuffled")
+        null = _probed(_learned(by_lot, ARMS["all"], seed, steps), by_lot, label, shape)
+        told = {arm: row["shape"] for arm, row in found.items()}
+        slice_told = {arm: row["digit of a slice"] for arm, row in found.items()}
+        return {
+            "joint": told["all"] - told["slices"],
+            "hidden": told["all"] - told["slices and stacks"],
+            "slice": slice_told["all"] - slice_told["slices"] + 0.02,
+            "taught": told["all"] - told["untrained"],
+            "shuffled": null["shape"] - 1 / len(SHAPES),
+            **{f"{arm} | {k}": v for arm, row in found.items() for k, v in row.items()},
+        }
+
+
+def _at_size(x: Tensor, size: float) -> Tensor:
+    """Return digits (row, pixel) of another size about their centre."""
+    turn = torch.tensor([[1 / size, 0.0, 0.0], [0.0, 1 / size, 0.0]]).expand(len(x), 2, 3)
+    grid = affine_grid(turn, [len(x), 1, 8, 8], align_corners=False)
+    return grid_sample(x.reshape(-1, 1, 8, 8), grid, align_corners=False).flatten(1)
+
+
+def _ordered(slices: Tensor, order: Tensor) -> Tensor:
+    """Return slices (row, slice, pixel) in the order of each row."""
+    return slices.gather(1, order[..., None].expand_as(slices))
+
+
+class _Net(nn.Module):
+    """A perceptron on each slice, and a layer of attention over the slices of a stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slice = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, DIM))
+        self.mixing = _Mixing()
+
+    def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return states of slices (row, slice, dim) and of stacks (row, dim)."""
+        states = self.slice(stacks)
+        return states, self.mixing(states).mean(1)
+
+
+class _Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.randn(len(SIZES), DIM) / 4)
+        self.layer = nn.TransformerEncoderLayer(DIM, 4, 2 * DIM, 0.0, batch_first=True)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.layer(states + self.place)
+
+
+def _seen(stacks: Tensor) -> Tensor:
+    """Return stacks in another light, moved by up to a pixel, under noise."""
+    light = 0.7 + 0.6 * torch.rand(len(stacks), 1, 1)
+    down, right = torch.randint(-1, 2, (2,)).tolist()
+    moved = stacks.unflatten(2, (8, 8)).roll((down, right), (2, 3)).flatten(2)
+    return light * moved + 0.1 * torch.randn(stacks.shape)
+
+
+def _learned(stacks: Tensor, terms: tuple[str, ...], seed: int, steps: int) -> _Net:
+    net = drawn(_Net, seed)
+    losses = drawn(lambda: _losses(net), seed)
+    slices, whole, hidden = losses
+
+    def loss(rows: Tensor) -> Tensor:
+        states, stack = zip(*(net(_seen(stacks[rows])) for _ in range(2)), strict=True)
+        value, n = states[0].new_zeros(()), len(rows)
+        view = torch.arange(2)
+        if "slices" in terms:
+            own = torch.cat(states).flatten(0, 1)
+            value = value + slices(own, view=view.repeat_interleave(n * len(SIZES)))
+        if "stacks" in terms:
+            value = value + whole(torch.cat(stack), view=view.repeat_interleave(n))
+        if "hidden" in terms:
+            value = value + hidden(states[0], states[1])
+        return value
+
+    if terms:
+        own = {id(p): p for part in (net, losses) for p in part.parameters()}
+        minimise(loss, own.values(), _fit(stacks), steps=steps, seed=seed, batch=BATCH)
+    return net
+
+
+def _losses(net: _Net) -> nn.ModuleList:
+    """Return the losses, with what they learn themselves made."""
+    made = Contrast(prototypes=PROTOTYPES), Contrast(prototypes=PROTOTYPES)
+    hidden = MaskedFeatures("embeddings", rebuilder=net.mixing)
+    rows = torch.zeros(2 * PROTOTYPES, DIM)
+    for contrast in made:
+        contrast(rows, view=torch.arange(2).repeat_interleave(PROTOTYPES))
+    hidden(torch.zeros(1, len(SIZES), DIM), torch.zeros(1, len(SIZES), DIM))
+    return nn.ModuleList([*made, hidden])
+
+
+def _fit(stacks: Tensor) -> int:
+    return min(FIT, len(stacks) * 2 // 3)
+
+
+def _probed(net: _Net, stacks: Tensor, label: Tensor, shape: Tensor) -> dict[str, float]:
+    with torch.no_grad():
+        slices, whole = net(stacks)
+    n, middle = _fit(stacks), slices[:, 3]
+    some = min(LABELLED, n)
+
+    def probe(states: Tensor, truth: Tensor) -> float:
+        head = linear_head().fit(states[:some].numpy(), truth[:some].numpy())
+        return float(head.score(states[n:].numpy(), truth[n:].numpy()))
+
+    return {
+        "shape": probe(whole, shape),
+        "digit": probe(whole, label),
+        "digit of a slice": probe(middle, label),
+    }
