@@ -39,6 +39,7 @@ STUDIES: dict[str, str] = {
     "codebook-bottleneck": "CodebookBottleneckStudy",
     "comet": "CometStudy",
     "common-and-salient": "CommonAndSalientStudy",
+    "complementary-transfer": "ComplementaryTransferStudy",
     "compression": "CompressionStudy",
     "concept-bottleneck": "ConceptBottleneckStudy",
     "concept-marginal": "ConceptMarginalStudy",
