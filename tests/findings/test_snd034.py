@@ -4,6 +4,8 @@ import torch
 
 from findings._evidence import digits, evidence_of, states
 from findings._nets import assert_clear, assert_raised
+from sonde.findings._shared import examples_at
+from sonde.findings.labels import label_evidence
 from sonde.findings.rows import doubtful_labels, rows_section
 from sonde.findings.snd034 import SND034
 
@@ -46,3 +48,27 @@ def test_true_labels_are_clear_at_trained_and_random_nets() -> None:
     for trained in (True, False):
         check = SND034().check(evidence_of(states(x, trained)[0], label=label))
         assert assert_clear(check).value < 0.006
+
+
+@pytest.mark.truth("the rows whose labels were changed, among classes that overlap")
+def test_a_model_that_did_not_learn_the_wrong_labels_finds_more_of_them() -> None:
+    draw = np.random.default_rng(3)
+    centre, label = draw.normal(size=(4, 6)) * 1.5, draw.integers(0, 4, 700)
+    x = centre[label] + draw.normal(size=(700, 6))
+    logits = torch.from_numpy(x @ centre.T - (centre**2).sum(1) / 2)  # the true posterior
+    given, wrong = label.copy(), draw.random(700) < 0.06
+    given[wrong] = (label[wrong] + draw.integers(1, 4, wrong.sum())) % 4
+
+    def listed(said: torch.Tensor) -> np.ndarray:
+        facts = {"labels_are_models": True}
+        evidence = evidence_of(
+            torch.from_numpy(x), label=torch.from_numpy(given), logits=said, facts=facts
+        )
+        rows = label_evidence(evidence).where[doubtful_labels(evidence).row].tolist()
+        return wrong[examples_at(evidence, rows)]
+
+    learned = 10.0 * torch.nn.functional.one_hot(torch.from_numpy(given))
+    alone, more = listed(learned), listed(logits)
+    assert more.sum() >= 1.2 * alone.sum()
+    assert more.mean() >= 0.9
+    assert more.sum() >= 0.8 * wrong.sum()

@@ -42,6 +42,18 @@ def test_labels_that_are_wrong_in_one_direction_are_found_and_the_truth_is_clear
     assert one_way(_evidence(x, both)) is None
 
 
+@pytest.mark.truth("the rows whose labels were changed, among five classes that overlap")
+def test_rows_between_two_classes_do_not_hide_labels_that_are_wrong_in_one_direction() -> None:
+    draw = np.random.default_rng(3)
+    label, centre = draw.integers(0, 5, 450), draw.normal(size=(5, 8))
+    x = centre[label] + draw.normal(size=(450, 8))
+    assert one_way(_evidence(x, label)) is None
+    wrong = (label == 3) & (draw.random(450) < 0.35)
+    found = one_way(_evidence(x, np.where(wrong, 1, label)))
+    assert found is not None
+    assert (found.of, found.called) == (3, 1)
+
+
 @pytest.mark.truth("the rows of breast_cancer whose labels were changed")
 def test_the_planted_check_tells_the_precision_of_the_list() -> None:
     x, truth = load_breast_cancer(return_X_y=True)

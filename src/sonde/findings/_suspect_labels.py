@@ -177,8 +177,17 @@ def _pair(
     rows = rows[torch.argsort(margin[rows], descending=True, stable=True)]
     share = n / (n + int(own.sum()))
     opposite = n_back / max(1, n_back + int(kept.sum()))
-    p = float(binom.sf(n - 1, n + n_back, 0.5))
+    clear = _clear(margin, wrong, own), _clear(-margin, back, kept)
+    p = float(binom.sf(clear[0] - 1, sum(clear), 0.5))
     return OneWay(of, called, rows, share, opposite, p)
+
+
+def _clear(margin: Float[Tensor, "row"], wrong: Tensor, own: Tensor) -> int:
+    """Return how many wrong rows lie as far on a class's side as 19 of 20 of its own.
+
+    A row between two classes is classified one way or the other by chance.
+    """
+    return int((margin[wrong] >= torch.quantile(margin[own], 0.05)).sum())
 
 
 def suspects_section(evidence: Evidence) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.hashing import bytes_key
@@ -14,8 +14,9 @@ from sonde.findings._near import FAR, NearPairs, near_pairs
 from sonde.findings._once import once
 from sonde.findings._row_map import row_map
 from sonde.findings._shared import EXAMPLES, SharedRows, examples_at, ids_at, shared_rows
+from sonde.findings.answers import answer_columns, probabilities
 from sonde.findings.evidence import DataEvidence, Evidence
-from sonde.findings.labels import class_name, label_evidence, usable
+from sonde.findings.labels import LabelEvidence, class_name, label_evidence, usable
 from sonde.stats.neighbours import nearest
 
 NEIGHBOURS = 10
@@ -162,8 +163,9 @@ class DoubtfulLabels:
 def doubtful_labels(evidence: Evidence) -> DoubtfulLabels:
     """Return the rows at the best site whose neighbours contradict their label.
 
-    No neighbour has the label, nine in ten share another label, and the probe agrees with them.
-    Ask ``labels.usable`` first.
+    No neighbour has the label, nine in ten share another label, and the probe agrees with them. Six
+    in ten are enough, at most two of them with the row's label, where the model itself answers that
+    class as surely as it does for rows of it. Ask ``labels.usable`` first.
     """
     found = label_evidence(evidence)
     k = min(NEIGHBOURS, found.n_rows - 1)
@@ -175,11 +177,30 @@ def doubtful_labels(evidence: Evidence) -> DoubtfulLabels:
     count, named = votes.max(1)
     own = votes.gather(1, truth[:, None])[:, 0]
     agrees = found.sites[found.best].predicted == named
-    wrong = (own == 0) & (count >= 0.9 * k) & agrees
+    clear = (own == 0) & (count >= 0.9 * k)
+    likely = (own <= 0.2 * k) & (count >= 0.6 * k) & _model_names(evidence, found, named)
+    wrong = (clear | likely) & (named != truth) & agrees
     row = torch.nonzero(wrong).flatten()
     share = count[row].double() / k
     row = row[torch.argsort(share, descending=True, stable=True)]
     return DoubtfulLabels(row, named[row], count[row].double() / k, found.n_rows)
+
+
+def _model_names(
+    evidence: Evidence, found: LabelEvidence, named: Int[Tensor, "row"]
+) -> Bool[Tensor, "row"]:
+    """Return whether the model answers the named class, as surely as the mean of its labelled rows.
+
+    False for all rows where the model's own answers are not known.
+    """
+    columns, number = answer_columns(evidence), torch.tensor(found.numbers)
+    if isinstance(columns, str) or int(number.max()) >= columns[0].shape[1]:
+        return torch.zeros(len(named), dtype=torch.bool)
+    p = probabilities(columns[0][found.where].double()).nan_to_num(0.0)
+    own = p.gather(1, number[found.truth][:, None])[:, 0]
+    usual = torch.stack([own[found.truth == k].mean() for k in range(len(number))])
+    sure = p.gather(1, number[named][:, None])[:, 0] >= usual[named]
+    return sure & (p.argmax(1) == number[named])
 
 
 def spread_sites(n: int, at_most: int = MOST_SITES) -> list[int]:

@@ -35,13 +35,16 @@ class SND034(LabelRule):
     fix: ClassVar[str] = "Look at the rows listed, and correct or drop those whose label is wrong."
     how: ClassVar[str] = (
         "At the site of best labels: none of the 10 nearest rows of other groups has the row's "
-        "label, at least 9 share another one, and the held-out classifier names that one too. "
+        "label, at least 9 share another one, and the held-out classifier names that one too. Six "
+        "neighbours are enough, at most 2 of them with the row's label, where the model itself "
+        "answers that class at least as surely as it does for the rows of that class on average. "
         "Healthy data show up to 0.6 % of such rows, so the count must also be improbable at that "
-        "share. About three in four wrong labels are found this way. Labels that are wrong in one "
+        "share. About three in four wrong labels are found this way, nine in ten with the answers "
+        "of a model that did not learn them. Labels that are wrong in one "
         "direction: of the rows that the held-out classifier gives one class, at least 20 % are "
         "labelled as another class, more than the reverse, and they lie as far on its side as its "
         "own rows (medians within a quarter), on each half of the groups; chance below 0.001 over "
-        "all pairs of classes."
+        "all pairs of classes, over the rows that lie as far as 19 of 20 of the own ones."
     )
     false_positives: ClassVar[str] = (
         "Rare kinds of a class that look like another one to this model; classes that overlap."
