@@ -9,7 +9,7 @@ from scipy.stats import ks_2samp
 
 from findings._evidence import evidence_of
 from findings._nets import assert_raised
-from sonde.findings._column_moves import FORMS, column_comparison
+from sonde.findings._column_moves import FORMS, column_comparison, moved_by_chance
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check
 from sonde.findings.snd055 import SND055
@@ -104,6 +104,20 @@ def test_at_most_one_healthy_pair_in_sixty_raises() -> None:
     assert raised <= 1
 
 
+@pytest.mark.truth("normal theory of the sum of ranks: power .95, at most .05 under the null")
+def test_a_shift_of_half_a_spread_is_seen_among_sixty_columns() -> None:
+    draw, level = np.random.default_rng(0), 0.001 / 60
+    shifted = [
+        moved_by_chance(draw.normal(size=285), draw.normal(0.5, 1, 285))[0] for _ in range(150)
+    ]
+    assert np.mean(np.array(shifted) < level) > 0.88
+    equal = [moved_by_chance(*draw.geometric(0.3, (2, 200)))[0] for _ in range(300)]
+    assert np.mean(np.array(equal) < 0.05) < 0.08
+    mine, theirs = _table(6, 300), _table(7, 300)
+    theirs["c4"] = theirs["c4"] + 0.5 * np.std(theirs["c4"])
+    assert [(m.column, m.kind) for m in _moves(mine, theirs).values()] == [("c4", "shift")]
+
+
 def test_missing_values_are_told_and_a_column_beside_the_inputs_is_a_note() -> None:
     mine, theirs = _table(2), _table(3)
     theirs["wage"] = [None if i % 4 == 0 else v for i, v in enumerate(theirs["wage"])]
@@ -160,4 +174,4 @@ def test_the_gain_of_undoing_it_is_measured_by_running_the_model(tmp_path, monke
     assert told is not None, finding["fix"]
     assert int(told[1]) == pytest.approx(100 * right, abs=4)
     assert int(told[3]) < int(told[1]) - 10
-    assert [row["column"] for row in found["versus"]["columns"]] == ["p", "q", "r"]
+    assert {row["column"] for row in found["versus"]["columns"]} == {"p", "q", "r"}

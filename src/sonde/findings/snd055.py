@@ -26,14 +26,15 @@ class SND055(Rule):
     )
     fix: ClassVar[str] = "Prepare these columns of OTHER as those of DATA."
     how: ClassVar[str] = (
-        "At most 2,048 rows of different groups a side. On half of them the value that gained most "
-        "rows and the factor are chosen; the other half is tested: Kolmogorov-Smirnov for numbers, "
-        "Fisher's exact test for missing values and one value, chi-squared for words, Holm's "
-        "correction for all. Texts are compared by length, capitals, signs outside ASCII, digits, "
-        "punctuation and line breaks. Raised where p is below 0.001 and the cumulative shares "
-        "differ by 0.15 (missing and one value by 0.05, words by 0.1): a warning for columns that "
-        "the model is given, else a note. A factor or an exchange is named where it takes away "
-        "two thirds of the difference on the rows that confirm."
+        "At most 2,048 rows of different groups a side. Tests: the smaller of Kolmogorov-Smirnov "
+        "and the sum of ranks, doubled, for numbers, Fisher's exact test for missing values and "
+        "one value, chi-squared for words, Holm's correction for all. The value that gained most "
+        "rows and the factor are chosen on half of the rows and tested on the other half. Texts "
+        "are compared by length, capitals, signs outside ASCII, digits, punctuation and line "
+        "breaks. Raised where p is below 0.001 and the cumulative shares differ by 0.15 (missing "
+        "and one value by 0.05, words by 0.1): a warning for columns that the model is given, else "
+        "a note. A factor or an exchange is named where it takes away two thirds of the difference "
+        "on the rows that confirm."
     )
     false_positives: ClassVar[str] = "Columns that differ by design, such as a date."
     plant: ClassVar[str] = "A column in millimetres, two exchanged columns, a column that is stuck."
