@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -137,3 +138,29 @@ def test_a_regression_is_held_against_its_last_layer_and_the_mean() -> None:
         assert "answers  R^2 " in str(report)
         states.append(report.json()["checks"][0]["state"])
     assert states == ["clear", "raised"]
+
+
+@pytest.mark.truth("the logarithm, the factor and the offset that were planted")
+def test_targets_in_logarithms_are_told_with_the_line_that_undoes_it() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x = torch.rand(300, 5, generator=draw)
+    inner, outer = nn.Linear(5, 5), nn.Linear(5, 1)
+    net = nn.Sequential(inner, outer).requires_grad_(False)
+    inner.weight.copy_(torch.eye(5))
+    outer.weight.copy_(torch.tensor([[3.0, 2.0, 1.0, 0.5, 0.0]]))
+    inner.bias.zero_()
+    outer.bias.fill_(0.2)
+    said = net(x)[:, 0]
+    wanted = {"log": 0.7 * said.log() - 1.3, "exp": (0.6 * said + 0.9).exp()}
+    found = {}
+    for name, truth in wanted.items():
+        noise = 0.05 * truth.std() * torch.randn(300, generator=draw)
+        items = [{"x": a, "label": float(t)} for a, t in zip(x, truth + noise, strict=True)]
+        report = sonde.scan(net, items, settings=ScanSettings(progress=False, only=("SND037",)))
+        (finding,) = report.findings
+        line = re.search(r"targets: (.*)\.$", finding["fix"])
+        assert line is not None
+        space = {"y": said.clone()}
+        exec(line[1], space)  # what a user would paste
+        found[name] = float((space["y"] - truth).std() / truth.std())
+    assert max(found.values()) < 0.05

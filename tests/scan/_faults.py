@@ -225,6 +225,15 @@ def _embedding_anew(module: GPT2LMHeadModel) -> None:
     module.transformer.wte = embedding
 
 
+def _targets(change: Callable[[Tensor], Tensor]) -> Report:
+    module, x, y = answers.regression()
+    return sonde.scan(module, {"x": x, "label": change(y).tolist()}, settings=quiet())
+
+
+def _fours_called_nines(label: Tensor, draw: np.random.Generator) -> Tensor:
+    return torch.where((label == 4) & torch.from_numpy(draw.random(len(label)) < 0.35), 9, label)
+
+
 def faults() -> Iterator[Fault]:
     """Yield every fault of the table."""
     yield _of_plant("labels off by one", "SND038")
@@ -264,6 +273,7 @@ def faults() -> Iterator[Fault]:
         "blocks random", ("SND003",), lambda: _patches(_block_anew), lambda: _patches(_unchanged)
     )
     yield from _own()
+    yield from _of_labels()
 
 
 def _own() -> Iterator[Fault]:
@@ -321,3 +331,15 @@ def _own() -> Iterator[Fault]:
         ("noise images in OTHER", "SND052"),
     ):
         yield _of_plant(name, code)
+
+
+def _of_labels() -> Iterator[Fault]:
+    """Yield faults of labels and targets."""
+    yield Fault(
+        "answers in logarithms", ("SND037",), lambda: _targets(lambda y: (3 * y).exp()),
+        lambda: _targets(lambda y: y),
+    )  # fmt: skip
+    yield Fault(
+        "a third of one class mislabelled", ("SND034",), lambda: relabelled(_fours_called_nines),
+        lambda: relabelled(states.true),
+    )  # fmt: skip

@@ -118,9 +118,9 @@ class Rescaled:
 def rescaled(evidence: Evidence) -> Rescaled | None:
     """Return the simplest change of a regression's numbers that fits the targets; None if unknown.
 
-    A form without a parameter comes before a factor, a factor before a factor and an offset: each
-    is chosen and fitted on half of the groups, and taken if it errs at most a tenth more on the
-    other half than the best.
+    A form without a parameter comes before a factor, a factor before a factor and an offset, and
+    these before a form with both: each is chosen and fitted on half of the groups, and taken if it
+    errs at most a tenth more on the other half than the best.
     """
     numbers = number_rows(evidence)
     if isinstance(numbers, str):
@@ -129,22 +129,7 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
     fits = torch.remainder(shared_rows(evidence).group[where], 2) == 0
     if int(fits.sum()) < LEAST or int((~fits).sum()) < LEAST:
         return None
-    x, y = said[fits], truth[fits]
-    factor = float((x * y).sum() / x.square().sum().clamp(min=1e-300))
-    power = 10.0 ** round(math.log10(abs(factor))) if factor else 1.0
-    if abs(abs(factor) / power - 1) < NEAR_POWER:
-        factor = math.copysign(power, factor)
-    slope = float(torch.cov(torch.stack([x, y]))[0, 1] / x.var().clamp(min=1e-300))
-    offset = float(y.mean()) - slope * float(x.mean())
-    times, plus = f"{factor:.4g}", f"{slope:.4g} * y + {offset:.4g}"
-    forms: dict[str, tuple[str, Form]] = {
-        **FORMS,
-        f"its numbers times {times}": (f"y = {times} * y", lambda y: factor * y),
-        f"its numbers times {slope:.4g} plus {offset:.4g}": (
-            f"y = {plus}",
-            lambda y: slope * y + offset,
-        ),
-    }
+    forms = _forms_fitted(said[fits], truth[fits])
     found: list[Rescaled] = []
     for words, (line, form) in forms.items():
         squares = (form(said[~fits]) - truth[~fits]).square()
@@ -152,6 +137,37 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
             found.append(Rescaled(words, line, float(squares.mean()) ** 0.5))
     best = min(f.error for f in found)
     return next(f for f in found if f.error <= TENTH * best)
+
+
+def _forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> dict[str, tuple[str, Form]]:
+    """Return what may turn answers ``x`` into targets ``y``, by words: the simplest first."""
+    factor = float((x * y).sum() / x.square().sum().clamp(min=1e-300))
+    power = 10.0 ** round(math.log10(abs(factor))) if factor else 1.0
+    if abs(abs(factor) / power - 1) < NEAR_POWER:
+        factor = math.copysign(power, factor)
+    times = f"{factor:.4g}"
+    found: dict[str, tuple[str, Form]] = dict(FORMS)
+    found[f"its numbers times {times}"] = (f"y = {times} * y", lambda y: factor * y)
+    slope, offset = _line(x, y)
+    found[f"its numbers times {slope:.4g} plus {offset:.4g}"] = (
+        f"y = {slope:.4g} * y {offset:+.4g}", lambda y: slope * y + offset,
+    )  # fmt: skip
+    c, d = _line(x, y.log())
+    found[f"the exponential of {c:.4g} times its numbers plus {d:.4g}"] = (
+        f"y = ({c:.4g} * y {d:+.4g}).exp()", lambda y: (c * y + d).exp(),
+    )  # fmt: skip
+    for words, (line, form) in FORMS.items():
+        a, b = _line(form(x), y)
+        found[f"{a:.4g} times {words} plus {b:.4g}"] = (
+            f"{line}; y = {a:.4g} * y {b:+.4g}", lambda y, f=form, a=a, b=b: a * f(y) + b,
+        )  # fmt: skip
+    return found
+
+
+def _line(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> tuple[float, float]:
+    """Return slope and offset of the least squares from ``x`` to ``y``."""
+    slope = float(torch.cov(torch.stack([x, y]))[0, 1] / x.var().clamp(min=1e-300))
+    return slope, float(y.mean()) - slope * float(x.mean())
 
 
 def root_mean(squares: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> tuple[float, float]:

@@ -52,7 +52,7 @@ class SND037(ClassAnswersRule):
         "squares of errors, in shares of the targets' variance, against a held-out linear "
         "regression at the last site and the mean alone, where half of that variance is in the "
         "model's numbers, or a tenth and a factor, an offset, a logarithm or a power of them, "
-        "chosen on half of the groups, has four fifths of the probe's R^2 on the others. A model "
+        "fitted on half of the groups, has four fifths of the probe's R^2 on the others. A model "
         "that says itself that it does not know (mean entropy of its probabilities at least half "
         "of that of equal ones), as one of random weights does, is not judged."
     )
