@@ -67,6 +67,22 @@ def test_a_third_in_bgr_is_found_on_the_rows_that_a_good_model_gets_wrong() -> N
     assert not scanned(net, faint, label).findings
 
 
+@pytest.mark.parametrize(("k", "shift"), [(2, -0.1), (3, -0.1), (5, -0.08)])
+def test_rows_beyond_a_shifted_threshold_are_in_no_other_form(k: int, shift: float) -> None:
+    """Classes by mean brightness; faint or bright rows are wrong, and a power moves them back."""
+    net = nn.Linear(64, k).requires_grad_(False)
+    net.weight.copy_(20 / 64 * torch.arange(k).float()[:, None].expand(k, 64))
+    edges = torch.cat([torch.zeros(1), torch.linspace(0.3, 0.7, k - 1).cumsum(0)])
+    net.bias.copy_(-20 * edges)
+    level = 0.05 + 0.9 * torch.rand(600, 1, generator=torch.Generator().manual_seed(3))
+    x = (level + 0.12 * noise(600, 64)).clamp(0, 1)
+    label = net(x).argmax(1)
+    net.bias[1:] -= 20 * shift
+    assert 0.85 < float((net(x).argmax(1) == label).double().mean()) < 0.95
+    (check,) = scanned(net, x, label).json()["checks"]
+    assert (check["state"], "constant on the logit" in check["reason"]) == ("clear", True)
+
+
 def test_channels_in_another_order_are_seen_at_the_first_norm_without_labels() -> None:
     draw = torch.Generator().manual_seed(0)
     torch.manual_seed(0)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
+from sonde.findings._class_offset import mended_by_offset
 from sonde.findings._input_forms import LINES, Change, Inputs, changes, column_changes
 from sonde.findings._number_answers import number_answers, number_rows
 from sonde.findings._shared import one_per_group, shared_rows, two_logits
@@ -114,6 +115,8 @@ class MendedRows:
         Rows that did not choose.
     wrong : float
         Share of all sampled rows that the model gets wrong.
+    offset : float
+        Share of the rows that a constant on one class's logit mends as well; 0 for numbers.
     """
 
     form: Tried
@@ -122,6 +125,7 @@ class MendedRows:
     p: float
     n: int
     wrong: float
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +281,25 @@ def _mended(stream: LiveStream, evidence: Evidence, rows: _Judged) -> MendedRows
         p=float(mannwhitneyu(gain, usual, alternative="greater").pvalue),
         n=len(held),
         wrong=rows.share,
+        offset=_by_offset(stream, bad, good, chooses) if evidence.data.target is None else 0.0,
     )
+
+
+def _by_offset(stream: LiveStream, bad: SmallBatches, good: SmallBatches, chooses: Tensor) -> float:
+    """Return the share of the wrong rows that a constant on one class's logit mends."""
+    given = [_given(stream, small) for small in (bad, good)]
+    truth = bad.together(range(len(bad))).label
+    if given[0] is None or given[1] is None or len(truth) != len(chooses):
+        return 0.0
+    wrong, right = (two_logits(logits).double() for logits in given if logits is not None)
+    return mended_by_offset(wrong, truth.clamp(max=wrong.shape[1] - 1), right, chooses)
+
+
+def _given(stream: LiveStream, small: SmallBatches) -> Float[Tensor, "row class"] | None:
+    """Return the logits of rows as they are; None if they are not known."""
+    found = [_logits(_observe(stream, batch, {}), stream) for batch in _chunks(small)]
+    known = [logits for logits in found if logits is not None]
+    return torch.cat(known) if len(known) == len(found) else None
 
 
 def _norms(stream: LiveStream) -> list[tuple[str, nn.modules.batchnorm._BatchNorm]]:
