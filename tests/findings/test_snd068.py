@@ -67,7 +67,10 @@ def changed(change: Callable[[Any], object]) -> nn.Module:
 
 def ended(net: nn.Module, label: Tensor | None = None) -> Check:
     x, own = rows()
-    label = own if label is None else label
+    return ended_on(net, x, own if label is None else label)
+
+
+def ended_on(net: nn.Module, x: Tensor, label: Tensor) -> Check:
     stream = sonde.read(net, [{"x": r, "label": int(k)} for r, k in zip(x, label, strict=True)])
     assert isinstance(stream, LiveStream)
     evidence = evidence_of(stream)
@@ -130,3 +133,19 @@ def test_the_model_is_as_it_was_after_the_trials() -> None:
     assert all(torch.equal(net.state_dict()[k], w) for k, w in weights.items())
     assert {m.eps for m in net.modules() if isinstance(m, nn.LayerNorm)} == {3.0}
     assert not any(m._forward_hooks for m in net.modules())
+
+
+@pytest.mark.truth("planted: leaky activations in a net that was right with ReLU")
+def test_a_small_net_that_is_mostly_right_is_tried_on_more_rows() -> None:
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Linear(DIM, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU())
+    net.append(nn.Linear(24, 5)).requires_grad_(False).eval()
+    for i in (0, 2, 4):
+        net.get_parameter(f"{i}.weight").mul_(6)
+    x = torch.randn(900, DIM)
+    label = net(x).argmax(1)
+    assert_clear(ended_on(net, x, label))
+    net[1], net[3] = nn.LeakyReLU(0.05), nn.LeakyReLU(0.05)
+    assert 0.9 < float((net(x).argmax(1) == label).double().mean()) < 0.97
+    finding = assert_raised(ended_on(net, x, label), "warning")
+    assert "elu for LeakyReLU at 1 and 1 more" in finding.sentence

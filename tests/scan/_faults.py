@@ -16,6 +16,7 @@ from findings import _nets as nets
 from narrow import expect
 from scan import _plants as states
 from scan import _plants_answers as answers
+from scan import _unnamed_nets as unnamed
 from scan._plants import Plant, Scan, digits, net, read_texts, relabelled, rows, scan
 from scan._zoo import SEEDS, PatchNet, digit_net, quiet
 from sonde.report import Report
@@ -343,3 +344,24 @@ def _of_labels() -> Iterator[Fault]:
         "a third of one class mislabelled", ("SND034",), lambda: relabelled(_fours_called_nines),
         lambda: relabelled(states.true),
     )  # fmt: skip
+    yield Fault(
+        "a tenth of the pictures in BGR", ("SND015",), lambda: _coloured(0.1), lambda: _coloured(0)
+    )
+    yield Fault(
+        "leaky activations for ReLU", ("SND068",), lambda: _perceptron(0.5), lambda: _perceptron(0)
+    )
+
+
+def _coloured(share: float) -> Report:
+    x = unnamed.colours().x
+    swapped = torch.rand(len(x), generator=torch.Generator().manual_seed(11)) < share
+    return unnamed.colours().scan(x=torch.where(swapped[:, None, None, None], x.flip(1), x))
+
+
+def _perceptron(slope: float) -> Report:
+    def change(module: nn.Module) -> None:
+        for name, part in list(module.named_modules()):
+            if isinstance(part, nn.ReLU):
+                module.set_submodule(name, nn.LeakyReLU(slope))
+
+    return unnamed.perceptron().scan(change if slope else None)

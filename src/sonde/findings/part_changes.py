@@ -32,7 +32,7 @@ ACTIVATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "elu": functional.elu,
-    "leaky_relu": functional.leaky_relu,
+    "leaky_relu of slope 0.01": functional.leaky_relu,
     "square of relu": lambda x: functional.relu(x).square(),
 }
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")

@@ -35,6 +35,7 @@ LONGEST: Final = 128
 FEW_TEXTS, FEW_TOKENS, FEW_ROWS = 3, 64, 64
 USUAL, DEEP = 3e11, 6e12  # operations; where answers suffer ten times the usual
 LEAST_CHANGES: Final = 20
+CHEAP, BETTER = 200_000, 0.97  # weights of a small model, and an accuracy that is fine
 KEPT: Final = 3
 HOPE: Final = 0.02
 UNTRAINED: Final = 0.5
@@ -81,9 +82,11 @@ class PartTrials:
 def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
     """Try changes of parts where answers suffer; returns the reason where nothing was tried."""
     reason, causal = _suffers(evidence), stream.model.task == "causal"
-    if reason and not (causal and reason == COUNTS):
+    cheap = evidence.model is not None and evidence.model.n_parameters < CHEAP
+    if reason and not (causal and reason == COUNTS) and not (cheap and _may_gain(evidence, reason)):
         return reason
-    chosen = chosen_examples(stream, TEXTS if causal else ROWS, evidence.data.seed)
+    rows = TEXTS if causal else 3 * ROWS if cheap else ROWS  # a small gain takes more rows
+    chosen = chosen_examples(stream, rows, evidence.data.seed)
     small = small_batches(stream.model, stream.inputs, chosen, LONGEST if causal else None)
     small = replace(small, singles=small.singles[: TEXTS // 2] if causal else small.singles)
     if len(small) < 2 * LEAST:
@@ -116,6 +119,12 @@ def _suffers(evidence: Evidence) -> str:
     return "" if lags else PROBE
 
 
+def _may_gain(evidence: Evidence, reason: str) -> bool:
+    """Return whether a classifier that is as right as a probe could still be better."""
+    found = class_answers(evidence)
+    return reason == PROBE and not isinstance(found, str) and found.accuracy < BETTER
+
+
 def _searched(
     stream: LiveStream, evidence: Evidence, small: SmallBatches, budget: float
 ) -> PartTrials | str:
@@ -130,8 +139,9 @@ def _searched(
     )
     few = runs.few(even)
     reference = float(few.loss_of(temperature, few.logits(few.every), few.every).mean())
-    first = part_changes(stream)[: int(budget / max(1.0, few.cost))]
-    if len(first) < LEAST_CHANGES:
+    every = part_changes(stream)
+    first = every[: int(budget / max(1.0, few.cost))]
+    if len(first) < min(LEAST_CHANGES, len(every)):
         return "the model is too large to try changes of its parts; --deep tries them"
     tried = [(few.mean(change, few.every), change) for change in first]
     hopes = [t for t in tried if t[0] < (1 - HOPE) * reference]

@@ -41,15 +41,16 @@ class SND068(Rule):
     )
     fix: ClassVar[str] = "Make the change named, in the code or in the checkpoint."
     how: ClassVar[str] = (
-        "Asked where a classifier lags a probe of its layers or is wrong on a tenth of the rows, "
-        "where a regression errs more than such a probe, and of language models of up to 40 "
-        "million weights always. Up to 256 rows, or 32 texts of 128 tokens: on half of them "
-        "parts of blocks are left out, weakened, strengthened or turned, and activations, the eps "
-        "of norms, the base and layout of rotated positions, the order of blocks and layers of one "
-        "shape are exchanged. The best is judged on the other half: its loss must be a tenth (of "
-        "tokens a twentieth) below that of the model at its best temperature (paired t test, "
-        "0.1 %), and a classifier's accuracy must rise by 2 points. A language model must still "
-        "not see later tokens, and do better than the tokens' frequencies."
+        "Asked where a classifier lags a probe of its layers or is wrong on a tenth of the rows "
+        "(of less than 200,000 weights: on three in a hundred), where a regression errs more than "
+        "such a probe, and of language models of up to 40 million weights always. Up to 256 rows "
+        "(768 of a model of less than 200,000 weights), or 32 texts of 128 tokens: on half of "
+        "them parts of blocks are left out, weakened, strengthened or turned, and activations, "
+        "the eps of norms, the base and layout of rotated positions, the order of blocks and "
+        "layers of one shape are exchanged. The best is judged on the other half: its loss must "
+        "be a tenth (of tokens a twentieth) below that of the model at its best temperature "
+        "(paired t test, 0.1 %), and a classifier's accuracy must rise by 2 points. A language "
+        "model must still not see later tokens, and do better than the tokens' frequencies."
     )
     false_positives: ClassVar[str] = (
         "A small model that was trained too briefly can gain from a weaker block."
