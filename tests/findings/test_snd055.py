@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import ks_2samp
 
 from findings._evidence import evidence_of
@@ -35,11 +36,13 @@ def _side(table: Table) -> Evidence:
     def rows(names: Sequence[str]) -> Any:
         return lambda examples: {k: [table[k][i] for i in examples] for k in names}
 
-    facts = {"inputs": inputs, "key_columns": rows([*table])}
-    facts |= {"own_columns": rows([k for k in table if k not in inputs])}
+    facts = {"inputs": inputs, "key_columns": rows([k for k in table if k != "label"])}
+    facts |= {"own_columns": rows([k for k in table if k not in (*inputs, "label")])}
     x = np.stack([np.asarray(table[k], dtype=float) for k in inputs], 1)
     ids = [f"{i}-{x[i].sum():.9f}" for i in range(n)]
-    return evidence_of(np.nan_to_num(x), ids=ids, keys=[i.encode() for i in ids], facts=facts)
+    known = {"label": torch.tensor(table["label"])} if "label" in table else {}
+    keys = [i.encode() for i in ids]
+    return evidence_of(np.nan_to_num(x), ids=ids, keys=keys, facts=facts, **known)
 
 
 def _check(mine: Table, theirs: Table) -> tuple[Check, Evidence]:
@@ -116,6 +119,22 @@ def test_a_shift_of_half_a_spread_is_seen_among_sixty_columns() -> None:
     mine, theirs = _table(6, 300), _table(7, 300)
     theirs["c4"] = theirs["c4"] + 0.5 * np.std(theirs["c4"])
     assert [(m.column, m.kind) for m in _moves(mine, theirs).values()] == [("c4", "shift")]
+
+
+def _labelled(seed: int, share: float) -> dict[str, Any]:
+    table = _table(seed, 500)
+    label = (np.random.default_rng(50 + seed).random(500) < share).astype(int)
+    for i in range(4):
+        table[f"c{i}"] = table[f"c{i}"] + 2 * label * np.std(table[f"c{i}"])
+    return table | {"label": label.tolist()}
+
+
+@pytest.mark.truth("planted: shares of labels that moved, and a column raised by half its spread")
+def test_columns_that_go_with_the_label_do_not_move_where_its_shares_do() -> None:
+    mine, theirs = _labelled(20, 0.3), _labelled(21, 0.7)
+    assert _moves(mine, theirs) == {}
+    theirs["c1"] = theirs["c1"] + 0.6 * np.std(theirs["c1"])
+    assert list(_moves(mine, theirs)) == ["c1"]
 
 
 def test_missing_values_are_told_and_a_column_beside_the_inputs_is_a_note() -> None:

@@ -9,18 +9,21 @@ from typing import Any, Final, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import chi2, fisher_exact, ks_2samp, mannwhitneyu
+from scipy.stats import fisher_exact, ks_2samp, mannwhitneyu
 
 from sonde.data.numbers import as_number
 from sonde.findings._once import once
 from sonde.findings._shared import one_per_group, shared_rows
 from sonde.findings._text import listed, number, percent, shortened
+from sonde.findings._versus_labels import share_chance
 from sonde.findings.evidence import Evidence
+from sonde.findings.labels import class_name
 from sonde.stats.adjusted_p import adjusted_p
 
 LEAST_ROWS: Final = 50
 MOST_VALUES: Final = 50
 MOST_COLUMNS: Final = 300
+LABELS_MOVED: Final = 0.01
 FACTORS: Final = {
     10.0: "", 100.0: "", 1000.0: "", 25.4: "inches to millimetres",
     2.54: "inches to centimetres", 0.3048: "feet to metres", 0.45359237: "pounds to kilograms",
@@ -82,6 +85,12 @@ class _Side:
 
     columns: Mapping[str, Sequence[Any]]
     confirms: Bool[np.ndarray, "row"]
+    labels: Sequence[str] = ()
+
+    def of(self, rows: Sequence[int]) -> "_Side":
+        """Return these rows alone."""
+        columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
+        return _Side(columns, self.confirms[list(rows)], [self.labels[i] for i in rows])
 
 
 @once
@@ -89,7 +98,7 @@ def column_comparison(evidence: Evidence) -> ColumnComparison | str:
     """Return how the columns of OTHER moved, or the reason why they are not compared."""
     if evidence.versus is None:
         return "there is no second data set (--versus OTHER)"
-    sides = (_side(evidence), _side(evidence.versus.other))
+    sides = _of_equal_labels(_side(evidence), _side(evidence.versus.other))
     names = [name for name in sides[0].columns if name in sides[1].columns]
     if not names:
         return "the two data sets share no columns of numbers, words or texts"
@@ -133,6 +142,7 @@ def _side(evidence: Evidence) -> _Side:
     shared, data = shared_rows(evidence), evidence.data
     if shared.order is None or data.own_columns is None:
         return _Side({}, np.zeros(0, dtype=bool))
+    label = shared.column("label")
     rows = one_per_group(shared.group)
     examples = shared.order[rows].tolist()
     found: dict[str, Sequence[Any]] = {}
@@ -140,7 +150,38 @@ def _side(evidence: Evidence) -> _Side:
         inputs = data.key_columns(examples)
         found |= {name: inputs[name] for name in data.inputs if name in inputs}
     found |= data.own_columns(examples)
-    return _Side(found, (shared.group[rows] % 2 == 1).numpy())
+    known = label is not None and bool((label[rows] >= 0).all())
+    names = (
+        [class_name(data, k) for k in label[rows].tolist()] if known and label is not None else ()
+    )
+    return _Side(found, (shared.group[rows] % 2 == 1).numpy(), names)
+
+
+def _of_equal_labels(mine: _Side, theirs: _Side) -> tuple[_Side, _Side]:
+    """Return both sides, thinned to equal shares of labels where these moved.
+
+    Columns that go with the label move with its shares; SND054 tells these. Each label keeps the
+    smaller of its two shares.
+    """
+    if not (mine.labels and theirs.labels):
+        return mine, theirs
+    counts = [Counter(side.labels) for side in (mine, theirs)]
+    common = sorted(counts[0].keys() & counts[1].keys())
+    table = np.array([[c[name] for name in common] for c in counts], dtype=float)
+    if len(common) < 2 or share_chance(table) >= LABELS_MOVED:
+        return mine, theirs
+    wanted = (table / table.sum(1, keepdims=True)).min(0)
+    thinned: list[_Side] = []
+    for side, count in zip((mine, theirs), table, strict=True):
+        kept = dict(zip(common, np.floor(wanted * (count / wanted).min()).astype(int), strict=True))
+        seen: Counter[str] = Counter()
+        rows: list[int] = []
+        for i, name in enumerate(side.labels):
+            if seen[name] < kept.get(name, 0):
+                rows.append(i)
+            seen[name] += 1
+        thinned.append(side.of(rows))
+    return thinned[0], thinned[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,10 +247,15 @@ class Words:
         table = np.array([[c[name] for name in names] for c in counts], dtype=float)
         if len(names) < 2:
             return []
-        expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
-        p = float(chi2.sf(((table - expected) ** 2 / expected).sum(), len(names) - 1))
         shares = table / table.sum(1, keepdims=True)
-        return [_Test(self, "new values", p, float(np.abs(shares[0] - shares[1]).sum() / 2))]
+        return [
+            _Test(
+                self,
+                "new values",
+                share_chance(table),
+                float(np.abs(shares[0] - shares[1]).sum() / 2),
+            )
+        ]
 
 
 @dataclass(frozen=True, eq=False)

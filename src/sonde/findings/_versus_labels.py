@@ -70,10 +70,10 @@ def _difference(
         return None
     table = np.stack([mine[kept], theirs[kept]])
     shares = table / table.sum(1, keepdims=True)
-    return float(np.abs(shares[0] - shares[1]).sum() / 2), _chance(table)
+    return float(np.abs(shares[0] - shares[1]).sum() / 2), share_chance(table)
 
 
-def _chance(table: Float[np.ndarray, "side class"] | Int[np.ndarray, "side class"]) -> float:
+def share_chance(table: Float[np.ndarray, "side class"] | Int[np.ndarray, "side class"]) -> float:
     """Return the chance of a table of counts by Pearson's test, if both rows have equal shares."""
     expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
     statistic = float(((table - expected) ** 2 / expected).sum())
