@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sonde.train import Contrast, similarity_smoothing
 from sonde_studies._recipe_data import shuffled_digits
-from sonde_studies.recipes._parts import linear_head
+from sonde_studies.parts.heads import linear_head
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
