@@ -143,6 +143,7 @@ STUDIES: dict[str, str] = {
     "stacked-blocks": "StackedBlocksStudy",
     "stage-swap": "StageSwapStudy",
     "step-sharing": "StepSharingStudy",
+    "structured-transfer": "StructuredTransferStudy",
     "subpopulation-curve": "SubpopulationCurveStudy",
     "subspace-patch": "SubspacePatchStudy",
     "superposed-generate": "SuperposedGenerateStudy",

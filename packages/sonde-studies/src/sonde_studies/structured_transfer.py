@@ -1,0 +1,118 @@
+"""A narrow convolutional net that is taught the maps of a wide one, and what lies between its maps.
+
+All arms see few digits, their labels and the wide net's answers; some see its maps too.
+"""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from sonde.train import Distil, StructuredTransfer
+from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import digit_images, drawn, learn_labels, minimise
+
+FEW, FIT, STEPS, TINY, WIDE, NARROW = 100, 1_200, 300, 4, 16, 4
+ARMS = {"answers": (0.0, 0.0), "inside": (1.0, 0.0), "between": (0.0, 1.0), "both": (1.0, 1.0)}
+Maps = list[Tensor]
+
+
+@final
+class StructuredTransferStudy(Study):
+    """One narrow net taught by answers, by maps, by relations of maps, and by both."""
+
+    name = "structured-transfer"
+    title = "do a teacher's maps teach a narrow net more than its answers?"
+    paper = "liu2020skt"
+    fidelity = "digits are named in place of crowds counted; both nets have three maps"
+    data = "digits: 1,200 for the teacher, 100 of them for the narrow net, 597 to judge"
+    claims = (
+        Claim("inside", "The maps of each layer teach more than the answers alone.",
+              "accuracy, maps and answers less answers"),
+        Claim("between", "So do the relations between layers.",
+              "accuracy, relations and answers less answers"),
+        Claim("both", "Both together teach more than the answers alone.",
+              "accuracy, both and answers less answers"),
+        Claim("teacher", "The teacher's maps teach more than those of an untrained net.",
+              "accuracy, both less both of an untrained net"),
+    )  # fmt: skip
+    null = Claim("order", "Another order of the batches changes nothing.",
+                 "accuracy of two trainings on answers, difference")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Train the wide net, and each arm of the narrow one."""
+        x, label = digit_images(seed)
+        steps = TINY if tiny else STEPS
+        tick("teacher")
+        teacher, untrained = (drawn(lambda: _Net(WIDE), s) for s in (seed, seed + 1_000))
+        learn_labels(teacher, x[:FIT], label[:FIT], steps=steps, seed=seed)
+        with torch.no_grad():
+            maps, other = (net.maps(x[:FEW]) for net in (teacher, untrained))
+            answers = teacher.named(maps)
+        found = {"teacher": _accuracy(teacher, x, label)}
+        arms = {arm: (maps, weights, seed) for arm, weights in ARMS.items()}
+        arms["untrained"] = (other, ARMS["both"], seed)
+        arms["another order"] = (maps, ARMS["answers"], seed + 1_000)
+        for arm, (wanted, weights, order) in arms.items():
+            tick(arm)
+            net = drawn(lambda: _Net(NARROW), seed)
+            _learn(net, x, label, answers, wanted, weights, seed, order, steps)
+            found[arm] = _accuracy(net, x, label)
+        return {
+            **{arm: found[arm] - found["answers"] for arm in ("inside", "between", "both")},
+            "teacher": found["both"] - found["untrained"],
+            "order": found["another order"] - found["answers"],
+            **{f"accuracy | {arm}": v for arm, v in found.items()},
+        }
+
+
+class _Net(nn.Module):
+    """Three maps of ``width``, twice and twice as many channels, and a linear head on the last."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, width, 3, padding=1)
+        self.second = nn.Conv2d(width, 2 * width, 3, 2, padding=1)
+        self.third = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
+        self.head = nn.Linear(2 * width * 16, 10)
+
+    def maps(self, x: Tensor) -> Maps:
+        """Return the map of each layer."""
+        one = self.first(x).relu()
+        two = self.second(one).relu()
+        return [one, two, self.third(two).relu()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.named(self.maps(x))
+
+    def named(self, maps: Maps) -> Tensor:
+        """Return the logits of the last map."""
+        return self.head(maps[-1].flatten(1))
+
+
+def _learn(
+    net: _Net,
+    x: Tensor,
+    label: Tensor,
+    answers: Tensor,
+    wanted: Maps,
+    weights: tuple[float, float],
+    seed: int,
+    order: int,
+    steps: int,
+) -> None:
+    distil, dims = Distil(1.0), [(NARROW, WIDE), *[(2 * NARROW, 2 * WIDE)] * 2]
+    transfer = drawn(lambda: StructuredTransfer(dims, *weights), seed)
+
+    def loss(rows: Tensor) -> Tensor:
+        maps = net.maps(x[rows])
+        value = distil(net.named(maps), answers[rows], label[rows])
+        return value + transfer(maps, [m[rows] for m in wanted]) if any(weights) else value
+
+    trained = [*net.parameters(), *transfer.parameters()]
+    minimise(loss, trained, FEW, steps=steps, seed=order)
+
+
+@torch.no_grad()
+def _accuracy(net: _Net, x: Tensor, label: Tensor) -> float:
+    return float((net(x[FIT:]).argmax(1) == label[FIT:]).double().mean())
