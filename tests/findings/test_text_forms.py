@@ -46,3 +46,15 @@ def test_fewer_characters_are_no_gain_by_themselves_and_the_right_form_gains_mos
     forms = found(lambda t: html.escape(t.replace(" ", " & ", 2)))
     best = min(forms.losses, key=lambda words: float(forms.losses[words].mean()))
     assert FORMS[best][0] == "text = html.unescape(text)"
+
+
+@pytest.mark.truth("Python's own codecs, and a text that is as it should be")
+def test_signs_whose_bytes_were_read_as_letters_are_mended_one_by_one() -> None:
+    _, as_utf8 = FORMS["read as UTF-8"]
+    text = "It’s a café – 漢, 𝄞 and ß… ‘so’."
+    assert as_utf8(text.encode().decode("latin-1")) == text
+    usual = "Zoë’s – naïve „weiß.“ costs €5…"
+    assert as_utf8(usual.encode().decode("cp1252")) == usual
+    assert as_utf8(usual) == usual
+    cut = "it’s cut".encode().decode("latin-1") + "\xe2\x80"
+    assert as_utf8(cut) == "it’s cut\xe2\x80"

@@ -37,15 +37,21 @@ def _sentences(text: str) -> str:
 
 
 def _as_utf8(text: str) -> str:
-    """Return a text whose UTF-8 was read as one letter for each byte."""
-    for encoding in ("latin-1", "cp1252"):
-        try:
-            return text.encode(encoding).decode("utf-8")
-        except UnicodeError:
-            continue
-    return text
+    """Return a text whose UTF-8 was read as one letter for each byte, sign by sign."""
+    encoding = "latin-1" if re.search("[\x80-\x9f]", text) else "cp1252"
+    return _BYTES.sub(lambda m: _decoded(m[0], encoding), text)
 
 
+def _decoded(signs: str, encoding: str) -> str:
+    try:
+        return signs.encode(encoding).decode("utf-8")
+    except UnicodeError:
+        return signs
+
+
+_NEXT: Final = "[\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
+_BYTES: Final = re.compile(f"[\xc2-\xdf]{_NEXT}|[\xe0-\xef]{_NEXT}{{2}}|[\xf0-\xf4]{_NEXT}{{3}}")
+"""The bytes of one sign in UTF-8, as letters of Latin-1 or of Windows' code page."""
 _STRAIGHT = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "–": "-", "—": "-"})
 
 FORMS: Final[Mapping[str, tuple[str, Form]]] = {
