@@ -151,12 +151,15 @@ class DoubtfulLabels:
         Share of the neighbours with that class.
     n : int
         Rows that were looked at.
+    n_clear : int
+        Rows whose neighbours and whose probe alone say so.
     """
 
     row: Int[Tensor, "row"]
     named: Int[Tensor, "row"]
     share: Float[Tensor, "row"]
     n: int
+    n_clear: int
 
 
 @once
@@ -179,11 +182,13 @@ def doubtful_labels(evidence: Evidence) -> DoubtfulLabels:
     agrees = found.sites[found.best].predicted == named
     clear = (own == 0) & (count >= 0.9 * k)
     likely = (own <= 0.2 * k) & (count >= 0.6 * k) & _model_names(evidence, found, named)
-    wrong = (clear | likely) & (named != truth) & agrees
+    clear, likely = clear & agrees, likely & agrees & (named != truth)
+    wrong = clear | likely
     row = torch.nonzero(wrong).flatten()
     share = count[row].double() / k
     row = row[torch.argsort(share, descending=True, stable=True)]
-    return DoubtfulLabels(row, named[row], count[row].double() / k, found.n_rows)
+    shares = count[row].double() / k
+    return DoubtfulLabels(row, named[row], shares, found.n_rows, int(clear.sum()))
 
 
 def _model_names(

@@ -35,16 +35,17 @@ class SND034(LabelRule):
     fix: ClassVar[str] = "Look at the rows listed, and correct or drop those whose label is wrong."
     how: ClassVar[str] = (
         "At the site of best labels: none of the 10 nearest rows of other groups has the row's "
-        "label, at least 9 share another one, and the held-out classifier names that one too. Six "
-        "neighbours are enough, at most 2 of them with the row's label, where the model itself "
-        "answers that class at least as surely as it does for the rows of that class on average. "
-        "Healthy data show up to 0.6 % of such rows, so the count must also be improbable at that "
-        "share. About three in four wrong labels are found this way, nine in ten with the answers "
-        "of a model that did not learn them. Labels that are wrong in one "
-        "direction: of the rows that the held-out classifier gives one class, at least 20 % are "
-        "labelled as another class, more than the reverse, and they lie as far on its side as its "
-        "own rows (medians within a quarter), on each half of the groups; chance below 0.001 over "
-        "all pairs of classes, over the rows that lie as far as 19 of 20 of the own ones."
+        "label, at least 9 share another one, and the held-out classifier names that one too. "
+        "Healthy data show up to 0.6 % of such rows, so their count must also be improbable at "
+        "that share. Where it is, rows are listed beside them of which six neighbours say so and "
+        "at most 2 have the row's label, if the model itself answers that class at least as "
+        "surely as it does for the rows of that class on average. About three in four wrong "
+        "labels are found this way, nine in ten with the answers of a model that did not learn "
+        "them. Labels that are wrong in one direction: of the rows that the held-out classifier "
+        "gives one class, at least 20 % are labelled as another class, more than the reverse, and "
+        "they lie as far on its side as its own rows (medians within a quarter), on each half of "
+        "the groups; chance below 0.001 over all pairs of classes, over the rows that lie as far "
+        "as 19 of 20 of the own ones."
     )
     false_positives: ClassVar[str] = (
         "Rare kinds of a class that look like another one to this model; classes that overlap."
@@ -58,10 +59,10 @@ class SND034(LabelRule):
         if found_way is not None:
             return self._in_one_direction(evidence, found, found_way)
         doubt = doubtful_labels(evidence)
-        count, n = len(doubt.row), doubt.n
-        share = count / n
-        low, high = clopper_pearson(count, n)
-        p = float(binom.sf(count - 1, n, self.usual))
+        count, clear, n = len(doubt.row), doubt.n_clear, doubt.n
+        share = clear / n
+        low, high = clopper_pearson(clear, n)
+        p = float(binom.sf(clear - 1, n, self.usual))
         severe = share >= self.warning
         figure = Figure(
             "doubtful_labels",
@@ -76,13 +77,13 @@ class SND034(LabelRule):
             n_groups=found.n_groups,
         )
         if share < self.note or p >= self.level:
-            seen = "no row was listed" if count == 0 else f"{plural(count, 'row')} listed"
+            seen = "no row was listed" if clear == 0 else f"{plural(clear, 'row')} listed"
             return self.clear(figure, f"{seen}; about one wrong label in four is not seen this way")
         examples = examples_at(evidence, doubtful_rows(evidence))
         site = found.sites[found.best]
         sentence = (
-            f"{plural(count, 'row')} of {n:,} ({percent(share)}) at {site.name} lie among rows of "
-            f"one other class and are classified as it; up to {percent(self.usual)} is usual."
+            f"{plural(count, 'row')} of {n:,} ({percent(count / n)}) at {site.name} lie among rows "
+            f"of one other class and are classified as it; up to {percent(self.usual)} is usual."
         )
         return self.raised_with(
             "warning" if severe else "note",
