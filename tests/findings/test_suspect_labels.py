@@ -18,13 +18,18 @@ def _evidence(x: np.ndarray, label: np.ndarray) -> Evidence:
     return evidence_of(torch.tensor(z).float(), label=torch.tensor(label), ids=ids)
 
 
+def _cancer() -> tuple[np.ndarray, np.ndarray]:
+    found = load_breast_cancer(return_X_y=True)
+    return np.asarray(found[0]), np.asarray(found[1])
+
+
 def _examples(evidence: Evidence, rows: torch.Tensor) -> list[int]:
     return examples_at(evidence, label_evidence(evidence).where[rows].tolist())
 
 
 @pytest.mark.truth("the rows of breast_cancer whose labels were changed")
 def test_labels_that_are_wrong_in_one_direction_are_found_and_the_truth_is_clear() -> None:
-    x, truth = load_breast_cancer(return_X_y=True)
+    x, truth = _cancer()
     assert one_way(_evidence(x, truth)) is None
     assert_clear(SND034().check(_evidence(x, truth)))
     label, draw = truth.copy(), np.random.default_rng(0)
@@ -56,7 +61,7 @@ def test_rows_between_two_classes_do_not_hide_labels_that_are_wrong_in_one_direc
 
 @pytest.mark.truth("the rows of breast_cancer whose labels were changed")
 def test_the_planted_check_tells_the_precision_of_the_list() -> None:
-    x, truth = load_breast_cancer(return_X_y=True)
+    x, truth = _cancer()
     label, draw = truth.copy(), np.random.default_rng(1)
     wrong = np.zeros(len(truth), dtype=bool)
     wrong[draw.choice(len(truth), 12, replace=False)] = True

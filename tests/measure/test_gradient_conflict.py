@@ -57,7 +57,7 @@ def test_the_null_is_what_two_halves_of_a_group_give():
     for _ in range(300):
         rows = true + 0.8 * torch.randn(2 * size, 6, generator=draw, dtype=torch.float64)
         halves = [part.mean(0) for part in rows.split(size)]
-        cosines.append(float(torch.cosine_similarity(*halves, 0)))
+        cosines.append(float(torch.cosine_similarity(halves[0], halves[1], 0)))
         both = torch.cat((rows, rows))
         found = gradient_conflict(both, torch.arange(2).repeat_interleave(2 * size))
         nulls.append(float(found.itself[0]))

@@ -1,6 +1,7 @@
 """Fine-tuning with losses at sites, beside the same training without them."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,16 +26,16 @@ def digits():
     return model, open_inputs(model, "sonde:digits/train", limit=50, batch_size=16)
 
 
-def trained(digits, losses=None, **more):
+def trained(digits, losses: Any = None, **more):
     model, examples = digits
-    given = {SITE: RateReduction()} if losses is None else losses
+    given: Any = {SITE: RateReduction()} if losses is None else losses
     return train_arm(model, examples, given, RECIPE, progress=False, **more)
 
 
 @pytest.mark.truth("a training loop of plain torch")
 def test_the_arm_without_losses_is_a_plain_training(digits):
     _model, examples = digits
-    found = trained(digits, {})
+    found, loss = trained(digits, {}), torch.zeros(())
     module = sonde.load("sonde:digits", device="cpu").module.eval()
     adam = torch.optim.Adam(module.parameters(), lr=RECIPE.rate)
     for epoch in range(2):

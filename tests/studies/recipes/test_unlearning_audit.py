@@ -21,12 +21,13 @@ def world():
     draw = torch.Generator().manual_seed(4)
     label = torch.randint(0, 4, (420,), generator=draw)
     x = 2.5 * torch.eye(6)[label] + 0.5 * torch.randn(420, 6, generator=draw)
-    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
+    first, last = nn.Linear(6, 6), nn.Linear(6, 4)
+    net = nn.Sequential(first, nn.ReLU(), last).eval()
     with torch.no_grad():
-        net[0].weight.copy_(torch.eye(6) + 0.1 * torch.randn(6, 6, generator=draw))
-        net[0].bias.fill_(0.1)
-        net[2].weight.copy_(torch.eye(6)[:4])
-        net[2].bias.zero_()
+        first.weight.copy_(torch.eye(6) + 0.1 * torch.randn(6, 6, generator=draw))
+        first.bias.fill_(0.1)
+        last.weight.copy_(torch.eye(6)[:4])
+        last.bias.zero_()
     own = label == 2
     return net, items(x[own], label[own]), items(x[~own], label[~own])
 
