@@ -9,6 +9,7 @@ from tools.faults import kinds
 SOURCE = Path(__file__).parents[2] / "src" / "sonde"
 WRITERS = {
     "atomic_write", "atomic_file", "sealed_file", "write_state", "open_new", "write_dataset",
+    "SoftFileLock",
 }  # fmt: skip
 BESIDE = {"write_text", "write_bytes", "mkstemp", "NamedTemporaryFile", "savez", "tofile"}
 MADE_OF_THEM = "files.durable:atomic_file"

@@ -118,7 +118,7 @@ FINISHED: Mapping[str, Kind] = {
 OF_A_RUN: Mapping[str, Part] = {
     "run: plan": Part("plan.json", "run.passes.ledger:Ledger._start"),
     "run: states": Part("states/*.sonde", "run.passes.ledger:Ledger._write"),
-    "run: lock": Part("lock", "files.lock:RunLock._create"),
+    "run: lock": Part("lock", "files.lock:RunLock.__init__"),
 }
 
 OF_A_STORE: Mapping[str, Part] = {
@@ -137,7 +137,6 @@ NOT_TRIED: Mapping[str, str] = {
     "cli.coding:Decode.run": "the text as it was: no command reads it",
     "layers.saving:save_layers": "safetensors that loads without sonde: no hash",
     "run.fine_tuning.arms:_Keeper._save": "the state of a training: torch reads it, unsealed",
-    "files.lock:RunLock._create_without_links": "the lock where there are no hard links",
     "cli.study:Study._one": "for people and other programs: no command reads it",
     "report._standalone:Svg.save": "for people: no command reads it",
     "run.passes.chain:_write": "a learner's state in a run: tests/run/test_damaged_runs.py",
