@@ -18,6 +18,9 @@ _remarks: ContextVar[list[tuple[str, str]] | None] = ContextVar("remarks", defau
 typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 """What was typed after ``sonde``."""
 
+begun: ContextVar[float] = ContextVar("begun")
+"""When the command began, in seconds since the epoch: before torch was imported."""
+
 
 class CommandFailed(Exception):
     """A command that has said why and ends with a code."""

@@ -6,10 +6,11 @@ Nothing heavy is imported here, so that help is quick and Ctrl-C during imports 
 import gc
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
-from sonde.cli.console import note_interrupted, say, typed
+from sonde.cli.console import begun, note_interrupted, say, typed
 
 USAGE = """sonde: a probe for the hidden states of neural networks
 
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"sonde {__version__}")
         return 0
     typed.set(tuple(words))
+    begun.set(time.time())
     try:
         from sonde.cli.commands import run_command
 

@@ -14,7 +14,16 @@ from sonde.cli._gate import LIMIT, reached
 from sonde.cli._notes import say_notes
 from sonde.cli._presenting import say_document
 from sonde.cli._table import filled, text_width
-from sonde.cli.console import CommandFailed, is_ascii, note, say, say_json, typed, use_color
+from sonde.cli.console import (
+    CommandFailed,
+    begun,
+    is_ascii,
+    note,
+    say,
+    say_json,
+    typed,
+    use_color,
+)
 from sonde.cli.options import (
     Printing,
     Reading,
@@ -117,7 +126,7 @@ class Scan:
 
         if self.no_inputs and self.show_inputs:
             raise InputError("scan: --show-inputs and --no-inputs exclude each other. Give one.")
-        started = time.time()
+        started = begun.get(time.time())
         gate = parse_gate(self.fail_on)
         self._check_gate(gate)
         old = None if self.baseline is None else load_report(self.baseline)
