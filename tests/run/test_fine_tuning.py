@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import Embedding, Linear
 
 import sonde
 from sonde.core import InputError, StateError
@@ -13,6 +14,12 @@ from sonde.measure import rate_reduction
 from sonde.run.fine_tuning.arms import Recipe, _epoch, scoped, train_arm
 from sonde.run.fine_tuning.figures import compared, task_figures, term_values, thinned
 from sonde.run.fine_tuning.losses import attached, listed
+from sonde.run.fine_tuning.low_rank import (
+    adapter_parameters,
+    merge_adapters,
+    rank_in,
+    with_adapters,
+)
 from sonde.tap import live_stream
 from sonde.train import RateReduction
 
@@ -105,8 +112,44 @@ def test_a_scope_moves_its_parameters_alone(digits, scope, inside, outside):
     moving = {name for name, p in module.named_parameters() if p.requires_grad}
     assert inside in moving
     assert outside not in moving
-    with pytest.raises(InputError, match="expected all, norms, layers or top:N, got 'top:0'"):
+    with pytest.raises(
+        InputError, match="expected all, norms, layers, top:N or low-rank:N, got 'top:0'"
+    ):
         scoped(module, "top:0")
+
+
+@pytest.mark.truth("rank of the difference of the weights")
+def test_adapters_change_linear_layers_by_their_rank_and_nothing_else(digits):
+    recipe = replace(RECIPE, scope="low-rank:3")
+    model, examples = digits
+    whole = train_arm(model, examples, {}, recipe, progress=False)
+    before, after = model.module.state_dict(), whole.module.state_dict()
+    assert after.keys() == before.keys()
+    layers = [n for n, part in model.module.named_modules() if isinstance(part, torch.nn.Linear)]
+    for name, x in before.items():
+        if name.removesuffix(".weight") in layers:
+            assert torch.linalg.matrix_rank((after[name] - x).double(), rtol=1e-4) == 3, name
+        else:
+            assert torch.equal(after[name], x), name
+    modules = model.module, whole.module
+    told = [compared(task_figures(model, m, examples), None, "loss")["value"] for m in modules]
+    assert told[1] < 0.9 * told[0]
+
+
+def test_adapters_stay_away_from_weights_that_other_layers_read():
+    embed, head = Embedding(7, 4), Linear(4, 7, bias=False)
+    head.weight = embed.weight
+    mix = torch.nn.MultiheadAttention(4, 2)
+    tied = torch.nn.ModuleDict({"embed": embed, "up": Linear(4, 4), "mix": mix, "head": head})
+    with_adapters(tied, 2, seed=0)
+    assert {name.partition(".")[0] for name in adapter_parameters(tied)} == {"up"}
+    merge_adapters(tied)
+    assert type(tied["up"]) is Linear
+    for scope in ("low-rank", "low-rank:0", "low-rank:2+low-rank:3"):
+        with pytest.raises(InputError, match="low-rank:N with N of at least 1"):
+            rank_in(scope)
+    with pytest.raises(InputError, match="has no linear layer"):
+        with_adapters(torch.nn.Sequential(torch.nn.ReLU()), 2, seed=0)
 
 
 @pytest.mark.truth("accuracy and cross-entropy by torch")

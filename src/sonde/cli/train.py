@@ -71,8 +71,9 @@ class Train:
         str | None,
         named(
             "WORD",
-            "parameters that move: all (default), norms, or top:N (the last N blocks); with "
-            "--insert by default the new layers alone",
+            "parameters that move: all (default), norms, top:N (the last N blocks), or low-rank:N "
+            "(adapters of rank N beside linear layers, by peft); with --insert by default the new "
+            "layers alone",
         ),
     ] = None
     epochs: Annotated[int, tyro.conf.arg(help="passes over the examples")] = 3

@@ -60,7 +60,7 @@ class Scope:
     Range        flags and modes are those from before at the end of the block.
     Cost         none.
     Assumes      ``model.train()`` is called before the block: it wakes frozen batch norms.
-    Differs      from the papers: low-rank adapters are peft's own and need no scope.
+    Differs      from the papers: low-rank adapters are peft's, by ``--scope low-rank:8``.
 
     Parameters
     ----------

@@ -26,6 +26,13 @@ from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent
 from sonde.files.durable import atomic_write
 from sonde.layers import inserted_layers
+from sonde.run.fine_tuning.low_rank import (
+    PREFIX,
+    adapter_parameters,
+    merge_adapters,
+    rank_in,
+    with_adapters,
+)
 from sonde.tap import RowLosses
 from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.training.terms import EMA, Terms, moving_average, training
@@ -50,7 +57,8 @@ class Recipe:
         Of each loss at a site, beside 1 for the task.
     scope : str
         Which parameters move: ``all``, ``norms``, ``layers`` (the inserted ones), ``top:N`` (the
-        last N blocks and what follows), or several as ``norms+layers``.
+        last N blocks and what follows), ``low-rank:N`` (adapters of rank N beside linear layers,
+        merged at the end), or several as ``norms+layers``.
     seed : int
         Draws the order of the examples.
     """
@@ -122,7 +130,9 @@ def train_arm(
     InputError
         If nothing is trained, a loss cannot be computed, or a loss is not finite.
     """
-    module = with_copy(model.module)
+    module, rank = with_copy(model.module), rank_in(recipe.scope)
+    if rank:
+        with_adapters(module, rank, recipe.seed)
     scoped(module, recipe.scope)
     trainee = row_losses(replace(model, module=module), module, examples)
     own = {key: copy.deepcopy(loss) for key, loss in losses.items()}
@@ -161,6 +171,8 @@ def train_arm(
                         average.update_parameters(module)
                     keeper.tick()
                     bar.advance(len(batch))
+    if rank:
+        merge_adapters(module)
     return arm
 
 
@@ -203,10 +215,14 @@ def _in_scope(module: nn.Module, scope: str) -> set[str]:
     elif scope == LAYERS:
         own = {id(p) for layer in inserted_layers(module).values() for p in layer.parameters()}
         wanted = {name for name, p in module.named_parameters() if id(p) in own}
+    elif word == PREFIX:
+        wanted = adapter_parameters(module)
     elif scope == "all":
         wanted = names
     else:
-        raise InputError(f"--scope: expected all, norms, layers or top:N, got {scope!r}.")
+        raise InputError(
+            f"--scope: expected all, norms, layers, top:N or low-rank:N, got {scope!r}."
+        )
     if not wanted:
         raise InputError(f"--scope: {type(module).__name__} has no parameter in {scope!r}.")
     return wanted
