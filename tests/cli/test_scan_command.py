@@ -404,5 +404,10 @@ def test_what_changed_against_an_older_model_follows_the_scan(run, place):
     text = page.read_text()
     assert '<section id="versus_model"' in text
     assert "sonde-compare/1" in text
+    unread = place / "unread.html"
+    lacking = run(*words, "--versus-model", place / "nosuch", "-o", unread)
+    assert "no such model directory" in lacking.error()
+    assert not unread.exists()
+    assert not unread.with_suffix(".run").exists()
     refused = run("scan", "-", place / "rows.npz", "--versus-model", "sonde:digits")
     assert "expected a model and data" in refused.error()

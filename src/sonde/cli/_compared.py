@@ -12,6 +12,7 @@ def compared(
     crew: Workers,
     others: tuple[str, ...] = (),
     progress: bool = True,
+    first: Any = None,
 ) -> dict[str, Any]:
     """Return the comparison of two models, schema ``sonde-compare/1``.
 
@@ -21,14 +22,17 @@ def compared(
         The models as typed, the older one first.
     others : tuple of str
         Sites of the second model; by default those of the first.
+    first : Model, optional
+        The older model, where it is open already.
     """
-    from sonde.data import load, open_inputs
+    from sonde.data import load
     from sonde.run.comparing.compare import compare
     from sonde.run.comparing.two_answers import compare_answers
     from sonde.run.comparing.two_models_document import two_models_document
 
     options = reading.model_options()
-    first, second = (load(word, **options) for word in names)
+    first = load(names[0], **options) if first is None else first
+    second = load(names[1], **options)
     found = compare(
         first,
         second,
@@ -39,9 +43,16 @@ def compared(
         **reading.site_options(),
         **reading.data_options(),
     )
+    inputs = [inputs_of(model, data, reading) for model in (first, second)]
+    answers = compare_answers(first, second, *inputs, progress=progress)
+    return two_models_document(found, answers, names=names, data=data)
+
+
+def inputs_of(model: Any, data: str, reading: Reading) -> Any:
+    """Return the inputs of data as a model reads them, or refuse what it cannot read."""
+    from sonde.data import open_inputs
+
     known = reading.data_options()
     for name in ("check", "logits", "keep_special", "generate"):
         known.pop(name, None)
-    inputs = [open_inputs(model, data, logits=True, **known) for model in (first, second)]
-    answers = compare_answers(first, second, *inputs, progress=progress)
-    return two_models_document(found, answers, names=names, data=data)
+    return open_inputs(model, data, logits=True, **known)

@@ -134,6 +134,7 @@ class Scan:
         self.running.check(directory)
         settings = self._settings(directory, gate)
         model, data = self._source()
+        older = self._older()
         again = Again(
             self.model, self.data or None, self.reading.typed(), is_command=True, other=self.versus
         )
@@ -147,7 +148,7 @@ class Scan:
                 **self.reading.site_options(),
                 **self.reading.data_options(),
             )
-        report = _written(scanned, self.model, started) | self._changed(scanned)
+        report = _written(scanned, self.model, started) | self._changed(scanned, older)
         if self.output is not None:
             save_report(report, self.output)
             if report["partial"] is None and directory is not None:
@@ -166,7 +167,18 @@ class Scan:
             note(_told(self.fail_on, codes, old is not None, _unasked(report, gate)))
         return 1 if codes else 0
 
-    def _changed(self, scanned: Any) -> dict[str, Any]:
+    def _older(self) -> Any:
+        """Return the older model, tried on the data before anything runs; None if none is named."""
+        from sonde.cli._compared import inputs_of
+        from sonde.data import load
+
+        if self.versus_model is None:
+            return None
+        older = load(self.versus_model, **self.reading.model_options())
+        inputs_of(older, self.data, self.reading)
+        return older
+
+    def _changed(self, scanned: Any, older: Any) -> dict[str, Any]:
         """Return what changed against an older model, where one was named and the scan is whole."""
         from sonde.cli._compared import compared
 
@@ -174,7 +186,9 @@ class Scan:
             return {}
         progress = not self.printing.quiet
         names = (self.versus_model, self.model)
-        found = compared(names, self.data, self.reading, self.running, progress=progress)
+        found = compared(
+            names, self.data, self.reading, self.running, progress=progress, first=older
+        )
         return {"versus_model": found}
 
     def _check_files(self) -> Path | None:
