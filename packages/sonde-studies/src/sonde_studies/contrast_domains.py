@@ -1,7 +1,7 @@
-"""Digits at several angles, one angle held out: contrast of units against contrast of concepts.
+"""Contrast of units against contrast of concepts, on digits turned by an angle that is held out.
 
-Rows of one digit at two angles are pulled together, by all units of a layer or by the largest unit
-of each cluster of units that move together.
+A concept is a cluster of units that move together, and its largest unit stands for it. The states
+of one digit at two angles are pulled together, either in all units or in those of the concepts.
 """
 
 from collections.abc import Sequence

@@ -163,7 +163,7 @@ def check_usual(accuracy: float, label: Any) -> tuple[str, ...]:
 
 
 def check_order(recipe: str, accuracy: float, names: Sequence[str]) -> None:
-    """Raise if a model is so often wrong that labels must be in another order than its outputs.
+    """Refuse labels that seem to be numbered otherwise than the outputs of the model.
 
     Raises
     ------

@@ -17,7 +17,7 @@ Nodes = Float[Tensor, "row node place"]
 
 
 def maps_of(recipe: str, model: Model, inputs: ItemInputs, site: str) -> Maps:
-    """Return the maps at a site, one for each picture.
+    """Return the channels of all pictures at a site, as (picture, channel, high, wide).
 
     Raises
     ------
