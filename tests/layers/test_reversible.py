@@ -57,6 +57,19 @@ def test_gradients_are_those_of_stored_columns(block):
         torch.testing.assert_close(mine, plain, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.truth("plain back-propagation through stored columns")
+def test_gradients_under_autocast_are_those_of_stored_columns():
+    found = []
+    for recompute in (True, False):
+        layer, x = made(4, 0.3, recompute=recompute).float(), states().float().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = layer(x).square().sum()
+        loss.backward()
+        found.append([x.grad, *(p.grad for p in layer.parameters())])
+    for mine, plain in zip(*found, strict=True):
+        assert float((mine - plain).norm()) < 1e-3 * float(plain.norm())
+
+
 @pytest.mark.truth("bytes of the tensors that autograd stores")
 def test_memory_does_not_grow_with_the_columns():
     def stored(n, recompute):

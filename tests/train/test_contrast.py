@@ -31,7 +31,8 @@ def test_labels_by_a_loop(kind):
     group = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 0])
     more, more_label = torch.randn(3, 4, generator=generator), torch.tensor([1, 0, 0])
     decoupled = kind in ("decoupled", "alone")
-    loss = Contrast(0.3, "decoupled" if decoupled else "softmax", kind != "alone", memory=3)
+    size = 3 if kind == "memory" else 0
+    loss = Contrast(0.3, "decoupled" if decoupled else "softmax", kind != "alone", memory=size)
     given = {"group": group} if kind == "groups" else {}
     if kind == "hard":
         more_label = torch.tensor([-2, -2, -2])
@@ -149,6 +150,15 @@ def test_places_within_the_radius_and_concepts_are_taken():
         (lambda x: Contrast()(x, prototype=x), "labels beside prototypes"),
         (lambda x: Contrast(prototypes=2)(x), "two views or more"),
         (lambda x: Contrast(concepts=(0, 1, 2))(x), "a concept for each of 2 units"),
+        (
+            lambda x: Contrast()(x[:2].repeat(2, 1), view=torch.tensor([0, 1, 0, 1])),
+            "another order",
+        ),
+        (lambda x: Contrast()(x, view=torch.tensor([0, 0, 1])), "unequal sizes"),
+        (
+            lambda x: Contrast(memory=3)(x, torch.arange(3) // 2, group=torch.arange(3)),
+            "no groups or places beside a memory",
+        ),
     ],
 )
 def test_what_is_refused(make, said):

@@ -1,10 +1,12 @@
 """Old inputs in a subspace: outputs on them stay, whatever the optimiser."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from sonde.core import InputError
+from sonde.core import InputError, SondeWarning
 from sonde.train import SubspaceProjection
 
 
@@ -72,3 +74,16 @@ def test_energy_counts_what_is_known():
     assert memory.ranks[""] == held.shape[1]
     with pytest.raises(InputError, match="expected a batch"):
         memory.remember(layer, [])
+
+
+def test_parameters_that_nothing_holds_are_named():
+    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    memory = SubspaceProjection()
+    memory.remember(net, [torch.randn(5, 3)])
+    made = torch.optim.SGD(net.parameters(), 0.1)
+    told = pytest.warns(SondeWarning, match="2 parameters .*: 1.weight, 1.bias. Freeze")
+    with told, memory.on(net, made):
+        pass
+    net[1].requires_grad_(False)
+    with warnings.catch_warnings(action="error"), memory.on(net, made):
+        pass

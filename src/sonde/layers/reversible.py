@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sonde.core.autocast import is_autocast
 from sonde.core.errors import InputError
 from sonde.layers.layer import Layer
 
@@ -159,6 +160,8 @@ class _Columns(torch.autograd.Function):
     ) -> Tensor:
         ctx.layer, ctx.names = layer, names
         ctx.draws = [[] for _ in layer.columns]
+        kind = x.device.type  # the backward pass computes in the types of the forward pass
+        ctx.types = torch.autocast(kind, torch.get_autocast_dtype(kind), is_autocast(x.device))
         for column, draws in zip(layer.columns, ctx.draws, strict=True):
             x = column(x, draws=draws)
         ctx.save_for_backward(x, *weights)
@@ -166,6 +169,11 @@ class _Columns(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        with ctx.types:
+            return _Columns._recomputed(ctx, *grads)
+
+    @staticmethod
+    def _recomputed(ctx: Any, *grads: Any) -> Any:
         y, *weights = ctx.saved_tensors
         grad, found, stop = grads[0], [], len(weights)
         for column, names, draws in zip(

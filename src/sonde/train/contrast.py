@@ -166,6 +166,11 @@ class Contrast(nn.Module):
             parts.append(self._units(negative))
             marks.append(positive.new_zeros(len(x), len(negative)))
         if self.memory:
+            if group is not None or place is not None:
+                raise InputError(
+                    "Contrast: expected no groups or places beside a memory, which keeps labels "
+                    "alone. Leave out memory, or group and place."
+                )
             own = torch.full((len(x),), -1, device=x.device) if label is None else label
             self._new = (rows.detach(), own)
             if len(self.kept_rows):
@@ -244,7 +249,7 @@ class Contrast(nn.Module):
     def _assigned(self, x: Tensor, view: Tensor | None) -> Tensor:
         """Return the cross entropy of each view to the balanced assignment of the others."""
         assert self.heads is not None
-        n_views = 1 if view is None else int(view.max()) + 1
+        n_views = view_count(x, view)
         if n_views < 2:
             raise InputError("Contrast: expected two views or more for prototypes, got one.")
         rows = normalize(x, dim=1)
@@ -290,9 +295,26 @@ def _together(
         if place is not None:
             same = same & (torch.cdist(place, place) < radius)
         return same
-    n_views = 1 if view is None else int(view.max()) + 1
-    example = torch.arange(len(x), device=x.device) % (len(x) // n_views)
+    example = torch.arange(len(x), device=x.device) % (len(x) // view_count(x, view))
     return example[:, None] == example[None]
+
+
+def view_count(x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None) -> int:
+    """Return the number of views, 1 without a tensor of views.
+
+    Raises
+    ------
+    InputError
+        If the rows are not all of view 0, then as many of view 1, and so on: row i of each view
+        would be taken for the same example.
+    """
+    n = 1 if view is None else int(view.max()) + 1
+    if view is not None and view.tolist() != [v for v in range(n) for _ in range(len(x) // n)]:
+        raise InputError(
+            "Contrast: expected all rows of view 0, then as many of view 1, and so on, got views "
+            f"in another order or of unequal sizes. Sort by view: {view.tolist()[:8]} ..."
+        )
+    return n
 
 
 def similarity_smoothing(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from sonde.core.errors import InputError
-from sonde.train.contrast import Contrast
+from sonde.train.contrast import Contrast, view_count
 
 
 @final
@@ -77,7 +77,7 @@ class LearnedViews(nn.Module):
             All rows of view 0, then all of view 1.
         view : Int[Tensor, "row"]
         """
-        if view is None or int(view.max()) != 1:
+        if view is None or view_count(x, view) != 2:
             raise InputError("LearnedViews: expected two views. Run the model twice before.")
         made = [f(half) for f, half in zip(self.maps, x.chunk(2), strict=True)]
         views = torch.arange(4, device=x.device).repeat_interleave(len(x) // 2)

@@ -4,6 +4,7 @@ For tasks that come one after the other, without old data at hand. Running stati
 are not protected: keep them in eval mode, or for each task apart.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, final
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad, unfold
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeWarning
 from sonde.core.inputs import Model
 from sonde.tap.hooks.session import Session
 
@@ -93,9 +94,16 @@ class SubspaceProjection:
 
     @contextmanager
     def on(self, model: Model | nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[None]:
-        """Project every update of the optimiser inside the block."""
+        """Project every update of the optimiser inside the block.
+
+        Warns
+        -----
+        SondeWarning
+            If the optimiser moves parameters of other layers, which nothing holds.
+        """
         module = model.module if isinstance(model, Model) else model
         layers = {name: _layers(module)[name] for name in self.known}
+        _warn_of_free(module, layers.values(), optimiser)
         before: dict[str, Tensor] = {}
 
         def keep(*_: Any) -> None:
@@ -137,6 +145,24 @@ def _layers(module: nn.Module) -> dict[str, Layer]:
         for name, part in module.named_modules()
         if isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.groups == 1)
     }
+
+
+def _warn_of_free(
+    module: nn.Module, held: Iterable[Layer], optimiser: torch.optim.Optimizer
+) -> None:
+    """Warn of parameters that move unprojected: of norms, embeddings, attention in one matrix."""
+    moved = {id(p) for group in optimiser.param_groups for p in group["params"] if p.requires_grad}
+    moved -= {id(p) for layer in held for p in (layer.weight, layer.bias)}
+    free = [name for name, p in module.named_parameters() if id(p) in moved]
+    if free:
+        first = ", ".join(free[:3]) + (" ..." if len(free) > 3 else "")
+        warnings.warn(
+            f"SubspaceProjection: {len(free)} parameters that the optimiser moves are not of the "
+            f"layers that are held, so answers on old inputs may change: {first}. Freeze them, or "
+            "leave them out of the optimiser.",
+            SondeWarning,
+            stacklevel=4,
+        )
 
 
 @torch.no_grad()
