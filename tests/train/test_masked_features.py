@@ -1,5 +1,7 @@
 """Hidden positions: exact counts, what the loss may look at, and a loop over positions."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.nn.functional import cross_entropy, layer_norm
 
 from sonde.core import InputError
 from sonde.train import MaskedFeatures
+from sonde.train.masked_features import _waves
 
 
 def states(n=5, positions=6, dim=4, seed=0):
@@ -33,15 +36,16 @@ def test_the_error_is_that_of_hidden_positions_alone():
     loss = MaskedFeatures("pixels", rebuilder="conv", width=2)
     mask = loss.hidden(5, 6)
     found = loss(x, target, mask=mask)
-    parts = []
+    parts, gain = [], float(x.square().mean().sqrt())
     for i, j in mask.nonzero().tolist():
-        made = loss.out(loss.rebuilder(loss.empty))
+        angles = (j, j, j / 10_000**0.5, j / 10_000**0.5)
+        place = [(math.sin, math.cos)[k % 2](a) for k, a in enumerate(angles)]
+        made = loss.out(loss.rebuilder(loss.empty + gain * torch.tensor(place, dtype=x.dtype)))
         parts.append((made - target[i, j]).square().mean().item())
     assert found.item() == pytest.approx(sum(parts) / len(parts), rel=1e-10)
     moved = torch.where(mask[..., None], target, target + 7)
     assert torch.equal(loss(x, moved, mask=mask), found)
-    flat = MaskedFeatures("pixels", rebuilder=loss.rebuilder, width=2, positions=6)
-    flat.empty, flat.out = loss.empty, loss.out
+    flat = MaskedFeatures("pixels", rebuilder="conv", width=2, positions=6)
     assert torch.equal(flat(x.flatten(0, 1), target.flatten(0, 1), mask=mask), found)
 
 
@@ -79,8 +83,23 @@ def test_codes_and_a_task_head():
     mask = loss.hidden(5, 6)
     found = loss(x, codes, label, mask).item()
     whole = torch.where(mask[..., None], loss.empty, x)
-    made = loss.rebuilder(whole)
+    made = loss.rebuilder(whole + loss.gain * _waves(x))
     expected = cross_entropy(loss.out(made[mask]), codes[mask])
     rebuilt = torch.where(mask[..., None], made, x)
     assert found == pytest.approx((expected + cross_entropy(head(rebuilt), label)).item())
     assert not any(p is q for p in loss.parameters() for q in head.parameters())
+
+
+@pytest.mark.truth("planted: states that their position alone tells")
+@pytest.mark.parametrize("rebuilder", ["transformer", "conv"])
+def test_positions_are_told_apart(rebuilder):
+    table = 3 * states(1, 8, 16, seed=2).float()
+    loss = MaskedFeatures(rebuilder=rebuilder)
+    loss(table.repeat(2, 1, 1))
+    adam = torch.optim.Adam(loss.parameters(), 1e-2)
+    for _ in range(200):
+        adam.zero_grad()
+        found = loss(table.repeat(16, 1, 1))
+        found.backward()
+        adam.step()
+    assert float(found.detach()) < 0.1  # 1 if all hidden positions are rebuilt alike

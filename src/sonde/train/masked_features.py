@@ -22,8 +22,9 @@ Target = Literal["features", "codes", "embeddings", "pixels"]
 class MaskedFeatures(nn.Module):
     """Error of rebuilding hidden positions, mean over hidden positions, then over rows.
 
-    A learned vector takes the place of hidden positions, a rebuilder (two layers of a transformer,
-    or 1x1 convolutions, that are thrown away later) goes over all. ``features``: squared distance
+    A learned vector takes the place of hidden positions, sines and cosines of the position times a
+    learned gain are added to all, and a rebuilder (two layers of a transformer, or 1x1
+    convolutions, that are thrown away later) goes over them. ``features``: squared distance
     to the hidden rows after a layer norm; ``embeddings``: to the rows ``y`` of another site after a
     layer norm; ``pixels``: to ``y`` as it is; ``codes``: cross entropy of the codes ``y``. No
     gradient goes to targets.
@@ -41,6 +42,7 @@ class MaskedFeatures(nn.Module):
     ratio : float, default=0.5
         Share of positions that are hidden, rounded.
     rebuilder : {"transformer", "conv"} or nn.Module, default="transformer"
+        A module of one's own gets no positions: without any it rebuilds all hidden ones alike.
     width : int, optional
         Of the target, or the number of codes; by default that of ``x``.
     positions : int, optional
@@ -83,7 +85,7 @@ class MaskedFeatures(nn.Module):
             )
         self.target, self.how, self.ratio, self.times = target, how, ratio, times
         self.width, self.positions, self.kind = width, positions, rebuilder
-        self.empty = nn.UninitializedParameter()
+        self.empty, self.gain = nn.UninitializedParameter(), nn.Parameter(torch.zeros(()))
         self.rebuilder = rebuilder if isinstance(rebuilder, nn.Module) else nn.Identity()
         self.out: nn.Module = nn.Identity()
         self._head = (head,)  # not registered: its weights are the model's
@@ -114,6 +116,8 @@ class MaskedFeatures(nn.Module):
         hidden = self.hidden(*x.shape[:2]).to(x.device) if mask is None else mask
         self._build(x)
         whole = torch.where(hidden[..., None], self.empty.to(x.dtype), x)
+        if isinstance(self.kind, str):
+            whole = whole + self.gain.to(x.dtype) * _waves(x)
         made = self.rebuilder(whole)
         if not bool(hidden.any()):
             return 0.0 * made.sum()
@@ -183,6 +187,7 @@ class MaskedFeatures(nn.Module):
         dim = x.shape[2]
         self.empty.materialize((dim,), x.device, x.dtype)
         nn.init.zeros_(self.empty)
+        self.gain.data = x.detach().square().mean().sqrt()  # positions as large as states
         if self.kind == "conv":
             parts = [nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)]
             self.rebuilder = nn.Sequential(*parts).to(x)
@@ -192,6 +197,14 @@ class MaskedFeatures(nn.Module):
             self.rebuilder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).to(x)
         if self.width is not None and self.width != dim:
             self.out = nn.Linear(dim, self.width).to(x)
+
+
+def _waves(x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "pos dim"]:
+    """Return sines and cosines of the position, from a wave of 2 pi to one of 20,000 pi."""
+    place = torch.arange(x.shape[1], device=x.device, dtype=torch.float64)
+    unit = torch.arange(x.shape[2], device=x.device)
+    angle = place[:, None] / 10_000 ** ((unit - unit % 2).double() / x.shape[2])
+    return torch.where(unit % 2 == 0, angle.sin(), angle.cos()).to(x)
 
 
 def _as_wide(loss: MaskedFeatures, state: dict[str, Any], prefix: str, *_: Any) -> None:
