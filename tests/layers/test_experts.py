@@ -111,3 +111,8 @@ def test_weak_and_strong(through):
     gradient = layer.weak.weight.grad / 30
     (found,) = torch.autograd.grad(layer.loss(x, y), layer.weak.weight)
     assert torch.allclose(found, gradient) is not through
+
+
+def test_a_balance_over_no_state_is_refused():
+    with pytest.raises(InputError, match="expected a real state, got none"):
+        Experts(4).balance(torch.randn(2, 3, 4), torch.zeros(2, 3, dtype=torch.bool))

@@ -65,3 +65,9 @@ def test_pearson():
         assert float(found[i]) == pytest.approx((1 - r) / 2, abs=1e-12)
     torch.testing.assert_close(SecondOrder("pearson", 9)(3.0 * a + 2.0, b), found)
     assert SecondOrder("pearson", 9)(a, -2.0 * a).tolist() == pytest.approx([1.0] * 4)
+
+
+def test_products_over_no_token_are_refused():
+    x = torch.randn(2, 3, 4)
+    with pytest.raises(InputError, match="a real token in every row, got none in 0"):
+        SecondOrder("gram", 4, 4)(x, x, mask=torch.tensor([[False] * 3, [True] * 3]))

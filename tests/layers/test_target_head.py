@@ -67,5 +67,7 @@ def test_tokens():
     assert head.maps(x).shape == (2, 6, 3)
     with pytest.raises(InputError, match="2 real tokens"):
         head(x, mask=torch.arange(6).expand(2, 6) < 1)
+    with pytest.raises(InputError, match="2 real tokens in a row, got 1"):
+        head(x[:, :1])
     with pytest.raises(ShapeError, match="width=5"):
         head(x, draw(3, 4))

@@ -108,3 +108,9 @@ def test_usage_and_messages():
         layer.decode(torch.tensor([[8]]))
     with pytest.raises(InputError, match="nearest codes"):
         VectorQuantizer(3, 4, k=5)
+
+
+@pytest.mark.parametrize("parameters", [{"stages": 2, "k": 3}, {"kind": "scalar"}])
+def test_no_rows_stay_no_rows(parameters):
+    layer = VectorQuantizer(4, 5, **parameters).train()
+    assert layer(torch.empty(0, 3, 4)).shape == (0, 3, 4)

@@ -128,6 +128,8 @@ class Experts(Layer):
             True for real states.
         """
         rows = x.reshape(-1, self.dim) if mask is None else x[mask]
+        if not len(rows):
+            raise InputError("Experts.balance: expected a real state, got none.")
         chosen = (self.shares(rows) > 0).to(x.dtype).mean(0) / self.k
         assert self.line is not None
         return self.free * (chosen * self.line(rows).softmax(-1).mean(0)).sum()

@@ -132,7 +132,7 @@ class Layer(nn.Module):
 
     def _check_mask(self, mask: Any, x: Any) -> None:
         """Refuse a mask that is not boolean, does not fit the states, or leaves a row empty."""
-        if len(self.layout) > 1 or not isinstance(mask, Tensor) or not isinstance(x, Tensor):
+        if not isinstance(mask, Tensor) or not isinstance(x, Tensor):
             return
         if mask.dtype != torch.bool:
             raise ShapeError(
@@ -140,12 +140,12 @@ class Layer(nn.Module):
                 f"used, got {mask.dtype}. Pass mask.bool()."
             )
         n = mask.ndim
-        if n < x.ndim and mask.shape != x.shape[:n]:
+        if len(self.layout) == 1 and n < x.ndim and mask.shape != x.shape[:n]:
             raise ShapeError(
                 f"{type(self).__name__}.forward: expected a mask {tuple(x.shape[:n])} as the "
                 f"states, got {tuple(mask.shape)}."
             )
-        place = next(iter(" ".join(self.layout).split()[1:]), "")
+        place = self.layout[0].split()[1]
         if n == 2 and place in POSITIONS and not bool(mask.any(1).all()):
             row = int((~mask.any(1)).nonzero()[0])
             raise InputError(

@@ -170,12 +170,13 @@ class TargetHead(Layer):
         real = torch.ones(h.shape[:2], device=h.device) if mask is None else mask
         share = real.to(h).unsqueeze(-1) / real.to(h).sum(1).reshape(-1, 1, 1)
         whole = self._cosines((share * h).sum(1), targets)
+        least = int((share > 0).sum(1).min())
+        if least < self.top_tokens:
+            raise InputError(
+                f"TargetHead.forward: expected {self.top_tokens} real tokens in a row, got {least}."
+            )
         each = self._cosines(h, targets).masked_fill(share == 0, -torch.inf)
         best = each.topk(self.top_tokens, dim=1).values
-        if bool(torch.isinf(best).any()):
-            raise InputError(
-                f"TargetHead.forward: expected {self.top_tokens} real tokens in a row."
-            )
         return (whole + best.mean(1)) / (2.0 * self.temperature)
 
 

@@ -148,7 +148,7 @@ class VectorQuantizer(Layer):
             near = torch.cat([self._nearest(part, codes) for part in rest.split(CHUNK)])
             rest = rest - codes[near].sum(1)
             found.append(near)
-        return torch.cat(found, -1).reshape(*x.shape[:-1], -1)
+        return torch.cat(found, -1).reshape(*x.shape[:-1], len(self.codes) * self.k)
 
     def decode(self, codes: Int[Tensor, "*axes code"]) -> Float[Tensor, "*axes dim"]:
         """Return the states that the numbers of codes stand for."""
