@@ -40,3 +40,19 @@ def test_no_examples_are_refused():
     data = open_inputs(Model(net), (torch.randn(4, 5), torch.arange(4) % 3))
     with pytest.raises(InputError, match="expected examples with answers, got none"):
         fidelity(net, net, data, start=4)
+
+
+class MaskedLogits(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).masked_fill(torch.arange(5) == 3, -torch.inf)
+
+
+def test_a_class_that_both_models_rule_out_counts_nothing():
+    torch.manual_seed(0)
+    one, other, x = MaskedLogits(3, 5), MaskedLogits(3, 5), torch.randn(20, 3)
+    inputs = open_inputs(Model(one), x)
+    assert fidelity(one, one, inputs).kl == 0.0
+    some = [0, 1, 2, 4]
+    p, q = (net(x)[:, some].double().log_softmax(1) for net in (one, other))
+    wanted = float((p.exp() * (p - q)).sum(1).mean().detach())
+    assert fidelity(one, other, inputs).kl == pytest.approx(wanted, rel=1e-6)

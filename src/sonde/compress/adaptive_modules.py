@@ -11,13 +11,14 @@ from typing import Any, ClassVar, final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from sonde.compress._distilled import answers_of, batches_of, copied
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Inputs, Model
 from sonde.engine.steps import Descent
 from sonde.stats import CrossMoments, Moments
+from sonde.stats.divergence import kl_divergence
 
 MOST_ROWS = 16_384
 
@@ -155,7 +156,7 @@ class AdaptiveModules:
         def loss(batch: Any) -> Tensor:
             wanted = answers_of(teacher, *batch).log_softmax(1).detach()
             found = answers_of(net, *batch, training=True).log_softmax(1)
-            task = kl_div(found, wanted, reduction="batchmean", log_target=True)
+            task = kl_divergence(wanted, found).mean()
             probs = [gate.probs for gate in gates if gate.probs is not None]
             cost = torch.stack([gate.cost for gate in gates]).mean()
             each = torch.stack([_entropy(p).mean() for p in probs]).mean()

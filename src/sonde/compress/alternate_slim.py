@@ -30,6 +30,7 @@ from sonde.compress._stream import Stream
 from sonde.compress.grams import without_padding
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.stats.divergence import kl_divergence
 from sonde.tap.hand.recording import Forward, intercepted
 from sonde.tap.hooks.outputs import find
 from sonde.tap.rows.padding import right_padded
@@ -167,7 +168,7 @@ class AlternateSlim(Rewrite):
                     x, y = (without_padding(z, batch) for z in (x, y))
                     x = x if places is None else x[..., places]
                     gaps.append((x - y).square().mean() / x.square().mean().clamp(min=1e-12))
-            final = (p.exp() * (p - q)).nan_to_num(nan=0.0).sum(1).mean()
+            final = kl_divergence(p, q).mean()
             t = next(step) / max(1, n_steps - 1)
             return (1 - t) * torch.stack(gaps).mean() + t * final
 

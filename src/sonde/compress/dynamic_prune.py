@@ -12,12 +12,13 @@ from typing import Any, ClassVar, cast, final
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, kl_div
+from torch.nn.functional import binary_cross_entropy_with_logits, conv2d
 
 from sonde.compress._distilled import ROWS, answers_of, batches_of, copied
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Inputs, Model
 from sonde.engine.steps import Descent
+from sonde.stats.divergence import kl_divergence
 
 
 @final
@@ -116,7 +117,7 @@ class DynamicPrune:
         def loss(batch: Any) -> Tensor:
             wanted = answers_of(model.module, *batch).log_softmax(1).detach()
             found = answers_of(net, *batch, training=True).log_softmax(1)
-            task = kl_div(found, wanted, reduction="batchmean", log_target=True)
+            task = kl_divergence(wanted, found).mean()
             return task + torch.stack([gate.loss for gate in gates]).sum()
 
         parameters = [p.requires_grad_() for p in net.parameters()]

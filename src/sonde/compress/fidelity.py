@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.metrics.intervals import Bootstrap, measured
+from sonde.stats.divergence import kl_divergence
 from sonde.tap import RowLosses, live_stream, place_of
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import as_model
@@ -89,7 +90,7 @@ def fidelity(
         tops, known = (p.argmax(1), q.argmax(1)), one.truth >= 0
         right = [(top == one.truth) & known for top in tops]
         found = {
-            "kl": (p.exp() * (p - q)).nan_to_num(nan=torch.inf, neginf=0.0).sum(1),
+            "kl": kl_divergence(p, q).nan_to_num(nan=torch.inf, posinf=torch.inf),
             "changed": tops[0] != tops[1],
             "lost": right[0] & ~right[1],
             "won": right[1] & ~right[0],

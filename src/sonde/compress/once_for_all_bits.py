@@ -21,6 +21,7 @@ from sonde.compress.fidelity import fidelity
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.data import open_inputs
+from sonde.stats.divergence import kl_divergence
 from sonde.weights import Change, Grid, Rewrite, RewritePlan, as_model
 from sonde.weights.tuning import Trainee, row_losses, tuned, with_copy
 
@@ -148,7 +149,7 @@ class OnceForAllBits(Rewrite):
             with torch.no_grad():
                 p = teacher.answers(batch).log_p
             q = trainee.losses.answers(batch).log_p
-            return (p.exp() * (p - q)).nan_to_num(nan=0.0).sum(1).mean()
+            return kl_divergence(p, q).mean()
 
         tune = partial(tuned, live, inputs, loss, rate=rate, epochs=epochs, seed=seed)
         tune(label="once for all bits", start=new, progress=progress)

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
-from torch.nn.functional import kl_div
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.engine.progress import Bar
 from sonde.stats import ridge_of_rows
+from sonde.stats.divergence import kl_divergence
 
 WORD = re.compile(r"\s*\S+")
 MARKS = ".,;:!?()[]{}\"'"
@@ -241,4 +241,4 @@ def _moved(model: Model, text: str, word: tuple[int, int], horizon: int) -> floa
         ids = _tokens(model, given)[0].to(device)
         log = model.module(ids).logits[0].double().log_softmax(-1)
         sides.append(log[len(log) - behind :][:horizon])
-    return float(kl_div(sides[1], sides[0], reduction="none", log_target=True).sum(1).mean())
+    return float(kl_divergence(sides[0], sides[1]).mean())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.engine.steps import Descent
+from sonde.stats.divergence import kl_divergence
 from sonde.tap import Tap, placement
 from sonde.tap.hooks.outputs import find, replaced
 from sonde.tap.hooks.session import Session
@@ -214,7 +215,7 @@ class Search:
                     loss = -shifted.answer(some, delta).sum() / len(prefixes)
                     slope += torch.autograd.grad(loss, delta)[0]
                 for some, old in zip(plain, kept, strict=True):
-                    loss = (old.exp() * (old - shifted.last(some, delta))).sum()
+                    loss = kl_divergence(old, shifted.last(some, delta)).sum()
                     slope += self.divergence * torch.autograd.grad(loss, delta)[0]
                 descent.move([slope])
                 with torch.no_grad():

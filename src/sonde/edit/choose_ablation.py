@@ -12,6 +12,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.edit.directional_ablation import AblationDirection
+from sonde.stats.divergence import kl_divergence
 from sonde.tap import editing, live_stream
 
 
@@ -130,7 +131,7 @@ def choose_ablation(
             after = _answers(model, usual, site)
         with editing(model, direction.induce(), name):
             induce = _odds(_answers(model, usual, site), behaviour)
-        kl = float((plain_usual.exp() * (plain_usual - after)).nan_to_num(0.0).sum(1).mean())
+        kl = float(kl_divergence(plain_usual, after).mean())
         why = [f"does not remove it ({bypass:.3g} after {before[0]:.3g})"] * (bypass >= before[0])
         why += [f"does not induce it ({induce:.3g} after {before[1]:.3g})"] * (induce <= before[1])
         why += [f"KL {kl:.3g} above {kl_limit:g}"] * (kl > kl_limit)

@@ -18,6 +18,7 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.site import Site
 from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent, seeded
+from sonde.stats.divergence import kl_divergence
 from sonde.tap import editing, live_stream, place_of
 from sonde.tap.reading.answers import answers_in
 from sonde.weights import Examples, Rewrite, RewritePlan
@@ -190,9 +191,7 @@ def drifted(
     """Return the mean divergence of the new answers from the original ones, in nats."""
     with torch.no_grad():
         old = original.answers(batch, logits)
-    return nn.functional.kl_div(
-        new.answers(batch, logits), old, reduction="batchmean", log_target=True
-    )
+    return kl_divergence(old, new.answers(batch, logits)).mean()
 
 
 class Autoencoder(nn.Module):

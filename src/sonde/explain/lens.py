@@ -22,6 +22,7 @@ from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.engine.steps import Descent
 from sonde.explain._batches import batch_of, batches_of
+from sonde.stats.divergence import entropy, kl_divergence
 from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
@@ -146,9 +147,9 @@ class LogitLens(Explainer):
             state = states[layer] if mapped is None else mapped(states[layer])
             answer = layers.logits(state).double().log_softmax(-1).to(target.device)
             same = answer.argmax(-1) == target.argmax(-1)
-            sums[0, layer] = (target.exp() * (target - answer)).sum()
+            sums[0, layer] = kl_divergence(target, answer).sum()
             sums[1, layer] = same.sum()
-            sums[2, layer] = -(answer.exp() * answer).sum()
+            sums[2, layer] = entropy(answer).sum()
             sums[3, layer] = -answer[known].gather(1, following[known][:, None]).sum()
             settled[same.cpu() & (settled == layer + 1)] = layer
         sums[4] = torch.bincount(settled, minlength=len(states) + 1)[:-1]
@@ -251,7 +252,7 @@ class TunedLens:
             for i, weight in enumerate(trained.values()):
                 one = torch.cat([states[i], states[i].new_ones(len(states[i]), 1)], 1)
                 answer = layers.decode(one @ weight.to(one).T).double().log_softmax(-1)
-                total = total + (target.exp() * (target - answer)).sum() / len(answers)
+                total = total + kl_divergence(target, answer).sum() / len(answers)
             return total
 
         descent = Descent("TunedLens", trained.values(), self.rate)

@@ -20,6 +20,7 @@ from torch.nn.functional import (
 )
 
 from sonde.core.errors import InputError
+from sonde.stats.divergence import kl_divergence
 
 Distance = Literal["cosine", "mse", "smooth_l1", "relational", "kl", "cross_entropy", "focus"]
 Grid = tuple[int, int]
@@ -163,7 +164,7 @@ class Align(nn.Module):
             return -cosine_similarity(x, y, dim=1, eps=1e-12)
         if self.distance == "kl":
             own, its = ((part / self.temperature).log_softmax(1) for part in (x, y))
-            return self.temperature**2 * (its.exp() * (its - own)).sum(1)
+            return self.temperature**2 * kl_divergence(its, own)
         y = layer_norm(y, y.shape[1:])
         if self.distance == "mse":
             return mse_loss(x, y, reduction="none").mean(1)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde.core.errors import InputError
+from sonde.stats.divergence import kl_divergence
 
 
 @final
@@ -71,7 +72,7 @@ class Distil(nn.Module):
             )
         p = (teacher.detach() / self.temperature).log_softmax(-1)
         q = (logits / self.temperature).log_softmax(-1)
-        soft = self.temperature**2 * (p.exp() * (p - q)).sum(-1).mean()
+        soft = self.temperature**2 * kl_divergence(p, q).mean()
         if label is None or self.weight == 1:
             return self.weight * soft
         return self.weight * soft + (1 - self.weight) * cross_entropy(logits, label)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde.core.errors import InputError, StateError
+from sonde.stats.divergence import kl_divergence
 from sonde.train._draws import Draws
 
 
@@ -121,7 +122,7 @@ class Mixup(nn.Module):
         """
         if teacher is not None:
             own, its = ((x / self.temperature).log_softmax(1) for x in (logits, teacher.detach()))
-            return self.temperature**2 * (its.exp() * (its - own)).sum(1).mean()
+            return self.temperature**2 * kl_divergence(its, own).mean()
         if label is None:
             raise InputError("Mixup: expected label or teacher, got neither. Pass one of them.")
         if self.share is None and not self.training:

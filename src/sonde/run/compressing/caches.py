@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.engine.progress import Bar
+from sonde.stats.divergence import kl_divergence
 from sonde.tap.cache.evicting import Form, caching
 from sonde.tap.hooks.cache import cache_argument
 
@@ -187,7 +188,7 @@ class _Sums:
     ) -> None:
         expected = whole[:, texts.n_prompt :].double()
         found = logits.double().log_softmax(-1)
-        apart = (expected.exp() * (expected - found)).sum(-1)
+        apart = kl_divergence(expected, found)
         counted = texts.counted
         for row, own in zip(apart, counted, strict=True):
             if bool(own.any()):

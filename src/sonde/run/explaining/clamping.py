@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
+from sonde.stats.divergence import kl_divergence
 from sonde.tap.hand.restart import record_forward
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
@@ -84,7 +85,7 @@ def clamp_units(
                 new = flat.reshape(-1, *rows.shape[1:]).movedim(-1, where)
                 parts.append(_answer(run.from_site(site.site, new.to(states)), last))
         answer = torch.cat(parts)
-        far += (answer.exp() * (answer - own)).sum(1) / len(examples)
+        far += kl_divergence(answer, own) / len(examples)
         rises.append(answer - own)
     rise = torch.stack(rises).mean(0)
     n = min(NAMED, rise.shape[1])
