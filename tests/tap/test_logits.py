@@ -95,3 +95,14 @@ def test_probabilities_are_no_logits():
     net = Net(lambda y, aux, h: y.softmax(1)).eval()
     with pytest.raises(InputError, match="before the softmax, got probabilities"):
         fit(MSP(), read(net, X, sites="body"), **QUIET)
+
+
+@pytest.mark.parametrize(("n_classes", "said"), [(5, "output '0' (6 numbers)"), (6, "")])
+def test_an_output_that_could_be_an_embedding_is_told_with_its_option(n_classes, said):
+    net = Net(lambda y, aux, h: torch.cat([y, aux], 1) / 2).eval()
+    items = [{"x": row, "label": i % n_classes} for i, row in enumerate(X)]
+    stream = read(net, items, sites="body")
+    next(iter(stream))
+    notes = " ".join(notes_of(stream))
+    assert said in notes
+    assert ("--logits 0." in notes) == bool(said)

@@ -31,7 +31,9 @@ def _logits_note(stream: Stream) -> list[str]:
     if not isinstance(live, LiveStream) or not live.with_logits or "logits_key" not in vars(live):
         return []
     key = live.logits_key
-    if key is None or key == "logits" or (key == "" and live.head is not None):
+    if key is None:
+        return _unjudged_note(live)
+    if key == "logits" or (key == "" and live.head is not None):
         return []
     others = other_outputs(live.probe, key)
     more = f" (others: {', '.join(others)})" if others else ""
@@ -41,6 +43,19 @@ def _logits_note(stream: Stream) -> list[str]:
     return [
         f"the model's output {key or '0'!r}, {shape[-1]} numbers for each example, is taken for "
         f"its logits by its form{more}; --logits OUTPUT names another."
+    ]
+
+
+def _unjudged_note(live: LiveStream) -> list[str]:
+    """Say how to name the logits of a labelled classifier whose output could be an embedding."""
+    rows = [k for k in other_outputs(live.probe, None) if live.probe.output[k].shape[-1] > 1]
+    inputs = live.inputs
+    if not rows or not isinstance(inputs, ItemInputs) or not (inputs.listing.label >= 0).any():
+        return []
+    told = " or ".join(f"{k or '0'!r} ({live.probe.output[k].shape[-1]} numbers)" for k in rows)
+    return [
+        f"answers are not judged: nothing says whether the model's output {told} holds a number for "
+        f"each class or an embedding. If for classes, say so: --logits {rows[0] or '0'}."
     ]
 
 

@@ -65,7 +65,7 @@ def logits_key(
     return next((k for k in made if k in several), None) or _alone(several, probe)
 
 
-def other_outputs(probe: Probe, key: str) -> list[str]:
+def other_outputs(probe: Probe, key: str | None) -> list[str]:
     """Return the further outputs that could be logits by their form."""
     rows = (k for k, leaf in probe.output.items() if leaf.dtype.is_floating_point and _is_row(leaf))
     return [k for k in rows if k != key]
