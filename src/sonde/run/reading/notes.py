@@ -54,8 +54,8 @@ def _unjudged_note(live: LiveStream) -> list[str]:
         return []
     told = " or ".join(f"{k or '0'!r} ({live.probe.output[k].shape[-1]} numbers)" for k in rows)
     return [
-        f"answers are not judged: nothing says whether the model's output {told} holds a number for "
-        f"each class or an embedding. If for classes, say so: --logits {rows[0] or '0'}."
+        f"answers are not judged: nothing says whether the model's output {told} holds numbers of "
+        f"classes or an embedding. If of classes, say so: --logits {rows[0] or '0'}."
     ]
 
 
