@@ -27,19 +27,22 @@ def test_both_arms_a_page_a_model_and_the_way_back(run, tmp_path):
 def test_maps_of_attention_and_an_average_of_the_model_itself(tmp_path):
     terms = (
         "--terms",
-        "attention_entropy,align(distance='mse')",
+        "attention_entropy,align(distance='mse'),masked_features(rebuilder='conv')",
         "--sites",
         "blocks.1",
         "blocks.2",
+        "blocks.3",
     )
     more = ("--teacher", "ema", "--rate", 1e-3, "--epochs", 1, "--weight", 3)
     words = ("train", "sonde:digits", "sonde:digits/train", "--limit", 64, "--held", 30)
     told = run_words(*words, *terms, *more, "-o", tmp_path / "NEW", "--json").json()
-    entropy, align = told["terms"]
+    entropy, align, masked = told["terms"]
     assert entropy["term"] == "AttentionEntropy(blocks.1:probs)"
     assert entropy["with"] < entropy["without"]
     assert align["term"] == "Align(blocks.2, teacher:blocks.2)"
     assert len({align[name] for name in ("before", "with", "without")}) == 3
+    assert masked["term"] == "MaskedFeatures(blocks.3)"
+    assert masked["with"] < masked["before"]
 
 
 def test_the_list_says_what_losses_need(run):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, layer_norm
 
+import sonde
 from sonde.core import InputError
 from sonde.train import MaskedFeatures
 from sonde.train.masked_features import _waves
@@ -103,3 +104,12 @@ def test_positions_are_told_apart(rebuilder):
         found.backward()
         adam.step()
     assert float(found.detach()) < 0.1  # 1 if all hidden positions are rebuilt alike
+
+
+def test_a_training_gives_states_with_their_positions():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(5, 6, 3)
+    with sonde.training(net, {"0": MaskedFeatures()}) as terms:
+        net(x)
+        found = terms.loss()
+    assert torch.equal(found, MaskedFeatures()(net[0](x)))

@@ -38,6 +38,7 @@ class GenericToSpecific(nn.Module):
     """
 
     paper: ClassVar[str] = "huang2023g2sd"
+    reducer: ClassVar[None] = None  # states with their positions
 
     def __init__(
         self, dim: int, dim2: int, over: Literal["all", "masked", "visible"] = "all"

@@ -62,6 +62,7 @@ class MaskedFeatures(nn.Module):
     paper: ClassVar[str] = "he2022mae"
     variants: ClassVar[dict[str, str]] = {"head": "daskalakis2023mfm"}
     batching: ClassVar[str] = "mean"
+    reducer: ClassVar[None] = None  # states with their positions
     examples: ClassVar[tuple[dict, ...]] = ({"rebuilder": "conv"}, {"target": "pixels", "width": 2})
 
     def __init__(

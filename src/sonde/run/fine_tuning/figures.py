@@ -79,16 +79,16 @@ def term_values(
 ) -> dict[str, float]:
     """Return the value of each loss on the rows of all held-out examples together.
 
-    Rows are read as `sonde fit` reads them; maps of attention batch by batch, as
-    ``Terms.evaluate`` does. Losses that learned something are taken as they are given.
+    Rows are read as `sonde fit` reads them; maps of attention and states with their positions batch
+    by batch, as ``Terms.evaluate`` does. Losses that learned something are taken as they are given.
     """
     label = torch.cat([batch.label for batch in held.batches(0, len(held))])
     found = {}
     for key, loss in losses.items():
         sites = (key,) if isinstance(key, str) else key
         name = f"{type(loss).__name__}({', '.join(sites)})"
-        if any(site.endswith(":probs") for site in sites):
-            found[name] = _of_maps(replace(model, module=module), held, {key: loss}, teacher)
+        if any(site.endswith(":probs") for site in sites) or _takes_whole_states(loss):
+            found[name] = _by_batch(replace(model, module=module), held, {key: loss}, teacher)
             continue
         rows = [_rows(model, module, held, site, teacher) for site in sites]
         takes_label = "label" in inspect.signature(loss.forward).parameters
@@ -98,7 +98,11 @@ def term_values(
     return found
 
 
-def _of_maps(model: Model, held: ItemInputs, loss: Losses, teacher: Model | None) -> float:
+def _takes_whole_states(loss: nn.Module) -> bool:
+    return getattr(loss, "reducer", "mean") is None
+
+
+def _by_batch(model: Model, held: ItemInputs, loss: Losses, teacher: Model | None) -> float:
     batches = held.batches(0, len(held))
     with training(model, loss, teacher=teacher) as terms:
         (value,) = terms.evaluate(

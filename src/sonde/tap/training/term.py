@@ -15,6 +15,8 @@ from sonde.tap.training.places import Changing, Place, Places
 Key = str | tuple[str, ...]
 Weight = float | Schedule
 Reduced = str | Reducer | None
+AUTO = "auto"
+"""A loss says itself how it takes states, by an attribute ``reducer``; else their mean."""
 
 
 @dataclass(eq=False)
@@ -51,6 +53,7 @@ def made_term(
         )
     patterns = (key,) if isinstance(key, str) else key
     given = _of(key, reducer, "reducer")
+    given = getattr(loss, "reducer", "mean") if given == AUTO else given
     how = Reducer(given) if isinstance(given, str) else given
     changed = places.add(patterns[0], how, loss) if isinstance(loss, Changing) else None
     read = patterns if changed is None else patterns[1:]

@@ -398,7 +398,7 @@ def training(
     *,
     weight: Weight | Mapping[Any, Weight] = 1.0,
     teacher: Model | nn.Module | str | None = None,
-    reducer: Reduced | Mapping[Any, Reduced] = "mean",
+    reducer: Reduced | Mapping[Any, Reduced] = "auto",
 ) -> Iterator[Terms]:
     """Attach losses to sites of a model that is trained inside the ``with`` block.
 
@@ -420,8 +420,9 @@ def training(
         Runs on the same arguments, in eval mode, without gradients. "ema": the moving average of
         the model's own weights, with a decay of 0.999; pass an ``AveragedModel`` of torch for
         another one.
-    reducer : str, Reducer, None, or mapping of site to either, default="mean"
-        How the states of several tokens or places become rows. None: states as they are. A mean
+    reducer : str, Reducer, None, or mapping of site to either, default="auto"
+        How the states of several tokens or places become rows. "auto": as the loss says by an
+        attribute ``reducer``, else "mean". None: states as they are. A mean
         leaves out padding, tokens beside the patches of an image (class, registers), which a few
         forwards of two or three rows at the first step tell, and tokens with special ids if
         ``model`` is a ``Model`` with a tokenizer.
