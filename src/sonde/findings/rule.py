@@ -117,7 +117,7 @@ class Rule(ABC):
     Attributes
     ----------
     code, title : str
-        ``SND011`` and what it is about, as a phrase.
+        ``SND011``, the name of the class, and what it is about, as a phrase.
     theme : str
         Section of the catalogue.
     why : str
@@ -139,6 +139,9 @@ class Rule(ABC):
     false_positives: ClassVar[str] = ""
     plant: ClassVar[str] = ""
     twin: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        cls.code = cls.__name__
 
     @abstractmethod
     def check(self, evidence: Evidence) -> Check:

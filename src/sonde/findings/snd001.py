@@ -23,7 +23,6 @@ class SND001(Rule):
     """
 
     error: int = 1
-    code: ClassVar[str] = "SND001"
     title: ClassVar[str] = "Non-finite states"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

@@ -33,7 +33,6 @@ class SND002(Rule):
     precision_error: float = 0.25
     range_note: float = 1 / 16
     range_warning: float = 1 / 4
-    code: ClassVar[str] = "SND002"
     title: ClassVar[str] = "The number format is too small"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

@@ -26,7 +26,6 @@ class SND003(Rule):
 
     whole: float = 0.5
 
-    code: ClassVar[str] = "SND003"
     title: ClassVar[str] = "Layers that look untrained"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

@@ -23,7 +23,6 @@ class SND004(ReadingComparison):
     """
 
     error: float = 0.1
-    code: ClassVar[str] = "SND004"
     title: ClassVar[str] = "The same input gives different states"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = "Nothing in this report, and no answer of the model, can be repeated."

@@ -23,7 +23,6 @@ class SND005(Rule):
     """
 
     warning: int = 1
-    code: ClassVar[str] = "SND005"
     title: ClassVar[str] = "Part of the model is still training"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

@@ -23,7 +23,6 @@ class SND006(ReadingComparison):
     """
 
     error: float = 0.1
-    code: ClassVar[str] = "SND006"
     title: ClassVar[str] = "Neighbours in the batch change a row"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = "The model's answer to a row depends on the company it comes in."

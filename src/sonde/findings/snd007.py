@@ -26,7 +26,6 @@ class SND007(ReadingComparison):
     """
 
     error: float = 0.1
-    code: ClassVar[str] = "SND007"
     title: ClassVar[str] = "Padding changes real tokens"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = "The answer to a text depends on the longest text beside it."

@@ -16,7 +16,6 @@ from sonde.findings.snd007 import REASONS, positions_cure
 class SND008(ReadingComparison):
     """Left padding harms, and positions derived from the mask take the harm away."""
 
-    code: ClassVar[str] = "SND008"
     title: ClassVar[str] = "Left padding without positions"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

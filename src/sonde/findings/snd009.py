@@ -35,7 +35,6 @@ class SND009(Rule):
     """
 
     warning: int = 32
-    code: ClassVar[str] = "SND009"
     title: ClassVar[str] = "Too few rows for some questions"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = "What could not be looked at is not clear, it is unknown."

@@ -26,7 +26,6 @@ class SND010(Rule):
 
     warning: float = 0.01
     tokens_per_expert: int = 1000
-    code: ClassVar[str] = "SND010"
     title: ClassVar[str] = "Parts that never run"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

@@ -32,7 +32,6 @@ class SND011(SiteRule):
 
     warning: float = 0.5
     error: float = 0.98
-    code: ClassVar[str] = "SND011"
     title: ClassVar[str] = "Dead or constant units"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = "Capacity that nothing uses; in large numbers, training went wrong."

@@ -18,7 +18,6 @@ class SND012(Rule):
     note: float = 0.125
     warning: float = 0.5
 
-    code: ClassVar[str] = "SND012"
     title: ClassVar[str] = "Batch norms that do not know these rows"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

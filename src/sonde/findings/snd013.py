@@ -41,7 +41,6 @@ class SND013(SiteRule):
     passes: float = 0.05
     note: float = 0.1
     warning: float = 0.5
-    code: ClassVar[str] = "SND013"
     title: ClassVar[str] = "Saturated units"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = (

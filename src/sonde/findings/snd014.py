@@ -47,7 +47,6 @@ class SND014(SiteRule):
     units: int = 8
     numbers: int = 8
     explained: float = 0.8
-    code: ClassVar[str] = "SND014"
     title: ClassVar[str] = "Duplicated units"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = "Units that say the same can be merged, or a layer was copied by mistake."

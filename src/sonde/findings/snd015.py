@@ -28,7 +28,6 @@ class SND015(Rule):
     near: float = 0.6
     rival: float = 0.15
 
-    code: ClassVar[str] = "SND015"
     title: ClassVar[str] = "Inputs that the model knows in another form"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

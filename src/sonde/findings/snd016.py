@@ -65,7 +65,6 @@ class SND016(Rule):
     share: float = 0.5
     fair: float = 20.0
     steady: float = 0.1
-    code: ClassVar[str] = "SND016"
     title: ClassVar[str] = "A few units dominate (massive activations, outlier dimensions)"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = (

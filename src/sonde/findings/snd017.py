@@ -29,7 +29,6 @@ class SND017(Rule):
 
     note: float = 3.0
     energy: float = 0.5
-    code: ClassVar[str] = "SND017"
     title: ClassVar[str] = "Special tokens dominate (first position, separators)"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = (

@@ -44,7 +44,6 @@ class SND018(SiteRule):
     units: float = 0.5
     rows: int = 256
     active: int = 64
-    code: ClassVar[str] = "SND018"
     title: ClassVar[str] = "States lie on a grid (quantised?)"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = "Activations were rounded to few levels: neighbouring rows coincide there."

@@ -22,7 +22,6 @@ class SND019(ReadingComparison):
     """
 
     error: float = 0.1
-    code: ClassVar[str] = "SND019"
     title: ClassVar[str] = "The future leaks"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

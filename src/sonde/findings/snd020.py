@@ -40,7 +40,6 @@ class SND020(Rule):
     ratio: float = 4.0
     deviations: float = 6.0
 
-    code: ClassVar[str] = "SND020"
     title: ClassVar[str] = "Weights whose size stands out from their siblings"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

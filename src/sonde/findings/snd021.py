@@ -27,7 +27,6 @@ class SND021(Rule):
 
     note: float = 100.0
     warning: float = 1000.0
-    code: ClassVar[str] = "SND021"
     title: ClassVar[str] = "Norms explode or vanish"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = (

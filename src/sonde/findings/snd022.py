@@ -40,7 +40,6 @@ class SND022(SiteRule):
     error: float = 1.2
     units: int = 8
     explained: float = 0.8
-    code: ClassVar[str] = "SND022"
     title: ClassVar[str] = "Rank collapse"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "All units say nearly the same: the layer carries one number for each row."

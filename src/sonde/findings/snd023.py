@@ -32,7 +32,6 @@ class SND023(SiteRule):
     note: float = 0.1
     warning: float = 0.03
     error: float = 1e-4
-    code: ClassVar[str] = "SND023"
     title: ClassVar[str] = "Rows nearly identical (anisotropy)"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "Cosine cannot tell such rows apart: centre them first."

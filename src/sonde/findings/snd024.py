@@ -29,7 +29,6 @@ class SND024(SiteRule):
     note: float = 0.01
     warning: float = 0.001
     late: float = 2 / 3
-    code: ClassVar[str] = "SND024"
     title: ClassVar[str] = "Tokens of an example become alike (over-smoothing)"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "What tells one token of an example from another is gone from here on."

@@ -32,7 +32,6 @@ class SND025(SiteRule):
     note: float = 0.05
     share: float = 0.25
     several: int = 2
-    code: ClassVar[str] = "SND025"
     title: ClassVar[str] = "A block that does almost nothing"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "It costs time and memory, and what comes next hardly notices it."

@@ -31,7 +31,6 @@ class SND026(Rule):
     relative: float = 0.03
     z: float = 5.0
     half: float = 0.5
-    code: ClassVar[str] = "SND026"
     title: ClassVar[str] = "A block makes the prediction worse"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = (

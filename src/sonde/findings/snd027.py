@@ -36,7 +36,6 @@ class SND027(SiteRule):
 
     note: float = 0.9
     noise: float = 16.0
-    code: ClassVar[str] = "SND027"
     title: ClassVar[str] = "Exact rank ceiling"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "The layer can be replaced by two smaller ones that give the same numbers."

@@ -24,7 +24,6 @@ class SND028(Rule):
     share: float = 0.05
     nats: float = 0.1
 
-    code: ClassVar[str] = "SND028"
     title: ClassVar[str] = "Texts that the model knows in another form"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

@@ -26,7 +26,6 @@ class SND029(Rule):
     untrained: float = 0.5
     one: float = 0.5
 
-    code: ClassVar[str] = "SND029"
     title: ClassVar[str] = "The model expects other tokens than its texts have"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (

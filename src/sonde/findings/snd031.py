@@ -24,7 +24,6 @@ class SND031(LabelRule):
     errors: float = 3.0
     own_share: float = 0.25
 
-    code: ClassVar[str] = "SND031"
     title: ClassVar[str] = "Labels are clearest before the end"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

@@ -27,7 +27,6 @@ class SND032(Rule):
     nc1: float = 0.05
     explained: float = 0.95
 
-    code: ClassVar[str] = "SND032"
     title: ClassVar[str] = "Classes have collapsed to points"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

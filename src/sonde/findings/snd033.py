@@ -20,7 +20,6 @@ class SND033(LabelRule):
     below: float = 0.2
     level: float = 0.001
 
-    code: ClassVar[str] = "SND033"
     title: ClassVar[str] = "A class that cannot be told apart"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

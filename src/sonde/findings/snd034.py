@@ -26,7 +26,6 @@ class SND034(LabelRule):
     usual: float = 0.006
     level: float = 0.001
 
-    code: ClassVar[str] = "SND034"
     title: ClassVar[str] = "Rows whose label looks wrong"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

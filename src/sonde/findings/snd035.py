@@ -52,7 +52,6 @@ class SND035(LabelRule):
     margin: float = 0.02
     level: float = 0.001
 
-    code: ClassVar[str] = "SND035"
     title: ClassVar[str] = "The label can be told from a nuisance"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

@@ -22,7 +22,6 @@ class SND036(LabelRule):
     level: float = 0.001
     hidden: float = 0.1
 
-    code: ClassVar[str] = "SND036"
     title: ClassVar[str] = "Labels leave no trace"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

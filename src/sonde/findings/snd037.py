@@ -33,7 +33,6 @@ class SND037(ClassAnswersRule):
     follows: float = 0.1
     whole: float = 0.8
 
-    code: ClassVar[str] = "SND037"
     title: ClassVar[str] = "The model is wrong where its states are right"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

@@ -25,7 +25,6 @@ class SND038(ClassAnswersRule):
     gain: float = 0.1
     lag: float = 0.2
 
-    code: ClassVar[str] = "SND038"
     title: ClassVar[str] = "Labels in another order than the model's classes"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

@@ -24,7 +24,6 @@ class SND039(ClassAnswersRule):
     part: float = 0.25
     doubt: float = 0.5
 
-    code: ClassVar[str] = "SND039"
     title: ClassVar[str] = "Answers hardly better than the commonest label"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

@@ -17,7 +17,6 @@ class SND041(Rule):
 
     warning: float = 0.01
 
-    code: ClassVar[str] = "SND041"
     title: ClassVar[str] = "Duplicate inputs"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (

@@ -22,7 +22,6 @@ class SND042(Rule):
     warning: float = 0.01
     level: float = 0.001
 
-    code: ClassVar[str] = "SND042"
     title: ClassVar[str] = "Near-duplicate rows"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (

@@ -17,7 +17,6 @@ class SND043(Rule):
     examples: float = 0.05
     tokens: float = 0.2
 
-    code: ClassVar[str] = "SND043"
     title: ClassVar[str] = "Truncated inputs"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = "What was cut off was never seen: these states are of other inputs."

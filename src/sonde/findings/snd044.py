@@ -41,7 +41,6 @@ class SND044(Rule):
     least: float = 200.0
     level: float = 0.001
 
-    code: ClassVar[str] = "SND044"
     title: ClassVar[str] = "Rows resemble their neighbours in the file"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (

@@ -21,7 +21,6 @@ class SND045(Rule):
 
     warning: float = 0.01
 
-    code: ClassVar[str] = "SND045"
     title: ClassVar[str] = "Blank inputs"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (

@@ -24,7 +24,6 @@ class SND046(ClassAnswersRule):
     lag: float = 0.2
     level: float = 0.001
 
-    code: ClassVar[str] = "SND046"
     title: ClassVar[str] = "A class that the model misses though its states tell it"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

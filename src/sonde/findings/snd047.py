@@ -37,7 +37,6 @@ class SND047(Rule):
     level: float = 0.0001
     rows: int = 200
 
-    code: ClassVar[str] = "SND047"
     title: ClassVar[str] = "Rows come in an order"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (

@@ -41,7 +41,6 @@ class SND048(Rule):
     level: float = 0.0001
     rows: int = 200
 
-    code: ClassVar[str] = "SND048"
     title: ClassVar[str] = "An identifier tells the labels"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (

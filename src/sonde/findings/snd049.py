@@ -18,7 +18,6 @@ class SND049(Rule):
     difference: float = 0.1
     level: float = 0.001
 
-    code: ClassVar[str] = "SND049"
     title: ClassVar[str] = "Something changes from one row of the file on"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (

@@ -19,7 +19,6 @@ class SND051(Rule):
     warning: float = 0.75
     length: float = 0.05
 
-    code: ClassVar[str] = "SND051"
     title: ClassVar[str] = "The two data sets differ inside"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (

@@ -27,7 +27,6 @@ class SND052(Rule):
     level: float = 0.001
     close: float = 0.05
 
-    code: ClassVar[str] = "SND052"
     title: ClassVar[str] = "Rows unlike anything fitted"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (

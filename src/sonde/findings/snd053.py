@@ -44,7 +44,6 @@ class SND053(Rule):
     least: float = 3.0
     level: float = 0.001
 
-    code: ClassVar[str] = "SND053"
     title: ClassVar[str] = "Look-alikes in DATA and OTHER"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (

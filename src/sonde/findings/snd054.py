@@ -22,7 +22,6 @@ class SND054(Rule):
     difference: float = 0.1
     level: float = 0.001
 
-    code: ClassVar[str] = "SND054"
     title: ClassVar[str] = "Labels come in other shares"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (

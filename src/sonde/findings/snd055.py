@@ -17,7 +17,6 @@ class SND055(Rule):
 
     effect: float = 0.15
 
-    code: ClassVar[str] = "SND055"
     title: ClassVar[str] = "Columns that moved"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (

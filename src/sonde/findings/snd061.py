@@ -21,7 +21,6 @@ class SND061(WeakGroupRule):
 
     warning: float = 0.1
 
-    code: ClassVar[str] = "SND061"
     title: ClassVar[str] = "A group of inputs on which the model is much worse"
     theme: ClassVar[Theme] = "labels"
     figure_name: ClassVar[str] = "weak_group_gap"

@@ -38,7 +38,6 @@ class SND062(Rule):
     least: int = 20
     level: float = 0.01
 
-    code: ClassVar[str] = "SND062"
     title: ClassVar[str] = "Rare classes are wrong far more often"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

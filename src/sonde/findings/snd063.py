@@ -20,7 +20,6 @@ class SND063(WeakGroupRule):
 
     warning: float = 0.1
 
-    code: ClassVar[str] = "SND063"
     title: ClassVar[str] = "A group of inputs on which a regression errs much more"
     theme: ClassVar[Theme] = "labels"
     figure_name: ClassVar[str] = "weak_group_error"

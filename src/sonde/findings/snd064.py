@@ -21,7 +21,6 @@ class SND064(WeakGroupRule):
 
     warning: float = 0.5
 
-    code: ClassVar[str] = "SND064"
     title: ClassVar[str] = "A group of texts that the language model predicts much worse"
     theme: ClassVar[Theme] = "labels"
     figure_name: ClassVar[str] = "weak_group_loss"

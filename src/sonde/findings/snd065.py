@@ -20,7 +20,6 @@ class SND065(Rule):
     auroc: float = 0.99
     spread: float = 0.03
 
-    code: ClassVar[str] = "SND065"
     title: ClassVar[str] = "A small part of the input tells the label, and the model leans on it"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

@@ -41,7 +41,6 @@ class SND066(Rule):
     part: float = 0.3
     errors: float = 4.0
 
-    code: ClassVar[str] = "SND066"
     title: ClassVar[str] = "The model expects tokens of a kind that the texts do not have"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (

@@ -40,7 +40,6 @@ class SND067(Rule):
     cost: float = 0.01
     untrained: float = 0.5
 
-    code: ClassVar[str] = "SND067"
     title: ClassVar[str] = "Tokens that the model reads or writes far worse than others"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

@@ -32,7 +32,6 @@ class SND068(Rule):
     right: float = 0.02
     level: float = 0.001
 
-    code: ClassVar[str] = "SND068"
     title: ClassVar[str] = "A part of the model that a small change mends"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (

@@ -37,7 +37,6 @@ class SND069(Rule):
     halved: float = 0.5
     errors: float = 3.0
 
-    code: ClassVar[str] = "SND069"
     title: ClassVar[str] = "A classifier that is surer, or less sure, than it is right"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (

@@ -30,7 +30,6 @@ class SND070(Rule):
     ratio: float = 2.0
     most: float = 0.02
 
-    code: ClassVar[str] = "SND070"
     title: ClassVar[str] = "Blocks that look far less trained than their siblings"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
