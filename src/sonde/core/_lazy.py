@@ -1,10 +1,23 @@
 """Packages whose names are imported when they are first used."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+_LINE = re.compile(r"from (\S+) import \(?\s*(\w+) as (\w+)")
+
+
+class _Package(ModuleType):
+    """A package in which a function may bear the name of its file, as ``measure.two_nn`` does."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # An import sets a file as an attribute of its package; that would hide the function.
+        if not isinstance(value, ModuleType) or name not in self.__all__:
+            super().__setattr__(name, value)
 
 
 def lazy(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
@@ -20,8 +33,9 @@ def lazy(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], li
     """
     module = sys.modules[package]
     text = Path(str(module.__file__)).with_suffix(".pyi").read_text(encoding="utf-8")
-    words = (line.split() for line in text.splitlines() if line.startswith("from "))
-    homes = {name: (home, own) for _, home, _, own, _, name, *_ in words}
+    homes = {name: (home, own) for home, own, name in _LINE.findall(text)}
+    if any(home == f"{package}.{name}" for name, (home, _) in homes.items()):
+        module.__class__ = _Package
 
     def found(name: str) -> Any:
         if name not in homes:
