@@ -89,7 +89,7 @@ def test_heads_that_share_values_share_their_scales():
 
 def test_what_awq_cannot_do_is_refused():
     net, x = drawn()
-    with pytest.raises(InputError, match="at least 1 step, got 0"):
+    with pytest.raises(InputError, match="steps of at least 1, got 0"):
         AWQ(steps=0)
     grams = layer_grams(net, open_inputs(Model(net), x), progress=False)
     with pytest.raises(InputError, match="expected data as 'calibration', got LayerGrams"):

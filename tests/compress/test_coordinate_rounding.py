@@ -55,7 +55,7 @@ def test_it_lies_below_gptq():
 
 
 def test_what_cannot_be_rounded_is_refused():
-    with pytest.raises(InputError, match="at least 1 sweep, got 0"):
+    with pytest.raises(InputError, match="sweeps of at least 1, got 0"):
         CoordinateRounding(sweeps=0)
     with pytest.raises(InputError, match="CoordinateRounding: expected whole bits from 2 to 8"):
         CoordinateRounding(bits=1)

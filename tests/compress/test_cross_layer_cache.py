@@ -112,7 +112,7 @@ def test_fitted_directions_are_the_best_for_the_texts():
 
 
 def test_heads_of_other_widths_and_shares_of_nothing_are_refused():
-    with pytest.raises(InputError, match="a share in"):
+    with pytest.raises(InputError, match=r"share in \(0, 1\], got 0\.0"):
         CrossLayerCache(share=0.0)
     group = PackingGroup(CrossLayerCache(layers=2, chunk=1, recent=0))
     layers = [PackingLayer(group) for _ in range(2)]

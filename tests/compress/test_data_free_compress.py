@@ -111,5 +111,5 @@ def test_what_has_no_channel_of_its_own_is_refused():
                               nn.Linear(64, 2))  # fmt: skip
     with pytest.raises(InputError, match="channels stand alone"):
         DataFreeCompress(layers=("0",)).plan(deep, {"calibration": torch.randn(2, 1, 8, 8)})
-    with pytest.raises(InputError, match="a ridge above 0, got 0"):
+    with pytest.raises(InputError, match="ridge above 0, got 0"):
         DataFreeCompress(ridge=0)

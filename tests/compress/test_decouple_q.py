@@ -93,5 +93,5 @@ def test_errors_are_below_those_of_gptq_and_rtn():
     assert error(net, new, x) < 0.8 * error(net, other, x)
     assert plan.figures["loss"] < plan.figures["loss_rtn"]
     assert DecoupleQ(bits=None).plan(net, {"calibration": grams}).fold(net) is net
-    with pytest.raises(InputError, match="at least 1 round, got 0"):
+    with pytest.raises(InputError, match="rounds of at least 1, got 0"):
         DecoupleQ(rounds=0)

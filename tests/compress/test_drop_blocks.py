@@ -156,7 +156,7 @@ def test_what_cannot_be_left_out_is_refused():
     assert DropBlocks(blocks=5).plan(model, {"calibration": x}).fold(model) is model
     with pytest.raises(InputError, match="1 to 5 blocks to stay, of 5 in blocks, got 6"):
         DropBlocks(blocks=6).plan(model, {"calibration": x})
-    with pytest.raises(InputError, match="at least 1 block to stay, got 0"):
+    with pytest.raises(InputError, match="blocks of at least 1, got 0"):
         DropBlocks(blocks=0)
     with pytest.raises(InputError, match="a model with a list of blocks, got Linear"):
         DropBlocks().plan(nn.Linear(6, 2), {"calibration": x.float()})

@@ -103,5 +103,5 @@ def test_moments_of_texts_serve_in_place_of_those_of_the_prompt():
 
 
 def test_a_horizon_of_nothing_is_refused():
-    with pytest.raises(InputError, match="a horizon from 1 and n_first from 0, got 0"):
+    with pytest.raises(InputError, match="horizon of at least 1, got 0"):
         ExpectedAttention(horizon=0)

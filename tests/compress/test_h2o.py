@@ -26,5 +26,5 @@ def test_observed_attention_is_a_mean():
 
 
 def test_a_share_above_1_is_refused():
-    with pytest.raises(InputError, match=r"expected recent to be in \[0, 1\], got 1.5"):
+    with pytest.raises(InputError, match=r"recent in \[0, 1\], got 1\.5"):
         H2O(4, recent=1.5)

@@ -70,5 +70,5 @@ def test_rows_give_in_a_batch_with_padding_what_they_give_alone():
 
 
 def test_a_floor_above_one_is_refused():
-    with pytest.raises(InputError, match=r"floor to be in \[0, 1\], got 1.5"):
+    with pytest.raises(InputError, match=r"floor in \[0, 1\], got 1\.5"):
         HeadBudgets(floor=1.5)

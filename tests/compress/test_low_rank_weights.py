@@ -76,7 +76,7 @@ def test_what_cannot_be_thinned_is_refused():
     net, _ = drawn()
     with pytest.raises(InputError, match=r"rank of at most 13 for 0\.weight of 24 x 32, got 14"):
         LowRankWeights(rank=14, whiten="none").plan(net)
-    with pytest.raises(InputError, match="a rank of at least 1, got 0"):
+    with pytest.raises(InputError, match="rank of at least 1, got 0"):
         LowRankWeights(rank=0)
     with pytest.raises(InputError, match="got a convolution, 0"):
         LowRankWeights(whiten="none", layers=("*",)).plan(nn.Sequential(nn.Conv1d(3, 4, 2)))

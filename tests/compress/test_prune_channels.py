@@ -206,7 +206,7 @@ def test_what_cannot_go_is_refused_with_the_reason():
         PruneChannels(layers=("7",)).plan(net, {"calibration": x})
     with pytest.raises(InputError, match="each channel reaches the model's output, or a norm"):
         PruneChannels().plan(nn.Sequential(nn.Linear(8, 3)), {"calibration": x})
-    with pytest.raises(InputError, match="round_to of 1 or more, got 0"):
+    with pytest.raises(InputError, match="round_to of at least 1, got 0"):
         PruneChannels(round_to=0)
 
     class Fixed(nn.Module):

@@ -56,7 +56,7 @@ def test_what_cannot_be_pruned_is_refused():
     net = nn.Sequential(nn.Linear(6, 3))
     with pytest.raises(InputError, match=r"multiple of 4 weights for 2:4, got 6 in 0\.weight"):
         PruneWeights(pattern="2:4").plan(net)
-    with pytest.raises(InputError, match=r"a share in \[0, 1\), got 1\.0"):
+    with pytest.raises(InputError, match=r"share in \[0, 1\), got 1\.0"):
         PruneWeights(share=1.0)
     with pytest.raises(InputError, match="a pattern such as '2:4', got 'half'"):
         PruneWeights(pattern="half")

@@ -38,5 +38,5 @@ def test_codes_take_their_entropy_where_that_is_less():
 
 
 def test_bits_are_checked():
-    with pytest.raises(InputError, match="1 to 8 bits, got 9"):
+    with pytest.raises(InputError, match=r"bits in \[1, 8\], got 9"):
         ScalarCodec(bits=9)

@@ -32,7 +32,7 @@ def test_the_size_is_the_best_of_all(group):
 
 
 def test_what_cannot_be_rounded_is_refused():
-    with pytest.raises(InputError, match="a group of at least 1 entry, got 0"):
+    with pytest.raises(InputError, match="group of at least 1, got 0"):
         SignQuant(group=0)
     with pytest.raises(InputError, match="no layer matches 'head'"):
         SignQuant(layers=("head",)).plan(nn.Sequential(nn.Linear(3, 2)))

@@ -149,7 +149,7 @@ def test_what_cannot_be_rotated_is_refused_with_the_reason():
     with pytest.raises(InputError, match=r"encoder.layer.2.output.LayerNorm .* stands there"):
         SliceWidth().plan(model, {"calibration": IDS})
     assert SliceWidth(share=0.0).plan(model, {"calibration": IDS}).fold(model) is net
-    with pytest.raises(InputError, match="round_to of 1 or more, got 0"):
+    with pytest.raises(InputError, match="round_to of at least 1, got 0"):
         SliceWidth(round_to=0)
 
     class Reads(nn.Module):

@@ -67,5 +67,5 @@ def test_planted_channels_break_eight_bit_inputs_and_scales_mend_them():
 
 
 def test_a_power_outside_its_range_is_refused():
-    with pytest.raises(InputError, match=r"a power in \(0, 1\), got 1\.0"):
+    with pytest.raises(InputError, match=r"power in \(0, 1\), got 1\.0"):
         SmoothQuant(power=1.0)

@@ -17,5 +17,5 @@ def test_the_first_tokens_go_last_of_all():
 
 
 def test_a_negative_number_is_refused():
-    with pytest.raises(InputError, match="expected n_first of 0 or more, got -1"):
+    with pytest.raises(InputError, match="n_first of at least 0, got -1"):
         StreamingCache(4, n_first=-1)

@@ -33,7 +33,7 @@ def test_half_precision_does_not_overflow():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(InputError, match="Energy: expected a positive temperature"):
+    with pytest.raises(InputError, match="Energy: expected temperature above 0"):
         Energy(temperature=0.0)
     with pytest.raises(ShapeError, match=r"Energy.score: expected classes=3 \(as fitted\), got"):
         Energy().fit(LOGITS, logits=LOGITS).score(LOGITS[:, :2])

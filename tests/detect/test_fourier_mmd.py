@@ -73,5 +73,5 @@ def test_sides_of_other_widths_say_what_to_do():
 def test_equal_rows_need_a_width():
     with pytest.raises(InputError, match="got a median distance of 0 over 9"):
         FourierMMD().fit(torch.ones(9, 2))
-    with pytest.raises(InputError, match="expected sigma above 0"):
+    with pytest.raises(InputError, match=r"sigma in \(0, inf\), got 0\.0"):
         FourierMMD(sigma=0.0)

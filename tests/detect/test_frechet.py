@@ -88,5 +88,5 @@ def test_more_dimensions_than_rows_keep_the_p_value():
 
 
 def test_parameters_are_checked():
-    with pytest.raises(InputError, match="expected rank and permutations of at least 1"):
+    with pytest.raises(InputError, match="rank of at least 1, got 0"):
         Frechet(rank=0)

@@ -86,7 +86,7 @@ def test_value_is_the_mean_score(monkeypatch):
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(InputError, match="GradNorm: expected a positive temperature, got -1"):
+    with pytest.raises(InputError, match="GradNorm: expected temperature above 0"):
         GradNorm(temperature=-1.0)
     scorer = GradNorm().fit(ROWS, logits=_logits(ROWS))
     with pytest.raises(ShapeError, match=r"GradNorm.score: expected dim=4 \(as fitted\), got"):

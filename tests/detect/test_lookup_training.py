@@ -259,9 +259,9 @@ def test_a_run_is_calibrated_saved_and_resumed_with_the_same_bits(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"window": 2}, "a window of 1 or 3 and generators 'identity' or 'trained'"),
-        ({"passes": 0}, "hidden, passes and batch of at least 1 and a rate above 0"),
-        ({"rate": math.inf}, "hidden, passes and batch of at least 1 and a rate above 0"),
+        ({"window": 2}, "window 1 or 3, got 2"),
+        ({"passes": 0}, "passes of at least 1, got 0"),
+        ({"rate": math.inf}, r"rate in \(0, inf\), got inf"),
     ],
 )
 def test_parameters_out_of_range_are_refused(bad, message):

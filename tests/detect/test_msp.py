@@ -70,7 +70,7 @@ def test_half_precision_and_one_class():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(InputError, match="MSP: expected a positive temperature, got 0"):
+    with pytest.raises(InputError, match="MSP: expected temperature above 0"):
         MSP(temperature=0.0)
     with pytest.raises(ShapeError, match=r"MSP.score: expected classes=5 \(as fitted\), got"):
         MSP().fit(LOGITS, logits=LOGITS).score(LOGITS[:, :2])

@@ -114,7 +114,7 @@ def test_images_are_calibrated_by_their_weighed_score():
 def test_refuses_wrong_parameters_and_widths():
     with pytest.raises(InputError, match="1 <= b <= m, got b=9 and m=4"):
         PatchCore(m=4)
-    with pytest.raises(InputError, match="window of 1 or 3, got 2"):
+    with pytest.raises(InputError, match="window 1 or 3, got 2"):
         PatchCore(window=2)
     with pytest.raises(ShapeError, match="expected dim=3"):
         PatchCore().fit(_normal(20, 3, 0)).score(_normal(2, 4, 0))

@@ -84,5 +84,5 @@ def test_one_dimension_has_no_angle():
 
 
 def test_absurd_parameters_are_refused():
-    with pytest.raises(InputError, match="rank and permutations of at least 1"):
+    with pytest.raises(InputError, match="rank of at least 1, got 0"):
         SubspaceShift(rank=0)

@@ -190,6 +190,6 @@ def test_errors():
     broken[int(np.flatnonzero(who == 1)[1])] = math.nan
     with pytest.raises(InputError, match=r"all steps of a trajectory of which only .* got steps"):
         TrajectoryVerifier().fit(broken, **hidden)
-    with pytest.raises(InputError, match="expected l2 > 0"):
+    with pytest.raises(InputError, match=r"l2 above 0, got 0\.0"):
         TrajectoryVerifier(l2=0.0)
     assert TrajectoryVerifier(rows="step_ends").reading() == {"reducer": "step_ends"}

@@ -134,7 +134,7 @@ def test_a_head_too_sharp_for_its_type_looks_at_itself():
         (lambda: LimitAttention("near:3"), InputError, "a pattern among all, axial"),
         (lambda: LimitAttention("histogram:3"), InputError, "histogram:3 sorts values"),
         (lambda: LimitAttention("axial"), InputError, r"grid=\(high, wide\) for axial"),
-        (lambda: LimitAttention("all", strength=2.0), InputError, r"a strength in \[0, 1\]"),
+        (lambda: LimitAttention("all", strength=2.0), InputError, r"strength in \[0, 1\]"),
         (
             lambda: LimitAttention("all").apply(torch.ones(1, 3, 8), SITE, EditContext()),
             InputError,

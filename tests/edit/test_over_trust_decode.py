@@ -74,7 +74,7 @@ def test_what_is_refused():
         AttentionColumns(scale=0.0)
     with pytest.raises(InputError, match="as many queries as keys"):
         AttentionColumns().score(torch.ones(1, 1, 2, 3))
-    with pytest.raises(InputError, match="at least one beam"):
+    with pytest.raises(InputError, match="beams of at least 1, got 0"):
         OverTrustDecode(beams=0)
     with pytest.raises(InputError, match="no logits processors"):
         generated(causal_model(), {"custom_generate": OverTrustDecode(), "repetition_penalty": 2.0})

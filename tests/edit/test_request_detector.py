@@ -109,7 +109,7 @@ def test_bad_input_is_refused():
         RequestDetector().learn(model(), CODE[:3])
     with pytest.raises(InputError, match="masked in"):
         RequestDetector(masked=1.0)
-    with pytest.raises(InputError, match="width above 0"):
+    with pytest.raises(InputError, match="width of at least 0, got -3"):
         RequestDetector(width=-3)
     scorer = RequestDetector(width=None).learn(model(), CODE, SITES)
     with pytest.raises(ShapeError, match="the rows of 2 layers joined"):

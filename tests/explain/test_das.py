@@ -85,5 +85,5 @@ def test_what_does_not_fit_is_refused():
         Das(k=7).fit(net, *pairs(), "0")
     with pytest.raises(InputError, match="Take Replace"):
         InterchangeIntervention().explain(net, **given()).edit()
-    with pytest.raises(InputError, match="inside"):
+    with pytest.raises(InputError, match=r"held_out in \(0, 1\), got 1\.0"):
         Das(held_out=1.0)

@@ -131,5 +131,5 @@ def test_a_constant_map_takes_nothing_from_others_by_becoming_nan():
     assert bool(torch.isfinite(combined([one, flat], (7, 6))).all())
     with pytest.raises(InputError, match="each"):
         combined([], (7, 6))
-    with pytest.raises(InputError, match="a step of at least"):
+    with pytest.raises(InputError, match=r"step of at least 0, got -1\.0"):
         MetaSaliency(step=-1.0)

@@ -64,7 +64,7 @@ def test_labels_that_cannot_be_probed_are_refused():
         Probe().fit(X, label=torch.arange(600))
     with pytest.raises(InputError, match="two groups"):
         Probe().fit(X, label=LABEL, group=torch.zeros(600, dtype=torch.int64))
-    with pytest.raises(InputError, match="2 folds"):
+    with pytest.raises(InputError, match="folds of at least 2, got 1"):
         Probe(folds=1)
 
 

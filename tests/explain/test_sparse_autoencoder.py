@@ -319,7 +319,7 @@ def test_errors_say_what_to_do(tmp_path, signed):
     x, _ = _planted()
     with pytest.raises(InputError, match=r"a row for each of 16 features .*got 9 rows"):
         SparseAutoencoder(**HOW).fit(x[:9])
-    with pytest.raises(InputError, match="a penalty of at least 0"):
+    with pytest.raises(InputError, match=r"penalty in \[0, inf\), got -1\.0"):
         SparseAutoencoder(penalty=-1.0)
     with pytest.raises(InputError, match="features of at least 1"):
         SparseAutoencoder(k=0)

@@ -104,7 +104,7 @@ def test_errors_say_what_to_do():
         _small(n_bins=9)
     with pytest.raises(InputError, match="expected n_bins of at least 3"):
         _small(n_bins=2, grid="even")
-    with pytest.raises(InputError, match="full of at least 1 and a positive alpha, got 0 and 1"):
+    with pytest.raises(InputError, match="full of at least 1, got 0"):
         _small(full=0)
     with pytest.raises(InputError, match="needs the column 'grad'"):
         activation_coverage(Z, grad=None, label=LABEL, logits=torch.eye(2)[LABEL])

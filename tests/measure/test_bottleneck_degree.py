@@ -88,5 +88,5 @@ def test_flags_and_unlabelled_rows():
 
 
 def test_wrong_noise_is_named():
-    with pytest.raises(InputError, match="BottleneckDegree: expected noise above 0"):
+    with pytest.raises(InputError, match=r"BottleneckDegree: expected noise in \(0, inf\)"):
         BottleneckDegree(noise=0.0)

@@ -118,5 +118,5 @@ def test_constant_units_take_no_part_and_constant_rows_have_no_value():
 def test_wrong_parameters_are_named():
     with pytest.raises(InputError, match="expected a penalty above 0, got 0"):
         CorrelationMatch("sparse", penalty=0.0)
-    with pytest.raises(InputError, match="expected at least 1 cluster, got 0"):
+    with pytest.raises(InputError, match="n_clusters of at least 1, got 0"):
         CorrelationMatch("clusters", n_clusters=0)

@@ -67,7 +67,7 @@ def test_dead_units_are_flagged_and_do_no_harm():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(InputError, match="DCI: expected a ridge above 0"):
+    with pytest.raises(InputError, match="DCI: expected ridge above 0"):
         DCI(ridge=0.0)
     with pytest.raises(InputError, match="DCI: expected at least two factors, got 1"):
         dci(torch.rand(20, 3), torch.rand(20, 1))

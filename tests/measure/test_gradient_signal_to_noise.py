@@ -133,5 +133,5 @@ def test_gradients_that_are_all_alike_have_no_noise():
     found = gradient_signal_to_noise(torch.ones(5, 3))
     assert found.flags == ("dead",)
     assert math.isnan(float(found))
-    with pytest.raises(InputError, match="batches of at least 1 row, got 0"):
+    with pytest.raises(InputError, match="batch of at least 1, got 0"):
         gradient_signal_to_noise(torch.randn(4, 2), batch=0)

@@ -48,5 +48,5 @@ def test_a_constant_and_a_copied_unit_do_no_harm():
 
 
 def test_wrong_ridge_is_named():
-    with pytest.raises(InputError, match="GULP: expected a ridge of at least 0"):
+    with pytest.raises(InputError, match="GULP: expected ridge of at least 0"):
         GULP(ridge=-1.0)

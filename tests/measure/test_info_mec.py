@@ -70,7 +70,7 @@ def test_an_idle_latent_is_left_out_and_constant_factors_are_flagged():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(InputError, match="InfoMEC: expected a penalty above 0"):
+    with pytest.raises(InputError, match="InfoMEC: expected penalty above 0"):
         InfoMEC(penalty=0.0)
     with pytest.raises(InputError, match="InfoMEC: expected at least two factors, got 1"):
         info_mec(torch.rand(50, 3), torch.zeros(50, 1))

@@ -59,7 +59,7 @@ def test_all_zero_is_nan_and_dead():
 
 
 def test_wrong_threshold_is_named():
-    with pytest.raises(InputError, match="MassiveActivations: expected a positive threshold"):
+    with pytest.raises(InputError, match="MassiveActivations: expected threshold above 0"):
         MassiveActivations(threshold=0.0)
 
 

@@ -49,7 +49,7 @@ def test_a_constant_latent_is_left_out_and_nothing_known_is_dead():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(InputError, match="Modularity: expected at least 2 bins, got 0"):
+    with pytest.raises(InputError, match="Modularity: expected n_bins of at least 2"):
         Modularity(n_bins=0)
     with pytest.raises(InputError, match="Modularity: expected at least two factors, got 1"):
         modularity(torch.rand(50, 3), torch.zeros(50, 1))

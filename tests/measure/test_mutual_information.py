@@ -116,7 +116,7 @@ def test_what_the_number_cannot_bear_is_flagged():
 
 
 def test_wrong_parameters_are_named():
-    with pytest.raises(InputError, match="MutualInformation: expected k and m of at least 1"):
+    with pytest.raises(InputError, match="MutualInformation: expected k of at least 1"):
         MutualInformation(k=0)
 
 

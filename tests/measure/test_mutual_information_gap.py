@@ -67,7 +67,7 @@ def test_a_constant_factor_is_flagged_and_left_out():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(InputError, match="MutualInformationGap: expected at least 2 bins, got 1"):
+    with pytest.raises(InputError, match="MutualInformationGap: expected n_bins of at least 2"):
         MutualInformationGap(n_bins=1)
     with pytest.raises(InputError, match="expected at least two latents, got 1"):
         mutual_information_gap(torch.rand(50, 1), torch.zeros(50, 2))

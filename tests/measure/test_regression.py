@@ -75,5 +75,5 @@ def test_a_dead_unit_does_no_harm_and_dead_rows_are_nan():
 
 
 def test_wrong_ridge_is_named():
-    with pytest.raises(InputError, match="Regression: expected a ridge of at least 0"):
+    with pytest.raises(InputError, match="Regression: expected ridge of at least 0"):
         Regression(ridge=-1.0)

@@ -29,5 +29,5 @@ def test_values_outside_the_activation_are_nan_and_clipped():
 
 
 def test_wrong_threshold_is_named():
-    with pytest.raises(InputError, match=r"SaturatedUnits: expected a threshold in \(0, 1\)"):
+    with pytest.raises(InputError, match=r"SaturatedUnits: expected threshold in \(0, 1\)"):
         SaturatedUnits(threshold=1.0)

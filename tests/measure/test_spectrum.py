@@ -10,8 +10,7 @@ from torch import Tensor
 from fixture_rows import X
 from narrow import expect
 from sonde.core.errors import InputError
-from sonde.measure import spectrum
-from sonde.measure._spectra import check_source
+from sonde.measure import StableRank, spectrum
 
 
 @pytest.mark.truth("digits computed independently from the definition")
@@ -103,5 +102,5 @@ def test_constant_rows_are_nan_and_dead():
 
 
 def test_unknown_source_is_named():
-    with pytest.raises(InputError, match="Spectrum: expected source 'moments' or 'sample'"):
-        check_source("Spectrum", "rows")
+    with pytest.raises(InputError, match="StableRank: expected source 'moments' or 'sample'"):
+        StableRank(source="rows")  # type: ignore[arg-type]

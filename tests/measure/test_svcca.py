@@ -36,5 +36,5 @@ def test_noise_of_small_variance_does_not_enter():
 
 
 def test_wrong_share_is_named():
-    with pytest.raises(InputError, match=r"SVCCA: expected a share of variance in \(0, 1\]"):
+    with pytest.raises(InputError, match=r"SVCCA: expected keep in \(0, 1\]"):
         SVCCA(keep=1.5)

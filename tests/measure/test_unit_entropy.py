@@ -51,7 +51,7 @@ def test_bits():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(InputError, match="UnitEntropy: expected at least 2 bins, got 1"):
+    with pytest.raises(InputError, match="UnitEntropy: expected n_bins of at least 2"):
         UnitEntropy(n_bins=1)
     with pytest.raises(InputError, match=r"UnitEntropy: expected trim in \[0, 0.5\), got 0.5"):
         UnitEntropy(trim=0.5)

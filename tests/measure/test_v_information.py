@@ -92,5 +92,5 @@ def test_bad_labels_are_flagged_or_refused():
     assert "dead" in dead.flags
     with pytest.raises(InputError, match="VInformation: expected at least two classes, got 1"):
         v_information(x, np.zeros(100, dtype=int))
-    with pytest.raises(InputError, match="VInformation: expected l2 above 0"):
+    with pytest.raises(InputError, match=r"VInformation: expected l2 in \(0, inf\)"):
         VInformation(l2=0.0)

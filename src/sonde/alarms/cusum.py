@@ -8,6 +8,7 @@ from scipy.special import ndtri
 
 from sonde.alarms._saved import load_watch, save_watch
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.state import State
 
 LOWEST = -8.0
@@ -47,10 +48,7 @@ class Cusum(State):
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.slack >= 0 and self.limit > 0):
-            raise InputError(
-                f"Cusum: expected slack >= 0 and limit > 0, got {self.slack} and {self.limit}."
-            )
+        check_ranges(self, slack=">= 0", limit="> 0")
 
     @property
     def alarm(self) -> bool:

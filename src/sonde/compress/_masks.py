@@ -9,16 +9,14 @@ from torch import Tensor
 from sonde.core.errors import InputError
 
 
-def check_share(owner: str, share: float, pattern: str | None) -> None:
-    """Refuse shares and patterns that there are none of.
+def check_pattern(owner: str, pattern: str | None) -> None:
+    """Refuse a pattern that keeps no weight, or more than there are.
 
     Raises
     ------
     InputError
         Naming the parameter.
     """
-    if not 0 <= share < 1:
-        raise InputError(f"{owner}: expected a share in [0, 1), got {share}.")
     if pattern is not None:
         kept, run = kept_of(owner, pattern)
         if not 0 < kept <= run:

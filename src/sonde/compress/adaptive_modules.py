@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde.compress._distilled import answers_of, batches_of, copied
-from sonde.core.errors import InputError, SiteError
+from sonde.core.errors import SiteError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.engine.steps import Descent
 from sonde.stats import CrossMoments, Moments
 from sonde.stats.divergence import kl_divergence
@@ -90,11 +91,7 @@ class AdaptiveModules:
     paper: ClassVar[str] = "wojcik2023acm"
 
     def __post_init__(self) -> None:
-        if self.learners < 1 or not 0 <= self.budget <= 1 or self.steps < 0:
-            raise InputError(
-                "AdaptiveModules: expected learners from 1, budget in [0, 1] and steps from 0, got "
-                f"{self.learners}, {self.budget} and {self.steps}."
-            )
+        check_ranges(self, learners=">= 1", budget="[0, 1]", steps=">= 0")
 
     def fit(self, model: Model, inputs: Inputs) -> AdaptiveModel:
         """Return a copy of a model whose modules are learners with trained gates."""

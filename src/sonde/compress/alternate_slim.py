@@ -25,11 +25,10 @@ from sonde.compress._coupled import (
     cut_changes,
 )
 from sonde.compress._grid import method_of
-from sonde.compress._masks import check_share
 from sonde.compress._stream import Stream
 from sonde.compress.grams import without_padding
-from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.stats.divergence import kl_divergence
 from sonde.tap.hand.recording import Forward, intercepted
 from sonde.tap.hooks.outputs import find
@@ -37,7 +36,7 @@ from sonde.tap.rows.padding import right_padded
 from sonde.weights import Change, Examples, Exchange, Resized, Rewrite, RewritePlan
 from sonde.weights._kinds import kind_of
 from sonde.weights.own_config import with_own_config
-from sonde.weights.tuning import Trainee, check_positive, each_batch, row_losses, tuned, with_copy
+from sonde.weights.tuning import Trainee, each_batch, row_losses, tuned, with_copy
 
 Cut = tuple[CoupledSet, list[int]]
 
@@ -92,10 +91,7 @@ class AlternateSlim(Rewrite):
     )
 
     def __post_init__(self) -> None:
-        check_share("AlternateSlim", self.share, None)
-        check_positive("AlternateSlim", noise=self.noise, rate=self.rate)
-        if self.epochs < 0:
-            raise InputError(f"AlternateSlim: expected 0 epochs or more, got {self.epochs}.")
+        check_ranges(self, share="[0, 1)", noise="> 0", rate="> 0", epochs=">= 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples: outputs and states are compared on them."""

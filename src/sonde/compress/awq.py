@@ -17,8 +17,8 @@ from sonde.compress._layers import Weighted, require_finite_weights, weighted_la
 from sonde.compress._scaling import ScaleGroup, scale_groups, scaled_tensors
 from sonde.compress.gptq import loss_of
 from sonde.compress.grams import LayerGrams, layer_grams, parts_of
-from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Change, Examples, Exchange, Grid, Quantised, Rewrite, RewritePlan
 
 LEAST = 1e-4
@@ -82,8 +82,7 @@ class AWQ(Rewrite):
 
     def __post_init__(self) -> None:
         check_grid("AWQ", self.bits, self.group)
-        if self.steps < 1:
-            raise InputError(f"AWQ: expected at least 1 step, got {self.steps}.")
+        check_ranges(self, steps=">= 1")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples: the modules that divide are found by running them."""

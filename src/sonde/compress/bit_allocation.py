@@ -20,6 +20,7 @@ from sonde.compress.gptq import GPTQ, loss_of
 from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Change, Examples, Grid, Rewrite, RewritePlan
 
 MOST_RUN = 16
@@ -82,8 +83,7 @@ class BitAllocation(Rewrite):
                 f"BitAllocation: expected mean bits from {min(widths)}, the smallest width, to 8, "
                 f"got {self.bits:g}."
             )
-        if self.group < 1:
-            raise InputError(f"BitAllocation: expected a group of at least 1, got {self.group}.")
+        check_ranges(self, group=">= 1")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples; for ``error`` the moments of layers' inputs over them suffice."""

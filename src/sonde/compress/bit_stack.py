@@ -18,6 +18,7 @@ from sonde.compress.gptq import loss_of
 from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Change, Examples, Rewrite, RewritePlan, Stacked, pack
 from sonde.weights.packing import packed_length
 
@@ -72,13 +73,7 @@ class BitStack(Rewrite):
     )
 
     def __post_init__(self) -> None:
-        if self.bits is not None and not self.bits > 1:
-            raise InputError(f"BitStack: expected more than 1 bit, or None, got {self.bits}.")
-        if self.blocks < 1 or (self.rank is not None and self.rank < 1):
-            raise InputError(
-                f"BitStack: expected at least 1 block and rank 1, got blocks={self.blocks}, "
-                f"rank={self.rank}."
-            )
+        check_ranges(self, bits="> 1", blocks=">= 1", rank=">= 1")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the moments of layers' inputs over them."""

@@ -30,6 +30,7 @@ from sonde.compress.gptq import loss_of
 from sonde.compress.grams import LayerGrams, grams_for, layers_of_weight, parts_of, without_padding
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.tap import calls_of
 from sonde.tap.hand.recording import Forward, intercepted
 from sonde.tap.hooks.outputs import find
@@ -103,11 +104,7 @@ class BlockRounding(Rewrite):
 
     def __post_init__(self) -> None:
         check_grid("BlockRounding", self.bits, self.group)
-        if min(self.most, self.sweeps, self.rows) < 1:
-            raise InputError(
-                "BlockRounding: expected most, sweeps and rows of 1 or more, got "
-                f"{self.most}, {self.sweeps} and {self.rows}."
-            )
+        check_ranges(self, most=">= 1", sweeps=">= 1", rows=">= 1")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples: errors behind runs are compared on them."""

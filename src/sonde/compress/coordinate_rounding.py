@@ -25,8 +25,8 @@ from sonde.compress._grid import (
 from sonde.compress._layers import Weighted
 from sonde.compress.gptq import loss_of, solved
 from sonde.compress.grams import LayerGrams, parts_of
-from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Examples, Grid, Quantised, Rewrite, RewritePlan
 
 
@@ -76,8 +76,7 @@ class CoordinateRounding(Rewrite):
 
     def __post_init__(self) -> None:
         check_grid("CoordinateRounding", self.bits, self.group)
-        if self.sweeps < 1:
-            raise InputError(f"CoordinateRounding: expected at least 1 sweep, got {self.sweeps}.")
+        check_ranges(self, sweeps=">= 1")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the moments of layers' inputs over them."""

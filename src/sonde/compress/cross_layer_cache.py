@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sonde.core import CachePacking, InputError, Inputs, Model, PackedTokens, State
+from sonde.core.ranges import check_ranges
 from sonde.engine.progress import Bar
 from sonde.stats import Moments, MomentsState
 from sonde.tap import place_of
@@ -80,11 +81,7 @@ class CrossLayerCache(CachePacking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layers < 1 or not 0 < self.share <= 1:
-            raise InputError(
-                "CrossLayerCache: expected layers from 1 and a share in (0, 1], got "
-                f"layers={self.layers!r} and share={self.share!r}."
-            )
+        check_ranges(self, layers=">= 1", share="(0, 1]")
 
     @property
     def setting(self) -> str:

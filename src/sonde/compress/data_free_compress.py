@@ -23,9 +23,9 @@ from sonde.compress._coupled import (
 )
 from sonde.compress._grid import check_grid, method_of, rounded
 from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
-from sonde.compress._masks import check_share
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.tap import calls_of
 from sonde.weights import Change, Examples, Exchange, Grid, Rewrite, RewritePlan
 from sonde.weights._kinds import kind_of
@@ -85,10 +85,9 @@ class DataFreeCompress(Rewrite):
     )
 
     def __post_init__(self) -> None:
-        check_share("DataFreeCompress", self.share, None)
+        check_ranges(self, share="[0, 1)")
         check_grid("DataFreeCompress", self.bits, self.group)
-        if not self.ridge > 0:
-            raise InputError(f"DataFreeCompress: expected a ridge above 0, got {self.ridge}.")
+        check_ranges(self, ridge="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read an example: which layers read a channel is found by running it."""

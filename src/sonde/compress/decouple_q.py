@@ -27,8 +27,8 @@ from sonde.compress._layers import Weighted
 from sonde.compress.coordinate_rounding import descended
 from sonde.compress.gptq import loss_of, solved
 from sonde.compress.grams import LayerGrams, parts_of
-from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Examples, Grid, Quantised, Rewrite, RewritePlan
 
 MOST = 2**22
@@ -83,8 +83,7 @@ class DecoupleQ(Rewrite):
 
     def __post_init__(self) -> None:
         check_grid("DecoupleQ", self.bits, self.group)
-        if self.rounds < 1:
-            raise InputError(f"DecoupleQ: expected at least 1 round, got {self.rounds}.")
+        check_ranges(self, rounds=">= 1")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the moments of layers' inputs over them."""

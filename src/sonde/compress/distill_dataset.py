@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.engine.steps import Descent, seeded
 from sonde.stats import MomentsState
 from sonde.tap.hand.recording import intercepted
@@ -97,11 +98,7 @@ class DistillDataset:
     paper: ClassVar[str] = "yin2024cda"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.crop <= 1 or not 0 <= self.ramp <= 1:
-            raise InputError(
-                "DistillDataset: expected a step or more, crop in (0, 1] and ramp in [0, 1], got "
-                f"{self.steps}, {self.crop:g} and {self.ramp:g}."
-            )
+        check_ranges(self, steps=">= 1", crop="(0, 1]", ramp="[0, 1]")
         if not self.low < self.high:
             raise InputError(
                 f"DistillDataset: expected low below high, got {self.low:g} and {self.high:g}."

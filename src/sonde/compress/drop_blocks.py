@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from sonde.compress._blocks import BlockCall, Blocks, block_calls, same_shape, state_rows
 from sonde.compress._grid import method_of
-from sonde.compress._masks import check_share
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
 from sonde.stats.ridge import RIDGE, ridge_map
 from sonde.tap import place_of
@@ -76,11 +76,7 @@ class DropBlocks(Rewrite):
     )
 
     def __post_init__(self) -> None:
-        check_share("DropBlocks", self.share, None)
-        if self.blocks is not None and self.blocks < 1:
-            raise InputError(f"DropBlocks: expected at least 1 block to stay, got {self.blocks}.")
-        if not self.ridge > 0:
-            raise InputError(f"DropBlocks: expected a ridge above 0, got {self.ridge}.")
+        check_ranges(self, share="[0, 1)", blocks=">= 1", ridge="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples: states before and behind each block are compared on them."""

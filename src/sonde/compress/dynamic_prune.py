@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, conv2d
 
 from sonde.compress._distilled import ROWS, answers_of, batches_of, copied
-from sonde.core.errors import InputError, SiteError
+from sonde.core.errors import SiteError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.engine.steps import Descent
 from sonde.stats.divergence import kl_divergence
 
@@ -86,11 +87,7 @@ class DynamicPrune:
     paper: ClassVar[str] = "elkerdawy2022ftwt"
 
     def __post_init__(self) -> None:
-        if not 0 < self.heat <= 1 or self.ratio < 1 or self.steps < 0:
-            raise InputError(
-                "DynamicPrune: expected heat in (0, 1], ratio from 1 and steps from 0, got "
-                f"{self.heat}, {self.ratio} and {self.steps}."
-            )
+        check_ranges(self, heat="(0, 1]", ratio=">= 1", steps=">= 0")
 
     def fit(self, model: Model, inputs: Inputs) -> DynamicModel:
         """Return a copy of a model with trained predictors and masked convolutions.

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.core.state import State, map_tensors
 from sonde.engine.steps import minimise
 from sonde.stats.intervals import clopper_pearson
@@ -75,11 +76,7 @@ class EarlyExit:
     paper: ClassVar[str] = "schuster2022confident"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tolerance < 1 or not 0 < self.delta < 0.5:
-            raise InputError(
-                "EarlyExit: expected tolerance in [0, 1) and delta in (0, 0.5), got "
-                f"{self.tolerance} and {self.delta}."
-            )
+        check_ranges(self, tolerance="[0, 1)", delta="(0, 0.5)")
 
     def fit(self, model: Model, train: Inputs, calibration: Inputs) -> "EarlyExits":
         """Return readouts fitted on some inputs, with thresholds calibrated on others.

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.tensors import as_tensor
 
 EXHAUSTIVE, BEAMED, MOST_GROWN = 8, 64, 8
@@ -84,11 +85,7 @@ class EntropyBoundedCoder:
     paper: ClassVar[str] = "ebrahimi2024mecb"
 
     def __post_init__(self) -> None:
-        if not self.rate >= 0 or self.beam < 1:
-            raise InputError(
-                f"EntropyBoundedCoder: expected a rate from 0 and a beam from 1, got {self.rate!r} "
-                f"and {self.beam!r}."
-            )
+        check_ranges(self, rate=">= 0", beam=">= 1")
 
     def code(self, p: Any) -> BoundedCode:
         """Return the code for symbols of known probability.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.core import CachedTokens, CacheRule, InputError, Inputs, Model, QueryMoments
+from sonde.core.ranges import check_ranges
 from sonde.engine.progress import Bar
 from sonde.tap import place_of
 from sonde.tap.cache.evicting import caching
@@ -69,11 +70,7 @@ class ExpectedAttention(CacheRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.horizon < 1 or self.n_first < 0:
-            raise InputError(
-                "ExpectedAttention: expected a horizon from 1 and n_first from 0, got "
-                f"{self.horizon} and {self.n_first}."
-            )
+        check_ranges(self, horizon=">= 1", n_first=">= 0")
 
     def reads_queries(self) -> int | None:
         """Return the first token whose query counts; None if moments were given."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sonde.compress.unit_use import DenseBlock, UnitUse, by_length, dense_blocks, unit_use
 from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.data import open_inputs
 from sonde.tap import fingerprint
 from sonde.weights import as_model, with_tensors
@@ -154,11 +155,7 @@ class ExtractExperts:
     paper: ClassVar[str] = "cai2024readme"
 
     def __post_init__(self) -> None:
-        if not (0 < self.share <= 1 and 0 < self.top <= 1):
-            raise InputError(
-                f"ExtractExperts: expected share and top in (0, 1], got {self.share} and "
-                f"{self.top}."
-            )
+        check_ranges(self, share="(0, 1]", top="(0, 1]")
 
     def extract(self, model: Model | nn.Module, domains: Mapping[str, Any]) -> SlicedModel:
         """Return the model cut into experts; ``model`` stays as it is.

@@ -24,8 +24,8 @@ from sonde.compress._grid import (
 )
 from sonde.compress._layers import Weighted
 from sonde.compress.grams import LayerGrams, parts_of
-from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Examples, Grid, Quantised, Rewrite, RewritePlan
 
 
@@ -87,8 +87,7 @@ class GPTQ(Rewrite):
 
     def __post_init__(self) -> None:
         check_grid("GPTQ", self.bits, self.group)
-        if not self.damp > 0:
-            raise InputError(f"GPTQ: expected damp above 0, got {self.damp}.")
+        check_ranges(self, damp="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the moments of layers' inputs over them."""

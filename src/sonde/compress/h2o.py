@@ -9,7 +9,8 @@ from typing import ClassVar, Literal, final
 
 from torch import Tensor
 
-from sonde.core import CachedTokens, CacheRule, InputError
+from sonde.core import CachedTokens, CacheRule
+from sonde.core.ranges import check_ranges
 
 
 @final
@@ -47,8 +48,7 @@ class H2O(CacheRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.recent <= 1.0:
-            raise InputError(f"H2O: expected recent to be in [0, 1], got {self.recent}.")
+        check_ranges(self, recent="[0, 1]")
 
     def reads_attention(self) -> Literal["all"]:
         """Return "all": the attention of every query counts."""

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sonde.compress._around import RuleAround
 from sonde.compress.snap_kv import SnapKV
-from sonde.core import CachedTokens, CacheRule, InputError
+from sonde.core import CachedTokens, CacheRule
+from sonde.core.ranges import check_ranges
 
 
 @final
@@ -52,8 +53,7 @@ class HeadBudgets(RuleAround):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.floor <= 1.0:
-            raise InputError(f"HeadBudgets: expected floor to be in [0, 1], got {self.floor}.")
+        check_ranges(self, floor="[0, 1]")
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
         """Return the scores of the rule."""

@@ -15,11 +15,11 @@ from torch import Tensor
 from sonde.compress._each_layer import each_layer
 from sonde.compress._grid import method_of
 from sonde.compress._layers import Weighted, weighted_layers
-from sonde.compress._masks import check_share
 from sonde.compress.gptq import damped, loss_of
 from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Examples, Rewrite, RewritePlan, Thin
 from sonde.weights._kinds import in_and_out
 from sonde.weights.change import rounded_to_half
@@ -85,11 +85,7 @@ class LowRankWeights(Rewrite):
     )
 
     def __post_init__(self) -> None:
-        check_share("LowRankWeights", self.share, None)
-        if self.rank is not None and self.rank < 1:
-            raise InputError(f"LowRankWeights: expected a rank of at least 1, got {self.rank}.")
-        if not self.damp > 0:
-            raise InputError(f"LowRankWeights: expected damp above 0, got {self.damp}.")
+        check_ranges(self, share="[0, 1)", rank=">= 1", damp="> 0")
         if self.sequential and self.whiten == "none":
             raise InputError(
                 "LowRankWeights: expected whiten='output', 'gram' or 'scale' for sequential=True, "

@@ -20,6 +20,7 @@ from sonde.compress._grid import method_of
 from sonde.compress.expert_use import STACKED, ExpertUse, Mixture, expert_use, mixtures
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.tap import fingerprint
 from sonde.weights import Change, Examples, Exchange, Rewrite, RewritePlan
 
@@ -76,11 +77,7 @@ class MergeExperts(Rewrite):
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1 or (self.capacity is not None and self.capacity < 1):
-            raise InputError(
-                f"MergeExperts: expected keep in (0, 1] and a capacity from 1, got {self.keep} and "
-                f"{self.capacity}."
-            )
+        check_ranges(self, keep="(0, 1]", capacity=">= 1")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or what routers did with them."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.compress._wire import Reader, bit_bytes, shape_bytes
 from sonde.core.codec import Codec
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 
 LOWEST, HIGHEST = -126, 127
 """Exponents of the normal numbers of float32."""
@@ -48,8 +49,7 @@ class NaturalCodec(Codec):
     examples: ClassVar[tuple[dict, ...]] = ({}, {"seed": 5})
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"NaturalCodec: expected seed from 0, got {self.seed!r}.")
+        check_ranges(self, seed=">= 0")
 
     def most_lost(self, x: Tensor) -> float:
         """Return 1: a number just above a power of two may be doubled."""

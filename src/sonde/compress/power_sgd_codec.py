@@ -9,6 +9,7 @@ from torch import Tensor
 from sonde.compress._wire import Reader, count_bytes, float_bytes, shape_bytes
 from sonde.core.codec import Codec
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 
 
 @final
@@ -56,11 +57,7 @@ class PowerSgdCodec(Codec):
     examples: ClassVar[tuple[dict, ...]] = ({}, {"rank": 1, "seed": 4})
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.seed < 0:
-            raise InputError(
-                f"PowerSgdCodec: expected rank from 1 and seed from 0, got {self.rank!r} and "
-                f"{self.seed!r}."
-            )
+        check_ranges(self, rank=">= 1", seed=">= 0")
 
     def most_lost(self, x: Tensor) -> float:
         """Return 1: ``P P' M`` is a projection of M."""

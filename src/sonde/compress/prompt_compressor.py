@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.engine.progress import Bar
 from sonde.stats import ridge_of_rows
 from sonde.stats.divergence import kl_divergence
@@ -91,11 +92,7 @@ class PromptCompressor:
     paper: ClassVar[str] = "pan2024llmlingua2"
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or self.window < 4 or self.unit not in UNITS:
-            raise InputError(
-                "PromptCompressor: expected a share in (0, 1], a window of 4 tokens or more and a "
-                f"unit of {', '.join(UNITS)}, got {self.share}, {self.window} and {self.unit!r}."
-            )
+        check_ranges(self, share="(0, 1]", window=">= 4", unit=UNITS)
 
     def compress(self, model: Model, text: str, probe: "KeepProbe | None" = None) -> Any:
         """Return the shortened text.

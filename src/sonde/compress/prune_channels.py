@@ -24,11 +24,11 @@ from sonde.compress._coupled import (
 )
 from sonde.compress._grid import method_of
 from sonde.compress._layers import Weighted, require_finite_weights
-from sonde.compress._masks import check_share
 from sonde.compress.gptq import loss_of
 from sonde.compress.grams import LayerGrams, grams_for, layers_of_weight
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.stats import MomentsState
 from sonde.weights import Examples, Rewrite, RewritePlan
 from sonde.weights._kinds import kind_of
@@ -95,11 +95,7 @@ class PruneChannels(Rewrite):
     )
 
     def __post_init__(self) -> None:
-        check_share("PruneChannels", self.share, None)
-        if self.round_to < 1:
-            raise InputError(f"PruneChannels: expected round_to of 1 or more, got {self.round_to}.")
-        if not self.damp > 0:
-            raise InputError(f"PruneChannels: expected damp above 0, got {self.damp}.")
+        check_ranges(self, share="[0, 1)", round_to=">= 1", damp="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples: what reads a channel is found by running them."""

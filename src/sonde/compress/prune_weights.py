@@ -13,10 +13,11 @@ from torch import Tensor
 
 from sonde.compress._grid import method_of
 from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
-from sonde.compress._masks import check_share, check_width, lowest, lowest_of_runs
+from sonde.compress._masks import check_pattern, check_width, lowest, lowest_of_runs
 from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Change, Examples, Pruned, Rewrite, RewritePlan
 
 
@@ -66,7 +67,8 @@ class PruneWeights(Rewrite):
     )
 
     def __post_init__(self) -> None:
-        check_share("PruneWeights", self.share, self.pattern)
+        check_ranges(self, share="[0, 1)")
+        check_pattern("PruneWeights", self.pattern)
         if self.score == "wanda" and self.within != "row":
             raise InputError(
                 "PruneWeights: expected within='row' for wanda, whose scores compare within a row "

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from sonde.core.cache_packing import CachePacking, PackedTokens
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 
 
 @final
@@ -75,13 +75,7 @@ class QuantCache(CachePacking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bits not in (2, 4, 8):
-            raise InputError(f"QuantCache: expected bits to be 2, 4 or 8, got {self.bits!r}.")
-        if self.group < 1 or self.rank < 0 or not 0 <= self.outliers < 1:
-            raise InputError(
-                "QuantCache: expected group from 1, rank from 0 and outliers in [0, 1), got "
-                f"group={self.group!r}, rank={self.rank!r} and outliers={self.outliers!r}."
-            )
+        check_ranges(self, bits=(2, 4, 8), group=">= 1", rank=">= 0", outliers="[0, 1)")
 
     @property
     def setting(self) -> str:

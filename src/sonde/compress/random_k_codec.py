@@ -9,7 +9,7 @@ from torch import Tensor
 from sonde.compress._wire import Reader, count_bytes, float_bytes, shape_bytes
 from sonde.core.cache_rule import kept_count
 from sonde.core.codec import Codec
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 
 
 @final
@@ -52,11 +52,7 @@ class RandomKCodec(Codec):
     examples: ClassVar[tuple[dict, ...]] = ({}, {"share": 0.4}, {"share": 0.3, "scaled": False})
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0 or self.seed < 0:
-            raise InputError(
-                f"RandomKCodec: expected share in (0, 1] and seed from 0, got {self.share!r} and "
-                f"{self.seed!r}."
-            )
+        check_ranges(self, share="(0, 1]", seed=">= 0")
 
     def most_lost(self, x: Tensor) -> float:
         """Return the loss if all of ``x`` were in the worst entry."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from sonde.compress._range_coder import read_table, table_bytes
 from sonde.compress._wire import Reader, bit_bytes, count_bytes, float_bytes, shape_bytes
 from sonde.core.codec import Codec
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 
 PLAIN, CODED = 0, 1
 
@@ -50,8 +50,7 @@ class ScalarCodec(Codec):
     examples: ClassVar[tuple[dict, ...]] = ({}, {"bits": 3}, {"bits": 1})
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 8:
-            raise InputError(f"ScalarCodec: expected 1 to 8 bits, got {self.bits!r}.")
+        check_ranges(self, bits="[1, 8]")
 
     def most_lost(self, x: Tensor) -> float:
         """Return the share that is lost if every entry is off by half a step."""

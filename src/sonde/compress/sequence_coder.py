@@ -20,6 +20,7 @@ from sonde.core.codec import Codec
 from sonde.core.errors import InputError, StateError
 from sonde.core.hashing import tensor_key
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.repacking import in_own_form
 from sonde.engine.progress import Bar
 from sonde.tap.hooks.cache import cache_argument, cache_of
@@ -99,8 +100,7 @@ class SequenceCoder(Codec):
                 f"SequenceCoder: expected a window from 1 to the model's context {context}, got "
                 f"{self.window!r}."
             )
-        if self.rows < 1:
-            raise InputError(f"SequenceCoder: expected rows from 1, got {self.rows!r}.")
+        check_ranges(self, rows=">= 1")
         if self._vocabulary() is None:
             raise InputError(
                 "SequenceCoder: the model's configuration has no vocab_size. Pass n_tokens."

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from sonde.compress._grid import method_of, quantised
 from sonde.compress._layers import require_finite_weights, weighted_layers
-from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Change, Grid, Rewrite, RewritePlan
 
 
@@ -48,10 +48,7 @@ class SignQuant(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"group": 5, "layers": ("*",)})
 
     def __post_init__(self) -> None:
-        if self.bits not in (1, None):
-            raise InputError(f"SignQuant: expected 1 bit, or None, got {self.bits}.")
-        if self.group is not None and self.group < 1:
-            raise InputError(f"SignQuant: expected a group of at least 1 entry, got {self.group}.")
+        check_ranges(self, bits=(1, None), group=">= 1")
 
     def planned(self, model: Model) -> RewritePlan:
         """Return the signs with their sizes."""

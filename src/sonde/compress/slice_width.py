@@ -13,12 +13,12 @@ from torch import Tensor
 
 from sonde.compress._blocks import placed_call
 from sonde.compress._grid import method_of
-from sonde.compress._masks import check_share
 from sonde.compress._scaling import SAME, answers_of
 from sonde.compress._stream import Stream
 from sonde.compress.grams import without_padding
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.tap import calls_of
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import Change, Examples, Exchange, Resized, Rewrite, RewritePlan
@@ -66,9 +66,7 @@ class SliceWidth(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"share": 0.4, "round_to": 3})
 
     def __post_init__(self) -> None:
-        check_share("SliceWidth", self.share, None)
-        if self.round_to < 1:
-            raise InputError(f"SliceWidth: expected round_to of 1 or more, got {self.round_to}.")
+        check_ranges(self, share="[0, 1)", round_to=">= 1")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples: directions of the stream are fitted to them."""

@@ -16,8 +16,8 @@ from sonde.compress._grid import check_grid, method_of, rounded
 from sonde.compress._layers import require_finite_weights, weighted_layers
 from sonde.compress._scaling import ScaleGroup, scale_groups, scaled_tensors
 from sonde.compress.grams import without_padding
-from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.tap import calls_of, place_of
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import Change, Examples, Exchange, Grid, Rewrite, RewritePlan
@@ -72,8 +72,7 @@ class SmoothQuant(Rewrite):
 
     def __post_init__(self) -> None:
         check_grid("SmoothQuant", self.bits, self.group)
-        if not 0 < self.power < 1:
-            raise InputError(f"SmoothQuant: expected a power in (0, 1), got {self.power}.")
+        check_ranges(self, power="(0, 1)")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, for the largest inputs and the modules that divide."""

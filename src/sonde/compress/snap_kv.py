@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
 from sonde.core import CachedTokens, CacheRule, InputError
+from sonde.core.ranges import check_ranges
 
 
 @final
@@ -61,8 +62,7 @@ class SnapKV(CacheRule):
                 "SnapKV: expected a window of 1 or more and an odd kernel, got "
                 f"window={self.window}, kernel={self.kernel}."
             )
-        if self.pool not in ("mean", "max"):
-            raise InputError(f"SnapKV: expected pool to be 'mean' or 'max', got {self.pool!r}.")
+        check_ranges(self, pool=("mean", "max"))
 
     def reads_attention(self) -> int:
         """Return the size of the window."""

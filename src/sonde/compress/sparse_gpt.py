@@ -15,11 +15,11 @@ from torch import Tensor
 from sonde.compress._each_layer import each_layer
 from sonde.compress._grid import method_of
 from sonde.compress._layers import Weighted
-from sonde.compress._masks import check_share, check_width, kept_of, lowest, lowest_of_runs
+from sonde.compress._masks import check_pattern, check_width, kept_of, lowest, lowest_of_runs
 from sonde.compress.gptq import BLOCK, damped, inverse_factor, loss_of
 from sonde.compress.grams import LayerGrams, parts_of
-from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Examples, Pruned, Rewrite, RewritePlan
 from sonde.weights.change import rounded_to_half
 
@@ -77,9 +77,9 @@ class SparseGPT(Rewrite):
     )
 
     def __post_init__(self) -> None:
-        check_share("SparseGPT", self.share, self.pattern)
-        if not self.damp > 0:
-            raise InputError(f"SparseGPT: expected damp above 0, got {self.damp}.")
+        check_ranges(self, share="[0, 1)")
+        check_pattern("SparseGPT", self.pattern)
+        check_ranges(self, damp="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the moments of layers' inputs over them."""

@@ -10,7 +10,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from sonde.core import CachedTokens, CacheRule, InputError
+from sonde.core import CachedTokens, CacheRule
+from sonde.core.ranges import check_ranges
 
 
 @final
@@ -46,8 +47,7 @@ class StreamingCache(CacheRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_first < 0:
-            raise InputError(f"StreamingCache: expected n_first of 0 or more, got {self.n_first}.")
+        check_ranges(self, n_first=">= 0")
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
         """Return each token's place in its text, infinite for the first tokens."""

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sonde.core import InputError, InsideTokens, Reduction, TokenRule
+from sonde.core import InsideTokens, Reduction, TokenRule
 from sonde.core.cache_rule import exact_share
+from sonde.core.ranges import check_ranges
 
 
 @final
@@ -46,11 +47,7 @@ class TokenMerging(TokenRule):
     examples: ClassVar[tuple[dict, ...]] = ({"share": 0.25}, {"share": 0.4, "protected": 0})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 0.5 or self.protected < 0:
-            raise InputError(
-                "TokenMerging: expected share in [0, 0.5] and protected from 0, got "
-                f"{self.share} and {self.protected}."
-            )
+        check_ranges(self, share="[0, 0.5]", protected=">= 0")
 
     def acts(self, block: int, n_blocks: int) -> bool:
         """Return True: behind every block."""

@@ -5,8 +5,9 @@ from typing import ClassVar, final
 
 import torch
 
-from sonde.core import InputError, InsideTokens, Reduction, TokenRule
+from sonde.core import InsideTokens, Reduction, TokenRule
 from sonde.core.cache_rule import exact_share
+from sonde.core.ranges import check_ranges
 from sonde.core.token_rule import Asked
 
 
@@ -49,11 +50,7 @@ class TokenPruning(TokenRule):
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or self.asks not in ("first", "last"):
-            raise InputError(
-                "TokenPruning: expected share in (0, 1] and asks 'first' or 'last', got "
-                f"{self.share} and {self.asks!r}."
-            )
+        check_ranges(self, share="(0, 1]", asks=("first", "last"))
 
     def acts(self, block: int, n_blocks: int) -> bool:
         """Return whether the block is one of ``after``."""

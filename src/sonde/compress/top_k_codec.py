@@ -11,7 +11,7 @@ from torch import Tensor
 from sonde.compress._wire import Reader, count_bytes, float_bytes, gap_bytes, shape_bytes
 from sonde.core.cache_rule import kept_count
 from sonde.core.codec import Codec
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 
 
 @final
@@ -50,8 +50,7 @@ class TopKCodec(Codec):
     examples: ClassVar[tuple[dict, ...]] = ({}, {"share": 0.4}, {"share": 1.0})
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise InputError(f"TopKCodec: expected share in (0, 1], got {self.share!r}.")
+        check_ranges(self, share="(0, 1]")
 
     def most_lost(self, x: Tensor) -> float:
         """Return 1 - k/d."""

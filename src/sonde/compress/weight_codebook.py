@@ -19,6 +19,7 @@ from sonde.compress.gptq import loss_of
 from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Coded, Examples, Rewrite, RewritePlan, pack
 
 SIGNATURE, SWEEPS, RUNS = 16, 60, 256
@@ -83,8 +84,7 @@ class WeightCodebook(Rewrite):
             raise InputError(
                 f"WeightCodebook: expected whole bits from 1 to 8, or None, got {self.bits}."
             )
-        if not 1 <= self.books <= 256:
-            raise InputError(f"WeightCodebook: expected 1 to 256 codebooks, got {self.books}.")
+        check_ranges(self, books="[1, 256]")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the moments of layers' inputs over them."""

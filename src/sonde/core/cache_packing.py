@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 
 
 class PackedTokens(ABC):
@@ -76,8 +76,4 @@ class CachePacking(ABC):
         """What is asked of the packing in a few signs, such as ``4 bit``."""
 
     def __post_init__(self) -> None:
-        if self.chunk < 1 or self.recent < 0:
-            raise InputError(
-                f"{type(self).__name__}: expected chunk from 1 and recent from 0, got "
-                f"chunk={self.chunk!r} and recent={self.recent!r}."
-            )
+        check_ranges(self, chunk=">= 1", recent=">= 0")

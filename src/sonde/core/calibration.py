@@ -11,6 +11,7 @@ from scipy.special import betainc, betaincinv  # pyright: ignore
 from torch import Tensor
 
 from sonde.core.errors import CalibrationError, InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.state import State
 
 Guarantee = Literal["marginal", "pac"]
@@ -49,12 +50,7 @@ class Calibration(State):
     delta: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.guarantee not in get_args(Guarantee):
-            raise InputError(
-                f"Calibration: expected guarantee 'marginal' or 'pac', got {self.guarantee!r}."
-            )
-        if not 0.0 < self.delta < 1.0:
-            raise InputError(f"Calibration: expected delta in (0, 1), got {self.delta}.")
+        check_ranges(self, guarantee=get_args(Guarantee), delta="(0, 1)")
         values = torch.as_tensor(self.scores, dtype=torch.float64).flatten()
         if values.numel() == 0:
             raise CalibrationError("Calibration: expected at least one score, got none.", 1)

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import final
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 
 
 class Schedule(ABC):
@@ -64,11 +64,7 @@ class Ramp(Schedule):
     shape: str = "linear"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.shape not in ("linear", "cosine"):
-            raise InputError(
-                "Ramp: expected steps of 1 or more and shape 'linear' or 'cosine', got "
-                f"steps={self.steps}, shape={self.shape!r}."
-            )
+        check_ranges(self, steps=">= 1", shape=("linear", "cosine"))
 
     def weight(self, step: int) -> float:
         """Return the weight on the way from ``start`` to ``end``."""
@@ -136,8 +132,7 @@ class StopWhen(Schedule):
     _below: list[int] = field(default_factory=lambda: [0], init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise InputError(f"StopWhen: expected patience of 1 or more, got {self.patience}.")
+        check_ranges(self, patience=">= 1")
 
     def tell(self, figure: float) -> None:
         """Take the next figure; once the loss is over, nothing brings it back."""

@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.edit import Edit, EditContext
-from sonde.core.errors import InputError
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import Site
 from sonde.detect._head import check_head, head_energy
@@ -115,9 +114,3 @@ def shaped_scorer(
         edit=shape,
         head=head,
     )
-
-
-def check_share(owner: str, name: str, share: float) -> None:
-    """Raise an ``InputError`` unless a share lies in [0, 1)."""
-    if not 0.0 <= share < 1.0:
-        raise InputError(f"{owner}: expected {name} in [0, 1), got {share}.")

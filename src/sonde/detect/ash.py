@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
-from sonde.core.errors import InputError
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
-from sonde.detect._shaping import Shape, ShapedScorer, check_share, shaped_scorer
+from sonde.detect._shaping import Shape, ShapedScorer, shaped_scorer
 from sonde.stats import HeadWeights, HeadWeightsState, Scalars, ScalarsState
 
 
@@ -57,9 +57,7 @@ class ASH(Detector):
     )
 
     def __post_init__(self) -> None:
-        check_share("ASH", "share", self.share)
-        if self.variant not in ("s", "b", "p"):
-            raise InputError(f"ASH: expected variant 's', 'b' or 'p', got {self.variant!r}.")
+        check_ranges(self, share="[0, 1)", variant=("s", "b", "p"))
 
     def reading(self) -> dict[str, Any]:
         """Read what the final linear layer takes in."""

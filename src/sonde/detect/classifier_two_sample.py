@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.special import bdtrc
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
 from sonde.detect._sides import two_sample_reads, two_samples
@@ -67,8 +67,7 @@ class ClassifierTwoSample(Shift):
 
     def __post_init__(self) -> None:
         check_shrinkage("ClassifierTwoSample", self.shrinkage)
-        if self.m < 4:
-            raise InputError(f"ClassifierTwoSample: expected m of at least 4, got {self.m}.")
+        check_ranges(self, m=">= 4")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sample."""

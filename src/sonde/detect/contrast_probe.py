@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector, NotLabelled, Where
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.core.wording import plural
@@ -129,8 +130,7 @@ class ContrastProbe(Detector):
     )
 
     def __post_init__(self) -> None:
-        if self.method not in ("ccs", "crc"):
-            raise InputError(f"ContrastProbe: expected method 'ccs' or 'crc', got {self.method!r}.")
+        check_ranges(self, method=("ccs", "crc"))
         if min(self.restarts, self.m - 1) < 1 or not self.l2 >= 0.0:
             raise InputError(
                 "ContrastProbe: expected restarts of at least 1, m of at least 2 and l2 of at "

@@ -12,6 +12,7 @@ from torch import Tensor
 from sonde.core.batch import Head
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import HEAD_INPUT
 from sonde.core.state import State
@@ -224,12 +225,7 @@ class COSTARR(Detector):
     )
 
     def __post_init__(self) -> None:
-        if self.use not in ("both", "pre", "post"):
-            raise InputError(f"COSTARR: expected use 'both', 'pre' or 'post', got {self.use!r}.")
-        if self.logit not in ("none", "minmax", "zscore"):
-            raise InputError(
-                f"COSTARR: expected logit 'none', 'minmax' or 'zscore', got {self.logit!r}."
-            )
+        check_ranges(self, use=("both", "pre", "post"), logit=("none", "minmax", "zscore"))
         ends = self.logit_range
         if ends is not None and (len(ends) != 2 or not ends[0] < ends[1]):
             raise InputError(f"COSTARR: expected logit_range as (low, high), got {ends!r}.")

@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head, head_energy
 from sonde.detect._metric import check_fitted_width
-from sonde.detect._shaping import check_share
 from sonde.stats import HeadWeights, HeadWeightsState, Moments, MomentsState
 
 
@@ -69,7 +69,7 @@ class DICE(Detector):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"share": 0.5}, {"share": 0.2})
 
     def __post_init__(self) -> None:
-        check_share("DICE", "share", self.share)
+        check_ranges(self, share="[0, 1)")
 
     def reading(self) -> dict[str, Any]:
         """Read what the final linear layer takes in."""

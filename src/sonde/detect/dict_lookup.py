@@ -3,7 +3,6 @@
 Meant for few usual images: what lies between two patches of the dictionary is retrieved too.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, final
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._lookup import KEY, QUERY, VALUE, Generators, misfit, retrieval
@@ -160,21 +160,18 @@ class DictLookup(Detector):
     )
 
     def __post_init__(self) -> None:
-        if self.m < 1 or not self.temperature > 0.0 or self.bank not in ("sample", "coreset"):
-            raise InputError(
-                "DictLookup: expected m of at least 1, a temperature above 0 and bank 'sample' or "
-                f"'coreset', got {self}."
-            )
-        if self.window not in READERS or self.generators not in ("identity", "trained"):
-            raise InputError(
-                "DictLookup: expected a window of 1 or 3 and generators 'identity' or 'trained', "
-                f"got {self}."
-            )
-        if min(self.hidden, self.passes, self.batch) < 1 or not 0 < self.rate < math.inf:
-            raise InputError(
-                "DictLookup: expected hidden, passes and batch of at least 1 and a rate above 0, "
-                f"got {self}."
-            )
+        check_ranges(
+            self,
+            m=">= 1",
+            temperature="> 0",
+            bank=("sample", "coreset"),
+            window=READERS,
+            generators=("identity", "trained"),
+            hidden=">= 1",
+            passes=">= 1",
+            batch=">= 1",
+            rate="(0, inf)",
+        )
 
     def reading(self) -> dict[str, Any]:
         """Read a row for each patch, averaged over its neighbourhood where that is wanted."""

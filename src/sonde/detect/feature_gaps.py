@@ -16,6 +16,7 @@ from torch import Tensor
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import Detector, Read, Where
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Span, Statistic
 from sonde.detect._contrasts import ContrastSample, ContrastSampleState, directions_of
@@ -164,11 +165,7 @@ class FeatureGaps(Detector):
     )
 
     def __post_init__(self) -> None:
-        if min(self.features, self.m) < 1 or not self.l2 > 0.0:
-            raise InputError(
-                "FeatureGaps: expected features and m of at least 1 and a positive l2, got "
-                f"{self.features}, {self.m} and {self.l2}."
-            )
+        check_ranges(self, features=">= 1", m=">= 1", l2="> 0")
         if not isinstance(self.skip, str) and self.skip < 0:
             raise InputError(f"FeatureGaps: expected skip of at least 0, got {self.skip}.")
 

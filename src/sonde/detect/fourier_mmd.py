@@ -10,6 +10,7 @@ from scipy.special import chdtrc
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
 from sonde.detect._sides import are_paired, check_widths, paired_rows, side_state, two_moments
@@ -68,11 +69,7 @@ class FourierMMD(Shift):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"m": 64}, {"sigma": 2.0, "m": 32})
 
     def __post_init__(self) -> None:
-        if self.m < 1 or not (self.sigma is None or 0 < self.sigma < math.inf):
-            raise InputError(
-                "FourierMMD: expected sigma above 0 (or None) and m of at least 1, "
-                f"got sigma={self.sigma}, m={self.m}."
-            )
+        check_ranges(self, m=">= 1", sigma="(0, inf)")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the features' moments and the units'; where no width is known yet, a sample."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.detect._logits import LogitDetector, Rivals
 
 
@@ -51,10 +51,7 @@ class GEN(LogitDetector):
     reach: ClassVar[tuple[float, float]] = (0.0, math.inf)
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.gamma <= 1.0:
-            raise InputError(f"GEN: expected gamma in (0, 1], got {self.gamma}.")
-        if self.m < 1:
-            raise InputError(f"GEN: expected m of at least 1, got {self.m}.")
+        check_ranges(self, gamma="(0, 1]", m=">= 1")
 
     def scores(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
         """Return the sum of ``p^gamma (1 - p)^gamma`` over the largest probabilities."""

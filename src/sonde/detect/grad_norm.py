@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import HEAD_INPUT
 from sonde.core.state import State
@@ -134,8 +134,7 @@ class GradNorm(Detector):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"temperature": 2.0})
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0.0:
-            raise InputError(f"GradNorm: expected a positive temperature, got {self.temperature}.")
+        check_ranges(self, temperature="> 0")
 
     def reading(self) -> dict[str, Any]:
         """Read what the final linear layer takes in."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
@@ -150,10 +151,7 @@ class KLMatching(Detector):
     paper: ClassVar[str] = "hendrycks2022scaling"
 
     def __post_init__(self) -> None:
-        if self.max_classes < 1:
-            raise InputError(
-                f"KLMatching: expected max_classes of at least 1, got {self.max_classes}."
-            )
+        check_ranges(self, max_classes=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sums of each predicted class."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import Detector, NotLabelled, Read, Where
+from sonde.core.ranges import check_ranges
 from sonde.core.statistic import Statistic
 from sonde.detect._probe import Labelled, ProbeScorer, probe_scorer
 from sonde.stats import (
@@ -86,12 +87,7 @@ class LinearProbe(Detector):
     )
 
     def __post_init__(self) -> None:
-        if self.loss not in ("ridge", "logistic"):
-            raise InputError(
-                f"LinearProbe: expected loss 'ridge' or 'logistic', got {self.loss!r}."
-            )
-        if self.m < 2:
-            raise InputError(f"LinearProbe: expected m of at least 2, got {self.m}.")
+        check_ranges(self, loss=("ridge", "logistic"), m=">= 2")
         if self.l2 != "auto" if isinstance(self.l2, str) else not self.l2 > 0.0:
             raise InputError(f"LinearProbe: expected l2 'auto' or a number > 0, got {self.l2!r}.")
 

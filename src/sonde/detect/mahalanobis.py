@@ -4,7 +4,7 @@ The baseline for feature detectors: one pass, no bank of rows, exact merging.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, final, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from sonde.core.errors import StateError
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
 from sonde.detect._metric import WhitenedPoints, check_fitted_width
 from sonde.stats import ClassMoments, ClassMomentsState, Moments, MomentsState
-from sonde.stats.scatter import AnyScatter, check_scatter, is_frugal
+from sonde.stats.scatter import AnyScatter, is_frugal
 from sonde.stats.shrinkage import Shrinkage, check_shrinkage, inverse_root
 
 
@@ -114,7 +115,7 @@ class Mahalanobis(Detector):
 
     def __post_init__(self) -> None:
         check_shrinkage("Mahalanobis", self.shrinkage)
-        check_scatter("Mahalanobis", self.scatter)
+        check_ranges(self, scatter=get_args(AnyScatter))
 
     def at_width(self, dim: int) -> "Mahalanobis":
         """Return itself, or with variances alone where rows are too wide for a full covariance."""

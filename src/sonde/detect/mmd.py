@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.state import LATER
 from sonde.core.statistic import Statistic
@@ -65,11 +65,7 @@ class MMD(Shift):
     )
 
     def __post_init__(self) -> None:
-        if self.m < 2 or self.permutations < 1 or not (self.sigma is None or self.sigma > 0):
-            raise InputError(
-                "MMD: expected sigma above 0 (or None), m of at least 2 and permutations of at "
-                f"least 1, got sigma={self.sigma}, m={self.m}, permutations={self.permutations}."
-            )
+        check_ranges(self, m=">= 2", permutations=">= 1", sigma="> 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sample."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.detect._logits import LogitDetector, Rivals
 
 
@@ -46,8 +46,7 @@ class MSP(LogitDetector):
     reach: ClassVar[tuple[float, float]] = (-1.0, 0.0)
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0.0:
-            raise InputError(f"MSP: expected a positive temperature, got {self.temperature}.")
+        check_ranges(self, temperature="> 0")
 
     def scores(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
         """Return ``-p`` of the largest probability, in double precision."""

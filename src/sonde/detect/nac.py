@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
@@ -149,8 +150,7 @@ class NAC(Detector):
     def __post_init__(self) -> None:
         if self.n_bins < 4 or self.n_bins % 2:
             raise InputError(f"NAC: expected an even n_bins of at least 4, got {self.n_bins}.")
-        if not 0.0 < self.fill <= 1.0:
-            raise InputError(f"NAC: expected fill in (0, 1], got {self.fill}.")
+        check_ranges(self, fill="(0, 1]")
         if isinstance(self.alpha, str) and self.alpha != "auto":
             raise InputError(f"NAC: expected alpha 'auto' or a number, got {self.alpha!r}.")
         if not isinstance(self.alpha, str) and not self.alpha > 0.0:

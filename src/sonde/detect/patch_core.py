@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.reduction import Reduced, reduce_scores
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
@@ -125,8 +126,7 @@ class PatchCore(Detector):
     def __post_init__(self) -> None:
         if not 1 <= self.b <= self.m:
             raise InputError(f"PatchCore: expected 1 <= b <= m, got b={self.b} and m={self.m}.")
-        if self.window not in READERS:
-            raise InputError(f"PatchCore: expected a window of 1 or 3, got {self.window}.")
+        check_ranges(self, window=READERS)
 
     def reading(self) -> dict[str, Any]:
         """Read a row for each patch, averaged over its neighbourhood."""

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, final
 from sonde.core.edit import Clamp
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.site import HEAD_INPUT
 from sonde.core.state import LATER
 from sonde.core.statistic import Statistic
 from sonde.detect._head import check_head
-from sonde.detect._shaping import ShapedScorer, check_share
+from sonde.detect._shaping import ShapedScorer
 from sonde.stats import EntryCounts, EntryCountsState, HeadWeights, HeadWeightsState
 
 
@@ -69,7 +70,7 @@ class ReAct(Detector):
     )
 
     def __post_init__(self) -> None:
-        check_share("ReAct", "quantile", self.quantile)
+        check_ranges(self, quantile="[0, 1)")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise InputError(f"ReAct: expected a finite threshold, got {self.threshold}.")
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
 from sonde.detect._sides import TwoSamples, is_sampled, two_moments, two_sample_reads, two_samples
@@ -71,11 +71,7 @@ class ReconstructionShift(Shift):
     least_rows: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
-        if not 0 < self.share < 1 or self.permutations < 1:
-            raise InputError(
-                "ReconstructionShift: expected share in (0, 1) and permutations of at least 1, "
-                f"got {self.share} and {self.permutations}."
-            )
+        check_ranges(self, share="(0, 1)", permutations=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of all rows, and the sample for the p-value."""

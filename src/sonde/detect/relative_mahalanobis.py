@@ -5,18 +5,19 @@ nothing about classes cancel.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, final, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer
 from sonde.core.statistic import Statistic
 from sonde.detect.mahalanobis import MahalanobisScorer, class_scorer, gaussian_scorer
 from sonde.stats import ClassMoments, ClassMomentsState
-from sonde.stats.scatter import AnyScatter, check_scatter, is_frugal
+from sonde.stats.scatter import AnyScatter, is_frugal
 from sonde.stats.shrinkage import Shrinkage, check_shrinkage
 
 
@@ -87,7 +88,7 @@ class RelativeMahalanobis(Detector):
 
     def __post_init__(self) -> None:
         check_shrinkage("RelativeMahalanobis", self.shrinkage)
-        check_scatter("RelativeMahalanobis", self.scatter)
+        check_ranges(self, scatter=get_args(AnyScatter))
 
     def at_width(self, dim: int) -> "RelativeMahalanobis":
         """Return itself, or with variances alone where rows are too wide for a full covariance."""

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
-from sonde.detect._shaping import Shape, ShapedScorer, check_share, shaped_scorer
+from sonde.detect._shaping import Shape, ShapedScorer, shaped_scorer
 from sonde.stats import HeadWeights, HeadWeightsState, Scalars, ScalarsState
 
 
@@ -47,7 +48,7 @@ class SCALE(Detector):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"share": 0.5})
 
     def __post_init__(self) -> None:
-        check_share("SCALE", "share", self.share)
+        check_ranges(self, share="[0, 1)")
 
     def reading(self) -> dict[str, Any]:
         """Read what the final linear layer takes in."""

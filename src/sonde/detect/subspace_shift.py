@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
 from sonde.detect._sides import (
@@ -82,11 +82,7 @@ class SubspaceShift(Shift):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"rank": 1, "permutations": 199})
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.permutations < 1:
-            raise InputError(
-                "SubspaceShift: expected rank and permutations of at least 1, "
-                f"got {self.rank} and {self.permutations}."
-            )
+        check_ranges(self, rank=">= 1", permutations=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of all rows, and the sample for the p-value."""

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError, ShapeError
+from sonde.core.errors import ShapeError
 from sonde.core.instrument import Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.reduction import OWN, Reduced, reduce_scores
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
@@ -170,16 +171,13 @@ class TokenStatistics(Detector):
     )
 
     def __post_init__(self) -> None:
-        if self.statistic not in get_args(Name) or self.direction not in ("high", "low"):
-            raise InputError(
-                f"TokenStatistics: expected a statistic of {', '.join(get_args(Name))} and a "
-                f"direction high or low, got {self.statistic!r} and {self.direction!r}."
-            )
-        if not 0.0 < self.k <= 1.0 or self.rank < 1:
-            raise InputError(
-                "TokenStatistics: expected k in (0, 1] and rank of at least 1, got "
-                f"k={self.k} and rank={self.rank}."
-            )
+        check_ranges(
+            self,
+            statistic=get_args(Name),
+            direction=("high", "low"),
+            k="(0, 1]",
+            rank=">= 1",
+        )
 
     @property
     def sign(self) -> float:

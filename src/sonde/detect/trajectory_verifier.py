@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector, Where
+from sonde.core.ranges import check_ranges
 from sonde.core.reduction import OWN, Reduced, reduce_scores
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.statistic import Statistic
@@ -136,8 +137,7 @@ class TrajectoryVerifier(Detector):
 
     def __post_init__(self) -> None:
         check_shrinkage("TrajectoryVerifier", self.shrinkage)
-        if not self.l2 > 0.0:
-            raise InputError(f"TrajectoryVerifier: expected l2 > 0, got {self.l2}.")
+        check_ranges(self, l2="> 0")
 
     @property
     def usual(self) -> Where:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from scipy.special import kolmogorov
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
 from sonde.detect._sides import (
@@ -133,11 +133,7 @@ class UnitShift(Shift):
     )
 
     def __post_init__(self) -> None:
-        if self.test not in ("ks", "js", "mean") or self.correction not in ("holm", "bh"):
-            raise InputError(
-                "UnitShift: expected test 'ks', 'js' or 'mean' and correction 'holm' or 'bh', "
-                f"got {self.test!r} and {self.correction!r}."
-            )
+        check_ranges(self, test=("ks", "js", "mean"), correction=("holm", "bh"))
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the histogram of each unit, or its mean and spread with the sample."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Detector
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
@@ -124,10 +125,7 @@ class ViM(Detector):
             raise InputError(f"ViM: expected principal 'auto' or a number, got {self.principal!r}.")
         if not isinstance(self.principal, str) and self.principal < 0:
             raise InputError(f"ViM: expected principal of at least 0, got {self.principal}.")
-        if self.alpha not in ("rms", "paper"):
-            raise InputError(f"ViM: expected alpha 'rms' or 'paper', got {self.alpha!r}.")
-        if self.m < 1:
-            raise InputError(f"ViM: expected m of at least 1, got {self.m}.")
+        check_ranges(self, alpha=("rms", "paper"), m=">= 1")
 
     def reading(self) -> dict[str, Any]:
         """Read what the final linear layer takes in."""

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.edit._channels import Scaled, accuracy, channel_layers, labelled, silenced
 from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent
 from sonde.tap import cross_entropy, editing
 from sonde.weights import Examples, Rewrite, RewritePlan
-from sonde.weights.tuning import Cycle, check_positive, row_losses
+from sonde.weights.tuning import Cycle, row_losses
 
 Factors = dict[str, Float[Tensor, "channel"]]
 
@@ -67,12 +67,7 @@ class AdversarialMask(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 3, "rate": 9.0, "threshold": 0.9},)
 
     def __post_init__(self) -> None:
-        check_positive("AdversarialMask", eps=self.eps, rate=self.rate, steps=self.steps)
-        if not 0 <= self.alpha <= 1 or not 0 < self.threshold < 1:
-            raise InputError(
-                "AdversarialMask: expected alpha in [0, 1] and a threshold in (0, 1), got "
-                f"{self.alpha} and {self.threshold}."
-            )
+        check_ranges(self, eps="> 0", rate="> 0", steps="> 0", alpha="[0, 1]", threshold="(0, 1)")
 
     def reads(self) -> dict[str, Examples]:
         """Read clean examples with labels."""

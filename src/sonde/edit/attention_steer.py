@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.ranges import check_ranges
 from sonde.core.site import Site
 from sonde.edit._probs import by_head, positions
 
@@ -76,8 +77,7 @@ class AttentionSteer(Edit):
 
     def __post_init__(self) -> None:
         _check_regions("AttentionSteer", self.n_heads, self.queries, self.keys)
-        if self.how not in ("prior", "forbid"):
-            raise InputError(f"AttentionSteer: expected how prior or forbid, got {self.how!r}.")
+        check_ranges(self, how=("prior", "forbid"))
         if self.how == "forbid" and self.keys is None:
             raise InputError("AttentionSteer: expected keys to forbid, got all. Name some of them.")
         if not 0 <= self.strength <= 1:

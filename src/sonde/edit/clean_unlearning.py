@@ -9,11 +9,11 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.edit._channels import accuracy_of, labelled
 from sonde.weights import as_model
-from sonde.weights.tuning import Trainee, check_positive, each_batch, mean_loss, tuned
+from sonde.weights.tuning import Trainee, each_batch, mean_loss, tuned
 
 PATIENCE = 4
 """Steps between two looks at the accuracy."""
@@ -58,13 +58,7 @@ class CleanUnlearning:
     paper: ClassVar[str] = "li2024ebyd"
 
     def __post_init__(self) -> None:
-        check_positive("CleanUnlearning", rate=self.rate, epochs=self.epochs)
-        if self.objective not in ("uniform", "ascent"):
-            raise InputError(
-                f"CleanUnlearning: expected objective uniform or ascent, got {self.objective!r}."
-            )
-        if not 0 < self.stop < 1:
-            raise InputError(f"CleanUnlearning: expected stop in (0, 1), got {self.stop}.")
+        check_ranges(self, rate="> 0", epochs="> 0", objective=("uniform", "ascent"), stop="(0, 1)")
 
     def expose(self, model: Model | nn.Module, clean: Inputs, progress: bool = True) -> nn.Module:
         """Return a copy that has unlearned the clean examples; the model stays as it is.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.edit.contrastive_decode import plausible_tokens
 from sonde.tap import Decode, DecodeContext, OtherLogits
 from sonde.tap.decoding.prompts import NextLogits, left_out, packed
@@ -60,11 +60,7 @@ class CoDa(Decode):
     paper: ClassVar[str] = "zhang2024overshadowing"
 
     def __post_init__(self) -> None:
-        if not 0 < self.plausible <= 1 or self.threshold < 0:
-            raise InputError(
-                "CoDa: expected plausible in (0, 1] and threshold of at least 0, got "
-                f"{self.plausible} and {self.threshold}."
-            )
+        check_ranges(self, plausible="(0, 1]", threshold=">= 0")
 
     def reads(self) -> Mapping[str, OtherLogits]:
         """Name what the model says after the prompt without its overshadowed tokens."""

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sonde.core.errors import InputError, ShapeError
+from sonde.core.errors import ShapeError
 from sonde.core.instrument import SAMPLE, Detector, NotLabelled, Where
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import Reducer, Site
 from sonde.core.statistic import Statistic
@@ -105,8 +106,7 @@ class ConditionalSteering(Detector):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"positive": 0, "m": 32})
 
     def __post_init__(self) -> None:
-        if self.m < 2:
-            raise InputError(f"ConditionalSteering: expected m of at least 2, got {self.m}.")
+        check_ranges(self, m=">= 2")
 
     @property
     def usual(self) -> Where:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.tap import Decode, DecodeContext, OtherLogits
 from sonde.tap.decoding.prompts import Rewording
 
@@ -72,10 +73,7 @@ class ContrastiveDecode(Decode):
     paper: ClassVar[str] = "li2023contrastive"
 
     def __post_init__(self) -> None:
-        if not 0 < self.plausible <= 1:
-            raise InputError(
-                f"ContrastiveDecode: expected plausible in (0, 1], got {self.plausible}."
-            )
+        check_ranges(self, plausible="(0, 1]")
         if self.amateur is None and self.prompt is None:
             raise InputError(
                 "ContrastiveDecode: expected an amateur (a model or the number of a block) or a "

@@ -6,7 +6,7 @@ a behaviour stronger or weaker, ``SteeringVector``.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, final, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,12 +15,13 @@ from torch import Tensor
 from sonde.core.edit import Add, AffineMap, Edit, EditContext, versions
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.site import Site
 from sonde.core.statistic import Statistic
 from sonde.edit._directions import Direction, require_direction
 from sonde.stats import ClassMoments, ClassMomentsState, TwoGroups
-from sonde.stats.scatter import AnyScatter, check_scatter, is_frugal
+from sonde.stats.scatter import AnyScatter, is_frugal
 
 DEPENDENT = 1e-6
 
@@ -193,7 +194,7 @@ class DirectionalAblation(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"positive": 0, "scatter": "diag"})
 
     def __post_init__(self) -> None:
-        check_scatter("DirectionalAblation", self.scatter)
+        check_ranges(self, scatter=get_args(AnyScatter))
 
     def at_width(self, dim: int) -> "DirectionalAblation":
         """Return the method with only variances if rows are too wide for a full covariance."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.tap import Decode, DecodeContext, OtherLogits
 
 
@@ -62,8 +63,7 @@ class EmulatedFinetune(Decode):
     paper: ClassVar[str] = "mitchell2024emulator"
 
     def __post_init__(self) -> None:
-        if not 0 < self.nucleus <= 1:
-            raise InputError(f"EmulatedFinetune: expected nucleus in (0, 1], got {self.nucleus}.")
+        check_ranges(self, nucleus="(0, 1]")
         n = len(self._tuned())
         if n == 0 or (self.weights is not None and len(self.weights) != n):
             raise InputError(

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.edit._channels import (
     MeanPassed,
     Scaled,
@@ -24,7 +24,6 @@ from sonde.edit._channels import (
 from sonde.tap import editing
 from sonde.weights import Examples, Rewrite, RewritePlan
 from sonde.weights.tuning import (
-    check_positive,
     each_batch,
     mean_loss,
     plan_of,
@@ -76,9 +75,7 @@ class FinePrune(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"epochs": 1},)
 
     def __post_init__(self) -> None:
-        check_positive("FinePrune", rate=self.rate)
-        if not 0 <= self.budget < 1:
-            raise InputError(f"FinePrune: expected a budget in [0, 1), got {self.budget}.")
+        check_ranges(self, rate="> 0", budget="[0, 1)")
 
     def reads(self) -> dict[str, Examples]:
         """Read clean examples with labels."""

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from sonde.core.edit import AffineMap, Edit, EditContext
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.core.site import Reducer, Site
 from sonde.tap import Gate, Scores, editing
 from sonde.weights import as_model
-from sonde.weights.tuning import Cycle, Trainee, check_positive, mean_loss, tuned, with_copy
+from sonde.weights.tuning import Cycle, Trainee, mean_loss, tuned, with_copy
 
 
 @final
@@ -106,7 +107,7 @@ class GatedAdapter:
     paper: ClassVar[str] = "gao2025o3"
 
     def __post_init__(self) -> None:
-        check_positive("GatedAdapter", rank=self.rank, rate=self.rate, epochs=self.epochs)
+        check_ranges(self, rank="> 0", rate="> 0", epochs="> 0")
 
     def learn(
         self,

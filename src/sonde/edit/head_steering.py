@@ -16,6 +16,7 @@ from torch import Tensor
 from sonde.core.edit import Add
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.statistic import Span, Statistic
 from sonde.edit._directions import Direction
@@ -118,11 +119,7 @@ class HeadSteering(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"heads": 2, "share": 0.5, "m": 48})
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or not 0.0 < self.share <= 1.0 or self.m < 4:
-            raise InputError(
-                "HeadSteering: expected at least 1 head, a share in (0, 1] and m of at least 4, "
-                f"got {self.heads}, {self.share} and {self.m}."
-            )
+        check_ranges(self, heads=">= 1", share="(0, 1]", m=">= 4")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of each class, and a sample of rows with their labels."""

@@ -11,6 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.ranges import check_ranges
 from sonde.core.site import Site
 
 EPS = 1e-5
@@ -58,14 +59,7 @@ class Inject(Edit):
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.merge not in ("adain_mean", "adain", "add") or self.level not in (
-            "global",
-            "local",
-        ):
-            raise InputError(
-                "Inject: expected merge adain_mean, adain or add and level global or local, got "
-                f"{self.merge!r} and {self.level!r}."
-            )
+        check_ranges(self, merge=("adain_mean", "adain", "add"), level=("global", "local"))
         if self.level == "local" and self.merge != "add":
             raise InputError(
                 f"Inject: {self.merge} takes a mean over places, so its level is global. Take "

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.statistic import Statistic
 from sonde.edit._eraser import FLOAT64, Eraser, Joint
 from sonde.stats import ClassMoments, ClassMomentsState, HashSample, HashSampleState
@@ -65,11 +65,7 @@ class Inlp(Instrument):
 
     def __post_init__(self) -> None:
         check_shrinkage("Inlp", self.shrinkage)
-        if self.max_rounds < 1 or self.margin < 0.0:
-            raise InputError(
-                "Inlp: expected max_rounds of at least 1 and margin of at least 0, got "
-                f"{self.max_rounds} and {self.margin}."
-            )
+        check_ranges(self, max_rounds=">= 1", margin=">= 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of each class, and a sample of rows with their labels."""

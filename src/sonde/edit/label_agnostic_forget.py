@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.core.site import Site
 from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent, seeded
@@ -24,7 +25,6 @@ from sonde.tap.reading.answers import answers_in
 from sonde.weights import Examples, Rewrite, RewritePlan
 from sonde.weights.tuning import (
     Cycle,
-    check_positive,
     mean_loss,
     plan_of,
     tuned,
@@ -98,15 +98,8 @@ class LabelAgnosticForget(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"site": "10", "epochs": 1, "fit_steps": 3},)
 
     def __post_init__(self) -> None:
-        check_positive(
-            "LabelAgnosticForget",
-            latent=self.latent,
-            rate=self.rate,
-            align_rate=self.align_rate,
-            temperature=self.temperature,
-            answer_limit=self.answer_limit,
-            epochs=self.epochs,
-        )
+        check_ranges(self, latent="> 0", rate="> 0", align_rate="> 0")
+        check_ranges(self, temperature="> 0", answer_limit="> 0", epochs="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read both sides, without their labels, and a few labelled examples for the repair."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.site import Site
 from sonde.edit._probs import by_head, positions
 from sonde.layers.patterns import Where, pattern_of
@@ -73,11 +74,7 @@ class LimitAttention(Edit):
             )
         if found.spatial and self.grid is None:
             raise InputError(f"LimitAttention: expected grid=(high, wide) for {self.pattern}.")
-        if not 0 <= self.strength <= 1 or self.prefix < 0:
-            raise InputError(
-                "LimitAttention: expected a strength in [0, 1] and a prefix >= 0, got "
-                f"{self.strength} and {self.prefix}."
-            )
+        check_ranges(self, strength="[0, 1]", prefix=">= 0")
 
     def apply(
         self, x: Float[Tensor, "example query heads_keys"], site: Site, context: EditContext

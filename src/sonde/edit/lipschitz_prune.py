@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.weights import Change, Rewrite, RewritePlan, Sparse, module_of
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -46,8 +47,7 @@ class LipschitzPrune(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"spreads": 0.5},)
 
     def __post_init__(self) -> None:
-        if not self.spreads > 0:
-            raise InputError(f"LipschitzPrune: expected spreads above 0, got {self.spreads}.")
+        check_ranges(self, spreads="> 0")
 
     def planned(self, model: Model) -> RewritePlan:
         """Return which channels are silenced.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.weights.merging import MergeRule, check_number, generator_for
 
 WORDS, ROUNDING = 2**16, 1e-9
@@ -96,8 +96,7 @@ class Ties(MergeRule):
     paper: ClassVar[str] = "yadav2023ties"
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise InputError(f"Ties: expected density in (0, 1], got {self.density}.")
+        check_ranges(self, density="(0, 1]")
         check_number("Ties", "weight", self.weight)
 
     def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
@@ -154,8 +153,7 @@ class Dare(MergeRule):
     paper: ClassVar[str] = "yu2024language"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.drop < 1:
-            raise InputError(f"Dare: expected drop in [0, 1), got {self.drop}.")
+        check_ranges(self, drop="[0, 1)")
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Let the rule that follows check what it was fitted for."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.ranges import check_ranges
 from sonde.stats import MomentsState
 from sonde.weights.merging import MergeRule, check_number
 
@@ -127,8 +128,7 @@ class RegMean(MergeRule):
     paper: ClassVar[str] = "jin2023dataless"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.off_diagonal <= 1:
-            raise InputError(f"RegMean: expected off_diagonal in [0, 1], got {self.off_diagonal}.")
+        check_ranges(self, off_diagonal="[0, 1]")
         for i, states in enumerate(self.moments):
             for name, state in states.items():
                 if not all(bool(torch.isfinite(x).all()) for x in (state.mean, state.scatter)):

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError, ShapeError, StateError
+from sonde.core.errors import ShapeError, StateError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.stats import Moments, MomentsState
@@ -91,8 +92,7 @@ class NullSpace(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"tolerance": 0.5})
 
     def __post_init__(self) -> None:
-        if not self.tolerance > 0.0:
-            raise InputError(f"NullSpace: expected tolerance above 0, got {self.tolerance}.")
+        check_ranges(self, tolerance="> 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of all rows."""

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.tap import Tap
 from sonde.tap.decoding.layers import ModelBlocks
 
@@ -51,8 +52,7 @@ class AttentionColumns:
     paper: ClassVar[str] = "huang2024opera"
 
     def __post_init__(self) -> None:
-        if not self.scale > 0:
-            raise InputError(f"AttentionColumns: expected scale above 0, got {self.scale}.")
+        check_ranges(self, scale="> 0")
 
     def score(self, probs: Float[Tensor, "row head query key"]) -> Float[Tensor, "row key"]:
         """Return the score of each column of a window of as many queries as keys."""
@@ -120,11 +120,7 @@ class OverTrustDecode:
     paper: ClassVar[str] = "huang2024opera"
 
     def __post_init__(self) -> None:
-        if min(self.beams, self.candidates, self.patience) < 1 or self.retries < 0:
-            raise InputError(
-                "OverTrustDecode: expected at least one beam, candidate and step of patience, and "
-                f"no fewer than 0 retries, got {self}."
-            )
+        check_ranges(self, beams=">= 1", candidates=">= 1", patience=">= 1", retries=">= 0")
 
     def __call__(
         self,

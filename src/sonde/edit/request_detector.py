@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import infinite_where_nonfinite
 from sonde.core.site import Reducer, Site
 from sonde.core.state import State
@@ -25,7 +26,6 @@ from sonde.engine.steps import Descent, seeded
 from sonde.stats import inverse_root
 from sonde.tap import live_stream, resolve
 from sonde.weights import as_model
-from sonde.weights.tuning import check_positive
 
 HELD = 4
 """One text of so many sets the scale of the scores; nothing else is fitted on it."""
@@ -153,18 +153,8 @@ class RequestDetector:
     paper: ClassVar[str] = "gao2025o3"
 
     def __post_init__(self) -> None:
-        check_positive(
-            "RequestDetector",
-            width=self.width or 1,
-            temperature=self.temperature,
-            rate=self.rate,
-            epochs=self.epochs,
-        )
-        if not 0 < self.masked < 1 or self.views < 2:
-            raise InputError(
-                "RequestDetector: expected masked in (0, 1) and at least 2 views, got "
-                f"{self.masked} and {self.views}."
-            )
+        check_ranges(self, width=">= 0", temperature="> 0", rate="> 0", epochs="> 0")
+        check_ranges(self, masked="(0, 1)", views=">= 2")
 
     def learn(
         self,

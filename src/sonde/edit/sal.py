@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.statistic import Statistic
 from sonde.edit._eraser import FLOAT64, Eraser, Joint
 from sonde.stats import ClassMoments, ClassMomentsState
@@ -47,8 +47,7 @@ class Sal(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"rank": 1})
 
     def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise InputError(f"Sal: expected rank of at least 1, or None, got {self.rank}.")
+        check_ranges(self, rank=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of each class."""

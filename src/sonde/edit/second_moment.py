@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError, ShapeError, StateError
+from sonde.core.errors import ShapeError, StateError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
 from sonde.stats import Moments, MomentsState
@@ -92,8 +93,7 @@ class SecondMoment(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"ridge": 0.01})
 
     def __post_init__(self) -> None:
-        if not self.ridge >= 0.0:
-            raise InputError(f"SecondMoment: expected ridge of at least 0, got {self.ridge}.")
+        check_ranges(self, ridge=">= 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of all rows."""

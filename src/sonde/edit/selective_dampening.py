@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.tap import SquaredGradients, fingerprint, squared_gradients
 from sonde.weights import Change, Examples, Rewrite, RewritePlan, Sparse, module_of
 
@@ -67,12 +68,7 @@ class SelectiveDampening(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"alpha": 1.0, "strength": 0.5})
 
     def __post_init__(self) -> None:
-        if self.alpha is not None and not self.alpha > 0:
-            raise InputError(f"SelectiveDampening: expected alpha above 0, got {self.alpha}.")
-        if not self.strength >= 0:
-            raise InputError(
-                f"SelectiveDampening: expected a strength of at least 0, got {self.strength}."
-            )
+        check_ranges(self, alpha="> 0", strength=">= 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read both sides, or their squared gradients; ``all`` holds the forget examples too."""

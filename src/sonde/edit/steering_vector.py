@@ -14,12 +14,13 @@ from torch import Tensor
 from sonde.core.edit import Add
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.edit._directions import Direction, all_pairs, leading, require_direction
 from sonde.stats import ClassMoments, ClassMomentsState, Moments, MomentsState, TwoGroups
-from sonde.stats.scatter import AnyScatter, check_scatter, is_frugal
+from sonde.stats.scatter import AnyScatter, is_frugal
 from sonde.stats.shrinkage import Shrinkage, check_shrinkage, inverse_root
 
 How = Literal["mean_difference", "pca_difference", "probe"]
@@ -110,7 +111,7 @@ class SteeringVector(Instrument):
 
     def __post_init__(self) -> None:
         check_shrinkage("SteeringVector", self.shrinkage)
-        check_scatter("SteeringVector", self.scatter)
+        check_ranges(self, scatter=get_args(AnyScatter))
         if self.how not in get_args(How):
             words = ", ".join(map(repr, get_args(How)))
             raise InputError(f"SteeringVector: expected how among {words}, got {self.how!r}.")

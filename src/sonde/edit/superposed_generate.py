@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.tap.hooks.cache import cache_argument, cache_of
 
 ORDER_WEIGHTS = (0.01, 0.04, 0.15, 0.18, 0.12, 0.5)
@@ -128,11 +129,7 @@ class SuperposedGenerate:
                 "SuperposedGenerate: expected at least one draft and as many tokens at the top, "
                 f"got drafts={self.drafts}, top={self.top}."
             )
-        if not 0 <= self.mix <= 1 or self.temperature <= 0:
-            raise InputError(
-                "SuperposedGenerate: expected mix in [0, 1] and a temperature above 0, got "
-                f"{self.mix} and {self.temperature}."
-            )
+        check_ranges(self, mix="[0, 1]", temperature="> 0")
 
     def __call__(
         self,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.edit._twin_branches import Branch, Route, branch_of
 from sonde.edit.merge_arithmetic import TaskArithmetic
 from sonde.stats import ClassMoments, ClassMomentsState
@@ -188,8 +189,7 @@ class TwinMerge:
     paper: ClassVar[str] = "lu2024twin"
 
     def __post_init__(self) -> None:
-        if not 0 < self.rank <= 1:
-            raise InputError(f"TwinMerge: expected rank in (0, 1], got {self.rank}.")
+        check_ranges(self, rank="(0, 1]")
 
     def join(
         self,

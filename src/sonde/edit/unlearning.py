@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.core.ranges import check_ranges
 from sonde.tap import cross_entropy
 from sonde.weights import Examples, Rewrite, RewritePlan
 from sonde.weights.tuning import (
     Cycle,
     Trainee,
-    check_positive,
     each_batch,
     mean_loss,
     plan_of,
@@ -69,7 +69,7 @@ class GradientAscent(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"epochs": 2},)
 
     def __post_init__(self) -> None:
-        check_positive("GradientAscent", rate=self.rate, epochs=self.epochs)
+        check_ranges(self, rate="> 0", epochs="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read the examples to forget and those to keep."""
@@ -132,7 +132,7 @@ class RandomLabel(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"epochs": 2},)
 
     def __post_init__(self) -> None:
-        check_positive("RandomLabel", rate=self.rate, epochs=self.epochs)
+        check_ranges(self, rate="> 0", epochs="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read the examples to forget and those to keep."""
@@ -201,7 +201,7 @@ class NegPreference(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"epochs": 2},)
 
     def __post_init__(self) -> None:
-        check_positive("NegPreference", beta=self.beta, rate=self.rate, epochs=self.epochs)
+        check_ranges(self, beta="> 0", rate="> 0", epochs="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read the examples to forget and those to keep."""
@@ -275,7 +275,7 @@ class Retrain(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"epochs": 2},)
 
     def __post_init__(self) -> None:
-        check_positive("Retrain", rate=self.rate, epochs=self.epochs)
+        check_ranges(self, rate="> 0", epochs="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read the examples to train on; ``forget`` are looked at, not trained on."""

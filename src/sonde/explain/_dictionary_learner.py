@@ -9,6 +9,7 @@ import torch
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.statistic import Statistic
 from sonde.explain._codes import Act
 from sonde.explain._dictionary_state import DictionaryState
@@ -50,11 +51,7 @@ class DictionaryLearner(Instrument):
                 f"{name}: expected features of at least {self.least_features}, k, passes, batch, "
                 f"mixed and dead_after of at least 1 and a rate above 0, got {self}."
             )
-        if self.act not in get_args(Act) or not 0 <= self.penalty < math.inf:
-            raise InputError(
-                f"{name}: expected act among {', '.join(get_args(Act))} and a penalty of at least "
-                f"0, got {self.act!r} and {self.penalty}."
-            )
+        check_ranges(self, act=get_args(Act), penalty="[0, inf)")
 
     @abstractmethod
     def training(self) -> DictionaryTraining:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError, SiteError
 from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find
@@ -95,11 +96,7 @@ class ActivationMax(Explainer):
 
     def __post_init__(self) -> None:
         bad_radius = self.radius is not None and not self.radius > 0
-        if self.steps < 1 or not self.rate > 0 or min(self.l2, self.tv, self.jitter) < 0:
-            raise InputError(
-                "ActivationMax: expected a step or more, a rate above 0, and l2, tv and jitter of "
-                f"at least 0, got {self}."
-            )
+        check_ranges(self, steps=">= 1", rate="> 0", l2=">= 0", tv=">= 0", jitter=">= 0")
         if bad_radius:
             raise InputError(f"ActivationMax: expected a radius above 0, got {self.radius}.")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from sonde.core.edit import AffineMap
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.statistic import Span, Statistic
 from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
@@ -81,8 +82,7 @@ class AffineLens(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"ridge": 0.1})
 
     def __post_init__(self) -> None:
-        if not self.ridge >= 0:
-            raise InputError(f"AffineLens: expected a ridge of at least 0, got {self.ridge}.")
+        check_ranges(self, ridge=">= 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Return the moments of both sites, and those of the pair."""

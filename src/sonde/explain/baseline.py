@@ -10,6 +10,7 @@ from torch.nn.functional import avg_pool2d
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.explain._batches import batches_of
 from sonde.tap.model.sites import Pattern
 from sonde.tap.reading.site_function import INPUT, SiteFunction
@@ -50,10 +51,7 @@ class Baseline:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise InputError(
-                f"Baseline: expected one of {', '.join(get_args(Kind))}, got {self.kind!r}."
-            )
+        check_ranges(self, kind=get_args(Kind))
         if (self.kind == "values") != (self.values is not None):
             raise InputError("Baseline: expected values with kind='values', and with no other.")
         if self.kind == "blur" and (self.size < 3 or self.size % 2 == 0):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError, SiteError
 from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.site import Site
 from sonde.engine.progress import Bar
@@ -115,11 +116,7 @@ class CausalGraph(Explainer):
     paper: ClassVar[str] = "pathinterventions"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.quantile < 1 or not 0 <= self.screen < 1:
-            raise InputError(
-                "CausalGraph: expected quantile and screen in [0, 1), got "
-                f"{self.quantile} and {self.screen}."
-            )
+        check_ranges(self, quantile="[0, 1)", screen="[0, 1)")
 
     def explain(
         self,

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sonde.core.errors import InputError
 from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.engine.progress import Bar
 from sonde.explain._residual_graph import ResidualGraph
@@ -97,11 +97,7 @@ class CircuitSearch(Explainer):
     paper: ClassVar[str] = "conmy2023acdc"
 
     def __post_init__(self) -> None:
-        if self.how not in ("score", "greedy") or self.tau < 0 or self.ig_steps < 1:
-            raise InputError(
-                "CircuitSearch: expected how score or greedy, tau of at least 0 and ig_steps of "
-                f"at least 1, got {self.how!r}, {self.tau} and {self.ig_steps}."
-            )
+        check_ranges(self, how=("score", "greedy"), tau=">= 0", ig_steps=">= 1")
 
     def explain(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.engine.steps import Descent
 from sonde.stats import unit_rows
@@ -112,15 +113,14 @@ class ConceptBottleneck:
     paper: ClassVar[str] = "semenov2024sparsecbm"
 
     def __post_init__(self) -> None:
-        if self.loss not in ("l1", "contrastive", "gumbel"):
-            raise InputError(
-                f"ConceptBottleneck: expected l1, contrastive or gumbel, got {self.loss!r}."
-            )
-        if self.l1 < 0 or not (self.tau > 0 and self.rate > 0 and 0 < self.held_out < 1):
-            raise InputError(
-                "ConceptBottleneck: expected l1 of at least 0, tau and rate above 0 and a share "
-                f"held out in (0, 1), got {self}."
-            )
+        check_ranges(
+            self,
+            loss=("l1", "contrastive", "gumbel"),
+            l1=">= 0",
+            tau="> 0",
+            rate="> 0",
+            held_out="(0, 1)",
+        )
 
     def fit(
         self,

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.stats import unit_rows
 
@@ -70,8 +71,7 @@ class ConceptMarginal:
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"tau": 0.5})
 
     def __post_init__(self) -> None:
-        if not self.tau > 0:
-            raise InputError(f"ConceptMarginal: expected tau above 0, got {self.tau}.")
+        check_ranges(self, tau="> 0")
 
     def fit(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
 from sonde.stats import ClassMoments, ClassMomentsState
@@ -102,10 +103,7 @@ class ConceptMatrixSearch(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"measure": "cosine"})
 
     def __post_init__(self) -> None:
-        if self.measure not in ("correlation", "cosine"):
-            raise InputError(
-                f"ConceptMatrixSearch: expected correlation or cosine, got {self.measure!r}."
-            )
+        check_ranges(self, measure=("correlation", "cosine"))
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Return the mean of every class."""

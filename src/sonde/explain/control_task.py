@@ -15,10 +15,11 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.hashing import splitmix64
 from sonde.core.instrument import Instrument, NotLabelled, Read
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
 from sonde.explain._probes import LabelledRows, held_out_right
-from sonde.explain.probe import ERROR, labelled_sample, require_probe, row_flags
+from sonde.explain.probe import ERROR, labelled_sample, row_flags
 from sonde.stats import HashSample, HashSampleState
 
 
@@ -87,7 +88,7 @@ class ControlTask(Instrument):
     )
 
     def __post_init__(self) -> None:
-        require_probe("ControlTask", self.ridge, self.folds, self.m)
+        check_ranges(self, ridge=">= 0", folds=">= 2", m=">= 4")
 
     def reads(self) -> dict[str, Statistic[Any] | Read]:
         """Read a sample of whole groups of labelled rows, their labels and their types."""

@@ -18,6 +18,7 @@ from sonde.core.edit import Edit, EditContext, check_width
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.site import Site
 from sonde.engine.progress import Bar
@@ -186,11 +187,7 @@ class Das:
     paper: ClassVar[str] = "geiger2024das"
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.steps < 1 or not 0 < self.held_out < 1:
-            raise InputError(
-                "Das: expected k and steps of at least 1 and held_out inside (0, 1), got "
-                f"{self.k}, {self.steps} and {self.held_out}."
-            )
+        check_ranges(self, k=">= 1", steps=">= 1", held_out="(0, 1)")
 
     def fit(
         self,

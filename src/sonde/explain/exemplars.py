@@ -11,6 +11,7 @@ from torch import Tensor
 from sonde.core.chart import Chart, marks
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
 from sonde.stats import OctaveSample, OctaveSampleState, TopK, TopKState
@@ -147,11 +148,7 @@ class Exemplars(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"n": 3, "m": 1, "octaves": 2})
 
     def __post_init__(self) -> None:
-        if min(self.n, self.m, self.octaves) < 1:
-            raise InputError(
-                f"Exemplars: expected n, m and octaves of at least 1, got {self.n}, {self.m} and "
-                f"{self.octaves}."
-            )
+        check_ranges(self, n=">= 1", m=">= 1", octaves=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Return the largest rows, and the rows of each range."""

@@ -15,6 +15,7 @@ from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.explain._judging import judged_by, require_attribution, standard_error
 from sonde.explain._places import ExamplePlaces
@@ -180,8 +181,7 @@ class CurveTest(OrderTest):
     steps: int = 20
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"{type(self).__name__}: expected a step or more, got {self.steps}.")
+        check_ranges(self, steps=">= 1")
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sonde.core.errors import InputError
 from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.explain._judging import judged_by, require_attribution
 from sonde.explain._places import ExamplePlaces
@@ -90,8 +90,7 @@ class FaithfulnessViolation(Judge):
     paper: ClassVar[str] = "liu2022fvt"
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError(f"FaithfulnessViolation: expected k of at least 1, got {self.k}.")
+        check_ranges(self, k=">= 1")
 
     @torch.no_grad()
     def judge(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.explain.objective import Objective
 from sonde.tap.model.sites import Pattern
@@ -93,11 +94,7 @@ class FaultLines(Explainer):
     paper: ClassVar[str] = "akula2022cxtom"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.beta < 0 or self.margin < 0 or not self.bound > 0:
-            raise InputError(
-                "FaultLines: expected a step, beta and margin of at least 0 and a bound above 0, "
-                f"got {self}."
-            )
+        check_ranges(self, steps=">= 1", beta=">= 0", margin=">= 0", bound="> 0")
 
     def explain(
         self,

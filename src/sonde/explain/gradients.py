@@ -4,7 +4,6 @@
 ``IntegratedGradients`` adds up to the rise from the baseline; ``SmoothGrad`` averages noise away.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, final
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.explain.attribution import Attributor, Parts
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective
@@ -124,7 +123,7 @@ class IntegratedGradients(Attributor):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"steps": 4},)
 
     def __post_init__(self) -> None:
-        _check_count("IntegratedGradients", "steps", self.steps)
+        check_ranges(self, steps=">= 1")
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         base = self.baseline.at(function)
@@ -233,12 +232,7 @@ class SmoothGrad(Attributor):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"n": 3}, {"n": 3, "how": "variance"})
 
     def __post_init__(self) -> None:
-        _check_count("SmoothGrad", "n", self.n)
-        if self.how not in ("mean", "squared", "variance") or not 0.0 <= self.sigma < math.inf:
-            raise InputError(
-                "SmoothGrad: expected how mean, squared or variance and a finite sigma of at least "
-                f"0, got {self.how!r} and {self.sigma}."
-            )
+        check_ranges(self, n=">= 1", how=("mean", "squared", "variance"), sigma="[0, inf)")
 
     @property
     def signed(self) -> bool:
@@ -279,8 +273,3 @@ def _column(values: Any, like: Tensor) -> Tensor:
     """Return one value for each step, to be multiplied with (row, step, ...)."""
     made = torch.from_numpy(np.ascontiguousarray(values)).to(like)
     return made.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _check_count(who: str, name: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"{who}: expected {name} of at least 1, got {value}.")

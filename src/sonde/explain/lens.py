@@ -19,6 +19,7 @@ from sonde.core.edit import AffineMap
 from sonde.core.errors import InputError
 from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.engine.steps import Descent
 from sonde.explain._batches import batch_of, batches_of
@@ -209,11 +210,7 @@ class TunedLens:
     paper: ClassVar[str] = "belrose2023tuned"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.rate > 0:
-            raise InputError(
-                f"TunedLens: expected steps of at least 1 and a positive rate, got {self.steps} "
-                f"and {self.rate}."
-            )
+        check_ranges(self, steps=">= 1", rate="> 0")
 
     def fit(
         self,

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument, Read
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
 from sonde.explain._probes import LabelledRows, clustered_error, logistic_fit
@@ -79,10 +79,7 @@ class MdlProbe(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"l2": 0.1, "m": 64})
 
     def __post_init__(self) -> None:
-        if not self.l2 > 0 or self.m < 4:
-            raise InputError(
-                f"MdlProbe: expected l2 above 0 and 4 rows or more, got {self.l2} and {self.m}."
-            )
+        check_ranges(self, l2="> 0", m=">= 4")
 
     def reads(self) -> dict[str, Statistic[Any] | Read]:
         """Read a sample of whole groups of labelled rows, and their labels."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.engine.progress import Bar
 from sonde.explain._batches import batches_of
@@ -78,8 +79,7 @@ class MeanAttribution(Explainer):
     per: Literal["entry", "unit"] = "entry"
 
     def __post_init__(self) -> None:
-        if self.per not in ("entry", "unit"):
-            raise InputError(f"MeanAttribution: expected per of entry or unit, got {self.per!r}.")
+        check_ranges(self, per=("entry", "unit"))
 
     def explain(
         self,

@@ -17,6 +17,7 @@ from sonde.core.chart import Chart, marks
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.hooks.names import ModuleNames
@@ -128,11 +129,7 @@ class NeuronLens(Explainer):
     paper: ClassVar[str] = "lmhead2024neurons"
 
     def __post_init__(self) -> None:
-        if self.n < 1 or self.side not in ("auto", "reads", "writes"):
-            raise InputError(
-                "NeuronLens: expected n of at least 1 and side of auto, reads or writes, got "
-                f"{self.n} and {self.side!r}."
-            )
+        check_ranges(self, n=">= 1", side=("auto", "reads", "writes"))
 
     def explain(
         self, model: Model | nn.Module, inputs: None = None, *, site: Pattern

@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate, unfold
 from sonde.core.errors import InputError, SiteError
 from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.explain._correlation import pearson
 from sonde.explain._judging import require_method, standard_error
@@ -71,11 +72,7 @@ class NormGrad(Attributor):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"layer": "scaling", "how": "sum"})
 
     def __post_init__(self) -> None:
-        if self.layer not in get_args(Kind) or self.how not in get_args(How):
-            raise InputError(
-                f"NormGrad: expected a layer of {', '.join(get_args(Kind))} and how of "
-                f"{', '.join(get_args(How))}, got {self.layer!r} and {self.how!r}."
-            )
+        check_ranges(self, layer=get_args(Kind), how=get_args(How))
 
     @property
     def signed(self) -> bool:
@@ -123,11 +120,7 @@ class MetaSaliency(Attributor):
     paper: ClassVar[str] = "rebuffi2020normgrad"
 
     def __post_init__(self) -> None:
-        if self.layer not in ("bias", "scaling", "conv1x1") or not self.step >= 0.0:
-            raise InputError(
-                "MetaSaliency: expected a layer of bias, scaling, conv1x1 and a step of at least "
-                f"0, got {self.layer!r} and {self.step}."
-            )
+        check_ranges(self, layer=("bias", "scaling", "conv1x1"), step=">= 0")
 
     @property
     def signed(self) -> bool:

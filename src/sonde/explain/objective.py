@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sonde.core._kinds import is_list, is_tuple
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.tap.hooks.outputs import leaves
 from sonde.tap.reading.site_function import SiteFunction
 
@@ -54,15 +55,8 @@ class Objective:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise InputError(
-                f"Objective: expected one of {', '.join(get_args(Kind))}, got {self.kind!r}."
-            )
+        check_ranges(self, kind=get_args(Kind), length=">= 1")
         check_target(self.target)
-        if self.length < 1:
-            raise InputError(
-                f"Objective: expected an answer of a token or more, got {self.length}."
-            )
 
     @property
     def name(self) -> str:

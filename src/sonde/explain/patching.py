@@ -17,6 +17,7 @@ from sonde.core.chart import Chart, matrix
 from sonde.core.errors import InputError
 from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.site import Site
 from sonde.engine.progress import Bar
@@ -124,9 +125,8 @@ class ActivationPatching(Explainer):
     paper: ClassVar[str] = "vig2020mediation"
 
     def __post_init__(self) -> None:
-        _check("ActivationPatching", "how", self.how, Direction)
-        _check("ActivationPatching", "over", self.over, Over)
-        _check("ActivationPatching", "replace_by", self.replace_by, Replacement)
+        check_ranges(self, how=get_args(Direction), over=get_args(Over))
+        check_ranges(self, replace_by=get_args(Replacement))
 
     def explain(
         self,
@@ -262,13 +262,8 @@ class AttributionPatching(Explainer):
     paper: ClassVar[str] = "nanda2023attribution"
 
     def __post_init__(self) -> None:
-        _check("AttributionPatching", "how", self.how, Direction)
-        _check("AttributionPatching", "over", self.over, Over)
-        if self.path not in ("input", "site") or self.ig_steps < 1 or self.check < 0:
-            raise InputError(
-                "AttributionPatching: expected path input or site, ig_steps of at least 1 and "
-                f"check of at least 0, got {self.path!r}, {self.ig_steps} and {self.check}."
-            )
+        check_ranges(self, how=get_args(Direction), over=get_args(Over), path=("input", "site"))
+        check_ranges(self, ig_steps=">= 1", check=">= 0")
 
     def explain(
         self,
@@ -445,8 +440,3 @@ def _restart(runs: TwoRuns, side: Side, sites: Sequence[Site]) -> str:
         return f"whole forwards: {reason}"
     whole = [str(site) for site in sites if site.port not in ("out", "in")]
     return f"whole forwards at {', '.join(whole)}" if whole else "from each site on"
-
-
-def _check(who: str, name: str, value: str, known: Any) -> None:
-    if value not in get_args(known):
-        raise InputError(f"{who}: expected {name} {', '.join(get_args(known))}, got {value!r}.")

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, final
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument, NotLabelled, Read
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
 from sonde.explain._probes import LabelledRows, held_out_right, ridge_map
@@ -85,7 +85,7 @@ class Probe(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"ridge": 0.1, "folds": 2, "m": 64})
 
     def __post_init__(self) -> None:
-        require_probe("Probe", self.ridge, self.folds, self.m)
+        check_ranges(self, ridge=">= 0", folds=">= 2", m=">= 4")
 
     def reads(self) -> dict[str, Statistic[Any] | Read]:
         """Read the moments of each class, and a sample of whole groups of labelled rows."""
@@ -117,15 +117,6 @@ class Probe(Instrument):
             weight=weight,
             bias=bias,
             labels=by_class.labels,
-        )
-
-
-def require_probe(owner: str, ridge: float, folds: int, m: int) -> None:
-    """Refuse parameters that no probe can be fitted with."""
-    if not ridge >= 0 or folds < 2 or m < 4:
-        raise InputError(
-            f"{owner}: expected a ridge of at least 0, 2 folds and 4 rows or more, got {ridge}, "
-            f"{folds} and {m}."
         )
 
 

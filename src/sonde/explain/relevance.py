@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from sonde.core.errors import InputError, SiteError
+from sonde.core.errors import SiteError
+from sonde.core.ranges import check_ranges
 from sonde.explain.attribution import Attributor, Parts
 from sonde.explain.objective import FixedObjective
 from sonde.tap.reading.site_function import SiteFunction
@@ -101,11 +102,7 @@ class Relevance(Attributor):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"gamma": 0.0})
 
     def __post_init__(self) -> None:
-        if not self.epsilon > 0.0 or not self.gamma >= 0.0:
-            raise InputError(
-                "Relevance: expected epsilon above 0 and gamma of at least 0, got "
-                f"{self.epsilon} and {self.gamma}."
-            )
+        check_ranges(self, epsilon="> 0", gamma=">= 0")
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         point = function.value.detach().requires_grad_(True)

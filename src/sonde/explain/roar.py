@@ -17,6 +17,7 @@ from torch.nn.functional import avg_pool2d
 from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.explainer import Judge
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.explain._judging import standard_error
 
@@ -129,11 +130,7 @@ class Retraining(Judge):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_seeds < 1 or self.fill not in get_args(Fill):
-            raise InputError(
-                f"{type(self).__name__}: expected a seed or more and fill mean or neighbours, got "
-                f"{self.n_seeds} and {self.fill!r}."
-            )
+        check_ranges(self, n_seeds=">= 1", fill=get_args(Fill))
 
     def _accuracy(
         self,

@@ -19,6 +19,7 @@ from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.explain._correlation import spearman, ssim
 from sonde.explain._judging import require_method, standard_error
@@ -106,13 +107,7 @@ class SanityChecks(Judge):
     paper: ClassVar[str] = "adebayo2018sanity"
 
     def __post_init__(self) -> None:
-        if self.how not in ("cascade", "independent") or (
-            self.stages is not None and self.stages < 1
-        ):
-            raise InputError(
-                "SanityChecks: expected how cascade or independent and a stage or more, got "
-                f"{self.how!r} and {self.stages}."
-            )
+        check_ranges(self, how=("cascade", "independent"), stages=">= 1")
 
     def judge(
         self,

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import ROUNDING, Attributor, Parts
 from sonde.explain.baseline import Baseline
@@ -148,8 +149,7 @@ class Shapley(PartTest):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"n_orders": 3},)
 
     def __post_init__(self) -> None:
-        if self.n_orders < 1:
-            raise InputError(f"Shapley: expected an order or more, got {self.n_orders}.")
+        check_ranges(self, n_orders=">= 1")
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         places = ExamplePlaces.of(function, self.baseline)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
 from sonde.stats import ScaledHistogram, ScaledHistogramState
@@ -93,11 +94,7 @@ class UnitLabels(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"quantile": 0.2, "bins": 16})
 
     def __post_init__(self) -> None:
-        if not 0 < self.quantile < 1 or not 0 <= self.least <= 1:
-            raise InputError(
-                f"UnitLabels: expected a quantile in (0, 1) and least in [0, 1], got "
-                f"{self.quantile} and {self.least}."
-            )
+        check_ranges(self, quantile="(0, 1)", least="[0, 1]")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Return the histograms of each unit, of all rows and of each concept."""

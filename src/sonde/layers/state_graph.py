@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.layers.layer import Layer
 from sonde.stats.soft_top_k import soft_top_k
 
@@ -72,8 +73,6 @@ class StateGraph(Layer):
         gated: bool = False,
     ) -> None:
         super().__init__()
-        if k < 1 or steps < 1:
-            raise InputError(f"StateGraph: expected k and steps of 1 or more, got {k}, {steps}.")
         if kind == "learned" and not 1 <= budget < n * (n - 1):
             raise InputError(
                 f"StateGraph: expected a budget of 1 to {max(n * (n - 1) - 1, 0)} of the edges "
@@ -81,6 +80,7 @@ class StateGraph(Layer):
             )
         self.dim, self.kind, self.k, self.threshold = dim, kind, k, threshold
         self.budget, self.steps = budget, steps
+        check_ranges(self, k=">= 1", steps=">= 1")
         self.symmetry = "none" if kind in ("learned", "given") else "permutation"
         self.strength = nn.Parameter(torch.zeros(()))
         self.gate = nn.Linear(dim, 1) if gated else None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._flags import moment_flags, precision_flags, relative_spread
@@ -24,12 +25,6 @@ Rows = MomentsState | HashSampleState
 Figure = Callable[[Float[Tensor, "rank"]], Float[Tensor, ""]]
 _HALVES = "20 random halves of the sampled groups"
 _NO_HALVES = "halves of the sample need four groups, and a spectrum of their own"
-
-
-def check_source(owner: str, source: str) -> None:
-    """Raise an ``InputError`` unless ``source`` is known."""
-    if source not in ("moments", "sample"):
-        raise InputError(f"{owner}: expected source 'moments' or 'sample', got {source!r}.")
 
 
 def spectrum_reads(source: Source) -> dict[str, Statistic[Any]]:
@@ -52,7 +47,7 @@ class SpectrumInstrument(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"source": "sample"})
 
     def __post_init__(self) -> None:
-        check_source(type(self).__name__, self.source)
+        check_ranges(self, source=("moments", "sample"))
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments or the sample."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
@@ -161,11 +162,7 @@ class ActivationCoverage(Instrument):
                 "ActivationCoverage: expected n_bins of at least 3, or even and at least 4 with "
                 f'grid="centred", got {self.n_bins}.'
             )
-        if self.full < 1 or not self.alpha > 0.0:
-            raise InputError(
-                "ActivationCoverage: expected full of at least 1 and a positive alpha, got "
-                f"{self.full} and {self.alpha}."
-            )
+        check_ranges(self, full=">= 1", alpha="> 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the counts over rightly predicted rows."""

@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.chart import Chart, bars
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.state import State
 from sonde.core.statistic import Span, Statistic
@@ -98,10 +98,7 @@ class ActiveVariables(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"kl_nats": 0.5, "share": 0.8})
 
     def __post_init__(self) -> None:
-        if not self.kl_nats > 0.0:
-            raise InputError(f"ActiveVariables: expected kl_nats above 0, got {self.kl_nats}.")
-        if not 0.5 < self.share <= 1.0:
-            raise InputError(f"ActiveVariables: expected a share in (0.5, 1], got {self.share}.")
+        check_ranges(self, kl_nats="> 0", share="(0.5, 1]")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of the means, and what only single rows tell."""

@@ -14,6 +14,7 @@ from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
 from sonde.measure._clusters import NAMES, Labelings, cluster_figures, labelled_rows
@@ -104,8 +105,7 @@ class AlignmentQuality(Instrument):
                 "AlignmentQuality: expected layer weights of at least 0, not all of them 0, got "
                 f"{given}."
             )
-        if self.m < 2:
-            raise InputError(f"AlignmentQuality: expected m of at least 2, got {self.m}.")
+        check_ranges(self, m=">= 2")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sample of rows of each site, and their labels."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument, Read
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._flags import precision_flags, relative_spread
@@ -94,13 +95,7 @@ class BottleneckDegree(Instrument):
     )
 
     def __post_init__(self) -> None:
-        if self.estimator not in ("jensen", "mc"):
-            raise InputError(
-                "BottleneckDegree: expected the estimator 'jensen' or 'mc', "
-                f"got {self.estimator!r}."
-            )
-        if not 0.0 < self.noise < math.inf:
-            raise InputError(f"BottleneckDegree: expected noise above 0, got {self.noise}.")
+        check_ranges(self, estimator=("jensen", "mc"), noise="(0, inf)")
 
     def reads(self) -> Mapping[str, Statistic[Any] | Read]:
         """Read the moments of each class, or the sample of rows with a label."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._neighbourhood import copy_flags
 from sonde.measure._reads import PairSampleInstrument
@@ -69,8 +69,7 @@ class CKNNA(PairSampleInstrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"k": 3}, {"k": 2, "m": 64})
 
     def __post_init__(self) -> None:
-        if self.k < 2:
-            raise InputError(f"CKNNA: expected k of at least 2, got {self.k}.")
+        check_ranges(self, k=">= 2")
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> CKNNAResult:
         """Align the inner products of common neighbours."""

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, final
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 
 from sonde.core.chart import Chart, bars
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._clusters import NAMES, Labelings, cluster_figures, labelled_rows
@@ -100,8 +100,7 @@ class ClusterIndices(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"m": 64},)
 
     def __post_init__(self) -> None:
-        if self.m < 2:
-            raise InputError(f"ClusterIndices: expected m of at least 2, got {self.m}.")
+        check_ranges(self, m=">= 2")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sample of rows and their labels."""

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, final
 
 import torch
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._coding import expected_rate
@@ -64,7 +64,7 @@ class CodingRate(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"eps2": 0.01})
 
     def __post_init__(self) -> None:
-        check_eps2("CodingRate", self.eps2)
+        check_ranges(self, eps2="> 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of the rows at unit length."""
@@ -86,12 +86,6 @@ class CodingRate(Instrument):
             conventions={"eps2": self.eps2, "rows": "unit length, not centred"},
             n_zero=n_zero,
         )
-
-
-def check_eps2(owner: str, eps2: float) -> None:
-    """Raise an ``InputError`` unless the squared error is positive."""
-    if not eps2 > 0.0:
-        raise InputError(f"{owner}: expected eps2 above 0, got {eps2}.")
 
 
 coding_rate = as_function(CodingRate)

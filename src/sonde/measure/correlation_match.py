@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._canonical import null_draws
 from sonde.measure._flags import moment_flags
@@ -99,18 +100,11 @@ class CorrelationMatch(CrossInstrument):
     )
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(
-                f"CorrelationMatch: expected a method of {', '.join(METHODS)}, got {self.method!r}."
-            )
+        check_ranges(self, method=METHODS, n_clusters=">= 1")
         if not self.penalty > 0.0:
             raise InputError(
                 f"CorrelationMatch: expected a penalty above 0, got {self.penalty}. "
                 "For no penalty take regression."
-            )
-        if self.n_clusters < 1:
-            raise InputError(
-                f"CorrelationMatch: expected at least 1 cluster, got {self.n_clusters}."
             )
 
     def result(

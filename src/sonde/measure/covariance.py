@@ -4,18 +4,19 @@ Not for ranks or shape: see ``spectrum`` and the ranks, which read the same stat
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, final, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._flags import moment_flags
 from sonde.stats import Moments, MomentsState
-from sonde.stats.scatter import AnyScatter, check_scatter, is_frugal
+from sonde.stats.scatter import AnyScatter, is_frugal
 
 
 @final
@@ -64,7 +65,7 @@ class Covariance(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"scatter": "diag"})
 
     def __post_init__(self) -> None:
-        check_scatter("Covariance", self.scatter)
+        check_ranges(self, scatter=get_args(AnyScatter))
 
     def at_width(self, dim: int) -> "Covariance":
         """Return itself, or with variances alone where rows are too wide for a full covariance."""

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._factors import (
     check_factors,
@@ -95,8 +95,7 @@ class DCI(CrossInstrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"ridge": 0.1})
 
     def __post_init__(self) -> None:
-        if not self.ridge > 0.0:
-            raise InputError(f"DCI: expected a ridge above 0, got {self.ridge}.")
+        check_ranges(self, ridge="> 0")
 
     def result(
         self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.statistic import Statistic
 from sonde.measure._spectra import (
     RankResult,
     Rows,
     Source,
-    check_source,
     rank_result,
     spectrum_reads,
 )
@@ -64,7 +64,7 @@ class EffectiveRank(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"centered": True, "source": "sample"})
 
     def __post_init__(self) -> None:
-        check_source("EffectiveRank", self.source)
+        check_ranges(self, source=("moments", "sample"))
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments or the sample."""

@@ -14,9 +14,9 @@ from scipy.special import betainc
 from torch import Tensor
 
 from sonde.core.chart import Chart, cells, matrix
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span
 from sonde.measure._reads import PairSampleInstrument
@@ -103,13 +103,7 @@ class FeatureComplexity(PairSampleInstrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"features": "units", "m": 64})
 
     def __post_init__(self) -> None:
-        if self.features not in ("principal", "units"):
-            raise InputError(
-                "FeatureComplexity: expected features 'principal' or 'units', "
-                f"got {self.features!r}."
-            )
-        if self.k < 1:
-            raise InputError(f"FeatureComplexity: expected k of at least 1, got {self.k}.")
+        check_ranges(self, features=("principal", "units"), k=">= 1")
 
     def result(self, samples: tuple[HashSampleState, ...]) -> FeatureComplexityResult:
         """Explain the features of the last site from each site before it."""

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.stats import Scalars, ScalarsState
@@ -89,10 +89,7 @@ class GradientSignalToNoise(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"batch": 8, "objective": None})
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise InputError(
-                f"GradientSignalToNoise: expected batches of at least 1 row, got {self.batch}."
-            )
+        check_ranges(self, batch=">= 1")
 
     def reading(self) -> dict[str, Any]:
         """Read the gradient of the objective."""

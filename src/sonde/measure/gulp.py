@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._canonical import CUT
 from sonde.measure._flags import moment_flags
@@ -64,8 +64,7 @@ class GULP(CrossInstrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"ridge": 0.1})
 
     def __post_init__(self) -> None:
-        if not self.ridge >= 0.0:
-            raise InputError(f"GULP: expected a ridge of at least 0, got {self.ridge}.")
+        check_ranges(self, ridge=">= 0")
 
     def result(
         self,

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.engine.steps import minimise
 from sonde.measure._factors import N_BINS, FactorSymbols, check_factors, normalised, table_chart
@@ -95,10 +95,7 @@ class InfoMEC(PairSampleInstrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"n_bins": 4, "penalty": 0.1, "m": 64},)
 
     def __post_init__(self) -> None:
-        if self.n_bins < 2:
-            raise InputError(f"InfoMEC: expected at least 2 bins, got {self.n_bins}.")
-        if not self.penalty > 0.0:
-            raise InputError(f"InfoMEC: expected a penalty above 0, got {self.penalty}.")
+        check_ranges(self, n_bins=">= 2", penalty="> 0")
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> InfoMECResult:
         """Take the three figures."""

@@ -18,6 +18,7 @@ from sonde.core.chart import Chart, ChartAxis, curves
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument, Read
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._codes import COMPRESSORS, Compressor, code_of
@@ -178,12 +179,7 @@ class InformationPlane(Instrument):
                     f"InformationPlane: expected {name} of {', '.join(known)}, "
                     f"got {getattr(self, name)!r}."
                 )
-        if self.n_bins < 2:
-            raise InputError(f"InformationPlane: expected at least 2 bins, got {self.n_bins}.")
-        if self.codes < 1:
-            raise InputError(f"InformationPlane: expected codes of at least 1, got {self.codes}.")
-        if self.noise is not None and not 0.0 < self.noise < math.inf:
-            raise InputError(f"InformationPlane: expected noise above 0, got {self.noise}.")
+        check_ranges(self, n_bins=">= 2", codes=">= 1", noise="(0, inf)")
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise InputError(
                 f"InformationPlane: expected low below high, got {self.low} and {self.high}."

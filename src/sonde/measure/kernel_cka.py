@@ -15,6 +15,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
 from sonde.stats import FourierFeatures, HashSample, HashSampleState
@@ -115,8 +116,7 @@ class KernelCKA(Instrument):
                 "KernelCKA: expected sigma (or None) and scale above 0, "
                 f"got sigma={self.sigma}, scale={self.scale}."
             )
-        if self.m < 2:
-            raise InputError(f"KernelCKA: expected m of at least 2, got {self.m}.")
+        check_ranges(self, m=">= 2")
 
     @property
     def _widths(self) -> tuple[float, ...] | None:

@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.chart import Chart, cells, matrix
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span
 from sonde.measure._flags import precision_flags, relative_spread
@@ -85,8 +85,7 @@ class LayerCKA(PairSampleInstrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"m": 64})
 
     def __post_init__(self) -> None:
-        if self.m < 4:
-            raise InputError(f"LayerCKA: expected m of at least 4, got {self.m}.")
+        check_ranges(self, m=">= 4")
 
     def result(self, samples: tuple[HashSampleState, ...]) -> LayerCKAResult:
         """Compare the Gram matrices of the aligned samples."""

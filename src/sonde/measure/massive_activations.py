@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.site import POSITIONS
 from sonde.core.state import State
@@ -127,10 +127,7 @@ class MassiveActivations(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"threshold": 100.0})
 
     def __post_init__(self) -> None:
-        if not self.threshold > 0.0:
-            raise InputError(
-                f"MassiveActivations: expected a positive threshold, got {self.threshold}."
-            )
+        check_ranges(self, threshold="> 0")
 
     def reading(self) -> dict[str, Any]:
         """Wish for a row for each token or patch: means and last tokens do not show one of many."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._neighbourhood import (
     Neighbourhood,
@@ -76,8 +76,7 @@ class MLEDimension(SampleInstrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"k": 5}, {"k": 3, "m": 64})
 
     def __post_init__(self) -> None:
-        if self.k < 2:
-            raise InputError(f"MLEDimension: expected k of at least 2, got {self.k}.")
+        check_ranges(self, k=">= 2")
 
     def result(self, sample: HashSampleState) -> MLEDimensionResult:
         """Average the inverse estimates of the rows."""

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._factors import N_BINS, FactorSymbols, check_factors, information, table_chart
 from sonde.measure._reads import PairSampleInstrument
@@ -79,8 +79,7 @@ class Modularity(PairSampleInstrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"n_bins": 4, "m": 64})
 
     def __post_init__(self) -> None:
-        if self.n_bins < 2:
-            raise InputError(f"Modularity: expected at least 2 bins, got {self.n_bins}.")
+        check_ranges(self, n_bins=">= 2")
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> ModularityResult:
         """Compare each latent with one that knows its best factor alone."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
 from sonde.measure._codes import COMPRESSORS, Compressor, code_of
@@ -134,28 +135,18 @@ class MutualInformation(Instrument):
     )
 
     def __post_init__(self) -> None:
-        if self.estimator not in ("gaussian", "copula", "ksg"):
-            raise InputError(
-                "MutualInformation: expected the estimator 'gaussian', 'copula' or 'ksg', "
-                f"got {self.estimator!r}."
-            )
-        if self.scale not in ("none", "std"):
-            raise InputError(
-                f"MutualInformation: expected the scale 'none' or 'std', got {self.scale!r}."
-            )
-        if self.k < 1 or self.m < 1:
-            raise InputError(
-                f"MutualInformation: expected k and m of at least 1, got {self.k} and {self.m}."
-            )
+        check_ranges(
+            self,
+            estimator=("gaussian", "copula", "ksg"),
+            scale=("none", "std"),
+            k=">= 1",
+            m=">= 1",
+            compressor=COMPRESSORS,
+        )
         if self.components is not None and (self.components < 1 or self.estimator != "ksg"):
             raise InputError(
                 "MutualInformation: expected components of at least 1, and for the estimator 'ksg' "
                 f"alone, got {self.components} for {self.estimator!r}."
-            )
-        if self.compressor not in COMPRESSORS:
-            raise InputError(
-                f"MutualInformation: expected the compressor {' or '.join(COMPRESSORS)}, got "
-                f"{self.compressor!r}."
             )
 
     def reads(self) -> dict[str, Statistic[Any]]:

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._neighbourhood import copy_flags
 from sonde.measure._reads import PairSampleInstrument
@@ -75,12 +75,7 @@ class MutualKNN(PairSampleInstrument):
     )
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError(f"MutualKNN: expected k of at least 1, got {self.k}.")
-        if self.metric not in ("cosine", "euclidean"):
-            raise InputError(
-                f"MutualKNN: expected the metric 'cosine' or 'euclidean', got {self.metric!r}."
-            )
+        check_ranges(self, k=">= 1", metric=("cosine", "euclidean"))
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> MutualKNNResult:
         """Compare the neighbours of each row."""

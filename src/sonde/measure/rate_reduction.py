@@ -15,10 +15,10 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._coding import expected_rate
-from sonde.measure.coding_rate import check_eps2
 from sonde.stats import ClassDirectionMoments, ClassMomentsState, gaussian_rate, rate_gain
 
 
@@ -72,7 +72,7 @@ class RateReduction(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"eps2": 0.01})
 
     def __post_init__(self) -> None:
-        check_eps2("RateReduction", self.eps2)
+        check_ranges(self, eps2="> 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of each class, of the rows at unit length."""

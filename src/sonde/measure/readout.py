@@ -17,6 +17,7 @@ from sonde.core.chart import Chart, bars
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
 from sonde.engine.steps import Descent, seeded
@@ -94,11 +95,7 @@ class Readout(Instrument):
     )
 
     def __post_init__(self) -> None:
-        if min(self.width, self.steps) < 1 or self.m < 8:
-            raise InputError(
-                "Readout: expected width and steps of at least 1 and m of at least 8, got "
-                f"{self.width}, {self.steps} and {self.m}."
-            )
+        check_ranges(self, width=">= 1", steps=">= 1", m=">= 8")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sample of rows of each site, and their labels."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._reads import PairSampleInstrument
 from sonde.stats import HashSampleState, half_error, midranks, random_halves, unit_rows
@@ -72,8 +73,7 @@ class RSA(PairSampleInstrument):
     )
 
     def __post_init__(self) -> None:
-        if self.m < 4:
-            raise InputError(f"RSA: expected m of at least 4, got {self.m}.")
+        check_ranges(self, m=">= 4")
         for name, known in (("distance", get_args(Distance)), ("comparison", tuple(COMPARISONS))):
             if getattr(self, name) not in known:
                 raise InputError(

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal, final
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.stats import Scalars, ScalarsState
@@ -66,14 +66,7 @@ class SaturatedUnits(Instrument):
     paper: ClassVar[str] = "glorot2010difficulty"
 
     def __post_init__(self) -> None:
-        if self.activation not in ("tanh", "sigmoid"):
-            raise InputError(
-                f"SaturatedUnits: expected activation 'tanh' or 'sigmoid', got {self.activation!r}."
-            )
-        if not 0.0 < self.threshold < 1.0:
-            raise InputError(
-                f"SaturatedUnits: expected a threshold in (0, 1), got {self.threshold}."
-            )
+        check_ranges(self, activation=("tanh", "sigmoid"), threshold="(0, 1)")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read mean and variance of each unit."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, matrix
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.tensors import as_tensor
 
@@ -80,8 +81,7 @@ class ShortcutRows:
                 raise InputError(
                     f"ShortcutRows: expected {name} in (0.5, 1), got {getattr(self, name)}."
                 )
-        if self.dim < 2:
-            raise InputError(f"ShortcutRows: expected dim of at least 2, got {self.dim}.")
+        check_ranges(self, dim=">= 2")
 
     @property
     def strength(self) -> Float[Tensor, "2"]:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
+from sonde.core.ranges import check_ranges
 from sonde.measure._reads import CrossInstrument
 from sonde.measure.cca import CCAResult, canonical_or_none, result_of
 from sonde.stats import CrossMomentsState, MomentsState
@@ -47,8 +47,7 @@ class SVCCA(CrossInstrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"keep": 0.8})
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.keep <= 1.0:
-            raise InputError(f"SVCCA: expected a share of variance in (0, 1], got {self.keep}.")
+        check_ranges(self, keep="(0, 1]")
 
     def result(
         self,

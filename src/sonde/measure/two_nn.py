@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._neighbourhood import Neighbourhood, neighbour_distances, null_dimension
 from sonde.measure._reads import SampleInstrument
@@ -80,8 +80,7 @@ class TwoNN(SampleInstrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"fit_by": "slope", "m": 64})
 
     def __post_init__(self) -> None:
-        if self.fit_by not in ("ml", "slope"):
-            raise InputError(f"TwoNN: expected a fit by 'ml' or 'slope', got {self.fit_by!r}.")
+        check_ranges(self, fit_by=("ml", "slope"))
 
     def result(self, sample: HashSampleState) -> TwoNNResult:
         """Fit the distribution of the ratios."""

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._reads import SampleInstrument
 from sonde.stats import HashSampleState, unit_rows
@@ -69,8 +69,7 @@ class Uniformity(SampleInstrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"t": 0.5, "m": 64})
 
     def __post_init__(self) -> None:
-        if not self.t > 0.0:
-            raise InputError(f"Uniformity: expected t above 0, got {self.t}.")
+        check_ranges(self, t="> 0")
 
     def result(self, sample: HashSampleState) -> UniformityResult:
         """Average the kernel over pairs of unlike groups."""

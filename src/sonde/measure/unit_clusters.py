@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError, ShapeError
+from sonde.core.errors import ShapeError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.stats import HashSample, HashSampleState, Moments, MomentsState
@@ -109,11 +110,7 @@ class UnitClusters(Instrument):
     )
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.m < 1 or (self.largest is not None and self.largest < 1):
-            raise InputError(
-                "UnitClusters: expected k, largest and m of at least 1, got "
-                f"{self.k}, {self.largest}, {self.m}."
-            )
+        check_ranges(self, k=">= 1", m=">= 1", largest=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments, and a sample for the stability."""

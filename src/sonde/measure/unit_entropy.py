@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.stats.histogram import Histogram, HistogramState
@@ -79,10 +79,7 @@ class UnitEntropy(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"n_bins": 4})
 
     def __post_init__(self) -> None:
-        if self.n_bins < 2:
-            raise InputError(f"UnitEntropy: expected at least 2 bins, got {self.n_bins}.")
-        if not 0.0 <= self.trim < 0.5:
-            raise InputError(f"UnitEntropy: expected trim in [0, 0.5), got {self.trim}.")
+        check_ranges(self, n_bins=">= 2", trim="[0, 0.5)")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the quantiles of each unit."""

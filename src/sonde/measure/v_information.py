@@ -17,6 +17,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument, Read
+from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._reads import labelled_sample, unlabelled
@@ -87,8 +88,7 @@ class VInformation(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"m": 64}, {"l2": 0.1})
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.l2 < math.inf:
-            raise InputError(f"VInformation: expected l2 above 0, got {self.l2}.")
+        check_ranges(self, l2="(0, inf)")
 
     def reads(self) -> Mapping[str, Statistic[Any] | Read]:
         """Read a sample of the rows with a label."""

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.state import State
 from sonde.core.statistic import Span, Statistic
 from sonde.stats.moments import centre
@@ -65,8 +65,7 @@ class BatchHsic(Statistic[BatchHsicState]):
     size: int = 128
 
     def __post_init__(self) -> None:
-        if self.size < 4:
-            raise InputError(f"BatchHsic: expected size of at least 4, got {self.size}.")
+        check_ranges(self, size=">= 4")
 
     def observe(
         self,

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
+from sonde.core.ranges import check_ranges
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.stats.sequences import by_example
@@ -57,8 +57,7 @@ class ContentSketch(Statistic[ContentSketchState]):
     m: int = 4096
 
     def __post_init__(self) -> None:
-        if self.m < 1:
-            raise InputError(f"ContentSketch: expected m of at least 1, got {self.m}.")
+        check_ranges(self, m=">= 1")
 
     def observe(
         self, ids: Int[Tensor, "row 2"], order: Int[Tensor, "row"], label: Int[Tensor, "row"]

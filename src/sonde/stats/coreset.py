@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
+from sonde.core.ranges import check_ranges
 from sonde.core.state import State
 from sonde.core.statistic import Merging, Statistic
 
@@ -65,8 +65,7 @@ class Coreset(Statistic[CoresetState]):
     m: int = 2048
 
     def __post_init__(self) -> None:
-        if self.m < 1:
-            raise InputError(f"Coreset: expected m of at least 1, got {self.m}.")
+        check_ranges(self, m=">= 1")
 
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes of ``m`` float32 rows with their cover and draw."""

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.core.statistic import Statistic
 from sonde.stats.moments import Moments, MomentsState
 
@@ -43,11 +44,7 @@ class FourierFeatures:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0 or self.m < 1:
-            raise InputError(
-                "FourierFeatures: expected sigma above 0 and m of at least 1, "
-                f"got sigma={self.sigma}, m={self.m}."
-            )
+        check_ranges(self, sigma="> 0", m=">= 1")
 
     def __call__(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row feature"]:
         """Return the features of rows, in float64."""

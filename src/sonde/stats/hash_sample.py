@@ -12,6 +12,7 @@ from sonde.core.columns import COLUMNS
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE
+from sonde.core.ranges import check_ranges
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 
@@ -85,12 +86,7 @@ class HashSample(Statistic[HashSampleState]):
     in_any_order: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.m < 1:
-            raise InputError(f"HashSample: expected m of at least 1, got {self.m}.")
-        if self.groups not in (False, True, "one"):
-            raise InputError(
-                f"HashSample: expected groups of False, True or 'one', got {self.groups!r}."
-            )
+        check_ranges(self, m=">= 1", groups=(False, True, "one"))
         if self.column not in COLUMNS or self.column == "head":
             raise InputError(f"HashSample: expected a column of rows, got {self.column!r}.")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from sonde.core.calibration import Guarantee, least_levels, needed_scores
 from sonde.core.errors import CalibrationError, InputError, ShapeError
 from sonde.core.hashing import rank_key
+from sonde.core.ranges import check_ranges
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 
@@ -103,8 +104,7 @@ class HeldScores(Statistic[HeldScoresState]):
     column: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.m, self.top, self.max_classes) < 1 or self.column < 0:
-            raise InputError(f"HeldScores: expected m, top, max_classes of at least 1, got {self}.")
+        check_ranges(self, m=">= 1", top=">= 1", max_classes=">= 1", column=">= 0")
 
     def observe(
         self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], draw: Int[Tensor, "row"]

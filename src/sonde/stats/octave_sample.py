@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
+from sonde.core.ranges import check_ranges
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.stats._powers import power_of_two
@@ -60,11 +60,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
     octaves: int = 4
 
     def __post_init__(self) -> None:
-        if self.m < 1 or self.octaves < 1:
-            raise InputError(
-                f"OctaveSample: expected m and octaves of at least 1, got {self.m} and "
-                f"{self.octaves}."
-            )
+        check_ranges(self, m=">= 1", octaves=">= 1")
 
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes of float32 values with their places."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import splitmix64
+from sonde.core.ranges import check_ranges
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 
@@ -75,11 +76,7 @@ class PositionMoments(Statistic[PositionMomentsState]):
     max_positions: int = 4096
 
     def __post_init__(self) -> None:
-        if self.scatter not in ("full", "diag") or min(self.coordinates, self.max_positions) < 1:
-            raise InputError(
-                "PositionMoments: expected scatter 'full' or 'diag', and coordinates and "
-                f"max_positions of at least 1, got {self}."
-            )
+        check_ranges(self, scatter=("full", "diag"), coordinates=">= 1", max_positions=">= 1")
 
     def size_bytes(self, *dims: int) -> int:
         """Return the bytes at the largest number of positions."""

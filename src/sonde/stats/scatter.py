@@ -4,25 +4,11 @@ Instruments whose parameter this is hold the whole up to ``WIDEST_FULL`` dimensi
 the diagonal above.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
-from sonde.core.errors import InputError
 from sonde.core.instrument import WIDEST_FULL
 
 AnyScatter = Literal["auto", "full", "diag"]
-
-
-def check_scatter(name: str, scatter: str) -> None:
-    """Refuse any other word.
-
-    Raises
-    ------
-    InputError
-        With the words that there are.
-    """
-    if scatter not in get_args(AnyScatter):
-        words = ", ".join(map(repr, get_args(AnyScatter)))
-        raise InputError(f"{name}: expected scatter among {words}, got {scatter!r}.")
 
 
 def is_frugal(scatter: str, dim: int) -> bool:

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
+from sonde.core.ranges import check_ranges
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.stats._reaching import growing_parts, reaching
@@ -39,8 +39,7 @@ class TopK(Statistic[TopKState]):
     k: int = 16
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise InputError(f"TopK: expected k of at least 1, got {self.k}.")
+        check_ranges(self, k=">= 1")
 
     def observe(
         self,

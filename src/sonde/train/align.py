@@ -20,6 +20,7 @@ from torch.nn.functional import (
 )
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.stats.divergence import kl_divergence
 
 Distance = Literal["cosine", "mse", "smooth_l1", "relational", "kl", "cross_entropy", "focus"]
@@ -102,19 +103,15 @@ class Align(nn.Module):
         prefix: int = 0,
     ) -> None:
         super().__init__()
-        if distance not in get_args(Distance):
-            raise InputError(f"Align: expected a known distance, got {distance!r}.")
-        if not temperature > 0 or resample not in ("after", "before"):
-            raise InputError(
-                "Align: expected temperature above 0 and resample 'after' or 'before', got "
-                f"{temperature} and {resample!r}."
-            )
         if projector != "none" and width is None:
             raise InputError("Align: expected width, the target's, beside a projector. Pass it.")
         if prefix and grids is None:
             raise InputError("Align: expected grids beside prefix, to count the target's tokens.")
         self.distance, self.temperature = distance, temperature
         self.grids, self.resample, self.heads, self.prefix = grids, resample, heads, prefix
+        check_ranges(
+            self, distance=get_args(Distance), temperature="> 0", resample=("after", "before")
+        )
         self.batching = "pair" if distance == "relational" else "mean"
         layers: list[nn.Module] = []
         if projector == "linear":

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.stats.divergence import kl_divergence
 
 
@@ -43,12 +44,8 @@ class Distil(nn.Module):
 
     def __init__(self, temperature: float = 4.0, weight: float = 0.5) -> None:
         super().__init__()
-        if not temperature > 0 or not 0 <= weight <= 1:
-            raise InputError(
-                "Distil: expected a temperature above 0 and a weight in [0, 1], got "
-                f"{temperature:g} and {weight:g}."
-            )
         self.temperature, self.weight = temperature, weight
+        check_ranges(self, temperature="> 0", weight="[0, 1]")
 
     def forward(
         self,

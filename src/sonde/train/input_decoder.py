@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.stats import ridge_of_rows
 
 
@@ -45,9 +46,8 @@ class InputDecoder(nn.Module):
 
     def __init__(self, width: int, hidden: tuple[int, ...] = ()) -> None:
         super().__init__()
-        if width < 1:
-            raise InputError(f"InputDecoder: expected width of at least 1, got {width}.")
         self.width = width
+        check_ranges(self, width=">= 1")
         layers: list[nn.Module] = []
         for n in hidden:
             layers += [nn.LazyLinear(n), nn.GELU()]

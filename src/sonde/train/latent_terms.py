@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.stats import latent_parts
 from sonde.train._draws import Draws
 
@@ -81,12 +82,9 @@ class LatentTerms(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if estimator not in ("mixture", "leave_one_out"):
-            raise InputError(
-                f"LatentTerms: expected estimator 'mixture' or 'leave_one_out', got {estimator!r}."
-            )
         self.weights = {"mi": mi, "tc": tc, "each": each, "posterior": posterior, "prior": prior}
         self.groups, self.estimator, self.floor = groups, estimator, floor
+        check_ranges(self, estimator=("mixture", "leave_one_out"))
         self.draws = Draws(seed)
 
     def forward(

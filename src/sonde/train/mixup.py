@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sonde.core.errors import InputError, StateError
+from sonde.core.ranges import check_ranges
 from sonde.stats.divergence import kl_divergence
 from sonde.train._draws import Draws
 
@@ -72,13 +73,9 @@ class Mixup(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not (alpha > 0 and temperature > 0 and 0 <= unmixed <= 1) or per not in ("batch", "row"):
-            raise InputError(
-                "Mixup: expected alpha and temperature above 0, unmixed in [0, 1] and per 'batch' "
-                f"or 'row', got {alpha}, {temperature}, {unmixed}, {per!r}."
-            )
         self.alpha, self.decoupled, self.eta, self.per = alpha, decoupled, eta, per
         self.temperature, self.unmixed = temperature, unmixed
+        check_ranges(self, alpha="> 0", temperature="> 0", unmixed="[0, 1]", per=("batch", "row"))
         self.draws = Draws(seed)
         self.share: Tensor | None = None
         self.order: Tensor | None = None

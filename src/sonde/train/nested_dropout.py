@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.train._draws import Draws
 
 
@@ -74,14 +75,11 @@ class NestedDropout(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if law not in ("gaussian", "geometric", "uniform") or per not in ("batch", "row"):
-            raise InputError(f"NestedDropout: expected a known law and per, got {law!r}, {per!r}.")
-        if not std > 0 or not 0 < rate < 1 or (widths is not None and not min(widths) > 0):
-            raise InputError(
-                "NestedDropout: expected std and widths above 0 and rate in (0, 1), got "
-                f"{std}, {widths}, {rate}."
-            )
         self.law, self.std, self.rate, self.widths, self.per = law, std, rate, widths, per
+        check_ranges(self, law=("gaussian", "geometric", "uniform"), per=("batch", "row"))
+        check_ranges(self, std="> 0", rate="(0, 1)")
+        if widths is not None and not min(widths) > 0:
+            raise InputError(f"NestedDropout: expected widths above 0, got {widths}.")
         self.draws = Draws(seed)
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 
 
 @final
@@ -52,9 +53,8 @@ class Orthogonal(nn.Module):
 
     def __init__(self, stride: int = 1) -> None:
         super().__init__()
-        if stride < 1:
-            raise InputError(f"Orthogonal: expected a stride of at least 1, got {stride}.")
         self.stride = stride
+        check_ranges(self, stride=">= 1")
 
     def forward(self, weight: Float[Tensor, "out in *size"]) -> Float[Tensor, ""]:
         """Return the squared distance of one layer's weight from an isometry."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.stats import rate_gain
 
 
@@ -51,12 +52,8 @@ class RateReduction(nn.Module):
 
     def __init__(self, eps2: float = 0.5, average: float = 0.0) -> None:
         super().__init__()
-        if not (eps2 > 0 and 0 <= average < 1):
-            raise InputError(
-                f"RateReduction: expected eps2 above 0 and average in [0, 1), got {eps2} and "
-                f"{average}."
-            )
         self.eps2, self.average = eps2, average
+        check_ranges(self, eps2="> 0", average="[0, 1)")
         self.register_buffer("sums", torch.zeros(0, 1, 1))
         self.register_buffer("n", torch.zeros(0))
         self._coming = self.sums, self.n

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.data._model_kind import config_of
 from sonde.tap.decoding.layers import ModelBlocks
 from sonde.weights.residual import example_inputs, residual_writers, run
@@ -90,11 +91,7 @@ class Resize:
     variants: ClassVar[Mapping[str, str]] = {"depth='stack'": "growing2025"}
 
     def __post_init__(self) -> None:
-        if self.factor < 2 or not 0 <= self.interpolate <= 1:
-            raise InputError(
-                "Resize: expected a factor of 2 or more and interpolate in [0, 1], got "
-                f"{self.factor} and {self.interpolate}."
-            )
+        check_ranges(self, factor=">= 2", interpolate="[0, 1]")
         if self.width is None and self.depth is None:
             raise InputError("Resize: expected width or depth, got neither.")
 

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.tap.model.sites import resolve
 
 
@@ -91,10 +92,7 @@ class Scope:
     paper: ClassVar[str] = "frankle2021batchnorm"
 
     def __post_init__(self) -> None:
-        if self.rule not in ("all", "norms", "bias", "top", "pattern", "alternate") or self.k < 1:
-            raise InputError(
-                f"Scope: expected a known rule and k of at least 1, got {self.rule!r}, {self.k}."
-            )
+        check_ranges(self, rule=("all", "norms", "bias", "top", "pattern", "alternate"), k=">= 1")
         if self.rule in ("pattern", "alternate") and not self.patterns:
             raise InputError(f"Scope: expected patterns with rule {self.rule!r}, got none.")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss, normalize
 
 from sonde.core.errors import InputError
+from sonde.core.ranges import check_ranges
 from sonde.stats.kernel_sums import gaussian_kernel, unbiased_hsic
 
 Penalty = Literal["cosine", "cross_covariance", "hsic", "joint_entropy", "adversary"]
@@ -81,11 +82,8 @@ class Separate(nn.Module):
         strength: float = 1.0,
     ) -> None:
         super().__init__()
-        if penalty not in get_args(Penalty) or not tau > 0:
-            raise InputError(
-                f"Separate: expected a known penalty and tau above 0, got {penalty!r}, {tau}."
-            )
         self.penalty, self.tau, self.scaled = penalty, tau, scaled
+        check_ranges(self, penalty=get_args(Penalty), tau="> 0")
         self.strength = strength
         kinds = {"cosine": "mean", "adversary": "mean", "joint_entropy": "log_mean"}
         self.batching = kinds.get(penalty, "pair")

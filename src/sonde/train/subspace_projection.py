@@ -16,6 +16,7 @@ from torch.nn.functional import pad, unfold
 
 from sonde.core.errors import InputError, SondeWarning
 from sonde.core.inputs import Model
+from sonde.core.ranges import check_ranges
 from sonde.tap.hooks.session import Session
 
 Layer = nn.Linear | nn.Conv2d
@@ -50,9 +51,8 @@ class SubspaceProjection:
     paper: ClassVar[str] = "saha2021gpm"
 
     def __init__(self, energy: float = 0.97) -> None:
-        if not 0 < energy <= 1:
-            raise InputError(f"SubspaceProjection: expected energy in (0, 1], got {energy}.")
         self.energy = energy
+        check_ranges(self, energy="(0, 1]")
         self.known: dict[str, Tensor] = {}
 
     @property
