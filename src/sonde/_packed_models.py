@@ -59,6 +59,13 @@ class PackedQuantizer(HfQuantizer):
                 del config.layers[name]  # a copy that is saved holds the plain weight
         if not config.layers:
             self.remove_quantization_config(model)
+        _leave_file(model)
+        return model
+
+    def _dequantize(self, model: Any, *_: Any, **__: Any) -> Any:
+        from sonde.weights.unpacking import unpack_layers
+
+        unpack_layers(model)
         return model
 
     def is_serializable(self) -> Any:
@@ -69,3 +76,17 @@ class PackedQuantizer(HfQuantizer):
     def is_trainable(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Return that no gradient flows through packed layers."""
         return False
+
+
+def _leave_file(model: Any) -> None:
+    """Copy all tensors but codes out of the file that is mapped into memory.
+
+    Codes leave it when a kernel takes them. One tensor that stayed would hold the whole file, and
+    codes would be in memory twice.
+    """
+    for x in model.parameters():
+        x.data = x.data.clone()
+    for part in model.modules():
+        for name, x in part._buffers.items():
+            if x is not None and name != "codes":  # in place, ``_base`` would hold the file
+                part._buffers[name] = x.clone()

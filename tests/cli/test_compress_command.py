@@ -147,6 +147,21 @@ def test_transformers_opens_it_whatever_is_imported_first(small, names):
     ]
 
 
+def test_the_file_is_left_when_kernels_hold_the_codes(small):
+    code = """
+import sys, pathlib, torch, sonde
+from sonde.weights import QuantLinear
+model = sonde.load(sys.argv[1], device="cpu").module
+with torch.no_grad():
+    model(torch.tensor([[100, 101, 102]]))
+if all(m.kernel_bytes for m in model.modules() if isinstance(m, QuantLinear)):
+    print(sys.argv[1] in pathlib.Path("/proc/self/maps").read_text())
+"""
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc")
+    assert "True" not in in_a_new_process(code, str(small[0])).stdout
+
+
 def test_import_of_sonde_stays_light():
     code = "import sys, sonde; assert not {'torch', 'transformers'} & sys.modules.keys()"
     in_a_new_process(code)
@@ -166,6 +181,56 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_left(run, small, tmp_path
         assert ran.code == 2
         assert message in ran.err
         assert not new.exists()
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory):
+    """Return the digits model in eight bits."""
+    folder = tmp_path_factory.mktemp("rounded") / "SMALL"
+    words = ("--to", "8bit", "--method", "rtn", "--limit", 8, "--held", 8)
+    assert (
+        run_words("compress", "sonde:digits", "sonde:digits/train", *words, "-o", folder).code == 0
+    )
+    return folder
+
+
+def test_an_explanation_unpacks_it_and_is_that_of_the_model(run, rounded):
+    words = ("sonde:digits/test", "--limit", 3, "--methods", "saliency", "--json")
+    ran, plain = run("explain", rounded, *words), run("explain", "sonde:digits", *words)
+    assert "packed layers are unpacked, because gradients do not flow" in ran.err
+    assert "unpacked" not in plain.err
+    found, wanted = (one.json()["methods"][0] for one in (ran, plain))
+    assert found["effect"] == pytest.approx(wanted["effect"], abs=0.05)
+    assert found["sanity"]["passed"]  # all weights are redrawn, those of packed layers too
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("forget", "--forget", "sonde:digits", "--of-class", 3),
+        ("steer", "--positive", "sonde:docstrings", "--negative", "sonde:code"),
+        (
+            "erase",
+            "--positive",
+            "sonde:docstrings",
+            "--negative",
+            "sonde:code",
+            "--site",
+            "classifier",
+        ),
+    ],
+)
+def test_edits_refuse_it_before_they_read_anything(run, rounded, tmp_path, monkeypatch, words):
+    def read(*_, **__):
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr("sonde.data.open_inputs", read)
+    monkeypatch.setattr("sonde.data.contrast", read)
+    ran = run("edit", words[0], rounded, *words[1:], "-o", tmp_path / "NEW")
+    assert ran.code == 2
+    assert "cannot be changed. Take the model that it was made from" in ran.err
+    assert f"(sonde compress undo {rounded} -o OLD)" in ran.err.replace("\n", " ")
+    assert not (tmp_path / "NEW").exists()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from sonde.core.errors import ShapeError, StateError
 from sonde.tap import fingerprint
 from sonde.tap.model.seeding import untouched
 from sonde.weights import Grid, Quantised, QuantLinear, RewritePlan, kernels, pack
+from sonde.weights._processor_kernels import Int4
 from sonde.weights.quant_linear import timed
 
 
@@ -90,6 +91,18 @@ def test_codes_come_back_from_the_packing_of_the_kernel(bits, group, n_bytes):
     plain = fingerprint(layer)
     layer(torch.randn(2, 160))
     assert fingerprint(layer) == plain
+
+
+@pytest.mark.truth("the kernel's packing of the whole weight at once")
+def test_a_weight_is_packed_part_by_part():
+    if "int4" not in kernels():
+        pytest.skip("this processor has no kernel for 4 bits")
+    layer = QuantLinear(4096, 208, 4, 32, bias=False)  # 64 outputs in a part, the last is short
+    codes = torch.randint(0, 16, (208, 4096), dtype=torch.uint8)
+    layer.codes = pack(codes, 4)
+    scale, offset = (x.view(torch.bfloat16) for x in (layer.scale, layer.offset))
+    layer._take("int4")
+    assert torch.equal(layer._kernel.packed, Int4([codes], scale, offset, 32).packed)
 
 
 def test_a_layer_holds_one_form_of_its_weight_and_the_faster():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from sonde.cli._gradients import load_for_gradients
 from sonde.cli._presenting import present
 from sonde.cli.options import DataWord, ModelWord, Printing, Reading, named
 from sonde.core.errors import InputError
@@ -70,7 +71,7 @@ class Explain:
 
     def run(self) -> int:
         """Explain, judge, print and write."""
-        from sonde.data import load, open_inputs
+        from sonde.data import open_inputs
         from sonde.run.explaining.answers import answers_of
         from sonde.run.explaining.explain import (
             DEFAULTS,
@@ -85,7 +86,7 @@ class Explain:
         self._check()
         methods = DEFAULTS if self.methods is None else self._methods(find_attributor)
         objective = self._objective()
-        model = load(self.model, **self.reading.model_options())
+        model = load_for_gradients(self.model, **self.reading.model_options())
         every = open_inputs(model, self.data, **self._data_options())
         limit = self.reading.limit or 32
         inputs = replace(self._choice.of(model, every, limit, self.reading.seed), batch_size=limit)

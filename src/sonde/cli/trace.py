@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from sonde.cli._gradients import load_for_gradients
 from sonde.cli._presenting import check_page, present
 from sonde.cli.options import ModelWord, Printing, named
 from sonde.core.errors import InputError
@@ -64,7 +65,6 @@ class Trace:
 
     def run(self) -> int:
         """Trace, print and write."""
-        from sonde.data import load
         from sonde.run.tracing.pairs import TextPair, read_pairs
         from sonde.run.tracing.trace import trace, trace_document
 
@@ -76,7 +76,7 @@ class Trace:
                 TextPair(self.clean or "", self.corrupt or "", self.answer or "", self.instead)
             ]
         options = {"device": self.device, "dtype": self.dtype}
-        model = load(self.model, **options, trust_remote_code=self.trust_remote_code)
+        model = load_for_gradients(self.model, **options, trust_remote_code=self.trust_remote_code)
         found = trace(model, pairs, self.sites, self.how, progress=not self.printing.quiet)
         document = trace_document(
             found,

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from sonde.core._shown import OneLine
+from sonde.core.repacking import count_weights
 from sonde.core.wording import plural
 
 
@@ -38,7 +39,7 @@ class Model:
 
     def __repr__(self) -> str:
         name = repr(self.name) + ", " if self.name else ""
-        n_parameters = sum(p.numel() for p in self.module.parameters())
+        n_parameters = count_weights(self.module)
         return (
             f"Model({name}{type(self.module).__name__}, {self.task}, {n_parameters:,} parameters)"
         )

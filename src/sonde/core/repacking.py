@@ -1,6 +1,6 @@
-"""Modules that hold a tensor in another form while they run: asked for it before it is read."""
+"""Modules that hold a tensor in another form while they run, or a weight that is no parameter."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -11,6 +11,34 @@ class Repacks(Protocol):
 
     def take_back(self) -> None:
         """Hold every buffer in its own form again, until the next run."""
+
+
+@runtime_checkable
+class PackedWeight(Protocol):
+    """A linear layer whose weight is held as codes: no parameter, and no gradient flows through."""
+
+    in_features: int
+    out_features: int
+
+    def dequantise(self) -> nn.Linear:
+        """Return a plain linear layer with the same weight in float32, which can be trained."""
+        ...
+
+
+def is_linear(module: Any) -> bool:
+    """Return whether a module is a linear layer, plain or with a packed weight."""
+    return isinstance(module, nn.Linear | PackedWeight)
+
+
+def packed_weights(module: nn.Module) -> list[PackedWeight]:
+    """Return the parts of a module whose weight is held as codes."""
+    return [part for part in module.modules() if isinstance(part, PackedWeight)]
+
+
+def count_weights(module: nn.Module) -> int:
+    """Return how many numbers the weights of a module are, those of packed layers among them."""
+    packed = sum(part.in_features * part.out_features for part in packed_weights(module))
+    return packed + sum(p.numel() for p in module.parameters())
 
 
 def in_own_form(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
+from sonde.core.repacking import count_weights
 from sonde.data._checkpoint_model import DTYPES, from_directory, usable_device
 from sonde.data._checkpoints import checkpoint_directory
 from sonde.data._model_kind import config_of, task_of
@@ -103,7 +104,7 @@ def _described(module: nn.Module) -> str:
     """Return class, number of parameters, type and place of a module."""
     first = next(module.parameters(), None)
     where = "" if first is None else f", {str(first.dtype)[6:]} on {first.device}"
-    size = sum(p.numel() for p in module.parameters())
+    size = count_weights(module)
     return f"{type(module).__name__}, {size:,} parameters{where}"
 
 

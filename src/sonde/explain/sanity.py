@@ -20,6 +20,7 @@ from sonde.core.errors import InputError
 from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
+from sonde.core.repacking import packed_weights
 from sonde.core.result import Result
 from sonde.explain._correlation import spearman, ssim
 from sonde.explain._judging import require_method, standard_error
@@ -247,6 +248,11 @@ def redraw(layers: list[nn.Module]) -> None:
 def given_back(module: nn.Module) -> Iterator[None]:
     """Give a model its weights and buffers back, bit for bit."""
     held = [*module.parameters(), *module.buffers()]
+    if packed_weights(module):
+        raise InputError(
+            "expected weights that can be redrawn, found packed ones. Take "
+            "sonde.weights.unpacked(model): the same weights in plain layers."
+        )
     if not all(x.is_floating_point() for x in module.parameters()):
         raise InputError(
             "expected weights of floating point, found quantised ones, which cannot be redrawn. "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from sonde.core.repacking import count_weights
 from sonde.core.site import Site
 from sonde.findings._silent import Silent, Unused
 from sonde.findings._trials import Trials
@@ -117,7 +118,7 @@ def model_evidence(stream: LiveStream, seed: int = 0, deep: bool = False) -> Mod
     return ModelEvidence(
         self_check=checked,
         sites=_site_facts(stream, trials.tensors),
-        n_parameters=sum(p.numel() for p in root.parameters()),
+        n_parameters=count_weights(root),
         was_training=root.training,
         training=() if root.training else tuple(_left_in_training(modules)),
         batch_norm=tuple(_without_statistics(modules)),
@@ -205,7 +206,7 @@ def _site_facts(stream: LiveStream, tensors: Mapping[str, Tensor]) -> dict[str, 
         own = tensors.get(str(site))
         is_input = is_input and (follows or not found) and _same_numbers(received, own)
         found[kind.key] = SiteFacts(
-            n_parameters=sum(p.numel() for p in module.parameters()),
+            n_parameters=count_weights(module),
             follows=follows,
             ends=_ends(module),
             n_inputs=_inputs(module, received),

@@ -16,6 +16,7 @@ from scipy.stats import ttest_rel
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
+from sonde.core.repacking import count_weights
 from sonde.findings._number_answers import number_answers
 from sonde.findings._shared import two_logits
 from sonde.findings.answers import class_answers, probabilities
@@ -192,7 +193,7 @@ class _Runs:
     @property
     def cost(self) -> float:
         """About how many operations a forward of all rows takes."""
-        n = sum(p.numel() for p in self.stream.model.module.parameters())
+        n = count_weights(self.stream.model.module)
         return 2.0 * n * len(self.small) * (self.small.length or 1)
 
     def few(self, which: Sequence[int]) -> "_Runs":

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sonde.core.repacking import count_weights
 from sonde.engine.progress import peak_memory_bytes
 from sonde.findings._text import plural
 from sonde.findings.evidence import DataEvidence
@@ -110,7 +111,7 @@ def _model(stream: Any, name: str) -> dict[str, Any]:
         first = next(module.parameters(), None)
         found |= {
             "class": type(module).__name__,
-            "n_parameters": sum(p.numel() for p in module.parameters()),
+            "n_parameters": count_weights(module),
             "device": None if first is None else str(first.device),
             "mode": "train (read in eval, handed back as it was)" if module.training else "eval",
         }

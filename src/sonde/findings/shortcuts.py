@@ -15,6 +15,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
+from sonde.core.repacking import count_weights
 from sonde.findings._parts import Blocks, Kind, Parts, Rows, parts_of
 from sonde.findings._shared import one_per_group, shared_rows, two_logits
 from sonde.findings.answers import right_rows
@@ -110,7 +111,7 @@ def shortcut_evidence(stream: LiveStream, evidence: Evidence) -> ShortcutEvidenc
     """
     if not usable(evidence) or right_rows(evidence) is None or stream.logits_key is None:
         return "needs labels that are the model's own classes, and its logits"
-    weights = sum(p.numel() for p in stream.model.module.parameters())
+    weights = count_weights(stream.model.module)
     if weights > USUAL_WEIGHTS and not evidence.deep:
         return "not tested for a model of this size without --deep"
     found = _examples(stream, evidence)

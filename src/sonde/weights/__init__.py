@@ -27,6 +27,7 @@ from sonde.weights.thin_linear import ThinLinear
 from sonde.weights.tuning import mean_loss, tuned
 from sonde.weights.undoing import undo
 from sonde.weights.unpacked_linear import CodebookLinear, StackLinear
+from sonde.weights.unpacking import unpacked
 
 __all__ = [
     "AtSites",
@@ -68,5 +69,6 @@ __all__ = [
     "tuned",
     "undo",
     "unpack",
+    "unpacked",
     "with_tensors",
 ]

@@ -1,6 +1,7 @@
 """Kernels of torch that multiply by packed weights, each with the packing that it takes."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
@@ -25,7 +26,8 @@ class Kernel(ABC):
 
     Parameters
     ----------
-    codes : UInt8[Tensor, "out in"]
+    blocks : iterable of UInt8[Tensor, "part in"]
+        Codes, some outputs after the other; all parts but the last have a multiple of 64 outputs.
     scale, offset : BFloat16[Tensor, "out group"]
     group : int
     """
@@ -35,7 +37,7 @@ class Kernel(ABC):
     @abstractmethod
     def __init__(
         self,
-        codes: UInt8[Tensor, "out in"],
+        blocks: Iterable[UInt8[Tensor, "part in"]],
         scale: BFloat16[Tensor, "out group"],
         offset: BFloat16[Tensor, "out group"],
         group: int,
@@ -65,7 +67,7 @@ class Kernel(ABC):
         codes = torch.zeros(16, 32, dtype=torch.uint8)
         one = torch.ones(16, 1, dtype=torch.bfloat16)
         try:
-            cls(codes, one, one, 32).product(torch.ones(1, 32))
+            cls([codes], one, one, 32).product(torch.ones(1, 32))
         except (AttributeError, NotImplementedError):
             # a version without the operator; a build whose processor has no kernel for it
             return False
@@ -79,11 +81,13 @@ class Int4(Kernel):
     about = "bfloat16 rows by four-bit weights, groups of 32 to 256"
     groups: ClassVar[tuple[int, ...]] = (32, 64, 128, 256)
 
-    def __init__(self, codes: Tensor, scale: Tensor, offset: Tensor, group: int) -> None:
-        whole = codes.to(torch.int32)
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
+    def __init__(self, blocks: Iterable[Tensor], scale: Tensor, offset: Tensor, group: int) -> None:
+        # The kernel's packing holds 64 outputs together, or a divisor of 64. The whole weight as
+        # int32 would leave holes in the memory of the process, eight times as large as the codes.
+        pack = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+        self.packed = torch.cat([pack(codes.to(torch.int32), 1) for codes in blocks])
         self.scales = torch.stack([scale.T, offset.T], -1).contiguous()
-        self.group, self.n_in = group, codes.shape[1]
+        self.group, self.n_in = group, 2 * self.packed.shape[1]
 
     @staticmethod
     def fits(grid: "Grid", n_in: int, n_out: int) -> bool:
@@ -121,8 +125,8 @@ class Int8(Kernel):
     about = "bfloat16 rows by eight-bit weights, one scale for each row of a weight; beyond eight "
     about += "rows float32, unpacked block by block"
 
-    def __init__(self, codes: Tensor, scale: Tensor, offset: Tensor, group: int) -> None:
-        self.signed = (codes ^ 128).view(torch.int8)
+    def __init__(self, blocks: Iterable[Tensor], scale: Tensor, offset: Tensor, group: int) -> None:
+        self.signed = torch.cat([(codes ^ 128).view(torch.int8) for codes in blocks])
         self.scale, self.offset = scale[:, 0].contiguous(), offset[:, 0].float()
 
     @staticmethod

@@ -67,9 +67,10 @@ class ModelFolder:
             If it holds no model that can be changed on the disk.
         """
         if (path / CONFIG).is_file() and "quantization_config" in json_object(path / CONFIG):
+            back = f" (sonde compress undo {path} -o OLD)" if patch_of(path).is_dir() else ""
             raise InputError(
                 f"{path}: its weights are quantised or packed, and cannot be changed. Take the "
-                "model that it was made from, in float16, bfloat16 or float32."
+                f"model that it was made from, in float16, bfloat16 or float32{back}."
             )
         if (path / WHOLE).is_file():
             names = [WHOLE]
@@ -174,6 +175,17 @@ def check_output(output: Path, *sources: Path) -> None:
                              "a folder beside it.")  # fmt: skip
     if not output.absolute().parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no folder {output.parent}. Make it.")
+
+
+def check_change(model: Model | str | Path, output: Path) -> None:
+    """Refuse a change of a model's weights that could not be written, before anything runs.
+
+    Raises
+    ------
+    InputError
+        If the model has no folder, its weights are quantised, or something is at ``output``.
+    """
+    check_output(output, ModelFolder.open(folder_of(model)).path)
 
 
 @contextmanager

@@ -75,10 +75,14 @@ def finish_form(module: nn.Module, name: str) -> bool:
 
 def put_part(module: nn.Module, part: nn.Module, new: nn.Module) -> None:
     """Put a module in the place of a part, under each of its names."""
-    for place, found in list(module.named_modules(remove_duplicate=False)):
-        if found is part:
-            above, _, own = place.rpartition(".")
-            setattr(module.get_submodule(above), own, new)
+    above, seen = [module], {id(module)}
+    for one in above:  # grows; names of all modules would take longer than all else here
+        for own, found in one._modules.items():
+            if found is part:
+                one._modules[own] = new
+            elif found is not None and id(found) not in seen:
+                seen.add(id(found))
+                above.append(found)
 
 
 def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -94,12 +98,13 @@ def _linear(kind: Callable[..., Any]) -> Callable[..., nn.Module]:
     def form(layer: Any, **told: Any) -> nn.Module:
         if not is_linear(layer):
             raise _unlike(layer, "a linear layer")
-        new = kind(*in_and_out(layer), **told, bias=False)
+        with torch.device(layer.weight.device):
+            new = kind(*in_and_out(layer), **told, bias=False)
         new.bias = layer.bias
         for own in new.parameters():
             if own is not layer.bias:
                 own.requires_grad_(layer.weight.requires_grad)
-        return new.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+        return new.to(layer.weight.dtype).train(layer.training)
 
     return form
 

@@ -23,6 +23,8 @@ from sonde.weights.packing import pack, packed_length, unpack
 TRIES = 7
 SIZES = (1, 64)
 """Rows that are timed: those of one token and of a text."""
+OUTPUTS = 64
+"""Outputs that a kernel may pack together."""
 BLOCK = 2**18
 """Numbers that are unpacked at once: they stay in the cache of a processor."""
 
@@ -106,12 +108,8 @@ class QuantLinear(nn.Module):
         )
 
     def dequantise(self) -> nn.Linear:
-        """Return a plain linear layer with the same weight, which can be trained."""
-        made = nn.Linear(self.in_features, self.out_features, self.bias is not None)
-        made.weight = nn.Parameter(self.values())
-        if self.bias is not None:
-            made.bias = nn.Parameter(self.bias.detach().clone())
-        return made
+        """Return a plain linear layer with the same weight in float32, which can be trained."""
+        return plain_linear(self.values(), self.bias)
 
     def values(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
         """Return the weight that the layer multiplies by."""
@@ -213,9 +211,11 @@ class QuantLinear(nn.Module):
         """Hold the codes in the packing of a way, and in no other."""
         if way == "blocks" or self._kernel is not None:
             return
-        codes = unpack(self.codes, self.grid.bits, self.in_features)
+        step = max(1, BLOCK // max(self.in_features, 1) // OUTPUTS) * OUTPUTS
+        parts = self.codes.split(step)
+        blocks = (unpack(codes, self.grid.bits, self.in_features) for codes in parts)
         scale, offset = (x.view(torch.bfloat16) for x in (self.scale, self.offset))
-        self._kernel = KERNELS[way](codes, scale, offset, self.grid.group)
+        self._kernel = KERNELS[way](blocks, scale, offset, self.grid.group)
         self.codes = self.codes.new_empty(0)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantLinear":
@@ -247,9 +247,18 @@ class NoGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         """Raise: no gradient flows through packed weights."""
         raise StateError(
-            "Packed layer: no gradient flows through packed weights. Take a plain layer in its "
-            "place, or the model that was compressed."
+            "Packed layer: no gradient flows through packed weights. Take "
+            "sonde.weights.unpacked(model): the same weights in plain layers."
         )
+
+
+def plain_linear(weight: Float[Tensor, "out in"], bias: Tensor | None) -> nn.Linear:
+    """Return a plain linear layer on a weight and a copy of a bias."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    made.weight = nn.Parameter(weight)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().clone())
+    return made
 
 
 _FASTEST: dict[Any, str] = {}

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from sonde.core.errors import ShapeError
 from sonde.weights.packing import packed_length, unpack
-from sonde.weights.quant_linear import BLOCK, NoGradient
+from sonde.weights.quant_linear import BLOCK, NoGradient, plain_linear
 
 
 class UnpackedLinear(nn.Module, ABC):
@@ -35,6 +35,10 @@ class UnpackedLinear(nn.Module, ABC):
     def values(self) -> Float[Tensor, "out in"]:
         """Return the weight that the layer multiplies by."""
         return self.rows(slice(None))
+
+    def dequantise(self) -> nn.Linear:
+        """Return a plain linear layer with the same weight in float32, which can be trained."""
+        return plain_linear(self.values(), self.bias)
 
     def forward(self, x: Shaped[Tensor, "*batch in"]) -> Shaped[Tensor, "*batch out"]:
         """Return ``x W^T + bias`` in the type of ``x``."""

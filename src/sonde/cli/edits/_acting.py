@@ -11,6 +11,7 @@ from sonde.cli._presenting import present
 from sonde.cli.console import note
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError
+from sonde.core.repacking import count_weights
 
 if TYPE_CHECKING:
     from sonde.core.inputs import Inputs, Model
@@ -198,7 +199,7 @@ def some_inputs(model: "Model", data: str, **options: Any) -> "Inputs":
     found = open_inputs(model, data, limit=limit, **options)
     first = next(found.batches(0, len(found)), None)
     n_tokens = 1.0 if first is None or first.length is None else float(first.length.double().mean())
-    cost = 2.0 * sum(x.numel() for x in model.module.parameters()) * n_tokens * PASSES
+    cost = 2.0 * count_weights(model.module) * n_tokens * PASSES
     return found.first(max(LEAST_JUDGED, int(OPERATIONS / max(cost, 1.0))))
 
 

@@ -50,10 +50,10 @@ class Ablate:
         from sonde.edit import DirectionalAblation, choose_ablation
         from sonde.run.judging.acts import edit_act, edit_controls
         from sonde.weights import fold_writers
-        from sonde.weights.folder import check_output, folder_of
+        from sonde.weights.folder import check_change
 
         model = load(self.model, device=self.reading.device)
-        check_output(self.output, folder_of(model))
+        check_change(model, self.output)
         page = self.acting.page(self.output)
         places = self._writers(model)
         sites = "blocks" if self.site == "auto" else self.site

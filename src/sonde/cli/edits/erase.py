@@ -61,11 +61,11 @@ class Erase:
         from sonde.run.instruments.catalogue import find
         from sonde.run.judging.acts import edit_act, edit_controls
         from sonde.weights import fold_edit
-        from sonde.weights.folder import check_output, folder_of
+        from sonde.weights.folder import check_change
 
         self._check()
         model = load(self.model, device=self.reading.device)
-        check_output(self.output, folder_of(model))
+        check_change(model, self.output)
         page = self.acting.page(self.output)
         instrument = find(self.method)()
         data, how = self._concept("train", self.reading.limit)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from sonde.cli._gradients import load_for_gradients
 from sonde.cli._presenting import present
 from sonde.cli.edits._acting import is_idle
 from sonde.cli.options import DataWord, ModelWord, Printing, named
@@ -52,15 +53,15 @@ class FindBackdoor:
 
     def run(self) -> int:
         """Look for a backdoor, print the finding, and remove it if that was asked for."""
-        from sonde.data import load, open_inputs
+        from sonde.data import open_inputs
         from sonde.edit import find_backdoor
-        from sonde.weights.folder import check_output, folder_of
+        from sonde.weights.folder import check_change
 
         if self.remove != (self.output is not None):
             raise InputError("edit find-backdoor: expected --remove and -o NEW together, got one.")
-        model = load(self.model, device=self.device)
+        model = load_for_gradients(self.model, device=self.device)
         if self.output is not None:
-            check_output(self.output, folder_of(model))
+            check_change(model, self.output)
         clean = open_inputs(model, self.data, limit=self.limit, label_column=self.label_column)
         shown = not self.printing.quiet
         finding = find_backdoor(model, clean, steps=self.steps, progress=shown)

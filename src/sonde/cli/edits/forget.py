@@ -119,10 +119,10 @@ class Forget:
         from sonde.data import load
         from sonde.edit import Retrain, forgotten
         from sonde.weights import save_edited
-        from sonde.weights.folder import check_output, folder_of
+        from sonde.weights.folder import check_change
 
         model = load(self.model, device=self.data.device)
-        check_output(self.output, folder_of(model))
+        check_change(model, self.output)
         page = self.report or self.output.absolute().with_name(self.output.name + ".html")
         rule, sides = self._rule(), self.data.sides(model)
         plan = rule.plan(model, sides)

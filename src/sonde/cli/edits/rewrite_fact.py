@@ -72,11 +72,11 @@ class RewriteFact:
         from sonde.run.judging.edit_document import EditTable
         from sonde.run.judging.judge import JudgedSide
         from sonde.run.reading.read import read
-        from sonde.weights.folder import check_output, folder_of
+        from sonde.weights.folder import check_change
 
         facts = self._facts()
         model = load(self.model, device=self.device)
-        check_output(self.output, folder_of(model))
+        check_change(model, self.output)
         page, layer = self.acting.page(self.output), self._layer(model)
         options: dict[str, Any] = {"limit": self.limit}
         options |= {} if self.text_column is None else {"text_column": self.text_column}

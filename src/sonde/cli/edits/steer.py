@@ -94,11 +94,14 @@ class Steer:
         from sonde.data import contrast, load
         from sonde.edit import SteeringVector
         from sonde.store.outputs import check_file
+        from sonde.weights.folder import check_change
 
         kind = self.output.suffix.lower()
         if kind in (FITTED, CONTROL):
             check_file(self.output)
         model = load(self.model, device=self.reading.device)
+        if kind not in (FITTED, CONTROL):
+            check_change(model, self.output)
         sites = "blocks" if self.site == "auto" or kind in (FITTED, CONTROL) else self.site
         instrument = SteeringVector(how=self.method)
         data = contrast(self.positive, self.negative, limit=self.reading.limit)
@@ -123,9 +126,7 @@ class Steer:
         from sonde.run.judging.acts import edit_act, edit_controls
         from sonde.run.judging.judge import largest_strength
         from sonde.weights import fold_edit
-        from sonde.weights.folder import check_output, folder_of
 
-        check_output(self.output, folder_of(model))
         page = self.acting.page(self.output)
         options = self.reading.data_options() | {"limit": self.reading.limit}
         neutral = self.acting.neutral or self.negative

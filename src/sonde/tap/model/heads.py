@@ -1,8 +1,11 @@
 """The final linear layer of a model: what turns its last hidden state into logits."""
 
+from typing import Any
+
 from torch import nn
 
 from sonde.core.batch import Head
+from sonde.core.repacking import PackedWeight, is_linear
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.probe import Probe
 
@@ -29,9 +32,9 @@ def find_head(module: nn.Module) -> Head | None:
     inner = names.modules[""]
     get = getattr(inner, "get_output_embeddings", None)
     found = get() if callable(get) else None
-    if isinstance(found, nn.Linear):
+    if is_linear(found):
         return _head(found)
-    linear = [(n, m) for n, m in names.primary() if isinstance(m, nn.Linear)]
+    linear = [(n, m) for n, m in names.primary() if is_linear(m)]
     if not linear:
         return None
     path, last = linear[-1]
@@ -43,10 +46,11 @@ def layer_of(probe: Probe, key: str) -> Head | None:
     if key not in probe.heads:
         return None
     layer = probe.names.modules[probe.heads[key]]
-    return _head(layer) if isinstance(layer, nn.Linear) else None
+    return _head(layer) if is_linear(layer) else None
 
 
-def _head(layer: nn.Linear) -> Head | None:
+def _head(layer: Any) -> Head | None:
+    layer = layer.dequantise() if isinstance(layer, PackedWeight) else layer
     if layer.weight.device.type == "meta":
         return None
     return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch, Model
+from sonde.core.repacking import is_linear
 from sonde.core.site import ATTENTION_PORTS
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.attention.places import calls_functions, is_attention
@@ -336,7 +337,7 @@ class _Recorder:
         call.gave = self._number(find(output, None))
         self.tick += 1
         self.trace.setdefault(name, []).append(call)
-        if isinstance(module, nn.Linear) and not output.is_nested:
+        if is_linear(module) and not output.is_nested:
             self.linear[name] = output.clone()  # what follows may change it in place
 
     def _inside(self, name: str, port: str, view: PortView) -> None:
