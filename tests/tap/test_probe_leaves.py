@@ -140,4 +140,6 @@ def test_outputs_that_are_not_read_are_named():
     assert [s.dim for s in stream.schema] == [1, 1]
     said = {one.site: one.reason for one in stream.left_out}
     assert said["layers.0:out.1"] == "one of 2 outputs; '0', the first, is read."
+    (left,) = sonde.read(Net(), [*X], sites="layers.1").left_out
+    assert left.site == "layers.1:out.1"
     assert [s.dim for s in sonde.read(Net(), [*X], sites="layers.*:out.1").schema] == [6, 6]

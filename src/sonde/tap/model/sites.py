@@ -270,11 +270,13 @@ def leaf_sites(probe: Probe) -> list[Site]:
     return sorted(found) if len(leaves) <= MOST_LEAVES else []
 
 
-def _other_outputs(site: Site, probe: Probe) -> Iterator[LeftOut]:
-    """Yield the outputs that are left out if a site names no key: all but the first."""
+def outputs_left_out(site: Site, probe: Probe) -> Iterator[LeftOut]:
+    """Yield the outputs that are left out where a site names no key: all but the first."""
+    if site.port != "out" or site.key is not None or site.path not in probe.trace:
+        return
     call = probe.trace[site.path][last_call(site, probe.calls(site.path))]
     found = [key for key, x in call.outputs.items() if x.dtype.is_floating_point]
-    for key in found[1:] if site.port == "out" and site.key is None else ():
+    for key in found[1:]:
         reason = f"one of {len(found)} outputs; {found[0]!r}, the first, is read."
         yield LeftOut(str(replace(site, key=key)), reason)
 
@@ -303,7 +305,7 @@ def unheard(probe: Probe, read: Iterable[Site]) -> Iterator[LeftOut]:
     """
     read = list(read)
     for site in read:
-        yield from _other_outputs(site, probe)
+        yield from outputs_left_out(site, probe)
     names, chosen = probe.names, {site.path for site in read}
     blocks = set(block_paths(names, probe))
     kinds = {(path.rpartition(".")[0], type(names.modules[path])) for path in blocks}

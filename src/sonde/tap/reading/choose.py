@@ -26,6 +26,7 @@ from sonde.tap.model.sites import (
     default_sites,
     last_call,
     leaf_sites,
+    outputs_left_out,
     resolve,
     unheard,
 )
@@ -60,7 +61,10 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
     left_out = list(unheard(probe, unnamed))
     refused: SiteError | None = None
     special = SpecialTokens(stream.model, probe, batch, patch_grid(stream.model, probe, batch))
-    for site, reducer in _named(stream, patterns):
+    named = _named(stream, patterns)
+    for site in dict.fromkeys(site for site, _ in named if site not in unnamed):
+        left_out += outputs_left_out(site, probe)
+    for site, reducer in named:
         if site.port == "grad" and stream.objective is None:
             raise InputError(f"live_stream: port grad needs objective=, got {str(site)!r}.")
         try:
