@@ -265,7 +265,7 @@ def test_a_single_number_is_no_input(tmp_path):
 @pytest.mark.parametrize(
     ("name", "values", "shape"),
     [
-        ("label", np.eye(6), r"\(6, 6\)"),
+        ("label", np.eye(5), r"\(5, 5\)"),
         ("y", np.arange(5), r"\(5,\)"),
         ("id", np.array(3), r"\(\)"),
     ],

@@ -34,7 +34,7 @@ def figure(report: dict[str, Any], name: str) -> float | None:
     """Return accuracy, loss (nats of a label, or per token) or error (root mean square)."""
     answers = report.get("answers") or {}
     measures = {"accuracy": "accuracy", "loss": "nats_per_token", "error": "rms_error"}
-    if answers.get("measure") == measures[name]:
+    if answers.get("measure", "").endswith(measures[name]):
         return answers["value"]
     if name != "loss" or answers.get("measure") != "accuracy":
         return None

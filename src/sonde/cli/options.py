@@ -145,7 +145,9 @@ class Reading:
     ] = "chunk"
     text_column: Annotated[str | None, named("NAME", "column of the text; a,b for pairs")] = None
     image_column: Annotated[str | None, named("NAME", "column of the image")] = None
-    label_column: Annotated[str | None, named("NAME", "column of the label")] = None
+    label_column: Annotated[
+        str | None, named("NAME", "column of the label; a,b for several heads or labels")
+    ] = None
     id_column: Annotated[str | None, named("NAME", "column of the id")] = None
     group_column: Annotated[
         str | None, named("NAME", "column of the group (document, person, trajectory)")

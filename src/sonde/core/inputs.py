@@ -119,6 +119,11 @@ class Inputs(OneLine, ABC):
         """The name of each class number; empty without labels."""
         return ()
 
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns of labels: the one of classes or numbers first; empty without labels."""
+        return ()
+
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
         """Yield the model inputs of one unit, cut and sorted the same way each time.

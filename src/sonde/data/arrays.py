@@ -33,7 +33,7 @@ MAX_HEADER_BYTES = 64 * 2**20
 
 
 def array_source(path: Path) -> Source:
-    """Return a file of arrays as a model's input: array ``x``, one row an item.
+    """Return a file of arrays as a model's input: array ``x``, or several of one length by name.
 
     Raises
     ------
@@ -42,6 +42,9 @@ def array_source(path: Path) -> Source:
     """
     arrays = load_arrays(path)
     name = "x" if "x" in arrays else next(iter(arrays)) if path.suffix == ".npy" else None
+    lengths = {len(v) if v.ndim else None for v in arrays.values()}
+    if name is None and len(arrays) > 1 and len(lengths) == 1 and None not in lengths:
+        return ArrayRows(arrays, path.name)
     if name is None:
         raise InputError(
             f"{path}: expected an array 'x' (one row an item), got {', '.join(arrays) or 'none'}. "
@@ -49,7 +52,7 @@ def array_source(path: Path) -> Source:
         )
     x = arrays.pop(name)
     columns = {k: v for k, v in arrays.items() if v.ndim and v.shape[:1] == x.shape[:1]}
-    plain = {k for k, v in columns.items() if v.ndim == 1}
+    plain = {k for k, v in columns.items() if v.ndim == 1 or k in ("label", *LABELS)}
     wrong = next((k for k in arrays if k in NAMED and k not in plain), None)
     if wrong is not None and x.ndim:
         raise InputError(

@@ -66,9 +66,14 @@ class Flags:
     ignored: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns of labels, ``a,b``: the first is the label, the others are of other heads."""
+        return tuple(n.strip() for n in (self.label or "").split(",") if n.strip())
+
     def names(self) -> set[str]:
         """Return every column that was named, but for those of a span, which may be delimiters."""
-        whole = (self.image, self.label, self.id, self.group, self.target, *self.numbers)
+        whole = (self.image, *self.labels, self.id, self.group, self.target, *self.numbers)
         texts = (self.text or "").split(",")
         return {n.strip() for n in (*texts, *whole) if n is not None and n.strip()}
 
@@ -85,6 +90,8 @@ class Layout:
         Column of the item; two for pairs, and for an image with its text; the steps and a prompt
         for trajectories; all arguments for ``features``, all numbers for ``numbers``.
     label, id, group, target : str or None
+    more_labels : tuple of str
+        Further columns of labels, of a model with several heads.
     image : bool
         Whether items are images.
     paired : bool
@@ -103,6 +110,7 @@ class Layout:
     kind: Kind
     inputs: tuple[str, ...]
     label: str | None = None
+    more_labels: tuple[str, ...] = ()
     id: str | None = None
     group: str | None = None
     target: str | None = None
@@ -134,7 +142,7 @@ def layout(
     InputError
         If a named column does not exist, or no column fits what the model reads.
     """
-    for name in (flags.label, flags.id, flags.group, flags.target, flags.image):
+    for name in (*flags.labels, flags.id, flags.group, flags.target, flags.image):
         _must_exist(name, sample, source)
     for name in (flags.text or "").split(","):
         _must_exist(name.strip() or None, sample, source)
@@ -142,14 +150,16 @@ def layout(
     inputs_by_name = {n for n, v in sample.items() if n in names and not _are_words(v)}
     meant = {n: v for n, v in sample.items() if n not in {*inputs_by_name, *flags.numbers}}
     named: dict[str, Any] = {
-        "label": flags.label
+        "label": next(iter(flags.labels), None)
         or next((n for n in LABEL_NAMES if n in meant and n != flags.target), None),
+        "more_labels": flags.labels[1:],
         "id": flags.id or ("id" if "id" in meant else None),
         "group": flags.group or ("group" if "group" in meant else None),
         "target": flags.target,
     }
     paired = are_pairs(meant)
-    taken = {*named.values(), *(PAIRED if paired else ())}
+    taken = {named["label"], named["id"], named["group"], flags.target, *flags.labels}
+    taken |= {*PAIRED} if paired else set()
     free = {n: v for n, v in sample.items() if n not in taken}
     arguments = tuple(n for n in free if n in inputs_by_name)
     if _are_read(arguments, main, free, reads, flags):

@@ -127,12 +127,24 @@ class ItemInputs(Inputs):
         """
         layout = self.layout
         known = {*layout.inputs, layout.label, layout.id, layout.group, layout.target, *PAIRED}
-        return self._single(examples, known)
+        return self._single(examples, known | {*layout.more_labels})
 
     def key_columns(self, examples: Sequence[int]) -> dict[str, list[Any]]:
         """Return the columns that can name a row, those that are an input or the id among them."""
         layout = self.layout
         return self._single(examples, {layout.label, layout.group, layout.target, *PAIRED})
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns of labels: the one of classes or numbers first, then those of other heads."""
+        layout = self.layout
+        return () if layout.label is None else (layout.label, *layout.more_labels)
+
+    def labels_of(self, examples: Sequence[int]) -> dict[str, list[Any]]:
+        """Return the columns of labels as they are, with None for empty cells."""
+        numbers = [int(self.listing.row[i]) for i in examples]
+        rows = {n: self.source.take(n, n + 1)[0] for n in sorted(set(numbers))}
+        return {name: [rows[n].get(name) for n in numbers] for name in self.label_columns}
 
     def _single(self, examples: Sequence[int], known: set[str | None]) -> dict[str, list[Any]]:
         numbers = [int(self.listing.row[i]) for i in examples]
@@ -199,7 +211,7 @@ class ItemInputs(Inputs):
                 f"{plural(self.n_skipped, 'item was', 'items were')} skipped"
                 f"{': ' + reasons if reasons else ''}."
             )
-        if listing.labels.reason:
+        if listing.labels.reason and not listing.labels.several:
             found.append(f"{listing.labels.reason[0].upper()}{listing.labels.reason[1:]}.")
         return tuple(found)
 

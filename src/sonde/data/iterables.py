@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sonde.core.errors import InputError
+from sonde.data.labels import holds_several
 from sonde.data.sources import Row, Source, Walk
 
 
@@ -41,14 +42,16 @@ class Tuples:
         """
         names, last = list(self.arguments), len(item) - 1
         name = names[last] if last < len(names) else None
-        is_label = last > 0 and _is_label(item[last])
+        several = last > 0 and holds_several(item[last])
+        is_label = (last > 0 and _is_label(item[last])) or (several and self.label is not None)
         if is_label and name is not None and not self.arguments[name] and self.label is None:
             raise InputError(
                 f"item {index}: expected to know what the last of {last + 1} values is: {name!r} "
                 "of forward, or the label. Pass dictionaries that name each value, or "
                 'label_column="label" if it is the label.'
             )
-        if is_label and (name is None or not self.arguments[name]):
+        needed = name is not None and self.arguments[name]
+        if (is_label and not needed) or (name is None and several):
             name = "label"
         if last == 1 and name == "label":
             return {**as_row(item[0], index), "label": _plain(item[1])}
@@ -135,7 +138,8 @@ def _length(values: Any) -> int | None:
 def features_and_labels(data: Any) -> Source | None:
     """Return rows of a scikit-learn ``(X, y)``, or None if the data is not such a pair.
 
-    ``X`` is an array of at least two axes, ``y`` holds one label or number for each of its rows.
+    ``X`` is an array of at least two axes, ``y`` holds a label, a number, or an array of labels for
+    each of its rows.
     """
     if not (isinstance(data, tuple) and len(data) == 2):
         return None
@@ -144,7 +148,9 @@ def features_and_labels(data: Any) -> Source | None:
         return None
     if isinstance(y, np.ndarray | torch.Tensor) and y.ndim == 2 and y.shape[1] == 1:
         y = y.reshape(-1)
-    one_each = getattr(y, "ndim", 1) == 1 and _length(y) is not None
+    one_each = getattr(y, "ndim", 1) >= 1 and _length(y) is not None
+    if getattr(y, "shape", None) == x.shape and y.dtype == x.dtype:
+        return None  # two items of one shape
     return ArrayRows({"x": x, "label": y}, "(X, y)") if one_each else None
 
 

@@ -35,6 +35,8 @@ class Labels:
         Why a column gives no label, or why the numbers are not the model's own.
     numbers : Float[np.ndarray, "item"] or None
         The values of a column of numbers; NaN if a value is missing.
+    several : bool
+        Whether an item has several values, or a map of them.
     """
 
     values: Int[np.ndarray, "_item"]
@@ -42,6 +44,7 @@ class Labels:
     own: bool = True
     reason: str = ""
     numbers: Float[np.ndarray, "_item"] | None = None
+    several: bool = False
 
     @property
     def any(self) -> bool:
@@ -57,9 +60,12 @@ class LabelColumn:
         self._items: list[int] = []
         self._numbers = array("d")
         self._is_of_numbers = True
+        self._holds_several = False
 
     def add(self, value: Any) -> None:
         """Note the value of the next item."""
+        if holds_several(value):
+            self._holds_several, value = True, None
         number = None if is_missing(value) else as_number(value)
         value = _clean(value)
         self._numbers.append(math.nan if number is None else number)
@@ -96,6 +102,9 @@ class LabelColumn:
         codes = np.asarray(self._items, dtype=np.int64)
         values = [v for _, v in self._codes]
         empty = np.full(len(codes), NONE, dtype=np.int64)
+        if self._holds_several:
+            reason = f"column {column!r} holds several values for an item: no single label"
+            return Labels(empty, (), True, reason, several=True)
         of_numbers = self._is_of_numbers and len(values) > 0
         given = np.frombuffer(self._numbers, dtype=np.float64) if of_numbers else None
         if of_numbers and any(map(_is_fraction, values)):
@@ -155,6 +164,11 @@ def _matched(
             number = whole if whole in id2label else None
         found.append(number)
     return found
+
+
+def holds_several(value: Any) -> bool:
+    """Return whether a label is a list, an array or a mapping: of several answers, or a map."""
+    return isinstance(value, list | tuple | Mapping) or getattr(value, "ndim", 0) > 0
 
 
 def _clean(value: Any) -> Any:

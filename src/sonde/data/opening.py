@@ -92,7 +92,7 @@ def open_inputs(
     limit : int, optional
         Read only the first items.
     text_column, image_column, label_column, id_column, group_column, target_column : str, optional
-        Columns of a table; ``a,b`` names a pair of texts.
+        Columns of a table; ``a,b`` names a pair of texts, or the labels of several heads.
     span : str or (str, str), optional
         The part of a text that counts for the reducers of steps: two columns with its characters
         (``start,end``), or two delimiters (``<think>,</think>``).
@@ -151,10 +151,9 @@ def open_inputs(
     found, encoder, listing = listed(sample)
     if listing.late:
         found, encoder, listing = listed({**sample, **source.columns(listing.late)})
-    numbers = listing.target is not None and model.task != "causal" and len(id2label or ()) < 2
-    if label_column is not None and not listing.labels.any and not numbers:
-        reason = listing.labels.reason or "every value is empty, null or -1"
-        raise InputError(f"{source.name}: column {label_column!r} gives no label: {reason}.")
+    if label_column is not None:
+        is_number = model.task != "causal" and len(id2label or ()) < 2
+        _check_labels(listing, label_column, is_number, source.name)
     if given and listing.labels.any and not listing.labels.own:
         strange = sorted({*listing.labels.names} - {*given})
         raise InputError(
@@ -186,6 +185,15 @@ def open_inputs(
         "image_std": images.std,
     }
     return ItemInputs(source, encoder, found, listing, size, skip_bad, _as_json(typed))
+
+
+def _check_labels(listing: Listing, column: str, may_be_numbers: bool, source: str) -> None:
+    """Refuse a column of labels that gives neither labels, several for an item, nor numbers."""
+    labels = listing.labels
+    if labels.any or labels.several or (may_be_numbers and listing.target is not None):
+        return
+    reason = labels.reason or "every value is empty, null or -1"
+    raise InputError(f"{source}: column {column!r} gives no label: {reason}.")
 
 
 def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from sonde.findings._number_answers import number_rows
 from sonde.findings._shared import EXAMPLES, shared_rows
 from sonde.findings.answers import answer_columns, probabilities
 from sonde.findings.evidence import Evidence
+from sonde.findings.head_answers import Heads, head_rows
 from sonde.findings.labels import class_name
 from sonde.findings.rule import Check
 from sonde.findings.text_losses import TextLosses
@@ -25,8 +26,9 @@ def answered_rows(evidence: Evidence, checks: Sequence[Check] = ()) -> list[dict
 
     A classifier has truth, answer, confidence (the answer's probability), loss (nats) and whether
     it is right; a regression truth, answer and loss (squared error); a language model the loss of a
-    text (nats per token). What is not known is None. ``findings`` are codes, each with the figure
-    by which it counts this row.
+    text (nats per token); of several labels and maps the loss is the share of wrong answers, of
+    ranks the distance. What is not known is None. ``findings`` are codes, each with the figure by
+    which it counts this row.
     """
     shared = shared_rows(evidence)
     if shared.order is None:
@@ -76,6 +78,10 @@ def _known(evidence: Evidence) -> dict[int, dict[str, Any]]:
             i: {"truth": truth, "answer": said, "loss": loss}
             for i, said, truth, loss in zip(*lists, strict=True)
         }
+    if isinstance(evidence.heads, Heads) and evidence.heads.found:
+        rows, order = head_rows(evidence.heads.found[0]), shared_rows(evidence).order
+        assert order is not None  # answered_rows asks for the same
+        return {i: rows[e] for i, e in enumerate(order.tolist()) if e in rows}
     found = evidence.losses
     if not isinstance(found, TextLosses):
         return {}

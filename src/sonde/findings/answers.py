@@ -21,6 +21,7 @@ from sonde.findings._once import once
 from sonde.findings._shared import shared_rows
 from sonde.findings._text import listed, percent
 from sonde.findings.evidence import Evidence
+from sonde.findings.head_answers import Heads, of_head
 from sonde.findings.labels import LabelEvidence, blocked, class_name, label_evidence, usable
 from sonde.findings.lens import LensEvidence
 from sonde.findings.rule import Check, Rule
@@ -154,7 +155,8 @@ def right_rows(evidence: Evidence, new_classes: bool = False) -> Float[Tensor, "
 def answer_columns(evidence: Evidence, new_classes: bool = False) -> tuple[Tensor, Tensor] | str:
     """Return logits and labels of the sampled rows, or the reason why they cannot be compared."""
     if not (evidence.data.has_labels and evidence.sites):
-        return "the data have no labels"
+        unfit = evidence.heads.reasons if isinstance(evidence.heads, Heads) else {}
+        return next(iter(unfit.values()), "the data have no labels")
     if not evidence.data.labels_are_models:
         return f"the labels are not the model's own classes{_order(evidence)}"
     shared = shared_rows(evidence)
@@ -211,9 +213,28 @@ def answers_section(evidence: Evidence) -> dict[str, Any] | None:
         return _of_tokens(lens)
     numbers = number_answers(evidence)
     if not isinstance(numbers, str):
-        return _of_numbers(numbers)
+        return _with_heads(_of_numbers(numbers), evidence)
     found = class_answers(evidence)
-    return None if isinstance(found, str) else _of_classes(found, confusion(evidence))
+    if not isinstance(found, str):
+        return _with_heads(_of_classes(found, confusion(evidence)), evidence)
+    heads = evidence.heads
+    return _of_heads(heads) if isinstance(heads, Heads) and heads.found else None
+
+
+def _with_heads(section: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
+    """Return the section with the figures of each head, where the model has several."""
+    heads = evidence.heads
+    several = isinstance(heads, Heads) and len(heads.found) > 1
+    return section | {"heads": [of_head(h) for h in heads.found]} if several else section
+
+
+def _of_heads(heads: Heads) -> dict[str, Any]:
+    """Return the section of a model whose first head is none of classes with logits."""
+    first = of_head(heads.found[0])
+    shared = {name: first[name] for name in ("measure", "value", "low", "high", "commonest")}
+    nothing = dict.fromkeys(("per_byte", "chance", "last", "best", "confusion"))
+    counts = {"n_rows": first["n_rows"], "n_groups": first["n_rows"]}
+    return shared | nothing | counts | {"heads": [of_head(h) for h in heads.found]}
 
 
 def _of_numbers(found: NumberAnswers) -> dict[str, Any]:

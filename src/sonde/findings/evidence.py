@@ -222,6 +222,8 @@ class Evidence:
         What small changes of the model's parts mend, or why none were tried.
     blocks : BlockTraining or None
         How far training has moved each block.
+    heads : Heads or None
+        The answers of each head, where one column of classes or numbers does not say it all.
     shortcuts : callable or None
         Looks in the inputs for small parts that tell the label, given this evidence.
     versus : VersusEvidence or None
@@ -250,6 +252,7 @@ class Evidence:
     fresh: Any = None
     parts: Any = None
     blocks: Any = None
+    heads: Any = None
     shortcuts: Any = None
     versus: Any = None
     stochastic: bool = False

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.plan import Plan, Split, groups_are_whole
@@ -17,6 +18,8 @@ from sonde.core.stream import Stream
 from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, Task, requests
 from sonde.findings._column_gain import column_gain
+from sonde.findings._number_answers import number_rows
+from sonde.findings.answers import answer_columns
 from sonde.findings.block_training import block_training
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers
@@ -24,6 +27,7 @@ from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.facts import by_answers, data_evidence
 from sonde.findings.fresh_weights import fresh_layers
 from sonde.findings.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
+from sonde.findings.head_answers import head_answers
 from sonde.findings.lens import LensEvidence, lens_evidence
 from sonde.findings.measures import ScanMeasures, chosen_measures, measured, say_measures
 from sonde.findings.modules import ModelEvidence, model_evidence
@@ -123,7 +127,7 @@ def scan_stream(
     other_data = None if other is None else data_evidence(other, other_name, limited)
     _check_inputs(data, other_data)
     logits = stream.first_batch().logits
-    data = by_answers(data, logits)
+    data = _one_for_all(stream, by_answers(data, logits), logits)
     other_data = None if other_data is None else by_answers(other_data, logits)
     split = Split(HALF, stream.seed) if other is not None else None
     detectors = chosen_detectors(stream, settings.detectors) if other is not None else {}
@@ -169,6 +173,15 @@ def scan_stream(
         measured=results,
         not_measured=asked.left_out,
     )
+
+
+def _one_for_all(stream: Stream, data: DataEvidence, logits: Tensor | None) -> DataEvidence:
+    """Say that labels are not the classes of a lone output that has a number for each column."""
+    if not isinstance(stream, LiveStream) or logits is None or len(stream.probe.output) > 1:
+        return data
+    n = len(stream.inputs.label_columns)
+    is_joined = n > 1 and logits.ndim == 2 and logits.shape[1] == n
+    return replace(data, labels_are_models=False) if is_joined else data
 
 
 def _model(stream: Stream, seed: int, deep: bool) -> ModelEvidence | None:
@@ -355,6 +368,8 @@ def _evidence(
     )
     if not complete or not isinstance(stream, LiveStream) or not found.sites:
         return found
+    known = not isinstance(answer_columns(found), str) or not isinstance(number_rows(found), str)
+    found = replace(found, heads=head_answers(stream, data, known))
     texts = text_variant_evidence(stream, data.seed)
     try:
         losses = text_losses(stream, found, settings.deep, settings.progress)

@@ -53,8 +53,9 @@ class SND022(SiteRule):
         "covariance is not used: one large unit brings its ratio to 1 on healthy networks. "
         "Sites that are fed by fewer than eight numbers or channels are left out. "
         "Withheld where two or three classes hold 80 % of the variance, and where a model "
-        "answers with one or two numbers that explain 80 % of what so many directions can: nets "
-        "of two or three classes, and those that say one number, need no more."
+        "answers (its logits, else its last site) with one or two numbers that explain 80 % of "
+        "what so many directions can: nets of two or three classes, maps of so many, and those "
+        "that say one number, need no more."
     )
     false_positives: ClassVar[str] = (
         "Data that differ in one way only (one object, one brightness)."
@@ -193,9 +194,13 @@ def few_outputs(site: SiteEvidence, evidence: Evidence) -> tuple[int, float]:
 
     That is the share of standardised variance that a linear fit on them explains, over what as many
     principal directions do; 0 with more than two. Logits of three classes are two numbers, as a
-    softmax sees their differences alone.
+    softmax sees their differences alone. Of a model without logits for a row, as one that answers
+    with maps, the last site is taken for its answers.
     """
     outputs = evidence.column("logits", site)
+    last = evidence.sites[-1].sample
+    if outputs is None and torch.equal(last.draw, site.sample.draw):
+        outputs = rows_as_float(last)
     if outputs is None or outputs.ndim != 2 or outputs.shape[1] > 3:
         return 0, 0.0
     n = min(outputs.shape[1], 2)

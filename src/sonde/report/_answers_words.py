@@ -1,5 +1,6 @@
 """Whether the model is right, in words: its own figure, then what it is to be held against."""
 
+import math
 from typing import Any, Final
 
 from sonde.report._format import number, plural, share, shown
@@ -23,14 +24,82 @@ def answers_sentence(report: dict[str, Any]) -> str:
     found = report.get("answers")
     if found is None:
         return _unknown(report)
+    heads = found.get("heads") or []
+    name = f"{_head_name(heads[0])}: " if len(heads) > 1 else ""
+    if found["last"] is None and heads:
+        return name + head_sentence(heads[0])
     say = {"accuracy": _of_classes, "nats_per_token": _of_tokens, "rms_error": _of_numbers}
-    return say[found["measure"]](found)
+    return name + say[found["measure"]](found)
 
 
 def not_judged(report: dict[str, Any]) -> str:
     """Return why it is not known how often the model is right, or "" if it is or was not asked."""
     reasons = [c["reason"] for c in report["checks"] if c["code"] == JUDGED_BY]
     return reasons[0] or "" if reasons and report.get("answers") is None else ""
+
+
+def head_lines(report: dict[str, Any]) -> list[str]:
+    """Return a line for each further head of a model, or for the worst of several labels."""
+    heads = (report.get("answers") or {}).get("heads") or []
+    if len(heads) > 1:
+        return [f"{_head_name(h)}: {head_sentence(h)}" for h in heads[1:]]
+    return [_parts(h) for h in heads if h["parts"]]
+
+
+def _head_name(head: dict[str, Any]) -> str:
+    """Return the column of a head's labels, and its output where that is called otherwise."""
+    column, name = shown(head["column"], 40), shown(head["name"], 40)
+    return column if name in ("", column) else f"{column} (output {name})"
+
+
+def head_sentence(head: dict[str, Any]) -> str:
+    """Return how often a head is right.
+
+    Examples
+    --------
+    >>> head = {"measure": "label_accuracy", "value": 0.93, "low": 0.92, "high": 0.94, "n_rows": 90}
+    >>> head_sentence(head | {"commonest": 0.6, "all_right": 0.81})
+    'right on 93 % of labels (92 to 94 %), on all labels of 81 % of 90 rows; the commonest answers alone: 60 %'
+    """  # noqa: E501
+    rows = plural(head["n_rows"], "row")
+    if head["measure"] == "rms_error":
+        explained = 1 - (head["value"] / head["commonest"]) ** 2 if head["commonest"] else 0.0
+        return (
+            f"R^2 {number(explained)}, off by {number(head['value'])} ({number(head['low'])} to "
+            f"{number(head['high'])}; root mean square) on {rows}; the mean alone: "
+            f"{number(head['commonest'])}"
+        )
+    ends = f"{share(head['value'])} of {{}} ({number(100 * head['low'])} to {share(head['high'])})"
+    usual = share(head["commonest"])
+    if head["measure"] == "label_accuracy":
+        return (
+            f"right on {ends.format('labels')}, on all labels of {share(head['all_right'])} of "
+            f"{rows}; the commonest answers alone: {usual}"
+        )
+    if head["measure"] == "pixel_accuracy":
+        return (
+            f"right on {ends.format('pixels')} of {rows}, mean intersection over union "
+            f"{number(head['mean_overlap'])}; the commonest class alone: {usual}"
+        )
+    off = f", off by {number(head['ranks_off'])} ranks on average" if head["ranks_off"] else ""
+    return f"right on {ends.format(rows)}{off}; the commonest label alone: {usual}"
+
+
+def _parts(head: dict[str, Any]) -> str:
+    """Return the labels, classes or numbers of a head that are worst."""
+    if head["measure"] == "rms_error":
+        worst = sorted(head["parts"], key=lambda p: -p["value"] / (p["commonest"] or math.inf))
+        said = [f"{p['name']} off by {number(p['value'])} (mean alone "
+                f"{number(p['commonest'])})" for p in worst]  # fmt: skip
+        return f"worst: {', '.join(said[:MOST_PAIRS])}"
+    if head["measure"] == "pixel_accuracy":
+        worst = sorted(head["parts"], key=lambda p: p["value"])
+        said = [f"class {p['name']} {number(p['value'])}" for p in worst]
+        return f"least intersection over union: {', '.join(said[:MOST_PAIRS])}"
+    worst = sorted(head["parts"], key=lambda p: p["value"] - p["commonest"])
+    said = [f"label {p['name']} {share(p['value'])} (commonest alone {share(p['commonest'])})"
+            for p in worst]  # fmt: skip
+    return f"least better than one answer: {', '.join(said[:MOST_PAIRS])}"
 
 
 def confused_sentence(report: dict[str, Any]) -> str:
@@ -57,7 +126,13 @@ def worst_lines(report: dict[str, Any]) -> list[str]:
     >>> worst_lines({"rows": {"answers": [row]}})
     ['data.csv, line 8: is cat, called dog (99.3 % sure)']
     """
-    return [f"{place_of(row)}: {answer_words(row)}" for row in worst_of(report)[:MOST_WORST]]
+    of_map = (report.get("answers") or {}).get("measure") == "pixel_accuracy"
+    say = _pixels if of_map else answer_words
+    return [f"{place_of(row)}: {say(row)}" for row in worst_of(report)[:MOST_WORST]]
+
+
+def _pixels(row: dict[str, Any]) -> str:
+    return f"{share(row['loss'])} of its pixels wrong"
 
 
 def worst_of(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -183,8 +258,7 @@ def _of_tokens(found: dict[str, Any]) -> str:
 
 def _unknown(report: dict[str, Any]) -> str:
     reason = not_judged(report)
-    given = report.get("labels") or report["provenance"]["data"].get("label_column")
-    return f"not judged: {reason}" if reason and given else ""
+    return f"not judged: {reason}" if reason else ""
 
 
 def _name(site: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from sonde.report._select import select
 
 ABOUT_ANSWERS: Final = frozenset(
     f"SND0{n:02}"
-    for n in (1, 3, 4, 5, 6, 12, 15, 19, 20, 28, 29, *range(33, 40), 46, 48, 49, *range(61, 71))
+    for n in (1, 3, 4, 5, 6, 12, 15, 19, 20, 28, 29, *range(33, 40), 46, 48, 49, *range(61, 72))
 )
 """Codes that say why answers are wrong, or why right ones cannot be trusted."""
 UNTRAINED: Final = "SND003"
@@ -80,21 +80,27 @@ def _figures(report: dict[str, Any]) -> Markup | None:
     found = report.get("answers")
     if found is None:
         return None
-    share_of = found["measure"] == "accuracy"
+    share_of = found["measure"].endswith("accuracy")
     say = share if share_of else number
     ends = "" if found["low"] is None else f" ({say(found['low'])} to {say(found['high'])})"
     label, noun = {
         "accuracy": ("right", "row"),
         "nats_per_token": ("nats per token", "token"),
         "rms_error": ("off (root mean square)", "row"),
+        "label_accuracy": ("of labels right", "row"),
+        "rank_accuracy": ("right", "row"),
+        "pixel_accuracy": ("of pixels right", "row"),
     }[found["measure"]]
     lines = [("this model", found["value"])]
     if found["best"] is not None:
         where = shown(found["best"]["site"].removesuffix(":out"), 28)
         probe = "linear probe" if share_of or found["measure"] == "rms_error" else "read out"
         lines.append((f"{probe} at {where}", found["best"]["value"]))
-    usual = {"accuracy": "the commonest label", "rms_error": "the mean", "nats_per_token": "counts"}
-    lines.append((usual[found["measure"]], found["commonest"]))
+    usual = {"rms_error": "the mean", "nats_per_token": "counts"}
+    lines.append((usual.get(found["measure"], "the commonest label"), found["commonest"]))
+    for head in found.get("heads") or ():
+        if head["name"] and head["measure"] == found["measure"]:
+            lines.append((shown(head["name"], 28), head["value"]))
     kept = [(name, value) for name, value in lines if value is not None]
     whole = 1.0 if share_of else max(abs(value) for _, value in kept) or 1.0
     bars = [_bar(name, value, value / whole, say(value)) for name, value in kept]

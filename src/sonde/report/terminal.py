@@ -13,6 +13,7 @@ from sonde.core.left_out import LeftOut, left_out_text
 from sonde.report._answers_words import (
     answers_sentence,
     confused_sentence,
+    head_lines,
     not_judged,
     suspects_sentence,
     worst_lines,
@@ -121,7 +122,7 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
 def _first(report: dict[str, Any], width: int) -> Iterator[str]:
     """Yield what is said first: how often right, the cause, the fix, the worst inputs."""
     right, confused = answers_sentence(report), confused_sentence(report)
-    parts = [("answers", right)]
+    parts = [("answers", right), *(("", line) for line in head_lines(report))]
     if first_cause(report) is not None:
         parts += [("", confused), ("cause", cause_sentence(report)), ("fix", fix_sentence(report))]
     else:

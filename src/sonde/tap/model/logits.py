@@ -16,7 +16,7 @@ OF_LIBRARY = frozenset({"causal", "classifier", "image_classifier"})
 
 
 def logits_key(
-    probe: Probe, task: str, said: str | None, asked: bool, n_classes: int = 0
+    probe: Probe, task: str, said: str | None, asked: bool, n_classes: int = 0, column: str = ""
 ) -> str | None:
     """Return the key of the logits among the tensors that a model returns; None if it has none.
 
@@ -31,6 +31,8 @@ def logits_key(
         Whether a method needs logits: then the form alone is enough.
     n_classes : int, default=0
         Classes of the data's labels: the only row of as many numbers holds logits or probabilities.
+    column : str, default=""
+        Column of the labels: a row of its name answers them.
 
     Raises
     ------
@@ -51,6 +53,8 @@ def logits_key(
     if task != "tensor":
         return None
     rows = {k: leaf for k, leaf in found.items() if _is_row(leaf)}
+    if column in rows and column:
+        return column
     made = [k for k in rows if k in probe.heads]
     several = {k: leaf for k, leaf in rows.items() if leaf.shape[1] > 1}
     fitting = [k for k, leaf in several.items() if leaf.shape[1] == n_classes]

@@ -237,8 +237,12 @@ class LiveStream(Stream):
     def logits_key(self) -> str | None:
         """The model's output that holds its logits, or None if it has no logits."""
         asked = self.logits_asked or self.perturb is not None or isinstance(self.objective, str)
-        n_classes = len(self.inputs.label_names)
-        return logits_key(self.probe, self.model.task, self.logits_output, asked, n_classes)
+        n_classes, columns = len(self.inputs.label_names), self.inputs.label_columns
+        said = self.logits_output
+        if said is not None and len(columns) > 1:
+            said = said.split(",")[0].strip()  # that of the first column of labels
+        column = columns[0] if columns else ""
+        return logits_key(self.probe, self.model.task, said, asked, n_classes, column)
 
     @property
     def gives_logits(self) -> bool:

@@ -1,0 +1,195 @@
+"""Heads, several labels, ranks, maps and boxes: each is judged by its own labels."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sonde
+from sonde.findings.settings import ScanSettings
+from sonde.report import Report
+
+N, K = 160, 5
+
+
+class Heads(nn.Module):
+    """Answers with one part of its numbers for each name, as a mapping, a tuple or a list."""
+
+    def __init__(self, form: str = "mapping", **widths: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.form, self.widths = form, widths
+        self.mix = nn.Linear(sum(widths.values()), sum(widths.values()))
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.eye(len(self.mix.weight)))
+            self.mix.bias.zero_()
+
+    def forward(self, x: Tensor) -> Any:
+        parts = self.mix(x).split(list(self.widths.values()), 1)
+        named = dict(zip(self.widths, parts, strict=True))
+        if self.form == "list":
+            boxes = {name: part.unflatten(1, (-1, 4)) for name, part in named.items()}
+            return [{name: v[i] for name, v in boxes.items()} for i in range(len(x))]
+        return named if self.form == "mapping" else (*parts,)
+
+
+class Alone(Heads):
+    """Answers with all numbers at once."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(all=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x)
+
+
+class Cuts(Heads):
+    """Answers with how far a number lies above each of some cuts."""
+
+    def __init__(self) -> None:
+        super().__init__(all=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x)[:, :1] - torch.arange(K) - 0.5
+
+
+class Mapped(nn.Module):
+    """Answers with three numbers for each pixel, the largest of which is its class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(3, 3, 1, bias=False)
+        with torch.no_grad():
+            self.mix.weight.copy_(torch.eye(3)[:, :, None, None])
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.mix(image)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scanned(net: nn.Module, data: Any, **options: Any) -> Report:
+    settings = ScanSettings(progress=False, only=("SND037", "SND071"))
+    return sonde.scan(net.eval(), data, settings=settings, **options)
+
+
+def raised(report: Report, code: str = "SND071") -> dict[str, Any] | None:
+    return next((f for f in report.json()["findings"] if f["code"] == code), None)
+
+
+def noisy(truth: Tensor, share: float, n: int, seed: int = 5) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    other = (truth + torch.randint(1, n, truth.shape, generator=draw)) % n
+    return torch.where(torch.rand(truth.shape, generator=draw) < share, other, truth)
+
+
+@pytest.mark.truth("accuracy by hand")
+@pytest.mark.parametrize("form", ["mapping", "tuple"])
+def test_each_head_is_judged_by_its_own_column(form: str) -> None:
+    x = drawn(N, 8)
+    kind, size = noisy(x[:, :4].argmax(1), 0.2, 4), x[:, 7] + 0.3 * drawn(N, seed=1)
+    data = {"x": x, "kind": kind, "size": size}
+    report = scanned(Heads(form, kind=4, pad=3, size=1), data, label_column="kind,size")
+    answers = report.json()["answers"]
+    first, second = answers["heads"]
+    right = float((x[:, :4].argmax(1) == kind).double().mean())
+    assert answers["value"] == pytest.approx(right)
+    assert first["value"] == pytest.approx(right)
+    off = float((x[:, 7] - size).square().mean()) ** 0.5
+    assert (second["column"], second["measure"]) == ("size", "rms_error")
+    assert second["value"] == pytest.approx(off, rel=1e-4)
+    assert "size" in str(report).split("cause")[0]
+
+
+@pytest.mark.truth("accuracy by hand; two labels planted in each other's place")
+@pytest.mark.parametrize("columns", [False, True])
+def test_several_labels_are_judged_one_by_one_and_exchanged_ones_are_raised(columns: bool) -> None:
+    x = drawn(N, K)
+    y = noisy((x > 0).long(), 0.1, 2)
+    names = ["red", "round", "large", "old", "wet"]
+
+    def scan(y: Tensor) -> Report:
+        if not columns:
+            return scanned(Alone(K), (x, y))
+        data = {"x": x} | {name: y[:, i] for i, name in enumerate(names)}
+        return scanned(Alone(K), data, label_column=",".join(names))
+
+    (head,) = scan(y).json()["answers"]["heads"]
+    hit = (x > 0).long() == y
+    assert head["value"] == pytest.approx(float(hit.double().mean()))
+    assert head["all_right"] == pytest.approx(float(hit.all(1).double().mean()))
+    assert [p["value"] for p in head["parts"]] == pytest.approx(hit.double().mean(0).tolist())
+    assert [p["name"] for p in head["parts"]] == (names if columns else list("01234"))
+    assert raised(scan(y)) is None
+    found = raised(scan(y[:, [0, 3, 2, 1, 4]]))
+    assert found is not None
+    assert found["level"] == "error"
+    assert "with output 3 for 1, 1 for 3" in found["fix"]
+    inverted = raised(scan(torch.cat([y[:, :4], 1 - y[:, 4:]], 1)))
+    assert inverted is not None
+    assert f"label {'wet' if columns else '4'} is right on" in inverted["sentence"]
+
+
+@pytest.mark.truth("brute force over classes; a mirrored map planted")
+def test_maps_are_judged_by_pixel_and_by_class() -> None:
+    image = drawn(60, 3, 6, 6)
+    label = noisy(image.argmax(1), 0.15, 3)
+    data = {"image": image, "label": label}
+    (head,) = scanned(Mapped(), data).json()["answers"]["heads"]
+    said = image.argmax(1)
+    assert head["measure"] == "pixel_accuracy"
+    assert head["value"] == pytest.approx(float((said == label).double().mean()))
+    ratios = [
+        float(((said == k) & (label == k)).sum() / ((said == k) | (label == k)).sum())
+        for k in range(3)
+    ]
+    assert head["mean_overlap"] == pytest.approx(np.mean(ratios))
+    assert raised(scanned(Mapped(), data)) is None
+    found = raised(scanned(Mapped(), data | {"label": label.flip(-1)}))
+    assert found is not None
+    assert "mirrored" in found["fix"]
+
+
+@pytest.mark.truth("ranks by hand")
+def test_ranks_are_counted_by_their_cuts() -> None:
+    x = 1.5 * drawn(N, 8) + 2.5
+    truth = noisy((x[:, 0] + 0.5).floor().clamp(0, K).long(), 0.2, K + 1)
+    (head,) = scanned(Cuts(), (x, truth)).json()["answers"]["heads"]
+    answer = (x[:, :1] > torch.arange(K) + 0.5).sum(1)
+    assert head["measure"] == "rank_accuracy"
+    assert head["value"] == pytest.approx(float((answer == truth).double().mean()))
+    assert head["ranks_off"] == pytest.approx(float((answer - truth).abs().double().mean()))
+
+
+@pytest.mark.truth("R^2 by hand")
+def test_boxes_are_numbers_and_no_logits_and_are_judged_beside_boxes_alone() -> None:
+    x = drawn(N, 12)
+    boxes = (x + 0.5 * drawn(N, 12, seed=1)).reshape(N, 3, 4)
+    data = {"x": x, "boxes": boxes}
+    found = scanned(Heads("list", boxes=12), data, label_column="boxes").json()["answers"]
+    assert found["measure"] == "rms_error"
+    assert found["value"] == pytest.approx(
+        float((x.reshape(N, 3, 4) - boxes).square().mean()) ** 0.5
+    )
+    for labels, reason in ((boxes[:, :2], "fit no output"), (None, "the data have no labels")):
+        given = {"x": x} if labels is None else {"x": x, "label": labels}
+        report = scanned(Heads("list", boxes=12), given)
+        assert report.json()["answers"] is None
+        first = " ".join(str(report).split())
+        assert "answers not judged: " in first
+        assert reason in first
+
+
+def test_a_head_that_guesses_is_named() -> None:
+    x = drawn(N, 8)
+    data = {"x": x, "kind": x[:, :4].argmax(1), "side": (x[:, 5] < x[:, 4]).long() ^ 1}
+    net = Heads(kind=4, side=2, pad=2)
+    assert raised(scanned(net, data, label_column="kind,side")) is None
+    found = raised(scanned(net, data | {"side": 1 - data["side"]}, label_column="kind,side"))
+    assert found is not None
+    assert "The head 'side' is right on 0 % of rows" in found["sentence"]
+    assert found["rows"]
