@@ -1,6 +1,7 @@
 """Streams that tests of clusters send to workers."""
 
 import os
+import signal
 import time
 import warnings
 from collections.abc import Iterator
@@ -86,6 +87,19 @@ class Broken(Around):
             "input": InputError("item 3 is broken."),
             "own": ZeroDivisionError("by the user's model"),
         }[self.how]
+
+
+@dataclass(frozen=True, eq=False)
+class Deadly(Around):
+    """Kills the first process that comes to a unit, which leaves a file."""
+
+    mark: Path
+    at: int
+
+    def happen(self, start: int) -> None:
+        if start == self.at and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def ask_for_too_much() -> None:

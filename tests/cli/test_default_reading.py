@@ -8,7 +8,7 @@ import sonde
 DIGITS = ("sonde:digits", "sonde:digits/train", "--limit", 60)
 TRAINED = {
     "fod": "fod(passes=2,width=16,heads=2,layers=1,batch=8)",
-    "simple_net": "simple_net(passes=2,hidden=16)",
+    "simple_net": "simple_net(passes=2,steps=4,hidden=16)",
 }
 
 

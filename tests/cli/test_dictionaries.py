@@ -21,20 +21,24 @@ PROMPT, SITE = "def read(path):\n", "model.layers.3"
 METHOD = "sparse_autoencoder(features=48,k=4,batch=64,mixed=1,rate=0.01,passes=2)"
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Eight short texts: the shipped ones are so long that reading them takes a minute."""
-    path = tmp_path_factory.mktemp("texts") / "texts.jsonl"
-    texts = [
-        inspect.getsource(module)[:400] for module in (ast, csv, glob, io, json, os, re, shlex)
-    ]
+def texts_of(folder, n_letters):
+    """Write eight short texts: the shipped ones are so long that reading them takes a minute."""
+    path = folder / "texts.jsonl"
+    texts = [inspect.getsource(m)[:n_letters] for m in (ast, csv, glob, io, json, os, re, shlex)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
 
 
 @pytest.fixture(scope="module")
-def fitted(data, tmp_path_factory):
+def data(tmp_path_factory):
+    """Texts for commands that run the model hundreds of times on each."""
+    return texts_of(tmp_path_factory.mktemp("texts"), 60)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
     path = tmp_path_factory.mktemp("dictionary") / "d.sonde"
+    data = texts_of(path.parent, 400)
     ran = run_words("fit", METHOD, "sonde:stdlib", data, "--sites",
                     SITE, "--reducer", "tokens", "-o", path, "--quiet")  # fmt: skip
     assert ran.code == 0, ran.err

@@ -53,9 +53,10 @@ def test_the_example_of_every_word_runs(run, tmp_path, monkeypatch, word):
         zeros = Exchange(torch.zeros_like(model.module.state_dict()[name]))
         RewritePlan.of(model, {name: zeros}).save(model, "NEW")
     words = shlex.split(told_by(EDITS[word], "Example"))
-    forced = ["--force"] if "--force" in run(*words[1:2], words[2], "--help").out else []
-    few = ["--limit", "8", *forced]  # so few rows may do no more than chance
-    ran = run(*words[1:], *(few if "--limit" in words else []))
+    flags = run(*words[1:3], "--help").out
+    few = ["--limit", "8", "--max-length", "16", "--force"]  # so few may do no more than chance
+    few = [w for flag, *n in (few[:2], few[2:4], few[4:]) if flag in flags for w in (flag, *n)]
+    ran = run(*words[1:], *few)
     assert ran.code == 0, ran.err
     if "-o" in words:
         assert (tmp_path / words[words.index("-o") + 1]).exists()

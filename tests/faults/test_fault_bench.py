@@ -21,7 +21,7 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="watches
 def bench(*words: str) -> tuple[int, dict[tuple[str, str], list[int]], str]:
     """Return the exit code, the figures of each line of the table, and what was said."""
     done = subprocess.run(
-        [sys.executable, "-m", "tools.faults", "--quick", *words],
+        [sys.executable, "-m", "tools.faults", *words],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -36,19 +36,32 @@ def bench(*words: str) -> tuple[int, dict[tuple[str, str], list[int]], str]:
 @pytest.mark.slow
 @LINUX
 @pytest.mark.truth("the undisturbed run")
-def test_every_fault_ends_in_the_same_bytes_or_a_clear_error():
-    code, figures, said = bench("--kills", "6")
+def test_every_killed_run_ends_in_the_same_bytes():
+    """A worker that is killed: tests/run/test_crew.py."""
+    code, figures, said = bench("--quick", "--kills", "6", "--only", "kill", "--only", "data")
     assert code == 0, said
     killed = {where: line for (fault, where), line in figures.items() if fault == "SIGKILL"}
     assert killed == {"fit": [3, 3, 3, 0, 0, 0], "read": [2, 2, 2, 0, 0, 0],
                       "merge": [1, 1, 1, 0, 0, 0]}  # fmt: skip
     assert re.search(r"[1-9]\d* units, ", said), "no kill found committed work"
+    assert figures["**all**", ""] == [8, 8, 8, 2, 0, 0]
+
+
+@pytest.mark.slow
+@LINUX
+@pytest.mark.truth("the undisturbed run")
+@pytest.mark.parametrize(
+    ("kinds", "least", "unchecked"),
+    [(("damage",), 22, 3), (("disk", "writers", "stores"), 17, 0)],
+    ids=["files", "folders"],
+)
+def test_every_fault_ends_in_the_same_bytes_or_a_clear_error(kinds, least, unchecked):
+    code, figures, said = bench("--small", *(w for kind in kinds for w in ("--only", kind)))
+    assert code == 0, said
     tried, survived, _, _, lost, twice = figures["**all**", ""]
     taken = [line[0] - line[1] for (_, where), line in figures.items() if NO_CHECKSUM in where]
-    assert len(taken) >= 3
-    workers = sum(n[0] for (fault, _), n in figures.items() if fault == "SIGKILL of a worker")
-    assert workers == 1
-    assert tried == survived + sum(taken) >= 34
+    assert len(taken) == unchecked
+    assert tried == survived + sum(taken) >= least
     assert lost == twice == 0
 
 
@@ -57,7 +70,7 @@ def test_every_fault_ends_in_the_same_bytes_or_a_clear_error():
 @pytest.mark.truth("commits that are broken on purpose")
 def test_a_sonde_that_counts_twice_or_forgets_is_caught():
     broken = str(Path(__file__).with_name("broken.py"))
-    code, figures, said = bench("--only", "data", "--program", broken)
+    code, figures, said = bench("--quick", "--only", "data", "--program", broken)
     assert code == 1
     fits, rows = (figures["data changed between runs", name] for name in ("fit", "read"))
     assert fits[0] == rows[0] >= 1

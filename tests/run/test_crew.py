@@ -4,6 +4,7 @@ import os
 import pickle
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from ray_case import Broken, source
+from ray_case import Broken, Deadly, source
 from run_case import rows
 from sonde.core.errors import InputError, MachineError
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
 from sonde.run.fitting.fit import fit
+from sonde.run.workers import _processes
 from sonde.run.workers._actors import WorkerFailure, unpacked
 from sonde.run.workers._cluster import ActorNeeds, _require_reachable, check_room
 from sonde.run.workers.crew import Crew
@@ -158,10 +160,23 @@ WORKER = rf"{socket.gethostname()} \(process \d+\)"
         ("files", r"lacks a file or module: FileNotFoundError: .*weights\.safetensors"),
     ],
 )
-def test_what_a_process_lacks_is_said(how, match):
+def test_what_a_process_lacks_is_said(monkeypatch, how, match):
+    monkeypatch.setattr(_processes, "MOST_DEATHS", 2)
     broken = Broken(source(), how, 32)
     with pytest.raises(MachineError, match=match):
         fit(Mahalanobis(), broken, unit_size=32, workers=1, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the bytes of one process")
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_what_a_killed_worker_had_begun_is_counted_once(tmp_path):
+    options = {"unit_size": 16, "threads": 1, "progress": False}
+    fit(Mahalanobis(), source(), **options).save(tmp_path / "alone.sonde")
+    deadly = Deadly(source(), tmp_path / "mark", 32)
+    fit(Mahalanobis(), deadly, workers=1, **options).save(tmp_path / "killed.sonde")
+    assert deadly.mark.exists()
+    assert (tmp_path / "killed.sonde").read_bytes() == (tmp_path / "alone.sonde").read_bytes()
 
 
 def test_a_job_on_plain_arrays_needs_no_device():

@@ -22,7 +22,8 @@ from tools.faults.jobs import Bench, Job, Sizes, Undisturbed, prepare, undisturb
 from tools.faults.killing import kill_trials, worker_trials
 from tools.faults.trial import Trial, table
 
-FULL, QUICK = Sizes(12_000, 20_000, 6_000, 1024), Sizes(4_000, 9_000, 400, 1024)
+FULL, QUICK = Sizes(12_000, 20_000, 6_000, 1024), Sizes(2_000, 9_000, 400, 1024)
+SMALL = Sizes(2_000, 1_500, 400, 512)
 SHARES = {
     "fit": 14,
     "fit --workers 2": 8,
@@ -33,7 +34,7 @@ SHARES = {
 }
 QUICK_SHARES = {"fit": 3, "read": 2, "merge": 1}
 WORKER_SHARES = {"fit --workers 2": 7, "read --workers 2": 3}
-KINDS = ("kill", "workers", "disk", "damage", "writers", "data")
+KINDS = ("kill", "workers", "disk", "damage", "stores", "writers", "data")
 
 
 def shares(n: int, quick: bool) -> dict[str, int]:
@@ -104,6 +105,9 @@ class Trials:
         faults = Faults(self.rng, self.quick)
         yield from damaged_files(bench, merged, faults)
         yield from damaged_run(*self.undisturbed("fit", forked=True), faults)
+
+    def _stores(self) -> Iterator[Trial]:
+        faults = Faults(self.rng, self.quick)
         yield from damaged_store(*self.undisturbed("read", forked=True), faults)
         for name, below in (("read --append", "data/1"), ("read --add-sites", "sites/1")):
             yield from damaged_store(*self.undisturbed(name, forked=True), faults, below)
@@ -130,10 +134,14 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="small data, no imports anew")
+    parser.add_argument(
+        "--small", action="store_true", help="as --quick, and all rows of a store in one file"
+    )
     parser.add_argument("--only", action="append", choices=KINDS, help="one kind of faults")
     parser.add_argument("--program", help="a file that runs sonde, in place of python -m sonde")
     typed = parser.parse_args(arguments)
     typed.only = typed.only or list(KINDS)
+    typed.quick |= typed.small
     return typed
 
 
@@ -149,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="sonde-faults-") as name:
         top = Path(name)
         commands = Commands(top / "source", program, typed.quick)
-        bench = prepare(top, QUICK if typed.quick else FULL, commands)
+        sizes = SMALL if typed.small else QUICK if typed.quick else FULL
+        bench = prepare(top, sizes, commands)
         every = Trials(bench, typed.quick, random.Random(typed.seed))
         trials = []
         for kind in typed.only:

@@ -26,27 +26,44 @@ POLL_SECONDS = 0.002
 LIMIT_SECONDS = 600.0
 WORKER = b"multiprocessing.spawn"
 HEAVY = (
+    "huggingface_hub.hf_api",
     "pandas",  # pyarrow imports it where it is
+    "pyarrow.csv",
+    "pyarrow.dataset",
+    "pyarrow.json",
+    "scipy.linalg",
+    "sonde.cli._compared",
+    "sonde.cli._dictionaries",
+    "sonde.cli._fitted",
+    "sonde.cli._scored",
     "sonde.cli.commands",
+    "sonde.cli.drift",
+    "sonde.cli.evaluate",
+    "sonde.cli.export",
     "sonde.cli.fit",
-    "sonde.cli.info",
     "sonde.cli.merge",
     "sonde.cli.read",
+    "sonde.cli.scan",
+    "sonde.cli.score",
     "sonde.cli.verify",
     "sonde.data",
-    "sonde.detect",
-    "sonde.edit",
-    "sonde.explain",
-    "sonde.measure",
+    "sonde.findings",
+    "sonde.report.drift",
+    "sonde.report.evaluate",
     "sonde.report.verifying",
-    "sonde.run.fitting.fit",
     "sonde.run.bundles.merge",
+    "sonde.run.comparing.drift",
+    "sonde.run.evaluating.evaluate",
+    "sonde.run.fitting.fit",
     "sonde.run.passes.storing",
+    "sonde.run.scoring.score",
+    "sonde.run.scoring.tables",
     "sonde.run.verifying.verify_run",
     "sonde.run.verifying.verify_state",
     "sonde.store",
     "sonde.tap",
-    "scipy.linalg",
+    "tyro.constructors",
+    "typeguard",
 )
 
 
@@ -165,9 +182,13 @@ QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "NO_COLOR": 
 
 def load() -> None:
     """Import what commands import, so that a forked one need not."""
+    from sonde.findings.catalogue import rule_classes
+    from sonde.run.instruments.families import FAMILIES
+
     os.environ.update(QUIET)
-    for name in HEAVY:
+    for name in (*HEAVY, *(f"sonde.{family}" for family in FAMILIES)):
         importlib.import_module(name)
+    rule_classes()
 
 
 def _given(name: str) -> list[str]:
