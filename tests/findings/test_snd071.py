@@ -1,5 +1,6 @@
 """Heads, several labels, ranks, maps and boxes: each is judged by its own labels."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import sonde
+from findings._evidence import evidence_of
+from findings._nets import assert_clear, assert_raised
+from sonde.findings import head_answers
 from sonde.findings.settings import ScanSettings
+from sonde.findings.snd071 import SND071
 from sonde.report import Report
 
 N, K = 160, 5
@@ -193,3 +198,15 @@ def test_a_head_that_guesses_is_named() -> None:
     assert found is not None
     assert "The head 'side' is right on 0 % of rows" in found["sentence"]
     assert found["rows"]
+
+
+def of_share(right: float) -> Any:
+    draw = torch.Generator().manual_seed(1)
+    usual, found = ((torch.rand(N, generator=draw) < p).double() for p in (0.5, right))
+    head = head_answers.HeadAnswers("a", "kind", "accuracy", found, usual, (*range(N),))
+    return SND071().check(replace(evidence_of(drawn(N, 3)), heads=head_answers.Heads((head,))))
+
+
+def test_a_head_below_one_answer_for_all_is_raised_and_one_above_is_not() -> None:
+    assert_raised(of_share(0.2), "warning")
+    assert_clear(of_share(0.6))

@@ -18,7 +18,6 @@ class SND071(Rule):
 
     errors: float = 4.0
 
-    code: ClassVar[str] = "SND071"
     title: ClassVar[str] = "A head that is worse than one answer for all"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
