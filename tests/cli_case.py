@@ -3,8 +3,13 @@
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+import sonde
 from sonde.cli import main
 
 
@@ -33,3 +38,15 @@ def run_words(*words) -> Ran:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(w) for w in words])
     return Ran(code, out.getvalue(), err.getvalue())
+
+
+def in_a_new_process(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, where nothing is imported yet."""
+    source = str(Path(str(sonde.__file__)).parent.parent)
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        check=True,
+    )

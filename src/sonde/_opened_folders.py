@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import nn
 
 import sonde.data.loading as loading
-from sonde.core.inputs import Model
 
 
 def fill(module: nn.Module, folder: Path) -> None:
@@ -16,13 +15,14 @@ def fill(module: nn.Module, folder: Path) -> None:
     from sonde.weights.factory_folder import fill as filled
 
     filled(module, folder)
+    insert(module, folder)
 
 
-def insert(model: Model, folder: Path) -> Model:
-    """Put the layers that a folder holds into its model."""
-    from sonde.layers.saving import with_saved_layers
+def insert(module: nn.Module, folder: Path) -> None:
+    """Put the layers that a folder holds into its model, if transformers has not done so."""
+    from sonde.layers.saving import insert_saved_layers
 
-    return with_saved_layers(model, folder)
+    insert_saved_layers(module, folder)
 
 
 loading.FILL.append(fill)

@@ -3,6 +3,7 @@
 ``sonde._opening`` imports this as soon as somebody has imported transformers; nobody calls it.
 """
 
+from pathlib import Path
 from typing import Any
 
 from transformers.quantizers.auto import (  # pyright: ignore[reportPrivateImportUsage]
@@ -40,9 +41,15 @@ class PackedQuantizer(HfQuantizer):
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        from sonde.weights.forms import put_form
+        from sonde.weights.forms import name_in, put_form
 
+        files = kwargs.get("checkpoint_files")
+        self.folder = Path(files[0]).parent if files else None
         config: Any = self.quantization_config
+        is_body = model.base_model is model  # which has no head, packed or not
+        found = {name_in(model, name) or name * (not is_body): told
+                 for name, told in config.layers.items()}  # fmt: skip
+        config.layers = {name: told for name, told in found.items() if name}
         for name, told in config.layers.items():
             put_form(model, name, told)
             owner = model.get_submodule(name.rpartition(".")[0])
@@ -51,12 +58,15 @@ class PackedQuantizer(HfQuantizer):
                 owner._is_hf_initialized = True
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        from sonde.layers.saving import insert_saved_layers
         from sonde.weights.forms import finish_form
 
         config: Any = self.quantization_config
         for name in list(config.layers):
             if finish_form(model, name):
                 del config.layers[name]  # a copy that is saved holds the plain weight
+        if self.folder is not None:
+            insert_saved_layers(model, self.folder)
         if not config.layers:
             self.remove_quantization_config(model)
         _leave_file(model)

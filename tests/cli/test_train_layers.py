@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import sonde
-from cli_case import run_words
+from cli_case import in_a_new_process, run_words
 from sonde.core.errors import InputError, StateError
 from sonde.engine.steps import Descent
 from sonde.layers import UnitGate, inserted_layers
@@ -184,3 +184,44 @@ def test_a_language_model_may_not_read_the_answers(run, tmp_path):
     words = ("train", "sonde:stdlib", "sonde:stdlib/train", "--limit", 2, "--held", 2)
     layer = ("--insert", "attention@blocks.1", "-o", tmp_path / "NEW")
     assert "would read the answers" in run(*words, *layer).error()
+
+
+OPENED = """
+import sys
+import {names}
+import torch
+from transformers import AutoModel, AutoModelForImageClassification
+x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    whole = AutoModelForImageClassification.from_pretrained(sys.argv[1]).eval()
+    body = AutoModel.from_pretrained(sys.argv[1]).eval()
+    gap = whole.vit(x).last_hidden_state - body(x).last_hidden_state
+print([n for n, _ in whole.named_parameters() if "inserted" in n], float(gap.abs().max()))
+print([n for n, _ in body.named_parameters() if "inserted" in n])
+print(whole(x).logits[0].tolist())
+"""
+
+
+@pytest.mark.parametrize("names", ["sonde, transformers", "transformers, sonde"])
+def test_transformers_opens_it_with_its_layers(trained, names):
+    lines = in_a_new_process(OPENED.format(names=names), str(trained[0])).stdout.splitlines()
+    assert lines[0] == "['vit.layers.1.inserted.c'] 0.0"
+    assert lines[1] == "['layers.1.inserted.c']"
+    opened = sonde.load(str(trained[0]), device="cpu")
+    assert json.loads(lines[2]) == logits(opened)[0].tolist()
+    assert not hasattr(opened.module.config, "quantization_config")
+    assert not getattr(opened.module, "is_quantized", False)
+
+
+def test_without_sonde_transformers_says_that_something_is_missing(trained):
+    ran = in_a_new_process(OPENED.format(names="transformers"), str(trained[0]))
+    assert "Unknown quantization type, got sonde" in ran.stderr
+    assert ran.stdout.startswith("[] ")
+
+
+def test_a_model_with_layers_is_edited_and_keeps_them(run, trained, tmp_path):
+    new = tmp_path / "EDITED"
+    words = ("--forget", "sonde:digits", "--of-class", 3, "--method", "dampen", "--limit", 40)
+    ran = run("edit", "forget", trained[0], *words, "--force", "-o", new)
+    assert ran.code == 0, ran.err
+    assert inserted_layers(sonde.load(str(new), device="cpu"))

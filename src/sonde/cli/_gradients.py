@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from sonde.cli.console import note
+from sonde.cli.console import REMARK, note
 
 if TYPE_CHECKING:
     from sonde.core.inputs import Model
@@ -16,5 +16,5 @@ def load_for_gradients(name: str, **options: Any) -> "Model":
     model = load(name, **options)
     plain = unpacked(model)
     if plain is not model:
-        note(f"{name}: packed layers are unpacked, because gradients do not flow through them")
+        note(f"{REMARK}{name}: packed layers are unpacked, no gradient flows through them")
     return plain

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sonde.core.errors import InputError, SondeWarning, near
+from sonde.core.errors import InputError, SondeError, SondeWarning, near
 from sonde.core.inputs import Model
 from sonde.data._checkpoints import FACTORY_KEY, LIVE, config_dict
 from sonde.data._model_kind import config_of, task_of
@@ -143,7 +143,7 @@ def _weights(
     target = None if device == "map" else usable_device(device)
     try:
         module, report = kind.from_pretrained(directory, **options)
-    except InputError:
+    except SondeError:
         raise
     except Exception as error:
         raise InputError(

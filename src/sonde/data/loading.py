@@ -31,7 +31,7 @@ _FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 _FILLED = re.compile(r"^(?P<factory>[A-Za-z_][\w.]*:[A-Za-z_]\w*)@(?P<folder>.+)$")
 FILL: list[Callable[[nn.Module, Path], None]] = []
 """What fills a module of a factory from a folder; ``sonde._opened_folders`` adds it."""
-INSERT: list[Callable[[Model, Path], Model]] = []
+INSERT: list[Callable[[nn.Module, Path], None]] = []
 """What puts the layers of a folder into its model; ``sonde._opened_folders`` adds it."""
 _CODE_FILE = re.compile(r"^(?P<folder>.*/)?(?P<stem>[A-Za-z_]\w*)\.py:(?P<factory>[A-Za-z_]\w*)$")
 
@@ -91,13 +91,9 @@ def _named(name: str, device: str, dtype: str, trust_remote_code: bool, processo
     with quiet():
         directory = checkpoint_directory(name, trust_remote_code)
     found = from_directory(directory, device, dtype, trust_remote_code, processor)
-    return replace(_with_layers(found, directory), name=name)
-
-
-def _with_layers(model: Model, folder: Path) -> Model:
     for insert in INSERT:
-        model = insert(model, folder)
-    return model
+        insert(found.module, directory)
+    return replace(found, name=name)
 
 
 def _described(module: nn.Module) -> str:
@@ -183,7 +179,7 @@ def _from_folder(word: re.Match[str], device: str, dtype: str, processor: Any) -
     if dtype != "auto":
         found.module.to(DTYPES[dtype])
     found.module.to(usable_device(device))
-    return replace(_with_layers(found, folder), name=word[0])
+    return replace(found, name=word[0])
 
 
 def _factory(path: str, attribute: str, name: str) -> Any:

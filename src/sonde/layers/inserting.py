@@ -106,9 +106,19 @@ def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
     >>> torch.equal(new(x), net(x)), len(list(new.parameters())), len(list(net.parameters()))
     (True, 8, 4)
     """
-    old = module_of(model)
-    _check(old, layers)
-    new = with_tensors(old, {})
+    _check(module_of(model), layers)
+    new = with_tensors(module_of(model), {})
+    _put(new, layers)
+    return Model(**{**vars(model), "module": new}) if isinstance(model, Model) else new
+
+
+def insert_in_place(module: nn.Module, layers: Mapping[str, Layer]) -> None:
+    """Put layers behind some modules of this model itself, as ``inserted`` does in a copy."""
+    _check(module, layers)
+    _put(module, layers)
+
+
+def _put(new: nn.Module, layers: Mapping[str, Layer]) -> None:
     names = ModuleNames(new)
     masks = next((h for h in new._forward_pre_hooks.values() if isinstance(h, Masks)), None)
     for pattern, layer in layers.items():
@@ -124,7 +134,6 @@ def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
         owner.add_module(name, layer.train(site.training))
         holder = None if owner is site else owner
         site.register_forward_hook(Call(name, holder, masks if takes else None, path))
-    return Model(**{**vars(model), "module": new}) if isinstance(model, Model) else new
 
 
 def removed(model: Model | nn.Module) -> Any:

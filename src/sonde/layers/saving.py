@@ -15,10 +15,11 @@ from sonde.core.inputs import Model
 from sonde.data._checkpoints import LAYERS_FOLDER, LAYERS_KEY, json_object
 from sonde.data._model_kind import config_of
 from sonde.files.durable import atomic_write, make_directory
-from sonde.layers.inserting import inserted, inserted_layers
+from sonde.layers.inserting import insert_in_place, inserted_layers
 from sonde.layers.layer import Layer
 from sonde.weights._weight_file import files_hash
 from sonde.weights.folder import CONFIG
+from sonde.weights.forms import name_in
 
 ROOM = "sonde.layers"
 SUFFIX, TOLD, WEIGHTS = ".layers", "layers.json", "layers.safetensors"
@@ -95,8 +96,8 @@ def load_layers(path: str | Path) -> dict[str, Layer]:
     return {site: _made(folder, site, entry, tensors) for site, entry in entries.items()}
 
 
-def with_saved_layers(model: Model, folder: Path) -> Model:
-    """Return a model with the layers that its folder holds; the model itself if it holds none.
+def insert_saved_layers(module: nn.Module, folder: Path) -> None:
+    """Put the layers that a folder holds into its model, if they are not there yet.
 
     Raises
     ------
@@ -104,8 +105,8 @@ def with_saved_layers(model: Model, folder: Path) -> Model:
         If the layers are missing, were changed since, or do not fit the model.
     """
     wanted = json_object(folder / CONFIG).get(LAYERS_KEY)
-    if wanted is None:
-        return model
+    if wanted is None or inserted_layers(module):
+        return
     place = folder / LAYERS_FOLDER
     files = {name: _bytes(place / name) for name in (WEIGHTS, TOLD)}
     if files_hash(files) != wanted:
@@ -113,11 +114,13 @@ def with_saved_layers(model: Model, folder: Path) -> Model:
             f"load: the layers in {place} are not those that this model was saved with: a file "
             "was changed since. Take the folder from a backup, or train the layers again."
         )
-    for config in (model.config, config_of(model.module)):
-        if config is not None:  # a copy that transformers saves has no such folder
-            vars(config).pop(LAYERS_KEY, None)
+    if (config := config_of(module)) is not None:
+        vars(config).pop(LAYERS_KEY, None)  # a copy that transformers saves has no such folder
+    layers = load_layers(place)
     try:
-        return inserted(model, load_layers(place))
+        insert_in_place(
+            module, {name_in(module, site) or site: one for site, one in layers.items()}
+        )
     except (SiteError, InputError) as error:
         raise StateError(f"load: the layers in {place} do not fit this model. {error}") from error
 

@@ -19,10 +19,8 @@ from sonde.core.repacking import in_own_form
 from sonde.data._checkpoints import FACTORY_KEY, LAYERS_KEY, json_object
 from sonde.data._model_kind import config_of
 from sonde.data.loading import is_factory
-from sonde.weights.folder import CONFIG, WHOLE, folder_of
+from sonde.weights.folder import CONFIG, QUANTISED, WHOLE, folder_of
 from sonde.weights.forms import finish_form, put_form
-
-QUANTISED = "quantization_config"
 
 
 @contextmanager

@@ -27,6 +27,9 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 PATCH = ".patch"
+QUANTISED = "quantization_config"
+OPENED_BY_SONDE: Mapping[str, Any] = {"quant_method": "sonde", "layers": {}}
+"""What transformers reads to open a folder with sonde imported, and to warn without it."""
 OTHER_WEIGHTS = (
     "*.bin",
     "*.pt",
@@ -66,7 +69,8 @@ class ModelFolder:
         InputError
             If it holds no model that can be changed on the disk.
         """
-        if (path / CONFIG).is_file() and "quantization_config" in json_object(path / CONFIG):
+        told = json_object(path / CONFIG) if (path / CONFIG).is_file() else {}
+        if told.get(QUANTISED, OPENED_BY_SONDE) != OPENED_BY_SONDE:
             back = f" (sonde compress undo {path} -o OLD)" if patch_of(path).is_dir() else ""
             raise InputError(
                 f"{path}: its weights are quantised or packed, and cannot be changed. Take the "

@@ -59,6 +59,22 @@ def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
     return new
 
 
+def name_in(module: nn.Module, name: str) -> str | None:
+    """Return what a model calls a part of its body that another class calls ``name``, or None.
+
+    A classifier of transformers holds its body under a prefix (``vit.layers.1``), which the body
+    alone lacks.
+    """
+    prefix = f"{getattr(module, 'base_model_prefix', '')}."
+    for own in (name, name.removeprefix(prefix), prefix + name):
+        try:
+            module.get_submodule(own)
+        except AttributeError:
+            continue
+        return own
+    return None
+
+
 def is_packed(part: nn.Module) -> bool:
     """Return whether a part is a layer whose weight is packed."""
     return isinstance(part, QuantLinear | ThinLinear | UnpackedLinear)

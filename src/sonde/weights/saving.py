@@ -26,6 +26,8 @@ from sonde.weights.change import Change, written_type
 from sonde.weights.folder import (
     CONFIG,
     INDEX,
+    OPENED_BY_SONDE,
+    QUANTISED,
     ModelFolder,
     as_json,
     check_output,
@@ -38,7 +40,6 @@ from sonde.weights.patch import Patch, Step, earlier_patch
 if TYPE_CHECKING:
     from sonde.weights.rewrite import RewritePlan
 
-QUANTISED = "quantization_config"
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -116,6 +117,7 @@ def save_edited(
     added = {f"{LAYERS_FOLDER}/{file}": content for file, content in (layers or {}).items()}
     if layers:
         config[LAYERS_KEY] = files_hash(layers)
+        config.setdefault(QUANTISED, dict(OPENED_BY_SONDE))
     said = name or (model.name if isinstance(model, Model) else str(model))
     with new_folders(output) as (new, patch):
         after, small = _write(old, new, written, config, added)
@@ -135,7 +137,7 @@ def _placed(old: ModelFolder, plan: "RewritePlan") -> tuple[dict[str, _Written],
     config = dict(plan.config)
     told = plan.told() if FACTORY_KEY in old.config() else plan.told_on_disk()
     if told:
-        config[QUANTISED] = {"quant_method": "sonde", "layers": told}
+        config[QUANTISED] = {**OPENED_BY_SONDE, "layers": told}
     for name, change in plan.changes.items():
         if name not in plan.made_for:
             sibling = _named_like(old, name.rpartition(".")[0] + ".weight")
