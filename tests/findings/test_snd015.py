@@ -1,4 +1,6 @@
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ import sonde
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
 from sonde.findings._input_forms import changes
+from sonde.findings.rule import Check
 from sonde.findings.settings import ScanSettings
 from sonde.findings.snd015 import SND015
+from sonde.findings.variants import MendedRows, Tried, VariantEvidence
 from sonde.report import Report
 
 ONLY = ScanSettings(progress=False, only=("SND015",))
@@ -104,3 +108,34 @@ def test_every_form_has_the_shape_of_the_inputs() -> None:
     for shape in ((6, 16), (6, 15), (6, 3, 4, 4), (6, 5, 7)):
         x = torch.randn(shape)
         assert all(change(x).shape == x.shape for change in changes(x).values())
+
+
+@pytest.mark.truth("planted: a third of the pictures at another gamma")
+@pytest.mark.parametrize(("power", "undone"), [(3.0, "0.33"), (1 / 3, "3")])
+def test_a_third_at_another_gamma_is_found_with_its_gain(power: float, undone: str) -> None:
+    levels = torch.tensor([0.15, 0.3, 0.45, 0.6, 0.75, 0.9])
+    nearest = nn.Linear(1, 6)
+    nearest.weight.data, nearest.bias.data = levels[:, None].clone(), -levels.square() / 2
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nearest).eval()
+    label = torch.arange(600) % 6
+    x = levels[label][:, None, None, None] + 0.03 * noise(600, 36).reshape(600, 1, 6, 6)
+    x = x.clamp(0, 1)
+    x[:, 0, 0, 0], x[:, 0, 0, 1] = 0.0, 1.0
+    bent = torch.rand(600, generator=torch.Generator().manual_seed(1)) < 1 / 3
+    (found,) = scanned(net, torch.where(bent[:, None, None, None], x**power, x), label).findings
+    assert f"with their brightness to the power of {undone}: a share" in found["sentence"]
+    assert not scanned(net, x, label).findings
+
+
+def mended(right: float, kept: float) -> Check:
+    form = Tried("turned to the left", None, math.nan)
+    rows = MendedRows(form, right, nearer=0.2, p=0.9, n=40, wrong=0.05, kept=kept)
+    evidence = arrays.evidence_of(noise(200, 8))
+    return SND015().check(replace(evidence, variants=VariantEvidence(mended=(rows,))))
+
+
+def test_a_form_that_mends_wrong_rows_and_breaks_no_others_is_that_of_all_rows() -> None:
+    finding = assert_raised(mended(0.95, 1.0), "warning")
+    assert "about 100 % right instead of 95 %" in finding.fix
+    assert_clear(mended(0.95, 0.96))
+    assert_clear(mended(0.5, 1.0))

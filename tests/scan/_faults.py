@@ -347,6 +347,15 @@ def _of_labels() -> Iterator[Fault]:
     yield Fault(
         "a tenth of the pictures in BGR", ("SND015",), lambda: _coloured(0.1), lambda: _coloured(0)
     )
+    yield Fault("pictures at gamma 3", ("SND015",), lambda: _bent(3, 1), lambda: _bent(3, 0))
+    yield Fault(
+        "a third of the pictures at gamma 1/3", ("SND015",), lambda: _bent(1 / 3, 0.33),
+        lambda: _bent(1 / 3, 0),
+    )  # fmt: skip
+    yield Fault(
+        "a tenth of the pictures at gamma 3", ("SND015",), lambda: _bent(3, 0.12),
+        lambda: _bent(3, 0),
+    )  # fmt: skip
     yield Fault(
         "leaky activations for ReLU", ("SND068",), lambda: _perceptron(0.5), lambda: _perceptron(0)
     )
@@ -356,6 +365,13 @@ def _coloured(share: float) -> Report:
     x = unnamed.colours().x
     swapped = torch.rand(len(x), generator=torch.Generator().manual_seed(11)) < share
     return unnamed.colours().scan(x=torch.where(swapped[:, None, None, None], x.flip(1), x))
+
+
+def _bent(power: float, share: float) -> Report:
+    """Scan colour pictures of which a share has another gamma."""
+    x = unnamed.colours().x.clamp(0, 1)
+    mine = torch.rand(len(x), generator=torch.Generator().manual_seed(12)) < share
+    return unnamed.colours().scan(x=torch.where(mine[:, None, None, None], x**power, x))
 
 
 def _perceptron(slope: float) -> Report:

@@ -69,15 +69,22 @@ def _exchanged(i: int, j: int) -> Change:
     return change
 
 
-def changes(x: Inputs, pictures: bool = True) -> dict[str, Change]:
+def changes(
+    x: Inputs, pictures: bool = True, whole: Float[Tensor, "other *rest"] | None = None
+) -> dict[str, Change]:
     """Return, by name, the changes that undo common mistakes in the scale of inputs.
 
     Rows of numbers may be pictures, which could be turned, unless ``pictures`` is False. Scales are
-    known from all rows at once, so that a change is the same for every row.
+    known from all rows at once, so that a change is the same for every row. If ``x`` are some of
+    the rows, ``whole`` holds others too: darkest and brightest are taken from both.
     """
     low, high = float(x.min()), float(x.max())
     span = (high - low) or 1.0
     mean, std = float(x.mean()), float(x.std()) or 1.0
+
+    dark = low if whole is None else min(low, float(whole.min()))
+    bright = high if whole is None else max(high, float(whole.max()))
+    room = (bright - dark) or 1.0
 
     def unit(x: Inputs) -> Inputs:
         return (x - low) / span
@@ -89,7 +96,7 @@ def changes(x: Inputs, pictures: bool = True) -> dict[str, Change]:
         "brought to -1..1": lambda x: 2 * unit(x) - 1,
         "brought to 0..255": lambda x: 255 * unit(x),
         "brought to mean 0 and variance 1": lambda x: (x - mean) / std,
-        "inverted, bright for dark": lambda x: low + high - x,
+        "inverted, bright for dark": lambda x: dark + bright - x,
         "mirrored along the last axis": lambda x: x.flip(-1),
     }
     axes = (0, *range(2, x.ndim))
@@ -105,7 +112,7 @@ def changes(x: Inputs, pictures: bool = True) -> dict[str, Change]:
         found |= _turned(picture)
         for power in GAMMAS:
             found[f"with their brightness to the power of {power:.2g}"] = lambda x, p=power: (
-                low + span * unit(x).clamp(min=0) ** p
+                dark + room * ((x - dark) / room).clamp(min=0) ** p
             )
     if x.ndim == 4 and x.shape[1] == 3:
         found["with channels in reverse order (BGR for RGB)"] = lambda x: x.flip(1)

@@ -47,7 +47,9 @@ class SND015(Rule):
         "are tried by themselves, and a third of them choose the form: raised where it mends 65 % "
         "of the others (sign test against 30 %, 0.1 %) and brings three fifths of them nearer to "
         "rows that are right, more than it does these (Mann-Whitney, 0.1 %), unless a constant on "
-        "the logit of one class, chosen in the same way, mends about as many. Without labels: "
+        "the logit of one class, chosen in the same way, mends about as many. A form that brings "
+        "them no nearer is that of all rows: raised where it closes half of the gap to no wrong "
+        "row, rows that it breaks taken off. Without labels: "
         "where a form takes three quarters of the first batch norm's misfit away and leaves less "
         "than 0.125 nats."
     )
@@ -61,9 +63,13 @@ class SND015(Rule):
         if not isinstance(found, VariantEvidence):
             return self.not_applicable("no model was run")
         check = self._of_all_rows(evidence, found)
-        if check.state != "clear" or found.mended is None:
-            return check
-        return self._of_some_rows(found.mended, check)
+        for mended in found.mended:
+            if check.state == "clear":
+                check = self._of_some_rows(mended, check)
+        for mended in reversed(found.mended):
+            if check.state == "clear":
+                check = self._of_wrong_rows(mended, check)
+        return check
 
     def _of_all_rows(self, evidence: Evidence, found: VariantEvidence) -> Check:
         if not found.tried:
@@ -127,6 +133,27 @@ class SND015(Rule):
         )
         fix = f". Do so for these rows alone: {percent(found.wrong)} of the rows are wrong now."
         return self._raised(text, figure, replace(found.form, scale=None), fix)
+
+    def _of_wrong_rows(self, found: MendedRows, clear: Check) -> Check:
+        """Judge the form that mends rows that the model gets wrong and keeps the others right."""
+        before, after = 1 - found.wrong, found.right * found.wrong + found.kept * (1 - found.wrong)
+        gain = after - before
+        lucky = float(binom.sf(round(found.right * found.n) - 1, found.n, self.blind))
+        figure = Figure(
+            "gain", gain, unit="share", null=0.0, p=lucky, n_rows=found.n,
+            threshold=self.part * found.wrong,
+        )  # fmt: skip
+        if found.right < self.most or gain < self.part * found.wrong or lucky >= self.level:
+            return clear
+        if found.offset >= found.right - self.rival:
+            return self.clear(figure, "a constant on the logit of one class mends as many rows")
+        text = (
+            f"With its inputs {found.form.words}, the model is right on {percent(found.right)} of "
+            f"{plural(found.n, 'row')} that it gets wrong, and on {percent(found.kept)} of those "
+            "that it gets right."
+        )
+        fix = f": about {percent(after)} right instead of {percent(before)}."
+        return self._raised(text, figure, found.form, fix, "warning")
 
     def _by_norm(
         self, evidence: Evidence, found: VariantEvidence, given: Tried, others: list[Tried]

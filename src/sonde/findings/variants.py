@@ -108,7 +108,8 @@ class MendedRows:
     right : float
         Share of the rows that the model gets right in this form.
     nearer : float
-        Share of the rows that this form brings nearer to rows that the model gets right.
+        Share of the rows that this form brings nearer to rows that the model gets right: to the
+        nearest of them, or, of pictures, to most of them in how many pixels have each brightness.
     p : float
         Chance that this form brings rows that the model gets right as much nearer to each other.
     n : int
@@ -117,6 +118,8 @@ class MendedRows:
         Share of all sampled rows that the model gets wrong.
     offset : float
         Share of the rows that a constant on one class's logit mends as well; 0 for numbers.
+    kept : float
+        Share of rows that the model gets right in which it stays right in this form.
     """
 
     form: Tried
@@ -126,6 +129,7 @@ class MendedRows:
     n: int
     wrong: float
     offset: float = 0.0
+    kept: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,15 +145,16 @@ class VariantEvidence:
     probe : float
         Accuracy, or R^2, of a linear probe on the last layer where it is far above the model's.
     n_rows : int
-    mended : MendedRows or None
-        None if the model gets too few rows wrong, or if no form mends half of them.
+    mended : tuple of MendedRows
+        The form that brings wrong rows nearest to right ones, and the form that mends most of them.
+        Empty if the model gets too few rows wrong, or if no form mends half of them.
     """
 
     norms: tuple[NormFit, ...] = ()
     tried: tuple[Tried, ...] = ()
     probe: float = math.nan
     n_rows: int = 0
-    mended: MendedRows | None = None
+    mended: tuple[MendedRows, ...] = ()
 
 
 def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
@@ -172,7 +177,7 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
         if changeable and (first > MISFIT or judged):
             forms = _forms(_numbers(small), evidence, judged)
             tried = tuple(_tried(stream, small, forms, norms[:1], evidence, judged))
-        mended = _mended(stream, evidence, rows) if changeable and rows is not None else None
+        mended = _mended(stream, evidence, rows) if changeable and rows is not None else ()
     return VariantEvidence(fits, tried, probe, len(small), mended)
 
 
@@ -240,22 +245,22 @@ def _wrong_and_right(evidence: Evidence) -> _Judged | None:
     return _Judged(wrong, right, share, 1 - (limit / 2) ** 2)
 
 
-def _mended(stream: LiveStream, evidence: Evidence, rows: _Judged) -> MendedRows | None:
+def _mended(stream: LiveStream, evidence: Evidence, rows: _Judged) -> tuple[MendedRows, ...]:
     """Look for the form of the wrong rows in which the model is right.
 
-    Of forms that mend about as many of the rows that choose, take the form that brings them
-    nearest to rows that the model gets right.
+    Of forms that mend about as many of the rows that choose, the first is the form that brings
+    them nearest to rows that the model gets right, the second the form that mends most.
     """
     bad, good = (
         small_batches(stream.model, stream.inputs, which, None)
         for which in (rows.wrong, rows.right)
     )
     if min(len(bad), len(good)) < FEWEST:
-        return None
+        return ()
     x, others = _numbers(bad), _numbers(good)
     if x.shape[1:] != others.shape[1:]:
-        return None
-    forms, chooses = _forms(x, evidence, True), torch.arange(len(x)) % 3 == 0
+        return ()
+    forms, chooses = _forms(x, evidence, True, others), torch.arange(len(x)) % 3 == 0
     tried = {
         t: (t.score > rows.least).double()
         for t in _tried(stream, bad, forms, (), evidence, True)
@@ -263,7 +268,7 @@ def _mended(stream: LiveStream, evidence: Evidence, rows: _Judged) -> MendedRows
     }
     most = max((float(hit[chooses].mean()) for hit in tried.values()), default=0.0)
     if most < HOPELESS:
-        return None
+        return ()
     scale = others.std(0) if evidence.data.inputs and x.ndim == 2 else torch.ones(())
     scale = torch.where(scale > 0, scale, 1.0)
 
@@ -271,18 +276,36 @@ def _mended(stream: LiveStream, evidence: Evidence, rows: _Judged) -> MendedRows
         return torch.cdist((rows / scale).flatten(1), (others[::2] / scale).flatten(1)).amin(1)
 
     tied = [form for form, hit in tried.items() if float(hit[chooses].mean()) >= most - TIED]
-    best = min(tied, key=lambda form: float(far(forms[form.words](x[chooses])).mean()))
-    change, held = forms[best.words], tried[best][~chooses]
-    gain, usual = (far(given) - far(change(given)) for given in (x[~chooses], others[1::2]))
-    return MendedRows(
-        form=best,
-        right=float(held.mean()),
-        nearer=float((gain > 0).double().mean()),
-        p=float(mannwhitneyu(gain, usual, alternative="greater").pvalue),
-        n=len(held),
-        wrong=rows.share,
-        offset=_by_offset(stream, bad, good, chooses) if evidence.data.target is None else 0.0,
-    )
+    offset = _by_offset(stream, bad, good, chooses) if evidence.data.target is None else 0.0
+
+    def tones(rows: Inputs) -> Float[Tensor, "row"]:
+        return torch.cdist(rows.flatten(1).sort(1).values, levels).median(1).values
+
+    levels = others[::2].flatten(1).sort(1).values
+    measures = (far,) if evidence.data.inputs and x.ndim == 2 else (far, tones)
+
+    def made(form: Tried) -> MendedRows:
+        change, held = forms[form.words], tried[form][~chooses]
+        gain, usual = max(
+            ([m(given) - m(change(given)) for given in (x[~chooses], others[1::2])]
+             for m in measures), key=lambda pair: float((pair[0] > 0).double().mean()),
+        )  # fmt: skip
+        (still,) = _tried(stream, good, {form.words: change}, (), evidence, True)
+        kept = 0.0 if still.score is None else float((still.score > rows.least).double().mean())
+        return MendedRows(
+            form=form,
+            right=float(held.mean()),
+            nearer=float((gain > 0).double().mean()),
+            p=float(mannwhitneyu(gain, usual, alternative="greater").pvalue),
+            n=len(held),
+            wrong=rows.share,
+            offset=offset,
+            kept=kept,
+        )
+
+    near = min(tied, key=lambda form: float(far(forms[form.words](x[chooses])).mean()))
+    best = max(tied, key=lambda form: float(tried[form][chooses].mean()))
+    return (made(near),) if best is near else (made(near), made(best))
 
 
 def _by_offset(stream: LiveStream, bad: SmallBatches, good: SmallBatches, chooses: Tensor) -> float:
@@ -388,11 +411,13 @@ def _numbers(small: SmallBatches) -> Inputs:
     return next(v for v in (*whole.args, *whole.kwargs.values()) if isinstance(v, Tensor))
 
 
-def _forms(x: Inputs, evidence: Evidence, judged: bool) -> dict[str, Change]:
+def _forms(
+    x: Inputs, evidence: Evidence, judged: bool, whole: Float[Tensor, "other *rest"] | None = None
+) -> dict[str, Change]:
     """Return the forms to try by their words, the inputs as they are first."""
     names = evidence.data.inputs if judged and x.ndim == 2 else ()
     of_columns = column_changes(x, names)
-    return {"": lambda x: x, **changes(x, pictures=not of_columns), **of_columns}
+    return {"": lambda x: x, **changes(x, not of_columns, whole), **of_columns}
 
 
 def _tried(
