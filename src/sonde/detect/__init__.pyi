@@ -42,3 +42,5 @@ from sonde.detect.token_statistics import TokenStatistics as TokenStatistics
 from sonde.detect.trajectory_verifier import TrajectoryVerifier as TrajectoryVerifier
 from sonde.detect.unit_shift import UnitShift as UnitShift
 from sonde.detect.vim import ViM as ViM
+
+__all__: list[str]

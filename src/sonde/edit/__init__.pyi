@@ -91,3 +91,5 @@ from sonde.edit.unlearning import GradientAscent as GradientAscent
 from sonde.edit.unlearning import NegPreference as NegPreference
 from sonde.edit.unlearning import RandomLabel as RandomLabel
 from sonde.edit.unlearning import Retrain as Retrain
+
+__all__: list[str]

@@ -109,3 +109,5 @@ from sonde.explain.tcav import TcavResult as TcavResult
 from sonde.explain.transcoder import Transcoder as Transcoder
 from sonde.explain.unit_labels import UnitLabels as UnitLabels
 from sonde.explain.unit_labels import UnitLabelsResult as UnitLabelsResult
+
+__all__: list[str]

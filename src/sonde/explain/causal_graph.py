@@ -320,7 +320,8 @@ class _Sum:
             If what it gives is no sum over units.
         """
         bend = given + 2 * module(-sent / 2) - 3 * module(torch.zeros_like(sent))
-        if float(bend.abs().max()) > AFFINE * float(given.abs().max().clamp(min=1e-30)):
+        near = max(AFFINE, 8 * torch.finfo(given.dtype).eps)
+        if float(bend.abs().max()) > near * float(given.abs().max().clamp(min=1e-30)):
             raise SiteError(
                 f"CausalGraph: expected layers whose outputs are sums over units, linear or "
                 f"convolutional, got {name}, a {type(module).__name__}."

@@ -159,7 +159,7 @@ class SurrogateRules(Explainer):
         chosen, importance = self._chosen(answer, used, said, generator)
         tree = self._tree(used[:, chosen], said)
         rules = _rules(tree, chosen, held, _read(truth), is_class=is_class)
-        given = torch.from_numpy(tree.predict(held[:, chosen].cpu().numpy())).double()
+        given = torch.from_numpy(tree.predict(held[:, chosen].float().cpu().numpy())).double()
         usual = float(_read(said).mode().values)
         return self._result(rules, given, _read(truth), usual, chosen, importance, is_class)
 
@@ -183,7 +183,7 @@ class SurrogateRules(Explainer):
 
         made = DecisionTreeClassifier if said.shape[1] > 1 else DecisionTreeRegressor
         tree = made(max_depth=self.depth, random_state=self.seed)
-        return tree.fit(x.cpu().numpy(), _read(said).numpy())
+        return tree.fit(x.float().cpu().numpy(), _read(said).numpy())
 
     def _result(
         self,
@@ -261,7 +261,7 @@ def _rules(
 ) -> list[Rule]:
     """Return the paths of a tree, judged on rows held out."""
     parts, features = tree.tree_, chosen.tolist()
-    leaf = torch.from_numpy(tree.apply(held[:, chosen].cpu().numpy()))
+    leaf = torch.from_numpy(tree.apply(held[:, chosen].float().cpu().numpy()))
     found: list[Rule] = []
 
     def walk(node: int, bounds: dict[int, tuple[float, float]]) -> None:

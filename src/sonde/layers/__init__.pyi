@@ -51,3 +51,5 @@ from sonde.layers.unmix_norm import UnMixNorm as UnMixNorm
 from sonde.layers.unmix_norm import with_unmix_norm as with_unmix_norm
 from sonde.layers.vector_quantizer import VectorQuantizer as VectorQuantizer
 from sonde.layers.weak_and_strong import WeakAndStrong as WeakAndStrong
+
+__all__: list[str]

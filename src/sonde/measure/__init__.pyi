@@ -146,3 +146,5 @@ from sonde.measure.update_size import UpdateSize as UpdateSize
 from sonde.measure.update_size import update_size as update_size
 from sonde.measure.v_information import VInformation as VInformation
 from sonde.measure.v_information import v_information as v_information
+
+__all__: list[str]

@@ -114,3 +114,5 @@ from sonde.stats.weights import Tally as Tally
 from sonde.stats.weights import Weights as Weights
 from sonde.stats.white_spectrum import white_eigenvalues as white_eigenvalues
 from sonde.stats.white_spectrum import white_mean as white_mean
+
+__all__: list[str]

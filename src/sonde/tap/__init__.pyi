@@ -39,3 +39,5 @@ from sonde.tap.reading.live import live_stream as live_stream
 from sonde.tap.reading.weights import WeightStream as WeightStream
 from sonde.tap.reading.weights import weight_stream as weight_stream
 from sonde.tap.watching.onlooker import Onlooker as Onlooker
+
+__all__: list[str]

@@ -3,14 +3,14 @@
 import copy
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sonde.core.explainer import Explainer
+from sonde.core.explainer import Explainer, Judge
 from sonde.explain import Objective
 
 HALF = 0.15
@@ -19,30 +19,38 @@ HALF = 0.15
 
 @dataclass(frozen=True, eq=False)
 class ExplainerCase:
-    """An explainer, a model and inputs that it can explain.
+    """An explainer or a judge of explanations, a model and inputs that it can explain.
 
     Parameters
     ----------
-    explainer : Explainer
+    explainer : Explainer or Judge
     module : nn.Module, optional
         Its parameters in single precision, its input one tensor; by default a small net of
         pictures.
-    inputs : Tensor, optional
+    inputs : Tensor or None, optional
+        None for a method that looks at weights alone.
     asked : dict, optional
-        What else ``explain`` is given by name.
+        What else ``explain`` or ``judge`` is given by name.
+    explanation : Result or Explainer, optional
+        What a judge tests.
     """
 
-    explainer: Explainer
+    explainer: Explainer | Judge
     module: nn.Module = field(default_factory=lambda: _net())
-    inputs: Tensor = field(default_factory=lambda: _pictures())
+    inputs: Any = field(default_factory=lambda: _pictures())
     asked: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    explanation: Any = None
 
     def __repr__(self) -> str:
         return repr(self.explainer)
 
     def value(self, module: nn.Module, inputs: Any, **other: Any) -> Tensor:
-        """Return what is found, an entry for each example."""
-        found = self.explainer.explain(module, inputs, **{**self.asked, **other})
+        """Return what is found, of an explainer an entry for each example."""
+        asked = {**self.asked, **other}
+        if isinstance(self.explainer, Judge):
+            found = self.explainer.judge(module, inputs, self.explanation, **asked)
+        else:
+            found = self.explainer.explain(module, inputs, **asked)
         return torch.as_tensor(found.value).detach().float()
 
     @property
@@ -73,7 +81,8 @@ def law_alone(case: ExplainerCase) -> None:
 
 def law_again(case: ExplainerCase) -> None:
     """Two runs find the same."""
-    assert torch.equal(case.plain, case.plain), "two runs differ"
+    same = torch.allclose(case.plain, case.plain, rtol=0.0, atol=0.0, equal_nan=True)
+    assert same, "two runs differ"
 
 
 def law_untouched(case: ExplainerCase) -> None:
@@ -93,7 +102,8 @@ def law_untouched(case: ExplainerCase) -> None:
 def law_half(case: ExplainerCase) -> None:
     """An explanation in bfloat16 is near that in single precision."""
     wanted, half = case.plain, copy.deepcopy(case.module).bfloat16()
-    found = case.value(half, case.inputs.bfloat16())
+    asked = {name: _half(value) for name, value in case.asked.items()}
+    found = case.value(half, _half(case.inputs), **asked)
     off = float((found - wanted).norm() / wanted.norm())
     assert off < HALF, f"off by {off:.2g} of its size in bfloat16"
 
@@ -114,15 +124,16 @@ def law_inputs(case: ExplainerCase) -> None:
 
 def law_output(case: ExplainerCase) -> None:
     """A named output is explained as if it were the only one."""
-    named = {**_site(case), "objective": Objective(output="answer")}
-    _check_same(
-        case.value(_Wrapped(case.module), case.inputs, **named), case.plain, "for a named output"
-    )
+    goal = replace(case.asked.get("objective", Objective()), output="answer")
+    found = case.value(_Wrapped(case.module), case.inputs, **_site(case), objective=goal)
+    _check_same(found, case.plain, "for a named output")
 
 
 def takes_objective(case: ExplainerCase) -> bool:
     """Return whether an explainer is asked for a number by name."""
-    return "objective" in inspect.signature(case.explainer.explain).parameters
+    method = case.explainer
+    is_explainer = isinstance(method, Explainer)
+    return is_explainer and "objective" in inspect.signature(method.explain).parameters
 
 
 def _check_same(found: Tensor, wanted: Tensor, when: str) -> None:
@@ -150,6 +161,12 @@ def _modes(module: nn.Module) -> list[bool]:
 def _generators() -> tuple[Any, ...]:
     _, keys, *rest = np.random.get_state()  # noqa: NPY002
     return torch.get_rng_state().tolist(), np.asarray(keys).tolist(), rest
+
+
+def _half(value: Any) -> Any:
+    """Return real numbers in bfloat16, and all else as it is."""
+    is_real = isinstance(value, Tensor) and value.is_floating_point()
+    return value.bfloat16() if is_real else value
 
 
 def _net() -> nn.Module:

@@ -15,7 +15,7 @@ from sonde.core.cache_rule import CacheRule
 from sonde.core.codec import Codec
 from sonde.core.edit import Edit
 from sonde.core.errors import InputError
-from sonde.core.explainer import Explainer
+from sonde.core.explainer import Explainer, Judge
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.shift import Shift
 from sonde.core.state import digest
@@ -238,6 +238,7 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_X.law_inputs),
         _law(_X.law_output, applies=_X.takes_objective),
     ),
+    Judge: (_law(_X.law_again), _law(_X.law_untouched), _law(_X.law_half)),
     Layer: (
         _law(_L.law_start, applies=_L.is_insertable),
         _law(_L.law_gradients, applies=lambda c: c.layer.exact_gradient),
@@ -265,8 +266,8 @@ def laws_of(method: Any) -> tuple[Law, ...]:
     Parameters
     ----------
     method : Instrument, Edit, Decode, CacheRule, CachePacking, Codec, MergeRule or a case
-        An instance; a statistic as a ``Case``, a rewrite as a ``RewriteCase``, an explainer as an
-        ``ExplainerCase``, a layer as a ``LayerCase``.
+        An instance; a statistic as a ``Case``, a rewrite as a ``RewriteCase``, an explainer or a
+        judge as an ``ExplainerCase``, a layer as a ``LayerCase``.
     """
     thing = method.statistic if isinstance(method, Case) else method
     thing = method.rewrite if isinstance(method, RewriteCase) else thing

@@ -22,3 +22,5 @@ from sonde.train.separate import Separate as Separate
 from sonde.train.sparse_training import SparseTraining as SparseTraining
 from sonde.train.structured_transfer import StructuredTransfer as StructuredTransfer
 from sonde.train.subspace_projection import SubspaceProjection as SubspaceProjection
+
+__all__: list[str]
