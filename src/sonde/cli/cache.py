@@ -2,13 +2,23 @@
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from sonde.cli._table import filled, legend, table
 from sonde.cli.console import say, say_json
-from sonde.cli.options import DataWord, ModelWord, Printing, named
+from sonde.cli.options import (
+    DataWord,
+    DeviceWord,
+    DtypeWord,
+    LongWord,
+    MaxLength,
+    ModelWord,
+    Printing,
+    TrustFlag,
+    named,
+)
 from sonde.core.errors import InputError, near
 
 MEANINGS = {
@@ -49,20 +59,13 @@ class Cache:
     ] = 0.05
     step: Annotated[int, tyro.conf.arg(help="tokens read between two evictions")] = 16
     limit: Annotated[int, tyro.conf.arg(help="how many texts, or pieces of texts, are read")] = 64
-    max_length: Annotated[int | None, named("N", "tokens of one example at most")] = None
-    long: Annotated[
-        Literal["chunk", "truncate", "error"],
-        tyro.conf.arg(help="what happens to texts longer than the context"),
-    ] = "chunk"
+    max_length: MaxLength = None
+    long: LongWord = "chunk"
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
     batch_size: Annotated[int, tyro.conf.arg(help="texts in one forward")] = 8
-    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
-    dtype: Annotated[
-        str, tyro.conf.arg(help="auto (as the config says), float32, bfloat16, float16")
-    ] = "auto"
-    trust_remote_code: Annotated[
-        bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
-    ] = False
+    device: DeviceWord = "auto"
+    dtype: DtypeWord = "auto"
+    trust_remote_code: TrustFlag = False
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:

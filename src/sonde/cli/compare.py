@@ -1,13 +1,12 @@
 """``sonde compare``: two models on the same inputs, layer by layer."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from sonde.cli._presenting import check_page, present
-from sonde.cli.options import DataWord, ModelWord, Printing, Reading, Workers, named
+from sonde.cli.options import DataWord, ModelWord, PageWord, Printing, Reading, Workers, named
 from sonde.core.errors import InputError
 
 
@@ -27,7 +26,7 @@ class Compare:
         tyro.conf.Positional[str], named("OTHER", "the model that is compared, named like MODEL")
     ]
     data: DataWord
-    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    output: PageWord = None
     other_sites: Annotated[
         tuple[str, ...], named("PATTERN ...", "sites of OTHER; by default those of --sites")
     ] = ()

@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli._presenting import check_page, present
 from sonde.cli.console import say, say_json
-from sonde.cli.options import Printing, named
+from sonde.cli.options import PageWord, Printing, named
 from sonde.core.errors import InputError
 
 
@@ -27,7 +27,7 @@ class Drift:
         tyro.conf.Positional[Path], named("FIRST", "the reference, a file that sonde fit wrote")
     ]
     second: Annotated[tyro.conf.Positional[Path], named("SECOND", "the other one")]
-    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    output: PageWord = None
     level: Annotated[float, tyro.conf.arg(help="chance of a false alarm over all comparisons")] = (
         0.05
     )

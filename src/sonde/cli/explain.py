@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli._gradients import load_for_gradients
 from sonde.cli._presenting import present
-from sonde.cli.options import DataWord, ModelWord, Printing, Reading, named
+from sonde.cli.options import DataWord, ModelWord, PageWord, Printing, Reading, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Explain:
 
     model: ModelWord
     data: DataWord
-    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    output: PageWord = None
     methods: Annotated[
         str | None, named("METHODS", "e.g. integrated_gradients(steps=20),saliency,shapley")
     ] = None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sonde.cli.console import note, say_json
-from sonde.cli.options import Printing, named
+from sonde.cli.options import DeviceWord, DtypeWord, Printing, TrustFlag, named
 from sonde.core.errors import InputError
 
 FILES = frozenset({".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet"})
@@ -85,13 +85,9 @@ class Generate:
     temperature: Annotated[float, tyro.conf.arg(help="of --sample; low is close to greedy")] = 1.0
     seed: Annotated[int, tyro.conf.arg(help="of --sample")] = 0
     text_column: Annotated[str | None, named("NAME", "column of the prompts in a table")] = None
-    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
-    dtype: Annotated[
-        str, tyro.conf.arg(help="auto (as the config says), float32, bfloat16, float16")
-    ] = "auto"
-    trust_remote_code: Annotated[
-        bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
-    ] = False
+    device: DeviceWord = "auto"
+    dtype: DtypeWord = "auto"
+    trust_remote_code: TrustFlag = False
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:

@@ -63,6 +63,19 @@ MemoryWord = Annotated[
         "(default: 80 percent of what is free)",
     ),
 ]
+DeviceWord = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")]
+DtypeWord = Annotated[
+    str, tyro.conf.arg(help="auto (as the config says), float32, bfloat16, float16")
+]
+TrustFlag = Annotated[
+    bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
+]
+LongWord = Annotated[
+    Literal["chunk", "truncate", "error"],
+    tyro.conf.arg(help="what happens to texts longer than the context"),
+]
+MaxLength = Annotated[int | None, named("N", "tokens of one example at most")]
+PageWord = Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")]
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 
@@ -132,17 +145,12 @@ class Reading:
         tuple[str, ...],
         named("'[PATTERN=]WORDS' ...", "axes that sonde asks for: 'row patch dim' (dim: features)"),
     ] = ()
-    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
-    dtype: Annotated[
-        str, tyro.conf.arg(help="auto (as the config says), float32, bfloat16, float16")
-    ] = "auto"
+    device: DeviceWord = "auto"
+    dtype: DtypeWord = "auto"
     batch_size: Annotated[str, tyro.conf.arg(help="examples in one forward")] = "auto"
     limit: Annotated[int | None, named("N", "read only the first N examples")] = None
-    max_length: Annotated[int | None, named("N", "tokens of one example at most")] = None
-    long: Annotated[
-        Literal["chunk", "truncate", "error"],
-        tyro.conf.arg(help="what happens to texts longer than the context"),
-    ] = "chunk"
+    max_length: MaxLength = None
+    long: LongWord = "chunk"
     text_column: Annotated[str | None, named("NAME", "column of the text; a,b for pairs")] = None
     image_column: Annotated[str | None, named("NAME", "column of the image")] = None
     label_column: Annotated[
@@ -198,9 +206,7 @@ class Reading:
         False
     )
     skip_bad: Annotated[bool, tyro.conf.arg(help="leave out broken items and count them")] = False
-    trust_remote_code: Annotated[
-        bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
-    ] = False
+    trust_remote_code: TrustFlag = False
     seed: Annotated[int, tyro.conf.arg(help="key of the hash that samples and splits rows")] = 0
     no_check: Annotated[
         bool, tyro.conf.arg(help="no two tiny forwards first, to see if rows depend on their batch")

@@ -3,14 +3,13 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, make_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 import tyro
 
 from sonde.cli._presenting import check_page, present
 from sonde.cli.console import say, say_json
-from sonde.cli.options import Printing, named
+from sonde.cli.options import DeviceWord, PageWord, Printing, TrustFlag, named
 from sonde.cli.study import package_of
 
 ENDINGS: Final = (".html", ".htm", ".json")
@@ -51,15 +50,13 @@ class Recipe:
 class Asking:
     """What all recipes have in common."""
 
-    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    output: PageWord = None
     fail_on: Annotated[
         Literal["warning", "error"] | None,
         named("LEVEL", "end with code 1 if the answer is a warning (or worse), or an error"),
     ] = None
-    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
-    trust_remote_code: Annotated[
-        bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
-    ] = False
+    device: DeviceWord = "auto"
+    trust_remote_code: TrustFlag = False
 
 
 def recipe_command(word: str) -> type[Any]:

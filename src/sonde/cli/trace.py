@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli._gradients import load_for_gradients
 from sonde.cli._presenting import check_page, present
-from sonde.cli.options import ModelWord, Printing, named
+from sonde.cli.options import DeviceWord, DtypeWord, ModelWord, PageWord, Printing, TrustFlag, named
 from sonde.core.errors import InputError
 
 
@@ -42,7 +42,7 @@ class Trace:
     pairs: Annotated[
         Path | None, named("FILE", "JSONL of clean, corrupt, answer and maybe instead")
     ] = None
-    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    output: PageWord = None
     sites: Annotated[
         tuple[str, ...],
         tyro.conf.arg(metavar="PATTERN ...", help="whose states are exchanged: 'layers.*.mlp'"),
@@ -54,13 +54,9 @@ class Trace:
     show_inputs: Annotated[
         bool, tyro.conf.arg(help="show the tokens of --pairs; those of --clean are always shown")
     ] = False
-    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
-    dtype: Annotated[
-        str, tyro.conf.arg(help="auto (as the config says), float32, bfloat16, float16")
-    ] = "auto"
-    trust_remote_code: Annotated[
-        bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
-    ] = False
+    device: DeviceWord = "auto"
+    dtype: DtypeWord = "auto"
+    trust_remote_code: TrustFlag = False
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:

@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli._presenting import check_page, present
 from sonde.cli.console import note
-from sonde.cli.options import Printing, Reading, Workers, named
+from sonde.cli.options import PageWord, Printing, Reading, Workers, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Track:
 
     folder: Annotated[tyro.conf.Positional[Path], named("FOLDER", "a record, or checkpoints")]
     data: Annotated[tyro.conf.Positional[str], named("DATA", "what checkpoints are read over")] = ""
-    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    output: PageWord = None
     methods: Annotated[str, named("METHODS", "measures with commas; see sonde methods measure")] = (
         "participation_ratio,stable_rank,anisotropy,norms"
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from sonde.cli._presenting import check_page, present
-from sonde.cli.options import DataWord, ModelWord, Printing, Reading, RunFlags, named
+from sonde.cli.options import DataWord, ModelWord, PageWord, Printing, Reading, RunFlags, named
 from sonde.core.errors import InputError
 
 
@@ -26,7 +26,7 @@ class Units:
 
     model: ModelWord
     data: DataWord
-    output: Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")] = None
+    output: PageWord = None
     dictionary: Annotated[
         Path | None,
         named("FILE", "features of a dictionary: of sonde fit, safetensors, or a SAELens folder"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sonde.cli._presenting import check_page, present
-from sonde.cli.options import DataWord, ModelWord, Printing, named
+from sonde.cli.options import DataWord, DeviceWord, MaxLength, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ class LimitPattern:
     tolerance: Annotated[float, named("NATS", "a layer that costs more needs to look far")] = 0.01
     limit: Annotated[int, named("N", "examples to measure on, drawn from all")] = EXAMPLES
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
-    max_length: Annotated[int | None, named("N", "tokens of one example at most")] = None
-    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
+    max_length: MaxLength = None
+    device: DeviceWord = "auto"
     report: Annotated[Path | None, named("FILE", "page to write, .html or .json")] = None
     printing: Printing = field(default_factory=Printing)
 

@@ -9,7 +9,7 @@ import tyro
 from sonde.cli._gradients import load_for_gradients
 from sonde.cli._presenting import present
 from sonde.cli.edits._acting import is_idle
-from sonde.cli.options import DataWord, ModelWord, Printing, named
+from sonde.cli.options import DataWord, DeviceWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class FindBackdoor:
     limit: Annotated[int, named("N", "read only the first N images")] = 300
     steps: Annotated[int, named("N", "of the search for each class; fewer find less")] = 220
     label_column: Annotated[str | None, named("NAME", "column of the label")] = None
-    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
+    device: DeviceWord = "auto"
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (with -o: NEW.html)")
     ] = None

@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli._presenting import present
 from sonde.cli.edits._acting import is_idle
-from sonde.cli.options import ModelWord, Printing, named
+from sonde.cli.options import DeviceWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ForgetData:
     limit: Annotated[int | None, named("N", "read only the first N examples of each")] = None
     label_column: Annotated[str | None, named("NAME", "column of the label")] = None
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
-    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
+    device: DeviceWord = "auto"
 
     @property
     def kept(self) -> str:

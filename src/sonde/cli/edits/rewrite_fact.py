@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sonde.cli.edits._acting import Acting, Deed
-from sonde.cli.options import DataWord, ModelWord, Printing, named
+from sonde.cli.options import DataWord, DeviceWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class RewriteFact:
     ] = 4.0
     limit: Annotated[int | None, named("N", "read only the first N examples of DATA")] = None
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
-    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
+    device: DeviceWord = "auto"
     acting: Acting = field(default_factory=Acting)
     printing: Printing = field(default_factory=Printing)
 

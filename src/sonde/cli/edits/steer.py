@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli.console import note
 from sonde.cli.edits._acting import Acting, Deed, side
-from sonde.cli.options import ModelWord, Printing, named
+from sonde.cli.options import DeviceWord, MaxLength, ModelWord, Printing, named
 from sonde.core.errors import InputError, StateError
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class Contrasted:
         str, tyro.conf.arg(help="how tokens become a row: mean, last, tokens, cls, auto")
     ] = "tokens"
     limit: Annotated[int | None, named("N", "read only the first N examples of each")] = None
-    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")] = "auto"
+    device: DeviceWord = "auto"
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
-    max_length: Annotated[int | None, named("N", "tokens of one example at most")] = None
+    max_length: MaxLength = None
 
     def data_options(self) -> dict[str, Any]:
         """Return the named options of the data that were typed."""
