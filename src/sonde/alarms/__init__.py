@@ -1,21 +1,5 @@
 """Scores made alarms: combined over layers and detectors, and watched over time."""
 
-from sonde.alarms.combination import bonferroni, cauchy, simes, twice_mean
-from sonde.alarms.cusum import Cusum
-from sonde.alarms.eprocess import ChangeDetector, EProcess, bet, mixture_wealth
-from sonde.alarms.fusion import FusedScore, fuse, surprise
+from sonde.core._lazy import lazy
 
-__all__ = [
-    "ChangeDetector",
-    "Cusum",
-    "EProcess",
-    "FusedScore",
-    "bet",
-    "bonferroni",
-    "cauchy",
-    "fuse",
-    "mixture_wealth",
-    "simes",
-    "surprise",
-    "twice_mean",
-]
+__all__, __getattr__, __dir__ = lazy(__name__)
