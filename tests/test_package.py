@@ -1,5 +1,6 @@
 """The installed package: its version, its names, and that shapes are checked under pytest."""
 
+import importlib
 import inspect
 import subprocess
 import sys
@@ -31,6 +32,13 @@ def test_words_of_the_command_line_are_functions_and_only_public_names_are_shown
     assert all(inspect.isfunction(getattr(sonde, word)) for word in words)
     for package, least in ((sonde, words), (sonde.core, {"Site"})):
         assert {*dir(package)} == {*vars(package)["__all__"]} >= least
+
+
+def test_a_function_is_not_hidden_by_its_file_and_names_keep_their_order():
+    importlib.import_module("sonde.measure.two_nn")
+    assert inspect.isfunction(sonde.measure.two_nn)
+    kinds = {"CKNNA": 0, "DCI": 0, "AlignmentQuality": 1, "TwoNN": 1, "cka": 2, "two_nn": 2}
+    assert [name for name in sonde.measure.__all__ if name in kinds] == [*kinds]
 
 
 def test_unknown_name_is_an_attribute_error():

@@ -24,7 +24,8 @@ def lazy(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], li
     """Return ``__all__``, ``__getattr__`` and ``__dir__`` of a package.
 
     The names stand once, in the ``__init__.pyi`` beside the package's file, where type checkers and
-    editors look too: a line ``from home import name as name`` for each.
+    editors look too: a line ``from home import name as name`` for each. ``__all__`` has constants
+    and acronyms first, then classes, then functions: lists of methods keep that order.
 
     Parameters
     ----------
@@ -47,4 +48,5 @@ def lazy(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], li
         setattr(module, name, value)
         return value
 
-    return sorted(homes), found, lambda: sorted(homes)
+    names = sorted(homes, key=lambda name: (not name.isupper(), name[0].islower(), name))
+    return names, found, lambda: sorted(homes)
