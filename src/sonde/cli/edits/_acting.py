@@ -11,7 +11,6 @@ from sonde.cli._presenting import present
 from sonde.cli.console import note
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError
-from sonde.core.repacking import count_weights
 
 if TYPE_CHECKING:
     from sonde.core.inputs import Inputs, Model
@@ -193,6 +192,7 @@ def some_inputs(model: "Model", data: str, **options: Any) -> "Inputs":
     Its size follows from the model's size and the length of texts alone, so that it is the same
     everywhere; the report has the error that comes of it.
     """
+    from sonde.core.repacking import count_weights
     from sonde.data import open_inputs
 
     limit = min(options.pop("limit", None) or JUDGED, JUDGED)
