@@ -17,7 +17,7 @@ from sonde.core.stream import Stream
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.driver import Interrupted
 from sonde.stats.training import Examples, Trainer, TrainingState, generator, minibatches, xavier
-from sonde.stats.weights import Weights
+from sonde.stats.training_weights import Weights
 
 
 def _loss(w, b):

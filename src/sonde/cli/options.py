@@ -240,7 +240,7 @@ class Reading:
                 f"--batch-size: expected auto or a number of at least 1, got {size!r}."
             )
         if self.generate is not None:
-            from sonde.tap.generating.decoding import parse_settings
+            from sonde.tap.generating.settings import parse_settings
 
             parse_settings(self.generate)
         names = (

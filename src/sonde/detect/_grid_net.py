@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from sonde.stats.training import generator, xavier
-from sonde.stats.weights import Weights
+from sonde.stats.training_weights import Weights
 
 FLOOR = 1e-4
 

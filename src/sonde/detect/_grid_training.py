@@ -14,7 +14,7 @@ from sonde.detect._grid_net import Correlation, GridNet, Rebuilt, row_entropy
 from sonde.stats.position_moments import PositionMoments, PositionMomentsState
 from sonde.stats.sequences import example_numbers
 from sonde.stats.training import SURVEY, TRAIN, Examples, Trainer, TrainingState
-from sonde.stats.weights import LiveWeights
+from sonde.stats.training_weights import LiveWeights
 
 ALL = 1 << 40
 PARTIAL = 0.1

@@ -11,7 +11,7 @@ from torch.nn import functional
 from sonde.detect.knn import to_unit_length
 from sonde.stats import sparsemax
 from sonde.stats.training import generator, xavier
-from sonde.stats.weights import Weights
+from sonde.stats.training_weights import Weights
 
 QUERY, KEY, VALUE = range(3)
 

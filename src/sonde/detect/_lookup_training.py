@@ -13,7 +13,7 @@ from sonde.detect._lookup import KEY, VALUE, Generators, misfit, starting_weight
 from sonde.detect.knn import to_unit_length
 from sonde.stats import HashSample, HashSampleState
 from sonde.stats.training import Examples, Trainer, TrainingState, generator
-from sonde.stats.weights import LiveWeights
+from sonde.stats.training_weights import LiveWeights
 
 HINGE = 0.1
 MARGIN = 0.25

@@ -14,7 +14,7 @@ from sonde.core.hashing import fraction
 from sonde.core.wording import plural
 from sonde.stats import Moments, MomentsState
 from sonde.stats.training import SURVEY, Examples, Trainer, TrainingState, generator, xavier
-from sonde.stats.weights import LiveWeights, Weights
+from sonde.stats.training_weights import LiveWeights, Weights
 
 SLOPE = 0.2
 EPSILON = 1e-5

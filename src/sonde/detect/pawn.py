@@ -24,7 +24,7 @@ from sonde.detect._token_net import N_METRICS, NetShape, TextTokens, text_logits
 from sonde.stats import TOKEN_METRICS
 from sonde.stats.sequences import example_numbers
 from sonde.stats.training import generator
-from sonde.stats.weights import Tally, Weights
+from sonde.stats.training_weights import Tally, Weights
 
 
 @dataclass(frozen=True)

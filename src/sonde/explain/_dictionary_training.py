@@ -26,7 +26,7 @@ from sonde.explain._codes import (
 )
 from sonde.explain._dictionary_state import DictionaryState, counted, least_squares, lengths, unit
 from sonde.stats.training import SURVEY, Examples, Trainer, generator
-from sonde.stats.weights import LiveWeights, Weights
+from sonde.stats.training_weights import LiveWeights, Weights
 
 AUX, AUX_SHARE = 1 / 32, 0.5
 WARM_UP, LAST = 1000, 0.2

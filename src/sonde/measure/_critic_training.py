@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, relu
 
 from sonde.stats import Moments, MomentsState
 from sonde.stats.training import Examples, Trainer, TrainingState, generator, xavier
-from sonde.stats.weights import LiveWeights, Weights
+from sonde.stats.training_weights import LiveWeights, Weights
 
 HELD = 5
 PATIENCE = 10

@@ -107,11 +107,11 @@ from sonde.stats.top_k import TopKState as TopKState
 from sonde.stats.training import Examples as Examples
 from sonde.stats.training import Trainer as Trainer
 from sonde.stats.training import TrainingState as TrainingState
+from sonde.stats.training_weights import LiveWeights as LiveWeights
+from sonde.stats.training_weights import Tally as Tally
+from sonde.stats.training_weights import Weights as Weights
 from sonde.stats.two_groups import TwoGroups as TwoGroups
 from sonde.stats.update_moments import UpdateMoments as UpdateMoments
-from sonde.stats.weights import LiveWeights as LiveWeights
-from sonde.stats.weights import Tally as Tally
-from sonde.stats.weights import Weights as Weights
 from sonde.stats.white_spectrum import white_eigenvalues as white_eigenvalues
 from sonde.stats.white_spectrum import white_mean as white_mean
 

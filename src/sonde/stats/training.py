@@ -21,7 +21,7 @@ from sonde.core.errors import StateError
 from sonde.core.finite import all_finite
 from sonde.core.state import State, map_tensors
 from sonde.core.statistic import Learner, parameter_names
-from sonde.stats.weights import LiveWeights, Tally, Weights
+from sonde.stats.training_weights import LiveWeights, Tally, Weights
 
 SURVEY, TRAIN, REVIEW, DONE = range(4)
 

@@ -36,8 +36,8 @@ from sonde.tap.model.structure import known_structure as known_structure
 from sonde.tap.model.structure import structure as structure
 from sonde.tap.reading.live import LiveStream as LiveStream
 from sonde.tap.reading.live import live_stream as live_stream
-from sonde.tap.reading.weights import WeightStream as WeightStream
-from sonde.tap.reading.weights import weight_stream as weight_stream
+from sonde.tap.reading.weight_stream import WeightStream as WeightStream
+from sonde.tap.reading.weight_stream import weight_stream as weight_stream
 from sonde.tap.watching.onlooker import Onlooker as Onlooker
 
 __all__: list[str]

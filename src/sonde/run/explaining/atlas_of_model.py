@@ -18,7 +18,7 @@ from sonde.tap.gradients.losses import one_of
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.blocks import block_paths
 from sonde.tap.reading.live import LiveStream
-from sonde.tap.reading.weights import matrix_of
+from sonde.tap.reading.weight_stream import matrix_of
 
 EXAMPLES = 4
 

@@ -17,8 +17,8 @@ from sonde.data.inputs import ItemInputs
 from sonde.data.text_encoding import context_of
 from sonde.store import Store, is_store
 from sonde.tap import LiveStream, live_stream, replay, weight_stream
-from sonde.tap.generating.decoding import parse_settings, settings_of
 from sonde.tap.generating.replay import ReplayInputs
+from sonde.tap.generating.settings import parse_settings, settings_of
 from sonde.tap.model.sites import port_of
 
 ARRAYS = "-"

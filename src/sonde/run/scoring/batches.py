@@ -21,7 +21,7 @@ from sonde.engine.selection import JoinedRows
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import require_same_model
 from sonde.run.instruments.entries import Key, inner_of
-from sonde.run.scoring.explain import COLUMNS, RecordLine, layers_of, positions_of, units_of
+from sonde.run.scoring.loud_parts import COLUMNS, RecordLine, layers_of, positions_of, units_of
 from sonde.run.scoring.places import check_places
 from sonde.stats import Calibrated, CalibratedScorer, ClassCalibration
 from sonde.stats.calibrated import EXAMPLE

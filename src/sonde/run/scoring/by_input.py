@@ -16,9 +16,9 @@ from sonde.core.wording import plural
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import SCHEMA
-from sonde.run.scoring.explain import COLUMNS
 from sonde.run.scoring.fuse import COMBINED, AnyRule, fused_of, with_fused
 from sonde.run.scoring.lacking import lacking
+from sonde.run.scoring.loud_parts import COLUMNS
 from sonde.run.scoring.tables import beyond, keys_of, part_of, scores_of
 from sonde.stats import CalibratedScorer
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
-from sonde.tap.generating.decoding import settings_of
 from sonde.tap.generating.generation import Generation
 from sonde.tap.generating.growing import Marks
 from sonde.tap.generating.recorder import RecordedOutput, StepRecorder
+from sonde.tap.generating.settings import settings_of
 from sonde.tap.model.fingerprint import fingerprint
 from sonde.tap.rows.padding import left_padded
 
