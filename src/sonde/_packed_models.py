@@ -24,11 +24,15 @@ class PackedConfig(QuantizationConfigMixin):
     ----------
     layers : dict of str to dict
         What each part that has another form is told, by its name: ``sonde.weights.forms``.
+    files : dict of str to str, optional
+        SHA-256 of each file of packed weights.
     """
 
-    def __init__(self, layers: dict[str, dict[str, Any]], **_: Any) -> None:
+    def __init__(
+        self, layers: dict[str, dict[str, Any]], files: dict[str, str] | None = None, **_: Any
+    ) -> None:
         self.quant_method = METHOD  # pyright: ignore[reportAttributeAccessIssue]
-        self.layers = layers
+        self.layers, self.files = layers, files or {}
 
 
 @register_quantizer(METHOD)
@@ -41,11 +45,15 @@ class PackedQuantizer(HfQuantizer):
     requires_calibration = True
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        from sonde.weights.folder import check_files
         from sonde.weights.forms import name_in, put_form
 
         files = kwargs.get("checkpoint_files")
         self.folder = Path(files[0]).parent if files else None
         config: Any = self.quantization_config
+        hashes = vars(config).pop("files", {})  # a copy that is saved has other files
+        if self.folder is not None:
+            check_files(self.folder, hashes)
         is_body = model.base_model is model  # which has no head, packed or not
         found = {name_in(model, name) or name * (not is_body): told
                  for name, told in config.layers.items()}  # fmt: skip

@@ -3,7 +3,7 @@
 import filecmp
 import json
 from pathlib import Path
-from shutil import copy2
+from shutil import copy2, copytree
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 
 import sonde
 from cli_case import in_a_new_process, run_words
+from sonde.core.errors import StateError
 from sonde.data.shipped import model_directory
 from sonde.report.documents import document_of
 from sonde.weights import QuantLinear
@@ -178,6 +179,33 @@ def rounded(tmp_path_factory):
         run_words("compress", "sonde:digits", "sonde:digits/train", *words, "-o", folder).code == 0
     )
     return folder
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_damaged_files_of_packed_weights_are_refused(rounded, tmp_path, is_cut):
+    folder = copytree(rounded, tmp_path / "SMALL")
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-7] ^= 8
+    weights.write_bytes(content[:-9] if is_cut else content)
+    with pytest.raises(StateError, match=r"model\.safetensors is not the file that was written"):
+        sonde.load(str(folder), device="cpu")
+
+
+def test_what_transformers_saves_of_it_opens_again(rounded, tmp_path):
+    module: Any = sonde.load(str(rounded), device="cpu").module
+    module.save_pretrained(tmp_path / "SAVED")
+    again: Any = sonde.load(str(tmp_path / "SAVED"), device="cpu").module
+    assert again.state_dict().keys() == module.state_dict().keys()
+    assert torch.equal(again.classifier.codes, module.classifier.codes)
+
+
+def test_too_few_rows_to_calibrate_are_told(run, tmp_path):
+    words = ("compress", "sonde:digits", "sonde:digits/train", "--held", 8, "--quiet")
+    few = run(*words, "--limit", 8, "-o", tmp_path / "A")
+    assert "classifier is calibrated on 8 rows, which have 64 numbers each" in few.err
+    assert "Give --limit 64 or more" in few.err
+    assert "calibrated on" not in run(*words, "--limit", 64, "-o", tmp_path / "B").err
 
 
 def test_an_explanation_unpacks_it_and_is_that_of_the_model(run, rounded):

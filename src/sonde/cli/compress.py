@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sonde.cli._presenting import present, with_page
-from sonde.cli.console import note
+from sonde.cli.console import REMARK, note
 from sonde.cli.options import DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
+    from sonde.compress import LayerGrams
     from sonde.core.inputs import Model
     from sonde.data.inputs import ItemInputs
     from sonde.run.compressing.search import SizeTrial
@@ -252,7 +253,9 @@ class Compress:
         from sonde.compress import LayerGrams, layer_grams
 
         if any(getattr(need, "summed", None) is LayerGrams for need in method.reads().values()):
-            return layer_grams(model, ours, layers=method.layers, progress=shown)
+            grams = layer_grams(model, ours, layers=method.layers, progress=shown)
+            _note_few_rows(grams, len(ours))
+            return grams
         return ours
 
     def _reads(self, method: "Rewrite") -> bool:
@@ -261,3 +264,17 @@ class Compress:
 
         needs = [need for need in method.reads().values() if isinstance(need, Examples)]
         return any(not need.optional for need in needs)
+
+
+def _note_few_rows(grams: "LayerGrams", n_examples: int) -> None:
+    """Name the layer that has the fewest rows for its inputs, and how many examples give enough."""
+    lacks = {name: len(state.mean) / max(state.n, 1) for name, state in grams.states.items()}
+    name = max(lacks, key=lambda name: lacks[name])
+    if lacks[name] <= 1:
+        return
+    state = grams.states[name]
+    note(
+        f"{REMARK}{re.split('[&#]', name)[0]} is calibrated on {state.n} rows, which have "
+        f"{len(state.mean)} numbers each: fewer rows than numbers say little of which errors "
+        f"matter. Give --limit {math.ceil(lacks[name] * n_examples)} or more."
+    )

@@ -19,7 +19,7 @@ from sonde.core.repacking import in_own_form
 from sonde.data._checkpoints import FACTORY_KEY, LAYERS_KEY, json_object
 from sonde.data._model_kind import config_of
 from sonde.data.loading import is_factory
-from sonde.weights.folder import CONFIG, QUANTISED, WHOLE, folder_of
+from sonde.weights.folder import CONFIG, QUANTISED, WHOLE, check_files, folder_of
 from sonde.weights.forms import finish_form, put_form
 
 
@@ -55,7 +55,9 @@ def fill(module: nn.Module, folder: Path) -> None:
         If the folder is not one of this factory's models.
     """
     config = json_object(folder / CONFIG)
-    told = config.get(QUANTISED, {}).get("layers", {})
+    quantised = config.get(QUANTISED, {})
+    check_files(folder, quantised.get("files", {}))
+    told = quantised.get("layers", {})
     for name, one in told.items():
         put_form(module, name, one)
     tensors = load_file(folder / WHOLE)

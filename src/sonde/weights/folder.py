@@ -10,7 +10,7 @@ from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
-from sonde.core.errors import InputError, StoreError
+from sonde.core.errors import InputError, StateError, StoreError
 from sonde.core.inputs import Model
 from sonde.data._checkpoints import (
     LAYERS_FOLDER,
@@ -21,7 +21,7 @@ from sonde.data._checkpoints import (
 from sonde.data.loading import folder_of_factory
 from sonde.data.shipped import is_shipped, model_directory
 from sonde.files.durable import TEMPORARY, make_directory, replace, sync_directory, write_error
-from sonde.weights._weight_file import WeightFile
+from sonde.weights._weight_file import WeightFile, file_hash
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -190,6 +190,22 @@ def check_change(model: Model | str | Path, output: Path) -> None:
         If the model has no folder, its weights are quantised, or something is at ``output``.
     """
     check_output(output, ModelFolder.open(folder_of(model)).path)
+
+
+def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Refuse a folder in which a file of packed weights is damaged: they would be wrong numbers.
+
+    Raises
+    ------
+    StateError
+        Naming the file.
+    """
+    for file, digest in hashes.items():
+        if file_hash(folder / file) != digest:
+            raise StateError(
+                f"load: {folder / file} is not the file that was written with config.json: it was "
+                "damaged or changed since. Copy the whole folder again, or compress the model anew."
+            )
 
 
 @contextmanager

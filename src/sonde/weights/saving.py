@@ -259,6 +259,8 @@ def _write(
             entries = {**stays, **{n: _entry(old, w) for n, w in mine.items()}}
             entries = {n: e for n, e in entries.items() if n not in mine or not mine[n].gone}
             after[file] = write_hashed(new / file, file_pieces(entries, one.metadata))
+    if told := config.get(QUANTISED, {}).get("layers"):
+        config = {**config, QUANTISED: {**OPENED_BY_SONDE, "layers": told, "files": dict(after)}}
     if config:
         small[CONFIG] = as_json({**old.config(), **config})
     if INDEX in old.files:
