@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from cli_case import run_words
 from ray_case import Broken, Deadly, source
 from run_case import rows
 from sonde.core.errors import InputError, MachineError
@@ -207,10 +208,23 @@ def test_memory_is_counted_for_the_workers_of_this_machine(monkeypatch):
     assert Crew().workers_here == 0
 
 
+FIT = ("fit", "mahalanobis", "-", "x.npz", "--threads", "1", "-o")
+
+
+def _wait_for(address, seconds=120):
+    host, port = address.split(":")
+    until = time.monotonic() + seconds
+    while True:
+        with socket.socket() as line:
+            if line.connect_ex((host, int(port))) == 0:
+                return
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
 def _fit(path, address, environment):
     """Fit on a cluster in a fresh process, which reads Ray's settings anew."""
-    words = ["fit", "mahalanobis", "-", "x.npz", "-o", path, "--threads", "1"]
-    words += ["--runner", "ray", "--address", address] if address else []
+    words = [*FIT, path, "--runner", "ray", "--address", address]
     return subprocess.run(
         [sys.executable, "-m", "sonde", *words],
         capture_output=True,
@@ -244,9 +258,8 @@ def test_a_running_cluster_is_found_by_its_address(tmp_path, monkeypatch):
         env={**os.environ, **right},
     )
     try:
-        until = time.monotonic() + 120
-        while "nothing answers" in (done := _fit("ray.sonde", address, right)).stderr:
-            assert time.monotonic() < until
+        _wait_for(address)
+        done = _fit("ray.sonde", address, right)
         refused = _fit("no.sonde", address, wrong)
     finally:
         head.terminate()
@@ -255,5 +268,5 @@ def test_a_running_cluster_is_found_by_its_address(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert refused.returncode == 2
     assert "asks for a token. Set RAY_AUTH_MODE=token," in refused.stderr
-    assert _fit("alone.sonde", None, {}).returncode == 0
+    assert run_words(*FIT, "alone.sonde").code == 0
     assert (tmp_path / "ray.sonde").read_bytes() == (tmp_path / "alone.sonde").read_bytes()

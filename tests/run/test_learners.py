@@ -24,8 +24,8 @@ def test_learners_train_here_whatever_the_workers_and_give_the_same_bits(tmp_pat
     ids = [str(i // 4) for i in range(300)]
     source = Stream.of(x, ids=ids, position=[i % 4 for i in range(300)])
     saved = [
-        fit([NET, GRID], source, unit_size=64, workers=n, progress=False).save(tmp_path / str(n))
-        for n in (1, 2)
+        fit([NET, GRID], source, unit_size=64, **how, progress=False).save(tmp_path / "a.sonde")
+        for how in ({"workers": 0, "threads": 1}, {"workers": 2})
     ]
     assert saved[0] == saved[1]
 
