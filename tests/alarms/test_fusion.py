@@ -22,11 +22,11 @@ def rows(n, g, useful=0.0):
 
 
 @pytest.mark.slow
-@pytest.mark.truth("one fresh row for each of 300 calibrations: an exact binomial band")
+@pytest.mark.truth("one fresh row for each of 600 calibrations: an exact binomial band")
 @pytest.mark.parametrize("rule", ["sum", "max", "learned"])
 def test_the_rate_lies_in_the_exact_binomial_band(rule):
     g = torch.Generator().manual_seed(5)
-    alpha, repeats, alarms, allowed = 0.1, 300, 0, 0.0
+    alpha, repeats, alarms, allowed = 0.1, 600, 0, 0.0
     known = rows(40, g, useful=3.0) if rule == "learned" else None
     for i in range(repeats):
         fused = fuse(rows(80, g), rule=rule, unusual=known, seed=i)

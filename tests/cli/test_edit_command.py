@@ -54,7 +54,7 @@ def test_the_example_of_every_word_runs(run, tmp_path, monkeypatch, word):
         RewritePlan.of(model, {name: zeros}).save(model, "NEW")
     words = shlex.split(told_by(EDITS[word], "Example"))
     flags = run(*words[1:3], "--help").out
-    few = [["--limit", "16"]]
+    few = [["--limit", "8"]]
     if "--limit" in words:  # so few rows may do no more than chance
         few = [["--limit", "8"], ["--max-length", "16"], ["--force"]]
     few = [word for option in few if option[0] in flags for word in option]
