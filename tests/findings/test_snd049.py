@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from findings._evidence import gathered
 from findings._nets import assert_clear, assert_raised
 from sonde.findings._file_order import changes_in_file
+from sonde.findings._weak import known_columns
 from sonde.findings.evidence import Evidence
 from sonde.findings.snd049 import SND049
 
@@ -116,3 +118,23 @@ def test_few_rows_and_groups_do_not_apply() -> None:
     assert SND049().check(_evidence(x, label, said)).reason == "needs 80 rows, 60 present"
     grouped = gathered(np.zeros((200, 2)), group=[i // 4 for i in range(200)])[0].evidence
     assert "groups" in SND049().check(grouped).reason
+
+
+def test_errors_from_a_file_on_are_those_of_its_name_where_files_are_read_by_name() -> None:
+    x, label, said = _rows(0)
+    late = np.arange(N) >= AT
+    said = np.where(late, (label + 1) % 3, said)
+    found = _evidence(x, label, said)
+
+    def named(start: str) -> Evidence:
+        def place(i: int) -> str:
+            return f"ash/{start if late[i] else 'cam_1_'}{i:04d}.png"
+
+        return replace(found, data=replace(found.data, by_name=True, place=place))
+
+    changes = changes_in_file(named("cam_1_"))
+    assert not isinstance(changes, str)
+    assert [c.kind for c in changes] == ["error"]
+    assert changes_in_file(named("cam_2_")) == ()
+    columns = known_columns(named("cam_2_"), torch.arange(N))
+    assert set(columns["file name"]) == {"cam_1_", "cam_2_"}

@@ -12,6 +12,7 @@ from sonde.data.numbers import as_number
 from sonde.findings._number_answers import number_rows
 from sonde.findings._once import once
 from sonde.findings._shared import shared_rows
+from sonde.findings._weak import file_names
 from sonde.findings.answers import answer_columns, right_rows
 from sonde.findings.evidence import Evidence
 
@@ -99,7 +100,10 @@ def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
 
 def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Series]:
     right, numbers, shared = right_rows(evidence), number_rows(evidence), shared_rows(evidence)
-    if right is not None:
+    examples = [] if shared.order is None else shared.order.numpy()[order].tolist()
+    if file_names(evidence, examples):
+        pass  # the order is that of the names: weak groups tell errors by how these begin
+    elif right is not None:
         yield _Series("error", "the answers", 1 - right.double().numpy()[order])
     elif not isinstance(numbers, str):
         off = np.full(len(order), np.nan)
@@ -114,7 +118,6 @@ def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Seri
     data = evidence.data
     if not data.inputs or data.key_columns is None or shared.order is None:
         return
-    examples = shared.order.numpy()[order].tolist()
     if not data.key_columns(examples[:1]):
         return
     given = data.key_columns(examples)

@@ -1,9 +1,11 @@
 """Groups of sampled rows on which a classifier is worse, and what is said of them."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -107,7 +109,18 @@ def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, An
     if evidence.data.own_columns is not None and shared.order is not None:
         own = evidence.data.own_columns(shared.order[where].tolist())
         found |= {name: _typed(values) for name, values in own.items()}
+    if shared.order is not None:
+        found |= file_names(evidence, shared.order[where].tolist())
     return found
+
+
+def file_names(evidence: Evidence, examples: Sequence[int]) -> dict[str, list[str]]:
+    """Return how the names of the files begin, their last number left out, where few begin so."""
+    place = evidence.data.place
+    if not evidence.data.by_name or place is None:
+        return {}
+    starts = [re.sub(r"\d+$", "", PurePath(place(i)).stem) for i in examples]
+    return {"file name": starts} if 1 < len(set(starts)) <= FEW else {}
 
 
 def _typed(values: Sequence[Any]) -> Any:

@@ -147,6 +147,8 @@ class DataEvidence:
         Names of the columns that the model is given.
     by_name : bool
         Whether files are read in the order of their names.
+    place : callable or None
+        Gives where an example stands in the data: a file, a line, a number.
     """
 
     name: str
@@ -165,6 +167,7 @@ class DataEvidence:
     n_skipped: int = 0
     limited: bool = False
     by_name: bool = False
+    place: Callable[[int], str] | None = None
     seed: int = 0
     piece: Int[Tensor, "example"] | None = None
     size: Int[Tensor, "example"] | None = None

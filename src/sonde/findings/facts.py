@@ -77,6 +77,7 @@ def _of_items(inputs: ItemInputs, name: str, limited: bool, seed: int) -> DataEv
         key_columns=inputs.key_columns,
         inputs=tuple(inputs.layout.inputs),
         by_name=inputs.source.by_name,
+        place=inputs.place,
     )
 
 
