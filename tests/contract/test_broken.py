@@ -14,7 +14,7 @@ from contract import (
     broken_tokens,
 )
 from contract.statistics import rank_error
-from contract.test_explainers import NAMES, Slopes
+from contract.test_explainers import JUDGED, NAMES, MeanAnswer, Slopes
 from sonde.core import (
     CachePacking,
     CacheRule,
@@ -24,6 +24,7 @@ from sonde.core import (
     Explainer,
     InputError,
     Instrument,
+    Judge,
     Learner,
     Shift,
     Statistic,
@@ -155,6 +156,7 @@ TWINS = [
     (MergeRule, "rule_same", broken_rewrites.MeanOf("shrinks"), "off by"),
 ]
 TWINS += [(Explainer, name, ExplainerCase(Slopes(name)), None) for name in NAMES]
+TWINS += [(Judge, name, ExplainerCase(MeanAnswer(name)), None) for name in JUDGED]
 GOOD = [
     Case(Moments()),
     Case(broken.SplitsGroups(), "group"),

@@ -164,10 +164,35 @@ class Slopes(Explainer):
         return Result(value=value, n=len(x), direction="none")
 
 
+@dataclass(frozen=True)
+class MeanAnswer(Judge):
+    """The mean answer, or what breaks a law of judges by its name."""
+
+    fault: str = ""
+
+    def judge(self, model: Any, inputs: Any, explanation: Any, /, *_: Any, **asked: Any) -> Result:
+        with torch.no_grad():
+            found = model(inputs).double().mean()
+        if self.fault == "again":
+            found = found + torch.rand(())
+        if self.fault == "untouched":
+            model.train(not model.training)
+        if self.fault == "half" and inputs.dtype == torch.bfloat16:
+            found = 2 * found
+        return Result(value=float(found), n=len(inputs), direction="none")
+
+
 NAMES = ("alone", "again", "untouched", "half", "inputs", "output")
+JUDGED = ("again", "untouched", "half")
 
 
 @pytest.mark.parametrize("fault", NAMES)
 def test_each_law_holds_for_a_twin_without_its_fault(fault):
     (law,) = [x for x in laws_of(ExplainerCase(Slopes(fault))) if x.name == fault]
     law.hold(ExplainerCase(Slopes()))
+
+
+@pytest.mark.parametrize("fault", JUDGED)
+def test_a_good_judge_keeps_its_laws(fault):
+    (law,) = [x for x in laws_of(ExplainerCase(MeanAnswer(fault))) if x.name == fault]
+    law.hold(ExplainerCase(MeanAnswer()))
