@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def kl_divergence(
-    log_p: Float[Tensor, "*axes class"], log_q: Float[Tensor, "*axes class"]
+    log_p: Float[Tensor, "*axes class"], log_q: Float[Tensor, "*#axes class"]
 ) -> Float[Tensor, "*axes"]:
     """Return ``KL(p || q)`` of each row, in nats.
 
