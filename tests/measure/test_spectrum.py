@@ -9,8 +9,7 @@ from torch import Tensor
 
 from fixture_rows import X
 from narrow import expect
-from sonde.core.errors import InputError
-from sonde.measure import StableRank, spectrum
+from sonde.measure import spectrum
 
 
 @pytest.mark.truth("digits computed independently from the definition")
@@ -99,8 +98,3 @@ def test_constant_rows_are_nan_and_dead():
     result = spectrum(torch.ones(6, 2))
     assert math.isnan(float(result.value))
     assert "dead" in result.flags
-
-
-def test_unknown_source_is_named():
-    with pytest.raises(InputError, match="StableRank: expected source 'moments' or 'sample'"):
-        StableRank(source="rows")  # type: ignore[arg-type]

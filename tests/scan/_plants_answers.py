@@ -210,7 +210,20 @@ def two_sources(change: Callable[[Tensor], Tensor]) -> Report:
     return read_texts(module, items, task="causal", ignore_columns=["source"])
 
 
+def several(order: list[int]) -> Report:
+    """Scan a net of several labels for a row over labels in some order."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 5, generator=draw)
+    label = (x + 0.3 * torch.randn(200, 5, generator=draw) > 0).long()
+    module = nn.Sequential(nn.Linear(5, 5)).eval()
+    with torch.no_grad():
+        expect(nn.Linear, module[0]).weight.copy_(4 * torch.eye(5))
+        expect(nn.Linear, module[0]).bias.zero_()
+    return sonde.scan(module, (x, label[:, order]), progress=False)
+
+
 PLANTS = (
+    Plant("SND071", "error", lambda: several([0, 3, 2, 1, 4]), lambda: several([0, 1, 2, 3, 4])),
     Plant("SND065", "warning", lambda: leak(True), lambda: leak(False)),
     Plant("SND064", "warning", lambda: two_sources(exchanged), lambda: two_sources(torch.clone)),
     Plant("SND063", "warning", lambda: readings(0.1), lambda: readings(1.0)),

@@ -49,7 +49,7 @@ class SND015(Rule):
         "rows that are right, more than it does these (Mann-Whitney, 0.1 %), unless a constant on "
         "the logit of one class, chosen in the same way, mends about as many. A form that brings "
         "them no nearer is that of all rows: raised where it closes half of the gap to no wrong "
-        "row, rows that it breaks taken off. Without labels: "
+        "row, rows that it breaks taken off, and is no scale. Without labels: "
         "where a form takes three quarters of the first batch norm's misfit away and leaves less "
         "than 0.125 nats."
     )
@@ -145,6 +145,8 @@ class SND015(Rule):
         )  # fmt: skip
         if found.right < self.most or gain < self.part * found.wrong or lucky >= self.level:
             return clear
+        if found.form.scale is not None:  # larger inputs drown any bias of the model
+            return self.clear(figure, "a scale of the inputs makes up for a bias as well")
         if found.offset >= found.right - self.rival:
             return self.clear(figure, "a constant on the logit of one class mends as many rows")
         text = (
