@@ -203,10 +203,35 @@ def test_a_head_that_guesses_is_named() -> None:
 def of_share(right: float) -> Any:
     draw = torch.Generator().manual_seed(1)
     usual, found = ((torch.rand(N, generator=draw) < p).double() for p in (0.5, right))
-    head = head_answers.HeadAnswers("a", "kind", "accuracy", found, usual, (*range(N),))
+    rows = torch.arange(N)
+    head = head_answers.HeadAnswers("a", "kind", "accuracy", found, usual, (*range(N),), rows)
     return SND071().check(replace(evidence_of(drawn(N, 3)), heads=head_answers.Heads((head,))))
 
 
 def test_a_head_below_one_answer_for_all_is_raised_and_one_above_is_not() -> None:
     assert_raised(of_share(0.2), "warning")
     assert_clear(of_share(0.6))
+
+
+@pytest.mark.truth("the interval of as many rows as there are groups; rows without labels by hand")
+def test_copies_of_a_row_are_one_row_and_rows_without_a_label_do_not_count() -> None:
+    x = drawn(40, K)
+    y = noisy((x > 0).long(), 0.2, 2).double()
+    y[:8] = -1
+    some = x[8:]
+
+    def head(times: int) -> dict[str, Any]:
+        items = [
+            {"x": row, "label": label, "group": str(i)}
+            for i, (row, label) in enumerate(zip(x, y, strict=True))
+            for _ in range(times)
+        ]
+        (found,) = scanned(Alone(K), items).json()["answers"]["heads"]
+        return found
+
+    one, four = head(1), head(4)
+    hit = (some > 0).double() == y[8:]
+    assert one["n_rows"] == 32
+    assert one["all_right"] == pytest.approx(float(hit.all(1).double().mean()))
+    for name in ("value", "low", "high"):
+        assert four[name] == pytest.approx(one[name], abs=0.01)

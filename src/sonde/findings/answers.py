@@ -233,7 +233,7 @@ def _of_heads(heads: Heads) -> dict[str, Any]:
     first = of_head(heads.found[0])
     shared = {name: first[name] for name in ("measure", "value", "low", "high", "commonest")}
     nothing = dict.fromkeys(("per_byte", "chance", "last", "best", "confusion"))
-    counts = {"n_rows": first["n_rows"], "n_groups": first["n_rows"]}
+    counts = {"n_rows": first["n_rows"], "n_groups": heads.found[0].n_groups}
     return shared | nothing | counts | {"heads": [of_head(h) for h in heads.found]}
 
 

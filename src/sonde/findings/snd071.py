@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from sonde.findings._head_kinds import GAIN, Part
 from sonde.findings._places import sentence
 from sonde.findings._text import listed, number, percent, plural
 from sonde.findings.evidence import Evidence
-from sonde.findings.head_answers import GAIN, HeadAnswers, Heads, Part
+from sonde.findings.head_answers import HeadAnswers, Heads
 from sonde.findings.rule import Check, Figure, Rule, Theme
 
 
@@ -32,7 +33,7 @@ class SND071(Rule):
         "2,048 rows: right answers (several labels: of each label; maps: of each pixel; numbers: "
         "squared errors in shares of the targets' variance) against those of the commonest answer "
         "alone, or the mean. Raised where the head, or one of its labels, is worse by 4 standard "
-        "errors over rows, or where labels in another order, or maps turned otherwise, chosen on "
+        "errors over groups, or where labels in another order, or maps turned otherwise, chosen on "
         "half of the rows where there are many orders, fit far better."
     )
     false_positives: ClassVar[str] = "A head that was trained to find a rare class at any price."
@@ -51,7 +52,7 @@ class SND071(Rule):
         value, se = self._lead(head)
         figure = Figure(
             "lead", value, value - self.errors * se, value + self.errors * se, "share", null=0.0,
-            threshold=0.0, direction="below", n_rows=len(head.right),
+            threshold=0.0, direction="below", n_rows=len(head.right), n_groups=head.n_groups,
         )  # fmt: skip
         turned = next((h for h in heads.found if h.other is not None), None)
         if turned is not None:

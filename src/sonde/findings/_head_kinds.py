@@ -1,0 +1,217 @@
+"""How right the answers of one head are, by what its labels look like.
+
+Each function returns the fields of a ``HeadAnswers``; rows without a label are NaN.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from sonde.engine.errorbars import group_error
+
+NOTHING: Final = 255  # of a map: what many masks write where nobody says what is there
+GAIN: Final = 0.05
+"""Share of answers that must be right beyond the present ones for another order to be named."""
+
+Kind = Literal["accuracy", "label_accuracy", "rank_accuracy", "pixel_accuracy", "rms_error"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several labels, or one class of a map: how often it is right, or its overlap."""
+
+    name: str
+    value: float
+    usual: float
+    lead_error: float = 0.0
+
+
+def n_classes(truth: Tensor) -> int:
+    """Return the number of classes from 0, or 0 if the labels are no classes."""
+    known = truth[torch.isfinite(truth)]
+    whole = len(known) > 0 and bool((known == known.round()).all()) and float(known.min()) >= -1
+    return int(known.max()) + 1 if whole else 0
+
+
+def judged(
+    said: Tensor, truth: Tensor, names: Sequence[str], group: Int[Tensor, "row"]
+) -> dict[str, Any] | None:
+    """Return the fields of a head's answers, or None if its outputs do not fit the labels."""
+    said = said.squeeze(-1) if said.shape == (*truth.shape, 1) else said
+    said = said.squeeze(1) if said.ndim == truth.ndim + 1 and said.shape[1] == 1 else said
+    known = truth[torch.isfinite(truth)]
+    binary = bool(torch.isin(known, torch.tensor([0.0, 1.0, -1.0]).to(known)).all())
+    if said.shape == truth.shape:
+        alone = truth.ndim == 2 and truth.shape[1] > 1 and bool((truth.sum(1) == 1).all())
+        if alone and binary:
+            return _of_classes(said.argmax(1), truth.argmax(1), "accuracy")
+        whole = bool((said == said.round()).all()) and not binary
+        if truth.ndim >= 3 and (whole or (binary and _is_map_of_classes(said))):
+            return _of_map(said, truth)
+        return _of_labels(said, truth, names, group) if binary else _of_numbers(said, truth, names)
+    if said.ndim == 2 and truth.ndim == 1:
+        n = n_classes(truth)
+        if n == said.shape[1] + 1 and _is_ordered(said):
+            answer = (said > _middle(said)).sum(1)
+            return _of_classes(answer, truth, "rank_accuracy")
+        if 1 < n <= said.shape[1]:
+            return _of_classes(said.argmax(1), truth, "accuracy")
+    return None
+
+
+def _is_map_of_classes(said: Tensor) -> bool:
+    return bool(torch.isin(said, torch.tensor([0.0, 1.0]).to(said)).all())
+
+
+def _middle(said: Tensor) -> float:
+    """Return the number above which an answer is yes: half of probabilities, zero of logits."""
+    return 0.5 if bool(((said >= 0) & (said <= 1)).all()) else 0.0
+
+
+def _is_ordered(said: Float[Tensor, "row cut"]) -> bool:
+    """Return whether every row falls from cut to cut, as the chance to be beyond a rank does."""
+    return bool((said.diff(dim=1) <= 1e-6).all())
+
+
+def _of_classes(answer: Tensor, truth: Tensor, measure: Kind) -> dict[str, Any] | None:
+    known = torch.isfinite(truth) & (truth >= 0)
+    if not bool(known.any()):
+        return None
+    answer, truth = answer.double(), truth.double()
+    right = torch.where(known, (answer == truth).double(), math.nan)
+    usual = torch.where(known, (truth == truth[known].mode().values).double(), math.nan)
+    off = float((answer - truth)[known].abs().mean()) if measure == "rank_accuracy" else math.nan
+    words = tuple(tuple(str(int(k)) for k in rows.nan_to_num(-1)) for rows in (truth, answer))
+    return {"measure": measure, "right": right, "usual": usual, "off": off, "words": words}
+
+
+def _of_labels(
+    said: Shaped[Tensor, "row *label"],
+    truth: Tensor,
+    names: Sequence[str],
+    group: Int[Tensor, "row"],
+) -> dict[str, Any] | None:
+    """Judge answers yes or no, each by itself: several labels of a row, or the pixels of a mask."""
+    known = torch.isfinite(truth) & (truth >= 0)
+    if not bool(known.any()):
+        return None
+    answer = (said > _middle(said)).double()
+    hit = torch.where(known, (answer == truth).double(), math.nan).reshape(len(said), -1)
+    share = torch.where(known, truth, math.nan).reshape(len(said), -1)
+    common = (share.nanmean(0) > 0.5).double()
+    usual = torch.where(torch.isnan(share), math.nan, (share == common).double())
+    made: dict[str, Any] = {
+        "right": hit.nanmean(1), "usual": usual.nanmean(1),
+        "measure": "accuracy" if truth.ndim == 1 else "label_accuracy",
+    }  # fmt: skip
+    if truth.ndim >= 3:
+        made |= {"measure": "pixel_accuracy", **_overlaps(answer, truth, known)}
+        made["other"] = _turned(answer, truth, made["right"])
+    elif truth.ndim == 2:
+        some = ~hit.isnan().all(1)
+        made["whole"] = float((hit[some].nan_to_num(1.0) == 1).all(1).double().mean())
+        made["parts"] = tuple(
+            Part(name, float(h.nanmean()), float(u.nanmean()), _error(h - u, group))
+            for name, h, u in zip(_numbered(names, truth), hit.T, usual.T, strict=True)
+        )
+        made["other"] = _exchanged(answer, truth, float(hit.nanmean()))
+        words = _numbered(names, truth)
+        made["words"] = tuple(_listed(rows, words) for rows in (truth, answer))
+    return made
+
+
+def _numbered(names: Sequence[str], truth: Shaped[Tensor, "row label"]) -> tuple[str, ...]:
+    return tuple(names) or tuple(str(i) for i in range(truth.shape[1]))
+
+
+def _listed(rows: Shaped[Tensor, "row label"], names: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels that each row has, in words."""
+    there = [[name for name, x in zip(names, row, strict=True) if x == 1] for row in rows.tolist()]
+    return tuple(" + ".join(labels) or "none" for labels in there)
+
+
+def _error(values: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> float:
+    """Return the standard error of the mean over groups; infinite if there is one."""
+    known = torch.isfinite(values)
+    n_groups = len(torch.unique(group[known]))
+    if n_groups < 2:
+        return math.inf
+    return group_error(values[known] / int(known.sum()), group[known], n_groups)
+
+
+def _exchanged(answer: Tensor, truth: Tensor, own: float) -> tuple[str, float] | None:
+    """Return in which order the outputs fit the labels far better, on the other half of rows."""
+    half = torch.arange(len(answer)) % 2 == 0
+    signs, right = 2 * answer - 1, 2 * truth - 1
+    agree = (1 + signs[half].T @ torch.nan_to_num(right[half]) / half.sum()) / 2
+    outputs, labels = linear_sum_assignment(agree.numpy(), maximize=True)
+    order = torch.from_numpy(outputs[np.argsort(labels)])
+    after = float((answer[~half][:, order] == truth[~half]).double().mean())
+    moved = [f"{int(o)} for {i}" for i, o in enumerate(order) if int(o) != i]
+    if after < own + GAIN or not moved:
+        return None
+    return f"with output {', '.join(moved)}", after
+
+
+def _of_map(said: Tensor, truth: Tensor) -> dict[str, Any] | None:
+    known = torch.isfinite(truth) & (truth >= 0)
+    known &= (truth != NOTHING) | (said.max() >= NOTHING)
+    if not bool(known.any()):
+        return None
+    hit = torch.where(known, (said == truth).double(), math.nan).flatten(1)
+    common = truth[known].mode().values
+    usual = torch.where(known, (truth == common).double(), math.nan).flatten(1)
+    made: dict[str, Any] = {
+        "measure": "pixel_accuracy", "right": hit.nanmean(1), "usual": usual.nanmean(1),
+        **_overlaps(said, truth, known), "other": _turned(said, truth, hit.nanmean(1)),
+    }  # fmt: skip
+    return made
+
+
+def _overlaps(said: Tensor, truth: Tensor, known: Tensor) -> dict[str, Any]:
+    """Return the intersection over union of each class of the labels, and their mean."""
+    parts = []
+    for k in truth[known].unique().tolist():
+        mine, its = (said == k) & known, (truth == k) & known
+        union = int((mine | its).sum())
+        parts.append(Part(str(int(k)), int((mine & its).sum()) / max(1, union), 0.0))
+    mean = sum(p.value for p in parts) / len(parts)
+    return {"parts": tuple(parts), "overlap": mean}
+
+
+def _turned(said: Tensor, truth: Tensor, right: Tensor) -> tuple[str, float] | None:
+    """Return how maps of labels must be turned to fit the answers far better."""
+    forms = {"turned upside down": truth.flip(-2), "mirrored": truth.flip(-1)}
+    if truth.shape[-1] == truth.shape[-2]:
+        forms |= {"with height and width exchanged": truth.transpose(-1, -2)}
+        forms |= {"turned to the left": truth.rot90(1, (-2, -1))}
+        forms |= {"turned to the right": truth.rot90(-1, (-2, -1))}
+    after = {words: float((said == made).double().mean()) for words, made in forms.items()}
+    best = max(after, key=lambda words: after[words])
+    is_far = after[best] > float(right.nanmean()) + GAIN
+    return (f"with their labels {best}", after[best]) if is_far else None
+
+
+def _of_numbers(said: Tensor, truth: Tensor, names: Sequence[str]) -> dict[str, Any] | None:
+    known = torch.isfinite(truth) & torch.isfinite(said)
+    if not bool(known.any()):
+        return None
+    own = torch.where(known, (said - truth).square(), math.nan).reshape(len(said), -1).nanmean(1)
+    mean = torch.where(known, truth, math.nan).nanmean(0)
+    far = torch.where(known, (truth - mean).square(), math.nan)
+    usual = far.reshape(len(said), -1).nanmean(1)
+    made: dict[str, Any] = {"measure": "rms_error", "right": own, "usual": usual}
+    if truth.ndim == 2:
+        pairs = zip(_numbered(names, truth), (said - truth).T, (truth - mean).T, strict=True)
+        made["parts"] = tuple(
+            Part(name, *(float(x.square().nanmean()) ** 0.5 for x in (e, m)))
+            for name, e, m in pairs
+        )
+    return made
