@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fixture_rows import X
 from narrow import expect
-from sonde.measure import spectrum
+from sonde.core.errors import InputError
+from sonde.measure import StableRank, spectrum
 
 
 @pytest.mark.truth("digits computed independently from the definition")
@@ -98,3 +99,10 @@ def test_constant_rows_are_nan_and_dead():
     result = spectrum(torch.ones(6, 2))
     assert math.isnan(float(result.value))
     assert "dead" in result.flags
+
+
+def test_unknown_source_is_named():
+    made = StableRank()
+    object.__setattr__(made, "source", "rows")  # the test's own type checker would refuse the call
+    with pytest.raises(InputError, match="StableRank: expected source 'moments' or 'sample'"):
+        made.__post_init__()
