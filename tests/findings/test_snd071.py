@@ -1,6 +1,7 @@
 """Heads, several labels, ranks, maps and boxes: each is judged by its own labels."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Cuts(Heads):
 
 
 class Mapped(nn.Module):
-    """Answers with three numbers for each pixel, the largest of which is its class."""
+    """Give each pixel three numbers; the largest says its class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ def noisy(truth: Tensor, share: float, n: int, seed: int = 5) -> Tensor:
 
 @pytest.mark.truth("accuracy by hand")
 @pytest.mark.parametrize("form", ["mapping", "tuple"])
-def test_each_head_is_judged_by_its_own_column(form: str) -> None:
+def test_each_head_is_judged_by_its_own_column(form: str, tmp_path: Path) -> None:
     x = drawn(N, 8)
     kind, size = noisy(x[:, :4].argmax(1), 0.2, 4), x[:, 7] + 0.3 * drawn(N, seed=1)
     data = {"x": x, "kind": kind, "size": size}
@@ -108,6 +109,10 @@ def test_each_head_is_judged_by_its_own_column(form: str) -> None:
     assert (second["column"], second["measure"]) == ("size", "rms_error")
     assert second["value"] == pytest.approx(off, rel=1e-4)
     assert "size" in str(report).split("cause")[0]
+    report.save(tmp_path / "page.html")
+    bars = (tmp_path / "page.html").read_text().split('class="beside"')[1].split("Findings")[0]
+    assert "kind" in bars
+    assert "this model" not in bars
 
 
 @pytest.mark.truth("accuracy by hand; two labels planted in each other's place")

@@ -368,7 +368,7 @@ def _coloured(share: float) -> Report:
 
 
 def _bent(power: float, share: float) -> Report:
-    """Scan colour pictures of which a share has another gamma."""
+    """Scan colour pictures, a share of them at another gamma."""
     x = unnamed.colours().x.clamp(0, 1)
     mine = torch.rand(len(x), generator=torch.Generator().manual_seed(12)) < share
     return unnamed.colours().scan(x=torch.where(mine[:, None, None, None], x**power, x))

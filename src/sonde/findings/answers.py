@@ -224,8 +224,10 @@ def answers_section(evidence: Evidence) -> dict[str, Any] | None:
 def _with_heads(section: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
     """Return the section with the figures of each head, where the model has several."""
     heads = evidence.heads
-    several = isinstance(heads, Heads) and len(heads.found) > 1
-    return section | {"heads": [of_head(h) for h in heads.found]} if several else section
+    if not isinstance(heads, Heads) or len(heads.found) < 2:
+        return section
+    # the last layer that ran may be another head, whose states say little of these labels
+    return section | {"last": None, "heads": [of_head(h) for h in heads.found]}
 
 
 def _of_heads(heads: Heads) -> dict[str, Any]:

@@ -280,7 +280,7 @@ def _outputs(stream: LiveStream, batch: InputBatch) -> Iterator[tuple[str, Tenso
 
 
 def _as_batch(output: Any, n: int) -> Any:
-    """Return a list of mappings, one for each example, as a mapping of stacked tensors."""
+    """Stack what a list holds for each example under one name, as detectors return it."""
     is_list = isinstance(output, list | tuple) and len(output) == n
     if not is_list or not all(isinstance(one, Mapping) for one in output):
         return output

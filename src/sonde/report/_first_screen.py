@@ -91,16 +91,18 @@ def _figures(report: dict[str, Any]) -> Markup | None:
         "rank_accuracy": ("right", "row"),
         "pixel_accuracy": ("of pixels right", "row"),
     }[found["measure"]]
-    lines = [("this model", found["value"])]
+    heads = found.get("heads") or []
+    own = shown(heads[0]["column"], 28) if len(heads) > 1 else "this model"
+    lines = [(own, found["value"])]
     if found["best"] is not None:
         where = shown(found["best"]["site"].removesuffix(":out"), 28)
         probe = "linear probe" if share_of or found["measure"] == "rms_error" else "read out"
         lines.append((f"{probe} at {where}", found["best"]["value"]))
     usual = {"rms_error": "the mean", "nats_per_token": "counts"}
     lines.append((usual.get(found["measure"], "the commonest label"), found["commonest"]))
-    for head in found.get("heads") or ():
-        if head["name"] and head["measure"] == found["measure"]:
-            lines.append((shown(head["name"], 28), head["value"]))
+    for head in heads[1:]:
+        if head["measure"] == found["measure"]:
+            lines.append((shown(head["column"], 28), head["value"]))
     kept = [(name, value) for name, value in lines if value is not None]
     whole = 1.0 if share_of else max(abs(value) for _, value in kept) or 1.0
     bars = [_bar(name, value, value / whole, say(value)) for name, value in kept]
