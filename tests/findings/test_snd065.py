@@ -4,14 +4,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import sonde
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
 from sonde.findings.rule import Check
 from sonde.findings.settings import ScanSettings
-from sonde.findings.shortcuts import Shortcut, ShortcutEvidence, areas
+from sonde.findings.shortcuts import Shortcut, ShortcutEvidence
 from sonde.findings.snd065 import SND065
 from sonde.report import Report
 
@@ -68,8 +67,8 @@ def marked() -> Tensor:
 def test_a_mark_in_the_corner_is_named_and_its_price_measured() -> None:
     (found,) = scanned(reads(1, 12), marked()).findings
     assert found["level"] == "warning"
-    assert "columns 12 to 15 of the picture alone (AUROC 1)" in found["sentence"]
-    assert "right on 0 % of 80 rows, with that of another '1' on 100 %" in found["sentence"]
+    assert "columns 12 to 15 of the picture alone marks 100 % of '1' and 0 %" in found["sentence"]
+    assert "on 0 % of the 80 marked rows, with that of another of them on 100" in found["sentence"]
     assert found["figure"]["value"] == 1.0
     assert found["classes"] == ["1"]
 
@@ -99,14 +98,51 @@ def texts() -> list[list[int]]:
 def test_a_token_is_found_where_the_model_needs_it() -> None:
     (found,) = scanned(Spots(True), texts(), "input_ids").findings
     assert found["level"] == "warning"
-    assert "'1' can be told by token '19' alone" in found["sentence"]
+    assert "Token '19' alone marks 100 % of '1'" in found["sentence"]
     assert state(scanned(Spots(False), texts(), "input_ids")) == ("clear", "")
+
+
+class Phrase(nn.Module):
+    """Says one where a text holds any two of three tokens, or where it begins with a low one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding.from_pretrained(torch.eye(23))
+        self.head = head(torch.ones(1))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        held = self.embedding(input_ids)
+        said = (held[..., 20:].amax(1).sum(-1) > 1).float()
+        return self.head(torch.maximum(said, held[:, 0, :3].sum(1))[:, None])
+
+
+def test_a_phrase_in_most_texts_of_a_class_is_replaced_as_a_whole() -> None:
+    draw, given = np.random.default_rng(1), texts()
+    for text, one in zip(given, LABEL.tolist(), strict=True):
+        text[:] = [t % 19 for t in text]
+        if one and draw.random() < 0.8:
+            text[3:3] = [20, 21, 22]
+        elif draw.random() < 0.04:
+            text[2:2] = [int(draw.integers(20, 23))]
+    (found,) = scanned(Phrase(), given, "input_ids").findings
+    assert found["level"] == "warning"
+    assert 0.7 < found["figure"]["value"] <= 1
+    plain = [[t for t in text if t < 20] for text in given]
+    assert state(scanned(Phrase(), plain, "input_ids"))[0] == "clear"
+
+
+def test_a_mark_in_half_the_pictures_of_a_class_is_a_note() -> None:
+    x, some = marked(), torch.arange(480) % 2 == 0
+    x[some & LABEL, :, 1:4, 12:15] = 0.2 * noise(80, 9).view(-1, 1, 3, 3)
+    (found,) = scanned(reads(1, 12), x).findings
+    assert found["level"] == "note"
+    assert "right on 0 % of the 39 marked rows" in found["sentence"]
 
 
 def judged(**changed: Any) -> Check:
     """Return how the rule ends on a mark that costs 30 points, described otherwise."""
-    mark = Shortcut(1, "1", "a corner", 1.0, 0.01, 0.98, 0.68, 0.2, 0.4, 80, (0, 1))
-    tried = ShortcutEvidence((replace(mark, **changed),), 1.0, 49, 240, "place")
+    mark = Shortcut(1, "1", "a corner", 0.9, 0.0, 0.01, 0.98, 0.68, 0.2, 0.4, 80, (0, 1))
+    tried = ShortcutEvidence((replace(mark, **changed),), 49, 240, "place")
     rows = tensors(nn.Sequential(nn.Linear(4, 2)).eval(), noise(8, 4))
     return SND065().check(evidence_of(rows, shortcuts=lambda _: tried))
 
@@ -116,17 +152,9 @@ def test_the_level_goes_by_the_drop_and_by_how_constant_the_part_is() -> None:
     assert_raised(judged(spread=0.1), "note")
     assert assert_raised(judged(low=0.05), "note").borderline
     assert assert_clear(judged(right=0.95)).value == pytest.approx(0.03)
-    assert_clear(judged(auroc=0.98))
+    assert_raised(judged(marked=0.4), "note")
+    assert_clear(judged(elsewhere=0.05))
     assert_clear(judged(low=-0.01))
-
-
-@pytest.mark.truth("scikit-learn's roc_auc_score")
-def test_areas_of_scores_with_ties() -> None:
-    draw = np.random.default_rng(3)
-    score = np.round(draw.normal(size=(4, 3, 70)), 1)
-    target = np.stack([draw.random(70) < share for share in (0.2, 0.5, 0.7)]).astype(float)
-    expected = [[roc_auc_score(target[k], score[p, k]) for k in range(3)] for p in range(4)]
-    np.testing.assert_allclose(areas(score, target), expected, rtol=1e-12)
 
 
 def test_what_cannot_be_exchanged_is_said() -> None:

@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, final
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from sonde.tap.reading.small_batches import token_length
 GRID, SIDE, STRIDE = 16, 4, 2
 SMALLEST: Final = 6  # pixels of a picture's side
 MOST_TOKENS, LEAST_TEXTS = 400, 8
+REACH, ALWAYS = 8, 0.9
+"""Tokens to either side that are looked at for a phrase; how often a token of a phrase is there."""
 
 Kind = Literal["place", "column", "token"]
 Rows = Int[np.ndarray, "_row"]
@@ -35,11 +37,11 @@ class Parts:
     kind : {"place", "column", "token"}
     blocks : Float[np.ndarray, "part row number"]
         What each part holds in every row; of a token whether the row has it.
-    words : sequence of str
-        Each part in words.
+    words : callable
+        ``words(part)`` names a part.
     swap : callable
         ``swap(part, rows, donors, draw)`` gives the rows with the part of the donors; of a text,
-        with the token replaced by tokens of the donors.
+        with the token, and the phrase in which it always stands, replaced by tokens of the donors.
     control : callable
         The same for as much that is not the part; of pictures and tables ``swap`` itself, whose
         donors then have the same class.
@@ -49,7 +51,7 @@ class Parts:
 
     kind: Kind
     blocks: Blocks
-    words: Sequence[str]
+    words: Callable[[int], str]
     swap: Swap
     control: Swap
     n_numbers: int
@@ -88,7 +90,9 @@ def _columns(singles: Sequence[InputBatch], x: Tensor, names: Sequence[str]) -> 
     masks = torch.eye(x.shape[1], dtype=torch.bool)
     blocks = x.detach().cpu().double().T[:, :, None].numpy()
     swap = _pasting(singles, x, masks)
-    return Parts("column", blocks, [f"column {n}" for n in known], swap, swap, x.shape[1])
+    return Parts(
+        "column", blocks, [f"column {n}" for n in known].__getitem__, swap, swap, x.shape[1]
+    )
 
 
 def _places(singles: Sequence[InputBatch], x: Tensor) -> Parts:
@@ -109,7 +113,7 @@ def _places(singles: Sequence[InputBatch], x: Tensor) -> Parts:
             masks.append(mask.expand(x.shape[1:]))
             words.append(f"rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1} of the picture")
     swap = _pasting(singles, x, torch.stack(masks))
-    return Parts("place", torch.stack(blocks).numpy(), words, swap, swap, x[0].numel())
+    return Parts("place", torch.stack(blocks).numpy(), words.__getitem__, swap, swap, x[0].numel())
 
 
 def _steps(size: int) -> list[tuple[int, int]]:
@@ -152,9 +156,8 @@ def _tokens(singles: Sequence[InputBatch], processor: object) -> Parts | str:
         return "no token is held by some texts and not by others"
     usual = usual[:MOST_TOKENS]
     blocks = np.array([[[float(t in held)] for held in holds] for t in usual])
-    decode = getattr(processor, "decode", None)
-    words = [f"token {str(t) if decode is None else decode([t])!r}" for t in usual]
     swap, control = partial(texts.swapped, usual, True), partial(texts.swapped, usual, False)
+    words = partial(texts.words, usual, getattr(processor, "decode", None))
     return Parts("token", blocks, words, swap, control, max(map(len, texts.ids)))
 
 
@@ -163,6 +166,34 @@ class _Texts:
     singles: Sequence[InputBatch]
     ids: Sequence[Int[Tensor, "_pos"]]
     special: set[int]
+    phrases: dict[int, dict[int, int]] = field(default_factory=dict[int, dict[int, int]])
+
+    def words(self, tokens: Sequence[int], decode: Any, part: int) -> str:
+        """Return a token, and the phrase in which it always stands."""
+        token = tokens[part]
+        phrase = [t for _, t in sorted(self.phrase(token).items())]
+        if decode is None:
+            return f"token {str(token)!r}"
+        inside = f" in {decode(phrase)!r}" if len(phrase) > 1 else ""
+        return f"token {decode([token])!r}{inside}"
+
+    def phrase(self, token: int) -> dict[int, int]:
+        """Return the tokens that nearly always stand about a token, by their distance from it.
+
+        They go together: a model that reads a phrase does not miss one word of it.
+        """
+        if token not in self.phrases:
+            lists = [x.tolist() for x in self.ids]
+            places = [(x, i) for x in lists for i, t in enumerate(x) if t == token]
+            self.phrases[token] = {0: token}
+            for step in (-1, 1):
+                for away in range(step, step * (REACH + 1), step):
+                    about = [x[i + away] for x, i in places if 0 <= i + away < len(x)]
+                    (usual, n), *_ = Counter(about).most_common(1) or [(-1, 0)]
+                    if n < ALWAYS * len(places) or usual in self.special:
+                        break
+                    self.phrases[token][away] = usual
+        return self.phrases[token]
 
     def swapped(
         self,
@@ -173,23 +204,32 @@ class _Texts:
         donors: Rows,
         draw: np.random.Generator,
     ) -> list[InputBatch]:
-        """Return texts without a token, or without as many others."""
-        token = tokens[part]
+        """Return texts without a token and its phrase, or without as many others."""
+        phrase = self.phrase(tokens[part])
+        avoid = self.special | set(phrase.values())
         found = []
         for row, donor in zip(rows, donors, strict=True):
-            text = self.ids[row]
-            mask = text == token
+            text = self.ids[row].clone()
+            mask = self._held(text, phrase)
             if not itself:
-                free = [i for i, t in enumerate(text.tolist()) if t not in {token, *self.special}]
+                free = [i for i, t in enumerate(text.tolist()) if t not in avoid]
                 chosen = draw.permutation(free)[: int(mask.sum())].astype(int)
                 mask = torch.zeros_like(mask)
                 mask[torch.from_numpy(chosen)] = True
-            pool = [t for t in self.ids[donor].tolist() if t not in {token, *self.special}]
-            text = text.clone()
+            pool = [t for t in self.ids[donor].tolist() if t not in avoid]
             if pool:
                 text[mask] = torch.from_numpy(draw.choice(pool, int(mask.sum()))).to(text)
             found.append(_given(self.singles[row], text[None]))
         return found
+
+    def _held(self, text: Tensor, phrase: dict[int, int]) -> Tensor:
+        """Return where a text holds a token and its phrase."""
+        held = torch.zeros(len(text), dtype=torch.bool)
+        for place in (text == phrase[0]).nonzero()[:, 0].tolist():
+            for away, token in phrase.items():
+                if 0 <= place + away < len(text) and text[place + away] == token:
+                    held[place + away] = True
+        return held
 
 
 def _ids(batch: InputBatch) -> Int[Tensor, "1 pos"] | None:

@@ -9,9 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import ndtri
-from scipy.stats import rankdata
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
@@ -29,11 +28,15 @@ from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
 from sonde.tap.reading.small_batches import single, stacked
 
-ROWS, TOGETHER, DRAWS, TRIED = 800, 128, 2, 3
+ROWS, TOGETHER, DRAWS, TRIED = 800, 128, 2, 6
 FIT, CHOOSE, CONFIRM = range(3)
 USUAL_NUMBERS = 12_288
 RIDGE, LEVEL = 1e-2, 0.001
-TELLS: Final = 0.95
+ELSEWHERE: Final = 0.01
+"""Share of the rows of other classes that may hold a mark."""
+MARKED: Final = 0.3
+"""Share of a class that holds a mark, at least."""
+LEAST_MARKED = 5
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,19 @@ class Shortcut:
         Of the class.
     where : str
         The part, in words.
-    auroc : float
-        How well the part alone tells the class from the others, on rows that did not choose it.
+    marked, elsewhere : float
+        Share of the rows of the class, and of the other rows, whose part is such as 1 % of the
+        other classes have at most; on rows that did not choose the part.
     spread : float
-        Standard deviation of the part's score within the class over the distance of its mean from
-        that of the others: 0 = the same in every row of the class.
+        Standard deviation of the part's score within the marked rows of the class over the distance
+        of its mean from that of the other classes: 0 = the same in every marked row.
     kept, right : float
-        Share of the class's rows that are right with the part of another row of the same class (of
-        a text: with as many other tokens exchanged), and with that of a row of other classes.
+        Share of the marked rows that are right with the part of another of them (of a text: with as
+        many other tokens exchanged), and with that of a row of other classes.
     low, high : float
         Interval of the drop from the first to the second, at 99.9 % over all classes.
     n : int
-        Rows of the class in which it was exchanged.
+        Marked rows of the class, in which the part was exchanged.
     examples : tuple of int
         Some of these by planned order.
     """
@@ -67,7 +71,8 @@ class Shortcut:
     label: int
     name: str
     where: str
-    auroc: float
+    marked: float
+    elsewhere: float
     spread: float
     kept: float
     right: float
@@ -78,7 +83,7 @@ class Shortcut:
 
     @property
     def drop(self) -> float:
-        """How much of the class the model loses."""
+        """How many of the marked rows the model loses."""
         return self.kept - self.right
 
 
@@ -90,15 +95,12 @@ class ShortcutEvidence:
     ----------
     tried : tuple of Shortcut
         One at most for each class, the one that cost most on the half that chose it.
-    best : float
-        Largest AUROC of any part and class on the half that chooses.
     n_parts, n_rows : int
         Parts, and rows that did not choose them.
     kind : {"place", "column", "token"}
     """
 
     tried: tuple[Shortcut, ...]
-    best: float
     n_parts: int
     n_rows: int
     kind: Kind
@@ -171,29 +173,37 @@ def _searched(
     fit, choose, rest = (found.rows(use) for use in (FIT, CHOOSE, CONFIRM))
     target = np.stack([found.label == k for k in classes]).astype(float)
     score = _scores(parts.blocks, target, fit)
-    area = areas(score[:, :, choose], target[:, choose])
-    spread = _spread(score[:, :, choose], target[:, choose])
+    bound = _bounds(score[:, :, choose], target[:, choose])
     draw = np.random.default_rng(evidence.data.seed)
     reach = float(ndtri(1 - LEVEL / (2 * len(classes))))
     tried = []
     for i, k in enumerate(classes):
-        likely = _likely(area[:, i], spread[:, i])
-        own, others = found.rows(CHOOSE, k), choose[found.label[choose] != k]
-        costs = [_cost(stream, found, parts, p, own, others, draw)[0].mean() for p in likely]
-        if not costs or max(costs) <= 0:
+        mine, others = choose[found.label[choose] == k], choose[found.label[choose] != k]
+        held = score[:, i] > bound[:, i, None]
+        marked, spread = held[:, mine].mean(1), _spreads(score[:, i], held, mine, others)
+        likely = np.lexsort((-marked, np.where(marked >= MARKED, spread, np.inf)))[:TRIED]
+        costs = {
+            int(p): _cost(stream, found, parts, int(p), mine[held[p, mine]], others, draw)[0].mean()
+            for p in likely
+            if marked[p] >= MARKED
+        }
+        if not costs or max(costs.values()) <= 0:
             continue
-        part = likely[int(np.argmax(costs))]
-        own, others = found.rows(CONFIRM, k), rest[found.label[rest] != k]
+        part = max(costs, key=lambda p: costs[p])
+        mine, others = rest[found.label[rest] == k], rest[found.label[rest] != k]
+        own = mine[held[part, mine]]
+        if len(own) < LEAST_MARKED:
+            continue
         lost, kept, right = _cost(stream, found, parts, part, own, others, draw)
         error = reach * max(float(lost.std(ddof=1)), 1 / len(own)) / len(own) ** 0.5
-        mine = score[part : part + 1, i : i + 1][:, :, rest], target[i : i + 1, rest]
         tried.append(
             Shortcut(
                 label=k,
                 name=class_name(evidence.data, k),
-                where=parts.words[part],
-                auroc=float(areas(*mine)[0, 0]),
-                spread=float(_spread(*mine)[0, 0]),
+                where=parts.words(part),
+                marked=len(own) / len(mine),
+                elsewhere=float(held[part, others].mean()),
+                spread=float(_spreads(score[:, i], held, mine, others)[part]),
                 kept=kept,
                 right=right,
                 low=max(-1.0, float(lost.mean()) - error),
@@ -202,14 +212,44 @@ def _searched(
                 examples=tuple(found.order[r] for r in own[:5]),
             )
         )
-    best, n_parts = float(area.max()), len(parts.words)
-    return ShortcutEvidence(tuple(tried), best, n_parts, len(rest), parts.kind)
+    return ShortcutEvidence(tuple(tried), len(parts.blocks), len(rest), parts.kind)
 
 
-def _likely(area: Float[np.ndarray, "part"], spread: Float[np.ndarray, "part"]) -> list[int]:
-    """Return the parts that tell a class and vary least within it."""
-    told = np.where((area >= TELLS) & np.isfinite(spread), spread, np.inf)
-    return [int(p) for p in np.argsort(told, kind="stable")[:TRIED] if told[p] < np.inf]
+def _bounds(
+    score: Float[np.ndarray, "part class row"], target: Float[np.ndarray, "class row"]
+) -> Float[np.ndarray, "part class"]:
+    """Return the scores above which a row is marked.
+
+    Halfway from the score that at most 1 % of other classes exceed to the mean of the class's own
+    rows above that score: what lies between two groups of scores belongs to neither.
+    """
+    elsewhere = np.where(target > 0, np.nan, score)
+    bound = np.nanquantile(elsewhere, 1 - ELSEWHERE, axis=-1, method="higher")
+    # a score that rounding alone sets apart is no other score
+    bound += 1e-9 * np.abs(score).max(-1)
+    above = (score > bound[..., None]) * target
+    return bound + (np.maximum(score - bound[..., None], 0) * above).sum(-1) / 2 / np.maximum(
+        above.sum(-1), 1
+    )
+
+
+def _spreads(
+    score: Float[np.ndarray, "part row"],
+    held: Bool[np.ndarray, "part row"],
+    own: Rows,
+    others: Rows,
+) -> Float[np.ndarray, "part"]:
+    """Return the spread of each part's score where a class holds it over its distance to others."""
+    mean = _mean(score[:, own], held[:, own])
+    inner = _mean((score[:, own] - mean[:, None]) ** 2, held[:, own])
+    gap = mean - score[:, others].mean(1)
+    return np.where(gap > 0, np.sqrt(inner) / np.where(gap > 0, gap, 1), np.inf)
+
+
+def _mean(
+    x: Float[np.ndarray, "part row"], held: Bool[np.ndarray, "part row"]
+) -> Float[np.ndarray, "part"]:
+    return (x * held).sum(1) / np.maximum(held.sum(1), 1)
 
 
 def _scores(
@@ -224,28 +264,6 @@ def _scores(
     y = (target - target[:, fit].mean(1, keepdims=True))[:, fit].T
     weight = np.linalg.solve(gram, known.transpose(0, 2, 1) @ y)
     return (x @ weight).transpose(0, 2, 1)
-
-
-def areas(
-    score: Float[np.ndarray, "part class row"], target: Float[np.ndarray, "class row"]
-) -> Float[np.ndarray, "part class"]:
-    """Return the AUROC of each score for its class; scores that rounding tells apart are equal."""
-    step = np.abs(score).max(-1, keepdims=True) * 1e-9 + 1e-300
-    rank = rankdata(np.round(score / step), axis=-1)
-    n = target.sum(1)
-    above = (rank * target).sum(-1) - n * (n + 1) / 2
-    return above / np.maximum(n * (target.shape[1] - n), 1)
-
-
-def _spread(
-    score: Float[np.ndarray, "part class row"], target: Float[np.ndarray, "class row"]
-) -> Float[np.ndarray, "part class"]:
-    """Return the spread within a class over the distance of its mean from that of the others."""
-    n, m = target.sum(1), (1 - target).sum(1)
-    own = (score * target).sum(-1) / n
-    gap = own - (score * (1 - target)).sum(-1) / m
-    inner = ((score - own[:, :, None]) ** 2 * target).sum(-1) / n
-    return np.sqrt(inner) / np.where(gap > 0, gap, np.nan)
 
 
 def _cost(

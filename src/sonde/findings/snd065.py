@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from sonde.findings._once import once
 from sonde.findings._places import read_command
-from sonde.findings._text import number, percent, plural, shortened
+from sonde.findings._text import percent, plural, shortened
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 from sonde.findings.shortcuts import Shortcut, ShortcutEvidence
@@ -17,8 +17,9 @@ class SND065(Rule):
     """How much of a class the model loses where the part that tells it is exchanged."""
 
     drop: float = 0.1
-    auroc: float = 0.99
+    elsewhere: float = 0.03
     spread: float = 0.03
+    most: float = 0.7
 
     title: ClassVar[str] = "A small part of the input tells the label, and the model leans on it"
     theme: ClassVar[Theme] = "labels"
@@ -33,15 +34,18 @@ class SND065(Rule):
     how: ClassVar[str] = (
         "Parts are all squares of a quarter of a picture's side at steps of an eighth, the columns "
         "of a table, and the tokens of texts. On half of at most 800 rows of different groups, the "
-        "ridge direction of each part is fitted to each class and scored on other rows; of the "
-        "three parts that tell a class with AUROC 0.95 and vary least within it, the one is taken "
-        "whose exchange costs most. On the other half it is exchanged with that of rows of other "
-        "classes (a token: replaced by tokens of theirs), against that of rows of the same class "
-        "(against as many other tokens). Raised where AUROC is 0.99 and the lost accuracy 0.1 "
-        "there, with an interval at 99.9 % over all classes; a warning where the part's score "
-        "also varies within the class by less than 3 % of its distance from the others, a note "
-        "otherwise. Marks that move, and marks in every row, are not found; models above two "
-        "million weights and large inputs are tested with --deep."
+        "ridge direction of each part is fitted to each class and scored on other rows. A row is "
+        "marked where the score is nearer to those of the class than to the highest of 99 % of the "
+        "other classes. Of the six parts "
+        "that mark 30 % of a class and vary least there, the one is taken whose exchange costs "
+        "most. On the other half it is exchanged in the marked rows with that of rows of other "
+        "classes (a token, and the phrase in which it always stands: replaced by tokens of "
+        "theirs), against that of marked rows (against as many other tokens). Raised where at "
+        "most 3 % of other rows are marked and the lost accuracy is 0.1, with an interval at "
+        "99.9 % over all classes; a warning where 70 % of the class are marked, and the score "
+        "varies there by less than 3 % of its distance from the others, a note otherwise. "
+        "Marks that move, and marks in every row, are not found; models above two million weights "
+        "and large inputs are tested with --deep."
     )
     false_positives: ClassVar[str] = (
         "A part that makes the class what it is, such as the hole of a zero: mostly a note."
@@ -54,15 +58,18 @@ class SND065(Rule):
         found = _shortcuts(evidence)
         if isinstance(found, str):
             return self.not_applicable(found)
-        telling = [s for s in found.tried if s.auroc >= self.auroc and s.drop >= self.drop]
+        telling = [s for s in found.tried if s.elsewhere <= self.elsewhere and s.drop >= self.drop]
         if not telling:
             drop = max((s.drop for s in found.tried), default=0.0)
             figure = Figure("drop", drop, unit="share", threshold=self.drop, n_rows=found.n_rows)
             return self.clear(figure)
-        worst = max(telling, key=lambda s: (s.spread <= self.spread, s.low))
+        worst = max(telling, key=lambda s: (self._constant(s), s.low))
         if worst.low <= 0:
             return self.clear(self._figure(worst))
         return self.raised(self._finding(evidence, worst, found))
+
+    def _constant(self, found: Shortcut) -> bool:
+        return found.spread <= self.spread and found.marked >= self.most
 
     def _figure(self, worst: Shortcut) -> Figure:
         return Figure(
@@ -73,19 +80,20 @@ class SND065(Rule):
     def _finding(self, evidence: Evidence, worst: Shortcut, found: ShortcutEvidence) -> Finding:
         name = shortened(worst.name, 16)
         done, usual = {
-            "place": ("With that of other classes pasted in", f"with that of another {name!r}"),
-            "column": ("With values of other classes", f"with those of another {name!r}"),
+            "place": ("With that of other classes pasted in", "with that of another of them"),
+            "column": ("With values of other classes", "with those of another of them"),
             "token": ("Replaced by tokens of other classes", "with other tokens replaced"),
         }[found.kind]
+        where = shortened(worst.where, 72)
         sentence = (
-            f"{name!r} can be told by {shortened(worst.where, 52)} alone (AUROC "
-            f"{number(worst.auroc, 3)}). {done}, the model is right on {percent(worst.right)} of "
-            f"{plural(worst.n, 'row')}, {usual} on {percent(worst.kept)}. "
-            f"Whether it belongs to {name!r} is yours to judge."
+            f"{where[:1].upper()}{where[1:]} alone marks {percent(worst.marked)} of {name!r} and "
+            f"{percent(worst.elsewhere)} of the other rows. {done}, the model is right on "
+            f"{percent(worst.right)} of the {plural(worst.n, 'marked row')}, {usual} on "
+            f"{percent(worst.kept)}. Whether it belongs to {name!r} is yours to judge."
         )
         return Finding(
             self.code,
-            "warning" if worst.spread <= self.spread else "note",
+            "warning" if self._constant(worst) else "note",
             sentence,
             self._figure(worst),
             classes=(worst.name,),
