@@ -174,6 +174,17 @@ def test_a_budget_that_is_not_reached_changes_no_bit():
     torch.testing.assert_close(mass.sum(-1), expected.expand(3, 2))
 
 
+def test_two_caches_that_are_open_at_once_both_evict():
+    net = TEXTS["qwen2"]().eval()
+    ids = prompts()[0][:1]
+    with torch.no_grad(), caching(net, ByNorm(4)) as outer, caching(net, ByNorm(3)) as inner:
+        for new in (ids, ids[:, :1]):
+            for cache in (outer, inner):
+                net(new, **{CACHE: cache})
+    kept = [[layer.kept().shape[2] for layer in cache.evicting] for cache in (outer, inner)]
+    assert kept == [[4] * len(kept[0]), [3] * len(kept[1])]
+
+
 def test_beams_and_a_second_turn_go_on_with_what_was_kept():
     net = TEXTS["qwen2"]().eval()
     ids, mask = prompts()

@@ -7,7 +7,9 @@ first, whether the answer needs it or not.
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
 from sonde.core import CachedTokens, CacheRule
@@ -40,6 +42,7 @@ class KeyDiff(CacheRule):
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
         """Return the negative cosine between each key and the mean unit key."""
-        held = (seen.index >= 0).float()[..., None, :]
-        unit = normalize(keys.float(), dim=-1)
-        return -(unit @ normalize(held @ unit, dim=-1).mT)[..., 0]
+        keys = keys.float()
+        per_length = 1 / vector_norm(keys, dim=-1).clamp(min=1e-12)
+        held = torch.where(seen.index >= 0, per_length, 0.0)[..., None, :]
+        return -(keys @ normalize(held @ keys, dim=-1).mT)[..., 0] * per_length

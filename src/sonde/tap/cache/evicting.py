@@ -212,7 +212,8 @@ def _before(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> 
     """Note which columns of a call on this cache are real."""
     named = arguments(module, args, kwargs)
     if cache_in(named) is not cache:
-        _RUNNING.set(None)
+        if _RUNNING.get() is cache:  # blocks may be open inside each other
+            _RUNNING.set(None)
         return
     given = named.get("input_ids")
     given = named["inputs_embeds"] if given is None else given

@@ -298,10 +298,7 @@ class EvictingLayer(GrowingLayer):
         one_each = not self.rule.by_head and bool((one_each & (surplus == index.shape[1])).all())
         slot, left = _last_lowest(scores, index) if one_each else self._stays(scores, index, seen)
         self.index = left
-        self.keys, self.values = (
-            x.gather(2, slot[..., None].expand(-1, -1, -1, x.shape[-1]))
-            for x in (self.keys, self.values)
-        )
+        self.keys, self.values = (_picked(x, slot) for x in (self.keys, self.values))
         if self.mass is not None:
             self.mass = self.mass.gather(2, slot)
         if self.rule.by_head:
@@ -368,8 +365,7 @@ class EvictingLayer(GrowingLayer):
             query, at = torch.cat([self.queries, query], 2), torch.cat([self.at, at], 1)
         if at.shape[1] > wanted:
             at, newest = at.topk(wanted, 1)
-            where = newest[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
-            query = query.gather(2, where)
+            query = _picked(query, newest[:, None].expand(-1, query.shape[1], -1))
         self.queries, self.at = query, at
         return self._received(query, scale, index, at)
 
@@ -382,19 +378,35 @@ class EvictingLayer(GrowingLayer):
     ) -> Float[Tensor, "row head slot"]:
         """Return the attention of queries of numbers ``at``, summed over those that are real."""
         assert self.keys is not None
-        heads = self.keys.shape[1]
-        total = torch.zeros(index.shape, dtype=torch.float32, device=query.device)
-        keys = self.keys.float().transpose(2, 3)[:, :, None]
+        (rows, heads, slots), total = index.shape, torch.zeros((), device=query.device)
+        keys = self.keys.float().transpose(2, 3)
+        index = torch.where(index < 0, torch.iinfo(index.dtype).max, index)  # nobody sees it
+        first = index.amin(2)[:, :, None]
         for start in range(0, query.shape[2], CHUNK):
             part, own = query[:, :, start : start + CHUNK], at[:, start : start + CHUNK]
-            grouped = part.float().unflatten(1, (heads, -1))
-            logits = grouped @ keys * scale  # (row, head, query head of it, query, slot)
-            hidden = (index[:, :, None] < 0) | (index[:, :, None] > own[:, None, :, None])
-            probs = logits.masked_fill(hidden[:, :, None], -torch.inf).softmax(-1)
-            seen = ~hidden.all(-1, keepdim=True)[:, :, None]  # its keys may all be evicted
-            real = (own >= 0)[:, None, None, :, None] & seen
-            total += torch.where(real, probs, 0.0).sum(3).mean(2)
-        return total
+            # the query heads of one key head side by side, so that its keys are not repeated
+            grouped = part.float().mul(scale).reshape(rows, heads, -1, part.shape[3])
+            logits = (grouped @ keys).view(rows, heads, -1, own.shape[1], slots)
+            # columns before all of these queries, at the start, need no mask
+            n_before = int((index <= own.amin()).flatten(0, 1).all(0).cumprod(0).sum())
+            hidden = index[:, :, None, None, n_before:] > own[:, None, None, :, None]
+            logits[..., n_before:].masked_fill_(hidden, -torch.inf)
+            probs = logits.softmax(-1)
+            counts = (own[:, None] >= 0) & (own[:, None] >= first)  # its keys may all be evicted
+            if not bool(counts.all()):
+                probs = torch.where(counts[:, :, None, :, None], probs, 0.0)
+            total = total + probs.sum((2, 3))
+        return total / (query.shape[1] // heads)
+
+
+def _picked(
+    x: Float[Tensor, "row head slot width"], slot: Int[Tensor, "row head slot2"]
+) -> Float[Tensor, "row head slot2 width"]:
+    """Return the vectors of some slots of each head; vectors are copied whole."""
+    rows, heads, slots, width = x.shape
+    first = torch.arange(rows * heads, device=x.device).view(rows, heads, 1) * slots
+    found = x.reshape(-1, width).index_select(0, (first + slot).flatten())
+    return found.view(*slot.shape, width)
 
 
 def _last_lowest(scores: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
