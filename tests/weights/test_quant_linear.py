@@ -12,7 +12,7 @@ from sonde.core.errors import ShapeError, StateError
 from sonde.tap import fingerprint
 from sonde.tap.model.seeding import untouched
 from sonde.weights import Grid, Quantised, QuantLinear, RewritePlan, kernels, pack
-from sonde.weights._processor_kernels import Int4
+from sonde.weights._processor_kernels import Int4, half_of_packing
 from sonde.weights.quant_linear import timed
 
 
@@ -47,6 +47,7 @@ def packed(n_out: int = 48, n_in: int = 72, bits: int = 4, group: int = 32) -> t
 def test_the_weight_is_what_the_formula_says(bits):
     layer, (old, wanted) = packed(bits=bits)
     torch.testing.assert_close(layer.values(torch.float64), wanted, rtol=0, atol=1e-12)
+    assert torch.equal(layer.values(), wanted.float()), "rounded more than once"
     x = torch.randn(2, 5, 72, generator=torch.Generator().manual_seed(2))
     made = functional.linear(x.double(), wanted, old.bias.detach().double())
     torch.testing.assert_close(layer(x).double(), made, rtol=1e-4, atol=1e-4)
@@ -67,6 +68,24 @@ def test_every_way_gives_the_product(n, bits, group, word):
         found = layer.by_blocks(rows) if way == "blocks" else layer.by_kernel(rows)
         gap = (found.double() - made).norm() / made.norm()
         assert gap < (1e-6 if way == "blocks" else 0.01), way
+
+
+@pytest.mark.truth("the float64 product with the same weight")
+@pytest.mark.parametrize(("n_out", "is_known"), [(128, True), (48, False)])
+def test_many_rows_are_multiplied_in_float32_from_the_packing_of_the_kernel(n_out, is_known):
+    if "int4" not in kernels() or not half_of_packing():
+        pytest.skip("this processor has no kernel for 4 bits, or one with another packing")
+    layer, (_, wanted) = packed(n_out, 4096)  # several blocks
+    before = layer.codes.clone()
+    layer._take("int4", few=2)
+    assert bool(layer._kernel.half) == (is_known or n_out % (2 * half_of_packing()) == 0)
+    rows = torch.randn(5, 4096, generator=torch.Generator().manual_seed(4))
+    made = rows.double() @ wanted.T
+    for n in (2, 5):
+        gap = (layer.by_kernel(rows[:n]) - made[:n]).norm() / made[:n].norm()
+        assert gap < (1e-5 if n == 5 and layer._kernel.half else 0.01)
+        assert gap > 1e-5 or n == 5
+    assert torch.equal(layer.own_codes(), before)
 
 
 @pytest.mark.truth("the codes that were packed, after the kernel's private packing")

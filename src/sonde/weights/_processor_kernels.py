@@ -1,7 +1,9 @@
 """Kernels of torch that multiply by packed weights, each with the packing that it takes."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar, final
 
 import torch
@@ -14,9 +16,6 @@ if TYPE_CHECKING:
 
 EYE = 64
 """Rows of an identity by which codes are read back from a private packing."""
-FEW = 8
-"""Rows up to which the eight-bit kernel is used: of 512 -> 2,048 it took .47 of the plain product
-with 8 rows, and 1.8 with 64, where unpacking took 1.5."""
 BLOCK = 2**18
 LANES = 32
 
@@ -33,6 +32,8 @@ class Kernel(ABC):
     """
 
     about: ClassVar[str]
+    few: int = sys.maxsize
+    """Rows up to which the kernel itself is faster than unpacking; it is timed."""
 
     @abstractmethod
     def __init__(
@@ -49,8 +50,12 @@ class Kernel(ABC):
         """Return whether the kernel takes weights of this grid and shape."""
 
     @abstractmethod
-    def product(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
-        """Return rows times the weight, in float32."""
+    def few_rows(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+        """Return rows times the weight in float32, by the kernel."""
+
+    @abstractmethod
+    def many_rows(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+        """Return rows times the weight in float32, unpacked block by block."""
 
     @abstractmethod
     def codes(self) -> UInt8[Tensor, "out in"]:
@@ -67,7 +72,7 @@ class Kernel(ABC):
         codes = torch.zeros(16, 32, dtype=torch.uint8)
         one = torch.ones(16, 1, dtype=torch.bfloat16)
         try:
-            cls([codes], one, one, 32).product(torch.ones(1, 32))
+            cls([codes], one, one, 32).few_rows(torch.ones(1, 32))
         except (AttributeError, NotImplementedError):
             # a version without the operator; a build whose processor has no kernel for it
             return False
@@ -88,6 +93,8 @@ class Int4(Kernel):
         self.packed = torch.cat([pack(codes.to(torch.int32), 1) for codes in blocks])
         self.scales = torch.stack([scale.T, offset.T], -1).contiguous()
         self.group, self.n_in = group, 2 * self.packed.shape[1]
+        half = half_of_packing()
+        self.half = half if half and len(self.packed) % (2 * half) == 0 else 0
 
     @staticmethod
     def fits(grid: "Grid", n_in: int, n_out: int) -> bool:
@@ -95,12 +102,29 @@ class Int4(Kernel):
         aligned = n_in % grid.group == 0 and n_out % 16 == 0
         return grid.bits == 4 and grid.group in Int4.groups and aligned
 
-    def product(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+    def few_rows(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
         """Return the product in bfloat16."""
         return self._product(rows.bfloat16().contiguous(), self.scales).float()
 
+    def many_rows(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+        """Return the product in float32, or that of the kernel if its packing is unknown."""
+        if self.half == 0:
+            return self.few_rows(rows)
+        x, n_out = rows.float(), self.scales.shape[1]
+        out = x.new_empty(len(x), n_out)
+        step = 2 * self.half * max(1, BLOCK // (2 * self.half * self.n_in))
+        for start in range(0, n_out, step):
+            part = slice(start, start + step)
+            weight = _turned(self.packed[part], self.half).float().sub_(8)
+            scale, offset = self.scales[:, part].float().permute(2, 0, 1)[:, :, None].contiguous()
+            weight.unflatten(0, (-1, self.group)).mul_(scale).add_(offset)
+            out[:, part] = x @ weight
+        return out
+
     def codes(self) -> UInt8[Tensor, "out in"]:
-        """Return the codes, read back through rows of an identity."""
+        """Return the codes; if the packing is unknown, by a product with rows of an identity."""
+        if self.half:
+            return _turned(self.packed, self.half).T.contiguous()
         ones, zeros = torch.ones_like(self.scales[..., 0]), torch.zeros_like(self.scales[..., 1])
         plain, found = torch.stack([ones, zeros], -1), list[Tensor]()
         for start in range(0, self.n_in, EYE):
@@ -118,12 +142,31 @@ class Int4(Kernel):
         return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, scales)
 
 
+@cache
+def half_of_packing() -> int:
+    """Return how many outputs lie side by side in the packing of the four-bit kernel; 0: unknown.
+
+    The packing is private and differs between processors. That of a random weight is read as if
+    each block of outputs had, input after input, one output of its first half in the low bits of a
+    byte and one of its second half in the high bits.
+    """
+    codes = torch.randint(0, 16, (64, 96), generator=torch.Generator().manual_seed(0))
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1)
+    fits = (h for h in (32, 16) if torch.equal(_turned(packed, h).T.long(), codes))
+    return next(fits, 0)
+
+
+def _turned(packed: UInt8[Tensor, "out byte"], half: int) -> UInt8[Tensor, "in out"]:
+    """Return the codes of some blocks of the four-bit kernel's packing, turned."""
+    blocks = packed.reshape(-1, 2 * packed.shape[1], half).transpose(0, 1)
+    return torch.stack([blocks & 15, blocks >> 4], 2).flatten(1)
+
+
 @final
 class Int8(Kernel):
     """Eight-bit codes with one scale for each row, as signed numbers."""
 
-    about = "bfloat16 rows by eight-bit weights, one scale for each row of a weight; beyond eight "
-    about += "rows float32, unpacked block by block"
+    about = "bfloat16 rows by eight-bit weights, one scale for each row of a weight"
 
     def __init__(self, blocks: Iterable[Tensor], scale: Tensor, offset: Tensor, group: int) -> None:
         self.signed = torch.cat([(codes ^ 128).view(torch.int8) for codes in blocks])
@@ -138,17 +181,19 @@ class Int8(Kernel):
         """
         return grid.bits == 8 and grid.n_groups(n_in) == 1 and n_in % LANES == 0 and n_out > 0
 
-    def product(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
-        """Return the product: of few rows in bfloat16, of more in float32."""
-        if len(rows) <= FEW:
-            few = rows.bfloat16().contiguous()
-            made = torch.ops.aten._weight_int8pack_mm(few, self.signed, self.scale).float()
-        else:
-            step = max(1, BLOCK // max(1, self.signed.shape[1]))
-            parts = [functional.linear(rows.float(), part.float())
-                     for part in self.signed.split(step)]  # fmt: skip
-            made = torch.cat(parts, 1).mul_(self.scale.float())
-        return made.addcmul_(rows.float().sum(1, keepdim=True), self.offset)
+    def few_rows(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+        """Return the product in bfloat16."""
+        few = rows.bfloat16().contiguous()
+        return self._moved(torch.ops.aten._weight_int8pack_mm(few, self.signed, self.scale), rows)
+
+    def many_rows(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
+        """Return the product in float32."""
+        step = max(1, BLOCK // max(1, self.signed.shape[1]))
+        parts = [functional.linear(rows.float(), part.float()) for part in self.signed.split(step)]
+        return self._moved(torch.cat(parts, 1).mul_(self.scale.float()), rows)
+
+    def _moved(self, made: Tensor, rows: Tensor) -> Tensor:
+        return made.float().addcmul_(rows.float().sum(1, keepdim=True), self.offset)
 
     def codes(self) -> UInt8[Tensor, "out in"]:
         """Return the codes, unsigned again."""

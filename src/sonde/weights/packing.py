@@ -4,6 +4,9 @@ Widths that divide a byte are laid side by side, the first in the lowest bits. O
 planes of one bit each, so that no number lies across two bytes.
 """
 
+import sys
+from functools import cache
+
 import torch
 from jaxtyping import Integer, UInt8
 from torch import Tensor
@@ -11,6 +14,7 @@ from torch import Tensor
 from sonde.core.errors import InputError, ShapeError
 
 WIDEST = 8
+WIDE = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
 def packed_length(n: int, bits: int) -> int:
@@ -94,9 +98,40 @@ def _joined(codes: Tensor, bits: int) -> Tensor:
 
 
 def _parted(packed: Tensor, bits: int, n: int) -> Tensor:
-    mask = 2**bits - 1
-    parts = [(packed >> (i * bits)) & mask for i in range(8 // bits)]
-    return torch.stack(parts, -1).flatten(-2)[..., :n]
+    return _bytes(_spread(packed, bits))[..., :n]
+
+
+def _spread(packed: Tensor, bits: int) -> Tensor:
+    """Return each byte as a wider number, each byte of which is a number that the byte held."""
+    if bits >= 4:  # faster than a table
+        return _moved_apart(packed, bits)
+    table = _table(bits).to(packed.device)
+    return table.index_select(0, packed.flatten().int()).view(packed.shape)
+
+
+@cache
+def _table(bits: int) -> Tensor:
+    return _moved_apart(torch.arange(256, dtype=torch.uint8), bits)
+
+
+def _moved_apart(packed: Tensor, bits: int) -> Tensor:
+    """Move the halves of all bytes apart at once, then the halves of these."""
+    width = gap = 8 // bits * 8
+    wide, half = packed.to(WIDE[width]), 4
+    while gap > 8:
+        gap //= 2
+        mask = sum((2**half - 1) << i for i in range(0, width, gap))
+        wide = (wide << (gap - half)).bitwise_or_(wide).bitwise_and_(mask)
+        half //= 2
+    return wide
+
+
+def _bytes(wide: Tensor) -> UInt8[Tensor, "*batch n"]:
+    """Return the bytes of wide numbers, the lowest first."""
+    found = wide.view(torch.uint8)
+    if sys.byteorder == "big":
+        found = found.unflatten(-1, (-1, wide.element_size())).flip(-1).flatten(-2)
+    return found
 
 
 def _check_bits(bits: int) -> None:

@@ -1,11 +1,13 @@
 """A linear layer whose weight is kept as small whole numbers, and the ways to multiply by it.
 
 A layer holds its codes once: in our own packing, which is unpacked block by block at each use, or
-in the packing of the processor's kernel. Which is faster depends on the processor, so both are
-timed once on the machine where they run, for each shape.
+in the packing of the processor's kernel, which is read block by block for many rows. Which is
+faster depends on the processor, so all are timed once on the machine where they run, for each
+shape.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +22,11 @@ from sonde.core.errors import ShapeError, StateError
 from sonde.weights._processor_kernels import KERNELS, Kernel
 from sonde.weights.packing import pack, packed_length, unpack
 
-TRIES = 7
-SIZES = (1, 64)
-"""Rows that are timed: those of one token and of a text."""
+TRIES = 5
+SIZES = (1, 8, 64, 128)
+"""Rows that are timed: those of one token, and of texts."""
+TOKEN_AND_TEXT = (1, 64)
+"""Rows by which the packing is chosen."""
 OUTPUTS = 64
 """Outputs that a kernel may pack together."""
 BLOCK = 2**18
@@ -60,11 +64,15 @@ class Grid:
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "out in"]:
         """Return ``(code - 2^(bits - 1)) * scale + offset``."""
-        n, half = codes.shape[1], 2 ** (self.bits - 1)
-        found = functional.pad(codes.to(dtype) - half, (0, -n % self.group))
-        found = found.unflatten(1, (-1, self.group))
-        found = torch.addcmul(offset[..., None].to(dtype), found, scale[..., None].to(dtype))
-        return found.flatten(1)[:, :n]
+        found = codes.to(torch.promote_types(dtype, torch.float32)).sub_(2 ** (self.bits - 1))
+        full = codes.shape[1] // self.group
+        parts = found[:, : full * self.group].unflatten(1, (full, self.group))
+        rest = found[:, full * self.group :]
+        # in place; the product of few bits is exact, so the sum alone is rounded
+        parts.mul_(scale[:, :full, None]).add_(offset[:, :full, None])
+        if rest.shape[1]:
+            rest.mul_(scale[:, full:]).add_(offset[:, full:])
+        return found.to(dtype)
 
 
 class QuantLinear(nn.Module):
@@ -144,7 +152,7 @@ class QuantLinear(nn.Module):
         """Return the product without a gradient."""
         rows = x.reshape(-1, self.in_features)
         if self._kernel is None:
-            self._take(self.fastest())
+            self._take(*self._timed())
         out = (self.by_blocks(rows) if self._kernel is None else self.by_kernel(rows)).to(x.dtype)
         out = out if self.bias is None else out + self.bias.to(out)
         return out.reshape(*x.shape[:-1], self.out_features)
@@ -159,24 +167,33 @@ class QuantLinear(nn.Module):
 
     def fastest(self) -> str:
         """Return the faster way, timed on one row and on many at the first question."""
+        return self._timed()[0]
+
+    def _timed(self) -> tuple[str, int]:
+        """Return the faster way, and up to how many rows its kernel is faster than its blocks."""
         ways = self.ways()
         key = (self.in_features, self.out_features, self.grid, torch.get_num_threads())
         if len(ways) == 1:
-            return ways[0]
-        _, kernel = ways
+            return ways[0], 0
         if key not in _FASTEST:
             both = {way: self._without_hooks() for way in ways}
             for way, layer in both.items():
                 layer._take(way)
-            gain = 1.0
+            kernel, gain, few = both[ways[1]]._kernel, 1.0, 0
+            assert kernel is not None
             for size in SIZES:
                 rows = torch.ones(size, self.in_features)
                 times = timed(
                     {"blocks": lambda rows=rows: both["blocks"].by_blocks(rows),
-                     kernel: lambda rows=rows: both[kernel].by_kernel(rows)}
+                     "few": lambda rows=rows: kernel.few_rows(rows),
+                     "many": lambda rows=rows: kernel.many_rows(rows)}
                 )  # fmt: skip
-                gain *= times["blocks"] / times[kernel]
-            _FASTEST[key] = kernel if gain > 1 else "blocks"
+                if times["few"] < times["many"]:
+                    few = size
+                if size in TOKEN_AND_TEXT:
+                    gain *= times["blocks"] / min(times["few"], times["many"])
+            few = few if few < SIZES[-1] else sys.maxsize
+            _FASTEST[key] = (ways[1] if gain > 1 else "blocks", few)
         return _FASTEST[key]
 
     def _without_hooks(self) -> "QuantLinear":
@@ -200,15 +217,19 @@ class QuantLinear(nn.Module):
     def by_kernel(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
         """Multiply by the processor's own packing of the codes."""
         assert self._kernel is not None
-        return self._kernel.product(rows)
+        few = len(rows) <= self._kernel.few
+        return self._kernel.few_rows(rows) if few else self._kernel.many_rows(rows)
 
     def _unpacked(self, part: slice, codes: Tensor, dtype: torch.dtype) -> Tensor:
         scale, offset = (x[part].view(torch.bfloat16) for x in (self.scale, self.offset))
         wide = unpack(codes, self.grid.bits, self.in_features)
         return self.grid.values(wide, scale, offset, dtype)
 
-    def _take(self, way: str) -> None:
-        """Hold the codes in the packing of a way, and in no other."""
+    def _take(self, way: str, few: int = sys.maxsize) -> None:
+        """Hold the codes in the packing of a way, and in no other.
+
+        Up to ``few`` rows are multiplied by the kernel itself.
+        """
         if way == "blocks" or self._kernel is not None:
             return
         step = max(1, BLOCK // max(self.in_features, 1) // OUTPUTS) * OUTPUTS
@@ -216,6 +237,7 @@ class QuantLinear(nn.Module):
         blocks = (unpack(codes, self.grid.bits, self.in_features) for codes in parts)
         scale, offset = (x.view(torch.bfloat16) for x in (self.scale, self.offset))
         self._kernel = KERNELS[way](blocks, scale, offset, self.grid.group)
+        self._kernel.few = few
         self.codes = self.codes.new_empty(0)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantLinear":
@@ -261,7 +283,7 @@ def plain_linear(weight: Float[Tensor, "out in"], bias: Tensor | None) -> nn.Lin
     return made
 
 
-_FASTEST: dict[Any, str] = {}
+_FASTEST: dict[Any, tuple[str, int]] = {}
 _KERNELS: dict[str, str] = {}
 
 
