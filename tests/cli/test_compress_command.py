@@ -65,6 +65,15 @@ def test_its_page_says_what_was_gained_inside_in_answers_bytes_and_time(small):
     assert (told["calibrated_on"], told["compared_on"]) == (4, 2)
 
 
+def test_a_model_that_became_slower_is_told_how_to_run_unpacked(small):
+    for ratio, is_told in ((0.5, True), (1.4, False)):
+        times = [{**one, "ratio": ratio} for one in small[1]["times"]]
+        sections = document_of({**small[1], "times": times}).sections
+        text = next(one.lead for one in sections if one is not None and one.key == "time")
+        assert ("slower than the original on one token" in text) == is_told
+        assert ("sonde.weights.unpacked(model)" in text) == is_told
+
+
 def test_a_budget_is_kept_and_an_unreachable_one_names_the_nearest(run, tmp_path):
     words = ("compress", "sonde:digits", "sonde:digits/train", "--limit", 8, "--held", 40)
     words += ("--method", "rtn", "--json")

@@ -9,6 +9,8 @@ from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report.document import Command, Document, Figure, Part, Section, Table
 
 MIB = 2**20
+UNPACKABLE = ("bit", "signs")
+"""Words in the forms of weights that a layer unpacks at each use."""
 
 
 def document(found: dict[str, Any]) -> Document:
@@ -161,8 +163,22 @@ def _time(found: dict[str, Any]) -> Section:
     lead = f"Median of {told} of each model in turn, {threads}. Low and high are the 2.5 and "
     lead += "97.5 % quantiles; first runs are not counted. Kernels for packed weights here: "
     lead += f"{', '.join(found['kernels'])}; a layer holds the faster form."
+    lead += _way_out(found)
     made = Table(Numbers(columns, rows, "times"), brief=brief)
     return Section("time", "Time", [made], lead)
+
+
+def _way_out(found: dict[str, Any]) -> str:
+    """Return which inputs the packed model is slower on, and how to run its weights unpacked."""
+    slower = [one["what"] for one in found["times"] if one["ratio"] < 0.95]
+    held = [one for one in found["packed"] if any(word in one["form"] for word in UNPACKABLE)]
+    if not slower or not held:
+        return ""
+    return (
+        f" Here the smaller model is slower than the original on {' and '.join(slower)}. "
+        "If time counts more than memory: sonde.weights.unpacked(model) runs the same weights as "
+        f"plain layers, and takes the memory of the original, {mib(found['memory'][0])}."
+    )
 
 
 def _tried(found: dict[str, Any]) -> Section | None:

@@ -102,7 +102,7 @@ def _parted(packed: Tensor, bits: int, n: int) -> Tensor:
 
 
 def _spread(packed: Tensor, bits: int) -> Tensor:
-    """Return each byte as a wider number, each byte of which is a number that the byte held."""
+    """Return a wider number for each byte; its bytes are the numbers that the byte held."""
     if bits >= 4:  # faster than a table
         return _moved_apart(packed, bits)
     table = _table(bits).to(packed.device)
