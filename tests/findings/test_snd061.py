@@ -47,7 +47,7 @@ def test_a_cluster_between_classes_is_a_note_where_the_model_says_so() -> None:
     logits = 9.0 * one_hot(label, 10).double()
     answer = torch.where(torch.arange(len(x)) % 2 == 0, (label + 1) % 10, label)
     doubtful = one_hot(answer, 10) + 0.9 * one_hot((label + 5) % 10, 10)
-    for sure, level in ((1.0, "note"), (30.0, "warning")):
+    for sure, level in ((1.0, "note"), (11.0, "note"), (30.0, "warning")):
         said = torch.where(style[:, None], sure * doubtful, logits)
         assert_raised(ended(x, label, said), level)
 

@@ -10,6 +10,7 @@ from sonde.findings._weak_rule import WeakGroupRule
 from sonde.findings.answers import class_answers, probabilities
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Theme
+from sonde.findings.sureness import best_temperature
 from sonde.metrics._conditions import Nearest
 from sonde.metrics.weak_groups import WeakGroup
 
@@ -41,7 +42,8 @@ class SND061(WeakGroupRule):
         "On the other half both shares of errors have an interval, at 99 % over all groups that "
         "were tried there, exact for rows without groups. The interval of the group must lie 10 "
         "points above that of the rest. A cluster of states is a note where the model is as unsure "
-        "as it is wrong: its mean probability lies below the upper end of its accuracy there."
+        "as it is wrong: its mean probability lies less than 10 points above the upper end of its "
+        "accuracy there, at the temperature that suits all other rows if that is above 1."
     )
     false_positives: ClassVar[str] = "Inputs that nobody can tell, such as blurred pictures."
     plant: ClassVar[str] = "A style, a sensor, a length that the net was not trained on."
@@ -64,12 +66,20 @@ class SND061(WeakGroupRule):
         )
 
     def is_expected(self, evidence: Evidence, found: WeakRows, group: WeakGroup) -> bool:
-        """Return whether a cluster of states holds rows between classes, which the model knows."""
+        """Return whether a cluster of states holds rows between classes, which the model knows.
+
+        A model that is too sure of all other rows too (SND069) is given the temperature of these.
+        """
+        if not all(isinstance(c, Nearest) for c in group.conditions):
+            return False
         logits = shared_rows(evidence).column("logits")
         assert logits is not None  # weak_rows has them
-        sure = probabilities(logits[found.where[group.rows]].double()).amax(1).mean()
-        of_states = all(isinstance(c, Nearest) for c in group.conditions)
-        return of_states and float(sure) <= 1 - group.low
+        log_p = probabilities(logits[found.where].double()).clamp(min=1e-12).log()
+        rest = found.label < log_p.shape[1]
+        rest[group.rows] = False
+        temperature = max(1.0, best_temperature(log_p[rest], found.label[rest]))
+        sure = (log_p[group.rows] / temperature).softmax(1).amax(1).mean()
+        return float(sure) <= 1 - group.low + self.warning
 
     def confused(
         self, evidence: Evidence, found: WeakRows, group: WeakGroup

@@ -68,9 +68,7 @@ def sureness(evidence: Evidence) -> Sureness | str:
     if not bool(half.any()) or bool(half.all()):
         return "needs rows of two groups"
     logits = p.clamp(min=1e-12).log()
-    temperature = min(
-        grid(*TEMPERATURES), key=lambda t: float(_losses(logits[half] / t, truth[half]).mean())
-    )
+    temperature = best_temperature(logits[half], truth[half])
     mended = (logits[~half] / temperature).softmax(1).amax(1)
     before, after = (_losses(logits[~half] / t, truth[~half]) for t in (1.0, temperature))
     less = (before - after) / before.mean().clamp(min=1e-9)
@@ -85,6 +83,11 @@ def sureness(evidence: Evidence) -> Sureness | str:
         fall_se=float(less.std()) / len(less) ** 0.5,
         n=len(p),
     )
+
+
+def best_temperature(logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> float:
+    """Return the divisor of logits, of a grid, with which their mean loss is least."""
+    return min(grid(*TEMPERATURES), key=lambda t: float(_losses(logits / t, truth).mean()))
 
 
 def _losses(logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> Tensor:
