@@ -52,6 +52,18 @@ def test_a_cluster_between_classes_is_a_note_where_the_model_says_so() -> None:
         assert_raised(ended(x, label, said), level)
 
 
+def test_a_model_too_sure_of_all_rows_is_not_blamed_for_a_cluster() -> None:
+    x, label, style = styled(0.08)
+    i = torch.arange(len(x))
+    wrong = torch.where(style, i % 2 == 0, i % 13 == 0)
+    answer = torch.where(wrong, (label + 1) % 10, label)
+    second = 0.9 * one_hot((label + 5) % 10, 10) * style[:, None]
+    sure = 40.0 * (one_hot(answer, 10) + second)
+    assert_raised(ended(x, label, sure), "note")
+    rest_is_right = torch.where(style[:, None], sure, 40.0 * one_hot(label, 10))
+    assert_raised(ended(x, label, rest_is_right), "warning")
+
+
 def test_a_column_of_the_user_tells_the_group_and_chance_does_not() -> None:
     x, label, _ = styled(0.0)
     broken = torch.arange(len(x)) % 12 == 0

@@ -28,7 +28,7 @@ from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
 from sonde.tap.reading.small_batches import single, stacked
 
-ROWS, TOGETHER, DRAWS, TRIED = 800, 128, 2, 6
+ROWS, TOGETHER, DRAWS, TRIED = 800, 128, 2, 3
 FIT, CHOOSE, CONFIRM = range(3)
 USUAL_NUMBERS = 12_288
 RIDGE, LEVEL = 1e-2, 0.001
@@ -37,6 +37,7 @@ ELSEWHERE: Final = 0.01
 MARKED: Final = 0.3
 """Share of a class that holds a mark, at least."""
 LEAST_MARKED = 5
+SAME = 0.8
 
 
 @dataclass(frozen=True)
@@ -181,11 +182,11 @@ def _searched(
         mine, others = choose[found.label[choose] == k], choose[found.label[choose] != k]
         held = score[:, i] > bound[:, i, None]
         marked, spread = held[:, mine].mean(1), _spreads(score[:, i], held, mine, others)
-        likely = np.lexsort((-marked, np.where(marked >= MARKED, spread, np.inf)))[:TRIED]
+        order = np.lexsort((-marked, np.where(marked >= MARKED, spread, np.inf)))
+        likely = _unlike(held[:, mine], order[: np.count_nonzero(marked >= MARKED)])
         costs = {
-            int(p): _cost(stream, found, parts, int(p), mine[held[p, mine]], others, draw)[0].mean()
+            p: _cost(stream, found, parts, p, mine[held[p, mine]], others, draw)[0].mean()
             for p in likely
-            if marked[p] >= MARKED
         }
         if not costs or max(costs.values()) <= 0:
             continue
@@ -213,6 +214,19 @@ def _searched(
             )
         )
     return ShortcutEvidence(tuple(tried), len(parts.blocks), len(rest), parts.kind)
+
+
+def _unlike(held: Bool[np.ndarray, "part row"], order: Rows) -> list[int]:
+    """Return the first parts of an order, at most three that mark much the same rows."""
+    chosen: list[int] = []
+    for part in order.tolist():
+        both = (held[chosen] & held[part]).sum(1)
+        either = (held[chosen] | held[part]).sum(1)
+        if np.count_nonzero(both > SAME * either) < TRIED:
+            chosen.append(part)
+        if len(chosen) == 2 * TRIED:
+            break
+    return chosen
 
 
 def _bounds(
