@@ -15,6 +15,7 @@ from sonde.findings.lens import lens_evidence
 from sonde.findings.settings import ScanSettings
 from sonde.findings.snd037 import SND037
 from sonde.report import Report
+from sonde.report._answers_words import answers_sentence
 
 OWN = {"labels_are_models": True}
 
@@ -117,6 +118,8 @@ def test_the_loss_is_known_without_losses_by_block() -> None:
     assert found is not None
     assert found["per_byte"] is None
     assert found["low"] < found["value"] < found["high"]
+    said = answers_sentence({"answers": found})
+    assert f"{lens.n_rows} tokens among the first 129 of {lens.n_groups} texts" in said
 
 
 @pytest.mark.truth("scikit-learn's mean_squared_error, and the noise that was added to the targets")

@@ -23,7 +23,7 @@ from sonde.findings._text import listed, percent
 from sonde.findings.evidence import Evidence
 from sonde.findings.head_answers import Heads, of_head
 from sonde.findings.labels import LabelEvidence, blocked, class_name, label_evidence, usable
-from sonde.findings.lens import LensEvidence
+from sonde.findings.lens import LONGEST, LensEvidence
 from sonde.findings.rule import Check, Rule
 from sonde.stats.intervals import grouped_share
 
@@ -342,5 +342,6 @@ def _of_tokens(lens: LensEvidence) -> dict[str, Any]:
         "best": sites[1] if sites else None,
         "n_rows": lens.n_rows,
         "n_groups": lens.n_groups,
+        "n_first": LONGEST,
         "confusion": None,
     }

@@ -253,7 +253,10 @@ def _of_tokens(found: dict[str, Any]) -> str:
     best = found["best"]
     if best is not None and best["site"] != found["last"]["site"]:
         rest.insert(0, f"after its best block, {_name(best)}: {number(best['value'])}")
-    return f"{value}, {plural(found['n_rows'], 'token')}; " + ", ".join(rest)
+    where = plural(found["n_rows"], "token")
+    if "n_first" in found:  # with little before them these cost more than a whole text does
+        where += f" among the first {found['n_first']} of {plural(found['n_groups'], 'text')}"
+    return f"{value}, {where}; " + ", ".join(rest)
 
 
 def _unknown(report: dict[str, Any]) -> str:
