@@ -173,7 +173,11 @@ def _searched(
         return f"needs {LEAST_ROWS} rows in each of two classes"
     fit, choose, rest = (found.rows(use) for use in (FIT, CHOOSE, CONFIRM))
     target = np.stack([found.label == k for k in classes]).astype(float)
-    score = _scores(parts.blocks, target, fit)
+    score = _scores(parts.blocks, target[None], fit)
+    bound = _bounds(score[:, :, choose], target[:, choose])
+    # Rows of a class without its mark would turn the direction away from the mark.
+    marked = (score > bound[..., None]) * target
+    score = _scores(parts.blocks, marked, fit)
     bound = _bounds(score[:, :, choose], target[:, choose])
     draw = np.random.default_rng(evidence.data.seed)
     reach = float(ndtri(1 - LEVEL / (2 * len(classes))))
@@ -267,7 +271,7 @@ def _mean(
 
 
 def _scores(
-    blocks: Blocks, target: Float[np.ndarray, "class row"], fit: Rows
+    blocks: Blocks, target: Float[np.ndarray, "#part class row"], fit: Rows
 ) -> Float[np.ndarray, "part class row"]:
     """Return what the ridge direction of each part says of each class."""
     x = blocks - blocks[:, fit].mean(1, keepdims=True)
@@ -275,7 +279,7 @@ def _scores(
     gram = known.transpose(0, 2, 1) @ known
     size = np.trace(gram, axis1=1, axis2=2) / gram.shape[1]
     gram += (RIDGE * size + 1e-12)[:, None, None] * np.eye(gram.shape[1])
-    y = (target - target[:, fit].mean(1, keepdims=True))[:, fit].T
+    y = (target[..., fit] - target[..., fit].mean(-1, keepdims=True)).swapaxes(1, 2)
     weight = np.linalg.solve(gram, known.transpose(0, 2, 1) @ y)
     return (x @ weight).transpose(0, 2, 1)
 
