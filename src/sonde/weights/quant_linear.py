@@ -183,11 +183,13 @@ class QuantLinear(nn.Module):
             assert kernel is not None
             for size in SIZES:
                 rows = torch.ones(size, self.in_features)
-                times = timed(
-                    {"blocks": lambda rows=rows: both["blocks"].by_blocks(rows),
-                     "few": lambda rows=rows: kernel.few_rows(rows),
-                     "many": lambda rows=rows: kernel.many_rows(rows)}
-                )  # fmt: skip
+                calls: dict[str, Callable[[], Any]] = {
+                    "few": lambda rows=rows: kernel.few_rows(rows),
+                    "many": lambda rows=rows: kernel.many_rows(rows),
+                }
+                if size in TOKEN_AND_TEXT:
+                    calls["blocks"] = lambda rows=rows: both["blocks"].by_blocks(rows)
+                times = timed(calls)
                 if times["few"] < times["many"]:
                     few = size
                 if size in TOKEN_AND_TEXT:
