@@ -30,6 +30,10 @@ CASES = {
     "near site": ("fit knn sonde:digits sonde:digits --sites vit.layer.0", ["vit.layers.0"]),
     "empty": ("fit knn - none.npz", ["empty"]),
     "empty scan": ("scan - none.npz", ["empty"]),
+    "header alone": (
+        "fit knn sonde:digits head.csv --image-column image",
+        ["head.csv has no rows"],
+    ),
     "one row": (f"{FIT} - one.npz", ["no row to fit on", "'held'"]),
     "one row measure": ("fit covariance - one.npz", ["expected at least 2 rows, got 1 at a"]),
     "one row entropy": ("fit unit_entropy - one.npz", ["expected at least 2 rows, got 1 at a"]),
@@ -54,6 +58,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_wrong_is_named(run, place, out, name):
     (place / "rows.csv").write_text("image,label\na.png,1\n")
+    (place / "head.csv").write_text("image,label\n")
     words, said = CASES[name]
     suffix = ".json" if words.startswith("scan") else ".sonde"
     line = run(*words.split(), "-o", out.with_suffix(suffix)).error()

@@ -45,9 +45,11 @@ def check_data(data: Any, columns: Sequence[str | None] = (), skip_bad: bool = F
     source = open_file(path, skip_bad)
     named = [n.strip() for names in columns for n in (names or "").split(",") if n.strip()]
     sample = source.columns(named)
+    if named and not sample:
+        raise InputError(f"{source.name} has no rows. Pass data with items.")
     for name in named:
         if name not in sample:
             raise InputError(
                 f"{source.name} has no column {name!r}, only "
-                f"{', '.join(sample) or 'none'}.{near(name, sample)}"
+                f"{', '.join(sample)}.{near(name, sample)}"
             )
