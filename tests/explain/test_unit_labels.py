@@ -51,6 +51,23 @@ def test_average_precision_and_concepts_that_overlap():
         assert float(found.average_precision[k, 1]) == pytest.approx(want, abs=1e-6)
 
 
+@pytest.mark.truth("brute force over all thresholds, by scikit-learn")
+def test_classes_are_compared_above_the_threshold_that_suits_them_best():
+    from sklearn.metrics import precision_recall_curve
+
+    x, concept = planted()
+    x = ((x + 0.4 * torch.randn(x.shape, generator=GENERATOR)) * 8).ceil() / 8
+    found = UnitLabels(quantile=None, least=0.5).fit(x, label=concept)
+    for k, unit in ((0, 0), (1, 2), (2, 1)):
+        known = (concept == k).numpy()
+        precision, recall, _ = precision_recall_curve(known, x[:, unit].numpy())
+        f1 = 2 * precision * recall / (precision + recall).clip(1e-9)
+        assert float(found.overlap[k, unit]) == pytest.approx(float((f1 / (2 - f1)).max()))
+    # concept 2 has nine rows in ten: a unit that is always high overlaps with it as much
+    assert found.label.tolist()[::2] == [0, 1]
+    assert found.label.tolist()[1::2] == [-1, -1]
+
+
 def test_rows_without_concepts_and_constant_units():
     x, concept = planted()
     with pytest.raises(InputError, match="expected rows of concepts, got none in the column"):

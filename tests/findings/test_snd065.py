@@ -68,7 +68,7 @@ def test_a_mark_in_the_corner_is_named_and_its_price_measured() -> None:
     (found,) = scanned(reads(1, 12), marked()).findings
     assert found["level"] == "warning"
     assert "columns 12 to 15 of the picture alone marks 100 % of '1' and 0 %" in found["sentence"]
-    assert "on 0 % of the 80 marked rows, with that of another of them on 100" in found["sentence"]
+    assert "on 0 % of 80 marked rows (100 % with that of another of them)" in found["sentence"]
     assert found["figure"]["value"] == 1.0
     assert found["classes"] == ["1"]
 
@@ -136,7 +136,15 @@ def test_a_mark_in_half_the_pictures_of_a_class_is_a_note() -> None:
     x[some & LABEL, :, 1:4, 12:15] = 0.2 * noise(80, 9).view(-1, 1, 3, 3)
     (found,) = scanned(reads(1, 12), x).findings
     assert found["level"] == "note"
-    assert "right on 0 % of the 39 marked rows" in found["sentence"]
+    assert "right on 0 % of 39 marked rows" in found["sentence"]
+
+
+def test_a_noisy_mark_that_turns_rows_of_other_classes_into_its_own_is_a_warning() -> None:
+    x = marked()
+    x[LABEL, :, 1:4, 12:15] = 0.9 + 0.15 * noise(160, 9).view(-1, 1, 3, 3)
+    (found,) = scanned(reads(1, 12), x).findings
+    assert found["level"] == "warning"
+    assert "pasted into others, it makes 100 % '1'." in found["sentence"]
 
 
 def judged(**changed: Any) -> Check:
@@ -150,6 +158,8 @@ def judged(**changed: Any) -> Check:
 def test_the_level_goes_by_the_drop_and_by_how_constant_the_part_is() -> None:
     assert_raised(judged(), "warning")
     assert_raised(judged(spread=0.1, marked=0.97), "note")
+    assert_raised(judged(spread=0.1, marked=0.97, carried=0.92), "warning")
+    assert_raised(judged(spread=0.1, marked=0.97, carried=0.4), "note")
     assert assert_raised(judged(low=0.05), "note").borderline
     assert assert_clear(judged(right=0.95)).value == pytest.approx(0.03)
     assert_raised(judged(marked=0.4), "note")

@@ -16,7 +16,13 @@ from sonde.data import open_inputs
 from sonde.explain import Attribution, Attributor, GradTimesInput, IntegratedGradients, Saliency
 from sonde.explain.attribution import Parts
 from sonde.report.documents import document_of, save_document, to_page, to_terminal
-from sonde.run.explaining.explain import best_of, explain, explain_document, find_attributor
+from sonde.run.explaining.explain import (
+    best_of,
+    explain,
+    explain_document,
+    find_attributor,
+    leading,
+)
 from sonde.run.explaining.judged import Judged
 from sonde.run.explaining.kept import KeptExplanations, remove_kept
 
@@ -138,6 +144,27 @@ def test_verdicts_are_ranked_by_their_effect_and_a_small_one_is_not_believed():
     assert best_of((medium, small, large)) is large
     assert _shown([0.3], 0.8).verdicts[0].p < 0.025  # one input: random orders are the spread
     assert not _shown([0.0005], 0.001).is_believable
+
+
+def test_inputs_that_all_speak_for_an_attribution_but_are_too_few_are_called_too_few():
+    gains = [0.4, 0.31, 0.44, 0.25]
+    few = _shown(gains)
+    assert (few.is_believable, few.best.is_open) == (False, True)  # four signs may be a coin's
+    assert leading([few]) is few
+    assert best_of([few]) is None
+    assert not _shown([*gains[:3], -0.1]).best.is_open
+    assert not _shown(gains * 2).best.is_open
+
+
+def test_signs_are_judged_where_the_probability_is_one_whatever_is_taken_away():
+    layer = nn.Linear(4, 2, bias=False)
+    layer.weight = nn.Parameter(25.0 * torch.tensor([[-1.0], [1.0]]).expand(2, 4))
+    model = Model(layer)
+    rows = 1 + torch.rand(12, 4, generator=torch.Generator().manual_seed(3))
+    inputs = open_inputs(model, [{"input": row} for row in rows], batch_size=12)
+    _, (found,) = explain(model, inputs, [GradTimesInput()], progress=False)
+    assert found.verdicts[0].moved == 12
+    assert found.verdicts[0].wrong == 0
 
 
 @pytest.mark.truth("planted: nine pixels decide")

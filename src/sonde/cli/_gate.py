@@ -4,7 +4,8 @@ import math
 import re
 from typing import Any, Final
 
-LIMIT: Final = re.compile(r"(accuracy|loss|error) *([<>]) *(\d+\.?\d*|\.\d+)")
+MEASURES: Final = {"accuracy": "accuracy", "loss": "nats_per_token", "error": "rms_error"}
+LIMIT: Final = re.compile(rf"({'|'.join(MEASURES)}) *([<>]) *(\d+\.?\d*|\.\d+)")
 
 
 def reached(report: dict[str, Any], word: str) -> str | None:
@@ -18,6 +19,8 @@ def reached(report: dict[str, Any], word: str) -> str | None:
     'accuracy 0.93 < .95'
     >>> reached({"answers": None}, "loss>1.2")
     'loss > 1.2 (not known)'
+    >>> reached({"answers": {"measure": "rms_error", "value": 3.0}}, "loss>1.2")
+    'loss > 1.2 (not known, but error is)'
     """
     match = LIMIT.fullmatch(word)
     if match is None:
@@ -25,7 +28,8 @@ def reached(report: dict[str, Any], word: str) -> str | None:
     name, side, limit = match.groups()
     value = figure(report, name)
     if value is None:
-        return f"{name} {side} {limit} (not known)"
+        known = " and ".join(n for n in MEASURES if figure(report, n) is not None)
+        return f"{name} {side} {limit} (not known{f', but {known} is' if known else ''})"
     is_beyond = value < float(limit) if side == "<" else value > float(limit)
     return f"{name} {value:.4g} {side} {limit}" if is_beyond else None
 
@@ -33,8 +37,7 @@ def reached(report: dict[str, Any], word: str) -> str | None:
 def figure(report: dict[str, Any], name: str) -> float | None:
     """Return accuracy, loss (nats of a label, or per token) or error (root mean square)."""
     answers = report.get("answers") or {}
-    measures = {"accuracy": "accuracy", "loss": "nats_per_token", "error": "rms_error"}
-    if answers.get("measure", "").endswith(measures[name]):
+    if answers.get("measure", "").endswith(MEASURES[name]):
         return answers["value"]
     if name != "loss" or answers.get("measure") != "accuracy":
         return None

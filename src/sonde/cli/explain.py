@@ -75,10 +75,10 @@ class Explain:
         from sonde.run.explaining.answers import answers_of
         from sonde.run.explaining.explain import (
             DEFAULTS,
-            best_of,
             explain,
             explain_document,
             find_attributor,
+            leading,
         )
         from sonde.run.explaining.kept import remove_kept
         from sonde.run.passes.directory import run_directory
@@ -104,7 +104,7 @@ class Explain:
             baseline=baseline,
         )
         classes = self._classes(model, inputs, judged[0].inputs["label"])
-        best = best_of(judged) if self.target == "predicted" else None
+        led = leading(judged) if self.target == "predicted" else None
         own, known = classes if inputs.own_labels else {}, inputs.listing.target
         targets = () if known is None else known[batch.order.numpy()].tolist()
         document = explain_document(
@@ -114,7 +114,7 @@ class Explain:
             data=self.data,
             features=columns,
             classes=classes,
-            answers=answers_of(model, batch, best, self._site, own, targets, baseline),
+            answers=answers_of(model, batch, led, self._site, own, targets, baseline),
             where=[inputs.place(i) for i in batch.order.tolist()],
             baseline=baseline,
         )

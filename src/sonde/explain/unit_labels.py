@@ -23,7 +23,7 @@ FEWEST: Final = 10
 @final
 @dataclass(frozen=True, kw_only=True)
 class UnitLabelsResult(Result):
-    """``value`` is each unit's overlap with its best concept; ``label`` that concept, or -1.
+    """``value`` is each unit's overlap with ``concept``, its best; ``label`` is it too, or -1.
 
     ``null`` is the overlap of a unit that is high as often and independent of that concept.
     ``threshold`` and ``share`` say above which value a unit counts as high and how often it is;
@@ -32,6 +32,7 @@ class UnitLabelsResult(Result):
     """
 
     label: Int[Tensor, "dim"]
+    concept: Int[Tensor, "dim"]
     threshold: Float[Tensor, "dim"]
     share: Float[Tensor, "dim"]
     overlap: Float[Tensor, "concept dim"]
@@ -51,7 +52,8 @@ class UnitLabels(Instrument):
     """Overlap of the rows where a unit is high with the rows of a concept, for its best concept.
 
     ``IoU = |high and concept| / |high or concept|``; a unit is high above the smallest edge of its
-    histogram that at most ``quantile`` of all rows exceed. The histogram of all rows and those of
+    histogram that at most ``quantile`` of all rows exceed, or above the edge that serves the
+    concept best. The histogram of all rows and those of
     each concept give the overlap at any threshold in one pass.
 
     Range        [0, 1]; higher = the unit and the concept pick the same rows.
@@ -62,10 +64,13 @@ class UnitLabels(Instrument):
 
     Parameters
     ----------
-    quantile : float, default=0.005
-        Largest share of rows on which a unit counts as high.
+    quantile : float or None, default=0.005
+        Largest share of rows on which a unit counts as high; None takes the threshold of the
+        largest overlap, as suits classes, which are far larger than parts of pictures. Chance is
+        then the concept's share of all rows: the overlap of a unit that is high everywhere.
     least : float, default=0.04
         Overlap from which on a concept is a unit's label; one of fewer than ten rows never is.
+        Where ``quantile`` is None, it counts from chance (0) to 1.
     bins : int, default=128
         Bins of each unit, a power of two.
     concepts : str, default="label"
@@ -85,13 +90,17 @@ class UnitLabels(Instrument):
     bau2017dissection
     """
 
-    quantile: float = 0.005
+    quantile: float | None = 0.005
     least: float = 0.04
     bins: int = 128
     concepts: str = "label"
     estimates: ClassVar[bool] = False
     paper: ClassVar[str] = "bau2017dissection"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"quantile": 0.2, "bins": 16})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {},
+        {"quantile": 0.2, "bins": 16},
+        {"quantile": None, "least": 0.5},
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, quantile="(0, 1)", least="[0, 1]")
@@ -115,16 +124,24 @@ class UnitLabels(Instrument):
             )
         above, inside = counts.above.double(), counts.concept_above.double()
         size = counts.concept_n.double()[:, None]
-        edge, threshold = self._threshold(above, counts)
-        high = above.gather(1, edge)[:, 0]
-        both = inside.gather(2, edge.expand(len(size), *edge.shape))[..., 0]
-        overlap = both / (high + size - both).clamp(min=1.0)
-        best = overlap.argmax(0)
+        if self.quantile is None:
+            overlaps = inside / (above + size[..., None] - inside).clamp(min=1.0)
+            overlap, edges = overlaps.max(2)
+            share = size / counts.n
+            best = ((overlap - share) / (1 - share).clamp(min=1e-300)).argmax(0)
+            edge, null = edges.gather(0, best[None]).T, share[best, 0]
+            least = null + self.least * (1 - null)
+        else:
+            edge, least = self._edge(above, counts.n, self.quantile), self.least
+            both = inside.gather(2, edge.expand(len(size), *edge.shape))[..., 0]
+            high = above.gather(1, edge)[:, 0]
+            overlap = both / (high + size - both).clamp(min=1.0)
+            best = overlap.argmax(0)
+            chance = high * size[best, 0] / counts.n
+            null = chance / (high + size[best, 0] - chance).clamp(min=1e-300)
         value = overlap.gather(0, best[None])[0]
-        chance = high * size[best, 0] / counts.n
-        null = chance / (high + size[best, 0] - chance).clamp(min=1e-300)
         is_dead = (counts.counts > 0).sum(1) == 1
-        is_named = (value >= self.least) & ~is_dead & (counts.concept_n[best] >= FEWEST)
+        is_named = (value >= least) & ~is_dead & (counts.concept_n[best] >= FEWEST)
         precision = inside / above.clamp(min=1.0)
         recall = inside / size[..., None].clamp(min=1.0)
         steps = recall - torch.cat([recall[..., 1:], torch.zeros_like(recall[..., :1])], -1)
@@ -136,10 +153,11 @@ class UnitLabels(Instrument):
             range=(0.0, 1.0),
             direction="higher",
             flags=self._flags(bool(is_dead.any()), counts.concept_n),
-            conventions={"threshold": f"at most {self.quantile:g} of rows above", "se": "none"},
+            conventions={"threshold": self._said(), "se": "none"},
             label=torch.where(is_named, best, -1),
-            threshold=threshold,
-            share=high / counts.n,
+            concept=best,
+            threshold=counts.edges.gather(1, edge)[:, 0],
+            share=above.gather(1, edge)[:, 0] / counts.n,
             overlap=overlap,
             average_precision=(precision * steps).sum(-1),
             best_f1=f1.amax(-1),
@@ -150,15 +168,19 @@ class UnitLabels(Instrument):
         is_few = bool(((rows > 0) & (rows < FEWEST)).any())
         return (("dead",) if is_dead else ()) + (("few_rows",) if is_few else ())
 
-    def _threshold(
-        self, above: Float[Tensor, "dim bin"], counts: ScaledHistogramState
-    ) -> tuple[Int[Tensor, "dim 1"], Float[Tensor, "dim"]]:
+    def _said(self) -> str:
+        if self.quantile is None:
+            return "of the largest overlap"
+        return f"at most {self.quantile:g} of rows above"
+
+    def _edge(
+        self, above: Float[Tensor, "dim bin"], n: int, quantile: float
+    ) -> Int[Tensor, "dim 1"]:
         """Return the first edge that few rows exceed; if no row exceeds it, the edge before."""
-        is_rare = above <= self.quantile * counts.n
+        is_rare = above <= quantile * n
         last = torch.full_like(above[:, :1], above.shape[1] - 1).long()
         edge = torch.where(
             is_rare.any(1, keepdim=True), is_rare.int().argmax(1, keepdim=True), last
         )
         empty = above.gather(1, edge) == 0
-        edge = torch.where(empty, (edge - 1).clamp(min=0), edge)
-        return edge, counts.edges.gather(1, edge)[:, 0]
+        return torch.where(empty, (edge - 1).clamp(min=0), edge)

@@ -128,6 +128,11 @@ def read_command(site: str) -> Step:
     return Step("read", {"sites": site})
 
 
+def class_command(name: str) -> Step:
+    """Return the step that shows what the answers to the inputs of a class depend on."""
+    return Step("explain", {"class": name})
+
+
 def score_command(site: str) -> Step:
     """Return the step that scores OTHER by what is usual of DATA at a site."""
     return Step("score", {"sites": site})

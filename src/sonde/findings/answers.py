@@ -180,12 +180,27 @@ def _order(evidence: Evidence) -> str:
             f"; name its {logits.shape[1]} outputs in their order: --classes "
             f"{','.join(names[:2])},..."
         )
-    right = float((logits.argmax(1) == label)[label >= 0].double().mean())
-    typed = shlex.quote(",".join(names)) if len(names) <= MOST_TYPED else "with all of them"
-    return (
-        f"; if its outputs stand in the order {listed(names, 4)}, it is right on "
-        f"{percent(right)}: then say --classes {typed}"
+    answer, truth = logits.argmax(1)[label >= 0], label[label >= 0]
+    right = float((answer == truth).double().mean())
+    order = _best_order(answer, truth, len(names))
+    best = float((order[answer] == truth).double().mean())
+    said = (
+        f"; if its outputs stand in the order {listed(names, 4)}, it is right on {percent(right)}"
     )
+    if best > 2 * right:  # else the usual order holds, and classes that are exchanged are a fault
+        names = tuple(names[k] for k in order.tolist())
+        said += f", in the order {listed(names, 4)} on {percent(best)}"
+    typed = shlex.quote(",".join(names)) if len(names) <= MOST_TYPED else "with all of them"
+    return f"{said}: then say --classes {typed}"
+
+
+def _best_order(
+    answer: Int[Tensor, "row"], truth: Int[Tensor, "row"], n: int
+) -> Int[Tensor, "output"]:
+    """Return the class of each output with which most answers are right."""
+    table = torch.bincount(answer * n + truth, minlength=n * n).reshape(n, n)
+    _, columns = linear_sum_assignment(table.numpy(), maximize=True)
+    return torch.from_numpy(columns)
 
 
 def probabilities(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
@@ -200,10 +215,8 @@ def are_probabilities(answers: Float[Tensor, "row class"]) -> bool:
 
 
 def _renamed(answer: Int[Tensor, "row"], truth: Int[Tensor, "row"]) -> float:
-    size = int(max(answer.max(), truth.max())) + 1
-    table = torch.bincount(answer * size + truth, minlength=size * size).reshape(size, size)
-    rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
-    return float(table[torch.from_numpy(rows), torch.from_numpy(columns)].sum()) / len(truth)
+    order = _best_order(answer, truth, int(max(answer.max(), truth.max())) + 1)
+    return float((order[answer] == truth).double().mean())
 
 
 def answers_section(evidence: Evidence) -> dict[str, Any] | None:

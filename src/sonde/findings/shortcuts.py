@@ -67,6 +67,9 @@ class Shortcut:
         Marked rows of the class, in which the part was exchanged.
     examples : tuple of int
         Some of these by planned order.
+    carried : float, default=0.0
+        Share of the rows of other classes that are called this class with the part of a marked row
+        pasted in; 0 for tokens, which are not pasted.
     """
 
     label: int
@@ -81,6 +84,7 @@ class Shortcut:
     high: float
     n: int
     examples: tuple[int, ...]
+    carried: float = 0.0
 
     @property
     def drop(self) -> float:
@@ -215,6 +219,7 @@ def _searched(
                 high=min(1.0, float(lost.mean()) + error),
                 n=len(own),
                 examples=tuple(found.order[r] for r in own[:5]),
+                carried=_carried(stream, found, parts, part, own, others, draw),
             )
         )
     return ShortcutEvidence(tuple(tried), len(parts.blocks), len(rest), parts.kind)
@@ -305,6 +310,22 @@ def _cost(
     )
     lost = (kept.astype(float) - right.astype(float)).reshape(DRAWS, -1).mean(0)
     return lost, float(kept.mean()), float(right.mean())
+
+
+def _carried(
+    stream: LiveStream,
+    found: _Examples,
+    parts: Parts,
+    part: int,
+    own: Rows,
+    others: Rows,
+    draw: np.random.Generator,
+) -> float:
+    """Return how many rows of other classes are called the class once they hold its part."""
+    if parts.kind == "token":
+        return 0.0
+    made = parts.swap(part, others, draw.choice(own, len(others)), draw)
+    return float((class_answers_of(stream, made) == found.label[own[0]]).mean())
 
 
 def class_answers_of(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[np.ndarray, "row"]:

@@ -6,13 +6,14 @@ from typing import ClassVar, final
 import torch
 
 from sonde.findings._near import NearPairs, near_pairs
-from sonde.findings._places import read_command, two_names
+from sonde.findings._places import scan_command, two_names
 from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings._versus_labels import SharedContent, shared_content
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.rows import NEAR_NEEDS, first_pieces, last_token_lengths, near_duplicates
 from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.step import OTHER
 
 SHORT_BYTES = 16
 
@@ -49,7 +50,10 @@ class SND053(Rule):
     why: ClassVar[str] = (
         "Where one set was trained on and the other tests, these inputs test memory alone."
     )
-    fix: ClassVar[str] = "Remove the rows of one set that stand in the other, and test again."
+    fix: ClassVar[str] = (
+        "Remove the rows of one set that stand in the other (the command lists them), and test "
+        "again."
+    )
     how: ClassVar[str] = (
         "Exact: inputs of OTHER whose 16-byte content hash DATA has; inputs below 16 bytes are "
         "counted apart. Near: sampled rows of OTHER whose nearest row of DATA is nearer than eps "
@@ -92,7 +96,7 @@ class SND053(Rule):
             partners=tuple(leak.partners[i] for i in examples),
             of_other=True,
             effect=min(1.0, leak.share + len(leak.near) / max(leak.n, 1)),
-            next=read_command(evidence.sites[0].schema.key),
+            next=scan_command(versus=OTHER, only="SND053", rows="copies.csv"),
         )
 
     def _leak(self, evidence: Evidence) -> _Leak:

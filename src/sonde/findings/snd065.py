@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings._once import once
-from sonde.findings._places import read_command
+from sonde.findings._places import class_command
 from sonde.findings._text import percent, plural, shortened
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
@@ -20,6 +20,7 @@ class SND065(Rule):
     elsewhere: float = 0.03
     spread: float = 0.03
     most: float = 0.7
+    carried: float = 0.9
     nearly_all: float = 0.95
 
     title: ClassVar[str] = "A small part of the input tells the label, and the model leans on it"
@@ -45,8 +46,9 @@ class SND065(Rule):
         "(against as many other tokens). Raised where at most 3 % of other rows are marked, the "
         "score varies in the marked rows by less than 3 % of its distance from the others or 95 % "
         "of the class are marked, and the lost accuracy is 0.1, with an interval at 99.9 % over "
-        "all classes; a warning where the score varies by less than 3 % and 70 % of the class are "
-        "marked, a note otherwise. Marks that move, and marks in every row, are not found; models "
+        "all classes. A warning where 70 % of the class are marked and the score varies by less "
+        "than 3 %, or 90 % of the rows of other classes are called this class with the part pasted "
+        "in; a note otherwise. Marks that move, and marks in every row, are not found; models "
         "above two million weights and large inputs are tested with --deep."
     )
     false_positives: ClassVar[str] = (
@@ -57,7 +59,7 @@ class SND065(Rule):
     twin: ClassVar[str] = "The same rows, and a net that learned without that column."
 
     def check(self, evidence: Evidence) -> Check:
-        """Judge the part that costs most, the constant ones first."""
+        """Judge the part that costs most, marks before traits of the class."""
         found = _shortcuts(evidence)
         if isinstance(found, str):
             return self.not_applicable(found)
@@ -66,17 +68,25 @@ class SND065(Rule):
             drop = max((s.drop for s in found.tried), default=0.0)
             figure = Figure("drop", drop, unit="share", threshold=self.drop, n_rows=found.n_rows)
             return self.clear(figure)
-        worst = max(telling, key=lambda s: (self._constant(s), s.low))
-        if worst.low <= 0:
-            return self.clear(self._figure(worst))
+        sure = [s for s in telling if s.low > 0]
+        if not sure:
+            return self.clear(self._figure(max(telling, key=lambda s: s.low)))
+        # without the mark of one of two classes a row belongs to the other: less constant, that
+        worst = max(sure, key=lambda s: (mark := self._is_mark(s), -s.spread if mark else s.low))
         return self.raised(self._finding(evidence, worst, found))
 
     def _tells(self, found: Shortcut) -> bool:
         alike = found.spread <= self.spread or found.marked >= self.nearly_all
         return alike and found.elsewhere <= self.elsewhere
 
-    def _constant(self, found: Shortcut) -> bool:
-        return found.spread <= self.spread and found.marked >= self.most
+    def _is_mark(self, found: Shortcut) -> bool:
+        """Return whether the part is no trait of the class but a mark: constant, or all it takes.
+
+        What makes a class what it is, such as the hole of a zero, varies and does not turn a row of
+        another class into one of it.
+        """
+        is_all = found.spread <= self.spread or found.carried >= self.carried
+        return is_all and found.marked >= self.most
 
     def _figure(self, worst: Shortcut) -> Figure:
         return Figure(
@@ -92,21 +102,28 @@ class SND065(Rule):
             "token": ("Replaced by tokens of other classes", "with other tokens replaced"),
         }[found.kind]
         where = shortened(worst.where, 72)
-        sentence = (
-            f"{where[:1].upper()}{where[1:]} alone marks {percent(worst.marked)} of {name!r} and "
-            f"{percent(worst.elsewhere)} of the other rows. {done}, the model is right on "
-            f"{percent(worst.right)} of the {plural(worst.n, 'marked row')}, {usual} on "
-            f"{percent(worst.kept)}. Whether it belongs to {name!r} is yours to judge."
-        )
+        where, rows = f"{where[:1].upper()}{where[1:]}", plural(worst.n, "marked row")
+        marks = f"{where} alone marks {percent(worst.marked)} of {name!r} and"
+        right, kept, rest = map(percent, (worst.right, worst.kept, worst.elsewhere))
+        if worst.carried >= self.carried:
+            sentence = (
+                f"{marks} {rest} of others. {done}, the model is right on {right} of {rows} "
+                f"({kept} {usual}); pasted into others, it makes {percent(worst.carried)} {name!r}."
+            )
+        else:
+            sentence = (
+                f"{marks} {rest} of the other rows. {done}, the model is right on {right} of the "
+                f"{rows}, {usual} on {kept}. Whether it belongs to {name!r} is yours to judge."
+            )
         return Finding(
             self.code,
-            "warning" if self._constant(worst) else "note",
+            "warning" if self._is_mark(worst) else "note",
             sentence,
             self._figure(worst),
             classes=(worst.name,),
             examples=worst.examples,
             effect=max(0.0, worst.drop),
-            next=read_command(evidence.sites[0].schema.key),
+            next=class_command(worst.name),
         )
 
 

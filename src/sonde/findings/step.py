@@ -7,19 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, final
 
 MORE_DATA: Final = "MORE_DATA"
+OTHER: Final = "OTHER"
 DETECTOR: Final = "mahalanobis"
 
 
 @final
 @dataclass(frozen=True)
 class Step:
-    """Read a site, scan again with some options changed, or score OTHER by a fit on a site of DATA.
+    """Read a site, scan or explain with some options, or score OTHER by a fit on a site of DATA.
 
     Parameters
     ----------
-    word : {"read", "scan", "score"}
+    word : {"read", "scan", "score", "explain"}
     options : mapping of str to value
-        Named options that differ from those of the scan; None takes one back to its default.
+        Named options that differ from those of the scan; None takes one back to its default, and
+        ``OTHER`` stands for the second data set.
     data : str, default=""
         Data in place of those of the scan; ``MORE_DATA`` where the user has to name them.
     scale : (float, float) or None, default=None
@@ -27,7 +29,7 @@ class Step:
         the scan are changed so that pixels get them.
     """
 
-    word: Literal["read", "scan", "score"]
+    word: Literal["read", "scan", "score", "explain"]
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     data: str = ""
     scale: tuple[float, float] | None = None
@@ -79,12 +81,15 @@ class Again:
 
     def text(self, step: Step | None) -> str:
         """Return a step as what can be run; empty where nothing can."""
-        if step is None or (self.is_stored and step.word == "scan"):
+        if step is None or (self.is_stored and step.word in ("scan", "explain")):
             return ""
+        if not self.is_command and (step.word == "explain" or OTHER in step.options.values()):
+            return ""  # nothing that a call returns, but a page or a file that a command writes
         if step.scale is not None:
             return self.text(self._rescaled(step.scale))
         kept = {k: v for k, v in self.options.items() if k not in step.options}
         options = {k: v for k, v in (dict(step.options) | kept).items() if v is not None}
+        options = {k: self.other if v == OTHER else v for k, v in options.items()}
         if not self.is_command:
             return self._call(step, options)
         if step.word == "score":
@@ -93,7 +98,8 @@ class Again:
             file = ("-o", "rows.parquet", "--rows")
             return shlex.join(("sonde", "export", str(self.model), *flags_of(step.options), *file))
         data = step.data or str(self.data)
-        place = ("-o", _folder(options)) if step.word == "read" else ()
+        written = {"read": _folder(options), "explain": "explain.html"}.get(step.word)
+        place = () if written is None else ("-o", written)
         return shlex.join(("sonde", step.word, str(self.model), data, *flags_of(options), *place))
 
     def _rescaled(self, scale: tuple[float, float]) -> Step | None:

@@ -11,6 +11,7 @@ from sonde.report._markup import Markup, el
 from sonde.report._picture import Numbers
 from sonde.report.document import Document, Drawing, Part, Prose, Section, Table
 from sonde.report.pictures import heat_map, tokens
+from sonde.run.explaining.judged import ENOUGH
 
 Shown = Mapping[str, Any]
 """Of an example: ``pixels`` of a picture, ``pieces`` of a text, or ``values`` of a row."""
@@ -68,6 +69,15 @@ def document(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> Docum
 
 def _verdict(found: dict[str, Any]) -> str:
     """Return which explanation can be believed here, or that none can."""
+    few = [one for one in found["methods"] if one["verdict"].get("open")]
+    if found["best"] is None and few:
+        one = few[0]
+        return (
+            f"{plural(found['n'], 'input').capitalize()} cannot show whether an explanation holds: "
+            f"{shown(one['method'], 60)} finds what the answers depend on in each of them (effect "
+            f"{number(one['verdict']['effect'])}; 0 as random orders, 1 all at once), which chance "
+            f"may do. Explain {ENOUGH} or more."
+        )
     if found["best"] is None:
         return (
             "No explanation can be believed here: none finds what the answers depend on clearly "
@@ -119,7 +129,7 @@ def _methods(found: dict[str, Any]) -> Section:
 def _holds(one: dict[str, Any]) -> str:
     """Return where an attribution can be believed: everywhere, for some classes, or nowhere."""
     if not one["believable"]:
-        return "no"
+        return "too few" if one["verdict"].get("open") else "no"
     if one["verdict"]["label"] is None:
         return "yes"
     held = [shown(of["label"], 24) for of in one["classes"] if of["believable"]]

@@ -65,9 +65,9 @@ def _clearest(found: dict[str, Any]) -> Section | None:
     """Return the units with the clearest labels, or else tokens, for a terminal."""
     if found["labelled"] is not None:
         best = sorted(found["units"], key=lambda u: -(u["overlap"] or 0.0))[:MOST]
-        columns = ("unit", "label", "overlap", "by chance")
-        rows = tuple((str(u["unit"]), u["concept"], u["overlap"], u["chance"])
-                     for u in best if u["labelled"])  # fmt: skip
+        columns = ("unit", "label", "overlap", "by chance", "follows")
+        rows = tuple((str(u["unit"]), u["concept"], u["overlap"], u["chance"],
+                      "yes" if u["labelled"] else "no") for u in best)  # fmt: skip
     elif found["units"] and "writes" in found["units"][0]:
         best = sorted(found["units"], key=lambda u: -(u["z"] or 0.0))[:MOST]
         columns = ("unit", "writes")
@@ -98,8 +98,11 @@ def _units(found: dict[str, Any]) -> Section:
     count = el("span", "", id="unit-count", role="status")
     drawers = el("div", *(_drawer(unit) for unit in found["units"]), id="unit-list")
     lead = "Highest rows, and rows of every range below, for what a unit does most of the time is "
-    lead += "not what it does at its highest. A label is the concept whose rows are those on which "
-    lead += "the unit is high; it holds where the overlap is far above chance."
+    lead += (
+        "not what it does at its highest. A unit follows a label if the rows on which it is high "
+    )
+    lead += "are those of the label: their overlap, above the threshold that suits the label best, "
+    lead += "is at least halfway from that of a unit that is always high to 1."
     has_inputs = bool(found["inputs"]) or any(
         "t" in row for u in found["units"] for row in u["rows"]
     )

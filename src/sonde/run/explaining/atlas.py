@@ -24,6 +24,8 @@ from sonde.stats import ScaledHistogram, ScaledHistogramState
 
 SCHEMA: Final = "sonde-units/1"
 BINS: Final = 128
+HALFWAY: Final = 0.5
+"""Overlap from which on a unit follows a label, between that of a unit always high (0) and 1."""
 WITNESSES: Final = 4
 Seen = Mapping[tuple[int, int, int], dict[str, Any]]
 """What is known of a row by the two words of its example's id and its position."""
@@ -131,7 +133,8 @@ def fit_atlas(
         )
     rows = stream if dictionary is None else EncodedStream(stream, dictionary)
     is_labelled = bool((stream.first_batch().label >= 0).any())
-    counted = UnitLabels(bins=BINS) if is_labelled else UnitHistogram(BINS)
+    by_label = UnitLabels(quantile=None, least=HALFWAY, bins=BINS)
+    counted = by_label if is_labelled else UnitHistogram(BINS)
     fitted = fit([Exemplars(n=n, m=m), counted], rows, **how)
     exemplars, second = fitted.result(Exemplars), fitted.result(type(counted))
     labels = second if isinstance(second, UnitLabelsResult) else None
@@ -246,7 +249,7 @@ def _unit(atlas: Atlas, unit: int, share: float, seen: Seen) -> dict[str, Any]:
     }
     labels = atlas.labels
     if labels is not None:
-        best = int(labels.overlap[:, unit].argmax())
+        best = int(labels.concept[unit])
         names = atlas.concepts
         entry["concept"] = names[best] if best < len(names) else str(best)
         entry["overlap"] = rounded(float(torch.as_tensor(labels.value)[unit]))

@@ -158,7 +158,7 @@ def _judged(
         gains.append(torch.cat([result.each[None], result.null_each]))
         worth = result.change
     signs = FaithfulnessViolation(baseline=baseline).judge(
-        model, batch, found, objective=test, site=site
+        model, batch, found, objective=_unsaturated(model, batch, test, site), site=site
     )
     violation = {
         "value": float(signs),
@@ -181,6 +181,12 @@ def _judged(
     return Judged(name_of(method), found, curves[0], curves[1], violation, sanity, inputs)
 
 
+def _unsaturated(model: Model, batch: InputBatch, test: Objective, site: str) -> Objective:
+    """Return the margin in place of a probability, which one place alone seldom moves from 1."""
+    is_share = test.at(SiteFunction(model, batch, site)).objective.kind == "prob"
+    return replace(test, kind="margin") if is_share else test
+
+
 def _labels(model: Model, batch: InputBatch, test: Objective, site: str) -> list[str]:
     """Return the class, or the tokens, that each answer is explained for."""
     function = SiteFunction(model, batch, site)
@@ -195,6 +201,15 @@ def best_of(judged: Sequence[Judged]) -> Judged | None:
     """
     known = [one for one in judged if one.is_believable]
     return max(known, key=lambda one: (one.verdicts[0].is_believable, one.effect), default=None)
+
+
+def leading(judged: Sequence[Judged]) -> Judged | None:
+    """Return the attribution to show: the best, or one that too few inputs neither show nor refute.
+
+    None if there is neither.
+    """
+    open_ones = [one for one in judged if one.best.is_open]
+    return best_of(judged) or max(open_ones, key=lambda one: one.effect, default=None)
 
 
 def explain_document(
@@ -235,8 +250,8 @@ def explain_document(
     def named(label: str | None) -> str | None:
         return None if label is None else (classes or {}).get(label, label)
 
-    first, best = judged[0].found, best_of(judged)
-    ranked = sorted(judged, key=lambda one: (one is not best, not one.is_believable, -one.effect))
+    first, best, led = judged[0].found, best_of(judged), leading(judged)
+    ranked = sorted(judged, key=lambda one: (one is not led, not one.is_believable, -one.effect))
     return {
         "schema": SCHEMA,
         "model": model,

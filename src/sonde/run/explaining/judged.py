@@ -19,6 +19,8 @@ LEAST: Final = 0.1
 """Effect from which on an attribution can be believed; 1 = all at once, 0 = as random orders."""
 FEWEST: Final = 5
 """Inputs from which on a class is judged by itself."""
+ENOUGH: Final = 8
+"""Inputs from which on signs that all hold are no coin's, though one in four moves nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,17 @@ class Verdict:
         _, high = clopper_pearson(self.wrong, self.moved) if self.moved else (0.0, 1.0)
         return is_clear and (not self.signed or high < 0.5)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether so few inputs could not have shown more: every one of them speaks for it."""
+        held = self.n < ENOUGH and self.better == self.n and self.wrong == 0
+        return held and self.effect >= LEAST and not self.is_believable
+
     def json(self) -> dict[str, Any]:
         """Return the figures by name."""
         names = ("label", "n", "gain", "effect", "p", "better", "wrong", "moved")
-        return {name: getattr(self, name) for name in names} | {"believable": self.is_believable}
+        said = {"believable": self.is_believable, "open": self.is_open}
+        return {name: getattr(self, name) for name in names} | said
 
 
 @dataclass(frozen=True, eq=False)
