@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 
 import sonde
 from cli_case import run_words
@@ -57,6 +59,10 @@ def make():
 
 def other():
     return nn.Linear(3, 4)
+
+
+def bare():
+    return make()[0]
 """
 WORDS = {
     "drop_blocks": ("--to", "2blocks"),
@@ -142,3 +148,33 @@ def test_a_folder_names_its_function_and_runs_none():
     packed = run_words("compress", "nets_of_mine:make@SMALL", "sonde:digits/train", "--limit", 8,
                        "--held", 8, "-o", "AGAIN")  # fmt: skip
     assert "quantised or packed" in packed.error()
+
+
+FOLDER = ("--image-mean", "0.5", "--image-std", "0.5", "--classes", ",".join("0123456789"))
+
+
+@pytest.fixture
+def pictures(code):
+    """Write a folder of digits, one folder for each class, as own_data.md says."""
+    digits = load_digits()
+    for i in range(240):
+        place = code / "pictures" / str(digits.target[i])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[i] * 15).astype("uint8")).save(place / f"{i}.png")
+    return "pictures"
+
+
+def test_a_bare_net_on_a_folder_of_pictures_is_compressed_and_changed(pictures):
+    net = "nets_of_mine:bare"
+    small = (*FOLDER, "--to", "8bit", "--limit", "60", "--held", "30", "-o", "SMALL", "--quiet")
+    ran = run_words("compress", net, pictures, *small)
+    assert ran.code == 0, ran.err
+    forget = ("--forget", pictures, "--of-class", "3", *FOLDER, "--force", "--quiet", "-o", "NEW")
+    ran = run_words("edit", "forget", net, *forget)
+    assert ran.code == 0, ran.err
+    old, new = sonde.load(net).module, sonde.load(f"{net}@NEW").module
+    assert not torch.equal(old.last.weight, new.last.weight)
+    undo("NEW", "OLD")
+    assert torch.equal(old.last.weight, sonde.load(f"{net}@OLD").module.last.weight)
+    missing = run_words("compress", net, pictures, "--to", "8bit", "-o", "OTHER").error()
+    assert "--image-mean and --image-std missing" in missing

@@ -1,12 +1,14 @@
 """Which inputs are explained: those asked for, spread over classes; and what their answers are."""
 
 import csv
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import sonde
 from sonde.core import InputError, Model
 from sonde.data import open_inputs
 from sonde.explain import IntegratedGradients
@@ -56,6 +58,23 @@ def test_the_default_is_a_spread_over_classes_right_and_wrong(sorted_data) -> No
     kept = np.array(rows_of(Choice().of(model, inputs, 5)))
     cells = {(label[i], label[i] == answer[i]) for i in kept}
     assert cells == {(0, True), (1, True), (1, False), (2, True), (2, False)}
+
+
+def test_texts_are_of_as_many_documents_as_there_are_and_go_on_with_a_token() -> None:
+    model = sonde.load("sonde:stdlib")
+    names = ["first"] * 9 + ["second"] * 2 + ["third"] * 2
+    rows = [{"text": f"def {n}(x{i}):\n    return", "source": n} for i, n in enumerate(names)]
+    inputs = open_inputs(model, rows, group_column="source", logits=True)
+    chosen = Choice().of(model, inputs, 6)
+    assert Counter(names[i] for i in rows_of(chosen)) == {"first": 2, "second": 2, "third": 2}
+    batch = next(iter(chosen.batches(0, 6)))
+    (one, *_) = answers_of(model, batch, None, "input", {})
+    text = rows[rows_of(chosen)[0]]["text"].encode()
+    with torch.no_grad():
+        sure = model.module(torch.tensor([list(text)])).logits[0, -1].softmax(0)
+    assert one["answer"] == repr(chr(int(sure.argmax())))
+    assert one["confidence"] == pytest.approx(float(sure.max()), abs=1e-4)
+    assert one["verb"] == "goes on with"
 
 
 @pytest.mark.truth("argmax of the net beside the labels")

@@ -71,7 +71,7 @@ def present(
     wrote : str, default=""
         The last line; by default the page's name.
     **shown
-        What the page shows beside the JSON.
+        What the page and the terminal show beside the JSON.
     """
     from sonde.report.documents import save_document
 
@@ -80,15 +80,15 @@ def present(
     if printing.json:
         say_json(found)
     else:
-        say_document(found, printing)
+        say_document(found, printing, **shown)
     if wrote or page is not None:
         note(f"wrote {wrote or page}")
 
 
-def say_document(found: dict[str, Any], printing: Printing) -> None:
+def say_document(found: dict[str, Any], printing: Printing, **shown: Any) -> None:
     """Print a document as wide as the terminal; tables in a pipe are as wide as they are."""
     from sonde.report.documents import to_terminal
 
     room = terminal_width() or PIPE_TABLE
     words = {"verbose": printing.verbose, "quiet": printing.quiet, "width": text_width()}
-    say(to_terminal(found, **words, room=room))
+    say(to_terminal(found, **words, room=room, **shown))

@@ -11,7 +11,7 @@ import tyro
 
 from sonde.cli._presenting import present, with_page
 from sonde.cli.console import REMARK, note
-from sonde.cli.options import DataWord, ModelWord, Printing, named
+from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,9 +79,8 @@ class Compress:
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (default: SMALL.html)")
     ] = None
-    text_column: Annotated[str | None, named("NAME", "column of the text")] = None
-    label_column: Annotated[str | None, named("NAME", "column of the label")] = None
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
+    reading: DataReading = field(default_factory=DataReading)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -167,12 +166,10 @@ class Compress:
         from sonde.data import open_inputs
         from sonde.run.compressing.choosing import chosen_parts, enough_examples
 
-        options: dict[str, Any] = {
-            "text_column": self.text_column,
-            "label_column": self.label_column,
-        }
         n = MOST_LISTED if self.limit is None else 8 * (self.limit + self.held)
-        inputs = open_inputs(model, self.data, split="train", limit=n, **options)
+        inputs = open_inputs(
+            model, self.data, split="train", limit=n, **self.reading.data_options()
+        )
         if self.limit is not None and len(inputs) <= self.limit:
             raise InputError(
                 f"sonde compress: expected more than {self.limit} examples (--limit to calibrate "

@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli._presenting import check_page, present
 from sonde.cli.console import note
-from sonde.cli.options import DataWord, ModelWord, Printing, named
+from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, named
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class CompressSearch:
     ] = 0.01
     limit: Annotated[int, tyro.conf.arg(help="examples to calibrate on")] = 64
     held: Annotated[int, tyro.conf.arg(help="other examples to compare on")] = 32
-    text_column: Annotated[str | None, named("NAME", "column of the text")] = None
-    label_column: Annotated[str | None, named("NAME", "column of the label")] = None
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
+    reading: DataReading = field(default_factory=DataReading)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -57,12 +56,10 @@ class CompressSearch:
         with source_folder(model) as source:
             ModelFolder.open(source).plain()
             n_bytes = weight_bytes(source)
-        options: dict[str, Any] = {
-            "text_column": self.text_column,
-            "label_column": self.label_column,
-        }
         n = 8 * (self.limit + self.held)
-        inputs = open_inputs(model, self.data, split="train", limit=n, **options)
+        inputs = open_inputs(
+            model, self.data, split="train", limit=n, **self.reading.data_options()
+        )
         ours, held = chosen_parts(inputs, self.limit, self.held)
         path = self.output.with_name(self.output.name + ".trials.jsonl")
         file = TrialFile(path, search_key(model, ours, held))

@@ -8,13 +8,15 @@ import tyro
 
 from sonde.cli._gradients import load_for_gradients
 from sonde.cli._presenting import present
+from sonde.cli.console import note
 from sonde.cli.options import DataWord, ModelWord, PageWord, Printing, Reading, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
     from sonde.run.explaining.choosing import Choice
 
-MOST = 256
+MOST, USUAL = 256, 32
+PIECES, TOKENS = 8, 128
 PAGES = (".html", ".htm", ".json")
 
 
@@ -22,10 +24,10 @@ PAGES = (".html", ".htm", ".json")
 class Explain:
     """Say what the answers of a model depend on, by several methods, each tested in the same run.
 
-    Some inputs of DATA are explained (--limit, 32 by default), spread over classes, right and
-    wrong, at the input or at the one site that --sites names. Beside each method stand the
-    tests that can refute it: does the answer fall when what it points at is taken away, faster than
-    for random orders, and do its signs hold?
+    Some inputs of DATA are explained (--limit: 32, or 8 pieces of 128 tokens for a language model),
+    spread over classes, right and wrong, at the input or at the one site that --sites names. Beside
+    each method stand the tests that can refute it: does the answer fall when what it points at is
+    taken away, faster than for random orders, and do its signs hold?
 
     Example: sonde explain sonde:digits sonde:digits/test --wrong -o explain.html
 
@@ -87,8 +89,11 @@ class Explain:
         methods = DEFAULTS if self.methods is None else self._methods(find_attributor)
         objective = self._objective()
         model = load_for_gradients(self.model, **self.reading.model_options())
-        every = open_inputs(model, self.data, **self._data_options())
-        limit = self.reading.limit or 32
+        options = self._data_options(model.task == "causal")
+        if options["max_length"] != self.reading.max_length:
+            note(f"note: texts are read in pieces of {TOKENS} tokens (--max-length).")
+        every = open_inputs(model, self.data, **options)
+        limit = self.reading.limit or (PIECES if model.task == "causal" else USUAL)
         inputs = replace(self._choice.of(model, every, limit, self.reading.seed), batch_size=limit)
         directory = None if self.output is None else run_directory(self.output)
         columns = inputs.typed.get("number_columns") or ()
@@ -120,9 +125,7 @@ class Explain:
         )
         if self.dictionary is not None:
             document["features"] = self._features(model, batch, objective, self.dictionary)
-        drawn: Any = ()
-        if self.output is not None:
-            drawn = self._drawn(model, batch, len(document["examples"]), bool(columns))
+        drawn = self._drawn(model, batch, len(document["examples"]), bool(columns))
         present(document, self.printing, self.output, shown_inputs=drawn)
         remove_kept(directory)
         return 0
@@ -196,11 +199,17 @@ class Explain:
             raise InputError(f"--target: expected a class or token id, got {self.target!r}.")
         return Objective(target=int(self.target))
 
-    def _data_options(self) -> dict[str, Any]:
-        """Return the options for reading all data, before some inputs are chosen."""
+    def _data_options(self, is_causal: bool) -> dict[str, Any]:
+        """Return the options for reading all data, before some inputs are chosen.
+
+        Each method takes some 500 forwards: a language model, whose next token can be asked for
+        anywhere, reads short pieces unless told otherwise.
+        """
         known = self.reading.data_options()
         for name in ("check", "logits", "keep_special", "generate"):
             known.pop(name, None)
+        if is_causal and known["max_length"] is None and self.rows is None and not self.answer:
+            known["max_length"] = TOKENS
         return {**known, "limit": None, "logits": True}
 
     def _mean_row(self, model: Any, inputs: Any) -> Any:

@@ -75,6 +75,28 @@ LongWord = Annotated[
     tyro.conf.arg(help="what happens to texts longer than the context"),
 ]
 MaxLength = Annotated[int | None, named("N", "tokens of one example at most")]
+TextColumn = Annotated[str | None, named("NAME", "column of the text; a,b for pairs")]
+ImageColumn = Annotated[str | None, named("NAME", "column of the image")]
+LabelColumn = Annotated[
+    str | None, named("NAME", "column of the label; a,b for several heads or labels")
+]
+NumberColumns = Annotated[
+    str | None,
+    named(
+        "NAMES", "columns of numbers that are one vector, in this order: a,b", "--feature-columns"
+    ),
+]
+ClassNames = Annotated[
+    str | None,
+    named("NAMES", "what the outputs of a classifier stand for, in their order: cat,dog"),
+]
+ImageSize = Annotated[
+    str | None, named("H[,W]", "pixels that images are resized to, where no processor says")
+]
+ImageMean = Annotated[
+    str | None, named("M[,M,M]", "taken from pixels in 0..1; one for each channel")
+]
+ImageStd = Annotated[str | None, named("S[,S,S]", "pixels are divided by it; one for each channel")]
 PageWord = Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")]
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
@@ -127,6 +149,35 @@ def _numbers(flag: str, text: str | None, kind: type[int] | type[float]) -> tupl
 
 
 @dataclass(frozen=True)
+class DataReading:
+    """How the data are read by a command that needs no states of its own choice."""
+
+    text_column: TextColumn = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
+    number_columns: NumberColumns = None
+    classes: ClassNames = None
+    max_length: MaxLength = None
+    image_size: ImageSize = None
+    image_mean: ImageMean = None
+    image_std: ImageStd = None
+
+    def data_options(self) -> dict[str, Any]:
+        """Return the named options of ``sonde.data.open_inputs`` that were typed."""
+        names = (f.name for f in fields(DataReading))
+        typed = {name: getattr(self, name) for name in names} | _image_numbers(self)
+        return {name: value for name, value in typed.items() if value is not None}
+
+
+def _image_numbers(typed: "DataReading | Reading") -> dict[str, tuple[Any, ...] | None]:
+    return {
+        "image_size": _numbers("--image-size", typed.image_size, int),
+        "image_mean": _numbers("--image-mean", typed.image_mean, float),
+        "image_std": _numbers("--image-std", typed.image_std, float),
+    }
+
+
+@dataclass(frozen=True)
 class Reading:
     """How the model and the data are read."""
 
@@ -151,11 +202,9 @@ class Reading:
     limit: Annotated[int | None, named("N", "read only the first N examples")] = None
     max_length: MaxLength = None
     long: LongWord = "chunk"
-    text_column: Annotated[str | None, named("NAME", "column of the text; a,b for pairs")] = None
-    image_column: Annotated[str | None, named("NAME", "column of the image")] = None
-    label_column: Annotated[
-        str | None, named("NAME", "column of the label; a,b for several heads or labels")
-    ] = None
+    text_column: TextColumn = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     id_column: Annotated[str | None, named("NAME", "column of the id")] = None
     group_column: Annotated[
         str | None, named("NAME", "column of the group (document, person, trajectory)")
@@ -170,18 +219,8 @@ class Reading:
         str | None,
         named("NAMES", "columns that are no input: a,b", "--ignore-column"),
     ] = None
-    number_columns: Annotated[
-        str | None,
-        named(
-            "NAMES",
-            "columns of numbers that are one vector, in this order: a,b",
-            "--feature-columns",
-        ),
-    ] = None
-    classes: Annotated[
-        str | None,
-        named("NAMES", "what the outputs of a classifier stand for, in their order: cat,dog"),
-    ] = None
+    number_columns: NumberColumns = None
+    classes: ClassNames = None
     span: Annotated[
         str | None,
         named("START,END", "part of each text: columns 'start,end' or '<think>,</think>'"),
@@ -190,18 +229,9 @@ class Reading:
         str | None,
         named("NAME=VALUE,...", "continue prompts: max_new_tokens=128,num_beams=4"),
     ] = None
-    image_size: Annotated[
-        str | None,
-        named("H[,W]", "pixels that images are resized to, where no processor says"),
-    ] = None
-    image_mean: Annotated[
-        str | None,
-        named("M[,M,M]", "taken from pixels in 0..1; one for each channel"),
-    ] = None
-    image_std: Annotated[
-        str | None,
-        named("S[,S,S]", "pixels are divided by it; one for each channel"),
-    ] = None
+    image_size: ImageSize = None
+    image_mean: ImageMean = None
+    image_std: ImageStd = None
     keep_special: Annotated[bool, tyro.conf.arg(help="keep special tokens in tokens and mean")] = (
         False
     )
@@ -266,9 +296,7 @@ class Reading:
             **{name: getattr(self, name) for name in names},
             **({} if self.logits is None else {"logits": self.logits}),
             "batch_size": size if size == "auto" else int(size),
-            "image_size": _numbers("--image-size", self.image_size, int),
-            "image_mean": _numbers("--image-mean", self.image_mean, float),
-            "image_std": _numbers("--image-std", self.image_std, float),
+            **_image_numbers(self),
             **({"check": False} if self.no_check else {}),
         }
 

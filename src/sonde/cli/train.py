@@ -9,7 +9,7 @@ import tyro
 from sonde.cli._presenting import check_page, present, with_page
 from sonde.cli._table import table
 from sonde.cli.console import say, say_json
-from sonde.cli.options import DataWord, ModelWord, Printing, named
+from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,9 +90,8 @@ class Train:
     list_losses: Annotated[
         bool, tyro.conf.arg(name="list", help="print what each loss and layer needs and is for")
     ] = False
-    text_column: Annotated[str | None, named("NAME", "column of the text")] = None
-    label_column: Annotated[str | None, named("NAME", "column of the label")] = None
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
+    reading: DataReading = field(default_factory=DataReading)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -235,11 +234,7 @@ class Train:
         from sonde.data import open_inputs
         from sonde.run.compressing.choosing import chosen_parts
 
-        options: dict[str, Any] = {
-            "text_column": self.text_column,
-            "label_column": self.label_column,
-            "batch_size": self.batch_size,
-        }
+        options = self.reading.data_options() | {"batch_size": self.batch_size}
         n = None if self.limit is None else 8 * (self.limit + self.held)
         inputs = open_inputs(model, self.data, split="train", limit=n, **options)
         ours = max(1, len(inputs) - self.held) if self.limit is None else self.limit

@@ -46,7 +46,7 @@ class Bar:
     label : str
         What is being done.
     total : int
-        Number of examples.
+        Number of examples, or of what ``of`` names.
     shown : bool, default=True
         False keeps silent; so does a stderr that is no terminal.
     delay_seconds : float, default=2.0
@@ -54,6 +54,8 @@ class Bar:
         Memory of the states, for the estimate.
     keeps : bool, default=False
         Whether Ctrl-C leaves what is done, for the same work to go on from.
+    of : str, default="example"
+        What is counted.
 
     One line says early how long a long run will take and in how much memory, also where stderr is
     no terminal: by the rate of the later half of the steps, since the first ones also warm up.
@@ -67,8 +69,9 @@ class Bar:
         delay_seconds: float = 2.0,
         state_bytes: int = 0,
         keeps: bool = False,
+        of: str = "example",
     ) -> None:
-        self._label, self._total, self._delay = label, total, delay_seconds
+        self._label, self._total, self._delay, self._of = label, total, delay_seconds, of
         self._speaks, self._state_bytes, self._keeps = shown, state_bytes, keeps
         self._shown = shown and sys.stderr.isatty()
         self._began = time.monotonic()
@@ -89,6 +92,11 @@ class Bar:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+    @property
+    def done(self) -> int:
+        """How many examples are done."""
+        return self._done
 
     @property
     def wall_seconds(self) -> float:
@@ -113,7 +121,7 @@ class Bar:
             self._said = True
             memory = f", states take {gib(self._state_bytes)}" if self._state_bytes else ""
             sys.stderr.write(
-                f"{self._label}: about {duration(left)} more for {plural(self._total, 'example')}"
+                f"{self._label}: about {duration(left)} more for {plural(self._total, self._of)}"
                 f"{memory}{'; Ctrl-C keeps what is done' if self._keeps else ''}.\n"
             )
 

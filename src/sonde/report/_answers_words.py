@@ -185,7 +185,7 @@ def answer_words(row: dict[str, Any]) -> str:
         return "not judged" if row.get("loss") is None else f"loss {number(row['loss'])}"
     truth, answer = (_value(row[side]) for side in ("truth", "answer"))
     sure = "" if row["confidence"] is None else f" ({share(row['confidence'])} sure)"
-    verb = "called" if isinstance(row["answer"], str) else "answered"
+    verb = row.get("verb") or ("called" if isinstance(row["answer"], str) else "answered")
     return (
         f"{verb} {answer}{sure}" if row["truth"] is None else f"is {truth}, {verb} {answer}{sure}"
     )

@@ -48,7 +48,12 @@ def _where(strongest: Sequence[int], shape: Sequence[int], names: Sequence[str])
     named = [i for i in strongest if i < len(names)]
     if not named:
         return f"place {', '.join(map(str, strongest[:NAMED]))}"
-    return ", ".join(f"'{shown(names[i].strip(), 40)}'" for i in named[:NAMED])
+    return ", ".join(_visible(names[i]) for i in named[:NAMED])
+
+
+def _visible(name: str) -> str:
+    blank = "a line break" if "\n" in name else "a blank"
+    return f"'{shown(name.strip(), 40)}'" if name.strip() else blank
 
 
 def _third(at: float, size: int, said: tuple[str, str, str]) -> str:

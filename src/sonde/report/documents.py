@@ -63,9 +63,10 @@ def to_terminal(
     quiet: bool = False,
     width: int = COLUMNS,
     room: int = COLUMNS,
+    **shown: Any,
 ) -> str:
     """Return the JSON of a command as text (see ``document_text``); ``quiet``: its verdict."""
-    made = document_of(found)
+    made = document_of(found, **shown)
     return made.verdict if quiet else document_text(made, verbose, width, room)
 
 

@@ -19,7 +19,15 @@ from sonde.core.repacking import in_own_form
 from sonde.data._checkpoints import FACTORY_KEY, LAYERS_KEY, json_object
 from sonde.data._model_kind import config_of
 from sonde.data.loading import is_factory
-from sonde.weights.folder import CONFIG, QUANTISED, WHOLE, check_files, folder_of
+from sonde.weights.folder import (
+    CONFIG,
+    QUANTISED,
+    WHOLE,
+    ModelFolder,
+    check_files,
+    check_output,
+    folder_of,
+)
 from sonde.weights.forms import finish_form, put_form
 
 
@@ -38,6 +46,18 @@ def source_folder(model: Model) -> Generator[Path, None, None]:
     with TemporaryDirectory(prefix="sonde-factory-") as place:
         write_folder(model.module, model.name, Path(place))
         yield Path(place)
+
+
+def check_change(model: Model, output: Path) -> None:
+    """Refuse a change of a model's weights that could not be written, before anything runs.
+
+    Raises
+    ------
+    InputError
+        If the model came from nowhere, its weights are quantised, or something is at ``output``.
+    """
+    with source_folder(model) as source:
+        check_output(output, ModelFolder.open(source).path)
 
 
 def write_folder(module: nn.Module, factory: str, folder: Path) -> None:

@@ -181,17 +181,6 @@ def check_output(output: Path, *sources: Path) -> None:
         raise StoreError(f"cannot write {output}: there is no folder {output.parent}. Make it.")
 
 
-def check_change(model: Model | str | Path, output: Path) -> None:
-    """Refuse a change of a model's weights that could not be written, before anything runs.
-
-    Raises
-    ------
-    InputError
-        If the model has no folder, its weights are quantised, or something is at ``output``.
-    """
-    check_output(output, ModelFolder.open(folder_of(model)).path)
-
-
 def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
     """Refuse a folder in which a file of packed weights is damaged: they would be wrong numbers.
 

@@ -23,6 +23,7 @@ from sonde.weights._weight_file import (
     write_hashed,
 )
 from sonde.weights.change import Change, written_type
+from sonde.weights.factory_folder import source_folder
 from sonde.weights.folder import (
     CONFIG,
     INDEX,
@@ -93,7 +94,8 @@ def save_edited(
     Parameters
     ----------
     model : Model, str or path
-        A folder, ``sonde:digits``, ``sonde:stdlib``, or a model that was loaded from one.
+        A folder, ``sonde:digits``, ``sonde:stdlib``, or a model that was loaded from one or made by
+        a factory; what a factory made is opened by ``package.module:factory@OUTPUT``.
     plan : RewritePlan
     output : str or path
         A folder that does not exist, or is empty.
@@ -110,7 +112,21 @@ def save_edited(
     StateError
         If the weights in the folder are not those that the plan was made for.
     """
-    old, output = ModelFolder.open(folder_of(model)), Path(output)
+    said = name or (model.name if isinstance(model, Model) else str(model))
+    if not isinstance(model, Model):
+        return _saved(folder_of(model), plan, Path(output), said, layers)
+    with source_folder(model) as source:
+        return _saved(source, plan, Path(output), said, layers)
+
+
+def _saved(
+    source: Path,
+    plan: "RewritePlan",
+    output: Path,
+    said: str,
+    layers: Mapping[str, bytes] | None,
+) -> Saved:
+    old = ModelFolder.open(source)
     check_output(output, old.path)
     written, config = _placed(old, plan)
     moves = bool(config.keys() - {QUANTISED})
@@ -118,7 +134,6 @@ def save_edited(
     if layers:
         config[LAYERS_KEY] = files_hash(layers)
         config.setdefault(QUANTISED, dict(OPENED_BY_SONDE))
-    said = name or (model.name if isinstance(model, Model) else str(model))
     with new_folders(output) as (new, patch):
         after, small = _write(old, new, written, config, added)
         step = Step(said, plan.method, dict(plan.figures), config)

@@ -132,6 +132,7 @@ class Acting:
 
         What is too large is refused; what does no more than random changes is not written.
         """
+        from sonde.data.loading import is_factory
         from sonde.run.judging.edit_document import edit_document
         from sonde.run.judging.judge import judge
         from sonde.weights import save_edited
@@ -166,6 +167,9 @@ class Acting:
             samples=shown,
             notes=deed.notes,
         )
+        if is_factory(deed.model.name):
+            factory = deed.model.name.partition("@")[0]
+            note(f"note: open the new model as {factory}@{deed.output}.")
         present(document, printing, page)
         return 0
 

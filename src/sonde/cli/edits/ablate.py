@@ -50,7 +50,7 @@ class Ablate:
         from sonde.edit import DirectionalAblation, choose_ablation
         from sonde.run.judging.acts import edit_act, edit_controls
         from sonde.weights import fold_writers
-        from sonde.weights.folder import check_change
+        from sonde.weights.factory_folder import check_change
 
         model = load(self.model, device=self.reading.device)
         check_change(model, self.output)

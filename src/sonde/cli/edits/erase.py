@@ -43,7 +43,6 @@ class Erase:
     site: Annotated[str, named("SITE", "a linear layer, for what it gives; :in for what it reads")]
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder for the new model")]
     data: ClassesWord = ""
-    label_column: Annotated[str | None, named("NAME", "column of DATA with the classes")] = None
     positive: Annotated[str | None, named("DATA", "data of one side, in place of DATA")] = None
     negative: Annotated[str | None, named("DATA", "data of the other")] = None
     method: Annotated[
@@ -51,7 +50,7 @@ class Erase:
         tyro.conf.arg(help="least change, spectral, or iterative erasure"),
     ] = "leace"
     strength: Annotated[float, tyro.conf.arg(help="1 erases, 0.5 halves")] = 1.0
-    reading: Contrasted = field(default_factory=lambda: Contrasted(reducer="tokens"))
+    reading: Contrasted = field(default_factory=Contrasted)
     acting: Acting = field(default_factory=Acting)
     printing: Printing = field(default_factory=Printing)
 
@@ -61,7 +60,7 @@ class Erase:
         from sonde.run.instruments.catalogue import find
         from sonde.run.judging.acts import edit_act, edit_controls
         from sonde.weights import fold_edit
-        from sonde.weights.folder import check_change
+        from sonde.weights.factory_folder import check_change
 
         self._check()
         model = load(self.model, device=self.reading.device)
@@ -112,7 +111,7 @@ class Erase:
                 "sonde edit erase: expected DATA with classes, or --positive and --negative. Name "
                 "one or the other."
             )
-        if self.label_column is not None and not self.data:
+        if self.reading.label_column is not None and not self.data:
             raise InputError("sonde edit erase: --label-column is about DATA. Name them.")
 
     def _concept(self, split: str, limit: int | None) -> tuple[Any, dict[str, Any]]:
@@ -121,7 +120,7 @@ class Erase:
 
         if self.positive and self.negative:
             return contrast(self.positive, self.negative, split=split, limit=limit), {}
-        return self.data, {"split": split, "limit": limit, "label_column": self.label_column}
+        return self.data, {"split": split, "limit": limit}
 
     def _probes(self, model: "Model", edit: "Edit", site: str) -> "EditTable":
         """Return what probes find at the site and at all later blocks, before and after."""

@@ -9,7 +9,7 @@ import tyro
 from sonde.cli._gradients import load_for_gradients
 from sonde.cli._presenting import present
 from sonde.cli.edits._acting import is_idle
-from sonde.cli.options import DataWord, DeviceWord, ModelWord, Printing, named
+from sonde.cli.options import DataReading, DataWord, DeviceWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,26 +43,26 @@ class FindBackdoor:
     ] = None
     limit: Annotated[int, named("N", "read only the first N images")] = 300
     steps: Annotated[int, named("N", "of the search for each class; fewer find less")] = 220
-    label_column: Annotated[str | None, named("NAME", "column of the label")] = None
     device: DeviceWord = "auto"
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (with -o: NEW.html)")
     ] = None
     force: Annotated[bool, tyro.conf.arg(help="remove what is not likely, or is too large")] = False
+    reading: DataReading = field(default_factory=DataReading)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
         """Look for a backdoor, print the finding, and remove it if that was asked for."""
         from sonde.data import open_inputs
         from sonde.edit import find_backdoor
-        from sonde.weights.folder import check_change
+        from sonde.weights.factory_folder import check_change
 
         if self.remove != (self.output is not None):
             raise InputError("edit find-backdoor: expected --remove and -o NEW together, got one.")
         model = load_for_gradients(self.model, device=self.device)
         if self.output is not None:
             check_change(model, self.output)
-        clean = open_inputs(model, self.data, limit=self.limit, label_column=self.label_column)
+        clean = open_inputs(model, self.data, limit=self.limit, **self.reading.data_options())
         shown = not self.printing.quiet
         finding = find_backdoor(model, clean, steps=self.steps, progress=shown)
         names = dict(enumerate(clean.label_names))

@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli._presenting import present
 from sonde.cli.edits._acting import is_idle
-from sonde.cli.options import DeviceWord, ModelWord, Printing, named
+from sonde.cli.options import DataReading, DeviceWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,9 +36,8 @@ class ForgetData:
         str | None, named("NAME", "forget this class of --forget, and keep the others of --retain")
     ] = None
     limit: Annotated[int | None, named("N", "read only the first N examples of each")] = None
-    label_column: Annotated[str | None, named("NAME", "column of the label")] = None
-    text_column: Annotated[str | None, named("NAME", "column of the text")] = None
     device: DeviceWord = "auto"
+    reading: DataReading = field(default_factory=DataReading)
 
     @property
     def kept(self) -> str:
@@ -65,8 +64,7 @@ class ForgetData:
                 word,
                 split=split,
                 limit=self.limit,
-                label_column=self.label_column,
-                text_column=self.text_column,
+                **self.reading.data_options(),
             )
             if self.of_class is not None:
                 data = data.of_class(self.of_class, without=part == "retain")
@@ -119,7 +117,7 @@ class Forget:
         from sonde.data import load
         from sonde.edit import Retrain, forgotten
         from sonde.weights import save_edited
-        from sonde.weights.folder import check_change
+        from sonde.weights.factory_folder import check_change
 
         model = load(self.model, device=self.data.device)
         check_change(model, self.output)

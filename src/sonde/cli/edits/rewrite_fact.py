@@ -72,7 +72,7 @@ class RewriteFact:
         from sonde.run.judging.edit_document import EditTable
         from sonde.run.judging.judge import JudgedSide
         from sonde.run.reading.read import read
-        from sonde.weights.folder import check_change
+        from sonde.weights.factory_folder import check_change
 
         facts = self._facts()
         model = load(self.model, device=self.device)

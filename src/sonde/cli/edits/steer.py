@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli.console import note
 from sonde.cli.edits._acting import Acting, Deed, side
-from sonde.cli.options import DeviceWord, MaxLength, ModelWord, Printing, named
+from sonde.cli.options import DataReading, DeviceWord, ModelWord, Printing, named
 from sonde.core.errors import InputError, StateError
 
 if TYPE_CHECKING:
@@ -27,21 +27,18 @@ NegativeWord = Annotated[str, named("DATA", "data that do not")]
 
 
 @dataclass(frozen=True)
-class Contrasted:
+class Contrasted(DataReading):
     """How two data sets are read."""
 
     reducer: Annotated[
-        str, tyro.conf.arg(help="how tokens become a row: mean, last, tokens, cls, auto")
-    ] = "tokens"
+        str,
+        tyro.conf.arg(
+            help="how an input becomes rows: positions (each token or patch; the whole where there "
+            "are none), mean, last, tokens, cls, auto"
+        ),
+    ] = "positions"
     limit: Annotated[int | None, named("N", "read only the first N examples of each")] = None
     device: DeviceWord = "auto"
-    text_column: Annotated[str | None, named("NAME", "column of the text")] = None
-    max_length: MaxLength = None
-
-    def data_options(self) -> dict[str, Any]:
-        """Return the named options of the data that were typed."""
-        names = ("text_column", "max_length")
-        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
 
     def fit(
         self, model: "Model", instrument: Any, data: Any, sites: Any, quiet: bool, **options: Any
@@ -94,7 +91,7 @@ class Steer:
         from sonde.data import contrast, load
         from sonde.edit import SteeringVector
         from sonde.store.outputs import check_file
-        from sonde.weights.folder import check_change
+        from sonde.weights.factory_folder import check_change
 
         kind = self.output.suffix.lower()
         if kind in (FITTED, CONTROL):

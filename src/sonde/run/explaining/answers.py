@@ -6,7 +6,8 @@ from typing import Any, Final
 import torch
 
 from sonde.core.inputs import InputBatch, Model
-from sonde.explain import Baseline
+from sonde.data.pieces import texts_of
+from sonde.explain import Baseline, Objective
 from sonde.explain._places import ExamplePlaces
 from sonde.run.explaining.choosing import class_logits, one_number
 from sonde.run.explaining.judged import Judged
@@ -28,16 +29,22 @@ def answers_of(
     """Return truth, answer and confidence of each input; empty where the model gives neither.
 
     With an attribution that can be believed also its strongest tenth of the places, and the answer
-    without them: with the baseline in their stead. Answers are names of classes, or the numbers of
-    a regression, whose truths are ``targets``.
+    without them: with the baseline in their stead. Answers are names of classes, the numbers of a
+    regression, whose truths are ``targets``, or the token with which a language model goes on.
     """
-    logits = class_logits(model, batch)
-    numbers = one_number(model, batch) if logits is None else None
-    if numbers is not None:
-        truths = [t if t == t else None for t in targets] or [None] * len(numbers)
+    tokens = SiteFunction(model, batch, site) if model.task == "causal" else None
+    logits = class_logits(model, batch) if tokens is None else None
+    numbers = one_number(model, batch) if tokens is None and logits is None else None
+    if tokens is not None:
+        next_one = Objective("prob").at(tokens)
+        sure = next_one.of(tokens.outputs).tolist()
         known: list[tuple[Any, ...]] = [
-            (truth, said, None) for truth, said in zip(truths, numbers.tolist(), strict=True)
+            (None, _text(model, token), p)
+            for token, p in zip(next_one.target.tolist(), sure, strict=True)
         ]
+    elif numbers is not None:
+        truths = [t if t == t else None for t in targets] or [None] * len(numbers)
+        known = [(truth, said, None) for truth, said in zip(truths, numbers.tolist(), strict=True)]
     elif logits is not None:
         sure, answer = logits.double().softmax(1).max(1)
         labels = [_named(t, classes) if t >= 0 and classes else None for t in batch.label.tolist()]
@@ -45,28 +52,40 @@ def answers_of(
         known = list(zip(labels, said, sure.tolist(), strict=True))
     else:
         return []
+    verb = {} if tokens is None else {"verb": "goes on with"}
     found: list[dict[str, Any]] = [
         {"truth": truth, "answer": said, "confidence": sure, "strongest": [], "without": None}
+        | verb
         for truth, said, sure in known
     ]
     if best is None:
         return found
-    function = SiteFunction(model, batch, site)
+    function = tokens or SiteFunction(model, batch, site)
     places = ExamplePlaces.of(function, baseline or Baseline())
     order = places.order(places.scores(best.found), 0)
     n_gone = (STRONGEST * places.real.sum(1)).round().clamp(min=1).long()
     gone = order.argsort(1) < n_gone[:, None]
     with torch.no_grad():
-        rest = find_logits(function.run(places.without(gone)))
-    if rest is None or (rest.ndim != 2 and numbers is None):
+        outputs = function.run(places.without(gone))
+    rest = find_logits(outputs)
+    if tokens is not None:
+        fed, mask = function.call.fed, function.call.mask
+        rest = Objective().fixed(outputs, fed, mask).target
+    if rest is None or (rest.ndim != 2 and tokens is None and numbers is None):
         return found
     for i, one in enumerate(found):
         one["strongest"] = order[i, : int(n_gone[i])].tolist()
-        number = numbers is not None
-        one["without"] = (
-            f"{float(rest[i]):.4g}" if number else _named(int(rest[i].argmax()), classes)
-        )
+        if tokens is not None:
+            one["without"] = _text(model, int(rest[i]))
+        elif numbers is not None:
+            one["without"] = f"{float(rest[i]):.4g}"
+        else:
+            one["without"] = _named(int(rest[i].argmax()), classes)
     return found
+
+
+def _text(model: Model, token: int) -> str:
+    return repr(texts_of([token], model.processor)[0])
 
 
 def _named(number: int, classes: Mapping[str, str]) -> str:

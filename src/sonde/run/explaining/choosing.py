@@ -1,6 +1,7 @@
 """Which inputs are explained: a spread over classes, right and wrong, or those asked for."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -85,7 +86,9 @@ class Choice:
         if not len(kept):
             asked = f"among {plural(len(pool), 'row')} that were asked"
             raise InputError(f"explain: expected such an input, got none {asked}. Choose others.")
-        return pool.at(spread(kept, truth, said, n))
+        # a folder is sorted: its first rows are of one class, one day, one file
+        kept = np.random.default_rng(seed).permutation(kept)
+        return pool.at(spread(kept, truth, said, n, pool.listing.group_keys))
 
 
 def spread(
@@ -93,8 +96,11 @@ def spread(
     truth: Int[np.ndarray, "row"],
     said: Int[np.ndarray, "row"],
     n: int,
+    groups: Sequence[bytes] = (),
 ) -> Int[np.ndarray, "_chosen"]:
     """Return at most ``n`` rows, as many of each class, right and wrong, as there are.
+
+    Of each of them those that come first in ``kept``, one of each group before a second of any.
 
     Examples
     --------
@@ -104,11 +110,23 @@ def spread(
     """
     seen: Counter[tuple[int, bool]] = Counter()
     ranked: list[tuple[int, int]] = []
-    for i in kept.tolist():
+    for i in _groups_in_turn(kept.tolist(), groups):
         cell = int(truth[i]), bool(truth[i] == said[i])
         ranked.append((seen[cell], i))
         seen[cell] += 1
-    return np.sort(np.array([i for _, i in sorted(ranked)[:n]], dtype=np.int64))
+    ranked.sort(key=lambda one: one[0])
+    return np.sort(np.array([i for _, i in ranked[:n]], dtype=np.int64))
+
+
+def _groups_in_turn(rows: list[int], groups: Sequence[bytes]) -> list[int]:
+    if not groups:
+        return rows
+    seen: Counter[bytes] = Counter()
+    turn: dict[int, int] = {}
+    for i in rows:
+        turn[i] = seen[groups[i]]
+        seen[groups[i]] += 1
+    return sorted(rows, key=turn.__getitem__)
 
 
 def class_logits(model: Model, batch: InputBatch) -> Float[Tensor, "row class"] | None:

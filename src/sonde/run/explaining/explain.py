@@ -1,6 +1,6 @@
 """Several attributions of the same answers, each judged, and which of them can be believed here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ from sonde.run.instruments.families import snake_case
 from sonde.tap.reading.site_function import SiteFunction
 
 SCHEMA: Final = "sonde-explain/1"
+STEPS: Final = 4
+"""Steps of the progress of one method: the explanation, two curves, and the other tests."""
 DEFAULTS: tuple[Attributor, ...] = (
     IntegratedGradients(),
     GradTimesInput(),
@@ -120,12 +122,12 @@ def explain(
     test = objective if objective.kind == "answer" else Objective("prob", objective.target)
     kept = KeptExplanations.of(directory, model, batch, objective, site, n_random)
     judged: list[Judged] = []
-    with Bar("explain", len(methods), shown=progress) as bar:
-        for method in methods:
+    with Bar("explain", STEPS * len(methods), shown=progress, of="step") as bar:
+        for done, method in enumerate(methods):
             based, own = _with_baseline(method, usual)
             judge = partial(_judged, model, batch, based, objective, test, site, n_random, own)
-            judged.append(kept.judged(based, judge))
-            bar.advance(1)
+            judged.append(kept.judged(based, partial(judge, lambda: bar.advance(1))))
+            bar.advance(STEPS * (done + 1) - bar.done)
     return batch, judged
 
 
@@ -146,8 +148,10 @@ def _judged(
     site: str,
     n_random: int,
     baseline: Baseline,
+    step: Callable[[], None],
 ) -> Judged:
     found = method.explain(model, batch, objective=objective, site=site)
+    step()
     curves: list[dict[str, Any]] = []
     gains: list[Tensor] = []
     for kind in (Deletion, Insertion):
@@ -156,6 +160,7 @@ def _judged(
         spread = {"random": null, "random_spread": result.null_spread}
         curves.append({"value": float(result), "se": result.se, **spread})
         gains.append(torch.cat([result.each[None], result.null_each]))
+        step()
         worth = result.change
     signs = FaithfulnessViolation(baseline=baseline).judge(
         model, batch, found, objective=_unsaturated(model, batch, test, site), site=site
