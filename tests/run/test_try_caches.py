@@ -10,10 +10,10 @@ from attention_models import TEXTS
 from cache_name import CACHE
 from models import VOCABULARY
 from sonde.cli import main
-from sonde.compress import KeyNorm, RecentCache
+from sonde.compress import CrossLayerCache, KeyNorm, RecentCache
 from sonde.core import InputError, Model
 from sonde.data.opening import open_inputs
-from sonde.run.compressing.caches import CacheTrial, smallest, try_caches
+from sonde.run.compressing.caches import CacheTrial, smallest, suited, try_caches
 from sonde.tap.cache.evicting import caching
 
 LENGTHS = (20, 13, 16)
@@ -51,6 +51,13 @@ def test_divergence_is_that_of_texts_read_in_parts():
     assert trial.divergence_nats == pytest.approx(float(torch.stack(found).mean()), rel=1e-3)
     assert trial.se == pytest.approx(float(torch.stack(found).std() / 3**0.5), rel=1e-3)
     assert 0.1 < trial.memory < 0.6
+
+
+def test_chunks_fill_in_the_texts_that_a_packing_is_tried_on():
+    assert suited(CrossLayerCache(), 256) == CrossLayerCache(chunk=96)
+    assert suited(CrossLayerCache(), 2048) == CrossLayerCache()
+    assert suited(CrossLayerCache(), 60) == CrossLayerCache()  # all of it is recent
+    assert suited(KeyNorm(4), 256) == KeyNorm(4)
 
 
 def test_the_smallest_cache_is_surely_below_the_limit():

@@ -72,7 +72,7 @@ class Cache:
         """Try the caches and print what they cost."""
         from sonde.data import load
         from sonde.data.opening import open_inputs
-        from sonde.run.compressing.caches import smallest, try_caches
+        from sonde.run.compressing.caches import smallest, suited, try_caches
 
         found = _rules()
         for word in self.rules:
@@ -93,6 +93,9 @@ class Cache:
         names = ("max_length", "long", "text_column", "batch_size")
         inputs = open_inputs(model, self.data, **{name: getattr(self, name) for name in names})
         inputs = inputs.first(self.limit)
+        first = next(iter(inputs.batches(0, 1))).kwargs.get("input_ids")
+        if first is not None:
+            rules = [suited(rule, first.shape[1]) for rule in rules]
         trials = try_caches(model, inputs, rules, step=self.step, progress=not self.printing.quiet)
         best = smallest(trials, self.max_kl)
         if self.printing.json:

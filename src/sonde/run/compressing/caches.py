@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
+from sonde.core.cache_packing import CachePacking
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.engine.progress import Bar
@@ -113,6 +114,14 @@ def try_caches(
             "try_caches: expected texts of two tokens or more, got none. Give longer texts."
         )
     return [into.trial(rule) for rule, into in zip(rules, sums, strict=True)]
+
+
+def suited(rule: Form, n_tokens: int) -> Form:
+    """Return a rule whose chunks fill in texts of some tokens; others hold such texts unpacked."""
+    if not isinstance(rule, CachePacking):
+        return rule
+    older = n_tokens - rule.recent
+    return replace(rule, chunk=older // 2) if 2 <= older < 2 * rule.chunk else rule
 
 
 def smallest(trials: Sequence[CacheTrial], most_nats: float) -> CacheTrial | None:
