@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import sonde
 from findings._evidence import digits
 from findings._nets import (
     assert_clear,
@@ -20,6 +21,7 @@ from sonde.core.stream import Stream
 from sonde.findings.evidence import as_array
 from sonde.findings.snd014 import SND014
 from sonde.findings.snd022 import SND022, _of_moments, directions, few_classes, few_outputs
+from sonde.store import Store, write_store
 
 
 @pytest.mark.truth("eigenvalues of numpy's corrcoef")
@@ -108,6 +110,22 @@ def test_brightness_of_grey_images_is_no_collapse_and_one_filter_is() -> None:
         weight = convolutions[1].weight
         weight.copy_(weight[:1] * torch.arange(1.0, 17.0)[:, None, None, None])
     assert_raised(checked(SND022(), tensors(module, x)), "error")
+
+
+@pytest.mark.slow
+def test_stored_means_of_a_convolution_say_how_bright_an_image_is_and_are_not_judged(
+    tmp_path,
+) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)).eval()
+    with torch.no_grad():
+        module[1].weight.abs_()
+    write_store(sonde.read(module, framed(digits()[0][:400])), tmp_path / "acts")
+    evidence = evidence_of(Store(tmp_path / "acts"))
+    assert _of_moments(evidence.sites[1].moments) < 1.2
+    check = checked(SND022(), evidence)
+    assert check.state == "withheld"
+    assert "only means over positions are known" in check.reason
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 
 import sonde
 from models import mlp
-from sonde.core.errors import SondeWarning, StateError
+from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
 from sonde.measure import Covariance, Norms
@@ -166,3 +166,21 @@ class TestSharedRows:
         parts = [fit(Covariance(), live(items("ab", seed=s), seed=s), **QUIET) for s in (0, 1)]
         with pytest.raises(StateError, match="different seeds, 0 and 1"):
             merge(*parts)
+
+
+def test_rows_of_a_class_that_the_model_does_not_have_are_scored_and_refused_for_calibration():
+    known = items("ab", seed=1)
+    fitted = fit(Mahalanobis(), live(known, classes="a,b"), **QUIET)
+    alone = score(fitted, mlp(), [{"x": item["x"]} for item in items("cd", seed=2)], **QUIET)
+    found = score(fitted, mlp(), items("cd", seed=2), classes="a,b", **QUIET)
+    assert found["p"].to_pylist() == alone["p"].to_pylist()
+    with pytest.raises(InputError, match="expected labels among the classes a, b, got c, d"):
+        calibrate(fitted, mlp(), items("cd", seed=2), classes="a,b", **QUIET)
+
+
+def test_a_store_keeps_whether_class_numbers_are_the_models_own(tmp_path):
+    own, other = live(items("ab"), classes="a,b"), live(items("ab", seed=3))
+    assert (own.own_labels, other.own_labels) == (True, False)
+    for name, stream in (("own", own), ("other", other)):
+        write_store(stream, tmp_path / name)
+        assert Store(tmp_path / name).own_labels is stream.own_labels

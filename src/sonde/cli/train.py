@@ -234,7 +234,7 @@ class Train:
         from sonde.data import open_inputs
         from sonde.run.compressing.choosing import chosen_parts
 
-        options = self.reading.data_options() | {"batch_size": self.batch_size}
+        options = {**self.reading.data_options(), "batch_size": self.batch_size}
         n = None if self.limit is None else 8 * (self.limit + self.held)
         inputs = open_inputs(model, self.data, split="train", limit=n, **options)
         ours = max(1, len(inputs) - self.held) if self.limit is None else self.limit

@@ -120,6 +120,11 @@ class Inputs(OneLine, ABC):
         return ()
 
     @property
+    def own_labels(self) -> bool:
+        """Whether class numbers are known to be the model's own."""
+        return False
+
+    @property
     def label_columns(self) -> tuple[str, ...]:
         """The columns of labels: the one of classes or numbers first; empty without labels."""
         return ()

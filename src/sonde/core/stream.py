@@ -55,6 +55,11 @@ class Stream(OneLine, ABC):
         """The name of each class number; empty if classes have no names."""
         return ()
 
+    @property
+    def own_labels(self) -> bool:
+        """Whether class numbers are known to be the model's own."""
+        return False
+
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of one unit, the examples ``[start, stop)`` of the planned order.

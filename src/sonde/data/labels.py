@@ -84,6 +84,7 @@ class LabelColumn:
         names: Sequence[str] | None,
         column: str,
         new_classes: bool = False,
+        is_told: bool = False,
     ) -> Labels:
         """Return the class numbers.
 
@@ -98,6 +99,8 @@ class LabelColumn:
         new_classes : bool, default=False
             Number labels that the model has no class for behind its classes, if it has a class for
             one of the labels at least.
+        is_told : bool, default=False
+            Whether the user named the classes: then labels are new also if it has none of them.
         """
         codes = np.asarray(self._items, dtype=np.int64)
         values = [v for _, v in self._codes]
@@ -113,7 +116,7 @@ class LabelColumn:
         if len(values) > MAX_LABELS:
             reason = f"column {column!r} has more than {MAX_LABELS:,} values: no label"
             return Labels(empty, (), True, reason, given)
-        numbers, found, own = _numbered(values, id2label, names, new_classes)
+        numbers, found, own = _numbered(values, id2label, names, new_classes, is_told)
         lookup = np.asarray([*numbers, NONE], dtype=np.int64)
         reason = "" if own else f"the labels in column {column!r} are not the model's own classes"
         return Labels(lookup[codes], found, own, reason, given)
@@ -124,13 +127,14 @@ def _numbered(
     id2label: Mapping[int, str] | None,
     names: Sequence[str] | None,
     new_classes: bool,
+    is_told: bool,
 ) -> tuple[list[int], tuple[str, ...], bool]:
     if id2label is not None:
         own = tuple(str(id2label[i]) for i in sorted(id2label))
         matched = _matched(values, id2label, names)
         if None not in matched:
             return [i for i in matched if i is not None], own, True
-        if new_classes and any(i is not None for i in matched):
+        if new_classes and (is_told or any(i is not None for i in matched)):
             new = {v: _shown(v, names) for v, i in zip(values, matched, strict=True) if i is None}
             every = (*own, *sorted(set(new.values())))
             numbers = [

@@ -131,6 +131,7 @@ def list_source(
     known: Container[str] = (),
     arguments: Collection[str] = (),
     new_classes: bool = False,
+    is_told: bool = False,
 ) -> Listing:
     """Return the listing of a source: one streamed pass, nothing decoded.
 
@@ -149,6 +150,8 @@ def list_source(
         Names of the parameters of the model's ``forward``.
     new_classes : bool, default=False
         Accept labels that the model has no class for, beside those that it has.
+    is_told : bool, default=False
+        Whether ``id2label`` is what the user says: then beside none that it has, too.
 
     Raises
     ------
@@ -169,7 +172,7 @@ def list_source(
         raise InputError(f"{source.name} is empty: it has no item{left_out}. Pass data with items.")
     column = layout.label or "label"
     names = source.names_of(column) if layout.label else None
-    labels = lists.labels.finish(id2label, names, column, new_classes)
+    labels = lists.labels.finish(id2label, names, column, new_classes, is_told)
     numbers = {n: np.frombuffer(v, dtype=np.int64) for n, v in lists.numbers.items()}
     item = numbers.pop("item")
     label = labels.values[item]

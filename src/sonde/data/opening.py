@@ -145,7 +145,7 @@ def open_inputs(
         found = layout(sample, reads, flags, names, name, source.name, main)
         encoder = encoder_for(model, found, source.base, images, max_length, chosen)
         asked = {"id2label": id2label, "limit": limit, "skip_bad": skip_bad, "known": sample}
-        asked |= {"arguments": names, "new_classes": new_classes}
+        asked |= {"arguments": names, "new_classes": new_classes, "is_told": bool(given)}
         return found, encoder, list_source(source, encoder, found, **asked)
 
     found, encoder, listing = listed(sample)
@@ -154,7 +154,7 @@ def open_inputs(
     if label_column is not None:
         is_number = model.task != "causal" and len(id2label or ()) < 2
         _check_labels(listing, label_column, is_number, source.name)
-    if given and listing.labels.any and not listing.labels.own:
+    if given and listing.labels.any and not listing.labels.own and not new_classes:
         strange = sorted({*listing.labels.names} - {*given})
         raise InputError(
             f"{source.name}: expected labels among the classes {', '.join(given)}, got "

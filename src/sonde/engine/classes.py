@@ -117,6 +117,11 @@ class RenumberedStream(DerivedStream):
         """The name of each class number."""
         return self._names
 
+    @property
+    def own_labels(self) -> bool:
+        """Whether class numbers are the model's own: they are another stream's now."""
+        return False
+
     def changed(self, batch: Batch) -> Batch:
         """Return a batch with the numbers of ``names``."""
         return replace(batch, label=self._number[batch.label])

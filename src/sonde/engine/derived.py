@@ -47,6 +47,11 @@ class DerivedStream(Stream):
         return self.inner.label_names
 
     @property
+    def own_labels(self) -> bool:
+        """Whether class numbers are known to be the model's own."""
+        return self.inner.own_labels
+
+    @property
     def source_rows(self) -> np.ndarray | None:
         """Which item of the data each example is."""
         return self.inner.source_rows

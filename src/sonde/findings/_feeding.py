@@ -52,7 +52,16 @@ def of_positions(site: SiteEvidence) -> MomentsState | None:
     There a mean over positions can hide what units tell: of one channel it says how bright the
     image is, whatever the filter. None elsewhere.
     """
-    words = site.schema.axes.split()
-    slides = len(words) > 2 and (len(words) > 3 or words[1] == "dim")
-    eighth = site.all.eighth if slides else None
+    eighth = site.all.eighth if slides(site) else None
     return None if eighth is None or eighth.scatter.ndim == 1 else eighth
+
+
+def slides(site: SiteEvidence) -> bool:
+    """Return whether a module slides over images or signals."""
+    words = site.schema.axes.split()
+    return len(words) > 2 and (len(words) > 3 or words[1] == "dim")
+
+
+def means_alone(site: SiteEvidence) -> bool:
+    """Return whether only means over positions are known, as of rows that were stored so."""
+    return slides(site) and site.all.eighth is None and site.schema.reducer.name == "mean"

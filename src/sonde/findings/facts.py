@@ -113,6 +113,7 @@ def _of_batches(stream: Stream, name: str, limited: bool) -> DataEvidence:
         grouped=stream.grouped,
         label=torch.tensor([e.label for e in examples], dtype=torch.int64),
         label_names=stream.label_names or None,
+        labels_are_models=stream.own_labels,
         limited=limited,
         seed=stream.seed,
         piece=_pieces(examples),

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.findings._feeding import fed_by_few, of_few_channels, of_positions
+from sonde.findings._feeding import fed_by_few, means_alone, of_few_channels, of_positions
 from sonde.findings._halves import interval
 from sonde.findings._places import log_effect, places, too_few
 from sonde.findings._site_rule import Measured, SiteRule, Worst
@@ -112,6 +112,11 @@ class SND022(SiteRule):
 
 def asked_for(site: SiteEvidence, evidence: Evidence, explained: float) -> str:
     """Return why few directions are what the task asks for; empty where they are not."""
+    if means_alone(site):
+        return (
+            f"of {places([site.name])} only means over positions are known: all units of a picture "
+            "say how bright it is"
+        )
     share = few_classes(site, evidence)
     if share > explained:
         return f"few classes hold {percent(share)} of the variance: see SND032"

@@ -68,6 +68,7 @@ def planned(
         every=int(identity.get(KEEP, 1)),
         files={n: hashlib.blake2b(c, digest_size=16).hexdigest() for n, c in beside.items()},
         label_names=stream.label_names,
+        own_labels=stream.own_labels,
     )
 
 

@@ -91,6 +91,11 @@ class Cleared(Stream):
         return self.store.label_names
 
     @property
+    def own_labels(self) -> bool:
+        """Whether class numbers are the model's own."""
+        return self.store.own_labels
+
+    @property
     def source_rows(self) -> Int[np.ndarray, "_example"] | None:
         """Which item of the data each example is."""
         found = self.store.source_rows

@@ -59,6 +59,8 @@ class Manifest:
         Which item of the data each example is, or is a piece of.
     label_names : tuple of str
         The name of each class number; empty where numbers are all that is known.
+    own_labels : bool, default=False
+        Whether class numbers are those of the model.
     n_sites, n_data : int
         Stores of more sites, and of further data, that are whole.
     """
@@ -77,6 +79,7 @@ class Manifest:
     files: dict[str, str] = field(default_factory=dict[str, str])
     source_rows: Int[np.ndarray, "_example"] | None = None
     label_names: tuple[str, ...] = ()
+    own_labels: bool = False
     n_sites: int = 0
     n_data: int = 0
 
@@ -104,6 +107,7 @@ class Manifest:
             "every": self.every,
             "files": self.files,
             "label_names": list(self.label_names),
+            "own_labels": self.own_labels,
             "n_sites": self.n_sites,
             "n_data": self.n_data,
         }
@@ -149,6 +153,7 @@ def read_manifest(directory: Path) -> Manifest:
             every=int(raw["every"]),
             files={str(k): str(v) for k, v in raw["files"].items()},
             label_names=tuple(str(name) for name in raw.get("label_names", ())),
+            own_labels=bool(raw.get("own_labels", False)),
             n_sites=_further(raw["n_sites"]),
             n_data=_further(raw["n_data"]),
         )

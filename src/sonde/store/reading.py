@@ -127,6 +127,11 @@ class Store(Stream):
         """The name of each class number, the same over all data sets."""
         return class_names(self._sets)
 
+    @property
+    def own_labels(self) -> bool:
+        """Whether class numbers are those of the model that was read, in all data sets."""
+        return all(part.manifest.own_labels for part in self._sets)
+
     def identity(self) -> dict[str, Any]:
         """Return what the streams that wrote it said of themselves."""
         keys = [s.key for s in self.schema]

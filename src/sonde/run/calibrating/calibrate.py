@@ -122,7 +122,7 @@ def calibrate(
         )
     kept = Kept(m=m, by=said, guarantee=guarantee, delta=delta, pooled_below=pooled_below)
     tasks = _calibrated_tasks(fitted, kept, reduction)
-    stream = open_for(fitted, model, data, said, **options)
+    stream = open_for(fitted, model, data, said, new_classes=False, **options)
     in_groups = column is None or column != (options.get("group_column") or GROUP)
     require_same_model(fitted.header, stream)
     stream = with_classes(stream, fitted.label_names)
@@ -197,7 +197,7 @@ def _labels(
     if all(one.usual == Every() for one in inner if isinstance(one, Detector)):
         return None
     own = {} if column == options.get("label_column") else without(fitted, options, column)
-    stream = open_for(fitted, model, data, None, **options, **own)
+    stream = open_for(fitted, model, data, None, new_classes=False, **options, **own)
     items = items_of(stream)
     if items is None:
         return None

@@ -121,7 +121,8 @@ def suited(rule: Form, n_tokens: int) -> Form:
     if not isinstance(rule, CachePacking):
         return rule
     older = n_tokens - rule.recent
-    return replace(rule, chunk=older // 2) if 2 <= older < 2 * rule.chunk else rule
+    is_short = 2 <= older < 2 * rule.chunk
+    return replace(rule, chunk=older // 2) if is_short else rule  # type: ignore[type-var]
 
 
 def smallest(trials: Sequence[CacheTrial], most_nats: float) -> CacheTrial | None:

@@ -18,18 +18,34 @@ from sonde.store import Store, is_store
 
 
 def open_for(
-    fitted: Fitted, model: Any, data: Any, by: By | None = None, /, **options: Any
+    fitted: Fitted,
+    model: Any,
+    data: Any,
+    by: By | None = None,
+    /,
+    *,
+    new_classes: bool = True,
+    **options: Any,
 ) -> Stream:
-    """Return the stream that a bundle wants: its sites, its reducer, its objective."""
+    """Return the stream that a bundle wants: its sites, its reducer, its objective.
+
+    With ``new_classes`` labels may name classes that the model does not have: what is unusual is
+    often of such a class.
+    """
     needs_logits = _needs_logits(fitted) or by == "predicted"
     is_stored = isinstance(model, str | Path) and is_store(Path(model))
     if not (is_stored or isinstance(model, Stream)):
         options |= _class_column(fitted, model, data, options)
-    return open_as(fitted.header, needs_logits, model, data, options)
+    return open_as(fitted.header, needs_logits, model, data, options, new_classes)
 
 
 def open_as(
-    header: dict[str, Any], needs_logits: bool, model: Any, data: Any, options: dict[str, Any]
+    header: dict[str, Any],
+    needs_logits: bool,
+    model: Any,
+    data: Any,
+    options: dict[str, Any],
+    new_classes: bool = True,
 ) -> Stream:
     """Return the stream whose model, sites and reading a header names."""
     if isinstance(model, Stream):
@@ -47,6 +63,7 @@ def open_as(
         one = Reducer.parse(next(iter(reducers))) if len(reducers) == 1 else "auto"
         wants |= {"reducer": one, "keep_special": bool(reading.get("keep_special", False))}
         wants |= {"logits": reading.get("logits_output", True) if needs_logits else None}
+        wants |= {"new_classes": new_classes}
     try:
         kept = default_options(header, model, data, options)
         stream = read(model, data, **{**wants, **kept, **options})

@@ -104,7 +104,7 @@ class ReplayInputs(Inputs):
     @property
     def own_labels(self) -> bool:
         """Whether class numbers are the model's own."""
-        return getattr(self.prompts, "own_labels", False)
+        return self.prompts.own_labels
 
     @property
     def notes(self) -> tuple[str, ...]:

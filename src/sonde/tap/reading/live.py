@@ -355,6 +355,11 @@ class LiveStream(Stream):
         """The name of each class number."""
         return self.inputs.label_names
 
+    @property
+    def own_labels(self) -> bool:
+        """Whether class numbers are the model's own."""
+        return self.inputs.own_labels
+
     def identity(self) -> dict[str, Any]:
         """Return the JSON that names model, data and reading."""
         _, dtype = placement(self.model.module)
