@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import pytest
+from PIL import Image
 
 from sonde_studies import recipes
 
@@ -15,6 +16,10 @@ WEAK = """
     def noisy():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(3, 4))
+
+    def pixels():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
 """
 
 
@@ -82,3 +87,16 @@ def test_data_that_may_be_left_out_are_a_word(run, place):
 def test_a_page_of_another_kind_is_refused_before_anything_runs(run, place):
     said = run("recipe", "route-by-score", "a", "b", "rows.jsonl", "-o", "a.pdf").error()
     assert "ends in .html or .json" in said
+
+
+def test_a_bare_net_on_a_folder_of_pictures_is_asked_with_the_flags_of_scan(run, place):
+    for i in range(60):
+        folder = place / "pictures" / ("dark", "light")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 40 + 150 * (i % 2) + i).save(folder / f"{i}.png")
+    net = "nets_of_a_recipe:pixels"
+    words = ("recipe", "stage-swap", net, net, "pictures", "--classes", "dark,light", "--json")
+    found = run(*words, "--image-mean", "0", "--image-std", "1").json()
+    assert found["n"] == 60
+    assert "expected both or none" in run(*words, "--image-mean", "0").error()
+    assert "--image-mean and --image-std missing" in run(*words).error()

@@ -165,11 +165,12 @@ class DataReading:
     def data_options(self) -> dict[str, Any]:
         """Return the named options of ``sonde.data.open_inputs`` that were typed."""
         names = (f.name for f in fields(DataReading))
-        typed = {name: getattr(self, name) for name in names} | _image_numbers(self)
+        typed = {name: getattr(self, name) for name in names} | image_numbers(self)
         return {name: value for name, value in typed.items() if value is not None}
 
 
-def _image_numbers(typed: "DataReading | Reading") -> dict[str, tuple[Any, ...] | None]:
+def image_numbers(typed: Any) -> dict[str, tuple[Any, ...] | None]:
+    """Return size, mean and standard deviation of ``--image-size`` and its siblings as numbers."""
     return {
         "image_size": _numbers("--image-size", typed.image_size, int),
         "image_mean": _numbers("--image-mean", typed.image_mean, float),
@@ -296,7 +297,7 @@ class Reading:
             **{name: getattr(self, name) for name in names},
             **({} if self.logits is None else {"logits": self.logits}),
             "batch_size": size if size == "auto" else int(size),
-            **_image_numbers(self),
+            **image_numbers(self),
             **({"check": False} if self.no_check else {}),
         }
 

@@ -9,8 +9,19 @@ import tyro
 
 from sonde.cli._presenting import check_page, present
 from sonde.cli.console import say, say_json
-from sonde.cli.options import DeviceWord, PageWord, Printing, TrustFlag, named
+from sonde.cli.options import (
+    DeviceWord,
+    ImageMean,
+    ImageSize,
+    ImageStd,
+    PageWord,
+    Printing,
+    TrustFlag,
+    image_numbers,
+    named,
+)
 from sonde.cli.study import package_of
+from sonde.core.errors import InputError
 
 ENDINGS: Final = (".html", ".htm", ".json")
 LEVELS: Final = ("warning", "error")
@@ -57,6 +68,30 @@ class Asking:
     ] = None
     device: DeviceWord = "auto"
     trust_remote_code: TrustFlag = False
+    image_size: ImageSize = None
+    image_mean: ImageMean = None
+    image_std: ImageStd = None
+
+    def model_options(self) -> dict[str, Any]:
+        """Return the named options of ``sonde.load``, with the recipe for images if one is typed.
+
+        Raises
+        ------
+        InputError
+            If only a part of the recipe is typed.
+        """
+        options = {"device": self.device, "trust_remote_code": self.trust_remote_code}
+        size, mean, std = image_numbers(self).values()
+        if (size, mean, std) == (None, None, None):
+            return options
+        if mean is None or std is None:
+            raise InputError(
+                "--image-mean and --image-std: expected both or none of them, got one."
+            )
+        from sonde.data.processors import PillowProcessor
+
+        pair = None if size is None else (size[0], size[-1])
+        return options | {"processor": PillowProcessor(pair, mean=mean, std=std)}
 
 
 def recipe_command(word: str) -> type[Any]:
@@ -114,11 +149,14 @@ def _run(command: Any, word: str, function: Callable[..., Any]) -> int:
     typed = {name: getattr(command, name) for name in parameters if name != PROGRESS}
     must = {n: typed[n] for n in typed if parameters[n].default is parameters[n].empty}
     check_page(asking.output, *must.values())
-    options = {"device": asking.device, "trust_remote_code": asking.trust_remote_code}
+    options = asking.model_options()
     values = {
         name: load(value, **options) if _is_model(hints[name]) and value is not None else value
         for name, value in typed.items()
     }
+    for name, value in values.items():  # names with commas, as everywhere else
+        if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):
+            values[name] = tuple(value[0].split(","))
     if PROGRESS in parameters:
         values[PROGRESS] = not command.printing.quiet
     found = function(**values).json(word, must)
