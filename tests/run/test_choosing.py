@@ -138,3 +138,11 @@ def test_of_a_regression_the_rows_farthest_off_are_explained_with_their_own_targ
     gaps = [one["truth"] - one["answer"] for one in said]
     assert gaps == pytest.approx([9.0, 4.0, -7.0], abs=1e-5)
     assert [float(one["without"]) for one in said] == pytest.approx([0.3, 0.5, 0.7], rel=1e-3)
+
+
+def test_of_two_corners_that_speak_the_stronger_is_named_and_not_the_middle_between() -> None:
+    said = {"truth": "2", "answer": "8", "confidence": 0.9, "without": "2"}
+    made = answer_sentence(said | {"strongest": [0, 1, 8, 63, 62, 55]}, (8, 8), ())
+    assert "depends most on the upper left" in made
+    made = answer_sentence(said | {"strongest": [63, 62, 0, 1, 27, 28, 35, 36]}, (8, 8), ())
+    assert "depends most on the lower right" in made

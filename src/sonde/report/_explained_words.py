@@ -1,5 +1,6 @@
 """The answer to an explained input in words: its name, and what the answer depends on."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -40,11 +41,7 @@ def answer_sentence(
 
 def _where(strongest: Sequence[int], shape: Sequence[int], names: Sequence[str]) -> str:
     if len(shape) == 2:
-        lines = [i // shape[1] for i in strongest]
-        columns = [i % shape[1] for i in strongest]
-        high = _third(sum(lines) / len(lines), shape[0], ("upper", "", "lower"))
-        wide = _third(sum(columns) / len(columns), shape[1], ("left", "", "right"))
-        return f"the {' '.join(filter(None, (high, wide))) or 'middle'}"
+        return f"the {_ninth(strongest, shape)}"
     named = [i for i in strongest if i < len(names)]
     if not named:
         return f"place {', '.join(map(str, strongest[:NAMED]))}"
@@ -54,6 +51,19 @@ def _where(strongest: Sequence[int], shape: Sequence[int], names: Sequence[str])
 def _visible(name: str) -> str:
     blank = "a line break" if "\n" in name else "a blank"
     return f"'{shown(name.strip(), 40)}'" if name.strip() else blank
+
+
+def _ninth(strongest: Sequence[int], shape: Sequence[int]) -> str:
+    """Return the ninth of a picture with the most of the places, the strongest counted most.
+
+    Their middle would be the middle of a picture of which two corners speak.
+    """
+    held: Counter[str] = Counter()
+    for rank, i in enumerate(strongest):
+        high = _third(i // shape[1], shape[0], ("upper", "", "lower"))
+        wide = _third(i % shape[1], shape[1], ("left", "", "right"))
+        held[" ".join(filter(None, (high, wide))) or "middle"] += len(strongest) - rank
+    return held.most_common(1)[0][0]
 
 
 def _third(at: float, size: int, said: tuple[str, str, str]) -> str:
