@@ -128,9 +128,13 @@ def read_command(site: str) -> Step:
     return Step("read", {"sites": site})
 
 
-def class_command(name: str) -> Step:
-    """Return the step that shows what the answers to the inputs of a class depend on."""
-    return Step("explain", {"class": name})
+def class_command(name: str, answer: str = "") -> Step:
+    """Return the step that shows what answers to a class depend on, or those that are ``answer``.
+
+    A name with a comma cannot be one of a pair.
+    """
+    is_pair = answer and "," not in name + answer
+    return Step("explain", {"pair": f"{name},{answer}"} if is_pair else {"class": name})
 
 
 def score_command(site: str) -> Step:

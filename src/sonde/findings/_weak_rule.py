@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from sonde.findings._places import counted_as, read_command, sentence, too_few
+from sonde.findings._places import class_command, counted_as, read_command, sentence, too_few
 from sonde.findings._shared import examples_at
 from sonde.findings._text import percent, plural
 from sonde.findings._weak import WeakRows, extreme_units, members, told
@@ -88,6 +88,9 @@ class WeakGroupRule(Rule):
         size, n = len(group.rows), len(found.where)
         site, units = extreme_units(evidence, found, group)
         pairs = self.confused(evidence, found, group)
+        after = read_command(site) if site else None
+        if pairs:
+            after = class_command(*pairs[0][:2])
         return Finding(
             self.code,
             "note" if self.is_expected(evidence, found, group) else "warning",
@@ -103,5 +106,5 @@ class WeakGroupRule(Rule):
             classes=tuple(dict.fromkeys(label for label, _, _ in pairs)),
             examples=tuple(examples_at(evidence, members(evidence, found, group))),
             effect=min(1.0, group.loss - group.elsewhere),
-            next=read_command(site) if site else None,
+            next=after,
         )

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import norm
 
 from sonde.engine.errorbars import group_error
-from sonde.findings._places import read_command, sentence
+from sonde.findings._places import class_command, sentence
 from sonde.findings._shared import examples_at
 from sonde.findings._text import listed, percent, plural, shortened
 from sonde.findings.answers import ClassAnswers, ClassAnswersRule
@@ -117,5 +117,5 @@ class SND046(ClassAnswersRule):
             figures=found.given(missing),
             classes=tuple(labels.names[j] for j in missed),
             effect=min(1.0, figure.value * float(mine.double().mean())),
-            next=read_command(labels.sites[-1].key),
+            next=class_command(labels.names[missed[0]]),
         )

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.findings._places import counted_as, read_command, sentence, too_few
+from sonde.findings._places import class_command, counted_as, sentence, too_few
 from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import listed, percent, plural, shortened
 from sonde.findings.answers import class_answers, right_rows
@@ -114,7 +114,7 @@ class SND062(Rule):
             classes=tuple(named),
             examples=tuple(examples_at(evidence, rows.tolist())),
             effect=min(1.0, figure.value),
-            next=read_command(key),
+            next=class_command(named[0]),
         )
 
 
