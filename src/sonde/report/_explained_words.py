@@ -56,7 +56,7 @@ def _visible(name: str) -> str:
 def _ninth(strongest: Sequence[int], shape: Sequence[int]) -> str:
     """Return the ninth of a picture with the most of the places, the strongest counted most.
 
-    Their middle would be the middle of a picture of which two corners speak.
+    Where two corners speak, the mean of their places lies in the middle, which says nothing.
     """
     held: Counter[str] = Counter()
     for rank, i in enumerate(strongest):
