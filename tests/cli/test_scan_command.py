@@ -318,7 +318,7 @@ def test_gates_are_words_or_codes():
         ("accuracy<.85", None),
         ("loss>1.2", "loss 1.3 > 1.2"),
         ("loss>1.4", None),
-        ("error>3", "error > 3 (not known)"),
+        ("error>3", "error > 3 (not known; known: accuracy, loss)"),
     ],
 )
 def test_limits_of_the_answers_are_gates(gate, said):

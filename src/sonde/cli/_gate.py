@@ -20,7 +20,7 @@ def reached(report: dict[str, Any], word: str) -> str | None:
     >>> reached({"answers": None}, "loss>1.2")
     'loss > 1.2 (not known)'
     >>> reached({"answers": {"measure": "rms_error", "value": 3.0}}, "loss>1.2")
-    'loss > 1.2 (not known, but error is)'
+    'loss > 1.2 (not known; known: error)'
     """
     match = LIMIT.fullmatch(word)
     if match is None:
@@ -28,8 +28,8 @@ def reached(report: dict[str, Any], word: str) -> str | None:
     name, side, limit = match.groups()
     value = figure(report, name)
     if value is None:
-        known = " and ".join(n for n in MEASURES if figure(report, n) is not None)
-        return f"{name} {side} {limit} (not known{f', but {known} is' if known else ''})"
+        known = ", ".join(n for n in MEASURES if figure(report, n) is not None)
+        return f"{name} {side} {limit} (not known{f'; known: {known}' if known else ''})"
     is_beyond = value < float(limit) if side == "<" else value > float(limit)
     return f"{name} {value:.4g} {side} {limit}" if is_beyond else None
 

@@ -154,8 +154,8 @@ class Scan:
             if report["partial"] is None and directory is not None:
                 remove_run(directory)
         self._write_lists(scanned)
-        # the page cannot hold the time of its own writing, the terminal can
-        report["provenance"]["wall_seconds"] = round(time.time() - started, 2)
+        if not self.printing.json:  # a page cannot hold the time of its own writing, a terminal can
+            report["provenance"]["wall_seconds"] = round(time.time() - started, 2)
         for stream in filter(None, (scanned.stream, scanned.other_stream)):
             say_notes(stream, self.printing.quiet or self.printing.json)
         self._print(report, scanned.measured)
