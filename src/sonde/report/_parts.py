@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from sonde.report._draw import picture
@@ -115,9 +114,8 @@ def _exact(value: Cell) -> str | None:
 def figure(made: Picture, names: ElementIds) -> Markup:
     """Return a picture in two widths, its message, how to read it, its numbers."""
     key = names.new(made.key)
-    charts = (made.draw(WIDE), f"{key}w", "wide"), (made.draw(NARROW), f"{key}n", "narrow")
-    with ThreadPoolExecutor(len(charts)) as pool:  # the renderer runs outside Python's lock
-        wide, narrow = pool.map(lambda c: picture(c[0], made.message, c[1], c[2]), charts)
+    wide = picture(made.draw(WIDE), made.message, f"{key}w", "wide")
+    narrow = picture(made.draw(NARROW), made.message, f"{key}n", "narrow")
     note = el("p", made.note, cls="reading") if made.note else None
     tools = tabled(made.numbers, names) if made.numbers else None
     message = el("figcaption", tied(made.message))
