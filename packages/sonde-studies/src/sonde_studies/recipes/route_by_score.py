@@ -94,22 +94,14 @@ def route_by_score(
     points = melted(rows, "sent", "accuracy", "routing", WORDED)
     facts = {"threshold": f"{threshold:.6g}", "score": score, "accuracy kept": f"{kept:.4f}"}
     helps = area > 2 * spread and saved > 0
-    figures = (
-        f"accuracy is {accuracy:.3f} (weak alone {alone[0]:.3f}, strong alone {alone[1]:.3f}), at "
-        f"{abs(saved):.0%} {'less' if saved > 0 else 'more'} cost than the strong model alone."
-    )
-    where = f"where {score} is {threshold:.3g} or more"
-    sentence = (
-        f"Send an input to the strong model {where}: {sent:.0%} go there and {figures}"
-        if saved > 0
-        else f"Take the strong model alone: sent there {where}, as {sent:.0%} of the inputs are, "
-        f"{figures}"
-    )
     return Answer(
         question=QUESTION,
         verdict="route" if helps else "no gain",
         level="clear" if helps else "warning",
-        sentence=sentence,
+        sentence=f"{'' if saved > 0 else 'Take the strong model alone: '}{score} of {threshold:.3g} "
+        f"or more sends {sent:.0%} to the strong model. Accuracy is then {accuracy:.3f} (weak alone "
+        f"{alone[0]:.3f}, strong alone {alone[1]:.3f}), at {abs(saved):.0%} "
+        f"{'less' if saved > 0 else 'more'} cost than the strong model alone.",
         value=area,
         se=spread,
         n=len(label),
