@@ -98,8 +98,8 @@ def route_by_score(
         question=QUESTION,
         verdict="route" if helps else "no gain",
         level="clear" if helps else "warning",
-        sentence=f"{'' if saved > 0 else 'Take the strong model alone: '}{score} of {threshold:.3g} "
-        f"or more sends {sent:.0%} to the strong model. Accuracy is then {accuracy:.3f} (weak alone "
+        sentence=f"{'' if saved > 0 else 'Take the strong one alone: '}{score} of {threshold:.3g} "
+        f"or more sends {sent:.0%} to the strong model: accuracy is {accuracy:.3f} (weak alone "
         f"{alone[0]:.3f}, strong alone {alone[1]:.3f}), at {abs(saved):.0%} "
         f"{'less' if saved > 0 else 'more'} cost than the strong model alone.",
         value=area,
