@@ -155,7 +155,7 @@ FOLDER = ("--image-mean", "0.5", "--image-std", "0.5", "--classes", ",".join("01
 
 @pytest.fixture
 def pictures(code):
-    """Write a folder of digits, one folder for each class, as own_data.md says."""
+    """Write pictures of digits, with a folder for each class."""
     digits = load_digits()
     for i in range(240):
         place = code / "pictures" / str(digits.target[i])

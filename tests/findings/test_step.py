@@ -161,3 +161,10 @@ def test_the_command_for_pictures_in_another_scale_mends_them(tmp_path, monkeypa
     assert said is not None
     for told, report in zip(said.groups(), (mended, bad), strict=True):
         assert int(told) == pytest.approx(100 * report["answers"]["value"], abs=8)  # 128 rows
+
+
+def test_a_class_may_be_called_other_and_copies_are_listed_against_the_second_data():
+    again = Again("net", "a.csv", is_command=True, other="b.csv")
+    assert again.text(Step("explain", {"class": "OTHER"})).split()[4:6] == ["--class", "OTHER"]
+    listed = again.text(Step("scan", {"versus": True, "rows": "copies.csv"}))
+    assert listed == "sonde scan net a.csv --versus b.csv --rows copies.csv"

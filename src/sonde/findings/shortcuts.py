@@ -183,7 +183,7 @@ def _searched(
     marked = (score > bound[..., None]) * target
     score = _scores(parts.blocks, marked, fit)
     bound = _bounds(score[:, :, choose], target[:, choose])
-    draw = np.random.default_rng(evidence.data.seed)
+    exchange = _Exchange(stream, found, parts, np.random.default_rng(evidence.data.seed))
     reach = float(ndtri(1 - LEVEL / (2 * len(classes))))
     tried = []
     for i, k in enumerate(classes):
@@ -192,10 +192,7 @@ def _searched(
         marked, spread = held[:, mine].mean(1), _spreads(score[:, i], held, mine, others)
         order = np.lexsort((-marked, np.where(marked >= MARKED, spread, np.inf)))
         likely = _unlike(held[:, mine], order[: np.count_nonzero(marked >= MARKED)])
-        costs = {
-            p: _cost(stream, found, parts, p, mine[held[p, mine]], others, draw)[0].mean()
-            for p in likely
-        }
+        costs = {p: exchange.cost(p, mine[held[p, mine]], others)[0].mean() for p in likely}
         if not costs or max(costs.values()) <= 0:
             continue
         part = max(costs, key=lambda p: costs[p])
@@ -203,7 +200,7 @@ def _searched(
         own = mine[held[part, mine]]
         if len(own) < LEAST_MARKED:
             continue
-        lost, kept, right = _cost(stream, found, parts, part, own, others, draw)
+        lost, kept, right = exchange.cost(part, own, others)
         error = reach * max(float(lost.std(ddof=1)), 1 / len(own)) / len(own) ** 0.5
         tried.append(
             Shortcut(
@@ -219,7 +216,7 @@ def _searched(
                 high=min(1.0, float(lost.mean()) + error),
                 n=len(own),
                 examples=tuple(found.order[r] for r in own[:5]),
-                carried=_carried(stream, found, parts, part, own, others, draw),
+                carried=exchange.carried(part, own, others),
             )
         )
     return ShortcutEvidence(tuple(tried), len(parts.blocks), len(rest), parts.kind)
@@ -289,43 +286,40 @@ def _scores(
     return (x @ weight).transpose(0, 2, 1)
 
 
-def _cost(
-    stream: LiveStream,
-    found: _Examples,
-    parts: Parts,
-    part: int,
-    own: Rows,
-    others: Rows,
-    draw: np.random.Generator,
-) -> tuple[Float[np.ndarray, "row"], float, float]:
-    """Return what each row of a class loses, and the shares that are right in both arms."""
-    rows = np.tile(own, DRAWS)
-    unlike = draw.choice(others, len(rows))
-    like = unlike
-    if parts.kind != "token":
-        like = np.concatenate([draw.permutation(own) for _ in range(DRAWS)])
-    kept, right = (
-        class_answers_of(stream, change) == found.label[rows]
-        for change in (parts.control(part, rows, like, draw), parts.swap(part, rows, unlike, draw))
-    )
-    lost = (kept.astype(float) - right.astype(float)).reshape(DRAWS, -1).mean(0)
-    return lost, float(kept.mean()), float(right.mean())
+@dataclass(frozen=True, eq=False)
+class _Exchange:
+    """Exchanges of parts between rows, and what the model then answers."""
 
+    stream: LiveStream
+    found: _Examples
+    parts: Parts
+    draw: np.random.Generator
 
-def _carried(
-    stream: LiveStream,
-    found: _Examples,
-    parts: Parts,
-    part: int,
-    own: Rows,
-    others: Rows,
-    draw: np.random.Generator,
-) -> float:
-    """Return how many rows of other classes are called the class once they hold its part."""
-    if parts.kind == "token":
-        return 0.0
-    made = parts.swap(part, others, draw.choice(own, len(others)), draw)
-    return float((class_answers_of(stream, made) == found.label[own[0]]).mean())
+    def cost(
+        self, part: int, own: Rows, others: Rows
+    ) -> tuple[Float[np.ndarray, "row"], float, float]:
+        """Return what each row of a class loses, and the shares that are right in both arms."""
+        rows, parts = np.tile(own, DRAWS), self.parts
+        unlike = self.draw.choice(others, len(rows))
+        like = unlike
+        if parts.kind != "token":
+            like = np.concatenate([self.draw.permutation(own) for _ in range(DRAWS)])
+        kept, right = (
+            class_answers_of(self.stream, change) == self.found.label[rows]
+            for change in (
+                parts.control(part, rows, like, self.draw),
+                parts.swap(part, rows, unlike, self.draw),
+            )
+        )
+        lost = (kept.astype(float) - right.astype(float)).reshape(DRAWS, -1).mean(0)
+        return lost, float(kept.mean()), float(right.mean())
+
+    def carried(self, part: int, own: Rows, others: Rows) -> float:
+        """Return how many rows of other classes are called the class once they hold its part."""
+        if self.parts.kind == "token":
+            return 0.0
+        made = self.parts.swap(part, others, self.draw.choice(own, len(others)), self.draw)
+        return float((class_answers_of(self.stream, made) == self.found.label[own[0]]).mean())
 
 
 def class_answers_of(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[np.ndarray, "row"]:

@@ -13,7 +13,6 @@ from sonde.findings._versus_labels import SharedContent, shared_content
 from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.rows import NEAR_NEEDS, first_pieces, last_token_lengths, near_duplicates
 from sonde.findings.rule import Check, Figure, Rule, Theme
-from sonde.findings.step import OTHER
 
 SHORT_BYTES = 16
 
@@ -96,7 +95,7 @@ class SND053(Rule):
             partners=tuple(leak.partners[i] for i in examples),
             of_other=True,
             effect=min(1.0, leak.share + len(leak.near) / max(leak.n, 1)),
-            next=scan_command(versus=OTHER, only="SND053", rows="copies.csv"),
+            next=scan_command(versus=True, only="SND053", rows="copies.csv"),
         )
 
     def _leak(self, evidence: Evidence) -> _Leak:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, final
 
 MORE_DATA: Final = "MORE_DATA"
-OTHER: Final = "OTHER"
 DETECTOR: Final = "mahalanobis"
 
 
@@ -21,7 +20,7 @@ class Step:
     word : {"read", "scan", "score", "explain"}
     options : mapping of str to value
         Named options that differ from those of the scan; None takes one back to its default, and
-        ``OTHER`` stands for the second data set.
+        ``versus``, whatever its value, names the second data set.
     data : str, default=""
         Data in place of those of the scan; ``MORE_DATA`` where the user has to name them.
     scale : (float, float) or None, default=None
@@ -83,13 +82,14 @@ class Again:
         """Return a step as what can be run; empty where nothing can."""
         if step is None or (self.is_stored and step.word in ("scan", "explain")):
             return ""
-        if not self.is_command and (step.word == "explain" or OTHER in step.options.values()):
+        if not self.is_command and (step.word == "explain" or "versus" in step.options):
             return ""  # nothing that a call returns, but a page or a file that a command writes
         if step.scale is not None:
             return self.text(self._rescaled(step.scale))
         kept = {k: v for k, v in self.options.items() if k not in step.options}
         options = {k: v for k, v in (dict(step.options) | kept).items() if v is not None}
-        options = {k: self.other if v == OTHER else v for k, v in options.items()}
+        if "versus" in step.options:
+            options["versus"] = self.other
         if not self.is_command:
             return self._call(step, options)
         if step.word == "score":
