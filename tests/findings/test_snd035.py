@@ -87,3 +87,10 @@ def test_bounds_have_a_width_at_complete_separation() -> None:
     low, high = auroc_bounds(1.0, 30, 30, 0.001)
     assert high == 1.0
     assert 0.7 < low < 0.95
+
+
+def test_brightness_is_a_note_where_nobody_knows_whether_the_model_uses_it() -> None:
+    x, label = digits()
+    bright = torch.rand(len(label)) / 4 + (label == 3) / 2
+    evidence = evidence_of(x, label=label, columns={"brightness": bright})
+    assert_raised(SND035().check(evidence), "note")

@@ -84,6 +84,7 @@ class Explain:
         )
         from sonde.run.explaining.kept import remove_kept
         from sonde.run.passes.directory import run_directory
+        from sonde.run.reading.class_order import in_sorted_order
 
         self._check()
         methods = DEFAULTS if self.methods is None else self._methods(find_attributor)
@@ -92,7 +93,7 @@ class Explain:
         options = self._data_options(model.task == "causal")
         if options["max_length"] != self.reading.max_length:
             note(f"note: texts are read in pieces of {TOKENS} tokens (--max-length).")
-        every = open_inputs(model, self.data, **options)
+        every = in_sorted_order(model, open_inputs(model, self.data, **options))
         limit = self.reading.limit or (PIECES if model.task == "causal" else USUAL)
         inputs = replace(self._choice.of(model, every, limit, self.reading.seed), batch_size=limit)
         directory = None if self.output is None else run_directory(self.output)

@@ -167,6 +167,12 @@ class ItemInputs(Inputs):
         """Whether class numbers are the model's own."""
         return self.listing.labels.own
 
+    def with_own_labels(self, reason: str) -> "ItemInputs":
+        """Return the same items, whose labels are told to be the model's classes, and why."""
+        labels = replace(self.listing.labels, own=True, reason=reason)
+        typed = self.typed | {"classes": list(labels.names)}
+        return replace(self, listing=replace(self.listing, labels=labels), typed=typed)
+
     @property
     def n_skipped(self) -> int:
         """Items that were left out so far: in the listing, and while batches were made."""

@@ -32,7 +32,7 @@ class Labels:
     own : bool
         Whether the numbers are the model's own.
     reason : str
-        Why a column gives no label, or why the numbers are not the model's own.
+        Why a column gives no label, or why the numbers are, or are not, the model's own.
     numbers : Float[np.ndarray, "item"] or None
         The values of a column of numbers; NaN if a value is missing.
     several : bool

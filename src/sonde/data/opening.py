@@ -137,7 +137,7 @@ def open_inputs(
     if not sample and source.n_bad == 0:
         raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
     reads, given = item_kind(model, images), _names(classes)
-    id2label = dict(enumerate(given)) or _id2label(model)
+    id2label = dict(enumerate(given)) or class_names(model)
     names, main = forward_names(model.module), main_input(model)
 
     def listed(sample: Sample) -> tuple[Layout, Encoder, Listing]:
@@ -311,7 +311,8 @@ def _suffixes() -> set[str]:
     return {*TABLES, ".parquet", ".pq", *ARRAY_SUFFIXES}
 
 
-def _id2label(model: Model) -> Mapping[int, str] | None:
+def class_names(model: Model) -> Mapping[int, str] | None:
+    """Return the names that a classifier brings for its outputs, or None if it brings none."""
     if model.task not in ("classifier", "image_classifier"):
         return None
     found = getattr(model.config, "id2label", None)

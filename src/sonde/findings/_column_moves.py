@@ -20,8 +20,9 @@ from sonde.findings.evidence import Evidence
 from sonde.findings.labels import class_name
 from sonde.stats.adjusted_p import adjusted_p
 
-LEAST_ROWS: Final = 50
+LEAST_ROWS: Final = 20
 MOST_VALUES: Final = 50
+BRIGHTNESS: Final = "the brightness of the pictures"
 MOST_COLUMNS: Final = 300
 LABELS_MOVED: Final = 0.01
 FACTORS: Final = {
@@ -116,6 +117,8 @@ def column_comparison(evidence: Evidence) -> ColumnComparison | str:
             old = moves.get(move.column)
             if old is None or _rank(move) < _rank(old):
                 moves[move.column] = move
+    for move in [m for m in moves.values() if m.partner in moves]:
+        moves[move.partner] = replace(move, column=move.partner, partner=move.column)
     ordered = sorted(moves.values(), key=lambda m: (not m.is_input, *_rank(m)))
     return ColumnComparison(tuple(ordered), sum(map(bool, pairs.values())), (n[0], n[1]))
 
@@ -150,6 +153,9 @@ def _side(evidence: Evidence) -> _Side:
         inputs = data.key_columns(examples)
         found |= {name: inputs[name] for name in data.inputs if name in inputs}
     found |= data.own_columns(examples)
+    bright = shared.column("brightness")
+    if bright is not None and BRIGHTNESS not in found:
+        found[BRIGHTNESS] = bright.double().reshape(len(bright), -1)[rows, 0].tolist()
     known = label is not None and bool((label[rows] >= 0).all())
     names = (
         [class_name(data, k) for k in label[rows].tolist()] if known and label is not None else ()
@@ -276,7 +282,7 @@ class _Test:
         if abs(self.effect) < least:
             return None
         made = ColumnMove(self.of.column, self.kind, "", "", abs(self.effect), p,
-                          self.of.column in inputs)  # fmt: skip
+                          self.of.column in {*inputs, BRIGHTNESS})  # fmt: skip
         if isinstance(self.of, Words):
             return replace(made, said=_words(self.of))
         if self.kind == "missing":
@@ -324,7 +330,8 @@ def _moved(made: ColumnMove, of: Numbers, others: Sequence[Numbers]) -> ColumnMo
         if other is of or of.is_derived or other.is_derived:
             continue
         (_, c), (z, w) = other.half(True), other.half(True)
-        if _gap(z, y) < fits and _gap(x, c) < fits and _gap(z, w) > 2 * fits:
+        gaps = _gap(z, y), _gap(x, c)  # of few rows one of the two may be wide by chance
+        if sum(gaps) < 2 * fits and max(gaps) < 1.5 * fits and _gap(z, w) > 2 * fits:
             pair = sorted((name, other.name))
             said = f"{pair[0]} and {pair[1]} are exchanged"
             fix = f"frame[{pair!r}] = frame[{pair[::-1]!r}].values"
@@ -411,7 +418,8 @@ def _pair(name: str, mine: _Side, theirs: _Side) -> Sequence[Numbers | Words]:
     if known[0].sum() >= 0.9 * filled[0].sum() and known[1].sum() >= 0.5 * filled[1].sum():
         if len(np.unique(numbers[0][known[0]])) <= 1 and not known[1].any():
             return []
-        return [Numbers(name, name, numbers[0], numbers[1], confirms)]
+        is_derived = name == BRIGHTNESS
+        return [Numbers(name, name, numbers[0], numbers[1], confirms, is_derived)]
     words = [tuple("" if v is None else str(v) for v in values) for values in (x, y)]
     if len(set(words[0])) <= min(MOST_VALUES, len(words[0]) / 4):
         return [Words(name, name, words[0], words[1], confirms)]

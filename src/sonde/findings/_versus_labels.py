@@ -87,8 +87,10 @@ def label_comparison(evidence: Evidence) -> LabelComparison | None:
         return None
     sides = (evidence, evidence.versus.other)
     labels = [_label_counts(side.data) for side in sides]
-    names = evidence.data.label_names or ()
-    answers = [_answer_counts(side, side.data.label_names or names) for side in sides]
+    # outputs have no names where the labels are not the model's own classes
+    is_own = evidence.data.labels_are_models
+    names = max((side.data.label_names or () for side in sides), key=len) if is_own else ()
+    answers = [_answer_counts(side, names) for side in sides]
     classes = sorted(set().union(*labels, *answers))
     if not classes:
         return None

@@ -128,7 +128,10 @@ def scan_stream(
     _check_inputs(data, other_data)
     logits = stream.first_batch().logits
     data = _one_for_all(stream, by_answers(data, logits), logits)
-    other_data = None if other_data is None else by_answers(other_data, logits)
+    if other_data is not None:
+        other_data = by_answers(other_data, logits)
+        own = data.labels_are_models and other_data.labels_are_models
+        other_data = replace(other_data, labels_are_models=own)
     split = Split(HALF, stream.seed) if other is not None else None
     detectors = chosen_detectors(stream, settings.detectors) if other is not None else {}
     tasks = list(detectors.values())

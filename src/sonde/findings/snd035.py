@@ -22,6 +22,7 @@ NUISANCES = {
     "size": "the size in bytes",
     "brightness": "the mean brightness",
 }
+OF_FILES = ("size", "brightness")
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ class SND035(LabelRule):
     how: ClassVar[str] = (
         "One-against-rest AUROC of each nuisance for each class on one sampled row of each group, "
         "in the direction in which it is above one half; lower bound (Newcombe) at a level divided "
-        "by twice the number of nuisances and classes. A warning becomes a note where the model's "
-        "own answers are known and the nuisance explains less than 2 % of their margin inside "
-        "classes: the size of a file hangs on what it shows. Order in the file is SND044."
+        "by twice the number of nuisances and classes. A warning becomes a note where the nuisance "
+        "explains less than 2 % of the margin of the model's own answers inside classes; size and "
+        "brightness also where these answers are not known, since they hang on what a picture "
+        "shows. Order in the file is SND044."
     )
     false_positives: ClassVar[str] = "Classes that differ in length by their nature."
     plant: ClassVar[str] = "The texts of one class are twice as long."
@@ -131,7 +133,8 @@ class SND035(LabelRule):
         mine = found.truth[one] == worst.label
         own, rest = (float(values[worst.nuisance][m].median()) for m in (mine, ~mine))
         logits = found.shared.column("logits")
-        tail, used = "", True
+        # what a file weighs hangs on what it shows: only a model that leans on it makes it a fault
+        tail, used = "", worst.nuisance not in OF_FILES
         if evidence.data.labels_are_models and logits is not None:
             share = explained_margin(
                 logits[found.where][one],

@@ -78,10 +78,12 @@ class SND054(Rule):
     def _new(self, evidence: Evidence, new: tuple[str, ...], n: int, total: int) -> str:
         mine, theirs = two_names(evidence)
         names = listed([shortened(name, 20) for name in new], 3)
-        return (
+        text = (
             f"{plural(n, 'row')} of {theirs} ({percent(n / total)}) have labels that {mine} does "
-            f"not have: {names}. They count as wrong in the accuracy on {theirs}."
+            f"not have: {names}."
         )
+        is_judged = accuracy(evidence, of_other=True) is not None
+        return f"{text} They count as wrong in the accuracy on {theirs}." if is_judged else text
 
     def _moved(self, evidence: Evidence, found: LabelComparison) -> str:
         mine, theirs = two_names(evidence)

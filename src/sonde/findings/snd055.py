@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._column_moves import ColumnComparison, column_comparison
+from sonde.findings._column_moves import BRIGHTNESS, ColumnComparison, column_comparison
 from sonde.findings._places import two_names
 from sonde.findings._text import LONGEST, number, percent, plural
 from sonde.findings.evidence import Evidence
@@ -30,11 +30,11 @@ class SND055(Rule):
         "doubled, for numbers, Fisher's exact test for missing values and one value, chi-squared "
         "for words, Holm's correction for all. The value that gained most rows and the factor are "
         "chosen on half of the rows and tested on the other half. Texts are compared by length, "
-        "capitals, signs outside ASCII, digits, punctuation and line breaks. Raised where p is "
-        "below 0.001 and the cumulative shares differ by 0.15 (missing and one value by 0.05, "
-        "words by 0.1): a warning for columns that the model is given, else a note. A factor or "
-        "an exchange is named where it takes away two thirds of the difference on the rows that "
-        "confirm."
+        "capitals, signs outside ASCII, digits, punctuation and line breaks, pictures by their "
+        "mean brightness. Raised where p is below 0.001 and the cumulative shares differ by 0.15 "
+        "(missing and one value by 0.05, words by 0.1): a warning for columns that the model is "
+        "given, else a note. A factor or an exchange is named where it takes away two thirds of "
+        "the difference on the rows that confirm."
     )
     false_positives: ClassVar[str] = "Columns that differ by design, such as a date."
     plant: ClassVar[str] = "A column in millimetres, two exchanged columns, a column that is stuck."
@@ -56,20 +56,23 @@ class SND055(Rule):
             p=min(m.p for m in moves), n_rows=sum(found.n_rows),
         )  # fmt: skip
         lines = list(dict.fromkeys(m.fix for m in moves if m.fix))
+        undone = f"Undo it in OTHER: {'; '.join(lines[:6])}.{_gain(evidence, found)}"
+        if {m.column for m in moves} == {BRIGHTNESS}:
+            undone = "Prepare the pictures of OTHER as those of DATA: exposure, scale of pixels."
         return self.raised_with(
             "warning" if any(m.is_input for m in moves) else "note",
             self._sentence(evidence, found),
             figure,
             effect=min(1.0, worst.effect),
-            fix=f"Undo it in OTHER: {'; '.join(lines[:6])}.{_gain(evidence, found)}"
-            if lines
-            else "",
+            fix=undone if lines or undone.startswith("Prepare") else "",
         )
 
     def _sentence(self, evidence: Evidence, found: ColumnComparison) -> str:
         theirs = two_names(evidence)[1]
         said = list(dict.fromkeys(m.said for m in found.moves))
         text = f"{len(found.moves)} of {plural(found.n_columns, 'column')} moved in {theirs}: "
+        if found.n_columns == 1:
+            text = f"In {theirs} "
         kept: list[str] = []
         for line in said:
             more = len(said) - len(kept) - 1

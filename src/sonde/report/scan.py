@@ -22,6 +22,7 @@ from sonde.report.files import save_report
 from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
 from sonde.run.bundles.header import MODEL_FIELDS, READING_FIELDS
+from sonde.run.reading.class_order import in_sorted_order
 from sonde.run.reading.notes import items_of
 from sonde.run.reading.read import ARRAYS, AS_IT_IS, read
 from sonde.run.reading.recipe import columns_of
@@ -206,7 +207,11 @@ def run_scan(
 
     def stream(where: Any, **more: Any) -> Stream:
         found = read(live, where, further=further, **{**options, **more})
-        return replace(found, entry=True, check=False) if isinstance(found, LiveStream) else found
+        if not isinstance(found, LiveStream):
+            return found
+        items = items_of(found)
+        inputs = found.inputs if items is None else in_sorted_order(live, items, found.seed)
+        return replace(found, entry=True, check=False, inputs=inputs)
 
     mine = stream(data)
     other = None if versus is None else stream(versus, **columns_of(mine), **_beside(mine))
@@ -223,12 +228,26 @@ def run_scan(
         limited=limited,
     )
     name = model if isinstance(model, str) else live.name or type(live.module).__name__
-    return replace(scanned, again=again), name
+    return replace(scanned, again=_with_classes(again, mine, options)), name
 
 
 def _beside(mine: Stream) -> dict[str, Any]:
-    """Return how to read OTHER: its labels may be classes that the model does not have."""
-    return {} if items_of(mine) is None else {"new_classes": True}
+    """Return how to read OTHER: its labels are numbered as those of DATA, and may be new ones."""
+    inputs = items_of(mine)
+    if inputs is None:
+        return {}
+    known = inputs.typed.get("classes") or (() if inputs.own_labels else inputs.label_names)
+    return {"new_classes": True} | ({"classes": known} if known else {})
+
+
+def _with_classes(again: Again | None, mine: Stream, options: dict[str, Any]) -> Again | None:
+    """Return how to ask again, with the classes that the outputs were taken as."""
+    inputs = items_of(mine)
+    classes = None if inputs is None else inputs.typed.get("classes")
+    if again is None or not classes or options.get("classes"):
+        return again
+    named = ",".join(classes) if again.is_command else classes
+    return replace(again, options={**again.options, "classes": named})
 
 
 def _scan_stores(

@@ -9,8 +9,9 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.data.pieces import texts_of
 from sonde.explain import Baseline, Objective
 from sonde.explain._places import ExamplePlaces
-from sonde.run.explaining.choosing import class_logits, one_number
+from sonde.run.explaining.choosing import one_number
 from sonde.run.explaining.judged import Judged
+from sonde.run.reading.class_order import class_logits
 from sonde.tap.model.probe import find_logits
 from sonde.tap.reading.site_function import SiteFunction
 

@@ -17,6 +17,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.wording import plural
 from sonde.data.inputs import ItemInputs
+from sonde.run.reading.class_order import answer_numbers
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
 
@@ -63,7 +64,7 @@ class Choice:
             inputs = inputs.at(_listed(self.rows, inputs))
         name = self.label if self.pair is None else self.pair[0]
         pool = (inputs if name is None else inputs.of_class(name)).drawn(POOL, seed)
-        said = _answers(model, pool) if pool.own_labels else None
+        said = answer_numbers(model, pool) if pool.own_labels else None
         truth, target = pool.listing.label, pool.listing.target
         if self.wrong and said is None and target is not None:
             off = np.abs(_numbers(model, pool) - target)
@@ -127,24 +128,6 @@ def _groups_in_turn(rows: list[int], groups: Sequence[bytes]) -> list[int]:
         turn[i] = seen[groups[i]]
         seen[groups[i]] += 1
     return sorted(rows, key=turn.__getitem__)
-
-
-def class_logits(model: Model, batch: InputBatch) -> Float[Tensor, "row class"] | None:
-    """Return a classifier's logits, or None if the model has no logits of two or more classes."""
-    with torch.no_grad():
-        logits = find_logits(watch(model.module, batch, ()).output)
-    is_usable = logits is not None and logits.ndim == 2 and logits.shape[1] > 1
-    return logits.float().cpu() if is_usable and logits is not None else None
-
-
-def _answers(model: Model, inputs: ItemInputs) -> Int[np.ndarray, "row"] | None:
-    said = np.full(len(inputs), -1, dtype=np.int64)
-    for batch in inputs.batches(0, len(inputs)):
-        logits = class_logits(model, batch)
-        if logits is None:
-            return None
-        said[batch.order.numpy()] = logits.argmax(1).numpy()
-    return said
 
 
 def one_number(model: Model, batch: InputBatch) -> Float[Tensor, "row"] | None:

@@ -32,6 +32,7 @@ def check_classes(instruments: Iterable[Instrument], stream: Stream) -> None:
             raise InputError(
                 f"{type(instrument).__name__}: expected labels that are the model's classes, "
                 f"which are compared with its answers, got {names}"
-                f"{'' if len(stream.label_names) <= SHOWN else ', ...'}. Correct the labels, or "
-                "choose another column (--label-column)."
+                f"{'' if len(stream.label_names) <= SHOWN else ', ...'}. Name its outputs in "
+                "their order (--classes), correct the labels, or choose another column "
+                "(--label-column)."
             )
