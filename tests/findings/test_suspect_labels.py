@@ -41,6 +41,8 @@ def test_labels_that_are_wrong_in_one_direction_are_found_and_the_truth_is_clear
     assert finding.classes == ("1", "0")
     assert np.mean(wrong[list(finding.examples)]) > 0.9
     assert len(finding.examples) > 0.7 * wrong.sum()
+    first = suspect_labels(evidence).row[:20].tolist()
+    assert np.mean(wrong[_examples(evidence, torch.tensor(first))]) > 0.9
     both = truth.copy()
     flipped = draw.random(len(truth)) < 0.2
     both[flipped] = 1 - both[flipped]

@@ -147,6 +147,12 @@ def scan_command(**options: Any) -> Step:
     return Step("scan", options)
 
 
+def rows_command(code: str, versus: bool = False) -> Step:
+    """Return the step that writes the inputs that a finding names, most suspicious first."""
+    both = {"versus": True} if versus else {}
+    return Step("scan", both | {"only": code, "rows": f"{code.lower()}.csv"})
+
+
 def grouped_command(data: DataEvidence) -> Step | None:
     """Return the step that scans again with groups, which a column of a table names.
 

@@ -88,8 +88,11 @@ class OneWay:
 @once
 def suspect_labels(evidence: Evidence) -> SuspectLabels:
     """Return the rows to look at first, with a planted check. Ask ``labels.usable`` first."""
-    found = label_evidence(evidence)
-    doubts = _doubts(evidence, found, found.truth)
+    found, way = label_evidence(evidence), one_way(evidence)
+    learned = found.truth.clone()
+    if way is not None:  # labels that are often wrong teach the probe that they are right
+        learned[way.rows] = way.of
+    doubts = _doubts(evidence, found, learned, found.truth)
     n, likely = found.n_rows, doubts.doubt > 0
     draw = torch.Generator().manual_seed(evidence.data.seed)
     order = torch.randperm(n, generator=draw)
@@ -99,9 +102,9 @@ def suspect_labels(evidence: Evidence) -> SuspectLabels:
     row = row[torch.argsort(doubts.doubt[row], descending=True, stable=True)]
     if len(planted) < LEAST_PLANTED:
         return SuspectLabels(row, doubts, 0, 0)
-    label = found.truth.clone()
-    label[planted] = doubts.named[planted]
-    again = _doubts(evidence, found, label).doubt.masked_fill(likely, -2.0)
+    label, learned = found.truth.clone(), learned.clone()
+    label[planted] = learned[planted] = doubts.named[planted]
+    again = _doubts(evidence, found, learned, label).doubt.masked_fill(likely, -2.0)
     first = torch.argsort(again, descending=True, stable=True)[: len(planted)]
     return SuspectLabels(row, doubts, len(planted), int(torch.isin(first, planted).sum()))
 
@@ -117,12 +120,18 @@ def _scores(
     return even + odds
 
 
-def _doubts(evidence: Evidence, found: LabelEvidence, label: Int[Tensor, "row"]) -> Doubts:
-    p = _scores(evidence, found, label).softmax(1).nan_to_num(0.0)
+def _doubts(
+    evidence: Evidence,
+    found: LabelEvidence,
+    learned: Int[Tensor, "row"],
+    label: Int[Tensor, "row"],
+) -> Doubts:
+    """Return what speaks against each label, by a probe and neighbours of labels ``learned``."""
+    p = _scores(evidence, found, learned).softmax(1).nan_to_num(0.0)
     k = min(NEIGHBOURS, found.n_rows - 1)
     x = found.x(found.best)
     distance, index = nearest(x, x, k, group=found.group, group2=found.group)
-    near = label[index].masked_fill(~torch.isfinite(distance), -1)
+    near = learned[index].masked_fill(~torch.isfinite(distance), -1)
     votes = torch.nn.functional.one_hot(near.clamp(min=0), len(found.names))
     votes = (votes * (near >= 0)[:, :, None]).sum(1).double() / k
     both = (p + votes) / 2

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from scipy.stats import binom
 
-from sonde.findings._places import read_command
+from sonde.findings._places import rows_command
 from sonde.findings._shared import examples_at
 from sonde.findings._suspect_labels import OneWay, one_way
 from sonde.findings._text import percent, plural, shortened
@@ -92,7 +92,7 @@ class SND034(LabelRule):
             examples=tuple(examples),
             figures=tuple(doubtful_labels(evidence).share.tolist()),
             effect=min(1.0, share),
-            next=read_command(site.key),
+            next=rows_command(self.code),
         )
 
     def _in_one_direction(self, evidence: Evidence, found: LabelEvidence, way: OneWay) -> Check:
@@ -116,5 +116,5 @@ class SND034(LabelRule):
             examples=tuple(examples_at(evidence, found.where[way.rows].tolist())),
             classes=(found.names[way.of], found.names[way.called]),
             effect=min(1.0, n / found.n_rows),
-            next=read_command(site.key),
+            next=rows_command(self.code),
         )

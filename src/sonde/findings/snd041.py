@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._places import read_command
+from sonde.findings._places import rows_command
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rows import Copies, copies
@@ -56,7 +56,7 @@ class SND041(Rule):
             figures=tuple(float(len(s)) for s in sets for _ in s),
             partners=tuple(s[0] if i != s[0] else s[-1] for s in sets for i in s),
             effect=min(1.0, share),
-            next=read_command(evidence.sites[0].schema.key),
+            next=rows_command(self.code),
         )
 
     @staticmethod

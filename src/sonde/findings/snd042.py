@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings._near import NearPairs
-from sonde.findings._places import read_command, too_few
+from sonde.findings._places import rows_command, too_few
 from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence
@@ -90,7 +90,7 @@ class SND042(Rule):
             figures=tuple(pairs.ratio.tolist()),
             partners=tuple(examples_at(evidence, pairs.partner.tolist())),
             effect=min(1.0, share),
-            next=read_command(sites[0]),
+            next=rows_command(self.code),
         )
 
     def _sentence(self, site: SiteEvidence, pairs: NearPairs, share: float, n: int) -> str:

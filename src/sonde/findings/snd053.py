@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 
 from sonde.findings._near import NearPairs, near_pairs
-from sonde.findings._places import scan_command, two_names
+from sonde.findings._places import rows_command, two_names
 from sonde.findings._shared import examples_at, shared_rows
 from sonde.findings._text import number, percent, plural
 from sonde.findings._versus_labels import SharedContent, shared_content
@@ -95,7 +95,7 @@ class SND053(Rule):
             partners=tuple(leak.partners[i] for i in examples),
             of_other=True,
             effect=min(1.0, leak.share + len(leak.near) / max(leak.n, 1)),
-            next=scan_command(versus=True, only="SND053", rows="copies.csv"),
+            next=rows_command(self.code, versus=True),
         )
 
     def _leak(self, evidence: Evidence) -> _Leak:

@@ -80,9 +80,10 @@ class Again:
 
     def text(self, step: Step | None) -> str:
         """Return a step as what can be run; empty where nothing can."""
-        if step is None or (self.is_stored and step.word in ("scan", "explain")):
+        is_list = step is not None and "rows" in step.options
+        if step is None or (self.is_stored and step.word in ("scan", "explain") and not is_list):
             return ""
-        if not self.is_command and (step.word == "explain" or "versus" in step.options):
+        if not self.is_command and (step.word == "explain" or is_list):
             return ""  # nothing that a call returns, but a page or a file that a command writes
         if step.scale is not None:
             return self.text(self._rescaled(step.scale))
@@ -94,6 +95,9 @@ class Again:
             return self._call(step, options)
         if step.word == "score":
             return self._scored(options)
+        if self.is_stored and is_list:
+            beside = {"versus": self.other} if "versus" in step.options else {}
+            return shlex.join(("sonde", "scan", str(self.model), *flags_of(step.options | beside)))
         if self.is_stored:
             file = ("-o", "rows.parquet", "--rows")
             return shlex.join(("sonde", "export", str(self.model), *flags_of(step.options), *file))
