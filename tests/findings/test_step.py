@@ -85,7 +85,7 @@ def test_what_a_command_says_next_runs(tmp_path, monkeypatch):
         (step,) = [f["next"] for f in found]
         ran = run_words(*shlex.split(step)[1:])
         assert ran.code == 0, ran.err
-        listed = list(csv.DictReader(Path("snd041.csv").open()))
+        listed = list(csv.DictReader(Path("snd041.csv").read_text("utf-8").splitlines()))
         assert sum(row["code"] == "SND041" for row in listed) == 60
         Path("snd041.csv").unlink()
 

@@ -97,7 +97,9 @@ class Again:
             return self._scored(options)
         if self.is_stored and is_list:
             beside = {"versus": self.other} if "versus" in step.options else {}
-            return shlex.join(("sonde", "scan", str(self.model), *flags_of(step.options | beside)))
+            return shlex.join(
+                ("sonde", "scan", str(self.model), *flags_of({**step.options, **beside}))
+            )
         if self.is_stored:
             file = ("-o", "rows.parquet", "--rows")
             return shlex.join(("sonde", "export", str(self.model), *flags_of(step.options), *file))
