@@ -28,7 +28,7 @@ def answer_sentence(
     --------
     >>> one = {"truth": "2", "answer": "8", "confidence": 0.9, "strongest": [0, 1], "without": "2"}
     >>> answer_sentence(one, (8, 8), ())
-    'is 2, called 8 (90 % sure); depends most on the upper left; without it: 2'
+    'is 2, called 8 (90 % sure); depends most on the upper left part; without it: 2'
     """
     if example.get("answer") is None:
         return ""
@@ -41,7 +41,7 @@ def answer_sentence(
 
 def _where(strongest: Sequence[int], shape: Sequence[int], names: Sequence[str]) -> str:
     if len(shape) == 2:
-        return f"the {_ninth(strongest, shape)}"
+        return f"the {_ninth(strongest, shape)} part"
     named = [i for i in strongest if i < len(names)]
     if not named:
         return f"place {', '.join(map(str, strongest[:NAMED]))}"
