@@ -14,7 +14,7 @@ from benchmarks.size import Size
 from sonde.core.hashing import bytes_key
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.tap import live_stream, replay
-from sonde.tap.reading.live import LiveStream
+from sonde.tap.streams.live import LiveStream
 
 BUDGET = 1.15
 SHORTEST, LONGEST = 8, 64

@@ -44,7 +44,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("model",),
         ("rows",),
         ("generating", "hand", "decoding", "cache", "tokens", "training"),
-        ("reading", "watching"),
+        ("streams", "forwards"),
         ("gradients",),
     ],
     "sonde.run": [

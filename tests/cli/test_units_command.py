@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sonde.tap.reading.live import LiveStream
+from sonde.tap.streams.live import LiveStream
 
 
 def test_units_of_a_site_are_written_and_read(run, tmp_path):

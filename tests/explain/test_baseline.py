@@ -14,7 +14,7 @@ from sonde.explain import (
     IntegratedGradients,
     Occlusion,
 )
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 DRAW = torch.Generator().manual_seed(0)
 ROWS, PICTURES = torch.randn(9, 4, generator=DRAW), torch.rand(5, 2, 8, 6, generator=DRAW)

@@ -17,7 +17,7 @@ from sonde.explain import (
     upsampled,
 )
 from sonde.explain.attribution import Attributor
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 
 class Maps(nn.Module):

@@ -10,7 +10,7 @@ from models import gpt2
 from sonde.core import InputError, SiteError
 from sonde.explain import ClassSensitivity, MetaSaliency, NormGrad, Objective, combined
 from sonde.explain.normgrad import How, _factors
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 X = torch.randn(2, 4, 7, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 TARGET = Objective(target=1)

@@ -8,7 +8,7 @@ from findings._counting import WORDS
 from findings._counting import Counter as CountingModel
 from findings._nets import texts_of, tokens
 from sonde.findings.counted_tokens import _Counts, counted_losses
-from sonde.tap.reading.small_batches import single
+from sonde.tap.streams.small_batches import single
 
 
 def brute(train: list[list[int]], text: list[int], order: int) -> list[float]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from findings._nets import deep_relu, noise, tensors, tokens
 from findings._texts import LENGTHS, gpt2, llama
 from sonde.findings.self_check import self_check
-from sonde.tap.reading.difference import TAU, difference
+from sonde.tap.streams.difference import TAU, difference
 
 
 @pytest.mark.truth("rms of the noise over the standard deviation of the rows")

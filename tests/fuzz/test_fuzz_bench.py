@@ -10,10 +10,10 @@ from tools.fuzz.drawing import draw
 from tools.fuzz.table import reasons
 
 from sonde.tap.model.axes import Axes
-from sonde.tap.reading import choose
 from sonde.tap.rows.frame import POOLED, Frame
 from sonde.tap.rows.reduce import Reduction
 from sonde.tap.rows.row_memory import RowMemory
+from sonde.tap.streams import choose
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from sonde.data import open_inputs
 from sonde.run.explaining.atlas import EncodedStream, atlas_document, fit_atlas
 from sonde.run.explaining.clamping import clamp_units
 from sonde.run.explaining.seen_rows import seen_rows
-from sonde.tap.reading.live import LiveStream
+from sonde.tap.streams.live import LiveStream
 
 
 class Mixer:

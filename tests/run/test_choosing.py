@@ -15,7 +15,7 @@ from sonde.explain import IntegratedGradients
 from sonde.report._explained_words import answer_sentence
 from sonde.run.explaining.answers import answers_of
 from sonde.run.explaining.choosing import Choice
-from sonde.run.explaining.explain import explain
+from sonde.run.explaining.explanations import explain
 
 
 class Sums(nn.Module):

@@ -23,7 +23,7 @@ from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
 from sonde.run.scoring.exhibit import Exhibits, hashed_id, places
 from sonde.run.scoring.score import score
-from sonde.tap.reading.live import LiveStream
+from sonde.tap.streams.live import LiveStream
 
 QUIET: Any = {"progress": False}
 

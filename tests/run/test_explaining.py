@@ -16,7 +16,7 @@ from sonde.data import open_inputs
 from sonde.explain import Attribution, Attributor, GradTimesInput, IntegratedGradients, Saliency
 from sonde.explain.attribution import Parts
 from sonde.report.documents import document_of, save_document, to_page, to_terminal
-from sonde.run.explaining.explain import (
+from sonde.run.explaining.explanations import (
     best_of,
     explain,
     explain_document,

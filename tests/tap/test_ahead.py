@@ -7,7 +7,7 @@ from torch import nn
 from models import bert
 from sonde.core.inputs import Model
 from sonde.tap import live_stream
-from sonde.tap.reading import live
+from sonde.tap.streams import live
 from tap_inputs import Arrays, texts
 from tap_snapshot import assert_unchanged, snapshot
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import sonde.tap.reading.live
+import sonde.tap.streams.live
 from models import gpt2, llama
 from narrow import expect, present
 from sonde.core.inputs import Model
@@ -46,7 +46,7 @@ def an_end(module) -> int:
     raise AssertionError("no token ends one text early")
 
 
-def watched(module, stream) -> tuple[sonde.tap.reading.live.Batch, Tensor, int]:
+def watched(module, stream) -> tuple[sonde.tap.streams.live.Batch, Tensor, int]:
     """Return a batch, the outputs of the block's calls side by side, and how many there were."""
     calls: list[Tensor] = []
     _ = stream.schema
@@ -134,7 +134,7 @@ def test_rows_of_sampled_texts_repeat_bit_for_bit_and_are_those_of_one_more_forw
     module = llama()
     stream = stream_of(module, "mean", further=REDUCERS[1:], do_sample=True)
     first, second = (next(iter(stream)) for _ in range(2))
-    monkeypatch.setattr(sonde.tap.reading.live, "may_record", lambda *_: False)
+    monkeypatch.setattr(sonde.tap.streams.live, "may_record", lambda *_: False)
     replayed = next(iter(stream_of(module, "mean", further=REDUCERS[1:], do_sample=True)))
     assert len(first.rows) == len(REDUCERS)
     for key, x in first.rows.items():

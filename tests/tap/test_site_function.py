@@ -6,7 +6,7 @@ from torch import nn
 
 from models import gpt2
 from sonde.core import SiteError
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 IDS = torch.tensor([[5, 9, 3, 7], [4, 8, 2, 1]])
 INPUTS = {"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])}

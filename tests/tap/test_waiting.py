@@ -8,8 +8,8 @@ from models import gpt2, llama
 from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
 from sonde.tap import Tap, live_stream
-from sonde.tap.reading import taken
 from sonde.tap.rows import waiting
+from sonde.tap.streams import taken
 from tap_inputs import Texts
 
 ITEMS = [[1, 5, 6, 7, 8, 9], [1, 10, 11], [1, 12, 13, 14]]

@@ -75,7 +75,7 @@ class Explain:
         """Explain, judge, print and write."""
         from sonde.data import open_inputs
         from sonde.run.explaining.answers import answers_of
-        from sonde.run.explaining.explain import (
+        from sonde.run.explaining.explanations import (
             DEFAULTS,
             explain,
             explain_document,

@@ -51,7 +51,7 @@ class Units:
         from sonde.run.explaining.dictionary_health import loss_recovered
         from sonde.run.passes.directory import dropped_on_error, remove_run, run_directory
         from sonde.run.reading.read import read
-        from sonde.tap.reading.live import LiveStream
+        from sonde.tap.streams.live import LiveStream
 
         self._check()
         directory = None if self.output is None else run_directory(self.output)

@@ -21,7 +21,7 @@ from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent, seeded
 from sonde.stats.divergence import kl_divergence
 from sonde.tap import editing, live_stream, place_of
-from sonde.tap.reading.answers import answers_in
+from sonde.tap.streams.answers import answers_in
 from sonde.weights import Examples, Rewrite, RewritePlan
 from sonde.weights.tuning import (
     Cycle,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sonde.core.inputs import InputBatch, Inputs
 from sonde.tap.hooks.call import CallArguments
-from sonde.tap.reading.site_function import arguments_of
+from sonde.tap.streams.site_function import arguments_of
 
 UNIT = 256
 

@@ -9,7 +9,7 @@ from sonde.core.errors import InputError
 from sonde.explain.attribution import Attribution, Attributor
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 
 def standard_error(each: Float[Tensor, "part"]) -> float | None:

@@ -10,7 +10,7 @@ from sonde.core.errors import ShapeError
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 MOST_ROWS = 256
 """Rows of one forward, so that memory does not grow with the number of sets."""

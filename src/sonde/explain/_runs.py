@@ -22,7 +22,7 @@ from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import arguments, find, find_input, leaves, replaced, with_input
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.sites import Pattern, resolve
-from sonde.tap.reading.site_function import (
+from sonde.tap.streams.site_function import (
     INPUT,
     SiteFunction,
     arguments_of,

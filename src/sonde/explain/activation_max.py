@@ -20,7 +20,7 @@ from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.sites import Pattern, resolve
-from sonde.tap.reading.site_function import INPUT, SiteFunction
+from sonde.tap.streams.site_function import INPUT, SiteFunction
 
 
 @final

@@ -22,7 +22,7 @@ from sonde.tap.attention.opening import watch_attention
 from sonde.tap.attention.places import attentions_at
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.port_view import PortView
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 Looks = Float[Tensor, "row query key"]
 

@@ -13,7 +13,7 @@ from sonde.core.inputs import Model
 from sonde.core.result import Result
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.model.sites import Pattern
-from sonde.tap.reading.site_function import INPUT, SiteFunction
+from sonde.tap.streams.site_function import INPUT, SiteFunction
 
 RTOL, SMALL = 0.05, 1e-6
 ROUNDING = 1e-6

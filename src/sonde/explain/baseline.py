@@ -13,7 +13,7 @@ from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.explain._batches import batches_of
 from sonde.tap.model.sites import Pattern
-from sonde.tap.reading.site_function import INPUT, SiteFunction
+from sonde.tap.streams.site_function import INPUT, SiteFunction
 
 Kind = Literal["auto", "mean", "zero", "constant", "blur", "values"]
 

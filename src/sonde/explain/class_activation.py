@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from sonde.core.errors import InputError
 from sonde.explain.attribution import Attribution, Attributor, Parts
 from sonde.explain.objective import FixedObjective
-from sonde.tap.reading.site_function import INPUT, SiteFunction
+from sonde.tap.streams.site_function import INPUT, SiteFunction
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.model.sites import Pattern
-from sonde.tap.reading.site_function import INPUT, SiteFunction
+from sonde.tap.streams.site_function import INPUT, SiteFunction
 
 PROB = Objective("prob")
 

@@ -19,7 +19,7 @@ from sonde.explain.faithfulness import PROB
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.stats.intervals import clopper_pearson
 from sonde.tap.model.sites import Pattern
-from sonde.tap.reading.site_function import INPUT, SiteFunction
+from sonde.tap.streams.site_function import INPUT, SiteFunction
 
 
 @final

@@ -18,7 +18,7 @@ from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.explain.objective import Objective
 from sonde.tap.model.sites import Pattern
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 ROUNDS = 8
 Changes = Float[Tensor, "row concept"]

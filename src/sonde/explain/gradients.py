@@ -15,7 +15,7 @@ from sonde.core.ranges import check_ranges
 from sonde.explain.attribution import Attributor, Parts
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 MOST_ROWS = 256
 """Rows of one forward and backward, so that memory does not grow with the number of steps."""

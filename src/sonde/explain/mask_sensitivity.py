@@ -18,7 +18,7 @@ from sonde.explain.baseline import Baseline
 from sonde.explain.objective import Objective
 from sonde.metrics import Metric, auroc
 from sonde.tap.model.sites import Pattern
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 CONDITIONS = ("full", "region only", "region removed", "box removed", "other box removed")
 ROWS = 256

@@ -24,7 +24,7 @@ from sonde.explain.gradients import IntegratedGradients
 from sonde.explain.objective import Objective
 from sonde.stats import Scalars, ScalarsState
 from sonde.tap.model.sites import Pattern
-from sonde.tap.reading.site_function import INPUT
+from sonde.tap.streams.site_function import INPUT
 
 
 @final

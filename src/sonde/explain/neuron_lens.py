@@ -22,7 +22,7 @@ from sonde.core.result import Result
 from sonde.tap.decoding.layers import ModelBlocks
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.sites import Pattern, resolve
-from sonde.tap.reading.weight_stream import matrix_of
+from sonde.tap.streams.weight_stream import matrix_of
 
 TILE = 1 << 24
 """Most scores that are held at a time."""

@@ -25,7 +25,7 @@ from sonde.explain._judging import require_method, standard_error
 from sonde.explain.attribution import Attribution, Attributor, Parts
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.model.sites import Pattern
-from sonde.tap.reading.site_function import INPUT, SiteFunction
+from sonde.tap.streams.site_function import INPUT, SiteFunction
 
 Kind = Literal["bias", "scaling", "conv1x1", "conv3x3", "own"]
 How = Literal["norm", "sum", "positive_norm", "max"]

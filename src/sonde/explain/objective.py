@@ -12,7 +12,7 @@ from sonde.core._kinds import is_list, is_tuple
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
 from sonde.tap.hooks.outputs import leaves
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 Kind = Literal["logit", "log_prob", "prob", "margin", "answer", "output"]
 Target = int | Sequence[int] | Tensor | Literal["predicted"]

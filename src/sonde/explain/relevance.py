@@ -17,7 +17,7 @@ from sonde.core.errors import SiteError
 from sonde.core.ranges import check_ranges
 from sonde.explain.attribution import Attributor, Parts
 from sonde.explain.objective import FixedObjective
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 LINEAR: frozenset[Any] = frozenset({F.linear, torch.addmm})
 CONVOLUTION: frozenset[Any] = frozenset({F.conv1d, F.conv2d, F.conv3d})

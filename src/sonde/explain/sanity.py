@@ -29,7 +29,7 @@ from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.sites import Pattern
-from sonde.tap.reading.site_function import INPUT, SiteFunction, arguments_of
+from sonde.tap.streams.site_function import INPUT, SiteFunction, arguments_of
 
 SAME = 0.5
 """Above this correlation a map counts as unchanged."""

@@ -19,7 +19,7 @@ from sonde.explain._places import ExamplePlaces
 from sonde.explain.attribution import ROUNDING, Attributor, Parts
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 EXACT = 12
 """Up to so many parts all sets are tried: 4,096 forwards."""

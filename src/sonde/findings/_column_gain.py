@@ -15,7 +15,7 @@ from sonde.findings.evidence import Evidence
 from sonde.findings.shortcuts import answers_of, class_answers_of
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
-from sonde.tap.reading.small_batches import single
+from sonde.tap.streams.small_batches import single
 
 ROWS: Final = 400
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from sonde.core.inputs import InputBatch
-from sonde.tap.reading.small_batches import token_length
+from sonde.tap.streams.small_batches import token_length
 
 GRID, SIDE, STRIDE = 16, 4, 2
 SMALLEST: Final = 6  # pixels of a picture's side

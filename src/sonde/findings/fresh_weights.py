@@ -22,7 +22,7 @@ from sonde.findings.self_check import chosen_examples
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
-from sonde.tap.reading.small_batches import small_batches
+from sonde.tap.streams.small_batches import small_batches
 
 LEAST, MOST, ROWS = 512, 8_192, 16
 STEPS = 24

@@ -26,7 +26,7 @@ from sonde.tap.model.probe import find_logits
 from sonde.tap.model.readout import head_module, readout
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
-from sonde.tap.reading.small_batches import cut, single, token_length
+from sonde.tap.streams.small_batches import cut, single, token_length
 
 MOST_ROWS, MOST_GROUPS = 4096, 48
 LEAST_ROWS, LEAST_GROUPS = 512, 32

@@ -29,7 +29,7 @@ from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
-from sonde.tap.reading.small_batches import SmallBatches, cut, small_batches
+from sonde.tap.streams.small_batches import SmallBatches, cut, small_batches
 
 TEXTS, ROWS, LEAST = 64, 256, 12
 LONGEST: Final = 128

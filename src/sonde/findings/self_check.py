@@ -14,8 +14,8 @@ from sonde.core.hashing import base_hashes
 from sonde.findings._trials import Taken, TrialRows, Trials, joined, of_example
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
-from sonde.tap.reading.difference import NARROW, ROUNDING, TAU, TAU_NARROW, difference
-from sonde.tap.reading.small_batches import (
+from sonde.tap.streams.difference import NARROW, ROUNDING, TAU, TAU_NARROW, difference
+from sonde.tap.streams.small_batches import (
     LONGEST,
     SHORTEST,
     Side,

@@ -26,7 +26,7 @@ from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
-from sonde.tap.reading.small_batches import single, stacked
+from sonde.tap.streams.small_batches import single, stacked
 
 ROWS, TOGETHER, DRAWS, TRIED = 800, 128, 2, 3
 FIT, CHOOSE, CONFIRM = range(3)

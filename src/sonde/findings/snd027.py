@@ -16,7 +16,7 @@ from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.modules import ModelEvidence
 from sonde.findings.rule import Check, Theme
 from sonde.findings.snd002 import spacing
-from sonde.tap.reading.difference import ROUNDING
+from sonde.tap.streams.difference import ROUNDING
 
 Pair = tuple[SiteEvidence, SiteEvidence]
 

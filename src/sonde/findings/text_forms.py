@@ -23,7 +23,7 @@ from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
-from sonde.tap.reading.small_batches import SmallBatches, small_batches
+from sonde.tap.streams.small_batches import SmallBatches, small_batches
 
 TEXTS, LONGEST, LEAST = 48, 96, 8
 FIRST: Final = 8  # texts on which a way must help before it is tried on all

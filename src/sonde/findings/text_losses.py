@@ -17,7 +17,7 @@ from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
-from sonde.tap.reading.small_batches import cut, single, stacked, token_length
+from sonde.tap.streams.small_batches import cut, single, stacked, token_length
 
 USUAL, DEEP = (160, 25), (320, 129)  # texts, tokens of each
 LEAST, TOGETHER = 100, 16

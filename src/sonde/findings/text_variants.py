@@ -14,7 +14,7 @@ from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
-from sonde.tap.reading.small_batches import small_batches
+from sonde.tap.streams.small_batches import small_batches
 
 TEXTS, LONGEST, LEAST = 24, 64, 8
 

@@ -22,7 +22,7 @@ from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
-from sonde.tap.reading.small_batches import SmallBatches, small_batches, with_tokens
+from sonde.tap.streams.small_batches import SmallBatches, small_batches, with_tokens
 
 TEXTS, LONGEST, FEW, LEAST = 48, 64, 6, 8
 PLACES, TEXTS_WITH = 10, 4  # at least, of a token that stands out

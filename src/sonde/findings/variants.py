@@ -27,7 +27,7 @@ from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
-from sonde.tap.reading.small_batches import SmallBatches, small_batches
+from sonde.tap.streams.small_batches import SmallBatches, small_batches
 
 ROWS, CHUNK, LEAST = 128, 16, 24
 FEWEST = 15  # wrong rows, a third of which choose a form

@@ -4,6 +4,7 @@ from sonde.tap.decoding.context import OtherLogits as OtherLogits
 from sonde.tap.decoding.context import OtherState as OtherState
 from sonde.tap.decoding.prompts import OtherPrompts as OtherPrompts
 from sonde.tap.decoding.rule import Decode as Decode
+from sonde.tap.forwards.onlooker import Onlooker as Onlooker
 from sonde.tap.generating.replay import replay as replay
 from sonde.tap.gradients.losses import RowLosses as RowLosses
 from sonde.tap.gradients.losses import cross_entropy as cross_entropy
@@ -34,10 +35,9 @@ from sonde.tap.model.probe import probe as probe
 from sonde.tap.model.sites import resolve as resolve
 from sonde.tap.model.structure import known_structure as known_structure
 from sonde.tap.model.structure import structure as structure
-from sonde.tap.reading.live import LiveStream as LiveStream
-from sonde.tap.reading.live import live_stream as live_stream
-from sonde.tap.reading.weight_stream import WeightStream as WeightStream
-from sonde.tap.reading.weight_stream import weight_stream as weight_stream
-from sonde.tap.watching.onlooker import Onlooker as Onlooker
+from sonde.tap.streams.live import LiveStream as LiveStream
+from sonde.tap.streams.live import live_stream as live_stream
+from sonde.tap.streams.weight_stream import WeightStream as WeightStream
+from sonde.tap.streams.weight_stream import weight_stream as weight_stream
 
 __all__: list[str]

@@ -11,7 +11,7 @@ from sonde.core.inputs import Model
 from sonde.tap import Tap
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hooks.session import Session
-from sonde.tap.reading.live import live_stream
+from sonde.tap.streams.live import live_stream
 from tap_inputs import Texts, images
 
 

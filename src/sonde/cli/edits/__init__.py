@@ -12,9 +12,9 @@ from textwrap import fill, indent
 from typing import Any
 
 from sonde.cli._table import filled
-from sonde.cli.edits.ablate import Ablate
+from sonde.cli.edits.ablate import AblateDirection
 from sonde.cli.edits.attention import LimitPattern
-from sonde.cli.edits.erase import Erase
+from sonde.cli.edits.erase import EraseLabel
 from sonde.cli.edits.find_backdoor import FindBackdoor
 from sonde.cli.edits.forget import Forget
 from sonde.cli.edits.merge import MergeModels
@@ -23,9 +23,9 @@ from sonde.cli.edits.steer import Steer
 from sonde.cli.edits.undo import Undo
 
 EDITS: dict[str, type[Any]] = {
-    "ablate": Ablate,
+    "ablate": AblateDirection,
     "attention": LimitPattern,
-    "erase": Erase,
+    "erase": EraseLabel,
     "find-backdoor": FindBackdoor,
     "forget": Forget,
     "merge": MergeModels,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ablate:
+class AblateDirection:
     """Take out of a model the direction by which it does what POSITIVE calls forth.
 
     Candidates are fitted at the last token of every block on the split train. On the split test

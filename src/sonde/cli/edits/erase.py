@@ -25,7 +25,7 @@ ClassesWord = Annotated[
 
 
 @dataclass(frozen=True)
-class Erase:
+class EraseLabel:
     """Change a layer so that no linear probe of its states tells POSITIVE from NEGATIVE.
 
     Or the classes of DATA: its labels, or those of --label-column. What to remove is fitted on the

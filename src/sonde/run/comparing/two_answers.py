@@ -9,7 +9,7 @@ from torch import Tensor
 from sonde.core.inputs import Inputs, Model
 from sonde.engine.progress import Bar
 from sonde.tap import live_stream
-from sonde.tap.reading.answers import Answers, answers
+from sonde.tap.streams.answers import Answers, answers
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sonde.run.explaining.choosing import one_number
 from sonde.run.explaining.judged import Judged
 from sonde.run.reading.class_order import class_logits
 from sonde.tap.model.probe import find_logits
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 STRONGEST: Final = 0.1
 

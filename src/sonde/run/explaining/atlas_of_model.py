@@ -17,8 +17,8 @@ from sonde.run.explaining.seen_rows import seen_rows
 from sonde.tap.gradients.losses import one_of
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.model.blocks import block_paths
-from sonde.tap.reading.live import LiveStream
-from sonde.tap.reading.weight_stream import matrix_of
+from sonde.tap.streams.live import LiveStream
+from sonde.tap.streams.weight_stream import matrix_of
 
 EXAMPLES = 4
 

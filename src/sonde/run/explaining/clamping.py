@@ -14,7 +14,7 @@ from sonde.stats.divergence import kl_divergence
 from sonde.tap.hand.restart import record_forward
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
-from sonde.tap.reading.site_function import arguments_of
+from sonde.tap.streams.site_function import arguments_of
 
 AT_ONCE = 64
 NAMED = 5

@@ -12,7 +12,7 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.explain import Dictionary, Objective, load_dictionary
 from sonde.run.bundles.fitted import Fitted
 from sonde.tap import fingerprint
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 
 def open_dictionary(

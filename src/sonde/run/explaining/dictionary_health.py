@@ -14,7 +14,7 @@ from sonde.core.inputs import Inputs, Model
 from sonde.core.site import POSITIONS
 from sonde.explain import Dictionary
 from sonde.tap import editing, live_stream
-from sonde.tap.reading.answers import answers
+from sonde.tap.streams.answers import answers
 
 LEAST = 1e-6
 MOST = 32

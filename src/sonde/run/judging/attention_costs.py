@@ -17,7 +17,7 @@ from sonde.edit import LimitAttention
 from sonde.engine.progress import Bar
 from sonde.run.judging.judge import Difference, costs, difference
 from sonde.tap import editing, live_stream
-from sonde.tap.reading.answers import answers
+from sonde.tap.streams.answers import answers
 
 ALL = "all layers together"
 FIGURE = ".entropy"

@@ -20,7 +20,7 @@ from sonde.core.inputs import Inputs, Model
 from sonde.engine.progress import Bar
 from sonde.stats.spreads import spreads
 from sonde.tap import live_stream
-from sonde.tap.reading.answers import Answers, answers
+from sonde.tap.streams.answers import Answers, answers
 
 Act = Callable[[], AbstractContextManager[nn.Module]]
 """Opens a change and gives the module to run: the model under an edit, or a changed copy."""

@@ -18,7 +18,7 @@ from sonde.run.reading.row_places import Place, places_of
 from sonde.run.scoring.batches import record
 from sonde.store._subset import with_examples
 from sonde.tap.generating.replay import ReplayInputs
-from sonde.tap.reading.live import LiveStream
+from sonde.tap.streams.live import LiveStream
 
 MOST_VALUES: Final = 12
 PER_TOKEN: Final = ("tokens", "predictions")

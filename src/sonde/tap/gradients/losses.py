@@ -13,7 +13,7 @@ from sonde.core.hashing import base_hashes, draws
 from sonde.core.inputs import InputBatch, Model
 from sonde.tap.hooks.outputs import leaves, replaced
 from sonde.tap.model.placement import Place
-from sonde.tap.reading.answers import Answers, answers_in
+from sonde.tap.streams.answers import Answers, answers_in
 
 Loss = str | Callable[[Any, InputBatch], Tensor]
 NAMES = ("label", "sampled")

@@ -21,7 +21,7 @@ from sonde.tap.gradients.per_row import squares_alone, squares_together
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.fingerprint import fingerprint
 from sonde.tap.model.input_types import place_of
-from sonde.tap.reading.live import live_stream
+from sonde.tap.streams.live import live_stream
 
 KEY = "squared_gradients"
 

@@ -20,6 +20,12 @@ from sonde.core.perturbation import Perturbation
 from sonde.core.site import ATTENTION_PORTS
 from sonde.core.token_masks import MaskMeaning
 from sonde.tap.attention.opening import watch_attention
+from sonde.tap.forwards.backward import Backward
+from sonde.tap.forwards.carried_logits import CarriedLogits
+from sonde.tap.forwards.ends import Ends
+from sonde.tap.forwards.lone_encoder import EncoderRun
+from sonde.tap.forwards.perturbed_forward import in_perturbed_forward, moved_logits
+from sonde.tap.forwards.watched_forward import WatchedForward, Watching
 from sonde.tap.hooks.call import CallArguments
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import copied, find, find_input
@@ -28,12 +34,6 @@ from sonde.tap.model.axes import Axes
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.reduce import Reduction
 from sonde.tap.rows.shared import SharedSelections
-from sonde.tap.watching.backward import Backward
-from sonde.tap.watching.carried_logits import CarriedLogits
-from sonde.tap.watching.ends import Ends
-from sonde.tap.watching.lone_encoder import EncoderRun
-from sonde.tap.watching.perturbed_forward import in_perturbed_forward, moved_logits
-from sonde.tap.watching.watched_forward import WatchedForward, Watching
 
 
 class WatchedSite:

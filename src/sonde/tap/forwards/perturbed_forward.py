@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sonde.core.perturbation import Perturbation
+from sonde.tap.forwards.backward import require_gradients
 from sonde.tap.hooks.outputs import leaves
 from sonde.tap.model.perturb import perturbed_logits
-from sonde.tap.watching.backward import require_gradients
 
 _PERTURBED = contextvars.ContextVar("sonde_perturbed_forward", default=False)
 

@@ -17,14 +17,14 @@ from sonde.core.inputs import InputBatch
 from sonde.core.site import Reducer
 from sonde.tap.generating.replay import ReplayInputs
 from sonde.tap.model.seeding import seed_everything, untouched
-from sonde.tap.reading.difference import NARROW, ROUNDING, TAU, TAU_NARROW, difference
-from sonde.tap.reading.reader import Reader
-from sonde.tap.reading.small_batches import LONGEST, SmallBatches, small_batches
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.reduce import STEPPED, Reduction
+from sonde.tap.streams.difference import NARROW, ROUNDING, TAU, TAU_NARROW, difference
+from sonde.tap.streams.reader import Reader
+from sonde.tap.streams.small_batches import LONGEST, SmallBatches, small_batches
 
 if TYPE_CHECKING:
-    from sonde.tap.reading.live import LiveStream
+    from sonde.tap.streams.live import LiveStream
 
 EXAMPLES = 8
 ROUNDINGS = 64.0

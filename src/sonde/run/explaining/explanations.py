@@ -30,7 +30,7 @@ from sonde.explain import (
 from sonde.run.explaining.judged import Judged
 from sonde.run.explaining.kept import KeptExplanations
 from sonde.run.instruments.families import snake_case
-from sonde.tap.reading.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction
 
 SCHEMA: Final = "sonde-explain/1"
 STEPS: Final = 4

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from sonde.core.errors import SiteError
 from sonde.core.site import ATTENTION_PORTS
 from sonde.tap.hooks.outputs import find, find_input, replaced, with_input
-from sonde.tap.reading.taken import Taken, TakenTensor
 from sonde.tap.rows.kind import Kind
+from sonde.tap.streams.taken import Taken, TakenTensor
 
 
 class SiteHooks:

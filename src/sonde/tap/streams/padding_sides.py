@@ -13,11 +13,11 @@ from torch import nn
 
 from sonde.tap.generating.replay import ReplayInputs
 from sonde.tap.model.seeding import untouched
-from sonde.tap.reading.small_batches import SmallBatches, small_batches
-from sonde.tap.reading.soundness import RowCheck, RowFault
+from sonde.tap.streams.small_batches import SmallBatches, small_batches
+from sonde.tap.streams.soundness import RowCheck, RowFault
 
 if TYPE_CHECKING:
-    from sonde.tap.reading.live import LiveStream
+    from sonde.tap.streams.live import LiveStream
 
 FEW = 8
 _log = logging.getLogger("sonde")

@@ -10,12 +10,12 @@ from torch import Tensor
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SiteError, SondeError
 from sonde.core.inputs import InputBatch
+from sonde.tap.forwards.carried_logits import CarriedLogits
 from sonde.tap.hooks.call import CallArguments
 from sonde.tap.model.probe import find_logits
 from sonde.tap.rows.frame import Frame, RowPlaces
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.shared import SharedSelections
-from sonde.tap.watching.carried_logits import CarriedLogits
 
 WHOLE_TEXTS = ("mean", "cls")
 

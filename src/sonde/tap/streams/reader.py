@@ -16,13 +16,13 @@ from sonde.tap.model.forward_errors import advising
 from sonde.tap.model.objectives import Objective, value
 from sonde.tap.model.probe import Probe, find_logits
 from sonde.tap.model.sites import last_call
-from sonde.tap.reading.slot import SiteHooks
-from sonde.tap.reading.taken import Calls, Taken, make_rows
 from sonde.tap.rows.frame import Frame, RowPlaces
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.row_memory import RowMemory
 from sonde.tap.rows.shared import SharedSelections
+from sonde.tap.streams.slot import SiteHooks
+from sonde.tap.streams.taken import Calls, Taken, make_rows
 
 HELD_BYTES = 2**17
 """Copies of one forward up to this size wait until several have run."""

@@ -35,13 +35,13 @@ from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, probe
 from sonde.tap.model.sites import Pattern, port_of
 from sonde.tap.model.structure import structure
-from sonde.tap.reading.choose import Chosen, choose_kinds
-from sonde.tap.reading.named_axes import NamedAxes, parse_axes
-from sonde.tap.reading.padding_sides import padding_fault
-from sonde.tap.reading.reader import ForwardReading, Reader, reading_of
-from sonde.tap.reading.soundness import fault_of
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.padding import right_padded, seems_padded
+from sonde.tap.streams.choose import Chosen, choose_kinds
+from sonde.tap.streams.named_axes import NamedAxes, parse_axes
+from sonde.tap.streams.padding_sides import padding_fault
+from sonde.tap.streams.reader import ForwardReading, Reader, reading_of
+from sonde.tap.streams.soundness import fault_of
 
 _log = logging.getLogger("sonde")
 MOST_AHEAD, SMALL_BYTES = 32, 2**22

@@ -32,12 +32,12 @@ from sonde.tap.model.sites import (
 )
 from sonde.tap.model.special_tokens import SpecialTokens, patch_grid
 from sonde.tap.model.vary import token_ids
-from sonde.tap.reading.named_axes import NamedAxes
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.reduce import ReducerError, Reduction, possible
+from sonde.tap.streams.named_axes import NamedAxes
 
 if TYPE_CHECKING:
-    from sonde.tap.reading.live import LiveStream
+    from sonde.tap.streams.live import LiveStream
 
 NO_NEXT_TOKEN = ("encoder", "classifier", "image_classifier")
 
