@@ -91,6 +91,10 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
         "text = unicodedata.normalize('NFKC', text)", lambda t: unicodedata.normalize("NFKC", t),
     ),
     "read as UTF-8": ("text = text.encode('latin-1').decode('utf-8')", _as_utf8),
+    "read as UTF-8, with quotation marks and dashes of ASCII": (
+        "text = text.encode('latin-1').decode('utf-8'), then replace “ ” ‘ ’ – — by \" ' -",
+        lambda t: _as_utf8(t).translate(_STRAIGHT),
+    ),
     "with % signs resolved as in URLs": (
         "text = urllib.parse.unquote(text)", urllib.parse.unquote,
     ),
