@@ -24,7 +24,7 @@ def columns(loss, parameters, n=8):
     made["z"] = (made["x"] + (made["y"] / 2).exp() * torch.randn(n, 4, **draw)).detach()
     made["z"].requires_grad_()
     made["probs"] = torch.randn(n, 2, 3, 5, **draw).softmax(-1)
-    made["label"] = torch.arange(n) % 3
+    made["label"], made["logits"] = torch.arange(n) % 3, torch.randn(n, 3, **draw)
     if isinstance(loss, train.LearnedViews):
         made["view"] = torch.arange(n) // (n // 2)
     if isinstance(loss, train.CauchySchwarzBottleneck):
