@@ -63,6 +63,8 @@ def example_of(word):
 def shortened(words):
     if words[0] == "cache":  # 32 texts, and all rules
         words[words.index("--limit") + 1] = "4"
+    if words[0] == "train":
+        words += ["--epochs", "1", "--limit", "240"]
     takes_limit = words[0] in ("scan", "read", "fit", "calibrate", "score")
     return [*words, *(["--limit", "80"] if takes_limit else []),
             *(["--tiny"] if words[0] == "study" else [])]  # fmt: skip

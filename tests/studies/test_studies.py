@@ -10,7 +10,7 @@ from sonde_studies import STUDIES, StudyTable, as_text, study_of
 
 TIMES = re.compile(r"\b(ms|us|seconds)\b")
 """In the names of figures that no two runs share."""
-DEAR_SECONDS = 1.5
+DEAR_SECONDS = 0.5
 
 
 def _repeats(figures):

@@ -187,9 +187,12 @@ def _order(evidence: Evidence) -> str:
     said = (
         f"; if its outputs stand in the order {listed(names, 4)}, it is right on {percent(right)}"
     )
-    if best > 2 * right:  # else the usual order holds, and classes that are exchanged are a fault
+    usual = ",".join(names)
+    if best > 1.2 * right:
         names = tuple(names[k] for k in order.tolist())
         said += f", in the order {listed(names, 4)} on {percent(best)}"
+    if 1.2 * right < best <= 2 * right:  # two names may be exchanged: a fault
+        return f"{said}: say which order is right, with --classes {shlex.quote(usual)} or another"
     typed = shlex.quote(",".join(names)) if len(names) <= MOST_TYPED else "with all of them"
     return f"{said}: then say --classes {typed}"
 
