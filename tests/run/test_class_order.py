@@ -10,7 +10,8 @@ from torch import nn
 import sonde
 from sonde.core import Model
 from sonde.data import open_inputs
-from sonde.run.reading.class_order import in_sorted_order
+from sonde.run.reading.class_order import in_sorted_order, stream_in_sorted_order
+from sonde.store import write_store
 
 
 class Largest(nn.Module):
@@ -73,3 +74,13 @@ def test_a_class_that_other_alone_has_does_not_rename_the_answers() -> None:
             for row in theirs
         ])  # fmt: skip
         assert told["accuracy"]["other"]["value"] == pytest.approx(right)
+
+
+def test_a_store_keeps_that_its_labels_are_the_models(tmp_path) -> None:
+    stream = sonde.read(Largest(0, 1, 2), rows_of(120, 0.4), label_column="label")
+    write_store(stream_in_sorted_order(stream), tmp_path / "acts")
+    answers = sonde.scan(tmp_path / "acts", progress=False).json()["answers"]
+    x = torch.stack([row["x"] for row in rows_of(120, 0.4)])
+    said = [["elm", "fir", "oak"][i] for i in x.argmax(1).tolist()]
+    right = np.mean([a == row["label"] for a, row in zip(said, rows_of(120, 0.4), strict=True)])
+    assert answers["value"] == pytest.approx(right, abs=0.08)  # of the rows that a probe leaves

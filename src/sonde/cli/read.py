@@ -113,6 +113,7 @@ class Read:
 
     def _stream(self) -> tuple[Any, dict[str, list[Any]]]:
         """Return the rows to write, and the columns of the data beside them."""
+        from sonde.run.reading.class_order import stream_in_sorted_order
         from sonde.run.reading.read import chosen_columns, read
         from sonde.store import KeptRows
 
@@ -125,6 +126,7 @@ class Read:
             **self.reading.site_options(),
             **self.reading.data_options(),
         )
+        stream = stream_in_sorted_order(stream)
         columns = chosen_columns(stream, _words(self.columns))
         return (stream if every == 1 else KeptRows(stream, every)), columns
 

@@ -22,7 +22,7 @@ from sonde.report.files import save_report
 from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
 from sonde.run.bundles.header import MODEL_FIELDS, READING_FIELDS
-from sonde.run.reading.class_order import in_sorted_order
+from sonde.run.reading.class_order import stream_in_sorted_order
 from sonde.run.reading.notes import items_of
 from sonde.run.reading.read import ARRAYS, AS_IT_IS, read
 from sonde.run.reading.recipe import columns_of
@@ -207,11 +207,8 @@ def run_scan(
 
     def stream(where: Any, **more: Any) -> Stream:
         found = read(live, where, further=further, **{**options, **more})
-        if not isinstance(found, LiveStream):
-            return found
-        items = items_of(found)
-        inputs = found.inputs if items is None else in_sorted_order(live, items, found.seed)
-        return replace(found, entry=True, check=False, inputs=inputs)
+        found = stream_in_sorted_order(found)
+        return replace(found, entry=True, check=False) if isinstance(found, LiveStream) else found
 
     mine = stream(data)
     other = None if versus is None else stream(versus, **columns_of(mine), **_beside(mine))

@@ -1,5 +1,6 @@
 """Which class an output of a model stands for, where the model brings no names for its outputs."""
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -9,15 +10,26 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch, Model
+from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.data.inputs import ItemInputs
 from sonde.data.opening import class_names
+from sonde.run.reading.notes import items_of
+from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
 
 ROWS: Final = 256
 BEYOND_CHANCE: Final = 0.2
 SHOWN: Final = 6
+
+
+def stream_in_sorted_order(stream: Stream) -> Stream:
+    """Return a live stream whose labels are told to be the model's classes, if they are."""
+    items = items_of(stream)
+    if items is None or not isinstance(stream, LiveStream):
+        return stream
+    return replace(stream, inputs=in_sorted_order(stream.model, items, stream.seed))
 
 
 def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInputs:
