@@ -77,3 +77,12 @@ def test_wrong_input_is_named():
         attention_entropy(torch.eye(4))
     with pytest.raises(ShapeError, match="expected a mask that broadcasts"):
         attention_entropy(torch.eye(4)[None], torch.ones(3))
+
+
+@pytest.mark.truth("entropies of the keys up to each query, by hand")
+def test_the_last_queries_of_a_longer_text_see_what_came_before():
+    p = torch.tensor([[[[0.7, 0.1, 0.2, 0.0], [0.4, 0.3, 0.2, 0.1]]]])
+    found = attention_entropy(p, causal=True)
+    by_hand = [-(row[row > 0] * row[row > 0].log()).sum() for row in p[0, 0]]
+    shares = [by_hand[0] / math.log(3), by_hand[1] / math.log(4)]
+    assert float(found.value) == pytest.approx(float(sum(shares)) / 2, rel=1e-6)

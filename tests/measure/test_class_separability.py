@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -89,3 +91,11 @@ def test_unlabelled_rows_are_left_out_and_flagged():
 def test_one_class_is_an_error():
     with pytest.raises(InputError, match="ClassSeparability: expected at least two classes, got 1"):
         class_separability(A, [0, 0, 0, 0])
+
+
+@pytest.mark.truth("the mean over all orders of the labels")
+def test_the_null_is_the_mean_over_orders():
+    x = np.array([[0.3, 1.0], [2.0, -1.5], [0.7, 0.2], [-1.0, 4.0], [5.0, 0.1], [1.1, 1.9]])
+    orders = {tuple(order) for order in permutations([0, 0, 0, 1, 1, 2])}
+    every = [class_separability(x, list(order)) for order in orders]
+    assert np.mean([found.value for found in every]) == pytest.approx(every[0].null)

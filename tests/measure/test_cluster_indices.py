@@ -91,3 +91,17 @@ def test_constant_and_unlabelled_rows():
 def test_one_class_is_an_error():
     with pytest.raises(InputError, match="ClusterIndices: expected at least two classes, got 1"):
         cluster_indices(A, [0, 0, 0, 0])
+
+
+@pytest.mark.truth("sklearn.metrics at shares of variance one error apart")
+def test_the_error_of_the_ratio_follows_from_that_of_the_share():
+    found = cluster_indices(ROWS[:41, :3], LABELS[:41])
+    n, count, share = found.n, len(set(LABELS[:41])), found.eta2
+    ratio = calinski_harabasz_score(ROWS[:41, :3], LABELS[:41])
+    assert ratio == pytest.approx(share / (1 - share) * (n - count) / (count - 1))
+    step = 1e-6
+    moved = (share + step) / (1 - share - step) * (n - count) / (count - 1)
+    slope = (moved - ratio) / step
+    assert found.errors["calinski_harabasz"] == pytest.approx(
+        found.errors["eta2"] * slope, rel=1e-4
+    )

@@ -55,3 +55,10 @@ def test_rows_without_a_direction():
 def test_an_error_of_zero_is_refused():
     with pytest.raises(InputError, match="CodingRate: expected eps2 above 0, got 0"):
         coding_rate(X, eps2=0.0)
+
+
+@pytest.mark.truth("rows of all directions alike, which have the largest rate that rows can have")
+def test_the_range_ends_at_rows_of_all_directions():
+    found = coding_rate(np.concatenate([np.eye(5), -np.eye(5)]), eps2=0.3)
+    assert found.range[1] == pytest.approx(5 / 2 * math.log(1 + 1 / 0.3))
+    assert found.value == pytest.approx(found.range[1])
