@@ -42,6 +42,16 @@ def test_blocks_that_add_half_of_their_input():
     assert found.depth == pytest.approx(3.0)
 
 
+@pytest.mark.truth("the value without each example in turn")
+def test_the_error_is_the_jackknife_over_examples():
+    draw = torch.Generator().manual_seed(3)
+    net = stack([torch.randn(3, 3, generator=draw) / 2 for _ in range(5)])
+    rows = list(torch.randn(6, 3, generator=draw))
+    each = [float(used(net, rows[:i] + rows[i + 1 :])) for i in range(6)]
+    spread = sum((x - sum(each) / 6) ** 2 for x in each) * 5 / 6
+    assert used(net, rows).se == pytest.approx(spread**0.5, rel=1e-4)
+
+
 @pytest.mark.truth("a rotation and a map of zeros")
 def test_what_is_orthogonal_and_what_does_nothing():
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])

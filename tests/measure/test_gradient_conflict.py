@@ -29,6 +29,12 @@ def test_printed_cases(rows, cosine, congruity):
     assert found.congruity == pytest.approx(congruity)
 
 
+@pytest.mark.truth("signs counted by hand")
+def test_agreement_is_the_share_of_the_commonest_sign():
+    found = gradient_conflict(*means([[-1.0, 2.0, 0.0], [-0.3, -1.0, 0.0], [-2.0, 4.0, 1.0]]))
+    assert found.agreement.tolist() == pytest.approx([1, 2 / 3, 2 / 3])
+
+
 @pytest.mark.truth("a loop over pairs of groups")
 def test_sums_give_what_pairs_give():
     draw = torch.Generator().manual_seed(0)
