@@ -103,8 +103,8 @@ def open_inputs(
         Columns of a table of numbers that are one vector, in this order; others are left out. By
         default all of them, in the order of the table.
     classes : str or sequence of str, optional
-        What the outputs of a classifier stand for, in their order, ``a,b``; needed where labels are
-        texts and the model brings no names for them.
+        What the outputs of a classifier stand for, in their order, ``a,b``, if labels are texts and
+        the model brings no names for them.
     new_classes : bool, default=False
         Accept labels that the model has no class for, as the second data set of a scan may have.
     split : str, optional
