@@ -14,6 +14,7 @@ from sonde.findings._text import plural
 from sonde.findings.evidence import DataEvidence
 from sonde.findings.gather import ScanStatistics
 from sonde.findings.scan import Gathered, Scanned
+from sonde.run.reading.notes import items_of
 from sonde.tap import LiveStream
 from sonde.tap.model.sites import ENTRY
 
@@ -163,6 +164,9 @@ def _instruments(gathered: Gathered) -> list[dict[str, Any]]:
 def limits(scanned: Scanned) -> list[str]:
     """Return what this scan cannot see, and what it left out for size."""
     said: list[str] = list(CANNOT_SEE)
+    inputs = items_of(scanned.stream)
+    if inputs is not None and inputs.own_labels and (why := inputs.listing.labels.reason):
+        said.append(f"{why[0].upper()}{why[1:]}.")
     n_wide = sum(s.is_wide for s in scanned.evidence.sites)
     if n_wide:
         said.append(
