@@ -64,6 +64,13 @@ def test_the_planted_sentence_is_found_at_any_depth(matching, n, depth):
     assert found.n_steps >= len("".join(lines)) / 80
 
 
+@pytest.mark.timeout(60)
+def test_sentences_longer_than_the_budget_come_to_an_end(matching):
+    lines = [f"{letter * 70}. " for letter in "abzcd"]
+    found = AttentionRetrieval(80, 20, top=6, layer=0).retrieve(matching, "".join(lines), "zz")
+    assert found.text == lines[2]
+
+
 def test_a_short_text_stays_whole(matching):
     found = AttentionRetrieval().retrieve(matching, "One. Two!\nThree", "q")
     assert found.text == "One. Two!\nThree"

@@ -1,4 +1,4 @@
-"""Scores made alarms: combined over layers and detectors, and watched over time."""
+"""Alarms from scores: combined over layers and detectors, and watched over time."""
 
 from sonde.core._lazy import lazy
 

@@ -1,4 +1,4 @@
-"""Where a watch stands in its stream, as a file: a service that starts again goes on from it."""
+"""Files that keep where a watch stands in its stream, so that a restarted service goes on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,9 @@ S = TypeVar("S", bound=State)
 
 @dataclass(frozen=True)
 class WatchState(State):
-    """A stream so far.
+    """The state of a watch after the scores so far.
 
-    ``won`` is what the bets are worth: logarithms of the wealth of each one, or their sum.
+    ``won`` holds the log-wealth of each bet, or the sum of the change detector.
     """
 
     scores: Float[Tensor, "score"]

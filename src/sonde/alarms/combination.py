@@ -1,4 +1,4 @@
-"""One p-value from several of the same row, valid however they depend on each other, or nearly so.
+"""One p-value from several dependent p-values of a row, valid or nearly valid.
 
 Fisher's sum is not here: on dependent layers it alarms several times as often as it promises. To
 add up logarithms, calibrate the sum (``sonde.alarms.fuse``), which is the better choice anyway.
@@ -72,12 +72,13 @@ def twice_mean(p: Any) -> Float[Tensor, "row"]:
 
 
 def cauchy(p: Any) -> Float[Tensor, "row"]:
-    """Return the tail of a Cauchy variable at ``mean tan((1/2 - p) pi)``: nearly valid, small p.
+    """Return the tail of a Cauchy variable at ``mean tan((1/2 - p) pi)``: nearly valid for small p.
 
-    p-values above ``1 - min(1/100, 1/m^2)`` count as that: one site that sees nothing unusual,
-    whose conformal p-value may be 1, would else outweigh all others. That adds at most 2 % to the
-    rate of false alarms. On sites of middling correlation this rate is up to twice ``alpha``, more
-    the more sites there are, with or without it: use ``fuse`` where it has to hold.
+    p-values above ``1 - min(1/100, 1/m^2)`` are set to this bound: a site that sees nothing unusual
+    may have the conformal p-value 1, which would outweigh all other sites. This adds at most 2 % to
+    the rate of false alarms. With or without the bound, this rate is up to twice ``alpha`` on sites
+    of middling correlation, and grows with the number of sites. Use ``fuse`` if the rate has to
+    hold.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ LOWEST = -8.0
 
 @dataclass(frozen=True)
 class Cusum(State):
-    """``S_t = max(0, S_(t-1) + z_t - slack)``, an alarm at ``S >= limit``; a value, updated anew.
+    """``S_t = max(0, S_(t-1) + z_t - slack)``, an alarm at ``S >= limit``; never changed in place.
 
     Valid for independent standard normal ``z`` alone: feed ``Cusum.z_of(p)`` of a p-value. With the
     defaults a false alarm comes after about 940 steps, and a shift of one standard deviation is
@@ -25,7 +25,7 @@ class Cusum(State):
     Parameters
     ----------
     slack : float, default=0.5
-        Half the shift that one wants to see, in standard deviations.
+        Half the shift to be detected, in standard deviations.
     limit : float, default=5.0
     value : float, default=0.0
         The sum so far.
@@ -80,7 +80,7 @@ class Cusum(State):
     def z_of(p: float) -> float:
         """Return the z-score of a p-value, high where it is small; of p = 1 it is -8.
 
-        Conformal p-values of the least unusual score are 1, which is no infinite evidence.
+        The least unusual score has the conformal p-value 1, which must not be infinite evidence.
         """
         if not 0 < p <= 1:
             raise InputError(f"Cusum.z_of: expected a p-value in (0, 1], got {p}.")

@@ -1,9 +1,9 @@
-"""Alarms on a stream of scores whose promise holds over the whole stream, not for one look.
+"""Alarms on a stream of scores, with a promise for the whole stream, not for a single look.
 
 Every score is ranked among all earlier ones, calibration and stream, with random ties. While
 nothing has changed these p-values are independent and uniform, so that a bet on small ones is a
-fair game: wealth that starts at 1 reaches ``1 / delta`` with probability at most ``delta``.
-Against a fixed calibration set the p-values share its luck and the promise breaks.
+fair game: wealth that starts at 1 reaches ``1 / delta`` with probability at most ``delta``. Against
+a fixed calibration set the p-values all depend on that set, and the promise breaks.
 """
 
 import bisect
@@ -65,16 +65,16 @@ def _nodes() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Watch:
-    """What a stream looks like after a score.
+    """The state of a watch after a score.
 
     Parameters
     ----------
     p : float
         Randomised rank of the score among all earlier ones.
     wealth : float
-        Of the bets so far, or the statistic of the change detector.
+        Wealth of the bets so far, or the statistic of the change detector.
     alarm : bool
-        Whether the promise's bound is reached, now or before.
+        Whether the bound is reached: now or before, or at this score alone for the change detector.
     step : int
         Scores seen in the stream.
     """
@@ -88,7 +88,7 @@ class Watch:
 class Ranks:
     """Sorted scores, and the randomised rank of the next one among them.
 
-    ``step`` scores of the stream were ranked before: each took one number of the generator.
+    ``step`` is how many scores of the stream were ranked before: each took a random number.
     """
 
     def __init__(self, calibration: Iterable[Any], seed: int, step: int = 0) -> None:
@@ -123,7 +123,8 @@ class EProcess:
     Parameters
     ----------
     calibration : iterable of numbers, default=()
-        Scores of rows like those of a stream without change; with none it learns from the stream.
+        Scores of rows like the rows of a stream without change; if empty, it learns from the
+        stream.
     delta : float, default=0.01
         Chance of a false alarm over the whole stream.
     seed : int, default=0

@@ -1,4 +1,4 @@
-"""Scores of several sites and detectors made one score, which is then calibrated.
+"""One calibrated score from the scores of several sites and detectors.
 
 The scores of one row at several sites depend on each other, so their p-values cannot simply be
 combined. Half of the held-out rows turns each score into a p-value and makes one number of them;
@@ -36,7 +36,7 @@ class FusedScore(State):
     reference : tuple of Float[Tensor, "n"]
         Ascending scores of the first half at each site.
     weights : Float[Tensor, "site"]
-        Of each site's surprise in the sum.
+        Weight of each site's surprise in the sum.
     rule : {"sum", "max", "learned"}
     calibration : Calibration
         Fused scores of the second half, one row of each group.
@@ -60,7 +60,7 @@ class FusedScore(State):
         return self.calibration.threshold(alpha)
 
     def explain(self, scores: Any) -> Float[Tensor, "row site"]:
-        """Return each row's p-value at each site: which of them are surprised."""
+        """Return each row's p-value at each site, to see which sites find it unusual."""
         values = self._checked(scores)
         columns = [Calibration(r).p_value(values[:, i]) for i, r in enumerate(self.reference)]
         return torch.stack(columns, dim=1)
@@ -90,15 +90,15 @@ def fuse(
     Parameters
     ----------
     scores : array (row, site)
-        Of held-out rows that are as usual as those to come.
+        Scores of held-out rows that are as usual as the rows to come.
     group : array (row,), optional
         Groups stay whole in one half, and one row of each, at random, calibrates.
     rule : {"sum", "max", "learned"}, default="sum"
         ``sum`` and ``max`` of the surprises ``-log p``; ``learned`` weighs them by a logistic
         regression of the first half against ``unusual``, no weight below 0.
     unusual : array (row2, site), optional
-        Scores of known unusual rows, for ``learned`` alone. What it learns decides how much is
-        seen, never how often a usual row alarms.
+        Scores of known unusual rows, for ``learned`` alone. The learned weights decide how many
+        unusual rows are seen, never how often a usual row alarms.
     guarantee, delta
         As in ``Calibration``.
     seed : int, default=0
@@ -149,8 +149,9 @@ def fuse(
 def surprise(scores: Float[Tensor, "row"], reference: Float[Tensor, "n"]) -> Float[Tensor, "row"]:
     """Return ``-log p`` of each score among ascending reference scores, continued above the last.
 
-    Beyond the largest reference score a p-value cannot fall any more; there the sum goes on along
-    an exponential tail with the mean excess of the upper tenth, so that far rows keep their order.
+    Beyond the largest reference score a p-value cannot fall any more; there the surprise goes on
+    along an exponential tail with the mean excess of the upper tenth, so that far rows keep their
+    order.
     """
     p = Calibration(reference).p_value(scores)
     finite = reference[torch.isfinite(reference)]
@@ -169,7 +170,7 @@ def _surprises(scores: Tensor, reference: tuple[Tensor, ...]) -> Float[Tensor, "
 
 
 def _combined(surprises: Tensor, weights: Tensor, rule: str) -> Float[Tensor, "row"]:
-    """Return the weighted sum, or the largest; a weight of 0 times infinity is 0."""
+    """Return the weighted sum, or the largest surprise; a weight of 0 times infinity is 0."""
     if rule == "max":
         return surprises.amax(1)
     return torch.where(weights > 0, surprises * weights, torch.zeros_like(surprises)).sum(1)
@@ -178,7 +179,7 @@ def _combined(surprises: Tensor, weights: Tensor, rule: str) -> Float[Tensor, "r
 def _halves(group: np.ndarray, n_rows: int, seed: int) -> tuple[Bool[Tensor, "row"], Tensor]:
     """Return the rows of half A, and one row of each group of half B, by a hash of the groups.
 
-    The row is that of smallest hash of its place: the first would be the start of a document.
+    The row of a group is that of smallest hash: a first row would be the start of a document.
     """
     if len(group) != n_rows:
         raise InputError(

@@ -23,7 +23,7 @@ def compared(
     others : tuple of str
         Sites of the second model; by default those of the first.
     first : Model, optional
-        The older model, where it is open already.
+        The older model, if it is open already.
     """
     from sonde.data import load
     from sonde.run.comparing.compare import compare
@@ -49,7 +49,7 @@ def compared(
 
 
 def inputs_of(model: Any, data: str, reading: Reading) -> Any:
-    """Return the inputs of data as a model reads them, or refuse what it cannot read."""
+    """Return data as the inputs of a model; raise if the model cannot read them."""
     from sonde.data import open_inputs
 
     known = reading.data_options()

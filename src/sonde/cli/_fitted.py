@@ -26,7 +26,7 @@ SEVERAL = "several numbers: fitted.result(METHOD, SITE) in Python holds them"
 
 
 def alarm(alpha: float) -> tuple[str, str]:
-    """Return the title of a column of thresholds and what it says."""
+    """Return the title of a column of thresholds and its meaning."""
     rate = f"{100 * alpha:.3g}%"
     return f"alarm at {rate}", (
         "a row that scores above it raises an alarm (higher = more unusual), which at most "
@@ -113,7 +113,7 @@ def _apart(row: dict[str, Any]) -> str:
 
 
 def in_place_of(path: Path) -> str:
-    """Return what a file holds that is going to be replaced, as the end of a sentence.
+    """Return the contents of a file that will be replaced, as the end of a sentence.
 
     Empty if the file is missing.
     """
@@ -152,7 +152,7 @@ def _listed(places: Sequence[dict[str, Any]]) -> str:
 
 
 def _measure_meaning(row: dict[str, Any]) -> str:
-    """Return what a measure is, its unit, and which end means more of it."""
+    """Return a measure's summary, its unit, and the direction that means more of it."""
     known = methods().get(row["method"].partition("(")[0])
     parts = ["a method of your own" if known is None else known.summary.rstrip(".")]
     parts += [f"in {row['unit']}"] if row["unit"] else []

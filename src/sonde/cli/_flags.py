@@ -31,7 +31,7 @@ def flag_entries(results: Mapping[Key, Result]) -> list[dict[str, Any]]:
 
 
 def flags_in(path: Path) -> list[dict[str, Any]] | None:
-    """Return the flags of the results in a file, or None if they cannot be made here."""
+    """Return the flags of the results in a file, or None if the file cannot be loaded here."""
     try:
         return flag_entries(dict(Fitted.load(path)))
     except SondeError:

@@ -11,7 +11,7 @@ LIMIT: Final = re.compile(rf"({'|'.join(MEASURES)}) *([<>]) *(\d+\.?\d*|\.\d+)")
 def reached(report: dict[str, Any], word: str) -> str | None:
     """Return how a report reaches a limit, or None if it does not or ``word`` is no limit.
 
-    A figure that is not known reaches it: a gate that could not look must not pass.
+    An unknown figure reaches the limit too: a gate that could not look must not pass.
 
     Examples
     --------
@@ -35,7 +35,7 @@ def reached(report: dict[str, Any], word: str) -> str | None:
 
 
 def figure(report: dict[str, Any], name: str) -> float | None:
-    """Return accuracy, loss (nats of a label, or per token) or error (root mean square)."""
+    """Return accuracy, loss (nats per label or token) or error (root mean square), or None."""
     answers = report.get("answers") or {}
     if answers.get("measure", "").endswith(MEASURES[name]):
         return answers["value"]

@@ -34,7 +34,7 @@ PIXELS = {
 
 @dataclass(frozen=True)
 class KnownRows:
-    """What DATA say of the rows of SCORES: what is wrong, or where."""
+    """The truth in DATA about the rows of SCORES: which are wrong, or where."""
 
     errors: Annotated[
         str | None, named("COLUMN", "a column of DATA: 1 where an answer is wrong, else 0")
@@ -59,11 +59,11 @@ class KnownRows:
 
     @property
     def n_kinds(self) -> int:
-        """How many kinds of figures are asked for; none of two tables."""
+        """Number of kinds of figures that are asked for; 0 if two tables are compared."""
         return sum((self.errors is not None, self.steps, self.masks is not None))
 
     def check(self) -> None:
-        """Refuse options of masks without masks."""
+        """Refuse --grid and --sigma if no figures are asked for, and --by without --errors."""
         if not self.n_kinds and (self.grid is not None or self.sigma):
             raise InputError("--grid, --sigma: expected --masks with them.")
         if self.by is not None and self.errors is None:

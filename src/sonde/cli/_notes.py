@@ -1,4 +1,4 @@
-"""What a reader must know of the data that were read, said once at the end of a command."""
+"""Notes about the data that were read, printed once at the end of a command."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def say_notes(stream: Any, quiet: bool) -> None:
 
 
 def say_left_out(stream: Any, quiet: bool) -> None:
-    """Say how many sites are not read though none was named, and the most frequent reason."""
+    """Say how many sites reading by default left out, and the most frequent reason."""
     from sonde.core.left_out import left_out_text
 
     if stream.left_out and not quiet:

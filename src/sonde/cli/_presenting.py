@@ -1,4 +1,4 @@
-"""How a command shows what it found: a page where it was asked for, then text or JSON."""
+"""How a command shows its findings: a page if asked for, then text or JSON."""
 
 import shutil
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ def check_page(page: Path | None, *inputs: object, flag: str = "-o") -> None:
     ----------
     page : Path or None
     *inputs
-        What is read: no page may take its place.
+        Files that are read: the page must not replace them.
     flag : str, default="-o"
         Where the name was typed.
 
     Raises
     ------
     InputError
-        If it ends otherwise than a page, or is an input.
+        If the name has another ending than a page, or is an input.
     StoreError
         If nothing can be written there.
     """
@@ -44,7 +44,7 @@ def check_page(page: Path | None, *inputs: object, flag: str = "-o") -> None:
 
 @contextmanager
 def with_page(output: Path) -> Iterator[None]:
-    """Take a new model and its patch away again if its page is not written, as after Ctrl-C."""
+    """Remove a new model and its patch if its page is not written, as after Ctrl-C."""
     try:
         yield
     except BaseException:
@@ -86,7 +86,7 @@ def present(
 
 
 def say_document(found: dict[str, Any], printing: Printing, **shown: Any) -> None:
-    """Print a document as wide as the terminal; tables in a pipe are as wide as they are."""
+    """Print a document as wide as the terminal; tables in a pipe keep their full width."""
     from sonde.report.documents import to_terminal
 
     room = terminal_width() or PIPE_TABLE

@@ -32,7 +32,7 @@ def answers_text(answers: pa.Table, alpha: float, listed: bool) -> str:
         As ``by_input`` makes it.
     alpha : float
     listed : bool
-        Whether every input is listed, in the order of the data; else the few most unusual ones.
+        Whether to list every input in the order of the data, not only the most unusual inputs.
     """
     lines = answers.to_pylist()
     has_p = any(line["p"] is not None for line in lines)
@@ -85,13 +85,13 @@ def _rank(line: dict[str, Any]) -> tuple[float, float, float]:
 
 
 def _called(line: dict[str, Any]) -> str:
-    """Return the id of an input, with its place in the user's files where that says more."""
+    """Return the id of an input, with its place in the user's files if the place says more."""
     place = line["place"]
     return line["id"] if place in (None, line["id"]) else f"{line['id']} ({place})"
 
 
 def groups_text(answers: pa.Table, weak: WeakGroups) -> str:
-    """Return of each weak group how many inputs belong to it, which first, and what it is."""
+    """Return for each weak group its description, its number of inputs, and the first of them."""
     told = answers.select(["id", "place", "row", "groups"]).to_pylist()
     if not weak.groups:
         return "weak groups: none was found by the scan."
@@ -126,7 +126,7 @@ def say_infinite(scored: pa.Table) -> None:
 def scored_text(scored: pa.Table, fitted: Fitted, alpha: float) -> str:
     """Return rows, median and alarms of every detector and site, with what the words mean.
 
-    A note says where too few rows calibrated.
+    A note says how many rows must calibrate if a detector had too few.
     """
     rows, few = [], []
     for name in keys_of(scored):

@@ -31,7 +31,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], shrinks: int = 1
     titles : sequence of str
     rows : sequence of sequences of str
     shrinks : int, default=1
-        The column whose cells are cut in the middle where a line would not fit the terminal.
+        The column whose cells are cut in the middle if a line does not fit the terminal.
     """
     lines = [list(titles), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
@@ -87,7 +87,7 @@ def _filled(line: str, width: int) -> str:
 
 
 def middle(text: str, width: int) -> str:
-    """Return a name of at most ``width`` letters: its end says more than its middle.
+    """Return a name cut in its middle to at most ``width`` letters: the end says more.
 
     Examples
     --------

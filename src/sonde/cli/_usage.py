@@ -24,7 +24,7 @@ def wrong_usage(command: type[Any], word: str, arguments: Sequence[str], box: st
     arguments : sequence of str
         What was typed after the command word.
     box : str
-        What the parser wrote; its wording is only used where nothing better is known.
+        The parser's message; its wording is used only if nothing better is known.
     """
     flags = dict(_flags(command))
     said = (
@@ -74,7 +74,7 @@ def _unknown(arguments: Sequence[str], flags: dict[str, Any]) -> str | None:
 
 
 def _spaced(arguments: Sequence[str]) -> str | None:
-    """Return what a list of names with a space after a comma was meant to be."""
+    """Return how to write a list of names that was typed with a space after a comma."""
     for one, following in pairwise(arguments):
         if one.endswith(",") and _name(one) is None and _name(following) is None:
             said = f"got {one!r} and {following!r}. Write {one}{following}."
@@ -125,7 +125,7 @@ def _typed(arguments: Sequence[str], flag: str) -> str:
 
 
 def _text(box: str) -> str:
-    """Return the words of a box without what it is drawn with."""
+    """Return the words of a box without the lines that draw it."""
     return " ".join(_DRAWN.sub(" ", box).split())
 
 

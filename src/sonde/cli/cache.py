@@ -138,7 +138,7 @@ class Cache:
 
 
 def _rules() -> dict[str, Any]:
-    """Return the caches of the compress family by their words, each with what is varied of it."""
+    """Return the caches of the compress family by their words, with the parameter that varies."""
     from sonde import compress
     from sonde.core import CachePacking, CacheRule
     from sonde.run.instruments.families import snake_case
@@ -154,7 +154,7 @@ def _rules() -> dict[str, Any]:
 
 
 def _python(rule: Any) -> str:
-    """Return the Python of a cache, without what is the default."""
+    """Return the Python that makes a cache, without default values."""
     usual = type(rule)()
     own = [f for f in fields(rule) if getattr(rule, f.name) != getattr(usual, f.name)]
     return f"{type(rule).__name__}({', '.join(f'{f.name}={getattr(rule, f.name)!r}' for f in own)})"

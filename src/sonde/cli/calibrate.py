@@ -33,7 +33,7 @@ TRUE_RATE = "where the rate of false alarms lies with these rows, nine times in 
 class Calibrate:
     """Calibrate fitted detectors on rows that they were not fitted on.
 
-    What was held out before is replaced; the file holds the detectors alone.
+    Rows that were held out before are replaced; the file holds only the detectors.
 
     Example: sonde calibrate probe.sonde sonde:digits sonde:digits/test -o calibrated.sonde
 

@@ -164,7 +164,7 @@ def _coder(model: Any, printing: Printing, **fields: Any) -> Any:
 
 
 def _told(document: dict[str, Any], *, quiet: bool) -> str:
-    """Return the sizes in words: the coded file, plain coders, and when the model pays."""
+    """Return in words the sizes of the coded file and plain coders, and when the model pays off."""
     size, coded, plain = (document[name] for name in ("file_bytes", "coded_bytes", "plain_bytes"))
     share = f", {coded / size:.0%} of the file" if size else ""
     unit = {"bytes": "byte", "text": "token", "picture": "value"}[document["kind"]]

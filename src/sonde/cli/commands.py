@@ -91,7 +91,7 @@ SECOND: dict[str, dict[str, type[Any]]] = {
 
 
 def run_command(word: str, arguments: list[str]) -> int:
-    """Run a command and return its exit code; everything that is wrong is told in one line."""
+    """Run a command and return its exit code; print each expected error in one line."""
     known, above = COMMANDS, ""
     if word == EDIT:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -195,7 +195,7 @@ class _Help(io.TextIOWrapper):
 
 
 def _kept(command: Any) -> Path | None:
-    """Return the run directory that an interrupted command leaves to go on from."""
+    """Return the run directory from which an interrupted command can go on."""
     if getattr(command, "output", None) is None:
         return None
     if "sonde.run.passes.directory" not in sys.modules:
@@ -209,7 +209,7 @@ def _kept(command: Any) -> Path | None:
 
 
 def _configure(debug: bool, verbose: bool) -> None:
-    """Log warnings of ours on one line each; what is read with ``-v``, all with ``--debug``."""
+    """Show sonde's warnings on one line each; ``-v`` adds what is read, ``--debug`` everything."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)

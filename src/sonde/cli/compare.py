@@ -16,7 +16,7 @@ class Compare:
 
     Two trainings, two checkpoints, a model and its fine-tuned or compressed copy. Inputs are read
     by each model in its own way and their states joined by input, so the models may differ in
-    depth and width. Of two fits of one model on different data, `sonde drift` tells the difference.
+    depth and width. To compare two fits of one model on different data, use `sonde drift`.
 
     Example: sonde compare sonde:digits sonde:digits sonde:digits/test -o compare.html --limit 64
     """

@@ -34,9 +34,9 @@ class Compress:
     --to names the size: 4bit rounds the weights of linear layers to four bits, 50% removes half of
     them, 2:4 two of every four, rank16 replaces them by thin matrices, 5blocks leaves out all but
     five blocks. Embeddings, norms and convolutions stay unless --layers names them. Some examples
-    of DATA, drawn by the hash of their ids, say which errors matter, others say what changed.
+    of DATA, drawn by the hash of their ids, calibrate the method; others measure the change.
     `sonde methods compress` lists the methods. `sonde compress undo SMALL -o OLD` gives every file
-    back while SMALL.patch is there. What is made of package.module:factory is opened by
+    back while SMALL.patch is there. If MODEL is package.module:factory, open the small model as
     package.module:factory@SMALL.
 
     Example: sonde compress sonde:stdlib sonde:stdlib/train --to 4bit --limit 16 --held 8 -o SMALL
@@ -131,7 +131,7 @@ class Compress:
         return self.budget is not None or self.max_kl is not None
 
     def _method(self) -> Any:
-        """Return the method with its parameters; if bits are sought, those are to be replaced."""
+        """Return the method with its parameters, None for ``any``; a search replaces its bits."""
         from sonde.run.compressing.methods import Target, method_asked
         from sonde.run.compressing.search import ANY
 
@@ -219,7 +219,7 @@ class Compress:
     def _sought(
         self, model: "Model", ours: "ItemInputs", held: "ItemInputs", budget: int | None
     ) -> "tuple[Trial, list[SizeTrial]]":
-        """Return the trial that fits of all sizes of a method, or of all methods."""
+        """Return the trial that fits, of all sizes of a method or all methods, and every trial."""
         from sonde.compress import fidelity
         from sonde.run.compressing.methods import Target, method_asked
         from sonde.run.compressing.search import (
@@ -246,7 +246,7 @@ class Compress:
             note(words)
 
     def _read(self, model: "Model", method: Any, ours: "ItemInputs", shown: bool) -> Any:
-        """Return the examples, or the moments over them for methods that take these."""
+        """Return the examples, or their moments if the method takes moments."""
         from sonde.compress import LayerGrams, layer_grams
 
         if any(getattr(need, "summed", None) is LayerGrams for need in method.reads().values()):

@@ -60,7 +60,7 @@ def note(text: str, at: str = "") -> None:
     ----------
     text : str
     at : str, default=""
-        What a remark is about: one line tells of all that have the same remark.
+        Subject of a remark: equal remarks share a line that names all their subjects.
     """
     remarks = _remarks.get()
     if remarks is not None and text.startswith(REMARK):
@@ -76,7 +76,7 @@ def noting(verbose: bool = False) -> Iterator[None]:
     Parameters
     ----------
     verbose : bool
-        Whether those with other numbers each have a line.
+        Whether remarks that differ only in numbers each have a line of their own.
     """
     remarks: list[tuple[str, str]] = []
     token = _remarks.set(remarks)

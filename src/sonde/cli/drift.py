@@ -18,7 +18,7 @@ class Drift:
 
     Two weeks of traffic, two versions of a model on the same data, before and after fine-tuning:
     the files of sonde fit are enough, rows are not needed again. The same rows on both sides are
-    compared one by one. Most methods leave enough; covariance leaves everything.
+    compared one by one. Most methods store enough for this; covariance stores everything.
 
     Example: sonde drift a.sonde b.sonde -o drift.html
     """

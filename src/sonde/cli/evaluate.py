@@ -26,7 +26,7 @@ class Evaluate:
     With -o, histograms with the threshold, the ROC curve and AUROC by site too.
 
     With --errors, --steps or --masks, INPUTS are SCORES DATA: one table, and the data that were
-    scored, which say what is wrong, or where.
+    scored. The data hold the truth: which rows are wrong, or where.
 
     Example: sonde evaluate usual.parquet unusual.parquet -o evaluate.html
     """
@@ -161,7 +161,7 @@ def _say_infinite(scored: Any, where: str) -> None:
 
 
 def check_picture(path: Path, *inputs: str) -> None:
-    """Refuse a name of another kind, and a place that cannot be written, before anything runs."""
+    """Refuse an unknown ending, and a file that cannot be written, before anything runs."""
     from sonde.store.outputs import check_file
 
     if path.suffix.lower() not in PAGES:

@@ -203,8 +203,8 @@ class Explain:
     def _data_options(self, is_causal: bool) -> dict[str, Any]:
         """Return the options for reading all data, before some inputs are chosen.
 
-        Each method takes some 500 forwards: a language model, whose next token can be asked for
-        anywhere, reads short pieces unless told otherwise.
+        Each method takes some 500 forwards. A language model reads short pieces unless told
+        otherwise, because its next token can be asked for anywhere.
         """
         known = self.reading.data_options()
         for name in ("check", "logits", "keep_special", "generate"):

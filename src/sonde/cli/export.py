@@ -20,12 +20,12 @@ ACTS = "acts"
 class Export:
     """Write hidden states as Parquet, arrays (.npz, .safetensors, .npy) or Lance with an index.
 
-    They are those that sonde read wrote to a folder, or, with `acts MODEL DATA`, are read now; the
-    flags about reading belong to that. An interrupted run goes on with the same command.
+    The states come from a folder that sonde read wrote. With `acts MODEL DATA` they are read now,
+    and the flags about reading apply. An interrupted run goes on with the same command.
 
-    A table holds ids, labels, groups and the stored columns, and of the last site two principal
-    directions as x and y and the nearest rows of a sample, as embedding viewers take them. Arrays
-    are what sonde fit METHODS - FILE reads. Vectors are never held together in memory, but for
+    A table holds ids, labels, groups and the stored columns. For embedding viewers it also holds
+    two principal directions of the last site as x and y, and the nearest rows of a sample. Arrays
+    can be read by sonde fit METHODS - FILE. All vectors are held in memory together only for
     Lance's index.
 
     Example: sonde export acts -o acts.parquet

@@ -29,10 +29,10 @@ class Fit:
     """Fit methods on the hidden states of a model over data, in one pass.
 
     METHODS are words of `sonde methods` with commas, parameters in brackets: knn(k=10),energy.
-    Of data with splits `train` is read, unless DATA names one (NAME/SPLIT or NAME:SPLIT); all other
-    commands read `test`.
+    If DATA has splits, `train` is read, unless DATA names a split (NAME/SPLIT or NAME:SPLIT).
+    Commands that train, compress or fit an edit read `train` too, all others `test`.
 
-    Detectors are calibrated on rows held out of DATA. Where the model was trained on DATA, these
+    Detectors are calibrated on rows held out of DATA. If the model was trained on DATA, these rows
     look more usual than new rows and p-values come out too small: run `sonde calibrate` on rows
     that the model has not seen.
 
@@ -147,7 +147,7 @@ def reading_of(
 ) -> dict[str, Any]:
     """Return the options of the reading: the user's words, else the methods' wishes.
 
-    Rows that are ``stored`` have the sites and reducers that they have.
+    Rows that are ``stored`` keep their sites, and their reducers if a method wishes for positions.
     """
     from sonde.core.site import POSITIONS
     from sonde.run.instruments.asked import asked

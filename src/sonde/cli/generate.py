@@ -23,9 +23,8 @@ class Generate:
     --steer adds what was fitted to the states: any file of sonde fit whose result makes an edit.
     --feature sets features of a dictionary (--dictionary).
     --decode changes the choice of the next token: contrastive against a worse model or an early
-    layer (--amateur), dola against that block of the lower half
-    that differs most, emulated by what tuning did
-    to a small model (--tuned, --untuned).
+    layer (--amateur), dola against the block of the lower half that differs most, emulated by
+    adding the change that tuning made to a small model (--tuned, --untuned).
 
     Example: sonde generate sonde:stdlib "def read(path):" --max-new-tokens 40
 
@@ -141,7 +140,7 @@ class Generate:
         return load(word, self.device, self.dtype, self.trust_remote_code)
 
     def _steering(self, model: Any) -> tuple[AbstractContextManager[None], str]:
-        """Return what steers the model while it is open, and a line about it."""
+        """Return a context that steers the model while it is open, and a line about it."""
         if self.dictionary is not None:
             return self._setting(model, self.dictionary)
         if self.steer is None:
@@ -163,7 +162,7 @@ class Generate:
         return editing(model, result.edit(self.strength), sites, where), said
 
     def _setting(self, model: Any, path: Path) -> tuple[AbstractContextManager[None], str]:
-        """Return what sets features of a dictionary while it is open, and a line about it."""
+        """Return a context that sets features of a dictionary, and a line about it."""
         from sonde.run.explaining.dictionaries import open_dictionary, parse_features
         from sonde.tap import editing
 
@@ -177,7 +176,7 @@ class Generate:
         return editing(model, edit, sites, where), said
 
     def _chosen(self, fitted: Any) -> Any:
-        """Return the one result of a file that is asked for and makes an edit."""
+        """Return the only result that makes an edit and fits --method and --site, with its key."""
         found = [
             (key, result)
             for key, result in fitted

@@ -285,7 +285,7 @@ def partial_sites(facts: dict[str, Any]) -> str:
 
 
 def _plain_words(facts: dict[str, Any]) -> dict[str, str]:
-    """Return facts as they are, sizes and nested ones in words."""
+    """Return facts unchanged, but sizes and nested facts in words."""
     words: dict[str, str] = {}
     for name, value in facts.items():
         if name == "size_bytes":

@@ -53,8 +53,8 @@ Example: sonde scan sonde:digits sonde:digits/test -o report.html
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 fine; 1 a gate was reached; 2 an error, told in one line or, where it comes from the code of
-    a model or of ``--debug``, with its traceback; 130 interrupted.
+    0 fine; 1 a gate was reached; 2 an error; 130 interrupted. An error is told in one line. Its
+    traceback is printed with ``--debug``, or if nobody foresaw it, as in the code of a model.
     """
     # Threads of OpenMP that spin while they wait take the cores from whoever works.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -76,7 +76,7 @@ class Methods:
 
 
 def _entries() -> list[Listed]:
-    """Return our methods from their text, and those of packages that announce some."""
+    """Return sonde's methods from their source text, and the methods that packages announce."""
     if not entry_points(group=PLUG_INS):
         return [*listed()]
     from sonde.run.instruments.catalogue import methods
@@ -86,7 +86,7 @@ def _entries() -> list[Listed]:
 
 
 def _cited(entry: Listed, part: str) -> list[str]:
-    """Return the keys that a part of a key fits, those of variants with the variant's name."""
+    """Return the papers' keys that contain a part; keys of variants follow the variant's name."""
     keys = [entry.paper] if part in entry.paper else []
     return keys + [f"{name}: {key}" for name, key in entry.variants.items() if part in key]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def named(metavar: str, help: str, *names: str) -> Any:
-    """Return how a word is shown in the help: no type, no default where it may be left out."""
+    """Return how a word is shown in the help: without its type, or the default of an option."""
     return tyro.conf.arg(metavar=metavar, help=help, help_behavior_hint="", aliases=names or None)
 
 
@@ -150,7 +150,7 @@ def _numbers(flag: str, text: str | None, kind: type[int] | type[float]) -> tupl
 
 @dataclass(frozen=True)
 class DataReading:
-    """How the data are read by a command that needs no states of its own choice."""
+    """How data are read, without the flags that choose states."""
 
     text_column: TextColumn = None
     image_column: ImageColumn = None
@@ -302,7 +302,7 @@ class Reading:
         }
 
     def typed(self) -> dict[str, Any]:
-        """Return the flags that do not stand at their defaults."""
+        """Return the flags that differ from their defaults."""
         return {
             f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default
         }
@@ -319,7 +319,7 @@ def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[An
     Raises
     ------
     InputError
-        If data are missing or not there, or a store is asked for what only a model does.
+        If data are missing or do not exist, or a flag that only a model takes is typed for a store.
     """
     from sonde.data import load
     from sonde.run.reading.read import ARRAYS, reads_weights
@@ -361,7 +361,7 @@ class Workers:
     memory: MemoryWord = None
 
     def crew(self) -> "Crew":
-        """Return who works, refused where it contradicts itself or Ray is not installed."""
+        """Return the workers; raise if flags contradict each other or Ray is not installed."""
         from sonde.run.workers.crew import Crew
         from sonde.run.workers.hand_out import check_crew
 
@@ -372,7 +372,7 @@ class Workers:
         return found
 
     def memory_bytes(self) -> int | None:
-        """Return ``--memory`` in bytes, refused where this machine does not have them."""
+        """Return ``--memory`` in bytes; raise if this machine has less."""
         return memory_bytes(self.memory)
 
     def worker_options(self) -> dict[str, Any]:

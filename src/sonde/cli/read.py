@@ -25,8 +25,8 @@ from sonde.core.wording import plural
 class Read:
     """Write the hidden states of a model over data to a folder of Arrow files.
 
-    Weights are read without DATA: --sites 'layers.*.mlp.down_proj:weight'. Of a folder of rows some
-    sites, or a share of its rows, go to another folder.
+    Weights are read without DATA: --sites 'layers.*.mlp.down_proj:weight'. From a folder
+    of stored rows, some sites or a share of the rows are written to another folder.
 
     Example: sonde read sonde:digits sonde:digits/test --sites blocks -o acts
 
@@ -176,7 +176,7 @@ def parse_keep(text: str | None) -> int:
     Raises
     ------
     InputError
-        If the text is no such share.
+        If the text does not have this form.
     """
     from sonde.core.errors import InputError
 

@@ -120,13 +120,13 @@ def recipe_command(word: str) -> type[Any]:
 
 
 def _told(doc: str) -> str:
-    """Return what a recipe says of itself, with what models and data may be."""
+    """Return a recipe's description, with the forms that models and data may take."""
     what, parameters, rest = doc.partition("\n\nParameters\n")
     return f"{what}\n\n{WORDS}{parameters}{rest}"
 
 
 def _typed(parameter: inspect.Parameter, hint: Any) -> Any:
-    """Return how an argument is typed: models and data as words, all else as what it is."""
+    """Return an argument's type on the command line: a word for models and data, else its own."""
     if parameter.default is not parameter.empty:
         return str | None if _is_model(hint) or hint is Any else hint
     shown = tyro.conf.arg(metavar=parameter.name.upper(), help_behavior_hint="")

@@ -181,7 +181,7 @@ class Scan:
         return older
 
     def _changed(self, scanned: Any, older: Any) -> dict[str, Any]:
-        """Return what changed against an older model, where one was named and the scan is whole."""
+        """Return the changes against an older model; empty without it, or if scanned in part."""
         from sonde.cli._compared import compared
 
         if self.versus_model is None or scanned.partial is not None:
@@ -260,7 +260,7 @@ class Scan:
 
     @property
     def _shows_inputs(self) -> bool:
-        """Whether the report holds inputs: a page does, unless it must not."""
+        """Whether the report holds inputs: if asked for, else in a page that is not private."""
         is_page = self.output is not None and self.output.suffix == ".html"
         is_private = self.hash_ids or self.printing.json
         return not self.no_inputs and (self.show_inputs or (is_page and not is_private))
@@ -356,7 +356,7 @@ class Scan:
 
 
 def _written(scanned: Any, model: str, started: float) -> dict[str, Any]:
-    """Return the report; after Ctrl-C the one that is quick to write, without error bars."""
+    """Return the report; after Ctrl-C, a report without error bars, which is quick to write."""
     from sonde.findings.document import document
 
     try:
@@ -389,7 +389,7 @@ def parse_gate(text: str | None) -> tuple[str, ...]:
     Raises
     ------
     InputError
-        If one is neither.
+        If a word is not a level, a code or a limit.
     """
     if text is None or text == "never":
         return ()
@@ -441,10 +441,11 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]
 def codes_reaching(
     report: dict[str, Any], gate: tuple[str, ...], baseline: dict[str, Any] | None = None
 ) -> list[str]:
-    """Return the codes and limits by which a report reaches a gate, ``(withheld)`` where one is.
+    """Return the codes and limits by which a report reaches a gate.
 
-    A check that the gate names by its code and that could not look reaches it too: a gate that
-    could not look must not pass.
+    A check that the gate names by its code reaches the gate too if the check was withheld or
+    failed: a gate that could not look must not pass. Its code is followed by ``(withheld)`` or
+    ``(failed)``.
     """
     findings = [f for f in report["findings"] if not f["ignored"]]
     if baseline is not None:

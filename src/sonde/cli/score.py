@@ -25,11 +25,11 @@ PAGES = (".html", ".htm")
 
 @dataclass(frozen=True)
 class Score:
-    """Tell of each input whether it is unusual: one p-value, the verdict, and who speaks loudest.
+    """Say whether each input is unusual: one p-value, the verdict, and the loudest detector.
 
-    The p-value is one over all detectors and sites, valid however they depend on each other; it
-    compares with the rows that calibrated them. Where the model was trained on these, p-values of
-    new inputs are too small: run `sonde calibrate` on rows it has not seen.
+    The p-value covers all detectors and sites, and is valid however they depend on each other. It
+    compares an input with the rows that calibrated the detectors. If the model was trained on these
+    rows, p-values of new inputs are too small: run `sonde calibrate` on rows it has not seen.
 
     --each writes a line for each input, detector and site instead, as `sonde evaluate` reads them.
 
@@ -134,7 +134,7 @@ class Score:
         return 0
 
     def _check(self) -> None:
-        """Refuse what can be refused before anything is read."""
+        """Refuse wrong flags and outputs before anything is read."""
         from sonde.run.scoring.tables import check_suffix
         from sonde.store.outputs import check_file
 
@@ -200,7 +200,7 @@ class Score:
 
 
 def _flagged(table: Any, fitted: Any) -> list[dict[str, Any]]:
-    """Return lines as JSON values, with the flags of the detectors that each is about."""
+    """Return lines as JSON values, each with the flags of the detectors that the line is about."""
     from sonde.run.scoring.tables import plain_rows
 
     flags = {name: list(scorer.flags) for name, scorer in fitted.scorers.items()}

@@ -20,10 +20,10 @@ class Track:
     """Show how measures of the hidden states change over a training.
 
     FOLDER is what sonde.TrackCallback recorded, or a folder of checkpoints (checkpoint-500, ...).
-    Checkpoints are read over DATA one after the other, and each one's states are kept in RECORD:
-    the same command goes on where it was stopped, and reads new checkpoints alone. By the sample
-    of rows that the states of a step hold, steps are compared with each other too: how like the
-    last one each is, and when the features of the last one can first be read.
+    Checkpoints are read over DATA one after the other, and the states of each are kept in RECORD:
+    the same command goes on where it was stopped, and reads only new checkpoints. Steps are also
+    compared by the sample of rows that their states hold: how similar each step is to the last
+    step, and when the features of the last step can first be read.
 
     Example: sonde track run.track -o track.html
 

@@ -1,4 +1,4 @@
-"""``sonde train``: train losses or layers at sites of a model, beside the same without them."""
+"""``sonde train``: train losses or layers at sites of a model, against training without them."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 class Train:
     """Fine-tune a model with losses or new layers at its sites, and say whether they helped.
 
-    The model is trained on its task (labels, or next tokens) with the losses, and beside it in the
-    same way without them: same rows, order and steps. The page tells apart whether the losses fell
-    and whether the task gained, on examples that trained nothing. A layer of --insert is trained
-    alone, beside the model as it was, unless --scope names more. Stopped, the same command goes on
-    where it was. `sonde train --list` says what each loss and layer needs and is for. What is made
-    of package.module:factory is opened by package.module:factory@NEW.
+    The model is trained on its task (labels, or next tokens) with the losses, and a second time
+    without the losses: same rows, order and steps. The page shows separately whether the losses
+    fell and whether the task gained, on examples that were not trained on. With --insert only the
+    new layers are trained, beside the model as it was, unless --scope names more. If it was
+    stopped, the same command goes on where it was. `sonde train --list` says what each loss and
+    layer needs and is for. If MODEL is package.module:factory, open the new model as
+    package.module:factory@NEW.
 
     Example: sonde train sonde:digits sonde:digits/train --terms rate_reduction --sites blocks.1
     -o NEW

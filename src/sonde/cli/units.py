@@ -16,8 +16,8 @@ class Units:
     """Write a page about what the units of a site, or features of a dictionary, stand for.
 
     For each: the rows on which it is highest, rows of every range below, its histogram, the label
-    of the data that it follows, the tokens that it writes, and what holding it at its highest
-    changes in the answers.
+    of the data that it follows, the tokens that it writes, and how the answers change if it is
+    held at its highest value.
 
     Example: sonde units sonde:digits sonde:digits/test --sites vit.layers.1 -o atlas.html
 

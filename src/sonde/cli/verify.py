@@ -18,10 +18,10 @@ from sonde.core.wording import plural
 class Verify:
     """Check every byte of a store, a state, a run directory, a report or an export.
 
-    Hashes, counts, gaps, duplicates, and what Arrow thinks of every value. Ends with 0 where all is
-    as it was written, 1 where something is wrong, 2 where sonde did not write the file, or a later
-    one did. --repair removes damaged ranges and left-over files, never sound ones; then the command
-    that wrote the store, or that runs, writes what is missing again.
+    Hashes, counts, gaps, duplicates, and what Arrow thinks of every value. Ends with 0 if all is
+    as it was written, 1 if something is wrong, 2 if the file is not of sonde, or of a later sonde.
+    --repair removes damaged ranges and left-over files, never sound ones. Then repeat the command
+    that wrote the store, or the run: it writes the missing parts again.
 
     Example: sonde verify acts
     """

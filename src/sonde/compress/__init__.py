@@ -1,4 +1,4 @@
-"""Make smaller: a model's weights, its key-value cache, gradients, and texts that it predicts.
+"""Compress a model's weights, its key-value cache, gradients, and texts that it predicts.
 
 ``GPTQ().plan(model, {"calibration": texts}).fold(model)`` packs the weights of linear layers.
 ``with sonde.caching(model, SnapKV(budget=0.25)) as cache:`` opens a cache by one of the rules here.

@@ -1,20 +1,20 @@
-"""What rules around another rule share: what that rule reads."""
+"""The base of cache rules that take their scores from another rule."""
 
 from sonde.core import CacheRule
 from sonde.core.cache_rule import Queries
 
 
 class RuleAround(CacheRule):
-    """A rule that takes scores from another one. The budget of that one is not used."""
+    """A rule that takes its scores from an inner rule. The inner rule's budget is not used."""
 
     rule: CacheRule
 
     def reads_attention(self) -> Queries:
-        """Return of how many of the last queries the inner rule needs the attention."""
+        """Return for how many of the last queries the inner rule needs the attention."""
         return self.rule.reads_attention()
 
     def reads_queries(self) -> int | None:
-        """Return from which token on the inner rule needs the moments of queries."""
+        """Return the first token whose query counts for the inner rule; None if no query does."""
         return self.rule.reads_queries()
 
     def reads_rotation(self) -> bool:

@@ -1,4 +1,4 @@
-"""The blocks of a model that one stream of states passes, and what each is called with."""
+"""The blocks of a model that one stream of states passes, and the arguments of their calls."""
 
 import inspect
 from collections.abc import Sequence
@@ -66,9 +66,9 @@ class BlockCall:
     Parameters
     ----------
     x, y : Tensor
-        The states that it read, and those that it returned.
+        The states that the block read, and the states that it returned.
     args, kwargs
-        What it was called with.
+        Arguments of the call.
     output : object
     """
 
@@ -87,7 +87,7 @@ def block_calls(
     Raises
     ------
     InputError
-        If a block runs not once, or returns no states.
+        If a block does not run exactly once, or does not read and return states.
     """
     found: dict[nn.Module, list[BlockCall | None]] = {block: [] for block in blocks.modules}
 
@@ -119,7 +119,7 @@ def block_calls(
 
 
 def placed_call(model: Model, batch: InputBatch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what a model is called with, without a cache that a second run would add to."""
+    """Return the arguments of a model's call; a cache that a second run would extend is off."""
     args, kwargs = place_of(model.module, batch).call(batch.args, batch.kwargs)
     takes = inspect.signature(model.module.forward).parameters
     return args, {**kwargs, **({"use_cache": False} if "use_cache" in takes else {})}
@@ -133,5 +133,5 @@ def state_rows(x: Tensor, batch: InputBatch) -> Float[Tensor, "row dim"]:
 
 
 def same_shape(calls: Sequence[BlockCall]) -> bool:
-    """Return whether blocks return states of the shape that the first of them reads."""
+    """Return whether all blocks return states of the shape that the first block reads."""
     return all(call.y.shape == calls[0].x.shape for call in calls)

@@ -1,11 +1,11 @@
-"""Channels that must go together, found by what a forward does, not by names.
+"""Find channels that must be left out together, from forwards and not from names.
 
-Every layer is frozen: it returns what it returned before. NaN is put into one channel that a layer
-returns. Inputs of other layers at which NaN arrives read this channel: through additions, products,
-attention, norms, flattening. Channels and inputs that reach one another are a unit. A channel that
-reaches the model's output stays, and so does an input that the model's input reaches. Each set of
-alike units is then tried: the model without half of them must answer as the model in which they
-are 0.
+Every layer is frozen: it repeats its recorded output. NaN is put into one channel of this output.
+If NaN arrives at an input of another layer, this input reads the channel: through additions,
+products, attention, norms or flattening. Channels and inputs that reach one another are a unit. A
+channel that reaches the model's output stays, and so does an input that the model's input reaches.
+Each set of units of one kind is then tested: the model without half of the units must answer like
+the model in which these units are 0.
 """
 
 from collections import defaultdict
@@ -43,15 +43,15 @@ Places = dict[tuple[str, str], tuple[int, ...]]
 
 @dataclass(frozen=True, eq=False)
 class CoupledSet:
-    """Units of one kind: each has as many channels of the same layers.
+    """Units of one kind: all have the same number of channels in the same layers.
 
     Parameters
     ----------
     units : tuple of Places
         In the order of their channels.
     numbers : mapping of (str, str) to int
-        Whole numbers that modules keep of how many units there are, such as heads: by the names of
-        module and attribute, for all units.
+        Whole-number attributes of modules that depend on the number of units, such as the number
+        of heads: by the names of module and attribute. Values are for all units.
     """
 
     units: tuple[Places, ...]
@@ -70,11 +70,11 @@ class CoupledSet:
         return sorted(i for unit in units for i in self.units[unit].get((layer, side), ()))
 
     def sides(self, side: str) -> list[str]:
-        """Return the layers whose channels of a side belong to the units."""
+        """Return the layers that have channels of the units on this side."""
         return [name for name, own in self.units[0] if own == side]
 
     def attributes(self, n_kept: int) -> dict[str, dict[str, int]]:
-        """Return the numbers that modules keep if ``n_kept`` units stay, by module."""
+        """Return the new attributes of each module if ``n_kept`` units stay."""
         found: dict[str, dict[str, int]] = defaultdict(dict)
         for (name, attribute), value in self.numbers.items():
             found[name][attribute] = value * n_kept // len(self)
@@ -106,7 +106,7 @@ def cut_changes(
     cuts: Sequence[tuple[CoupledSet, Sequence[int]]],
     weights: Mapping[str, Tensor],
 ) -> tuple[dict[str, Change], dict[str, dict[str, Any]]]:
-    """Return the tensors without the units that do not stay, and what forms are told of them.
+    """Return the tensors cut to the units that stay, and the new numbers for modules' forms.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def cut_changes(
     cuts : sequence of (CoupledSet, sequence of int)
         Sets, and the units of each that stay.
     weights : mapping of str to Tensor
-        New values of whole tensors, to be cut, by name.
+        New values by the tensor's name, not cut yet.
     """
     kept: dict[tuple[str, str], list[int]] = {}
     numbers: dict[str, dict[str, int]] = defaultdict(dict)
@@ -148,7 +148,7 @@ def cut_changes(
 def _axes(
     part: Any, leaf: str, rows: list[int] | None, columns: list[int] | None
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yield the axes of a tensor that lose places, and those that stay."""
+    """Yield each axis of a tensor that loses places, and the places that stay."""
     is_matrix = leaf == "weight" and kind_of(part) is not None
     if rows is not None:
         yield axis_of(part, OUT) if is_matrix else 0, rows
@@ -157,7 +157,7 @@ def _axes(
 
 
 def axis_of(part: nn.Module, side: str) -> int:
-    """Return the axis of a layer's weight that its channels of a side are on."""
+    """Return the axis of a layer's weight that holds the channels of one side."""
     is_turned = kind_of(part) in ("transposed", "rows")
     return int((side == OUT) == is_turned)
 
@@ -175,7 +175,7 @@ def width_of(part: Any, side: str) -> int:
 
 
 def columns_of(one: CoupledSet, layer: Weighted) -> list[list[int]]:
-    """Return for each unit of a set its columns of a reader's matrix."""
+    """Return the columns of a reader's matrix that belong to each unit of a set."""
     area = layer.matrix().shape[1] // width_of(layer.module, IN)
     places = [unit[layer.name, IN] for unit in one.units]
     return [[area * i + k for i in own for k in range(area)] for own in places]
@@ -225,7 +225,7 @@ class _Watch:
     def frozen(
         self, marks: Mapping[nn.Module, Bool[Tensor, "copy _channel"]], from_input: bool = False
     ) -> dict[tuple[str, str], Bool[Tensor, "copy _channel"]]:
-        """Return where NaN is read if it is put into channels of some layers, in each copy.
+        """Return where NaN arrives, in each copy, if it is put into channels of some layers.
 
         ``("", "out")`` stands for the model's output. With ``from_input`` the inputs are NaN.
         """
@@ -299,7 +299,7 @@ class _Watch:
         return slice(start, start + width_of(part, side))
 
     def _fix(self) -> None:
-        """Fix what the model's input reaches, and weights that two layers share."""
+        """Fix the channels that the model's input reaches, and channels of shared weights."""
         for (name, side), found in self.frozen({}, from_input=True).items():
             if name:
                 start = self.first[name, side]
@@ -316,7 +316,7 @@ class _Watch:
                         self.fixed[self._range(name, side)] = True
 
     def _reach(self) -> dict[nn.Module, tuple[dict[tuple[str, str], Tensor], bool]]:
-        """Return what each layer reaches, and whether a single channel reaches all of something."""
+        """Return what each layer reaches, and whether one channel alone reaches a whole layer."""
         found: dict[nn.Module, tuple[dict[tuple[str, str], Tensor], bool]] = {}
         layers, n = list(self.layers), self.n_copies
         for start in range(0, len(layers), n):
@@ -349,7 +349,7 @@ class _Watch:
         self.edges.append((np.full(len(every), every[0]), every))
 
     def _follow(self, parts: Sequence[nn.Module]) -> None:
-        """Join each channel of some layers, which reach nothing in common, with what it reaches."""
+        """Join each channel with all that it reaches; ``parts`` reach nothing in common."""
         n, widest = self.n_copies, max(width_of(part, OUT) for part in parts)
         for start in range(0, widest, n):
             marks: dict[nn.Module, Tensor] = {}
@@ -399,7 +399,7 @@ class _Watch:
                 yield CoupledSet(tuple(sorted(units, key=lambda u: [*u.values()])))
 
     def tried(self, one: CoupledSet) -> CoupledSet | str:
-        """Return a set with the numbers that modules keep of it, or why it cannot be cut."""
+        """Return a set with the attributes that depend on its size, or why it cannot be cut."""
         kept = [i for i in range(len(one)) if i % 2 == 0]
         gone = [i for i in range(len(one)) if i % 2]
 
@@ -436,9 +436,10 @@ class _Watch:
         return why
 
     def _numbers(self, one: CoupledSet) -> Iterator[dict[tuple[str, str], int]]:
-        """Yield whole numbers of the module around a set that its size may have given.
+        """Yield guesses which attributes of the module around a set depend on its size.
 
-        First none, then those that are a width or the number of units, then multiples of it.
+        First none, then whole numbers that equal a width or the number of units, then also
+        multiples of this number.
         """
         yield {}
         widths = {len(one.places(range(len(one)), *key)) for key in one.units[0]}
@@ -455,7 +456,7 @@ class _Watch:
 
 
 def _shorter(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Return what a model is called with, texts cut to a few tokens."""
+    """Return the arguments of a model's call, with texts cut to a few tokens."""
     ids = kwargs.get("input_ids")
     if ids is None or ids.ndim != 2:
         return args, kwargs

@@ -1,4 +1,4 @@
-"""What methods share that train a changed copy of a model on the model's own answers."""
+"""Helpers for methods that train a changed copy of a model on the model's own answers."""
 
 import copy
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def copied(module: nn.Module) -> nn.Module:
 def batches_of(
     module: nn.Module, inputs: Inputs, steps: int, draw: torch.Generator | None
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield the arguments of ``steps`` batches: in order, or starting at places that are drawn."""
+    """Yield the arguments of ``steps`` batches: in order, or from random starts with ``draw``."""
     n = len(inputs)
     if n < 2:
         raise InputError(f"expected two inputs or more to train on, got {n}.")
@@ -40,7 +40,7 @@ def batches_of(
 
 
 def answers_of(module: nn.Module, args: Any, kwargs: Any, training: bool = False) -> Tensor:
-    """Return a model's logits, (answer, class): of texts those of every token."""
+    """Return a model's logits, (answer, class); each token of a text is an answer."""
     with torch.set_grad_enabled(training):
         output = module(*args, **kwargs)
     found = output if isinstance(output, Tensor) else getattr(output, "logits", output[0])

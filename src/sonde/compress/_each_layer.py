@@ -1,4 +1,4 @@
-"""Changes of layers that are fitted at their inputs: all at once, or block after block.
+"""Fit changes of layers to the layers' inputs: all at once, or block after block.
 
 One pass reads the inputs of all layers in the unchanged model. Block after block, the layers of a
 block are fitted at the states that the changed blocks before it give: states are kept between
@@ -39,7 +39,7 @@ def each_layer(
     *,
     sequential: bool = False,
 ) -> tuple[dict[str, Change], dict[str, float]]:
-    """Return the change of each layer by its weight, and the sums of what was found out.
+    """Return the change of each layer by the name of its weight, and the sums of the figures.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def each_layer(
     layers : sequence of str, optional
         Patterns of names.
     solve : callable
-        From a layer, its model and the moments of inputs to the change (None: it stays) and
-        figures.
+        Takes a layer, its model and the moments of inputs. Returns the change (None: the layer
+        stays) and figures.
     sequential : bool, default=False
         Fit block after block.
 
@@ -108,12 +108,12 @@ class _Stored:
     calls: list[tuple[Any, Any]]
 
     def arguments(self, i: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return what block ``i`` is called with, with the states of now."""
+        """Return the arguments of block ``i``, with the current states."""
         args, kwargs = replaced(self.calls[i][0], HOLE, self.states)
         return args, kwargs
 
     def output(self, i: int, states: Tensor) -> Any:
-        """Return what block ``i`` returns if its states are these."""
+        """Return the output of block ``i`` with these states in it."""
         return replaced(self.calls[i][1], HOLE, states)
 
 
@@ -210,7 +210,7 @@ class _Walk:
         Raises
         ------
         InputError
-            If a block reads other states than the one before returned.
+            If a block reads other states than the block before returned.
         """
         for batch, _, _ in self._batches():
             found = block_calls(self.owner, self.copy, self.blocks, batch)
@@ -228,7 +228,7 @@ class _Walk:
             yield _Stored(batch, calls[0].x, [_with_hole(call) for call in calls])
 
     def _of_block(self, stored: Sequence[_Stored], i: int, layers: Sequence[Weighted]) -> Any:
-        """Return the moments of the inputs of layers in a block, at the states of now."""
+        """Return the moments of the inputs of layers in a block, at the current states."""
         chosen, found, broken = _by_module(layers), dict[str, MomentsState](), 0
         for one in stored:
             args, kwargs = one.arguments(i)
@@ -237,7 +237,7 @@ class _Walk:
         return _grams(found, layers, broken)
 
     def _behind(self, stored: Sequence[_Stored], layers: Sequence[Weighted]) -> LayerGrams:
-        """Return the moments of the inputs of layers behind the blocks, which do not run again."""
+        """Return the moments of inputs of layers behind the blocks; blocks do not run again."""
         chosen, found, broken = _by_module(layers), dict[str, MomentsState](), 0
         last = self.blocks.modules[-1]
         place = {block: i for i, block in enumerate(self.blocks.modules)}
@@ -263,7 +263,7 @@ class _Walk:
 
 
 def _with_hole(call: BlockCall) -> tuple[Any, Any]:
-    """Return the arguments and the output of a call without its states."""
+    """Return the arguments and the output of a call, with ``HOLE`` in place of the states."""
     given, made = (call.args, call.kwargs), call.output
     x, y = find(given, None), find(made, None)
     assert x is not None  # both were found when the call was written down

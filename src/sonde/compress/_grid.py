@@ -18,7 +18,7 @@ SMALLEST = 2.0**-100
 
 
 def check_grid(owner: str, bits: int | None, group: int) -> None:
-    """Refuse bits and groups that there are none of.
+    """Raise if ``bits`` or ``group`` is out of range.
 
     Raises
     ------
@@ -36,10 +36,10 @@ def check_grid(owner: str, bits: int | None, group: int) -> None:
 def grid_of(
     weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry = "asymmetric"
 ) -> tuple[BFloat16[Tensor, "out group"], BFloat16[Tensor, "out group"]]:
-    """Return scale and offset of each group, in the type that they are kept in.
+    """Return scale and offset of each group, rounded to bfloat16 as they are stored.
 
-    An asymmetric grid spans the smallest to the largest entry and 0. Codes are to be computed with
-    the rounded scales and offsets that this returns.
+    An asymmetric grid spans the smallest to the largest entry and 0. Compute codes with these
+    rounded scales and offsets.
     """
     levels, half = 2**grid.bits - 1, 2 ** (grid.bits - 1)
     low, high = (_each_group(weight, grid.group, how) for how in ("low", "high"))
@@ -58,9 +58,9 @@ def grid_of(
 def clipped_grid(
     weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry = "asymmetric"
 ) -> tuple[BFloat16[Tensor, "out group"], BFloat16[Tensor, "out group"]]:
-    """Return scale and offset of each group with the least squared error of 21 narrower grids.
+    """Return scale and offset of each group's best grid of 21, by the least squared error.
 
-    The grids span 1 to 0.5 of the group's range; what lies outside goes to the end of the grid.
+    The grids span 1 to 0.5 of the group's range; entries outside go to the end of the grid.
     """
     best = grid_of(weight, grid, symmetry)
     least = _squared_errors(weight, grid, *best)
@@ -94,13 +94,13 @@ def codes_of(
     offset: Float[Tensor, "*shape"],
     bits: int,
 ) -> Float[Tensor, "*shape"]:
-    """Return the nearest code of each entry, a whole number, from the scale and offset of each."""
+    """Return the nearest code of each entry, a whole number, by the entry's scale and offset."""
     half = 2 ** (bits - 1)
     return ((weight - offset) / scale + half).round().clamp(0, 2**bits - 1)
 
 
 def each_entry(x: BFloat16[Tensor, "out group"], group: int, n: int) -> Float[Tensor, "out in"]:
-    """Return the number of its group for each entry of a row, in float64."""
+    """Return the group's value for each entry of a row, in float64."""
     return x.double().repeat_interleave(group, 1)[:, :n]
 
 
@@ -129,5 +129,5 @@ def quantised(
 
 
 def method_of(owner: str, parameters: Mapping[str, object]) -> str:
-    """Return a method with its parameters, as it is written in patches."""
+    """Return the text of a method with its parameters, as patches hold it."""
     return f"{owner}({', '.join(f'{name}={value!r}' for name, value in parameters.items())})"

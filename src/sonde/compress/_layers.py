@@ -1,4 +1,4 @@
-"""Which layers of a model a compression is for, and how each reads its input as rows."""
+"""Select the layers of a model to compress, and read their inputs as rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Weighted:
 
     @property
     def groups(self) -> int:
-        """Parts of the input that are multiplied with parts of the weight alone."""
+        """Number of parts of the input that each meet a part of the weight of their own."""
         return 1 if self.is_linear else int(self.module.groups)
 
     @property
@@ -48,7 +48,7 @@ class Weighted:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the layer multiplies rows, as no convolution does."""
+        """Whether the layer is linear, not a convolution."""
         return is_linear(self.module)
 
     @property
@@ -70,7 +70,7 @@ class Weighted:
         return (matrix.T if self.turned else matrix).to(weight.dtype).reshape(weight.shape)
 
     def rows(self, x: Tensor) -> Float[Tensor, "group row in"]:
-        """Return what each group of the layer multiplies, a row for each output position."""
+        """Return the inputs of each group of the layer, a row for each output position."""
         return x.reshape(1, -1, x.shape[-1]) if self.is_linear else _windows(self.module, x)
 
 

@@ -1,4 +1,4 @@
-"""Which weights are removed: a share of the lowest, or all but a few of each run of a row."""
+"""Masks of weights to remove: the lowest scores, or all but a few of each run of a row."""
 
 import re
 
@@ -10,7 +10,7 @@ from sonde.core.errors import InputError
 
 
 def check_pattern(owner: str, pattern: str | None) -> None:
-    """Refuse a pattern that keeps no weight, or more than there are.
+    """Refuse a pattern that keeps no weight, or more weights than a run has.
 
     Raises
     ------
@@ -27,12 +27,12 @@ def check_pattern(owner: str, pattern: str | None) -> None:
 
 
 def kept_of(owner: str, pattern: str) -> tuple[int, int]:
-    """Return how many weights a pattern such as ``2:4`` keeps, of how many.
+    """Return how many weights a pattern such as ``2:4`` keeps, and the length of its runs.
 
     Raises
     ------
     InputError
-        If it is no pattern.
+        If the text is no pattern.
     """
     found = re.fullmatch(r"(\d+):(\d+)", pattern)
     if found is None:
@@ -57,12 +57,12 @@ def check_width(owner: str, pattern: str, width: int, layer: str) -> None:
 
 
 def lowest(scores: Float[Tensor, "group n"], n_lowest: int) -> Bool[Tensor, "group n"]:
-    """Return where the lowest scores of each group are; of equal ones the first by index."""
+    """Return a mask of the lowest scores of each group; of equal scores the first by index."""
     order = scores.argsort(dim=1, stable=True)[:, :n_lowest]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
 
 
 def lowest_of_runs(scores: Float[Tensor, "out in"], pattern: str) -> Bool[Tensor, "out in"]:
-    """Return where weights are that a pattern such as ``2:4`` removes from each run of a row."""
+    """Return a mask of the weights that a pattern such as ``2:4`` removes from each run."""
     kept, run = kept_of("lowest_of_runs", pattern)
     return lowest(scores.reshape(-1, run), run - kept).reshape(scores.shape)

@@ -1,4 +1,4 @@
-"""Whole numbers by a range coder, with tables or normal distributions that both sides know."""
+"""Range-code whole numbers by tables or normal distributions that both sides know."""
 
 from importlib import import_module
 from typing import Any
@@ -13,7 +13,7 @@ MOST = 1 << 20
 
 
 def table_coder(owner: str) -> tuple[Any, Any]:
-    """Return the module with range encoder and decoder, and the family of tables.
+    """Return the module of the range encoder and decoder, and the distribution of tables.
 
     Raises
     ------
@@ -25,7 +25,7 @@ def table_coder(owner: str) -> tuple[Any, Any]:
 
 
 def table_bytes(owner: str, symbols: np.ndarray, tables: np.ndarray) -> bytes:
-    """Return symbols from 0 by one table each.
+    """Return the bytes of symbols from 0, each coded by a table of its own.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def read_table(reader: Reader, tables: np.ndarray) -> np.ndarray:
 
 
 def normal_bytes(owner: str, numbers: np.ndarray, means: np.ndarray, scales: np.ndarray) -> bytes:
-    """Return whole numbers, each by a normal distribution of its own, rounded to whole numbers.
+    """Return the bytes of whole numbers, each coded by a rounded normal distribution.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Scales of a layer's inputs moved into what computes them: the model's answers stay as they are.
+"""Move scales of a layer's inputs into the module that computes them; answers stay the same.
 
 A linear layer that reads ``x`` gives the same for ``x / t`` if its columns are multiplied by ``t``.
-The division is written into the gain of a norm, or the rows of a linear layer, before it. Whether a
-module is the right one is tried out: its tensors are changed, and the answers must not change.
+The division is written into the gain of a norm, or the rows of a linear layer, before it. Each
+candidate module is tested: its tensors are changed, and the answers must not change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,12 +45,12 @@ class ScaleGroup:
     heads: tuple[int, int, int]
 
     def shared(self, scale: Float[Tensor, "in"]) -> Float[Tensor, "in"]:
-        """Return scales that are equal for heads that share values: the largest of each."""
+        """Return scales made equal for heads that share values: the largest scale counts."""
         parts = scale.reshape(self.heads)
         return parts.amax(1, keepdim=True).expand(self.heads).reshape(-1)
 
     def of_source(self, scale: Float[Tensor, "in"]) -> Float[Tensor, "out"]:
-        """Return what each output of the module is divided by."""
+        """Return the divisor of each output of the module."""
         return scale.reshape(self.heads)[:, 0].reshape(-1)
 
 
@@ -129,7 +129,7 @@ def _is_same(
 
 @torch.no_grad()
 def answers_of(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
-    """Return what a model in eval mode answers, in float64; modes and random state stay."""
+    """Return a model's answers in eval mode, in float64; modes and random state stay."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -1,7 +1,7 @@
-"""The residual stream of a model: what writes into it, which norms read it, and who reads these.
+"""The residual stream of a model: its writers, the norms that read it, and the norms' readers.
 
-Writers are found by following sums, readers by NaN: every layer returns what it returned before,
-and one norm returns NaN; layers at which NaN arrives read this norm.
+Writers are found by following sums, readers by NaN: every layer repeats its recorded output, and
+one norm returns NaN; layers at which NaN arrives read this norm.
 """
 
 from collections import defaultdict
@@ -54,7 +54,7 @@ class Stream:
         Raises
         ------
         InputError
-            If there is none, or something other than a norm of one kind reads it.
+            If the model has no stream, or anything but norms of one kind reads it.
         """
         module = model.module
         args, kwargs = placed_call(model, next(iter(inputs.batches(0, 1))))
@@ -87,7 +87,7 @@ class Stream:
         return cls(width, writers, named, centred.pop())
 
     def cut(self, module: nn.Module, kept: Sequence[int]) -> dict[str, Float[Tensor, "..."]]:
-        """Return every tensor with some features of the stream alone."""
+        """Return every tensor of the stream, cut to some features."""
         named, found = module.state_dict(), dict[str, Tensor]()
         places = torch.tensor(kept)
         for name, axis in self.axes(module):
@@ -96,7 +96,7 @@ class Stream:
         return found
 
     def axes(self, module: nn.Module) -> list[tuple[str, int]]:
-        """Return every tensor with an axis of the stream, and this axis; some have two."""
+        """Return each tensor that has an axis of the stream, with the axis; twice if it has two."""
         norms = [(f"{name}.{leaf}", 0) for name in self.readers for leaf in AXES
                  if module.get_submodule(name)._parameters.get(leaf) is not None]  # fmt: skip
         read = [pair for own in self.readers.values() for pair in own.items()]
@@ -105,11 +105,11 @@ class Stream:
     def mapped(
         self, module: nn.Module, into: Float[Tensor, "dim kept"]
     ) -> dict[str, Float[Tensor, "..."]]:
-        """Return every tensor if the stream is written in other coordinates, in float64.
+        """Return every tensor for a stream in other coordinates, in float64.
 
         ``into`` has orthonormal rows or columns; if norms centre, its columns have mean 0. Gains
-        and biases of norms go into the layers behind them: a bias along the direction of equal
-        features, which is free as centred rows have nothing there.
+        and biases of norms go into the layers behind them. A bias uses the direction of equal
+        features, in which centred rows are 0.
         """
         dim, kept = into.shape
         named, found = module.state_dict(), dict[str, Tensor]()
@@ -139,7 +139,7 @@ class Stream:
 
 
 def _centres(norm: Any) -> bool:
-    """Return whether a norm gives the same for a row and the row with all features raised."""
+    """Return whether a norm ignores a constant that is added to all features of a row."""
     weight = norm.weight
     rows = torch.linspace(-1, 1, 2 * len(weight)).square().reshape(2, -1).to(weight)
     with torch.no_grad():

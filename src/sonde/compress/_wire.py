@@ -1,4 +1,4 @@
-"""Numbers as bytes: what the payloads of codecs are made of."""
+"""Write and read numbers as bytes, for the payloads of codecs."""
 
 from hashlib import blake2b
 from math import prod
@@ -15,7 +15,7 @@ MOST_AXES, MOST_NUMBERS = 32, 1 << 40
 
 
 def count_bytes(*numbers: int) -> bytes:
-    """Return whole numbers from 0, seven bits in a byte, the lowest first."""
+    """Return the bytes of whole numbers from 0: seven bits in a byte, the lowest bits first."""
     out = bytearray()
     for number in numbers:
         while number > 127:
@@ -26,17 +26,17 @@ def count_bytes(*numbers: int) -> bytes:
 
 
 def shape_bytes(x: Tensor) -> bytes:
-    """Return the shape of a tensor."""
+    """Return the bytes of a tensor's shape."""
     return count_bytes(x.ndim, *x.shape)
 
 
 def float_bytes(x: Tensor) -> bytes:
-    """Return numbers as float32, the lowest byte first."""
+    """Return the bytes of numbers as float32, the lowest byte first."""
     return x.to(torch.float32).contiguous().numpy().astype("<f4").tobytes()
 
 
 def tensors_key(*tensors: Tensor) -> bytes:
-    """Return 8 bytes that know the tensors of a fitted codec."""
+    """Return a fingerprint of 8 bytes of the tensors of a fitted codec."""
     hashed = blake2b(digest_size=8)
     for x in tensors:
         hashed.update(tensor_key(x))
@@ -44,13 +44,13 @@ def tensors_key(*tensors: Tensor) -> bytes:
 
 
 def bit_bytes(codes: np.ndarray, width: int) -> bytes:
-    """Return codes from 0 in ``width`` bits each, the highest bit first."""
+    """Return the bytes of codes from 0 in ``width`` bits each, the highest bit first."""
     shifts = np.arange(width - 1, -1, -1)
     return np.packbits((codes.reshape(-1, 1) >> shifts & 1).astype(np.uint8)).tobytes()
 
 
 def gap_bytes(gaps: np.ndarray, low: int) -> bytes:
-    """Return numbers from 0 by Golomb and Rice: all unary quotients, then ``low`` bits of each."""
+    """Return numbers from 0 in Golomb-Rice code: all unary quotients, then ``low`` bits of each."""
     high = gaps >> low
     unary = np.ones(int(high.sum()) + len(gaps), dtype=np.uint8)
     unary[np.cumsum(high + 1) - 1] = 0
@@ -118,7 +118,7 @@ class Reader:
 
 
 def refuse_others(reader: Reader, key: bytes) -> None:
-    """Raise if the next bytes are not the fingerprint of the fitted codec that reads."""
+    """Raise if the next bytes are not the fingerprint of the codec that reads."""
     if reader.bytes(len(key)) != key:
         raise StateError(
             f"{reader.owner}.decode: the stream was written by a codec that was fitted to other "

@@ -27,7 +27,7 @@ MOST_ROWS = 16_384
 @final
 @dataclass(frozen=True, eq=False)
 class AdaptiveModel:
-    """A model whose modules run as many learners for each token as a gate says.
+    """A model in which a gate chooses how many learners of a module each token runs.
 
     Parameters
     ----------
@@ -44,14 +44,14 @@ class AdaptiveModel:
 @final
 @dataclass(frozen=True)
 class AdaptiveModules:
-    """Split modules into learners, train gates that choose how many of them each token runs.
+    """Split modules into learners, and train gates that choose how many each token runs.
 
     The output of ``k`` learners is the mean output plus ``h_1(x) + .. + h_k(x)``. Each learner
     starts as a slice of the best linear map of its rank, and has a small hidden layer of its own
     that starts at zero. First the learners are trained on the module's own inputs, for every ``k``
-    alike; then the gates on the ``k`` beyond which one more learner lowers the error by less than
-    ``patience``; then all of it on the model's answers, with a penalty for a mean share of learners
-    other than ``budget``.
+    alike. Then the gates learn the ``k`` beyond which one more learner lowers the error by less
+    than the share ``patience``. Last, learners and gates are trained on the model's answers, with a
+    penalty if the mean share of learners differs from ``budget``.
 
     Range        from 0 to ``learners`` learners for each token.
     Cost         the rows of each module in memory (at most 16,384), then a forward and a backward
@@ -258,8 +258,8 @@ def gated_learners(
 ) -> GatedLearners:
     """Return learners that start as slices of the best linear maps of their ranks.
 
-    The first ``k`` of them are the reduced-rank regression of ``y`` on ``x`` of ``k / n`` of the
-    full rank: directions of the fitted values' covariance, in order.
+    The first ``k`` learners together are the reduced-rank regression of ``y`` on ``x`` of ``k / n``
+    of the full rank. Directions are the eigenvectors of the fitted values' covariance, in order.
     """
     own, pair = Moments().observe(x), CrossMoments().observe(x, y)
     spread = own.covariance

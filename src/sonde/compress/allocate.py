@@ -1,4 +1,4 @@
-"""Choices, one for each of several things, whose sizes stay within a budget at the least cost."""
+"""Choose an option for each of several things, at the least cost within a budget of sizes."""
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ def allocate(
 ) -> list[int]:
     """Return a choice for each thing, with the least sum of costs within a budget.
 
-    Exact by dynamic programming if what is left above the smallest choices is at most 20,000 units.
-    Above that, it is cut into 20,000 parts and sizes are rounded up to them, so that the sum stays
-    within the budget. Of equal choices the first is taken.
+    Exact by dynamic programming if the budget exceeds the smallest choices by at most 20,000 units.
+    Above that, the excess is cut into 20,000 parts and sizes are rounded up to whole parts, so that
+    the sum stays within the budget. Of equal choices the first is taken.
 
     Parameters
     ----------

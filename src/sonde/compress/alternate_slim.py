@@ -46,11 +46,11 @@ Cut = tuple[CoupledSet, list[int]]
 class AlternateSlim(Rewrite):
     """Leave out features of the residual stream, train, leave out heads and neurons, train again.
 
-    The first step keeps the shapes inside blocks, and trains what queries, keys, values and neurons
-    are on the model's own. The second keeps the stream's shape, and trains the stream on the
-    model's at the features that stayed. What goes has the smallest ``sum |w dL/dw|``, where ``L``
-    is the squared distance of the outputs from themselves plus noise: without noise the gradient is
-    0.
+    The first step keeps the shapes inside blocks, and trains queries, keys, values and neurons to
+    match the model's own. The second step keeps the stream's shape, and trains the stream to match
+    the model's stream at the features that stayed. Parts with the smallest ``sum |w dL/dw|`` are
+    left out, where ``L`` is the squared distance between the outputs and the outputs plus noise:
+    without noise the gradient is 0.
 
     Range        the same share of features of the stream, and of all heads and of all neurons.
     Cost         two passes with gradients for the scores, ``2 epochs`` more for the training.
@@ -64,7 +64,7 @@ class AlternateSlim(Rewrite):
     share : float, default=0.5
         Of the features, of the heads and of the neurons. 0 changes nothing.
     noise : float, default=0.01
-        Deviation of the noise, in deviations of the outputs.
+        Standard deviation of the noise, in standard deviations of the outputs.
     epochs : int, default=10
         Of each step. The loss goes from states to answers within a step.
     rate : float, default=1e-3
@@ -177,14 +177,14 @@ def disturbed_taylor(
 ) -> dict[str, Float[Tensor, "..."]]:
     """Return the sum over batches of ``|w dL/dw|`` for each entry of each parameter.
 
-    ``L`` is the sum of squared distances of the outputs from the outputs plus noise.
+    ``L`` is the sum of squared distances between the outputs and the outputs plus noise.
 
     Parameters
     ----------
     model : Model
     inputs : Inputs
     noise : float
-        Deviation, in deviations of the outputs of a batch.
+        Standard deviation, in standard deviations of the outputs of a batch.
     seed : int
     """
     module, draw = model.module, torch.Generator().manual_seed(seed)
@@ -228,7 +228,7 @@ def _kept_features(
 def _kept_units(
     sets: Sequence[CoupledSet], module: nn.Module, scores: Mapping[str, Tensor], share: float
 ) -> list[Cut]:
-    """Return the units of each set that stay: sets of like units compete, one of each stays."""
+    """Return the units of each set that stay: sets of one kind compete, a unit of each stays."""
     kinds: dict[tuple[int, ...], list[tuple[int, Tensor]]] = defaultdict(list)
     for i, one in enumerate(sets):
         each = torch.zeros(len(one), dtype=torch.float64)
@@ -257,7 +257,7 @@ def _kept_units(
 def _inner(
     model: Model, sets: Sequence[CoupledSet], cuts: Sequence[Cut] = ()
 ) -> dict[tuple[str, str], list[int] | None]:
-    """Return the outputs of layers that make the units of sets, and which of these stay."""
+    """Return the outputs of layers that make the units of sets, and the places that stay."""
     kept = {id(one): left for one, left in cuts}
     found: dict[tuple[str, str], list[int] | None] = {}
     for one in sets:
@@ -277,7 +277,7 @@ def _outer(stream: Stream, kept: list[int]) -> dict[tuple[str, str], list[int] |
 def _watched(
     module: nn.Module, sites: Mapping[tuple[str, str], Any]
 ) -> Iterator[dict[tuple[str, str], list[Tensor]]]:
-    """Note what modules read or return in the forwards inside."""
+    """Record the inputs or outputs of modules in forwards inside a ``with`` block."""
     found: dict[tuple[str, str], list[Tensor]] = {site: [] for site in sites}
     parts = {module.get_submodule(name): (name, side) for name, side in sites}
 
@@ -293,19 +293,19 @@ def _watched(
 
 
 def _folded(module: nn.Module, tensors: Mapping[str, Tensor], forms: Any = None) -> nn.Module:
-    """Return a copy with other tensors that is open to training."""
+    """Return a trainable copy with other tensors."""
     changes = {name: Resized(x) for name, x in tensors.items()}
     return with_copy(RewritePlan.shaped(module, changes, forms=forms).fold(module))
 
 
 def _without(module: nn.Module, cuts: Sequence[Cut]) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
-    """Return a copy without the units that do not stay, and what forms are told of them."""
+    """Return a copy cut to the units that stay, and the new numbers for modules' forms."""
     changes, forms = cut_changes(module, cuts, {})
     return with_copy(RewritePlan.shaped(module, changes, forms=forms).fold(module)), forms
 
 
 def _changes(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Change]:
-    """Return the changes that make one set of tensors of another."""
+    """Return the changes that turn the old tensors into the new."""
     found: dict[str, Change] = {}
     for name, x in new.items():
         values = x.detach()

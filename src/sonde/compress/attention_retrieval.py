@@ -1,4 +1,4 @@
-"""Answer from a text longer than the window: what a question attends to is kept, the rest goes."""
+"""Answer from a text longer than the window: keep the sentences that a question attends to."""
 
 import re
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class RetrievedText:
     text : str
         These sentences in their order; the question goes behind them.
     spans : tuple of (int, int)
-        First and last character of each in the long text.
+        Start and end of each sentence in the long text, the end excluded.
     n_steps : int
         Windows that were read.
     """
@@ -46,7 +46,8 @@ class AttentionRetrieval:
     ``smooth`` neighbours; sentences with one of the ``top`` tokens are kept whole, best first, as
     far as ``budget`` reaches.
 
-    Range        a text that fits a window is read once, and what is kept stays within the budget.
+    Range        a text that fits a window is read once. Kept sentences stay within the budget,
+                 unless the best sentence alone is longer.
     Cost         one forward of a window for each window of text.
     Assumes      a causal language model whose attention finds what a question asks for.
     Differs      from the paper: sentences end at a stop or a new line; a longer sentence than the
@@ -60,7 +61,7 @@ class AttentionRetrieval:
         Tokens that are kept between windows.
     top : int, default=32
     layer : int, default=-1
-        Attention that is asked; the last layers agree best with what was asked for.
+        Layer whose attention is read; attention of the last layers fits the question best.
     smooth : int, default=3
         Odd.
 
@@ -120,6 +121,8 @@ class AttentionRetrieval:
                 kept = shown
                 break
             kept = self._kept(model, [tokens[i] for i in shown], shown, asked)
+            for i in kept:  # a longer sentence would leave no room for the next one
+                tokens[i] = tokens[i][: self.budget]
         chosen = tuple(spans[i] for i in kept)
         return RetrievedText("".join(text[a:b] for a, b in chosen), chosen, n_steps)
 

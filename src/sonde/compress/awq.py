@@ -1,7 +1,7 @@
-"""Scale inputs that matter up before rounding, and divide them in the module before.
+"""Scale up the columns of large inputs before rounding, and divide the inputs in the module before.
 
-For layers whose inputs have a few large channels. Rounds to the nearest: to put errors on open
-weights as well, ``GPTQ``.
+For layers whose inputs have a few large channels. Rounds to the nearest; ``GPTQ`` also moves errors
+to weights that are not yet rounded.
 """
 
 from collections.abc import Sequence
@@ -31,12 +31,13 @@ class AWQ(Rewrite):
 
     Columns are multiplied by ``t = a^p``, with ``a`` the root mean square of an input, or by
     ``a^p / v^(1 - p)`` with ``v`` the mean size of a column, and rounded; the inputs are divided by
-    ``t`` in the norm or the linear layer before. Of ``steps`` powers in [0, 1) for both kinds, and
-    no scale at all, the scale with the smallest output error is taken, and a narrower grid if that
-    lowers the error.
+    ``t`` in the norm or the linear layer before. Both kinds are tried with ``steps`` powers in
+    [0, 1), and no scale is tried too: the scale with the smallest output error is taken. A narrower
+    grid is taken if that lowers the error.
 
-    Range        as ``RTN``, whose output error of a layer on the calibration inputs bounds that of
-                 every layer. Layers without a module that can divide their input are not scaled;
+    Range        as ``RTN``. Scales are chosen so that the summed output error of the layers that
+                 read one tensor is not above that of ``RTN`` on the calibration inputs; the error
+                 of a single layer may be. Layers whose input no module can divide are not scaled;
                  ``figures["scaled"]`` counts those that are.
     Cost         one pass over the data, a run of the model for each group of layers, ``2 steps``
                  roundings of each layer.
@@ -89,7 +90,7 @@ class AWQ(Rewrite):
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
-        """Return the rounded weights and the divided ones before them."""
+        """Return the rounded weights, and the divided weights of the modules before them."""
         changes: dict[str, Change] = {}
         figures: dict[str, float] = {}
         if self.bits is not None:
@@ -118,7 +119,7 @@ class AWQ(Rewrite):
         return RewritePlan.of(model, changes, method_of("AWQ", asdict(self)), **figures)
 
     def _scale(self, group: ScaleGroup, model: Model, grams: LayerGrams) -> Float[Tensor, "in"]:
-        """Return the scale of the smallest error: none, or a power of the size of the inputs."""
+        """Return the scale with the smallest error: 1, or a power of the size of the inputs."""
         h = next(parts_of(group.layers[0], model, grams))[1]
         w = torch.cat([layer.matrix() for layer in group.layers])
         size = h.diagonal().clamp(min=0).sqrt()
@@ -156,9 +157,9 @@ class AWQ(Rewrite):
         ----------
         layer : Weighted
         scale : Float[Tensor, "in"]
-            What columns are multiplied by.
+            Factors of the columns.
         rows : Float[Tensor, "out 1"]
-            What rows are divided by, for a layer behind this one.
+            Divisors of the rows, if the layer divides the input of a later layer.
         model : Model
         grams : LayerGrams
         """

@@ -1,7 +1,7 @@
-"""Give each layer its own number of bits, so that a sum of bytes buys the least divergence.
+"""Give each layer its own number of bits, for the least divergence within a total size.
 
-For mean widths between whole numbers, and for models with some layers that answers depend on more
-than on others. Each layer is then rounded by ``GPTQ``.
+For mean widths between whole numbers, and for models whose answers depend on some layers more than
+on others. Each layer is then rounded by ``GPTQ``.
 """
 
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ MOST_RUN = 16
 class BitAllocation(Rewrite):
     """Round layers to different numbers of bits within a mean width.
 
-    The cost of a layer at ``b`` bits is the output error ``tr(E H E^T)`` of plain rounding, in its
-    own unit: for ``kl``, what the divergence of the answers rises by for each unit of error,
-    measured with that layer alone rounded to the smallest width; for ``error``, one over the
-    layer's output energy. The widths with the least sum of costs within the bytes are found exactly
-    by dynamic programming.
+    The cost of a layer at ``b`` bits is the output error ``tr(E H E^T)`` of plain rounding, times a
+    factor of the layer. For ``kl`` the factor is the rise of the answers' divergence per unit of
+    error, measured with that layer alone rounded to the smallest width. For ``error`` the factor is
+    one over the layer's output energy. The widths with the least sum of costs within the bytes are
+    found by dynamic programming, as ``allocate`` does.
 
     Range        the sum of codes is at most ``bits`` in the mean; scales come on top, the same for
                  all widths.
@@ -129,7 +129,7 @@ class BitAllocation(Rewrite):
         grams: LayerGrams,
         calibration: Inputs | LayerGrams,
     ) -> Float[Tensor, "layer"]:
-        """Return what a unit of each layer's error costs."""
+        """Return the cost of a unit of each layer's error."""
         found: list[float] = []
         low = min(range(len(self.widths)), key=self.widths.__getitem__)
         for layer, error in zip(layers, errors[:, low].tolist(), strict=True):

@@ -35,9 +35,10 @@ class BitStack(Rewrite):
 
     Columns are scaled by the root mean square ``t`` of the input that they multiply,
     ``R_0 = W diag(t)``. Each block holds the signs of the residual and the best product of a rank
-    for its sizes, ``|R| ~ L M``; the next residual is ``R - sign(R) * (L M)``, with ``L`` and ``M``
-    as they are stored, in float16, so that later blocks correct their rounding. Every layer gets a
-    first block; then, level by level, the layers whose output error falls most get the next one.
+    for the residual's sizes, ``|R| ~ L M``; the next residual is ``R - sign(R) * (L M)``, with
+    ``L`` and ``M`` as stored, in float16, so that later blocks correct the rounding of both. Every
+    layer gets a first block; then, level by level, the layers whose output error falls most get the
+    next block.
 
     Range        linear layers become ``StackLinear``; the residual's norm never rises.
     Cost         one pass over the data; a singular value decomposition for each block.
@@ -49,7 +50,7 @@ class BitStack(Rewrite):
     Parameters
     ----------
     bits : float or None, default=4
-        Mean of all weights, signs, matrices and scales counted; None changes nothing.
+        Mean bits of a weight, with signs, matrices and scales counted; None changes nothing.
     blocks : int, default=16
         Most blocks of a layer.
     rank : int, optional
@@ -170,7 +171,7 @@ class _Stack:
         return self.kept == len(self.blocks) - 1
 
     def add(self) -> float:
-        """Make a further block; return by which share of the output its error falls."""
+        """Make a further block; return the fall of the error as a share of the output's energy."""
         sign = torch.where(self.residual >= 0, 1.0, -1.0).to(self.residual)
         u, s, v = torch.linalg.svd(self.residual.abs(), full_matrices=False)
         root = s[: self.rank].sqrt()

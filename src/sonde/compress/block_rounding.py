@@ -49,11 +49,11 @@ SHARES = torch.linspace(1, 0.5, 7, dtype=torch.float64).tolist()
 class BlockRounding(Rewrite):
     """Round weights to clipped grids, and choose the clips of neighbouring layers together.
 
-    Layers that read one tensor are a stage with one clip, of 7 from the whole range of a group to
-    half of it. Stages are cut into runs where the entropy of what the next stage reads is low: such
-    states hide little of what one layer does from the next. In a run the clips start where each
-    stage's own output error is least, and change one after the other, if the error behind the last
-    stage falls.
+    Layers that read one tensor are a stage. A stage has one clip, chosen from 7 between the whole
+    range of a group and half of it. Stages are cut into runs where the entropy of the next stage's
+    input is low: low entropy is taken as a sign that the stages on both sides hardly depend on each
+    other. In a run the clips start where each stage's own output error is least, and change one
+    after the other, if the error behind the last stage falls.
 
     Range        as ``RTN``; the error behind each run is never above that of the start.
     Cost         one pass over the data, and up to ``7 sweeps`` forwards of ``rows`` examples for
@@ -72,9 +72,9 @@ class BlockRounding(Rewrite):
     most : int, default=4
         Stages of a run.
     price : float, default=0.5
-        Bits of entropy that a run of ``n`` stages costs, times ``2^n``.
+        A run of ``n`` stages costs ``price 2^n`` bits of entropy.
     cuts : sequence of int, optional
-        Numbers of stages, from 1, before which runs start, in place of those found by entropy.
+        Numbers of the stages that start runs, from 1, in place of starts found by entropy.
     sweeps : int, default=2
     rows : int, default=32
         Examples on which runs are compared.
@@ -116,7 +116,7 @@ class BlockRounding(Rewrite):
         Raises
         ------
         InputError
-            If a cut names no stage.
+            If a cut is not the number of a stage after the first.
         """
         word = method_of("BlockRounding", asdict(self))
         if self.bits is None:
@@ -160,7 +160,7 @@ def partition(entropies: Sequence[float], most: int, price: float) -> list[range
     """Return the runs of stages that hold most entropy inside, at a price for long runs.
 
     The sum of ``price 2^n`` over runs of ``n`` stages less the entropies between stages of one run
-    is least; exact by dynamic programming. Of equal ones the run that starts last is the longest.
+    is least; exact by dynamic programming. Of equal solutions the longest last run is taken.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ class _Choices:
 
 
 class _Done(Exception):
-    """The last stage of a run has run."""
+    """Raised when the last stage of a run has run."""
 
 
 class _Search:
@@ -230,7 +230,7 @@ class _Search:
         self.stages = list(stages.values())
 
     def entropies(self) -> list[float]:
-        """Return the entropy in bits of what each stage but the first reads, in 256 even bins."""
+        """Return the entropy of each stage's input but the first's, in bits, in 256 even bins."""
         found: list[float] = []
         for stage in self.stages[1:]:
             x = torch.cat([one.flatten() for one in self.seen[self.part[stage[0]]]]).double()
@@ -244,7 +244,7 @@ class _Search:
     def joint(
         self, run: range, start: Sequence[int], choices: _Choices, sweeps: int
     ) -> tuple[list[int], tuple[float, float]]:
-        """Return the clips of a run, and the errors behind it at the end and at the start."""
+        """Return the clips of a run, and the error behind the run with these and with ``start``."""
         last = [self.part[layer] for layer in self.stages[run.stop - 1]]
         wanted = self._outputs(last)
         power = sum(float(y.square().sum()) for y in wanted) or 1.0
@@ -287,7 +287,7 @@ class _Search:
             root.get_submodule(name)._parameters["weight"] = nn.Parameter(weight, False)
 
     def _outputs(self, last: Sequence[nn.Module]) -> list[Float[Tensor, "..."]]:
-        """Return what the layers of a stage return, of all batches."""
+        """Return the outputs of a stage's layers for all batches."""
         found: list[Tensor] = []
         for batch, (args, kwargs) in zip(self.batches, self.calls, strict=True):
             left = set(last)
@@ -321,7 +321,7 @@ def _runs_of(cuts: Sequence[int], n: int) -> list[range]:
     Raises
     ------
     InputError
-        If a cut names no stage but the first.
+        If a cut is not the number of a stage after the first.
     """
     wrong = [i for i in cuts if not 0 < i < n]
     if wrong:

@@ -1,7 +1,7 @@
 """Code rows given the nearest entry of a dictionary that both sides hold.
 
-For features that come in kinds, such as patches of like pictures. The dictionary ships with the
-codec: its bytes count where few rows are coded.
+For features that form clusters, such as patches of similar pictures. The dictionary ships with the
+codec: its bytes count if few rows are coded.
 """
 
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ SMALLEST = 0.11
 class ConditionalCodec(Codec):
     """Rows as the number of the nearest dictionary entry, and the rounded difference from it.
 
-    Numbers of entries are written by a table of how often each was nearest in the fit; differences
-    by normal distributions of the spread that each channel had there. A row that is an entry takes
-    almost no bits; with one entry it is the code of rows around their mean.
+    Numbers of entries are written by a table of how often each entry was nearest in the fit;
+    differences by normal distributions with the spread of each channel in the fit. A row that
+    equals an entry takes almost no bits. With a single entry, rows are coded around their mean.
 
     Range        float32 in the encoded shape; off by half a step at most.
     Cost         O(n entries dim).
@@ -79,7 +79,7 @@ class ConditionalCodec(Codec):
         size : int, default=64
             Entries, at most as many as rows.
         step : float, default=1.0
-            To which differences are rounded.
+            Differences are rounded to multiples of this step.
         seed : int, default=0
         """
         if rows.ndim != 2 or not 1 <= size <= len(rows) or not step > 0:
@@ -103,7 +103,7 @@ class ConditionalCodec(Codec):
         return self.entries.shape[1]
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the share of half a step in every entry."""
+        """Return the share that is lost if every entry is off by half a step."""
         norm = float(x.double().square().sum())
         return (1 + 1e-6) * x.numel() * self.step**2 / 4 / norm if norm else float("inf")
 

@@ -1,7 +1,7 @@
 """Round weights one by one, over and over, each to the best value given all others.
 
-For layers whose inputs are at hand, where ``GPTQ`` leaves something to gain; it costs some sweeps
-more.
+For layers whose inputs are at hand, where ``GPTQ`` leaves something to gain; this method costs some
+sweeps more.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class CoordinateRounding(Rewrite):
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
     start : {"gptq", "rtn"}, default="gptq"
     sweeps : int, default=20
-        Most often that all columns are visited.
+        Most passes over all columns.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
 

@@ -1,7 +1,7 @@
 """Hold the older tokens of several layers' caches as one matrix of low rank (xKV).
 
 For models whose adjacent layers have similar keys and values. Nothing is gained if the layers'
-directions have nothing in common; combine it with few bits where both help.
+directions have nothing in common; combine this cache with few bits if both help.
 """
 
 import math
@@ -34,7 +34,7 @@ class CrossLayerCache(CachePacking):
     The tokens of a chunk share their coordinates over all layers of a group; each layer has its own
     directions. Keys are taken before their rotation. Formula: ``[X_1 .. X_G] ~ A [B_1 .. B_G]``, by
     singular values of the chunk, or by directions that were fitted on texts (``caches`` of
-    ``cross_layer_moments``): then only coordinates are held for each token.
+    ``cross_layer_moments``). With fitted directions only coordinates are held for each token.
 
     Range        the least squared error of its rank; 0 at full rank.
     Cost         ``share`` of the bytes; a singular value decomposition of tokens x (layers * heads
@@ -150,7 +150,7 @@ class Factors:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the coordinates and of directions of their own."""
+        """Bytes of the coordinates, and of directions that are not shared."""
         return self.left.nbytes + (0 if self.shared else self.right.nbytes)
 
 

@@ -1,4 +1,4 @@
-"""Prune or round channels without data: what is lost of a channel, like channels make up for.
+"""Prune or round channels without data: similar channels make up for the loss.
 
 For models whose data are not at hand. With examples, ``PruneChannels`` and ``GPTQ`` lose less.
 """
@@ -35,7 +35,7 @@ from sonde.weights.own_config import with_own_config
 @final
 @dataclass(frozen=True)
 class DataFreeCompress(Rewrite):
-    """Leave out or round channels, and let the next layers take up what others have of them.
+    """Leave out or round channels, and let the next layers rebuild them from other channels.
 
     Let ``a_j`` be the weights and the bias that make channel ``j``, batch norm included. What is
     lost of a channel is rebuilt as ``sum_i c_ji a_i`` from the channels that stay (or from all
@@ -90,7 +90,7 @@ class DataFreeCompress(Rewrite):
         check_ranges(self, ridge="> 0")
 
     def reads(self) -> dict[str, Examples]:
-        """Read an example: which layers read a channel is found by running it."""
+        """Read an example: running it shows which layers read a channel."""
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
@@ -168,7 +168,7 @@ class DataFreeCompress(Rewrite):
 
 @dataclass(frozen=True, eq=False)
 class _Maker:
-    """A layer whose channels stand alone, and the units that they are of.
+    """A layer whose channels stand alone, and the units that hold these channels.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ class _Maker:
 
     @classmethod
     def of(cls, model: Model, units: CoupledSet) -> "_Maker | None":
-        """Return the layer of a set of units, or None if they are of several, or of heads."""
+        """Return the layer of a set of units, or None if units span several layers or are heads."""
         first, parts = units.units[0], dict[str, nn.Module]()
         for name in units.layers:
             parts[name] = model.module.get_submodule(name)
@@ -218,7 +218,7 @@ class _Maker:
     def pass_on(
         self, model: Model, ways: Float[Tensor, "unit unit"], now: dict[str, Tensor]
     ) -> None:
-        """Let readers take the channels in the parts that others have of them: ``W ways``."""
+        """Replace readers' columns ``W`` by ``W ways``; row ``u`` of ``ways`` rebuilds unit u."""
         for name in self.units.sides(IN):
             layer = Weighted(name, model.module.get_submodule(name))
             w = now.get(name, layer.matrix()).clone()

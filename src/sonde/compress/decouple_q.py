@@ -1,4 +1,4 @@
-"""Fit codes and the scales that they are read with in turn, each as a problem of its own.
+"""Fit the codes of weights and the scales of codes in turn, each as a problem of its own.
 
 For two or three bits, where the grid matters as much as the rounding; at four bits ``GPTQ`` is as
 good and faster.
@@ -138,7 +138,7 @@ class _Row:
         self.loss = self._loss(self.codes, scale, offset)
 
     def fit_scales(self) -> None:
-        """Take the scales and offsets that suit the codes best, where that lowers the error."""
+        """Take the scales and offsets that suit the codes best, if that lowers the error."""
         n, half = self.w.shape[1], 2 ** (self.grid.bits - 1)
         signed = functional.pad(self.codes - half, (0, -n % self.grid.group))
         step = max(1, MOST // max(1, signed.shape[1] * self.grid.n_groups(n)))
@@ -150,7 +150,7 @@ class _Row:
         self._take(self.codes, scale, offset)
 
     def round_again(self, sweeps: int) -> None:
-        """Take codes that pay for one another's errors, where that lowers the error."""
+        """Take codes that compensate one another's errors, if that lowers the error."""
         one, two = self._each(self.scale, self.offset)
         codes = solved(self.w, one, two, self.h, self.grid.bits, DAMP, ordered=True)
         self._take(codes, self.scale, self.offset)
@@ -187,8 +187,8 @@ def best_scales(
 ) -> tuple[Float[Tensor, "out group"], Float[Tensor, "out group"]]:
     """Return the scale and offset of each group with the least error for given codes.
 
-    Solves the normal equations of each row, of two unknowns for each group. Where they have several
-    solutions, that of least length is taken.
+    Solves the normal equations of each row, of two unknowns for each group. If there are several
+    solutions, the solution of least norm is taken.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Make a few images that a net takes for a whole data set: by its answers and its statistics.
+"""Make a few images that stand for a data set, by a net's answers and statistics.
 
 For nets that classify images. The real images nearest to the centres of clusters are a strong
 alternative: compare before you use these.
@@ -54,8 +54,8 @@ class DistillDataset:
     """Move noise until a net sees the wanted classes, and layers see the moments of the real data.
 
     Each step crops all images at random, enlarges the crop, and lowers ``CE + weight sum_l |mean -
-    mean_l| + |var - var_l|`` over the layers with known moments; the first counts ten times. The
-    smallest crop falls from the whole image to ``crop`` over the first part of the steps, from
+    mean_l| + |var - var_l|`` over the layers with known moments; the first layer counts ten times.
+    The smallest crop falls from the whole image to ``crop`` over the first part of the steps, from
     easy to hard.
 
     Range        images in [``low``, ``high``].
@@ -72,8 +72,8 @@ class DistillDataset:
     weight : float, default=0.01
         Of the moments.
     crop : float, default=0.08
-        Smallest share of an image's area that is seen; 1 takes whole images, and other inputs than
-        images.
+        Smallest share of an image's area that is seen; 1 takes whole images, and also inputs that
+        are not images.
     ramp : float, default=0.8
         Share of the steps over which the smallest crop falls; 0 starts with it.
     schedule : {"cosine", "linear"}, default="cosine"
@@ -202,7 +202,7 @@ def moment_gap(x: Float[Tensor, "row *axes"], state: MomentsState) -> Float[Tens
 def _run(
     module: nn.Module, x: Tensor, layers: Mapping[nn.Module, MomentsState]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the logits, and for each layer how far its input's moments are off, in order."""
+    """Return the logits, and the gap of the moments of each layer's input, in order."""
     gaps: list[Tensor] = []
 
     def around(part: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

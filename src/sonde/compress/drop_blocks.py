@@ -40,7 +40,7 @@ class DropBlocks(Rewrite):
     ``arccos(cos(x, y)) / pi``. A linear map may take the place of each run that is left out:
     ``y = x M + b`` by ridge regression.
 
-    Range        whole blocks of the longest list of the model; the first of equal ones goes.
+    Range        whole blocks of the longest list of the model; of equal blocks the first goes.
     Cost         one pass over the data; a second one for linear maps, O(dim^3) for each.
     Assumes      blocks that run once and keep the shape of the states.
     Differs      from the papers: influence is taken over all real tokens, also for runs; nothing is
@@ -56,7 +56,7 @@ class DropBlocks(Rewrite):
     replace : {"linear"}, optional
         What takes the place of each run; nothing by default.
     ridge : float, default=1e-4
-        Added to variances for the linear map, in their mean.
+        Added to variances for the linear map, as a share of their mean.
 
     References
     ----------
@@ -193,12 +193,12 @@ class _Walk:
         return found, first
 
     def checked(self, plan: RewritePlan) -> RewritePlan:
-        """Return the plan with what the model's own configuration can say of it.
+        """Return the plan with options of the model's configuration that give its new shapes.
 
         Raises
         ------
         InputError
-            If the model does not run so.
+            If the model does not run without these blocks.
         """
         batch = right_padded(next(iter(self.inputs.batches(0, 1))))
         args, kwargs = place_of(self.model.module, batch).call(batch.args, batch.kwargs)
@@ -222,7 +222,7 @@ class _Walk:
 
 
 def _joined(run: Sequence[BlockCall]) -> bool:
-    """Return whether each block of a run reads the states that the one before returned."""
+    """Return whether each block of a run reads the states that the block before returned."""
     return all(
         a.y.shape == b.x.shape and bool(((a.y == b.x) | a.y.isnan()).all())
         for a, b in pairwise(run)

@@ -1,4 +1,4 @@
-"""Compute only the filters of a convolution that an input needs, as a small predictor says (FTWT).
+"""Compute only the filters of a convolution that a small predictor chooses for an input (FTWT).
 
 For convolutional classifiers whose inputs use different filters. Where all inputs heat the same
 filters, a static mask (``PruneWeights``) costs less.
@@ -65,7 +65,7 @@ class DynamicPrune:
     heat : float, default=0.9
         In (0, 1].
     ratio : int, default=4
-        Hidden units of a predictor are the incoming maps over this.
+        A predictor has one hidden unit for this number of incoming maps.
     layers : sequence of str, optional
         Convolutions; all but the first by default.
     steps : int, default=300
@@ -139,8 +139,8 @@ class DynamicPrune:
 def hot_filters(z: Float[Tensor, "row filter h w"], heat: float) -> Bool[Tensor, "row filter"]:
     """Return the smallest set of filters of each row whose heat sums to a share of all heat.
 
-    Heat is the mean absolute value of a map; filters without any are never in the set, and of
-    equal ones the first is taken.
+    Heat is the mean absolute value of a map. Filters without heat are never in the set; of equal
+    filters the first is taken.
     """
     mass = z.double().abs().mean((2, 3))
     order = mass.sort(dim=1, descending=True, stable=True).indices
@@ -182,7 +182,7 @@ class DynamicConv(nn.Module):
         self.chosen: Tensor | None = None
 
     def forward(self, x: Float[Tensor, "row channel h w"]) -> Float[Tensor, "row filter h2 w2"]:
-        """Return the maps of the chosen filters; those of the others are zero."""
+        """Return the maps of the chosen filters; the maps of all other filters are zero."""
         if self.heat == 1:  # every filter that is not zero: nothing to predict
             z = self.conv(x)
             self.chosen = self.target = hot_filters(z.detach(), 1.0)
@@ -221,7 +221,7 @@ class DynamicConv(nn.Module):
 
 
 def _saved(module: nn.Module, inputs: Inputs, names: Sequence[str], heat: float) -> float:
-    """Return the share of multiplications that the targets leave out, of some convolutions."""
+    """Return the share of some convolutions' multiplications that the targets leave out."""
     found: list[tuple[nn.Conv2d, Tensor, int]] = []
 
     def keep(conv: Any, _: Any, z: Tensor) -> None:  # at once: what follows may write into z

@@ -40,11 +40,11 @@ class EarlyExit:
     """Readouts behind blocks, and how sure each must be to answer in the place of the model.
 
     A readout is a linear softmax classifier of a block's pooled states, fitted to the model's own
-    probabilities. It answers where its largest probability is at least the block's threshold: the
-    smallest for which the disagreement with the whole model, among the rows that leave there, is at
-    most ``tolerance``, by the upper limit of Clopper and Pearson on rows of their own. Thresholds
-    are tested from the safest down until the first that fails, at level ``delta`` shared among the
-    blocks.
+    probabilities. It answers if its largest probability is at least the block's threshold. This is
+    the smallest threshold at which the share of leaving rows that disagree with the whole model is
+    at most ``tolerance``, by the upper limit of Clopper and Pearson on calibration rows.
+    Thresholds are tested from the safest down until the first that fails, at level ``delta`` shared
+    among the blocks.
 
     Range        with probability ``1 - delta`` at most ``tolerance`` of the rows that leave at any
                  block get another class than from the whole model; ``tolerance=0`` never exits.
@@ -91,7 +91,7 @@ class EarlyExit:
         Raises
         ------
         InputError
-            If an input is in both, or the model gives no answer for each input.
+            If an input is in both, or the model does not give one answer for each input.
         """
         if set(train.group_keys) & set(calibration.group_keys):
             raise InputError(
@@ -130,11 +130,11 @@ class EarlyExit:
 def exit_threshold(
     sure: Float[Tensor, "row"], wrong: Bool[Tensor, "row"], tolerance: float, delta: float
 ) -> float:
-    """Return the smallest confidence above which at most ``tolerance`` of rows are wrong.
+    """Return the smallest confidence from which at most ``tolerance`` of rows are wrong.
 
-    With probability ``1 - delta`` this holds of rows drawn like these. Infinity if no threshold is
-    sure: below ``log(delta) / log(1 - tolerance)`` rows none ever is. Thresholds that fewer than an
-    eighth of the rows exceed are not tried: one wrong row among few would end the search.
+    With probability ``1 - delta`` this holds for rows drawn like these. Infinity if no threshold is
+    certain, as always below ``log(delta) / log(1 - tolerance)`` rows. Thresholds that fewer than an
+    eighth of the rows reach are not tried: one wrong row among few would end the search.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ class ExitAnswers:
     ----------
     logits : Float[Tensor, "row class"]
     depth : Int[Tensor, "row"]
-        Number of the exit that each row left by; the number of exits if by none.
+        Number of the exit that each row left by, from 0; the number of exits if it never left.
     """
 
     logits: Float[Tensor, "row class"]
@@ -199,7 +199,7 @@ class EarlyExits(State):
     def answer(self, model: Model | nn.Module, *args: Any, **kwargs: Any) -> ExitAnswers:
         """Return the answers to a batch; blocks run on the rows that are left, or not at all.
 
-        The model is called with ``args`` and ``kwargs``, in the mode in which it is. Tensors of a
+        The model is called with ``args`` and ``kwargs``, in its current mode. Tensors of a
         block's arguments whose first axis is as long as the batch are taken to hold a row for each
         input.
         """
@@ -216,7 +216,7 @@ class EarlyExits(State):
 
 
 class _Run:
-    """One forward whose rows leave."""
+    """One forward in which rows leave at exits."""
 
     def __init__(self, exits: EarlyExits, mask: Tensor | None) -> None:
         self.exits, self.mask = exits, mask
@@ -260,7 +260,7 @@ class _Run:
         self.logits[rows], self.depth[rows] = logits, number
 
     def answers(self, output: Any) -> ExitAnswers:
-        """Return all answers, with those of the whole model for the rows that were left."""
+        """Return all answers; rows that never left get the answer of the whole model."""
         if output is not None:
             logits = _logits(output)
             if self.rows is None:

@@ -1,4 +1,4 @@
-"""A learned distribution for each channel of a latent: its bits while training, its code after.
+"""A learned distribution for each channel of a latent: bits while training, a codec afterwards.
 
 For a net that is cut in two, whose first half sends few bits to the second. Train with the bits in
 the loss, then take the codec with its fixed tables.
@@ -33,8 +33,8 @@ class EntropyBottleneck(nn.Module):
 
     Range        bits of a row, from 0; at least 1e-9 of mass for every number.
     Cost         about 60 products for each entry.
-    Assumes      channels independent of one another and of their places, up to what training makes
-                 of them.
+    Assumes      channels independent of one another and of their places, as far as training makes
+                 them independent.
     Differs      from the paper: the distribution alone; encoder, decoder and losses are yours.
 
     Parameters
@@ -114,7 +114,7 @@ class EntropyBottleneck(nn.Module):
 
     @torch.no_grad()
     def codec(self) -> "LatentCodec":
-        """Return the codec of what was learned, with fixed tables; channels are its last axis."""
+        """Return the codec of the learned distributions, by fixed tables; channels come last."""
         middle = self.medians()
         steps = torch.arange(-MOST_WIDE, MOST_WIDE + 1)
         at = (middle[:, None] + steps)[:, None].to(self.biases[0])
@@ -171,7 +171,7 @@ class LatentCodec(Codec):
         return len(self.medians)
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the share of half a step in every entry."""
+        """Return the share that is lost if every entry is off by half a step."""
         norm = float(x.double().square().sum())
         return (1 + 1e-6) * x.numel() / 4 / norm if norm else float("inf")
 

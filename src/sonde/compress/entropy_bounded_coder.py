@@ -1,4 +1,4 @@
-"""Tell as much as possible of a symbol in a message of bounded entropy.
+"""Tell as much as possible about a symbol in a message of bounded entropy.
 
 For messages that must be cheap, or fit into choices that look random: couple the message with these
 by ``sonde.measure.minimum_entropy_coupling``.
@@ -24,7 +24,7 @@ Cells = tuple[tuple[int, ...], ...]
 @final
 @dataclass(frozen=True)
 class BoundedCode:
-    """A message for each symbol, drawn by chance for one of them at most.
+    """A message for each symbol; at most one symbol has a random message.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class BoundedCode:
     entropy : float
         Of the message, in nats.
     information : float
-        That the message has of the symbol, in nats.
+        That the message gives about the symbol, in nats.
     """
 
     channel: Float[Tensor, "symbol message"]
@@ -49,12 +49,13 @@ class BoundedCode:
 @final
 @dataclass(frozen=True)
 class EntropyBoundedCoder:
-    """Merge symbols to messages until their entropy is within a rate, so that they tell the most.
+    """Merge symbols into messages whose entropy is within a rate, so that messages tell the most.
 
     For a fixed message of each symbol, the information is the entropy of the message. Up to 8
     symbols all partitions are tried; up to 64 the ``beam`` partitions of largest entropy are
-    followed while cells are merged, above that one. What is left of the rate is used by chance: one
-    symbol of a merged cell gets a message of its own with the probability that fills the rate.
+    followed while cells are merged, above 64 a single partition. The rest of the rate is filled at
+    random: one symbol of a merged cell gets its own message, with the probability that fills the
+    rate.
 
     Range        ``information <= entropy <= rate``; below the rate by less than the last merge
                  took, at most ``ln 2`` times the mass of the merged cells.
@@ -120,7 +121,7 @@ class EntropyBoundedCoder:
         return BoundedCode(channel, entropy, max(0.0, spent))
 
     def _partition(self, p: list[float]) -> Cells:
-        """Return the partition of largest entropy within the rate that was found."""
+        """Return the partition of largest entropy that was found within the rate."""
         if _entropy(p) <= self.rate:
             return tuple((i,) for i in range(len(p)))
         if len(p) <= EXHAUSTIVE:
@@ -144,7 +145,7 @@ class EntropyBoundedCoder:
         return best[1]
 
     def _leak(self, p: list[float], cells: Cells) -> tuple[int, float] | None:
-        """Return the symbol, and the chance of its own message, that tell most within the rate."""
+        """Return the symbol whose own message tells most within the rate, and its chance."""
         before = _of(p, cells)
         best: tuple[float, int, float] | None = None
         for cell in cells:
@@ -160,7 +161,7 @@ class EntropyBoundedCoder:
         return None if best is None else best[1:]
 
     def _filled(self, before: float, whole: float, most: float) -> float:
-        """Return the mass that a cell gives to a new one so that the entropy is the rate."""
+        """Return the mass that a cell gives to a new cell so that the entropy equals the rate."""
         low, high = 0.0, most
         for _ in range(100):
             middle = (low + high) / 2
@@ -183,7 +184,7 @@ def partitions(n: int) -> Iterator[Cells]:
 def _merges(
     p: list[float], cells: Cells, entropy: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return all pairs of cells, and the entropy after each is merged."""
+    """Return all pairs of cells, and the entropy after each pair is merged."""
     mass = np.array([sum(p[i] for i in cell) for cell in cells])
     left, right = np.triu_indices(len(cells), 1)
     terms = -mass * np.log(np.maximum(mass, 1e-300))

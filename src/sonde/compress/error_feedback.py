@@ -1,4 +1,4 @@
-"""Carry what a codec left out of one round into the next (error feedback)."""
+"""Carry the error of a codec from one round into the next (error feedback)."""
 
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ class Sent(NamedTuple):
 def error_feedback(codec: Codec, gradient: Tensor, error: Tensor | None = None) -> Sent:
     """Encode a gradient plus the error of earlier rounds, and return the error that remains.
 
-    What was decoded over all rounds, plus the last error, is the sum of the gradients, to rounding.
+    The decoded gradients of all rounds plus the last error sum to the gradients, up to rounding.
     The error is the caller's: keep one for each tensor and save it with the optimizer.
 
     Parameters

@@ -138,7 +138,7 @@ def expected_attention_of(
     inputs : Inputs
         Texts, as ``open_inputs`` gives them.
     rule : ExpectedAttention, optional
-        Its other parameters.
+        The rule that gives the other parameters.
     progress : bool, default=True
     """
     rule = ExpectedAttention() if rule is None else rule

@@ -91,7 +91,7 @@ class ExpertUse(State):
         return self.counts[layer].double() / max(1, self.tokens)
 
     def likeness(self, layer: int) -> Float[Tensor, "expert expert"]:
-        """Return the cosine of the scores of each two experts of a layer over tokens."""
+        """Return the cosine between the scores of each pair of a layer's experts over tokens."""
         size = self.grams[layer].diagonal().sqrt().clamp(min=1e-300)
         return self.grams[layer] / torch.outer(size, size)
 
@@ -111,7 +111,7 @@ def expert_use(
     Raises
     ------
     InputError
-        If the model has no mixture of experts, or one reads no token.
+        If the model has no mixture of experts, or a mixture reads no token.
     """
     live, end = as_model(model), len(inputs) if stop is None else min(stop, len(inputs))
     found = {one.router: one for one in mixtures("expert_use", live.module)}

@@ -27,7 +27,7 @@ LINEAR = 1e-3
 
 
 class Choice:
-    """Which expert each row, or each token of a row, is for; None outside of ``routed``."""
+    """The expert of each row, or of each token of a row; None outside of ``routed``."""
 
     def __init__(self) -> None:
         self.experts: Tensor | None = None
@@ -53,7 +53,7 @@ class SlicedBlock(nn.Module):
         self.choice = choice
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what each token's expert gives."""
+        """Return the output of each token's expert."""
         chosen = self.choice.experts
         if chosen is None:
             raise StateError(
@@ -124,7 +124,7 @@ class ExtractExperts:
     The expert of a domain has the units that are active most often over its tokens, in every dense
     block; all other layers are shared. Units may belong to several experts.
 
-    Range        a model with the outputs of the original where ``share`` is 1, bit for bit.
+    Range        if ``share`` is 1, a model with the outputs of the original, bit for bit.
     Cost         one pass over each domain; then a forward with ``share`` of the dense blocks.
                  Experts hold their units themselves: ``experts x share`` of the blocks in memory.
     Assumes      a hidden layer in which each unit is computed alone: ReLU, GELU, gated.
@@ -164,7 +164,7 @@ class ExtractExperts:
         ----------
         model : Model or nn.Module
         domains : mapping of str to data or UnitUse
-            What each expert is for, by its name.
+            The domain of each expert, by the expert's name.
 
         Raises
         ------
@@ -210,7 +210,7 @@ class ExtractExperts:
 
 
 def narrowed(block: DenseBlock, units: Int[Tensor, "unit"]) -> nn.Module:
-    """Return a copy of a block with some of its hidden units alone."""
+    """Return a copy of a block with only some of its hidden units."""
     new = copy.copy(block.module)
     new._modules = dict(block.module._modules)
     for name in (*block.ups, block.down):

@@ -88,7 +88,7 @@ class FeaturePCA(Codec):
         return len(self.mean)
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the share of what is left out, and of half a step in each written component."""
+        """Return the share lost by components left out and by half a step in written components."""
         rows = x.double().reshape(-1, self.width) - self.mean
         left = rows - rows @ self.axes @ self.axes.T
         lost = float(left.square().sum()) + len(rows) * self.axes.shape[1] * self.step**2 / 4
@@ -122,7 +122,7 @@ class FeaturePCA(Codec):
 
 
 def water_level(variances: Float[Tensor, "dim"], bits: float) -> tuple[float, int]:
-    """Return the distortion that a number of bits buys, and how many components get any.
+    """Return the distortion at a number of bits, and how many components get bits.
 
     With variances in descending order and ``k`` of them above the level ``D``,
     ``sum_{i <= k} log2(variance_i / D) / 2 = bits``.

@@ -119,7 +119,7 @@ def fidelity(
 
 
 def _interval(kl: Tensor, group: Tensor) -> tuple[float, float]:
-    """Return the 95 % interval of a mean over answers, whose groups are drawn anew."""
+    """Return the 95 % interval of a mean over answers, by resampling groups of answers."""
     n_groups = int(group.max()) + 1
     sums, counts = torch.zeros(2, n_groups, dtype=torch.float64)
     sums.index_add_(0, group, kl)

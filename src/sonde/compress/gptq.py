@@ -1,7 +1,7 @@
-"""Round weights one column after the other, each paying for the errors of those before it.
+"""Round weights column by column; each column compensates the errors of the columns before it.
 
-For layers whose inputs are at hand. The loss that it lowers is that of the layer's output on these;
-without data, and for a first look, ``RTN``.
+For layers whose inputs are at hand. The loss is the error of the layer's output on these inputs.
+Without data, and for a first look, use ``RTN``.
 """
 
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ class GPTQ(Rewrite):
     """Round weights to a grid so that the layer's outputs change least.
 
     Minimises ``tr((W - V) H (W - V)^T)`` over roundings ``V``, with ``H`` the second moment of the
-    layer's inputs, greedily: columns are rounded one by one, and what a column loses is put on
-    those that are still open, by the Cholesky factor of ``H^-1``. A row for which plain rounding
-    has the smaller loss keeps plain rounding.
+    layer's inputs, greedily: columns are rounded one by one, and the error of a column is moved to
+    the columns that are not yet rounded, by the Cholesky factor of ``H^-1``. A row for which plain
+    rounding has the smaller loss keeps plain rounding.
 
     Range        as ``RTN``; the loss on the calibration inputs is never above that of ``RTN``.
     Cost         one pass over the data; O(dim^3) for each input and O(out dim^2) for each layer.
@@ -56,7 +56,7 @@ class GPTQ(Rewrite):
         Entries of a row that share a scale; 0: all of them.
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
     damp : float, default=0.01
-        Added to the diagonal of ``H``, in its mean.
+        Added to the diagonal of ``H``, as a share of its mean.
     ordered : bool, default=True
         Round columns of large inputs first.
     guard : bool, default=True
@@ -155,7 +155,7 @@ def solved(
     damp: float,
     ordered: bool = False,
 ) -> Float[Tensor, "out in"]:
-    """Return codes, whole numbers: column after column, the error put on open ones.
+    """Return whole codes, column by column; errors move to columns that are not yet rounded.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def solved(
     scale, offset : Float[Tensor, "out in"]
         Of each entry.
     h : Float[Tensor, "in in"]
-        Second moment of the inputs; those that are always 0 take weights of 0.
+        Second moment of the inputs; inputs that are always 0 get weights of 0.
     bits : int
     damp : float
     ordered : bool, default=False

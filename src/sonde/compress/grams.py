@@ -37,7 +37,7 @@ class LayerGrams(State):
     Parameters
     ----------
     names : tuple of str
-        For each state the layers that read the rows, ``a&b``, and which group of a convolution.
+        For each state, the layers that read the rows, ``a&b``, and the group of a convolution.
     counts : tuple of int
         Rows of each.
     means : tuple of Float[Tensor, "dim"]
@@ -76,12 +76,12 @@ class LayerGrams(State):
         )
 
     def of_layers(self, layers: Iterable[str], group: int = 0) -> MomentsState:
-        """Return the moments of all rows that any of some layers reads, each tensor once.
+        """Return the moments of all rows that layers read, once for each layer that reads them.
 
         Raises
         ------
         StateError
-            If none of them was read.
+            If the inputs of none of these layers were read.
         """
         wanted = set(layers)
         found: MomentsState | None = None
@@ -179,7 +179,7 @@ def add_rows(
     batch: InputBatch,
     exact: bool = False,
 ) -> int:
-    """Add what layers read in one forward to moments; return how many rows are not finite."""
+    """Add the rows that layers read in one forward to moments; return how many are not finite."""
     broken = 0
     for name, rows in _rows_of(chosen, calls, batch).items():
         finite = torch.isfinite(rows).all(1)
@@ -224,7 +224,7 @@ def _moments(rows: Float[Tensor, "row dim"], exact: bool) -> MomentsState:
 def _rows_of(
     chosen: Mapping[nn.Module, Weighted], calls: list[tuple[nn.Module, Tensor]], batch: InputBatch
 ) -> dict[str, Tensor]:
-    """Return the rows of each tensor that layers read in one forward, by the names of these."""
+    """Return the rows of each tensor that layers read in one forward, by the layers' names."""
     readers: dict[Any, list[Weighted]] = defaultdict(list)
     tensors: dict[Any, Tensor] = {}
     for module, x in calls:
@@ -255,7 +255,7 @@ def without_padding(x: Tensor, batch: InputBatch) -> Tensor:
 
 
 def layers_of_weight(module: nn.Module, name: str) -> list[str]:
-    """Return the layers that multiply by the weight of one, itself included."""
+    """Return the layers that multiply by a layer's weight, this layer included."""
     weight = module.get_submodule(name).weight
     return [n for n, part in module.named_modules() if part._parameters.get("weight") is weight]
 

@@ -1,4 +1,4 @@
-"""Plan ahead which experts are in memory, where the expert of every request is known before."""
+"""Plan which experts are in memory, if the expert of every request is known in advance."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def group_requests(experts: Sequence[int], size: int) -> list[list[int]]:
 def count_loads(experts: Sequence[int], room: int) -> int:
     """Return how often an expert must be loaded if memory holds ``room`` of them.
 
-    When memory is full, the expert that is needed again last goes; no plan needs fewer loads.
+    If memory is full, the expert whose next use is latest goes; no plan needs fewer loads.
 
     Parameters
     ----------

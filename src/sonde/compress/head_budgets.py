@@ -1,4 +1,4 @@
-"""Let the heads of a layer share its budget out, by the scores of another rule (AdaKV)."""
+"""Share a layer's budget out among its heads, by the scores of another rule (AdaKV)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, final
@@ -18,8 +18,8 @@ class HeadBudgets(RuleAround):
     """Keep the tokens of the largest scores of all heads of a layer, and a floor in each head.
 
     Heads that look at few tokens give slots to heads that look at many. Each head keeps its best
-    ``floor * budget`` tokens; what is left of the budgets of all heads goes to the largest scores,
-    of equal ones to the first head.
+    ``floor * budget`` tokens; the rest of all heads' budgets goes to the largest scores, of equal
+    scores to the first head's.
 
     Range        scores of the rule; in sum over heads ``budget`` times their number is kept.
     Cost         that of the rule; between calls no empty slot is held, in a call each head has as
@@ -60,7 +60,7 @@ class HeadBudgets(RuleAround):
         return self.rule.score(keys, values, seen)
 
     def share_out(self, scores: Tensor, seen: CachedTokens) -> Tensor:
-        """Return how many of the largest scores of all heads are in each head."""
+        """Return how many tokens each head keeps: its floor, and its part of the largest scores."""
         order = scores.sort(dim=-1, descending=True, stable=True).indices
         rank = order.argsort(-1)
         floor = (self.floor * seen.keep).floor()[:, None, None]

@@ -1,7 +1,7 @@
 """Keep the tokens whose keys are short.
 
 For models in which keys of small norm draw the most attention, which was found in several trained
-language models. In small models without attention sinks it is often worse than keeping any tokens.
+language models. In small models without attention sinks, arbitrary tokens are often better to keep.
 """
 
 from dataclasses import dataclass

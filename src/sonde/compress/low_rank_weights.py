@@ -1,7 +1,7 @@
 """Replace weights by products of two thin matrices: smaller and faster without a kernel.
 
-The loss that it lowers is that of the layer's output. At equal bytes rounding to few bits usually
-changes answers less: compare with ``GPTQ``.
+The loss is the error of the layer's output. At equal bytes rounding to few bits usually changes
+answers less: compare with ``GPTQ``.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ class LowRankWeights(Rewrite):
     ``scale`` (ASVD) cuts those of ``W`` with columns scaled by a power of the size of the inputs,
     ``none`` those of ``W`` itself.
 
-    Range        linear layers become ``ThinLinear``; layers too small for the rank stay, unless
-                 they are named.
+    Range        linear layers become ``ThinLinear``. Layers too small for ``rank`` stay; if they
+                 are named, InputError.
     Cost         one pass over the data (``none``: no data); O(dim^3) for each layer.
     Assumes      inputs of the kind that the model will meet; all layers are fitted at the inputs of
                  the whole model, unless ``sequential``.
@@ -47,14 +47,14 @@ class LowRankWeights(Rewrite):
     Parameters
     ----------
     share : float, default=0.5
-        Of the numbers of each weight that are saved. 0 changes nothing.
+        Of the numbers of each weight that are left out. 0 changes nothing.
     rank : int, optional
         The same for all layers, in place of a share.
     whiten : {"output", "gram", "scale", "none"}, default="output"
     power : float, default=0.5
         Of the size of an input, for ``scale``.
     damp : float, default=1e-6
-        Added to the diagonal of ``H``, in its mean, for ``gram``.
+        Added to the diagonal of ``H``, as a share of its mean, for ``gram``.
     half : bool, default=True
         Round both matrices to float16 (bfloat16 if a number is too large), so that files are
         smaller.

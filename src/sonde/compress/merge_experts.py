@@ -31,10 +31,10 @@ class MergeExperts(Rewrite):
     """Give experts that a router scores alike the same weights: their mean by use.
 
     The most used experts of the whole model stay apart, one in each layer at least. Every other
-    joins the one of its layer whose scores are most alike over tokens, by their cosine. Hidden
-    units of an expert are first permuted to those of the one it joins, so that the sum of products
-    of their weights is largest. The router keeps a score for each old expert: a token that picks
-    two of one group gets the merged expert with the sum of both weights.
+    expert joins the expert of its layer whose scores are most alike over tokens, by their cosine.
+    First its hidden units are permuted to match the expert that it joins, so that the sum of
+    products of their weights is largest. The router keeps a score for each old expert: a token that
+    picks two of one group gets the merged expert with the sum of both weights.
 
     Range        experts alone change; all experts of a group are equal bit for bit.
     Cost         one pass over the data; an assignment of hidden units, O(hidden^3), for each expert
@@ -135,7 +135,7 @@ class MergeExperts(Rewrite):
     def _merged(
         self, one: Mixture, head: Int[Tensor, "expert"], share: Float[Tensor, "expert"]
     ) -> tuple[Tensor, Tensor]:
-        """Return both stacks with the mean of its group in the place of each expert."""
+        """Return both stacks, with each expert replaced by the mean of its group."""
         up, down = (x.to(torch.float64, copy=True) for x in _stacks(one))
         for e in (head != torch.arange(len(head))).nonzero()[:, 0].tolist():
             if self.align:
@@ -161,9 +161,9 @@ def heads_of(
     share: Float[Tensor, "expert"],
     capacity: int | None,
 ) -> Int[Tensor, "expert"]:
-    """Return for each expert the one that it joins: itself if it stays apart.
+    """Return the expert that each expert joins: itself if it stays apart.
 
-    The most used choose first; a group that is full takes no more.
+    The most used experts choose first; a full group takes no more experts.
     """
     head = torch.arange(len(like))
     if capacity is not None and capacity * len(stay) < len(like):

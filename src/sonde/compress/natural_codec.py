@@ -31,7 +31,7 @@ class NaturalCodec(Codec):
     Parameters
     ----------
     seed : int, default=0
-        From 0; what draws the rounding.
+        From 0; draws the rounding.
 
     Examples
     --------

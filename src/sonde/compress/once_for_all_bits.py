@@ -126,7 +126,7 @@ class OnceForAllBits(Rewrite):
         rate, epochs, seed
             Of the training by Adam.
         layers : sequence of str, optional
-            As of the class.
+            As in the class.
         progress : bool, default=True
         """
         live = as_model(model)
@@ -190,7 +190,7 @@ class OnceForAllBits(Rewrite):
 
 
 def draw_widths(n: int, widths: Sequence[int], draw: torch.Generator) -> list[int]:
-    """Return a width for each of ``n`` layers: first their sum is drawn, then a mixture of it.
+    """Return a width for each of ``n`` layers: first a sum is drawn, then widths of this sum.
 
     All sums that exist are equally likely, and all mixtures of a sum. Widths drawn layer by layer
     would nearly always have a sum near the middle.

@@ -19,7 +19,7 @@ NONE = -100
 
 @final
 class PreGate(nn.Module):
-    """A small causal net from the tokens so far to an expert for each token, in all layers at once.
+    """A small causal net that chooses each token's expert, for all layers, from the tokens so far.
 
     Since it stands outside of the model, experts are known before a forward: requests can be
     grouped by them (``group_requests``), and weights can be loaded ahead.

@@ -1,4 +1,4 @@
-"""Shorter prompts: whole words are left out, those that tell a reader least first."""
+"""Shorten prompts: leave out whole words, the least informative words first."""
 
 import math
 import re
@@ -32,7 +32,7 @@ class CompressedPrompt:
     ----------
     text : str
     words : tuple of (int, int)
-        First and last character of every word of the original, blanks before it included.
+        Start and end of every word in the original, the end excluded, blanks before it included.
     kept : Bool[Tensor, "word"]
     scores : Float[Tensor, "word"]
         Higher scores were kept first.
@@ -52,16 +52,16 @@ class CompressedPrompt:
 @final
 @dataclass(frozen=True)
 class PromptCompressor:
-    """Keep the words of a text that tell most, in their order; or its sentences.
+    """Keep the most informative words of a text, or its sentences, in their order.
 
-    Without a probe a word tells its self-information: the sum over its tokens of ``-log p``, nats.
-    A sentence tells the mean over its tokens, so that long ones do not win by their length.
-    ``learn`` fits a linear probe of the model's states to what leaving out a word does to the
+    Without a probe a word scores its self-information: the sum over its tokens of ``-log p``, nats.
+    A sentence scores the mean over its tokens, so that long sentences do not win by their length.
+    ``learn`` fits a linear probe of the model's states to the effect of leaving out a word on the
     reader: the divergence of its next-token distributions over the following tokens.
 
     Range        exactly ``round(share words)`` words, more where more are forced; of equal scores
                  the first are kept. ``share=1`` gives the text back.
-    Cost         one forward for half a window; ``learn`` one for each word of its texts.
+    Cost         one forward for half a window; ``learn`` two for each word of its texts.
     Assumes      a causal language model with a tokenizer that knows offsets.
     Differs      from LLMLingua-2: the reader itself labels words, no larger model's short texts;
                  states see what stands before a word alone.
@@ -124,15 +124,15 @@ class PromptCompressor:
     def learn(
         self, model: Model, texts: Sequence[str], horizon: int = 64, progress: bool = True
     ) -> "KeepProbe":
-        """Fit the probe that says of a word, from its states, whether the reader needs it.
+        """Fit a probe that predicts from a word's states how much the reader needs the word.
 
         Parameters
         ----------
         model : Model
         texts : sequence of str
-            Of the kind to be shortened; what stands beyond a window is not read.
+            Of the kind to be shortened; text beyond the first window is not read.
         horizon : int, default=64
-            Tokens behind a word on which its absence is measured.
+            Tokens behind a word on which the effect of leaving it out is measured.
         progress : bool, default=True
         """
         rows, labels = list[Tensor](), list[Tensor]()
@@ -180,7 +180,7 @@ class KeepProbe:
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """What a model made of a text: states, information and first characters of its tokens."""
+    """A model's reading of a text: states, information and first characters of its tokens."""
 
     states: Float[Tensor, "token dim"]
     information: Float[Tensor, "token"]
@@ -231,7 +231,7 @@ def _cut(model: Model, text: str, window: int) -> str:
 
 @torch.no_grad()
 def _moved(model: Model, text: str, word: tuple[int, int], horizon: int) -> float:
-    """Return how far the next tokens' distributions move where a word is left out, nats."""
+    """Return the divergence of the next tokens' distributions if a word is left out, in nats."""
     device, sides = next(model.module.parameters()).device, list[Tensor]()
     behind = len(_tokens(model, text[word[1] :])[1])
     for given in (text, text[: word[0]] + text[word[1] :]):

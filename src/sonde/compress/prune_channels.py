@@ -1,4 +1,4 @@
-"""Make layers narrower: channels, neurons and heads are left out, and the next layer pays for them.
+"""Make layers narrower: leave out channels, neurons and heads; the next layer compensates.
 
 The model becomes smaller and faster on any processor, without a kernel. For single weights at the
 same shapes, ``PruneWeights`` and ``SparseGPT``; for whole blocks, ``DropBlocks``.
@@ -41,14 +41,14 @@ from sonde.weights.own_config import with_own_config
 class PruneChannels(Rewrite):
     """Leave out channels that the layers behind them can do without.
 
-    What must go together is found by trying: channels of all layers that write into one sum, the
-    query, key and value features of a head, the batch norm behind a convolution, and the inputs of
-    all layers that read them are one unit. With ``C`` the covariance of a reader's inputs (second
+    Trials find which channels must go together, as a unit: channels of all layers that write into
+    one sum, the query, key and value features of a head, the batch norm behind a convolution, and
+    the inputs of all layers that read these. With ``C`` the covariance of a reader's inputs (second
     moment if the reader has no bias), ``reconstruction`` takes away one unit ``U`` after the other:
-    that with the smallest rise ``tr(W_U ([C^-1]_UU)^-1 W_U^T)`` of the readers' output errors,
-    while the inputs that are left pay. ``power`` scores by ``sum_U C_jj |W_j|^2``, ``norm`` by the
-    squares of all weights of a unit. The readers are then fitted to the inputs that are left,
-    ``W' = W C_:S (C_SS + damp)^-1``, and the mean of what is gone goes into their biases.
+    the unit with the smallest rise ``tr(W_U ([C^-1]_UU)^-1 W_U^T)`` of the readers' output errors,
+    while the inputs that are left compensate. ``power`` scores by ``sum_U C_jj |W_j|^2``, ``norm``
+    by the squares of all weights of a unit. The readers are then fitted to the inputs that are
+    left, ``W' = W C_:S (C_SS + damp)^-1``; the mean of the lost inputs goes into their biases.
 
     Range        the same share of the units of each set: channels of a stream, neurons of an MLP,
                  heads of an attention; at least one unit stays.
@@ -68,12 +68,13 @@ class PruneChannels(Rewrite):
     round_to : int, default=1
         The number of units that stay is a multiple of this, if the set has as many.
     damp : float, default=1e-4
-        Added to the diagonal of ``C``, in its mean.
+        Added to the diagonal of ``C``, as a share of its mean.
     half : bool, default=True
         Round the fitted weights to float16 (bfloat16 if one is too large), so that files are
         smaller.
     layers : sequence of str, optional
-        Patterns of layers' names; sets of units with a channel of such a layer. All by default.
+        Patterns of layers' names: only sets with a channel of a named layer lose units. All by
+        default.
 
     References
     ----------
@@ -98,7 +99,7 @@ class PruneChannels(Rewrite):
         check_ranges(self, share="[0, 1)", round_to=">= 1", damp="> 0")
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples: what reads a channel is found by running them."""
+        """Read examples: running them shows which layers read a channel."""
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
@@ -248,7 +249,7 @@ class _Reader:
 
 
 class _Steps:
-    """Units of a layer's inputs taken away one by one, while those that are left pay."""
+    """Removal of a layer's input units one by one; the inputs that are left compensate."""
 
     def __init__(self, reader: _Reader, columns: list[list[int]]) -> None:
         self.w, self.inverse = reader.layer.matrix(), torch.linalg.inv(reader.h)
@@ -256,7 +257,7 @@ class _Steps:
         self.gone = torch.zeros(len(columns), dtype=torch.bool)
 
     def costs(self) -> Float[Tensor, "unit"]:
-        """Return by how much the output error rises without each unit; infinite for those gone."""
+        """Return the rise of the output error without each unit; infinite for units now gone."""
         found = torch.full(self.gone.shape, torch.inf, dtype=torch.float64)
         index = self.columns[~self.gone]
         blocks = self.inverse[index[:, :, None], index[:, None, :]]

@@ -1,7 +1,7 @@
 """Remove the weights that matter least, by their size or by what they add to outputs.
 
-What is left keeps its value: for weights that pay for those removed, ``SparseGPT``. Files hold the
-weights that are left, and a bit for each weight; in memory the tensor keeps its size.
+Weights that are left keep their values; ``SparseGPT`` also adjusts them. Files hold the weights
+that are left, and a bit for each weight; in memory the tensor keeps its size.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ class PruneWeights(Rewrite):
         Of the weights that are removed. 0 changes nothing.
     score : {"magnitude", "wanda"}, default="magnitude"
     within : {"row", "layer"}, default="row"
-        What weights are compared in; ``wanda`` compares within rows alone.
+        Group in which weights are compared; ``wanda`` compares only within rows.
     pattern : str, optional
         ``2:4`` keeps two of every four neighbours in a row, in place of a share.
     layers : sequence of str, optional

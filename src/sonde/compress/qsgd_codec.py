@@ -31,7 +31,7 @@ class QsgdCodec(Codec):
     levels : int, default=7
         Levels above 0, s; 7 take four bits.
     seed : int, default=0
-        From 0; what draws the rounding.
+        From 0; draws the rounding.
 
     Examples
     --------

@@ -44,7 +44,7 @@ class QuantCache(CachePacking):
         Share of the numbers of a channel of keys, or of a token's value, that are kept as they are:
         half of it the largest, half the smallest, rounded up.
     rank : int, default=0
-        Rank of what is added back.
+        Rank of the matrix that is added back.
     chunk : int, default=64
         Tokens that are packed together; a channel of keys has one scale in a chunk.
     recent : int, default=64

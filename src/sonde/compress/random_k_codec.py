@@ -31,7 +31,7 @@ class RandomKCodec(Codec):
     scaled : bool, default=True
         Multiply by d / k: unbiased. Leave off with error feedback.
     seed : int, default=0
-        From 0; what draws the entries.
+        From 0; draws the entries.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Round each weight to the nearest point of a grid: no data, and what all else is compared with."""
+"""Round each weight to the nearest point of a grid: the baseline of all methods, without data."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +15,8 @@ from sonde.weights import Change, Grid, Rewrite, RewritePlan
 class RTN(Rewrite):
     """Round each weight to the nearest of ``2^bits`` values that its group shares.
 
-    The values of a group lie evenly from its smallest to its largest entry and include its
-    surroundings of 0; scale and offset are kept in bfloat16, and codes are computed with these.
+    The values are evenly spaced: over the range of the group's entries and 0, or symmetric around
+    0. Scale and offset are kept in bfloat16, and codes are computed with these.
 
     Range        linear layers become ``QuantLinear``; a convolution that is named stays one, with
                  rounded weights in its old type: no bytes are saved there.
@@ -34,8 +34,8 @@ class RTN(Rewrite):
     symmetry : {"asymmetric", "symmetric"}, default="asymmetric"
         Symmetric grids have no offset.
     clip : {"mse"}, optional
-        Let each group take the narrower grid with the smallest squared error, of 21 from its whole
-        range to half of it; weights outside go to the grid's end.
+        Give each group the grid with the smallest squared error, of 21 from its whole range to half
+        of it; weights outside go to the grid's end.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
 

@@ -66,8 +66,8 @@ class SequenceCoder(Codec):
     n_tokens : int or None, default=None
         Size of the vocabulary; by default the configuration's.
     start : int or None, default=None
-        The token that stands before each window; by default the model's first or last token of a
-        text, else 0.
+        The token that stands before each window; by default the model's start-of-text or
+        end-of-text token, else 0.
     progress : bool, default=False
         Show a progress bar if coding takes more than two seconds.
 
@@ -232,7 +232,7 @@ class SequenceCoder(Codec):
 
 
 def fingerprint(model: Model | nn.Module) -> bytes:
-    """Return 8 bytes that know a model by its weights and by what its configuration computes."""
+    """Return a fingerprint of 8 bytes of a model's weights and its configuration of the forward."""
     module, config = module_of(model), as_model(model).config
     hashed = blake2b(type(module).__name__.encode(), digest_size=8)
     in_own_form(module)
@@ -282,7 +282,7 @@ def _blocks(p: np.ndarray) -> np.ndarray:
 
 
 def _inside(blocks: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Return the probabilities in the block of each row; uniform in a block of almost none."""
+    """Return the probabilities in each row's block; uniform if the block has almost no mass."""
     chosen = blocks[np.arange(len(which)), which]
     total = chosen.sum(-1, keepdims=True)
     return np.where(total > 1e-30, chosen / np.maximum(total, 1e-30), 1.0)

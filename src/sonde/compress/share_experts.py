@@ -1,4 +1,4 @@
-"""Hold experts that are equal once: what makes a model with merged experts smaller in memory."""
+"""Hold equal experts once, so that a model with merged experts is smaller in memory."""
 
 import copy
 from typing import Any
@@ -20,9 +20,9 @@ class SharedExperts(nn.Module):
     experts : nn.Module
         Stacked experts of transformers.
     slot : Int[Tensor, "expert"]
-        Which of the different ones stands in each place.
+        Number of the distinct expert in each place.
     first : Int[Tensor, "slot"]
-        A place of each different one.
+        A place of each distinct expert.
     """
 
     slot: Tensor
@@ -44,7 +44,7 @@ class SharedExperts(nn.Module):
         index: Int[Tensor, "token k"],
         weights: Float[Tensor, "token k"],
     ) -> Float[Tensor, "token dim"]:
-        """Return the weighted sum of what the chosen experts give, as the experts do."""
+        """Return the weighted sum of the chosen experts' outputs, as the original experts do."""
         return self.experts(hidden, self.slot[index], weights)
 
 

@@ -1,4 +1,4 @@
-"""Which steps of a process to compute anew, where the others reuse a state of an earlier step."""
+"""Choose the steps of a process to compute; all other steps reuse an earlier step's state."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from sonde.core.errors import InputError
 
 
 def share_steps(similarity: Float[Tensor, "step step"], k: int) -> tuple[list[int], float]:
-    """Return the ``k`` steps to compute, and the sum over all steps of what reuse keeps.
+    """Return the ``k`` steps to compute, and the sum of similarities over all steps.
 
     A step reuses the state of the last computed step before it. The choice maximises
     ``sum_l similarity[last computed step up to l, l]`` over all choices with step 0, by dynamic

@@ -1,4 +1,4 @@
-"""Keep the sign of each weight and one size for each row: the baseline for all below two bits."""
+"""Keep the sign of each weight and one size for each row: the baseline below two bits."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,7 @@
 """Predict each part of a latent from the parts before it, so that it takes fewer bits.
 
-For latents (row, channel, high, wide) of trained codecs. Ten steps in place of one for each number
-make it fast; a net that predicts number by number would need fewer bits.
+For latents (row, channel, high, wide) of trained codecs. It is fast, because it takes ten steps
+and not one step for each number; a net that predicts number by number would need fewer bits.
 """
 
 import zlib
@@ -135,7 +135,7 @@ class SliceContext(nn.Module):
     def predicted(
         self, step: int, known: Tensor, hyper: Tensor | None
     ) -> tuple[Float[Tensor, "row size high wide"], Float[Tensor, "row size high wide"]]:
-        """Return the mean and the spread of the slice of a pass; what is not known must be 0."""
+        """Return the mean and the spread of the slice of a pass; unknown numbers must be 0."""
         if (0 if hyper is None else hyper.shape[1]) != self.hyper:
             raise InputError(
                 f"SliceContext: expected a map of {self.hyper} channels that both sides know, got "
@@ -150,7 +150,7 @@ class SliceContext(nn.Module):
         return mean, spread.clamp(float(np.log(SMALLEST)), float(np.log(LARGEST))).exp()
 
     def codec(self, hyper: Float[Tensor, "row hyper high wide"] | None = None) -> "SliceCodec":
-        """Return the codec of what was learned; channels are its last axis."""
+        """Return the codec of the learned net; channels come last."""
         return SliceCodec(self, hyper)
 
 
@@ -172,7 +172,7 @@ class SliceCodec(Codec):
     """Latents rounded to whole steps from means that are predicted pass by pass.
 
     The decoder repeats the encoder's forwards. Means are rounded to 1/64 and spreads to a table of
-    64, so that other last digits rarely matter; a checksum of the numbers notices if they did.
+    64, so that different last digits rarely matter; a checksum of the numbers shows if they did.
 
     Range        float32 in the encoded shape (*rows, high, wide, channel); off by half a step.
     Cost         one prediction for each pass, in both directions.
@@ -199,7 +199,7 @@ class SliceCodec(Codec):
         return self.context.channels
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the share of half a step in every entry."""
+        """Return the share that is lost if every entry is off by half a step."""
         norm = float(x.double().square().sum())
         return (1 + 1e-5) * x.numel() / 4 / norm if norm else float("inf")
 

@@ -110,7 +110,7 @@ class SliceWidth(Rewrite):
         return RewritePlan.shaped(model, changes, word, figures)
 
     def _require_same(self, model: Model, whole: RewritePlan, inputs: Inputs) -> None:
-        """Refuse a model that answers otherwise after a rotation of full width."""
+        """Refuse a model whose answers change after a rotation of full width."""
         args, kwargs = placed_call(model, right_padded(next(iter(inputs.batches(0, 1)))))
         wanted = answers_of(model.module, args, kwargs)
         gap = (answers_of(whole.fold(model), args, kwargs) - wanted).abs().max()
@@ -148,19 +148,19 @@ def _seen(model: Model, stream: Stream, inputs: Inputs) -> Float[Tensor, "dim di
 def _directions(
     h: Float[Tensor, "dim dim"], centred: bool
 ) -> tuple[Float[Tensor, "most"], Float[Tensor, "dim most"]]:
-    """Return variances and directions, largest first, without that of equal features if centred."""
+    """Return variances and directions, largest first; the vector of ones is out if centred."""
     inner = _centred_basis(len(h)) if centred else torch.eye(len(h), dtype=torch.float64)
     values, vectors = torch.linalg.eigh(inner.T @ h @ inner)
     return values.flip(0), inner @ vectors.flip(1)
 
 
 def _into(vectors: Float[Tensor, "dim n"], width: int, centred: bool) -> Float[Tensor, "dim width"]:
-    """Return the map from old to new coordinates, with new ones of mean 0 if old ones have it."""
+    """Return the map from old to new coordinates; the new have mean 0 if the old have mean 0."""
     return vectors @ _centred_basis(width).T if centred else vectors
 
 
 def _centred_basis(dim: int) -> Float[Tensor, "dim less"]:
-    """Return orthonormal vectors that span what is orthogonal to the vector of ones."""
+    """Return an orthonormal basis of the space orthogonal to the vector of ones."""
     ones = torch.ones(dim, 1, dtype=torch.float64)
     whole = torch.linalg.qr(torch.cat([ones, torch.eye(dim, dtype=torch.float64)[:, 1:]], 1)).Q
     return whole[:, 1:]

@@ -79,7 +79,7 @@ class SmoothQuant(Rewrite):
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
-        """Return the scaled weights, rounded, and the divided ones before them."""
+        """Return the scaled and rounded weights, and the divided weights of modules before them."""
         changes: dict[str, Change] = {}
         figures: dict[str, float] = {}
         if self.bits is not None:

@@ -17,7 +17,7 @@ from sonde.core.ranges import check_ranges
 @final
 @dataclass(frozen=True)
 class SnapKV(CacheRule):
-    """Keep the newest tokens, and those that they attend to, smoothed over neighbours.
+    """Keep the newest tokens, and the tokens that these attend to, smoothed over neighbours.
 
     Formula: ``score_j = pool(mean_q a_qj)``, q the last ``window`` real tokens, j those before.
 

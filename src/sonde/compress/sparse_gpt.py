@@ -1,6 +1,6 @@
-"""Remove weights column after column; those that are left pay for the error.
+"""Remove weights column by column; the weights that are left compensate the error.
 
-For layers whose inputs are at hand. Without data, or where kept weights must not move,
+For layers whose inputs are at hand. Without data, or if kept weights must not change, use
 ``PruneWeights``.
 """
 
@@ -27,11 +27,11 @@ from sonde.weights.change import rounded_to_half
 @final
 @dataclass(frozen=True)
 class SparseGPT(Rewrite):
-    """Set weights to 0 so that the layer's outputs change little, and move the others.
+    """Set weights to 0 so that the layer's outputs change little, and adjust the other weights.
 
     Walks over columns as ``GPTQ`` does. In each block of 128 columns the weights with the smallest
     ``w^2 / U_jj^2`` are removed, with ``U`` the Cholesky factor of the inverse second moment of the
-    inputs; what a removed weight adds to outputs is put on the columns behind it.
+    inputs; the error of a removed weight is moved to the columns behind it.
 
     Range        ``share`` of the weights of each block, rounded half to even.
     Cost         as ``GPTQ``; ``refit``: one system of equations for each row, O(out dim^3).
@@ -46,7 +46,7 @@ class SparseGPT(Rewrite):
     pattern : str, optional
         ``2:4`` keeps two of every four neighbours in a row, in place of a share.
     damp : float, default=0.01
-        Added to the diagonal of the second moment, in its mean.
+        Added to the diagonal of the second moment, as a share of its mean.
     refit : bool, default=False
         Solve for all kept weights of a row at once. The error on the calibration inputs is then the
         smallest for the mask.
@@ -128,13 +128,13 @@ def sparse(
     pattern: str | None = None,
     gone: Bool[Tensor, "out in"] | None = None,
 ) -> tuple[Float[Tensor, "out in"], Bool[Tensor, "out in"]]:
-    """Return weights with zeros, and where these are: column after column.
+    """Return weights with zeros and a mask of the zeros, found column by column.
 
     Parameters
     ----------
     w : Float[Tensor, "out in"]
     h : Float[Tensor, "in in"]
-        Second moment of the inputs; those that are always 0 take weights of 0.
+        Second moment of the inputs; inputs that are always 0 get weights of 0.
     damp : float
     share : float, default=0
     pattern : str, optional

@@ -1,7 +1,7 @@
 """Keep the first tokens and the newest of a key-value cache (StreamingLLM).
 
-For endless texts of models that put much attention on the first token. What lies between is lost
-for good: use another rule where the answer needs it.
+For endless texts of models that put much attention on the first token. Tokens in between are lost
+for good: use another rule if the answer needs them.
 """
 
 from dataclasses import dataclass

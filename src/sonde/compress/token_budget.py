@@ -72,7 +72,7 @@ def shortened(
     lengths: Int[Tensor, "segment"],
     kept: Int[Tensor, "segment"],
 ) -> Float[Tensor, "token2 dim"]:
-    """Return the states of all segments, each pooled to its tokens by means of neighbours."""
+    """Return the states of all segments, each pooled to ``kept`` tokens by neighbours' means."""
     parts = states.split([int(n) for n in lengths])
     sizes = zip(parts, kept.tolist(), strict=True)
     pooled = [adaptive_avg_pool1d(x.T[None], n)[0].T for x, n in sizes if n > 0]
@@ -80,7 +80,7 @@ def shortened(
 
 
 def _filled(share: Tensor, longest: Tensor, budget: int) -> Tensor:
-    """Return real numbers of tokens: in proportion, no segment beyond its length."""
+    """Return fractional numbers of tokens: in proportion, but at most a segment's length."""
     found, free = torch.zeros_like(share), torch.ones(len(share), dtype=torch.bool)
     while True:
         left = budget - float(found[~free].sum())

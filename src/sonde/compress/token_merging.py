@@ -17,10 +17,10 @@ from sonde.core.ranges import check_ranges
 class TokenMerging(TokenRule):
     """Merge the most similar pairs of tokens behind each block.
 
-    Real tokens are split in turn into two sets; each of the first set finds the most similar one of
-    the second, by the cosine between their keys, mean over heads, and the best pairs are merged
-    into the mean of the tokens that they stand for. A merged token draws the attention of all that
-    are in it: the logarithm of its size is added to its scores.
+    Real tokens are split in turn into two sets. Each token of the first set finds the most similar
+    token of the second set, by the cosine between their keys, mean over heads. The best pairs are
+    merged into the mean of the tokens that they stand for. A merged token draws the attention of
+    all its tokens: the logarithm of its size is added to its scores.
 
     Range        at most half of the tokens behind each block; ``share=0`` changes nothing.
     Cost         products of the keys of one set with those of the other behind each block.

@@ -57,7 +57,7 @@ class TokenPruning(TokenRule):
         return block in self.after
 
     def reduce(self, seen: InsideTokens) -> Reduction:
-        """Return which tokens stay; the others are dropped, or led by the first of them."""
+        """Return which tokens stay; all others are dropped, or merged into the first of them."""
         assert seen.received is not None
         real, n = seen.real, seen.real.sum(1)
         number = real.long().cumsum(1) - 1

@@ -77,5 +77,5 @@ class TopKCodec(Codec):
 
 
 def _low_bits(n: int, k: int) -> int:
-    """Return how many bits of a gap are sent as they are, for ``k`` even places among ``n``."""
+    """Return how many low bits of a gap are sent as they are; ``k`` of ``n`` places lie evenly."""
     return max(int(log2(max(0.69 * n / max(k, 1), 1))), 0)

@@ -1,4 +1,4 @@
-"""How often each hidden unit of a model's dense blocks is among the most active of a token.
+"""How often each hidden unit of a model's dense blocks is among the most active at a token.
 
 A unit counts by what it writes: its activation times the length of its output weights. States of
 shards are merged by addition. Rows of padding are left out.
@@ -114,7 +114,7 @@ def unit_use(
     Raises
     ------
     InputError
-        If the model has no dense block, or one reads no token.
+        If the model has no dense block, or a block reads no token.
     """
     if not 0 < top <= 1:
         raise InputError(f"unit_use: expected top in (0, 1], got {top}.")

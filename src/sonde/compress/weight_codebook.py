@@ -33,13 +33,14 @@ REACH = 2
 class WeightCodebook(Rewrite):
     """Replace each weight by an entry of its row's codebook, times the row's scale.
 
-    Rows of alike distribution share a codebook of ``2^bits`` entries; it starts at the clusters of
-    the scaled weights, weighted by the squares of the inputs. Then mapping and codebook are learned
-    together, to lower the error of the outputs ``tr(E H E^T)``: the score of entry ``k`` for a
-    weight at entry ``m`` changes by ``-rate * g * sign(B_k - B_m) * exp(-|B_k - B_m| / gap)``,
-    with ``g`` the gradient of the error. The gain of a jump grows with its length; the factor that
-    falls with length keeps the search near. Codebooks go down their own gradient by an exact line
-    search. A row whose error rises keeps its mapping.
+    Rows of similar distribution share a codebook of ``2^bits`` entries. It starts at the clusters
+    of the scaled weights, weighted by the squares of the inputs. Then mapping and codebook are
+    learned together, to lower the error of the outputs ``tr(E H E^T)``: the score of entry ``k``
+    for a weight at entry ``m`` changes by
+    ``-rate * g * sign(B_k - B_m) * exp(-|B_k - B_m| / gap)``, with ``g`` the gradient of the error.
+    The gain of a jump grows with its length; the factor that falls with length keeps the search
+    near. Codebooks go down their own gradient by an exact line search. A row whose error rises
+    keeps its mapping.
 
     Range        linear layers become ``CodebookLinear``; a convolution that is named stays one.
     Cost         one pass over the data; O(steps out dim^2) for each layer.
@@ -219,8 +220,8 @@ def clusters(
 ) -> Float[Tensor, "cluster"]:
     """Return sorted centres with the smallest weighted sum of squared distances.
 
-    Exact by dynamic programming for up to 256 numbers; more are cut into 256 runs of as many
-    numbers first, and the centres then moved until they are the means of what is nearest to them.
+    Exact by dynamic programming for up to 256 numbers. More numbers are first cut into 256 runs of
+    equal count; the centres then move until each is the mean of the numbers nearest to it.
 
     Parameters
     ----------
@@ -248,7 +249,7 @@ def clusters(
 
 
 def _cuts(total: Float[Tensor, "three n1"], n_clusters: int) -> Int[Tensor, "cluster1"]:
-    """Return the ends of the runs of sorted numbers that cost least, from sums up to each."""
+    """Return the ends of the runs of sorted numbers that cost least, from cumulative sums."""
     n = total.shape[1] - 1
     edges = torch.linspace(0, n, min(n, RUNS) + 1).round().long().to(total.device)
     mass, first, second = (total[:, edges][:, None, :] - total[:, edges][:, :, None]).unbind()

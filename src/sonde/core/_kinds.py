@@ -1,6 +1,6 @@
-"""What kind of container a value is, said so that a type checker keeps what is in it.
+"""Container checks after which a type checker takes the contents as ``Any``.
 
-After ``isinstance(value, dict)`` alone the keys and values of a value of any type are unknown.
+A plain ``isinstance(value, dict)`` leaves the types of keys and values unknown.
 """
 
 from collections.abc import Mapping

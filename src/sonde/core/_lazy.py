@@ -23,9 +23,9 @@ class _Package(ModuleType):
 def lazy(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__all__``, ``__getattr__`` and ``__dir__`` of a package.
 
-    The names stand once, in the ``__init__.pyi`` beside the package's file, where type checkers and
-    editors look too: a line ``from home import name as name`` for each. ``__all__`` has constants
-    and acronyms first, then classes, then functions: lists of methods keep that order.
+    The names are listed only in the ``__init__.pyi`` beside the package's file, where type checkers
+    and editors look too. Each name has a line ``from home import name as name``. ``__all__`` has
+    constants and acronyms first, then classes, then functions: lists of methods keep that order.
 
     Parameters
     ----------

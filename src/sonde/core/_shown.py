@@ -41,16 +41,16 @@ def places(names: Sequence[str]) -> str:
 
 
 def one_line(result: Any) -> str:
-    """Return the class of a result with its figures; of tensors only their shape.
+    """Return the class of a result and its figures; a tensor is shown by its shape.
 
-    What says nothing (no unit, no flag, no error) is left out, and so are the conventions.
+    Empty fields (no unit, no flag, no error) and the conventions are left out.
     """
     facts = [f"{name}={text}" for name, text in _facts(result)]
     return f"{type(result).__name__}({', '.join(facts)})"
 
 
 def told(result: Any) -> tuple[str, str, str]:
-    """Return value ± error, number of rows, and rows of the calibration as a table shows them."""
+    """Return value ± error, number of rows, and number of calibration rows, as table texts."""
     facts, calibration = dict(_facts(result)), getattr(result, "calibration", None)
     error = f" ± {facts['se']}" if "se" in facts else ""
     value = f"{facts.get('value', '')}{error} {result.unit}".strip()
@@ -88,7 +88,7 @@ def as_html(result: Any, table: Any, flags: Mapping[str, str]) -> str:
 
 
 def _facts(result: Any) -> Iterator[tuple[str, str]]:
-    """Yield the fields that say something, with their text."""
+    """Yield the fields that are worth printing, with their text."""
     for field in fields(result):
         value = getattr(result, field.name)
         lost = field.name == "value" and bool(result.flags)
@@ -127,7 +127,7 @@ def _row(name: str, text: str) -> str:
 
 
 def listed(table: Any) -> str:
-    """Return the rows of a table of numbers and texts as a table that a notebook shows."""
+    """Return the first rows of a table of numbers and texts as an HTML table."""
     shown = cast("list[dict[str, Any]]", table.slice(0, MOST_ROWS).to_pylist())
     rows = [[_cell(value) for value in row.values()] for row in shown]
     return html_table("", table.column_names, rows, table.num_rows)
@@ -142,7 +142,7 @@ def _cell(value: Any) -> str:
 def html_table(
     caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]], n: int
 ) -> str:
-    """Return the first of ``n`` rows as a table that a notebook shows, and how many more."""
+    """Return the first of ``n`` rows as an HTML table, with the number of rows left out."""
     head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row) + "</tr>"

@@ -21,7 +21,7 @@ Head = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class SiteSchema:
-    """What one kind of rows is: its site, reducer, width, and where it stands in the model.
+    """One kind of rows: its site, reducer, width, and place in the model.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class SiteSchema:
     prefix, suffix : int
         Tokens before and behind the patches of an image: class, distillation, register tokens.
     cls : int or None
-        Which of them is the class token.
+        Which of these tokens is the class token.
     """
 
     key: str
@@ -58,7 +58,7 @@ class SiteSchema:
 def special_tokens(raw: Mapping[str, Any]) -> tuple[int, int, int | None]:
     """Return ``prefix``, ``suffix`` and ``cls`` of a site as they were stored.
 
-    Sites of long ago have the first alone; their class token is the first token.
+    Old headers have ``prefix`` alone; if it is not 0, the first token is the class token.
     """
     prefix = int(raw.get("prefix", 0))
     cls = raw.get("cls", 0 if prefix else None)
@@ -84,8 +84,8 @@ class Batch:
     order : Int[Tensor, "example"]
         Index of each example in the planned order.
     scattered : bool, default=False
-        Whether rows of one id and occurrence are one example, as in plain arrays, though each is an
-        entry of its own.
+        Whether each entry is a single row, as in plain arrays. Rows of equal id and occurrence are
+        then one example.
     """
 
     rows: dict[str, Float[Tensor, "_row _dim"]]

@@ -1,7 +1,7 @@
 """Ways to hold the tokens of a key-value cache in fewer bytes: the base class.
 
 A packing is a frozen dataclass with ``pack``; ``sonde.caching(model, packing)`` opens a cache that
-holds older tokens in that form. All tokens stay, as they would not with a ``CacheRule``.
+holds older tokens in that form. All tokens stay, unlike with a ``CacheRule``.
 """
 
 from abc import ABC, abstractmethod
@@ -63,7 +63,7 @@ class CachePacking(ABC):
         values: Float[Tensor, "row head token width2"],
         real: Bool[Tensor, "row token"],
     ) -> PackedTokens:
-        """Return tokens in packed form; what stands at padding (``real`` is False) may be lost."""
+        """Return tokens in packed form; values at padding (``real`` is False) may be lost."""
 
     @property
     def size_bytes(self) -> int:
@@ -73,7 +73,7 @@ class CachePacking(ABC):
     @property
     @abstractmethod
     def setting(self) -> str:
-        """What is asked of the packing in a few signs, such as ``4 bit``."""
+        """The packing's setting as a short text, such as ``4 bit``."""
 
     def __post_init__(self) -> None:
         check_ranges(self, chunk=">= 1", recent=">= 0")

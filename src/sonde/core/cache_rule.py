@@ -64,7 +64,7 @@ class CachedTokens:
     def with_newest(
         self, scores: Float[Tensor, "row head slot"], count: Int[Tensor, "row"]
     ) -> Float[Tensor, "row head slot"]:
-        """Return scores under which the newest tokens stay whatever their scores are.
+        """Return scores that are infinite at the newest tokens, so that these stay.
 
         Parameters
         ----------
@@ -111,15 +111,15 @@ class CacheRule(ABC):
 
     @property
     def setting(self) -> str:
-        """What is asked of the rule in a few signs: its budget."""
+        """The rule's setting as a short text: its budget."""
         return f"{self.budget:g}"
 
     def reads_attention(self) -> Queries:
-        """Return of how many of the last queries the attention is needed, 0 for none."""
+        """Return the number of last queries whose attention counts: 0 for none, or ``"all"``."""
         return 0
 
     def reads_queries(self) -> int | None:
-        """Return from which real token on the moments of queries are needed; None for none."""
+        """Return the first real token whose query enters the moments; None if not needed."""
         return None
 
     def reads_rotation(self) -> bool:
@@ -129,7 +129,7 @@ class CacheRule(ABC):
     def share_out(
         self, scores: Float[Tensor, "row head slot"], seen: CachedTokens
     ) -> Int[Tensor, "row head"]:
-        """Return how many tokens stay in each head; in sum what ``keep`` says for all heads."""
+        """Return how many tokens stay in each head; in total ``keep`` times the number of heads."""
         return seen.keep[:, None].expand(scores.shape[:2])
 
     def __post_init__(self) -> None:
@@ -145,7 +145,7 @@ class CacheRule(ABC):
 
 
 def kept_count(share: float, total: int) -> int:
-    """Return the share of a number of tokens, rounded up, at least 1 of 1 or more.
+    """Return a share of ``total``, rounded up; at least 1 unless ``total`` is 0.
 
     The product is exact: in floating point ``10 * (1 - 0.9)`` rounds to less than 1.
 
@@ -159,7 +159,7 @@ def kept_count(share: float, total: int) -> int:
 
 @cache
 def exact_share(share: float) -> Fraction:
-    """Return the fraction that a share was meant as."""
+    """Return the fraction that a share stands for, such as 1/10 for 0.1."""
     return Fraction(share).limit_denominator(1_000_000)
 
 

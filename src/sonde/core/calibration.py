@@ -22,9 +22,9 @@ class Calibration(State):
     """Split-conformal calibration of a detector.
 
     If calibration and new rows are exchangeable, a row raises a false alarm at level ``alpha`` with
-    probability at most ``alpha``, whatever the detector and with ties. ``marginal`` promises that
-    on average over calibration sets; ``pac`` promises it for the one set at hand with probability
-    ``1 - delta``, of each level by itself. Thresholds and p-values decide alike.
+    probability at most ``alpha``, whatever the detector and with ties. ``marginal`` promises this
+    on average over calibration sets. ``pac`` promises it for this calibration set, with probability
+    ``1 - delta`` for each single level. Thresholds and p-values raise the same alarms.
 
     Parameters
     ----------
@@ -83,9 +83,9 @@ class Calibration(State):
     def p_value(self, scores: Any) -> Float[Tensor, "row"]:
         """Return the smallest level at which each score alarms; in (0, 1].
 
-        With ``k = 1 + #{held-out >= score}``, ``marginal`` says ``k / (n + 1)``, and ``pac`` the
-        ``1 - delta`` quantile of ``Beta(k, n + 1 - k)``: how much may lie above the score. A NaN
-        score has no p-value: it is an error.
+        With ``k = 1 + #{held-out >= score}``, ``marginal`` gives ``k / (n + 1)``. ``pac`` gives the
+        ``1 - delta`` quantile of ``Beta(k, n + 1 - k)`` if that is larger: a bound on the share of
+        rows that score this high. It gives 1 if ``k`` is ``n + 1``. A NaN score is an error.
         """
         values = torch.as_tensor(scores, dtype=torch.float64).flatten()
         if bool(values.isnan().any()):
@@ -127,7 +127,7 @@ class Calibration(State):
         return float(self.scores[self.n - rank])
 
     def rate_interval(self, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
-        """Return where the true false-alarm rate lies, given this one calibration set."""
+        """Return an interval for the true false-alarm rate, given this one calibration set."""
         rank = self.alarms_allowed(alpha)
         tail = (1.0 - confidence) / 2
         if rank == 0:

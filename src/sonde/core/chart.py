@@ -1,7 +1,7 @@
 """Pictures as data: the kinds of chart that results and reports are drawn from.
 
 Each function returns a Vega-Lite dict, which notebooks show as it is and ``sonde.report`` draws on
-a page or in a terminal. A row may carry a ``tip``, what the page says of its mark.
+a page or in a terminal. A row may carry a ``tip``, the text that the page shows for its mark.
 """
 
 import math
@@ -29,7 +29,7 @@ class ChartAxis:
     title : str, optional
         By default the column's name; empty for none.
     names : sequence of str, optional
-        For names, all of them in order, also those without a row.
+        For an axis of names: all names in order, also names without a row.
     low, high : float, optional
         Ends of the axis.
     log, share, zero : bool, default=False
@@ -90,8 +90,7 @@ def curves(
     bands : sequence of (str, str), optional
         Columns of the lower and upper ends of areas, e.g. an interval.
     levels : iterable of mapping, optional
-        Dashed lines across: ``value``, perhaps ``tip``, and ``name``, written where the curve is
-        not.
+        Dashed lines across: ``value``, perhaps ``tip``, and ``name``, written away from the curve.
     dots : bool, default=True
         Mark each row.
     order : str, optional
@@ -331,7 +330,7 @@ def _levels(levels: Iterable[Row], y: dict[str, Any]) -> list[Chart]:
 
 
 def _named(levels: list[dict[str, Any]], heights: list[Any], y: dict[str, Any]) -> list[Chart]:
-    """Return the names of level lines, at the end and on the side where the curve is not."""
+    """Return the names of level lines, at the end and on the side away from the curve."""
     found: list[Chart] = []
     for level in levels:
         ends = [v for v in heights if v is not None]
@@ -358,7 +357,7 @@ def _color(rows: Sequence[Row], by: str, colors: Mapping[str, str] | None = None
 
 
 def _finite(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return rows as plain dicts, None for numbers that JSON does not know."""
+    """Return rows as plain dicts, with None in place of numbers that are not finite."""
     return [{k: _known(v) for k, v in row.items()} for row in rows]
 
 

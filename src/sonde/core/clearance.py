@@ -1,4 +1,4 @@
-"""Access labels of what was fitted: who may use a state that has seen labelled rows."""
+"""Access labels of fitted states: a reader needs every label of the rows that a state has seen."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ LABELS = "labels"
 
 
 def joined_labels(*headers: Mapping[str, Any]) -> list[str]:
-    """Return the labels of a state of the rows of several: all of theirs."""
+    """Return the labels of a state that joins several states: the union of their labels."""
     return sorted({label for header in headers for label in header.get(LABELS, ())})
 
 
@@ -20,7 +20,7 @@ def require_cleared(header: Mapping[str, Any], stream: Stream) -> None:
     Raises
     ------
     StateError
-        With the labels; a stream other than ``Cleared`` is cleared for none.
+        Names the missing labels. A stream other than ``Cleared`` is cleared for no label.
     """
     lacking = sorted({*header.get(LABELS, ())} - {*stream.clearance})
     if lacking:

@@ -1,8 +1,8 @@
 """Codecs turn a tensor into bytes and back: the base class and the seal around every stream.
 
 A codec is a frozen dataclass with ``pack`` and ``unpack``. The base wraps what they write with the
-codec's name and a checksum, so that a damaged stream, or that of another codec, is refused before
-anything of it is read.
+codec's name and a checksum, so that a damaged stream, or a stream of another codec, is refused
+before it is unpacked.
 """
 
 import struct
@@ -21,7 +21,7 @@ _HEAD = struct.Struct("<4sBII")
 
 
 class Codec(ABC):
-    """Bytes from a tensor, and the tensor, or one near it, from the bytes.
+    """Conversion of a tensor to bytes, and of the bytes to the same or a similar tensor.
 
     Subclasses are final frozen dataclasses. ``encode`` is deterministic: randomness comes from a
     field ``seed``.
@@ -31,7 +31,7 @@ class Codec(ABC):
 
     @property
     def alphabet(self) -> int | None:
-        """How many tokens there are, if the codec takes token ids; None if it takes numbers."""
+        """Size of the vocabulary if the codec takes token ids; None if it takes numbers."""
         return None
 
     @property
@@ -63,7 +63,7 @@ class Codec(ABC):
         Raises
         ------
         InputError
-            If the tensor holds what cannot be coded.
+            If the tensor holds values that cannot be coded.
         """
         payload = self.pack(self._checked(x))
         head = MAGIC, VERSION, zlib.crc32(type(self).__name__.encode())
@@ -139,5 +139,5 @@ class Codec(ABC):
 
 
 def _seed(magic: bytes, version: int, owner: int) -> int:
-    """Return the checksum of a header, with which that of the payload begins."""
+    """Return the checksum of a header, from which the checksum of the payload starts."""
     return zlib.crc32(_HEAD.pack(magic, version, owner, 0))

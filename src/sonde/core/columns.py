@@ -1,7 +1,7 @@
 """Every column that statistics and scorers can ask for, declared once.
 
 A new column is an entry in ``COLUMNS``, a key of ``Columns`` where plain arrays may bring it, and
-the method that names it as a parameter. Streams, stores, joins and checks go by what stands here.
+the method that names it as a parameter. Streams, stores, joins and checks follow these entries.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Column:
     shape : str, default="row"
         Axes; ``model``: constants of the model, not rows.
     default : int, default=0
-        What a row has that was given no entry. Whole numbers are at least this.
+        Value of a row without an entry. Whole numbers are at least this.
     missing : str
         Why a stream may not bring it, and what to do.
     """
@@ -128,11 +128,11 @@ _OF_THE_DATA = Column("a column of the data", "int")
 class Columns(TypedDict, total=False):
     """What plain arrays may bring beside their rows, one entry for each row unless said.
 
-    ``group``, ``ids`` (what is printed, and hashed where there are no
-    ``keys``), ``keys`` (bytes that are hashed), ``position`` (other than 0 it makes rows of equal
-    ids rows of one example), ``pair`` and ``side`` (without ``group`` a pair whose rows have sides
-    is a group), ``first_error``; ``grad`` as ``x``; ``logits`` and ``perturbed_logits`` (row,
-    class); ``head``, the weight and the bias (or None) of the model's final linear layer.
+    ``group``, ``ids`` (what is printed, and hashed where there are no ``keys``), ``keys`` (bytes
+    that are hashed), ``position`` (if any is not 0, rows of equal ids are one example), ``pair``
+    and ``side`` (if ``group`` is missing, the rows of a pair that have a side form a group),
+    ``first_error``; ``grad`` as ``x``; ``logits`` and ``perturbed_logits`` (row, class); ``head``,
+    the weight and the bias (or None) of the model's final linear layer.
     """
 
     group: Any

@@ -32,17 +32,18 @@ class EditContext:
     generated : Bool[Tensor, "example pos"] or None
         Tokens that the model made itself; the others are the prompt.
     row : Int[Tensor, "example"] or None
-        Which example of the first call on the same texts each example goes on from.
+        For each example, the index of the example that it continues in the first call on these
+        texts.
     n_rows : int or None
-        How many examples that call had; a multiple of those of the user where ``generate`` repeats
-        prompts, as for beams.
+        Number of examples in the first call: a multiple of the user's examples if ``generate``
+        repeats prompts, as for beams.
     step : int
         Generation step: 0 while the prompt is read, then 1, 2, ... for each call on the same cache.
     call : int
         How many times the site has run since the edit was opened.
     others : mapping of str to Float[Tensor, "example *axes dim"]
-        States of other runs at this site (``clean``, ``source``), an example for each of this run;
-        a state for each token unless the edit's ``others_per`` says otherwise.
+        States of other runs at this site (``clean``, ``source``), an example for each example of
+        this run; a state for each token unless the edit's ``others_per`` says otherwise.
     """
 
     mask: Bool[Tensor, "example pos"] | None = None
@@ -71,7 +72,7 @@ class EditContext:
         Raises
         ------
         InputError
-            If the first call had no whole multiple of them.
+            If the number of examples in the first call is no multiple of the number of entries.
         """
         if self.row is None or self.n_rows is None:
             return values
@@ -115,7 +116,7 @@ class AffineMap:
         return torch.addmm(rows, far, left.T, beta=self.scale).reshape(x.shape)
 
     def _like(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the tensors in the type of ``x`` and on its device; kept, as each token asks."""
+        """Return the tensors in the type and on the device of ``x``; cached for the next token."""
         mine = (self.shift, self.left, self.right)
         version = versions(*mine)
         known, key = self.__dict__.setdefault("_known", {}), (x.dtype, x.device, version)
@@ -128,8 +129,8 @@ class AffineMap:
 def versions(*parameters: Tensor | None) -> tuple[int, ...] | None:
     """Return numbers that change when the tensors do, or None if a tensor is trained.
 
-    What is made from tensors may be kept as long as these numbers stay. What is made from trained
-    tensors belongs to one graph and is made anew for each forward.
+    Values computed from the tensors may be cached while these numbers stay the same. Values from
+    trained tensors belong to one graph and are computed anew in each forward.
     """
     given = [x for x in parameters if x is not None]
     if any(x.requires_grad for x in given):
@@ -148,13 +149,13 @@ class Edit(ABC):
 
     @property
     def others_per(self) -> Literal["token", "example"]:
-        """What ``context.others`` has a state for: each token, or examples of any length."""
+        """Contents of ``context.others``: a state for each token, or examples of any length."""
         return "token"
 
     def as_affine(self) -> AffineMap | None:
         """Return the edit as an affine map of each row, or None if the edit is not affine.
 
-        What is affine can be folded into the weights of a linear layer.
+        An affine edit can be folded into the weights of a linear layer.
         """
         return None
 

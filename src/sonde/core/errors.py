@@ -47,7 +47,7 @@ IN_FORWARD = "in the model's forward on "
 
 
 class ForwardError(InputError):
-    """The model's own forward refused its inputs; what it raised is the cause."""
+    """The model's own forward refused its inputs; its exception is the cause."""
 
 
 class CalibrationError(InputError):

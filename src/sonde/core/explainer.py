@@ -1,4 +1,4 @@
-"""Explainers, which say what a model's answers rest on, and judges, which test what they say."""
+"""Explainers, which say what a model's answers depend on, and judges, which test explanations."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -66,7 +66,7 @@ class Judge(ABC):
         model : Model or nn.Module
             Left as it was. Tests that train models anew take what trains them.
         inputs : Tensor, tuple, dict or InputBatch
-            Those that were explained.
+            The inputs that were explained.
         explanation : Result or Explainer
             What was found; a test that explains again takes the method itself.
         **asked

@@ -21,8 +21,9 @@ HALVES = (torch.float16, torch.bfloat16)
 def largest(dtype: torch.dtype) -> float:
     """Return the largest size of a finite entry: 1e60 in float64, 1e15 in types below.
 
-    Half-precision rows are widened to float32 before anything is computed. There 4,096 squares of
-    1e15 in 65,536 units still have a finite sum; in float64 so have fourth powers of 1e60.
+    Half-precision rows are widened to float32 before anything is computed. In float32 the squares
+    of 1e15 in 4,096 rows of 65,536 units still have a finite sum; in float64 so have the fourth
+    powers of 1e60.
     """
     return 1e60 if dtype == torch.float64 else min(1e15, torch.finfo(dtype).max)
 
@@ -44,7 +45,7 @@ def finite_rows(x: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Return whether every entry is finite; costs one norm where that is so."""
+    """Return whether every entry is finite; if so, this costs a single norm."""
     return all_finite([x])[0]
 
 

@@ -27,8 +27,9 @@ class Answers(Protocol[R_co]):
 class InstrumentFunction(Protocol[P, R_co]):
     """A function of arrays; a type checker reads its parameters and its result off the class.
 
-    Types cannot join columns such as ``group`` with the parameters of a class, so the second form
-    takes any. ``inspect.signature`` has the whole truth, and a call that breaks it a TypeError.
+    Types cannot join columns such as ``group`` with the parameters of a class, so the second
+    overload takes any arguments. ``inspect.signature`` is exact, and a call that breaks it raises a
+    TypeError.
     """
 
     __name__: str
@@ -60,10 +61,11 @@ def as_function(
     optional : sequence of str, default=()
         Columns that it can do without.
     given : mapping of str to mapping, optional
-        Fields that follow from whether a column is passed, and their values if it is, such as
-        ``{"group": {"grouped": True}}``. They are no parameters of the function.
+        For a column, the fields that are set if it is passed, and their values, such as
+        ``{"group": {"grouped": True}}``. These fields are no parameters of the function.
     called : mapping of str to str, optional
-        Fields that the function calls otherwise, as those that would hide a method of the class.
+        Fields that have another name in the function, such as fields that would hide a method of
+        the class.
 
     Examples
     --------

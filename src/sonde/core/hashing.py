@@ -35,7 +35,7 @@ def tensor_key(x: Tensor) -> bytes:
 
 
 def base_hashes(keys: Sequence[bytes], purpose: Purpose, seed: int) -> np.ndarray:
-    """Return one unsigned 64-bit number per example, keyed by what it is for and by the seed."""
+    """Return one unsigned 64-bit number per example, keyed by purpose and seed."""
     key = f"{purpose}|{seed}".encode()
     joined = b"".join(blake2b(k, digest_size=8, key=key).digest() for k in keys)
     return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
@@ -74,7 +74,7 @@ def draws(base: np.ndarray, position: np.ndarray, occurrence: np.ndarray) -> Ten
 
 
 def rank_key(draw: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """Return numbers that sort as signed in the order in which draws sort as unsigned."""
+    """Return signed numbers that sort like the draws as unsigned numbers."""
     return draw ^ _SIGN
 
 

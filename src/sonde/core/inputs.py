@@ -16,7 +16,7 @@ from sonde.core.wording import plural
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model that sonde can read: the module, what turns items into its inputs, and its config.
+    """A model that sonde can read: the module, the processor that makes its inputs, and its config.
 
     Parameters
     ----------
@@ -126,15 +126,15 @@ class Inputs(OneLine, ABC):
 
     @property
     def label_columns(self) -> tuple[str, ...]:
-        """The columns of labels: the one of classes or numbers first; empty without labels."""
+        """The label columns, the column of classes or numbers first; empty without labels."""
         return ()
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
         """Yield the model inputs of one unit, cut and sorted the same way each time.
 
-        Each batch has tensors of its own: several are taken before the first is read, so what is
-        written into one buffer again and again gives the rows of the last batch for all of them.
+        Each batch needs tensors of its own, because several batches are taken before the first is
+        read. If all batches share a buffer, all of them give the rows of the last batch.
         """
 
     @abstractmethod

@@ -29,7 +29,7 @@ class Where(ABC):
 
     ``by_layout`` says that the mask follows from example and position alone, so that sites whose
     rows correspond share it. ``finite`` says that rows which are not finite are left out, as every
-    fit needs it.
+    fit requires.
     """
 
     by_layout: ClassVar[bool] = False
@@ -41,7 +41,7 @@ class Where(ABC):
 
     @property
     def advice(self) -> str:
-        """What to do where no row is kept; empty if this filter alone does not lead to it."""
+        """What to do if no row is kept; empty if this filter alone cannot cause that."""
         return ""
 
 
@@ -102,7 +102,7 @@ class NotLabelled(Where):
 
     @property
     def advice(self) -> str:
-        """Rows without a label are no rows where labels are needed."""
+        """If label -1 is left out, the advice to pass labels; else empty."""
         if self.label != -1:
             return ""
         return "No finite row has a label other than -1: pass labels, or check the label column."
@@ -130,7 +130,7 @@ class AsScored(Where):
 class Read:
     """A statistic, the rows that it sees, and the part of the plan that they come from.
 
-    ``part = None`` stands for the instrument's own: ``fit`` for detectors, ``all`` for the rest.
+    ``part = None`` stands for the instrument's own part: ``fit`` for detectors, ``all`` for others.
     Without a split every part is all rows.
     """
 
@@ -154,7 +154,7 @@ class Instrument(ABC):
     least_sites : int
         The smallest number of sites where the span is all.
     least_rows : int
-        The smallest number of rows for which the quantity is defined; 0 where nothing is refused.
+        The smallest number of rows for which the quantity is defined; 0 if any number will do.
     estimates : bool
         Whether its value is an estimate, to which a standard error belongs. False for detectors,
         whose scores are calibrated instead, and for instruments that propose an edit.
@@ -162,7 +162,7 @@ class Instrument(ABC):
         Whether ``fit`` knows rows of plain arrays by their numbers. False for shifts, which find
         the rows that two sides share by content.
     word : str
-        Its name on the command line, where that is not its class in snake_case.
+        Its name on the command line, if that is not the class name in snake_case.
     paper : str
         Key in ``docs/papers.bib``.
     examples : tuple of dict
@@ -250,7 +250,7 @@ class Instrument(ABC):
         Returns
         -------
         Result
-            With its standard error, where one is known.
+            With its standard error, if one is known.
         """
         from sonde.engine.folding import fit_arrays
 
@@ -262,7 +262,7 @@ class Instrument(ABC):
 
 
 def _width(x: Any) -> int:
-    """Return the width of the rows of an array; 0 where it has none."""
+    """Return the width of the rows of an array; 0 for a vector or a mapping."""
     shape = () if isinstance(x, Mapping) else as_tensor("Stream.of", x, "x", ShapeError).shape
     return int(shape[-1]) if len(shape) > 1 else 0
 
@@ -270,8 +270,8 @@ def _width(x: Any) -> int:
 class Detector(Instrument):
     """An instrument whose result scores rows: always higher = more unusual.
 
-    Where the span is all, a score is about the rows of all sites that belong together: ``score``
-    takes ``x`` and ``grad`` as tuples, one entry for each site in the order of execution.
+    If the span is all, a score is about matching rows of all sites: ``score`` takes ``x`` and
+    ``grad`` as tuples, one entry for each site in the order of execution.
 
     Attributes
     ----------
@@ -290,7 +290,7 @@ class Detector(Instrument):
 
     @property
     def usual(self) -> Where:
-        """Which held-out rows calibrate: all, but for rows that are labelled as unusual."""
+        """The held-out rows that calibrate: all, unless a detector excludes known unusual rows."""
         return Every()
 
     @abstractmethod

@@ -16,7 +16,7 @@ class LeftOut:
     site : str
         Its text.
     reason : str
-        What reading it would need and does not find, in one or two sentences.
+        What is missing to read the site, in one or two sentences.
     """
 
     site: str

@@ -45,12 +45,12 @@ class Perturbation:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "Perturbation":
-        """Return what ``json`` wrote, or the parameters named, with defaults for the others.
+        """Return a perturbation from parameters as ``json`` writes them; others take defaults.
 
         Raises
         ------
         InputError
-            If a name is none of a parameter, or a value is not a number.
+            If a name is no parameter, or a value is not a number.
         """
         names = [f.name for f in fields(cls)]
         unknown = [name for name in raw if name not in names]

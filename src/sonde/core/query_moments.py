@@ -1,4 +1,4 @@
-"""What a key-value cache tells a rule of the queries that come: their moments and rotation."""
+"""What a key-value cache tells a rule about coming queries: their moments and rotation."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class QueryMoments(State):
     def of(
         cls, queries: Float[Tensor, "row query_head query width"], real: Bool[Tensor, "row query"]
     ) -> "QueryMoments":
-        """Return the moments of the queries that are real."""
+        """Return the moments of the queries of real tokens."""
         own = real[:, None, :, None].to(queries.dtype)
         n = real.sum(1)
         mean = (queries * own).sum(2) / n.clamp(min=1)[:, None, None]

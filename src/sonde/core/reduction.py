@@ -42,8 +42,8 @@ def reduce_scores(
     example : Int[Tensor, "row"]
         Which example each row belongs to.
     how : str, default="max"
-        ``max``, ``mean``, or ``topk_mean(k)``: the mean of the ``k`` largest scores, of all where
-        an example has fewer rows.
+        ``max``, ``mean``, or ``topk_mean(k)``: the mean of the ``k`` largest scores, or of all
+        scores if an example has fewer rows.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def reduce_scores(
 def reduction_at(reducers: Sequence[str], asked: str = AUTO, own: bool = False) -> str | None:
     """Return how scores of rows become a score per example, or None if each row keeps its score.
 
-    ``own`` says that the method has a score of examples of its own: under ``auto`` that is it.
+    ``own`` says that the method has its own score of an example, which ``auto`` then chooses.
 
     Raises
     ------

@@ -36,7 +36,7 @@ def packed_weights(module: nn.Module) -> list[PackedWeight]:
 
 
 def count_weights(module: nn.Module) -> int:
-    """Return how many numbers the weights of a module are, those of packed layers among them."""
+    """Return the number of parameters of a module, with the weights of packed layers."""
     packed = sum(part.in_features * part.out_features for part in packed_weights(module))
     return packed + sum(p.numel() for p in module.parameters())
 

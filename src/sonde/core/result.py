@@ -141,7 +141,7 @@ class Result(OneLine):
 
     @classmethod
     def over_training(cls, found: Iterable[tuple[int, str, "Result"]]) -> Chart | None:
-        """Return a picture of results over a training, where curves of their values do not do.
+        """Return a picture of results over a training, if curves of their values are not enough.
 
         Parameters
         ----------
@@ -151,7 +151,7 @@ class Result(OneLine):
         Returns
         -------
         dict or None
-            None, the default, where a curve of each value says all.
+            None, the default, if a curve of each value is enough.
         """
         return None
 
@@ -184,12 +184,12 @@ class Scorer(Result):
 
     @functools.cached_property
     def devices(self) -> frozenset[torch.device]:
-        """Where its tensors lie."""
+        """Devices of the scorer's tensors."""
         return frozenset(tensor.device for tensor in leaves(self))
 
     @functools.cached_property
     def copies(self) -> dict[torch.device, "Scorer"]:
-        """Copies of itself on other devices, made when rows come from there; not pickled."""
+        """Copies of the scorer on other devices, made when rows come from there; not pickled."""
         return {}
 
     @property
@@ -199,7 +199,7 @@ class Scorer(Result):
 
     @property
     def squared_distance(self) -> "tuple[Float[Tensor, 'dim'], Float[Tensor, 'dim rank']] | None":
-        """The mean and the root ``R`` where the score is ``|(x - mean) R|^2``; None else.
+        """The mean and the root ``R`` if the score is ``|(x - mean) R|^2``, else None.
 
         The scores of several sites of this form are computed in one product.
         """
@@ -227,8 +227,8 @@ class Scorer(Result):
     ) -> Reduced:
         """Return one score for each example from those of its rows.
 
-        A method that has a score of examples of its own (``Detector.reduces``) makes it here where
-        ``how`` is ``"own"``; ``columns`` are those that ``score`` took.
+        A method with its own score of an example (``Detector.reduces``) makes that score here if
+        ``how`` is ``"own"``; ``columns`` are the columns that ``score`` took.
         """
         return reduce_scores(scores, example, how)
 
@@ -241,7 +241,7 @@ class Scorer(Result):
 
 
 def _of_arrays(score: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method of a scorer that takes what ``fit`` takes, and refuses a row alone.
+    """Wrap a method of a scorer: it takes arrays as ``fit`` does, and refuses a single vector.
 
     Rows, other columns of floats and the scorer are brought to one device, that of the rows; inside
     autocast they keep their types.
@@ -300,9 +300,8 @@ def infinite_where_nonfinite(
 ) -> Float[Tensor, "row"]:
     """Return the scores with ``+inf`` for every row that is not finite in a column.
 
-    Logits are masked by the lowest number of their type and never squared: only a NaN or infinity
-    counts in them. A finite row whose score overflows to NaN is as far out as can be said: ``+inf``
-    too.
+    Masked logits hold the lowest number of their type, and logits are never squared: only a NaN or
+    infinity counts in them. A finite row whose score overflows to NaN gets ``+inf`` too.
     """
     lost = score.isnan()
     for column in columns:

@@ -94,11 +94,11 @@ class StopAt(Schedule):
     step: int
 
     def weight(self, step: int) -> float:
-        """Return the weight before the last step, then 0."""
+        """Return the weight, or 0 from the first step without the loss on."""
         return self.value if step < self.step else 0.0
 
     def is_over(self, step: int) -> bool:
-        """Return whether the last step is behind."""
+        """Return whether the first step without the loss is reached."""
         return step >= self.step
 
 
@@ -115,7 +115,7 @@ class StopWhen(Schedule):
     value : float
     threshold : float, default=0.0
     patience : int, default=1
-        Figures below the threshold, one after the other, that end it.
+        Number of successive figures below the threshold that end the loss.
 
     Examples
     --------

@@ -56,12 +56,12 @@ class Side(Result):
     shift : Shift
         With every parameter that was found from the data.
     states : dict of str to State
-        By the names of ``shift.reads()``; with a ``sample`` beside them where one is at hand, so
-        that the same rows on both sides can be compared one by one.
+        By the names of ``shift.reads()``; also a ``sample`` of rows if it was kept, so that rows
+        that both sides share can be compared one by one.
     groups : int
         Documents, trajectories or other groups that the rows come from; 0 = each row is its own.
     data : str
-        Names the rows where there is no sample to recognise them by; empty = not known.
+        Names the rows if no ``sample`` identifies them; empty = not known.
     """
 
     shift: "Shift"
@@ -71,7 +71,7 @@ class Side(Result):
 
     @property
     def independent(self) -> int:
-        """How many independent rows there are: groups, where rows come in fewer groups."""
+        """Number of independent rows: the number of groups, if there are fewer groups than rows."""
         return min(self.n, self.groups) if self.groups else self.n
 
     def compare(self, other: "Side") -> Comparison:

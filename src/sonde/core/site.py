@@ -166,7 +166,7 @@ class Reducer:
         Raises
         ------
         SiteError
-            If it wrote no such text.
+            If ``text`` does not have this form.
 
         Examples
         --------

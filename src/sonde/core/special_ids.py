@@ -6,7 +6,7 @@ from typing import Any
 def special_ids(processor: Any) -> frozenset[int]:
     """Return the ids that are left out of ``mean`` and ``tokens``; none without a tokenizer.
 
-    An unknown token that has an id of its own stands for text and is no special one.
+    An unknown token with an id of its own stands for text and is not special.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     declared = getattr(tokenizer, "all_special_ids", None)

@@ -84,7 +84,7 @@ def nonfinite_field(value: Any, name: str = "") -> str | None:
 
 
 def require_finite(states: Mapping[str, State | None]) -> None:
-    """Refuse to write what could not be read again.
+    """Raise if a field of ``FINITE`` holds NaN or infinity: the state could not be read again.
 
     Raises
     ------
@@ -119,8 +119,8 @@ def _bits(x: Tensor) -> bytes:
 def canonical(value: Any) -> Any:
     """Return parameters as JSON: tensors by a hash of their bytes, others by class and fields.
 
-    A parameter that came ``LATER`` is left out at its default, so that what was written before it
-    keeps its identity.
+    A parameter that was added ``LATER`` is left out at its default, so that older files keep their
+    identity.
     """
     if isinstance(value, Tensor):
         digest = hashlib.blake2b(_bits(value), digest_size=16).hexdigest()

@@ -48,7 +48,8 @@ class Statistic(ABC, Generic[StateT]):
     whole_examples : bool
         Whether every example must arrive whole inside one call. A group may hold several examples.
     in_any_order : bool
-        Whether states merge in any order and number to the same bits: they may wait for each other.
+        Whether merging states in any order and number gives the same bits, so that states may wait
+        for each other.
     """
 
     span: ClassVar[Span] = "one"
@@ -80,8 +81,8 @@ class Statistic(ABC, Generic[StateT]):
     def absorbs(self, *states: StateT) -> bool:
         """Return whether these states, merged, are as large as a state of this kind can become.
 
-        Only asked where ``in_any_order``. Then they are merged at once and the next rows update
-        that state; otherwise the states of several units are kept until they can merge pairwise.
+        Asked only if ``in_any_order``. If True, the states are merged at once and the next rows
+        update the merged state; else the states of several units are kept and merged later.
         """
         return False
 
@@ -114,7 +115,7 @@ class Statistic(ABC, Generic[StateT]):
 
     @property
     def holds_rows(self) -> bool:
-        """Whether a state grows with the rows up to a limit, and says so by its ``size_bytes``."""
+        """Whether a state grows with the rows up to a limit, given by its own ``size_bytes``."""
         default: object = Statistic[Any].size_bytes
         return type(self).size_bytes is not default and self.merging != "none"
 
@@ -133,7 +134,7 @@ class Learner(Statistic[StateT]):
     """A statistic that is trained by steps over units in plan order, and therefore cannot merge.
 
     The runner walks over the rows ``n_passes`` times at most: a first walk may learn the scale of
-    the rows and further ones train. What a walk was for is kept in the state.
+    the rows and further ones train. The state keeps the purpose of the walk.
     """
 
     merging: ClassVar[Merging] = "none"

@@ -44,7 +44,7 @@ class Stream(OneLine, ABC):
 
     @property
     def examples_of_rows(self) -> Sequence[Hashable] | None:
-        """Which example each entry is a row of, where rows of one example may lie apart; else None.
+        """The example of each entry, if rows of one example may lie apart; else None.
 
         Entries are then single rows, as in plain arrays.
         """
@@ -83,7 +83,7 @@ class Stream(OneLine, ABC):
 
     @property
     def clearance(self) -> tuple[str, ...]:
-        """Access labels of the reader, who may score with states that have seen such rows."""
+        """Access labels of the reader: a state may score here if its labels are among them."""
         return ()
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
@@ -111,7 +111,7 @@ class Stream(OneLine, ABC):
     def first_batch(self) -> Batch:
         """Return a batch of two examples, as some normalisations refuse a single one.
 
-        It has one where the data have one.
+        The batch has one example if the data have only one.
 
         Raises
         ------

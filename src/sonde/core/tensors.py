@@ -26,7 +26,7 @@ def as_tensor(
     Raises
     ------
     InputError or ShapeError
-        If there is anything but real numbers, lists of unequal length, or sparse or masked entries.
+        If an entry is not a real number, is sparse or masked, or lists have unequal length.
 
     Examples
     --------

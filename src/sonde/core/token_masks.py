@@ -1,11 +1,11 @@
-"""Masks of padding under the names that models give them, as one: which tokens are real.
+"""Padding masks under the names that models give them, converted to a mask of real tokens.
 
 ``attention_mask`` is 1 at real tokens; torch's ``key_padding_mask`` is true at padding, or minus
 infinity where it is added to scores. For the name ``mask`` there is no convention. Tokens are
 padded on one side, so a value that all examples have on one side, and not on both, marks real
-tokens; where this decides nothing, true is taken to mark them. Few examples can decide less than
-all of the data, so data sets are asked once (``marks_real``), and code that sees batch after batch
-keeps to what the first one decided (``MaskMeaning``).
+tokens; if this decides nothing, true is taken to mark real tokens. A few examples may decide
+nothing although the whole data set would, so a data set is asked once (``marks_real``), and code
+that sees batch after batch keeps the decision of the first batch (``MaskMeaning``).
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,8 +25,8 @@ NAMES = (REAL, *PADDED, EITHER)
 def find_mask(named: Mapping[str, Any], stacked: bool = False) -> tuple[str, Tensor] | None:
     """Return name and value of the mask of (example, token) among a model's arguments, or None.
 
-    A square ``mask`` may say which token looks at which, and counts as none, unless arguments are
-    ``stacked``, one of each example: then there are as many examples as tokens.
+    A square ``mask`` may say which token looks at which, and is ignored. It counts if arguments are
+    ``stacked`` from single examples: then there are as many examples as tokens.
     """
     for name in NAMES:
         value = named.get(name)
@@ -38,12 +38,12 @@ def find_mask(named: Mapping[str, Any], stacked: bool = False) -> tuple[str, Ten
 
 
 def real_tokens(name: str, mask: Tensor, marks: bool | None = None) -> Bool[Tensor, "example pos"]:
-    """Return which tokens are real; ``marks`` is what ``marks_real`` said of all examples.
+    """Return which tokens are real; ``marks`` is the answer of ``marks_real`` for all examples.
 
     Raises
     ------
     InputError
-        If neither tells which value marks padding.
+        If name and mask do not tell which value marks padding.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def marks_real(name: str, masks: Iterable[Tensor]) -> bool:
     Raises
     ------
     InputError
-        If the name does not say which value marks padding, and both lie on either side.
+        If the name does not say which value marks padding, and both values occur on both sides.
     """
     possible = _possible(name, masks)
     if not possible:
@@ -84,14 +84,14 @@ def marks_real(name: str, masks: Iterable[Tensor]) -> bool:
 class MaskMeaning:
     """Which value of a mask marks real tokens, decided by the first batch and kept for all others.
 
-    Where the first batch decides nothing, true is taken to mark real tokens.
+    If the first batch decides nothing, true is taken to mark real tokens.
     """
 
     def __init__(self) -> None:
         self._marks: dict[str, bool] = {}
 
     def is_told_by(self, name: str, mask: Tensor) -> bool:
-        """Return whether it is known which value of this mask is padding; if so, it is kept."""
+        """Return whether the padding value of this mask is known; a known value is kept."""
         possible = _possible(name, [mask])
         if name not in self._marks and len(possible) == 1:
             self._marks[name] = True in possible
@@ -103,8 +103,8 @@ class MaskMeaning:
         Raises
         ------
         InputError
-            If a mask can only mean the opposite of what those before it meant, or the first one
-            has both values on either side.
+            If a mask can only mean the opposite of the masks before it, or the first mask has both
+            values on both sides.
         """
         if name not in self._marks:
             self._marks[name] = marks_real(name, [mask])

@@ -46,10 +46,10 @@ class Reduction:
     Parameters
     ----------
     leader : Int[Tensor, "row token"]
-        Its own place for a token that stays, that of a token that stays for one that is merged
-        into it, -1 for one that is dropped.
+        For a token that stays, its own place; for a merged token, the place of the token that it is
+        merged into; for a dropped token, -1.
     weight : Float[Tensor, "row token"]
-        Of each token in the mean of those that are merged.
+        Weight of each token in the mean of the tokens that are merged.
     """
 
     leader: Int[Tensor, "row token"]
@@ -64,7 +64,7 @@ class TokenRule(ABC):
     asks : {"first", "last"} or None
         The query whose attention ``reduce`` reads: of the first or the last real token.
     counts_sizes : bool
-        Whether a token that stands for several draws as much attention as these.
+        Whether a token that stands for several tokens draws as much attention as they did.
     """
 
     asks: Asked | None = None
@@ -78,4 +78,4 @@ class TokenRule(ABC):
 
     @abstractmethod
     def reduce(self, seen: InsideTokens) -> Reduction:
-        """Return what becomes of each token; what is said of padding does not matter."""
+        """Return what becomes of each token; entries at padding do not matter."""

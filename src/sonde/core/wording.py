@@ -54,7 +54,7 @@ def _without_zeros(text: str) -> str:
 def told_apart_names(mine: str, theirs: str) -> tuple[str, str]:
     """Return short names for two data sets: whole, or the last part of their paths.
 
-    They are ``DATA`` and ``OTHER`` where that leaves the two names equal or empty.
+    The names are ``DATA`` and ``OTHER`` if neither form tells the data sets apart.
 
     Examples
     --------

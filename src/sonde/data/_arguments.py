@@ -27,7 +27,7 @@ def arguments(row: Row, names: Sequence[str], kept: Bool[Tensor, "pos"]) -> dict
     Raises
     ------
     InputError
-        If a value is missing or no numbers, or there is not one type for each token.
+        If a value is missing or not numeric, or tokens and token types differ in number.
     """
     found: dict[str, Tensor] = {}
     for name in names:
@@ -45,7 +45,7 @@ def arguments(row: Row, names: Sequence[str], kept: Bool[Tensor, "pos"]) -> dict
 
 
 def content(row: Row, found: Arguments) -> bytes:
-    """Return what tells the other arguments of two items apart, for their ids."""
+    """Return bytes that tell the other arguments of two items apart, for their ids."""
     return b"".join(n.encode() + tensor_key(x) for n, x in found.items() if row.get(n) is not None)
 
 
@@ -59,7 +59,7 @@ def batched(
     lengths: Sequence[int],
     name: str,
 ) -> Shaped[Tensor, "..."]:
-    """Return one argument of several items: of tokens padded with 0 on the right, else stacked.
+    """Return an argument of several items: stacked, token values padded with 0 on the right.
 
     Raises
     ------

@@ -30,7 +30,8 @@ def from_directory(
     Raises
     ------
     InputError
-        If it wants to run code that is not allowed, reads what sonde does not, or is not whole.
+        If the checkpoint needs code that is not allowed, takes inputs that sonde does not read, or
+        is not whole.
     """
     with quiet():
         config = _config(directory, trust_remote_code)
@@ -178,7 +179,7 @@ def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:
 
 
 def _tell_rounded(module: nn.Module, directory: Path) -> None:
-    """Warn if single tensors are stored more precisely than they load: those of a saved edit."""
+    """Warn if tensors, as of a saved edit, are stored with more precision than they load."""
     loaded = module.state_dict()
     rounded = [name for name, x in _wide_tensors(directory) if _is_rounded(name, x, loaded)]
     if rounded:
@@ -209,7 +210,7 @@ def _wide_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _is_rounded(name: str, x: torch.Tensor, loaded: dict[str, torch.Tensor]) -> bool:
-    """Return whether a stored tensor is in a model in a half type that does not hold its values."""
+    """Return whether the model holds a stored tensor in a half type that rounds its values."""
     named = (n for n in loaded if n == name or n.endswith(f".{name}") or name.endswith(f".{n}"))
     dtype = next((loaded[n].dtype for n in named), torch.float32)
     return dtype in HALF and not torch.equal(x, x.to(dtype).float())

@@ -38,7 +38,7 @@ def array_source(path: Path) -> Source:
     Raises
     ------
     InputError
-        If there is no such array, or one that a column is called holds no value for each row.
+        If there are no such arrays, or an array named as a column lacks a value for each row.
     """
     arrays = load_arrays(path)
     name = "x" if "x" in arrays else next(iter(arrays)) if path.suffix == ".npy" else None
@@ -72,14 +72,14 @@ def open_arrays(
     ----------
     path : path
         ``.npy``, ``.npz`` or ``.safetensors``; arrays ``label``, ``group``, ``id``, ``pair`` and
-        ``side`` are columns, and ``position`` and ``first_error`` where they hold one whole number
+        ``side`` are columns, and ``position`` and ``first_error`` if they hold one whole number
         for each row. Rows of bytes are texts; ``key`` and ``group_key`` are hashed as they are.
     seed : int, default=0
         Key of the hash of rows.
     limit : int, optional
         Only the first rows.
     sites : sequence of str, optional
-        Names of arrays, or patterns such as ``layer*``; all where left out.
+        Names of arrays, or patterns such as ``layer*``; by default all.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def _is_whole(values: Any) -> bool:
 
 
 def _label_name(arrays: dict[str, Any]) -> str | None:
-    """Return the array called ``label``, else one whole number for each row under a usual name."""
+    """Return ``label`` if there, else a usual name whose array has whole numbers, one a row."""
     if "label" in arrays:
         return "label"
     numbers = [k for k in LABELS if k in arrays and arrays[k].ndim == 1]
@@ -182,7 +182,7 @@ def load_arrays(path: Path) -> dict[str, Any]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Return whether a file begins like no array, no archive of arrays and no pickle."""
+    """Return whether a file begins like neither an array, an archive of arrays nor a pickle."""
     with path.open("rb") as file:
         return not file.read(6).startswith((b"\x93NUMPY", b"PK", b"\x80"))
 
@@ -197,7 +197,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 
 def _in_order(names: list[str], metadata: Mapping[str, str] | None) -> list[str]:
-    """Return names in the order of execution that an exported store says, else as they are."""
+    """Return names in the order of execution if an exported store gives it, else unchanged."""
     try:
         said = json.loads((metadata or {})["sonde"])["arrays"]
         place = {str(name): i for i, name in enumerate(said)}

@@ -38,7 +38,7 @@ class AudioEncoder(Encoder):
     names : frozenset of str
         Parameters of the model's ``forward``.
     start : int or None
-        First token of the decoder, for a model that has one.
+        First token of the decoder, if the model has a decoder.
     dtype : torch.dtype or None
         Type of the model's weights, which features are brought to.
     """
@@ -154,7 +154,7 @@ class AudioEncoder(Encoder):
         return values, rate
 
     def _length(self, row: Row) -> int:
-        """Return the samples of a recording at the model's rate, from its header where it can."""
+        """Return the samples of a recording at the model's rate, from its header if possible."""
         found = stored(row, self.column, self.base)
         if isinstance(found, bytes):
             n, rate = _header(found)
@@ -165,7 +165,7 @@ class AudioEncoder(Encoder):
 
 
 def stored(row: Row, column: str, base: Path) -> Any:
-    """Return a recording as it is stored: the bytes of a file, an array, or one with its rate.
+    """Return a recording as it is stored: the bytes of a file, an array, or an array with its rate.
 
     Raises
     ------

@@ -68,11 +68,11 @@ class Flags:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The columns of labels, ``a,b``: the first is the label, the others are of other heads."""
+        """The columns of labels, ``a,b``: the first is the label, others are for other heads."""
         return tuple(n.strip() for n in (self.label or "").split(",") if n.strip())
 
     def names(self) -> set[str]:
-        """Return every column that was named, but for those of a span, which may be delimiters."""
+        """Return every column that was named; words of a span, maybe delimiters, are left out."""
         whole = (self.image, *self.labels, self.id, self.group, self.target, *self.numbers)
         texts = (self.text or "").split(",")
         return {n.strip() for n in (*texts, *whole) if n is not None and n.strip()}
@@ -101,8 +101,8 @@ class Layout:
     span_columns : bool
         Whether ``span`` names columns.
     beside : tuple of str
-        Other columns but those of texts and those with a meaning of their own; beside items that
-        are no tensors only those that ``forward`` takes by their name.
+        Other columns that are read. Beside tokens and tensors: all but texts and columns with a
+        meaning of their own. Beside other items: only columns that ``forward`` takes by name.
     unused : tuple of str
         Columns beside the numbers that the user named.
     """
@@ -134,8 +134,8 @@ def layout(
     """Return what the columns are, from their names, their first values and the user's flags.
 
     A column with the name of a parameter of ``forward`` (one of ``names``) is an input, whatever
-    its name means by default, unless a flag says what it is. Where the ``main`` one is there, or
-    nothing else that could be read, such columns are all that is read.
+    its name means by default, unless a flag gives it another meaning. If the ``main`` parameter has
+    a column, or no other column could be read, only columns named after parameters are read.
 
     Raises
     ------
@@ -200,13 +200,13 @@ def _beside(free: Sample, kind: Kind, inputs_by_name: Collection[str]) -> tuple[
 
 
 def _are_words(values: Sequence[Any]) -> bool:
-    """Return whether the values that are there are texts, and not numbers written as such."""
+    """Return whether all values, except missing ones, are texts that are not written numbers."""
     there = [v for v in values if v is not None]
     return bool(there) and all(isinstance(v, str) for v in there) and not are_numbers(there)
 
 
 def are_pairs(sample: Sample) -> bool:
-    """Return whether there are both columns, and every side that is there is a whole number."""
+    """Return whether both columns of pairs exist and every side that is given is whole."""
     if any(name not in sample for name in PAIRED):
         return False
     return all(_is_whole(v) for v in sample[PAIRED[1]] if not is_missing(v))
@@ -220,7 +220,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _check_span(span: tuple[str, str], kind: Kind, sample: Sample, source: str) -> bool:
-    """Return whether a span names two columns; refuse items that have no such part."""
+    """Return whether a span names two columns; raise if the items are not texts."""
     if kind != "text":
         raise InputError(
             f"{source}: expected texts, of which a span is a part, got items of kind {kind!r}. "
@@ -385,7 +385,7 @@ def _are_all_numbers(free: Sample, flags: Flags) -> bool:
 
 
 def _named_numbers(free: Sample, names: tuple[str, ...], source: str) -> tuple[str, ...]:
-    """Return the columns of numbers in the order in which they were named; all must be there."""
+    """Return the columns of numbers in the order of their flag; raise if one is missing."""
     missing = [name for name in names if name not in free]
     if missing:
         raise InputError(
@@ -397,7 +397,7 @@ def _named_numbers(free: Sample, names: tuple[str, ...], source: str) -> tuple[s
 
 
 def _refuse_items(name: str, model: str, source: str) -> None:
-    """Refuse texts and images where nothing says how they become tensors."""
+    """Refuse texts and images if nothing says how they become tensors."""
     if name in IMAGE_NAMES:
         raise no_recipe(model, ("mean", "std"))
     raise InputError(

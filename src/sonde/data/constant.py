@@ -28,7 +28,7 @@ def constant_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bool[Tensor
 
 
 def _constant(x: Tensor) -> Bool[Tensor, "example"]:
-    """Return whether each channel of a map, each line or column of a sequence, or a row is."""
+    """Return whether channels of a map, lines or columns of a sequence, or rows are constant."""
     if x.ndim >= MAP:
         x = x.flatten(2)
         return (x.amax(2) == x.amin(2)).all(1)

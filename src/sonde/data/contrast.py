@@ -24,14 +24,14 @@ def contrast(
     positive, negative : str, path, array, or re-iterable
         As in ``sonde.read``; labels of their own are put aside.
     split : str, default="train"
-        Which part is read of a data set that has several and whose name does not say it.
+        The split that is read if a data set has several and its name does not choose.
     limit : int, optional
         Take only the first items of each side.
 
     Raises
     ------
     InputError
-        If one side has no item, or is a sample that is drawn after the items were cut.
+        If ``limit`` is below 1, or a side is empty or is a sample of pieces of its texts.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class _Contrast(Source):
 
     @property
     def base(self) -> Path:
-        """That of both; paths of images start from their own where these differ."""
+        """The folder of both sides; if theirs differ, empty, and image paths start from theirs."""
         return self._sides[0].base if self._one_base else Path()
 
     def rows(self) -> Iterator[Row]:
@@ -94,12 +94,12 @@ class _Contrast(Source):
         return found
 
     def where(self, index: int) -> str:
-        """Name the item of its side."""
+        """Name the item as its side does."""
         side, own = self._side_of(index)
         return side.where(own)
 
     def place(self, index: int) -> str:
-        """Name the item of its side."""
+        """Name the item as its side does, and the side."""
         side, own = self._side_of(index)
         return f"{side.place(own)} of {side.name}"
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a word for data before a model is loaded; not for objects in memory."""
+"""Checks of a word for data before a model is loaded; objects in memory are not checked."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ def check_data(data: Any, columns: Sequence[str | None] = (), skip_bad: bool = F
     Parameters
     ----------
     data : str, path or other
-        As in ``open_inputs``; what is no text or path is not looked at.
+        As in ``open_inputs``; only texts and paths are checked.
     columns : sequence of str or None
         Columns that the user named.
     skip_bad : bool, default=False
@@ -29,7 +29,7 @@ def check_data(data: Any, columns: Sequence[str | None] = (), skip_bad: bool = F
     Raises
     ------
     InputError
-        Naming what there is.
+        If data or a column is missing, or data are empty; the message names what exists.
     """
     if not isinstance(data, str | Path):
         return

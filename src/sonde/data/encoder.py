@@ -46,7 +46,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Collated:
-    """The inputs of one forward, and which of the examples could not be made into one."""
+    """The inputs of one forward, and the examples that could not be made into inputs."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Encoder(ABC):
         """Return the bytes of the input as stored."""
 
     def other_content(self, row: Row) -> bytes:
-        """Return what of a row beside its input shapes the batches, for the fingerprint."""
+        """Return the content of a row beside its input that shapes batches, for the fingerprint."""
         return b""
 
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
@@ -97,7 +97,7 @@ class Encoder(ABC):
         return [[Piece()] for _ in rows]
 
     def settled(self, rows: Iterable[Row]) -> "Encoder":
-        """Return the encoder that knows what only all rows together tell; most need none."""
+        """Return the encoder with facts that only all rows together show; by default itself."""
         return self
 
     @abstractmethod
@@ -118,11 +118,11 @@ class Encoder(ABC):
 
 
 def forward_names(module: nn.Module) -> frozenset[str]:
-    """Return the names of the parameters of a module's ``forward``, or of the one that it wraps.
+    """Return the parameter names of a module's ``forward``, or of the module that it wraps.
 
-    ``ANY`` is among them where ``forward`` seems to hand on whatever else it is given: it has
-    ``**kwargs`` and does not name the attention mask. A transformers model names all that it reads;
-    what it takes for its loss alone (``labels``) is left out.
+    ``ANY`` is among them if ``forward`` seems to pass on all other arguments: it has ``**kwargs``
+    and does not name the attention mask. A transformers model names all arguments that it reads;
+    arguments for its loss alone (``labels``) are left out.
     """
     inner = _unwrapped(module)
     found = _parameters(inner)
@@ -136,8 +136,8 @@ def forward_names(module: nn.Module) -> frozenset[str]:
 def tensor_arguments(module: nn.Module) -> dict[str, bool]:
     """Return the positional parameters of ``forward`` that may be tensors, and if they must be.
 
-    Those whose default is a number, a text or a flag are none. Of a transformers model only the
-    main input counts, for the others are named in calls.
+    A parameter whose default is a number, a text or a flag is left out. Of a transformers model
+    only the main input counts, because its other inputs are passed by name.
     """
     inner = _unwrapped(module)
     if hasattr(inner, "main_input_name"):
@@ -155,7 +155,7 @@ def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module that a wrapper hands whatever it is called with, else the module."""
+    """Return the module to which a wrapper passes all its arguments, or else the module itself."""
     if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in _parameters(module).values()):
         for name in _WRAPPED:
             inner = getattr(module, name, None)
@@ -171,7 +171,7 @@ def dtype_of(module: nn.Module) -> torch.dtype | None:
 
 
 def takes(name: str, names: frozenset[str]) -> bool:
-    """Return whether a ``forward`` of these names can be given an argument."""
+    """Return whether a ``forward`` with these parameters accepts an argument of this name."""
     return name in names or ANY in names
 
 

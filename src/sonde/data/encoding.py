@@ -170,7 +170,8 @@ def _known_arguments(inputs: Sequence[str], names: frozenset[str], model: Model)
 def _are_arguments(columns: Sequence[str], names: frozenset[str], model: Model) -> bool:
     """Return whether columns of numbers are arguments of ``forward``, not one vector of features.
 
-    A column may be called as the first argument by chance; not so where another one is named.
+    A single column may have the name of the first argument by chance, so that name alone does not
+    count if other columns are no arguments.
     """
     others = set(list(tensor_arguments(model.module))[1:])
     return "kwargs" in names or set(columns) <= names or bool(others & set(columns))

@@ -1,4 +1,4 @@
-"""Functions of Python files: their docstrings, their code, and the start of it in either case."""
+"""Functions of Python files: their docstrings, their code, and its start in upper or lower case."""
 
 import ast
 import re
@@ -61,7 +61,7 @@ class Functions(Source):
         yield from self._rows
 
     def take(self, start: int, stop: int) -> list[Row]:
-        """Return some of them."""
+        """Return the part of some functions."""
         return self._rows[start:stop]
 
 

@@ -73,9 +73,9 @@ def from_live(items: Any, wanted: str | None = None) -> Source:
 
 
 def from_hub(name: str, wanted: str | None = None) -> Source:
-    """Return a data set by name, from the cache without a network.
+    """Return a data set by name, from the cache if there is no network.
 
-    ``NAME[:CONFIG][/SPLIT]``; what follows a colon and is no configuration is a split.
+    ``NAME[:CONFIG][/SPLIT]``; a word after the colon that is no configuration is a split.
     """
     path, config, split = _parts(name)
     try:

@@ -38,7 +38,7 @@ class ImageFlags:
 
     @property
     def any(self) -> bool:
-        """Whether one was given."""
+        """Whether any flag was given."""
         return self != ImageFlags()
 
 
@@ -120,7 +120,7 @@ def _recipe(processor: Any) -> str:
 
 
 def patch_of(config: Any) -> tuple[int, int] | None:
-    """Return height and width of a patch, where a configuration says so."""
+    """Return height and width of a patch, or None if a configuration names no patch."""
     patch = getattr(config, "patch_size", None)
     if isinstance(patch, int):
         return patch, patch

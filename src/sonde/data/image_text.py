@@ -1,4 +1,4 @@
-"""Images with texts, or one of both, as the processor of a model of images and texts reads them."""
+"""Images, texts or both, as the processor of a model of images and texts reads them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,11 +41,11 @@ class ImageTextEncoder(Encoder):
     two_towers : bool
         Whether images and texts are read apart, each by a tower of its own.
     special, placeholders : frozenset of int
-        Token ids that are no words, and those of them that stand for patches of images.
+        Token ids that are no words, and among these the ids that stand for patches of images.
     max_length : int or None
         Most tokens of one text.
     long : {"chunk", "truncate", "error"}
-        What happens to a longer text; one beside an image is never cut into chunks.
+        What happens to a longer text; a text beside an image is never cut into chunks.
     patch : (int, int) or None
         Height and width of a patch, if images are cut into a grid of equal size.
     dtype : torch.dtype or None
@@ -241,7 +241,7 @@ def _among(
 
 
 def _packed(made: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
-    """Return the arguments with the patches of all images one after the other, and whose they are.
+    """Return the names of arguments that hold the patches of all images, with each image's count.
 
     There is one image for each example.
     """

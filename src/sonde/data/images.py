@@ -38,7 +38,7 @@ class ImageEncoder(Encoder):
     channels : int
         1 (grey) or 3 (RGB).
     patch : (int, int) or None
-        Height and width of a patch, where the model cuts images.
+        Height and width of a patch, if the model cuts images.
     dtype : torch.dtype or None
         Type of the model's weights, which pixel values are brought to.
     names : frozenset of str
@@ -184,7 +184,7 @@ def with_channels(image: Any, channels: int) -> Any:
 
 
 def processed(processor: Any, images: Sequence[Any]) -> torch.Tensor:
-    """Return pixel values; the processor's own errors become one that names the flags."""
+    """Return pixel values; if the processor fails, raise an error that names the flags."""
     if isinstance(processor, PillowProcessor):
         return processor(images)
     try:

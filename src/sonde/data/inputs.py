@@ -103,7 +103,7 @@ class ItemInputs(Inputs):
 
     @property
     def source_rows(self) -> np.ndarray:
-        """Which item of the source each example is, or is a piece of; skipped ones count."""
+        """Number of the source item behind each example; skipped items count."""
         return self.source.numbers(self.listing.row)
 
     def place(self, example: int) -> str:
@@ -168,7 +168,7 @@ class ItemInputs(Inputs):
         return self.listing.labels.own
 
     def with_own_labels(self, reason: str) -> "ItemInputs":
-        """Return the same items, whose labels are told to be the model's classes, and why."""
+        """Return the same items, with labels declared to be the model's classes for this reason."""
         labels = replace(self.listing.labels, own=True, reason=reason)
         typed = self.typed | {"classes": list(labels.names)}
         return replace(self, listing=replace(self.listing, labels=labels), typed=typed)

@@ -15,15 +15,15 @@ from sonde.data.sources import Row, Source, Walk
 @final
 @dataclass(frozen=True)
 class Tuples:
-    """What the members of items that are tuples are: tensors of ``forward``, and a label.
+    """The meaning of each member of items that are tuples: tensors of ``forward``, and a label.
 
-    A last member that may be a label is one where ``forward`` has no tensor left for it. Where it
-    has one that may be left out, nothing but the user can tell.
+    A last member that may be a label is the label if ``forward`` has no tensor left for it. If the
+    tensor that is left is optional, only the user can tell.
 
     Parameters
     ----------
     arguments : dict of str to bool
-        The tensors that ``forward`` takes, in order, and whether it must be given them; none where
+        The tensors that ``forward`` takes, in order, and whether each is required; empty if
         a processor makes them.
     label : str or None
         The column that the user calls the label.
@@ -38,7 +38,7 @@ class Tuples:
         Raises
         ------
         InputError
-            If the last member may be a label, or an argument that may be left out.
+            If the last member may be either a label or an optional argument.
         """
         names, last = list(self.arguments), len(item) - 1
         name = names[last] if last < len(names) else None
@@ -219,7 +219,7 @@ def _rows_of_table(items: Any) -> Any:
 
 @final
 class _Anew:
-    """What a function without arguments makes, made anew for each walk."""
+    """The items of a function without arguments, which is called again for each walk."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make

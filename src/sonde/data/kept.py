@@ -1,4 +1,4 @@
-"""Options of an earlier reading that other data can be read with."""
+"""Options of an earlier reading that also fit other data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from sonde.data.opening import open_source
 
 
 def kept_for(data: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options but for columns that these data do not have.
+    """Return the options, without columns that these data lack.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ class Labels:
     ----------
     values : Int[np.ndarray, "item"]
     names : tuple of str
-        Of each class number.
+        The name of each class number.
     own : bool
         Whether the numbers are the model's own.
     reason : str
@@ -48,7 +48,7 @@ class Labels:
 
     @property
     def any(self) -> bool:
-        """Whether one item has a label."""
+        """Whether at least one item has a label."""
         return bool((self.values != NONE).any())
 
 
@@ -91,16 +91,16 @@ class LabelColumn:
         Parameters
         ----------
         id2label : mapping or None
-            The model's names, where it is a classifier.
+            The model's names, if it is a classifier.
         names : sequence of str or None
             What the data's own integers stand for.
         column : str
             For messages.
         new_classes : bool, default=False
-            Number labels that the model has no class for behind its classes, if it has a class for
-            one of the labels at least.
+            Number labels that the model has no class for after the model's classes, if at least one
+            label has a class.
         is_told : bool, default=False
-            Whether the user named the classes: then labels are new also if it has none of them.
+            Whether the user named the classes: then labels may be new even if none has a class.
         """
         codes = np.asarray(self._items, dtype=np.int64)
         values = [v for _, v in self._codes]

@@ -29,11 +29,12 @@ class Listing:
     Parameters
     ----------
     keys, group_keys, contents : list of bytes
-        Of each example; chunks of one item share them. A key is the hash of the id where there is
-        an id column, a content always that of the input.
+        One entry for each example; chunks of one item share theirs. A key is the hash of the id if
+        there is an id column; a content is always the hash of the input.
     occurrence, row, piece, first, length, truncated, label, size : arrays
-        For each example: which of equal items it belongs to, the source's row, which piece of it,
-        where that begins, its tokens (0 = not counted yet), tokens cut off, class number, bytes.
+        For each example: its item's number among equal items, its row in the source, the number of
+        the piece, the piece's first token, its tokens (0 = not counted yet), tokens cut off, class
+        number, bytes.
     pair, side : arrays
         For each example: hash of the pair that it belongs to and which member it is (-1 = none).
     labels : Labels
@@ -46,9 +47,9 @@ class Listing:
     skipped : tuple of str
         Why rows were left out (the first few).
     late : frozenset of str
-        Columns with a meaning that the layout does not know, for the first rows lack them.
+        Columns with a meaning that the layout misses, because the first rows lack the columns.
     target : array or None
-        Of each example, where the label column holds numbers; NaN = none.
+        The number of each example, if the label column holds numbers; NaN = no number.
     """
 
     keys: list[bytes]
@@ -151,7 +152,7 @@ def list_source(
     new_classes : bool, default=False
         Accept labels that the model has no class for, beside those that it has.
     is_told : bool, default=False
-        Whether ``id2label`` is what the user says: then beside none that it has, too.
+        Whether the user gave ``id2label``: then new labels are accepted even if none has a class.
 
     Raises
     ------
@@ -214,7 +215,7 @@ def taken(listing: Listing, kept: np.ndarray, how: str) -> Listing:
     kept : array of int
         Sorted.
     how : str
-        By what they were chosen, for the fingerprint.
+        How the examples were chosen, for the fingerprint.
     """
     rows = listing.row[kept]
     names = "occurrence row piece first length truncated label size pair side"
@@ -234,7 +235,7 @@ def taken(listing: Listing, kept: np.ndarray, how: str) -> Listing:
 
 
 def _meanings(layout: Layout) -> set[str]:
-    """Return the names that mean something by default and that a layout has not given to any."""
+    """Return the names with a default meaning that the layout gives to no column."""
     labels = LABEL_NAMES if layout.label is None else ()
     own = [name for name in ("id", "group") if getattr(layout, name) is None]
     return {*labels, *own, *(() if layout.paired else PAIRED)}
@@ -323,7 +324,7 @@ def _group(row: Row, layout: Layout, key: bytes) -> bytes:
 
 
 def _member(row: Row, layout: Layout) -> tuple[int, int]:
-    """Return the hash of an item's pair and its side; -1 for one that has none."""
+    """Return the hash of an item's pair and its side, or 0 and -1 if the item has no side."""
     side: Any = row.get(PAIRED[1])
     if not layout.paired or is_missing(side):
         return 0, -1

@@ -49,8 +49,8 @@ def load(
     ----------
     model : str, path, nn.Module or Model
         A Hugging Face directory or name, ``package.module:factory``, ``sonde:digits``,
-        ``sonde:stdlib``, or a live module, which stays where it is. What `sonde compress` wrote of
-        a factory's model is ``package.module:factory@FOLDER``.
+        ``sonde:stdlib``, or a live module, which stays where it is. A factory's
+        model that `sonde compress` wrote is ``package.module:factory@FOLDER``.
     device : str, default="auto"
         ``auto`` is cuda, mps or cpu for models that are loaded here; ``map`` spreads a checkpoint
         over the devices; else a torch device.
@@ -105,7 +105,7 @@ def _described(module: nn.Module) -> str:
 
 
 def _refuse_file_of_code(name: str) -> None:
-    """Refuse ``nets.py:make`` with the word that means it."""
+    """Refuse ``nets.py:make`` and say which word to type instead."""
     found = _CODE_FILE.match(name)
     if found is not None:
         folder = f"in {found['folder']} " if found["folder"] else ""
@@ -156,7 +156,7 @@ def _from_factory(name: str, device: str, dtype: str, processor: Any) -> Model:
 
 
 def is_factory(name: str) -> bool:
-    """Return whether a word names a function that makes a model, and nothing more."""
+    """Return whether a word names a function that makes a model, and nothing else."""
     is_word = _FACTORY.match(name) is not None
     return is_word and not is_shipped(name) and not Path(name).exists()
 

@@ -82,7 +82,7 @@ class NumbersEncoder(Encoder):
 
 
 def are_numbers(values: Sequence[Any]) -> bool:
-    """Return whether most values that are there are numbers or read as one.
+    """Return whether most values that are present are numbers or can be read as numbers.
 
     A text among them is an error of its row, which can be named and skipped.
 

@@ -97,8 +97,8 @@ def open_inputs(
         The part of a text that counts for the reducers of steps: two columns with its characters
         (``start,end``), or two delimiters (``<think>,</think>``).
     ignore_columns : str or sequence of str, optional
-        Columns that are no input, ``a,b``: items of tensors are refused where the model does not
-        take one of their columns.
+        Columns that are no input, ``a,b``. Items of tensors are refused if the model does not take
+        one of their columns.
     number_columns : str or sequence of str, optional
         Columns of a table of numbers that are one vector, in this order; others are left out. By
         default all of them, in the order of the table.
@@ -108,10 +108,10 @@ def open_inputs(
     new_classes : bool, default=False
         Accept labels that the model has no class for, as the second data set of a scan may have.
     split : str, optional
-        The split that is read of data that have several, where their name does not say it
+        The split that is read if the data have several and their name does not choose
         (``NAME/SPLIT``, ``NAME:SPLIT``). By default ``test``, else ``validation``, else ``train``.
     image_size, image_mean, image_std : number or sequence, optional
-        Recipe for images where the model brings none.
+        Recipe for images if the model brings none.
     skip_bad : bool
         Leave out broken items and count them.
     seed : int
@@ -119,7 +119,7 @@ def open_inputs(
     logits : bool
         Whether logits are read, which makes batches larger.
     new_tokens, beams : int
-        What will be generated after each text, and in how many beams, which makes them larger too.
+        Tokens generated after each text, and beams; both make batches larger too.
 
     Raises
     ------
@@ -213,8 +213,8 @@ def open_source(
 ) -> tuple[Source, int | None]:
     """Return the rows that a user means, and how many examples are picked (None = all).
 
-    ``tuples`` says what the members of items that are tuples are, ``split`` which part of a data
-    set is wanted whose name does not say it.
+    ``tuples`` gives the meaning of the members of items that are tuples. ``split`` is the split to
+    read if the name of a data set does not choose.
     """
     if isinstance(data, Source):
         return data, None
@@ -263,7 +263,7 @@ def _from_folder(path: Path, wanted: str | None) -> Source:
 
 
 def require_path(data: str | Path) -> None:
-    """Refuse a word that is a path and not there; one that may name a data set passes.
+    """Refuse a path that does not exist; a word that may name a data set passes.
 
     Raises
     ------

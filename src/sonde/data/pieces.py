@@ -15,8 +15,8 @@ def pieces_of(
 ) -> list[str]:
     """Return the text of each token of an example, or of each of its steps.
 
-    A sign that several tokens make stands with the last of them. Without a tokenizer a token is
-    its id. Nothing where a model reads no token ids, or its decoder's positions are others.
+    A character that several tokens make stands with the last of them. Without a tokenizer a token
+    is its id. Empty if a model reads no token ids, or if its decoder has other positions.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def _ids(batch: InputBatch) -> Tensor | None:
 
 
 def texts_of(ids: list[int], tokenizer: Any) -> list[str]:
-    """Return the text of each token; the tokens of one sign give it with the last of them.
+    """Return the text of each token; a character of several tokens stands with the last token.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def texts_of(ids: list[int], tokenizer: Any) -> list[str]:
 
 
 def _behind(tokenizer: Any, before: list[int], ids: list[int]) -> str:
-    """Return the text of tokens with the blank that stands between them and those before."""
+    """Return the text of tokens, with the space between them and the tokens before."""
     whole, head = (
         tokenizer.decode(part, clean_up_tokenization_spaces=False)
         for part in ([*before, *ids], before or ids)

@@ -164,7 +164,7 @@ def _feature_extractor(directory: Path) -> Any:
 
 
 def _joint_processor(directory: Path, trust_remote_code: bool) -> Any:
-    """Return what reads images and texts together; nothing of it needs torchvision."""
+    """Return the joint processor of images and texts, with its image part on Pillow."""
     names = ("preprocessor_config.json", "processor_config.json")
     if not any((directory / name).exists() for name in names):
         return None
@@ -233,7 +233,8 @@ def is_feature_extractor(processor: Any) -> bool:
 def _is_a(processor: Any, name: str) -> bool:
     """Return whether a class of transformers is among those of an object.
 
-    By name: to ask for the class itself would import two seconds of it for models of one's own.
+    The test is by name: to import the class takes two seconds, which a user's own model need not
+    spend.
     """
     kinds = type(processor).__mro__
     return any(k.__name__ == name and k.__module__.startswith("transformers.") for k in kinds)

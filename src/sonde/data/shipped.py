@@ -46,7 +46,7 @@ def shipped_source(name: str, wanted: str | None = None) -> tuple[Source, int | 
 
     ``sonde:digits``, ``sonde:docstrings``, ``sonde:code``, ``sonde:upper`` and ``sonde:lower``,
     each ``[/train|/test]``, and ``sonde:stdlib[/train|/test|/train-all|/test-all]``, also with a
-    colon before the split; without one, the split that is wanted, else the test split.
+    colon before the split. Without a split in the name: the wanted split, else the test split.
     """
     both = ("train", "test")
     splits = {"digits": both, "stdlib": (*both, "train-all", "test-all")}

@@ -34,7 +34,7 @@ def is_missing(value: Any) -> bool:
 class Source(ABC):
     """Rows of named values: streamed once for the listing, then reached by number.
 
-    ``rows`` may leave out broken records where that was asked for (``n_bad`` counts them); ``take``
+    ``rows`` may leave out broken records if that was asked for (``n_bad`` counts them); ``take``
     and ``where`` count the rows that it yields, ``numbers`` says which items these are. All rows
     have the same columns, unless ``rows_differ``. ``split`` is None if data have no splits;
     ``by_name`` says that files are read in the order of their names, which nobody chose.
@@ -82,7 +82,7 @@ class Source(ABC):
     def columns(self, wanted: Iterable[str] = ()) -> dict[str, list[Any]]:
         """Return the names of the columns with the values of the first rows.
 
-        Where rows may differ, those that are wanted are looked for in all of them.
+        If rows may differ, the wanted columns are searched in all rows.
         """
         found: dict[str, list[Any]] = {}
         missing = set(wanted)
@@ -96,13 +96,13 @@ class Source(ABC):
         return found
 
     def names_of(self, column: str) -> Sequence[str] | None:
-        """Return the class names behind the integers of a label column, where the data has them."""
+        """Return the class names behind the integers of a label column, or None."""
         return None
 
 
 @final
 class Walk:
-    """Rows by number from what can only be walked: goes on where it stands, or starts anew."""
+    """Rows by number from an iterable: it goes on from its position, or starts again."""
 
     def __init__(self, start: Callable[[], Iterator[Row]]) -> None:
         self._start = start

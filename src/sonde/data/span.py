@@ -25,8 +25,9 @@ class SpanEncoder(Encoder):
     text : TextEncoder
         How a text becomes tokens and a batch.
     span : (str, str)
-        Two columns with the first character of the part and the one after its last; or the
-        delimiters: the part begins after the first opening one and ends with the next closing one.
+        Two columns: the first character of the part, and the character after its last. Or two
+        delimiters: the part begins after the first opening delimiter and ends with the next closing
+        delimiter.
     by_columns : bool
     """
 
@@ -84,7 +85,7 @@ class SpanEncoder(Encoder):
         return {**self.text.identity(), "kind": self.kind, "span": list(self.span)}
 
     def notes(self) -> list[str]:
-        """Say what the text's encoder says."""
+        """Return the notes of the text's encoder."""
         return self.text.notes()
 
     def _piece(self, row: Row) -> Piece:
@@ -129,7 +130,7 @@ class SpanEncoder(Encoder):
         return tokens, inside
 
     def _ends(self, row: Row) -> tuple[int, int]:
-        """Return the first character of the part, and the one after its last."""
+        """Return the first character of the part, and the character after its last."""
         whole = self._whole(row)
         if self.by_columns:
             start, end = (_character(row.get(name), name) for name in self.span)

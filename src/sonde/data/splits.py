@@ -29,7 +29,7 @@ def chosen_split(
     Raises
     ------
     InputError
-        If there is no such split, or none that can be chosen without the user.
+        If there is no such split, or only the user can choose.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def path_of(data: str | Path) -> Path:
 
 
 def split_folders(path: Path) -> list[str]:
-    """Return the subfolders of a folder where they are its splits, two at least; else none."""
+    """Return the subfolders if all are splits and there are at least two, else an empty list."""
     entries = [p for p in path.iterdir() if not p.name.startswith(".")]
     are_splits = all(p.is_dir() and p.name.lower() in (*FIRST, *TRAIN) for p in entries)
     return sorted(p.name for p in entries) if are_splits and len(entries) > 1 else []

@@ -88,8 +88,8 @@ class FeatureEncoder(Encoder):
     marks : bool or None
         Whether the mask of padding differs from zero at real tokens; None before rows are seen.
     may_mask : bool, default=True
-        Whether an input may be a mask of padding: one called ``mask`` with both values on either
-        side is none.
+        Whether an input may be a mask of padding: an input called ``mask`` is no such mask if both
+        values occur on either side.
     """
 
     inputs: tuple[str, ...]
@@ -98,7 +98,7 @@ class FeatureEncoder(Encoder):
     may_mask: bool = True
 
     def settled(self, rows: Iterable[Row]) -> "FeatureEncoder":
-        """Decide by all masks which of their values is that of padding."""
+        """Decide by all masks which of their values marks padding."""
         if not set(self.inputs) & set(NAMES):
             return self
         found = (find_mask(self._masks(row), stacked=True) for row in rows)
@@ -164,7 +164,7 @@ class CallableEncoder(Encoder):
     image : bool
         Whether the column holds images, which are decoded before the call.
     meaning : MaskMeaning
-        What the masks mean that the processor returns.
+        The meaning of the masks that the processor returns.
     """
 
     processor: Callable[[Any], Any]
@@ -175,7 +175,7 @@ class CallableEncoder(Encoder):
     meaning: MaskMeaning = field(default_factory=MaskMeaning)
 
     def settled(self, rows: Iterable[Row]) -> "CallableEncoder":
-        """Decide by the first item whose mask tells which of its values is that of padding."""
+        """Decide by the first item whose mask tells which of its values marks padding."""
         for row in rows:
             with suppress(Exception):  # whatever the processor raises, the item's batch says
                 made = self._made(row)
@@ -249,7 +249,7 @@ def token_mask(
 ) -> Bool[Tensor, "_row _pos"] | None:
     """Return which tokens are real, by the mask beside token ids, embeddings or features.
 
-    ``real`` says it of a mask and its name.
+    ``real`` returns the real tokens, given the name of a mask and the mask.
     """
     found = find_mask(kwargs, stacked=True)
     if found is None:

@@ -249,8 +249,8 @@ class TextEncoder(Encoder):
     def _kept(self, row: Row) -> Bool[Tensor, "pos"]:
         """Return which token ids of an item are read.
 
-        All of them: padding runs as it came. Without it where the model takes no mask, or where
-        only the tokens alone fit into its context.
+        All ids are read, and padding stays as it came. Padding is left out if the model takes no
+        mask, or if the item is longer than its context.
         """
         real = self._masked(row)
         too_long = self.max_length is not None and len(real) > self.max_length
@@ -283,7 +283,7 @@ class TextEncoder(Encoder):
         return [list(ids[: self.max_length]) for ids in found]
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
-        """Pad on the right and pass what ``forward`` has a name for."""
+        """Pad on the right and pass only the arguments that ``forward`` names."""
         ids, mask = _padded([item.value[0] for item in items], self.vocabulary.pad)
         for i, item in enumerate(items):
             if item.value[3] is not None:

@@ -103,7 +103,7 @@ class TrajectoryEncoder(Encoder):
         return {**self.text.identity(), "kind": "trajectory", "inputs": inputs}
 
     def notes(self) -> list[str]:
-        """Say what the text's encoder says."""
+        """Return the notes of the text's encoder."""
         return self.text.notes()
 
     def _parts(self, row: Row) -> list[str]:
@@ -175,7 +175,7 @@ def step_text(step: Any, place: int) -> str:
 
 
 def first_error_of(label: Any, first_error: Any, n_steps: int) -> int:
-    """Return the first wrong step; -1 = none, -2 = one that is not known, -3 = nothing known.
+    """Return the first wrong step; -1 = none, -2 = an unknown step, -3 = nothing known.
 
     Examples
     --------

@@ -28,12 +28,12 @@ def channel_layers(owner: str, module: nn.Module, only: str | None = None) -> di
         For errors.
     module : nn.Module
     only : str, optional
-        The name of one of them.
+        The name of the only layer to return.
 
     Raises
     ------
     InputError
-        If there are none, or not the one that is named.
+        If there are no convolutions, or ``only`` is no layer that makes channels.
     """
     found: dict[str, Any] = {}
     last: tuple[str, nn.Module] | None = None
@@ -92,7 +92,7 @@ class Scaled(Edit):
 @final
 @dataclass(eq=False)
 class MeanPassed(Edit):
-    """Sums what a ReLU behind a layer would let pass of each channel; changes nothing."""
+    """Running sum of ``max(x, 0)`` for each channel; leaves the activation as it is."""
 
     total: Tensor | None = None
     n: int = 0
@@ -108,7 +108,7 @@ class MeanPassed(Edit):
 def silenced(
     layers: Mapping[str, Any], which: Mapping[str, Bool[Tensor, "channel"]]
 ) -> dict[str, Change]:
-    """Return the changes after which some channels of layers are 0 whatever comes in."""
+    """Return the changes that set the weights and biases of chosen channels to 0."""
     changes: dict[str, Change] = {}
     for name, chosen in which.items():
         for part in ("weight", "bias"):
@@ -128,7 +128,7 @@ def accuracy(model: Model, module: nn.Module, clean: Inputs) -> float:
 
 
 def accuracy_of(losses: Any, batches: Iterable[InputBatch]) -> float:
-    """Return the share of answers that are right, of those whose truth is known."""
+    """Return the share of right answers among the answers with a known truth."""
     right = n = 0
     for batch in batches:
         told = losses.answers(batch)
@@ -144,7 +144,7 @@ def labelled(owner: str, clean: Inputs) -> None:
     Raises
     ------
     InputError
-        If the first batch has none.
+        If the first batch has no labels.
     """
     first = next(each_batch(clean), None)
     if first is None or not bool((first.label >= 0).any()):

@@ -1,4 +1,4 @@
-"""What methods that look for one direction share: the direction, its length and its sign."""
+"""Shared parts of methods that find one direction: the direction, its length and its sign."""
 
 from dataclasses import dataclass
 from typing import final
@@ -32,7 +32,7 @@ class Direction:
     ) -> "Direction":
         """Return an axis turned so that the first group lies on its positive side.
 
-        Where both means lie at one place along it, its largest entry is positive.
+        If both means lie at the same place along the axis, its entry of largest size is positive.
         """
         length = axis.norm()
         unit = axis / length if bool(length > 0) else torch.zeros_like(axis)
@@ -63,7 +63,7 @@ def leading(second: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim"]:
 
 
 def require_direction(owner: str, direction: Float[Tensor, "dim"]) -> None:
-    """Refuse a vector that is no direction.
+    """Raise if a vector has no direction.
 
     Raises
     ------

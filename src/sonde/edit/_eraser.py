@@ -1,4 +1,4 @@
-"""What methods that erase a concept share: joint moments, the edits, and the result."""
+"""Shared parts of methods that erase a concept: joint moments, the edits, and the result."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -28,7 +28,7 @@ class Erase(Edit):
     mean : Float[Tensor, "dim"]
         The point that stays where it is.
     left, right : Float[Tensor, "dim rank"]
-        Where to move, and which functions of the row say how far.
+        The directions of the change, and the linear functions of the row that give its size.
     strength : float, default=1.0
     """
 
@@ -62,7 +62,7 @@ class Subtract(Edit):
     Parameters
     ----------
     shift : Float[Tensor, "example dim"]
-        One vector for each example of the batch; of prompts where the model generates.
+        One vector for each example of the batch, or for each prompt if the model generates.
     strength : float, default=1.0
     """
 
@@ -88,10 +88,10 @@ class Eraser(Result):
     """A concept's linear trace at a site, and the edits that remove it.
 
     ``value`` is the mean squared change of the fitted rows at strength 1 over their total variance.
-    ``correlation`` is what each removed function said about the concept, largest first: its
-    correlation with the best linear function of the concept. ``gap`` is what the concept says about
-    a row: for classes how far the mean of each, in the order of ``labels``, lies from that of all
-    rows; for numbers the slope of each, around ``concept_mean``.
+    ``correlation`` holds each removed function's correlation with the best linear function of the
+    concept, largest first. ``gap`` is what the concept says about a row: for classes, the mean of
+    each class minus the mean of all rows, in the order of ``labels``; for numbers, the slope of the
+    rows on each number, around ``concept_mean``.
     """
 
     title: ClassVar[str] = "Concept erased"
@@ -105,7 +105,7 @@ class Eraser(Result):
 
     @property
     def rank(self) -> int:
-        """Dimensions that are removed."""
+        """Number of dimensions that are removed."""
         return self.left.shape[1]
 
     def edit(self, strength: float = 1.0) -> Erase:
@@ -115,19 +115,19 @@ class Eraser(Result):
     def oracle(self, concept: Tensor, strength: float = 1.0) -> Subtract:
         """Return the edit of a batch whose concept is known for each example.
 
-        It takes away what the concept says about a row, the least change of all after which the
-        concept is uncorrelated with the rows.
+        It takes away what the concept says about a row. No smaller change makes the rows
+        uncorrelated with the concept.
 
         Parameters
         ----------
         concept : Int[Tensor, "example"] or Float[Tensor, "example concept"]
-            Classes or numbers, as they were fitted on.
+            Classes or numbers, coded as in the fit.
         strength : float, default=1.0
 
         Raises
         ------
         InputError
-            If there is a class that was not fitted on.
+            If a class did not occur in the fit.
         """
         if self.labels is None:
             assert self.concept_mean is not None
@@ -147,8 +147,8 @@ class Eraser(Result):
 class Joint:
     """Joint moments of rows and a concept, divided by the number of rows.
 
-    ``cross`` is the covariance of rows with the concept in units in which every number, or class,
-    of it has variance one; ``rounding`` the relative error of products in ``covariance``.
+    ``cross`` is the covariance of rows with the concept, scaled: numbers have variance one, class
+    indicators mean square one. ``rounding`` is the relative error of products in ``covariance``.
     """
 
     n: int
@@ -163,12 +163,12 @@ class Joint:
 
     @classmethod
     def of_classes(cls, owner: str, classes: ClassMomentsState, rounding: float) -> "Joint":
-        """Return the moments with classes, each as a number that is 1 for its own rows.
+        """Return the joint moments of rows and class indicators (1 for rows of the class, else 0).
 
         Raises
         ------
         InputError
-            If there are no two classes.
+            If there are fewer than two classes.
         """
         if len(classes.labels) < 2:
             raise InputError(
@@ -191,8 +191,8 @@ class Joint:
     def root(self) -> Float[Tensor, "dim dim"]:
         """Return a root of the inverse covariance.
 
-        Directions without variance are left out; where rounding of the products hides which these
-        are, they count as having what it amounts to.
+        Directions without variance are left out. If products are rounded more coarsely than
+        float64, variances below the rounding error are raised to it instead.
         """
         scale = self.covariance.diagonal().clamp(min=0.0).sqrt()
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
@@ -207,9 +207,10 @@ class Joint:
     def directions(
         self, root: Float[Tensor, "dim dim"] | None = None, most: int | None = None
     ) -> tuple[Float[Tensor, "dim rank"], Float[Tensor, "rank"], Float[Tensor, "concept rank"]]:
-        """Return the singular vectors and values of the cross-covariance in a metric, or as it is.
+        """Return singular vectors and values of the cross-covariance, in a metric if given a root.
 
-        All that rounding of the means does not explain are kept: one of a rare class is small.
+        Values above the rounding error of the means are kept, at most ``most``: the value of a rare
+        class is small.
         """
         cross = self.cross if root is None else root.T @ self.cross
         u, s, vh = torch.linalg.svd(cross, full_matrices=False)
@@ -227,7 +228,7 @@ class Joint:
         right: Float[Tensor, "dim rank"],
         **said: Any,
     ) -> Eraser:
-        """Return the result that moves rows by ``left`` as far as ``right`` says.
+        """Return the result whose edit moves rows along ``left``, as far as ``right`` says.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Prompts with their answers as inputs of a model that is asked for the answers alone."""
+"""Prompts with their answers, as inputs of a model that is judged by the answers alone."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from sonde.edit._facts import PREFIXES, Fact, prompts
 class FactAnswers(Inputs):
     """Each fact behind each prefix; the model reads the prompt and answers with the target.
 
-    What such inputs are judged by is the log-probability of the target's tokens, not of the prompt.
+    Only the log-probability of the target's tokens counts, not that of the prompt's tokens.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class FactAnswers(Inputs):
 
     @property
     def group_keys(self) -> Sequence[bytes]:
-        """One for each text."""
+        """Group keys, one for each text."""
         return self._keys
 
     @property

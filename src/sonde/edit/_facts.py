@@ -33,7 +33,8 @@ class Fact:
     subject : str
         Whom or what the fact is about, as it stands in the prompt.
     target : str
-        The new answer, put right behind the prompt: begin it with a space where one belongs.
+        The new answer, appended to the prompt: begin it with a space if the text needs a space
+        there.
 
     Examples
     --------
@@ -69,11 +70,11 @@ class FactTexts:
     answer: Bool[Tensor, "text pos"]
 
     def inputs(self) -> dict[str, Tensor]:
-        """Return what the model is called with."""
+        """Return the keyword arguments of the model."""
         return {"input_ids": self.ids, "attention_mask": self.mask.long()}
 
     def split(self) -> Iterator["FactTexts"]:
-        """Yield them some at a time."""
+        """Yield the texts, at most 64 at a time."""
         parts = (self.ids, self.mask, self.fact, self.subject, self.answer)
         for some in zip(*(part.split(TEXTS) for part in parts), strict=True):
             yield FactTexts(*some)
@@ -85,7 +86,7 @@ class FactTexts:
         Raises
         ------
         InputError
-            If the model has no tokenizer that says where its tokens lie.
+            If the model is no causal language model, or has no tokenizer.
         """
         if model.processor is None or model.task != "causal":
             raise InputError(
@@ -148,10 +149,10 @@ def log_probability(
     Parameters
     ----------
     model : Model
-        Of a folded module: ``dataclasses.replace(model, module=plan.fold(model))``.
+        To judge a plan, fold it: ``dataclasses.replace(model, module=plan.fold(model))``.
     facts : sequence of Fact
     prefixes : sequence of str, default=("",)
-        Texts put before each prompt, over which the mean is taken.
+        Texts put before each prompt; the mean is taken over these texts.
 
     Returns
     -------
@@ -165,7 +166,7 @@ def log_probability(
 
 @dataclass(frozen=True)
 class Search:
-    """How the value of a fact is searched for: the new output that makes the model say the target.
+    """Search for the value of a fact: the new output that makes the model say the target.
 
     Parameters
     ----------
@@ -174,7 +175,7 @@ class Search:
     rate : float
         Its step size, in units of the states.
     divergence : float
-        Weight of the divergence of what the model says after "<subject> is a" from what it said.
+        Weight of the KL divergence from the unedited model's next token after "<subject> is a".
     decay : float
         Weight of half the squared shift over the squared norm of the state.
     largest : float
@@ -195,10 +196,10 @@ class Search:
         place: str,
         state: Float[Tensor, "fact dim"],
     ) -> tuple[Float[Tensor, "fact dim"], Float[Tensor, "fact"], Float[Tensor, "fact"]]:
-        """Return what to add to the state of each fact at a module's output.
+        """Return the shift of each fact's state at a module's output, and two log-probabilities.
 
-        And the mean log-probability of the target's tokens, in nats, without and with it. The facts
-        are searched side by side; none sees another.
+        These are the means over the target's tokens, in nats, without and with the shift. The facts
+        are searched side by side, each on its own.
         """
         told = prompts(model, facts, prefixes, answered=True)
         said = [(i, STATEMENT.format(f.subject), f.subject, "") for i, f in enumerate(facts)]
@@ -226,7 +227,7 @@ class Search:
 
 
 class _Shifted:
-    """A model whose states at the subject's last token are shifted, each fact's by its own."""
+    """A model whose state at a subject's last token is moved by the shift of its fact."""
 
     def __init__(self, module: nn.Module, place: str) -> None:
         self.texts: FactTexts | None = None
@@ -249,7 +250,7 @@ class _Shifted:
         return (right * answer).sum(1) / answer.sum(1)
 
     def answers(self, texts: FactTexts, delta: Tensor | None, n: int) -> Float[Tensor, "fact"]:
-        """Return the same for each fact, over all of its texts."""
+        """Return the mean log-probability of each fact's target over all texts of the fact."""
         total, count = torch.zeros(n), torch.bincount(texts.fact, minlength=n).cpu()
         for some in texts.split():
             total.index_add_(0, some.fact.cpu(), self.answer(some, delta).detach().cpu())
@@ -277,7 +278,7 @@ class _Shifted:
 def _tokens(
     tokenizer: Any, text: str, subject: str, target: str
 ) -> tuple[list[int], int, list[int]]:
-    """Return ids of text and target, the place of the subject's last token, and of the target."""
+    """Return ids of text and target, the place of the subject's last token, the target's mask."""
     found = tokenizer(text + target, return_offsets_mapping=True)
     spans = found["offset_mapping"]
     end = text.rindex(subject) + len(subject)

@@ -9,12 +9,12 @@ MATRICES = ("matrix", "transposed")
 
 
 def linear_layer(module: nn.Module, layer: str) -> Layer:
-    """Return a layer that multiplies by a matrix.
+    """Return a layer if it multiplies by a matrix.
 
     Raises
     ------
     InputError
-        If it does not, with those inside it that do.
+        If the layer is not linear; the message names the linear layers inside it.
     """
     part = module.get_submodule(layer)
     found = layer_of(layer, part)

@@ -1,4 +1,4 @@
-"""Universal patches: where an image model takes its pixels, and the smallest that calls a class."""
+"""Universal patches: an image model's input, and the smallest patch that yields each class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,7 +49,7 @@ def image_of(batch: InputBatch) -> Tensor:
     Raises
     ------
     InputError
-        If it holds none.
+        If the batch holds no images.
     """
     for value in (*batch.args, *batch.kwargs.values()):
         if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 4:
@@ -89,7 +89,7 @@ class Pixels:
     clean : Inputs
         Images with their labels.
     most : int
-        How many of them are read.
+        The most images that are read.
     """
 
     def __init__(self, module: nn.Module, clean: Inputs, most: int) -> None:
@@ -115,7 +115,7 @@ class Pixels:
 
     @torch.no_grad()
     def success(self, mask: Tensor, pattern: Tensor, target: int) -> float:
-        """Return the share of images of other classes that a patch turns into one."""
+        """Return the share of images of other classes that a patch turns into the target."""
         other = self.label != target
         said = self.logits(patched(self.images, mask, pattern)).argmax(1)
         return float((said == target)[other].float().mean())
@@ -149,7 +149,7 @@ def smallest_patches(pixels: Pixels, *, wanted: float, steps: int, seed: int, ba
 def _search(
     pixels: Pixels, classes: Sequence[int], wanted: float, steps: int, seed: int
 ) -> Patches:
-    """Return the patches of some classes; none knows of the others."""
+    """Return the patches of some classes, each searched on its own."""
     x, target = pixels.images.float().cpu(), torch.tensor(list(classes))
     n, shape = len(target), x.shape[1:]
     draw = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Probabilities of an attention at the port ``probs``: by head, and where tokens stand."""
+"""Attention probabilities at the port ``probs``: split by head, with the tokens' positions."""
 
 import torch
 from jaxtyping import Float, Int

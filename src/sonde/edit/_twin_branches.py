@@ -17,18 +17,18 @@ LINEAR = 1e-3
 
 
 class Route:
-    """How much of each expert every example gets; None while the branches are closed."""
+    """Weights of the experts for each example, or None while the branches are closed."""
 
     def __init__(self) -> None:
         self.weights: Float[Tensor, "example expert"] | None = None
 
     def for_rows(self, n: int, like: Tensor) -> Float[Tensor, "row expert"]:
-        """Return the weights of rows, some for each example, in the type of a tensor.
+        """Return the weights of rows, in the type of a tensor; an example may have several rows.
 
         Raises
         ------
         ShapeError
-            If the rows are no examples.
+            If the number of rows is no multiple of the number of examples.
         """
         assert self.weights is not None  # closed branches ask for nothing
         if n % len(self.weights):
@@ -67,7 +67,7 @@ class Branch(nn.Module, ABC):
 
 
 class _Thin(Branch):
-    """Of a matrix: ``sum_e w_e (x right_e) left_e^T``, and the biases."""
+    """Branch of a matrix: ``sum_e w_e (x right_e) left_e^T``, and the biases."""
 
     def __init__(self, name: str, route: Route, kind: str, left: Tensor, right: Tensor,
                  bias: Tensor | None) -> None:  # fmt: skip
@@ -103,7 +103,7 @@ class _Thin(Branch):
 
 
 class _Whole(Branch):
-    """Of a norm and the like: what the module gives with each expert's parameters and buffers."""
+    """Branch of any other module, such as a norm: its output with each expert's parameters."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ def branch_of(
     moved : mapping of str to Float[Tensor, "expert ..."]
         Buffers of each expert, if an expert's differs from the shared model's.
     rank_of : callable
-        The rank that is kept of a matrix of some rows and columns.
+        Takes the numbers of rows and columns of a matrix; returns the rank to keep.
     route : Route
     """
     layer = layer_of(name, module)

@@ -26,14 +26,14 @@ class Writing:
     ----------
     model : Model
     facts, kept : sequence of Fact
-        To write, and written before.
+        Facts to write, and facts written before.
     layers : sequence of str
         Linear layers, in order of execution.
     place : str
         Module after which the states are shifted.
     how : {"least_squares", "equal", "null_space"}
     weight : float
-        Weight of all other text, over the width of the layer's input.
+        Weight of all other text, divided by the width of the layer's input.
     prefixes : sequence of str
     """
 
@@ -49,7 +49,7 @@ class Writing:
     def plan(
         self, method: str, read: AtSites, search: Search, shifts: Float[Tensor, "fact dim"] | None
     ) -> RewritePlan:
-        """Return the changes: shifts searched for or given, then layer after layer."""
+        """Return the changes of all layers, from shifts that are searched for or given."""
         module = self.model.module
         answers = [read.at(f"{layer}:in") for layer in self.layers]
         keys, state = self._read(module, self.layers[0])
@@ -90,7 +90,7 @@ class Writing:
     def _update(
         self, module: nn.Module, layer: str, residual: Tensor, keys: Tensor, answer: Any
     ) -> LowRank:
-        """Return the update of a layer; the keys of kept facts are to have no residual."""
+        """Return the update of a layer; the residual of kept facts is 0."""
         every, wanted = keys.T, residual.T
         if self.kept:
             texts: FactTexts = prompts(self.model, self.kept, self.prefixes)
@@ -139,14 +139,14 @@ def least_update(
 ) -> LowRank:
     """Return ``D = R (weight I + K^T M K)^-1 K^T M`` with ``M K`` given as ``reach``.
 
-    With ``M = C^-1`` this is the minimum of ``|D K - R|^2 + weight tr(D C D^T)``, and at weight 0
-    that of ``tr(D C D^T)`` under ``D K = R``; with ``M`` a projector, the minimum of
-    ``|D K - R|^2 + weight |D|^2`` among updates in its range.
+    With ``M = C^-1``, ``D`` minimises ``|D K - R|^2 + weight tr(D C D^T)``; at weight 0 it
+    minimises ``tr(D C D^T)`` under ``D K = R``. With ``M`` a projector, ``D`` minimises ``|D K -
+    R|^2 + weight |D|^2`` among updates in its range.
 
     Parameters
     ----------
     residual : Float[Tensor, "out key"]
-        By how much the output of each key is to change; 0 for one that must stay.
+        By how much the output of each key is to change; 0 for an output that must stay.
     keys, reach : Float[Tensor, "dim key"]
     weight : float, default=0.0
     """

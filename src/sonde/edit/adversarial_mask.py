@@ -36,8 +36,8 @@ class AdversarialMask(Rewrite):
 
     Range        weights and biases of silenced channels are 0; all others stay.
     Cost         ``steps`` times three forwards and backwards of a batch.
-    Assumes      convolutions, those with a batch norm behind them masked at this; clean images.
-    Differs      from the reference: masks multiply the batch norm's own weight where there is one,
+    Assumes      convolutions, masked at the batch norm behind them if there is one; clean images.
+    Differs      from the reference: masks multiply the batch norm's own weight if there is one,
                  else the convolution's.
 
     Parameters

@@ -23,26 +23,26 @@ Positions = tuple[int, ...]
 @final
 @dataclass(frozen=True)
 class AttentionSteer(Edit):
-    """Set what the queries of one region give to the keys of another, and keep the rows' sums.
+    """Set the attention from the queries of one region to the keys of another; keep row sums.
 
     ``prior`` gives these keys the probabilities that they have in another run; ``forbid`` gives
     them none, as a mask before the softmax would. The other keys of a row keep their proportions
-    and share what is left, so that a row adds up to what it did. ``strength`` mixes the new rows
-    with the old ones.
+    and share what is left, so the sum of the row stays. ``strength`` mixes the new rows with the
+    old ones.
 
     Range        rows stay distributions; forbidden entries are exactly 0 at strength 1.
-    Cost         the layer's attention without its fused kernel; ``prior`` the other run.
+    Cost         the layer's attention without its fused kernel; for ``prior`` also the other run.
     Assumes      the port ``probs`` with all heads; a cache that grows with the text; for ``prior``
                  ``EditContext.others`` with the same queries and keys.
-    Differs      from the paper: regions are positions, and no step of a diffusion is known: count
-                 calls by ``calls``.
+    Differs      from the paper: regions are positions; diffusion steps are unknown: limit the
+                 steering by ``calls``.
 
     Parameters
     ----------
     n_heads : int
-        Of the attention; 1 at a port of one head, ``probs.3``.
+        Heads of the attention; 1 at the port of a single head, such as ``probs.3``.
     queries, keys : tuple of int, optional
-        Positions of each region in its text, padding apart; all by default.
+        Positions of each region in its text, padding not counted; all by default.
     how : {"prior", "forbid"}, default="prior"
     source : str, default="source"
         The name of the other run.
@@ -94,7 +94,7 @@ class AttentionSteer(Edit):
         Raises
         ------
         InputError
-            If nothing but forbidden keys is in sight of a query, or there is no other run.
+            If a query sees only forbidden keys, or the other run is missing.
         """
         if self.strength == 0.0 or (self.calls is not None and context.call >= self.calls):
             return x
@@ -176,7 +176,7 @@ def _pairs(
     context: EditContext,
     other_text: bool,
 ) -> Bool[Tensor, "example query 1 key"]:
-    """Return which pairs of a real query and a key are in both regions."""
+    """Return which pairs of query and key lie in the two regions, without padding queries."""
     mask = context.mask
     rows, columns = positions(probs, context, other_text)
     chosen = _in(rows, queries)[:, :, None] & _in(columns, keys)[:, None, :]

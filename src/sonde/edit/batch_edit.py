@@ -1,7 +1,7 @@
 """Many facts written into the weights of a few layers at once.
 
-For a single fact at a single layer see ``RankOneEdit``. What a model says of a fact can be changed
-at many layers: that an edit works at one does not show that the fact was there.
+For a single fact at a single layer see ``RankOneEdit``. The answer can be changed at many layers:
+an edit that works at a layer does not show that the layer held the fact.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ from sonde.weights import AtSites, Rewrite, RewritePlan
 class BatchEdit(Rewrite):
     """Least change of some layers' weights that makes a model give new answers.
 
-    For each fact a shift of the state at the subject's last token is searched for that makes the
-    answer likely. The inputs ``K`` of the layer there (means over ``prefixes``) then get new
+    For each fact a search finds a shift of the state at the subject's last token that makes the
+    answer likely. The layer's inputs ``K`` at this token (means over ``prefixes``) then get new
     outputs, ``W' K = W K + R``:
 
     - ``least_squares`` minimises ``|D K - R|^2 + w tr(D C D^T)`` over ``D = W' - W``, with ``C``
@@ -35,7 +35,7 @@ class BatchEdit(Rewrite):
     - ``null_space`` minimises ``|D K - R|^2 + |D|^2`` among the ``D`` that leave the protected
       inputs' outputs alone (AlphaEdit).
 
-    Over several layers each takes an equal share of what the layers before it left to do.
+    If there are several layers, each takes an equal share of the change that is still missing.
 
     Cost         ``steps`` forwards and backwards of the prompts; O(dim^3) for each layer, for
                  ``null_space`` O(dim free facts).
@@ -54,17 +54,17 @@ class BatchEdit(Rewrite):
     kept : sequence of Fact, default=()
         Facts written before: what the layer gives for them must stay.
     weight : float, default=0.92
-        Weight ``w`` of all other text, over the width of the layer's input.
+        Weight ``w`` of all other text, divided by the width of the layer's input.
     prefixes : sequence of str
         Texts that are put before the prompts.
     steps : int, default=25
         Steps of the search.
     rate : float, default=0.5
-        Its step size.
+        Step size of the search.
     divergence : float, default=0.0625
-        Its weight of what else the model says of the subject, as a KL divergence.
+        Weight of the change in what else the model says of the subject, as a KL divergence.
     decay : float, default=0.01
-        Its weight of the squared length of the shift.
+        Weight of the squared length of the shift.
     largest : float, default=0.75
         Longest shift, in lengths of the state of the block.
     shifts : Float[Tensor, "fact dim"] or None, default=None
@@ -112,7 +112,7 @@ class BatchEdit(Rewrite):
         Raises
         ------
         InputError
-            If a layer is none that multiplies by a matrix, or nothing was fitted at it.
+            If a layer is not linear, or nothing was fitted at its input.
         StateError
             If the second moment is singular, or no direction is free.
         """

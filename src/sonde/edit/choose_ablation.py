@@ -1,4 +1,4 @@
-"""Which of many candidate directions to ablate: the one whose removal does most and harms least."""
+"""Choose the direction to ablate: the candidate whose removal does most and harms little."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,14 +28,13 @@ class AblationTrial:
     depth : float
         Place of the site among the candidates, 0 the first, 1 the last.
     bypass : float
-        Log-odds of the behaviour where it belongs, with the direction taken out; low is good.
+        Log-odds of the behaviour on prompts that show it, with the direction out; low is good.
     induce : float
-        Log-odds of the behaviour where it does not belong, with the direction added; high is good.
+        Log-odds of the behaviour on usual prompts, with the direction added; high is good.
     kl : float
-        Divergence of the answers where the behaviour does not belong, with the direction taken
-        out, nats.
+        Divergence of the answers to usual prompts, with the direction taken out, in nats.
     refused : str
-        Why it is not chosen; empty where it could be.
+        Why the candidate fails; empty if it passes.
     """
 
     site: str
@@ -58,7 +57,7 @@ class AblationChoice:
     trials : tuple of AblationTrial
         In the order of the candidates.
     plain : (float, float)
-        Log-odds of the behaviour, unedited, where it belongs and where it does not.
+        Log-odds of the behaviour without an edit, on prompts that show it and on usual prompts.
     targets : tuple of int
         Tokens or classes that make up the behaviour.
     """
@@ -83,10 +82,11 @@ def choose_ablation(
 ) -> AblationChoice:
     """Return the candidate that removes the behaviour best among those that can also induce it.
 
-    Each direction is taken out at all ``sites`` of prompts that show the behaviour and of usual
-    ones, and added at its own site of usual ones. Of those that lower the behaviour when taken
-    out, raise it when added, leave usual answers alone (``kl_limit``) and lie in the first part of
-    the model (``deepest``) the one of lowest log-odds after removal is taken.
+    Each direction is taken out at all ``sites``, on prompts that show the behaviour and on usual
+    prompts, and added at its own site on usual prompts. A direction passes if it lowers the
+    behaviour when taken out, raises it when added, leaves usual answers alone (``kl_limit``) and
+    lies in the first part of the model (``deepest``). Of these the direction of lowest log-odds
+    after removal is taken.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def choose_ablation(
     Raises
     ------
     InputError
-        If there is no candidate, or none passes: with what each failed by.
+        If there is no candidate, or no candidate passes; the message says why each failed.
     """
     if not candidates or not len(showing) or not len(usual):
         raise InputError(

@@ -151,7 +151,7 @@ class ClampFeature(Edit):
 class MeanAblate(Edit):
     """Put the mean of fitted rows in place of some units, or of all.
 
-    Less is broken than by zeros: what follows sees a usual activation that says nothing.
+    It does less harm than zeros: later layers see a usual activation without information.
 
     Range        the shape and type of the activation.
     Cost         a copy of the activation; the mean takes one pass.
@@ -160,7 +160,7 @@ class MeanAblate(Edit):
     Parameters
     ----------
     mean : Float[Tensor, "dim"]
-        Such as that of ``sonde.stats.Moments``.
+        Such as the mean of ``sonde.stats.Moments``.
     unit : int or tuple of int, optional
         Coordinates of the last axis, from 0; by default all.
     strength : float, default=1.0

@@ -22,16 +22,16 @@ PATIENCE = 4
 @final
 @dataclass(frozen=True)
 class CleanUnlearning:
-    """Teach clean images away on a copy, until its accuracy falls below ``stop``.
+    """Make a copy unlearn clean images, until its accuracy falls below ``stop``.
 
-    A backdoor does not read what clean images hold, and can stay: a corner patch on digits still
-    turned 95 % of images where two clean ones in five were told wrong.
+    A backdoor does not depend on what clean images show, so it can stay: a corner patch on digits
+    still turned 95 % of images when two in five clean images were misclassified.
 
     Range        the copy's accuracy on ``clean`` ends below ``stop``, or ``epochs`` are over.
     Cost         training on a few hundred images.
-    Assumes      labels. Which class is called wrong most often on the copy names no target.
+    Assumes      labels. The class that the copy wrongly names most often need not be the target.
     Differs      from the paper: teaches the uniform distribution (bounded) instead of raising the
-                 loss, which takes the trigger with it; norms in eval mode.
+                 loss, which also removes the trigger; norms in eval mode.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class CleanUnlearning:
     rate : float, default=1e-3
         Of Adam.
     stop : float, default=0.6
-        Clean accuracy below which it stops: later the trigger's path goes too.
+        Clean accuracy below which training stops: later the trigger is unlearned too.
     epochs : int, default=100
         At most.
     seed : int, default=0

@@ -19,14 +19,14 @@ from sonde.tap.decoding.prompts import NextLogits, left_out, packed
 class CoDa(Decode):
     """Raise what a model says because of the tokens that it is about to overlook.
 
-    A token of the prompt is overshadowed where the prompt without it gives nearly the same next
-    token. X' is the prompt without its overshadowed tokens, which leaves what drowns them. The
+    A token of the prompt is overshadowed if the prompt without it gives nearly the same next token.
+    X' is the prompt without its overshadowed tokens, which leaves the tokens that drown them. The
     score is ``log p(y | X) + strength (log p(y | X) - log p(y | X'))``, ``bonus`` more for tokens
-    that are plausible after X and not after X', and minus infinity for those that are implausible
+    that are plausible after X and not after X', and minus infinity for tokens that are implausible
     after X.
 
     Range        scores in nats; -inf outside the plausible tokens, which are never empty.
-    Cost         a second forward for each token, and once as many as the prompt has tokens.
+    Cost         a second forward for each new token; once, a forward for each prompt token.
     Assumes      a causal model; X' leaves tokens out and closes the gap.
     Differs      tokens are found once, at the end of the prompt; the threshold and the bonus are
                  ours.
@@ -35,8 +35,8 @@ class CoDa(Decode):
     ----------
     strength : float, default=1.0
     threshold : float, default=1.0
-        Nats; a token is overshadowed if no common plausible token changes more without it. What is
-        left out below 0.1 moves no answer by more, so there is next to no contrast.
+        Nats; a token is overshadowed if leaving it out changes every common plausible token by
+        less. Tokens left out at a value below 0.1 move no answer by more, so the contrast is tiny.
     plausible : float, default=0.1
         In (0, 1]; the share of the greatest probability that a token needs.
     bonus : float, default=0.0
@@ -81,9 +81,9 @@ class CoDa(Decode):
     def overshadowed(
         self, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], logits: NextLogits
     ) -> Bool[Tensor, "row pos"]:
-        """Return the tokens of prompts without which the next token is nearly the same.
+        """Return which tokens of prompts hardly change the next token if they are left out.
 
-        The last token is none of them, so that a prompt is left.
+        The last token never counts, so that a prompt is left.
         """
         p = logits(ids, mask).log_softmax(1)
         without = left_out(ids, mask, logits).log_softmax(2)

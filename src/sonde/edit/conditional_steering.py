@@ -29,7 +29,7 @@ BELOW_ALL = 1e-6
 class ConditionScorer(Scorer):
     """Cosine of each row with the condition's direction; above ``threshold`` the condition holds.
 
-    ``value`` is the F1 of the threshold on the rows of the fit, ``share`` how many of them lie
+    ``value`` is the F1 of the threshold on the rows of the fit, ``share`` the share of these rows
     above it.
     """
 
@@ -52,14 +52,14 @@ class ConditionScorer(Scorer):
         return self.score(x) > self.threshold
 
     def gate(self, site: str | Site | None = None, reducer: str | Reducer = "mean") -> Gate:
-        """Return the gate of ``sonde.editing(..., gate=...)``: the prompt decides, once.
+        """Return the gate for ``sonde.editing(..., gate=...)``, which decides once, by the prompt.
 
         Parameters
         ----------
         site : pattern or Site, optional
             Where the condition was fitted; by default the first site that is edited.
         reducer : str or Reducer, default="mean"
-            By which the rows of the fit were read.
+            The reducer of the rows of the fit.
         """
         return Gate(self, self.threshold, site, reducer)
 
@@ -67,12 +67,12 @@ class ConditionScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class ConditionalSteering(Detector):
-    """Whether a prompt meets a condition: its cosine with a direction, and where to draw the line.
+    """Whether a prompt meets a condition: its cosine with a direction, and a threshold.
 
     The direction leads from the mean of all other rows to that of class ``positive``. The threshold
-    is the one of highest F1 on a sample of the rows, half way between two of them. Fit it at every
-    block and take the site of highest ``value``; then steer by a vector of another fit, at any
-    later site, through ``gate``.
+    has the highest F1 on a sample of the rows, half way between two scores. Fit it at every block
+    and take the site of highest ``value``; then steer by a vector of another fit, at any later
+    site, through ``gate``.
 
     Range        [-1, 1]; higher = more like the condition.
     Cost         one pass; state 8 (dim^2 + classes dim) + 4 m dim bytes; result O(m dim + m ln m).
@@ -153,9 +153,9 @@ class ConditionalSteering(Detector):
 
 
 def best_threshold(score: Float[Tensor, "row"], holds: Bool[Tensor, "row"]) -> tuple[float, float]:
-    """Return the threshold above which rows are taken with the highest F1, and this.
+    """Return the threshold of highest F1 for the rows above it, and the F1.
 
-    Of several equally good ones that in the widest gap between two scores is taken.
+    Of several equally good thresholds, the one in the widest gap between two scores is taken.
 
     Examples
     --------

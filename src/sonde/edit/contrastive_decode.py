@@ -18,16 +18,16 @@ from sonde.tap.decoding.prompts import Rewording
 @final
 @dataclass(frozen=True, eq=False)
 class ContrastiveDecode(Decode):
-    """Raise the tokens that a model finds more likely than a worse one, its amateur, does.
+    """Raise the tokens that a model finds more likely than a worse model, its amateur, does.
 
     Among the plausible tokens ``V = {y: p(y) >= plausible max p}`` the score is
     ``(1 + strength) log p(y) - strength log a(y)``; the others get minus infinity. The amateur is
-    another model, an early layer of the same one, or the same one after another prompt, such as
-    one without its context (context-aware decoding). ``layers=(low, -1)`` adds the same contrast
-    after the block ``low`` of both (LOL).
+    another model, an early layer of the same model, or the same model after another prompt, such as
+    the prompt without its context (context-aware decoding). ``layers=(low, -1)`` adds the same
+    contrast after the block ``low`` of both models (LOL).
 
     Range        scores in nats; -inf outside V, which is never empty.
-    Cost         one forward of the amateur for each token; an early layer: its read-out.
+    Cost         for each token a forward of the amateur, or the read-out of an early layer.
     Assumes      one vocabulary.
     Differs      LOL's weights are not in its abstract and are ours.
 
@@ -47,7 +47,7 @@ class ContrastiveDecode(Decode):
     guide : callable or None, default=None
         Prompts with a context that asks for the truth, e.g. ``sonde.tap.OtherPrompts``.
     guide_weight : float, default=1.0
-        Weight of what the guiding context changes, beside the amateur's.
+        Weight of the change that the guiding context makes, relative to the amateur's.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Directions taken out of every state of a model: what it does along them, it no longer does.
+"""Take directions out of every state of a model, so that it no longer acts along them.
 
 To remove what can be read off the states, whatever the model does with it, use an eraser; to make
 a behaviour stronger or weaker, ``SteeringVector``.
@@ -31,9 +31,9 @@ DEPENDENT = 1e-6
 class Ablate(Edit):
     """Remove ``strength`` times the components along all of some directions.
 
-    The directions are made orthonormal first: taking out one after another leaves a part of the
-    first where they are not at right angles. With a ``centre`` the components become those of that
-    point instead of 0.
+    The directions are made orthonormal first: if they are not at right angles, removal one after
+    another leaves a part of the first. With a ``centre`` the components become those of the centre
+    instead of 0.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class Ablate(Edit):
         return self.as_affine()(x)
 
     def as_affine(self) -> AffineMap:
-        """Return the projection: of directions that are trained or changed in place, as of now."""
+        """Return the projection, made anew if directions are trained or have changed in place."""
         version = versions(self.directions, self.centre)
         kept: dict[Any, AffineMap] = self.__dict__["_kept"]
         if version is None or version not in kept:
@@ -117,7 +117,8 @@ class AblationDirection(Result):
     """The direction from the mean of one side to the mean of the other.
 
     ``vector`` has unit length, ``centre`` is the mean of the rows without the behaviour, ``length``
-    how far the means lie apart; ``value`` is the same in spreads of all rows along it.
+    how far the means lie apart; ``value`` is this distance in spreads of all rows along the
+    direction.
     """
 
     title: ClassVar[str] = "Distance of the means"
@@ -148,7 +149,7 @@ class AblationDirection(Result):
         return Ablate(every, self.centre if affine else None, strength)
 
     def induce(self, strength: float = 1.0) -> Add:
-        """Return the edit that adds the difference of the means: the behaviour where it was not."""
+        """Return the edit that adds the difference of the means, and so the behaviour."""
         require_direction("AblationDirection.induce", self.vector * self.length)
         return Add(self.vector * self.length, strength)
 
@@ -160,7 +161,7 @@ class DirectionalAblation(Instrument):
 
     Read the rows at the last token of prompts that call the behaviour forth (class ``positive``)
     and of prompts that do not. Many sites give many candidates; ``choose_ablation`` tries them. The
-    edit of the chosen one belongs at every site that writes to the same states.
+    edit of the chosen direction belongs at every site that writes to the same states.
 
     Range        [0, inf), spreads of all rows along the direction; higher = further apart.
     Cost         one pass; state 8 (dim^2 + classes dim) bytes; result O(dim^2).

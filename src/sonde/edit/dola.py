@@ -16,12 +16,12 @@ from sonde.tap import Decode, DecodeContext, OtherLogits
 @final
 @dataclass(frozen=True)
 class DoLa(Decode):
-    """Raise the tokens that the last layer finds more likely than an earlier one does.
+    """Raise the tokens that the last layer finds more likely than an earlier layer does.
 
-    Among candidate blocks, each read out through the final norm and the head, the one whose next
-    token is furthest from the model's own (Jensen-Shannon divergence) is taken. The score is
-    ``log p(y) - strength log p_early(y)`` among the plausible tokens. Where no layer differs,
-    strength 1 makes the plausible tokens equally likely.
+    Candidate blocks are read out through the final norm and the head. The block whose next token is
+    furthest from the model's own (Jensen-Shannon divergence) is taken. The score is ``log p(y) -
+    strength log p_early(y)`` among the plausible tokens. If no layer differs, strength 1 makes the
+    plausible tokens equally likely.
 
     Range        scores in nats; -inf outside the plausible tokens, which are never empty.
     Cost         one read-out for each candidate and token; no further forward.
@@ -31,7 +31,8 @@ class DoLa(Decode):
     Parameters
     ----------
     layers : tuple of int
-        Candidate blocks, counted from 0; the paper takes every second one of one half.
+        Candidate blocks, counted from 0; the paper takes every second block of one half of the
+        model.
     strength : float, default=1.0
     plausible : float, default=0.1
         In (0, 1]; the share of the greatest probability that a token needs.
@@ -82,7 +83,7 @@ class DoLa(Decode):
 def js_divergence(
     p: Float[Tensor, "row token"], q: Float[Tensor, "layer row token"]
 ) -> Float[Tensor, "layer row"]:
-    """Return the Jensen-Shannon divergence of log-probabilities, in nats; 0 of equal ones."""
+    """Return the Jensen-Shannon divergence of log-probabilities, in nats; 0 if they are equal."""
     middle = torch.logaddexp(p, q) - torch.log(torch.tensor(2.0, dtype=torch.float64)).to(p)
     left = (p.exp() * (p - middle).nan_to_num(0.0)).sum(-1)
     right = (q.exp() * (q - middle).nan_to_num(0.0)).sum(-1)

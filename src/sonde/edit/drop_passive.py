@@ -1,6 +1,6 @@
-"""The latents that a variational autoencoder leaves at the prior, taken out of its code.
+"""Take out of a variational autoencoder's code the latents that it leaves at the prior.
 
-Where ``active_variables`` finds latents that say nothing, their codes are noise to what reads them.
+If ``active_variables`` finds latents that say nothing, their codes are noise to later layers.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class DropPassive(Edit):
     Parameters
     ----------
     kind : tuple of int
-        Of each latent, as ``active_variables`` says: 0 for passive, 1 for mixed, 2 for active.
+        Kind of each latent, as ``active_variables`` says: 0 for passive, 1 for mixed, 2 for active.
     mixed : bool, default=False
         Whether mixed latents go too.
     strength : float, default=1.0

@@ -1,4 +1,4 @@
-"""A large model tuned in effect only: what tuning did to a small model is added to its logits."""
+"""Emulate the tuning of a large model: add the change of a tuned small model to its logits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class EmulatedFinetune(Decode):
     """Add the change that tuning made to the log-probabilities of a small model.
 
     ``log p(y) + strength (log tuned(y) - log untuned(y)) - log Z``, each of them normalised first.
-    With a large model that generates it scales tuning up; with a small one that generates, and
-    large ones before and after tuning, it scales knowledge down.
+    If a large model generates, this scales tuning up. If a small model generates, with large models
+    before and after tuning, this scales knowledge down.
 
     Range        log-probabilities in nats.
-    Cost         two more forwards for each token and tuned model.
+    Cost         for each token a forward of the untuned model and of each tuned model.
     Assumes      one vocabulary.
     Differs      tokens outside the nuclei of both the generating and the tuned model keep their
                  share; several tuned models may be mixed.
@@ -37,9 +37,9 @@ class EmulatedFinetune(Decode):
     strength : float, default=1.0
     nucleus : float, default=0.95
         In (0, 1]. The likeliest tokens that together have this probability are shifted; 1 shifts
-        all of them.
+        all tokens.
     weights : tuple of float or None, default=None
-        Of several tuned models; None is the same for each, 1 in sum.
+        Weights of the tuned models; None: equal weights with sum 1.
 
     Examples
     --------

@@ -109,10 +109,10 @@ def find_backdoor(
     seed: int = 0,
     progress: bool = True,
 ) -> BackdoorFinding:
-    """Look for a class that a much smaller patch calls than any other. Changes nothing.
+    """Look for a class that needs a much smaller patch than any other class. Changes nothing.
 
-    A natural patch for a class is made of what images of it show; it works on many images, and on
-    nearly all only where it is large. A trigger works on all, at its own size. So the smallest
+    A natural patch shows what images of its class show: it works on many images, and on nearly all
+    images only if it is large. A trigger works on all images, at its own size. So the smallest
     patch that turns nearly all clean images is sought for each class, and the two smallest are
     compared.
 
@@ -178,12 +178,12 @@ class Triggered(Inputs):
 
     @property
     def group_keys(self) -> Sequence[bytes]:
-        """Those of the clean images."""
+        """Group keys of the clean images."""
         return self._clean.group_keys
 
     @property
     def grouped(self) -> bool:
-        """As the clean images are."""
+        """Whether the clean images are grouped."""
         return self._clean.grouped
 
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:

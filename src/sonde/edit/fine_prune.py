@@ -40,13 +40,13 @@ MOST_STEPS = 64
 class FinePrune(Rewrite):
     """Silence the least active channels of a layer while clean accuracy lasts, then train on.
 
-    Channels go one by one, that with the smallest mean of ``max(x, 0)`` over clean images first,
-    until the accuracy on these would fall by more than ``budget``. Then all weights are trained on
+    Channels go in the order of their mean of ``max(x, 0)`` over clean images, smallest first, until
+    the accuracy on these images would fall by more than ``budget``. Then all weights are trained on
     the clean images, silenced channels staying silent.
 
     Range        any weight may change; silenced channels are 0.
-    Cost         a pass over the clean data for each silenced channel (of at most 64 steps), then
-                 ``epochs`` passes of training.
+    Cost         a pass over the clean data for each step of silencing, which takes 1/64 of the
+                 channels, at least one; then ``epochs`` passes of training.
     Assumes      a ReLU behind the layer; images that are really clean.
 
     Parameters
@@ -58,7 +58,7 @@ class FinePrune(Rewrite):
     rate : float, default=1e-3
         Of Adam.
     epochs : int, default=10
-        0 prunes alone.
+        0 prunes without training.
     seed : int, default=0
 
     References
@@ -146,5 +146,5 @@ def mean_passed(model: Model, clean: Inputs, layer: str) -> Tensor:
 
 
 def _folded(model: Model, layers: dict[str, Any], which: dict[str, Tensor]) -> nn.Module:
-    """Return a copy with some channels silenced, all of it open to training."""
+    """Return a copy with some channels silenced, all of its weights trainable."""
     return with_copy(RewritePlan.of(model, silenced(layers, which)).fold(model))

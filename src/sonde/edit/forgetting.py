@@ -1,4 +1,4 @@
-"""Whether a model has forgotten: compared with a retrained one, and under a membership attack."""
+"""Whether a model has forgotten: against a retrained model, and under a membership attack."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class Standing:
     Parameters
     ----------
     loss : float
-        Mean cross-entropy in nats, of an example.
+        Mean cross-entropy of an example, in nats.
     accuracy : float
         Share of right answers, in [0, 1].
     n : int
@@ -37,7 +37,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What became of the examples that a model was to forget, of the others, and of new ones.
+    """How a model does on the examples that it was to forget, on the others, and on new ones.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ class Forgotten:
     retrained : mapping of str to Standing or None
         Of a model that never saw the forget examples: what ``after`` should look like.
     attack : Metric or None
-        Area under the curve of an attacker who takes examples of low loss for members: forget
-        examples against held-out ones. 0.5 = nothing is left to tell; below it, they are known by
-        their high loss.
+        Area under the ROC curve of an attacker who takes examples of low loss for members: forget
+        examples against held-out examples. 0.5 = they cannot be told apart; below 0.5, the forget
+        examples stand out by their high loss.
     attack_before, attack_retrained : Metric or None
-        The same on the model before, and on the retrained one.
+        The attack on the model before, and on the retrained model.
     """
 
     before: Mapping[str, Standing]

@@ -1,7 +1,7 @@
 """Forget on request: one small adapter for each request, open only where its examples come in.
 
 For requests that arrive one after the other while the data of the others may be gone. The model's
-own weights stay, so whoever has them has what was forgotten.
+own weights stay, so whoever has these weights still has the forgotten knowledge.
 """
 
 from collections.abc import Sequence
@@ -70,13 +70,14 @@ class LowRankAdapter(Edit):
 @final
 @dataclass(frozen=True)
 class GatedAdapter:
-    """Learn an adapter of low rank that knows nothing of some examples. Trained.
+    """Learn an adapter of low rank that makes a model ignorant of some examples. Trained.
 
-    The adapter sits at one site of the frozen model. It minimises the cross-entropy to the uniform
-    distribution on the examples to forget, that with the truth on ``retain`` if there are any, and
-    ``overlap`` times the squares of the products of its directions with those of earlier adapters:
-    what one request reads, another does not. Open it behind a gate, which any fitted detector makes
-    (``soft_gate``): ``sonde.editing(model, adapter, site, gate=gate)``.
+    The adapter sits at one site of the frozen model. It minimises the sum of three terms: the
+    cross-entropy to the uniform distribution on the examples to forget, the cross-entropy with the
+    truth on ``retain`` if given, and ``overlap`` times the squared products of its directions with
+    those of earlier adapters, so that requests read different directions. Open it behind a gate,
+    which any fitted detector makes (``soft_gate``): ``sonde.editing(model, adapter, site,
+    gate=gate)``.
 
     Range        starts as the model itself, bit for bit; the model's weights stay.
     Cost         ``epochs`` passes over the forget data through the frozen model.
@@ -131,9 +132,9 @@ class GatedAdapter:
         forget : Inputs
             With labels, or texts.
         retain : Inputs, optional
-            What it should leave alone without a gate.
+            Examples that the adapter should leave alone even without a gate.
         earlier : sequence of LowRankAdapter
-            Those of the requests before.
+            Adapters of earlier requests.
         progress : bool, default=True
 
         Raises
@@ -193,15 +194,15 @@ def soft_gate(
 ) -> Gate:
     """Return a gate that is shut for nearly all other examples and open for those of a request.
 
-    Between the scores of the two it opens in proportion, whichever of them are the higher.
+    Between the scores of the two kinds it opens in proportion; either kind may score higher.
 
     Parameters
     ----------
     scorer : object with ``score(x) -> row``
         Such as the scorer of a detector that was fitted on the examples to forget.
     others, own : Float[Tensor, "row"], Float[Tensor, "row2"]
-        Its scores of examples to be left alone, and of the request's; best of such that it was not
-        fitted on.
+        Scores of examples to leave alone, and of the request's; best of examples outside the
+        scorer's fit.
     site, reducer
         Where and how the scorer's rows were read.
     shut_for, open_for : float

@@ -1,6 +1,6 @@
 """Steer the few attention heads that tell a behaviour apart, each along its own direction.
 
-Use it where a push of the whole state does too much harm. Rows are what heads give before the
+Use it where a push of the whole state does too much harm. Rows are the outputs of heads before the
 output projection: the input of that projection, or port ``heads`` of the attention.
 """
 
@@ -26,7 +26,7 @@ from sonde.stats import ClassMoments, ClassMomentsState, HashSample, HashSampleS
 @final
 @dataclass(frozen=True, kw_only=True)
 class HeadDirections(Result):
-    """How well each head tells the sides apart, which ones were chosen, and the push of each site.
+    """Accuracy of each head at telling the sides apart, chosen heads, and the push of each site.
 
     ``value`` is the mean held-out accuracy of the chosen heads. ``push`` is, at the units of each
     chosen head, its direction times the rows' spread along it, and 0 elsewhere.
@@ -69,10 +69,9 @@ class HeadDirections(Result):
 class HeadSteering(Instrument):
     """Directions of the attention heads whose outputs best tell one class from the others.
 
-    For each head of each site a probe of the difference of means is tried on rows that it was not
-    made from. The best heads over all sites are chosen; each is pushed along the difference of its
-    means, in units of the rows' spread along it. A constant push folds into the bias of the output
-    projection.
+    For each head of each site, a difference-of-means probe is tested on rows outside its fit. The
+    best heads over all sites are chosen; each is pushed along the difference of its means, in units
+    of the rows' spread along it. A constant push folds into the bias of the output projection.
 
     Range        [0, 1]; higher = the heads tell more; 0.5 = nothing.
     Cost         one pass; state 8 (dim^2 + classes dim) + 4 m dim bytes at each site; result
@@ -80,8 +79,8 @@ class HeadSteering(Instrument):
     Assumes      labels; rows of ``heads`` equal parts, one for each head; all classes but
                  ``positive`` are one side.
     Differs      from the paper: the difference of means in place of a logistic probe; accuracy is
-                 the mean of both sides' shares, over two halves of the groups in a sample, each
-                 tried with the means of the other.
+                 the mean of both sides' shares of right answers; the groups of a sample form two
+                 halves, each tested with the means of the other half.
 
     Parameters
     ----------
@@ -178,7 +177,7 @@ class HeadSteering(Instrument):
         )
 
     def _accuracy(self, sample: HashSampleState, labels: HashSampleState) -> Float[Tensor, "head"]:
-        """Return the accuracy of each head's probe on groups that it was not made from."""
+        """Return the accuracy of each head's probe on groups outside its fit."""
         label = labels.rows.to(sample.rows.device)
         known = label >= 0
         rows = rearrange(sample.rows[known].double(), "n (head w) -> head n w", head=self.heads)
@@ -209,5 +208,5 @@ class HeadSteering(Instrument):
 
 
 def _rank(group_draw: Tensor) -> Tensor:
-    """Return the place of each row's group in order of draw: one number for a group."""
+    """Return the rank of each row's group by its draw; rows of a group share a rank."""
     return torch.unique(group_draw, return_inverse=True)[1]

@@ -1,4 +1,4 @@
-"""Brings the mean, the spread or the states of another run into this one."""
+"""Bring the mean, the spread or the states of another run into this run."""
 
 import math
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ class Inject(Edit):
     (``level="local"``).
 
     Cost         a mean over tokens; the other run.
-    Assumes      ``EditContext.others`` holds the source, an example for each example, none of it
-                 padding; a source of any length where one vector is taken of it. Generated tokens
-                 come one by one and have no mean: ``where="prompt"``.
+    Assumes      ``EditContext.others`` holds the source, an example for each example, without
+                 padding; its length is free unless ``level="local"``. Generated tokens come one by
+                 one and have no mean: ``where="prompt"``.
     Differs      from the paper: the source is any run that is aligned by example.
 
     Parameters
     ----------
     merge : {"adain_mean", "adain", "add"}, default="adain_mean"
     level : {"global", "local"}, default="global"
-        Of ``add``: one vector for all places, or one for each.
+        For ``add``: one vector for all places, or a vector for each place.
     source : str, default="source"
         The name of the other run.
     strength : float, default=1.0
@@ -107,7 +107,7 @@ class Inject(Edit):
 
 
 def _moments(x: Float[Tensor, "example *places dim"], mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over the places of each example that are real."""
+    """Return mean and standard deviation over the real places of each example."""
     flat = x.reshape(x.shape[0], -1, x.shape[-1])
     weight = torch.ones(flat.shape[:2], dtype=x.dtype, device=x.device)
     if mask is not None and mask.shape == flat.shape[:2]:
@@ -124,7 +124,7 @@ def increment_penalty(
     without: Float[Tensor, "example dim h w"],
     inside: Float[Tensor, "example height width"],
 ) -> Float[Tensor, ""]:
-    """Return how much a change of the model moves states outside a region: 0 where none moved.
+    """Return how much a change of the model moves states outside a region; 0 if none moved.
 
     ``|(1 - M) (h_with - h_without)|^2 / sum(1 - M)`` with the mask ``M`` averaged over the places
     of the map. A differentiable function of the maps, so that it serves as a loss of an adapter.

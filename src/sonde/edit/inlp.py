@@ -21,9 +21,9 @@ class Inlp(Instrument):
     """Orthogonal projection off the normals of linear probes, fitted round by round (INLP).
 
     Each round fits linear discriminant analysis to what the rounds before left and removes its
-    normals, until its accuracy is within ``margin`` of always naming the commonest class of its
-    rows. The probes come from sums over all rows, so one pass serves every round; their accuracy is
-    measured on a sample of these rows. ``Leace`` changes rows less for the same guard.
+    normals, until its accuracy is within ``margin`` of the share of the commonest class. The probes
+    come from sums over all rows, so one pass serves every round; their accuracy is measured on a
+    sample of these rows. ``Leace`` changes rows less for the same guard.
 
     Range        [0, 1], mean squared change over total variance; higher = more is changed.
     Cost         one pass; state 8 (dim^2 + classes dim) + 4 sample dim bytes; result O(dim^3) for

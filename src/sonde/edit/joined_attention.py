@@ -46,7 +46,7 @@ def joined_attention(
     Assumes      attentions that take their kernel from the ``AttentionInterface`` of transformers,
                  with a mask for each query (sdpa or eager); an example of the source for each
                  example; positions of the call that go on after the source's (``position_ids``):
-                 if both start at 0, a language model of rotary positions is lost.
+                 if both start at 0, a language model with rotary positions fails.
     Differs      from the paper: any two runs of one model, no network of faces.
 
     Parameters
@@ -64,7 +64,7 @@ def joined_attention(
     InputError
         If a layer is unknown, or no attention of the source's run can be joined.
     ShapeError
-        At a call with another number of examples than the source has.
+        If a call has another number of examples than the source.
 
     Examples
     --------
@@ -122,7 +122,7 @@ class _Kept:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Run a kernel and keep what it was given."""
+        """Run a kernel and keep the keys and values that it was given."""
         if id(module) in self.chosen:
             require_mask(implementation, mask, module)
             seen = in_sight(query, key, mask, _is_causal(implementation, module, kwargs))

@@ -1,7 +1,7 @@
 """Forget some examples without knowing any label: by where their states lie.
 
-For models with a site whose states the answer is made of, such as the features before the head.
-With labels at hand ``RandomLabel`` is surer and cheaper.
+For models with a site whose states determine the answer, such as the features before the head. With
+labels at hand ``RandomLabel`` is surer and cheaper.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,17 +39,17 @@ MOST_HELD = 5
 @final
 @dataclass(frozen=True)
 class LabelAgnosticForget(Rewrite):
-    """Move the states of the forget examples out of where they were, and keep the others'. Trained.
+    """Move the states of the forget examples away, and keep the states of others. Trained.
 
     Two variational autoencoders learn the states at a site, one of the retained and one of the
-    forget examples. Then what comes before the site is trained, by turns, to lower
+    forget examples. Then the weights before the site are trained, by turns, to lower two losses:
     ``exp(m_r / (m_r + 1)) - exp(m_f / (m_f + 1))``, where ``m`` is a row's error under its own
     autoencoder, and a contrast of cosines to the original states: retained rows are to stay close,
     forget rows are the negatives. States can drift together and the answers with them, most of all
-    where no norm holds their scale: after each turn the answers to retained examples are brought
-    back to those of the original model wherever they differ by more than ``answer_limit``.
+    if no norm holds the scale of states. So after each turn the answers to retained examples are
+    brought back to the original model's answers if they differ by more than ``answer_limit``.
 
-    Range        weights before the site change; those behind it with ``repair`` alone.
+    Range        weights before the site change; weights behind it only with ``repair``.
     Cost         ``epochs`` passes over the forget data, with as many batches of the others, and up
                  to five more where answers drift.
     Assumes      one row of states for each example (tokens and pixels are averaged). No labels.
@@ -62,7 +62,7 @@ class LabelAgnosticForget(Rewrite):
     site : str or Site
         Whose states are moved: the features before the head.
     latent : int, default=8
-        Of the autoencoders.
+        Latent dimensions of the autoencoders.
     fit_steps : int, default=200
         Of Adam for each autoencoder.
     rate : float, default=2e-3
@@ -72,8 +72,8 @@ class LabelAgnosticForget(Rewrite):
     temperature : float, default=5.0
         Of the cosines.
     answer_limit : float, default=0.05
-        Divergence of the answers to retained examples that is let be, nats. Infinity lets all be;
-        a model without logits is trained so.
+        Divergence, in nats, by which the answers to retained examples may drift. Infinity sets no
+        limit; a model without logits is trained without a limit.
     epochs : int, default=60
     repair_epochs : int, default=3
         Of training on ``repair``, if that is given.
@@ -242,7 +242,7 @@ def autoencoder(
 @final
 @dataclass(eq=False)
 class _Watch(Edit):
-    """Keeps what a site holds, with its graph, and changes nothing."""
+    """Keep the states of a site, with their graph; change nothing."""
 
     rows: Tensor | None = None
 
@@ -294,7 +294,7 @@ class _States:
 def _pairs(
     sides: Iterable[Cycle], draw: torch.Generator
 ) -> Iterator[tuple[InputBatch, InputBatch]]:
-    """Yield a batch of each side, as often as the first has batches."""
+    """Yield a batch of each side for every batch of the first side."""
     forget, retain = sides
     for _ in forget.batches:
         yield forget.next(draw), retain.next(draw)

@@ -34,13 +34,13 @@ class Leace(Instrument):
     ``P`` the orthogonal projector on the columns of ``W S_xz``. Afterwards rows and classes are
     uncorrelated, so no linear predictor of the class beats a constant; of all affine maps that do
     this it moves the rows least, in every metric. ``result.edit()`` is the edit; ``result.oracle``
-    the smaller one for known classes. The form without a metric is ``Sal``.
+    the smaller edit for known classes. The form without a metric is ``Sal``.
 
     Range        [0, 1], mean squared change over total variance; higher = more is changed.
     Cost         one pass; state 8 (dim^2 + classes dim) bytes; result O(dim^3); 2 dim rank per row.
     Assumes      two classes or more; rows without a label are left out (flag ``unlabelled``).
-    Differs      from the paper: all directions of the cross-covariance are kept that rounding does
-                 not explain, so rare classes are erased too; the covariance is not shrunk.
+    Differs      from the paper: all directions of the cross-covariance above its rounding error are
+                 kept, so rare classes are erased too; the covariance is not shrunk.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Let the attention of a trained model look where a pattern allows, and nowhere else.
 
-For the port ``probs``: ``sonde edit attention`` asks with it which layers need to look far. To
+For the port ``probs``: ``sonde edit attention`` uses it to find which layers need to look far. To
 train a model with a pattern, take ``sonde.layers.Attention``.
 """
 
@@ -41,7 +41,7 @@ class LimitAttention(Edit):
     prefix : int, default=0
         Tokens before the grid (a class token). All queries see them, and they see all keys.
     n_heads : int, optional
-        Of the attention; needed for ``generate`` with a cache, else found.
+        Heads of the attention; needed for ``generate`` with a cache, else inferred.
     strength : float, default=1.0
     seed : int, default=0
         Of the groups that ``random`` draws.

@@ -30,12 +30,12 @@ class LipschitzPrune(Rewrite):
 
     Range        weights and biases of batch norms alone change.
     Cost         one small decomposition for each channel; no data.
-    Assumes      convolutions with a batch norm right behind them, as modules are registered.
+    Assumes      convolutions with a batch norm right behind them in the order of registration.
 
     Parameters
     ----------
     spreads : float, default=3.0
-        A layer of ``n`` channels can have none above ``sqrt(n - 1)``.
+        A layer of ``n`` channels can have no channel above ``sqrt(n - 1)``.
 
     References
     ----------
@@ -84,7 +84,7 @@ class LipschitzPrune(Rewrite):
 def channel_gains(
     module: nn.Module,
 ) -> list[tuple[str, nn.modules.batchnorm._BatchNorm, Float[Tensor, "channel"]]]:
-    """Return for each batch norm behind a convolution its name, itself, and the channels' gains."""
+    """Return (name, batch norm, gains of its channels) for each norm behind a convolution."""
     found: list[tuple[str, nn.modules.batchnorm._BatchNorm, Tensor]] = []
     before: nn.Module | None = None
     for name, part in module.named_modules():

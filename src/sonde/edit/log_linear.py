@@ -24,7 +24,7 @@ class LogLinear(Result):
     r2 : float
         Share of the weighted variance of the rates that the line explains.
     misfit : float
-        Probability of rates at least as far from the line, were it true; NaN with two bins.
+        Probability of rates at least as far from the line if the line is true; NaN with two bins.
     """
 
     title: ClassVar[str] = "Rate for each e-fold of the ratio"
@@ -50,7 +50,7 @@ def log_linear(ratio: Sequence[float], hits: Sequence[int], trials: Sequence[int
     Raises
     ------
     InputError
-        With fewer than two different ratios, or counts that are none.
+        If there are fewer than two different ratios, or counts are not valid.
 
     Examples
     --------

@@ -20,7 +20,7 @@ class TaskArithmetic(MergeRule):
     """Add what training changed in each model: ``base + weight sum (model - base)``.
 
     The differences to a common base, the task vectors, are added up as if the models had learned
-    one after the other. It works where they moved different weights, and fails where they pull the
+    one after the other. It works if the models moved different weights, and fails if they pull the
     same weights apart.
 
     Range        tensors of the base's shape.
@@ -63,7 +63,7 @@ class Ties(MergeRule):
     """Add task vectors without their small entries and without entries that disagree in sign.
 
     Of each task vector only the largest entries are kept; for each entry the sign with more mass
-    wins; the mean over the models that agree with it is added.
+    wins; the mean over the models that agree with this sign is added.
 
     Range        tensors of the base's shape.
     Cost         a selection and two sums for each tensor and model.
@@ -116,7 +116,7 @@ class Ties(MergeRule):
 @final
 @dataclass(frozen=True)
 class Dare(MergeRule):
-    """Drop most of each task vector at random, rescale the rest, and merge that.
+    """Drop most of each task vector at random, then rescale and merge the rest.
 
     What is left is ``1 / (1 - drop)`` times as large, so that the mean over draws is the whole task
     vector. Models that overlap in few entries disturb each other less.
@@ -129,9 +129,9 @@ class Dare(MergeRule):
     Parameters
     ----------
     drop : float, default=0.9
-        Share of the entries that are dropped, in [0, 1), to 1 in 65,536.
+        Share of the entries that are dropped, in [0, 1), rounded to a multiple of 1/65,536.
     then : MergeRule, default=TaskArithmetic()
-        What merges the models that are left.
+        The rule that merges the thinned models.
     seed : int, default=0
 
     Examples
@@ -169,7 +169,7 @@ class Dare(MergeRule):
 
 
 def _words(shape: torch.Size, generator: torch.Generator) -> Int[Tensor, "..."]:
-    """Return whole numbers of 16 bits, all alike likely; four for the price of one draw."""
+    """Return uniform whole numbers of 16 bits; each draw of 64 bits gives four of them."""
     n = shape.numel()
     draws = torch.empty((n + 3) // 4, dtype=torch.int64)
     return draws.random_(-(2**63), None, generator=generator).view(torch.int16)[:n].reshape(shape)

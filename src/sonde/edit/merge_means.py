@@ -23,8 +23,8 @@ class FisherMerge(MergeRule):
     """Mean of the models, where each weight counts by how much its model's loss depends on it.
 
     ``sum F_i w_i / sum F_i`` with the diagonal of each model's Fisher information: the maximum of
-    the product of normal posteriors around the models. Where no model's loss depends on a weight,
-    or a tensor has no Fisher information, the plain mean.
+    the product of normal posteriors around the models. If no model's loss depends on a weight, or a
+    tensor has no Fisher information, the plain mean is taken.
 
     Range        tensors of the base's shape; the base itself does not count.
     Cost         two sums for each tensor, after the Fisher diagonals.
@@ -61,7 +61,7 @@ class FisherMerge(MergeRule):
                     )
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse Fisher diagonals of tensors that are not merged, or that one model lacks."""
+        """Raise if a Fisher diagonal belongs to no merged tensor, or a model lacks it."""
         _check_names("FisherMerge", self.fishers, shapes, "")
 
     def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
@@ -87,7 +87,7 @@ class FisherMerge(MergeRule):
 @final
 @dataclass(frozen=True, eq=False)
 class RegMean(MergeRule):
-    """The linear layer that is nearest to every model's on that model's own inputs.
+    """The linear layer nearest to every model's layer on that model's own inputs.
 
     ``W = (sum G_i)^-1 sum G_i W_i`` with ``G_i = X_i' X_i`` of the inputs that the layer has in
     model i: least squares on all models' answers at once. Tensors without inputs get the mean.
@@ -103,7 +103,7 @@ class RegMean(MergeRule):
         For each model the moments of the inputs (``in``) of its layers, by the layer's name:
         ``Moments()`` fitted at ``*:in``.
     off_diagonal : float, default=0.9
-        What the entries of ``G_i`` beside the diagonal are multiplied with, in [0, 1].
+        Factor of the off-diagonal entries of ``G_i``, in [0, 1].
     transposed : bool, default=False
         The weights are (in, out), as in GPT-2.
 
@@ -143,7 +143,7 @@ class RegMean(MergeRule):
                     )
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse moments of layers that are not merged, or that one model lacks."""
+        """Raise if moments belong to no merged layer, or a model lacks them."""
         _check_names("RegMean", self.moments, shapes, ".weight")
 
     def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
@@ -180,8 +180,8 @@ class Slerp(MergeRule):
     """The point between two models on the arc through their directions, tensor by tensor.
 
     ``sin((1 - t) a) / sin a  base + sin(t a) / sin a  other`` with ``a`` the angle between the two
-    tensors. Where they are parallel, or one is zero, the straight line; opposite tensors have no
-    shortest arc and are refused.
+    tensors. If the tensors are parallel, or one is zero, the straight line is taken; opposite
+    tensors have no shortest arc and are refused for weights between 0 and 1.
 
     Range        tensors of the base's shape.
     Cost         three sums for each tensor.
@@ -249,7 +249,7 @@ def _check_names(
     shapes: Mapping[str, tuple[int, ...]],
     suffix: str,
 ) -> None:
-    """Refuse names of what was fitted that belong to no merged tensor, or not to every model."""
+    """Raise if a fitted name belongs to no merged tensor, or is missing for a model."""
     every = {name for one in found for name in one}
     strange = sorted(name for name in every if name + suffix not in shapes)
     if strange or not every:

@@ -20,7 +20,7 @@ from sonde.stats import Moments, MomentsState
 class NullSpaceResult(Result):
     """Orthonormal ``basis`` of the directions that protected inputs hardly reach.
 
-    ``value`` is their number, ``leak`` the share of the inputs' mean square that lies in them.
+    ``value`` is the number of directions, ``leak`` the share of the inputs' mean square in them.
     """
 
     title: ClassVar[str] = "Directions free of inputs"
@@ -34,7 +34,7 @@ class NullSpaceResult(Result):
         Raises
         ------
         ShapeError
-            If they are of another width.
+            If the vectors have another width.
         StateError
             If there is no free direction: nothing can change without protected outputs changing.
         """
@@ -62,9 +62,9 @@ class NullSpaceResult(Result):
 class NullSpace(Instrument):
     """Directions of a layer's input space that protected inputs hardly reach.
 
-    Eigenvectors of the second moment of the inputs whose eigenvalue is below ``tolerance`` times
-    the mean one. An update of the weights that is restricted to them changes no protected output
-    by more than this allows.
+    Eigenvectors of the second moment of the inputs whose eigenvalue is at most ``tolerance`` times
+    the mean eigenvalue. An update of the weights that is restricted to these directions changes
+    protected outputs no more than the tolerance allows.
 
     Range        [0, dim], directions; higher = more room; 0 = no update is free.
     Cost         one pass; state 8 dim^2 bytes; result O(dim^3).
@@ -73,7 +73,7 @@ class NullSpace(Instrument):
     Parameters
     ----------
     tolerance : float, default=0.01
-        Largest eigenvalue of a free direction, in units of the mean one.
+        Largest eigenvalue of a free direction, in units of the mean eigenvalue.
 
     Examples
     --------

@@ -20,9 +20,9 @@ from sonde.tap.decoding.layers import ModelBlocks
 class AttentionColumns:
     """How much later tokens keep looking at one token: the column of an attention matrix.
 
-    Attention among the tokens of a window, greatest over heads, each row made to sum to 1. The
-    score of token j is the sum over later tokens i of ``log(scale P_ij)``, which is the logarithm
-    of the product, or its mean.
+    ``P`` is the attention among the tokens of a window, greatest over heads, each row made to sum
+    to 1. The score of token j is the sum of ``log(scale P_ij)`` over later tokens i, which is the
+    logarithm of the product, or the mean of these logarithms.
 
     Range        (-inf, inf) nats; higher = more trust in one token; -inf for the last token.
     Differs      the paper multiplies in half precision, which overflows after four rows at a
@@ -83,12 +83,13 @@ class _Beams:
 @final
 @dataclass(frozen=True)
 class OverTrustDecode:
-    """Beam search whose candidates pay for columns of attention, and that takes tokens back.
+    """Beam search that penalises columns of attention in candidates, and takes tokens back.
 
-    A callable for ``model.generate(custom_generate=...)``. Each beam offers its likeliest tokens;
-    each is read, and ``strength`` times its greatest column score among generated tokens is taken
-    from its log-probability. Where the best beam trusted one position in more than ``patience`` of
-    its last steps, the search goes back to the token after it, and forbids what stood there.
+    A callable for ``model.generate(custom_generate=...)``. Each beam offers its likeliest tokens.
+    The model reads each of them, and ``strength`` times its greatest column score among generated
+    tokens is subtracted from its log-probability. If the best beam trusted one position in more
+    than ``patience`` of its last ``2 patience`` steps, the search goes back to the token after this
+    position, and forbids the token that stood there.
 
     Cost         beams x candidates whole forwards for each token, without a cache.
     Assumes      an attention whose port ``probs`` can be read.

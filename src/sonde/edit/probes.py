@@ -1,7 +1,7 @@
-"""What probes read off states, before and after an edit: at the edited site and at all later ones.
+"""What probes read off states, before and after an edit: at the edited site and at all later sites.
 
 An eraser guards against linear readers at its own site. A two-layer probe may still read the
-concept there, and later layers may compute it anew from what else the states hold (self-repair).
+concept there, and later layers may compute it anew from the rest of the states (self-repair).
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ STEPS = 100
 @final
 @dataclass(frozen=True)
 class Probed:
-    """Shares of held-out rows whose class probes name.
+    """Shares of held-out rows that probes classify correctly.
 
     Parameters
     ----------
     linear, two_layer : float
         Multinomial logistic regression, and a net with one hidden layer of 64 units.
     majority : float
-        Share of the class that is the most frequent in training: what says nothing.
+        Share of the class that is most frequent in training: the score of a blind guess.
     n : int
         Held-out rows.
     """
@@ -56,7 +56,7 @@ def probes_along(stream: Stream, *, held: float = 0.3, seed: int = 0) -> dict[st
     held : float, default=0.3
         Share of the groups that is held out.
     seed : int, default=0
-        Of the probes and of what is held out.
+        Of the probes and of the choice of held-out groups.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def probe_accuracy(
     *,
     seed: int = 0,
 ) -> Probed:
-    """Return what probes that are trained on some rows say of the others.
+    """Return the accuracy of probes on held-out rows, trained on the other rows.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from sonde.weights import AtSites, Rewrite, RewritePlan
 class RankOneEdit(Rewrite):
     """Least change of a layer's weights that makes a model give a new answer (ROME).
 
-    A shift ``d`` of the layer's output at the subject's last token is searched for that makes the
+    A search finds a shift ``d`` of the layer's output at the subject's last token that makes the
     answer likely. With ``k`` the layer's input there (mean over ``prefixes``) and ``C`` the second
     moment of its inputs on plain text, ``W' = W + d (C^-1 k)^T / (k^T C^-1 k)``: of all weights
     with ``W' k = W k + d`` these move the outputs on plain text least. Inputs that are orthogonal
@@ -75,7 +75,7 @@ class RankOneEdit(Rewrite):
         Raises
         ------
         InputError
-            If the layer is none that multiplies by a matrix, or nothing was fitted at it.
+            If the layer is not linear, or nothing was fitted at its input.
         StateError
             If the second moment is singular.
         """

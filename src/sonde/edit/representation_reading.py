@@ -1,7 +1,7 @@
 """Read a concept off states along one direction, and write it: by a push, or by two other runs.
 
-Use it where the concept itself is to be scored token by token. Where only the push matters
-``SteeringVector`` says the same with less; for classes at one place a probe is stronger.
+Use it where the concept itself is to be scored token by token. If only the push matters,
+``SteeringVector`` does the same more simply; for classes at one place a probe is stronger.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Amplify(Edit):
     Parameters
     ----------
     direction : Float[Tensor, "dim"]
-        As long as one push.
+        Its length is the length of one push.
     origin : Float[Tensor, "dim"]
         A point of the plane.
     strength : float, default=1.0
@@ -60,7 +60,7 @@ class Amplify(Edit):
 class ContrastVector(Edit):
     """Add the difference between an example's states in two other runs.
 
-    Two prompts that differ in the concept alone, in place of a fitted direction.
+    Two prompts that differ only in the concept replace a fitted direction.
 
     Cost         the two other runs.
     Assumes      ``EditContext.others`` holds both, place by place.
@@ -137,7 +137,7 @@ class ReadingScorer(Scorer):
         return infinite_where_nonfinite(along / scale, x)
 
     def edit(self, strength: float = 1.0, *, piecewise: bool = False) -> Add | Amplify:
-        """Return the edit that adds the concept, or that makes each state more of what it is.
+        """Return the edit that adds the concept, or that pushes each state further to its side.
 
         Parameters
         ----------
@@ -156,9 +156,9 @@ class ReadingScorer(Scorer):
 class RepresentationReading(Detector):
     """How much of a concept each row shows: its projection on the main axis of pair differences.
 
-    Rows with the concept (class ``positive``) and without it, from one template, read at the last
-    token. The direction is the first principal axis, not centred, of the differences of every row
-    of the one side with every row of the other, which is what many random pairs tend to.
+    Read rows with the concept (class ``positive``) and without it at the last token of one
+    template. The direction is the first principal axis, not centred, of the differences of every
+    row of one side with every row of the other: the limit of many random pairs.
 
     Range        (-inf, inf), spreads of all rows; higher = more of the concept, 0 = the mean row.
     Cost         one pass; state 8 classes dim^2 bytes; result O(dim^3); O(dim) per row.

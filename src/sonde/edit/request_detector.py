@@ -1,7 +1,7 @@
 """Tell the texts of a request to forget from all others, by the states of several layers.
 
-For the gate of an adapter where only the request's own texts are at hand, and the states of one
-layer do not tell them. With examples of both kinds a probe is stronger.
+For the gate of an adapter if only the request's own texts are at hand, and the states of one layer
+do not tell these texts from others. With examples of both kinds a probe is stronger.
 """
 
 import re
@@ -44,13 +44,14 @@ class RequestLayer(State):
     encoder : Float[Tensor, "dim code"]
         Codes of length 1 are made of ``x @ encoder - origin``.
     origin, mean : Float[Tensor, "code"]
-        ``mean`` is that of the codes.
+        ``mean`` is the mean of the codes.
     root : Float[Tensor, "code rank"]
-        Square root of the inverse of their covariance.
+        Square root of the inverse covariance of the codes.
     bank : Float[Tensor, "text code"]
         Codes of the texts.
     centre, scale : Float[Tensor, "2"]
-        Of the distance and of the largest cosine, over the request's texts that were held out.
+        Mean and spread of the distance and of the largest cosine, over the request's held-out
+        texts.
     """
 
     encoder: Float[Tensor, "dim code"]
@@ -112,9 +113,9 @@ class RequestDetector:
 
     A linear encoder for each layer maps the states of the frozen model to codes of length 1. It is
     trained by contrast: two views of a text, each without a share of its words, are to be nearer to
-    each other than to views of other texts. At each layer the score is a text's Mahalanobis
-    distance from the request's codes less its largest cosine with one of them, both in standard
-    deviations of the request's own held-out texts. ``soft_gate`` makes a gate of the scores.
+    each other than to views of other texts. At each layer the score is half of a difference: a
+    text's Mahalanobis distance from the request's codes less its largest cosine with a code, both
+    standardised over the request's held-out texts. ``soft_gate`` makes a gate of the scores.
 
     Range        (-inf, inf), standard deviations; about 0 for texts of the request; higher = less
                  like them.
@@ -126,7 +127,7 @@ class RequestDetector:
     Parameters
     ----------
     width : int or None, default=32
-        Of the codes. None leaves the encoder out: codes are states, standardised.
+        Of the codes. None leaves the encoder out: codes are standardised states.
     masked : float, default=0.3
         Share of the words that a view leaves out.
     views : int, default=8
@@ -244,7 +245,7 @@ def layer_rows(
 
 
 def without_words(text: str, share: float, draw: torch.Generator) -> str:
-    """Return a text without some of its words and signs, by lot; at least one stays.
+    """Return a text without some of its words and signs, drawn at random; at least one stays.
 
     Examples
     --------

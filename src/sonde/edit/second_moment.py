@@ -65,8 +65,8 @@ class SecondMomentResult(Result):
 class SecondMoment(Instrument):
     """Mean of ``k k^T`` over the rows of a site, not centred.
 
-    Knowledge edits read it as what outputs of the layer they must not change: an update ``D`` of
-    the weights moves the outputs by ``tr(D C D^T)`` on average, squared.
+    Knowledge edits use it to measure how far they move the layer's outputs: an update ``D`` of the
+    weights moves them by ``tr(D C D^T)`` in mean square.
 
     Range        [0, inf), mean squared norm of a row, squared units of the rows.
     Cost         one pass; state 8 dim^2 bytes; a solve O(dim^3).

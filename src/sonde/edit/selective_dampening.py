@@ -21,19 +21,20 @@ SHARE = 0.35
 @final
 @dataclass(frozen=True)
 class SelectiveDampening(Rewrite):
-    """Multiply weights whose Fisher information is concentrated on the forget examples.
+    """Shrink the weights whose Fisher information is concentrated on the forget examples.
 
     A weight with ``I_forget > alpha I_all`` becomes ``min(strength I_all / I_forget, 1)`` of what
     it was, where ``I`` is the mean over examples of the squared gradient of one example's loss.
-    The forget examples are part of all, so ``I_forget <= (n_all / n_forget) I_all``: no larger
-    ``alpha`` selects anything.
+    The forget examples are part of all, so ``I_forget <= (n_all / n_forget) I_all``: an ``alpha``
+    of ``n_all / n_forget`` or more selects nothing.
 
     Range        weights only shrink, and keep their sign.
     Cost         one backward pass over the data, once; state 8 bytes for each weight and side.
     Assumes      both sides read at the same weights; a training loss that is not near zero.
     Differs      from the reference: gradients of single examples (the reference squares the mean
                  over a batch, so its numbers depend on the batch size), and ``alpha`` relative to
-                 its bound, where the published 10 selects nothing of a class in ten.
+                 its bound, since the published 10 selects nothing if one of ten classes is
+                 forgotten.
 
     Parameters
     ----------

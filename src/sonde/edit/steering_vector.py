@@ -196,7 +196,7 @@ class PairDifferencesState(State):
     second: Float[Tensor, "dim dim"]
 
     def required(self, owner: str, positive: int) -> "PairDifferencesState":
-        """Return itself where there is a pair.
+        """Return the state itself if it holds a pair.
 
         Raises
         ------

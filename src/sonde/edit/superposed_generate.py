@@ -70,7 +70,7 @@ class NGrams:
         )
 
     def probabilities(self, text: Sequence[int], tokens: Sequence[int]) -> list[float]:
-        """Return the probability of tokens after a text: of the orders that saw its end, mixed."""
+        """Return the probability of tokens after a text, mixed over the orders that saw its end."""
         total, found = 0.0, [0.0] * len(tokens)
         for length, (weight, counts) in enumerate(
             zip(self.weights, self.counts, strict=True), start=1
@@ -85,7 +85,7 @@ class NGrams:
 @final
 @dataclass(frozen=True, eq=False)
 class SuperposedGenerate:
-    """Write ``drafts`` texts after a prompt with one pass of the model for each token of all.
+    """Write ``drafts`` texts after a prompt; each pass of the model gives a token to every draft.
 
     The model reads the mixture ``sum_i w_i E[y_i]`` of the drafts' last tokens, where w is the
     softmax of their log-probabilities. Of the ``top`` likeliest next tokens, renormalised, each
@@ -95,7 +95,7 @@ class SuperposedGenerate:
 
     Cost         one forward for each token, whatever the number of drafts.
     Assumes      states near linear in the embeddings (``linearity`` measures it).
-    Differs      weights of orders that were not seen are shared out among those that were.
+    Differs      the weights of unseen orders are shared out among the seen orders.
 
     Parameters
     ----------

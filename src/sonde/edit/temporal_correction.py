@@ -1,4 +1,4 @@
-"""Holds frames between key frames near the interpolation of the key frames' states."""
+"""Hold frames between key frames near the interpolation of the key frames' states."""
 
 from dataclasses import dataclass
 from typing import Literal, final
@@ -17,9 +17,9 @@ from sonde.core.site import Site
 class TemporalCorrection(Edit):
     """Take key positions from another run, and blend the other positions towards the keys.
 
-    At a key position the state becomes that of the other run; at position ``t`` between two of
-    them, ``(1 - s) x_t + s (left + (right - left) u)`` with ``u`` the share of the way. Positions
-    before the first and behind the last key stay.
+    At a key position the state becomes that of the other run; at position ``t`` between two keys,
+    ``(1 - s) x_t + s (left + (right - left) u)`` with ``u`` the share of the way. Positions before
+    the first and behind the last key stay.
 
     Cost         one blend; the other run over the key positions alone.
     Assumes      the second axis is time; ``EditContext.others`` holds a state for each key.
@@ -65,7 +65,7 @@ class TemporalCorrection(Edit):
     def apply(
         self, x: Float[Tensor, "example t dim"], site: Site, context: EditContext
     ) -> Float[Tensor, "example t dim"]:
-        """Return the states with the keys' in them."""
+        """Return the states, corrected at the keys and between them."""
         if self.strength == 0.0:
             return x
         found = context.others.get(self.source)

@@ -1,7 +1,7 @@
 """One shared model with a thin branch for each expert, mixed for each input by a router.
 
-For models that must share their weights and still be told apart; where one set of weights is
-wanted, use ``Ties`` or ``TaskArithmetic``.
+For models that must share their weights and still be told apart; if one set of weights is wanted,
+use ``Ties`` or ``TaskArithmetic``.
 """
 
 import math
@@ -76,7 +76,7 @@ class LinearRouter:
     def reading(
         cls, site: str, data: Sequence[Inputs], reducer: str = "mean", ridge: float = 1e-3
     ) -> Callable[[nn.Module], "LinearRouter"]:
-        """Return what fits the discriminant on a model's states of each expert's own inputs.
+        """Return a function that fits the router on a model's states of each expert's own inputs.
 
         Parameters
         ----------
@@ -151,17 +151,17 @@ class TwinModel(nn.Module):
 class TwinMerge:
     """Merge experts into shared weights and a thin branch for what each knows alone.
 
-    The shared weights are a merge of all; of what an expert has beyond them only the largest
-    singular directions are kept. Each input runs through the shared layers with the branches added,
-    weighted by a router, so that one batch mixes inputs of all experts.
+    The shared weights are a merge of all experts. Of an expert's difference from them, only the
+    largest singular directions are kept. Each input runs through the shared layers with the
+    branches added, weighted by a router, so that one batch mixes inputs of all experts.
 
-    Range        a model with the outputs of the base's.
+    Range        a model with outputs of the same shape as the base's.
     Cost         a singular value decomposition for each matrix and expert once; then a forward of
                  the shared model to route, and one with ``experts x rank`` more columns.
     Assumes      models trained from one base; layers whose outputs are linear in their parameters.
     Differs      from the paper: the router is a linear discriminant of a state of the shared model;
-                 branches are low-rank alone, entries are not pruned by size. Running statistics of
-                 the shared model are the base's, those of each branch its expert's.
+                 branches are only low-rank: entries are not pruned by size. The shared model has
+                 the base's running statistics, each branch its expert's.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ class TwinMerge:
         experts: Sequence[Model | nn.Module],
         router: Callable[[nn.Module], LinearRouter],
     ) -> TwinModel:
-        """Return the merged model; those given stay as they are.
+        """Return the merged model; the given models stay as they are.
 
         Parameters
         ----------
@@ -205,14 +205,14 @@ class TwinMerge:
         experts : sequence of Model or nn.Module
             Trained from the base.
         router : callable
-            Gives the router for the shared model, which it is called with: a router that was fitted
-            on the states of the base reads others. ``LinearRouter.reading(site, data)``.
+            Takes the shared model and returns its router, such as ``LinearRouter.reading(site,
+            data)``. A router fitted on the base would read other states than the shared model's.
 
         Raises
         ------
         InputError
-            If there are no experts.
-            Or a weight is not finite, or the router is for another number of experts.
+            If there are no experts, a weight is not finite, or the router is for another number of
+            experts.
         ShapeError
             If an expert has other tensors.
         """
@@ -264,7 +264,7 @@ class TwinMerge:
 
 
 def _buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Return what a module keeps beside its parameters and computes with: running statistics."""
+    """Return the floating-point buffers of a module, such as running statistics."""
     every = module.named_buffers(remove_duplicate=False)
     return {name: x.detach().clone() for name, x in every if x.is_floating_point()}
 

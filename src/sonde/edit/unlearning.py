@@ -1,4 +1,4 @@
-"""Forgetting by training: what every other way to forget is compared with.
+"""Forgetting by training: the baselines for every other way to forget.
 
 ``Retrain`` is the gold standard: the model that never saw the examples. The others train a copy.
 """
@@ -36,7 +36,8 @@ class GradientAscent(Rewrite):
     """Raise the loss of the forget examples, and keep that of the others low. Trained.
 
     Minimises ``retain_weight L(retain) - L(forget)``, cross-entropies in nats, until the loss of
-    the forget examples passes ``stop_loss``: the loss grows without bound, and the model with it.
+    the forget examples passes ``stop_loss``: the loss grows without bound and would break the
+    model.
 
     Range        any weight may change.
     Cost         ``epochs`` passes over the forget data, with as many batches of the others.
@@ -171,8 +172,8 @@ class NegPreference(Rewrite):
     """Make the forget examples less likely than the original found them, gently. Trained.
 
     Minimises ``-(2 / beta) mean log sigmoid(-beta (log p - log p_original)) + retain_weight
-    L(retain)``, log-probabilities summed over the answers of an example. Unlike that of ascent, its
-    gradient fades where an answer has become unlikely; ``beta`` to 0 is ascent.
+    L(retain)``, log-probabilities summed over the answers of an example. Unlike the gradient of
+    ascent, its gradient fades once an answer is unlikely; as ``beta`` goes to 0, it becomes ascent.
 
     Range        any weight may change.
     Cost         ``epochs`` passes over the forget data, with as many batches of the others, and one
@@ -247,8 +248,8 @@ class Retrain(Rewrite):
 
     Range        all weights are new.
     Cost         ``epochs`` passes over the retained data.
-    Assumes      the retained data are the training data, and the recipe is that of the model: what
-                 is compared with it is only as good as that.
+    Assumes      the retained data are the training data, and the recipe is the model's: a
+                 comparison with the new model is only as good as this assumption.
 
     Parameters
     ----------
@@ -278,7 +279,7 @@ class Retrain(Rewrite):
         check_ranges(self, rate="> 0", epochs="> 0")
 
     def reads(self) -> dict[str, Examples]:
-        """Read the examples to train on; ``forget`` are looked at, not trained on."""
+        """Read the examples to train on; ``forget`` is evaluated, not trained on."""
         return {"retain": Examples(), "forget": Examples(optional=True)}
 
     def planned(self, model: Model, retain: Inputs, forget: Inputs | None) -> RewritePlan:

@@ -81,7 +81,7 @@ def labels(values: Any, n: int) -> Tensor:
 
 
 def _numbers(values: Any, n: int, name: str) -> Tensor:
-    """Return a column as a tensor, without a Python object for each entry where it is an array."""
+    """Return a column as a tensor; a numeric array does not become a list on the way."""
     if isinstance(values, Tensor):
         return values
     if is_array(values) and values.dtype.kind in "iufb":

@@ -43,7 +43,7 @@ class RowIdentity:
 
     @cached_property
     def contents(self) -> tuple[bytes, ...]:
-        """What tells rows apart: the keys given, else their numbers, or a hash of all sites."""
+        """Keys that tell rows apart: the given keys, else row numbers, else hashes of all sites."""
         if self._keys is not None:
             return self._keys
         if self._numbered:
@@ -60,7 +60,7 @@ class RowIdentity:
 
     @cached_property
     def has_examples_of_rows(self) -> bool:
-        """Whether some example that was given a name has rows at several positions."""
+        """Whether an example with a given id or key has rows at several positions."""
         named = self._ids is not None or self._keys is not None
         if not named or bool((self._positions == 0).all()):
             return False
@@ -94,7 +94,7 @@ class LazySlice(Sequence[Any]):
 
 
 def row_keys(x: Tensor) -> tuple[bytes, ...]:
-    """Return the content key of each row: ``tensor_key`` of every row, without a call per row."""
+    """Return the content key of each row: the bytes that ``tensor_key`` returns for the row."""
     x = x.detach().cpu().contiguous()
     head = f"{str(x.dtype).removeprefix('torch.')}|{tuple(x.shape[1:])}|".encode()
     begun = blake2b(head, digest_size=16)

@@ -79,7 +79,7 @@ class ArrayStream(Stream):
 
     @property
     def examples_of_rows(self) -> Sequence[Hashable] | None:
-        """The id and occurrence of each row where examples have several; None else."""
+        """The key and occurrence of each row if an example has several rows, else None."""
         if not self.who.has_examples_of_rows:
             return None
         return list(zip(self.who.keys, self.who.occurrence.numpy().tolist(), strict=True))
@@ -184,7 +184,7 @@ def array_stream(
 
 
 def _head(given: Any) -> Head | None:
-    """Return weight and bias of a linear layer, of a pair of arrays, or of a weight alone."""
+    """Return weight and bias, from a linear layer, a pair of arrays, or a weight alone."""
     if given is None:
         return None
     if isinstance(given, torch.nn.Linear):
@@ -202,7 +202,7 @@ def _head(given: Any) -> Head | None:
 
 
 def _gradients(grad: Any, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the gradients of each site that has some; an array alone is that of the first site."""
+    """Return the gradients of each site that has gradients; an array belongs to the first site."""
     given = grad if is_mapping(grad) else ({} if grad is None else {next(iter(sites)): grad})
     if unknown := [str(k) for k in given if str(k) not in sites]:
         raise ShapeError(f"Stream.of: expected gradients of {', '.join(sites)}, got {unknown}.")
@@ -214,7 +214,7 @@ def _groups(group: Any, n: int) -> tuple[bytes, ...] | None:
 
 
 def _pairs_as_groups(pair: Any, side: Tensor | None, who: RowIdentity) -> tuple[bytes, ...] | None:
-    """Return the pair of each row that belongs to a pair, and the key of every other row."""
+    """Return the pair of each row that has a side, and the key of every other row."""
     if pair is None or side is None:
         return None
     pairs = map(text_bytes, sequence(pair, len(side), "pair"))
@@ -223,7 +223,7 @@ def _pairs_as_groups(pair: Any, side: Tensor | None, who: RowIdentity) -> tuple[
 
 
 def _array_site(name: str, order: int) -> Site:
-    """Return the site of an array; a name with a colon is the text of one."""
+    """Return the site of an array; a name with a colon is the text of a site."""
     return replace(Site.parse(name), order=order) if ":" in name else Site(name, order=order)
 
 

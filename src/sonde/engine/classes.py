@@ -16,7 +16,7 @@ Names = tuple[str, ...]
 
 
 def joined_names(a: Sequence[str], b: Sequence[str]) -> Names | None:
-    """Return the class names of both, or None if their numbers and names contradict each other.
+    """Return the class names of both data sets, or None if numbers and names contradict.
 
     A class that is named by its own number, such as ``"2"`` at number 2, has no name: it agrees
     with any name there that is not a number.
@@ -75,7 +75,7 @@ def with_classes(stream: Stream, names: Sequence[str]) -> Stream:
     ----------
     stream : Stream
     names : sequence of str
-        The name of each class number elsewhere; nothing where its names are not known.
+        The name of each class number in the other data set; empty if its names are not known.
     """
     if not names or joined_names(names, stream.label_names) is not None:
         return stream
@@ -99,7 +99,7 @@ def _numbering(names: Sequence[str], own: Sequence[str]) -> tuple[Names, Int[Ten
 
 @final
 class RenumberedStream(DerivedStream):
-    """A stream whose classes are numbered as elsewhere.
+    """A stream whose classes are numbered as in another data set.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ class RenumberedStream(DerivedStream):
 
     @property
     def own_labels(self) -> bool:
-        """Whether class numbers are the model's own: they are another stream's now."""
+        """False: the class numbers are those of another stream."""
         return False
 
     def changed(self, batch: Batch) -> Batch:

@@ -33,7 +33,7 @@ class SampleRows:
     n_groups : int
         Number of groups in the data.
     n_rows : int or None, default=None
-        Number of rows in the data, where rows were drawn one by one; None: these are whole groups.
+        Number of rows in the data if rows were drawn one by one; None if groups are whole.
     """
 
     columns: Mapping[str, Mapping[str, Any]]
@@ -58,7 +58,7 @@ def result_with_error(
     terms: list[Term],
     sample: SampleRows | None,
 ) -> Result:
-    """Return the instrument's result, with a standard error where it has none and one is valid.
+    """Return the instrument's result; add a standard error if it is missing and valid here.
 
     The error is that of a scalar ``value`` which is differentiable in the states, and needs an
     ``influence`` formula for each statistic. Otherwise ``se`` stays None and
@@ -68,7 +68,7 @@ def result_with_error(
 
 
 def left_out(result: Result) -> Result:
-    """Return a result that says that rows which are not finite were left out."""
+    """Return the result with the flag ``nonfinite``: rows that are not finite were left out."""
     if "nonfinite" in result.flags:
         return result
     return replace(result, flags=(*result.flags, "nonfinite"))
@@ -82,7 +82,7 @@ def results_with_error(
 ) -> list[Result]:
     """Return the results of instruments that read the same states, each with its error.
 
-    What a state computes once (its eigenvalues) is computed once for all of them.
+    Values that a state caches, such as its eigenvalues, are computed once for all results.
     """
     reason = _no_influence(terms, sample)
     if sample is None or reason is not None:
@@ -126,10 +126,11 @@ def _independent(
 
 
 def equal_independent_rows(sample: SampleRows, keys: Sequence[str], n: int) -> float:
-    """Return how many independent rows vary a cross covariance of unrelated sites as these do.
+    """Return the effective number of rows for a cross covariance of unrelated sites.
 
-    ``n / (1 + (m - 1) r r2)`` with the mean size ``m`` of the group of a row, and the correlations
-    ``r`` and ``r2`` of two rows of one group at each site, from inner products of centred rows.
+    That many independent rows have the same variance: ``n / (1 + (m - 1) r r2)``. Here ``m`` is the
+    mean, over rows, of the size of a row's group; ``r`` and ``r2`` are the correlations of two rows
+    of one group at each site, from inner products of centred rows.
 
     References
     ----------
@@ -160,9 +161,9 @@ def group_error(
 ) -> float:
     """Return the standard error of a value from each sampled row's first-order effect on it.
 
-    The rows are those of whole groups, or ``n_rows`` rows were there and these are drawn from them
-    one by one: then squares, and products of rows of one group, are each divided by the chance
-    that they are drawn. Their sum is without bias, and never taken below that of single rows.
+    Without ``n_rows`` the sample holds whole groups. With ``n_rows`` its rows were drawn one by one
+    from ``n_rows`` rows: squares, and products of rows of one group, are then divided by their
+    chance to be drawn. The sum of both is unbiased, and never taken below that of the squares.
 
     References
     ----------

@@ -69,7 +69,7 @@ def _has_broken_rows(stream: Stream, keys: Sequence[str]) -> bool:
 
 
 def array_sample(stream: Stream, terms: Sequence[Term]) -> SampleRows | None:
-    """Return the rows of the groups of smallest draw, about ``SAMPLE`` of them, of plain arrays."""
+    """Return about ``SAMPLE`` rows of groups of smallest draw, or None without ``influence``."""
     names = {n for t in terms for n in t.statistic.needs()} - {"y", "head"}
     if not all(has_influence(t.statistic) for t in terms):
         return None
@@ -118,7 +118,7 @@ def observe_stream(
 
 
 def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[int]) -> None:
-    """Refuse units that cut groups, or examples, which a statistic needs whole.
+    """Raise if a unit cuts a group or an example that a statistic needs whole.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def _learn(
 def grow(
     wanted: Mapping[str, Request], tree: list[tuple[int, States]], leaf: tuple[int, States]
 ) -> list[tuple[int, States]]:
-    """Return the waiting ranges after one more: equal neighbours merge, as in a binary counter."""
+    """Return the tree with one more range: equal neighbours merge, as in a binary counter."""
     tree = [*tree, leaf]
     while len(tree) > 1 and tree[-1][0] == tree[-2][0]:
         (level, left), (_, right) = tree[-2:]
@@ -196,9 +196,9 @@ def grow(
 
 
 def fold(wanted: Mapping[str, Request], tree: list[tuple[int, States]]) -> States:
-    """Return the merge of what is left, from the right: ``merge(r1, merge(r2, r3))``.
+    """Return the merge of the remaining ranges, from the right: ``merge(r1, merge(r2, r3))``.
 
-    The tree is emptied on the way: large states of one range are let go once they are merged.
+    The tree is emptied on the way, so that large states are freed once they are merged.
     """
     if not tree:
         return dict.fromkeys(wanted)

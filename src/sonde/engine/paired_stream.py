@@ -23,9 +23,9 @@ FORBIDDEN = frozenset("@:/|")
 class PairedStream(DerivedStream):
     """Several runs over the same examples as one stream.
 
-    A site ``layers.3:out`` of the run ``clean`` is called ``clean/layers.3:out``, so that what
-    reads pairs of sites reads a state beside the same state of another run. Labels, groups and
-    logits are those of the first run.
+    A site ``layers.3:out`` of the run ``clean`` is called ``clean/layers.3:out``, so that
+    instruments for pairs of sites compare a state with the same state of another run. Labels,
+    groups and logits are those of the first run.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class PairedStream(DerivedStream):
     Raises
     ------
     InputError
-        If the runs have other examples, or another order of them.
+        If the runs differ in their examples or in the order of examples.
 
     Examples
     --------
@@ -111,7 +111,7 @@ class PairedStream(DerivedStream):
 
 
 def _chosen(batch: Batch, order: Tensor) -> Batch:
-    """Return the examples of these places in the planned order, in this order."""
+    """Return the examples of a batch that have these planned indices, in this order."""
     place = {number: i for i, number in enumerate(batch.order.tolist())}
     index = torch.tensor([place[number] for number in order.tolist()])
     new = torch.full((len(batch),), -1)

@@ -28,7 +28,7 @@ NARROW, TOGETHER = 64, 4096
 
 
 class _Buffer:
-    """Buffer of the rows of a (sites, filter, part), until they suffice for an ``observe``."""
+    """Rows of one (sites, filter, part), gathered until they suffice for an ``observe``."""
 
     def __init__(self, readers: list[Request]) -> None:
         self.readers = readers
@@ -71,8 +71,8 @@ def _is_exact(request: Request) -> bool:
 def rows_at_once(dim: int, exact: bool) -> int:
     """Return how many rows of width ``dim`` are gathered for one ``observe``.
 
-    Only exact statistics take more narrow rows at once: the result of the others, learners among
-    them, depends on how rows are batched.
+    Only exact statistics take more rows at once if rows are narrow: the results of other
+    statistics, such as learners, depend on how rows are batched.
     """
     return TOGETHER if exact and dim <= NARROW else rows_enough(dim)
 
@@ -181,7 +181,7 @@ def _count(counts: dict[str, int], batch: Batch, finite: FiniteRows) -> None:
 
 
 def merge_states(wanted: Mapping[str, Request], a: States, b: States) -> States:
-    """Return the states of both sets of rows; an empty one (None) leaves the other as it is."""
+    """Return the states of both sets of rows; an empty state (None) leaves the other unchanged."""
     return {i: merge_pair(r.statistic, a.get(i), b.get(i)) for i, r in wanted.items()}
 
 

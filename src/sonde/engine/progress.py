@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident size that this process has had; 0 where it cannot be told."""
+    """Return the largest resident size that this process has had; 0 if it is not known."""
     if sys.platform == "win32":
         return 0
     import resource
@@ -53,12 +53,12 @@ class Bar:
     state_bytes : int, default=0
         Memory of the states, for the estimate.
     keeps : bool, default=False
-        Whether Ctrl-C leaves what is done, for the same work to go on from.
+        Whether Ctrl-C keeps the finished work, so that the same run can go on from there.
     of : str, default="example"
         What is counted.
 
-    One line says early how long a long run will take and in how much memory, also where stderr is
-    no terminal: by the rate of the later half of the steps, since the first ones also warm up.
+    A long run prints one early line with its expected time and memory, also if stderr is no
+    terminal. The time follows the later half of the steps, since the first steps also warm up.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Bar:
         return (now - began) / (done - before) * (self._total - done)
 
     def _say_estimate(self) -> None:
-        """Say once how long it will take, where that is long."""
+        """Print once how long the rest will take, if that is long."""
         left = self._seconds_left()
         if left > LONG_SECONDS:
             self._said = True
@@ -147,7 +147,7 @@ class Bar:
 
 
 def _drawn() -> "Progress":
-    """Return a bar of rich, whose import draws a number that a user's training may wait for."""
+    """Return a bar of rich; importing rich leaves Python's random state as the user had it."""
     state = random.getstate()
     try:
         from rich.console import Console

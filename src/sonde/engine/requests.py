@@ -44,14 +44,14 @@ class Request:
 
     @property
     def buffer(self) -> tuple[tuple[str, ...], str, Part, bool]:
-        """What requests that share one row buffer have in common."""
+        """Key of the row buffer: requests with equal keys share a buffer."""
         return self.keys, digest(self.where), self.part, self.is_whole
 
     @property
     def is_whole(self) -> bool:
         """Whether all rows of a unit go into one ``observe``, as groups or examples must be whole.
 
-        Learners of whole examples take theirs batch by batch: a batch holds whole examples.
+        Learners that need whole examples get them batch by batch: a batch holds whole examples.
         """
         kind = self.statistic
         return kind.whole_groups or (kind.whole_examples and kind.merging != "none")
@@ -60,7 +60,7 @@ class Request:
 def reads_of(task: Task, split: Split | None) -> dict[str, list[list[Request]]]:
     """Return the requests for each parameter of ``result``: a list for each site.
 
-    A list of two holds the parts ``fit`` and ``held``, whose states are merged to that of all rows.
+    A list of two holds the parts ``fit`` and ``held``, whose states merge to the state of all rows.
     """
     plan: dict[str, list[list[Request]]] = {}
     for name, read in task.instrument.all_reads().items():

@@ -49,7 +49,7 @@ class Running:
     def update(
         self, x: Any, label: Any = None, *, y: Any = None, seed: int = 0, **columns: Unpack[Columns]
     ) -> None:
-        """Feed rows; the columns are those of ``Instrument.fit``. No rows change nothing."""
+        """Feed rows; the columns are those of ``Instrument.fit``. An empty batch has no effect."""
         sites = x if is_mapping(x) else ({"x": x} if y is None else {"x": x, "y": y})
         stream = Stream.of(sites, label=label, seed=seed, **columns)
         self._prepare(tuple(s.key for s in stream.schema))
@@ -63,7 +63,7 @@ class Running:
         self.n_rows += len(stream)
 
     def merge(self, other: "Running") -> None:
-        """Take in what another one was fed with; the other stays as it is.
+        """Add the rows that another ``Running`` was fed with; the other stays unchanged.
 
         Raises
         ------
@@ -166,7 +166,7 @@ class Running:
 
 
 class _StateOf(Instrument):
-    """A statistic on its own, so that it has a task like an instrument."""
+    """An instrument around a single statistic, so that a statistic can have a task."""
 
     def __init__(self, statistic: Statistic[Any]) -> None:
         self.statistic = statistic

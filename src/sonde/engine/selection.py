@@ -18,8 +18,8 @@ SITE_COLUMNS = ("x", "grad")
 class FiniteRows:
     """Which rows of a batch are finite at a site and at every earlier one, and how many are not.
 
-    Rows of one layout are dropped one by one. A site with another layout drops the examples of rows
-    that were not finite before it.
+    Sites of one layout drop single rows. A site with another layout drops whole examples: each
+    example with a row that is not finite at an earlier site.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -106,8 +106,8 @@ def _joined(keys: Sequence[str], batch: Batch, masks: list[Tensor | None]) -> li
 class JoinedRows:
     """Columns of the rows that several sites of a batch have in common.
 
-    ``columns`` holds, for each name, the values at the rows; for the columns of ``SITE_COLUMNS`` a
-    tuple of them, one for each site. With a single site they are its rows, without tuples.
+    ``columns`` holds, for each name, the values at the rows. If the span is all, a column of
+    ``SITE_COLUMNS`` is a tuple with an entry for each site; otherwise values are of the first site.
     """
 
     columns: tuple[Any, ...]

@@ -1,4 +1,4 @@
-"""The one training loop in memory: parameters go down a loss, a batch a step.
+"""The one training loop in memory: gradient steps on a loss, one batch a step.
 
 For trainings whose batches lie in memory and that start anew when they are cut short. A training
 that resumes from a state file, or spans shards, is a ``sonde.stats.Trainer``.
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Descent:
-    """Parameters on their way down a loss, by Adam or another optimiser of torch.
+    """A descent of parameters on a loss, by Adam or another optimiser of torch.
 
     Only ``parameters`` get a gradient: other tensors behind the loss, such as the weights of a
     user's model, keep theirs.
@@ -32,7 +32,7 @@ class Descent:
         Leaves. Those that require no gradient stay as they are.
     rate : float
     optimiser : callable, default=torch.optim.Adam
-        From parameters and ``lr`` to an optimiser.
+        Makes an optimiser from parameters and ``lr``.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Descent:
         return {"optimiser": self._optimiser.state_dict(), "n_steps": self.n_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where another descent of the same parameters was."""
+        """Go on from the state of another descent of the same parameters."""
         self._optimiser.load_state_dict(state["optimiser"])
         self.n_steps = state["n_steps"]
 
@@ -67,7 +67,7 @@ class Descent:
         Parameters
         ----------
         loss : callable
-            From a batch to the scalar that falls.
+            Returns the scalar to minimise for a batch.
         batches : iterable
             Its length is the number of steps; ``range(n)`` where all steps see the same rows.
         after : callable, optional
@@ -98,7 +98,7 @@ class Descent:
         return value
 
     def move(self, slopes: Sequence[Tensor | None]) -> None:
-        """Take a step against the given slopes, in the order of the parameters."""
+        """Take a step with the given gradients, in the order of the parameters."""
         for parameter, slope in zip(self.parameters, slopes, strict=True):
             parameter.grad = slope
         self._optimiser.step()

@@ -1,4 +1,4 @@
-"""Inputs of several forwards, whichever way they are given."""
+"""Batches of inputs for several forwards, in whichever form the inputs are given."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -31,7 +31,7 @@ def batches_of(inputs: Any) -> Iterator[Any]:
 
 
 def batch_of(module: nn.Module, inputs: Any) -> InputBatch:
-    """Return the inputs of one call as a batch whose examples are told apart by their number."""
+    """Return the inputs of one call as a batch whose examples are identified by their index."""
     if isinstance(inputs, InputBatch):
         return inputs
     call = CallArguments(module, *arguments_of(module, inputs))

@@ -1,7 +1,7 @@
-"""Which features of a dictionary are active and how much: dense, or the few that are, by number.
+"""Values of a dictionary's features: dense, or only the active features with their numbers.
 
-Where k features of each row are active, the rows of the decoder are summed by number and gradients
-flow through these alone: one large product in a step instead of six.
+If k features of each row are active, only their decoder rows are summed and gradients flow through
+these features alone: one large product in a step instead of six.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ PREFIXES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class FeatureCodes:
-    """Features of rows: ``value`` of all of them, or of those whose numbers are ``index``."""
+    """Features of rows: ``value`` of all features, or of the features numbered by ``index``."""
 
     value: Float[Tensor, "row feature_or_k"]
     index: Int[Tensor, "row k"] | None = None
@@ -43,14 +43,14 @@ class FeatureCodes:
         return _Decoded.apply(self.value, self.index, decoder)  # pyright: ignore[reportReturnType]
 
     def fired(self, n: int) -> Int[Tensor, "feature"]:
-        """Return in how many rows each of ``n`` features is not 0; one that is chosen may be."""
+        """Return in how many rows each of ``n`` features is not 0; a chosen feature may be 0."""
         if self.index is None:
             return (self.value != 0).sum(0)
         return torch.bincount(self.index[self.value != 0], minlength=n)
 
 
 def chosen(pre: Float[Tensor, "row feature"], act: str, k: int) -> Int[Tensor, "row k"]:
-    """Return the numbers of the k largest features of each row, by size where signs are kept."""
+    """Return the numbers of the k largest features of each row, by size for ``abstopk``."""
     key = pre.abs() if act == "abstopk" else pre
     return key.topk(min(k, pre.shape[1]), dim=1, sorted=False).indices
 
@@ -105,7 +105,7 @@ def gated(
     log_gain: Float[Tensor, "feature"],
     bias: Float[Tensor, "feature"],
 ) -> tuple[Float[Tensor, "row feature"], Float[Tensor, "row feature"]]:
-    """Return features whose gate is open, with sizes of their own, and what the gates read."""
+    """Return the features, 0 if their gate is closed, and the positive parts of the gates."""
     gate = products + gate_bias
     return (gate > 0) * (log_gain.exp() * products + bias).relu(), gate.relu()
 
@@ -118,7 +118,8 @@ def ungated(
 ) -> tuple[Float[Tensor, "feature dim"], Float[Tensor, "feature"], Float[Tensor, "feature"]]:
     """Return the encoder, the bias and the thresholds that give the features of ``gated``.
 
-    A gate is open where its size exceeds ``bias - gain gate_bias``: both read along one direction.
+    A gate is open if the feature's size exceeds ``bias - gain gate_bias``: gate and size read along
+    one direction.
     """
     gain = log_gain.exp()
     return encoder * gain[:, None], bias, bias - gain * gate_bias
@@ -127,7 +128,7 @@ def ungated(
 def prefix_error(
     codes: FeatureCodes, decoder: Float[Tensor, "feature dim"], rows: Float[Tensor, "row dim"]
 ) -> Float[Tensor, ""]:
-    """Return the mean squared error of rows, over rebuilding them from the first features alone."""
+    """Return the mean squared error of rows rebuilt from prefixes of the features."""
     ends = sorted({max(1, round(share * len(decoder))) for share in PREFIXES})
     errors: list[Tensor] = []
     for start, end in zip([0, *ends], ends, strict=False):

@@ -13,7 +13,7 @@ WINDOW = 7
 def pearson(a: Maps, b: Maps) -> Float[Tensor, "row"]:
     """Return the correlation over places.
 
-    Where one of them is constant it is 1 for equal ones, which do not differ, and 0 for others.
+    If a map is constant, the correlation is 1 for equal maps and 0 for all others.
     """
     a, b = (x.double() for x in (a, b))
     is_flat = _spread(a) == 0, _spread(b) == 0

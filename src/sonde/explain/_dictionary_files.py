@@ -37,9 +37,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises
     ------
     StoreError
-        If there is no such file.
+        If the file is missing.
     StateError
-        If it is no such file.
+        If the file is no safetensors file.
     """
     if not path.is_file():
         raise StoreError(f"load_dictionary: no file {path}.")
@@ -80,9 +80,9 @@ def read_saelens(folder: Path) -> dict[str, Any]:
     Raises
     ------
     StoreError
-        If there is no such folder.
+        If the folder, its ``cfg.json`` or its weights are missing.
     StateError
-        If it is of a kind that is not known here.
+        If the dictionary is of a kind that is not known here.
     """
     if not (folder / CONFIG).is_file():
         raise StoreError(f"load_dictionary: no {CONFIG} in {folder}.")

@@ -1,4 +1,4 @@
-"""What methods that train a dictionary share: their parameters, and how a training is read."""
+"""Common base of the methods that train a dictionary: their parameters and their result."""
 
 import math
 from abc import abstractmethod
@@ -24,7 +24,7 @@ DEAD_SHARE = 0.05
 class DictionaryLearner(Instrument):
     """A method that trains a dictionary; ``SparseAutoencoder`` says what its parameters mean.
 
-    A final subclass makes the training of its sites from them.
+    A final subclass builds the training of its sites from these parameters.
     """
 
     features: int | None = None
@@ -69,9 +69,9 @@ class DictionaryLearner(Instrument):
         return {"trained": self.training()}
 
     def result(self, trained: DictionaryState) -> Dictionary:
-        """Return the dictionary for states as they are, with its health.
+        """Return the dictionary in the scale of the raw states, with its flags.
 
-        A training that diverged gives the weights before the step that it names.
+        A training that diverged gives the weights before ``diverged at step``.
         """
         training = self.training()
         if trained.diverged is None or trained.fired is None:

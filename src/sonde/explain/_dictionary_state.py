@@ -1,4 +1,4 @@
-"""What the training of a dictionary holds between rows, and the scale of what it reads."""
+"""State of a dictionary's training between batches of rows, and the scale of its rows."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ MASSIVE = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class DictionaryState(TrainingState):
-    """What the training of a dictionary holds between rows.
+    """State of a dictionary's training between batches of rows.
 
-    ``read`` and ``rebuilt`` are the moments of what is read and of what is rebuilt, at each site;
-    ``fired`` counts the rows in which each feature is active and ``error`` sums squared errors,
-    both over the last walk, with the weights as they came out.
+    ``read`` and ``rebuilt`` are the moments of the rows that are read and of the rows that are
+    rebuilt, site by site. ``fired`` counts the rows in which each feature is active and ``error``
+    sums squared errors, both over the last walk, with the final weights.
     """
 
     read: tuple[MomentsState, ...] = ()
@@ -34,28 +34,28 @@ class DictionaryState(TrainingState):
 
     @property
     def mean(self) -> Float[Tensor, "dim"]:
-        """What is taken from each unit that is read."""
+        """Mean of each unit that is read, which is subtracted first."""
         return torch.cat([m.mean for m in self.read])
 
     @property
     def mean_out(self) -> Float[Tensor, "dim_out"]:
-        """What is taken from each unit that is rebuilt."""
+        """Mean of each unit that is rebuilt, which is subtracted first."""
         return torch.cat([m.mean for m in self.rebuilt])
 
     @property
     def scale(self) -> Float[Tensor, "dim"]:
-        """What each unit that is read is then multiplied by."""
+        """Factor of each unit that is read, after its mean is subtracted."""
         return self.site_scale(self.read) * self.weight(self.read)
 
     @property
     def scale_out(self) -> Float[Tensor, "dim_out"]:
-        """What each unit that is rebuilt is then multiplied by."""
+        """Factor of each unit that is rebuilt, after its mean is subtracted."""
         return self.site_scale(self.rebuilt) * self.weight(self.rebuilt)
 
     def site_scale(self, sides: tuple[MomentsState, ...]) -> Float[Tensor, "dim"]:
-        """Return the one number of each site that brings its weighed variance to 1 for each unit.
+        """Return the factor of each site that brings its mean weighted variance to 1.
 
-        It stands in the place of each unit of its site.
+        The factor is repeated for each unit of its site.
         """
         found: list[Tensor] = []
         for one in sides:
@@ -64,12 +64,12 @@ class DictionaryState(TrainingState):
         return torch.cat(found)
 
     def weight(self, sides: tuple[MomentsState, ...]) -> Float[Tensor, "dim"]:
-        """Return the weight of each unit: 1, or less for a unit that outweighs all others."""
+        """Return the weight of each unit: 1, or less for a unit of a very large spread."""
         return torch.cat([_weight(one) for one in sides])
 
 
 def _weight(one: MomentsState) -> Float[Tensor, "dim"]:
-    """Return weights that give a unit of ``MASSIVE`` median spreads or more the median spread."""
+    """Return weights that bring units above ``MASSIVE`` median spreads to the median spread."""
     spread = one.variance.clamp(min=0).sqrt()
     alive = spread[spread > 0]
     if not len(alive):
@@ -79,7 +79,7 @@ def _weight(one: MomentsState) -> Float[Tensor, "dim"]:
 
 
 def counted(known: tuple[MomentsState, ...], rows: tuple[Tensor, ...]) -> tuple[MomentsState, ...]:
-    """Return moments with those of more rows, site by site."""
+    """Return moments updated with more rows, site by site."""
     seen = tuple(_DIAGONAL.observe(x.cpu()) for x in rows)
     if not known:
         return seen
@@ -92,7 +92,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 def lengths(decoder: Tensor, widths: Sequence[int]) -> Tensor:
-    """Return the sum over sites of the lengths of each feature's row."""
+    """Return the length of each feature's decoder row, summed over sites."""
     return torch.stack([part.norm(dim=1) for part in decoder.split(list(widths), 1)]).sum(0)
 
 

@@ -1,4 +1,4 @@
-"""The training of dictionaries: features that are few in each row and whose sum rebuilds it."""
+"""The training of dictionaries: a few features are active in each row and rebuild the row."""
 
 import math
 from abc import abstractmethod
@@ -42,8 +42,8 @@ class DictionaryTraining(Trainer[DictionaryState]):
 
     Weights are the encoder, its bias, the decoder (a unit row for each feature) and its bias; then
     the thresholds of ``jumprelu``, or the logarithms of gains and the biases of sizes of ``gated``;
-    last the direct map of a skip transcoder. Buffers are the rows since each feature was active,
-    and the threshold of ``batchtopk`` and ``matryoshka``.
+    last the direct map of a skip transcoder. Buffers are the number of rows since each feature was
+    last active, and the threshold of ``batchtopk`` and ``matryoshka``.
     """
 
     features: int | None
@@ -65,7 +65,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
 
     @property
     def is_own(self) -> bool:
-        """Whether it rebuilds what it reads."""
+        """Whether the dictionary rebuilds the sites that it reads."""
         return True
 
     @abstractmethod
@@ -109,7 +109,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
     def loss(
         self, state: DictionaryState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor]]:
-        """Return the mean squared error of rows, with penalties and what revives dead features."""
+        """Return the loss (error, penalties, revival of dead features) and the rows' errors."""
         u, v = batch[0], batch[-1]
         encoder, bias, decoder, bias_out, *more = live.values
         centre = bias_out if len(batch) == 1 else torch.zeros_like(u[0])
@@ -147,7 +147,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
     def _codes(
         self, state: DictionaryState, live: LiveWeights, u: Tensor, centre: Tensor
     ) -> tuple[FeatureCodes, Tensor, Tensor | None]:
-        """Return the features of a minibatch, the penalty on them, and what gates read."""
+        """Return the features of a minibatch, the penalty on them, and the gates or None."""
         encoder, bias, decoder, _, *more = live.values
         none = u.new_zeros(())
         if self.act in FEW:
@@ -185,7 +185,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
             decoder /= decoder.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
     def _rate(self, state: DictionaryState, step: int) -> float:
-        """Return the step size: risen over the first steps, fallen over the last fifth."""
+        """Return the step size, which rises over the first steps and falls over the last fifth."""
         n = self._n_steps(state)
         rate = self.top_rate
         if rate is None:
@@ -262,10 +262,10 @@ class DictionaryTraining(Trainer[DictionaryState]):
         )
 
     def reader(self, state: DictionaryState) -> tuple[Tensor, Tensor, Tensor | None, Act]:
-        """Return how features of a row are read once trained.
+        """Return what reads the features of a row after training.
 
-        That is the encoder, its bias, what a feature must exceed to be active where that is how
-        they are chosen, and the activation.
+        These are the encoder, its bias, the threshold or None if the activation has none, and the
+        activation.
         """
         encoder, bias, more = *state.weights.values[:2], state.weights.values[4:]
         if self.act == "jumprelu":

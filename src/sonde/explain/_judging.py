@@ -34,7 +34,7 @@ def judged_by(
 
 
 def require_method(who: str, explanation: Any) -> None:
-    """Refuse what cannot be asked for another explanation.
+    """Raise if the explanation is not a method that can be asked again.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def require_method(who: str, explanation: Any) -> None:
 
 
 def require_attribution(who: str, explanation: Any) -> None:
-    """Refuse what is not the result of an attribution.
+    """Raise if the explanation is not the result of an attribution.
 
     Raises
     ------

@@ -56,7 +56,7 @@ class ExamplePlaces:
         Raises
         ------
         ShapeError
-            If it is about other places.
+            If the attribution has other places than the site.
         """
         value = torch.as_tensor(found.value)
         flat = value if len(self.shape) == 2 else found.by_place
@@ -93,7 +93,7 @@ class ExamplePlaces:
         objective: FixedObjective,
         kept: Bool[Tensor, "set place"],
     ) -> Float[Tensor, "row set"]:
-        """Return the objective with only the places of each set left, the same for each row."""
+        """Return the objective with only the places of each set left; all rows share the sets."""
         found: list[Tensor] = []
         size = max(1, MOST_ROWS // max(function.n, 1))
         for sets in kept.split(size):

@@ -72,9 +72,9 @@ class Points:
     def swapped(
         self, base: Tensor, source: Tensor, points: list[int], rows: int
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield points, and whole batches of base states with each of them from the source.
+        """Yield points, and a batch of base states per point that takes this point from the source.
 
-        At most ``rows`` examples come at once, but a batch.
+        At most ``rows`` examples come at once, but at least one batch.
         """
         old, new = self.by_place(base), self.by_place(source)
         size = max(1, rows // max(len(old), 1))

@@ -17,7 +17,7 @@ TINY = 1e-300
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Rows with a class each, groups numbered in the order of their draw."""
+    """Rows with one class each; groups are numbered in the order of their draw."""
 
     x: Float[Tensor, "row dim"]
     member: Int[Tensor, "row"]
@@ -63,7 +63,7 @@ class LabelledRows:
         Raises
         ------
         InputError
-            If that is so of every class.
+            If every class has all of its rows in one part.
         """
         pairs = torch.stack([self.member.cpu(), part.cpu()])
         classes = torch.unique(pairs, dim=1)[0]
@@ -77,12 +77,12 @@ class LabelledRows:
         return alone
 
     def shares_error(self, right: Float[Tensor, "row"]) -> float:
-        """Return the standard error of a mean over rows, rows of a group taken together."""
+        """Return the standard error of a mean over rows, with groups as clusters."""
         return clustered_error(right, self.group, self.n_groups) / len(right)
 
 
 def clustered_error(values: Float[Tensor, "row"], group: Tensor, n_groups: int) -> float:
-    """Return the standard error of the sum of centred values, groups taken together."""
+    """Return the standard error of the sum of centred values, with groups as clusters."""
     centred = values.double() - values.double().mean()
     sums = centred.new_zeros(n_groups).index_add_(0, group.to(centred.device), centred)
     return float((sums.square().sum() * n_groups / (n_groups - 1)).sqrt())
@@ -96,7 +96,8 @@ def ridge_map(
 ) -> tuple[Float[Tensor, "class dim"], Float[Tensor, "class"]]:
     """Return weight and bias of least squares on one-hot classes, from moments.
 
-    ``scatter`` is that of all rows about their mean; the penalty is ``ridge`` of its mean diagonal.
+    ``scatter`` is the scatter of all rows about their mean; the penalty is ``ridge`` times the mean
+    of its diagonal.
     """
     share = weight / weight.sum()
     grand = share @ mean
@@ -111,7 +112,7 @@ def ridge_map(
 def ridge_fit(
     x: Float[Tensor, "row dim"], member: Int[Tensor, "row"], n_classes: int, ridge: float
 ) -> tuple[Float[Tensor, "class dim"], Float[Tensor, "class"]]:
-    """Return the same from rows; a class without rows is never predicted."""
+    """Return weight and bias of ``ridge_map`` from rows; never predict a class without rows."""
     weight = torch.bincount(member, minlength=n_classes).to(x)
     sums = x.new_zeros(n_classes, x.shape[1]).index_add_(0, member, x)
     z = x - x.mean(0)
@@ -122,7 +123,7 @@ def ridge_fit(
 def held_out_right(
     rows: LabelledRows, member: Int[Tensor, "row"], ridge: float, folds: int
 ) -> tuple[Bool[Tensor, "row"], Bool[Tensor, "row"]]:
-    """Return whether the probe, and the most frequent class, of the other folds are right."""
+    """Return where the probe of the other folds is right, and where their commonest class is."""
     fold, n_classes = rows.fold(folds).to(member.device), int(member.max()) + 1
     right = torch.zeros(len(member), dtype=torch.bool, device=member.device)
     usual = right.clone()

@@ -1,4 +1,4 @@
-"""The edges of a residual stream: which layers write into it, and which modules read what."""
+"""The edges of a residual stream: which layers write into it, and which modules read each layer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ class ResidualGraph:
     readers : tuple of Site
         Inputs of modules.
     edges : tuple of (int, int)
-        Writer and reader; readers one after another.
+        Index of the writer and of the reader, in the order of readers.
     """
 
     writers: tuple[Site, ...]
@@ -39,7 +39,7 @@ class ResidualGraph:
         Raises
         ------
         StateError
-            If no module reads a sum of layers' outputs, or nothing in it differs.
+            If no module reads a sum of layers' outputs, or none of these outputs differs.
         """
         found = residual_readers(runs.module, runs.inputs("clean"))
         names = dict.fromkeys(name for terms in found.values() for name in terms)
@@ -61,7 +61,7 @@ class ResidualGraph:
 
     @property
     def names(self) -> tuple[tuple[str, str], ...]:
-        """The edges by their sites."""
+        """The names of the writer and the reader of each edge."""
         return tuple((str(self.writers[u]), str(self.readers[v])) for u, v in self.edges)
 
     def numbers(

@@ -32,7 +32,7 @@ from sonde.tap.streams.site_function import (
 
 @runtime_checkable
 class FixedGoal(Protocol):
-    """A number for each pair, with the targets of some inputs."""
+    """A goal with fixed targets: a number for each pair."""
 
     def tiled(self, times: int) -> "FixedGoal":
         """Return the goal of all examples, with the batch repeated ``times`` times."""
@@ -53,11 +53,11 @@ class Goal(Protocol):
 
     @property
     def name(self) -> str:
-        """How results name it."""
+        """Name of the goal in results."""
         ...
 
     def fixed(self, outputs: Any, tokens: Tensor | None, mask: Tensor | None) -> FixedGoal:
-        """Return it with its targets taken from the outputs as they are."""
+        """Return the goal with its targets taken from the unchanged outputs."""
         ...
 
 
@@ -75,7 +75,7 @@ class TwoRuns:
     Raises
     ------
     InputError
-        If the two are not of one shape, or come with a key-value cache.
+        If the two inputs differ in shape or padding, or come with a key-value cache.
     """
 
     def __init__(
@@ -170,13 +170,13 @@ class TwoRuns:
         return self.number(side, outputs, times).reshape(times, -1)
 
     def going_on(self, side: Side, site: Site, values: Tensor) -> Any:
-        """Return the outputs of one run with other states at a site; gradients reach them."""
+        """Return the outputs of one run with other states at a site, which gradients reach."""
         run = self.recorded(side)
         with Session(self.root, with_grad=True):
             return run.from_site(site, values)
 
     def recorded(self, side: Side) -> RecordedForward:
-        """Return one side's run, that goes on from any site."""
+        """Return the recording of one side's run, which can go on from any site."""
         if side not in self._recorded:
             args, kwargs = self._given[side]
             with Session(self.root):
@@ -208,7 +208,7 @@ class TwoRuns:
         return self._fixed.log_probs(outputs).detach().double()
 
     def between(self, share: float) -> "TwoRuns":
-        """Return the pair with inputs of numbers that share of the way from corrupt to clean."""
+        """Return the pair with numeric inputs at ``share`` of the way from corrupt to clean."""
         made = object.__new__(TwoRuns)
         made.__dict__ = {**self.__dict__, "_recorded": {}}
         args, kwargs = self._given["corrupt"]
@@ -231,9 +231,9 @@ class TwoRuns:
         with_grad: bool = False,
         times: int = 1,
     ) -> Any:
-        """Return the outputs of one run, all its examples ``times`` over.
+        """Return the outputs of one run, with its batch repeated ``times`` times.
 
-        ``act`` is given the states of each site; what it returns, if not None, replaces them.
+        ``act`` is given the states of each site; its result, if not None, replaces these states.
         """
         args, kwargs = self._given[side]
         if times > 1:

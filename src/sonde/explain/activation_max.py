@@ -48,9 +48,9 @@ class ActivationMaxResult(Result):
 class ActivationMax(Explainer):
     """Largest activation of one unit that gradient ascent on the input finds.
 
-    Ascends the unit's mean over places, less ``l2`` mean squares and ``tv`` mean squared steps
-    between neighbouring pixels, by Adam, or within a ball of radius ``radius`` by projected steps.
-    A model of tokens is ascended in the space of embeddings.
+    Ascends the unit's mean over places by Adam, or by projected steps within a ball of radius
+    ``radius``. ``l2`` times the mean square and ``tv`` times the mean squared step between
+    neighbouring pixels are subtracted. A model of tokens is ascended in the space of embeddings.
 
     Range        (-inf, inf), in the unit's own; higher = further.
     Cost         ``steps`` forwards and backwards of one input; one forward of the real ones.
@@ -68,7 +68,7 @@ class ActivationMax(Explainer):
     jitter : int, default=1
         Largest number of pixels that pictures are rolled by at each step.
     radius : float or None, default=None
-        Largest norm of the input; without, it stays within the range of each real channel.
+        Largest norm of the input; None keeps each channel within its range over the real inputs.
     seed : int, default=0
         Of the start and the jitter.
 
@@ -109,7 +109,7 @@ class ActivationMax(Explainer):
         ----------
         model : Model or nn.Module
         inputs : Tensor, tuple, dict or InputBatch
-            Real inputs: their scale bounds what is sought, and they are what it is compared with.
+            Real inputs: their scale bounds the search, and the result is compared with them.
         site : pattern
             A module's output.
         unit : int
@@ -118,7 +118,7 @@ class ActivationMax(Explainer):
         Raises
         ------
         InputError
-            If there is no such unit, or it does not depend on the input.
+            If there is no such unit, or the unit does not depend on the input.
         """
         at = SiteFunction(model, inputs, INPUT)
         unit_of = _UnitOf(at, site, unit)
@@ -244,7 +244,7 @@ class _UnitOf:
 
 
 def _repeated(x: Tensor, n: int) -> Tensor:
-    """Return one input as often as the other inputs of the call have rows."""
+    """Return one input repeated ``n`` times, to match the rows of the call's other inputs."""
     return x.expand(n, *x.shape[1:])
 
 

@@ -85,7 +85,7 @@ class AffineLens(Instrument):
         check_ranges(self, ridge=">= 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Return the moments of both sites, and those of the pair."""
+        """Return the moments of each site, and the cross moments of the pair."""
         return {"moments": Moments(), "cross": CrossMoments()}
 
     def result(

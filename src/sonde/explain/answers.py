@@ -1,4 +1,4 @@
-"""Answers of several tokens as what tells two texts apart."""
+"""The margin between two answers of several tokens."""
 
 from dataclasses import dataclass
 from typing import Any, final

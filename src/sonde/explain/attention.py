@@ -1,8 +1,8 @@
-"""Maps over tokens by what attentions look at, alone, through all layers, or times its gradient.
+"""Maps over tokens from attention probabilities: of a layer, of all layers, or times a gradient.
 
-``RawAttention`` and ``AttentionRollout`` do not ask what is done with what is looked at, and cannot
-say that a token speaks against the answer; ``AttentionTimesGradient`` can. The model runs on the
-probabilities that are read: its kernel may not hide them.
+``RawAttention`` and ``AttentionRollout`` ignore how the model uses a token that it looks at, and
+cannot say that a token speaks against the answer; ``AttentionTimesGradient`` can. The model runs on
+the probabilities that are read: its attention kernel must not hide them.
 """
 
 from abc import abstractmethod
@@ -37,7 +37,7 @@ class AttentionGradient(NamedTuple):
 class AttentionLayers(NamedTuple):
     """All attentions in the order in which they ran, and where the answer is read off.
 
-    ``read`` holds for each example equal weights at the positions that the last attention gives the
+    ``read`` holds for each example equal weights at the positions whose last attention reaches the
     objective: the last token, the class token, or all. ``real`` says which tokens are no padding.
     """
 
@@ -50,7 +50,7 @@ class AttentionLayers(NamedTuple):
 class AttentionMap(Attributor):
     """A map over tokens from the attentions of a model; at a picture, grown to its pixels.
 
-    Tokens are laid over a picture as a grid of its proportions, after the special tokens.
+    The tokens after the special tokens are laid over a picture as a grid of its proportions.
     """
 
     @property
@@ -160,7 +160,7 @@ class AttentionRollout(AttentionMap):
 class AttentionTimesGradient(AttentionMap):
     """Probabilities of one layer times the gradient of the objective at them, summed over heads.
 
-    First-order effect of a look on the objective, so that one can speak against the answer.
+    First-order effect of a look on the objective: a look can speak against the answer.
 
     Range        objective; signed.
     Cost         one forward and backward.

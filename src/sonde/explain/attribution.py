@@ -25,10 +25,10 @@ ROUNDING = 1e-6
 class Attribution(Result):
     """A number for each entry of the tensor at a site; positive = it raises the objective.
 
-    ``value`` has the tensor's shape, examples first (maps have one without features).
-    ``objective`` is the number that is explained, for each row; ``gap``, where parts should add up,
-    what is missing between them and the rise from the baseline; ``feature_axis`` the axis of
-    features in ``value``, None if it has no such axis.
+    ``value`` has the tensor's shape, examples first; maps lack the axis of features.
+    ``objective`` is the number that is explained, for each row. ``gap``, if parts should add up, is
+    the rise from the baseline less their sum. ``feature_axis`` is the axis of features in
+    ``value``, None if it has no such axis.
     """
 
     title: ClassVar[str] = "Attribution"
@@ -56,7 +56,7 @@ class Parts:
     ----------
     value : Tensor
     base : Float[Tensor, "row"] or None
-        The objective at the baseline, where parts add up to the rise from it.
+        The objective at the baseline, if parts add up to the rise from the baseline.
     is_reached : bool
         Whether the objective depends on the site at all.
     """
@@ -145,7 +145,7 @@ class Attributor(Explainer):
 
     @property
     def signed(self) -> bool:
-        """Whether it can say that something lowers the objective."""
+        """Whether values can say that something lowers the objective."""
         return True
 
     def _compared_with(self, function: SiteFunction) -> str:

@@ -27,14 +27,14 @@ class Baseline:
     ----------
     kind : {"auto", "zero", "blur", "constant", "values", "mean"}, default="auto"
         ``auto`` is ``blur`` over the shorter side where pictures are varied, else ``zero``.
-        ``blur``, of pictures, is the mean over ``size`` x ``size`` pixels around each. ``mean`` of
-        each feature is over the examples and places that are explained together, so that an
-        explanation depends on its batch: ``Baseline.fit`` takes it from a data set.
+        ``blur``, of pictures, is the mean over ``size`` x ``size`` pixels around each. ``mean`` is
+        the mean of each feature over the examples and places that are explained together, so an
+        explanation depends on its batch; ``Baseline.fit`` takes the mean from a data set.
     constant : float, default=0.0
     size : int, default=9
         Odd.
     values : Tensor, optional
-        Of ``values``: one for each feature (a fitted mean), or a whole tensor like the site's.
+        For ``values``: one for each feature (a fitted mean), or a whole tensor like the site's.
     name : str, default=""
         How results name given values.
 
@@ -103,7 +103,7 @@ class Baseline:
         ShapeError
             If given values do not fit.
         InputError
-            If a mean is over one row, which is that row.
+            If a mean is over a single row: it would equal that row.
         """
         if self.kind == "auto":
             return self.at_kind(function).at(function)

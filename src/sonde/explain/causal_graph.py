@@ -1,7 +1,7 @@
-"""Which units a class is made of, layer by layer: what each unit sends to the next, taken away.
+"""Which units a class depends on, layer by layer, by taking away what each unit sends on.
 
 For linear and convolutional layers, whatever stands between them: functions of single units, norms,
-pooling, ways around a layer. Of a transformer's residual stream take ``CircuitSearch``.
+pooling, ways around a layer. For a transformer's residual stream take ``CircuitSearch``.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ class CausalEdges(Result):
     ``value`` is the mean effect of each edge: how much the class's logit falls when what the parent
     sends to the child is replaced by its baseline. ``edges`` are (layer, unit) of parent and child;
     the child of the last layer's edges is the class. ``sums``, ``squares`` and ``n`` are the state:
-    of two disjoint halves they add up. ``screened`` edges were not intervened on, their first-order
-    effect being far below the threshold.
+    the states of two disjoint sets of rows add up. ``screened`` is the number of edges that were
+    not intervened on, because their first-order effect is small.
     """
 
     title: ClassVar[str] = "Mean effect of each edge of the graph"
@@ -67,11 +67,11 @@ class CausalGraph(Explainer):
     is a kernel. Its path intervention takes ``w_ij (a_j - baseline_j)`` from i's pre-activation,
     leaves all other messages of j alone, also those around the layer, and runs on; the mean fall of
     the logit is the edge's effect. Parents of the class with an effect of at least ``threshold``
-    are kept, and the same is asked of them.
+    are kept, and the search goes on with their own parents.
 
     Range        mean fall of the logit; larger = more of the class; negative = held back.
-    Cost         a forward of what lies behind for each edge of a kept child, or, with ``screen``,
-                 for those that the gradient does not rule out.
+    Cost         a forward of the later layers for each edge of a kept child, or, with ``screen``,
+                 for each edge that the gradient does not rule out.
     Assumes      layers whose outputs are sums over the units that they read; a unit is a channel
                  of a convolution, else a place on the last axis. Redundant units hide one another:
                  each alone may be taken away. ``together`` takes them away in groups of equal
@@ -81,14 +81,14 @@ class CausalGraph(Explainer):
     Parameters
     ----------
     threshold : float or None, default=None
-        Effect from which an edge is kept; None is the quantile ``quantile`` of the absolute effects
-        of each layer, and never 0.
+        Least absolute effect of a kept edge; None is the quantile ``quantile`` of the absolute
+        effects of each layer. An edge without any effect is never kept.
     quantile : float, default=0.9
     baseline : {"zero", "mean"}, default="zero"
         What a unit sends instead: nothing, or its mean over the reference rows of ``explain``. The
         mean over rows of the class itself would keep the class.
     screen : float, default=0.0
-        Edges are intervened on where the first-order effect is at least this share of the largest.
+        Edges are intervened on if their first-order effect is at least this share of the largest.
     together : bool, default=False
         Take units with the same activations away together.
     seed : int, default=0
@@ -148,7 +148,7 @@ class CausalGraph(Explainer):
         InputError
             If the baseline is the mean and there is no reference, or the other way round.
         SiteError
-            If a layer does not sum over units, or does not take what the one before gave.
+            If a layer does not sum over units, or does not take the units of the layer before.
         """
         if (reference is None) != (self.baseline == "zero"):
             raise InputError(
@@ -287,7 +287,7 @@ class _Net:
         return float((best == self.target).double().mean())
 
     def drawn(self, units: set[Unit], generator: torch.Generator) -> set[Unit]:
-        """Return as many random units of each layer."""
+        """Return random units, as many of each layer as ``units`` has."""
         found: set[Unit] = set()
         for name, after in zip(self.layers, self.sums[1:], strict=False):
             n = sum(layer == name for layer, _ in units)
@@ -312,12 +312,12 @@ class _Sum:
     @classmethod
     @torch.no_grad()
     def of(cls, name: str, module: nn.Module, sent: Tensor, given: Tensor) -> "_Sum":
-        """Return a layer with what it took and gave.
+        """Return a layer with its input and its output.
 
         Raises
         ------
         SiteError
-            If what it gives is no sum over units.
+            If the output is no sum over units.
         """
         bend = given + 2 * module(-sent / 2) - 3 * module(torch.zeros_like(sent))
         near = max(AFFINE, 8 * torch.finfo(given.dtype).eps)
@@ -334,7 +334,7 @@ class _Sum:
         Raises
         ------
         SiteError
-            If the layer does not take what the one before gave.
+            If the layer does not take the units of the layer before.
         """
         n, places = before.given.shape[before.axis], self.sent.shape[self.axis]
         if places % n or (self.is_kernel and places != n):

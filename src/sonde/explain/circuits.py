@@ -1,4 +1,4 @@
-"""The few edges of a residual stream that do what tells two inputs apart, and whether they do."""
+"""The few edges of a residual stream that carry what tells two inputs apart, and their test."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
@@ -28,10 +28,10 @@ class Circuit(Result):
 
     ``value`` is the faithfulness: with every edge outside corrupted, the share of the difference
     between the clean and the corrupted run that is left; 1 all, 0 nothing, mean over pairs.
-    ``null`` is the same for random edges, as many. ``complement`` is the share that is left
-    without the circuit: near 0 where the circuit is complete. ``needed`` is what the faithfulness
+    ``null`` is the faithfulness of as many random edges. ``complement`` is the share that is left
+    without the circuit: near 0 if the circuit is complete. ``needed`` is what the faithfulness
     loses without each edge. ``sizes`` and ``curve`` are the sizes that were tried and their
-    faithfulness; ``scores`` what each of ``all_edges`` was ranked by.
+    faithfulness; ``scores`` are the scores that ``all_edges`` were ranked by.
     """
 
     title: ClassVar[str] = "Faithfulness of the circuit"
@@ -50,9 +50,9 @@ class Circuit(Result):
 class CircuitSearch(Explainer):
     """Smallest set of edges that keeps most of the difference between two runs.
 
-    ``score`` ranks edges by ``EdgeAttribution`` and takes the fewest of the best that are faithful
-    ``enough``. ``greedy`` goes through readers from the last to the first and leaves an edge out
-    where that moves the answer's distribution by less than ``tau``.
+    ``score`` ranks edges by ``EdgeAttribution`` and takes as few of the best as are faithful
+    ``enough``. ``greedy`` goes through readers from the last to the first and leaves an edge out if
+    the answer's distribution moves by less than ``tau``.
 
     Range        share of the difference, around [0, 1]; 1 = faithful; mean over pairs of each
                  pair's share.
@@ -64,7 +64,7 @@ class CircuitSearch(Explainer):
     ----------
     how : {"score", "greedy"}, default="score"
     enough : float, default=0.9
-        Faithfulness at which ``score`` stops; else all edges.
+        Faithfulness at which ``score`` stops; all edges if no size reaches it.
     tau : float, default=0.02
         Of ``greedy``, in nats of the divergence from the clean run.
     ig_steps : int, default=5

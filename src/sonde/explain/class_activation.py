@@ -1,8 +1,8 @@
 """Maps of where an image or a text speaks for a class, from a layer that keeps places.
 
 ``GradCam`` weighs channels by their mean gradient, ``HiResCam`` and ``LayerCam`` place by place,
-``GradCamPP`` by the gradients that are alone in raising the class. None of them is scaled: a map of
-zeros stays one.
+``GradCamPP`` by positive gradients that count less in a very active channel. No map is scaled: a
+map of zeros stays a map of zeros.
 """
 
 from abc import abstractmethod
@@ -65,7 +65,7 @@ class ClassActivation(Attributor):
     def _weighed(
         self, maps: Float[Tensor, "row *place unit"], slopes: Float[Tensor, "row *place unit"]
     ) -> Float[Tensor, "row *place"]:
-        """Return the sum over channels of what each says at each place."""
+        """Return the weighted sum over channels at each place."""
 
 
 @final
@@ -141,7 +141,7 @@ class LayerCam(ClassActivation):
 @final
 @dataclass(frozen=True)
 class GradCamPP(ClassActivation):
-    """Channels weighed by their rising gradients, each by how much it does alone.
+    """Channels weighed by their positive gradients, which count less in a very active channel.
 
     ``w_k = sum_u alpha_k(u) relu(g_k(u))`` with ``alpha = g^2 / (2 g^2 + sum_v A_k(v) g^3)``, 0
     where the denominator is 0.

@@ -1,7 +1,7 @@
 """States that are sums of few entries of a codebook: a model whose features are discrete.
 
-The model is trained on with the codes in it, so what they stand for is what it computes with. To
-explain a model as it is, take ``SparseAutoencoder``.
+The model is trained further with the codes inside, so that it computes with what the codes stand
+for. To explain a model as it is, take ``SparseAutoencoder``.
 """
 
 import copy
@@ -37,7 +37,7 @@ RENEWED = 100
 @final
 @dataclass(frozen=True, eq=False)
 class Codes(Edit):
-    """Puts the mean of the ``k`` codes at the smallest distances in place of each row.
+    """Replace each row by the mean of its ``k`` nearest codes.
 
     Range        the shape and type of the activation.
     Cost         one product of rows and codes.
@@ -120,7 +120,7 @@ class Codes(Edit):
 @final
 @dataclass(frozen=True, kw_only=True)
 class CodebookResult(Result):
-    """A model that was trained with codes; ``value`` is how many nats its loss is higher.
+    """A model that was trained with codes; ``value`` is the rise of its loss in nats.
 
     ``module`` computes with the codes inside ``with result.active():``. ``codes`` holds them by
     site, ``usage`` the share of rows that have each, ``loss`` and ``loss_before`` are those of the
@@ -160,10 +160,10 @@ class Codebook:
     """Trains a model whose states at some sites are means of few codes.
 
     The first codes are means of clusters of rows (Lloyd's rounds). Then all weights and codes
-    descend on the model's own loss: codes by the gradient of the state that they make, what is
-    before a site by the same, as if nothing were put in place of its states; and ``commitment``
-    times the squared distance of states and their codes, over the mean square of the states.
-    Without that, states leave their codes behind and all rows end at few of them.
+    descend on the model's own loss. Codes get the gradient of the state that they make; the layers
+    before a site get the same gradient, as if the state were their own output. ``commitment`` times
+    the squared distance of states and their codes, over the mean square of the states, is added to
+    the loss: without it, states leave their codes behind and all rows end at few codes.
 
     Range        nats, the loss less that of the model as it was given; 0 = nothing is lost.
     Cost         ``steps`` steps of training, with a product of rows and codes at each site.
@@ -326,12 +326,12 @@ class Codebook:
 
 
 def nearness(rows: Float[Tensor, "*row dim"], codes: Float[Tensor, "code dim"]) -> Tensor:
-    """Return a number for each code that is the larger the nearer a row is to it."""
+    """Return a score for each code, larger for a code nearer to the row."""
     return rows @ codes.T - codes.square().sum(1) / 2
 
 
 def _spread(rows: Tensor, n: int, source: torch.Generator) -> Tensor:
-    """Return rows drawn one by one, by the squared distance from the rows drawn before."""
+    """Draw rows one by one, in proportion to the squared distance from the rows drawn before."""
     first = int(torch.randint(len(rows), (1,), generator=source))
     chosen, far = [first], (rows - rows[first]).square().sum(1)
     for _ in range(n - 1):
@@ -361,7 +361,7 @@ def _rows(module: nn.Module, at: Sequence[nn.Module], batches: Sequence[Any]) ->
 def _renew(
     books: Sequence[Tensor], used: Sequence[Tensor], rows: Sequence[Tensor], source: torch.Generator
 ) -> None:
-    """Put codes that no row had since the last time at rows that are far from their own codes."""
+    """Move codes that no row had since the last call to rows that are far from all codes."""
     with torch.no_grad():
         for book, seen, x in zip(books, used, rows, strict=True):
             dead = torch.nonzero(seen == 0).flatten()

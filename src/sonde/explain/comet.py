@@ -54,13 +54,13 @@ class Comet:
     """A selector, a net that answers from the selection, and a net that reads the rest.
 
     The selector lowers ``CE(kept) + weight max(0, CE(kept) - CE(left) + gap) + area_weight
-    max(0, mean(mask) - area)``, a picture at a time: it is punished while the rest still tells the
+    max(0, mean(mask) - area)`` of each picture: it is punished while the rest still tells the
     class, so that selections are complete. Each net steps on its own loss alone.
 
     The three weights must balance. To keep all costs ``area_weight (1 - area)`` and saves up to
-    ``weight gap``: below that all is kept. Far above it the step of the selector, which Adam scales
-    by its largest gradients, only holds the area, and the mask stays even: that is why its rate is
-    lower than that of the other nets.
+    ``weight gap``: below that all is kept. Far above it the gradients of the area dominate the step
+    of the selector, which Adam scales by its largest gradients, and the mask stays even. So the
+    rate of the selector is lower than the rate of the other nets.
 
     Range        accuracy, [0, 1]; beside it that of what was left out, which should be at chance.
     Cost         ``steps`` of three nets, and a quarter as many of a classifier before.
@@ -74,9 +74,9 @@ class Comet:
     area : float, default=0.2
         Share of the picture that may be kept without cost.
     gap : float, default=2.0
-        Nats by which what is left out should be worse.
+        Nats by which the loss on what is left out should exceed the loss on what is kept.
     weight : float, default=4.0
-        Of completeness; 0 leaves the third net out of it.
+        Of completeness; 0 leaves the third net out of the selector's loss.
     area_weight : float, default=20.0
     rate : float, default=3e-3
         Of the nets that answer.

@@ -67,10 +67,10 @@ class ConceptBottleneck:
     """A layer of concepts and a layer of classes, trained on rows with named concepts.
 
     ``c = W_c h`` starts at the concepts' own embeddings, the answer is ``W_y c``. ``l1``: cross
-    entropy of the classes plus ``l1 (|W_c|_1 + |W_y|_1)``. ``contrastive``: the similarities of
-    rows and concepts learn those of the embeddings, both ways, then the classes. ``gumbel``: each
-    row learns to draw its concept, and each concept its rows, by a Gumbel softmax whose
-    temperature falls to .1; classes then see one concept of each row.
+    entropy of the classes plus ``l1 (|W_c|_1 + |W_y|_1)``. ``contrastive``: the layer learns the
+    similarities of rows and embeddings, both ways, then the classes. ``gumbel``: each row learns to
+    draw its concept, and each concept its rows, by a Gumbel softmax whose temperature falls to .1;
+    classes then see one concept of each row.
 
     Range        accuracy [0, 1]; higher = the concepts carry the classes.
     Cost         ``2 steps`` passes over all rows and concepts.
@@ -187,7 +187,7 @@ class ConceptBottleneck:
         )
 
     def _aligned(self, x: Tensor, bank: Tensor, draw: torch.Generator) -> Tensor:
-        """Return the layer of concepts that says what the embeddings' similarities say."""
+        """Return the layer of concepts, fitted to the similarities of rows and embeddings."""
         target = unit_rows(x) @ bank.T
         matching = target.argmax(1)
         concept = bank.clone().requires_grad_(True)
@@ -213,7 +213,7 @@ class ConceptBottleneck:
     def _classes(
         self, x: Tensor, concept: Tensor, y: Tensor, n_classes: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the layers after the classes were learned, with weights shrunk to 0 by ``l1``."""
+        """Return the layers after the classes are learned, with weights shrunk towards 0."""
         concept = concept.clone().requires_grad_(self.loss == "l1")
         weight = x.new_zeros(n_classes, len(concept)).requires_grad_(True)
         bias = x.new_zeros(n_classes).requires_grad_(True)

@@ -21,8 +21,8 @@ from sonde.stats import unit_rows
 class ConceptMarginalResult(Result):
     """``value`` is the posterior of each class; ``responsibility`` is what each concept gave to it.
 
-    ``responsibility[i, z]`` is ``p(z | x_i, y)`` for the class y that concept z belongs to: those
-    of one class add up to 1.
+    ``responsibility[i, z]`` is ``p(z | x_i, y)`` for the class y that concept z belongs to: the
+    values of one class add up to 1.
     """
 
     value: Float[Tensor, "row class"]  # pyright: ignore[reportGeneralTypeIssues]

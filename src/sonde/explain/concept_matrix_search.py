@@ -27,7 +27,7 @@ ROUNDING = 1e-9
 class ConceptMatrix(Result):
     """``value`` is the mean score of each concept in each class; ``labels`` the classes.
 
-    ``mean`` and ``scale`` of each concept over the classes standardise it.
+    ``mean`` and ``scale`` over the classes standardise each concept.
     """
 
     value: Float[Tensor, "class concept"]  # pyright: ignore[reportGeneralTypeIssues]
@@ -74,7 +74,7 @@ class ConceptMatrix(Result):
 class ConceptMatrixSearch(Instrument):
     """The class whose mean scores of concepts are most like a row's.
 
-    Concepts are standardised over the classes, so that one that all classes have alike says
+    Concepts are standardised over the classes, so that a concept that all classes share says
     nothing; then a row goes to the class whose row of the matrix it correlates with most.
 
     Range        similarity [-1, 1]; higher = more like the class.
@@ -134,7 +134,7 @@ class ConceptMatrixSearch(Instrument):
         labels : Int[Tensor, "class"], optional
             0, 1, .. by default.
         n : int, default=0
-            Rows that it comes from.
+            Rows that the matrix comes from.
         """
         if len(matrix) < 2:
             raise InputError(

@@ -42,8 +42,8 @@ class ControlTask(Instrument):
     """How much better a probe reads the true classes than classes drawn at random for each type.
 
     Every type (byte, token, word) gets a fixed class drawn from the frequencies of the true
-    labels. A probe that can only learn by heart reads these as well; one that reads a property of
-    the states does not.
+    labels. A probe that only learns by heart reads the drawn classes just as well as the true
+    classes; a probe that reads a property of the states does not.
 
     Range        [-1, 1]; higher = the probe says more about the states than about itself.
     Cost         one pass; state ``4 m (dim + 2)`` bytes; result ``2 folds`` solutions of O(dim^3).
@@ -52,8 +52,8 @@ class ControlTask(Instrument):
     Parameters
     ----------
     types : str, default="position"
-        Column of whole numbers that names the type of a row, such as one of the data with the
-        tokens; a position asks whether the probe knows places by heart.
+        Column of whole numbers that names the type of a row, such as a column of the data with the
+        tokens; ``"position"`` asks whether the probe knows places by heart.
     ridge : float, default=1e-3
         Relative to the mean variance of a unit.
     folds : int, default=5

@@ -33,9 +33,9 @@ BATCH = 64
 @final
 @dataclass(frozen=True, eq=False)
 class Interchange(Edit):
-    """Put another run's component in a subspace in place of the own one.
+    """Replace the component in a subspace by another run's component.
 
-    ``x + R R'(source - x)``; applied twice it is what it is once. The other run's states are
+    ``x + R R'(source - x)``; a second application changes nothing. The other run's states are
     ``others={"source": ...}`` of ``sonde.editing``.
 
     Parameters
@@ -104,7 +104,7 @@ class InterchangeIntervention(Explainer):
     Parameters
     ----------
     units : sequence of int, optional
-        Exchange these alone; the whole site without.
+        Units that are exchanged; by default the whole site.
     seed : int, default=0
         Of the random subspace.
 
@@ -136,10 +136,10 @@ class InterchangeIntervention(Explainer):
         inputs, source : Tensor, tuple or dict
             What the model is called with, a pair of base and source for each row.
         expected : Int[Tensor, "pair"]
-            Class or token that the causal model gives for the base with the variable of the source.
+            Answer (class or token) of the causal model to the base with the source's variable.
         site : pattern
         position : int, optional
-            The one position that is exchanged; all without.
+            The position that is exchanged; by default all positions.
         subspace : Float[Tensor, "dim k"], optional
             Orthonormal columns, instead of ``units``.
         """

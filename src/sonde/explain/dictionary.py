@@ -38,8 +38,8 @@ FORMAT = "sonde-dictionary/1"
 class Dictionary(Result):
     """Features of the states at a site: ``z = act(encoder (x - centre) + bias)``.
 
-    What they rebuild is ``z decoder + offset``, and ``skip x`` more in a skip transcoder. ``value``
-    is the share of the variance that they leave unexplained.
+    They rebuild ``z decoder + offset``, plus ``skip x`` in a skip transcoder. ``value`` is the
+    share of the variance that they leave unexplained.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ class Dictionary(Result):
         return float((self.density == 0).double().mean())
 
     def encode(self, rows: Float[Tensor, "*row dim"]) -> Float[Tensor, "*row feature"]:
-        """Return the features of rows, each by itself.
+        """Return the features of rows, each row by itself.
 
         Raises
         ------
@@ -119,13 +119,13 @@ class Dictionary(Result):
         return z @ self.decoder.to(z) + self.offset.to(z)
 
     def rebuild(self, rows: Float[Tensor, "*row dim"]) -> Float[Tensor, "*row dim_out"]:
-        """Return rows as the dictionary has them."""
+        """Return rows as the dictionary rebuilds them."""
         found = self.decode(self.encode(rows))
         return found if self.skip is None else found + rows @ self.skip.to(rows).T
 
     @property
     def shares(self) -> Float[Tensor, "site feature"]:
-        """The length of each feature's direction at each site, over the sum of them.
+        """The length of each feature's direction at each site, over the sum for all sites.
 
         Lengths are taken in the scale of each site; a feature of length 0 has a share of NaN.
         """
@@ -177,7 +177,7 @@ class Dictionary(Result):
         Raises
         ------
         StoreError
-            If it cannot be written.
+            If the file cannot be written.
         """
         tensors = {n: getattr(self, n) for n in ("encoder", "bias", "centre", "decoder", "offset")}
         more = {n: getattr(self, n) for n in ("threshold", "skip", "density")}
@@ -201,7 +201,7 @@ class Dictionary(Result):
         Raises
         ------
         InputError
-            If the layout has no such dictionary: signed features, or several sites.
+            If the layout cannot hold the dictionary: signed features, several sites, or ``skip``.
         """
         is_own = self.encoder.shape[1] == self.decoder.shape[1] and len(self.widths) < 2
         if self.act not in ARCHITECTURES or not is_own or self.skip is not None:
@@ -229,7 +229,7 @@ def load_dictionary(path: str | Path) -> Dictionary:
     StoreError
         If there is no such file.
     StateError
-        If it is none, is damaged, or is of a kind that is not known here.
+        If the file is no dictionary, is damaged, or is of a kind that is not known here.
     """
     path = Path(path)
     if path.is_dir():
@@ -265,8 +265,8 @@ def load_dictionary(path: str | Path) -> Dictionary:
 class DictionaryEdit(Edit):
     """Replace states by their rebuilt form, or set some features of a dictionary.
 
-    With features only their part changes, ``x + (value - z) d``: the others, and what the
-    dictionary does not explain of the state, stay as they are.
+    If features are given, only their part changes, ``x + (value - z) d``: the other features, and
+    the part of the state that the dictionary does not explain, stay as they are.
 
     Range        the shape and type of the activation.
     Cost         one reading of the dictionary.

@@ -213,5 +213,5 @@ def edge_effects(
 
 
 def named(edges: Sequence[Edge]) -> list[str]:
-    """Return edges as people read them."""
+    """Return readable names of edges."""
     return [f"{u.removesuffix(':out')} -> {v.removesuffix(':in')}" for u, v in edges]

@@ -1,4 +1,4 @@
-"""The rows that a unit is seen on: its largest, and some of every range below."""
+"""Rows that show what a unit does: the largest, and some from every range of its values."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -110,9 +110,9 @@ def _exemplar(state: TopKState | OctaveSampleState, at: tuple[int, ...], said: s
 class Exemplars(Instrument):
     """Rows on which each unit is largest, and rows at random from each range of its values.
 
-    The largest rows alone mislead: what a unit does in between is most of what it does. Ranges are
-    those between the powers of two below the unit's largest value; the last one is everything
-    smaller, and what is not positive.
+    The largest rows alone mislead: most of a unit's values lie in between. Ranges lie between
+    powers of two, from the unit's largest value down; the last range holds all smaller values, also
+    0 and below.
 
     Range        values of the unit; the largest first, ties by the hash of the row.
     Cost         one pass; state ``36 dim (n + m (octaves + 1))`` bytes, whatever the number of

@@ -31,7 +31,7 @@ PROB = Objective("prob")
 @final
 @dataclass(frozen=True, kw_only=True)
 class FaithfulnessResult(Result):
-    """A figure over examples; ``each`` of them, the mean ``curve``, and those of random orders.
+    """Figure of examples: mean, ``each`` and mean ``curve``, of the attribution and random orders.
 
     ``null`` is the mean over random orders of the same places, ``null_spread`` the standard
     deviation of their means, ``null_each`` the figure of each order on each example. ``change`` is
@@ -96,8 +96,8 @@ class OrderTest(Judge):
         inputs : as for the attribution
         explanation : Attribution
         site : pattern, default="input"
-            Where places are taken away; it may be another than the attribution's where the places
-            are the same.
+            Where places are taken away; it may be another site than the attribution's if both have
+            the same places.
         objective : Objective, optional
             By default the probability of the class that is predicted for the whole input.
         """
@@ -213,7 +213,7 @@ class Deletion(CurveTest):
 @final
 @dataclass(frozen=True)
 class Insertion(CurveTest):
-    """Area under the objective while the places with the largest attribution come first.
+    """Area under the objective while places are put in, the largest attribution first.
 
     Range        of the objective, [0, 1] for a probability; higher = better.
     Cost         ``steps`` forwards, and as many for each random order.

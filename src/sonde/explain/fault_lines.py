@@ -54,8 +54,8 @@ class FaultLines(Explainer):
 
     Minimises ``strength / 2 max(0, max_c logit_c - logit_a + margin)^2 + beta |d|_1 + |d|^2 / 2``
     over coefficients ``d`` within bounds by accelerated proximal steps, with a strength that grows
-    until the answer flips. Then it takes away one concept after another, that which does least,
-    as long as what is left still flips the answer.
+    until the answer flips. Then it tries to leave out one concept after another, the weakest first:
+    a concept stays out if the others still flip the answer.
 
     Range        [1, concepts], or infinite; fewer = the two answers lie closer.
     Cost         at most ``8 steps + concepts steps / 4`` forwards and backwards of the rest of the
@@ -125,7 +125,7 @@ class FaultLines(Explainer):
         ShapeError
             If the concepts do not fit the site.
         InputError
-            If the other answer is the one that the model gives, or the site does not reach it.
+            If the other answer is the model's own, or the answer does not depend on the site.
         """
         at = SiteFunction(model, inputs, site)
         axis, n = at.feature_axis, len(at.value)

@@ -62,7 +62,7 @@ class GradTimesInput(Attributor):
 
     Range        objective; signed.
     Cost         one forward and backward.
-    Assumes      nothing; adds up to the objective for a net without biases and only ReLUs.
+    Assumes      nothing; adds up to the objective for a net of ReLUs without biases.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a language model would answer after each block, were it the last.
+"""What a language model would answer after each block, if that block were the last.
 
 ``LogitLens`` reads states as they are; ``AffineLens`` maps them to the last block's states first,
 by least squares; ``TunedLens`` trains such maps on the model's own answers.
@@ -38,8 +38,8 @@ class LensResult(Result):
     """``value`` is the mean divergence of the model's answer from that of each block, in nats.
 
     All are means over tokens: ``cross_entropy`` of the next token and ``entropy`` of each block's
-    answer, in nats; ``agreement`` the share with the model's own top token. ``depth`` counts the
-    tokens whose top token is the model's own from that block on and not one earlier.
+    answer, in nats; ``agreement`` the share with the model's own top token. ``depth`` counts for
+    each block the tokens whose top token is the model's own from exactly that block on.
     """
 
     title: ClassVar[str] = "How far each block is from the answer"
@@ -77,7 +77,7 @@ class LogitLens(Explainer):
     Parameters
     ----------
     maps : mapping of str to AffineMap, optional
-        What is done to a block's states first: ``AffineLens`` or ``TunedLens`` give it.
+        Maps that a block's states pass first, such as ``AffineLens`` or ``TunedLens`` give.
 
     References
     ----------
@@ -101,7 +101,7 @@ class LogitLens(Explainer):
         SiteError
             If the final norm and head alone do not give the logits.
         InputError
-            If there is no token, or a map is of no block.
+            If there is no token, or a map names no block.
         """
         module = model.module if isinstance(model, Model) else model
         layers = ModelBlocks(module)
@@ -162,7 +162,7 @@ def states_and_answers(
 ) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
     """Yield for each text: states after every block, the model's logits, the token that follows.
 
-    Nothing follows the last token: -1.
+    The last token gets -1, because no token follows.
     """
     sites = [layers.site(i) for i in range(len(layers.paths))]
     for batch in batches_of(inputs):
@@ -197,7 +197,7 @@ class TunedLens:
     Parameters
     ----------
     steps : int, default=250
-        Texts that are learned from, in their order, again from the first after the last.
+        Steps of training, one text each, in their order; after the last text comes the first again.
     rate : float, default=1e-3
 
     References
@@ -224,14 +224,14 @@ class TunedLens:
         ----------
         model : Model or nn.Module
         inputs : Inputs, Tensor, tuple, dict, InputBatch, or an iterable of the latter
-            Texts, walked over as often as the steps want.
+            Texts, walked over again until all steps are done.
         start : mapping of str to AffineMap, optional
             Maps to begin with, as those of ``AffineLens``.
 
         Raises
         ------
         InputError
-            If there is no text, or the loss is no number.
+            If there is no text, or the loss stops being a number.
         """
         module = model.module if isinstance(model, Model) else model
         layers = ModelBlocks(module)

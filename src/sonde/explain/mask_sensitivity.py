@@ -32,8 +32,8 @@ Regions = Bool[Tensor, "row height width"]
 class MaskSensitivityResult(Result):
     """Area under the ROC curve of the classes under each condition, with its 95 % interval.
 
-    ``value`` is that with the box of the region removed. ``cosine`` is the mean cosine between the
-    states at a site and those of the whole picture, NaN where no site was named.
+    ``value`` is the area with the box of the region removed. ``cosine`` is the mean cosine between
+    the states at a site and those of the whole picture, NaN if no site is named.
     """
 
     title: ClassVar[str] = "Area under the ROC curve with and without the region"
@@ -63,7 +63,7 @@ class MaskSensitivity(Judge):
     """How well a model tells classes with the region of the object taken away, or with it alone.
 
     Five conditions: the whole picture; the region alone; without the region; without the box around
-    it, whose shape says nothing of the object's; without a box of the same size elsewhere. A model
+    the region, which hides the object's shape; without a box of the same size elsewhere. A model
     that tells classes without the box uses a shortcut.
 
     Range        [0, 1]; .5 = chance; higher = more of the answer lies outside the object.
@@ -73,7 +73,7 @@ class MaskSensitivity(Judge):
     Parameters
     ----------
     baseline : Baseline, optional
-        What stands at what is taken away; by default the mean of each channel over
+        What stands at places that are taken away; by default the mean of each channel over
         all pictures.
     seed : int, default=0
         Of the place of the other box, and of the intervals.
@@ -117,7 +117,7 @@ class MaskSensitivity(Judge):
         labels : Int[Tensor, "row"]
             Classes as the model numbers them; two or more of them.
         site : pattern, optional
-            Whose states are compared.
+            The site whose states are compared.
 
         Raises
         ------
@@ -185,7 +185,7 @@ class MaskSensitivity(Judge):
     def _area(
         self, probs: Float[Tensor, "row class"], labels: Tensor, classes: list[int]
     ) -> tuple[float, float, float]:
-        """Return the area with its interval; of several classes the means of each one's."""
+        """Return the area with its interval; for several classes, their means over classes."""
         positive = classes[1:] if len(classes) == 2 else classes
         one: list[Metric] = [
             auroc(probs[:, c].numpy(), (labels == c).cpu().numpy(), resamples=200, seed=self.seed)

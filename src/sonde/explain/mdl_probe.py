@@ -1,6 +1,6 @@
 """How short a code for the classes becomes when the hidden rows are known.
 
-Unlike accuracy it counts what it takes to learn the probe: a probe that needs all rows pays for it.
+Unlike accuracy, the code counts the rows that the probe needs to learn: many rows make it long.
 """
 
 import itertools
@@ -29,7 +29,8 @@ class MdlProbeResult(Result):
     """``value`` is the compression: the length of a uniform code over that of the probe.
 
     ``null`` is the compression by the frequencies of the classes alone. ``blocks`` are the nats
-    that each block costs, ``ends`` the rows after which one ends; the first is coded uniformly.
+    that each block costs, ``ends`` the rows after which blocks end; the first block is coded
+    uniformly.
     """
 
     code_nats: float
@@ -51,8 +52,8 @@ class MdlProbe(Instrument):
     Cost         one pass; state ``4 m dim`` bytes; four fits of a logistic regression on at most
                  ``m`` rows.
     Assumes      labels; groups in no order.
-    Differs      from the paper: five blocks in place of eleven; a class that was not seen before
-                 has half a count in the null's frequencies.
+    Differs      from the paper: five blocks in place of eleven; the null's frequencies have half a
+                 count more for each class.
 
     Parameters
     ----------

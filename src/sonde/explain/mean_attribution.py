@@ -61,8 +61,8 @@ class MeanAttribution(Explainer):
     test : CurveTest or None, optional
         ``Deletion`` or ``Insertion``; None judges nothing. Tests the probability of the target.
     per : {"entry", "unit"}, default="entry"
-        A mean for each entry of the site, or for each unit (channel), places added up, which texts
-        and pictures of several sizes need.
+        A mean for each entry of the site, or for each unit (channel) with its places added up.
+        Texts and pictures of several sizes need ``"unit"``.
 
     Examples
     --------

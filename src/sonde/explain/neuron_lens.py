@@ -33,9 +33,9 @@ TILE = 1 << 24
 class NeuronLensResult(Result):
     """``value`` is the score of each unit's top token, in standard deviations of its own scores.
 
-    ``top`` and ``bottom`` are the tokens with the highest and lowest scores, best first;
-    ``top_score`` and ``bottom_score`` their scores. ``kurtosis`` is that of each unit's scores less
-    3: high where a unit is about few tokens.
+    ``top`` and ``bottom`` are the tokens with the highest and lowest scores, the most extreme
+    first; ``top_score`` and ``bottom_score`` their scores. ``kurtosis`` is the excess kurtosis of
+    each unit's scores: high if a unit is about few tokens.
     """
 
     top: Int[Tensor, "unit token"]
@@ -111,12 +111,12 @@ class NeuronLens(Explainer):
     Parameters
     ----------
     n : int, default=10
-        Tokens that are kept of each unit.
+        Tokens that are kept for each unit.
     gain : bool, default=True
         Whether vectors pass the final norm.
     side : {"auto", "reads", "writes"}, default="auto"
         Whether a unit is an output of the layer (it reads the stream) or an input (it writes).
-        ``auto`` tells from the shape; a square layer must be told.
+        ``auto`` tells from the shape; a square layer needs one of the other two.
 
     References
     ----------
@@ -147,7 +147,9 @@ class NeuronLens(Explainer):
         Raises
         ------
         SiteError
-            If the final norm and head alone do not give the logits, or no one layer is named.
+            If the final norm and head alone do not give the logits, or no layer is named.
+        InputError
+            If several layers are named, or the layer is square and ``side`` is ``auto``.
         ShapeError
             If neither side of the layer is as wide as the residual stream.
         """
@@ -228,10 +230,10 @@ class NeuronLens(Explainer):
 def through_norms(
     norms: list[nn.Module], vectors: Float[Tensor, "unit dim"]
 ) -> Float[Tensor, "unit dim"]:
-    """Return what small additions become behind norms, up to the scale that a row decides.
+    """Return what small additions become behind norms, up to a scale that depends on the row.
 
     What a norm does is found by calling it: its gain from a row of known spread, and whether it
-    takes the mean off from a row that is shifted. What does not undo the scale of a row is linear.
+    removes the mean from a shifted row. A module that keeps the scale of a row counts as linear.
     """
     for norm in norms:
         like = next(norm.parameters(), vectors)

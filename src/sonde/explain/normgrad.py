@@ -1,8 +1,8 @@
 """Where a layer that does nothing would learn: each place's part of its weight gradient.
 
-A layer that leaves states as they are is thought into a site; the gradient of the objective at its
-weights is a sum over places, and the size of a place's term is the map. ``ClassSensitivity`` asks
-whether such maps change with the class, ``MetaSaliency`` draws them after a step of learning.
+An identity layer is imagined at a site; the gradient of the objective at its weights is a sum over
+places, and the size of a place's term is the map. ``ClassSensitivity`` asks whether such maps
+change with the class, ``MetaSaliency`` draws them after a step of learning.
 """
 
 import copy
@@ -38,10 +38,10 @@ Given = Float[Tensor, "row group part place"]
 class NormGrad(Attributor):
     """Size of each place's term in the weight gradient of a layer at the site.
 
-    With the state ``h`` and the gradient ``g`` at a place: ``g`` of a bias, ``h g`` of a scaling,
-    ``g h'`` of a convolution of 1 x 1, with the patch around in place of ``h`` of 3 x 3. ``own`` is
-    the convolution or linear layer whose output the site is, with its true input. No outer product
-    is formed: the norm of ``g h'`` is ``|g| |h|``.
+    With the state ``h`` and the gradient ``g`` at a place, the term is ``g`` for a bias, ``h g``
+    for a scaling and ``g h'`` for a convolution of 1 x 1; a convolution of 3 x 3 has the patch
+    around the place as ``h``. ``own`` is the convolution or linear layer whose output is the site,
+    with its true input. No outer product is formed: the norm of ``g h'`` is ``|g| |h|``.
 
     Range        [0, inf), objective per unit of weight; ``sum`` and ``max`` are signed.
     Cost         one forward and backward.
@@ -52,8 +52,8 @@ class NormGrad(Attributor):
     ----------
     layer : {"bias", "scaling", "conv1x1", "conv3x3", "own"}, default="conv1x1"
     how : {"norm", "sum", "positive_norm", "max"}, default="norm"
-        What is made of the entries of a place's term; ``positive_norm`` sets negative ones to 0.
-        The sum of a scaling is gradient times activation.
+        How the entries of a place's term become one number; ``positive_norm`` sets negative entries
+        to 0. The sum of a scaling is gradient times activation.
 
     Examples
     --------
@@ -106,7 +106,7 @@ class MetaSaliency(Attributor):
     method : Attributor, optional
         By default ``NormGrad``.
     layer : {"bias", "scaling", "conv1x1"}, default="conv1x1"
-        What learns.
+        The layer that learns.
     step : float, default=1e-3
 
     References
@@ -225,9 +225,9 @@ def combined(
     size: tuple[int, int],
     how: Literal["product", "mean", "geometric"] = "product",
 ) -> Float[Tensor, "row height width"]:
-    """Return maps of several layers as one of the size of the picture.
+    """Combine maps of several layers into one map of the size of the picture.
 
-    Each is grown to the picture and scaled to [0, 1] for each example; a constant map becomes 0.
+    Each map is grown to the picture and scaled to [0, 1] for each example; constant maps become 0.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ def _factors(function: SiteFunction, gradient: Tensor, layer: Kind) -> tuple[Slo
 
 
 def _own(function: SiteFunction, g: Float[Tensor, "row out place"]) -> tuple[Slopes, Given]:
-    """Return the factors of the layer whose output the site is."""
+    """Return the factors of the layer whose output is the site."""
     module, x = function.input_of_site()
     if isinstance(module, nn.Linear):
         return g.unsqueeze(1), x.movedim(-1, 1).flatten(2).unsqueeze(1)
@@ -300,7 +300,7 @@ def _own(function: SiteFunction, g: Float[Tensor, "row out place"]) -> tuple[Slo
 
 
 def _aggregated(g: Slopes, h: Given, how: How) -> Float[Tensor, "row place"]:
-    """Return one number of each place's outer products, without forming them."""
+    """Return one number for each place's outer products, without forming them."""
     if how == "sum":
         return (g.sum(2) * h.sum(2)).sum(1)
     if how == "max":

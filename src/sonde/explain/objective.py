@@ -21,13 +21,13 @@ Target = int | Sequence[int] | Tensor | Literal["predicted"]
 @final
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """A number that the model gives each example, whose causes are sought.
+    """The number that is explained: one for each example, from the model's output.
 
     ``logit`` of the target; its ``log_prob`` or ``prob``; the ``margin`` by which its logit exceeds
     that of ``other`` (by default the largest of the others); ``answer``, for language models, the
-    log-probability of the last ``length`` tokens of the text together; ``output``, of models with
-    one output, that number itself, which ``logit``, ``log_prob`` and ``prob`` become there. A
-    target of a language model is the token that comes after the last real one.
+    log-probability of the last ``length`` tokens of the text together; ``output``, for models with
+    one output, that output itself. For such models ``logit``, ``log_prob`` and ``prob`` become
+    ``output``. A target of a language model is the token that comes after the last real token.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Objective:
 
     @property
     def name(self) -> str:
-        """How results name it."""
+        """Name of the objective in results."""
         if self.kind == "answer":
             return f"log-probability of the last {self.length} tokens"
         if self.kind == "output":
@@ -69,7 +69,7 @@ class Objective:
         return f"{self.kind}[{target}]"
 
     def at(self, function: SiteFunction) -> "FixedObjective":
-        """Return the objective with the targets that a model's inputs have.
+        """Return the objective with its targets fixed for a model's inputs.
 
         Raises
         ------
@@ -115,7 +115,7 @@ class Objective:
         return FixedObjective(self, target.to(row.device), other, last)
 
     def _one_output(self, row: Tensor, last: Tensor | None) -> "FixedObjective":
-        """Return the only output itself: its softmax is 1, whatever the model does."""
+        """Return the objective as the only output itself, because its softmax is always 1."""
         if self.kind in ("margin", "answer"):
             raise InputError(
                 f"Objective: a {self.kind} needs two classes or more, got a model of one output. "
@@ -147,7 +147,7 @@ class Objective:
         return self._found(outputs)[1]
 
     def _found(self, outputs: Any) -> tuple[str, Float[Tensor, "row ..."]]:
-        """Return the name of the output that holds the logits, and these."""
+        """Return the name of the output that holds the logits, and the logits."""
         every = leaves(outputs)
         able = [k for k, x in every.items() if x.is_floating_point() and x.ndim in (1, 2, 3)]
         wanted = self.output if self.output is not None else "logits"
@@ -207,7 +207,7 @@ class FixedObjective:
 
     @property
     def output_named(self) -> dict[str, str]:
-        """Which of several outputs it is taken from, as conventions name it."""
+        """Name of the output that holds the logits, as an entry of a result's conventions."""
         return {"output": self.objective.output} if self.objective.output else {}
 
     def log_probs(self, outputs: Any) -> Float[Tensor, "answer class"]:
@@ -254,7 +254,7 @@ def _tensor(value: Any) -> Tensor:
 
 
 def check_target(target: Any) -> None:
-    """Refuse what is neither ``predicted`` nor the number of a class.
+    """Raise if the target is neither ``predicted`` nor the number of a class.
 
     Raises
     ------

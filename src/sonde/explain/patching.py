@@ -40,8 +40,8 @@ class PatchEffects(Result):
     """What each point of each site does to the number that tells two runs apart.
 
     ``value`` is the share of the difference that a point brings, mean over pairs: 0 nothing, 1 all;
-    it may leave [0, 1]. ``effects`` are the rises of the objective above the patched run's own,
-    ``base`` and ``source`` the objective of the two runs. ``n_dropped`` pairs have runs that do
+    it may leave [0, 1]. ``effects`` are the rises of the objective above ``base``; ``base`` and
+    ``source`` are the objective of the two runs. ``n_dropped`` pairs have runs that do
     not differ. ``gap``, of estimates, is the root mean square of what they miss of real patches, as
     a share of the difference.
     """
@@ -216,10 +216,10 @@ class AttributionPatching(Explainer):
     Range        share of the difference, as of ``ActivationPatching``; ``effects`` in units of the
                  objective.
     Cost         two forwards and a backward; ``path="input"``: a forward and backward for each
-                 step; ``path="site"``: that for each site.
-    Assumes      little curvature between the runs: ``gap`` says how much is missed of ``check``
-                 real patches, drawn at random.
-    Differs      from attribution patching as first published for ``ig_steps > 1``: gradients are
+                 step; ``path="site"``: as many for each site.
+    Assumes      little curvature between the runs: ``gap`` says by how much the estimates miss
+                 ``check`` real patches, drawn at random.
+    Differs      from attribution patching as first published, if ``ig_steps > 1``: gradients are
                  averaged along the way.
 
     Parameters
@@ -375,7 +375,7 @@ def summed(
     conventions: dict[str, Any],
     gap: float | None = None,
 ) -> PatchEffects:
-    """Return the shares, mean over the pairs that differ and have the point."""
+    """Return the shares, mean over the pairs that differ and whose point is no padding."""
     base, source = (x.double().cpu() for x in ends)
     has = torch.ones_like(effects, dtype=torch.bool)
     mask, first = runs.call.mask, points[sites[0]]

@@ -121,7 +121,7 @@ class Probe(Instrument):
 
 
 def labelled_sample(m: int) -> dict[str, Statistic[Any] | Read]:
-    """Return what reads whole groups of labelled rows, and their labels."""
+    """Return the statistics that sample whole groups of labelled rows, and their labels."""
     return {
         "sample": Read(HashSample(m, groups=True), NotLabelled(-1)),
         "label": Read(HashSample(m, "label", groups=True), NotLabelled(-1)),
@@ -136,7 +136,7 @@ def row_flags(
     Raises
     ------
     InputError
-        If no class has rows in two of them.
+        If no class has rows in two folds, or groups.
     """
     alone = rows.of_one_part(rows.group if folds is None else rows.fold(folds))
     is_few = len(rows.x) <= rows.x.shape[1] or bool(alone.any())

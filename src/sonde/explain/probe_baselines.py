@@ -1,4 +1,4 @@
-"""What a probe's accuracy is worth, beside those of the input and of a model drawn anew.
+"""What a probe's accuracy is worth, beside its accuracy on the input and on random weights.
 
 A linear map reads many labels off any wide enough rows. What a model learned is what the probe
 finds beyond the input, beyond random weights, and beyond what it learns by heart.
@@ -36,9 +36,9 @@ class ProbeBaselinesResult(Result):
     """``value`` is the probe's accuracy at each site, on groups held out.
 
     ``null`` is the share of the most frequent class. ``at_input`` is the accuracy of the same probe
-    on the input, or the embedding of its tokens; NaN where that is too wide. ``redrawn`` is that at
-    the site of the model with weights drawn anew, ``control`` that of the probe for classes drawn
-    by type, and ``selectivity`` what the accuracy is above it.
+    on the input, or the embedding of its tokens; NaN if that is too wide. ``redrawn`` is the
+    accuracy at the site of the model with weights drawn anew, ``control`` the accuracy on classes
+    drawn by type, and ``selectivity`` the accuracy less ``control``.
     """
 
     title: ClassVar[str] = "Probes and what they are worth"
@@ -83,7 +83,7 @@ class ProbeBaselinesResult(Result):
 @final
 @dataclass(frozen=True)
 class ProbeBaselines:
-    """A probe at every site, beside the probes that need nothing of what the model learned.
+    """A probe at every site, beside probes that do not depend on what the model learned.
 
     The same probe reads the labels off the input (of tokens: off their embedding), and off the same
     sites of the model with all weights drawn anew; and at every site it learns classes that were

@@ -1,7 +1,7 @@
 """Relevance that is handed down from the answer, layer by layer, in proportion to what came in.
 
 The rules act on torch's functions, not on classes of modules, so functional code, residual sums and
-modules that run twice need nothing of their own.
+modules that run twice need no special rules.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,9 +64,9 @@ class Relevance(Attributor):
     """Objective handed down to what caused it: each unit gives its relevance to its inputs.
 
     A linear unit ``z_j = sum_i x_i w_ij + b_j`` hands down in proportion to ``x_i w_ij``, by the
-    epsilon rule ``x_i w_ij / (z_j + epsilon sign(z_j))``; of convolutions by the gamma rule, with
-    ``w + gamma max(w, 0)`` above and below. Curves hand down all of it; attention weights, gates of
-    norms and divisors are constants; of a product of two states each gets half.
+    epsilon rule ``x_i w_ij / (z_j + epsilon sign(z_j))``; a convolution by the gamma rule, with
+    ``w + gamma max(w, 0)`` for ``w`` in both places. Curves hand down all relevance; attention
+    weights, scales of norms and divisors are constants; two factors of a product get half each.
 
     Range        objective; signed; adds up to the objective less what biases took (``gap``, with
                  the flag ``incomplete`` above 5 %).
@@ -78,7 +78,7 @@ class Relevance(Attributor):
     Parameters
     ----------
     epsilon : float, default=1e-6
-        Above 0; larger ones leave relevance in units that cancel.
+        Above 0; a larger value leaves relevance in units whose inputs cancel.
     gamma : float, default=0.25
         Of convolutions; 0 is the epsilon rule there too.
 
@@ -118,10 +118,10 @@ class Relevance(Attributor):
 
 
 class _Rules(TorchFunctionMode):
-    """Gives functions the value that they have, and the gradient whose product with x is the rule.
+    """Keep the values of functions, but change their gradients to ``rule / x``.
 
-    Autograd multiplies these factors on the way down, and adds what several readers of a tensor
-    hand back to it.
+    Autograd multiplies these gradients on the way down, and adds what several readers of a tensor
+    hand back to the tensor.
     """
 
     def __init__(self, epsilon: float, gamma: float) -> None:

@@ -1,7 +1,7 @@
 """Whether an attribution ranks what tells classes: train again on what it leaves.
 
-A model that is only tested on masked inputs may fail because it never saw such; one that was
-trained on them fails because what tells the classes is gone.
+A model that is only tested on masked inputs may fail because it never saw masked inputs; a model
+that is trained on them fails because what tells the classes is gone.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,8 @@ class Ranked:
         Rows of numbers, or pictures (row, channel, height, width).
     label : Int[Tensor, "row"]
     scores : Float[Tensor, "row *place"]
-        Without the axis of channels; best for the predicted class, not the true one.
+        Attribution without the axis of channels, preferably of the predicted class, not the true
+        one.
     """
 
     x: Float[Tensor, "row *axes"]
@@ -121,7 +122,7 @@ class Retraining(Judge):
         Trainings of each kind.
     fill : {"mean", "neighbours"}, default="mean"
         What stands at a place that is taken away: the mean over the inputs to train on, or, in
-        pictures, what its neighbours say, which hides the shape of the mask.
+        pictures, the mean of its neighbours, which hides the shape of the mask.
     seed : int, default=0
     """
 
@@ -142,8 +143,8 @@ class Retraining(Judge):
     ) -> Float[Tensor, "seed"]:
         """Return the accuracy of models trained and tested without some places.
 
-        ``shown`` makes what a model is given from inputs and the places that are gone; by default
-        the inputs with these places filled.
+        ``shown`` turns inputs and the places that are gone into a model's inputs; by default the
+        inputs with these places filled.
         """
         shown = shown or partial(self._masked, mean=fit.x.mean(0))
         found: list[float] = []

@@ -77,15 +77,15 @@ class SanityChecks(Judge):
 
     Range        [-1, 1]; lower = the attribution depends on what was learned; above .5 it fails.
     Cost         an attribution for each stage, and one more; a copy of the weights.
-    Assumes      that not the architecture alone decides which places count. Weights that layers
-                 share are redrawn with the first of them.
+    Assumes      that the architecture alone does not decide which places count. Weights that layers
+                 share are redrawn with the first of these layers.
 
     Parameters
     ----------
     how : {"cascade", "independent"}, default="cascade"
         Keep what was redrawn before, or redraw each stage alone.
     stages : int, optional
-        Into how many the layers are put together; by default every layer is one.
+        Number of stages that the layers are grouped into; by default every layer is a stage.
     seed : int, default=0
 
     Examples
@@ -120,7 +120,7 @@ class SanityChecks(Judge):
         objective: Objective | None = None,
         others: Mapping[str, nn.Module] | None = None,
     ) -> SanityResult:
-        """Return how much an attribution stays what it is.
+        """Return how similar an attribution stays when weights are redrawn.
 
         Parameters
         ----------
@@ -206,7 +206,7 @@ def _map(found: Attribution) -> Tensor:
 def _layers(module: nn.Module, inputs: Any) -> list[tuple[str, nn.Module]]:
     """Return modules with weights of their own, last to run first.
 
-    One that is not called itself (its weights are used by the module around it) runs with it.
+    A module that is not called itself counts as run with the module around it.
     """
     names, ended = ModuleNames(module), dict[str, int]()
 

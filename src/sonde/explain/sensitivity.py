@@ -32,7 +32,7 @@ LOGIT = Objective()
 @final
 @dataclass(frozen=True, kw_only=True)
 class SensitivityResult(Result):
-    """A correlation over sets of places, ``by_share`` of the places that a set takes."""
+    """Correlation over sets of places, also ``by_share`` of the places that a set takes."""
 
     title: ClassVar[str] = "Attribution against fall, by the size of the set"
     share: Float[Tensor, "share"]
@@ -48,7 +48,7 @@ class SensitivityResult(Result):
 @final
 @dataclass(frozen=True, kw_only=True)
 class InfidelityResult(Result):
-    """A mean squared error; ``each`` example's, and with the ``scale`` that makes it least.
+    """Mean squared error, ``each`` example's, and the ``scale`` that minimises it.
 
     ``scaled`` is the error left after each example's attribution is multiplied by its ``scale``.
     """

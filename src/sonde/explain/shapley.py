@@ -1,4 +1,4 @@
-"""Attribution by taking parts away: one at a time, or in every company that they can have.
+"""Attribution by taking parts away: one at a time, or in every combination with other parts.
 
 ``Occlusion`` takes each part away from the whole; ``Shapley`` averages what a part adds over all
 sets of the others, so that parts add up to the rise from the baseline.

@@ -11,7 +11,7 @@ from sonde.explain._dictionary_training import PairTraining
 @final
 @dataclass(frozen=True)
 class SkipTranscoder(DictionaryLearner):
-    """A transcoder with a linear map beside its features: they stand for what is not linear.
+    """A transcoder with a linear map: its features stand for what is not linear.
 
     ``y = act(encoder x + bias) decoder + offset + skip x``. The map begins as that of least
     squares, so without features (``features=0``) a linear layer is explained exactly.

@@ -21,13 +21,14 @@ class SparseAutoencoder(DictionaryLearner):
     back in the result). A unit that spreads over ten times as far as the median one is scaled down
     to the median spread, or it would take all features for itself. All activations are one step of
     a proximal gradient method from 0 on the squared error with a penalty on ``z``.
-    ``relu``: an l1 penalty; ``jumprelu``: a penalty on their number, with a threshold for each;
-    ``topk``: the ``k`` largest of a row; ``batchtopk``: the largest of a batch, ``k`` a row on
-    average, and a fixed threshold once trained; ``abstopk``: the ``k`` largest by size, signs kept,
-    so that one feature stands for two opposite things. ``gated``: one reading of a direction says
-    whether a feature is active, with an l1 penalty, another how much, without; the result is that
-    of ``jumprelu``. ``matryoshka``: as ``batchtopk``, and the first 1/16, 1/8, 1/4 and 1/2 of the
-    features rebuild rows too, so that the first ones stand for what is common.
+    ``relu``: an l1 penalty; ``jumprelu``: a penalty on the number of active features, with a
+    threshold for each; ``topk``: the ``k`` largest of a row; ``batchtopk``: the largest of a batch,
+    ``k`` a row on average, and a fixed threshold once trained; ``abstopk``: the ``k`` largest by
+    size, signs kept, so that one feature stands for two opposite things. ``gated``: a direction is
+    read twice. One reading, with an l1 penalty, says whether a feature is active; the other,
+    without, says how much. The result is a ``jumprelu`` dictionary. ``matryoshka``: as
+    ``batchtopk``, and the first 1/16, 1/8, 1/4 and 1/2 of the features rebuild rows too, so that
+    the first ones stand for what is common.
 
     Range        [0, inf), share of the variance, in the scale of the training; lower = better; 1 =
                  no better than the mean.
@@ -56,8 +57,8 @@ class SparseAutoencoder(DictionaryLearner):
     penalty : float, default=1.0
         Weight of the penalty of ``relu``, ``jumprelu`` and ``gated``.
     dead_after : int or None, default=None
-        Rows without a feature after which it is dead and learns what the others leave; None: 10
-        million, or a tenth of the training where that is less.
+        A feature that is active in none of this number of rows is dead, and learns what the others
+        leave; None: 10 million, or a tenth of the training if that is less.
     mixed : int, default=4
         Batches that are mixed before they are trained on.
     seed : int, default=0

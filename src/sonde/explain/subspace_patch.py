@@ -2,7 +2,7 @@
 
 A patch along a direction can work through two parts that do nothing by themselves: one that varies
 with the inputs but is read by nobody, and one that is read but never varies. Not for the residual
-stream alone, where everything is read later: give all readers, and see the flag.
+stream alone, where everything is read later: give all readers, and see ``conventions["readers"]``.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class SubspaceVerdict(Result):
     part that none of them sees (0 by construction), the whole site, and a random direction.
     ``null_share`` is the squared length of the unseen part; ``driving_share`` how much of the swing
     comes from it; ``variance`` and ``separation`` (d' between the two runs) are of the row and the
-    null part; ``out_of_range`` is the share of patched coordinates that rows do not reach.
+    null part; ``out_of_range`` is the share of patched coordinates outside the range of the rows.
     """
 
     title: ClassVar[str] = "Effect of a direction, as a share of its site's"
@@ -118,7 +118,7 @@ class SubspacePatch(Explainer):
             Weights of every layer that reads the site next, such as an MLP's down projection.
         site : pattern
         position : int, optional
-            The one position that is patched; all of them without.
+            The position that is patched; by default all positions.
 
         Raises
         ------
@@ -222,7 +222,7 @@ def _parts(
 def _patched(
     old: Float[Tensor, "*axes dim"], new: Float[Tensor, "*axes dim"], way: Float[Tensor, "dim"]
 ) -> Float[Tensor, "*axes dim"]:
-    """Return states with their component along a direction from other states; none along zero."""
+    """Return states whose component along a direction is other states'; unchanged for zero."""
     if not bool(way.any()):
         return old
     unit = (way / way.norm()).to(old)
@@ -248,9 +248,9 @@ def _rows(
 
 
 def _separation(rows: tuple[Tensor, ...], part: Tensor) -> float:
-    """Return d' of the two runs along a part as it is; 0 where nothing moves.
+    """Return d' of the two runs along a part; 0 if nothing moves along it.
 
-    A part that varies within neither run, but between them, is apart without end.
+    It is infinite if the part differs between the runs but varies within neither run.
     """
     a, b = (x @ part for x in rows)
     apart = float((a.mean() - b.mean()).abs())

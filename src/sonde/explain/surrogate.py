@@ -33,14 +33,14 @@ class Rule:
     Parameters
     ----------
     bounds : dict of int to (float, float)
-        Of the inputs that it asks about, by index: above the first, at most the second.
+        Lower bound (exclusive) and upper bound (inclusive) of each input in the rule, by its index.
     answer : float
-        The class, or the number, that it gives.
+        The class, or the number, that the rule gives.
     coverage : float
-        Share of the held-out rows that it is about.
+        Share of the held-out rows that fall under the rule.
     precision : float
-        Share of these where the model gives this class; of numbers, the root mean squared error.
-        NaN where it is about none.
+        Share of these rows where the model gives this class; for numbers, the root mean squared
+        error. NaN if no row falls under the rule.
     """
 
     bounds: dict[int, tuple[float, float]]
@@ -59,8 +59,8 @@ class SurrogateResult(Result):
     """How well the rules answer as the model does, on rows that they were not made from.
 
     ``value`` is the share of equal classes, or the share of variance explained. ``features`` are
-    the inputs kept, the most important first, with their ``importance``: what shuffling one does to
-    the model's own answers.
+    the inputs kept, the most important first. Their ``importance`` is the mean squared change of
+    the model's own answers after an input is shuffled.
     """
 
     title: ClassVar[str] = "What shuffling an input does to the answers"
@@ -222,7 +222,7 @@ class SurrogateRules(Explainer):
 
 
 def _answering(model: Any) -> Callable[[Rows], Answers]:
-    """Return the model as rows to probabilities of classes, or to numbers."""
+    """Return the model as a function from rows to probabilities of classes, or to numbers."""
     module = model.module if isinstance(model, Model) else model
 
     def answer(x: Rows) -> Answers:
@@ -243,7 +243,7 @@ def _answering(model: Any) -> Callable[[Rows], Answers]:
 
 
 def _read(said: Answers) -> Float[Tensor, "row"]:
-    """Return the class, or the number."""
+    """Return the class of each row, or its number."""
     return said.argmax(1).double() if said.shape[1] > 1 else said[:, 0]
 
 

@@ -31,9 +31,9 @@ class TcavResult(Result):
     """``value`` is, for each concept, the share of rows that it raises the answer on.
 
     ``sensitivity`` is the mean derivative along the concept's unit direction, ``null_sensitivity``
-    the mean and ``null_spread`` the standard deviation of the same of random concepts; ``p`` the
-    two-sided probability of a random concept so far away, times the number of tests; ``accuracy``
-    how well a direction tells the concept's rows from random ones that it was not fitted to.
+    the mean and ``null_spread`` the standard deviation of random concepts' derivatives; ``p`` the
+    two-sided probability of a random concept as far away, times the number of tests; ``accuracy``
+    how well a direction tells the concept's rows from random rows that it was not fitted to.
     """
 
     concepts: Int[Tensor, "concept"]
@@ -56,8 +56,8 @@ class Tcav(Instrument):
     """Share of rows whose answer rises along the direction of a concept, against random concepts.
 
     The direction is the unit normal of a separator of the concept's rows from a random set, the
-    sensitivity of a row ``grad . v``. Both are averaged over 20 random sets. Further random sets
-    that play the concept, ``n_random`` of them, give the null.
+    sensitivity of a row ``grad . v``. Both are averaged over 20 random sets. ``n_random`` random
+    sets in place of the concept give the null.
 
     Labels say what a row is: 0 = a row whose answer is asked about, 1, 2, .. = a row of this
     concept, -1 = a random row; without random rows, those of all other labels serve.
@@ -123,7 +123,7 @@ class Tcav(Instrument):
             )
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read a sample of rows, their gradients and what they are."""
+        """Read a sample of rows, their gradients and their labels."""
         return {name: HashSample(self.m, name) for name in ("x", "grad", "label")}
 
     def result(
@@ -218,7 +218,7 @@ class Tcav(Instrument):
         }
 
     def _accuracy(self, own: Tensor, sets: Float[Tensor, "set row dim"]) -> Tensor:
-        """Return the accuracy on a third of the rows that the directions were not fitted to."""
+        """Return the accuracy on the third of the rows that the directions were not fitted to."""
         cut = len(own) * 2 // 3
         used = own[:cut].expand(len(sets), -1, -1)
         along = self._directions(used, sets[:, :cut])

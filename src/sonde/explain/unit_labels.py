@@ -1,4 +1,4 @@
-"""Which concept a unit stands for: the one whose rows are those on which the unit is high.
+"""Which concept a unit stands for: the unit is high on the rows of the concept.
 
 For patches, tokens or dictionary features whose concepts are known row by row.
 """
@@ -23,12 +23,12 @@ FEWEST: Final = 10
 @final
 @dataclass(frozen=True, kw_only=True)
 class UnitLabelsResult(Result):
-    """``value`` is each unit's overlap with ``concept``, its best; ``label`` is it too, or -1.
+    """``value`` is the overlap with the best ``concept``; ``label`` is that concept, or -1.
 
     ``null`` is the overlap of a unit that is high as often and independent of that concept.
     ``threshold`` and ``share`` say above which value a unit counts as high and how often it is;
     ``overlap``, ``average_precision`` and ``best_f1`` are those of every concept; ``counts`` the
-    histograms that all of it comes from.
+    histograms that all figures come from.
     """
 
     label: Int[Tensor, "dim"]
@@ -69,8 +69,8 @@ class UnitLabels(Instrument):
         largest overlap, as suits classes, which are far larger than parts of pictures. Chance is
         then the concept's share of all rows: the overlap of a unit that is high everywhere.
     least : float, default=0.04
-        Overlap from which on a concept is a unit's label; one of fewer than ten rows never is.
-        Where ``quantile`` is None, it counts from chance (0) to 1.
+        Least overlap for a concept to be a unit's label; a concept of fewer than ten rows never is.
+        If ``quantile`` is None, the overlap counts from chance (0) to 1.
     bins : int, default=128
         Bins of each unit, a power of two.
     concepts : str, default="label"

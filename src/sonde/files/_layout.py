@@ -1,6 +1,6 @@
 """The bytes of a state file. Equal content gives equal bytes; bytes are checked before use.
 
-A head is accepted only if writing what it says gives the same head again; so duplicate keys,
+A head is accepted only if writing its contents gives the same head again; so duplicate keys,
 blanks, gaps, overlaps and names out of order need no rule of their own.
 """
 
@@ -124,7 +124,7 @@ def pieces_of(head: bytes, tensors: list[Tensor]) -> Iterator[bytes | memoryview
 
 
 def refuse_oversized(head: bytes, slots: list[TensorSlot], inner: str) -> None:
-    """Refuse to write what no reader would accept."""
+    """Raise if the head has more bytes, tensors or values than a reader accepts."""
     n_values = _count_values(inner)
     if len(head) > HEADER_LIMIT or len(slots) > MOST_TENSORS or n_values > MOST_VALUES:
         raise StateError(

@@ -52,7 +52,7 @@ def encode(value: Any, put: Callable[[Tensor], str], where: str) -> Any:
 def decode(
     value: Any, wanted: Any, get: Callable[[str], Tensor], where: str, depth: int = 0
 ) -> Any:
-    """Return what ``encode`` was given, built from the type ``wanted`` alone.
+    """Return the value that ``encode`` was given, built from the type ``wanted`` alone.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def _state(
 
 
 def _field(value: Any, wanted: Any, get: Callable[[str], Tensor], where: str, depth: int) -> Any:
-    """Return what stands in a field; shapes of tensors are looked at when all fields are there."""
+    """Return the value of a field; shapes of tensors are checked once all fields are read."""
     return (
         _got(value, get, where) if _is_tensor(wanted) else decode(value, wanted, get, where, depth)
     )

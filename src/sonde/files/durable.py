@@ -57,24 +57,24 @@ def fsync(descriptor: int) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Give ``source`` the name ``target``, in place of what had it."""
+    """Rename ``source`` to ``target``, in place of a file with that name."""
     _step()
     source.replace(target)
 
 
 def behind_link(path: Path) -> Path:
-    """Return the file that is written under a name: itself, or what the link there points to."""
+    """Return the file to write for a path: the path itself, or the target of a link."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def unlink(path: Path) -> None:
-    """Remove a file; one that is gone already is no error."""
+    """Remove a file; a missing file is no error."""
     _step()
     path.unlink(missing_ok=True)
 
 
 class WriteOnly:
-    """What Arrow asks of a file object besides ``write`` and ``tell``."""
+    """The methods that Arrow needs of a file object besides ``write`` and ``tell``."""
 
     closed = False
 
@@ -104,7 +104,7 @@ class AtomicFile(WriteOnly):
         self._descriptor, self._path, self._size = descriptor, path, 0
 
     def write(self, content: Any) -> int:
-        """Append bytes, or anything that shows its bytes, and return how many they were.
+        """Append bytes, or any object with a buffer, and return the number of bytes.
 
         Raises
         ------
@@ -121,7 +121,7 @@ class AtomicFile(WriteOnly):
         return n_bytes
 
     def amend(self, at: int, content: bytes) -> None:
-        """Put bytes in the place of as many that were written.
+        """Overwrite written bytes with as many new bytes.
 
         Raises
         ------
@@ -148,7 +148,7 @@ def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile,
     Parameters
     ----------
     path : path
-        The final name. An existing file is replaced; a link stays, and what it points to is.
+        The final name. An existing file is replaced; a link stays, and its target is replaced.
     durable : bool, default=True
         Sync file and directory, so that a power cut cannot undo it. A killed process needs no sync.
 
@@ -204,7 +204,7 @@ def atomic_write(path: Path | str, content: Bytes | Iterable[Bytes], durable: bo
 
 
 def sync_directory(path: Path) -> None:
-    """Bring the names in a directory to the disk, where the system can do that."""
+    """Sync the names in a directory to the disk, if the system can do that."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,6 +1,6 @@
 """Control vectors of llama.cpp: one direction for each block, in a GGUF file.
 
-Only what such a file needs of the format is written: texts, whole numbers, float32 vectors.
+Only the types that such a file needs are written: texts, whole numbers, float32 vectors.
 """
 
 import struct

@@ -1,6 +1,6 @@
-"""When what two streams say of their models agrees, and which rows their data are.
+"""Whether the identities of two streams agree on the model, and which rows a stream reads.
 
-Not to know something is no difference, nor is how rows are cut into batches.
+An unknown fact is no difference, nor is the way rows are cut into batches.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ NESTED = ("prompts", "appended")
 def agree(name: str, a: Any, b: Any) -> bool:
     """Return whether two values of a fact are the same, as far as both are known.
 
-    States and stores of earlier versions do not know the attention kernel or the structure; the
-    head is named where rows came without a model, and with one its weights hold it.
+    States and stores of earlier versions do not know the attention kernel or the structure. The
+    head is named only if rows came without a model; a model's weights include the head.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def agree(name: str, a: Any, b: Any) -> bool:
 def same_code(a: str | None, b: str | None) -> bool:
     """Return whether two hashes of forwards are the same, as far as they can be compared.
 
-    Each version of Python compiles otherwise; a hash begins with it.
+    Each version of Python compiles differently, so a hash begins with the version.
     """
     if a is None or b is None or a.partition(":")[0] != b.partition(":")[0]:
         return True
@@ -74,9 +74,9 @@ def data_hash(identity: dict[str, Any]) -> str:
 
 
 def which_rows(said: Any) -> Any:
-    """Return what a stream says of its data, as far as that tells which rows these are.
+    """Return the part of a stream's identity that says which rows it reads.
 
-    How they are cut into batches, and whether items that cannot be read are passed over, does not.
+    The cut into batches, and whether items that cannot be read are passed over, are left out.
 
     Examples
     --------

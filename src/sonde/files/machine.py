@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def whole_memory_bytes() -> int:
-    """Return the memory of this machine; a very large number where it cannot be told."""
+    """Return the memory of this machine; a very large number if it is not known."""
     return in_meminfo("MemTotal", 2**60) + in_meminfo("SwapTotal", 0)
 
 

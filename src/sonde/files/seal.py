@@ -1,7 +1,7 @@
-"""A hash that a file carries of itself, in formats that have none, or none of every byte.
+"""Checksums for file formats that lack them, or whose checksums do not cover every byte.
 
-Its digits stand in the text that a format has for remarks: at the end of the file, or in the head
-of safetensors. The hash is that of the whole file with zeros in the place of the digits.
+The digits of the hash stand in a text for remarks: at the end of the file, or in the head of
+safetensors. The hash covers the whole file with zeros in the place of the digits.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class SealedFile(WriteOnly):
         self._kept, self._begins = bytearray(), 0
 
     def write(self, content: Any) -> int:
-        """Append bytes, or anything that shows its bytes, and return how many they were."""
+        """Append bytes, or any object with a buffer, and return the number of bytes."""
         view = memoryview(content).cast("B")
         self._file.write(view)
         self._hash.update(view)
@@ -57,7 +57,7 @@ class SealedFile(WriteOnly):
         return self._file.tell()
 
     def seal(self) -> None:
-        """Write the digits."""
+        """Write the digits of the hash into the file."""
         at = _digits_in(self._kept, self._in_head)
         assert at is not None, "the writer put no BLANK where a reader looks for it"
         self._file.amend(self._begins + at, self._hash.hexdigest().encode())
@@ -67,8 +67,8 @@ class SealedFile(WriteOnly):
 def sealed_file(path: Path) -> Generator[SealedFile]:
     """Open a file that takes its name, with its hash, when the block ends without an exception.
 
-    What is written holds ``BLANK`` once: in the first piece where the name ends in .safetensors,
-    else in the last MiB.
+    The writer puts ``BLANK`` into the file once: in the first piece if the name ends in
+    .safetensors, else in the last MiB.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def is_sealed(path: Path) -> bool | None:
 
 
 def _place(file: BufferedReader, in_head: bool) -> int | None:
-    """Return where the digits stand."""
+    """Return where the digits stand, or None if the file carries no hash."""
     size = file.seek(0, 2)
     start = 0 if in_head else max(0, size - _TAIL_BYTES)
     file.seek(start)

@@ -1,10 +1,10 @@
 """The one codec of ``.sonde`` files: fitted states as safetensors with a header in canonical JSON.
 
-The layout is that of safetensors, so any reader of that format opens the tensors, but narrower: one
-text for one content. Tensors are named ``t0, t1, ...`` in the order of their bytes, there is one
-metadata key, and the header holds a hash of everything else. A file is untrusted until that hash
-and every offset has been checked, and its fields are decoded by the types that the caller expects:
-the file never names a class.
+The layout is that of safetensors, so any reader of that format opens the tensors, but stricter:
+equal content has exactly one text. Tensors are named ``t0, t1, ...`` in the order of their bytes,
+there is one metadata key, and the header holds a hash of everything else. A file is untrusted until
+that hash and every offset has been checked, and its fields are decoded by the types that the caller
+expects: the file never names a class.
 """
 
 import hashlib
@@ -220,7 +220,7 @@ def read_one(path: Path | str, kind: str, state_type: type[S]) -> S:
 
 
 def _refuse_larger(contents: Contents, path: Path, limit: int | None) -> None:
-    """Refuse a payload before it is read, for the memory that it takes once its hash is right."""
+    """Raise if a payload is larger than the limit, before any of it is read."""
     most = whole_memory_bytes() if limit is None else limit
     n_bytes = contents.slots[-1].end if contents.slots else 0
     if n_bytes > most:
@@ -255,7 +255,7 @@ def _renamed(tree: Any, names: Mapping[str, str]) -> Any:
 
 
 class _opened:
-    """A file opened for reading; what the system refuses becomes a ``StoreError``."""
+    """A file opened for reading; an error of the system becomes a ``StoreError``."""
 
     def __init__(self, path: Path | str) -> None:
         self._path = Path(path)

@@ -19,7 +19,7 @@ def by_group(
     real: Bool[Tensor, "row token"],
     position: Int[Tensor, "row token"] | None,
 ) -> Float[Tensor, "row head token width"]:
-    """Return attention inside groups; with positions a token looks at none after it."""
+    """Return attention inside groups; with positions a token looks at no later token."""
     plain = bool(real.all())
     if not plain:
         group = torch.where(real[:, None], group, group.max() + 1)
@@ -73,8 +73,8 @@ def on_axes(
 ) -> Float[Tensor, "row head token width"]:
     """Return one attention over the row and the column of each token.
 
-    If ``causal``, a token looks at those above it in its column and those to its left in its row,
-    and not at itself; the first token looks at nothing and gets zeros.
+    If ``causal``, a token looks at the tokens above it in its column and to its left in its row,
+    but not at itself; the first token looks at nothing and gets zeros.
     """
     size = max(1, PAIRS // (grid[0] * grid[1] * max(grid)))
     own = real.unflatten(1, grid).repeat_interleave(q.shape[1], 0)
@@ -91,7 +91,7 @@ def _on_axes(
     real: Bool[Tensor, "head high wide"],
     causal: bool,
 ) -> Float[Tensor, "head high wide width"]:
-    """Return what these heads see on their axes."""
+    """Return the attention of these heads along rows and columns."""
     along = q @ k.mT  # head high wide key
     down = q.transpose(1, 2) @ k.transpose(1, 2).mT  # head wide high key
     if causal:

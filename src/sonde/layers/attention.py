@@ -43,7 +43,7 @@ class Attention(Layer):
     grid : (int, int), optional
         Height and width, for patterns and priors on a grid.
     causal : bool, default=False
-        A token looks at none after it.
+        If True, a token looks at no later token.
     prior : {None, "position"}
         Mix in a softmax over ``-a (|d|^2 - 2 D.d)`` with each head's centre ``D``, by a gate.
     centres : sequence of (float, float), optional
@@ -171,7 +171,7 @@ class Attention(Layer):
     def probs(
         self, x: Float[Tensor, "row token dim"], mask: Bool[Tensor, "row token"] | None = None
     ) -> Float[Tensor, "row head query key"]:
-        """Return the weight of each key for each query, all pairs of them."""
+        """Return the weight of each key for each query, for all pairs."""
         where, q, k, _ = self._where(x, mask)
         return self._weights(q, k, where, self._allowed(self.pattern, where))
 
@@ -215,7 +215,7 @@ class Attention(Layer):
         return allowed
 
     def _heads(self, x: Tensor, mask: Tensor | None, pattern: Pattern, draw: int) -> Tensor:
-        """Return what each head gives; zeros at padding."""
+        """Return the output of each head; zeros at padding."""
         where, q, k, v = self._where(x, mask, draw)
         group = pattern.groups(where)
         if self.order == 3:

@@ -37,7 +37,7 @@ class ConditionalNorm(ConditionedLayer):
     groups : int, default=2
         Of ``group``.
     eps : float or None, default=1e-5
-        None is the smallest step of the type, for ``rms``.
+        None is the machine epsilon of the dtype, for ``rms``.
 
     References
     ----------

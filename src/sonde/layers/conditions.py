@@ -12,7 +12,7 @@ from sonde.layers.layer import Layer
 
 
 class ConditionedLayer(Layer):
-    """A layer that reads a condition: an argument of its call, or the one of ``conditioned``.
+    """A layer that reads a condition, from its call or from ``conditioned``.
 
     Attributes
     ----------
@@ -30,7 +30,8 @@ class ConditionedLayer(Layer):
         ----------
         x : Tensor
         condition : Tensor or None
-            By default that of ``conditioned``. (row, condition), or one vector for each position.
+            (row, condition), or one vector for each position; by default the condition of
+            ``conditioned``.
         axes : int
             Axes of ``x`` between its rows and its units.
         """

@@ -1,4 +1,4 @@
-"""A second source for the queries of an attention, beside the first one and as strong as asked."""
+"""A second source for the queries of an attention, scaled and added to the first source."""
 
 import math
 from typing import Any, ClassVar, final
@@ -17,9 +17,9 @@ class DecoupledCrossAttention(Layer):
     """Let the queries of an attention look at a second source too, by a softmax of its own.
 
     ``Attention(Q, K, V) + scale Attention(Q, K', V')`` with new ``K' = c W_k'`` and ``V' = c W_v'``
-    of the second source ``c``; the queries are shared. Only ``W_k'`` and ``W_v'`` are trained. Two
-    softmaxes, not one over both sources: what the first source says is as it was, so that ``scale``
-    can be turned after the training and 0 gives the old model bit for bit.
+    of the second source ``c``; the queries are shared. Only ``W_k'`` and ``W_v'`` are trained. Each
+    source has its own softmax, so that the first source's output stays as it was: ``scale`` can be
+    changed after the training, and 0 gives the old model bit for bit.
 
     Cost         one attention over the second source, four tokens in the paper.
     Assumes      queries, keys and values (example, head, token, width), as attention kernels get
@@ -64,7 +64,7 @@ class DecoupledCrossAttention(Layer):
         n_heads: int,
         scale: float = 1.0,
     ) -> "DecoupledCrossAttention":
-        """Return one that starts from the weights by which the first source is read."""
+        """Return a layer that starts from the key and value weights of the first source."""
         if key.shape != value.shape or key.shape[0] % n_heads:
             raise ShapeError(
                 "DecoupledCrossAttention: expected key and value weights of one shape, a multiple "
@@ -90,7 +90,7 @@ class DecoupledCrossAttention(Layer):
             What the attention over the first source gave.
         queries : Float[Tensor, "example head token width"]
         source : Float[Tensor, "example source dim"] or None
-            Tokens of the second source; none of them, or None, adds nothing.
+            Tokens of the second source; no tokens, or None, add nothing.
         """
         if self.scale == 0.0 or source is None or not source.shape[1]:
             return heads
@@ -105,8 +105,8 @@ class DecoupledCrossAttention(Layer):
 def drop_sources(n: int, share: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return for which examples of a training batch the first and the second source are dropped.
 
-    Each is dropped for ``share`` of the examples, and both for as many more: a model trained so
-    can be run with either source alone.
+    Each source alone is dropped for ``share`` of the examples, and both for another ``share``: a
+    model trained in this way can run with either source alone.
 
     Parameters
     ----------

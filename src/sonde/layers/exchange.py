@@ -24,20 +24,21 @@ HOW = {
 
 @final
 class Exchange(Layer):
-    """Let streams exchange states; what has parameters starts as the identity.
+    """Let streams exchange states; ways with parameters start as the identity.
 
-    ``swap``: every second unit (``axis="channel"``) or token moves to the other stream, and back if
-    done twice. ``shift``: of each level of a pyramid, fine to coarse, one share of the channels
-    moves a level up and as many a level down, then a 1 x 1 map is added. ``difference``:
-    ``a + W m``, ``b - W m`` with ``m = (a - b) sigmoid(channel) sigmoid(place)``, both gates read
-    ``|a - b|``. ``equalise``: channels weighted by both streams' means, then mixed in a window by
+    ``swap``: every second unit (``axis="channel"``) or token moves to the other stream; a second
+    swap moves it back. ``shift``: in a pyramid of levels, fine to coarse, some channels of each
+    level move a level up and as many a level down; with ``dim`` a 1 x 1 map of the result is added
+    to each level. ``difference``: ``a + W m``, ``b - W m`` with
+    ``m = (a - b) sigmoid(channel) sigmoid(place)``, both gates read ``|a - b|``. ``equalise``:
+    channels weighted by both streams' means, then mixed in a window by
     ``exp(-|pos|^2 / 2 s1^2 - |f_i - f_j|^2 / 2 s2^2)``. ``bridge``: tokens of the first stream
-    attend to the ``top`` best-scored tokens of the second. ``concat_gate``: each stream adds a map
-    of both, each behind its gate.
+    attend to the ``top`` best-scored tokens of the second. ``concat_gate``: each stream adds a
+    linear map of both streams, each times its gate.
 
     Cost         none for ``swap``; else maps of dim^2 and the window, or the attention.
     Assumes      streams of one width.
-    Differs      from BVR: the scores of ``bridge`` are trained by a loss of their own (``scores``).
+    Differs      from BVR: the scores of ``bridge`` are trained by a separate loss on ``scores``.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ class Exchange(Layer):
     dim : int, default=0
         Width; only ``swap`` and ``shift`` do without it.
     share : float, default=0.5
-        Of the channels that ``shift`` moves, half of them up.
+        Share of the channels that ``shift`` moves, half of them up.
     axis : {"channel", "position"}, default="channel"
         Of ``swap``.
     n_streams : int, default=2
@@ -58,7 +59,7 @@ class Exchange(Layer):
     widths : (float, float), default=(1.0, 1.0)
         ``s1``, ``s2`` of ``equalise``.
     radius : int, default=2
-        Of the window of ``equalise``; farthest place that ``bridge`` tells apart.
+        Of the window of ``equalise``; largest distance that ``bridge`` distinguishes.
 
     References
     ----------
@@ -146,8 +147,9 @@ class Exchange(Layer):
         ----------
         *streams : Float[Tensor, "row token dim"] or Float[Tensor, "row dim high wide"]
         present : one Bool[Tensor, "row"] for each stream, optional
-            True for rows that the stream has. An absent row never has influence: it comes out as
-            the learned vector of ``concat_gate``, else as zeros, and its partners are left alone.
+            True for rows that the stream has. An absent row has no influence on other rows.
+            ``concat_gate`` puts a learned vector in its place; otherwise it comes out as zeros, and
+            the same row of other streams is unchanged.
         mask : Bool[Tensor, "row token"], optional
             True for real tokens; for ``bridge`` those of the second stream.
         """
@@ -213,7 +215,7 @@ class Exchange(Layer):
     def difference(
         self, a: Float[Tensor, "row dim high wide"], b: Float[Tensor, "row dim high wide"]
     ) -> Float[Tensor, "row dim high wide"]:
-        """Return the gated difference: zero for equal streams, of other sign in the other order."""
+        """Return the gated difference: zero for equal streams, negated if streams are swapped."""
         size = (a - b).abs()
         channel = torch.sigmoid(self.channel(size.mean((2, 3))))[:, :, None, None]
         return (a - b) * channel * torch.sigmoid(self.place(size.mean(1, keepdim=True)))

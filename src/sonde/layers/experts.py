@@ -14,17 +14,17 @@ from sonde.stats.soft_top_k import soft_top_k
 
 @final
 class Experts(Layer):
-    """Add to each state what a few of many experts make of it: ``x + sum_e g_e f_e(x)``.
+    """Add to each state the outputs of a few of many experts: ``x + sum_e g_e f_e(x)``.
 
     ``top_k``: ``g`` is a softmax over the ``k`` highest router scores. ``label``: the expert of the
     row's label. ``mean``: the mean of all. ``over="units"``: one network whose hidden width is cut
-    in ``n_experts`` parts; the ``shared`` first ones and the ``k`` best-scored others are on,
+    in ``n_experts`` parts; the first ``shared`` parts and the ``k`` best-scored other parts are on,
     scaled so that the activation keeps its size. The last map of every expert starts at zero.
     ``shared`` experts are always added.
 
     Cost         k + shared experts for each state, and dim n_experts products of the router.
-    Assumes      a loss that holds ``balance`` near 1 where all experts are wanted.
-    Differs      from MoHD: only that a scale exists is known of its scale; no fusion map.
+    Assumes      a loss that holds ``balance`` near 1, if all experts should be used.
+    Differs      from MoHD: we know that it has a scale, but not the formula; no fusion map.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Mix the positions of a grid by one linear map; which weights are shared is the parameter."""
+"""Mix the positions of a grid; a parameter chooses which positions share weights."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
@@ -17,17 +17,18 @@ FIXED = ("full", "local", "generated")
 
 @final
 class GridMixer(Layer):
-    """Add to a map what mixing its positions gives; the mixing starts at zero.
+    """Add to a map a mixture of its positions, which starts at zero.
 
     ``full``: any position to any, for each channel. ``local``: own weights for the ``kernel``
     neighbourhood of each position. ``shared``: a depthwise convolution. ``axis``: networks along
-    columns, then along rows, over ``raft`` channels at once. ``dilated``: half the channels' width,
-    a 3 x 3 and a wider dilated branch, each behind a squeeze gate. ``generated``: a small sine
+    columns, then along rows, over ``raft`` channels at once. ``dilated``: on half as many channels,
+    a 3 x 3 and a wider dilated branch, each times a squeeze gate. ``generated``: a small sine
     network makes a kernel ``W`` from coordinates; the map is convolved with ``W * x``, by FFT, and
     divided by its root mean square.
 
     Cost         numbers for each channel on 14 x 14: 38,416 full, 1,764 local, 9 shared.
-    Assumes      ``full local axis generated`` know the grid; ``axis`` resamples other sizes.
+    Assumes      ``full local axis generated`` are made for one grid; ``axis`` resamples other
+                 sizes.
     Differs      from HyperZZW: one block, no slow network around it; from SpaRTAN: no wave channel
                  part.
 

@@ -39,7 +39,7 @@ class Hopfield(Layer):
     beta : float, optional
         ``1 / sqrt(dim)`` by default.
     steps : int, default=1
-        At most; 1 is attention.
+        Largest number of steps; 1 is attention.
     tolerance : float, default=1e-4
         A state that moves less stays where it is.
 
@@ -98,7 +98,7 @@ class Hopfield(Layer):
         memory: Float[Tensor, "pattern dim"] | None = None,
         mask: Bool[Tensor, "row item"] | None = None,
     ) -> Float[Tensor, "row item2 dim"]:
-        """Return the moved states, or the states with what was retrieved, or the pooled ones.
+        """Return the moved states, the states plus the mapped retrieval, or the pooled states.
 
         Parameters
         ----------
@@ -106,7 +106,7 @@ class Hopfield(Layer):
         memory : Float[Tensor, "pattern dim"], optional
             For ``retrieve``.
         mask : Bool[Tensor, "row item"], optional
-            True for real items; ``pool`` looks at these alone.
+            True for real items; ``pool`` looks at real items only.
         """
         if (memory is None) == (self.mode == "retrieve"):
             raise InputError(

@@ -75,11 +75,11 @@ def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
     """Return a copy of a model with layers behind some of its modules.
 
     The copy shares the memory of all weights with the model: training one trains both, so freeze
-    the weights that must stay (``requires_grad_(False)``). All keys of the state dict keep their
-    names; those of a layer begin with ``SITE.inserted``, or, at a ``Sequential``, with the module
-    around it. ``parameters()``, a deepcopy, ``state_dict`` and ``torch.compile`` know the layers. A
-    module that runs twice in a forward runs its layer twice. A layer that takes a mask gets the
-    model's ``attention_mask``.
+    the weights that must stay (``requires_grad_(False)``). The model's keys in the state dict keep
+    their names. Keys of a layer begin with ``SITE.inserted``; at a ``Sequential`` they begin with
+    the module around it. ``parameters()``, a deepcopy, ``state_dict`` and ``torch.compile`` know
+    the layers. A module that runs twice in a forward runs its layer twice. A layer that takes a
+    mask gets the model's ``attention_mask``.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def _is_ours(name: str, part: nn.Module) -> bool:
 
 
 def _check(old: nn.Module, layers: Mapping[str, Layer]) -> None:
-    """Refuse all that cannot be inserted, before anything is copied."""
+    """Raise if a layer cannot be inserted, before anything is copied."""
     if not layers:
         raise InputError("inserted: expected at least one layer and its site, got none.")
     names, known = ModuleNames(old), inserted_layers(old)
@@ -248,8 +248,8 @@ def _path(pattern: str, names: ModuleNames) -> str:
 def _owner(path: str, names: ModuleNames) -> tuple[nn.Module, str]:
     """Return the module where a layer is registered, and its name there.
 
-    A container runs every child, so the layer goes to the nearest module around it that does not,
-    else to the last module inside it that does not.
+    A container would run the layer as one more child. The layer goes to the nearest module around
+    it that is no container, else to the last module inside it that is no container.
     """
     site = names.modules[path]
     if not isinstance(site, CONTAINERS):

@@ -23,7 +23,7 @@ class LatentLoop(Layer):
     it ask a second stream first; ``gate`` mixes it with the embedding ``e`` of the likeliest token:
     ``a e + sqrt(1 - a^2) (i h)``, ``a = exp(-c softplus(L) r)``, with gates ``r`` and ``i`` of
     ``e``. ``feedback="expected_embedding"`` takes ``h = E' p / |p|`` of the model's next-token
-    probabilities in place of the state, which stays among the embeddings.
+    probabilities ``p`` in place of the state, so that ``h`` is a mixture of embeddings.
 
     Cost         one forward of the model for each step, with a cache of one position.
     Assumes      a model of transformers that takes ``inputs_embeds``; padding at either end.
@@ -40,7 +40,7 @@ class LatentLoop(Layer):
         Of ``gate``: ``zero`` scales the second part by a number that starts at 0.
     c : float, default=8.0
     a_range : (float, float), default=(0.99, 0.999)
-        Where ``a`` starts for an open gate ``r = 1``, drawn for each unit.
+        Range from which each unit's first ``a`` is drawn, for an open gate ``r = 1``.
     temperature : float, default=0.5
         Of the probabilities of ``expected_embedding``.
     sample : bool, default=False
@@ -126,7 +126,7 @@ class LatentLoop(Layer):
         mask: Bool[Tensor, "row token"] | None = None,
         memory: Float[Tensor, "row other dim"] | None = None,
     ) -> Float[Tensor, "row step dim"]:
-        """Return the inputs of the latent steps; parameters as of a call."""
+        """Return the inputs of the latent steps; parameters as for a call."""
         return torch.stack(self._run(ids, mask, memory)[0], 1)
 
     def prompt(
@@ -135,7 +135,7 @@ class LatentLoop(Layer):
         mask: Bool[Tensor, "row token"] | None = None,
         memory: Float[Tensor, "row other dim"] | None = None,
     ) -> dict[str, Tensor]:
-        """Return what ``model.generate(**...)`` takes to go on after the steps."""
+        """Return the arguments by which ``model.generate(**...)`` goes on after the steps."""
         made = self._run(ids, mask, memory)[0]
         packed, real = _to_the_end(ids, mask)
         embedded = torch.cat([self._embedded(packed), *(x.unsqueeze(1) for x in made)], 1)

@@ -1,4 +1,4 @@
-"""What every layer says about itself: a thin base of ``nn.Module``, and a layer as an edit."""
+"""Base class of all layers, which declares a layer's properties, and a layer as an edit."""
 
 import copy
 import inspect
@@ -24,17 +24,17 @@ POSITIONS = ORDERED | {"item", "node", "high", "wide"}
 
 
 class Layer(nn.Module):
-    """An ``nn.Module`` that says what goes in, what comes out and what it promises.
+    """An ``nn.Module`` that declares its inputs, its paper and its properties.
 
-    ``sonde.testing`` holds every layer to its promises. What depends on the parameters is set in
-    ``__init__`` (``self.insertable = False``), the rest in the class.
+    ``sonde.testing`` tests every layer for its properties. Properties that depend on the parameters
+    are set in ``__init__`` (``self.insertable = False``), the others in the class.
 
     Attributes
     ----------
     paper : str
         Key in ``docs/papers.bib``.
     variants : mapping of str to str
-        Parameters of the constructor, as one types them, and the paper's key: one class serves
+        Parameters of the constructor, as typed in a call, and the paper's key: one class serves
         many papers.
     examples : tuple of dict
         Small parameters to test the layer with; empty if the layer wraps a module.
@@ -45,7 +45,8 @@ class Layer(nn.Module):
     insertable : bool
         Keeps the shape and gives back its input bit for bit before the first step of training.
     symmetry : {"permutation", "translation", "none"}
-        What a permutation or a shift of the positions does: the same to the output, or nothing.
+        Whether a permutation or a shift of the positions permutes or shifts the output, or leaves
+        it as it is; "none" promises nothing.
     exact_gradient : bool
         False for a layer whose gradient passes straight through a step.
     bfloat16_safe : bool
@@ -62,7 +63,7 @@ class Layer(nn.Module):
     bfloat16_safe: bool = True
 
     def __new__(cls, *args: Any, **parameters: Any) -> Any:
-        """Return an empty layer that remembers its parameters, by which it is saved."""
+        """Return an empty layer that keeps its constructor's parameters, for saving."""
         new = super().__new__(cls)
         given = inspect.signature(cls.__init__).bind_partial(new, *args, **parameters).arguments
         object.__setattr__(new, "given", dict(list(given.items())[1:]))
@@ -131,7 +132,7 @@ class Layer(nn.Module):
         return super().__call__(*args, **parameters)
 
     def _check_mask(self, mask: Any, x: Any) -> None:
-        """Refuse a mask that is not boolean, does not fit the states, or leaves a row empty."""
+        """Raise if a mask is not boolean, does not fit the states, or leaves a row empty."""
         if not isinstance(mask, Tensor) or not isinstance(x, Tensor):
             return
         if mask.dtype != torch.bool:
@@ -170,7 +171,7 @@ class Layer(nn.Module):
 
 @cache
 def _names(kind: type[Layer]) -> tuple[str, ...]:
-    """Return what the positional arguments of a layer's forward are called."""
+    """Return the names of the arguments of a layer's forward; none if it takes ``*args``."""
     own = list(inspect.signature(kind.forward).parameters.values())[1:]
     is_free = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in own)
     return () if is_free else tuple(p.name for p in own)
@@ -193,7 +194,7 @@ class LayerEdit(Edit):
     def apply(
         self, x: Float[Tensor, "*axes dim"], site: Site, context: EditContext
     ) -> Float[Tensor, "*axes dim"]:
-        """Return the mixture of the states and what the layer makes of them."""
+        """Return the mixture of the states and the layer's output."""
         if self.strength == 0.0:
             return x
         takes_mask = "mask" in inspect.signature(self.layer.forward).parameters

@@ -23,7 +23,7 @@ BLOCK = 1024
 
 @final
 class LinearAttention(Layer):
-    """Causal attention by features, whose cost grows with the tokens and not with their pairs.
+    """Causal attention by feature maps, with a cost linear in the number of tokens.
 
     ``out_i = phi(q_i) S_i / (phi(q_i) . z_i)`` with ``S_i = sum_j<=i phi(k_j) v_j'`` and
     ``z_i = sum_j<=i phi(k_j)``, added to the states by a map that starts at zero. The first
@@ -39,9 +39,10 @@ class LinearAttention(Layer):
     feature : {"elu", "taylor"}, default="elu"
         ``elu(x) + 1``, or ``(1, x, x x' / sqrt 2)`` of queries and keys of length one.
     form : {"chunked", "parallel", "recurrent"}, default="chunked"
-        The same numbers: chunk by chunk, over all pairs, or token by token.
+        How to compute the sums: chunk by chunk, over all pairs, or token by token; results are
+        equal.
     prefix_projection : {"shared", "separate"}, default="shared"
-        ``separate`` adds sums over the prefix with keys and values of their own.
+        ``separate`` adds sums over the prefix, from separate key and value maps.
     chunk : int, default=64
 
     References
@@ -96,8 +97,8 @@ class LinearAttention(Layer):
         mask : Bool[Tensor, "row token"], optional
             True for real tokens.
         prefix : int, default=0
-            Tokens at the start that all tokens see. A model that predicts them sees its answer;
-            a text that is shorter than the prefix brings a warning.
+            Number of first tokens, which all tokens see: a model that predicts a prefix token sees
+            its answer. A text that is shorter than the prefix brings a warning.
         """
         if prefix < 0:
             raise InputError(f"LinearAttention: expected a prefix of 0 or more, got {prefix}.")
@@ -123,7 +124,7 @@ class LinearAttention(Layer):
         return torch.cat(parts, 1) if parts else x
 
     def _blocks(self, *given: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the tensors block by block; all tokens at once for all pairs."""
+        """Yield the tensors block by block; ``parallel`` takes all tokens at once."""
         size = max(self.chunk, BLOCK) if self.chunk else max(given[0].shape[1], 1)
         return zip(*(x.split(size, 1) for x in given), strict=True)
 
@@ -133,7 +134,7 @@ class LinearAttention(Layer):
         return self._features(key) * seen[:, None, :, None], with_one(value)
 
     def _empty(self, x: Tensor) -> Tensor:
-        """Return the sums over no token."""
+        """Return the sums before the first token: zeros."""
         width = self.dim // self.heads
         none = torch.zeros(1, width, dtype=_wide(x), device=x.device)
         return none.new_zeros(len(x), self.heads, self._features(none).shape[1], width + 1)
@@ -158,7 +159,7 @@ def causal_sums(
 ) -> tuple[Float[Tensor, "row head token width"], Float[Tensor, "row head features width"]]:
     """Return ``q_i (start + sum_j<=i k_j v_j')`` and the sums after the last token.
 
-    Goes chunk by chunk; 0 takes all tokens at once.
+    Tokens are taken chunk by chunk; ``chunk=0`` takes all tokens at once.
     """
     parts: list[Tensor] = []
     for a, b, c in zip(*(x.split(chunk or max(x.shape[2], 1), 2) for x in (q, k, v)), strict=True):

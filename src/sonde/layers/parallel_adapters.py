@@ -51,13 +51,13 @@ class Adapter(Layer):
 
 @final
 class ParallelAdapters(Layer):
-    """A frozen feed-forward layer and what domain adapters beside it add.
+    """A frozen feed-forward layer plus the outputs of domain adapters beside it.
 
     ``F(x) + sum_k g_k(x) A_k(x)``: each ``A_k`` is a bottleneck whose second layer starts at zero,
     so that a fresh one changes no bit of the model. The gate ``g`` is a one-head attention of the
-    token over the layer's own output and the adapters' (a share of one for each of them); it starts
-    uniform. Without a gate every ``g_k`` is 1. First each adapter is trained on its domain with
-    ``change_on`` of general text as a penalty, then the gate on the task.
+    token over the layer's own output and the adapters' outputs, one share for each; shares start
+    equal. Without a gate every ``g_k`` is 1. First train each adapter on its domain with
+    ``change_on`` of general text as a penalty, then train the gate on the task.
 
     Cost         2 dim width numbers and products for each adapter.
     Assumes      the layer is a function of each token by itself.
@@ -106,7 +106,7 @@ class ParallelAdapters(Layer):
             nn.init.zeros_(self.query.weight)  # equal shares at the start
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
-        """Return the layer's output with the adapters'."""
+        """Return the layer's output plus the adapters' outputs."""
         base = self.layer(x)
         added = torch.stack([cast(Adapter, a).change(x) for a in self.adapters], dim=-2)
         if self.query is None or self.key is None:

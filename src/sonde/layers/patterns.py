@@ -1,7 +1,7 @@
 """Attention patterns: which tokens a token may look at, as a small value or a word (``window:8``).
 
-A pattern either cuts the tokens in groups that look at their own group alone, which ``Attention``
-computes group by group, or says of each pair whether it is allowed.
+Some patterns cut the tokens in groups, and a token looks at its own group: ``Attention`` computes
+these patterns group by group. Other patterns tell for each pair whether it is allowed.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ class Where:
     Parameters
     ----------
     position : Int[Tensor, "row token"]
-        Place of each token in its text, padding apart; raster order on a grid.
+        Place of each token in its text, padding not counted; raster order on a grid.
     real : Bool[Tensor, "row token"]
         False at padding.
     heads : int
@@ -170,7 +170,7 @@ class Blocks(_Groups):
     Parameters
     ----------
     sizes : int or tuple of int
-        One size for all blocks, or the size of each; the last one goes on to the end.
+        One size for all blocks, or the size of each; the last block goes on to the end.
     """
 
     sizes: int | tuple[int, ...]
@@ -250,7 +250,7 @@ class Stripes(_Groups):
 @final
 @dataclass(frozen=True)
 class RandomKeep(_Groups):
-    """Random groups of ``keep`` times the tokens, drawn anew for each batch of the training.
+    """Random groups with a share ``keep`` of the tokens each, drawn anew for each training batch.
 
     Parameters
     ----------
@@ -326,7 +326,7 @@ def pattern_of(said: str | Pattern) -> Pattern:
     Raises
     ------
     InputError
-        If there is no such pattern; names what there is.
+        If no pattern has this form (the message lists all patterns), or a parameter is wrong.
 
     Examples
     --------

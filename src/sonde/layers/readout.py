@@ -20,9 +20,9 @@ class Readout(Layer):
     ``weights``: the mean over tokens of a softmax mixture of the sites, each normalised and mapped
     to ``dim``. ``concat``: the tokens' means of all sites side by side, then a linear map.
     ``queries``: learned queries attend to the tokens of all sites, with a vector for each site.
-    ``recurrent``: the queries attend to one site after another by a shared block and add what they
-    find by a gate. ``select`` keeps that many of the gathered vectors by a learned score and gives
-    their mean; ``guess`` is the penalty for what the kept ones do not tell about the others.
+    ``recurrent``: the queries attend to one site after another by a shared block and add the result
+    times a gate. ``select`` is the number of gathered vectors to keep, by a learned score; their
+    mean is returned, and ``guess`` measures how badly the mean predicts the other vectors.
 
     Cost         4 query token dim for each site, plus the maps of the tokens.
     Assumes      stored or live states; a site may have its own width and number of tokens.

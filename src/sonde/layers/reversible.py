@@ -21,10 +21,11 @@ LEAST = 0.5
 class Reversible(Layer):
     """Pass states of several levels through columns that can be inverted.
 
-    Level ``l`` of column ``c`` is ``F_l(x_(l-1)^c + x_(l+1)^(c-1)) + g_l x_l^(c-1)``: what the
-    level below says now and the level above said before, beside the level's own past. Two levels
-    are an additive coupling. With ``recompute`` the backward pass finds each column's inputs from
-    its outputs by ``inverse``, so that memory does not grow with the columns.
+    Level ``l`` of column ``c`` is ``F_l(x_(l-1)^c + x_(l+1)^(c-1)) + g_l x_l^(c-1)``: it reads the
+    level below in this column and the level above in the previous column, and adds ``g_l`` times
+    its own state in the previous column. Two levels are an additive coupling. With ``recompute``
+    the backward pass finds each column's inputs from its outputs by ``inverse``, so that memory
+    does not grow with the columns.
 
     Range        starts as the identity: ``F = 0`` and ``g = 1``, which stays above 0.5.
     Cost         ``2 width dim`` products for each level, column and place; in training once more,
@@ -104,7 +105,7 @@ class Reversible(Layer):
     def inverse(
         self, y: Float[Tensor, "row level *axes dim"]
     ) -> Float[Tensor, "row level *axes dim"]:
-        """Return the levels before the first column, in eval mode of the blocks.
+        """Return the levels before the first column; blocks should be in eval mode.
 
         Parameters
         ----------
@@ -137,7 +138,7 @@ class _Column(nn.Module):
         return torch.stack(levels, 1)
 
     def _said(self, i: int, x: Tensor, draws: list[Any] | None, again: bool) -> Tensor:
-        """Run a block, with the random numbers of its first run where it runs again."""
+        """Run a block; a second run repeats the random numbers of the first run."""
         if draws is None or not self.training:
             return self.parts[i](x)
         where = [x.device] if x.is_cuda else []
@@ -152,7 +153,7 @@ class _Column(nn.Module):
 
 
 class _Columns(torch.autograd.Function):
-    """All columns; the backward pass keeps the outputs of the last alone."""
+    """All columns; only the outputs of the last column are kept for the backward pass."""
 
     @staticmethod
     def forward(

@@ -40,7 +40,7 @@ def save_layers(model: Model | nn.Module, path: str | Path) -> Path:
     InputError
         If the model has no inserted layers, or a layer wraps a module or is not one of sonde.
     StoreError
-        If it cannot be written.
+        If the folder cannot be written.
     """
     files = layer_files(model)
     folder = Path(path)
@@ -166,5 +166,5 @@ def _made(folder: Path, site: str, entry: dict[str, Any], tensors: dict[str, Any
 
 
 def _tuples(value: Any) -> Any:
-    """Return what JSON has made lists of."""
+    """Return the value with lists turned into tuples, since JSON stores tuples as lists."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -84,7 +84,7 @@ class ScaledSkip(Layer):
         return x * gate.reshape(*gate.shape, *[1] * (x.ndim - 2))
 
     def as_edit(self, strength: float = 1.0) -> LayerEdit:
-        """Return an edit: 1 is the coefficient, 0 gives back the same tensor.
+        """Return an edit: strength 1 applies the coefficient, 0 gives back the same tensor.
 
         Parameters
         ----------

@@ -25,9 +25,9 @@ class SecondOrder(Layer):
     """Turn two states, or a map and its shifted self, into products.
 
     ``bilinear_heads``: ``b + w1.o1 + w2.o2 + sum_h o1_h' W_h o2_h`` for each output, the widths cut
-    in ``heads`` parts: (row, n_outputs). ``gram``: ``X' Y / n`` over tokens: (row, dim, dim2), by
-    choice with a signed root and unit length. ``spatial``: each channel's correlation with itself
-    shifted by each lag (down, right): (row, dim, lag). ``pearson``: each row's loss
+    in ``heads`` parts: (row, n_outputs). ``gram``: ``X' Y / n`` over tokens: (row, dim, dim2),
+    optionally with a signed root and unit length. ``spatial``: each channel's correlation with
+    itself shifted by each lag (down, right): (row, dim, lag). ``pearson``: each row's loss
     ``(1 - r) / 2``: (row).
 
     Cost         dim dim2 / heads numbers for each output; products of dim dim2 for ``gram``.
@@ -37,7 +37,7 @@ class SecondOrder(Layer):
     ----------
     kind : {"bilinear_heads", "gram", "spatial", "pearson"}
     dim, dim2 : int
-        Widths of the two states; ``spatial`` has the first alone, ``pearson`` one for both.
+        Widths of the two states; ``spatial`` uses ``dim`` only, ``pearson`` uses ``dim`` for both.
     heads : int, default=1
     n_outputs : int, default=1
     signed_root : bool, default=False

@@ -20,10 +20,11 @@ class SharedTable(Layer):
     """Look up a vector for the value of each field.
 
     ``shared`` keeps one table for all fields: the value ``v`` of field ``f`` stands at
-    ``(a_f v + b_f mod p) mod size``, with ``lookups`` such places side by side, so that fields meet
-    in the same entries by other partners. ``per_field`` keeps a table of ``size`` for each field.
-    ``decoupled`` keeps two tables: ``search(ids)`` is narrow and says which values belong together,
-    ``represent(ids)`` carries what they mean, so that the two uses do not pull at one vector.
+    ``(a_f v + b_f mod p) mod size``, and a vector joins the entries at ``lookups`` such places, so
+    that values rarely share all entries. ``per_field`` keeps a table of ``size`` for each field.
+    ``decoupled`` keeps two tables: ``search(ids)`` reads narrow vectors that tell which values
+    belong together, ``represent(ids)`` full vectors of their meaning, so that each use trains its
+    own vectors.
 
     Cost         a lookup for each field; ``size width`` numbers for each table.
     Assumes      whole numbers of 0 or more, below 2^31 - 1.
@@ -85,7 +86,7 @@ class SharedTable(Layer):
         self.register_buffer("maps", maps)
 
     def places(self, ids: Int[Tensor, "row field"]) -> Int[Tensor, "row field lookup"]:
-        """Return the entries of each value in its table.
+        """Return the numbers of each value's entries in its table.
 
         Parameters
         ----------
@@ -131,16 +132,16 @@ class SharedTable(Layer):
         Raises
         ------
         InputError
-            If the layer keeps no such table.
+            If ``tables`` is not "decoupled".
         """
         if self.narrow is None:
             raise InputError("SharedTable.search: expected tables='decoupled', got one table.")
         return self.narrow[self.places(ids)[..., 0]]
 
     def collisions(self, ids: Int[Tensor, "row field"]) -> Float[Tensor, "field"]:
-        """Return, for each field, the share of its values all of whose places others share.
+        """Return, for each field, the share of its values that have no place to themselves.
 
-        Values of the same field alone are compared.
+        Only values of the same field are compared.
         """
         places, found = self.places(ids), []
         for f in range(self.field):
@@ -156,7 +157,7 @@ class SharedTable(Layer):
 
 
 def collision_rate(n: int, size: int, lookups: int = 1) -> float:
-    """Return the expected share of ``n`` values all of whose places others share.
+    """Return the expected share of ``n`` values that have no place to themselves.
 
     Examples
     --------

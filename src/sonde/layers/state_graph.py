@@ -1,4 +1,4 @@
-"""States that are smoothed over a graph of nodes: of neighbours, correlations or learned edges."""
+"""Smoothing of states over a graph of nodes, by neighbours, correlations or learned edges."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast, final
@@ -36,7 +36,7 @@ class StateGraph(Layer):
     dim : int
     kind : {"knn", "correlation", "learned", "given"}, default="knn"
     k : int, default=3
-        Neighbours; a node asks those that it finds and those that find it.
+        Neighbours; two nodes are joined if either is among the ``k`` nearest of the other.
     threshold : float, default=0.5
         Least absolute correlation over the ``dim`` features.
     n : int, default=0
@@ -45,7 +45,7 @@ class StateGraph(Layer):
         Directed edges of a learned graph, beside each node's own.
     steps : int, default=1
     gated : bool, default=False
-        Let each node say, from its state, how much of the messages it receives.
+        Scale the messages that a node receives by a gate, which reads the node's state.
 
     References
     ----------
@@ -100,7 +100,7 @@ class StateGraph(Layer):
         ----------
         x : Float[Tensor, "row node dim"]
         mask : Bool[Tensor, "row node"], optional
-            True for real nodes; others neither send nor receive.
+            True for real nodes; other nodes neither send nor receive.
         adjacency : Float[Tensor, "*row node node"], optional
             Weights of 0 or more, for ``kind="given"``: row i holds what node i receives.
         """
@@ -122,7 +122,7 @@ class StateGraph(Layer):
     def edges(
         self, x: Float[Tensor, "row node dim"], mask: Bool[Tensor, "row node"] | None = None
     ) -> Float[Tensor, "*row node node"]:
-        """Return the graph over the nodes of each row, without a gradient but for learned edges.
+        """Return the graph over the nodes of each row; only learned edges carry a gradient.
 
         Parameters
         ----------
@@ -159,7 +159,7 @@ class StateGraph(Layer):
 
     @torch.no_grad()
     def influence(self, x: Float[Tensor, "row node dim"]) -> Float[Tensor, "node node"]:
-        """Return how far node i moves where the messages of node j are left out, mean over rows.
+        """Return how far node i moves if the messages of node j are left out, mean over rows.
 
         Parameters
         ----------

@@ -13,14 +13,14 @@ from sonde.layers.layer import Layer, Symmetry
 
 @final
 class StateQueue(Layer):
-    """Add to each state what a queue of the last states says.
+    """Add to each state a filter of the last states, or attention over them.
 
     ``filter``: ``y_t = h_t + sum_i a_i h_(t - i stride)``, taps of each channel, which start at 0;
-    with ``gated`` ``h + U(h) sigmoid(V(h))`` with two such filters. ``attention``: the state asks
-    the last ``length`` states, and a gate that starts at 0 adds the answer.
+    with ``gated`` ``h + U(h) sigmoid(V(h))`` with two filters ``U`` and ``V``. ``attention``: the
+    state attends to the last ``length`` states; the result is added times a gate that starts at 0.
 
     Cost         ``length`` products for each channel, or ``3 dim^2 + 2 length dim`` for each state.
-    Assumes      equal steps of time. Before the first step there is nothing.
+    Assumes      equal steps of time. The queue is empty before the first step.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ class StateQueue(Layer):
         return x + added
 
     def _before(self, h: Tensor, real: Tensor) -> Tensor:
-        """Return the states behind those of earlier calls, each with a 1 if it is real."""
+        """Return the states of earlier calls, then the new states, each with a 1 if it is real."""
         told = torch.cat([h, real.unsqueeze(-1).to(h)], 2)
         kept = told.new_zeros(len(h), self.length * self.stride, told.shape[2])
         return torch.cat([kept if self.kept is None else self.kept.to(told), told], 1)

@@ -21,10 +21,10 @@ class TargetHead(Layer):
 
     ``cos(P h, w_c) / tau``; ``w_c`` are frozen, and another set can be given with each call, so
     that classes need not be known in training. A class with several vectors takes their maximum or
-    their log-mean-exp. With ``local`` each token is scored; the mean of the ``top_tokens`` best of
-    each class is averaged with the score of the mean token. With ``known`` classes a second
-    projection is trained on them; the result is ``log p_trained^(1-a) p_given^a``, renormalised,
-    with the two values of ``blend`` for known and for other classes.
+    their log-mean-exp. With ``local`` each token is scored; for each class the mean of the
+    ``top_tokens`` best scores is averaged with the score of the mean token. With ``known`` classes
+    a second projection is trained on them; the result is ``log p_trained^(1-a) p_given^a``,
+    renormalised; ``blend`` holds ``a`` for known and for other classes.
 
     Cost         dim width products for each state and token, and width for each class.
     Assumes      vectors in the space of ``P h``.

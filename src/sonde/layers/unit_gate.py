@@ -27,8 +27,9 @@ class UnitGate(ConditionedLayer):
     ``progress`` from 0 to 1 in training, then ``harden()`` leaves ``1[c > 0]``. ``fixed`` is
     ``kappa^-i``. ``conditioned`` is ``2 sigmoid(MLP(condition))``, whose last map starts at zero.
     ``top_k`` keeps the tokens of highest linear score. ``class_attention`` multiplies a token by
-    ``1 + a`` if its attention ``a`` is at or above a quantile, else by ``1 - a``. ``pooled``
-    squeezes the channels' means, ``spatial`` reads a 7 x 7 map of the channels' mean and maximum.
+    ``1 + a`` if its attention ``a`` is at or above a quantile, else by ``1 - a``. ``pooled`` gates
+    channels by a network of the channels' means, ``spatial`` gates places by a 7 x 7 convolution of
+    the mean and maximum over channels.
 
     Cost         one product for each entry; the networks of the scores.
     Assumes      no batch norm behind it, which would undo the gates of units.

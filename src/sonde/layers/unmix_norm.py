@@ -24,7 +24,8 @@ class UnMixNorm(Layer):
     it is normalised by the mean over ``k`` of ``(1 - p_k) m_k + p_k mu``, and by the variance of
     that mixture. Afterwards each component moves towards its examples by
     ``1 - (1 - momentum)^(batch / 64)``. The state depends on the order of the batches, so it is
-    saved with the model and never merged. What an example becomes does not depend on its batch.
+    saved with the model and never merged. The output of an example does not depend on the others in
+    its batch.
 
     Cost         K dim numbers for each example; state 2 K dim numbers.
     Assumes      maps: a batch norm over rows without space has no variance of one example.

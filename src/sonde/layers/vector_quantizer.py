@@ -19,11 +19,11 @@ class VectorQuantizer(Layer):
     """Replace each state by its nearest code, or each of its units by the unit's nearest value.
 
     ``vector``: the sum of the ``k`` nearest of ``n_codes`` codes; with ``stages`` each further
-    codebook quantises what the ones before left over. ``scalar``: every unit has its own
-    ``n_codes`` values, which start evenly in [-0.5, 0.5]. The output is
-    ``x + strength (q - x)``, whose gradient for ``x`` is that of ``x``. In training, ``ema`` moves
-    the codes to the mean of their rows and replaces a code whose count fell below 1 by a row of the
-    batch; ``gradient`` trains them by ``loss``; ``fixed`` leaves them.
+    codebook quantises the residual of the codebooks before. ``scalar``: every unit has its own
+    ``n_codes`` values, which start evenly in [-0.5, 0.5]. The output is ``x + strength (q - x)``,
+    which passes its gradient to ``x`` unchanged. In training, ``ema`` moves the codes to the mean
+    of their rows and replaces a code whose count fell below 1 by a row of the batch; ``gradient``
+    trains them by ``loss``; ``fixed`` leaves them.
 
     Cost         n_codes dim products for each state and stage; memory for 4,096 states at a time.
     Assumes      weight decay on the networks around it, not on the codes.
@@ -45,7 +45,7 @@ class VectorQuantizer(Layer):
     commitment : float, default=0.25
     revive : bool, default=True
     strength : float, default=1.0
-        A layer to be inserted starts with 0: it gives back its input bit for bit.
+        Pass 0 for a layer to be inserted: the layer gives back its input bit for bit.
     seed : int, default=0
 
     References

@@ -13,11 +13,12 @@ from sonde.layers.layer import Layer
 
 @final
 class WeakAndStrong(Layer):
-    """Answer with a linear head if its probabilities are uneven enough, else with a deeper one.
+    """Answer with a linear head if its probabilities are uneven enough, else with a deeper head.
 
-    The confidence is ``C = D(p_weak)^alpha`` with ``D`` the variance of ``p`` over its maximum, or
-    ``1 - entropy / log n``. Training minimises ``mean C L_weak + (1 - C) L_strong``, the heads in
-    turn. The weak head answers where ``C > threshold``.
+    The confidence is ``C = D(p_weak)^alpha`` with ``D`` the variance of ``p`` divided by its
+    largest possible value, or ``1 - entropy / log n``. Training minimises
+    ``mean C L_weak + (1 - C) L_strong``, the heads in turn. The weak head answers where
+    ``C > threshold``.
 
     Cost         both heads; in ``answer`` the strong head only on the states that are left.
     Assumes      the two heads are trained in turn: freeze one, then the other.
@@ -31,7 +32,7 @@ class WeakAndStrong(Layer):
     alpha : float, default=1.0
     threshold : float, default=0.5
     gate_gradient : bool, default=False
-        Train the weak head through ``C`` too, as the paper's code does not.
+        Train the weak head through ``C`` too, unlike the paper's code.
 
     References
     ----------
@@ -87,7 +88,7 @@ class WeakAndStrong(Layer):
         return logits.reshape(*x.shape[:-1], -1)
 
     def confidence(self, logits: Float[Tensor, "*axes class"]) -> Float[Tensor, "*axes"]:
-        """Return the confidence in [0, 1] of the weak head's logits; 0 for equal ones."""
+        """Return the confidence in [0, 1] of the weak head's logits; 0 for equal logits."""
         p, n = logits.softmax(-1), logits.shape[-1]
         if self.dispersion == "variance":
             found = (p - 1.0 / n).square().sum(-1) / (1.0 - 1.0 / n)

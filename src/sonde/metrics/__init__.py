@@ -1,4 +1,4 @@
-"""How well scores tell, with intervals over groups: for labelled rows, steps, pixels."""
+"""How well scores tell usual from unusual rows, steps and pixels, with intervals over groups."""
 
 from sonde.core._lazy import lazy
 

@@ -18,7 +18,7 @@ Kind = Literal["column", "state", "label", "answer"]
 @final
 @dataclass(frozen=True)
 class Equals:
-    """A column has one value."""
+    """A condition: a column has a given value."""
 
     source: str
     value: Any
@@ -30,14 +30,14 @@ class Equals:
         return f"{self.source} = {self.value}"
 
     def holds(self, values: Sequence[Any]) -> Bool[Tensor, "row"]:
-        """Return for each value of the column whether it is this one."""
+        """Return for each value of the column whether it is the value of the condition."""
         return torch.tensor([v == self.value for v in values], dtype=torch.bool)
 
 
 @final
 @dataclass(frozen=True)
 class Beyond:
-    """A number is at most ``cut``, or at least."""
+    """A condition: a number is at most ``cut``, or at least ``cut`` if ``above``."""
 
     source: str
     cut: float
@@ -50,7 +50,7 @@ class Beyond:
         return f"{self.source} {'>=' if self.above else '<='} {self.cut:.4g}"
 
     def holds(self, values: Float[Tensor, "row"]) -> Bool[Tensor, "row"]:
-        """Return for each number whether it lies there; a NaN never does."""
+        """Return for each number whether it meets the condition; a NaN never does."""
         return values >= self.cut if self.above else values <= self.cut
 
 

@@ -43,7 +43,7 @@ def numbers(name: str, values: Any, what: str) -> Float[Tensor, "row"]:
     Raises
     ------
     InputError
-        If there is none, or a NaN.
+        If there is no number, or a NaN.
     """
     found = as_tensor(name, values, what).detach().to("cpu", torch.float64).flatten()
     if len(found) == 0:

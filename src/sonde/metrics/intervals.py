@@ -83,7 +83,7 @@ class Bootstrap:
 
 
 def members(group: Any, n_rows: int) -> Int[Tensor, "row"]:
-    """Return the index of each row's group, a number or a text; without groups each is its own."""
+    """Return the index of each row's group (numbers or texts); by default each row is a group."""
     if group is None:
         return torch.arange(n_rows)
     found = group.detach().cpu().flatten() if isinstance(group, Tensor) else _flat(group)
@@ -145,7 +145,7 @@ def difference(first: Metric, second: Metric) -> Metric:
     Raises
     ------
     InputError
-        If the two do not come from the same number of groups, resamples and the same seed.
+        If the two differ in the number of groups or resamples, in the seed, or in the level.
 
     Examples
     --------

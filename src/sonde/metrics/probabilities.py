@@ -33,8 +33,8 @@ def expected_calibration_error(
     """Return how far stated confidence lies from how often it is right, averaged over rows.
 
     ``sum_b n_b / n |mean right - mean confidence|`` over bins of confidence. The estimate is never
-    below 0 and grows with few rows in a bin: ``null`` is what confidence that holds exactly would
-    give on average, by the normal law in each bin, rows independent.
+    below 0 and grows with few rows in a bin: ``null`` is the average estimate if the confidence
+    holds exactly, by the normal law in each bin, for independent rows.
 
     Parameters
     ----------
@@ -92,8 +92,9 @@ def brier_score(
 ) -> Metric:
     """Return the mean squared distance of stated probabilities to what happened.
 
-    ``mean (p - y)^2`` for one probability of each row, ``mean sum_c (p_c - [y = c])^2`` for one of
-    each class. ``null`` is the score of stating the shares of the outcomes for every row.
+    ``mean (p - y)^2`` if a row has a single probability, ``mean sum_c (p_c - [y = c])^2`` if it has
+    a probability for each class. ``null`` is the score of stating the shares of the outcomes for
+    every row.
 
     Parameters
     ----------

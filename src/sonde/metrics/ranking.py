@@ -29,8 +29,8 @@ def auroc(
 ) -> Metric:
     """Return the chance that an unusual row scores above a usual one, ties counted half.
 
-    Where every resample separates the two kinds completely, the interval is that of Newcombe with
-    the number of groups of either kind, which has a width there.
+    If every resample separates the two kinds completely, the interval is Newcombe's, from the
+    number of groups of either kind: it still has a width.
 
     Parameters
     ----------
@@ -98,8 +98,8 @@ def aupr(
     positive : {"unusual", "usual"}, default="unusual"
         Which kind is looked for; ``usual`` looks for it from the low end.
     interpolation : {"step", "trapezoid"}, default="step"
-        ``trapezoid`` joins the points of the curve by lines, which promises too much; it is there
-        to compare with tables that were made so.
+        ``trapezoid`` joins the points of the curve by lines, which is too optimistic; use it only
+        to compare with tables that were made this way.
 
     Examples
     --------
@@ -179,8 +179,9 @@ def fpr_at_tpr(
 def _expected_precision(ranked: Ranked, wanted: Tensor, joined: bool) -> float:
     """Return the mean average precision over all orders of the rows, ties as they are.
 
-    Two rows are both wanted with the chance ``p2``, so a block of ``m`` rows, ``s`` with all before
-    it, brings on average ``m (p + (s - 1) p2)`` pairs of a hit in it and a hit up to it.
+    A row is wanted with the chance ``p``, two rows with the chance ``p2``. A block of ``m`` rows
+    whose last row is the ``s``-th brings on average ``m (p + (s - 1) p2)`` pairs of a wanted row in
+    the block and a wanted row up to its end.
     """
     n, hits = len(wanted), int(wanted.sum())
     p, p2 = hits / n, hits * (hits - 1) / (n * max(n - 1, 1))
@@ -202,7 +203,7 @@ def _rows(name: str, scores: Any, unusual: Any) -> tuple[Tensor, Tensor]:
 
 
 def _from_the_end(values: Tensor, unusual: Tensor, positive: str) -> tuple[Tensor, Ranked]:
-    """Return which rows are looked for, and the order that begins at their end."""
+    """Return which rows are wanted, and the order from the end where they should lie."""
     wanted = unusual if positive == "unusual" else ~unusual
     return wanted, Ranked.of(values, descending=positive == "unusual")
 

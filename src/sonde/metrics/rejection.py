@@ -21,10 +21,11 @@ def prediction_rejection(
 ) -> Metric:
     """Return the prediction rejection ratio (PRR): 1 = as good as the oracle, 0 = chance.
 
-    The mean, over all numbers of kept answers, of the mean quality of the least uncertain ones,
-    less the mean quality, divided by the same of the order by quality itself. Answers of equal
-    uncertainty count with their mean quality, the average over their orders; the chance level is
-    the mean quality exactly. Where all qualities are equal the value is not defined (NaN).
+    The gain of the order by uncertainty, divided by the gain of the order by quality itself. The
+    gain of an order is the mean quality of its first ``k`` answers, averaged over all ``k``, less
+    the mean quality of all answers. Answers of equal uncertainty count with their mean quality, the
+    average over their orders; the chance level is the mean quality exactly. If all qualities are
+    equal, the value is not defined (NaN).
 
     Parameters
     ----------

@@ -22,8 +22,8 @@ class Roc:
     Parameters
     ----------
     fpr, tpr : Float[Tensor, "point"]
-        Shares of usual and of unusual rows that score at least ``threshold``; equal scores in one
-        step, which lines between points share out evenly.
+        Shares of usual and of unusual rows that score at least ``threshold``. Rows of equal score
+        make one step, and a line between points shares it out evenly.
     threshold : Float[Tensor, "point"]
         ``+inf`` at the first point, at which nothing passes.
     grid, low, high : Float[Tensor, "place"]
@@ -52,8 +52,8 @@ def roc(
 ) -> Roc:
     """Return the ROC curve; higher scores are taken first.
 
-    The band is pointwise: at one false-alarm rate, ``level`` of the resampled curves lie in it.
-    Where both kinds are separated completely it has no width; the interval of ``auroc`` has one.
+    The band is pointwise: at one false-alarm rate, ``level`` of the resampled curves lie in it. If
+    both kinds are separated completely, it has no width, unlike the interval of ``auroc``.
 
     Parameters
     ----------

@@ -33,11 +33,11 @@ class Cascade:
     doubt: Float[np.ndarray, "row"]
 
     def accuracy(self, shares: Any) -> Float[np.ndarray, "share"]:
-        """Return the accuracy where these shares of the rows, of highest doubt, are passed on."""
+        """Return the accuracy if these shares of the rows, highest doubt first, are passed on."""
         return self._along(self.doubt, np.asarray(shares))
 
     def oracle(self, shares: Any) -> Float[np.ndarray, "share"]:
-        """Return the accuracy where the rows go first that the strong model alone has right."""
+        """Return the accuracy if rows that only the strong model gets right are passed on first."""
         return self._along(self.strong * 1.0 - self.weak, np.asarray(shares))
 
     def random(self, shares: Any) -> Float[np.ndarray, "share"]:
@@ -63,7 +63,7 @@ class Cascade:
         Parameters
         ----------
         keep : float
-            Of the strong model's accuracy.
+            Share of the strong model's accuracy.
         """
         order = np.argsort(-self.doubt, kind="stable")
         right = self.weak.sum() + np.r_[0, np.cumsum((self.strong * 1.0 - self.weak)[order])]

@@ -171,7 +171,7 @@ def _each(
     counted: Bool[Tensor, "step"],
     one: Callable[[Tensor], float],
 ) -> Float[Tensor, "trajectory"]:
-    """Return what ``one`` says of the rows of each trajectory that has a counted step."""
+    """Return the value of ``one`` for the rows of each trajectory that has a counted step."""
     names = member[counted].unique()
     if len(names) == 0:
         raise InputError("localisation: expected at least one trajectory with a wrong step.")

@@ -35,7 +35,7 @@ class WeakGroup:
     loss, low, high : float
         Mean loss of the members in the half that confirms, and its interval.
     elsewhere, elsewhere_low, elsewhere_high : float
-        The same of all other rows of that half.
+        Mean loss of all other rows in that half, and its interval.
     n_confirming, n_groups : int
         Members in that half, and their groups.
     confidence : float
@@ -76,15 +76,16 @@ def weak_groups(
 ) -> list[WeakGroup]:
     """Return the groups whose mean loss is above that of the other rows by more than a gap.
 
-    On one half of the groups of data, candidates are values of a column, tails of a number, and
-    clusters of the states, alone or two together; those whose membership correlates most with the
-    loss are taken one after another, each on the rows that no earlier one has. On the other half
-    both means get an interval (exact for losses of 0 and 1, Student's t over groups else), at a
-    level divided by the number of groups that came there. A group is returned where these lie more
-    than ``gap`` apart, so that data without one give any with a chance of at most ``alpha``.
+    One half of the groups of data proposes candidates: values of a column, tails of a number, and
+    clusters of the states, alone or two together. Candidates whose membership correlates most with
+    the loss are taken one after another, each on the rows that no earlier candidate has. On the
+    other half, the mean losses of a candidate and of all other rows get intervals (exact for losses
+    of 0 and 1, else Student's t over groups), at an ``alpha`` divided by the number of candidates.
+    A candidate is returned if its interval lies more than ``gap`` above the other, so that data
+    without a weak group give any group with a chance of at most ``alpha``.
 
-    Of two conditions one at least is of a column: a label together with an answer, or with a
-    cluster of states, which know the answer, would be wrong by its definition.
+    Of two conditions at least one is about a column: a label together with an answer, or with a
+    cluster of states (which know the answer), would be wrong by definition.
 
     Parameters
     ----------
@@ -100,7 +101,7 @@ def weak_groups(
     gap : float, default=0.1
         In units of the loss.
     least : int, default=10
-        Groups of data that a group has in each half.
+        Smallest number of groups of data in a returned group, in each half.
     at_most : int, default=5
     alpha : float, default=0.01
     seed : int, default=0
@@ -139,7 +140,7 @@ def _cover(
     least: int,
     at_most: int,
 ) -> list[Candidate]:
-    """Return the conditions that explain most of the loss of one half, each on what is left."""
+    """Return the conditions that explain most of the loss of one half, each on the rows left."""
     if not singles:
         return []
     allowed = _combinable([condition for condition, _ in singles])
@@ -168,7 +169,7 @@ def _cover(
 def _scores(
     inside: Float[Tensor, "condition row"], loss: Float[Tensor, "row"], least: int
 ) -> Float[Tensor, "condition condition2"]:
-    """Return the correlation of loss with membership in two at once, times the root of the rows."""
+    """Return the correlation of loss with two conditions at once, times the root of the rows."""
     n, total = inside.shape[1], loss.sum()
     size, summed = inside @ inside.T, (inside * loss) @ inside.T
     spread = loss.std(correction=0)
@@ -198,7 +199,7 @@ def _confirmed(
     gap: float,
     alpha: float,
 ) -> WeakGroup | None:
-    """Return a group whose interval lies more than the gap above that of the rest, else None."""
+    """Return a group if its interval lies more than ``gap`` above that of other rows, else None."""
     conditions, mask = candidate
     inside, outside = half & mask, half & ~mask
     n_groups = len(torch.unique(member[inside]))

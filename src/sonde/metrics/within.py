@@ -1,4 +1,4 @@
-"""How well a score tells inside each group, where what the groups differ in cannot help it."""
+"""How well a score ranks rows inside each group, without help from differences of the groups."""
 
 from typing import Any
 
@@ -26,14 +26,15 @@ def auroc_within(
 
     ``auroc`` also compares rows of different groups, so that a score that only knows which prompts
     are hard looks good. Here only pairs inside a group count, each once, ties half; groups of one
-    kind of rows have no pair. Give the lengths of texts as scores for what length alone can tell.
+    kind of rows have no pair. Pass the lengths of texts as scores to see how much length alone can
+    tell.
 
     Parameters
     ----------
     scores, unusual, resamples, seed, level
         As in ``auroc``.
     group : array (row,)
-        The prompt of each row; also what is resampled.
+        The prompt of each row; prompts are resampled whole.
 
     Examples
     --------

@@ -1,7 +1,8 @@
 """The bins of ``log_bins`` for float32, looked up by the leading bits of each number.
 
 Numbers with equal sign, exponent and first 8 bits of mantissa form a cell, in which at most one
-edge lies, so a cell has a first bin, a direction, and the first bit pattern past the edge.
+edge lies, so the table holds for each cell its first bin, the step to its last bin, and the first
+bit pattern past the edge.
 """
 
 from collections.abc import Callable

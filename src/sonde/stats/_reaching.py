@@ -11,7 +11,7 @@ FIRST_ROWS = 32
 
 
 def growing_parts(order: Int[Tensor, "row"]) -> Iterator[Int[Tensor, "_part"]]:
-    """Yield rows in their order, first few of them, then four times as many each time."""
+    """Yield the rows in order, in parts that start small and grow fourfold."""
     start, size = 0, FIRST_ROWS
     while start < len(order):
         yield order[start : start + size]
@@ -25,8 +25,8 @@ def reaching(
 ) -> tuple[Int[Tensor, "found"], Int[Tensor, "found"]]:
     """Return row and unit of each value that reaches its unit's bound, rows by ascending key.
 
-    ``bound(key)`` is the bound for rows from this key on: what a sample takes of rows of large
-    keys is less than what it takes of those of small ones.
+    ``bound(key)`` holds for rows of this key and of larger keys. It may rise with the key, since a
+    sample takes fewer values from rows of large keys.
     """
     dim, rows, units = x.shape[1], list[Tensor](), list[Tensor]()
     for part in growing_parts(torch.argsort(key, stable=True)):

@@ -13,11 +13,11 @@ TINY = 1e-9
 
 
 def auroc_bounds(value: float, n: int, m: int, tail: float) -> tuple[float, float]:
-    """Return the confidence interval of an AUROC, which has a width also where it is 0 or 1.
+    """Return the confidence interval of an AUROC; it has a width even if the AUROC is 0 or 1.
 
     The standard error is that of Hanley and McNeil at the bound itself, with both counts replaced
-    by their mean in its pair terms, so that the interval stays inside [0, 1] and has a width also
-    where the two sets are separated completely.
+    by their mean in its pair terms, so that the interval stays inside [0, 1] and has a width even
+    if the two sets are separated completely.
 
     References
     ----------

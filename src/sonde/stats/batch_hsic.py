@@ -47,13 +47,14 @@ class BatchHsicState(State):
 class BatchHsic(Statistic[BatchHsicState]):
     """Unbiased HSIC of a pair of sites inside sub-batches of planned rows, added up.
 
-    Each sub-batch is unbiased, so the mean is too; a ratio of means only nearly. Cheaper than
-    ``HsicSums`` where rows are wide. Exact for splits that keep sub-batches whole.
+    The estimate of each sub-batch is unbiased, and so is the mean; a ratio of means is nearly
+    unbiased. Cheaper than ``HsicSums`` where rows are wide. Exact for splits that keep sub-batches
+    whole.
 
     Parameters
     ----------
     size : int, default=128
-        Examples of the planned order, and most rows, in a sub-batch.
+        Examples of the planned order in a sub-batch, and its largest number of rows.
 
     References
     ----------

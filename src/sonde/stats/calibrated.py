@@ -34,7 +34,7 @@ Held = dict[str, tuple[HashSampleState, ...]]
 class CalibratedScorer(Scorer):
     """A scorer with the scores of held-out rows, which turn scores into p-values.
 
-    What it says of itself (``value``, ``unit``, ``flags``, ...) is what the fitted scorer says.
+    Its result fields (``value``, ``unit``, ``flags``, ...) are those of the fitted scorer.
     """
 
     scorer: Scorer
@@ -65,24 +65,24 @@ class CalibratedScorer(Scorer):
         return self.scorer.reduced(scores, example, how, *columns)
 
     def contributions(self, *columns: Any, **_: Any) -> Float[Tensor, "row dim"] | None:
-        """Return what each unit adds as the fitted scorer says it."""
+        """Return the contribution of each unit to the fitted scorer's scores."""
         return self.scorer.contributions(*columns)
 
     @property
     def by(self) -> str | None:
-        """What gives the class within which p-values hold; None if there are no classes."""
+        """Source of the class within which p-values hold; None if there are no classes."""
         return self.calibration.by if isinstance(self.calibration, ClassCalibration) else None
 
 
 @final
 @dataclass(frozen=True)
 class Kept:
-    """How the scores of other rows are kept when a fitted detector is calibrated on these.
+    """How scores are kept when a fitted detector is calibrated on other rows.
 
     Parameters
     ----------
     m, top : int
-        Scores of each class in a hash sample, and largest ones beside it.
+        Scores of each class in a hash sample, and largest scores kept beside the sample.
     by : {"label", "predicted"} or None
         Calibrate within each class.
     guarantee : {"marginal", "pac"}
@@ -101,7 +101,7 @@ class Kept:
 
     @property
     def statistic(self) -> HeldScores:
-        """What keeps the scores."""
+        """Statistic that keeps the scores."""
         return HeldScores(self.m, self.top)
 
     def calibration(self, held: HeldScoresState) -> AnyCalibration:
@@ -116,7 +116,7 @@ class Kept:
 @final
 @dataclass(frozen=True)
 class _ScoresOf(Statistic[HeldScoresState]):
-    """Scores that one fitted detector gave: those of another are another state."""
+    """Scores of one fitted detector; scores of another detector make another state."""
 
     detector: Detector
     kept: Kept
@@ -157,7 +157,7 @@ class Calibrated(Instrument):
 
     @classmethod
     def of(cls, detector: Detector, reduction: str | None, m: int = 0) -> "Calibrated":
-        """Return a detector calibrated on at least ``m`` rows, more where examples have several."""
+        """Return a detector calibrated on at least ``m`` rows; ``reduction`` raises the minimum."""
         least = SAMPLE if reduction is None else REDUCED_SAMPLE
         return cls(detector, m if reduction is None and m else max(m, least), reduction)
 
@@ -198,7 +198,7 @@ class Calibrated(Instrument):
         return CalibratedScorer.of(scorer, Calibration.from_scores(found), self.reduction)
 
     def _held(self, samples: dict[str, Any]) -> Held:
-        """Return the samples of each column, at every site where it differs from site to site."""
+        """Return the samples of each column: one for each site if sites differ in the column."""
         if self.span != "all":
             return {c: (sample,) for c, sample in samples.items()}
         return {c: aligned(s if c in SITE_COLUMNS else s[:1], s) for c, s in samples.items()}
@@ -248,7 +248,8 @@ def _example_scores(
 ) -> Float[Tensor, "group"]:
     """Return the score of one example of each group that is whole.
 
-    It is the example whose first row has the smallest draw, so that long ones are not preferred.
+    The example whose first row has the smallest draw is taken, so that long examples are not
+    preferred.
     """
     assert how is not None
     (ids,) = held["ids"]

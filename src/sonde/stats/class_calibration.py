@@ -20,8 +20,9 @@ class ClassCalibration(State):
     """Split-conformal calibration within each class: the false-alarm rate is kept in every one.
 
     The class of a row must be known when it is scored: its label where the data has one, or the
-    class that the model predicts. A class that was not seen, or seen too rarely where that was
-    asked for, is compared with all scores: the rate is then kept over all rows, not within it.
+    class that the model predicts. A class that was not seen, or has fewer scores than
+    ``pooled_below``, is compared with all scores: the rate is then kept over all rows, not within
+    the class.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ class ClassCalibration(State):
     ) -> "ClassCalibration":
         """Return the calibrations of the classes of held-out scores.
 
-        Those of fewer than ``pooled_below`` scores have none of their own.
+        Classes with fewer than ``pooled_below`` scores get no calibration of their own.
         """
         labels = [label for label in held.labels if label >= 0]
         if not labels:
@@ -83,7 +84,7 @@ class ClassCalibration(State):
         return found
 
     def threshold(self, alpha: float, label: int | None = None) -> float:
-        """Return the threshold of a class; of all together for None and for classes not seen."""
+        """Return the threshold of a class, or that of all scores for None and unseen classes."""
         at = torch.nonzero(self.labels == (-1 if label is None else label)).flatten().tolist()
         return (self.each[at[0]] if at else self.whole).threshold(alpha)
 

@@ -235,7 +235,7 @@ class ClassMoments(Statistic[ClassMomentsState]):
 
 
 def _average(weight: Float[Tensor, "class"], mean: Float[Tensor, "class dim"]) -> Tensor:
-    """Return the mean of all rows; that of a unit with equal means is theirs to the last bit."""
+    """Return the mean of all rows; for a unit with equal class means, exactly that mean."""
     first = mean[:1].sum(0)
     return first + (weight / weight.sum()) @ (mean - first)
 
@@ -243,8 +243,8 @@ def _average(weight: Float[Tensor, "class"], mean: Float[Tensor, "class dim"]) -
 def _sums(values: Tensor, member: Int[Tensor, "row"], n_classes: int) -> Tensor:
     """Return the sum of each class in float64.
 
-    Of a few classes by products of 64 rows in their own type, added in float64: several times
-    faster, and as exact as ``column_sum``.
+    For a few classes, blocks of 64 rows are multiplied in their own type and added in float64:
+    several times faster, and as exact as ``column_sum``.
     """
     if 0 < n_classes <= FEW and values.ndim == 2 and values.dtype == torch.float32:
         whole, own = len(values) // BLOCK * BLOCK, nn.functional.one_hot(member, n_classes)

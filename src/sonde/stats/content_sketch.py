@@ -21,9 +21,9 @@ KEPT = 3
 class ContentSketchState(State):
     """The contents of smallest hash, ascending, with exact counts of the examples that have them.
 
-    ``examples`` holds the planned indices of the first three (``2**63 - 1`` where there are fewer);
-    ``low_label`` and ``high_label`` the range of their labels, so two labels differ where they do.
-    ``n`` examples were seen.
+    ``examples`` holds the planned indices of the first three examples (``2**63 - 1`` fills missing
+    places). ``low_label`` and ``high_label`` are the smallest and largest label of a content: if
+    they differ, its examples have different labels. ``n`` examples were seen.
     """
 
     n: int
@@ -35,7 +35,7 @@ class ContentSketchState(State):
 
     @property
     def duplicate_share(self) -> float:
-        """Unbiased share of examples that are a further copy of another one."""
+        """Estimated share of examples that copy an earlier one; exact if all contents are kept."""
         total = int(self.count.sum())
         return 1 - len(self.count) / total if total else float("nan")
 

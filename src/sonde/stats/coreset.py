@@ -20,7 +20,8 @@ COARSE = 100  # squares up to so many times the rounding are those of float64
 class CoresetState(State):
     """Chosen rows; each of the ``n`` rows seen lies within ``cover`` of one of them.
 
-    The farthest of the rows that gave way last lay ``apart`` from the chosen ones.
+    When rows were last dropped, the farthest dropped row lay at distance ``apart`` from its chosen
+    row.
     """
 
     n: int
@@ -31,7 +32,7 @@ class CoresetState(State):
 
     @property
     def radius(self) -> float:
-        """The largest distance at which a row may lie from its chosen one."""
+        """The largest distance at which a row may lie from its chosen row."""
         return float(self.cover.max())
 
     @property
@@ -45,11 +46,11 @@ class CoresetState(State):
 class Coreset(Statistic[CoresetState]):
     """At most ``m`` rows that cover all others, chosen farthest first.
 
-    The first is the row of smallest draw; each next one is the row farthest from those chosen. Of
-    4,096 rows (or ``2 m``) at once the radius is at most twice the best possible. A further row
-    that is no farther from a chosen one than those that gave way is counted to it; the others
-    compete with the chosen ones, in order of their distance plus what they cover: a chosen row that
-    gives way hands what it covers to the nearest one that stays, with that distance added.
+    The first row is that of smallest draw; each next row is the farthest from the rows chosen
+    before. If at most 4,096 rows (or ``2 m``) come at once, the radius is at most twice the best
+    possible. A later row within ``apart`` of a chosen row is counted to that row. Other rows
+    compete with the chosen rows by their distance plus their cover. A chosen row that is dropped
+    hands its cover, plus its distance, to the nearest row that stays.
 
     Parameters
     ----------
@@ -130,10 +131,10 @@ class Coreset(Statistic[CoresetState]):
 def _farthest_first(
     rows: Float[Tensor, "row dim"], cover: Float[Tensor, "row"], m: int
 ) -> tuple[Int[Tensor, "chosen"], Int[Tensor, "row"]]:
-    """Return ``m`` rows, each the farthest from those before it, and the nearest one of each row.
+    """Return ``m`` rows, each the farthest from all before, and each row's nearest chosen row.
 
-    What a row covers counts as farther away. Ends early where all that is left are equal to a
-    chosen row, to rounding. Goes on in float64 where that of float32 would choose.
+    The cover of a row is added to its distance. Ends early if every other row equals a chosen row,
+    up to rounding. Continues in float64 if float32 rounding would decide.
     """
     z, square, least = _centred(rows)
     gap = torch.full_like(square, torch.inf)
@@ -163,7 +164,7 @@ def _nearest(
 ) -> tuple[Int[Tensor, "row"], Float[Tensor, "row"]]:
     """Return a nearest chosen row of each row, to rounding, and the exact distance to it.
 
-    Rows that lie nearer than products of float32 tell are compared in float64.
+    Rows too near for the resolution of float32 products are compared in float64.
     """
     z, square, least = _centred(chosen)
     apart = x - chosen.mean(0)
@@ -179,7 +180,7 @@ def _nearest(
 def _centred(
     rows: Float[Tensor, "row dim"],
 ) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row"], float]:
-    """Return rows around their mean, their squares, and the square that rounding may make."""
+    """Return centred rows, their squared lengths, and the squared length that rounding may make."""
     z = rows - rows.mean(0)
     square = z.square().sum(1)
     return z, square, 8 * torch.finfo(rows.dtype).eps * float(square.max())

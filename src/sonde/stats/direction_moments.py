@@ -31,7 +31,7 @@ class DirectionMoments(Statistic[MomentsState]):
     def influence(
         self, state: MomentsState, gradient: MomentsState, x: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row"]:
-        """Return that of ``Moments`` at the rows of unit length."""
+        """Return the influence of ``Moments`` at the rows of unit length."""
         return _ALL.influence(state, gradient, unit_rows(x))
 
 
@@ -55,7 +55,7 @@ class ClassDirectionMoments(Statistic[ClassMomentsState]):
         x: Float[Tensor, "row dim"],
         label: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
-        """Return that of ``ClassMoments`` at the rows of unit length."""
+        """Return the influence of ``ClassMoments`` at the rows of unit length."""
         return _EACH.influence(state, gradient, unit_rows(x), label)
 
 

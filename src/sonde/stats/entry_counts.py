@@ -27,8 +27,9 @@ class EntryCountsState(State):
     def quantile(self, q: float) -> float:
         """Return a quantile of all entries, interpolated by rank inside its bin.
 
-        It lies in the bin of the entry at that rank, or below it between two ranks: within 1 part
-        in 128 of that entry, and much nearer where entries are dense. A single value is exact.
+        At a whole rank it lies in the bin of the entry at that rank: within 1 part in 128 of that
+        entry, and much nearer if entries are dense. Between two ranks it lies near the bin of the
+        lower entry. A single value is exact.
         """
         counts = torch.cat([self.counts[HALF:].flip(0), self.counts[:HALF]]).double().cpu()
         upto = counts.cumsum(0)
@@ -75,7 +76,7 @@ class EntryCounts(Statistic[EntryCountsState]):
 
 
 def _edge(leading: int) -> float:
-    """Return the float32 with these 16 leading bits and zeros after them; the largest at the end.
+    """Return the float32 with these 16 leading bits, then zeros; at most the largest finite number.
 
     Bins of infinities and NaN have no edges; their rows never arrive here.
     """

@@ -10,7 +10,8 @@ from sonde.core.errors import InputError
 def benjamini_hochberg(p: Float[Tensor, "test"], rate: float = 0.05) -> Bool[Tensor, "test"]:
     """Return which tests are discoveries at this false discovery rate.
 
-    The largest ``i`` with ``p_(i) <= i rate / tests`` and all smaller ones.
+    The discoveries are the ``i`` smallest p-values, for the largest ``i`` with
+    ``p_(i) <= i rate / tests``.
 
     Examples
     --------

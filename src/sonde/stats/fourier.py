@@ -68,7 +68,8 @@ def median_sigma(x: Float[Tensor, "row dim"]) -> float:
 def kernel_width(x: Float[Tensor, "row dim"], n: int = WIDTH_ROWS) -> float:
     """Return ``median_sigma`` of the first ``n`` rows: a width that suits any rows.
 
-    Where most of them are equal it is that of the pairs that differ, and 1 where none do.
+    If at least half of the pairs are equal, only the pairs that differ count; if none differ, the
+    width is 1.
     """
     gaps = torch.pdist(x[:n].double())
     gaps = gaps if bool((gaps > 0).sum() * 2 > len(gaps)) else gaps[gaps > 0]
@@ -106,7 +107,7 @@ class FourierMoments(Statistic[MomentsState]):
     def influence(
         self, state: MomentsState, gradient: MomentsState, x: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row"]:
-        """Return that of ``Moments`` at the features."""
+        """Return the influence of ``Moments`` at the features."""
         return self._moments.influence(state, gradient, self.features(x))
 
     @property

@@ -201,7 +201,7 @@ class GroupedHsicSums(Statistic[GroupedHsicSumsState]):
 
 @dataclass(frozen=True)
 class _GroupParts:
-    """Per group: rows, means, ``X y``, ``X^T x`` and ``|X|^2``; and which group a row is in."""
+    """Size, means, ``X y``, ``X^T x`` and ``|X|^2`` of each group, and the group of each row."""
 
     member: Int[Tensor, "row"]
     size: Float[Tensor, "group"]

@@ -35,8 +35,8 @@ class HashSampleState(State):
     def first_of_each_group(self) -> Int[Tensor, "group"]:
         """Return the indices of the row of smallest draw in each group, in order of draw.
 
-        In a cut sample of rows a group with many of them is found more often than one with few: a
-        sample with ``groups="one"`` holds every group alike.
+        If rows were left out, a group with many rows is more likely to be found than a group with
+        few rows; with ``groups="one"`` every group is equally likely.
         """
         order = torch.argsort(rank_key(self.draw))
         seen: set[int] = set()
@@ -151,7 +151,7 @@ class HashSample(Statistic[HashSampleState]):
         return HashSampleState(n, merged.rows, merged.draw, merged.group, merged.group_draw)
 
     def absorbs(self, *states: HashSampleState) -> bool:
-        """Return whether these samples fill one."""
+        """Return whether these samples together hold enough rows to fill a sample."""
         return sum(len(s.draw) for s in states) >= self.m
 
     def _smallest(

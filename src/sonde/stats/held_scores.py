@@ -46,7 +46,7 @@ class HeldScoresState(State):
 
     @property
     def labels(self) -> list[int]:
-        """The classes that scores were seen of."""
+        """Labels of the classes with scores."""
         return [c.label for c in self.classes]
 
     def calibration(
@@ -57,7 +57,7 @@ class HeldScoresState(State):
         Raises
         ------
         CalibrationError
-            If there is no score of that class; calibrate it with all then.
+            If there is no score of that class; use the calibration of all scores then.
         """
         parts = [c for c in self.classes if label is None or c.label == label]
         if not parts:
@@ -72,7 +72,7 @@ class HeldScoresState(State):
         return SampledCalibration(c.top.flip(0), c.scores[spare].sort().values, n, guarantee, delta)
 
     def drawn(self) -> tuple[Int[Tensor, "sample"], bool]:
-        """Return the draws of the sampled scores, ascending, and whether there are others."""
+        """Return the draws of the sampled scores, ascending, and whether scores were left out."""
         c = _smallest(NO_LABEL, _joined(list(self.classes)), self.m, self.top)
         return c.draw, len(c.draw) == self.m and c.n > self.m
 
@@ -83,7 +83,8 @@ class HeldScores(Statistic[HeldScoresState]):
     """Scores of held-out rows: a hash sample and the largest ones, by class. Exact.
 
     Give it one score for each group: a p-value of a document needs scores of documents. A row that
-    arrives twice is kept once; where more scores arrive than are kept it counts twice in ``n``.
+    arrives twice is kept once. If more scores arrive than are kept, such a row counts twice in
+    ``n``.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ class HeldScores(Statistic[HeldScoresState]):
         How many of the largest are kept: false-alarm rates up to ``top / (n + 1)`` are those of
         all ``n`` scores, not of the sample.
     max_classes : int, default=1024
-        Labels from here on are refused.
+        Labels of this number or more are refused.
     column : int, default=0
         Which column of the rows is the score.
     """
@@ -223,7 +224,8 @@ class SampledCalibration(State):
     def rate_interval(self, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
         """Return where the true false-alarm rate lies, given this one calibration set.
 
-        Above the kept tail both the tail and the sample are uncertain: half of the doubt each.
+        If the threshold lies below the kept tail, both tail and sample are uncertain: each takes
+        half of the error probability.
         """
         rank, top, n = self._rank(alpha, self.n, self.delta), len(self.tail), self.n
         tail = (1.0 - confidence) / 2
@@ -245,7 +247,7 @@ class SampledCalibration(State):
         return self._rank(lower, len(self.scores), self.delta / 2) if lower > 0 else 0
 
     def _mass_above(self) -> float:
-        """Return how much lies above the smallest of the tail, at most where ``pac`` promises."""
+        """Return the probability above the tail's smallest score; for ``pac``, its upper bound."""
         top = torch.tensor([len(self.tail)])
         return float(least_levels(top, self.n, self.guarantee, self.delta / 2))
 
@@ -276,7 +278,7 @@ def _joined(parts: list[ClassScores]) -> ClassScores:
 
 
 def _smallest(label: int, c: ClassScores, m: int, top: int) -> ClassScores:
-    """Return a class with what is kept of it; of equal scores those of smaller draws are."""
+    """Return a class cut to the scores that are kept; of equal scores, those of smaller draws."""
     order = _fresh(c.draw, torch.argsort(rank_key(c.draw), stable=True))[:m]
     by_draw = _fresh(c.top_draw, torch.argsort(rank_key(c.top_draw), stable=True))
     by_score = torch.argsort(c.top[by_draw], descending=True, stable=True)

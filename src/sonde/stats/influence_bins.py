@@ -28,7 +28,7 @@ def influence_edges(alpha: float, n_bins: int) -> Float[Tensor, "edge"]:
 
 
 def even_edges(alpha: float, n_bins: int) -> Float[Tensor, "edge"]:
-    """Return the inner ones of evenly spaced thresholds from 0 to 1, in the same units."""
+    """Return the inner thresholds of an even grid on [0, 1], in units of ``influence_edges``."""
     return sigmoid_edges(torch.linspace(0.0, 1.0, n_bins, dtype=torch.float64)[1:-1], alpha)
 
 
@@ -41,7 +41,7 @@ def sigmoid_edges(inner: Float[Tensor, "edge"], alpha: float) -> Float[Tensor, "
 def influence_cells(
     x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"], edges: Float[Tensor, "edge"]
 ) -> Int[Tensor, "cell"]:
-    """Return, for every row and unit, which entry of a unit by bin table it falls into."""
+    """Return the index of every row and unit in a flattened table of units by bins."""
     offset = torch.arange(x.shape[1], dtype=torch.int32, device=x.device) * (len(edges) + 1)
     out = torch.empty(x.shape, dtype=torch.int32, device=x.device)
     for rows in row_blocks(x):

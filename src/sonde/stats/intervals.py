@@ -48,9 +48,9 @@ def grouped_share(
 ) -> tuple[float, float]:
     """Return the interval of a share of rows that come in groups, as if there were fewer rows.
 
-    The exact interval at the number of independent rows whose share varies as much as this one does
-    between groups; of rows without groups it is the exact interval. Where no row or every row is a
-    hit, a group counts as one row.
+    This is the exact interval for the number of independent rows whose share would vary as much as
+    the observed share varies between groups; without groups it is the exact interval of all rows.
+    If no row or every row is a hit, a group counts as one row.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """How often symbols occur together, what they say about each other, and how values become symbols.
 
-All from counts, in nats, as plug-in figures: unrelated symbols of ``A`` and ``B`` kinds have an
-information of about ``(A - 1) (B - 1) / (2 n)``, so compare with shuffled ones.
+All figures are plug-in estimates from counts, in nats: unrelated symbols of ``A`` and ``B`` kinds
+have an information of about ``(A - 1) (B - 1) / (2 n)``, so compare with shuffled symbols.
 """
 
 import torch

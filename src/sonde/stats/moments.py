@@ -60,7 +60,7 @@ class MomentsState(State):
         Raises
         ------
         StateError
-            Where only variances were kept: they say nothing about directions.
+            If only variances were kept: they say nothing about directions.
         """
         if self.scatter.ndim == 1:
             raise StateError(
@@ -125,9 +125,10 @@ class Moments(Statistic[MomentsState]):
 def centre(
     x: Float[Tensor, "row dim"],
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "row dim"], Float[Tensor, "dim"]]:
-    """Return the float64 mean, the rows minus it in a float type, and what mean rounding left.
+    """Return the float64 mean, the rows minus a rounded mean, and the residual of that rounding.
 
-    Half-precision rows are widened to float32 first. The returned mean includes the residual.
+    Half-precision rows are widened to float32 first, other types stay. The returned mean includes
+    the residual.
     """
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     rough = wide.mean(0)
@@ -142,7 +143,7 @@ def centred_squares(
     centred: Float[Tensor, "row dim"],
     residual: Float[Tensor, "dim"],
 ) -> Float[Tensor, "dim"]:
-    """Return each column's sum of squared gaps from its mean, in float64; ``centred`` is spent.
+    """Return each column's sum of squared deviations, in float64; ``centred`` is overwritten.
 
     Columns whose squares would lose digits in float32 are squared in float64.
 
@@ -177,7 +178,7 @@ def column_sum(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:
 def gram(
     centred: Float[Tensor, "row dim"], products: torch.dtype | None = None
 ) -> Float[Tensor, "dim dim"]:
-    """Return ``z^T z`` in float64, from products in a type, ``product_type``, 2,048 rows at a time.
+    """Return ``z^T z`` in float64, from products of 2,048 rows in a type (``product_type``).
 
     On the CPU only strips above the diagonal are multiplied, which wins back most of what float64
     costs; they are mirrored at the end.

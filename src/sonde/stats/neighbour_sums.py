@@ -17,7 +17,7 @@ BLOCKS, BLOCK_ROWS = 16, 16
 
 @dataclass(frozen=True)
 class NeighbourSumsState(State):
-    """Neighbouring pairs, those of one label, and squared distances, in 16 interleaved blocks."""
+    """Counts of all and of equal-label pairs, and squared distances, in 16 interleaved blocks."""
 
     pairs: Int[Tensor, "block"]
     squares: Float[Tensor, "block"]
@@ -34,9 +34,9 @@ class NeighbourSumsState(State):
         return self.over(torch.ones_like)[1]
 
     def over(self, expected: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """Return ``mean`` over what is expected of a share of pairs with one label, and its error.
+        """Return ``mean`` over ``expected`` of the share of equal-label pairs, and its error.
 
-        The standard error comes from leaving out one block at a time; it is NaN below two.
+        The standard error comes from leaving out one block at a time; it is NaN below two blocks.
         """
         used = self.pairs > 0
         count = int(used.sum())
@@ -57,8 +57,8 @@ class NeighbourSumsState(State):
 class NeighbourSums(Statistic[NeighbourSumsState]):
     """Sums of ``|x_i - x_(i+1)|^2`` over consecutive rows of different groups. Exact.
 
-    Pairs inside one ``observe`` call count, so a unit comes whole; a pair across units is left out.
-    A pair belongs to block ``(order // 16) mod 16`` of its first row.
+    Only pairs inside one ``observe`` call count: each work unit comes whole, and pairs across two
+    units are left out. A pair belongs to block ``(order // 16) mod 16`` of its first row.
     """
 
     whole_groups: ClassVar[bool] = True

@@ -47,7 +47,7 @@ def nearest(
 ) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
     """Return distances and indices of the ``k`` nearest rows of ``y``, nearest first.
 
-    Distances of the ones found are computed anew from differences, so that near pairs keep their
+    The distances of the rows found are recomputed from differences, so that near pairs keep their
     digits. ``nearest(x, x, k, group=g, group2=g)`` leaves out every row of the same group, and with
     ``g = arange`` a row itself; where fewer than ``k`` are left, the distance is infinite.
 
@@ -58,8 +58,8 @@ def nearest(
     group, group2 : Int[Tensor, "row"], optional
         Pairs of one group are left out.
     each_once : bool, default=False
-        Of each group of ``y`` only the row that is nearest is taken; ``k`` is then at most the
-        number of groups. Needs ``group2``.
+        Only the nearest row of each group of ``y`` is taken; ``k`` is then at most the number of
+        groups. Needs ``group2``.
     """
     if not 1 <= k <= len(y):
         raise InputError(f"nearest: expected k between 1 and {plural(len(y), 'row')}, got {k}.")
@@ -83,8 +83,8 @@ def _by_candidates(
 ) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"], Bool[Tensor, "row"]]:
     """Return the nearest of some candidates, and whether no other row of ``y`` can be nearer.
 
-    Candidates come from products in float32. A row of ``y`` that is not among them has at most the
-    product of the last of them, up to the rounding of ``dim`` sums.
+    Candidates come from products in float32. The product of any other row of ``y`` is at most that
+    of the last candidate, up to the rounding of ``dim`` sums.
     """
     n, dim = len(x), x.shape[1]
     spare = SPARE
@@ -219,7 +219,7 @@ def _largest(
     """Return the ``k`` largest entries of each row, and their columns, in any order.
 
     Of a wide row only the ``k`` groups of columns with the largest maxima are looked into: an entry
-    of another group has ``k`` entries before it.
+    of any other group has ``k`` larger or equal entries.
     """
     n_groups = x.shape[1] // WAYS
     if n_groups < 4 * k:

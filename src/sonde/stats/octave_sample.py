@@ -22,8 +22,8 @@ LAST = torch.iinfo(torch.int64).max
 class OctaveSampleState(State):
     """For each unit up to ``m`` rows of each range, in ascending draw; the last range is the rest.
 
-    Range ``b`` holds values in ``[2^(top - b - 1), 2^(top - b))``. ``key`` is the draw in an order
-    that sorts as signed numbers; where it is the largest integer, the place is empty.
+    Range ``b`` holds values in ``[2^(top - b - 1), 2^(top - b))``. ``key`` is the draw, mapped to
+    signed numbers of equal order; the largest integer marks an empty place.
     """
 
     n: int
@@ -44,9 +44,9 @@ class OctaveSampleState(State):
 class OctaveSample(Statistic[OctaveSampleState]):
     """Rows of smallest draw in each of a few ranges below each unit's largest value. Exact.
 
-    Ranges are those between the powers of two below the largest value; everything smaller, and
-    what is not positive, is one range more. Whatever lies in a range that the whole data has lies
-    in one of each part of the data, so any split gives the same rows.
+    Ranges are those between the powers of two below the largest value; everything smaller, and what
+    is not positive, is one range more. Each range of the whole data consists of whole ranges of
+    each part of the data, so any split gives the same rows.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
         ids: Int[Tensor, "row 2"],
         position: Int[Tensor, "row"],
     ) -> OctaveSampleState:
-        """Return the sample of a batch: of its rows in the order of their draws."""
+        """Return the sample of a batch; rows are read in the order of their draws."""
         order = torch.argsort(rank_key(draw), stable=True)
         state = self._empty(x)
         for rows in growing_parts(order):
@@ -88,7 +88,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
         ids: Int[Tensor, "row 2"],
         position: Int[Tensor, "row"],
     ) -> OctaveSampleState:
-        """Return the sample after these rows; only those that may be of it are looked at."""
+        """Return the sample after these rows; only values that may enter it are examined."""
         x = x.detach().cpu()
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
         key, bounds = rank_key(draw), self._bounds(state, x)
@@ -122,9 +122,10 @@ class OctaveSample(Statistic[OctaveSampleState]):
     def _bounds(
         self, state: OctaveSampleState, x: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "range1 dim"]:
-        """Return the upper end of the first range, which any larger value shifts, and lower ends.
+        """Return the upper end of the first range, then the lower end of every range.
 
-        A range takes no row of a larger draw than its last one.
+        A value at or above the upper end shifts the ranges. A full range takes no row of a larger
+        draw than its last row.
         """
         octave = state.top - torch.arange(self.octaves + 1)[:, None]
         least = torch.nextafter(x.new_zeros(()), x.new_ones(()))
@@ -143,7 +144,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
         )
 
     def _shifted(self, state: OctaveSampleState, top: Int[Tensor, "dim"]) -> OctaveSampleState:
-        """Return the sample with ranges below higher largest values: some fall into the rest."""
+        """Return the sample with ranges below higher largest values; some rows join the rest."""
         moved = torch.nonzero(top != state.top).flatten()
         if len(moved) == 0:
             return state

@@ -63,7 +63,7 @@ class PositionMoments(Statistic[PositionMomentsState]):
     seed : int, default=0
         Which coordinates.
     max_positions : int, default=4096
-        Positions from here on are refused.
+        Positions of this number or more are refused.
 
     References
     ----------

@@ -55,8 +55,9 @@ class Quantiles(Statistic[QuantilesState]):
     """A quantile sketch of all units at once: compactors of equal capacity, reproducible.
 
     Level ``h`` holds values of weight ``2**h``. A level that reaches ``k`` values is sorted, every
-    second one moves up, the others go; an odd last one stays. Exact while fewer than ``k`` rows
-    were seen; else every rank is right to ``n (levels - 1) / k`` rows for any merge tree.
+    second value moves up, the others are dropped; an odd last value stays. Exact while fewer than
+    ``k`` rows were seen; else every rank is right to ``n (levels - 1) / k`` rows for any merge
+    tree.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The one closed-form linear map from moments: with a ridge, since dead units make them singular.
+"""Closed-form linear map from moments; its ridge is needed as dead units make them singular.
 
 ``torch.linalg.lstsq`` with its default driver returns useless maps where columns are constant.
 """

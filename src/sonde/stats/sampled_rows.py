@@ -98,7 +98,8 @@ class SampledRows:
     def error_of_mean(self, values: Float[Tensor, "row"]) -> tuple[Tensor | None, str]:
         """Return the standard error of the mean of a figure of each row, and how it was made.
 
-        Rows of a group are taken to say the same thing. None below 16 groups.
+        Groups are taken as independent; rows of a group may depend on each other. None below 16
+        groups.
         """
         if self.n_groups < LEAST_FOR_HALVES:
             return None, f"none: fewer than {LEAST_FOR_HALVES} groups"
@@ -108,11 +109,11 @@ class SampledRows:
         return spread.sqrt() / len(self), "spread over groups"
 
     def shuffled(self, seed: int = 0, n: int = SHUFFLES) -> list["SampledRows"]:
-        """Return the rows with the last site's moved among groups, ``n`` times.
+        """Return ``n`` versions of the rows, with those of the last site shuffled among groups.
 
-        Groups change places as wholes, with others of their size or, where fewer than ``ALIKE``
-        have it, of sizes near theirs. Where sizes differ, rows of a shorter group are taken again,
-        and the last ones of a longer group are not taken.
+        Whole groups change places with groups of equal size, or of similar size if fewer than
+        ``ALIKE`` groups have that size. If sizes differ, rows of a shorter group are repeated, and
+        the last rows of a longer group are dropped.
         """
         generator = torch.Generator().manual_seed(seed)
         size = torch.bincount(self.group, minlength=self.n_groups)
@@ -133,10 +134,10 @@ class SampledRows:
         return made
 
     def with_shuffled_columns(self, seed: int = 0) -> "SampledRows":
-        """Return the rows with each unit's values moved on their own: what the units share is lost.
+        """Return the rows with each unit shuffled on its own: dependence between units is lost.
 
-        A group takes its values of one unit from one other group; where sizes differ, values of a
-        shorter one are taken again, and the last ones of a longer one are not taken.
+        A group takes all its values of a unit from a single group. If sizes differ, values of a
+        shorter group are repeated, and the last values of a longer group are dropped.
         """
         generator = torch.Generator().manual_seed(seed)
         order = torch.argsort(self.group, stable=True)
@@ -167,7 +168,7 @@ def _alike(size: Int[Tensor, "group"]) -> list[Int[Tensor, "_alike"]]:
 
 
 def _moved(n: int, all_move: bool, generator: torch.Generator) -> Int[Tensor, "_group"]:
-    """Return a random order of ``n`` groups; with ``all_move`` none stays, if there are two."""
+    """Return a random order of ``n`` groups; with ``all_move``, two or more groups all move."""
     while True:
         order = torch.randperm(n, generator=generator)
         if not (all_move and n > 1 and bool((order == torch.arange(n)).any())):
@@ -180,6 +181,6 @@ def _as_rows(x: Shaped[Tensor, "row ..."]) -> Float[Tensor, "row _dim"]:
 
 
 def _places(draw: Int[Tensor, "_sample"], wanted: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
-    """Return where each wanted draw stands."""
+    """Return the index of each wanted draw."""
     ordered, at = torch.sort(draw)
     return at[torch.searchsorted(ordered, wanted)]

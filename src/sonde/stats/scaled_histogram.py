@@ -21,7 +21,7 @@ TOGETHER = 2**14
 
 @dataclass(frozen=True)
 class ScaledHistogramState(State):
-    """Rows of each unit in each bin, of all rows and of those of each concept.
+    """Number of rows in each bin of each unit, for all rows and for the rows of each concept.
 
     Bin ``j`` of a unit with ``exponent`` w holds values in ``(2^w (j - h), 2^w (j + 1 - h)]``, with
     ``h`` half the number of bins: an edge lies at 0, and a value of exactly 0 is below it.
@@ -35,7 +35,7 @@ class ScaledHistogramState(State):
 
     @property
     def edges(self) -> Float[Tensor, "dim bin"]:
-        """The lower edge of each bin; what is above it lies in the bin or in a later one."""
+        """The lower edge of each bin; a value above the edge lies in the bin or in a later bin."""
         half = self.counts.shape[1] // 2
         steps = torch.arange(-half, half, dtype=torch.float64, device=self.counts.device)
         return steps * power_of_two(self.exponent)[:, None]
@@ -58,15 +58,15 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
 
     The width is the smallest power of two at which the largest magnitude fits, and bins of one
     width lie whole in those of the next. So the counts depend on the rows alone, not on their
-    order, and no pass for edges comes before.
+    order, and no earlier pass for the edges is needed.
 
     Parameters
     ----------
     bins : int, default=128
         A power of two. Between a quarter and half of them lie between 0 and the largest magnitude.
     concepts : str or None, default=None
-        A column that says to which concepts a row belongs: ``"label"``, one concept or none (-1);
-        any other holds bits, concept ``k`` where bit ``k`` is set.
+        The column of each row's concepts: ``"label"`` holds one concept or none (-1); any other
+        column holds bits, and bit ``k`` stands for concept ``k``.
     """
 
     bins: int = 128
@@ -95,7 +95,7 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
         x: Float[Tensor, "row dim"],
         concept: Int[Tensor, "row"] | None = None,
     ) -> ScaledHistogramState:
-        """Return the counts after these rows, which are counted in bins as wide as the state's."""
+        """Return the counts after these rows, counted in bins at least as wide as the state's."""
         x = _floats(x)
         exponent = torch.maximum(state.exponent, _exponent(x, self.bins))
         return self.merge(state, self._counted(x, exponent, concept))
@@ -140,7 +140,7 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
     def _members(
         self, concept: Int[Tensor, "row"] | None, n_rows: int
     ) -> Bool[Tensor, "row concept"]:
-        """Return which rows each concept has; before them the rows of no label, else all rows."""
+        """Return the members of each concept, after a column of unlabelled rows, or of all rows."""
         if concept is None:
             return torch.ones(n_rows, 1, dtype=torch.bool)
         highest = int(concept.max())
@@ -163,7 +163,7 @@ def _floats(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
 
 
 def _exponent(x: Float[Tensor, "row dim"], bins: int) -> Int[Tensor, "dim"]:
-    """Return the smallest width of bins, as a power of two, at which each unit's values fit."""
+    """Return the exponent of the smallest bin width, a power of two, that fits each unit."""
     largest = torch.maximum(x.amax(0), -x.amin(0))  # aminmax takes ten times as long along rows
     exponent = torch.frexp(largest / (bins // 2)).exponent.long().clamp(min=FINEST)
     return torch.where(largest > 0, exponent, FINEST)
@@ -176,7 +176,7 @@ def _from_the_top(counts: Int[Tensor, "*concept dim bin"]) -> Int[Tensor, "*conc
 def _sum(
     sides: Sequence[Int[Tensor, "*concept dim bin"]], steps: Sequence[Int[Tensor, "dim"]]
 ) -> Int[Tensor, "*concept dim bin"]:
-    """Return the sum of two, each in bins ``2^steps`` times as wide, unit by unit."""
+    """Return the sum of two counts, each put into bins ``2^steps`` times as wide, unit by unit."""
     total, unit = sides[0] + sides[1], torch.nonzero(steps[0] + steps[1]).flatten()
     if len(unit) == 0:
         return total

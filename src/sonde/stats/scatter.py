@@ -1,7 +1,7 @@
 """How much of a ``dim x dim`` scatter is held: the whole of it, or its diagonal.
 
-Instruments whose parameter this is hold the whole up to ``WIDEST_FULL`` dimensions by default and
-the diagonal above.
+Instruments with this parameter hold the whole up to ``WIDEST_FULL`` dimensions by default and the
+diagonal above.
 """
 
 from typing import Literal

@@ -20,7 +20,7 @@ def score_map(
 ) -> Float[Tensor, "line column"]:
     """Return the scores of one image's patches as a map, bilinear between their centres.
 
-    A patch that scores ``+inf`` makes every pixel infinite that it has a share in.
+    A patch that scores ``+inf`` makes infinite every pixel in which the patch has a share.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Rows that belong to one example: the tokens of a text, the steps of a trajectory, the patches.
 
-Rows of many examples come mixed and in any order. Here is which of them belong together, in which
-order they stand, and which one follows which. A statistic that uses it looks at whole examples and
-says so (``whole_examples``).
+Rows of many examples come mixed and in any order. This module finds which rows belong together,
+their order, and which row follows which. A statistic that uses this module looks at whole examples
+and declares it (``whole_examples``).
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class Sequences:
 
     @property
     def continues(self) -> Bool[Tensor, "row"]:
-        """Whether the row at each place has the one before it in its example."""
+        """Whether the row at each place follows another row of its example."""
         return self.rank > 0
 
     def each(self) -> tuple[Int[Tensor, "_row"], ...]:

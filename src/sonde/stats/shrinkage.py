@@ -31,9 +31,9 @@ def oas_weight(
     """Return the weight of the scaled identity that minimises the expected squared error.
 
     For a matrix: oracle approximating shrinkage, from the covariance and the number of rows alone.
-    For variances (a vector) the same risk under normal rows, taken over diagonal matrices:
-    ``s / sum (v - mean v)^2``, at most 1, with ``s = 2 sum v^2 / n``: the observed spread holds
-    both the true one and the noise ``s``.
+    For variances (a vector): the minimum of the same risk over diagonal matrices, for normal rows.
+    It is ``s / sum (v - mean v)^2``, at most 1, with ``s = 2 sum v^2 / n``: the observed spread
+    holds both the true spread and the noise ``s``.
 
     References
     ----------
@@ -72,9 +72,9 @@ class InverseRoot:
     """A whitening map: rows of ``x @ root`` (or ``x * root``) have the identity as covariance.
 
     Directions in which the covariance has no variance are left out of ``root`` and kept as the
-    orthonormal columns of ``null``. Those of ``outside`` span the same, scaled so that rows have
-    the identity there when their variance is the largest that rounding does not tell from none.
-    ``loss`` is by how much whitening grows the rounding of a row.
+    orthonormal columns of ``null``. The columns of ``outside`` span the same directions. They scale
+    rows to unit variance if the variance there is the largest that rounding cannot distinguish from
+    0. ``loss`` is the factor by which whitening amplifies the rounding of a row.
     """
 
     root: Float[Tensor, "dim rank"] | Float[Tensor, "dim"]

@@ -9,7 +9,7 @@ from torch import Tensor
 def balanced_assignment(
     scores: Float[Tensor, "row column"], epsilon: float = 0.05, rounds: int = 50
 ) -> Float[Tensor, "row column"]:
-    """Return shares of each row over columns, so that columns get alike (Sinkhorn).
+    """Return each row's shares over columns, with equal column totals (Sinkhorn).
 
     ``exp(scores / epsilon)`` with columns and rows scaled in turn; each row sums to 1 at the end.
 

@@ -53,7 +53,7 @@ def soft_top_k(
     x : Float[Tensor, "*axes entry"]
         An entry of ``-inf`` gets weight 0.
     k : int
-        At least 1, less than the finite entries; as many as them gives ones.
+        From 1 to the number of finite entries; that number gives ones.
     alpha : float, default=1.0
         Sharpness; large values give 0 and 1.
     hard : bool, default=False

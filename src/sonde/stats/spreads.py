@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def spreads(old: Float[Tensor, "row dim"], new: Float[Tensor, "row dim"]) -> float:
-    """Return the root mean square change of the rows that change, in spreads along it.
+    """Return the root mean square change of changed rows, in spreads along the change.
 
     The spread is the root mean square over those rows of the standard deviation of ``old`` along
     each row's own change: a shift by ``a`` standard deviations of one direction is ``a``.

@@ -20,7 +20,8 @@ class TableBins:
     The range of the edges is cut into equal cells, each with at most one edge. A number's cell
     gives the bin up to that edge, and one comparison decides. Cells are monotone in the number,
     whatever the rounding, so the result is exact. Rounding to the rows' type is monotone too: a
-    rounded number finds the cell of the number that it came from, which the comparison then takes.
+    rounded number finds the cell of its exact number, and the comparison then uses the exact
+    number.
     """
 
     edges: Float[Tensor, "edge"]
@@ -31,7 +32,7 @@ class TableBins:
 
     @classmethod
     def of(cls, wide: Float[Tensor, "edge"], dtype: torch.dtype) -> "TableBins | None":
-        """Return the table for rows of a type, or None if the edges lie too unevenly."""
+        """Return the table for rows of a type, or None if edges are too uneven or fewer than 2."""
         edges = wide.to(dtype)
         n_cells = min(MOST_CELLS, CELLS_PER_EDGE * (len(edges) + 1))
         width = float(edges[-1] - edges[0])
@@ -78,8 +79,8 @@ def fast_bins(
 ) -> Int[Tensor, "row dim"]:
     """Return the bin of each number, the count of edges at or below it, as int32.
 
-    With ``exact``, float64 numbers that round to ``x``, these are binned, and against the edges as
-    they are; without, ``x`` against the edges rounded to its type.
+    ``exact`` holds float64 numbers that round to ``x``: if given, they are binned against the edges
+    as they are. Otherwise ``x`` is binned against the edges rounded to its type.
 
     Examples
     --------

@@ -30,8 +30,9 @@ SURVEY, TRAIN, REVIEW, DONE = range(4)
 class TrainingState(State):
     """What a training holds between rows; subclasses add what their first walk learns.
 
-    ``losses`` are those of the walk that is under way or, after the last one, of that.
-    ``diverged`` is the step that led to numbers that are not finite; the weights are those before.
+    ``losses`` are those of the current walk or, after training, of the last training walk.
+    ``diverged`` is the step that led to numbers that are not finite; the weights are those before
+    the call that made this step.
     """
 
     weights: Weights
@@ -81,8 +82,8 @@ class Trainer(Learner[TrainingT]):
     """A learner of minibatches. Subclasses are final frozen dataclasses with these parameters.
 
     A subclass says what its first walk learns (``survey``), what it trains on (``examples``) and
-    the loss of a minibatch; ``step`` is one of Adam. Whatever its weights belong to, a module (by
-    ``torch.func.functional_call``) or formulas, is its own affair.
+    the loss of a minibatch; ``step`` is one of Adam. Its weights may belong to a module (by
+    ``torch.func.functional_call``) or to formulas.
 
     Attributes
     ----------
@@ -98,7 +99,8 @@ class Trainer(Learner[TrainingT]):
         Walks without a smaller loss on held-out examples after which the best weights are kept and
         training stops; 0: it never does.
     buffer : int
-        Examples that are mixed before they are trained on, across calls; 0: those of one call.
+        Examples that are collected across calls and mixed before training; 0: only those of one
+        call.
     reviews : bool
         Whether one more walk follows, with the weights as they came out.
     """
@@ -119,7 +121,7 @@ class Trainer(Learner[TrainingT]):
     def examples(
         self, state: TrainingT, *columns: Any, **_: Any
     ) -> tuple[TrainingT, Examples | None]:
-        """Return what rows give to train on, None for nothing; its parameters are the columns."""
+        """Return the state and the rows' examples, if any; the parameters name the columns read."""
 
     @abstractmethod
     def loss(
@@ -141,7 +143,7 @@ class Trainer(Learner[TrainingT]):
     def held_loss(
         self, state: TrainingT, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> Float[Tensor, ""]:
-        """Return the mean loss of held-out examples, that training stops by."""
+        """Return the mean loss of held-out examples, which decides when training stops."""
         found = self.loss(state, live, *batch)
         return torch.tensor(math.nan) if found is None else found[0]
 
@@ -199,7 +201,7 @@ class Trainer(Learner[TrainingT]):
         return trained
 
     def _parts(self, n: int, source: torch.Generator, is_last: bool) -> Iterator[Tensor]:
-        """Yield numbers of examples in random order; with a buffer, last those that wait on."""
+        """Yield random parts of the example numbers; with a buffer, the last part keeps waiting."""
         if not self.buffer:
             yield from minibatches(n, self.batch, source)
             return
@@ -239,7 +241,7 @@ class Trainer(Learner[TrainingT]):
         return replace(state, held=state.held.plus(loss * n, n))
 
     def close_pass(self, state: TrainingT) -> TrainingT:
-        """Train on what still waits; keep the best weights where training stops by them."""
+        """Train on examples that still wait; with ``patience``, keep the best weights."""
         if state.stage == TRAIN and state.waiting and len(state.waiting[0]):
             empty = tuple(c[:0] for c in state.waiting)
             state = replace(self._trained(state, empty, is_last=True), waiting=())

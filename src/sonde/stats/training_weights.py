@@ -99,9 +99,9 @@ class Tally(State):
 
     @property
     def average(self) -> float:
-        """Loss of a row; infinite without any."""
+        """Mean loss of a row; infinite without rows."""
         return self.total / self.n if self.n else math.inf
 
     def plus(self, total: float, n: int) -> "Tally":
-        """Return the sum with that of more rows."""
+        """Return the tally with the losses of more rows added."""
         return Tally(self.total + total, self.n + n)

@@ -36,7 +36,7 @@ class UpdateMoments(Statistic[MomentsState]):
         x: Float[Tensor, "row dim"],
         y: Float[Tensor, "row dim"],
     ) -> Float[Tensor, "row"]:
-        """Return that of ``Moments`` at the differences."""
+        """Return the influence of ``Moments`` at the differences."""
         return _DIAGONAL.influence(state, gradient, _difference(x, y))
 
 

@@ -1,4 +1,4 @@
-"""What a spectrum looks like when there is nothing to see: rows of white noise.
+"""Spectrum of the covariance of white noise: what a spectrum without structure looks like.
 
 The eigenvalues of the covariance of ``n`` white rows are not all equal. In the limit of many
 dimensions they follow the Marchenko-Pastur law, whose averages are one-dimensional integrals.

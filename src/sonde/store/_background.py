@@ -1,4 +1,4 @@
-"""Work that a thread does while the caller makes more of it, with bounded memory between them."""
+"""Work for a thread while the caller makes further items, with bounded memory in between."""
 
 import threading
 from collections import deque
@@ -10,10 +10,11 @@ Item = TypeVar("Item")
 
 
 class Background(Generic[Item]):
-    """Hands items to a thread, in order; what waits is bounded by its size.
+    """Hands items to a thread, in order; the total size of waiting items is bounded.
 
     Leaving the block waits until everything that was put has been worked on, also after an
-    exception of the caller's. An exception of the work's is raised at the next ``put``, or there.
+    exception of the caller's. An exception of the work is raised at the next ``put``, or at the end
+    of the block.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ class Background(Generic[Item]):
         return self
 
     def put(self, item: Item, size: int) -> None:
-        """Leave an item to the thread; waits while too much is waiting."""
+        """Hand an item to the thread; wait while the waiting items are too large."""
         with self._changed:
             while self._waiting and self._size + size > self._most and self._failure is None:
                 self._changed.wait()

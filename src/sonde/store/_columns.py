@@ -1,4 +1,4 @@
-"""Batches as record batches of Arrow: examples with their columns, rows with who they are."""
+"""Batches as record batches of Arrow: examples with their columns, rows with their identity."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -111,7 +111,7 @@ def _integers(values: Any, kind: type[np.integer[Any]]) -> pa.Array:
 
 
 def kind_of(values: Sequence[Any]) -> str:
-    """Return what values of a chosen column are: bool, integer, number or text; null is any.
+    """Return the kind of a chosen column: bool, integer, number or text; null fits any kind.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def chosen_column(name: str, values: Sequence[Any], n: int, kind: str) -> pa.Arr
     Raises
     ------
     InputError
-        If there are more or fewer values, or a whole number is too large.
+        If there are not ``n`` values, or a whole number is too large.
     """
     if len(values) != n:
         raise InputError(

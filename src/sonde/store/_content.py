@@ -1,4 +1,4 @@
-"""What the rows of a store must satisfy, one record batch at a time."""
+"""Checks of the rows of a store, one record batch at a time."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ Found = Iterator[tuple[str, str]]
 
 
 def schema_faults(schema: pa.Schema, table: str, manifest: Manifest | None) -> Iterator[str]:
-    """Yield where a file's columns are not those that the manifest announces."""
+    """Yield how a file's columns differ from the columns in the manifest."""
     wanted = _IDS[EXAMPLES if table == EXAMPLES else ""]
     lacking = [name for name in wanted if schema.names.count(name) != 1]
     if lacking:
@@ -43,7 +43,7 @@ def batch_faults(
     unit: int,
     seen: set[int],
 ) -> Found:
-    """Yield (table, what is wrong) of one record batch of every table; ``seen`` grows."""
+    """Yield (table, what is wrong) of one record batch of every table; add orders to ``seen``."""
     broken = False
     for name, part in parts.items():
         for what in _values(part, said[name]):
@@ -74,7 +74,7 @@ def _values(part: pa.RecordBatch, n_rows: int) -> Iterator[str]:
 def _orders(
     examples: pa.RecordBatch, manifest: Manifest | None, unit: int, seen: set[int]
 ) -> Found:
-    """Every example stands once, in its unit, with the group that was planned."""
+    """Check that every example stands once, in its unit, with its planned group."""
     order = examples.column("order").to_pylist()
     twice = len(order) - len(set(order)) + len(seen & set(order))
     if twice:
@@ -93,7 +93,7 @@ def _orders(
 
 
 def _aligned(part: pa.RecordBatch, examples: pa.RecordBatch) -> Iterator[str]:
-    """Every row points at an example and agrees with it; no row stands twice."""
+    """Check that every row points at an example, agrees with it, and stands once."""
     index = np.asarray(part.column("index"))
     if len(index) and not 0 <= index.min() <= index.max() < examples.num_rows:
         yield "a row points at no example"

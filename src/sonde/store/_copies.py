@@ -1,6 +1,7 @@
-"""Rows on their way from a GPU to the thread that writes them: pinned copies that nobody waits for.
+"""Copies of rows from a GPU to pinned memory, made while the forward goes on.
 
-The forward goes on while they are made. Rows that are on the host already are left as they are.
+The thread that writes the rows waits for the copies. Rows that are on the host already are left as
+they are.
 """
 
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ class Coming:
 
 
 def to_host(batch: Batch) -> Coming:
-    """Begin to copy what lies on GPUs; kernels that are queued later do not disturb it.
+    """Begin to copy the tensors on GPUs; kernels that are queued later do not disturb the copy.
 
     A copy is queued behind the kernels that made its source, on the stream that is current there,
     so memory that is freed meanwhile is not written again before the copy is done.

@@ -30,7 +30,7 @@ class HashedFile(WriteOnly):
         self._busy: list[Future[None]] = []
 
     def write(self, content: Any) -> int:
-        """Append bytes, or anything that shows its bytes."""
+        """Append bytes, or any object with a buffer of bytes."""
         self._pieces.append(content)
         written = self._file.write(content)
         self._n_bytes += written
@@ -51,7 +51,7 @@ class HashedFile(WriteOnly):
             self._sum = zlib.crc32(view, self._sum)
 
     def sums(self) -> dict[str, str | int]:
-        """Return the hash of all that was written, and the checksum that reading can afford."""
+        """Return the hash of all written bytes, and a checksum that is cheap to check."""
         self._send()
         for busy in self._busy:
             busy.result()
@@ -105,7 +105,7 @@ class RangeFiles:
         Raises
         ------
         StoreError
-            If it has other columns than the ones before, or the disk is full.
+            If the batch has other columns than the batches before, or the disk is full.
         """
         try:
             for name, part in parts.items():

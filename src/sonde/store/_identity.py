@@ -1,4 +1,4 @@
-"""What stores say of themselves: fewer sites, more sites, further data."""
+"""Identities of stores: with fewer sites, with more sites, with further data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -62,7 +62,7 @@ def data_of(identity: dict[str, Any]) -> Any:
 
 
 def number_columns(identity: dict[str, Any]) -> list[str] | None:
-    """Return the columns of numbers that became vectors, in their order; None of other data."""
+    """Return the columns of numbers that became vectors, in their order; None for other data."""
     found = data_of(identity)
     parts = found.get("appended") if isinstance(found, dict) else None
     if parts is not None:
@@ -83,7 +83,7 @@ def is_of_arrays(identity: dict[str, Any]) -> bool:
 
 
 def names_rows(identity: dict[str, Any]) -> bool:
-    """Return whether it says which rows they are, whatever sites were read."""
+    """Return whether an identity names its rows, whatever sites were read."""
     return "arrays" not in identity or not {"ids", "keys"}.isdisjoint(identity["columns"])
 
 
@@ -93,7 +93,7 @@ def first_difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:
 
 
 def contradiction(a: dict[str, Any], b: dict[str, Any]) -> str | None:
-    """Return the first entry in which two identities differ, of those that both know."""
+    """Return the first entry in which two identities differ, among entries that both know."""
     return _first_name([n for n in {*a, *b} if not agree(n, a.get(n), b.get(n))])
 
 

@@ -1,4 +1,4 @@
-"""Examples of data that were added later, counted on from equal ones that were there before."""
+"""Later data whose examples continue the occurrence counts of equal examples before them."""
 
 import copy
 from collections.abc import Hashable, Sequence
@@ -15,9 +15,9 @@ from sonde.store.dataset import DataSet
 
 
 def counted_on(stream: Stream, earlier: Sequence[DataSet]) -> Stream:
-    """Return a stream whose examples count on from those of earlier data sets with the same ids.
+    """Return a stream that continues the occurrence counts of earlier data sets, by id.
 
-    What a derived stream chooses by the hash of rows it chooses by their later occurrences.
+    A derived stream that chooses rows by hash uses the later occurrences.
     """
     if not earlier:
         return stream
@@ -30,7 +30,7 @@ def counted_on(stream: Stream, earlier: Sequence[DataSet]) -> Stream:
 
 @final
 class LaterOccurrences(DerivedStream):
-    """A stream whose examples count on from those of earlier data sets with the same ids.
+    """A stream that continues the occurrence counts of earlier data sets, by id.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class LaterOccurrences(DerivedStream):
             self._counts[key] = max(n + 1, self._counts.get(key, 0))
 
     def _counted(self, batch: Batch) -> Sequence[Hashable]:
-        """Return what equal examples have in common; arrays also count rows of one example."""
+        """Return the key that equal examples share; for arrays, with the row's position."""
         keys = [bytes(key) for key in batch.keys]
         if not self._by_position:
             return keys

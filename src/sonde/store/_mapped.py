@@ -34,7 +34,7 @@ _ARROW_NAMES = {
 
 
 class MappedFile:
-    """A committed file; its pages are private, so nobody who writes into a tensor reaches it.
+    """A committed file in private pages: a write into a tensor does not reach the file.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class MappedFile:
     size : int
         Bytes that were committed.
     crc32 : int or None, default=None
-        Their checksum; None does not look, for it takes longer than reading.
+        Checksum of these bytes; None skips the check, which takes longer than reading.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def integer_column(part: pa.RecordBatch, name: str) -> Tensor:
     Raises
     ------
     StoreError
-        If there is none, or it has empty values.
+        If the column is missing, has empty values, or holds other values.
     """
     try:
         column = part.column(name)

@@ -1,4 +1,4 @@
-"""What a store is going to be: its manifest and the files beside it, from sizes alone."""
+"""The plan of a store: its manifest and the files beside it, from its first batch."""
 
 import hashlib
 import itertools
@@ -44,7 +44,7 @@ def planned(
     Raises
     ------
     StoreError
-        If rows of a type that no column holds are among them.
+        If rows have a type that no column can hold.
     """
     schema = tuple(s for s in stream.schema if keys is None or s.key in keys)
     unknown = sorted({s.dtype for s in schema} - set(ARROW_TYPES))
@@ -73,7 +73,7 @@ def planned(
 
 
 def _tables(schema: tuple[SiteSchema, ...], batch: Batch) -> dict[str, tuple[SiteColumn, ...]]:
-    """Return the sites by row layout; sites share one where a batch says so."""
+    """Return the sites by row layout; sites share a layout if a batch shares their tensors."""
     layouts: dict[tuple[int, int], list[SiteSchema]] = {}
     for site in schema:
         layout = (id(batch.example[site.key]), id(batch.position[site.key]))

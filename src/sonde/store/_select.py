@@ -1,4 +1,4 @@
-"""From what a user writes (a path, a suffix of one, a pattern) to the kinds of rows of a store."""
+"""Find the kinds of rows that a user names: by a path, a suffix of a path, or a pattern."""
 
 import fnmatch
 import re

@@ -14,9 +14,9 @@ PER_ROW = ("rows", "grad", "grid", "special")
 
 
 def with_rows(batch: Batch, kept: Callable[[str], Bool[Tensor, "_row"] | None]) -> Batch:
-    """Return a batch with the rows that ``kept`` says of each kind; None keeps them all.
+    """Return a batch with the rows that ``kept`` marks for each kind; None keeps all rows.
 
-    Kinds of rows that shared one layout share one still: ``kept`` must say the same of them.
+    Kinds of rows that share a layout still share it: ``kept`` must mark the same rows in them.
     """
     index: dict[str, Tensor | None] = {}
     layouts: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}

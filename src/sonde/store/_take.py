@@ -1,4 +1,4 @@
-"""Rows by number: where each lies in which file, and one gather for each file."""
+"""Rows by number: the file and the place of each row, and one gather for each file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ class Shelf:
         return self._open[number]
 
     def _opened(self, number: int) -> np.ndarray:
-        """Return the numbers of a file, after it is known where its record batches begin."""
+        """Return the elements of a file; first find where its record batches begin."""
         file = self._file(number)
         mine = np.flatnonzero(self._file_of == number)
         if self._starts[mine[0]] < 0:

@@ -25,11 +25,11 @@ from sonde.store.reading import Store
 
 @final
 class Cleared(Stream):
-    """The examples of a store whose label is in the reader's clearance; those without one too.
+    """The examples of a store whose label is in the reader's clearance or missing.
 
     Units, groups, samples and hashes are those of the visible examples alone, so rows that the
-    reader may not see change nothing, to the byte. What is fitted on it carries the labels that it
-    saw, and only readers who are cleared for all of them may score with it.
+    reader may not see change nothing, to the byte. What is fitted on these examples carries their
+    labels, and only readers who are cleared for all these labels may score with it.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ def plain_name(name: str) -> str:
 
 
 def column_of(raw: dict[str, Any]) -> SiteColumn:
-    """Return the column that JSON values name, every one checked."""
+    """Return the column that JSON values describe; every value is checked."""
     dim = int(raw["dim"])
     if raw["dtype"] not in ARROW_TYPES or not 1 <= dim <= MAX_WIDTH:
         raise ValueError(f"a column of type {raw['dtype']!r} and width {dim}")

@@ -46,7 +46,7 @@ class DataSet:
 
     @property
     def identities(self) -> list[dict[str, Any]]:
-        """What the streams that wrote the volumes said of themselves."""
+        """Identities of the streams that wrote the volumes."""
         return [volume.manifest.identity for volume in self.volumes]
 
     def missing(self) -> list[Span]:

@@ -13,10 +13,10 @@ MODEL_FACTS = ("model", "config", "dtype", "attn")
 
 
 def describe_store(directory: str | Path) -> dict[str, Any]:
-    """Return the facts of a store as JSON values; a store that is still being written has some too.
+    """Return the facts of a store as JSON values, also of a store that is still being written.
 
     No file of rows is opened. ``sites`` are those of ``Store.schema``; ``partial_sites`` were added
-    to some of its data sets, and do not count before all have them.
+    to some of its data sets, and do not count until all data sets have them.
 
     Raises
     ------

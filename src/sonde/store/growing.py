@@ -1,7 +1,7 @@
 """A store that grows: further data after the first, further sites beside those that are there.
 
-Nothing that was written is written again. What is added is a store of its own in a folder below,
-and counts from the moment at which the manifest above it does.
+Nothing that was written is written again. Each addition is a store of its own in a folder below,
+and counts as soon as the manifest above it counts it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,7 +56,7 @@ def append_store(
     tick : callable
         Called with the number of examples as they are read.
     fill : callable
-        Who writes the ranges; the same bytes whoever does.
+        Function that writes the ranges; the bytes do not depend on who writes them.
 
     Raises
     ------
@@ -91,8 +91,8 @@ def add_sites(
 ) -> list[str]:
     """Write rows of sites that a store does not have, over one of its data sets.
 
-    Sites that are there already are left as they are. Where a store has several data sets, a site
-    counts once every one of them has it.
+    Sites that are there already are left as they are. If a store has several data sets, a site
+    counts once all data sets have it.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def add_sites(
     tick : callable
         Called with the number of examples as they are read.
     fill : callable
-        Who writes the ranges; the same bytes whoever does.
+        Function that writes the ranges; the bytes do not depend on who writes them.
 
     Returns
     -------
@@ -159,7 +159,7 @@ def _commit(directory: Path, manifest: Manifest) -> None:
 
 
 def _continue(writer: StoreWriter, flag: str, tick: Tick, fill: Fill) -> None:
-    """Write a store below another, or the rest of it; one of other rows is refused."""
+    """Write a store below another, or finish it; raise if it holds other rows."""
     path = writer.directory / MANIFEST
     if path.exists() and read_manifest(writer.directory).plan != writer.manifest.plan:
         raise StoreError(
@@ -171,7 +171,7 @@ def _continue(writer: StoreWriter, flag: str, tick: Tick, fill: Fill) -> None:
 
 
 def _number_of(stream: Stream, sets: list[DataSet]) -> int:
-    """Return which data set of a store a stream is, or how many there are."""
+    """Return the number of the data set that a stream is, or the next number if it is new."""
     mine = stream.identity()
     for number, part in enumerate(sets):
         held = part.identities[0]
@@ -210,7 +210,7 @@ def _require_same_kind(
     stream: Stream,
     columns: Mapping[str, Sequence[Any]],
 ) -> None:
-    """Refuse a stream whose rows are not of the kind that a store holds."""
+    """Raise if a stream's rows are not of the kind that a store holds."""
     top, here = first.manifest, {s.key: s for s in stream.schema}
     mine = without_data(without_sites(top.identity)) | {"seed": top.seed}
     its = without_data(without_sites(stream.identity())) | {"seed": stream.seed}

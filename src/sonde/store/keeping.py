@@ -49,7 +49,7 @@ class KeptRows(DerivedStream):
             )
 
     def identity(self) -> dict[str, Any]:
-        """Return what the whole stream says of itself, and the share."""
+        """Return the identity of the whole stream, and the share."""
         return {**self.inner.identity(), "keep": self.every}
 
     def changed(self, batch: Batch) -> Batch:

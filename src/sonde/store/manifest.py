@@ -52,17 +52,17 @@ class Manifest:
     columns : dict of str to str
         Columns of the data that the user chose, with their kinds.
     every : int
-        Of this number of rows of tokens or patches, one was kept.
+        One in this number of rows of tokens or patches was kept.
     files : dict of str to str
         Hashes of the files beside the manifest.
     source_rows : Int[np.ndarray, "example"] or None
         Which item of the data each example is, or is a piece of.
     label_names : tuple of str
-        The name of each class number; empty where numbers are all that is known.
+        The name of each class number; empty if only the numbers are known.
     own_labels : bool, default=False
         Whether class numbers are those of the model.
     n_sites, n_data : int
-        Stores of more sites, and of further data, that are whole.
+        Numbers of whole stores of added sites, and of further data.
     """
 
     plan: str
@@ -178,7 +178,7 @@ def _further(n: object) -> int:
 
 
 def pack_groups(keys: Sequence[bytes], rows: Int[np.ndarray, "_example"] | None) -> bytes:
-    """Return the file of group keys and of the items that examples are."""
+    """Return the file of group keys, and of the item of the data that each example is."""
     columns = {"group_key": pa.array([bytes(k) for k in keys], pa.large_binary())}
     table = pa.table(columns if rows is None else columns | {"row": pa.array(rows, pa.int64())})
     sink = pa.BufferOutputStream()
@@ -200,7 +200,7 @@ def _source_rows(table: pa.Table) -> Int[np.ndarray, "_example"] | None:
 def is_whole(directory: Path, manifest: Manifest, span: tuple[int, int]) -> bool:
     """Return whether a range was committed by this plan, and record and files are still there.
 
-    Files are known by their sizes: a byte that is wrong is for ``verify_store`` to find.
+    Only the sizes of files are compared: wrong bytes are for ``verify_store`` to find.
     """
     path = record_file(directory, span)
     try:

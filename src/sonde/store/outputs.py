@@ -58,13 +58,13 @@ def check_folder(output: Path, *inputs: str | Path, alone: bool = True) -> None:
     *inputs : str or Path
         What is read.
     alone : bool, default=True
-        Refuse a folder with other files in it. A store, also one that was only begun, is none:
-        whether its rows are these is told when its plan is known.
+        Raise if the folder holds other files. A store is allowed, even if it was only begun: its
+        rows are compared once its plan is known.
 
     Raises
     ------
     InputError
-        Naming what is there.
+        If the folder cannot be used; the message names the reason.
     """
     if output.is_file():
         raise InputError(f"cannot write {output}: it is a file. Name a folder.")

@@ -25,8 +25,9 @@ class Policy:
     patterns : tuple of str
         Regular expressions of what must not be written.
     key : bytes
-        Of the pseudonyms: the same text has the same pseudonym under one key, and another one
-        under another key. Drawn anew by default, and never written: who has it can test guesses.
+        Of the pseudonyms: the same text has the same pseudonym under one key, and another pseudonym
+        under another key. Drawn anew by default, and never written: whoever has the key can test
+        guesses.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Rows from disk as a stream: the same batches, bit for bit, as the live one that wrote them."""
+"""Rows from disk as a stream: the same batches, bit for bit, as the live stream that wrote them."""
 
 import itertools
 from bisect import bisect_left, bisect_right
@@ -36,8 +36,8 @@ class Store(Stream):
     keys : iterable of str or None, default=None
         The kinds of rows to read; None is all.
     checked : bool, default=False
-        Check the bytes of each file when ``batches`` opens it, as every command does: small beside
-        a fit, but more than reading alone takes.
+        Check the bytes of each file when ``batches`` opens it, as every command does. The check is
+        quick beside a fit, but takes longer than reading alone.
 
     Raises
     ------
@@ -88,7 +88,7 @@ class Store(Stream):
         Raises
         ------
         StoreError
-            Naming the first such file.
+            If a file is missing or has another size; the message names the first.
         """
         for part in self._sets:
             part.check_files()
@@ -133,7 +133,7 @@ class Store(Stream):
         return all(part.manifest.own_labels for part in self._sets)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the streams that wrote it said of themselves."""
+        """Return the identity of the streams that wrote the store."""
         keys = [s.key for s in self.schema]
         return appended([only_sites(joined_identity(s.identities), keys) for s in self._sets])
 
@@ -143,7 +143,7 @@ class Store(Stream):
         Raises
         ------
         InputError
-            If another size of units is asked for than it was written with.
+            If ``unit_size`` is neither the default nor the size that the store was written with.
         """
         own = self.manifest.unit_size
         if unit_size not in (own, UNIT_SIZE):
@@ -169,7 +169,7 @@ class Store(Stream):
         ----------
         sites : str, Site or sequence, default="auto"
             Names, suffixes that name one site, or patterns such as ``layers.*.mlp``; ``|reducer``
-            after one takes the rows of that reducer alone. "auto" is every site.
+            after a name takes only the rows of that reducer. "auto" is every site.
         reducer : str or Reducer, default="auto"
 
         Raises
@@ -190,7 +190,7 @@ class Store(Stream):
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of one unit, or of several, as they were written.
 
-        Of a range that is no unit of the store the examples inside it are taken from the batches.
+        If a range is no unit of the store, only the examples inside it are taken from the batches.
         """
         bounds = self._bounds
         start, stop = max(0, start), min(stop, bounds[-1])
@@ -213,7 +213,7 @@ class Store(Stream):
             yield replace(batch, rows=rows, order=batch.order + self._starts[k])
 
     def _set_of(self, unit: int) -> tuple[int, int]:
-        """Return which data set a unit is of, and the number of that one's first unit."""
+        """Return the number of a unit's data set, and of the first unit in this data set."""
         firsts = list(
             itertools.accumulate((len(s.manifest.bounds) - 1 for s in self._sets), initial=0)
         )
@@ -248,7 +248,7 @@ class Store(Stream):
         return self._shelf(key).who(rows)
 
     def column(self, name: str | None) -> list[Any]:
-        """Return what a column of the data says of each example, in the planned order.
+        """Return the value of a data column for each example, in the planned order.
 
         Parameters
         ----------

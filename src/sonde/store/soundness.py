@@ -1,4 +1,4 @@
-"""What a check of files found, and the removal of what a repair takes away."""
+"""What a check of files found, and the repair that removes damaged files."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ class Soundness:
     leftovers : tuple of Path
         Files of interrupted writes: harmless, nobody reads them.
     notes : tuple of str
-        What is worth knowing and no fault.
+        Facts worth knowing that are no faults.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Soundness:
         return not self.faults
 
     def json(self, root: Path) -> dict[str, Any]:
-        """Return it as JSON values, with paths below ``root``."""
+        """Return the findings as JSON values, with paths below ``root``."""
         return {
             "kind": self.kind,
             "sound": self.is_sound,
@@ -67,7 +67,7 @@ class Soundness:
 
 
 def below(path: Path, root: Path) -> str:
-    """Return a path as it is called inside ``root``.
+    """Return a path relative to ``root``, or its name if it is not below ``root``.
 
     Examples
     --------
@@ -80,7 +80,7 @@ def below(path: Path, root: Path) -> str:
 
 
 def removals(root: Path, found: Soundness) -> list[Path]:
-    """Return the files that a repair takes away, in order; only such as lie inside ``root``."""
+    """Return the files that a repair removes, in order; only files inside ``root``."""
     wanted: Iterable[Path] = [p for f in found.faults for p in f.removes] + list(found.leftovers)
     real = root.resolve()
     return [
@@ -93,7 +93,8 @@ def removals(root: Path, found: Soundness) -> list[Path]:
 def repair(root: Path, found: Soundness) -> list[Path]:
     """Remove what is damaged or left over, and return what was removed.
 
-    What commits a damaged range goes first, so a repair that is stopped leaves nothing that counts.
+    The record of a damaged range goes first, so a stopped repair leaves no damaged range that
+    counts.
 
     Raises
     ------

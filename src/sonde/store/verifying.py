@@ -34,7 +34,7 @@ _NAME = re.compile(r"^(\d{1,12})-(\d{1,12})\.(?:json|(?:\d{1,6}\.)?arrow)$")
 
 
 def is_store(directory: Path) -> bool:
-    """Return whether a folder is a store, or what is left of one."""
+    """Return whether a folder is a store, or the rest of a store."""
     return (directory / MANIFEST).is_file() or (
         (directory / RANGES).is_dir() and (directory / ROWS).is_dir()
     )
@@ -43,7 +43,7 @@ def is_store(directory: Path) -> bool:
 def verify_store(directory: str | Path, tick: Callable[[int], None] = lambda _: None) -> Soundness:
     """Read every byte of a store and return what is wrong.
 
-    Memory does not grow with the store: one record batch is looked at at a time.
+    Memory does not grow with the store: record batches are checked one at a time.
 
     Parameters
     ----------
@@ -173,12 +173,12 @@ def _spans(folder: Path) -> list[Span]:
 
 
 def _written(directory: Path) -> list[Span]:
-    """Return the ranges that have a record, where no manifest says which there should be."""
+    """Return the ranges that have a record, for a store whose manifest cannot be read."""
     return _spans(directory / RANGES)
 
 
 def _left_out(manifest: Manifest, n_examples: int, missing: list[Span]) -> tuple[str, ...]:
-    """Say how many planned examples have no row though their ranges were committed."""
+    """Return a note on the planned examples that have no row in the committed ranges."""
     planned = manifest.bounds[-1] - sum(
         manifest.bounds[stop] - manifest.bounds[start] for start, stop in missing
     )
@@ -212,7 +212,7 @@ class _Range:
         self.checked = {"n_files": 1, "n_bytes": 0, "n_ranges": 1, "n_examples": 0, "n_rows": 0}
 
     def faults(self) -> list[Fault]:
-        """Return what is wrong with the range; its removal takes record and files together."""
+        """Return what is wrong with the range; a repair removes its record and files together."""
         files = [p for p in self.directory.glob(f"{ROWS}/*/{self.span[0]}-{self.span[1]}.*")]
         removes = (self.path, *(p for p in sorted(files) if _NAME.match(p.name)))
         try:

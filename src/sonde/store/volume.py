@@ -72,7 +72,7 @@ class Volume:
         Raises
         ------
         StoreError
-            Naming the first such file.
+            If a file is missing or has another size; the message names the first.
         """
         for span in self.manifest.ranges():
             for table in (EXAMPLES, *self.manifest.tables):
@@ -111,7 +111,7 @@ class Volume:
         return self._records[span]
 
     def span_of(self, unit: int) -> Span:
-        """Return the range of units that lies in one file with a unit."""
+        """Return the range of units whose file holds a unit."""
         step = 1 << self.manifest.level
         start = unit // step * step
         return start, min(start + step, len(self.manifest.bounds) - 1)
@@ -154,7 +154,7 @@ class Volume:
                     raise StoreError(f"Store: {file.path} is damaged: {error}. {REPAIR}") from error
 
     def file(self, table: str, span: Span) -> MappedFile:
-        """Return an open file; those of the last range stay open."""
+        """Return an open file; the files of the last range stay open."""
         path = row_file(self.directory, table, span)
         if path not in self._open:
             while len(self._open) >= KEPT_OPEN * (1 + len(self.manifest.tables)):
@@ -165,7 +165,7 @@ class Volume:
         return self._open[path]
 
     def _crc32(self, table: str, span: Span) -> int | None:
-        """Return what the bytes of a file must sum to; early stores did not say."""
+        """Return the checksum of a file, or None if it is not checked or was not recorded."""
         return self.record(span)["files"][table].get("crc32") if self._checked else None
 
     def _size(self, table: str, span: Span) -> int:
@@ -185,7 +185,7 @@ class Volume:
 
     @cached_property
     def head(self) -> Head | None:
-        """The model's final linear layer, where it was known."""
+        """The model's final linear layer, or None if it was not known."""
         if HEAD not in self.manifest.files:
             return None
         try:

@@ -37,7 +37,7 @@ Fill = Callable[["StoreWriter", Tick], None]
 
 
 def fill(writer: "StoreWriter", tick: Tick) -> None:
-    """Write what is missing, in this process."""
+    """Write the missing ranges in this process."""
     writer.write(writer.manifest.ranges(), tick)
 
 
@@ -66,7 +66,7 @@ def write_store(
     tick : callable
         Called with the number of examples as they are read.
     fill : callable
-        Who writes the ranges; the same bytes whoever does.
+        Function that writes the ranges; the bytes do not depend on who writes them.
 
     Raises
     ------
@@ -89,8 +89,8 @@ def write_store(
 class StoreWriter:
     """Writes the rows of a stream range by range, in any order and from any number of processes.
 
-    Every range is committed by one rename and has the same bytes whoever writes it, so two that
-    write the same one do no harm. One process calls ``start`` first.
+    Every range is committed by one rename and has the same bytes whoever writes it, so two
+    processes that write the same range do no harm. One process calls ``start`` first.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class StoreWriter:
     keys : sequence of str, optional
         Write only these kinds of rows.
     kinds : mapping of str to str, optional
-        What the values of each column are; found from them where left out.
+        The kind of each column's values; inferred from the values if left out.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class StoreWriter:
         self._example_bytes = _size(first) / len(first)
 
     def start(self, fresh: bool = False) -> None:
-        """Write the manifest, unless the folder holds it; what another plan left is refused.
+        """Write the manifest unless the folder holds it; raise if it holds another plan's store.
 
         Raises
         ------
@@ -210,7 +210,7 @@ class StoreWriter:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A batch of a unit on its way to disk; without one, the end of its range."""
+    """A batch of a unit on its way to disk; a piece without a batch ends its range."""
 
     span: Span
     unit: int = -1
@@ -218,7 +218,7 @@ class _Piece:
 
 
 class _Sink:
-    """What the thread does with pieces: files are opened, filled, committed."""
+    """The work of the thread on pieces: it opens, fills and commits files."""
 
     def __init__(self, writer: StoreWriter, hasher: ThreadPoolExecutor) -> None:
         self._writer, self._hasher = writer, hasher
@@ -245,12 +245,12 @@ def _size(batch: Batch) -> int:
 
 
 def require_same_plan(found: Manifest, mine: Manifest, directory: Path) -> None:
-    """Refuse to go on with a store that another plan began.
+    """Raise if another plan began a store.
 
     Raises
     ------
     StoreError
-        Naming the first thing that differs.
+        If the plans differ; the message names the first difference.
     """
     if found.plan == mine.plan:
         return
@@ -271,7 +271,7 @@ def _remove_half_written(directory: Path) -> None:
 
 
 def _drop(directory: Path) -> None:
-    """Remove the rows of a store: first what makes them count."""
+    """Remove the rows of a store: first the records that make them count."""
     for record in (directory / RANGES).glob("*.json"):
         remove(record)
     for name in (ROWS, SITES, DATA):

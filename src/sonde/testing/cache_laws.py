@@ -33,7 +33,7 @@ def held(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, CachedToke
 
 
 def law_score(rule: CacheRule) -> None:
-    """Every token has a score that is a number, in float32 as in half types; inputs stay."""
+    """Every token's score is a number, in float32 and in half types; inputs stay unchanged."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         keys, values, seen = held(dtype)
         before = keys.clone(), values.clone(), seen.index.clone()
@@ -46,7 +46,7 @@ def law_score(rule: CacheRule) -> None:
 
 
 def law_empty(rule: CacheRule) -> None:
-    """What lies in empty slots does not move the score of a token."""
+    """The content of empty slots does not change the score of a token."""
     keys, values, seen = held()
     empty = (seen.index < 0)[..., None]
     other = torch.where(empty, 1e3, keys), torch.where(empty, -1e3, values)
@@ -70,7 +70,7 @@ def law_alone(rule: CacheRule) -> None:
 
 
 def law_budget(rule: CacheRule) -> None:
-    """After every call each text holds what the budget says, and never padding."""
+    """After every call each text holds as many tokens as its budget, and no padding."""
     from sonde.tap.cache.evicting import caching
 
     net, (ids, mask) = language_model(), prompts()

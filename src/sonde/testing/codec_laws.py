@@ -14,7 +14,7 @@ N_FLIPS = 64
 
 
 def inputs(codec: Codec) -> Iterator[Tensor]:
-    """Yield what a codec takes: ids where it has an alphabet, else numbers of many sizes."""
+    """Yield inputs of a codec: ids if it has an alphabet, else real numbers in many shapes."""
     generator = torch.Generator().manual_seed(11)
     if codec.alphabet is not None:
         for n in N_TOKENS:
@@ -31,7 +31,7 @@ def inputs(codec: Codec) -> Iterator[Tensor]:
 
 
 def law_round_trip(codec: Codec) -> None:
-    """Decoding gives the encoded tensor, in its shape, but for what ``most_lost`` allows."""
+    """Decoding gives the encoded tensor, in its shape, up to the loss that ``most_lost`` allows."""
     for x in inputs(codec):
         before = x.clone()
         found = codec.decode(codec.encode(x))

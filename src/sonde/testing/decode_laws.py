@@ -145,7 +145,7 @@ def law_rows(rule: Decode) -> None:
 
 
 def law_recomputed(rule: Decode) -> None:
-    """Padding, beams and sampling give the tokens of one text at a time without a cache."""
+    """With padding, beams or sampling, tokens are those of each text alone without a cache."""
     model = causal_model()
     for how in WAYS:
         found = generate(model, [rule.bind(model)], how)

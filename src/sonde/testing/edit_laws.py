@@ -51,7 +51,7 @@ def law_kept(edit: Edit) -> None:
 
 
 def law_rows(edit: Edit) -> None:
-    """An example is edited the same way whatever the others of its batch are."""
+    """The edit of an example does not depend on the other examples of its batch."""
     x = activations()
     other = x.clone()
     other[0] = -3 * other[0] + 1

@@ -25,14 +25,14 @@ class ExplainerCase:
     ----------
     explainer : Explainer or Judge
     module : nn.Module, optional
-        Its parameters in single precision, its input one tensor; by default a small net of
+        A model with parameters in single precision and one input tensor; by default a small net of
         pictures.
     inputs : Tensor or None, optional
         None for a method that looks at weights alone.
     asked : dict, optional
-        What else ``explain`` or ``judge`` is given by name.
+        Further arguments of ``explain`` or ``judge``, by name.
     explanation : Result or Explainer, optional
-        What a judge tests.
+        The explanation that a judge tests, or its explainer.
     """
 
     explainer: Explainer | Judge
@@ -45,7 +45,7 @@ class ExplainerCase:
         return repr(self.explainer)
 
     def value(self, module: nn.Module, inputs: Any, **other: Any) -> Tensor:
-        """Return what is found, of an explainer an entry for each example."""
+        """Return the value that is found; an explainer gives an entry for each example."""
         asked = {**self.asked, **other}
         if isinstance(self.explainer, Judge):
             found = self.explainer.judge(module, inputs, self.explanation, **asked)
@@ -55,12 +55,12 @@ class ExplainerCase:
 
     @property
     def plain(self) -> Tensor:
-        """What is found for the model and inputs as they are."""
+        """Value that is found for the model and inputs as they are."""
         return self.value(self.module, self.inputs)
 
 
 class _Wrapped(nn.Module):
-    """A model that multiplies its input by a second one, and returns its answer among others."""
+    """A wrapped model: it multiplies its two inputs, or returns its answer in a dict."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -74,13 +74,13 @@ class _Wrapped(nn.Module):
 
 
 def law_alone(case: ExplainerCase) -> None:
-    """An example is explained alone as it is among others."""
+    """An example has the same explanation alone and in a batch."""
     alone = torch.cat([case.value(case.module, x[None]) for x in case.inputs])
     _check_same(alone, case.plain, "alone and in a batch")
 
 
 def law_again(case: ExplainerCase) -> None:
-    """Two runs find the same."""
+    """Two runs give the same result."""
     same = torch.allclose(case.plain, case.plain, rtol=0.0, atol=0.0, equal_nan=True)
     assert same, "two runs differ"
 
@@ -109,7 +109,7 @@ def law_half(case: ExplainerCase) -> None:
 
 
 def law_inputs(case: ExplainerCase) -> None:
-    """A model of several inputs is explained at its first one, with all of them."""
+    """A model of several inputs runs on all of them, and is explained at the first one."""
     scale = 1.0 + torch.arange(len(case.inputs)).reshape(-1, *[1] * (case.inputs.ndim - 1))
     both = (case.inputs / scale, scale.expand_as(case.inputs).contiguous())
     at = _site(case)
@@ -130,7 +130,7 @@ def law_output(case: ExplainerCase) -> None:
 
 
 def takes_objective(case: ExplainerCase) -> bool:
-    """Return whether an explainer is asked for a number by name."""
+    """Return whether a method is an explainer that takes an ``objective``."""
     method = case.explainer
     is_explainer = isinstance(method, Explainer)
     return is_explainer and "objective" in inspect.signature(method.explain).parameters

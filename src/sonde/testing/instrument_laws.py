@@ -32,8 +32,8 @@ def make_inputs(
 ) -> dict[str, Any]:
     """Return ``n`` rows of three classes, as ``{name: values}``.
 
-    ``x`` is for instruments of one site, ``a``, ``b`` and ``c`` are the rows at three sites; beside
-    them stand all columns that plain arrays can bring.
+    ``x`` is for instruments of one site, ``a``, ``b`` and ``c`` are the rows at three sites; the
+    other entries are the columns that plain arrays can bring.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -76,12 +76,12 @@ def lacking(instrument: Instrument) -> set[str]:
 
 
 def require_columns(instrument: Instrument) -> None:
-    """Refuse an instrument that cannot be tried on plain arrays.
+    """Raise if an instrument cannot be tried on plain arrays.
 
     Raises
     ------
     InputError
-        If it needs other columns than plain arrays bring; names them.
+        If it needs columns that plain arrays do not bring; the message names them.
     """
     if columns := lacking(instrument):
         raise InputError(
@@ -127,7 +127,7 @@ def size_of_example(instrument: Instrument) -> int:
 
 
 def arranged(instrument: Instrument, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the inputs with each four rows as one example, if the instrument needs these whole."""
+    """Return the inputs; four rows form one example if the instrument needs whole examples."""
     size = size_of_example(instrument)
     if size == 1:
         return inputs
@@ -137,7 +137,7 @@ def arranged(instrument: Instrument, inputs: Mapping[str, Any]) -> Mapping[str, 
 
 
 def sites_of(instrument: Instrument) -> tuple[str, ...]:
-    """Return the sites (keys of the inputs) for its span, or as many as ``reading()`` names."""
+    """Return the sites (keys of the inputs) of a span, or as many as ``reading()`` names."""
     asked = instrument.reading().get("sites", ())
     return SITES[instrument.span][: len(asked) or None]
 
@@ -325,7 +325,7 @@ def law_then(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> Non
 
 
 def law_score_finite(detector: Detector, inputs: Mapping[str, Any]) -> None:
-    """Finite rows score finitely; a row that is not scores +inf and changes no other score.
+    """Finite rows score finitely; other rows score +inf and change no other score.
 
     Rows with a NaN, an infinity or (except in logits) a number too large to square are not finite.
     """
@@ -366,7 +366,7 @@ def law_score_alone(detector: Detector, inputs: Mapping[str, Any]) -> None:
 
 
 def law_score_direction(detector: Detector, inputs: Mapping[str, Any]) -> None:
-    """Rows far from the fitted ones, with logits all 0, have a higher median score than these."""
+    """Far rows with logits all 0 have a higher median score than the fitted rows."""
     scorer = fit(detector, inputs)
     assert isinstance(scorer, Scorer)
     far = pick(inputs, torch.arange(40))

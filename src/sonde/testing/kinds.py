@@ -73,7 +73,7 @@ def _law(
     of: Callable[[], tuple[Any, ...]] = lambda: (),
     applies: Callable[[Any], bool] = lambda _: True,
 ) -> Law:
-    """Return the law that calls ``function(method, *of())``, named and promised by the function."""
+    """Return the law that calls ``function(method, *of())``; its name and promise come from it."""
     promise = (function.__doc__ or "").partition("\n")[0]
     name = function.__name__.removeprefix("law_")
     return Law(name, lambda method: function(method, *of()), applies, promise)
@@ -290,12 +290,13 @@ def check(method: Any, *, without: Collection[str] = ()) -> None:
         of width 4, decoding rules on ``causal_model()``: models that a rule reads need its 32
         tokens.
     without : names of laws, optional
-        Laws to skip, e.g. ``{"score_direction"}`` where a high score means one of two classes.
+        Laws to skip, e.g. ``{"score_direction"}`` if a high score means one of two classes.
 
     Raises
     ------
     AssertionError
-        If a law is broken: names the law, the method with its parameters, and what differed.
+        If a law is broken: the message names the law, the method with its parameters, and the
+        difference.
     InputError
         If the method is of no known kind, has no law of a name in ``without``, or reads columns
         that plain arrays do not bring.
@@ -332,7 +333,7 @@ def _hold(law: Law, method: Any) -> None:
 
 
 def _instances(method: Any) -> Iterator[Any]:
-    """Yield what is to be tested: before an instrument, the statistics of its own that it reads."""
+    """Yield the cases to test; statistics that an instrument brings itself come before it."""
     if isinstance(method, type):
         made = [method(**parameters) for parameters in getattr(method, "examples", ({},))]
     else:

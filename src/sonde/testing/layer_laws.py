@@ -1,7 +1,7 @@
 """The laws of layers: functions that raise AssertionError if a layer breaks its promises.
 
-Every law but the first takes the layer with moved weights, since a layer that starts as the
-identity would keep most promises by doing nothing.
+Every law but ``start`` and ``unseen`` takes the layer with moved weights, since a layer that starts
+as the identity would keep most promises by doing nothing.
 """
 
 import copy
@@ -47,7 +47,7 @@ class LayerCase:
         return f"{type(self.layer).__name__}({given})"
 
     def drawn(self, **sizes: int) -> tuple[Tensor, ...]:
-        """Return the tensors, in float64 where they are not whole numbers."""
+        """Return the tensors, in float64 if they are not whole numbers."""
         if self.inputs is not None:
             return tuple(x.double() if x.is_floating_point() else x for x in self.inputs)
         generator = torch.Generator().manual_seed(5)
@@ -152,7 +152,7 @@ def has_rows(case: LayerCase) -> bool:
 
 
 def law_alone(case: LayerCase) -> None:
-    """A row gives the same alone as in its batch, in eval mode."""
+    """A row has the same output alone as in its batch, in eval mode."""
     own, given = moved(case.layer), case.drawn()
     whole = outputs(own, given)
     for i in range(len(given[0])):
@@ -162,14 +162,14 @@ def law_alone(case: LayerCase) -> None:
 
 
 def _axes(case: LayerCase, kinds: frozenset[str]) -> dict[str, list[int | None]]:
-    """Return where each word of some kinds stands in each tensor."""
+    """Return the axis of each word of some kinds in each tensor, None if the tensor lacks it."""
     split = [words.split() for words in case.layer.layout]
     words = {word for found in split for word in found if word in kinds}
     return {w: [s.index(w) if w in s else None for s in split] for w in sorted(words)}
 
 
 def is_symmetric(case: LayerCase) -> bool:
-    """Return whether a layer declares what a permutation or a shift does."""
+    """Return whether a layer declares a symmetry."""
     return case.layer.symmetry != "none"
 
 
@@ -277,7 +277,7 @@ def law_bfloat16(case: LayerCase) -> None:
 
 
 def law_unseen(case: LayerCase) -> None:
-    """A layer is the same before and after its first rows: it takes nothing from data by itself."""
+    """The first rows change no parameter: a layer takes no initial values from data."""
     own = copy.deepcopy(case.layer).double().eval()
     before = {name: p.detach().clone() for name, p in own.named_parameters()}
     with torch.no_grad():
@@ -290,7 +290,7 @@ def law_unseen(case: LayerCase) -> None:
 
 
 def law_counted(case: LayerCase) -> None:
-    """``n_parameters`` and ``flops`` are what is counted on a forward of the layer."""
+    """``n_parameters`` and ``flops`` equal the numbers counted in a forward of the layer."""
     own, given = moved(case.layer), case.drawn()
     numbers = {(p.data_ptr(), p.numel()) for p in own.parameters()}
     counted = sum(n for _, n in numbers)

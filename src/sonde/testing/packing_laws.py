@@ -23,7 +23,7 @@ def tokens(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def law_form(packing: CachePacking) -> None:
-    """Tokens come back in their shape and type, as finite numbers; what was packed stays."""
+    """Tokens come back in their shape and type, as finite numbers; inputs stay unchanged."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         keys, values, real = tokens(dtype)
         before = keys.clone(), values.clone()
@@ -37,7 +37,7 @@ def law_form(packing: CachePacking) -> None:
 
 
 def law_padding(packing: CachePacking) -> None:
-    """What stands at padding does not move a real token."""
+    """The content of padding does not change a real token."""
     keys, values, real = tokens()
     there = real[:, None, :, None]
     other = torch.where(there, keys, 1e3), torch.where(there, values, -1e3)
@@ -52,7 +52,7 @@ def law_padding(packing: CachePacking) -> None:
 
 
 def law_rows(packing: CachePacking) -> None:
-    """A row packed alone is that row packed with others, and rows can be put in another order."""
+    """A row unpacks alike, packed alone or with others, and rows can be put in another order."""
     keys, values, real = tokens()
     whole = packing.pack(keys, values, real)
     alone = packing.pack(keys[1:], values[1:], real[1:])
@@ -64,14 +64,14 @@ def law_rows(packing: CachePacking) -> None:
 
 
 def law_heads(packing: CachePacking) -> None:
-    """Some heads unpacked alone are those of all heads."""
+    """Some heads unpacked alone equal the same heads unpacked with all others."""
     packed = packing.pack(*tokens())
     for whole, part in zip(packed.unpack(), packed.unpack(slice(1, 3)), strict=True):
         assert torch.allclose(part, whole[:, 1:3], atol=1e-5), "heads unpack otherwise alone"
 
 
 def law_steps(packing: CachePacking) -> None:
-    """A text read in steps is held as one that is read at once; a short one as in a plain cache."""
+    """A text takes as many bytes in steps as at once; a short text gives plain-cache logits."""
     from transformers import DynamicCache
 
     from sonde.tap.cache.evicting import caching

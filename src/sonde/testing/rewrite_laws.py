@@ -57,7 +57,7 @@ def labelled_images(seed: int, n: int = ROWS) -> tuple[Tensor, Tensor]:
 
 
 def examples_for(rewrite: Rewrite, model: Model) -> dict[str, Any]:
-    """Return labelled images for each need for examples; of instruments nothing."""
+    """Return labelled images for each need for examples; instruments get nothing."""
     needs = [name for name, need in rewrite.reads().items() if isinstance(need, Examples)]
     return {name: labelled_images(i, ROWS * (i + 1)) for i, name in enumerate(needs)}
 
@@ -72,7 +72,7 @@ class RewriteCase:
     model : callable
         Returns the same new model at each call; a small convolutional classifier by default.
     fitted : callable
-        From the rewrite and the model to what ``plan`` takes; labelled images by default.
+        Returns the inputs of ``plan`` for a rewrite and a model; labelled images by default.
     half : bool, default=True
         Whether the method takes models of half types.
     """
@@ -95,7 +95,7 @@ def reads_something(case: RewriteCase) -> bool:
 
 
 def law_named(case: RewriteCase) -> None:
-    """What ``reads`` names and what ``planned`` takes beside the model are the same names."""
+    """``planned`` takes, beside the model, exactly the names that ``reads`` gives."""
     parameters = list(inspect.signature(case.rewrite.planned).parameters.values())[1:]
     taken = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     named = list(case.rewrite.reads())
@@ -130,7 +130,7 @@ def law_again(case: RewriteCase) -> None:
 
 
 def law_shared(case: RewriteCase) -> None:
-    """A folded model differs in the tensors of the plan alone, and shares all others."""
+    """A folded model differs only in the tensors of the plan, and shares all others."""
     model = as_model(case.model())
     plan = case.planned(model)
     new, old = plan.fold(model).state_dict(), model.module.state_dict()
@@ -143,7 +143,7 @@ def law_shared(case: RewriteCase) -> None:
 
 
 def law_once(case: RewriteCase) -> None:
-    """A plan that was folded in is refused by the model that it gave."""
+    """A folded model refuses the plan that made it."""
     model = as_model(case.model())
     plan = case.planned(model)
     new = plan.fold(model)
@@ -199,7 +199,7 @@ def law_half(case: RewriteCase) -> None:
 
 
 def law_tied(case: RewriteCase) -> None:
-    """A tensor with two names changes under both, is told as a tie, or is refused by name."""
+    """A tensor with two names changes under both, is listed as a tie, or is refused by name."""
     model = as_model(case.model())
     one, two = _tie(model.module)
     try:
@@ -217,7 +217,7 @@ def law_tied(case: RewriteCase) -> None:
 
 
 def law_missing(case: RewriteCase) -> None:
-    """A plan without what the rewrite reads is refused, and says how to get it."""
+    """A plan without the inputs that the rewrite reads raises an error that names the rewrite."""
     model = as_model(case.model())
     for given in (None, {}):
         try:
@@ -267,7 +267,7 @@ def _models(rule: MergeRule, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
 
 
 def _saved(model: Model, plan: RewritePlan, old: Path, new: Path) -> RewritePlan:
-    """Save a model, then a plan for it without tensors that a configuration would have to know."""
+    """Save a model, then its plan without the tensors that only a configuration can describe."""
     old.mkdir()
     (old / "config.json").write_text(json.dumps({"model_type": "none"}))
     save_file(_once(model.module), old / "model.safetensors")

@@ -80,7 +80,8 @@ def take(columns: Columns, rows: Tensor) -> Columns:
 def atoms(columns: Columns, kind: str) -> list[Tensor]:
     """Return the row indices of each of the smallest parts that a split may make ("atoms").
 
-    ``kind`` is ``row``, ``example``, ``group``, or digits: that many successive examples.
+    ``kind`` is ``row``, ``example``, ``group``, or digits: the number of successive examples in a
+    part.
     """
     order = columns["order"]
     keys = {

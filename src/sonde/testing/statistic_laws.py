@@ -30,11 +30,11 @@ class Case:
         Which rows no split may separate: those of one example, of one group, or (digits) of
         this number of successive examples; ``row`` allows every split.
     whole : bool, default=True
-        Whether one ``observe`` over several such parts must give the same as their merge.
+        Whether one ``observe`` over several parts must equal the merge of the parts' states.
     grows : int, default=0
         By how many bytes the state may grow when the rows double.
     dims : tuple of int
-        Widths of the rows that it is tried on.
+        Widths of the rows that the statistic is tried on.
     error : callable, optional
         Required if ``merging`` is "bounded": ``error(state, columns)`` returns how far a state is
         from the exact answer on the rows that it has seen, in the unit of ``statistic.bound``.
@@ -49,7 +49,7 @@ class Case:
 
 
 def case_of(statistic: Statistic[Any]) -> Case:
-    """Return the case of a statistic that keeps examples or groups whole where it says so."""
+    """Return the case of a statistic, with examples or groups whole if the statistic says so."""
     if statistic.whole_groups:
         return Case(statistic, "group")
     return Case(statistic, "example" if statistic.whole_examples else "row")
@@ -68,7 +68,7 @@ def update(statistic: Statistic[Any], state: Any, columns: Columns) -> Any:
 def centred(state: Any) -> Any:
     """Return a state with its sums relative to the means, if it keeps them relative to a row.
 
-    Which row that is depends on the order of merging, so such states compare only when centred.
+    The reference row depends on the order of merging, so that only centred states compare.
     """
     return state.centred() if hasattr(state, "centred") else state
 
@@ -153,7 +153,7 @@ def law_update(case: Case, columns: Columns) -> None:
 
 
 def law_size(case: Case, n: int = 1024) -> None:
-    """The state takes as many bytes for twice the rows (plus ``case.grows``)."""
+    """For twice the rows the state takes at most ``case.grows`` bytes more."""
     sizes = [size_bytes(state_of(case, make_columns(m, 3))) for m in (n, 2 * n)]
     assert sizes[1] <= sizes[0] + case.grows, f"{sizes[0]} bytes for {n} rows, {sizes[1]} for twice"
 

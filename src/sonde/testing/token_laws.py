@@ -1,4 +1,4 @@
-"""Laws of rules by which the tokens inside a model become fewer."""
+"""Laws of rules that reduce the number of tokens inside a model."""
 
 from dataclasses import replace
 from functools import cache
@@ -48,7 +48,7 @@ def texts() -> tuple[Tensor, Tensor]:
 
 
 def law_leads(rule: TokenRule) -> None:
-    """A token is led by a real one that leads itself, or dropped; weights are positive."""
+    """A token's leader is a real token that leads itself, or none; weights are positive."""
     seen = inside()
     found = rule.reduce(seen)
     leader, real = found.leader, seen.real
@@ -62,7 +62,7 @@ def law_leads(rule: TokenRule) -> None:
 
 
 def law_padding(rule: TokenRule) -> None:
-    """What stands at padding does not change what becomes of a real token."""
+    """The content of padding does not change the leader of a real token."""
     seen = inside()
     other = torch.where(seen.real[:, None, :, None], seen.keys, 1e3)
     found, expected = rule.reduce(replace(seen, keys=other)), rule.reduce(seen)
@@ -71,7 +71,7 @@ def law_padding(rule: TokenRule) -> None:
 
 
 def law_alone(rule: TokenRule) -> None:
-    """A row's tokens become fewer alone as in a batch with a longer row."""
+    """A row's tokens have the same leaders alone as in a batch with a longer row."""
     seen, n = inside(), N_TOKENS - PADDING
     assert seen.received is not None
     one = InsideTokens(
@@ -83,9 +83,9 @@ def law_alone(rule: TokenRule) -> None:
 
 
 def law_shape(rule: TokenRule) -> None:
-    """Outputs keep their shape, rows give what they give alone, and every token is accounted for.
+    """Outputs keep their shape, rows do not depend on others, and every token is counted.
 
-    The weights of the model, and what it gives afterwards, stay.
+    The model gives the same output afterwards.
     """
     from sonde.tap.tokens.shortening import shortening
 

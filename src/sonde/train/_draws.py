@@ -1,4 +1,4 @@
-"""Random draws of a loss: another for every call, and the same after a training was resumed."""
+"""Random draws of a loss: new at every call, and reproducible if a training is resumed."""
 
 import torch
 from torch import Tensor, nn

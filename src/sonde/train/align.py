@@ -34,16 +34,16 @@ class Align(nn.Module):
 
     ``cosine``: mean of ``-cos(P(x), y)``. ``mse``, ``smooth_l1``: against the target's rows after a
     layer norm. ``relational``: mean over pairs of rows of ``(cos(x_i, x_j) - cos(y_i, y_j))^2``,
-    for which the widths may differ. ``kl``: ``T^2 KL(y || x)`` of logits at temperature ``T``. Of
-    maps of attention, (example, head, query, key): ``cross_entropy`` of the target's probabilities,
-    and ``focus``, ``-ln`` of the attention on the keys that ``y`` (example, key) marks; queries
-    that see a single key are left out.
+    for which the widths may differ. ``kl``: ``T^2 KL(y || x)`` of logits at temperature ``T``. Two
+    distances compare attention maps (example, head, query, key) and leave out queries that see a
+    single key. ``cross_entropy``: against the target's probabilities. ``focus``: ``-ln`` of the
+    attention on the keys that ``y`` (example, key) marks.
 
     Range        [-1, 1] for ``cosine``, else [0, inf); lower = more alike.
     Cost         one product of rows and projector; ``relational`` O(rows^2 dim).
     Assumes      rows of both sites in the same order.
-    Differs      from the papers: logarithms of probabilities, of those that underflowed the
-                 logarithm of the smallest normal number and no gradient.
+    Differs      from the papers: a probability that underflowed counts as the smallest normal
+                 number in the logarithm, and gets no gradient.
     Batching     mean; ``relational``: pair.
 
     Parameters
@@ -62,9 +62,10 @@ class Align(nn.Module):
         Height and width of the places of both sites, if rows are places (reducer "patches"): rows
         of ``x`` are interpolated to the target's places.
     resample : {"after", "before"}, default="after"
-        Whether they are interpolated after the projector or before it.
+        Whether rows are interpolated after the projector or before it.
     heads : {"first", "mean"}, default="first"
-        The first heads of the site with more of them, or the mean of all heads of both.
+        How to match different numbers of heads: take the first heads of the site that has more, or
+        the mean over all heads of each site.
     prefix : int, default=0
         Tokens of each target example in front of its places that ``x`` lacks, as a class token.
 
@@ -136,9 +137,9 @@ class Align(nn.Module):
         x : Float[Tensor, "row dim"] or Float[Tensor, "example head query key"]
         y : as ``x``, or Bool[Tensor, "example key"]
         mask : Bool[Tensor, "..."], optional
-            Of maps, True where a query may see a key; broadcasts to ``x``.
+            For attention maps: True where a query may see a key; broadcasts to ``x``.
         weight : Float[Tensor, "row"], optional
-            Of each row, as ``Select`` makes them.
+            Weight of each row, as ``Select`` makes it.
         """
         if self.distance in OF_MAPS:
             return self._of_maps(x, y, mask)
@@ -186,7 +187,7 @@ class Align(nn.Module):
         return rows, y.reshape(-1, n2, y.shape[1])[:, self.prefix :].flatten(0, 1)
 
     def _of_maps(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the mean over queries and heads; a query that sees a single key tells nothing."""
+        """Return the mean over queries and heads, without queries that see a single key."""
         if x.ndim != 4:
             raise InputError(
                 "Align: expected maps of attention (example, head, query, key), got shape "
@@ -205,7 +206,7 @@ class Align(nn.Module):
         return each[counted].mean() if bool(counted.any()) else 0.0 * x.sum()
 
     def _same_heads(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return maps of both sites with as many heads."""
+        """Return the maps of both sites with equally many heads."""
         if x.shape[::2] != y.shape[::2] or x.shape[3] != y.shape[3]:
             raise InputError(
                 f"Align: expected maps of the same examples, queries and keys, got shapes "

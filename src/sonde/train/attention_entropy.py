@@ -104,7 +104,7 @@ class AttentionEntropy(nn.Module):
 
 
 def _as_many_heads(loss: AttentionEntropy, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Make the thresholds that the state holds."""
+    """Create as many thresholds as the saved state holds."""
     saved = state.get(f"{prefix}threshold")
     if saved is not None and isinstance(loss.threshold, nn.UninitializedParameter):
         loss._make(len(saved), saved.device)

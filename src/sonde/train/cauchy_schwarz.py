@@ -1,7 +1,7 @@
-"""Regression through a bottleneck that is held by kernels: no Gaussian is assumed anywhere.
+"""Regression through a bottleneck that kernels constrain, without any Gaussian assumption.
 
-For targets that are numbers. Kernels need a batch of some hundred rows; widths are frozen at the
-first batch, else the loss would move with them.
+For targets that are numbers. Kernels need a batch of some hundred rows. Kernel widths are frozen at
+the first batch: otherwise the loss would change with the widths.
 """
 
 from typing import ClassVar, final
@@ -21,9 +21,9 @@ LEAST = 2
 class CauchySchwarzBottleneck(nn.Module):
     """Divergence of prediction from truth given the site, plus what the site keeps of the input.
 
-    ``D(p(label | x); p(logits | x)) + beta I(x; y)``, both of Cauchy and Schwarz with Gaussian
-    kernels: the conditional divergence, and the quadratic mutual information that
-    ``sonde.measure.cauchy_schwarz_information`` reports.
+    Formula: ``D(p(label | x); p(logits | x)) + beta I(x; y)``. ``D`` is the conditional
+    Cauchy-Schwarz divergence, ``I`` the quadratic mutual information that
+    ``sonde.measure.cauchy_schwarz_information`` reports, both with Gaussian kernels.
 
     Range        (-inf, inf), nats; 0 + beta I for a perfect prediction.
     Cost         O(rows^2 (dim + dim2)) a step.
@@ -37,8 +37,8 @@ class CauchySchwarzBottleneck(nn.Module):
     beta : float, default=1e-3
         Weight of what the site keeps.
     widths : (float, float, float), optional
-        Of the kernels of ``x``, ``y`` and ``label``. By default the median distance over the square
-        root of 2, of the first batch.
+        Widths of the kernels of ``x``, ``y`` and ``label``. By default the median distance in the
+        first batch, divided by the square root of 2.
 
     References
     ----------

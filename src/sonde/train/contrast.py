@@ -1,7 +1,7 @@
 """Pull rows that belong together towards each other and push all others away.
 
-Rows are views of one example, or share a label, a group, or a place in a picture. The value falls
-with the number of candidates: compare it at one batch size alone.
+Rows are views of one example, or share a label, a group, or a place in a picture. The value rises
+with the number of candidates: compare values at one batch size only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,13 @@ Metric = Literal["cosine", "dot", "euclidean", "poincare"]
 class Contrast(nn.Module):
     """Cross entropy of finding the positives of a row among all candidates (InfoNCE).
 
-    ``-(s_ip - log sum_j exp s_ij)`` with ``s = similarity / temperature``, the mean over the
-    positives of a row, then over the rows that have any. Positives are the other views of the
-    example, or the other rows of its label: with ``group`` those of its label in other groups, with
-    ``place`` those of its label that lie within ``radius``. Candidates are all rows but the row
-    itself, the rows of ``negative`` and of the ``memory``. With ``prototype`` the candidates are a
-    vector for each label in place of rows; ``prototypes`` of its own are learned, and a row of one
-    view is asked for the balanced assignment of its other view.
+    Formula: ``-(s_ip - log sum_j exp s_ij)`` with ``s = similarity / temperature``, averaged over
+    the positives of a row, then over the rows that have positives. Positives of a row are the other
+    views of its example, or the other rows with its label: with ``group`` only rows in other
+    groups, with ``place`` only rows within ``radius``. Candidates are all other rows, the rows of
+    ``negative`` and of the ``memory``. With ``prototype`` the candidates are a vector for each
+    label in place of rows. With ``prototypes`` the vectors are learned, and each view has to
+    predict the balanced assignment of the other views.
 
     Range        [0, inf), nats; lower = positives nearer than all others. ``none``: not bounded.
     Cost         O(rows candidates dim) a step.
@@ -42,12 +42,12 @@ class Contrast(nn.Module):
     ----------
     temperature : float, default=0.1
     denominator : {"softmax", "decoupled", "top_k", "none"}, default="softmax"
-        What a positive is held against: all candidates; itself and those that are no positives;
-        the ``k`` first (``-log`` of its weight among them); nothing: ``-2 s``.
+        Candidates that a positive is compared with: all; the positive itself and all non-positives;
+        the ``k`` most similar (``-log`` of the positive's soft top-k weight); none: ``-2 s``.
     include_positive : bool, default=True
         Of ``decoupled``: False leaves the positive itself out too.
     metric : {"cosine", "dot", "euclidean", "poincare"}, default="cosine"
-        Similarity; of distances their negative, Euclidean ones squared.
+        Similarity. Distances count negatively; Euclidean distances are squared.
     k : int, default=0
         Of ``top_k``.
     softness : float, default=10.0
@@ -58,10 +58,10 @@ class Contrast(nn.Module):
         The cluster of each unit (``sonde.measure.unit_clusters``): the largest unit of each cluster
         is contrasted in place of the units.
     prototypes : int, default=0
-        Learned prototypes; they need views and at least as many rows.
+        Number of learned prototypes; they need views, and at least as many examples as prototypes.
     memory : int, default=0
-        Rows of earlier steps that stay candidates, without gradients: ``step()``, which
-        ``terms.step()`` calls, moves them on.
+        Number of rows of earlier steps that stay candidates, without gradients. ``terms.step()``
+        calls ``step()``, which adds the last batch to them.
 
     References
     ----------
@@ -204,7 +204,7 @@ class Contrast(nn.Module):
         return torch.stack([x[:, member == c].amax(1) for c in torch.unique(member)], 1)
 
     def _similar(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return similarities over the temperature, which ``top_k`` leaves out."""
+        """Return similarities divided by the temperature; ``top_k`` does not divide."""
         scale = 1.0 if self.denominator == "top_k" else self.temperature
         if self.metric == "cosine":
             return (normalize(x, dim=1) / scale) @ normalize(y, dim=1).T
@@ -215,7 +215,7 @@ class Contrast(nn.Module):
         return -poincare_distance(to_ball(x), to_ball(y)) / scale
 
     def _held(self, scores: Tensor, positive: Tensor, *, hides_itself: bool) -> Tensor:
-        """Return the mean over the positives of a row, then over rows that have any."""
+        """Return the loss, averaged over the positives of a row, then over rows with positives."""
         (row, place), n = positive.nonzero(as_tuple=True), len(scores)
         if not len(row):
             raise InputError(
@@ -305,8 +305,8 @@ def view_count(x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None) -> 
     Raises
     ------
     InputError
-        If the rows are not all of view 0, then as many of view 1, and so on: row i of each view
-        would be taken for the same example.
+        If the rows are not sorted by view, with equally many rows of each view: row i of every view
+        must belong to the same example.
     """
     n = 1 if view is None else int(view.max()) + 1
     if view is not None and view.tolist() != [v for v in range(n) for _ in range(len(x) // n)]:
@@ -322,8 +322,8 @@ def similarity_smoothing(
 ) -> Float[Tensor, "row place dim"]:
     """Return each place as the sum of all places, weighted by squared positive cosines.
 
-    ``q_i = sum_j max(cos(x_i, x_j), 0)^2 x_j``: the branch that is smoothed where places of two
-    crops are contrasted.
+    ``q_i = sum_j max(cos(x_i, x_j), 0)^2 x_j``. Apply it to one of the two branches when the places
+    of two crops are contrasted.
 
     Examples
     --------

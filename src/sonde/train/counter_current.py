@@ -21,10 +21,11 @@ from sonde.engine.steps import seeded
 class CounterCurrent(nn.Module):
     """Sum of the losses of all levels; the gradient of each reaches its own level alone.
 
-    Part ``l`` of the forward net makes ``A_l`` from ``A_(l-1)``, the feedback net ``B_l`` from
-    ``B_(l+1)`` and the one-hot labels at its top; no gradient passes from level to level in either.
-    The loss of a level is the mean over pairs of rows of ``(a_i b_j - y_ij)^2``, where ``y_ij`` is
-    1 if both have one label; of the last part the cross entropy of its logits.
+    Part ``l`` of the forward net computes ``A_l`` from ``A_(l-1)``. The feedback net computes
+    ``B_l`` from ``B_(l+1)``, starting from the one-hot labels. No gradient passes between levels in
+    either net. The loss of a level is the mean over pairs of rows of ``(a_i b_j - y_ij)^2``, where
+    ``y_ij`` is 1 if both rows have the same label; the loss of the last part is the cross entropy
+    of its logits.
 
     Range        [0, inf); lower = rows of one class alike in both nets.
     Cost         a forward and a backward pass of each part alone; O(rows^2 width) a level.
@@ -35,9 +36,9 @@ class CounterCurrent(nn.Module):
     Parameters
     ----------
     parts : sequence of nn.Module
-        Of the forward net; they stay the user's own.
+        Parts of the forward net; they are used directly, not copied.
     widths : sequence of int
-        Numbers that each part but the last makes for an example.
+        Size of the output of each part but the last, for one example.
     n_classes : int
     how : {"cosine", "gram"}, default="cosine"
         Rows scaled to length 1, or products divided by the width.
@@ -106,7 +107,7 @@ class CounterCurrent(nn.Module):
 
     @torch.no_grad()
     def centre(self) -> None:
-        """Take from each weight's gradient its mean over inputs; between backward and step."""
+        """Subtract from weight gradients their mean over inputs; call between backward and step."""
         for p in self.parameters():
             if p.grad is not None and p.ndim > 1:
                 p.grad -= p.grad.mean(tuple(range(1, p.ndim)), keepdim=True)

@@ -60,7 +60,7 @@ class Distil(nn.Module):
         logits, teacher : Float[Tensor, "row classes"]
             Of the student and of the teacher.
         label : Int[Tensor, "row"], optional
-            True classes; needed where ``weight`` is below 1.
+            True classes; needed if ``weight`` is below 1.
         """
         if label is None and self.weight < 1:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Teach a small masked autoencoder what the decoder of a large one makes of masked images.
+"""Teach a small masked autoencoder the decoder states of a large masked autoencoder.
 
 The first, generic stage of two: then drop both decoders and teach the task with ``Distil``.
 """

@@ -65,7 +65,7 @@ class InputDecoder(nn.Module):
         return (self.decode(x) - y.detach().flatten(1)).square().mean()
 
     def decode(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row width"]:
-        """Return the inputs that the decoder sees in states."""
+        """Return the inputs, decoded from the states."""
         return self.decoder(x.detach())
 
     @torch.no_grad()
@@ -94,12 +94,12 @@ class InputDecoder(nn.Module):
         x: Float[Tensor, "row *axes"],
         n: int = 1,
     ) -> tuple[Float[Tensor, "step row class"], Float[Tensor, "step row *axes"]]:
-        """Return answers and inputs of each step: an input is decoded from the states of the last.
+        """Return answers and inputs of every step; inputs are decoded from the last step's states.
 
         Parameters
         ----------
         encode, classify : callable
-            From inputs to rows of the site, and to logits.
+            Maps from inputs to rows of the site, and from inputs to logits.
         x : Float[Tensor, "row *axes"]
         n : int, default=1
             Steps after the first, whose inputs are ``x``.

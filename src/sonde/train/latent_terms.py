@@ -1,7 +1,8 @@
 """The parts of a variational autoencoder's rate, each with a weight of its own.
 
-For codes whose dimensions are to be independent (weight of the total correlation), or that are not
-to collapse (weight of the mutual information below 1). The reconstruction is the task's own loss.
+For codes whose dimensions should be independent (raise the weight of the total correlation), or
+that should not collapse (weight of the mutual information below 1). The reconstruction is the
+task's own loss.
 """
 
 from typing import ClassVar, Literal, final
@@ -20,14 +21,14 @@ Estimator = Literal["mixture", "leave_one_out"]
 
 @final
 class LatentTerms(nn.Module):
-    """Weighted sum of the parts of a Gaussian code's rate: what it tells, shares and deviates.
+    """Weighted sum of a Gaussian code's mutual information, total correlation and KL by group.
 
     ``mi E[ln q(z|x) - ln q(z)] + tc E[ln q(z) - sum_g ln q(z_g)] + each E[sum_g ln q(z_g) -
     ln p(z)]`` with ``q(z|x) = N(x, exp y)``, the mixture ``q(z)`` of the rows of the batch, and a
     standard normal ``p``. With all weights 1 it is the rate of a VAE, from one draw for each row.
-    ``posterior`` and ``prior`` are weights of ``E ln q(z|x)`` and of ``-E ln p(z)``: with the three
-    others 0, 1 and 1 are the VAE, -1/2 and 1/2 the mutual information machine, whose variances end
-    at the floor.
+    ``posterior`` and ``prior`` are weights of ``E ln q(z|x)`` and of ``-E ln p(z)``: if the three
+    other weights are 0, then 1 and 1 give the VAE, and -1/2 and 1/2 the mutual information machine,
+    whose variances end at the floor.
 
     Range        (-inf, inf), nats for each row; lower = a code that costs less.
     Cost         O(rows^2 dim) a step.
@@ -47,9 +48,9 @@ class LatentTerms(nn.Module):
     estimator : {"mixture", "leave_one_out"}, default="mixture"
         Whether a row's own component counts in ``q(z)``.
     floor : float, default=-8
-        Least logarithm of a variance; those below are lifted to it.
+        Least logarithm of a variance; smaller values are raised to it.
     seed : int, default=0
-        Of the draws of z, if the model's own are not given.
+        Of the draws of ``z``, if ``z`` is not given.
 
     References
     ----------
@@ -100,7 +101,7 @@ class LatentTerms(nn.Module):
         x, y : Float[Tensor, "row dim"]
             Means and logarithms of the variances of the code.
         z : Float[Tensor, "row dim"], optional
-            The draws that the model went on with; by default new ones.
+            The draws that the model used; by default new draws.
         """
         found = self.parts(x, y, z)
         return sum((w * found[name] for name, w in self.weights.items() if w), start=x.sum() * 0)

@@ -15,15 +15,16 @@ from sonde.train.contrast import Contrast, view_count
 class LearnedViews(nn.Module):
     """Contrast two views and a learned view of each, as four views of one example.
 
-    Two maps, one for each view, make further views of the rows. Nothing would keep the two from
-    coming out alike, so ``weight max(0, cos - margin)`` holds them apart.
+    Two maps, one for each view, make further views of the rows. Nothing else keeps the two learned
+    views apart, so the loss adds ``weight max(0, cos - margin)``.
 
     Range        [0, inf), nats.
     Cost         O(rows^2 dim) a step, over four times the examples.
     Assumes      two views: two forwards before the loss.
     Batching     none: views stand in order. The value depends on the number of rows.
     Differs      from the paper: rows and maps are trained together, without a virtual step of the
-                 encoder before the maps' own; give ``terms.parameters()`` a rate of their own.
+                 encoder before the step of the maps. Give ``terms.parameters()`` their own learning
+                 rate.
 
     Parameters
     ----------

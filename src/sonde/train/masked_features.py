@@ -1,7 +1,7 @@
 """Hide some positions of a site and rebuild them from the others, as a task beside the model's own.
 
-For states whose positions are to know of each other: tokens, patches, frames. Layers before the
-site that mix positions let hidden values leak; hide the input too where they do.
+For states whose positions should carry information about each other: tokens, patches, frames. If
+layers before the site mix positions, hidden values leak: hide the input too.
 """
 
 from typing import Any, ClassVar, Literal, final
@@ -22,31 +22,32 @@ Target = Literal["features", "codes", "embeddings", "pixels"]
 class MaskedFeatures(nn.Module):
     """Error of rebuilding hidden positions, mean over hidden positions, then over rows.
 
-    A learned vector takes the place of hidden positions, sines and cosines of the position times a
-    learned gain are added to all, and a rebuilder (two layers of a transformer, or 1x1
-    convolutions, that are thrown away later) goes over them. ``features``: squared distance
-    to the hidden rows after a layer norm; ``embeddings``: to the rows ``y`` of another site after a
-    layer norm; ``pixels``: to ``y`` as it is; ``codes``: cross entropy of the codes ``y``. No
-    gradient goes to targets.
+    A learned vector replaces the hidden positions. Sines and cosines of the position, times a
+    learned gain, are added to all positions. A rebuilder (two layers of a transformer, or 1x1
+    convolutions, thrown away later) is applied to the result. ``features``: squared distance to the
+    hidden rows after a layer norm; ``embeddings``: to the rows ``y`` of another site after a layer
+    norm; ``pixels``: to ``y`` as it is; ``codes``: cross entropy of the codes ``y``. No gradient
+    goes to targets.
 
-    Range        [0, inf); lower = better rebuilt. 1 for ``features`` that cannot be foretold.
+    Range        [0, inf); lower = better rebuilt. 1 for ``features`` that cannot be predicted.
     Cost         that of the rebuilder, O(pos^2 dim) for the transformer.
     Assumes      positions in the same order in every row.
-    Batching     mean, given the mask: as many hidden positions in every row.
+    Batching     mean, given the mask: equally many hidden positions in every row.
 
     Parameters
     ----------
     target : {"features", "codes", "embeddings", "pixels"}, default="features"
     how : {"random", "block", "tube"}, default="random"
-        Hidden positions: any, a run, or the same places of every of ``times`` frames.
+        Hidden positions: any, a contiguous run, or the same places in each of ``times`` frames.
     ratio : float, default=0.5
         Share of positions that are hidden, rounded.
     rebuilder : {"transformer", "conv"} or nn.Module, default="transformer"
-        A module of one's own gets no positions: without any it rebuilds all hidden ones alike.
+        A module of your own gets no sines and cosines: if it adds no positions itself, it rebuilds
+        all hidden positions alike.
     width : int, optional
-        Of the target, or the number of codes; by default that of ``x``.
+        Width of the target, or the number of codes; by default the width of ``x``.
     positions : int, optional
-        For rows (example pos) in one axis, as the reducer ``tokens`` gives them.
+        Positions of an example, if one axis holds (example pos), as from the reducer ``tokens``.
     times : int, default=1
         Frames, of "tube".
     head : nn.Module, optional
@@ -111,7 +112,7 @@ class MaskedFeatures(nn.Module):
         label : Tensor, optional
             For ``head``.
         mask : Bool[Tensor, "row pos"], optional
-            True where hidden; by default drawn. As many in every row.
+            True where hidden, at equally many positions in every row; by default drawn.
         """
         x = self._by_position(x)
         hidden = self.hidden(*x.shape[:2]).to(x.device) if mask is None else mask
@@ -131,7 +132,7 @@ class MaskedFeatures(nn.Module):
         return value + cross_entropy(head(torch.where(hidden[..., None], made, x)), label)
 
     def hidden(self, n: int, n_positions: int) -> Bool[Tensor, "row pos"]:
-        """Draw the hidden positions of ``n`` rows, as many in each."""
+        """Draw the hidden positions of ``n`` rows, equally many in each row."""
         draw = self.draws.next()
         places = n_positions // self.times if self.how == "tube" else n_positions
         if self.how == "tube" and places * self.times != n_positions:
@@ -201,7 +202,7 @@ class MaskedFeatures(nn.Module):
 
 
 def _waves(x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "pos dim"]:
-    """Return sines and cosines of the position, from a wave of 2 pi to one of 20,000 pi."""
+    """Return sines and cosines of the position, with wavelengths from 2 pi to 20,000 pi."""
     place = torch.arange(x.shape[1], device=x.device, dtype=torch.float64)
     unit = torch.arange(x.shape[2], device=x.device)
     angle = place[:, None] / 10_000 ** ((unit - unit % 2).double() / x.shape[2])
@@ -209,7 +210,7 @@ def _waves(x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "pos dim"]:
 
 
 def _as_wide(loss: MaskedFeatures, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Make what the state holds."""
+    """Create the lazy parts at the width of the saved state."""
     saved = state.get(f"{prefix}empty")
     if saved is not None:
         loss._build(saved.reshape(1, 1, -1))

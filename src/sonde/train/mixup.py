@@ -30,8 +30,8 @@ class Mixup(nn.Module):
 
     Range        [0, inf), nats; lower = better.
     Cost         O(row class).
-    Assumes      no dropout order of its own between ``change`` and the loss: one forward each.
-    Differs      from the paper: one share for each row where ``per`` is "row".
+    Assumes      one forward between ``change`` and the loss, which keeps the order of the rows.
+    Differs      from the paper: one share for each row if ``per`` is "row".
     Batching     mean, given order and shares.
 
     Parameters
@@ -41,7 +41,7 @@ class Mixup(nn.Module):
     eta : float, default=0.1
         Weight of the decoupled part.
     per : {"batch", "row"}, default="batch"
-        Whether all rows share a share.
+        Whether all rows have one share, or each row has its own.
     temperature : float, default=1
         Of a teacher's and the model's logits.
     unmixed : float, default=0
@@ -81,7 +81,7 @@ class Mixup(nn.Module):
         self.order: Tensor | None = None
 
     def change(self, x: Float[Tensor, "row *axes"]) -> Float[Tensor, "row *axes"]:
-        """Return mixed rows, and keep which were mixed; ``x`` itself in evaluation."""
+        """Return mixed rows and keep their shares and order; return ``x`` itself in evaluation."""
         if not self.training:
             self.share = self.order = None
             return x
@@ -115,7 +115,8 @@ class Mixup(nn.Module):
         label : Int[Tensor, "row"], optional
             Of the rows before they were mixed.
         teacher : Float[Tensor, "row class"], optional
-            Logits of the teacher on the same mixed rows, or ``mixed`` of those on the parts.
+            Logits of the teacher on the same mixed rows, or ``mixed`` of its logits on the plain
+            rows.
         """
         if teacher is not None:
             own, its = ((x / self.temperature).log_softmax(1) for x in (logits, teacher.detach()))
@@ -137,7 +138,7 @@ class Mixup(nn.Module):
     def smoothness(
         self, mixed: Float[Tensor, "row *axes"], plain: Float[Tensor, "row *axes"]
     ) -> Float[Tensor, ""]:
-        """Return how far states of mixed rows are from the mixed states of the rows: 0 if linear.
+        """Return the squared distance of mixed rows' states from mixed states: 0 if linear.
 
         Parameters
         ----------
@@ -157,7 +158,7 @@ class Mixup(nn.Module):
 
 
 def _without(logits: Tensor, label: Tensor, other: Tensor) -> Tensor:
-    """Return the cross entropy of each row's label where its other class does not compete."""
+    """Return the cross entropy of each row's label, with the row's other class left out."""
     hidden = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, other[:, None], value=True)
     hidden.scatter_(1, label[:, None], value=False)
     return cross_entropy(logits.masked_fill(hidden, -torch.inf), label, reduction="none")

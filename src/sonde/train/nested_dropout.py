@@ -23,7 +23,7 @@ class NestedDropout(nn.Module):
 
     The width ``k`` is drawn from ``p(k) ~ exp(-(k / std)^2)`` over 1 .. dim ("gaussian"),
     ``(1 - rate)^k`` ("geometric"), evenly ("uniform"), or evenly from ``widths``. Nothing is
-    rescaled. It is a layer to build in, and acts at a site while a model trains by
+    rescaled. Use it as a layer of a model, or at a site while a model trains:
     ``sonde.training(model, {site: NestedDropout()})``.
 
     Range        the shape of ``x``.

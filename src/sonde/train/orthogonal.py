@@ -1,7 +1,7 @@
 """Keep linear and convolution layers close to isometries, by a penalty on their weights.
 
-For robustness to small changes of the input, and for deep nets that are hard to train. Whether it
-worked is what ``sonde.measure.isometry_error`` says of the layer.
+For robustness to small changes of the input, and for deep nets that are hard to train. To see
+whether it worked, measure the layer by ``sonde.measure.isometry_error``.
 """
 
 from typing import ClassVar, final
@@ -17,16 +17,17 @@ from sonde.core.ranges import check_ranges
 
 @final
 class Orthogonal(nn.Module):
-    """Squared distance of a layer from an isometry: of its weight's products from the identity.
+    """Squared distance of a layer from an isometry: its weight's Gram matrix less the identity.
 
     Linear: ``|W W' - 1|_F^2`` or, with more outputs than inputs, ``|W' W - 1|_F^2``. Convolution:
-    ``|conv(K, K) - 1_0|_F^2``, the kernel's correlation with itself at all shifts that are
-    multiples of the stride, from the identity at shift 0; with more outputs than
-    ``inputs stride^2`` less the constant ``outputs - inputs stride^2``, which the transposed order
-    does not have.
+    ``|conv(K, K) - 1_0|_F^2``, the distance of the kernel's correlation with itself, at all shifts
+    that are multiples of the stride, from the identity at shift 0. With more outputs than
+    ``inputs stride^2`` the constant ``outputs - inputs stride^2`` is subtracted, which the
+    transposed product does not have.
 
     Range        [0, inf); 0 = an isometry, or its transpose. For a convolution with circular
-                 padding and ``n x n`` places ``|K K' - 1|_F^2`` is ``n^2 / stride^2`` times it.
+                 padding and ``n x n`` places ``|K K' - 1|_F^2`` is ``n^2 / stride^2`` times this
+                 value.
     Cost         O(out^2 in size^4) for a kernel.
     Assumes      a weight (out, in) or (out, in, size, size), one group.
     Batching     none: no rows.

@@ -1,7 +1,7 @@
 """Spread the classes over different directions, and each class over many (rate reduction).
 
-For representations that are to be used linearly. In small batches the rate is biased upwards, which
-``average`` takes away; the measure of the same name, fitted on all rows, says what was reached.
+For representations that are to be used linearly. In small batches the rate is biased upwards;
+``average`` reduces the bias. To judge the result, fit the measure of the same name on all rows.
 """
 
 from typing import Any, ClassVar, final
@@ -25,19 +25,20 @@ class RateReduction(nn.Module):
 
     Range        [-R, 0], nats; lower = classes in more different directions.
     Cost         O(classes dim^3) a step.
-    Assumes      two classes or more in the batch; rows with label -1 are left out. With ``average``
-                 classes numbered from 0, and two in what it holds.
+    Assumes      two classes or more in the batch; rows with label -1 are left out. With
+                 ``average``: classes numbered from 0, and two classes or more in batch and average
+                 together.
     Differs      from the paper: for one row, not summed over rows; the moving average is ours.
     Batching     log_mean: the value depends on the number of rows of the batch.
 
     Parameters
     ----------
     eps2 : float, default=0.5
-        Squared error of a row that is tolerated.
+        Tolerated squared error of a row.
     average : float, default=0.0
         Share of the earlier batches' second moments that a step keeps, as if a batch had
-        ``1 / (1 - average)`` times as many rows. A row's gradient is as large as without. In eval
-        mode the given rows count alone.
+        ``1 / (1 - average)`` times as many rows. A row's gradient keeps its size. In eval mode only
+        the given rows count.
 
     References
     ----------
@@ -82,7 +83,7 @@ class RateReduction(nn.Module):
         return value + (n.sum() / len(rows) - 1) * (value - value.detach())
 
     def step(self) -> None:
-        """Keep a share of what was seen for the next step."""
+        """Keep a share of the second moments seen so far for the next step."""
         if self.average:
             sums, n = self._coming
             self.sums, self.n = self.average * sums, self.average * n
@@ -92,7 +93,7 @@ class RateReduction(nn.Module):
 def _added(
     before: tuple[Tensor, Tensor], sums: Tensor, n: Tensor, classes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return sums and counts by the number of the class, those before included."""
+    """Return sums and counts by class number, added to the sums and counts before."""
     size = max(len(before[1]), int(classes.max()) + 1 if len(classes) else 0)
     all_sums, all_n = sums.new_zeros(size, *sums.shape[1:]), n.new_zeros(size)
     if len(before[1]):

@@ -42,21 +42,21 @@ CLOSE = 1e-4
 class Resize:
     """A model of another width or depth, with weights made from those of the old one.
 
-    Units fall into groups of ``factor`` neighbours, whole heads of attention. ``decoalesce`` copies
-    each unit and divides what reads it by the number of its copies: the function stays the same.
-    ``coalesce`` takes the mean of each group and adds up what reads it: it takes back a
-    ``decoalesce`` exactly. ``merge`` takes the mean of neighbouring blocks; ``repeat`` has each
-    block ``factor`` times; ``stack`` adds one block whose outputs are 0, so that the function stays
-    the same. With the ``big`` model that the small one came from, new weights are
-    ``(1 - interpolate) big + interpolate new``.
+    A group is ``factor`` neighbouring units, or units of ``factor`` neighbouring attention heads.
+    ``decoalesce`` copies each unit and divides the weights that read it by the number of copies:
+    the function stays the same. ``coalesce`` takes the mean of each group and adds up the weights
+    that read it: it undoes a ``decoalesce`` exactly. ``merge`` takes the mean of neighbouring
+    blocks; ``repeat`` has each block ``factor`` times; ``stack`` adds one block whose outputs are
+    0, so that the function stays the same. With the ``big`` model that the small one came from, new
+    weights are ``(1 - interpolate) big + interpolate new``.
 
     Range        models; ``decoalesce`` and ``stack`` keep the function to rounding.
     Cost         one copy of the weights.
     Assumes      linear layers, convolutions, embeddings, layer and batch norms, for which copied
                  units make no difference; a configuration, or ``like``.
-    Differs      from the papers: no optimiser states; tied embeddings come apart, since a reading
-                 and a writing side divide differently. Copies stay equal in a training by plain
-                 gradients until something breaks the tie: interpolation does.
+    Differs      from the papers: no optimiser states; tied embeddings are untied, since their
+                 reading and writing sides divide differently. Copies stay equal in a training by
+                 plain gradients until something breaks the tie: interpolation does.
 
     Parameters
     ----------
@@ -110,17 +110,17 @@ class Resize:
         ----------
         model : Model or nn.Module
         big : Model or nn.Module, optional
-            Of the new size: takes part in the new weights.
+            Model of the new size, mixed into the new weights.
         like : nn.Module, optional
             A module of the new size, for models without a configuration; it stays as it is.
         inputs : tensor, tuple or dict, optional
-            What the model is called with, to check that the function is kept; made from its
-            configuration. Without both nothing is checked.
+            Inputs of the model, to check that the function is kept; by default made from its
+            configuration. Without inputs and configuration nothing is checked.
 
         Raises
         ------
         InputError
-            If the new size is not known, or ``big`` has another one.
+            If the new size is not known, or ``big`` has another size.
         SiteError
             If the model holds layers whose units cannot be copied.
         """
@@ -171,7 +171,7 @@ class Resize:
         return n // self.factor
 
     def _sources(self, n: int) -> list[int]:
-        """Return which old block each new block comes from, the first of them where it is merged.
+        """Return the old block that each new block comes from; in a merge, the first of its blocks.
 
         Examples
         --------
@@ -187,7 +187,7 @@ class Resize:
         return [*range(n), n - 1]
 
     def _widened(self, old: nn.Module, new: nn.Module) -> dict[str, Tensor]:
-        """Return the state with each axis at its new size; blocks are those of the old model."""
+        """Return the old model's state, old blocks included, with each axis at its new size."""
         shapes = {name: x.shape for name, x in new.state_dict().items()}
         if self.depth is not None:
             first, *others = ModelBlocks(old).paths
@@ -201,7 +201,7 @@ class Resize:
         }
 
     def _block(self, old: nn.Module) -> int:
-        """Return how many neighbouring units belong together: those of one head."""
+        """Return how many neighbouring units stay together: the width of one head, or 1."""
         config = config_of(old)
         heads = getattr(config, "num_attention_heads", None)
         if not isinstance(heads, int):
@@ -269,7 +269,7 @@ class Resize:
         return made
 
     def _silence(self, new: nn.Module) -> None:
-        """Set what the last block adds to the stream to 0."""
+        """Set the weights to 0 by which the last block writes to the residual stream."""
         last = ModelBlocks(new).paths[-1]
         for layer in residual_writers(new):
             name = layer if isinstance(layer, str) else layer.name

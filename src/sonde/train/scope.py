@@ -28,7 +28,7 @@ class Moving:
     ----------
     names : list of str
     share : float
-        Of all numbers of the model.
+        Share of the model's numbers that move.
     """
 
     def __init__(self, module: nn.Module, groups: list[list[str]]) -> None:
@@ -55,10 +55,10 @@ class Scope:
     """Let some parameters of a model move inside a ``with`` block, and no others.
 
     ``norms``: weights and biases of normalisations. ``bias``: all biases. ``top``: the last ``k``
-    blocks and what stands behind them. ``pattern``: names that fit ``patterns``. ``alternate``: the
-    names of each pattern in turn, by epoch.
+    blocks and the parameters registered after them. ``pattern``: names that fit ``patterns``.
+    ``alternate``: the names of each pattern in turn, by epoch.
 
-    Range        flags and modes are those from before at the end of the block.
+    Range        flags and modes are restored at the end of the block.
     Cost         none.
     Assumes      ``model.train()`` is called before the block: it wakes frozen batch norms.
     Differs      from the papers: low-rank adapters are peft's, by ``--scope low-rank:8``.

@@ -22,10 +22,10 @@ class Select:
     """Row weights in [0, 1] by a rule; multiply losses with them and divide by their sum.
 
     ``small_loss``: 1 for the ``1 - drop min(step / steps, 1)`` of the rows with the smallest loss.
-    ``co_teaching``: the same rows as the *other* net's losses choose, one weight for each net.
-    ``partition``: 1 where the first confidence in the label exceeds the second. ``agreement``:
-    share of the ``k`` nearest rows with the row's own label. ``drop_harmful``: 1 where the first
-    loss, with an item, is at most the second, without it.
+    ``co_teaching``: ``small_loss`` by the losses of the *other* net, with a weight for each row and
+    net. ``partition``: 1 where the first confidence in the label exceeds the second. ``agreement``:
+    share of the ``k`` nearest rows with the row's own label. ``drop_harmful``: 1 where the loss
+    with an item (first) is at most the loss without it (second).
 
     Range        [0, 1]; at least ``minimum_rows`` rows have a weight above 0.
     Cost         a sort; "agreement" O(rows^2 dim).
@@ -37,7 +37,7 @@ class Select:
     drop : float, default=0.2
         Share of rows left out in the end, about the share of wrong labels.
     steps : int, default=1
-        Until ``drop`` is reached.
+        Steps until ``drop`` is reached.
     k : int, default=10
     minimum_rows : int, default=1
 
@@ -74,7 +74,7 @@ class Select:
     def __call__(
         self, evidence: Float[Tensor, "row ..."], other: Tensor | None = None, step: int = 0
     ) -> Float[Tensor, "row"] | tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
-        """Return the weight of each row; of each net for "co_teaching".
+        """Return the weight of each row; for "co_teaching" the weights for each net.
 
         Parameters
         ----------
@@ -104,7 +104,7 @@ class Select:
         return weight
 
     def _kept(self, weight: Tensor, cost: Tensor) -> Tensor:
-        """Return the weights with the cheapest rows at 1 if fewer than the minimum are above 0."""
+        """Return the weights; if too few are above 0, set the weights of the cheapest rows to 1."""
         if int((weight > 0).sum()) < min(self.minimum_rows, len(weight)):
             weight[cost.argsort(stable=True)[: self.minimum_rows]] = 1.0
         return weight

@@ -1,7 +1,7 @@
 """Keep two codes of the same examples independent of each other.
 
-For what is common to two groups beside what is special to one of them. The weight is the result:
-sweep it, and look at both codes with probes that were trained afresh.
+For a code of what two groups share, beside a code of what only one group has. The result depends on
+the weight: sweep it, and test both codes with freshly trained probes.
 """
 
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ class Separate(nn.Module):
     independence criterion of Gaussian kernels of width ``tau``, on rows scaled to length 1 if
     ``scaled``. ``joint_entropy``: mean over i of ``log mean_j k(x_i, x_j) k(y_i, y_j)`` with
     ``k = exp(-d^2 / (2 tau))``, the negative of the joint entropy. ``adversary``: a head learns to
-    tell ``y``, rows or a label's one-hot rows, from ``x`` by squared errors; the gradient that
+    predict ``y`` (rows, or one-hot rows of a label) from ``x`` by squared errors; the gradient that
     reaches ``x`` is reversed, times ``strength``.
 
     Range        [0, 1] for ``cosine`` and ``cross_covariance``, (-inf, 0] for ``joint_entropy``,
-                 about 0 if independent for ``hsic``: lower = less shared. The loss of the head for
-                 ``adversary``: judge by a fresh probe, not by it.
+                 about 0 if independent for ``hsic``: lower = less shared. For ``adversary`` the
+                 loss of the head: judge by a fresh probe instead.
     Cost         O(rows dim^2), ``hsic`` and ``joint_entropy`` O(rows^2 dim).
     Assumes      rows of both sites in the same order; ``cosine`` codes of one width; ``hsic`` four
                  rows or more.
@@ -46,11 +46,11 @@ class Separate(nn.Module):
     tau : float, default=0.5
         Squared width of the kernels, the same in all batches.
     scaled : bool, default=True
-        Of ``hsic``: without it a code that shrinks looks independent.
+        Of ``hsic``: if False, a code that shrinks looks independent.
     width : int, optional
         Of ``y``, for ``adversary``.
     hidden : int, default=64
-        Units of its head.
+        Hidden units of the head of ``adversary``.
     strength : float, default=1.0
 
     References
@@ -96,7 +96,7 @@ class Separate(nn.Module):
     def forward(
         self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"]
     ) -> Float[Tensor, ""]:
-        """Return what the rows of two sites share, or the error of the adversary."""
+        """Return the penalty on the rows of two sites, or the error of the adversary."""
         if self.head is not None:
             return mse_loss(self.head(_Reversed.apply(x, self.strength)), y.detach())
         if self.penalty == "joint_entropy":
@@ -124,7 +124,7 @@ class Separate(nn.Module):
 
 
 class _Reversed(torch.autograd.Function):
-    """The same rows, whose gradient is turned round."""
+    """Identity map whose gradient is reversed, times ``strength``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:

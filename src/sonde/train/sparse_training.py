@@ -1,4 +1,4 @@
-"""Train with most weights at zero from the start, and move which are zero on the way.
+"""Train with most weights at zero from the start, and change which weights are zero on the way.
 
 For small models and for clients that send few numbers. Masks act after each step of the optimiser;
 the model stays an ordinary model.
@@ -19,7 +19,7 @@ from sonde.core.inputs import Model
 
 @final
 class Masks:
-    """The masks inside a ``SparseTraining`` block; ``active`` is True where a weight may differ."""
+    """The masks inside a ``SparseTraining`` block; ``active`` is True for weights in use."""
 
     def __init__(self, active: dict[str, Tensor]) -> None:
         self.active, self.n_steps = active, 0
@@ -37,10 +37,10 @@ class SparseTraining:
     """Keep a share of the weights of every layer active, and exchange some of them now and then.
 
     Every ``period`` steps a share of the active weights, from ``prune_share`` down to 0 by a cosine
-    over ``steps``, is exchanged for as many that were not active. ``gradient``: smallest weights
-    go, those with the largest gradients come. ``magnitude``: smallest go, any come. ``random``: any
-    go, any come. ``congruity``: weights go whose gradient and the given direction disagree most,
-    those come whose gradient agrees with it most.
+    over ``steps``, is exchanged for as many that were not active. ``gradient``: the smallest
+    weights go, the weights with the largest gradients come. ``magnitude``: the smallest go, random
+    weights come. ``random``: random weights go and come. ``congruity``: weights go if their
+    gradient disagrees most with the given direction, and come if it agrees most.
 
     Range        the number of active weights of a layer never changes.
     Cost         one product a step; a sort of each layer every ``period`` steps.
@@ -58,8 +58,8 @@ class SparseTraining:
     prune_share : float, default=0.3
     steps : int, default=10000
     allocation : {"uniform", "erdos_renyi"}, default="uniform"
-        Whether small layers are denser: density in proportion to the sum of a weight's sizes over
-        their product.
+        "erdos_renyi" makes small layers denser: the density is proportional to the sum of a
+        weight's sizes divided by their product.
     seed : int, default=0
 
     References
@@ -148,7 +148,7 @@ class SparseTraining:
         return active
 
     def shares(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-        """Return the density of each layer; together they have ``density``."""
+        """Return the density of each layer; over all layers it is ``density``."""
         if self.allocation == "uniform":
             return dict.fromkeys(shapes, self.density)
         full: set[str] = set()

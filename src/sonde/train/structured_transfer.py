@@ -1,4 +1,4 @@
-"""Teach a small convolutional net what a large one has inside its maps, and between them."""
+"""Teach a small convolutional net the maps of a large net, and the relations between its maps."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -18,15 +18,15 @@ class StructuredTransfer(nn.Module):
 
     A learned 1 x 1 map brings each of the student's maps to the teacher's channels. ``intra`` is
     the mean over layers and places of ``1 - cos``. ``inter`` is the mean over pairs of layers of
-    ``|F_T - F_S|^2 / |F_T|^2`` with ``F = A' B / places`` of two maps at the smaller's size. Each
-    part is divided by its first value, so that their weights compare.
+    ``|F_T - F_S|^2 / |F_T|^2`` with ``F = A' B / places`` of two maps, both pooled to the smaller
+    size. Each part is divided by its first value, so that the weights are comparable.
 
     Range        [0, inf); 0 = the teacher's maps. About ``inside + between`` at the start.
     Cost         O(places dim dim2) for each pair of layers.
     Assumes      maps (row, dim, high, wide) in the same order of layers; the teacher's carry no
                  gradient.
-    Differs      from the paper: ``inter`` is relative to the teacher's; the task and soft targets
-                 are yours to add.
+    Differs      from the paper: ``inter`` is relative to the teacher's products; add the task and
+                 soft targets yourself.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class StructuredTransfer(nn.Module):
     def parts(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return both parts as they are; parameters as of a call."""
+        """Return both parts, neither scaled nor weighted; parameters as for a call."""
         if len(student) != len(self.maps) or len(teacher) != len(self.maps):
             raise InputError(
                 f"StructuredTransfer: expected {len(self.maps)} maps of each net, got "
@@ -102,7 +102,7 @@ class StructuredTransfer(nn.Module):
 def between_layers(
     x: Float[Tensor, "row dim high wide"], y: Float[Tensor, "row dim2 high2 wide2"]
 ) -> Float[Tensor, "row dim dim2"]:
-    """Return ``X' Y / places`` of two maps, pooled to the smaller's size.
+    """Return ``X' Y / places`` of two maps, both pooled to the smaller size.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Learn a new task without moving what a model does on the inputs of old tasks.
+"""Learn a new task without changing a model's outputs on the inputs of old tasks.
 
 For tasks that come one after the other, without old data at hand. Running statistics of batch norms
-are not protected: keep them in eval mode, or for each task apart.
+are not protected: keep them in eval mode, or separate for each task.
 """
 
 import warnings
@@ -24,19 +24,21 @@ Layer = nn.Linear | nn.Conv2d
 
 @final
 class SubspaceProjection:
-    """Keep updates of linear and convolution layers off the inputs that old tasks gave them.
+    """Keep updates of linear and convolution layers orthogonal to their inputs in old tasks.
 
     ``remember`` sums ``x x'`` over the inputs ``x`` of each layer (patches of a convolution, with a
-    1 for the bias) and keeps the eigenvectors ``U`` that hold ``energy`` of it, beyond those known.
-    ``on`` takes ``(update) U U'`` away after each step of the optimiser, whatever the optimiser did
-    to the gradient.
+    1 for the bias) and keeps the eigenvectors ``U`` that hold ``energy`` of the sum, beyond the
+    directions known before. ``on`` takes ``(update) U U'`` away after each step of the optimiser,
+    whatever the optimiser did to the gradient.
 
     Range        outputs on old inputs change by at most the energy left out.
     Cost         an eigendecomposition in the layer's input width for each task, two products a
                  step.
-    Assumes      old inputs of the lower layers do not change, as they do not where all are kept.
+    Assumes      old inputs of a layer do not change, as they do not if all layers before it are
+                 kept.
     Differs      from CUBER: no gate that admits updates along old inputs. It is the gradient
-                 projection memory below CUBER, on the update in place of the gradient.
+                 projection memory that CUBER extends, applied to the update in place of the
+                 gradient.
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ class SubspaceProjection:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Directions that are kept of the inputs of each layer."""
+        """Number of directions kept for the inputs of each layer."""
         return {name: basis.shape[1] for name, basis in self.known.items()}
 
     @torch.no_grad()
@@ -99,7 +101,7 @@ class SubspaceProjection:
         Warns
         -----
         SondeWarning
-            If the optimiser moves parameters of other layers, which nothing holds.
+            If the optimiser moves parameters of other layers, which are not projected.
         """
         module = model.module if isinstance(model, Model) else model
         layers = {name: _layers(module)[name] for name in self.known}

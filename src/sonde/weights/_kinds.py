@@ -24,7 +24,7 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether a module multiplies rows by a matrix, whichever way it holds it."""
+    """Return whether a module multiplies rows by a matrix, however the module stores the matrix."""
     return kind_of(module) in ("matrix", "transposed")
 
 

@@ -38,7 +38,7 @@ class Layer:
 
     @property
     def bias(self) -> str:
-        """Name of the bias, also of one that is not there."""
+        """Name of the bias, even if the layer has no bias."""
         return self.weight.removesuffix("weight") + "bias"
 
     def after(self, affine: AffineMap) -> dict[str, Change]:
@@ -74,7 +74,8 @@ class Layer:
         Raises
         ------
         StateError
-            If the input is no vector of features: of an embedding, of a padded or grouped kernel.
+            If the layer is an embedding, a grouped kernel (unless the map only scales), or a padded
+            kernel and the map shifts.
         """
         if self.kind == "rows":
             raise StateError(f"fold_edit: {self.name} takes tokens in; name its output.")
@@ -96,9 +97,10 @@ class Layer:
         return changes
 
     def difference(self, affine: AffineMap, port: str, changes: Mapping[str, Change]) -> float:
-        """Return how far the changed layer is from the mapped one, in parts of the largest output.
+        """Return the largest error of the changed layer, as a share of the largest output.
 
-        Both run in float64, on rows of noise or on some tokens.
+        The changed layer is compared with the mapped one in float64, on rows of noise or on some
+        tokens.
         """
         prefix = self.weight.removesuffix("weight")
         old = dict(self.module.named_parameters())
@@ -153,7 +155,7 @@ class Layer:
         )
 
     def _noise(self) -> Tensor:
-        """Return a small input of the layer, in float64."""
+        """Return a small input of the layer: noise in float64, or tokens for an embedding."""
         weight, generator = self.module.weight, torch.Generator().manual_seed(0)
         if self.kind == "rows":
             return torch.arange(min(len(weight), 8), device=weight.device)
@@ -198,7 +200,7 @@ def mapped_rows(name: str, rows: Float[Tensor, "... dim"], affine: AffineMap) ->
 def _parts(
     name: str, affine: AffineMap, like: Tensor, width: int
 ) -> tuple[float, Tensor, Tensor, Tensor | None]:
-    """Return scale, factors and shift in the type of ``like``; factors of rank 0 where none are.
+    """Return scale, factors and shift in the type of ``like``; factors of rank 0 if it has none.
 
     Raises
     ------

@@ -26,7 +26,7 @@ class Kernel(ABC):
     Parameters
     ----------
     blocks : iterable of UInt8[Tensor, "part in"]
-        Codes, some outputs after the other; all parts but the last have a multiple of 64 outputs.
+        Codes in parts of consecutive outputs; all parts but the last have a multiple of 64 outputs.
     scale, offset : BFloat16[Tensor, "out group"]
     group : int
     """
@@ -68,7 +68,7 @@ class Kernel(ABC):
 
     @classmethod
     def works(cls) -> bool:
-        """Return whether this version and this processor have the kernel, by a small product."""
+        """Return whether torch and the processor have the kernel, by trying a small product."""
         codes = torch.zeros(16, 32, dtype=torch.uint8)
         one = torch.ones(16, 1, dtype=torch.bfloat16)
         try:
@@ -103,7 +103,7 @@ class Int4(Kernel):
         return grid.bits == 4 and grid.group in Int4.groups and aligned
 
     def few_rows(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
-        """Return the product in bfloat16."""
+        """Return the product in float32; the kernel multiplies in bfloat16."""
         return self._product(rows.bfloat16().contiguous(), self.scales).float()
 
     def many_rows(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
@@ -146,9 +146,9 @@ class Int4(Kernel):
 def half_of_packing() -> int:
     """Return how many outputs lie side by side in the packing of the four-bit kernel; 0: unknown.
 
-    The packing is private and differs between processors. That of a random weight is read as if
-    each block of outputs had, input after input, one output of its first half in the low bits of a
-    byte and one of its second half in the high bits.
+    The packing is private and differs between processors. A random weight is packed and read back
+    under one assumption: for each input, a byte holds an output of the block's first half in its
+    low bits and an output of the second half in its high bits.
     """
     codes = torch.randint(0, 16, (64, 96), generator=torch.Generator().manual_seed(0))
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1)
@@ -157,7 +157,7 @@ def half_of_packing() -> int:
 
 
 def _turned(packed: UInt8[Tensor, "out byte"], half: int) -> UInt8[Tensor, "in out"]:
-    """Return the codes of some blocks of the four-bit kernel's packing, turned."""
+    """Return the codes of some packed blocks of the four-bit kernel, transposed to (in, out)."""
     blocks = packed.reshape(-1, 2 * packed.shape[1], half).transpose(0, 1)
     return torch.stack([blocks & 15, blocks >> 4], 2).flatten(1)
 
@@ -182,7 +182,7 @@ class Int8(Kernel):
         return grid.bits == 8 and grid.n_groups(n_in) == 1 and n_in % LANES == 0 and n_out > 0
 
     def few_rows(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
-        """Return the product in bfloat16."""
+        """Return the product in float32; the kernel multiplies in bfloat16."""
         few = rows.bfloat16().contiguous()
         return self._moved(torch.ops.aten._weight_int8pack_mm(few, self.signed, self.scale), rows)
 

@@ -1,4 +1,4 @@
-"""``patch.json``: written with a seal, and read as what may come from anybody."""
+"""``patch.json``: written with a seal, and read as untrusted input."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def _is_hash(value: Any) -> bool:
 
 
 def _is_file(name: str) -> bool:
-    """Return whether a name stays in the folder that it is put behind, on any system."""
+    """Return whether a relative path stays inside its folder, on any system."""
     parts = PurePosixPath(name).parts
     plain = bool(parts) and "/".join(parts) == name and "\0" not in name and "\\" not in name
     return plain and ".." not in parts and not PureWindowsPath(name).anchor and parts[0] != "/"

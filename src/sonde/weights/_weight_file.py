@@ -53,7 +53,7 @@ class TensorEntry:
 
     @classmethod
     def of(cls, x: Tensor) -> "TensorEntry":
-        """Return the entry of a tensor that is there."""
+        """Return the entry of an existing tensor."""
         return cls.later(x.dtype, x.shape, lambda: x)
 
 

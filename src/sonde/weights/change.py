@@ -49,11 +49,11 @@ class Change(ABC):
         return new.to(written_type(old.dtype))
 
     def factors(self) -> dict[str, Tensor]:
-        """Return what the change is made of, as it is kept in a patch."""
+        """Return the tensors that make up the change, as a patch keeps them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}  # pyright: ignore[reportArgumentType]
 
     def form(self, module: nn.Module, name: str) -> dict[str, Any]:
-        """Return what a configuration must say of the tensor's owner; empty if it stays as it is.
+        """Return what a configuration must say of the tensor's module; empty if its form stays.
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class Exchange(Change):
     values: Float[Tensor, "..."]
 
     def factors(self) -> dict[str, Tensor]:
-        """Return nothing: the new values are the edited model's own."""
+        """Return no tensors: the edited model itself holds the new values."""
         return {}
 
     def _of(self, old: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Resized(Change):
         return self.values.to(written_type((self.values if old is None else old).dtype))
 
     def factors(self) -> dict[str, Tensor]:
-        """Return nothing: the new values are the edited model's own."""
+        """Return no tensors: the edited model itself holds the new values."""
         return {}
 
     def form(self, module: nn.Module, name: str) -> dict[str, Any]:
@@ -194,11 +194,11 @@ class Packed(Change):
     turned: bool = False
 
     def factors(self) -> dict[str, Tensor]:
-        """Return nothing: the packed tensors are the new model's own."""
+        """Return no tensors: the new model itself holds the packed tensors."""
         return {}
 
     def form(self, module: nn.Module, name: str) -> dict[str, Any]:
-        """Return what is told if the tensor is the weight of a linear layer inside the model."""
+        """Return ``told()`` for the weight of a linear layer inside the model, else nothing."""
         path, _, leaf = name.rpartition(".")
         is_packed = bool(path) and leaf == "weight" and is_linear(module.get_submodule(path))
         return self.told() if is_packed else {}
@@ -389,8 +389,8 @@ class Coded(Packed):
 class Pruned(Packed):
     """Put new values, many of them 0, in place of the whole weight.
 
-    Files hold a bit for each entry, and the entries that are not 0. In memory the layer is the one
-    that it was.
+    Files hold a bit for each entry, and the entries that are not 0. In memory the layer keeps its
+    class and its dense weight.
 
     Parameters
     ----------
@@ -402,7 +402,7 @@ class Pruned(Packed):
     values: Float[Tensor, "..."]
 
     def form(self, module: nn.Module, name: str) -> dict[str, Any]:
-        """Return what is told if the tensor is the weight of a linear layer or a convolution."""
+        """Return ``told()`` for the weight of a linear layer or a convolution, else nothing."""
         path, _, leaf = name.rpartition(".")
         owner = module.get_submodule(path)
         is_packed = bool(path) and leaf == "weight" and kind_of(owner) not in (None, "rows")

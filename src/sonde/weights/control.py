@@ -14,7 +14,7 @@ def random_plan(model: Model | nn.Module, plan: RewritePlan, seed: int) -> Rewri
     Parameters
     ----------
     model : Model or nn.Module
-        The one that ``plan`` was made for.
+        The model that ``plan`` was made for.
     plan : RewritePlan
     seed : int
         Of the noise, which is normal and independent in every entry.

@@ -33,12 +33,12 @@ from sonde.weights.forms import finish_form, put_form
 
 @contextmanager
 def source_folder(model: Model) -> Generator[Path, None, None]:
-    """Give the folder that a model came from; for one of a factory, a folder for the time being.
+    """Yield the folder that a model came from, or a temporary folder if a factory made it.
 
     Raises
     ------
     InputError
-        If the model came from neither.
+        If the model came neither from a folder nor from a factory.
     """
     if not is_factory(model.name):
         yield folder_of(model)

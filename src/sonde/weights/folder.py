@@ -87,7 +87,7 @@ class ModelFolder:
         return cls(path, {name: WeightFile.open(path / name) for name in names})
 
     def plain(self) -> "ModelFolder":
-        """Return this folder, for what cannot change inserted layers together with a model.
+        """Return this folder, for operations that cannot adapt inserted layers to a changed model.
 
         Raises
         ------
@@ -113,7 +113,7 @@ class ModelFolder:
         return tuple(sorted(file.relative_to(self.path).as_posix() for file in found))
 
     def is_other_copy(self, file: str) -> bool:
-        """Return whether a file may hold the weights once more, in a form that is not read here."""
+        """Return whether a file may be a copy of the weights in a format that is not read here."""
         is_ours = file in self.weights or file.startswith(f"{LAYERS_FOLDER}/")
         return not is_ours and any(map(Path(file).match, OTHER_WEIGHTS))
 
@@ -199,9 +199,9 @@ def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
 
 @contextmanager
 def new_folders(output: Path) -> Generator[tuple[Path, Path], None, None]:
-    """Give a folder and a folder for its patch, which get their names when the block ends well.
+    """Yield temporary folders for a model and its patch, renamed if the block does not raise.
 
-    The patch is named first: an edited model without its patch never stands there.
+    The patch is renamed first, so that an edited model never lacks its patch.
     """
     output = output.absolute()
     try:

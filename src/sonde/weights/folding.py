@@ -36,10 +36,10 @@ def fold_edit(
     """Return the plan that writes an edit into the weights of linear layers.
 
     At the output of a linear layer, an embedding or a convolution any affine edit folds, at the
-    input of a linear layer too. At the output of another module (a block, an MLP) it folds where
-    one layer's output is returned as it is, and a shift where the last of a sum is one. Each folded
-    layer is compared with the edited one on rows of noise, and the folded model with the edited
-    model on ``inputs``.
+    input of a linear layer too. At the output of another module (a block, an MLP) an edit folds if
+    the module returns one layer's output unchanged; a shift also folds if the last term of the
+    returned sum is a layer's output. Each folded layer is compared with the edited one on rows of
+    noise, and the folded model with the edited model on ``inputs``.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def fold_edit(
     StateError
         If the edit does not fold there, with the reason.
     ShapeError
-        If it is of another width.
+        If the edit is of another width.
 
     Examples
     --------
@@ -201,7 +201,7 @@ def planned(module: nn.Module, changes: Mapping[str, Change], method: str) -> Re
 
 
 def _bias_option(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[str, Change]]:
-    """Return the option of a configuration that makes a bias, and all that it makes, as zeros."""
+    """Return the configuration option that adds a bias, and all biases that it adds, as zeros."""
     config = config_of(module)
     kind: Any = type(module)
     known = module.state_dict().keys()
@@ -223,7 +223,7 @@ def _bias_option(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[str
 
 
 def _layer_behind(module: nn.Module, site: Site, affine: AffineMap, inputs: Any) -> Layer:
-    """Return the layer whose output a module returns, or adds last to what it returns."""
+    """Return the layer whose output a module returns, alone or as the last term of a sum."""
     found = sums_at(module, [site], inputs)[0]
     last = found.terms[-1] if found.terms else None
     linear = affine.left is not None or affine.scale != 1.0

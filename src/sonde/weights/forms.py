@@ -1,8 +1,8 @@
-"""Forms that a part of a model takes in place of its own, as a configuration tells them.
+"""Forms that replace a part of a model, as described in its configuration.
 
-What a form needs to be told has one key that no other form has: ``{"bits": 4, "group": 32}`` is a
-layer of packed codes, ``{"rank": 8}`` one of two thin matrices. A form is made empty; the tensors
-come from a plan or from files.
+The description of a form has a key that no other form has: ``{"bits": 4, "group": 32}`` is a layer
+of packed codes, ``{"rank": 8}`` one of two thin matrices. A form is made empty; the tensors come
+from a plan or from files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ _SIZES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
 
 
 def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
-    """Put the empty form of a part in its place, under each of its names, and return it.
+    """Replace a part by its empty form, under each of the part's names, and return the form.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
 
 
 def name_in(module: nn.Module, name: str) -> str | None:
-    """Return what a model calls a part of its body that another class calls ``name``, or None.
+    """Return this model's name for the part that another class calls ``name``, or None.
 
     A classifier of transformers holds its body under a prefix (``vit.layers.1``), which the body
     alone lacks.
@@ -81,7 +81,7 @@ def is_packed(part: nn.Module) -> bool:
 
 
 def finish_form(module: nn.Module, name: str) -> bool:
-    """Let a part that waited for its tensors become what it was; return whether it did."""
+    """Put the original layer back if a part was waiting for its tensors; return whether it was."""
     part = module.get_submodule(name)
     if not isinstance(part, PackedZeros):
         return False
@@ -109,7 +109,7 @@ def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _linear(kind: Callable[..., Any]) -> Callable[..., nn.Module]:
-    """Return the form of linear layers that takes sizes, what is told, and keeps the bias."""
+    """Return a function that makes a ``kind`` of a linear layer's size and keeps its bias."""
 
     def form(layer: Any, **told: Any) -> nn.Module:
         if not is_linear(layer):
@@ -134,7 +134,7 @@ def _zeros(layer: Any, kept: int, shape: Sequence[int]) -> nn.Module:
 def _resized(
     part: Any, shapes: Mapping[str, Sequence[int]], numbers: Mapping[str, int] | None = None
 ) -> nn.Module:
-    """Give tensors of a part other shapes, and set whole numbers that it keeps of them."""
+    """Give tensors of a part other shapes, and set the part's attributes that describe them."""
     numbers = numbers or {}
     for leaf, shape in shapes.items():
         held = part._parameters if leaf in part._parameters else part._buffers
@@ -155,7 +155,7 @@ def _resized(
 def _sizes(
     part: Any, shapes: Mapping[str, Sequence[int]], numbers: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return what a layer keeps of the shape of its weight."""
+    """Return the attributes in which a layer keeps the sizes of its weight."""
     if not shapes:
         return {}
     shape = tuple(shapes.get("weight") or next(iter(shapes.values())))
@@ -176,9 +176,9 @@ def _fewer(
     linear: Mapping[str, Sequence[int]] | None = None,
     first: bool = False,
 ) -> nn.Module:
-    """Leave out members of a list; numbers below 0 are linear maps that take their place.
+    """Keep some blocks of a list; numbers below 0 are linear maps in place of other blocks.
 
-    Blocks that are left number their places in a cache anew.
+    The remaining blocks get new places in a cache (``layer_idx``).
     """
     most, sizes = max(blocks, default=0), linear or {}
     if not isinstance(part, nn.ModuleList | nn.Sequential) or most >= len(part):

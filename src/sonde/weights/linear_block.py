@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 class LinearBlock(nn.Module):
-    """Maps the states of each position by one matrix, whatever else a block would be given.
+    """Maps the states of each position by one matrix; other arguments of a block are ignored.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ def module_of(model: Model | nn.Module) -> nn.Module:
 
 
 def as_model(model: Model | nn.Module) -> Model:
-    """Return what a user passed as a model."""
+    """Return a model or a module that a user passed, as a ``Model``."""
     if isinstance(model, Model):
         return model
     return Model(model, config=model.__dict__.get("config"))

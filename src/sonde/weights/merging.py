@@ -92,7 +92,7 @@ class MergeRule(ABC):
         return self._merged(name, base, others)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027 (most fit none)
-        """Refuse what was fitted for other tensors than those that are merged.
+        """Refuse a rule that was fitted for other tensors than the merged tensors.
 
         Parameters
         ----------
@@ -113,7 +113,7 @@ class Merged:
     ----------
     folder : Path
     n_merged, n_kept : int
-        Tensors that were merged, and that are the base's.
+        Number of tensors that were merged, and that were kept from the base.
     sources : tuple of mappings
         Each model's name and the SHA-256 of each of its weight files.
     """
@@ -132,11 +132,11 @@ def merge_models(
     keep: Iterable[str] = (),
     tick: Callable[[int], Any] = lambda _: None,
 ) -> Merged:
-    """Write the model that a rule makes of several: all files are the base's, the weights new.
+    """Write the model that a rule makes of several models: the base's files with new weights.
 
     Tensors are read, merged and written one after the other, in the base's type, so memory stays
     below one model. ``OUTPUT.patch`` names the sources with the hashes of their weights. Running
-    statistics of batch norm are not averaged: the base's are kept, and told.
+    statistics of batch norm are not averaged: the base's are kept, with a warning.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def merge_models(
     keep : iterable of str, optional
         Patterns of tensors that stay the base's (``classifier.*``).
     tick : callable, optional
-        Is told of each tensor that is written.
+        Called with 1 for each merged tensor that is written.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def merge_models(
 
 
 def method_of(rule: Any) -> str:
-    """Return a rule with its plain parameters, as it is written in patches."""
+    """Return the name and the plain parameters of a rule, as text for patches."""
     plain = {f.name: getattr(rule, f.name) for f in fields(rule)}
     shown = ", ".join(
         f"{name}={method_of(value) if isinstance(value, MergeRule) else repr(value)}"
@@ -191,7 +191,7 @@ def method_of(rule: Any) -> str:
 
 
 def generator_for(name: str, seed: int, *numbers: int) -> torch.Generator:
-    """Return the random numbers of a tensor: the same in any order and for any split in files."""
+    """Return a tensor's random generator, equal for any order and any split into files."""
     word = blake2b(f"{name}|{seed}|{numbers}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(word, "little") >> 1)
 
@@ -216,12 +216,12 @@ def check_count(rule: MergeRule, n: int) -> None:
 def _chosen(
     folders: Sequence[ModelFolder], names: Sequence[str], keep: tuple[str, ...]
 ) -> frozenset[str]:
-    """Return the tensors to merge, once all models are seen to have them alike.
+    """Return the tensors to merge, after a check that all models agree in tensors and options.
 
     Raises
     ------
     InputError
-        Naming the first that is another.
+        Naming the first difference.
     """
     first, kept = folders[0], {n for n in folders[0].places if _matches(n, keep)}
     unused = [p for p in keep if not any(_matches(n, [p]) for f in folders for n in f.places)]
@@ -276,7 +276,7 @@ def _check_vocabulary(one: ModelFolder, other: ModelFolder, name: str, name2: st
 
 
 def _check_config(one: ModelFolder, other: ModelFolder, name: str, name2: str) -> None:
-    """Refuse models that compute something else with weights of the same shapes."""
+    """Refuse models whose configurations use equal weights in different ways."""
     first, second = (_meaning(config_dict(folder.path)) for folder in (one, other))
     apart = sorted(k for k in first.keys() | second.keys() if first.get(k) != second.get(k))
     if apart:

@@ -1,4 +1,4 @@
-"""New shapes in the words of a model's own configuration, so that its folder needs no other.
+"""New shapes as options of a model's own configuration, in place of forms.
 
 Which option says a shape is found by trying: options whose number is an old size get the new size,
 and the class of the model is built with them. It must have the tensors of the new model, in their
@@ -36,7 +36,7 @@ def with_own_config(
     model : Model or nn.Module
     plan : RewritePlan
     counts : mapping of int to int, optional
-        Numbers that changed and are no size of a tensor, such as those of heads: old and new.
+        Changed numbers that are not tensor sizes, such as numbers of heads: from old to new.
     """
     module = module_of(model)
     config, inputs = config_of(module), inputs_or_none(module)
@@ -85,7 +85,7 @@ def _options(
 
 
 def _built(module: nn.Module, plan: RewritePlan, device: str) -> nn.Module | None:
-    """Return a new model of a class with the options of a plan; None if there is no such model."""
+    """Return a new model of the class with a plan's options; None if the class rejects them."""
     config = copy.deepcopy(config_of(module))
     for name, value in plan.config.items():
         setattr(config, name, value)

@@ -115,7 +115,7 @@ def _table(bits: int) -> Tensor:
 
 
 def _moved_apart(packed: Tensor, bits: int) -> Tensor:
-    """Move the halves of all bytes apart at once, then the halves of these."""
+    """Move the halves of all bytes apart at once, then the halves of the halves."""
     width = gap = 8 // bits * 8
     wide, half = packed.to(WIDE[width]), 4
     while gap > 8:

@@ -1,4 +1,4 @@
-"""``NEW.patch``: what an edit of a model's folder took away, so that it can be given back.
+"""``NEW.patch``: the data with which an edit of a model's folder can be undone.
 
 ``patch.json`` says what was done, with a hash of every file before and after, and of each changed
 tensor. ``patch.safetensors`` holds what the change is made of and the original bytes: of tensors,
@@ -136,7 +136,7 @@ class Patch:
         return Patch.open(self.path / EARLIER) if (self.path / EARLIER).is_dir() else None
 
     def copy_into(self, patch: Path) -> None:
-        """Keep this patch as the earlier one of another."""
+        """Copy this patch into another patch, as that patch's earlier one."""
         copytree(self.path, patch / EARLIER)
 
     def check_applies(self, folder: Path) -> None:
@@ -145,7 +145,7 @@ class Patch:
         Raises
         ------
         StateError
-            Naming the first that is another.
+            Naming the first file that differs.
         """
         after: Mapping[str, str] = self.told["after"]
         for file, digest in after.items():
@@ -159,7 +159,7 @@ class Patch:
 
 
 def earlier_patch(folder: Path) -> Patch | None:
-    """Return the patch of a model that is an edited one, if it lies beside it."""
+    """Return the patch beside an edited model, or None if there is no patch."""
     found = patch_of(folder)
     if not (found / TOLD).is_file():
         return None

@@ -35,7 +35,7 @@ BLOCK = 2**18
 
 @dataclass(frozen=True)
 class Grid:
-    """How numbers of a weight became codes.
+    """How a weight was rounded to codes.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ class QuantLinear(nn.Module):
         return ["blocks", *(word for word in fit if word in kernels())]
 
     def fastest(self) -> str:
-        """Return the faster way, timed on one row and on many at the first question."""
+        """Return the faster way, timed on one row and on many rows at the first call."""
         return self._timed()[0]
 
     def _timed(self) -> tuple[str, int]:
@@ -199,7 +199,7 @@ class QuantLinear(nn.Module):
         return _FASTEST[key]
 
     def _without_hooks(self) -> "QuantLinear":
-        """Return a layer on the same codes that nobody watches."""
+        """Return a layer with the same codes, without hooks or bias."""
         made = QuantLinear(
             self.in_features, self.out_features, self.grid.bits, self.grid.group, bias=False
         )
@@ -228,7 +228,7 @@ class QuantLinear(nn.Module):
         return self.grid.values(wide, scale, offset, dtype)
 
     def _take(self, way: str, few: int = sys.maxsize) -> None:
-        """Hold the codes in the packing of a way, and in no other.
+        """Hold the codes only in the packing of a way.
 
         Up to ``few`` rows are multiplied by the kernel itself.
         """

@@ -1,10 +1,10 @@
 """Which tensors of a model write into its residual stream: found by following sums.
 
-One small forward is watched. What a linear layer or an embedding returns is a term, and so is a
-parameter; a sum of terms is the list of both; views, copies and concatenations keep it. What does
-not depend on the input, such as positions in a buffer, is fixed and may be added. Where something
-else is added, or a norm or a gate stands in between, the stream is no sum of them, and what stands
-there is named.
+One small forward is watched. The output of a linear layer or an embedding is a term, and so is a
+parameter. A sum of tensors has the terms of all of them; views, copies and concatenations keep the
+terms. A tensor that does not depend on the input, such as positions in a buffer, is fixed and may
+be added. If something else is added, or a norm or a gate stands in between, the stream is no sum of
+terms, and the obstacle is named.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class Sum:
     terms : tuple of Layer or str
         Layers whose outputs are added, and names of parameters, in the order of execution.
     other : str
-        What else is in it, in words; empty where nothing is.
+        Description of anything else in the tensor; empty if there is nothing else.
     fixed : tuple of str
         What is added for every input alike: names of buffers, or ``COMPUTED``.
     """
@@ -75,7 +75,7 @@ class Sum:
 def residual_writers(
     model: Model | nn.Module, inputs: Any = None, site: str | Site = BLOCKS
 ) -> tuple[Layer | str, ...]:
-    """Return what is added up to the residual stream behind the last block.
+    """Return the terms whose sum is the residual stream after the last block.
 
     For a transformer: token and position embeddings, and of each block the output layers of its
     attention and of its MLP. To take a direction out of the stream, take it out of each of them.
@@ -86,7 +86,7 @@ def residual_writers(
     inputs : tensor, tuple or dict, optional
         What the model is called with; made from its configuration where there is one.
     site : str or Site, default="blocks"
-        Where the stream is: the last site that this names.
+        Where the stream is: the last of the sites that this argument names.
 
     Returns
     -------
@@ -128,8 +128,8 @@ def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, 
     """Return which modules read a sum of layers' outputs, and the layers of each.
 
     For a transformer: the norms before attentions and MLPs and the last one; without norms, the
-    layers of queries, keys and values themselves. Modules with parts of their own are left out,
-    and so are those that read one layer which is added to no other.
+    layers of queries, keys and values themselves. Modules with submodules are left out, and so are
+    modules that read a single layer whose output is added to no other output.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, 
 
 
 def sums_at(module: nn.Module, sites: Sequence[Site], inputs: Any = None) -> list[Sum]:
-    """Return what is added up at the outputs of some modules."""
+    """Return the outputs of some modules as sums of terms."""
     watch = _SumWatch(module)
     seen: dict[str, Sum] = {}
     modules = ModuleNames(module).modules
@@ -274,7 +274,7 @@ def example_inputs(module: nn.Module) -> dict[str, Tensor]:
 
 
 def inputs_or_none(module: nn.Module) -> dict[str, Tensor] | None:
-    """Return a small input as ``example_inputs`` does, or None if the model says nothing of it."""
+    """Return a small input as ``example_inputs`` does, or None if that raises."""
     try:
         return example_inputs(module)
     except InputError:
@@ -302,7 +302,7 @@ class _SumWatch(TorchDispatchMode):
             self._put(buffer, Sum((), fixed=(name,)))
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Note that a module returned a tensor; a linear layer's is a term."""
+        """Note that a module returned a tensor; the output of a linear layer is a term."""
         x = find(output, None)
         if x is None:
             return
@@ -315,7 +315,7 @@ class _SumWatch(TorchDispatchMode):
         self.makers.setdefault(id(x), f"{name or 'the model'} ({type(module).__name__})")
 
     def sum_of(self, x: Tensor) -> Sum:
-        """Return what is added up in a tensor."""
+        """Return a tensor as a sum of terms."""
         if id(x) in self.sums:
             return self.sums[id(x)]
         if x not in self.varies:

@@ -44,7 +44,8 @@ class RewritePlan:
     figures : mapping of str to float
         What the method found out on the way, for the report.
     ties : mapping of str to tuple of str
-        For each tensor, other names under which the model holds the same one. They keep the old.
+        For each tensor, other names under which the model holds this tensor. These names keep the
+        old tensor.
     config : mapping of str to JSON value
         What the model's configuration must say for the new tensors, e.g. ``{"mlp_bias": True}``.
     forms : mapping of str to mapping
@@ -87,7 +88,7 @@ class RewritePlan:
         forms: Mapping[str, Mapping[str, Any]] | None = None,
         blocks: Mapping[str, Sequence[int]] | None = None,
     ) -> "RewritePlan":
-        """Return the plan with forms that no change of a tensor tells, and with fewer blocks."""
+        """Return the plan of changes, with forms that no change implies and with fewer blocks."""
         module = module_of(model)
         named = dict(module.state_dict())
         kept = {name: tuple(places) for name, places in (blocks or {}).items()}
@@ -112,7 +113,7 @@ class RewritePlan:
 
     @cached_property
     def packed(self) -> frozenset[str]:
-        """Tensors in whose place a part of another form holds something smaller."""
+        """Tensors that are replaced by smaller tensors of a part in another form."""
         return frozenset(n for n in self.reshaped if "shapes" not in self._form_of(n))
 
     @cached_property
@@ -172,7 +173,7 @@ class RewritePlan:
     def told(self) -> dict[str, Mapping[str, Any]]:
         """Return every form by the name that its part has in the new model, lists of blocks first.
 
-        These are the names by which a configuration tells of them.
+        A configuration uses these names.
         """
         found = dict[str, Mapping[str, Any]]()
         for name, kept in self.blocks.items():
@@ -267,7 +268,7 @@ class Rewrite(ABC):
 
 
 def _rounded(name: str, new: Tensor, old: Tensor | None, other: torch.dtype | None) -> Tensor:
-    """Return a changed tensor in the type of the model; say where that undoes the change."""
+    """Return a changed tensor in the model's type; warn if rounding loses over half the change."""
     dtype = other if old is None else old.dtype
     value = new if dtype is None else new.to(dtype)
     if old is not None and value.dtype != new.dtype and old.shape == new.shape:

@@ -54,7 +54,7 @@ class Saved:
     folder : Path
         The edited model: ``from_pretrained`` loads it.
     patch : Path
-        What takes it back, beside it.
+        The patch that undoes the edit, beside the folder.
     tensors : tuple of str
         The tensors that were rewritten or added.
     """
@@ -66,9 +66,9 @@ class Saved:
 
 @dataclass(frozen=True)
 class _Written:
-    """A tensor of the new model: made from one of the old (None: from nothing) by a change.
+    """A tensor of the new model, made by a change from the tensor ``source`` (None: from nothing).
 
-    Where ``value`` is given it is that; ``gone`` says that the old one has no successor.
+    If ``value`` is given, it is the tensor. ``gone`` says that no tensor takes the old name.
     """
 
     file: str
@@ -214,7 +214,7 @@ def _renumbered(
 
 
 def _named_like(old: ModelFolder, name: str) -> list[str]:
-    """Return the tensors on the disk that a model's name may mean: prefixes come and go."""
+    """Return the tensors on the disk that a model's tensor name may mean, with any prefix."""
     if name in old.places:
         return [name]
     return [n for n in old.places if name.endswith(f".{n}") or n.endswith(f".{name}")]
@@ -327,12 +327,12 @@ def _index(old: ModelFolder, written: Mapping[str, _Written]) -> dict[str, Any]:
 def _check_loads(
     new: Path, old: ModelFolder, plan: "RewritePlan", written: Mapping[str, _Written]
 ) -> None:
-    """Raise unless the new folder loads with every changed tensor in it: the configuration moved.
+    """Raise unless the new folder, whose configuration changed, loads every changed tensor.
 
     Raises
     ------
     InputError
-        If the model's class has no such option.
+        If the model's class ties a changed tensor or has no place for it.
     """
     from sonde.data import load
 

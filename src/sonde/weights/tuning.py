@@ -34,7 +34,7 @@ class Trainee:
     losses : RowLosses
         Of the module: cross-entropy with the truth.
     draw : torch.Generator
-        The one source of chance.
+        The only source of randomness.
     """
 
     module: nn.Module
@@ -43,7 +43,7 @@ class Trainee:
 
 
 def row_losses(model: Model, module: nn.Module, inputs: Inputs) -> RowLosses:
-    """Return how the cross-entropy of a module on a model's inputs is computed."""
+    """Return the function that computes a module's cross-entropy on batches of a model's inputs."""
     first = next(iter(inputs.batches(0, 1)), None)
     if first is None:
         raise InputError("expected at least one example that can be read, got none. Pass data.")
@@ -103,7 +103,7 @@ def tuned(
     inputs : Inputs
         Whose batches are walked in a random order in each epoch.
     objective : callable
-        From the trainee and a batch to the scalar that falls.
+        Returns the scalar to minimise from the trainee and a batch.
     rate, epochs, seed, weight_decay
         Of Adam; the seed draws the order.
     label : str
@@ -111,7 +111,7 @@ def tuned(
     stop : callable, optional
         Asked after every step.
     start : nn.Module, optional
-        What is trained, in the mode that it has; a copy of the model by default.
+        Module to train, in its present mode; a copy of the model in eval mode by default.
     progress : bool, default=True
     """
     live = as_model(model)

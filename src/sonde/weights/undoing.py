@@ -81,7 +81,7 @@ def _patch(folder: Path) -> Patch:
 
 
 def _original(patch: Patch, folder: Path, file: str) -> Iterator[Bytes]:
-    """Yield the bytes that a file had."""
+    """Yield the bytes that a file had before the edit."""
     kept = patch.kept.entries
     if f"file|{file}" in kept:
         yield kept_bytes(patch, f"file|{file}")

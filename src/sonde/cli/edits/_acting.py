@@ -31,12 +31,12 @@ N_SAMPLES, PROMPT, NEW = 3, 32, 80
 
 @dataclass(frozen=True, eq=False)
 class Deed:
-    """A change of a model that is about to be judged, written and told of.
+    """A change of a model that is about to be judged, written and reported.
 
     Parameters
     ----------
     word : str
-        Of ``sonde edit``.
+        The word of ``sonde edit``.
     model : Model
     name : str
         As the user named it.
@@ -49,7 +49,7 @@ class Deed:
     target : sequence of Side
         What it should change.
     told : str
-        The same in words.
+        The target in words.
     neutral : str
         Data that it should leave alone.
     options : mapping
@@ -59,9 +59,9 @@ class Deed:
     places : sequence of str
         What is changed beside the tensors of the plan.
     prompts : Inputs, optional
-        What samples go on from.
+        Prompts that the samples continue.
     tables : callable, optional
-        Returns further tables; asked once the change is not refused.
+        Returns further tables; called only after the change was accepted.
     notes : sequence of str, optional
     """
 
@@ -85,7 +85,7 @@ class Deed:
 
 @dataclass(frozen=True)
 class Acting:
-    """How an act is judged and told of."""
+    """How an act is judged and reported."""
 
     neutral: Annotated[
         str | None, named("DATA", "data that the edit should leave alone; by default --negative")
@@ -106,7 +106,7 @@ class Acting:
         Raises
         ------
         InputError
-            If the name does not end in .html or .json.
+            If the name does not end in .html, .htm or .json.
         """
         page = self.report or output.absolute().with_name(output.name + ".html")
         if page.suffix.lower() not in (".html", ".htm", ".json"):
@@ -130,7 +130,8 @@ class Acting:
     def carry_out(self, deed: Deed, page: Path, printing: Printing) -> int:
         """Judge a change, write the new model and the report; return the exit code.
 
-        What is too large is refused; what does no more than random changes is not written.
+        A change that is too large is refused; a change that does no more than random changes is not
+        written.
         """
         from sonde.data.loading import is_factory
         from sonde.run.judging.edit_document import edit_document
@@ -175,7 +176,7 @@ class Acting:
 
 
 def is_idle(judgement: "Judgement", force: bool) -> bool:
-    """Say that an act does no more than chance, where it does; return whether it is not written."""
+    """Say if an act does no more than chance; return whether it must not be written."""
     if not judgement.no_effect:
         return False
     written = "It is written all the same" if force else "Nothing was written; --force writes it"
@@ -193,8 +194,8 @@ def side(model: "Model", name: str, data: str, sign: Any, **options: Any) -> "Ju
 def some_inputs(model: "Model", data: str, **options: Any) -> "Inputs":
     """Return as much of the split ``test`` of data as an act is judged by: a sample.
 
-    Its size follows from the model's size and the length of texts alone, so that it is the same
-    everywhere; the report has the error that comes of it.
+    The size of the sample follows only from the model's size and the length of texts, so it is the
+    same everywhere; the report states the error of the sample.
     """
     from sonde.core.repacking import count_weights
     from sonde.data import open_inputs
@@ -208,7 +209,7 @@ def some_inputs(model: "Model", data: str, **options: Any) -> "Inputs":
 
 
 def samples(model: "Model", act: "Act", inputs: "Inputs") -> Sequence[dict[str, str]]:
-    """Return how a language model goes on from some prompts, as it is and under an act.
+    """Return how a language model continues some prompts, before and under an act.
 
     Empty for other models.
     """

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AblateDirection:
-    """Take out of a model the direction by which it does what POSITIVE calls forth.
+    """Remove the direction behind the behaviour that POSITIVE evokes in a model.
 
     Candidates are fitted at the last token of every block on the split train. On the split test
-    each is taken out and added: the one that removes most, can also induce it, and leaves the
-    answers to NEGATIVE alone is projected out of all layers that write to the states.
+    each is removed and added. The candidate that removes the behaviour most, can also induce it,
+    and leaves the answers to NEGATIVE alone is projected out of all layers that write to the
+    states.
 
     Differs: takes away what the model does; erase takes away what can be read off its states, steer
     makes more or less of it.

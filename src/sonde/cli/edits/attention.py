@@ -22,7 +22,7 @@ PORT = ":probs"
 class LimitPattern:
     """Say which layers need to look far: what a pattern costs at the attention of each.
 
-    Each layer alone looks at the keys inside the pattern and no others, while the others stay as
+    Each layer in turn looks only at the keys inside the pattern, while the other layers stay as
     they are. The cost is how far the model's answers to DATA move. Nothing is written but a page.
 
     Patterns: window:8 (8 tokens to each side), window:8:4 (every 4th of them), global:2:8 (and the

@@ -28,10 +28,11 @@ ClassesWord = Annotated[
 class EraseLabel:
     """Change a layer so that no linear probe of its states tells POSITIVE from NEGATIVE.
 
-    Or the classes of DATA: its labels, or those of --label-column. What to remove is fitted on the
-    split train and written into the weights of a linear layer: --site names one, for its output, or
-    with :in for what it reads. The report says what a linear and a two-layer probe find on the
-    split test, there and at every later block: the model may compute anew what was erased.
+    Given DATA instead, no probe tells its classes apart: its labels, or those of --label-column.
+    The change is fitted on the split train and written into the weights of the linear layer that
+    --site names: its output, or with :in its input. The report says what a linear and a two-layer
+    probe find on the split test, there and at every later block: the model may compute anew what
+    was erased.
 
     Differs: takes away what can be read off states; ablate takes away what the model does.
 

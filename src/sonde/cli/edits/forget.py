@@ -45,7 +45,7 @@ class ForgetData:
         return self.retain or self.forget
 
     def sides(self, model: "Model") -> dict[str, "ItemInputs"]:
-        """Return the data by their part: forget, retain, and held where it was named."""
+        """Return the data by their part: forget, retain, and held if it was named."""
         from sonde.data import open_inputs
 
         if self.retain is None and self.of_class is None:

@@ -24,9 +24,9 @@ KEYS = ("prompt", "subject", "target")
 class RewriteFact:
     """Write new answers into the last linear layer of a block.
 
-    TARGET is put right behind PROMPT: begin it with a space where one belongs. --facts has one
-    object for each answer, with these three keys. DATA is plain text of the kind that the model
-    must go on to handle as before: what it costs there is kept least, and is reported.
+    TARGET is put right behind PROMPT: begin TARGET with a space if the text needs a space.
+    --facts has one object for each answer, with the keys prompt, subject and target. DATA is plain
+    text that the model must handle as before: the cost there is kept small, and is reported.
 
     Differs: changes what the model says of a subject; forget removes what examples taught it.
 

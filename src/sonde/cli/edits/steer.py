@@ -43,7 +43,7 @@ class Contrasted(DataReading):
     def fit(
         self, model: "Model", instrument: Any, data: Any, sites: Any, quiet: bool, **options: Any
     ) -> "Fitted":
-        """Fit an instrument on data; ``options`` are further ones of ``sonde.read``."""
+        """Fit an instrument on data; ``options`` are further options of ``sonde.read``."""
         from sonde.run.fitting.fit import fit
         from sonde.run.reading.read import read
 
@@ -55,10 +55,10 @@ class Contrasted(DataReading):
 class Steer:
     """Move every state of a block along the direction from NEGATIVE to POSITIVE.
 
-    The direction between the two is fitted on their split train and added as a bias, as much of it
-    as neither moves states nor costs too much; its effect is judged on their split test. An OUTPUT
-    that ends in .sonde keeps the directions of all blocks for sonde generate, one that ends in
-    .gguf writes them as a control vector for llama.cpp.
+    The direction between the two is fitted on their split train and added as a bias, at the largest
+    strength that neither moves states nor costs too much. Its effect is judged on the split test.
+    An OUTPUT that ends in .sonde keeps the directions of all blocks for sonde generate; one that
+    ends in .gguf holds them as a control vector for llama.cpp.
 
     Differs: makes a behaviour stronger or weaker; ablate takes away what the model does, erase what
     can be read off its states.

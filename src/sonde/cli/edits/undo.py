@@ -12,10 +12,10 @@ from sonde.cli.options import Printing, named
 
 @dataclass(frozen=True)
 class Undo:
-    """Give back the model that a changed one was made from, every file with the hash it had.
+    """Restore the model that a changed model was made from, every file with its old hash.
 
     NEW.patch must lie beside NEW. Where a model was edited several times, the last edit is taken
-    back first; run it again on the result for the one before.
+    back first; run undo again on the result to take back the edit before.
 
     Differs: reads no data and makes no choice; strength 0 of another word copies, this restores.
 

@@ -1,6 +1,6 @@
 """A store as arrays by site: ``.npz``, ``.safetensors``, or a folder of ``.npy`` files.
 
-The first two are what ``sonde fit METHODS -`` reads; a folder of plain files is what NumPy maps.
+``sonde fit METHODS -`` reads the first two; NumPy can map the files of the folder.
 
 Each array is written in one walk over the store, so vectors are never held together.
 """
@@ -93,7 +93,7 @@ def write_npy(store: Store, path: Path, tick: Tick) -> int:
     Raises
     ------
     StoreError
-        If there is something at that place, or the disk is full.
+        If the path exists already, or the disk is full.
     """
     if path.exists():
         raise StoreError(f"export: {path} exists. Remove it, or write elsewhere.")
@@ -119,7 +119,7 @@ def _write_array(file: Any, array: Array) -> None:
 
 
 def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
-    """Write sites and columns as ``.safetensors``, every type kept, and return the rows."""
+    """Write sites and columns as ``.safetensors`` in their own types; return the number of rows."""
     facts = _facts(store, tick)
     arrays = sorted(
         _arrays(store, facts, tick, native=True), key=lambda a: -np.dtype(a.dtype).itemsize
@@ -145,7 +145,7 @@ def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
 
 
 def _comment(facts: dict[str, Any]) -> bytes:
-    """Return facts as the comment of an archive, which NumPy passes over; it has little room."""
+    """Return facts as the comment of an archive, which NumPy ignores; without sites if too long."""
     facts = {**facts, SEAL: BLANK}
     text = written(facts).encode()
     return text if len(text) <= MAX_COMMENT else written(facts | {"sites": []}).encode()
@@ -197,7 +197,7 @@ def array_names(keys: Sequence[str]) -> dict[str, str]:
     Raises
     ------
     InputError
-        If that is the name of a column.
+        If an array would get the name of a column.
 
     Examples
     --------
@@ -265,7 +265,7 @@ def _texts(store: Store, width: int, native: bool, of: Callable[[Batch], list[by
 def _key_array(
     name: str, store: Store, n: int, of: Callable[[Batch], list[bytes]]
 ) -> Iterator[Array]:
-    """Yield keys as rows of bytes, where all have one length; else none, so ids stand for them."""
+    """Yield keys as rows of bytes if all have one length; else nothing, and ids stand for keys."""
     lengths = {len(k) for part in parts_of(store, {}) for k in of(part.batch)}
     if len(lengths) == 1:
         width = lengths.pop()

@@ -22,7 +22,7 @@ def describe_export(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        If it is not what its name says.
+        If the file is not of the kind that its ending says.
     """
     path = Path(path)
     look = {".parquet": _parquet, ".npz": _npz, ".safetensors": _safetensors, ".lance": _lance}

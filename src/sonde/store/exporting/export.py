@@ -1,4 +1,4 @@
-"""Which file a store becomes: by the ending of its name."""
+"""Export a store; the ending of the name decides which kind of file it becomes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,18 +19,19 @@ ARRAYS = {".npz": write_npz, ".safetensors": write_safetensors, "": write_npy}
 
 
 def is_export(path: Path) -> bool:
-    """Return whether a path is called as an export is: a folder for Lance, else a file."""
+    """Return whether a path has the ending of an export: a folder for Lance, else a file."""
     kind = path.suffix.lower()
     return kind in SUFFIXES and path.is_dir() == (kind == ".lance")
 
 
 def check_export(path: Path) -> None:
-    """Refuse a name that says no kind of file, or a place that cannot be written.
+    """Raise if a name has no known ending, or its place cannot be written.
 
     Raises
     ------
     InputError
-        With the endings there are, or if the file would lie inside a store.
+        If the ending is unknown (the message lists the endings), or the file would lie inside a
+        store.
     """
     kind = path.suffix.lower()
     if kind not in (*SUFFIXES, ""):
@@ -56,7 +57,7 @@ def export_store(
 ) -> dict[str, Any]:
     """Write a store as one file of another format and return what was written.
 
-    Vectors are never held together; ids and groups are, and Lance's index takes more as rows grow.
+    Vectors are never all in memory; ids and groups are, and Lance's index takes more as rows grow.
     The file appears whole or not at all.
 
     Parameters
@@ -68,10 +69,10 @@ def export_store(
         no ending: the same as a folder of ``.npy`` files;
         ``.lance``: a Lance data set of everything, with a vector index on each site.
     sites : str or sequence, default="auto"
-        Which sites, as ``Store.select`` takes them, but that a whole name is that kind of rows
-        alone: ``layers.3`` is not ``layers.3|tokens``. All must be read by one reducer.
+        Which sites, as ``Store.select`` takes them, except that a whole name means only one kind of
+        rows: ``layers.3`` is not ``layers.3|tokens``. All must be read by one reducer.
     columns : sequence of str or None, default=None
-        Which of the columns that were stored, in tables; None is all.
+        Stored columns to write, in tables; None is all.
     rows : bool, default=False
         Add the rows themselves to a Parquet file.
     neighbors : int, default=10

@@ -37,7 +37,7 @@ def written(facts: dict[str, Any]) -> str:
 
 
 def said(text: bytes | str) -> dict[str, Any]:
-    """Return the facts in such a text; none where it is of another program."""
+    """Return the facts in the text of a file, or an empty dict if it is no JSON object."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -50,7 +50,7 @@ class ExportPart:
 
 
 def chosen_sites(store: Store, sites: str | Sequence[str]) -> Store:
-    """Return a store at some of its sites; a whole name is that kind of rows alone."""
+    """Return a store at some of its sites; a whole name means only that kind of rows."""
     own = [s for s in store.schema if "|" not in s.key]
     whole = {
         name: f"{s.key}|{s.reducer}" for s in own for name in (s.key, s.key.removesuffix(":out"))
@@ -77,7 +77,7 @@ def one_layout(store: Store) -> tuple[SiteSchema, ...]:
 
 
 def chosen_kinds(store: Store, names: Sequence[str] | None) -> dict[str, str]:
-    """Return the columns to carry and their kinds; every one that all data sets have if None.
+    """Return the kinds of the columns to carry; None carries the columns that all data sets have.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def _examples(store: Store, wanted: bool) -> Iterator[pa.RecordBatch | None]:
 
 
 def id_fields(store: Store, kinds: dict[str, str], grid: bool) -> list[pa.Field]:
-    """Return the columns that say which row it is."""
+    """Return the columns that identify a row."""
     fields = [
         pa.field("id", pa.string()),
         pa.field("occurrence", pa.int32()),
@@ -178,7 +178,7 @@ def id_columns(store: Store, part: ExportPart, grid: bool) -> list[pa.Array]:
 
 
 def text_of(key: bytes) -> str:
-    """Return a key as text: the text that it is, else hexadecimal digits."""
+    """Return a key as text if it is printable UTF-8, else as hexadecimal digits."""
     try:
         found = key.decode("utf-8")
     except UnicodeDecodeError:
@@ -215,7 +215,7 @@ def vector_field(name: str, schema: SiteSchema) -> pa.Field:
 
 
 def vector_column(rows: Tensor) -> pa.Array:
-    """Return rows as such a column."""
+    """Return rows as a column of the type that ``vector_field`` gives."""
     wide = rows.float() if rows.dtype == torch.bfloat16 else rows
     return pa.FixedSizeListArray.from_arrays(
         pa.array(wide.contiguous().reshape(-1).numpy()), rows.shape[1]

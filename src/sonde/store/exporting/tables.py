@@ -1,4 +1,4 @@
-"""A store as one table, and that as Parquet."""
+"""A store as one table, and the table as Parquet."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -34,15 +34,15 @@ _OS_ERROR = re.compile(r"os error (\d+)")
 def write_lance(table: Table, path: Path, tick: Tick) -> int:
     """Write a table as a Lance data set with an index on each site; one commit, then a count.
 
-    It grows under another name beside its place and takes its name when it is whole.
+    The data set grows under another name beside its place and takes its name when it is whole.
 
     Raises
     ------
     InputError
         If Lance is not installed.
     StoreError
-        If there is something at that place, the disk is full, or what is there afterwards is not
-        what was written.
+        If the path exists already, the disk is full, or Lance holds another number of rows than was
+        written.
     """
     lance = lance_module()
     if path.exists():
@@ -71,7 +71,7 @@ def write_lance(table: Table, path: Path, tick: Tick) -> int:
 
 
 class _CountedRows:
-    """The rows on their way to Lance, which would wrap an error of ours into one of its own."""
+    """Rows for Lance, counted; keeps an error of sonde, which Lance would wrap in its own error."""
 
     def __init__(self, table: Table, tick: Tick) -> None:
         self._table, self._tick = table, tick
@@ -88,7 +88,7 @@ class _CountedRows:
 
 
 def _told(error: Exception, path: Path) -> Exception:
-    """Return what Lance met in our words: the system's own error where it names its number."""
+    """Return an error of Lance as a write error if it comes from the system, else unchanged."""
     if isinstance(error, SondeError):
         return error
     found = _OS_ERROR.search(str(error))
@@ -101,7 +101,7 @@ def _told(error: Exception, path: Path) -> Exception:
 
 
 def lance_module() -> Any:
-    """Return the package, or the error that says how to install it.
+    """Return the package, or raise an error that says how to install it.
 
     Raises
     ------
@@ -125,14 +125,14 @@ def _index(found: Any, name: str, n_rows: int) -> None:
 
 
 def _list_files(folder: Path) -> None:
-    """Write the hash of every file of a data set beside them; Lance passes over that list."""
+    """Write the hash of every file of a data set beside them; Lance ignores this list."""
     files = {p.relative_to(folder).as_posix(): file_hash(p) for p in files_in(folder)}
     with sealed_file(folder / FILES) as file:
         file.write(json.dumps({"files": files, SEAL: BLANK}, indent=1).encode())
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return every file of a data set but the list of them."""
+    """Return every file of a data set except the list of files."""
     return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / FILES)
 
 

@@ -38,7 +38,7 @@ class View:
     ids : tuple of str
     mean : Float[Tensor, "dim"]
     plane : Float[Tensor, "dim 2"]
-        Directions of largest variance of the sample; the largest entry of each is positive.
+        Directions of largest variance of the sample; the entry of largest size in each is positive.
     neighbors : int
         How many nearest rows of the sample each row gets.
     """
@@ -142,7 +142,7 @@ def _smallest(
 
 
 def plane_of(centred: Float[Tensor, "sample dim"]) -> Float[Tensor, "dim 2"]:
-    """Return the two directions of largest variance, zero where there are fewer.
+    """Return the two directions of largest variance, with zeros if there are fewer.
 
     Examples
     --------

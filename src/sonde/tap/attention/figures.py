@@ -16,10 +16,10 @@ def figures(
 ) -> dict[str, Callable[[], Float[Tensor, "example query head"]]]:
     """Return a function for each figure of attention probabilities.
 
-    ``entropy`` is a share of the most that the keys in sight of a query allow, 1 if the query sees
-    a single key; ``entropy_nats`` is not divided. ``first`` is the probability of the first key in
-    sight of any query, ``self`` that of the query's own token, ``distance`` the mean number of
-    tokens between a query and its keys.
+    ``entropy`` is divided by its maximum, the logarithm of the number of keys in sight of a query,
+    and is 1 if the query sees a single key; ``entropy_nats`` is not divided. ``first`` is the
+    probability of the first key in sight of any query, ``self`` that of the query's own token,
+    ``distance`` the mean number of tokens between a query and its keys.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Attentions written with torch's own functions: fused attention, or a softmax and a product.
 
 While such a module runs, calls of these functions go through a ``TorchFunctionMode``, which runs
-them as they are. Of a fused call every port is known; of a softmax over (example, head, query, key)
-the probabilities, and of the product that follows the values and heads.
+them as they are. A fused call shows every port. A softmax over (example, head, query, key) shows
+the probabilities, and the product that follows shows the values and heads.
 """
 
 from collections.abc import Callable

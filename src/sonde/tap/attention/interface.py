@@ -2,8 +2,8 @@
 
 While anything is watched, the interface hands out a pass-through around the kernel that it would
 have handed out. The kernel runs as it is, on the tensors that it was given; probabilities are
-computed beside it, by the class's own explicit function. Only where a hook changes them do the
-heads come from them.
+computed beside it, by the class's own explicit function. If a hook changes the
+probabilities, the heads are computed from the changed probabilities.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ class KeySource:
     known: bool = False
 
     def new(self, n_queries: int, n_keys: int) -> slice:
-        """Return which of the keys that a kernel is given are new."""
+        """Return the slice of the new keys among the keys that a kernel is given."""
         if self.known:
             return slice(0, 0)
         if not self.same_text or n_keys == n_queries:
@@ -187,7 +187,7 @@ def _seen(watched: WatchedAttention, port: str, x: Tensor, *, of_encoder: bool =
 def _seen_new(
     watched: WatchedAttention, port: str, x: Tensor, new: slice, source: KeySource
 ) -> Tensor:
-    """Return keys or values with what hooks left of the new ones, which a cache keeps too."""
+    """Return keys or values, the new ones as hooks left them; a cache keeps the changes too."""
     if new.start == new.stop or not watched.wants(port):
         return x
     given = x[:, :, new]
@@ -243,7 +243,7 @@ def require_mask(implementation: str | None, mask: Any, module: nn.Module) -> No
 
 
 def in_sight(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
-    """Return which keys each query sees, (example, head, query, key) or 1 of them; None for all."""
+    """Return which keys each query sees, (example or 1, head or 1, query, key); None for all."""
     if mask is not None:
         return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     n_queries, n_keys = query.shape[2], key.shape[2]

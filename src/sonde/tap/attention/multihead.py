@@ -1,7 +1,7 @@
-"""``nn.MultiheadAttention``: what it computes inside, computed beside it from its inputs.
+"""The inside of ``nn.MultiheadAttention``, computed a second time from the inputs of a call.
 
-The module calls fused functions that no hook sees. Where a hook changes something, its output is
-computed anew from there on; else its own output is left as it is.
+The module calls fused functions that no hook sees. If a hook changes something, the output is
+computed anew from there on; else the module's own output is left as it is.
 """
 
 import inspect
@@ -92,7 +92,7 @@ class _Call:
 
     @cached_property
     def mask(self) -> Float[Tensor, "_example _head _query key"] | None:
-        """What is added to the scores of the keys of the text."""
+        """Mask that is added to the scores of the text's keys; None without masks."""
         n, parts = self.module.num_heads, list[Tensor]()
         lengths, given = self.lengths("key"), self.named["key_padding_mask"]
         if lengths is not None:
@@ -123,7 +123,7 @@ class _Call:
         return functional.pad(seen, (0, self.n_more), value=True)
 
     def probs(self, q: Queries, k: Keys) -> Tensor:
-        """Return probabilities, (example, query, head, key), those of further keys last."""
+        """Return probabilities, (example, query, head, key); keys of no text come last."""
         k = self._with_more(k, self.module.bias_k)
         scores = torch.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
         if self.mask is not None:
@@ -142,7 +142,7 @@ class _Call:
         return torch.cat([x, torch.zeros_like(x[:, :1])], 1) if self.module.add_zero_attn else x
 
     def returned(self, heads: Queries, probs: Probs) -> tuple[Tensor, Tensor | None]:
-        """Return what the module returns of these heads."""
+        """Return the module's output for these heads and probabilities."""
         layer, query = self.module.out_proj, self.named["query"]
         x = functional.linear(heads.flatten(2), layer.weight, layer.bias)
         weights = None
@@ -155,7 +155,7 @@ class _Call:
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask whose true entries are hidden as one that is added."""
+    """Return a mask as an additive mask; true entries of a boolean mask are hidden."""
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -torch.inf)

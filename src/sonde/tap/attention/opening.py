@@ -1,4 +1,4 @@
-"""What a session puts on to see inside attentions, and takes off again."""
+"""Hooks by which a session sees inside attentions, put on and taken off again."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,15 +20,15 @@ Wanted = Sequence[tuple[nn.Module, str, PortHook]]
 def watch_attention(
     wanted: Wanted, *, edits: bool = False
 ) -> Callable[[], AbstractContextManager[None]] | None:
-    """Return what calls hooks at ports of attentions that a thread runs while it is open.
+    """Return a function that opens a context in which a thread calls hooks at attention ports.
 
     Parameters
     ----------
     wanted : sequence of (module, port, hook)
         ``hook(view)`` runs when the attention has made what is at the port, a ``PortView``; what it
-        returns, if not None, replaces it. None without any.
+        returns, if not None, replaces it. Without any, None is returned.
     edits : bool, default=False
-        Whether the hooks change what they see: they come before those that only read.
+        Whether the hooks change states; if so, they come before hooks that only read.
     """
     return partial(_watched, wanted, edits) if wanted else None
 
@@ -55,7 +55,7 @@ def _watched(wanted: Wanted, edits: bool) -> Iterator[None]:
 def _before(
     watch: AttentionWatch, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Look at a call before it runs; of several sessions the first does, for all."""
+    """Look at a call before it runs; the first of several sessions does it for all."""
     watched = WatchedAttention.find(module)
     if watched is None or watched.first is not watch:
         return

@@ -32,7 +32,7 @@ def calls_functions(module: nn.Module) -> bool:
 
 @functools.cache
 def _names_in(cls: type[nn.Module]) -> frozenset[str]:
-    """Return the names that the methods of a class use, those of torch's own classes apart."""
+    """Return the names that a class's methods use, without the methods of torch's own classes."""
     owners = [c for c in cls.__mro__ if not c.__module__.startswith("torch.")]
     members = [inspect.unwrap(m) for c in owners for m in vars(c).values() if callable(m)]
     functions = [m for m in members if isinstance(m, FunctionType)]
@@ -40,9 +40,9 @@ def _names_in(cls: type[nn.Module]) -> frozenset[str]:
 
 
 def attentions_at(path: str, names: ModuleNames) -> list[str]:
-    """Return the attentions that a path may mean: itself, or those inside, in order.
+    """Return the attentions that a path may mean: its module, or attentions inside, in order.
 
-    Where none gets its kernel from an interface, modules that call torch's functions may be some.
+    If no module is a known attention, the innermost modules that call torch's functions count.
     """
     if is_attention(names.modules[path]):
         return [path]
@@ -79,7 +79,7 @@ def attention_at(path: str, port: str, names: ModuleNames) -> str:
 
 
 def what_runs(sites: Iterable[Site]) -> str:
-    """Return what to name in place of sites that never ran."""
+    """Return words for an error: what to name in place of sites that never ran."""
     if any(site.port in ATTENTION_PORTS for site in sites):
         return "a module that runs and a port that its kernel shows (of a softmax probs alone)"
     return "a module that runs"

@@ -25,11 +25,11 @@ class AttentionWatch:
     hooks : dict of (id of module, port) to list of hook
         ``hook(view)`` is given a ``PortView``; what it returns, if not None, replaces it.
     edits : bool
-        Whether the session changes what it sees: it comes before those that only read.
+        Whether the session changes states; if so, it comes before sessions that only read.
     notes : dict of int to object
         What a hook before a module keeps for the one after it, by id of the module.
     mode : context manager or None
-        What is open while an attention runs that is written with torch's functions.
+        Open while an attention runs that is written with torch's functions.
     """
 
     hooks: dict[tuple[int, str], list[PortHook]]
@@ -57,7 +57,7 @@ def is_anything_watched() -> bool:
 
 @contextlib.contextmanager
 def opened(watch: AttentionWatch) -> Iterator[None]:
-    """Let attentions that run in this thread find what is watched."""
+    """Make the watch known to attentions that run in this thread."""
     _OPEN.set((*_OPEN.get(), watch))
     try:
         yield
@@ -95,7 +95,7 @@ class WatchedAttention:
         of_encoder: bool = False,
         in_sight: Tensor | None = None,
     ) -> Tensor:
-        """Return heads, (example, position, head, width), as hooks left them: the same if they did.
+        """Return heads, (example, position, head, width), as hooks left them; ``x`` if unchanged.
 
         Parameters
         ----------
@@ -108,7 +108,7 @@ class WatchedAttention:
         of_encoder : bool, default=False
             Whether the positions are those of an encoder's text.
         in_sight : Bool[Tensor, "_example _head query key"], optional
-            Of probabilities, which keys each query may see; without it all.
+            For probabilities: which keys each query may see; all keys by default.
         """
         for watch in self._watches:
             for hook in watch.hooks.get((self._id, port), ()):

@@ -35,7 +35,7 @@ class EvictingCache(Cache):
     module : nn.Module
         Model of transformers.
     rule : CacheRule, CachePacking or callable
-        That of all layers, or a function from a layer's number to its own.
+        The rule or packing of all layers, or a function from a layer's number to it.
     """
 
     def __init__(self, module: nn.Module, rule: Form | Callable[[int], Form]) -> None:
@@ -94,9 +94,9 @@ def caching(
     Inside the block give the cache as ``cache`` (``past_key_values`` before transformers 5.24), to
     ``generate`` or to single calls, also for a second turn of the same conversation. A call first
     reads all that is kept together with its new tokens and evicts or packs afterwards. Batches may
-    be padded on either side; with a rule a row gives what it gives alone; a packing rounds the same
-    tokens together whatever the padding before them, so that its rows differ by rounding. Layers
-    with a sliding window and recurrent layers stay as they are. The model itself is not changed.
+    be padded on either side. With a rule, a row gives the same result as alone. A packing rounds
+    columns together, padding included, so that padded rows differ by rounding. Layers with a
+    sliding window and recurrent layers stay as they are. The model itself is not changed.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def caching(
         Causal language model of transformers; for a rule with ``sdpa`` or ``eager`` attention.
     rule : CacheRule, CachePacking or callable
         Which tokens stay, or the form in which all are held, in all layers; or a function from a
-        layer's number to either. A packing of several layers takes those beside each other that
+        layer's number to either. A packing of several layers groups adjacent layers that
         share the object.
 
     Yields
@@ -196,7 +196,7 @@ def _check_kernel(module: nn.Module) -> None:
 
 
 def _layers(plain: Sequence[Any], forms: Sequence[Form | None]) -> list[Any]:
-    """Return the layers of a cache; those with one packing form groups as large as it says."""
+    """Return the layers of a cache; adjacent layers with one packing form groups of its size."""
     found, group = list[Any](), None
     for layer, form in zip(plain, forms, strict=True):
         if isinstance(form, CachePacking):

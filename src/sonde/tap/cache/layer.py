@@ -33,7 +33,7 @@ class RealTokens:
 
     @cached_property
     def index(self) -> Int[Tensor, "row column"]:
-        """Number of each real token in its row, from 0; at padding that of the token before."""
+        """Number of each real token in its row, from 0; padding has that of the token before."""
         return self.mask.int().cumsum(1, dtype=torch.int32) - 1
 
     @cached_property
@@ -51,19 +51,19 @@ class RealTokens:
         return {}
 
     def keep(self, rule: CacheRule) -> Int[Tensor, "row"]:
-        """Return how many tokens stay by a rule, which many layers ask for."""
+        """Return how many tokens of each row stay by a rule; computed once for all layers."""
         if id(rule) not in self._keep:
             self._keep[id(rule)] = rule, rule.kept(self.total)
         return self._keep[id(rule)][1]
 
     def columns(self, number: Int[Tensor, "row head slot"]) -> Int[Tensor, "row head slot"]:
-        """Return the column of each real token, -1 for -1."""
+        """Return the column of each real token by its number; -1 stays -1."""
         first = torch.searchsorted(self.index, number.flatten(1).clamp(min=0).contiguous())
         return torch.where(number < 0, -1, first.view_as(number))
 
 
 class GrowingLayer(CacheLayerMixin):
-    """What the cache of one layer needs in every form: new tokens, rows, and which are real."""
+    """Base of a layer's cache in every form: new tokens, rows, and which tokens are real."""
 
     is_sliding = False
     is_croppable = False
@@ -305,7 +305,7 @@ class EvictingLayer(GrowingLayer):
             self._narrow()
 
     def _stays(self, scores: Tensor, index: Tensor, seen: CachedTokens) -> tuple[Tensor, Tensor]:
-        """Return the slots that stay, in order, and their tokens; -1 for none."""
+        """Return the slots that stay, in order, and their tokens; an empty slot has token -1."""
         if bool(scores.isnan().any()):
             raise InputError(f"{type(self.rule).__name__}.score: expected numbers, got NaN.")
         lowest = torch.finfo(scores.dtype).min
@@ -376,7 +376,7 @@ class EvictingLayer(GrowingLayer):
         index: Int[Tensor, "row head slot"],
         at: Int[Tensor, "row query"],
     ) -> Float[Tensor, "row head slot"]:
-        """Return the attention of queries of numbers ``at``, summed over those that are real."""
+        """Return the attention that slots receive, summed over real queries of numbers ``at``."""
         assert self.keys is not None
         (rows, heads, slots), total = index.shape, torch.zeros((), device=query.device)
         keys = self.keys.float().transpose(2, 3)

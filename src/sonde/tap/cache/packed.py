@@ -54,7 +54,7 @@ class PackingGroup:
         return torch.cat(keys, 1), torch.cat(values, 1), real.mask[:, columns]
 
     def pack(self) -> None:
-        """Pack chunks of tokens that are older than the newest ones, of all layers."""
+        """Pack tokens of all layers, chunk by chunk, except the newest ``recent`` tokens."""
         size, last = self.packing.chunk, self.layers[-1]
         while last.knows_rotation and last.n_seen - last.n_packed >= self.packing.recent + size:
             self.chunks.append(self.packing.pack(*self.stacked(size)))
@@ -72,7 +72,7 @@ class PackingLayer(GrowingLayer):
     Parameters
     ----------
     group : PackingGroup
-        Of the layers that are packed together; this one becomes the last.
+        The layers that are packed together; this layer becomes the last of them.
     """
 
     def __init__(self, group: PackingGroup) -> None:
@@ -87,7 +87,7 @@ class PackingLayer(GrowingLayer):
 
     @property
     def knows_rotation(self) -> bool:
-        """Whether keys can be turned back: one token does not tell how its neighbour is turned."""
+        """Whether keys can be turned back; two tokens are needed, for the angle between them."""
         return self.rotation is None or self.rotation.angle is not None
 
     @property
@@ -146,7 +146,7 @@ class PackingLayer(GrowingLayer):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the newest tokens; those of all chunks count for the first layer of a group."""
+        """Bytes of the newest tokens; the first layer of a group also counts all chunks."""
         if self is not self.group.layers[0]:
             return super().size_bytes
         packed = sum(chunk.size_bytes for chunk in self.group.chunks)

@@ -1,7 +1,7 @@
 """How an attention rotates queries and keys by their place in the text, found by trying it.
 
-transformers gives attentions ``position_embeddings``, cosines and sines of each column; which of a
-head's numbers they turn, and whether a layer turns any, is the business of the model's own code.
+transformers gives attentions ``position_embeddings``, cosines and sines of each column. The
+model's own code decides which of a head's numbers they turn, and whether a layer turns any.
 """
 
 import inspect
@@ -115,7 +115,7 @@ class Coming(ComingRotation):
         return torch.stack(found, 1)
 
     def mean(self, n: int) -> Float[Tensor, "row width width2"]:
-        """Return the mean of these matrices: rotating is linear in cosines and sines."""
+        """Return the mean of the matrices of ``each``: rotation is linear in cosines and sines."""
         cos, sin = self._planes(n)
         return self._matrix(cos.mean(1), sin.mean(1))
 

@@ -39,7 +39,7 @@ class BoundRule(LogitsProcessor):
     Attributes
     ----------
     close : callable
-        Takes the hooks off the model; so does the end of the processor's life.
+        Takes the hooks off the model; they also come off when the processor is deleted.
     """
 
     def __init__(self, rule: "Decode", model: Model | nn.Module) -> None:
@@ -154,7 +154,7 @@ class _Group:
 
 
 def _grouped(reads: Mapping[str, Read], model: Model | nn.Module) -> list[_Group]:
-    """Return what is read of the generating model's own calls, then of each other run."""
+    """Return a group for the generating model's own calls, then a group for each other run."""
     found: dict[tuple[int, int], tuple[Any, Any, dict[str, Read]]] = {}
     own = model.module if isinstance(model, Model) else model
     found[id(own), id(None)] = (model, None, {})

@@ -61,7 +61,7 @@ class DecodeContext:
     tokens : Int[Tensor, "row pos"] or None
         The prompt and what was generated after it.
     mask : Bool[Tensor, "row pos"] or None
-        Which of them are no padding.
+        Which of these tokens are real, not padding.
     step : int
         How many tokens were generated before this one.
     """

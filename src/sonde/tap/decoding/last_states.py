@@ -29,7 +29,7 @@ class LastStates:
         self._states: dict[str, Tensor] = {}
 
     def hooked(self) -> list[RemovableHandle]:
-        """Put the hooks on and return what takes them off."""
+        """Put the hooks on and return the handles that take them off."""
         handles: list[RemovableHandle] = []
         for name, (site, module) in self._sites.items():
             if site.port == "in":

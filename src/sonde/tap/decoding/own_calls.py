@@ -19,7 +19,7 @@ ASIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("sonde_aside", defa
 
 
 class OwnCalls(threading.local):
-    """The calls of a model in this thread, as far as no rule was asked since.
+    """The calls of a model in this thread since a rule was last asked.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class OwnCalls(threading.local):
         self._parts: list[Tensor] = []
 
     def hooked(self) -> list[RemovableHandle]:
-        """Put the hooks on and return what takes them off."""
+        """Put the hooks on and return the handles that take them off."""
         hook = self._root.register_forward_pre_hook(self._before, with_kwargs=True)
         return [hook, *self._states.hooked()]
 

@@ -1,4 +1,4 @@
-"""Other prompts than those that a text began with: rows of token ids with padding on the left."""
+"""Prompts that replace the prompts of texts: rows of token ids with padding on the left."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """The noun ``Decode``: a rule that changes the logits of the next token while a model generates.
 
-What a rule needs beside the model's own logits it names in ``reads``: another model, another
-prompt, an early layer, the state at a site. Each comes with its own key-value cache and follows the
-beams of the generation. A rule that must take tokens back or feed embeddings is no ``Decode``, but
-a callable for ``generate(custom_generate=...)``.
+A rule names in ``reads`` what it needs beside the model's own logits: another model, another
+prompt, an early layer, the state at a site. Another model or prompt runs with its own key-value
+cache and follows the beams of the generation. A rule that must take tokens back or feed embeddings
+is no ``Decode``, but a callable for ``generate(custom_generate=...)``.
 """
 
 from abc import ABC, abstractmethod
@@ -33,15 +33,15 @@ class Decode(ABC):
     ) -> Float[Tensor, "row token"]:
         """Return the changed logits, ``logits`` itself at strength 0.
 
-        A constant may be missing from each row of what comes in and of what goes out: greedy
-        search and sampling give logits, beam search log-probabilities.
+        Each row that comes in or goes out is defined only up to a constant: greedy search and
+        sampling give logits, beam search gives log-probabilities.
         """
 
     def bind(self, model: Model | nn.Module) -> "BoundRule":
         """Return the rule as a ``LogitsProcessor`` for this model's ``generate``.
 
-        A hook on the model reads the mask of each call; it goes with the processor, or at the end
-        of ``with rule.bind(model) as processor``.
+        A hook on the model reads the mask of each call; it comes off with the processor, or at the
+        end of ``with rule.bind(model) as processor``.
 
         Raises
         ------

@@ -19,7 +19,7 @@ from sonde.tap.rows.kind import Kind
 class Backward:
     """Turns gradients on for one forward, takes those at the sites, and gives the mode back.
 
-    Parameters of the model get no gradient, and whoever trains keeps the graph.
+    Parameters of the model get no gradient. If the caller trains the model, the graph is kept.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class Backward:
         return {key: torch.cat(several) for key, several in parts.items()}
 
     def released(self, output: Any) -> Any:
-        """Return what the model returns without a gradient, where it had none before."""
+        """Return the model's output; cut its graph and the caches' unless the caller trains."""
         if self._keeps:
             return output
         for cache in (cache_in(self._named), cache_of(output)):

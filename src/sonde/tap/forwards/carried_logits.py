@@ -11,17 +11,17 @@ from sonde.tap.hooks.call import CallArguments
 
 
 class CarriedLogits:
-    """Hands the last logits of a forward to the one that goes on from its key-value cache.
+    """Hands the last logits of a forward to the forward that goes on from its key-value cache.
 
-    Beam search changes the order of a cache's rows between two forwards: the logits follow, by what
-    the cache holds of the last token. A cache that was cut, as assisted decoding does, is refused.
+    Beam search changes the order of a cache's rows between two forwards: the logits follow,
+    matched by the last token's keys. A cache that was cut, as in assisted decoding, is refused.
     """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was said."""
+        """Forget all logits."""
         self._said: dict[str, Tensor] = {}
         self._saying: dict[str, Tensor] = {}
         self._end, self._marks = 0, torch.zeros(0)
@@ -57,7 +57,7 @@ class CarriedLogits:
         self._saying[key] = logits
 
     def end(self, call: CallArguments, output: Any) -> None:
-        """Keep what was said if the forward left a cache to go on from."""
+        """Keep the logits of this call if the forward left a cache to go on from."""
         said, fed, past = self._saying, call.fed, call.past
         self.clear()
         cache = cache_in(call.named)

@@ -16,8 +16,8 @@ class Ends:
     """Follows the sequences of a batch through the cached steps of one generation.
 
     A sequence is over from the end token that a step feeds until something other than padding
-    follows. A forward without a cache or with several tokens begins anew, and where all sequences
-    would be over none is: ``generate`` makes no such step, so somebody else feeds these tokens.
+    follows. A forward without a cache or with several tokens begins anew. If all sequences would
+    be over, none counts as over: ``generate`` makes no such step, so another caller feeds them.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class Ends:
         Its generation config, or else its config, says the end and padding tokens, read at every
         step.
     config : object, optional
-        Says them instead.
+        Says the end and padding tokens instead of ``root``.
     padding : collection of int, default=()
         Further tokens that may follow an end.
     """

@@ -44,7 +44,7 @@ class WatchedSite:
         self.calls = 0
 
     def called(self) -> tuple[list[Kind], int]:
-        """Count a call, and return what is read of it and its number."""
+        """Count a call; return the kinds of rows that are read from it, and its number."""
         call, self.calls = self.calls, self.calls + 1
         return [
             k for k in self.kinds if not isinstance(k.site.call, int) or k.site.call == call
@@ -68,9 +68,9 @@ class Onlooker:
     Only calls made by the thread that opened it count. A forward that goes on from a filled
     key-value cache brings the rows of its new tokens alone, and none of a sequence that is over
     while ``generate`` goes on with others of its batch. An encoder that ``generate`` runs by itself
-    brings its rows with the first step that follows. Where the model makes the logits of its last
-    tokens alone, as for the prompt of ``generate``, the others have no rows at that site, and
-    ``predictions`` of a token need the logits of the one before it.
+    brings its rows with the first step that follows. If the model makes the logits of its last
+    tokens alone, as for the prompt of ``generate``, the other tokens have no rows at that site.
+    ``predictions`` of a token need the logits of the token before it.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Onlooker:
     schemas : sequence of SiteSchema
         What is read: site, reducer, and the axes and prefix that the probe forward found.
     seen : callable
-        ``seen(batch, goes_on, cut)`` after each forward; what it raises leaves the forward.
+        ``seen(batch, goes_on, cut)`` after each forward; an error in it ends the forward.
         ``cut`` are the keys of sites that brought rows of a part of their text.
     objective : str or None, default=None
         Named objective whose gradient at the sites is read too.

@@ -1,4 +1,4 @@
-"""The logits of a moved input, by forwards that no onlooker takes for those of a user."""
+"""The logits of a moved input, computed by forwards that onlookers ignore."""
 
 import contextlib
 import contextvars
@@ -17,7 +17,7 @@ _PERTURBED = contextvars.ContextVar("sonde_perturbed_forward", default=False)
 
 
 def in_perturbed_forward() -> bool:
-    """Return whether this thread is in such a forward."""
+    """Return whether this thread runs a forward of ``moved_logits``."""
     return _PERTURBED.get()
 
 

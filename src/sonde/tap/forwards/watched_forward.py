@@ -1,4 +1,4 @@
-"""What one forward of a watched model brings: the rows of its sites, of the tokens it was fed."""
+"""Rows at the sites of one forward of a watched model, for the tokens that it was fed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class Watching:
     shared : Shared
         Index tensors.
     output : str or None
-        The output that holds the logits; None for the one called so, or a lone tensor.
+        Name of the output that holds the logits; None for ``logits`` or a lone tensor.
     """
 
     kinds: tuple[Kind, ...]
@@ -103,13 +103,13 @@ class WatchedForward:
         taken.append((rows, columns))
 
     def take_none(self, kind: Kind, leaf: Tensor) -> None:
-        """Say that a site has no rows in this forward: an earlier one brought them."""
+        """Note that a site has no rows in this forward: an earlier forward brought them."""
         self._framed(leaf.shape[kind.reduction.axes.words.index("row")], leaf.device)
         none = torch.zeros(0, dtype=torch.int64)
         self._taken[kind.key] = [(leaf.new_zeros(0, kind.schema.dim), RowPlaces(none, none))]
 
     def _framed_leaf(self, kind: Kind, leaf: Tensor) -> tuple[Frame, Tensor]:
-        """Return the tokens that an output stands for, and the output with what came before it."""
+        """Return the frame of an output's tokens, and the output behind any carried logits."""
         words, fed, call = kind.reduction.axes.words, self._call.fed, self._call
         frame, start = self._framed(leaf.shape[words.index("row")], leaf.device), 0
         if fed is not None and call.axis in words:
@@ -133,7 +133,7 @@ class WatchedForward:
         return self._window(-1, frame), torch.cat([said.unsqueeze(at), leaf], at)
 
     def _window(self, start: int, frame: Frame) -> Frame:
-        """Return the tokens from a place in this call on, the same ones each time."""
+        """Return the frame of the tokens from ``start`` on, the same object each time."""
         if start not in self._windows:
             assert self._call.fed is not None  # asked for only where tokens are fed
             batch = window(frame.batch, self._call.axis, self._call.fed, start)
@@ -164,7 +164,7 @@ class WatchedForward:
             )
 
     def logits(self, output: Any, frame: Frame) -> Tensor | None:
-        """Return the logits of each example: of a text, those of its last token."""
+        """Return the logits of each example; for a text, the logits of its last token."""
         logits = find_logits(output, self._watching.output)
         if logits is None or logits.ndim == 2:
             return logits if logits is None or logits.shape[0] == frame.n else None
@@ -220,7 +220,7 @@ class WatchedForward:
 
 
 def _last(x: Tensor, real: Tensor) -> Tensor:
-    """Return what stands at each example's last real token: (example, dim), a copy."""
+    """Return the values at each example's last real token: (example, dim), a copy."""
     index = real.shape[1] - 1 - real.flip(1).to(torch.uint8).argmax(1)
     return x[torch.arange(len(x), device=x.device), index.to(x.device)]
 
@@ -245,8 +245,8 @@ def _at(index: Tensor, columns: RowPlaces) -> RowPlaces:
 def window(batch: InputBatch, axis: str, ids: Tensor, start: int) -> InputBatch:
     """Return the inputs from a token on, whose ids stand on one axis.
 
-    ``generate`` asks for the logits of a prompt's last token alone. From ``start = -1`` on they are
-    all tokens after one more, which was fed in an earlier call.
+    ``generate`` asks for the logits of a prompt's last token alone. ``start = -1`` gives all
+    tokens after one more token, which was fed in an earlier call.
 
     Parameters
     ----------

@@ -125,7 +125,7 @@ class Generation:
         )
 
     def _generated(self, tokens: Tensor, alive: Tensor) -> dict[str, Tensor]:
-        """Return the columns about what was generated, as wide as the most that can be."""
+        """Return the columns about generated tokens; ids are padded to ``max_new_tokens``."""
         columns = {"generated_length": alive.sum(dim=1)}
         if self.new_tokens is None:
             return columns
@@ -134,7 +134,7 @@ class Generation:
         return columns | {"generated": ids}
 
     def _setting(self, name: str) -> Any:
-        """Return what was asked of ``generate``, else what the model does by itself."""
+        """Return a setting as given to ``generate``, else as in the model's generation config."""
         config = getattr(self.model.module, "generation_config", None)
         return self.chosen.get(name, getattr(config, name, None))
 

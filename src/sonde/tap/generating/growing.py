@@ -172,7 +172,7 @@ class Mean(Growing):
         self._dtype = torch.float32
 
     def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
-        """Add the tokens that count; what the others hold, NaN or not, is nothing."""
+        """Add the tokens that count; the others have no effect, even if they hold NaN."""
         counted = stretch.counted(self._keep_special)
         left_out = stretch.on_device(f"left out {self._keep_special}", ~counted[:, :, None], x)
         quiet = x.masked_fill(left_out, 0.0)
@@ -193,7 +193,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def growing(reduction: Reduction, length: int) -> Growing:
-    """Return what collects the rows of a reducer over texts of at most ``length`` tokens."""
+    """Return the collector of a reducer's rows over texts of at most ``length`` tokens."""
     reducer = reduction.reducer
     if reducer.name == "tokens":
         return Tokens(reduction, length)

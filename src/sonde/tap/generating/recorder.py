@@ -1,8 +1,8 @@
-"""Rows taken while a model generates, as one forward over it all would give them.
+"""Rows taken while a model generates, as one forward over the whole texts would give them.
 
 Every call of the model is one stretch of positions: the prompts, then one token at a time. The ids
-that the model was given are kept beside the rows; rows of what does not spell the sequences are
-thrown away.
+that the model was given are kept beside the rows; if the ids do not spell the sequences, the rows
+are thrown away.
 """
 
 import inspect
@@ -87,7 +87,7 @@ class StepRecorder:
             self.grown[name].take(leaf.detach(), stretch)
 
     def last_token(self, sequences: Tensor, mask: Tensor, cache: Any) -> None:
-        """Run the model on the last token, which generation has not, with the cache it left."""
+        """Run the model on the last token, which ``generate`` did not read, with its cache."""
         device, _ = placement(self.root)
         seen = torch.ones_like(mask)
         first = mask.argmax(dim=1, keepdim=True)

@@ -66,8 +66,8 @@ def replay(
 class ReplayInputs(Inputs):
     """Prompts with generated continuations; made by ``replay``.
 
-    What is sampled depends on the batch. With ``units``, where they begin and the end, any range of
-    examples comes in whole batches of these, with the texts of a walk over all of them.
+    What is sampled depends on the batch. ``units`` says where batches begin, and the end: then any
+    range of examples comes in whole batches, with the same texts as in a walk over all examples.
     """
 
     model: Model
@@ -153,8 +153,8 @@ class ReplayInputs(Inputs):
     ) -> tuple[InputBatch, StepRecorder]:
         """Return a batch with its continuations, padded on the left, and the rows at some sites.
 
-        The recorder has none where the model did not run over each token once, in order: read the
-        batch instead.
+        The recorder has no rows if the model did not run over each token once, in order: then read
+        the batch.
         """
         prompts, generation = left_padded(prompts), self.generation
         marks = Marks(prompts, generation.ends(), generation.special_ids())

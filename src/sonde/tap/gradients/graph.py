@@ -46,11 +46,11 @@ class Use:
     Parameters
     ----------
     node, index
-        The operation in which it meets the rows, and as which of its inputs.
+        The operation in which it meets the rows, and the number of its input there.
     chain : tuple of Step
         What happens to the parameter before, in order.
     shape : tuple of int
-        Of what meets the rows.
+        Of the tensor that meets the rows.
     """
 
     node: Any

@@ -106,7 +106,7 @@ class BatchLosses:
     known : Bool[Tensor, "example"]
         Which examples have a label, or an answer at all.
     answers : Answers or None
-        What the losses are of.
+        The answers that the losses are computed from.
     """
 
     losses: Float[Tensor, "example"]

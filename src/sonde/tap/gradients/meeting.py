@@ -1,8 +1,8 @@
 """Find the uses of parameters that split into rows, by a test on the gradients themselves.
 
-Scale the loss of each row by another power of two. The gradient that flows into an operation then
-scales in the blocks of its first axis that belong to the rows, to the bit, if and only if that axis
-holds the rows one after another. So no shape has to be guessed, and tokens before rows, means over
+Scale the loss of each row by another power of two. Look at the gradient that flows into an
+operation: the blocks of its first axis scale by exactly these powers if and only if that axis holds
+the rows one after another. So no shape has to be guessed, and tokens before rows, means over
 the batch and routed tokens are told apart by what they do.
 """
 
@@ -32,7 +32,7 @@ class Meetings:
     alone : tuple of str
         Parameters whose rows need a backward pass each.
     gradients : mapping of node to Tensor or None
-        Those of the summed loss that were computed on the way.
+        Gradients of the summed loss that were computed on the way.
     """
 
     uses: Mapping[str, tuple[Use, ...]]
@@ -117,7 +117,7 @@ class _Trial:
     plain: dict[Any, Tensor | None]
 
     def split(self, waiting: Sequence[_Entry]) -> dict[tuple[int, ...], bool]:
-        """Return of each entry's path whether gradients split into rows where it ends."""
+        """Return, for each entry's path, whether gradients split into rows at its end."""
         n = len(self.losses)
         if n == 1:
             return {e.path: True for e in waiting}
@@ -138,7 +138,7 @@ class _Trial:
 def gradients_at(
     losses: Float[Tensor, "row"], nodes: Sequence[Any]
 ) -> dict[Any, Float[Tensor, "..."] | None]:
-    """Return the gradients of the sum of losses by what some operations gave."""
+    """Return the gradients of the summed losses with respect to some operations' outputs."""
     if not nodes:
         return {}
     edges = [edge(node) for node in nodes]

@@ -77,7 +77,7 @@ def squares_alone(
 
 
 def _summed(rules: list[tuple[Use, GradientRule]], parameter: Tensor, n: int) -> Tensor:
-    """Return the sum over rows of the square of what all uses of a parameter add up to."""
+    """Return the sum over rows of a parameter's squared gradient, added up over its uses."""
     if not rules:
         return torch.zeros_like(parameter)
     use, rule = rules[0]
@@ -115,12 +115,12 @@ def _as_it_is(rows: Tensor) -> Tensor:
 
 
 def _only_form(use: Use) -> bool:
-    """Return whether entries only change their places before they meet rows."""
+    """Return whether a parameter is only transposed or cast before it meets rows."""
     return all(node.name() in ("TBackward0", "ToCopyBackward0") for node, _ in use.chain)
 
 
 def _back(use: Use, rows: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
-    """Return the gradients by a parameter, from the gradients by a tensor made from it."""
+    """Return the gradients of a parameter, from the gradients of a tensor made from it."""
     for node, index in reversed(use.chain):
         if node.name() == "TBackward0":
             rows = rows.mT

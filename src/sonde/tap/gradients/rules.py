@@ -1,4 +1,4 @@
-"""The gradient of each row by what meets it, for the operations that networks are made of.
+"""Rules for the gradient of each row, for the operations that networks are made of.
 
 A rule is made for the gradient that flows into an operation, whose first axis holds the rows one
 after another, each ``k`` times (windows, tokens, frames). It gives the gradients of some rows, and,
@@ -25,7 +25,7 @@ class GradientRule(ABC):
         """Return the gradients of some rows."""
 
     def squares(self) -> Float[Tensor, "..."] | None:
-        """Return the sum over rows of squared gradients, or None if each row must be made."""
+        """Return the sum over rows of squared gradients; None if it needs each row's gradient."""
         return None
 
 
@@ -42,7 +42,7 @@ class Outer(GradientRule):
         return torch.bmm(self.x[start:stop].mT, self.gradient[start:stop])
 
     def squares(self) -> Tensor | None:
-        """Return the product of the squares, where each row has one position."""
+        """Return the product of the squares, or None if rows have several positions."""
         if self.x.shape[1] != 1:
             return None
         return self.x[:, 0].square().T @ self.gradient[:, 0].square()
@@ -51,13 +51,13 @@ class Outer(GradientRule):
 @final
 @dataclass(frozen=True, eq=False)
 class Summed(GradientRule):
-    """What is added or multiplied to each value: the gradient, summed as far as it was spread."""
+    """A parameter that is added or multiplied: the gradient, summed over broadcast axes."""
 
     values: Float[Tensor, "row k ..."]
     shape: tuple[int, ...]
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return the sums over the axes that the parameter lacks, or has once."""
+        """Return the sums over the axes that the parameter lacks or has with size 1."""
         values = self.values[start:stop]
         n_axes = values.ndim - 1
         aligned = (1,) * (n_axes - len(self.shape)) + self.shape
@@ -76,13 +76,13 @@ class Lookup(GradientRule):
     n_entries: int
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return whole tables."""
+        """Return the gradient of the whole table for each row."""
         index, gradient = self.index[start:stop], self.gradient[start:stop]
         found = gradient.new_zeros(len(index), self.n_entries, gradient.shape[2])
         return found.scatter_add_(1, index[..., None].expand_as(gradient), gradient)
 
     def squares(self) -> Tensor:
-        """Return the table of squares, by way of the entries that each row does look up."""
+        """Return the table of squares, from the entries that each row looks up alone."""
         row = torch.arange(len(self.index), device=self.index.device)[:, None]
         pair, place = (row * self.n_entries + self.index).unique(return_inverse=True)
         flat = self.gradient.flatten(0, 1)
@@ -115,7 +115,7 @@ class Kernel(GradientRule):
         return found.reshape(-1, k, *self.shape).sum(1)
 
     def _patches(self, x: Tensor) -> Tensor:
-        """Return (example, channel x kernel, place)."""
+        """Return patches, (example, channel x kernel, place)."""
         options = [self.node._saved_dilation, self.node._saved_padding, self.node._saved_stride]
         kernel = self.shape[2:]
         if len(kernel) == 1:
@@ -147,7 +147,7 @@ def rule_for(use: Use, gradient: Float[Tensor, "row_k ..."], n: int) -> Gradient
 
 
 def has_rule(use: Use) -> bool:
-    """Return whether a rule may be known; what it looks at in a graph decides in the end."""
+    """Return whether an operation may have a rule; ``rule_for`` may still find none."""
     return use.node.name() in RULES
 
 

@@ -84,7 +84,7 @@ class EditedCall:
         Raises
         ------
         SiteError
-            If there is not one state for each token, and this matters.
+            If there is not one state for each token, and not every token is meant.
         """
         n, length = x.shape[:2]
         key = n, length, x.device
@@ -140,7 +140,7 @@ class EditedCall:
     ) -> dict[str, Tensor]:
         """Return what other runs brought at a site, an example for each of ``x``.
 
-        With ``per="token"`` also a state for each; with ``"example"`` as many as there are.
+        ``per="token"`` needs a state for each state of ``x``; ``"example"`` takes any number.
 
         Raises
         ------

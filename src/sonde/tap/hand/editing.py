@@ -54,13 +54,12 @@ def editing(
     model : Model or nn.Module
     edit : Edit
     sites : pattern, Site, or several
-        Every port but ``grad``. Of an attention whose ``probs`` are edited the heads are these
-        probabilities times the values; keys and values go into the cache as edited.
+        Every port but ``grad``. If ``probs`` of an attention are edited, its heads are the edited
+        probabilities times the values. Edited keys and values go into the cache.
     where : str, TokenIds, or a sequence of these and of positions, default="all"
-        Tokens that are edited. ``prompt`` is what the first call reads, ``generated`` what later
-        calls go on with, each by the tokens that are new in it; ``last`` is the last token of the
-        prompt; positions count the tokens of a document from 0, padding apart. Of several terms
-        each adds its tokens.
+        Tokens that are edited. ``prompt`` is what the first call reads, ``generated`` the tokens
+        that later calls add to it; ``last`` is the last token of the prompt; positions count the
+        tokens of a document from 0, without padding. Several terms add up their tokens.
     gate : Gate, optional
         Decides for each example whether the edit acts at all.
     others : mapping of str to mapping of site to Tensor, optional
@@ -175,7 +174,7 @@ class _Editor:
         return Session(self.root, outputs, inputs, reading=False, finish=finish, inside=look)
 
     def check_acted(self) -> None:
-        """Raise if the model ran but a site never did, or no token was meant."""
+        """Raise if the model ran but a site never did, or no token was selected."""
         silent = [spot.name for spot in self.spots if self.n_calls and not spot.in_all]
         if silent:
             raise SiteError(
@@ -227,7 +226,7 @@ class _Editor:
         self._decide(spot, find_input(spot.module, args, kwargs, spot.site.key)[1])
 
     def _decide(self, spot: _Spot, leaf: Tensor | None) -> None:
-        """Ask the gate about the prompts; what is generated follows them."""
+        """Ask the gate about the prompts; generated tokens follow its decision."""
         now = self._now(spot)
         if leaf is None or now is None or self.gate is None or now.texts.step:
             return
@@ -343,7 +342,7 @@ class _Editor:
 
 
 def _is_turn(spot: _Spot) -> bool:
-    """Return whether this call of a module is one that is edited, and count it."""
+    """Return whether this call of a module is edited, and count the call."""
     call, spot.in_call = spot.in_call, spot.in_call + 1
     wanted = spot.site.call
     if wanted == "last":

@@ -18,7 +18,7 @@ class FeaturesLast:
     Attributes
     ----------
     x : Tensor
-        The very output where it is so already.
+        The output itself if it has this form already.
     has_tokens : bool
         Whether its axes are (example, token, feature).
     is_flat : bool
@@ -41,7 +41,7 @@ class FeaturesLast:
     ) -> "FeaturesLast":
         """Return an output of a module; a nested one is padded as in the mask of the call.
 
-        Tokens of all examples one after the other, as experts see them, come apart again.
+        If the tokens of all examples share one axis, as experts see them, they get two axes again.
         """
         if leaf.is_nested:
             mask = None if call is None else call.mask
@@ -72,7 +72,7 @@ def axes_in(
     root: nn.Module,
     axis: int | None = None,
 ) -> Axes:
-    """Return the axes of an output; a state for each token that the call reads has three."""
+    """Return an output's axes; with a state for each token that the call reads, they are three."""
     fed = None if call is None else call.fed
     if x.ndim == 3 and axis is None and fed is not None and x.shape[:2] == fed.shape:
         return STATES

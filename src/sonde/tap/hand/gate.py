@@ -31,7 +31,7 @@ class Scores(Protocol):
 class Gate:
     """An edit acts on the examples whose score is above a threshold, or in proportion to it.
 
-    The prompt of an example decides, before any edit of it, and what is generated after it follows.
+    An example's prompt decides, before it is edited; generated tokens follow that decision.
 
     Parameters
     ----------
@@ -39,14 +39,14 @@ class Gate:
         Such as the scorer of a fitted detector.
     threshold : float
     site : pattern, Site, or several, optional
-        Where states are scored; by default where they are edited, of several sites the first. It
+        Where states are scored; by default the first site that is edited. It
         must run before the sites that are edited. The rows of several sites are joined, in the
         order in which they are named.
     reducer : str or Reducer, default="mean"
         Over the tokens of the prompt: ``mean``, ``last`` or ``cls``.
     full : float, optional
-        Score from which on the edit acts wholly; between the threshold and it, in proportion. Below
-        the threshold where low scores open the gate.
+        Score from which on the edit acts fully; between ``threshold`` and ``full`` it acts in
+        proportion. If ``full`` is below the threshold, low scores open the gate.
 
     Examples
     --------

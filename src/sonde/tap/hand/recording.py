@@ -28,8 +28,8 @@ class RecordedCall:
     output : object
         A copy.
     can_skip : bool
-        Whether the output says all that the call did: it holds tensors and plain values alone, none
-        of them a view of an input, and no input was written into, but one that is returned.
+        Whether the output says all that the call did: it holds tensors and plain values alone and
+        no view of an input, and no input was changed except inputs that are returned.
     same : dict of str to str
         Outputs that are inputs themselves, by the keys of both.
     """
@@ -143,7 +143,7 @@ def calls_of(
     """Return the first tensor that each call of some modules takes in one forward, in order.
 
     The model runs in eval mode without gradients, and is left as it was. Tensors are copies;
-    modules that read one tensor give one copy.
+    modules that read the same tensor share one copy.
 
     Parameters
     ----------

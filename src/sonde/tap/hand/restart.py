@@ -120,17 +120,17 @@ class RecordedForward:
     def from_site(self, site: Pattern, value: Tensor) -> Any:
         """Return what the model returns where a site has other states.
 
-        The bits are those of a whole forward with the states replaced, padding too. Gradients reach
-        ``value``.
+        The result equals that of a whole forward with all states replaced, padding too, to the bit.
+        Gradients reach ``value``.
 
         Parameters
         ----------
         site : pattern or Site
-            Every port but ``grad``; one of an attention costs a whole forward. A module that ran
+            Every port but ``grad``; a port of an attention costs a whole forward. A module that ran
             several times needs ``@call``.
         value : Tensor
-            As the site's own, or k of them one after another: entry ``i`` of each n belongs to
-            example ``i`` of the n recorded ones.
+            In the shape of the site's own states, or k times as many: in each run of n entries,
+            entry ``i`` belongs to example ``i`` of the n recorded examples.
 
         Raises
         ------
@@ -175,7 +175,7 @@ class RecordedForward:
         return args, kwargs
 
     def _call(self, site: Site) -> RecordedCall | None:
-        """Return the recorded call of a site; None of a module that a fused kernel went past."""
+        """Return the recorded call of a site, or None if a fused kernel bypassed the module."""
         module = self._paths[site.path]
         calls = [call for call in self._calls if call.module is module]
         if site.call is None and len(calls) > 1:
@@ -220,7 +220,7 @@ class Diverged(Exception):
 
 
 class Replay:
-    """Hands out what was recorded up to a site, and the new states there; then all runs again."""
+    """Hands out recorded outputs up to a site and new states at the site; then all runs again."""
 
     def __init__(
         self,
@@ -263,7 +263,7 @@ class Replay:
         return output
 
     def _can_skip(self, call: RecordedCall) -> bool:
-        """Return whether what was recorded of a call is known for the repeated examples too."""
+        """Return whether the recorded output of a call holds for the repeated examples too."""
         if not call.can_skip or self._repeats == 1:
             return call.can_skip
         is_recurrent = isinstance(call.module, nn.RNNBase)
@@ -296,7 +296,7 @@ def _with_input(
 
 
 def _fitting(value: Tensor, leaf: Tensor, site: Site) -> Tensor:
-    """Return new states in the form and type of those that they replace."""
+    """Return new states in the form and type of the states that they replace."""
     if leaf.is_nested:
         return nested_like(leaf, value.to(leaf.dtype))
     if leaf.shape[1:] != value.shape[1:]:

@@ -107,7 +107,7 @@ class TextLog:
         return texts
 
     def end(self, output: Any) -> None:
-        """Take the cache that a call hands out."""
+        """Remember the cache that a call returns, with its texts."""
         if self._current is not None and isinstance(output, Mapping):
             self._remember(cache_in(dict(output)), self._current)
 

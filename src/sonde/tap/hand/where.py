@@ -84,7 +84,7 @@ class TermPlaces:
         return "all" in self.words
 
     def select(self, context: EditContext, prompt_length: int) -> Bool[Tensor, "example pos"]:
-        """Return which of the tokens that a context tells of are meant, padding or not.
+        """Return which tokens of a context the terms select; padding may be among them.
 
         Parameters
         ----------

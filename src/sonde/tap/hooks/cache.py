@@ -64,7 +64,7 @@ def require_no_cache(named: dict[str, Any]) -> None:
 
 
 def cached_length(cache: Any) -> int:
-    """Return how many positions a cache holds; 1 of a filled one that does not count them."""
+    """Return how many positions a cache holds, or 1 if a filled cache does not count them."""
     if callable(getattr(cache, "get_seq_length", None)):
         counts = counts_positions(cache)
         return int(cache.get_seq_length() if counts else bool(cache.has_previous_state()))

@@ -124,9 +124,9 @@ class CallArguments:
         return torch.arange(self.past, self.past + length).expand(n, length)
 
     def marked(self, special: Tensor, otherwise: Tensor | None) -> Tensor | None:
-        """Return which real tokens are of the ids ``special``.
+        """Return which real tokens have one of the ids ``special``.
 
-        ``otherwise`` are the tokens of a call that is given none of its own.
+        ``otherwise`` are the ids to use if the call has no ``input_ids``.
         """
         ids = self.named.get("input_ids", otherwise)
         if not isinstance(ids, Tensor):
@@ -149,9 +149,9 @@ def encoder_of(root: nn.Module) -> nn.Module | None:
 def _mask(found: Any, past: int) -> Tensor | None:
     """Return which tokens are real, those before the call first.
 
-    ``generate`` makes a mask for each query, true or 0 where it may look, for caches of a fixed
-    size. A padded query looks at nothing, or not at itself. Of a sliding window's cache nothing is
-    known of the tokens before.
+    For caches of a fixed size ``generate`` makes a mask for each query: true, or 0, where the
+    query may look. A padded query looks at nothing, or not at itself. A sliding window's cache
+    does not tell which of the tokens before the call are real.
     """
     if is_dict(found):
         kinds = [found.get("full_attention"), *found.values()]

@@ -43,7 +43,7 @@ class ModuleNames:
 
     @cached_property
     def raw(self) -> dict[str, str]:
-        """Stripped name of each full name with wrapper prefixes."""
+        """The stripped name of each module, by its full name with wrapper prefixes."""
         names = {id(m): n for n, m in self.modules.items()}
         full = self.root.named_modules(remove_duplicate=False)
         return {name: self.canonical.get(id(m), names.get(id(m), "")) for name, m in full}
@@ -55,7 +55,7 @@ class ModuleNames:
         return frozenset(id(m) for one in made if isinstance(one, nn.Module) for m in one.modules())
 
     def primary(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield each module once, under its first name, but those that make weights of others."""
+        """Yield each module once, by its first name, without modules that make others' weights."""
         for name, module in self.modules.items():
             if self.canonical[id(module)] == name and id(module) not in self._makes_weights:
                 yield name, module

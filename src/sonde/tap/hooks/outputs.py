@@ -1,4 +1,4 @@
-"""Tensors inside what a module receives and returns: finding one, putting another there."""
+"""Tensors inside what a module receives and returns: find a tensor, put another in its place."""
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
@@ -90,8 +90,8 @@ def find_input(
 ) -> tuple[str, Tensor]:
     """Return the name and value of the tensor that a module works on.
 
-    It is the first tensor of ``args``, else ``hidden_states``, else the first tensor among the
-    keyword arguments in the order of the signature; ``key`` names another argument.
+    It is the first floating-point tensor of ``args``, else ``hidden_states``, else the first
+    floating-point keyword argument in the order of the signature; ``key`` names another argument.
     """
     named = _named_arguments(module, args, kwargs)
     if key is not None:
@@ -137,7 +137,7 @@ def _named_arguments(
 
 
 def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by the names in the signature; keywords alone if none fits."""
+    """Return a call's arguments by name, or the keywords alone if they do not fit the signature."""
     try:
         return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments) | kwargs
     except (TypeError, ValueError):

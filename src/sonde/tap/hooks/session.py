@@ -249,7 +249,7 @@ def check_readable(root: nn.Module) -> None:
 
 
 def _is_flat(graph: torch.fx.GraphModule) -> bool:
-    """Return whether a graph lists modules that it never calls (guards of an export apart)."""
+    """Return whether a graph lists modules but calls none of them (an export's guards aside)."""
     listed = [name for name in graph._modules if name != GUARDS]
     called = [n for n in graph.graph.nodes if n.op == "call_module" and n.target != GUARDS]
     return bool(listed) and not called

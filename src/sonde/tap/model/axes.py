@@ -29,7 +29,7 @@ class Axes:
     prefix, suffix : int, default=0
         Tokens before and behind the patches: class, distillation and register tokens.
     cls : int or None, default=None
-        Which of them is the class token.
+        Which of these tokens is the class token.
     """
 
     words: tuple[str, ...]
@@ -69,8 +69,9 @@ def find_axes(
 ) -> Axes:
     """Return the axes of the tensor at a site.
 
-    Axes that follow the inputs are none of features. Where several are left, what made the tensor
-    tells (``Known``), then the module's own weights, then what a change of the inputs reaches.
+    Axes that follow the inputs hold no features, unless the module's class says so. If several axes
+    are left, the module that made the tensor tells (``FeatureAxes``), then the module's own
+    weights, then what a change of the inputs reaches.
 
     Raises
     ------
@@ -139,7 +140,7 @@ def _require_dense(leaf: TensorLayout, where: str) -> None:
 
 
 def _choices(words: Sequence[str], fixed: Sequence[int]) -> str:
-    """Return the words of all axes, with each that could hold the features as ``dim``."""
+    """Return possible words of all axes: one text for each axis that could hold the features."""
     found = []
     for dim in fixed:
         named = ["dim" if i == dim else word for i, word in enumerate(words)]
@@ -220,8 +221,8 @@ def _given_axis(axis: int | None, leaf: TensorLayout, fixed: list[int], where: s
 def guess_axes(x: Tensor, module: nn.Module, root: nn.Module, axis: int | None = None) -> Axes:
     """Return the axes of a tensor seen once, rows first; a probe forward would tell better.
 
-    The parts of the module tell by their classes, else those of the model; where they differ, the
-    sizes of the module's own weights.
+    The classes of the module's parts tell, else the classes of the model's parts; if they do not
+    agree, the sizes of the module's own weights tell.
     """
     if x.ndim <= 1:
         return Axes(("row",))

@@ -85,7 +85,7 @@ def _members(path: str, names: ModuleNames, probe: Probe | None) -> tuple[str, .
 
 
 def _one_class(modules: Sequence[nn.Module]) -> bool:
-    """Return whether all modules are of the class of one of them, or of classes made from it."""
+    """Return whether all modules are instances of the class of one of them."""
     return any(all(isinstance(m, type(one)) for m in modules) for one in modules)
 
 
@@ -105,9 +105,9 @@ def _named(probe: Probe) -> list[_List]:
 
 
 def _stream(members: Sequence[str], probe: Probe) -> tuple[str, ...]:
-    """Return the members with parts, where one stream passes two or more that keep its shape.
+    """Return the members with parts, if one stream passes two or more that keep its shape.
 
-    Among maps one is enough, and the others count too: they change the size.
+    Among maps one member that keeps the shape is enough; members that change the size count too.
     """
     calls = _in_order(members, probe)
     kept = [_between_kept(run, probe) for run in _runs(members, probe, _leads)]

@@ -71,7 +71,7 @@ def by_class(module: nn.Module, ndim: int, key: str = "") -> int | None:
 def by_number(module: nn.Module, shape: Sequence[int], key: str = "") -> int | None:
     """Return the axis that the module's class names, if it is as long as the declared features.
 
-    Without weights a norm takes other numbers too, so an axis that follows the inputs may be it.
+    A norm without weights takes any number of features, so this axis may follow the inputs.
     """
     axis = by_class(module, len(shape), key)
     declared = getattr(module, "num_features", getattr(module, "num_channels", None))
@@ -106,8 +106,8 @@ def by_classes(module: nn.Module, ndim: int) -> set[int]:
 class FeatureAxes:
     """Feature axes of the tensors of one forward, followed through views and modules.
 
-    A view (permuted, cut, reshaped) of a tensor keeps its memory: the axis of features is the one
-    of as many features that goes through memory in the same steps.
+    A view (permuted, cut, reshaped) of a tensor keeps its memory: the feature axis is the
+    axis of the same size and the same stride in memory.
     """
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class FeatureAxes:
     def leave(
         self, module: nn.Module, depth: int, given: Tensor | None, made: dict[str, Tensor]
     ) -> None:
-        """Find the axes of what a module made of the tensor that it was given."""
+        """Find the feature axes of a module's outputs, also by the tensor that it was given."""
         inside = self._inside[depth]
         del self._inside[depth:]
         before = None if given is None else self.of(given)
@@ -156,7 +156,7 @@ class FeatureAxes:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Return whether a tensor is of numbers that lie in memory in steps."""
+    """Return whether a tensor is a plain one: strided and not nested."""
     return type(x) is Tensor and not x.is_nested and x.layout == torch.strided
 
 

@@ -30,9 +30,9 @@ UNHASHED = frozenset(
 def fingerprint(module: nn.Module, *, full: bool = False) -> str:
     """Return a hash of a model's weights and persistent buffers.
 
-    By default names, shapes, types, 64 evenly spaced values of each tensor and the xor of all its
-    words: any single change is seen; a permutation within a tensor that spares the samples, or two
-    equal changes, are not. ``full`` hashes every byte.
+    By default it covers names, shapes, types, 64 evenly spaced values of each tensor and the xor of
+    all its words. Any single change is seen. A permutation within a tensor that spares the samples
+    is not seen, nor are two equal changes. ``full`` hashes every byte.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def _xor(flat: Tensor) -> int:
 def config_hash(config: Any, module: nn.Module | None = None) -> str:
     """Return a hash of a configuration without its name, type, versions and attention kernel.
 
-    ``architectures`` counts as the class of ``module``, which is what saving the model makes of it.
+    ``architectures`` is replaced by the class of ``module``, as in saving the model.
     An object without ``to_dict`` hashes as empty.
     """
     values = _values(config)
@@ -115,7 +115,7 @@ def config_hash(config: Any, module: nn.Module | None = None) -> str:
 
 
 def known_config_hash(config: Any, module: nn.Module, known: str | None) -> str:
-    """Return the hash of a configuration, in the form in which a state of before may know it.
+    """Return the hash of a configuration, or ``known`` if that is its hash by an earlier version.
 
     Earlier versions took ``architectures`` as recorded: none before the model was saved.
     """

@@ -1,7 +1,7 @@
-"""What the forwards of somebody's own modules are written as: ``relu`` or ``tanh`` called inside.
+"""The code of a user's own forwards, which may call ``relu`` or ``tanh`` inside.
 
 Neither weights nor the classes of modules say it. A rewritten forward may compute the same numbers,
-so another hash is a reason to warn, and none to refuse.
+so another hash is a reason to warn, not to refuse.
 """
 
 import dis

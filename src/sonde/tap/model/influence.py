@@ -51,7 +51,7 @@ class Influence:
         return far.pop() if len(far) == 1 and len(near) == len(candidates) - 1 else None
 
     def _reached(self, site: Site) -> Iterator[Tensor]:
-        """Yield a mask of the numbers at a site that a change at a place of an axis reaches.
+        """Yield for each change, at one place of an input axis, a mask of the values it reaches.
 
         Each change goes far up and far down, because a rectifier may stop one direction.
         """
@@ -85,7 +85,7 @@ class Influence:
 
 
 def _changed(x: Tensor, axis: int, sign: int) -> Tensor:
-    """Return a copy with other numbers at the place in the middle of an axis, all beyond zero."""
+    """Return a copy; values in the middle of an axis are moved by more than the largest value."""
     x, generator = x.clone(), torch.Generator().manual_seed(0)
     place = x.select(axis, x.shape[axis] // 2)
     noise = torch.randn(place.shape, generator=generator).to(place)

@@ -23,8 +23,8 @@ _log = logging.getLogger("sonde")
 def place_of(module: nn.Module, batch: InputBatch) -> Place:
     """Return where a model takes the inputs of a batch, and in which types.
 
-    Only where some parameter has another type than an input is the model run, on two rows: with
-    inputs as they are, else with one of them cast, else with all of them.
+    The model is run only if some parameter has another type than an input. It runs on two rows:
+    with inputs as they are, else with one input cast, else with all inputs cast.
     """
     device, first = placement(module)
     own = _float_types(batch)

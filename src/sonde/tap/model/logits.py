@@ -1,9 +1,9 @@
 """Which tensor of a model's output holds its logits, found by its form in the probe forward.
 
-A tensor called ``logits``, or a lone one that the final linear layer made, is known, and so is a
-lone one with one number for each example, as a regression gives. A row of at least two numbers is
-one by its form, which is taken only where a method asks for logits, and never where they are
-probabilities.
+A tensor called ``logits``, or a lone tensor that the final linear layer made, holds the logits. So
+does a lone tensor with one number for each example, as a regression gives. A row of at least two
+numbers has the form of logits: it is taken only if a method asks for logits, and never if the
+numbers are probabilities.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def logits_key(
     n_classes : int, default=0
         Classes of the data's labels: the only row of as many numbers holds logits or probabilities.
     column : str, default=""
-        Column of the labels: a row of its name answers them.
+        Column of the labels: a row of numbers by this name holds the logits.
 
     Raises
     ------

@@ -41,7 +41,7 @@ _log = logging.getLogger("sonde")
 class TensorLayout:
     """Shape, type and layout of one tensor; a nested one is taken as if it were padded.
 
-    ``features`` is the axis of its features, where what made it tells.
+    ``features`` is its feature axis, if the module that made it tells.
     """
 
     shape: tuple[int, ...]
@@ -151,7 +151,7 @@ def _other_leaf(
 
 
 def _combined(first: TensorLayout, more: TensorLayout, larger: TensorLayout) -> TensorLayout:
-    """Return a tensor with what both more rows and a larger size change of it."""
+    """Return a layout with the changes of both more rows and a larger size."""
     shapes = (first.shape, more.shape, larger.shape)
     if len({len(shape) for shape in shapes}) > 1:
         return more

@@ -31,7 +31,7 @@ def readout(
 ) -> Readout | None:
     """Return what the model does between its last block and its logits.
 
-    None if what runs in between, and the head, do not give the logits of a text.
+    None if the modules in between and the head do not reproduce the logits of a text.
     """
     between = modules_between(probe, head, last)
     if between is None:

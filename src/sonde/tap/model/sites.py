@@ -300,8 +300,8 @@ def _around(path: str) -> list[str]:
 def unheard(probe: Probe, read: Iterable[Site]) -> Iterator[LeftOut]:
     """Yield the layers that would be read too, had they run and returned floating-point numbers.
 
-    They are neighbours of a block of its class, or where leaves are read the other leaves with
-    parameters, but those inside a module that is read.
+    They stand beside a block and have its class. If leaves are read, they are the other leaves with
+    parameters, except leaves inside a module that is read.
     """
     read = list(read)
     for site in read:

@@ -1,7 +1,8 @@
 """Tokens that a model puts beside the patches of an image: class, distillation, register tokens.
 
 They come from parameters, not from the image: before anything is mixed, they are the same for any
-two images. So two images of noise tell where they lie, and the parameters which is which.
+two images. So two images of noise tell where they lie, and the parameters tell which is the class
+token.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -53,7 +54,7 @@ class SpecialTokens:
         Raises
         ------
         SiteError
-            If there are more tokens than patches and it cannot be told which are none.
+            If there are more tokens than patches and it is not known which of them are no patches.
         """
         has_noise = any(
             isinstance(v, Tensor) and v.is_floating_point() for v in _values(self.batch)
@@ -137,7 +138,7 @@ class SpecialTokens:
     def _are_looked_up(self, x: Tensor, same: Sequence[int]) -> bool:
         """Return whether tokens that two images do not share are rows of parameters too.
 
-        Then the model took the noise for ids, and that some agree is chance.
+        If so, the model took the noise for ids, and some tokens agree by chance.
         """
         own = next((i for i in range(len(x)) if i not in same), None)
         return bool(same) and own is not None and bool(self._owners(x[own]))
@@ -163,7 +164,7 @@ class SpecialTokens:
         ]
 
     def _rows(self, dim: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield the parameters that may hold tokens or positions of a width, one a row."""
+        """Yield the parameters that may hold tokens or positions of a width, one in each row."""
         for path, module in self.model.module.named_modules():
             for name, p in module.named_parameters(recurse=False):
                 is_layer = name in ("weight", "bias") and not isinstance(module, nn.Embedding)

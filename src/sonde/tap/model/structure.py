@@ -1,4 +1,4 @@
-"""What of a model its weights do not say: the classes of its modules and how they are set.
+"""What a model's weights do not say: the classes of its modules and their settings.
 
 A twin with Tanh in the place of ReLU, or a norm with another ``eps``, has the same weights, and so
 has one whose forward reads another ``self.how``.
@@ -53,9 +53,9 @@ def structure(module: nn.Module) -> str:
 
 
 def known_structure(module: nn.Module, known: str | None) -> str:
-    """Return the hash of the modules, in the form in which a state of before may know it.
+    """Return the hash of the modules, or ``known`` if that is their hash by an earlier version.
 
-    Earlier versions did not take attributes into it.
+    Earlier versions did not hash attributes.
     """
     before = _hash([*_classes(module)])
     return before if known == before else structure(module)
@@ -90,7 +90,7 @@ def _is_known(kind: type[nn.Module]) -> bool:
 
 
 def _settings(part: nn.Module) -> str:
-    """Return what a module says of itself, without where it is; nothing if it cannot."""
+    """Return a module's ``extra_repr`` without device, type and addresses; empty if it fails."""
     try:
         return " ".join(PLACED.sub("", part.extra_repr()).split())
     except Exception:  # a user's own text may fail at any time

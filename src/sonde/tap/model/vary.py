@@ -74,7 +74,7 @@ def token_ids(batch: InputBatch, axis: str = "pos") -> Tensor | None:
 
 
 def may_hold_tokens(x: Tensor, batch: InputBatch) -> bool:
-    """Return whether an axis of an argument may be that of the tokens: not of pixels beside ids."""
+    """Return whether an argument may have an axis of tokens; pixels beside token ids have none."""
     is_map = x.is_floating_point() and x.ndim >= MAP
     return not (is_map and token_ids(batch) is not None)
 
@@ -145,7 +145,7 @@ Sizes = tuple[int, int, Lengths, Lengths]
 
 
 def _repeated(batch: InputBatch, length: int | None) -> int | None:
-    """Return the last token that is no placeholder, where some are."""
+    """Return the index of the last token that is no placeholder; None without placeholders."""
     if batch.placeholder is None or length is None:
         return None
     return int((~batch.placeholder).all(dim=0).nonzero().max())
@@ -163,7 +163,7 @@ def _fit(name: str, x: Any, sizes: Sizes, doubled: tuple[int, ...]) -> Any:
 
 
 def _unpadded(name: str, x: Any, given: Any, mask: Tensor | None) -> Any:
-    """Return a mask that calls every token real, in place of one that would call some padding."""
+    """Return an argument; if it is a mask of padding, every token in it becomes real."""
     if not isinstance(x, Tensor):
         return x
     if name in NAMES and mask is not None and given.shape == mask.shape:
@@ -185,7 +185,7 @@ def _rows(x: Tensor, n: int, n_rows: int) -> Tensor:
 
 
 def _of_packed(x: Tensor, counts: Tensor, n_rows: int) -> Tensor:
-    """Return the rows of as many examples, of an argument with all of them one after the other."""
+    """Return ``n_rows`` examples of an argument that holds all examples one after the other."""
     parts = x.split(counts.tolist())
     return torch.cat([parts[i % len(parts)] for i in range(n_rows)])
 

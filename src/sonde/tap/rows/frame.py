@@ -104,7 +104,7 @@ class Frame:
         return real
 
     def is_padded(self, axis: str) -> bool:
-        """Return whether the mask of an axis leaves out some token; it is looked at once."""
+        """Return whether the mask of an axis leaves out some token; the mask is read only once."""
         if axis not in self._padded:
             mask = self.masks[axis]
             self._padded[axis] = mask is not None and not all_set(mask)
@@ -121,7 +121,7 @@ class Frame:
         return self._whole[key] and length > 0
 
     def alike(self, axis: str, length: int) -> Hashable:
-        """Return what is equal for frames of as many examples in which every token counts."""
+        """Return a key, equal for frames of as many examples in which every token counts."""
         return (self.n,) if self.is_whole(axis, length, False) else id(self)
 
     def _some(self, mask: Tensor, reducer: str, what: str) -> Tensor:
@@ -187,7 +187,7 @@ class Frame:
         """Return the index of what predicted each token that counts, and the token's id.
 
         A token is predicted by the real token before it. Indices are into the flattened
-        (example, pos) order; the rows' columns are those of the tokens that came.
+        (example, pos) order; the rows' columns are those of the predicted tokens.
         """
         key = ("predictions", axis, length, keep_special)
         if key not in self._selected:
@@ -315,7 +315,7 @@ class Frame:
 
 
 def all_set(mask: Tensor) -> bool:
-    """Return ``mask.all()``, which takes twice as long."""
+    """Return ``mask.all()``, computed in half the time."""
     return int(torch.count_nonzero(mask)) == mask.numel()
 
 
@@ -328,7 +328,7 @@ def image_size(batch: InputBatch) -> tuple[int, int] | None:
 
 
 def unnamed(n: int) -> InputBatch:
-    """Return ``n`` examples that nothing is known of: of a forward that was run by hand."""
+    """Return ``n`` examples without ids of their own, for a forward that was run by hand."""
     index = torch.arange(n)
     keys = [b""] * n
     return InputBatch(

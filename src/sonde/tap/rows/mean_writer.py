@@ -12,9 +12,9 @@ from sonde.tap.rows.row_memory import PIECE_BYTES, RowMemory
 class MeanWriter:
     """Takes means of the outputs of one forward, site after site, into places that stay.
 
-    What averages the first output of a shape serves those that follow. Making a place costs as much
-    as a small mean, so as many are made at once as the forward before took. A place is handed out
-    once; those of two forwards share nothing.
+    The ``Mean`` of the first output of a shape serves later outputs too. Making a place costs as
+    much as a small mean, so as many places are made at once as the forward before took. A place is
+    handed out once; places of two forwards share nothing.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class MeanWriter:
     def again_as_before(self) -> None:
         """Begin a forward whose examples and tokens count as in the one before.
 
-        What that one found out stands; there are places for as many outputs as it had.
+        The means of that forward are used again; there are places for as many outputs as it had.
         """
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.renew(self.memory)}
 
@@ -58,7 +58,7 @@ class MeanWriter:
         Parameters
         ----------
         key : hashable
-            What outputs must share to be averaged alike: shape and type among it.
+            Key that outputs must share to be averaged alike; it holds their shape and type.
         x : Tensor
             Shape (row, pos, dim).
         mean : Mean

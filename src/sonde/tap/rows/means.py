@@ -1,6 +1,6 @@
 """Means over tokens, in blocks: a sum of many numbers in one go would lose digits.
 
-Every mean here is written to where it is told to, which autocast leaves alone.
+Every mean here is written to a given tensor (``out=``), which autocast leaves alone.
 """
 
 from typing import final
@@ -22,8 +22,8 @@ CACHED_BYTES = 2**21
 class WholeMean:
     """Mean over all tokens of each example.
 
-    On the CPU it is a product with equal weights where that is faster than ``torch.mean``: over up
-    to 32 tokens, and of what is larger than a cache in equal blocks whose sums are then added.
+    On the CPU it is a product with equal weights if that is faster than ``torch.mean``: over up to
+    32 tokens, and for tensors larger than a cache, in equal blocks whose sums are then added.
 
     Parameters
     ----------

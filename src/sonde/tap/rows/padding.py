@@ -63,8 +63,8 @@ def _moved(x: Any, order: Tensor, name: str, batch: InputBatch) -> Any:
 def seems_padded(batch: InputBatch, pad: int | None = None) -> bool:
     """Return whether some examples of a batch without a mask end in padding, and some do not.
 
-    Of token ids the last one counts, which is padding where it is ``pad`` (0 if none is known); of
-    steps of numbers the last step, where all of it is zero.
+    Token ids end in padding if the last id is ``pad`` (0 if none is known). Steps of numbers end in
+    padding if all numbers of the last step are zero.
     """
     for x in (*batch.args, *batch.kwargs.values()) if batch.mask is None else ():
         is_sequence = isinstance(x, Tensor) and x.ndim == (3 if x.is_floating_point() else 2)

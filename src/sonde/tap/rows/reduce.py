@@ -115,9 +115,9 @@ class Reduction:
     def token_mean(
         self, x: Float[Tensor, "row pos dim"], frame: Frame, writer: MeanWriter | None = None
     ) -> Float[Tensor, "row dim"]:
-        """Return the mean over the tokens that count; of narrow types in float32.
+        """Return the mean over the tokens that count; narrow types are averaged in float32.
 
-        A writer takes it where the mean is a small one of the CPU.
+        A writer, if given, takes the small means of the CPU.
         """
         key = self.stack_key, x.shape, x.dtype
         rows = None if writer is None else writer.again(key, x)
@@ -159,7 +159,7 @@ class Reduction:
 
     @cached_property
     def can_wait(self) -> bool:
-        """Whether copies of small outputs may wait until the forward is over, then ``stacked``."""
+        """Whether copies of small outputs may wait for ``stacked`` until the forward is over."""
         return self._in_order and self.reducer.name not in ("mean", "predictions", *STEPPED)
 
     @cached_property
@@ -235,7 +235,7 @@ WINDOW = 3
 
 
 def averaged(x: Float[Tensor, "row h w dim"]) -> Float[Tensor, "row h w dim"]:
-    """Return the mean of each patch's 3 x 3 neighbourhood, of those that are there, in x's type."""
+    """Return the mean over the existing patches of each 3 x 3 neighbourhood, in x's type."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     pooled = functional.avg_pool2d(
         wide.movedim(-1, 1), WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False
@@ -267,7 +267,7 @@ def mean_before_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
 
 
 def delta_of_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
-    """Return the last token of each step less the one before its first."""
+    """Return the last token of each step minus the token before its first."""
     wide = torch.float32 if x.dtype in _NARROW else x.dtype
     first = torch.full((int(row.max()) + 1 if len(row) else 0,), len(x), device=flat.device)
     first = first.scatter_reduce_(0, row, flat, "amin") - 1

@@ -23,7 +23,7 @@ class RowMemory:
         self._used = PIECE_BYTES
 
     def __reduce__(self) -> tuple[type["RowMemory"], tuple[()]]:
-        """Copy and pickle as an empty one: a tapped model may be copied."""
+        """Copy and pickle as an empty memory: a tapped model may be copied."""
         return RowMemory, ()
 
     def keep(self, x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class RowMemory:
         return self.place(x.shape, x.dtype).copy_(x)
 
     def copy(self, x: Tensor) -> Tensor:
-        """Return a copy of a tensor, of a small one outside the heap."""
+        """Return a copy of a tensor; the copy of a small tensor lies outside the heap."""
         kept = x if x.requires_grad else self.keep(x)
         return x.clone() if kept is x else kept
 
@@ -43,9 +43,9 @@ class RowMemory:
         return [self.keep(member) if small else member.clone() for member in x.unbind()]
 
     def place(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return a place of its own, unfilled, of at most ``PIECE_BYTES``.
+        """Return an unfilled tensor with memory of its own, of at most ``PIECE_BYTES``.
 
-        Autograd and pickle know of no other in the same piece.
+        Autograd and pickle know of no other tensor in the same piece of memory.
         """
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):

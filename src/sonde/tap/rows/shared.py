@@ -25,7 +25,7 @@ class SharedSelections:
         return self._kept[key]
 
     def mean(self, n: int, length: int, dtype: torch.dtype, device: torch.device) -> WholeMean:
-        """Return what averages all tokens of ``n`` examples."""
+        """Return the ``WholeMean`` over all tokens of ``n`` examples."""
         key = (n, length, dtype, device)
         if key not in self._means:
             if len(self._means) >= MOST_SHARED:
@@ -34,7 +34,7 @@ class SharedSelections:
         return self._means[key]
 
     def pooled(self, n: int) -> tuple[Tensor, ...]:
-        """Return example and place of one row for each example, the first of its document."""
+        """Return example and place of one row for each example; every place is 0."""
         return self._once(("pooled", n), lambda: (torch.arange(n), torch.zeros(n).long()))
 
     def flat(self, axis: str, n: int, length: int) -> tuple[Tensor, ...]:

@@ -16,14 +16,14 @@ Who = TypeVar("Who")
 
 
 class Waiting(Generic[Who]):
-    """Outputs by the reduction and the shape that they share; ``Who`` names one of them."""
+    """Outputs by the reduction and shape that they share; a ``Who`` names each output."""
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, tuple[Reduction, list[Who], list[Tensor]]] = {}
 
     @staticmethod
     def takes(reduction: Reduction, x: Tensor) -> bool:
-        """Return whether an output is small, and such that sites can be stacked."""
+        """Return whether an output is small and can be stacked with outputs of other sites."""
         return reduction.can_wait and not x.is_nested and x.nbytes <= SMALL_BYTES
 
     def add(self, who: Who, reduction: Reduction, copy: Tensor) -> None:

@@ -42,7 +42,7 @@ class Answers:
 
     @property
     def log_p_of_truth(self) -> Float[Tensor, "answer"]:
-        """The log-probability of what is right; 0 where that is not known."""
+        """The log-probability of the truth; 0 where the truth is not known."""
         found = self.log_p.gather(1, self.truth.clamp(min=0)[:, None])[:, 0]
         return torch.where(self.truth >= 0, found, torch.zeros_like(found))
 

@@ -51,7 +51,7 @@ class Chosen:
 
 
 def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
-    """Return the kinds of rows of a stream, and which sites of no name are left out."""
+    """Return the kinds of rows of a stream, and which sites and outputs are left out."""
     probe = stream.probe
     predicts = stream.sites == (AUTO,) and _predicts(stream.reducer)
     patterns = (LOGITS,) if predicts else stream.sites
@@ -86,7 +86,7 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
 
 
 def _check_all_named(named: Sequence[NamedAxes], kinds: Sequence[Kind]) -> None:
-    """Refuse axes that no site has which is read."""
+    """Raise if axes that the user named fit no site that is read."""
     for axes in named:
         if not any(axes.fits(k.site, len(k.reduction.axes.words)) for k in kinds):
             has = dict.fromkeys(f"{k.site.path} ({k.reduction.axes})" for k in kinds)
@@ -115,7 +115,7 @@ def _named(stream: "LiveStream", patterns: Sequence[Pattern]) -> list[tuple[Site
 
 
 def _entry(kinds: list[Kind], probe: Probe) -> Iterator[Kind]:
-    """Yield what the first site receives, as rows like all those that leave it, if it fits them."""
+    """Yield the rows that the first site receives, if they have the layout of its output."""
     first = kinds[0].site
     if first.port != "out" or first.call in ("last", "all"):
         return
@@ -222,7 +222,7 @@ def _dim(reducer: Reducer, axes: Axes, leaf: TensorLayout) -> int:
 
 
 def each_position(axes: Axes) -> Reducer | None:
-    """Return the reducer with a row for each token, special ones too, or patch; None without."""
+    """Return the reducer to a row for each token (special too) or patch, or None."""
     if "tokens" in possible(axes):
         return Reducer("tokens", keep_special=True)
     return Reducer("patches") if "patches" in possible(axes) else None

@@ -18,9 +18,9 @@ def difference(
 ) -> float:
     """Return the rms difference of two readings over the rms spread of rows of the first.
 
-    The larger of the figure over all units and its median over units that vary: one huge unit hides
-    what happens to the others in the first, a fault of few units does not move the second. A spread
-    in which the threshold is less than ``resolved`` roundings counts as one in which it is that.
+    It is the larger of two figures: over all units, and the median over units that vary. In the
+    first, one huge unit hides the others; the second does not show a fault of few units. A spread
+    so small that the threshold is below ``resolved`` roundings is raised until it equals them.
     """
     finite = torch.isfinite(a).all(dim=1) & torch.isfinite(b).all(dim=1)
     a, b = a[finite], b[finite]

@@ -39,7 +39,7 @@ class ForwardReading:
 
 
 def reading_of(taken: Mapping[str, tuple[Tensor, Hashable]], frame: Frame) -> ForwardReading:
-    """Return rows that are there already, with their columns."""
+    """Return the reading of rows that exist already, with their columns."""
     rows = {key: x for key, (x, _) in taken.items()}
     columns = {key: frame.columns(layout) for key, (_, layout) in taken.items()}
     return ForwardReading(rows, columns, {}, None)
@@ -104,8 +104,8 @@ class Reader:
     def read(self, batch: InputBatch) -> ForwardReading | Taken:
         """Run the model once; the session is open.
 
-        What is small becomes rows after several forwards, in ``readings``: the same few calls again
-        and again find warm caches, which they do not in between.
+        What is small becomes rows after several forwards, in ``readings``: the same few calls, one
+        after the other, find warm caches, but scattered between modules they do not.
         """
         taken = self._run(batch, self.frame(batch))
         return taken if 0 < taken.held_bytes <= HELD_BYTES else self._read(taken)
@@ -177,7 +177,7 @@ class Reader:
         return reading
 
     def _joined(self, kind: Kind, calls: Calls, taken: Taken) -> tuple[Tensor, RowPlaces]:
-        """Return the rows of a kind; ``@all`` gives pooled rows their call as position."""
+        """Return the rows of a kind; with ``@all`` the position of a pooled row is its call."""
         if not calls:
             raise self._missing(kind, taken)
         if kind.site.call is None and len(calls) > 1:

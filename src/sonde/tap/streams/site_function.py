@@ -41,8 +41,8 @@ class SiteFunction:
     inputs : Tensor, tuple, dict or InputBatch
         What the model is called with, examples first.
     site : pattern, default="input"
-        ``input`` is the first floating-point input; of a model of tokens, what its embedding
-        gives. Else a module's output (``layers.3``) or input (``layers.3:in``).
+        ``input`` is the first floating-point input; for a model of tokens, the output of its
+        embedding. Else a module's output (``layers.3``) or input (``layers.3:in``).
     keeps_graph : bool, default=False
         Keep the graph of the one forward for ``slope``; ``run`` then runs the whole model.
 
@@ -51,7 +51,7 @@ class SiteFunction:
     site : str
         The address of what is varied.
     value : Tensor
-        What is there for these inputs, examples first.
+        The tensor at the site for these inputs, examples first.
     outputs
         What the model returns for these inputs.
     call : Call
@@ -130,7 +130,7 @@ class SiteFunction:
 
     @torch.enable_grad()
     def slope(self, objective: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor, bool]:
-        """Return what ``gradient`` does at ``value``; without a forward while a graph is kept."""
+        """Return ``gradient`` at ``value``; without a forward while a graph is kept."""
         point, self._point = self._point, None  # the graph is gone after one backward
         if point is None:
             return self.gradient(self.value, objective)
@@ -212,7 +212,7 @@ class SiteFunction:
     def _gone_on(self, forward: RecordedForward, values: Tensor, repeats: int) -> Any:
         """Return the outputs of the part of the model after the site.
 
-        It takes all examples once, then again; here the copies of an example come together.
+        That part takes all examples, then all again; ``values`` has an example's copies together.
         """
         assert self._site is not None  # only a named site is gone on from
         with Session(self.module, with_grad=True), torch.enable_grad():

@@ -1,4 +1,4 @@
-"""One module and port: its calls counted, its tensors handed to what is taken of a forward."""
+"""Hooks of one module and port: they count calls and hand tensors to the ``Taken``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +50,7 @@ class SiteHooks:
         self._taken = None
 
     def _called(self) -> tuple[TakenTensor, ...]:
-        """Return what this call is read for."""
+        """Return the tensors that are read from this call."""
         if self._calls not in self._leaves:
             by_key: dict[str | None, list[Kind]] = {}
             for kind in self.kinds:
@@ -92,7 +92,7 @@ class SiteHooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Take from the inputs; return some in their place if gradients are needed.
 
-        What else reads the same tensor takes no part in the gradient.
+        Other modules that read the same tensor take no part in the gradient.
         """
         taken = self._taken
         if taken is None:

@@ -88,7 +88,7 @@ class SmallBatches:
     Parameters
     ----------
     singles : tuple of InputBatch
-        Of one example each; of equal size but in ``shortened``.
+        Of one example each; of equal size, except after ``shortened``.
     pad_id : int
         Token that fills padded positions.
     takes_mask, takes_positions : bool

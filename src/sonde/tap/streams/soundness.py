@@ -175,7 +175,7 @@ def _sorted(x: Tensor, example: Tensor) -> Tensor:
 
 
 def _plain(kind: Kind) -> Kind:
-    """Return what is read of a few examples: of steps, whose columns are not cut, all tokens."""
+    """Return a kind for a few examples: all tokens in place of steps, whose columns are not cut."""
     reducer = kind.reduction.reducer
     if reducer.name not in STEPPED:
         return kind

@@ -24,8 +24,9 @@ Calls = dict[int, tuple[Tensor, Hashable]]
 class TakenTensor:
     """What is read of one tensor among those that a module receives or returns.
 
-    ``late`` is read from a copy after the forward, where that is small: what needs a copy anyway,
-    and then means too. ``soon`` is read in the hook, as all is where the tensor is large.
+    ``late`` are the kinds read after the forward, from a copy: kinds that need a copy anyway, and
+    then means too. ``soon`` are the kinds read in the hook. All kinds of a large tensor are read
+    in the hook.
     """
 
     def __init__(self, key: str | None, kinds: Sequence[Kind]) -> None:

@@ -27,9 +27,9 @@ def weight_stream(
 ) -> "WeightStream":
     """Return the parameters that sites of port ``weight`` name, each once, as a stream of rows.
 
-    A row is what makes one output: of a matrix (output, input) one of the outputs, of a kernel all
-    that one channel is made of, of a table one entry. A vector is one row. Rows of the same number
-    are one example, so the weights of two models can be compared row by row.
+    A row holds the weights of one output: of a matrix (output, input) one line, of a kernel the
+    weights of one output channel, of a table one entry. A vector is one row. Rows of the same
+    number are one example, so the weights of two models can be compared row by row.
 
     Parameters
     ----------
@@ -85,12 +85,12 @@ class WeightStream(Stream):
 
     @property
     def group_keys(self) -> Sequence[bytes]:
-        """The key of each row, its number."""
+        """The key of each row, made from its number."""
         return [bytes_key(f"row {i}".encode()) for i in range(max(map(len, self.rows.values())))]
 
     @property
     def grouped(self) -> bool:
-        """Rows are no groups."""
+        """False: rows are not grouped."""
         return False
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:

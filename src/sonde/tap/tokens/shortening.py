@@ -112,7 +112,7 @@ class Shortening:
         return share.mT @ x
 
     def restored(self, x: Float[Tensor, "row token2 dim"]) -> Float[Tensor, "row token dim"]:
-        """Return the state of each token of the input: of what it is in, or as it was dropped."""
+        """Return a state for each input token: its merged token's, or its own when dropped."""
         for step in reversed(self.steps):
             at = step.place.clamp(min=0)[..., None].expand(-1, -1, x.shape[2])
             x = torch.where((step.place < 0)[..., None], step.before, x.gather(1, at))
@@ -135,10 +135,10 @@ def shortening(model: Model | nn.Module, rule: TokenRule) -> Iterator[Shortening
     """Open a model of transformers whose blocks work on fewer and fewer tokens.
 
     Behind a block for which the rule ``acts`` tokens are merged or dropped, so that later blocks
-    have less to do. Behind the last block every token of the input has a state again, that of the
-    token it is in, or that which it had when it was dropped; outputs keep their shape. Batches may
-    be padded. Caches are refused: their layers would hold unlike numbers of tokens. The model
-    itself is not changed.
+    have less to do. Behind the last block every token of the input has a state again: that of the
+    token that it was merged into, or its own when it was dropped. Outputs keep their shape.
+    Batches may be padded. Caches are refused: their layers would hold unlike numbers of tokens.
+    The model itself is not changed.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ def evaluated(
     terms : sequence of Term
     batches : iterable of (inputs, columns)
     arguments : callable
-        From a term and columns to what its loss is called with, from the rows of its places.
+        From a term and columns to the arguments of its loss, made from the rows of its places.
     """
     losses = [copy.deepcopy(term.loss).eval() for term in terms]
     sums, weights = [0.0] * len(terms), [0] * len(terms)

@@ -67,7 +67,7 @@ class GivenInputs:
     def patch_axes(self, module: nn.Module, sites: Iterable[Site]) -> dict[Site, Axes]:
         """Return the axes of the sites that have patches, by a few forwards on two or three rows.
 
-        A model that does not run on them, or whose patches cannot be told, brings none.
+        A model that does not run on these rows, or whose patches are not known, brings no axes.
         """
         given, wanted = (*self.batch.args, *self.batch.kwargs.values()), list(sites)
         if not any(isinstance(x, Tensor) and x.is_floating_point() for x in given):

@@ -34,7 +34,7 @@ class Changing(Protocol):
     Attributes
     ----------
     has_loss : bool
-        Whether it has a value too, of what is read at its other sites and of columns.
+        Whether it is a loss too, of rows read at its other sites and of columns.
     """
 
     has_loss: bool
@@ -182,7 +182,7 @@ class Places:
         return self._places.setdefault(key, made)
 
     def open(self, places: Iterable[Place]) -> None:
-        """Put hooks at these places and at no others; changes come before what reads."""
+        """Put hooks at these places and at no others; changes come before reads."""
         self.close()
         in_forward = (place for place in places if place.site.port != WEIGHT)
         self._active = sorted(in_forward, key=lambda place: place.change is None)
@@ -216,7 +216,7 @@ class Places:
 
     @contextmanager
     def reading(self, places: Iterable[Place]) -> Iterator[None]:
-        """Read these places in forwards without gradients too, and go back to those before."""
+        """Read these places, without gradients too; on exit go back to the places before."""
         was_open, before = bool(self._open), self._active
         self._always = True
         try:
@@ -260,7 +260,7 @@ class Places:
             self._look(self._given)
 
     def _look(self, given: GivenInputs) -> None:
-        """Find out once, by forwards of a few rows, which tokens of means are no patches."""
+        """Find out once, by forwards of a few rows, which tokens in a mean are no patches."""
         new = [p for p in self._active if p.is_mean and p not in self._patches]
         for root in dict.fromkeys(place.root for place in new):
             own = [place for place in new if place.root is root]

@@ -35,7 +35,7 @@ class Term:
         return not isinstance(self.loss, Changing) or self.loss.has_loss
 
     def told(self, name: str, default: Any) -> Any:
-        """Return what a loss says of itself: ``batching``, ``memory``, ``step``."""
+        """Return an attribute of a loss (``batching``, ``memory``, ``step``), or the default."""
         return getattr(self.loss, name, default)
 
 

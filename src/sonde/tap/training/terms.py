@@ -73,7 +73,7 @@ class Terms:
         self._handles: dict[int, Any] = {}
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return what the losses learn themselves, for the optimiser.
+        """Return the parameters that the losses learn themselves, for the optimiser.
 
         Raises
         ------
@@ -180,13 +180,13 @@ class Terms:
     def step(self) -> None:
         """Go on to the next step; call it after the optimiser's own.
 
-        Hooks of losses whose schedule is over are removed, a moving average of the model as
-        teacher moves on, and so do losses with a ``step`` of their own, as those with a memory.
+        Hooks of losses whose schedule is over are removed. A teacher that is a moving average is
+        updated, and losses with a ``step`` of their own, such as losses with a memory, run it.
 
         Raises
         ------
         StateError
-            If what losses learn has gradients and never moves: the optimiser does not hold it.
+            If the losses' parameters have gradients and never move: the optimiser lacks them.
         """
         self._require_movement()
         if self._n_losses > 1 and self.n_steps > 0:
