@@ -30,7 +30,7 @@ class FunctionsWatched(TorchFunctionMode):
     ----------
     module : nn.Module
     watched : WatchedAttention
-    source : Source
+    source : KeySource
         Where the keys come from.
     """
 

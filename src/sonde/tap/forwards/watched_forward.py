@@ -32,7 +32,7 @@ class Watching:
         Ids of tokens that are left out of ``mean`` and ``tokens``.
     carried_logits : CarriedLogits
         Logits that the forward before made of the next token.
-    shared : Shared
+    shared : SharedSelections
         Index tensors.
     output : str or None
         Name of the output that holds the logits; None for ``logits`` or a lone tensor.
@@ -52,7 +52,7 @@ class WatchedForward:
     Parameters
     ----------
     watching : Watching
-    call : Call
+    call : CallArguments
         The arguments of the forward.
     over : Bool[Tensor, "example"] or None
         Sequences that ended in an earlier step of ``generate``: they bring no rows.

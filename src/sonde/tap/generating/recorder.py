@@ -41,7 +41,7 @@ class StepRecorder:
     Parameters
     ----------
     root : nn.Module
-    tapped_sites : mapping of name to TappedSite
+    tapped_sites : mapping of name to RecordedOutput
     marks : Marks
         Of the prompts.
     length : int

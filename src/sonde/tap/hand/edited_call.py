@@ -24,8 +24,8 @@ class EditedCall:
 
     Parameters
     ----------
-    call : Call
-    texts : Texts
+    call : CallArguments
+    texts : GrowingTexts
 
     Attributes
     ----------

@@ -76,16 +76,16 @@ class Probe:
 
     Parameters
     ----------
-    names : Names
+    names : ModuleNames
         The modules by name.
-    trace, other, resized : dict of str to list of Call
+    trace, other, resized : dict of str to list of ModuleCall
         The calls of each module on two rows, on three, and on two rows of another size; ``other``
         and ``resized`` are None if the model runs on one number of rows, or at one size, only.
-    change : Change
+    change : SizeChange
         What another size is.
     logits : (key, shape) or None
         The leaf of the model's output that holds logits.
-    output : dict of str to Leaf
+    output : dict of str to TensorLayout
         Leaves of the model's output.
     head : str or None
         Name of the final linear layer, if its output is the logits.

@@ -41,7 +41,7 @@ class Frame:
     batch : InputBatch
     device : torch.device
         Where selections are kept beside the states.
-    shared : Shared, optional
+    shared : SharedSelections, optional
         Selections of earlier forwards, for batches of a size seen before in which all tokens count.
     """
 

@@ -54,7 +54,7 @@ class SiteFunction:
         The tensor at the site for these inputs, examples first.
     outputs
         What the model returns for these inputs.
-    call : Call
+    call : CallArguments
         What the inputs tell: tokens, mask.
 
     Raises
