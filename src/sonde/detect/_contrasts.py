@@ -24,7 +24,7 @@ class ContrastSampleState(State):
     draw: Int[Tensor, "entry"]
 
     def differences(self, first: int, second: int) -> Float[Tensor, "answer dim"]:
-        """Return the rows of a side minus the rows of another side, for answers that have both."""
+        """Return rows of side ``first`` minus rows of side ``second``, if an answer has both."""
         a, b = (torch.nonzero(self.side == side).flatten() for side in (first, second))
         a = a[torch.isin(self.pair[a], self.pair[b])]
         b = b[torch.isin(self.pair[b], self.pair[a])]
@@ -39,7 +39,8 @@ class ContrastSample(Statistic[ContrastSampleState]):
     """All sides of the ``m`` answers of smallest hash, exact under any split and any order.
 
     The rows of an answer share one value of ``pair`` and may arrive in different batches or shards.
-    Rows of a negative side are left out; of several rows of one side that of smallest draw is kept.
+    Rows of a negative side are left out. If a side has several rows, the row of smallest draw is
+    kept.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ class Directions:
 
 
 def directions_of(contrasts: ContrastSampleState, features: int, which: str) -> Directions:
-    """Return a direction of unit length for each feature at one site; zeros where none varies."""
+    """Return a direction of unit length for each feature at one site; zeros without variation."""
     chosen, cosines, counts = [], [], []
     for f in range(features):
         gap = contrasts.differences(2 * f, 2 * f + 1)

@@ -1,7 +1,7 @@
 """The net of ``FOD``: patches rebuilt from the patches of their image and from references.
 
-Each layer has two attentions of a patch: to the patches of its image, and to the usual patch at
-each position. Beside each stands its target, a Gaussian over the grid whose widths the net chooses.
+In each layer a patch attends to the patches of its image, and to the usual patch at each position.
+Each of these two attentions has a target: a Gaussian over the grid whose widths the net chooses.
 """
 
 import math
@@ -30,15 +30,15 @@ class Correlation:
     target: Float[Tensor, "image head pos pos"]
 
     def gap(self) -> Float[Tensor, "image pos"]:
-        """Return the symmetric divergence of both at each patch, averaged over heads."""
+        """Return each patch's symmetric divergence of attention and target, averaged over heads."""
         return symmetric_kl(self.attention, self.target).mean(1)
 
     def attention_fixed(self) -> "Correlation":
-        """Return the same with no gradient through the attention."""
+        """Return this correlation with no gradient through the attention."""
         return Correlation(self.attention.detach(), self.target)
 
     def target_fixed(self) -> "Correlation":
-        """Return the same with no gradient through the target."""
+        """Return this correlation with no gradient through the target."""
         return Correlation(self.attention, self.target.detach())
 
 
@@ -131,7 +131,7 @@ class _Branch(nn.Module):
 
 
 class _BranchLayer(nn.Module):
-    """Both branches, then a map of each patch by itself."""
+    """Both branches, then a two-layer map of each patch separately."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class GridNet:
     layers: int
 
     def names(self, dim: int) -> list[str]:
-        """Return what the weights are called, in their order."""
+        """Return the names of the weights, in their order."""
         return [name for name, _ in self._empty(dim).named_parameters()]
 
     def _empty(self, dim: int) -> _GridNet:
@@ -206,7 +206,7 @@ class GridNet:
         reference: Float[Tensor, "pos dim"],
         columns: int,
     ) -> Rebuilt:
-        """Return what the net with these weights makes of images of patches."""
+        """Return the patches of images as the net with these weights rebuilds them."""
         weights = dict(zip(self.names(x.shape[2]), values, strict=True))
         squares = squared_distances(x.shape[1], columns).to(x)
         return functional_call(self._empty(x.shape[2]), weights, (x, reference, squares))

@@ -119,7 +119,7 @@ class GridTraining(Trainer[GridTrainingState]):
         )
 
     def close_pass(self, state: GridTrainingState) -> GridTrainingState:
-        """Refuse data in which images are not of one size, and reset the counts."""
+        """Raise if images do not fill the grid or over 10 % are incomplete; reset the counts."""
         if state.stage == SURVEY:
             grid_columns(len(state.places.counts), self.columns)
         if state.n_partial > PARTIAL * (state.n_images + state.n_partial):
@@ -150,7 +150,7 @@ class Usual:
 
     @classmethod
     def of(cls, places: PositionMomentsState) -> "Usual":
-        """Return them from the moments of each position; constant units keep their scale."""
+        """Return mean, spread and mean patches; constant units get the average spread of others."""
         counts = places.counts.double()[:, None]
         mean = (counts * places.mean).sum(0) / places.n
         around = counts * (places.mean - mean).square()
@@ -161,7 +161,7 @@ class Usual:
         return cls(mean, spread, (places.mean - mean) / spread)
 
     def scaled(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return rows in these units."""
+        """Return rows minus the mean, divided by the spread of each unit."""
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         return (wide - self.mean.to(wide)) / self.spread.to(wide)
 
@@ -169,9 +169,9 @@ class Usual:
 def whole_images(
     who: Int[Tensor, "row 3"], position: Int[Tensor, "row"], n: int
 ) -> tuple[Int[Tensor, "image pos"], Int[Tensor, "partial"]]:
-    """Return the rows of images with each of ``n`` positions once, and the others' sizes.
+    """Return the rows of complete images (each of ``n`` positions once), and sizes of the others.
 
-    Images come in ascending order of what names them, whatever the order of rows.
+    Images are sorted by ``who``, in ascending order, so the order of the rows does not matter.
     """
     image = example_numbers(who)
     n_images = int(image.max()) + 1
@@ -186,12 +186,12 @@ def whole_images(
 
 
 def grid_columns(n: int, columns: int | None) -> int:
-    """Return the columns of a grid of ``n`` patches; without a number it must be square.
+    """Return the columns of a grid of ``n`` patches; without ``columns`` the grid must be square.
 
     Raises
     ------
     InputError
-        If there is no such grid, or it is one patch, which has nothing to be compared with.
+        If ``n`` patches do not fill the grid, or if there are fewer than 2 patches to compare.
     """
     if n < 2:
         raise InputError(

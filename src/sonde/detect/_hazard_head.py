@@ -50,7 +50,7 @@ class UsualTrajectories(Where):
 
 @dataclass(frozen=True)
 class StepMomentsState(State):
-    """Moments of right steps (class 0) and first wrong ones (class 1); ``vague`` rows left out."""
+    """Moments of right (class 0) and first wrong steps (class 1); ``vague`` counts unclear rows."""
 
     classes: ClassMomentsState
     vague: int
@@ -61,8 +61,8 @@ class StepMomentsState(State):
 class StepMoments(Statistic[StepMomentsState]):
     """Moments of right steps and of first wrong ones, exact under any split.
 
-    Steps after the first wrong one are kept apart, and so are the steps of trajectories whose first
-    wrong step is not known.
+    Steps after the first wrong step count as unlabelled. The steps of a trajectory count as
+    unlabelled too if its first wrong step is not known.
     """
 
     def observe(
@@ -88,8 +88,8 @@ class HazardState(State):
     """The progress of Newton's method, and the sums of the current walk over the rows.
 
     Walk 0 learns the scale of the features. ``weight`` ends with the intercept; ``before`` is the
-    weight of the walk before and ``loss`` what it had. ``right`` and ``wrong`` count the
-    trajectories of the last whole walk, ``n`` and ``n_wrong`` those of this one.
+    last accepted weight and ``loss`` its loss. ``right`` and ``wrong`` count the trajectories of
+    the last whole walk, ``n`` and ``n_wrong`` the trajectories of this walk.
     """
 
     walk: int
@@ -112,9 +112,10 @@ class HazardState(State):
 class HazardWalks(Learner[HazardState]):
     """A logistic hazard of steps, by Newton's method: one step after each walk over the rows.
 
-    The loss of a trajectory is minus the log of the chance of what is known: the first wrong step,
-    none, or only that there is one. Of the last kind the curvature is that of the expected complete
-    likelihood, which is never negative. A step that made the loss larger is halved.
+    The loss of a trajectory is minus the log of the chance of what is known: which step is the
+    first wrong step, that no step is wrong, or only that some step is wrong. In this last case the
+    curvature comes from the expected complete likelihood, which is never negative. A step that made
+    the loss larger is halved.
 
     Parameters
     ----------
@@ -135,11 +136,11 @@ class HazardWalks(Learner[HazardState]):
         )  # fmt: skip
 
     def n_passes(self) -> int:
-        """Return the walk for the scale, and those that train at most."""
+        """Return the largest number of walks: a walk for the scale, then the walks that train."""
         return 1 + MOST_WALKS
 
     def is_trained(self, state: HazardState) -> bool:
-        """Return whether the last step changed nothing that can be seen."""
+        """Return whether a further Newton step would gain almost nothing."""
         return state.done
 
     def update(
@@ -175,7 +176,7 @@ class HazardWalks(Learner[HazardState]):
         )
 
     def close_pass(self, state: HazardState) -> HazardState:
-        """Return the state after a Newton step, or half of the last one where that was too far."""
+        """Return the state after a Newton step, or after half the last if the loss rose."""
         fresh = replace(
             self.start(len(state.weight) - 2),
             walk=state.walk + 1,
@@ -245,9 +246,9 @@ def _expected(
     target: Float[Tensor, "row"],
     at_risk: Float[Tensor, "row"],
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"], Float[Tensor, ""]]:
-    """Return expected targets, given that some step is wrong, and ``-ln`` of the chance of that.
+    """Return targets and risks expected if some step is wrong, and ``-ln`` of the chance of that.
 
-    All of it from logarithms, so that small hazards keep their digits.
+    Everything is computed from logarithms, so that small hazards keep their digits.
     """
     target, at_risk, loss = target.clone(), at_risk.clone(), logit.new_zeros(())
     trajectories = by_example(member, position).each()

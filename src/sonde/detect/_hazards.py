@@ -16,9 +16,10 @@ from sonde.stats.sequences import by_example
 class StepChances(State):
     """Chances of trajectories (in ascending order of their numbers) and of rows (as given).
 
-    ``wrong`` is the chance that some step is; ``step`` the likeliest first wrong one and ``row``
-    its row. ``first`` is the chance that the row's step is the first wrong one, ``alarm`` that the
-    first wrong one came until then: it never falls along a trajectory.
+    ``wrong`` is the chance that some step is wrong; ``step`` is the likeliest first wrong step and
+    ``row`` its row. ``first`` is the chance that the row's step is the first wrong step. ``alarm``
+    is the chance that the first wrong step is this step or an earlier one: it never falls along a
+    trajectory.
     """
 
     trajectory: Int[Tensor, "trajectory"]
@@ -29,7 +30,7 @@ class StepChances(State):
     alarm: Float[Tensor, "row"]
 
     def answers(self, threshold: float = 0.5) -> Int[Tensor, "trajectory"]:
-        """Return the first wrong step of each trajectory; -1 where ``wrong`` is not above it."""
+        """Return each trajectory's first wrong step; -1 if ``wrong`` is not above ``threshold``."""
         return torch.where(self.wrong > threshold, self.step, -1)
 
 
@@ -38,9 +39,9 @@ def step_chances(
 ) -> StepChances:
     """Return the chances of trajectories from the hazards of their steps, in any order.
 
-    With the hazard ``h_t``, the chance that step ``t`` is wrong if none was before, the first wrong
-    one is ``t`` with chance ``h_t prod_{s<t} (1 - h_s)``, and none is with ``prod (1 - h_s)``.
-    A hazard that is not finite makes its trajectory's ``wrong`` infinite.
+    The hazard ``h_t`` is the chance that step ``t`` is wrong if no step before is wrong. The first
+    wrong step is ``t`` with chance ``h_t prod_{s<t} (1 - h_s)``; no step is wrong with chance
+    ``prod (1 - h_s)``. A hazard that is not finite makes its trajectory's ``wrong`` infinite.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def step_chances(
     Raises
     ------
     InputError
-        If a step is there twice.
+        If a trajectory has a step twice.
 
     Examples
     --------

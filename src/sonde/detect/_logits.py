@@ -72,7 +72,7 @@ class LogitScoreSum(Statistic[LogitScoreSumState]):
     ----------
     detector : LogitDetector
     column : str, default="logits"
-        Where the logits stand.
+        Name of the column that holds the logits.
     """
 
     detector: LogitDetector
@@ -125,8 +125,8 @@ class LogitScorer(Scorer):
 class Rivals:
     """How far the other logits of each row lie below the largest one.
 
-    Everything about a softmax can be said in these without ever forming ``1 - p`` by subtraction,
-    so a confident row keeps all of its digits.
+    Softmax scores are computed from these gaps without the subtraction ``1 - p``, so a confident
+    row keeps all of its digits.
 
     Parameters
     ----------

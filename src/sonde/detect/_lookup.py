@@ -20,7 +20,7 @@ QUERY, KEY, VALUE = range(3)
 class Generators:
     """Maps of unit patches to queries, keys and values; without weights a patch is all three.
 
-    Each adds to a patch what one hidden layer makes of it, so with ``second`` zero it changes
+    Each map adds the output of one hidden layer to the patch, so a map with ``second`` zero changes
     nothing. There are no offsets: zeros stay zeros.
 
     Parameters
@@ -32,7 +32,7 @@ class Generators:
     weights: tuple[Tensor, ...] = ()
 
     def __call__(self, which: int, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return what one map makes of patches of unit length, at unit length."""
+        """Return the output of one map for patches of unit length, brought to unit length."""
         if not self.weights:
             return x
         first, second = (w.to(x) for w in self.weights[2 * which : 2 * which + 2])
@@ -53,9 +53,9 @@ def retrieval(
     temperature: float,
     allowed: Bool[Tensor, "row entry"] | None = None,
 ) -> Float[Tensor, "row entry"]:
-    """Return how much of each entry a query retrieves; all of unit length.
+    """Return each query's sparsemax weights over the entries; all rows have unit length.
 
-    Where not all are ``allowed``, the others get nothing.
+    Entries that are not ``allowed`` get the weight 0.
     """
     z = query @ keys.T / temperature
     if allowed is not None:
@@ -71,6 +71,6 @@ def misfit(
     temperature: float,
     allowed: Bool[Tensor, "row entry"] | None = None,
 ) -> Float[Tensor, "row"]:
-    """Return half of one minus the cosine between each unit patch and what it retrieves."""
+    """Return ``(1 - cosine) / 2`` of each unit patch's value and the mean value it retrieves."""
     weights = retrieval(generators(QUERY, x), keys, temperature, allowed)
     return (1 - (generators(VALUE, x) * to_unit_length(weights @ values)).sum(1)) / 2

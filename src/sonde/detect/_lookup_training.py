@@ -21,9 +21,9 @@ MARGIN = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class LookupTrainingState(TrainingState):
-    """Weights of the maps, and what they look up in.
+    """Weights of the maps, and the sample of patches that they look up in.
 
-    Its losses are how usual patches and scrambled ones were retrieved.
+    The losses are the misfits of usual patches and of scrambled patches.
     """
 
     sample: HashSampleState | None = None
@@ -74,7 +74,7 @@ class LookupTraining(Trainer[LookupTrainingState]):
     def loss(
         self, state: LookupTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
-        """Look patches, and scrambled ones, up in those of other images."""
+        """Return the loss of looking up patches and scrambled patches in other images."""
         if (sample := state.sample) is None:
             return None
         x, group = to_unit_length(batch[0]).float(), batch[1]
@@ -95,7 +95,7 @@ class LookupTraining(Trainer[LookupTrainingState]):
         return 2 * usual.mean() + HINGE * gap, (usual, odd)
 
     def close_pass(self, state: LookupTrainingState) -> LookupTrainingState:
-        """Refuse data of one group."""
+        """Raise if the sample holds fewer than 2 groups (images)."""
         if state.sample is None or len(state.sample.group.unique()) < 2:
             raise InputError(
                 "DictLookup: expected patches of at least 2 images (groups), got 1: in training a "
@@ -108,10 +108,10 @@ class LookupTraining(Trainer[LookupTrainingState]):
 def scrambled(
     x: Float[Tensor, "row dim"], source: torch.Generator
 ) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row"]]:
-    """Return unit patches blended with what no usual patch is, and the share of that in each.
+    """Return unit patches blended with scrambled patches, and the scrambled share of each.
 
-    Blended in is a patch whose every unit has the value of another patch drawn at random: each unit
-    is as usual by itself, and only together they are not. The share is even in (0, 1).
+    Each unit of a scrambled patch has the value of another patch drawn at random: each unit is
+    usual by itself, but the combination is not. The share is uniform in (0, 1).
     """
     rows = torch.randint(len(x), x.shape, generator=source).to(x.device)
     share = torch.rand(len(x), generator=source).to(x)

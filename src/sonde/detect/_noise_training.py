@@ -28,7 +28,7 @@ N_JUDGE = 5
 
 @dataclass(frozen=True)
 class NoiseDiscriminator:
-    """Adapter (nothing, or weight and bias) and discriminator with what it normalises by.
+    """Adapter (empty, or weight and bias), and discriminator with its normalising statistics.
 
     ``judge`` holds the hidden weight and bias, the scale and shift after normalisation, and the
     last weight.
@@ -41,7 +41,7 @@ class NoiseDiscriminator:
 
     @classmethod
     def of(cls, weights: Weights | LiveWeights) -> "NoiseDiscriminator":
-        """Return the net that weights are of."""
+        """Return the net that has these weights."""
         centre, spread = weights.buffers
         return cls(weights.values[:-N_JUDGE], weights.values[-N_JUDGE:], centre, spread)
 
@@ -97,7 +97,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
         )
 
     def times(self, state: NoiseTrainingState) -> int:
-        """Return how often a walk goes over rows, so that all walks together have ``steps``."""
+        """Return how often a walk repeats its rows, so that all walks together have ``steps``."""
         return max(1, -(-self.steps // max(1, self.passes * state.steps_in_walk)))
 
     def examples(
@@ -106,7 +106,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
         x: Float[Tensor, "row dim"],
         group_draw: Int[Tensor, "row"],
     ) -> tuple[NoiseTrainingState, Examples | None]:
-        """Return rows in units of each unit's spread; fewer than two are not trained on."""
+        """Return standardised rows; fewer than two rows are not trained on."""
         held = self._is_held(group_draw).to(x.device)
         if int((~held).sum()) < 2:
             return state, Examples((standardised(x[held], state.moments),), held[held])
@@ -118,7 +118,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
     def loss(
         self, state: NoiseTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor]]:
-        """Return how badly rows are told from their noisy copies."""
+        """Return the hinge loss of telling rows from their noisy copies."""
         (x,), net = batch, NoiseDiscriminator.of(live)
         copies = self._noisy(x, state.moments.scatter > 0, "noise", live.steps)
         hidden = functional.linear(adapted(torch.cat([x, copies]), net.adapter), *net.judge[:2])
@@ -151,8 +151,8 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
     ) -> Float[Tensor, "row dim"]:
         """Return copies of scaled rows with noise, most of them only in the units that vary.
 
-        In a unit that does not vary any noise gives a copy away, and no other unit would be learned
-        from.
+        In a unit that does not vary, any noise reveals a copy: the net would learn from no other
+        unit.
         """
         noise = torch.randn(x.shape, generator=generator(self.seed, *key)).to(x.device)
         everywhere = torch.arange(len(x), device=x.device) % EVERYWHERE == 0

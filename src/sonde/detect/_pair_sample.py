@@ -35,8 +35,8 @@ class PairSampleState(State):
 class PairSample(Statistic[PairSampleState]):
     """The ``m`` pairs of smallest hash, exact under any split and any order.
 
-    The two rows of a pair may arrive in different batches or shards: a half waits for the other. Of
-    several rows of one side the one of smallest draw is kept; rows of side -1 have no pair.
+    The two rows of a pair may arrive in different batches or shards: a half waits for the other. If
+    a side has several rows, the row of smallest draw is kept; rows of side -1 have no pair.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class PairSample(Statistic[PairSampleState]):
 
 
 def joined(a: State, b: State) -> list[Tensor]:
-    """Return each tensor of one state followed by that of another, in the order of the fields."""
+    """Return the tensors of two states, joined field by field, in the order of the fields."""
     return [torch.cat([x, y.to(x.device)]) for x, y in zip(leaves(a), leaves(b), strict=True)]
 
 
@@ -91,7 +91,7 @@ def smallest_pairs(
 ) -> Int[Tensor, "entry"]:
     """Return the rows of the ``m`` pairs of smallest hash, sorted by that hash, then by side.
 
-    Of several rows of one side it is the one of smallest draw.
+    If a side has several rows, the row of smallest draw is returned.
     """
     hashed = torch.from_numpy(splitmix64(pair.numpy().view("uint64")).view("int64"))
     order = torch.argsort(rank_key(draw), stable=True)

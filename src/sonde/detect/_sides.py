@@ -51,7 +51,7 @@ class TwoSamples:
     paired: bool
 
     def shuffles(self, times: int) -> Bool[Tensor, "time both"]:
-        """Return which of the pooled rows are put on the first side, always the same choices.
+        """Return which pooled rows each shuffle puts on the first side; repeated calls agree.
 
         Paired rows change sides with their partner: a coin for each pair.
         """
@@ -61,22 +61,22 @@ class TwoSamples:
         return torch.cat([coin, ~coin], dim=1)
 
     def signs(self, times: int) -> Float[Tensor, "time row"]:
-        """Return a sign for the difference of each pair: what changing sides does to it."""
+        """Return a random sign for the difference of each pair: changing sides flips the sign."""
         return 1.0 - 2.0 * self.shuffles(times)[:, : len(self.x)].double()
 
     def p_value(self, observed: float, shuffled: Float[Tensor, "time"]) -> float:
-        """Return the permutation p-value; 1 where both sides hold the same numbers."""
+        """Return the permutation p-value; 1 if both sides hold the same paired numbers."""
         if self.paired and torch.equal(self.x, self.y):
             return 1.0
         return permutation_p(observed, shuffled)
 
 
 def two_samples(owner: str, first: Side, second: Side) -> TwoSamples:
-    """Return the sampled rows of both sides in float64, in order of draw; of groups, one row each.
+    """Return the sampled rows of both sides in float64, in order of draw; one row of each group.
 
-    The groups are those of smallest draw, whatever their sizes: were they those of sampled rows,
-    the larger of two sides would show more of its long texts. Rows that are the same on both sides,
-    by their draws or groups, stand in one order.
+    The groups of smallest draw are taken, whatever their sizes. Taking the groups of sampled rows
+    instead would show more long texts of the larger side. If both sides hold the same rows, by
+    draws or groups, both have the same order.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def two_samples(owner: str, first: Side, second: Side) -> TwoSamples:
 
 
 def _drawn(side: Side, by_group: bool) -> tuple[Float[Tensor, "row dim"], Int[Tensor, "row"]]:
-    """Return a side's sampled rows, and what each is recognised by.
+    """Return a side's sampled rows, and the draw or group that identifies each row.
 
     Without ``each`` the rows serve for paired comparisons alone, whatever their groups.
     """
@@ -106,7 +106,7 @@ def _drawn(side: Side, by_group: bool) -> tuple[Float[Tensor, "row dim"], Int[Te
 
 
 def paired_rows(owner: str, first: Side, second: Side) -> TwoSamples | None:
-    """Return the rows pair by pair where both sides hold a sample of the same ones."""
+    """Return the rows pair by pair if both sides hold a sample of the same rows, else None."""
     if not all(isinstance(side.states.get("sample"), HashSampleState) for side in (first, second)):
         return None
     rows = two_samples(owner, first, second)

@@ -1,8 +1,8 @@
 """Tail bounds that hold under every distribution, for p-values too small for permutations.
 
-A permutation p-value cannot fall below one over one more than their number. Where it stands there,
-any other valid p-value may take its place if it is smaller: at levels above, the permutations
-decide as before, at levels below the other one does, so neither level is exceeded.
+A permutation p-value cannot fall below its floor, one over (number of permutations + 1). At the
+floor any other valid p-value may take its place if it is smaller. At levels above the floor the
+permutations decide as before, below the floor the other p-value decides: no level is exceeded.
 """
 
 import math
@@ -28,10 +28,10 @@ def is_floor(p: Float[Tensor, "test"], times: int) -> Bool[Tensor, "test"]:
 
 
 def signs_tail(white: Float[Tensor, "row dim"]) -> float:
-    """Return a p-value for the sum of rows that are as likely with the other sign.
+    """Return a p-value for the sum of rows, each as likely with the opposite sign.
 
-    Twice the smaller of two: one is sharp where rows are many more than directions, the other
-    where the rows agree on one.
+    Twice the smaller of two bounds: the first is sharp if there are many more rows than directions,
+    the second if the rows agree on one direction.
     """
     return min(1.0, 2 * min(_by_moments(white), _by_halves(white)))
 
@@ -39,8 +39,8 @@ def signs_tail(white: Float[Tensor, "row dim"]) -> float:
 def _by_moments(white: Float[Tensor, "row dim"]) -> float:
     """Return ``min_a exp(-a |sum|^2 / 2) prod_j (1 - a g_j)^-1/2``.
 
-    With ``g`` the eigenvalues of the second moments: the sum has no larger exponential moments than
-    a normal one of that covariance.
+    ``g`` are the eigenvalues of the second moments. The exponential moments of the sum are at most
+    the exponential moments of a normal vector with this covariance.
     """
     tall = white if len(white) >= white.shape[1] else white.T
     g = torch.linalg.eigvalsh(tall.T @ tall).clamp(min=0.0)
@@ -50,7 +50,7 @@ def _by_moments(white: Float[Tensor, "row dim"]) -> float:
 
 
 def _by_halves(white: Float[Tensor, "row dim"]) -> float:
-    """Return Hoeffding's bound for every second row's part along the sum of the others."""
+    """Return Hoeffding's bound for the projection of every second row on the sum of the others."""
     along = white[1::2] @ white[::2].sum(0)
     total, square = float(along.sum()), float(along.square().sum())
     return math.exp(-total * total / (2 * square)) if total > 0 else 1.0
@@ -61,8 +61,8 @@ def bennett_exponent(
 ) -> Float[Tensor, "*time dim"]:
     """Return ``-log`` of Bennett's bound of the chance that a sum reaches ``total``.
 
-    The sum is of independent terms of mean 0, at most ``reach``, with the sum of variances
-    ``variance``; 0 where nothing varies.
+    The terms are independent, of mean 0 and at most ``reach``; their variances add up to
+    ``variance``. Returns 0 if nothing varies.
     """
     u = total * reach / variance
     exponent = variance / reach.square() * ((1 + u) * torch.log1p(u) - u)
@@ -77,10 +77,10 @@ def subset_tail(
 ) -> Float[Tensor, "dim"]:
     """Return a bound of the chance that two random parts' means differ by ``gap`` or more.
 
-    All values are known: they have that ``spread``, none is farther than ``reach`` from their mean,
-    and ``n`` of them are in each part. The smaller of two, each for both tails: the smaller part as
-    if drawn with replacement (Hoeffding), and every value put into a part by a coin of its own,
-    over the chance that the parts are then of these sizes.
+    All values are known: ``spread`` is their standard deviation, ``reach`` their largest distance
+    from the mean, ``n`` the sizes of the parts. The smaller of two two-sided bounds is taken. The
+    first treats the smaller part as drawn with replacement (Hoeffding). The second assigns each
+    value to a part by a coin, and divides by the chance that the parts get these sizes.
     """
     total = gap * (n[0] * n[1] / sum(n))
     larger = max(n) / sum(n)

@@ -45,7 +45,7 @@ class NetShape(State):
     def weights(self, seed: int) -> list[Tensor]:
         """Return the weights before training: uniform within ``1 / sqrt(inputs)``, scales of 1.
 
-        Of each layer its matrix and offset, and of each hidden layer the scale of its
+        Each layer has a matrix and an offset; each hidden layer also has the scale of its
         normalisation.
         """
         source, found = generator("token net", seed), []
@@ -86,7 +86,7 @@ class TextTokens:
     ) -> "TextTokens":
         """Return the first ``max_length`` tokens of each text, rows in any order.
 
-        ``follows`` is 1 where the row before a token is the token before it.
+        ``follows`` is 1 if the row before a token holds the preceding token of its text.
         """
         tokens = by_example(text, position)
         keep = tokens.rank < max_length
@@ -119,13 +119,13 @@ class TextTokens:
         return TextTokens(*columns, self.follows[part], self.place[part], self.counts[first:last])
 
     def gate_inputs(self) -> Float[Tensor, "token input"]:
-        """Return the state before each token (zeros where unknown), its own, and its place."""
+        """Return each token's preceding state (zeros if unknown), its own state, and its place."""
         before = torch.zeros_like(self.x)
         before[1:] = self.x[:-1] * self.follows[1:, None].to(self.x)
         return torch.cat([before, self.x, self.place[:, None]], dim=1)
 
     def dropped(self, share: float, source: torch.Generator) -> Int[Tensor, "kept"]:
-        """Return the tokens that remain without a random share: at least one of each text."""
+        """Return the tokens left after dropping a random share: at least one of each text."""
         luck = torch.rand(len(self.text), generator=source)
         best = torch.zeros(len(self.counts)).scatter_reduce_(0, self.text, luck, "amax")
         return torch.nonzero((luck >= share) | (luck == best[self.text])).flatten()
@@ -158,13 +158,13 @@ def text_logits(
 def token_logits(
     values: Sequence[Tensor], shape: NetShape, metrics: Float[Tensor, "token 5"]
 ) -> Float[Tensor, "token"]:
-    """Return, for each token, the logit of a text of it alone, where gates do not matter."""
+    """Return, for each token, the logit of a text of this token alone; gates do not matter then."""
     metric, _, head = shape.split(values)
     return perceptron(head, shape.depth, perceptron(metric, shape.depth, metrics))[:, 0]
 
 
 def perceptron(values: Sequence[Tensor], depth: int, x: Tensor) -> Tensor:
-    """Return the output of linear, normalised and GELU layers, and a linear one at the end."""
+    """Return the output of hidden layers (linear, normalisation, GELU) and a last linear layer."""
     for layer in range(depth):
         weight, offset, scale = values[3 * layer : 3 * layer + 3]
         x = functional.linear(x, weight, offset)

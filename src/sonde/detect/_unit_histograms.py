@@ -18,10 +18,10 @@ BIN_WIDTH = 2 ** (1 / (2 * SUB)) - 2 ** (-1 / (2 * SUB))
 def chi_squares(
     a: LogHistogramState, b: LogHistogramState, n: tuple[int, int]
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-    """Return divergence in bits, statistic of homogeneity and its p-value, of each unit.
+    """Return each unit's divergence in bits, homogeneity statistic and p-value.
 
-    Bins are joined, from the lowest on, to cells in which the smaller side expects at least
-    ``LEAST`` rows, at most ``MOST`` of about equal shares; where one is left, p is 1.
+    Bins are joined, from the lowest on, into at most ``MOST`` cells of about equal shares. In each
+    cell the smaller side expects at least ``LEAST`` rows. If only one cell is left, p is 1.
     """
     counts = [state.counts.double().cpu() for state in (a, b)]
     shares = [c / c.sum(1, keepdim=True) for c in counts]
@@ -42,7 +42,7 @@ def chi_squares(
 
 
 def _cells(pooled: Float[Tensor, "dim bin"], n: int) -> Int[Tensor, "dim bin"]:
-    """Return the cell of each bin; a cell is full from a share on, and the last takes the rest."""
+    """Return the cell of each bin; a cell closes at a least share, and the last takes the rest."""
     full = max(LEAST / n, 1 / MOST) - 1e-12
     cell = torch.zeros(pooled.shape, dtype=torch.int64)
     held, at = torch.zeros(len(pooled), dtype=pooled.dtype), cell[:, 0].clone()
@@ -63,7 +63,7 @@ def _relative(p: Float[Tensor, "dim cell"], q: Float[Tensor, "dim cell"]) -> Flo
 def wasserstein(a: LogHistogramState, b: LogHistogramState) -> Float[Tensor, "dim"]:
     """Return how far each unit's mass moved, in pooled standard deviations of the bins' centres.
 
-    NaN where these are below the width of the unit's fullest bin.
+    NaN if this standard deviation is below the width of the unit's fullest bin.
     """
     centres = log_centres()
     shares = [s.counts.double().cpu() / s.n for s in (a, b)]

@@ -1,4 +1,4 @@
-"""P-values of units on two sides: of shuffled rows, and of what changes inside pairs."""
+"""P-values of units on two sides: from shuffled rows, and from differences inside pairs."""
 
 import torch
 from jaxtyping import Float
@@ -21,8 +21,8 @@ def shuffled_means(
 
     The sample's rows are shuffled over both sides. The adjusted p-value compares with the most
     surprising unit of each shuffle, by Bennett's exponent: a common measure for units of any
-    sparsity. The bound, of the means of all rows, goes on where no shuffle reaches; where the
-    sample is not all rows, twice the smaller of both holds.
+    sparsity. If no shuffle reaches the observed value, ``bound``, from the means of all rows, may
+    lower the p-value. If the sample is not all rows, the p-value is twice the smaller of both.
     """
     found = []
     for p, other in zip(_shuffled(rows), (bound, bound * len(bound)), strict=True):
@@ -52,7 +52,7 @@ def shuffled_tail(
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
     """Return each unit's difference of means in standard errors under shuffling, and a tail bound.
 
-    Both use all rows; ``n`` of them are independent. Differences within rounding are 0.
+    Both use all rows; ``n`` rows of each side are independent. Differences within rounding are 0.
     """
     shares = [m / sum(n) for m in n]
     gap, mean = (b.mean - a.mean).abs(), shares[0] * a.mean + shares[1] * b.mean
@@ -78,9 +78,9 @@ def paired_shares(pairs: TwoSamples) -> tuple[Float[Tensor, "dim"], Float[Tensor
 
     A unit's statistic is the largest standardised difference of the shares of both sides below 15
     quantiles of the pooled rows; its null changes the sides of pairs at random. The adjusted
-    p-value compares with the largest statistic of all units under the same exchanges. Where no
-    exchange reaches, McNemar's exact test at the clearest of the 15 goes on, times 15 and, for the
-    adjusted one, the number of units.
+    p-value compares with the largest statistic of all units under the same exchanges. If no
+    exchange reaches the observed value, McNemar's exact test at the clearest of the 15 may lower
+    the p-value: times 15 and, if adjusted, times the number of units.
     """
     signs = torch.cat([torch.ones(1, len(pairs.x)), pairs.signs(TIMES).float()])
     found = [

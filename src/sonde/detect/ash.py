@@ -18,8 +18,8 @@ class ASH(Detector):
 
     With ``s1`` the sum of a row and ``s2`` that of its kept entries, variant "p" keeps them as they
     are, "b" sets them to ``s1 / n_kept``, "s" multiplies them by ``exp(s1 / s2)``. The fewer units
-    carry a row, the less its evidence grows. Of equal activations the first are kept. Nothing is
-    fitted but the head.
+    hold most of a row's sum, the less its evidence grows. Of equal activations the first are kept.
+    Nothing is fitted but the head.
 
     Range        (-inf, inf), in units of the logits; higher = more unusual.
     Cost         one pass that counts; state 48 dim bytes; O(dim ln dim + classes dim) per row.

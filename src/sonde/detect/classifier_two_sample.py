@@ -30,9 +30,10 @@ class ClassifierTwoSample(Shift):
     """Share of held-out rows that a linear discriminant, trained on the others, puts on their side.
 
     Both sides give equally many rows: half to train on, half to test. Given how many test rows the
-    classifier puts on the second side, the number it puts there rightly is hypergeometric without
-    change: an exact p-value, whatever the rows and the classifier. Where both sides are the same
-    rows, pairs that are put on two sides are so rightly as often as wrongly: a sign test.
+    classifier puts on the second side, the number of correct ones among them is hypergeometric if
+    nothing changed: an exact p-value, whatever the rows and the classifier. If both sides are the
+    same rows, a pair that is split between the sides is as often split correctly as wrongly: a sign
+    test.
 
     Range        [0, 1]; ``null`` is one half.
     Cost         one pass; state the sample; result O(sample dim^2 + dim^3).

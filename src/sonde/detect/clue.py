@@ -1,4 +1,4 @@
-"""Did a trace of reasoning go wrong? Nearest centroid of what it did to the states of all layers.
+"""Did a trace of reasoning go wrong? Nearest centroid of its state changes in all layers.
 
 Rows are deltas: the state at the end of the trace minus the state at its start, as the reducer
 ``step_deltas`` makes them, at every site. To order several traces for one prompt see ``rerank`` and
@@ -68,7 +68,7 @@ class CLUEScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class CLUE(Detector):
-    """Nearer to the traces that failed or to those that succeeded, over all layers.
+    """Distance to the mean success minus distance to the mean failure, averaged over layers.
 
     ``d(V_s) - d(V_f)`` with ``d(V) = (1/L) sum_l |delta_l - V_l|``, the mean over layers of the
     distance to the mean delta of the successes ``V_s`` or failures ``V_f``. Nothing is trained.

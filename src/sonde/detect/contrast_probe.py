@@ -57,8 +57,7 @@ class ContrastScorer(Scorer):
     ) -> Float[Tensor, "pair"]:
         """Return half the difference between the score of side 1 and the score of side 0.
 
-        What the members share cancels, so this is sharper than the score of a row where both are at
-        hand.
+        What both members share cancels, so this score is sharper than the score of a single row.
         """
         side = torch.zeros(len(x0), dtype=torch.int64)
         return (self.score(x1, side + 1) - self.score(x0, side)) / 2
@@ -74,7 +73,7 @@ class ContrastProbe(Detector):
     ``(p_1 - (1 - p_0))^2 + min(p_1, p_0)^2`` over pairs: consistent, and not undecided. ``crc``:
     the first principal axis of the differences ``z_1 - z_0``, in closed form.
 
-    Which end means true cannot be known from pairs alone. Labels of a few rows fix it; without any,
+    Pairs alone cannot tell which end means true. Labels of a few rows fix the sign; without labels,
     ``sign`` of the scorer is ``"undefined"``: then only max(AUROC, 1 - AUROC) means something.
 
     Range        (-inf, inf); log odds (ccs) or units of the normalised rows (crc); higher = more
@@ -239,7 +238,7 @@ def _sign(
     positive: int,
     weight: Float[Tensor, "dim"],
 ) -> tuple[float, Literal["labels", "undefined"], float | None]:
-    """Return the factor of the direction, what fixed it, and the labelled rows' AUROC after it."""
+    """Return the direction's sign, what fixed it, and the AUROC of labelled rows with this sign."""
     ones, others = scores[label == positive], scores[(label >= 0) & (label != positive)]
     if len(ones) and len(others):
         area = auroc(others, ones).value

@@ -29,7 +29,7 @@ LogitFactor = Literal["none", "minmax", "zscore"]
 
 @dataclass(frozen=True)
 class AttenuatedSumsState(State):
-    """Of each class: rows labelled as it and predicted rightly, all others, and both sums.
+    """For each class: number and sum of its rightly predicted rows, and of its other rows.
 
     A row enters as its features of unit length, then its attenuated features of unit length.
     ``low`` and ``high`` are the ends of the winning logit over the rightly predicted rows.
@@ -102,10 +102,10 @@ class AttenuatedSums(Statistic[AttenuatedSumsState]):
 @final
 @dataclass(frozen=True, kw_only=True)
 class COSTARRScorer(Scorer):
-    """Minus the likeness to the predicted class's ``mean``, times what the logit says.
+    """Minus the similarity to the predicted class's ``mean``, times a factor from the logits.
 
-    ``known`` marks the classes that have a mean; ``value`` is the share of rows that the means
-    were made of.
+    ``known`` marks the classes that have a mean; ``value`` is the share of labelled rows that the
+    means were computed from.
     """
 
     weight: Float[Tensor, "class dim"]
@@ -149,7 +149,7 @@ class COSTARRScorer(Scorer):
         return found
 
     def _likeness(self, x: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
-        """Return the cosine of each row's two halves together with a mean."""
+        """Return the cosine of each row's joined halves with its mean."""
         dim = x.shape[1]
         halves = {"pre": (_unit(x), mean[:, :dim]), "post": (_unit(x * weight), mean[:, dim:])}
         pairs = list(halves.values()) if self.use == "both" else [halves[self.use]]
@@ -174,22 +174,22 @@ class COSTARRScorer(Scorer):
 class COSTARR(Detector):
     """Minus the cosine of each row's features, before and after the head's weights, with its class.
 
-    The head multiplies features with the weights of a class; small weights hide what is odd about
-    a row. So both the features ``h`` and the attenuated features ``h * w_c`` of the predicted class
+    The head multiplies features with the weights of a class; small weights hide what is odd about a
+    row. So both the features ``h`` and the attenuated features ``h * w_c`` of the predicted class
     ``c`` are compared with the mean of the rows that are labelled and predicted as ``c``:
-    ``-cos([h/|h| ; (h w_c)/|h w_c|], m_c)``. ``logit="minmax"`` multiplies the cosine with where
-    the winning logit lies between its smallest and largest value in the fit; ``logit="zscore"``
-    takes the largest product, over classes, of the logit's z-score within the row and the mean of
-    both cosines.
+    ``-cos([h/|h| ; (h w_c)/|h w_c|], m_c)``. ``logit="minmax"`` multiplies the cosine by the place
+    of the winning logit between its smallest (0) and largest (1) value in the fit;
+    ``logit="zscore"`` takes the largest product, over classes, of the logit's z-score within the
+    row and the mean of both cosines.
 
     Range        [-1, 1] without logits; higher = more unusual. A row of zeros scores 0.
     Cost         one pass; state 32 classes dim bytes; O(dim) per row, "zscore" O(classes dim).
     Assumes      rows are the input of the model's final linear layer; labels are its classes.
     Differs      reconstructed: made from the ingredients that the paper's abstract names, not from
                  its formula. No logit factor by default: "minmax" orders rows as the largest logit
-                 does and gains nothing on average, "zscore" loses (study ``costarr``).
-                 A class without rightly predicted rows takes all its rows; one without rows has no
-                 mean, and rows that are predicted as it score 0.
+                 does and gains nothing on average, "zscore" loses (study ``costarr``). A class
+                 without rightly predicted rows takes all its rows. A class without rows has no
+                 mean; rows predicted as this class score 0.
 
     Parameters
     ----------

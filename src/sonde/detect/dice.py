@@ -37,8 +37,8 @@ class DICE(Detector):
     """Energy of the logits when the head keeps only weights that contribute most on average.
 
     The contribution of a weight is its product with the mean of its unit, ``W_ku m_u``. Weights
-    whose contribution is not above the ``share`` quantile of all become 0; what they add is mostly
-    noise, which unusual rows have more of.
+    whose contribution is not above the ``share`` quantile of all contributions become 0: they add
+    mostly noise, and unusual rows have more noise.
 
     Range        (-inf, inf), in units of the logits; higher = more unusual.
     Cost         one pass; state 16 dim bytes; O(classes dim) per row.

@@ -30,9 +30,9 @@ IDENTITY = Generators()
 @final
 @dataclass(frozen=True, kw_only=True)
 class DictLookupScorer(Scorer):
-    """How far patches point away from what the dictionary ``bank`` gives back; ``value`` counts it.
+    """How far patches point away from what ``bank`` gives back; ``value`` counts its entries.
 
-    ``radius`` is within which every fitted patch lies from the bank, where that is known.
+    Every fitted patch lies within ``radius`` of the bank; ``radius`` is None if not known.
     """
 
     bank: Float[Tensor, "entry dim"]
@@ -41,7 +41,7 @@ class DictLookupScorer(Scorer):
     generators: Generators = IDENTITY
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return ``(1 - cosine) / 2`` between each patch and the patch that is retrieved for it."""
+        """Return ``(1 - cosine) / 2`` of each patch's value and the mean value it retrieves."""
         out = torch.empty(len(x), dtype=self.bank.dtype, device=x.device)
         query = self._unit(x)
         step = max(1, CHUNK_ENTRIES // len(self.bank))
@@ -53,11 +53,11 @@ class DictLookupScorer(Scorer):
         return infinite_where_nonfinite(out, x)
 
     def weights(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row entry"]:
-        """Return how much of each entry of the bank a patch is put together from."""
+        """Return the weight of each entry of the bank in the patch that is retrieved."""
         return retrieval(self.generators(QUERY, self._unit(x)), self._keys, self.temperature)
 
     def over(self, x: Float[Tensor, "entry dim"]) -> "DictLookupScorer":
-        """Return the same lookup in another dictionary: few usual patches of another kind.
+        """Return this lookup with another dictionary: a few usual patches of another kind.
 
         Its scores are about other patches, so calibrate them anew.
         """

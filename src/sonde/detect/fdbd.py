@@ -1,4 +1,4 @@
-"""How far a row is from changing its class, for how far it lies from the middle of the data."""
+"""Distance of a row to the decision boundaries, relative to its distance to the mean."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -26,9 +26,9 @@ BLOCK = 512  # rows at a time whose distances are in one buffer, which stays in 
 class FDBDScorer(Scorer):
     """Mean distance to the decision boundaries over distance to ``mean``, negated.
 
-    ``steepness`` holds, for a pair of classes, one over the distance of their weights divided by
-    the number of boundaries of the first; 0 where there is no boundary. ``value`` is the root mean
-    square distance of the fitted rows to their mean.
+    ``steepness`` holds one entry for each pair of classes: one over the distance of their weights,
+    divided by the number of boundaries of the first class; 0 if the pair has no boundary. ``value``
+    is the root mean square distance of the fitted rows to their mean.
     """
 
     mean: Float[Tensor, "dim"]
@@ -37,7 +37,7 @@ class FDBDScorer(Scorer):
     floor: float
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return minus the mean boundary distance of each row relative to its own length."""
+        """Return minus each row's mean distance to the boundaries over its distance to the mean."""
         check_fitted_width("FDBD", x, len(self.mean))
         step = max(1, ENTRIES // len(self.steepness))
         return torch.cat([self._scores(part) for part in x.split(step)])
@@ -64,10 +64,10 @@ def _lengths(x: Float[Tensor, "row dim"], mean: Float[Tensor, "dim"]) -> Float[T
 class FDBD(Detector):
     """Mean distance of each row to the boundaries of its class, over its distance to the mean.
 
-    Rows of a class lie deep inside it for how far out they are; unusual rows lie near a boundary.
-    ``-(1 / (K - 1)) sum_j |f_c - f_j| / |w_c - w_j| / |x - m|`` with ``c`` the class of the largest
-    logit. Pairs of classes with the same weights have no boundary and are left out. A row at the
-    very mean counts as being a rounding error away from it.
+    Relative to their distance to the mean, usual rows lie deep inside their class and unusual rows
+    near a boundary. ``-(1 / (K - 1)) sum_j |f_c - f_j| / |w_c - w_j| / |x - m|`` with ``c`` the
+    class of the largest logit. Pairs of classes with the same weights have no boundary and are left
+    out. A row at the very mean counts as being a rounding error away from it.
 
     Range        (-inf, 0], dimensionless; higher = more unusual.
     Cost         one pass; state 16 dim bytes; 8 classes^2 bytes; O(classes dim) per row.
@@ -122,9 +122,9 @@ class FDBD(Detector):
 
 
 def _steepness(weight: Float[Tensor, "class dim"]) -> Float[Tensor, "class class"]:
-    """Return one over the distance of each two classes' weights, over the boundaries of the first.
+    """Return ``1 / |w_c - w_j|`` of each pair of classes, over the number of boundaries of ``c``.
 
-    Squared distances that rounding could have made are none.
+    A squared distance within rounding counts as no boundary.
     """
     n_classes = len(weight)
     if n_classes > MOST_CLASSES:

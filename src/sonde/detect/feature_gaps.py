@@ -44,7 +44,7 @@ class UsualAnswers(Where):
     positive: int
 
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
-        """Keep rows of other labels whose side is negative; all of these without sides."""
+        """Keep rows of other labels whose side is negative; without sides keep all of them."""
         right = batch.column("label", key) != self.positive
         return right if batch.side is None else right & (batch.column("side", key) < 0)
 
@@ -99,10 +99,10 @@ class FeatureGaps(Detector):
     """Probability that an answer is wrong, from the directions of a few contrasting prompts.
 
     The same answer is read after two prompts that differ in one feature, for instance "use the
-    context" and "ignore it". At each layer the principal direction of the differences stands for
-    the feature, and an answer's projection on it for how much of the feature it has. Labelled
-    answers choose sign and layer of each feature, by the prediction rejection ratio, and weigh the
-    features by logistic regression.
+    context" and "ignore it". At each layer the principal direction of the differences represents
+    the feature; an answer's projection on this direction measures how much of the feature the
+    answer has. Labelled answers choose sign and layer of each feature, by the prediction rejection
+    ratio, and weigh the features by logistic regression.
 
     Range        [0, 1]; higher = more likely wrong.
     Cost         one pass; state 4 m (2 features + 1) dim bytes per site; result O(sites features
@@ -234,7 +234,7 @@ class FeatureGaps(Detector):
         labels: tuple[HashSampleState, ...],
         sides: tuple[HashSampleState, ...],
     ) -> tuple[list[Float[Tensor, "row _dim"]], Bool[Tensor, "row"], int]:
-        """Return each site's rows without a side, which are wrong, and how many are not sampled."""
+        """Return each site's plain rows, which are wrong, and how many rows are not sampled."""
         shared = aligned(rows, rows)
         (label,), (side,) = aligned(labels[:1], labels), aligned(sides[:1], sides)
         plain = side.rows < 0

@@ -1,4 +1,4 @@
-"""Patches that are rebuilt badly, or that look like what is usual at another place of the image.
+"""Patches that are rebuilt badly, or that look like usual patches of another place.
 
 For aligned images of one kind of object. It is trained, so it walks over the images many times:
 read a model's states to disk first.
@@ -114,19 +114,20 @@ class FODScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class FOD(Detector):
-    """How badly each patch is rebuilt, times how far it looks from what is usual at its place.
+    """Rebuilding error of each patch, times how little it looks like usual patches at its place.
 
     A small transformer rebuilds the patches of an image from each other and from the mean patch at
-    each position. Usual patches attend to the references around their own place; one that looks
-    like another place attends there, and stands out though nothing about it is odd. With ``d`` the
-    divergence, summed both ways, of that attention from a Gaussian around the patch, and ``q`` the
-    softmax of ``-d`` over the image, the score is ``error (max q - q)``, else ``error d``.
+    each position. Usual patches attend to the references around their own place. A patch that looks
+    like another place attends to that place, and so stands out even if it is normal by itself. With
+    ``d`` the divergence, summed both ways, of that attention from a Gaussian around the patch, and
+    ``q`` the softmax of ``-d`` over the image, the score is ``error (max q - q)``, else
+    ``error d``.
 
     Range        [0, inf), dimensionless; higher = more unusual. An image's score is its largest.
     Cost         1 + ``passes`` walks; state about 12 (2 dim + 30 layers width) width bytes;
                  O(layers (positions + width) width) per patch.
     Assumes      reducer ``patches``; images of one size, aligned, that arrive whole. ``relative``
-                 compares patches of one image: an image that is unusual everywhere looks usual.
+                 compares patches of one image, so an image that is unusual everywhere looks usual.
     Differs      from the paper: both branches and the output maps of the attentions take part;
                  units are scaled; no encoding of positions, so a patch's place is known by its
                  looks; both phases make one step; trained for a fixed number of passes.

@@ -1,4 +1,4 @@
-"""Distance of two normal distributions with the moments of the data."""
+"""Distance of the two normal distributions that have the moments of the data."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from sonde.stats import Moments, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class FrechetComparison(Comparison):
-    """Squared distance; ``means`` is the part of the moved mean, the rest that of the spread."""
+    """Squared distance; ``means`` is the part from the moved mean, the rest from the spread."""
 
     means: float
 

@@ -34,11 +34,11 @@ class Hotelling(Shift):
     ``statistic = n1 n2 / (n1 + n2) value``, which for normal rows follows an F distribution with
     ``rank`` and ``n1 + n2 - rank - 1`` degrees of freedom. Sees a moved mean and nothing else.
 
-    Where both sides are the same rows and hold a sample of them, ``p`` is about the differences of
-    pairs, by 1,999 changes of their signs and, where none of these reaches, a bound of the tail:
-    right for every distribution. With fewer than two pairs a direction their metric is shrunk,
-    since the plain one would give every choice of signs the same sum. Without a sample there is no
-    p-value (flag ``paired``).
+    If both sides are the same rows and hold a sample of them, ``p`` tests the differences of pairs
+    by 1,999 random choices of signs and, if no choice reaches the observed sum, by a bound of the
+    tail. Both are valid for every distribution. With fewer than two pairs for each direction the
+    metric of the differences is shrunk, since the plain metric would give every choice of signs
+    nearly the same sum. Without a sample there is no p-value (flag ``paired``).
 
     Range        [0, inf), in standard deviations squared; ``null`` is its mean under no change.
     Cost         one pass; state 8 dim^2 bytes, shared with every Gaussian method; result O(dim^3).
@@ -118,13 +118,13 @@ class _PairedMean:
 
 
 def _paired_mean(pairs: TwoSamples) -> _PairedMean:
-    """Return how often differences with random signs have at least as large a sum.
+    """Return a p-value: how often differences with random signs have at least as large a sum.
 
-    Their sum is measured in a metric of their second moments, which signs do not change. It is the
-    plain one where there are two pairs for each direction: Hotelling's statistic for one sample
-    rises with that. With fewer the second moments, of units divided by their root mean square, are
-    shrunk towards the identity: unshrunk, all signs give one sum if there are as many directions as
-    pairs.
+    The sum is measured in a metric of the second moments, which signs do not change. With two pairs
+    or more for each direction the plain metric is used: Hotelling's statistic for one sample rises
+    with this sum. With fewer pairs, units are divided by their root mean square and their second
+    moments are shrunk towards the identity: unshrunk, all signs give the same sum if there are as
+    many directions as pairs.
     """
     rows = pairs.y - pairs.x
     metric = inverse_root(rows.T @ rows, len(rows), 0.0)

@@ -1,4 +1,4 @@
-"""Divergence of a prediction from the nearest of the classes' typical predictions."""
+"""Divergence of a prediction from the nearest typical prediction of a class."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -21,7 +21,7 @@ VANISHING = -800.0  # its exponential is 0; double precision alone can hold a ga
 
 @dataclass(frozen=True)
 class PredictedPosteriorsState(State):
-    """Of the rows predicted as each class: how many, and the sum of their probabilities.
+    """For each predicted class: the number of its rows, and the sum of their probabilities.
 
     ``plogp`` is the sum of ``p ln p`` over all rows and classes.
     """
@@ -80,7 +80,7 @@ def posteriors(
 ) -> tuple[Float[Tensor, "class row"], Float[Tensor, "row"]]:
     """Return probabilities with classes first, and ``sum_c p_c ln p_c`` of each row.
 
-    Classes come first because a few of them side by side are slow to reduce over.
+    Classes come first because reducing over a short last axis is slow.
     """
     f = logits.T.to(torch.float64, copy=True).contiguous()
     f -= f.amax(0)
@@ -97,7 +97,7 @@ def posteriors(
 class KLMatchingScorer(Scorer):
     """Divergence from the nearest row of ``typical``, one for each class in ``classes``.
 
-    ``value`` is the mean divergence of the fitted rows from that of their own predicted class.
+    ``value`` is the fitted rows' mean divergence from the row of their predicted class.
     """
 
     classes: Int[Tensor, "known"]
@@ -121,8 +121,8 @@ class KLMatching(Detector):
     """Divergence of each row's softmax from the nearest class's mean softmax.
 
     ``min_k KL(p || d_k)`` with ``d_k`` the mean of ``p`` over the fitted rows that are predicted as
-    ``k``; classes that no fitted row is predicted as do not take part. A usual row is confused
-    among the classes that rows of its kind are confused among.
+    ``k``; classes that no fitted row is predicted as do not take part. A usual row divides its
+    probability among the same classes as fitted rows of its predicted class.
 
     Range        [0, inf), in nats; higher = more unusual.
     Cost         one pass; state 8 classes^2 bytes; O(classes^2) per row.

@@ -1,7 +1,7 @@
 """Distance to the k-th nearest row of a sample of the data.
 
-Makes no assumption on shape, at the price of a bank of rows and one product with it per score. The
-product is one of centred rows, and one in float64 where its rounding could still be seen.
+Makes no assumption on shape, at the price of a bank of rows and a product with the bank per score.
+The product is of centred rows, and in float64 if its rounding could still be seen.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ SURE = 1e-5  # by how much of it a distance may be off
 class KNNScorer(Scorer):
     """Distance to the ``k``-th nearest of the fitted ``rows``, all of unit length.
 
-    ``bank`` holds what their unit rows lie away from ``origin``, and minus half of its square;
-    ``value`` counts the rows.
+    ``bank`` holds the unit rows minus ``origin``, and minus half of the squared length of these
+    differences; ``value`` counts the rows.
     """
 
     rows: Float[Tensor, "sample dim"]
@@ -54,8 +54,8 @@ class KNNScorer(Scorer):
     def _gaps(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         """Return the gap of each unit row to the k-th nearest, in float64.
 
-        A product off by ``e`` moves the k-th squared distance by ``e`` at most: where that could
-        show, products in float64 choose anew.
+        A rounding error ``e`` of a product moves the k-th squared distance by ``e`` at most. If the
+        error could show, the neighbour is chosen again by products in float64.
         """
         unit = to_unit_length(x.to(self.bank.device).double())
         query = unit - self.origin
@@ -178,10 +178,10 @@ def mean_unit_row(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:
 def centred_bank(
     x: Float[Tensor, "row dim"], origin: Float[Tensor, "dim"], dtype: torch.dtype | None = None
 ) -> Float[Tensor, "row dim_and_square"]:
-    """Return by what unit rows lie away from ``origin``, and minus half of the square of that.
+    """Return unit rows minus ``origin``, and minus half of the squared length of each difference.
 
-    The product with a query lifted by 1 is largest where the distance is least. Around an origin
-    in their midst, rows that share a direction keep the digits in which they differ.
+    The product with a query lifted by 1 is largest where the distance is least. If ``origin`` is
+    the rows' mean, rows that share a direction keep the digits in which they differ.
     """
     bank = _empty_bank(len(x), x.shape[1] + 1, dtype or x.dtype, x.device)
     for part in _parts(x):

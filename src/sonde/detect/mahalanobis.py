@@ -48,7 +48,7 @@ class MahalanobisScorer(Scorer):
 
     @property
     def squared_distance(self) -> tuple[Tensor, Tensor] | None:
-        """The mean and the root of the metric: of one class, whole, and exact in float32."""
+        """The mean and the root of the metric; None unless one class, full and exact in float32."""
         root = self.space.metric.root
         alone = len(self.mean) == 1 and root.ndim == 2
         return (self.mean[0], root) if alone and not self.needs_double else None
@@ -70,9 +70,10 @@ class Mahalanobis(Detector):
 
     Classes are taken as clouds of one shape around their means; without labels there is one cloud.
     ``min_c (x - m_c)^T S^-1 (x - m_c)``. For a fresh row of a normal class the distance to its own
-    mean is chi-squared with ``dim`` degrees of freedom. Where more rows than dimensions leave a
-    direction without variance (a unit that never changes, or copies another), it counts as having
-    the most that rounding hides, so a row that leaves it scores far above all others.
+    mean is chi-squared with ``dim`` degrees of freedom. If more rows than dimensions leave a
+    direction without variance (a unit never changes, or copies another unit), the direction counts
+    as having the largest variance that rounding could hide. A row that differs along this direction
+    then scores far above all others.
 
     Range        [0, inf), dimensionless; higher = more unusual.
     Cost         one pass; state 8 (dim^2 + classes dim) bytes; result O(dim^3); O(dim^2) per row.

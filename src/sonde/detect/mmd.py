@@ -20,10 +20,10 @@ from sonde.stats.neighbours import distance_chunks
 class MMD(Shift):
     """Squared maximum mean discrepancy of two samples under a Gaussian kernel.
 
-    Mean kernel of two distinct rows of one side, summed over both sides, minus twice that of a row
-    of each: free of bias. ``biased`` counts each row with itself too, so the value is a squared
-    distance and never negative, and ``null`` says what equal distributions give. The p-value comes
-    from permutations of the pooled sample, exact at any size.
+    The mean kernel of two distinct rows of a side, summed over both sides, minus twice the mean
+    kernel of two rows of different sides: free of bias. ``biased`` counts each row with itself too,
+    so the value is a squared distance and never negative, and ``null`` says what equal
+    distributions give. The p-value comes from permutations of the pooled sample, exact at any size.
 
     Range        [0, 2] but for the noise of an unbiased estimate; ``null`` is 0.
     Cost         one pass; state the sample; result O(dim sample^2 + permutations sample^2).

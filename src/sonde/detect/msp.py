@@ -1,4 +1,4 @@
-"""Largest softmax probability: the baseline that every other score of a classifier is held to."""
+"""Largest softmax probability: the baseline for all other scores of a classifier."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final

@@ -1,4 +1,4 @@
-"""Neuron activation coverage: how rarely a unit was in the state in which an input puts it.
+"""Neuron activation coverage: how rarely the fitted rows put a unit into an input's state.
 
 A unit's state is its output times its influence on the decision, so it needs gradients: a stream
 with ``objective="kl_uniform"``. Fit and score cost a forward and a backward pass.
@@ -72,7 +72,7 @@ class InfluenceCounts(Statistic[InfluenceCountsState]):
 @final
 @dataclass(frozen=True, kw_only=True)
 class NACScorer(Scorer):
-    """One minus the mean coverage of the units' states; ``value`` is that of all bins."""
+    """One minus the mean coverage of the units' states; ``value`` is the mean over all bins."""
 
     edges: Float[Tensor, "edge"]
     coverage: Float[Tensor, "dim bin"]
@@ -93,7 +93,7 @@ class NACScorer(Scorer):
     def contributions(
         self, x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row dim"]:
-        """Return what the state of each unit lacks in coverage, as its part of the score."""
+        """Return each unit's part of the score: the coverage that its state lacks."""
         check_fitted_width("NAC", x, len(self.coverage))
         table = self.coverage.to(x.device).flatten()
         covered = table.index_select(0, influence_cells(x, grad, self.edges)).view(x.shape)
@@ -106,11 +106,11 @@ class NAC(Detector):
     """One minus how often the fitted rows put each unit into the state that this row puts it in.
 
     State of a unit: ``sigmoid(alpha o g)`` with output ``o`` and gradient ``g`` of the divergence
-    of the prediction from uniform. Coverage of a bin: rows in it over ``fill`` of all rows, at
-    most 1. Score: ``1 - mean_u coverage``. Seen from ``o g`` the bins are ``logit(t) / alpha``;
-    the outer bins are open: where these are covered, a state beyond all that was fitted counts as
-    usual. ``"auto"`` chooses ``alpha`` so that those of the typical unit hold ``fill / n_bins`` of
-    the rows: ``2 / median_u q(|o g|)`` over living units, ``q`` at ``1 - fill / n_bins``.
+    of the prediction from uniform. Coverage of a bin: rows in it over ``fill`` of all rows, at most
+    1. Score: ``1 - mean_u coverage``. Seen from ``o g`` the bins are ``logit(t) / alpha``; the
+    outer bins are open: if they are covered, a state beyond all fitted states counts as usual.
+    ``"auto"`` chooses ``alpha`` so that the outer bins of the typical unit hold ``fill / n_bins``
+    of the rows: ``2 / median_u q(|o g|)`` over living units, ``q`` at ``1 - fill / n_bins``.
 
     Range        [0, 1]; higher = more unusual. Few distinct values where there are few units.
     Cost         forward and backward; state 4 KB per unit (auto) or 8 n_bins bytes; O(dim) per row.

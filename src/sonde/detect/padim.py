@@ -1,7 +1,7 @@
 """How far each patch of an image lies from the patches at its place in usual images.
 
-For images that are aligned: the same part of the object at the same place. Where it is not, use a
-bank of patches of all places.
+For images that are aligned: the same part of the object at the same place. For other images use a
+bank of patches of all places (``PatchCore``).
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ class PaDiMScorer(Scorer):
     def contributions(
         self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
     ) -> Float[Tensor, "row dim"]:
-        """Return by how much the squared distance falls without each coordinate; 0 for others."""
+        """Return by how much the squared distance falls without each unit; 0 for unused units."""
         out = x.new_zeros(len(x), self.dim, dtype=self.mean.dtype)
         for places, index, white in self._whitened(x, position):
             root = self.root[places]
@@ -69,7 +69,7 @@ class PaDiMScorer(Scorer):
     def _whitened(
         self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield some places, the rows there, and what of these is unusual in their metric."""
+        """Yield some places, the indices of their rows, and these rows centred and whitened."""
         check_fitted_width("PaDiM", x, self.dim)
         if len(x) == 0:
             return
@@ -96,9 +96,9 @@ class PaDiM(Detector):
     Range        [0, inf), dimensionless; higher = more unusual. An image's score is its largest.
     Cost         one pass; state 4 positions coordinates^2 bytes; result O(positions
                  coordinates^3); O(coordinates^2) per patch.
-    Assumes      reducer ``patches``; images of one size, aligned; at least 2 at each position. At
-                 a position where all images were equal the mean variance over all positions takes
-                 the place of the one that is missing (flag ``dead``).
+    Assumes      reducer ``patches``; images of one size, aligned; at least 2 at each position. If
+                 all images are equal at a position, the position takes the mean variance over all
+                 positions (flag ``dead``).
     Differs      from the paper: one site at a time; shrinkage in place of a fixed ridge; smooth the
                  map with ``sonde.stats.score_map``.
 

@@ -1,6 +1,6 @@
 """How far each patch of an image lies from every patch of usual images.
 
-For images that need not be aligned: a patch may match one of any place.
+For images that need not be aligned: a patch may match a patch of any place.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ READERS = {1: "patches", 3: "patches3"}
 @final
 @dataclass(frozen=True, kw_only=True)
 class PatchCoreScorer(Scorer):
-    """Distance to the nearest row of ``bank``; ``value`` counts them.
+    """Distance to the nearest row of ``bank``; ``value`` counts the rows of the bank.
 
     Every fitted row lies within ``radius`` of the bank, so the distance to the nearest fitted row
     is at most ``radius`` below the score, and never above it.
@@ -71,7 +71,8 @@ class PatchCoreScorer(Scorer):
     def weight(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return ``1 - exp(s) / sum exp(d)`` over the distances ``d`` of a row to part of the bank.
 
-        The part are the ``b`` rows nearest to the one that is nearest to ``x``, at distance ``s``.
+        ``s`` is the distance to the nearest row of the bank; the part are the ``b`` rows nearest to
+        that row.
         """
         near = nearest_of(x, self.bank, 1)[1][:, 0]
         around = nearest_of(self.bank[near], self.bank, min(self.b, len(self.bank)))[1]
@@ -162,8 +163,8 @@ def nearest_of(
     """Return the ``k`` nearest rows of a bank and their distances, nearest first.
 
     Found by products in the rows' own type; the distances of a few more than ``k`` candidates are
-    then computed from differences, so that near rows keep their digits. Where rounding of the
-    products may hide a nearer row among the others, they are formed in double precision.
+    then computed from differences, so that near rows keep their digits. If rounding may hide a
+    nearer row among the others, the products are computed again in double precision.
     """
     origin = bank.mean(0)
     centred = (bank - origin).T.contiguous()

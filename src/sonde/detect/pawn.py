@@ -189,7 +189,7 @@ class PAWNScorer(Scorer):
     def score(
         self, x: Sequence[Float[Tensor, "row _dim"]], position: Int[Tensor, "row"]
     ) -> Float[Tensor, "row"]:
-        """Return the logit of a text of each token alone; that of a whole text is ``reduced``."""
+        """Return each token's logit as a text by itself; for a whole text see ``reduced``."""
         states, metrics = self._checked(x)
         wide = metrics if metrics.dtype == torch.float64 else metrics.float()
         values = [v.to(wide) for v in self.values]
@@ -238,12 +238,12 @@ class PAWNScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class PAWN(Detector):
-    """How like the texts of one label a text is, by learned weights over its token metrics.
+    """Similarity of a text to the texts of one label, by learned weights over token metrics.
 
     A small net makes features of five metrics of each predicted token (log p of the token that
-    came, entropy, largest log p, rank quantile, top-p mass). A second one reads the states at the
-    token and at the one before it and the place in the text, and gives weights, a softmax over the
-    tokens of the text for each gate. A third one maps the weighted sum to a logit. States reach the
+    came, entropy, largest log p, rank quantile, top-p mass). A second net reads the states at the
+    token and at the token before, and the place in the text; its gates are weights, each a softmax
+    over the tokens of the text. A third net maps the weighted sum to a logit. States reach the
     answer through the weights alone.
 
     Range        (-inf, inf), log odds at balanced classes; higher = more like ``positive``.

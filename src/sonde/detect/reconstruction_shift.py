@@ -132,7 +132,7 @@ def _outside(
     basis: Float[Tensor, "dim rank"],
     reference: Float[Tensor, "dim dim"],
 ) -> float:
-    """Return the energy outside a subspace over the reference's; without any there, inf or 0."""
+    """Return the energy outside a subspace over the reference's total; inf or 0 if that is 0."""
     inside = float(((energy @ basis) * basis).sum())
     outside = float(energy.diagonal().sum()) - inside
     total = float(reference.diagonal().sum())

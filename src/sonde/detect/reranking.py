@@ -48,9 +48,9 @@ def top_majority(
 ) -> dict[Hashable, Hashable]:
     """Return, for each prompt, the answer that most of its ``k`` least unusual traces give.
 
-    Of answers with as many votes the one of lower mean score wins, then the one that comes first.
-    ``None`` is no answer and has no vote; a prompt without a vote has the answer None. With ``k`` =
-    1 it is the best answer, with all of them the plain majority.
+    If answers have equally many votes, the answer of lower mean score wins, then the answer that
+    comes first in order of scores. ``None`` is no answer and has no vote; a prompt without a vote
+    gets the answer None. ``k = 1`` gives the best trace's answer, a large ``k`` the plain majority.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def top_majority(
     prompt : sequence, optional
         The prompt of each trace; None takes all for one, whose key is None.
     k : int
-        Traces of a prompt that vote; all where it has fewer.
+        Traces of a prompt that vote; all traces if the prompt has fewer.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Energy after each row has been stretched by how much its largest activations hold of its sum."""
+"""Energy after each row is stretched: more if its largest activations hold less of its sum."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final

@@ -19,7 +19,7 @@ from sonde.detect._metric import CHUNK, check_fitted_width
 
 @dataclass(frozen=True)
 class RightRowsState(State):
-    """Of the rows that are predicted as their label: how many of each class, and their sum."""
+    """For each class: the number and the sum of the rows that are predicted as their label."""
 
     n: int
     n_unlabelled: int

@@ -35,7 +35,7 @@ CHUNK = 4096
 @final
 @dataclass(frozen=True, kw_only=True)
 class SimpleNetScorer(Scorer):
-    """Minus the discriminator's answer; ``value`` is the loss of the last pass, or the least held.
+    """Minus the discriminator's answer; ``value`` is the last loss, or the least held-out loss.
 
     Scale, adapter, first layer and normalisation are one linear map of the centred row.
     """

@@ -1,4 +1,4 @@
-"""By what angles the leading directions turned."""
+"""Angles by which the leading directions turned."""
 
 import math
 from dataclasses import dataclass
@@ -44,9 +44,10 @@ class SubspaceShift(Shift):
     """Principal angles between the leading directions of two data sets, with a p-value.
 
     The ``rank`` leading directions of each side's covariance span its subspace; ``value`` is the
-    mean of the squared sines of the angles between both. Where two leading variances are nearly
-    equal a subspace turns without any change: the p-value knows, because it comes from shuffles of
-    the rows, each side about its own mean, in the 32 (or ``2 rank``) leading directions of both.
+    mean of the squared sines of the angles between both. If two leading variances are nearly equal,
+    a subspace turns even without a change. The p-value accounts for this: it comes from shuffles of
+    the rows, each side about its own mean, in the 32 (or ``2 rank``) leading directions of both
+    sides.
 
     Range        [0, 1]; ``null`` is the mean over the shuffles where the sample is every row.
     Cost         one pass; state 8 dim^2 bytes and the sample; result O(dim^3) and
@@ -139,7 +140,7 @@ def _basis(scatter: Float[Tensor, "*time dim dim"], rank: int) -> Float[Tensor, 
 def _principal(
     a: Float[Tensor, "dim rank"], b: Float[Tensor, "dim rank"]
 ) -> tuple[Float[Tensor, "rank"], Float[Tensor, "dim"]]:
-    """Return the angles, from sines where they are small, and the direction that leaves most."""
+    """Return the angles (small angles from sines), and the direction that leaves most."""
     if a.shape[1] == 0:
         return a.new_zeros(0), a.new_zeros(len(a))
     cosines = torch.linalg.svdvals(a.T @ b).clamp(max=1.0)

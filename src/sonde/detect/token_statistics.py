@@ -113,8 +113,8 @@ class TokenStatisticsScorer(Scorer):
 class TokenStatistics(Detector):
     """One statistic of how likely the tokens of a text were to a language model.
 
-    With ``direction="high"`` a text scores high that the model did not expect; with ``"low"`` one
-    that it expected too well, as machines write and memorised texts read. Of a text's tokens, each
+    With ``direction="high"`` a text scores high if the model did not expect it; with ``"low"``, if
+    the model expected it too well, like machine text and memorised text. Of a text's tokens, each
     with ``nll = -ln p``, the entropy ``H`` and the variance ``V`` of ``ln p`` before it came:
 
     ``mean_nll``, ``max_nll``, ``nll_variance``, ``mean_entropy``: as they say; ``min_k``: the mean

@@ -87,10 +87,10 @@ class TrajectoryVerifier(Detector):
 
     A row is a step given all before it. ``h_t = sigmoid(w . x_t + v log(1 + t) + b)`` is the chance
     that step ``t`` is wrong if none was before: then the first wrong step is ``t`` with chance
-    ``h_t prod_{s<t} (1 - h_s)``, and there is one with ``1 - prod (1 - h_s)``, the score of the
-    trajectory. Taken up to a step, the latter is an alarm that is never taken back.
+    ``h_t prod_{s<t} (1 - h_s)``, and some step is wrong with chance ``1 - prod (1 - h_s)``, the
+    score of the trajectory. Up to a given step, this chance is an alarm that is never taken back.
 
-    ``hazard`` fits the chance of what is known of each trajectory; where only that it is wrong is
+    ``hazard`` fits the chance of what is known of each trajectory; if only the verdict "wrong" is
     known, the step is inferred. ``lda`` takes the moments of right and of first wrong steps: exact
     in one pass, with steps known.
 

@@ -46,8 +46,8 @@ class UnitComparison(Comparison):
     """The largest effect over units, and effect and adjusted p-value of each.
 
     ``moved_by`` is the Wasserstein distance of a unit's two histograms in pooled standard
-    deviations: how far its mass moved; NaN where these are smaller than a bin (flag ``coarse``).
-    For ``test="mean"`` it is the effect.
+    deviations: how far its mass moved; NaN if this deviation is smaller than a bin (flag
+    ``coarse``). For ``test="mean"`` it is the effect.
     """
 
     effect: Float[Tensor, "dim"]
@@ -79,18 +79,18 @@ class UnitComparison(Comparison):
 class UnitShift(Shift):
     """Largest distance between a unit's two distributions, with a corrected test for each unit.
 
-    "ks": Kolmogorov-Smirnov distance between histograms, the largest difference of the shares
-    below a border of bins; it may fall short of that of the rows by the fullest bin's share.
-    "js": Jensen-Shannon divergence of the histograms in bits, each unit's bins joined to cells in
-    which the smaller side expects ten rows or more, tested by the smaller of Pearson's statistic
-    and the likelihood ratio; 0 where one cell is left. "mean": difference of the means in pooled
-    standard deviations, tested by 999 shuffles of the sample and, where none of these reaches, a
-    bound over all rows.
+    "ks": Kolmogorov-Smirnov distance between histograms, the largest difference of the shares below
+    a border of bins; it may be smaller than the distance of the rows, by at most the fullest bin's
+    share. "js": Jensen-Shannon divergence of the histograms in bits, each unit's bins joined to
+    cells in which the smaller side expects ten rows or more, tested by the smaller of Pearson's
+    statistic and the likelihood ratio; 0 where one cell is left. "mean": difference of the means in
+    pooled standard deviations, tested by 999 shuffles of the sample and, if no shuffle reaches the
+    difference, by a bound over all rows.
 
-    ``p`` is the smallest adjusted one: whether any unit moved; ``moved(level)`` names them. Where
-    both sides are the same rows and hold a sample of them, p-values come from the pairs: for
-    histograms 999 exchanges and, where none of these reaches, an exact test of shares; for means
-    Student's t.
+    ``p`` is the smallest adjusted p-value: whether any unit moved; ``moved(level)`` names the
+    units. If both sides are the same rows and hold a sample of them, p-values come from the pairs:
+    for histograms 999 exchanges and, if no exchange reaches the observed value, an exact test of
+    shares; for means Student's t.
 
     Range        [0, 1] for "ks" and "js", [0, inf) for "mean"; ``null`` is None.
     Cost         one pass; state 4 kB (histogram) or 40 B and the sample ("mean") for each unit;
@@ -196,7 +196,7 @@ Found = tuple[Float[Tensor, "dim"], Float[Tensor, "dim"], Float[Tensor, "dim"]]
 
 
 def _by_shares(first: Side, second: Side, n: tuple[int, int]) -> Found:
-    """Return the largest difference of shares, scaled, and its Kolmogorov tail, of each unit."""
+    """Return each unit's Kolmogorov-Smirnov distance, the scaled distance, and its tail."""
     a, b = _histograms(first, second)
     shares = [state.counts.cumsum(1).double() / state.n for state in (a, b)]
     distance = (shares[0] - shares[1]).abs().amax(1).cpu()
@@ -206,7 +206,7 @@ def _by_shares(first: Side, second: Side, n: tuple[int, int]) -> Found:
 
 
 def _by_divergence(first: Side, second: Side, n: tuple[int, int]) -> Found:
-    """Return the divergence of the histograms, its statistic and its tail, of each unit."""
+    """Return the divergence of each unit's histograms, the test's statistic and its tail."""
     a, b = _histograms(first, second)
     found = chi_squares(a, b, n)
     for part in found:
@@ -221,7 +221,7 @@ def _histograms(first: Side, second: Side) -> tuple[LogHistogramState, LogHistog
 
 
 def _by_means(first: Side, second: Side, n: tuple[int, int]) -> Found:
-    """Return the difference of means in standard deviations and in its errors, and its bound."""
+    """Return each unit's difference of means in standard deviations and in errors, and a bound."""
     a, b = (side_state(side, "units", ScalarsState) for side in (first, second))
     check_widths("UnitShift", len(a.mean), len(b.mean))
     within = ((a.scatter + b.scatter) / (a.n + b.n - 2)).cpu().sqrt()

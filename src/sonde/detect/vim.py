@@ -1,4 +1,4 @@
-"""What a row has outside the directions that usual rows use, weighed against its logits.
+"""A row's length outside the directions of usual rows, weighed against its logits.
 
 For the layer that feeds a classifier's last linear layer; combines what ``Energy`` sees in the
 logits with what the logits cannot see.
@@ -41,8 +41,8 @@ BLOCK = 4096  # rows at a time, so that memory does not grow with them
 class ViMScorer(Scorer):
     """Weighted length outside the principal space minus the log evidence of the logits.
 
-    ``basis`` spans what is left of the space around ``origin``; ``middle`` is where the fitted
-    rows are, and ``shift`` where it lies along the basis; ``value`` is ``alpha``.
+    ``basis`` spans the rest of the space around ``origin``; ``middle`` is the mean of the fitted
+    rows, and ``shift`` its coordinates along the basis; ``value`` is ``alpha``.
     """
 
     origin: Float[Tensor, "dim"]
@@ -211,7 +211,7 @@ def _origin(head: HeadWeightsState) -> Float[Tensor, "dim"]:
 def _least_energy(
     moments: MomentsState, origin: Float[Tensor, "dim"], principal: int
 ) -> tuple[Float[Tensor, "rest"], Float[Tensor, "dim rest"]]:
-    """Return all but the ``principal`` directions of most energy about the origin.
+    """Return energies and directions about the origin, without the ``principal`` strongest.
 
     Energies that rounding could have made are 0.
     """
@@ -240,7 +240,7 @@ def _residuals(
 
 
 def _mean_length(lengths: Float[Tensor, "sample"], n: int) -> tuple[float, float]:
-    """Return the mean of a sample of ``n`` rows and its standard error."""
+    """Return the mean of a sample out of ``n`` rows, and its standard error."""
     m, wide = len(lengths), lengths.double()
     spread = float(wide.std(correction=1)) if m > 1 else 0.0
     return float(wide.mean()), spread * math.sqrt((1.0 - m / n) / m)

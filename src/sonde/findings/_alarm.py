@@ -1,4 +1,4 @@
-"""Alarms at a stated rate: of the detector that sees most, and of all scores added up."""
+"""Alarms at a stated rate: from the detector that sees most, and from the sum of all scores."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,20 +23,20 @@ CHOOSING = 5
 
 @dataclass(frozen=True, eq=False)
 class Alarm:
-    """Alarms on OTHER of one score, or of several added up.
+    """Alarms that one score, or the sum of several scores, raises on OTHER.
 
     Parameters
     ----------
     names : tuple of (str, str)
         Method and site of each score.
     calibration : Calibration
-        Their sums on held-out groups of DATA.
+        Calibration on the summed scores of held-out groups of DATA.
     scores : Float[Tensor, "row"]
-        Their sums on OTHER's rows.
+        Summed scores of OTHER's rows.
     one : Int[Tensor, "group"]
         One row of each of OTHER's groups.
     counted : Int[Tensor, "counted"]
-        Those of them whose alarms are counted: where others chose the detector, the rest.
+        Rows of ``one`` whose alarms are counted: all, or those that did not choose the detector.
     alpha : float
     """
 
@@ -59,7 +59,7 @@ class Alarm:
 
     @property
     def n_alarms(self) -> int:
-        """Groups of OTHER beyond the threshold, of those that are counted."""
+        """Number of counted groups of OTHER beyond the threshold."""
         return int((self.scores[self.counted] > self.calibration.threshold(self.alpha)).sum())
 
     @property
@@ -123,7 +123,7 @@ class Alarm:
         }
 
     def _histograms(self, threshold: float | None) -> dict[str, Any] | None:
-        """Return counts of both sides; what lies above the last edge is counted in the last bin."""
+        """Return histograms of both sides; values above the last edge count in the last bin."""
         mine, theirs = self.calibration.scores, self.scores[self.one]
         finite = mine[torch.isfinite(mine)]
         if len(finite) < 2:
@@ -151,7 +151,7 @@ class Alarm:
 
 @dataclass(frozen=True, eq=False)
 class Alarms:
-    """Alarms of the site and detector that see most of OTHER, and of all scores added up.
+    """Alarms of the leading score, which sees most of OTHER, and of the sum of all scores.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ class Alarms:
 
     @property
     def surest(self) -> Alarm:
-        """The alarm of smaller chance; the leading one of equal ones."""
+        """The alarm with the smaller chance; in a tie, the leading alarm."""
         return min(self.each, key=lambda a: a.p) if self.total.possible else self.total
 
     def corrected(self, p: float) -> float:
@@ -189,11 +189,11 @@ def fuse(
 ) -> Alarms | str:
     """Return the alarms of the leading score and of the sum, or why there can be none.
 
-    A quarter of the held-out groups turns each score into a p-value, whose negative logarithms
-    count; the other groups, one row of each, calibrate them and their sum. Whatever the dependence
-    between sites, the promise holds, because the sum itself is calibrated. The leading score is
-    chosen by that quarter and half of OTHER, and calibrated and counted on the rest of both, so
-    that having looked at all scores costs it nothing.
+    Each score becomes the negative logarithm of its p-value among a quarter of the held-out
+    groups. The other held-out groups, one row of each, calibrate the scores and their sum. The
+    alarm rate holds however sites depend on each other, because the sum itself is calibrated. The
+    leading score is chosen on that quarter and on half of OTHER. It is calibrated and counted on
+    the rest of both, so the choice among all scores does not raise its alarm rate.
     """
     part = torch.remainder(group, 4) == 0
     first = torch.nonzero(part).flatten()
@@ -227,7 +227,8 @@ def _sum(surprises: Mapping[tuple[str, str], Tensor], names: Sequence[tuple[str,
 def _seen(usual: Tensor, other: Tensor, alpha: float) -> tuple[float, float]:
     """Return the mean share of ``other`` beyond the highest usual scores, and the AUROC.
 
-    The partial area up to a few times ``alpha``: one threshold of so few scores is mostly luck.
+    The share is a partial area under the ROC curve, up to a few times ``alpha``: with so few
+    scores, a single threshold is mostly luck.
     """
     limits = usual.sort(descending=True).values[: max(1, math.ceil(CHOOSING * alpha * len(usual)))]
     return float((other[:, None] > limits).double().mean()), auroc(usual, other).value

@@ -1,4 +1,4 @@
-"""The other form of texts in which a language model does best."""
+"""The rewritten form of texts in which a language model does best."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from sonde.findings.evidence import Evidence
 
 @dataclass(frozen=True, eq=False)
 class BestText:
-    """Nats per token of texts as they are given, and in the form that costs least of them.
+    """Nats per token of texts as they are given, and in a rewritten form.
 
     Parameters
     ----------
@@ -28,13 +28,13 @@ class BestText:
 
     @property
     def ratio(self) -> float:
-        """The mean loss in this form over that of the texts as they are given."""
+        """Mean loss in this form, divided by the mean loss of the texts as given."""
         return float(self.loss.mean() / self.given.mean())
 
 
 @once
 def best_text(evidence: Evidence) -> BestText | None:
-    """Return the form of the smallest ratio, or None if none was tried."""
+    """Return the form with the smallest loss ratio, or None if no form was tried."""
     known = [x for x in (evidence.texts, evidence.forms) if x is not None]
     tried = [(words, x.given, loss) for x in known for words, loss in x.losses.items()]
     forms = [BestText(*one, len(tried)) for one in tried]

@@ -6,7 +6,7 @@ from sonde.tap.model.blocks import block_paths
 
 
 def blocks_of(stream: LiveStream) -> list[Site]:
-    """Return the last run of blocks, or of sites of one class, read at their output over tokens."""
+    """Return the sites like the last output over tokens: as wide, of its class or both blocks."""
     kinds = [k for k in stream.kinds if "|" not in k.key and k.site.port == "out"]
     kinds = [k for k in kinds if k.reduction.axes.words == ("row", "pos", "dim")]
     if not kinds:

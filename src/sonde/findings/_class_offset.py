@@ -1,7 +1,7 @@
-"""Whether one class's logit, higher or lower by a constant, mends a classifier's wrong rows.
+"""Whether a constant added to one class's logit mends a classifier's wrong rows.
 
-Rows that lie beyond a shifted threshold look like rows in another form: what moves them back mends
-them too. A shifted threshold is the simpler reason.
+Rows beyond a shifted threshold can be taken for rows in another form: any change that moves them
+back mends them too. A shifted threshold is the simpler explanation.
 """
 
 from typing import Final
@@ -20,13 +20,13 @@ def mended_by_offset(
     right: Float[Tensor, "row2 class"],
     chooses: Bool[Tensor, "row"],
 ) -> float:
-    """Return the share of the rows that did not choose which the best constant mends.
+    """Return the share that the best constant mends of the wrong rows that did not choose it.
 
     Parameters
     ----------
     wrong, right : Float[Tensor, "row class"]
-        Logits of rows that the model gets wrong, and right. A constant must leave 95 % of the
-        latter as they are.
+        Logits of rows that the model gets wrong, and right. A constant must leave the answers of
+        95 % of the right rows unchanged.
     truth : Int[Tensor, "row"]
         Labels of the wrong rows.
     chooses : Bool[Tensor, "row"]

@@ -1,4 +1,4 @@
-"""What the model gains on OTHER where columns are brought back to their usual unit and place."""
+"""What the model gains on OTHER if columns are brought back to their usual unit and place."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ ROWS: Final = 400
 class ColumnGain:
     """Share of right answers as given and with columns brought back, on ``n`` rows of OTHER.
 
-    Of a regression R^2 (``numbers``).
+    For a regression (``numbers``), both values are R^2.
     """
 
     given: float
@@ -36,9 +36,9 @@ class ColumnGain:
 def column_gain(stream: Stream, other: Evidence, moves: Sequence[ColumnMove]) -> ColumnGain | None:
     """Run the model on at most 400 rows of OTHER, as they are and with columns brought back.
 
-    Columns that were multiplied are divided, exchanged ones change places again. None if the model
-    gives no logits, the rows have no label of its classes and no target, or its input is no vector
-    of columns.
+    Multiplied columns are divided, exchanged columns change places again. None if the model gives
+    no logits, if the rows have neither a target nor a label among its classes, or if its input is
+    no vector of columns.
     """
     shared, truths = shared_rows(other), _truths(other)
     undone = [m for m in moves if m.is_input and m.kind in ("factor", "exchanged")]

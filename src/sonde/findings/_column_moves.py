@@ -45,11 +45,13 @@ class ColumnMove:
     kind : str
         What happened to the values.
     said : str
-        The same in words, with the figures of the rows that did not choose the words.
+        The move in words. Medians, means and shares of a chosen value are those of the rows that
+        did not choose it.
     fix : str
-        A line that undoes it in a pandas frame; empty if no line does.
+        A line of pandas code that undoes the move; empty if no line does.
     effect : float
-        Largest difference of the two cumulative shares, or of the share of a value.
+        Kolmogorov-Smirnov distance of numbers, total variation distance of words, or difference of
+        the share of a value.
     p : float
         Corrected for all columns and tests (Holm).
     is_input : bool
@@ -73,7 +75,7 @@ class ColumnMove:
 
 @dataclass(frozen=True, eq=False)
 class ColumnComparison:
-    """All columns that both sides have, and those that moved: surest first."""
+    """The columns that moved, inputs first, then by kind; and the numbers of columns and rows."""
 
     moves: tuple[ColumnMove, ...]
     n_columns: int
@@ -82,7 +84,7 @@ class ColumnComparison:
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """Columns of one row of each group: of the rows that choose, and of those that confirm."""
+    """Columns of one row of each group; ``confirms`` marks the rows that test what others chose."""
 
     columns: Mapping[str, Sequence[Any]]
     confirms: Bool[np.ndarray, "row"]
@@ -164,10 +166,10 @@ def _side(evidence: Evidence) -> _Side:
 
 
 def _of_equal_labels(mine: _Side, theirs: _Side) -> tuple[_Side, _Side]:
-    """Return both sides, thinned to equal shares of labels where these moved.
+    """Return both sides, thinned to equal shares of labels if the shares moved.
 
-    Columns that go with the label move with its shares; SND054 tells these. Each label keeps the
-    smaller of its two shares.
+    A column that depends on the label moves with the shares of labels, which SND054 reports. Each
+    label keeps the smaller of its two shares.
     """
     if not (mine.labels and theirs.labels):
         return mine, theirs
@@ -208,7 +210,7 @@ class Numbers:
         return found[0], found[1]
 
     def tests(self) -> list["_Test"]:
-        """Return the tests of this column: on all rows, of a chosen value on those that confirm."""
+        """Return this column's tests: on all rows, or for a chosen value on confirming rows."""
         x, y = self.half(True)
         found: list[_Test] = []
         lost = [np.isnan(v) for v in (self.mine, self.theirs)]
@@ -225,7 +227,7 @@ class Numbers:
         return found
 
     def _stuck(self) -> float | None:
-        """Return the value that gained most rows on the rows that choose."""
+        """Return the value whose share grew most on the rows that choose, or None if none grew."""
         x, y = self.half(False)
         values, counts = np.unique(y, return_counts=True)
         if not len(values) or not len(x):
@@ -304,10 +306,10 @@ class _Test:
 
 
 def moved_by_chance(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Return the chance that equal columns differ as these do, and their largest difference.
+    """Return the chance that columns of one distribution differ this much, and their KS distance.
 
-    Twice the smaller of two chances: Kolmogorov-Smirnov sees every difference, the sum of ranks
-    sees a shift of all values in half as many rows.
+    The chance is twice the smaller p-value of two tests. Kolmogorov-Smirnov sees every difference;
+    the rank-sum test sees a shift of all values with half as many rows.
     """
     shape: Any = ks_2samp(mine, theirs, method="asymp")
     place: Any = mannwhitneyu(mine, theirs, method="asymptotic")
@@ -316,7 +318,7 @@ def moved_by_chance(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float]
 
 
 def _shares(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Return the chance of two shares by Fisher's exact test, and their difference."""
+    """Return the p-value of Fisher's exact test on two shares, and their difference."""
     table = [[int(v.sum()), int((~v).sum())] for v in (mine, theirs)]
     result: Any = fisher_exact(table)
     return float(result.pvalue), float(theirs.mean() - mine.mean())
@@ -355,7 +357,7 @@ def _moved(made: ColumnMove, of: Numbers, others: Sequence[Numbers]) -> ColumnMo
 
 
 def _limit(n: int, m: int) -> float:
-    """Return the distance of two cumulative shares that equal distributions exceed once in 100."""
+    """Return the Kolmogorov-Smirnov distance that equal distributions exceed once in 100."""
     return 1.63 * math.sqrt((n + m) / (n * m))
 
 
@@ -367,7 +369,7 @@ def _gap(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _factor(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Return the number that multiplies ``x`` into ``y``; None below 1.4 either way."""
+    """Return the factor from ``x`` to ``y``; None if unclear, or between 1 / 1.4 and 1.4."""
     if not len(x) or not len(y):
         return None
     ends = [np.percentile(v, range(10, 100, 10)) for v in (x, y)]
@@ -379,7 +381,7 @@ def _factor(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def _spread_of_factor(x: np.ndarray, y: np.ndarray) -> float:
-    """Return three standard errors of the logarithm of the factor between two samples."""
+    """Return three standard errors of the log factor between two samples, cut to [0.01, 0.15]."""
     each = [v.std() / max(abs(v.mean()), 1e-300) / math.sqrt(len(v)) for v in (x, y)]
     return min(0.15, max(0.01, 3 * math.hypot(*each)))
 
@@ -409,7 +411,7 @@ def _words(of: Words) -> str:
 
 
 def _pair(name: str, mine: _Side, theirs: _Side) -> Sequence[Numbers | Words]:
-    """Return a column as numbers or words, or the forms of its texts; empty if it names rows."""
+    """Return a column as numbers, words or measures of its texts; empty if it only names rows."""
     x, y = mine.columns[name], theirs.columns[name]
     confirms = (mine.confirms, theirs.confirms)
     numbers = [np.array([_number(v) for v in values]) for values in (x, y)]

@@ -28,7 +28,7 @@ def level_of(worst: float, tau: float, error: float) -> Level:
 
 
 def where(sites: list[str]) -> str:
-    """Return the first site that differs, and whether all later ones do."""
+    """Return the first site that differs, followed by "onwards" if later sites differ too."""
     names = [s.removesuffix(":out") for s in sites]
     return places(names[:1]) if len(names) == 1 else f"{places(names[:1])} onwards"
 
@@ -64,7 +64,7 @@ class ReadingComparison(Rule):
 
     @abstractmethod
     def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
-        """Return how the rule ends on what the self-check found."""
+        """Return the rule's check of the self-check's results."""
 
     def alike(self, found: SelfCheck, deltas: Deltas, tau: float) -> Check:
         """Return the check of readings that agree, with a hint if narrow types hide differences."""

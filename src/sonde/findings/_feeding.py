@@ -1,4 +1,4 @@
-"""What a site could tell at all: how many numbers feed it, and what a mean over an image hides."""
+"""Limits of what a site can tell: how many numbers feed it, and what a mean over an image hides."""
 
 import itertools
 
@@ -10,8 +10,8 @@ from sonde.stats import MomentsState
 def fed_by_few(evidence: Evidence, n: int) -> set[str]:
     """Return the names of sites that are known to work on fewer than ``n`` numbers of an example.
 
-    All are where the model's input is so small, else linear layers that read so few for a row or
-    point, and those that follow such a site or a narrow one directly.
+    All sites, if the model's input has fewer numbers. Else linear layers that read fewer numbers
+    for a row or point, and sites that directly follow such a layer or a site narrower than ``n``.
     """
     model = evidence.model
     if not isinstance(model, ModelEvidence):
@@ -30,7 +30,7 @@ def fed_by_few(evidence: Evidence, n: int) -> set[str]:
 
 
 def is_input(site: SiteEvidence, evidence: Evidence) -> bool:
-    """Return whether a site holds what the model was given, which says nothing of the model."""
+    """Return whether a site holds the model's input, which says nothing about the model."""
     facts = evidence.model.sites if isinstance(evidence.model, ModelEvidence) else {}
     own = facts.get(site.schema.key)
     return site.schema.site.port == "in" or (own is not None and own.is_input)
@@ -47,10 +47,10 @@ def of_few_channels(evidence: Evidence, n: int) -> set[str]:
 
 
 def of_positions(site: SiteEvidence) -> MomentsState | None:
-    """Return full moments of single positions where a module slides over images or signals.
+    """Return full moments of single positions, if a module slides over images or signals.
 
-    There a mean over positions can hide what units tell: of one channel it says how bright the
-    image is, whatever the filter. None elsewhere.
+    A mean over positions can hide what units tell: with a single input channel it says how bright
+    the image is, whatever the filter. None for other modules, or if only variances are known.
     """
     eighth = site.all.eighth if slides(site) else None
     return None if eighth is None or eighth.scatter.ndim == 1 else eighth
@@ -63,5 +63,5 @@ def slides(site: SiteEvidence) -> bool:
 
 
 def means_alone(site: SiteEvidence) -> bool:
-    """Return whether only means over positions are known, as of rows that were stored so."""
+    """Return whether only means over positions are known, as for rows that were stored as means."""
     return slides(site) and site.all.eighth is None and site.schema.reducer.name == "mean"

@@ -26,7 +26,7 @@ Kind = Literal["error", "stuck", "value", "missing", "level"]
 
 @dataclass(frozen=True)
 class Change:
-    """Something that is otherwise from one row of the file on.
+    """A change that begins at one row of the file.
 
     Parameters
     ----------
@@ -34,11 +34,11 @@ class Change:
     name : str
         The column; "the answers" for errors.
     row : int
-        The first row, by planned order, from which on it is otherwise.
+        The first row after the change, by planned order.
     before, after : float
-        Share of rows; the median of numbers.
+        Share of rows on either side of the change; for a level, the median.
     p : float
-        Of the rows that did not choose the place, corrected for all series.
+        Chance on the rows that did not choose the place, corrected for all series.
     value : float
         The value of a column that holds one value.
     slip : int
@@ -213,7 +213,7 @@ def _sorted(classes: Int[np.ndarray, "row"]) -> bool:
 def _within(
     x: Float[np.ndarray, "row"], classes: Int[np.ndarray, "row"]
 ) -> Float[np.ndarray, "row"]:
-    """Return numbers less the mean of their class."""
+    """Return numbers minus the mean of their class."""
     out = x.astype(float).copy()
     for k in np.unique(classes):
         out[classes == k] -= x[classes == k].mean()
@@ -231,9 +231,9 @@ def _chance(kind: Kind, x: Any, flat: Any, early: Any, late: Any) -> float:
 
 
 def _chance_within(x: Any, classes: Any, early: Any, late: Any) -> tuple[float, float]:
-    """Return the chance if rows of a class change places at random, and the mean difference.
+    """Return the chance of the difference if order within classes is random, and its mean.
 
-    Normal approximation; a class that lies on one side alone tells nothing.
+    The chance is a normal approximation. A class with rows on one side only is left out.
     """
     total = variance = gap = weight = 0.0
     for k in np.unique(classes):
@@ -259,7 +259,7 @@ def _large(kind: Kind, before: float, after: float, early: Any, late: Any) -> bo
 
 
 def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]) -> Change:
-    """Say by how many rows labels slip, if answers fit the labels of other rows from there on."""
+    """Add how many rows labels slip, if answers after the change fit the labels of other rows."""
     shared = shared_rows(evidence)
     answers = _answers(evidence, order)
     if change.kind != "error" or answers is None or shared.order is None:
@@ -282,7 +282,7 @@ def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]
 
 @dataclass(frozen=True, eq=False)
 class _Answers:
-    """Answers and labels in the order of the file, and how far apart those that fit may be."""
+    """Answers and labels in the order of the file, and the largest distance at which they fit."""
 
     said: Float[np.ndarray, "row"]
     label: Float[np.ndarray, "row"]
@@ -308,7 +308,7 @@ def _answers(evidence: Evidence, order: Int[np.ndarray, "row"]) -> _Answers | No
 
 
 def _slips_from(answers: _Answers, examples: Int[np.ndarray, "row"], slip: int) -> int:
-    """Return the row before which labels as they are, and after which moved ones, fit best."""
+    """Return the row at which a switch from the given labels to moved labels fits answers best."""
     own = answers.fit(np.arange(len(examples))).astype(float)
     moved = own.copy()
     for i, example in enumerate(examples):

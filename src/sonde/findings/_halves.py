@@ -19,10 +19,10 @@ def interval(
     n_groups: int,
     figure: Callable[[Float[Tensor, "row dim"]], float],
 ) -> tuple[float | None, float | None]:
-    """Return a 95 % interval about ``value``: the spread of a figure over random halves.
+    """Return a 95 % interval about ``value`` from the spread of a figure over random halves.
 
-    The spread is that of the sample; where the data have more groups, ``n_groups``, it shrinks by
-    their root.
+    The spread comes from the sample. If the data have more groups (``n_groups``) than the sample,
+    the spread shrinks by the root of the ratio.
     """
     rows = rows_as_float(site.sample)
     if len(rows) < 8:

@@ -1,4 +1,4 @@
-"""How right the answers of one head are, by what its labels look like.
+"""How right the answers of one head are, judged by the kind of its labels.
 
 Each function returns the fields of a ``HeadAnswers``; rows without a label are NaN.
 """
@@ -25,7 +25,7 @@ Kind = Literal["accuracy", "label_accuracy", "rank_accuracy", "pixel_accuracy", 
 
 @dataclass(frozen=True)
 class Part:
-    """One of several labels, or one class of a map: how often it is right, or its overlap."""
+    """A label, a class of a map or a number: its share of right answers, overlap or rms error."""
 
     name: str
     value: float
@@ -71,7 +71,7 @@ def _is_map_of_classes(said: Tensor) -> bool:
 
 
 def _middle(said: Tensor) -> float:
-    """Return the number above which an answer is yes: half of probabilities, zero of logits."""
+    """Return the threshold above which an answer is yes: 0.5 for probabilities, 0 for logits."""
     return 0.5 if bool(((said >= 0) & (said <= 1)).all()) else 0.0
 
 
@@ -138,7 +138,7 @@ def _listed(rows: Shaped[Tensor, "row label"], names: Sequence[str]) -> tuple[st
 
 
 def _error(values: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> float:
-    """Return the standard error of the mean over groups; infinite if there is one."""
+    """Return the standard error of the mean over groups; infinite for fewer than two groups."""
     known = torch.isfinite(values)
     n_groups = len(torch.unique(group[known]))
     if n_groups < 2:
@@ -147,7 +147,7 @@ def _error(values: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> float:
 
 
 def _exchanged(answer: Tensor, truth: Tensor, own: float) -> tuple[str, float] | None:
-    """Return in which order the outputs fit the labels far better, on the other half of rows."""
+    """Return the order of outputs that fits far better on held-out rows, and its accuracy."""
     half = torch.arange(len(answer)) % 2 == 0
     signs, right = 2 * answer - 1, 2 * truth - 1
     agree = (1 + signs[half].T @ torch.nan_to_num(right[half]) / half.sum()) / 2

@@ -21,10 +21,10 @@ def held_out_scores(
     numbers: Int[Tensor, "class"],
     whole: bool,
 ) -> tuple[Float[Tensor, "row class"], Float[Tensor, "row class"]]:
-    """Return each row's score of each class, fitted without its fold, and the classes' log shares.
+    """Return each row's class scores, fitted without the row's fold, and the classes' log shares.
 
-    A fold is a quarter of the groups by hash. ``whole``: what is fitted on are all rows outside the
-    fold, also those that the sample left out; only right where no other row is of a held-out group.
+    A fold is a quarter of the groups by hash. With ``whole``, the fit uses all rows outside the
+    fold, also rows outside the sample; this is right only if none of these is of a held-out group.
     """
     scores = torch.full((len(x), len(numbers)), -math.inf, dtype=torch.float64)
     odds = torch.zeros_like(scores)

@@ -47,7 +47,7 @@ LINES = {
 def column_changes(x: Inputs, names: Sequence[str]) -> dict[str, Change]:
     """Return, by name, the changes that undo a wrong unit of one column or exchange two columns.
 
-    Empty where the columns have no names, or are more than 40.
+    Empty unless there are 2 to 40 columns and each has a name.
     """
     if len(names) != x.shape[1] or not 1 < len(names) <= MOST_COLUMNS:
         return {}
@@ -87,9 +87,10 @@ def changes(
 ) -> dict[str, Change]:
     """Return, by name, the changes that undo common mistakes in the scale of inputs.
 
-    Rows of numbers may be pictures, which could be turned, unless ``pictures`` is False. Scales are
-    known from all rows at once, so that a change is the same for every row. If ``x`` are some of
-    the rows, ``whole`` holds others too: darkest and brightest are taken from both.
+    Rows of a square number of values count as pictures, which can be turned, unless ``pictures``
+    is False. Scales come from all rows at once, so a change is the same for every row. If ``x``
+    holds only some of the rows, ``whole`` holds others: the darkest and the brightest value come
+    from both.
     """
     low, high = float(x.min()), float(x.max())
     span = (high - low) or 1.0
@@ -137,7 +138,7 @@ def changes(
 
 
 def _turned(picture: Sequence[int]) -> dict[str, Change]:
-    """Return the ways to turn pictures of a shape, also where their rows are one vector."""
+    """Return the changes that move or turn pictures of a shape, also if they come as vectors."""
 
     def turned(change: Change) -> Change:
         return lambda x: change(x.reshape(-1, *picture)).reshape(x.shape)

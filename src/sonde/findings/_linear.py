@@ -15,7 +15,8 @@ def metric_times(
 ) -> Float[Tensor, "dim vector"]:
     """Return ``S^-1 v`` for the shrunk covariance ``S`` of ``n`` rows with this scatter.
 
-    Solved by Cholesky; where rounding leaves ``S`` without one, on the directions that have data.
+    Solved by Cholesky. If rounding leaves ``S`` without a Cholesky factor, solved on the
+    directions that have data.
     """
     if scatter.ndim == 2 and bool(scatter.diagonal().sum() > 0):
         covariance, _ = shrunk(scatter / n, n, "oas")
@@ -55,8 +56,8 @@ def class_scores(
 ) -> Float[Tensor, "row class"]:
     """Return ``x . S^-1 m_k - m_k . S^-1 m_k / 2``: higher = nearer, all classes counted alike.
 
-    Adding the logarithm of the classes' shares gives the rule with the fewest errors under normal
-    rows of one covariance.
+    With the logarithm of the classes' shares added, the rule makes the fewest errors if classes
+    are normal with a shared covariance.
     """
     centre = fitted.grand_mean
     mean = fitted.mean - centre

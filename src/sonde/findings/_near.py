@@ -1,4 +1,4 @@
-"""Rows far nearer to another one than the rows around them are to each other."""
+"""Rows that lie far nearer to another row than the density around them explains."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ ELSEWHERE, EQUAL = 0.5, 1e-4
 
 @dataclass(frozen=True, eq=False)
 class NearPairs:
-    """Rows whose nearest neighbour is nearer than ``eps`` times their fifth.
+    """Rows whose nearest neighbour is closer than ``eps`` times the distance to the fifth.
 
     Parameters
     ----------
@@ -25,8 +25,8 @@ class NearPairs:
     ratio : Float[Tensor, "pair"]
         Nearest over fifth distance.
     eps, dim, expected, p : float
-        The limit; dimension of the rows around one; how many rows a smooth
-        density would put below the limit, and the chance of as many as were seen.
+        The limit; the local dimension of the rows; how many rows a smooth density
+        would put below the limit, and the chance of at least as many as were seen.
     n_alike : int, default=0
         Rows below the limit that were left out: they have the length of their partner.
     """
@@ -63,14 +63,15 @@ def near_pairs(
 ) -> NearPairs:
     """Return near pairs of rows in different groups, among ``x`` or between ``x`` and ``y``.
 
-    Where the density is even around a row, its four nearest neighbours lie uniformly inside the
-    fifth's ball, so the nearest of them is inside ``eps`` of its radius with chance
-    ``1 - (1 - eps^d)^4 < 4 eps^d``. ``eps`` is ``limit``, or less, so that ``chance`` rows are
-    expected below it. With the ``lengths`` of both sides, pairs of one length are left out and
-    counted: their density is not even, but that of all texts of this length. With the rows of both
-    sides ``elsewhere``, at another site, pairs count that are within half of the fifth's distance
-    there too: means over an image of one channel meet where two images are equally bright.
-    ``equal_alone`` asks this of equal rows alone, which may differ in what one site does not see.
+    If the density around a row is even, its four nearest neighbours lie uniformly in the ball that
+    reaches to the fifth. The nearest is then within ``eps`` of the ball's radius with chance
+    ``1 - (1 - eps^d)^4 < 4 eps^d``. ``eps`` is ``limit``, or less if more than ``chance`` rows
+    would be expected below it. With the ``lengths`` of both sides, pairs of equal length are
+    counted and left out, because texts of one length lie close together. With ``elsewhere``, the
+    rows of both sides at another site, a pair counts only if its distance there is at most half
+    of the distance to the fifth: means over one-channel images agree if two images are equally
+    bright. With ``equal_alone``, only pairs of equal rows must pass this test, since they may
+    differ in what the first site does not see.
     """
     other = x if y is None else y
     other_group = group if group2 is None else group2

@@ -105,9 +105,9 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
 
 @dataclass(frozen=True)
 class Rescaled:
-    """What a model's numbers are turned into so that they fit the targets, in words, as code ``y``.
+    """A change of a model's numbers that fits the targets: in words, and as code on ``y``.
 
-    ``error`` is the root mean square on the rows that did not choose it.
+    ``error`` is the root mean square error on the rows that the change was not fitted on.
     """
 
     words: str
@@ -118,9 +118,9 @@ class Rescaled:
 def rescaled(evidence: Evidence) -> Rescaled | None:
     """Return the simplest change of a regression's numbers that fits the targets; None if unknown.
 
-    A form without a parameter comes before a factor, a factor before a factor and an offset, and
-    these before a form with both: each is chosen and fitted on half of the groups, and taken if it
-    errs at most a tenth more on the other half than the best.
+    From simple to complex: a form without a parameter, a factor, a factor and an offset, and a form
+    with both. Each is fitted on half of the groups. The simplest change is taken whose error on the
+    other half is at most a tenth above the smallest error.
     """
     numbers = number_rows(evidence)
     if isinstance(numbers, str):
@@ -140,7 +140,7 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
 
 
 def _forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> dict[str, tuple[str, Form]]:
-    """Return what may turn answers ``x`` into targets ``y``, by words: the simplest first."""
+    """Return the changes that may turn ``x`` into targets ``y``, by words; the simplest first."""
     factor = float((x * y).sum() / x.square().sum().clamp(min=1e-300))
     power = 10.0 ** round(math.log10(abs(factor))) if factor else 1.0
     if abs(abs(factor) / power - 1) < NEAR_POWER:
@@ -165,7 +165,7 @@ def _forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> dict[str,
 
 
 def _line(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> tuple[float, float]:
-    """Return slope and offset of the least squares from ``x`` to ``y``."""
+    """Return slope and offset of the least-squares line from ``x`` to ``y``."""
     slope = float(torch.cov(torch.stack([x, y]))[0, 1] / x.var().clamp(min=1e-300))
     return slope, float(y.mean()) - slope * float(x.mean())
 

@@ -30,9 +30,9 @@ class Ordered:
 def of_tenths(x: Float[Tensor, "row dim"], seed: int = 0) -> Ordered:
     """Return the largest share of a column's variance that the tenths of the order explain.
 
-    Rows stand in the order. A share is the variance of the ten means over that of the rows. The
-    chance is that of the sum of all columns' shares: a normal law with the mean and spread that
-    random orders give.
+    Rows are given in the order. A share is the variance of the ten means over the variance of the
+    rows. The chance refers to the sum of all columns' shares, under a normal law with the mean and
+    spread of random orders.
     """
     x = x[:, x.amax(0) > x.amin(0)].double()
     if x.shape[1] == 0:
@@ -48,7 +48,7 @@ def of_tenths(x: Float[Tensor, "row dim"], seed: int = 0) -> Ordered:
 
 
 def of_neighbours(label: Int[Tensor, "row"], seed: int = 0) -> Ordered:
-    """Return the share of rows whose next row has the same label; rows stand in the order."""
+    """Return the share of rows whose next row has the same label; rows are given in the order."""
     draw = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(label), generator=draw) for _ in range(RESAMPLES)]
     alike = [label, *(label[order] for order in orders)]

@@ -30,23 +30,23 @@ Swap = Callable[[int, Rows, Rows, np.random.Generator], list[InputBatch]]
 @final
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The parts of inputs, and how one is exchanged.
+    """The parts of inputs, and how to exchange a part.
 
     Parameters
     ----------
     kind : {"place", "column", "token"}
     blocks : Float[np.ndarray, "part row number"]
-        What each part holds in every row; of a token whether the row has it.
+        What each part holds in every row; for a token, whether the row has it.
     words : callable
         ``words(part)`` names a part.
     swap : callable
-        ``swap(part, rows, donors, draw)`` gives the rows with the part of the donors; of a text,
-        with the token, and the phrase in which it always stands, replaced by tokens of the donors.
+        ``swap(part, rows, donors, draw)`` returns the rows with the part of the donors. In texts,
+        tokens of the donors replace the token and the phrase in which it always stands.
     control : callable
-        The same for as much that is not the part; of pictures and tables ``swap`` itself, whose
-        donors then have the same class.
+        Exchanges as many other tokens instead of the part. For pictures and tables this is
+        ``swap`` itself, with donors of the same class.
     n_numbers : int
-        Of one input.
+        Numbers in one input; for texts, tokens in the longest text.
     """
 
     kind: Kind
@@ -63,11 +63,11 @@ def parts_of(singles: Sequence[InputBatch], processor: object, names: Sequence[s
     Parameters
     ----------
     singles : sequence of InputBatch
-        Of one example each.
+        Inputs of one example each.
     processor : object
         The tokenizer of texts.
     names : sequence of str
-        Of the columns that the model is given.
+        Names of the columns that the model is given.
     """
     given = [[v for v in (*b.args, *b.kwargs.values()) if isinstance(v, Tensor)] for b in singles]
     if not given:
@@ -96,7 +96,7 @@ def _columns(singles: Sequence[InputBatch], x: Tensor, names: Sequence[str]) -> 
 
 
 def _places(singles: Sequence[InputBatch], x: Tensor) -> Parts:
-    """Return all squares of a quarter of the side, at steps of an eighth; of coarse pixels."""
+    """Return all squares of a quarter of the side, at steps of an eighth, read as coarse pixels."""
     height, width = x.shape[-2:]
     rough = x.detach().cpu().double()
     lines, wide = min(GRID, height), min(GRID, width)
@@ -132,7 +132,7 @@ def _pasting(singles: Sequence[InputBatch], x: Tensor, masks: Tensor) -> Swap:
 
 
 def _given(batch: InputBatch, x: Tensor) -> InputBatch:
-    """Return the inputs of an example with other tokens, or another only tensor."""
+    """Return the inputs of an example with ``x`` in place of its tokens or its only tensor."""
     if "input_ids" in batch.kwargs:
         return replace(batch, kwargs=batch.kwargs | {"input_ids": x})
     if batch.args:
@@ -180,7 +180,7 @@ class _Texts:
     def phrase(self, token: int) -> dict[int, int]:
         """Return the tokens that nearly always stand about a token, by their distance from it.
 
-        They go together: a model that reads a phrase does not miss one word of it.
+        They are exchanged together: a model that reads a phrase does not miss one word of it.
         """
         if token not in self.phrases:
             lists = [x.tolist() for x in self.ids]
@@ -204,7 +204,7 @@ class _Texts:
         donors: Rows,
         draw: np.random.Generator,
     ) -> list[InputBatch]:
-        """Return texts without a token and its phrase, or without as many others."""
+        """Return texts in which a token and its phrase, or as many other tokens, are replaced."""
         phrase = self.phrase(tokens[part])
         avoid = self.special | set(phrase.values())
         found = []

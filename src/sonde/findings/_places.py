@@ -63,7 +63,7 @@ def two_names(evidence: Evidence) -> tuple[str, str]:
 
 
 def rows_of(site: SiteEvidence, evidence: Evidence) -> str:
-    """Return how many rows a figure rests on, and of how many examples where these differ."""
+    """Return how many rows a figure rests on, and of how many examples if rows are tokens."""
     n = site.all.scalars.n
     if site.all.key == site.schema.key:
         return plural(n, "row")
@@ -131,7 +131,7 @@ def read_command(site: str) -> Step:
 def class_command(name: str, answer: str = "") -> Step:
     """Return the step that shows what answers to a class depend on, or those that are ``answer``.
 
-    A name with a comma cannot be one of a pair.
+    If a name has a comma, no pair can be written, and the step shows the class alone.
     """
     is_pair = answer and "," not in name + answer
     return Step("explain", {"pair": f"{name},{answer}"} if is_pair else {"class": name})
@@ -156,7 +156,7 @@ def rows_command(code: str, versus: bool = False) -> Step:
 def grouped_command(data: DataEvidence) -> Step | None:
     """Return the step that scans again with groups, which a column of a table names.
 
-    Images of a folder need a table that lists them; data sets that the package brings have none.
+    Images of a folder need a table that lists them. None for data sets that the package brings.
     """
     if data.name.startswith("sonde:"):
         return None
@@ -166,5 +166,5 @@ def grouped_command(data: DataEvidence) -> Step | None:
 
 
 def least_groups_for_silence(dim: int) -> int:
-    """Return the groups below which a unit that is active on 5 % of rows may look dead."""
+    """Return the number of groups below which a unit active on 5 % of rows may look dead."""
     return math.ceil(20 * math.log(dim / 0.01))

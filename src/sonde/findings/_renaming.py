@@ -25,7 +25,7 @@ class Renaming:
     answer_for : mapping of int to int
         For the label of each such class, what the model calls it.
     p : float
-        Chance of the counts where each class is called so no more often than by any other name,
+        Chance of the counts if each class gets this name no more often than any other name,
         corrected for the number of renamings that were tried.
     """
 
@@ -40,10 +40,10 @@ class Renaming:
         return called[found.truth]
 
     def gain(self, found: ClassAnswers) -> float:
-        """Return how far the model's renamed log loss lies below that of the labels' frequencies.
+        """Return how far the log loss after renaming lies below that of the labels' frequencies.
 
-        A share of the entropy of the labels: 1 = always sure and right, 0 = no better than naming
-        no input, which is where an untrained model stands whatever it answers.
+        As a share of the entropy of the labels: 1 = always sure and right, 0 = no better than an
+        answer that ignores the input, which is where an untrained model stands.
         """
         names = self.renamed(found)
         p = found.probability.gather(1, names.clamp(max=found.n_classes - 1)[:, None])[:, 0]
@@ -57,10 +57,10 @@ def renaming(found: ClassAnswers, level: float) -> Renaming | None:
     """Return the classes whose names are exchanged beyond doubt, or None if no class is.
 
     Exchanges are found on one half of the groups and tested on the other. Labels that pass names on
-    to each other are tested together, by their weaker half: in an exchange of two labels, the
-    answers must give each label the other's name more often than any third name. A single class
-    that is mistaken for another is an ordinary confusion and never counts, nor does a chain that
-    ends in a class without rows.
+    in a circle are tested together, by their weaker half. In an exchange of two labels, the answers
+    must give each label the other's name more often than any other name, its own included. A single
+    class that is mistaken for another is an ordinary confusion and never counts, nor does a chain
+    that ends in a class without rows.
     """
     rows = one_per_group(found.group)
     first = torch.remainder(found.group[rows], 2) == 0
@@ -99,7 +99,7 @@ def _assigned(table: Confusion, seen: Int[Tensor, "_class"]) -> dict[int, int]:
 
 
 def _linked(moved: Mapping[int, int], n_seen: int) -> list[list[int]]:
-    """Return the labels that pass names on to each other; all labels where every one is moved."""
+    """Return each circle of labels that exchange names; all labels together if all are moved."""
     if moved and len(moved) == n_seen and (n_seen > 2 or set(moved) & set(moved.values())):
         return [list(moved)]
     parts, left = [], set(moved)

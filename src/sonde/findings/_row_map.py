@@ -16,7 +16,8 @@ MOST_POINTS = 1000
 def row_map(evidence: Evidence) -> dict[str, Any] | None:
     """Return up to 1,000 rows along the two main directions of the site that shows most.
 
-    The site of best labels, else the last. By class, or by source and class against OTHER.
+    The site at which labels are told best, else the last. Points are marked by class; with OTHER,
+    by source and class.
     """
     if not evidence.sites:
         return None
@@ -56,7 +57,7 @@ def class_names(evidence: Evidence) -> list[str | None]:
 
 
 def _thinned(n: int, evidence: Evidence, both: int) -> Int[Tensor, "kept"]:
-    """Return the first rows by draw; where two sources follow one another, half of each."""
+    """Return the first rows by draw; if two sources follow one another, half from each."""
     if not both:
         return torch.arange(min(n, MOST_POINTS))
     own = len(shared_rows(evidence).group)

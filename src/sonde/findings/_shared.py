@@ -75,7 +75,7 @@ def shared_rows(evidence: Evidence) -> SharedRows:
 
 
 def joined(samples: Sequence[HashSampleState]) -> tuple[Int[Tensor, "row"], ...]:
-    """Return, for each sample, the indices of the rows that all have, in the order of the first."""
+    """Return, for each sample, the indices of the rows that all share, in the first one's order."""
     draws = [s.draw for s in samples]
     if not draws:
         return ()

@@ -24,17 +24,17 @@ class Unused:
 
 
 class Silent:
-    """The modules that stay silent, over one forward that is watched closely and all later ones.
+    """The modules that no forward uses: the first forward is watched closely, later ones by calls.
 
-    In the first forward every operation's operands are compared with the memory of the parameters,
-    so a weight that a function uses counts. After it, and in the probe forward before it, a silent
-    module that is called is silent no more.
+    In the first forward, the operands of every operation are compared with the memory of the
+    parameters, so a weight that a plain function uses counts as used. In later forwards, and in
+    the probe forwards before, a module counts as used if it is called.
 
     Parameters
     ----------
     root : nn.Module
     probe : Probe
-        What ran in the probe forwards.
+        Knows which modules ran in the probe forwards.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Silent:
         self.n_forwards += 1
 
     def unused(self) -> list[Unused]:
-        """Return the outermost modules that nothing used, but for heads that nobody asked for."""
+        """Return the outermost modules that nothing used, except heads that nobody asked for."""
         quiet = {name for name in self._candidates if not self._has_run(name)}
         return [
             Unused(name, count)

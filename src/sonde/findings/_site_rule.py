@@ -14,7 +14,7 @@ Reached = tuple[Level, float] | None
 
 @dataclass(frozen=True)
 class Measured:
-    """The number of each site that is judged, by its name.
+    """The number that is judged at each site, by the site's name.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Worst:
         return self.found.kept[self.site.name]
 
     def also(self, words: str = "Also", names: list[str] | None = None) -> str:
-        """Return at which other sites it was seen; empty where at none."""
+        """Return a sentence that lists the other sites, empty if there are none."""
         others = [n for n in names or self.names if n != self.site.name]
         return f"{words} at {places(others)}." if others else ""
 
@@ -63,15 +63,15 @@ class Worst:
 class SiteRule(Rule):
     """A rule that takes one number at each site and holds it against a limit for each level.
 
-    The site of the highest level, and among those the most extreme number, gives figure and
-    sentence; all sites that reach a level are named. A subclass says what is measured
-    (``measured``) and in which words (``said``); its fields ``note``, ``warning`` and ``error``
-    are the limits. The other methods are for what differs from this.
+    Figure and sentence come from the site of the highest level, and in a tie from the most extreme
+    number. All sites that reach a level are named. A subclass says what is measured (``measured``)
+    and in which words (``said``); its fields ``note``, ``warning`` and ``error`` are the limits.
+    A rule that differs from this overrides the other methods.
 
     Attributes
     ----------
     figure_name, unit : str
-        Of the figure.
+        Name and unit of the figure.
     below : bool
         Whether numbers below a limit reach it, instead of those at or above it.
     """
@@ -101,7 +101,7 @@ class SiteRule(Rule):
         return {"n_rows": site.all.scalars.n}
 
     def more(self, worst: Worst) -> dict[str, Any]:
-        """Return fields of the finding that replace the usual ones, and further ones."""
+        """Return fields of the finding that replace or extend the usual fields."""
         return {}
 
     def check(self, evidence: Evidence) -> Check:

@@ -31,10 +31,10 @@ class Doubts:
     Parameters
     ----------
     named : Int[Tensor, "row"]
-        The class that speaks for itself most beside the label.
+        The class with the most support, apart from the label.
     doubt : Float[Tensor, "row"]
-        Mean of two differences, that class less the label: of the held-out probabilities, and of
-        the shares of the nearest rows. In [-1, 1]; above 0 another class is likelier.
+        Support of that class minus support of the label: the mean of the held-out probability and
+        of the share of the nearest rows. In [-1, 1]; above 0 another class is likelier.
     """
 
     named: Int[Tensor, "row"]
@@ -43,7 +43,7 @@ class Doubts:
 
 @dataclass(frozen=True, eq=False)
 class SuspectLabels:
-    """Rows whose label speaks against them, the surest first.
+    """Rows whose label is doubtful, the most doubtful first.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ class SuspectLabels:
     doubts : Doubts
         Of all evaluated rows.
     planted, found : int
-        Labels that were exchanged on these rows for a check, and how many of them stood among as
-        many first rows of the list.
+        How many labels were exchanged for a check, and how many of these stood among the first
+        ``planted`` rows of the list.
     """
 
     row: Int[Tensor, "suspect"]
@@ -64,16 +64,17 @@ class SuspectLabels:
 
 @dataclass(frozen=True, eq=False)
 class OneWay:
-    """A class whose rows are often labelled as another class, and hardly ever the other way round.
+    """A class whose rows are labelled as another class clearly more often than the other way round.
 
     Parameters
     ----------
     of, called : int
         Indices of the class that the rows look like, and of the label that they have.
     rows : Int[Tensor, "row"]
-        The evaluated rows.
+        Evaluated rows that look like ``of`` but are labelled ``called``; the clearest first.
     share, back : float
-        Share of the rows that look like ``of`` but are labelled ``called``; and the reverse.
+        Share of label ``called`` among rows that look like ``of``; and the reverse. Only these two
+        labels count.
     p : float
     """
 
@@ -126,7 +127,7 @@ def _doubts(
     learned: Int[Tensor, "row"],
     label: Int[Tensor, "row"],
 ) -> Doubts:
-    """Return what speaks against each label, by a probe and neighbours of labels ``learned``."""
+    """Return the doubts about each label, by a probe and neighbours with the labels ``learned``."""
     p = _scores(evidence, found, learned).softmax(1).nan_to_num(0.0)
     k = min(NEIGHBOURS, found.n_rows - 1)
     x = found.x(found.best)
@@ -145,9 +146,9 @@ def _doubts(
 def one_way(evidence: Evidence) -> OneWay | None:
     """Return the surest pair of classes with labels that are wrong in one direction, or None.
 
-    Rows that look like one class and have another label are as typical of that class as its own
-    rows, and there are hardly any of the opposite kind; both hold on each half of the groups. Ask
-    ``labels.usable`` first.
+    Rows that look like the first class and have the label of the second are about as typical of
+    the first class as its own rows, and errors in the opposite direction are at most 0.6 times as
+    frequent. Both hold on each half of the groups. Ask ``labels.usable`` first.
     """
     found = label_evidence(evidence)
     score = _scores(evidence, found, found.truth)
@@ -192,9 +193,9 @@ def _pair(
 
 
 def _clear(margin: Float[Tensor, "row"], wrong: Tensor, own: Tensor) -> int:
-    """Return how many wrong rows lie as far on a class's side as 19 of 20 of its own.
+    """Return how many wrong rows lie beyond the 5 % quantile of the margins of a class's own rows.
 
-    A row between two classes is classified one way or the other by chance.
+    Rows between two classes do not count: they are classified either way by chance.
     """
     return int((margin[wrong] >= torch.quantile(margin[own], 0.05)).sum())
 

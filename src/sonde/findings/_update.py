@@ -1,4 +1,4 @@
-"""How much a block changes what it receives, in units of the spread of that."""
+"""How much a block changes its input, in units of the input's spread."""
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from sonde.stats.halves import random_halves
 
 
 def update_per_spread(update: MomentsState, received: MomentsState) -> float | None:
-    """Return the size of an update: the median over units of its rms over the spread before it.
+    """Return an update's size: the median over units of its rms divided by the spread before it.
 
     None if no unit varied before the update.
     """

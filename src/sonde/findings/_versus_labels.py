@@ -33,11 +33,11 @@ class LabelComparison:
     classes : tuple of str
         Names of all labels and answers of either side.
     labels, answers : pair of Int[np.ndarray, "class"]
-        How many inputs of DATA and of OTHER have each label; how many sampled rows are answered
-        so.
+        How many inputs of DATA and of OTHER have each label, and how many sampled rows get each
+        answer.
     corrected : Float[np.ndarray, "class"] or None
-        Shares of the labels of OTHER that its answers speak for, given how often rows of each label
-        of DATA get each answer; None if that cannot be told.
+        Shares of OTHER's labels, estimated from its answers and from how often rows of DATA with
+        each label get each answer; None if there is no estimate.
     expected : float or None
         Accuracy on OTHER if each of its classes were as easy as it is in DATA.
     """
@@ -58,7 +58,7 @@ class LabelComparison:
 
     @property
     def shift(self) -> tuple[float, float] | None:
-        """Half the summed difference of the shares of labels, and the chance of such counts."""
+        """Total variation distance of the label shares, and its chance if both sides are alike."""
         return _difference(*self.labels)
 
 
@@ -82,7 +82,7 @@ def share_chance(table: Float[np.ndarray, "side class"] | Int[np.ndarray, "side 
 
 @once
 def label_comparison(evidence: Evidence) -> LabelComparison | None:
-    """Return labels and answers of both sides by name; None without OTHER or without either."""
+    """Return labels and answers of both sides by name; None without OTHER, or if none is known."""
     if evidence.versus is None:
         return None
     sides = (evidence, evidence.versus.other)
@@ -172,7 +172,7 @@ def _expected(
 def accuracy(evidence: Evidence, of_other: bool = False) -> dict[str, Any] | None:
     """Return how often the model is right on labelled rows of a side, with a 95 % interval.
 
-    Classes that OTHER alone has may be new to the model.
+    In OTHER, labels may go beyond the model's classes; their rows are wrong.
     """
     right = right_rows(evidence)
     side = evidence.versus.other if of_other else evidence
@@ -192,7 +192,7 @@ def _share(right: Bool[Tensor, "row"], group: Int[Tensor, "row"]) -> dict[str, A
 
 @dataclass(frozen=True)
 class SharedContent:
-    """Inputs whose content both sides have: how many of DATA, how many of OTHER, of how many."""
+    """How many inputs of DATA and of OTHER have content that both sides have, and of how many."""
 
     mine: int
     n_mine: int

@@ -37,14 +37,14 @@ class WeakRows:
     where : Int[Tensor, "row"]
         The shared rows that have a label.
     wrong : Float[Tensor, "row"]
-        1 where the answer is not the label; of a regression how far it is off, of a text its nats
-        per token.
+        1 if the answer is not the label, else 0; for a regression, how far off it is; for a text,
+        its nats per token.
     label, answer, group : Int[Tensor, "row"]
-        Where there are no classes, labels and answers are -1.
+        Without classes, labels and answers are -1.
     columns : dict of str to values of each row
     groups : list of WeakGroup
-        All that were counted on the second half, worse or not, the worst first; their rows are
-        indices into ``where``.
+        All groups that were measured on the second half, worse than the rest or not; the worst
+        first. Their rows are indices into ``where``.
     """
 
     where: Int[Tensor, "row"]
@@ -99,7 +99,7 @@ def _states(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Tensor]:
 
 
 def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Any]:
-    """Return the known columns of the inputs: those of the reading, and the user's."""
+    """Return the known columns of the inputs: from the reading, the user's, and file names."""
     shared = shared_rows(evidence)
     found: dict[str, Any] = {}
     for name in OF_ROWS:
@@ -115,7 +115,7 @@ def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, An
 
 
 def file_names(evidence: Evidence, examples: Sequence[int]) -> dict[str, list[str]]:
-    """Return how the names of the files begin, their last number left out, where few begin so."""
+    """Return the files' names without their last number, if 2 to 12 such beginnings occur."""
     place = evidence.data.place
     if not evidence.data.by_name or place is None:
         return {}
@@ -199,7 +199,7 @@ def worst_pairs(
 
 
 def members(evidence: Evidence, found: WeakRows, group: WeakGroup) -> list[int]:
-    """Return a group's shared rows: those that went wrong first, then the most typical ones.
+    """Return a group's shared rows: wrong rows first, and within these the most typical first.
 
     Typical rows are nearest to the members' mean state at the last site.
     """
@@ -213,7 +213,7 @@ def members(evidence: Evidence, found: WeakRows, group: WeakGroup) -> list[int]:
 def weak_table(
     evidence: Evidence, found: WeakRows, groups: Sequence[WeakGroup]
 ) -> list[dict[str, Any]]:
-    """Return groups for a report: what tells them, how often it is right there, members."""
+    """Return groups for a report: their conditions, the accuracy inside and elsewhere, members."""
     return [_entry(evidence, found, group) for group in groups]
 
 

@@ -39,7 +39,7 @@ class WeakGroupRule(Rule):
         return []
 
     def is_expected(self, evidence: Evidence, found: WeakRows, group: WeakGroup) -> bool:
-        """Return whether the model itself expects to be worse there: a note, no warning."""
+        """Return whether the model itself expects the larger loss; the finding is then a note."""
         return False
 
     def tables(

@@ -22,13 +22,13 @@ KNOWN: Final = ("truth", "answer", "confidence", "loss", "right")
 
 
 def answered_rows(evidence: Evidence, checks: Sequence[Check] = ()) -> list[dict[str, Any]]:
-    """Return each sampled row of DATA, the wrong ones of the largest loss first.
+    """Return each sampled row of DATA: wrong rows first, then by falling loss.
 
-    A classifier has truth, answer, confidence (the answer's probability), loss (nats) and whether
-    it is right; a regression truth, answer and loss (squared error); a language model the loss of a
-    text (nats per token); of several labels and maps the loss is the share of wrong answers, of
-    ranks the distance. What is not known is None. ``findings`` are codes, each with the figure by
-    which it counts this row.
+    Rows of a classifier have truth, answer, confidence (the answer's probability), loss (nats) and
+    whether the answer is right. Rows of a regression have truth, answer and loss (squared error);
+    rows of a language model have the loss of a text (nats per token). With several labels or a map,
+    the loss is the share of wrong answers; with ranks, the distance. Unknown fields are None.
+    ``findings`` maps each code to the figure by which the finding counts this row.
     """
     shared = shared_rows(evidence)
     if shared.order is None:
@@ -55,7 +55,7 @@ def answered_rows(evidence: Evidence, checks: Sequence[Check] = ()) -> list[dict
 
 
 def _group(key: bytes) -> str:
-    """Return a group as the user wrote it; one that is a hash of a document in digits."""
+    """Return a group as the user wrote it, or in hex digits if it is the hash of a document."""
     try:
         return key.decode()
     except UnicodeDecodeError:
@@ -112,7 +112,7 @@ def _of_classes(
 def wrong_pairs(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Return the wrong rows by pair of truth and answer, the commonest pairs and worst rows first.
 
-    Where right and wrong are not known, the rows of the largest loss, as one group.
+    If right and wrong are not known, the rows of the largest loss form a single group.
     """
     if all(row["right"] is None for row in rows):
         known = [row for row in rows if row["loss"] is not None]

@@ -1,4 +1,4 @@
-"""How often a model's own answers are right, beside what labels and its layers allow.
+"""How often a model's own answers are right, compared with simple guesses and with its layers.
 
 A classifier is compared with the labels of the data, a language model with the next tokens, a
 regression with its targets.
@@ -44,7 +44,7 @@ class ClassAnswers:
         What the model gives each of its classes.
     group : Int[Tensor, "row"]
     doubt : float
-        Mean entropy of the model's probabilities, in [0, 1] of that of equal ones.
+        Mean entropy of the model's probabilities, as a share of the entropy of equal ones.
     majority : float
         Share of the most frequent label.
     renamed : float
@@ -52,7 +52,7 @@ class ClassAnswers:
     unseen : float
         Share of answers that are no row's label.
     labels : LabelEvidence or None
-        What a linear probe finds at each site on the same rows, where classes have enough.
+        What a linear probe finds at each site on the same rows; None if classes have too few rows.
     """
 
     truth: Int[Tensor, "row"]
@@ -121,7 +121,7 @@ def class_answers(evidence: Evidence) -> ClassAnswers | str:
 
 
 class ClassAnswersRule(Rule):
-    """A rule about a classifier's own answers: it speaks where labels say which are right."""
+    """A rule about a classifier's own answers; it applies if labels say which answers are right."""
 
     def check(self, evidence: Evidence) -> Check:
         """Judge the answers, or say what is missing."""
@@ -135,14 +135,14 @@ class ClassAnswersRule(Rule):
 
     @abstractmethod
     def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
-        """Return how the rule ends on these answers, compared with a probe of the labels."""
+        """Return the rule's check of these answers, compared with a probe of the labels."""
 
 
 def right_rows(evidence: Evidence, new_classes: bool = False) -> Float[Tensor, "row"] | None:
-    """Return of each sampled row whether the model is right, NaN without a label; None if unknown.
+    """Return whether the model is right on each sampled row, NaN without a label; None if unknown.
 
     Cheaper than ``class_answers``: no probe is fitted. With ``new_classes`` the labels may have
-    more classes than the model answers; their rows are wrong.
+    more classes than the model; rows of the additional classes are wrong.
     """
     columns = answer_columns(evidence, new_classes)
     if isinstance(columns, str):
@@ -200,7 +200,7 @@ def _order(evidence: Evidence) -> str:
 def _best_order(
     answer: Int[Tensor, "row"], truth: Int[Tensor, "row"], n: int
 ) -> Int[Tensor, "output"]:
-    """Return the class of each output with which most answers are right."""
+    """Return the one-to-one choice of a class for each output that makes most answers right."""
     table = torch.bincount(answer * n + truth, minlength=n * n).reshape(n, n)
     _, columns = linear_sum_assignment(table.numpy(), maximize=True)
     return torch.from_numpy(columns)
@@ -247,7 +247,7 @@ def _with_heads(section: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
 
 
 def _of_heads(heads: Heads) -> dict[str, Any]:
-    """Return the section of a model whose first head is none of classes with logits."""
+    """Return the section of a model whose answers only the heads can judge."""
     first = of_head(heads.found[0])
     shared = {name: first[name] for name in ("measure", "value", "low", "high", "commonest")}
     nothing = dict.fromkeys(("per_byte", "chance", "last", "best", "confusion"))
@@ -278,10 +278,10 @@ def _of_numbers(found: NumberAnswers) -> dict[str, Any]:
 
 
 def confusion(evidence: Evidence) -> dict[str, Any] | None:
-    """Return which label gets which answer, over all sampled rows with a label.
+    """Return how often each label gets each answer, over all sampled rows with a label.
 
-    The table holds every class where there are few, else the classes of the ``pairs`` alone, which
-    are the wrong answers with the most rows. None if the model's answers are not known.
+    The table holds every class if there are few, else only the classes in ``pairs``, the wrong
+    answers with the most rows. None if the model's answers are not known.
     """
     columns = answer_columns(evidence)
     if isinstance(columns, str) or not bool((columns[1] >= 0).any()):

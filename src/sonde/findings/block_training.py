@@ -25,11 +25,11 @@ class BlockTraining:
     ----------
     paths : tuple of str
     edge : tuple of float
-        Mean logarithm of the largest singular value over that of random entries as large.
+        Mean logarithm of the largest singular value over that of random entries of equal size.
     size : tuple of float
         Mean logarithm of the root mean square of weight matrices.
     moved : tuple of float
-        Logarithm of how far the weights of norms lie from where they start, 1.
+        Logarithm of the root mean square distance of norm weights from 1, where they start.
     """
 
     paths: tuple[str, ...]
@@ -76,10 +76,10 @@ def _norm_weight(module: nn.Module) -> Tensor | None:
 
 
 def less_trained(found: BlockTraining, ratio: float) -> list[int]:
-    """Return the blocks that at least two figures set apart as the lower ones; empty if none.
+    """Return the blocks that at least two figures set apart as the lower blocks; empty if none.
 
-    A figure sets blocks apart where its largest gap is ``ratio`` times as wide as what lies on
-    either side of it.
+    A figure sets blocks apart if its largest gap is ``ratio`` times as wide as the range of values
+    on either side of the gap.
     """
     figures = [f for f in (found.edge, found.size, found.moved) if len(f) == len(found.paths)]
     apart = [_lower(values, ratio) for values in figures]

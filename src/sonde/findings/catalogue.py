@@ -27,7 +27,7 @@ def rule_classes() -> dict[str, type[Rule]]:
 
 
 def check_code(code: str) -> str:
-    """Return a code in capitals, or an error with near ones."""
+    """Return a code in capitals; raise with similar codes if it does not exist."""
     if code.upper() not in rule_classes():
         raise InputError(f"no finding has the code {code!r}.{near(code.upper(), rule_classes())}")
     return code.upper()

@@ -25,14 +25,14 @@ class Cause:
     effects : tuple of str
         Codes that it explains; empty = all others.
     reach : {"anywhere", "same", "same or later"}
-        Where an effect must lie, at all of its sites, to be explained: at any site, at sites of the
-        cause, or there and after.
+        Where all sites of an effect must lie for it to be explained: anywhere, at sites of the
+        cause, or at the first of these and after.
     levels : tuple of str
         Levels of the cause at which it explains anything.
     least : float
-        Effect of the cause from which on it explains anything.
+        Smallest effect of the cause at which it explains anything.
     void : str
-        If given, effects are withheld, raised or not, and this is the reason.
+        If given, effects are withheld for this reason, whether raised or clear.
     """
 
     cause: str

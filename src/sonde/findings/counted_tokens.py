@@ -1,4 +1,4 @@
-"""What counts of one, two and three tokens of the other texts predict: what any model must beat."""
+"""Predictions from counts of one to three tokens of the other texts, which any model must beat."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -22,8 +22,8 @@ def counted_losses(
 ) -> list[Float[Tensor, "order _token"]]:
     """Return the loss in nats of each token after the first, by counts of one to three tokens.
 
-    Counts are of at most 131,072 tokens of the data's texts, without a text's own group and those
-    that share its quarter by hash.
+    Counts are of the data's first texts, about 131,072 tokens, without a text's own group and the
+    groups that share its quarter by hash.
     """
     read, fold_of = _read(inputs), _Folds(seed)
     found: list[Tensor] = [torch.zeros(0)] * len(texts)
@@ -69,7 +69,7 @@ def _read(inputs: Inputs) -> list[tuple[bytes, Ids]]:
 
 
 class _Counts:
-    """Counts of up to three tokens, smoothed as Witten and Bell (1991) do.
+    """Counts of runs of up to three tokens, smoothed as in Witten and Bell (1991).
 
     The chance of a token after ``h`` is ``(count + kinds lower) / (total + kinds)``, where
     ``kinds`` is how many different tokens followed ``h``, and ``lower`` the chance by the shorter

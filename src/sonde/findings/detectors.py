@@ -29,10 +29,10 @@ SCAN_NEIGHBOURS = 2048
 
 
 def chosen_detectors(stream: Stream, chosen: Sequence[Detector]) -> dict[tuple[str, str], Task]:
-    """Return every detector at every pooled site, those of logits alone at the last.
+    """Return the tasks of every detector at every pooled site; of logits alone, at the last site.
 
-    Those of the final linear layer stand where its input was read. The name of each is its class,
-    with what it does otherwise for rows of this width, and its site.
+    Detectors of the final linear layer stand where its input was read. The name of each task is
+    the detector's class, with the parameters that the width of the rows changed, and its site.
     """
     has_logits = stream.first_batch().logits is not None
     pooled = [s for s in stream.schema if "|" not in s.key]
@@ -59,7 +59,7 @@ def _name_at(mine: Detector, asked: Detector) -> str:
 
 
 def with_columns_of(stream: LiveStream, chosen: Sequence[Detector]) -> LiveStream:
-    """Return a stream that also brings what detectors score: moved inputs, the head's input."""
+    """Return a stream that also brings what detectors score: moved inputs, logits, head inputs."""
     steps = [method.reading()["perturb"] for method in chosen if "perturb" in method.reading()]
     if steps:
         stream = replace(stream, perturb=Perturbation.from_json(steps[0]))
@@ -88,7 +88,7 @@ def _sites_of(method: Detector, pooled: list[SiteSchema], heads: set[str]) -> li
 
 
 def _check_single_pass(method: Detector) -> None:
-    """Refuse a detector that one forward pass over rows of one site cannot fit, or cannot score."""
+    """Raise if a single pass over the rows of a single site cannot fit or score a detector."""
     reads = method.all_reads().values()
     needs = {*score_needs(method), *(n for read in reads for n in read.statistic.needs())}
     strange = sorted(set(score_needs(method)) - {"x", *SAMPLED_COLUMNS})

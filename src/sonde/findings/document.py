@@ -86,7 +86,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
 
 
 def _answers(evidence: Evidence) -> dict[str, Any] | None:
-    """Return how often the model is right, and how sure it is where that is off."""
+    """Return how often the model is right, and how sure a classifier is if that is clearly off."""
     found = answers_section(evidence)
     if found is None or found["measure"] != "accuracy":
         return found
@@ -258,7 +258,7 @@ def hash_ids(value: Any, is_id: bool = False) -> Any:
 
 
 def _name_places(rows: list[dict[str, Any]], place: Place) -> None:
-    """Add ``places`` to rows of a table that say their ``examples``, which are taken off."""
+    """Replace the ``examples`` of a table's rows by their ``places``."""
     for row in rows:
         found = [place(example) for example in row.pop(EXAMPLES)]
         row["places"] = [name for name in found if name is not None]

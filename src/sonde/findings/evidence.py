@@ -42,10 +42,10 @@ class AllRows:
     eighth : MomentsState or None
         Full moments of an eighth of the rows; None if rows are pooled.
     groups : GroupMeansState or None
-        Variance of the mean over an example's rows against that of the rows.
+        Variance of the examples' means, against the variance of the rows.
     update, received : MomentsState or None
         Diagonal moments of the change since the previous site, if the widths agree, and of the
-        rows there. For the first site, the change since its input.
+        previous site's rows. For the first site, its input stands for the previous site.
     """
 
     key: str
@@ -67,7 +67,7 @@ class SiteEvidence:
     ----------
     schema : SiteSchema
     n_rows, n_nonfinite : int
-        Pooled rows that arrived, and those not finite (over pooled and all rows).
+        Pooled rows that arrived; non-finite rows among the pooled or all rows, whichever are more.
     moments : MomentsState
         Pooled rows; diagonal above dim 2,048.
     classes : ClassMomentsState or None
@@ -103,7 +103,7 @@ class SiteEvidence:
 
     @property
     def is_wide(self) -> bool:
-        """Whether the moments are variances alone: what needs directions reads the sample."""
+        """Whether the moments are variances alone; rules on directions then read the sample."""
         return self.moments.scatter.ndim == 1
 
     @cached_property
@@ -129,7 +129,7 @@ class DataEvidence:
     label_names : tuple of str or None
         Names by class number.
     labels_are_models : bool
-        Whether these are the model's own classes.
+        Whether the labels are the model's own classes.
     target : Float[Tensor, "example"] or None
         Numbers of a label column that a regression should give; NaN = none.
     n_truncated, n_tokens_cut, n_tokens, n_skipped : int
@@ -142,7 +142,7 @@ class DataEvidence:
     own_columns : callable or None
         Gives the columns of examples that are no input, label, id or group, by name.
     key_columns : callable or None
-        Gives those that can name a row: inputs and ids too.
+        Gives the columns that can name a row: inputs and ids too.
     inputs : tuple of str
         Names of the columns that the model is given.
     by_name : bool
@@ -200,8 +200,8 @@ class Evidence:
     sites : tuple of SiteEvidence
         In order of execution.
     columns : dict of str to HashSampleState
-        Columns of the sampled pooled rows at the first site: label, group, order, logits, length,
-        padding, truncated, size, brightness, those that the stream has.
+        Columns of the sampled pooled rows at the first site, if the stream has them: label, order,
+        logits, perturbed_logits, length, padding, truncated, size, brightness, constant.
     data : DataEvidence
     counters : dict
         ``rows|key``, ``nonfinite|key``, ``examples``.
@@ -226,7 +226,7 @@ class Evidence:
     blocks : BlockTraining or None
         How far training has moved each block.
     heads : Heads or None
-        The answers of each head, where one column of classes or numbers does not say it all.
+        The answers of each head, if one column of classes or numbers does not suffice.
     shortcuts : callable or None
         Looks in the inputs for small parts that tell the label, given this evidence.
     versus : VersusEvidence or None

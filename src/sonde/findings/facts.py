@@ -36,11 +36,11 @@ def data_evidence(stream: Stream, name: str, limited: bool = False) -> DataEvide
 
 
 def by_answers(data: DataEvidence, logits: Tensor | None) -> DataEvidence:
-    """Return the facts with a column of numbers read as the model's answers ask for.
+    """Return the facts with a column of numbers read as targets or as classes.
 
-    They are targets where the model gives one number for a row, unless they are 0 and 1 (-1 =
-    none): then that number is the logit, or the probability, of class 1. Elsewhere whole numbers
-    are classes.
+    The numbers are targets if the model gives a single number for a row, unless all are 0 or 1
+    (-1 = none): then the model's number is the logit, or the probability, of class 1. For other
+    models, whole numbers are classes.
     """
     if data.target is None:
         return data
@@ -142,7 +142,7 @@ def _starts(batch: Batch) -> list[int]:
 
 
 def _pieces(examples: Sequence[_Example]) -> Int[Tensor, "example"]:
-    """Return which piece of its document each example is: they are numbered by their starts."""
+    """Return which piece of its document each example is, numbered in the order of their starts."""
     begun: Counter[tuple[bytes, int]] = Counter()
     pieces = torch.zeros(len(examples), dtype=torch.int64)
     for i in sorted(range(len(examples)), key=lambda i: examples[i].start):

@@ -1,9 +1,10 @@
 """Which layers still look as their initialiser left them: distribution, spectrum and biases.
 
-The shape of weights alone proves nothing. A layer counts only if its entries are those of a usual
-initialiser, none of its directions stands out of the spectrum of such random entries (training adds
-few strong ones), its input passes through it no more strongly than through random weights, and it
-knows nothing of its neighbours: layers that learned together pass on what the other one reads.
+The distribution of weights alone proves nothing. A layer counts only if four things hold. Its
+entries fit a usual initialiser. No direction stands out of the spectrum of random entries (training
+adds a few strong directions). Its input passes through it as strongly as through random weights. It
+passes on no more from one neighbour to the next than random weights do, unlike layers that learned
+together.
 """
 
 import math
@@ -42,7 +43,7 @@ class Fresh:
     edge : float
         Largest singular value over the edge of the spectrum of random entries.
     bias : str
-        ``zero``, ``drawn`` or empty: that its bias is as an initialiser leaves it.
+        ``zero`` or ``drawn``, as an initialiser leaves the bias; empty without a bias.
     """
 
     path: str
@@ -70,7 +71,7 @@ class FreshLayers:
     sizes : mapping of path to Size
         All layers that were looked at.
     tables : tuple of Fresh
-        Embeddings that look so, of a spread that training changes.
+        Embeddings that look untrained, of a spread small enough for training to change it.
     """
 
     fresh: tuple[Fresh, ...] = ()
@@ -108,9 +109,9 @@ def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
 
 
 def _fresh_tables(stream: LiveStream) -> Iterator[Fresh]:
-    """Yield the embeddings that ran whose rows are random normal numbers of one small spread.
+    """Yield the embeddings that ran and hold random normal numbers of one small spread.
 
-    Training hardly changes those of spread 1, with which torch draws them.
+    Embeddings of spread 1, as torch draws them, are left out: training hardly changes them.
     """
     for name, module in stream.probe.names.modules.items():
         if not (isinstance(module, nn.Embedding) and stream.probe.calls(name) > 0):
@@ -130,12 +131,12 @@ def _fresh_tables(stream: LiveStream) -> Iterator[Fresh]:
 
 
 def _combined(p: Sequence[float]) -> float:
-    """Return Fisher's p-value of several."""
+    """Return the p-value that Fisher's method combines from several p-values."""
     return float(chi2.sf(-2 * sum(math.log(max(one, 1e-300)) for one in p), 2 * len(p)))
 
 
 def _layers(stream: LiveStream) -> Iterator[tuple[str, Matrix, Tensor | None]]:
-    """Yield the linear maps that ran, as matrices over what enters them, with their bias."""
+    """Yield the linear and convolutional layers that ran: name, (output, input) matrix and bias."""
     names = stream.probe.names.modules
     ran = [n for n in names if stream.probe.calls(n) > 0]
     for name in sorted(ran, key=lambda n: stream.probe.order(n, 0, "out")):
@@ -192,7 +193,7 @@ def _uniform(x: np.ndarray, bound: float) -> np.ndarray:
 
 
 def _law(weight: Matrix) -> _Law | None:
-    """Return the usual initialiser whose entries these are."""
+    """Return the usual initialiser that fits the entries best, or None if none fits."""
     rows, columns = weight.shape
     entries = _some(weight)
     bounds = {
@@ -225,7 +226,7 @@ def _law(weight: Matrix) -> _Law | None:
 
 
 def _evenness(weight: Matrix, law: _Law) -> Iterator[float]:
-    """Yield the p-values of rows, and of columns, that are as strong as those of random entries."""
+    """Yield p-values, of rows and of columns, for norms that vary as with random entries."""
     square = (weight.double() / law.spread).square()
     for axis in (0, 1):
         n = square.shape[axis]
@@ -237,12 +238,12 @@ def _evenness(weight: Matrix, law: _Law) -> Iterator[float]:
 def neighbours(
     weight: Matrix, before: Sequence[Tensor], after: Sequence[Tensor]
 ) -> Iterator[float]:
-    """Yield the chance that random weights pass on so much between the layers around them.
+    """Yield the chance that random weights pass on as much between the layers around them.
 
     For weights ``W`` of independent entries of spread ``s`` and any ``A``, ``|A W|^2`` has the mean
     ``s^2 n tr(A^T A)`` and the variance ``2 s^4 n tr((A^T A)^2)``, here of a scaled chi-squared
-    law. Layers that learned together agree on directions, and pass on far more. Of a neighbour
-    whose width is another one nothing is known.
+    law. Layers that learned together agree on directions, and pass on far more. A neighbour whose
+    width does not fit is skipped.
     """
     rows, columns = weight.shape
     for later in after:
@@ -268,7 +269,7 @@ def _passed(reader: Float[Tensor, "out row place"], weight: Matrix) -> float:
 
 
 def spectrum_edge(weight: Matrix, spread: float) -> tuple[float, float]:
-    """Return the largest singular value over that of random entries, and the chance of a larger.
+    """Return the largest singular value over that of random entries, and its p-value.
 
     Random entries of standard deviation ``s`` have a largest squared singular value of about
     ``s^2 (sqrt m + sqrt n)^2``, with Tracy-Widom fluctuations of order ``s^2 (sqrt m + sqrt n)
@@ -312,7 +313,7 @@ def _bias(bias: Tensor | None, columns: int) -> str | None:
 def _gains(
     stream: LiveStream, seed: int, layers: Mapping[str, tuple[Matrix, float]]
 ) -> dict[str, float]:
-    """Return how strongly inputs pass through layers, over random weights of that spread."""
+    """Return how strongly inputs pass through layers, relative to random weights of that spread."""
     if not layers:
         return {}
     small = small_batches(stream.model, stream.inputs, chosen_examples(stream, ROWS, seed))

@@ -84,7 +84,7 @@ class ScanStatistics:
 
     @cached_property
     def roles(self) -> dict[tuple[str, str], tuple[Statistic[Any], tuple[str, ...], Where]]:
-        """Return (role, site) to statistic, rows and filter."""
+        """Return the statistic, the rows and the filter of each (role, site)."""
         found: dict[tuple[str, str], tuple[Statistic[Any], tuple[str, ...], Where]] = {}
         before = self.entry
         if before is not None:
@@ -129,7 +129,7 @@ class ScanStatistics:
         return found
 
     def _requests(self, role: str, site: str) -> list[Request]:
-        """Return one role's requests: what detectors read too comes in the parts of the split."""
+        """Return a role's requests; roles that detectors read too come in parts of the split."""
         statistic, keys, where = self.roles[role, site]
         parts: tuple[Part, ...] = ("all",)
         if self.split is not None and role in SPLIT_ROLES:

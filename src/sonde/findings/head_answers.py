@@ -1,7 +1,7 @@
 """How often each head of a model is right: of several heads, several labels, ranks and maps.
 
-Run after the pass on at most 2,048 rows, where one column of single classes or numbers does not
-say it all. Boxes are judged as numbers, and only beside boxes of the same shape.
+Run after the pass on at most 2,048 rows, if one column of single classes or numbers does not
+suffice. Boxes are judged as numbers, and only beside boxes of the same shape.
 """
 
 import math
@@ -42,9 +42,9 @@ class HeadAnswers:
         The output of the model (empty if it is the only one), and the column of its labels.
     measure : str
     right : Float[Tensor, "row"]
-        Share of each row's answers that are right; of numbers the mean squared error.
+        Share of each row's answers that are right; for numbers, the mean squared error.
     usual : Float[Tensor, "row"]
-        The same of saying the commonest answer, or the mean, for every row.
+        The same if every row is answered by the commonest answer, or the mean.
     examples : tuple of int
         Of each row, by planned order.
     whole : float
@@ -59,7 +59,7 @@ class HeadAnswers:
     words : (tuple of str, tuple of str)
         Truth and answer of each row, in words; empty where they are too long.
     other : (str, float) or None
-        What turns the answers into the labels far better, in words, and the share right then.
+        A change after which answers fit the labels far better, in words, and the share right then.
     """
 
     name: str
@@ -84,7 +84,7 @@ class HeadAnswers:
 
     @property
     def commonest(self) -> float:
-        """The same of the commonest answer, or of the mean, alone."""
+        """The same value if every row is answered by the commonest answer, or the mean."""
         mean = float(self.usual.mean())
         return mean**0.5 if self.measure == "rms_error" else mean
 
@@ -146,7 +146,7 @@ def of_head(head: HeadAnswers) -> dict[str, Any]:
 
 
 def head_rows(head: HeadAnswers) -> dict[int, dict[str, Any]]:
-    """Return truth, answer, loss and whether it is right of each example that a head judged.
+    """Return truth, answer, loss and whether the answer is right, for each example of a head.
 
     The loss is the share of wrong answers, the distance in ranks, or the mean squared error.
     """
@@ -165,7 +165,7 @@ def head_rows(head: HeadAnswers) -> dict[int, dict[str, Any]]:
 
 
 def head_answers(stream: LiveStream, data: DataEvidence, is_judged: bool) -> Heads:
-    """Judge each head by its column of labels; nothing where one column of classes says it all.
+    """Judge each head by its column of labels; empty if a single column is judged already.
 
     ``is_judged`` says that the answers to the first column are known already.
     """
@@ -215,7 +215,7 @@ def head_answers(stream: LiveStream, data: DataEvidence, is_judged: bool) -> Hea
 
 
 def _as_one(given: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> Tensor | None:
-    """Return columns of single numbers as the labels of one output that is as wide, or None."""
+    """Return columns of single numbers as labels of the only output, if it is as wide, or None."""
     wide = [x for x in given.values() if x.ndim == 2 and x.shape[1] == len(truth)]
     single = all(values.ndim == 1 for values in truth.values())
     if len(given) != 1 or not wide or not single:
@@ -245,7 +245,7 @@ def _truths(
 def _answers(
     stream: LiveStream, inputs: ItemInputs, truth: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[int], Int[Tensor, "row"]]:
-    """Return what the model gives by output, and places and groups of its rows.
+    """Return the model's outputs by name, and the places and groups of their rows.
 
     Maps of classes are returned as classes.
     """
@@ -280,7 +280,7 @@ def _outputs(stream: LiveStream, batch: InputBatch) -> Iterator[tuple[str, Tenso
 
 
 def _as_batch(output: Any, n: int) -> Any:
-    """Stack what a list holds for each example under one name, as detectors return it."""
+    """Stack, by name, a list of tensors per example, which object detectors return."""
     is_list = isinstance(output, list | tuple) and len(output) == n
     if not is_list or not all(isinstance(one, Mapping) for one in output):
         return output
@@ -295,7 +295,7 @@ def _as_batch(output: Any, n: int) -> Any:
 def _paired(
     given: Mapping[str, Tensor], truth: Mapping[str, Tensor], said: str | None
 ) -> dict[str, str]:
-    """Return the output that answers each column: named, of its name, alone, or the only fit."""
+    """Return each column's output: as asked, of the same name, in order, or the only fit."""
     asked = [key.strip() for key in (said or "").split(",") if key.strip() in given]
     pairs = dict(zip(truth, asked, strict=False))
     pairs |= {c: c for c in truth if c in given and c not in pairs}

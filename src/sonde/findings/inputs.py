@@ -1,4 +1,4 @@
-"""The inputs of the rows that a report names, where the user lets it hold them."""
+"""The inputs of the rows that a report names, if the user lets the report hold them."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ LISTS: Final = ("mislabelled", "far", "duplicates", "near_duplicates", "weak_gro
 def show_inputs(
     report: dict[str, Any], mine: Stream, other: Stream | None, data: DataEvidence
 ) -> None:
-    """Add ``input`` to the rows that a report lists; of all answers, only to each pair's worst.
+    """Add ``input`` to the rows that a report lists; among answers, only to each pair's worst.
 
     Parameters
     ----------
@@ -52,9 +52,9 @@ def show_inputs(
 
 
 def unusual_columns(data: DataEvidence, examples: Sequence[int]) -> dict[int, str]:
-    """Return the inputs of each row that lie furthest from the middle row, most unusual first.
+    """Return for each row the inputs that lie furthest from their medians, most unusual first.
 
-    Distances are in robust standard deviations over these rows; nothing without numbers.
+    Distances are in robust standard deviations over these rows. Empty if no input is a number.
     """
     x: list[tuple[str, Tensor]] = []
     for some in (examples[:1], examples):  # pictures are not read again to find no number

@@ -31,9 +31,9 @@ class SiteLabels:
     name, key : str
         The site in sentences, and in tables.
     predicted : Int[Tensor, "row"]
-        Index of the class that is likeliest with the classes' shares.
+        Index of the likeliest class, given the classes' shares.
     even : Int[Tensor, "row"]
-        The same when all classes count alike: what recall is measured by.
+        The same if all classes count alike; recall is measured by it.
     hit : Float[Tensor, "row"]
         1 where ``predicted`` is right.
     accuracy, se : float
@@ -158,7 +158,7 @@ def blocked(rule: Rule, evidence: Evidence) -> Check | None:
 
 
 class LabelRule(Rule):
-    """A rule about labels: it speaks where two classes have rows enough."""
+    """A rule about labels; it applies if two classes have enough rows."""
 
     def check(self, evidence: Evidence) -> Check:
         """Judge the labels, or say what is missing."""
@@ -166,7 +166,7 @@ class LabelRule(Rule):
 
     @abstractmethod
     def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
-        """Return how the rule ends on these labels."""
+        """Return the rule's check of these labels."""
 
 
 @once
@@ -225,7 +225,7 @@ def _site(
 
 
 def recalls(found: LabelEvidence, site: int, level: float) -> list[tuple[float, float, float, int]]:
-    """Return for each class its recall with all classes counted alike, Wilson bounds, and its rows.
+    """Return each class's recall with all classes counted alike, Wilson bounds, and its groups.
 
     Rows of one group count as one in the bounds.
     """
@@ -243,7 +243,7 @@ def recalls(found: LabelEvidence, site: int, level: float) -> list[tuple[float, 
 
 
 def confusions(found: LabelEvidence, site: int) -> list[tuple[int, int, int, float]]:
-    """Return (class, taken for, rows, share of the class), most frequent first."""
+    """Return (class, predicted class, rows, share of the class), most frequent first."""
     k = len(found.names)
     table = torch.bincount(found.truth * k + found.sites[site].even, minlength=k * k).reshape(k, k)
     sizes = table.sum(1)

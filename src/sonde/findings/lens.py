@@ -1,7 +1,7 @@
-"""How well the model would predict if it stopped after each block: its own norm and head, earlier.
+"""How well the model would predict if its final norm and head came right after each block.
 
-The states after every block go through what runs between the last block and the logits. This is
-used only where that reproduces the model's logits; elsewhere the reason is given.
+The states after every block go through the modules between the last block and the logits. Losses by
+block are given only if these modules reproduce the model's logits; else the reason is given.
 """
 
 import math
@@ -48,7 +48,7 @@ class TextAnswers:
     said : Float[Tensor, "text word"]
         Sum over positions of the probability of each token.
     words : dict of int to str
-        Text of the tokens that occur, or that the model expects once in 10,000.
+        Text of the tokens that occur, or that the model expects more than once in 10,000 tokens.
     unknown : int or None
         The token that stands for what the tokenizer does not know.
     """
@@ -62,7 +62,7 @@ class TextAnswers:
 
     @property
     def seen(self) -> Float[Tensor, "text word"]:
-        """How often each token follows another one, by text."""
+        """How often each token occurs after the first position, by text."""
         n_words = self.said.shape[1]
         return torch.stack([torch.bincount(x[1:], minlength=n_words) for x in self.ids]).float()
 
@@ -91,8 +91,8 @@ class LensEvidence:
         Cross entropy in nats of the targets' frequencies with the model's mean prediction, and
         the cross entropy once both are sorted.
     counted, counted_tokens : float, int
-        Loss by counts of that many tokens of the other texts, of one to three the best; infinite if
-        unknown.
+        Smallest loss by counts of one to three tokens of the other texts (infinite if unknown), and
+        the number of tokens that gives it.
     texts : TextAnswers or None
         What the model says of all tokens of these texts.
     n_words : int
@@ -131,7 +131,7 @@ class LensEvidence:
 
 
 def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
-    """Return the loss of a causal language model, and after every block, on a sample of its data.
+    """Return a causal language model's loss, final and after every block, on a sample of the data.
 
     Losses by block need the model's final norm and head to give its logits; its own loss does not.
     """
@@ -175,7 +175,7 @@ def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, eq=False)
 class _Outcomes:
-    """Losses of the chosen positions, after each block and at the end, and what is said of them."""
+    """Losses at the chosen positions, after each block and at the end, and the model's answers."""
 
     losses: Float[Tensor, "row block"]
     final: Float[Tensor, "row"]
@@ -295,7 +295,7 @@ def _by_block(stream: LiveStream, found: _Outcomes | None, blocks: Sequence[Site
 def _texts(
     processor: Any, read: Sequence[tuple[Tensor, ...]], said: Float[Tensor, "text word"]
 ) -> TextAnswers:
-    """Return what was said of the texts, with the text of the tokens that matter."""
+    """Return the model's answers on the texts, with the text of the tokens that matter."""
     decode = getattr(processor, "decode", None)
     wanted = {int(i) for ids, _, _ in read for i in torch.unique(ids)}
     wanted |= set(torch.nonzero(said.mean(0) > USUAL * said[0].sum()).flatten().tolist())
@@ -344,7 +344,7 @@ def _loss(logits: Float[Tensor, "row token"], target: Int[Tensor, "row"]) -> Flo
 
 
 def _positions(texts: Sequence[InputBatch], wanted: int, seed: int) -> list[Int[Tensor, "_chosen"]]:
-    """Return, for each text, the positions of smallest draw, over all texts ``wanted`` of them."""
+    """Return each text's positions among the ``wanted`` smallest draws over all texts."""
     base = base_hashes([t.keys[0] for t in texts], "sample", seed)
     every: list[tuple[Tensor, Tensor]] = []
     for i, text in enumerate(texts):

@@ -41,13 +41,13 @@ class ScanMeasures:
     Parameters
     ----------
     tasks : tuple of Task
-        What joins the one pass of the scan.
+        Tasks that join the single pass of the scan.
     sample : ErrorSample or None
-        Where their error bars come from.
+        The sample from which the error bars of ``tasks`` come.
     later : tuple of Instrument
-        What takes passes of its own.
+        Measures that take passes of their own.
     later_tasks : tuple of Task
-        The same, where it is computed.
+        The tasks of ``later``: each measure at its sites.
     left_out : dict of str to str
         Why a measure of a deep scan cannot be computed here, by its word.
     """
@@ -59,7 +59,7 @@ class ScanMeasures:
     left_out: dict[str, str] = field(default_factory=dict[str, str])
 
     def requests(self, split: Split | None) -> dict[str, Request]:
-        """Return the states that the scan's pass gathers for them."""
+        """Return the requests for the states that the scan's pass gathers for ``tasks``."""
         return requests_of(self.tasks, self.sample, split) if self.tasks else {}
 
 
@@ -71,7 +71,7 @@ def chosen_measures(
     Raises
     ------
     InputError
-        If one that was asked for by name cannot be computed on these data.
+        If a measure that was asked for by name cannot be computed on these data.
     """
     asked = instruments_of(settings.measures)
     further = instruments_of(DEEP) if settings.deep else []
@@ -99,7 +99,7 @@ def chosen_measures(
 def _tasks(
     instrument: Instrument, stream: Stream, split: Split | None, has_labels: bool
 ) -> list[Task]:
-    """Return where a measure is computed, or raise why it cannot be."""
+    """Return a measure's tasks; raise with the reason if the measure cannot be computed."""
     if isinstance(instrument, Detector):
         raise InputError("it is a detector, no measure. `sonde methods measure` lists these.")
     if need([instrument], "label") and not has_labels:
@@ -145,7 +145,7 @@ def measured(
     plan: Plan,
     settings: ScanSettings,
 ) -> dict[tuple[str, str], Result]:
-    """Return the result of each measure at each site; those of more passes are fitted here."""
+    """Return the result of each measure at each site; fit the measures that take more passes."""
     results: dict[tuple[str, str], Result] = {}
     known = set(found.left_out)
     if found.tasks:

@@ -96,7 +96,7 @@ class ModelEvidence:
 
     @property
     def never_ran(self) -> list[Unused]:
-        """Parts with parameters that no forward used, experts apart."""
+        """Parts with parameters that no forward used, except experts and routers."""
         return [u for u in self._unused if not _is_routed(u.path)]
 
     @property
@@ -180,7 +180,7 @@ def _without_statistics(modules: Mapping[str, nn.Module]) -> Iterator[str]:
 
 
 def _pools(stream: LiveStream) -> bool:
-    """Return whether the model's answer has one row for an example whose states have several."""
+    """Return whether the model's answer is a single row of numbers for each example."""
     if stream.model.task == "causal":
         return False
     leaves = stream.probe.output.values()

@@ -46,17 +46,17 @@ class PartChange:
     Parameters
     ----------
     words : str
-        Follows "with".
+        Description that follows "with" in a sentence.
     line : str
-        How to make it.
+        How to make the change, as code or as an instruction.
     paths : tuple of str
         The modules that it changes; ``logits`` if it changes the answers alone.
     around : callable
         Returns the context manager in which the model is changed.
     near : callable or None
-        Returns changes of the same parts to try where this one helps.
+        Returns more changes of the same parts, to try if this change helps.
     factor : float
-        Of the logits.
+        Factor on the logits.
     """
 
     words: str
@@ -110,7 +110,7 @@ def _members(ran: Mapping[str, nn.Module], blocks: Sequence[str]) -> list[str]:
 
 @contextmanager
 def hooked(modules: Sequence[nn.Module], change: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
-    """Change what modules return, given their first input and that."""
+    """Replace the output of modules by ``change(first input, output)``."""
 
     def after(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
         given = args[0] if args else None
@@ -156,7 +156,7 @@ def _scaled(
 
 
 def answers_scaled(factor: float) -> PartChange:
-    """Return the change of a temperature, which is judged without another forward."""
+    """Return the change that scales the logits; it is judged without another forward."""
     words = f"the logits times {factor:g}"
     line = f"logits = {factor:g} * logits"
     return PartChange(words, line, ("logits",), nullcontext, factor=factor)
@@ -181,7 +181,7 @@ def _activations(stream: LiveStream) -> Iterator[PartChange]:
 
 
 def _identities(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
-    """Yield a norm in the place of each part that gives back what it gets."""
+    """Yield a layer norm in the place of each ``nn.Identity``."""
     for name, module in ran.items():
         if type(module) is nn.Identity:
             yield PartChange(
@@ -193,7 +193,7 @@ def _identities(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
 
 
 def _acts(module: nn.Module) -> bool:
-    """Return whether a module without weights maps numbers one by one, some to others."""
+    """Return whether a module works elementwise and changes numbers, as an activation does."""
     x = torch.linspace(-3, 3, 12).reshape(1, 12)
     try:
         with torch.no_grad():
@@ -224,7 +224,7 @@ def _epsilons(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
 
 
 def _means(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
-    """Yield norms with weights that count from 0, and from 1."""
+    """Yield 1 added to, and 1 subtracted from, the weights of all norms."""
     paths = [n for n, m in ran.items() if "Norm" in type(m).__name__ and _weight(m) is not None]
     paths = [p for p in paths if bool((_weight(ran[p]) != 0).all())]  # type: ignore[union-attr]
     for step in (1.0, -1.0) if paths else ():
@@ -257,7 +257,7 @@ def _weight(module: nn.Module) -> Tensor | None:
 def _rotations(
     stream: LiveStream, ran: Mapping[str, nn.Module], roles: Mapping[str, tuple[str, ...]]
 ) -> Iterator[PartChange]:
-    """Yield other bases and scales of rotated positions, and their pairs laid out otherwise."""
+    """Yield rotary positions with other bases, other scales and another layout of pairs."""
     tables = [
         (n, b)
         for n, m in stream.probe.names.modules.items()
@@ -325,7 +325,7 @@ def _of_tables(
 
 
 def _exchanged(modules: Mapping[str, nn.Module], blocks: Sequence[str]) -> Iterator[PartChange]:
-    """Yield two blocks, and two layers of one shape within every block, in each other's place."""
+    """Yield exchanges of two blocks, and of two layers of one shape within every block."""
     kinds = {type(modules[b]) for b in blocks}
     pairs = list(itertools.combinations(blocks, 2)) if len(kinds) == 1 else []
     pairs = pairs if len(blocks) <= MOST_EXCHANGED else [*itertools.pairwise(blocks)]
@@ -372,7 +372,7 @@ def _places_of(
 def _moved(
     ran: Mapping[str, nn.Module], roles: Mapping[str, tuple[str, ...]]
 ) -> Iterator[PartChange]:
-    """Yield what layers of attention give, some positions earlier or later."""
+    """Yield outputs of attention's linear layers, moved some positions earlier or later."""
     for role, paths in roles.items():
         parent = role.rpartition(".")[0].lower()
         if not ("attn" in parent or "attention" in parent):
@@ -394,5 +394,5 @@ def _rolled(y: Tensor, step: int) -> Tensor:
 
 
 def grid(low: float, high: float, n: int) -> list[float]:
-    """Return ``n`` factors between two, evenly spaced on a log scale."""
+    """Return ``n`` factors from ``low`` to ``high``, evenly spaced on a log scale."""
     return [math.exp(x) for x in torch.linspace(math.log(low), math.log(high), n).tolist()]

@@ -57,7 +57,7 @@ class PartTrials:
     given, changed : Float[Tensor, "row"]
         Loss of the other rows: with the temperature that suits the model best, and with the change.
     own : float
-        Their mean loss as the model is.
+        Mean loss of these rows with the unchanged model.
     right, mended : float
         Share of their labels that the model names before and after; NaN without labels.
     p : float
@@ -81,7 +81,7 @@ class PartTrials:
 
 
 def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
-    """Try changes of parts where answers suffer; returns the reason where nothing was tried."""
+    """Try changes of parts; return the best one, or the reason why nothing was tried."""
     reason, causal = _suffers(evidence), stream.model.task == "causal"
     cheap = evidence.model is not None and evidence.model.n_parameters < CHEAP
     if reason and not (causal and reason == COUNTS) and not (cheap and _may_gain(evidence, reason)):
@@ -98,7 +98,7 @@ def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
 
 
 def _suffers(evidence: Evidence) -> str:
-    """Return why nothing is tried; empty where answers are worse than they could be."""
+    """Return why nothing is tried; empty if the answers are worse than they could be."""
     if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= UNTRAINED:
         return "the model as a whole looks untrained"
     lens = evidence.lens
@@ -121,7 +121,7 @@ def _suffers(evidence: Evidence) -> str:
 
 
 def _may_gain(evidence: Evidence, reason: str) -> bool:
-    """Return whether a classifier that is as right as a probe could still be better."""
+    """Return whether a classifier that matches its probe is below 97 % accuracy."""
     found = class_answers(evidence)
     return reason == PROBE and not isinstance(found, str) and found.accuracy < BETTER
 
@@ -177,7 +177,7 @@ def _searched(
 
 
 class _Runs:
-    """Forwards of a few rows, and what their answers cost."""
+    """Forwards of a few rows, and the losses of their answers."""
 
     def __init__(self, stream: LiveStream, evidence: Evidence, small: SmallBatches) -> None:
         self.stream, self.small, self.evidence = stream, small, evidence
@@ -224,7 +224,7 @@ class _Runs:
         return None if found is None or found.ndim != (3 if self.causal else 2) else found.cpu()
 
     def mean(self, change: PartChange, which: Sequence[int]) -> float:
-        """Return the mean loss of rows with a change; infinite if it cannot run."""
+        """Return the mean loss of rows with a change; infinite if the changed model cannot run."""
         logits = self.logits(which, change)
         loss = math.inf if logits is None else float(self.loss_of(change, logits, which).mean())
         return loss if math.isfinite(loss) else math.inf
@@ -232,7 +232,7 @@ class _Runs:
     def loss_of(
         self, change: PartChange, logits: Tensor | None, which: Sequence[int]
     ) -> Float[Tensor, "row"]:
-        """Return what answers cost, by row."""
+        """Return the loss of the answers, by row."""
         assert logits is not None
         batch = self.small.together(which)
         logits = change.factor * logits.double()
@@ -252,7 +252,7 @@ class _Runs:
         return -given.clamp(min=1e-12).log()
 
     def right(self, logits: Tensor | None, which: Sequence[int]) -> float:
-        """Return the share of labels that are named; NaN where none are known."""
+        """Return the share of rows whose label the model names; NaN without labels."""
         if self.causal or self.data.target is not None or logits is None:
             return math.nan
         label = self.small.together(which).label

@@ -83,9 +83,9 @@ def site_values(
 
 
 def _ranks(site: SiteEvidence, evidence: Evidence, error_bars: bool) -> list[Result]:
-    """Return the ranks of moments that are there already, with error bars from the sample.
+    """Return the ranks from the moments of the pass, with error bars from the sampled rows.
 
-    A wide site, whose moments are variances alone, has those of its sampled rows.
+    A wide site keeps variances only, so its ranks come from its sampled rows.
     """
     if site.is_wide:
         return [kind(source="sample").result(site.sample) for kind in RANKS.values()]
@@ -143,7 +143,7 @@ def _matrix(values: Any) -> list[list[float | None]]:
 
 
 def site_units(site: SiteEvidence, named: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the JSON of a site's units: the bands of their size, and those that stand out."""
+    """Return the JSON of a site's units: quantiles of their size, and the units named."""
     moments, scalars = site.all.moments, site.all.scalars
     rms = (moments.variance + moments.mean.square()).sqrt()
     points = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=rms.dtype)

@@ -68,7 +68,7 @@ def provenance(scanned: Scanned, model: str, started: float) -> dict[str, Any]:
 
 
 def _sites(scanned: Scanned) -> str:
-    """Return how many sites were read, and how many of them have a finite row where not all do."""
+    """Return how many sites were read, and how many have a finite row if not all do."""
     keys = [s.key for s in scanned.stream.schema if not s.key.endswith(f"|{ENTRY}")]
     n_read = len({key.split("|")[0] for key in keys})
     n_kept = len(scanned.evidence.sites)

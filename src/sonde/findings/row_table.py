@@ -1,4 +1,4 @@
-"""The inputs as a table: a line for each input of each finding, and a line for each other input."""
+"""The inputs as a table: a line for each input of a finding, and for each other sampled input."""
 
 from itertools import chain, repeat
 from typing import Any
@@ -35,15 +35,15 @@ SCHEMA = pa.schema([
 
 
 def row_table(scanned: Scanned) -> pa.Table:
-    """Return every input that a finding counts, most telling first, then every other input.
+    """Return every input that a finding counts, most telling first, then other sampled inputs.
 
     ``data`` is the data set as typed, ``row`` counts its items from 0 and is null where they are
     not numbered, ``place`` is a file, a line or a row. ``figure`` is the number by which the check
     counted this input, e.g. its score or how many copies there are; ``partner`` and
-    ``partner_row`` are the id and the number of the input of DATA that it is like. An input that
-    no finding counts has one line without ``code``, the worst of them first. ``label_doubt``, from
-    -1 to 1, is above 0 where another class is likelier than the label. What the model says of
-    a sampled row of DATA stands in all its lines.
+    ``partner_row`` are the id and the number of the input of DATA that this input resembles. A
+    sampled input that no finding counts has one line without ``code``; wrong answers of large loss
+    come first. ``label_doubt``, from -1 to 1, is above 0 if another class is likelier than the
+    label. What the model says of a sampled row of DATA stands in all its lines.
     """
     evidence, hashed = scanned.evidence, scanned.settings.hash_ids
     lines = []

@@ -37,7 +37,7 @@ class Copies:
     n : int
         Inputs in all; chunks of one input count once.
     n_extra : int
-        Inputs that are a further copy of another one.
+        Inputs that are further copies of another input.
     sets : tuple of tuple of int
         Examples of each content that occurs more than once, largest set first.
     contradicting : tuple of int
@@ -54,7 +54,7 @@ class Copies:
 
 
 def first_pieces(data: DataEvidence) -> list[int]:
-    """Return one example of each input: all of them, or the first chunks."""
+    """Return one example of each input: every example, or the first chunk of each."""
     if data.piece is None:
         return list(range(data.n))
     return torch.nonzero(data.piece == 0).flatten().tolist()
@@ -93,15 +93,15 @@ def content_groups(evidence: Evidence) -> Int[Tensor, "row"]:
 
 @once
 def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
-    """Return the near pairs at the first and the last site of eight units, by index of the site.
+    """Return near pairs at the first and the last site of at least eight units, by site index.
 
-    Rows of few units are near by what their layer does, not by what they are.
+    Rows of few units can be near because of what their layer does, not because of their inputs.
 
-    Where a text's row is its last token, the first block's rows are alike for all texts that end in
-    the same few tokens, whatever stands before: then only the last site is looked at. There too
-    texts of one length and ending may be alike, so pairs of one length are left out. Elsewhere a
-    pair at the first site counts if its rows are near at the last one too, and rows that are equal
-    at the last one if they are near at the first: it may see a part of the input only.
+    If a text's row is its last token, the first block's rows are alike for all texts that end in
+    the same few tokens, so only the last site is looked at. There too, texts of one length and
+    ending may be alike, so pairs of one length are left out. Otherwise a pair at the first site
+    counts if its rows are near at the last site too. Rows that are equal at the last site count if
+    they are near at the first: the last site may see a part of the input only.
     """
     shared, group = shared_rows(evidence), content_groups(evidence)
     if len(group) < NEAR_NEEDS or rows_are_parts(evidence):
@@ -128,9 +128,9 @@ def rows_are_parts(evidence: Evidence) -> bool:
 
 
 def last_token_lengths(shared: SharedRows) -> Tensor | None:
-    """Return the tokens of each row's text where a row is a text's last token; None elsewhere.
+    """Return each text's length in tokens if a row is a text's last token, else None.
 
-    Zeros where the lengths are not known: then no two texts are known to differ in it.
+    Zeros if the lengths are not known: then no two texts are known to differ in length.
     """
     site = shared.evidence.sites[0]
     if site.schema.reducer.name != "last" or "pos" not in site.schema.axes.split():
@@ -152,7 +152,7 @@ class DoubtfulLabels:
     n : int
         Rows that were looked at.
     n_clear : int
-        Rows whose neighbours and whose probe alone say so.
+        Rows that neighbours and probe alone make doubtful, without the model's own answers.
     """
 
     row: Int[Tensor, "row"]
@@ -166,9 +166,9 @@ class DoubtfulLabels:
 def doubtful_labels(evidence: Evidence) -> DoubtfulLabels:
     """Return the rows at the best site whose neighbours contradict their label.
 
-    No neighbour has the label, nine in ten share another label, and the probe agrees with them. Six
-    in ten are enough, at most two of them with the row's label, where the model itself answers that
-    class as surely as it does for rows of it. Ask ``labels.usable`` first.
+    A row counts if no neighbour has its label, nine in ten share another label, and the probe
+    agrees with them. If the model itself answers that class as surely as for rows of the class, six
+    in ten are enough, and two in ten may have the row's label. Ask ``labels.usable`` first.
     """
     found = label_evidence(evidence)
     k = min(NEIGHBOURS, found.n_rows - 1)
@@ -194,9 +194,9 @@ def doubtful_labels(evidence: Evidence) -> DoubtfulLabels:
 def _model_names(
     evidence: Evidence, found: LabelEvidence, named: Int[Tensor, "row"]
 ) -> Bool[Tensor, "row"]:
-    """Return whether the model answers the named class, as surely as the mean of its labelled rows.
+    """Return whether the model answers class ``named`` as surely as for its rows on average.
 
-    False for all rows where the model's own answers are not known.
+    False for all rows if the model's own answers are not known.
     """
     columns, number = answer_columns(evidence), torch.tensor(found.numbers)
     if isinstance(columns, str) or int(number.max()) >= columns[0].shape[1]:

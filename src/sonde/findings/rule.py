@@ -18,7 +18,7 @@ LEVELS: tuple[Level, ...] = ("note", "warning", "error")
 class Figure:
     """The number that a check turned on, its interval and its threshold.
 
-    ``confidence`` is that of the interval: how often one like it holds the true value.
+    ``confidence`` is how often such an interval contains the true value.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Finding:
     sentence : str
         Names the fault, the place, the figure, the comparison and the rows; at most 240 characters.
     figure : Figure
-        That of the worst site.
+        Figure of the worst site.
     sites, units, classes : tuples of str
         Where it was seen.
     examples : tuple of int
@@ -68,12 +68,12 @@ class Finding:
     next : Step or None
         The command that looks closer, or mends the fault.
     borderline, common : bool
-        The interval contains the threshold; many good models show it.
+        Whether the interval contains the threshold; whether many good models show this finding.
     because_of : str or None
-        The code that explains it, under which it is folded.
+        Code of the finding that explains this finding; a report folds this finding under it.
     fix : str
-        What removes the cause on these data, with the gain if it was measured; empty: what the rule
-        says of every case.
+        What removes the cause on these data, with the gain if it was measured; empty if the rule's
+        general ``fix`` applies.
     """
 
     code: str
@@ -99,8 +99,8 @@ class Finding:
 class Check:
     """How one rule ended, on the whole scan.
 
-    ``tables`` carries what the rule found out beside its figure and the report shows elsewhere,
-    e.g. the accuracy at every site.
+    ``tables`` holds further results that the report shows elsewhere, e.g. the accuracy at every
+    site.
     """
 
     code: str
@@ -164,19 +164,19 @@ class Rule(ABC):
         return Check(self.code, "clear", reason, figure, None, tables)
 
     def withheld(self, reason: str, **tables: Any) -> Check:
-        """Return that the rule may not speak, and why."""
+        """Return the check of a rule that cannot judge, with the reason."""
         return Check(self.code, "withheld", reason, None, None, tables)
 
     def not_applicable(self, reason: str) -> Check:
-        """Return that the question does not arise."""
+        """Return the check of a question that does not arise, with the reason."""
         return Check(self.code, "not_applicable", reason)
 
     def raised(self, finding: Finding, **tables: Any) -> Check:
-        """Return a finding, one level lower when its interval contains the threshold."""
+        """Return the check of a finding, one level lower if its interval contains the threshold."""
         return Check(self.code, "raised", "", finding.figure, _borderline(finding), tables)
 
     def raised_with(self, level: Level, sentence: str, figure: Figure, **more: Any) -> Check:
-        """Return a finding of these fields, as ``raised`` does; it has no tables."""
+        """Return the check of a finding with these fields, as ``raised`` does, without tables."""
         return self.raised(Finding(self.code, level, sentence, figure, **more))
 
 

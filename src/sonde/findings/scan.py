@@ -1,4 +1,4 @@
-"""Scan a model: read DATA (and OTHER), check all rules, and write a document."""
+"""Scan a model: read DATA (and OTHER), check all rules, and return what a report needs."""
 
 import logging
 import time
@@ -62,7 +62,7 @@ NO_FINITE_ROW = "no site has a row without NaN or infinity"
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """What one pass over one data set gave."""
+    """Results of one pass over one data set."""
 
     statistics: ScanStatistics
     outcome: Outcome
@@ -101,7 +101,7 @@ def scan_stream(
     settings: ScanSettings | None = None,
     limited: bool = False,
 ) -> Scanned:
-    """Run every check on a stream, and compare it with another one.
+    """Run every check on a stream, and compare it with another stream.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def scan_stream(
     Raises
     ------
     InputError
-        If a data set is empty, or both are the same.
+        If a data set is empty, DATA has one example only, or both data sets are the same.
     """
     settings = settings or ScanSettings()
     chosen = settings.rules()
@@ -179,7 +179,7 @@ def scan_stream(
 
 
 def _one_for_all(stream: Stream, data: DataEvidence, logits: Tensor | None) -> DataEvidence:
-    """Say that labels are not the classes of a lone output that has a number for each column."""
+    """Unset ``labels_are_models`` if the only output has one number for each label column."""
     if not isinstance(stream, LiveStream) or logits is None or len(stream.probe.output) > 1:
         return data
     n = len(stream.inputs.label_columns)
@@ -192,17 +192,17 @@ def _model(stream: Stream, seed: int, deep: bool) -> ModelEvidence | None:
 
 
 def _listening(model: ModelEvidence | None, settings: ScanSettings) -> AbstractContextManager[None]:
-    """Hear which parts of the model run in the pass; workers run it out of hearing."""
+    """Record which parts of the model run in the pass; with workers, record nothing."""
     if model is None or model.silent is None or settings.crew.is_apart:
         return nullcontext()
     return model.silent.listening()
 
 
 def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
-    """Return how every rule ended, causes settled.
+    """Return the checks of all rules, with their causes settled.
 
-    The one that lists what was withheld runs last and sees the others as they were settled. After
-    Ctrl-C the rules that are left are withheld.
+    SND009, which lists the withheld checks, runs last and sees the settled checks of the others.
+    After Ctrl-C the remaining rules are withheld.
     """
     first: list[Check] = []
     for rule in (r for r in chosen if r.code != COUNTS_WITHHELD):
@@ -223,7 +223,7 @@ def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
 
 
 def _was_cut(evidence: Evidence, checks: list[Check]) -> bool:
-    """Return whether Ctrl-C met the computation of results."""
+    """Return whether Ctrl-C interrupted the computation of results."""
     reasons = {check.reason for check in checks if check.state == "withheld"}
     lens = None if evidence.lens is None else evidence.lens.reason
     return STOPPED in {lens, *reasons} or evidence.losses == STOPPED or bool(evidence.awaited)
@@ -303,7 +303,7 @@ def _gathered(
     tasks: list[Task],
     measures: ScanMeasures,
 ) -> tuple[Gathered | None, Interrupted | None]:
-    """Return the results of a pass; after Ctrl-C those of its commits, or None without a commit."""
+    """Return the results of a pass; after Ctrl-C those committed, or None if there are none."""
     try:
         return gather(stream, data, settings, split, tasks, measures), None
     except Interrupted as stop:
@@ -403,7 +403,7 @@ def _against(
     split: Split | None,
     alpha: float,
 ) -> Evidence:
-    """Return the evidence with what is known of OTHER; its checks wait where nothing was read."""
+    """Return the evidence with OTHER added; if OTHER was not read, its checks are withheld."""
     if second is None:
         return replace(evidence, awaited=OTHER_AWAITED)
     states, counters = second.outcome.states, second.outcome.counters

@@ -1,7 +1,7 @@
 """Whether a state is a function of its row: the same few examples, fed in different company.
 
-At most eight small forwards before the pass of a healthy model: twice under other random seeds,
-with other rows beside them, and padded. What differs is measured against the spread between rows.
+A healthy model takes at most eight small forwards before the pass: under two random seeds, with
+other rows in the batch, and padded. Differences are measured against the spread between rows.
 """
 
 from dataclasses import dataclass, field
@@ -70,10 +70,10 @@ class SelfCheck:
         One example alone and the others in another order, against all together.
     right, left, left_positions : Deltas or None
         Texts padded on the right, on the left, and on the left with positions from the mask,
-        against texts without padding. Without ``deep`` the side of the processor alone; the others
-        only where it does harm.
+        against texts without padding. Without ``deep`` only the processor's side is run; the others
+        only if padding on the left does harm.
     future : Deltas or None
-        The first halves of texts of a model that predicts next tokens, with other second halves.
+        First halves of texts before other second halves; only if the model predicts next tokens.
     reasons : dict of str to str
         Why a comparison could not be made.
     buffers : tuple of str
@@ -139,13 +139,13 @@ def self_check(
 
 
 def _is_quantised(module: nn.Module) -> bool:
-    """Return whether weights are held in few bits: such layers round their inputs by the batch."""
+    """Return whether weights are quantised: such layers round inputs by the range of the batch."""
     held = (v if isinstance(v, tuple) else (v,) for v in module.state_dict().values())
     return any(isinstance(t, torch.Tensor) and t.is_quantized for parts in held for t in parts)
 
 
 class _Compared:
-    """The comparisons of one self-check, which share the rows of all examples together."""
+    """The comparisons of a self-check, all against the rows of all examples in one batch."""
 
     def __init__(self, stream: LiveStream, trials: Trials, tau: float, seed: int) -> None:
         self.stream, self.trials, self.tau, self.seed = stream, trials, tau, seed
@@ -181,7 +181,7 @@ class _Compared:
         return self.trials.read(small.together(which), which, self.seed if seed is None else seed)
 
     def _together(self) -> Taken:
-        """Return the rows of all examples in one batch; whole ones where cut ones are refused."""
+        """Return the rows of all examples in one batch; uncut if the model refuses cut ones."""
         try:
             return self._read(self.small, self._every)
         except Exception:  # a model for one length only
@@ -205,7 +205,7 @@ class _Compared:
         return None
 
     def _future(self, together: Taken) -> Deltas | None:
-        """Compare the first halves of texts with those of the same texts that end otherwise."""
+        """Compare first halves of texts before their own and before other second halves."""
         n, length = len(self.small), self.small.length or 0
         half = length // 2
         if n < 2:

@@ -32,21 +32,21 @@ class ScanSettings:
     directory : Path or None, default=None
         Run directory.
     fresh : bool, default=False
-        Drop what another plan left there.
+        Drop what another plan left in the run directory.
     progress : bool, default=True
     error_bars : bool, default=True
         Compute standard errors.
     stochastic : bool, default=False
         The model draws random numbers by design.
     deep : bool, default=False
-        Also what takes a gradient or more forwards, and the measures of ``measures.DEEP``.
+        Compute also what takes a gradient or more forwards, and the measures of ``measures.DEEP``.
     measures : tuple of Instrument or str, default=()
         What is measured at every site beside the checks; words as in ``sonde.fit``.
     alpha : float, default=0.01
         False-alarm rate of the detectors against OTHER.
     detectors : tuple of Detector, default=()
-        What is fitted on half of DATA and scores OTHER, each at every site whose rows it reads;
-        empty is k nearest neighbours, Mahalanobis, and the energy of logits.
+        Detectors that are fitted on half of DATA and score OTHER, each at every site whose rows it
+        reads. Empty stands for k nearest neighbours, Mahalanobis, and the energy of logits.
     only, ignore : tuples of str
         Codes to keep; codes to silence, as ``CODE`` or ``CODE@site pattern``.
     thresholds : mapping of code to mapping of name to value
@@ -86,7 +86,7 @@ class ScanSettings:
         self.rules()
 
     def rules(self) -> list[Rule]:
-        """Return the rules that look, with the thresholds that were moved.
+        """Return the rules to run, with the thresholds that the user moved.
 
         Raises
         ------

@@ -53,20 +53,21 @@ class Shortcut:
     where : str
         The part, in words.
     marked, elsewhere : float
-        Share of the rows of the class, and of the other rows, whose part is such as 1 % of the
-        other classes have at most; on rows that did not choose the part.
+        Share of the rows of the class, and of the other rows, that are marked: their part scores
+        above the bound of ``_bounds``, which at most 1 % of the other classes exceed. Counted on
+        rows that did not choose the part.
     spread : float
-        Standard deviation of the part's score within the marked rows of the class over the distance
-        of its mean from that of the other classes: 0 = the same in every marked row.
+        Standard deviation of the part's score in the marked rows of the class, over the distance
+        of their mean score from that of the other classes: 0 = equal in every marked row.
     kept, right : float
-        Share of the marked rows that are right with the part of another of them (of a text: with as
-        many other tokens exchanged), and with that of a row of other classes.
+        Share of the marked rows that the model gets right with the part of another marked row (of
+        a text: with as many other tokens exchanged), and with the part of a row of another class.
     low, high : float
-        Interval of the drop from the first to the second, at 99.9 % over all classes.
+        Interval of the drop from ``kept`` to ``right``, at 99.9 % over all classes.
     n : int
         Marked rows of the class, in which the part was exchanged.
     examples : tuple of int
-        Some of these by planned order.
+        Some of the marked rows, by planned order.
     carried : float, default=0.0
         Share of the rows of other classes that are called this class with the part of a marked row
         pasted in; 0 for tokens, which are not pasted.
@@ -88,7 +89,7 @@ class Shortcut:
 
     @property
     def drop(self) -> float:
-        """How many of the marked rows the model loses."""
+        """Share of the marked rows that the model loses."""
         return self.kept - self.right
 
 
@@ -99,7 +100,8 @@ class ShortcutEvidence:
     Parameters
     ----------
     tried : tuple of Shortcut
-        One at most for each class, the one that cost most on the half that chose it.
+        At most one shortcut for each class: the part whose exchange cost most on the rows that
+        chose it.
     n_parts, n_rows : int
         Parts, and rows that did not choose them.
     kind : {"place", "column", "token"}
@@ -112,9 +114,9 @@ class ShortcutEvidence:
 
 
 def shortcut_evidence(stream: LiveStream, evidence: Evidence) -> ShortcutEvidence | str:
-    """Look for parts that tell the label and exchange them; the reason where that cannot be done.
+    """Look for parts that tell the label and exchange them; return the reason if that fails.
 
-    At most 800 rows of different groups. A large model is run so often only by a deep scan.
+    At most 800 rows of different groups. A large model or large inputs need a deep scan.
     """
     if not usable(evidence) or right_rows(evidence) is None or stream.logits_key is None:
         return "needs labels that are the model's own classes, and its logits"
@@ -223,7 +225,7 @@ def _searched(
 
 
 def _unlike(held: Bool[np.ndarray, "part row"], order: Rows) -> list[int]:
-    """Return the first parts of an order, at most three that mark much the same rows."""
+    """Return up to six parts in order, at most three of them marking much the same rows."""
     chosen: list[int] = []
     for part in order.tolist():
         both = (held[chosen] & held[part]).sum(1)
@@ -240,8 +242,8 @@ def _bounds(
 ) -> Float[np.ndarray, "part class"]:
     """Return the scores above which a row is marked.
 
-    Halfway from the score that at most 1 % of other classes exceed to the mean of the class's own
-    rows above that score: what lies between two groups of scores belongs to neither.
+    The bound lies halfway between the score that at most 1 % of other classes exceed and the mean
+    of the class's own rows above that score. Scores between both groups belong to neither.
     """
     elsewhere = np.where(target > 0, np.nan, score)
     bound = np.nanquantile(elsewhere, 1 - ELSEWHERE, axis=-1, method="higher")
@@ -259,7 +261,7 @@ def _spreads(
     own: Rows,
     others: Rows,
 ) -> Float[np.ndarray, "part"]:
-    """Return the spread of each part's score where a class holds it over its distance to others."""
+    """Return each part's spread of scores in a class's marked rows, over the gap to others."""
     mean = _mean(score[:, own], held[:, own])
     inner = _mean((score[:, own] - mean[:, None]) ** 2, held[:, own])
     gap = mean - score[:, others].mean(1)
@@ -275,7 +277,7 @@ def _mean(
 def _scores(
     blocks: Blocks, target: Float[np.ndarray, "#part class row"], fit: Rows
 ) -> Float[np.ndarray, "part class row"]:
-    """Return what the ridge direction of each part says of each class."""
+    """Return the score of each row for each class, by the ridge direction of each part."""
     x = blocks - blocks[:, fit].mean(1, keepdims=True)
     known = x[:, fit]
     gram = known.transpose(0, 2, 1) @ known
@@ -298,7 +300,7 @@ class _Exchange:
     def cost(
         self, part: int, own: Rows, others: Rows
     ) -> tuple[Float[np.ndarray, "row"], float, float]:
-        """Return what each row of a class loses, and the shares that are right in both arms."""
+        """Return each row's lost right answers, and the right shares after control and exchange."""
         rows, parts = np.tile(own, DRAWS), self.parts
         unlike = self.draw.choice(others, len(rows))
         like = unlike
@@ -315,7 +317,7 @@ class _Exchange:
         return lost, float(kept.mean()), float(right.mean())
 
     def carried(self, part: int, own: Rows, others: Rows) -> float:
-        """Return how many rows of other classes are called the class once they hold its part."""
+        """Return the share of other classes' rows called this class with its part pasted in."""
         if self.parts.kind == "token":
             return 0.0
         made = self.parts.swap(part, others, self.draw.choice(own, len(others)), self.draw)
@@ -333,9 +335,9 @@ def class_answers_of(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[n
 def answers_of(
     stream: LiveStream, singles: Sequence[InputBatch]
 ) -> Float[Tensor, "row class"] | None:
-    """Return what the model says of single examples; those of one shape run together.
+    """Return the logits of single examples; examples of one shape run together.
 
-    None if it gives no row of numbers for each of them.
+    None if the model gives no row of logits for each example.
     """
     alike: dict[tuple[Any, ...], list[int]] = {}
     for i, one in enumerate(singles):

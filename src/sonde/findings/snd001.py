@@ -19,7 +19,7 @@ class SND001(Rule):
     Parameters
     ----------
     error : int, default=1
-        So many rows at a site are an error.
+        Least number of such rows at a site for an error.
     """
 
     error: int = 1
@@ -74,7 +74,7 @@ class SND001(Rule):
         )
 
     def _padding(self, evidence: Evidence, figure: Figure) -> Check:
-        """Say where padded positions alone were not finite in the self-check."""
+        """Raise a note if only padded positions were not finite in the self-check; else clear."""
         found = checked(evidence)
         if found is None or not found.padding:
             return self.clear(figure)
@@ -91,9 +91,9 @@ class SND001(Rule):
 
 
 def _counts(evidence: Evidence) -> tuple[dict[str, int], dict[str, int]]:
-    """Return rows that are not finite and rows in all, by site in order of execution.
+    """Return the counts of non-finite rows and of all rows, by site in order of execution.
 
-    A site none of whose rows was finite has no evidence; it and those after it come last.
+    Sites without a finite row have no evidence and come last.
     """
     known = [s.schema.key for s in evidence.sites]
     kinds = [k[10:] for k in evidence.counters if k.startswith("nonfinite|")]

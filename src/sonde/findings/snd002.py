@@ -18,7 +18,7 @@ BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 @final
 @dataclass(frozen=True)
 class SND002(Rule):
-    """Rounding that is a share of the spread of rows, or values near the end of the range.
+    """Share of the rows' variance that is rounding, and share of the format's range in use.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ class SND003(Rule):
     Parameters
     ----------
     whole : float, default=0.5
-        Share of the layers from which on the model as a whole looks untrained, which is a note.
+        Least share of such layers at which the whole model looks untrained; that is a note.
     """
 
     whole: float = 0.5
@@ -56,7 +56,7 @@ class SND003(Rule):
     twin: ClassVar[str] = "The trained net."
 
     def check(self, evidence: Evidence) -> Check:
-        """List the layers for which everything speaks."""
+        """List the layers that look untrained in every respect."""
         found = evidence.fresh
         if not isinstance(found, FreshLayers) or not found.sizes:
             return self.not_applicable("no linear layer of 512 weights or more ran")

@@ -19,7 +19,7 @@ class SND005(Rule):
     Parameters
     ----------
     warning : int, default=1
-        So many such modules are a warning.
+        Least number of such modules for a warning.
     """
 
     warning: int = 1

@@ -14,7 +14,7 @@ from sonde.findings.self_check import SelfCheck
 @final
 @dataclass(frozen=True)
 class SND006(ReadingComparison):
-    """Rows of equal size together, against one alone and the rest turned round; nothing is padded.
+    """Rows of equal size in a batch, against one row alone and the rest reversed; no padding.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ REASONS = ("repeat", "padding", "right", "left")
 @final
 @dataclass(frozen=True)
 class SND007(ReadingComparison):
-    """Texts of different length without padding against padded on the processor's side.
+    """Texts of different length without padding, against the texts padded on the processor's side.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class SND007(ReadingComparison):
     twin: ClassVar[str] = "The same model with the mask."
 
     def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
-        """Compare without padding with padded."""
+        """Compare states with and without padding."""
         both = {"left": found.left, "right": found.right}
         side = evidence.model.padding_side
         other = "left" if side == "right" else "right"
@@ -73,7 +73,7 @@ class SND007(ReadingComparison):
         )
 
     def _unused(self, deltas: Deltas, tau: float, side: str, why: str) -> Check:
-        """Say what padding would do that this run does not need, or the processor does not do."""
+        """Raise a note on harmful padding that this run does not use; ``why`` is the reason."""
         sites = deltas.beyond(tau)
         text = (
             f"Padding on the {side}, {why}, would change real tokens at {where(sites)}: "

@@ -48,7 +48,7 @@ class SND009(Rule):
     twin: ClassVar[str] = "2,000 rows."
 
     def check(self, evidence: Evidence) -> Check:
-        """Collect the withheld checks; where no row is finite, more rows would not help."""
+        """Collect the withheld checks; if no row is finite, more rows would not help."""
         if not evidence.sites:
             return self.withheld("no site has a row without NaN or infinity")
         starved = [c for c in evidence.checks if _wants_rows(c)]
@@ -101,7 +101,7 @@ class SND009(Rule):
 
     @staticmethod
     def _sorted_cut(evidence: Evidence) -> str:
-        """Return a warning where a limited reading of a file sorted by label saw part of it."""
+        """Return a warning if a limited reading saw part of a file sorted by label; else empty."""
         data = evidence.data
         if not data.limited or not data.has_labels:
             return ""
@@ -118,7 +118,7 @@ class SND009(Rule):
 
 
 def _more(data: DataEvidence) -> Step:
-    """Return the step that reads more rows; where all were read the user has to name others."""
+    """Return the step that reads more rows; if all rows were read, it reads other data."""
     if data.limited:
         return scan_command(limit=None)
     return Step("scan", data=LARGER.get(data.name, MORE_DATA))

@@ -22,7 +22,7 @@ MISSED = 0.01
 @final
 @dataclass(frozen=True)
 class SND011(SiteRule):
-    """Units that are zero, or one other number, on all rows.
+    """Units that have one value on all rows: zero or another number.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class SND011(SiteRule):
     figure_name: ClassVar[str] = "constant_units"
 
     def measured(self, evidence: Evidence) -> Measured | Check:
-        """Count constant units at every site that has groups enough."""
+        """Count constant units at every site that has enough groups."""
         g = evidence.n_groups
         models = [s for s in evidence.sites if not is_input(s, evidence)]
         if not models:
@@ -76,11 +76,11 @@ class SND011(SiteRule):
         return {"note": 0.0} | super().limits()
 
     def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
-        """Return the level, none without a constant unit."""
+        """Return the level, or None without a constant unit."""
         return super().level(site, value, evidence) if value > 0 else None
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return all rows."""
+        """Return the number of all rows, and a flag if units are constant."""
         return {"n_rows": site.all.scalars.n, "flags": ("dead",) if value > 0 else ()}
 
     def more(self, worst: Worst) -> dict[str, Any]:
@@ -112,12 +112,12 @@ class SND011(SiteRule):
 
 
 def _alike(worst: Worst) -> list[str]:
-    """Return the sites of the worst one's level."""
+    """Return the sites that have the same level as the worst site."""
     return [name for name, level in worst.levels.items() if level == worst.level]
 
 
 def _constant(site: SiteEvidence) -> tuple[int, int]:
-    """Return how many units are constant, and how many of them zero."""
+    """Return how many units are constant, and how many of these are zero."""
     scalars = site.all.scalars
     constant = scalars.low == scalars.high
     return int(constant.sum()), int((constant & (scalars.low == 0)).sum())

@@ -64,7 +64,7 @@ class SND013(SiteRule):
     figure_name: ClassVar[str] = "saturated_units"
 
     def measured(self, evidence: Evidence) -> Measured | Check:
-        """Derive the mean derivative of every unit at sites of such activations."""
+        """Derive the mean derivative of every unit at sites of bounded activations."""
         bounded = [s for s in evidence.sites if _kind(s) is not None]
         if not bounded:
             return self.not_applicable("no site is a tanh, sigmoid or clipped activation")

@@ -35,7 +35,8 @@ class SND014(SiteRule):
         Least units of a site, and least numbers that feed it: two logits mirror each other, and
         units that see few numbers are all alike.
     explained : float, default=0.8
-        As in SND022: share of the variance that two classes, or one or two answers, may explain.
+        Share of the variance that at most three classes, or one or two answers, may explain, as in
+        SND022.
     """
 
     correlation: float = 0.9999

@@ -24,17 +24,17 @@ class Dominance:
     ratio : float
         Largest magnitude over the root mean square of the median unit that varies.
     unit : int
-        Where that magnitude is.
+        Unit that holds that magnitude.
     position : int or None
-        Position of the rows that hold the largest magnitudes, where it is one.
+        Position of all rows that hold that unit's largest magnitudes, or None if they share none.
     steady : bool
         Whether that unit hardly changes over rows.
     share : float
         Share of the mean square in the largest 1 % of units.
     units : tuple of int
-        These units.
+        The largest 1 % of units.
     fair : float
-        ``share`` over the share of units that they are.
+        ``share`` over the share of all units that ``units`` make up.
     """
 
     ratio: float

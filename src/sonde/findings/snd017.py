@@ -24,7 +24,7 @@ class SND017(Rule):
     note : float, default=3
         Ratio of the medians.
     energy : float, default=0.5
-        Share of the squared norms beyond which a mean over tokens is mostly these.
+        Share of the squared norms above which a mean over tokens mostly reflects these tokens.
     """
 
     note: float = 3.0

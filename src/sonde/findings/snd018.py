@@ -28,11 +28,12 @@ class SND018(SiteRule):
     values : int, default=256
         Most distinct non-zero values of such a unit.
     whole, within : float
-        Share of the gaps that must be whole multiples of the smallest, and how nearly so.
+        Least share of the gaps that are whole multiples of the smallest gap, and how far a multiple
+        may be from a whole number.
     coarser : float, default=1.5
-        Least smallest gap, in spacings of the number format at the largest value.
+        Least size of the smallest gap, in spacings of the number format at the largest value.
     units : float, default=0.5
-        Share of the units that are looked at.
+        Least share of units on a grid, among the units that are looked at, for a note.
     rows, active : int
         Least rows, and least non-zero values in a unit.
     """
@@ -79,11 +80,11 @@ class SND018(SiteRule):
         return Measured(found)
 
     def limits(self) -> dict[str, float]:
-        """Return the share of units from which on it is a note."""
+        """Return the least share of units for a note."""
         return {"note": self.units}
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return the sampled rows."""
+        """Return the number of sampled rows."""
         return {"n_rows": len(site.sample.draw), "flags": ("sampled",)}
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from sonde.findings.self_check import SelfCheck
 @final
 @dataclass(frozen=True)
 class SND019(ReadingComparison):
-    """First halves of texts beside the same halves before other second halves.
+    """First halves of texts, before their own and before other second halves.
 
     Parameters
     ----------

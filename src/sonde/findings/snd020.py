@@ -29,11 +29,11 @@ class SND020(Rule):
     Parameters
     ----------
     siblings : int, default=4
-        Layers of one name, numbers apart, and one shape that are needed.
+        Least number of layers that share a shape and, apart from numbers, a name.
     ratio : float, default=4
         How many times larger or smaller than the median of the others.
     deviations : float, default=6
-        How many robust standard deviations of the siblings' logarithms away.
+        Least distance from the siblings' median, in robust standard deviations of the logarithms.
     """
 
     siblings: int = 4
@@ -111,7 +111,7 @@ class SND020(Rule):
 
 
 def _ratios(group: Sequence[tuple[str, float]]) -> list[float]:
-    """Return the size of each over the median of the others."""
+    """Return the size of each layer over the median size of the others."""
     sizes = [rms for _, rms in group]
     others = [median(sizes[:i] + sizes[i + 1 :]) for i in range(len(sizes))]
     return [max(a, 1e-12) / max(b, 1e-12) for a, b in zip(sizes, others, strict=True)]

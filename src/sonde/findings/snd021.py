@@ -102,7 +102,7 @@ def _is_above(site: SiteEvidence) -> bool:
 
 
 def _words(site: SiteEvidence) -> str:
-    """Return a size, or the bound that is known of one beyond the grid of norms."""
+    """Return a size in words, or its bound if the size is beyond the grid of norms."""
     bound = "at most " if _is_below(site) else "at least " if _is_above(site) else ""
     return f"{bound}{about(_size(site))}"
 

@@ -32,8 +32,9 @@ class SND022(SiteRule):
         Sites with fewer units that vary are not judged, nor those that are fed by fewer numbers:
         few units have few directions.
     explained : float, default=0.8
-        Share of the variance between at most three classes beyond which SND032 speaks instead; and
-        share of what one or two directions hold beyond which a model's one or two outputs are them.
+        Share of the variance between at most three classes above which SND032 judges instead. Also
+        the share of what one or two directions hold above which a model's one or two outputs
+        account for these directions.
     """
 
     warning: float = 2.0
@@ -68,7 +69,7 @@ class SND022(SiteRule):
     below: ClassVar[bool] = True
 
     def measured(self, evidence: Evidence) -> Measured | Check:
-        """Measure every site with units enough, but those where few directions are asked for."""
+        """Measure every site with enough units, except where the task asks for few directions."""
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
         fed = fed_by_few(evidence, self.units) | of_few_channels(evidence, self.units)
@@ -87,7 +88,7 @@ class SND022(SiteRule):
         return Measured(judged, {"values": values})
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return the pooled rows, and the interval of what is measured on them."""
+        """Return the number of pooled rows, and the interval of a figure measured on them."""
         low = high = None
         if value == _pooled(site):
             low, high = interval(
@@ -111,7 +112,7 @@ class SND022(SiteRule):
 
 
 def asked_for(site: SiteEvidence, evidence: Evidence, explained: float) -> str:
-    """Return why few directions are what the task asks for; empty where they are not."""
+    """Return why the task asks for few directions; empty if it does not."""
     if means_alone(site):
         return (
             f"of {places([site.name])} only means over positions are known: all units of a picture "
@@ -132,7 +133,7 @@ def asked_for(site: SiteEvidence, evidence: Evidence, explained: float) -> str:
 def directions(site: SiteEvidence) -> float:
     """Return the participation ratio of the correlations of the units that vary.
 
-    Where a module slides over images, that of single positions if it is larger.
+    If a module slides over images, the ratio of single positions counts if it is larger.
     """
     single = of_positions(site)
     return _pooled(site) if single is None else max(_pooled(site), _of_moments(single))
@@ -152,7 +153,7 @@ def _of_moments(moments: MomentsState) -> float:
 
 
 def _correlations_of(rows: Float[Tensor, "row unit"]) -> Float[Tensor, "a a"]:
-    """Return a matrix with the trace and sum of squares of the correlations; the smaller Gram."""
+    """Return the smaller Gram matrix, of the same trace and sum of squares as the correlations."""
     rows = rows[:, rows.amax(0) > rows.amin(0)]
     z = rows - rows.mean(0)
     z = z / z.norm(dim=0).clamp(min=torch.finfo(z.dtype).tiny)
@@ -195,12 +196,13 @@ def _predicted(site: SiteEvidence, evidence: Evidence) -> ClassMomentsState | No
 
 
 def few_outputs(site: SiteEvidence, evidence: Evidence) -> tuple[int, float]:
-    """Return how many numbers a model answers with, and how far they are a site's main directions.
+    """Return how many numbers a model answers with, and how well they span a site's variance.
 
-    That is the share of standardised variance that a linear fit on them explains, over what as many
-    principal directions do; 0 with more than two. Logits of three classes are two numbers, as a
-    softmax sees their differences alone. Of a model without logits for a row, as one that answers
-    with maps, the last site is taken for its answers.
+    The second figure is the share of standardised variance that a linear fit on the answers
+    explains, over the share that equally many principal directions explain; 0 with more than two
+    numbers. Logits of three classes count as two numbers, since a softmax sees their differences
+    alone. If a model has no logits for a row, as one that answers with maps, the last site stands
+    for its answers.
     """
     outputs = evidence.column("logits", site)
     last = evidence.sites[-1].sample

@@ -59,7 +59,7 @@ class SND023(SiteRule):
         return Measured(values, {"values": values})
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return all rows, and an interval where they are the pooled ones."""
+        """Return the number of all rows, and an interval if these are the pooled rows."""
         n_rows = {"n_rows": site.all.scalars.n}
         if site.all.key != site.schema.key:
             return n_rows

@@ -86,7 +86,7 @@ class SND024(SiteRule):
 
 
 def within_share(site: SiteEvidence) -> float | None:
-    """Return the median share of variance inside examples; None without several rows in one."""
+    """Return the median share of variance inside examples; None if each has one row only."""
     groups = site.all.groups
     if groups is None or groups.rows.n <= groups.n_examples:
         return None

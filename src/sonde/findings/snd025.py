@@ -26,7 +26,7 @@ class SND025(SiteRule):
     share : float, default=0.25
         Share of the blocks beyond which it is a warning.
     several : int, default=2
-        Least such blocks for that; a single one is a warning only if it does nothing at all.
+        Least number of such blocks for a warning, unless a block does nothing at all.
     """
 
     note: float = 0.05
@@ -67,7 +67,7 @@ class SND025(SiteRule):
         return Measured(values, {"values": values})
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return all rows, and an interval where the site before has rows too."""
+        """Return the number of all rows, and an interval if the site before has the same rows."""
         place, low, high = evidence.sites.index(site), None, None
         if place:
             before = evidence.sites[place - 1]
@@ -75,14 +75,14 @@ class SND025(SiteRule):
         return {"n_rows": site.all.scalars.n, "low": low, "high": high}
 
     def more(self, worst: Worst) -> dict[str, Any]:
-        """Warn where several blocks, or one wholly, are idle."""
+        """Return a warning if several blocks are idle or one does nothing, else a note."""
         least = max(self.several, self.share * len(worst.found.values))
         severe = len(worst.names) >= least or worst.value == 0
         return {"level": "warning" if severe else "note", "effect": 1.0 - worst.value / self.note}
 
     @staticmethod
     def _blocks(evidence: Evidence, model: ModelEvidence) -> list[SiteEvidence]:
-        """Return the sites whose module has parameters and got what their update is against."""
+        """Return the sites of modules with parameters that follow another site, or run first."""
         found: list[SiteEvidence] = []
         for site in evidence.sites:
             facts = model.sites.get(site.schema.key)

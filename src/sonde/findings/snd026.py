@@ -115,7 +115,7 @@ class SND026(Rule):
         return rise > self.nats and rise > self.relative * before and rise > self.z * se
 
     def _ends_worse(self, lens: LensEvidence) -> bool:
-        """Return whether an earlier block's loss is lower than the model's own by that much."""
+        """Return whether the best earlier loss is below the model's own by more than the limits."""
         assert lens.loss is not None
         assert lens.above_final is not None
         assert lens.above_final_se is not None

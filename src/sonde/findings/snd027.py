@@ -56,7 +56,7 @@ class SND027(SiteRule):
     below: ClassVar[bool] = True
 
     def measured(self, evidence: Evidence) -> Measured | Check:
-        """Count directions before and after every such layer."""
+        """Count directions before and after every linear layer that follows a site."""
         model = evidence.model
         if not isinstance(model, ModelEvidence):
             return self.not_applicable("no model was run: what lies between sites is not known")
@@ -82,7 +82,7 @@ class SND027(SiteRule):
         return Measured(shares, {"ranks": ranks}, kept=ranks)
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return the sampled rows."""
+        """Return the number of sampled rows."""
         flags = ("rank_deficient",) if value < self.note else ()
         return {"n_rows": len(site.sample.draw), "flags": flags}
 
@@ -119,8 +119,9 @@ def rank(site: SiteEvidence, noise: float = 16.0) -> int:
 def _rounding(rows: Float[Tensor, "row dim"], dtype: str, noise: float) -> Float[Tensor, "dim"]:
     """Return the largest variance that rounding gives a direction, in the scale of each unit.
 
-    That of states is independent: over directions it spreads up to the edge of Marchenko and
-    Pastur. That of weights acts on what varies; that of sums, in float32 or better, on means too.
+    Rounding of states is independent: over directions its variance spreads up to the edge of
+    Marchenko and Pastur. Rounding of weights acts on what varies; rounding of sums, in float32 or
+    better, acts on means too.
     """
     unit = ROUNDING.get(dtype, ROUNDING["float32"])
     edge = (1 + math.sqrt(rows.shape[1] / len(rows))) ** 2

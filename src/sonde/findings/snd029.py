@@ -19,7 +19,7 @@ from sonde.findings.rule import Check, Figure, Rule, Theme
 @final
 @dataclass(frozen=True)
 class SND029(Rule):
-    """What the model's mean prediction costs on the tokens, by their numbers and by rank alone."""
+    """Cost of the model's mean prediction against token frequencies, by number and by rank."""
 
     nats: float = 0.5
     errors: float = 3.0
@@ -89,7 +89,7 @@ class SND029(Rule):
 
 
 def _of_one_token(lens: LensEvidence) -> float:
-    """Return the largest cost that a single token has, of expecting it too rarely."""
+    """Return the largest cost of expecting a single token too rarely."""
     if lens.texts is None:
         return 0.0
     seen, said = (x.double().sum(0) for x in (lens.texts.seen, lens.texts.said))

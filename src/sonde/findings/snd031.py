@@ -18,7 +18,7 @@ from sonde.findings.rule import Check, Figure, Theme
 @final
 @dataclass(frozen=True)
 class SND031(LabelRule):
-    """Accuracy of the best site, chosen on half of the groups, minus the last's on the other."""
+    """Accuracy of the best site minus the last site's; half of the groups choose the best site."""
 
     gain: float = 0.03
     errors: float = 3.0
@@ -96,7 +96,10 @@ class SND031(LabelRule):
     def _own_lags(
         self, evidence: Evidence, found: LabelEvidence, best: int, rows: Tensor
     ) -> Figure | None:
-        """Return by how much the model's own answers lag, if they do and classes are its own."""
+        """Return by how much the model's own answers lag, or None if they do not.
+
+        None too if the classes are not its own, or if the answers hardly beat the commonest class.
+        """
         logits = found.shared.column("logits")
         if not evidence.data.labels_are_models or logits is None:
             return None
@@ -138,7 +141,7 @@ class SND031(LabelRule):
 def _answering(found: LabelEvidence) -> int:
     """Return the index of the last site, or of the one that holds the logits.
 
-    A model of several heads answers at one of them, which need not be the one that runs last.
+    A model of several heads answers at one head, which need not be the last to run.
     """
     logits = found.shared.column("logits")
     n = len(found.sites)

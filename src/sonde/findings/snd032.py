@@ -130,11 +130,11 @@ def collapse(
     x: Float[Tensor, "row dim"],
     label: Int[Tensor, "row"],
 ) -> float:
-    """Return ``tr(S_W S_B^+) / classes``; NaN where the means of the kept classes coincide.
+    """Return ``tr(S_W S_B^+) / classes``; NaN if the means of the kept classes coincide.
 
-    ``S_W`` has the divisor rows - classes, for a class of one row says nothing of its spread. Where
-    only variances are kept, the spread inside classes along the directions between them comes from
-    the rows ``x``.
+    ``S_W`` has the divisor rows - classes, because a class of one row tells nothing of its spread.
+    If only variances are kept, the spread inside classes along the directions between them comes
+    from the rows ``x``.
     """
     at = torch.isin(classes.labels, kept)
     means = classes.mean[at]
@@ -154,7 +154,7 @@ def collapse(
 
 
 def _explained(classes: ClassMomentsState, kept: Int[Tensor, "kept"]) -> float:
-    """Return the share of the variance of rows of the kept classes that lies between these."""
+    """Return the share of the variance that lies between the kept classes."""
     at = torch.isin(classes.labels, kept)
     share = classes.weight[at] / classes.weight[at].sum()
     means = classes.mean[at]

@@ -15,7 +15,7 @@ from sonde.findings.rule import Check, Figure, Theme
 @final
 @dataclass(frozen=True)
 class SND033(LabelRule):
-    """Recall of each class at the best site against the middle class."""
+    """Recall of each class at the best site, against the median recall."""
 
     below: float = 0.2
     level: float = 0.001
@@ -37,7 +37,7 @@ class SND033(LabelRule):
     twin: ClassVar[str] = "A class of 30 rows."
 
     def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
-        """Compare each class with the middle one."""
+        """Compare each class with the median recall."""
         tail = self.level / len(found.names)
         judged = recalls(found, found.best, tail)
         known = [(k, *r) for k, r in enumerate(judged) if not math.isnan(r[0])]

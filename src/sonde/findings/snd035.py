@@ -164,7 +164,7 @@ class SND035(LabelRule):
 def explained_margin(logits: Tensor, label: Int[Tensor, "row"], nuisance: Tensor) -> float:
     """Return the share of the margin's variance inside classes that the nuisance explains.
 
-    The margin is the logit of the row's class minus the largest other one.
+    The margin is the logit of the row's class minus the largest other logit.
     """
     own = logits.double().gather(1, label[:, None])[:, 0]
     margin = own - logits.double().scatter(1, label[:, None], -torch.inf).amax(1)

@@ -23,7 +23,7 @@ from sonde.findings.rule import Check, Figure, Theme
 @final
 @dataclass(frozen=True)
 class SND037(ClassAnswersRule):
-    """A sure model's own accuracy, or loss, beside its last layer's and the commonest answer's."""
+    """Accuracy or loss of a sure model, against its last layer's and the commonest answer's."""
 
     lag: float = 0.2
     nats: float = 0.5
@@ -85,7 +85,7 @@ class SND037(ClassAnswersRule):
         return self.clear(figure)
 
     def _lag(self, found: ClassAnswers, last: SiteLabels) -> Figure:
-        """Return by how much the model's accuracy is below the best it can be held to."""
+        """Return how far the model's accuracy is below the better of probe and commonest label."""
         knows = last.accuracy >= found.majority
         right = found.right.double()
         lag = last.hit - right if knows else found.majority - right
@@ -210,7 +210,7 @@ class SND037(ClassAnswersRule):
 
 
 def _counts_win(lens: LensEvidence) -> bool:
-    """Return whether counts of several tokens are better at most tokens than the model.
+    """Return whether counts of several tokens predict most tokens better than the model.
 
     A model that is far too sure has a large mean loss, and is right all the same.
     """

@@ -101,7 +101,7 @@ class SND038(ClassAnswersRule):
 
 
 def _in_words(data: DataEvidence, answer_for: Mapping[int, int]) -> str:
-    """Return which label is called what."""
+    """Return in words by which name the model calls which label."""
 
     def name(number: int) -> str:
         return shortened(class_name(data, number), 20)

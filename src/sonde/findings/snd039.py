@@ -18,7 +18,7 @@ from sonde.findings.rule import Check, Figure, Theme
 @final
 @dataclass(frozen=True)
 class SND039(ClassAnswersRule):
-    """The model's accuracy less the share of the commonest label, beside the same of a probe."""
+    """Lead of the accuracy over the commonest label's share: the model's against a probe's."""
 
     errors: float = 3.0
     part: float = 0.25

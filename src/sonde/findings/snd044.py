@@ -117,10 +117,11 @@ def _steps(site: SiteEvidence) -> _Steps | None:
 
 
 def _expected(site: SiteEvidence, alike: Float[Tensor, "*part"]) -> Float[Tensor, "*part"]:
-    """Return the mean squared step of independent rows, a share of the steps within a label.
+    """Return the mean squared step of independent rows if a share ``alike`` is within labels.
 
-    ``2 W`` within, with ``W`` the variance around the labels' means, and between labels what makes
-    steps of rows in random order ``2 V`` on average, with ``V`` the variance.
+    A step within a label counts ``2 W``, with ``W`` the variance around the labels' means. A step
+    between labels counts the number that makes rows in random order give ``2 V`` on average, with
+    ``V`` the variance.
     """
     n, classes = site.moments.n, site.classes
     scatter = site.moments.variance.sum() * n

@@ -19,7 +19,7 @@ from sonde.findings.rule import Check, Figure, Theme
 @final
 @dataclass(frozen=True)
 class SND046(ClassAnswersRule):
-    """Of each class, how much more often a probe of the last site names it than the model does."""
+    """Hits of a probe of the last site less right answers of the model, class by class."""
 
     lag: float = 0.2
     level: float = 0.001

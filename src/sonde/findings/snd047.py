@@ -27,7 +27,7 @@ class SND047(Rule):
     Parameters
     ----------
     share : float, default=0.05
-        Share above that of random orders from which on an order is told.
+        Least share above that of random orders.
     level : float, default=0.0001
     rows : int, default=200
         Least rows, one of each group.
@@ -60,7 +60,7 @@ class SND047(Rule):
     twin: ClassVar[str] = "The same rows in random order."
 
     def check(self, evidence: Evidence) -> Check:
-        """Hold the order of the file against random ones."""
+        """Compare the order of the file with random orders."""
         shared = shared_rows(evidence)
         if shared.order is None or not evidence.sites:
             return self.not_applicable("the order of the rows is not known")
@@ -112,7 +112,7 @@ class SND047(Rule):
 
     @staticmethod
     def _split(evidence: Evidence, where: Tensor) -> str:
-        """Return what a split of the last fifth would do to the classes."""
+        """Return how many classes a split of the last fifth would leave on one side."""
         label = shared_rows(evidence).column("label")
         if label is None:
             return ""
@@ -146,7 +146,7 @@ def _tried(evidence: Evidence, where: Tensor) -> dict[str, Ordered]:
 
 
 def _centred(rows: Tensor, classes: Tensor) -> Tensor:
-    """Return rows less the mean of their class, each unit by its spread."""
+    """Return rows less the mean of their class, each unit divided by its spread."""
     member = one_hot(classes).double()
     rows = rows - member @ ((member.T @ rows) / member.sum(0).clamp(min=1)[:, None])
     return rows / rows.std(0).clamp(min=1e-12)

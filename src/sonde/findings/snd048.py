@@ -26,11 +26,11 @@ class SND048(Rule):
     Parameters
     ----------
     unique : float, default=0.95
-        Share of distinct values from which on a column is a key.
+        Least share of distinct values at which a column counts as a key.
     dense : float, default=4.0
-        Range of whole numbers over the number of rows up to which they number the rows.
+        Largest range of whole numbers, over the number of rows, at which they number the rows.
     above : float, default=0.1
-        Share of equal neighbours above that of random orders.
+        Least share of equal neighbours above that of random orders.
     level : float, default=0.0001
     rows : int, default=200
     """
@@ -125,7 +125,7 @@ def _columns(evidence: Evidence, examples: Sequence[int]) -> Mapping[str, Sequen
 
 
 def _number(value: Any) -> int | None:
-    """Return the whole number that a value is, or that a text without spaces holds."""
+    """Return a value as a whole number, or the last number in a text without spaces."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):

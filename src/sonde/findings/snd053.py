@@ -19,7 +19,7 @@ SHORT_BYTES = 16
 
 @dataclass(frozen=True)
 class _Leak:
-    """Examples of OTHER whose content DATA has, short ones apart, and near pairs."""
+    """Examples of OTHER that DATA has too: equal ones, short equal ones, and near ones."""
 
     n: int
     exact: tuple[int, ...]
@@ -154,7 +154,10 @@ def _is_short(data: DataEvidence, i: int) -> bool:
 
 
 def _near(evidence: Evidence, mine: set[bytes]) -> tuple[str, NearPairs | None]:
-    """Return the site with the least probable near pairs of OTHER with DATA, equal ones apart."""
+    """Return the site whose near pairs of OTHER and DATA are least probable.
+
+    Inputs of OTHER that DATA has too are left out.
+    """
     theirs, own = shared_rows(evidence.versus.other), shared_rows(evidence)
     order = theirs.order
     if order is None or min(len(own.group), len(theirs.group)) < NEAR_NEEDS:

@@ -88,7 +88,7 @@ _SMALL = ("missing", "one value", "new values")
 
 
 def _gain(evidence: Evidence, found: ColumnComparison) -> str:
-    """Return what the model gains where units and places are undone, if it gains."""
+    """Return what the model gains with changed units and places undone; empty if nothing."""
     mended = evidence.versus.mended
     gain = None if mended is None else mended(evidence.versus.other, found.moves)
     if gain is None or not gain.mended > gain.given:

@@ -66,9 +66,9 @@ class SND061(WeakGroupRule):
         )
 
     def is_expected(self, evidence: Evidence, found: WeakRows, group: WeakGroup) -> bool:
-        """Return whether a cluster of states holds rows between classes, which the model knows.
+        """Return whether the model is as unsure as it is wrong on a group of near states.
 
-        A model that is too sure of all other rows too (SND069) is given the temperature of these.
+        If the model is too sure of all other rows too (SND069), their best temperature is applied.
         """
         if not all(isinstance(c, Nearest) for c in group.conditions):
             return False

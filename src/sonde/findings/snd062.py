@@ -20,16 +20,16 @@ from sonde.stats.intervals import grouped_share
 @final
 @dataclass(frozen=True)
 class SND062(Rule):
-    """How much less often rows of rare classes are right than those of all other classes.
+    """How much less often the model is right on rare classes than on all other classes.
 
     Parameters
     ----------
     rare : float, default=0.5
-        A class is rare below this share of the rows that it had if all classes were equal.
+        A class is rare below this share of the rows that it would have if classes were equal.
     gap : float, default=0.1
         Least distance of the two intervals, in shares of right answers.
     least : int, default=20
-        Rows (groups) that the rare classes have together.
+        Least number of rows (groups) that the rare classes have together.
     level : float, default=0.01
     """
 

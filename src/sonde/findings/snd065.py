@@ -59,7 +59,7 @@ class SND065(Rule):
     twin: ClassVar[str] = "The same rows, and a net that learned without that column."
 
     def check(self, evidence: Evidence) -> Check:
-        """Judge the part that costs most, marks before traits of the class."""
+        """Judge the most constant mark or, without a mark, the part with the surest drop."""
         found = _shortcuts(evidence)
         if isinstance(found, str):
             return self.not_applicable(found)
@@ -80,7 +80,7 @@ class SND065(Rule):
         return alike and found.elsewhere <= self.elsewhere
 
     def _is_mark(self, found: Shortcut) -> bool:
-        """Return whether the part is no trait of the class but a mark: constant, or all it takes.
+        """Return whether the part is a mark, not a trait: constant, or enough to make the class.
 
         What makes a class what it is, such as the hole of a zero, varies and does not turn a row of
         another class into one of it.
@@ -129,5 +129,5 @@ class SND065(Rule):
 
 @once
 def _shortcuts(evidence: Evidence) -> ShortcutEvidence | str:
-    """Return what was tried; the reason where nothing could be."""
+    """Return what was tried, or the reason why nothing could be tried."""
     return "no model was run" if evidence.shortcuts is None else evidence.shortcuts(evidence)

@@ -28,9 +28,9 @@ class SND066(Rule):
     ratio : float, default=3.0
         Least factor between both shares.
     note, warning : float
-        Least cost of that for each token of a text, in nats.
+        Least cost of the difference of both shares per token of the texts, in nats.
     part : float, default=0.3
-        Least share of what the model loses to counts of tokens, if it does.
+        Least share of the model's lag behind counts of tokens, if it lags.
     errors : float, default=4.0
         Least difference in standard errors over texts.
     """
@@ -106,7 +106,7 @@ def _fix(kind: "_Kind", cost: str) -> str:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of token: the shares that are expected and seen, what that costs, and how sure."""
+    """A kind of token: its expected and seen shares, the cost of the gap, and the gap's z."""
 
     name: str
     said: float
@@ -130,7 +130,7 @@ def _kinds(texts: TextAnswers) -> Iterator[_Kind]:
 
 
 def _z(gap: Float[Tensor, "text"], expected: Float[Tensor, "text"]) -> float:
-    """Return the summed gap in standard errors: over texts, at least those of single draws."""
+    """Return the summed gap in standard errors over texts, or of single draws if larger."""
     spread = max(float(gap.square().sum()), float(expected.sum()), 1e-12)
     return abs(float(gap.sum())) / math.sqrt(spread)
 

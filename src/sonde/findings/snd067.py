@@ -23,15 +23,15 @@ class SND067(Rule):
     Parameters
     ----------
     share : float, default=0.05
-        Least fall of the loss from which on rows are called exchanged.
+        Least fall of the loss, as a share, for rows to be called exchanged.
     forms : float, default=1.5
-        How many times more than the exchange another form of the texts may take off the loss.
+        How many times the fall of the exchange another form of the texts may reach.
     level : float, default=0.001
         Of the signed rank test on texts that did not choose the pairs.
     cost : float, default=0.01
         Least cost of the tokens that stand out for each token of the texts, in nats, for a warning.
     untrained : float, default=0.5
-        Share of layers that look untrained from which on the model is not judged.
+        Least share of layers that look untrained at which the model is not judged.
     """
 
     share: float = 0.05

@@ -20,7 +20,8 @@ class SND068(Rule):
     Parameters
     ----------
     share, tokens : float
-        Least fall, as a share of the loss with the best temperature; of a language model.
+        Least fall, as a share of the loss with the best temperature: in general, and for a language
+        model.
     right : float, default=0.02
         Least gain of a classifier's accuracy.
     level : float, default=0.001

@@ -24,7 +24,7 @@ class SND069(Rule):
     much_over, much_under : float
         For a warning.
     fall, halved : float
-        Least share of the loss that the temperature takes away; for a warning.
+        Least share of the loss that the temperature takes away: for a note, and for a warning.
     errors : float, default=3.0
         Least difference in standard errors.
     """

@@ -23,8 +23,8 @@ class SND070(Rule):
     ratio : float, default=2.0
         Least gap, in widths of the wider side.
     most : float, default=0.02
-        Largest mean logarithm of the largest singular value over that of random weights, of the
-        blocks that are named.
+        Upper limit, for every named block, of the mean logarithm of its largest singular values
+        over those of random weights.
     """
 
     ratio: float = 2.0

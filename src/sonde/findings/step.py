@@ -19,7 +19,7 @@ class Step:
     ----------
     word : {"read", "scan", "score", "explain"}
     options : mapping of str to value
-        Named options that differ from those of the scan; None takes one back to its default, and
+        Named options that differ from those of the scan. None resets an option to its default;
         ``versus``, whatever its value, names the second data set.
     data : str, default=""
         Data in place of those of the scan; ``MORE_DATA`` where the user has to name them.
@@ -42,9 +42,9 @@ class Again:
     Parameters
     ----------
     model, data : str or None
-        As typed; None is an object of a call from Python, or no data beside a store.
+        As typed; None for an object in a call from Python, or for the data if a store is scanned.
     options : mapping of str to value
-        Named options of the reading that are not their defaults.
+        Named options of the reading that differ from their defaults.
     is_command : bool, default=False
         Whether the scan was a command; else it was a call from Python.
     is_stored : bool, default=False
@@ -79,7 +79,7 @@ class Again:
     other: str | None = None
 
     def text(self, step: Step | None) -> str:
-        """Return a step as what can be run; empty where nothing can."""
+        """Return a step as a command or call that can be run; empty if there is none."""
         is_list = step is not None and "rows" in step.options
         if step is None or (self.is_stored and step.word in ("scan", "explain") and not is_list):
             return ""
@@ -109,7 +109,7 @@ class Again:
         return shlex.join(("sonde", step.word, str(self.model), data, *flags_of(options), *place))
 
     def _rescaled(self, scale: tuple[float, float]) -> Step | None:
-        """Return the scan of pixels that are scaled otherwise; None if no option scales them."""
+        """Return the step that scans rescaled pixels; None if no option scales pixels."""
         factor, offset = scale
         if not {"image_mean", "image_std"} & self.options.keys() or factor == 0:
             return None
@@ -165,7 +165,7 @@ def _each(value: str | float | Sequence[float]) -> list[float]:
 
 
 def _folder(options: Mapping[str, Any]) -> str:
-    """Return a folder for the rows of a site: steps of two findings must not meet in one."""
+    """Return a folder for the rows of a site, so that steps for two sites use two folders."""
     return re.sub(r"[^\w.]+", "_", f"acts_{options.get('sites', '')}".removesuffix(":out"))
 
 
@@ -182,7 +182,7 @@ def flags_of(options: Mapping[str, Any]) -> list[str]:
 
 
 def _expression(name: str, value: Any) -> str:
-    """Return a plain value as Python writes it, the option's name for an object."""
+    """Return a plain value as Python writes it; for an object return the option's name."""
     parts = value if isinstance(value, list | tuple) else (value,)
     plain = all(isinstance(part, str | int | float) for part in parts)
     return repr(value) if plain else name

@@ -1,4 +1,4 @@
-"""How sure a classifier is beside how often it is right, and the temperature that mends it."""
+"""How sure a classifier is, against how often it is right; the temperature that corrects it."""
 
 import math
 from dataclasses import dataclass
@@ -36,7 +36,8 @@ class Sureness:
     mended : float
         Error on the other half with that temperature.
     fall, fall_se : float
-        By how much of itself the loss of the other half falls, and the standard error over rows.
+        Share by which the temperature lowers the loss of the other half, and its standard error
+        over rows.
     n : int
     """
 
@@ -86,7 +87,7 @@ def sureness(evidence: Evidence) -> Sureness | str:
 
 
 def best_temperature(logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> float:
-    """Return the divisor of logits, of a grid, with which their mean loss is least."""
+    """Return the temperature, from a grid, that gives the least mean loss."""
     return min(grid(*TEMPERATURES), key=lambda t: float(_losses(logits / t, truth).mean()))
 
 
@@ -104,7 +105,7 @@ def _error(sure: Float[Tensor, "row"], right: Bool[Tensor, "row"]) -> float:
 def is_off(
     found: Sureness, over: float = 0.05, under: float = 0.1, fall: float = 0.3, errors: float = 3.0
 ) -> bool:
-    """Return whether a classifier is clearly surer, or less sure, than it is right."""
+    """Return whether a classifier is clearly overconfident or underconfident."""
     gap, least = abs(found.sure - found.right), over if found.sure > found.right else under
     off = gap >= least and gap >= errors * found.se and math.isfinite(found.se)
     return off or (found.temperature > 1 and found.fall >= max(fall, errors * found.fall_se))

@@ -1,7 +1,7 @@
 """The loss of a language model on the same texts, written in other ways: case, blanks, encoding.
 
-Other ways to write a text have other numbers of tokens, so what is compared is the loss of a whole
-text, by the characters of the longer of both.
+Other ways to write a text have other numbers of tokens, so losses of whole texts are compared. If
+another way shortens a text, its loss is raised by the ratio of characters, at most fourfold.
 """
 
 import html
@@ -32,12 +32,12 @@ Form = Callable[[str], str]
 
 
 def _sentences(text: str) -> str:
-    """Return a text with capitals where sentences start."""
+    """Return a text in lower case, with capitals where sentences start."""
     return re.sub(r"(^|[.!?]\s+|\n\s*)([a-z])", lambda m: m[1] + m[2].upper(), text.lower())
 
 
 def _as_utf8(text: str) -> str:
-    """Return a text whose UTF-8 was read as one letter for each byte, sign by sign."""
+    """Restore UTF-8 that was read as one letter per byte, character by character."""
     encoding = "latin-1" if re.search("[\x80-\x9f]", text) else "cp1252"
     return _BYTES.sub(lambda m: _decoded(m[0], encoding), text)
 
@@ -105,13 +105,13 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
 
 @dataclass(frozen=True, eq=False)
 class TextForms:
-    """Loss of each text as it is given, and written otherwise, in nats per token as given.
+    """Loss of each text as given and in other forms, in nats per token of the given text.
 
     Parameters
     ----------
     given : Float[Tensor, "text"]
     losses : mapping of str to Float[Tensor, "text"]
-        By the words of each way.
+        Keyed by the words for each form.
     """
 
     given: Float[Tensor, "text"]
@@ -162,7 +162,7 @@ def _as_given(
     changed: Sequence[str],
     which: Sequence[int],
 ) -> Float[Tensor, "text"] | None:
-    """Return the loss of changed texts, raised where they hold fewer characters."""
+    """Return the loss of changed texts, raised if they hold fewer characters."""
     loss = _losses(stream, small, [changed[i] for i in which])
     n, own = (torch.tensor([len(some[i]) for i in which]) for some in (texts, changed))
     return None if loss is None else loss * (n / torch.minimum(own, n)).clamp(max=4)

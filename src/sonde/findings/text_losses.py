@@ -27,16 +27,16 @@ TOO_FEW: Final = f"needs the loss of {LEAST} texts of different groups, got {{}}
 
 @dataclass(frozen=True, eq=False)
 class TextLosses:
-    """Loss of a language model on one text of each of some groups.
+    """Loss of a language model on texts of different groups.
 
     Parameters
     ----------
     row : Int[Tensor, "text"]
-        Which shared rows they are.
+        Indices of the texts among the shared rows.
     loss : Float[Tensor, "text"]
-        Mean over a text's first predicted tokens, in nats per token, of how much the loss
-        exceeds that of all texts at such a position: beginnings are hard in every text, so a short
-        one is not worse for being short.
+        Mean over a text's first predicted tokens of its loss beyond that of all texts at the same
+        positions, in nats per token. Beginnings are hard in every text, so a short text is not
+        worse for being short.
     mean : float
         Mean loss of all these tokens.
     """
@@ -52,7 +52,7 @@ def text_losses(
     """Run a causal language model on texts of different groups, those of one shape together.
 
     At most 160 texts and 24 predicted tokens of each: a scan is to take little beyond its pass.
-    A deep one takes 320 and 128. Returns the reason where there are no losses, or fewer than 100.
+    A deep scan takes 320 and 128. Returns the reason if fewer than 100 texts have losses.
     """
     shared = shared_rows(evidence)
     if stream.model.task != "causal" or shared.order is None:

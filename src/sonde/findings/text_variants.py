@@ -32,7 +32,7 @@ class TextVariantEvidence:
     given : Float[Tensor, "row"]
         Nats per token.
     losses : mapping of str to Float[Tensor, "row"]
-        By the words of each way.
+        Keyed by the words for each way.
     """
 
     given: Float[Tensor, "row"]

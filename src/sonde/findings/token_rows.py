@@ -1,8 +1,8 @@
 """Tokens that a language model reads or writes far worse than others, and exchanges that mend it.
 
 The loss after a token, and at it, is compared with counts of three tokens: what is hard for counts
-may be hard for the model. Where tokens stand out, two of them are given each other's row of the
-embedding, of the head or of both for a trial.
+may be hard for the model. If tokens stand out, pairs of them exchange their rows in the embedding,
+the head or both for a trial.
 """
 
 import itertools
@@ -43,7 +43,7 @@ class OddToken:
         Its number, and how often it was looked at.
     side : str
     beyond, elsewhere : float
-        Mean loss beyond that of counts, there and at all other tokens.
+        Loss beyond that of counts: its mean there, and its median at all other tokens.
     """
 
     token: int
@@ -63,7 +63,7 @@ class TokenRows:
         The worst first.
     words : mapping of int to str
     rows : str
-        Whose rows are exchanged; empty if no exchange was tried.
+        Whose rows are exchanged; None if no exchange was tried or none helped.
     pairs : tuple of (int, int)
     given, changed : Float[Tensor, "text"]
         Loss of texts that did not choose the pairs.

@@ -1,8 +1,9 @@
 """The model on the same inputs given in other ways, and what its batch norms were trained on.
 
-Run after the pass on few rows: the norms' inputs always, other inputs only where the model is wrong
-far more often than a probe of its states, on a tenth of the rows, or where its first norm meets
-what it does not know. The rows that the model gets wrong are tried by themselves from 15 on.
+Run after the pass on few rows. The norms' inputs are always looked at. Other inputs are tried only
+if the model is wrong far more often than a probe of its states, if it is wrong on a tenth of the
+rows, or if the inputs of its first norm do not fit its statistics. From 15 wrong rows on, these
+rows are also tried by themselves.
 """
 
 import math
@@ -54,7 +55,7 @@ class NormFit:
     unmoved : bool
         Whether the buffers are still those of a new module: mean 0 and variance 1.
     untrained : bool
-        Whether its weight and bias are too.
+        Whether weight and bias are still those of a new module: 1 and 0.
     """
 
     path: str
@@ -109,9 +110,10 @@ class MendedRows:
         Share of the rows that the model gets right in this form.
     nearer : float
         Share of the rows that this form brings nearer to rows that the model gets right: to the
-        nearest of them, or, of pictures, to most of them in how many pixels have each brightness.
+        nearest of them or, unless the inputs are a table, to most of them by sorted values. The
+        larger share of both.
     p : float
-        Chance that this form brings rows that the model gets right as much nearer to each other.
+        Of a Mann-Whitney test that wrong rows come nearer to right rows than right rows do.
     n : int
         Rows that did not choose.
     wrong : float
@@ -119,7 +121,7 @@ class MendedRows:
     offset : float
         Share of the rows that a constant on one class's logit mends as well; 0 for numbers.
     kept : float
-        Share of rows that the model gets right in which it stays right in this form.
+        Share of the right rows that the model still gets right in this form.
     """
 
     form: Tried
@@ -182,7 +184,7 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
 
 
 def _better_probe(evidence: Evidence) -> float:
-    """Return what a probe of the last layer reaches where that is far above the model's own."""
+    """Return the score of a probe of the last layer if it is far above the model's, else NaN."""
     found, numbers = class_answers(evidence), number_answers(evidence)
     if not isinstance(numbers, str):
         spread = numbers.mean.mean()
@@ -209,10 +211,10 @@ def _is_small(evidence: Evidence) -> bool:
 
 @dataclass(frozen=True)
 class _Judged:
-    """Examples by planned order, each of another group, at most 128 of each kind by lot.
+    """Examples of different groups by planned order, at most 128 wrong and 128 right ones.
 
-    ``wrong`` and ``right`` are the answers to them now, ``share`` that of all wrong rows, and
-    ``least`` the score above which an answer is right.
+    ``wrong`` and ``right`` hold the examples by the model's answer as they are given. ``share`` is
+    the share of all wrong rows, ``least`` the score above which an answer is right.
     """
 
     wrong: list[int]
@@ -248,8 +250,8 @@ def _wrong_and_right(evidence: Evidence) -> _Judged | None:
 def _mended(stream: LiveStream, evidence: Evidence, rows: _Judged) -> tuple[MendedRows, ...]:
     """Look for the form of the wrong rows in which the model is right.
 
-    Of forms that mend about as many of the rows that choose, the first is the form that brings
-    them nearest to rows that the model gets right, the second the form that mends most.
+    Among forms that mend about equally many of the choosing rows, the first result is the form
+    that brings these rows nearest to right rows, the second the form that mends most.
     """
     bad, good = (
         small_batches(stream.model, stream.inputs, which, None)
@@ -355,7 +357,7 @@ def _fits(
 
 
 class _Sums:
-    """Sums of the channels that reach a norm, about its running mean."""
+    """Sums and sums of squares of the channels that reach a norm, less its running mean."""
 
     def __init__(self) -> None:
         self.n, self.first, self.second = 0, torch.zeros(()), torch.zeros(())
@@ -414,7 +416,7 @@ def _numbers(small: SmallBatches) -> Inputs:
 def _forms(
     x: Inputs, evidence: Evidence, judged: bool, whole: Float[Tensor, "other *rest"] | None = None
 ) -> dict[str, Change]:
-    """Return the forms to try by their words, the inputs as they are first."""
+    """Return the forms to try, keyed by their words; the unchanged inputs come first."""
     names = evidence.data.inputs if judged and x.ndim == 2 else ()
     of_columns = column_changes(x, names)
     return {"": lambda x: x, **changes(x, not of_columns, whole), **of_columns}
@@ -460,7 +462,7 @@ def _scored(
 
 
 def _scale(x: Tensor, changed: Tensor) -> tuple[float, float] | None:
-    """Return factor and offset if one of each turns all numbers into the changed ones."""
+    """Return the factor and offset that turn all numbers into the changed ones, or None."""
     low, high = int(x.argmin()), int(x.argmax())
     a, b = (float(x.flatten()[i]) for i in (low, high))
     if a == b:

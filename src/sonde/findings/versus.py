@@ -1,4 +1,4 @@
-"""DATA against OTHER: how well each site tells them apart, and how many of OTHER raise an alarm."""
+"""DATA against OTHER: how well each site tells them apart, and alarms on rows of OTHER."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -48,7 +48,7 @@ class VersusEvidence:
     held : float, default=0.5
         Share of DATA's groups that was held out.
     mended : callable or None, default=None
-        Runs the model on rows of OTHER whose columns are brought back (``column_gain``).
+        Runs the model on rows of OTHER with the changes of columns undone (``column_gain``).
     asked : tuple of (method, site key), default=()
         The detectors that were to be fitted; some may lack rows, labels or logits.
     """
@@ -124,7 +124,7 @@ def compare(evidence: Evidence) -> DataComparison | None:
     """Return the comparison, or None without OTHER or with fewer than 50 groups on a side.
 
     At each site a direction is fitted in closed form on half of the groups (by hash: a group that
-    is in both data sets is on one side only); the AUROC is that of one row of each other group.
+    is in both data sets is on one side only). The AUROC is over one row of each remaining group.
     """
     versus = evidence.versus
     if versus is None or min(evidence.n_groups, versus.other.n_groups) < LEAST_GROUPS:
@@ -152,7 +152,10 @@ def held_out_scores(
     group2: Int[Tensor, "row2"],
     wide: bool,
 ) -> tuple[Float[Tensor, "kept"], Float[Tensor, "kept2"]]:
-    """Fit the direction from ``x`` to ``y`` on half of the groups; score one row of each other."""
+    """Return held-out scores along a direction from ``x`` to ``y``, fitted on half of the groups.
+
+    One row of each group of the other half is scored.
+    """
     fit_x, fit_y = _first_half(group), _first_half(group2)
     rows = torch.cat([x[fit_x], y[fit_y]])
     label = torch.cat([torch.zeros(int(fit_x.sum())), torch.ones(int(fit_y.sum()))]).long()
@@ -179,9 +182,9 @@ def _shift(site: SiteEvidence, mine: Tensor, theirs: Tensor, n_sites: int) -> Si
 
 @once
 def matched_shift(evidence: Evidence) -> dict[str, Any] | None:
-    """Return how well the best site tells DATA and OTHER apart with as many rows of each label.
+    """Return how well the best site tells DATA and OTHER apart with equal counts of each label.
 
-    Shares of labels that differ cannot tell them apart then. None if labels are not known, or if
+    Then different shares of labels cannot tell them apart. None if labels are not known, or if
     fewer than 50 groups of a side are left.
     """
     found = compare(evidence)
@@ -315,7 +318,7 @@ def _scores(scorer: Any, rows: SharedRows, key: str) -> Float[Tensor, "row"]:
 
 
 def versus_section(evidence: Evidence) -> dict[str, Any] | None:
-    """Return the report's section on OTHER; None without one."""
+    """Return the report's section on OTHER, or None without OTHER."""
     if evidence.versus is None:
         return None
     found, alarm = compare(evidence), alarms(evidence)

@@ -1,4 +1,4 @@
-"""The weak groups of a scan, as the file by which ``sonde score --group`` knows them again."""
+"""The weak groups of a scan, as a file by which ``sonde score --group`` recognises them."""
 
 from sonde.core.errors import InputError
 from sonde.findings._weak import told, weak_rows

@@ -42,7 +42,7 @@ def canonical_correlations(
     Parameters
     ----------
     keep : float, optional
-        Keep, of each side, the directions of largest variance until they hold this share of it.
+        Share of each side's variance that the kept directions hold; the widest are kept first.
     """
     one = _whitener(x.scatter, keep)
     two = _whitener(y.scatter, keep)
@@ -73,8 +73,8 @@ def _whitener(scatter: Float[Tensor, "dim dim"], keep: float | None) -> Float[Te
 def null_correlations(n: int, dim: int, dim2: int) -> float:
     """Return the mean canonical correlation of ``n`` unrelated Gaussian rows, by simulation.
 
-    Only the numbers enter: the correlations are those of two random subspaces of ``n - 1``
-    dimensions, drawn by a Wishart matrix and its Bartlett factor.
+    Only the three numbers matter: unrelated rows span two random subspaces of a space of ``n - 1``
+    dimensions. The draws use a Wishart matrix and its Bartlett factor.
     """
     least, most = sorted((dim, dim2))
     if n - 1 <= most:
@@ -105,12 +105,12 @@ def null_nuclear(x: MomentsState, y: MomentsState) -> float:
 
 
 def null_draws(entries: int) -> int:
-    """Return how many draws to simulate for a null of ``entries``: fewer if it has more."""
+    """Return the number of draws for a null matrix of ``entries``: fewer if it is large."""
     return max(1, min(DRAWS, DRAWS * ENTRIES // max(entries, 1)))
 
 
 def _wishart(freedom: int, dim: int, generator: torch.Generator) -> Float[Tensor, "dim dim"]:
-    """Return a random scatter of ``freedom`` white rows; of many, without drawing the rows."""
+    """Return a random scatter of ``freedom`` white rows. If they are many, no rows are drawn."""
     if freedom < 2 * dim:
         rows = torch.randn(freedom, dim, generator=generator, dtype=torch.float64)
         return rows.T @ rows

@@ -24,7 +24,7 @@ class CellMoments(Statistic[ClassMomentsState]):
     column : str
         Whole numbers from 0; negative if a row has no value.
     scatter : {"pooled", "trace", "diag", "full"}
-        As of ``ClassMoments``.
+        As in ``ClassMoments``.
     """
 
     column: str
@@ -63,6 +63,6 @@ def shape_of(cells: ClassMomentsState) -> tuple[int, int]:
 
 
 def _cell(label: Int[Tensor, "row"], value: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
-    """Return a number for each pair of class and value; -1 where one is missing."""
+    """Return a number for each pair of class and value; -1 if either is missing."""
     known = (label >= 0) & (value >= 0)
     return torch.where(known, label.long() * VALUES + value.long() % VALUES, -1)

@@ -1,4 +1,4 @@
-"""Cluster indices of sampled rows, also of halves of them and with labels shuffled."""
+"""Cluster indices of sampled rows, of random halves of the rows, and of shuffled labels."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ NAMES = ("silhouette", "davies_bouldin", "calinski_harabasz", "dunn", "xie_beni"
 
 @dataclass(frozen=True)
 class Labelings:
-    """Labels of the same rows: as they are, then of random halves, then shuffled.
+    """Labelings of the same rows: the labels as they are, random halves of them, and shuffles.
 
     Classes are numbered from 0; a row with -1 is left out. Halves and shuffles move whole groups.
     """
@@ -28,7 +28,7 @@ class Labelings:
 
     @classmethod
     def of(cls, owner: str, rows: SampledRows) -> "Labelings":
-        """Return the labelings of rows whose last site is their label, all at least 0."""
+        """Return the labelings of rows whose last site holds their labels, all at least 0."""
         names, label = torch.unique(rows.rows[-1][:, 0].cpu(), return_inverse=True)
         if len(names) < 2:
             raise InputError(
@@ -62,7 +62,7 @@ class Labelings:
 
 
 def labelled_rows(rows: SampledRows) -> tuple[SampledRows, tuple[str, ...]]:
-    """Return the rows whose last site, a label, is at least 0, and flags that tell of the rest."""
+    """Return the rows with a label (the last site) of at least 0, and flags for the others."""
     known = rows.rows[-1][:, 0].cpu() >= 0
     missing = () if bool(known.all()) else ("unlabelled",)
     return rows.take(known), (*rows.flags, *missing)
@@ -112,7 +112,8 @@ def _silhouettes(
 ) -> Float[Tensor, "chunk"]:
     """Return the silhouette of the rows of a chunk; distances within one group are 0.
 
-    A row alone in its class, or where all distances are 0, has the silhouette 0.
+    The silhouette is 0 if the row's class has no row of another group, or if the mean distances to
+    its own and to the nearest class are 0.
     """
     member = torch.nn.functional.one_hot(label).to(distance)
     grouped = member.new_zeros(int(group.max()) + 1, member.shape[1]).index_add_(0, group, member)
@@ -129,7 +130,7 @@ def _silhouettes(
 def _mean_figures(
     x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], n_classes: int
 ) -> Float[Tensor, "4"]:
-    """Return Davies-Bouldin, Calinski-Harabasz, Xie-Beni and eta2, of distances to class means."""
+    """Return Davies-Bouldin, Calinski-Harabasz, Xie-Beni and eta2, from distances to means."""
     x, own = x[label >= 0], label[label >= 0]
     own = torch.unique(own, return_inverse=True)[1]
     size = torch.bincount(own).to(x)

@@ -1,7 +1,7 @@
 """Codes of few numbers that stand for the rows of a site: principal components, or an autoencoder.
 
-Estimators by neighbours see little in many dimensions. What a code of the rows tells is a lower
-bound of what the rows tell.
+Estimators by neighbours see little in many dimensions. The information in a code of the rows is a
+lower bound on the information in the rows.
 """
 
 from typing import Literal, get_args
@@ -35,7 +35,7 @@ def code_of(
         The autoencoder is a net of one hidden layer on either side of the code, trained on the
         leading 64 components.
     seed : int, default=0
-        Of its weights and batches.
+        Seed of the autoencoder's weights and batches.
     """
     if compressor == "pca":
         return components(x, k)
@@ -54,7 +54,7 @@ def components(
     Parameters
     ----------
     scaled : bool, default=True
-        Whether each has deviation 1.
+        Whether each component has deviation 1.
     """
     z = x - x.mean(0)
     values, vectors = torch.linalg.eigh(z.T @ z / len(z))

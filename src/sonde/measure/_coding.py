@@ -8,10 +8,10 @@ HALVINGS = 60
 
 
 def expected_rate(values: Float[Tensor, "dim"], n: float, scale: float) -> float:
-    """Return the mean rate of the second moment of ``n`` rows, whose law has these eigenvalues.
+    """Return the mean coding rate of ``n`` random rows whose second moment has these eigenvalues.
 
-    The limit of many rows and dimensions; it needs rows of nearly one length in the metric of
-    ``(1 + scale second)^-1``, but no normal ones.
+    Exact in the limit of many rows and dimensions. Rows need not be normal, but must have nearly
+    equal lengths in the metric of ``(1 + scale second)^-1``.
     """
     loud = scale * values.detach().double().clamp(min=0.0)
     low, high = 0.0, 1.0

@@ -19,7 +19,7 @@ PATIENCE = 10
 
 @dataclass(frozen=True, kw_only=True)
 class CriticTrainingState(TrainingState):
-    """What a training holds; the first walk is for the scale of each unit of both sites."""
+    """State of a training; the first walk finds the mean and spread of each unit of both sites."""
 
     x: MomentsState
     y: MomentsState
@@ -30,7 +30,7 @@ class CriticTrainingState(TrainingState):
 class CriticTraining(Trainer[CriticTrainingState]):
     """The training of ``InfoNCE``; its parameters are described there.
 
-    One walk takes one row of each group, so that no batch holds two of one.
+    A walk takes one row of each group, so that no batch holds two rows of the same group.
     """
 
     dim2: int
@@ -79,7 +79,7 @@ class CriticTraining(Trainer[CriticTrainingState]):
     def loss(
         self, state: CriticTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor]]:
-        """Return the cross entropy of finding each row's partner in the batch: mean, each."""
+        """Return the mean cross entropy of finding a row's partner in the batch, and each row's."""
         scores = self.scores(state, live.values, *batch)
         losses = cross_entropy(scores, torch.arange(len(scores)), reduction="none")
         return losses.mean(), (losses.detach(),)

@@ -1,4 +1,4 @@
-"""One forward of a network for ``depth_use``: what each block got and gave, and the answer."""
+"""One forward pass for ``depth_use``: the input and output of each block, and the answer."""
 
 import math
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ def log_probabilities(output: Any) -> Tensor | None:
 def size_and_cosine(
     stream: Float[Tensor, "*axes dim"], added: Float[Tensor, "*axes dim"]
 ) -> Float[Tensor, "2 *axes"]:
-    """Return the length of what is added over that of the stream, and the cosine of the two."""
+    """Return the length of an addition over the length of its stream, and the cosine of both."""
     size, length = stream.norm(dim=-1), added.norm(dim=-1)
     return torch.stack([length / size, (stream * added).sum(-1) / (size * length)])
 

@@ -36,7 +36,7 @@ class FactorSymbols:
         Raises
         ------
         InputError
-            With fewer than two latents, or no row.
+            If there are fewer than two latents, or no row.
         """
         rows = SampledRows.of(samples)
         check_latents(owner, rows.rows[0].shape[1])
@@ -60,7 +60,7 @@ class FactorSymbols:
 
 
 def information(rows: SampledRows) -> tuple[Float[Tensor, "factor latent"], Float[Tensor, "_f"]]:
-    """Return what each latent says about each factor, and the entropy of each factor, in nats."""
+    """Return the information of each latent on each factor, and each factor's entropy, in nats."""
     latents, factors = (symbols.long() for symbols in rows.rows)
     counts = [joint_counts(latents, factor) for factor in factors.T]
     entropy = torch.stack([entropy_nats(table[0].sum(0)) for table in counts])
@@ -68,7 +68,7 @@ def information(rows: SampledRows) -> tuple[Float[Tensor, "factor latent"], Floa
 
 
 def normalised(rows: SampledRows) -> Float[Tensor, "factor latent"]:
-    """Return the share of each factor's entropy that each latent knows; NaN for constant ones."""
+    """Return the share of each factor's entropy that a latent knows; NaN for constant factors."""
     found, entropy = information(rows)
     return found / torch.where(entropy > 0, entropy, math.nan)[:, None]
 
@@ -80,7 +80,7 @@ def largest_gap(scores: Float[Tensor, "factor latent"]) -> Float[Tensor, "factor
 
 
 def check_latents(owner: str, n_latents: int) -> None:
-    """Refuse a single latent: there is none to compare it with."""
+    """Raise if there are fewer than two latents, which leaves nothing to compare."""
     if n_latents < 2:
         raise InputError(
             f"{owner}: expected at least two latents, got {n_latents}. "
@@ -89,7 +89,7 @@ def check_latents(owner: str, n_latents: int) -> None:
 
 
 def check_factors(owner: str, n_factors: int) -> None:
-    """Refuse a single factor: there is none to be mixed with."""
+    """Raise if there are fewer than two factors, which leaves nothing to be mixed with."""
     if n_factors < 2:
         raise InputError(
             f"{owner}: expected at least two factors, got {n_factors}. "
@@ -98,7 +98,7 @@ def check_factors(owner: str, n_factors: int) -> None:
 
 
 def factor_flags(latents: MomentsState, factors: MomentsState) -> tuple[str, ...]:
-    """Return the flags of latents, and ``dead`` where a factor is constant."""
+    """Return the flags of latents, and ``dead`` if a factor is constant."""
     flags = moment_flags(latents)
     lacking = bool((factors.variance.detach() <= 0).any()) and "dead" not in flags
     return (*flags, "dead") if lacking else flags
@@ -109,8 +109,8 @@ def unrelated(
 ) -> Float[Tensor, "draw latent factor"]:
     """Return random draws proportional to correlations of unrelated latents and factors.
 
-    Each side keeps the correlations among its own units. One draw of size 1 stands for ``1 /
-    sqrt(n)``.
+    Each side keeps the correlations among its own units. An entry of 1 stands for a correlation of
+    ``1 / sqrt(n - 1)``.
     """
     generator = torch.Generator().manual_seed(seed)
     roots = [_root(m) for m in (latents, factors)]

@@ -14,8 +14,8 @@ LOW, LOST = 16.0, 4.0
 def precision_flags(spread: float, dtype: torch.dtype = torch.float32) -> list[str]:
     """Return the flags of rows that spread about their mean by ``spread`` times its length.
 
-    Rounding of the rows themselves adds noise of relative size ``unit / spread`` (unit roundoff of
-    the type in which the model made them), that of a deep forward pass several times as much.
+    Rounding of the rows adds noise of relative size ``unit / spread``, with the unit roundoff of
+    the type in which the model made the rows. A deep forward pass adds several times as much.
     """
     unit = torch.finfo(dtype).eps / 2.0
     if spread < LOST * unit:

@@ -18,8 +18,8 @@ def gaussian_information(
 ) -> tuple[Float[Tensor, ""], float]:
     """Return ``-1/2 sum ln(1 - rho^2)`` in nats and its mean over unrelated Gaussian rows.
 
-    Differentiable in the moments. Infinite if a correlation is 1 to rounding. Both are NaN with no
-    more rows than directions that vary, where some correlation is always 1.
+    Differentiable in the moments. Infinite if a correlation is 1 to rounding. Both are NaN if there
+    are no more rows than varying directions of both sites: some correlation is then always 1.
     """
     found = canonical_correlations(cross, x, y)
     null = gaussian_null(independent or cross.n, *found.ranks)
@@ -31,7 +31,7 @@ def gaussian_information(
 
 
 def gaussian_null(n: float, dim: int, dim2: int) -> float:
-    """Return the mean estimate from ``n`` unrelated Gaussian rows, exact; NaN with too few."""
+    """Return the exact mean estimate from ``n`` unrelated Gaussian rows; NaN with too few rows."""
     if n <= dim + dim2:
         return math.nan
     half = 0.5 * (n - torch.arange(1, dim + dim2 + 1, dtype=torch.float64))

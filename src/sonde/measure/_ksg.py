@@ -14,11 +14,12 @@ ROUNDING = 10 * 2.0**-24  # of two gaps in float32 of values of at most 1: 8 uni
 def ksg_terms(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"], group: Int[Tensor, "row"], k: int
 ) -> Float[Tensor, "row"]:
-    """Return what each row adds to the mean that is the estimate, in nats.
+    """Return each row's term in nats; the mean of the terms is the estimate.
 
-    ``psi(k) + psi(n) - psi(n_x + 1) - psi(n_y + 1)`` with ``n_x`` the rows of other groups that are
-    strictly nearer in ``x`` than the ``k`` th neighbour in both, by the largest difference of a
-    unit; ``n`` is one more than the rows of other groups. Every row needs ``k`` of them.
+    ``psi(k) + psi(n) - psi(n_x + 1) - psi(n_y + 1)``: ``n_x`` counts the rows of other groups that
+    are strictly nearer in ``x`` than the ``k`` th neighbour in both. Distance is the largest
+    difference of a unit, and ``n`` is one more than the number of rows of other groups. Every row
+    needs ``k`` rows of other groups.
     """
     group = group.to(x.device)
     near, is_sure = _counts_in_float32(x, y, group, k)
@@ -38,8 +39,8 @@ def _counts_in_float32(
 ) -> tuple[Int[Tensor, "2 row"], Bool[Tensor, "row"]]:
     """Return how many rows are nearer at each site, and for which rows rounding changes no count.
 
-    The ``k`` th neighbour lies as far as the reach itself, at one of the sites. A row is sure where
-    no other gap is as near to the reach as the rounding of two gaps.
+    At one site the gap to the ``k`` th neighbour equals the reach. A row is sure if no other gap
+    differs from the reach by the rounding of two gaps or less.
     """
     near = torch.zeros(2, len(x), dtype=torch.int64, device=x.device)
     is_sure = torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -68,7 +69,7 @@ def _reach(
 def _gaps_by_units(
     units: Float[Tensor, "dim row2"], rows: Int[Tensor, "row"]
 ) -> Float[Tensor, "row row2"]:
-    """Return the largest difference over units of each two rows, unit by unit in two buffers."""
+    """Return the largest difference over units of each pair of rows, with only two buffers."""
     gaps = units.new_zeros(len(rows), units.shape[1])
     gap = torch.empty_like(gaps)
     for values in units:
@@ -80,7 +81,7 @@ def _gaps_by_units(
 def _largest_gaps(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row2 dim"]
 ) -> Float[Tensor, "row row2"]:
-    """Return the largest difference over units of each two rows, to the last digit."""
+    """Return the largest difference over units of each pair of rows, at full precision."""
     return torch.cdist(x, y, p=torch.inf)
 
 

@@ -14,7 +14,7 @@ RIDGE = 1e-10  # copies of a unit share its weight
 
 @dataclass(frozen=True)
 class Matched:
-    """What a match says of each unit of the first site; its mean is the value.
+    """A match of the units of the first site; the mean of ``figure`` is the value.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class Matched:
     unit : Int[Tensor, "matched"]
         Which units of the first site take part.
     partner : Int[Tensor, "matched"]
-        The unit of the second site that each is matched to, or to which it is nearest; -1 = none.
+        The unit of the second site that each unit is matched to, or is nearest to; -1 = none.
     cluster, cluster2 : Int[Tensor, "dim"]
         The cluster of each unit of either site; all 0 where units are not clustered.
     weight : Float[Tensor, "dim dim2"]
@@ -45,7 +45,7 @@ def one_to_one(r: Float[Tensor, "dim dim2"]) -> Matched:
 
 
 def one_to_best(r: Float[Tensor, "dim dim2"]) -> Matched:
-    """Return, for each unit, the one it correlates with most; several units may share one."""
+    """Return the partner that each unit correlates with most; units may share a partner."""
     return _pairs(r, torch.arange(len(r)), _size(r).argmax(1))
 
 
@@ -66,9 +66,9 @@ def one_to_few(
 def many_to_many(r: Float[Tensor, "dim dim2"], k: int) -> Matched:
     """Return each unit's mean absolute correlation with the units of its cluster.
 
-    Clusters of the graph between the two sites whose edges are absolute correlations: k-means on
-    the first vectors of its normalised Laplacian, of length 1. A unit whose cluster has none of the
-    other site has 0.
+    Clusters come from the graph between the two sites, whose edges are absolute correlations:
+    k-means on the first vectors of its normalised Laplacian, with each unit's point scaled to
+    length 1. A unit has 0 if its cluster has no unit of the other site.
     """
     from sklearn.cluster import KMeans
 
@@ -114,7 +114,7 @@ def _match(
 def _lasso(
     gram: Float[Tensor, "dim2 dim2"], target: Float[Tensor, "dim2 dim"], penalty: float
 ) -> Float[Tensor, "dim2 dim"]:
-    """Return the weights by accelerated proximal steps, all units at once."""
+    """Return the lasso weights of all units at once, by accelerated proximal steps."""
     step = 1.0 / float(torch.linalg.eigvalsh(gram)[-1])
     found = ahead = torch.zeros_like(target)
     speed = 1.0
@@ -137,7 +137,7 @@ def _exact(
     rough: Float[Tensor, "dim dim2"],
     penalty: float,
 ) -> Float[Tensor, "dim dim2"]:
-    """Return the weights solved exactly where they are not zero, differentiable.
+    """Return the weights with the nonzero weights solved exactly, so that they are differentiable.
 
     ``G_aa b_a = r_a - penalty sign(b_a)`` over the active units ``a`` of each row.
     """

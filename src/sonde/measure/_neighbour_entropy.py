@@ -16,7 +16,7 @@ def neighbour_entropy(
 
     ``r`` is the distance of the ``k`` th neighbour among rows of other groups, by the largest
     difference of a unit; ``n`` counts these rows and the row itself. NaN if a row has fewer than
-    ``k``.
+    ``k`` rows of other groups.
     """
     group = group.to(x.device)
     others = len(x) - torch.bincount(group)[group]

@@ -18,9 +18,9 @@ Figure = Callable[[SampledRows], Float[Tensor, "*scale"]]
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """The distinct rows of a sample, how many copies were left out, and what to say about them.
+    """The distinct rows of a sample, the number of copies left out, and the flags.
 
-    A copy is at distance 0, which no estimate of dimension bears.
+    A copy lies at distance 0, and no estimate of dimension allows a distance of 0.
     """
 
     rows: SampledRows
@@ -41,9 +41,9 @@ class Neighbourhood:
         return cls(rows, len(every) - len(rows), tuple(flags))
 
     def flags_of(self, value: Tensor, near: Float[Tensor, "row"]) -> tuple[str, ...]:
-        """Return all flags of an estimate, from it and each row's distance to its nearest one.
+        """Return all flags of an estimate, given each row's distance to its nearest row.
 
-        ``high_dim`` follows Eckmann and Ruelle: ``n`` rows bear at most ``2 log10 n`` dimensions.
+        ``high_dim`` follows Eckmann and Ruelle: ``n`` rows show at most ``2 log10 n`` dimensions.
         """
         number, n = float(value), self.rows.n_groups
         raised = {
@@ -55,7 +55,7 @@ class Neighbourhood:
         return tuple(dict.fromkeys((*self.flags, *(f for f, is_so in raised.items() if is_so))))
 
     def _nearly_equal(self, near: Float[Tensor, "row"]) -> bool:
-        """Return whether over a hundredth of the rows lie closer than rows on a line would."""
+        """Return whether over 1 % of rows lie closer than 0.001 of the gap of rows on a line."""
         if len(near) == 0:
             return False
         spread = float(self.rows.rows[0].var(0, correction=0).sum()) ** 0.5
@@ -94,7 +94,7 @@ def copy_flags(
 
 
 def nearest_distance(rows: SampledRows) -> Float[Tensor, "row"]:
-    """Return each row's distance to the nearest row of another group; none below two groups."""
+    """Return each row's distance to the nearest row of another group; empty below two groups."""
     if rows.n_groups < 2:
         return torch.zeros(0, dtype=torch.float64)
     return neighbour_distances(rows, 1)[:, 0]
@@ -103,8 +103,8 @@ def nearest_distance(rows: SampledRows) -> Float[Tensor, "row"]:
 def neighbour_distances(rows: SampledRows, k: int) -> Float[Tensor, "row k"]:
     """Return each row's distances to its ``k`` nearest groups, by the nearest row of each group.
 
-    Rows of one document lie together: were each of them a neighbour, the second nearest would be
-    as near as the first, and the dimension without bound.
+    Rows of one document lie together. If each counted as a neighbour, the second nearest would be
+    as near as the first, and the dimension would have no bound.
     """
     x = rows.rows[0]
     return nearest(x, x, k, group=rows.group, group2=rows.group, each_once=rows.grouped)[0].cpu()

@@ -1,4 +1,4 @@
-"""Bounds of the information that a row with Gaussian noise holds about which row it was."""
+"""Bounds on the information that a row with Gaussian noise holds about the row without noise."""
 
 import math
 
@@ -14,8 +14,8 @@ def information_bounds(
 ) -> Float[Tensor, "2"]:
     """Return an upper and a lower bound of ``I(row; row + noise | class)`` in nats.
 
-    Means over rows of ``-ln`` of the mean over the class of ``exp(-d^2 / (2 v))``, and with 8 in
-    place of 2.
+    The upper bound is the mean over rows of ``-ln m``, where ``m`` is the mean of
+    ``exp(-d^2 / (2 v))`` over the rows of the class. The lower bound has 8 in place of 2.
     """
     total = torch.zeros(2, dtype=torch.float64, device=x.device)
     width = torch.tensor([2.0, 8.0], dtype=torch.float64, device=x.device) * variance

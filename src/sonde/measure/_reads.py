@@ -8,7 +8,7 @@ from sonde.stats import CrossMoments, HashSample, HashSampleState, Moments
 
 
 class CrossInstrument(Instrument):
-    """A figure of the covariances of two sites, and of those between their units."""
+    """A figure of the covariances within two sites and between the units of the two."""
 
     span: ClassVar[Span] = "pair"
 
@@ -39,7 +39,7 @@ class PairSampleInstrument(Instrument):
 
 
 def labelled_sample(m: int) -> dict[str, Read]:
-    """Return what reads ``m`` sampled rows that have a label, as ``rows``, and their ``labels``.
+    """Return the reads of ``m`` sampled ``rows`` that have a label, and of their ``labels``.
 
     ``every`` counts all rows, for ``unlabelled``.
     """
@@ -52,5 +52,5 @@ def labelled_sample(m: int) -> dict[str, Read]:
 
 
 def unlabelled(rows: HashSampleState, every: HashSampleState | None) -> tuple[str, ...]:
-    """Return the flag of rows that were left out for want of a label."""
+    """Return the flag ``unlabelled`` if rows were left out because they have no label."""
     return ("unlabelled",) if every is not None and every.n > rows.n else ()

@@ -28,7 +28,7 @@ _NO_HALVES = "halves of the sample need four groups, and a spectrum of their own
 
 
 def spectrum_reads(source: Source) -> dict[str, Statistic[Any]]:
-    """Return what holds the eigenvalues: moments of all rows, or sampled rows."""
+    """Return the statistic that gives the eigenvalues: moments of all rows, or sampled rows."""
     return {"rows": Moments() if source == "moments" else HashSample()}
 
 
@@ -67,8 +67,8 @@ class Spectral:
 def spectral(rows: Rows, centered: bool = True) -> Spectral:
     """Return the positive eigenvalues of the covariance (or of the second moment) of rows.
 
-    A sample goes through its row by row Gram matrix, which has the same non-zero eigenvalues and
-    costs nothing in the width of the rows.
+    A sample with fewer rows than units goes through the Gram matrix of its rows, which has the same
+    non-zero eigenvalues and a size that does not grow with the width.
     """
     if isinstance(rows, HashSampleState):
         return _sampled(rows, centered)
@@ -189,14 +189,14 @@ def _spectra_of_halves(sample: HashSampleState, centered: bool) -> list[Float[Te
 
 
 class _Last(threading.local):
-    """Cache of one: the spectra of the last sample, which all ranks of a site need."""
+    """Cache for the spectra of the last sample, which all ranks of a site share."""
 
     def __init__(self) -> None:
         self._sample: Callable[[], HashSampleState | None] = lambda: None
         self._found: dict[Hashable, Any] = {}
 
     def get(self, sample: HashSampleState, name: Hashable, make: Callable[[], S]) -> S:
-        """Return the kept result of ``make``, or a new one; one with gradients is not kept."""
+        """Return the kept result of ``make``, or make it; results with gradients are not kept."""
         if sample.rows.requires_grad:
             return make()
         if self._sample() is not sample:

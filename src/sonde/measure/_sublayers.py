@@ -1,8 +1,8 @@
-"""What the modules inside a block add to the stream that passes through it, one after the other.
+"""Sublayers: modules of a block whose outputs are added to its stream, one after the other.
 
-A pre-norm transformer block hands on its input plus what its attention and its MLP return. Which
-modules these are is read off one forward, by values and not by names: a sublayer returns what is
-missing between the stream and what a later module reads, or what leaves the block.
+A pre-norm transformer block returns its input plus the outputs of its attention and its MLP. These
+modules are found in one forward pass, by values and not by names: the stream plus the output of a
+sublayer is the input of a later module, or the output of the block.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Sublayers:
     ----------
     names : tuple of str
     why : str
-        Why the block is no such sum, in words; empty where it is.
+        Why the block is not its input plus outputs of modules; empty if it is.
     """
 
     names: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class Sublayers:
 
 @dataclass(frozen=True)
 class _Event:
-    """What went into a module or came out of it."""
+    """The input or the output of a module."""
 
     name: str
     port: str
@@ -47,7 +47,7 @@ class _Event:
 def sublayers_of(
     module: nn.Module, batch: InputBatch, path: str, kept: Bool[Tensor, "example pos"]
 ) -> Sublayers:
-    """Return the sublayers of the block ``path``, found on the tokens of one batch that count."""
+    """Return the sublayers of the block ``path``, found on the ``kept`` tokens of one batch."""
     block, events = _events(module, batch, path, kept)
     if len(block) < 2:
         return Sublayers(why=f"{path} changes the shape of the stream")
@@ -73,8 +73,8 @@ def sublayers_of(
 def is_sum(total: Tensor, *terms: Tensor) -> bool:
     """Return whether a tensor is the sum of others in this order, to the last bit.
 
-    Nothing less will do: in bfloat16 what a norm makes of a small stream is within a few roundings
-    of the sum of both.
+    A tolerance would not do: if the stream is small, the output of a norm in bfloat16 is within a
+    few roundings of that output plus the stream.
     """
     return torch.equal(total, reduce(torch.add, terms).to(total.dtype))
 
@@ -91,9 +91,9 @@ def _is_read(later: Sequence[_Event], stream: Tensor, added: _Event) -> bool:
 def _events(
     module: nn.Module, batch: InputBatch, path: str, kept: Bool[Tensor, "example pos"]
 ) -> tuple[dict[str, Tensor], list[_Event]]:
-    """Return input and output of a block, and those inside it in the order of execution.
+    """Return the input and output of a block, and those of its modules in order of execution.
 
-    What modules return that run several times is left out: none of them is one sublayer.
+    The outputs of modules that run several times are left out: a sublayer runs once.
     """
     inside = [n for n, _ in ModuleNames(module).primary() if n == path or n.startswith(f"{path}.")]
     sites = [Site(n, port=port) for n in inside for port in ("in", "out")]

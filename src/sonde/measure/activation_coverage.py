@@ -1,7 +1,7 @@
-"""How many of their states a model's units reach: a criterion to choose between checkpoints.
+"""Share of possible states that a model's units reach: a criterion to choose checkpoints.
 
-It needs gradients: a stream with ``objective="kl_uniform"``, at the last pooled layer. For whether
-one input is unusual see the detector ``NAC``.
+It needs gradients: a stream with ``objective="kl_uniform"``, at the last pooled layer. To tell
+whether an input is unusual, see the detector ``NAC``.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Normalise = Literal["bins", "paper"]
 
 @dataclass(frozen=True)
 class RightInfluenceState(State):
-    """Of the rows that are predicted as their label: how many put each unit into each bin."""
+    """Number of rows, among those predicted as their label, that put each unit into each bin."""
 
     n_rows: int
     n_unlabelled: int
@@ -101,8 +101,8 @@ class ActivationCoverage(Instrument):
 
     A unit's state is ``sigmoid(alpha o g)`` with output ``o`` and gradient ``g`` of the divergence
     of the prediction from uniform. A bin of states is covered by ``min(rows in it / full, 1)``;
-    a unit's coverage is the mean over bins. Compare checkpoints by it on the same rows: the more
-    states right decisions use, the better a model is expected to do on other domains.
+    a unit's coverage is the mean over bins. Compare checkpoints on the same rows: a model whose
+    right predictions use more states is expected to do better on other domains.
 
     Range        [0, 1]; higher = more states. ``conventions["most"]`` is the most that these rows
                  could reach: no more than ``n / (full bins)``.
@@ -120,7 +120,7 @@ class ActivationCoverage(Instrument):
     n_bins : int, default=50
         Number of thresholds.
     full : int, default=500
-        Rows from which on a bin counts as fully covered.
+        Number of rows that covers a bin fully.
     alpha : float, default=0.1
         Steepness.
     normalise : {"bins", "paper"}, default="bins"

@@ -1,4 +1,4 @@
-"""Which latents of a variational autoencoder it uses, and which it leaves at the prior.
+"""Which latents a variational autoencoder uses, and which it leaves at the prior.
 
 The means are the first site of a pair and the logarithms of the variances the second.
 """
@@ -26,12 +26,12 @@ MOVING = 0.01
 @final
 @dataclass(frozen=True, kw_only=True)
 class ActiveVariablesResult(Result):
-    """Number of active latents, with what tells them.
+    """Number of active latents, with the figures that decide which latents are active.
 
     ``on`` is the share of rows in which a latent is off the prior, ``kl_nats`` its mean divergence;
     ``kind`` is 2 for active, 1 for mixed, 0 for passive latents, ``n_mixed`` and ``n_passive``
-    their numbers. ``n_moving`` counts means of a variance above 0.01, a second opinion. The
-    correlations are those of the means, and of codes drawn around them.
+    their numbers. ``n_moving`` is a second opinion: the number of latents whose means have a
+    variance above 0.01. The correlations are those of the means, and of codes drawn around them.
     """
 
     title: ClassVar[str] = "Rows in which a latent is off the prior"
@@ -57,10 +57,10 @@ class ActiveVariables(Instrument):
     """Number of latents that are off the prior in nearly all rows.
 
     A latent is off the prior at a row if ``(mu^2 + s^2 - 1 - ln s^2) / 2`` is at least ``kl_nats``.
-    It is active if that is so at a share of rows of at least ``share``, passive at no more than
-    ``1 - share``, else mixed. Correlations of sampled codes need no sampling: ``cov(mu_i, mu_j) /
-    sqrt((var mu_i + E s_i^2) (var mu_j + E s_j^2))``. Passive latents are near 0 there, while their
-    means may be strongly correlated.
+    It is active if it is off the prior in at least a share ``share`` of the rows, passive if in at
+    most ``1 - share``, else mixed. Correlations of sampled codes need no sampling:
+    ``cov(mu_i, mu_j) / sqrt((var mu_i + E s_i^2) (var mu_j + E s_j^2))``. Passive latents are near
+    0 there, while their means may be strongly correlated.
 
     Range        [0, latents]; higher = more in use. A posterior at the prior has 0 (the null).
     Cost         one pass; state 8 (2 latents^2 + 5 latents) bytes.
@@ -71,7 +71,7 @@ class ActiveVariables(Instrument):
     Parameters
     ----------
     kl_nats : float, default=0.05
-        From which divergence on a latent is off the prior at a row.
+        Least divergence at which a latent counts as off the prior at a row.
     share : float, default=0.95
         Share of rows that makes a latent active; ``1 - share`` makes it passive.
 
@@ -101,7 +101,7 @@ class ActiveVariables(Instrument):
         check_ranges(self, kl_nats="> 0", share="(0.5, 1]")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of the means, and what only single rows tell."""
+        """Read the moments of both sites, and the sums that the moments do not give."""
         return {"each": Moments(), "sums": _PosteriorSums(self.kl_nats)}
 
     def result(
@@ -151,7 +151,7 @@ class _PosteriorSumsState(State):
 @final
 @dataclass(frozen=True)
 class _PosteriorSums(Statistic[_PosteriorSumsState]):
-    """What the moments of a posterior's means and log-variances do not say. Exact."""
+    """Sums of a posterior that the moments of its means and log-variances do not give. Exact."""
 
     kl_nats: float
     span: ClassVar[Span] = "pair"

@@ -27,7 +27,7 @@ PARTS = ("davies_bouldin", "dunn", "xie_beni", "eta2")
 @final
 @dataclass(frozen=True, kw_only=True)
 class AlignmentQualityResult(Result):
-    """Mean over the layers; ``layers`` has each layer's, ``parts`` its four mapped indices."""
+    """Mean over layers; ``layers`` has each layer's value, ``parts`` its four mapped indices."""
 
     title: ClassVar[str] = "Alignment quality"
     direction: Direction = "higher"
@@ -53,14 +53,15 @@ class AlignmentQuality(Instrument):
     """Mean over layers of four cluster indices of labelled rows, each mapped to 0 .. 1.
 
     The parts are ``1 / (1 + Davies-Bouldin)``, ``Dunn / (1 + Dunn)``, ``1 / (1 + Xie-Beni)`` and
-    ``eta2``, the share of variance between the classes. Labels are those of inputs (safe, unsafe).
-    It rises with anything that tells the labels, length and topic too: match the inputs in them.
+    ``eta2``, the share of variance between the classes. Labels are kinds of inputs (safe, unsafe).
+    The value rises with any difference between the kinds, also of length and topic: match the
+    inputs in length and topic.
 
     Range        [0, 1]; higher = better separated.
                  Invariant to  rotation, isotropic scale, shifts.
     Cost         one pass; state ``m`` rows per site; result O(sites m^2 dim), 1,024 lines at once.
-    Assumes      two classes or more; rows with label -1 are left out. Dunn's index falls with every
-                 row: compare values at one ``n`` alone.
+    Assumes      two classes or more; rows with label -1 are left out. Dunn's index falls as rows
+                 are added: compare values only at equal ``n``.
     Differs      from the paper: maps and weights are ours. The null comes
                  from 20 shuffles of the labels among groups.
 

@@ -19,7 +19,7 @@ from sonde.stats import Moments, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class AnisotropyResult(Result):
-    """Mean cosine, and the same without the units that dominate the mean.
+    """Mean cosine, with and without the units that dominate the mean.
 
     ``spread`` is ``sqrt(total variance) / |mean|``: the cosine is ``1 / (1 + spread^2)``.
     """
@@ -94,7 +94,7 @@ class Anisotropy(Instrument):
 
 
 def dominating(square: Float[Tensor, "dim"]) -> Int[Tensor, "unit"]:
-    """Return the units of largest value: three, or 1 % of the units, and never more than half."""
+    """Return the units of largest value: 3 or 1 % of all, whichever is more, at most half."""
     dim = len(square)
     count = min(max(3, math.ceil(dim / 100)), dim // 2)
     return torch.argsort(square, descending=True, stable=True)[:count]

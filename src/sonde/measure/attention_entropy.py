@@ -1,7 +1,7 @@
 """How widely each attention head spreads over the keys that it may see.
 
-The instrument reads rows of one query each, with a unit for each head, as the site
-``blocks:probs.entropy`` gives them; the function makes them from attention probabilities and masks.
+A row of the instrument is a query and a unit is a head, as at the site ``blocks:probs.entropy``.
+The function makes these rows from attention probabilities and masks.
 """
 
 from dataclasses import dataclass, replace
@@ -26,11 +26,11 @@ COLLAPSED, OVERLOADED = 0.05, 0.95
 @final
 @dataclass(frozen=True, kw_only=True)
 class AttentionEntropyResult(Result):
-    """Mean over heads; ``entropy`` is that of each, 1 where it spreads evenly.
+    """Mean over heads; ``entropy`` is that of each head, 1 for an even spread.
 
     ``collapsed`` and ``overloaded`` are the shares of a head's queries below 0.05 and above 0.95.
     ``entropy_nats`` (not divided by its maximum) and ``sink``, the mean share of the first key, are
-    there where probabilities were given.
+    None unless probabilities were given.
     """
 
     title: ClassVar[str] = "Attention entropy of heads"
@@ -61,7 +61,7 @@ class AttentionEntropy(Instrument):
     Cost         one pass; state 24 heads bytes.
     Assumes      entropies that are shares already: the site ``blocks:probs.entropy`` of a model, or
                  ``attention_entropy`` on probabilities.
-    Differs      from the paper: each query's own maximum, no loss.
+    Differs      from the paper: divided by each query's own maximum; no training loss.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def attention_entropy(
     probs : array (example, head, query, key) or (head, query, key)
         Probabilities: over the keys that a query may see they add up to 1.
     mask : bool array, optional
-        Which keys each query may see: (example, query, key), or what broadcasts to it, as
+        Which keys each query may see: (example, query, key), or a shape that broadcasts to it, as
         (example, 1, key) for padding. Queries that see fewer than two keys are left out.
     causal : bool, default=False
         Whether a query sees no later key; the last query sees all.

@@ -1,8 +1,8 @@
-"""How much of its input a layer still holds beyond what the class says.
+"""Information that a layer still holds about its input beyond the class.
 
-Every figure depends on how much noise is thought to be added to the rows: compare layers only at
-the same ``noise``. From the moments of classes the relative form says no more than the explained
-variance of ``class_separability``; for the rest of the distribution take ``"mc"``.
+Every figure depends on the noise that is assumed in the rows: compare layers only at the same
+``noise``. From the moments of classes, the relative form says no more than the explained variance
+of ``class_separability``; ``"mc"`` uses the rest of the distribution too.
 """
 
 import math
@@ -32,8 +32,8 @@ from sonde.stats.sampled_rows import SHUFFLES, SampledRows
 class BottleneckDegreeResult(Result):
     """Upper bound of the information in nats.
 
-    ``lower`` is a lower bound (NaN where only moments were read); ``noise_variance`` is the
-    variance of the noise in each unit, in the square of the rows' own scale.
+    ``lower`` is a lower bound (NaN if only moments were read); ``noise_variance`` is the variance
+    of the noise in each unit, in squared units of the rows.
     """
 
     direction: Direction = "lower"
@@ -49,8 +49,9 @@ class BottleneckDegree(Instrument):
 
     Bounds ``I(input; row + noise | class)`` with Gaussian noise of variance ``s2`` in every unit:
     rows of a class that lie together are a narrow bottleneck. ``jensen`` is ``tr S_W / (n s2)``
-    with the scatter ``S_W`` within classes; ``mc`` is tighter, the mean over rows of ``-ln`` of
-    the mean over the class of ``exp(-d^2 / (2 s2))``, and its lower bound has ``8 s2`` there.
+    with the scatter ``S_W`` within classes. ``mc`` is tighter: the mean over rows of ``-ln e``,
+    where ``e`` is the mean of ``exp(-d^2 / (2 s2))`` over the rows of the class. The lower bound
+    of ``mc`` has ``8 s2`` in place of ``2 s2``.
 
     Range        [0, inf), nats; mc at most the mean of ``ln`` of the class sizes (flag
                  ``saturated`` above nine tenths); lower = more is forgotten. Invariant to

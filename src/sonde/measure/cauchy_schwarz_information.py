@@ -26,7 +26,7 @@ NEAR = 0.9
 @final
 @dataclass(frozen=True, kw_only=True)
 class CauchySchwarzInformationResult(Result):
-    """The divergence; ``share`` is it over the geometric mean of each site's with itself.
+    """The divergence; ``share`` divides it by the geometric mean of each site's with itself.
 
     ``sigma`` holds the widths of the kernels of both sites.
     """
@@ -54,8 +54,8 @@ class CauchySchwarzInformation(PairSampleInstrument):
                  shifts.
                  A width so narrow that no row is near another gives ln m (flag ``saturated``).
     Cost         one pass; state ``m`` rows of each site; result O(m^2 (dim + dim2)), 31 times over.
-    Assumes      rows of one group are not alike at both sites by themselves: the null, of shuffles
-                 of whole groups, tells what they add.
+    Assumes      rows of one group are not alike at both sites for another reason. The null, from
+                 shuffles of whole groups, shows what their likeness adds.
     Differs      from the paper: a width by the median rule, a null and an error.
 
     Parameters

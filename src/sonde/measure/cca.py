@@ -22,9 +22,9 @@ from sonde.stats import CrossMomentsState, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class CCAResult(Result):
-    """Mean canonical correlation; ``correlations`` has all of them, ``mean_square`` their squares'.
+    """Mean canonical correlation; ``correlations`` has all, ``mean_square`` is their mean square.
 
-    ``mean_square_null`` is what unrelated rows give for the latter, in closed form.
+    ``mean_square_null`` is the mean square of unrelated rows, in closed form.
     """
 
     direction: Direction = "higher"
@@ -39,9 +39,9 @@ class CCAResult(Result):
 class CCA(CrossInstrument):
     """Mean canonical correlation of two sites.
 
-    Pairs of directions, one of each site, are sought that correlate most; the value is the mean
-    over ``min(dim, dim2)`` pairs. In the metric of each site's own covariance all directions count
-    alike, so noise directions weigh as much as the ones that carry the variance.
+    The value is the mean over the ``min(dim, dim2)`` pairs of directions, one of each site, that
+    correlate most. In the metric of each site's own covariance all directions count alike, so noise
+    directions weigh as much as directions that carry the variance.
 
     Range        [0, 1]; higher = more alike. Invariant to  invertible linear maps, shifts.
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim^3).
@@ -88,7 +88,7 @@ def result_of(
     conventions: dict[str, Any],
     independent: float | None = None,
 ) -> CCAResult:
-    """Return the mean of canonical correlations with what unrelated rows would give."""
+    """Return the mean of canonical correlations, with its null for unrelated rows."""
     n_null = round(independent or n)
     flags = dict.fromkeys(moment_flags(each[0]) + moment_flags(each[1]))
     if found is None:

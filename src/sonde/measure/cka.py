@@ -43,9 +43,9 @@ class CKA(Instrument):
 
     Range        [0, 1]; debiased also below 0 by chance, never clamped; higher = more alike.
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim dim2).
-    Assumes      rows are independent; with groups (documents) use ``grouped``. Debiased, unrelated
-                 sites have the standard deviation ``sqrt(2) / n``; within three of it from 0 the
-                 error is some 1.6 times too wide (flag ``se_first_order``).
+    Assumes      rows are independent; with groups (documents) use ``grouped``. Debiased values of
+                 unrelated sites have the standard deviation ``sqrt(2) / n``; within three standard
+                 deviations of 0 the error is some 1.6 times too wide (flag ``se_first_order``).
     Differs      from the paper: debiased by default.
 
     Parameters
@@ -53,8 +53,8 @@ class CKA(Instrument):
     debiased : bool, default=True
         The unbiased estimator.
     grouped : bool, default=False
-        Compare rows of different groups only, each group counting once. Needs whole groups
-        together.
+        Compare rows of different groups only, each group counting once. A split of the rows must
+        keep groups whole.
 
     Examples
     --------

@@ -33,10 +33,10 @@ class CKNNAResult(Result):
 class CKNNA(PairSampleInstrument):
     """Centred kernel alignment that looks only at rows which are neighbours at both sites.
 
-    Each row's neighbours are those of its ``k`` largest inner products with centred rows. The
+    The neighbours of a centred row are the ``k`` rows with which its inner product is largest. The
     debiased independence criterion ``h`` of the inner products of common neighbours is divided by
-    ``sqrt(h h')`` of each site's own neighbours. Between ``mutual_knn``, which counts common
-    neighbours, and ``cka``, which takes all pairs. The null is the mean of 20 shuffles.
+    ``sqrt(h h')`` of each site's own neighbours. It lies between ``mutual_knn``, which counts
+    common neighbours, and ``cka``, which takes all pairs. The null is the mean of 20 shuffles.
 
     Range        up to 1; higher = more alike, never clamped. Invariant to rotation, isotropic
                  scale, shifts.
@@ -140,11 +140,11 @@ class _Products:
 
     @property
     def transposed(self) -> "_Products":
-        """The entries with rows and columns changed."""
+        """The entries with rows and columns swapped."""
         return self._sorted(self.n, self.key % self.n * self.n + self.key // self.n, self.value)
 
     def among(self, other: "_Products") -> "_Products":
-        """Return the entries that the other one holds too."""
+        """Return the entries that the other matrix holds too."""
         both = torch.isin(self.key, other.key)
         return _Products(self.n, self.key[both], self.value[both])
 

@@ -26,10 +26,10 @@ from sonde.stats import ClassMoments, ClassMomentsState
 class ClassSeparabilityResult(Result):
     """Explained variance, with three more views of the same sums.
 
-    ``calinski_harabasz`` is the ratio of mean squares between and within (1 if there is nothing);
-    ``lda_ratio`` is ``tr(S_T^+ S_B) / (classes - 1)`` with null ``lda_null``, unchanged by
-    invertible maps; ``nc1`` is ``tr(S_W S_B^+) / classes`` over averages, 0 where classes are
-    points.
+    ``calinski_harabasz`` is the mean square between classes over the mean square within (about 1 if
+    labels say nothing). ``lda_ratio`` is ``tr(S_T^+ S_B) / (classes - 1)`` with null ``lda_null``,
+    unchanged by invertible maps. ``nc1`` is ``tr(S_W S_B^+) / classes`` over averages, 0 if each
+    class is a point.
     """
 
     direction: Direction = "higher"
@@ -112,7 +112,7 @@ def _lda(
 ) -> tuple[float, float]:
     """Return ``tr(S_T^+ S_B)`` and its null, the rank of the total scatter over ``n - 1``.
 
-    Both are taken between standardised units, so that one of huge variance hides no other.
+    Both are taken between standardised units, so that a unit of huge variance hides no other unit.
     """
     total = between + within
     scale = total.diagonal().clamp(min=0.0).sqrt()

@@ -63,17 +63,18 @@ class ClusterIndices(Instrument):
     """Mean silhouette of the classes, and five more indices of clusters on the same sampled rows.
 
     A row's silhouette is ``(b - a) / max(a, b)`` with its mean distance ``a`` to its own class and
-    ``b`` to the nearest other one. Davies-Bouldin: the mean over classes of the worst
+    ``b`` to the nearest other class. Davies-Bouldin: the mean over classes of the worst
     ``(r_k + r_l) / |m_k - m_l|`` with mean distances ``r`` to the class mean ``m``. Calinski-
-    Harabasz: mean squares between over within. Dunn: least distance between classes over the
-    largest within one. Xie-Beni: mean square within over the least square between means. ``eta2``:
-    share of variance between. Nulls come from 20 shuffles of the labels among groups.
+    Harabasz: mean square between classes over mean square within. Dunn: least distance between
+    classes over the largest distance within a class. Xie-Beni: mean square within classes over the
+    least squared distance of class means. ``eta2``: share of variance between classes. Nulls come
+    from 20 shuffles of the labels among groups.
 
     Range        [-1, 1]; higher = better separated.
                  Invariant to  rotation, isotropic scale, shifts.
     Cost         one pass; state ``m`` rows; result O(m^2 (dim + 41 classes)), 1,024 lines at once.
     Assumes      two classes or more; rows with label -1 are left out. ``dunn`` is a ratio of
-                 extremes and falls with every row: compare it at one ``n`` alone.
+                 extremes and falls as rows are added: compare it only at equal ``n``.
     Differs      from the papers: distances within one group (document) do not enter the silhouette
                  and ``dunn``.
 

@@ -1,6 +1,6 @@
-"""How much room the directions of rows take: the nats that code one row up to an error.
+"""Coding rate of the directions of rows: the nats that code a row up to a given error.
 
-For the part of it that classes explain, see ``rate_reduction``.
+For the part of the rate that classes explain, see ``rate_reduction``.
 """
 
 import math
@@ -34,8 +34,8 @@ class CodingRate(Instrument):
     """Nats that code one row, scaled to unit length, up to a given squared error.
 
     ``ln det(1 + dim / eps2 M) / 2`` with the second moment ``M`` of the unit rows, not centred. It
-    grows with the number of directions in use, and all equal directions give the most. The null is
-    that of as many rows of any direction.
+    grows with the number of directions in use, and is largest if all directions are used alike. The
+    null is the rate of as many rows of random directions.
 
     Range        [0, dim / 2 ln(1 + 1 / eps2)] nats; higher = more directions.
                  Invariant to  rotation, isotropic scale.
@@ -46,7 +46,7 @@ class CodingRate(Instrument):
     Parameters
     ----------
     eps2 : float, default=0.5
-        Squared error of a row that is tolerated. Values of another ``eps2`` are others.
+        Tolerated squared error of a row. Compare values only at equal ``eps2``.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Whether a compressed memory keeps what a text says where a reader would have guessed otherwise.
+"""Whether a compressed memory keeps the facts of a text that a reader would guess wrongly.
 
 For the memory vectors themselves see ``participation_ratio``, ``stable_rank``, ``entropy_rank``,
-``effective_rank`` and ``two_nn``: compare compressors at equal loss of reconstruction alone.
+``effective_rank`` and ``two_nn``: compare compressors only at equal loss of reconstruction.
 """
 
 import math
@@ -22,12 +22,12 @@ Tokens = Sequence[Sequence[Any]]
 @final
 @dataclass(frozen=True, kw_only=True)
 class CompressionFidelityResult(Result):
-    """Share of planted tokens in whose place the decoder writes the usual one.
+    """Share of planted tokens that the decoder replaces by the usual token.
 
-    ``copied`` and ``other`` are the shares with the planted token and with a third; the three add
-    to 1. ``exact`` is the share of texts that come back as they were, ``drift`` the mean of 1 less
-    the F1 of tokens. ``entropy_planted`` and ``entropy_other`` are mean entropies of the decoder in
-    nats (NaN where none are given).
+    ``copied`` and ``other`` are the shares with the planted token and with a third token; the three
+    shares add to 1. ``exact`` is the share of texts that come back unchanged, ``drift`` the mean
+    over texts of 1 less the F1 of tokens. ``entropy_planted`` and ``entropy_other`` are mean
+    entropies of the decoder at planted and other places, in nats (NaN if no entropies are given).
     """
 
     direction: Direction = "lower"
@@ -48,10 +48,10 @@ def compression_fidelity(
     entropy: Sequence[Any] | None = None,
     group: Sequence[Any] | None = None,
 ) -> CompressionFidelityResult:
-    """Return how often a compressed text comes back with what is usual in place of what it said.
+    """Return how often a compressed text comes back with usual tokens in place of planted tokens.
 
-    Texts hold planted tokens that contradict what is usual (a fact with another answer). After
-    compression and decoding, each place of one has the planted token, the usual one, or a third.
+    Planted tokens of a text contradict what is usual (a fact with another answer). After
+    compression and decoding, each place has the planted token, the usual token, or a third token.
 
     Range        [0, 1]; lower = more faithful: 0 for a copy, 1 for a decoder that writes what is
                  usual. Compare with a decoder without a memory.
@@ -74,7 +74,8 @@ def compression_fidelity(
     Raises
     ------
     InputError
-        If lengths differ, nothing is planted, or what is planted is the usual token.
+        If lengths differ, nothing is planted, a place lies outside its text, or a planted token is
+        the usual token.
 
     Examples
     --------

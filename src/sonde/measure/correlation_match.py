@@ -27,10 +27,10 @@ METHODS = ("hard", "soft", "sparse", "clusters")
 class CorrelationMatchResult(Result):
     """Mean figure of the units of the first site, and which units belong together.
 
-    ``figure[i]`` is that of unit ``i`` (NaN where it is constant or nobody was left for it),
+    ``figure[i]`` is that of unit ``i`` (NaN if the unit is constant or no partner was left for it),
     ``partner[i]`` the unit of the second site (-1 = none), ``weight`` how standardised units of the
     second site make up those of the first, ``cluster`` and ``cluster2`` the clusters of the units
-    of either site (-1 = constant). ``n_dead`` counts the constant units of each.
+    of either site (-1 = constant). ``n_dead`` counts the constant units of each site.
     """
 
     direction: Direction = "higher"
@@ -47,8 +47,8 @@ class CorrelationMatchResult(Result):
 class CorrelationMatch(CrossInstrument):
     """How well the units of one site are found again among the units of another.
 
-    Two networks may hold the same subspace by other units: rotations, to which ``cka`` is blind,
-    are what this measure sees. All from the correlations ``R`` of units:
+    Two networks may span the same subspace with different units. This measure sees the rotation
+    between them, to which ``cka`` is blind. All methods use the correlations ``R`` of units:
 
     - ``hard``: mean ``|R|`` of the best assignment of units one to one;
     - ``soft``: mean over units of the largest ``|R|``;

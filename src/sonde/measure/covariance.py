@@ -22,7 +22,7 @@ from sonde.stats.scatter import AnyScatter, is_frugal
 @final
 @dataclass(frozen=True, kw_only=True)
 class CovarianceResult(Result):
-    """Total variance, with the moments that it sums."""
+    """Total variance, with the mean and the covariance."""
 
     title: ClassVar[str] = "Total variance"
     direction: Direction = "higher"
@@ -68,7 +68,7 @@ class Covariance(Instrument):
         check_ranges(self, scatter=get_args(AnyScatter))
 
     def at_width(self, dim: int) -> "Covariance":
-        """Return itself, or with variances alone where rows are too wide for a full covariance."""
+        """Return this instrument, with variances alone if rows are too wide for a covariance."""
         return replace(self, scatter="diag") if is_frugal(self.scatter, dim) else self
 
     def reads(self) -> dict[str, Statistic[Any]]:

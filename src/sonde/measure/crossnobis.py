@@ -1,4 +1,4 @@
-"""Distances between the means of classes that are 0 on average where the means are equal.
+"""Distances between the means of classes that are 0 on average if the means are equal.
 
 A plain distance of noisy means is never 0. For distances between single rows see ``rsa``.
 """
@@ -44,8 +44,8 @@ class Crossnobis(Instrument):
 
     Rows come in parts (runs, documents, halves): a column says which. The distance of classes ``a``
     and ``b`` is the mean over parts ``f != h`` of ``(m_a^f - m_b^f)' P (m_a^h - m_b^h) / dim`` with
-    the inverse ``P`` of the shrunk covariance within cells. Noise of one part meets noise of
-    another, so its mean is the true distance; the value of a zero distance can be below 0.
+    the inverse ``P`` of the shrunk covariance within cells. Noise of different parts is
+    independent, so the estimate is right on average; that of a zero distance can be below 0.
 
     Range        any number, mostly above 0; the null is 0; higher = further apart. Invariant to
                  rotation, isotropic scale, shifts; without shrinkage to invertible linear maps.

@@ -29,12 +29,13 @@ from sonde.stats import CrossMomentsState, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class DCIResult(Result):
-    """Disentanglement, with completeness and informativeness, each and by latent or factor.
+    """Disentanglement, completeness and informativeness, as means and by latent or factor.
 
     ``disentanglement`` of each latent: 1 where it serves one factor alone. ``completeness`` of each
     factor: 1 where one latent alone serves it. ``informativeness``: the share of each factor's
-    variance that is predicted. ``complete`` and ``informative`` are their means over factors, by
-    the importance in each; ``importance`` is what all comes from.
+    variance that is predicted. ``complete`` is the mean of completeness over factors, weighted by
+    their total importance; ``informative`` is the plain mean over factors that vary.
+    ``importance`` is the table behind disentanglement and completeness.
     """
 
     title: ClassVar[str] = "Importance of latents for factors"
@@ -55,7 +56,7 @@ class DCIResult(Result):
 @final
 @dataclass(frozen=True)
 class DCI(CrossInstrument):
-    """How nearly each latent serves one factor in a linear prediction of all (DCI).
+    """How nearly each latent serves one factor in a linear prediction of all factors (DCI).
 
     The importance ``R_jf`` of latent ``j`` for factor ``f`` is the absolute coefficient of a ridge
     regression between standardised units. ``D_j = 1 - H(R_j / sum) / ln factors``, averaged over
@@ -65,12 +66,12 @@ class DCI(CrossInstrument):
                  of each unit.
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(200 dim^2 dim2) for
                  the null.
-    Assumes      factors whose numbers mean something: give one of several names as a unit of 0 and
-                 1 for each name. More rows than latents (flag ``few_rows``).
+    Assumes      factors whose numbers mean something: encode a factor of names as a unit of 0 and 1
+                 for each name. More rows than latents (flag ``few_rows``).
                  Where a latent serves a factor by no more than chance the standard error is up to
                  twice too wide (flag ``se_first_order``).
-    Differs      from the paper: a ridge in place of a lasso or a forest, whose numbers are others,
-                 and informativeness on the fitted rows. The null takes rows as independent.
+    Differs      from the paper: a ridge in place of a lasso or a forest, so other importances, and
+                 informativeness on the fitted rows. The null takes rows as independent.
 
     Parameters
     ----------
@@ -137,7 +138,7 @@ class DCI(CrossInstrument):
 def concentration(
     importance: Float[Tensor, "*draw row column"],
 ) -> tuple[Float[Tensor, "*draw"], Float[Tensor, "*draw row"]]:
-    """Return how nearly each row lies in one column, averaged by the sums of rows, and of each row.
+    """Return how nearly rows lie in one column: the mean weighted by row sums, and each row's.
 
     NaN for rows of zeros.
     """

@@ -30,8 +30,8 @@ class DeadUnits(Instrument):
     """Share of the units that have one value on all rows.
 
     Exact: a unit counts only if its smallest and largest value are equal. A unit that is active on
-    a share ``rate_bound`` of independent rows or more would have been caught alive, for all units
-    at once with probability 0.99: ``1 - (0.01 / dim)^(1 / n)``.
+    at least a share ``rate_bound`` of independent rows would have been seen alive. This holds for
+    all units at once with probability 0.99: ``1 - (0.01 / dim)^(1 / n)``.
 
     Range        [0, 1]; higher = more dead units.
     Cost         one pass; state 48 dim bytes; result O(dim).

@@ -1,7 +1,7 @@
 """How much each block and sublayer of a network adds, and what its answer loses without it.
 
-For one block's update over all data see ``update_size`` and ``update_similarity``; for what blocks
-would answer, ``sonde.explain.LogitLens``.
+For a block's update over all data see ``update_size`` and ``update_similarity``; for the answer
+that each block would give, ``sonde.explain.LogitLens``.
 """
 
 import math
@@ -37,10 +37,11 @@ from sonde.tap.model.watch import watch
 class SublayerUse:
     """What each sublayer adds to its block, and what the answer loses without it.
 
-    Means over tokens, a number for each of ``names``, such as the attention and the MLP of each
-    block: ``contribution`` is the length of what it adds over that of the stream which it is added
-    to, ``cosine`` that between the two (NaN where it adds nothing to a token). ``answer_change``
-    and ``answer_kl_nats`` are those of ``DepthUseResult``, where the sublayer's output is zero.
+    Means over tokens for each sublayer of ``names``, such as the attention and the MLP of each
+    block. ``contribution`` is the length of its output over the length of the stream before the
+    addition, ``cosine`` the cosine of the two (NaN if the output is zero at a token).
+    ``answer_change`` and ``answer_kl_nats`` are as in ``DepthUseResult``, with the sublayer's
+    output set to zero.
     Standard errors (``_se``) are jackknives over examples, NaN for one example.
     """
 
@@ -65,14 +66,14 @@ class SublayerUse:
 class DepthUseResult(Result):
     """Share of the second half of the blocks in all contributions.
 
-    Means over tokens, a number for each block: ``contribution`` is the length of what a block adds
-    over that of its input, ``largest_contribution`` the largest, ``cosine`` that between what it
-    adds and its input (below 0 it takes away). ``skip_effect[s, l]`` is by how much block ``l``
-    adds something else where block ``s`` is skipped, relative to what it adds (0 unless ``l > s``);
-    ``largest_skip_effect`` its maximum over tokens. ``answer_change`` is the Euclidean distance of
-    the probabilities with the block and without it, ``answer_kl_nats`` the divergence of the second
-    from the first; NaN where the model returns no logits. ``depth`` is the mean block number, from
-    1, weighted by the mean effect that skipping it has on those after it.
+    Means over tokens for each block. ``contribution`` is the length of the block's addition over
+    the length of its input, ``largest_contribution`` its maximum over tokens, ``cosine`` the cosine
+    of addition and input (below 0 the block takes away). ``skip_effect[s, l]`` is the change of
+    block ``l``'s addition if block ``s`` is skipped, relative to the length of that addition (0
+    unless ``l > s``); ``largest_skip_effect`` is its maximum over tokens. ``answer_change`` is the
+    Euclidean distance of the probabilities with the block and without it, ``answer_kl_nats`` the
+    divergence of the second from the first; NaN if the model returns no logits. ``depth`` is the
+    mean block number, from 1, weighted by the mean effect of skipping the block on later blocks.
     """
 
     title: ClassVar[str] = "Effect of skipping a block on those after it"
@@ -105,29 +106,29 @@ def depth_use(
 ) -> DepthUseResult:
     """Return how much the blocks of a network add and how much later blocks need them.
 
-    A block adds ``out - in``. It is skipped by handing its input on in place of its output; what
-    the blocks after it then add is compared with what they added before, token by token. A
-    sublayer is a module whose output the block adds to the stream, one after the other, and is
-    skipped by making that output zero.
+    A block adds ``out - in``. A skipped block returns its input, and the additions of later blocks
+    are compared with their additions before, token by token. A sublayer is a module whose output
+    the block adds to the stream, one sublayer after the other. A skipped sublayer returns zero.
 
     Range        [0, 1]: above ``null``, where all blocks add alike, the second half adds more.
                  Contributions fall with depth in an untrained pre-norm network too: compare with a
                  copy with random weights. Invariant to the scale of the stream.
-    Cost         a forward for each block and one more, on every batch; with ``sublayers`` one
-                 for each of them and one more, and once a forward for each block.
-    Assumes      blocks that keep the width of their input, in one stream. First tokens may be far
-                 longer than others: ``leave_out`` them and see. Blocks that are not their input
-                 plus one sublayer after the other on all tokens (post-norm and parallel ones) have
-                 no sublayers: the flag ``whole_blocks``, and ``conventions`` says which and why.
+    Cost         a forward for each block and one more, on every batch; with ``sublayers`` also one
+                 for each sublayer and one more, and once a forward for each block.
+    Assumes      blocks that keep the width of their input, in one stream. States of first tokens
+                 may be far longer than others: compare with ``leave_out``. Blocks that are not
+                 their input plus one sublayer after the other on all tokens (post-norm and parallel
+                 blocks) have no sublayers (flag ``whole_blocks``); ``conventions`` names them and
+                 says why.
     Differs      from the paper: means beside maxima, and nothing is hidden from earlier tokens.
 
     Parameters
     ----------
     model : Model or nn.Module
     batches : iterable of InputBatch
-        Such as ``sonde.data.open_inputs(model, data).batches(0, n)`` gives.
+        For example ``sonde.data.open_inputs(model, data).batches(0, n)``.
     leave_out : int, default=0
-        So many tokens at the beginning of each text are not counted.
+        Number of tokens at the beginning of each text that are not counted.
     sublayers : bool, default=False
         Measure and skip the parts of each block too, such as attention and MLP.
 
@@ -182,7 +183,8 @@ FIGURES = 4
 class _Text:
     """Sums and maxima over ``n`` tokens of one example.
 
-    Columns: contribution, cosine, changes of the answer, and of blocks the effect of skipping each.
+    Columns: contribution, cosine, changes of the answer; for blocks also the effect of skipping
+    each block.
     """
 
     n: int

@@ -1,7 +1,8 @@
 """What predictions tell about a sensitive attribute, overall and inside each client.
 
-Two figures of fairness that cannot both be mended in one place: a decomposition says which part
-they share and which only one of them sees. ``fair_accuracy_limit`` says what mending them costs.
+The disparity overall and the disparity inside clients cannot both be removed in one place. The
+decomposition says which part the two share and which part only one of them sees.
+``fair_accuracy_limit`` gives the accuracy that is left if they are removed.
 """
 
 import math
@@ -27,9 +28,10 @@ TOLERANCE = 1e-12
 class DisparityDecompositionResult(Result):
     """Global disparity in nats and its parts.
 
-    ``overall = unique + redundant`` is what predictions tell of the attribute, and ``local = unique
-    + masked`` the same once the client is known: ``unique`` is seen in both, ``redundant`` comes
-    from clients that differ and vanishes inside each, ``masked`` is seen inside clients alone.
+    ``overall = unique + redundant`` is the information of predictions about the attribute, and
+    ``local = unique + masked`` this information once the client is known. ``unique`` is part of
+    both, ``redundant`` comes from differences between clients and vanishes inside each client,
+    ``masked`` appears only inside clients.
     """
 
     direction: Direction = "lower"
@@ -43,18 +45,18 @@ class DisparityDecompositionResult(Result):
 def disparity_decomposition(
     attribute: Any, prediction: Any, client: Any, *, shuffles: int = 20, seed: int = 0
 ) -> DisparityDecompositionResult:
-    """Return how predictions tell of a sensitive attribute, overall and inside each client.
+    """Return how much predictions tell of an attribute, overall and inside each client.
 
-    The value is ``I(Z; A)`` of attribute ``Z`` and prediction ``A``. ``unique`` is the least
-    ``I_Q(Z; A | S)`` over joint distributions ``Q`` with the pairs ``(Z, A)`` and ``(Z, S)`` of the
-    data, found by alternating projections from a start without zeros.
+    The value is ``I(Z; A)`` of the sensitive attribute ``Z`` and prediction ``A``. ``unique`` is
+    the least ``I_Q(Z; A | S)`` over joint distributions ``Q`` with the marginals ``(Z, A)`` and
+    ``(Z, S)`` of the data, found by alternating projections from a start without zeros.
 
     Range        [0, inf), nats; 0 = predictions do not tell. All parts are 0 or more.
     Cost         O(cells) for each of some hundred rounds.
     Assumes      few values of each: counts of ``(Z, A, S)`` are taken as they are, and the bias
                  of small counts is part of the null.
-    Null         mean over shuffles of the attribute among the rows of a client: what remains where
-                 no client's predictions tell, the redundant part and the bias of counts.
+    Null         mean over shuffles of the attribute among the rows of a client: the redundant part
+                 and the bias of counts, which remain if predictions tell nothing inside clients.
 
     Parameters
     ----------
@@ -63,7 +65,7 @@ def disparity_decomposition(
     shuffles : int, default=20
         How many shuffles; 0 for no null.
     seed : int, default=0
-        Of the shuffles.
+        Seed of the shuffles.
 
     Examples
     --------
@@ -103,12 +105,12 @@ def disparity_decomposition(
 
 
 def decompose(counts: Float[Tensor, "attribute prediction client"]) -> tuple[float, float, float]:
-    """Return ``I(Z; A)``, ``I(Z; A | S)`` and the least of the latter with these pairs, in nats.
+    """Return ``I(Z; A)``, ``I(Z; A | S)`` and its least value at equal marginals, in nats.
 
     Raises
     ------
     InputError
-        If the counts are not of three axes, or have no sum above 0.
+        If the counts do not have three axes, are negative, or have no finite sum above 0.
     """
     p = counts.double()
     if p.ndim != 3 or not bool((p >= 0).all()) or not 0 < float(p.sum()) < math.inf:

@@ -1,6 +1,6 @@
-"""When in a training the features of a trained layer can first be read off the same layer.
+"""When in a training the features of the trained layer can first be read off that layer.
 
-For how late in the network they can be, see ``feature_complexity``.
+For how late in the network features can be read off, see ``feature_complexity``.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,9 @@ from sonde.measure.feature_complexity import EMERGED, Features, feature_complexi
 class EmergenceResult(Result):
     """Mean over features of the share of their variance that earlier checkpoints lack.
 
-    ``lateness`` is that of each feature, ``step`` the first checkpoint that explains nine tenths of
-    it (the last one, where no earlier does), ``r2`` what each earlier one explains, adjusted.
+    ``lateness`` is that share for each feature, ``step`` the first checkpoint that explains nine
+    tenths of the feature (the last checkpoint if no earlier one does), ``r2`` the adjusted share
+    that each earlier checkpoint explains.
     """
 
     title: ClassVar[str] = "Share of each feature that a checkpoint explains"
@@ -55,7 +56,8 @@ def emergence(
     """Return when features of a trained layer emerge, from its states at steps of the training.
 
     ``1 - mean_t max(R2_t, 0)`` over the earlier checkpoints, with the share ``R2_t`` of a feature's
-    variance that least squares from the states at step ``t`` explain, adjusted for their units.
+    variance that least squares from the states at step ``t`` explain, adjusted for the number of
+    units.
 
     Range        [0, 1]; 0 = there from the first checkpoint on; higher = emerges late. It depends
                  on which steps are given: compare features, not trainings with other steps.

@@ -1,4 +1,4 @@
-"""The best accuracy that any predictor can have whose predictions hardly depend on an attribute."""
+"""The best accuracy of a predictor whose predictions hardly depend on an attribute."""
 
 import math
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ def fair_accuracy_limit(
 ) -> FairAccuracyLimitResult:
     """Return the best accuracy of a predictor that is fair overall, inside each client, or both.
 
-    The predictor may know attribute, client and label. It is fair to ``eps`` where the share of
-    every prediction differs between any two values of the attribute by ``eps`` at most. Solved as a
+    The predictor may know attribute, client and label. It is fair to ``eps`` if the share of each
+    prediction differs by at most ``eps`` between any two values of the attribute. Solved as a
     linear programme.
 
     Range        [0, 1]; 1 = fairness costs nothing.
@@ -99,7 +99,7 @@ def fair_accuracy_limit(
 def _gaps(
     p: Float[np.ndarray, "attribute client label"], client: int | None, most: float
 ) -> tuple[Float[np.ndarray, "limit unknown"], Float[np.ndarray, "limit"]]:
-    """Return what no pair of attributes may exceed, over all clients or inside one."""
+    """Return the limits on gaps of pairs of attribute values, over all clients or inside one."""
     inside = np.ones(p.shape[1]) if client is None else np.eye(p.shape[1])[client]
     seen = p * inside[:, None]
     size = seen.sum((1, 2))

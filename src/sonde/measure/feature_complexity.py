@@ -1,7 +1,7 @@
 """How late in the network the features of its last site can be read off by a linear map.
 
-Features that are principal directions differ in variance too, and variance alone makes a feature
-easy: to tell the two apart, pass features of one variance as the units of the last site.
+Principal directions also differ in variance, and a large variance alone makes a feature easy to
+read off. To exclude that effect, pass features of equal variance as the units of the last site.
 """
 
 import math
@@ -36,7 +36,7 @@ class FeatureComplexityResult(Result):
     """Mean complexity over features; ``complexity`` is that of each.
 
     ``r2`` is the adjusted share of each feature's variance that each earlier site explains, and
-    ``emerges`` the first site where it is nine tenths of that at the last of them (-1: nowhere).
+    ``emerges`` the first site with nine tenths of the share of the last earlier site (-1: nowhere).
     """
 
     title: ClassVar[str] = "Share of each feature that a layer explains"
@@ -151,9 +151,9 @@ def _principal(x: Float[Tensor, "row dim"], k: int) -> Float[Tensor, "row direct
 def _explained(
     rows: SampledRows,
 ) -> tuple[Float[Tensor, "layer feature"], Int[Tensor, "layer"]]:
-    """Return what each earlier site explains of each feature, adjusted, and their ranks.
+    """Return the adjusted share of each feature that each earlier site explains, and site ranks.
 
-    NaN where there are no more rows than directions, or the feature is constant.
+    NaN unless there are at least two more rows than directions; NaN if the feature is constant.
     """
     n, goal = len(rows), rows.rows[-1]
     goal = (goal - goal.sum(0) / max(n, 1)) / torch.where(_dead(goal), math.nan, 1.0)
@@ -171,7 +171,7 @@ def _explained(
 
 
 def _basis(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row rank"]:
-    """Return an orthonormal basis of what linear maps of the rows, and a constant, can give."""
+    """Return an orthonormal basis of all values that linear maps of the centred rows can give."""
     z = x - x.sum(0) / max(len(x), 1)
     z = z / torch.where(_dead(x), torch.inf, z.square().sum(0).sqrt())
     values, vectors = torch.linalg.eigh(z.T @ z)
@@ -180,7 +180,7 @@ def _basis(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row rank"]:
 
 
 def _by_chance(n: int, rank: int) -> float:
-    """Return the mean of ``max(R2, 0)``, adjusted, for a feature that the site does not know."""
+    """Return the mean of the adjusted ``max(R2, 0)`` for a feature unrelated to the site."""
     a, b = rank / 2, (n - 1 - rank) / 2
     if a <= 0 or b <= 0:
         return 0.0 if a <= 0 else math.nan

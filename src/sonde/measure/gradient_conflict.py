@@ -40,10 +40,11 @@ class GradientConflictResult(Result):
 
     @property
     def attainable(self) -> float:
-        """The cosine that two groups of one mean gradient would have, from their noise.
+        """The cosine that two groups with the same mean gradient would have, given their noise.
 
-        Noise shortens the cosine of two means of ``n`` gradients by ``t / (t + v)`` of either;
-        ``itself`` is the same for halves, ``t / (t + 2 v)``.
+        Noise multiplies the cosine of two means by the root of ``t / (t + v)`` of each group, with
+        the squared length ``t`` of the true mean and the noise ``v`` of the measured mean. For
+        halves, ``itself`` is ``t / (t + 2 v)``.
         """
         return float((2 * self.itself / (1 + self.itself)).clamp(min=0).prod().sqrt())
 

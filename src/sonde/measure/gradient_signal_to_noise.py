@@ -27,9 +27,9 @@ class GradientSignalToNoiseResult(Result):
     """Length of the mean gradient over its spread from batch to batch.
 
     ``signal`` is the length of the mean, ``noise`` the root of the summed variances of the units of
-    a batch's gradient, ``ratio`` the same of each unit alone, NaN where it is constant.
-    ``corrected_square`` is the square of the value less what chance adds to it, the square of
-    ``null``: without bias, and below 0 half of the time where the mean is zero.
+    a batch's gradient, ``ratio`` the value of each unit alone, NaN if the unit is constant.
+    ``corrected_square`` is the square of the value less the square of ``null``, which chance adds:
+    it is unbiased, and below 0 half of the time if the mean is zero.
     """
 
     direction: Direction = "higher"
@@ -42,7 +42,7 @@ class GradientSignalToNoiseResult(Result):
 @final
 @dataclass(frozen=True)
 class GradientSignalToNoise(Instrument):
-    """Length of the mean gradient at a site over the standard deviation of that of a batch.
+    """Length of the mean gradient at a site over the standard deviation of a batch's gradient.
 
     ``|mean g| / sqrt(sum_u var(g_u) / batch)``. Above 1 a batch is led by what all data agree on,
     below 1 by which examples it drew. At the output of a linear layer the gradient is that of its
@@ -61,8 +61,8 @@ class GradientSignalToNoise(Instrument):
     batch : int, default=1
         Rows whose mean is the gradient of a batch; the value grows with its root.
     objective : str or None, default="nll"
-        What the gradients are of, by the name that ``sonde.read`` takes; None takes any, as of a
-        function of your own.
+        Name of the objective of the gradients, as ``sonde.read`` takes it; None takes any, such as
+        a function of your own.
 
     Examples
     --------

@@ -33,9 +33,10 @@ LOWEST, HIGHEST = 1e-6, 1e9
 class GrideResult(Result):
     """Dimension on the plateau; the whole curve is ``dimension`` against ``distance``.
 
-    ``rank`` holds the nearer neighbour of each scale (the farther one is the double), ``distance``
-    the mean distance of the farther one; ``error`` and ``shuffled`` are the standard error and the
-    null of each scale. ``plateau`` is the first and last rank of the scales that agree.
+    ``rank`` is the rank of the nearer neighbour at each scale (the farther neighbour has twice that
+    rank), ``distance`` the mean distance of the farther neighbour; ``error`` and ``shuffled`` are
+    the standard error and the null of each scale. ``plateau`` is the first and last rank of the
+    scales that agree.
     """
 
     title: ClassVar[str] = "Intrinsic dimension over scales"
@@ -65,21 +66,21 @@ class GrideResult(Result):
 class Gride(SampleInstrument):
     """Intrinsic dimension at several scales, and where it does not depend on the scale.
 
-    From the ratio of the distances of neighbours ``a`` and ``2 a``, for ``a = 1, 2, 4, ...``: near
-    ones see noise, far ones curvature and edges; between them may lie a plateau, the longest run of
-    scales within 5 % of each other (the nearer one of two), whose mean is the value. With ``a = 1``
-    it is ``two_nn``. The ratio ``mu`` of evenly spread rows has ``mu^-d`` distributed as
-    ``Beta(a, a)``; ``d`` is the maximum of that likelihood.
+    From the ratio of the distances of neighbours ``a`` and ``2 a``, for ``a = 1, 2, 4, ...``. Near
+    neighbours see noise, far neighbours curvature and edges. Between them may lie a plateau: the
+    longest run of scales within 5 % of each other (the nearer run of two). Its mean is the value.
+    With ``a = 1`` it is ``two_nn``. The ratio ``mu`` of evenly spread rows has ``mu^-d``
+    distributed as ``Beta(a, a)``; ``d`` maximises that likelihood.
 
     Range        (0, inf); higher = more directions. Invariant to rotation, isotropic scale,
                  shifts.
     Cost         one pass; state ``m`` rows; result O(m^2 dim), six times over for the error.
     Assumes      at most some ``2 log10 n`` dimensions (flag ``high_dim``): more are
                  underestimated. Copies of a row are left out. Of each other group (document) only
-                 the row that is nearest is a neighbour. Scales that need more groups than there are
-                 do not appear.
-    Differs      from the paper: a plateau is named; its error takes it as given, and is up to
-                 twice too large.
+                 the nearest row is a neighbour. Scales that need more groups than there are do not
+                 appear.
+    Differs      from the paper: a plateau is named; the error takes the plateau as given, and is up
+                 to twice too large.
 
     Parameters
     ----------
@@ -144,9 +145,9 @@ class Gride(SampleInstrument):
 def _curve(
     rows: SampledRows, largest: int, scales: int | None = None
 ) -> tuple[Float[Tensor, "scale"], Float[Tensor, "scale"]]:
-    """Return the dimension at each scale for which there are groups enough, and its distance.
+    """Return the dimension and the mean distance of each scale that has enough groups.
 
-    Of a number of ``scales`` those without groups enough are NaN.
+    If a number of ``scales`` is given, scales without enough groups are NaN.
     """
     enough = [2**i for i in range(largest.bit_length()) if 2 ** (i + 1) < rows.n_groups]
     none = torch.full((max((scales or 1) - len(enough), 0),), math.nan, dtype=torch.float64)

@@ -27,14 +27,14 @@ STAGES = ("lazy", "independent", "interactive")
 @final
 @dataclass(frozen=True, kw_only=True)
 class GrokkingStages(Result):
-    """Step from which most fresh rows are right, with what was watched at every checkpoint.
+    """First step at which most fresh rows are right, with the figures of every checkpoint.
 
     ``stage`` is 0 (lazy: training rows are not yet right), 1 (independent: they are, fresh ones are
     not), 2 (interactive). ``moved`` is the change of the first layer's weights relative to its
-    start; ``alignment`` the cosine between the gradient with respect to the hidden units, sign
-    turned, and what the labels' kernel makes of them; ``energy`` the mean over units of how much of
-    the labels a unit of length 1 explains; ``concentration`` the mean share of a unit's largest
-    frequency; ``interaction`` the share of the units' covariance off its diagonal.
+    start; ``alignment`` the cosine between the negative gradient with respect to the hidden units
+    and the labels' kernel applied to these units; ``energy`` the mean over units of how much of the
+    labels a unit of length 1 explains; ``concentration`` the mean share of a unit's largest
+    frequency; ``interaction`` the share of the squared covariances of units off the diagonal.
     """
 
     title: ClassVar[str] = "What is watched over the training"
@@ -51,7 +51,7 @@ class GrokkingStages(Result):
     interaction: Float[Tensor, "checkpoint"]
 
     def chart(self) -> Chart:
-        """Return a line for each of what is watched."""
+        """Return a line for each figure."""
         shares = ("alignment", "energy", "concentration", "interaction")
         names = ("train_accuracy", "test_accuracy", "moved", *shares)
         rows = [
@@ -73,8 +73,8 @@ def grokking_stages(
     """Return the stages of a two-layer network ``activation(x W) V`` from its checkpoints.
 
     A unit's energy is ``1/2 |Y' sigma(x w)|^2`` over all rows, with centred one-hot labels ``Y``
-    and ``|w| = 1``: features that emerge are its local maxima. For addition modulo ``M``, squares
-    and two one-hot summands every wave of one frequency has ``M / 4``.
+    and ``|w| = 1``: features that emerge are its local maxima. With addition modulo ``M``, squares
+    and two one-hot summands, every wave of one frequency has the energy ``M / 4``.
 
     Range        a step; infinite where fresh rows never are right; lower = generalises sooner. The
                  boundaries of stages (training accuracy 0.99, then accuracy 0.5 on fresh rows) are
@@ -175,7 +175,7 @@ class _World:
         second: Float[Tensor, "unit class"],
         start: Float[Tensor, "dim unit"],
     ) -> list[float]:
-        """Return the two accuracies and what else is watched, of one checkpoint."""
+        """Return the two accuracies and the other figures of one checkpoint."""
         hidden = self._hidden(self.x @ first)
         logits = hidden @ second
         right = (logits.argmax(1) == self.label).double()

@@ -29,8 +29,8 @@ ACTIVE = 0.05
 class InfoMECResult(Result):
     """``value`` is modularity, compactness and explicitness, in this order.
 
-    ``active`` latents enter the first two; ``information`` is the share of a factor's entropy that
-    each latent knows; ``explicit`` is the explicitness of each factor.
+    Only ``active`` latents enter these figures; ``information`` is the share of a factor's entropy
+    that each latent knows; ``explicit`` is the explicitness of each factor.
     """
 
     title: ClassVar[str] = "What latents know about factors"
@@ -52,8 +52,8 @@ class InfoMEC(PairSampleInstrument):
     With ``N_fj = I(v_f; z_j) / H(v_f)``: modularity is the mean over latents of ``max_f N_fj /
     sum_f N_fj``, compactness the mean over factors of ``max_j N_fj / sum_j N_fj``, each stretched
     so that an even spread gives 0. Explicitness is the mean over factors of ``1 - CE / H``: CE is
-    the cross-entropy of a logistic regression on all latents, on the half of the groups that it
-    was not fitted on.
+    the cross-entropy of a logistic regression on all active latents, on the half of the groups that
+    it was not fitted on.
 
     Range        [0, 1] each, explicitness below 0 where the regression misleads; higher = better.
                  Invariant to  permutation, shift, scale of all latents.
@@ -61,7 +61,7 @@ class InfoMEC(PairSampleInstrument):
                  and a regression for each factor.
     Assumes      a latent is active if its range is above 1/20 of the largest. Constant latents and
                  factors are left out (flag ``dead``). The null of explicitness is the first-order
-                 loss of a fit to nothing.
+                 loss of a regression on unrelated latents.
     Differs      from the paper: explicitness on held-out rows, classes weighed alike there too, and
                  a slight penalty, without which separable classes have no fit. Its standard error
                  is that of the held-out rows alone.
@@ -69,9 +69,9 @@ class InfoMEC(PairSampleInstrument):
     Parameters
     ----------
     n_bins : int, default=20
-        A latent or factor with more values is cut into as many bins of about equal numbers of rows.
+        Bins of about equal numbers of rows for a latent or factor with more values than that.
     penalty : float, default=1e-4
-        Times half the squared weights between standardised latents, added to the mean loss.
+        Factor of half the squared weights of standardised latents, added to the mean loss.
     m : int, default=2048
         Rows of the sample.
 
@@ -138,7 +138,7 @@ class InfoMEC(PairSampleInstrument):
 def modular_compact(
     table: Float[Tensor, "factor latent"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return modularity and compactness; units that know nothing leave the mean."""
+    """Return modularity and compactness; units without information are left out of the mean."""
     table = table[table.isfinite().all(1)]
 
     def stretched(t: Float[Tensor, "row column"]) -> Float[Tensor, ""]:

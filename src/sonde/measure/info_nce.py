@@ -1,7 +1,7 @@
-"""Mutual information of two sites from below: a critic picks the right partner among others.
+"""Lower bound on the mutual information of two sites: a critic finds a row's partner.
 
-For sites of many units, where neighbours (``mutual_information(estimator="ksg")``) fall short. It
-cannot exceed the logarithm of the batch. For labels, see ``v_information``.
+For sites of many units, where neighbours (``mutual_information(estimator="ksg")``) fall short. The
+bound cannot exceed the logarithm of the batch size. For labels, see ``v_information``.
 """
 
 import math
@@ -44,18 +44,19 @@ class InfoNCEResult(Result):
 class InfoNCE(PairSampleInstrument):
     """Contrastive lower bound on the mutual information of two sites, in nats.
 
-    A critic ``f(x, y) = g(x) . h(y) + c(y)`` learns to tell the row of the second site that belongs
-    to a row of the first from those of ``B - 1`` other groups. The value is the mean over held-out
-    rows of ``ln B + f_ii - ln sum_j exp f_ij``. Trained on one half of the groups and judged on the
-    other, and the other way round.
+    A critic ``f(x, y) = g(x) . h(y) + c(y)`` learns to find a row's partner at the second site
+    among rows of ``B - 1`` other groups. The value is the mean over held-out rows of
+    ``ln B + f_ii - ln sum_j exp f_ij``. Each half of the groups trains a critic that is judged on
+    the other half.
 
     Range        (-inf, ln B], nats; ``limit`` is ``ln B``, and a value from 0.8 of it on is flagged
                  ``saturated``: the information may be any larger. Below 0 where the critic
                  overfits; higher = more dependent.
     Cost         one pass; state ``m`` rows of each site; result eight trainings of the critic.
-    Assumes      at least 16 groups; fewer than two batches of them make ``B`` smaller, and no more
-                 than there are units make the critic blind (flag ``few_rows``). A negative always
-                 comes from another group. The error holds for the critics as trained.
+    Assumes      at least 16 groups. With fewer than two batches of groups ``B`` gets smaller; with
+                 fewer groups in a half than units the critic is blind (flag ``few_rows``). A
+                 negative always comes from another group. The error holds for the critics as
+                 trained.
     Differs      from the paper: two sites in place of the steps of a sequence, held-out groups.
 
     Parameters
@@ -68,7 +69,8 @@ class InfoNCE(PairSampleInstrument):
     embedding : int, default=32
         Numbers that ``g`` and ``h`` return.
     passes : int, default=100
-        Walks over the groups of a half at most; one in five of them stops the training.
+        Most walks over the groups of a half; a fifth of the groups is held out to stop the
+        training.
     rate : float, default=0.002
         Step size.
     seed : int, default=0

@@ -22,7 +22,7 @@ from sonde.stats.sampled_rows import SampledRows
 class InformationImbalanceResult(Result):
     """Imbalance from the first site to the second; ``reverse`` is the other way round.
 
-    First low and ``reverse`` high: the first site holds what the second holds, and more.
+    Low value, high ``reverse``: the first site holds the information of the second, and more.
     """
 
     direction: Direction = "lower"
@@ -35,16 +35,16 @@ class InformationImbalanceResult(Result):
 class InformationImbalance(PairSampleInstrument):
     """Mean rank, at the second site, of each row's nearest neighbour at the first.
 
-    ``2 / n`` times the mean rank: near 0 where the distances of the first site tell those of the
-    second, 1 where they say nothing of them. Not symmetric, which is its point: a site that holds
-    another and more has a low value towards it and a high one back.
+    ``2 / n`` times the mean rank: near 0 if distances at the first site predict distances at the
+    second, 1 if they say nothing about them. It is not symmetric, on purpose: a site that holds the
+    information of another and more has a low value towards that site and a high value back.
 
     Range        (0, 1]; lower = the first tells more. Invariant to rotation, isotropic
                  scale, shifts.
     Cost         one pass; state ``m`` rows; result O(m^2 dim), never more than 1,024 lines at once.
     Assumes      rows of one group (document) are no neighbours of each other: they are left out.
-    Differs      from the paper: rows at equal distance share the mean of their ranks; ``n`` counts
-                 the rows of other groups, and one.
+    Differs      from the paper: rows at equal distance share the mean of their ranks; ``n`` is the
+                 number of rows of other groups plus 1.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def _shares(
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
     """Return each row's rank of its nearest neighbour, as a share of the mean rank.
 
-    And how much each row adds to the ranks of others by being nearer than their neighbours.
+    Also return how much each row adds to the ranks of others by being nearer than their neighbours.
     """
     x, y, group = rows.rows[near], rows.rows[ranked], rows.group
     neighbour = nearest(x, x, 1, group=group, group2=group)[1].to(y.device)

@@ -1,8 +1,8 @@
-"""What a layer holds of its input and of the label, in nats: one point of the information plane.
+"""Information of a layer about its input and the label, in nats: a point of the information plane.
 
-The estimator is the measurement: a net without noise keeps everything about distinct inputs, and
-each estimator forgets in its own way. Compare layers and steps by one estimator, and look at a
-second. For two sites of vectors see ``mutual_information``.
+The value depends on the estimator: a net without noise keeps everything about distinct inputs, and
+each estimator discards information in its own way. Compare layers and steps by the same estimator,
+and check with a second estimator. For two sites of vectors see ``mutual_information``.
 """
 
 import math
@@ -39,7 +39,7 @@ NOISES: Final = {"kde": 0.05, "adaptive_kde": 1e-3, "compressed": 1e-2}
 @final
 @dataclass(frozen=True, kw_only=True)
 class InformationPlaneResult(Result):
-    """Information in nats, at most ``most``: that of the rows, or of their labels.
+    """Information in nats; ``most`` is the entropy of the rows, or of their labels.
 
     ``lower`` is the lower bound of the kernels about the input (else NaN), ``n_symbols`` how many
     patterns the bins tell apart (else 0), ``noise_variance`` that of kernels and of codes (0 for
@@ -89,8 +89,8 @@ class InformationPlane(Instrument):
 
     With bins, a row is the pattern ``T`` of its units' bins: ``I(input; T) = H(T)``, since a net
     without noise gives one pattern for one input, and ``I(T; label)``. With kernels, noise of
-    variance ``v`` is thought to be added to each unit: the upper bound ``-mean_i ln mean_j
-    exp(-d_ij^2 / (2 v))``; about the label, that less its average within classes.
+    variance ``v`` is assumed in each unit. The value is the upper bound ``-mean_i ln mean_j
+    exp(-d_ij^2 / (2 v))``; about the label, this bound less its average within classes.
 
     ``bins`` cuts all units at equal steps from ``low`` to ``high``; ``adaptive_bins`` at the
     quantiles of the values that occur in the layer, so that no scale is chosen. ``kde`` takes
@@ -110,8 +110,8 @@ class InformationPlane(Instrument):
     Cost         one pass; state ``m`` rows; result O(m dim log m), kernels O(m^2 dim), 41 times
                  over about the label.
     Assumes      rows of distinct inputs to a net without noise. Rows with label -1 are left out
-                 about the label. The null is a constant layer, or labels shuffled among groups: of
-                 labels and nearly distinct patterns it is nearly the value.
+                 about the label. The null is a constant layer, or labels shuffled among groups; if
+                 patterns are nearly distinct, the null of labels is nearly the value.
                  ``compressed``: 5 rows or more of each class (flag ``few_rows``), and at most 6
                  codes (flag ``high_dim``); the autoencoder's code changes with rounding.
     Differs      from the papers: the share of ``adaptive_kde`` is of the largest square, and the
@@ -127,13 +127,13 @@ class InformationPlane(Instrument):
     n_bins : int, default=30
         Bins of each unit.
     low, high : float or None, default=None
-        Ends of ``bins``: -1 and 1 for tanh; None takes the range of the layer. What lies outside
-        is in the first and the last bin.
+        Ends of ``bins``: -1 and 1 for tanh; None takes the range of the layer. Values outside fall
+        into the first or the last bin.
     noise : float or None, default=None
-        Of the kernels and codes: 0.05 for ``kde``, 0.001 for ``adaptive_kde``, 0.01 for
-        ``compressed`` where it is None.
+        Noise of kernels and codes. None: 0.05 for ``kde``, 0.001 for ``adaptive_kde``, 0.01 for
+        ``compressed``.
     codes : int, default=2
-        Numbers of a code of ``compressed``.
+        Length of a code of ``compressed``.
     compressor : {"pca", "autoencoder"}, default="autoencoder"
         What makes the code: principal components, or a small net that follows curved rows.
     m : int, default=2048
@@ -186,7 +186,7 @@ class InformationPlane(Instrument):
             )
 
     def reads(self) -> Mapping[str, Statistic[Any] | Read]:
-        """Read the sample of rows, about the label of those with one."""
+        """Read the sample of rows; about the label, only rows with a label."""
         if self.about == "input":
             return {"rows": HashSample(self.m)}
         return labelled_sample(self.m)
@@ -254,7 +254,7 @@ class InformationPlane(Instrument):
         )
 
     def _binned(self, rows: SampledRows) -> Float[Tensor, "4"]:
-        """Return the information, no bound, the entropy of the patterns, and their number."""
+        """Return the information, NaN (no bound), the entropy of the patterns, and their number."""
         x, label = rows.rows
         kinds, code = torch.unique(label[:, 0], return_inverse=True)
         edges = self._edges(x)
@@ -293,7 +293,7 @@ class InformationPlane(Instrument):
         return replace(rows, rows=(code + math.sqrt(variance) * noise, rows.rows[1])), kept
 
     def _of_codes(self, rows: SampledRows, variance: float) -> Float[Tensor, "4"]:
-        """Return the information of noisy codes; no bound, and no patterns."""
+        """Return the information of noisy codes, NaN (no bound), 0 and 0 (no patterns)."""
         code, label = rows.rows
         whole = neighbour_entropy(code, rows.group, NEIGHBOURS)
         if self.about == "input":
@@ -308,7 +308,7 @@ class InformationPlane(Instrument):
         return torch.stack([told, told * math.nan, torch.zeros_like(told), torch.zeros_like(told)])
 
     def _noisy(self, rows: SampledRows, variance: float) -> Float[Tensor, "4"]:
-        """Return both bounds, the upper one about the input, and no patterns."""
+        """Return both bounds, the upper bound about the input, and 0 (no patterns)."""
         x, label = rows.rows
         both = information_bounds(x, torch.zeros_like(label), variance)
         told = both

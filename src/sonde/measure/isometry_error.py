@@ -1,6 +1,6 @@
 """How far a linear or convolution layer is from keeping lengths, from its weight alone.
 
-For the layers that ``sonde.train.Orthogonal`` holds. A convolution is taken with circular padding,
+For layers under the penalty ``sonde.train.Orthogonal``. A convolution has circular padding here,
 so that its singular values come exactly from a Fourier transform of the kernel.
 """
 
@@ -21,7 +21,7 @@ from sonde.core.tensors import as_tensor
 @final
 @dataclass(frozen=True, kw_only=True)
 class IsometryErrorResult(Result):
-    """Largest distance of a singular value from 1; ``smallest`` and ``largest`` singular value.
+    """Largest distance of a singular value from 1; ``smallest`` and ``largest`` are the extremes.
 
     ``singular`` holds all of them, of each frequency for a convolution.
     """

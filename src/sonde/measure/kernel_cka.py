@@ -42,8 +42,8 @@ class KernelWidths(Result):
 class KernelCKAResult(Result):
     """Similarity of the two sites; ``sigma`` holds the widths of their kernels.
 
-    ``features_se`` is the spread over other draws of as many random features, which more rows do
-    not lower and ``se`` leaves out; NaN where rows come in groups.
+    ``features_se`` is the spread over draws of as many random features. More rows do not lower it,
+    and ``se`` does not include it. It is NaN if rows come in groups.
     """
 
     direction: Direction = "higher"
@@ -74,16 +74,16 @@ class KernelCKA(Instrument):
     sigma : float, (float, float) or None, default=None
         Width of the kernel of both sites, or of each. None: for each site ``scale`` times the
         median distance of different rows among the 512 of smallest draw, over the square root of 2.
-        Parts that are fitted apart merge where it is given.
+        Parts that are fitted separately can be merged if ``sigma`` is given.
     scale : float, default=1.0
-        How wide the kernel is, in what the rule gives; below 1 nearer neighbours count.
+        Width of the kernel relative to the rule for None; below 1 nearer neighbours count more.
     m : int, default=256
         Number of frequencies in a draw.
     seed : int, default=0
-        Which frequencies.
+        Seed of the frequencies.
     grouped : bool, default=False
-        Compare rows of different groups only, each group counting once. Needs whole groups
-        together.
+        Compare rows of different groups only, each group counting once. A split of the rows must
+        keep groups whole.
 
     Examples
     --------
@@ -125,7 +125,7 @@ class KernelCKA(Instrument):
         return self.sigma, self.sigma
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sums of the pair and of each site; where no width is known yet, a sample."""
+        """Read the sums of the pair and of each site, or a sample if no width is known yet."""
         if self._widths is None:
             return {"samples": HashSample(WIDTH_ROWS)}
         x, y = (
@@ -194,9 +194,9 @@ class KernelCKA(Instrument):
 def _features_error(pair: Sums, swapped: Sums, first: Sums, second: Sums) -> float:
     """Return the spread of the value over draws of features, to first order.
 
-    A kernel is the mean over frequencies and the criterion is linear in each kernel, so the value
-    is, to first order, the mean of an effect of each pair of frequencies, one of either draw: a
-    two-way table, whose rows, columns and residuals give the variance of its mean.
+    A kernel is the mean over frequencies and the criterion is linear in each kernel. To first order
+    the value is therefore the mean of a two-way table: the effect of each pair of frequencies, one
+    from each draw. Rows, columns and residuals of the table give the variance of its mean.
     """
     parts: list[Float[Tensor, "frequency frequency"]] = []
     for sums in (pair, swapped, first, second):

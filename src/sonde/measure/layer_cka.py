@@ -32,9 +32,9 @@ BUFFER_ENTRIES = 1 << 23
 @final
 @dataclass(frozen=True, kw_only=True)
 class LayerCKAResult(Result):
-    """Similarity of each layer to each; ``dead`` layers have NaN, ``spread`` says how near to it.
+    """Similarity of all pairs of layers; ``dead`` (constant) layers have NaN.
 
-    ``spread`` is ``sqrt(total variance) / |mean|`` of each layer.
+    ``spread`` is ``sqrt(total variance) / |mean|`` of each layer: near 0 for a layer nearly dead.
     """
 
     title: ClassVar[str] = "Similarity of layers"
@@ -54,7 +54,7 @@ class LayerCKA(PairSampleInstrument):
     """Debiased linear CKA of every pair of sites on the rows that all of them sampled.
 
     ``h(K, L) / sqrt(h(K, K) h(L, L))`` with the unbiased independence criterion ``h`` of the two
-    Gram matrices. Where rows come in groups one row of each is taken, since rows of one group are
+    Gram matrices. If rows come in groups, one row of each group is taken, since rows of a group are
     alike at every site. Errors come from 20 random halves of the groups.
 
     Range        about [0, 1], below 0 by chance; higher = more alike. Null 0.

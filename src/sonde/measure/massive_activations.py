@@ -22,7 +22,7 @@ from sonde.stats import Scalars, ScalarsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class MassiveActivationsResult(Result):
-    """Largest ratio, that of every unit, and how much of the energy a few units hold.
+    """Largest ratio, the ratio of each unit, and the share of the energy that a few units hold.
 
     ``position`` says where in its text or image each unit's largest value stood. ``massive`` marks
     units at or above the threshold, ``constant`` those of them that vary by less
@@ -45,7 +45,7 @@ class MassiveActivationsResult(Result):
         return self.share >= 0.5 and self.share >= 20.0 * self.fair
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
-        """Return ratio, null, unit and position of the massive units, else of the largest one."""
+        """Return ratio, null, unit and position of massive units, else of the largest unit."""
         order = self.ratio.argsort(descending=True, stable=True)
         units = order[: max(1, int(self.massive.sum()))]
         columns = {
@@ -79,7 +79,7 @@ class Peaks(Statistic[PeaksState]):
         return PeaksState(value, position[order].to(x.device)[row])
 
     def merge(self, a: PeaksState, b: PeaksState) -> PeaksState:
-        """Return the larger one of each unit."""
+        """Return the larger peak of each unit."""
         equal = b.value == a.value
         second = (b.value > a.value) | (equal & (b.position < a.position))
         return PeaksState(
@@ -130,7 +130,7 @@ class MassiveActivations(Instrument):
         check_ranges(self, threshold="> 0")
 
     def reading(self) -> dict[str, Any]:
-        """Wish for a row for each token or patch: means and last tokens do not show one of many."""
+        """Ask for a row for each token or patch: means and last tokens hide a large value."""
         return {"reducer": POSITIONS}
 
     def reads(self) -> dict[str, Statistic[Any]]:

@@ -50,15 +50,15 @@ class MatrixEntropy(Instrument):
     """Von Neumann entropy of the directions of rows, as a share of ``ln dim``.
 
     ``-sum l ln l / ln dim`` over the eigenvalues ``l`` of the mean of ``u u^T``, with ``u`` the row
-    less the mean row, divided by its length. 1 where no direction is preferred, ``ln k / ln dim``
-    for ``k`` equal ones. The null is that of as many rows of any direction.
+    less the mean row, divided by its length. 1 if no direction is preferred, ``ln k / ln dim`` for
+    ``k`` equal directions. The null is the value of as many rows of random directions.
 
     Range        [0, 1]; higher = more evenly spread. Invariant to  rotation, isotropic scale and,
                  centred, shifts.
     Cost         two passes, one where not centred; state 8 dim^2 bytes; result O(dim^3).
     Assumes      more rows than ``dim`` (flag ``few_rows``). A row at the mean has no direction and
-                 counts as none (flag ``dead``). The error takes the mean row as known; near the
-                 null it is too wide (flag ``se_first_order``).
+                 is left out (flag ``dead``). The error takes the mean row as known; near the null
+                 the error is too wide (flag ``se_first_order``).
     Differs      nothing.
 
     Parameters

@@ -29,10 +29,10 @@ class MinimumEntropyCouplingResult(Result):
 
 
 def minimum_entropy_coupling(p: Any, q: Any) -> MinimumEntropyCouplingResult:
-    """Return a coupling of two distributions of nearly the least entropy.
+    """Return a coupling of two distributions with nearly the least entropy.
 
-    Greedy: the largest masses that are left of the two marginals are put together, as much as the
-    smaller holds, until nothing is left.
+    Greedy: the largest remaining masses of the two marginals are paired, as much as the smaller
+    mass holds, until nothing is left.
 
     Range        [max(H(p), H(q)), H(p) + H(q)], nats, at most ``ln 2`` above the least.
     Cost         O((outcomes + outcomes2)^2).

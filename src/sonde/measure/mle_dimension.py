@@ -26,7 +26,7 @@ from sonde.stats.sampled_rows import SampledRows
 @final
 @dataclass(frozen=True, kw_only=True)
 class MLEDimensionResult(Result):
-    """Intrinsic dimension; of equal rows one was used: ``n_copies`` were left out."""
+    """Intrinsic dimension; ``n_copies`` copies of equal rows were left out."""
 
     direction: Direction = "higher"
     n_copies: int
@@ -47,9 +47,9 @@ class MLEDimension(SampleInstrument):
     Cost         one pass; state ``m`` rows; result O(m^2 dim), six times over for the error.
     Assumes      at most some ``2 log10 n`` dimensions (flag ``high_dim``): more are
                  underestimated. Copies of a row are left out. Of each other group (document) only
-                 the row that is nearest is a neighbour.
+                 the nearest row is a neighbour.
     Differs      from Levina and Bickel: the mean over rows is harmonic (MacKay and Ghahramani),
-                 since the plain one is too large.
+                 since the plain mean is too large.
 
     Parameters
     ----------

@@ -43,8 +43,8 @@ class ModularityResult(Result):
 class Modularity(PairSampleInstrument):
     """Mean over latents of how near each is to knowing one factor alone.
 
-    ``1 - sum_f (I_jf - t_jf)^2 / (theta_j^2 (factors - 1))`` for latent ``j``, with ``theta_j`` its
-    largest mutual information with a factor and ``t_jf`` that number at this factor, 0 elsewhere.
+    ``1 - sum_f (I_jf - t_jf)^2 / (theta_j^2 (factors - 1))`` for latent ``j``: ``theta_j`` is its
+    largest mutual information with a factor; ``t_jf`` is ``theta_j`` at that factor, 0 elsewhere.
 
     Range        [0, 1]; higher = more modular. Invariant to  permutation, increasing maps of each
                  latent (shift, scale).
@@ -56,7 +56,7 @@ class Modularity(PairSampleInstrument):
     Parameters
     ----------
     n_bins : int, default=20
-        A latent or factor with more values is cut into as many bins of about equal numbers of rows.
+        Bins of about equal numbers of rows for a latent or factor with more values than that.
     m : int, default=2048
         Rows of the sample.
 

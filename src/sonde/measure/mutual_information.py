@@ -49,9 +49,9 @@ TOO_WIDE = 10.0
 class MutualInformationResult(Result):
     """Mutual information in nats.
 
-    ``raw`` is the estimate itself and ``bias`` its mean over unrelated rows; the value is their
-    difference, and the null 0, where ``debias`` asks for it. ``kept`` is the share of each site's
-    variance in the components that were looked at.
+    ``raw`` is the estimate itself and ``bias`` its mean over unrelated rows. If debiased, the value
+    is their difference and the null is 0. ``kept`` is the share of each site's variance in the
+    components that were used.
     """
 
     direction: Direction = "higher"
@@ -68,9 +68,9 @@ class MutualInformation(Instrument):
 
     ``gaussian`` is ``-1/2 sum ln(1 - rho^2)`` over canonical correlations, exact for Gaussian rows
     and blind to dependence without correlation. ``copula`` is the same of normal scores of each
-    unit's ranks. ``ksg`` compares, around each row, the distance of its ``k`` th neighbour in both
-    sites together with the number of rows that near in each: ``psi(k) + psi(n) - mean(psi(n_x + 1)
-    + psi(n_y + 1))``, distance being the largest difference of a unit.
+    unit's ranks. ``ksg`` takes the distance of each row's ``k`` th neighbour in both sites together
+    and counts the rows nearer than that in each site: ``psi(k) + psi(n) - mean(psi(n_x + 1) +
+    psi(n_y + 1))``. Distance is the largest difference of a unit.
 
     Range        [0, inf), nats; higher = more dependent. Estimates fall below 0 by chance.
                  Invariant to  shifts; gaussian: invertible linear maps; copula: increasing maps of
@@ -78,9 +78,9 @@ class MutualInformation(Instrument):
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes, else ``m`` rows; result
                  O(dim^3), ksg O(m^2 (dim + dim2)), 41 times over for its null and error.
     Assumes      more rows than ``dim + dim2 + 1`` (flag ``few_rows``); ksg: at most 6 units in all
-                 (flag ``high_dim``). For rows in groups the closed null counts as many rows as
-                 would be independent, that of a sample is the mean of 20 shuffles of whole groups,
-                 and neighbours of one group are left out.
+                 (flag ``high_dim``). If rows come in groups, the closed-form null takes the number
+                 of rows that would be independent, the null of a sample is the mean of 20 shuffles
+                 of whole groups, and rows of one group are no neighbours.
     Differs      from the papers: units that are constant or copies are left out of the Gaussian
                  forms, ties are broken by seeded noise of 1e-10 deviations. At independence the
                  error of ``gaussian`` is 1.4 times too wide.
@@ -90,15 +90,15 @@ class MutualInformation(Instrument):
     estimator : {"gaussian", "copula", "ksg"}, default="gaussian"
         What is estimated.
     debias : bool, default=True
-        Take the null away from the Gaussian forms: exact at independence. Not from ``ksg``, which
-        has hardly any.
+        Subtract the null from the Gaussian forms: exact at independence. The bias of ``ksg`` is
+        small and stays.
     k : int, default=4
         Neighbours of ``ksg``: fewer is less bias and more spread.
     scale : {"none", "std"}, default="none"
         Distances of ``ksg`` between units as they are, or divided by their deviations.
     components : int or None, default=None
-        Numbers of each site that ``ksg`` looks at, scaled to deviation 1: a lower bound in the
-        limit, and the way past ``high_dim``. ``kept`` says what share of the variance they hold.
+        Number of components of each site that ``ksg`` uses, scaled to deviation 1: a lower bound in
+        the limit, and a way to avoid ``high_dim``. ``kept`` is their share of the variance.
     compressor : {"pca", "autoencoder"}, default="pca"
         Whether these are principal components or the code of a small autoencoder, which follows
         curved rows.
@@ -209,7 +209,7 @@ class MutualInformation(Instrument):
         return self._answer(float(raw), null, len(rows), flags, told, se, kept)
 
     def _prepared(self, rows: SampledRows) -> SampledRows:
-        """Return what is compared: ranks as normal scores, or rows without ties, perhaps scaled."""
+        """Return the rows to compare: normal scores, or rows without ties, perhaps scaled."""
         if self.estimator == "copula":
             return replace(rows, rows=tuple(normal_scores(x) for x in rows.rows))
         ready = [without_ties(x, seed) for seed, x in enumerate(rows.rows)]
@@ -252,7 +252,7 @@ class MutualInformation(Instrument):
 
 
 def _is_uneven(sites: Sequence[Float[Tensor, "row _dim"]]) -> bool:
-    """Return whether a unit spreads ten times as far as the median one, or as the other site."""
+    """Return whether the widest unit is ten times the median unit, or the other site's widest."""
     spread = [x.std(0, correction=0) for x in sites]
     widest = torch.stack([s.max() for s in spread])
     return bool(widest.max() > TOO_WIDE * torch.minimum(widest.min(), torch.cat(spread).median()))

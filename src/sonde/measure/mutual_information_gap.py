@@ -1,4 +1,4 @@
-"""Whether each known factor is held by one latent: the gap of the two that know most about it.
+"""Whether one latent holds each known factor: the gap between the two latents that know it best.
 
 The latents are the first site and the factors the second, one unit for each factor.
 """
@@ -21,7 +21,7 @@ from sonde.stats import HashSampleState
 @final
 @dataclass(frozen=True, kw_only=True)
 class MutualInformationGapResult(Result):
-    """Mean gap; ``gap`` and ``best`` latent of each factor; ``information`` is what was compared.
+    """Mean gap; ``gap`` and ``best`` hold the gap and the best latent of each factor.
 
     ``information`` is the share of a factor's entropy that a latent knows.
     """
@@ -56,7 +56,7 @@ class MutualInformationGap(PairSampleInstrument):
     Parameters
     ----------
     n_bins : int, default=20
-        A latent or factor with more values is cut into as many bins of about equal numbers of rows.
+        Bins of about equal numbers of rows for a latent or factor with more values than that.
     m : int, default=2048
         Rows of the sample.
 

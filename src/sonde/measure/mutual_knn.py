@@ -23,7 +23,7 @@ Metric = Literal["cosine", "euclidean"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class MutualKNNResult(Result):
-    """Mean share of common neighbours; ``jaccard`` divides by all that either site names."""
+    """Mean share of common neighbours; ``jaccard`` divides by the neighbours at either site."""
 
     direction: Direction = "higher"
     jaccard: float

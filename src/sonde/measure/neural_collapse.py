@@ -1,6 +1,6 @@
 """How far the last hidden layer of a classifier has collapsed: onto class means, in a simplex.
 
-The four figures are those of a site that the classifying layer reads. For a site of any kind see
+The four figures are for the site that the classifying layer reads. For a site of any kind see
 ``class_separability``.
 """
 
@@ -36,7 +36,7 @@ CUT = 1e-4
 @final
 @dataclass(frozen=True, kw_only=True)
 class NeuralCollapseResult(Result):
-    """Spread within classes over that between (NC1), with the figures of the other three; all 0.
+    """Spread within classes over spread between (NC1), with NC2 to NC4; all 0 if collapsed.
 
     ``length_variation`` (NC2) is the coefficient of variation of the lengths of the centred class
     means; ``angle_gap`` their mean ``|cosine + 1 / (classes - 1)|`` and ``angle_spread`` the
@@ -59,10 +59,10 @@ class NeuralCollapseResult(Result):
 @final
 @dataclass(frozen=True)
 class NeuralCollapse(Instrument):
-    """Trace of the covariance within classes in the metric of that of the class means.
+    """Trace of the covariance within classes, in the metric of the covariance of class means.
 
     NC1: ``tr(S_W S_B^+) / classes`` with the mean covariance ``S_W`` of a row about its class mean
-    and ``S_B`` of the class means about their plain mean. All of NC1 to NC4 go to 0 where a
+    and ``S_B`` of the class means about their plain mean. All of NC1 to NC4 go to 0 if a
     classifier is trained far beyond zero error. The null is the median of 20 draws of class means
     that differ by chance alone.
 
@@ -98,7 +98,7 @@ class NeuralCollapse(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"head": True, "m": 64})
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each class, and with the head also it and a sample of rows."""
+        """Read the moments of each class; with ``head`` also the head and a sample of rows."""
         found: dict[str, Statistic[Any]] = {"classes": ClassMoments()}
         return (
             {**found, "head": HeadWeights(), "sample": HashSample(self.m)} if self.head else found
@@ -156,7 +156,7 @@ def class_collapse(classes: ClassMomentsState) -> Float[Tensor, ""]:
 
 
 def _null(classes: ClassMomentsState) -> float:
-    """Return the median value where class means differ by chance alone, as those of few rows do."""
+    """Return the median value if class means differ by chance alone, as means of few rows do."""
     within = classes.pooled.detach() / classes.weight.detach().sum()
     values = torch.linalg.eigvalsh(within).clamp(min=0.0).cpu()
     generator = torch.Generator().manual_seed(0)

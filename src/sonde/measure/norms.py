@@ -1,4 +1,4 @@
-"""How long the rows of a site are: median and mean, and apart for first and special tokens."""
+"""How long the rows of a site are: median and mean, also for first and special tokens alone."""
 
 import math
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ class Norms(Instrument):
 
 
 def _on_grid(median: Float[Tensor, "*bucket"]) -> Float[Tensor, "*bucket"]:
-    """Return medians, NaN for those in the outermost bins, which hold all that lies beyond."""
+    """Return medians; NaN in the outermost bins, which also hold all values beyond them."""
     up = log_centres()[BINS // 2 + 1 :].to(median)
     return median.masked_fill((median == up[0]) | (median == up[-1]), torch.nan)
 

@@ -1,4 +1,4 @@
-"""How many directions carry the variance, judged by its square.
+"""How many directions carry the variance, judged by the squares of its eigenvalues.
 
 Dominated by the largest eigenvalues: one direction of huge variance brings it near 1 on a healthy
 network. ``entropy_rank`` weighs small eigenvalues more.

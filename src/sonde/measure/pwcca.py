@@ -15,7 +15,8 @@ class PWCCA(CrossInstrument):
     """Canonical correlations of two sites, weighted by projection onto the first.
 
     ``sum_a w_a rho_a / sum_a w_a`` with ``w_a = sum_j |<h_a, x_j>|`` over the units ``x_j`` of the
-    first site: what its units hardly use counts little. Not symmetric: take both ways.
+    first site: directions that its units hardly use count little. It is not symmetric: compute it
+    both ways.
 
     Range        [0, 1]; higher = more alike. Invariant to  isotropic scale and shifts of the first
                  site, any invertible linear map of the second.

@@ -1,7 +1,7 @@
 """How much shorter a code of rows gets when their classes are known.
 
-Rate reduction is large where classes use different directions and all of them many; the coding rate
-of all rows alone is ``coding_rate``.
+Rate reduction is large if classes use different directions and each class uses many. For the coding
+rate of all rows alone see ``coding_rate``.
 """
 
 import math
@@ -40,8 +40,8 @@ class RateReduction(Instrument):
     """Coding rate of all rows less the mean coding rate of the rows of each class.
 
     ``R - sum_k n_k / n R_k`` with ``R = ln det(1 + dim / eps2 M) / 2`` and the second moments ``M``
-    of unit rows. It is never below 0 and rises with fewer rows: the null is what labels that say
-    nothing would give for the same rows.
+    of unit rows. It is never below 0 and rises with fewer rows: the null is the value that labels
+    without meaning would give for the same rows.
 
     Range        [0, R] nats; higher = classes in more different directions.
                  Invariant to  rotation, isotropic scale.
@@ -53,7 +53,7 @@ class RateReduction(Instrument):
     Parameters
     ----------
     eps2 : float, default=0.5
-        Squared error of a row that is tolerated. Values of another ``eps2`` are others.
+        Tolerated squared error of a row. Compare values only at equal ``eps2``.
 
     Examples
     --------
@@ -112,7 +112,7 @@ class RateReduction(Instrument):
 def _shuffled(total: Float[Tensor, "dim dim"], counts: list[int], scale: float) -> float:
     """Return the mean rate of classes of these sizes whose rows are drawn from all rows.
 
-    Rows drawn without replacement vary as ``1 / (1 / n_k - 1 / n)`` drawn with it.
+    ``n_k`` rows drawn without replacement vary as ``1 / (1 / n_k - 1 / n)`` drawn with replacement.
     """
     n, values = sum(counts), torch.linalg.eigvalsh(total)
     rates = {k: expected_rate(values, 1.0 / (1.0 / k - 1.0 / n), scale) for k in set(counts)}

@@ -1,7 +1,7 @@
 """How well a label can be read from the states of all sites together, by a small trained readout.
 
 For states that are stored or read anyway: several readouts in one ``sonde.fit`` share one sample.
-How well each site alone tells a label says a probe (``sonde.detect.LinearProbe``).
+For how well each site alone tells a label, see the probe ``sonde.detect.LinearProbe``.
 """
 
 from collections.abc import Sequence
@@ -60,14 +60,15 @@ class Readout(Instrument):
     Range        [0, 1]; higher = the label can be read. The null is the commonest label's share.
     Cost         one pass; state ``m`` rows per site; the training O(steps sites dim width).
     Assumes      labels; rows of one example belong together.
-    Differs      from the papers: one row for each site; the models below are not trained.
+    Differs      from the papers: one row for each site; the model that gives the rows is not
+                 trained.
 
     Parameters
     ----------
     combine : {"weights", "concat", "queries", "recurrent", "last"}, default="weights"
         How sites are combined, as in ``sonde.layers.Readout``.
     width : int, default=32
-        Of the gathered vector.
+        Width of the gathered vector.
     steps : int, default=300
     m : int, default=2048
         Rows of the sample.
@@ -171,7 +172,7 @@ class Readout(Instrument):
 def _standardised(
     x: Float[Tensor, "row dim"], own: Bool[Tensor, "row"]
 ) -> Float[Tensor, "row dim"]:
-    """Return rows with the mean and spread of the rows that are trained on at 0 and 1."""
+    """Return rows scaled so that the training rows have mean 0 and deviation 1."""
     rows = x[own.to(x.device)]
     return (x - rows.mean(0)) / rows.std(0).clamp(min=1e-6)
 

@@ -43,8 +43,8 @@ class RSA(PairSampleInstrument):
     Parameters
     ----------
     distance : {"euclidean", "cosine", "correlation"}, default="euclidean"
-        Squared Euclidean distance, or one minus the cosine of rows, as they are or each centred
-        over its units.
+        Squared Euclidean distance; one minus the cosine of rows; or one minus the cosine of rows
+        that are each centred over their units.
     comparison : {"spearman", "pearson", "cosine"}, default="spearman"
         Correlation of ranks, of distances, or their cosine.
     m : int, default=2048
@@ -126,7 +126,7 @@ class RSA(PairSampleInstrument):
         return float(half_error(torch.tensor(found, dtype=torch.float64))), "20 random halves"
 
     def _alive(self, x: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:
-        """Return which rows have a direction, where the distance is one of directions."""
+        """Return which rows have a direction; with Euclidean distances, all rows."""
         if self.distance == "euclidean":
             return torch.ones(len(x), dtype=torch.bool)
         return self._directed(x).any(1)
@@ -167,7 +167,7 @@ def _pearson(x: Float[Tensor, "pair"], y: Float[Tensor, "pair"]) -> float:
 
 
 def _cosine_null(x: Float[Tensor, "pair"], y: Float[Tensor, "pair"]) -> float:
-    """Return the mean cosine where any distance of one site may meet any of the other."""
+    """Return the mean cosine if the distances of the two sites are paired at random."""
     size = float(x.square().mean().sqrt() * y.square().mean().sqrt()) if len(x) else 0.0
     return float(x.mean() * y.mean().to(x)) / size if size > 0.0 else math.nan
 

@@ -52,10 +52,10 @@ class SAP(CrossInstrument):
                  of each unit.
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(latents^3) for the
                  null.
-    Assumes      factors whose numbers mean something: give one of several names as a unit of 0 and
-                 1 for each name. Constant factors are left out of the mean (flag ``dead``).
-    Differs      from the paper: squared correlations for factors of few values too, where it takes
-                 the accuracy of a threshold. The null takes rows as independent.
+    Assumes      factors whose numbers mean something: encode a factor of names as a unit of 0 and 1
+                 for each name. Constant factors are left out of the mean (flag ``dead``).
+    Differs      from the paper: squared correlations for factors of few values too, for which the
+                 paper takes the accuracy of a threshold. The null takes rows as independent.
 
     Examples
     --------

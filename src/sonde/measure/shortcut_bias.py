@@ -1,7 +1,7 @@
-"""Whether a model leans on an available feature more than what it predicts is worth.
+"""Whether a model relies on an available feature more than its predictivity justifies.
 
 A generator of rows with a core and a shortcut feature of chosen predictivity and availability, the
-grid on which a model of them is asked, and the figure from its outputs.
+grid of rows on which a trained model is asked, and the figure from the model's answers.
 """
 
 import math
@@ -27,8 +27,9 @@ REACH = 3.0
 class ShortcutBias(Result):
     """Reliance on the shortcut above that of the best linear rule.
 
-    ``reliance`` on the shortcut and on the core, of the model and of the best rule; ``boundary`` is
-    the model's answer (-1, 0, 1) over shortcut (lines) and core (columns).
+    ``reliance`` and ``best_reliance`` are those of the model and of the best rule, on the shortcut
+    and on the core. ``boundary`` is the model's answer (-1, 0, 1) over shortcut (lines) and core
+    (columns).
     """
 
     title: ClassVar[str] = "Answers over shortcut and core"
@@ -53,9 +54,9 @@ class ShortcutBias(Result):
 class ShortcutRows:
     """Rows of two classes with a core and a shortcut feature along two directions.
 
-    ``z_i = q_i y + noise`` with ``q_i = probit(predictivity_i)``, so that feature ``i`` alone is
-    right with its predictivity at best, whatever its scale. A row is ``z_s`` times its availability
-    along one direction and ``z_c`` along another, orthogonal to it.
+    ``z_i = q_i y + noise`` with ``q_i = probit(predictivity_i)``: the best rule on feature ``i``
+    alone has the accuracy ``predictivity_i``, whatever the scale. A row is ``z_s`` times its
+    availability along a direction, and ``z_c`` along an orthogonal direction.
 
     Parameters
     ----------
@@ -125,13 +126,13 @@ def shortcut_bias(answers: Any, rows: ShortcutRows) -> ShortcutBias:
     """Return how much more a model leans on the shortcut than the best linear rule does.
 
     Reliance on a feature is the mean over the grid of the sign of the answer times that of the
-    feature. The value is the reliance on the shortcut less that on the core, minus the same of the
-    best rule, whose weights are the distances of the class means.
+    feature. The value is the reliance on the shortcut less the reliance on the core, minus that
+    difference for the best rule. The weights of the best rule are the distances of the class means.
 
     Range        [-2, 2]; above 0 the shortcut is used too much. The null is 0, the best rule.
     Cost         one answer of the model for each of 1,681 rows.
-    Assumes      both classes equally often. The bias of nets passes during training: take it over
-                 steps and beside the training loss, over many seeds.
+    Assumes      both classes equally often. The bias of nets fades during training: measure it at
+                 several steps, beside the training loss, over many seeds.
     Differs      from the paper: constants of the generator and of the grid, and no nested features.
 
     Parameters

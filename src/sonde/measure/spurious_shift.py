@@ -21,7 +21,7 @@ from sonde.stats.joint_counts import entropy_nats, information_nats
 @final
 @dataclass(frozen=True, kw_only=True)
 class SpuriousShiftResult(Result):
-    """Share of context less share of concept, with both and how the labels go together.
+    """Share of context less share of concept, with both shares and the labels' dependence.
 
     ``mutual`` is the mutual information of concept and context over the root of the product of
     their entropies, ``cramers_v`` another figure of the same counts: 0 where they are independent.
@@ -35,7 +35,7 @@ class SpuriousShiftResult(Result):
     cramers_v: float
 
     def since(self, train: "SpuriousShiftResult") -> "SpuriousShiftResult":
-        """Return this figure less that of the training rows; the rows are independent."""
+        """Return this figure less that of the training rows, taken as independent rows."""
         errors = [r.se for r in (self, train)]
         known = [float(e) for e in errors if e is not None]
         nulls = [float(torch.as_tensor(r.null)) for r in (self, train)]
@@ -52,19 +52,19 @@ class SpuriousShiftResult(Result):
 @final
 @dataclass(frozen=True)
 class SpuriousShift(Instrument):
-    """Share of the variance of cell means that context explains, less that of concept.
+    """Share of the variance of cell means that context explains, less the share of concept.
 
     A cell is a concept (the label) in a context. Its mean counts once, however many rows it has:
     ``SS_context / SS - SS_concept / SS`` of a two-way design, what is left is their interaction.
-    Where cells are empty the effects are fitted by least squares and squared over the full table.
-    Take it on test rows and subtract that of training rows (``since``).
+    If cells are empty, the effects are fitted by least squares and squared over the full table.
+    Measure test rows and subtract the value of training rows (``since``).
 
     Range        [-1, 1]; higher = context matters more. Invariant to  rotation, isotropic scale,
                  shifts.
     Cost         one pass; state 8 cells (dim + 2) bytes.
-    Assumes      at least two concepts and two contexts, linked by more cells than they are;
-                 rows without one of the two are left out. The null is that of contexts without
-                 meaning.
+    Assumes      at least two concepts and two contexts, linked by at least as many cells as there
+                 are concepts and contexts together; rows without a concept or a context are left
+                 out. The null is that of contexts without meaning.
     Differs      from the paper: shares of variance of cells in place of cosines with anchors.
 
     Parameters
@@ -164,7 +164,7 @@ class _Design:
         )
 
     def without_meaning(self, cells: ClassMomentsState, concept: float) -> float:
-        """Return the value to expect if the contexts of each concept's rows were drawn by lot."""
+        """Return the value to expect if the contexts of each concept's rows were random."""
         own = self.at[:, 0]
         weight, within, mean = cells.weight.detach(), cells.within.detach(), cells.mean.detach()
         zero = weight.new_zeros(len(self.concept))

@@ -1,7 +1,7 @@
-"""Put the back of one model on the front of another, with a linear map between or without.
+"""Put the back of one model on the front of another, with or without a linear map between.
 
-It says whether two models carry the same content, and, over several models, whether fronts or
-backs make the difference. Two nets of other seeds stitch well with a map: that alone shows little.
+It says whether two models carry the same content, and, over several models, whether fronts or backs
+make the difference. Nets of different seeds stitch well with a map: that alone shows little.
 """
 
 import math
@@ -26,8 +26,8 @@ Part = Callable[[Tensor], Tensor]
 class StitchResult(Result):
     """Mean accuracy of fronts with backs of other models; ``accuracy`` of each front and back.
 
-    ``front`` and ``back`` are what each adds to the mean of the table, ``interaction`` what is
-    left; ``share_front``, ``share_back`` and ``share_interaction`` are their parts of its variance.
+    ``front`` and ``back`` are what each adds to the mean of the table, ``interaction`` is the rest;
+    ``share_front``, ``share_back`` and ``share_interaction`` are their shares of the variance.
     ``null`` is the mean accuracy of the models as they are.
     """
 
@@ -50,7 +50,7 @@ def stitch(
     label: Any,
     how: Literal["map", "none"] = "map",
 ) -> StitchResult:
-    """Return how well backs of models answer on fronts of others.
+    """Return how accurate the backs of models are on the fronts of other models.
 
     Range        [0, 1]; higher = the states are worth the same. Compare with ``null``, the models
                  as they are, and with ``how="none"``.
@@ -76,7 +76,8 @@ def stitch(
     Raises
     ------
     InputError
-        If there are fewer than two models, or as many fronts as backs are not given.
+        If there are fewer than two models, or the numbers of fronts and backs differ, or those of
+        labels and ``held`` inputs.
 
     Examples
     --------

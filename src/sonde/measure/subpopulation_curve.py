@@ -24,8 +24,9 @@ class SubpopulationCurve(Result):
     """Curvature, with both fits between probits.
 
     ``line`` and ``curve`` hold coefficients from the constant upwards; ``rms_line`` and
-    ``rms_curve`` are the residuals, ``r2_gain`` what the curve explains more; ``p_value`` is that
-    of the F-test of the curvature; ``peak`` is the probit of the majority where the curve turns.
+    ``rms_curve`` are the residuals, ``r2_gain`` what the curve explains beyond the line;
+    ``p_value`` is that of the F-test of the curvature; ``peak`` is the probit of the majority where
+    the curve turns.
     """
 
     title: ClassVar[str] = "Accuracy on two subpopulations"
@@ -67,7 +68,7 @@ def subpopulation_curve(
     *,
     group: Any = None,
 ) -> SubpopulationCurve:
-    """Return how curved the relation of two accuracies is over models, between probits.
+    """Return the curvature of the relation between two accuracies over models, in probits.
 
     Least squares of degree 1 and 2 of ``probit(minority)`` on ``probit(majority)``. The value is
     the coefficient of the square: 0 for a line; below 0 the minority gains less and less, or
@@ -75,19 +76,19 @@ def subpopulation_curve(
 
     Range        any number; the null is 0, a line.
     Assumes      the error of the majority's accuracy is small beside its spread over models.
-    Differs      from the paper: weights by the binomial variance of the minority's probit where
-                 ``n_minority`` is given, and nets in place of epochs in test and error.
+    Differs      from the paper: weights by the binomial variance of the minority's probit if
+                 ``n_minority`` is given; test and error count nets, not epochs.
 
     Parameters
     ----------
     majority, minority : array (point,)
         Accuracies in [0, 1].
     n_majority, n_minority : int, optional
-        Examples behind each accuracy: those of 0 and 1 are then moved half an example inwards
-        (flag ``clipped``). Without them such points are an error.
+        Examples behind each accuracy: accuracies of 0 and 1 are then moved half an example inwards
+        (flag ``clipped``). Without this number, accuracies of 0 and 1 are an error.
     group : array (point,), optional
-        Which points are epochs of one net. The F-test is then one of the means of nets, and the
-        standard error leaves out one net after another; without, one point.
+        Which points are epochs of one net. The F-test then uses the means of nets, and the standard
+        error leaves out one net at a time; without groups, one point at a time.
 
     Examples
     --------

@@ -15,8 +15,8 @@ from sonde.stats import CrossMomentsState, MomentsState
 class SVCCA(CrossInstrument):
     """Mean canonical correlation of the widest directions of two sites.
 
-    Of each site the principal directions are kept that hold ``keep`` of its variance; the rest,
-    which in wide layers is mostly noise, does not enter.
+    The principal directions that hold a share ``keep`` of a site's variance are kept. The rest,
+    which in wide layers is mostly noise, is left out.
 
     Range        [0, 1]; higher = more alike. Invariant to  rotation, isotropic scale, shifts.
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim^3).

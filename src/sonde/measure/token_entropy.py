@@ -1,6 +1,6 @@
 """How undecided a language model is about the next token, on average and along the text.
 
-For the same of each block, read off through the head, see ``sonde.explain.lens``; for a score of
+For the entropy at each block, read off through the head, see ``sonde.explain.lens``; for a score of
 each text, ``token_statistics``; for a classifier's rows, the detector ``entropy``.
 """
 
@@ -33,8 +33,8 @@ SPANS = 32
 class TokenEntropyResult(Result):
     """Mean entropy in nats; ``entropy`` is that of each span of positions, from ``start`` on.
 
-    ``surprise`` is the mean ``-ln p`` of the tokens that came, which ``value`` equals for a model
-    whose probabilities hold; ``perplexity`` is its exponential. NaN where no tokens were given.
+    ``surprise`` is the mean ``-ln p`` of the tokens that came, and equals ``value`` if the model is
+    calibrated; ``perplexity`` is its exponential. Both are NaN if no tokens were given.
     """
 
     title: ClassVar[str] = "Entropy of the next token"
@@ -59,8 +59,8 @@ class TokenEntropy(Instrument):
     """Mean entropy of a language model's next-token distribution, over all tokens.
 
     ``H = -sum_v p_v ln p_v`` before each token came, averaged over all and over spans of positions
-    that double in length. High early in a text is lack of context; high everywhere, a model that
-    knows little; far below ``surprise``, one that is sure of what is wrong.
+    that double in length. A high value early in a text means lack of context, a high value
+    everywhere a model that knows little. Far below ``surprise``, the model is sure but wrong.
 
     Range        [0, ln vocabulary], nats; higher = more undecided. The null is an even spread, ``ln
                  vocabulary``. Invariant to  adding a number to all logits.
@@ -159,13 +159,13 @@ class _SpanSums(Statistic[_SpanSumsState]):
         x: Float[Tensor, "row dim"],
         position: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
-        """Return the gradient times each token's entropy about the mean of all."""
+        """Return the gradient times each token's entropy less the mean entropy."""
         gap = x[:, ENTROPY].double() - state.total.sum() / state.n
         return gap * gradient.total[_span(position).to(gradient.total.device)].to(gap.device)
 
 
 def _span(position: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
-    """Return the number of the span: 0 for position 0, else that of bits in the position."""
+    """Return the span of each position: 0 for position 0, else the position's number of bits."""
     bits = torch.frexp(position.clamp(min=0).double()).exponent.long()
     return bits.clamp(max=SPANS - 1)
 
@@ -189,10 +189,10 @@ def token_entropy(
     mask : bools, as ``token``, optional
         Which positions count: no padding.
     position : ints, as ``token``, optional
-        Of the tokens that came. Without, the first logits of a document are about position 1; plain
-        rows stand at 0.
+        Positions of the tokens that came. If None, the first logits of a document predict position
+        1; plain rows have position 0.
     group : array (document,) or (row,), optional
-        Which belong together; without, the rows of a document.
+        Which documents or rows belong together; if None, the rows of a document.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""How far the units of a site are from independent, all together, as if their rows were Gaussian.
+"""How far the units of a site are from joint independence, with rows taken as Gaussian.
 
 One number for a site. For what two sites tell of each other see ``mutual_information``; for which
-units hold the same, ``covariance``.
+units go together, ``covariance``.
 """
 
 import math
@@ -27,9 +27,8 @@ CUT = 1e-10
 class TotalCorrelationResult(Result):
     """Total correlation in nats.
 
-    ``raw`` is the estimate itself and ``bias`` its mean over independent units; the value is their
-    difference, and the null 0, where ``debias`` asks for it. ``n_dead`` constant units took no
-    part.
+    ``raw`` is the estimate itself and ``bias`` its mean over independent units. With ``debias`` the
+    value is their difference and the null is 0. ``n_dead`` constant units took no part.
     """
 
     direction: Direction = "higher"
@@ -42,7 +41,7 @@ class TotalCorrelationResult(Result):
 @final
 @dataclass(frozen=True)
 class TotalCorrelation(Instrument):
-    """Sum of the units' entropies less that of the whole row, of Gaussian rows, in nats.
+    """Sum of the units' entropies less the entropy of the row, for Gaussian rows, in nats.
 
     ``-1/2 ln det R`` with the correlations ``R`` of the units: 0 where no two are correlated. From
     ``n`` independent rows of ``d`` independent Gaussian units its mean is ``1/2 (d psi((n - 1) / 2)
@@ -60,7 +59,7 @@ class TotalCorrelation(Instrument):
     Parameters
     ----------
     debias : bool, default=True
-        Take the mean over independent units away.
+        Subtract the mean over independent units.
 
     Examples
     --------

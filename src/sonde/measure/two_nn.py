@@ -27,8 +27,8 @@ KEPT = 0.9
 class TwoNNResult(Result):
     """Intrinsic dimension; ``decimated`` holds it for all, half and a quarter of the rows.
 
-    A dimension that drifts with the number of rows is that of noise or of a curved surface. Of
-    equal rows one was used: ``n_copies`` were left out.
+    A dimension that drifts with the number of rows is that of noise or of a curved surface.
+    ``n_copies`` copies of equal rows were left out.
     """
 
     direction: Direction = "higher"
@@ -50,7 +50,7 @@ class TwoNN(SampleInstrument):
     Cost         one pass; state ``m`` rows; result O(m^2 dim), never more than 1,024 lines at once.
     Assumes      at most some ``2 log10 n`` dimensions (flag ``high_dim``): more are
                  underestimated. Copies of a row are left out. Of each other group (document) only
-                 the row that is nearest is a neighbour.
+                 the nearest row is a neighbour.
     Differs      from the paper: maximum likelihood by default. The standard error takes the ratios
                  of different rows as independent and is up to a fifth too small.
 
@@ -58,7 +58,7 @@ class TwoNN(SampleInstrument):
     ----------
     fit_by : {"ml", "slope"}, default="ml"
         Maximum likelihood, or the slope of ``-ln P`` on ``ln mu`` without the largest tenth. The
-        function ``two_nn`` calls it ``fit``, which is a method of the class.
+        function ``two_nn`` calls this parameter ``fit``; in the class, ``fit`` is a method.
     m : int, default=2048
         Rows of the sample.
 
@@ -126,13 +126,13 @@ class TwoNN(SampleInstrument):
 
 
 def _log_ratios(rows: SampledRows) -> Float[Tensor, "row"]:
-    """Return the logarithm of the ratio of the two distances; none where neighbours are lacking."""
+    """Return the logarithm of the ratio of the two distances; empty below three groups."""
     near = _two_distances(rows)
     return torch.log(near[:, 1] / near[:, 0])
 
 
 def _two_distances(rows: SampledRows) -> Float[Tensor, "row 2"]:
-    """Return each row's distances to its two nearest groups; none below three groups."""
+    """Return each row's distances to its two nearest groups; empty below three groups."""
     if rows.n_groups < 3:
         return torch.zeros(0, 2, dtype=torch.float64)
     return neighbour_distances(rows, 2)

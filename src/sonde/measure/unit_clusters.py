@@ -1,7 +1,7 @@
 """Groups of units that move together: concepts, regions of channels, units that can be merged.
 
-The ids are what other methods take; ``pool`` makes one number of each group. For pairs of equal
-units alone see the scan's finding of duplicates.
+Other methods take the cluster ids; ``pool`` reduces each cluster to a number. For pairs of equal
+units alone see the duplicates that a scan finds.
 """
 
 import math
@@ -67,7 +67,7 @@ class UnitClusters(Instrument):
     """Clusters of units by average linkage of their correlations.
 
     Distance ``1 - r`` of two units (``1 - |r|`` with ``absolute``); the two clusters of least mean
-    distance are joined until ``k`` are left, but for joins to more than ``largest`` units. The
+    distance are joined until ``k`` are left, except joins to more than ``largest`` units. The
     value is the mean correlation of two units of a cluster, over all clusters with two or more.
 
     Range        [-1, 1]; higher = tighter clusters. The null is the mean correlation of all pairs.
@@ -80,7 +80,7 @@ class UnitClusters(Instrument):
     k : int, default=5
         Clusters, of units that vary.
     largest : int, optional
-        Most units of a cluster; more clusters than ``k`` are left then, if need be.
+        Most units of a cluster; more than ``k`` clusters may then be left.
     absolute : bool, default=False
         Whether units that move against each other belong together.
     m : int, default=2048
@@ -167,7 +167,7 @@ class UnitClusters(Instrument):
 
 
 def _joined(distance: Tensor, k: int, largest: int) -> Tensor:
-    """Return ids by average linkage, of ``k`` clusters or more where a size would be exceeded."""
+    """Return ids of ``k`` clusters by average linkage, or of more if a size would be exceeded."""
     gap, n = distance.double().clone().fill_diagonal_(torch.inf), len(distance)
     size, owner = torch.ones(n, dtype=torch.int64), torch.arange(n)
     for _ in range(n - k):

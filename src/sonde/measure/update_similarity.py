@@ -17,7 +17,7 @@ from sonde.core.statistic import Span, Statistic
 
 @dataclass(frozen=True)
 class CosinesState(State):
-    """Sums over ``n`` rows of the cosine and its square; ``zeros`` rows had none."""
+    """Sums over ``n`` rows of the cosine and its square; ``zeros`` more rows had no cosine."""
 
     n: int
     sum: Float[Tensor, ""]

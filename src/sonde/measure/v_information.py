@@ -1,4 +1,4 @@
-"""How much a linear classifier can use of what the rows say about their labels.
+"""Information of rows about their labels that a linear classifier can use.
 
 Information that no linear classifier can use does not count. For separation in closed form, from
 any number of rows, see ``class_separability``.
@@ -32,7 +32,7 @@ STEPS = 1000
 @final
 @dataclass(frozen=True, kw_only=True)
 class VInformationResult(Result):
-    """Usable information in nats, out of ``entropy``, that of the labels themselves.
+    """Usable information in nats; ``entropy`` is the entropy of the labels themselves.
 
     ``accuracy`` is the share of held-out rows whose label the classifier finds; ``of_class`` the
     usable information of the rows of each class, in ascending order of ``labels``.
@@ -52,8 +52,8 @@ class VInformation(Instrument):
     """Information about the label that a linear classifier can use, in nats.
 
     Mean over held-out rows of ``ln q(label | row) - ln q(label)``: a logistic classifier against
-    the frequencies of the classes, both fitted on one half of the groups and judged on the other,
-    and the other way round.
+    the frequencies of the classes. Both are fitted on each half of the groups and judged on the
+    other half.
 
     Range        (-inf, entropy of the labels], nats; below 0 where the classifier overfits; higher
                  = more usable. Invariant to  rotation, isotropic scale, shifts.

@@ -1,4 +1,4 @@
-"""Whether the model is right, in words: its own figure, then what it is to be held against."""
+"""How often the model is right, in words: its own figure, then figures to compare it with."""
 
 import math
 from typing import Any, Final
@@ -11,7 +11,7 @@ MOST_WORST: Final = 10
 
 
 def answers_sentence(report: dict[str, Any]) -> str:
-    """Return how often the model is right, or why data with labels do not say; else nothing.
+    """Return how often the model is right, or why data with labels cannot tell, or "".
 
     Examples
     --------
@@ -33,13 +33,13 @@ def answers_sentence(report: dict[str, Any]) -> str:
 
 
 def not_judged(report: dict[str, Any]) -> str:
-    """Return why it is not known how often the model is right, or "" if it is or was not asked."""
+    """Return why the answers were not judged, or "" if they were judged or not asked for."""
     reasons = [c["reason"] for c in report["checks"] if c["code"] == JUDGED_BY]
     return reasons[0] or "" if reasons and report.get("answers") is None else ""
 
 
 def head_lines(report: dict[str, Any]) -> list[str]:
-    """Return a line for each further head of a model, or for the worst of several labels."""
+    """Return a line for each further head of a model, or a line for a head's worst labels."""
     heads = (report.get("answers") or {}).get("heads") or []
     if len(heads) > 1:
         return [f"{_head_name(h)}: {head_sentence(h)}" for h in heads[1:]]
@@ -47,7 +47,7 @@ def head_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _head_name(head: dict[str, Any]) -> str:
-    """Return the column of a head's labels, and its output where that is called otherwise."""
+    """Return the column of a head's labels, and its output if the output has another name."""
     column, name = shown(head["column"], 40), shown(head["name"], 40)
     return column if name in ("", column) else f"{column} (output {name})"
 
@@ -136,7 +136,7 @@ def _pixels(row: dict[str, Any]) -> str:
 
 
 def worst_of(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the wrong rows, worst first; all rows by loss where right and wrong are not known."""
+    """Return the wrong rows, worst first; all rows if it is not known which are wrong."""
     rows = (report.get("rows") or {}).get("answers") or []
     if any(row["right"] is not None for row in rows):
         rows = [row for row in rows if row["right"] is False]
@@ -167,7 +167,7 @@ def suspects_sentence(report: dict[str, Any]) -> str:
 
 
 def planted_sentence(found: dict[str, Any]) -> str:
-    """Return what a planted check says of the labels to look at first, or "" without a check."""
+    """Return how many planted wrong labels the list found, or "" without a planted check."""
     if not found["planted"]:
         return ""
     n = found["planted"]
@@ -175,7 +175,7 @@ def planted_sentence(found: dict[str, Any]) -> str:
 
 
 def place_of(row: dict[str, Any]) -> str:
-    """Return where an input stands, its id where that is not known."""
+    """Return the place of an input, or its id if the place is not known."""
     return shown(next(iter(row.get("places") or []), row["id"]), 80)
 
 
@@ -218,7 +218,7 @@ def _of_classes(found: dict[str, Any]) -> str:
 
 
 def _sureness(found: dict[str, Any]) -> str:
-    """Return how sure the model is, and the temperature that mends it, where that is off."""
+    """Return the model's confidence and the temperature that corrects it, or "" if not known."""
     off = found.get("sureness")
     if off is None:
         return ""

@@ -35,9 +35,10 @@ def level_of(score: float, scale: ColourScale) -> int:
 
 
 def marked(scores: Sequence[float], p: Sequence[float | None], alpha: float) -> set[int]:
-    """Return which parts are marked: those with an alarm, else the three most unusual.
+    """Return which parts are marked: parts with an alarm, else at most the three most unusual.
 
-    Without an alarm at most a quarter of the parts, but one; none where all are equal.
+    Without an alarm at most a quarter of the parts are marked, but at least one; no part if all
+    scores are equal.
     """
     alarms = {i for i, value in enumerate(p) if value is not None and value <= alpha}
     if alarms:
@@ -143,7 +144,7 @@ def _piece(
     scale: ColourScale,
     what: str,
 ) -> Markup:
-    """Return a token or a step: coloured by its score, underlined and told where it is marked."""
+    """Return a token or a step, coloured by its score; a marked part says that it is marked."""
     lines = el("br") if what == "token" and "\n" in text else None
     words = text.replace("\n", "\u21b5" if what == "token" else " ").replace("\t", " ")
     tag = "mark" if strong else "span"

@@ -13,7 +13,7 @@ NAMED: Final = 3
 def answer_sentence(
     example: dict[str, Any], shape: Sequence[int], places: Sequence[str], pieces: Sequence[str] = ()
 ) -> str:
-    """Return the answer to one input; nothing where no answer is known.
+    """Return the answer to one input, or "" if no answer is known.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def _visible(name: str) -> str:
 def _ninth(strongest: Sequence[int], shape: Sequence[int]) -> str:
     """Return the ninth of a picture with the most of the places, the strongest counted most.
 
-    Where two corners speak, the mean of their places lies in the middle, which says nothing.
+    The mean of the places would mislead: if two corners matter, it lies in the middle.
     """
     held: Counter[str] = Counter()
     for rank, i in enumerate(strongest):

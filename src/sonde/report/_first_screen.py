@@ -24,10 +24,11 @@ _WIDE: Final = 420
 
 
 def first_cause(report: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the finding that stands first: an error or a warning, one about answers before others.
+    """Return the first finding: an error or a warning, findings about answers before others.
 
-    If the model guesses, a flaw of its data does not explain that: what brings all answers down
-    stands first, then weights that look untrained and the guesses themselves, also as notes.
+    If the model guesses, a flaw of its data is no explanation. Then the first finding is one that
+    brings all answers down, else weights that look untrained, else the guesses themselves; the last
+    two also as notes.
 
     Examples
     --------
@@ -52,7 +53,7 @@ def first_cause(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def cause_sentence(report: dict[str, Any]) -> str:
-    """Return the cause in a sentence, or what is known where no check found a cause."""
+    """Return the cause in a sentence, or what is known if no check found a cause."""
     found = first_cause(report)
     if found is not None:
         return f"{found['code']}: {shown(found['sentence'], 1000)}"
@@ -69,14 +70,14 @@ def fix_sentence(report: dict[str, Any]) -> str:
 
 
 def first_screen(report: dict[str, Any]) -> Markup | None:
-    """Return the top of the page, below its title; None if nothing is known of the answers."""
+    """Return the top of the page, below its title; None without figures, cause and worst inputs."""
     parts = [_figures(report), _cause(report), _worst(report)]
     kept = [part for part in parts if part is not None]
     return el("div", *kept, cls="first") if kept else None
 
 
 def _figures(report: dict[str, Any]) -> Markup | None:
-    """Return the one large figure with its interval, beside what is to be held against it."""
+    """Return the one large figure with its interval, beside the figures to compare it with."""
     found = report.get("answers")
     if found is None:
         return None

@@ -1,6 +1,6 @@
 """A chart made to fit a page: its size, room for labels, axes that say their scale, colours.
 
-``sonde.core.chart`` says what a chart shows; all that a page adds to that stands here.
+``sonde.core.chart`` says what a chart shows; this module holds everything that a page adds.
 """
 
 import copy
@@ -109,7 +109,7 @@ def _rows(layer: Chart, spec: Chart) -> list[dict[str, Any]]:
 
 
 def _names(layers: list[Chart], channel: str, spec: Chart) -> list[str]:
-    """Return the names along an axis of places, in order; none where it is an axis of numbers."""
+    """Return the names along an axis of places, in order; no names for an axis of numbers."""
     found: dict[Any, None] = {}
     for layer in layers:
         encoding = layer["encoding"].get(channel, {})

@@ -38,7 +38,7 @@ def number(value: Real | None, digits: int = 3) -> str:
 
 
 def score_words(score: Real) -> str:
-    """Return a score as a number, or that it is infinite: of a row that is not finite."""
+    """Return a score as a number, or as "infinite" (the score of a row that is not finite)."""
     return "infinite" if score == math.inf else number(score)
 
 
@@ -68,7 +68,7 @@ def quantity(value: Real | None, unit: str = "", digits: int = 3) -> str:
 
 
 def p_text(p: Real, digits: int = 1) -> str:
-    """Return a p-value as it follows the letter p; one too small for a float is not zero.
+    """Return a p-value as it follows the letter p; a value too small for a float is not zero.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def p_text(p: Real, digits: int = 1) -> str:
 
 
 def p_value(p: Real | None, digits: int = 2) -> str:
-    """Return a p-value; what is too small for a float is not zero.
+    """Return a p-value; a value too small for a float is not zero.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Scores of patches over an image: the image, the same in grey under the map, a legend."""
+"""Scores of patches over an image: the image, a grey copy under the map, and a legend."""
 
 import math
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class ColourScale:
 @final
 @dataclass(frozen=True)
 class Heat:
-    """What is drawn: the two panels as PNG, the box of the most unusual patch, what is said."""
+    """A drawing: the two panels as PNG, the box of the most unusual patch, and the message."""
 
     image: Markup | None
     over: Markup

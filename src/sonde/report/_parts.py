@@ -103,7 +103,7 @@ def _text(value: Cell, kind: str) -> Markup | str:
 
 
 def _exact(value: Cell) -> str | None:
-    """Return the exact value where the cell shows a rounded one, for the copied CSV."""
+    """Return the exact value for the copied CSV if the cell shows a rounded value."""
     if value is None:
         return ""
     if isinstance(value, str) or number(value, 4) == repr(value):
@@ -154,7 +154,7 @@ def section(key: str, title: str, *body: str | None, lead: str = "") -> Markup:
 
 
 def absent(title: str, why: str) -> Markup:
-    """Return the line that says why there is no such section; the page lists it as a limit."""
+    """Return the line that says why a section is missing; the page lists the line as a limit."""
     return el("li", el("b", title), ": ", why, cls="absent")
 
 
@@ -164,6 +164,6 @@ def is_absent(part: Markup) -> bool:
 
 
 def definitions(pairs: Sequence[tuple[str, str | None]]) -> Markup:
-    """Return names and values, those without a value left out."""
+    """Return names and values; names without a value are left out."""
     rows = [el("div", el("dt", name), el("dd", value)) for name, value in pairs if value]
     return el("dl", *rows)

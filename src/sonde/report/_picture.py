@@ -72,7 +72,7 @@ class Axis:
 
     @staticmethod
     def of_layers(sites: list[str], report: dict[str, Any]) -> "Axis":
-        """Return the axis of sites; a few that have numbers for names say class and width too.
+        """Return the axis of sites; if a few sites have numbers as names, add class and width.
 
         Examples
         --------
@@ -99,7 +99,7 @@ class Axis:
         return ChartAxis(field, title=self.title, names=self.labels)
 
     def upward(self, field: str) -> ChartAxis:
-        """Return the same from the last site, at the top, to the first."""
+        """Return a vertical axis: the last site at the top, the first at the bottom."""
         return ChartAxis(field, title=self.title, names=self.labels[::-1])
 
     def say(self, site: str) -> str:

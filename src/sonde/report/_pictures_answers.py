@@ -1,4 +1,4 @@
-"""What can be read off at each site: labels, and the next token."""
+"""Pictures of the answers: confusion, and labels and next token as read off at each site."""
 
 import math
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class _Curve:
 
 
 def confusion_picture(table: dict[str, Any]) -> Picture | None:
-    """Return which label gets which answer; of many classes, those that are confused most."""
+    """Return which label gets which answer; of many classes only the most confused."""
     if not table["pairs"] or len(table["answers"]) < 2:
         return None
     labels, answers = ([shown(n, 40) for n in table[k]] for k in ("labels", "answers"))

@@ -1,4 +1,4 @@
-"""The map of two models' layers, how alike those of one name are, and what moved."""
+"""The map of two models' layers, how alike each layer and its partner are, and what moved."""
 
 import math
 from typing import Any, Final
@@ -89,7 +89,7 @@ def _point(match: dict[str, Any], axis: Axis) -> dict[str, Any]:
 
 
 def moved_picture(found: dict[str, Any]) -> Picture | None:
-    """Return how far states of one name moved, along the depth."""
+    """Return how far the states of sites with the same name moved, along the depth."""
     moved = [m for m in found["matches"] if m["movement"] is not None]
     if len(moved) < 2:
         return None

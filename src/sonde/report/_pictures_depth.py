@@ -129,7 +129,7 @@ def _marks(findings: Rows, codes: tuple[str, ...]) -> dict[str, tuple[str, str]]
 
 
 def _other_points(report: dict[str, Any], panel: Panel, axis: Axis) -> Rows:
-    """Return the same figure of the second data set, where there is one."""
+    """Return the points of this figure for the second data set, if there is one."""
     versus = report.get("versus") or {}
     return [
         {"s": axis.names[row["site"]], "v": value,

@@ -1,4 +1,4 @@
-"""Which comparisons moved at which site, how far means and angles went, and the units that did."""
+"""Which comparisons moved at which site, how far means and angles moved, and which units."""
 
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ _STEPS: Final = {
 
 
 def question(method: str) -> str:
-    """Return what a method asks, with its parameters where there are several of it."""
+    """Return the question of a method, with the method's parameters if it has some."""
     word, bracket, rest = method.partition("(")
     return shown(QUESTIONS.get(word, word) + (f" {bracket}{rest}" if bracket else ""), 40)
 

@@ -129,7 +129,7 @@ def rows_pictures(report: dict[str, Any]) -> list[Picture]:
 
 
 def _plane(plane: dict[str, Any], labels: list[str | None], key: str, by: str) -> Picture:
-    """Return the rows of a map, coloured by what each is called."""
+    """Return the rows of a map, coloured by data set or by label."""
     points = plane["points"]
     domain, kept = _categories(labels)
     values = []
@@ -161,7 +161,7 @@ def _plane(plane: dict[str, Any], labels: list[str | None], key: str, by: str) -
 
 
 def _categories(labels: list[str | None]) -> tuple[list[str], set[str]]:
-    """Return the names in the legend, and the labels that have one of their own."""
+    """Return the names in the legend, and the labels that have their own name there."""
     common = [label for label, _ in Counter(filter(None, labels)).most_common()]
     kept = common if len(common) <= _CATEGORIES else common[: _CATEGORIES - 1]
     names = list(dict.fromkeys(shown(label, 40) for label in sorted(kept)))

@@ -111,7 +111,7 @@ def labels_section(report: dict[str, Any], names: ElementIds) -> Markup:
 
 
 def _without_labels(report: dict[str, Any]) -> str:
-    """Return why nothing is read off: no labels, or what the check of labels was held back by."""
+    """Return why nothing is read off: no labels, or the reason why their check was withheld."""
     if not report["provenance"]["data"].get("label_column"):
         return "No labels were given (--label-column)."
     reasons = [check["reason"] for check in report["checks"] if check["code"] == "SND036"]

@@ -115,7 +115,7 @@ def _percent(value: float | None) -> str | None:
 
 
 def _counted(n_groups: int, where: dict[str, Any] | None) -> str:
-    """Return how many independent rows one side has: groups, where groups were given."""
+    """Return how many independent rows one side has; groups count if groups were given."""
     if where is None or not where.get("group_column"):
         return plural(n_groups, "row")
     return f"{plural(n_groups, 'group')} ({plural(where['n_rows'], 'row')})"
@@ -165,7 +165,7 @@ def rows_section(report: dict[str, Any], names: ElementIds) -> Markup:
 
 
 def _suspects(found: dict[str, Any] | None, names: ElementIds, inputs: bool) -> list[Markup | None]:
-    """Return the labels to look at first, and what a planted check says of the list."""
+    """Return the labels to look at first, and how well this list found planted wrong labels."""
     if not found or not found["rows"]:
         return []
     note = "The held-out classifier and the nearest rows speak for another class; share: how much."

@@ -20,7 +20,7 @@ class Selection:
     Parameters
     ----------
     first, more : tuple of dict
-        What stands on the first page, and what is left over.
+        Findings on the first page, and the remaining findings.
     ignored : tuple of dict
         Silenced by the user.
     folded : dict

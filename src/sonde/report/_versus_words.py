@@ -15,7 +15,7 @@ Sides = tuple[str, str]
 
 
 def sides(report: dict[str, Any]) -> tuple[str, str]:
-    """Return what the two data sets are called: short names whole, else the ends that differ.
+    """Return the names of the two data sets: whole if short, else the last part of their paths.
 
     Examples
     --------
@@ -44,7 +44,7 @@ def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str], names:
 
 
 def surest_alarm(versus: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the alarm that scores and rows are of: the leading one unless the sum is surer."""
+    """Return the alarm behind scores and rows: the leading alarm, unless the sum's is surer."""
     lead, total = versus.get("lead"), versus["alarm"]
     if lead is None or lead["p"] is None:
         return total
@@ -52,7 +52,7 @@ def surest_alarm(versus: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def beyond_threshold(alarm: dict[str, Any], say: Callable[[str], str], names: Sides) -> str:
-    """Return how many of the second data lie beyond the threshold, by what, and its promise."""
+    """Return the share of the second data beyond the threshold, the detector and promised rate."""
     one = len(alarm["sites"]) == 1 and "," not in alarm["detector"]
     by = f"by {alarm['detector']} at {say(alarm['sites'][0])}" if one else "by all scores together"
     return (

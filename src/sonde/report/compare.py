@@ -96,7 +96,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def _rows_sentence(found: dict[str, Any]) -> str:
-    """Return on how many rows the figures stand."""
+    """Return the number of rows that the figures are based on."""
     text = f"From {plural(found['n_rows'], 'row')} that both models have"
     text += ", one of each group in CKA" if found["grouped"] else ""
     missing = found["n_missing"]

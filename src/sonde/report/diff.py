@@ -114,7 +114,7 @@ def _by_code(report: Report) -> dict[str, list[dict[str, Any]]]:
 
 
 def _common(x: dict[str, Any], y: dict[str, Any]) -> list[str] | None:
-    """Return the sites that both reports have, or None if they share no site."""
+    """Return the sites that both findings name, or None if they share no site."""
     if not x["sites"] and not y["sites"]:
         return []
     common = [site for site in y["sites"] if site in set(x["sites"])]

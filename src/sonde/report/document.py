@@ -125,7 +125,7 @@ class Figure:
 @final
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """Something of a page alone, such as an input, and the lines that stand for it in a terminal.
+    """A drawing for a page, such as an input, and the lines that replace it in a terminal.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ def document_page(
     carried : dict
         The JSON that the page carries.
     names : ElementIds, optional
-        Of what was drawn for it before.
+        Element ids of what was drawn for the page before.
     """
     names = names or ElementIds()
     kept = [s for s in document.kept() if s.where != "terminal"]

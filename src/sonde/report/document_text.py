@@ -123,7 +123,7 @@ def _pairs(pairs: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
 
 
 def _heads(heads: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[Sequence[str]]:
-    """Return the lines that name the columns: a word below the other where there is no room."""
+    """Return the lines that name the columns; if room is short, each word has its own line."""
     whole = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     if sum(whole) + len(GAP) * (len(heads) - 1) <= width:
         return [heads]
@@ -145,7 +145,7 @@ def _text(value: Cell, kind: str) -> str:
 
 
 def _widths(cells: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> list[int]:
-    """Return the width of each column that has room; text gives way before columns are left out."""
+    """Return the widths of the columns that fit; text shrinks before columns are left out."""
     found = [max(len(row[i]) for row in cells) for i in range(len(right))]
     last = len(found) - 1
     for i in sorted(range(len(found)), key=lambda i: -found[i]):
@@ -158,7 +158,7 @@ def _widths(cells: Sequence[Sequence[str]], right: Sequence[bool], width: int) -
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> Iterator[str]:
-    """Yield a row; a text in its last column goes on below where it does not fit."""
+    """Yield a row; a text in the last column continues on the next line if it does not fit."""
     *first, (cell, room, end) = zip(cells, widths, right, strict=False)
     head = "".join(f"{_fitted(*one)}{GAP}" for one in first)
     if end or len(cell) <= room:
@@ -170,6 +170,6 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) ->
 
 
 def _fitted(cell: str, room: int, right: bool) -> str:
-    """Return a cell in its column; of a name that is too long its end, which tells it apart."""
+    """Return a cell padded to its column; a name that is too long keeps its distinctive end."""
     cut = cell if len(cell) <= room else f"…{cell[len(cell) - room + 1 :]}"
     return cut.rjust(room) if right else cut.ljust(room)

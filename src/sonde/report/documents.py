@@ -100,7 +100,7 @@ def other_page(path: str | Path) -> dict[str, Any] | None:
 
 
 def describe_page(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Return the facts of such a file as JSON values: what is plain, and how long each list is."""
+    """Return facts of a page or JSON file: its plain values, and the length of each list."""
     plain = {k: v for k, v in found.items() if isinstance(v, str | int | float)}
     lists = {f"n_{k}": len(v) for k, v in found.items() if isinstance(v, list)}
     plain.pop("hash", None)

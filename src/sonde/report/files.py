@@ -49,7 +49,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
 
 
 def carried(path: str | Path) -> Any:
-    """Return the JSON of a file, or that which a page carries, of whatever schema.
+    """Return the JSON of a file, or the JSON that a page carries, of any schema.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def _hash(text: str) -> str:
 
 
 def to_json(report: dict[str, Any]) -> str:
-    """Return the report as JSON text with a fixed layout; what is not finite is an error."""
+    """Return the report as JSON text with a fixed layout; an infinite number or NaN is an error."""
     return json.dumps(report, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 

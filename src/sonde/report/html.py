@@ -1,6 +1,6 @@
 """The report as one HTML page that needs nothing else: no network, no file, no runtime.
 
-Use it to look at a scan; for machines, the JSON that the page carries is the thing to read.
+Use it to look at a scan; programs read the JSON that the page carries.
 """
 
 import json
@@ -61,9 +61,9 @@ def to_html(report: dict[str, Any]) -> str:
     Returns
     -------
     str
-        Less than 5 MB whatever the model: at most 100 sites are drawn, and where the JSON itself
-        is larger, the embedded one leaves out curves and the similarity of sites that are not
-        drawn, and says so in ``limits``.
+        Less than 5 MB whatever the model: at most 100 sites are drawn. If the JSON itself is
+        larger, the embedded JSON leaves out parts, first similarity and curves of sites that are
+        not drawn, and names them in ``limits``.
     """
     names = ElementIds()
     measured = [part for part in _measured(report, names) if part is not None]
@@ -86,7 +86,7 @@ def to_html(report: dict[str, Any]) -> str:
 
 
 def _versus_model(report: dict[str, Any], names: ElementIds) -> Markup | None:
-    """Return what changed against the other model, where one was given."""
+    """Return the differences from the other model, or None if no other model was given."""
     found = report.get("versus_model")
     if found is None:
         return None
@@ -125,7 +125,9 @@ _SAID = "The JSON in this page leaves out {}; `sonde scan --json` prints all of 
 
 
 def thinned(report: dict[str, Any], room: int) -> dict[str, Any]:
-    """Return the report, without curves, similarity or sites that are not drawn where it must.
+    """Return the report; while it is too large, parts are left out.
+
+    In order: undrawn similarity, curves, units and sites; the map; rows that the model gets right.
 
     Parameters
     ----------

@@ -117,7 +117,7 @@ def auroc_by_site(rows: list[dict[str, Any]], instrument: str, *, width: int = W
 def heat_map(
     image: Any, scores: Any, grid: Any, *, low: float | None = None, high: float | None = None
 ) -> Svg:
-    """Return an image beside its scores: the same in grey, warmer where patches are unusual.
+    """Return an image beside a grey copy of it with warm colours over unusual patches.
 
     The most unusual patch has a box. Brightness is stretched from the darkest to the brightest
     value. The colours lie over a bilinear map between the centres of patches (``score_map``).
@@ -183,7 +183,7 @@ def tokens(
     alpha: float = 0.05,
     own_lines: bool = False,
 ) -> Svg:
-    """Return a text whose tokens, or steps, stand on a ground that is warmer where unusual.
+    """Return a text whose tokens, or steps, have a warmer background if they are unusual.
 
     The colour is the rank of a score among those given: the upper 40, 25, 12, 5 and 1 %. Parts
     with an alarm are bold and underlined; without any alarm, up to three of the highest parts are.
@@ -203,7 +203,8 @@ def tokens(
     Raises
     ------
     InputError
-        If there is no piece, not one score for each, or a NaN.
+        If there is no piece, the number of scores differs from the number of pieces, or a score is
+        NaN.
 
     Examples
     --------

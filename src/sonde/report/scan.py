@@ -229,7 +229,7 @@ def run_scan(
 
 
 def _beside(mine: Stream) -> dict[str, Any]:
-    """Return how to read OTHER: its labels are numbered as those of DATA, and may be new ones."""
+    """Return how to read OTHER: labels are numbered as in DATA, and new labels are allowed."""
     inputs = items_of(mine)
     if inputs is None:
         return {}
@@ -238,7 +238,7 @@ def _beside(mine: Stream) -> dict[str, Any]:
 
 
 def _with_classes(again: Again | None, mine: Stream, options: dict[str, Any]) -> Again | None:
-    """Return how to ask again, with the classes that the outputs were taken as."""
+    """Return how to ask again, with the classes that the scan took the outputs for."""
     inputs = items_of(mine)
     classes = None if inputs is None else inputs.typed.get("classes")
     if again is None or not classes or options.get("classes"):

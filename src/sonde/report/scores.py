@@ -1,4 +1,4 @@
-"""Scores of new rows as one page: the most unusual examples first, inputs only where asked for."""
+"""Scores of new rows as one page: the most unusual examples first, inputs only on request."""
 
 import math
 from pathlib import Path
@@ -119,7 +119,7 @@ def _facts(scored: pa.Table, exhibits: Any, alpha: float) -> list[tuple[str, str
 
 
 def _too_few(scored: pa.Table, exhibits: Any, alpha: float) -> str | None:
-    """Return how many rows calibrated, where these are too few for any alarm."""
+    """Return how many rows calibrated if they are too few for any alarm, else None."""
     if exhibits is None:
         return None
     few = [found for key in keys_of(scored) if (found := lacking(exhibits.fitted, key, alpha))]
@@ -152,7 +152,7 @@ def _unusual(
 
 
 def _spot(line: dict[str, Any], exhibits: Any) -> str:
-    """Return which row of its example a line is about; nothing where it is the whole."""
+    """Return which row of its example a line is about, or "" for a whole example."""
     if exhibits is not None:
         return spot(line, exhibits.fitted)
     return f"position {line['position']:,}" if line["position"] else ""

@@ -204,7 +204,7 @@ def _title(finding: dict[str, Any]) -> str:
 
 
 def _note(finding: dict[str, Any], sites: list[str], width: int) -> Iterator[str]:
-    """Return a note on one line, with its place at the right where there is room."""
+    """Yield a note on one line, with its place at the right if there is room."""
     head, named = _title(finding), runs(finding["sites"], sites)
     places = [shown(named[0], 60)] if len(named) == 1 else []
     places += [plural(len(finding["sites"]), "site")] if named else []
@@ -244,7 +244,7 @@ def _finding(
 
 
 def _command(text: str, width: int) -> Iterator[str]:
-    """Return a command that can be copied: broken at blanks only, with a backslash."""
+    """Yield a command that can be copied: broken at blanks only, with a backslash."""
     rows = wrap(text, width - 16, break_long_words=False, break_on_hyphens=False)
     for i, row in enumerate(rows):
         end = " \\" if i < len(rows) - 1 else ""

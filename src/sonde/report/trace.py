@@ -50,7 +50,7 @@ def document(found: dict[str, Any]) -> Document:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    """Return in a sentence where the answers part."""
+    """Return in a sentence which states make the answers differ."""
     live = [one for one in found["pairs"] if not one["dropped"]]
     if not live:
         return "The texts get the same answer: there is nothing to trace."
@@ -70,7 +70,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def _top(one: dict[str, Any], sites: list[str]) -> str:
-    """Return the state in front of the last position that carries most, or the first that does."""
+    """Return in words the strongest state before the last position, else the strongest of all."""
     last = len(one["patched"][0]) - 1
     best = next((b for b in one["best"] if b["position"] < last), one["best"][0])
     token = f" ({_place(one, best['position'])})" if one["tokens"] else ""

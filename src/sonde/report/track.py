@@ -101,7 +101,7 @@ def _across(sites: list[dict[str, Any]]) -> list[Part]:
 
 
 def _settled(steps: list[int], alike: list[float | None]) -> int:
-    """Return the first step from which all are at least so much like the last."""
+    """Return the first step from which all steps are at least ``ALIKE`` similar to the last."""
     late = [i for i, value in enumerate(alike) if value is None or value < ALIKE]
     return steps[min(late[-1] + 1, len(steps) - 1)] if late else steps[0]
 

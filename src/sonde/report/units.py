@@ -53,7 +53,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def loss_text(loss: Mapping[str, Any]) -> str:
-    """Return in words how much of a model's loss the states that a dictionary rebuilds recover."""
+    """Return in words how much of a model's loss is recovered by a dictionary's rebuilt states."""
     of = "an unknown share" if loss["value"] is None else share(loss["value"])
     return (
         f"rebuilt states recover {of} of the loss ({number(loss['rebuilt'])} nats; "

@@ -89,7 +89,7 @@ def verify_report(path: str | Path) -> Soundness:
 
 
 def sealed_otherwise(path: Path) -> bool:
-    """Return whether a page that carries no JSON that is known here is as it was written."""
+    """Return whether a page without a known kind of JSON is unchanged since it was written."""
     try:
         return bool(is_sealed(path))
     except StoreError:

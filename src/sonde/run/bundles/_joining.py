@@ -1,4 +1,4 @@
-"""Fitted bundles of different data as one: their states are merged, their headers joined."""
+"""Join fitted bundles of different data: merge their states, and join their headers."""
 
 import warnings
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ LAST = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True)
 class Bundle:
-    """What is read of a ``Fitted`` to join it with another."""
+    """The parts of a ``Fitted`` that are read to join it with another bundle."""
 
     tasks: tuple[Task, ...]
     requests: dict[str, Request]
@@ -71,13 +71,13 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
 
 
 def _one_model(mine: dict[str, Any], its: dict[str, Any]) -> dict[str, Any]:
-    """Join what two headers know of the model; the hash of the forward is None if they differ."""
+    """Join what two headers know of the model; the hash of the code is None if the two differ."""
     found = its | {k: v for k, v in mine.items() if v is not None}
     return found if same_code(mine.get(CODE), its.get(CODE)) else found | {CODE: None}
 
 
 def _require_alike(a: Bundle, b: Bundle) -> None:
-    """Refuse bundles whose states do not add up."""
+    """Raise if the states of two bundles cannot be merged."""
     if any(has_stages(task) for task in (*a.tasks, *b.tasks)):
         raise StateError(
             "Fitted.merge: an instrument of two passes is fitted in one run: what its second "
@@ -151,7 +151,7 @@ class RowOverlap:
 
     @property
     def is_most(self) -> bool:
-        """Whether they are most rows of one bundle."""
+        """Whether the common rows are most rows of the smaller sample."""
         return self.n > MOST_SHARED * self.of
 
     def judge(self, owner: str, remedy: str) -> None:

@@ -1,7 +1,7 @@
-"""Whether a loaded state can be one at all: a file may be whole and still hold nonsense.
+"""Check that loaded states are possible: an undamaged file may still hold impossible values.
 
-Fields of one name mean the same in every state, so the rules go by name. They are applied when a
-bundle is loaded, never while rows are observed.
+A field name means the same in every state, so the rules go by field name. The rules are applied
+when a bundle is loaded, never while rows are observed.
 """
 
 from dataclasses import fields, is_dataclass
@@ -22,7 +22,7 @@ ROUNDING = 1e-5
 
 
 def check_states(states: dict[str, State | None], path: object) -> None:
-    """Refuse states that no rows can have led to.
+    """Raise if a state cannot come from any rows.
 
     Raises
     ------

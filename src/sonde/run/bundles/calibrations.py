@@ -20,13 +20,14 @@ def are_calibrations(a: Fitted, b: Fitted) -> bool:
 
 
 def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
-    """Return one fitted bundle with the held-out scores of both calibrations of it.
+    """Return the fitted bundle with the held-out scores of both of its calibrations.
 
     Raises
     ------
     StateError
-        If the two are not the same detectors fitted on the same rows, or were calibrated on the
-        same data or mostly the same rows: their scores would count twice.
+        If the two are not the same detectors fitted on the same rows, were calibrated by different
+        columns, or number their classes differently. Also if they were calibrated on the same data
+        or mostly the same rows, as these scores would count twice.
     """
     held = held_requests(list(a.tasks), a.split)
     fit = [i for i in a.states if i not in held]

@@ -1,4 +1,4 @@
-"""What a bundle holds that a comparison can read: stored states, or what follows from them."""
+"""States that a comparison can read from a bundle: stored, or derived from stored states."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,8 +43,8 @@ class StateEvidence:
 def evidence(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEvidence | None:
     """Return the state of a statistic over all rows of a site, or the best substitute.
 
-    In this order: the stored state; moments from those of classes; the state of the stored sample
-    of rows. None if the bundle holds none of them.
+    In this order: the stored state; moments computed from the moments of classes; the state of the
+    stored sample of rows. None if the bundle holds none of them.
     """
     found = stored(bundle, statistic, key)
     if found is None and isinstance(statistic, HashSample):
@@ -55,7 +55,7 @@ def evidence(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEviden
 
 
 def stored(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEvidence | None:
-    """Return the stored state of a statistic over every row of a site, or of the part there is."""
+    """Return the stored state of a statistic over all rows of a site, else over a stored part."""
     for where, parts in READINGS:
         ids = [Request(statistic, (key,), where, part).id for part in parts]
         if all(bundle.states.get(i) is not None for i in ids):
@@ -70,7 +70,7 @@ def stored(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEvidence
 
 
 def _finite(held: State) -> State:
-    """Return a sample of held-out rows without rows that are not finite."""
+    """Return a sample of held-out rows without its non-finite rows."""
     assert isinstance(held, HashSampleState)  # nothing else is read as it is scored
     keep = torch.nonzero(finite_rows(held.rows).cpu()).flatten()
     columns = (held.draw[keep], held.group[keep], held.group_draw[keep])
@@ -80,7 +80,7 @@ def _finite(held: State) -> State:
 def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> StateEvidence | None:
     """Return the largest sample of rows at a site, or of a single row per group, to find pairs.
 
-    It is cut to the ``m`` of smallest draw.
+    The sample is cut to the ``m`` rows of smallest draw.
     """
     found = _largest(bundle, key, HashSample(m))
     return _largest(bundle, key, HashSample(m, groups="one")) if found is None else found
@@ -140,7 +140,7 @@ def _is_alike(bundle: Fitted, state: HashSampleState, kind: HashSample, part: Pa
 
 
 def groups_of(bundle: Fitted, rows: int, part: Part = "all") -> int:
-    """Return how many groups the rows of a part come from; 0 where each row stands for itself."""
+    """Return how many groups the rows of a part come from; 0 if each row stands for itself."""
     n_examples, n_groups = counts_in(bundle.header, part)
     if bundle.header["data"].get("grouped"):
         return n_groups
@@ -148,7 +148,7 @@ def groups_of(bundle: Fitted, rows: int, part: Part = "all") -> int:
 
 
 def _from_classes(bundle: Fitted, key: str) -> StateEvidence | None:
-    """Return the moments of all rows from those of their classes."""
+    """Return the moments of all rows, computed from the moments of their classes."""
     for request in bundle.requests.values():
         kind = request.statistic
         full = isinstance(kind, ClassMoments) and kind.scatter in ("pooled", "full")
@@ -160,7 +160,7 @@ def _from_classes(bundle: Fitted, key: str) -> StateEvidence | None:
 
 
 def _from_sample(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEvidence | None:
-    """Return the state of the sampled rows, where a statistic asks for nothing else."""
+    """Return a statistic's state of the sampled rows, or None if it needs more than these rows."""
     held = _largest(bundle, key, HashSample())
     if held is None or not {"x"} >= set(statistic.needs()):
         return None
@@ -173,7 +173,7 @@ def _from_sample(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEv
 
 
 def moments(bundle: Fitted, key: str) -> MomentsState | None:
-    """Return mean and scatter of a site, or of its units alone if the scatter is diagonal."""
+    """Return mean and full scatter of a site, else mean and diagonal scatter, else None."""
     for kind in (Moments(), Moments("diag")):
         found = evidence(bundle, kind, key)
         if found is not None and isinstance(found.state, MomentsState):

@@ -70,7 +70,7 @@ class Fitted:
 
     @cached_property
     def requests(self) -> dict[str, Request]:
-        """Every state in the bundle and how it was asked for."""
+        """The request of every state in the bundle, by id."""
         found = requests_of(self.tasks, self.sample, self.split)
         following = next_tasks(self.tasks, self.states, self.split)
         while following:
@@ -104,11 +104,11 @@ class Fitted:
 
     @cached_property
     def names(self) -> list[Key]:
-        """The (method, site) pairs that have a result; ``knn(k=5)`` where there are several."""
+        """The (method, site) pairs with a result; ``knn(k=5)`` if a site has several ``knn``."""
         return names_of(self.tasks)
 
     def result(self, method: str | type[Instrument] | Instrument, site: str | None = None) -> Any:
-        """Return the result of a method at a site; the site may be left out where there is one.
+        """Return the result of a method at a site; the site may be left out if there is only one.
 
         Raises
         ------
@@ -163,7 +163,7 @@ class Fitted:
 
     @property
     def scorers(self) -> dict[Key, Scorer]:
-        """The scorers by (method, site), calibrated where the plan held rows out."""
+        """The scorers by (method, site), calibrated if the plan held rows out."""
         return {
             name: self._result(i)  # type: ignore[misc]
             for i, name in enumerate(self.names)
@@ -215,8 +215,8 @@ class Fitted:
         Raises
         ------
         StateError
-            If the file is damaged, hostile, of another version, or of an instrument whose
-            parameters mean something else today.
+            If the file is damaged, hostile or of another version, or if the parameters of one of
+            its instruments mean something else today.
         """
         path, further = Path(path), tuple(instruments)
         header = read_header(path)
@@ -245,12 +245,13 @@ class Fitted:
         return found
 
     def merge(self, other: "Fitted") -> "Fitted":
-        """Return the bundle of both sets of units.
+        """Return the bundle that holds the units of both bundles.
 
         Raises
         ------
         StateError
-            If the bundles are of another model, reading, instruments or classes, or share rows.
+            If the bundles differ in model, reading, instruments or classes, or if they share units
+            or most of their rows. A few shared rows give a warning.
         """
         states, header = joined(self._contents, other._contents)
         return replace(self, states=states, header=header)

@@ -53,7 +53,7 @@ def _places(result: Result) -> list[dict[str, Any]]:
 
 
 def _n_classes(result: Result) -> int | None:
-    """Return the classes of a detector that keeps one mean each; 0 where no row had a label."""
+    """Return the classes of a detector that keeps a mean for each; 0 if no row had a label."""
     scorer = result.scorer if isinstance(result, CalibratedScorer) else result
     labels = getattr(scorer, "labels", None)
     return int((labels >= 0).sum()) if isinstance(labels, Tensor) else None

@@ -1,4 +1,4 @@
-"""How many examples and groups a bundle has seen, in each part, and two bundles together."""
+"""Numbers of examples and groups that a bundle, or two bundles together, have seen."""
 
 import re
 from collections import Counter
@@ -31,8 +31,8 @@ def counts_of(stream: Stream, split: Split | None) -> dict[str, Any]:
 def group_draws(stream: Stream) -> str:
     """Return the smallest ``split`` draws of the groups (else examples), as hexadecimal text.
 
-    They tell how many groups two bundles share: exactly where these are all, else by the share of
-    those below the last draw of either.
+    The draws tell how many groups two bundles share: exactly if both bundles keep all their draws,
+    else as an estimate from the draws that lie below the last kept draw of both.
     """
     found = _split_draws(Counter(stream.group_keys), stream.seed)
     return _text(found.numpy().view(np.uint64))
@@ -65,9 +65,9 @@ def damaged_counts(header: Header) -> list[str]:
 
 
 def joined_counts(a: Header, b: Header, split: Split | None) -> tuple[Header, Header]:
-    """Return what two headers together say of the data's groups, and of their draws.
+    """Return the counts of two headers together, and the draws of their groups.
 
-    A group of both counts once, where the draws of both are known.
+    A group that both have counts once if both headers keep draws.
     """
     mine, its = a["data"], b["data"]
     first, second = _draws_in(a), _draws_in(b)
@@ -90,9 +90,10 @@ def _sums(a: dict[str, Any], b: dict[str, Any]) -> dict[str, int]:
 
 
 def _distinct(n: int, first: np.ndarray, second: np.ndarray, end: np.uint64) -> int:
-    """Return how many of the ``n`` groups of two bundles differ, by those up to the draw ``end``.
+    """Return the number of distinct groups among the ``n`` groups of two bundles.
 
-    With the share ``s`` of distinct ones that both have, ``n`` is their number times ``1 + s``.
+    It is estimated from the draws up to ``end``: if both bundles hold a share ``s`` of the distinct
+    groups, ``n`` is the number of distinct groups times ``1 + s``.
     """
     union, shared = np.union1d(first, second), np.intersect1d(first, second)
     known, twice = int((union <= end).sum()), int((shared <= end).sum())

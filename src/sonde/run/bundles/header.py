@@ -1,4 +1,4 @@
-"""What a bundle says of its model, reading, sites and data, and whether a stream is of them."""
+"""Header of a bundle: its model, reading, sites and data, and the check of a stream by them."""
 
 import warnings
 from typing import Any
@@ -71,7 +71,7 @@ def make_header(
 
 
 def warn_unknown_structure(header: dict[str, Any], here: str | None, who: str) -> None:
-    """Say that a bundle of an earlier version knows only the weights of its model."""
+    """Warn if a bundle of an earlier version lacks the module structure of its model."""
     if here is not None and header["model"].get("structure") is None:
         warnings.warn(
             f"{who}: the state is of an earlier version, which kept of its model the weights and "
@@ -83,7 +83,7 @@ def warn_unknown_structure(header: dict[str, Any], here: str | None, who: str) -
 
 
 def warn_other_code(header: dict[str, Any], here: str | None, who: str) -> None:
-    """Warn where the code of the forward is not the code that a bundle was fitted on."""
+    """Warn if the code of the forward is not the code that a bundle was fitted on."""
     if not same_code(header["model"].get(CODE), here):
         warnings.warn(
             f"{who}: weights and modules are those of the fit, but a forward, or a function that "

@@ -1,4 +1,4 @@
-"""``sonde.merge``: fitted bundles of different data, or of different units, as one."""
+"""``sonde.merge``: merge fitted bundles of different data, or of different units."""
 
 from functools import reduce
 
@@ -13,13 +13,13 @@ def merge(*bundles: Fitted) -> Fitted:
     Parameters
     ----------
     *bundles : Fitted
-        Fitted with the same instruments on the same model and sites, on different data; or one
-        bundle that was calibrated on different data.
+        Fitted with the same instruments on the same model and sites, on different data; or copies
+        of one bundle that were calibrated on different data.
 
     Raises
     ------
     StateError
-        If they do not fit together, or share units: rows would count twice.
+        If the bundles do not fit together, or share units or most rows, which would count twice.
     """
     if not bundles:
         raise InputError("merge: expected at least one fitted bundle, got none.")

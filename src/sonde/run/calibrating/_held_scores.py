@@ -1,4 +1,4 @@
-"""Scores of held-out rows kept, in memory that does not grow with their number."""
+"""Keep the scores of held-out rows in memory that does not grow with the number of rows."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ def held_scores(
 ) -> dict[Key, HeldScoresState]:
     """Return the kept scores of every detector: one for each group.
 
-    Where groups hold several usual examples, one of them stands for all, chosen by a hash of its
-    place. Without groups every example stands for itself.
+    If a group holds several usual examples, the example chosen by a hash of its place stands for
+    all. Without groups every example stands for itself.
     """
     states: dict[Key, HeldScoresState | None] = dict.fromkeys(names)
     waiting: dict[Key, Found] = {}
@@ -60,7 +60,7 @@ def held_scores(
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of a stream; ``missing`` counts the examples of each that were not seen yet."""
+    """The groups of a stream; ``missing`` counts the examples of each group not seen yet."""
 
     rank: Int[Tensor, "example"]
     member: Int[Tensor, "example"]
@@ -86,7 +86,7 @@ class Groups:
         self.missing.index_add_(0, members, torch.full_like(members, -1))
 
     def complete(self, found: Found) -> tuple[Found, Found]:
-        """Return the example that stands for each group, of groups that are over and of others."""
+        """Return an example for each group: first the complete groups, then the other groups."""
         rank, member = self.rank[found.entry], self.member[found.entry]
         first = found.at(least(rank, rank, member))
         over = self.missing[self.member[first.entry]] == 0

@@ -1,4 +1,4 @@
-"""Held-out rows scored: one score of each usual example, batch by batch, here or in a worker."""
+"""Score held-out rows: one score for each usual example, batch by batch, here or in a worker."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ WHO = (*EXAMPLE, "draw", "position")
 
 @dataclass(frozen=True)
 class Asked:
-    """What scores held-out rows.
+    """What is needed to score held-out rows.
 
     Parameters
     ----------
@@ -39,11 +39,12 @@ class Asked:
         Calibrated detectors.
     scorers : dict of Key to Scorer
     by : {"label", "predicted"} or None
-        What the class of an example is.
+        Where the class of an example comes from.
     rank : Tensor or None
-        Where groups hold several examples: the one of lowest rank stands for its group.
+        If groups hold several examples: the example of lowest rank stands for its group.
     labels : Tensor or None
-        Which examples are unusual, where the labels of the stream are the values of a column.
+        Labels that say which examples are unusual, if the stream's own labels are the values of
+        another column.
     """
 
     tasks: Mapping[Key, Task]
@@ -84,7 +85,7 @@ class ScoredJob(PartJob):
 def scored_batches(asked: Asked, stream: Stream) -> Iterator[ScoredBatch]:
     """Yield the scores of each batch of a stream.
 
-    Where an example has several rows that stand for themselves, the row of smallest draw is scored.
+    If the rows of an example are not reduced to one score, the row of smallest draw is scored.
     """
     whole = Whole({name: _calibrated(task).reduction for name, task in asked.tasks.items()})
     for batch in stream:
@@ -111,12 +112,12 @@ class Found:
         return Found(self.score[index], self.label[index], self.draw[index], self.entry[index])
 
     def after(self, other: "Found | None") -> "Found":
-        """Return the examples of ``other``, then these."""
+        """Return the examples of ``other``, followed by the examples of this object."""
         return self if other is None else Found.joined([other, self])
 
     @classmethod
     def joined(cls, several: "Sequence[Found]") -> "Found":
-        """Return those of several, in their order."""
+        """Return the scores of several objects, joined in order."""
         return cls(*map(torch.cat, zip(*map(_parts, several), strict=True)))
 
 
@@ -168,7 +169,7 @@ def _usual_rows(batch: Batch, task: Task, joined: JoinedRows) -> Bool[Tensor, "r
 
 
 def _rows_at(batch: Batch, key: str, joined: JoinedRows) -> Int[Tensor, "row"]:
-    """Return which rows of one site the joined rows are."""
+    """Return the number of each joined row among the rows of a site."""
     pairs = zip(batch.example[key].tolist(), batch.position[key].tolist(), strict=True)
     at = {pair: i for i, pair in enumerate(pairs)}
     wanted = zip(joined.example.tolist(), joined.position.tolist(), strict=True)
@@ -178,7 +179,7 @@ def _rows_at(batch: Batch, key: str, joined: JoinedRows) -> Int[Tensor, "row"]:
 def least(
     by: Int[Tensor, "row"], draw: Int[Tensor, "_row"], example: Int[Tensor, "_row"]
 ) -> Int[Tensor, "example"]:
-    """Return for each example, ascending, the index of its row of least ``by``, ties by draw."""
+    """Return the index of the row of least ``by`` of each example, ascending; ties by draw."""
     order = torch.argsort(rank_key(draw), stable=True)
     if by is not draw:
         order = order[torch.argsort(by[order], stable=True)]

@@ -1,4 +1,4 @@
-"""``sonde.calibrate``: detectors that are fitted, calibrated on other rows."""
+"""``sonde.calibrate``: calibrate fitted detectors on other rows."""
 
 import itertools
 import sys
@@ -63,10 +63,10 @@ def calibrate(
 ) -> Fitted:
     """Return the detectors of a bundle, calibrated on rows that it was not fitted on.
 
-    What was held out before is replaced. Of the scores a hash sample of at most ``m`` and the 1,000
-    largest are kept, so memory does not grow with the data, and thresholds of small false-alarm
-    rates are those of all scores. Where rows come in groups, one row of each calibrates. Bundles
-    that were calibrated on parts of the data are joined by ``merge_calibrations``.
+    Held-out scores of an earlier calibration are replaced. A hash sample of at most ``m`` scores
+    and the 1,000 largest scores are kept. So memory does not grow with the data, and thresholds of
+    small false-alarm rates are those of all scores. If rows come in groups, one row of each group
+    calibrates. ``merge_calibrations`` joins bundles that were calibrated on parts of the data.
 
     Parameters
     ----------
@@ -76,20 +76,21 @@ def calibrate(
     data : str, path or iterable
         Usual rows.
     m : int, default=10_000
-        Most scores of a class that are kept in the sample.
+        The largest number of scores of a class that the sample keeps.
     reduction : str, default="auto"
         What a p-value is about, as in ``sonde.fit``; "auto" leaves it as the bundle has it.
     by : "label", "predicted", name of a column, or None, default=None
-        Keep the false-alarm rate within each class: by the data's labels, which must then be known
-        when rows are scored, or by the model's predictions; or within each value of a column of a
-        table, which is then read when rows are scored; labels (``label_column``) still say which
-        rows a detector knows as unusual. By the column of the groups (``group``),
-        every row calibrates its own group, and not one row of each.
+        Keep the false-alarm rate within each class. Classes are the data's labels, which must then
+        be known when rows are scored, or the model's predictions, or the values of a column of a
+        table, which is then read when rows are scored. With a column, labels (``label_column``)
+        still say which rows a detector knows as unusual. With the column of the groups (``group``),
+        every row, not one row of each group, calibrates its own group.
     pooled_below : int, default=0
         With ``by``: a class with fewer scores has no threshold of its own and is compared with all
-        scores, so the rate holds over all rows but not within such a class.
+        scores. So the rate holds over all rows, but not within this class.
     guarantee : {"marginal", "pac"}, default="marginal"
-        The rate holds on average over calibration sets, or for this one with ``1 - delta``.
+        The rate holds on average over calibration sets, or for this calibration set with
+        probability ``1 - delta``.
     delta : float, default=0.05
     workers, threads, runner, address
         As in ``sonde.fit``; plain arrays are scored in this process.
@@ -102,8 +103,8 @@ def calibrate(
     Raises
     ------
     InputError
-        If the bundle was fitted on this very data: its scores there are no guide to new rows; or if
-        it would not fit into the memory.
+        If the bundle was fitted on this very data, as its scores there say nothing about new rows;
+        or if the calibration would not fit into the memory.
     CalibrationError
         If there are no classes to calibrate by.
     StateError
@@ -157,7 +158,7 @@ def calibrate(
 def _scored(
     asked: Asked, stream: Stream, crew: Crew, threads: int | None
 ) -> tuple[Iterator[ScoredBatch], int | None]:
-    """Return the scored batches in order, and the threads that this process makes them with."""
+    """Return the scored batches in order, and the threads that this process scores them with."""
     if not (crew.is_apart and has_parts(stream)):
         return scored_batches(asked, stream), threads
     job = ScoredJob(stream, crew.threads(threads), tuple(stream.units()), asked)

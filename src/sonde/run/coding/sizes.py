@@ -1,4 +1,4 @@
-"""Sizes of a file under plain coders, and the bytes of a model, to hold a coded file against."""
+"""Sizes of a file under plain coders, and bytes of a model, to compare a coded file with."""
 
 import bz2
 import lzma

@@ -1,1 +1,1 @@
-"""Two fitted bundles held against each other, from their states alone."""
+"""Comparisons of two fitted bundles by their states, and of two models on the same inputs."""

@@ -92,20 +92,21 @@ def drift(
 ) -> Drift:
     """Compare two fitted bundles at every site that both have.
 
-    A shift needs no fit of its own where both bundles hold the states that it reads, moments of
-    classes, or a sample of rows from which they follow. Rows of one group count once. The bundles
-    may be of two models: sites are matched by name. Rows that are the same on both sides are
-    compared one by one, where a sample of them is held; elsewhere they have no p-value.
+    A shift need not have been fitted if both bundles hold the states that it reads, or moments of
+    classes or a sample of rows from which these states follow. Rows of one group count once. The
+    bundles may be of two models: sites are matched by name. If both sides are the same rows, they
+    are compared in pairs if both bundles hold a sample of them, and else have no p-value.
 
     Parameters
     ----------
     first, second : Fitted
         The reference and the other.
     shifts : Shift or iterable of Shift, optional
-        Those that were fitted, and the default ones that both bundles can answer, where left out.
+        By default the shifts that a bundle was fitted with, and the default shifts, as far as both
+        bundles can answer them.
     level : float, default=0.05
-        The default shifts permute so often that one of them can be found at this level over all
-        comparisons, 4,999 times at most.
+        The default shifts permute often enough, but at most 4,999 times, for a comparison to reach
+        this level after the correction for all comparisons.
     progress : bool, default=False
         A bar on stderr after two seconds.
 
@@ -118,7 +119,7 @@ def drift(
     InputError
         If the bundles share no site, or the states of no shift.
     StateError
-        If one is of tables whose columns of numbers are others, or in another order.
+        If the bundles are of tables whose columns of numbers, or their order, differ.
 
     Examples
     --------
@@ -173,7 +174,7 @@ def _note(made: Drift, name: Key, first: Fitted, second: Fitted, task: Task, ask
 def _withheld(
     found: Comparison, made: Drift, first: Fitted, second: Fitted, key: str
 ) -> Comparison:
-    """Return a comparison without a p-value where the rows are the same and cannot be matched."""
+    """Return a comparison, without its p-value if the same rows on both sides cannot be paired."""
     if made.rows != "same" or "paired" in found.flags or float(found) == 0:
         return found
     if _pairs(first, second, key) is not None:
@@ -188,7 +189,7 @@ class _Found:
 
 
 def _side(bundle: Fitted, task: Task) -> _Found | None:
-    """Return a bundle's side of the last pass that its states answer."""
+    """Return a bundle's side of a shift after its last pass, or None if a state is missing."""
     shift, key = task.instrument, task.keys[0]
     while True:
         held = {n: evidence(bundle, r.statistic, key) for n, r in shift.all_reads().items()}
@@ -214,7 +215,7 @@ def _side(bundle: Fitted, task: Task) -> _Found | None:
 
 
 def _data(bundle: Fitted) -> str:
-    """Name the rows that a bundle has seen: data and how many examples."""
+    """Return a name for a bundle's rows: the fingerprint of the data and the number of examples."""
     data = bundle.header["data"]
     return f"{data['fingerprint']}|{data['n_examples']}" if data["fingerprint"] else ""
 
@@ -230,7 +231,7 @@ def _sampled(first: Fitted, second: Fitted, key: str) -> list[tuple[HashSampleSt
 
 
 def _sameness(first: Fitted, second: Fitted, keys: list[str]) -> Sameness:
-    """Return whether both sides are the same rows, by what was read and by the rows' draws."""
+    """Return whether the sides are the same rows, share some or none, by data and by draws."""
     if _data(first) and _data(first) == _data(second):
         return "same"
     shared: Sameness = "other"
@@ -251,7 +252,7 @@ def _identical(first: Fitted, second: Fitted) -> bool:
 
 
 def _pairs(first: Fitted, second: Fitted, key: str) -> TwoSamples | None:
-    """Return the sampled rows of a site pair by pair, where both sides hold the same ones."""
+    """Return the sampled rows of a site in pairs, or None if the sides hold different rows."""
     both = _sampled(first, second, key)
     if len(both) < 2 or both[0][0].rows.shape[1] != both[1][0].rows.shape[1]:
         return None
@@ -270,7 +271,7 @@ def _direction(
 
 
 def _known(first: Fitted, second: Fitted, sites: int, level: float) -> list[Shift]:
-    """Return the shifts that a bundle was fitted with, and the default ones beside them."""
+    """Return the shifts that either bundle was fitted with, and the default shifts."""
     fitted = [t.instrument for b in (first, second) for t in b.tasks]
     chosen = [i for i in fitted if isinstance(i, Shift)]
     taken = {type(shift) for shift in chosen}
@@ -290,7 +291,7 @@ def _known(first: Fitted, second: Fitted, sites: int, level: float) -> list[Shif
 
 
 def _shared_sites(first: Fitted, second: Fitted) -> list[str]:
-    """Return the kinds of rows that both bundles have."""
+    """Return the sites that both bundles have."""
     sites = [
         dict.fromkeys(key for task in bundle.tasks for key in task.keys)
         for bundle in (first, second)

@@ -36,9 +36,9 @@ def drift_document(
     names : (str, str)
         What they are called.
     level : float, default=0.05
-        A comparison has moved where its adjusted p-value is at most this.
+        A comparison has moved if its adjusted p-value is at most this.
     correction : {"holm", "bh"}, default="holm"
-        For the number of comparisons.
+        The correction for the number of comparisons.
     """
     adjusted = found.adjusted(correction)
     moved = set(found.moved(level, correction))
@@ -189,10 +189,10 @@ def _largest(axis: Any, count: int = 5) -> list[list[float]]:
 
 
 def _units(units: Any, found_moved: bool, level: float) -> dict[str, Any]:
-    """Return the units of smallest p-value, the largest effect first among equals, and counts.
+    """Return the units of smallest p-value, ties by the largest effect, and the counts of units.
 
-    A unit has moved only where the comparison of units has, so that the promise of the correction
-    holds for units too.
+    A unit counts as moved only if the comparison of units has moved, so that the guarantee of the
+    correction holds for units too.
     """
     if not isinstance(units, UnitComparison):
         return {"units": [], "n_units": None, "n_units_moved": None}

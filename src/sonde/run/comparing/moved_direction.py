@@ -26,9 +26,10 @@ class MovedDirection:
     length : float
         How far the mean moved, in the units of the rows.
     deviations : float or None
-        The same in pooled standard deviations along the direction; None without covariances.
+        The length in pooled standard deviations along the direction; None without covariances.
     beyond_noise : float or None
-        Share of the squared length above what no change would give on average, at least 0.
+        Share of the squared length beyond its mean under no change, at least 0; None if the
+        length is 0.
     """
 
     vector: Float[Tensor, "dim"]
@@ -37,7 +38,7 @@ class MovedDirection:
     beyond_noise: float | None
 
     def units(self, count: int = NAMED) -> list[tuple[int, float]]:
-        """Return the units with the largest components, and these."""
+        """Return the units with the largest components, each with its component."""
         top = self.vector.abs().argsort(descending=True, stable=True)[:count].tolist()
         return [(unit, float(self.vector[unit])) for unit in top if float(self.vector[unit])]
 
@@ -53,8 +54,8 @@ def moved_direction(
     key : str
         The site.
     sides : (int, int)
-        Independent rows of both.
-    pairs : Rows or None
+        Number of independent rows of each side.
+    pairs : TwoSamples or None
         The paired samples, if both sides hold the same rows.
     """
     a, b = moments(first, key), moments(second, key)
@@ -75,7 +76,7 @@ def moved_direction(
 
 
 def _noise(a: Any, b: Any, sides: tuple[int, int], pairs: TwoSamples | None) -> float:
-    """Return the mean squared length of the difference of two means without change.
+    """Return the mean squared distance of the two means if nothing moved.
 
     It is at least what the rounding of sums in float32 gives, which depends on the order of rows.
     """

@@ -23,11 +23,11 @@ class TwoAnswers:
     same, same_se : float
         Share of answers whose likeliest class or token is the same, and its standard error.
     divergence : float
-        Mean Kullback-Leibler divergence of the second model's answers from the first's, in nats.
+        Mean Kullback-Leibler divergence ``KL(first || second)`` of the answers, in nats.
     right : (float, float)
-        Share of right answers of either; NaN without labels.
+        Share of right answers of each model; NaN without labels.
     loss : (float, float)
-        Cross-entropy of either, in nats per answer; NaN without labels.
+        Cross-entropy of each model, in nats per answer; NaN without labels.
     """
 
     n: int

@@ -1,4 +1,4 @@
-"""Two models on the same inputs: which layers are alike, and what moved in those of one name."""
+"""Two models on the same inputs: which layers are alike, and how layers of one name moved."""
 
 import math
 from dataclasses import dataclass
@@ -30,22 +30,24 @@ SAME_UNIT = 0.99
 
 @dataclass(frozen=True)
 class Movement:
-    """How the states of one name and width moved from the first model to the second.
+    """How the states of a site moved between two models that both have it at the same width.
 
     Parameters
     ----------
     size : float
-        Root mean square change of a row, in standard deviations of the first model's rows along it.
+        Root mean square change of a row, in standard deviations of the first model's rows along
+        this change.
     common : float
         Share of the squared change that all rows have in common: 1 is a plain shift.
     direction : float
         Share of the squared change along its strongest direction.
     units : tuple of (int, float)
-        The units that moved most, with their root mean square change in their own deviations.
+        The units that moved most, with their root mean square change in standard deviations of
+        the unit in the first model.
     own_rank : float
-        Mean over units of the share of other units of the second model that correlate less with a
-        unit than the one of its own number does: 1 in place, 0.5 where numbers mean nothing. NaN
-        for fewer than two units that vary.
+        For each unit of the first model, the share of the second model's other units that correlate
+        less with it than the unit of its own number does; mean over units. 1 if units kept their
+        number, 0.5 by chance. NaN for fewer than two units that vary.
     n_units : int
         Units that vary in both models.
     """
@@ -60,25 +62,25 @@ class Movement:
 
 @dataclass(frozen=True)
 class SiteMatch:
-    """A site of the first model beside one of the second: the same name, else the most alike.
+    """A site of the first model and its match in the second: of the same name, else most alike.
 
     Parameters
     ----------
     site, other : str
     cka, cka_se : float
-        Debiased similarity in [0, 1]; its error NaN where there are too few rows.
+        Debiased similarity in [0, 1], and its error, which is NaN for too few rows.
     neighbours, neighbours_null : float
         Share of common nearest neighbours, and what chance gives.
     distance : float
         Squared Procrustes distance in [0, 2].
     forward, backward : float
-        Variance of the other site that a linear map of this one explains, and the reverse, beyond
-        what as many unrelated units explain; NaN where rows are too few.
+        Share of the other site's variance that a linear map of this site explains, and the reverse,
+        beyond what as many unrelated units explain; NaN for too few rows.
     found_again, found_same : float
-        Share of this site's units that have a partner there (correlation of at least 0.7), and one
-        that is the same but for its scale (0.99).
+        Share of this site's units with a partner in the other site (correlation of at least 0.7),
+        and share with a partner that differs only in scale (at least 0.99).
     movement : Movement or None
-        Where name and width are the same.
+        None if names or widths differ.
     flags : tuple of str
     """
 
@@ -128,7 +130,7 @@ class TwoModels:
 @final
 @dataclass(frozen=True)
 class RowSample(Instrument):
-    """A sample of rows of each site, the same rows in every model; nothing is computed of it."""
+    """A sample of rows of each site, the same rows in every model; nothing is computed from it."""
 
     m: int = SAMPLE
 
@@ -142,9 +144,10 @@ class RowSample(Instrument):
 
 
 def compare_models(first: Fitted, second: Fitted, *, progress: bool = True) -> TwoModels:
-    """Compare two fits of ``RowSample``, of the rows that two models made of the same inputs.
+    """Compare two models by their fits of ``RowSample`` on the same inputs.
 
-    Rows are joined by what they are rows of, so the order of the inputs does not matter.
+    Rows are joined by their draws, which depend on the input and on the position in it. So the
+    order of the inputs does not matter.
 
     Raises
     ------
@@ -230,7 +233,7 @@ def _measured(
 
 
 def _beyond_null(result: Result) -> float:
-    """Return explained variance less what unrelated rows give, scaled so that all of it is 1."""
+    """Return explained variance less that of unrelated rows, rescaled so that the most is 1."""
     null = 0.0 if result.null is None else float(torch.as_tensor(result.null))
     return (float(result) - null) / (1.0 - null) if null < 0.95 else math.nan
 
@@ -252,7 +255,7 @@ def _movement(x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim"]) -> Movem
 
 
 def _own_rank(x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim"]) -> tuple[float, int]:
-    """Return how units rank the unit of their own number among all, and how many vary."""
+    """Return the mean rank that units give the unit of their own number, and how many vary."""
     varies = (x.std(0) > 0) & (y.std(0) > 0)
     count = int(varies.sum())
     if count < 2:

@@ -35,7 +35,7 @@ class ModelFinding:
 
 
 def model_findings(found: TwoModels) -> tuple[ModelFinding, ...]:
-    """Return what moved from the first model to the second, of layers of one name and width."""
+    """Return what moved between the models, in layers of the same name and width."""
     named = [m for m in found.matches if m.movement is not None]
     if not named:
         return ()
@@ -101,7 +101,7 @@ def _is_turned(match: SiteMatch) -> bool:
 
 
 def _is_replaced(match: SiteMatch) -> bool:
-    """Return whether units are related to those of their own number by chance alone."""
+    """Return whether units resemble the units of their own number no more than by chance."""
     own = match.movement
     if own is None or own.n_units < LEAST_UNITS:
         return False

@@ -35,8 +35,8 @@ class CacheTrial:
     ----------
     rule : CacheRule or CachePacking
     divergence_nats : float
-        Mean over texts of the mean KL divergence between the predictions with the whole cache and
-        with the smaller one, for the tokens behind the prompt.
+        ``KL(whole || smaller)`` of the predictions with the whole cache and with the smaller one:
+        mean over the tokens after the prompt of a text, then mean over texts.
     se : float
         Its standard error over texts.
     worst_nats : float
@@ -117,7 +117,7 @@ def try_caches(
 
 
 def suited(rule: Form, n_tokens: int) -> Form:
-    """Return a rule whose chunks fill in texts of some tokens; others hold such texts unpacked."""
+    """Return the rule, with smaller chunks if the texts are too short to fill its own chunks."""
     if not isinstance(rule, CachePacking):
         return rule
     older = n_tokens - rule.recent
@@ -128,7 +128,7 @@ def suited(rule: Form, n_tokens: int) -> Form:
 def smallest(trials: Sequence[CacheTrial], most_nats: float) -> CacheTrial | None:
     """Return the trial of least memory whose divergence is surely below a limit, or None.
 
-    Surely: two standard errors above the mean divergence are still below ``most_nats``.
+    Surely: the mean divergence plus two standard errors is at most ``most_nats``.
     """
     fine = [t for t in trials if t.divergence_nats + 2 * t.se <= most_nats]
     return min(fine, key=lambda t: (t.memory, t.divergence_nats), default=None)
@@ -168,7 +168,7 @@ class _Texts:
         return {"input_ids": self.ids[:, part], "attention_mask": self.mask[:, : part.stop], **more}
 
     def read(self, model: Model, cache: Cache) -> tuple[Tensor, float]:
-        """Return the logits behind the prompt, read in parts through a cache, and the seconds."""
+        """Return the logits after the prompt and the seconds, reading in parts through a cache."""
         width = self.ids.shape[1]
         edges = [0, *range(self.n_prompt, width, self.step), width]
         start, logits = time.perf_counter(), list[Tensor]()
@@ -179,7 +179,7 @@ class _Texts:
 
     @property
     def counted(self) -> Tensor:
-        """Which columns behind the prompt hold a real token, (row, column)."""
+        """Which columns after the prompt hold a real token, not padding, (row, column)."""
         return self.mask[:, self.n_prompt :].bool()
 
 

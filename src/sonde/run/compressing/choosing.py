@@ -1,4 +1,4 @@
-"""Which examples a compression is fitted on and which it is judged by: by the hash of their ids."""
+"""Choose examples to fit a compression on, and others to judge it by, by the hash of their ids."""
 
 import math
 from dataclasses import replace

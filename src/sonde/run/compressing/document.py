@@ -85,9 +85,9 @@ def held_bytes(module: nn.Module) -> int:
 
 
 def _packed(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
-    """Return form, bytes in files and bits of a weight of each tensor that became smaller.
+    """Return form, bytes in files and bits per weight of each tensor that became smaller.
 
-    Scales and all else that a packed layer needs are counted; blocks that are gone have no bytes.
+    Bytes include the scales and all else that a packed layer needs. Removed blocks have no bytes.
     """
     named, made = module.state_dict(), dict[str, tuple[str, int, int]]()
     for name in plan.reshaped:

@@ -1,4 +1,4 @@
-"""What a smaller model changed inside: its states beside those of the original, site by site."""
+"""Change of hidden states in a smaller model, compared with the original site by site."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -25,8 +25,8 @@ class SiteFidelity:
     n : int
         Rows that were compared.
     error : float
-        Squared length of the differences, as a share of that of the original's rows; NaN, as the
-        cosines are, if the site has other channels now.
+        Squared length of the differences, divided by the squared length of the original's rows.
+        This and the cosines are NaN if the site has another number of channels now.
     cosine, cosine_5 : float
         Between the two states of a row: mean and 5 % quantile.
     cka : float

@@ -1,4 +1,4 @@
-"""Which method makes weights smaller: by its word, and by the size that it is to reach."""
+"""Choose a method that makes weights smaller, by its word and by the size to reach."""
 
 import re
 from collections.abc import Mapping
@@ -87,9 +87,9 @@ def method_asked(text: str | None, target: Target | None, given: Mapping[str, An
     Parameters
     ----------
     text : str or None
-        A word such as ``gptq``, or ``gptq(damp=0.05)``; None for what suits the size.
+        A word such as ``gptq``, or ``gptq(damp=0.05)``; None for the method that suits the size.
     target : Target or None
-        None for the method's own size, or four bits.
+        None for the method's own size; four bits if ``text`` is None too.
     given : mapping
         Further parameters, such as ``group``; None stands for the method's own value.
 

@@ -48,14 +48,14 @@ ANY: Final = "any"
 
 @dataclass(frozen=True)
 class SizeTrial:
-    """What a way to make a model smaller gives.
+    """Result of trying a method at a size.
 
     Parameters
     ----------
     size, method : str
         As ``--to`` and ``--method`` take them.
     n_bytes : int
-        Of the weight files, about: headers are counted with 320 bytes for each layer.
+        Approximate bytes of the weight files: headers count as 320 bytes for each layer.
     fidelity : dict
         Figures of the answers, see ``Fidelity``.
     """
@@ -88,14 +88,14 @@ class TrialFile:
     ----------
     path : Path
     key : str
-        Of the model, the examples and everything else that a trial depends on.
+        Hash of the model, the examples and everything else that a trial depends on.
     """
 
     path: Path
     key: str
 
     def known(self) -> dict[tuple[str, str], SizeTrial]:
-        """Return the trials of this key, by size and method; a last line cut short is left out."""
+        """Return the trials of this key, by size and method; damaged lines are left out."""
         found: dict[tuple[str, str], SizeTrial] = {}
         if not self.path.exists():
             return found
@@ -110,7 +110,7 @@ class TrialFile:
         return found
 
     def add(self, trial: SizeTrial) -> None:
-        """Write a trial behind the others."""
+        """Append a trial to the file."""
         cut = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         line = json.dumps({"key": self.key, **asdict(trial)})
         try:
@@ -121,7 +121,7 @@ class TrialFile:
 
 
 def search_key(model: Model, ours: Inputs, held: Inputs) -> str:
-    """Return what the trials of a search depend on, as a hash."""
+    """Return a hash of the model and the examples that the trials of a search depend on."""
     told = [fingerprint(model.module), ours.identity(), held.identity()]
     return sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
@@ -135,7 +135,7 @@ def trials(
     progress: Callable[[str], None],
     given: Mapping[str, Any] | None = None,
 ) -> Iterator[SizeTrial]:
-    """Yield the trial of each size and method: those in the file first, others as they are made.
+    """Yield the trial of each size and method: from the file if it is there, else made now.
 
     A method that refuses the model is left out.
 
@@ -148,14 +148,14 @@ def trials(
         Sizes and methods.
     file : TrialFile
     progress : callable
-        Is told in a line what is tried next.
+        Called with a line that says what is tried next.
     given : mapping, optional
         Further parameters of all methods, such as ``layers``.
 
     Raises
     ------
     InputError
-        If every method refuses the model: what the last one says.
+        If every method refuses the model: the error of the last method.
     """
     known, grams, given = file.known(), list[LayerGrams](), given or {}
     rules = {pair: method_asked(pair[1], Target.of(pair[0]), given) for pair in asked}
@@ -205,7 +205,7 @@ def fitting_trial(
     Raises
     ------
     InputError
-        If none fits; it names the nearest.
+        If no trial fits; the error names the nearest.
     """
     below = [t for t in found if budget is None or t.n_bytes <= budget]
     if not below:
@@ -227,7 +227,7 @@ def fitting_trial(
 
 
 def pairs_to_seek(method: str) -> list[tuple[str, str]]:
-    """Return the sizes of a method that a budget is sought among; of ``any``, all usual pairs.
+    """Return the pairs of size and method to search for a budget; for ``any`` all usual pairs.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def pairs_to_seek(method: str) -> list[tuple[str, str]]:
 
 
 def asked_pairs(sizes: Sequence[str], methods: Sequence[str]) -> list[tuple[str, str]]:
-    """Return what a search tries: all usual pairs, or sizes and methods that fit one another.
+    """Return the pairs that a search tries: all usual pairs, or the sizes and methods that match.
 
     Raises
     ------

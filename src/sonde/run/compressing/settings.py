@@ -57,11 +57,11 @@ def fitting(
     budget: int | None = None,
     max_kl: float | None = None,
 ) -> tuple[Trial, list[Trial]]:
-    """Return the trial that fits, and all that were made.
+    """Return the trial that fits, and all trials that were made.
 
-    With ``max_kl`` the smallest setting whose KL is at most that is sought by halving, as KL falls
-    with size but for noise. With a budget alone, the largest settings below it are tried and the
-    one of least KL is taken.
+    With ``max_kl``, a binary search finds the smallest setting whose KL is at most ``max_kl``: KL
+    falls with size, up to noise. With a budget alone, the largest settings within the budget are
+    tried, and the setting of least KL is taken.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def fitting(
     Raises
     ------
     InputError
-        If no setting fits; it names the nearest.
+        If no setting fits; the error names the nearest.
     """
     by_size = sorted(settings, key=lambda s: (s.n_bytes, -s.bits))
     below = [s for s in by_size if budget is None or s.n_bytes <= budget]

@@ -17,8 +17,8 @@ HEADER = 320
 def planned_bytes(model: Model, plan: RewritePlan) -> int:
     """Return the bytes of weight files that a model with a plan folded in would need.
 
-    Counts tensors of packed layers and of other shapes, 320 bytes of headers for each of the
-    former, and leaves out those of blocks that are gone.
+    Tensors that are packed or change their shape count with their new bytes, and each packed layer
+    adds 320 bytes of headers. Tensors of removed blocks are left out.
     """
     total, width = _stored(model)
     named = model.module.state_dict()
@@ -31,7 +31,7 @@ def planned_bytes(model: Model, plan: RewritePlan) -> int:
 
 
 def _stored(model: Model) -> tuple[int, int]:
-    """Return the bytes of a model's weight files, and those of a number in them."""
+    """Return the bytes of a model's weight files, and the mean bytes of a number, at least 2."""
     with source_folder(model) as folder:
         files = ModelFolder.open(folder).weights.values()
         entries = [e for one in files for e in one.entries.values()]
@@ -42,14 +42,14 @@ def _stored(model: Model) -> tuple[int, int]:
 def sized_settings(model: Model, method: str) -> list[Setting]:
     """Return every setting of bits and group with the bytes of weight files that it would need.
 
-    Weights that are packed are taken to be stored in the type that most tensors of the files have.
+    The weights to be packed are assumed to take the mean bytes of a number in the files now.
 
     Parameters
     ----------
     model : Model
         Loaded from a folder.
     method : str
-        Of all settings.
+        The method of all settings.
     """
     whole, width = _stored(model)
     packed = RTN(bits=8, group=128).plan(model).packed

@@ -1,4 +1,4 @@
-"""How fast two models are beside each other: runs that take turns on the same input."""
+"""Compare the speed of two models by runs that take turns on the same input."""
 
 import time
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ class Speed:
     before, after : tuple of float
         Median, 2.5 % and 97.5 % quantile of the seconds of a run.
     first : tuple of float
-        Seconds of the first run of each model, which is not counted: ways to multiply are timed
-        in it.
+        Seconds of the first run of each model. It is not counted, because quantised layers choose
+        their kernel in it.
     ratio : float
         Median of before over median of after: above 1 the changed model is faster.
     runs, threads : int

@@ -1,1 +1,1 @@
-"""What tables of scores are worth, held against what is known of their rows."""
+"""Judge tables of scores by what is known about their rows."""

@@ -34,7 +34,7 @@ def curves(
     Returns
     -------
     list of dict
-        ``instrument site``; ``histogram`` as of ``histogram``, with ``threshold`` as of
+        ``instrument site``; ``histogram`` as ``histogram`` returns it, with ``threshold`` from
         ``threshold_of``; ``roc`` with the points ``fpr tpr`` (at most 400 of them) and the band
         ``grid low high``.
     """
@@ -52,8 +52,8 @@ def curves(
 def histogram(usual: Any, unusual: Any = (), bins: int = BINS) -> dict[str, Any]:
     """Return counts of scores in bins that both kinds share.
 
-    Where all scores are positive and the largest is more than 50 times their median, the bins
-    widen by one factor (``log``).
+    If all finite scores are positive and the largest is more than 50 times their median, each bin
+    is wider than the last by a constant factor (``log``).
 
     Returns
     -------
@@ -107,7 +107,7 @@ def _edges(values: np.ndarray, bins: int, log: bool) -> np.ndarray:
 def roc_points(
     scores: Any, unusual: Any, group: Any, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Return the ROC curve as lists: all corners, or 400 points where there are more."""
+    """Return the ROC curve as lists: all corners, or 400 of them if there are more."""
     found = roc(scores, unusual, group, resamples=resamples, seed=seed)
     fpr, tpr = found.fpr.numpy(), found.tpr.numpy()
     corner = np.ones(len(fpr), dtype=bool)
@@ -123,8 +123,8 @@ def roc_points(
 def threshold_of(tables: list[pa.Table], alpha: float) -> float | None:
     """Return the highest finite score that raises no alarm at ``alpha``.
 
-    None without p-values, where no row raises an alarm, and where no one score parts rows with an
-    alarm from those without, as under thresholds for each class.
+    None if there are no p-values, if every row or no row raises an alarm, or if no single score
+    separates rows with an alarm from rows without, e.g. with a threshold for each class.
     """
     if any("p" not in table.column_names for table in tables):
         return None

@@ -1,4 +1,4 @@
-"""Tables of scores of usual and of unusual rows, as figures with intervals."""
+"""Figures with intervals from tables of scores of usual and of unusual rows."""
 
 import math
 from typing import Any
@@ -38,8 +38,8 @@ def evaluate(
     list of dict
         For each instrument and site ``n_usual n_unusual``, ``auroc aupr aupr_usual
         fpr_at_95tpr_unusual fpr_at_95tpr_usual`` each with ``_low`` and ``_high``, and
-        ``false_alarms`` with its interval, exact where every row has an id of its own, and
-        ``found``, the alarms on unusual rows.
+        ``false_alarms`` with its interval, exact if every row has an id of its own, and ``found``,
+        the share of unusual rows with an alarm.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def pairs_of(
     Raises
     ------
     InputError
-        If there is none.
+        If the tables have no instrument and site in common.
     """
     usual, unusual = (
         checked(usual, "the usual rows"),
@@ -99,7 +99,7 @@ def _figures(
 
 
 def groups_of(usual: pa.Table, unusual: pa.Table) -> np.ndarray:
-    """Return which rows are of one id, over both tables; an id in both means two groups."""
+    """Return the group of each row: rows of one table with equal ids are a group."""
     names = [f"usual {i}" for i in usual["id"].to_pylist()]
     names += [f"unusual {i}" for i in unusual["id"].to_pylist()]
     return np.unique(np.array(names), return_inverse=True)[1]

@@ -19,7 +19,7 @@ GROUP: Final = "group"
 
 @dataclass(frozen=True)
 class KnownItems:
-    """The items that a table of scores is about, by the number of each in its data."""
+    """The items that a table of scores is about, by their number in the data."""
 
     items: Mapping[int, Row]
     source: Source
@@ -44,7 +44,7 @@ class KnownItems:
         return {i: value for i, value in cells.items() if not is_missing(value)}
 
     def groups(self, column: str | None) -> dict[int, str]:
-        """Return the group of each item: of the named column, of ``group``, or the item alone."""
+        """Return each item's group: from the column, default ``group``, else the item alone."""
         named = column or GROUP
         known = any(named in row for row in self.items.values())
         found = self.column(named) if known or column is not None else {}

@@ -1,4 +1,4 @@
-"""Do scores say which answers are wrong? One table held against a column of errors.
+"""Do scores say which answers are wrong? A table of scores, compared with a column of errors.
 
 For steps and pixels: ``known_steps``, ``known_pixels``.
 """
@@ -38,9 +38,10 @@ def evaluate_errors(
         What was scored.
     column : str
         Of the data: how wrong each answer is, 0 = right and 1 = wrong, or any number of at least 0.
-        Items without one, or with -1, are left out.
+        Items without a number, or with -1, are left out.
     group_column : str, optional
-        What is resampled whole, and within which ``within`` compares; ``group`` where it is there.
+        Column of the groups, which are resampled whole and within which ``within`` compares; by
+        default ``group`` if the data has it.
     resamples, seed
         As in ``auroc``.
 
@@ -48,7 +49,7 @@ def evaluate_errors(
     -------
     list of dict
         For each instrument and site ``n left_out groups``, ``prr`` with ``_low`` and ``_high``;
-        where errors are 0 or 1, ``auroc`` likewise, and ``within`` where a group holds both.
+        if errors are 0 or 1, also ``auroc``, and ``within`` if a group holds both.
 
     Raises
     ------
@@ -78,8 +79,8 @@ def trust_errors(
 ) -> dict[str, Any] | None:
     """Return which detector and site, if any, to trust about wrong answers.
 
-    The parameters are those of ``evaluate_errors``, the result is that of ``trust_of``; None if
-    errors are other than 0 and 1.
+    Parameters are as in ``evaluate_errors``, the result is as in ``trust_of``. None if an error is
+    neither 0 nor 1.
     """
     found = list(_judged(scored, data, column, group_column))
     if not all(set(wrong.tolist()) <= {0.0, 1.0} for _, wrong, _ in found):
@@ -109,8 +110,8 @@ def evaluate_errors_by(
     Returns
     -------
     list of dict
-        For each value, instrument and site ``value n groups wrong``, the mean of the errors, and
-        ``auroc`` with ``_low`` and ``_high``; None if all answers are right, or all wrong.
+        For each value, instrument and site ``value n groups``, ``wrong`` (the mean of the errors),
+        and ``auroc`` with ``_low`` and ``_high``; None unless errors are 0 and 1, and both occur.
 
     Raises
     ------
@@ -144,9 +145,9 @@ def evaluate_errors_by(
 def _judged(
     scored: pa.Table, data: Any, column: str, group_column: str | None
 ) -> Iterator[tuple[Candidate, np.ndarray, list[int | None]]]:
-    """Yield for each detector and site its scores with the errors of the answers, and the items.
+    """Yield the scores of each detector and site, the errors of the answers, and the items.
 
-    An item whose error is unknown is None, and has no score.
+    An item whose error is unknown is given as None; it has no score and no error.
     """
     known = KnownItems.of(data)
     errors = {i: _error(v, i, column) for i, v in known.column(column).items()}
@@ -192,7 +193,7 @@ def _require_once(numbers: list[int], instrument: str, site: str) -> None:
 def _tells(
     scores: np.ndarray, wrong: np.ndarray, group: list[str], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return AUROC over all answers and within groups, where errors are 0 or 1."""
+    """Return AUROC over all answers and within groups; None if an error is neither 0 nor 1."""
     row: dict[str, Any] = dict.fromkeys(("auroc", "auroc_low", "auroc_high"))
     row |= dict.fromkeys(("within", "within_low", "within_high"))
     if not set(wrong.tolist()) <= {0.0, 1.0}:

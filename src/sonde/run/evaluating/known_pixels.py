@@ -1,4 +1,4 @@
-"""Do scores of patches find the unusual pixels? One table held against masks of images."""
+"""Do scores of patches find the unusual pixels? A table of scores, compared with masks."""
 
 import math
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ def evaluate_pixels(
 ) -> list[dict[str, Any]]:
     """Return how well each detector at each site finds the pixels that masks mark.
 
-    The scores of an image's patches become a map of the size of its mask, as by ``score_map``.
-    Where the model reads a crop of the images, crop the masks alike.
+    ``score_map`` turns the scores of an image's patches into a map of the size of its mask. If the
+    model reads a crop of the images, crop the masks in the same way.
 
     Parameters
     ----------
@@ -49,14 +49,14 @@ def evaluate_pixels(
     data : str, path or iterable
         What was scored.
     masks : str
-        A column of the data, with a mask or its path, or a folder of masks that are called as the
-        images in ``data``, or so with ``_mask`` at the end. A pixel is unusual where it is not 0;
-        an image without a mask has no unusual pixel.
+        A column of the data with masks or their paths; or a folder of masks, named like the images
+        in ``data``, with or without ``_mask`` at the end. A pixel of a mask is unusual if it is not
+        0; an image without a mask has no unusual pixel.
     image_column : str, optional
     grid : (int, int), optional
         Lines and columns of patches; by default a square, or the shape of the mask.
     sigma : float, default=0.0
-        Of a Gaussian that smooths the maps, in pixels of the masks.
+        Width of a Gaussian that smooths the maps, in pixels of the masks.
     resamples, seed
         As in ``auroc``; images are resampled whole.
 
@@ -69,7 +69,7 @@ def evaluate_pixels(
     Raises
     ------
     InputError
-        If there is no mask with an unusual pixel, one belongs to no image, or patches have no grid.
+        If no mask has an unusual pixel, a mask belongs to no image, or patches have no grid.
     """
     known = KnownItems.of(data)
     truths = _Masks(known, masks, data, image_column)
@@ -111,12 +111,12 @@ def _map(
 
 
 def grid_of(n: int, size: Grid) -> Grid:
-    """Return how ``n`` patches lie in an image: in a square, or in its shape where that fits.
+    """Return lines and columns of ``n`` patches: a square grid, or a grid shaped like the image.
 
     Raises
     ------
     InputError
-        If neither fits, or both do and differ.
+        If neither grid fits, or if both fit and differ.
 
     Examples
     --------
@@ -186,7 +186,7 @@ class _Masks:
 
 
 def _stem(path: str, folder: Any) -> str:
-    """Return the path of a file from its folder, without the suffix."""
+    """Return the path of a file relative to its folder, without the suffix."""
     whole = PurePath(path)
     base = PurePath(str(folder)) if isinstance(folder, str | Path) else PurePath()
     inside = whole.relative_to(base) if whole.is_relative_to(base) else whole

@@ -1,6 +1,6 @@
-"""Do scores find the first wrong step? One table held against trajectories.
+"""Do scores find the first wrong step? A table of scores, compared with trajectories.
 
-A table has a line for each step, or for each trajectory, whose ``position`` is then the answer.
+The table has a line for each step, or a line for each trajectory whose ``position`` names a step.
 """
 
 from collections.abc import Mapping
@@ -36,8 +36,8 @@ def evaluate_steps(
     Parameters
     ----------
     scored : pyarrow.Table
-        As ``sonde.score`` returns it: a line for each step (reduction ``rows``), or for each
-        trajectory, whose ``position`` is then the answer.
+        As ``sonde.score`` returns it: a line for each step (reduction ``rows``), or a line
+        for each trajectory whose ``position`` names a step.
     data : str, path or iterable
         The trajectories, with ``first_error``, ``label`` or both. Those whose first wrong step is
         not known are left out.
@@ -52,14 +52,14 @@ def evaluate_steps(
     -------
     list of dict
         For each instrument and site ``n n_wrong left_out``, ``localised`` (top-1), ``auroc``,
-        ``f1`` and ``joint`` with ``_low`` and ``_high``; the last two are None without p-values,
-        ``auroc`` where a line is a whole trajectory. Steps after the first wrong one count neither
-        in ``auroc`` nor in ``f1``: nothing is known about them.
+        ``f1`` and ``joint`` with ``_low`` and ``_high``. ``f1`` and ``joint`` are None without
+        p-values, ``auroc`` if a line stands for a whole trajectory. Steps after the first wrong
+        step count neither in ``auroc`` nor in ``f1``: nothing is known about them.
 
     Raises
     ------
     InputError
-        If the data are no trajectories, none is wrong, or lines do not fit to the steps.
+        If the data are no trajectories, no trajectory is wrong, or lines do not match the steps.
     """
     known = KnownItems.of(data)
     lengths = {i: len(steps) for i, steps in known.column(STEPS).items()}
@@ -149,7 +149,7 @@ def _spread(
     place: np.ndarray,
     size: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return lines of trajectories as steps: the score at the named step, the others below all."""
+    """Return lines of trajectories as steps: the named step has the score, others ``-inf``."""
     whose = np.repeat(np.arange(len(item)), size)
     steps = np.concatenate([np.arange(n) for n in size])
     here = steps == place[whose]
@@ -158,7 +158,7 @@ def _spread(
 
 
 def _require_steps(item: np.ndarray, place: np.ndarray, lengths: Mapping[int, int]) -> None:
-    """Refuse lines that are not one for each step."""
+    """Raise unless there is exactly one line for each step."""
     order = np.lexsort((place, item))
     items, counts = np.unique(item, return_counts=True)
     inside = np.arange(len(item)) - np.repeat(counts.cumsum() - counts, counts)

@@ -1,7 +1,7 @@
 """Which detector at which site to trust: chosen on one half of the groups, judged on the other.
 
-The best of many lines is optimistic about the rows that it was chosen on. All figures of every
-line: ``evaluate``.
+The best of many candidates looks too good on the rows that it was chosen on. ``evaluate`` gives
+all figures of every candidate.
 """
 
 from collections.abc import Sequence
@@ -81,15 +81,15 @@ def trust_of(
 ) -> dict[str, Any]:
     """Choose a candidate on one half of the groups, and say how it does on the other half.
 
-    The one of highest AUROC on the first half is chosen: judged on the rows that chose it, it would
-    look better than it is. A single candidate is judged on all rows, as there is nothing to choose.
+    The candidate of highest AUROC on the first half is chosen. On these rows it would look better
+    than it is. A single candidate is judged on all rows, as there is nothing to choose.
 
     Returns
     -------
     dict
-        ``instrument site`` of the best of ``n_candidates``; ``chosen_auroc`` on the rows that
-        chose it; ``auroc auroc_low auroc_high n_usual n_unusual`` of the others, and ``trusted``:
-        whether its interval lies above 0.5. Where a half has fewer than 8 groups of either kind,
+        ``instrument site`` of the best of ``n_candidates``; ``chosen_auroc`` on the first half;
+        ``auroc auroc_low auroc_high n_usual n_unusual`` on the other half, and ``trusted``: whether
+        the interval of ``auroc`` lies above 0.5. If a half has fewer than 8 groups of either kind,
         ``trusted`` and the names and figures are None.
     """
     empty = dict.fromkeys(
@@ -129,7 +129,7 @@ def trust_of(
 
 
 def _halves(candidates: Sequence[Candidate], seed: int) -> tuple[set[str], set[str]]:
-    """Return two halves of the groups; of those with an unusual row each half has as many."""
+    """Return two halves of the groups; both have about as many groups with an unusual row."""
     has: dict[str, bool] = {}
     for candidate in candidates:
         for name, unusual in zip(candidate.group, candidate.unusual.tolist(), strict=True):

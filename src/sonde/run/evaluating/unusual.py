@@ -13,9 +13,9 @@ from sonde.run.scoring.tables import beyond, keys_of, part_of, scores_of
 def most_unusual(table: pa.Table, n: int) -> dict[str, list[dict[str, Any]]]:
     """Return the ``n`` most unusual examples of each detector, each where it stands out most.
 
-    Lines are compared by p-value, then by how far their score lies beyond the scores of the same
-    table at the same site, in units from its median to its 90 % quantile: sites have no common
-    scale of their own. Lines without a p-value come after those that have one.
+    Lines are compared by p-value, then by their score less the median of the site's scores in the
+    table, divided by the distance from the median to the 90 % quantile: sites have no common scale
+    of their own. Lines without a p-value come last.
 
     Parameters
     ----------

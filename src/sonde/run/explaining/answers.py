@@ -27,11 +27,11 @@ def answers_of(
     targets: Sequence[float] = (),
     baseline: Baseline | None = None,
 ) -> list[dict[str, Any]]:
-    """Return truth, answer and confidence of each input; empty where the model gives neither.
+    """Return truth, answer and confidence of each input; empty if the model gives no answers.
 
-    With an attribution that can be believed also its strongest tenth of the places, and the answer
-    without them: with the baseline in their stead. Answers are names of classes, the numbers of a
-    regression, whose truths are ``targets``, or the token with which a language model goes on.
+    With a believable attribution (``best``) also its strongest tenth of the places, and the answer
+    if the baseline replaces these places. Answers are names of classes, the numbers of a regression
+    (``targets`` are its truths), or the token with which a language model goes on.
     """
     tokens = SiteFunction(model, batch, site) if model.task == "causal" else None
     logits = class_logits(model, batch) if tokens is None else None

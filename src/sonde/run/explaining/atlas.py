@@ -1,4 +1,4 @@
-"""What every unit of a site, or every feature of a dictionary, stands for: one document of all."""
+"""Atlas: a document of what every unit of a site, or feature of a dictionary, stands for."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class UnitEncoder(Protocol):
     """What turns rows of a site into features."""
 
     def encode(self, rows: Float[Tensor, "row dim"], /) -> Float[Tensor, "row feature"]:
-        """Return the features of rows, each by itself."""
+        """Return the features of each row, computed from this row alone."""
         ...
 
 
@@ -61,7 +61,7 @@ class EncodedStream(DerivedStream):
         return (replace(site, dim=n, dtype="float32"),)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the inner stream says of itself, and a hash of fixed rows as features."""
+        """Return the identity of the inner stream, with a hash of the features of fixed rows."""
         witness = torch.linspace(-1, 1, WITNESSES * self.inner.schema[0].dim).reshape(WITNESSES, -1)
         with torch.no_grad():
             features = self.dictionary.encode(witness)
@@ -118,7 +118,7 @@ def fit_atlas(
     dictionary : Dictionary, optional
         Whose features are looked at in place of units.
     n, m : int, default=8 and 2
-        Largest rows of each unit, and rows of each range below.
+        Number of largest rows of each unit, and of rows from each range of its values.
     progress : bool, default=True
 
     Raises
@@ -151,7 +151,7 @@ class HistogramResult(Result):
 
 @dataclass(frozen=True)
 class UnitHistogram(Instrument):
-    """Histogram of each unit, where rows belong to no concept.
+    """Histogram of each unit, for data without labels.
 
     Parameters
     ----------
@@ -161,11 +161,11 @@ class UnitHistogram(Instrument):
     bins: int
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Return the histograms."""
+        """Read the histograms."""
         return {"counts": ScaledHistogram(self.bins)}
 
     def result(self, counts: ScaledHistogramState) -> HistogramResult:
-        """Return them as they are."""
+        """Return the histograms, with the share of rows on which each unit is above 0."""
         half = counts.counts.shape[1] // 2
         return HistogramResult(value=counts.above[:, half] / counts.n, n=counts.n, counts=counts)
 
@@ -199,7 +199,7 @@ def atlas_document(
     clamped : Clamped, optional
         What clamping each unit changes.
     seen : mapping, optional
-        What is known of a row; without, rows are known by number alone.
+        Known facts about each row, such as its text; without ``seen``, rows have no such facts.
     inputs : mapping of str to str, optional
         Pictures, by the name that ``seen`` gives.
     """
@@ -281,7 +281,7 @@ def _named(
 
 
 def rounded(value: float) -> float | None:
-    """Return a number with four digits; None in place of one that JSON has not."""
+    """Return a number with four digits; None for NaN and infinity, which JSON lacks."""
     if not math.isfinite(value):
         return None
     return float(f"{value:.4g}")

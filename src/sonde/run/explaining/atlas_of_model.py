@@ -76,7 +76,7 @@ def model_atlas(
 
 
 def _lens(stream: LiveStream, dictionary: Dictionary | None) -> NeuronLensResult | None:
-    """Return the tokens that units write: inputs of a layer that writes, or the stream itself."""
+    """Return the tokens that units write, or None if the site does not write to the stream."""
     (site,) = (s.site for s in stream.schema)
     if stream.model.task != "causal":
         return None
@@ -111,7 +111,7 @@ def _clamped(
 def _with_features(
     dictionary: Dictionary, rows: Tensor, features: Sequence[int], level: Tensor
 ) -> Tensor:
-    """Return rows once for each feature, with it at its level; all else of a row stays."""
+    """Return a copy of the rows for each feature, with only this feature set to its level."""
     chosen = list(features)
     z = dictionary.encode(rows)[:, chosen].T
     by = level.to(rows)[:, None] - z
@@ -121,7 +121,7 @@ def _with_features(
 def _answers(
     stream: LiveStream, lens: NeuronLensResult | None, clamped: Clamped | None
 ) -> dict[int, str]:
-    """Return the names of the tokens or classes that are named."""
+    """Return the names of the classes, or the texts of the tokens that the atlas shows."""
     if stream.model.task != "causal":
         return {i: str(name) for i, name in enumerate(stream.label_names)}
     used: set[int] = set()

@@ -1,4 +1,4 @@
-"""Which inputs are explained: a spread over classes, right and wrong, or those asked for."""
+"""Choose the inputs to explain: spread over classes, right and wrong, or as the user asks."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -36,13 +36,14 @@ class Choice:
     Parameters
     ----------
     wrong : bool, default=False
-        Only inputs whose answer is not their label; of a regression those that are farthest off.
+        Only inputs whose answer is not their label; for a regression the inputs with the largest
+        errors.
     rows : Path or None
         Only those of a table with a column ``row`` or ``id``, as ``sonde scan --rows`` writes it.
     label : str or None
         Only those of a class.
     pair : (str, str) or None
-        Only those of the first class that are called the second.
+        Only inputs of the first class that the model calls the second class.
     """
 
     wrong: bool = False
@@ -51,14 +52,14 @@ class Choice:
     pair: tuple[str, str] | None = None
 
     def of(self, model: Model, inputs: ItemInputs, n: int, seed: int = 0) -> ItemInputs:
-        """Return at most ``n`` inputs, spread over classes, right and wrong where these are known.
+        """Return at most ``n`` inputs, spread over classes, and over right and wrong if known.
 
-        Answers are asked of at most 2,048 inputs, drawn by the hash of their content.
+        The model answers at most 2,048 inputs, drawn by the hash of their content.
 
         Raises
         ------
         InputError
-            If no input is left, or right and wrong are asked for and not known.
+            If no input is left, or if ``wrong`` or ``pair`` is given and right answers are unknown.
         """
         if self.rows is not None:
             inputs = inputs.at(_listed(self.rows, inputs))
@@ -99,9 +100,10 @@ def spread(
     n: int,
     groups: Sequence[bytes] = (),
 ) -> Int[np.ndarray, "_chosen"]:
-    """Return at most ``n`` rows, as many of each class, right and wrong, as there are.
+    """Return at most ``n`` rows, spread evenly over classes, right and wrong answers.
 
-    Of each of them those that come first in ``kept``, one of each group before a second of any.
+    Rows of a class, right or wrong, are taken in the order of ``kept``, but each group gives a
+    first row before any group gives a second.
 
     Examples
     --------
@@ -131,7 +133,7 @@ def _groups_in_turn(rows: list[int], groups: Sequence[bytes]) -> list[int]:
 
 
 def one_number(model: Model, batch: InputBatch) -> Float[Tensor, "row"] | None:
-    """Return the numbers of a regression, or None if it does not give one for each row."""
+    """Return the numbers of a regression, or None if the model gives no single number per row."""
     with torch.no_grad():
         found = find_logits(watch(model.module, batch, ()).output)
     is_usable = found is not None and found.numel() == len(found)

@@ -24,8 +24,8 @@ NAMED = 5
 class Clamped:
     """Mean change of log-probabilities over some examples, for each unit that was clamped.
 
-    ``up`` and ``down`` are the classes or tokens that gain and lose most, ``rise`` and ``fall`` by
-    how much; ``divergence`` is that of the clamped answer from the model's own, in nats.
+    ``up`` and ``down`` are the classes or tokens that gain and lose most, ``rise`` and ``fall`` are
+    their changes; ``divergence`` is ``KL(clamped || own)`` of the answers, in nats.
     """
 
     units: Sequence[int]
@@ -49,13 +49,13 @@ def clamp_units(
     level: Float[Tensor, "unit"],
     moved: Moved | None = None,
 ) -> Clamped:
-    """Run the model again from a site on with each unit at its level, everywhere in an example.
+    """Rerun the model from a site on, with each unit in turn at its level everywhere in an example.
 
     Parameters
     ----------
     model : Model
     examples : sequence of InputBatch
-        Of one example each; the answer is that to the last token.
+        Each with a single example; the answer is the prediction at its last token.
     site : SiteSchema
     units : sequence of int
     level : Float[Tensor, "unit"]

@@ -18,7 +18,7 @@ from sonde.tap.streams.site_function import SiteFunction
 def open_dictionary(
     path: Path | str, module: nn.Module | None = None, site: str | None = None
 ) -> tuple[Dictionary, str]:
-    """Return a dictionary and the site that it is of; empty where the file does not say.
+    """Return a dictionary and its site; the site is empty if the file does not name it.
 
     Parameters
     ----------
@@ -26,14 +26,14 @@ def open_dictionary(
         What ``sonde fit`` wrote, a safetensors file of ``Dictionary.save``, or a folder in the
         layout of SAELens.
     module : nn.Module, optional
-        The model that it must have been fitted on, where that is known.
+        The model that the dictionary must have been fitted on, if the file names its model.
     site : str, optional
-        Which one is meant, where a fitted file holds several.
+        The site of the dictionary, if a fitted file holds several dictionaries.
 
     Raises
     ------
     InputError
-        If there is not one dictionary, or it was fitted on another model.
+        If there is no dictionary, or several, or if it was fitted on another model.
     """
     path = Path(path)
     if path.suffix != ".sonde":
@@ -89,10 +89,10 @@ def feature_effects(
     """Return the features that the answers depend on most, by gradient times activation.
 
     The effect of a feature on an answer is its activation times the slope of the objective along
-    its direction, summed over places; ``value`` is its mean over answers, and features come in the
-    order of the mean of its size. To first order it is the drop of the objective without
-    the feature; ``ablated`` is the measured drop if the feature is taken out of the states, also
-    the mean over answers.
+    its direction, summed over places. ``value`` is the mean effect over answers; features are
+    sorted by the mean of the absolute effect. To first order the effect is the drop of the
+    objective without the feature; ``ablated`` is the measured drop if the feature is taken out of
+    the states, as a mean over answers.
     """
     function = SiteFunction(model, batch, site)
     fixed = objective.at(function)

@@ -1,4 +1,4 @@
-"""What a dictionary keeps of a model's answers: the loss that its states recover."""
+"""How well a model answers from the states that a dictionary rebuilds: the loss recovered."""
 
 import math
 from collections.abc import Callable
@@ -59,8 +59,8 @@ def loss_recovered(
 ) -> LossRecovered | None:
     """Return the loss that a dictionary recovers, or None if the data hold no right answers.
 
-    The model runs on the first ``MOST`` examples, which should not be those of the training, and
-    the mean of the site is that over them.
+    The model runs on the first ``MOST`` examples, which should not be examples of the training. The
+    mean of the site is taken over them too.
 
     Parameters
     ----------

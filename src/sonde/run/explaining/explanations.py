@@ -44,7 +44,7 @@ DEFAULTS: tuple[Attributor, ...] = (
 
 
 def find_attributor(word: str) -> type[Attributor]:
-    """Return the class of an attribution by its word, or an error with near words."""
+    """Return the class of an attribution by its word; raise with similar words if it is unknown."""
     import sonde.explain as family
 
     members = (getattr(family, name) for name in family.__all__)
@@ -103,12 +103,13 @@ def explain(
         By default the logit of the predicted class or token. Tests use its probability.
     site : str, default="input"
     n_random : int, default=5
-        Random orders of the places beside each attribution's.
+        Number of random orders of the places to compare each attribution's order with.
     progress : bool, default=True
     directory : Path or None, default=None
         Where each method is kept once it is judged: the same call goes on from there.
     baseline : Baseline, optional
-        What stands for places that are taken away, in the tests and in methods that name none.
+        What replaces places that are taken away, in tests and in methods without a baseline of
+        their own.
 
     Raises
     ------
@@ -132,7 +133,7 @@ def explain(
 
 
 def _with_baseline(method: Attributor, usual: Baseline) -> tuple[Attributor, Baseline]:
-    """Return a method and what its tests put in place of inputs: its own baseline, or the usual."""
+    """Return a method and the baseline of its tests: the method's own baseline, or the usual."""
     own = getattr(method, "baseline", None)
     if own is None:
         return method, usual
@@ -200,18 +201,18 @@ def _labels(model: Model, batch: InputBatch, test: Objective, site: str) -> list
 
 
 def best_of(judged: Sequence[Judged]) -> Judged | None:
-    """Return the believable attribution of the largest effect; None if none can be believed.
+    """Return the believable attribution of the largest effect, or None.
 
-    One that holds over all inputs goes before one that holds on a class alone.
+    Attributions that can be believed on all inputs go before those that hold on a class alone.
     """
     known = [one for one in judged if one.is_believable]
     return max(known, key=lambda one: (one.verdicts[0].is_believable, one.effect), default=None)
 
 
 def leading(judged: Sequence[Judged]) -> Judged | None:
-    """Return the attribution to show: the best, or one that too few inputs neither show nor refute.
+    """Return the attribution to show: the best by ``best_of``, else the largest open, else None.
 
-    None if there is neither.
+    Open: every input supports the attribution, but there are too few inputs to believe it.
     """
     open_ones = [one for one in judged if one.best.is_open]
     return best_of(judged) or max(open_ones, key=lambda one: one.effect, default=None)
@@ -245,11 +246,11 @@ def explain_document(
     classes : mapping of str to str, optional
         Names of the classes or tokens that are explained, by number.
     answers : sequence of mapping, optional
-        What the model answers to each example, of ``answers_of``.
+        The model's answer to each example, from ``answers_of``.
     where : sequence of str, optional
         Where each example stands in the user's files.
     baseline : Baseline, optional
-        What stood for places that were taken away, where it was chosen for these data.
+        What replaced places that were taken away, if it was chosen for these data.
     """
 
     def named(label: str | None) -> str | None:
@@ -305,6 +306,6 @@ def explain_document(
 
 
 def _places(found: Attribution, i: int) -> Tensor:
-    """Return one example's attribution by place, or by unit where it has no places."""
+    """Return the attribution of an example by place, or by unit if it has no places."""
     value = torch.as_tensor(found.value)
     return (value if value.ndim == 2 else found.by_place)[i].double().cpu()

@@ -25,12 +25,13 @@ ENOUGH: Final = 8
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the tests say of an attribution on some inputs, all or those of one class.
+    """Verdict of the tests on an attribution, for all inputs or for the inputs of a class.
 
-    ``effect`` is the gain over random orders as a share of what the places are worth together:
-    the objective with all of them less that with none. ``p`` is the probability of such a gain by
-    chance, ``better`` the number of inputs with a gain above 0, ``wrong`` that of inputs whose
-    largest place moves the answer against its sign, of ``moved`` that it moves at all.
+    ``effect`` is the gain over random orders as a share of what the places are worth together: the
+    objective with all places less the objective with none. ``p`` is the probability of so large a
+    gain by chance. ``better`` counts inputs with a gain above 0, ``moved`` inputs whose largest
+    place moves the answer at all, and ``wrong`` inputs whose largest place moves it against its
+    sign.
     """
 
     label: str | None
@@ -46,14 +47,14 @@ class Verdict:
 
     @property
     def is_believable(self) -> bool:
-        """Whether the effect is no chance, is not small, and signs hold better than a coin."""
+        """Whether the effect is not small or due to chance, and signs, if any, beat a coin flip."""
         is_clear = self.p < self.level and self.effect >= LEAST
         _, high = clopper_pearson(self.wrong, self.moved) if self.moved else (0.0, 1.0)
         return is_clear and (not self.signed or high < 0.5)
 
     @property
     def is_open(self) -> bool:
-        """Whether so few inputs could not have shown more: every one of them speaks for it."""
+        """Whether every input supports the attribution, but too few were judged to believe it."""
         held = self.n < ENOUGH and self.better == self.n and self.wrong == 0
         return held and self.effect >= LEAST and not self.is_believable
 
@@ -80,10 +81,10 @@ class Judged:
     sanity : dict
         ``value`` with its ``se``: rank correlation with the map of the redrawn model; ``passed``.
     inputs : dict
-        Of each input: ``gain`` (insertion less deletion, beyond the mean of random orders),
-        ``worth`` (the objective of the whole input less that of none of it), ``wrong`` (whether the
-        largest place has the wrong sign; NaN where it moves nothing) and ``label``, the class that
-        is explained; ``chance`` holds the mean gain of each random order.
+        For each input: ``gain`` (insertion less deletion, beyond the mean of random orders),
+        ``worth`` (the objective of the whole input less that of the empty input), ``wrong``
+        (whether the largest place has the wrong sign; None if it moves nothing) and ``label``, the
+        class that is explained. ``chance`` holds the mean gain of each random order.
     """
 
     word: str
@@ -96,7 +97,7 @@ class Judged:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """The verdict on all inputs, then those on the classes with enough of them."""
+        """The verdict on all inputs, then the verdicts on classes with enough inputs."""
         labels: list[str] = self.inputs["label"]
         counts = {label: labels.count(label) for label in sorted(set(labels))}
         judged = [label for label, n in counts.items() if FEWEST <= n < len(labels)]
@@ -122,7 +123,7 @@ class Judged:
 
     @property
     def best(self) -> Verdict:
-        """The verdict on all inputs if it can be believed, else the best of the classes."""
+        """The verdict on all inputs; the best verdict on a class if only classes are believable."""
         whole, *classes = self.verdicts
         held = [one for one in classes if one.is_believable]
         if whole.is_believable or not held:
@@ -131,12 +132,12 @@ class Judged:
 
     @property
     def effect(self) -> float:
-        """The effect by which explanations are ranked: that over all inputs."""
+        """The effect over all inputs, by which attributions are ranked."""
         return self.verdicts[0].effect
 
     @property
     def is_believable(self) -> bool:
-        """Whether it can be believed on all inputs, or on those of a class."""
+        """Whether the attribution can be believed on all inputs, or on the inputs of a class."""
         return self.best.is_believable
 
 
@@ -145,10 +146,10 @@ def _numbers(values: Any) -> Float[Tensor, "row"]:
 
 
 def _chance(gain: Float[Tensor, "row"], orders: Float[Tensor, "order"]) -> float:
-    """Return the probability that a gain above 0 so clear is chance.
+    """Return the one-sided p-value of the mean gain, against no gain over random orders.
 
-    The gain is compared with its spread over inputs; over fewer than ``FEWEST`` inputs, with the
-    spread of random orders.
+    The mean gain is compared with the spread of gains over inputs; for fewer than ``FEWEST``
+    inputs, with the spread over random orders.
     """
     if len(gain) >= FEWEST:
         error, df = gain.std() / len(gain) ** 0.5, len(gain) - 1

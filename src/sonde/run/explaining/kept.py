@@ -1,4 +1,4 @@
-"""Judged attributions on disk, so that an explanation that was stopped goes on where it was."""
+"""Judged attributions on disk, from which a stopped explanation goes on."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ FORMAT: Final = "sonde-judged"
 
 @dataclass(frozen=True)
 class AttributionState(State):
-    """The tensors of an attribution; a gap that there is none of is empty."""
+    """Tensors of an attribution. A missing gap is stored as an empty tensor."""
 
     value: Tensor
     objective: Tensor
@@ -38,7 +38,8 @@ class KeptExplanations:
     directory : Path or None
         None keeps nothing.
     asked : str
-        Hash of the model, the inputs and how they are explained: what others left is not taken.
+        Hash of the model, the inputs and how they are explained. Only files with this hash are
+        used.
     """
 
     directory: Path | None
@@ -54,7 +55,7 @@ class KeptExplanations:
         site: str,
         n_random: int,
     ) -> "KeptExplanations":
-        """Return what is kept of an explanation of these inputs."""
+        """Return the kept attributions of an explanation of these inputs."""
         if directory is None:
             return cls(None)
         keys = [key.hex() for key in batch.keys]
@@ -62,7 +63,7 @@ class KeptExplanations:
         return cls(directory, digest(json.dumps(asked)))
 
     def judged(self, method: Attributor, judge: Callable[[], Judged]) -> Judged:
-        """Return what is kept of a method, else judge it and keep that."""
+        """Return the kept attribution of a method, else judge the method and keep the result."""
         if self.directory is None:
             return judge()
         path = self.directory / f"{digest([self.asked, digest(method)])[:16]}.sonde"
@@ -78,7 +79,7 @@ class KeptExplanations:
 
 
 def remove_kept(directory: Path | None) -> None:
-    """Remove what was kept, and the directory if nothing else is in it."""
+    """Remove the kept attributions, and the directory if it is then empty."""
     if directory is None or not directory.exists():
         return
     for path in directory.glob("*.sonde"):

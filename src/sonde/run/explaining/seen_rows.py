@@ -1,4 +1,4 @@
-"""The rows that an atlas names: number of the example, place, and what is there."""
+"""Facts about the rows that an atlas names: number of the example, position, text, picture."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -35,7 +35,7 @@ def seen_rows(
     wanted : iterable of (int, int, int)
         The two words of an example's id, and the position of the row.
     n : int
-        Examples.
+        Number of examples to read.
     shown : bool, default=False
         Whether texts and pictures are given, and not only numbers.
     """

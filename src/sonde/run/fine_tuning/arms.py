@@ -1,8 +1,8 @@
-"""One arm of a fine-tuning: a copy of a model trained on its task, with losses at sites or without.
+"""An arm of a fine-tuning: a copy of a model trained on its task, with or without site losses.
 
 Both arms see the same rows in the same order. A training that was stopped goes on from its
-checkpoint with the same bits: the order of an epoch and the draws of a step depend on the seed and
-their number alone.
+checkpoint with the same bits: the order of an epoch and the draws of a step depend only on the seed
+and on the number of the epoch or step.
 """
 
 import copy
@@ -52,9 +52,9 @@ class Recipe:
     ----------
     epochs : int
     rate : float
-        Of Adam.
+        Learning rate of Adam.
     weight : float
-        Of each loss at a site, beside 1 for the task.
+        Weight of each loss at a site; the task has weight 1.
     scope : str
         Which parameters move: ``all``, ``norms``, ``layers`` (the inserted ones), ``top:N`` (the
         last N blocks and what follows), ``low-rank:N`` (adapters of rank N beside linear layers,
@@ -78,10 +78,10 @@ class Arm:
     ----------
     module : nn.Module
     losses : mapping of site or sites to nn.Module
-        With what they learned.
+        The losses with their own trained parameters.
     curve : list of dict
-        For each step ``step``, ``task`` (nats) and the value of each loss by its name; where they
-        were measured ``conflict``, the cosine of the gradients of task and losses.
+        For each step ``step``, ``task`` (nats) and the value of each loss by its name; for steps at
+        which it was measured also ``conflict``, the cosine of the gradients of task and losses.
     teacher : Model, optional
         What losses compare with.
     average : AveragedModel, optional
@@ -115,12 +115,12 @@ def train_arm(
     examples : ItemInputs
         With labels, or texts.
     losses : mapping of site or sites to nn.Module
-        None of them: the task alone. The mapping's modules are not changed.
+        If empty, the task alone is trained. The mapping's modules are not changed.
     recipe : Recipe
     teacher : Model or "ema", optional
         "ema": the moving average of the copy itself, with or without losses.
     checkpoint : path, optional
-        File to go on from, written every minute and when the training is interrupted.
+        File to go on from, written every minute and when the training ends or is interrupted.
     label : str
         For the progress bar.
     progress : bool, default=True
@@ -177,7 +177,7 @@ def train_arm(
 
 
 def _attached(model: Model, arm: Arm, weight: float) -> AbstractContextManager[Terms | None]:
-    """Return the losses at their sites while they are open; None if there are no losses."""
+    """Return a context in which losses are at their sites; it gives None if there are no losses."""
     if not arm.losses:
         return nullcontext()
     teacher = arm.teacher if arm.average is None else arm.average
@@ -238,7 +238,7 @@ def _begin(trainee: RowLosses, terms: Terms, batch: InputBatch, seed: int) -> No
 def _step(
     trainee: RowLosses, terms: Terms | None, descent: Descent, batch: InputBatch, *, first: bool
 ) -> dict[str, float]:
-    """Take one step and return what the losses were before it."""
+    """Take a step and return the values of the losses before it."""
     with torch.enable_grad():
         told = trainee.answers(batch)
         known = (told.truth >= 0).sum().clamp(min=1)
@@ -281,7 +281,7 @@ def _epoch(examples: ItemInputs, seed: int, epoch: int) -> Any:
 
 @contextmanager
 def _drawing(seed: int, step: int) -> Any:
-    """Seed torch for one step and give its state back."""
+    """Seed torch for a step, and restore its random state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1_000_003 + step)
         yield
@@ -294,7 +294,7 @@ def _signature(examples: ItemInputs, recipe: Recipe, losses: Losses) -> str:
 
 
 class _Keeper:
-    """Writes the state of a training to a file, and takes it from there."""
+    """Checkpoint file: saves the state of a training, and loads it again."""
 
     def __init__(
         self, path: Path | None, signature: str, arm: Arm, terms: Terms | None, descent: Descent
@@ -311,12 +311,12 @@ class _Keeper:
             self._save()
 
     def tick(self) -> None:
-        """Save if the last time was a minute ago."""
+        """Save if the last save was more than a minute ago."""
         if time.monotonic() - self._saved > SAVED_EVERY_SECONDS:
             self._save()
 
     def resume(self) -> None:
-        """Take the state of the file, if there is one.
+        """Load the state from the file, if the file exists.
 
         Raises
         ------

@@ -40,7 +40,7 @@ def train_document(
     model : Model
         As it was before.
     held : ItemInputs
-        Examples that trained nothing.
+        Examples that were not trained on.
     pairs : sequence of (Arm, Arm or None)
         For each seed the arm with the losses or layers, and the arm without.
     recipe : Recipe
@@ -87,7 +87,7 @@ def _seed(
     before: TaskFigures,
     pair: tuple[Arm, Arm | None],
 ) -> dict[str, Any]:
-    """Return the figures of both arms of one seed, and of their difference."""
+    """Return the figures of the arms of a seed, and the gain over the other arm or no training."""
     arms = dict(zip(("with", "without"), pair, strict=True))
     tasks = {
         name: task_figures(model, arm.module, held) for name, arm in arms.items() if arm is not None
@@ -108,7 +108,7 @@ def _seed(
 
 
 def _gain(seeds: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
-    """Return the mean difference of both arms over seeds, with the means of its ends."""
+    """Return the mean gain over seeds, with the mean ends of its interval."""
     each = [seed["gain"][name] for seed in seeds]
     return {key: fmean(one[key] for one in each) for key in ("value", "low", "high")}
 
@@ -119,7 +119,7 @@ def _terms(
     pairs: Sequence[tuple[Arm, Arm | None]],
     seeds: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return each loss before the training and after it, with the loss and without."""
+    """Return the value of each loss before the training, and after it in each arm."""
     first, plain = pairs[0]
     teacher = first.teacher
     if first.average is not None:  # it began as the model

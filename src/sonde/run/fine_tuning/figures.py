@@ -21,7 +21,7 @@ from sonde.weights.tuning import row_losses
 
 @dataclass(frozen=True, eq=False)
 class TaskFigures:
-    """What a module answers to held-out examples, summed over the answers of each group.
+    """Losses and right answers on held-out examples, summed over the answers of each group.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def task_figures(model: Model, module: nn.Module, held: ItemInputs) -> TaskFigur
 def compared(one: TaskFigures, other: TaskFigures | None, name: str) -> dict[str, Any]:
     """Return the mean of ``loss`` or ``right`` over answers, or its difference, with an interval.
 
-    Groups of examples are drawn anew, the same for both sides of a difference.
+    The bootstrap resamples groups of examples, in the same way for both sides of a difference.
     """
 
     def mean(weights: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ def term_values(
 ) -> dict[str, float]:
     """Return the value of each loss on the rows of all held-out examples together.
 
-    Rows are read as `sonde fit` reads them; maps of attention and states with their positions batch
-    by batch, as ``Terms.evaluate`` does. Losses that learned something are taken as they are given.
+    Rows are read as `sonde fit` reads them. Attention maps, and states with their positions, are
+    evaluated batch by batch, as by ``Terms.evaluate``. Parameters of a loss are not trained here.
     """
     label = torch.cat([batch.label for batch in held.batches(0, len(held))])
     found = {}
@@ -124,7 +124,7 @@ def _rows(
 
 
 def thinned(curve: Sequence[Mapping[str, float]], most: int = 200) -> list[dict[str, float]]:
-    """Return at most ``most`` points of a curve, each the mean of its neighbours."""
+    """Return at most ``most`` points of a curve, each the mean of successive steps."""
     size = -(-len(curve) // most) if curve else 1
     groups = [curve[i : i + size] for i in range(0, len(curve), size)]
     return [

@@ -1,4 +1,4 @@
-"""Layers at sites by the words of the command line, put into a copy of a model and looked at."""
+"""Insert layers by the words of the command line into a copy of a model, and measure them."""
 
 import copy
 import inspect
@@ -43,7 +43,7 @@ class AskedLayer:
     given: dict[str, Any]
 
     def made(self, dim: int) -> Layer:
-        """Return the layer for states of a width; a width that was typed stays.
+        """Return the layer for states of a width; a width that the user typed takes precedence.
 
         Raises
         ------
@@ -86,16 +86,16 @@ def with_asked(model: Model, asked: Sequence[AskedLayer], examples: Inputs, seed
     model : Model
     asked : sequence of AskedLayer
     examples : Inputs
-        Of which the first says how wide the states are.
+        Examples that show the width of the states.
     seed : int
         Draws the first weights of the layers.
 
     Raises
     ------
     SiteError
-        If there is no such site, or no layer can stand there.
+        If there is no such site, or the site cannot hold a layer.
     InputError
-        If a layer changes the shape, its parameters are wrong, or a causal model would see ahead.
+        If a layer changes the shape, has wrong parameters, or shows later tokens to a causal model.
     """
     layers: dict[str, Layer] = {}
     with torch.random.fork_rng(devices=[]):
@@ -119,7 +119,7 @@ def with_asked(model: Model, asked: Sequence[AskedLayer], examples: Inputs, seed
 
 @torch.no_grad()
 def _sees_ahead(layer: Layer, dim: int) -> bool:
-    """Return whether later tokens can move earlier ones: tried with drawn weights."""
+    """Return whether a later token can change earlier tokens, tried with random weights."""
     own, grid = copy.deepcopy(layer).double().eval(), vars(layer).get("grid")
     for p in own.parameters():
         p.normal_()
@@ -147,7 +147,7 @@ class LayerFigures:
     share : float
         Of all parameters of the model.
     moved : float
-        Root mean square of what the layer adds to the states, over that of the states.
+        Root mean square of the layer's change of the states, divided by that of the states.
     """
 
     layer: str
@@ -207,8 +207,8 @@ def _trains(kind: type[Layer], given: dict[str, Any]) -> bool:
 def _needed(kind: type[Layer]) -> tuple[str, ...] | None:
     """Return the parameters that must be typed, or None if no parameters let it be inserted.
 
-    The width of the states is known. If the defaults do not start as the identity, these are the
-    parameters of an example that does.
+    The width is never among them, as the states give it. If the required parameters alone do not
+    start as the identity, all parameters of an example that does are returned, with values.
     """
     needed = [name for name in _parameters(kind) if _is_required(kind, name)]
     for example in kind.examples:
@@ -221,7 +221,7 @@ def _needed(kind: type[Layer]) -> tuple[str, ...] | None:
 
 
 def _find(word: str) -> Any:
-    """Return what takes the parameters of a layer, and says them with its class."""
+    """Return a function that takes a layer's parameters and keeps them with the layer's class."""
     kinds = _kinds()
     if word not in kinds:
         known = ", ".join(one.word for one in listed_layers())
@@ -246,7 +246,7 @@ def _parameters(kind: type[Layer]) -> dict[str, inspect.Parameter]:
 
 
 def _kinds() -> dict[str, type[Layer]]:
-    """Return the layers of the room by their words."""
+    """Return the layers of ``sonde.layers`` by their words."""
     members = {name: getattr(sonde.layers, name) for name in sonde.layers.__all__}
     return {
         snake_case(name): kind

@@ -24,7 +24,7 @@ class Listed:
     ----------
     word : str
     needs : tuple of str
-        Arguments of its forward that have no default.
+        Arguments of its forward without a default; of a layer the parameters to type.
     purpose : str
         First line of its docstring.
     """
@@ -40,7 +40,7 @@ class Listed:
 
 
 def listed() -> list[Listed]:
-    """Return all losses that are called with rows of a site, in alphabetical order."""
+    """Return all losses that take rows or attention maps of a site, in alphabetical order."""
     found = []
     for word, kind in _kinds().items():
         needs = _needs(kind)
@@ -59,9 +59,9 @@ def attached(
     words : str
         ``rate_reduction,align(distance="mse")``.
     sites : sequence of str
-        A site for each loss, or one for all. ``a+b`` names the sites of both rows of a loss.
+        A site for each loss, or one for all. ``a+b`` names both sites of a loss that compares two.
     has_teacher : bool
-        Whether the second rows can come from the same site of a teacher.
+        Whether the rows to compare with can come from the same site of a teacher.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Low-rank adapters of peft on the linear layers of a model, and back into its weights."""
+"""Low-rank adapters of peft beside the linear layers of a model, merged into its weights later."""
 
 from importlib import import_module
 from typing import Any
@@ -14,12 +14,12 @@ PREFIX = "low-rank"
 
 
 def rank_in(scope: str) -> int:
-    """Return the rank that a scope asks for, as 8 of ``low-rank:8+norms``; 0 if it asks for none.
+    """Return the rank in a scope, e.g. 8 in ``low-rank:8+norms``; 0 if it has no ``low-rank``.
 
     Raises
     ------
     InputError
-        If a rank is no number of at least 1, or there are two.
+        If the rank is no number of at least 1, or the scope has two ranks.
     """
     asked = [word for word in scope.split("+") if word.partition(":")[0] == PREFIX]
     ranks = [int(number) for _, _, number in (w.partition(":") for w in asked) if number.isdigit()]
@@ -31,9 +31,9 @@ def rank_in(scope: str) -> int:
 def with_adapters(module: nn.Module, rank: int, seed: int) -> None:
     """Put an adapter of a rank beside each linear layer; it changes no answer at the start.
 
-    Left out are layers whose weight is that of another module too, as a head that is tied to the
-    embedding: merged, an adapter there would change both; parts of inserted layers; and the layers
-    inside torch's own attention, which reads their weights without running them.
+    Three kinds of layers are left out. A layer that shares its weight with another module, such as
+    a head tied to the embedding: the merged adapter would change both. Parts of inserted layers.
+    Layers inside torch's own attention, which reads their weights without running them.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def adapter_parameters(module: nn.Module) -> set[str]:
 
 
 def merge_adapters(module: nn.Module) -> None:
-    """Add each adapter to the weight beside which it stands, and take it away."""
+    """Add each adapter to the weight of its layer, and remove the adapter."""
     base = import_module("peft.tuners.tuners_utils").BaseTunerLayer
     for path, part in [*module.named_modules()]:
         if isinstance(part, base):

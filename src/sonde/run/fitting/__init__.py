@@ -1,1 +1,1 @@
-"""``sonde.fit``, and the same as an estimator of scikit-learn."""
+"""``sonde.fit``, and a detector as an estimator of scikit-learn."""

@@ -1,4 +1,4 @@
-"""``sonde.fit``: all instruments at all sites in one pass, a second one where they ask for it."""
+"""``sonde.fit``: all instruments at all sites in one pass, and a second pass if needed."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,30 +45,31 @@ def fit(
     memory: int | None = None,
     progress: bool = True,
 ) -> Fitted:
-    """Fit instruments on a stream in one pass (two where an instrument asks for a second).
+    """Fit instruments on a stream in one pass (two if an instrument asks for a second pass).
 
     Parameters
     ----------
     instruments : Instrument, Rewrite, str or iterable of these
-        Of a rewrite what it reads is fitted. Words are those of the command line, ``"knn(k=10)"``.
-        Each is fitted at every site of the stream, at each pair of neighbours, or at all at once;
-        what reads the logits alone is the same at every site and is fitted once, at the last.
+        A rewrite stands for the instruments that it reads. Words are those of the command line,
+        ``"knn(k=10)"``. Each instrument is fitted at every site of the stream, at each pair of
+        neighbouring sites, or at all sites together. An instrument that reads the logits alone is
+        the same at every site and is fitted once, at the last site.
     stream : Stream or path
         Live, stored, or plain arrays; or the folder of a store.
     calibrate : float, default=0.2
-        Share of the groups that is held out where a detector is among the instruments; 0 = none.
+        Share of the groups that is held out if a detector is among the instruments; 0 = none.
     reduction : str, default="auto"
-        What a p-value is about where an example has several rows: one score of the example by
+        What a p-value is about if an example has several rows: one score of the example by
         ``max``, ``mean`` or ``topk_mean(k)``, or each of its ``rows``. "auto" is ``max`` for
-        patches of images, ``rows`` else.
+        patches of images, else ``rows``.
     unit_size : int, default=256
         Examples in a unit.
     workers : int, default=0
         Processes, or actors on Ray; the result is the same bits for any number of at least one.
     threads : int or None, default=None
-        Threads of each worker (1 with workers); part of the plan.
+        Threads of each worker (None is 1 with workers); part of the plan.
     runner : {"local", "ray"}, default="local"
-        "ray" works on a cluster; 0 workers are then as many as it has room for.
+        "ray" works on a cluster; ``workers=0`` then means as many as the cluster has room for.
     address : str or None, default=None
         The cluster, ``host:port`` or ``auto``; None starts one on this machine.
     directory : path, optional
@@ -130,9 +131,9 @@ def _all_passes(
     unit_size: int,
     place: Path | None,
 ) -> tuple[States, list[dict[str, Any]], dict[str, int], ErrorSample | None]:
-    """Return the states of all passes, the units of each, and what the first one counted.
+    """Return states and units of all passes, counters of the first, and the last error sample.
 
-    Last comes what the error bars are from: a later pass may need columns that no earlier one did.
+    The error sample is that of the last pass, which may need columns that no earlier pass needs.
     """
     states: States = {}
     units: list[dict[str, Any]] = []
@@ -169,7 +170,7 @@ def make_plan(
     threads: int | None,
     stage: int = 0,
 ) -> Plan:
-    """Return the plan of one pass; groups and examples are whole where they need to be."""
+    """Return the plan of a pass; raise if a unit cuts a group or example that must stay whole."""
     bounds = stream.units(unit_size)
     check_whole(stream, wanted, bounds)
     return Plan(

@@ -31,7 +31,7 @@ def prepare(
     calibrate: float | int,
     reduction: str,
 ) -> Prepared:
-    """Settle what is fitted where; groups are held out where a detector is among the instruments.
+    """Decide what is fitted at which sites; hold out groups if a detector is among the instruments.
 
     Raises
     ------

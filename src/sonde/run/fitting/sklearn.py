@@ -171,7 +171,7 @@ class OutlierDetector(OutlierMixin, BaseEstimator):
 
 
 def _classes(y: Any, n: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the distinct labels, and for each row which one it has."""
+    """Return the distinct labels, and for each row the number of its label."""
     if y is None:
         return np.empty(0), None
     labels = column_or_1d(y)

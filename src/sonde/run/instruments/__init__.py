@@ -1,1 +1,1 @@
-"""What is asked for: the catalogue of methods, their entries in headers, tasks and stages."""
+"""Instruments that a user asks for: catalogue of methods, entries in headers, tasks, stages."""

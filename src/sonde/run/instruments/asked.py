@@ -1,4 +1,4 @@
-"""What methods ask of a reading: options of ``sonde.read`` that their rows or columns come by."""
+"""Options of ``sonde.read`` that methods ask for, to get the rows and columns that they need."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -26,13 +26,14 @@ PATCHES = frozenset(("patches", "patches3"))
 def asked(instruments: Sequence[Instrument]) -> dict[str, Any]:
     """Return the options that some methods ask for together.
 
-    Where some ask for the input of the final linear layer, the others are read as without them. A
-    row for each position is a wish, which counts where all that read rows have it.
+    If some methods ask for the input of the final linear layer, the other methods keep the default
+    sites. A row for each position is only a wish: it counts if all methods that read rows have this
+    wish.
 
     Raises
     ------
     InputError
-        If two of them ask for different values of one option.
+        If two methods ask for different values of an option.
     """
     found: dict[str, Any] = {}
     for instrument in instruments:
@@ -60,7 +61,8 @@ def ready(instruments: Sequence[Instrument], stream: Stream) -> Stream:
     Raises
     ------
     InputError
-        If it was read otherwise than a method asks, or has other labels than a method compares.
+        If the stream was read otherwise than a method asks, or if its labels are not the model's
+        classes and a method compares both.
     """
     stream = asking_logits(stream) if need(instruments, "logits") else stream
     check_reading(instruments, stream)
@@ -69,7 +71,7 @@ def ready(instruments: Sequence[Instrument], stream: Stream) -> Stream:
 
 
 def asking_logits(stream: Stream) -> Stream:
-    """Return a live stream that brings logits for a method, also where their form alone says so."""
+    """Return the stream with logits; a live model's output may be taken for logits by its form."""
     if not isinstance(stream, LiveStream) or (stream.with_logits and stream.logits_key is not None):
         return stream
     return replace(stream, with_logits=True, logits_asked=True)
@@ -84,20 +86,21 @@ def need(instruments: Iterable[Instrument], column: str) -> bool:
 
 
 def wants_positions(instrument: Instrument) -> bool:
-    """Return whether a method looks for what only one token or patch of many may have."""
+    """Return whether a method looks for a trait that a single token or patch may have."""
     return instrument.reading().get("reducer") == POSITIONS
 
 
 def at_head(instrument: Instrument) -> bool:
-    """Return whether a method asks for what the model's final linear layer takes in."""
+    """Return whether a method asks for the input of the model's final linear layer."""
     return instrument.reading().get("sites") == HEAD_INPUT
 
 
 def head_sites(instruments: Iterable[Instrument], stream: Stream) -> frozenset[str] | None:
-    """Return where the final linear layer makes the logits of the rows; None if nobody asks.
+    """Return the sites from whose rows the final linear layer makes the logits, or None.
 
-    Other sites have the layer's width as well, so it is tried on the first rows. Plain arrays, and
-    streams without the layer or the logits, are taken at their word.
+    Other sites may have the layer's width too, so the layer is tried on the first rows. None if no
+    method asks for these sites, or if they cannot be tried: for plain arrays, and for streams
+    without the layer or the logits.
     """
     if not any(map(at_head, instruments)) or all(s.module == "" for s in stream.schema):
         return None
@@ -110,7 +113,7 @@ def head_sites(instruments: Iterable[Instrument], stream: Stream) -> frozenset[s
 
 
 def _enters_head(site: SiteSchema, batch: Batch, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether a row of every example gives its logits, or the site is a layer's input."""
+    """Return whether a row of every example gives its logits, or a linear layer takes the rows."""
     if site.dim != weight.shape[1]:
         return False
     if site.site.port == "in" and site.module == "Linear":
@@ -127,12 +130,13 @@ def _enters_head(site: SiteSchema, batch: Batch, weight: Tensor, bias: Tensor | 
 def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
     """Refuse a stream that was read otherwise than a method asks.
 
-    Plain arrays do not say how they were read; sites and reducers are looked at one by one.
+    Plain arrays do not say how they were read, so they pass. Sites and reducers are checked
+    elsewhere, site by site.
 
     Raises
     ------
     InputError
-        With what to pass to ``sonde.read``.
+        With the option to pass to ``sonde.read``.
     """
     identity = stream.identity()
     pooled = [s for s in stream.schema if s.reducer.one_row and s.axes != "row dim"]
@@ -154,7 +158,7 @@ def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
 
 
 def check_grids(tasks: Iterable[Task], stream: Stream) -> None:
-    """Refuse to join patches that lie on other grids: there equal positions are other places.
+    """Refuse to join patches of different grids: equal positions are different places there.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The catalogue: every exported method with its kind, those to fit by their words.
+"""The catalogue: every exported method with its kind, and the methods to fit by their words.
 
 The families' ``__all__`` and the entry points ``sonde.methods`` of other distributions are the only
 lists; all else is derived from them.
@@ -83,9 +83,9 @@ class Method:
 
 
 def entries() -> tuple[Listed, ...]:
-    """Return every method that sonde exports, by family, those to fit first, sorted by name.
+    """Return every method that sonde exports, by family, methods to fit first, sorted by name.
 
-    A function that does what a fitted method of its name does is no method of its own.
+    A function is left out if a fitted method has its name, as both do the same.
     """
     found: list[Listed] = []
     for family in FAMILIES:
@@ -134,7 +134,7 @@ def word_of_name(name: str) -> str:
 
 
 def distribution_of(cls: type[Instrument]) -> str | None:
-    """Return the other distribution that announces a method; None for ours and for none."""
+    """Return the distribution that announces a method; None if it is sonde or unknown."""
     found = next((m for m in methods().values() if m.cls is cls), None)
     return None if found is None or found.distribution == "sonde" else found.distribution
 
@@ -154,7 +154,7 @@ def methods() -> dict[str, Method]:
 
 
 def _plug_ins(taken: frozenset[str]) -> dict[str, Method]:
-    """Return the methods of other distributions; one that cannot be used is said and left out."""
+    """Return the methods of other distributions; leave out unusable methods with a warning."""
     found: dict[str, Method] = {}
     for point in entry_points(group=PLUG_INS):
         name = point.dist.name if point.dist is not None else point.value
@@ -180,7 +180,7 @@ def _leave_out(word: str, distribution: str, why: str) -> None:
 
 
 def find(word: str, further: Iterable[type[Instrument]] = ()) -> type[Instrument]:
-    """Return the class of a word, or an error with near words."""
+    """Return the class of a word; raise with similar words if it is unknown."""
     known = {m.word: m.cls for m in methods().values()}
     known.update((word_of_class(cls), cls) for cls in further)
     if word not in known:

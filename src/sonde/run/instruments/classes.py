@@ -13,9 +13,10 @@ SHOWN = 6
 
 
 def check_classes(instruments: Iterable[Instrument], stream: Stream) -> None:
-    """Refuse labels that are not the model's classes where a method compares them with its answers.
+    """Refuse labels that are not the model's classes if a method compares them with its answers.
 
-    Such labels are numbered in sorted order, and a number is another class to the model.
+    Labels that are not the model's classes are numbered in sorted order, so a number may mean
+    another class to the model.
 
     Raises
     ------

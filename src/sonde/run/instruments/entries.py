@@ -39,8 +39,8 @@ def word_of(instrument: Instrument | type[Instrument]) -> str:
 def names_of(tasks: Sequence[Task]) -> list[Key]:
     """Return the (method, site) under which each task's result is found.
 
-    The method is its word; where one class was asked for with several parameters at a site, the
-    parameters that tell them apart follow it: ``knn(k=5)``.
+    The method is its word. If a class was asked for with different parameters at a site, the
+    parameters that differ follow the word: ``knn(k=5)``.
     """
     places = [" & ".join(task.keys) for task in tasks]
     words = [word_of(task.instrument) for task in tasks]
@@ -55,9 +55,9 @@ def names_of(tasks: Sequence[Task]) -> list[Key]:
 
 
 def place_of(method: str, site: str) -> str:
-    """Return where a method looks, as people are told: what its sites share stands once.
+    """Return the site of a method as shown to people: parts that its sites share stand once.
 
-    Where it reads no rows of the site, that is the logits.
+    If the method reads no rows of the site, the answer is ``logits``.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def place_of(method: str, site: str) -> str:
 
 
 def _shared_once(keys: Sequence[str]) -> str:
-    """Return several sites with the parts of their path that they share outside braces."""
+    """Return several sites as one text, with the shared parts of their paths outside braces."""
     parts = [re.split(r"(?<=[.:@|])|(?=[.:@|])", key) for key in keys]
     head = _shared(parts)
     tail = _shared([part[head:][::-1] for part in parts])
@@ -90,7 +90,7 @@ def _shared_once(keys: Sequence[str]) -> str:
 
 
 def _shared(parts: Sequence[Sequence[str]]) -> int:
-    """Return how many first entries are the same in all."""
+    """Return the length of the common beginning of all sequences."""
     alike = (len(set(column)) == 1 for column in zip(*parts, strict=False))
     return sum(1 for _ in takewhile(bool, alike))
 
@@ -137,7 +137,7 @@ def tasks_of(
     Raises
     ------
     StateError
-        If the header is not one of ours.
+        If this version cannot read the header, or an instrument has other parameters today.
     """
     try:
         split = None if header["split"] is None else Split(**header["split"])

@@ -1,4 +1,4 @@
-"""The families, in one place, and what is listed of a method: no method is imported here.
+"""The families of methods, and the listed facts of a method; no method is imported here.
 
 A new family of methods needs its word in ``FAMILIES``, and nothing else.
 """
@@ -39,7 +39,7 @@ class Listed:
     variants : dict of str to str
         Keys of further papers, by the name of the variant that each describes.
     span : str
-        What sites a fitted method is about; nothing for other kinds.
+        Sites of one result of a fitted method: ``one``, ``pair`` or ``all``; empty for other kinds.
     distribution : str
     """
 

@@ -19,7 +19,7 @@ from sonde.run.instruments.families import Listed
 
 @cache
 def listed() -> tuple[Listed, ...]:
-    """Return every method that sonde exports, by family, those to fit first, sorted by name."""
+    """Return every method that sonde exports, by family, methods to fit first, sorted by name."""
     root = Path(sonde.__file__).parent
     kept, stamp = root / "__pycache__" / "methods.json", _stamp(root)
     with suppress(OSError, ValueError, TypeError, KeyError):

@@ -32,7 +32,7 @@ def next_tasks(tasks: Iterable[Task], states: States, split: Split | None) -> li
 
 
 def last_task(task: Task, states: States, split: Split | None) -> Task:
-    """Return the task whose result is the answer."""
+    """Return the task of the last pass, whose result is the answer."""
     while (after := next_task(task, states, split)) is not None:
         task = after
     return task

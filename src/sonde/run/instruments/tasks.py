@@ -1,4 +1,4 @@
-"""Which instrument runs at which rows, and which requests follow from that."""
+"""Assign instruments to sites, and find the requests that follow."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,16 +32,16 @@ def assign(
 ) -> list[Task]:
     """Return each instrument at each site, each pair of neighbours, or all sites at once.
 
-    What reads the logits alone is the same at every site and stands once, at the last one.
-    Detectors are calibrated where the plan holds rows out, on one score for each example where
-    ``reduction`` says so. Equal instruments count once. What cannot be computed at some sites is
-    left out and named in one warning. ``heads`` are the sites for methods that ask for the input of
-    the final linear layer, or None if these sites are unknown.
+    An instrument that reads the logits alone is the same at every site and stands once, at the last
+    site. Detectors are calibrated if the plan holds rows out, on one score for each example if
+    ``reduction`` says so. Equal instruments count once. Results that cannot be computed are left
+    out and named in one warning. ``heads`` are the sites for methods that ask for the input of the
+    final linear layer, or None if these sites are unknown.
 
     Raises
     ------
     InputError
-        If nothing is left, or there are only rows that were read beside others (``site|reducer``).
+        If nothing is left, or if all rows were read by a further reducer (``site|reducer``).
     """
     widths = {s.key: s.dim for s in schema if "|" not in s.key}
     by_key = {s.key: s for s in schema}
@@ -101,7 +101,7 @@ def _check_reduction(detector: Detector, how: str | None) -> None:
 
 
 def _places(instrument: Instrument, keys: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the rows of each result: each site, each pair of neighbours, or all sites."""
+    """Return the sites of each result: each site, each pair of neighbours, or all sites."""
     if instrument.span == "one":
         return [(key,) for key in (keys if reads_rows(instrument) else keys[-1:])]
     if instrument.span == "pair":
@@ -118,7 +118,7 @@ def _has_one_width(
 def _has_reducer(instrument: Instrument, sites: Sequence[SiteSchema]) -> bool:
     """Return whether sites are read by the reducer that the instrument asks for, if any.
 
-    Plain arrays, which no module made, are taken at their word.
+    Plain arrays pass: no module made them, so their reducer is unknown.
     """
     asked = instrument.reading().get("reducer")
     return all(asked in (None, POSITIONS, s.reducer.name) or s.module == "" for s in sites)
@@ -183,7 +183,8 @@ class ErrorSample:
     def rows(self, keys: Sequence[str], states: States, n_groups: int) -> SampleRows | None:
         """Return the sampled rows at some sites, joined on their draws.
 
-        They are those of whole groups, or drawn one by one where an example has several rows.
+        These are the rows of whole groups; or single rows, if there are no groups and an example
+        has several rows.
         """
         samples = {k: {c: self.state(k, c, states) for c in self.columns} for k in keys}
         if any(s is None for by_column in samples.values() for s in by_column.values()):

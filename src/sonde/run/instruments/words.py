@@ -15,7 +15,7 @@ Asked = Instrument | Rewrite | str
 
 
 def instruments_of(given: Asked | Iterable[Asked]) -> list[Any]:
-    """Return instruments: words parsed, and of a rewrite those that it reads.
+    """Return instruments: words are parsed, and a rewrite gives the instruments that it reads.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def instruments_of(given: Asked | Iterable[Asked]) -> list[Any]:
 
 
 def parse_methods(text: str, find: Callable[[str], type[Any]] = find) -> list[Any]:
-    """Return the instruments that ``named(name=value),word`` names, or others that ``find`` knows.
+    """Return the objects that a text such as ``word(name=value),word`` names; ``find`` knows words.
 
     Examples
     --------

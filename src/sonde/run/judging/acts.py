@@ -29,7 +29,7 @@ def edit_act(model: Model, edit: Edit, sites: Sequence[str], **how: Any) -> Act:
 def edit_controls(
     model: Model, edit: Edit, sites: Sequence[str], n: int = N_CONTROLS, **how: Any
 ) -> list[Act]:
-    """Return ``n`` acts that move states as far in random directions."""
+    """Return ``n`` acts that move states as far as ``edit`` does, in random directions."""
     return [edit_act(model, RandomDirection(edit, seed), sites, **how) for seed in range(n)]
 
 

@@ -1,4 +1,4 @@
-"""Which layers need to look far: what a pattern costs at the attention of each layer alone."""
+"""Cost of limiting attention to a pattern, layer by layer: which layers need to look far."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ FIGURE = ".entropy"
 
 @dataclass(frozen=True)
 class PatternCost:
-    """What one attention loses if it looks inside a pattern alone.
+    """Cost of limiting one attention to the keys inside a pattern.
 
     Parameters
     ----------
@@ -56,7 +56,9 @@ def pattern_costs(
     sites: Sequence[str] = ("blocks:probs",),
     progress: bool = True,
 ) -> tuple[PatternCost, ...]:
-    """Return the cost of a pattern at each attention alone, and at all together (the last entry).
+    """Return the cost of a pattern at each attention alone and, as last entry, at all together.
+
+    A single attention has one entry.
 
     Parameters
     ----------
@@ -114,7 +116,7 @@ def _cost(
 @final
 @dataclass(frozen=True, eq=False)
 class _Outside(Edit):
-    """A limit that also sums up what share of the attention it takes away."""
+    """A limit that also records the share of attention that it removes."""
 
     limit: LimitAttention
     sums: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])

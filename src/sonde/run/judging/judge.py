@@ -3,7 +3,7 @@
 The *effect* is how far the target moves: the log-probability of some texts or labels, less that of
 others. The *damage* is what else changes: cross-entropy and Kullback-Leibler divergence on neutral
 data. The *size* is how far states move, in the spread that they have by themselves. The *control*
-is the effect of random changes of the same size: what is no larger than these is no evidence.
+is the effect of random changes of the same size: an effect that is no larger is no evidence.
 """
 
 import math
@@ -101,7 +101,7 @@ class Judgement:
 
     @property
     def no_effect(self) -> str:
-        """Why the change is no evidence of anything; empty where its effect is beyond chance."""
+        """Why the effect may be chance; empty if it is beyond chance or there are no controls."""
         if not self.controls or self.beyond_control >= CLEAR:
             return ""
         mean, spread = self.control
@@ -114,7 +114,7 @@ class Judgement:
 
     @property
     def too_large(self) -> str:
-        """Why the change should be refused; empty where it should not."""
+        """Why the change is too large to accept; empty if it is not too large."""
         said: list[str] = []
         if self.size > LARGEST_SIZE:
             said.append(f"it moves states by {self.size:.3g} of their own spreads")
@@ -161,7 +161,7 @@ def judge(
     act : callable
         Opens the change: ``lambda: editing(...)`` wrapped so that it gives the module, or a
         folded copy.
-    target : sequence of Side
+    target : sequence of JudgedSide
         Data of the target.
     neutral : Inputs
         Data that the change should leave alone.
@@ -174,7 +174,7 @@ def judge(
     Raises
     ------
     InputError
-        If a side is empty, or its answers have no truth.
+        If a side or the neutral data have no example, or no answer with a known truth.
     """
     if not target or any(not len(side.inputs) for side in target) or not len(neutral):
         raise InputError(
@@ -200,10 +200,10 @@ STRENGTHS = (8.0, 5.6, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12
 def largest_strength(
     model: Model, act_of: Callable[[float], Act], neutral: Inputs, sites: Sequence[str]
 ) -> float:
-    """Return the largest of some strengths, 8 to .09, at which an act is not too large.
+    """Return the largest strength from a fixed list, 8 to 0.09, at which an act is not too large.
 
-    Found by bisection, as if the effect grew with the strength. If every strength is too large,
-    the smallest is returned.
+    Found by bisection, which assumes that the change grows with the strength. If every strength is
+    too large, the smallest is returned.
 
     Parameters
     ----------
@@ -283,7 +283,7 @@ def costs(old: Answers, new: Answers, n: int) -> tuple[Tensor, Tensor]:
 
 
 def difference(rises: Tensor, inputs: Inputs) -> Difference:
-    """Return the mean over examples that have an answer, with an error over their groups.
+    """Return the mean over examples with an answer, and its standard error over their groups.
 
     Parameters
     ----------
@@ -323,7 +323,9 @@ def change_size(
     inputs: Inputs,
     sites: Sequence[str],
 ) -> float:
-    """Return the largest size of a change over some sites, over the first 2,048 rows.
+    """Return the size of a change at the site where it is largest, from about 2,048 rows.
+
+    Whole batches are read until there are 2,048 rows, or no more data.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""One pass over the units of a plan: worked on in ranges, committed to a ledger, never twice."""
+"""One pass over the units of a plan: done in ranges, committed to a ledger, each counted once."""

@@ -23,9 +23,9 @@ def walk_chain(
     durable: bool,
     tick: Callable[[int], None] = lambda _: None,
 ) -> States:
-    """Return the states of learners after all their walks, from a checkpoint of the same plan on.
+    """Return learners' states after all walks, continued from a checkpoint of the same plan.
 
-    ``tick`` is called with the number of examples that are done.
+    ``tick`` is called with the number of examples done since its last call.
     """
     path = directory / CHECKPOINT
     n_done, first, states = _resume(path, wanted, plan)
@@ -51,7 +51,7 @@ def _write(path: Path, plan: Plan, n_done: int, units: int, states: States, dura
 
 
 def _resume(path: Path, wanted: Mapping[str, Request], plan: Plan) -> tuple[int, int, States]:
-    """Return how many walks are done, how many units of the next one, and the states then."""
+    """Return the numbers of walks done and of units done in the next walk, and the states."""
     anew: tuple[int, int, States] = 0, 0, dict.fromkeys(wanted)
     if not path.exists():
         return anew

@@ -24,7 +24,7 @@ def cost_of(stream: Stream, tasks: Iterable[Task] = (), deep: bool = False) -> s
     tasks : iterable of Task, optional
         What is fitted.
     deep : bool, default=False
-        Whether a scan looks at the other side of the padding too.
+        Whether a scan also reads texts that are padded on their other side.
 
     Examples
     --------

@@ -25,16 +25,16 @@ def run_directory(output: Path) -> Path:
 
 
 def held(directory: Path | None) -> AbstractContextManager[Any]:
-    """Hold a run directory for all passes of a run, against other runs."""
+    """Lock a run directory against other runs, for all passes of a run."""
     return nullcontext() if directory is None else RunLock(directory)
 
 
 @contextmanager
 def dropped_on_error(directory: Path | None) -> Iterator[None]:
-    """Remove a run directory that this run made, where its data or options turn out to be wrong.
+    """Remove a run directory that this run made, if its data or options turn out to be wrong.
 
-    What is interrupted, or stopped by a full disk, for want of memory or with its workers, stays:
-    the same command goes on from there; unless no unit of the first pass was done.
+    After an interrupt, a full disk, a lack of memory or the loss of workers the directory stays:
+    the same command goes on from there. It is removed if no unit of the first pass was done.
     """
     existed = directory is not None and directory.exists()
     try:
@@ -59,14 +59,14 @@ def _holds_units(directory: Path) -> bool:
 
 
 def is_run(directory: Path) -> bool:
-    """Return whether a run that can go on has left something here."""
+    """Return whether a run that can go on has left its plan here."""
     return (directory / PLAN).exists()
 
 
 def remove_run(directory: Path) -> None:
     """Remove what runs left in a run directory, and the directory if nothing else is in it.
 
-    Where another run is at work, which may have begun in the meantime, all stays: it is its own.
+    If another run holds the directory, all stays: that run may have begun in the meantime.
     """
     if not is_run(directory):
         return

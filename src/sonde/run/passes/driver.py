@@ -74,7 +74,7 @@ class Outcome:
 
 
 def _kept(partial: Outcome, directory: Path | None, first: bool) -> str:
-    """Return what of a pass that was stopped is kept, and how to go on."""
+    """Return a sentence on what a stopped pass keeps and how to go on."""
     if partial.done == 0 and first:
         advice = "" if directory is None else " A smaller --unit-size keeps more."
         return f" No unit was done, so nothing is kept; run the same command again.{advice}"
@@ -104,13 +104,14 @@ def run_pass(
     wanted : mapping of id to Request
     plan : Plan
     directory : Path or None, default=None
-        The run directory, which the caller holds; a temporary one without fsync where None.
+        The run directory, locked by the caller; None is a temporary directory without fsync.
     crew : Crew, default=Crew()
         Who works: this process, processes beside it, or actors on Ray. The bytes are the same.
     fresh : bool, default=False
         Drop what a run of another plan left in the directory.
     tick : callable
-        Called with the number of examples after each unit; first with those of an earlier run.
+        Called with the number of examples done since its last call; first with those of an
+        earlier run.
 
     Raises
     ------
@@ -159,7 +160,7 @@ def _alone(
     tick: Tick,
     at_once: bool,
 ) -> None:
-    """Work here. A run that nobody goes on with later is one commit, where its states are small."""
+    """Do the missing ranges in this process; a temporary run with small states is one commit."""
     ranges = ledger.missing()
     if at_once and _waiting_bytes(stream, wanted, plan) <= HELD_BYTES:
         ranges = [(0, plan.n_units)]
@@ -171,7 +172,7 @@ def _alone(
 
 
 def _waiting_bytes(stream: Stream, wanted: Mapping[str, Request], plan: Plan) -> int:
-    """Return what a set of states for each level of merges takes, and the one that grows."""
+    """Return the bytes of one set of states per level of merges, and of the set that grows."""
     return state_bytes(wanted, stream.schema) * (plan.n_units.bit_length() + 1)
 
 
@@ -192,10 +193,10 @@ def _with_workers(
     crew: Crew,
     tick: Tick,
 ) -> None:
-    """Hand out ranges to workers, who merge what they commit where they share the directory.
+    """Hand out ranges to workers, who merge their commits if they share the directory.
 
-    What they hand back instead is merged here, in a small part of the time: what comes in while
-    this process rests is merged together.
+    If they do not share it, they hand back files, and this process merges them. It rests between
+    merges, so that merging takes a small part of its time.
     """
     resting = 0.0
     with token_in(ledger.directory) as token:

@@ -93,7 +93,7 @@ class Ledger:
             self._start(fresh)
 
     def missing(self) -> list[tuple[int, int]]:
-        """Return the ranges of units still to do: whole commits, or the aligned rest of one."""
+        """Return the ranges of units still to do: whole commits, or aligned parts of a commit."""
         done = self._committed()
         todo: list[tuple[int, int]] = []
         for start, stop in self.plan.commits():
@@ -131,7 +131,7 @@ class Ledger:
         Raises
         ------
         StateError
-            If it is not the file of a range of this plan.
+            If the name names no range of this plan. A damaged file is removed instead.
         """
         place = Range.named(name)
         if place is None or not place.is_node(self.plan.n_units):
@@ -144,8 +144,8 @@ class Ledger:
     def compact(self) -> None:
         """Merge committed neighbours as far up the tree as they go, and remove covered files.
 
-        Of small states several levels are merged before one is written: the more commits wait, the
-        less each costs.
+        Several levels of small states are merged before a file is written: the more commits wait,
+        the less each costs.
         """
         while (found := self._next_merge()) is not None:
             top, parts = found
@@ -208,7 +208,7 @@ class Ledger:
         return stack[0][1], stack[0][2], units
 
     def remove(self) -> None:
-        """Remove the run's own durable, and the directory if nothing else is in it."""
+        """Remove the run's own files, and the directory if nothing else is in it."""
         for path in [*self._states.glob("*.sonde"), *self._leftovers(), self.directory / PLAN]:
             durable.remove(path)
         for directory in (self._states, self.directory):
@@ -258,10 +258,10 @@ class Ledger:
         return [place for place in self._listed() if place not in kept]
 
     def climb(self, start: int, stop: int) -> None:
-        """Merge a committed range with its neighbour, and on, as long as that is committed too.
+        """Merge a committed range with its committed neighbour, and so on up the tree.
 
-        Any worker may do so: whoever commits the second of two merges both. Where two workers do,
-        they write the same bytes, and a part that comes late is covered and does not count.
+        The worker that commits the second of two neighbours merges them. If two workers merge the
+        same pair, they write the same bytes; a part that comes late is covered and does not count.
         """
         place = Range(start, stop)
         while (sibling := place.sibling) is not None:
@@ -278,7 +278,7 @@ class Ledger:
             self._remove(right)
 
     def _next_merge(self) -> tuple[Range, list[Range]] | None:
-        """Return a node of the tree that is not written, and the committed ranges it is made of."""
+        """Return the next node of the tree to write, with the ranges that it joins, or None."""
         stack: list[tuple[Range, list[Range], int]] = []
         for place in self._committed():
             stack.append((place, [place], self._size(place)))
@@ -296,7 +296,7 @@ class Ledger:
             return 0
 
     def _folded(self, parts: Sequence[Range]) -> tuple[States, Counters]:
-        """Return what neighbours make that are one node of the tree together."""
+        """Return the merged states and counters of neighbours that together are one node."""
         stack: list[tuple[Range, States, Counters]] = []
         for place in parts:
             stack.append((place, *self._read(place)))
@@ -324,7 +324,7 @@ class Ledger:
         return states, header["counters"]
 
     def _is_sound(self, place: Range) -> bool:
-        """Return whether a file holds what its name says; removes it if not."""
+        """Return whether a range's file is intact and matches its name; remove the file if not."""
         try:
             self._check(place, check_state(self._states / place.name))
         except StateError as error:

@@ -47,7 +47,7 @@ class Estimate:
     total_bytes : int
         All of it, over all workers, with the results that are taken at the end.
     largest : str
-        The statistic that takes most, where it stands.
+        The statistic that takes most, and its sites.
     largest_bytes : int
         What one state of it takes.
     """
@@ -92,7 +92,7 @@ def commit_level(wanted: Mapping[str, Request], schema: Sequence[SiteSchema], n_
 
 
 def rows_of_an_example(stream: Stream) -> dict[str, float]:
-    """Return how many rows an example has at each site: those of the first ones where it varies."""
+    """Return the rows per example at each site: if they vary, their mean in the first batch."""
     found = dict.fromkeys((s.key for s in stream.schema), 1.0)
     varying = [s.key for s in stream.schema if not s.reducer.one_row]
     if varying and len(stream):
@@ -104,12 +104,12 @@ def rows_of_an_example(stream: Stream) -> dict[str, float]:
 def estimate(
     wanted: Mapping[str, Request], stream: Stream, plan: Plan, workers: int = 0
 ) -> Estimate:
-    """Return what a pass takes at most.
+    """Return the most memory that a pass takes.
 
     While rows are read, one set of states waits for each level of the tree of merges and one grows;
     at the end the states of two ranges are merged, and results are taken of the whole.
-    Workers merge what they commit. One unit alone is never merged, and neither states that hold
-    rows nor those that wait for them take more than the rows that there are.
+    Workers merge what they commit. One unit alone is never merged. States that hold rows, and
+    buffers of waiting rows, take no more than the rows that exist.
     """
     per = rows_of_an_example(stream)
     in_unit = max((stop - start for start, stop in pairwise(plan.bounds)), default=0)
@@ -150,7 +150,7 @@ def _sizes_after(
 
 
 def _line(statistic: Statistic[Any], *dims: int) -> tuple[int, int]:
-    """Return the bytes of a state of a few made-up rows, and what as many more add; 0 = unknown."""
+    """Return a state's bytes for a few made-up rows, and what as many again add; 0 if unknown."""
     try:
         few, more = (statistic.made_up_bytes(n, *dims) for n in (FEW, 2 * FEW))
     except InputError:  # it reads columns whose entries mean more, as the sides of pairs
@@ -172,12 +172,12 @@ def _waiting_rows(
 
 
 def free_memory_bytes() -> int:
-    """Return the memory that is free now, as the system or the container's limit tells it."""
+    """Return the memory that is free now: the lesser of the system's and the container limit's."""
     return min(in_meminfo("MemAvailable", 8 * 2**30), _free_in_group())
 
 
 def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return what a container's limit leaves; files that are cached can be given up."""
+    """Return the bytes that a container's limit leaves; inactive cached files count as free."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())
@@ -188,12 +188,12 @@ def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def check_limit(limit: int | None) -> None:
-    """Refuse a limit that this machine does not have.
+    """Refuse a memory limit of 0 or less, or of more than this machine has.
 
     Raises
     ------
     InputError
-        With what it has.
+        With the memory that the machine has.
     """
     whole = whole_memory_bytes()
     if limit is not None and not 0 < limit <= whole:
@@ -209,19 +209,19 @@ def allowed_bytes(limit: int | None) -> int:
     Raises
     ------
     InputError
-        If the limit is absurd.
+        If the limit is 0 or less, or more than this machine has.
     """
     check_limit(limit)
     return int(0.8 * free_memory_bytes()) if limit is None else limit
 
 
 def check_memory(needed: Estimate, limit: int | None, say: bool = False) -> None:
-    """Refuse a pass that would not fit; with ``say``, write what a large one takes to stderr.
+    """Refuse a pass that would not fit; with ``say``, write the needs of a large pass to stderr.
 
     Raises
     ------
     InputError
-        With what it takes, what there is, and how to need less; or if the limit is absurd.
+        With what it takes, what is allowed, and how to need less; or if the limit is invalid.
     """
     allowed = allowed_bytes(limit)
     if needed.total_bytes > allowed:

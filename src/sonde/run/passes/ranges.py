@@ -36,7 +36,7 @@ def commit_range(
     stop: int,
     tick: Tick = lambda _: None,
 ) -> None:
-    """Work on the units ``[start, stop)`` and commit them as aligned ranges, also when stopped."""
+    """Do the units ``[start, stop)`` and commit them; if stopped, commit the finished ranges."""
     tree: list[tuple[int, States]] = []
     counts: list[Counter[str]] = []
     try:
@@ -53,10 +53,10 @@ def commit_range(
 
 @contextmanager
 def unit_batches(stream: Stream, plan: Plan, unit: int, tick: Tick) -> Iterator[Iterator[Batch]]:
-    """Give the batches of a unit, and say how many examples are done.
+    """Give the batches of a unit, and call ``tick`` with the number of examples done.
 
-    That is said after the first batch, which warms up, where one said nothing for some seconds, and
-    at the end for what is left, so that the work of the unit's end counts as its own step.
+    ``tick`` is called after the first batch, which warms up, then at most every 5 seconds, and at
+    the end for the remaining examples. So the work at the unit's end counts as its own step.
     """
     first, last = plan.bounds[unit], plan.bounds[unit + 1]
     told = 0
@@ -133,7 +133,7 @@ class RangeJob(Job):
 
 @contextmanager
 def token_in(directory: Path) -> Iterator[str]:
-    """Put a file of a new name into a directory: who sees it, shares the directory."""
+    """Keep a marker file in a directory: a worker that sees the file shares the directory."""
     for left in directory.glob(f"{SHARED}{TEMPORARY}*"):
         remove(left)
     name = f"{SHARED}{TEMPORARY}{secrets.token_hex(12)}"

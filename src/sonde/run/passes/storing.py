@@ -22,10 +22,10 @@ from sonde.tap import LiveStream
 
 @contextmanager
 def dropped_if_empty(directory: Path) -> Iterator[None]:
-    """Remove a store that this run began, where data or options are wrong before any row is kept.
+    """Remove a store that this run began, if data or options are wrong before any row is kept.
 
-    What is interrupted, or stopped by a full disk or for want of memory, stays: the same command
-    goes on from there. So does what another run began here in the meantime.
+    The store stays after an interrupt, a full disk or a lack of memory: the same command goes on
+    from there. A store that another run began here in the meantime stays too.
     """
     existed = directory.exists()
     try:
@@ -70,7 +70,7 @@ class StoreJob(Job):
 
 
 def filled_by(crew: Crew, threads: int | None = None, memory: int | None = None) -> Fill:
-    """Return what fills a store with the ranges that it lacks; the files are the same by whomever.
+    """Return a function that fills a store with its missing ranges, the same files for any crew.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Ranges of units as nodes of the fixed tree of merges, and what is counted over them."""
+"""Ranges of units as nodes of the fixed tree of merges, and the sums of their counters."""
 
 import re
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ class Range:
         return f"{self.start}-{self.stop}.sonde"
 
     def covers(self, other: "Range") -> bool:
-        """Return whether ``other`` lies inside and is smaller."""
+        """Return whether ``other`` is a smaller range inside this range."""
         return self != other and self.start <= other.start and other.stop <= self.stop
 
     def is_node(self, n_units: int) -> bool:
-        """Return whether the merge tree has this node: aligned, or such a range cut at the end."""
+        """Return whether the merge tree has this range: aligned, whole or cut at the last unit."""
         length = 1 << max(self.stop - self.start - 1, 0).bit_length()
         whole = self.stop - self.start == length or self.stop == n_units
         inside = 0 <= self.start < self.stop <= n_units
@@ -44,7 +44,7 @@ class Range:
 
     @property
     def sibling(self) -> "Range | None":
-        """The full range that this one pairs with; None if this one is cut at the end."""
+        """The range of equal length that this range is merged with; None for a cut range."""
         length = self.stop - self.start
         if length & (length - 1) or self.start % length:
             return None
@@ -73,7 +73,7 @@ def nodes(start: int, stop: int, n_units: int) -> list[Range]:
 
 
 def join_units(a: Units, b: Units) -> Units:
-    """Return the union of two sets of units, given as sorted intervals with both ends.
+    """Return the union of two sets of units, given as sorted closed intervals.
 
     Raises
     ------
@@ -105,12 +105,12 @@ def _spans(units: Units) -> str:
 
 
 def units_of(place: Range) -> Units:
-    """Return the units of a range as an interval with both ends."""
+    """Return the units of a range as a closed interval."""
     return [[place.start, place.stop - 1]]
 
 
 def gaps(start: int, stop: int, done: Sequence[Range]) -> list[tuple[int, int]]:
-    """Return the ends of the parts of ``[start, stop)`` that no range in ``done`` covers.
+    """Return the parts of ``[start, stop)`` that no range in ``done`` covers, as (start, stop).
 
     Examples
     --------
@@ -130,7 +130,7 @@ def gaps(start: int, stop: int, done: Sequence[Range]) -> list[tuple[int, int]]:
 
 
 def add_counters(a: Counters, b: Counters) -> Counters:
-    """Return the sums of two trees of counts; a count that only one has is kept."""
+    """Return the sums of two trees of counts; a count that only one tree has is kept."""
     total = dict(a)
     for name, value in b.items():
         old = total.get(name)

@@ -1,4 +1,4 @@
-"""Which class an output of a model stands for, where the model brings no names for its outputs."""
+"""Which class each output of a model stands for, if the model does not name its outputs."""
 
 from dataclasses import replace
 from typing import Final
@@ -25,7 +25,7 @@ SHOWN: Final = 6
 
 
 def stream_in_sorted_order(stream: Stream) -> Stream:
-    """Return a live stream whose labels are told to be the model's classes, if they are."""
+    """Return a live stream whose labels are marked as the model's classes if its answers agree."""
     items = items_of(stream)
     if items is None or not isinstance(stream, LiveStream):
         return stream
@@ -33,11 +33,11 @@ def stream_in_sorted_order(stream: Stream) -> Stream:
 
 
 def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInputs:
-    """Return the inputs with their labels as the model's classes, if its answers say that they are.
+    """Return the inputs, their labels marked as the model's classes if its answers agree.
 
-    Labels that are names are numbered in sorted order, as most loaders of folders do it. Of 256
-    rows drawn by content the model must be right on a fifth of those that guessing gets wrong, and
-    no other order may be right on a fifth more: exchanged names are the user's to tell.
+    Labels that are names are numbered in sorted order, as most loaders of folders do it. On 256
+    rows drawn by content the model's accuracy must be at least ``chance + (1 - chance) / 5``, and
+    no other order may be right on a fifth more rows: otherwise the user must name the classes.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInpu
 def answer_numbers(
     model: Model, inputs: ItemInputs, n_classes: int | None = None
 ) -> Int[np.ndarray, "row"] | None:
-    """Return the largest logit's number for each row; None without logits, or of another number."""
+    """Return the index of each row's largest logit; None without ``n_classes`` logits."""
     said = np.full(len(inputs), -1, dtype=np.int64)
     for batch in inputs.batches(0, len(inputs)):
         logits = class_logits(model, batch)

@@ -1,4 +1,4 @@
-"""What a reader must know of the data that were read, to be said once at the end of a run."""
+"""Notes on the data that were read, reported once at the end of a run."""
 
 import warnings
 from typing import Any
@@ -26,7 +26,7 @@ def notes_of(stream: Stream) -> list[str]:
 
 
 def _logits_note(stream: Stream) -> list[str]:
-    """Say which output was taken for the logits, where its name does not say so."""
+    """Say which output was taken for the logits, unless its name makes that clear."""
     live = innermost(stream)
     if not isinstance(live, LiveStream) or not live.with_logits or "logits_key" not in vars(live):
         return []
@@ -60,7 +60,7 @@ def _unjudged_note(live: LiveStream) -> list[str]:
 
 
 def items_of(stream: Stream | None) -> ItemInputs | None:
-    """Return the data behind a live stream, prompts where texts are generated."""
+    """Return the data behind a live stream, or the prompts if texts are generated."""
     live = None if stream is None else innermost(stream)
     inputs = live.inputs if isinstance(live, LiveStream) else None
     inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
@@ -74,7 +74,7 @@ def split_of(stream: Stream | None) -> str | None:
 
 
 def warn_of_split(stream: Stream) -> None:
-    """Warn where a fit reads the rows that a model is tested on, and nobody asked for these."""
+    """Warn if a fit reads a split that is not for training and that the user did not name."""
     inputs = items_of(stream)
     source = None if inputs is None else inputs.source
     if source is None or source.split is None or source.split_was_named or source.split in TRAIN:
@@ -89,7 +89,7 @@ def warn_of_split(stream: Stream) -> None:
 
 
 def _unlabelled(label: Any) -> list[str]:
-    """Say how many examples have no label, where others have one."""
+    """Say how many examples have no label, if others have a label."""
     n, missing = len(label), int((label < 0).sum())
     if not 0 < missing < n:
         return []

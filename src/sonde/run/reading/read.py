@@ -88,8 +88,8 @@ def read(
         A small step of floating-point inputs: the logits after it become the column
         ``perturbed_logits``.
     generate : str, mapping or None, default=None
-        Data are prompts: the model continues them, and prompts are read with what comes after
-        them. What ``generate`` of transformers takes, as ``{"max_new_tokens": 128}`` or
+        Data are prompts: the model continues them, and prompts are read with their continuations.
+        Takes the options of ``generate`` of transformers, as ``{"max_new_tokens": 128}`` or
         ``"max_new_tokens=128,num_beams=4"``; sampling is keyed by ``seed``.
     axes : str or sequence of str, default=()
         A word for each axis of an output where that cannot be told, as in an MLP-Mixer with as many
@@ -179,7 +179,7 @@ def _weights(
     seed: int,
     asked: Mapping[str, Any],
 ) -> Stream:
-    """Return parameters as rows, where nothing is asked that only data could bring."""
+    """Return parameters as rows; refuse data, and options that apply to states alone."""
     if typed := _typed(asked):
         raise InputError(
             f"read: weights are as they are: leave out {', '.join(typed)}, which is about states."
@@ -196,7 +196,7 @@ def _check_options(options: dict[str, Any]) -> None:
     Raises
     ------
     InputError
-        With near names, or where such a thing is said.
+        With similar names, or with where else to give the option.
     """
     known = [*inspect.signature(open_inputs).parameters][2:]
     of_this = [*inspect.signature(read).parameters]
@@ -227,7 +227,7 @@ def _arrays(
 
 
 def _room(settings: Mapping[str, Any]) -> dict[str, int]:
-    """Return what batches need room for, as far as the settings of generation are sound."""
+    """Return the new tokens and beams that batches need room for; invalid settings are left out."""
     named = {"new_tokens": settings.get("max_new_tokens"), "beams": settings.get("num_beams")}
     return {name: n for name, n in named.items() if isinstance(n, int) and n > 0}
 
@@ -269,7 +269,7 @@ def open_store(
     asked: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Store:
-    """Return the stream of a store, where nothing is asked that only a model could do.
+    """Return the stream of a store; refuse requests that only a model could meet.
 
     Parameters
     ----------
@@ -279,7 +279,7 @@ def open_store(
     sites, reducer
         Which of its rows.
     asked : mapping
-        How it must have been read, where that is not None.
+        How the rows must have been read; None is not checked.
     options : mapping
         Options of a reading, which must stand at their defaults.
 
@@ -309,7 +309,7 @@ def require_alone(stream: Stream, name: str, data: Any, options: Mapping[str, An
     Raises
     ------
     InputError
-        Naming what stands there besides.
+        Naming the data or options that are given besides.
     """
     kind = "store" if isinstance(stream, Store) else "stream"
     if data is not None and not (isinstance(data, str) and not data):

@@ -1,6 +1,6 @@
-"""How items became inputs of the model: kept with what is fitted, the default of later readings.
+"""How items became inputs of the model: kept with a fitted state, the default of later readings.
 
-What is not known, as in files of earlier versions and of plain arrays, is no difference.
+An unknown part, as in files of earlier versions and of plain arrays, counts as no difference.
 """
 
 import warnings
@@ -77,7 +77,7 @@ def _options(stream: Stream) -> dict[str, Any]:
 
 
 def columns_of(stream: Stream) -> dict[str, Any]:
-    """Return the option by which other tables of numbers are read in the order of this one."""
+    """Return the option that reads other tables of numbers in this table's order of columns."""
     return {n: v for n, v in _options(stream).items() if n == "number_columns"}
 
 
@@ -86,7 +86,7 @@ def default_options(
 ) -> dict[str, Any]:
     """Return the reading options of a bundle that also apply to these data.
 
-    Columns that the data do not have are left out, and the recipe of images beside a processor.
+    Columns that the data do not have are left out. So are image options if a processor is given.
     """
     found = recipe_in(header).get("options")
     if not isinstance(found, dict) or (isinstance(model, str) and model == ARRAYS):
@@ -103,7 +103,7 @@ def default_options(
 
 
 def require_same_recipe(fitted: Recipe, here: Recipe, what: str = "score") -> None:
-    """Refuse images of another recipe than a bundle was fitted on; say what else differs.
+    """Refuse images of another recipe than a bundle was fitted on; warn of other differences.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def require_same_columns(fitted: Recipe, here: Recipe, what: str) -> None:
     Raises
     ------
     StateError
-        With both.
+        With both lists of columns.
     """
     its, mine = fitted.get("columns"), here.get("columns")
     if its is not None and mine is not None and its != mine:
@@ -148,7 +148,7 @@ def require_same_columns(fitted: Recipe, here: Recipe, what: str) -> None:
 
 
 def common(a: Recipe, b: Recipe) -> Recipe:
-    """Return what two recipes agree in."""
+    """Return the parts in which two recipes agree."""
     found = {name: a[name] for name in a if name in b and a[name] == b[name]}
     mine, its = a.get("options", {}), b.get("options", {})
     same = {name: mine[name] for name in mine if name in its and mine[name] == its[name]}

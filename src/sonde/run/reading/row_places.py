@@ -25,7 +25,7 @@ def places_of(stream: Stream | None, hashed: bool) -> Place:
 
 
 def places_of_rows(stream: Stream, hashed: bool) -> Place:
-    """Return what names the place of a row of the data, by its number in tables of scores."""
+    """Return a function from a row's number in tables of scores to its place in the data."""
     inputs = items_of(stream)
     if inputs is not None and not hashed:
         return inputs.source.place

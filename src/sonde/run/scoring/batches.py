@@ -168,7 +168,7 @@ def record(
 
 
 def in_order_of_arrival(who: Int[Tensor, "row 4"]) -> Int[Tensor, "row"]:
-    """Return 0, 1, ... for each distinct row, numbered as they first come."""
+    """Return each row's number, where distinct rows are numbered in order of first appearance."""
     which = torch.unique(who, dim=0, return_inverse=True)[1]
     first = torch.full((int(which.max()) + 1,), len(who))
     first.scatter_reduce_(0, which, torch.arange(len(who)), "amin")

@@ -1,4 +1,4 @@
-"""A table of scores as one line for each input: one p-value, a verdict, and who speaks loudest."""
+"""A table of scores as one line for each input: a p-value, a verdict, the loudest detector."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ class ByInput:
     table : pyarrow.Table
         See ``by_input``.
     notes : tuple of str
-        Why p-values or verdicts are missing, where they are.
+        Why p-values or verdicts are missing or weak.
     """
 
     table: pa.Table
@@ -82,17 +82,17 @@ def by_input(
     unusual : pyarrow.Table, optional
         For the rule ``learned``, see ``with_fused``.
     place : callable, optional
-        What names the place of a row of the data in the user's files.
+        Function from a row's number in the data to its place in the user's files.
 
     Returns
     -------
     ByInput
         A table with ``id row place position``; ``instrument site score p`` of the detector, or of
         all together (``fuse(RULE)``); ``alarm``, whether ``p <= alpha``; ``loudest loudest_site
-        loudest_p``, the detector and site of the smallest p-value of their own (without a
-        calibration: furthest above the other inputs), and what explains its line. ``p`` is null
-        where no valid one is known: without a calibration, and for an input of several scored
-        rows; ``alarm`` also where too few rows calibrated for any.
+        loudest_p``, the detector and site with the smallest own p-value (without a calibration:
+        furthest above the other inputs); and the columns that explain that detector's line. ``p``
+        is null if no valid p-value is known: without a calibration, and for an input of several
+        scored rows. ``alarm`` is null then too, or if too few rows calibrated for any alarm.
 
     Raises
     ------
@@ -132,10 +132,11 @@ def by_input(
 
 
 def default_rule(fitted: Fitted, keys: list[Key], alpha: float) -> AnyRule:
-    """Return the rule that makes one p-value of several, of those valid under any dependence.
+    """Return the rule that makes one p-value of several, valid under any dependence.
 
-    The first that can reach ``alpha``: ``sum`` sees most, and needs scores that ``sonde calibrate``
-    kept; ``twice_mean`` sees least, and takes the fewest rows.
+    The first rule that can reach ``alpha``, else the rule that comes nearest. ``sum`` detects most,
+    and needs scores that ``sonde calibrate`` kept; ``twice_mean`` detects least, and needs the
+    fewest rows.
     """
     lowest: dict[AnyRule, float] = {}
     for rule in DEFAULT_RULES:
@@ -179,10 +180,10 @@ def _calibration(fitted: Fitted, key: Key) -> Any:
 
 
 def _members(parts: Sequence[pa.Table]) -> list[np.ndarray]:
-    """Return the input of each line, by number, detector by detector.
+    """Return for each detector the number of the input that each line belongs to.
 
-    An input is an item of the data, by id and row; where detectors name other rows of one id, as
-    of plain arrays whose rows make one example, it is the id.
+    An input is an item of the data, known by id and row. If detectors name different rows of an
+    id, as of plain arrays whose rows make one example, the input is known by its id alone.
     """
     pairs = [list(zip(p["id"].to_pylist(), p["row"].to_pylist(), strict=True)) for p in parts]
     if any(set(mine) != set(pairs[0]) for mine in pairs[1:]):
@@ -192,7 +193,7 @@ def _members(parts: Sequence[pa.Table]) -> list[np.ndarray]:
 
 
 def _far(fitted: Fitted, key: Key, part: pa.Table) -> np.ndarray:
-    """Return how far scores lie above the calibration scores, or above each other without these."""
+    """Return how far scores lie above the calibration scores; without these, above each other."""
     scores, found = scores_of(part), _calibration(fitted, key)
     if found is None:
         return beyond(scores)
@@ -212,9 +213,9 @@ def _loudest(
 def _speak(
     lines: list[dict[str, Any]], spoken: pa.Table, member: np.ndarray, alpha: float, lowest: float
 ) -> int:
-    """Give each input the score and p-value of its first line; return how many have no p-value.
+    """Give each input the score and p-value of its loudest line; return how many p were dropped.
 
-    Several rows of an input have no common p-value: the smallest of their p-values is not one.
+    An input of several rows gets no p-value: the smallest p-value of its rows is not valid for it.
     """
     n_several = 0
     n_rows = np.bincount(member, minlength=len(lines))
@@ -236,7 +237,7 @@ def _line(line: dict[str, Any], place: Callable[[int], str | None] | None) -> di
 
 
 def _first(member: np.ndarray, p: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Return of each input, by number, the line of smallest p-value, then of largest height."""
+    """Return each input's line of smallest p-value; ties go to the line of largest height."""
     order = np.lexsort((-height, p, member))
     return order[np.unique(member[order], return_index=True)[1]]
 

@@ -1,4 +1,4 @@
-"""Examples as people look at them: every part of one with its score, and its input if asked for."""
+"""Examples for people to look at: the score of every part and, if asked for, the input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -167,7 +167,7 @@ class Exhibits:
 
 
 def in_whole_batches(stream: Stream) -> Stream:
-    """Return a stream whose parts hold the generated texts of a walk over all of it."""
+    """Return a stream whose parts hold the texts that a walk over the whole stream generates."""
     if not (isinstance(stream, LiveStream) and isinstance(stream.inputs, ReplayInputs)):
         return stream
     return replace(stream, inputs=replace(stream.inputs, units=tuple(stream.units())))

@@ -1,6 +1,6 @@
 """All detectors and sites of a table of scores as one more detector, with p-values that hold.
 
-For one table of scores of a bundle. Of plain arrays of scores: ``sonde.alarms``.
+For one table of scores of a bundle. For plain arrays of scores see ``sonde.alarms``.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ def with_fused(
     unusual: pa.Table | None = None,
     seed: int = 0,
 ) -> pa.Table:
-    """Return a table of scores with a line more for each row: all detectors and sites together.
+    """Return a table of scores with one more line per row, for all detectors and sites together.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def with_fused(
     unusual : pyarrow.Table, optional
         Scores of known unusual rows by the same bundle, for ``learned`` alone.
     seed : int, default=0
-        Of the halves that ``sum``, ``max`` and ``learned`` part the kept scores into.
+        Seed of the halves that ``sum``, ``max`` and ``learned`` split the kept scores into.
 
     Returns
     -------
@@ -66,7 +66,7 @@ def with_fused(
     Raises
     ------
     InputError
-        If there is nothing to fuse, lines lack a p-value, or sites hold other rows.
+        If there is nothing to fuse, lines lack a p-value, or detectors name different rows.
     StateError
         If the bundle does not keep what the rule needs.
     """
@@ -110,7 +110,7 @@ def with_fused(
 def fused_of(
     fitted: Fitted, keys: list[Key], rule: Any, unusual: pa.Table | None = None, seed: int = 0
 ) -> FusedScore:
-    """Return the fused score that the held-out rows of a bundle calibrate."""
+    """Return the fused score, calibrated on the held-out rows of a bundle."""
     draw, held, kept = held_rows(fitted, keys)
     known = None if unusual is None else _scores(_aligned(unusual, keys))
     return fuse(

@@ -1,10 +1,10 @@
-"""Whether a detector was calibrated on rows enough for any alarm."""
+"""Whether a detector was calibrated on enough rows for any alarm."""
 
 from sonde.run.bundles.fitted import Fitted
 
 
 def lacking(fitted: Fitted, name: tuple[str, str], alpha: float) -> tuple[int, int] | None:
-    """Return (calibrated rows, rows needed) where no p-value can reach ``alpha``, else None."""
+    """Return (calibrated rows, rows needed) if no p-value can reach ``alpha``, else None."""
     calibration = getattr(fitted.scorers.get(name), "calibration", None)
     whole = getattr(calibration, "whole", calibration)
     if whole is None or whole.n >= whole.needed(alpha):

@@ -29,8 +29,8 @@ COLUMNS = [
 class RecordLine:
     """What one record of the table says, before layers are compared.
 
-    ``where`` names the row: id, occurrence and position, or which piece of the text in place of the
-    position where an example's rows make one score.
+    ``where`` names the row: id, occurrence and position. If an example's rows make one score, the
+    number of the text's piece replaces the position.
     """
 
     where: tuple[str | int, ...]
@@ -43,8 +43,8 @@ def units_of(
 ) -> dict[str, list[Any]]:
     """Return the ``n`` units that add most to the scores of some rows, and their shares.
 
-    Nothing where the method cannot say which units made a score. Of a row that is not finite, the
-    units that are not finite, without shares.
+    None if the method cannot say which units made a score. For a row that is not finite, the units
+    that are not finite, without shares.
     """
     nothing = {"units": [None] * len(row), "unit_shares": [None] * len(row)}
     x = columns.get("x")
@@ -129,7 +129,7 @@ def _scale(scorer: Scorer) -> tuple[float, float] | None:
 
 
 def _held(calibration: Calibration | SampledCalibration) -> Float[Tensor, "n"]:
-    """Return held-out scores that stand for all of them."""
+    """Return finite held-out scores that represent all held-out scores."""
     if isinstance(calibration, Calibration) or len(calibration.scores) == 0:
         values = calibration.scores if isinstance(calibration, Calibration) else calibration.tail
     elif len(calibration.tail) * 10 < calibration.n:

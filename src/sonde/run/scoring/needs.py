@@ -85,7 +85,7 @@ def check_scoring_memory(needed: ScoringNeeds, limit: int | None, command: str =
     Raises
     ------
     InputError
-        With what it takes, what there is, and how to need less; or if the limit is absurd.
+        With what it takes, what is allowed, and how to need less; or if the limit is invalid.
     """
     allowed = allowed_bytes(limit)
     if needed.total_bytes > allowed:

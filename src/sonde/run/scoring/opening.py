@@ -29,8 +29,8 @@ def open_for(
 ) -> Stream:
     """Return the stream that a bundle wants: its sites, its reducer, its objective.
 
-    With ``new_classes`` labels may name classes that the model does not have: what is unusual is
-    often of such a class.
+    With ``new_classes`` labels may name classes that the model does not have: unusual rows often
+    belong to a new class.
     """
     needs_logits = _needs_logits(fitted) or by == "predicted"
     is_stored = isinstance(model, str | Path) and is_store(Path(model))
@@ -78,7 +78,7 @@ def open_as(
 
 
 def _class_column(fitted: Fitted, model: Any, data: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the column that a bundle was calibrated by, where no other one is asked for."""
+    """Return the options that read the column by which a bundle was calibrated as labels."""
     columns = {c["by"] for c in fitted.header.get("calibrations", []) if c.get("by")}
     if not columns or model == ARRAYS:
         return {}
@@ -88,7 +88,8 @@ def _class_column(fitted: Fitted, model: Any, data: Any, options: dict[str, Any]
 def by_column(fitted: Fitted, data: Any, options: dict[str, Any], column: str) -> dict[str, Any]:
     """Return the options by which the values of a column are read as classes.
 
-    A label column that was named is no input then; where the data have no such column, it stays.
+    Another label column that was named becomes no input. If the data lack ``column``, the named
+    label column stays.
     """
     typed = options.get("label_column")
     if typed in (None, column):
@@ -99,7 +100,7 @@ def by_column(fitted: Fitted, data: Any, options: dict[str, Any], column: str) -
 
 
 def without(fitted: Fitted, options: dict[str, Any], column: str) -> dict[str, Any]:
-    """Return the options by which a column is no input."""
+    """Return the options that keep a column out of the inputs."""
     kept = recipe_in(fitted.header).get("options", {}).get("ignore_columns")
     named = options.get("ignore_columns") or kept or ()
     names = named.split(",") if isinstance(named, str) else named

@@ -128,7 +128,7 @@ def _say_without_row(table: pa.Table, stream: Stream) -> None:
 def spot(line: dict[str, Any], fitted: Fitted) -> str:
     """Return which row of its example a line of the table is about, in words.
 
-    Nothing where an example has one row; of a text in pieces, where its piece begins.
+    Empty if an example has one row; for a text in pieces, the position where its piece begins.
     """
     reducers = {s["text"]: Reducer.parse(s["reducer"]) for s in fitted.header["sites"]}
     if not all(reducers[key].one_row for key in line["site"].split(" & ")):

@@ -21,12 +21,12 @@ NEEDED = ("id", "site", "instrument", "score")
 
 
 def check_suffix(path: Path, further: tuple[str, ...] = ()) -> None:
-    """Refuse a path whose suffix names no format of a table, and none of the further ones.
+    """Refuse a path whose suffix is neither a table format nor one of ``further``.
 
     Raises
     ------
     InputError
-        With the suffixes that do.
+        With the suffixes that are allowed.
     """
     if path.suffix not in SUFFIXES and path.suffix.lower() not in further:
         raise InputError(
@@ -51,7 +51,7 @@ def write_table(table: pa.Table, path: str | Path) -> None:
 
     CSV has no lists: their members stand with blanks between them.
     JSON has no infinity: there a number that is not finite is null, also within a list.
-    Parquet carries checksums; in the others a digit that changed is another digit.
+    Parquet carries checksums; the other formats cannot detect a changed digit.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def _flat(table: pa.Table) -> pa.Table:
 
 
 def read_table(path: str | Path) -> pa.Table:
-    """Read a table that ``sonde score`` wrote; a score that is null is one of a row not finite.
+    """Read a table that ``sonde score`` wrote; a null score belongs to a row that is not finite.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def read_table(path: str | Path) -> pa.Table:
 
 
 def checked(table: pa.Table, where: str) -> pa.Table:
-    """Return a table of scores, its places as texts."""
+    """Check a table of scores; return it with sites and instruments as texts."""
     names = table.column_names
     missing = [name for name in NEEDED if name not in names]
     if missing or table.num_rows == 0:
@@ -137,7 +137,7 @@ def checked(table: pa.Table, where: str) -> pa.Table:
 
 
 def _check_numbers(table: pa.Table, where: str) -> None:
-    """Refuse scores and p-values that are no numbers, NaN, and p-values that are none."""
+    """Refuse scores and p-values that are no numbers, scores of NaN, and p outside [0, 1]."""
     types: Any = pa.types
     for name in ("score", "p"):
         kind = table[name].type if name in table.column_names else pa.null()
@@ -162,7 +162,7 @@ def _check_numbers(table: pa.Table, where: str) -> None:
 
 
 def _json_lines(content: bytes) -> bytes:
-    """Return JSON of rows as lines, where it is one array."""
+    """Return JSON rows as JSON lines; a JSON array is converted."""
     if not content.lstrip().startswith(b"["):
         return content
     return "".join(f"{json.dumps(row)}\n" for row in json.loads(content)).encode()

@@ -1,4 +1,4 @@
-"""Groups of inputs on which a model was found weak, as a file, and which new inputs belong to one.
+"""Groups of inputs on which a model was found weak, as a file, and their members in new data.
 
 The file names columns, values, cuts and centres; it holds no code.
 """
@@ -48,7 +48,7 @@ class KnownGroup:
     conditions : tuple of Condition
         All hold for a member.
     figures : dict of str to float
-        ``n accuracy low high elsewhere``, where it was found.
+        ``n accuracy low high elsewhere``, on the data in which the group was found.
     """
 
     text: str
@@ -63,7 +63,7 @@ class WeakGroups:
     Parameters
     ----------
     header : dict
-        What a bundle says of model, reading and sites.
+        Model, reading and sites, as in the header of a bundle.
     groups : tuple of KnownGroup
     """
 
@@ -100,7 +100,7 @@ class WeakGroups:
         Raises
         ------
         StateError
-            If the file is damaged, or of something else.
+            If the file is damaged, or is no file of weak groups.
         """
         header = read_header(path)
         if header.get("format") != FORMAT:
@@ -114,7 +114,7 @@ class WeakGroups:
         )
 
     def open(self, model: Any, data: Any, **options: Any) -> Stream:
-        """Return the stream by which membership is known: the groups' sites, read as then."""
+        """Return the stream that decides membership: the sites of the groups, read as at first."""
         answers = any(c.kind == "answer" for g in self.groups for c in g.conditions)
         return open_as(self.header, answers, model, data, options)
 
@@ -157,8 +157,8 @@ def with_groups(answers: pa.Table, weak: WeakGroups, stream: Stream) -> pa.Table
     Returns
     -------
     pyarrow.Table
-        With the columns ``groups``, numbers of groups from 1 (empty: in none; null: for one of
-        them it is not known), and ``group_accuracy``, the share that is right in the worst of them.
+        With the columns ``groups``, numbers of groups from 1 (empty: in no group; null: in no known
+        group, and not known for some group), and ``group_accuracy``, the lowest accuracy of these.
     """
     members = weak.members(stream)
     told, accuracy = [], []

@@ -1,1 +1,1 @@
-"""Two texts of one model, and which states carry what tells their answers apart."""
+"""Which states of a model carry the difference between its runs on two texts."""

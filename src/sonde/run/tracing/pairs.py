@@ -19,7 +19,7 @@ from sonde.explain._runs import Goal
 
 @dataclass(frozen=True)
 class TextPair:
-    """Two texts of as many tokens, the answer after the first, and the one it is held against."""
+    """Two texts of equally many tokens, the answer to the first, and an answer to compare."""
 
     clean: str
     corrupt: str
@@ -29,7 +29,7 @@ class TextPair:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPair:
-    """What the model is called with, the number that tells the runs apart, tokens as text."""
+    """Model inputs of both texts, the number that tells the runs apart, and tokens as text."""
 
     clean: dict[str, Any]
     corrupt: dict[str, Any]
@@ -139,7 +139,7 @@ def _answer(ids: Any, text: str, read: list[int], tokenizer: Any, answer: str) -
 
 
 def _goal(model: Model, answers: list[list[int]]) -> tuple[Goal, list[list[int]]]:
-    """Return the number that tells the runs apart, and what each example reads after its text."""
+    """Return the number that tells the runs apart, and each example's tokens after the text."""
     if all(len(answer) == 1 for answer in answers):
         target = answers[0][0]
         other = answers[1][0] if len(answers) > 1 else None

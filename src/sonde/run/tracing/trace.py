@@ -26,7 +26,7 @@ MOST_EDGES: Final = 40
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """What was found of one pair."""
+    """Results for one pair of texts."""
 
     pair: EncodedPair
     patched: PatchEffects
@@ -36,7 +36,7 @@ class Traced:
 
     @property
     def gap(self) -> float:
-        """Root mean square of what estimates miss of the patches, as a share of the difference."""
+        """Root mean square of estimates minus patches, as a share of the difference of the runs."""
         return float((self.estimated.value - self.patched.value).square().mean().sqrt())
 
 
@@ -48,7 +48,7 @@ def trace(
     *,
     progress: bool = True,
 ) -> list[Traced]:
-    """Return for each pair which states carry what tells its answers apart.
+    """Return for each pair which states carry the difference between its two runs.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""What the rows of a site at one step of a training have in common with those at other steps.
+"""Similarity of a site's rows between the steps of a training.
 
-States keep a sample of rows, mostly for error bars, and it is the same rows at every step, so that
+States keep a sample of rows, mostly for error bars. The sample has the same rows at every step, so
 steps can be compared without the models.
 """
 
@@ -40,8 +40,8 @@ class SiteAcrossSteps:
     similarity : LayerCKAResult
         Debiased CKA of every step to every step.
     emergence : EmergenceResult or None
-        When the principal directions of the last step can first be read; None without more rows
-        than units.
+        When the principal directions of the last step can first be read; None without at least
+        two more rows than units.
     """
 
     site: str
@@ -56,7 +56,7 @@ class SiteAcrossSteps:
 
     @property
     def errors(self) -> Float[Tensor, "step"]:
-        """Standard errors of ``to_last``; NaN where there are too few rows for one."""
+        """Standard errors of ``to_last``; NaN if there are too few rows for an error."""
         se = self.similarity.se
         return (
             torch.full_like(self.to_last, torch.nan) if se is None else torch.as_tensor(se)[:, -1]
@@ -83,7 +83,7 @@ def chosen(names: Sequence[str] | Sequence[int], most: int) -> list[int]:
 
 
 def samples_of(fitted: Fitted) -> dict[str, HashSampleState]:
-    """Return the sample of rows at each site where the states of a step hold one."""
+    """Return the samples of rows in the states of a step, at 8 evenly spaced sites at most."""
     sites = [site["text"] for site in fitted.header["sites"]]
     found = {sites[i]: sample(fitted, sites[i], MOST_ROWS) for i in chosen(sites, MOST_SITES)}
     return {

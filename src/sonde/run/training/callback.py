@@ -36,8 +36,8 @@ on a processor their states stay in its cache."""
 class Recorder:
     """Fits instruments on a probe set of a model that trains, and writes them step by step.
 
-    The model is left bit for bit as without it: its mode, gradients and hooks, and the random
-    state of torch. It is read in eval mode, and handed back as it was.
+    Recording leaves the model bit for bit as it was: its mode, gradients and hooks; and also the
+    random state of torch. The model is read in eval mode.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class Recorder:
         return self._opened[1]
 
     def _check_kinds(self, model: nn.Module, stream: Stream) -> None:
-        """Refuse a module of another class at a site of the steps before."""
+        """Refuse a module whose class at a site differs from the class at earlier steps."""
         modules = ModuleNames(model).modules
         kinds = {s.site.path: type(modules[s.site.path]).__name__
                  for s in stream.schema if s.site.path in modules}  # fmt: skip
@@ -125,7 +125,7 @@ class Recorder:
                 )
 
     def offer(self, processor: Any) -> None:
-        """Take a tokenizer or image processor where none was given."""
+        """Use a tokenizer or image processor if the recorder was given no processor."""
         if self._options["processor"] is None:
             self._options["processor"] = processor
 
@@ -175,7 +175,7 @@ class TrackCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the model as it is before the first step, or where it goes on."""
+        """Record the model before the first step, or at the step from which a training resumes."""
         self._last = -1
         self.recorder.offer(kwargs.get("processing_class"))
         self._record(state, kwargs["model"])
@@ -197,7 +197,7 @@ class TrackCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the model as it is in the end, where it was not yet."""
+        """Record the final model, unless it is recorded already."""
         self._record(state, kwargs["model"])
 
     def _record(self, state: TrainerState, model: nn.Module) -> None:
@@ -208,7 +208,7 @@ class TrackCallback(TrainerCallback):
 
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode meanwhile, and leave the random state of torch alone."""
+    """Keep a model in eval mode for a block; then restore its mode and torch's random state."""
     training = [m for m in model.modules() if m.training]
     try:
         for module in training:

@@ -41,7 +41,7 @@ def track(
         Holds a folder for each checkpoint, whose name ends in its step.
     data : anything that ``sonde.read`` takes
     record : path, optional
-        Where the steps are kept; ``FOLDER.track`` by default. What it holds is not read again.
+        Where the steps are kept; ``FOLDER.track`` by default. Steps in it are not read again.
     begun : callable, optional
         Called with each step before it is read.
     loading : mapping, optional
@@ -78,7 +78,7 @@ def checkpoint_folders(folder: str | Path) -> list[tuple[int, Path]]:
     Raises
     ------
     InputError
-        If there is none, or two have one number.
+        If there is no checkpoint, or two have the same number.
 
     Examples
     --------
@@ -130,9 +130,9 @@ def record_checkpoints(
     folders : sequence of (int, path)
         See ``checkpoint_folders``.
     opened : callable
-        Returns the states of the model of a name.
+        Returns the stream of hidden states of the model in a folder.
     track : Track
-        What it holds is kept: a run that was stopped goes on.
+        Steps that it holds are kept: a run that was stopped goes on.
     begun : callable, optional
         Told of each step before it is read.
     **options

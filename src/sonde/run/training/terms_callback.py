@@ -23,9 +23,9 @@ STATE, OPTIMISER = "terms.safetensors", "terms_optimizer.pt"
 class TermsCallback(TrainerCallback):
     """Add losses at sites to the loss of the model that a ``Trainer`` trains.
 
-    What losses learn themselves has an Adam of its own, at the rate of the Trainer's optimiser.
-    Figures, means since the last time, go into the Trainer's log. The state is saved into each
-    checkpoint, and a training that is resumed goes on from it.
+    Parameters of the losses have an Adam of their own, at the learning rate of the Trainer's
+    optimiser. Figures, means since the last log, go into the Trainer's log. The state is saved into
+    each checkpoint, and a training that is resumed goes on from it.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class TermsCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Move what losses learn themselves."""
+        """Update the parameters of the losses."""
         own = self.terms.parameters()
         if not own:
             return
@@ -132,13 +132,13 @@ class TermsCallback(TrainerCallback):
         return made
 
     def _hook(self) -> None:
-        """Add losses after all other hooks of the model, which bring their rows."""
+        """Move the hook that adds losses behind the model's other hooks, which bring the rows."""
         if self._handle is not None:
             self._handle.remove()
         self._handle = self.terms.module.register_forward_hook(self._added, with_kwargs=True)
 
     def _added(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        """Return the output with the losses added to its loss, while it trains."""
+        """Return the output with the losses added to its loss; None if the model does not train."""
         if not (model.training and torch.is_grad_enabled()):
             return None
         if not isinstance(output, dict) or output.get("loss") is None:

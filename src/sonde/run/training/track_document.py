@@ -28,8 +28,8 @@ def track_document(track: Track) -> dict[str, Any]:
     """Return the curves of every measure, and how the steps compare with each other.
 
     The curve of a value that is a vector is the median of its entries, with their 10th and 90th
-    percentile. With the curves go the pictures that results draw of a whole training
-    (``Result.over_training``), and those of the sampled rows where the steps hold any.
+    percentile. The document also holds the charts that results draw of a whole training
+    (``Result.over_training``), and charts of the sampled rows if the steps hold any.
 
     Raises
     ------

@@ -18,7 +18,7 @@ from sonde.store import Fault, Soundness
 
 
 def is_run_directory(directory: Path) -> bool:
-    """Return whether a folder is one in which a run goes on."""
+    """Return whether a folder is a run directory: it holds a plan, states or passes."""
     return (
         (directory / PLAN).is_file() or (directory / STATES).is_dir() or bool(passes_in(directory))
     )
@@ -30,9 +30,9 @@ def passes_in(directory: Path) -> list[Path]:
 
 
 def verify_run(directory: str | Path, tick: Callable[[int], None] = lambda _: None) -> Soundness:
-    """Read every byte of a run directory, that of a pass or of several, and return what is wrong.
+    """Read every byte of a run directory, of one pass or several, and return what is wrong.
 
-    Units that are not done yet are no fault: the command that runs goes on from there.
+    Units that are not done yet are no fault: the command of the run goes on from there.
 
     Raises
     ------

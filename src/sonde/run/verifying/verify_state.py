@@ -38,7 +38,7 @@ def verify_state(path: str | Path) -> Soundness:
 
 
 def refuse_future(path: Path) -> None:
-    """Raise where a state file is of a later version, which this one must not judge.
+    """Raise if a later version of sonde wrote a state file: this version must not judge the file.
 
     Raises
     ------
@@ -49,12 +49,12 @@ def refuse_future(path: Path) -> None:
 
 
 def refuse_later(path: Path, version: object) -> None:
-    """Raise where a version is a later one than this sonde knows.
+    """Raise if a version is later than this sonde knows.
 
     Raises
     ------
     StoreError
-        With both.
+        With both versions.
     """
     if type(version) is int and version > STATE_VERSION:
         raise StoreError(
@@ -64,7 +64,7 @@ def refuse_later(path: Path, version: object) -> None:
 
 
 def _version_of(path: Path) -> int:
-    """Return the version that a head gives itself, in whatever form its version has; else 0."""
+    """Return the latest version that the head of a file states, or 0 if it states no version."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -107,7 +107,7 @@ def _unknown(header: dict[str, Any]) -> Iterator[str]:
 
 
 def _unit_faults(units: Any) -> Iterator[str]:
-    """Yield where the intervals of units that were seen overlap or run backwards."""
+    """Yield faults of the intervals of seen units: not listed, running backwards, overlapping."""
     try:
         for entry in units:
             spans = sorted((int(a), int(b)) for a, b in entry["units"])

@@ -15,7 +15,7 @@ from sonde.tap import fingerprint, forward_code, known_config_hash, known_struct
 def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
     """Refuse a model with other weights or another configuration; return where it runs.
 
-    A model in another float type has other weights by their hash: that is a warning.
+    In another float type the hash of the weights cannot be compared: this is only a warning.
 
     Raises
     ------

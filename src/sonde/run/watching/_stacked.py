@@ -1,4 +1,4 @@
-"""Squared distances at several sites by few products: small calls cost more than what they do."""
+"""Squared distances at several sites in few products: a small call costs more than its work."""
 
 import itertools
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Stacked:
 
     @classmethod
     def of(cls, scorers: Sequence[tuple[str, Scorer]]) -> "Stacked | None":
-        """Return those of some (site, scorer) that go together; None for fewer than two."""
+        """Stack the scorers whose distances have equal shapes; None for fewer than two."""
         fitting: list[tuple[str, Distance]] = []
         for key, scorer in scorers:
             inner = scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
@@ -55,7 +55,7 @@ class Stacked:
         )
 
     def scores(self, rows: dict[str, Tensor]) -> dict[str, Float[Tensor, "row"]]:
-        """Return the scores at each site; none where sites differ in their rows."""
+        """Return the scores at each site; empty if the rows of the sites differ in shape."""
         x = [rows[key].to(self.mean.device) for key in self.keys]
         if any(one.shape != x[0].shape or one.shape[1] != self.mean.shape[2] for one in x):
             return {}
@@ -75,8 +75,8 @@ def triangle(
 ) -> tuple[Float[Tensor, "site _row _column"], ...]:
     """Return blocks of columns of a lower triangle ``L`` with ``L L^T = root root^T``.
 
-    Above the triangle nothing is read, which is what a product with one row costs. An accelerator
-    takes one large product rather than several.
+    Entries above the triangle are not read: reading is the cost of a product with one row. On an
+    accelerator ``root`` is returned as it is, for one large product.
     """
     if root.device.type != "cpu":
         return (root,)

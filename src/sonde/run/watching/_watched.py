@@ -77,7 +77,7 @@ class WatchedDetector:
 
     @property
     def by(self) -> str | None:
-        """What says the class of a row, where thresholds are those of classes."""
+        """Source of a row's class, ``label`` or ``predicted``; None if classes do not matter."""
         return self.scorer.by if isinstance(self.scorer, CalibratedScorer) else None
 
     def p_value(self, scores: Any, label: Tensor | None) -> Float[Tensor, "row"] | None:
@@ -99,7 +99,7 @@ class WatchedDetector:
 
 @dataclass(frozen=True)
 class ScoredForward:
-    """What one detector says of one forward; ``label`` where thresholds are those of classes."""
+    """Scores of one detector in one forward; ``label`` if thresholds depend on the class."""
 
     scores: Float[Tensor, "row"]
     example: Int[Tensor, "_row"]
@@ -119,7 +119,7 @@ class GuardStep:
 
 
 def schema_of(site: dict[str, Any]) -> SiteSchema:
-    """Return what a bundle's header says of one kind of rows.
+    """Return the schema of one kind of rows from a bundle's header.
 
     Raises
     ------
@@ -149,9 +149,9 @@ def schema_of(site: dict[str, Any]) -> SiteSchema:
 
 
 def in_single(scorer: Scorer, device: torch.device) -> Any:
-    """Return a scorer whose tensors are on a device, those of float64 in float32.
+    """Return a scorer with its tensors on a device, and float64 tensors converted to float32.
 
-    They stay as they are where the scorer needs their digits and the device has float64.
+    Tensors of float64 stay if the scorer needs their precision and the device has float64.
     """
     exact = scorer.needs_double and device.type != "mps"
     single = {} if exact else {torch.float64: torch.float32}
@@ -163,7 +163,7 @@ def in_single(scorer: Scorer, device: torch.device) -> Any:
 def watches_of(
     fitted: Fitted, alpha: float | None, methods: Methods | None, device: torch.device
 ) -> list[WatchedDetector]:
-    """Return the detectors that a guard watches, on ``device``; None watches all of a bundle."""
+    """Return the detectors that a guard watches, on ``device``; all if ``methods`` is None."""
     found = []
     methods = [methods] if isinstance(methods, str) else methods
     held = ", ".join(sorted({word for word, _ in fitted.names})) or "nothing"
@@ -229,9 +229,9 @@ def scored(
     cut: Collection[str] = (),
     known: Float[Tensor, "row"] | None = None,
 ) -> ScoredForward:
-    """Return what a detector says of the rows of a forward; ``known`` are scores made before.
+    """Return a detector's scores of the rows of a forward; ``known`` are scores made before.
 
-    ``cut`` are the keys of sites whose rows are a part of their text.
+    ``cut`` holds the keys of sites whose rows are only a part of their text.
     """
     names = (*watch.needs, *class_columns(watch.by))
     joined = JoinedRows.of(batch, watch.keys, names, watch.span)

@@ -42,22 +42,22 @@ class Guard:
     """Scores every forward of a live model inside a ``with`` block; the output stays as it is.
 
     ``scores``, ``p_values`` and ``alarms`` are those of the last text: a forward that goes on from
-    a filled key-value cache (each step of ``model.generate``) adds its new tokens, any other one
-    begins anew, so memory does not grow. Scores are made in float32, the whitening of covariances
-    too: those of ``mahalanobis`` and ``knn`` lie within 1e-5 of their size of what float64 gives
-    (``pytest -k scores_in_float32``). Each detector at each site raises false alarms at the rate
-    ``alpha``: with several of them the rates add up.
+    a filled key-value cache (each step of ``model.generate``) adds its new tokens, any other
+    forward begins anew, so memory does not grow. Scores and the whitening of covariances are
+    computed in float32: scores of ``mahalanobis`` and ``knn`` have a relative error below 1e-5
+    against float64 (``pytest -k scores_in_float32``). Each detector at each site raises false
+    alarms at the rate ``alpha``: with several of them the rates add up.
 
     Only calls made by the thread that opened the guard count. The model keeps its mode: in training
     mode, with dropout, usual inputs look unusual. A detector that needs gradients turns them on for
     the forward and runs a backward after it. ``token_statistics`` and ``pawn`` score each token as
     it comes, if their rows are calibrated (``reduction="rows"``): those that ``generate`` makes,
     and the prompt's too with ``logits_to_keep=0``. With beams or assisted decoding the tokens that
-    were rejected later are scored too (these two follow beams, but no assistant). Of a sequence
-    that has ended while ``generate`` goes on with others of its batch no more is scored, if
-    ``generation_config`` names the end token, and the token that pads behind it, with which
-    ``generate`` is called; without a cache the padding is scored. A probe that is calibrated by
-    label is used with the threshold of all classes together: a running model brings no labels.
+    were rejected later are scored too (these two follow beams, but no assistant). A sequence that
+    has ended while ``generate`` continues others of its batch is scored no more, if
+    ``generation_config`` has the end token and the padding token of the call to ``generate``;
+    without a cache the padding is scored. A probe that is calibrated by label is used with the
+    threshold of all classes together: a running model brings no labels.
 
     Parameters
     ----------

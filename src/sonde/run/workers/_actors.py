@@ -1,4 +1,4 @@
-"""What runs inside a Ray actor, and how what goes wrong in a worker reaches the driver."""
+"""What runs inside a Ray actor, and how the errors of a worker reach the driver."""
 
 import io
 import os
@@ -31,7 +31,7 @@ class WorkerFailure:
     memory, files : bool
         Whether memory ran out, or a file or module is not there.
     pickled : bytes or None
-        The exception, where it can be sent.
+        The exception, or None if it cannot be sent.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class WorkerFailure:
 
     @classmethod
     def of(cls, error: Exception) -> "WorkerFailure":
-        """Return what a worker tells of an exception."""
+        """Return the report of an exception for the driver."""
         try:
             pickled = pickle.dumps(error)
             pickle.loads(pickled)
@@ -78,7 +78,7 @@ class WorkerFailure:
 
 
 def renumbered(devices: Sequence[torch.device]) -> dict[str, str]:
-    """Return what the devices of the driver are called in a worker, which sees only its own.
+    """Return the worker's name of each device of the driver; a worker sees only its own devices.
 
     Examples
     --------
@@ -89,9 +89,9 @@ def renumbered(devices: Sequence[torch.device]) -> dict[str, str]:
 
 
 def unpacked(payload: memoryview, devices: Mapping[str, str]) -> Any:
-    """Return what the driver of this run pickled, its tensors where ``devices`` says.
+    """Unpickle bytes from the driver of this run; ``devices`` maps the devices of tensors.
 
-    It is trusted as the driver is: it comes with the run, never from a file of a user.
+    The bytes are trusted as the driver is: they come with the run, never from a file of a user.
     """
     return _Unpickler(io.BytesIO(payload), devices).load()
 
@@ -132,7 +132,7 @@ class Worker:
         folders: Sequence[str],
         devices: Mapping[str, str],
     ) -> WorkerFailure | int:
-        """Unpack the job, with modules from where the driver has them; return this process's id."""
+        """Unpack the job, with the driver's module folders; return the process id, or a failure."""
         sys.path += [f for f in folders if f not in sys.path and Path(f).exists()]
         try:
             job: Job = unpacked(payload.data, devices)

@@ -23,7 +23,7 @@ SETTLE_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class ActorNeeds:
-    """What one actor takes of a cluster."""
+    """CPUs and GPUs that one actor takes."""
 
     cpus: int
     gpus: int = 0
@@ -41,7 +41,7 @@ class ActorNeeds:
 
 
 def import_ray() -> Any:
-    """Return Ray, which then sends nothing home.
+    """Return the package Ray; its usage reports are off unless the environment sets them.
 
     Raises
     ------
@@ -164,12 +164,12 @@ def _require_reachable(address: str) -> None:
 
 
 def n_actors(ray: Any, needs: ActorNeeds, asked: int) -> int:
-    """Return how many actors to start: as many as asked, or as there is room for.
+    """Return how many actors to start: ``asked``, or as many as there is room for if it is 0.
 
     Raises
     ------
     InputError
-        If the cluster has no room for them, also after what just ended there is gone.
+        If the cluster has no room for them, even after a wait of 15 s for ending work.
     """
     nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
     check_room(nodes, needs, asked)

@@ -1,4 +1,4 @@
-"""Processes on this machine that work through the ranges of a plan; each has a line of its own.
+"""Processes on this machine that work through a plan's ranges, each over its own connection.
 
 Nothing is shared that a killed process could hold: no queue, no lock. A process that dies gives its
 ranges back, another takes its place, and when several died without an answer the run ends.
@@ -55,7 +55,7 @@ def hand_out_to_processes(
 
 @dataclass(eq=False)
 class _Hand:
-    """One process, its line, the job until it asks for it, and its ranges, the oldest first."""
+    """A process, its connection, the job until it is sent, and its ranges, the oldest first."""
 
     process: BaseProcess
     line: Connection
@@ -135,7 +135,7 @@ class _Floor:
         return answers
 
     def _give(self, hand: _Hand) -> None:
-        """Give a process its job first, and ranges ahead of time as long as all have some."""
+        """Give a process its job, then a range, or two if more ranges wait than processes exist."""
         if hand.parcel:
             hand.send(hand.parcel)
             hand.parcel = b""
@@ -150,7 +150,7 @@ class _Floor:
         Raises
         ------
         MachineError
-            If several died and none answered, or one ended by itself before it began.
+            If several died and none answered, or a process exited by itself before it began.
         """
         self._hands.remove(hand)
         hand.line.close()
@@ -189,7 +189,7 @@ def _opened(content: bytes) -> Any:
 
 
 def _check_shared_memory(job: Job) -> None:
-    """Refuse what workers cannot share: writing to shared memory that is full kills the process.
+    """Refuse tensors that do not fit into shared memory: writing to full memory kills the process.
 
     Raises
     ------
@@ -222,7 +222,7 @@ def _allow_open_files() -> None:
 
 @contextmanager
 def _sigint_held() -> Iterator[None]:
-    """Hold Ctrl-C back while processes start: they inherit that, so they never see one."""
+    """Block Ctrl-C while processes start: they inherit the block, so they never see a Ctrl-C."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

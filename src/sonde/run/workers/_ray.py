@@ -1,7 +1,7 @@
 """Ray actors that work through the ranges of a plan; the driver hands out and hears, no more.
 
 Nothing is left to Ray's own retries: an actor that dies gives its ranges back, another takes its
-place, and a range at which several died ends the run. Nothing finished for a long time ends it too.
+place, and a range at which several died ends the run. A long time without any answer ends it too.
 """
 
 import logging
@@ -53,7 +53,7 @@ def hand_out_on_ray(job: Job, spans: Sequence[Span], crew: Crew) -> Generator[tu
 
 @dataclass(eq=False)
 class _Hand:
-    """One actor and what it was given, the oldest first."""
+    """One actor and its ranges, the oldest first."""
 
     actor: Any
     name: str

@@ -34,7 +34,7 @@ class Parcel:
 def serve(line: Connection, _parcel: bytes) -> None:
     """Ask for the job, then answer each range, until the driver closes the line.
 
-    An answer is pickled plainly: a connection of its own would send each tensor as an open file.
+    Answers use plain ``pickle``: the connection itself would send each tensor as an open file.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_driver, daemon=True).start()

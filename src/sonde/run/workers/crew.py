@@ -23,18 +23,18 @@ class Crew:
     Parameters
     ----------
     workers : int, default=0
-        Processes, or actors. 0 works in this process; on Ray it takes all that the cluster has: an
-        actor for each device where the model is on one, else for each CPU.
+        Processes, or actors. 0 works in this process; on Ray, 0 starts as many actors as there is
+        room for, each with the accelerators of the model, if any, and a CPU for each thread.
     runner : {"local", "ray"}, default="local"
     address : str or None, default=None
         A running Ray cluster, ``host:port`` or ``auto``; None starts one on this machine.
     patience_seconds : float, default=600
-        A run on Ray in which nothing is finished for so long, and for 20 times the usual, fails.
+        A run on Ray fails if no worker answers for this time and for 20 times the usual time.
 
     Raises
     ------
     InputError
-        If these contradict each other.
+        If a value is out of range, or ``address`` is given without Ray.
     """
 
     workers: int = 0

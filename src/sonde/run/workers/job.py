@@ -51,7 +51,7 @@ class Job(ABC):
         return list(inner.rows.values()) if isinstance(inner, ArrayStream) else []
 
     def begin(self, readable: bool = True) -> None:
-        """Make a worker ready, and see whether it can read what the driver can.
+        """Prepare a worker, and check that it can read the data that the driver can read.
 
         Raises
         ------

@@ -21,20 +21,20 @@ MOST_UNITS = 8
 
 @dataclass(frozen=True, eq=False)
 class StreamPart(DerivedStream):
-    """Some units of a stream; all else is what the stream says of itself."""
+    """Some units of a stream; everything else is taken from the whole stream."""
 
     inner: Stream
     bounds: tuple[int, ...]
     seed: int = 0
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
-        """Return where the units begin that this part has."""
+        """Return the bounds of the units of this part."""
         return list(self.bounds)
 
 
 @dataclass(frozen=True)
 class PartJob(Job):
-    """Do a part of a stream that needs no other.
+    """Do a part of a stream that does not need the other parts.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class PartJob(Job):
 
 
 def has_parts(stream: Stream) -> bool:
-    """Return whether parts can be done alone: rows of plain arrays are compared with all."""
+    """Return whether parts can be done alone; rows of plain arrays are compared with all rows."""
     return not isinstance(stream, ArrayStream)
 
 
