@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sonde.run.explaining import explain as explaining
+from sonde.run.explaining import explanations as explaining
 
 
 def test_pictures_are_explained_and_drawn_where_asked(run, tmp_path):

@@ -14,7 +14,6 @@ from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.data.inputs import ItemInputs
 from sonde.data.opening import class_names
-from sonde.run.reading.notes import items_of
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
@@ -26,10 +25,9 @@ SHOWN: Final = 6
 
 def stream_in_sorted_order(stream: Stream) -> Stream:
     """Return a live stream whose labels are marked as the model's classes if its answers agree."""
-    items = items_of(stream)
-    if items is None or not isinstance(stream, LiveStream):
-        return stream
-    return replace(stream, inputs=in_sorted_order(stream.model, items, stream.seed))
+    if not isinstance(stream, LiveStream) or not isinstance(stream.inputs, ItemInputs):
+        return stream  # also prompts that are continued: their inputs wrap the items
+    return replace(stream, inputs=in_sorted_order(stream.model, stream.inputs, stream.seed))
 
 
 def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInputs:
