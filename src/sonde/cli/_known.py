@@ -86,7 +86,7 @@ class KnownRows:
             rows = evaluate_errors(scored, data, self.errors, **options)
             trusted = trust_errors(scored, data, self.errors, **options)
             pairs = (("PRR", "prr"), ("AUROC", "auroc"), ("within", "within"))
-            told = _text(rows, *pairs, ERRORS)
+            told = _figures_table(rows, *pairs, ERRORS)
             if trusted is not None:
                 said = trust_text(trusted, ("right", "wrong answers"))
                 told += f"\n{fill(said, text_width(), break_on_hyphens=False)}"
@@ -102,13 +102,15 @@ class KnownRows:
             rows = evaluate_steps(scored, data, **options)
             meanings = {word: text.format(alpha=alpha) for word, text in STEPS.items()}
             pairs = (("top-1", "localised"), ("AUROC", "auroc"), ("F1", "f1"), ("joint", "joint"))
-            return {"rows": rows}, _text(rows, *pairs, meanings)
+            return {"rows": rows}, _figures_table(rows, *pairs, meanings)
         from sonde.run.evaluating.known_pixels import evaluate_pixels
 
         assert self.masks is not None  # one of the three was asked for
         options |= {"image_column": reading.image_column, "grid": self.grid, "sigma": self.sigma}
         rows = evaluate_pixels(scored, data, self.masks, **options)
-        return {"rows": rows}, _text(rows, ("PRO", "aupro"), ("AUROC", "pixel_auroc"), PIXELS)
+        return {"rows": rows}, _figures_table(
+            rows, ("PRO", "aupro"), ("AUROC", "pixel_auroc"), PIXELS
+        )
 
 
 def _text_by(rows: list[dict[str, Any]], column: str) -> str:
@@ -131,7 +133,7 @@ def _text_by(rows: list[dict[str, Any]], column: str) -> str:
     return table(titles, cells, shrinks=0)
 
 
-def _text(rows: list[dict[str, Any]], *columns: Any) -> str:
+def _figures_table(rows: list[dict[str, Any]], *columns: Any) -> str:
     """Return a table: the first figure with its interval, the others alone, then the counts."""
     from sonde.run.instruments.entries import place_of
 

@@ -84,14 +84,14 @@ def _spaced(arguments: Sequence[str]) -> str | None:
 
 def _missing(box: str) -> str | None:
     """Return which words are missing."""
-    plain = [_text(line) for line in box.splitlines()]
+    plain = [_words_of_box(line) for line in box.splitlines()]
     names = [line for line in plain if re.fullmatch(r"[A-Z]{3,}( [A-Z[\].]{3,})*", line)]
     return f"expected {' '.join(names)}." if names and "Missing from" in box else None
 
 
 def _value(arguments: Sequence[str], flags: dict[str, Any], box: str) -> str | None:
     """Return a sentence about the expected and the typed value of the flag that failed."""
-    found = re.search(r"(?:Error parsing|for argument) '?(?:-\w/)?(--[\w-]+)", _text(box))
+    found = re.search(r"(?:Error parsing|for argument) '?(?:-\w/)?(--[\w-]+)", _words_of_box(box))
     kind = None if found is None else _kind(flags.get(found[1]))
     if found is None or kind is None:
         return None
@@ -124,7 +124,7 @@ def _typed(arguments: Sequence[str], flag: str) -> str:
     return "nothing"
 
 
-def _text(box: str) -> str:
+def _words_of_box(box: str) -> str:
     """Return the words of a box without the lines that draw it."""
     return " ".join(_DRAWN.sub(" ", box).split())
 
@@ -136,7 +136,7 @@ def _paragraph(box: str) -> str:
         if _BORDER.search(line):
             parts.append([])
         elif parts:
-            parts[-1].append(_text(line))
+            parts[-1].append(_words_of_box(line))
     kept = " ".join(parts[0]) if parts else ""
     text = kept.removeprefix("Error parsing ").strip().rstrip(".")
     text = re.sub(r"^Unrecognized options:", "unexpected words:", text)

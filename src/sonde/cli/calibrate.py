@@ -101,7 +101,7 @@ class Calibrate:
             plain = [{**row, "threshold": _finite(row["threshold"])} for row in rows]
             say_json({"file": str(self.output), "id": identity, "alpha": self.alpha, "rows": plain})
         elif not quiet:
-            say(_text(rows, self.alpha))
+            say(_thresholds_text(rows, self.alpha))
         for text in () if quiet else _lacking(rows, self.alpha):
             note(f"note: {text}")
         note(f"wrote {self.output} ({gib(self.output.stat().st_size)}){replaced}")
@@ -136,7 +136,7 @@ class Calibrate:
         }
 
 
-def _text(rows: list[dict[str, Any]], alpha: float) -> str:
+def _thresholds_text(rows: list[dict[str, Any]], alpha: float) -> str:
     from sonde.cli._fitted import alarm
 
     title, meaning = alarm(alpha)

@@ -268,13 +268,13 @@ def prompts_of(word: str, column: str | None) -> list[str]:
     else:
         from sonde.data.opening import open_file
 
-        found = [_text(row, column, path) for row in open_file(path).rows()]
+        found = [_prompt_of(row, column, path) for row in open_file(path).rows()]
     if not found:
         raise InputError(f"sonde generate: {word} holds no prompt.")
     return found
 
 
-def _text(row: Any, column: str | None, path: Path) -> str:
+def _prompt_of(row: Any, column: str | None, path: Path) -> str:
     """Return the prompt in one row of a table."""
     from sonde.data.columns import TEXT_NAMES
 

@@ -47,7 +47,7 @@ class Info:
         if self.printing.json:
             say_json(facts)
         else:
-            say(_text(facts))
+            say(_facts_text(facts))
         return 0
 
 
@@ -220,7 +220,7 @@ def _n_units(entries: list[dict[str, Any]]) -> int:
     return sum(found.values())
 
 
-def _text(facts: dict[str, Any]) -> str:
+def _facts_text(facts: dict[str, Any]) -> str:
     """Return the facts for people: one line each, broken at 80 columns."""
     special = {FITTED: _state_words, "store of rows": _store_words}
     words = special.get(facts["kind"], _plain_words)(facts)

@@ -103,7 +103,7 @@ class AdaptiveModules:
                 f"AdaptiveModules: expected names of modules, got {missing or 'none'} in "
                 f"{type(model.module).__name__}."
             )
-        rows = _rows(model.module, inputs, self.modules)
+        rows = _inputs_and_outputs(model.module, inputs, self.modules)
         gates: list[GatedLearners] = []
         for number, name in enumerate(self.modules):
             x, y = rows[name]
@@ -282,7 +282,7 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _rows(
+def _inputs_and_outputs(
     module: nn.Module, inputs: Inputs, names: Sequence[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return inputs and outputs of modules on the first rows of the data."""

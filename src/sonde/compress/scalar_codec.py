@@ -54,7 +54,7 @@ class ScalarCodec(Codec):
 
     def most_lost(self, x: Tensor) -> float:
         """Return the share that is lost if every entry is off by half a step."""
-        rows = _rows(x)
+        rows = _channel_rows(x)
         if not rows.numel():
             return 0.0
         half = (rows.amax(0) - rows.amin(0)) / (2**self.bits - 1) / 2
@@ -63,7 +63,7 @@ class ScalarCodec(Codec):
 
     def pack(self, x: Tensor) -> bytes:
         """Return shape, extremes and codes."""
-        rows = _rows(x)
+        rows = _channel_rows(x)
         low, high = (rows.amin(0), rows.amax(0)) if rows.numel() else rows.new_zeros(2, 0)
         step = _steps(low, high, self.bits)
         codes = ((rows - low) / step).round().to(torch.int64).numpy().reshape(-1)
@@ -91,7 +91,7 @@ class ScalarCodec(Codec):
         return (low + rows * _steps(low, high, bits)).float().reshape(shape)
 
 
-def _rows(x: Tensor) -> Float[Tensor, "row channel"]:
+def _channel_rows(x: Tensor) -> Float[Tensor, "row channel"]:
     if not x.numel():
         return torch.zeros(0, 0, dtype=torch.float64)
     return x.reshape(-1, x.shape[-1] if x.ndim else 1).double()

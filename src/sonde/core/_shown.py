@@ -94,7 +94,7 @@ def _facts(result: Any) -> Iterator[tuple[str, str]]:
         lost = field.name == "value" and bool(result.flags)
         if field.name != "conventions" and (lost or not _is_silent(value)):
             ends = field.name == "range"
-            text = f"[{_number(value[0])}, {_number(value[1])}]" if ends else _text(value)
+            text = f"[{_number(value[0])}, {_number(value[1])}]" if ends else _as_text(value)
             yield field.name, text
 
 
@@ -105,7 +105,7 @@ def _is_silent(value: Any) -> bool:
     return not isinstance(value, Tensor) and value in SILENT
 
 
-def _text(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, Tensor):
         return _number(value.item()) if value.numel() == 1 else _shape(value)
     if isinstance(value, float):

@@ -245,7 +245,11 @@ def _input(
     free: Sample, reads: Reads, flags: Flags, model: str, source: str
 ) -> tuple[Kind, tuple[str, ...], bool]:
     if reads == "text":
-        return _text(free, flags, model, source), *_names_of_text(free, flags, model, source), False
+        return (
+            _text_kind(free, flags, model, source),
+            *_names_of_text(free, flags, model, source),
+            False,
+        )
     if reads == "image":
         return _image(free, flags, model, source)
     if reads == "image_text":
@@ -276,7 +280,7 @@ def _names_of_text(free: Sample, flags: Flags, model: str, source: str) -> tuple
     raise _no_column(free, strings, "text", "text_column= (--text-column)", model, source)
 
 
-def _text(free: Sample, flags: Flags, model: str, source: str) -> Kind:
+def _text_kind(free: Sample, flags: Flags, model: str, source: str) -> Kind:
     (names,) = _names_of_text(free, flags, model, source)
     if names[0] == STEPS and any(isinstance(v, list) for v in free.get(STEPS, ())):
         return "trajectory"

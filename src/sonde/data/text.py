@@ -111,9 +111,9 @@ class TextEncoder(Encoder):
                     f"got {type(found).__name__}"
                 )
             return canonical_json(found).encode()
-        texts = [_text(row, name) for name in self.inputs]
+        texts = [_text_of_row(row, name) for name in self.inputs]
         if self.decoder is not None and self.decoder.column is not None:
-            _text(row, self.decoder.column)
+            _text_of_row(row, self.decoder.column)
         return "\0".join(texts).encode("utf-8", "surrogatepass")
 
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
@@ -213,7 +213,7 @@ class TextEncoder(Encoder):
         return Prepared((found["input_ids"], extra, target, None), len(found["input_ids"]))
 
     def _encode_pair(self, row: Row, cut: bool) -> dict[str, list[int]]:
-        first, second = (_text(row, name) for name in self.inputs)
+        first, second = (_text_of_row(row, name) for name in self.inputs)
         options = {"truncation": "longest_first", "max_length": self.max_length} if cut else {}
         return dict(self.tokenizer(first, second, verbose=False, **options))
 
@@ -225,7 +225,7 @@ class TextEncoder(Encoder):
         if self.kind == "pair":
             return [self._encode_pair(row, cut=False)["input_ids"] for row in rows]
         texts = [
-            self._chat(row) if self.kind == "messages" else _text(row, self.inputs[0])
+            self._chat(row) if self.kind == "messages" else _text_of_row(row, self.inputs[0])
             for row in rows
         ]
         if self.vocabulary.bytes_only:
@@ -278,7 +278,7 @@ class TextEncoder(Encoder):
     def _targets(self, rows: Sequence[Row]) -> list[list[int] | None]:
         if self.decoder is None or self.decoder.column is None:
             return [None] * len(rows)
-        texts = [_text(row, self.decoder.column) for row in rows]
+        texts = [_text_of_row(row, self.decoder.column) for row in rows]
         found = self.tokenizer(text_target=texts, verbose=False, padding=False)["input_ids"]
         return [list(ids[: self.max_length]) for ids in found]
 
@@ -358,7 +358,7 @@ def _value(row: Row, name: str) -> Any:
     return row[name]
 
 
-def _text(row: Row, name: str) -> str:
+def _text_of_row(row: Row, name: str) -> str:
     found = _value(row, name)
     if not isinstance(found, str):
         raise InputError(f"expected a text in column {name!r}, got {type(found).__name__}")

@@ -113,7 +113,7 @@ def forgotten(
     modules = {"before": live.module, "after": changed}
     modules |= {} if retrained is None else {"retrained": retrained}
     rows = {
-        name: {part: _rows(live, module, part, data) for part, data in parts.items()}
+        name: {part: _losses_and_right(live, module, part, data) for part, data in parts.items()}
         for name, module in modules.items()
     }
     stands = {
@@ -156,7 +156,7 @@ def membership_attack(members: Float[Tensor, "member"], others: Float[Tensor, "o
     return auroc(scores, torch.arange(len(scores)) < len(members))
 
 
-def _rows(
+def _losses_and_right(
     live: Model, module: nn.Module, part: str, data: Inputs
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
     """Return the loss of each example that has a truth, and its share of right answers."""

@@ -79,7 +79,7 @@ class Baseline:
         """
         total, n, n_rows = torch.zeros(()), 0, 0
         for batch in batches_of(inputs):
-            rows = _rows(function := SiteFunction(model, batch, site))
+            rows = _place_features(function := SiteFunction(model, batch, site))
             total = total + rows.double().sum(0).cpu()
             n, n_rows = n + len(rows), n_rows + function.n
         if not n:
@@ -116,7 +116,7 @@ class Baseline:
             return self._blurred(x)
         if self.values is not None:
             return self._given(x, axis, self.values)
-        rows = _rows(function)
+        rows = _place_features(function)
         if len(rows) < 2:
             raise InputError(
                 f"Baseline: expected two rows or more for their mean, got {len(rows)} at "
@@ -145,7 +145,7 @@ class Baseline:
         return avg_pool2d(rows, (1, self.size), 1, (0, half), count_include_pad=False)
 
 
-def _rows(function: SiteFunction) -> Float[Tensor, "row feature"]:
+def _place_features(function: SiteFunction) -> Float[Tensor, "row feature"]:
     """Return the features of every real place of every example."""
     wide, mask = function.value.movedim(function.feature_axis, -1), function.mask
     return wide.reshape(-1, wide.shape[-1]) if mask is None else wide[mask.to(wide.device)]

@@ -245,7 +245,7 @@ class Codebook:
         names = [self._name(site) for site in resolve(module, sites)]
         at = [ModuleNames(module).modules[name] for name in names]
         source = torch.Generator().manual_seed(self.seed)
-        rows = _rows(module, at, [batch(i) for i in range(FIRST_BATCHES)])
+        rows = _states_at(module, at, [batch(i) for i in range(FIRST_BATCHES)])
         books = [self._first(x, source).requires_grad_() for x in rows]
         later = [batch(self.steps + i) for i in range(JUDGED)]
         before = _mean_loss(given, later, loss)
@@ -265,7 +265,7 @@ class Codebook:
 
         def renew(inputs: Any) -> None:
             if descent.n_steps % RENEWED == 0 and descent.n_steps + RENEWED <= self.steps:
-                _renew(books, used, _rows(module, at, [inputs]), source)
+                _renew(books, used, _states_at(module, at, [inputs]), source)
 
         with Session(module, pairs, reading=False, owner="Codebook"):
             descent.run(total, map(batch, range(self.steps)), renew)
@@ -342,7 +342,7 @@ def _spread(rows: Tensor, n: int, source: torch.Generator) -> Tensor:
     return rows[chosen].clone()
 
 
-def _rows(module: nn.Module, at: Sequence[nn.Module], batches: Sequence[Any]) -> list[Tensor]:
+def _states_at(module: nn.Module, at: Sequence[nn.Module], batches: Sequence[Any]) -> list[Tensor]:
     """Return the rows at modules."""
     seen: list[list[Tensor]] = [[] for _ in at]
 

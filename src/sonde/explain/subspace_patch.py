@@ -146,7 +146,7 @@ class SubspacePatch(Explainer):
             moved = new[at] if name == "site" else _patched(old[at], new[at], ways[name])
             values = _only(old[at], moved, position)
             effects[name] = (runs.patched(base_side, at, values)[0] - base).double().cpu()
-        rows = tuple(_rows(x[at], position, runs.call.mask) for x in (old, new))
+        rows = tuple(_states_at_position(x[at], position, runs.call.mask) for x in (old, new))
         return self._judged(runs, str(at), effects, rows, (v, row, null), source - base)
 
     def _judged(
@@ -237,7 +237,7 @@ def _only(old: Tensor, new: Tensor, position: int | None) -> Tensor:
     return made
 
 
-def _rows(
+def _states_at_position(
     x: Tensor, position: int | None, mask: Bool[Tensor, "row pos"] | None
 ) -> Float[Tensor, "row dim"]:
     if x.ndim > 2 and position is not None:

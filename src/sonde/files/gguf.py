@@ -50,20 +50,20 @@ def write_control_vector(
     }
     head = MAGIC + struct.pack("<IQQ", VERSION, len(kept), len(facts))
     for key, value in facts.items():
-        head += _text(key)
+        head += _length_and_bytes(key)
         if isinstance(value, str):
-            head += struct.pack("<I", _STRING) + _text(value)
+            head += struct.pack("<I", _STRING) + _length_and_bytes(value)
         else:
             head += struct.pack("<II", _UINT32, value)
     data = b""
     for number, vector in kept.items():
-        head += _text(f"direction.{number}") + struct.pack("<I", 1)
+        head += _length_and_bytes(f"direction.{number}") + struct.pack("<I", 1)
         head += struct.pack("<QIQ", len(vector), _F32, len(data))
         data += _padded(vector.astype("<f4").tobytes())
     atomic_write(Path(path), _padded(head) + data)
 
 
-def _text(text: str) -> bytes:
+def _length_and_bytes(text: str) -> bytes:
     raw = text.encode()
     return struct.pack("<Q", len(raw)) + raw
 

@@ -68,7 +68,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         "measures": [{k: line[k] for k in MEASURED} for line in fitted_rows(scanned.measured)],
         "not_measured": [{"method": m, "reason": r} for m, r in scanned.not_measured.items()],
         "versus": _versus(evidence),
-        "rows": _rows(scanned),
+        "rows": _rows_section(scanned),
         "left_out": [entry.json() for entry in scanned.stream.left_out],
         "limits": limits(scanned),
         "shows_inputs": settings.show_inputs,
@@ -106,7 +106,7 @@ def _versus(evidence: Evidence) -> dict[str, Any] | None:
     }
 
 
-def _rows(scanned: Scanned) -> dict[str, Any]:
+def _rows_section(scanned: Scanned) -> dict[str, Any]:
     """Return the section on rows; labels are not called wrong where the check was withheld."""
     found = rows_section(scanned.evidence)
     tables = [check.tables.get("weak_groups", []) for check in scanned.checks]

@@ -58,7 +58,7 @@ def auroc(
     ----------
     newcombe2006auc
     """
-    values, positive = _rows("auroc", scores, unusual)
+    values, positive = _checked_scores("auroc", scores, unusual)
     ranked = Ranked.of(values)
 
     def figure(weight: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def aupr(
     >>> f"{found.value:.4f}"
     '0.8667'
     """
-    values, unusual_rows = _rows("aupr", scores, unusual)
+    values, unusual_rows = _checked_scores("aupr", scores, unusual)
     wanted, ranked = _from_the_end(values, unusual_rows, positive)
 
     def figure(weight: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def fpr_at_tpr(
     """
     if not 0 < rate <= 1:
         raise InputError(f"fpr_at_tpr: expected a rate in (0, 1], got {rate}.")
-    values, unusual_rows = _rows("fpr_at_tpr", scores, unusual)
+    values, unusual_rows = _checked_scores("fpr_at_tpr", scores, unusual)
     wanted, ranked = _from_the_end(values, unusual_rows, positive)
 
     def figure(weight: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ def _expected_precision(ranked: Ranked, wanted: Tensor, joined: bool) -> float:
     return float(gain.sum()) / hits
 
 
-def _rows(name: str, scores: Any, unusual: Any) -> tuple[Tensor, Tensor]:
+def _checked_scores(name: str, scores: Any, unusual: Any) -> tuple[Tensor, Tensor]:
     values = numbers(name, scores, "scores")
     positive = kinds(name, unusual, len(values))
     require_both(name, positive)

@@ -26,7 +26,7 @@ def exhibit(found: Any, scale: ColourScale, alpha: float, names: ElementIds) -> 
         return _image(found, scale, names)
     if found.kind == "row":
         return _values(found, names)
-    return _text(found, scale, alpha, names)
+    return _coloured_text(found, scale, alpha, names)
 
 
 def level_of(score: float, scale: ColourScale) -> int:
@@ -95,7 +95,7 @@ def _alone(found: Any) -> Markup:
     return el("p", f"{plural(len(found.score), 'row')} without a place.", cls="empty")
 
 
-def _text(found: Any, scale: ColourScale, alpha: float, names: ElementIds) -> Markup:
+def _coloured_text(found: Any, scale: ColourScale, alpha: float, names: ElementIds) -> Markup:
     keep = marked(found.score, found.p, alpha)
     strong = {found.position[i] for i in keep}
     scores = dict(zip(found.position, zip(found.score, found.p, strict=True), strict=True))

@@ -71,12 +71,12 @@ def fix_sentence(report: dict[str, Any]) -> str:
 
 def first_screen(report: dict[str, Any]) -> Markup | None:
     """Return the top of the page, below its title; None without figures, cause and worst inputs."""
-    parts = [_figures(report), _cause(report), _worst(report)]
+    parts = [_large_figure(report), _cause(report), _worst(report)]
     kept = [part for part in parts if part is not None]
     return el("div", *kept, cls="first") if kept else None
 
 
-def _figures(report: dict[str, Any]) -> Markup | None:
+def _large_figure(report: dict[str, Any]) -> Markup | None:
     """Return the one large figure with its interval, beside the figures to compare it with."""
     found = report.get("answers")
     if found is None:

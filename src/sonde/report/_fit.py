@@ -71,7 +71,7 @@ def fitted(chart: Chart, width: int) -> Chart:
     if up:
         spec.setdefault("padding", {"left": 24, "right": 5, "top": 5, "bottom": 5})
     for layer in layers:
-        encoding, rows = layer["encoding"], _rows(layer, spec)
+        encoding, rows = layer["encoding"], _chart_rows(layer, spec)
         if encoding.get("x", {}).get("type") in ("nominal", "ordinal"):
             _label(encoding["x"], across, spec["width"], width < NARROW, is_matrix)
         if encoding.get("y", {}).get("type") in ("nominal", "ordinal"):
@@ -104,7 +104,7 @@ def _in_layers(spec: Chart) -> Chart:
     return spec | {"layer": layers}
 
 
-def _rows(layer: Chart, spec: Chart) -> list[dict[str, Any]]:
+def _chart_rows(layer: Chart, spec: Chart) -> list[dict[str, Any]]:
     return (layer.get("data") or spec.get("data") or {}).get("values", [])
 
 
@@ -116,7 +116,7 @@ def _names(layers: list[Chart], channel: str, spec: Chart) -> list[str]:
         if encoding.get("type") in ("nominal", "ordinal"):
             listed = encoding.get("sort")
             listed = listed if isinstance(listed, list) else []
-            own = (row.get(encoding["field"]) for row in _rows(layer, spec))
+            own = (row.get(encoding["field"]) for row in _chart_rows(layer, spec))
             found |= dict.fromkeys([*listed, *own])
     return [str(name) for name in found if name is not None]
 
@@ -180,7 +180,7 @@ def _scale(name: str, encoding: Chart, rows: Any, layers: list[Chart], spec: Cha
     if percent:
         look["labelExpr"] = _SHORT_SHARE
     if channel.get("scale", {}).get("type") == "log":
-        values = [v for layer in layers for v in _heights(layer, _rows(layer, spec))]
+        values = [v for layer in layers for v in _heights(layer, _chart_rows(layer, spec))]
         low, high = min(values) / 1.25, max(values) * 1.25
         channel["scale"] = {"type": "log", "domain": [low, high], "nice": False}
         look["values"] = _ticks(low, high)

@@ -81,16 +81,16 @@ def _numeric(numbers: Numbers, column: int) -> bool:
 
 def _cell(value: Cell, column: int, kind: str) -> Markup:
     if column == 0:
-        return el("th", _text(value, kind), scope="row", data_v=_exact(value))
+        return el("th", _cell_markup(value, kind), scope="row", data_v=_exact(value))
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return el("td", _text(value, kind), cls="n", data_v=_exact(value))
+        return el("td", _cell_markup(value, kind), cls="n", data_v=_exact(value))
     if kind == "state" and isinstance(value, str):
         return el("td", badge(value, "raised" if value in {"error", "warning", "note"} else ""))
     look = "n" if value is None or kind == "number" else "long" if len(str(value)) > LONG else None
-    return el("td", _text(value, kind), cls=look, data_v=_exact(value))
+    return el("td", _cell_markup(value, kind), cls=look, data_v=_exact(value))
 
 
-def _text(value: Cell, kind: str) -> Markup | str:
+def _cell_markup(value: Cell, kind: str) -> Markup | str:
     if value is None:
         return "–"
     if isinstance(value, int | float):

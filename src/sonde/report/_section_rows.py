@@ -75,7 +75,7 @@ def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
     if versus["rows"]:
         n_other = where["other"]["n_rows"] if where["other"] else None
         listed = [_flat(row) for row in versus["rows"]]
-        rows = _rows(listed, ("places", "id", "score", "p"), report["shows_inputs"])
+        rows = _rows_table(listed, ("places", "id", "score", "p"), report["shows_inputs"])
         parts.append(el("h3", f"Most unusual rows of {theirs}"))
         if n_other is not None and n_other > len(versus["rows"]):
             first = f"The first {len(versus['rows'])} of {plural(n_other, 'row')}, by score."
@@ -155,7 +155,7 @@ def rows_section(report: dict[str, Any], names: ElementIds) -> Markup:
     parts: list[Markup | None] = [figure(made, names) for made in rows_pictures(report)]
     for key, title, columns, note in _LISTS:
         if rows.get(key):
-            listed = _rows([_flat(row) for row in rows[key]], columns, inputs)
+            listed = _rows_table([_flat(row) for row in rows[key]], columns, inputs)
             parts += [el("h3", title), el("p", note, cls="reading") if note else None]
             parts.append(tabled(listed, names, opened=len(rows[key]) <= _SHORT))
     parts += _suspects(rows.get("suspects"), names, inputs)
@@ -169,7 +169,7 @@ def _suspects(found: dict[str, Any] | None, names: ElementIds, inputs: bool) -> 
     if not found or not found["rows"]:
         return []
     note = "The held-out classifier and the nearest rows speak for another class; share: how much."
-    table_ = _rows([_flat(row) for row in found["rows"]],
+    table_ = _rows_table([_flat(row) for row in found["rows"]],
                    ("places", "id", "label", "predicted", "share"), inputs)  # fmt: skip
     return [
         el("h3", "Look at these labels first"),
@@ -185,7 +185,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows(rows: list[dict[str, Any]], columns: tuple[str, ...], inputs: bool) -> Numbers:
+def _rows_table(rows: list[dict[str, Any]], columns: tuple[str, ...], inputs: bool) -> Numbers:
     kept = [name for name in columns if name != "places" or any(row.get(name) for row in rows)]
     kept += ["input"] if inputs and any(row.get("input") for row in rows) else []
     heads = tuple("where" if name == "places" else name for name in kept)

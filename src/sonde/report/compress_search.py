@@ -82,21 +82,21 @@ def _curve(found: dict[str, Any]) -> Section:
         points = marks(message, rows, across, up, by="method")
         return overlaid(points, curves(message, best, across, up, dots=False))
 
-    picture = Picture("size-kl", message, draw, Numbers(COLUMNS, _rows(found), "trials"))
+    picture = Picture("size-kl", message, draw, Numbers(COLUMNS, _trial_rows(found), "trials"))
     lead = "Read off what a size costs: the line is the least divergence that was found for files "
     lead += "of at most this size. Each step up the axis of divergence is a factor."
     return Section("curve", "Size against divergence", [Figure(picture)], lead, where="page")
 
 
 def _trials(found: dict[str, Any]) -> Section:
-    made = Table(Numbers(COLUMNS, _rows(found), "trials"), "All trials", folded=True,
+    made = Table(Numbers(COLUMNS, _trial_rows(found), "trials"), "All trials", folded=True,
                  kinds={"other answer": "share"}, brief=BRIEF, most=100)  # fmt: skip
     lead = "KL is the mean over answers in nats, on examples that calibrated nothing. A trial is "
     lead += "best if no other is smaller and nearer at once."
     return Section("trials", "Trials", [made], lead)
 
 
-def _rows(found: dict[str, Any]) -> tuple[tuple[Any, ...], ...]:
+def _trial_rows(found: dict[str, Any]) -> tuple[tuple[Any, ...], ...]:
     return tuple(
         (
             one["size"],

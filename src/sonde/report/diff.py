@@ -51,7 +51,7 @@ def diff(a: Report, b: Report) -> dict[str, Any]:
         "differs": differs,
         "comparable": comparable,
         "findings": findings,
-        "figures": _figures(a, b),
+        "figures": _shared_figures(a, b),
         "only_a": [site for site in sites_a if site not in set(sites_b)],
         "only_b": [site for site in sites_b if site not in set(sites_a)],
         "counts": {state: sum(f["state"] == state for f in findings) for state in STATES},
@@ -197,7 +197,7 @@ def _error(figure: dict[str, Any]) -> Real | None:
     return (figure["high"] - figure["low"]) / (2 * NormalDist().inv_cdf((1 + confidence) / 2))
 
 
-def _figures(a: Report, b: Report) -> list[dict[str, Any]]:
+def _shared_figures(a: Report, b: Report) -> list[dict[str, Any]]:
     """Return every figure that both reports have at a site; ``moved`` is None without errors."""
     before = {row["site"]: row["values"] for row in a["sites"]}
     rows = []

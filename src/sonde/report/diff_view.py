@@ -38,7 +38,9 @@ def diff_to_text(difference: dict[str, Any], width: int = 80, *, ascii: bool = F
         level = entry["level_b"] or entry["level_a"]
         head = f"{_WORDS[entry['state']]:<11} {level:<8} {entry['code']}  {shown(entry['title'])}"
         lines += wrap(head, width, subsequent_indent=" " * 29)
-        text = "; ".join(part for part in (_figures(entry), _place(entry), _before(entry)) if part)
+        text = "; ".join(
+            part for part in (_figures_cell(entry), _place(entry), _before(entry)) if part
+        )
         if text and entry["state"] != "same":
             lines += wrap(text, width, initial_indent=" " * 12, subsequent_indent=" " * 12)
     for side in ("a", "b"):
@@ -83,7 +85,7 @@ def counts_line(difference: dict[str, Any]) -> str:
     )
 
 
-def _figures(entry: Entry) -> str:
+def _figures_cell(entry: Entry) -> str:
     both = (entry["figure_a"], entry["figure_b"])
     return " -> ".join(quantity(f["value"], f["unit"]) for f in both if f)
 
@@ -155,7 +157,7 @@ def _card(entry: Entry) -> Markup:
     more = f" and {len(entry['sites']) - 6} more" if len(entry["sites"]) > 6 else ""
     known = [side for side in ("A", "B") if entry[f"figure_{side.lower()}"]]
     pairs = [
-        (" to ".join(known), _figures(entry)),
+        (" to ".join(known), _figures_cell(entry)),
         ("at", join(*sites, more) if sites else None),
     ]
     parts = head, el("h3", entry["title"]), el("p", entry["sentence"]), definitions(pairs)

@@ -95,7 +95,7 @@ def _table(part: Table, verbose: bool, width: int, room: int) -> Iterator[str]:
     if part.title:
         yield from _wrapped(part.title, width)
     kinds = {"site": "site", **dict.fromkeys(P_VALUES, "p"), **part.kinds}
-    cells = [[_text(row[i], kinds.get(columns[i], "")) for i in chosen] for row in rows]
+    cells = [[_cell_text(row[i], kinds.get(columns[i], "")) for i in chosen] for row in rows]
     right = [any(_is_figure(row[i], kinds.get(columns[i], "")) for row in rows) for i in chosen]
     lines = [*_heads(heads, cells, room), *cells]
     widths = _widths(lines, right, room)
@@ -136,7 +136,7 @@ def _is_figure(value: Cell, kind: str) -> bool:
     return kind == "number" or isinstance(value, int | float)
 
 
-def _text(value: Cell, kind: str) -> str:
+def _cell_text(value: Cell, kind: str) -> str:
     if value is None:
         return "–"
     if isinstance(value, str):

@@ -101,7 +101,7 @@ def document(found: dict[str, Any]) -> Document:
         "Usual against unusual rows",
         _verdict(best),
         facts,
-        [_layers(found), _curves(found), _figures(found)],
+        [_layers(found), _curves(found), _figures_section(found)],
         notes=notes,
     )
 
@@ -228,7 +228,7 @@ def _place(row: dict[str, Any]) -> str:
     return place_of(row["instrument"], row["site"]).removesuffix(":out")
 
 
-def _figures(found: dict[str, Any]) -> Section:
+def _figures_section(found: dict[str, Any]) -> Section:
     placed = [{**r, "site": _place(r)} for r in found["rows"]]
     told = [name for name in _COUNTS if len({row[name] for row in placed}) == 1]
     kept = {key: title for key, title in _COLUMNS.items() if key not in told}

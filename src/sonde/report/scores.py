@@ -86,7 +86,7 @@ def scores_to_html(
             _unusual(lines, exhibits, alpha, names),
             _drawn(scored, alpha),
             Section("summary", "Detectors and sites", [detectors]),
-            _rows(scored),
+            _unusual_rows(scored),
         ],
     )
     return document_page(made, carried, names)
@@ -226,7 +226,7 @@ def _summary(scored: pa.Table, key: tuple[str, str], alpha: float) -> tuple[Any,
     )
 
 
-def _rows(scored: pa.Table) -> Section:
+def _unusual_rows(scored: pa.Table) -> Section:
     """Return the lines of smallest p-value, then of highest score."""
     p = np.array([math.inf if v is None else v for v in scored["p"].to_pylist()])
     order = np.lexsort((-scores_of(scored), p))[:MOST_ROWS]

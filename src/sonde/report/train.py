@@ -57,7 +57,7 @@ def _what(found: dict[str, Any]) -> list[str]:
 def _task(found: dict[str, Any]) -> Section:
     rows, what = [], " and ".join(_what(found))
     for arm in _arms(found):
-        told = _figures(found, arm)
+        told = _figures_of_arm(found, arm)
         rows.append(
             (
                 {"with": f"trained with the {what}", "without": "trained without them"}.get(
@@ -186,7 +186,7 @@ def _arms(found: dict[str, Any]) -> list[str]:
     return ["before", *(name for name in ("without", "with") if name in found["seeds"][0])]
 
 
-def _figures(found: dict[str, Any], arm: str) -> dict[str, Any]:
+def _figures_of_arm(found: dict[str, Any], arm: str) -> dict[str, Any]:
     """Return accuracy and loss of one arm, of the first seed."""
     return found["before"] if arm == "before" else found["seeds"][0][arm]
 
@@ -213,7 +213,7 @@ def _layers_helped(found: dict[str, Any]) -> str:
     named = every[-len(found["inserted"]) :]  # others were there before
     who = " and ".join(named) + ", with losses," * bool(found["terms"])
     right, loss = found["gain"]["accuracy"], found["gain"]["loss"]
-    arms = [_figures(found, arm) for arm in _arms(found)[-2:]]
+    arms = [_figures_of_arm(found, arm) for arm in _arms(found)[-2:]]
     before, after = (share(arm["accuracy"]["value"]) for arm in arms)
     word = "them" if named[1:] or found["terms"] else "it"
     told = f"{after} of the answers are right with {word}, {before} without {word} "
@@ -230,8 +230,8 @@ def _layers_helped(found: dict[str, Any]) -> str:
 def _helped(found: dict[str, Any]) -> str:
     gain, against = found["gain"]["accuracy"], "without" if "without" in _arms(found) else "before"
     range_words = f"{_points(gain['low'])} to {_points(gain['high'])}"
-    told = f"{share(_figures(found, 'with')['accuracy']['value'])} right with, "
-    told += f"{share(_figures(found, against)['accuracy']['value'])} {against}"
+    told = f"{share(_figures_of_arm(found, 'with')['accuracy']['value'])} right with, "
+    told += f"{share(_figures_of_arm(found, against)['accuracy']['value'])} {against}"
     if gain["low"] > 0:
         return f"The task gained {_points(gain['value'])} points ({range_words}): {told}."
     if gain["high"] < 0:

@@ -223,7 +223,7 @@ def samples(model: "Model", act: "Act", inputs: "Inputs") -> Sequence[dict[str, 
         for row in range(len(ids)):
             own = ids[row] if mask is None else ids[row][mask[row]]
             prompt = own[:PROMPT][None].to(next(model.module.parameters()).device)
-            told = {"prompt": _text(model, prompt[0])}
+            told = {"prompt": _decoded(model, prompt[0])}
             for word, opened in (("before", None), ("after", act)):
                 with torch.no_grad():
                     told[word] = _continued(model, prompt, opened)
@@ -237,8 +237,8 @@ def _continued(model: "Model", prompt: Any, act: "Act | None") -> str:
     with nullcontext(model.module) if act is None else act() as module:
         made: Any = module
         out = made.generate(prompt, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
-    return _text(model, out[0, prompt.shape[1] :])
+    return _decoded(model, out[0, prompt.shape[1] :])
 
 
-def _text(model: "Model", ids: Any) -> str:
+def _decoded(model: "Model", ids: Any) -> str:
     return str(model.processor.decode(ids.tolist(), skip_special_tokens=True))

@@ -143,13 +143,13 @@ class EraseLabel:
             f"at later ones; {before[later[0]].majority:.3g} says nothing"
         )
         columns = ("site", "linear before", "after", "two-layer before", "after")
-        return EditTable(title, columns, _rows(later, before, after))
+        return EditTable(title, columns, _probed_rows(later, before, after))
 
     def _method(self) -> str:
         return f"{self.method} at {self.site}, strength {self.strength:g}"
 
 
-def _rows(
+def _probed_rows(
     keys: Sequence[str], before: "dict[str, Probed]", after: "dict[str, Probed]"
 ) -> tuple[tuple[str | float, ...], ...]:
     return tuple(

@@ -35,7 +35,7 @@ def group_draws(stream: Stream) -> str:
     else as an estimate from the draws that lie below the last kept draw of both.
     """
     found = _split_draws(Counter(stream.group_keys), stream.seed)
-    return _text(found.numpy().view(np.uint64))
+    return _draws_as_hex(found.numpy().view(np.uint64))
 
 
 def counts_in(header: Header, part: Part = "all") -> tuple[int, int]:
@@ -82,7 +82,7 @@ def joined_counts(a: Header, b: Header, split: Split | None) -> tuple[Header, He
     if "held" in found and split is not None:
         one, other = (d[_is_held(d, split)] for d in (first, second))
         found["held"]["n_groups"] = _distinct(found["held"]["n_groups"], one, other, end)
-    return found, {"group_draws": _text(np.union1d(first, second))}
+    return found, {"group_draws": _draws_as_hex(np.union1d(first, second))}
 
 
 def _sums(a: dict[str, Any], b: dict[str, Any]) -> dict[str, int]:
@@ -110,7 +110,7 @@ def _is_held(found: np.ndarray, split: Split) -> np.ndarray:
     return split.is_held(torch.as_tensor(found.view(np.int64))).numpy()
 
 
-def _text(found: np.ndarray) -> str:
+def _draws_as_hex(found: np.ndarray) -> str:
     return np.sort(found)[:KEPT_DRAWS].astype("<u8").tobytes().hex()
 
 

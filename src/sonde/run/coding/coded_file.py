@@ -87,7 +87,7 @@ def contents_of(raw: bytes, model: Model) -> Contents:
             "model of bytes."
         ) from None
     ids = model.processor(text, add_special_tokens=False, verbose=False)["input_ids"]
-    if _text(ids, model.processor) != text:
+    if _text_of_ids(ids, model.processor) != text:
         raise InputError(
             "encode: the tokenizer of the model does not give the text back (it changes spaces, "
             "case or unknown letters). Pass a model of bytes or of byte-level tokens."
@@ -126,7 +126,7 @@ def read_contents(coded: bytes, coder: SequenceCoder) -> Contents:
 def file_of(contents: Contents, model: Model) -> bytes:
     """Return the bytes of the decoded file; a picture is written as PNG."""
     if contents.kind == "text":
-        return _text(contents.ids.tolist(), model.processor).encode("utf-8")
+        return _text_of_ids(contents.ids.tolist(), model.processor).encode("utf-8")
     values = contents.ids.numpy().astype(np.uint8)
     return values.tobytes() if contents.kind == "bytes" else picture_bytes(contents, "PNG")
 
@@ -161,5 +161,5 @@ def _ids(values: np.ndarray) -> Int[Tensor, "token"]:
     return torch.from_numpy(values.reshape(-1).astype(np.int64))
 
 
-def _text(ids: list[int], tokenizer: Any) -> str:
+def _text_of_ids(ids: list[int], tokenizer: Any) -> str:
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False)

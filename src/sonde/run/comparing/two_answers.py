@@ -63,12 +63,12 @@ def compare_answers(
             b = answers(second, second.module, two, keys[1])
             if a.log_p.shape != b.log_p.shape or not torch.equal(a.truth, b.truth):
                 return None  # other classes, or texts cut into other tokens
-            parts.append(_figures(a, b, len(one)))
+            parts.append(_compared_figures(a, b, len(one)))
             bar.advance(len(one))
     return _summary(torch.cat(parts))
 
 
-def _figures(a: Answers, b: Answers, n: int) -> Tensor:
+def _compared_figures(a: Answers, b: Answers, n: int) -> Tensor:
     """Return, for each example, agreement, divergence, and right answers and losses of both."""
     gap = (a.log_p.exp() * (a.log_p - b.log_p)).nan_to_num(0.0).sum(1)
     best = a.log_p.argmax(1), b.log_p.argmax(1)

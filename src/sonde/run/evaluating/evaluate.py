@@ -49,7 +49,7 @@ def evaluate(
     if not 0 < alpha < 1:
         raise InputError(f"evaluate: expected alpha in (0, 1), got {alpha}.")
     return [
-        {"instrument": k[0], "site": k[1], **_figures(a, b, alpha, resamples, seed)}
+        {"instrument": k[0], "site": k[1], **_separation_figures(a, b, alpha, resamples, seed)}
         for k, a, b in pairs_of(usual, unusual)
     ]
 
@@ -78,7 +78,7 @@ def pairs_of(
     return both
 
 
-def _figures(
+def _separation_figures(
     usual: pa.Table, unusual: pa.Table, alpha: float, resamples: int, seed: int
 ) -> dict[str, Any]:
     scores = np.concatenate([scores_of(usual), scores_of(unusual)])

@@ -40,7 +40,7 @@ def answers_of(
         next_one = Objective("prob").at(tokens)
         sure = next_one.of(tokens.outputs).tolist()
         known: list[tuple[Any, ...]] = [
-            (None, _text(model, token), p)
+            (None, _token_text(model, token), p)
             for token, p in zip(next_one.target.tolist(), sure, strict=True)
         ]
     elif numbers is not None:
@@ -77,7 +77,7 @@ def answers_of(
     for i, one in enumerate(found):
         one["strongest"] = order[i, : int(n_gone[i])].tolist()
         if tokens is not None:
-            one["without"] = _text(model, int(rest[i]))
+            one["without"] = _token_text(model, int(rest[i]))
         elif numbers is not None:
             one["without"] = f"{float(rest[i]):.4g}"
         else:
@@ -85,7 +85,7 @@ def answers_of(
     return found
 
 
-def _text(model: Model, token: int) -> str:
+def _token_text(model: Model, token: int) -> str:
     return repr(texts_of([token], model.processor)[0])
 
 

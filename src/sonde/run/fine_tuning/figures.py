@@ -90,7 +90,7 @@ def term_values(
         if any(site.endswith(":probs") for site in sites) or _takes_whole_states(loss):
             found[name] = _by_batch(replace(model, module=module), held, {key: loss}, teacher)
             continue
-        rows = [_rows(model, module, held, site, teacher) for site in sites]
+        rows = [_states_of_held(model, module, held, site, teacher) for site in sites]
         takes_label = "label" in inspect.signature(loss.forward).parameters
         with torch.no_grad():
             value = copy.deepcopy(loss).eval()(*rows, **({"label": label} if takes_label else {}))
@@ -111,7 +111,7 @@ def _by_batch(model: Model, held: ItemInputs, loss: Losses, teacher: Model | Non
     return value
 
 
-def _rows(
+def _states_of_held(
     model: Model, module: nn.Module, held: ItemInputs, site: str, teacher: Model | None
 ) -> Tensor:
     live = replace(model, module=module)

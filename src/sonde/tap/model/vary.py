@@ -155,7 +155,7 @@ def _fit(name: str, x: Any, sizes: Sizes, doubled: tuple[int, ...]) -> Any:
     if not isinstance(x, Tensor):
         return x
     n, n_rows, source, target = sizes
-    x = _rows(x, n, n_rows)
+    x = _as_rows(x, n, n_rows)
     for axis in doubled if x.is_floating_point() else ():
         x = _along(x, axis, 2 * x.shape[axis]) if axis < x.ndim else x
     is_target = name.startswith("decoder_") or name == "labels"
@@ -177,7 +177,7 @@ def _unpadded(name: str, x: Any, given: Any, mask: Tensor | None) -> Any:
     return x
 
 
-def _rows(x: Tensor, n: int, n_rows: int) -> Tensor:
+def _as_rows(x: Tensor, n: int, n_rows: int) -> Tensor:
     axis = next((a for a in range(min(x.ndim, 2)) if x.shape[a] == n), None)
     if axis is None:
         return x
