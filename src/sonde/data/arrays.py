@@ -131,7 +131,7 @@ def _is_whole(values: Any) -> bool:
 
 
 def _label_name(arrays: dict[str, Any]) -> str | None:
-    """Return ``label`` if there, else a usual name whose array has whole numbers, one a row."""
+    """Return ``label``, or a usual name of labels whose array holds a whole number for each row."""
     if "label" in arrays:
         return "label"
     numbers = [k for k in LABELS if k in arrays and arrays[k].ndim == 1]

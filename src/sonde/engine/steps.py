@@ -1,4 +1,4 @@
-"""The one training loop in memory: gradient steps on a loss, one batch a step.
+"""The training loop for data in memory: one gradient step on a loss for each batch.
 
 For trainings whose batches lie in memory and that start anew when they are cut short. A training
 that resumes from a state file, or spans shards, is a ``sonde.stats.Trainer``.

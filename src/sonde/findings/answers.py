@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sonde.findings._halves import Z
@@ -25,6 +24,7 @@ from sonde.findings.head_answers import Heads, of_head
 from sonde.findings.labels import LabelEvidence, blocked, class_name, label_evidence, usable
 from sonde.findings.lens import LONGEST, LensEvidence
 from sonde.findings.rule import Check, Rule
+from sonde.run.reading.class_order import best_order
 from sonde.stats.intervals import grouped_share
 
 MOST_PAIRS: Final = 12
@@ -182,7 +182,7 @@ def _order(evidence: Evidence) -> str:
         )
     answer, truth = logits.argmax(1)[label >= 0], label[label >= 0]
     right = float((answer == truth).double().mean())
-    order = _best_order(answer, truth, len(names))
+    order = best_order(answer, truth, len(names))
     best = float((order[answer] == truth).double().mean())
     said = (
         f"; if its outputs stand in the order {listed(names, 4)}, it is right on {percent(right)}"
@@ -197,15 +197,6 @@ def _order(evidence: Evidence) -> str:
     return f"{said}: then say --classes {typed}"
 
 
-def _best_order(
-    answer: Int[Tensor, "row"], truth: Int[Tensor, "row"], n: int
-) -> Int[Tensor, "output"]:
-    """Return the one-to-one choice of a class for each output that makes most answers right."""
-    table = torch.bincount(answer * n + truth, minlength=n * n).reshape(n, n)
-    _, columns = linear_sum_assignment(table.numpy(), maximize=True)
-    return torch.from_numpy(columns)
-
-
 def probabilities(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
     """Return the softmax of logits; values that already are probabilities stay as they are."""
     return logits if are_probabilities(logits) else logits.softmax(1)
@@ -218,7 +209,7 @@ def are_probabilities(answers: Float[Tensor, "row class"]) -> bool:
 
 
 def _renamed(answer: Int[Tensor, "row"], truth: Int[Tensor, "row"]) -> float:
-    order = _best_order(answer, truth, int(max(answer.max(), truth.max())) + 1)
+    order = best_order(answer, truth, int(max(answer.max(), truth.max())) + 1)
     return float((order[answer] == truth).double().mean())
 
 

@@ -172,7 +172,7 @@ class Rule(ABC):
         return Check(self.code, "not_applicable", reason)
 
     def raised(self, finding: Finding, **tables: Any) -> Check:
-        """Return the check of a finding, one level lower if its interval contains the threshold."""
+        """Return the check of a finding; lower its level if its interval contains the threshold."""
         return Check(self.code, "raised", "", finding.figure, _borderline(finding), tables)
 
     def raised_with(self, level: Level, sentence: str, figure: Figure, **more: Any) -> Check:

@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._column_moves import BRIGHTNESS, ColumnComparison, column_comparison
+from sonde.findings._column_moves import (
+    BRIGHTNESS,
+    ColumnComparison,
+    ColumnMove,
+    column_comparison,
+)
 from sonde.findings._places import two_names
 from sonde.findings._text import LONGEST, number, percent, plural
 from sonde.findings.evidence import Evidence
@@ -55,16 +60,12 @@ class SND055(Rule):
             "largest_difference", worst.effect, unit="share", null=0.0, threshold=self.effect,
             p=min(m.p for m in moves), n_rows=sum(found.n_rows),
         )  # fmt: skip
-        lines = list(dict.fromkeys(m.fix for m in moves if m.fix))
-        undone = f"Undo it in OTHER: {'; '.join(lines[:6])}.{_gain(evidence, found)}"
-        if {m.column for m in moves} == {BRIGHTNESS}:
-            undone = "Prepare the pictures of OTHER as those of DATA: exposure, scale of pixels."
         return self.raised_with(
             "warning" if any(m.is_input for m in moves) else "note",
             self._sentence(evidence, found),
             figure,
             effect=min(1.0, worst.effect),
-            fix=undone if lines or undone.startswith("Prepare") else "",
+            fix=_fix(evidence, found, moves),
         )
 
     def _sentence(self, evidence: Evidence, found: ColumnComparison) -> str:
@@ -85,6 +86,16 @@ class SND055(Rule):
 
 
 _SMALL = ("missing", "one value", "new values")
+
+
+def _fix(evidence: Evidence, found: ColumnComparison, moves: list[ColumnMove]) -> str:
+    """Return the lines that undo the moves, and what the model gains; empty without such lines."""
+    if all(m.column == BRIGHTNESS for m in moves):
+        return "Prepare the pictures of OTHER as those of DATA: exposure, scale of pixels."
+    lines = list(dict.fromkeys(m.fix for m in moves if m.fix))
+    if not lines:
+        return ""
+    return f"Undo it in OTHER: {'; '.join(lines[:6])}.{_gain(evidence, found)}"
 
 
 def _gain(evidence: Evidence, found: ColumnComparison) -> str:

@@ -1,4 +1,4 @@
-"""Sublayers: modules of a block whose outputs are added to its stream, one after the other.
+"""Sublayers: modules of a block that add their outputs to the block's stream in turn.
 
 A pre-norm transformer block returns its input plus the outputs of its attention and its MLP. These
 modules are found in one forward pass, by values and not by names: the stream plus the output of a

@@ -55,10 +55,9 @@ def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInpu
     if said is None or not (truth >= 0).any():
         return inputs
     said, truth = said[truth >= 0], truth[truth >= 0]
-    table = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(table, (said, truth), 1)
-    best = float(table[linear_sum_assignment(table, maximize=True)].sum()) / len(truth)
-    right, chance = float(table.trace()) / len(truth), 1 / len(names)
+    order = best_order(torch.from_numpy(said), torch.from_numpy(truth), len(names)).numpy()
+    right, best = float((said == truth).mean()), float((order[said] == truth).mean())
+    chance = 1 / len(names)
     if right < chance + BEYOND_CHANCE * (1 - chance) or best > 1.2 * right:
         return inputs
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
@@ -66,6 +65,15 @@ def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInpu
         f"the model does not name its outputs; they are taken as {shown} in this order, in which "
         f"it is right on {right:.0%} of {plural(len(truth), 'row')} (else --classes)"
     )
+
+
+def best_order(
+    answer: Int[Tensor, "row"], truth: Int[Tensor, "row"], n: int
+) -> Int[Tensor, "output"]:
+    """Return the one-to-one choice of a class for each output that makes most answers right."""
+    table = torch.bincount(answer * n + truth, minlength=n * n).reshape(n, n)
+    _, columns = linear_sum_assignment(table.numpy(), maximize=True)
+    return torch.from_numpy(columns)
 
 
 def answer_numbers(

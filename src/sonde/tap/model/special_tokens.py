@@ -164,7 +164,7 @@ class SpecialTokens:
         ]
 
     def _rows(self, dim: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield the parameters that may hold tokens or positions of a width, one in each row."""
+        """Yield the parameters of a width that may hold an embedding in each row."""
         for path, module in self.model.module.named_modules():
             for name, p in module.named_parameters(recurse=False):
                 is_layer = name in ("weight", "bias") and not isinstance(module, nn.Embedding)
