@@ -362,6 +362,13 @@ def test_what_is_no_instrument_is_refused(instruments, message):
         fit(iter(instruments), stream(), **QUIET)
 
 
+def test_a_stream_in_the_place_of_the_instruments_or_of_an_array_is_answered_with_the_right_call():
+    with pytest.raises(InputError, match="expected instruments, then a stream"):
+        fit(stream(), stream(), **QUIET)
+    with pytest.raises(InputError, match=r"sonde\.fit\(Mahalanobis\(\.\.\.\), stream\)"):
+        Mahalanobis().fit(stream())
+
+
 def test_no_rows_are_refused():
     with pytest.raises(InputError, match="The data is empty"):
         fit(Mahalanobis(), Stream.of(torch.zeros(0, 3)), **QUIET)

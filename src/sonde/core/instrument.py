@@ -17,6 +17,7 @@ from sonde.core.hashing import rank_key
 from sonde.core.plan import Part
 from sonde.core.result import Result, Scorer
 from sonde.core.statistic import Span, Statistic, parameter_names
+from sonde.core.stream import Stream
 from sonde.core.tensors import as_tensor
 
 SAMPLE = 2048
@@ -254,6 +255,11 @@ class Instrument(ABC):
         """
         from sonde.engine.folding import fit_arrays
 
+        if isinstance(x, Stream):
+            raise InputError(
+                f"{type(self).__name__}.fit: expected an array of rows, got a stream. Call "
+                f"sonde.fit({type(self).__name__}(...), stream)."
+            )
         sites = x if y is None else {"x": x, "y": y}
         if self.span == "all" and isinstance(x, list | tuple):
             sites = {str(i): rows for i, rows in enumerate(cast("list[Any]", x))}

@@ -38,6 +38,8 @@ def prepare(
     InputError
         If there is no data, no instrument, or the stream cannot serve an instrument.
     """
+    if isinstance(instruments, Stream):
+        raise InputError("fit: expected instruments, then a stream, got a stream first.")
     chosen = instruments_of(instruments)
     stream = stream if isinstance(stream, Stream) else read(stream)
     _check(chosen, stream)
