@@ -18,6 +18,8 @@ FUNCTIONS = {
     "gulp": measure.gulp,
     "correlation_match": measure.correlation_match,
     "mutual_information": measure.mutual_information,
+    "cka": lambda x, y, group: measure.CKA().fit(x, y=y, group=group),
+    "kernel_cka": lambda x, y, group: measure.KernelCKA(m=64).fit(x, y=y, group=group),
     "biased cka": lambda x, y, group: measure.cka(x, y, group, debiased=False),
 }
 

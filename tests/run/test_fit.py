@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,16 +17,19 @@ from run_case import Stopping, rows, stream
 from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
+from sonde.core.site import Reducer
 from sonde.core.state import equal
 from sonde.core.stream import Stream
 from sonde.detect import KNN, MSP, GradNorm, Mahalanobis
 from sonde.engine.progress import Bar
 from sonde.measure import (
+    CKA,
     LayerCKA,
     ParticipationRatio,
     StableRank,
     UnitEntropy,
     UpdateSize,
+    cka,
     unit_entropy,
 )
 from sonde.run.bundles.fitted import Fitted
@@ -55,6 +58,25 @@ def test_each_span_meets_its_sites():
         ("a", "b"), ("b", "c"),
         ("a", "b", "c"),
     ]  # fmt: skip
+
+
+@pytest.mark.truth("the same rows with their text as the group")
+def test_the_tokens_of_a_text_are_a_group_of_rows():
+    source = torch.Generator().manual_seed(0)
+    x, y = torch.randn(90, 5, generator=source), torch.randn(90, 3, generator=source)
+    text = torch.arange(9).repeat_interleave(torch.tensor([4, 21, 7, 9, 2, 17, 11, 13, 6]))
+    position = torch.cat([torch.arange(int(n)) for n in text.bincount()])
+    stream = Stream.of({"x": x, "y": y}, ids=text, position=position)
+    found = fit([CKA(), CKA(grouped=False)], stream, **QUIET)
+    one, other = (found.result(name) for name in ("cka(grouped=True)", "cka(grouped=False)"))
+    assert one.value == pytest.approx(cka(x, y, group=text).value, rel=1e-9)
+    assert other.value == pytest.approx(cka(x, y).value, rel=1e-9)
+    assert (one.n, other.n) == (9, 90)
+    tokens = [replace(s, reducer=Reducer("tokens")) for s in stream.schema]
+    assert [t.instrument for t in assign([CKA()], tokens, None)] == [CKA(grouped=True)]
+    few = Stream.of({"x": x[:30], "y": y[:30]}, ids=text[:30], position=position[:30])
+    with pytest.raises(InputError, match="at least 4 groups, got 3"):
+        fit(CKA(), few, **QUIET).result("cka")
 
 
 def test_what_reads_the_logits_alone_stands_once():

@@ -201,6 +201,13 @@ class Instrument(ABC):
         """
         return self
 
+    def in_groups(self) -> "Instrument":
+        """Return the instrument to use for rows that come in groups; by default itself.
+
+        Rows come in groups if a group column was given, or if an example has more than one row.
+        """
+        return self
+
     def reading(self) -> dict[str, Any]:
         """Return the options of ``sonde.read`` that this instrument needs, by name.
 
@@ -225,9 +232,10 @@ class Instrument(ABC):
             With both numbers and the place.
         """
         if result.n < self.least_rows:
+            what = "groups" if result.conventions.get("rows") == "groups" else "rows"
             raise InputError(
-                f"{type(self).__name__}: expected at least {self.least_rows} rows, got {result.n} "
-                f"at {place}. Give it more rows."
+                f"{type(self).__name__}: expected at least {self.least_rows} {what}, got "
+                f"{result.n} at {place}. Give it more {what}."
             )
 
     def fit(

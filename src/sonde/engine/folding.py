@@ -47,7 +47,7 @@ def fit_arrays(
             f"{type(instrument).__name__}.fit: expected rows of at least {least} sites, got "
             f"{len(keys)}. Pass the second one as y, or a mapping of site names to rows."
         )
-    following = instrument
+    following = instrument.in_groups() if stream.grouped else instrument
     while True:
         task = Task(following, keys)
         states = observe_stream(stream, requests([task]), unit_size=ARRAY_BATCH)

@@ -109,7 +109,13 @@ def _tasks(
     stream = ready([instrument], stream)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SondeWarning)  # places left out are not in the table
-        return assign([instrument], stream.schema, split, heads=head_sites([instrument], stream))
+        return assign(
+            [instrument],
+            stream.schema,
+            split,
+            heads=head_sites([instrument], stream),
+            grouped=stream.grouped,
+        )
 
 
 def _walks_again(task: Task) -> bool:

@@ -4,7 +4,7 @@ For all pairs of layers at once, from a sample, see ``layer_cka``.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 import torch
@@ -43,18 +43,18 @@ class CKA(Instrument):
 
     Range        [0, 1]; debiased also below 0 by chance, never clamped; higher = more alike.
     Cost         one pass; state 8 (dim^2 + dim2^2 + dim dim2) bytes; result O(dim dim2).
-    Assumes      rows are independent; with groups (documents) use ``grouped``. Debiased values of
-                 unrelated sites have the standard deviation ``sqrt(2) / n``; within three standard
-                 deviations of 0 the error is some 1.6 times too wide (flag ``se_first_order``).
+    Assumes      rows of different groups are independent. Debiased values of unrelated sites have
+                 the standard deviation ``sqrt(2) / n``; within three standard deviations of 0 the
+                 error is some 1.6 times too wide (flag ``se_first_order``).
     Differs      from the paper: debiased by default.
 
     Parameters
     ----------
     debiased : bool, default=True
         The unbiased estimator.
-    grouped : bool, default=False
-        Compare rows of different groups only, each group counting once. A split of the rows must
-        keep groups whole.
+    grouped : bool or None, default=None
+        Compare rows of different groups only, each group counting once. None: if rows come in
+        groups, or an example has several rows. A split of the rows must keep groups whole.
 
     Examples
     --------
@@ -68,7 +68,7 @@ class CKA(Instrument):
     """
 
     debiased: bool = True
-    grouped: bool = False
+    grouped: bool | None = None
     span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 4
     paper: ClassVar[str] = "kornblith2019cka"
@@ -77,6 +77,10 @@ class CKA(Instrument):
         {"debiased": False},
         {"grouped": True},
     )
+
+    def in_groups(self) -> "CKA":
+        """Compare rows of different groups only, unless ``grouped`` says otherwise."""
+        return replace(self, grouped=True) if self.debiased and self.grouped is None else self
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sums of the pair and of each site with itself."""
@@ -146,4 +150,4 @@ class CKA(Instrument):
         )
 
 
-cka = as_function(CKA, optional=("group",), given={"group": {"grouped": True}})
+cka = as_function(CKA, optional=("group",))

@@ -64,8 +64,8 @@ class KernelCKA(Instrument):
 
     Range        [0, 1]; beyond both ends by chance, never clamped; higher = more alike.
     Cost         two passes, one where ``sigma`` is given; state 128 m^2 bytes; result O(m^2).
-    Assumes      rows are independent; with groups (documents) use ``grouped``. Near 0 the error is
-                 too wide, as that of ``cka`` (flag ``se_first_order``).
+    Assumes      rows of different groups are independent. Near 0 the error is too wide, as that of
+                 ``cka`` (flag ``se_first_order``).
     Differs      from the dense form by the random features: ``features_se``, of order 1 / sqrt(m).
                  The biased form is not offered.
 
@@ -81,9 +81,9 @@ class KernelCKA(Instrument):
         Number of frequencies in a draw.
     seed : int, default=0
         Seed of the frequencies.
-    grouped : bool, default=False
-        Compare rows of different groups only, each group counting once. A split of the rows must
-        keep groups whole.
+    grouped : bool or None, default=None
+        Compare rows of different groups only, each group counting once. None: if rows come in
+        groups, or an example has several rows. A split of the rows must keep groups whole.
 
     Examples
     --------
@@ -100,7 +100,7 @@ class KernelCKA(Instrument):
     scale: float = 1.0
     m: int = 256
     seed: int = 0
-    grouped: bool = False
+    grouped: bool | None = None
     span: ClassVar[Span] = "pair"
     least_rows: ClassVar[int] = 4
     paper: ClassVar[str] = "kornblith2019cka"
@@ -123,6 +123,10 @@ class KernelCKA(Instrument):
         if self.sigma is None or isinstance(self.sigma, tuple):
             return self.sigma
         return self.sigma, self.sigma
+
+    def in_groups(self) -> "KernelCKA":
+        """Compare rows of different groups only, unless ``grouped`` says otherwise."""
+        return replace(self, grouped=True) if self.grouped is None else self
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the sums of the pair and of each site, or a sample if no width is known yet."""
@@ -231,4 +235,4 @@ def _by_frequency(sums: HsicSumsState) -> Float[Tensor, "frequency frequency"]:
     return (trace + totals / float((n - 1) * (n - 2)) - 2 * rows / (n - 2)) / float(n * (n - 3))
 
 
-kernel_cka = as_function(KernelCKA, optional=("group",), given={"group": {"grouped": True}})
+kernel_cka = as_function(KernelCKA, optional=("group",))

@@ -270,11 +270,17 @@ class _GroupParts:
 
 
 def _norms(u: Tensor, v: Tensor, member: Tensor, size: Tensor) -> Float[Tensor, "group"]:
-    """Return ``|mean u v^T|^2`` of each group from its small Gram matrices."""
+    """Return ``|mean u v^T|^2`` of each group, from Gram matrices where the group has few rows."""
     if bool((size == 1).all()):
         out = torch.zeros_like(size)
         return out.index_add_(0, member, u.square().sum(1) * v.square().sum(1))
     order = torch.argsort(member, stable=True)
     cuts = [int(s) for s in size.tolist()]
     pieces = zip(u[order].split(cuts), v[order].split(cuts), strict=True)
-    return torch.stack([((a @ a.T) * (b @ b.T)).mean() for a, b in pieces])
+    few = u.shape[1] * v.shape[1] / (u.shape[1] + v.shape[1])
+    return torch.stack(
+        [
+            ((a @ a.T) * (b @ b.T)).mean() if len(a) < few else (a.T @ b / len(a)).square().sum()
+            for a, b in pieces
+        ]
+    )

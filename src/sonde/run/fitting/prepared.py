@@ -47,7 +47,8 @@ def prepare(
     stream = ready(chosen, stream)
     is_split = bool(calibrate) and any(isinstance(i, Detector) for i in chosen)
     split = Split(calibrate, stream.seed) if is_split else None
-    tasks = assign(chosen, stream.schema, split, reduction, head_sites(chosen, stream))
+    heads = head_sites(chosen, stream)
+    tasks = assign(chosen, stream.schema, split, reduction, heads, grouped=stream.grouped)
     check_grids(tasks, stream)
     return Prepared(stream, tuple(tasks), split)
 

@@ -29,6 +29,8 @@ def assign(
     split: Split | None,
     reduction: str = AUTO,
     heads: frozenset[str] | None = None,
+    *,
+    grouped: bool = False,
 ) -> list[Task]:
     """Return each instrument at each site, each pair of neighbours, or all sites at once.
 
@@ -36,7 +38,8 @@ def assign(
     site. Detectors are calibrated if the plan holds rows out, on one score for each example if
     ``reduction`` says so. Equal instruments count once. Results that cannot be computed are left
     out and named in one warning. ``heads`` are the sites for methods that ask for the input of the
-    final linear layer, or None if these sites are unknown.
+    final linear layer, or None if these sites are unknown. ``grouped`` says whether examples come in
+    groups.
 
     Raises
     ------
@@ -65,6 +68,8 @@ def assign(
         fitting = [keys for keys in places if _has_one_width(instrument, keys, widths)]
         for keys in fitting:
             mine = instrument.at_width(widths[keys[0]]) if len(keys) == 1 else instrument
+            if grouped or not all(by_key[key].reducer.one_row for key in keys):
+                mine = mine.in_groups()
             if split is not None and isinstance(mine, Detector):
                 reducers = [str(by_key[key].reducer) for key in keys]
                 how = reduction_at(reducers, reduction, mine.reduces)
