@@ -43,15 +43,24 @@ def rows(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.truth("closed form: x * (A + A') x / 2, exact with one node")
+@pytest.mark.truth("closed form: (x - b) * (A + A') (x + b) / 2, exact with one node")
 def test_a_quadratic_form_is_split_by_one_node():
-    a, x = rows(4, 4), rows(3, 4, seed=1)
+    a, x, base = rows(4, 4), rows(3, 4, seed=1), rows(4, seed=2)
     model = Quadratic(a).double()
-    found = IntegratedGradients(1, ZERO).explain(model, x)
-    torch.testing.assert_close(found.value, x * (x @ (a + a.T) / 2))
+    given = Baseline("values", values=base)
+    found = IntegratedGradients(1, given).explain(model, x)
+    torch.testing.assert_close(found.value, (x - base) * ((x + base) @ (a + a.T) / 2))
     torch.testing.assert_close(found.gap, torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
-    doubled = GradTimesInput().explain(model, x)
-    torch.testing.assert_close(doubled.value, 2 * torch.as_tensor(found.value))
+    slope = GradTimesInput().explain(model, x)
+    torch.testing.assert_close(slope.value, x * (x @ (a + a.T)))
+
+
+@pytest.mark.truth("closed form: draws of b and t average to (x - b) * (A + A') (x + b) / 2")
+def test_references_average_over_points_on_the_way():
+    a, x, base = rows(4, 4), rows(3, 4, seed=1), rows(1, 4, seed=2)
+    found = ExpectedGradients(base, n=4000).explain(Quadratic(a).double(), x)
+    parts = (x - base) * ((x + base) @ (a + a.T) / 2)
+    torch.testing.assert_close(found.value, parts, atol=0.15, rtol=0)
 
 
 @pytest.mark.truth("the saturation toy: 1 - relu(1 - x) at 2")
@@ -64,7 +73,10 @@ def test_a_saturated_input_has_no_gradient_but_a_part():
     assert float(Saliency().explain(Toy(), x)) == 0.0
     found = IntegratedGradients(300, ZERO).explain(Toy(), x)
     assert float(found) == pytest.approx(1.0, abs=1e-2)
-    assert "incomplete" in IntegratedGradients(1, ZERO).explain(Toy(), x + 0.5).flags
+    base = Baseline("values", values=torch.tensor([0.25], dtype=torch.float64))
+    rough = IntegratedGradients(1, base).explain(Toy(), x + 0.5)
+    assert "incomplete" in rough.flags
+    assert float(torch.as_tensor(rough.gap)) == pytest.approx(1.0 - 0.25 - float(rough))
 
 
 @pytest.mark.parametrize("site", ["input", "0", "2:in"])

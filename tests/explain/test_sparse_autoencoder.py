@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -284,6 +285,23 @@ def test_files_are_read_by_others_and_their_layout_is_that_of_saelens(tmp_path, 
     torch.testing.assert_close(theirs.encode(x), z, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(theirs.rebuild(x), z @ t["W_dec"] + t["b_dec"], rtol=1e-4, atol=1e-4)
     assert theirs.conventions["hook_name"] == "blocks.0.hook_resid_post"
+
+
+@pytest.mark.truth("the layout: the k largest features in lengths of the decoder")
+def test_top_k_of_saelens_that_counts_in_lengths_of_the_decoder_is_read(tmp_path):
+    source = generator("sae")
+    shapes = {"W_enc": (3, 7), "W_dec": (7, 3), "b_dec": (3,), "b_enc": (7,)}
+    t = {n: torch.randn(*s, generator=source) for n, s in shapes.items()}
+    save_file(t, tmp_path / "sae_weights.safetensors")
+    config = {"architecture": "topk", "k": 2, "rescale_acts_by_decoder_norm": True}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    x, length = torch.randn(40, 3, generator=source), t["W_dec"].norm(dim=1)
+    told = (((x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]) * length).relu()
+    z = torch.where(told >= told.topk(2).values[:, 1:], told, 0.0)
+    found = load_dictionary(tmp_path)
+    torch.testing.assert_close(found.encode(x), z, rtol=1e-4, atol=1e-5)
+    rebuilt = (z / length) @ t["W_dec"] + t["b_dec"]
+    torch.testing.assert_close(found.rebuild(x), rebuilt, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.truth("the formula of the layout")

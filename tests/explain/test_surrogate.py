@@ -64,7 +64,7 @@ def test_numbers_and_what_cannot_be_imitated():
     found = SurrogateRules(k=1, depth=6).explain(lambda x: 3.0 * x[:, 40], x)
     assert found.features.tolist() == [40]
     assert 0.95 < found.value < 1.0
-    assert found.se is None
+    assert (found.null, found.se) == (0.0, None)
     with pytest.raises(InputError, match="one answer"):
         SurrogateRules().explain(lambda x: torch.zeros(len(x), 2), x)
     with pytest.raises(InputError, match="20 rows"):
