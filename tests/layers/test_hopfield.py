@@ -86,6 +86,16 @@ def test_a_diluted_memory_recalls_several_patterns_at_once():
     assert abs(float(hot @ signs[0, :200])) / 200 < 0.5
 
 
+@pytest.mark.truth("mean field: m = tanh(m / T), which is 0 above T = 1")
+@pytest.mark.parametrize(("temperature", "size"), [(0.6, 0.9073), (1.6, 0.0)])
+def test_a_warm_memory_keeps_the_magnetisation_of_its_temperature(temperature, size):
+    n = 1500
+    couplings = (1 - torch.eye(n)) / n
+    found = hebbian_recall(couplings, torch.ones(n), steps=20, temperature=temperature, seed=1)
+    assert math.atanh(size) == pytest.approx(size / temperature, abs=1e-3)
+    assert float(found.mean()) == pytest.approx(size, abs=0.1)
+
+
 @pytest.mark.truth("counted by hand")
 def test_keys_that_hold_a_share():
     probs = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.05, 0.95, 0.0, 0.0], [0.25] * 4])

@@ -36,6 +36,8 @@ def test_one_adapter_is_added_and_a_gate_gives_each_its_share():
     gated = ParallelAdapters(base, 6, 2, width=3, gated=True).eval()
     gated.adapters = adapted.adapters
     torch.testing.assert_close(gated(X), base(X) + (one + two) / 3)
+    for either in (adapted, gated):
+        torch.testing.assert_close(either(X[:, 2]), either(X)[:, 2])
 
 
 def test_training_moves_the_adapters_alone_and_the_penalty_sees_it():

@@ -64,7 +64,11 @@ def test_tokens():
             wanted = cosine(real.mean(0), head.targets[c, 0]) + (each[0] + each[1]) / 2
             found = float(head(x, mask=mask)[row, c].detach())
             assert found == pytest.approx(wanted / (2 * 0.5), abs=1e-10)
-    assert head.maps(x).shape == (2, 6, 3)
+    maps = head.maps(x)
+    assert maps.shape == (2, 6, 3)
+    one = cosine(head.project.weight @ x[1, 4], head.targets[2, 0]) / 0.5
+    assert float(maps[1, 4, 2].detach()) == pytest.approx(one, abs=1e-10)
+    torch.testing.assert_close(TargetHead(3, 4, 5).targets.norm(dim=-1), torch.ones(4, 1))
     with pytest.raises(InputError, match="2 real tokens"):
         head(x, mask=torch.arange(6).expand(2, 6) < 1)
     with pytest.raises(InputError, match="2 real tokens in a row, got 1"):
