@@ -82,6 +82,8 @@ def test_the_law_is_the_weighted_line():
     bent = log_linear(ratio.tolist(), [100, 100, 100, 100, 100, 100, 100, 3000], trials.tolist())
     assert bent.misfit < 1e-9
     assert bent.r2 < law.r2
+    falls = log_linear(ratio.tolist(), hits[::-1].tolist(), trials.tolist())
+    assert falls.range[0] < float(falls.value) < 0 < float(law.value) < law.range[1]
 
 
 def test_what_is_refused():

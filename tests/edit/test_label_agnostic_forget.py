@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from forgetting import accuracy, cnn, digits, items_of
-from sonde.core import InputError, Model
+from sonde.core import EditContext, InputError, Model, Site
 from sonde.data import open_inputs
 from sonde.edit import LabelAgnosticForget
-from sonde.edit.label_agnostic_forget import autoencoder, contrast, pushed
+from sonde.edit.label_agnostic_forget import _Watch, autoencoder, contrast, pushed
 
 SITE = "6"
 
@@ -98,6 +98,18 @@ def test_the_losses_are_those_of_the_formulas():
     near, far = torch.tensor([0.8]), torch.tensor([0.1, -0.3])
     a, b = e**0.4, (e**0.05 + e**-0.15) / 2
     assert float(contrast(near, far, 2.0)) == pytest.approx(-torch.log(torch.tensor(a / (a + b))))
+
+
+@pytest.mark.truth("a loop over the real tokens of each example, and over all pixels")
+def test_the_state_of_an_example_is_the_mean_over_its_tokens_or_pixels():
+    x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(5) >= torch.tensor([[4], [0], [2]])
+    watch = _Watch()
+    assert watch.apply(x, Site("0"), EditContext(mask)) is x
+    means = torch.stack([row[real].mean(0) for row, real in zip(x, mask, strict=True)])
+    torch.testing.assert_close(watch.rows, means)
+    watch.apply(x[:, None], Site("0"), EditContext())
+    torch.testing.assert_close(watch.rows, x.mean(1))
 
 
 @torch.enable_grad()

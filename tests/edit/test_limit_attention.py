@@ -126,6 +126,21 @@ def test_a_head_too_sharp_for_its_type_looks_at_itself():
     probs[0, 3, 3] = 1e-42
     found = LimitAttention("window:1").apply(probs, SITE, EditContext())
     assert found[0].tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    for n_queries in (1, 2):  # the others are in a cache
+        late = LimitAttention("window:1", n_heads=1)
+        assert torch.equal(
+            late.apply(probs[:, -n_queries:], SITE, EditContext()), found[:, -n_queries:]
+        )
+
+
+def test_random_groups_share_the_real_tokens_out_evenly():
+    mask = torch.arange(N) >= torch.tensor([[0], [2]])
+    probs = (mask[:, None] & mask[:, :, None]).double()
+    probs = probs / probs.sum(2, keepdim=True).clamp(min=1)
+    context = EditContext(mask, (mask.long().cumsum(1) - 1).clamp(min=0))
+    found = LimitAttention("random:0.5").apply(probs, SITE, context) > 0
+    assert sorted(found[0].sum(1).tolist()) == [4] * 4 + [5] * 5
+    assert sorted(found[1, 2:].sum(1).tolist()) == [3] * 3 + [4] * 4
 
 
 @pytest.mark.parametrize(

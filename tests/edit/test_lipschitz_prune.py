@@ -45,6 +45,11 @@ def test_the_planted_channel_is_silent_and_all_others_keep_their_bits():
     assert plan.figures == {"n_silenced": 1.0, "n_channels": 16.0}
 
 
+def test_a_channel_without_neighbours_stays():
+    alone = nn.Sequential(nn.Conv2d(2, 1, 3), nn.BatchNorm2d(1)).eval()
+    assert LipschitzPrune().plan(alone).figures == {"n_silenced": 0.0, "n_channels": 1.0}
+
+
 def test_a_net_without_batch_norm_is_refused():
     with pytest.raises(InputError, match="a batch norm behind them, got none in Sequential"):
         LipschitzPrune().plan(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()))

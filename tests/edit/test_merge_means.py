@@ -97,6 +97,7 @@ def test_opposite_tensors_have_no_arc():
     with pytest.raises(InputError, match="opposite tensors for w"):
         Slerp().merge("w", one, [-2.5 * one])
     assert Slerp(1.0).merge("w", one, [-2.5 * one]).equal(-2.5 * one)
+    assert Slerp(0.0).merge("w", one, [-2.5 * one]).equal(one)
     assert Slerp(0.3).merge("w", torch.tensor([2.0]), [torch.tensor([-1.0])]).item() == (
         pytest.approx(1.1)
     )

@@ -59,6 +59,35 @@ def test_strength_0_is_beam_search():
     assert not torch.equal(generated(model, {"custom_generate": paid}), found)
 
 
+@pytest.mark.truth("every text of two new tokens, scored with the attentions of transformers")
+@torch.no_grad()
+def test_a_search_of_all_texts_finds_the_best_whether_it_ends_early_or_not():
+    model, eager, ids = causal_model(), causal_model(), torch.tensor([[7, 8, 9]])
+    model.lm_head.weight *= 2.0
+    eager.set_attn_implementation("eager")
+    every = torch.arange(32)
+    texts = torch.cat([ids.expand(1024, 3), torch.cartesian_prod(every, every)], 1)
+    one = model(ids).logits[0, -1].log_softmax(0)
+    plain = one[:, None] + model(texts[::32, :4]).logits[:, -1].log_softmax(1)
+    seen = eager(texts, output_attentions=True).attentions[-1][:, :, 4, 3:].amax(1)
+    trust = (3.0 * seen[:, 0] / seen.sum(1)).log().view(32, 32)
+    rule = OverTrustDecode(AttentionColumns(scale=3.0), 32, 32, strength=1.5)
+    best = plain - 1.5 * trust
+    assert best.argmax() != plain.argmax()
+    early = []
+    for end in (int(one.argmax()), int(one.argmin())):
+        others = best.clone()
+        others[end] = -torch.inf
+        wanted = texts[int(others.argmax())].clone()
+        early.append(bool(one[end] > others.max()))
+        if early[-1]:
+            wanted[3:] = torch.tensor([end, 0])
+        how = {"max_new_tokens": 2, "pad_token_id": 0, "eos_token_id": end}
+        found = model.generate(ids, custom_generate=rule, **how)[0].tolist()
+        assert found == wanted[: len(found)].tolist()
+    assert early == [True, False]
+
+
 def test_taking_back_ends_and_forbids_what_stood_there():
     model = causal_model()
     plain = OverTrustDecode(beams=2, candidates=3, strength=0.0, retries=0)

@@ -64,6 +64,17 @@ def test_the_score_is_the_distance_less_the_cosine_in_units_of_held_out_texts():
     torch.testing.assert_close(scorer.score(rows("prose")), found.mean(1))
 
 
+def test_the_unit_of_the_states_does_not_matter():
+    draw = torch.Generator().manual_seed(3)
+    own = torch.randn(20, 3, generator=draw, dtype=torch.float64) * torch.tensor([0.3, 1.0, 4.0])
+    rule, fresh = RequestDetector(width=None), own.flip(1) + 0.5
+    wanted, found = (
+        rule._layer(scale * own[:14], scale * own[14:], None).score(scale * fresh)
+        for scale in (1.0, 1e-4)
+    )
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.truth("a loop over pairs of views")
 def test_the_contrast_finds_the_other_view_among_all_others():
     a, b = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(1))

@@ -28,6 +28,11 @@ def test_a_singular_one_is_refused_until_a_ridge_is_asked_for():
     dead = torch.cat([x, x + 1, x * 2], 0) * torch.tensor([1.0, 1.0, 0.0, 1.0])
     with pytest.raises(StateError, match="singular"):
         SecondMoment().fit(dead).solve(torch.ones(4, 1))
+    for first in (0.0, 1.0):  # with the rest of them dead, or alive
+        with pytest.raises(StateError, match="singular"):
+            SecondMoment().fit(dead * torch.tensor([0.0, first, first, first])).solve(
+                torch.ones(4, 1)
+            )
     assert bool(torch.isfinite(SecondMoment(ridge=1e-3).fit(dead).solve(torch.ones(4, 1))).all())
     with pytest.raises(ShapeError, match="dim=4, got dim=5"):
         SecondMoment(ridge=1.0).fit(x).solve(torch.ones(5, 1))

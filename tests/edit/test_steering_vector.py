@@ -7,6 +7,7 @@ from torch import nn
 import sonde
 from sonde.core import EditContext, InputError, Site
 from sonde.edit import SteeringVector
+from sonde.edit.steering_vector import PairDifferences
 
 SITE = Site("0")
 LABEL = torch.arange(60) % 2
@@ -80,6 +81,12 @@ def test_pairs_cancel_what_they_share():
     assert planted > 0.8 > abs(float(loose.fit(x, LABEL).vector[0]))
     widowed = x[:-1]  # the last pair has lost a member
     short = method.fit(widowed, pair=pair[:-1], side=LABEL[:-1])
+    sums = PairDifferences(1)
+    parts = (sums.observe(x[i], pair[i], LABEL[i]) for i in (slice(0, 14), slice(14, 60)))
+    merged = sums.merge(*parts)
+    assert merged.n == 30
+    torch.testing.assert_close(merged.total, gap.sum(0))
+    torch.testing.assert_close(merged.second, gap.T @ gap)
     same_axis(short.vector, torch.linalg.svd(gap[:-1]).Vh[0])
 
 

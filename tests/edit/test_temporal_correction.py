@@ -36,14 +36,16 @@ def test_all_positions_as_keys_replace_and_half_strength_lies_half_way():
     assert torch.equal(TemporalCorrection((0, 1, 2)).apply(x, SITE, context), low)
     half = TemporalCorrection((0, 1, 2), strength=0.5).apply(x, SITE, context)
     torch.testing.assert_close(half, (x + low) / 2)
+    alone = TemporalCorrection((1,)).apply(x, SITE, EditContext(others={"key": low[:, 1:2]}))
+    assert torch.equal(alone, torch.stack([x[:, 0], low[:, 1], x[:, 2]], 1))
 
 
 def test_keys_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="rise"):
         TemporalCorrection((2, 1))
-    context = EditContext(others={"key": torch.zeros(1, 2, 2)})
+    context = EditContext(others={"key": torch.zeros(1, 3, 2)})
     with pytest.raises(ShapeError, match="keys below 3"):
-        TemporalCorrection((0, 3)).apply(torch.zeros(1, 3, 2), SITE, context)
+        TemporalCorrection((0, 1, 3)).apply(torch.zeros(1, 3, 2), SITE, context)
     assert sonde.edit.TemporalCorrection is TemporalCorrection
 
 

@@ -119,12 +119,14 @@ def test_the_router_is_the_linear_discriminant_and_decides_for_each_row():
 @pytest.mark.parametrize("affine", [True, False])
 def test_branches_know_the_running_statistics_of_their_experts(affine):
     torch.manual_seed(0)
-    base = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, affine=affine), nn.ReLU()).eval()
+    norms = [nn.BatchNorm2d(3, affine=affine) for _ in range(2)]
+    base = nn.Sequential(nn.Conv2d(1, 3, 3), norms[0], nn.ReLU(), norms[1]).eval()
     experts, x = experts_of(base, 2), torch.randn(4, 1, 8, 8)
     for expert in experts:
         norm = expert[1]
         norm.running_mean.add_(torch.randn(3))
         norm.running_var.mul_(torch.rand(3) + 0.5)
+        expert[3].running_mean.add_(0.7)  # alike in all experts, and not in the base
     twin = TwinMerge(1.0).join(base, experts, lambda _: nowhere(_, 2))
     route = torch.eye(2)[[0, 1, 1, 0]]
     with twin.routed(route):
