@@ -1,11 +1,11 @@
-"""Nulls of pair measures from sums, where rows come in groups."""
+"""Nulls of measures from sums, where rows come in groups."""
 
 import numpy as np
 import pytest
 import torch
 
 from sonde import measure
-from sonde.engine.errorbars import SampleRows, equal_independent_rows
+from sonde.engine.independent_rows import independent_rows
 
 ROWS, DIMS = [10, 22, 16, 7, 25] * 13, (5, 7)
 GROUP = np.repeat(np.arange(len(ROWS)), ROWS)
@@ -19,8 +19,23 @@ FUNCTIONS = {
     "correlation_match": measure.correlation_match,
     "mutual_information": measure.mutual_information,
     "cka": lambda x, y, group: measure.CKA().fit(x, y=y, group=group),
-    "kernel_cka": lambda x, y, group: measure.KernelCKA(m=64).fit(x, y=y, group=group),
+    "kernel_cka": lambda x, y, group: measure.KernelCKA(2.0, m=16).fit(x, y=y, group=group),
     "biased cka": lambda x, y, group: measure.cka(x, y, group, debiased=False),
+}
+
+
+ONE_SITE = {
+    "anisotropy": (),
+    "class_separability": ("label",),
+    "coding_rate": (),
+    "effective_rank": (),
+    "entropy_rank": (),
+    "matrix_entropy": (),
+    "neural_collapse": ("label",),
+    "participation_ratio": (),
+    "rate_reduction": ("label",),
+    "stable_rank": (),
+    "total_correlation": (),
 }
 
 
@@ -43,6 +58,19 @@ def test_the_null_is_what_unrelated_groups_give(name):
     assert abs((value - null).mean()) < 1.5 * spread
 
 
+@pytest.mark.truth("fresh draws of white groups of unequal sizes, each of one class")
+@pytest.mark.parametrize("name", ONE_SITE)
+def test_the_null_of_one_site_is_what_white_groups_give(name):
+    values, nulls = [], []
+    for seed in range(8):
+        x, label = unrelated(seed)[0], np.random.default_rng(seed + 50).integers(3, size=len(ROWS))
+        columns = {"label": label[GROUP]} if ONE_SITE[name] else {}
+        found = getattr(measure, name)(x, group=GROUP, **columns)
+        values.append(float(torch.as_tensor(found.value)))
+        nulls.append(found.null)
+    assert abs(np.mean(values) - np.mean(nulls)) < 2.5 * np.std(values, ddof=1)
+
+
 @pytest.mark.truth("Kish's design effect with a share of 0.8 and 0.5 within groups of 6")
 def test_rows_of_groups_count_as_fewer():
     rng = np.random.default_rng(0)
@@ -52,11 +80,11 @@ def test_rows_of_groups_count_as_fewer():
         + np.sqrt(1 - share) * rng.standard_normal((24000, 3))
         for share in (0.8, 0.5)
     )
-    columns = {"x": {"x": torch.tensor(x)}, "y": {"x": torch.tensor(y)}}
-    sample = SampleRows(columns, torch.tensor(group), 4000)
+    sides = torch.tensor(x), torch.tensor(y)
     want = 24000 / (1 + 5 * 0.8 * 0.5)
-    assert equal_independent_rows(sample, ("x", "y"), 24000) == pytest.approx(want, rel=0.03)
+    found = independent_rows(sides, torch.tensor(group), 24000)
+    assert found == pytest.approx(want, rel=0.03)
     drawn = torch.randperm(24000, generator=torch.Generator().manual_seed(0))[:8000]
-    part = {k: {"x": c["x"][drawn]} for k, c in columns.items()}
-    some = SampleRows(part, torch.tensor(group)[drawn], 4000, n_rows=24000)
-    assert equal_independent_rows(some, ("x", "y"), 24000) == pytest.approx(want, rel=0.06)
+    some = [side[drawn] for side in sides]
+    found = independent_rows(some, torch.tensor(group)[drawn], 24000, 24000)
+    assert found == pytest.approx(want, rel=0.06)

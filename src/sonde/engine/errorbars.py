@@ -6,7 +6,7 @@ in a sample of whole groups or of rows, is the standard error of the value.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.state import State, leaves, map_tensors
 from sonde.core.statistic import Statistic, parameter_names
+from sonde.engine.independent_rows import independent_rows
 
 
 @dataclass(frozen=True)
@@ -118,39 +119,37 @@ def _with_error(
 def _independent(
     instrument: Instrument, arguments: dict[str, Any], terms: list[Term], sample: SampleRows
 ) -> dict[str, float]:
-    """Return the argument ``independent`` of a ``result`` that takes it, for rows in groups."""
-    pair = next((t for t in terms if len(t.keys) == 2), None)
-    if pair is None or "independent" not in parameter_names(type(instrument).result):
-        return {}
-    return {"independent": equal_independent_rows(sample, pair.keys, arguments[pair.name].n)}
+    """Return how many independent rows the rows in groups are worth, for a ``result`` that asks.
 
-
-def equal_independent_rows(sample: SampleRows, keys: Sequence[str], n: int) -> float:
-    """Return the effective number of rows for a cross covariance of unrelated sites.
-
-    That many independent rows have the same variance: ``n / (1 + (m - 1) r r2)``. Here ``m`` is the
-    mean, over rows, of the size of a row's group; ``r`` and ``r2`` are the correlations of two rows
-    of one group at each site, from inner products of centred rows.
-
-    References
-    ----------
-    kish1965survey
+    ``independent`` is for covariances of both sides, ``independent_mean`` for means of the first,
+    ``independent_squares`` for second moments of the first.
     """
-    member = cast(Tensor, torch.unique(sample.group, return_inverse=True)[1])  # pyright: ignore[reportUnknownMemberType]
-    drawn, sizes = len(member), torch.bincount(member).double()
-    pairs = float((sizes * (sizes - 1)).sum())
-    if pairs == 0:
-        return float(n)
-    shared = 1.0
-    for key in keys:
-        x = sample.columns[key]["x"].detach().double().cpu()
-        x = x - x.mean(0)
-        sums = torch.zeros(len(sizes), x.shape[1], dtype=torch.float64).index_add_(0, member, x)
-        own = float(x.square().sum())
-        within = (float(sums.square().sum()) - own) / pairs
-        shared *= max(0.0, within / (own / drawn)) if own > 0 else 0.0
-    of_all = (sample.n_rows - 1) / (drawn - 1) if sample.n_rows else 1.0
-    return n / (1 + pairs / drawn * max(of_all, 1.0) * shared)
+    asked = _COUNTS.keys() & parameter_names(type(instrument).result)
+    if not asked:
+        return {}
+    term = next((t for t in terms if len(t.keys) == 2), terms[0])
+    n = int(torch.as_tensor(arguments[term.name].n).sum())  # or the rows of each class
+    sides = _sides(sample, term.keys)
+    return {
+        name: independent_rows(_COUNTS[name](*sides), sample.group, n, sample.n_rows)
+        for name in asked
+    }
+
+
+_COUNTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {
+    "independent": lambda x, y: (x, y),
+    "independent_mean": lambda x, _: (x,),
+    "independent_squares": lambda x, y: (x, x, y),
+}
+
+
+def _sides(sample: SampleRows, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return the rows of two sites, of a site and its classes, or of one site twice."""
+    first = cast(Tensor, sample.columns[keys[0]]["x"])
+    if len(keys) == 2:
+        return first, cast(Tensor, sample.columns[keys[1]]["x"])
+    label = cast("Tensor | None", sample.columns[keys[0]].get("label"))
+    return first, first if label is None else (label[:, None] == label.unique()).double()
 
 
 def group_error(

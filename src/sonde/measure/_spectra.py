@@ -15,6 +15,7 @@ from sonde.core.instrument import Instrument
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
+from sonde.engine.independent_rows import independent_rows
 from sonde.measure._flags import moment_flags, precision_flags, relative_spread
 from sonde.stats import HashSample, HashSampleState, Moments, MomentsState
 from sonde.stats.halves import half_error, random_halves
@@ -135,6 +136,7 @@ def rank_result(
     null: Callable[[int, int], float],
     conventions: dict[str, Any],
     centered: bool = True,
+    independent: float | None = None,
 ) -> "RankResult":
     """Return a rank that is a function of the eigenvalues, with its null for white rows."""
     found = spectral(rows, centered)
@@ -145,7 +147,7 @@ def rank_result(
         se = None if dead else _half_error(rows, figure, centered)
         conventions["se"] = _HALVES if se is not None else _NO_HALVES
     value: float | Tensor = float("nan") if dead else figure(found.values)
-    white = max(1.0, null(found.dim, max(found.n - 1, 1) if centered else found.n))
+    white = max(1.0, null(found.dim, white_degrees(rows, found.n, centered, independent)))
     flags = found.flags
     if not dead and float(torch.as_tensor(value).detach()) > 0.95 * white:
         flags = (*flags, "se_first_order")
@@ -159,6 +161,13 @@ def rank_result(
         conventions=conventions,
         dim=found.dim,
     )
+
+
+def white_degrees(rows: Rows, n: int, centered: bool, independent: float | None) -> int:
+    """Return as many independent white rows as have the spectrum of ``n`` white rows in groups."""
+    if isinstance(rows, HashSampleState):
+        independent = independent_rows((rows.rows, rows.rows), rows.group, n)
+    return max(round(independent or n) - centered, 1)
 
 
 def _half_error(sample: HashSampleState, figure: Figure, centered: bool) -> float | None:

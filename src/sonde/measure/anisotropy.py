@@ -70,7 +70,9 @@ class Anisotropy(Instrument):
         """Read the moments."""
         return {"moments": Moments(self.scatter)}
 
-    def result(self, moments: MomentsState) -> AnisotropyResult:
+    def result(
+        self, moments: MomentsState, independent_mean: float | None = None
+    ) -> AnisotropyResult:
         """Compare the mean row with the mean square of rows, with and without dominating units."""
         square, variance = moments.mean.square(), moments.variance
         units = dominating(square.detach())
@@ -81,7 +83,7 @@ class Anisotropy(Instrument):
             value = math.nan
         return AnisotropyResult(
             value=value,
-            null=1.0 / moments.n,
+            null=1.0 / (independent_mean or moments.n),
             n=moments.n,
             range=(0.0, 1.0),
             flags=tuple(f for f in moment_flags(moments) if f != "few_rows"),

@@ -70,9 +70,12 @@ class ClassSeparability(Instrument):
         """Read the moments of each class."""
         return {"classes": ClassMoments()}
 
-    def result(self, classes: ClassMomentsState) -> ClassSeparabilityResult:
+    def result(
+        self, classes: ClassMomentsState, independent: float | None = None
+    ) -> ClassSeparabilityResult:
         """Compare scatter between classes with scatter within."""
         n, count = classes.n_labelled, len(classes.labels)
+        degrees = max((independent or n) - 1, 1)
         if count < 2:
             raise InputError(
                 f"ClassSeparability: expected at least two classes, got {count}. "
@@ -80,7 +83,7 @@ class ClassSeparability(Instrument):
             )
         between, within = classes.between, classes.pooled
         b, w = between.diagonal().sum(), within.diagonal().sum()
-        ratio, null = _lda(between.detach(), within.detach(), n)
+        ratio, rank = _lda(between.detach(), within.detach(), n)
         dead = not bool((b + w).detach() > 0)
         flags = [f for f in moment_flags(classes.total)]
         if classes.unlabelled is not None:
@@ -88,7 +91,7 @@ class ClassSeparability(Instrument):
         mean_square = float(w.detach()) / max(n - count, 1)
         return ClassSeparabilityResult(
             value=float("nan") if dead else b / (b + w),
-            null=(count - 1) / max(n - 1, 1),
+            null=(count - 1) / degrees,
             n=n,
             range=(0.0, 1.0),
             flags=tuple(dict.fromkeys([*flags, *(["dead"] if dead else [])])),
@@ -96,7 +99,7 @@ class ClassSeparability(Instrument):
             labels=classes.labels,
             calinski_harabasz=_over(float(b.detach()) / (count - 1), mean_square),
             lda_ratio=ratio / (count - 1),
-            lda_null=null,
+            lda_null=rank / degrees,
             nc1=float(class_collapse(classes).detach()) if bool(between.any()) else float("nan"),
         )
 
@@ -109,8 +112,8 @@ def _over(top: float, bottom: float) -> float:
 
 def _lda(
     between: Float[Tensor, "dim dim"], within: Float[Tensor, "dim dim"], n: int
-) -> tuple[float, float]:
-    """Return ``tr(S_T^+ S_B)`` and its null, the rank of the total scatter over ``n - 1``.
+) -> tuple[float, int]:
+    """Return ``tr(S_T^+ S_B)`` and the rank of the total scatter.
 
     Both are taken between standardised units, so that a unit of huge variance hides no other unit.
     """
@@ -123,7 +126,7 @@ def _lda(
     keep = values > 1e-10 * values[-1].clamp(min=0.0)
     basis = inverse[:, None] * vectors[:, keep]
     trace = ((basis.T @ between @ basis).diagonal() / values[keep]).sum()
-    return float(trace), int(keep.sum()) / max(n - 1, 1)
+    return float(trace), int(keep.sum())
 
 
 class_separability = as_function(ClassSeparability, "label")

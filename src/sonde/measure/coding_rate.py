@@ -70,7 +70,9 @@ class CodingRate(Instrument):
         """Read the moments of the rows at unit length."""
         return {"directions": DirectionMoments()}
 
-    def result(self, directions: MomentsState) -> CodingRateResult:
+    def result(
+        self, directions: MomentsState, independent: float | None = None
+    ) -> CodingRateResult:
         """Take the volume of the second moment."""
         n, dim = directions.n, len(directions.mean)
         second = directions.covariance + torch.outer(directions.mean, directions.mean)
@@ -79,7 +81,7 @@ class CodingRate(Instrument):
         scale = dim / self.eps2
         return CodingRateResult(
             value=math.nan if n_zero == n else gaussian_rate(second, scale),
-            null=expected_rate(torch.full((dim,), 1.0 / dim), n, scale),
+            null=expected_rate(torch.full((dim,), 1.0 / dim), independent or n, scale),
             n=n,
             range=(0.0, dim / 2 * math.log1p(1.0 / self.eps2)),
             flags=tuple(flags),

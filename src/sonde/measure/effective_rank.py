@@ -70,10 +70,12 @@ class EffectiveRank(Instrument):
         """Read the moments or the sample."""
         return spectrum_reads(self.source)
 
-    def result(self, rows: Rows) -> RankResult:
+    def result(self, rows: Rows, independent: float | None = None) -> RankResult:
         """Take the entropy of the singular values as shares of their sum."""
         conventions = {"entropy": "of singular values"}
-        return rank_result(rows, _of_singular_values, _white, conventions, self.centered)
+        return rank_result(
+            rows, _of_singular_values, _white, conventions, self.centered, independent
+        )
 
 
 def _of_singular_values(values: Float[Tensor, "rank"]) -> Float[Tensor, ""]:

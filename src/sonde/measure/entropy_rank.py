@@ -47,9 +47,11 @@ class EntropyRank(SpectrumInstrument):
 
     paper: ClassVar[str] = "roy2007effective"
 
-    def result(self, rows: Rows) -> RankResult:
+    def result(self, rows: Rows, independent: float | None = None) -> RankResult:
         """Take the entropy of the eigenvalues as shares of their sum."""
-        return rank_result(rows, exp_entropy, _white, {"entropy": "of variances"})
+        return rank_result(
+            rows, exp_entropy, _white, {"entropy": "of variances"}, independent=independent
+        )
 
 
 def exp_entropy(weights: Float[Tensor, "rank"]) -> Float[Tensor, ""]:

@@ -88,11 +88,13 @@ class MatrixEntropy(Instrument):
             return {"rows": Moments("diag")}
         return {"rows": DirectionMoments()}
 
-    def result(self, rows: MomentsState) -> MeanRow | MatrixEntropyResult:
+    def result(
+        self, rows: MomentsState, independent: float | None = None
+    ) -> MeanRow | MatrixEntropyResult:
         """Take the mean row, or the entropy."""
         if self.centered:
             return MeanRow(n=rows.n, mean=rows.mean.detach(), flags=moment_flags(rows))
-        return _entropy(rows, centered=False)
+        return _entropy(rows, centered=False, independent=independent)
 
     def then(self, result: Result) -> Instrument | None:
         """Take the directions from the mean row."""
@@ -111,9 +113,9 @@ class _FromMean(Instrument):
         """Read the directions."""
         return {"rows": _DirectionsFrom(self.mean)}
 
-    def result(self, rows: MomentsState) -> MatrixEntropyResult:
+    def result(self, rows: MomentsState, independent: float | None = None) -> MatrixEntropyResult:
         """Take the entropy."""
-        return _entropy(rows, centered=True, flags=self.flags)
+        return _entropy(rows, centered=True, flags=self.flags, independent=independent)
 
 
 @final
@@ -142,7 +144,10 @@ class _DirectionsFrom(Statistic[MomentsState]):
 
 
 def _entropy(
-    rows: MomentsState, centered: bool, flags: tuple[str, ...] = ()
+    rows: MomentsState,
+    centered: bool,
+    flags: tuple[str, ...] = (),
+    independent: float | None = None,
 ) -> MatrixEntropyResult:
     n, dim = rows.n, len(rows.mean)
     second = rows.covariance + torch.outer(rows.mean, rows.mean)
@@ -154,7 +159,7 @@ def _entropy(
         values = values[values.detach() > 0] / share
         entropy = -torch.xlogy(values, values).sum()
     most = math.log(dim)
-    white = _white(dim, max(n - centered, 1))
+    white = _white(dim, max(round(independent or n) - centered, 1))
     nats = float(torch.as_tensor(entropy).detach())
     found = {
         "dead": n_zero > 0 or dim == 1,

@@ -109,6 +109,7 @@ class NeuralCollapse(Instrument):
         classes: ClassMomentsState,
         head: HeadWeightsState | None = None,
         sample: HashSampleState | None = None,
+        independent: float | None = None,
     ) -> NeuralCollapseResult:
         """Compare the class means with the spread about them, with a simplex and with the head."""
         count = len(classes.labels)
@@ -133,7 +134,7 @@ class NeuralCollapse(Instrument):
             flags += extra
         return NeuralCollapseResult(
             value=math.nan if dead else class_collapse(classes),
-            null=_null(classes),
+            null=_null(classes, (independent or classes.n_labelled) / classes.n_labelled),
             n=classes.n_labelled,
             range=(0.0, math.inf),
             flags=tuple(dict.fromkeys(flags)),
@@ -155,8 +156,11 @@ def class_collapse(classes: ClassMomentsState) -> Float[Tensor, ""]:
     return ((within @ inverse) * inverse).sum()
 
 
-def _null(classes: ClassMomentsState) -> float:
-    """Return the median value if class means differ by chance alone, as means of few rows do."""
+def _null(classes: ClassMomentsState, independent: float) -> float:
+    """Return the median value if class means differ by chance alone, as means of few rows do.
+
+    ``independent`` is the share of rows that count as independent.
+    """
     within = classes.pooled.detach() / classes.weight.detach().sum()
     values = torch.linalg.eigvalsh(within).clamp(min=0.0).cpu()
     generator = torch.Generator().manual_seed(0)
@@ -164,7 +168,7 @@ def _null(classes: ClassMomentsState) -> float:
     found: list[Tensor] = []
     for _ in range(DRAWS):
         noise = torch.randn(shape, generator=generator, dtype=torch.float64) * values.sqrt()
-        means = noise / classes.weight.detach().cpu().sqrt()[:, None]
+        means = noise / (independent * classes.weight.detach().cpu()).sqrt()[:, None]
         inverse = torch.linalg.pinv(means - means.mean(0), rtol=CUT)
         found.append((values[:, None] * inverse.square()).sum())
     return float(torch.stack(found).median())

@@ -44,13 +44,14 @@ class ParticipationRatio(SpectrumInstrument):
 
     paper: ClassVar[str] = "gao2017dimensionality"
 
-    def result(self, rows: Rows) -> RankResult:
+    def result(self, rows: Rows, independent: float | None = None) -> RankResult:
         """Compare the sum of the eigenvalues with that of their squares."""
         return rank_result(
             rows,
             lambda values: torch.square(values.sum()) / values.square().sum(),
             lambda dim, n: (dim * n + 2.0) / (dim + n + 1.0),
             {},
+            independent=independent,
         )
 
 

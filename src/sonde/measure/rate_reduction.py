@@ -78,7 +78,9 @@ class RateReduction(Instrument):
         """Read the moments of each class, of the rows at unit length."""
         return {"directions": ClassDirectionMoments()}
 
-    def result(self, directions: ClassMomentsState) -> RateReductionResult:
+    def result(
+        self, directions: ClassMomentsState, independent_squares: float | None = None
+    ) -> RateReductionResult:
         """Compare the volume of all rows with those of the classes."""
         n, count, dim = directions.n_labelled, len(directions.labels), directions.mean.shape[1]
         if count < 2:
@@ -93,12 +95,13 @@ class RateReduction(Instrument):
         n_alive = n * float(total.detach().diagonal().sum())
         whole = gaussian_rate(total, scale)
         value, each = rate_gain(seconds, share, scale)
+        fewer = [k * (independent_squares or n) / n for k in directions.n.tolist()]
         flags = ["dead"] if n_alive < n - 0.5 else []
         flags += ["few_rows"] if int(directions.n.min()) <= dim else []
         flags += [] if directions.unlabelled is None else ["unlabelled"]
         return RateReductionResult(
             value=value if n_alive > 0.5 else math.nan,
-            null=float(whole.detach()) - _shuffled(total.detach(), directions.n.tolist(), scale),
+            null=float(whole.detach()) - _shuffled(total.detach(), fewer, scale),
             n=n,
             range=(0.0, float(whole.detach())),
             flags=tuple(flags),
@@ -109,7 +112,7 @@ class RateReduction(Instrument):
         )
 
 
-def _shuffled(total: Float[Tensor, "dim dim"], counts: list[int], scale: float) -> float:
+def _shuffled(total: Float[Tensor, "dim dim"], counts: list[float], scale: float) -> float:
     """Return the mean rate of classes of these sizes whose rows are drawn from all rows.
 
     ``n_k`` rows drawn without replacement vary as ``1 / (1 / n_k - 1 / n)`` drawn with replacement.

@@ -55,7 +55,7 @@ class SAP(CrossInstrument):
     Assumes      factors whose numbers mean something: encode a factor of names as a unit of 0 and 1
                  for each name. Constant factors are left out of the mean (flag ``dead``).
     Differs      from the paper: squared correlations for factors of few values too, for which the
-                 paper takes the accuracy of a threshold. The null takes rows as independent.
+                 paper takes the accuracy of a threshold.
 
     Examples
     --------
@@ -73,7 +73,10 @@ class SAP(CrossInstrument):
     paper: ClassVar[str] = "kumar2018variational"
 
     def result(
-        self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
+        self,
+        cross: CrossMomentsState,
+        each: tuple[MomentsState, MomentsState],
+        independent: float | None = None,
     ) -> SAPResult:
         """Compare the two best latents of each factor."""
         x, y = each
@@ -83,7 +86,7 @@ class SAP(CrossInstrument):
         live = y.variance.detach() > 0
         some = bool(live.any()) and bool((x.variance.detach() > 0).any())
         chance = unrelated(x, y).square().mT[:, live]
-        null = largest_gap(chance.flatten(0, 1)).mean() / max(cross.n - 1, 1)
+        null = largest_gap(chance.flatten(0, 1)).mean() / max((independent or cross.n) - 1, 1)
         return SAPResult(
             value=lead[live].mean() if some else math.nan,
             null=float(null) if some else math.nan,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sonde.core.function import as_function
 from sonde.core.result import Result
-from sonde.measure._spectra import Rows, SpectrumInstrument, spectral
+from sonde.measure._spectra import Rows, SpectrumInstrument, spectral, white_degrees
 from sonde.stats.white_spectrum import white_eigenvalues
 
 
@@ -57,17 +57,18 @@ class Spectrum(SpectrumInstrument):
 
     paper: ClassVar[str] = "pearson1901lines"
 
-    def result(self, rows: Rows) -> SpectrumResult:
+    def result(self, rows: Rows, independent: float | None = None) -> SpectrumResult:
         """Order the eigenvalues."""
         found = spectral(rows)
         values, total = found.values, found.values.sum()
+        degrees = white_degrees(rows, found.n, True, independent)
         if len(values) == 0:
             values = share = torch.full((1,), torch.nan, dtype=torch.float64)
         else:
             share = values / total
         return SpectrumResult(
             value=values,
-            null=_white(len(values), found.dim, max(found.n - 1, 1)) * total,
+            null=_white(len(values), found.dim, degrees) * total,
             n=found.n,
             unit="squared units of the rows",
             range=(0.0, float("inf")),

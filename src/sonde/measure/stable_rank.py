@@ -42,13 +42,14 @@ class StableRank(SpectrumInstrument):
 
     paper: ClassVar[str] = "rudelson2007sampling"
 
-    def result(self, rows: Rows) -> RankResult:
+    def result(self, rows: Rows, independent: float | None = None) -> RankResult:
         """Compare the sum of the eigenvalues with the largest."""
         return rank_result(
             rows,
             lambda values: values.sum() / values[0],
             lambda dim, n: dim / (1.0 + math.sqrt(dim / n)) ** 2,
             {},
+            independent=independent,
         )
 
 

@@ -82,12 +82,14 @@ class TotalCorrelation(Instrument):
         """Read the moments of the site."""
         return {"moments": Moments()}
 
-    def result(self, moments: MomentsState) -> TotalCorrelationResult:
+    def result(
+        self, moments: MomentsState, independent: float | None = None
+    ) -> TotalCorrelationResult:
         """Take the determinant of the correlations of the units that vary."""
         live = torch.nonzero(moments.variance.detach() > 0).flatten()
         flags = list(moment_flags(moments))
         r = unit_correlations(moments.scatter, moments, moments)[live[:, None], live]
-        bias = independent_mean(moments.n, len(live))
+        bias = independent_mean(independent or moments.n, len(live))
         raw = torch.full_like(moments.mean.sum(), math.nan)
         if "dead" not in flags and math.isfinite(bias):
             values = torch.linalg.eigvalsh(r)
@@ -107,7 +109,7 @@ class TotalCorrelation(Instrument):
         )
 
 
-def independent_mean(n: int, dim: int) -> float:
+def independent_mean(n: float, dim: int) -> float:
     """Return the mean of ``-1/2 ln det R`` over ``n`` rows of independent Gaussian units.
 
     NaN with no more rows than units.

@@ -38,8 +38,8 @@ def assign(
     site. Detectors are calibrated if the plan holds rows out, on one score for each example if
     ``reduction`` says so. Equal instruments count once. Results that cannot be computed are left
     out and named in one warning. ``heads`` are the sites for methods that ask for the input of the
-    final linear layer, or None if these sites are unknown. ``grouped`` says whether examples come in
-    groups.
+    final linear layer, or None if these sites are unknown. ``grouped`` says whether examples come
+    in groups.
 
     Raises
     ------

@@ -1,0 +1,59 @@
+"""How many independent rows have the sampling noise of rows that come in groups."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def independent_rows(
+    sides: Sequence[Float[Tensor, "row _dim"]],
+    group: Int[Tensor, "row"],
+    n: int,
+    n_rows: int | None = None,
+) -> float:
+    """Return the effective number of rows for a cross covariance of unrelated sides.
+
+    That many independent rows have the same variance: ``n / (1 + (m - 1) r r2)``. Here ``m`` is the
+    mean, over rows, of the size of a row's group; ``r`` and ``r2`` are the correlations of two rows
+    of one group at each side, from inner products of centred rows.
+
+    Parameters
+    ----------
+    sides : Float[Tensor, "row dim"] of each side
+        Rows, or a sample of them.
+    group : Int[Tensor, "row"]
+        Group of each row.
+    n : int
+        Number of rows behind the covariance.
+    n_rows : int, optional
+        Number of rows in the data if ``sides`` were drawn from them one by one.
+
+    Examples
+    --------
+    >>> pairs = torch.arange(8) // 2
+    >>> x = torch.tensor([1.0, -1.0, 1.0, -1.0])[pairs, None]
+    >>> independent_rows((x, x), pairs, 8)
+    4.0
+
+    References
+    ----------
+    kish1965survey
+    """
+    member = cast(Tensor, torch.unique(group, return_inverse=True)[1])  # pyright: ignore[reportUnknownMemberType]
+    drawn, sizes = len(member), torch.bincount(member).double()
+    pairs = float((sizes * (sizes - 1)).sum())
+    if pairs == 0:
+        return float(n)
+    shared = 1.0
+    for side in sides:
+        x = side.detach().double().cpu()
+        x = x - x.mean(0)
+        sums = torch.zeros(len(sizes), x.shape[1], dtype=torch.float64).index_add_(0, member, x)
+        own = float(x.square().sum())
+        within = (float(sums.square().sum()) - own) / pairs
+        shared *= max(0.0, within / (own / drawn)) if own > 0 else 0.0
+    of_all = (n_rows - 1) / (drawn - 1) if n_rows else 1.0
+    return n / (1 + pairs / drawn * max(of_all, 1.0) * shared)
