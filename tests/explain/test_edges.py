@@ -14,7 +14,10 @@ GOAL = Objective("margin", target=ANSWER, other=INSTEAD)
 
 
 class TwoWays(nn.Module):
-    """One layer that writes, and two that read it: the logits are the sum of both ways."""
+    """One layer that writes, and two that read it: the logits are the sum of both ways.
+
+    Tokens (row, token, dim) become rows of one matrix, as some models have them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,9 +26,9 @@ class TwoWays(nn.Module):
         self.left, self.right = linear(torch.randn(2, 3)), linear(torch.randn(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        stream = self.first(x)
+        stream = self.first(x.flatten(0, -2))
         stream = stream + self.second(stream)
-        return self.left(stream) + self.right(stream)
+        return (self.left(stream) + self.right(stream)).view(len(x), -1, 2).sum(1)
 
 
 @pytest.mark.truth("the induction circuit, whose weights were written by hand")
@@ -38,16 +41,17 @@ def test_only_the_edges_of_the_circuit_carry_the_answer(method):
 
 
 @pytest.mark.truth("closed form: the sum over edges of a linear net is the effect of the whole")
-def test_two_ways_add_up_to_the_whole():
+@pytest.mark.parametrize("shape", [(4, 3), (4, 5, 3)], ids=["rows", "tokens in one matrix"])
+def test_two_ways_add_up_to_the_whole(shape):
     net = TwoWays()
-    a, b = torch.randn(2, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    a, b = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     real = EdgePatching().explain(net, a, corrupt=b, objective=Objective(target=1))
     fast = EdgeAttribution(ig_steps=1).explain(net, a, corrupt=b, objective=Objective(target=1))
     torch.testing.assert_close(real.effects, fast.effects)
     into = [i for i, (_, v) in enumerate(real.edges) if v in ("left:in", "right:in")]
     torch.testing.assert_close(real.effects[:, into].sum(1), real.source - real.base)
     one = real.edges.index(("first:out", "left:in"))
-    moved = (net.first(a) - net.first(b)) @ net.left.weight[1]
+    moved = ((net.first(a) - net.first(b)) @ net.left.weight[1]).reshape(4, -1).sum(1)
     torch.testing.assert_close(real.effects[:, one], moved.detach())
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import sonde
 from sonde.core import InputError
 from sonde.explain import Exemplars
 
@@ -10,12 +11,16 @@ from sonde.explain import Exemplars
 @pytest.mark.truth("sorting every row of each unit")
 def test_rows_equal_a_full_sort():
     x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
-    found = Exemplars(n=5, m=2).fit(x, position=torch.arange(300), ids=[7] * 300)
+    ids = [f"text {i // 3}" for i in range(300)]
+    stream = sonde.Stream.of({"unit": x}, position=torch.arange(300), ids=ids)
+    words = torch.cat([batch.column("ids", "unit") for batch in stream])
+    found = Exemplars(n=5, m=2).fit(x, position=torch.arange(300), ids=ids)
     torch.testing.assert_close(torch.as_tensor(found.value).float(), x.amax(0))
     for unit in range(4):
         rows = found.of(unit)
         best = [one for one in rows if one.range == "top"]
         assert [one.position for one in best] == x[:, unit].argsort(descending=True)[:5].tolist()
+        assert all(list(one.ids) == words[one.position].tolist() for one in rows)
         power = float(2.0 ** x[:, unit].amax().log2().floor().add(1))
         for low in (0.5, 0.25, 0.125):
             said = f"{low * power:g} to {2 * low * power:g}"

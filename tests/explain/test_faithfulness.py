@@ -72,7 +72,11 @@ def test_equal_attributions_are_as_good_as_a_random_order():
     found = GradTimesInput().explain(net, x, objective=LOGIT)
     flat = replace(found, value=torch.ones_like(torch.as_tensor(found.value)))
     tests = [Deletion(ZERO, seed=seed, n_random=2) for seed in range(8)]
-    ones = [float(test.judge(net, x, flat, objective=LOGIT)) for test in tests]
+    judged = [test.judge(net, x, flat, objective=LOGIT) for test in tests]
+    for one in judged:
+        first, second = one.null_each.mean(1).tolist()
+        assert one.null_spread == pytest.approx(abs(first - second) / 2**0.5)
+    ones = [float(one) for one in judged]
     best = Deletion(ZERO).judge(net, x, found, objective=LOGIT)
     assert best.null is not None
     assert np.mean(ones) == pytest.approx(float(best.null), abs=0.5)

@@ -39,6 +39,8 @@ def test_the_last_block_answers_as_the_model(llama):
     assert float(torch.as_tensor(found.value)[0]) == pytest.approx(float(kl), rel=1e-4)
     assert float(torch.as_tensor(found.value)[-1]) == pytest.approx(0.0, abs=1e-9)
     assert float(found.agreement[-1]) == 1.0
+    unsure = -(early.exp() * early).sum(-1).mean()
+    assert float(found.entropy[0]) == pytest.approx(float(unsure), rel=1e-4)
     following = -early[:, :-1].gather(2, ids[:, 1:, None]).mean()
     assert float(found.cross_entropy[0]) == pytest.approx(float(following), rel=1e-4)
     same = torch.stack(

@@ -50,10 +50,10 @@ def test_batches_give_the_mean_of_all_examples(net, method, site):
     torch.testing.assert_close(found.value, value.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.size, value.abs().mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.se, value.std(0) / 30**0.5, rtol=1e-5, atol=1e-6)
-    prob = Objective("prob", target=1)
-    assert found.faithfulness == pytest.approx(
-        float(test.judge(net, X, whole, objective=prob, site=site)), abs=1e-5
-    )
+    judged = test.judge(net, X, whole, objective=Objective("prob", target=1), site=site)
+    assert found.faithfulness == pytest.approx(float(judged), abs=1e-5)
+    assert judged.null is not None
+    assert found.random == pytest.approx(float(judged.null), abs=1e-5)
     assert found.n == 30
 
 

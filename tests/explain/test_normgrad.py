@@ -1,5 +1,6 @@
 """Terms of weight gradients against those that autograd gives a real layer, formed in full."""
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -121,14 +122,16 @@ def test_what_ignores_the_class_and_what_turns_with_it():
     assert turned.direction == "lower"
 
 
-def test_a_constant_map_takes_nothing_from_others_by_becoming_nan():
+def test_a_constant_map_becomes_zero():
     model = net(nn.Conv2d(4, 5, 3, padding=1))
     one = NormGrad().explain(model, X, objective=TARGET, site="0")
     both = combined([one, one], (7, 6), "geometric")
     assert float(both.amin()) == 0.0
     assert float(both.amax()) == pytest.approx(1.0)
-    flat = NormGrad().explain(model, X * 0, objective=TARGET, site="0")
-    assert bool(torch.isfinite(combined([one, flat], (7, 6))).all())
+    flat = replace(one, value=torch.full_like(torch.as_tensor(one.value), 3.0))
+    assert not combined([one, flat], (7, 6)).any()
+    alone = combined([one], (7, 6))
+    torch.testing.assert_close(combined([one, flat], (7, 6), "mean"), alone / 2)
     with pytest.raises(InputError, match="each"):
         combined([], (7, 6))
     with pytest.raises(InputError, match=r"step of at least 0, got -1\.0"):

@@ -66,6 +66,35 @@ def test_a_regression_is_judged_by_its_output(form):
     assert judged.conventions["objective"] == found.conventions["objective"] == "output"
 
 
+@pytest.mark.truth("softmax written out at the last real token, text by text")
+def test_the_numbers_of_texts_and_of_their_copies():
+    logits = torch.randn(3, 5, 7, generator=DRAW)
+    tokens = torch.randint(0, 7, (3, 5), generator=DRAW)
+    ends, target = [4, 3, 2], [6, 0, 2]
+    mask = (torch.arange(5) <= torch.tensor(ends)[:, None]).long()
+    for kind in ("logit", "log_prob", "prob", "margin", "answer"):
+        goal = Objective(kind, target=target, length=2).fixed(logits, tokens, mask)
+        wanted, drawn = [], []
+        for scale in (1.0, 2.0):  # the second half of the batch are other outputs
+            for row, end, k in zip(scale * logits, ends, target, strict=True):
+                log_p = row - row.exp().sum(-1, keepdim=True).log()
+                at = row[end].tolist()
+                others = at[:k] + at[k + 1 :]
+                answer = log_p[end - 2, tokens[len(wanted) % 3, end - 1]]
+                number = {
+                    "logit": at[k],
+                    "log_prob": float(log_p[end, k]),
+                    "prob": float(log_p[end, k].exp()),
+                    "margin": at[k] - max(others),
+                    "answer": float(answer + log_p[end - 1, tokens[len(wanted) % 3, end]]),
+                }
+                wanted.append(number[kind])
+                drawn.append(log_p[end - 2 : end] if kind == "answer" else log_p[end, None])
+        twice, both = goal.tiled(2), torch.cat([logits, 2 * logits])
+        assert twice.of(both).tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+        torch.testing.assert_close(twice.log_probs(both), torch.cat(drawn), rtol=1e-4, atol=1e-5)
+
+
 def test_one_output_has_no_margin_and_no_second_class():
     net = made(lambda h, y: y, width=1)
     with pytest.raises(InputError, match="two classes"):

@@ -12,6 +12,7 @@ from models import gpt2
 from narrow import present
 from sonde.core import InputError, SiteError
 from sonde.explain import ActivationPatching, AttributionPatching, Objective
+from sonde.explain.patching import mean_share
 from sonde.tap import cache_of
 from tap_snapshot import assert_unchanged, snapshot
 
@@ -146,6 +147,23 @@ def test_zero_mean_and_other_examples_come_in():
     ]
     others = (state[:, None] - state[None]) @ weight
     assert all(any(torch.isclose(-m, o) for o in row) for m, row in zip(moved, others, strict=True))
+
+
+@pytest.mark.truth("mean and standard error of each part's own pairs, by hand")
+def test_shares_are_means_over_the_pairs_that_differ_and_have_the_part():
+    draw = torch.Generator().manual_seed(0)
+    effects = torch.randn(5, 3, dtype=torch.float64, generator=draw)
+    whole = torch.tensor([2.0, -0.5, 0.01, 1.5, -3.0], dtype=torch.float64)
+    has = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1], [1, 0, 0]]).bool()
+    mean, se, kept = mean_share(effects, whole, 0.1, has)
+    assert kept.tolist() == [True, True, False, True, True]
+    assert se is not None
+    for part, pairs in enumerate(([0, 1, 3, 4], [0, 3], [3])):
+        share = effects[pairs, part] / whole[pairs]
+        assert float(mean[part]) == pytest.approx(float(share.mean()))
+        if len(pairs) > 1:
+            assert float(se[part]) == pytest.approx(float(share.std()) / len(pairs) ** 0.5)
+    assert bool(se[2].isnan())  # one pair has no error
 
 
 def test_what_does_not_fit_is_refused(net):

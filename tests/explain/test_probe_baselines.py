@@ -29,6 +29,7 @@ def test_a_label_that_the_layer_makes_stands_beside_its_baselines():
     stream = sonde.read(net, items, sites="1")
     found = ProbeBaselines(seed=3).fit(stream)
     (row,) = found.table().to_pylist()
+    assert found.range == (0.0, 1.0)
     assert row["accuracy"] > 0.95
     assert row["input"] < 0.65
     other = written()
@@ -49,7 +50,7 @@ def test_a_label_that_the_layer_makes_stands_beside_its_baselines():
 
 
 def test_tokens_are_compared_with_their_embedding():
-    ids = torch.randint(3, models.VOCABULARY, (40, 6), generator=DRAW)
+    ids = torch.randint(3, models.VOCABULARY, (40, 2), generator=DRAW)
     items = [{"input_ids": row, "label": int(row[0] > 30)} for row in ids]
     stream = sonde.read(models.gpt2(), items, sites="blocks", reducer="tokens")
     found = ProbeBaselines().fit(stream)

@@ -70,6 +70,18 @@ def test_the_gamma_rule_of_a_convolution():
     torch.testing.assert_close(torch.as_tensor(found.value).flatten(), expected)
 
 
+@pytest.mark.truth("closed form of a layer norm whose scale is a constant, behind it a linear head")
+def test_a_layer_norm_hands_down_through_its_constant_scale():
+    norm, head = nn.LayerNorm((2, 3), eps=0.3), nn.Linear(6, 2, bias=False)
+    model, x = nn.Sequential(norm, nn.Flatten(), head).double(), 0.5 * rows(4, 2, 3, seed=2)
+    norm.weight.data, norm.bias.data = rows(2, 3, seed=3), rows(2, 3, seed=4)
+    found = Relevance(epsilon=1e-12).explain(model, x, objective=Objective(target=1))
+    way = (norm.weight.flatten() * head.weight[1]).detach()
+    scale = 1 / (x.flatten(1).var(1, correction=0, keepdim=True) + 0.3).sqrt()
+    expected = x.flatten(1) * scale * (way - way.mean())
+    torch.testing.assert_close(torch.as_tensor(found.value).flatten(1), expected)
+
+
 def test_functions_and_modules_that_run_twice_hand_down_alike():
     class Functional(nn.Module):
         def __init__(self, like):

@@ -43,6 +43,7 @@ def test_the_true_block_is_above_zero_and_turned_round_below(data):
     test_of = DiffRoar(share=0.5, n_seeds=1)
     found = test_of.judge(nearest, *oracle)
     plain = float(nearest(fit.x, fit.label, 0)(test.x).argmax(1).eq(test.label).double().mean())
+    assert found.range == (-1.0, 1.0)  # a difference of accuracies
     assert found.top.tolist()[0] > plain - 0.02
     assert found.bottom.tolist()[0] == pytest.approx(0.1, abs=0.05)
     assert test_of.judge(nearest, *turned).value == pytest.approx(-found.value)

@@ -14,6 +14,7 @@ from sonde.core import InputError
 from sonde.explain import Attributor, GradTimesInput, Saliency, SanityChecks
 from sonde.explain._correlation import pearson, spearman, ssim
 from sonde.explain.attribution import Parts
+from sonde.explain.sanity import redraw
 
 
 def rows(*shape, seed=0):
@@ -105,6 +106,20 @@ class Breaking(Attributor):
         if CALLS.n > 1:
             raise RuntimeError("broken")
         return Parts(function.value)
+
+
+def test_weights_of_no_known_layer_are_redrawn_around_their_mean_also_a_single_one():
+    own: Any = nn.Module()
+    own.many = nn.Parameter(4.0 + 0.5 * rows(5000, seed=5))
+    own.one = nn.Parameter(torch.tensor([2.0]))
+    before = own.many.detach().clone()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        redraw([own])
+    many = own.many.detach()
+    assert (float(many.mean()), float(many.std())) == pytest.approx((4.0, 0.5), rel=0.05)
+    assert abs(float(pearson(many[None], before[None]))) < 0.1
+    assert float(own.one.detach()) != 2.0
 
 
 def test_the_target_stays_that_of_the_model_as_it_is():

@@ -48,7 +48,11 @@ def test_a_dormant_and_an_idle_unit_together_make_an_illusion():
     )
     torch.testing.assert_close(illusion.row_part, torch.tensor([0, 0.5**0.5, 0]).double())
     assert (illusion.null_share, illusion.driving_share) == pytest.approx((0.5, 1.0))
-    assert illusion.variance[0] == 0 < illusion.variance[1]
+    # The null part is h_1 / sqrt(2), which is x / sqrt(2); the row part is h_2, always 0.
+    within = (SOURCE.var() + BASE.var()) / 2  # of two runs of as many rows
+    assert illusion.separation == pytest.approx((0.0, abs(moved) / float(within) ** 0.5))
+    spread = float(torch.cat([SOURCE, BASE]).var(correction=0)) / 2
+    assert illusion.variance == pytest.approx((0.0, spread))
     assert illusion.out_of_range > 0  # h_2 is never anything but 0
 
 

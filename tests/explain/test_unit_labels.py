@@ -63,6 +63,10 @@ def test_classes_are_compared_above_the_threshold_that_suits_them_best():
         precision, recall, _ = precision_recall_curve(known, x[:, unit].numpy())
         f1 = 2 * precision * recall / (precision + recall).clip(1e-9)
         assert float(found.overlap[k, unit]) == pytest.approx(float((f1 / (2 - f1)).max()))
+    for unit in range(4):  # the threshold is the one at which the unit has that overlap
+        high, known = x[:, unit] > found.threshold[unit], concept == found.concept[unit]
+        overlap = float((high & known).sum() / (high | known).sum())
+        assert float(torch.as_tensor(found.value)[unit]) == pytest.approx(overlap)
     # concept 2 has nine rows in ten: a unit that is always high overlaps with it as much
     assert found.label.tolist()[::2] == [0, 1]
     assert found.label.tolist()[1::2] == [-1, -1]
