@@ -69,7 +69,7 @@ def _rejection(uncertainty, quality):
 
 
 def _by_hand(rows, label, columns, which, skip):
-    """The whole procedure in numpy and scikit-learn; returns layers and the chance of wrong."""
+    """The whole procedure in numpy and scikit-learn; returns layers, chance of wrong and ratio."""
     side, pair = columns["side"].numpy(), np.array(columns["pair"])
     batches = list(Stream.of(rows, label=label, ids=range(len(label)), **columns))
     draw = torch.cat([b.draw("site 0") for b in batches]).numpy().view(np.uint64)
@@ -97,7 +97,8 @@ def _by_hand(rows, label, columns, which, skip):
         along.append(best[2])
     z = np.stack(along, 1)
     model = LogisticRegression(C=1.0, tol=1e-12, max_iter=10_000).fit(z[b], wrong[1::2])
-    return layers, model.predict_proba(z)[:, 1]
+    chance = model.predict_proba(z)[:, 1]
+    return layers, chance, _rejection(chance[a], 1.0 - wrong[::2])
 
 
 @pytest.mark.truth("the procedure in numpy and scikit-learn")
@@ -105,11 +106,12 @@ def _by_hand(rows, label, columns, which, skip):
 def test_equals_the_procedure(which):
     rows, label, columns = _answers()
     scorer = FeatureGaps(direction=which).fit(rows, label, **columns)
-    layers, want = _by_hand(rows, label, columns, which, skip=1)
+    layers, want, ratio = _by_hand(rows, label, columns, which, skip=1)
     assert scorer.conventions["layers"] == layers
     assert scorer.conventions["skipped"] == 1
     got = scorer.score(list(rows.values()))
     assert got.numpy() == pytest.approx(want, abs=1e-6)
+    assert float(scorer) == pytest.approx(ratio, abs=1e-6)
     assert (scorer.n, scorer.conventions["pairs"]) == (240, [60, 60, 60])
 
 

@@ -48,6 +48,25 @@ def test_the_same_side_twice_is_zero():
     assert abs(float(side.compare(side))) < 1e-8 * float(x.var(0).sum())
 
 
+@pytest.mark.truth("two units in numpy: 4,000 data sets with the pooled covariance, no change")
+def test_null_is_the_mean_distance_of_equal_normal_distributions():
+    mix = torch.tensor([[3.0, 0.5], [0.0, 1.0]]).double()
+    x, y = _rows(0, 60, 2) @ mix, _rows(1, 40, 2) @ mix
+    pooled = (59 * np.cov(x.numpy().T) + 39 * np.cov(y.numpy().T)) / 98
+    found = QUICK.between(x, y)
+    rng, root = np.random.default_rng(2), np.linalg.cholesky(pooled).T
+    one, other = (rng.standard_normal((4000, n, 2)) @ root for n in (60, 40))
+    gap = np.square(one.mean(1) - other.mean(1)).sum(1)
+    a, b = (
+        np.einsum("tni,tnj->tij", v - v.mean(1, keepdims=True), v) / (v.shape[1] - 1)
+        for v in (one, other)
+    )
+    # the trace of the root of a 2 x 2 matrix, squared, is its trace plus twice the root of det
+    square = np.einsum("tij,tji->t", a, b) + 2 * np.sqrt(np.linalg.det(a) * np.linalg.det(b))
+    want = gap + np.trace(a + b, axis1=1, axis2=2) - 2 * np.sqrt(square)
+    assert present(found.null) == pytest.approx(want.mean(), rel=0.06)
+
+
 @pytest.mark.slow
 @pytest.mark.truth("the mean over simulated data sets without change")
 def test_null_is_the_mean_without_change():

@@ -83,6 +83,7 @@ def test_certain_rows_give_no_nan():
     certain = torch.tensor([[2000.0, 0.0, 0.0], [0.0, 2000.0, 0.0]])
     scorer = _fit(certain)
     assert scorer.score(certain).tolist() == [0.0, 0.0]
+    assert scorer.range[0] == scorer.value == 0.0  # each row is its class's mean
     fresh = scorer.score(torch.tensor([[0.0, 0.0, 2000.0], [1.0, 1.0, 1.0]]))
     assert bool(torch.isfinite(fresh).all())
     assert float(fresh[0]) > 700.0

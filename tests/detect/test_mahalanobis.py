@@ -78,6 +78,24 @@ def test_without_labels_there_is_one_cloud():
     torch.testing.assert_close(scorer.score(x), Mahalanobis().fit(x[1::2], label[1::2]).score(x))
 
 
+@pytest.mark.truth("a fit without labels on the rows of the class")
+def test_rows_without_a_label_are_left_out_beside_a_single_class():
+    x, label = _data(3)
+    scorer = Mahalanobis().fit(x, np.where(label == 2, 2, -1))
+    assert (scorer.flags, scorer.labels.tolist()) == (("unlabelled",), [2])
+    torch.testing.assert_close(scorer.score(x), Mahalanobis().fit(x[label == 2]).score(x))
+
+
+@pytest.mark.truth("the squared length of centred rows times the root")
+def test_mean_and_root_of_one_cloud_give_its_distance():
+    x, label = _data(3)
+    scorer = Mahalanobis(shrinkage=0.1).fit(x)
+    assert scorer.squared_distance is not None
+    mean, root = scorer.squared_distance
+    torch.testing.assert_close(((x - mean) @ root).square().sum(1), scorer.score(x))
+    assert Mahalanobis().fit(x, label).squared_distance is None
+
+
 def test_a_large_mean_costs_no_digits():
     x, label = _data(4)
     want = Mahalanobis().fit(x, label).score(x)
@@ -151,6 +169,7 @@ def test_errors_say_what_to_do():
         Mahalanobis().fit(x, label).score(x[:, :5])
     with pytest.raises(StateError, match="Mahalanobis: expected at least 2 rows"):
         Mahalanobis().fit(x[:1])
+    assert Mahalanobis().fit(x[:2]).flags == ("few_rows",)
     with pytest.raises(InputError, match="RelativeMahalanobis: expected labels"):
         RelativeMahalanobis().fit(x)
     with pytest.raises(InputError, match="Mahalanobis: expected shrinkage"):

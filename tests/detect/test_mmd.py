@@ -67,6 +67,7 @@ def test_the_biased_estimate_is_the_squared_distance_of_means_in_the_kernels_spa
     rng = np.random.default_rng(0)
     mean = np.mean([value(rng.permutation(15)) for _ in range(1500)])
     assert found.null == pytest.approx(mean, rel=0.02)
+    assert found.range[0] <= float(found) <= found.range[1]
 
 
 @pytest.mark.slow

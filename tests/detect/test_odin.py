@@ -47,6 +47,7 @@ def test_without_a_step_it_is_the_softmax():
     torch.testing.assert_close(scorer.score(logits), expected)
     torch.testing.assert_close(scorer.score(logits), MSP(3.0).scores(logits))
     assert float(scorer) == pytest.approx(float(expected.mean()))
+    assert scorer.range == (-1.0, 0.0)  # minus a probability
 
 
 def trained():

@@ -73,6 +73,13 @@ def test_a_place_without_variance_does_not_hide_a_defect():
     assert float(scorer.score(torch.full_like(row, 7.0), at)) == 0.0
 
 
+def test_images_that_never_vary_leave_no_direction_to_measure():
+    _, position, ids = _images(5)
+    scorer = _fit(PaDiM(), torch.full((20, 5), 7.0), position, ids)
+    assert "dead" in scorer.flags
+    assert scorer.score(torch.full((4, 5), 8.0), torch.arange(4)).tolist() == [0.0] * 4
+
+
 def test_few_coordinates_are_flagged_and_seeded():
     x, position, ids = _images(30)
     a, b = (_fit(PaDiM(coordinates=2, seed=s), x, position, ids) for s in (0, 5))

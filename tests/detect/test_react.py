@@ -31,6 +31,7 @@ def test_a_fixed_threshold():
     fixed = ReAct(threshold=found.value).fit(rows.x[:3] * 9, head=rows.head)
     assert torch.equal(fixed.score(rows.fresh), found.score(rows.fresh))
     assert fixed.edit == found.edit
+    assert (fixed.conventions["quantile"], fixed.conventions["resolution"]) == (None, 0.0)
     assert "threshold" not in canonical(ReAct())  # older files keep their identity
     with pytest.raises(InputError, match="finite threshold, got nan"):
         ReAct(threshold=float("nan"))

@@ -27,7 +27,9 @@ def test_is_the_difference_of_two_fits():
     x, label = _data()
     near, every = Mahalanobis().fit(x, label), Mahalanobis(classes=False).fit(x)
     want = near.score(x) - every.score(x)
-    torch.testing.assert_close(RelativeMahalanobis().fit(x, label).score(x), want)
+    scorer = RelativeMahalanobis().fit(x, label)
+    torch.testing.assert_close(scorer.score(x), want)
+    assert float(scorer) == pytest.approx(float(near) - float(every), rel=1e-9)
 
 
 def test_without_labels_it_says_what_to_do():

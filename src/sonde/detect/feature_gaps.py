@@ -205,10 +205,10 @@ class FeatureGaps(Detector):
         )
         z = torch.stack([(x[g.layer] @ g.direction - g.centre) / g.spread for g in gaps], 1)
         weight, bias = logistic(z[~first], wrong[~first], self.l2)
-        odds = z @ weight + bias
+        order = z @ weight  # the bias changes no order
         dead = any(float(g.direction.norm()) == 0.0 for g in gaps)
         return FeatureGapsScorer(
-            value=_rejection(odds[first], wrong[first]),
+            value=_rejection(order[first], wrong[first]),
             n=len(wrong),
             range=(0.0, 1.0),
             flags=(*(["dead"] if dead else []), *(["sampled"] if n_left else [])),

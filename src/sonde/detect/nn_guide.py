@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.core.errors import InputError, SondeWarning, StateError
+from sonde.core.errors import InputError, SondeWarning
 from sonde.core.instrument import Detector
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import HEAD_INPUT
@@ -101,8 +101,6 @@ class NNGuide(Detector):
 
     def result(self, sample: HashSampleState, logits: HashSampleState) -> NNGuideScorer:
         """Weigh the sampled rows by their evidence."""
-        if len(sample.rows) == 0:
-            raise StateError("NNGuide: expected at least 1 row to fit on, got none.")
         evidence = -energy_of(logits.rows, 1.0)
         n_negative = int((evidence < 0).sum())
         if n_negative:
