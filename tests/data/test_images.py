@@ -15,7 +15,7 @@ from sonde.core import errors
 from sonde.core.hashing import bytes_key, tensor_key
 from sonde.data import PillowProcessor, load, open_inputs
 from sonde.data import images as images_module
-from sonde.data.images import decode, with_channels
+from sonde.data.images import decode, picture_columns, with_channels
 
 
 def noise(height, width, channels=3, seed=0):
@@ -56,7 +56,22 @@ def test_an_image_folder(vit, folder):
     assert batch.columns["size"].tolist() == [f.stat().st_size for f in files]
     grey = [np.asarray(p.convert("L")).mean() / 255 for p in pictures]
     np.testing.assert_allclose(batch.columns["brightness"].numpy(), grey, rtol=1e-6)
+    spread = [np.asarray(p.convert("L")).std() / 255 for p in pictures]
+    np.testing.assert_allclose(batch.columns["contrast"].numpy(), spread, rtol=1e-6)
     assert model.module(**batch.kwargs).logits.shape == (3, 2)
+
+
+@pytest.mark.truth("closed form: 1 for independent pixels, the root of 2 for a checkerboard")
+def test_sharpness_is_that_of_noise_without_its_contrast():
+    drawn = np.random.default_rng(0).normal(128, 30, (90, 70)).clip(0, 255)
+    board = (np.indices((6, 8)).sum(0) % 2) * 200.0
+    ramp = np.arange(12.0)[None].repeat(5, 0)  # steps of 1 along one axis of two
+    flat = np.full((4, 4), 7.0)
+    images = [Image.fromarray(x.astype(np.uint8)) for x in (drawn, drawn / 4, board, ramp, flat)]
+    noise, faint, checked, even, none = picture_columns(images)["sharpness"].tolist()
+    assert (noise, faint) == pytest.approx((1.0, 1.0), abs=0.02)
+    assert (checked, none) == pytest.approx((2**0.5, 0.0))
+    assert even == pytest.approx(0.5 / ramp.std())
 
 
 RECIPES = {

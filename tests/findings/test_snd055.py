@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from PIL.ImageFilter import GaussianBlur
 from scipy.stats import ks_2samp
+from sklearn.datasets import load_digits
 
 from findings._evidence import evidence_of
 from findings._nets import assert_raised
+from sonde.data.images import picture_columns
 from sonde.findings._column_moves import FORMS, column_comparison, moved_by_chance
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check
@@ -159,6 +163,45 @@ def test_missing_values_are_told_and_a_column_beside_the_inputs_is_a_note() -> N
     theirs["c5"] = [v if i % 3 else float("nan") for i, v in enumerate(theirs["c5"])]
     finding = assert_raised(_check(mine, theirs)[0], "warning")
     assert "c5 is missing in 33 % of rows" in finding.sentence
+
+
+CAMERAS: dict[str, Any] = {
+    "sharpness": lambda x, _: np.asarray(Image.fromarray(x).filter(GaussianBlur(0.6))),
+    "brightness": lambda x, _: 0.75 * x,
+    "contrast": lambda x, _: x.mean() + 0.7 * (x - x.mean()),
+    "sharpness higher": lambda x, draw: x + draw.normal(0, 30, x.shape),
+}
+
+
+def _pictures(seed: int, camera: Any = lambda x, _: x) -> Evidence:
+    draw = np.random.default_rng(seed)
+    some = draw.choice(len(DIGITS), 240, replace=False)
+    seen = [camera(DIGITS[i], draw).clip(0, 255).astype(np.uint8) for i in some]
+    columns = picture_columns([Image.fromarray(x) for x in seen])
+    ids = [f"{seed}-{i}" for i in range(len(seen))]
+    facts = {"own_columns": lambda _: {}}
+    x = np.stack(seen).reshape(len(seen), -1) / 255
+    return evidence_of(x, ids=ids, keys=[i.encode() for i in ids], columns=columns, facts=facts)
+
+
+DIGITS = (load_digits().images * 255 / 16).astype(np.uint8)
+
+
+@pytest.mark.truth(
+    "what was done to the pictures of one side, and other draws of the same pictures"
+)
+@pytest.mark.parametrize("name", [*CAMERAS, "nothing"])
+def test_what_happened_to_pictures_comes_first(name: str) -> None:
+    a, b = _pictures(0), _pictures(1, CAMERAS[name]) if name in CAMERAS else _pictures(1)
+    versus = VersusEvidence({s.schema.key: s for s in b.sites}, b.columns, b.data, {})
+    check = SND055().check(replace(a, versus=versus))
+    if name == "nothing":
+        assert check.state == "clear"
+        return
+    finding = assert_raised(check, "warning")
+    what, _, how = name.partition(" ")
+    assert f"the {what} of the pictures is {how or 'lower'} (median" in finding.sentence[:60]
+    assert {"sharpness": "focus", "brightness": "exposure", "contrast": "gain"}[what] in finding.fix
 
 
 def test_without_columns_or_with_few_rows_it_does_not_apply() -> None:

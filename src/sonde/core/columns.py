@@ -106,6 +106,8 @@ COLUMNS: dict[str, Column] = {
     "truncated": Column("tokens of the row's example that were cut off", "int"),
     "size": Column("bytes of the row's example as stored", "int"),
     "brightness": Column("mean pixel of the row's image in [0, 1]", "float"),
+    "contrast": Column("standard deviation of the pixels of the row's image in [0, 0.5]", "float"),
+    "sharpness": Column("steps between neighbours of the row's image; 1 in noise", "float"),
     "constant": Column("whether the row's input holds one value everywhere", "int"),
     "special": Column("whether the row's token is special", "bool"),
     "head": Column(

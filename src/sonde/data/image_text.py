@@ -12,7 +12,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key
 from sonde.data.encoder import Collated, Encoder, Piece, Prepared, takes
-from sonde.data.images import ImageEncoder, brightness, decode, stored, with_channels
+from sonde.data.images import ImageEncoder, decode, picture_columns, stored, with_channels
 from sonde.data.sources import Row
 from sonde.data.text import Long
 
@@ -122,7 +122,6 @@ class ImageTextEncoder(Encoder):
         mask = made.get("attention_mask")
         ids = made.get("input_ids")
         kwargs = {name: x for name, x in made.items() if takes(name, self.names)}
-        bright = {"brightness": torch.tensor([brightness(x) for x in images])} if images else {}
         return Collated(
             kwargs=kwargs,
             mask=None if mask is None else mask.bool(),
@@ -130,7 +129,7 @@ class ImageTextEncoder(Encoder):
             placeholder=_among(ids, self.placeholders, mask),
             grid=self._grid(made),
             packed=_packed(made, len(texts)),
-            columns=bright,
+            columns=picture_columns(images) if images else {},
             bad=bad,
         )
 

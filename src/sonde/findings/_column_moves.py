@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from scipy.stats import fisher_exact, ks_2samp, mannwhitneyu
 
+from sonde.data.images import PICTURE_COLUMNS
 from sonde.data.numbers import as_number
 from sonde.findings._once import once
 from sonde.findings._shared import one_per_group, shared_rows
@@ -22,7 +23,7 @@ from sonde.stats.adjusted_p import adjusted_p
 
 LEAST_ROWS: Final = 20
 MOST_VALUES: Final = 50
-BRIGHTNESS: Final = "the brightness of the pictures"
+OF_PICTURES: Final = {name: f"the {name} of the pictures" for name in PICTURE_COLUMNS}
 MOST_COLUMNS: Final = 300
 LABELS_MOVED: Final = 0.01
 FACTORS: Final = {
@@ -140,6 +141,8 @@ def columns_section(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _rank(move: ColumnMove) -> tuple[int, float]:
+    if move.column in OF_PICTURES.values():  # in their order: blur lowers contrast as well
+        return len(_RANK) + [*OF_PICTURES.values()].index(move.column), move.p
     return _RANK.index(move.kind), move.p
 
 
@@ -155,9 +158,10 @@ def _side(evidence: Evidence) -> _Side:
         inputs = data.key_columns(examples)
         found |= {name: inputs[name] for name in data.inputs if name in inputs}
     found |= data.own_columns(examples)
-    bright = shared.column("brightness")
-    if bright is not None and BRIGHTNESS not in found:
-        found[BRIGHTNESS] = bright.double().reshape(len(bright), -1)[rows, 0].tolist()
+    for column, name in OF_PICTURES.items():
+        x = shared.column(column)
+        if x is not None and name not in found:
+            found[name] = x.double().reshape(len(x), -1)[rows, 0].tolist()
     known = label is not None and bool((label[rows] >= 0).all())
     names = (
         [class_name(data, k) for k in label[rows].tolist()] if known and label is not None else ()
@@ -284,7 +288,7 @@ class _Test:
         if abs(self.effect) < least:
             return None
         made = ColumnMove(self.of.column, self.kind, "", "", abs(self.effect), p,
-                          self.of.column in {*inputs, BRIGHTNESS})  # fmt: skip
+                          self.of.column in {*inputs, *OF_PICTURES.values()})  # fmt: skip
         if isinstance(self.of, Words):
             return replace(made, said=_words(self.of))
         if self.kind == "missing":
@@ -420,7 +424,7 @@ def _pair(name: str, mine: _Side, theirs: _Side) -> Sequence[Numbers | Words]:
     if known[0].sum() >= 0.9 * filled[0].sum() and known[1].sum() >= 0.5 * filled[1].sum():
         if len(np.unique(numbers[0][known[0]])) <= 1 and not known[1].any():
             return []
-        is_derived = name == BRIGHTNESS
+        is_derived = name in OF_PICTURES.values()
         return [Numbers(name, name, numbers[0], numbers[1], confirms, is_derived)]
     words = [tuple("" if v is None else str(v) for v in values) for values in (x, y)]
     if len(set(words[0])) <= min(MOST_VALUES, len(words[0]) / 4):

@@ -1,4 +1,4 @@
-"""Where in the file something changes: errors, labels that slip, columns that stick, brightness."""
+"""Where in the file something changes: errors, labels that slip, columns that stick, pictures."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import fisher_exact, mannwhitneyu, norm
 
+from sonde.data.images import PICTURE_COLUMNS
 from sonde.data.numbers import as_number
 from sonde.findings._number_answers import number_rows
 from sonde.findings._once import once
@@ -111,10 +112,11 @@ def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Seri
         off[rows.astype(int)] = np.abs(said - truth)
         limit = NEAR * truth.std()
         yield _Series("error", "the answers", np.where(np.isnan(off), off, off > limit)[order])
-    brightness = shared.column("brightness")
-    if brightness is not None:
-        x = brightness.double().reshape(len(order), -1)[:, 0].numpy()[order]
-        yield _Series("level", "the brightness", x)
+    for name in PICTURE_COLUMNS:
+        column = shared.column(name)
+        if column is not None:
+            x = column.double().reshape(len(order), -1)[:, 0].numpy()[order]
+            yield _Series("level", f"the {name}", x)
     data = evidence.data
     if not data.inputs or data.key_columns is None or shared.order is None:
         return

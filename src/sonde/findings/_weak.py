@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.data.images import PICTURE_COLUMNS
 from sonde.data.numbers import are_numbers, as_number
 from sonde.findings._once import once
 from sonde.findings._shared import EXAMPLES, examples_at, ids_at, shared_rows
@@ -24,7 +25,7 @@ from sonde.metrics import WeakGroup, weak_groups
 from sonde.metrics._conditions import Nearest
 
 SITES, LISTED, FEW = 6, 50, 12
-OF_ROWS = ("length", "padding", "truncated", "size", "brightness")
+OF_ROWS = ("length", "padding", "truncated", "size", *PICTURE_COLUMNS)
 STANDS_OUT = 1.0
 
 

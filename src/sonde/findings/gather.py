@@ -11,6 +11,7 @@ from sonde.core.instrument import SAMPLE, WIDEST_FULL, Every, Subsample, Where
 from sonde.core.plan import Part, Split
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
+from sonde.data.images import PICTURE_COLUMNS
 from sonde.engine.passes import merge_pair
 from sonde.engine.requests import Request, States
 from sonde.findings.evidence import AllRows, SiteEvidence
@@ -41,7 +42,7 @@ SAMPLED_COLUMNS = (
     "padding",
     "truncated",
     "size",
-    "brightness",
+    *PICTURE_COLUMNS,
     "constant",
 )
 

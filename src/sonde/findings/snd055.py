@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings._column_moves import (
-    BRIGHTNESS,
+    OF_PICTURES,
     ColumnComparison,
     ColumnMove,
     column_comparison,
@@ -35,8 +35,9 @@ class SND055(Rule):
         "doubled, for numbers, Fisher's exact test for missing values and one value, chi-squared "
         "for words, Holm's correction for all. The value that gained most rows and the factor are "
         "chosen on half of the rows and tested on the other half. Texts are compared by length, "
-        "capitals, signs outside ASCII, digits, punctuation and line breaks, pictures by their "
-        "mean brightness. Raised where p is below 0.001 and the cumulative shares differ by 0.15 "
+        "capitals, signs outside ASCII, digits, punctuation and line breaks, pictures by "
+        "brightness, contrast and sharpness (steps between neighbours, over those of noise of the "
+        "same contrast). Raised where p is below 0.001 and the cumulative shares differ by 0.15 "
         "(missing and one value by 0.05, words by 0.1): a warning for columns that the model is "
         "given, else a note. A factor or an exchange is named where it takes away two thirds of "
         "the difference on the rows that confirm."
@@ -72,7 +73,7 @@ class SND055(Rule):
         theirs = two_names(evidence)[1]
         said = list(dict.fromkeys(m.said for m in found.moves))
         text = f"{len(found.moves)} of {plural(found.n_columns, 'column')} moved in {theirs}: "
-        if found.n_columns == 1:
+        if found.n_columns == 1 or all(m.column in _OF_CAMERA for m in found.moves):
             text = f"In {theirs} "
         kept: list[str] = []
         for line in said:
@@ -85,13 +86,19 @@ class SND055(Rule):
         return f"{text}{'; '.join(kept)}{f'; and {rest} more' if rest else ''}."
 
 
+_OF_CAMERA = {
+    OF_PICTURES["brightness"]: "exposure, scale of pixels",
+    OF_PICTURES["contrast"]: "gain, scale of pixels",
+    OF_PICTURES["sharpness"]: "focus, the size they were resized from, compression, noise",
+}
 _SMALL = ("missing", "one value", "new values")
 
 
 def _fix(evidence: Evidence, found: ColumnComparison, moves: list[ColumnMove]) -> str:
     """Return the lines that undo the moves, and what the model gains; empty without such lines."""
-    if all(m.column == BRIGHTNESS for m in moves):
-        return "Prepare the pictures of OTHER as those of DATA: exposure, scale of pixels."
+    if all(m.column in _OF_CAMERA for m in moves):
+        causes = _OF_CAMERA[moves[0].column]
+        return f"Prepare the pictures of OTHER as those of DATA: {causes}."
     lines = list(dict.fromkeys(m.fix for m in moves if m.fix))
     if not lines:
         return ""

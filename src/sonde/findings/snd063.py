@@ -34,7 +34,7 @@ class SND063(WeakGroupRule):
     )
     how: ClassVar[str] = (
         "Absolute errors in standard deviations of the targets. Groups are looked for on one half "
-        "of the sampled rows as in SND061, by the data's own columns, size and brightness and "
+        "of the sampled rows as in SND061, by the data's own columns, size, look (SND055) and "
         "clusters of the states. On the other half both means have a Student interval over groups, "
         "at 99 % over all groups that were tried there. That of the group must lie 0.1 standard "
         "deviations above that of the rest."
