@@ -7,11 +7,12 @@ import pytest
 
 import sonde.stats
 from contract.statistics import exported_instruments
+from narrow import present
 from sonde.core.instrument import Detector
 from sonde.core.shift import Shift
 from sonde.run.instruments.families import FAMILIES
 from sonde.testing import KINDS, laws_of
-from sonde.testing.instrument_laws import lacking
+from sonde.testing.instrument_laws import fit, lacking, make_inputs
 
 BIBLIOGRAPHY = Path(__file__).parents[2] / "docs" / "papers.bib"
 NO_DIRECTION = {
@@ -65,6 +66,20 @@ def test_references_are_in_the_bibliography():
             cited.setdefault(key, member.__name__)
     assert {k: v for k, v in cited.items() if k not in keys_in_bibliography()} == {}
     assert len(cited) > 5
+
+
+RANGE = re.compile(r"^ *Range +[\[(](-?[\d.]+|-inf), (-?[\d.]+|inf)[\])]", re.M)
+FIGURES = [
+    i for i in RUNNABLE
+    if type(i).__module__.split(".")[1] in ("measure", "explain") and RANGE.search(i.__doc__ or "")
+]  # fmt: skip
+
+
+@pytest.mark.truth("the range that the docstring states")
+@each(FIGURES)
+def test_the_range_of_a_figure_is_the_documented_one(instrument):
+    ends = present(RANGE.search(instrument.__doc__)).groups()
+    assert fit(instrument, make_inputs()).range == tuple(map(float, ends))
 
 
 @pytest.mark.parametrize(
