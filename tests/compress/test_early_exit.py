@@ -10,6 +10,7 @@ from torch import nn
 import models
 from sonde import Model
 from sonde.compress import EarlyExit, exit_threshold
+from sonde.compress.early_exit import _pooled
 from sonde.core import InputError, SiteError
 from sonde.data import open_inputs
 
@@ -102,6 +103,21 @@ def test_rows_leave_are_counted_and_agree(trained):
     if bool(easy.any()):
         one = exits.answer(trained, x[easy][:3])
         torch.testing.assert_close(one.logits, found.logits[easy][:3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.truth("a loop over the real tokens of each row")
+def test_one_vector_of_the_real_tokens_of_a_row():
+    x = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]).bool()
+    real = [row[keep] for row, keep in zip(x, mask, strict=True)]
+    for pool, of in {
+        "mean": lambda r: r.mean(0),
+        "last": lambda r: r[-1],
+        "first": lambda r: r[0],
+    }.items():
+        torch.testing.assert_close(_pooled(x, mask, pool), torch.stack([of(r) for r in real]))
+        torch.testing.assert_close(_pooled(x, None, pool), torch.stack([of(r) for r in x]))
+    torch.testing.assert_close(_pooled(x.unsqueeze(3), None, "mean"), x.mean(2))
 
 
 def test_no_tolerance_never_exits_and_convolutions_are_named(trained):

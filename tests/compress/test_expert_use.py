@@ -23,6 +23,9 @@ def test_counts_and_products_without_padding():
         assert use.tokens == len(z) == 48
         chosen = z.topk(2, 1).indices.flatten()
         assert use.counts[layer].tolist() == torch.bincount(chosen, minlength=5).tolist()
+        torch.testing.assert_close(
+            use.share(layer), torch.bincount(chosen, minlength=5).double() / 48
+        )
         torch.testing.assert_close(use.grams[layer], z.T @ z, rtol=1e-5, atol=1e-5)
 
 

@@ -23,6 +23,8 @@ def test_observed_attention_is_a_mean():
     received = attentions().sum(1) / torch.arange(N_TOKENS, 0, -1)
 
     assert kept(H2O(6, recent=0.5, observed=True)) == best(received, 6, NEWEST)
+    for budget in range(2, 12):
+        assert kept(H2O(budget, recent=0.0, observed=True)) == best(received, budget)
 
 
 def test_a_share_above_1_is_refused():

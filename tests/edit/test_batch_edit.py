@@ -71,6 +71,22 @@ def test_the_layers_share_the_shift():
     assert float((found - old).norm() / shifts.norm()) < 0.1
 
 
+@pytest.mark.truth("states at the last block, read from the old and the folded model")
+def test_missed_is_the_share_of_the_shift_that_the_worst_fact_lacks():
+    model, shifts = tiny(), normal(3, 16) * 0.1
+    texts = prompts(model, FACTS, ("",))
+    moment, found = SecondMoment().fit(normal(99, 24)), []
+    for weight in (0.003, 0.3):
+        edit = BatchEdit(FACTS, LAYERS[1:], prefixes=("",), shifts=shifts, weight=weight)
+        plan = edit.plan(model, moment)
+        modules = (model.module, plan.fold(model))
+        old, new = (read_means(m, texts, [BLOCK])[0] for m in modules)
+        lacks = (new - old - shifts).norm(dim=1) / shifts.norm(dim=1)
+        found.append(plan.figures["missed"])
+        assert found[-1] == pytest.approx(float(lacks.max()), rel=1e-3)
+    assert found[0] < 0.4 < found[1]
+
+
 def test_later_edits_keep_earlier_ones():
     model = tiny()
     moment, space = SecondMoment().fit(normal(99, 24)), NullSpace(tolerance=1.0).fit(normal(99, 24))

@@ -112,6 +112,7 @@ def test_a_candidate_that_does_not_qualify_is_passed_over(world):
     options = {"targets": [0], "sites": "blocks.*", "kl_limit": 9.0}
     free = choose_ablation(model, found, showing, usual, **options, deepest=1.0)
     deepest = max(t.depth for t in free.trials if t.site != free.site)
+    assert not any("beyond" in t.refused for t in free.trials)
     bound = choose_ablation(model, found, showing, usual, **options, deepest=0.1)
     assert bound.site == "blocks.0:out"
     assert all("beyond 0.1" in t.refused for t in bound.trials[1:]), deepest
@@ -140,6 +141,6 @@ def test_targets_are_found_where_none_are_named(world):
     choice = choose_ablation(model, found, showing, usual, sites="blocks.*", kl_limit=9.0)
     assert choice.targets == (0,)
     with pytest.raises(InputError, match="expected targets below 3"):
-        choose_ablation(model, found, showing, usual, targets=[7])
+        choose_ablation(model, found, showing, usual, targets=[3])
     with pytest.raises(InputError, match="expected candidates and prompts of both kinds"):
         choose_ablation(model, {}, showing, usual)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from sonde.core import InputError, SiteError
 from sonde.edit import ContrastiveDecode, DoLa
+from sonde.edit.dola import js_divergence
 from sonde.tap import DecodeContext, OtherPrompts
 from sonde.testing import causal_model, check
 from sonde.testing.decode_laws import generate
@@ -65,6 +66,9 @@ def test_dola_takes_the_layer_that_differs_most():
     for i in range(2):
         far = max(tables.values(), key=lambda t: float(jensenshannon(P[i], t[i])))
         torch.testing.assert_close(found[i], (P[i] / far[i]).log(), rtol=0, atol=1e-12)
+    got = js_divergence(P.log(), torch.stack([A, L]).log())
+    want = [[float(jensenshannon(p, q)) ** 2 for p, q in zip(P, t, strict=True)] for t in (A, L)]
+    torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float64))
 
 
 def test_layers_that_do_nothing_say_the_same_as_the_last():

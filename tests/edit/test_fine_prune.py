@@ -1,14 +1,18 @@
 """Channels that clean images do not use: a planted one goes, in the order of means by hand."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
-from backdoor import clean_images, planted, stand
-from forgetting import digits
+from backdoor import N, clean_images, planted, stand
+from forgetting import digits, items_of
 from sonde.core import InputError, Model
+from sonde.data import open_inputs
 from sonde.edit import AdversarialMask, FinePrune
-from sonde.edit._channels import Scaled, channel_layers, silenced
+from sonde.edit._channels import Scaled, accuracy, channel_layers, silenced
 from sonde.edit.fine_prune import mean_passed
 from sonde.tap import editing
 from sonde.weights import RewritePlan
@@ -45,6 +49,63 @@ def test_channels_go_in_the_order_of_what_passes_the_relu():
     assert set(gone.nonzero()[:, 0].tolist()) == set(by_hand.argsort()[:n].tolist())
 
 
+@pytest.mark.truth("channels silenced one by one, and right answers counted")
+@torch.no_grad()
+def test_channels_go_until_the_next_one_would_cost_more_than_the_budget():
+    """A channel that costs nothing goes even where no accuracy may be lost."""
+    model = Model(planted())
+    model.module[0].weight[3], model.module[0].bias[3] = 0.0, -1.0
+    x, label = (part[N : N + 300] for part in digits())
+    net, right = copy.deepcopy(model.module), []
+    for channel in net[0](x).relu().mean((0, 2, 3)).argsort(stable=True):
+        right.append(int((net(x).argmax(1) == label).sum()))
+        net[0].weight[channel], net[0].bias[channel] = 0.0, 0.0
+    stops = set()
+    for budget in (0.0, 0.031, 0.101, 0.201):
+        fails = [i for i, n in enumerate(right) if n < right[0] - budget * 300]
+        stops.add(fails[0] - 1)
+        plan = FinePrune(epochs=0, budget=budget).plan(model, {"clean": clean_images(model)})
+        assert plan.figures["n_silenced"] == fails[0] - 1 > 0
+    assert {n % 2 for n in stops} == {0, 1}
+
+
+@torch.no_grad()
+def test_accuracy_is_the_share_of_right_answers_among_known_ones():
+    model, (x, label) = Model(planted()), digits()
+    right = model.module(x).argmax(1) == label
+    hits, miss = right.nonzero()[:2, 0].tolist(), int((~right).nonzero()[0, 0])
+    for chosen, want in (([hits[0]], 1.0), ([miss, *hits], 2 / 3)):
+        items = [*items_of(x[chosen], label[chosen]), {"input": x[miss], "label": -1}]
+        assert accuracy(model, model.module, open_inputs(model, items)) == want
+
+
+@pytest.mark.truth("two steps of descent with momentum, on a net whose weights are scaled by hand")
+def test_masks_without_a_change_to_resist_descend_the_loss_of_scaled_weights():
+    model, (x, label) = Model(planted()), (part[N : N + 60] for part in digits())
+    data = open_inputs(model, items_of(x, label))
+    mask, speed = torch.ones(12), torch.zeros(12)
+    for _ in range(2):
+        mask.requires_grad_()
+        weight = model.module[0].weight.detach() * mask[:, None, None, None]
+        loss = nn.functional.cross_entropy(
+            functional_call(model.module, {"0.weight": weight}, x), label
+        )
+        speed = 0.9 * speed + torch.autograd.grad(loss, mask)[0]
+        mask = (mask.detach() - 0.5 * speed).clamp(0, 1)
+    rule = AdversarialMask(eps=1e-9, alpha=0.5, rate=0.5, steps=2)
+    found = rule.masks(model, data)["0"]
+    torch.testing.assert_close(found, mask, rtol=1e-4, atol=1e-5)
+    assert float(mask.min()) < 0.9
+
+
+def test_changes_to_resist_start_anywhere_between_both_bounds():
+    draw = torch.Generator().manual_seed(0)
+    start = AdversarialMask(eps=0.3)._random(torch.ones(2000), draw).detach()
+    assert -0.3 <= float(start.min()) < -0.29
+    assert 0.29 < float(start.max()) <= 0.3
+    assert abs(float(start.mean())) < 0.03
+
+
 @pytest.mark.truth("a layer whose weights and bias are scaled")
 @torch.no_grad()
 def test_scaling_channels_is_scaling_weights_and_silence_is_zero():
@@ -55,15 +116,19 @@ def test_scaling_channels_is_scaling_weights_and_silence_is_zero():
     assert list(layers) == ["1", "3"]
     factor = {name: torch.rand(len(one.bias)) for name, one in layers.items()}
     other = {name: torch.rand(len(one.bias)) for name, one in layers.items()}
-    with editing(net, Scaled(layers, factor, other), list(layers)):
-        found = net(x)
     which = {name: torch.arange(len(f)) == 1 for name, f in factor.items()}
     quiet = RewritePlan.of(net, silenced(layers, which)).fold(net)
     assert not bool(quiet[:2](x)[:, 1].any() | quiet(x)[:, 1].any())
-    for name, one in layers.items():
-        one.weight.mul_(factor[name].view(-1, *[1] * (one.weight.ndim - 1)))
-        one.bias.mul_(other[name])
-    torch.testing.assert_close(found, net(x))
+    for weight, bias in ((factor, other), (factor, {}), ({}, other)):
+        with editing(net, Scaled(layers, weight, bias), list(layers)):
+            found = net(x)
+        by_hand = copy.deepcopy(net)
+        for name, one in channel_layers("", by_hand).items():
+            if name in weight:
+                one.weight.mul_(weight[name].view(-1, *[1] * (one.weight.ndim - 1)))
+            if name in bias:
+                one.bias.mul_(bias[name])
+        torch.testing.assert_close(found, by_hand(x))
 
 
 def test_bad_input_is_refused():

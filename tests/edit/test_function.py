@@ -43,6 +43,21 @@ def test_it_may_write_into_what_it_gets_and_padding_stays():
     assert not found[:, ::2, 1:].any()
 
 
+def test_at_full_strength_nothing_of_the_old_value_is_left_and_others_are_weights():
+    x = torch.tensor([float("inf"), 1.0])
+    full = Function(lambda x: x.nan_to_num(posinf=3.0)).apply(x, SITE, EditContext())
+    assert full.tolist() == [3.0, 1.0]
+    beyond = Function(lambda x: 3 * x, 1.5).apply(torch.tensor([2.0]), SITE, EditContext())
+    assert beyond.tolist() == [2.0 + 1.5 * (6.0 - 2.0)]
+
+
+def test_a_function_of_any_number_of_arguments_gets_all_three():
+    found = []
+    context = EditContext()
+    Function(lambda *given: found.extend(given) or given[0]).apply(torch.ones(2), SITE, context)
+    assert found[1:] == [SITE, context]
+
+
 def test_a_function_of_another_form_is_refused():
     with pytest.raises(InputError, match=r"of x, or of \(x, site, context\), got one of 2"):
         Function(lambda x, y: x)

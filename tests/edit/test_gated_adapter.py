@@ -3,6 +3,7 @@
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,6 +83,16 @@ def test_a_gate_opens_in_proportion_from_either_side_and_shut_it_keeps_every_bit
     ):
         shut = model.module(odd)
     assert torch.equal(shut, model.module(odd))
+
+
+@pytest.mark.truth("numpy's quantiles of either tail")
+def test_a_soft_gate_opens_between_quantiles_whichever_side_is_higher():
+    low, high = torch.randn(2, 41, generator=DRAW).double() + torch.tensor([[0.0], [5.0]])
+    for others, own, sign in ((low, high, 1), (high, low, -1)):
+        gate = soft_gate(First(), others, own, shut_for=0.9, open_for=0.7)
+        start = sign * np.quantile(sign * others, 0.9)
+        full = sign * np.quantile(sign * own, 0.3)
+        assert (gate.threshold, gate.full) == pytest.approx((start, full))
 
 
 def test_each_request_is_forgotten_behind_its_gate_and_the_others_stay():

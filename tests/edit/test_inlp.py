@@ -44,6 +44,16 @@ def test_it_stops_at_the_majority_and_changes_more_than_leace():
     torch.testing.assert_close(new.mean(0), x.mean(0))
 
 
+def test_units_and_a_concept_that_rows_say_nothing_of():
+    x, label = rows(600, 6, 3)
+    found, large = Inlp(max_rounds=2).fit(x, label), Inlp(max_rounds=2).fit(x * 1e9, label)
+    assert found.rank == large.rank > 2
+    torch.testing.assert_close(large.left @ large.right.T, found.left @ found.right.T)
+    silent = Inlp(margin=0.0).fit(x.repeat(2, 1), [0] * 600 + [1] * 600)
+    assert (silent.rank, silent.conventions["rounds"]) == (0, 0)
+    assert silent.conventions["accuracy"] == silent.conventions["majority"] == 0.5
+
+
 def test_bad_input():
     with pytest.raises(InputError, match="max_rounds of at least 1"):
         Inlp(max_rounds=0)

@@ -4,6 +4,7 @@ from sklearn.metrics import roc_auc_score
 
 from sonde.core import EditContext, InputError, ShapeError, Site
 from sonde.edit import Amplify, ContrastVector, RepresentationReading
+from sonde.edit._directions import Direction
 from sonde.testing import check
 
 SITE, NOTHING = Site("0"), EditContext()
@@ -27,6 +28,18 @@ def test_scores_are_standardised_projections_on_the_axis_of_all_differences():
     along = (x - x.mean(0)) @ axis
     torch.testing.assert_close(scorer.score(x), along / along.std(correction=0))
     assert roc_auc_score(label, scorer.score(x)) > 0.95
+
+
+@pytest.mark.truth("the rule of signs in the docstring")
+def test_an_axis_along_which_both_means_agree_turns_to_its_largest_entry():
+    axis = torch.tensor([1.0, -3.0, 2.0], dtype=torch.float64)
+    apart, cov = torch.tensor([3.0, 1.0, 5.0], dtype=torch.float64), torch.eye(3).double()
+    for sign in (1, -1):
+        same = Direction.along(sign * axis, torch.zeros(3).double(), cov)
+        torch.testing.assert_close(same.unit, -axis / 14**0.5)
+        ahead = Direction.along(sign * axis, apart, cov)
+        torch.testing.assert_close(ahead.unit, axis / 14**0.5)
+        assert ahead.gap == pytest.approx(10 / 14**0.5)
 
 
 def test_a_push_to_either_side_starts_from_the_mean_row():

@@ -22,5 +22,7 @@ def test_the_strongest_direction_goes_first():
     torch.testing.assert_close(projector @ projector, projector)
     torch.testing.assert_close(projector.T, projector)
     assert Sal().fit(x, label).rank == 3
+    still = Sal().fit(torch.ones(6, 3), [0, 1] * 3)
+    assert (still.rank, still.flags) == (0, ("dead",))
     with pytest.raises(InputError, match="rank of at least 1"):
         Sal(rank=0)

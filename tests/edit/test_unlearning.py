@@ -4,12 +4,14 @@ from functools import cache
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from forgetting import cnn, digits, items_of
 from sonde.core import InputError, Model
 from sonde.data import open_inputs
 from sonde.edit import GradientAscent, NegPreference, RandomLabel, Retrain, forgotten
+from sonde.edit.forgetting import membership_attack
 from sonde.edit.unlearning import preference_loss
 
 METHODS = {
@@ -60,6 +62,15 @@ def test_the_preference_loss_is_that_of_the_odds_and_ascent_where_beta_is_small(
     assert torch.allclose(preference_loss(loss, before, 0.1), by_hand)
     (slope,) = torch.autograd.grad(preference_loss(loss, before, 1e-6).sum(), loss)
     assert torch.allclose(slope, -torch.ones(2, dtype=torch.float64), atol=1e-5)
+
+
+@pytest.mark.truth("scikit-learn's roc_auc_score of losses with their sign turned")
+def test_the_attack_is_the_area_under_the_curve_of_low_losses():
+    draw = torch.Generator().manual_seed(0)
+    members, others = torch.rand(5, generator=draw), torch.rand(3, generator=draw) + 0.2
+    want = roc_auc_score([1] * 5 + [0] * 3, -torch.cat([members, others]))
+    assert 0.5 < want < 1
+    assert membership_attack(members, others).value == pytest.approx(want)
 
 
 def test_a_model_trained_anew_never_saw_and_shows_what_to_expect():

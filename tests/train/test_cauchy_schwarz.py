@@ -52,6 +52,14 @@ def test_what_the_site_keeps_is_the_measured_number():
     assert float(loss(x, before, y, y)) == pytest.approx(2 * expected, rel=1e-6)
 
 
+@pytest.mark.truth("the same rows, widths and targets in another unit each")
+def test_the_unit_of_a_side_goes_with_its_width():
+    x, y, other = rows(30, 2, 4), rows(30, 1, 5), rows(30, 1, 6)
+    want = CauchySchwarzBottleneck(0.0, (0.7, 1.0, 1.3))(x, None, other, y)
+    found = CauchySchwarzBottleneck(0.0, (2.1, 1.0, 0.65))(3 * x, None, other / 2, y / 2)
+    torch.testing.assert_close(found, want)
+
+
 def test_widths_stay_and_shapes_must_agree():
     loss = CauchySchwarzBottleneck()
     loss(rows(20), rows(20, 2, 1), rows(20, 1, 2)[:, 0], rows(20, 1, 3)[:, 0])

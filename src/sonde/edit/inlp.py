@@ -102,10 +102,10 @@ class Inlp(Instrument):
             basis,
             basis,
             conventions={
-                "accuracy": accuracy[-1] if accuracy else majority,
-                "accuracy_before": accuracy[0] if accuracy else majority,
+                "accuracy": accuracy[-1],
+                "accuracy_before": accuracy[0],
                 "majority": majority,
-                "rounds": max(len(accuracy) - 1, 0),
+                "rounds": len(accuracy) - 1,
             },
         )
 
