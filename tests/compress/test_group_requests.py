@@ -45,6 +45,8 @@ def test_every_request_stands_in_one_batch_of_its_expert():
     assert all(len({experts[i] for i in one}) == 1 and len(one) <= 3 for one in batches)
     assert [experts[one[0]] for one in batches] == [3, 3, 1, 0]
     assert count_loads([experts[i] for one in batches for i in one], 1) == 3
+    single = sorted(range(8), key=lambda i: (experts.index(experts[i]), i))
+    assert group_requests(experts, 1) == [[i] for i in single]
     with pytest.raises(InputError, match="a size from 1, got 0"):
         group_requests(experts, 0)
     with pytest.raises(InputError, match="room for an expert or more, got 0"):

@@ -76,6 +76,9 @@ def test_what_cannot_be_thinned_is_refused():
     net, _ = drawn()
     with pytest.raises(InputError, match=r"rank of at most 13 for 0\.weight of 24 x 32, got 14"):
         LowRankWeights(rank=14, whiten="none").plan(net)
+    for n_in, n_out in ((6, 3), (3, 2)):  # as many numbers as before save nothing; the most is 1
+        with pytest.raises(InputError, match=f"most 1 for 0.weight of {n_out} x {n_in}, got 2"):
+            LowRankWeights(rank=2, whiten="none").plan(nn.Sequential(nn.Linear(n_in, n_out)))
     with pytest.raises(InputError, match="rank of at least 1, got 0"):
         LowRankWeights(rank=0)
     with pytest.raises(InputError, match="got a convolution, 0"):

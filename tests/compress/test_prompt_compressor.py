@@ -98,6 +98,9 @@ def test_a_probe_learns_what_the_reader_needs():
     found = PromptCompressor(share=0.2, digits=False).compress(reader, "ack bep dqa fgo hkl", probe)
     assert found.text.strip() == "dqa"
     assert probe.n == sum(len(t.split()) - 1 for t in texts)
+    # ranks from 0 to 1 have a mean of a half, and so has what a fit with a bias says of its rows
+    said = [PromptCompressor().compress(reader, t, probe).scores[:-1] for t in texts]
+    assert float(torch.cat(said).mean()) == pytest.approx(0.5, abs=1e-6)
 
 
 def test_what_is_refused(model):

@@ -46,9 +46,10 @@ def test_equal_weights_go_by_index_and_patterns_keep_two_of_four():
     assert ((new == 0).sum(1) == 2).all()
     runs = PruneWeights(pattern="2:4", score="wanda").plan(net, {"calibration": x}).fold(net)
     assert ((runs[0].weight.reshape(-1, 4) == 0).sum(1) == 2).all()
+    net[0].weight.data[:2] *= 0.3  # small weights gather in the first rows
     every = PruneWeights(share=0.3, within="layer").plan(net).fold(net)[0].weight
-    assert int((every == 0).sum()) == 12
-    assert every[every != 0].abs().min() >= net[0].weight.abs().flatten().sort().values[11]
+    smallest = net[0].weight.abs().flatten().sort(stable=True).indices[:12]
+    assert (every.flatten() == 0).nonzero()[:, 0].tolist() == sorted(smallest.tolist())
     assert PruneWeights(share=0.0).plan(net).fold(net) is net
 
 

@@ -10,7 +10,9 @@ from sonde.core import InputError
 
 
 @pytest.mark.truth("sums of an arithmetic series")
-@pytest.mark.parametrize(("budget", "top", "n"), [(13, 0.3, 7), (40, 1.6, 4), (5, 0.9, 1)])
+@pytest.mark.parametrize(
+    ("budget", "top", "n"), [(13, 0.3, 7), (40, 1.6, 4), (9, 0.4, 2), (5, 0.9, 1)]
+)
 def test_budgets_fall_in_equal_steps_and_add_up(budget, top, n):
     found = [float(rule.budget) for rule in pyramid(KeyNorm(budget), n, top)]
     assert sum(found) == budget * n

@@ -49,6 +49,20 @@ def test_rounding_against_a_loop(bits):
         assert len(set(((found - found.min()) / max(step, 1e-9)).round().tolist())) <= 2**bits
 
 
+@pytest.mark.truth("the real tokens of each row, packed alone")
+def test_padding_moves_no_scale():
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 2, 9, 5, generator=draw) * 0.1 - 3
+    real = torch.tensor([[False] * 4 + [True] * 5, [True] * 9])
+    x[0, :, :4] = 70.0
+    whole = QuantCache(bits=2).pack(x, x, real).unpack()
+    for row, first in enumerate((4, 0)):
+        own = x[row : row + 1, :, first:]
+        alone = QuantCache(bits=2).pack(own, own, WHOLE[:1, first:9]).unpack()
+        for found, wanted in zip(whole, alone, strict=True):
+            assert torch.equal(found[row : row + 1, :, first:], wanted)
+
+
 def test_constant_tokens_come_back_whole():
     x = torch.full((2, 3, 9, 4), -1.75)
     assert torch.equal(QuantCache(bits=2).pack(x, x, WHOLE[:, :9]).unpack()[0], x)
@@ -90,13 +104,15 @@ def test_rank_takes_the_largest_singular_values_of_what_was_lost():
 
 
 @pytest.mark.truth("a count of the bytes by hand")
-def test_bytes():
+@pytest.mark.parametrize(("outliers", "of_keys", "of_values"), [(0.15, 5, 3), (0.9, 29, 15)])
+def test_bytes(outliers, of_keys, of_values):
     x = planted(n=64, width=32).to(torch.bfloat16)
-    packed = QuantCache(bits=4, group=16, outliers=0.05, rank=2).pack(x, x, WHOLE[:, :64])
+    packed = QuantCache(bits=4, group=16, outliers=outliers, rank=2).pack(x, x, WHOLE[:, :64])
     matrices = 2 * 3
     codes, factors = 64 * 32 // 2, 2 * 2 * (64 + 32)
-    keys = codes + 32 * 2 * 2 + 32 * 2 * 2 * (2 + 2) + factors  # 4 outliers of 64 tokens
-    values = codes + 64 * 2 * 2 * 2 + 64 * 2 * 1 * (2 + 2) + factors  # 2 of 32 channels
+    # outliers on each side of 64 tokens and of 32 channels
+    keys = codes + 32 * 2 * 2 + 32 * 2 * of_keys * (2 + 2) + factors
+    values = codes + 64 * 2 * 2 * 2 + 64 * 2 * of_values * (2 + 2) + factors
     assert packed.size_bytes == matrices * (keys + values)
 
 

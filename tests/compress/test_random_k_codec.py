@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from compress.codec_case import assert_unbiased, draws, gradient
 from sonde.compress import RandomKCodec
@@ -17,6 +18,15 @@ def test_mean_and_variance():
     lost = (found - x).square().sum((1, 2))
     expected = (12 / 5 - 1) * float(x.double().square().sum())
     assert abs(float(lost.mean()) - expected) < 4.5 * float(lost.std()) / 4000**0.5
+
+
+@pytest.mark.truth("each entry as the only one that is not 0")
+@pytest.mark.parametrize("given", [{"share": 0.6}, {"share": 0.2}, {"share": 0.2, "scaled": False}])
+def test_the_most_that_is_lost_is_reached(given):
+    codec, lost = RandomKCodec(**given), []
+    for x in torch.eye(10):
+        lost.append(float((codec.decode(codec.encode(x)) - x).square().sum()))
+    assert codec.most_lost(torch.eye(10)[0]) == pytest.approx(max(lost))
 
 
 def test_the_stream_brings_its_seed_and_no_places():

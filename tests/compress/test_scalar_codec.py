@@ -24,6 +24,16 @@ def test_values_are_those_of_the_grid():
         torch.testing.assert_close(found[:, c], nearest, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.truth("entries in the middle between two values of the grid")
+def test_the_most_that_is_lost_is_reached():
+    x = torch.full((100, 2), 2.5)
+    x[0], x[1] = 0.0, 7.0
+    x *= torch.tensor([1.0, 4.0])
+    lost = float((ScalarCodec(bits=3).decode(ScalarCodec(bits=3).encode(x)) - x).square().sum())
+    most = ScalarCodec(bits=3).most_lost(x) * float(x.square().sum())
+    assert lost == pytest.approx(0.98 * most)  # the two extremes lose nothing
+
+
 @pytest.mark.truth("the entropy of the codes")
 def test_codes_take_their_entropy_where_that_is_less():
     x = torch.zeros(4000, 2)

@@ -28,7 +28,7 @@ class Counts(nn.Module):
 
 
 @pytest.mark.truth("the closed form of the Krichevsky-Trofimov code length")
-@pytest.mark.parametrize("n_tokens", [5, 600])
+@pytest.mark.parametrize("n_tokens", [5, 400])
 def test_length_of_an_adaptive_code(n_tokens):
     generator = torch.Generator().manual_seed(2)
     draw = torch.rand(400, generator=generator)
@@ -63,7 +63,7 @@ def test_length_is_the_cross_entropy_of_a_language_model():
 
 def test_windows_and_threads_of_the_encoder_are_those_of_the_decoder():
     model, ids = causal_model(), torch.arange(30) % 32
-    stream = SequenceCoder(model, window=7, rows=2).encode(ids)
+    stream = SequenceCoder(model, window=7, rows=3).encode(ids)  # the last window is short
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:

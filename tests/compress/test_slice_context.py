@@ -69,6 +69,9 @@ def test_the_code_is_as_long_as_the_estimate(given):
     again = codec.decode(stream)
     assert float((again - x).abs().max()) <= 0.5 + 1e-4
     assert float((again - found.movedim(1, -1)).abs().mean()) < 0.05  # means to 1/64
+    lost = float((again - x).square().sum() / x.square().sum())
+    assert lost < codec.most_lost(x)
+    assert codec.most_lost(3 * torch.ones(2, 4, 6, 5)) == pytest.approx(0.5**2 / 9, rel=1e-4)
 
 
 @pytest.mark.truth("the entropy of independent normal numbers")

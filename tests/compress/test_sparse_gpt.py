@@ -65,6 +65,8 @@ def test_patterns_wide_layers_and_dead_inputs():
     half = SparseGPT(0.5).plan(net, {"calibration": x}).fold(net)[0].weight
     assert int((half[:, :128] == 0).sum()) == 320
     assert int((half[:, 128:] == 0).sum()) == 55
+    few = SparseGPT(0.004).plan(net, {"calibration": x}).fold(net)[0].weight
+    assert not bool(few[:, 3].any())
     assert SparseGPT(0.0).plan(net, {"calibration": x}).fold(net) is net
 
 

@@ -24,6 +24,9 @@ def test_shares_are_those_of_water_filling(seed):
     assert int(found.sum()) == budget
     assert float((found - wanted).abs().max()) < 1
     assert bool((found <= lengths).all())
+    part = wanted - wanted.floor()
+    up, capped = found > wanted, wanted == lengths
+    assert float(part[up].min()) >= float(part[~up & ~capped].max())  # the largest fractions
 
 
 def test_more_relevant_segments_never_get_less_and_equal_ones_alike():

@@ -45,6 +45,8 @@ def test_shards_add_up():
     assert all(a.equal(b) for a, b in zip(whole.counts, parts.counts, strict=True))
     with pytest.raises(StateError, match="with the same top, got two kinds"):
         whole.merge(unit_use(model, data, 0.5))
+    with pytest.raises(InputError, match="expected tokens at every block, got none"):
+        unit_use(model, data, start=4, stop=4)
 
 
 def test_a_model_without_dense_blocks_is_refused():

@@ -1,5 +1,6 @@
 """Codebooks of weights: clusters against an exact search, what learning gains, and files."""
 
+import math
 from itertools import combinations
 from typing import Any
 
@@ -76,6 +77,34 @@ def test_learning_lowers_the_error_and_more_entries_too():
     wide = [WeightCodebook(bits=b).plan(net, {"calibration": grams}).figures["loss"]
             for b in (1, 2, 3, 4)]  # fmt: skip
     assert wide == sorted(wide, reverse=True)
+
+
+@pytest.mark.truth("the formula of the class by loops, with autograd of the output error")
+def test_scores_start_at_distances_and_follow_the_gradient():
+    draw = torch.Generator().manual_seed(5)
+    flat = torch.randn(4, 6, generator=draw, dtype=torch.float64)
+    x = torch.randn(2, 9, 6, generator=draw, dtype=torch.float64)
+    book = (torch.randn(2, 5, generator=draw).double() * torch.tensor([[1.0], [3.0]])).sort().values
+    owner, scale = torch.tensor([0, 1, 1, 0]), torch.tensor([0.5, 2.0, 0.7, 1.5]).double()
+    parts = [(torch.arange(4)[2 * i : 2 * i + 2], x[i].T @ x[i]) for i in range(2)]
+    codes = torch.randint(5, (4, 6), generator=draw)
+    learned = _Learned(flat, scale, owner, book, parts, codes)
+    value = book[owner].gather(1, codes).requires_grad_()
+    for rows, h in parts:
+        error = (value - flat)[rows] * scale[rows, None]
+        ((error @ h) * error).sum().backward()
+    assert value.grad is not None
+    slope = value.grad / value.grad.abs().amax(1, keepdim=True)
+    expected = torch.empty(4, 6, 5, dtype=torch.float64)
+    for i, j, k in torch.cartesian_prod(torch.arange(4), torch.arange(6), torch.arange(5)).tolist():
+        own, m = book[owner[i]], int(codes[i, j])
+        gap = float(own.diff().mean())
+        jump, move = float(own[k] - own[m]), 0.0
+        if 0 < abs(k - m) <= 2:
+            move = -0.3 * float(slope[i, j]) * math.copysign(1, jump) * math.exp(-abs(jump) / gap)
+        expected[i, j, k] = move - abs(float(flat[i, j] - own[k])) / gap
+    learned.move_codes(0.3)
+    torch.testing.assert_close(learned.scores, expected)
 
 
 def test_a_strong_gradient_moves_a_weight_to_the_next_entry_and_not_to_the_farthest():

@@ -60,5 +60,9 @@ def test_the_floor_lifts_variances_and_groups_must_fit():
     x, y = code(16)
     low, lower = (LatentTerms(floor=-2.0)(x, y - gap) for gap in (20, 60))
     assert torch.equal(low, lower)
+    two = LatentTerms()(x[:2], y[:2], x[:2])  # at the means
+    assert float(two) == pytest.approx(float((x[:2].square().sum(1) / 2 - y[:2].sum(1) / 2).mean()))
+    with pytest.raises(InputError, match="expected two rows or more"):
+        LatentTerms()(x[:1], y[:1])
     with pytest.raises(InputError, match=r"groups that add up to 2, got \(1, 2\)"):
         LatentTerms(groups=(1, 2))(x, y)

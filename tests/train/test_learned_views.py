@@ -39,6 +39,9 @@ def test_the_margin_keeps_learned_views_apart():
     assert found[20.0] < 0.5
 
 
-def test_one_view_is_refused():
+def test_one_view_and_margins_of_no_cosine_are_refused():
+    for margin in (1.5, -1.5):
+        with pytest.raises(InputError, match=rf"a margin in \[-1, 1\], got 0.1 and {margin}"):
+            LearnedViews(2, margin=margin)
     with pytest.raises(InputError, match="expected two views"):
         LearnedViews(2)(torch.randn(4, 2))

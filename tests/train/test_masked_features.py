@@ -51,7 +51,7 @@ def test_the_error_is_that_of_hidden_positions_alone():
 
 
 def test_no_gradient_goes_to_the_target_and_hidden_values_are_not_seen():
-    x = states().requires_grad_()
+    x = states(dim=5).requires_grad_()
     loss = MaskedFeatures()
     mask = loss.hidden(5, 6)
     loss(x, mask=mask).backward()

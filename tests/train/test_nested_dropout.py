@@ -19,6 +19,9 @@ def test_a_unit_is_kept_as_often_as_the_law_says():
     )
     share = (nested(torch.ones(20_000, 16)) > 0).double().mean(0)
     torch.testing.assert_close(share, nested.kept(16), atol=0.015, rtol=0)
+    deep = nested(torch.ones(7, 3, 16))
+    assert torch.equal(deep, deep[:, :1].expand(7, 3, 16))  # a width for each row
+    assert len(deep[:, 0].sum(1).unique()) > 1
     rate = NestedDropout("geometric", rate=0.3).chances(50)
     torch.testing.assert_close(rate[1:] / rate[:-1], torch.full((49,), 0.7).double())
 

@@ -55,3 +55,5 @@ def test_linear_layers_and_other_shapes():
     assert float(loss(turn[:, :3] * 2)) == pytest.approx(27)  # three squares of 4 - 1
     with pytest.raises(InputError, match=r"got shape \(2, 3, 5\)"):
         loss(kernel(2, 3, 5))
+    with pytest.raises(InputError, match=r"got shape \(2, 3, 5, 4\)"):
+        loss(kernel(2, 3, 5, 4))

@@ -78,9 +78,15 @@ def test_depths():
     torch.testing.assert_close(
         half.model.layers[1].mlp.up_proj.weight, both.model.layers[1].mlp.up_proj.weight
     )
-    merged = Resize(depth="merge", factor=3).of(net).model.layers[0].self_attn.v_proj.weight
+    one = Resize(depth="merge", factor=3).of(net)
+    merged = one.model.layers[0].self_attn.v_proj.weight
     expected = sum(layer.self_attn.v_proj.weight for layer in net.model.layers) / 3
     torch.testing.assert_close(merged, expected)
+    again = Resize(depth="repeat").of(one).model.layers
+    assert [torch.equal(b.self_attn.v_proj.weight, merged) for b in again] == [True, True]
+    assert torch.equal(answers(Resize(depth="stack").of(one)), answers(one))
+    wide = Resize("decoalesce", "stack").of(one)
+    torch.testing.assert_close(answers(wide), answers(one), rtol=1e-5, atol=1e-5)
 
 
 def chain(*widths: int) -> Any:
@@ -115,6 +121,14 @@ def test_twins_stay_equal_until_a_big_model_takes_part():
     torch.testing.assert_close(again(x), thin(x))
 
 
+def test_a_model_that_answers_0_is_widened():
+    small, big, x = chain(4, 3, 2), chain(4, 6, 2), torch.randn(9, 4).double()
+    with torch.no_grad():
+        for p in small[2].parameters():
+            p.zero_()
+    assert not bool(Resize("decoalesce").of(small, like=big, inputs=x)(x).any())
+
+
 def test_what_cannot_be_resized_says_so():
     with pytest.raises(InputError, match="has no configuration"):
         Resize("decoalesce").of(chain(2, 3, 1))
@@ -122,6 +136,8 @@ def test_what_cannot_be_resized_says_so():
         Resize("decoalesce", factor=3).of(chain(4, 3, 2), like=chain(4, 6, 2))
     with pytest.raises(InputError, match="that 2 divides, got 3"):
         Resize(depth="merge").of(models.llama())
+    with pytest.raises(InputError, match="a model with blocks, got none in Sequential"):
+        Resize(depth="repeat").of(chain(2, 3), like=chain(2, 3))
     with pytest.raises(InputError, match="a big model of the new size"):
         Resize("decoalesce").of(chain(4, 3, 2), chain(4, 3, 2), like=chain(4, 6, 2))
     with pytest.raises(InputError, match="Pass inputs="):

@@ -29,6 +29,7 @@ def trained(module, moving, optimiser, n=10):
     [
         (Scope("norms"), ["1.0.1", "1.1.1", "1.2.1"]),
         (Scope("top", k=2), ["1.1", "1.2", "2"]),
+        (Scope("top", k=3), ["1", "2"]),
         (Scope("pattern", patterns=("0.*",)), ["0"]),
         (Scope("alternate", patterns=("0.*", "2.*")), ["0", "2"]),
     ],
@@ -59,5 +60,7 @@ def test_shares_and_a_scope_without_parameters():
         assert moving.share == moving.n_parameters / sum(p.numel() for p in module.parameters())
     with pytest.raises(InputError, match=r"expected parameters for rule 'pattern' \('9.\*',\)"):
         Scope("pattern", patterns=("9.*",)).on(module).__enter__()
+    with pytest.raises(InputError, match="expected 4 blocks or more, got 3"):
+        Scope("top", k=4).on(module).__enter__()
     with pytest.raises(InputError, match="an optimiser that holds what moves"):
         Scope("norms").on(module, torch.optim.SGD(module[0].parameters(), 0.1)).__enter__()

@@ -23,9 +23,10 @@ def step(module, made, x):
 
 
 @pytest.mark.truth("outputs on old inputs before and after steps of Adam")
-def test_outputs_on_old_inputs_stay():
+@pytest.mark.parametrize("n_out", [4, 1])
+def test_outputs_on_old_inputs_stay(n_out):
     torch.manual_seed(0)
-    layer, old, new = nn.Linear(10, 4).double(), inputs(30, 10, 3, 0), inputs(30, 10, 10, 1)
+    layer, old, new = nn.Linear(10, n_out).double(), inputs(30, 10, 3, 0), inputs(30, 10, 10, 1)
     memory = SubspaceProjection(1.0)
     memory.remember(layer, [old[:11], old[11:]])
     assert memory.ranks == {"": 4}  # three directions, and the 1 of the bias

@@ -300,7 +300,7 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _release(package: str) -> tuple[int, int, int]:
-    numbers = [int(n) for n in re.findall(r"\d+", version(package))[:3]]
+    numbers = [int(n) for n in re.findall(r"\d+", version(package))]
     first, second, third = [*numbers, 0, 0, 0][:3]
     return first, second, third
 

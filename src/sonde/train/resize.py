@@ -125,11 +125,10 @@ class Resize:
             If the model holds layers whose units cannot be copied.
         """
         old = model.module if isinstance(model, Model) else model
-        new, blocks = self._empty(old, like), list[int]()
-        if self.depth is not None:
-            blocks = self._sources(len(ModelBlocks(old).paths))
-        state = self._widened(old, new) if self.width is not None else dict(old.state_dict())
-        state = self._deepened(old, state, blocks) if blocks else state
+        new = self._empty(old, like)
+        paths = [] if self.depth is None else _blocks(old, new)
+        state = dict(old.state_dict()) if self.width is None else self._widened(old, new, paths)
+        state = self._deepened(state, paths) if paths else state
         _put(new, state)
         if self.depth == "stack":
             self._silence(new)
@@ -186,11 +185,11 @@ class Resize:
             return [i for i in range(n) for _ in range(self.factor)]
         return [*range(n), n - 1]
 
-    def _widened(self, old: nn.Module, new: nn.Module) -> dict[str, Tensor]:
+    def _widened(self, old: nn.Module, new: nn.Module, paths: Sequence[str]) -> dict[str, Tensor]:
         """Return the old model's state, old blocks included, with each axis at its new size."""
         shapes = {name: x.shape for name, x in new.state_dict().items()}
-        if self.depth is not None:
-            first, *others = ModelBlocks(old).paths
+        if paths:
+            first, *others = paths
             ours = {n.removeprefix(first): s for n, s in shapes.items() if _in(n, first)}
             shapes |= {path + n: s for path in others for n, s in ours.items()}
         block = self._block(old)
@@ -251,11 +250,9 @@ class Resize:
         size = block if most % (block * self.factor) == 0 else 1
         return unit // (size * self.factor) * size + unit % size
 
-    def _deepened(
-        self, old: nn.Module, state: dict[str, Tensor], sources: list[int]
-    ) -> dict[str, Tensor]:
+    def _deepened(self, state: dict[str, Tensor], paths: Sequence[str]) -> dict[str, Tensor]:
         """Return the state with other blocks."""
-        paths = ModelBlocks(old).paths
+        sources = self._sources(len(paths))
         above = paths[0].rpartition(".")[0]
         wanted = [f"{above}.{i}" for i in range(len(sources))]
         made = {name: x for name, x in state.items() if not any(_in(name, p) for p in paths)}
@@ -300,6 +297,14 @@ class Resize:
                 )
             if x.is_floating_point():
                 x.lerp_(theirs[name].to(x), 1 - self.interpolate)
+
+
+def _blocks(old: nn.Module, new: nn.Module) -> list[str]:
+    """Return the paths of the old blocks; a single block has its path from the new model."""
+    found = ModelBlocks(old).paths or ModelBlocks(new).paths[:1]
+    if not found:
+        raise InputError(f"Resize: expected a model with blocks, got none in {type(old).__name__}.")
+    return found
 
 
 def _put(new: nn.Module, state: Mapping[str, Tensor]) -> None:
