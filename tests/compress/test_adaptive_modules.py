@@ -8,6 +8,7 @@ from torch import nn
 
 from sonde import Model
 from sonde.compress import AdaptiveModules, enough, gated_learners
+from sonde.compress.adaptive_modules import _entropy
 from sonde.core import InputError, SiteError
 from sonde.data import open_inputs
 
@@ -61,6 +62,13 @@ def test_only_the_learners_that_a_token_needs_run():
 def test_a_learner_too_many_is_one_that_gains_too_little():
     error = torch.tensor([[8.0, 4.0, 2.0, 1.9], [8.0, 7.9, 1.0, 0.1], [5.0, 1.0, 0.5, 0.1]])
     assert enough(error, 0.1).tolist() == [2, 0, 3]
+
+
+@pytest.mark.truth("torch's entropies of categories")
+def test_entropies_of_gates():
+    p = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)).double().softmax(2)
+    torch.testing.assert_close(_entropy(p), torch.distributions.Categorical(p).entropy())
+    assert _entropy(torch.tensor([0.0, 1.0])) == 0
 
 
 class Texts(nn.Module):

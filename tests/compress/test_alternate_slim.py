@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from sonde.compress import AlternateSlim, fidelity
 from sonde.compress.alternate_slim import disturbed_taylor
 from sonde.core.errors import InputError
 from sonde.data import open_inputs
+from sonde.weights.tuning import Trainee, row_losses
 
 IDS = [torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 5, 3]), torch.tensor([8, 9, 7, 9, 3, 2])]
 
@@ -81,6 +83,32 @@ def test_parts_that_do_nothing_go_first():
     assert new(images(3)).logits.shape == (3, 3)
 
 
+class Mixed(nn.Module):
+    """A block of a stream, with a convolution of two groups over the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.mix = nn.Conv1d(12, 12, 3, padding=1, groups=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(self.mix(self.up(self.norm(x)).mT).relu().mT)
+
+
+def test_a_group_of_channels_that_does_nothing_goes_first():
+    torch.manual_seed(0)
+    ends = nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+    net: Any = nn.Sequential(ends[0], nn.Sequential(Mixed(), Mixed()), *ends[1:]).eval()
+    x = torch.randn(9, 7, 5)
+    for block, idle in zip(net[1], (slice(0, 6), slice(6, 12)), strict=True):
+        block.down.weight.data[:, idle] = 0.0
+    plan = AlternateSlim(epochs=0).plan(net, {"calibration": x})
+    assert plan.figures == {"width": 4.0, "units": 2.0}
+    new = plan.fold(net)
+    assert torch.equal(new[1][0].mix.weight, net[1][0].mix.weight[6:])
+    assert torch.equal(new[1][1].mix.weight, net[1][1].mix.weight[:6])
+
+
 def test_a_slim_text_model_opens(tmp_path):
     gpt2().save_pretrained(tmp_path / "old")
     model = sonde.load(str(tmp_path / "old"), device="cpu")
@@ -102,6 +130,33 @@ def test_training_brings_answers_back():
     ]
     print(kl)
     assert kl[1] < 0.3 * kl[0]
+
+
+@pytest.mark.truth("the gap of states first, the divergence of answers last, and a straight way")
+def test_training_goes_from_states_to_answers(monkeypatch):
+    net, student = (mlp(5, 4, 3).double().eval() for _ in range(2))
+    with torch.no_grad():
+        for p in student.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    x = torch.randn(9, 5, generator=torch.Generator().manual_seed(3)).double()
+    data, losses = open_inputs(Model(net), x, batch_size=3), list[float]()
+
+    def asked(of: Any, inputs: Any, loss: Any, *, start: nn.Module, epochs: int, **_: Any) -> Any:
+        trainee = Trainee(start, row_losses(of, start, inputs), torch.Generator())
+        one = next(iter(data.batches(0, 3)))
+        losses.extend(float(loss(trainee, one).detach()) for _ in range(epochs * 3))
+        return start
+
+    monkeypatch.setattr("sonde.compress.alternate_slim.tuned", asked)
+    rule = AlternateSlim(epochs=2)
+    rule._trained(Model(net), student, data, {("0", "out"): None, ("2", "out"): None})
+    with torch.no_grad():
+        states = [(net[:i](x[:3]), student[:i](x[:3])) for i in (1, 3)]
+        gaps = [float((a - b).square().mean() / a.square().mean()) for a, b in states]
+        p, q = (one(x[:3]).log_softmax(1) for one in (net, student))
+        ends = sum(gaps) / 2, float((p.exp() * (p - q)).sum(1).mean())
+    assert losses == pytest.approx(np.linspace(*ends, 6).tolist())
+    assert abs(ends[0] - ends[1]) > 0.05
 
 
 def test_what_has_no_stream_is_refused():

@@ -33,8 +33,10 @@ class Matching(nn.Module):
     def __init__(self):
         super().__init__()
         self.blocks = nn.ModuleList([Head(), Head()])
+        self.longest = 0
 
     def forward(self, ids):
+        self.longest = max(self.longest, ids.shape[1])
         x = one_hot(ids, 256).float()
         for block in self.blocks:
             x = x + block(x)
@@ -57,8 +59,10 @@ def matching(shipped):
 def test_the_planted_sentence_is_found_at_any_depth(matching, n, depth):
     lines = [f"abc def ghi {i % 7}.\n" for i in range(n)]
     lines[int(depth * n)] = "the key is zzz.\n"
+    matching.module.longest = 0
     found = AttentionRetrieval(80, 40, top=6, layer=0).retrieve(matching, "".join(lines), "zz")
     assert "zzz" in found.text
+    assert matching.module.longest <= 80
     assert len(found.text) <= 40
     assert all("".join(lines)[a:b] in found.text for a, b in found.spans)
     assert found.n_steps >= len("".join(lines)) / 80
@@ -101,5 +105,9 @@ def test_what_is_refused(matching):
         AttentionRetrieval(window=10, budget=10)
     with pytest.raises(InputError, match="a question of 1 to 159 tokens"):
         AttentionRetrieval().retrieve(matching, "a.", "")
+    short = AttentionRetrieval(window=10, budget=6)
+    assert short.retrieve(matching, "a.", "zzz").text == "a."
+    with pytest.raises(InputError, match="a question of 1 to 3 tokens, got 4"):
+        short.retrieve(matching, "a.", "zzzz")
     with pytest.raises(InputError, match="a causal language model with a tokenizer"):
         AttentionRetrieval().retrieve(sonde.load("sonde:digits"), "a.", "b")

@@ -14,10 +14,12 @@ def test_known_curves():
     more = [1.37 * r for r in RATES]
     assert bd_rate(RATES, QUALITIES, more, QUALITIES) == pytest.approx(0.37)
     assert bd_rate(more[::-1], QUALITIES[::-1], RATES, QUALITIES) == pytest.approx(1 / 1.37 - 1)
-    one, two = np.linspace(20, 40, 5), np.linspace(25, 47, 4)
+    one, two = np.array([20.0, 27.0, 31.0, 40.0]), np.array([25.0, 33.0, 38.0, 47.0])
     found = bd_rate(np.exp(0.1 * one), one, np.exp(0.3 + 0.12 * two), two)
     a, b = 25.0, 40.0  # what both reach
     assert found == pytest.approx(np.exp(0.3 + 0.02 * (a + b) / 2) - 1)
+    back = bd_rate(np.exp(0.3 + 0.12 * two), two, np.exp(0.1 * one), one)
+    assert back == pytest.approx(1 / (1 + found) - 1)
 
 
 def test_curves_that_do_not_compare_are_refused():
@@ -25,5 +27,7 @@ def test_curves_that_do_not_compare_are_refused():
         bd_rate(RATES, QUALITIES, [1, 2], [39, 40])
     with pytest.raises(InputError, match="rates above 0 that rise with the quality"):
         bd_rate(RATES, QUALITIES, [2, 1], [30, 35])
+    with pytest.raises(InputError, match="rates above 0 that rise with the quality"):
+        bd_rate(RATES, QUALITIES, [1, 2, 3], [30, 35, 35])
     with pytest.raises(InputError, match="two points of each curve or more"):
         bd_rate([1], [2], RATES, QUALITIES)

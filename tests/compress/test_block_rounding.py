@@ -72,6 +72,28 @@ def test_a_run_of_two_takes_the_best_of_all_pairs():
     assert plan.figures["gain.0"] == plan.figures["gain.3"] == 0
 
 
+@pytest.mark.truth("every other clip of one layer of a run of three, folded into the model")
+def test_no_other_clip_of_one_layer_of_a_run_of_three_is_better():
+    net, x = chain(), rows()
+    rule = BlockRounding(bits=2, group=5, cuts=(1,))
+    plan = rule.plan(net, {"calibration": x})
+    wanted = net(x)
+
+    def error(weights: dict[str, torch.Tensor]) -> float:
+        named = {f"{name}.weight": w for name, w in weights.items()}
+        gap = torch.func.functional_call(net, named, x) - wanted
+        return float((gap.square().sum() / wanted.square().sum()).detach())
+
+    found: Any = {name: plan.changes[f"{name}.weight"] for name in "246"}
+    own = {name: change.matrix() for name, change in found.items()}
+    each = {name: [rule._clipped(Weighted(name, net[int(name)]), share).matrix()
+                   for share in SHARES] for name in own}  # fmt: skip
+    least = error(own)
+    for name, others in each.items():
+        assert all(error({**own, name: other}) >= least - 1e-9 for other in others)
+    assert plan.figures["gain.1"] > 0
+
+
 def test_layers_that_one_tensor_feeds_are_a_stage_and_what_is_apart_does_not_depend():
     net = llama()
     model = Model(net, config=net.config, task="causal")
@@ -101,5 +123,7 @@ def test_what_cannot_be_is_refused():
     assert BlockRounding(bits=None).plan(net, {"calibration": x}).fold(net) is net
     with pytest.raises(InputError, match="cuts from 1 to 3, got 4: the model has 4 stages"):
         BlockRounding(cuts=(1, 4)).plan(net, {"calibration": x})
+    with pytest.raises(InputError, match="cuts from 1 to 3, got 0"):
+        BlockRounding(cuts=(0, 2)).plan(net, {"calibration": x})
     with pytest.raises(InputError, match="most of at least 1, got 0"):
         BlockRounding(most=0)

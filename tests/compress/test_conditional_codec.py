@@ -44,6 +44,10 @@ def test_entries_take_almost_no_bits():
     stream = codec.encode(rows)
     assert len(stream) < 640 * 4 / 8 + 60  # four bits for which entry it is
     torch.testing.assert_close(codec.decode(stream), rows, rtol=0, atol=1e-4)
+    half = codec.entries.float() + 0.25  # half a step: no difference is further from a code
+    lost = float((codec.decode(codec.encode(half)) - half).square().sum() / half.square().sum())
+    assert codec.most_lost(half) == pytest.approx(lost, rel=1e-4)
+    assert codec.most_lost(torch.zeros(2, 6)) == math.inf
 
 
 def test_another_dictionary_is_refused():

@@ -18,6 +18,7 @@ from sonde.weights import Quantised
 def drawn() -> tuple[Any, torch.Tensor]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(11, 9)).eval()
+    net[0].weight.data *= torch.logspace(-2, 2, 9)[:, None]  # steps on both sides of 1
     draw = torch.Generator().manual_seed(3)
     x = torch.randn(80, 11, generator=draw) @ torch.randn(11, 11, generator=draw)
     x[:, 4] = 0.0

@@ -38,6 +38,8 @@ def test_what_is_lost_are_the_smallest_singular_values():
         assert float(lost.min()) > 1
         torch.testing.assert_close((matrix(found) - matrix(given)).square().sum((1, 2)), lost)
     assert packed.size_bytes == 4 * 2 * (4 + 7) * (20 + 30)
+    least = CrossLayerCache(layers=2, share=0.01).pack(x, 2 * x, real)
+    assert least.size_bytes == 4 * 2 * (1 + 1) * (20 + 30)
 
 
 def test_layers_that_are_alike_cost_one_and_unlike_layers_gain_nothing():

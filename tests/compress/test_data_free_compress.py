@@ -58,7 +58,9 @@ def test_what_the_others_have_of_a_channel_is_least_squares():
     old = net[3].weight.detach().numpy()
     expected = old[:, kept] + np.einsum("ogxy,kg->okxy", old[:, gone], ways)
     rule = DataFreeCompress(share=0.43, ridge=1e-13, layers=("0",))
-    new = rule.plan(net, {"calibration": x}).fold(net)
+    plan = rule.plan(net, {"calibration": x})
+    assert plan.figures == {"units": 3.0}
+    new = plan.fold(net)
     assert new[0].out_channels == 4
     np.testing.assert_allclose(new[3].weight.detach().numpy(), expected, rtol=1e-6, atol=1e-9)
 

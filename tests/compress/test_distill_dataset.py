@@ -74,6 +74,15 @@ def test_a_net_sees_the_classes_and_the_moments(crop):
     assert how.distil(net, moments, label, (1, 8, 8)).x.equal(found.x)
 
 
+@pytest.mark.truth("the middle of the range and a quarter of its width")
+def test_images_start_around_the_middle_of_their_range():
+    net, label = small_net(), torch.zeros(9, dtype=torch.int64)
+    how = DistillDataset(steps=1, crop=1.0, rate=1e-9, low=2.0, high=6.0)
+    x = how.distil(net, batch_norm_moments(net), label, (1, 8, 8)).x
+    assert float(x.mean()) == pytest.approx(4.0, abs=0.15)
+    assert float(x.quantile(0.84) - x.quantile(0.16)) == pytest.approx(2.0, abs=0.3)
+
+
 def test_what_does_not_fit_is_refused():
     net = small_net()
     with pytest.raises(InputError, match="expected batch norms with running statistics"):

@@ -84,6 +84,34 @@ def test_blocks_and_runs_are_chosen_by_the_states_at_their_ends():
     torch.testing.assert_close(gone(x), by_hand)
 
 
+class Maps(nn.Module):
+    """Convolutions in a row that keep the shape of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x.mean((2, 3))
+
+
+@pytest.mark.truth("cosines over channels at each place of a map, in a loop")
+def test_the_rows_of_a_map_are_its_places():
+    torch.manual_seed(3)
+    model, x = Maps().double().eval(), torch.randn(2, 3, 4, 5).double()
+    plan = DropBlocks(blocks=2).plan(model, {"calibration": x})
+    for i, block in enumerate(model.blocks):
+        y = block(x).detach()
+        turned = [
+            1 - float(nn.functional.cosine_similarity(x[n, :, h, w], y[n, :, h, w], dim=0))
+            for n in range(2) for h in range(4) for w in range(5)
+        ]  # fmt: skip
+        assert plan.figures[f"influence.{i}"] == pytest.approx(sum(turned) / 40, rel=1e-9)
+        x = y
+
+
 def test_a_block_that_does_nothing_goes_first_and_nothing_changes():
     model, x = net(), rows()
     model.blocks[2].scale = 0.0

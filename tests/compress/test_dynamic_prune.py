@@ -73,6 +73,8 @@ def test_a_predictor_learns_filters_that_the_class_decides():
     plain: Any = model.module
     assert torch.equal(gate.chosen, hot_filters(plain[0](x), 0.999))
     assert float((answers.softmax(1) - whole.softmax(1)).abs().max()) < 0.05
+    few = DynamicPrune(layers=("0",), steps=3).fit(model, open_inputs(model, x[:2]))
+    assert len(few.losses) == 3
 
 
 @pytest.mark.truth("the net itself: with all heat nothing is left out")
@@ -101,5 +103,7 @@ def test_what_is_no_plain_convolution_is_refused():
     x = open_inputs(model, torch.randn(4, 1, 8, 8))
     with pytest.raises(SiteError, match="'fc'"):
         DynamicPrune(layers=("fc",)).fit(model, x)
+    with pytest.raises(InputError, match="two inputs or more to train on, got 1"):
+        DynamicPrune().fit(model, open_inputs(model, torch.randn(1, 1, 8, 8)))
     with pytest.raises(InputError, match="heat in"):
         DynamicPrune(0.0)

@@ -53,6 +53,13 @@ def test_shards_give_the_same_code():
     assert one.step == pytest.approx(two.step)
 
 
+def test_no_bits_give_the_mean():
+    codec = FeaturePCA.fit(rows(90), 0)
+    assert codec.axes.shape == (6, 0)
+    found = codec.decode(codec.encode(rows(7)))
+    torch.testing.assert_close(found, rows(90).mean(0).expand(7, 6))
+
+
 def test_what_was_not_fitted_is_refused():
     codec = FeaturePCA.fit(rows(100))
     with pytest.raises(StateError, match="fitted to other rows"):

@@ -69,6 +69,10 @@ def test_directions_without_states_go_without_a_change(build):
     new, x = plan.fold(model), torch.randn(2, 3, 24, 24).double() if build is vit else IDS[1][None]
     near = 1e-5 if build is llama else 1e-9  # its norms compute in float32
     torch.testing.assert_close(new(x).logits, net(x).logits, rtol=near, atol=near)
+    if build is gpt2:  # the same block twice
+        net.transformer.h[1] = net.transformer.h[0]
+        twice = rule.plan(model, {"calibration": data}).fold(model)
+        torch.testing.assert_close(twice(x).logits, net(x).logits, rtol=near, atol=near)
     cut = SliceWidth(share=1 - (width - 1) / 32, round_to=1, half=False)
     less = cut.plan(model, {"calibration": data}).fold(model)
     assert (less(x).logits - net(x).logits).abs().max() > 1e-3

@@ -76,5 +76,7 @@ def test_what_cannot_be_pruned_is_refused():
         SparseGPT(pattern="2:4").plan(net, {"calibration": x})
     with pytest.raises(InputError, match="keeps 1 to 2 of every 2 weights, got '3:2'"):
         SparseGPT(pattern="3:2")
+    with pytest.raises(InputError, match="keeps 1 to 4 of every 4 weights, got '0:4'"):
+        SparseGPT(pattern="0:4")
     with pytest.raises(InputError, match="damp above 0, got 0"):
         SparseGPT(damp=0.0)

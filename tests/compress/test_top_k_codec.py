@@ -27,7 +27,7 @@ def test_the_bound_is_reached_by_entries_of_one_magnitude():
     assert codec.most_lost(x) == pytest.approx(float((found - x).square().sum()) / 35, rel=1e-6)
 
 
-@pytest.mark.truth("the logarithm of the number of choices")
+@pytest.mark.truth("the logarithm of the number of choices, and torch's own largest entries")
 @pytest.mark.parametrize("share", [0.01, 0.6])
 def test_places_take_few_bits(share):
     x, k = gradient(40_000), round(share * 40_000)
@@ -35,6 +35,9 @@ def test_places_take_few_bits(share):
     n_bits = 8 * (len(stream) - 4 * k - 24)
     assert log2(comb(40_000, k)) <= 8 * (len(stream) - 4 * k)
     assert n_bits <= 1.1 * log2(comb(40_000, k))
+    kept = x.flatten().abs().topk(k).indices
+    expected = torch.zeros(40_000).index_copy(0, kept, x.flatten()[kept])
+    assert TopKCodec(share=share).decode(stream).flatten().equal(expected)
 
 
 def test_of_equal_entries_the_earlier_stay():
