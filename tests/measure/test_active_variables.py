@@ -47,7 +47,8 @@ def test_kinds():
     assert result.kind.tolist() == [2, 1, 0, 0]
     assert (result.value, result.n_mixed, result.n_passive, result.n_moving) == (1.0, 1, 2, 3)
     assert "dead" in result.flags
-    assert active_variables(torch.zeros(9, 2), torch.zeros(9, 2)).value == 0.0
+    prior = active_variables(torch.zeros(9, 2), torch.zeros(9, 2))
+    assert prior.value == prior.null == 0.0
 
 
 def test_wrong_parameters_are_named():

@@ -67,6 +67,7 @@ def test_layers_weigh_as_they_are_given():
     want = float(plain.layers @ torch.tensor([0.75, 0.0, 0.25], dtype=torch.float64))
     assert found.value == pytest.approx(want, rel=1e-12)
     assert plain.value == pytest.approx(float(plain.layers.mean()), rel=1e-12)
+    assert plain.parts.mean(1).tolist() == pytest.approx(plain.layers.tolist(), rel=1e-12)
     with pytest.raises(InputError, match="a weight for each of 3 layers, got 2"):
         alignment_quality(layers, label, layer_weights=(1.0, 1.0))
     with pytest.raises(InputError, match="layer weights of at least 0, not all of them 0"):

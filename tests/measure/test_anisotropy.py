@@ -25,6 +25,17 @@ def test_one_huge_unit_is_left_out_of_the_trimmed_figure():
     assert result.spread_trimmed > 20 * result.spread
 
 
+@pytest.mark.truth("numpy's sums over the units that are left")
+@pytest.mark.parametrize(("dim", "n_left"), [(5, 3), (7, 4), (350, 346)])
+def test_the_trimmed_figure_is_that_of_the_other_units(dim, n_left):
+    x = 1e-3 * (np.random.default_rng(3).standard_normal((40, dim)) + np.linspace(-2, 1, dim))
+    left = np.square(x.mean(0)).argsort()[:n_left]
+    want = np.square(x.mean(0))[left].sum() / np.square(x).mean(0)[left].sum()
+    result = anisotropy(x)
+    assert len(result.units) == dim - n_left
+    assert result.trimmed == pytest.approx(want, rel=1e-5)
+
+
 @pytest.mark.truth("definition 1 / (1 + spread^2)")
 def test_spread_and_cosine_agree():
     result = anisotropy(np.random.default_rng(2).standard_normal((100, 9)) + 2.0)

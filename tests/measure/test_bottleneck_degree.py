@@ -82,6 +82,8 @@ def test_flags_and_unlabelled_rows():
         dead = bottleneck_degree(np.ones((30, 2)), label[:30], estimator=estimator)
         assert np.isnan(dead.value)
         assert "dead" in dead.flags
+        few = [bottleneck_degree(x[:n], label[:n], estimator=estimator).flags for n in (5, 6)]
+        assert ["few_rows" in flags for flags in few] == [True, False]
     far = bottleneck_degree(100 * X, [0] * 60, estimator="mc", noise=0.01, relative=False)
     assert "saturated" in far.flags
     assert float(far) == pytest.approx(np.log(60), rel=1e-6)

@@ -33,6 +33,8 @@ def test_nulls_are_what_unrelated_rows_give():
     )
     squares = np.mean([r.mean_square for r in found])
     assert squares == pytest.approx(found[0].mean_square_null, rel=0.06)
+    assert found[0].mean_square_null == pytest.approx(8 / 119)  # closed form
+    assert found[0].flags == ()
 
 
 @pytest.mark.truth("the spread over fresh draws")

@@ -64,6 +64,10 @@ def test_constant_rows_and_too_few_rows_are_flagged():
     assert "dead" in dead.flags
     assert math.isnan(float(dead))
     assert "few_rows" in cknna(X[:8], Y[:8]).flags
+    group = torch.arange(60) // 20  # 40 rows of other groups
+    assert math.isfinite(float(cknna(X, Y, k=40, group=group)))
+    for k in (41, 61):
+        assert math.isnan(float(cknna(X, Y, k=k, group=group)))
 
 
 def test_wrong_k_is_named():

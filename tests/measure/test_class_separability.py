@@ -34,6 +34,15 @@ def test_digits():
     assert result.nc1 == pytest.approx(0.9263489155, rel=1e-6)
 
 
+@pytest.mark.truth("the share of variance that the classes explain, by numpy")
+def test_of_one_unit_the_lda_ratio_is_the_value():
+    x, label = np.random.default_rng(1).standard_normal((40, 1)), np.arange(40) // 15 % 2
+    within = sum(np.square(x[label == k] - x[label == k].mean()).sum() for k in range(2))
+    result = class_separability(x, label)
+    assert result.lda_ratio == pytest.approx(1 - within / np.square(x - x.mean()).sum())
+    assert result.value == pytest.approx(result.lda_ratio)
+
+
 @pytest.mark.slow
 @pytest.mark.truth("simulated labels that say nothing")
 def test_null():

@@ -57,6 +57,17 @@ def test_no_bias_and_the_standard_error():
     assert min(none) < 0
 
 
+@pytest.mark.truth("the labelled rows alone")
+def test_rows_without_a_class_or_a_part_are_left_out():
+    x, label, part = rows(np.random.default_rng(4).standard_normal((3, 5)), 20, 2, 5)
+    far = 9 + np.random.default_rng(6).standard_normal((4, 5))
+    found = crossnobis(
+        np.vstack([x, far]), np.append(label, [-1, -1, 0, 2]), np.append(part, [0, 1, -1, -1])
+    )
+    assert found.n == 120
+    np.testing.assert_allclose(found.distance, crossnobis(x, label, part).distance, rtol=1e-9)
+
+
 def test_a_class_that_a_part_lacks_is_an_error():
     x, label, part = rows(np.zeros((2, 3)), 5, 2, 0)
     with pytest.raises(InputError, match="Crossnobis: expected every class in every part"):

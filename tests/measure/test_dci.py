@@ -61,6 +61,11 @@ def test_dead_units_are_flagged_and_do_no_harm():
     latents, factors = rows()
     more = np.hstack([latents, np.zeros((500, 1))])
     assert dci(more, factors).value == pytest.approx(dci(latents, factors).value, rel=1e-9)
+    known = dci(latents, factors)
+    some = dci(latents, np.hstack([factors, np.ones((500, 1))]))
+    assert "dead" in some.flags
+    assert some.informative == pytest.approx(known.informative, rel=1e-9)
+    assert known.informative == pytest.approx(float(known.informativeness.mean()), rel=1e-12)
     result = dci(latents, np.ones((500, 2)))
     assert np.isnan(result.value)
     assert "dead" in result.flags

@@ -64,3 +64,4 @@ def test_too_few_groups_for_halves_give_a_reason(n):
     result = effective_rank(X[:n], source="sample")
     assert result.se is None
     assert "four groups" in result.conventions["se"]
+    assert effective_rank(X[:4], source="sample").se is not None

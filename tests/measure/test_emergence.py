@@ -34,6 +34,9 @@ def test_features_emerge_where_they_were_planted():
     found = emergence({**at, 5000: end}, k=3)
     assert found.step.tolist() == [5, 50, 500]
     assert found.lateness.tolist() == pytest.approx([0.0, 1 / 3, 2 / 3], abs=0.02)
+    two = emergence({50: end[:, :2], 5000: end}, features="units")
+    assert two.step.tolist() == [50, 50, 5000]
+    assert two.lateness.tolist() == pytest.approx([0.0, 0.0, 1.0], abs=0.02)
 
 
 def test_one_checkpoint_is_too_few():

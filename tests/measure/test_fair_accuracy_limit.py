@@ -28,6 +28,7 @@ def test_the_rule_is_fair_and_as_good_as_said():
     found = fair_accuracy_limit(z, s, y, overall=0.05, local=0.2)
     rule = found.rule.numpy()[z, s, y]
     assert np.mean(rule[np.arange(300), y]) == pytest.approx(found.value)
+    assert found.null == pytest.approx(max(np.mean(y == k) for k in range(3)))
     for rows, most in ((s >= 0, 0.05), *((s == k, 0.2) for k in range(3))):
         share = np.stack([rule[rows & (z == k)].mean(0) for k in range(3)])
         assert np.ptp(share, axis=0).max() < most + 1e-9

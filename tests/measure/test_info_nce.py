@@ -41,6 +41,15 @@ def test_is_below_the_information_and_near_it_where_that_is_small(rho, dim, most
     assert ("saturated" in found.flags) == (truth > found.limit)
 
 
+@pytest.mark.truth("the same rows before they moved and grew")
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_units_are_taken_in_their_own_scale(hidden):
+    x, y = _pair(5, 80, 0.9, 2)
+    options = {"batch": 16, "hidden": hidden, "passes": 4}
+    found = info_nce(3000.0 * x + 7.0, 0.002 * y - 1.0, **options)
+    assert float(found) == pytest.approx(float(info_nce(x, y, **options)), abs=1e-3)
+
+
 @pytest.mark.truth("unrelated documents of alike rows")
 def test_unrelated_rows_tell_nothing():
     rng, group = np.random.default_rng(1), np.repeat(np.arange(200), 3)

@@ -56,6 +56,15 @@ def test_float32_rows_of_three_directions(source):
     assert float(null[0]) == pytest.approx(edge, rel=0.05)
 
 
+@pytest.mark.truth("the variance of rows on a line, by numpy")
+@pytest.mark.parametrize("source", ["moments", "sample"])
+def test_rows_on_a_line_have_one_direction(source):
+    place = np.random.default_rng(4).standard_normal(40)
+    result = spectrum(np.outer(place, [1.0, -2.0, 0.5]) + 3.0, source=source)
+    np.testing.assert_allclose(result.value, [5.25 * place.var()], rtol=1e-9)
+    assert result.flags == ("rank_deficient",)
+
+
 def test_missing_directions_are_left_out_and_flagged():
     x = torch.cat([X, X[:, :2]], dim=1)
     assert len(expect(Tensor, spectrum(x).value)) == 5

@@ -22,9 +22,10 @@ def test_is_cca_of_the_principal_components():
     x = rng.standard_normal((300, 6)) * [5, 4, 3, 0.1, 0.1, 0.1]
     y = x @ rng.standard_normal((6, 6)) + rng.standard_normal((300, 6))
     kept = [PCA(0.9, svd_solver="full").fit_transform(rows) for rows in (x, y)]
-    result = svcca(x, y, keep=0.9)
-    assert result.ranks == (kept[0].shape[1], kept[1].shape[1])
-    assert result.value == pytest.approx(float(cca(*kept)), rel=1e-8)
+    for scale in (1.0, 1e-7):
+        result = svcca(scale * x, scale * y, keep=0.9)
+        assert result.ranks == (kept[0].shape[1], kept[1].shape[1])
+        assert result.value == pytest.approx(float(cca(*kept)), rel=1e-8)
 
 
 def test_noise_of_small_variance_does_not_enter():

@@ -68,6 +68,8 @@ def test_equal_distances_constant_rows_and_too_few_rows_are_flagged():
     every = two_nn(torch.eye(20))
     assert np.isinf(float(every))
     assert every.flags == ("saturated",)
+    plane = np.random.default_rng(0).random((200, 2))
+    assert two_nn(plane).flags == ()
     assert "dead" in two_nn(torch.ones(20, 3)).flags
     assert "few_rows" in two_nn(X[:2]).flags
     noise = 1e4 + 2e-3 * torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
