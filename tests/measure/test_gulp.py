@@ -23,6 +23,9 @@ def test_is_the_mean_over_all_targets_of_differing_predictions():
 
     want = np.square(hat(x) - hat(y)).sum()
     assert gulp(X, Y, ridge=0.1).value == pytest.approx(want, rel=1e-9)
+    near = gulp(X, X + 0.1 * torch.randn(X.shape, generator=torch.Generator().manual_seed(0)))
+    assert 0 < near.distance < 1
+    assert near.distance**2 == pytest.approx(float(near), rel=1e-9)
 
 
 def test_without_ridge_it_counts_canonical_correlations():

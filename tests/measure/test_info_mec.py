@@ -51,7 +51,8 @@ def test_planted_latents():
     turned = torch.as_tensor(info_mec(latents @ turn, factors).value)
     assert float(turned[0]) < float(own[0]) - 0.2
     assert float(turned[2]) == pytest.approx(float(own[2]), abs=1e-3)
-    free = [info_mec(planted(200, s)[0], planted(200, s + 40)[1]) for s in range(4)]
+    draw = np.random.default_rng(40)
+    free = [info_mec(draw.standard_normal((400, 8)), planted(400, s)[1]) for s in range(4)]
     found = torch.stack([torch.as_tensor(r.value) for r in free]).mean(0)
     null = torch.stack([torch.as_tensor(r.null) for r in free]).mean(0)
     np.testing.assert_allclose(found, null, atol=0.04)

@@ -68,6 +68,8 @@ def test_constant_rows_and_too_few_groups_are_flagged():
     assert "dead" in dead.flags
     assert math.isnan(float(dead))
     assert "few_rows" in information_imbalance(X, Y, group=np.arange(60) // 30).flags
+    # three groups are the fewest whose ranks can differ
+    assert math.isfinite(float(information_imbalance(X, Y, group=np.arange(60) // 20)))
 
 
 def test_an_empty_sample_is_refused():

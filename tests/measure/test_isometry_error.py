@@ -37,3 +37,6 @@ def test_a_shift_is_an_isometry_and_the_side_is_needed():
     assert isometry_error(kernel, 5).value == pytest.approx(0, abs=1e-12)
     with pytest.raises(InputError, match="at least 3 and a multiple of stride=2, got 5"):
         isometry_error(kernel, 5, 2)
+    for tall in (torch.ones(1, 1, 3, 2), torch.ones(1, 1, 2, 3)):
+        with pytest.raises(InputError, match="at least 3 and a multiple of stride=1, got 2"):
+            isometry_error(tall, 2)

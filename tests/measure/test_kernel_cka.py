@@ -63,6 +63,7 @@ def test_population_value():
     error = math.hypot(float(present(found.se)), found.features_se)
     assert found.value == pytest.approx(known, abs=3 * error)
     assert error < 0.04
+    assert found.flags == ()
 
 
 def _criterion(rho, sigma):
@@ -118,6 +119,8 @@ def test_groups():
     found = kernel_cka(a, b, group=group, m=64)
     assert found.n == 64
     assert abs(float(found)) < 3 * math.sqrt(2) / 64
+    assert "se_first_order" in found.flags
+    assert found.null == 0.0
     by_row = kernel_cka(a, b, m=64)
     assert float(by_row) > 4 * float(present(by_row.se))
 

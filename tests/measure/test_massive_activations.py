@@ -45,6 +45,16 @@ def test_healthy_rows_are_near_the_null():
     assert not result.outlier_units
 
 
+@pytest.mark.truth("shares of the energy, planted")
+@pytest.mark.parametrize(("share", "is_outlier"), [(0.6, False), (0.9, True)])
+def test_outlier_units_hold_twenty_times_their_fair_share(share, is_outlier):
+    x = torch.ones(4, 30, dtype=torch.float64)  # twenty times a fair share is 2 / 3
+    x[:, 7] = math.sqrt(29 * share / (1 - share))
+    result = massive_activations(x)
+    assert result.share == pytest.approx(share)
+    assert result.outlier_units == is_outlier
+
+
 def test_dead_units_do_not_move_the_median():
     x = _rows()
     want = massive_activations(x[:, 120:]).value

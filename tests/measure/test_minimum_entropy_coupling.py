@@ -16,6 +16,9 @@ def test_known_values():
     assert found.information / math.log(2) == pytest.approx(0.6099865470, rel=1e-8)
     more = minimum_entropy_coupling([4, 3, 3], [1, 1])
     assert more.bits().value == pytest.approx(1.8464393447, rel=1e-8)
+    empty = minimum_entropy_coupling([0.6, 0.0, 0.4], [0.5, 0.5])
+    assert empty.value == pytest.approx(found.value, rel=1e-12)
+    assert empty.coupling[1].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.truth("all corners of the set of couplings, found by random linear programmes")

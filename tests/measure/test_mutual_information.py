@@ -35,6 +35,7 @@ def test_gaussian_is_a_difference_of_log_determinants():
     result = mutual_information(X, Y)
     assert result.raw == pytest.approx((log[0] + log[1] - log[2]) / 2, rel=1e-9)
     assert result.value == pytest.approx(result.raw - result.bias, rel=1e-12)
+    assert result.null == 0.0
 
 
 @pytest.mark.truth("digits from the digamma function, and simulated unrelated rows")
@@ -107,6 +108,9 @@ def test_what_the_number_cannot_bear_is_flagged():
         few = mutual_information(x[:8], y[:8], estimator=estimator)
         assert np.isnan(few.value)
         assert "few_rows" in few.flags
+        for n in (9, 10):  # two rows more than units are enough
+            flags = mutual_information(x[:n], y[:n], estimator=estimator).flags
+            assert ("few_rows" in flags) == (n == 9)
     for estimator in ("gaussian", "copula", "ksg"):
         dead = mutual_information(np.ones((60, 2)), Y, estimator=estimator)
         assert np.isnan(dead.value)

@@ -38,6 +38,8 @@ def test_rows_of_a_document_are_no_neighbours():
     null = float(torch.as_tensor(grouped.null))
     assert float(grouped) == pytest.approx(null, abs=0.02)
     assert float(alone) > 5 * null
+    thirds = mutual_knn(X, Y, group=np.arange(60) // 20)
+    assert float(torch.as_tensor(thirds.null)) == pytest.approx(10 / 40)  # of 40 other rows
 
 
 @pytest.mark.truth("the spread over fresh draws")
@@ -64,6 +66,7 @@ def test_rows_of_zeros_and_too_few_rows_are_flagged():
     few = mutual_knn(X[:8], Y[:8])
     assert "few_rows" in few.flags
     assert np.isnan(float(few))
+    assert mutual_knn(X[:8], Y[:8], k=7).value == 1.0  # all other rows
 
 
 def test_wrong_parameters_are_named():

@@ -15,6 +15,7 @@ def test_known_values():
     result = rate_reduction(np.eye(8)[label], label, eps2=0.01)
     assert result.value == pytest.approx(7.2636793426, rel=1e-8)
     assert result.whole == pytest.approx(10.6066098161, rel=1e-8)
+    assert result.flags == ()
     digits = rate_reduction(DIGITS, NAMES, eps2=0.25)
     assert digits.value == pytest.approx(6.3965121924, rel=1e-8)
 

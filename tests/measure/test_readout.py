@@ -33,6 +33,7 @@ def test_a_readout_of_all_sites_knows_what_no_site_knows_alone():
     shares = both["weights"].weights
     assert shares.shape == (2,)
     assert float(shares.sum()) == pytest.approx(1.0)
+    assert both["concat"].weights.shape == (0,)
 
 
 @pytest.mark.truth("labels that no site knows, and a site that knows all")

@@ -64,6 +64,10 @@ def test_null_and_adjusted():
     ]
     assert np.mean([float(r) for r in results]) == pytest.approx(results[0].null, rel=0.15)
     assert np.mean([r.adjusted for r in results]) == pytest.approx(0.0, abs=0.01)
+    # over targets in all directions the share is the mean over unrelated ones, exactly
+    every = regression(X, torch.eye(60), ridge=0.0)
+    assert every.value == pytest.approx(every.null, rel=1e-6)
+    assert every.adjusted == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_dead_unit_does_no_harm_and_dead_rows_are_nan():

@@ -31,6 +31,13 @@ def test_standard_error_and_null():
     free = [sap(rows(seed=s)[0], rows(seed=s + 90)[1]) for s in range(40)]
     null = float(torch.as_tensor(free[0].null))
     assert np.mean([float(r) for r in free]) == pytest.approx(null, rel=0.3)
+    # squared correlations of unrelated rows fall as one over the rows less one
+    latents, factors = rows(11)
+    few, many = (
+        float(torch.as_tensor(sap(np.tile(latents, (k, 1)), np.tile(factors, (k, 1))).null))
+        for k in (1, 10)
+    )
+    assert few / many == pytest.approx(109 / 10, rel=1e-6)
 
 
 def test_a_constant_factor_is_flagged_and_left_out():

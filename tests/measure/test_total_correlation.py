@@ -64,3 +64,7 @@ def test_constant_units_take_no_part():
     assert found.n_dead == 1
     assert float(found) == pytest.approx(float(total_correlation(X)), rel=1e-12)
     assert "few_rows" in total_correlation(X[:4]).flags
+    few, enough = total_correlation(X[:5]), total_correlation(X[:6])
+    assert math.isnan(float(few))
+    assert math.isnan(few.bias)
+    assert math.isfinite(float(enough))

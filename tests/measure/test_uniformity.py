@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.special import gammaln, ive
 
+from narrow import present
 from sonde.core.errors import InputError
 from sonde.measure import Uniformity, uniformity
 from sonde.measure.uniformity import even_spread
@@ -42,6 +43,22 @@ def test_standard_error_and_null():
     even = [float(uniformity(rng.standard_normal((300, 5)))) for _ in range(10)]
     assert np.mean(even) == pytest.approx(even_spread(5, 2.0), abs=0.01)
     assert np.mean([float(r) for r in found]) > np.mean(even) + 0.1
+
+
+@pytest.mark.truth("the gradient of the value by weights of the groups")
+def test_standard_error_of_groups_of_unlike_sizes():
+    rng = np.random.default_rng(2)
+    group = np.repeat(np.arange(20), rng.integers(1, 40, 20))
+    x = rng.standard_normal((20, 5))[group] + 0.5 * rng.standard_normal((len(group), 5))
+    unit = torch.from_numpy(x / np.linalg.norm(x, axis=1, keepdims=True))
+    weight = torch.ones(20, dtype=torch.float64, requires_grad=True)
+    each = weight[group]
+    pairs = each[:, None] * each * torch.from_numpy(group[:, None] != group)
+    kernel = torch.exp(-2 * torch.cdist(unit, unit).square())
+    ((pairs * kernel).sum() / pairs.sum()).log().backward()
+    want = float(present(weight.grad).norm()) * math.sqrt(20 / 19)
+    found = uniformity(x, group=group)
+    assert float(present(found.se)) == pytest.approx(want, rel=1e-6)
 
 
 def test_collapse_zeros_and_few_rows():

@@ -28,6 +28,7 @@ def test_blocks_are_recovered():
     assert float(found) == pytest.approx(0.8, abs=0.05)
     assert abs(found.across) < 0.06
     assert found.stability > 0.95
+    assert torch.equal(unit_clusters(1e-6 * (x - 2.0), k=3).cluster, found.cluster)
     first = [found.cluster.tolist().index(k) for k in range(3)]
     assert first == sorted(first)
     running = Running(UnitClusters(k=3))

@@ -27,6 +27,10 @@ def test_definition():
 def test_null_is_a_normal_unit():
     result: Any = unit_entropy(np.random.default_rng(1).standard_normal((20000, 6)))
     assert result.value == pytest.approx(result.null, abs=0.05)
+    ends = scipy.stats.norm.ppf([0.1, 0.9])  # the outer two of five bins are open
+    shares = np.diff(scipy.stats.norm.cdf([-np.inf, *np.linspace(*ends, 6)[1:-1], np.inf]))
+    few: Any = unit_entropy(np.random.default_rng(1).standard_normal((300, 2)), n_bins=5, trim=0.1)
+    assert few.null == pytest.approx(scipy.stats.entropy(shares), rel=1e-6)
 
 
 def test_unchanged_by_scale_and_shift_of_units():

@@ -118,8 +118,7 @@ class MutualKNN(PairSampleInstrument):
     def _neighbours(
         self, x: Float[Tensor, "row dim"], group: Int[Tensor, "row"]
     ) -> Int[Tensor, "row k"]:
-        k = min(self.k, len(x) - 1)
-        return nearest(x, x, k, group=group, group2=group)[1].cpu()
+        return nearest(x, x, self.k, group=group, group2=group)[1].cpu()
 
 
 mutual_knn = as_function(MutualKNN)
