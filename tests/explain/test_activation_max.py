@@ -49,6 +49,23 @@ def test_a_picture_beats_real_pictures_and_the_model_is_left_as_it_was():
     assert rough.found.diff(dim=2).square().mean() < found.found.diff(dim=2).square().mean()
 
 
+@pytest.mark.truth("w x less both prices is largest where a linear system is solved")
+def test_prices_pull_a_picture_to_the_mean_and_make_it_smooth():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False)).double()
+    weight = net[1].get_parameter("weight").detach()[1]
+    real = 5 * torch.randn(9, 1, 3, 4, generator=DRAW, dtype=torch.float64)
+    down = torch.eye(12).view(12, 3, 4).diff(dim=1).reshape(12, -1).double()
+    right = torch.eye(12).view(12, 3, 4).diff(dim=2).reshape(12, -1).double()
+    rough = down @ down.T / down.shape[1] + right @ right.T / right.shape[1]
+    l2, tv, centre = 3.0, 2.0, real.mean(0).flatten()
+    want = torch.linalg.solve(
+        2 * l2 / 12 * torch.eye(12).double() + 2 * tv * rough, weight + 2 * l2 / 12 * centre
+    )
+    search = ActivationMax(steps=120, rate=0.02, l2=l2, tv=tv, jitter=0)
+    found = search.explain(net, real, site="1", unit=1)
+    assert torch.allclose(found.found.flatten(), want, atol=0.1)
+
+
 class Reader(nn.Module):
     """A unit that reads the mean of the embeddings along the direction of one token."""
 

@@ -27,6 +27,12 @@ def test_the_map_is_that_of_ridge_regression():
         _ = found.map
 
 
+def test_no_more_rows_than_units_is_said():
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    assert AffineLens().fit(x[:4], y=x[:4].flip(0)).flags == ("few_rows",)
+    assert AffineLens().fit(x, y=x.flip(0)).flags == ()
+
+
 def test_the_map_carries_rows():
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     found = AffineLens(ridge=1e-9).fit(x, y=x.flip(1) * 2 + 1)

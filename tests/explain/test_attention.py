@@ -71,6 +71,20 @@ def test_heads_become_one_and_small_looks_go(model, probs):
     torch.testing.assert_close(found, product[4], atol=1e-6, rtol=0)
 
 
+@pytest.mark.truth("the same text alone, without padding")
+@pytest.mark.parametrize(
+    "method",
+    [AttentionRollout(heads="max", discard=0.7), AttentionRelevance(), AttentionTimesGradient()],
+    ids=repr,
+)
+def test_padding_changes_no_map(model, method):
+    found = torch.as_tensor(method.explain(model, INPUTS).value)[1]
+    alone = {name: x[1:, : LAST[1] + 1] for name, x in INPUTS.items()}
+    want = torch.as_tensor(method.explain(model, alone).value)[0]
+    torch.testing.assert_close(found[: LAST[1] + 1], want, atol=1e-6, rtol=0)
+    assert not found[LAST[1] + 1 :].any()
+
+
 @dataclass(frozen=True)
 class Key(Edit):
     """Scales what every query gives one key."""

@@ -55,6 +55,30 @@ def test_targets_and_baselines_that_do_not_fit_are_refused():
         IntegratedGradients(baseline=wrong).explain(net, X)
 
 
+class Cubes(nn.Module):
+    """A sum of cubes and a number, in some unit."""
+
+    def __init__(self, unit):
+        super().__init__()
+        self.unit = unit
+
+    def forward(self, x):
+        return self.unit * (x**3 + 7).sum(1, keepdim=True)
+
+
+@pytest.mark.truth("cubes: the rise from the baseline, whatever the unit of the objective")
+@pytest.mark.parametrize("unit", [1e-3, -1.0, 1e4])
+def test_parts_that_do_not_add_up_are_said_in_any_unit(unit):
+    net, x = Cubes(unit).double(), X.double().abs() + 1
+    base = Baseline("constant", constant=0.5)
+    for steps, short in ((1, True), (400, False)):
+        found = IntegratedGradients(steps, base).explain(net, x, objective=Objective(target=0))
+        rise = unit * (x**3 - 0.125).sum(1)
+        assert found.gap is not None
+        torch.testing.assert_close(found.gap, rise - torch.as_tensor(found.value).sum(1))
+        assert ("incomplete" in found.flags) == short
+
+
 class Rounded(nn.Module):
     """Answers that are steps: no gradient reaches the input."""
 

@@ -66,6 +66,13 @@ def test_a_fitted_mean_is_that_of_the_data_set(nets):
     torch.testing.assert_close(fitted.values, x.mean(0))
     states = Baseline.fit(net, x, site="1")
     torch.testing.assert_close(states.values, net[1](net[0](x)).mean(0).detach())
+    tokens = torch.randn(3, 5, 4, generator=DRAW)
+    torch.testing.assert_close(Baseline.fit(net, tokens).values, tokens.mean((0, 1)))
+    net, x, _ = nets["pictures"]
+    channels = Baseline.fit(net, [x[:2], x[2:]])
+    torch.testing.assert_close(channels.values, x.mean((0, 2, 3)))
+    found = Baseline("mean").at(SiteFunction(net, x, "input"))
+    torch.testing.assert_close(found, x.mean((0, 2, 3), keepdim=True).expand_as(x))
     assert str(fitted) == "mean of 9 fitted rows"
 
 

@@ -6,7 +6,7 @@ import torch
 from circuits import ANSWER, CIRCUIT, CLEAN, CORRUPT, INSTEAD, Induction
 from models import gpt2
 from sonde.core import InputError
-from sonde.explain import CircuitSearch, Objective
+from sonde.explain import CircuitSearch, EdgePatching, Objective
 
 GOAL = Objective("margin", target=ANSWER, other=INSTEAD)
 
@@ -32,5 +32,10 @@ def test_no_edge_is_the_corrupted_run_and_all_are_the_clean_one():
     assert found.sizes[-1] == len(found.all_edges) == len(found.edges)
     assert float(found.curve[0]) == pytest.approx(0.0, abs=1e-4)
     assert float(found.curve[-1]) == pytest.approx(1.0, abs=1e-4)
+    assert found.complement == pytest.approx(0.0, abs=1e-4)
+    assert found.null == pytest.approx(1.0, abs=1e-4)  # any draw of all edges is all edges
+    alone = EdgePatching("noise").explain(gpt2(), {"input_ids": one}, corrupt={"input_ids": other})
+    assert found.all_edges == alone.edges
+    torch.testing.assert_close(found.needed, alone.value, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="tau of at least 0"):
         CircuitSearch(tau=-1)

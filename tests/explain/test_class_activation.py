@@ -59,18 +59,21 @@ def test_the_map_of_a_global_average_is_that_of_its_head():
 
 @pytest.mark.truth("the formulas, channel by channel and place by place")
 def test_place_by_place_and_alone():
-    model = Maps()
+    model, places = Maps(), torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
     a = maps(model).requires_grad_(True)
-    logit = (a.mean((2, 3)).square() @ model.head.weight.T)[:, 1]
+    logit = ((a * places).mean((2, 3)).square() @ model.head.weight.T)[:, 1]
     (g,) = torch.autograd.grad(logit.sum(), a)
 
     class Squared(Maps):
         def forward(self, x):
-            return self.act(self.conv(x)).mean((2, 3)).square() @ self.head.weight.T
+            return (self.act(self.conv(x)) * places).mean((2, 3)).square() @ self.head.weight.T
 
     squared, objective = Squared(), Objective(target=1)
     layer = LayerCam().explain(squared, X, objective=objective, site="act")
     torch.testing.assert_close(layer.value, (g.relu() * a.detach()).sum(1).relu())
+    plain = GradCam().explain(squared, X, objective=objective, site="act")
+    weighed = torch.einsum("nk,nkhw->nhw", g.mean((2, 3)), a.detach())
+    torch.testing.assert_close(plain.value, weighed.relu())
     for n in range(2):
         expected = torch.zeros(5, 6)
         for k in range(4):

@@ -58,6 +58,7 @@ def test_accuracies_are_those_of_the_nets_on_what_is_kept_and_on_what_is_left(da
         kept = found.predictor(mask * held.x)
     assert found.complement == pytest.approx(float((left.argmax(1) == held.label).double().mean()))
     torch.testing.assert_close(found(held.x), kept)
+    assert found.range == (0.0, 1.0)
 
 
 def test_weights_that_make_keeping_all_the_cheapest_are_refused(data):

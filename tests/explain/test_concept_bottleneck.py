@@ -43,6 +43,13 @@ def test_a_large_price_leaves_no_concept():
     assert found.value == found.null
 
 
+@pytest.mark.truth("planted one-hot concepts, three of each class")
+def test_two_classes_are_enough():
+    found = ConceptBottleneck(steps=60).fit(ROWS, BANK, OWN // 3)
+    assert found.value == 1.0
+    assert found.labels.tolist() == [0, 1]
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ShapeError, match="one width"):
         ConceptBottleneck().fit(ROWS, BANK[:, :3], LABEL)

@@ -42,6 +42,7 @@ def test_posterior_by_loops():
                 assert float(found.responsibility[i, z]) == pytest.approx(want)
         want = torch.tensor(mass, dtype=torch.float64) / sum(mass)
         torch.testing.assert_close(found.value[i], want)
+    assert found.range == (0.0, 1.0)
 
 
 @pytest.mark.truth("zero-shot classification, and the bank in another order")

@@ -29,6 +29,12 @@ def test_a_property_of_the_states_is_selective():
     assert found.value > 5 * found.se
 
 
+def test_two_types_are_enough():
+    kind, x = TYPE[:200] % 2, torch.randn(200, 3, generator=DRAW)
+    found = ControlTask("position", seed=1).fit(x, label=torch.arange(200) % 2, position=kind)
+    assert found.n == 200
+
+
 def test_one_type_is_refused():
     with pytest.raises(InputError, match="several types in the column 'position', got 1"):
         ControlTask("position").fit(

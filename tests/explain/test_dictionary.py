@@ -77,6 +77,20 @@ def test_edits_act_with_their_strength():
     torch.testing.assert_close(edit.apply(X, site, context), X + 0.25 * gap)
     half = found.edit(0.5).apply(X, site, context)
     torch.testing.assert_close(half, (X + found.rebuild(X)) / 2)
+    first = found.edit(features={0: 3.0}).apply(X, site, context)
+    torch.testing.assert_close(first, X + (3.0 - z[..., :1]) * found.decoder[0])
+    with pytest.raises(InputError, match=r"features from 0 to 4, got \[-1, 5\]"):
+        found.edit(features={5: 1.0, 0: 1.0, -1: 1.0})
+
+
+@pytest.mark.truth("the formula of the layout: the offset is taken off rows and added again")
+def test_a_centre_beside_the_offset_is_kept_in_the_layout_of_saelens(tmp_path):
+    found = _made(act="relu")
+    found.save_saelens(tmp_path)
+    t = load_file(tmp_path / "sae_weights.safetensors")
+    z = ((X - t["b_dec"]) @ t["W_enc"] + t["b_enc"]).relu()
+    torch.testing.assert_close(z, found.encode(X), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(z @ t["W_dec"] + t["b_dec"], found.rebuild(X), rtol=1e-4, atol=1e-5)
 
 
 def test_damaged_files_are_refused(tmp_path):

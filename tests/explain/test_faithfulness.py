@@ -6,6 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import sem
 from torch import nn
 
 from sonde.core import InputError, ShapeError
@@ -48,6 +49,12 @@ def test_curves_of_a_linear_model():
     enough = Sufficiency(ZERO, parts=(0.25, 0.5)).judge(net, x, found, objective=LOGIT)
     assert enough.value == pytest.approx((2 - 1) / 2)
     assert (deleted.direction, inserted.direction) == ("lower", "higher")
+    assert deleted.se is None  # one example has no error
+    for n in (2, 5):
+        x = rows(n, 4, seed=n)
+        found = GradTimesInput().explain(net, x, objective=LOGIT)
+        several = Deletion(ZERO, steps=4).judge(net, x, found, objective=LOGIT)
+        assert several.se == pytest.approx(sem(several.each.numpy()))
 
 
 @pytest.mark.truth("all 720 orders of six places, brute force")

@@ -132,6 +132,35 @@ def test_heads_of_an_attention_and_what_runs_do_not_share(net):
     assert (same.n, same.n_dropped, same.flags) == (0, 2, ("dead",))
 
 
+class Again(nn.Module):
+    """One layer that runs three times, then a read-out."""
+
+    def __init__(self):
+        super().__init__()
+        self.step, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.step(self.step(self.step(x))))
+
+
+@pytest.mark.truth("closed form: of a linear net estimate and patch are weight times difference")
+def test_one_call_of_a_layer_that_runs_several_times_is_patched():
+    torch.manual_seed(0)
+    net = Again().double()
+    a, b = torch.randn(2, 5, 4, dtype=torch.float64)
+    states, goal = [a, b], Objective(target=1)
+    for call in range(3):
+        states = [net.step(x).detach() for x in states]
+        later = net.head.weight.detach() @ torch.matrix_power(net.step.weight.detach(), 2 - call)
+        for method in (ActivationPatching, AttributionPatching):
+            found = method(over="units").explain(
+                net, a, corrupt=b, objective=goal, site=f"step@{call}"
+            )
+            torch.testing.assert_close(found.effects[:, 0], (states[0] - states[1]) * later[1])
+    with pytest.raises(SiteError, match="several times"):
+        ActivationPatching().explain(net, a, corrupt=b, objective=goal, site="step")
+
+
 def test_zero_mean_and_other_examples_come_in():
     net = linear()
     a, b = torch.randn(2, 5, 4, dtype=torch.float64)

@@ -140,6 +140,7 @@ def test_health_is_that_of_the_rows(signed):
     assert found.value == pytest.approx(float(left / total), rel=1e-4)
     z = found.encode(x)
     assert torch.equal(found.density, (z != 0).double().mean(0))
+    assert found.conventions["l0"] == float((z != 0).sum(1).double().mean())
     turn = torch.linalg.qr(torch.randn(5, 5, generator=generator(3)))[0]
     zero = torch.zeros(5)
     exact = Dictionary(
@@ -250,6 +251,10 @@ def test_dead_features_are_flagged():
     assert "dead_features" in dead.flags
     assert alive.dead_share <= 0.05
     assert "dead_features" not in alive.flags
+    constant = SparseAutoencoder(**{**HOW, "passes": 1}).fit(torch.full((64, DIM), 3.0))
+    assert "dead" in constant.flags
+    assert "dead" not in alive.flags
+    assert math.isnan(constant.value)
 
 
 def test_a_killed_training_goes_on_with_the_same_bits(tmp_path):

@@ -144,11 +144,12 @@ class AttentionRollout(AttentionMap):
     def _mixed(self, probs: Tensor, real: Bool[Tensor, "row key"]) -> Looks:
         by_head = {"mean": probs.mean(1), "max": probs.amax(1), "min": probs.amin(1)}
         looks = by_head[self.heads] * real.unsqueeze(1)
-        least = int(self.discard * looks[0].numel())
-        if least:
+        if self.discard:
+            inside = (real.unsqueeze(1) & real.unsqueeze(2)).flatten(1)  # padding counts for none
+            least = (self.discard * inside.sum(1, keepdim=True).double()).long()
             flat = looks.flatten(1)
-            gone = flat.argsort(1)[:, :least]
-            looks = flat.scatter(1, gone, 0.0).view_as(looks)
+            place = torch.where(inside, flat, torch.inf).argsort(1).argsort(1)
+            looks = torch.where(place < least, 0.0, flat).view_as(looks)
         own = torch.eye(looks.shape[-1]).to(looks)
         looks = (1.0 - self.residual) * looks + self.residual * own
         total = looks.sum(2, keepdim=True)

@@ -135,4 +135,4 @@ class ControlTask(Instrument):
         key = splitmix64(types.cpu().long().numpy().view(np.uint64) + np.uint64(self.seed))
         draw = torch.from_numpy((key >> np.uint64(11)).astype(np.float64) * 2.0**-53)
         share = torch.bincount(member.cpu()).double().cumsum(0) / len(member)
-        return torch.searchsorted(share, draw).clamp(max=len(share) - 1).to(member.device)
+        return torch.searchsorted(share, draw).to(member.device)
