@@ -68,6 +68,16 @@ def test_brute_force(variant, share):
     np.testing.assert_allclose(scorer.score(usual), want, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.truth("row by row; rows of a model lie along the last of any number of axes")
+@pytest.mark.parametrize("variant", ["s", "b", "p"])
+def test_rows_of_activations_with_more_axes(variant):
+    x = made().x[:40].reshape(5, 8, 6)
+    edit = ASH(variant=variant, share=0.5).fit(x[0], head=(torch.eye(6).double(), None)).edit
+    found = edit.apply(x, SITE, EditContext())
+    want = [edit.apply(row[None], SITE, EditContext())[0] for row in x.flatten(0, 1)]
+    torch.testing.assert_close(found, torch.stack(want).reshape(5, 8, 6))
+
+
 def test_rows_without_anything_positive_are_left_as_they_are():
     x = torch.cat([-ROW, torch.zeros_like(ROW), ROW])
     scorer = ASH().fit(x, head=(torch.eye(4, dtype=torch.float64), None))

@@ -89,6 +89,7 @@ def _by_hand(rows, label, logits, weight, fresh, fresh_logits, use, logit):
 @pytest.mark.parametrize("use", ["both", "pre", "post"])
 def test_equals_single_rows(use, logit):
     rows = made()
+    rows = rows._replace(fresh=torch.cat([rows.fresh, 9 * rows.fresh, 0.01 * rows.fresh]))
     logits, fresh_logits = _logits(rows.x, rows.head), _logits(rows.fresh, rows.head)
     label = logits.argmax(1)
     label[::7] = (label[::7] + 1) % 3
@@ -96,6 +97,7 @@ def test_equals_single_rows(use, logit):
     plain = [t.numpy() for t in (rows.x, label, logits, rows.weight, rows.fresh, fresh_logits)]
     got = scorer.score(rows.fresh, fresh_logits)
     assert got.tolist() == pytest.approx(_by_hand(*plain, use=use, logit=logit), rel=1e-9)
+    assert scorer.range == ((-math.inf, math.inf) if logit == "zscore" else (-1.0, 1.0))
 
 
 @pytest.mark.truth("the head itself: attenuated features and the bias sum to the logit")

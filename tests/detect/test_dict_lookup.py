@@ -49,6 +49,7 @@ def test_what_is_in_the_dictionary_scores_zero():
     assert float(scorer.score(torch.zeros(1, 6, dtype=torch.float64))) == 0.5
     opposite = -torch.ones(1, 6, dtype=torch.float64)
     assert 0.5 < float(scorer.score(opposite)) <= 1.0
+    assert scorer.range == (0.0, 1.0)
 
 
 @pytest.mark.truth("the planted direction")

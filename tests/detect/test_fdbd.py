@@ -75,6 +75,12 @@ def test_a_row_at_the_mean_is_the_most_usual_one():
     assert bool(torch.isfinite(score).all())
 
 
+def test_as_many_classes_as_are_promised_are_taken(monkeypatch):
+    rows = made()
+    monkeypatch.setattr("sonde.detect.fdbd.MOST_CLASSES", 3)
+    assert FDBD().fit(rows.x, head=rows.head).score(rows.fresh).shape == (4,)
+
+
 def test_errors_say_what_to_do():
     rows = made()
     with pytest.raises(InputError, match="FDBD: expected a head of two or more classes with diff"):

@@ -11,7 +11,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import NotLabelled
 from sonde.core.stream import Stream
 from sonde.detect import FeatureGaps
-from sonde.detect._contrasts import ContrastSample
+from sonde.detect._contrasts import ContrastSample, _principal
 from sonde.detect._logistic import logistic
 from sonde.detect.feature_gaps import UsualAnswers
 from sonde.metrics import auroc
@@ -137,6 +137,16 @@ def test_which_direction_is_found():
         assert abs(axis @ want) > 0.99
         assert abs(axis @ other) < 0.15
         assert float(scorer.cosine) < 0.15  # what one finds the other misses
+
+
+@pytest.mark.truth("numpy.linalg.svd, with fewer, as many and more rows than dimensions")
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_principal_axis(n):
+    x = np.random.default_rng(n).normal(size=(n, 5))
+    centred = x - x.mean(0)
+    want = np.linalg.svd(centred)[2][0]
+    got = _principal(torch.from_numpy(centred), 1e-9).numpy()
+    assert got * np.sign(got @ want) == pytest.approx(want, abs=1e-9)
 
 
 @pytest.mark.truth("scikit-learn's logistic regression")

@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from narrow import expect
 from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.core.stream import Stream
 from sonde.detect import FOD
@@ -15,11 +17,12 @@ from sonde.detect._grid_net import (
     symmetric_kl,
     widths,
 )
-from sonde.detect._grid_training import Usual, whole_images
+from sonde.detect._grid_training import GridTraining, Usual, grid_columns, whole_images
 from sonde.engine.running import Running
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
 from sonde.run.scoring.score import score
+from sonde.stats.training_weights import Weights
 
 TINY = {"width": 8, "heads": 2, "layers": 1, "passes": 2, "batch": 8, "rate": 1e-2}
 PLACES = 16
@@ -89,25 +92,65 @@ def test_entropy_of_shares():
 @pytest.mark.truth("torch.nn.functional.scaled_dot_product_attention; rows that sum to 1")
 def test_the_net_attends_to_its_image_and_to_the_references():
     net, x, reference = GridNet(8, 2, 2), torch.randn(3, 6, 5), torch.randn(6, 5)
-    found = net(net.start(5, 0).values, x, reference, 3)
+    values = [v + 0.2 * torch.randn_like(v) for v in net.start(5, 0).values]
+    found = net(values, x, reference, 3)
     assert found.x.shape == x.shape
     for c in (*found.intra, *found.inter):
         for shares in (c.attention, c.target):
             assert shares.shape == (3, 2, 6, 6)
             torch.testing.assert_close(shares.sum(-1), torch.ones(3, 2, 6))
-    w = dict(zip(net.names(5), net.start(5, 0).values, strict=True))
-    tokens, usual = x @ w["embed.weight"].T, reference @ w["embed.weight"].T
+    w = dict(zip(net.names(5), values, strict=True))
+
+    def linear(source, name):
+        return source @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
     def heads(source, name):
-        return (
-            (source @ w[f"layers.0.inter.{name}.weight"].T).unflatten(-1, (2, 4)).transpose(-2, -3)
+        return linear(source, name).expand(3, 6, 8).unflatten(-1, (2, 4)).transpose(-2, -3)
+
+    def attend(source, name, mixed=None):
+        keys, own = heads(source, f"{name}.key"), heads(source, f"{name}.value")
+        return torch.nn.functional.scaled_dot_product_attention(
+            heads(tokens, f"{name}.query"), keys, own if mixed is None else mixed
         )
 
+    def out(source, name):
+        return linear(attend(source, name).transpose(1, 2).flatten(2), f"{name}.out")
+
+    def norm(x, name):
+        return torch.nn.functional.layer_norm(x, (8,), w[f"{name}.weight"], w[f"{name}.bias"])
+
+    tokens, usual = linear(x, "embed"), linear(reference, "embed")
     everything = torch.eye(6).expand(3, 2, 6, 6)
-    attention = torch.nn.functional.scaled_dot_product_attention(
-        heads(tokens, "query"), heads(usual, "key").expand(3, 2, 6, 4), everything
-    )
-    torch.testing.assert_close(found.inter[0].attention, attention, rtol=1e-4, atol=1e-5)
+    for k in range(2):
+        at = f"layers.{k}"
+        for source, name, seen in ((tokens, "intra", found.intra), (usual, "inter", found.inter)):
+            attention = attend(source, f"{at}.{name}", everything)
+            torch.testing.assert_close(seen[k].attention, attention, rtol=1e-4, atol=1e-5)
+        tokens = tokens + out(tokens, f"{at}.intra") + out(usual, f"{at}.inter")
+        tokens = norm(tokens, f"{at}.norm")
+        hidden = torch.nn.functional.gelu(linear(tokens, f"{at}.first"))
+        tokens = norm(tokens + linear(hidden, f"{at}.second"), f"{at}.last_norm")
+    torch.testing.assert_close(found.x, linear(tokens, "rebuild"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.truth("entropies by torch.distributions; the terms of both phases cancel in the value")
+def test_the_loss_wants_wide_attention_to_the_image_and_narrow_to_the_references():
+    torch.manual_seed(0)
+    learner = expect(GridTraining, FOD(**TINY, entropy=0.7, columns=8).reads()["trained"])
+    (ids, _, position), state = _columns(4), learner.start(8)
+    state = learner.survey(state, _images(4, 0).flatten(0, 1), ids, ids[:, 0] * 0, position)
+    values = [v + 0.2 * torch.randn_like(v) for v in state.weights.values]
+    state = replace(state, weights=Weights.of(*values))
+    images, usual = torch.randn(3, PLACES, 8), Usual.of(state.places).reference.float()
+    loss, (error,) = learner.loss(state, state.weights.live(), images)
+    found = learner.net(values, images, usual, 8)
+    spread = [
+        float(torch.distributions.Categorical(probs=layer.attention).entropy().mean())
+        for layer in (found.inter[0], found.intra[0])
+    ]
+    assert abs(spread[0] - spread[1]) > 0.01
+    want = 2 * float(error.detach().mean()) + 0.7 * (spread[0] - spread[1])
+    assert float(loss.detach()) == pytest.approx(want, abs=1e-4)
 
 
 @pytest.mark.truth("numpy over all patches at once")
@@ -255,6 +298,7 @@ def test_grids_need_not_be_square():
     assert [scorer.conventions[k] for k in ("images", "images left out")] == [30, 0]
     with pytest.raises(InputError, match="expected lines of 5 patches in an image, got 12"):
         _fit(FOD(columns=5, **TINY), images)
+    assert [grid_columns(2, 1), grid_columns(2, 2), grid_columns(9, None)] == [1, 2, 3]
 
 
 def test_images_of_several_sizes_are_refused():

@@ -9,6 +9,7 @@ from detect.shift_rates import assert_right_rate, comparisons, side_of
 from narrow import present
 from sonde.core.errors import InputError
 from sonde.detect import Frechet
+from sonde.detect._sides import split_moments
 
 QUICK = Frechet(permutations=59)
 
@@ -31,6 +32,16 @@ def test_matches_the_formula():
     found: Any = QUICK.between(x, y)
     assert float(found) == pytest.approx(want, rel=1e-8)
     assert found.means == pytest.approx(means, rel=1e-10)
+
+
+@pytest.mark.truth("numpy.cov of the chosen rows, one choice at a time")
+def test_moments_of_choices():
+    rows, chosen = _rows(5, 30, 3) + 2.0, (_rows(6, 4, 30) > 0).double()
+    mean, covariance = split_moments(rows, chosen)
+    for i, choice in enumerate(chosen):
+        own = rows[choice == 1].numpy()
+        np.testing.assert_allclose(mean[i], own.mean(0))
+        np.testing.assert_allclose(covariance[i], np.cov(own.T))
 
 
 @pytest.mark.truth("closed form of axis-aligned normal distributions")

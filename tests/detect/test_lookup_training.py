@@ -126,6 +126,17 @@ def test_a_patch_is_not_looked_up_in_its_own_image():
     assert state.losses[0].average == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.truth(
+    "batches of one patch: the one patch drawn to look it up in is of its image or not"
+)
+def test_a_batch_without_patches_of_other_images_is_left_out():
+    x, group = torch.eye(8), torch.arange(8) // 4
+    detector = DictLookup(**{**SMALL, "batch": 1, "rate": 1e-30})
+    _, state = _trained(detector, x, group, 4)
+    assert 0 < state.losses[0].n < 3 * 8
+    assert state.losses[0].average == pytest.approx(0.5, abs=1e-6)
+
+
 @pytest.mark.truth("slopes of the loss in numpy, by finite differences")
 def test_a_step_goes_down_the_loss():
     x, group = _rows(24), torch.arange(24)
@@ -226,6 +237,8 @@ def test_what_was_learned_serves_another_dictionary():
     x, few, new = _rows(100).double(), _rows(9, 3).double(), _rows(20, 4).double()
     plain = DictLookup().fit(x).over(few)
     torch.testing.assert_close(plain.score(new), DictLookup().fit(few).score(new))
+    single = (1 - torch.cosine_similarity(new, few[:1])) / 2
+    torch.testing.assert_close(plain.over(few[:1]).score(new), single)
     taught = DictLookup(**{**SMALL, "rate": 3e-2}).fit(x)
     moved = taught.over(few)
     assert (moved.value, moved.n, moved.flags) == (9.0, 9, ())
@@ -283,6 +296,8 @@ def test_errors_say_what_to_do():
         scorer.over(torch.zeros(2, 4))
     with pytest.raises(InputError, match="at least 1 patch and finite ones, got 1"):
         scorer.over(torch.full((1, 8), math.nan))
+    with pytest.raises(InputError, match="at least 1 patch and finite ones, got 0"):
+        scorer.over(torch.zeros(0, 8))
 
 
 def test_rows_that_are_not_finite_are_left_out_and_score_infinity():

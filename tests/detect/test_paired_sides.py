@@ -122,6 +122,22 @@ def test_the_bound_under_signs_is_one(dim):
     assert signs_tail(white + 9) < 0.1
 
 
+@pytest.mark.truth("numpy.linalg.det at 999 tilts, and Hoeffding's bound of alternate rows")
+@pytest.mark.parametrize(("n", "dim"), [(40, 3), (3, 3), (4, 9)])
+def test_the_bound_under_signs_equals_its_formula(n, dim):
+    white = (_rows(17, n, dim) + 0.5) * torch.linspace(0.05, 1.0, dim) / n**0.5
+    w, total = white.numpy(), white.numpy().sum(0)
+    second = w.T @ w
+    tilts = np.arange(1, 1000) / 1000 / np.linalg.norm(w, 2) ** 2
+    moments = min(
+        np.exp(-a * total @ total / 2) / np.linalg.det(np.eye(dim) - a * second) ** 0.5
+        for a in tilts
+    )
+    along = w[1::2] @ w[::2].sum(0)
+    halves = np.exp(-(along.sum() ** 2) / (2 * (along**2).sum())) if along.sum() > 0 else 1.0
+    assert signs_tail(white) == pytest.approx(min(1.0, 2 * min(moments, halves)), rel=1e-9)
+
+
 @pytest.mark.truth("scipy.stats.ttest_rel")
 def test_means_of_pairs_are_students():
     x = _rows(4)

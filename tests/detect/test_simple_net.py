@@ -17,6 +17,7 @@ from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.driver import Interrupted
 from sonde.run.scoring.score import score
+from sonde.stats.training_weights import Weights
 
 SMALL = {"steps": 1, "hidden": 32, "batch": 64, "rate": 1e-2}
 
@@ -127,6 +128,19 @@ def test_nothing_gives_the_copies_away(adapter, constant):
         for s in (order, scorer.score(torch.cat([plain, far])))
     )
     assert found > best - 0.1
+
+
+@pytest.mark.truth("counted: a net that sees a constant unit alone knows every fourth copy")
+def test_held_out_copies_are_not_given_away_by_constant_units():
+    x = torch.cat([_rows(40), torch.full((40, 1), 7.0)], 1)
+    detector = SimpleNet(patience=1, adapter=False, margin=0.3, **{**SMALL, "hidden": 2})
+    learner, state = _learned(detector, x, passes=1)
+    seen = torch.tensor([0.0, 0.0, 0.0, 0.0, 1e6])
+    judge = torch.stack([seen, -seen]), torch.zeros(2), torch.ones(2), torch.zeros(2)
+    weights = Weights.of(*judge, -torch.ones(1, 2), buffers=(torch.zeros(2), torch.ones(2)))
+    rows = torch.cat([torch.randn(20, 4), torch.zeros(20, 1)], 1)
+    found = learner.held_loss(state, weights.live(), rows)
+    assert float(found.detach()) == pytest.approx(0.3 + 0.75 * 0.3, rel=1e-5)
 
 
 def _patches(n_images, seed):
