@@ -240,10 +240,15 @@ def picture_columns(images: Sequence[Any]) -> dict[str, torch.Tensor]:
     """
     found: list[tuple[float, float, float]] = []
     for image in images:
-        x = np.asarray(image.convert("L"), dtype=np.float64) / 255
-        steps = [np.square(np.diff(x, axis=axis)).mean() for axis in (0, 1) if x.shape[axis] > 1]
-        contrast, rough = float(x.std()), float(np.mean(steps)) if steps else 0.0
+        x = np.asarray(image.convert("L"), dtype=np.float32) / 255
+        mean = float(x.mean(dtype=np.float64))
+        steps = [_mean_square(np.diff(x, axis=axis)) for axis in (0, 1) if x.shape[axis] > 1]
+        contrast, rough = _mean_square(x - mean) ** 0.5, float(np.mean(steps)) if steps else 0.0
         sharp = (rough / 2) ** 0.5 / contrast if contrast else 0.0
-        found.append((sharp, float(x.mean()), contrast))
+        found.append((sharp, mean, contrast))
     each = torch.tensor(found).reshape(-1, len(PICTURE_COLUMNS)).unbind(1)
     return dict(zip(PICTURE_COLUMNS, each, strict=True))
+
+
+def _mean_square(x: np.ndarray) -> float:
+    return float(np.vdot(x, x)) / x.size

@@ -1,5 +1,6 @@
 """How many independent rows have the sampling noise of rows that come in groups."""
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -47,13 +48,17 @@ def independent_rows(
     pairs = float((sizes * (sizes - 1)).sum())
     if pairs == 0:
         return float(n)
-    shared = 1.0
-    for side in sides:
-        x = side.detach().double().cpu()
-        x = x - x.mean(0)
-        sums = torch.zeros(len(sizes), x.shape[1], dtype=torch.float64).index_add_(0, member, x)
-        own = float(x.square().sum())
-        within = (float(sums.square().sum()) - own) / pairs
-        shared *= max(0.0, within / (own / drawn)) if own > 0 else 0.0
+    each = {id(side): _likeness(side, member, sizes, pairs) for side in sides}  # one may come twice
+    shared = math.prod(each[id(side)] for side in sides)
     of_all = (n_rows - 1) / (drawn - 1) if n_rows else 1.0
     return n / (1 + pairs / drawn * max(of_all, 1.0) * shared)
+
+
+def _likeness(side: Tensor, member: Tensor, sizes: Tensor, pairs: float) -> float:
+    """Return the correlation of two rows of one group, at least 0."""
+    x = side.detach().double().cpu()
+    x = x - x.mean(0)
+    sums = torch.zeros(len(sizes), x.shape[1], dtype=torch.float64).index_add_(0, member, x)
+    own = float(x.square().sum())
+    within = (float(sums.square().sum()) - own) / pairs
+    return max(0.0, within / (own / len(member))) if own > 0 else 0.0

@@ -73,7 +73,7 @@ class SND055(Rule):
         theirs = two_names(evidence)[1]
         said = list(dict.fromkeys(m.said for m in found.moves))
         text = f"{len(found.moves)} of {plural(found.n_columns, 'column')} moved in {theirs}: "
-        if found.n_columns == 1 or all(m.column in _OF_CAMERA for m in found.moves):
+        if found.n_columns == 1 or all(m.column in _PICTURE_CAUSES for m in found.moves):
             text = f"In {theirs} "
         kept: list[str] = []
         for line in said:
@@ -86,7 +86,7 @@ class SND055(Rule):
         return f"{text}{'; '.join(kept)}{f'; and {rest} more' if rest else ''}."
 
 
-_OF_CAMERA = {
+_PICTURE_CAUSES = {
     OF_PICTURES["brightness"]: "exposure, scale of pixels",
     OF_PICTURES["contrast"]: "gain, scale of pixels",
     OF_PICTURES["sharpness"]: "focus, the size they were resized from, compression, noise",
@@ -96,8 +96,8 @@ _SMALL = ("missing", "one value", "new values")
 
 def _fix(evidence: Evidence, found: ColumnComparison, moves: list[ColumnMove]) -> str:
     """Return the lines that undo the moves, and what the model gains; empty without such lines."""
-    if all(m.column in _OF_CAMERA for m in moves):
-        causes = _OF_CAMERA[moves[0].column]
+    if all(m.column in _PICTURE_CAUSES for m in moves):
+        causes = _PICTURE_CAUSES[moves[0].column]
         return f"Prepare the pictures of OTHER as those of DATA: {causes}."
     lines = list(dict.fromkeys(m.fix for m in moves if m.fix))
     if not lines:

@@ -36,9 +36,10 @@ class SND061(WeakGroupRule):
     )
     how: ClassVar[str] = (
         "On a random half of the groups of the sampled labelled rows: values and tails of the "
-        "data's own columns, of length, size and look (SND055), of the answer, and clusters of the "
-        "states (k-means with 5, 10 and 20 centres on 16 principal components, at most 6 sites), "
-        "alone or two together; at most five are taken, by how much of the errors each explains. "
+        "data's own columns, of length, size, brightness, contrast and sharpness, of the answer, "
+        "and clusters of the states (k-means with 5, 10 and 20 centres on 16 principal components, "
+        "at most 6 sites), alone or two together; at most five are taken, by how much of the "
+        "errors each explains. "
         "On the other half both shares of errors have an interval, at 99 % over all groups that "
         "were tried there, exact for rows without groups. The interval of the group must lie 10 "
         "points above that of the rest. A cluster of states is a note where the model is as unsure "

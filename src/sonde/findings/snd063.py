@@ -34,10 +34,10 @@ class SND063(WeakGroupRule):
     )
     how: ClassVar[str] = (
         "Absolute errors in standard deviations of the targets. Groups are looked for on one half "
-        "of the sampled rows as in SND061, by the data's own columns, size, look (SND055) and "
-        "clusters of the states. On the other half both means have a Student interval over groups, "
-        "at 99 % over all groups that were tried there. That of the group must lie 0.1 standard "
-        "deviations above that of the rest."
+        "of the sampled rows as in SND061, by the data's own columns, size, brightness, contrast, "
+        "sharpness and clusters of the states. On the other half both means have a Student "
+        "interval over groups, at 99 % over all groups that were tried there. That of the group "
+        "must lie 0.1 standard deviations above that of the rest."
     )
     false_positives: ClassVar[str] = "Inputs whose targets are noisier than the others'."
     plant: ClassVar[str] = "A sensor whose readings are scaled."

@@ -166,7 +166,9 @@ def rank_result(
 def white_degrees(rows: Rows, n: int, centered: bool, independent: float | None) -> int:
     """Return as many independent white rows as have the spectrum of ``n`` white rows in groups."""
     if isinstance(rows, HashSampleState):
-        independent = independent_rows((rows.rows, rows.rows), rows.group, n)
+        independent = _last.get(
+            rows, "independent", lambda: independent_rows((rows.rows, rows.rows), rows.group, n)
+        )
     return max(round(independent or n) - centered, 1)
 
 

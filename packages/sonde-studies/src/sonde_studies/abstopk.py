@@ -22,8 +22,6 @@ FEATURES, DIM, ACTIVE = 32, 20, 3
 ROWS, PASSES, BATCH, RATE = 16_384, 16, 512, 1e-2
 ALIKE = 0.9
 MODEL, SITE, TEXTS, FEW = "sonde:stdlib", "model.layers.1", 48, 4
-SHIPPED = 512
-"""Pieces of text in each part that is shipped: ten seeds read ten parts that do not overlap."""
 WIDE: dict[str, Any] = {
     "features": 256,
     "k": 16,
@@ -142,7 +140,7 @@ def _on_language_model(seed: int, tiny: bool, tick: Tick) -> Figures:
 def _states(part: str, n: int, seed: int) -> Tensor:
     """Return the states of the tokens of some pieces of text, other ones for each of ten seeds."""
     stream = read(load(MODEL), f"{MODEL}/{part}", sites=SITE, reducer="tokens")
-    start = n * seed % (SHIPPED - n + 1)
+    start = n * seed % (len(stream) - n + 1)
     rows = torch.cat(
         [next(iter(batch.rows.values())) for batch in stream.batches(start, start + n)]
     )
