@@ -22,7 +22,7 @@ class SND055(Rule):
 
     effect: float = 0.15
 
-    title: ClassVar[str] = "Columns that moved"
+    title: ClassVar[str] = "Columns or pictures that moved"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (
         "A column in another unit, two columns that changed places, a sensor that is stuck or "
