@@ -1,5 +1,6 @@
 """Fine-tuning with losses at sites, beside the same training without them."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from sonde.run.fine_tuning.low_rank import (
     with_adapters,
 )
 from sonde.tap import live_stream
-from sonde.train import RateReduction
+from sonde.train import Align, RateReduction, Separate
 
 RECIPE = Recipe(epochs=2, rate=2e-3, weight=0.05, seed=3)
 SITE = "blocks.1"
@@ -93,8 +94,44 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_bits(digits, tmp_path
     assert again.curve == whole.curve
     for name, x in whole.module.state_dict().items():
         assert torch.equal(again.module.state_dict()[name], x), name
-    with pytest.raises(StateError, match="checkpoint of another training"):
+    with pytest.raises(
+        StateError,
+        match=r"another training, whose site of the loss RateReduction 1 differs.*--fresh",
+    ):
         trained(digits, {"blocks.0": RateReduction()}, checkpoint=tmp_path / "run" / "with.pt")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_in_its_own_training_alone(digits, tmp_path):
+    (model, examples), path = digits, tmp_path / "with.pt"
+    other = replace(model, module=copy.deepcopy(model.module))
+    with torch.no_grad():
+        other.module.classifier.bias[3] += 0.01
+    pair = (SITE, f"teacher:{SITE}")
+    given: Any = {
+        "model": model,
+        "examples": open_inputs(model, "sonde:digits/train", limit=20, batch_size=16),
+        "losses": {pair: Align("mse")},
+        "recipe": replace(RECIPE, epochs=1),
+        "teacher": model,
+    }
+    train_arm(**given, checkpoint=path, progress=False)
+    again = train_arm(**given, checkpoint=path, progress=False)
+    assert len(again.curve) == 2
+    for name, value, told in (
+        ("model", other, "weights of the model"),
+        ("teacher", other, "weights of the teacher"),
+        ("teacher", "ema", "kind of the teacher"),
+        ("losses", {pair: Align("smooth_l1")}, "distance of the loss Align 1"),
+        ("losses", {pair: Align("mse", temperature=2.0)}, "temperature of the loss Align 1"),
+        ("losses", {pair: Separate()}, "kind of the loss Align 1"),
+        ("recipe", replace(RECIPE, epochs=1, weight=0.06), "weight of the settings"),
+        ("recipe", replace(RECIPE, epochs=1, rate=1e-3), "rate of the settings"),
+        ("examples", replace(given["examples"], batch_size=8), "batch_size of the data"),
+        ("examples", examples, "fingerprint of the data"),
+    ):
+        with pytest.raises(StateError, match=f"whose {told} differs. Run with --fresh"):
+            train_arm(**(given | {name: value}), checkpoint=path, progress=False)
 
 
 @pytest.mark.truth("names of parameters")

@@ -1,6 +1,7 @@
 """What acts in a forward, what moves at a step, and what is kept of losses at sites."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -133,7 +134,7 @@ def test_a_teacher_that_is_the_moving_average_of_the_model_and_goes_on(tmp_path)
     for one, other in ((again, net), (its.module, teacher.module)):
         assert torch.equal(one.state_dict()["2.weight"], other.state_dict()["2.weight"])
     with (
-        pytest.raises(StateError, match="the same kind of teacher"),
+        pytest.raises(StateError, match="another kind of the teacher"),
         training(net, {("0", "teacher:2"): Align("mse")}, teacher=start) as terms,
     ):
         terms.load(tmp_path / "terms.safetensors")
@@ -312,7 +313,7 @@ def test_a_figure_that_stays_below_a_threshold_ends_a_loss_for_good(tmp_path):
             terms.step()
         assert terms.n_hooks == 0
         terms.save(tmp_path / "terms.safetensors")
-    with training(net, {"2": Contrast()}, weight=StopWhen(0.5)) as terms:
+    with training(net, {"2": Contrast()}, weight=replace(stop)) as terms:
         terms.load(tmp_path / "terms.safetensors")
         assert terms.n_hooks == 0
 

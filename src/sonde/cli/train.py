@@ -91,6 +91,9 @@ class Train:
     list_losses: Annotated[
         bool, tyro.conf.arg(name="list", help="print what each loss and layer needs and is for")
     ] = False
+    fresh: Annotated[
+        bool, tyro.conf.arg(help="drop the checkpoints of another training beside NEW")
+    ] = False
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
     reading: DataReading = field(default_factory=DataReading)
     printing: Printing = field(default_factory=Printing)
@@ -115,6 +118,8 @@ class Train:
         ours, held = self._examples(model)
         require_truth("sonde train", model, examples=ours.first(64), held=held.first(64))
         recipe, kept = self._recipe(), run_directory(output)
+        if self.fresh:
+            _forget(kept)
         pairs = self._pairs(model, ours, asked, recipe, kept)
         document = train_document(
             model,
@@ -189,11 +194,13 @@ class Train:
 
     def _losses(self, *, has_teacher: bool) -> dict[Any, Any]:
         """Return the losses by their sites."""
+        from sonde.engine.steps import seeded
         from sonde.run.fine_tuning.losses import attached
 
         if not self.terms:
             return {}
-        return attached(self.terms, self.sites, has_teacher=has_teacher)
+        with seeded(self.seed):  # of projectors and other parts that begin with random weights
+            return attached(self.terms, self.sites, has_teacher=has_teacher)
 
     def _what(self) -> str:
         """Return what the two trainings differ in."""

@@ -59,7 +59,7 @@ class CauchySchwarzBottleneck(nn.Module):
                 "CauchySchwarzBottleneck: expected beta of 0 or more and widths above 0, got "
                 f"{beta}, {widths}."
             )
-        self.beta = beta
+        self.beta, self.given = beta, widths
         found = torch.zeros(3) if widths is None else torch.tensor(widths)
         self.register_buffer("widths", found)
 

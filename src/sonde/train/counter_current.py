@@ -74,6 +74,7 @@ class CounterCurrent(nn.Module):
                 f"how 'cosine' or 'gram', got {len(parts)} parts, widths {list(widths)}, {how!r}."
             )
         self.parts, self.how, self.n_classes = nn.ModuleList(parts), how, n_classes
+        self.seed = seed
         ends = [n_classes, *reversed(widths)]
         with seeded(seed):
             self.feedback = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(ends))

@@ -10,7 +10,7 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ from sonde.run.fine_tuning.low_rank import (
 )
 from sonde.tap import RowLosses
 from sonde.tap.decoding.layers import ModelBlocks
+from sonde.tap.training.identity import Facts, different, loss_facts, model_facts
 from sonde.tap.training.terms import EMA, Terms, moving_average, training
 from sonde.weights.tuning import row_losses, with_copy
 
@@ -142,9 +143,7 @@ def train_arm(
     if average is not None:
         other = replace(model, module=average.module)
     arm = Arm(module, own, teacher=other, average=average)
-    signature = f"{_signature(examples, recipe, own)} {average is not None}"
-    if put := inserted_layers(module):
-        signature += f" { {site: (type(x).__name__, x.given) for site, x in put.items()}!r}"
+    known = _identity(model, examples, losses, recipe, teacher)
     with (
         Bar(label, recipe.epochs * len(examples), shown=progress, keeps=True) as bar,
         _attached(model, arm, recipe.weight) as terms,
@@ -154,7 +153,7 @@ def train_arm(
             _begin(trainee, terms, next(_epoch(examples, recipe.seed, 0)), recipe.seed)
             moved += terms.parameters()
         descent = Descent("sonde train", moved, recipe.rate)
-        keeper = _Keeper(checkpoint, signature, arm, terms, descent)
+        keeper = _Keeper(checkpoint, known, arm, terms, descent)
         keeper.resume()
         bar.advance(min(descent.n_steps * examples.batch_size, recipe.epochs * len(examples)))
         with keeper:
@@ -287,19 +286,46 @@ def _drawing(seed: int, step: int) -> Any:
         yield
 
 
-def _signature(examples: ItemInputs, recipe: Recipe, losses: Losses) -> str:
-    told = {str(key): f"{type(loss).__name__} {vars(loss).get('_modules', {})!r}"
-            for key, loss in losses.items()}  # fmt: skip
-    return f"{examples.fingerprint} {recipe!r} {told!r}"
+def _identity(
+    model: Model,
+    examples: ItemInputs,
+    losses: Losses,
+    recipe: Recipe,
+    teacher: Model | Literal["ema"] | None,
+) -> dict[str, Facts]:
+    """Return everything that a training depends on; a checkpoint of another one is refused."""
+    layers = inserted_layers(model.module)
+    return {
+        "the model": model_facts(model.module, full=True),
+        "the inserted layers": {site: repr((type(x), x.given)) for site, x in layers.items()},
+        "the teacher": {"kind": EMA}
+        if teacher == EMA
+        else model_facts(_module(teacher), full=True),
+        "the data": {name: repr(x) for name, x in examples.identity().items()},
+        "the settings": {name: repr(x) for name, x in asdict(recipe).items()},
+        **{
+            f"the loss {type(loss).__name__} {n + 1}": {"site": repr(key), **loss_facts(loss)}
+            for n, (key, loss) in enumerate(losses.items())
+        },
+    }
+
+
+def _module(teacher: Any) -> nn.Module | None:
+    return teacher.module if isinstance(teacher, Model) else None
 
 
 class _Keeper:
     """Checkpoint file: saves the state of a training, and loads it again."""
 
     def __init__(
-        self, path: Path | None, signature: str, arm: Arm, terms: Terms | None, descent: Descent
+        self,
+        path: Path | None,
+        known: dict[str, Facts],
+        arm: Arm,
+        terms: Terms | None,
+        descent: Descent,
     ) -> None:
-        self._path, self._signature = path, signature
+        self._path, self._known = path, known
         self._arm, self._terms, self._descent = arm, terms, descent
         self._saved = time.monotonic()
 
@@ -326,10 +352,10 @@ class _Keeper:
         if self._path is None or not self._path.exists():
             return
         held: dict[str, Any] = torch.load(self._path, weights_only=True)
-        if held.get("signature") != self._signature:
+        if (what := different(held.get("known", {}), self._known)) is not None:
             raise StateError(
-                f"sonde train: {self._path} is the checkpoint of another training. Remove "
-                f"{self._path.parent}, or choose another output."
+                f"sonde train: {self._path} is the checkpoint of another training, whose {what} "
+                "differs. Run with --fresh to drop it, or choose another -o."
             )
         self._arm.module.load_state_dict(held["module"])
         if self._arm.average is not None and self._terms is None:
@@ -345,7 +371,7 @@ class _Keeper:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         held = {
-            "signature": self._signature,
+            "known": self._known,
             "module": self._arm.module.state_dict(),
             "descent": self._descent.state_dict(),
             "average": None if self._arm.average is None else self._arm.average.state_dict(),

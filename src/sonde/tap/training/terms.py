@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from sonde.core.schedule import Constant
 from sonde.core.special_ids import special_ids
 from sonde.files.durable import atomic_write
 from sonde.tap.training.evaluating import Batches, evaluated
+from sonde.tap.training.identity import Origin
 from sonde.tap.training.places import Place, Places
 from sonde.tap.training.ranks import averaged, gathered_views, n_ranks
 from sonde.tap.training.term import Reduced, Term, Weight, check_column, made_term, repeated
@@ -67,6 +69,7 @@ class Terms:
         for n, term in enumerate(self._terms):
             if (before := names[:n].count(term.name)) > 0:
                 term.name = f"{term.name} {before + 1}"
+        self._origin = Origin(module, teacher, self._terms)
         self._held = nn.ModuleDict({str(n): term.loss for n, term in enumerate(self._terms)})
         self._n_losses, self._n_still = 0, 0
         self._versions: dict[int, int] = {}
@@ -207,16 +210,21 @@ class Terms:
         if isinstance(self._teacher, AveragedModel):
             held |= {f"{EMA}.{name}": x for name, x in self._teacher.state_dict().items()}
         over = [n for n, x in enumerate(self._terms) if x.schedule.is_over(self.n_steps)]
-        return {"losses": held, "n_steps": self.n_steps, "over": over}
+        told = self._origin.facts()
+        return {"losses": held, "n_steps": self.n_steps, "over": over, "origin": told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the state of the same losses.
+        """Go on from the state of the same losses; the model may get its weights later.
 
         Raises
         ------
         StateError
-            If the teacher is a moving average and the state holds none, or the other way round.
+            If the state belongs to another model, teacher, losses, sites or weights of losses.
         """
+        self._origin.check(state.get("origin"), "Terms.load_state_dict: the state", weights=False)
+        self._take(state)
+
+    def _take(self, state: Mapping[str, Any]) -> None:
         held, start = dict(state["losses"]), f"{EMA}."
         average = {n.removeprefix(start): held.pop(n) for n in list(held) if n.startswith(start)}
         if bool(average) != isinstance(self._teacher, AveragedModel):
@@ -239,29 +247,26 @@ class Terms:
         held = {name: x.clone().contiguous() for name, x in state["losses"].items()}
         told = {
             "n_steps": str(self.n_steps),
-            "losses": self._signature(),
             "over": " ".join(map(str, state["over"])),
+            "origin": json.dumps(state["origin"]),
         }
         atomic_write(path, safetensors.torch.save(held, told))
 
     def load(self, path: str | Path) -> None:
-        """Go on from a file that ``save`` wrote.
+        """Go on from a file that ``save`` wrote, after the model got the weights of that moment.
 
         Raises
         ------
         StateError
-            If the file belongs to other losses or sites.
+            If the file belongs to another model, teacher, losses, sites or weights of losses.
         """
         with safetensors.safe_open(str(path), "pt") as file:
             told = file.metadata() or {}
-            if told.get("losses") != self._signature():
-                raise StateError(
-                    f"Terms.load: {path} was written for {told.get('losses')}, these losses are "
-                    f"{self._signature()}. Attach the same losses to the same sites."
-                )
             held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        known = json.loads(told["origin"]) if "origin" in told else None
+        self._origin.check(known, f"Terms.load: {path}", weights=True)
         over = [int(n) for n in told.get("over", "").split()]
-        self.load_state_dict({"losses": held, "n_steps": told["n_steps"], "over": over})
+        self._take({"losses": held, "n_steps": told["n_steps"], "over": over})
 
     def open(self) -> None:
         """Put hooks at the sites of losses that still count."""
@@ -277,9 +282,6 @@ class Terms:
 
     _is_open = False
     _read: frozenset[Place] = frozenset()
-
-    def _signature(self) -> str:
-        return "; ".join(term.name for term in self._terms)
 
     def _wanted(self) -> frozenset[Place]:
         left = [term for term in self._terms if not term.schedule.is_over(self.n_steps)]
