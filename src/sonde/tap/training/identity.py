@@ -184,7 +184,7 @@ class Origin:
 
 
 def different(known: Mapping[str, Facts], here: Mapping[str, Facts]) -> str | None:
-    """Return which fact of which part differs, such as "power of the loss"; None if none does."""
+    """Return the first fact that differs, such as "power of the loss", or None."""
     for name in dict.fromkeys([*known, *here]):
         ours, theirs = here.get(name), known.get(name)
         if ours is None or theirs is None or ours.keys() != theirs.keys():
