@@ -1,11 +1,13 @@
 """Every loss: gradients, order of the rows, and how its value depends on the batch."""
 
+import copy
 import inspect
 
 import pytest
 import torch
 
 from sonde import train
+from sonde.core import InputError
 
 NAMES = [name for name in train.__all__ if hasattr(getattr(train, name), "batching")]
 LOSSES = [
@@ -86,3 +88,61 @@ def test_a_mean_is_the_mean_of_the_parts_and_nothing_else_is(loss, parameters):
     is_mean = bool(torch.isclose(joined, made(**given), rtol=1e-10))
     per_row = parameters.get("posterior") == -0.5  # without the mixture of the batch
     assert is_mean == (per_row or made.batching == "mean")
+
+
+WITHOUT_BATCHING = {
+    "Distil": ({}, {"logits": (8, 4), "teacher": (8, 4), "label": (8,)}),
+    "GenericToSpecific": ({"dim": 4, "dim2": 3}, {"x": (8, 5, 4), "y": (8, 5, 3)}),
+    "StructuredTransfer": (
+        {"dims": [(2, 3), (3, 2)]},
+        {"student": [(2, 2, 6, 6), (2, 3, 4, 4)], "teacher": [(2, 3, 6, 6), (2, 2, 4, 4)]},
+    ),
+}
+
+
+def drawn(shape):
+    """Return a tensor of a shape, labels for a shape of rows alone, or a list of tensors."""
+    if isinstance(shape, list):
+        return [drawn(one) for one in shape]
+    return torch.arange(len(shape) * 8) % 3 if len(shape) == 1 else torch.randn(shape).double()
+
+
+def in_type(value, dtype):
+    if isinstance(value, list):
+        return [in_type(one, dtype) for one in value]
+    return value.detach().to(dtype) if value.is_floating_point() else value
+
+
+@pytest.mark.truth("the same rows in float64")
+@pytest.mark.parametrize(
+    ("loss", "parameters"),
+    LOSSES + [pytest.param(getattr(train, n), p, id=n) for n, (p, _) in WITHOUT_BATCHING.items()],
+)
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_autocast_and_half_types_do_not_change_a_value(loss, parameters, narrow):
+    torch.manual_seed(4)
+    made = loss(**parameters)
+    shapes = WITHOUT_BATCHING.get(loss.__name__, (None, None))[1]
+    given = (
+        columns(made, parameters) if shapes is None else {k: drawn(s) for k, s in shapes.items()}
+    )
+    rows = {name: in_type(x, narrow) for name, x in given.items()}
+    exact = {name: in_type(x, torch.float64) for name, x in rows.items()}
+    wide = {name: in_type(x, torch.float32) for name, x in rows.items()}
+    if isinstance(made, train.Mixup):
+        made.change(torch.zeros(8, 1))
+    with torch.no_grad():
+        made(**wide)  # what is made at the first call
+        expected = copy.deepcopy(made).double()(**exact)
+        with torch.autocast("cpu", narrow):
+            found = [copy.deepcopy(made)(**wide), copy.deepcopy(made)(**rows)]
+        found.append(copy.deepcopy(made)(**rows))
+    for value in found:
+        torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_loss_in_a_half_type_is_refused(dtype):
+    made = train.Separate("adversary", width=3).to(dtype)
+    with pytest.raises(InputError, match=r"own weights in float32, got torch\..*loss\.float\(\)"):
+        made(torch.randn(4, 3), torch.randn(4, 3))

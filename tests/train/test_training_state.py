@@ -346,3 +346,23 @@ def test_what_is_made_at_the_first_call_is_made_by_a_file_too(tmp_path, site, lo
         terms.load(tmp_path / "a")
         assert len(terms.parameters()) > 0
         assert torch.equal(value(terms), expected)
+
+
+class Spectral(nn.Module):
+    """A loss of a user: the log-determinant of the rows' products, and of the answers'."""
+
+    def forward(self, x: Tensor, logits: Tensor) -> Tensor:
+        return torch.logdet(x.T @ x + 1e-3 * torch.eye(x.shape[1])) + logits.square().mean()
+
+
+@pytest.mark.truth("the same states in float64")
+def test_under_autocast_a_loss_of_a_user_sees_states_in_float32():
+    net, x = models.mlp(7), vectors()
+    with torch.autocast("cpu", torch.bfloat16), training(net, {"0": Spectral()}) as terms:
+        logits = net(x)
+        assert logits.dtype == torch.bfloat16
+        rows = net[0](x).double()
+        found = terms.loss(logits=logits)
+        found.backward()
+    exact = torch.logdet(rows.T @ rows + 1e-3 * torch.eye(16)) + logits.double().square().mean()
+    assert float(found.detach()) == pytest.approx(float(exact.detach()), rel=1e-3)

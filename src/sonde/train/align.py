@@ -19,6 +19,7 @@ from torch.nn.functional import (
     smooth_l1_loss,
 )
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
 from sonde.stats.divergence import kl_divergence
@@ -123,6 +124,7 @@ class Align(nn.Module):
             layers.append(nn.Linear(hidden, width or 0))
         self.projector = nn.Sequential(*layers)
 
+    @in_float32
     def forward(
         self,
         x: Float[Tensor, "row *axes"],

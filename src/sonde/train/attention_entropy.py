@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.stats import query_entropy
 
@@ -64,6 +65,7 @@ class AttentionEntropy(nn.Module):
         self.threshold = nn.UninitializedParameter() if learned else None
         self.register_load_state_dict_pre_hook(_as_many_heads)
 
+    @in_float32
     def forward(
         self,
         probs: Float[Tensor, "example head query key"],

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.stats import conditional_divergence, quadratic_information
 from sonde.stats.fourier import kernel_width
@@ -63,6 +64,7 @@ class CauchySchwarzBottleneck(nn.Module):
         found = torch.zeros(3) if widths is None else torch.tensor(widths)
         self.register_buffer("widths", found)
 
+    @in_float32
     def forward(
         self,
         x: Float[Tensor, "row dim"],

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.stats.poincare import poincare_distance, to_ball
 from sonde.stats.sinkhorn import balanced_assignment
@@ -122,6 +123,7 @@ class Contrast(nn.Module):
         self._new: tuple[Tensor, Tensor] | None = None
         self.register_load_state_dict_pre_hook(_as_many_kept)
 
+    @in_float32
     def forward(
         self,
         x: Float[Tensor, "row dim"],
@@ -317,6 +319,7 @@ def view_count(x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None) -> 
     return n
 
 
+@in_float32
 def similarity_smoothing(
     x: Float[Tensor, "row place dim"],
 ) -> Float[Tensor, "row place dim"]:

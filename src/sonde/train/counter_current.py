@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, elu, normalize, one_hot
 
+from sonde.core.autocast import in_float32, widened, without_autocast
 from sonde.core.errors import InputError
 from sonde.engine.steps import seeded
 
@@ -103,8 +104,8 @@ class CounterCurrent(nn.Module):
                     f"CounterCurrent: expected {b.shape[1]} numbers of an example at level "
                     f"{len(found)}, got {rows.shape[1]}. Pass widths as they are."
                 )
-            found.append((self._products(rows, b) - alike).square().mean())
-        return [*found, cross_entropy(last(a.detach()), label)]
+            found.append(self._error(rows, b, alike))
+        return [*found, _cross_entropy(last(a.detach()), label)]
 
     @torch.no_grad()
     def centre(self) -> None:
@@ -113,7 +114,17 @@ class CounterCurrent(nn.Module):
             if p.grad is not None and p.ndim > 1:
                 p.grad -= p.grad.mean(tuple(range(1, p.ndim)), keepdim=True)
 
-    def _products(self, a: Tensor, b: Tensor) -> Tensor:
-        if self.how == "cosine":
-            return normalize(a, dim=1) @ normalize(b, dim=1).T
-        return a @ b.T / a.shape[1]
+    def _error(self, a: Tensor, b: Tensor, alike: Tensor) -> Tensor:
+        """Return the mean over pairs of rows; the parts themselves run in the types they have."""
+        a, b = widened((a, b))
+        with without_autocast(a.device):
+            if self.how == "cosine":
+                products = normalize(a, dim=1) @ normalize(b, dim=1).T
+            else:
+                products = a @ b.T / a.shape[1]
+            return (products - alike).square().mean()
+
+
+@in_float32
+def _cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    return cross_entropy(logits, label)

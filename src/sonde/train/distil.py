@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
 from sonde.stats.divergence import kl_divergence
@@ -47,6 +48,7 @@ class Distil(nn.Module):
         self.temperature, self.weight = temperature, weight
         check_ranges(self, temperature="> 0", weight="[0, 1]")
 
+    @in_float32
     def forward(
         self,
         logits: Float[Tensor, "row classes"],

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, smooth_l1_loss
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 
 
@@ -46,6 +47,7 @@ class GenericToSpecific(nn.Module):
         super().__init__()
         self.line, self.over = nn.Linear(dim, dim2), over
 
+    @in_float32
     def forward(
         self,
         x: Float[Tensor, "row pos dim"],

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
 from sonde.stats import ridge_of_rows
@@ -53,6 +54,7 @@ class InputDecoder(nn.Module):
             layers += [nn.LazyLinear(n), nn.GELU()]
         self.decoder = nn.Sequential(*layers, nn.LazyLinear(width))
 
+    @in_float32
     def forward(
         self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row *axes"]
     ) -> Float[Tensor, ""]:
@@ -64,6 +66,7 @@ class InputDecoder(nn.Module):
             )
         return (self.decode(x) - y.detach().flatten(1)).square().mean()
 
+    @in_float32
     def decode(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row width"]:
         """Return the inputs, decoded from the states."""
         return self.decoder(x.detach())

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
 from sonde.stats import latent_parts
@@ -88,6 +89,7 @@ class LatentTerms(nn.Module):
         check_ranges(self, estimator=("mixture", "leave_one_out"))
         self.draws = Draws(seed)
 
+    @in_float32
     def forward(
         self,
         x: Float[Tensor, "row dim"],
@@ -106,6 +108,7 @@ class LatentTerms(nn.Module):
         found = self.parts(x, y, z)
         return sum((w * found[name] for name, w in self.weights.items() if w), start=x.sum() * 0)
 
+    @in_float32
     def parts(
         self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim"], z: Tensor | None = None
     ) -> dict[str, Tensor]:

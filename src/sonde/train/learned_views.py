@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.train.contrast import Contrast, view_count
 
@@ -67,6 +68,7 @@ class LearnedViews(nn.Module):
         )
         self.margin, self.weight = margin, weight
 
+    @in_float32
     def forward(
         self, x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None = None
     ) -> Float[Tensor, ""]:

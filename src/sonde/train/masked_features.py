@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.engine.steps import seeded
 from sonde.train._draws import Draws
@@ -94,6 +95,7 @@ class MaskedFeatures(nn.Module):
         self.draws = Draws(seed)
         self.register_load_state_dict_pre_hook(_as_wide)
 
+    @in_float32
     def forward(
         self,
         x: Float[Tensor, "*axes dim"],

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError, StateError
 from sonde.core.ranges import check_ranges
 from sonde.stats.divergence import kl_divergence
@@ -101,6 +102,7 @@ class Mixup(nn.Module):
         share = share.to(x).reshape(-1, *(1,) * (x.ndim - 1))
         return share * x + (1 - share) * x[order]
 
+    @in_float32
     def forward(
         self,
         logits: Float[Tensor, "row class"],
@@ -135,6 +137,7 @@ class Mixup(nn.Module):
         both = _without(logits, label, other) + _without(logits, other, label)
         return value + self.eta * torch.where(apart, both, 0.0).mean()
 
+    @in_float32
     def smoothness(
         self, mixed: Float[Tensor, "row *axes"], plain: Float[Tensor, "row *axes"]
     ) -> Float[Tensor, ""]:

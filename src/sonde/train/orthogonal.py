@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
 
@@ -57,6 +58,7 @@ class Orthogonal(nn.Module):
         self.stride = stride
         check_ranges(self, stride=">= 1")
 
+    @in_float32
     def forward(self, weight: Float[Tensor, "out in *size"]) -> Float[Tensor, ""]:
         """Return the squared distance of one layer's weight from an isometry."""
         if weight.ndim == 2:

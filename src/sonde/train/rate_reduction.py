@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
 from sonde.stats import rate_gain
@@ -60,6 +61,7 @@ class RateReduction(nn.Module):
         self._coming = self.sums, self.n
         self.register_load_state_dict_pre_hook(_as_large)
 
+    @in_float32
     def forward(self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"]) -> Float[Tensor, ""]:
         """Return the negative rate reduction of rows with labels."""
         kept = label >= 0

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss, normalize
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
 from sonde.stats.kernel_sums import gaussian_kernel, unbiased_hsic
@@ -93,6 +94,7 @@ class Separate(nn.Module):
                 raise InputError("Separate: expected width, that of y, for the adversary.")
             self.head = nn.Sequential(nn.LazyLinear(hidden), nn.ReLU(), nn.Linear(hidden, width))
 
+    @in_float32
     def forward(
         self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"]
     ) -> Float[Tensor, ""]:

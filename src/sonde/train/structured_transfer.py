@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity
 
+from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
 
 
@@ -56,6 +57,7 @@ class StructuredTransfer(nn.Module):
         self.inside, self.between = inside, between
         self.register_buffer("start", torch.zeros(2))
 
+    @in_float32
     def forward(
         self,
         student: Sequence[Tensor],
@@ -74,6 +76,7 @@ class StructuredTransfer(nn.Module):
         scale = torch.where(self.start > 0, self.start, 1.0)
         return self.inside * intra / scale[0] + self.between * inter / scale[1]
 
+    @in_float32
     def parts(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -99,6 +102,7 @@ class StructuredTransfer(nn.Module):
         return intra, torch.stack(gaps).sum() / max(len(gaps) - 1, 1)
 
 
+@in_float32
 def between_layers(
     x: Float[Tensor, "row dim high wide"], y: Float[Tensor, "row dim2 high2 wide2"]
 ) -> Float[Tensor, "row dim dim2"]:

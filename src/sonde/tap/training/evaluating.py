@@ -48,7 +48,7 @@ def evaluated(
                 if _is_whole(term):
                     given = arguments(term, dict(told))
                     size = len(next(iter(given.values())))
-                    sums[n] += size * float(losses[n](**given))
+                    sums[n] += size * float(term.value(given, losses[n]))
                     weights[n] += size
             for place in read:
                 if place.views and not place.is_whole:
@@ -61,7 +61,7 @@ def evaluated(
             place.views, place.masks = [torch.cat(rows)], [None]
         for n, term in enumerate(terms):
             if not _is_whole(term):
-                sums[n] = float(losses[n](**arguments(term, _joined(columns))))
+                sums[n] = float(term.value(arguments(term, _joined(columns)), losses[n]))
                 weights[n] = 1
     return [total / weight for total, weight in zip(sums, weights, strict=True)]
 

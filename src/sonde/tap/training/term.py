@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sonde.core.autocast import devices_of, narrow_weight, widened, without_autocast
 from sonde.core.errors import InputError
 from sonde.core.schedule import Constant, Schedule
 from sonde.core.site import Reducer
@@ -33,6 +34,24 @@ class Term:
     def has_value(self) -> bool:
         """Whether there is a loss, not only a change of states."""
         return not isinstance(self.loss, Changing) or self.loss.has_loss
+
+    def value(self, given: dict[str, Any], loss: nn.Module | None = None) -> Any:
+        """Return the loss of rows and columns, in float32 or wider also under autocast.
+
+        A loss whose own weights have a half type computes as the code around it says.
+
+        Parameters
+        ----------
+        given : dict of str to object
+            Arguments by name.
+        loss : nn.Module, optional
+            A copy of the loss, to call in its place.
+        """
+        called = self.loss if loss is None else loss
+        if narrow_weight(called) is not None:
+            return called(**given)
+        with without_autocast(*devices_of(given)):
+            return called(**widened(given))
 
     def told(self, name: str, default: Any) -> Any:
         """Return an attribute of a loss (``batching``, ``memory``, ``step``), or the default."""

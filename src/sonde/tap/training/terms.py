@@ -133,7 +133,7 @@ class Terms:
         for term in self._terms:
             if term.schedule.is_over(self.n_steps) or not term.has_value:
                 continue
-            value = term.loss(**self._arguments(term, columns))
+            value = term.value(self._arguments(term, columns))
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise InputError(
                     f"training: expected one number from the loss {term.name}, got "
