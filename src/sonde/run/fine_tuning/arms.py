@@ -35,7 +35,7 @@ from sonde.run.fine_tuning.low_rank import (
 )
 from sonde.tap import RowLosses
 from sonde.tap.decoding.layers import ModelBlocks
-from sonde.tap.training.identity import Facts, different, loss_facts, model_facts
+from sonde.tap.training.identity import Facts, find_difference, loss_facts, model_facts
 from sonde.tap.training.terms import EMA, Terms, moving_average, training
 from sonde.weights.tuning import row_losses, with_copy
 
@@ -352,7 +352,7 @@ class _Keeper:
         if self._path is None or not self._path.exists():
             return
         held: dict[str, Any] = torch.load(self._path, weights_only=True)
-        if (what := different(held.get("known", {}), self._known)) is not None:
+        if (what := find_difference(held.get("known", {}), self._known)) is not None:
             raise StateError(
                 f"sonde train: {self._path} is the checkpoint of another training, whose {what} "
                 "differs. Run with --fresh to drop it, or choose another -o."

@@ -183,7 +183,7 @@ class Origin:
         return model_facts(self._teacher)
 
 
-def different(known: Mapping[str, Facts], here: Mapping[str, Facts]) -> str | None:
+def find_difference(known: Mapping[str, Facts], here: Mapping[str, Facts]) -> str | None:
     """Return the first fact that differs, such as "power of the loss", or None."""
     for name in dict.fromkeys([*known, *here]):
         ours, theirs = here.get(name), known.get(name)
