@@ -3,7 +3,7 @@
 import importlib.util
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,34 @@ def from_directory(
             processor = load_processor(directory, module, config, trust_remote_code)
     # The module's own configuration says how attention is computed, as that of a live one does.
     return Model(module, processor, config_of(module) or config, str(directory), task_of(module))
+
+
+def skeleton(directory: Path, options: Mapping[str, Any] | None = None) -> nn.Module | None:
+    """Return the model that a folder opens as, without weights, on the meta device.
+
+    Parameters
+    ----------
+    directory : Path
+    options : mapping, optional
+        Options of the configuration that differ from ``config.json``.
+
+    Returns
+    -------
+    nn.Module or None
+        None if a function or code of the folder makes the model.
+    """
+    from transformers import CONFIG_MAPPING
+
+    written = config_dict(directory)
+    if FACTORY_KEY in written or written.get("model_type") not in CONFIG_MAPPING:
+        return None
+    with quiet():
+        config = _config(directory, False)
+        kind = _model_class(config, directory, False)
+        for name, value in (options or {}).items():
+            setattr(config, name, value)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return kind(config)
 
 
 def _config(directory: Path, trust_remote_code: bool) -> Any:

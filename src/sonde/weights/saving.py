@@ -3,26 +3,18 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import Tensor
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Model
 from sonde.data._checkpoints import FACTORY_KEY, LAYERS_FOLDER, LAYERS_KEY
-from sonde.weights._weight_file import (
-    DTYPES,
-    TensorEntry,
-    file_pieces,
-    files_hash,
-    pieces_of,
-    write_hashed,
-)
-from sonde.weights.change import Change, written_type
+from sonde.weights._placing import NewTensor, StoredTensor, stored_changes
+from sonde.weights._weight_file import file_pieces, files_hash, pieces_of, write_hashed
 from sonde.weights.factory_folder import source_folder
 from sonde.weights.folder import (
     CONFIG,
@@ -36,6 +28,7 @@ from sonde.weights.folder import (
     new_folders,
 )
 from sonde.weights.live import TIED, tensor_hash
+from sonde.weights.loaded_folder import LoadedFolder
 from sonde.weights.patch import Patch, Step, earlier_patch
 
 if TYPE_CHECKING:
@@ -62,20 +55,6 @@ class Saved:
     folder: Path
     patch: Path
     tensors: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A tensor of the new model, made by a change from the tensor ``source`` (None: from nothing).
-
-    If ``value`` is given, it is the tensor. ``gone`` says that no tensor takes the old name.
-    """
-
-    file: str
-    source: str | None
-    change: Change | None
-    value: Tensor | None = None
-    gone: bool = False
 
 
 def save_edited(
@@ -128,7 +107,9 @@ def _saved(
 ) -> Saved:
     old = ModelFolder.open(source)
     check_output(output, old.path)
-    written, config = _placed(old, plan)
+    held = LoadedFolder(old)
+    planned, config = _planned(held, plan)
+    written = stored_changes(held, planned, config)
     moves = bool(config.keys() - {QUANTISED})
     added = {f"{LAYERS_FOLDER}/{file}": content for file, content in (layers or {}).items()}
     if layers:
@@ -142,51 +123,53 @@ def _saved(
         if earlier is not None:
             earlier.copy_into(patch)
         if moves and not plan.forms and not plan.blocks:
-            _check_loads(new, old, plan, written)
+            _check_loads(new, held, plan)
     return Saved(output, output.with_name(output.name + ".patch"), tuple(written))
 
 
-def _placed(old: ModelFolder, plan: "RewritePlan") -> tuple[dict[str, _Written], dict[str, Any]]:
-    """Return what is written for each tensor on the disk, and what the configuration must say."""
-    written: dict[str, _Written] = {}
+def _planned(
+    held: LoadedFolder, plan: "RewritePlan"
+) -> tuple[dict[str, NewTensor], dict[str, Any]]:
+    """Return what becomes of each loaded tensor, and what the configuration must say."""
+    new: dict[str, NewTensor] = {}
     config = dict(plan.config)
-    told = plan.told() if FACTORY_KEY in old.config() else plan.told_on_disk()
+    told = plan.told() if FACTORY_KEY in held.folder.config() else plan.told_on_disk()
     if told:
         config[QUANTISED] = {**OPENED_BY_SONDE, "layers": told}
     for name, change in plan.changes.items():
+        path, leaf = name.rpartition(".")[::2]
         if name not in plan.made_for:
-            sibling = _named_like(old, name.rpartition(".")[0] + ".weight")
-            file = old.places[sibling[0]] if sibling else next(iter(old.weights))
-            new = sibling[0].removesuffix("weight") + name.rpartition(".")[2] if sibling else name
-            written[new] = _Written(file, None, change)
+            sibling = _named_like(held, f"{path}.weight" if path else "weight")
+            own = sibling[0].removesuffix("weight") + leaf if sibling else name
+            new[own] = NewTensor(None, change, beside=sibling[0] if sibling else None)
             continue
-        found = _found(old, name, plan)
+        found = _found(held, name, plan)
         group = (name, *plan.ties.get(name, ()))
         if plan.ties.get(name):
-            _check_tie(old, group)
+            _check_tie(held.folder, group)
             config[TIED] = False
-        own = name if len(group) > 1 and _own_name(old, name, found) is None else found
+        own = _own_name(held, name, found) or (name if len(group) > 1 else found)
         if name in plan.reshaped:
-            own = _own_name(old, name, found) or own
-            path, file = own.removesuffix(name.rpartition(".")[2]), old.places[found]
-            written.setdefault(found, _Written(file, found, change, gone=True))
-            for leaf, value in change.replaced().items():
-                own = path + (leaf or name.rpartition(".")[2])
-                written[own] = _Written(file, None, None if leaf else change, value)
-            continue
-        written[_own_name(old, name, found) or own] = _Written(old.places[found], found, change)
+            if own in held.files:
+                new.setdefault(own, NewTensor(own, change, gone=True))
+            path = own.removesuffix(leaf)
+            for part, value in change.replaced().items():
+                one = None if part else change
+                new[path + (part or leaf)] = NewTensor(None, one, value, beside=found)
+        else:
+            new[own] = NewTensor(found, change)
         for other in set(group[1:]) - plan.changes.keys():
-            if _own_name(old, other, found) is None:
-                written[other] = _Written(old.places[found], found, None)
+            if _own_name(held, other, found) is None:
+                new[other] = NewTensor(found, None)
     for above, kept in plan.blocks.items():
-        written = _renumbered(old, written, above, kept)
-    return written, config
+        new = _renumbered(held, new, above, kept)
+    return new, config
 
 
 def _renumbered(
-    old: ModelFolder, written: Mapping[str, _Written], above: str, kept: Sequence[int]
-) -> dict[str, _Written]:
-    """Return what is written if blocks are left out: tensors of later ones take other names.
+    held: LoadedFolder, new: Mapping[str, NewTensor], above: str, kept: Sequence[int]
+) -> dict[str, NewTensor]:
+    """Return what becomes of each tensor if blocks are left out: later blocks get other names.
 
     Raises
     ------
@@ -194,40 +177,42 @@ def _renumbered(
         If the folder has no such blocks.
     """
     path = above
-    while path and not any(f".{path}.0." in f".{name}" for name in old.places):
+    while path and not any(f".{path}.0." in f".{name}" for name in held.files):
         path = path.partition(".")[2]
     inside = re.compile(rf"((?:.*\.)?{re.escape(path)})\.(-?\d+)\.(.*)")
-    every = (*old.places, *(n for n in written if n not in old.places))
+    every = (*held.files, *(n for n in new if n not in held.files))
     parts = {name: found for name in every if path and (found := inside.fullmatch(name))}
     if not parts:
-        raise StateError(f"save_edited: {old.path} has no blocks called {above}.0, {above}.1.")
+        raise StateError(
+            f"save_edited: {held.folder.path} has no blocks called {above}.0, {above}.1."
+        )
     prefix = next(iter(parts.values()))[1]
-    moved, left = dict[str, _Written](), dict(written)
+    moved, left = dict[str, NewTensor](), dict(new)
     for name, found in parts.items():
-        own = left.pop(name, None) or _Written(old.places[name], name, None)
+        own = left.pop(name, None) or NewTensor(name, None)
         if int(found[2]) in kept and not own.gone:
-            moved[f"{prefix}.{kept.index(int(found[2]))}.{found[3]}"] = own
-    gone = {n: _Written(old.places[n], n, None, gone=True)
-            for n in parts if n in old.places and n not in moved}  # fmt: skip
+            beside = own.beside or own.source or next(iter(parts))
+            moved[f"{prefix}.{kept.index(int(found[2]))}.{found[3]}"] = replace(own, beside=beside)
+    gone = {n: NewTensor(n, None, gone=True) for n in parts if n in held.files and n not in moved}
     stays = {n for n, w in moved.items() if w.source == n and w.change is None}
     return {**left, **gone, **{n: w for n, w in moved.items() if n not in stays}}
 
 
-def _named_like(old: ModelFolder, name: str) -> list[str]:
-    """Return the tensors on the disk that a model's tensor name may mean, with any prefix."""
-    if name in old.places:
+def _named_like(held: LoadedFolder, name: str) -> list[str]:
+    """Return the loaded tensors that another class's tensor name may mean, with any prefix."""
+    if name in held.files:
         return [name]
-    return [n for n in old.places if name.endswith(f".{n}") or n.endswith(f".{name}")]
+    return [n for n in held.files if name.endswith(f".{n}") or n.endswith(f".{name}")]
 
 
-def _own_name(old: ModelFolder, name: str, found: str) -> str | None:
-    """Return the name of the tensor on the disk that belongs to this tensor, not to a tied one."""
-    mine = _named_like(old, name)
+def _own_name(held: LoadedFolder, name: str, found: str) -> str | None:
+    """Return the loaded tensor that belongs to this name, not to a tied one."""
+    mine = _named_like(held, name)
     return found if found in mine else mine[0] if mine else None
 
 
-def _found(old: ModelFolder, name: str, plan: "RewritePlan") -> str:
-    """Return the tensor on the disk that a plan means, known by its hash.
+def _found(held: LoadedFolder, name: str, plan: "RewritePlan") -> str:
+    """Return the loaded tensor that a plan means, known by its hash.
 
     Raises
     ------
@@ -236,14 +221,13 @@ def _found(old: ModelFolder, name: str, plan: "RewritePlan") -> str:
     """
     wanted = plan.made_for[name]
     for known in (name, *plan.ties.get(name, ())):
-        for candidate in _named_like(old, known):
-            x = old.weights[old.places[candidate]].tensor(candidate)
+        for candidate in _named_like(held, known):
+            x = held.tensor(candidate)
             if wanted in (tensor_hash(x.to(dtype)) for dtype in (x.dtype, *FLOATS)):
                 return candidate
     raise StateError(
-        f"save_edited: {old.path} has no {name} with the weights that this plan was made for. "
-        "Plan again for this model; tensors that loading joins or splits cannot be changed on the "
-        "disk."
+        f"save_edited: {held.folder.path} has no {name} with the weights that this plan was made "
+        "for. Plan again for this model."
     )
 
 
@@ -258,7 +242,7 @@ def _check_tie(old: ModelFolder, group: tuple[str, ...]) -> None:
 def _write(
     old: ModelFolder,
     new: Path,
-    written: Mapping[str, _Written],
+    written: Mapping[str, StoredTensor],
     config: Mapping[str, Any],
     added: Mapping[str, bytes],
 ) -> tuple[dict[str, str], dict[str, bytes]]:
@@ -271,8 +255,8 @@ def _write(
         if file in touched:
             mine = {n: w for n, w in written.items() if w.file == file}
             stays = {n: e for n, e in one.entries.items() if n in mine or n not in written}
-            entries = {**stays, **{n: _entry(old, w) for n, w in mine.items()}}
-            entries = {n: e for n, e in entries.items() if n not in mine or not mine[n].gone}
+            entries = {**stays, **{n: w.entry for n, w in mine.items() if w.entry is not None}}
+            entries = {n: e for n, e in entries.items() if n not in mine or mine[n].entry}
             after[file] = write_hashed(new / file, file_pieces(entries, one.metadata))
     if told := config.get(QUANTISED, {}).get("layers"):
         config = {**config, QUANTISED: {**OPENED_BY_SONDE, "layers": told, "files": dict(after)}}
@@ -293,40 +277,20 @@ def _write(
     return after, small
 
 
-def _entry(old: ModelFolder, one: _Written) -> TensorEntry:
-    source = one.source
-    if one.value is not None:
-        return TensorEntry.of(one.value)
-    if source is None:
-        assert one.change is not None  # what has no source is made by a change
-        return TensorEntry.of(one.change.of(None))
-    stored = old.weights[old.places[source]].entries[source]
-    if one.change is None:
-        return stored
-    change, dtype = one.change, written_type(DTYPES[stored.dtype])
-
-    def make() -> Tensor:
-        return change.of(old.weights[old.places[source]].tensor(source))
-
-    return TensorEntry.later(dtype, stored.shape, make)
-
-
-def _index(old: ModelFolder, written: Mapping[str, _Written]) -> dict[str, Any]:
+def _index(old: ModelFolder, written: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """Return the index of the shards with what was added, and the new size."""
     index = json.loads((old.path / INDEX).read_bytes())
-    gone = {n for n, w in written.items() if w.gone}
+    gone = {n for n, w in written.items() if w.entry is None}
     places = {**index["weight_map"], **{n: w.file for n, w in written.items()}}
     index["weight_map"] = {n: file for n, file in places.items() if n not in gone}
     sizes = {n: e.n_bytes for one in old.weights.values() for n, e in one.entries.items()}
-    sizes |= {n: _entry(old, w).n_bytes for n, w in written.items()}
+    sizes |= {n: w.entry.n_bytes for n, w in written.items() if w.entry is not None}
     sizes = {n: size for n, size in sizes.items() if n not in gone}
     index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes.values())}
     return index
 
 
-def _check_loads(
-    new: Path, old: ModelFolder, plan: "RewritePlan", written: Mapping[str, _Written]
-) -> None:
+def _check_loads(new: Path, held: LoadedFolder, plan: "RewritePlan") -> None:
     """Raise unless the new folder, whose configuration changed, loads every changed tensor.
 
     Raises
@@ -338,9 +302,8 @@ def _check_loads(
 
     loaded = dict(load(str(new), device="cpu", dtype="float32").module.state_dict())
     for name, change in plan.changes.items():
-        source = _found(old, name, plan) if name in plan.made_for else None
-        x = None if source is None else old.weights[old.places[source]].tensor(source)
-        expected = change.of(x).to(torch.float32)
+        source = _found(held, name, plan) if name in plan.made_for else None
+        expected = change.of(None if source is None else held.tensor(source)).to(torch.float32)
         got = loaded.get(name)
         if got is None or prod(got.shape) == 0 or not torch.equal(got.cpu(), expected):
             raise InputError(

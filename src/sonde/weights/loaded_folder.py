@@ -1,0 +1,76 @@
+"""The tensors of a model's folder under the names that the opened model has for them."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from sonde.data._checkpoint_model import skeleton
+from sonde.data._stored_names import Joined, StoredNames
+from sonde.weights._weight_file import DTYPES, TensorEntry
+from sonde.weights.folder import CONFIG, ModelFolder
+
+
+@final
+class LoadedFolder:
+    """A model's folder, its tensors named as in the opened model.
+
+    Parameters
+    ----------
+    folder : ModelFolder
+    """
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self.folder = folder
+        has_config = (folder.path / CONFIG).is_file()
+        shell = skeleton(folder.path) if has_config else None
+        shapes = {name: empty(self.stored_entry(name)) for name in folder.places}
+        self.names = StoredNames(shell, shapes)
+        self._last: tuple[Joined, dict[str, Tensor]] | None = None
+
+    @cached_property
+    def places(self) -> Mapping[str, str]:
+        """The stored name of each tensor that is loaded as it is stored."""
+        return {loaded: stored for stored, loaded in self.names.loaded.items()}
+
+    @cached_property
+    def joined(self) -> Mapping[str, Joined]:
+        """For each tensor that loading computes, what it is computed from."""
+        return {name: one for one in self.names.joined for name in one.loaded}
+
+    @cached_property
+    def files(self) -> Mapping[str, str]:
+        """The file of each loaded tensor; of the first part if it has several."""
+        stored = {**self.places, **{name: one.stored[0] for name, one in self.joined.items()}}
+        return {name: self.folder.places[place] for name, place in stored.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor as it is loaded, in the type in which it is stored."""
+        if name not in self.joined:
+            return self.stored(self.places[name])
+        one = self.joined[name]
+        if self._last is None or self._last[0] is not one:  # the parts of one model can be large
+            self._last = one, one.load({stored: self.stored(stored) for stored in one.stored})
+        return self._last[1][name]
+
+    def entry(self, name: str) -> TensorEntry:
+        """Return the entry of a file for a loaded tensor."""
+        if name not in self.joined:
+            return self.stored_entry(self.places[name])
+        like = self.joined[name].loaded[name]
+        return TensorEntry.later(like.dtype, like.shape, lambda: self.tensor(name).to(like.dtype))
+
+    def stored(self, name: str) -> Tensor:
+        """Return a stored tensor by its name in the folder."""
+        return self.folder.weights[self.folder.places[name]].tensor(name)
+
+    def stored_entry(self, name: str) -> TensorEntry:
+        """Return the entry of a stored tensor by its name in the folder."""
+        return self.folder.weights[self.folder.places[name]].entries[name]
+
+
+def empty(entry: TensorEntry) -> Tensor:
+    """Return a tensor of an entry's type and shape without numbers."""
+    return torch.empty(entry.shape, dtype=DTYPES.get(entry.dtype), device="meta")
