@@ -33,6 +33,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 from sonde.data.shipped import load_digits
 
@@ -316,7 +317,8 @@ def train_digits(steps: int, seed: int) -> None:
 def save_weights(model: PreTrainedModel, directory: Path) -> None:
     """Write 16-bit weights and a configuration that widens them to float32 when they are loaded."""
     directory.mkdir(parents=True, exist_ok=True)
-    state = {k: v.to(torch.float16).contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.to(torch.float16) for k, v in model.state_dict().items()}
+    state = {k: v.contiguous() for k, v in revert_weight_conversion(model, state).items()}
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)
     written = model.config.to_dict() | {

@@ -124,6 +124,30 @@ def test_narrower_layers_are_told_by_the_option_or_one_by_one(saved, even):
     assert (layer.out_features, layer.in_features) == tuple(layer.weight.shape)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_that_equal_a_size_by_chance_stay(tmp_path, dtype):
+    config, n = llama().config, llama().config.intermediate_size
+    by_chance = {"eos_token_id": 2, "stop_ids": [5, 6], "max_position_embeddings": n}
+    for name, value in {"num_hidden_layers": 2, **by_chance}.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    module = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    module.save_pretrained(tmp_path / "old")
+    model = sonde.load(str(tmp_path / "old"), device="cpu")
+    state = {n: x for n, x in model.module.state_dict().items() if n.startswith(f"{LISTED}.1.mlp")}
+    kept = torch.arange(0, n, 3)
+    changes = {name: Resized(x.index_select(1 if "down" in name else 0, kept))
+               for name, x in state.items()}  # fmt: skip
+    plan = with_own_config(model, RewritePlan.shaped(model, changes, blocks={LISTED: (1,)}))
+    assert plan.config == {"num_hidden_layers": 1, "intermediate_size": len(kept)}
+    plan.save(model, tmp_path / "new")
+    told = json.loads((tmp_path / "new" / "config.json").read_text())
+    assert "quantization_config" not in told
+    assert {name: told[name] for name in by_chance} == by_chance
+    opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+    assert torch.equal(opened(IDS).logits, plan.fold(model)(IDS).logits)
+
+
 def test_options_that_give_other_answers_are_not_taken(tmp_path):
     torch.manual_seed(0)
     sizes: Any = {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 16, "vocab_size": 13}

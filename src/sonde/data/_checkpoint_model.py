@@ -1,6 +1,7 @@
 """A model from a directory: configuration, class and weights, refused unless all fit."""
 
 import importlib.util
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,10 +67,26 @@ def skeleton(directory: Path, options: Mapping[str, Any] | None = None) -> nn.Mo
     with quiet():
         config = _config(directory, False)
         kind = _model_class(config, directory, False)
-        for name, value in (options or {}).items():
-            setattr(config, name, value)
+        try:
+            config = with_options(config, options) if options else config
+        except Exception as error:
+            raise InputError(
+                f"load: transformers refuses the configuration of {directory} with {options}: "
+                f"{error}"
+            ) from error
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             return kind(config)
+
+
+def with_options(config: Any, options: Mapping[str, Any]) -> Any:
+    """Return a configuration with other options, read from what its file would say.
+
+    A class may refuse in a file what it lets a caller set.
+    """
+    told = json.loads(config.to_json_string())
+    new = type(config).from_dict({**told, **options})
+    new._attn_implementation = config._attn_implementation
+    return new
 
 
 def _config(directory: Path, trust_remote_code: bool) -> Any:

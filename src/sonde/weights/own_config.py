@@ -1,11 +1,11 @@
 """New shapes as options of a model's own configuration, in place of forms.
 
-Which option says a shape is found by trying: options whose number is an old size get the new size,
-and the class of the model is built with them. It must have the tensors of the new model, in their
-shapes, and give the answers of the new model.
+Which options say a shape is found by trying. An option is a candidate if it has an old size as its
+number and the class reads it as a size: built with this option alone changed, the class has other
+tensors or raises. Of the candidates the fewest are taken with which the class has the tensors of
+the new model, in their shapes, and gives the answers of the new model.
 """
 
-import copy
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sonde.core.inputs import Model
+from sonde.data._checkpoint_model import with_options
 from sonde.data._model_kind import config_of
 from sonde.weights.forms import put_form
 from sonde.weights.live import module_of
@@ -43,17 +44,14 @@ def with_own_config(
     if config is None or inputs is None or not (plan.blocks or plan.reshaped - plan.packed):
         return plan
     new = plan.fold(module)
-    wanted = {name: x.shape for name, x in new.state_dict().items()}
+    wanted = _shapes(new)
     for options in _options(config, module, plan, counts or {}):
         found = replace(plan, config={**plan.config, **options})
-        built = _built(module, found, "meta")
-        if built is None or {n: x.shape for n, x in built.state_dict().items()} != wanted:
+        if _shapes(_built(module, found, "meta")) != wanted:
             continue
         built = _built(module, found, "cpu")
         assert built is not None  # it was built on no device before
-        built.load_state_dict(new.state_dict())
-        own = run(new, inputs)
-        if torch.allclose(run(built.to(own), inputs), own, rtol=1e-4, atol=1e-5):
+        if _answers_alike(built, new, inputs):
             return found
     return plan
 
@@ -61,7 +59,7 @@ def with_own_config(
 def _options(
     config: Any, module: nn.Module, plan: RewritePlan, counts: Mapping[int, int]
 ) -> Iterator[dict[str, Any]]:
-    """Yield sets of options to try, the largest first."""
+    """Yield sets of options to try, the smallest first; lists of all blocks are in every set."""
     sizes: dict[int, set[int]] = defaultdict(set)
     named = module.state_dict()
     for name in plan.reshaped - plan.packed:
@@ -71,27 +69,53 @@ def _options(
                 sizes[old].add(new)
     for old, new in counts.items():
         sizes[old].add(new)
-    fixed: dict[str, Any] = {}
+    lists: dict[str, Any] = {}
     for name, kept in plan.blocks.items():
         n_blocks = len(module.get_submodule(name))  # pyright: ignore[reportArgumentType]
         sizes[n_blocks].add(len(kept))
-        fixed |= {key: [value[i] for i in kept] for key, value in vars(config).items()
+        lists |= {key: [value[i] for i in kept] for key, value in vars(config).items()
                   if isinstance(value, list) and len(value) == n_blocks}  # fmt: skip
-    able = [(key, new) for key, value in vars(config).items() if type(value) is int
-            for new in sizes.get(value, ()) if len(sizes[value]) == 1][:MOST_OPTIONS]  # fmt: skip
-    several = (combinations(able, n) for n in range(len(able), 0, -1))
+    numbers = {key: new for key, value in vars(config).items() if type(value) is int
+               for new in sizes.get(value, ()) if len(sizes[value]) == 1}  # fmt: skip
+    plain = _shapes(_built(module, replace(plan, config={}, blocks={}, forms={}), "meta"))
+    fixed, able = ([(key, new) for key, new in some.items() if _is_size(module, key, new, plain)]
+                   for some in (lists, numbers))  # fmt: skip
+    able = able[:MOST_OPTIONS]
+    several = (combinations(able, n) for n in range(min(1, len(able)), len(able) + 1))
     for chosen in chain.from_iterable(several):
-        yield {**fixed, **dict(chosen)}
+        yield {**dict(fixed), **dict(chosen)}
+
+
+def _is_size(module: nn.Module, key: str, value: Any, plain: Any) -> bool:
+    """Return whether the class of a model reads an option as a size, or as a list of blocks."""
+    alone = RewritePlan({}, {}, config={key: value})
+    return _shapes(_built(module, alone, "meta")) != plain
+
+
+def _shapes(module: nn.Module | None) -> dict[str, torch.Size] | None:
+    return None if module is None else {name: x.shape for name, x in module.state_dict().items()}
+
+
+def _answers_alike(built: nn.Module, new: nn.Module, inputs: Any) -> bool:
+    """Return whether a model of no weights gives another's answers with the other's weights."""
+    built.load_state_dict(new.state_dict())
+    like = {**dict(new.named_parameters()), **dict(new.named_buffers())}
+    for name, x in chain(built.named_parameters(), built.named_buffers()):
+        x.data = x.data.to(like.get(name, x))  # rotary frequencies stay float32 in a half model
+    own = run(new, inputs)
+    try:
+        return torch.allclose(run(built, inputs), own, rtol=1e-4, atol=1e-5)
+    except Exception:  # whatever a forward raises for options that it does not fit
+        return False
 
 
 def _built(module: nn.Module, plan: RewritePlan, device: str) -> nn.Module | None:
     """Return a new model of the class with a plan's options; None if the class rejects them."""
-    config = copy.deepcopy(config_of(module))
-    for name, value in plan.config.items():
-        setattr(config, name, value)
+    old = config_of(module)
     kind: Any = type(module)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         try:
+            config = with_options(old, plan.config)
             built = kind(config)
         except Exception:  # whatever a class raises for numbers that do not fit one another
             return None

@@ -1,0 +1,123 @@
+"""Folders as ``save_pretrained`` writes them: tensors have other names there, or are joined."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import sonde
+from sonde.compress import RTN, PruneWeights
+from sonde.weights import Exchange, RewritePlan, save_edited, undo
+from sonde.weights._weight_file import file_hash
+from sonde.weights.own_config import with_own_config
+
+SEEN: Any = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+IMAGES: Any = {**SEEN, "intermediate_size": 24, "image_size": 8, "patch_size": 4}
+TEXTS: Any = {**SEEN, "intermediate_size": 24, "vocab_size": 19, "max_position_embeddings": 32}
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: str
+    options: Any
+    blocks: str
+    layer: str
+
+
+CASES = {
+    "vit": Case("ViTForImageClassification", IMAGES, "vit.layers", "attention.v_proj"),
+    "beit": Case("BeitForImageClassification", IMAGES, "beit.layers", "attention.q_proj"),
+    "gpt_neox": Case("GPTNeoXForCausalLM", TEXTS, "gpt_neox.layers", "mlp.dense_h_to_4h"),
+    "joined experts": Case(
+        "MixtralForCausalLM",
+        {**TEXTS, "num_local_experts": 3, "num_key_value_heads": 1, "head_dim": 8},
+        "model.layers",
+        "self_attn.v_proj",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    made = {}
+    for word, case in CASES.items():
+        kind: Any = getattr(transformers, case.kind)
+        torch.manual_seed(0)
+        model = kind(kind.config_class(**case.options)).eval()
+        at = made[word] = tmp_path_factory.mktemp("saved") / "model"
+        model.save_pretrained(at, max_shard_size="20KB")
+    return made
+
+
+def hashes(folder: Path):
+    return {file.relative_to(folder).as_posix(): file_hash(file) for file in folder.rglob("*")}
+
+
+def stored(folder: Path):
+    return {n: x for file in folder.glob("*.safetensors") for n, x in load_file(file).items()}
+
+
+def assert_written(plan, folder, tmp_path):
+    """Assert that the folder opens as the folded model and comes back; return its tensors."""
+    new = save_edited(str(folder), plan, tmp_path / "new").folder
+    again = sonde.load(str(new), device="cpu").module.state_dict()
+    wanted = plan.fold(sonde.load(str(folder), device="cpu")).state_dict()
+    assert again.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(again[name], wanted[name])] == []
+    undo(new, tmp_path / "old")
+    assert hashes(tmp_path / "old") == hashes(folder)
+    return stored(new)
+
+
+@pytest.mark.truth("transformers' save_pretrained")
+@pytest.mark.parametrize("word", CASES)
+def test_an_edited_folder_has_the_names_of_the_original(folders, tmp_path, word):
+    case, model = CASES[word], sonde.load(str(folders[word]), device="cpu")
+    state = model.module.state_dict()
+    name = f"{case.blocks}.1.{case.layer}.weight"
+    moved = RewritePlan.of(model, {name: Exchange(state[name] + 0.25)})
+    before, after = stored(folders[word]), assert_written(moved, folders[word], tmp_path)
+    assert after.keys() == before.keys()
+    assert len([n for n in before if not torch.equal(before[n], after[n])]) == 1
+
+
+@pytest.mark.truth("transformers' save_pretrained")
+def test_experts_that_loading_joins_are_written_one_by_one(folders, tmp_path):
+    model = sonde.load(str(folders["joined experts"]), device="cpu")
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    x = model.module.state_dict()[name]
+    plan = RewritePlan.of(model, {name: Exchange(torch.cat([2 * x[:1], x[1:]]))})
+    before = stored(folders["joined experts"])
+    after = assert_written(plan, folders["joined experts"], tmp_path)
+    assert after.keys() == before.keys()
+    changed = {n: after[n] / before[n] for n in before if not torch.equal(before[n], after[n])}
+    expert = "model.layers.1.block_sparse_moe.experts.0"
+    assert changed.keys() == {f"{expert}.w1.weight", f"{expert}.w3.weight"}
+    assert all(torch.equal(ratio, torch.full_like(ratio, 2)) for ratio in changed.values())
+
+
+@pytest.mark.truth("transformers' save_pretrained")
+@pytest.mark.parametrize("word", CASES)
+def test_later_blocks_get_the_names_of_dropped_blocks(folders, tmp_path, word):
+    model = sonde.load(str(folders[word]), device="cpu")
+    plan = RewritePlan.shaped(model, {}, blocks={CASES[word].blocks: (0, 2)})
+    plan = with_own_config(model, plan)
+    new, old = assert_written(plan, folders[word], tmp_path), stored(folders[word])
+    assert new.keys() < old.keys()
+    last = {n: re.sub(r"(layers?)\.2\.", r"\1.1.", n) for n in old if re.search(r"layers?\.2\.", n)}
+    assert len(old) - len(new) == len(last)
+    assert all(torch.equal(new[now], old[before]) for before, now in last.items())
+
+
+@pytest.mark.parametrize("word", CASES)
+@pytest.mark.parametrize("method", [RTN(bits=4), PruneWeights(0.5)])
+def test_packed_layers_are_found_again(folders, tmp_path, word, method):
+    model = sonde.load(str(folders[word]), device="cpu")
+    plan = method.plan(model)
+    assert f"{CASES[word].blocks}.1.{CASES[word].layer}" in plan.forms
+    assert_written(plan, folders[word], tmp_path)
