@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 import sonde
 from sonde.compress import RTN, PruneWeights
-from sonde.weights import Exchange, RewritePlan, save_edited, undo
+from sonde.core.errors import SondeWarning
+from sonde.weights import Exchange, MergeRule, RewritePlan, merge_models, save_edited, undo
 from sonde.weights._weight_file import file_hash
 from sonde.weights.own_config import with_own_config
 
@@ -121,3 +122,46 @@ def test_packed_layers_are_found_again(folders, tmp_path, word, method):
     plan = method.plan(model)
     assert f"{CASES[word].blocks}.1.{CASES[word].layer}" in plan.forms
     assert_written(plan, folders[word], tmp_path)
+
+
+@pytest.mark.parametrize("word", ["vit", "joined experts"])
+def test_an_edit_that_loading_rounds_is_told_under_any_name(folders, tmp_path, word):
+    case = CASES[word]
+    half: Any = getattr(transformers, case.kind).from_pretrained(
+        folders[word], dtype=torch.bfloat16
+    )
+    half.save_pretrained(tmp_path / "half")
+    model = sonde.load(str(tmp_path / "half"), device="cpu")
+    leaf = "mlp.experts.down_proj" if word == "joined experts" else f"{case.layer}.weight"
+    name = f"{case.blocks}.1.{leaf}"
+    change = Exchange(model.module.state_dict()[name].double() + 1e-4)
+    save_edited(model, RewritePlan.of(model, {name: change}), tmp_path / "new")
+    with pytest.warns(SondeWarning, match="in float32, and loads as bfloat16"):
+        sonde.load(str(tmp_path / "new"), device="cpu")
+
+
+@pytest.mark.truth("by hand")
+def test_folders_that_name_tensors_differently_are_merged(folders, tmp_path):
+    module: Any = transformers.ViTForImageClassification.from_pretrained(folders["vit"])
+    name = "vit.layers.1.attention.v_proj.weight"
+    with torch.no_grad():
+        module.state_dict()[name].mul_(3)
+    module.save_pretrained(tmp_path / "inner", save_original_format=False)
+    assert name in stored(tmp_path / "inner")
+    said: list[str] = []
+
+    @dataclass(frozen=True)
+    class Halfway(MergeRule):
+        def _merged(self, name, base, others):
+            said.append(name)
+            return (base + others[0]) / 2
+
+    merge_models(str(folders["vit"]), [str(tmp_path / "inner")], Halfway(), tmp_path / "new",
+                 keep=["vit.embeddings.*", "vit.layers.0.mlp.fc1.weight"])  # fmt: skip
+    assert name in said
+    assert "vit.layers.0.mlp.fc1.weight" not in said
+    new, old = stored(tmp_path / "new"), stored(folders["vit"])
+    assert new.keys() == old.keys()
+    moved = [n for n in old if not torch.allclose(new[n], old[n])]
+    assert moved == ["vit.encoder.layer.1.attention.attention.value.weight"]
+    assert torch.allclose(new[moved[0]], 2 * old[moved[0]])

@@ -4,7 +4,8 @@ import importlib.util
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sonde.core.inputs import Model
 from sonde.data._checkpoints import FACTORY_KEY, LIVE, config_dict
 from sonde.data._model_kind import config_of, task_of
 from sonde.data._quiet import quiet
+from sonde.data._stored_names import StoredNames
 from sonde.data.processors import load_processor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -225,11 +227,19 @@ def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:
 
 def _tell_rounded(module: nn.Module, directory: Path) -> None:
     """Warn if tensors, as of a saved edit, are stored with more precision than they load."""
-    loaded = module.state_dict()
-    rounded = [name for name, x in _wide_tensors(directory) if _is_rounded(name, x, loaded)]
+    wide, own = _wide_tensors(directory), module.state_dict()
+    if not wide:
+        return
+    names = StoredNames(module, {name: x for name, (x, _) in wide.items()})
+    places = {stored: [loaded] for stored, loaded in names.loaded.items()}
+    places |= {stored: list(one.loaded) for one in names.joined for stored in one.stored}
+    types = {name: next((own[n].dtype for n in places[name] if n in own), None) for name in wide}
+    rounded = [
+        n for n, (_, read) in wide.items() if types[n] in HALF and _is_lost(read(), types[n])
+    ]
     if rounded:
         more = f" and {len(rounded) - 1} more" if rounded[1:] else ""
-        half = str(next(x.dtype for x in loaded.values() if x.dtype in HALF)).removeprefix("torch.")
+        half = str(types[rounded[0]]).removeprefix("torch.")
         warnings.warn(
             f"load: {directory} holds {rounded[0]}{more} in float32, and loads as {half}: a small "
             "edit is partly lost in the rounding. Load it with dtype='float32' (--dtype float32) "
@@ -239,26 +249,32 @@ def _tell_rounded(module: nn.Module, directory: Path) -> None:
         )
 
 
-def _wide_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the float32 tensors of a folder that holds tensors of a half type beside them."""
+def _wide_tensors(
+    directory: Path,
+) -> dict[str, tuple[torch.Tensor, Callable[[], torch.Tensor]]]:
+    """Return the float32 tensors of a folder that holds tensors of a half type beside them.
+
+    Each is an empty tensor of its shape, and a function that reads it.
+    """
     from safetensors import safe_open
 
-    places: dict[str, list[tuple[Path, str]]] = {}
+    def read(path: Path, name: str) -> torch.Tensor:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor(name)
+
+    found: dict[str, dict[str, tuple[torch.Tensor, Callable[[], torch.Tensor]]]] = {}
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (a file of safetensors is no mapping)
-                places.setdefault(file.get_slice(name).get_dtype(), []).append((path, name))
-    if places.keys() & {"F16", "BF16"}:
-        for path, name in places.get("F32", ()):
-            with safe_open(path, "pt") as file:
-                yield name, file.get_tensor(name)
+                part = file.get_slice(name)
+                shape = torch.empty(part.get_shape(), device="meta")
+                found.setdefault(part.get_dtype(), {})[name] = shape, partial(read, path, name)
+    return found.get("F32", {}) if found.keys() & {"F16", "BF16"} else {}
 
 
-def _is_rounded(name: str, x: torch.Tensor, loaded: dict[str, torch.Tensor]) -> bool:
-    """Return whether the model holds a stored tensor in a half type that rounds its values."""
-    named = (n for n in loaded if n == name or n.endswith(f".{name}") or name.endswith(f".{n}"))
-    dtype = next((loaded[n].dtype for n in named), torch.float32)
-    return dtype in HALF and not torch.equal(x, x.to(dtype).float())
+def _is_lost(x: torch.Tensor, dtype: torch.dtype | None) -> bool:
+    """Return whether rounding to a half type changes values."""
+    return not torch.equal(x, x.to(dtype).float())
 
 
 def _need_accelerate() -> None:

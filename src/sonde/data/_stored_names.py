@@ -42,8 +42,8 @@ class StoredNames:
     Parameters
     ----------
     module : nn.Module or None
-        The model that the checkpoint opens as, on the meta device: it is changed. None, or a module
-        that is not of transformers, keeps all names.
+        The model that the checkpoint opens as; for ``store`` a model of ours, such as one on the
+        meta device. None, or a module that is not of transformers, keeps all names.
     stored : mapping of str to Tensor
         Empty tensors of the checkpoint's shapes, by name.
     """
@@ -53,6 +53,7 @@ class StoredNames:
         self.loaded: dict[str, str] = {}
         """The name in the model of each stored tensor that is taken as it is."""
         self.joined: list[Joined] = []
+        self._used: list[Any] = []
         if self._module is None:
             self.loaded = {name: name for name in stored}
         else:
@@ -87,6 +88,7 @@ class StoredNames:
             return dict(values)
         from transformers.core_model_loading import revert_weight_conversion
 
+        self._module._weight_conversions = self._used  # the rules that fitted this checkpoint
         return revert_weight_conversion(self._module, dict(values))
 
     def _reversed(self) -> list[Any]:
@@ -123,7 +125,7 @@ class StoredNames:
                 self.loaded[name] = loaded if loaded in own else self._placed(loaded)
         for loaded, found in parts.items():
             self.joined.append(self._join(by_pattern[found[0][0]], loaded, found, stored))
-        self._module._weight_conversions = [rule for rule in rules if rule.was_used()]
+        self._used = [rule for rule in rules if rule.was_used()]
 
     def _placed(self, name: str) -> str:
         """Return the name of a tensor that the model lacks, with the prefix of its module."""

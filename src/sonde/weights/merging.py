@@ -36,6 +36,7 @@ from sonde.weights.folder import (
     new_folders,
     patch_of,
 )
+from sonde.weights.loaded_folder import LoadedFolder
 
 TRACKED = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
 NEUTRAL = re.compile(
@@ -147,7 +148,8 @@ def merge_models(
     output : str or path
         A folder that does not exist, or is empty.
     keep : iterable of str, optional
-        Patterns of tensors that stay the base's (``classifier.*``).
+        Patterns of tensors that stay the base's (``classifier.*``), by their names in the folder
+        or in the opened model.
     tick : callable, optional
         Called with 1 for each merged tensor that is written.
 
@@ -161,22 +163,61 @@ def merge_models(
     names, output, patterns = [_said(model) for model in (base, *others)], Path(output), tuple(keep)
     check_count(rule, len(others))
     check_output(output, *(folder.path for folder in folders))
-    chosen = _chosen(folders, names, patterns)
-    shapes = {n: folders[0].weights[folders[0].places[n]].entries[n].shape for n in chosen}
-    rule.check(shapes)
+    sources = _aligned(folders)
+    chosen = _chosen(sources, names, patterns)
+    rule.check({sources[0].said[n]: sources[0].entry(n).shape for n in chosen})
     with new_folders(output) as (new, patch), ThreadPoolExecutor(1) as beside:
         hashed, first = beside.map(_source, folders, names), folders[0]
         for file, one in first.weights.items():
-            merged = {n: _entry(folders, n, rule, tick) for n in one.entries if n in chosen}
+            merged = {n: _entry(sources, n, rule, tick) for n in one.entries if n in chosen}
             atomic_write(new / file, file_pieces({**one.entries, **merged}, one.metadata))
         for file in first.files:
             if file not in first.weights and not first.is_other_copy(file):
                 (new / file).parent.mkdir(parents=True, exist_ok=True)
                 write_hashed(new / file, pieces_of(first.path / file))
         make_directory(patch)
-        sources = list(hashed)
-        write_told(patch, {"method": method_of(rule), "keep": list(patterns), "sources": sources})
-    return Merged(output, len(chosen), len(first.places) - len(chosen), sources)
+        told = list(hashed)
+        write_told(patch, {"method": method_of(rule), "keep": list(patterns), "sources": told})
+    return Merged(output, len(chosen), len(first.places) - len(chosen), told)
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """A folder whose tensors are found by the names that the base stores them under.
+
+    Parameters
+    ----------
+    folder : ModelFolder
+    stored : mapping of str to str
+        From a name in the base's folder to the name in this folder.
+    said : mapping of str to str
+        From a name in the base's folder to the name in the opened model, where it is stored alone.
+    """
+
+    folder: ModelFolder
+    stored: Mapping[str, str]
+    said: Mapping[str, str]
+
+    def entry(self, name: str) -> TensorEntry:
+        own = self.stored[name]
+        return self.folder.weights[self.folder.places[own]].entries[own]
+
+    def tensor(self, name: str) -> Tensor:
+        own = self.stored[name]
+        return self.folder.weights[self.folder.places[own]].tensor(own)
+
+
+def _aligned(folders: Sequence[ModelFolder]) -> list[_Aligned]:
+    """Return folders of one class, which may name tensors as different versions wrote them."""
+    base, *others = map(LoadedFolder, folders)
+    said = {n: base.names.loaded.get(n, n) for n in base.folder.places}
+    found = [_Aligned(base.folder, {n: n for n in base.folder.places}, said)]
+    for one in others:
+        loaded = one.names.loaded
+        names = {n if n in said else base.places.get(loaded.get(n, n), n): n
+                 for n in one.folder.places}  # fmt: skip
+        found.append(_Aligned(one.folder, names, said))
+    return found
 
 
 def method_of(rule: Any) -> str:
@@ -214,7 +255,7 @@ def check_count(rule: MergeRule, n: int) -> None:
 
 
 def _chosen(
-    folders: Sequence[ModelFolder], names: Sequence[str], keep: tuple[str, ...]
+    sources: Sequence[_Aligned], names: Sequence[str], keep: tuple[str, ...]
 ) -> frozenset[str]:
     """Return the tensors to merge, after a check that all models agree in tensors and options.
 
@@ -223,14 +264,19 @@ def _chosen(
     InputError
         Naming the first difference.
     """
-    first, kept = folders[0], {n for n in folders[0].places if _matches(n, keep)}
-    unused = [p for p in keep if not any(_matches(n, [p]) for f in folders for n in f.places)]
+    first, said = sources[0], sources[0].said
+
+    def is_kept(name: str, patterns: Iterable[str] = keep) -> bool:
+        return _matches(name, patterns) or _matches(said.get(name, name), patterns)
+
+    kept = {n for n in first.stored if is_kept(n)}
+    unused = [p for p in keep if not any(is_kept(n, [p]) for f in sources for n in f.stored)]
     if unused:
         raise InputError(f"merge_models: no tensor of {names[0]} matches {unused[0]!r}.")
-    for folder, name in zip(folders[1:], names[1:], strict=True):
-        _check_vocabulary(first, folder, names[0], name)
-        mine = {n for n in folder.places if not _matches(n, keep)}
-        apart = sorted((first.places.keys() - kept) ^ mine)
+    for other, name in zip(sources[1:], names[1:], strict=True):
+        _check_vocabulary(first.folder, other.folder, names[0], name)
+        mine = {n for n in other.stored if not is_kept(n)}
+        apart = sorted((first.stored.keys() - kept) ^ mine)
         if apart:
             has, lacks = (name, names[0]) if apart[0] in mine else (names[0], name)
             raise InputError(
@@ -238,14 +284,14 @@ def _chosen(
                 f"one base. Give models of one base, or name {apart[0]!r} among those to keep."
             )
         for n in mine:
-            one, other = (f.weights[f.places[n]].entries[n].shape for f in (first, folder))
-            if one != other:
+            one, its = first.entry(n).shape, other.entry(n).shape
+            if one != its:
                 raise InputError(
-                    f"merge_models: {n} is {tuple(one)} in {names[0]} and {tuple(other)} in {name}."
+                    f"merge_models: {n} is {tuple(one)} in {names[0]} and {tuple(its)} in {name}."
                     f" Give models of one base, or keep {n!r} as the base has it."
                 )
-        _check_config(first, folder, names[0], name)
-    tracked = [n for n in first.places if TRACKED.search(n) and n not in kept]
+        _check_config(first.folder, other.folder, names[0], name)
+    tracked = [n for n in first.stored if TRACKED.search(n) and n not in kept]
     if any(n.endswith("running_mean") for n in tracked):
         warnings.warn(
             f"merge_models: {len(tracked)} statistics of batch norm are the base's, not averaged. "
@@ -253,8 +299,7 @@ def _chosen(
             SondeWarning,
             stacklevel=3,
         )
-    types = {n: DTYPES.get(first.weights[f].entries[n].dtype) for n, f in first.places.items()}
-    floats = {n for n, dtype in types.items() if dtype in _FLOATS}
+    floats = {n for n in first.stored if DTYPES.get(first.entry(n).dtype) in _FLOATS}
     return frozenset(floats - kept - set(tracked))
 
 
@@ -300,15 +345,15 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entry(
-    folders: Sequence[ModelFolder], name: str, rule: MergeRule, tick: Callable[[int], Any]
+    sources: Sequence[_Aligned], name: str, rule: MergeRule, tick: Callable[[int], Any]
 ) -> TensorEntry:
-    first = folders[0].weights[folders[0].places[name]].entries[name]
+    first = sources[0].entry(name)
     dtype = DTYPES[first.dtype]
 
     def make() -> Tensor:
-        base, *others = (f.weights[f.places[name]].tensor(name) for f in folders)
+        base, *others = (one.tensor(name) for one in sources)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        merged = rule.merge(name, base.to(wide), [x.to(wide) for x in others])
+        merged = rule.merge(sources[0].said[name], base.to(wide), [x.to(wide) for x in others])
         tick(1)
         return merged.to(dtype)
 
