@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-fast test-processors lint wheel-test shots bench faults fuzz bench-gpu studies docs clean
+.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test shots bench faults fuzz bench-gpu studies docs clean
 
 install: $(STAMP)
 
@@ -28,21 +28,28 @@ scan: install
 	$(BIN)/sonde scan sonde:digits sonde:digits/test --image-mean 0 --image-std 1 -o reports/fed-wrongly.html
 	@echo "reports: reports/digits.html reports/stdlib.html reports/fed-wrongly.html (has a finding)"
 
+# Tests without a marker take at most a second of processor time each (tests/processor_time.py).
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900
+QUICK := not (slow or more or browser)
+REST := slow or more or browser
+
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900 --durations 12
+	$(PYTEST) --durations 12 -m "$(QUICK)"
 
-test-fast: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal --timeout 300 -m "not slow and not browser"
+test-rest: install
+	$(PYTEST) --durations 12 -m "$(REST)"
 
-# The fast tests on the kernels of this machine, of AVX2 and of SSE alone: rounding differs.
+test-all: install
+	$(PYTEST) --durations 12
+
+# `make test` on the kernels of this machine, of AVX2 and of SSE alone: rounding differs.
 PROCESSORS := "OWN=1" \
 	"ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=AVX2 DNNL_MAX_CPU_ISA=AVX2" \
 	"ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE DNNL_MAX_CPU_ISA=SSE41"
 test-processors: install
 	set -e; for kernels in $(PROCESSORS); do \
 		echo "$$kernels" | grep -v ^OWN || echo "this machine's own kernels"; \
-		env $$kernels $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 300 \
-			-m "not slow and not browser"; \
+		env $$kernels $(PYTEST) -m "$(QUICK)"; \
 	done
 
 lint: install
@@ -63,7 +70,7 @@ test-lowest:
 	.venv-lowest/bin/pip install --quiet 'pip>=25.1'
 	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt torch
 	.venv-lowest/bin/pip install --quiet -c constraints-lowest.txt --editable '.[hf,codec]' --editable $(STUDIES) --group dev
-	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal --timeout 300 -m "not slow and not browser"
+	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal --timeout 900 -m "$(QUICK)"
 
 wheel-test: install
 	$(BIN)/python tools/wheel_test.py

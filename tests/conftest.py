@@ -24,6 +24,8 @@ import torch
 
 import shape_checker
 
+pytest_plugins = ["processor_time"]
+
 collect_ignore = ["pretend_devices.py", "device_case.py"]  # they change torch for a whole process
 
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -1,8 +1,49 @@
-"""Print the slowest ten tests of the contract suite, and their sum."""
+"""Mark laws on further parameter sets ``more``; print the slowest ten laws and their sum."""
+
+from collections.abc import Hashable
+from typing import Any
 
 import pytest
 
 TIMES = pytest.StashKey[dict[str, float]]()
+LEARNERS = {"FOD", "InfoNCE", "PAWN", "SimpleNet"}
+"""Methods that train a network in each law: their laws are left to ``make test-rest``."""
+PLANTED = "test_broken.py"
+
+
+def _method_of(value: Any) -> Any:
+    """Return the method in a case of the laws; other values are returned unchanged."""
+    for name in ("layer", "statistic", "rewrite", "explainer"):
+        value = getattr(value, name, value)
+    return value
+
+
+def _subject(value: Any) -> Hashable:
+    """Return what a test's parameter is about, without the parameters of a method."""
+    if isinstance(value, dict):
+        return None
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, str | int | float | None):
+        return value
+    return getattr(value, "name", type(_method_of(value)).__name__)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark laws on a method's second and later parameter sets, and laws of methods that train."""
+    seen: set[Hashable] = set()
+    for item in items:
+        if item.path.parent.name != "contract" or item.path.name == PLANTED:
+            continue
+        parameters = getattr(item, "callspec", None)
+        if parameters is None:
+            continue
+        about = tuple((name, _subject(value)) for name, value in parameters.params.items())
+        key = (item.path.name, item.originalname, about)  # type: ignore[attr-defined]
+        if key in seen or LEARNERS & {subject for _, subject in about}:
+            item.add_marker(pytest.mark.more)
+        seen.add(key)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,14 +41,12 @@ def evidence_of(
         columns=found.statistics.sampled_columns(found.outcome.states),
         data=data,
         counters=found.outcome.counters,
-        model=model,
-        lens=lens_evidence(stream) if lens and live else None,
         **options,
-    )
+    ).having(model=model, lens=lens_evidence(stream) if lens and live else None)
     if not variants or not live:
         return evidence
-    return replace(
-        evidence, variants=variant_evidence(stream, evidence), fresh=fresh_layers(stream, 0)
+    return evidence.having(
+        variants=variant_evidence(stream, evidence), fresh=fresh_layers(stream, 0)
     )
 
 

@@ -1,6 +1,5 @@
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -131,7 +130,7 @@ def mended(right: float, kept: float) -> Check:
     form = Tried("turned to the left", None, math.nan)
     rows = MendedRows(form, right, nearer=0.2, p=0.9, n=40, wrong=0.05, kept=kept)
     evidence = arrays.evidence_of(noise(200, 8))
-    return SND015().check(replace(evidence, variants=VariantEvidence(mended=(rows,))))
+    return SND015().check(evidence.having(variants=VariantEvidence(mended=(rows,))))
 
 
 def test_a_form_that_mends_wrong_rows_and_breaks_no_others_is_that_of_all_rows() -> None:

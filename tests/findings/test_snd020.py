@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -14,7 +12,7 @@ def ended(factor: float, depth: int = 6) -> Check:
     net = Patches(dim=24, depth=depth).eval().requires_grad_(False)
     net.get_submodule("blocks.2.up").get_parameter("weight").mul_(factor)
     stream = tensors(net, torch.randn(16, 5, 24, generator=torch.Generator().manual_seed(0)))
-    return SND020().check(replace(evidence_of(stream), fresh=fresh_layers(stream, 0)))
+    return SND020().check(evidence_of(stream).having(fresh=fresh_layers(stream, 0)))
 
 
 @pytest.mark.parametrize("factor", [10.0, 0.1])

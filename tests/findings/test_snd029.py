@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import torch
 
@@ -23,7 +21,7 @@ def ended(numbers: list[int], surely: float = 3.0) -> Check:
             at = at + 1 if draw.random() < 0.9 and at < 8 else int(draw.integers(4))
             text[i] = numbers[at]
     lens = lens_evidence(stream)
-    return SND029().check(replace(arrays.evidence_of(torch.randn(40, 3)), lens=lens))
+    return SND029().check(arrays.evidence_of(torch.randn(40, 3)).having(lens=lens))
 
 
 def test_a_model_of_random_weights_that_is_sure_is_not_judged() -> None:

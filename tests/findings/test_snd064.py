@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,8 +25,8 @@ def ended(loss: Tensor | str | None) -> Check:
         order = shared_rows(evidence).order
         assert order is not None
         found = TextLosses(torch.arange(N), loss[order], 0.0)
-        return SND064().check(replace(evidence, losses=found))
-    return SND064().check(replace(evidence, losses=loss))
+        return SND064().check(evidence.having(losses=found))
+    return SND064().check(evidence.having(losses=loss))
 
 
 @torch.no_grad()

@@ -152,7 +152,7 @@ def judged(**changed: Any) -> Check:
     mark = Shortcut(1, "1", "a corner", 0.9, 0.0, 0.01, 0.98, 0.68, 0.2, 0.4, 80, (0, 1))
     tried = ShortcutEvidence((replace(mark, **changed),), 49, 240, "place")
     rows = tensors(nn.Sequential(nn.Linear(4, 2)).eval(), noise(8, 4))
-    return SND065().check(evidence_of(rows, shortcuts=lambda _: tried))
+    return SND065().check(evidence_of(rows).having(shortcuts=tried))
 
 
 def test_the_level_goes_by_the_drop_and_by_how_constant_the_part_is() -> None:

@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import pytest
@@ -23,7 +22,7 @@ def ended(lost: set[int], lag: float = -0.5) -> Check:
     nothing = tuple(torch.zeros(len(x) - 1) for x in kept)
     answers = TextAnswers(tuple(kept), nothing, nothing, said, WORDS)
     lens = LensEvidence(texts=answers, final=1.5 + lag, counted=1.5, n_groups=40, n_rows=2000)
-    return SND066().check(dataclasses.replace(arrays.evidence_of(torch.randn(40, 3)), lens=lens))
+    return SND066().check(arrays.evidence_of(torch.randn(40, 3)).having(lens=lens))
 
 
 def test_a_kind_that_was_lost_is_raised_and_texts_with_every_kind_are_clear() -> None:

@@ -48,7 +48,7 @@ def ended(part: str, other: float = 1.0, odd: tuple[OddToken, ...] = ()) -> Chec
     rows = token_rows(stream, lens, 0)
     if odd and rows is not None:
         rows = replace(rows, odd=odd)
-    return SND067(forms=1.3).check(replace(evidence, lens=lens, rows=rows, forms=forms))
+    return SND067(forms=1.3).check(evidence.having(lens=lens, rows=rows, forms=forms))
 
 
 @pytest.mark.truth("planted: two pairs of rows exchanged in a model that wrote the texts itself")

@@ -76,7 +76,7 @@ def ended_on(net: nn.Module, x: Tensor, label: Tensor) -> Check:
     evidence = evidence_of(stream)
     data = by_answers(evidence.data, stream.first_batch().logits)
     evidence = replace(evidence, data=data)
-    return SND068().check(replace(evidence, parts=part_trials(stream, evidence)))
+    return SND068().check(evidence.having(parts=part_trials(stream, evidence)))
 
 
 def _stronger(net: Any) -> None:

@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import pytest
@@ -44,7 +43,7 @@ def ended(blocks: BlockTraining, suffers: bool) -> Check:
     tried = PartTrials(None, nothing, nothing, 1.0, math.nan, math.nan, 1.0, "nats", False, 90)
     evidence = arrays.evidence_of(torch.randn(40, 3))
     parts = tried if suffers else PROBE
-    return SND070().check(dataclasses.replace(evidence, blocks=blocks, parts=parts))
+    return SND070().check(evidence.having(blocks=blocks, parts=parts))
 
 
 def test_blocks_are_named_only_where_answers_suffer() -> None:

@@ -1,6 +1,5 @@
 """Heads, several labels, ranks, maps and boxes: each is judged by its own labels."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +209,7 @@ def of_share(right: float) -> Any:
     usual, found = ((torch.rand(N, generator=draw) < p).double() for p in (0.5, right))
     rows = torch.arange(N)
     head = head_answers.HeadAnswers("a", "kind", "accuracy", found, usual, (*range(N),), rows)
-    return SND071().check(replace(evidence_of(drawn(N, 3)), heads=head_answers.Heads((head,))))
+    return SND071().check(evidence_of(drawn(N, 3)).having(heads=head_answers.Heads((head,))))
 
 
 def test_a_head_below_one_answer_for_all_is_raised_and_one_above_is_not() -> None:

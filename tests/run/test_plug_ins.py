@@ -6,7 +6,7 @@ import pytest
 from sonde import Fitted
 from sonde.cli import main
 from sonde.core.errors import SondeWarning, StateError
-from sonde.run.instruments.catalogue import methods
+from sonde.run.instruments.catalogue import _announced, methods
 
 CODE = '''
 from dataclasses import dataclass
@@ -40,10 +40,12 @@ def announce(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text("\n".join(["[sonde.methods]", *lines]))
         monkeypatch.syspath_prepend(tmp_path)
         methods.cache_clear()
+        _announced.cache_clear()
 
     yield with_points
     monkeypatch.undo()
     methods.cache_clear()
+    _announced.cache_clear()
 
 
 def test_a_plug_in_is_listed_fitted_by_word_and_named_in_files(
@@ -61,6 +63,7 @@ def test_a_plug_in_is_listed_fitted_by_word_and_named_in_files(
     assert float(found) == pytest.approx(squared[-1] / squared.sum(), rel=1e-9)
     monkeypatch.undo()
     methods.cache_clear()
+    _announced.cache_clear()
     with pytest.raises(StateError, match="pip install wide-shares"):
         Fitted.load(probe)
 

@@ -165,3 +165,17 @@ def test_what_the_first_layer_receives_is_no_row_of_its_own():
     expected = sorted(((change**2).mean(0) / x.var(0)) ** 0.5)[3]
     figure = found["sites"][0]["values"]["update_per_spread"]["value"]
     assert figure == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_single_check_costs_the_forwards_that_it_needs(tmp_path):
+    net, rows = mlp(), []
+    np.savez(tmp_path / "rows.npz", x=torch.stack(items(400)), label=np.arange(400) % 2)
+    net.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    counts = {}
+    for only in ((), ("SND011",)):
+        rows.clear()
+        settings = ScanSettings(progress=False, only=only)
+        scan(net, tmp_path / "rows.npz", settings=settings, sites="0")
+        counts[only] = sum(rows)
+    assert counts[("SND011",)] < 1.25 * 400 < 2 * 400 < counts[()]

@@ -313,7 +313,9 @@ def _session(trials: _Trials, tests: Sequence[Path], answers: Any) -> None:
     with tempfile.TemporaryDirectory() as folder, Path(folder, "said").open("w+b") as said:
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
-        options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", f"--basetemp={folder}/base"]
+        # Tracing makes tests slower, so their time is no reason to fail here.
+        plugins = ["-p", "no:cacheprovider", "-p", "no:processor_time"]
+        options = ["-x", "-q", "-n", "0", *plugins, f"--basetemp={folder}/base"]
         known = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what warm_up imported
         pytest.main([*options, *known, *map(str, tests)], plugins=[trials])
         text = Path(folder, "said").read_text(errors="replace")

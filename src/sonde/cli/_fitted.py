@@ -11,7 +11,7 @@ from sonde.core.errors import SondeError
 from sonde.core.wording import plural
 from sonde.findings.step import flags_of
 from sonde.run.bundles.fitted_rows import ALPHA
-from sonde.run.instruments.catalogue import methods
+from sonde.run.instruments.catalogue import method_of
 from sonde.run.instruments.entries import place_of
 from sonde.run.reading.recipe import OPTIONS
 
@@ -153,7 +153,7 @@ def _listed(places: Sequence[dict[str, Any]]) -> str:
 
 def _measure_meaning(row: dict[str, Any]) -> str:
     """Return a measure's summary, its unit, and the direction that means more of it."""
-    known = methods().get(row["method"].partition("(")[0])
+    known = method_of(row["method"].partition("(")[0])
     parts = ["a method of your own" if known is None else known.summary.rstrip(".")]
     parts += [f"in {row['unit']}"] if row["unit"] else []
     parts += [f"{row['direction']} = more"] if row["direction"] != "none" else []

@@ -80,9 +80,10 @@ def _entries() -> list[Listed]:
     if not entry_points(group=PLUG_INS):
         return [*listed()]
     from sonde.run.instruments.catalogue import methods
+    from sonde.run.instruments.entering import entry_of_method
 
     announced = [m for m in methods().values() if m.family == PLUG_IN]
-    return [*listed(), *(m.listed() for m in announced)]
+    return [*listed(), *map(entry_of_method, announced)]
 
 
 def _cited(entry: Listed, part: str) -> list[str]:

@@ -20,6 +20,12 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
 
+def homes_of(file: Path) -> dict[str, tuple[str, str]]:
+    """Return module and name of every export that a package's ``__init__.pyi`` lists."""
+    text = file.with_suffix(".pyi").read_text(encoding="utf-8")
+    return {name: (home, own) for home, own, name in _LINE.findall(text)}
+
+
 def lazy(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__all__``, ``__getattr__`` and ``__dir__`` of a package.
 
@@ -33,8 +39,7 @@ def lazy(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], li
         Its ``__name__``.
     """
     module = sys.modules[package]
-    text = Path(str(module.__file__)).with_suffix(".pyi").read_text(encoding="utf-8")
-    homes = {name: (home, own) for home, own, name in _LINE.findall(text)}
+    homes = homes_of(Path(str(module.__file__)))
     if any(home == f"{package}.{name}" for name, (home, _) in homes.items()):
         module.__class__ = _Package
 

@@ -1,8 +1,9 @@
 """What the rules look at: states of one pass, laid out by site, and what is known beside them."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,54 @@ class DataEvidence:
         return bool((self.label >= 0).any())
 
 
+Gatherer = Callable[["Evidence"], Any]
+
+
+class EvidenceParts:
+    """Parts of the evidence, each gathered when it is first asked for and then kept.
+
+    Parameters
+    ----------
+    gatherers : mapping of str to callable
+        Gives a part by its name from the evidence; a part without one is None.
+    known : mapping of str to object
+        Parts that are there already.
+    """
+
+    def __init__(
+        self, gatherers: Mapping[str, Gatherer] = MappingProxyType({}), known: Any = ()
+    ) -> None:
+        self._gatherers, self._known = dict(gatherers), dict[str, Any](known)
+        self._failed: dict[str, Exception] = {}
+
+    def get(self, name: str, evidence: "Evidence") -> Any:
+        """Return a part; an error while it was gathered is raised to everybody who asks for it."""
+        if name in self._failed:
+            raise self._failed[name]
+        if name not in self._known and name in self._gatherers:
+            try:
+                with torch.enable_grad():  # rules run without gradients, gatherers as anywhere
+                    self._known[name] = self._gatherers[name](evidence)
+            except Exception as error:
+                self._failed[name] = error
+                raise
+        return self._known.get(name)
+
+    def ask(self, names: Collection[str], evidence: "Evidence") -> None:
+        """Gather these parts now."""
+        for name in names:
+            self.get(name, evidence)
+
+    def having(self, known: Mapping[str, Any]) -> "EvidenceParts":
+        """Return a copy in which some parts are given."""
+        return EvidenceParts(self._gatherers, {**self._known, **known})
+
+    def stop(self) -> None:
+        """Gather nothing more: parts that nobody has asked for are None from now on."""
+        self._gatherers = {}
+        self._failed = {}
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """All that the rules may look at.
@@ -205,30 +254,8 @@ class Evidence:
     data : DataEvidence
     counters : dict
         ``rows|key``, ``nonfinite|key``, ``examples``.
-    model : ModelEvidence or None
-        Results of the modules and the self-check; None for feature arrays.
-    lens : LensEvidence or None
-        Next-token loss after each block; None if the model predicts no tokens.
-    variants : VariantEvidence or None
-        Batch norms beside rows that reach them, and the model on changed inputs.
-    texts : TextVariantEvidence or None
-        The loss of a language model on changed texts.
-    forms : TextForms or None
-        Its loss on texts written in other ways.
-    rows : TokenRows or None
-        Tokens that it reads or writes far worse than others.
-    losses : TextLosses or str or None
-        Its loss on each of the sampled texts, or why that is not known.
-    fresh : FreshLayers or None
-        Layers whose weights look as if they were never trained.
-    parts : PartTrials or str or None
-        What small changes of the model's parts mend, or why none were tried.
-    blocks : BlockTraining or None
-        How far training has moved each block.
-    heads : Heads or None
-        The answers of each head, if one column of classes or numbers does not suffice.
-    shortcuts : callable or None
-        Looks in the inputs for small parts that tell the label, given this evidence.
+    gathered : EvidenceParts
+        Parts that take forward passes beside the one over the data; see the properties below.
     versus : VersusEvidence or None
         Comparison with OTHER.
     stochastic, deep : bool, default=False
@@ -245,24 +272,77 @@ class Evidence:
     columns: Mapping[str, HashSampleState]
     data: DataEvidence
     counters: Mapping[str, int]
-    model: Any = None
-    lens: Any = None
-    variants: Any = None
-    texts: Any = None
-    forms: Any = None
-    rows: Any = None
-    losses: Any = None
-    fresh: Any = None
-    parts: Any = None
-    blocks: Any = None
-    heads: Any = None
-    shortcuts: Any = None
+    gathered: EvidenceParts = field(default_factory=EvidenceParts)
     versus: Any = None
     stochastic: bool = False
     deep: bool = False
     fail_on: Collection[str] = ()
     awaited: str = ""
     checks: Sequence[Any] = ()
+
+    @property
+    def model(self) -> Any:
+        """``ModelEvidence``: the modules and the self-check; None for feature arrays."""
+        return self.gathered.get("model", self)
+
+    @property
+    def lens(self) -> Any:
+        """``LensEvidence``: next-token loss after each block; None without predicted tokens."""
+        return self.gathered.get("lens", self)
+
+    @property
+    def variants(self) -> Any:
+        """``VariantEvidence``: batch norms beside their rows, and answers to changed inputs."""
+        return self.gathered.get("variants", self)
+
+    @property
+    def texts(self) -> Any:
+        """``TextVariantEvidence``: the loss of a language model on changed texts, or None."""
+        return self.gathered.get("texts", self)
+
+    @property
+    def forms(self) -> Any:
+        """``TextForms``: the loss of a language model on texts written in other ways, or None."""
+        return self.gathered.get("forms", self)
+
+    @property
+    def rows(self) -> Any:
+        """``TokenRows``: tokens that a language model reads or writes far worse than others."""
+        return self.gathered.get("rows", self)
+
+    @property
+    def losses(self) -> Any:
+        """``TextLosses``: the loss on each of the sampled texts, or why it is not known."""
+        return self.gathered.get("losses", self)
+
+    @property
+    def fresh(self) -> Any:
+        """``FreshLayers``: layers whose weights look as if they were never trained, or None."""
+        return self.gathered.get("fresh", self)
+
+    @property
+    def parts(self) -> Any:
+        """``PartTrials``: what small changes of the model's parts mend, or why none were tried."""
+        return self.gathered.get("parts", self)
+
+    @property
+    def blocks(self) -> Any:
+        """``BlockTraining``: how far training has moved each block, or None."""
+        return self.gathered.get("blocks", self)
+
+    @property
+    def heads(self) -> Any:
+        """``Heads``: the answers of each head, if one column of classes or numbers is too few."""
+        return self.gathered.get("heads", self)
+
+    @property
+    def shortcuts(self) -> Any:
+        """``ShortcutEvidence``: small parts of the inputs that tell the label, or None."""
+        return self.gathered.get("shortcuts", self)
+
+    def having(self, **known: Any) -> "Evidence":
+        """Return this evidence with some parts given."""
+        return replace(self, gathered=self.gathered.having(known))
 
     @cached_property
     def _rank(self) -> dict[str, dict[int, int]]:

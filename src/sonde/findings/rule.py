@@ -128,6 +128,8 @@ class Rule(ABC):
         What else can raise it.
     plant, twin : str
         The fault that a test plants and the healthy neighbour that must stay clear.
+    watches_modules : bool
+        Whether it asks which modules run during the pass, so that they are watched from its start.
     """
 
     code: ClassVar[str]
@@ -139,6 +141,7 @@ class Rule(ABC):
     false_positives: ClassVar[str] = ""
     plant: ClassVar[str] = ""
     twin: ClassVar[str] = ""
+    watches_modules: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         cls.code = cls.__name__

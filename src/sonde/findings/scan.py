@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +22,12 @@ from sonde.findings.answers import answer_columns
 from sonde.findings.block_training import block_training
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers
-from sonde.findings.evidence import DataEvidence, Evidence
+from sonde.findings.evidence import DataEvidence, Evidence, EvidenceParts, Gatherer
 from sonde.findings.facts import by_answers, data_evidence
 from sonde.findings.fresh_weights import fresh_layers
 from sonde.findings.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
 from sonde.findings.head_answers import head_answers
-from sonde.findings.lens import LensEvidence, lens_evidence
+from sonde.findings.lens import lens_evidence
 from sonde.findings.measures import ScanMeasures, chosen_measures, measured, say_measures
 from sonde.findings.modules import ModelEvidence, model_evidence
 from sonde.findings.part_trials import part_trials
@@ -52,9 +51,11 @@ from sonde.tap import LiveStream
 _log = logging.getLogger("sonde")
 
 HALF = 0.5
+ANSWERS = ("lens", "heads", "losses")
 COUNTS_WITHHELD = "SND009"
 NO_MEASURES = ScanMeasures()
 Results = Mapping[tuple[str, str], Result]
+STOPPING = "stopping: what is known is reported; Ctrl-C again leaves without a report"
 STOPPED = "stopped by Ctrl-C before it was looked at"
 OTHER_AWAITED = "stopped by Ctrl-C before OTHER was read"
 NO_FINITE_ROW = "no site has a row without NaN or infinity"
@@ -137,7 +138,9 @@ def scan_stream(
     tasks = list(detectors.values())
     say_cost(stream, tasks, shown=settings.progress, deep=settings.deep)
     asked = chosen_measures(stream, settings, split, data.has_labels)
-    model = _model(stream, data.seed, settings.deep)
+    model = None
+    if isinstance(stream, LiveStream) and any(rule.watches_modules for rule in chosen):
+        model = model_evidence(stream, data.seed, settings.deep)
     second = None
     with held(settings.directory):
         with _listening(model, settings):
@@ -160,6 +163,9 @@ def scan_stream(
         alpha = settings.alpha
         evidence = _against(evidence, gathered, second, other, other_data, detectors, split, alpha)
     checks = _run_all(chosen, evidence)
+    if stop is None and any("<" in word or ">" in word for word in settings.fail_on):
+        evidence.gathered.ask(ANSWERS, evidence)  # a gate on the answers must know them
+    evidence.gathered.stop()
     n_done = gathered.outcome.done + (0 if second is None else second.outcome.done)
     is_whole = stop is None and not _was_cut(evidence, checks)
     return Scanned(
@@ -187,10 +193,6 @@ def _one_for_all(stream: Stream, data: DataEvidence, logits: Tensor | None) -> D
     return replace(data, labels_are_models=False) if is_joined else data
 
 
-def _model(stream: Stream, seed: int, deep: bool) -> ModelEvidence | None:
-    return model_evidence(stream, seed, deep) if isinstance(stream, LiveStream) else None
-
-
 def _listening(model: ModelEvidence | None, settings: ScanSettings) -> AbstractContextManager[None]:
     """Record which parts of the model run in the pass; with workers, record nothing."""
     if model is None or model.silent is None or settings.crew.is_apart:
@@ -212,7 +214,8 @@ def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
         try:
             first.append(run_rule(rule, evidence))
         except KeyboardInterrupt:
-            _say_stopping()
+            _log.warning(STOPPING)
+            evidence.gathered.stop()
             first.append(rule.withheld(STOPPED))
     settled = {check.code: check for check in name_causes(evidence, first)}
     seen = replace(evidence, checks=tuple(settled.values()))
@@ -225,12 +228,7 @@ def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
 def _was_cut(evidence: Evidence, checks: list[Check]) -> bool:
     """Return whether Ctrl-C interrupted the computation of results."""
     reasons = {check.reason for check in checks if check.state == "withheld"}
-    lens = None if evidence.lens is None else evidence.lens.reason
-    return STOPPED in {lens, *reasons} or evidence.losses == STOPPED or bool(evidence.awaited)
-
-
-def _say_stopping() -> None:
-    _log.warning("stopping: what is known is reported; Ctrl-C again leaves without a report")
+    return STOPPED in reasons or bool(evidence.awaited)
 
 
 def run_rule(rule: Rule, evidence: Evidence) -> Check:
@@ -347,50 +345,54 @@ def _evidence(
     stream: Stream,
     data: DataEvidence,
     settings: ScanSettings,
-    model: Any,
+    model: ModelEvidence | None,
     complete: bool,
 ) -> Evidence:
+    """Return what the pass gathered, and how further parts are gathered if a rule asks for them."""
     outcome, statistics = gathered.outcome, gathered.statistics
-    lens = None
-    if complete and isinstance(stream, LiveStream):
-        try:
-            lens = lens_evidence(stream, data.seed)
-        except KeyboardInterrupt:
-            _say_stopping()
-            lens = LensEvidence(reason=STOPPED)
     found = Evidence(
         sites=statistics.sites(outcome.states, outcome.counters),
         columns=statistics.sampled_columns(outcome.states),
         data=data,
         counters=outcome.counters,
-        model=model,
-        lens=lens,
         stochastic=settings.stochastic,
         deep=settings.deep,
         fail_on=settings.fail_on,
     )
-    if not complete or not isinstance(stream, LiveStream) or not found.sites:
+    known = {} if model is None else {"model": model}
+    if not isinstance(stream, LiveStream):
         return found
-    known = not isinstance(answer_columns(found), str) or not isinstance(number_rows(found), str)
-    found = replace(found, heads=head_answers(stream, data, known))
-    texts = text_variant_evidence(stream, data.seed)
-    try:
-        losses = text_losses(stream, found, settings.deep, settings.progress)
-    except KeyboardInterrupt:
-        _say_stopping()
-        losses = STOPPED
-    found = replace(
-        found,
-        variants=variant_evidence(stream, found),
-        texts=texts,
-        forms=text_forms(stream, data.seed),
-        rows=token_rows(stream, found.lens, data.seed),
-        losses=losses,
-        fresh=fresh_layers(stream, data.seed),
-        blocks=block_training(stream),
-        shortcuts=partial(shortcut_evidence, stream),
-    )
-    return replace(found, parts=part_trials(stream, found))
+    gatherers = _gatherers(stream, data, settings) if complete else {}
+    if not found.sites:
+        gatherers = {name: gatherers[name] for name in ("model", "lens") if name in gatherers}
+    return replace(found, gathered=EvidenceParts(gatherers, known))
+
+
+def _gatherers(
+    stream: LiveStream, data: DataEvidence, settings: ScanSettings
+) -> dict[str, Gatherer]:
+    """Return how each part of the evidence that takes forward passes is gathered."""
+    seed, deep, progress = data.seed, settings.deep, settings.progress
+    return {
+        "model": lambda _: model_evidence(stream, seed, deep),
+        "lens": lambda _: lens_evidence(stream, seed),
+        "heads": lambda found: head_answers(stream, data, _are_known(found)),
+        "texts": lambda _: text_variant_evidence(stream, seed),
+        "losses": lambda found: text_losses(stream, found, deep, progress),
+        "variants": partial(variant_evidence, stream),
+        "forms": lambda _: text_forms(stream, seed),
+        "rows": lambda found: token_rows(stream, found.lens, seed),
+        "fresh": lambda _: fresh_layers(stream, seed),
+        "blocks": lambda _: block_training(stream),
+        "shortcuts": partial(shortcut_evidence, stream),
+        "parts": partial(part_trials, stream),
+    }
+
+
+def _are_known(evidence: Evidence) -> bool:
+    """Return whether one column of classes or numbers tells what is right."""
+    bare = evidence.having(heads=None)
+    return not isinstance(answer_columns(bare), str) or not isinstance(number_rows(bare), str)
 
 
 def _against(

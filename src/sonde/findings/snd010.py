@@ -47,6 +47,8 @@ class SND010(Rule):
         "An output layer tied to the embedding; the weight of an attention's output."
     )
 
+    watches_modules: ClassVar[bool] = True
+
     def check(self, evidence: Evidence) -> Check:
         """Add up the parameters of unused modules."""
         model = evidence.model

@@ -130,4 +130,5 @@ class SND065(Rule):
 @once
 def _shortcuts(evidence: Evidence) -> ShortcutEvidence | str:
     """Return what was tried, or the reason why nothing could be tried."""
-    return "no model was run" if evidence.shortcuts is None else evidence.shortcuts(evidence)
+    found = evidence.shortcuts
+    return "no model was run" if found is None else found

@@ -1,59 +1,36 @@
-"""The catalogue: every exported method with its kind, and the methods to fit by their words.
+"""The catalogue: methods by their words; a word imports the file of its method alone.
 
-The families' ``__all__`` and the entry points ``sonde.methods`` of other distributions are the only
-lists; all else is derived from them.
+Where a method's class is defined is read from the text of the families' ``__init__.pyi``, which
+lists every export. Other distributions announce methods by the entry points ``sonde.methods``.
 """
 
 import importlib
-import inspect
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TypeGuard
 
-from torch import nn
-
-from sonde.core.cache_packing import CachePacking
-from sonde.core.cache_rule import CacheRule
-from sonde.core.codec import Codec
-from sonde.core.edit import Edit
+import sonde
+from sonde.core._lazy import homes_of
 from sonde.core.errors import InputError, SondeWarning, near
-from sonde.core.explainer import Explainer, Judge
 from sonde.core.instrument import Detector, Instrument
-from sonde.core.result import Result
-from sonde.core.shift import Shift
-from sonde.core.token_rule import TokenRule
-from sonde.run.instruments.families import (
-    FAMILIES,
-    FITTED,
-    PLUG_IN,
-    PLUG_INS,
-    Listed,
-    described,
-    snake_case,
-)
-from sonde.tap import Decode
-from sonde.weights import MergeRule, Rewrite
+from sonde.run.instruments.families import FAMILIES, PLUG_IN, PLUG_INS, described, snake_case
 
-KINDS: dict[str, type] = {
-    "detector": Detector,
-    "shift": Shift,
-    "measure": Instrument,
-    "edit": Edit,
-    "decoding rule": Decode,
-    "rewrite": Rewrite,
-    "merge rule": MergeRule,
-    "cache rule": CacheRule,
-    "cache packing": CachePacking,
-    "token rule": TokenRule,
-    "codec": Codec,
-    "judge": Judge,
-    "explainer": Explainer,
-    "layer": nn.Module,
-}
-"""The base class of each kind; the first that a class is derived from is its kind."""
+
+@dataclass(frozen=True)
+class Home:
+    """Family, module and class name of an exported class."""
+
+    family: str
+    module: str
+    name: str
+
+    def load(self) -> Any:
+        """Import the module and return the class."""
+        return getattr(importlib.import_module(self.module), self.name)
 
 
 @dataclass(frozen=True)
@@ -68,59 +45,53 @@ class Method:
     @property
     def summary(self) -> str:
         """First line of the class's docstring."""
-        return self.listed().summary
+        return self.description.partition("\n")[0]
 
     @property
     def description(self) -> str:
         """The class's docstring: what it does, its range, its cost and its parameters."""
         return described(self.cls.__doc__)
 
-    def listed(self) -> Listed:
-        """Return the method as it is listed."""
-        found = _entry(self.family, self.cls.__name__, self.cls)
-        assert found is not None  # instruments are a kind
-        return replace(found, distribution=self.distribution)
 
+@cache
+def homes() -> dict[str, Home]:
+    """Return the home of every exported class by its word, without importing a class.
 
-def entries() -> tuple[Listed, ...]:
-    """Return every method that sonde exports, by family, methods to fit first, sorted by name.
-
-    A function is left out if a fitted method has its name, as both do the same.
+    A word is the name of the class's file if that spells the class, else the class's name in
+    snake_case: ``padim`` for PaDiM in ``padim.py``, ``paired_leace`` for PairedLEACE.
     """
-    found: list[Listed] = []
+    root = Path(sonde.__file__).parent
+    found: dict[str, Home] = {}
     for family in FAMILIES:
-        room = importlib.import_module(f"sonde.{family}")
-        made = [_entry(family, name, getattr(room, name)) for name in room.__all__]
-        words = {m.name for m in made if m and m.is_fitted}
-        mine = [m for m in made if m and (m.kind != "function" or m.name not in words)]
-        order = [*FITTED, *KINDS, "method", "function"]
-        found += sorted(mine, key=lambda m: (not m.is_fitted and order.index(m.kind), m.name))
-    return tuple(found)
+        for name, (module, own) in homes_of(root / family / "__init__.py").items():
+            if name[0].isupper():
+                stem = module.rpartition(".")[2]
+                spelled = stem.replace("_", "") == name.lower()
+                found.setdefault(stem if spelled else snake_case(name), Home(family, module, own))
+    return found
 
 
-def _entry(family: str, name: str, found: Any) -> Listed | None:
-    """Return the entry of an export, or None if it is a base, a result or a part."""
-    is_class, is_abstract = inspect.isclass(found), inspect.isabstract(found)
-    bases: tuple[Any, ...] = found.__mro__ if is_class else ()
-    kind = next((k for k, base in KINDS.items() if base in bases), "method")
-    kind = kind if bases else "function"
-    paper = getattr(found, "paper", "")
-    is_part = is_abstract or Result in bases or not callable(found)
-    if is_part or (kind == "method" and not paper):
-        return None
-    parameters = inspect.signature(found).parameters.values()
-    is_fitted = kind in FITTED
-    return Listed(
-        name=word_of_class(cast("type[Instrument]", found)) if is_fitted else name,
-        family=family,
-        kind=kind,
-        export=name,
-        description=described(found.__doc__),
-        paper=paper,
-        variants=dict(getattr(found, "variants", {})),
-        parameters={p.name: "" if p.default is p.empty else repr(p.default) for p in parameters},
-        span=cast("type[Instrument]", found).span if is_fitted else "",
-    )
+def method_of(word: str) -> Method | None:
+    """Return the method that a word names, ours or a plug-in's; None if no method has the word."""
+    home = homes().get(word)
+    found = None if home is None else home.load()
+    if home is not None and found is not None and _is_instrument(found):
+        return Method(word, home.family, found)
+    return _announced().get(word)
+
+
+def find(word: str, further: Iterable[type[Instrument]] = ()) -> type[Instrument]:
+    """Return the class of a word; raise with similar words if it is unknown."""
+    own = {word_of_class(cls): cls for cls in further}
+    if word in own:
+        return own[word]
+    found = method_of(word)
+    if found is None:
+        known = [*methods(), *own]
+        raise InputError(
+            f"no method is called {word!r}.{near(word, known)} `sonde methods` lists them all."
+        )
+    return found.cls
 
 
 def word_of_class(cls: type[Instrument]) -> str:
@@ -130,30 +101,38 @@ def word_of_class(cls: type[Instrument]) -> str:
 
 def word_of_name(name: str) -> str:
     """Return the command-line word of the method whose class has this name."""
-    return next((m.word for m in methods().values() if m.cls.__name__ == name), snake_case(name))
+    ours = (word for word, home in homes().items() if home.name == name)
+    theirs = (m.word for m in _announced().values() if m.cls.__name__ == name)
+    return next(ours, None) or next(theirs, snake_case(name))
 
 
 def distribution_of(cls: type[Instrument]) -> str | None:
     """Return the distribution that announces a method; None if it is sonde or unknown."""
-    found = next((m for m in methods().values() if m.cls is cls), None)
-    return None if found is None or found.distribution == "sonde" else found.distribution
+    return next((m.distribution for m in _announced().values() if m.cls is cls), None)
 
 
 @cache
 def methods() -> dict[str, Method]:
-    """Return every method by its word, sorted: ours, and those that other packages announce."""
-    found: dict[str, Method] = {}
-    for family in FAMILIES:
-        module = importlib.import_module(f"sonde.{family}")
-        for name in module.__all__:
-            cls = getattr(module, name)
-            if isinstance(cls, type) and issubclass(cls, Instrument):
-                word = word_of_class(cls)
-                found[word] = Method(word, family, cls)
-    return dict(sorted({**_plug_ins(frozenset(found)), **found}.items()))
+    """Import every method and return them by word, sorted: ours, and those of other packages."""
+    ours = {
+        word: Method(word, home.family, cls)
+        for word, home in homes().items()
+        if _is_instrument(cls := home.load())
+    }
+    return dict(sorted({**_announced(), **ours}.items()))
 
 
-def _plug_ins(taken: frozenset[str]) -> dict[str, Method]:
+def detectors() -> dict[str, Method]:
+    """Return the methods that score rows."""
+    return {w: m for w, m in methods().items() if issubclass(m.cls, Detector)}
+
+
+def _is_instrument(found: Any) -> TypeGuard[type[Instrument]]:
+    return isinstance(found, type) and issubclass(found, Instrument)
+
+
+@cache
+def _announced() -> dict[str, Method]:
     """Return the methods of other distributions; leave out unusable methods with a warning."""
     found: dict[str, Method] = {}
     for point in entry_points(group=PLUG_INS):
@@ -163,9 +142,10 @@ def _plug_ins(taken: frozenset[str]) -> dict[str, Method]:
         except Exception as error:  # somebody else's code may fail in any way
             _leave_out(point.name, name, f"it cannot be imported ({error!r})")
             continue
-        if not (isinstance(cls, type) and issubclass(cls, Instrument)):
+        home = homes().get(point.name)
+        if not _is_instrument(cls):
             _leave_out(point.name, name, "it is not a subclass of sonde.core.Instrument")
-        elif point.name in taken | found.keys():
+        elif point.name in found or (home is not None and _is_instrument(home.load())):
             _leave_out(point.name, name, "another method has this word")
         elif point.name != word_of_class(cls):
             _leave_out(point.name, name, f"its class is called {word_of_class(cls)!r} in files")
@@ -177,19 +157,3 @@ def _plug_ins(taken: frozenset[str]) -> dict[str, Method]:
 def _leave_out(word: str, distribution: str, why: str) -> None:
     text = f"sonde methods: {word!r} of {distribution} is left out: {why}."
     warnings.warn(text, SondeWarning, stacklevel=4)
-
-
-def find(word: str, further: Iterable[type[Instrument]] = ()) -> type[Instrument]:
-    """Return the class of a word; raise with similar words if it is unknown."""
-    known = {m.word: m.cls for m in methods().values()}
-    known.update((word_of_class(cls), cls) for cls in further)
-    if word not in known:
-        raise InputError(
-            f"no method is called {word!r}.{near(word, known)} `sonde methods` lists them all."
-        )
-    return known[word]
-
-
-def detectors() -> dict[str, Method]:
-    """Return the methods that score rows."""
-    return {w: m for w, m in methods().items() if issubclass(m.cls, Detector)}

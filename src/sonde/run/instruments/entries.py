@@ -16,7 +16,7 @@ from sonde.core.instrument import Detector, Instrument, reads_rows
 from sonde.core.plan import Split
 from sonde.core.state import canonical, canonical_json, digest
 from sonde.engine.requests import Task
-from sonde.run.instruments.catalogue import distribution_of, find, methods, word_of_class
+from sonde.run.instruments.catalogue import distribution_of, find, method_of, word_of_class
 from sonde.run.instruments.tasks import ErrorSample
 from sonde.stats import Calibrated, Kept
 
@@ -69,7 +69,7 @@ def place_of(method: str, site: str) -> str:
     'layers.{0..11}:out (12)'
     """
     word, keys = method.partition("(")[0], site.split(" & ")
-    known = methods().get(word)
+    known = method_of(word)
     if known is not None and not reads_rows(known.cls(**known.cls.examples[0])):
         return "logits"
     return site if len(keys) == 1 else _shared_once(keys)

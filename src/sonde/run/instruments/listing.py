@@ -27,7 +27,7 @@ def listed() -> tuple[Listed, ...]:
         if found["stamp"] == stamp:
             return tuple(Listed(**entry) for entry in found["methods"])
     from sonde.files.durable import atomic_write
-    from sonde.run.instruments.catalogue import entries
+    from sonde.run.instruments.entering import entries
 
     made = entries()
     said = {"stamp": stamp, "methods": [asdict(entry) for entry in made]}
