@@ -138,9 +138,7 @@ def scan_stream(
     tasks = list(detectors.values())
     say_cost(stream, tasks, shown=settings.progress, deep=settings.deep)
     asked = chosen_measures(stream, settings, split, data.has_labels)
-    model = None
-    if isinstance(stream, LiveStream) and any(rule.watches_modules for rule in chosen):
-        model = model_evidence(stream, data.seed, settings.deep)
+    model = _watched_model(stream, chosen, data.seed, settings.deep)
     second = None
     with held(settings.directory):
         with _listening(model, settings):
@@ -191,6 +189,15 @@ def _one_for_all(stream: Stream, data: DataEvidence, logits: Tensor | None) -> D
     n = len(stream.inputs.label_columns)
     is_joined = n > 1 and logits.ndim == 2 and logits.shape[1] == n
     return replace(data, labels_are_models=False) if is_joined else data
+
+
+def _watched_model(
+    stream: Stream, chosen: list[Rule], seed: int, deep: bool
+) -> ModelEvidence | None:
+    """Return what is known of the modules, if a rule asks which of them run during the pass."""
+    if not isinstance(stream, LiveStream) or not any(rule.watches_modules for rule in chosen):
+        return None
+    return model_evidence(stream, seed, deep)
 
 
 def _listening(model: ModelEvidence | None, settings: ScanSettings) -> AbstractContextManager[None]:
