@@ -60,10 +60,6 @@ class PackedQuantizer(HfQuantizer):
         config.layers = {name: told for name, told in found.items() if name}
         for name, told in config.layers.items():
             put_form(model, name, told)
-            owner = model.get_submodule(name.rpartition(".")[0])
-            if not any(True for _ in owner.parameters(recurse=False)):
-                # a class may give first values to a layer's ``weight``, which this one has not
-                owner._is_hf_initialized = True
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from sonde.layers.saving import insert_saved_layers

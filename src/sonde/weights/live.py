@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sonde.core.errors import InputError
 from sonde.core.hashing import tensor_key
 from sonde.core.inputs import Model
 from sonde.core.repacking import in_own_form
@@ -24,6 +25,23 @@ def module_of(model: Model | nn.Module) -> nn.Module:
     return model.module if isinstance(model, Model) else model
 
 
+def require_in_memory(owner: str, module: nn.Module) -> None:
+    """Refuse a model whose weights are not in memory.
+
+    Raises
+    ------
+    InputError
+        Naming the first tensor on the device ``meta``, or offloaded to the disk.
+    """
+    for name, x in (*module.named_parameters(), *module.named_buffers()):
+        if x.is_meta:
+            raise InputError(
+                f"{owner}: expected a model with its weights in memory, got {name} on the device "
+                "'meta': it was never loaded, or is offloaded to the disk. Load the model whole: "
+                "sonde.load(MODEL, device='cpu')."
+            )
+
+
 def as_model(model: Model | nn.Module) -> Model:
     """Return a model or a module that a user passed, as a ``Model``."""
     if isinstance(model, Model):
@@ -39,6 +57,10 @@ def with_tensors(module: nn.Module, changed: Mapping[str, Tensor]) -> nn.Module:
     for key, old in kept.items():
         same = old.detach()
         memo[key] = nn.Parameter(same, old.requires_grad) if isinstance(old, nn.Parameter) else same
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # as weight_norm leaves one behind
+                memo[id(value)] = value.detach()
     new = copy.deepcopy(module, memo)
     put_tensors(new, changed)
     return new

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn import functional
 
+from sonde.weights.packed_tensor import PackedTensor
 from sonde.weights.packing import packed_length, unpack
 
 
@@ -38,10 +40,23 @@ class PackedZeros(nn.Module):
         self.register_buffer("kept", torch.zeros(kept, dtype=layer.weight.dtype))
         self.bias = layer.bias
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight, for classes that look at it while they are opened."""
+        return PackedTensor(self, self.shape, self.kept.dtype, self.kept.device)
+
+    def rows(self, part: Any) -> Float[Tensor, "..."]:
+        """Return the rows of the weight that a slice or a tensor selects."""
+        return unpacked_zeros(self.mask, self.kept, self.shape)[part]
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return ``x W^T``."""
+        return functional.linear(x, self.rows(slice(None)))
+
     def opened(self) -> nn.Module:
         """Return the layer with its weight."""
         (layer,) = self.layer
-        weight = unpacked_zeros(self.mask, self.kept, self.shape)
+        weight = self.rows(slice(None))
         layer.weight = nn.Parameter(weight, layer.weight.requires_grad)
         layer.bias = self.bias
         return layer

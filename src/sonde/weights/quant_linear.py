@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from sonde.core.errors import ShapeError, StateError
 from sonde.weights._processor_kernels import KERNELS, Kernel
+from sonde.weights.packed_tensor import PackedTensor
 from sonde.weights.packing import pack, packed_length, unpack
 
 TRIES = 5
@@ -93,6 +94,7 @@ class QuantLinear(nn.Module):
     codes: Tensor
     scale: Tensor
     offset: Tensor
+    like: Tensor
 
     def __init__(
         self, in_features: int, out_features: int, bits: int, group: int, bias: bool = True
@@ -105,6 +107,8 @@ class QuantLinear(nn.Module):
         for name in ("scale", "offset"):
             bits_of = torch.zeros(out_features, n_groups, dtype=torch.int16)
             self.register_buffer(name, bits_of)
+        # follows ``.to(dtype)``, so that ``weight`` has the type that the model computes in
+        self.register_buffer("like", torch.empty(0), persistent=False)
         self.bias = nn.Parameter(torch.zeros(out_features), False) if bias else None
         self._kernel: Kernel | None = None
 
@@ -122,6 +126,16 @@ class QuantLinear(nn.Module):
     def values(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
         """Return the weight that the layer multiplies by."""
         return self._unpacked(slice(None), self.own_codes(), dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, for code that reads it beside the layer; it unpacks when it is used."""
+        shape = self.out_features, self.in_features
+        return PackedTensor(self, shape, self.like.dtype, self.scale.device)
+
+    def rows(self, part: Any) -> Float[Tensor, "row in"]:
+        """Return the rows of the weight that a slice or a tensor selects, in float32."""
+        return self._unpacked(part, self.own_codes()[part], torch.float32)
 
     def own_codes(self) -> UInt8[Tensor, "out bytes"]:
         """Return the codes in our own packing, whichever the layer holds."""
@@ -149,12 +163,16 @@ class QuantLinear(nn.Module):
         return NoGradient.apply(x, self)  # pyright: ignore[reportReturnType]
 
     def multiplied(self, x: Tensor) -> Tensor:
-        """Return the product without a gradient."""
+        """Return the product and the bias without a gradient."""
+        out = self.product(x)
+        return out if self.bias is None else out + self.bias.to(out)
+
+    def product(self, x: Shaped[Tensor, "*batch in"]) -> Shaped[Tensor, "*batch out"]:
+        """Return ``x W^T`` without a gradient."""
         rows = x.reshape(-1, self.in_features)
         if self._kernel is None:
             self._take(*self._timed())
         out = (self.by_blocks(rows) if self._kernel is None else self.by_kernel(rows)).to(x.dtype)
-        out = out if self.bias is None else out + self.bias.to(out)
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def ways(self) -> list[str]:
@@ -222,7 +240,7 @@ class QuantLinear(nn.Module):
         few = len(rows) <= self._kernel.few
         return self._kernel.few_rows(rows) if few else self._kernel.many_rows(rows)
 
-    def _unpacked(self, part: slice, codes: Tensor, dtype: torch.dtype) -> Tensor:
+    def _unpacked(self, part: Any, codes: Tensor, dtype: torch.dtype) -> Tensor:
         scale, offset = (x[part].view(torch.bfloat16) for x in (self.scale, self.offset))
         wide = unpack(codes, self.grid.bits, self.in_features)
         return self.grid.values(wide, scale, offset, dtype)

@@ -17,7 +17,15 @@ from sonde.core.instrument import Instrument
 from sonde.data._model_kind import config_of
 from sonde.weights.change import Change
 from sonde.weights.forms import fill, finish_form, put_form
-from sonde.weights.live import TIED, as_model, module_of, put_tensors, tensor_hash, with_tensors
+from sonde.weights.live import (
+    TIED,
+    as_model,
+    module_of,
+    put_tensors,
+    require_in_memory,
+    tensor_hash,
+    with_tensors,
+)
 from sonde.weights.needs import Need, bound
 
 SHAPES = frozenset(("shapes", "blocks"))
@@ -257,9 +265,10 @@ class Rewrite(ABC):
         Raises
         ------
         InputError
-            If something that ``reads`` names is missing.
+            If something that ``reads`` names is missing, or a weight is not in memory.
         """
         live = as_model(model)
+        require_in_memory(f"{type(self).__name__}.plan", live.module)
         return self.planned(live, **bound(type(self).__name__, self.reads(), live, fitted))
 
     @abstractmethod

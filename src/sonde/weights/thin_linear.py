@@ -31,6 +31,11 @@ class ThinLinear(nn.Module):
             f"bias={self.bias is not None}"
         )
 
+    @property
+    def weight(self) -> Tensor:
+        """The product of both matrices, for code that reads it beside the layer."""
+        return self.left @ self.right
+
     def forward(self, x: Shaped[Tensor, "*batch in"]) -> Shaped[Tensor, "*batch out"]:
         """Return ``x right^T left^T + bias``."""
         if x.shape[-1] != self.in_features:

@@ -1,6 +1,7 @@
 """Linear layers whose packed weight is unpacked at each use, and never kept."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde.core.errors import ShapeError
+from sonde.weights.packed_tensor import PackedTensor
 from sonde.weights.packing import packed_length, unpack
 from sonde.weights.quant_linear import BLOCK, NoGradient, plain_linear
 
@@ -23,14 +25,24 @@ class UnpackedLinear(nn.Module, ABC):
     bias : bool
     """
 
+    like: Tensor
+
     def __init__(self, in_features: int, out_features: int, bias: bool) -> None:
         super().__init__()
+        # follows ``.to(dtype)``, so that ``weight`` has the type that the model computes in
+        self.register_buffer("like", torch.empty(0), persistent=False)
         self.in_features, self.out_features = in_features, out_features
         self.bias = nn.Parameter(torch.zeros(out_features), False) if bias else None
 
     @abstractmethod
-    def rows(self, part: slice) -> Float[Tensor, "row in"]:
+    def rows(self, part: Any) -> Float[Tensor, "row in"]:
         """Return some rows of the weight, in float32."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, for code that reads it beside the layer; it unpacks when it is used."""
+        shape = self.out_features, self.in_features
+        return PackedTensor(self, shape, self.like.dtype, self.like.device)
 
     def values(self) -> Float[Tensor, "out in"]:
         """Return the weight that the layer multiplies by."""
@@ -50,11 +62,16 @@ class UnpackedLinear(nn.Module, ABC):
         return NoGradient.apply(x, self)  # pyright: ignore[reportReturnType]
 
     def multiplied(self, x: Tensor) -> Tensor:
-        """Return the product without a gradient, block of outputs by block."""
+        """Return the product and the bias without a gradient."""
+        out = self.product(x.float())
+        return (out if self.bias is None else out + self.bias.float()).to(x.dtype)
+
+    def product(self, x: Shaped[Tensor, "*batch in"]) -> Shaped[Tensor, "*batch out"]:
+        """Return ``x W^T`` without a gradient, block of outputs by block."""
         wide, step = x.float(), max(1, BLOCK // max(self.in_features, 1))
         parts = [slice(i, i + step) for i in range(0, self.out_features, step)]
-        out = torch.cat([functional.linear(wide, self.rows(part)) for part in parts], -1)
-        return (out if self.bias is None else out + self.bias.float()).to(x.dtype)
+        made = [functional.linear(wide, self.rows(part)) for part in parts]
+        return torch.cat(made, -1).to(x.dtype)
 
 
 class StackLinear(UnpackedLinear):
@@ -104,7 +121,7 @@ class StackLinear(UnpackedLinear):
             )
         self.levels = levels
 
-    def rows(self, part: slice) -> Float[Tensor, "row in"]:
+    def rows(self, part: Any) -> Float[Tensor, "row in"]:
         """Return some rows of the weight, in float32."""
         first = slice(0, self.levels)
         left, right = (x.view(torch.float16).float() for x in (self.left, self.right))
@@ -151,7 +168,7 @@ class CodebookLinear(UnpackedLinear):
             f"books={len(self.book)}"
         )
 
-    def rows(self, part: slice) -> Float[Tensor, "row in"]:
+    def rows(self, part: Any) -> Float[Tensor, "row in"]:
         """Return some rows of the weight, in float32."""
         codes = unpack(self.codes[part], self.book_bits, self.in_features).long()
         book = self.book.view(torch.float16).float()[self.owner[part].long()]
