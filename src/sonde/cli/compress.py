@@ -265,7 +265,8 @@ class Compress:
 
 def _note_few_rows(grams: "LayerGrams", n_examples: int) -> None:
     """Name the layer that has the fewest rows for its inputs, and how many examples give enough."""
-    lacks = {name: len(state.mean) / max(state.n, 1) for name, state in grams.states.items()}
+    known = {name: state for name, state in grams.states.items() if state.n}
+    lacks = {name: len(state.mean) / state.n for name, state in known.items()}
     name = max(lacks, key=lambda name: lacks[name])
     if lacks[name] <= 1:
         return

@@ -1,5 +1,6 @@
 """Select the layers of a model to compress, and read their inputs as rows."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from sonde.core.errors import InputError, near
+from sonde.core.errors import InputError, SondeWarning, near
 from sonde.core.inputs import Model
-from sonde.weights._kinds import is_linear, kind_of
+from sonde.weights._kinds import is_linear, is_made, kind_of
 from sonde.weights.forms import is_packed
 
 
@@ -126,6 +127,7 @@ def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> l
         else:
             found[id(part)] = Weighted(name, part)
     every = list(found.values())
+    _refuse_made(owner, [name for name, part in parts if name and is_made(part)], layers)
     if layers is None:
         chosen = [layer for layer in every if layer.is_linear]
     else:
@@ -147,6 +149,28 @@ def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> l
             "Name convolutions with layers=['*']."
         )
     return chosen
+
+
+def _refuse_made(owner: str, made: Sequence[str], layers: Sequence[str] | None) -> None:
+    """Refuse a named layer whose weight is made at each run; name one that is left alone.
+
+    Raises
+    ------
+    InputError
+        If a pattern, other than ``*``, names such a layer.
+    """
+    advice = (
+        "has a weight that is made from others at each run (weight_norm, spectral_norm). Call "
+        "torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm or "
+        "remove_spectral_norm first to compress it."
+    )
+    named = [n for n in made if any(p != "*" and fnmatchcase(n, p) for p in layers or ())]
+    if named:
+        raise InputError(f"{owner}: {named[0]} {advice}")
+    if made:
+        more = f" (and {len(made) - 1} more)" if made[1:] else ""
+        # one text and one line of code for all callers: Python prints it once
+        warnings.warn(f"{made[0]}{more} stays: it {advice}", SondeWarning, stacklevel=1)
 
 
 def require_finite_weights(owner: str, layer: Weighted) -> None:

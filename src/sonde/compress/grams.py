@@ -4,6 +4,7 @@ Layers that read one tensor share a matrix. States of shards are merged by addit
 saved. Rows of padding are left out.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.compress._layers import Weighted, weighted_layers
-from sonde.core.errors import InputError, StateError
+from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.state import State
 from sonde.engine.progress import Bar
@@ -25,6 +26,7 @@ from sonde.stats.moments import centre, gram
 from sonde.tap import calls_of, fingerprint, place_of
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import as_model
+from sonde.weights.live import require_in_memory
 
 KEY, JOIN, GROUP = "layer_grams", "&", "#"
 
@@ -39,7 +41,7 @@ class LayerGrams(State):
     names : tuple of str
         For each state, the layers that read the rows, ``a&b``, and the group of a convolution.
     counts : tuple of int
-        Rows of each.
+        Rows of each; 0 for a layer that no row reached, whose inputs count alike.
     means : tuple of Float[Tensor, "dim"]
     scatters : tuple of Float[Tensor, "dim dim"]
         Sums of ``(x - mean)(x - mean)^T``.
@@ -90,7 +92,7 @@ class LayerGrams(State):
             if int(part) == group and wanted & set(readers.split(JOIN)):
                 # a tensor that several of the layers read counts once for each
                 for _ in range(len(wanted & set(readers.split(JOIN)))):
-                    found = state if found is None else Moments().merge(found, state)
+                    found = _both(found, state)
         if found is None:
             raise StateError(
                 f"LayerGrams: expected rows of {' and '.join(sorted(wanted))}, got none. Take them "
@@ -113,7 +115,7 @@ class LayerGrams(State):
             )
         states = self.states
         for name, state in other.states.items():
-            states[name] = Moments().merge(states[name], state) if name in states else state
+            states[name] = _both(states.get(name), state)
         return LayerGrams.of(states, self.broken + other.broken, self.model)
 
     def save(self, path: Path | str) -> str:
@@ -139,7 +141,9 @@ def layer_grams(
     """Return the moments of the inputs of layers over data, in one pass without gradients.
 
     The model runs in eval mode and is left as it was. Layers that read one tensor share one state.
-    Each batch is multiplied in the type of its rows, float32 at least, and added up in float64.
+    Each batch is multiplied in the type of its rows, float32 at least, and added up in float64. A
+    layer that no row reaches is named in a warning, and all its inputs count alike: an expert that
+    no token picked, or a layer whose weight another module reads.
 
     Parameters
     ----------
@@ -156,9 +160,10 @@ def layer_grams(
     Raises
     ------
     InputError
-        If a layer reads no row, or none is finite.
+        If a layer that a pattern names reads no row, or no layer reads one.
     """
     live, found = as_model(model), dict[str, MomentsState]()
+    require_in_memory("layer_grams", live.module)
     chosen = {one.module: one for one in weighted_layers("layer_grams", live, layers)}
     end, broken = len(inputs) if stop is None else min(stop, len(inputs)), 0
     with Bar("inputs of layers", end - start, shown=progress) as bar:
@@ -168,7 +173,19 @@ def layer_grams(
             calls = calls_of(live.module, list(chosen), args, kwargs)
             broken += add_rows(found, chosen, calls, batch, exact)
             bar.advance(len(batch))
-    require_rows(found, chosen.values())
+    silent = silent_layers(found, chosen.values())
+    if layers is not None or len(silent) == len(chosen):
+        require_rows(found, chosen.values())
+    if silent:
+        warnings.warn(
+            f"layer_grams: no row that is finite reaches {silent[0].name}"
+            f"{f' and {len(silent) - 1} more layers' if silent[1:] else ''}: all inputs of such a "
+            "layer count alike. Give data that reach it, or leave it out (layers=...).",
+            SondeWarning,
+            stacklevel=2,
+        )
+    for one in silent:
+        found |= _without_rows(one)
     return LayerGrams.of(found, broken, fingerprint(live.module))
 
 
@@ -188,8 +205,28 @@ def add_rows(
             rows = rows[finite]
         if len(rows):
             state = _moments(rows, exact)
-            found[name] = Moments().merge(found[name], state) if name in found else state
+            found[name] = _both(found.get(name), state)
     return broken
+
+
+def _both(a: MomentsState | None, b: MomentsState) -> MomentsState:
+    """Return the moments of both sets of rows, either of which may be empty."""
+    if a is None or a.n == 0:
+        return b
+    return Moments().merge(a, b) if b.n else a
+
+
+def silent_layers(found: Mapping[str, MomentsState], layers: Iterable[Weighted]) -> list[Weighted]:
+    """Return the layers that no row reached."""
+    read = {layer for name in found for layer in name.partition(GROUP)[0].split(JOIN)}
+    return [one for one in layers if one.name not in read]
+
+
+def _without_rows(layer: Weighted) -> dict[str, MomentsState]:
+    """Return the states of a layer that no row reached."""
+    dim = layer.matrix().shape[1]
+    empty = [torch.zeros(*shape, dtype=torch.float64) for shape in ((dim,), (dim, dim))]
+    return {f"{layer.name}{GROUP}{i}": MomentsState(0, *empty) for i in range(layer.groups)}
 
 
 def require_rows(found: Mapping[str, MomentsState], layers: Iterable[Weighted]) -> None:
@@ -200,8 +237,7 @@ def require_rows(found: Mapping[str, MomentsState], layers: Iterable[Weighted]) 
     InputError
         Naming the first.
     """
-    read = {layer for name in found for layer in name.partition(GROUP)[0].split(JOIN)}
-    silent = sorted(one.name for one in layers if one.name not in read)
+    silent = sorted(one.name for one in silent_layers(found, layers))
     if silent:
         raise InputError(
             f"layer_grams: expected rows at every layer, got none that is finite at {silent[0]}"
@@ -262,7 +298,10 @@ def layers_of_weight(module: nn.Module, name: str) -> list[str]:
 
 def gram_of(grams: LayerGrams, readers: list[str], group: int) -> Float[Tensor, "dim dim"]:
     """Return the mean of ``x x^T`` over all rows that meet a weight."""
-    return grams.of_layers(readers, group).second_moment
+    state = grams.of_layers(readers, group)
+    if state.n == 0:
+        return torch.eye(len(state.mean), dtype=torch.float64)
+    return state.second_moment
 
 
 def grams_for(

@@ -1,13 +1,14 @@
 """Choose examples to fit a compression on, and others to judge it by, by the hash of their ids."""
 
 import math
+import warnings
 from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
 
 from sonde.compress import layer_grams
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeWarning
 from sonde.core.inputs import Model
 from sonde.data.inputs import ItemInputs
 from sonde.data.listing import taken
@@ -58,8 +59,10 @@ def chosen_parts(inputs: ItemInputs, fitted: int, held: int) -> tuple[ItemInputs
 def enough_examples(model: Model, inputs: ItemInputs) -> int:
     """Return how many examples give each layer eight rows for each of its inputs."""
     n = min(4, len(inputs))
-    found = layer_grams(model, inputs, stop=n, progress=False).states.values()
-    return max(math.ceil(ROWS_PER_INPUT * len(s.mean) * n / s.n) for s in found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SondeWarning)  # so few examples may miss a layer
+        found = layer_grams(model, inputs, stop=n, progress=False).states.values()
+    return max(math.ceil(ROWS_PER_INPUT * len(s.mean) * n / s.n) for s in found if s.n)
 
 
 def _draw(key: bytes) -> bytes:

@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sonde.tap.hooks.eager import hold_eager, release_eager
+from sonde.tap.hooks.eager import (
+    hold_eager,
+    hold_unfused,
+    release_eager,
+    release_unfused,
+)
 from sonde.tap.hooks.outputs import copied, leaves
 from sonde.tap.hooks.session import Session
 
@@ -102,6 +107,7 @@ def intercepted(
 
     before = [(m, m.__dict__.get("forward")) for m in modules]
     hold_eager()
+    hold_unfused()
     try:
         for module in modules:
             module.__dict__["forward"] = wrapped(module, module.forward)
@@ -112,6 +118,7 @@ def intercepted(
                 module.__dict__.pop("forward", None)
             else:
                 module.__dict__["forward"] = own
+        release_unfused()
         release_eager()
 
 
