@@ -210,7 +210,7 @@ def add_rows(
 
 
 def _both(a: MomentsState | None, b: MomentsState) -> MomentsState:
-    """Return the moments of both sets of rows, either of which may be empty."""
+    """Return the moments of both sets of rows; one of the sets may be empty."""
     if a is None or a.n == 0:
         return b
     return Moments().merge(a, b) if b.n else a
