@@ -41,7 +41,12 @@ class Explain:
         str | None, named("METHODS", "e.g. integrated_gradients(steps=20),saliency,shapley")
     ] = None
     target: Annotated[
-        str, tyro.conf.arg(metavar="CLASS", help="a class or token id; predicted by default")
+        str,
+        tyro.conf.arg(
+            metavar="CLASS",
+            help="a class or token id; predicted by default; for sentence embeddings, a text: how "
+            "near an input is to it",
+        ),
     ] = "predicted"
     answer: Annotated[
         int | None, named("N", "language models: explain the last N tokens as one answer")
@@ -73,7 +78,8 @@ class Explain:
 
     def run(self) -> int:
         """Explain, judge, print and write."""
-        from sonde.data import open_inputs
+        from sonde.data import open_inputs, similarity_to
+        from sonde.data.sentence_encoder import SentenceEncoder
         from sonde.run.explaining.answers import answers_of
         from sonde.run.explaining.explanations import (
             DEFAULTS,
@@ -88,8 +94,10 @@ class Explain:
 
         self._check()
         methods = DEFAULTS if self.methods is None else self._methods(find_attributor)
-        objective = self._objective()
         model = load_for_gradients(self.model, **self.reading.model_options())
+        if is_embedding := isinstance(model.module, SentenceEncoder):
+            model = similarity_to(model, self._text())
+        objective = self._objective(is_embedding)
         options = self._data_options(model.task == "causal")
         if options["max_length"] != self.reading.max_length:
             note(f"note: texts are read in pieces of {TOKENS} tokens (--max-length).")
@@ -110,7 +118,7 @@ class Explain:
             baseline=baseline,
         )
         classes = self._classes(model, inputs, judged[0].inputs["label"])
-        led = leading(judged) if self.target == "predicted" else None
+        led = leading(judged) if is_embedding or self.target == "predicted" else None
         own, known = classes if inputs.own_labels else {}, inputs.listing.target
         targets = () if known is None else known[batch.order.numpy()].tolist()
         document = explain_document(
@@ -189,8 +197,20 @@ class Explain:
 
         return parse_methods(self.methods or "", find)
 
-    def _objective(self) -> Any:
+    def _text(self) -> str:
+        """Return the text whose vector those of the inputs are compared with."""
+        if self.target == "predicted":
+            raise InputError(
+                "explain: the answers are vectors of texts, which have no likeliest class. Name a "
+                "text: --target TEXT explains how near each input is to it."
+            )
+        return self.target
+
+    def _objective(self, is_embedding: bool) -> Any:
         from sonde.explain import Objective
+
+        if is_embedding:
+            return Objective()
 
         if self.answer is not None:
             return Objective("answer", length=self.answer)

@@ -29,6 +29,10 @@ class Model:
         What the user typed, for reports.
     task : {"causal", "classifier", "image_classifier", "encoder", "seq2seq", "tensor"}
         What its outputs mean and which reducer is the default.
+    reducer : str, default="auto"
+        How the model itself makes one row of the states of tokens; then it is the default.
+    sites : tuple of str, default=()
+        Sites that are read beside the blocks if no site is named: what the model answers.
     """
 
     module: nn.Module
@@ -36,6 +40,8 @@ class Model:
     config: Any = None
     name: str = ""
     task: str = "tensor"
+    reducer: str = "auto"
+    sites: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         name = repr(self.name) + ", " if self.name else ""

@@ -11,6 +11,7 @@ from sonde.data.loading import load as load
 from sonde.data.opening import open_inputs as open_inputs
 from sonde.data.processors import PillowProcessor as PillowProcessor
 from sonde.data.rows import rows_of as rows_of
+from sonde.data.sentence_encoder import similarity_to as similarity_to
 from sonde.data.shipped import Digits as Digits
 from sonde.data.shipped import StandardLibrary as StandardLibrary
 from sonde.data.towers import reader_of as reader_of

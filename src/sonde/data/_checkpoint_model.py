@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import nn
 
 from sonde.core.errors import InputError, SondeError, SondeWarning, near
 from sonde.core.inputs import Model
-from sonde.data._checkpoints import FACTORY_KEY, LIVE, config_dict
+from sonde.data._checkpoints import FACTORY_KEY, LIVE, config_dict, stages_of
 from sonde.data._model_kind import config_of, task_of
 from sonde.data._quiet import quiet
 from sonde.data._stored_names import StoredNames
 from sonde.data.processors import load_processor
+from sonde.data.sentence_encoder import SentenceEncoder
+from sonde.data.sentence_folder import SentenceFolder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HALF = (torch.bfloat16, torch.float16)
@@ -36,13 +39,18 @@ def from_directory(
         If the checkpoint needs code that is not allowed, takes inputs that sonde does not read, or
         is not whole.
     """
+    stages = SentenceFolder.find(directory)
+    embeds, weights = stages is not None, directory if stages is None else stages.transformer
     with quiet():
-        config = _config(directory, trust_remote_code)
-        kind = _model_class(config, directory, trust_remote_code)
-        module = _weights(kind, config, directory, device, dtype, trust_remote_code)
-        _refuse_modality(module, config, directory)
+        config = _config(weights, trust_remote_code)
+        kind = _model_class(config, weights, trust_remote_code, embeds)
+        module = _weights(kind, config, weights, device, dtype, trust_remote_code, embeds)
+        _refuse_modality(module, config, weights)
         if processor is None:
-            processor = load_processor(directory, module, config, trust_remote_code)
+            processor = load_processor(weights, module, config, trust_remote_code)
+    if stages is not None:
+        stages.apply_to(processor)
+        return sentence_model(stages.encoder(module), processor, str(directory))
     # The module's own configuration says how attention is computed, as that of a live one does.
     return Model(module, processor, config_of(module) or config, str(directory), task_of(module))
 
@@ -68,7 +76,8 @@ def skeleton(directory: Path, options: Mapping[str, Any] | None = None) -> nn.Mo
         return None
     with quiet():
         config = _config(directory, False)
-        kind = _model_class(config, directory, False)
+        embeds = bool(stages_of(directory))
+        kind = _model_class(config, directory, False, embeds)
         try:
             config = with_options(config, options) if options else config
         except Exception as error:
@@ -77,7 +86,7 @@ def skeleton(directory: Path, options: Mapping[str, Any] | None = None) -> nn.Mo
                 f"{error}"
             ) from error
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return kind(config)
+            return kind(config, **_without_pooler(kind, embeds))
 
 
 def with_options(config: Any, options: Mapping[str, Any]) -> Any:
@@ -89,6 +98,10 @@ def with_options(config: Any, options: Mapping[str, Any]) -> Any:
     new = type(config).from_dict({**told, **options})
     new._attn_implementation = config._attn_implementation
     return new
+def sentence_model(encoder: SentenceEncoder, processor: Any, name: str) -> Model:
+    """Return a sentence encoder as a model whose rows are pooled as it pools."""
+    config = config_of(encoder)
+    return Model(encoder, processor, config, name, "encoder", encoder.reducer, (encoder.last,))
 
 
 def _config(directory: Path, trust_remote_code: bool) -> Any:
@@ -120,11 +133,18 @@ def _config(directory: Path, trust_remote_code: bool) -> Any:
         raise InputError(f"load: cannot read {directory / 'config.json'}: {error}") from error
 
 
-def _model_class(config: Any, directory: Path, trust_remote_code: bool) -> Any:
+def _model_class(
+    config: Any, directory: Path, trust_remote_code: bool, embeds: bool = False
+) -> Any:
+    """Return the class that the configuration names; without a head where stages follow it."""
     import transformers
     from transformers.models.auto import modeling_auto as auto
 
     _refuse_config(config, directory)
+    if embeds and not (trust_remote_code and getattr(config, "auto_map", None)):
+        for mapping in (auto.MODEL_FOR_TEXT_ENCODING_MAPPING, auto.MODEL_MAPPING):
+            if type(config) in mapping:
+                return mapping[type(config)]
     named: Sequence[str] = getattr(config, "architectures", None) or ()
     if trust_remote_code and getattr(config, "auto_map", None):
         return _remote_class(config.auto_map, transformers)
@@ -174,7 +194,13 @@ def _refuse_modality(module: nn.Module, config: Any, directory: Path) -> None:
 
 
 def _weights(
-    kind: Any, config: Any, directory: Path, device: str, dtype: str, trust_remote_code: bool
+    kind: Any,
+    config: Any,
+    directory: Path,
+    device: str,
+    dtype: str,
+    trust_remote_code: bool,
+    embeds: bool,
 ) -> nn.Module:
     options: dict[str, Any] = {
         "config": config,
@@ -185,6 +211,7 @@ def _weights(
     }
     if trust_remote_code:
         options["trust_remote_code"] = True
+    options |= _without_pooler(kind, embeds)
     if device == "map":
         _need_accelerate()
         options["device_map"] = "auto"
@@ -201,6 +228,12 @@ def _weights(
     if dtype == "auto":
         _tell_rounded(module, directory)
     return module.eval() if target is None else module.to(target).eval()
+
+
+def _without_pooler(kind: Any, embeds: bool) -> dict[str, bool]:
+    """Return the option that leaves a pooler out: the stages pool, and it may have no weights."""
+    can = embeds and "add_pooling_layer" in signature(kind.__init__).parameters
+    return {"add_pooling_layer": False} if can else {}
 
 
 def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:

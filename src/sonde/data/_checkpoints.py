@@ -21,6 +21,8 @@ LAYERS_KEY = "inserted_layers"
 """What the configuration of a folder calls the hash of the layers that belong into its model."""
 LAYERS_FOLDER = "inserted.layers"
 """The folder of these layers, inside the model's."""
+STAGES = "modules.json"
+"""Where sentence-transformers lists the stages of a model."""
 MAX_CONFIG_BYTES = 16 * 2**20
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MODEL_FILES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".py", ".onnx", ".safetensors")
@@ -79,6 +81,29 @@ def json_object(path: Path) -> dict[str, Any]:
     return found
 
 
+def stages_of(path: Path) -> list[tuple[str, Path]]:
+    """Return the class and the folder of each stage that ``modules.json`` lists; none without it.
+
+    Raises
+    ------
+    InputError
+        If it is no list of stages, or a stage lies outside of the folder.
+    """
+    file = path / STAGES
+    if not file.is_file() or file.stat().st_size > MAX_CONFIG_BYTES:
+        return []
+    try:
+        rows = sorted(json.loads(file.read_text(encoding="utf-8")), key=lambda row: row["idx"])
+        listed = [(str(r["type"]).rpartition(".")[2], path / str(r["path"])) for r in rows]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"load: {file} is no list of stages: {error!r}. {LIVE}") from None
+    top = path.resolve()
+    for _, folder in listed:
+        if top not in (folder.resolve(), *folder.resolve().parents):
+            raise InputError(f"load: {file} names {folder}, which is outside of the folder.")
+    return listed
+
+
 def _about_file(path: Path) -> str:
     if path.suffix == ".gguf":
         return f"load: GGUF files cannot be read: {path}. {LIVE}"
@@ -110,6 +135,8 @@ def _refuse(path: Path, name: str) -> None:
         raise InputError(f"load: {name} is a diffusion pipeline, which is not read by name. {LIVE}")
     if any(path.glob("*.gguf")) and not any(path.glob("*.safetensors")):
         raise InputError(f"load: {name} holds GGUF weights, which cannot be read. {LIVE}")
+    stages = stages_of(path)
+    path = stages[0][1] if stages else path
     if not (path / "config.json").exists():
         raise InputError(
             f"load: {name} has no config.json, so it is not a model directory. "
@@ -142,7 +169,10 @@ def _fetch(name: str, with_code: bool) -> Path:
     wanted = [*HUB_FILES, *(["*.py"] if with_code else [])]
     choice = {"allow_patterns": wanted, "ignore_patterns": list(HUB_LEFT_OUT)}
     try:
-        return Path(snapshot_download(name, **choice))
+        found = Path(snapshot_download(name, **choice))
+        inside = [str(folder.relative_to(found)) for _, folder in stages_of(found)]
+        below = [f"{folder}/{files}" for folder in inside if folder != "." for files in HUB_FILES]
+        return Path(snapshot_download(name, allow_patterns=below)) if below else found
     except (LocalEntryNotFoundError, ConnectionError, TimeoutError):
         reason = "the hub cannot be reached"
     except Exception as error:

@@ -19,10 +19,16 @@ from torch import nn
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Model
 from sonde.core.repacking import count_weights
-from sonde.data._checkpoint_model import DTYPES, from_directory, usable_device
+from sonde.data._checkpoint_model import (
+    DTYPES,
+    from_directory,
+    sentence_model,
+    usable_device,
+)
 from sonde.data._checkpoints import checkpoint_directory
 from sonde.data._model_kind import config_of, task_of
 from sonde.data._quiet import quiet
+from sonde.data.sentence_encoder import SentenceEncoder
 from sonde.data.shipped import is_shipped, model_directory
 
 _log = logging.getLogger("sonde")
@@ -91,7 +97,7 @@ def _named(name: str, device: str, dtype: str, trust_remote_code: bool, processo
     with quiet():
         directory = checkpoint_directory(name, trust_remote_code)
     found = from_directory(directory, device, dtype, trust_remote_code, processor)
-    for insert in INSERT:
+    for insert in INSERT if (directory / "config.json").is_file() else ():
         insert(found.module, directory)
     return replace(found, name=name)
 
@@ -129,6 +135,8 @@ def _live(model: Any, device: str, dtype: str, processor: Any) -> Model:
             f"load: {type(inner).__name__} is scripted or traced (TorchScript): its inner modules "
             "run without hooks. Give the Python module that it was made from."
         )
+    if isinstance(inner, SentenceEncoder):
+        return replace(sentence_model(inner, processor, type(inner).__name__), module=model)
     return Model(model, processor, config_of(inner), type(inner).__name__, task_of(inner))
 
 

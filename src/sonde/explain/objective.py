@@ -11,6 +11,7 @@ from torch import Tensor
 from sonde.core._kinds import is_list, is_tuple
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
+from sonde.data.sentence_encoder import EMBEDDING
 from sonde.tap.hooks.outputs import leaves
 from sonde.tap.streams.site_function import SiteFunction
 
@@ -154,6 +155,12 @@ class Objective:
         if wanted not in every and self.output is None and len(able) == 1:
             wanted = able[0]
         found = every.get(wanted)
+        if wanted == EMBEDDING and isinstance(self.target, str):
+            raise InputError(
+                "Objective: expected an answer, got the vector of a text, which has no likeliest "
+                "class. Explain how near it is to another text: --target TEXT, in Python "
+                "sonde.data.similarity_to(model, text); or one number of it by Objective(target=3)."
+            )
         if found is None or not found.is_floating_point():
             shapes = ", ".join(f"{k} {tuple(every[k].shape)}" for k in able)
             advice = f" Name one: Objective(output={able[-1]!r})." if able else ""

@@ -17,6 +17,7 @@ from sonde.data._checkpoints import (
     LAYERS_KEY,
     checkpoint_directory,
     json_object,
+    stages_of,
 )
 from sonde.data.loading import folder_of_factory
 from sonde.data.shipped import is_shipped, model_directory
@@ -112,9 +113,15 @@ class ModelFolder:
         found = (file for file in self.path.rglob("*") if file.is_file())
         return tuple(sorted(file.relative_to(self.path).as_posix() for file in found))
 
+    @cached_property
+    def _stages(self) -> frozenset[Path]:
+        """The folders of stages after the transformer, which sentence-transformers reads."""
+        return frozenset(p.relative_to(self.path) for _, p in stages_of(self.path)) - {Path()}
+
     def is_other_copy(self, file: str) -> bool:
         """Return whether a file may be a copy of the weights in a format that is not read here."""
         is_ours = file in self.weights or file.startswith(f"{LAYERS_FOLDER}/")
+        is_ours = is_ours or (Path(file).parent in self._stages and file.endswith(".safetensors"))
         return not is_ours and any(map(Path(file).match, OTHER_WEIGHTS))
 
     def config(self) -> dict[str, Any]:

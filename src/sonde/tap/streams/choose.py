@@ -57,6 +57,8 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
     patterns = (LOGITS,) if predicts else stream.sites
     places = {p.partition("|")[0] for p in patterns if isinstance(p, str)}
     unnamed = default_sites(probe) if AUTO in places else []
+    if AUTO in places and not predicts:
+        patterns = (*patterns, *(p for p in stream.model.sites if p not in places))
     kinds: list[Kind] = []
     left_out = list(unheard(probe, unnamed))
     refused: SiteError | None = None
@@ -156,7 +158,7 @@ def _kinds_of(
         axes = special.marked(axes, leaf, f"{site.path}:{port}")
     reducer = each_position(axes) if asked == POSITIONS else asked
     if not isinstance(reducer, Reducer):
-        reducer = Reducer(default_reducer(stream.model, axes, batch))
+        reducer = Reducer.parse(default_reducer(stream.model, axes, batch))
     reducer = replace(reducer, axis=axis)
     if _predicts(reducer):
         _check_predicts(site, leaf, stream)
@@ -231,10 +233,12 @@ def each_position(axes: Axes) -> Reducer | None:
 def default_reducer(model: Model, axes: Axes, batch: InputBatch) -> str:
     """Return ``last`` for causal models, ``cls`` where there is such a token, else ``mean``.
 
-    Inputs that come in steps give a row for each step.
+    Inputs that come in steps give a row for each step. A model that pools tokens itself says how.
     """
     if batch.segment is not None and axes.kind == "pos":
         return "steps"
+    if model.reducer != AUTO and axes.kind == "pos":
+        return model.reducer
     if model.task == "causal":
         return "last" if "last" in possible(axes) else "mean"
     if axes.kind == "space":

@@ -1,0 +1,221 @@
+"""Folders as sentence-transformers writes them: which stages come after the transformer."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError, SondeWarning
+from sonde.data._checkpoints import LIVE, STAGES, json_object, stages_of
+from sonde.data.processors import is_tokenizer
+from sonde.data.sentence_encoder import (
+    EMBEDDING,
+    Pooling,
+    Projection,
+    SentenceEncoder,
+    UnitLength,
+)
+
+_SWITCHES: Final = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@final
+@dataclass(frozen=True)
+class SentenceFolder:
+    """The stages of a folder of sentence-transformers.
+
+    Parameters
+    ----------
+    path : Path
+    transformer : Path
+        The folder with the weights of the transformer: often ``path`` itself.
+    pooling : Path
+    after : tuple of (str, Path)
+        Class and folder of each stage after the pooling.
+    """
+
+    path: Path
+    transformer: Path
+    pooling: Path
+    after: tuple[tuple[str, Path], ...]
+
+    @classmethod
+    def find(cls, path: Path) -> "SentenceFolder | None":
+        """Return the stages of a folder, or None if it lists none.
+
+        Raises
+        ------
+        InputError
+            If there are stages that are not read here.
+        """
+        listed = stages_of(path)
+        if not listed:
+            return None
+        kinds = [kind for kind, _ in listed]
+        strange = [k for k in kinds[2:] if k not in _STAGES]
+        if kinds[:2] != ["Transformer", "Pooling"] or strange:
+            raise InputError(
+                f"load: {path / STAGES} lists the stages {', '.join(kinds)}: expected Transformer, "
+                f"Pooling, then any of {', '.join(_STAGES)}. {LIVE}"
+            )
+        return cls(path, listed[0][1], listed[1][1], tuple(listed[2:]))
+
+    def encoder(self, transformer: nn.Module) -> SentenceEncoder:
+        """Return the transformer with the stages after it, where its last weights are."""
+        stages = self._stages()
+        if (last := [*transformer.parameters()][-1:]) and last[0].is_floating_point():
+            for stage in stages.values():
+                stage.to(last[0].device, last[0].dtype)
+        return SentenceEncoder(transformer, Pooling(self._modes()), stages).eval()
+
+    def _modes(self) -> tuple[str, ...]:
+        written = json_object(self.pooling / "config.json")
+        if written.get("include_prompt", True) is False:
+            warnings.warn(
+                f"load: {self.pooling / 'config.json'} leaves the tokens of a prompt out of the "
+                "pooling. sonde adds no prompt to texts and knows of none in them: all their "
+                "tokens are pooled.",
+                SondeWarning,
+                stacklevel=2,
+            )
+        modes = written.get("pooling_mode")
+        if modes is None:
+            modes = [mode for key, mode in _SWITCHES.items() if written.get(key)] or ["mean"]
+        return (modes,) if isinstance(modes, str) else tuple(modes)
+
+    def _stages(self) -> dict[str, nn.Module]:
+        """Return the stages after the pooling by name, with their weights."""
+        found = dict[str, nn.Module]()
+        for kind, folder in self.after:
+            stage = _STAGES[kind](folder)
+            name = _NAMES[kind]
+            n = sum(known.partition("_")[0] == name for known in found)
+            if stage is not None:
+                found[f"{name}_{n + 1}" if n else name] = stage
+        return found
+
+    def apply_to(self, tokenizer: Any) -> None:
+        """Let a tokenizer read texts as the folder says: in lower case, this many tokens at most.
+
+        A prompt that the library would put before each text is told of.
+        """
+        told = dict[str, Any]()
+        for file in sorted(self.transformer.glob("sentence_*_config.json")):
+            told |= json_object(file)
+        if not is_tokenizer(tokenizer):
+            return
+        if isinstance(told.get("max_seq_length"), int):
+            tokenizer.model_max_length = told["max_seq_length"]
+        if told.get("do_lower_case"):
+            _lower(tokenizer)
+        self._tell_prompt()
+
+    def _tell_prompt(self) -> None:
+        file = self.path / "config_sentence_transformers.json"
+        told = json_object(file) if file.is_file() else {}
+        prompts, name = told.get("prompts") or {}, told.get("default_prompt_name")
+        if prompts.get(name):
+            warnings.warn(
+                f"load: {self.path} puts the prompt {prompts[name]!r} before each text "
+                f"({file.name}); sonde reads texts as they are. Write it into your texts to get "
+                "the library's vectors.",
+                SondeWarning,
+                stacklevel=2,
+            )
+
+
+def _dense(folder: Path) -> nn.Module:
+    written = json_object(folder / "config.json")
+    for key in ("module_input_name", "module_output_name"):
+        if (written.get(key) or EMBEDDING) != EMBEDDING:
+            raise InputError(
+                f"load: {folder} works on {written[key]!r}: expected {EMBEDDING!r}, the vector of "
+                f"a text. {LIVE}"
+            )
+    adds, stored = bool(written.get("use_residual", False)), _stored(folder)
+    activation = _activation(written.get("activation_function", "Tanh"), folder)
+    needed = {"linear.weight", *(["linear.bias"] if written.get("bias", True) else [])}
+    if adds and written["in_features"] != written["out_features"]:
+        needed.add("residual.weight")
+    if needed != stored.keys():
+        raise InputError(
+            f"load: expected the tensors {', '.join(sorted(needed))} in {folder}, got "
+            f"{', '.join(sorted(stored))}. Save the model again with sentence-transformers."
+        )
+    return Projection(stored, activation, adds)
+
+
+def _activation(name: str, folder: Path) -> nn.Module:
+    """Return the activation that a folder names: a class of torch, whatever its whole path is."""
+    found = getattr(nn, str(name).rpartition(".")[2], None)
+    from_torch = "." not in str(name) or str(name).startswith("torch.nn.")
+    if not from_torch or not isinstance(found, type) or not issubclass(found, nn.Module):
+        raise InputError(
+            f"load: {folder} names the activation {name!r}: expected a class of torch.nn. {LIVE}"
+        )
+    return found()
+
+
+def _layer_norm(folder: Path) -> nn.Module:
+    stored = _stored(folder)
+    norm = nn.LayerNorm(len(stored["norm.weight"]))
+    norm.load_state_dict({name.removeprefix("norm."): x for name, x in stored.items()})
+    return norm
+
+
+def _unit_length(folder: Path) -> nn.Module:
+    file = folder / "config.json"
+    written: Mapping[str, Any] = json_object(file) if file.is_file() else {}
+    for key in ("module_input_name", "module_output_name"):
+        if (written.get(key) or EMBEDDING) != EMBEDDING:
+            raise InputError(f"load: {folder} works on {written[key]!r}. {LIVE}")
+    return UnitLength()
+
+
+def _stored(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a stage."""
+    from safetensors.torch import load_file
+
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise InputError(
+            f"load: {folder} has no model.safetensors. Load the model with sentence-transformers "
+            "and save it again: it writes safetensors."
+        )
+    return load_file(file)
+
+
+def _lower(tokenizer: Any) -> None:
+    """Let a tokenizer of transformers bring texts to lower case first."""
+    if not getattr(tokenizer, "is_fast", False):
+        tokenizer.do_lower_case = True
+        return
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    backend = tokenizer.backend_tokenizer
+    old = backend.normalizer
+    backend.normalizer = Sequence([Lowercase()] if old is None else [Lowercase(), old])
+
+
+_STAGES: Final[dict[str, Callable[[Path], nn.Module | None]]] = {
+    "Dense": _dense,
+    "LayerNorm": _layer_norm,
+    "Normalize": _unit_length,
+    "Dropout": lambda _: None,
+}
+_NAMES: Final = {
+    "Dense": "dense",
+    "LayerNorm": "norm",
+    "Normalize": "normalize",
+    "Dropout": "dropout",
+}

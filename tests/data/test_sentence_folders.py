@@ -1,0 +1,195 @@
+"""Folders of sentence-transformers, read as that library runs them: against plain torch."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaModel,
+    MPNetConfig,
+    MPNetModel,
+)
+
+import sonde
+from sonde.core.errors import InputError, SondeWarning
+from sonde.data import load, similarity_to
+from sonde.explain import Objective, Saliency
+from sonde.weights import LowRank, RewritePlan, save_edited
+
+TEXTS = ["cat", "the cat sat on the mat", "a dog", "b c d e", "dog on mat on cat"]
+SWITCHES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens")
+SWITCHES = (*SWITCHES, "weightedmean_tokens", "lasttoken")
+SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"vocab_size": 18, "intermediate_size": 12}
+
+
+@pytest.fixture(scope="module")
+def words(bert):
+    """Return a tokenizer of words with [CLS] and [SEP]."""
+    return AutoTokenizer.from_pretrained(bert, padding_side="right")
+
+
+def write(path, words, module, pooling, stages=(), weights="", **said):
+    """Write a folder: the transformer, its pooling and further (class, configuration, tensors)."""
+    module.save_pretrained(path / weights)
+    words.save_pretrained(path / weights)
+    rows = [("Transformer", weights), ("Pooling", "1_Pooling")]
+    every = [("Pooling", pooling, {}), *stages]
+    rows += [(kind, f"{i}_{kind}") for i, (kind, _, _) in enumerate(stages, 2)]
+    for (kind, place), (_, config, tensors) in zip(rows[1:], every, strict=True):
+        (path / place).mkdir()
+        if config:
+            (path / place / "config.json").write_text(json.dumps(config))
+        if tensors:
+            save_file(tensors, path / place / "model.safetensors")
+        assert kind in place
+    listed = [{"idx": i, "name": str(i), "path": place, "type": f"sentence_transformers.models.{k}"}
+              for i, (k, place) in enumerate(rows)]  # fmt: skip
+    (path / "modules.json").write_text(json.dumps(listed))
+    (path / weights / "sentence_bert_config.json").write_text(json.dumps(said))
+    return path
+
+
+def by_text(rows, batch):
+    found = torch.empty_like(rows)
+    found[batch.order] = rows
+    return found
+
+
+def read_rows(model, texts=TEXTS, **options):
+    (batch,) = sonde.read(model, texts, **options)
+    return {key: by_text(rows, batch).detach() for key, rows in batch.rows.items()}
+
+
+@torch.no_grad()
+def states_of(module, words, texts=TEXTS):
+    """Return the last states of each text alone: nothing is padded."""
+    ids = [torch.tensor([words(text)["input_ids"]]) for text in texts]
+    return [module.eval()(input_ids=i).last_hidden_state[0] for i in ids]
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory, words):
+    """Mean, a linear layer with tanh, unit length: switches as older versions wrote them."""
+    torch.manual_seed(3)
+    module = BertModel(BertConfig(**SIZES), add_pooling_layer=False)
+    dense = {"linear.weight": torch.randn(5, 8), "linear.bias": torch.randn(5)}
+    config = {"in_features": 8, "out_features": 5, "bias": True}
+    config["activation_function"] = "torch.nn.modules.activation.Tanh"
+    pooling = {f"pooling_mode_{name}": name == "mean_tokens" for name in SWITCHES}
+    stages = [("Dense", config, dense), ("Normalize", {}, {})]
+    path = tmp_path_factory.mktemp("averaged")
+    return write(path, words, module, pooling, stages, max_seq_length=9), module, dense
+
+
+@pytest.mark.truth("states of each text alone by transformers, mean and tanh in plain torch")
+def test_mean_dense_and_unit_length_are_those_of_the_folder(averaged, words):
+    path, module, dense = averaged
+    rows = read_rows(str(path))
+    last = states_of(module, words)
+    mean = torch.stack([x.mean(0) for x in last])
+    y = torch.tanh(mean @ dense["linear.weight"].T + dense["linear.bias"])
+    torch.testing.assert_close(rows["model.encoder.layer.1:out"], mean)
+    torch.testing.assert_close(rows["normalize:out"], y / y.norm(dim=1, keepdim=True))
+    assert [*rows] == [*(f"model.encoder.layer.{i}:out" for i in (0, 1)), "normalize:out"]
+
+
+def test_a_module_and_its_folder_are_read_alike(averaged):
+    model = load(str(averaged[0]))
+    live = read_rows(sonde.load(model.module, processor=model.processor))
+    assert all(torch.equal(x, live[key]) for key, x in read_rows(model).items())
+    assert model.processor.model_max_length == 9
+
+
+@pytest.mark.truth("each way of pooling by its definition, on each text alone")
+def test_all_ways_of_pooling_side_by_side(tmp_path, words):
+    torch.manual_seed(4)
+    module = MPNetModel(MPNetConfig(**SIZES), add_pooling_layer=False)
+    modes = ["lasttoken", "mean_sqrt_len_tokens", "max", "weightedmean", "cls"]
+    norm = {"norm.weight": torch.randn(40), "norm.bias": torch.randn(40)}
+    stages = [("LayerNorm", {"dimension": 40}, norm), ("Dropout", {"dropout": 0.3}, {})]
+    write(tmp_path, words, module, {"pooling_mode": modes}, stages, weights="0_Transformer")
+    found = read_rows(str(tmp_path))["norm:out"]
+    pooled = []
+    for x in states_of(module, words):
+        place = torch.arange(1.0, len(x) + 1)
+        ways = (x[-1], x.sum(0) / len(x) ** 0.5, x.amax(0), place @ x / place.sum(), x[0])
+        pooled.append(torch.cat(ways))
+    expected = nn.functional.layer_norm(torch.stack(pooled), (40,), *norm.values())
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.truth("the last state of each text alone")
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_decoder_is_pooled_at_its_last_token(tmp_path, words, side):
+    torch.manual_seed(5)
+    module = LlamaModel(LlamaConfig(**SIZES, num_key_value_heads=1, pad_token_id=0))
+    path = write(tmp_path, words, module, {"pooling_mode": "lasttoken"})
+    model = load(str(path))
+    model.processor.padding_side = side
+    rows = read_rows(model)
+    expected = torch.stack([x[-1] for x in states_of(module, words)])
+    torch.testing.assert_close(rows["pooling:out"], expected)
+    assert model.task == "encoder"
+    assert model.reducer == "last"
+
+
+def test_lower_case_and_a_prompt_are_not_passed_over(words, tmp_path):
+    module = BertModel(BertConfig(**SIZES))
+    path = write(tmp_path, words, module, {"pooling_mode": "cls"}, do_lower_case=True)
+    said = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    (path / "config_sentence_transformers.json").write_text(json.dumps(said))
+    with pytest.warns(SondeWarning, match="'query: '"):
+        model = load(str(path))
+    upper, lower = (read_rows(model, [text])["pooling:out"] for text in ("The CAT", "the cat"))
+    assert torch.equal(upper, lower)
+
+
+def test_a_stage_that_is_not_known_is_refused(averaged, words, tmp_path):
+    module = BertModel(BertConfig(**SIZES))
+    path = write(tmp_path, words, module, {"pooling_mode": "cls"}, [("WordWeights", {}, {})])
+    with pytest.raises(InputError, match="Transformer, Pooling, WordWeights"):
+        load(str(path))
+    file = path / "1_Pooling" / "config.json"
+    (path / "modules.json").write_text(
+        (averaged[0] / "modules.json").read_text().split(", {")[0] + "]"
+    )
+    with pytest.raises(InputError, match="lists the stages Transformer:"):
+        load(str(path))
+    (path / "modules.json").unlink()
+    assert file.is_file()
+    assert load(str(path)).reducer == "auto"
+
+
+def test_an_edited_folder_keeps_its_stages(averaged, tmp_path):
+    model = load(str(averaged[0]))
+    weight = "model.encoder.layer.0.output.dense.weight"
+    assert weight in model.module.state_dict()
+    plan = RewritePlan.of(model, {weight: LowRank(torch.randn(8, 1), torch.ones(1, 12))})
+    save_edited(model, plan, tmp_path / "new")
+    again = read_rows(str(tmp_path / "new"))
+    old = read_rows(str(averaged[0]))
+    assert not torch.allclose(again["normalize:out"], old["normalize:out"], atol=1e-3)
+    assert (tmp_path / "new" / "2_Dense" / "model.safetensors").is_file()
+
+
+@pytest.mark.truth("cosine of the vectors of texts alone, and its gradient by autograd")
+def test_how_near_a_text_is_can_be_explained(averaged):
+    model = load(str(averaged[0]))
+    near = similarity_to(model, "the dog")
+    fed = dict(model.processor([TEXTS[1]], return_tensors="pt"))
+    found = Saliency().explain(near, fed, objective=Objective())
+    vectors = read_rows(model, ["the dog", TEXTS[1]])["normalize:out"]
+    torch.testing.assert_close(found.objective.float(), (vectors[:1] @ vectors[1:].T)[0])
+    assert found.by_place.shape == (1, 8)
+    assert bool((found.by_place != 0).all())
+    with pytest.raises(InputError, match="no likeliest class.*--target TEXT"):
+        Saliency().explain(model, fed)
+    with pytest.raises(InputError, match="expected a folder of sentence-transformers"):
+        similarity_to(sonde.Model(averaged[1]), "cat")
