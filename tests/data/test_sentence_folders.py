@@ -1,6 +1,7 @@
 """Folders of sentence-transformers, read as that library runs them: against plain torch."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from sonde.weights import LowRank, RewritePlan, save_edited
 TEXTS = ["cat", "the cat sat on the mat", "a dog", "b c d e", "dog on mat on cat"]
 SWITCHES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens")
 SWITCHES = (*SWITCHES, "weightedmean_tokens", "lasttoken")
-SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"vocab_size": 18, "intermediate_size": 12}
 
 
@@ -121,7 +122,9 @@ def test_all_ways_of_pooling_side_by_side(tmp_path, words):
         place = torch.arange(1.0, len(x) + 1)
         ways = (x[-1], x.sum(0) / len(x) ** 0.5, x.amax(0), place @ x / place.sum(), x[0])
         pooled.append(torch.cat(ways))
-    expected = nn.functional.layer_norm(torch.stack(pooled), (40,), *norm.values())
+    expected = nn.functional.layer_norm(
+        torch.stack(pooled), (40,), norm["norm.weight"], norm["norm.bias"]
+    )
     torch.testing.assert_close(found, expected)
 
 
@@ -189,7 +192,7 @@ def test_how_near_a_text_is_can_be_explained(averaged):
     torch.testing.assert_close(found.objective.float(), (vectors[:1] @ vectors[1:].T)[0])
     assert found.by_place.shape == (1, 8)
     assert bool((found.by_place != 0).all())
-    with pytest.raises(InputError, match="no likeliest class.*--target TEXT"):
+    with pytest.raises(InputError, match=r"no likeliest class.*--target TEXT"):
         Saliency().explain(model, fed)
     with pytest.raises(InputError, match="expected a folder of sentence-transformers"):
         similarity_to(sonde.Model(averaged[1]), "cat")

@@ -194,6 +194,9 @@ class Projection(nn.Module):
         Whether the input is added; through ``residual.weight`` if the sizes differ.
     """
 
+    bias: Tensor | None
+    residual: Tensor | None
+
     def __init__(self, tensors: Mapping[str, Tensor], activation: nn.Module, adds: bool = False):
         super().__init__()
         self.weight = nn.Parameter(tensors["linear.weight"])
