@@ -98,6 +98,8 @@ def with_options(config: Any, options: Mapping[str, Any]) -> Any:
     new = type(config).from_dict({**told, **options})
     new._attn_implementation = config._attn_implementation
     return new
+
+
 def sentence_model(encoder: SentenceEncoder, processor: Any, name: str) -> Model:
     """Return a sentence encoder as a model whose rows are pooled as it pools."""
     config = config_of(encoder)
