@@ -6,9 +6,19 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
-from sonde.core import InputError, ShapeError
-from sonde.layers import Attention, Blocks, RandomKeep, Window, non_locality, pattern_of
+from sonde.core import EditContext, InputError, ShapeError, Site, StateError
+from sonde.edit import LimitAttention
+from sonde.layers import (
+    Attention,
+    Blocks,
+    Histogram,
+    RandomKeep,
+    Window,
+    non_locality,
+    pattern_of,
+)
 
 N, HIGH, WIDE = 15, 3, 5
 
@@ -249,6 +259,8 @@ def test_words_and_patterns_are_the_same():
     for word in (*SEES, "histogram:3:across", "random:0.3:2"):
         assert pattern_of(str(pattern_of(word))) == pattern_of(word)
     assert pattern_of("block:4,8") == Blocks((4, 8))
+    for pattern in (Blocks((4,)), Blocks(4), RandomKeep(1e-5)):
+        assert pattern_of(str(pattern)) == pattern
 
 
 @pytest.mark.truth("the weights of all pairs, masked by hand")
@@ -273,3 +285,160 @@ def test_masks_that_are_no_masks_of_these_states():
         Attention(4, 2)(x, torch.ones(2, 6))
     with pytest.raises(ShapeError, match=r"expected a mask \(2, 6\) as the states, got \(2, 5\)"):
         Attention(4, 2)(x, mask=torch.ones(2, 5, dtype=torch.bool))
+
+
+@pytest.mark.truth("the fraction that was asked for, counted over all pairs of tokens")
+@pytest.mark.parametrize("n", [3, 15, 40])
+@torch.no_grad()
+def test_random_keeps_any_fraction(n):
+    for keep in (0.1, 0.25, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        layer = made(f"random:{keep}").train()
+        seen = layer.probs(states(n=n)) > 0
+        kept = seen[0, 0].sum(1).tolist()
+        if keep in (0.1, 0.25, 0.5):  # groups, the last one may be smaller
+            assert max(kept) == -(-n // round(1 / keep))
+        else:
+            wanted = min(max(1, math.floor(keep * n + 0.5001)), n - (keep < 1))
+            assert kept == [wanted] * n, keep
+        assert bool(seen[0, 0].diagonal().all())
+        torch.testing.assert_close(layer(states(n=n)), brute_of(layer, n))
+
+
+def brute_of(layer, n):
+    """Return the output of a random layer in training from the pairs that it allowed."""
+    layer.done -= 1
+    seen = layer.probs(states(n=n))[0] > 0
+    layer.done += 1
+    return brute(layer, states(n=n), lambda i, j, h: bool(seen[h % len(seen), i, j]))
+
+
+@pytest.mark.truth("the fraction of keys that are left out; uniform attention gives it to them")
+@pytest.mark.parametrize("keep", [0.3, 0.7, 0.9])
+def test_limits_of_a_random_fraction_leave_the_rest_out(keep):
+    probs = torch.full((2, 20, 3 * 20), 1 / 20)
+    outside = LimitAttention(f"random:{keep}").outside(probs, Site("0:probs"), EditContext())
+    torch.testing.assert_close(outside, torch.full((2, 20), 1 - keep))
+
+
+ROWS = [
+    *SEES,
+    "random:0.5",
+    "random:0.7",
+    "random:0.3:2",
+    "histogram:3",
+    "histogram:4:across",
+]
+KINDS = [{}, {"scores": "relu"}, {"order": 3}, {"prior": "position"}, {"local_position": True}]
+
+
+@pytest.mark.truth("the same tokens before a change of later ones, and the same tokens alone")
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("word", ROWS)
+@torch.no_grad()
+def test_no_causal_pattern_looks_ahead(word, kind):
+    spatial = pattern_of(word).spatial or {"prior", "local_position"} & {*kind}
+    heads = 4 if "prior" in kind else 2
+    layer = made(word, heads=heads, causal=True, grid=(HIGH, WIDE) if spatial else None, **kind)
+    if layer.local is not None:
+        nn.init.normal_(layer.local)
+    x, mask = states(), torch.arange(N) >= torch.tensor([[2], [0]])
+    for training, given in ((False, None), (True, None), (False, mask)):
+        layer.train(training)
+        layer.done.zero_()
+        whole = layer(x, given)
+        for t in (1, 4, 9, 14):
+            later = x.clone()
+            later[:, t:] = 3 * later[:, t:].roll(1, -1) - 2
+            layer.done.zero_()
+            torch.testing.assert_close(layer(later, given)[:, :t], whole[:, :t])
+
+
+@pytest.mark.truth("tokens sorted among those up to the query, by Python's sorted")
+@pytest.mark.parametrize(("mode", "bins"), [("within", 3), ("across", 4), ("within", 1)])
+@torch.no_grad()
+def test_a_causal_histogram_sorts_the_tokens_so_far(mode, bins):
+    layer, x = made(Histogram(bins, mode), causal=True), states(rows=1)
+    values = layer.maps["value"](x)[0].unflatten(1, (2, 4)).mean(-1).tolist()
+
+    def sees(i, j, h):
+        if j > i:
+            return False
+        order = sorted(range(i + 1), key=lambda t: values[t][h])
+        size = -(-(i + 1) // bins)
+        places = [order.index(t) for t in (i, j)]
+        first, second = (p // size if mode == "within" else p % size for p in places)
+        return first == second
+
+    torch.testing.assert_close(layer(x), brute(layer, x, sees), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.truth("what the layer adds, from the weights and the values")
+@pytest.mark.parametrize("kind", KINDS[:2] + KINDS[3:4], ids=str)
+@pytest.mark.parametrize("word", ROWS)
+@torch.no_grad()
+def test_weights_and_features_are_of_the_pattern_that_runs(word, kind):
+    spatial = pattern_of(word).spatial or "prior" in kind
+    heads = 4 if "prior" in kind else 2
+    layer = made(word, heads=heads, grid=(HIGH, WIDE) if spatial else None, **kind)
+    nn.init.zeros_(layer.maps["value"].bias)
+    x, width = states(), 8 // heads
+    for training in (False, True):
+        layer.train(training)
+        probs, features = layer.probs(x), layer.features(x)
+        values = layer.maps["value"](x).unflatten(2, (heads, width)).transpose(1, 2)
+        whole = layer(x) - x
+        wanted = layer.out((probs @ values).transpose(1, 2).flatten(2))
+        torch.testing.assert_close(whole, wanted)
+        maps = [
+            layer.maps["value"].weight[width * h : width * (h + 1)].T
+            @ layer.out.weight[:, width * h : width * (h + 1)].T
+            for h in range(heads)
+        ]
+        torch.testing.assert_close(whole - layer.out.bias, features @ torch.cat(maps))
+
+
+def test_weights_of_pairs_and_of_neighbours_are_refused():
+    with pytest.raises(InputError, match="order=3, whose weights belong to pairs"):
+        made(order=3).probs(states())
+    for layer in (made(order=3), made(local_position=True, grid=(HIGH, WIDE))):
+        with pytest.raises(InputError, match="linear in mixtures of the states"):
+            layer.features(states())
+
+
+@pytest.mark.truth("the same steps without checkpointing")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_random_groups_are_the_same_when_several_passes_are_recomputed(reentrant):
+    found = []
+    for recomputed in (False, True):
+        layer, x = made("random:0.4").train(), states().requires_grad_()
+        loss = x.new_zeros(())
+        for scale in (1.0, 0.5, -2.0):
+            y = scale * x
+            for _ in range(2):
+                y = checkpoint(layer, y, use_reentrant=reentrant) if recomputed else layer(y)
+            loss = loss + y.sin().sum()
+        loss.backward()
+        found.append([x.grad, *(p.grad for p in layer.parameters()), layer.done])
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain)
+
+
+def test_a_pass_that_is_forgotten_is_not_recomputed_with_other_groups():
+    layer, x = made("random:0.4").train(), states().requires_grad_()
+    kept = checkpoint(layer, x, use_reentrant=False)
+    for i in range(300):
+        layer(states() + i)
+    with pytest.raises(StateError, match="Run the backward pass after each forward pass"):
+        kept.sum().backward()
+
+
+@pytest.mark.truth("a batch of one row, and a row without padding")
+@pytest.mark.parametrize("word", [word for word in ROWS if not pattern_of(word).spatial])
+@torch.no_grad()
+def test_neither_other_rows_nor_padding_move_a_row(word):
+    layer, x = made(word).eval(), states(rows=3)
+    mask = torch.arange(N) >= torch.tensor([[0], [4], [9]])
+    whole = layer(x, mask)
+    for row in range(3):
+        alone = layer(x[row : row + 1, mask[row]])
+        torch.testing.assert_close(whole[row, mask[row]], alone[0], rtol=1e-12, atol=1e-12)

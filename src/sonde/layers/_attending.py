@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from sonde.core.autocast import without_autocast
 from sonde.layers.patterns import Grid
 
 PAIRS = 2**18
@@ -20,6 +21,8 @@ def by_group(
     position: Int[Tensor, "row token"] | None,
 ) -> Float[Tensor, "row head token width"]:
     """Return attention inside groups; with positions a token looks at no later token."""
+    if not v.numel():
+        return torch.zeros_like(v)
     plain = bool(real.all())
     if not plain:
         group = torch.where(real[:, None], group, group.max() + 1)
@@ -80,7 +83,8 @@ def on_axes(
     own = real.unflatten(1, grid).repeat_interleave(q.shape[1], 0)
     flat = (x.unflatten(2, grid).flatten(0, 1) for x in (q, k, v))
     parts = zip(*(x.split(size) for x in (*flat, own)), strict=True)
-    made = torch.cat([_on_axes(a, b, c, d, causal) for a, b, c, d in parts])
+    with without_autocast(q.device):
+        made = torch.cat([_on_axes(a, b, c, d, causal) for a, b, c, d in parts])
     return made.flatten(1, 2).unflatten(0, q.shape[:2])
 
 
@@ -91,7 +95,9 @@ def _on_axes(
     real: Bool[Tensor, "head high wide"],
     causal: bool,
 ) -> Float[Tensor, "head high wide width"]:
-    """Return the attention of these heads along rows and columns."""
+    """Return the attention of these heads along rows and columns, summed in float32 or more."""
+    kind = v.dtype
+    q, k, v = (x.to(wide_type(x)) for x in (q, k, v))
     along = q @ k.mT  # head high wide key
     down = q.transpose(1, 2) @ k.transpose(1, 2).mT  # head wide high key
     if causal:
@@ -113,7 +119,12 @@ def _on_axes(
     total = (along.sum(-1) + down.sum(-1).mT).unsqueeze(-1)
     made = along @ v
     made += (down @ v.transpose(1, 2)).transpose(1, 2)
-    return made / torch.where(total > 0, total, torch.ones_like(total))
+    return (made / torch.where(total > 0, total, torch.ones_like(total))).to(kind)
+
+
+def wide_type(x: Tensor) -> torch.dtype:
+    """Return the type of sums over these entries: float32 for half types, which overflow."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
 def with_one(v: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width+1"]:
@@ -127,16 +138,19 @@ def over_pairs(
     v: tuple[Tensor, Tensor],
     allowed: Bool[Tensor, "_ _ token token"],
 ) -> Float[Tensor, "row head token width"]:
-    """Return attention whose keys are pairs of tokens, one query after the other.
+    """Return attention whose keys are pairs of tokens, one query after the other; float32 or more.
 
     ``A_i,(j,k) = softmax_jk(sum_d q_id k1_jd k2_kd / sqrt d)``; ``sum_jk A (v1_j * v2_k)``.
     """
     allowed = allowed.expand(q.shape[0], q.shape[1], -1, -1)
-    made: list[Tensor] = []
-    for i in range(q.shape[2]):
-        scores = (q[:, :, i, None] * q.shape[-1] ** -0.5 * k[0]) @ k[1].mT
-        both = allowed[:, :, i, :, None] & allowed[:, :, i, None, :]
-        scores = scores.masked_fill(~both, torch.finfo(q.dtype).min)
-        share = scores.flatten(2).softmax(-1).view_as(scores)
-        made.append(((share @ v[1]) * v[0]).sum(2))
-    return torch.stack(made, 2)
+    with without_autocast(q.device):
+        q, *keys = (x.to(wide_type(x)) for x in (q, *k))
+        values = [x.to(wide_type(x)) for x in v]
+        made: list[Tensor] = []
+        for i in range(q.shape[2]):
+            scores = (q[:, :, i, None] * q.shape[-1] ** -0.5 * keys[0]) @ keys[1].mT
+            both = allowed[:, :, i, :, None] & allowed[:, :, i, None, :]
+            scores = scores.masked_fill(~both, torch.finfo(q.dtype).min)
+            share = scores.flatten(2).softmax(-1).view_as(scores).masked_fill(~both, 0.0)
+            made.append(((share @ values[1]) * values[0]).sum(2))
+        return torch.stack(made, 2)

@@ -1,21 +1,28 @@
 """Attention whose tokens look where a pattern allows: one layer for many papers' patterns."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
+from sonde.core.autocast import without_autocast
 from sonde.core.errors import InputError
-from sonde.layers._attending import by_group, on_axes, over_pairs
+from sonde.layers._attending import by_group, on_axes, over_pairs, wide_type
+from sonde.layers._recomputing import EarlierStates, is_recomputing
 from sonde.layers.layer import Layer, Symmetry
 from sonde.layers.patterns import All, Axial, Grid, Histogram, Pattern, Where, Window, pattern_of
 
 LONGEST_CUBIC = 128
+LATEST = 256
+"""Forward passes whose draws are remembered for gradient checkpointing."""
+CENTRE = 4
+"""Where the pixel itself stands in a kernel of 3 x 3."""
 _FREE = (All, Histogram)
 """Patterns that do not ask where a token stands."""
 
@@ -130,6 +137,8 @@ class Attention(Layer):
             self.sharpness = nn.Parameter(torch.ones(heads))
             self.gate = nn.Parameter(torch.ones(heads))
         self.register_buffer("done", torch.zeros((), dtype=torch.long))
+        self.earlier = EarlierStates(LATEST)
+        self.bfloat16_safe = not self.pattern.sorts  # a rounded value may fall in another bin
         self.symmetry = self._symmetry()
 
     def _symmetry(self) -> Symmetry:
@@ -156,34 +165,84 @@ class Attention(Layer):
         InputError
             If a row has no real token, or the tokens do not fill the grid.
         """
-        pattern, drawn = self.pattern, self.pattern.drawn
-        n_draws = 1 if self.training or not drawn else int(getattr(pattern, "draws", 0))
-        if not n_draws:
-            pattern, n_draws = All(), 1
-        heads = self._heads(x, mask, pattern, 0)
-        if n_draws > 1:
-            others = sum(self._heads(x, mask, pattern, i) for i in range(1, n_draws))
-            heads = (heads + others) / n_draws
-        if drawn and self.training:
-            self.done += 1
-        return x + self.out(rearrange(heads, "row head token width -> row token (head width)"))
+        pattern, numbers = self._draws(x, is_forward=True)
+        heads = self._mean([self._heads(x, mask, pattern, number) for number in numbers])
+        heads = rearrange(heads, "row head token width -> row token (head width)")
+        if not self._is_unbounded():
+            return x + self.out(heads)
+        with without_autocast(x.device):
+            weights = {name: p.to(heads) for name, p in self.out.named_parameters()}
+            return x + functional_call(self.out, weights, (heads,)).to(x.dtype)
+
+    def _is_unbounded(self) -> bool:
+        """Return whether heads are products of states, for which half types are too small."""
+        return self.order == 3 or self.scores == "relu"
 
     def probs(
         self, x: Float[Tensor, "row token dim"], mask: Bool[Tensor, "row token"] | None = None
     ) -> Float[Tensor, "row head query key"]:
-        """Return the weight of each key for each query, for all pairs."""
-        where, q, k, _ = self._where(x, mask)
-        return self._weights(q, k, where, self._allowed(self.pattern, where))
+        """Return the weight of each key for each query, for all pairs.
+
+        ``random`` gives the weights of the next forward pass, or their mean over the draws.
+
+        Raises
+        ------
+        InputError
+            With ``order=3``, whose weights belong to pairs of keys.
+        """
+        if self.order == 3:
+            raise InputError(
+                "Attention.probs: expected order=2, got order=3, whose weights belong to pairs of "
+                "keys. Compare outputs of the layer."
+            )
+        pattern, numbers = self._draws(x, is_forward=False)
+        made: list[Tensor] = []
+        for number in numbers:
+            where, q, k, _ = self._where(x, mask, number)
+            made.append(self._weights(q, k, where, self._allowed(pattern, where)))
+        return self._mean(made).to(x.dtype)
 
     def features(
         self, x: Float[Tensor, "row token dim"], mask: Bool[Tensor, "row token"] | None = None
     ) -> Float[Tensor, "row token features"]:
-        """Return each head's mixture of the states: with ``frozen``, a fixed basis for a ridge."""
+        """Return each head's mixture of the states: with ``frozen``, a fixed basis for a ridge.
+
+        Raises
+        ------
+        InputError
+            With ``order=3`` or ``local_position``, whose output is not linear in them.
+        """
+        if self.order == 3 or self.local is not None:
+            raise InputError(
+                "Attention.features: expected a layer whose output is linear in mixtures of the "
+                "states, got order=3 or local_position=True. Leave both out."
+            )
         mixed = torch.einsum("rhqk,rkd->rqhd", self.probs(x, mask), x)
         return mixed.flatten(2)
 
+    def _draws(self, x: Tensor, is_forward: bool) -> tuple[Pattern, Sequence[int]]:
+        """Return the pattern of this pass and the numbers of its draws; a forward pass counts."""
+        pattern = self.pattern
+        if not pattern.drawn:
+            return pattern, (0,)
+        if not self.training:
+            n_draws = int(getattr(pattern, "draws", 0))
+            return (pattern, range(n_draws)) if n_draws else (All(), (0,))
+        if not is_forward:
+            return pattern, (int(self.done),)
+        if is_recomputing():
+            return pattern, (self.earlier.of(x, "Attention"),)
+        number = int(self.done)
+        self.earlier.keep(x, number)
+        self.done += 1
+        return pattern, (number,)
+
+    @staticmethod
+    def _mean(made: list[Tensor]) -> Tensor:
+        return made[0] if len(made) == 1 else torch.stack(made).mean(0)
+
     def _where(
-        self, x: Tensor, mask: Tensor | None, draw: int = 0
+        self, x: Tensor, mask: Tensor | None, number: int
     ) -> tuple[Where, Tensor, Tensor, Tensor]:
         """Return what a pattern knows of the tokens, and queries, keys and values by head."""
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
@@ -196,10 +255,10 @@ class Attention(Layer):
         q, k, v = (self._split(name, x) for name in ("query", "key", "value"))
         generator = None
         if self.pattern.drawn:
-            seed = self.seed + 7919 * (int(self.done) if self.training else draw)
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(self.seed + 7919 * number)
         intensity = v.detach().mean(-1) if self.pattern.sorts else None
-        return Where(position, real, self.heads, self.grid, intensity, generator), q, k, v
+        where = Where(position, real, self.heads, self.grid, intensity, generator, self.causal)
+        return where, q, k, v
 
     def _split(self, name: str, x: Tensor) -> Tensor:
         made = cast(nn.Linear, self.maps[name])(x)
@@ -209,19 +268,22 @@ class Attention(Layer):
         allowed = pattern.allowed(where) & where.real[:, None, None]
         if self.causal:
             before = where.position[:, None] <= where.position[:, :, None]
-            if isinstance(pattern, Axial) and pattern.axis == "both":
+            if self._is_strict():
                 before = where.position[:, None] < where.position[:, :, None]
             allowed = allowed & before[:, None]
         return allowed
 
-    def _heads(self, x: Tensor, mask: Tensor | None, pattern: Pattern, draw: int) -> Tensor:
+    def _heads(self, x: Tensor, mask: Tensor | None, pattern: Pattern, number: int) -> Tensor:
         """Return the output of each head; zeros at padding."""
-        where, q, k, v = self._where(x, mask, draw)
+        where, q, k, v = self._where(x, mask, number)
         group = pattern.groups(where)
         if self.order == 3:
             made = self._cubic(x, q, (k, v), self._allowed(pattern, where))
         elif self.prior is not None or self.scores == "relu":
-            made = self._weights(q, k, where, self._allowed(pattern, where)) @ v
+            weights = self._weights(q, k, where, self._allowed(pattern, where))
+            with without_autocast(v.device):
+                made = weights @ v.to(weights.dtype)
+            made = made if self._is_unbounded() else made.to(v.dtype)
         elif isinstance(pattern, All) and mask is None:
             made = scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         elif group is not None:
@@ -233,10 +295,23 @@ class Attention(Layer):
             allowed = allowed | ~where.real[:, None, :, None]  # padding: any finite number
             made = scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         if self.local is not None:
-            image = rearrange(v, "r h (y x) d -> r (h d) y x", y=where.at()[2][0])
-            moved = conv2d(image, self.local, padding=1, groups=self.dim)
-            made = made + rearrange(moved, "r (h d) y x -> r h (y x) d", h=self.heads)
+            made = made + self._local(v.masked_fill(~where.real[:, None, :, None], 0.0), where)
         return made if mask is None else made.masked_fill(~where.real[:, None, :, None], 0.0)
+
+    def _local(self, v: Tensor, where: Where) -> Tensor:
+        """Return the depthwise convolution of the values; a causal one has no later pixels."""
+        kernel = cast(Tensor, self.local)
+        if self.causal:
+            n = CENTRE + (not self._is_strict())
+            seen = torch.arange(kernel[0].numel(), device=v.device).reshape(kernel.shape[1:]) < n
+            kernel = kernel * seen
+        image = rearrange(v, "r h (y x) d -> r (h d) y x", y=where.at()[2][0])
+        moved = conv2d(image, kernel, padding=1, groups=self.dim)
+        return rearrange(moved, "r (h d) y x -> r h (y x) d", h=self.heads)
+
+    def _is_strict(self) -> bool:
+        """Return whether a causal token does not look at itself."""
+        return isinstance(self.pattern, Axial) and self.pattern.axis == "both"
 
     def _cubic(self, x: Tensor, q: Tensor, first: tuple[Tensor, Tensor], allowed: Tensor) -> Tensor:
         if (n := x.shape[1]) > LONGEST_CUBIC:
@@ -249,22 +324,28 @@ class Attention(Layer):
         return over_pairs(q, (first[0], second[0]), (first[1], second[1]), allowed)
 
     def _weights(self, q: Tensor, k: Tensor, where: Where, allowed: Tensor) -> Tensor:
-        scores = q @ k.mT / math.sqrt(q.shape[-1])
-        if self.scores == "relu":
-            n = allowed.sum(-1, keepdim=True).clamp(min=1)
-            return torch.relu(scores).masked_fill(~allowed, 0.0) / n
-        weights = _softmax(scores, allowed)
-        if self.prior is None:
-            return weights
-        rows, columns, _ = where.at()
-        place = torch.stack([rows[0], columns[0]], -1).to(q)
+        """Return the weights, in float32 if the queries are of a half type."""
+        with without_autocast(q.device):
+            q, k = q.to(wide_type(q)) / math.sqrt(q.shape[-1]), k.to(wide_type(k))
+            scores = q @ k.mT
+            if self.scores == "relu":
+                n = allowed.sum(-1, keepdim=True).clamp(min=1)
+                return torch.relu(scores).masked_fill(~allowed, 0.0) / n
+            weights = _softmax(scores, allowed)
+            return weights if self.prior is None else self._mixed(weights, where, allowed)
+
+    def _mixed(self, weights: Tensor, where: Where, allowed: Tensor) -> Tensor:
+        """Return the weights mixed with those of the positions."""
+        wide = where.at()[2][1]
+        token = torch.arange(where.position.shape[1], device=weights.device)
+        place = torch.stack([token // wide, token % wide], -1).to(weights)
         d = (place[None, :] - place[:, None])[None]
         near = d.square().sum(-1) - 2 * torch.einsum(
-            "hqkc,hc->hqk", d.expand(self.heads, -1, -1, -1), self.centre
+            "hqkc,hc->hqk", d.expand(self.heads, -1, -1, -1), self.centre.to(weights)
         )
-        gate = self.gate.sigmoid()[:, None, None]
-        prior = _softmax((-self.sharpness[:, None, None] * near).expand_as(scores), allowed)
-        return (1 - gate) * weights + gate * prior
+        gate = self.gate.to(weights).sigmoid()[:, None, None]
+        prior = -self.sharpness.to(weights)[:, None, None] * near
+        return (1 - gate) * weights + gate * _softmax(prior.expand_as(weights), allowed)
 
 
 def non_locality(

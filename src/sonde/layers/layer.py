@@ -49,6 +49,8 @@ class Layer(nn.Module):
         it as it is; "none" promises nothing.
     exact_gradient : bool
         False for a layer whose gradient passes straight through a step.
+    causal : bool
+        The output of a token or step does not depend on later ones.
     bfloat16_safe : bool
         In bfloat16 the output is within 2 % of float32.
     """
@@ -60,6 +62,7 @@ class Layer(nn.Module):
     insertable: bool = True
     symmetry: Symmetry = "none"
     exact_gradient: bool = True
+    causal: bool = False
     bfloat16_safe: bool = True
 
     def __new__(cls, *args: Any, **parameters: Any) -> Any:
@@ -123,12 +126,14 @@ class Layer(nn.Module):
         ShapeError
             With the axis words and the widths that the layer expects.
         """
-        for words, x in zip(self.layout, args, strict=False):
-            if isinstance(x, Tensor) and not torch.compiler.is_compiling():
-                self._check(words.split(), tuple(x.shape))
         if not torch.compiler.is_compiling():
-            given = {**dict(zip(_names(type(self)), args, strict=False)), **parameters}
-            self._check_mask(given.get("mask"), args[0] if args else None)
+            names = _names(type(self))
+            given = {**dict(zip(names, args, strict=False)), **parameters}
+            states = [given.get(name) for name in names] if names else list(args)
+            for words, x in zip(self.layout, states, strict=False):
+                if isinstance(x, Tensor):
+                    self._check(words.split(), tuple(x.shape))
+            self._check_mask(given.get("mask"), states[0] if states else None)
         return super().__call__(*args, **parameters)
 
     def _check_mask(self, mask: Any, x: Any) -> None:

@@ -8,10 +8,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import elu, normalize
+from torch.nn.functional import normalize
 
 from sonde.core.errors import InputError, SondeWarning
-from sonde.layers._attending import with_one
+from sonde.layers._attending import wide_type, with_one
 from sonde.layers.layer import Layer
 
 FLOOR = 1e-6
@@ -58,6 +58,7 @@ class LinearAttention(Layer):
         {"dim": 4, "heads": 2, "form": "parallel", "prefix_projection": "separate"},
     )
     layout: ClassVar[tuple[str, ...]] = ("row token dim",)
+    causal = True  # but for a prefix
 
     def __init__(
         self,
@@ -130,13 +131,13 @@ class LinearAttention(Layer):
 
     def _memory(self, x: Tensor, seen: Tensor, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
         """Return features of the keys, zero for tokens that are not seen, and the values."""
-        key, value = (self._split(name, x).to(_wide(x)) for name in names)
+        key, value = (self._split(name, x).to(wide_type(x)) for name in names)
         return self._features(key) * seen[:, None, :, None], with_one(value)
 
     def _empty(self, x: Tensor) -> Tensor:
         """Return the sums before the first token: zeros."""
         width = self.dim // self.heads
-        none = torch.zeros(1, width, dtype=_wide(x), device=x.device)
+        none = torch.zeros(1, width, dtype=wide_type(x), device=x.device)
         return none.new_zeros(len(x), self.heads, self._features(none).shape[1], width + 1)
 
     def _split(self, name: str, x: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ class LinearAttention(Layer):
 
     def _features(self, x: Tensor) -> Tensor:
         if self.feature == "elu":
-            return elu(x) + 1
+            return torch.where(x > 0, x + 1, x.clamp(max=0).exp())  # elu(x) + 1, exact below 0
         x = normalize(x, dim=-1)
         pairs = (x[..., :, None] * x[..., None, :]).flatten(-2) / 2**0.5
         return torch.cat([torch.ones_like(x[..., :1]), x, pairs], -1)
@@ -166,11 +167,6 @@ def causal_sums(
         parts.append((a @ b.mT).tril() @ c + a @ start)
         start = start + b.mT @ c
     return torch.cat(parts, 2), start
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """Return the type of the sums."""
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
 def _first(real: Tensor, prefix: int) -> Tensor:

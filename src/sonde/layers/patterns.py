@@ -4,7 +4,9 @@ Some patterns cut the tokens in groups, and a token looks at its own group: ``At
 these patterns group by group. Other patterns tell for each pair whether it is allowed.
 """
 
+import math
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, final
 
@@ -15,6 +17,10 @@ from torch import Tensor
 from sonde.core.errors import InputError
 
 Grid = tuple[int, int]
+HALF = 0.5001
+"""What rounds a product to the nearest whole number, also if it ends just below one half."""
+CHUNK = 1024
+"""Random numbers that are drawn at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,9 @@ class Where:
     intensity : Float[Tensor, "row head token"], optional
         What ``Histogram`` sorts by.
     generator : torch.Generator, optional
-        What ``RandomKeep`` draws from.
+        What ``RandomKeep`` draws from; it stays as it is.
+    causal : bool, default=False
+        If True, a token must not depend on later tokens.
     """
 
     position: Int[Tensor, "row token"]
@@ -42,6 +50,7 @@ class Where:
     grid: Grid | None = None
     intensity: Float[Tensor, "row head token"] | None = None
     generator: torch.Generator | None = None
+    causal: bool = False
 
     def at(self) -> tuple[Tensor, Tensor, Grid]:
         """Return row and column of each token on the grid, and the grid.
@@ -185,7 +194,7 @@ class Blocks(_Groups):
         if not isinstance(self.sizes, tuple):
             return (where.position // self.sizes)[:, None]
         ends = torch.tensor(self.sizes[:-1], device=where.position.device).cumsum(0)
-        return torch.bucketize(where.position, ends, right=True)[:, None]
+        return torch.bucketize(where.position.contiguous(), ends, right=True)[:, None]
 
 
 @final
@@ -249,13 +258,17 @@ class Stripes(_Groups):
 
 @final
 @dataclass(frozen=True)
-class RandomKeep(_Groups):
-    """Random groups with a share ``keep`` of the tokens each, drawn anew for each training batch.
+class RandomKeep(Pattern):
+    """A random fraction ``keep`` of the tokens for each token, drawn anew for each training batch.
+
+    The tokens are put in random order, the same for all rows. With ``keep = 1 / n`` the order is
+    cut in ``n`` groups; otherwise each token looks at the ``keep`` nearest to it in that order,
+    whose end is joined to its start.
 
     Parameters
     ----------
     keep : float, default=0.5
-        Share of the tokens in a group; 1 keeps all.
+        Fraction of the tokens, rounded to whole tokens; below 1 at least one is left out.
     draws : int, default=0
         In eval mode 0 looks at all tokens; n takes the mean of the output over n draws.
     """
@@ -268,21 +281,43 @@ class RandomKeep(_Groups):
     def __post_init__(self) -> None:
         _check(self, 0.0 < self.keep <= 1.0 and self.draws >= 0, "keep in (0, 1] and draws >= 0")
 
-    def groups(self, where: Where) -> Int[Tensor, "row head token"]:
-        """Return the drawn group of each token."""
+    def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
+        """Return which keys are near enough in the drawn order."""
+        if (group := self.groups(where)) is not None:
+            return group[..., :, None] == group[..., None, :]
+        rank, n = self._rank(where), where.real.sum(1)[:, None, None]
+        ahead = (rank[:, None] - rank[:, :, None]) % n.clamp(min=1)
+        kept = (self.keep * n + HALF).floor().long()
+        kept = torch.minimum(kept, n - 1).clamp(min=1)
+        return ((ahead + kept // 2) % n.clamp(min=1) < kept)[:, None]
+
+    def groups(self, where: Where) -> Int[Tensor, "row head token"] | None:
+        """Return the drawn group of each token, or None if ``1 / keep`` is no whole number."""
+        n_groups = round(1.0 / self.keep)
+        if abs(self.keep * n_groups - 1.0) > 1e-9:
+            return None
+        size = (where.real.sum(1, keepdim=True) + n_groups - 1) // n_groups
+        return (self._rank(where) // size.clamp(min=1))[:, None]
+
+    def _rank(self, where: Where) -> Int[Tensor, "row token"]:
+        """Return where each token stands in the drawn order of the real tokens of its text."""
         if where.generator is None:
             raise InputError("Attention: expected a generator for random groups, got none.")
-        noise = torch.rand(where.real.shape, generator=where.generator).to(where.real.device)
-        rank = _rank(noise.masked_fill(~where.real, 2.0))
-        n_groups = max(1, round(1.0 / self.keep))
-        size = (where.real.sum(1, keepdim=True) + n_groups - 1) // n_groups
-        return (rank // size.clamp(min=1))[:, None]
+        # A copy, so that a second question has the same answer; whole chunks, so that a longer
+        # text has the same numbers at its start.
+        draw, device = where.generator.clone_state(), where.real.device
+        n = -(-max(where.real.shape[1], 1) // CHUNK) * CHUNK
+        noise = torch.rand(n, generator=draw, device=draw.device).to(device)
+        noise = noise[where.position.clamp(min=0)]
+        return _rank(noise.masked_fill(~where.real, 2.0))
 
 
 @final
 @dataclass(frozen=True)
-class Histogram(_Groups):
+class Histogram(Pattern):
     """Bins of tokens that are alike in intensity: the mean of the head's values.
+
+    In a causal attention each token sorts itself and the tokens before it.
 
     Parameters
     ----------
@@ -300,12 +335,31 @@ class Histogram(_Groups):
         known = self.bins >= 1 and self.mode in ("within", "across")
         _check(self, known, "bins >= 1 and mode within or across")
 
-    def groups(self, where: Where) -> Int[Tensor, "row head token"]:
-        """Return the bin of each token, or its rank in the bin."""
+    def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
+        """Return which keys are in the bin of each query."""
+        if (group := self.groups(where)) is not None:
+            return group[..., :, None] == group[..., None, :]
+        x = self._intensity(where)
+        smaller = x[..., :, None] < x[..., None, :]  # smaller[m, j]: m stands before j
+        same = (x[..., :, None] == x[..., None, :]).triu(1)
+        rank = (smaller | same).long().cumsum(-2)  # among the tokens up to the query
+        n = where.real.cumsum(1)[:, None, :, None]
+        bins = self._bins(rank, n)
+        return bins == bins.diagonal(dim1=-2, dim2=-1)[..., None]
+
+    def groups(self, where: Where) -> Int[Tensor, "row head token"] | None:
+        """Return the bin of each token, or its rank in the bin; None in a causal attention."""
+        if where.causal:
+            return None
+        n = where.real.sum(1)[:, None, None]
+        return self._bins(_rank(self._intensity(where)), n)
+
+    def _intensity(self, where: Where) -> Float[Tensor, "row head token"]:
         if where.intensity is None:
             raise InputError("Attention: histogram sorts values, and this port has none.")
-        rank = _rank(where.intensity.masked_fill(~where.real[:, None], float("inf")))
-        n = where.real.sum(1)[:, None, None]
+        return where.intensity.masked_fill(~where.real[:, None], float("inf"))
+
+    def _bins(self, rank: Tensor, n: Tensor) -> Tensor:
         size = ((n + self.bins - 1) // self.bins).clamp(min=1)
         return rank // size if self.mode == "within" else rank % size
 
@@ -351,14 +405,18 @@ def pattern_of(said: str | Pattern) -> Pattern:
 
 def _value(text: str) -> Any:
     if "," in text:
-        return tuple(int(part) for part in text.split(","))
-    if text.lstrip("-").isdigit():
-        return int(text)
-    return float(text) if text.replace(".", "", 1).isdigit() else text
+        return tuple(int(part) for part in text.removesuffix(",").split(","))
+    for kind in (int, float):
+        with suppress(ValueError):
+            if math.isfinite(found := kind(text)):
+                return found
+    return text
 
 
 def _said(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    return ",".join(map(str, value)) + ("," if len(value) == 1 else "")
 
 
 def _check(pattern: Pattern, is_right: bool, expected: str) -> None:
