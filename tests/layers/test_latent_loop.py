@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from sonde.core import InputError
@@ -105,3 +106,44 @@ def test_a_text_goes_on_after_the_steps():
 def test_what_is_refused(make, said):
     with pytest.raises(InputError, match=said):
         make()
+
+
+SIZES = {"vocab_size": 50, "hidden_size": 16}
+MEMORIES = [
+    transformers.MambaConfig(**SIZES, num_hidden_layers=1, state_size=4),
+    transformers.RwkvConfig(**SIZES, num_hidden_layers=2, context_length=16),
+    transformers.RecurrentGemmaConfig(
+        **SIZES,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=16,
+        attention_window_size=8,
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.truth("each text alone, all inputs again at each step, without a cache")
+@pytest.mark.parametrize("config", MEMORIES, ids=lambda config: config.model_type)
+@torch.no_grad()
+def test_padded_texts_of_recurrent_models(config):
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for p in model.parameters():
+        p += 0.1 * torch.randn_like(p)
+    loop = LatentLoop(model, n_steps=2).eval()
+    ids = torch.randint(3, 50, (3, 7))
+    mask = torch.tensor([[1] * 4 + [0] * 3, [0, 0] + [1] * 5, [1] * 7]).bool()
+    for row in range(3):
+        given = model.get_input_embeddings()(ids[row, mask[row]][None])
+        for x in loop.latents(ids, mask)[row]:
+            found = model(inputs_embeds=given, output_hidden_states=True, use_cache=False)
+            wanted = loop.norm(found.hidden_states[-1][:, -1])
+            torch.testing.assert_close(x[None], wanted, rtol=1e-4, atol=1e-4)
+            given = torch.cat([given, wanted[:, None]], 1)
+        said = model(inputs_embeds=given, use_cache=False).logits[0, -1]
+        torch.testing.assert_close(loop(ids, mask)[row], said, rtol=1e-4, atol=1e-4)
+    if not loop.hides_padding:
+        with pytest.raises(InputError, match="reads padding, got several lengths"):
+            loop.prompt(ids, mask)

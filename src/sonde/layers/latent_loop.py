@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from sonde.core.errors import InputError
+from sonde.layers._attending import wide_type
 from sonde.layers.layer import Layer
-from sonde.tap.hooks.cache import cache_argument, cache_of
+from sonde.tap.hooks.cache import cache_argument, cache_of, counts_positions
 
 
 @final
@@ -25,8 +26,11 @@ class LatentLoop(Layer):
     ``e``. ``feedback="expected_embedding"`` takes ``h = E' p / |p|`` of the model's next-token
     probabilities ``p`` in place of the state, so that ``h`` is a mixture of embeddings.
 
-    Cost         one forward of the model for each step, with a cache of one position.
-    Assumes      a model of transformers that takes ``inputs_embeds``; padding at either end.
+    Cost         one forward of the model for each step, with a cache of one position; a model that
+                 returns no cache reads all inputs again at each step.
+    Assumes      a model of transformers that takes ``inputs_embeds``; padding at either end. For a
+                 model that reads padding in spite of its mask (tried once) texts of one length run
+                 together.
 
     Parameters
     ----------
@@ -89,6 +93,7 @@ class LatentLoop(Layer):
         dim = table.shape[1]
         self.model, self.n_steps, self.mix, self.feedback = model, n_steps, mix, feedback
         self.c, self.temperature, self.sample = c, temperature, sample
+        self.hides_padding: bool | None = None
         self.norm = nn.LayerNorm(dim)
         nn.init.constant_(self.norm.weight, float(table.detach().float().square().mean().sqrt()))
         self.ask = self.gates = self.part = None
@@ -138,6 +143,12 @@ class LatentLoop(Layer):
         """Return the arguments by which ``model.generate(**...)`` goes on after the steps."""
         made = self._run(ids, mask, memory)[0]
         packed, real = _to_the_end(ids, mask)
+        if not bool(real.all()) and not self._hides_padding(packed, real):
+            raise InputError(
+                "LatentLoop.prompt: expected texts of one length, since "
+                f"{type(self.model).__name__} reads padding, got several lengths. Generate after "
+                "texts of one length at a time."
+            )
         embedded = torch.cat([self._embedded(packed), *(x.unsqueeze(1) for x in made)], 1)
         real = torch.cat([real, real.new_ones(len(ids), len(made))], 1)
         return {"inputs_embeds": embedded, "attention_mask": real.long()}
@@ -145,30 +156,81 @@ class LatentLoop(Layer):
     def _run(
         self, ids: Tensor, mask: Tensor | None, memory: Tensor | None
     ) -> tuple[list[Tensor], Tensor]:
+        """Return the inputs of the latent steps, and the logits after them."""
         if (memory is not None) != (self.mix == "attend"):
             raise InputError("LatentLoop: expected a memory for mix='attend' and no other.")
         packed, real = _to_the_end(ids, mask)
-        given, made, cache = self._embedded(packed), list[Tensor](), None
-        place = (real.cumsum(1) - 1).clamp(min=0)
-        padded = mask is not None and not bool(real.all())
-        name = cache_argument(self.model)
-        for step in range(self.n_steps + 1):
-            found = self.model(
-                inputs_embeds=given,
-                attention_mask=real.long() if padded else None,
-                position_ids=place,
-                use_cache=self.n_steps > 0,
-                output_hidden_states=True,
-                **{name: cache},
+        if bool(real.all()) or self._hides_padding(packed, real):
+            return self._steps(packed, real, memory)
+        lengths = real.sum(1)  # texts of one length at a time need no padding
+        made: list[tuple[list[Tensor], Tensor]] = []
+        rows = [(lengths == n).nonzero().squeeze(1) for n in lengths.unique()]
+        for row in rows:
+            n = int(lengths[row[0]])
+            some = None if memory is None else memory[row]
+            made.append(self._steps(packed[row, -n:], real[row, -n:], some))
+        back = torch.cat(rows).argsort()
+        steps = zip(*(latents for latents, _ in made), strict=True)
+        return [torch.cat(x)[back] for x in steps], torch.cat([y for _, y in made])[back]
+
+    @torch.no_grad()
+    def _hides_padding(self, packed: Tensor, real: Tensor) -> bool:
+        """Return whether padding in front leaves the last state of a text as it is, tried once."""
+        if self.hides_padding is None:
+            modes = [(part, part.training) for part in self.model.modules()]
+            self.model.eval()
+            row = int(real.sum(1).argmin())
+            n = int(real[row].sum())
+            ids, seen = packed[row : row + 1], real[row : row + 1]
+            padded, alone = (
+                self._again(self._embedded(ids[:, -m:]), seen[:, -m:]) for m in (ids.shape[1], n)
             )
-            logits = found.logits[:, -1]
-            if step == self.n_steps:
-                return made, logits
-            made.append(self._next(found.hidden_states[-1][:, -1], logits, memory))
-            given, cache = made[-1].unsqueeze(1), cache_of(found)
+            for part, mode in modes:
+                part.training = mode
+            gap = (padded - alone).float().norm() / alone.float().norm()
+            self.hides_padding = bool(gap < (1e-4 if wide_type(alone) == alone.dtype else 3e-2))
+        return self.hides_padding
+
+    def _again(self, given: Tensor, real: Tensor) -> Tensor:
+        """Return the last state after the inputs and their last one once more."""
+        found, more = self._call(given, real, (None,)), real.new_ones(len(real), 1)
+        return self._more(given, given[:, -1:], torch.cat([real, more], 1), found)[1]
+
+    def _more(
+        self, whole: Tensor, new: Tensor, real: Tensor, found: Any
+    ) -> tuple[Tensor, Tensor, Any]:
+        """Return all inputs, the last state and the output, after one more input."""
+        whole = torch.cat([whole, new], 1)
+        if (cache := cache_of(found)) is None:  # the model keeps its memory for itself
+            found = self._call(whole, real, None)
+        else:
+            found = self._call(new, real, (cache,))
+        return whole, found.hidden_states[-1][:, -1], found
+
+    def _call(self, given: Tensor, real: Tensor, cache: Any) -> Any:
+        """Run the model on the last inputs; ``real`` tells of all inputs."""
+        place = (real.cumsum(1) - 1).clamp(min=0)[:, -given.shape[1] :]
+        # a cache of a recurrent state alone takes no mask of the tokens before
+        takes_mask = not (cache and cache[0] is not None) or counts_positions(cache[0])
+        return self.model(
+            inputs_embeds=given,
+            attention_mask=real.long() if takes_mask and not bool(real.all()) else None,
+            position_ids=place,
+            use_cache=cache is not None,
+            output_hidden_states=True,
+            **({cache_argument(self.model): cache[0]} if cache else {}),
+        )
+
+    def _steps(
+        self, packed: Tensor, real: Tensor, memory: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        whole, made = self._embedded(packed), list[Tensor]()
+        found = self._call(whole, real, (None,) if self.n_steps else None)
+        for _ in range(self.n_steps):
+            made.append(self._next(found.hidden_states[-1][:, -1], found.logits[:, -1], memory))
             real = torch.cat([real, real.new_ones(len(real), 1)], 1)
-            place = place[:, -1:] + 1
-        raise AssertionError("the loop ends inside")
+            whole, _, found = self._more(whole, made[-1].unsqueeze(1), real, found)
+        return made, found.logits[:, -1]
 
     def _next(self, state: Tensor, logits: Tensor, memory: Tensor | None) -> Tensor:
         """Return the next input."""
