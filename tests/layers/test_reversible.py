@@ -1,11 +1,13 @@
 """Columns that are inverted: the inverse, gradients beside plain ones, memory, dropout."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from sonde.core import InputError
+from sonde.core import InputError, StateError
 from sonde.layers import Reversible
 
 
@@ -89,6 +91,37 @@ def test_memory_does_not_grow_with_the_columns():
     assert flat == size
     assert stored(12, True)[1] == size
     assert stored(12, False)[1] > 3.5 * stored(3, False)[1]
+
+
+@pytest.mark.truth("gradients of stored columns: where they are off, the backward pass is refused")
+@pytest.mark.parametrize(
+    ("scale", "keep", "dtype", "is_right"),
+    [
+        (0.1, -0.1, torch.float32, True),
+        (0.2, -8.0, torch.float32, False),
+        (0.3, -8.0, torch.float32, False),
+        (0.2, -8.0, torch.float64, True),
+        (0.1, -1.0, torch.bfloat16, False),
+    ],
+)
+def test_a_recomputed_input_that_is_off_is_refused(scale, keep, dtype, is_right):
+    layer, x = made(20, scale), states().to(dtype)
+    with torch.no_grad():
+        for column in layer.columns:
+            column.keep.fill_(keep)
+    found = []
+    for recompute in (False, True):
+        own = copy.deepcopy(layer).to(dtype)
+        own.recompute = recompute
+        loss = own(x).square().sum()
+        if recompute and not is_right:
+            with pytest.raises(StateError, match="expected the inverse to give back the inputs"):
+                loss.backward()
+            return
+        loss.backward()
+        found.append([p.grad for p in own.parameters()])
+    for mine, plain in zip(*found, strict=True):
+        assert float((mine - plain).norm()) < 1e-3 * float(plain.norm())
 
 
 def test_a_frozen_block_gets_no_gradient():
