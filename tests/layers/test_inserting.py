@@ -19,6 +19,7 @@ from sonde.layers import (
     Blocks,
     Layer,
     ParallelAdapters,
+    VectorQuantizer,
     inserted_layers,
     load_layers,
     save_layers,
@@ -268,3 +269,26 @@ def test_a_layer_is_an_edit(net):
     torch.testing.assert_close(found, y + torch.relu(net.many[1](y)))
     with pytest.raises(InputError, match=r"ParallelAdapters\.as_edit"):
         ParallelAdapters(nn.Linear(4, 4), 4).as_edit()
+
+
+def test_a_layer_that_was_changed_after_it_was_made_is_saved_as_it_is(tmp_path):
+    centres = torch.tensor([[0.0, 1.0], [-1.0, 0.5]])
+    made = {
+        "0": VectorQuantizer(4, 5, strength=0.0),
+        "1": Attention(4, 2, Blocks((4,))),
+        "2": Attention(4, 2, prior="position", grid=(2, 3), centres=centres),
+    }
+    new = sonde.inserted(nn.Sequential(nn.Tanh(), nn.ReLU(), nn.GELU()), made)
+    own, x = inserted_layers(new), torch.randn(2, 6, 4)
+    own["0"].strength = 0.7
+    before = torch.get_rng_state()
+    folder = save_layers(new, tmp_path / "mine")
+    assert torch.equal(torch.get_rng_state(), before)
+    back = load_layers(folder)
+    for site, layer in own.items():
+        assert torch.equal(back[site](x), layer(x))
+    assert back["0"].strength == 0.7
+    assert back["1"].pattern == Blocks((4,))
+    own["0"].given["seed"] = object()
+    with pytest.raises(InputError, match=r"a parameter that no file holds \(seed: object\)"):
+        save_layers(new, tmp_path / "mine")

@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as as_safetensors
@@ -17,6 +18,7 @@ from sonde.data._model_kind import config_of
 from sonde.files.durable import atomic_write, make_directory
 from sonde.layers.inserting import insert_in_place, inserted_layers
 from sonde.layers.layer import Layer
+from sonde.layers.patterns import Pattern
 from sonde.weights._weight_file import files_hash
 from sonde.weights.folder import CONFIG
 from sonde.weights.forms import name_in
@@ -28,6 +30,9 @@ PLAIN = (bool, int, float, str, type(None))
 
 def save_layers(model: Model | nn.Module, path: str | Path) -> Path:
     """Write the inserted layers of a model: ``layers.json`` and ``layers.safetensors``.
+
+    Attributes that were changed after a layer was made, e.g. ``layer.strength = 0.5``, are written
+    too.
 
     Parameters
     ----------
@@ -139,16 +144,35 @@ def _told(site: str, layer: Layer) -> dict[str, Any]:
     name = type(layer).__name__
     if getattr(import_module(ROOM), name, None) is not type(layer):
         raise InputError(f"save_layers: expected layers of sonde, got {name} at {site}.")
-    given: dict[str, Any] = {}
-    for key, value in layer.given.items():
-        if isinstance(value, nn.Module):
-            raise InputError(
-                f"save_layers: {name} at {site} wraps a module ({key}). Save the state dict of the "
-                "whole model."
-            )
-        simple = isinstance(value, (*PLAIN, tuple, list))
-        given[key] = value if simple else str(value)
-    return {"class": name, "parameters": given}
+    given = {key: _plain(value) for key, value in layer.given.items()}
+    if strange := [key for key, value in given.items() if not _is_plain(value)]:
+        raise InputError(
+            f"save_layers: {name} at {site} has a parameter that no file holds ({strange[0]}: "
+            f"{type(given[strange[0]]).__name__}). Save the state dict of the whole model."
+        )
+    with torch.random.fork_rng(devices=()):
+        first = _attributes(type(layer)(**given))
+    changed = {k: v for k, v in _attributes(layer).items() if k in first and v != first[k]}
+    return {"class": name, "parameters": given} | ({"changed": changed} if changed else {})
+
+
+def _plain(value: Any) -> Any:
+    """Return a parameter as JSON holds it: a pattern as its word, numbers of arrays as a tuple."""
+    if isinstance(value, Pattern):
+        return str(value)
+    if callable(getattr(value, "tolist", None)):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, tuple | list) else value
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, tuple) else isinstance(value, PLAIN)
+
+
+def _attributes(layer: Layer) -> dict[str, Any]:
+    """Return the plain attributes of a layer, which may be changed after it was made."""
+    own = {k: v for k, v in vars(layer).items() if k != "training" and not k.startswith("_")}
+    return {k: v for k, v in own.items() if _is_plain(v)}
 
 
 def _made(folder: Path, site: str, entry: dict[str, Any], tensors: dict[str, Any]) -> Layer:
@@ -159,6 +183,10 @@ def _made(folder: Path, site: str, entry: dict[str, Any], tensors: dict[str, Any
             raise TypeError(f"{entry['class']} is no layer")
         made = kind(**{name: _tuples(value) for name, value in entry["parameters"].items()})
         made.load_state_dict(state)
+        for key, value in entry.get("changed", {}).items():
+            if key not in _attributes(made):
+                raise KeyError(f"{entry['class']} has no {key}")
+            setattr(made, key, _tuples(value))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise StateError(f"load_layers: {folder} is damaged at {site}: {error}") from error
     kinds = [x.dtype for x in state.values() if x.is_floating_point()]  # the rest are places
