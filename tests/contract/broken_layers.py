@@ -43,10 +43,18 @@ class Mixes(Layer):
             self.late = nn.Parameter(x.mean((0, 1)).detach())
         if self.fault == "coarse":
             mean = mean * (1.0 + 2.0 * (mean.dtype == torch.bfloat16))
+        if self.fault == "half":
+            peak = x.square().amax((1, 2)).unsqueeze(-1)
+            mean = mean * (peak / peak)
         if self.fault == "forgets":
             mean = mean * self.kept["dim"]
         change = torch.tanh(self.map(mean)).unsqueeze(1)
         return x + (change.detach() if self.fault == "detached" else change)
+
+    def __call__(self, *args, **named):
+        if self.fault == "unchecked" and not args:
+            return self.forward(**named)
+        return super().__call__(*args, **named)
 
     def flops(self, *shapes):
         return super().flops(*shapes) + (self.fault == "flops")
@@ -61,16 +69,22 @@ class Lags(Layer):
 
     layout: ClassVar[tuple[str, ...]] = ("row time dim",)
     symmetry = "translation"
+    causal = True
 
     def __init__(self, fault="", dim=4):
         super().__init__()
         self.fault, self.dim = fault, dim
-        self.tap = nn.Parameter(torch.zeros(dim))
+        self.tap, self.n = nn.Parameter(torch.zeros(dim)), 0
 
     def forward(self, x, mask=None):
         if mask is not None:
             x = x * mask.unsqueeze(-1)
         before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+        if self.fault == "ahead":
+            before = before - x.mean(1, keepdim=True)
+        if self.fault == "counts":
+            self.n += 1
+            before = before * self.n
         if self.fault == "place":
             before = before * torch.arange(x.shape[1]).reshape(-1, 1)
         return x + self.tap * before

@@ -1,14 +1,17 @@
 """Every exported layer, with each of its examples, against every law of layers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+import sonde
 from sonde import layers
 from sonde.core.errors import InputError
 from sonde.layers import Layer
 from sonde.testing import LayerCase, causal_model, laws_of
-from sonde.testing.layer_laws import has_tokens
+from sonde.testing.layer_laws import has_floats, has_tokens, moved, outputs
 
 
 def feed_forward():
@@ -87,3 +90,29 @@ def test_a_mask_that_leaves_a_row_empty_is_refused(case):
     mask[1] = False
     with pytest.raises(InputError, match=f"expected a real {case.layer.layout[0].split()[1]}"):
         case.layer(x, mask=mask)
+
+
+INSERTABLE = [c for c in CASES if c.layer.insertable and len(c.layer.layout) == 1]
+
+
+@pytest.mark.parametrize("case", INSERTABLE, ids=repr)
+def test_a_layer_comes_back_from_its_file(case, tmp_path):
+    host = sonde.inserted(nn.Sequential(nn.Identity(), nn.Linear(2, 2)), {"0": moved(case.layer)})
+    own = layers.inserted_layers(host)["0"].eval()
+    back = layers.load_layers(layers.save_layers(host, tmp_path / "one"))["0"].eval()
+    x = tuple(t.float() for t in case.drawn())
+    torch.manual_seed(1)
+    wanted = outputs(own, x)
+    torch.manual_seed(1)
+    assert all(map(torch.equal, outputs(back, x), wanted))
+    assert repr(LayerCase(back)) == repr(LayerCase(case.layer))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if has_floats(c)], ids=repr)
+def test_layers_run_under_autocast(case):
+    own, x = moved(case.layer).float(), tuple(t.float() for t in case.drawn())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = outputs(own, x)
+    for y, wanted in zip(found, outputs(copy.deepcopy(own), x), strict=True):
+        error = (y.float() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()
+        assert float(error) < 0.03 or not case.layer.bfloat16_safe

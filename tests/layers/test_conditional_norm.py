@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import sonde
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, ShapeError
 from sonde.layers import ConditionalNorm, conditioned
 
 
@@ -67,3 +67,21 @@ def test_an_inserted_layer_reads_the_condition_of_the_block():
     with conditioned(new, c):
         torch.testing.assert_close(new(x), net(x) * (1 + made[:, :4]) + made[:, 4:])
     assert torch.equal(new(x), net(x))
+
+
+@pytest.mark.truth("the layer on one token at a time, with the condition of that token")
+@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+@torch.no_grad()
+def test_a_condition_for_each_token(norm):
+    layer = filled(ConditionalNorm(4, condition=3, norm=norm))
+    x, c = draw(2, 5, 4), draw(2, 5, 3, seed=1)
+    wanted = torch.stack([layer(x[:, t], c[:, t]) for t in range(5)], 1)
+    torch.testing.assert_close(layer(x, c), wanted)
+    assert torch.equal(layer(x=x, condition=c), layer(x, c))
+    with conditioned(layer, c):
+        assert torch.equal(layer(x), layer(x, c))
+    for wrong in (c[:, :4], c[..., :2]):
+        with pytest.raises(ShapeError, match="condition=3"):
+            layer(x, wrong)
+        with pytest.raises(ShapeError, match="condition=3"):
+            layer(x, condition=wrong)

@@ -129,3 +129,20 @@ def test_a_second_stream_without_a_real_token_is_refused():
     mask = torch.tensor([[True, True, False, False, False], [False] * 5])
     with pytest.raises(InputError, match="a real token in every row, got none in 1"):
         filled(Exchange("bridge", 4, top=3))(a, b, mask=mask)
+
+
+@pytest.mark.truth("the numbers of the units that move, by hand")
+@pytest.mark.parametrize(
+    ("share", "moves"),
+    [(0.0, []), (0.25, [3, 7]), (0.3, [3, 6, 9]), (0.5, [1, 3, 5, 7, 9]), (1.0, range(10))],
+)
+def test_swap_moves_a_fraction(share, moves):
+    a, b = draw(2, 10, 10), draw(2, 10, 10, seed=1)
+    for axis, at in (("channel", 2), ("position", 1)):
+        layer = Exchange("swap", share=share, axis=axis)
+        found = layer(a, b)
+        for i in range(10):
+            mine, other = (b, a) if i in moves else (a, b)
+            assert torch.equal(found[0].select(at, i), mine.select(at, i))
+            assert torch.equal(found[1].select(at, i), other.select(at, i))
+        assert all(map(torch.equal, layer(*found), (a, b)))

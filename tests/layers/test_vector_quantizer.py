@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.layers import VectorQuantizer
@@ -114,3 +115,37 @@ def test_usage_and_messages():
 def test_no_rows_stay_no_rows(parameters):
     layer = VectorQuantizer(4, 5, **parameters).train()
     assert layer(torch.empty(0, 3, 4)).shape == (0, 3, 4)
+
+
+@pytest.mark.truth("the nearest codes of the same numbers in float64")
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_types_choose_the_codes_of_float64_and_give_them_back(kind):
+    for parameters in ({"stages": 2}, {"metric": "cosine", "k": 2}, {"kind": "scalar"}):
+        layer = VectorQuantizer(4, 9, update="fixed", **parameters).to(kind)
+        x = (200 * torch.randn(50, 4, generator=torch.Generator().manual_seed(2))).to(kind)
+        wide = VectorQuantizer(4, 9, update="fixed", **parameters).double()
+        wide.load_state_dict(layer.state_dict())
+        assert torch.equal(layer.encode(x), wide.encode(x.double()))
+        assert torch.equal(layer(x), layer.decode(layer.encode(x)))
+
+
+@pytest.mark.truth("codes that followed the same rows without checkpointing")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_codes_move_once_if_the_pass_is_recomputed(reentrant):
+    found = []
+    for recomputed in (False, True):
+        layer = VectorQuantizer(4, 5, stages=2, decay=0.7).double().train()
+        weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(4)).double()
+        weight.requires_grad_()
+        for seed in range(3):
+            x = torch.randn(30, 4, generator=torch.Generator().manual_seed(seed)).double()
+            x.requires_grad_()
+
+            def loss(y, layer=layer, weight=weight):
+                return (layer(y) @ weight).sin().sum()
+
+            made = checkpoint(loss, x, use_reentrant=reentrant) if recomputed else loss(x)
+            made.backward()
+        found.append([weight.grad, layer.codes, layer.counts, layer.steps])
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain)

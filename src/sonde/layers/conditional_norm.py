@@ -54,7 +54,7 @@ class ConditionalNorm(ConditionedLayer):
         {"dim": 4, "condition": 3, "norm": "instance"},
         {"dim": 4, "condition": 3, "norm": "none"},
     )
-    layout: ClassVar[tuple[str, ...]] = ("row *axes dim", "row condition")
+    layout: ClassVar[tuple[str, ...]] = ("row *axes dim", "row *axes condition")
 
     def __init__(
         self,
@@ -108,7 +108,8 @@ class ConditionalNorm(ConditionedLayer):
         self.insertable = isinstance(self.norm, nn.Identity)
         words = "row *axes dim" if self.on_units else "row dim *space"
         with_condition = self.condition and not self.insertable
-        layout = (words, "row condition") if with_condition else (words,)
+        of_condition = "row *axes condition" if self.on_units else "row condition"
+        layout = (words, of_condition) if with_condition else (words,)
         object.__setattr__(self, "layout", layout)
         self.shift = nn.Linear(self.condition, 2 * self.dim) if self.condition else None
         if self.shift is not None:

@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sonde.core.autocast import without_autocast
 from sonde.core.errors import InputError, ShapeError
+from sonde.layers._attending import wide_type
 from sonde.layers.layer import Layer
 
 MAPS, TOKENS = "row dim high wide", "row token dim"
@@ -26,12 +28,12 @@ HOW = {
 class Exchange(Layer):
     """Let streams exchange states; ways with parameters start as the identity.
 
-    ``swap``: every second unit (``axis="channel"``) or token moves to the other stream; a second
-    swap moves it back. ``shift``: in a pyramid of levels, fine to coarse, some channels of each
-    level move a level up and as many a level down; with ``dim`` a 1 x 1 map of the result is added
-    to each level. ``difference``: ``a + W m``, ``b - W m`` with
-    ``m = (a - b) sigmoid(channel) sigmoid(place)``, both gates read ``|a - b|``. ``equalise``:
-    channels weighted by both streams' means, then mixed in a window by
+    ``swap``: a fraction ``share`` of the units (``axis="channel"``) or tokens, every second one by
+    default, moves to the other stream; a second swap moves it back. ``shift``: in a pyramid of
+    levels, fine to coarse, some channels of each level move a level up and as many a level down;
+    with ``dim`` a 1 x 1 map of the result is added to each level. ``difference``: ``a + W m``,
+    ``b - W m`` with ``m = (a - b) sigmoid(channel) sigmoid(place)``, both gates read ``|a - b|``.
+    ``equalise``: channels weighted by both streams' means, then mixed in a window by
     ``exp(-|pos|^2 / 2 s1^2 - |f_i - f_j|^2 / 2 s2^2)``. ``bridge``: tokens of the first stream
     attend to the ``top`` best-scored tokens of the second. ``concat_gate``: each stream adds a
     linear map of both streams, each times its gate.
@@ -47,7 +49,8 @@ class Exchange(Layer):
     dim : int, default=0
         Width; only ``swap`` and ``shift`` do without it.
     share : float, default=0.5
-        Share of the channels that ``shift`` moves, half of them up.
+        Fraction of the units or tokens that ``swap`` moves, evenly spread, or of the channels that
+        ``shift`` moves, half of them up; 0 moves nothing.
     axis : {"channel", "position"}, default="channel"
         Of ``swap``.
     n_streams : int, default=2
@@ -185,8 +188,8 @@ class Exchange(Layer):
             return tuple(x + f(y) for x, f, y in zip(streams, self.fuse, moved, strict=True))
         a, b = streams
         if self.how == "swap":
-            odd = self._odd(a, mask)
-            return torch.where(odd, b, a), torch.where(odd, a, b)
+            moves = self._swapped(a, mask)
+            return torch.where(moves, b, a), torch.where(moves, a, b)
         if self.how == "difference":
             change = self.out(self.difference(a, b))
             return a + change, b - change
@@ -205,12 +208,17 @@ class Exchange(Layer):
         change = self.out(torch.cat((kept[0] * a, kept[1] * b), -1))
         return a + change[..., : a.shape[-1]], b + change[..., a.shape[-1] :]
 
-    def _odd(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return every second unit, or every second real token of a row."""
+    def _swapped(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Return which units, or which real tokens of a row, move: every second one at 0.5."""
         if self.axis == "channel":
-            return torch.arange(x.shape[-1], device=x.device) % 2 == 1
+            return self._moves(torch.arange(1, x.shape[-1] + 1, device=x.device))
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        return (real & (real.cumsum(1) % 2 == 0)).unsqueeze(-1)
+        return (real & self._moves(real.cumsum(1))).unsqueeze(-1)
+
+    def _moves(self, number: Tensor) -> Tensor:
+        """Return whether the units or tokens with these numbers, counted from 1, move."""
+        before, after = ((n * self.share + 1e-9).floor() for n in (number - 1, number.double()))
+        return after > before
 
     def difference(
         self, a: Float[Tensor, "row dim high wide"], b: Float[Tensor, "row dim high wide"]
@@ -261,10 +269,14 @@ class Exchange(Layer):
         query, key, value = self.query(a), self.key(chosen), self.value(chosen)
         first = torch.arange(a.shape[1], device=a.device)[None, :, None]
         apart = (places.unsqueeze(1) - first).clamp(-self.radius, self.radius) + self.radius
-        by_place = (query @ self.near.T).gather(-1, apart)
-        logits = (query @ key.transpose(1, 2) + by_place) / a.shape[-1] ** 0.5
-        hidden = torch.isinf(best).unsqueeze(1)
-        return logits.masked_fill(hidden, -torch.inf).softmax(-1) @ value
+        near = self.near.to(wide_type(query)).T
+        by_place = (query.to(near) @ near).gather(-1, apart)
+        with without_autocast(a.device):  # half types overflow
+            query, key, value = (y.to(wide_type(y)) for y in (query, key, value))
+            logits = (query @ key.transpose(1, 2) + by_place.to(query)) / a.shape[-1] ** 0.5
+            hidden = torch.isinf(best).unsqueeze(1)
+            mixed = logits.masked_fill(hidden, -torch.inf).softmax(-1) @ value
+        return mixed.to(a.dtype)
 
 
 def _zeros(layer: Any) -> Any:

@@ -114,7 +114,7 @@ class Experts(Layer):
             raise InputError(f"Experts.shares: router {self.router!r} has no scores.")
         best = self.line(x).topk(self.k, dim=-1)
         found = torch.zeros(*x.shape[:-1], self.free, dtype=x.dtype, device=x.device)
-        return found.scatter(-1, best.indices, best.values.softmax(-1))
+        return found.scatter(-1, best.indices, best.values.softmax(-1).to(found))
 
     def balance(
         self, x: Float[Tensor, "*axes dim"], mask: Bool[Tensor, "*axes"] | None = None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde.core.errors import InputError
+from sonde.layers._attending import wide_type
 from sonde.layers.layer import Layer
 
 Weights = Literal["full", "local", "shared", "axis", "dilated", "generated"]
@@ -98,7 +99,6 @@ class GridMixer(Layer):
         self.grid = (int(grid[0]), int(grid[1])) if grid else (0, 0)
         if weights in FIXED:
             self.high, self.wide = self.grid
-        self.bfloat16_safe = weights != "generated"  # FFT has no bfloat16
         if weights == "shared":
             self.symmetry = "translation"
         if weights in ("full", "local", "shared"):
@@ -164,7 +164,7 @@ class GridMixer(Layer):
             return x + self._dilated(x)
         y = self.convolved(x)
         rms = (y.square().mean((2, 3), keepdim=True) + 1e-12).sqrt()
-        return x + self.scale * y / rms
+        return x + self.scale * (y / rms).to(x.dtype)
 
     def generated(self) -> Float[Tensor, "dim high wide"]:
         """Return the kernel that the sine network makes from coordinates alone."""
@@ -172,10 +172,16 @@ class GridMixer(Layer):
         return self.last(torch.sin(self.first(places))).movedim(-1, 0)
 
     def convolved(self, x: Float[Tensor, "row dim high wide"]) -> Tensor:
-        """Return ``(W * x)`` convolved with ``x``, the kernel's middle at (0, 0)."""
+        """Return ``(W * x)`` convolved with ``x``, the kernel's middle at (0, 0).
+
+        States of half types give float32: the FFT has none, and products of states overflow.
+        """
         high, wide = x.shape[2:]
         size = (2 * high - 1, 2 * wide - 1)
-        both = torch.fft.rfft2(self.generated() * x, s=size) * torch.fft.rfft2(x, s=size)
+        x = x.to(wide_type(x))
+        if not len(x):
+            return torch.zeros_like(x)
+        both = torch.fft.rfft2(self.generated().to(x) * x, s=size) * torch.fft.rfft2(x, s=size)
         whole = torch.fft.irfft2(both, s=size)
         top, left = high // 2, wide // 2
         return whole[:, :, top : top + high, left : left + wide]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.layers._attending import wide_type
 from sonde.layers.layer import Layer
 
 
@@ -112,8 +113,9 @@ class ParallelAdapters(Layer):
         if self.query is None or self.key is None:
             return base + added.sum(-2)
         keys = self.key(torch.cat((base.unsqueeze(-2), added), dim=-2))
-        scores = (self.query(x).unsqueeze(-2) * keys).sum(-1) / x.shape[-1] ** 0.5
-        share = self.dropout(scores.softmax(-1))[..., 1:]
+        keys = keys.to(wide_type(keys))  # products of half types overflow
+        scores = (self.query(x).to(keys).unsqueeze(-2) * keys).sum(-1) / x.shape[-1] ** 0.5
+        share = self.dropout(scores.softmax(-1).to(base))[..., 1:]
         return base + (share.unsqueeze(-1) * added).sum(-2)
 
     def change_on(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, ""]:

@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from sonde.core.autocast import without_autocast
 from sonde.core.errors import InputError
+from sonde.layers._attending import wide_type
 from sonde.layers.layer import Layer
 
 TINY = 1e-12
@@ -123,20 +125,24 @@ class SecondOrder(Layer):
         return made + self.first(x) + self.second(y)
 
     def _gram(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+        kind = x.dtype
+        x, y = x.to(wide_type(x)), y.to(wide_type(y))  # products of half types overflow
         if mask is not None:
             x = x * mask.unsqueeze(-1)
         n = x.new_tensor(float(x.shape[1])) if mask is None else mask.sum(1).to(x)
-        gram = torch.einsum("rti,rtj->rij", x, y) / n.reshape(-1, 1, 1)
+        with without_autocast(x.device):
+            gram = torch.einsum("rti,rtj->rij", x, y) / n.reshape(-1, 1, 1)
         if not self.signed_root:
-            return gram
+            return gram.to(kind)
         rooted = gram / (gram.abs() + TINY).sqrt()
-        return normalize(rooted.flatten(1), dim=1).reshape(gram.shape)
+        return normalize(rooted.flatten(1), dim=1).reshape(gram.shape).to(kind)
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
     """Return the correlation over the last axis; of a constant row it is 0."""
+    kind, a, b = a.dtype, a.to(wide_type(a)), b.to(wide_type(b))
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    return (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=TINY)
+    return ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=TINY)).to(kind)
 
 
 def _shifted(x: Tensor, down: int, right: int) -> Tensor:

@@ -7,8 +7,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sonde.core.autocast import without_autocast
 from sonde.core.errors import InputError
+from sonde.layers._attending import wide_type
+from sonde.layers._recomputing import EarlierStates, is_recomputing
 from sonde.layers.layer import Layer, Symmetry
+
+LATEST = 4
+"""Calls whose queue is remembered for gradient checkpointing."""
 
 
 @final
@@ -78,7 +84,9 @@ class StateQueue(Layer):
         if read == "filter" and push == "soft":
             raise InputError("StateQueue: push='soft' is for read='attention'.")
         self.dim, self.length, self.stride, self.lookahead = dim, length, stride, lookahead
+        self.causal = lookahead == 0
         self.streaming, self.kept = streaming, cast(Tensor | None, None)
+        self.earlier = EarlierStates(LATEST)
         self.symmetry: Symmetry = "none" if streaming or push == "soft" else "translation"
         self.taps = self.gate_taps = self.maps = self.write = None
         if read == "filter":
@@ -113,7 +121,9 @@ class StateQueue(Layer):
         h = x if mask is None else x * real.unsqueeze(-1)
         if not self.length + self.lookahead:
             return x
-        before = self._before(h, real)
+        again = self.streaming and self.training and is_recomputing()
+        kept = self.earlier.of(x, "StateQueue") if again else self.kept
+        before = self._before(h, real, kept)
         if self.taps is not None:
             added = self._filtered(before, h, self.taps)
             if self.gate_taps is not None:
@@ -123,15 +133,17 @@ class StateQueue(Layer):
         else:
             told = _queue(before, self.length, x.shape[1])
             added = self.gate * self._asked(h, told[..., :-1], told[..., -1] > 0)
-        if self.streaming:
+        if self.streaming and not again:
+            if self.training:
+                self.earlier.keep(x, kept)
             self.kept = before[:, before.shape[1] - self.length * self.stride :].detach()
         return x + added
 
-    def _before(self, h: Tensor, real: Tensor) -> Tensor:
+    def _before(self, h: Tensor, real: Tensor, kept: Tensor | None) -> Tensor:
         """Return the states of earlier calls, then the new states, each with a 1 if it is real."""
         told = torch.cat([h, real.unsqueeze(-1).to(h)], 2)
-        kept = told.new_zeros(len(h), self.length * self.stride, told.shape[2])
-        return torch.cat([kept if self.kept is None else self.kept.to(told), told], 1)
+        empty = told.new_zeros(len(h), self.length * self.stride, told.shape[2])
+        return torch.cat([empty if kept is None else kept.to(told), told], 1)
 
     def _filtered(self, before: Tensor, h: Tensor, taps: Tensor) -> Tensor:
         n, reach = h.shape[1], self.length * self.stride
@@ -147,11 +159,12 @@ class StateQueue(Layer):
     def _asked(self, h: Tensor, slots: Tensor, filled: Tensor) -> Tensor:
         """Return the attention of each state over its slots; zeros where all slots are empty."""
         maps = cast(nn.ModuleDict, self.maps)
-        scores = torch.einsum("rtd,rtqd->rtq", maps["query"](h), maps["key"](slots))
-        scores = scores / self.dim**0.5
-        share = scores.masked_fill(~filled, torch.finfo(scores.dtype).min).softmax(-1)
-        share = share.masked_fill(~filled, 0.0)
-        return torch.einsum("rtq,rtqd->rtd", share, maps["value"](slots))
+        made = (maps["query"](h), maps["key"](slots), maps["value"](slots))
+        with without_autocast(h.device):  # sums over half types overflow
+            q, k, v = (y.to(wide_type(y)) for y in made)
+            scores = torch.einsum("rtd,rtqd->rtq", q, k) / self.dim**0.5
+            share = scores.masked_fill(~filled, torch.finfo(scores.dtype).min).softmax(-1)
+            return torch.einsum("rtq,rtqd->rtd", share.masked_fill(~filled, 0.0), v).to(h.dtype)
 
     def _soft(self, h: Tensor, real: Tensor) -> Tensor:
         """Return the attention over queues that move by a share at each real step."""

@@ -170,7 +170,7 @@ class TargetHead(Layer):
         real = torch.ones(h.shape[:2], device=h.device) if mask is None else mask
         share = real.to(h).unsqueeze(-1) / real.to(h).sum(1).reshape(-1, 1, 1)
         whole = self._cosines((share * h).sum(1), targets)
-        least = int((share > 0).sum(1).min())
+        least = int((share > 0).sum(1).min()) if len(h) else self.top_tokens
         if least < self.top_tokens:
             raise InputError(
                 f"TargetHead.forward: expected {self.top_tokens} real tokens in a row, got {least}."

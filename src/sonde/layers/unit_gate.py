@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, ShapeError
 from sonde.layers.conditions import ConditionedLayer
 from sonde.stats.soft_top_k import soft_top_k
 
@@ -85,6 +85,7 @@ class UnitGate(ConditionedLayer):
     layout: ClassVar[tuple[str, ...]] = ("row *axes dim",)
     sizes: Tensor
     powers: Tensor
+    start: Tensor
     progress: Tensor
     is_hard: Tensor
 
@@ -118,6 +119,8 @@ class UnitGate(ConditionedLayer):
         self.insertable = score not in ("fixed", "top_k", "class_attention")
         self.exact_gradient = score != "top_k"
         self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
+        # rounded whenever the gates are, so that they start at exactly 1 in every type
+        self.register_buffer("start", torch.tensor(initial), persistent=False)
         self.register_buffer("progress", torch.zeros(()))
         self.register_buffer("is_hard", torch.zeros((), dtype=torch.bool))
         self._make(len(sizes), kappa)
@@ -125,7 +128,7 @@ class UnitGate(ConditionedLayer):
     def _make(self, n: int, kappa: float) -> None:
         """Make the parameters of the score."""
         if self.score == "learned":
-            self.c = nn.Parameter(torch.full((n,), self.initial))
+            self.c = nn.Parameter(self.start.expand(n).clone())
         elif self.score == "fixed":
             self.register_buffer(
                 "powers", kappa ** -torch.arange(n, dtype=torch.get_default_dtype())
@@ -181,7 +184,7 @@ class UnitGate(ConditionedLayer):
         if self.is_hard:
             return (self.c > 0).to(self.c.dtype)
         tau = self.gamma ** self.progress.to(self.c.dtype)
-        return torch.sigmoid(self.c * tau) / torch.sigmoid(torch.full_like(self.c, self.initial))
+        return torch.sigmoid(self.c * tau) / torch.sigmoid(self.start.expand_as(self.c).clone())
 
     def pair_gates(self) -> Float[Tensor, "gate gate"]:
         """Return the gate of each pair: the product of the two gates."""
@@ -206,6 +209,13 @@ class UnitGate(ConditionedLayer):
             return soft_top_k(scores, self.k, self.alpha, hard=True)
         if attention is None:
             raise InputError("UnitGate.forward: expected the attention (row token), got none.")
+        if attention.shape != x.shape[:2]:
+            raise ShapeError(
+                f"UnitGate.forward: expected the attention {tuple(x.shape[:2])} as the states, got "
+                f"{tuple(attention.shape)}."
+            )
+        if not attention.numel():
+            return attention
         known = attention.detach().double()
         known = known if mask is None else known.masked_fill(~mask, torch.nan)
         sure = known >= known.nanquantile(self.quantile, dim=-1, keepdim=True)

@@ -10,8 +10,13 @@ from torch.nn.functional import cosine_similarity
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.layers._attending import wide_type
+from sonde.layers._recomputing import EarlierStates, is_recomputing
 from sonde.layers.layer import Layer
+from sonde.tap.training.ranks import added_up
 
+LATEST = 4
+"""Forward passes whose components are remembered for gradient checkpointing."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -78,17 +83,30 @@ class UnMixNorm(Layer):
         mean, variance = norm.running_mean.detach(), norm.running_var.detach()
         spread = spread if components > 1 else 0.0
         generator = torch.Generator().manual_seed(seed)
+        self.earlier = EarlierStates(LATEST)
         noise = torch.randn(components, len(mean), generator=generator).to(mean)
         width = (spread * components / max(components - 1, 1)) ** 0.5
         self.register_buffer("mean", mean + width * variance.sqrt() * noise)
         self.register_buffer("variance", ((1.0 - spread) * variance).expand_as(noise).clone())
 
+    def _held(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return copies of the components, which move before the backward pass."""
+        held = self.mean.to(x, copy=True), self.variance.to(x, copy=True)
+        self.earlier.keep(x, held)
+        return held
+
     @torch.no_grad()
     def _follow(self, share: Tensor, mean: Tensor, variance: Tensor) -> None:
-        rate = 1.0 - (1.0 - self.momentum) ** (len(share) / 64.0)
-        for state, found in ((self.mean, mean), (self.variance, variance)):
-            step = share.unsqueeze(-1) * (found.unsqueeze(1) - state)
-            state += rate * step.mean(0)
+        """Move the components; processes that train together move them alike."""
+        both, n = torch.stack([mean, variance]), share.new_tensor(float(len(share)))
+        state = torch.stack([self.mean, self.variance]).to(both)
+        step = (share.unsqueeze(-1) * (both.unsqueeze(2) - state.unsqueeze(1))).sum(1)
+        if self.training:
+            step, n = added_up(step), added_up(n)
+        rate = 1.0 - (1.0 - self.momentum) ** (float(n) / 64.0)
+        if n:
+            self.mean += (rate / n * step[0]).to(self.mean)
+            self.variance += (rate / n * step[1]).to(self.variance)
 
     def forward(
         self, x: Float[Tensor, "example dim *space"]
@@ -98,9 +116,11 @@ class UnMixNorm(Layer):
             raise InputError(
                 f"UnMixNorm: expected maps (example, dim, *space), got {tuple(x.shape)}."
             )
+        kind, x = x.dtype, x.to(wide_type(x))  # squares of half types overflow
         flat = x.flatten(2)
         mu, v = flat.mean(2), flat.var(2, correction=0)
-        known, spread = self.mean.clone(), self.variance.clone()  # they move before the backward
+        again = is_recomputing()
+        known, spread = self.earlier.of(x, "UnMixNorm") if again else self._held(x)
         similarity = cosine_similarity(mu.unsqueeze(1), known.unsqueeze(0), dim=2)
         share = (similarity / self.temperature).softmax(1)
         p = share.unsqueeze(-1)
@@ -110,13 +130,14 @@ class UnMixNorm(Layer):
             variances = variances + p * (1.0 - p) * (mu.unsqueeze(1) - known).square()
         mean = means.mean(1)
         variance = (variances + means.square()).mean(1) - mean.square()
-        self._follow(share.detach(), mu.detach(), v.detach())
+        if not again:
+            self._follow(share.detach(), mu.detach(), v.detach())
         shape = (*mean.shape, *[1] * (x.ndim - 2))
         y = (x - mean.reshape(shape)) / (variance.reshape(shape) + self.eps).sqrt()
         if self.weight is None:
-            return y
+            return y.to(kind)
         affine = (1, -1, *[1] * (x.ndim - 2))
-        return y * self.weight.reshape(affine) + self.bias.reshape(affine)
+        return (y * self.weight.reshape(affine) + self.bias.reshape(affine)).to(kind)
 
 
 def with_unmix_norm(model: Model | nn.Module, **parameters: Any) -> Any:

@@ -8,10 +8,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from sonde.core.autocast import without_autocast
 from sonde.core.errors import InputError, ShapeError
+from sonde.layers._attending import wide_type
+from sonde.layers._recomputing import EarlierStates, is_recomputing
 from sonde.layers.layer import Layer, LayerEdit
+from sonde.tap.training.ranks import added_up, rank, rows_by_rank
 
 CHUNK = 4096
+LATEST = 4
+"""Forward passes whose codes are remembered for gradient checkpointing."""
 
 
 @final
@@ -101,6 +107,7 @@ class VectorQuantizer(Layer):
             codes = torch.linspace(-0.5, 0.5, n_codes)[None, :, None].repeat(1, 1, dim)
         self.codes = nn.Parameter(codes, requires_grad=self.update == "gradient")
         self.register_buffer("counts", torch.ones(stages, n_codes))
+        self.earlier = EarlierStates(LATEST)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     @classmethod
@@ -131,24 +138,40 @@ class VectorQuantizer(Layer):
         """
         if self.strength == 0.0:
             return x
-        codes = self.encode(x)
-        q = self.decode(codes)
-        if self.training and self.update == "ema":
-            self._follow(x.detach(), codes, mask)
-        return x + self.strength * (q - x).detach()
+        follows = self.training and self.update == "ema"
+        q = self._followed(x, mask) if follows else self.decode(self.encode(x))
+        mixed = q.to(x.dtype) if self.strength == 1.0 else x + self.strength * (q - x)
+        return mixed.detach() + (x - x.detach())  # the value alone, and the gradient of x
+
+    @torch.no_grad()
+    def _followed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the quantised states, and move the codes unless checkpointing runs again."""
+        if is_recomputing():
+            codes = self.earlier.of(x, "VectorQuantizer")
+            return self._sums(self._numbers(x, codes), codes)
+        self.earlier.keep(x, self.codes.detach().clone())
+        numbers = self.encode(x)
+        q = self.decode(numbers)
+        self._follow(x.detach(), numbers, mask)
+        return q
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*axes dim"]) -> Int[Tensor, "*axes code"]:
         """Return the numbers of the codes: k for each stage, or one for each unit."""
-        rest, found = x.reshape(-1, self.dim), []
+        return self._numbers(x, self.codes)
+
+    def _numbers(self, x: Tensor, codes: Tensor) -> Tensor:
+        wide = wide_type(x)  # a rounded distance may choose another code
+        rest, found, codes = x.reshape(-1, self.dim).to(wide), [], codes.to(wide)
         if self.kind == "scalar":
-            parts = [self._near_values(part) for part in rest.split(CHUNK)]
+            parts = [(p.unsqueeze(1) - codes[0]).abs().argmin(1) for p in rest.split(CHUNK)]
             return torch.cat(parts).reshape(x.shape)
-        for codes in self.codes:
-            near = torch.cat([self._nearest(part, codes) for part in rest.split(CHUNK)])
-            rest = rest - codes[near].sum(1)
+        for one in codes:
+            with without_autocast(x.device):
+                near = torch.cat([self._nearest(part, one) for part in rest.split(CHUNK)])
+            rest = rest - one[near].sum(1)
             found.append(near)
-        return torch.cat(found, -1).reshape(*x.shape[:-1], len(self.codes) * self.k)
+        return torch.cat(found, -1).reshape(*x.shape[:-1], len(codes) * self.k)
 
     def decode(self, codes: Int[Tensor, "*axes code"]) -> Float[Tensor, "*axes dim"]:
         """Return the states that the numbers of codes stand for."""
@@ -160,10 +183,13 @@ class VectorQuantizer(Layer):
                 f"for each state, got {codes.shape[-1]} up to {int(codes.max())}. Pass what encode "
                 "returned."
             )
+        return self._sums(codes, self.codes)
+
+    def _sums(self, numbers: Tensor, codes: Tensor) -> Tensor:
         if self.kind == "scalar":
-            return self.codes[0][codes, torch.arange(self.dim, device=codes.device)]
-        stage = torch.arange(len(self.codes), device=codes.device).repeat_interleave(self.k)
-        return self.codes[stage, codes].sum(-2)
+            return codes[0][numbers, torch.arange(self.dim, device=codes.device)]
+        stage = torch.arange(len(codes), device=codes.device).repeat_interleave(self.k)
+        return codes[stage, numbers].sum(-2)
 
     def loss(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, ""]:
         """Return the penalty of the states' distance to their codes, to be added to a loss.
@@ -211,29 +237,41 @@ class VectorQuantizer(Layer):
         score = torch.addmm(-0.5 * codes.square().sum(1), rows, codes.T)
         return score.argmax(1, keepdim=True) if self.k == 1 else score.topk(self.k).indices
 
-    def _near_values(self, rows: Tensor) -> Tensor:
-        return (rows.unsqueeze(1) - self.codes[0]).abs().argmin(1)
-
     @torch.no_grad()
     def _follow(self, x: Tensor, numbers: Tensor, mask: Tensor | None) -> None:
-        """Move every code to the mean of its rows; replace unused codes by rows of the batch."""
+        """Move every code to the mean of its rows; replace unused codes by rows of the batch.
+
+        Processes that train together move the codes to the mean of the rows of all of them.
+        """
         rest, numbers = x.reshape(-1, self.dim), numbers.reshape(-1, len(self.codes), self.k)
+        rest = rest.to(wide_type(x))
         if mask is not None:
             rest, numbers = rest[mask.reshape(-1)], numbers[mask.reshape(-1)]
         generator = torch.Generator().manual_seed(self.seed + int(self.steps))
         self.steps += 1
-        for stage in range(len(self.codes) if len(rest) else 0):
-            codes, near = self.codes[stage].clone(), numbers[:, stage]
+        held = rows_by_rank(len(rest), rest.device)
+        for stage in range(len(self.codes) if sum(held) else 0):
+            codes, near = self.codes[stage].to(rest, copy=True), numbers[:, stage]
             others = codes[near].sum(1, keepdim=True) - codes[near]
             wanted = (rest.unsqueeze(1) - others).reshape(-1, self.dim)
             n = torch.bincount(near.reshape(-1), minlength=len(codes)).to(rest)
             sums = torch.zeros_like(codes).index_add_(0, near.reshape(-1), wanted)
-            old, new = self.decay * self.counts[stage], (1.0 - self.decay)
+            n, sums = added_up(n), added_up(sums)
+            old, new = self.decay * self.counts[stage].to(rest), (1.0 - self.decay)
             total = old + new * n
             moved = (old.unsqueeze(1) * codes + new * sums) / total.clamp(min=1e-5).unsqueeze(1)
-            self.codes[stage], self.counts[stage] = moved, total
             dead = (total < 1.0) & (n == 0)
             if self.revive and bool(dead.any()):
-                drawn = torch.randint(len(rest), (int(dead.sum()),), generator=generator)
-                self.codes[stage, dead], self.counts[stage, dead] = rest[drawn.to(rest.device)], 1.0
+                drawn = torch.randint(sum(held), (int(dead.sum()),), generator=generator)
+                moved[dead], total = _rows_at(rest, drawn, held), total.masked_fill(dead, 1.0)
+            self.codes[stage], self.counts[stage] = moved.to(self.codes), total.to(self.counts)
             rest = rest - codes[near].sum(1)
+
+
+def _rows_at(rows: Tensor, numbers: Tensor, held: list[int]) -> Tensor:
+    """Return rows by their numbers among the rows of all processes, in the order of their ranks."""
+    number = numbers.to(rows.device) - sum(held[: rank()])
+    mine = (number >= 0) & (number < len(rows))
+    found = rows.new_zeros(len(numbers), rows.shape[1])
+    found[mine] = rows[number[mine]]
+    return added_up(found)

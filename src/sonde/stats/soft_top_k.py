@@ -68,7 +68,7 @@ def soft_top_k(
     ----------
     gupta2024dexml
     """
-    fewest = int(torch.isfinite(x).sum(-1).min()) if x.numel() else 0
+    fewest = int(torch.isfinite(x).sum(-1).min()) if x.numel() else x.shape[-1]
     if not 1 <= k <= fewest or alpha <= 0:
         raise InputError(
             f"soft_top_k: expected k from 1 to the {fewest} finite entries of a row and alpha "

@@ -7,12 +7,15 @@ as the identity would keep most promises by doing nothing.
 import copy
 import inspect
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from sonde.layers.layer import ORDERED, POSITIONS, Layer
@@ -20,6 +23,8 @@ from sonde.layers.layer import ORDERED, POSITIONS, Layer
 SIZES = {"row": 3, "token": 6, "time": 6, "item": 5, "node": 5, "high": 4, "wide": 5}
 ELSE = 4
 PADDED = (0, 1, 7)
+HALF = ((torch.float16, 300.0), (torch.bfloat16, 300.0))
+"""Half types, and how large states are in them: their products overflow in float16."""
 FAR = 7
 
 
@@ -98,14 +103,14 @@ def is_insertable(case: LayerCase) -> bool:
 
 
 def law_start(case: LayerCase) -> None:
-    """A fresh layer gives back its input bit by bit, in training too."""
-    x = case.drawn()[0].float()
+    """A fresh layer gives back its input bit by bit, in training and in every type too."""
     for training in (False, True):
-        own = copy.deepcopy(case.layer).train(training)
-        (found,) = outputs(own, (x,))
-        assert found.shape == x.shape, f"shape {tuple(found.shape)} of {tuple(x.shape)}"
-        gap = float((found - x).abs().max())
-        assert torch.equal(found, x), f"the first output is off by {gap:.3g}"
+        for kind, size in ((torch.float32, 1.0), (torch.float64, 1.0), *HALF):
+            own, x = copy.deepcopy(case.layer).to(kind), (size * case.drawn()[0]).to(kind)
+            (found,) = outputs(own.train(training), (x,))
+            assert found.shape == x.shape, f"shape {tuple(found.shape)} of {tuple(x.shape)}"
+            gap = float((found - x).abs().max())
+            assert torch.equal(found, x), f"the first output is off by {gap:.3g} in {kind}"
 
 
 def law_gradients(case: LayerCase) -> None:
@@ -274,6 +279,121 @@ def law_bfloat16(case: LayerCase) -> None:
         assert found.dtype == torch.bfloat16, f"{found.dtype} of bfloat16"
         error = (found.float() - wanted).square().mean() / wanted.square().mean()
         assert float(error) < 0.02**2, f"bfloat16 is off by {float(error) ** 0.5:.2%}"
+
+
+def has_floats(case: LayerCase) -> bool:
+    """Return whether a layer reads states, not whole numbers alone."""
+    return any(x.is_floating_point() for x in case.drawn())
+
+
+def law_large(case: LayerCase) -> None:
+    """Large states of half types give finite numbers wherever those of float64 fit the type."""
+    for kind, size in HALF:
+        own = moved(case.layer).to(kind)
+        given = tuple((size * x).to(kind) if x.is_floating_point() else x for x in case.drawn())
+        wide = tuple(x.double() if x.is_floating_point() else x for x in given)
+        pairs = zip(outputs(own, given), outputs(copy.deepcopy(own).double(), wide), strict=True)
+        for found, wanted in pairs:
+            fits = wanted.to(found.dtype).isfinite()
+            n = int((fits & ~found.isfinite()).sum())
+            assert not n, f"{n} numbers of {kind} are not finite"
+
+
+def takes_names(case: LayerCase) -> bool:
+    """Return whether the tensors of a layer may be passed by keyword."""
+    return len(_names(case)) >= len(case.layer.layout) > 0
+
+
+def law_keyword(case: LayerCase) -> None:
+    """Tensors by keyword give what tensors by position give, errors of shapes among it."""
+    own, given = moved(case.layer), case.drawn()
+    names = _names(case)[: len(given)]
+    for i in range(-1, len(given)):
+        changed = (lambda x: x, lambda x: x[None, None], lambda x: torch.cat([x, x], -1))
+        for wrong in changed if i >= 0 else changed[:1]:
+            tensors = [wrong(x) if i == j else x for j, x in enumerate(given)]
+            first = _tried(own, tensors, {})
+            second = _tried(own, (), dict(zip(names, tensors, strict=True)))
+            if isinstance(first, str) or isinstance(second, str):
+                assert first == second, f"{names[i]}: {second} by keyword, {first} by position"
+            else:
+                assert _gap(second, first) == 0.0, "another output by keyword"
+
+
+def _names(case: LayerCase) -> list[str]:
+    own = inspect.signature(case.layer.forward).parameters.values()
+    is_free = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in own)
+    return [] if is_free else [p.name for p in own]
+
+
+def _tried(layer: Layer, args: Sequence[Tensor], named: dict[str, Tensor]) -> list[Tensor] | str:
+    """Return the outputs, or the kind of the error."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        try:
+            return outputs(layer, tuple(args), **named)
+        except Exception as error:  # whatever it is: the other call must have it too
+            return type(error).__name__
+
+
+def is_causal(case: LayerCase) -> bool:
+    """Return whether a layer promises to look at no later token or step."""
+    return case.layer.causal
+
+
+def law_causal(case: LayerCase) -> None:
+    """Other later tokens or steps change no earlier output, in training too."""
+    words = case.layer.layout[0].split()
+    axis = next(i for i, word in enumerate(words) if word in ORDERED)
+    x, *others = case.drawn()
+    for training in (False, True):
+        own = moved(case.layer).train(training)
+        (whole,) = outputs(own, (x, *others))
+        for t in range(1, x.shape[axis]):
+            for far in (3.0, -3.0):
+                later = x.clone()
+                part = later.narrow(axis, t, x.shape[axis] - t)
+                part += far * part.roll(1, -1) + far
+                (found,) = outputs(own, (later, *others))
+                gap = _gap([found.narrow(axis, 0, t)], [whole.narrow(axis, 0, t)])
+                assert gap < 1e-12, f"tokens before {t} move by {gap:.3g} with later ones"
+
+
+def law_recomputed(case: LayerCase) -> None:
+    """Both kinds of gradient checkpointing give the gradients and the state of a plain run."""
+    for reentrant in (False, True):
+        if reentrant and not has_floats(case):
+            continue
+        plain, again = _two_steps(case, None), _two_steps(case, reentrant)
+        for name, wanted in plain.items():
+            gap = _gap([again[name]], [wanted]) if wanted.is_floating_point() else 0.0
+            same = gap < 1e-10 and (wanted.is_floating_point() or torch.equal(again[name], wanted))
+            assert same, f"{name} is off by {gap:.3g} if a layer is recomputed ({reentrant=})"
+
+
+def _two_steps(case: LayerCase, reentrant: bool | None) -> dict[str, Tensor]:
+    """Return gradients and the state after two steps of training, plain or under checkpointing."""
+    own, found = moved(case.layer).train(), dict[str, Tensor]()
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        for step in range(2):
+            given = [x * (1.0 + 0.3 * step) if x.is_floating_point() else x for x in case.drawn()]
+            for x in given:
+                x.requires_grad_(x.is_floating_point())
+
+            def loss(*states: Tensor) -> Tensor:
+                made = own(*states)
+                made = [made] if isinstance(made, Tensor) else list(made)
+                parts = [y for y in made if isinstance(y, Tensor) and y.is_floating_point()]
+                return torch.stack([torch.sin(1.7 * y + 0.3).mean() for y in parts]).sum()
+
+            if reentrant is None:
+                loss(*given).backward()
+            else:
+                cast(Tensor, checkpoint(loss, *given, use_reentrant=reentrant)).backward()
+            found |= {f"gradient {i}": x.grad for i, x in enumerate(given) if x.grad is not None}
+    weights = {f"gradient of {n}": p.grad for n, p in own.named_parameters() if p.grad is not None}
+    return found | weights | {name: x.detach() for name, x in own.state_dict().items()}
 
 
 def law_unseen(case: LayerCase) -> None:

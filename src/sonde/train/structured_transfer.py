@@ -11,6 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d, cosine_similarity
 
 from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError
+from sonde.tap.training.ranks import averaged
 
 
 @final
@@ -72,7 +73,8 @@ class StructuredTransfer(nn.Module):
         """
         intra, inter = self.parts(student, teacher)
         if self.training and not bool(self.start.any()):
-            self.start.copy_(torch.stack([intra, inter]).detach().clamp(min=1e-12))
+            first = averaged(torch.stack([intra, inter]).detach())  # one scale for all processes
+            self.start.copy_(first.clamp(min=1e-12))
         scale = torch.where(self.start > 0, self.start, 1.0)
         return self.inside * intra / scale[0] + self.between * inter / scale[1]
 

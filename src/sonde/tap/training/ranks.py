@@ -13,6 +13,18 @@ def n_ranks() -> int:
     return distributed.get_world_size() if is_on else 1
 
 
+def rank() -> int:
+    """Return the number of this process among those that train together."""
+    return distributed.get_rank() if n_ranks() > 1 else 0
+
+
+def rows_by_rank(n: int, device: torch.device) -> list[int]:
+    """Return how many rows each process holds; ``n`` is the number on this process."""
+    sizes = torch.zeros(n_ranks(), dtype=torch.int64, device=device)
+    sizes[rank()] = n
+    return added_up(sizes).tolist()
+
+
 def gathered(x: Tensor) -> Tensor:
     """Return the rows of all processes in the order of their ranks.
 
@@ -20,15 +32,13 @@ def gathered(x: Tensor) -> Tensor:
     gradients over processes, which data-parallel training takes, is then that of one process with
     all rows. Processes may hold different numbers of rows.
     """
-    sizes = torch.zeros(n_ranks(), dtype=torch.int64, device=x.device)
-    sizes[distributed.get_rank()] = len(x)
-    distributed.all_reduce(sizes)
-    most = int(sizes.max())
+    sizes = rows_by_rank(len(x), x.device)
+    most = max(sizes)
     own = x.detach().new_zeros(most, *x.shape[1:])
     own[: len(x)] = x.detach()
     parts = [torch.empty_like(own) for _ in range(n_ranks())]
     distributed.all_gather(parts, own.contiguous())
-    kept = [part[: int(n)] for part, n in zip(parts, sizes, strict=True)]
+    kept = [part[:n] for part, n in zip(parts, sizes, strict=True)]
     beyond = x - x.detach()  # zeros that carry the gradient
     kept[distributed.get_rank()] = x + (n_ranks() - 1) * beyond if x.requires_grad else x
     return torch.cat(kept)
@@ -50,8 +60,15 @@ def gathered_views(x: Any, views: Sequence[int]) -> Any:
     return torch.cat([gathered(part) for part in parts])
 
 
+def added_up(x: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes; one process has the tensor itself."""
+    if n_ranks() == 1:
+        return x
+    total = x.clone()
+    distributed.all_reduce(total)
+    return total
+
+
 def averaged(gradient: Tensor) -> Tensor:
     """Return the mean of a gradient over all processes."""
-    total = gradient.clone()
-    distributed.all_reduce(total)
-    return total / n_ranks()
+    return added_up(gradient) / n_ranks()
