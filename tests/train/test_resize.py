@@ -145,3 +145,39 @@ def test_what_cannot_be_resized_says_so():
     cut = torch.randperm(64, generator=torch.Generator().manual_seed(0)) // 2  # cuts heads
     with pytest.raises(SiteError, match="counts units or heads"):
         Resize("decoalesce", groups={64: cut.tolist()}).of(noisy(models.gpt2()))
+
+
+class Stacked(nn.Module):
+    """Residual blocks without a configuration, and a forward that takes two inputs."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(6, 9), nn.Linear(9, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.down(self.up(x).relu())
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        torch.manual_seed(n)
+        self.into, self.out = nn.Linear(5, 6), nn.Linear(6, 2)
+        self.layers = nn.ModuleList(self.Block() for _ in range(n))
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        h = self.into(x) * scale
+        for layer in self.layers:
+            h = layer(h)
+        return self.out(h)
+
+
+@pytest.mark.truth("the answers of the old model")
+def test_a_model_without_a_configuration_is_stacked_with_the_inputs_that_are_given():
+    old, inputs = Stacked(2), (torch.randn(4, 5), torch.rand(4, 1))
+    new = Resize(depth="stack").of(old, like=Stacked(3), inputs=inputs)
+    torch.testing.assert_close(new(*inputs), old(*inputs))
+    assert not bool(new.layers[2].down.weight.any())
+    with pytest.raises(InputError, match=r"Pass inputs="):
+        Resize(depth="stack").of(old, like=Stacked(3))
+    with pytest.raises(InputError, match="Write depth='stack'"):
+        Resize("stack")  # pyright: ignore[reportArgumentType]

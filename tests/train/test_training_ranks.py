@@ -43,6 +43,14 @@ def trained(net: nn.Module, root: nn.Module, rows: slice, cut: int) -> dict[str,
     return {n: p.grad for n, p in net.named_parameters()} | own
 
 
+def evaluated_alone(net: nn.Module) -> Tensor:
+    """Return the values of losses of all rows together, on one process's own batches."""
+    x = torch.randn(8, 7, generator=torch.Generator().manual_seed(2))
+    with training(net, {"0": RateReduction(), "2": Contrast(0.5)}) as terms:
+        batches = [(x[:5], {"label": LABEL[:5]}), (x[5:], {"label": LABEL[5:]})]
+        return torch.tensor(list(terms.evaluate(batches).values()))
+
+
 def in_rank(rank: int, folder: Path, cut: int) -> None:
     torch.set_num_threads(1)
     meet = f"file://{folder}/meet"
@@ -50,6 +58,8 @@ def in_rank(rank: int, folder: Path, cut: int) -> None:
     net = models.mlp(7).train()
     rows = slice(0, cut) if rank == 0 else slice(cut, 8)
     found = trained(net, DistributedDataParallel(net), rows, cut)
+    if rank == 0:  # the other process does not take part
+        found["alone"] = evaluated_alone(net)
     torch.save(found, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -68,6 +78,8 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path, cut):
     net = models.mlp(7).train()
     expected = trained(net, net, slice(0, 8), cut)
     assert any(name.startswith("own") for name in expected) == (cut == 4)
+    alone = torch.load(tmp_path / "0.pt")["alone"]
+    torch.testing.assert_close(alone, evaluated_alone(models.mlp(7)))
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt")
         for name, gradient in expected.items():

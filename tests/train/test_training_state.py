@@ -334,7 +334,7 @@ def test_what_is_made_at_the_first_call_is_made_by_a_file_too(tmp_path, site, lo
     def value(terms):
         net(ids)
         net(ids.flip(1))
-        return terms.loss(**({"y": torch.ones(24, 3)} if reducer is None else {}))
+        return terms.loss(views=2, **({"y": torch.ones(24, 3)} if reducer is None else {}))
 
     torch.manual_seed(1)
     with training(net, {site: loss()}, reducer=reducer) as terms:

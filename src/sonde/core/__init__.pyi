@@ -21,6 +21,7 @@ from sonde.core.edit import EditContext as EditContext
 from sonde.core.edit import Project as Project
 from sonde.core.edit import Replace as Replace
 from sonde.core.edit import Scale as Scale
+from sonde.core.errors import BatchError as BatchError
 from sonde.core.errors import CalibrationError as CalibrationError
 from sonde.core.errors import InputError as InputError
 from sonde.core.errors import ShapeError as ShapeError

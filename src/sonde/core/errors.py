@@ -50,6 +50,10 @@ class ForwardError(InputError):
     """The model's own forward refused its inputs; its exception is the cause."""
 
 
+class BatchError(InputError):
+    """A batch has too few rows, classes or pairs for a loss; a larger batch has enough."""
+
+
 class CalibrationError(InputError):
     """Too few held-out scores for the false-alarm rate that was asked for.
 

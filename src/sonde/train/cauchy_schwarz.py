@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.autocast import in_float32
-from sonde.core.errors import InputError
+from sonde.core.errors import BatchError, InputError
 from sonde.stats import conditional_divergence, quadratic_information
 from sonde.stats.fourier import kernel_width
 
@@ -109,7 +109,7 @@ class CauchySchwarzBottleneck(nn.Module):
         if bool(self.widths.all()):
             return
         if len(each[0]) < LEAST:
-            raise InputError(
+            raise BatchError(
                 f"CauchySchwarzBottleneck: expected two rows or more, got {len(each[0])}."
             )
         found = torch.tensor([kernel_width(rows.detach().double()) for rows in each])

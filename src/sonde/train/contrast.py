@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from sonde.core.autocast import in_float32
-from sonde.core.errors import InputError
+from sonde.core.errors import BatchError, InputError
 from sonde.stats.poincare import poincare_distance, to_ball
 from sonde.stats.sinkhorn import balanced_assignment
 from sonde.stats.soft_top_k import soft_top_k
@@ -220,12 +220,12 @@ class Contrast(nn.Module):
         """Return the loss, averaged over the positives of a row, then over rows with positives."""
         (row, place), n = positive.nonzero(as_tuple=True), len(scores)
         if not len(row):
-            raise InputError(
+            raise BatchError(
                 "Contrast: expected rows that belong together, got none. Run the model on two "
                 "views before the loss, or pass labels that repeat in a batch."
             )
         if self.denominator != "none" and len(row) == positive.numel() - n * hides_itself:
-            raise InputError(
+            raise BatchError(
                 "Contrast: expected rows of two classes or examples, got rows that all belong "
                 "together. Draw batches that mix them."
             )
@@ -260,7 +260,7 @@ class Contrast(nn.Module):
         scores = rows @ normalize(self.heads.weight, dim=1).T
         parts = scores.reshape(n_views, -1, scores.shape[1])
         if parts.shape[1] < parts.shape[2]:
-            raise InputError(
+            raise BatchError(
                 f"Contrast: expected at least as many examples as prototypes, {parts.shape[2]}, "
                 f"got {parts.shape[1]}."
             )

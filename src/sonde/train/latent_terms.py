@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.autocast import in_float32
-from sonde.core.errors import InputError
+from sonde.core.errors import BatchError, InputError
 from sonde.core.ranges import check_ranges
 from sonde.stats import latent_parts
 from sonde.train._draws import Draws
@@ -119,11 +119,13 @@ class LatentTerms(nn.Module):
         InputError
             If there are fewer than two rows, or the groups do not add up to the width.
         """
-        if len(x) < 2 or x.shape != y.shape:
+        if x.shape != y.shape:
             raise InputError(
-                "LatentTerms: expected two rows or more of means and as many of logarithms of "
-                f"variances, got shapes {tuple(x.shape)} and {tuple(y.shape)}."
+                "LatentTerms: expected means and as many logarithms of variances, got shapes "
+                f"{tuple(x.shape)} and {tuple(y.shape)}."
             )
+        if len(x) < 2:
+            raise BatchError(f"LatentTerms: expected two rows or more, got {len(x)}.")
         groups = self.groups or (1,) * x.shape[1]
         if sum(groups) != x.shape[1]:
             raise InputError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sonde.core.autocast import in_float32
-from sonde.core.errors import InputError
+from sonde.core.errors import BatchError
 from sonde.core.ranges import check_ranges
 from sonde.stats import rate_gain
 
@@ -75,7 +75,7 @@ class RateReduction(nn.Module):
             sums, n = _added((self.sums, self.n), sums, n, classes)
             sums, n = sums[n > 0], n[n > 0]
         if len(n) < 2:
-            raise InputError(
+            raise BatchError(
                 f"RateReduction: expected rows of two classes or more, got {len(n)}. Draw "
                 "batches that mix classes."
             )

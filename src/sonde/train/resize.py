@@ -35,6 +35,7 @@ DEPTH = "num_hidden_layers"
 INPUT_AXIS = {nn.Linear: 1, nn.Conv1d: 1, nn.Conv2d: 1, nn.Conv3d: 1, Conv1D: 0}
 OF_UNITS = (nn.LayerNorm, nn.Embedding, _BatchNorm)
 CLOSE = 1e-4
+WIDTHS, DEPTHS = ("coalesce", "decoalesce"), ("merge", "repeat", "stack")
 
 
 @final
@@ -92,6 +93,13 @@ class Resize:
 
     def __post_init__(self) -> None:
         check_ranges(self, factor=">= 2", interpolate="[0, 1]")
+        for name, words in (("width", WIDTHS), ("depth", DEPTHS)):
+            if (given := getattr(self, name)) not in (None, *words):
+                other = "depth" if given in DEPTHS else "width" if given in WIDTHS else None
+                more = f" Write {other}={given!r}." if other else ""
+                raise InputError(
+                    f"Resize: expected {name} as one of {', '.join(words)}, got {given!r}.{more}"
+                )
         if self.width is None and self.depth is None:
             raise InputError("Resize: expected width or depth, got neither.")
 
@@ -114,8 +122,9 @@ class Resize:
         like : nn.Module, optional
             A module of the new size, for models without a configuration; it stays as it is.
         inputs : tensor, tuple or dict, optional
-            Inputs of the model, to check that the function is kept; by default made from its
-            configuration. Without inputs and configuration nothing is checked.
+            Inputs of the model, to check that the function is kept and to follow the residual
+            stream of "stack"; by default made from its configuration. Without inputs and
+            configuration nothing is checked, and "stack" is refused.
 
         Raises
         ------
@@ -131,7 +140,7 @@ class Resize:
         state = self._deepened(state, paths) if paths else state
         _put(new, state)
         if self.depth == "stack":
-            self._silence(new)
+            self._silence(new, inputs)
         self._check(old, new, inputs)
         if big is not None:
             self._mix(new, big.module if isinstance(big, Model) else big)
@@ -265,10 +274,10 @@ class Resize:
                 made[path + leaf] = torch.stack(parts).mean(0) if is_mean else parts[0].clone()
         return made
 
-    def _silence(self, new: nn.Module) -> None:
+    def _silence(self, new: nn.Module, inputs: Any) -> None:
         """Set the weights to 0 by which the last block writes to the residual stream."""
         last = ModelBlocks(new).paths[-1]
-        for layer in residual_writers(new):
+        for layer in residual_writers(new, inputs):
             name = layer if isinstance(layer, str) else layer.name
             if _in(name, last):
                 for parameter in new.get_submodule(name).parameters():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss, normalize
 
 from sonde.core.autocast import in_float32
-from sonde.core.errors import InputError
+from sonde.core.errors import BatchError, InputError
 from sonde.core.ranges import check_ranges
 from sonde.stats.kernel_sums import gaussian_kernel, unbiased_hsic
 
@@ -119,7 +119,7 @@ class Separate(nn.Module):
 
     def _hsic(self, x: Tensor, y: Tensor) -> Tensor:
         if len(x) < 4:
-            raise InputError(f"Separate: expected four rows or more for hsic, got {len(x)}.")
+            raise BatchError(f"Separate: expected four rows or more for hsic, got {len(x)}.")
         codes = [normalize(z, dim=1) if self.scaled else z for z in (x, y)]
         near = [gaussian_kernel(z / self.tau**0.5, z / self.tau**0.5) for z in codes]
         return unbiased_hsic(*near)

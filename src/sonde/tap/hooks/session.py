@@ -7,6 +7,7 @@ opened it: other threads may run the model meanwhile and pass through.
 
 import contextlib
 import contextvars
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +20,7 @@ from torch import nn
 from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from sonde.core.errors import InputError, SiteError
+from sonde.core.errors import InputError, SiteError, StateError
 from sonde.tap.hooks.eager import hold_eager, release_eager
 from sonde.tap.hooks.holding import Holding
 
@@ -142,6 +143,18 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Session":
+        new = memo[id(self)] = object.__new__(type(self))
+        vars(new).update(copy.deepcopy(vars(self), memo))
+        return new
+
+    def __reduce__(self) -> Any:
+        raise StateError(
+            f"{self._owner}: expected a model without open sessions to be pickled, as by "
+            f"torch.save(model), got {type(self.root).__name__} inside a block of {self._owner}. "
+            "Save model.state_dict(), or save the model after the block."
+        )
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the model's outputs, or None if a hook ended the forward early."""

@@ -122,12 +122,16 @@ class Places:
     ----------
     n_forwards : int
         Forwards with gradients since what was read was dropped.
+    outside : set of str
+        Names of places that ran outside of a forward of ``module``.
+    recomputed : set of str
+        Names of places that ran without gradients, to be run anew in the backward pass.
     """
 
     def __init__(
         self, module: nn.Module, teacher: nn.Module | None, special_ids: Collection[int] = ()
     ) -> None:
-        self._module, self._teacher, self._special_ids = module, teacher, special_ids
+        self.module, self._teacher, self._special_ids = module, teacher, special_ids
         self._places: dict[tuple[str, Reducer | None, bool], Place] = {}
         self._masks: dict[str, Tensor | None] = {}
         self._given: GivenInputs | None = None
@@ -138,6 +142,7 @@ class Places:
         self._open: list[Session] = []
         self._active: list[Place] = []
         self.n_forwards, self._always = 0, False
+        self.outside, self.recomputed = set[str](), set[str]()
 
     @property
     def n_hooks(self) -> int:
@@ -155,7 +160,7 @@ class Places:
             If the pattern names no site or several, or a port that cannot be read or changed.
         """
         of_teacher = pattern.startswith(TEACHER)
-        root = self._teacher if of_teacher else self._module
+        root = self._teacher if of_teacher else self.module
         if root is None:
             raise InputError(f"training: {pattern!r} needs teacher=, the model to read it from.")
         path, names = pattern.removeprefix(TEACHER), ModuleNames(root)
@@ -186,7 +191,7 @@ class Places:
         self.close()
         in_forward = (place for place in places if place.site.port != WEIGHT)
         self._active = sorted(in_forward, key=lambda place: place.change is None)
-        for root in (self._teacher, self._module):
+        for root in (self._teacher, self.module):
             own = [place for place in self._active if place.root is root]
             is_teacher = root is self._teacher
             if root is None or (is_teacher and not own) or not self._active:
@@ -234,20 +239,42 @@ class Places:
         return not self._looks and (self._always or torch.is_grad_enabled())
 
     def _hears(self, place: Place) -> bool:
-        return self._reads or (place.is_teachers and not self._looks)
+        """Return whether rows count now; note why not, for the message of a loss without rows."""
+        if self._looks:
+            return False
+        if not (self._reads or place.is_teachers):
+            if in_checkpoint():
+                if place.change is not None:
+                    raise _changed_once(place)
+                self.recomputed.add(place.name)
+            return False
+        if self._given is None and place.change is None:
+            self.outside.add(place.name)
+            return False
+        return True
+
+    def not_called(self, names: Iterable[str]) -> StateError:
+        """Return the error of places that ran outside of a forward of the model."""
+        return StateError(
+            f"training: {', '.join(names)} ran, but the {type(self.module).__name__} that "
+            "sonde.training was opened on was not called itself, so that inputs and padding are "
+            "unknown. Call the model, or open sonde.training on the module that you call."
+        )
 
     def forget(self) -> None:
         """Drop what was read."""
         self.n_forwards = 0
+        self.outside.clear()
+        self.recomputed.clear()
         for place in self._places.values():
             place.views, place.masks = [], []
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._looks:
             return
-        named = arguments(self._module, args, kwargs)
+        named = arguments(self.module, args, kwargs)
         found, target = find_mask(named), named.get(DECODER_MASK)
-        self._decodes = decodes(self._module, named)
+        self._decodes = decodes(self.module, named)
         self._masks = {
             "pos": None if found is None else self._meaning.real_tokens(*found),
             "pos2": None if target is None else target != 0,
@@ -291,14 +318,10 @@ class Places:
     def _changed(self, place: Place, output: Any) -> Any:
         """Return the output with changed states, if the model is in training mode."""
         leaf = find(output, place.site.key)
-        if not self._module.training or leaf is None:
+        if not self.module.training or leaf is None:
             return None
         if in_checkpoint():
-            raise StateError(
-                f"training: {place.name} is run anew in the backward pass (torch.utils.checkpoint),"
-                " where nothing changes it, so the gradient would be wrong. Switch checkpointing "
-                "off, as with model.gradient_checkpointing_disable()."
-            )
+            raise _changed_once(place)
         assert place.change is not None
         axes = guess_axes(leaf, place.module, place.root)
         dim = axes.words.index("dim") if "dim" in axes.words else leaf.ndim - 1
@@ -316,9 +339,17 @@ class Places:
         place.now.append((x, mask))
 
     def _finish(self) -> None:
-        """Take the rows of a forward that gradients will run through, and ask the teacher."""
-        if not self._reads:
+        """Take the rows of a forward that gradients will run through, and forget its inputs."""
+        if self._looks:
             return
+        try:
+            if self._reads:
+                self._take()
+        finally:
+            self._given, self._masks = None, {"pos": None, "pos2": None}
+
+    def _take(self) -> None:
+        """Take the rows of a forward, and ask the teacher."""
         self.n_forwards += 1
         reading = [place for place in self._active if place.change is None]
         if self._teacher is not None and any(place.is_teachers for place in reading):
@@ -381,3 +412,11 @@ class Places:
     def _has_target(self, place: Place, *, of_encoder: bool) -> bool:
         """Return whether the positions of a place are those of a decoder's own text."""
         return self._decodes and not (of_encoder or "encoder" in place.site.path.split("."))
+
+
+def _changed_once(place: Place) -> StateError:
+    return StateError(
+        f"training: {place.name} is run anew in the backward pass (torch.utils.checkpoint), where "
+        "nothing changes it, so the gradient would be wrong. Switch checkpointing off, as with "
+        "model.gradient_checkpointing_disable()."
+    )

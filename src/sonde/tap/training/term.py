@@ -1,8 +1,10 @@
 """One loss that is attached: the places that it reads and changes, its weight, and its columns."""
 
-from collections.abc import Mapping
+import inspect
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from sonde.tap.training.places import Changing, Place, Places
 
 Key = str | tuple[str, ...]
 Weight = float | Schedule
+Weights = Weight | Sequence[Weight]
 Reduced = str | Reducer | None
 AUTO = "auto"
 """A loss says itself how it takes states, by an attribute ``reducer``; else their mean."""
@@ -22,13 +25,19 @@ AUTO = "auto"
 
 @dataclass(eq=False)
 class Term:
-    """A loss, the places that it reads, the place that it changes, and its weight."""
+    """A loss, the places that it reads, the place that it changes, and its weight.
+
+    ``n_values`` counts the batches on which it was computed, ``n_missed`` the successive batches
+    since then that were too small for it.
+    """
 
     name: str
     loss: nn.Module
     places: tuple[Place, ...]
     changed: Place | None
     schedule: Schedule
+    n_values: int = 0
+    n_missed: int = 0
 
     @property
     def has_value(self) -> bool:
@@ -62,7 +71,7 @@ def made_term(
     places: Places,
     key: Key,
     loss: nn.Module,
-    weight: Weight | Mapping[Any, Weight],
+    weight: Weight,
     reducer: Reduced | Mapping[Any, Reduced],
 ) -> Term:
     """Return one entry of the user's mapping with its places."""
@@ -77,8 +86,7 @@ def made_term(
     changed = places.add(patterns[0], how, loss) if isinstance(loss, Changing) else None
     read = patterns if changed is None else patterns[1:]
     found = tuple(places.add(pattern, how) for pattern in read)
-    own = _of(key, weight, "weight")
-    schedule = own if isinstance(own, Schedule) else Constant(float(own))
+    schedule = weight if isinstance(weight, Schedule) else Constant(float(weight))
     told = [place.name for place in (changed, *found) if place is not None]
     return Term(f"{type(loss).__name__}({', '.join(told)})", loss, found, changed, schedule)
 
@@ -92,18 +100,80 @@ def _of(key: Key, given: Any, name: str) -> Any:
     return given[key]
 
 
-def check_column(loss: str, name: str, column: Any, n: int) -> None:
-    """Refuse a column of rows that has another length, or labels that are no whole numbers."""
-    if not isinstance(column, Tensor) or len(column) != n:
-        got = f"{len(column)} entries" if isinstance(column, Tensor) else type(column).__name__
+def listed(losses: nn.Module | Sequence[nn.Module]) -> Sequence[nn.Module]:
+    """Return the losses at a site as a list."""
+    return [losses] if isinstance(losses, nn.Module) else losses
+
+
+def weights_of(
+    key: Key, losses: Sequence[nn.Module], weight: Weights | Mapping[Any, Weights]
+) -> list[Weight]:
+    """Return the weight of each loss at a site.
+
+    Raises
+    ------
+    InputError
+        If there is no weight for a loss, or it is not finite.
+    """
+    given: Any = _of(key, weight, "weight")
+    each: list[Any] = list(given) if isinstance(given, Sequence) else [given] * len(losses)
+    if len(each) != len(losses):
+        raise InputError(
+            f"training: expected a weight for each of {len(losses)} losses at {key!r}, got "
+            f"{len(each)}."
+        )
+    for one in each:
+        if not isinstance(one, Schedule) and not math.isfinite(one):
+            raise InputError(f"training: expected a finite weight at {key!r}, got {one}.")
+    return each
+
+
+def finite_weight(term: Term, step: int) -> float:
+    """Return the weight of a loss at a step.
+
+    Raises
+    ------
+    InputError
+        If a schedule gives NaN or infinity.
+    """
+    found = term.schedule.weight(step)
+    if not math.isfinite(found):
+        raise InputError(
+            f"training: the weight of the loss {term.name} is {found} at step {step}. Correct its "
+            f"schedule {term.schedule!r}."
+        )
+    return found
+
+
+def check_column(term: Term, name: str, column: Any, n: int) -> None:
+    """Refuse a column of rows that has another length, or class labels that are none."""
+    if not isinstance(column, Tensor) or not column.ndim or len(column) != n:
+        told = isinstance(column, Tensor) and column.ndim
+        got = f"{len(column)} entries" if told else f"a single {type(column).__name__}"
         raise InputError(
             f"training: expected a tensor with an entry of {name} for each of {n} rows of the loss "
-            f"{loss}, got {got}."
+            f"{term.name}, got {got}."
         )
-    if name == "label" and column.is_floating_point():
+    if name != "label" or not _takes_classes(term.loss):
+        return
+    if column.is_floating_point():
         raise InputError(
-            f"training: expected whole numbers as label of the loss {loss}, got {column.dtype}."
+            f"training: expected whole numbers as label of the loss {term.name}, got "
+            f"{column.dtype}."
         )
+    if column.ndim > 1:
+        more = "Pass label[:, 0]" if column.shape[1:] == (1,) else "Pass one class for each row"
+        raise InputError(
+            f"training: expected labels of shape ({n},) for the loss {term.name}, got "
+            f"{tuple(column.shape)}. {more}."
+        )
+
+
+def _takes_classes(loss: nn.Module) -> bool:
+    """Return whether a loss says by its annotation that labels are whole numbers."""
+    told = inspect.signature(loss.forward).parameters["label"].annotation
+    kinds = [kind for one in (told, *get_args(told)) for kind in getattr(one, "dtypes", ())]
+    return any("int" in str(kind) for kind in kinds) and not any("float" in str(k) for k in kinds)
 
 
 def repeated(column: Any, n: int, n_views: int) -> Any:

@@ -5,6 +5,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,29 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sonde.core.errors import InputError, SiteError, SondeWarning, StateError, near
+from sonde.core.errors import BatchError, InputError, SondeWarning, StateError, near
 from sonde.core.inputs import Model
 from sonde.core.schedule import Constant
 from sonde.core.special_ids import special_ids
 from sonde.files.durable import atomic_write
 from sonde.tap.training.evaluating import Batches, evaluated
+from sonde.tap.training.given import check_views, loss_arguments, zero
 from sonde.tap.training.identity import Origin
 from sonde.tap.training.places import Place, Places
-from sonde.tap.training.ranks import averaged, gathered_views, n_ranks
-from sonde.tap.training.term import Reduced, Term, Weight, check_column, made_term, repeated
+from sonde.tap.training.ranks import averaged, n_ranks
+from sonde.tap.training.term import (
+    Reduced,
+    Term,
+    Weights,
+    finite_weight,
+    listed,
+    made_term,
+    weights_of,
+)
 
 EMA, DECAY = "ema", 0.999
 GIVEN = frozenset({"label", "logits", "group"})
 """Columns that may be given though no loss takes them, by code that does not know the losses."""
-OF_ROWS = ("label", "group", "weight", "place")
 STILL = 4
 """Steps after which own parameters with gradients must have moved; scalers skip the first few."""
 
@@ -45,13 +54,16 @@ class Terms:
         Value of each loss in the last call of ``loss``, without its weight.
     n_steps : int
         How often ``step`` was called.
+    left_out : dict of str to int
+        Number of batches, by loss, that had too few rows or classes for it, as the last batch of an
+        epoch may have: the loss adds nothing there.
     """
 
     def __init__(
         self,
         module: nn.Module,
         losses: Mapping[Any, nn.Module | Sequence[nn.Module]],
-        weight: Weight | Mapping[Any, Weight],
+        weight: Weights | Mapping[Any, Weights],
         teacher: nn.Module | None,
         reducer: Reduced | Mapping[Any, Reduced],
         special_ids: Collection[int] = (),
@@ -59,11 +71,12 @@ class Terms:
         self.module, self._teacher = module, teacher
         self._places = Places(module, teacher, special_ids)
         self.figures: dict[str, float] = {}
-        self.n_steps = 0
+        self.left_out: dict[str, int] = {}
+        self.n_steps, self._n_views = 0, 0
         self._terms = [
-            made_term(self._places, key, x, weight, reducer)
+            made_term(self._places, key, x, own, reducer)
             for key, one in losses.items()
-            for x in ([one] if isinstance(one, nn.Module) else one)
+            for x, own in zip(listed(one), weights_of(key, listed(one), weight), strict=True)
         ]
         names = [term.name for term in self._terms]
         for n, term in enumerate(self._terms):
@@ -102,7 +115,7 @@ class Terms:
             name for term in self._terms for name in inspect.signature(term.loss.forward).parameters
         )
 
-    def loss(self, **columns: Any) -> Tensor:
+    def loss(self, *, views: int | None = None, **columns: Any) -> Tensor:
         """Return the weighted sum of all losses on the rows since the last call.
 
         In training with several processes, losses of all rows together (``batching`` other than
@@ -110,6 +123,10 @@ class Terms:
 
         Parameters
         ----------
+        views : int, optional
+            Number of forwards since the last loss, if they are views of the same examples. Without
+            it, more than one is a warning, unless a loss takes ``view`` and their number is always
+            the same.
         **columns : Tensor
             What losses take beside rows, by the names of their arguments: ``label``, ``group``,
             ``logits``. A column with one entry for each example of one forward is repeated where
@@ -130,10 +147,18 @@ class Terms:
                 f"training: no loss takes {name!r}.{near(name, self.takes)} They take "
                 f"{', '.join(sorted(self.takes))}."
             )
-        for term in self._terms:
-            if term.schedule.is_over(self.n_steps) or not term.has_value:
+        left = [term for term in self._terms if not term.schedule.is_over(self.n_steps)]
+        self._n_views = check_views(self._places, left, self._n_views, views)
+        for term in left:
+            if not term.has_value:
                 continue
-            value = term.value(self._arguments(term, columns))
+            try:
+                value = term.value(self._arguments(term, columns))
+            except BatchError as error:
+                self._leave_out(term, error)
+                value = zero(term.places)
+            else:
+                term.n_values, term.n_missed = term.n_values + 1, 0
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise InputError(
                     f"training: expected one number from the loss {term.name}, got "
@@ -145,8 +170,9 @@ class Terms:
                     f"training: the loss {term.name} is {float(value.detach())} at step "
                     f"{self.n_steps}. Lower the rate, or look at the rows of its site."
                 )
-            self.figures[term.name] = float(value.detach())
-            value = value * term.schedule.weight(self.n_steps)
+            if term.n_missed == 0:
+                self.figures[term.name] = float(value.detach())
+            value = value * finite_weight(term, self.n_steps)
             total = value if total is None else total + value.to(total.device)
         self._places.forget()
         self._n_losses += 1
@@ -154,6 +180,10 @@ class Terms:
         if total is None:
             return torch.zeros((), device=next(self.module.parameters()).device)
         return total
+
+    def forget(self) -> None:
+        """Drop the rows of all forwards since the last loss."""
+        self._places.forget()
 
     def evaluate(self, batches: Batches) -> dict[str, float]:
         """Return the value of each loss on held-out batches, without gradients and in eval mode.
@@ -177,7 +207,8 @@ class Terms:
         if self._places.n_forwards:
             raise StateError("Terms.evaluate: a forward waits for its loss. Call loss(...) before.")
         terms = [term for term in self._terms if term.has_value]
-        found = evaluated(self.module, self._places, terms, batches, self._arguments)
+        given = partial(self._arguments, gathers=False)
+        found = evaluated(self.module, self._places, terms, batches, given)
         return dict(zip((term.name for term in terms), found, strict=True))
 
     def step(self) -> None:
@@ -312,6 +343,25 @@ class Terms:
                     stacklevel=3,
                 )
 
+    def _arguments(
+        self, term: Term, columns: dict[str, Any], *, gathers: bool = True
+    ) -> dict[str, Any]:
+        return loss_arguments(self._places, term, columns, self.n_steps, gathers=gathers)
+
+    def _leave_out(self, term: Term, error: BatchError) -> None:
+        """Count a batch that is too small for a loss; raise if no batch was large enough yet."""
+        term.n_missed += 1
+        if not term.n_values or term.n_missed >= STILL:
+            raise error
+        self.left_out[term.name] = self.left_out.get(term.name, 0) + 1
+        if self.left_out[term.name] == 1:
+            warnings.warn(
+                f"{term.name} is left out of step {self.n_steps}: {error} The steps without it are "
+                "counted in terms.left_out.",
+                SondeWarning,
+                stacklevel=3,
+            )
+
     def _average_over_ranks(self) -> None:
         """Give own parameters the mean of their gradients over processes."""
         if n_ranks() > 1:
@@ -319,86 +369,13 @@ class Terms:
                 if id(p) not in self._handles and p.requires_grad:
                     self._handles[id(p)] = p.register_hook(averaged)
 
-    def _arguments(self, term: Term, columns: dict[str, Any]) -> dict[str, Any]:
-        """Return what a loss is called with, by the names of its arguments."""
-        brought = [place.brought for place in term.places]
-        if any(not own for own in brought):
-            raise self._not_read(term)
-        rows = [torch.cat(own) if len(own) > 1 else own[0] for own in brought]
-        self._check_rows(term, rows)
-        sizes = [len(x) for x in term.places[0].views] if term.places else []
-        if n_ranks() > 1 and sizes and term.told("batching", "") != "mean":
-            rows = [gathered_views(x, sizes) for x in rows]
-            columns = {name: gathered_views(x, sizes) for name, x in columns.items()}
-            sizes = [len(rows[0]) // len(sizes)] * len(sizes)
-        names = inspect.signature(term.loss.forward).parameters
-        made: dict[str, Any] = dict(zip((name for name in names), rows, strict=False))
-        masks = term.places[0].masks if term.places and term.places[0].is_map else []
-        for name, parameter in names.items():
-            if name in made:
-                continue
-            if name == "view" and sizes:
-                marks = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-                made[name] = marks.to(rows[0].device)
-            elif name in columns:
-                made[name] = repeated(columns[name], sum(sizes), len(sizes))
-                if sizes and name in OF_ROWS:
-                    check_column(term.name, name, made[name], sum(sizes))
-            elif name == "mask" and masks:
-                made[name] = torch.cat([mask for mask in masks if mask is not None])
-            elif parameter.default is inspect.Parameter.empty and parameter.kind in (
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                inspect.Parameter.KEYWORD_ONLY,
-            ):
-                raise InputError(
-                    f"training: the loss {term.name} needs {name}. Pass terms.loss({name}=...)."
-                )
-        return made
-
-    def _not_read(self, term: Term) -> StateError | SiteError:
-        silent = [place.name for place in term.places if not place.views]
-        if self._places.n_forwards:
-            return SiteError(
-                f"training: {', '.join(silent)} did not run in the forward before the loss "
-                f"{term.name}. Name a module that runs, with a port that its kernel shows."
-            )
-        return StateError(
-            f"training: expected a forward of the model before the loss {term.name}, with "
-            "gradients enabled, got none since the last loss."
-        )
-
-    def _check_rows(self, term: Term, rows: list[Tensor]) -> None:
-        least = 1 if term.told("batching", "mean") == "mean" else 2
-        if n_few := [x for x in rows if len(x) < (1 if n_ranks() > 1 else least)]:
-            raise InputError(
-                f"training: expected {least} row{'s' if least > 1 else ''} or more for the loss "
-                f"{term.name}, got {len(n_few[0])}. Draw larger batches, or drop the last one."
-            )
-        for place, x in zip(term.places, rows, strict=True):
-            n_broken = int((~torch.isfinite(x.detach())).flatten(1).any(1).sum())
-            if n_broken:
-                raise InputError(
-                    f"training: {n_broken} of {len(x)} rows of {place.name} are not finite at step "
-                    f"{self.n_steps}. Lower the rate, or look at the inputs of this step."
-                )
-        if not torch.is_grad_enabled():
-            return
-        trains = any(x.requires_grad for x in rows) or any(
-            p.requires_grad for p in term.loss.parameters()
-        )
-        if rows and not trains:
-            raise SiteError(
-                f"training: the loss {term.name} trains nothing: nothing below its sites has "
-                "gradients. Choose a site above what is trained."
-            )
-
 
 @contextlib.contextmanager
 def training(
     model: Model | nn.Module,
     losses: Mapping[Any, nn.Module | Sequence[nn.Module]],
     *,
-    weight: Weight | Mapping[Any, Weight] = 1.0,
+    weight: Weights | Mapping[Any, Weights] = 1.0,
     teacher: Model | nn.Module | str | None = None,
     reducer: Reduced | Mapping[Any, Reduced] = "auto",
 ) -> Iterator[Terms]:
@@ -417,7 +394,8 @@ def training(
         attention gives probabilities (example, head, query, key), and the argument ``mask`` which
         keys each query may see. ``NestedDropout`` and ``Mixup`` change their site instead, in
         forwards with gradients of a model in training mode.
-    weight : float, Schedule, or mapping of site to either, default=1.0
+    weight : float, Schedule, sequence of them, or mapping of site to any of these, default=1.0
+        A sequence has a weight for each loss of the list at a site.
     teacher : Model, nn.Module or "ema", optional
         Runs on the same arguments, in eval mode, without gradients. "ema": the moving average of
         the model's own weights, with a decay of 0.999; pass an ``AveragedModel`` of torch for
