@@ -1,5 +1,6 @@
 """Hidden positions: exact counts, what the loss may look at, and a loop over positions."""
 
+import copy
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, layer_norm
 
+import models
 import sonde
 from sonde.core import InputError
 from sonde.train import MaskedFeatures
@@ -113,3 +115,68 @@ def test_a_training_gives_states_with_their_positions():
         net(x)
         found = terms.loss()
     assert torch.equal(found, MaskedFeatures()(net[0](x)))
+
+
+def real_positions() -> torch.Tensor:
+    """Return which positions are no padding: on the right, on the left, and everywhere."""
+    at = torch.arange(12)
+    return torch.stack([at < 7, at >= 4, at < 12])
+
+
+@pytest.mark.truth("counts of real positions, and the rows without their padding")
+@pytest.mark.parametrize("how", ["random", "block"])
+def test_padding_is_neither_hidden_nor_seen(how):
+    real, x = real_positions(), states(3, 12, 8)
+    loss = MaskedFeatures(how=how, ratio=0.4)
+    hidden = loss.hidden(3, 12, real)
+    assert not bool((hidden & ~real).any())
+    assert hidden.sum(1).tolist() == [3, 3, 5]  # of 7, 8 and 12
+    found = loss(x, mask=hidden, real=real)
+    x[~real] = 1e3
+    torch.testing.assert_close(loss(x, mask=hidden, real=real), found)
+    alone = [loss(x[i : i + 1, r], mask=hidden[i : i + 1, r]).detach() for i, r in enumerate(real)]
+    torch.testing.assert_close(found.detach(), torch.stack(alone).mean())
+    assert loss.hidden(3, 12, torch.ones(3, 12).bool()).sum(1).tolist() == [5, 5, 5]
+    none = loss(x, mask=hidden & False, real=real & False)
+    none.backward()
+    assert none.item() == 0
+
+
+@pytest.mark.truth("the vector put into the forward by hand")
+def test_the_layers_above_do_not_see_what_is_hidden():
+    torch.manual_seed(0)
+    net, ids = models.llama().train(), torch.randint(5, 30, (3, 7))
+    mask = torch.ones(3, 7).long()
+    mask[1, 4:] = 0
+    loss, other = MaskedFeatures(ratio=0.5), MaskedFeatures(ratio=0.5)
+    seen = []
+    net.model.layers[1].register_forward_pre_hook(lambda *a: seen.append(a[1][0].detach().clone()))
+    with sonde.training(net, {"layers.0": loss}) as terms:
+        net(ids, attention_mask=mask)
+        found = terms.loss()
+        with torch.no_grad():
+            net(ids, attention_mask=mask)
+        value = terms.evaluate([((ids, {"attention_mask": mask}), {})])
+    masked, plain = seen[:2]
+    hidden = (masked == loss.empty).all(-1)
+    assert torch.equal(masked[~hidden], plain[~hidden])
+    assert hidden.sum(1).tolist() == [4, 2, 4]
+    assert not bool((hidden & (mask == 0)).any())
+    expected = other(plain, mask=hidden, real=mask.bool())
+    torch.testing.assert_close(found, expected)
+    assert value["MaskedFeatures(model.layers.0:out)"] > 0
+    found.backward()
+    for still in (MaskedFeatures(in_forward=False), MaskedFeatures()):
+        again = copy.deepcopy(net)
+        if still.in_forward:
+            again.eval()
+        with sonde.training(again, {"layers.0": still}) as terms:
+            again(ids, attention_mask=mask)
+            assert torch.equal(seen[-1], plain)
+            torch.testing.assert_close(terms.loss(), other_value(still, plain, mask))
+
+
+def other_value(loss: MaskedFeatures, rows: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the loss of the rows by a new copy, which draws the same positions."""
+    again = MaskedFeatures(in_forward=loss.in_forward)
+    return again(rows, real=mask.bool())

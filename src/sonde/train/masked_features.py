@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
-from sonde.core.autocast import in_float32
+from sonde.core.autocast import NARROW, in_float32
 from sonde.core.errors import InputError
 from sonde.engine.steps import seeded
 from sonde.train._draws import Draws
@@ -23,17 +23,19 @@ Target = Literal["features", "codes", "embeddings", "pixels"]
 class MaskedFeatures(nn.Module):
     """Error of rebuilding hidden positions, mean over hidden positions, then over rows.
 
-    A learned vector replaces the hidden positions. Sines and cosines of the position, times a
-    learned gain, are added to all positions. A rebuilder (two layers of a transformer, or 1x1
-    convolutions, thrown away later) is applied to the result. ``features``: squared distance to the
-    hidden rows after a layer norm; ``embeddings``: to the rows ``y`` of another site after a layer
+    A learned vector replaces the hidden positions, also in the forward of a model in training mode,
+    so that the layers above work without them. Padding is never hidden. Sines and cosines of the
+    position, times a learned gain, are added to all positions. A rebuilder (two layers of a
+    transformer, or 1x1 convolutions, thrown away later) is applied to the result. ``features``:
+    squared distance to the hidden rows after a layer norm; ``embeddings``: to the rows ``y`` of another site after a layer
     norm; ``pixels``: to ``y`` as it is; ``codes``: cross entropy of the codes ``y``. No gradient
     goes to targets.
 
     Range        [0, inf); lower = better rebuilt. 1 for ``features`` that cannot be predicted.
     Cost         that of the rebuilder, O(pos^2 dim) for the transformer.
-    Assumes      positions in the same order in every row.
-    Batching     mean, given the mask: equally many hidden positions in every row.
+    Assumes      positions in the same order in every row. A rebuilder of your own that mixes
+                 positions has to leave out padding itself.
+    Batching     mean, given the mask.
 
     Parameters
     ----------
@@ -41,7 +43,7 @@ class MaskedFeatures(nn.Module):
     how : {"random", "block", "tube"}, default="random"
         Hidden positions: any, a contiguous run, or the same places in each of ``times`` frames.
     ratio : float, default=0.5
-        Share of positions that are hidden, rounded.
+        Fraction of a row's positions that are hidden, padding apart; rounded.
     rebuilder : {"transformer", "conv"} or nn.Module, default="transformer"
         A module of your own gets no sines and cosines: if it adds no positions itself, it rebuilds
         all hidden positions alike.
@@ -55,6 +57,8 @@ class MaskedFeatures(nn.Module):
         Task head that takes (example, pos, dim): the cross entropy of its answer on rebuilt states
         is added. Its weights are trained with the model, not here.
     seed : int, default=0
+    in_forward : bool, default=True
+        Hide the positions in the model's forward too. If False, the loss alone sees the vector.
 
     References
     ----------
@@ -65,6 +69,8 @@ class MaskedFeatures(nn.Module):
     variants: ClassVar[dict[str, str]] = {"head": "daskalakis2023mfm"}
     batching: ClassVar[str] = "mean"
     reducer: ClassVar[None] = None  # states with their positions
+    has_loss: ClassVar[bool] = True
+    reads_changed: ClassVar[bool] = True
     examples: ClassVar[tuple[dict, ...]] = ({"rebuilder": "conv"}, {"target": "pixels", "width": 2})
 
     def __init__(
@@ -78,6 +84,7 @@ class MaskedFeatures(nn.Module):
         times: int = 1,
         head: nn.Module | None = None,
         seed: int = 0,
+        in_forward: bool = True,
     ) -> None:
         super().__init__()
         known = target in ("features", "codes", "embeddings", "pixels")
@@ -92,7 +99,8 @@ class MaskedFeatures(nn.Module):
         self.rebuilder = rebuilder if isinstance(rebuilder, nn.Module) else nn.Identity()
         self.out: nn.Module = nn.Identity()
         self._head = (head,)  # not registered: its weights are the model's
-        self.draws = Draws(seed)
+        self.draws, self.in_forward = Draws(seed), in_forward
+        self._hidden: list[Tensor] = []
         self.register_load_state_dict_pre_hook(_as_wide)
 
     @in_float32
@@ -102,6 +110,7 @@ class MaskedFeatures(nn.Module):
         y: Tensor | None = None,
         label: Tensor | None = None,
         mask: Bool[Tensor, "row pos"] | None = None,
+        real: Bool[Tensor, "row pos"] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the error of rebuilding.
 
@@ -114,18 +123,19 @@ class MaskedFeatures(nn.Module):
         label : Tensor, optional
             For ``head``.
         mask : Bool[Tensor, "row pos"], optional
-            True where hidden, at equally many positions in every row; by default drawn.
+            True where hidden; by default as in the forward, or drawn.
+        real : Bool[Tensor, "row pos"], optional
+            False where padding.
         """
         x = self._by_position(x)
-        hidden = self.hidden(*x.shape[:2]).to(x.device) if mask is None else mask
+        hidden = self._chosen(x, real) if mask is None else mask
         self._build(x)
-        whole = torch.where(hidden[..., None], self.empty.to(x.dtype), x)
-        if isinstance(self.kind, str):
-            whole = whole + self.gain.to(x.dtype) * _waves(x)
-        made = self.rebuilder(whole)
+        made = self._rebuilt(torch.where(hidden[..., None], self.empty.to(x.dtype), x), real)
         if not bool(hidden.any()):
-            return 0.0 * made.sum()
-        value = self._error(self.out(made)[hidden], self._goal(x, y)[hidden])
+            return 0.0 * made[hidden].sum()
+        each = self._errors(self.out(made)[hidden], self._goal(x, y)[hidden])
+        count = hidden.sum(1)
+        value = (each / count[hidden.nonzero()[:, 0]]).sum() / (count > 0).sum()
         (head,) = self._head
         if head is None:
             return value
@@ -133,8 +143,44 @@ class MaskedFeatures(nn.Module):
             raise InputError("MaskedFeatures: expected label beside head. Pass label=...")
         return value + cross_entropy(head(torch.where(hidden[..., None], made, x)), label)
 
-    def hidden(self, n: int, n_positions: int) -> Bool[Tensor, "row pos"]:
-        """Draw the hidden positions of ``n`` rows, equally many in each row."""
+    def change(
+        self, x: Float[Tensor, "*axes dim"], real: Bool[Tensor, "row pos"] | None = None
+    ) -> Float[Tensor, "*axes dim"]:
+        """Return states with the learned vector at positions that are drawn; keep where."""
+        if not self.training:
+            return x
+        rows = self._by_position(x)
+        self._build(rows.float() if rows.dtype in NARROW else rows)
+        self._hidden.append(self.hidden(len(rows), rows.shape[1], real).to(x.device))
+        whole = torch.where(self._hidden[-1][..., None], self.empty.to(rows.dtype), rows)
+        return whole.reshape(x.shape)
+
+    def _chosen(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """Return the positions that the forwards of these rows hid; draw if there were none."""
+        kept, self._hidden = self._hidden, []
+        found: list[Tensor] = []
+        while self.training and kept and sum(map(len, found)) < len(x):
+            found.insert(0, kept.pop())
+        if found and torch.cat(found).shape == x.shape[:2]:
+            return torch.cat(found)
+        return self.hidden(len(x), x.shape[1], real).to(x.device)
+
+    def _rebuilt(self, whole: Tensor, real: Tensor | None) -> Tensor:
+        """Return what the rebuilder makes; sonde's own look at real positions alone."""
+        if not isinstance(self.kind, str):
+            return self.rebuilder(whole)
+        whole = whole + self.gain.to(whole.dtype) * _waves(whole, real)
+        if self.kind != "transformer" or real is None:
+            return self.rebuilder(whole)
+        unseen = ~real & real.any(1, keepdim=True)
+        return self.rebuilder(whole, src_key_padding_mask=unseen.to(whole.device))
+
+    def hidden(
+        self, n: int, n_positions: int, real: Bool[Tensor, "row pos"] | None = None
+    ) -> Bool[Tensor, "row pos"]:
+        """Draw the hidden positions of ``n`` rows: of each row the same fraction, never padding."""
+        if real is not None and not bool(real.all()):
+            return self._hidden_of_real(real.cpu())
         draw = self.draws.next()
         places = n_positions // self.times if self.how == "tube" else n_positions
         if self.how == "tube" and places * self.times != n_positions:
@@ -148,6 +194,21 @@ class MaskedFeatures(nn.Module):
             return (at >= start) & (at < start + count)
         order = torch.rand(n, places, generator=draw).argsort(1).argsort(1)
         return (order < count).repeat(1, self.times if self.how == "tube" else 1)
+
+    def _hidden_of_real(self, real: Tensor) -> Tensor:
+        draw = self.draws.next()
+        if self.how == "tube":  # whole columns of places, wherever frames are real
+            n, places = len(real), real.shape[1] // self.times
+            order = torch.rand(n, places, generator=draw).argsort(1).argsort(1)
+            return (order < round(self.ratio * places)).repeat(1, self.times) & real
+        n_real = real.sum(1, keepdim=True)
+        count = (self.ratio * n_real).round()
+        if self.how == "block":
+            start = (torch.rand(len(real), 1, generator=draw) * (n_real - count + 1)).floor()
+            at = real.cumsum(1) - 1
+            return real & (at >= start) & (at < start + count)
+        order = torch.rand(real.shape, generator=draw).masked_fill(~real, torch.inf)
+        return real & (order.argsort(1).argsort(1) < count)
 
     def _by_position(self, x: Tensor) -> Tensor:
         if x.ndim == 3:
@@ -170,15 +231,16 @@ class MaskedFeatures(nn.Module):
         given = y.detach().reshape(*x.shape[:2], -1).to(x)
         return given if self.target == "pixels" else layer_norm(given, given.shape[2:])
 
-    def _error(self, made: Tensor, goal: Tensor) -> Tensor:
+    def _errors(self, made: Tensor, goal: Tensor) -> Tensor:
+        """Return the error of each hidden position."""
         if self.target == "codes":
-            return cross_entropy(made, goal)
+            return cross_entropy(made, goal, reduction="none")
         if made.shape != goal.shape:
             raise InputError(
                 f"MaskedFeatures: expected a target of width {made.shape[1]}, got "
                 f"{goal.shape[1]}. Pass width={goal.shape[1]}."
             )
-        return (made - goal).square().mean()
+        return (made - goal).square().mean(1)
 
     def _build(self, x: Tensor) -> None:
         """Make vector, rebuilder and output at the first call, as wide as the site."""
@@ -203,11 +265,16 @@ class MaskedFeatures(nn.Module):
             self.out = nn.Linear(dim, self.width).to(x)
 
 
-def _waves(x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "pos dim"]:
-    """Return sines and cosines of the position, with wavelengths from 2 pi to 20,000 pi."""
+def _waves(x: Float[Tensor, "row pos dim"], real: Tensor | None = None) -> Tensor:
+    """Return sines and cosines of the position, with wavelengths from 2 pi to 20,000 pi.
+
+    Positions count from the first that is real: the result is (pos, dim), or (row, pos, dim).
+    """
     place = torch.arange(x.shape[1], device=x.device, dtype=torch.float64)
+    if real is not None:
+        place = (real.to(x.device).cumsum(1) - 1).clamp(min=0).double()
     unit = torch.arange(x.shape[2], device=x.device)
-    angle = place[:, None] / 10_000 ** ((unit - unit % 2).double() / x.shape[2])
+    angle = place[..., None] / 10_000 ** ((unit - unit % 2).double() / x.shape[2])
     return torch.where(unit % 2 == 0, angle.sin(), angle.cos()).to(x)
 
 

@@ -150,6 +150,7 @@ def train_arm(
     ):
         moved = [p for p in module.parameters() if p.requires_grad]
         if terms is not None:
+            terms.change_in_eval()  # nothing is dropped, but what a loss hides is hidden
             _begin(trainee, terms, next(_epoch(examples, recipe.seed, 0)), recipe.seed)
             moved += terms.parameters()
         descent = Descent("sonde train", moved, recipe.rate)

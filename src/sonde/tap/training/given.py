@@ -53,7 +53,9 @@ def loss_arguments(
         sizes = [len(rows[0]) // len(sizes)] * len(sizes)
     names = inspect.signature(term.loss.forward).parameters
     made: dict[str, Any] = dict(zip((name for name in names), rows, strict=False))
-    masks = term.places[0].masks if term.places and term.places[0].is_map else []
+    is_map = bool(term.places) and term.places[0].is_map
+    masks = term.places[0].masks if is_map else []
+    real = term.places[0].masks if term.places and not is_map else []
     for name, parameter in names.items():
         if name in made:
             continue
@@ -64,6 +66,8 @@ def loss_arguments(
             made[name] = repeated(columns[name], sum(sizes), len(sizes))
             if sizes and name in OF_ROWS:
                 check_column(term, name, made[name], sum(sizes))
+        elif name == "real" and any(mask is not None for mask in real):
+            made[name] = _joined(term.places[0])
         elif name == "mask" and masks:
             made[name] = torch.cat([mask for mask in masks if mask is not None])
         elif parameter.default is inspect.Parameter.empty and parameter.kind in (
@@ -74,6 +78,12 @@ def loss_arguments(
                 f"training: the loss {term.name} needs {name}. Pass terms.loss({name}=...)."
             )
     return made
+
+
+def _joined(place: Place) -> Tensor:
+    """Return which positions are no padding, in all views; a view without a mask has none."""
+    each = zip(place.views, place.masks, strict=True)
+    return torch.cat([x.new_ones(x.shape[:2]).bool() if m is None else m for x, m in each])
 
 
 def check_views(

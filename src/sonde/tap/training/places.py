@@ -1,5 +1,6 @@
 """Sites of a model, and of its teacher, that losses read or change while the model trains."""
 
+import inspect
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,13 +35,18 @@ class Changing(Protocol):
     Attributes
     ----------
     has_loss : bool
-        Whether it is a loss too, of rows read at its other sites and of columns.
+        Whether it is a loss too, of rows read at its other sites and of columns. With an attribute
+        ``reads_changed`` that is True it takes the rows of the changed site too, as they were. With
+        ``in_forward`` False it changes nothing, and is a loss alone.
     """
 
     has_loss: bool
 
     def change(self, x: Tensor) -> Tensor:
-        """Return other states, examples first and units last."""
+        """Return other states, examples first and units last.
+
+        With an argument ``real`` it is told which positions (example, pos) are no padding.
+        """
         ...
 
 
@@ -57,6 +63,8 @@ class Place:
     now : list of (Tensor, Tensor or None)
         Rows and masks of the forward that runs, one for each call.
     change : Changing or None
+    is_before : bool
+        Whether it is read before anything changes the site.
     """
 
     name: str
@@ -66,6 +74,7 @@ class Place:
     reducer: Reducer | None
     is_teachers: bool = False
     change: Changing | None = None
+    is_before: bool = False
     views: list[Tensor] = field(default_factory=list[Tensor])
     masks: list[Tensor | None] = field(default_factory=list[Tensor | None])
     now: list[tuple[Tensor, Tensor | None]] = field(
@@ -126,13 +135,15 @@ class Places:
         Names of places that ran outside of a forward of ``module``.
     recomputed : set of str
         Names of places that ran without gradients, to be run anew in the backward pass.
+    changes_in_eval : bool
+        Whether changes act in forwards of a model in eval mode too.
     """
 
     def __init__(
         self, module: nn.Module, teacher: nn.Module | None, special_ids: Collection[int] = ()
     ) -> None:
         self.module, self._teacher, self._special_ids = module, teacher, special_ids
-        self._places: dict[tuple[str, Reducer | None, bool], Place] = {}
+        self._places: dict[tuple[str, Reducer | None, bool, bool], Place] = {}
         self._masks: dict[str, Tensor | None] = {}
         self._given: GivenInputs | None = None
         self._frames: dict[tuple[Any, ...], Frame] = {}
@@ -143,13 +154,21 @@ class Places:
         self._active: list[Place] = []
         self.n_forwards, self._always = 0, False
         self.outside, self.recomputed = set[str](), set[str]()
+        self.changes_in_eval = False
 
     @property
     def n_hooks(self) -> int:
         """Sites that are read or changed now."""
         return len(self._active) if self._open else 0
 
-    def add(self, pattern: str, reducer: Reducer | None, change: Changing | None = None) -> Place:
+    def add(
+        self,
+        pattern: str,
+        reducer: Reducer | None,
+        change: Changing | None = None,
+        *,
+        before: bool = False,
+    ) -> Place:
         """Return the place of a site, the same for losses that read it alike.
 
         Raises
@@ -179,18 +198,18 @@ class Places:
                 f"got {pattern}."
             )
         name = (TEACHER if of_teacher else "") + str(site)
-        key = name, reducer, change is not None
+        key = name, reducer, change is not None, before
         if change is not None and key in self._places:
             raise InputError(f"training: expected one change at {name}, got two.")
         owner = names.modules[site.path]
-        made = Place(name, site, owner, root, reducer, of_teacher, change)
+        made = Place(name, site, owner, root, reducer, of_teacher, change, before)
         return self._places.setdefault(key, made)
 
     def open(self, places: Iterable[Place]) -> None:
-        """Put hooks at these places and at no others; changes come before reads."""
+        """Put hooks at these places and at no others: early reads, changes, reads."""
         self.close()
         in_forward = (place for place in places if place.site.port != WEIGHT)
-        self._active = sorted(in_forward, key=lambda place: place.change is None)
+        self._active = sorted(in_forward, key=lambda p: (not p.is_before, p.change is None))
         for root in (self._teacher, self.module):
             own = [place for place in self._active if place.root is root]
             is_teacher = root is self._teacher
@@ -307,7 +326,8 @@ class Places:
             self._keep(place, *self._map(place, output))
         else:
             leaf = find(output, place.site.key)
-            self._keep(place, None if leaf is None else self._rows(place, leaf, output), None)
+            real = None if leaf is None or place.reducer is not None else self._real(place, leaf)
+            self._keep(place, None if leaf is None else self._rows(place, leaf, output), real)
         return None
 
     def _before(self, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -318,15 +338,26 @@ class Places:
     def _changed(self, place: Place, output: Any) -> Any:
         """Return the output with changed states, if the model is in training mode."""
         leaf = find(output, place.site.key)
-        if not self.module.training or leaf is None:
+        acts = self.module.training or (self.changes_in_eval and not self._always)
+        if not acts or leaf is None:
             return None
         if in_checkpoint():
             raise _changed_once(place)
         assert place.change is not None
         axes = guess_axes(leaf, place.module, place.root)
         dim = axes.words.index("dim") if "dim" in axes.words else leaf.ndim - 1
-        new = place.change.change(leaf.movedim(dim, -1)).movedim(-1, dim)
+        takes = "real" in inspect.signature(place.change.change).parameters
+        told = {"real": self._real(place, leaf)} if takes else {}
+        new = place.change.change(leaf.movedim(dim, -1), **told).movedim(-1, dim)
         return replaced(output, leaf, new)
+
+    def _real(self, place: Place, x: Tensor) -> Tensor | None:
+        """Return which positions of states are no padding, if the forward was told a mask."""
+        target = self._has_target(place, of_encoder=False)
+        real = self._masks.get("pos2" if target else "pos")
+        if real is None or x.is_nested or x.ndim < 3 or x.shape[:2] != real.shape:
+            return None
+        return real.to(x.device)
 
     def _keep(self, place: Place, x: Tensor | None, mask: Tensor | None) -> None:
         if x is None:

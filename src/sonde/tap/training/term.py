@@ -83,11 +83,15 @@ def made_term(
     given = _of(key, reducer, "reducer")
     given = getattr(loss, "reducer", "mean") if given == AUTO else given
     how = Reducer(given) if isinstance(given, str) else given
-    changed = places.add(patterns[0], how, loss) if isinstance(loss, Changing) else None
+    changed = None
+    if isinstance(loss, Changing) and getattr(loss, "in_forward", True):
+        changed = places.add(patterns[0], how, loss)
     read = patterns if changed is None else patterns[1:]
     found = tuple(places.add(pattern, how) for pattern in read)
+    if changed is not None and getattr(loss, "reads_changed", False):
+        found = (places.add(patterns[0], how, before=True), *found)
     schedule = weight if isinstance(weight, Schedule) else Constant(float(weight))
-    told = [place.name for place in (changed, *found) if place is not None]
+    told = dict.fromkeys(place.name for place in (changed, *found) if place is not None)
     return Term(f"{type(loss).__name__}({', '.join(told)})", loss, found, changed, schedule)
 
 

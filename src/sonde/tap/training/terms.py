@@ -181,6 +181,13 @@ class Terms:
             return torch.zeros((), device=next(self.module.parameters()).device)
         return total
 
+    def change_in_eval(self) -> None:
+        """Let losses that change states act while the model is in eval mode too.
+
+        Under ``torch.no_grad`` and in ``evaluate`` nothing is changed.
+        """
+        self._places.changes_in_eval = True
+
     def forget(self) -> None:
         """Drop the rows of all forwards since the last loss."""
         self._places.forget()
