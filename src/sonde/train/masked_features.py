@@ -27,9 +27,9 @@ class MaskedFeatures(nn.Module):
     so that the layers above work without them. Padding is never hidden. Sines and cosines of the
     position, times a learned gain, are added to all positions. A rebuilder (two layers of a
     transformer, or 1x1 convolutions, thrown away later) is applied to the result. ``features``:
-    squared distance to the hidden rows after a layer norm; ``embeddings``: to the rows ``y`` of another site after a layer
-    norm; ``pixels``: to ``y`` as it is; ``codes``: cross entropy of the codes ``y``. No gradient
-    goes to targets.
+    squared distance to the hidden rows after a layer norm; ``embeddings``: to the rows ``y`` of
+    another site after a layer norm; ``pixels``: to ``y`` as it is; ``codes``: cross entropy of the
+    codes ``y``. No gradient goes to targets.
 
     Range        [0, inf); lower = better rebuilt. 1 for ``features`` that cannot be predicted.
     Cost         that of the rebuilder, O(pos^2 dim) for the transformer.
