@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CALLS = """
 import random, sys, tempfile
 from pathlib import Path
@@ -91,6 +93,7 @@ print("; ".join(moved) or "nothing moved")
 """
 
 
+@pytest.mark.slow
 def test_no_call_of_a_fresh_process_moves_a_generator():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     made = subprocess.run(
@@ -104,6 +107,7 @@ def test_no_call_of_a_fresh_process_moves_a_generator():
     assert made.stdout.strip().splitlines()[-1:] == ["nothing moved"], made.stdout + made.stderr
 
 
+@pytest.mark.slow
 def test_a_generator_that_moves_is_seen():
     """The planted fault: reading draws a number."""
     planted = CALLS.replace("stream = sonde.read(net, rows)", "random.random()").partition(

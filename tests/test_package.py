@@ -53,6 +53,7 @@ def test_import_brings_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_what_reads_no_state_imports_no_torch():
     listed()  # kept from now on, as after the first call on a machine
     code = """

@@ -43,6 +43,7 @@ def test_one_site_that_sees_nothing_does_not_blind_the_others(m):
     assert float(cauchy([[1.0] * m])) > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.truth("simulation: uniform and conformal p-values of m sites with a common part")
 @pytest.mark.parametrize("m", [2, 5, 12, 50])
 @pytest.mark.parametrize(("share", "most"), [(0.0, 1.02), (0.5, 1.5), (0.9, 1.1)])

@@ -72,7 +72,6 @@ def test_the_frozen_form_of_the_table_is_what_it_says():
     assert p.tolist() == pytest.approx([(1 + 0.5) / 4, (3 + 0.25) / 4])
 
 
-@pytest.mark.slow
 @pytest.mark.truth("mean time to a false alarm over 200 streams, against the promised least")
 def test_change_detector():
     times = []

@@ -57,6 +57,7 @@ def images(tmp_path, monkeypatch) -> np.ndarray:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.truth("plain torch: the block's output, averaged over the other axis")
 @pytest.mark.parametrize("flags", NAMED)
 def test_named_axes_are_the_ones_that_are_read(run, images, flags):

@@ -61,7 +61,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_in_one_line(run, folder, tmp_path, case):
     words, said = REFUSED[case]
@@ -86,7 +85,6 @@ def test_fractions_are_no_labels_and_that_is_said(run, folder, tmp_path):
     assert run("fit", "class_separability", "-", tmp_path / "f8.npz").code == 0
 
 
-@pytest.mark.slow
 def test_labels_that_are_not_the_models_own_are_said(run, folder, tmp_path):
     ran = run("fit", "mahalanobis", "sonde:digits", folder / "twelve.npz",
               "-o", tmp_path / "p.sonde")  # fmt: skip

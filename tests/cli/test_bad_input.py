@@ -65,7 +65,6 @@ def test_what_is_wrong_is_named(run, place, out, name):
     assert all(text in line for text in said), line
 
 
-@pytest.mark.slow
 @pytest.mark.truth("numpy norm")
 def test_what_is_defined_on_one_row_is_told(run, place, tmp_path):
     norm = float(np.linalg.norm(np.load(place / "one.npz")["a"]))
@@ -213,7 +212,6 @@ def test_a_broken_line_is_numbered_or_skipped(run, texts, tmp_path):
     assert read_header(tmp_path / "a.sonde")["data"]["n_examples"] == 59
 
 
-@pytest.mark.slow
 def test_an_image_that_cannot_be_read(run, tmp_path):
     from PIL import Image
 

@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 TEXT = "def read(path):\n    return path.read_text()\n" * 5
 
 
+@pytest.mark.slow
 def test_a_file_comes_back_and_its_sizes_are_told(run, tmp_path):
     file, coded = tmp_path / "a.py", tmp_path / "a.py.coded"
     file.write_text(TEXT)

@@ -85,7 +85,6 @@ def test_studies_are_listed_as_json(run):
     assert [line.split()[0] for line in run("study").out.splitlines()] == list(STUDIES)
 
 
-@pytest.mark.slow
 def test_calibrate_computes_in_the_threads_that_are_asked_for(run, place, tmp_path, monkeypatch):
     seen, scored = [], sonde.run.calibrating.calibrate.held_scores
 

@@ -1,6 +1,9 @@
 """``sonde compare``: text, page, and what is refused."""
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_command_prints_and_writes(run, tmp_path):
     path = tmp_path / "compare.html"
     words = ("compare", "sonde:digits", "sonde:digits", "sonde:digits/test", "--limit", 64)

@@ -74,6 +74,7 @@ def test_a_model_that_became_slower_is_told_how_to_run_unpacked(small):
         assert ("sonde.weights.unpacked(model)" in text) == is_told
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_an_unreachable_one_names_the_nearest(run, tmp_path):
     words = ("compress", "sonde:digits", "sonde:digits/train", "--limit", 8, "--held", 40)
     words += ("--method", "rtn", "--json")
@@ -93,6 +94,7 @@ def test_a_budget_is_kept_and_an_unreachable_one_names_the_nearest(run, tmp_path
     assert not (tmp_path / "B").exists()
 
 
+@pytest.mark.slow
 def test_a_budget_is_sought_among_the_sizes_of_a_method_without_bits(run, tmp_path):
     words = ("compress", "sonde:digits", "sonde:digits/train", "--limit", 8, "--held", 8)
     words += ("--method", "prune_weights", "--json")
@@ -131,6 +133,7 @@ def test_sonde_opens_it_with_the_weights_that_were_planned(small):
     assert gap < 0.3  # the kernel multiplies in bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("sonde", "transformers"), ("transformers", "sonde")])
 def test_transformers_opens_it_whatever_is_imported_first(small, names):
     code = OPENED.format(first=names[0], second=names[1])
@@ -143,6 +146,7 @@ def test_transformers_opens_it_whatever_is_imported_first(small, names):
     ]
 
 
+@pytest.mark.slow
 def test_the_file_is_left_when_kernels_hold_the_codes(small):
     code = """
 import sys, pathlib, torch, sonde
@@ -163,6 +167,7 @@ def test_import_of_sonde_stays_light():
     in_a_new_process(code)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_refused_and_nothing_is_left(run, small, tmp_path):
     new = tmp_path / "NEW"
     for words, message in (
@@ -209,6 +214,7 @@ def test_what_transformers_saves_of_it_opens_again(rounded, tmp_path):
     assert torch.equal(again.classifier.codes, module.classifier.codes)
 
 
+@pytest.mark.slow
 def test_too_few_rows_to_calibrate_are_told(run, tmp_path):
     words = ("compress", "sonde:digits", "sonde:digits/train", "--held", 8, "--quiet")
     few = run(*words, "--limit", 8, "-o", tmp_path / "A")
@@ -217,6 +223,7 @@ def test_too_few_rows_to_calibrate_are_told(run, tmp_path):
     assert "calibrated on" not in run(*words, "--limit", 64, "-o", tmp_path / "B").err
 
 
+@pytest.mark.slow
 def test_an_explanation_unpacks_it_and_is_that_of_the_model(run, rounded):
     words = ("sonde:digits/test", "--limit", 3, "--methods", "saliency", "--json")
     ran, plain = run("explain", rounded, *words), run("explain", "sonde:digits", *words)
@@ -271,6 +278,7 @@ def convolutional(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "form", "method"),
     [
@@ -313,6 +321,7 @@ def test_every_kind_of_smaller_weight_is_packed_opened_and_undone(
         assert filecmp.cmp(file, tmp_path / "OLD" / file.name, shallow=False)
 
 
+@pytest.mark.slow
 def test_convolutions_that_are_named_are_pruned_and_packed(run, convolutional, tmp_path):
     new = tmp_path / "SMALL"
     data = (convolutional, "sonde:digits/train", "--limit", 8, "--held", 8, "--layers", "*")
@@ -325,6 +334,7 @@ def test_convolutions_that_are_named_are_pruned_and_packed(run, convolutional, t
         assert float((part.weight == 0).double().mean()) > 0.55  # more where inputs are always 0
 
 
+@pytest.mark.slow
 def test_a_model_whose_page_is_interrupted_is_taken_away(run, tmp_path, monkeypatch):
     def stopped(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt

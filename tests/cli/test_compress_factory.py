@@ -91,6 +91,7 @@ def x() -> torch.Tensor:
     return torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", sorted(weight_methods().keys() - ELSEWHERE))
 def test_every_method_is_reached_and_writes_a_folder_that_opens(word):
     # what this net is not, a mixture or a stream that norms read: see their own tests
@@ -120,6 +121,7 @@ def test_the_folder_opens_as_the_folded_model(rule):
     assert again.processor is not None
 
 
+@pytest.mark.slow
 def test_a_training_writes_a_folder_that_opens_and_can_be_taken_back():
     words = ("train", "nets_of_mine:make", "sonde:digits/train", "--limit", 48, "--held", 20)
     terms = ("--terms", "rate_reduction", "--sites", "blocks.1", "--rate", 1e-2, "--alone")
@@ -164,6 +166,7 @@ def pictures(code):
     return "pictures"
 
 
+@pytest.mark.slow
 def test_a_bare_net_on_a_folder_of_pictures_is_compressed_and_changed(pictures):
     net = "nets_of_mine:bare"
     small = (*FOLDER, "--to", "8bit", "--limit", "60", "--held", "30", "-o", "SMALL", "--quiet")

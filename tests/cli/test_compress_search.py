@@ -59,6 +59,7 @@ def test_a_budget_takes_the_least_divergence_and_max_kl_the_fewest_bytes():
     assert {*search.USUAL} < {*search.pairs_to_seek("any")}
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was_stopped_and_draws_a_page(tmp_path, monkeypatch):
     page, tried = tmp_path / "p.html", []
     real = search.fidelity

@@ -19,6 +19,7 @@ def scored(run, probe, limit=4):
     return ran.json()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_patches_of_images_are_read_where_a_method_asks_for_them(run, tmp_path, name):
     probe = tmp_path / "probe.sonde"
@@ -32,6 +33,7 @@ def test_patches_of_images_are_read_where_a_method_asks_for_them(run, tmp_path, 
     assert "expected rows of the reducer 'patches', got cls" in line
 
 
+@pytest.mark.slow
 @pytest.mark.truth("plain torch: the states that enter the classifier, clipped, and its logits")
 def test_react_reads_what_the_classifier_takes_in(run, tmp_path):
     probe = tmp_path / "probe.sonde"
@@ -52,6 +54,7 @@ def test_react_reads_what_the_classifier_takes_in(run, tmp_path):
     assert [row["score"] for row in found] == pytest.approx(want.tolist(), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_the_gradient_that_a_measure_asks_for_is_read(run, tmp_path):
     probe = tmp_path / "probe.sonde"
     word = "gradient_signal_to_noise"
@@ -67,6 +70,7 @@ def test_the_gradient_that_a_measure_asks_for_is_read(run, tmp_path):
     assert "expects a stream that was read with objective='nll', got 'max_logit'" in line
 
 
+@pytest.mark.slow
 def test_methods_that_want_other_readings_are_fitted_together(run, tmp_path):
     probe = tmp_path / "probe.sonde"
     ran = run("fit", "vim,mahalanobis,padim", *DIGITS, "-o", probe, "--json")
@@ -82,6 +86,7 @@ def test_methods_that_want_other_readings_are_fitted_together(run, tmp_path):
     assert "ViM: expected rows from which the model's final linear layer makes its logits" in line
 
 
+@pytest.mark.slow
 def test_rows_on_disk_are_taken_with_the_sites_that_they_have(run, tmp_path):
     acts = tmp_path / "acts"
     assert run("read", *DIGITS, "--sites", "blocks", "logits:in", "-o", acts).code == 0
@@ -91,6 +96,7 @@ def test_rows_on_disk_are_taken_with_the_sites_that_they_have(run, tmp_path):
     assert found == ["classifier:in"]
 
 
+@pytest.mark.slow
 def test_nac_is_fitted_beside_detectors_of_the_last_layer_and_at_their_place(run, tmp_path):
     ran = run("fit", "nac,react", *DIGITS, "-o", tmp_path / "probe.sonde", "--json")
     assert ran.code == 0, ran.err

@@ -45,6 +45,7 @@ def fitted(tmp_path_factory):
     return path, sonde.Fitted.load(path).result("sparse_autoencoder")
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the model's own generate inside sonde.editing")
 def test_a_feature_is_set_while_a_model_writes(tmp_path, fitted):
     path, found = fitted
@@ -75,6 +76,7 @@ def test_a_feature_is_set_while_a_model_writes(tmp_path, fitted):
     )
 
 
+@pytest.mark.slow
 def test_the_features_that_answers_hang_on_are_named(data, fitted):
     path, _ = fitted
     words = ("explain", "sonde:stdlib", data, "--limit", 2, "--methods", "saliency")
@@ -83,6 +85,7 @@ def test_the_features_that_answers_hang_on_are_named(data, fitted):
     assert all(0 <= one["feature"] < 48 for one in ran.json()["features"])
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the model run with a hook that adds the feature's direction")
 def test_an_atlas_of_features_says_what_setting_them_changes(data, fitted):
     path, found = fitted
@@ -104,6 +107,7 @@ def test_an_atlas_of_features_says_what_setting_them_changes(data, fitted):
     assert units[feature]["clamped"]["up"]
 
 
+@pytest.mark.slow
 def test_a_fit_says_how_sparse_and_how_faithful_a_dictionary_is(tmp_path):
     ran = run_words("fit", METHOD, "sonde:digits", "sonde:digits/train", "--sites", "vit.layers.1",
                     "--reducer", "patches", "--limit", 60, "-o", tmp_path / "d.sonde")  # fmt: skip

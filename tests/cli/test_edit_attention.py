@@ -11,6 +11,7 @@ LAST = ("--sites", "layers.6", "--tolerance", "1e-4")
 SHORT = (*WORDS, "--max-length", "48")
 
 
+@pytest.mark.slow
 def test_a_window_as_long_as_the_text_costs_nothing_and_a_short_one_something(tmp_path):
     page = tmp_path / "page.html"
     wide = run_words(*SHORT, "--pattern", "window:48", "--json").json()

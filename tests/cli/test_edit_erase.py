@@ -31,6 +31,7 @@ def states(model, site, texts):
     return torch.cat(found).double()
 
 
+@pytest.mark.slow
 def test_the_means_of_both_sides_are_equal_in_the_written_model(run, tmp_path, texts):
     new, site = tmp_path / "new", "layers.1.mlp.down_proj"
     sides = ("--positive", texts / "prose.jsonl", "--negative", texts / "code.jsonl")
@@ -51,6 +52,7 @@ def test_the_means_of_both_sides_are_equal_in_the_written_model(run, tmp_path, t
     assert run(*words, "--force").code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.truth("means of the states of the written model, class by class")
 def test_the_classes_of_a_column_are_erased(run, tmp_path):
     """Of three classes, which a column other than ``label`` names, all means are one."""
@@ -73,6 +75,7 @@ def test_the_classes_of_a_column_are_erased(run, tmp_path):
     assert float(spread[1] / spread[0]) < 1e-4
 
 
+@pytest.mark.slow
 def test_what_does_not_fold_is_refused(run, tmp_path, texts):
     sides = ("--positive", texts / "prose.jsonl", "--negative", texts / "code.jsonl")
     ran = run(
@@ -90,6 +93,7 @@ def test_what_does_not_fold_is_refused(run, tmp_path, texts):
     assert not (tmp_path / "n").exists()
 
 
+@pytest.mark.slow
 def test_a_fact_is_written_and_taken_back(run, tmp_path, texts):
     new = tmp_path / "new"
     fact = Fact("def setUp(", "setUp", "this")
@@ -114,6 +118,7 @@ def test_a_fact_is_written_and_taken_back(run, tmp_path, texts):
     assert torch.equal(log_probability(again, [fact]), log_probability(plain, [fact]))
 
 
+@pytest.mark.slow
 def test_the_facts_of_a_file_are_written_together(run, tmp_path, texts):
     facts = [Fact("def setUp(", "setUp", "this"), Fact("import numpy as ", "numpy", "n")]
     lines = tmp_path / "facts.jsonl"

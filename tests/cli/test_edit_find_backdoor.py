@@ -60,6 +60,7 @@ def attack(folder):
     return turned / n, right / 200
 
 
+@pytest.mark.slow
 @pytest.mark.truth("a trigger that was planted")
 def test_a_planted_trigger_is_drawn_and_gone_from_the_new_model(run, poisoned, tmp_path):
     assert attack(poisoned)[0] > 0.95
@@ -92,6 +93,7 @@ def test_a_planted_trigger_is_drawn_and_gone_from_the_new_model(run, poisoned, t
     assert attack(tmp_path / "OLD")[0] > 0.95
 
 
+@pytest.mark.slow
 def test_it_reads_only_unless_told_and_bad_input_is_one_line(run, poisoned, tmp_path):
     words = (*WORDS, str(poisoned), DATA, "--steps", "2", "--limit", "40")
     before = sorted(tmp_path.iterdir())

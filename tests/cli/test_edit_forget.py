@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 import sonde
@@ -20,6 +21,7 @@ def right(model, data):
     return hits / n
 
 
+@pytest.mark.slow
 def test_a_class_is_forgotten_on_disk_and_the_report_says_so(run, tmp_path):
     new, page = tmp_path / "NEW", tmp_path / "page.json"
     ran = run(
@@ -38,6 +40,7 @@ def test_a_class_is_forgotten_on_disk_and_the_report_says_so(run, tmp_path):
     assert found["judgement"]["effect"]["value"] > 3
 
 
+@pytest.mark.slow
 def test_bad_input_is_told_in_one_line_and_nothing_is_written(run, tmp_path):
     lone = ["edit", "forget", "sonde:digits", *DATA[:2], "-o", str(tmp_path / "NEW")]
     assert "expected --retain" in run(*lone).error()

@@ -29,6 +29,7 @@ def logits(model, text):
         return model.module(ids).logits
 
 
+@pytest.mark.slow
 def test_a_folded_vector_is_the_hooked_one_and_can_be_taken_back(run, tmp_path, sides):
     new = tmp_path / "new"
     words = ("edit", "steer", "sonde:stdlib", *sides, "-o", new, "--limit", 6, "--strength", 0.5)
@@ -56,6 +57,7 @@ def test_a_folded_vector_is_the_hooked_one_and_can_be_taken_back(run, tmp_path, 
     assert torch.equal(logits(again, CODE[0]), logits(plain, CODE[0]))
 
 
+@pytest.mark.slow
 def test_an_ablated_model_lacks_the_direction_everywhere(run, tmp_path):
     new = tmp_path / "new"
     words = ("edit", "ablate", "sonde:stdlib", "--positive", "sonde:upper", "--negative")
@@ -76,6 +78,7 @@ def test_an_ablated_model_lacks_the_direction_everywhere(run, tmp_path):
     assert int(rank) == 191  # of 192: one direction is gone from every state
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_writes_nothing(run, tmp_path, sides):
     new = tmp_path / "new"
     start = ("edit", "steer", "sonde:stdlib", *sides, "-o", new, "--limit", 6)
@@ -87,6 +90,7 @@ def test_what_cannot_be_done_writes_nothing(run, tmp_path, sides):
     assert not (tmp_path / "new.html").exists()
 
 
+@pytest.mark.slow
 def test_one_vector_for_each_block_as_gguf(run, tmp_path, sides):
     out = tmp_path / "v.gguf"
     ran = run("edit", "steer", "sonde:stdlib", *sides, "-o", out, "--limit", 6)
@@ -96,6 +100,7 @@ def test_one_vector_for_each_block_as_gguf(run, tmp_path, sides):
     assert [f"direction.{i}".encode() in raw for i in range(8)] == [False, *[True] * 6, False]
 
 
+@pytest.mark.slow
 def test_the_default_strength_is_the_largest_within_the_limits(run, tmp_path, sides):
     new = tmp_path / "new"
     ran = run("edit", "steer", "sonde:stdlib", *sides, "-o", new, "--limit", 8, "--json")
@@ -109,6 +114,7 @@ def test_the_default_strength_is_the_largest_within_the_limits(run, tmp_path, si
     assert "too large" in run(*words, "--strength", larger).error()
 
 
+@pytest.mark.slow
 def test_what_does_no_more_than_chance_says_so_and_is_not_written(run, tmp_path, sides):
     new, (_, _, _, same) = tmp_path / "new", sides
     lines = same.read_text().splitlines()
@@ -124,6 +130,7 @@ def test_what_does_no_more_than_chance_says_so_and_is_not_written(run, tmp_path,
     assert new.exists()
 
 
+@pytest.mark.slow
 def test_less_of_it_is_judged_the_other_way_round(run, tmp_path, sides):
     words = ("edit", "steer", "sonde:stdlib", *sides, "--limit", 8, "--strength", -1, "--json")
     ran = run(*words, "-o", tmp_path / "new", "--force")

@@ -8,6 +8,7 @@ import pytest
 from sonde.run.explaining import explanations as explaining
 
 
+@pytest.mark.slow
 def test_pictures_are_explained_and_drawn_where_asked(run, tmp_path):
     path = tmp_path / "explain.html"
     words = ("explain", "sonde:digits", "sonde:digits/test", "--limit", 4)
@@ -50,6 +51,7 @@ def test_columns_of_a_table_are_named(run, tmp_path, monkeypatch):
     assert made["values"] == pytest.approx([0, 0, 2 * (1 - 1.5)], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_methods_that_are_judged_are_kept_when_it_is_stopped(run, tmp_path, monkeypatch):
     words = ("explain", "sonde:digits", "sonde:digits/test", "--limit", 6)
     words = (*words, "--methods", "integrated_gradients(steps=4),saliency")
@@ -73,6 +75,7 @@ def test_methods_that_are_judged_are_kept_when_it_is_stopped(run, tmp_path, monk
     assert not (tmp_path / "why.run").exists()
 
 
+@pytest.mark.slow
 def test_what_was_kept_of_other_inputs_is_not_taken(run, tmp_path, monkeypatch):
     path = tmp_path / "why.json"
     judge, judged = explaining._judged, []

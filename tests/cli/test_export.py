@@ -84,6 +84,7 @@ def hooked():
     return {name: torch.cat(rows) for name, rows in seen.items()}, labels, ids
 
 
+@pytest.mark.slow
 @pytest.mark.truth("hooks of our own on the same model")
 def test_states_are_read_and_written(run, hooked, tmp_path):
     states, labels, ids = hooked
@@ -104,6 +105,7 @@ def test_states_are_read_and_written(run, hooked, tmp_path):
     assert table["id"].to_pylist() == [i.decode() for i in npz["id"]] == [str(i) for i in ids]
 
 
+@pytest.mark.slow
 def test_reading_that_was_interrupted_goes_on(run, tmp_path, monkeypatch):
     wrote, seen = StoreWriter.write, []
 

@@ -184,6 +184,7 @@ def test_the_command_to_calibrate_keeps_how_data_are_read():
     assert "run sonde calibrate p.sonde net UNSEEN --dtype bfloat16 --id-column key, " in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["fit spectrum", "scan"])
 def test_how_items_were_read_is_said(run, tmp_path, monkeypatch, command):
     (tmp_path / "nets_of_notes.py").write_text(NETS)
@@ -206,6 +207,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the rows of the file: a method without a state is calibrated on a fifth")
 def test_methods_of_logits_ask_a_language_model_for_them(run, tmp_path):
     data = tmp_path / "t.jsonl"
@@ -226,6 +228,7 @@ def test_missing_logits_are_named(run, place, tmp_path):
     assert not (tmp_path / "p.sonde").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.truth("two groups of equal variance whose means are four deviations apart")
 def test_a_probe_says_how_far_its_class_lies(run, tmp_path):
     rng = np.random.default_rng(0)

@@ -38,6 +38,7 @@ def written(model, text: str, processors=(), n: int = 12) -> str:
     return model.processor.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the model's own generate")
 def test_a_file_of_prompts_plain_and_contrasted(tmp_path, model):
     table, lines = tmp_path / "prompts.jsonl", tmp_path / "prompts.txt"

@@ -114,6 +114,7 @@ def test_a_running_state(run, tmp_path):
     assert (facts["kind"], facts["n_rows"]) == ("running state", 7)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("what was written")
 def test_the_pages_of_other_commands(run, tmp_path):
     for seed, name in enumerate(("a", "b")):
@@ -150,7 +151,6 @@ def test_units_count_once_for_all_passes(run, tmp_path, instrument):
         assert described(run, tmp_path / "b.sonde")["n_units"] == 5
 
 
-@pytest.mark.slow
 @pytest.mark.truth("what was written")
 @pytest.mark.parametrize("suffix", [".parquet", ".npz", ".safetensors", ".lance"])
 def test_an_export(run, acts, tmp_path, suffix):

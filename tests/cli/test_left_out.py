@@ -44,6 +44,7 @@ def assert_tells(entries) -> None:
     assert all(found[site].startswith(reason) for site, reason in LEFT.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["fit mahalanobis", "read"])
 def test_what_is_not_read_is_said_in_one_line_and_listed_in_json(run, words, command):
     ran = run(*command.split(), *words, "-o", "out")
@@ -55,6 +56,7 @@ def test_what_is_not_read_is_said_in_one_line_and_listed_in_json(run, words, com
     assert_tells(again.json()["left_out"])
 
 
+@pytest.mark.slow
 def test_a_scan_says_what_it_did_not_read(run, words):
     ran = run("scan", *words, "-o", "report.html")
     assert ran.code == 0, ran.err

@@ -58,6 +58,7 @@ def test_missing_words_are_named(run):
     assert "expected STRONG DATA" in run("recipe", "route-by-score", "weak").error()
 
 
+@pytest.mark.slow
 def test_it_answers_writes_a_page_and_ends_as_asked(run, place):
     models = ["nets_of_a_recipe:noisy"] * 2
     words = ["recipe", "route-by-score", *models, "rows.jsonl", "-o", "a.html"]
@@ -74,6 +75,7 @@ def test_it_answers_writes_a_page_and_ends_as_asked(run, place):
     assert run(*words, "--fail-on", "error").code == 0
 
 
+@pytest.mark.slow
 def test_data_that_may_be_left_out_are_a_word(run, place):
     one = ["recipe", "unlearning-audit", *["nets_of_a_recipe:noisy"] * 2, *["rows.jsonl"] * 2]
     without, held = (run(*one, "--of-class", "3", *more, "--json")

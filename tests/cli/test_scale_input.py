@@ -159,6 +159,7 @@ def test_duplicate_and_unsorted_ids_count_every_row_once(run, tmp_path):
     assert run("verify", tmp_path / "acts").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.truth("RLIMIT_FSIZE of the operating system")
 @pytest.mark.parametrize(
     ("words", "output"),

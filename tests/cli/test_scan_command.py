@@ -105,6 +105,7 @@ def test_a_gate_on_a_check_that_would_not_run_is_refused(run, place, words, said
     assert said in ran.error()
 
 
+@pytest.mark.slow
 def test_a_silenced_code_does_not_count(run, place):
     words = ["scan", "-", place / "half_nan.npz", "--fail-on", "error", "--json"]
     silenced = run(*words, "--ignore", "SND001")
@@ -395,6 +396,7 @@ def test_rows_that_findings_count_are_written_whole(run, place, tmp_path):
     assert pq.read_table(tmp_path / "r.parquet").column_names == list(lines[0])
 
 
+@pytest.mark.slow
 def test_what_changed_against_an_older_model_follows_the_scan(run, place):
     page = place / "changed.html"
     words = ["scan", "sonde:digits", "sonde:digits/test", "--limit", "24", "--only", "SND001"]

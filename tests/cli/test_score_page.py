@@ -3,13 +3,13 @@
 import pytest
 
 
-@pytest.mark.slow
 def test_a_name_of_no_format_is_told_all_that_there_are(run, place, tmp_path):
     words = ("score", place / "probe.sonde", "-", place / "other.npz", "-o")
     line = run(*words, tmp_path / "scores.txt").error()
     assert "ends in .parquet, .csv, .json, .jsonl, .html, .htm, got scores.txt" in line
 
 
+@pytest.mark.slow
 def test_a_page_of_scores(run, place, tmp_path):
     words = ("score", place / "probe.sonde", "-", place / "other.npz", "--limit", "12")
     plain, more = tmp_path / "plain.html", tmp_path / "more.html"

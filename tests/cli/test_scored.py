@@ -35,6 +35,7 @@ def test_what_explains_a_row_is_wrapped_and_tells_no_position_of_whole_rows(
     assert max(map(len, text.splitlines())) <= 45
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the line of the file that was changed")
 def test_the_most_unusual_rows_are_named_by_their_place(run, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -52,6 +53,7 @@ def test_the_most_unusual_rows_are_named_by_their_place(run, tmp_path, monkeypat
     assert first.partition("most unusual:\n")[2].startswith("  row 41 (")
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the line of least p-value and highest score in --json")
 def test_the_position_is_told_where_an_example_has_several_rows(run, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -76,6 +78,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_detectors_that_cannot_name_units_are_said(run, place, tmp_path):
     probe = tmp_path / "probe.sonde"
     run("fit", "mahalanobis,mass_mean", "-", place / "rows.npz", "-o", probe)
@@ -86,6 +89,7 @@ def test_detectors_that_cannot_name_units_are_said(run, place, tmp_path):
     assert "no units" not in without.err
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the long table: the smallest p of each input times the detectors and sites")
 def test_each_input_is_one_line_with_a_verdict(run, place, tmp_path):
     words = ("score", place / "probe.sonde", "-", place / "other.npz", "--fuse", "bonferroni")

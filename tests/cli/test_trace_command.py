@@ -12,6 +12,7 @@ PAIR = ("--clean", "a = [1, 2", "--corrupt", "a = (1, 2")
 WORDS = ("trace", "sonde:stdlib", *PAIR, "--answer", "]", "--instead", ")")
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the model called by hand")
 def test_a_pair_is_traced_and_drawn(run, tmp_path):
     path = tmp_path / "trace.html"
@@ -35,6 +36,7 @@ def test_a_pair_is_traced_and_drawn(run, tmp_path):
     assert "The circuit" in page
 
 
+@pytest.mark.slow
 def test_many_pairs_and_answers_of_several_tokens(run, tmp_path):
     path = tmp_path / "pairs.jsonl"
     pairs = [

@@ -27,6 +27,7 @@ def checkpoints(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_checkpoints_become_curves_and_the_record_is_kept(run, checkpoints, tmp_path):
     record, page = tmp_path / "run.track", tmp_path / "track.html"
     words = ("track", checkpoints, "sonde:digits/test", "--methods", "participation_ratio,spectrum")

@@ -12,6 +12,7 @@ from sonde.run.training.callback import Recorder
 SITES, STEPS = ("1", "3"), (0, 5, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the measure on the states of the layers themselves, at each step")
 def test_page_of_a_tracked_run_holds_the_plane_with_a_line_for_each_layer(run, tmp_path):
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ WORDS = ("train", "sonde:digits", "sonde:digits/train", "--limit", 64, "--held",
 TERMS = ("--terms", "rate_reduction", "--sites", "blocks.1", "--rate", 1e-3, "--epochs", 1)
 
 
+@pytest.mark.slow
 def test_both_arms_a_page_a_model_and_the_way_back(run, tmp_path):
     new = tmp_path / "NEW"
     told = run_words(*WORDS, *TERMS, "-o", new, "--json").json()
@@ -24,6 +25,7 @@ def test_both_arms_a_page_a_model_and_the_way_back(run, tmp_path):
     assert run("edit", "undo", new, "-o", tmp_path / "OLD").code == 0
 
 
+@pytest.mark.slow
 def test_maps_of_attention_and_an_average_of_the_model_itself(tmp_path):
     terms = (
         "--terms",

@@ -70,6 +70,7 @@ def test_the_page_compares_with_the_model_as_it_was(trained):
     assert "The layers alone were trained" in page
 
 
+@pytest.mark.slow
 def test_a_scan_against_the_old_model_finds_what_moved(run, trained):
     new, _ = trained
     words = ("scan", new, "sonde:digits/test", "--versus-model", "sonde:digits", "--limit", 40)
@@ -87,6 +88,7 @@ def test_the_original_comes_back_and_compression_is_refused(run, trained, tmp_pa
     assert "has inserted layers" in run(*words).error()
 
 
+@pytest.mark.slow
 def test_a_stopped_training_leaves_its_checkpoint_alone_and_goes_on(
     run, trained, tmp_path, monkeypatch
 ):
@@ -106,6 +108,7 @@ def test_a_stopped_training_leaves_its_checkpoint_alone_and_goes_on(
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_a_wider_scope_trains_the_same_beside_it_without_the_layers(tmp_path):
     new = tmp_path / "NEW"
     more = ("--insert", "adapter(width=3)@blocks.0", "--insert", "experts@blocks.2")
@@ -180,6 +183,7 @@ def test_layers_that_do_not_fit_are_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_language_model_may_not_read_the_answers(run, tmp_path):
     words = ("train", "sonde:stdlib", "sonde:stdlib/train", "--limit", 2, "--held", 2)
     layer = ("--insert", "attention@blocks.1", "-o", tmp_path / "NEW")
@@ -202,6 +206,7 @@ print(whole(x).logits[0].tolist())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ["sonde, transformers", "transformers, sonde"])
 def test_transformers_opens_it_with_its_layers(trained, names):
     lines = in_a_new_process(OPENED.format(names=names), str(trained[0])).stdout.splitlines()
@@ -213,12 +218,14 @@ def test_transformers_opens_it_with_its_layers(trained, names):
     assert not getattr(opened.module, "is_quantized", False)
 
 
+@pytest.mark.slow
 def test_without_sonde_transformers_says_that_something_is_missing(trained):
     ran = in_a_new_process(OPENED.format(names="transformers"), str(trained[0]))
     assert "Unknown quantization type, got sonde" in ran.stderr
     assert ran.stdout.startswith("[] ")
 
 
+@pytest.mark.slow
 def test_a_model_with_layers_is_edited_and_keeps_them(run, trained, tmp_path):
     new = tmp_path / "EDITED"
     words = ("--forget", "sonde:digits", "--of-class", 3, "--method", "dampen", "--limit", 40)

@@ -7,6 +7,7 @@ import pytest
 from sonde.tap.streams.live import LiveStream
 
 
+@pytest.mark.slow
 def test_units_of_a_site_are_written_and_read(run, tmp_path):
     path = tmp_path / "atlas.html"
     words = ("units", "sonde:digits", "sonde:digits/test", "--limit", 40)
@@ -37,6 +38,7 @@ def test_units_of_a_site_are_written_and_read(run, tmp_path):
     assert "ends in .html" in run(*words, *site, "-o", tmp_path / "atlas.pdf").error()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_page(run, tmp_path, monkeypatch):
     words = ("units", "sonde:digits", "sonde:digits/test", "--limit", 40, "--unit-size", 8)
     words = (*words, "--sites", "vit.layers.1", "--clamp", 0)

@@ -83,6 +83,7 @@ class Texts(nn.Module):
         return self.head(x + self.mlp(x))
 
 
+@pytest.mark.slow
 def test_a_larger_budget_runs_more_learners_and_costs_less_divergence():
     torch.manual_seed(4)
     model = Model(Texts().eval())

@@ -109,6 +109,7 @@ def test_a_group_of_channels_that_does_nothing_goes_first():
     assert torch.equal(new[1][1].mix.weight, net[1][1].mix.weight[:6])
 
 
+@pytest.mark.slow
 def test_a_slim_text_model_opens(tmp_path):
     gpt2().save_pretrained(tmp_path / "old")
     model = sonde.load(str(tmp_path / "old"), device="cpu")
@@ -119,6 +120,7 @@ def test_a_slim_text_model_opens(tmp_path):
     torch.testing.assert_close(opened(ids).logits, plan.fold(model)(ids).logits)
 
 
+@pytest.mark.slow
 def test_training_brings_answers_back():
     model = sonde.load("sonde:digits", device="cpu")
     data = open_inputs(model, "sonde:digits/train", limit=96)

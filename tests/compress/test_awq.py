@@ -36,6 +36,7 @@ def drawn(bias: bool = True) -> tuple[Block, torch.Tensor]:
     return net, torch.randn(50, 10, generator=draw)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the answers of the unscaled model")
 def test_scales_without_rounding_change_no_answer():
     for bias in (True, False):
@@ -52,6 +53,7 @@ def test_scales_without_rounding_change_no_answer():
         assert float(ratio.max() / ratio.min()) > 3
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the output error on the rows themselves; plain rounding bounds it")
 @pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric"])
 def test_the_error_is_never_above_that_of_plain_rounding(symmetry):

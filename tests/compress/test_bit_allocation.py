@@ -12,6 +12,7 @@ from sonde.core.inputs import Model
 from sonde.data import open_inputs
 
 
+@pytest.mark.essential
 @pytest.mark.truth("every one of 4^6 allocations")
 @pytest.mark.parametrize("scale", [1, 7, 31_337])
 def test_the_programme_finds_the_best_of_all_allocations(scale):
@@ -63,6 +64,7 @@ def planted() -> tuple[nn.Module, torch.Tensor]:
     return net, torch.randn(300, 24, generator=draw)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the divergence of uniform widths of the same bytes")
 def test_allocated_bits_cost_less_than_equal_ones():
     net, x = planted()

@@ -85,6 +85,7 @@ def test_the_first_blocks_of_a_larger_stack_are_the_smaller_one():
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.slow
 def test_its_folder_opens_and_uses_fewer_blocks(tmp_path):
     model = sonde.load("sonde:digits", device="cpu")
     data = open_inputs(model, "sonde:digits/train", limit=20)

@@ -65,6 +65,7 @@ def test_what_the_others_have_of_a_channel_is_least_squares():
     np.testing.assert_allclose(new[3].weight.detach().numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("numpy's least squares on rounded channels")
 def test_rounded_channels_make_up_for_each_other():
     torch.manual_seed(3)

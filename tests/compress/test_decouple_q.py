@@ -46,6 +46,7 @@ def test_scales_are_the_least_squares_fit():
         torch.testing.assert_close(offset[i], wanted[:, 1], rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("every code of a row, with the best scale and offset of each")
 def test_no_row_is_below_the_best_of_all_codes_and_most_are_near():
     ratios = []

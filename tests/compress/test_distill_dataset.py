@@ -46,6 +46,7 @@ def test_the_smallest_crop_falls_from_the_whole_image():
     assert DistillDataset(ramp=0.0).smallest(0) == pytest.approx(0.08)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop", [1.0, 0.3])
 def test_a_net_sees_the_classes_and_the_moments(crop):
     net, label = small_net(), torch.tensor([0, 1, 1, 1, 0, 0])

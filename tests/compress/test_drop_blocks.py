@@ -139,6 +139,7 @@ def test_linear_blocks_are_replaced_exactly():
     assert (cut(other) - model(other)).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_padding_does_not_count():
     model, texts = tiny(), ["tom likes tea", "ann", "joe sits"]
     rule = DropBlocks(blocks=1)
@@ -150,6 +151,7 @@ def test_padding_does_not_count():
         assert both[name] == pytest.approx(total / sum(map(len, texts)), rel=1e-4)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("every block left out")
 def test_the_chosen_block_is_no_worse_than_most():
     model = sonde.load("sonde:digits", device="cpu")

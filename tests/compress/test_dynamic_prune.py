@@ -61,6 +61,7 @@ def planted():
     return Model(net), x
 
 
+@pytest.mark.slow
 def test_a_predictor_learns_filters_that_the_class_decides():
     model, x = planted()
     method = DynamicPrune(0.999, layers=("0",), steps=150, rate=0.02)

@@ -55,6 +55,7 @@ def test_each_block_is_fitted_at_the_states_of_the_changed_blocks():
     assert "sequential" not in once.figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [

@@ -55,6 +55,7 @@ def checked(p, rate):
     return code
 
 
+@pytest.mark.essential
 @pytest.mark.truth("all partitions of seven symbols, and each symbol apart at times")
 def test_no_partition_tells_more():
     draw = np.random.default_rng(0)
@@ -73,6 +74,7 @@ def test_no_partition_tells_more():
                 assert code.entropy == pytest.approx(rate, abs=1e-6)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the rate, which nothing exceeds, and all partitions of nine symbols")
 def test_larger_alphabets_come_close_to_the_rate():
     draw = np.random.default_rng(1)

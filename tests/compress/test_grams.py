@@ -108,6 +108,7 @@ def test_what_cannot_be_used_is_refused():
         layer_grams(net, inputs, layers=("lefd",))
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the same sums from products in float64")
 def test_products_in_float32_lose_no_more_than_their_digits():
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ from sonde.compress import NaturalCodec
 from sonde.core import InputError
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the two powers of two beside each number")
 def test_mean_and_neighbours():
     x = gradient(3, 5)

@@ -14,6 +14,7 @@ from sonde.data import open_inputs
 from sonde.testing.rewrite_laws import labelled_images, small_net
 
 
+@pytest.mark.essential
 @pytest.mark.truth("all mixtures, counted")
 def test_sums_are_equally_likely_and_so_are_mixtures_of_a_sum():
     draw, widths = torch.Generator().manual_seed(0), (2, 3, 8)

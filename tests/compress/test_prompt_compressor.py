@@ -22,6 +22,7 @@ def model():
     return sonde.load("sonde:stdlib", device="cpu")
 
 
+@pytest.mark.essential
 @pytest.mark.truth("-log p of every byte by a loop over prefixes")
 def test_a_word_tells_the_information_of_its_bytes(model):
     found = PromptCompressor(share=0.4, digits=False).compress(model, TEXT)

@@ -130,6 +130,7 @@ def test_a_constant_and_a_doubled_channel_go_without_a_change():
     assert (plain.fold(net)(x) - net(x)).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["reconstruction", "power", "norm"])
 @pytest.mark.parametrize("kind", ["resnet", "grouped", "cnn"])
 def test_a_narrower_convolutional_net_is_one_that_is_built_so(kind, score):
@@ -184,6 +185,7 @@ def test_sets_of_other_sizes_are_told_one_by_one(tmp_path, build):
     assert all(torch.equal(longer[0], one) for one in longer[1:])
 
 
+@pytest.mark.slow
 def test_a_fit_beats_plain_cuts_on_a_trained_net():
     model = sonde.load("sonde:digits", device="cpu")
     data = open_inputs(model, "sonde:digits/train", limit=200)

@@ -7,6 +7,7 @@ from sonde.compress import QsgdCodec
 from sonde.core import InputError
 
 
+@pytest.mark.essential
 @pytest.mark.truth("variance of two neighbouring levels")
 def test_mean_and_variance():
     x = gradient(3, 5)

@@ -10,6 +10,7 @@ from sonde.compress import RandomKCodec
 from sonde.core import InputError
 
 
+@pytest.mark.essential
 @pytest.mark.truth("mean and variance of drawing without replacement")
 def test_mean_and_variance():
     x = gradient(3, 4)

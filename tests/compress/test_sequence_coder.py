@@ -27,6 +27,7 @@ class Counts(nn.Module):
         return (before + 0.5).log()
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the closed form of the Krichevsky-Trofimov code length")
 @pytest.mark.parametrize("n_tokens", [5, 400])
 def test_length_of_an_adaptive_code(n_tokens):
@@ -43,6 +44,7 @@ def test_length_of_an_adaptive_code(n_tokens):
     assert coder.decode(stream).equal(ids)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("cross-entropy of one forward of each whole window")
 def test_length_is_the_cross_entropy_of_a_language_model():
     model = sonde.load("sonde:stdlib")

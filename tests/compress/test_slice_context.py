@@ -74,6 +74,7 @@ def test_the_code_is_as_long_as_the_estimate(given):
     assert codec.most_lost(3 * torch.ones(2, 4, 6, 5)) == pytest.approx(0.5**2 / 9, rel=1e-4)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the entropy of independent normal numbers")
 def test_without_context_the_rate_is_that_of_each_channel():
     spread = torch.tensor([0.8, 3.0, 9.0, 20.0, 1.5])[:, None, None]

@@ -127,6 +127,7 @@ def test_tied_embeddings_become_two_and_the_folder_opens(tmp_path):
     assert all(torch.equal(longer[0], one) for one in longer[1:])
 
 
+@pytest.mark.slow
 def test_principal_directions_beat_features_on_a_trained_net():
     model = sonde.load("sonde:digits", device="cpu")
     data = open_inputs(model, "sonde:digits/train", limit=100)

@@ -130,6 +130,7 @@ def test_a_weight_of_few_values_is_kept():
     assert torch.equal(new[0].values(), net[0].weight)
 
 
+@pytest.mark.slow
 def test_joint_learning_beats_fixed_codes_on_a_trained_net_and_its_folder_opens(tmp_path):
     model = sonde.load("sonde:digits", device="cpu")
     data = open_inputs(model, "sonde:digits/train", limit=100)

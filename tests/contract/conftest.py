@@ -9,6 +9,8 @@ TIMES = pytest.StashKey[dict[str, float]]()
 LEARNERS = {"FOD", "InfoNCE", "PAWN", "SimpleNet"}
 """Methods that train a network in each law: their laws are left to ``make test-rest``."""
 PLANTED = "test_broken.py"
+LONG = {"CorrelationMatch", "InfoMEC", "Modularity", "MutualInformationGap", "Tcav"}
+"""Methods whose laws on many sizes of data, or on degenerate rows, take seconds."""
 
 
 def _method_of(value: Any) -> Any:
@@ -41,8 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         about = tuple((name, _subject(value)) for name, value in parameters.params.items())
         key = (item.path.name, item.originalname, about)  # type: ignore[attr-defined]
-        if key in seen or LEARNERS & {subject for _, subject in about}:
+        subjects = {subject for _, subject in about}
+        if key in seen or LEARNERS & subjects:
             item.add_marker(pytest.mark.more)
+        elif LONG & subjects and subjects & {"sizes", "degenerate"}:
+            item.add_marker(pytest.mark.slow)
         seen.add(key)
 
 

@@ -203,6 +203,7 @@ def _case(twin):
     return RewriteCase(twin) if isinstance(twin, Rewrite) else twin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", GOOD, ids=lambda m: type(getattr(m, "statistic", m)).__name__)
 def test_a_good_twin_keeps_every_law(method):
     assert len(laws_of(method)) > 2

@@ -31,6 +31,7 @@ def test_laws_of_a_fitted_codec(codec):
     check(codec)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", SequenceCoder.examples)
 def test_laws_of_a_coder_with_a_model(parameters):
     check(SequenceCoder(causal_model(), **parameters))

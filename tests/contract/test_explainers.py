@@ -128,6 +128,7 @@ def test_every_other_explainer_and_judge_has_a_case():
     assert {type(case.explainer) for case in cases()} == OTHERS - RETRAIN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases(), ids=lambda case: type(case.explainer).__name__)
 def test_other_explainers_and_judges(case):
     """Most find one thing of all inputs, or in a second run: no law on an example alone."""

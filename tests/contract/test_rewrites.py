@@ -91,6 +91,7 @@ def test_exported_rules_are_tested_rules():
     assert members(MergeRule) == {type(rule) for rule in RULES}
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize(
     "case", CASES, ids=lambda c: f"{type(c.rewrite).__name__}-{len(repr(c.rewrite))}"
 )

@@ -16,7 +16,6 @@ def test_there_are_shifts():
     assert len(SHIFTS) > 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shift", SHIFTS, ids=[repr(s).replace(" ", "") for s in SHIFTS])
 @pytest.mark.parametrize("law", KINDS[Shift], ids=lambda law: law.name)
 def test_law(law, shift):

@@ -75,6 +75,7 @@ def test_threshold_and_p_value_decide_alike_also_with_ties(alpha, guarantee, del
     assert torch.equal(alarm, calibration.p_value(scores) <= alpha + 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the beta distribution of the mass above an order statistic, by simulation")
 @pytest.mark.parametrize("n", [60, 300])
 def test_pac_p_values_alarm_too_often_in_few_calibrations_only(n):

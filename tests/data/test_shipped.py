@@ -46,7 +46,6 @@ def test_the_digits_are_split_within_their_class(digits):
     assert len(open_inputs(digits, "sonde:digits")) == 537
 
 
-@pytest.mark.slow
 def test_the_digits_model_is_right_on_held_out_digits(digits):
     inputs = open_inputs(digits, "sonde:digits/test")
     right = 0

@@ -72,6 +72,7 @@ def test_a_fit_in_python_on_the_test_split_is_said():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the split that is named")
 def test_commands_say_which_split_they_read(tmp_path):
     small = ["--limit", "40", "--sites", "classifier"]

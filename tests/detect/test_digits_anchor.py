@@ -86,7 +86,6 @@ def figures():
     return {name: np.mean([s[name] for s in seeds], axis=0) for name in KNOWN}
 
 
-@pytest.mark.slow
 @pytest.mark.truth("an independent numpy implementation on the same recipe, five seeds")
 @pytest.mark.parametrize("name", KNOWN)
 def test_figures_are_in_the_band(figures, name):

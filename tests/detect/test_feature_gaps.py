@@ -163,7 +163,6 @@ def test_logistic_regression(l2):
     assert torch.isfinite(apart).all()
 
 
-@pytest.mark.slow
 @pytest.mark.truth("a turned direction gets the other sign")
 def test_exchanged_prompts_change_nothing():
     rows, label, _ = _answers()
@@ -218,7 +217,6 @@ def test_labelled_rows_of_the_contrasts_stand_in_where_no_answer_is_plain():
     torch.testing.assert_close(plain.score(x), _fitted(m=10_000).score(x))
 
 
-@pytest.mark.slow
 @pytest.mark.truth("one fit on the rows of both bundles; p-values counted over usual plain rows")
 def test_bundles_merge_and_calibrate(tmp_path):
     rows, label, columns = _answers(n=300)

@@ -188,7 +188,7 @@ def _displaced(n, seed):
     return images, odd
 
 
-@pytest.mark.slow
+@pytest.mark.essential
 @pytest.mark.truth("patches that were moved, by ranks")
 def test_a_displaced_patch_is_found_that_reconstruction_misses():
     detector = FOD(width=16, heads=2, layers=1, passes=15, batch=8, rate=1e-2, relative=False)

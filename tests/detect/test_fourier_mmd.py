@@ -41,7 +41,6 @@ def test_matches_the_formula():
     assert found.p == pytest.approx(float((draws * squares / trace > statistic).mean()), abs=0.004)
 
 
-@pytest.mark.slow
 @pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
 def test_false_alarms_are_as_many_as_promised():
     found = comparisons(SHIFT, lambda seed: (_rows(seed, 90), _rows(10_000 + seed, 60)))
@@ -50,7 +49,6 @@ def test_false_alarms_are_as_many_as_promised():
     assert abs(values.mean()) < 4 * values.std() / len(values) ** 0.5
 
 
-@pytest.mark.slow
 @pytest.mark.truth("planted shifts of mean and spread")
 def test_power():
     for change in (lambda y: y + 0.4, lambda y: y * 1.3):

@@ -78,7 +78,6 @@ def test_null_is_the_mean_distance_of_equal_normal_distributions():
     assert present(found.null) == pytest.approx(want.mean(), rel=0.06)
 
 
-@pytest.mark.slow
 @pytest.mark.truth("the mean over simulated data sets without change")
 def test_null_is_the_mean_without_change():
     scale = torch.tensor([3.0, 1.0, 1.0, 0.3]).double()
@@ -95,7 +94,6 @@ def test_null_is_the_mean_without_change():
     assert values.mean() > 0.9 * null
 
 
-@pytest.mark.slow
 @pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
 @pytest.mark.parametrize("draw", [_rows, _heavy])
 def test_false_alarms_are_as_many_as_promised(draw):

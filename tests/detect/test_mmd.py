@@ -70,7 +70,6 @@ def test_the_biased_estimate_is_the_squared_distance_of_means_in_the_kernels_spa
     assert found.range[0] <= float(found) <= found.range[1]
 
 
-@pytest.mark.slow
 @pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
 def test_false_alarms_are_as_many_as_promised():
     found = comparisons(QUICK, lambda seed: (_rows(seed, 25), _rows(10_000 + seed, 20)))
@@ -79,7 +78,6 @@ def test_false_alarms_are_as_many_as_promised():
     assert abs(values.mean()) < 4 * values.std() / len(values) ** 0.5
 
 
-@pytest.mark.slow
 @pytest.mark.truth("planted shifts of mean and spread")
 def test_power():
     for change in (lambda y: y + 0.7, lambda y: y * 2):

@@ -72,6 +72,7 @@ def test_automatic_steepness():
     assert float(gap.abs().mean()) < 0.05
 
 
+@pytest.mark.essential
 @pytest.mark.truth("which images are digits")
 def test_noise_and_negatives_are_told_at_every_block_of_the_shipped_transformer():
     model = sonde.load("sonde:digits")
@@ -152,6 +153,7 @@ def test_products_too_small_for_the_histogram_are_said():
     assert float(NAC(alpha=2e13).fit(x, grad=grad * 1e-14).value) > 0.1
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the gradient of the same scalar, each text in a batch of its own")
 def test_an_encoder_decoder_needs_to_be_told_which_prediction_counts():
     net = t5()

@@ -186,7 +186,6 @@ def test_a_small_change_of_every_row_is_seen_and_none_is_not(shift):
     assert side(shift, x).compare(side(shift, x.clone())).p == 1.0
 
 
-@pytest.mark.slow
 @pytest.mark.truth("the uniform distribution of p-values where sides are exchanged at random")
 @pytest.mark.parametrize("shift", SAMPLED, ids=repr)
 def test_false_alarms_of_pairs_are_no_more_than_promised(shift):

@@ -15,7 +15,7 @@ from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
 from sonde.run.scoring.score import score
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.essential
 
 DETECTORS = [
     (PaDiM(), 0.95, 0.85),

@@ -59,7 +59,6 @@ def test_brute_force(quantile):
     np.testing.assert_allclose(scorer.score(rows.fresh), want, rtol=1e-10)
 
 
-@pytest.mark.slow
 @pytest.mark.truth("numpy.quantile over all activations of all units")
 def test_the_threshold_of_many_rows_from_any_split():
     rng = np.random.default_rng(0)

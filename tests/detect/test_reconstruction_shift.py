@@ -32,14 +32,12 @@ def test_matches_sklearn(share):
         assert got == pytest.approx(want, rel=1e-8)
 
 
-@pytest.mark.slow
 @pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
 def test_false_alarms_are_as_many_as_promised():
     found = comparisons(QUICK, lambda seed: (_rows(seed, 40), _rows(10_000 + seed, 30)))
     assert_right_rate([c.p for c in found])
 
 
-@pytest.mark.slow
 @pytest.mark.truth("as many dimensions as rows: no row judges itself")
 def test_false_alarms_with_few_rows_and_one_heavy_direction():
     found = comparisons(QUICK, lambda s: (_rows(s, 8).exp(), _rows(9_000 + s, 8).exp()))

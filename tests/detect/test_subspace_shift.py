@@ -68,7 +68,6 @@ def test_pairs_change_sides_together():
     assert found.p == pytest.approx(share, abs=0.05)
 
 
-@pytest.mark.slow
 @pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
 def test_false_alarms_are_no_more_than_promised():
     shift = SubspaceShift(rank=2, permutations=99)

@@ -94,6 +94,9 @@ def test_a_moved_unit_is_named_among_sparse_ones():
     assert UnitShift(test="mean").between(x, y).p < 1e-4
 
 
+@pytest.mark.essential
+@pytest.mark.essential
+@pytest.mark.essential
 @pytest.mark.truth("Welch's test of all rows")
 def test_a_move_too_small_for_the_sample_is_seen_in_all_rows():
     x, y = _rows(8, 8_000, 2), _rows(9, 8_000, 2) + torch.tensor([0.0, 0.15])
@@ -130,7 +133,9 @@ def test_binning_loses_less_than_the_fullest_bin():
     assert (found.effect.numpy() >= want - 0.15).all()
 
 
-@pytest.mark.slow
+@pytest.mark.essential
+@pytest.mark.essential
+@pytest.mark.essential
 @pytest.mark.truth("the uniform distribution of p-values without change, by simulation")
 @pytest.mark.parametrize(
     ("shift", "draw"),

@@ -71,7 +71,6 @@ def test_sees_what_the_logits_cannot():
     assert usual < near < far
 
 
-@pytest.mark.slow
 @pytest.mark.truth("the mean over all rows; the spread of alpha over samples")
 def test_a_sample_states_its_error():
     rng = np.random.default_rng(1)

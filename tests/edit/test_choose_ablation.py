@@ -107,6 +107,7 @@ def test_candidates_are_judged_by_what_they_do(world):
     assert best.bypass < choice.plain[1] + 1.0 < choice.plain[0]
 
 
+@pytest.mark.slow
 def test_a_candidate_that_does_not_qualify_is_passed_over(world):
     model, found, showing, usual = world
     options = {"targets": [0], "sites": "blocks.*", "kl_limit": 9.0}

@@ -14,6 +14,7 @@ X = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch
 VECTOR = torch.tensor([0.3, -2.0, 0.0, 1.0], dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_they_keep_the_laws():
     for strength in (1.0, 0.5):
         check(ClampUnit((0, 2), -1.0, strength))

@@ -61,6 +61,7 @@ def test_the_default_finds_a_word_that_moves_something():
     assert found.tolist() == [[True, False, False]]
 
 
+@pytest.mark.slow
 def test_laws():
     check(CoDa(threshold=0.5, plausible=0.01))
 

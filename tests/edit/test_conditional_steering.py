@@ -21,6 +21,7 @@ def planted(n=120, dim=5, shift=6.0, seed=0):
     return x, label
 
 
+@pytest.mark.essential
 @pytest.mark.truth("sklearn f1_score at every threshold between two scores")
 def test_threshold_has_the_highest_f1_of_all():
     generator = torch.Generator().manual_seed(0)
@@ -60,6 +61,7 @@ def generated(model, prompts, gate, edit, **how):
     return [row[width:].tolist() for row in out]
 
 
+@pytest.mark.slow
 def test_only_prompts_that_meet_the_condition_are_steered_whatever_stands_beside_them():
     model = llama()
     prompts = [[5, 9, 11, 7], [30, 31, 5], [44, 45, 46, 47, 48, 49], [8, 3]]

@@ -91,6 +91,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=["amateur", "lol", "layer", "prompt", "guide", "dola"])
 def test_laws(rule):
     check(rule)

@@ -59,6 +59,7 @@ def test_tokens_outside_both_nuclei_are_not_shifted():
     torch.testing.assert_close(shift[:, 2] / shift[:, 3], expected[:, 2], rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 def test_laws():
     check(EmulatedFinetune(MODEL, causal_model(2, width=8), strength=0.7, nucleus=0.8))
 

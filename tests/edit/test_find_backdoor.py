@@ -20,6 +20,7 @@ def found_in(poisoned):
     return model, find_backdoor(model, clean_images(model), progress=False)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("a trigger that was planted")
 def test_a_planted_trigger_is_found_where_it_is_and_unlearned():
     model, finding = found_in(True)
@@ -40,6 +41,7 @@ def test_a_planted_trigger_is_found_where_it_is_and_unlearned():
     assert all(map(torch.equal, before, model.module.state_dict().values()))
 
 
+@pytest.mark.essential
 @pytest.mark.truth("a net that saw clean digits alone")
 def test_a_clean_net_is_cleared():
     _, finding = found_in(False)
@@ -48,6 +50,7 @@ def test_a_clean_net_is_cleared():
     assert finding.verdict().startswith("No backdoor was found: no class has a patch much smaller")
 
 
+@pytest.mark.essential
 @pytest.mark.truth("images by hand")
 @torch.no_grad()
 def test_the_success_of_a_patch_is_a_share_of_the_images_of_other_classes():

@@ -22,6 +22,7 @@ from sonde.weights import RewritePlan
 net_with_a_trigger = cache(planted)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("a channel that was planted by hand")
 def test_the_channel_that_the_trigger_alone_uses_goes_and_accuracy_stays():
     model = Model(net_with_a_trigger())

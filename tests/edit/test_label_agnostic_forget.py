@@ -38,6 +38,7 @@ def accuracies(net):
     return found[3], (sum(found) - found[3]) / 9
 
 
+@pytest.mark.slow
 def test_a_class_is_forgotten_and_the_others_stay():
     model, parts = world()
     before = [p.clone() for p in model.module.state_dict().values()]
@@ -51,6 +52,7 @@ def test_a_class_is_forgotten_and_the_others_stay():
     assert not {"7.weight", "7.bias"} & set(plan.changes)
 
 
+@pytest.mark.slow
 @torch.enable_grad()
 def test_the_others_stay_where_no_norm_holds_the_states():
     x, label = digits()

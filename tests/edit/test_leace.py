@@ -150,6 +150,7 @@ def test_bad_input():
     assert "unlabelled" in Leace().fit(x, partly).flags
 
 
+@pytest.mark.slow
 def test_edits_keep_the_laws():
     x, label = rows(60, 4)
     result = Leace().fit(x, label)

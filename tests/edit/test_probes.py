@@ -32,6 +32,7 @@ class Squares(nn.Module):
         return self.second(self.first(x))
 
 
+@pytest.mark.essential
 @pytest.mark.truth("a planted class: linear in one unit, quadratic in another")
 def test_a_later_site_repairs_what_was_erased():
     x, label = planted()

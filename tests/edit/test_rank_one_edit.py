@@ -52,6 +52,7 @@ def test_other_inputs_and_the_plain_metric():
     torch.testing.assert_close(plain, residual @ key.T / key.square().sum())
 
 
+@pytest.mark.essential
 @pytest.mark.truth("outputs of the layer, read from the old and the folded model")
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_the_folded_layer_gives_the_new_output(kind):
@@ -75,6 +76,7 @@ def test_the_folded_layer_gives_the_new_output(kind):
     assert all(torch.equal(a, b) for a, b in same_weights)
 
 
+@pytest.mark.slow
 def test_the_search_makes_the_target_likely_and_stays_within_its_length():
     model = tiny()
     moment = SecondMoment().fit(normal(100, 24))

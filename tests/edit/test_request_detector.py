@@ -41,6 +41,7 @@ def test_rows_stand_in_the_order_of_the_texts_and_of_the_named_sites():
             torch.testing.assert_close(part[i], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("scikit-learn's OAS and numpy, text by text")
 def test_the_score_is_the_distance_less_the_cosine_in_units_of_held_out_texts():
     scorer = RequestDetector(width=None).learn(model(), CODE, SITES)
@@ -94,6 +95,7 @@ def test_the_encoder_keeps_what_views_of_a_text_share():
     assert float(found[3:5].sum() / found.sum()) > 0.8
 
 
+@pytest.mark.slow
 def test_a_gate_over_layers_opens_for_the_request_alone():
     scorer = RequestDetector(epochs=100, views=4).learn(model(), CODE, SITES)
     own, others = scorer.score(rows("code")), scorer.score(rows("prose"))

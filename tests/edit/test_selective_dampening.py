@@ -58,6 +58,7 @@ def test_selected_weights_shrink_to_the_ratio_and_all_others_keep_their_bits(alp
     assert 0 < n_selected == round(plan.figures["share_changed"] * 18)
 
 
+@pytest.mark.slow
 def test_a_class_is_forgotten_and_the_others_are_kept():
     x, label = digits()
     net = cnn(x[:1200], label[:1200], steps=60, rate=0.003)

@@ -36,6 +36,7 @@ def world():
     return model, {name: open_inputs(model, part) for name, part in parts.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_class_is_forgotten_the_others_stay_and_the_seed_says_all(name):
     model, data = world()
@@ -73,6 +74,7 @@ def test_the_attack_is_the_area_under_the_curve_of_low_losses():
     assert membership_attack(members, others).value == pytest.approx(want)
 
 
+@pytest.mark.slow
 def test_a_model_trained_anew_never_saw_and_shows_what_to_expect():
     model, data = world()
     new = Retrain(epochs=6, rate=0.01).plan(model, data).fold(model)

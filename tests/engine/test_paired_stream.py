@@ -34,6 +34,7 @@ def test_texts_of_other_lengths_stay_beside_their_partners():
     assert len(fitted.names) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.truth("products of the two models' rows by hand")
 def test_two_models_on_one_data_set():
     base, tuned = mlp(), mlp(seed=1)

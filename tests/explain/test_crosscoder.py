@@ -7,6 +7,7 @@ from sonde.stats.training import generator
 HOW = {"k": 4, "batch": 256, "mixed": 1, "passes": 12, "rate": 2e-2}
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the planted one of both sites, and the planted ones of one alone")
 def test_shares_tell_features_of_both_sites_from_those_of_one():
     source = generator("cross")

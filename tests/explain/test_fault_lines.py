@@ -22,6 +22,7 @@ def fewest(gap, slope, bound):
     return float("inf")
 
 
+@pytest.mark.essential
 @pytest.mark.truth("brute force over all subsets of eight concepts of a linear head")
 def test_the_number_of_concepts_is_the_smallest():
     head = nn.Linear(6, 2).double().requires_grad_(False)
@@ -39,6 +40,7 @@ def test_the_number_of_concepts_is_the_smallest():
     assert torch.equal(changed.argmax(1)[found.flips], found.other[found.flips])
 
 
+@pytest.mark.essential
 @pytest.mark.truth("linear head: under an l1 price the one best concept, as far as it must")
 def test_one_concept_is_moved_as_far_as_it_must():
     head = nn.Linear(3, 2, bias=False)
@@ -50,6 +52,7 @@ def test_one_concept_is_moved_as_far_as_it_must():
     assert float(found.change[0, 0]) == pytest.approx(-2.0, abs=0.1)
 
 
+@pytest.mark.slow
 def test_maps_move_at_every_place_and_the_edited_model_flips():
     net = cnn()
     x = torch.rand(5, 1, 28, 28, generator=DRAW)

@@ -73,6 +73,7 @@ def _positive(often: float | torch.Tensor = 0.12):
     return z @ true, true, z
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize(
     ("act", "k", "penalty"), [("topk", 4, 1.0), ("batchtopk", 3, 1.0), ("gated", 3, 2.0)]
 )
@@ -84,6 +85,7 @@ def test_features_without_signs_are_recovered(act, k, penalty):
     assert _matched(found, true) >= 0.6
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the planted sizes")
 def test_sizes_of_gated_features_are_not_shrunk_by_the_penalty_as_those_of_relu_are():
     x, true, z = _positive()
@@ -113,6 +115,7 @@ def test_gated_features_are_read_as_features_with_thresholds():
     torch.testing.assert_close(read, want)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the rows rebuilt from the first features alone, and the errors of slices")
 def test_the_first_features_of_a_nested_dictionary_rebuild_rows_alone():
     often = torch.full((FEATURES,), 0.06)
@@ -208,6 +211,7 @@ def test_the_scale_of_rows_changes_no_feature():
     torch.testing.assert_close(ten.decoder, 10 * one.decoder, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the same rows without the massive unit")
 @pytest.mark.parametrize("often", [0.03, 1.0])
 def test_a_massive_unit_takes_no_feature_from_the_others(often):
@@ -243,6 +247,7 @@ def test_where_rows_are_centred_changes_no_feature():
     torch.testing.assert_close(other.encode(far[:20]), one.encode(x[:20]), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 def test_dead_features_are_flagged():
     x, _, _ = _positive()
     alive = SparseAutoencoder(**{**HOW, "dead_after": 500}).fit(x)
@@ -257,6 +262,7 @@ def test_dead_features_are_flagged():
     assert math.isnan(constant.value)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_with_the_same_bits(tmp_path):
     x, _ = _planted()
     stream, method = Stream.of(x[:512]), SparseAutoencoder(**{**HOW, "passes": 2, "batch": 48})

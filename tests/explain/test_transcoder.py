@@ -7,6 +7,7 @@ from sonde.stats.training import generator
 HOW = {"k": 4, "batch": 256, "mixed": 1, "passes": 12, "rate": 2e-2}
 
 
+@pytest.mark.essential
 @pytest.mark.truth("a planted layer of units that are on or off")
 def test_a_transcoder_finds_the_units_of_a_layer():
     source = generator("layer")

@@ -33,7 +33,7 @@ def kill_case(how: str, top: Path) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.essential
 def test_killed_at_every_file_primitive(tmp_path):
     assert kill_case("every", tmp_path) > 100
 
@@ -67,7 +67,6 @@ def test_a_part_that_was_merged_already_is_not_merged_again(tmp_path, monkeypatc
         ledger.partial()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 2])
 def test_units_in_any_order_give_the_same_file(tmp_path, level):
     job = case(level)

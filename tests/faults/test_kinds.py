@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from tools.faults import kinds
 
 SOURCE = Path(__file__).parents[2] / "src" / "sonde"
@@ -46,10 +47,12 @@ def _opens_to_write(name: str, call: ast.Call) -> bool:
     return name == "open" and any(set(m) & set("wax+") and set(m) <= set("rwaxbt+") for m in modes)
 
 
+@pytest.mark.slow
 def test_every_function_that_writes_is_on_the_list_of_kinds():
     assert writing(SOURCE) == kinds.writers() | {MADE_OF_THEM}
 
 
+@pytest.mark.slow
 def test_nothing_writes_in_another_way():
     into_an_archive = {"store.exporting.arrays:write_npz"}
     into_a_new_folder = {"testing.rewrite_laws:_saved", "weights.factory_folder:write_folder"}

@@ -114,7 +114,6 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_the_environment_ends_the_process_at_a_call(tmp_path):
     program = (

@@ -253,7 +253,6 @@ def test_two_thousand_flipped_bytes_are_all_found(tmp_path):
             read_state(path, {"a": Rich, "b": Rich})
 
 
-@pytest.mark.slow
 def test_every_third_byte_is_covered(tmp_path):
     content, path = good(tmp_path / "a.sonde"), tmp_path / "b.sonde"
     for i in range(0, len(content), 3):

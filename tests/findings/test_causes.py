@@ -30,7 +30,6 @@ def test_later_sites_are_explained_and_earlier_ones_are_not() -> None:
     }
 
 
-@pytest.mark.slow
 def test_dead_sites_explain_only_at_the_highest_level_and_what_lies_there_or_after() -> None:
     for level, expected in (("error", "SND011"), ("warning", None)):
         checks = [found("SND011", "blocks.1", level=level), found("SND025", "blocks.1")]  # type: ignore[arg-type]

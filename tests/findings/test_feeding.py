@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -8,6 +9,7 @@ from sonde.findings.snd011 import SND011
 from sonde.findings.snd018 import SND018
 
 
+@pytest.mark.slow
 def test_the_image_behind_a_flatten_is_the_input_and_no_state() -> None:
     torch.manual_seed(0)
     x = digits()[0][:600].view(-1, 1, 8, 8) * 16

@@ -61,6 +61,7 @@ def _update(x: Tensor, y: Tensor) -> float:
     return float(((y - x).square().mean(0) / x.var(0, correction=0)).median().sqrt())
 
 
+@pytest.mark.slow
 @pytest.mark.truth("spread of each figure over 300 draws of the groups")
 def test_errors_are_those_of_groups_though_rows_are_sampled() -> None:
     pairs = [_means(seed) for seed in range(1000, 1300)]

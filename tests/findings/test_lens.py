@@ -38,6 +38,7 @@ def test_loss_after_every_block() -> None:
     assert lens.final == pytest.approx(expected[-1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_packed_head_gives_logits_too() -> None:
     net = Counter((1.0, 1.0)).eval()
     plan = RTN(bits=8, group=0, layers=("lm_head",)).plan(net, {})

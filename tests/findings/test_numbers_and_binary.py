@@ -60,6 +60,7 @@ def scanned(net: nn.Module, x: Tensor, y: Tensor) -> Report:
     return sonde.scan(net, rows, settings=ONLY)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("scikit-learn's r2_score; whole numbers are targets of a net with one output")
 def test_a_regression_is_judged_by_its_numbers(trained) -> None:
     net, x, y = trained
@@ -72,6 +73,7 @@ def test_a_regression_is_judged_by_its_numbers(trained) -> None:
     assert r2 > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.truth("planted: one column in another unit, two exchanged, targets of another scale")
 @pytest.mark.parametrize(
     ("code", "columns", "targets", "said"),
@@ -91,6 +93,7 @@ def test_the_column_or_the_scale_that_breaks_a_regression_is_named(
     assert [f["code"] for f in report.findings if f["because_of"] is None] == [code]
 
 
+@pytest.mark.slow
 @pytest.mark.truth("planted: the net gives logarithms of the targets")
 def test_logarithms_that_were_not_turned_back_are_named(trained) -> None:
     net, x, y = trained
@@ -118,6 +121,7 @@ def test_one_output_over_labels_0_and_1_is_a_class(last: nn.Module) -> None:
     assert 0.5 < found["value"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.truth("planted: two rows of five are inverted")
 def test_a_form_of_a_share_of_the_rows_is_named() -> None:
     x, label = arrays.digits()

@@ -16,6 +16,7 @@ def three_directions(dim: int) -> torch.Tensor:
     return rows + 0.001 * torch.randn(160, dim, generator=g)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("numpy.linalg.svd of the rows in float64")
 @pytest.mark.parametrize("dim", [300, 2100])
 def test_curve_and_ranks_are_those_of_the_covariance(dim):

@@ -85,7 +85,6 @@ def test_a_model_for_one_length_is_read_whole() -> None:
     assert "refused shorter texts" in found.reasons["padding"]
 
 
-@pytest.mark.slow
 @pytest.mark.truth("forwards of the model, counted by a hook of the test")
 @pytest.mark.parametrize(
     ("make", "side", "deep", "expected"),

@@ -1,6 +1,5 @@
 import math
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -69,7 +68,6 @@ class Empty(nn.Module):
         return x
 
 
-@pytest.mark.slow
 def test_padded_positions_alone_are_a_note() -> None:
     lengths = [9 + i % 8 for i in range(40)]
     finding = assert_raised(

@@ -18,7 +18,6 @@ def test_spacing_is_the_gap_to_the_next_number() -> None:
     assert spacing(x, "float32")[0] == 0
 
 
-@pytest.mark.slow
 @pytest.mark.truth("mean squared rounding error of the same rows in float64")
 @pytest.mark.parametrize(("mean", "level"), [(30.0, "note"), (100.0, "warning"), (300.0, "error")])
 def test_rounding_share_is_the_true_share(mean: float, level: str) -> None:

@@ -9,14 +9,12 @@ from findings._texts import Forgetful, gpt2, llama, padded
 from sonde.findings.snd007 import SND007
 
 
-@pytest.mark.slow
 def test_a_model_that_ignores_its_mask() -> None:
     found = padded(Forgetful(False).eval(), "right")
     finding = assert_raised(SND007().check(found), "error")
     assert finding.sentence.startswith("Padding on the right changes real tokens at blocks.0")
 
 
-@pytest.mark.slow
 def test_the_same_model_with_its_mask() -> None:
     assert_clear(SND007().check(padded(Forgetful(True).eval(), "right")))
 

@@ -24,7 +24,6 @@ def test_rotary_positions_do_not_care() -> None:
     assert_clear(SND008().check(padded(llama(), "left")))
 
 
-@pytest.mark.slow
 def test_positions_that_mend_nothing_are_left_to_the_rule_about_padding() -> None:
     found = padded(Forgetful(False).eval(), "left")
     check = SND008().check(found)
@@ -33,6 +32,5 @@ def test_positions_that_mend_nothing_are_left_to_the_rule_about_padding() -> Non
     assert_raised(SND007().check(found), "error")
 
 
-@pytest.mark.slow
 def test_a_processor_that_pads_right_is_not_asked() -> None:
     assert SND008().check(padded(gpt2(), "right")).state == "not_applicable"

@@ -16,7 +16,6 @@ def net(bias: float = 0.0, share: float = 0.0, width: int = 100) -> nn.Sequentia
     return module
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("share", "level"), [(0.01, "note"), (0.6, "warning"), (0.99, "error")])
 def test_dead_units_are_counted_where_the_bias_kills_them(share: float, level: str) -> None:
     finding = assert_raised(checked(SND011(), tensors(net(-100.0, share), noise(300, 8))), level)
@@ -25,7 +24,6 @@ def test_dead_units_are_counted_where_the_bias_kills_them(share: float, level: s
     assert len(finding.units) == min(20, round(100 * share))
 
 
-@pytest.mark.slow
 def test_zero_rows_of_a_weight_are_constant_units() -> None:
     module = net()
     with torch.no_grad():

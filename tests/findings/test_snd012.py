@@ -18,6 +18,7 @@ def ended(net: nn.Module, x: Tensor) -> Check:
     return SND012().check(evidence_of(tensors(net, x), variants=True))
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the relative entropy of N(1, 4) and N(0, 1) is (4 + 1 - 1 - ln 4) / 2")
 def test_rows_of_another_mean_and_variance_are_measured_in_nats() -> None:
     x = noise(128, 4)
@@ -30,6 +31,7 @@ def test_rows_of_another_mean_and_variance_are_measured_in_nats() -> None:
     assert_clear(ended(normed(2.0), x))
 
 
+@pytest.mark.slow
 def test_the_first_norm_that_does_not_fit_is_named() -> None:
     x = noise(128, 4)
     net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4))

@@ -27,7 +27,6 @@ def test_mean_slope_follows_from_two_moments(activation: nn.Module, steepest: fl
     torch.testing.assert_close(found, gradient.double().mean(0) / steepest, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_large_weights_saturate_a_tanh() -> None:
     finding = assert_raised(
         checked(SND013(), tensors(net(100.0, nn.Tanh()), noise(300, 8))), "warning"

@@ -28,6 +28,7 @@ def turned(x: Tensor) -> Tensor:
     return x.reshape(-1, 8, 8).transpose(1, 2).reshape(-1, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -46,6 +47,7 @@ def test_the_form_that_the_model_was_trained_on_is_named(
     assert found["level"] == "error"
 
 
+@pytest.mark.slow
 def test_a_model_that_is_right_and_one_that_never_learned_are_clear() -> None:
     x, label = arrays.digits()
     for trained in (True, False):
@@ -53,6 +55,7 @@ def test_a_model_that_is_right_and_one_that_never_learned_are_clear() -> None:
         assert [c["state"] for c in report.json()["checks"]] == ["clear"]
 
 
+@pytest.mark.slow
 def test_a_third_in_bgr_is_found_on_the_rows_that_a_good_model_gets_wrong() -> None:
     hues = torch.tensor([[0.9, 0.1, 0.2], [0.2, 0.8, 0.2], [0.5, 0.4, 0.5], [0.3, 0.1, 0.3]])
     nearest = nn.Linear(3, 4)
@@ -70,6 +73,7 @@ def test_a_third_in_bgr_is_found_on_the_rows_that_a_good_model_gets_wrong() -> N
     assert not scanned(net, faint, label).findings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "shift"), [(2, -0.1), (3, -0.1), (5, -0.08)])
 def test_rows_beyond_a_shifted_threshold_are_in_no_other_form(k: int, shift: float) -> None:
     """Classes by mean brightness; faint or bright rows are wrong, and a power moves them back."""
@@ -86,6 +90,7 @@ def test_rows_beyond_a_shifted_threshold_are_in_no_other_form(k: int, shift: flo
     assert (check["state"], "constant on the logit" in check["reason"]) == ("clear", True)
 
 
+@pytest.mark.slow
 def test_channels_in_another_order_are_seen_at_the_first_norm_without_labels() -> None:
     draw = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
@@ -109,6 +114,7 @@ def test_every_form_has_the_shape_of_the_inputs() -> None:
         assert all(change(x).shape == x.shape for change in changes(x).values())
 
 
+@pytest.mark.slow
 @pytest.mark.truth("planted: a third of the pictures at another gamma")
 @pytest.mark.parametrize(("power", "undone"), [(3.0, "0.33"), (1 / 3, "3")])
 def test_a_third_at_another_gamma_is_found_with_its_gain(power: float, undone: str) -> None:

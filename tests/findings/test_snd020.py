@@ -22,6 +22,7 @@ def test_a_weight_of_another_size_is_named(factor: float) -> None:
     assert finding.figure.value == pytest.approx(factor, rel=0.1)
 
 
+@pytest.mark.slow
 def test_siblings_of_one_size_are_clear_and_few_are_not_judged() -> None:
     for factor in (1.0, 2.0):
         assert_clear(ended(factor))

@@ -46,7 +46,6 @@ def test_white_rows_have_all_directions() -> None:
     assert figure.low < figure.value < figure.high  # type: ignore[operator]
 
 
-@pytest.mark.slow
 def test_a_weight_of_rank_one_is_a_collapse() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 30), nn.Tanh(), nn.Linear(30, 30), nn.Tanh()).eval()
@@ -112,7 +111,6 @@ def test_brightness_of_grey_images_is_no_collapse_and_one_filter_is() -> None:
     assert_raised(checked(SND022(), tensors(module, x)), "error")
 
 
-@pytest.mark.slow
 def test_stored_means_of_a_convolution_say_how_bright_an_image_is_and_are_not_judged(
     tmp_path,
 ) -> None:
@@ -239,6 +237,7 @@ def test_a_collapse_beside_what_a_regressor_answers_is_one() -> None:
     assert finding.sites == ("side",)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("least squares and eigenvalues of numpy's corrcoef")
 def test_share_of_the_main_direction_that_an_output_is() -> None:
     import numpy as np

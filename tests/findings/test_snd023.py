@@ -26,7 +26,6 @@ def test_levels(scale: float, level: str) -> None:
     assert finding.common == (level == "note")
 
 
-@pytest.mark.slow
 def test_default_initialisation_squeezes_rows() -> None:
     stream = tensors(deep_relu(20, 64, None), noise(64, 64), sites=["19", "39"])
     check = checked(SND023(), stream)

@@ -31,13 +31,11 @@ def test_share_of_variance_inside_examples() -> None:
     assert found == pytest.approx(float(np.sort(share)[7]), rel=1e-4)
 
 
-@pytest.mark.slow
 def test_attention_without_skips_makes_tokens_alike() -> None:
     check = checked(SND024(), tensors(Patches(depth=8, skip=False).eval(), inputs()))
     assert_raised(check, "warning")
 
 
-@pytest.mark.slow
 def test_late_in_a_model_that_pools_it_is_a_note() -> None:
     class Late(Patches):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,7 +49,6 @@ def test_late_in_a_model_that_pools_it_is_a_note() -> None:
     assert finding.sites == ("blocks.5",)
 
 
-@pytest.mark.slow
 def test_ordinary_blocks_are_clear() -> None:
     assert_clear(checked(SND024(), tensors(Patches(depth=4).eval(), inputs())))
 

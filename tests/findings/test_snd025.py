@@ -33,7 +33,6 @@ def net(scale: float | None, block: int = 3, depth: int = 6) -> Patches:
 X = noise(40 * 5, 16).reshape(40, 5, 16)
 
 
-@pytest.mark.slow
 @pytest.mark.truth("median over units of rms(out - in) / std(in), by numpy from a plain forward")
 @pytest.mark.parametrize("block", [0, 3])
 def test_change_over_spread(block: int) -> None:
@@ -64,7 +63,6 @@ def test_an_idle_block_and_many_weak_ones_are_warnings() -> None:
     assert_raised(checked(SND025(), tensors(weak, X)), "warning")
 
 
-@pytest.mark.slow
 def test_one_weak_block_of_few_is_a_note() -> None:
     assert_raised(checked(SND025(), tensors(net(0.02, block=0, depth=2), X)), "note")
     assert_raised(checked(SND025(several=1), tensors(net(0.02, block=0, depth=2), X)), "warning")

@@ -21,7 +21,6 @@ def net(rank: int | None, widths: tuple[int, int, int] = (24, 40, 40)) -> nn.Seq
     return module
 
 
-@pytest.mark.slow
 @pytest.mark.truth("number of singular values that were kept")
 def test_a_weight_cut_to_twelve_dimensions() -> None:
     check = checked(SND027(), tensors(net(12), 2 * noise(300, 8)))
@@ -30,7 +29,6 @@ def test_a_weight_cut_to_twelve_dimensions() -> None:
     assert finding.sites == ("4",)
 
 
-@pytest.mark.slow
 def test_a_wider_layer_has_the_rank_of_its_input() -> None:
     check = checked(SND027(), tensors(net(None, (24, 40, 64)), 2 * noise(300, 8)))
     assert_clear(check)

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from findings import _evidence as arrays
@@ -24,6 +25,7 @@ def ended(numbers: list[int], surely: float = 3.0) -> Check:
     return SND029().check(arrays.evidence_of(torch.randn(40, 3)).having(lens=lens))
 
 
+@pytest.mark.slow
 def test_a_model_of_random_weights_that_is_sure_is_not_judged() -> None:
     report = scan_architecture(next(a for a in ARCHITECTURES if a.name == "gpt2"))
     states = {c["code"]: c["state"] for c in report.json()["checks"]}
@@ -31,6 +33,7 @@ def test_a_model_of_random_weights_that_is_sure_is_not_judged() -> None:
     assert states["SND029"] == "clear"
 
 
+@pytest.mark.slow
 def test_shuffled_token_numbers_are_raised_and_the_models_own_are_clear() -> None:
     own = list(range(WORDS))
     shuffled = np.random.default_rng(3).permutation(WORDS).tolist()

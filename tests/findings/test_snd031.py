@@ -37,6 +37,7 @@ def test_lost_directions_are_raised_and_a_rotation_is_not() -> None:
     assert SND031().check(evidence_of(rotated, label=label)).state == "clear"
 
 
+@pytest.mark.slow
 def test_the_head_that_gives_the_logits_is_the_last_one() -> None:
     x, label = digits()
     found, _ = states(x)
@@ -64,7 +65,6 @@ def test_a_warning_where_the_models_own_answers_lag() -> None:
     )
 
 
-@pytest.mark.slow
 def test_answers_at_chance_are_not_those_of_a_model_of_these_labels() -> None:
     label = digits()[1]
     chance = torch.randn(len(label), 10, generator=torch.Generator().manual_seed(2))

@@ -31,7 +31,6 @@ def test_means_with_a_little_noise_are_raised_and_test_data_are_not() -> None:
     assert SND032().check(evidence_of(found, label=label[1::2])).state == "clear"
 
 
-@pytest.mark.slow
 def test_without_labels_the_models_own_answers_are_the_classes() -> None:
     rows, label = points(0.01)
     logits = torch.nn.functional.one_hot(label, 10).double()

@@ -20,7 +20,6 @@ def mixed() -> tuple[torch.Tensor, torch.Tensor]:
     return states(x)[0]["blocks.2"], label
 
 
-@pytest.mark.slow
 def test_two_mixed_classes_are_raised_and_named() -> None:
     x, label = mixed()
     named = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -31,7 +30,6 @@ def test_two_mixed_classes_are_raised_and_named() -> None:
     assert "'eight'" in finding.sentence
 
 
-@pytest.mark.slow
 def test_true_labels_and_a_small_class_are_clear() -> None:
     x, label = digits()
     x = states(x)[0]["blocks.2"]
@@ -44,7 +42,6 @@ def test_true_labels_and_a_small_class_are_clear() -> None:
     assert "left out: 1 class" in check.reason
 
 
-@pytest.mark.slow
 @pytest.mark.truth("Wilson's interval by its quadratic equation")
 def test_bounds_are_those_of_wilson() -> None:
     x, label = mixed()
@@ -55,7 +52,6 @@ def test_bounds_are_those_of_wilson() -> None:
         assert z == pytest.approx(3.0902, abs=1e-3)
 
 
-@pytest.mark.slow
 def test_the_section_lists_every_class_and_the_confusion() -> None:
     x, label = mixed()
     section = labels_section(evidence_of(x, label=label), "digit")

@@ -30,7 +30,6 @@ def test_five_per_cent_of_wrong_labels_are_a_warning() -> None:
     assert len(set(listed) & wrong) >= 0.85 * len(listed)
 
 
-@pytest.mark.slow
 def test_most_of_thirty_wrong_labels_are_listed_but_not_raised_loudly() -> None:
     x = states(digits()[0])[0]
     label, rows = flipped(30, seed=1)

@@ -16,7 +16,6 @@ def lengths(label: torch.Tensor, longer: int | None, seed: int = 0) -> torch.Ten
     return torch.from_numpy(length).long()
 
 
-@pytest.mark.slow
 def test_a_class_of_double_length_is_raised_and_shuffled_lengths_are_not() -> None:
     x, label = digits()
     length = lengths(label, 3)
@@ -31,7 +30,6 @@ def test_a_class_of_double_length_is_raised_and_shuffled_lengths_are_not() -> No
     assert len(check.tables["nuisances"]) == 10
 
 
-@pytest.mark.slow
 def test_constant_or_missing_nuisances_do_not_apply() -> None:
     x, label = digits()
     same = {"length": torch.full((len(label),), 5)}
@@ -39,7 +37,6 @@ def test_constant_or_missing_nuisances_do_not_apply() -> None:
     assert SND035().check(evidence_of(x, label=label)).state == "not_applicable"
 
 
-@pytest.mark.slow
 def test_the_share_of_the_margin_is_said_where_the_classes_are_the_models() -> None:
     x, label = digits()
     length = lengths(label, 3)
@@ -69,7 +66,6 @@ def test_explained_margin_equals_a_regression_with_class_constants() -> None:
     assert value == pytest.approx(1 - within / without, rel=1e-9)
 
 
-@pytest.mark.slow
 @pytest.mark.truth("coverage over simulated normal scores")
 @pytest.mark.parametrize("truth", [0.5, 0.75, 0.95])
 def test_bounds_cover_the_true_auroc(truth: float) -> None:

@@ -32,6 +32,7 @@ def scanned(x: Tensor, label: Tensor) -> Report:
     return sonde.scan(module, items, settings=ScanSettings(progress=False, only=("SND037",)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("low", "high", "step", "level", "said"),
     [
@@ -50,6 +51,7 @@ def test_inputs_of_another_scale_and_shifted_labels_are_raised(
     assert "\nanswers  right on" in str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("scikit-learn's accuracy_score over the module's own forward")
 def test_a_sound_model_is_clear_and_its_accuracy_is_said() -> None:
     x, label = pictures()
@@ -121,6 +123,7 @@ def test_the_loss_is_known_without_losses_by_block() -> None:
     assert f"{lens.n_rows} tokens among the first 129 of {lens.n_groups} texts" in said
 
 
+@pytest.mark.slow
 @pytest.mark.truth("scikit-learn's mean_squared_error, and the noise that was added to the targets")
 def test_a_regression_is_held_against_its_last_layer_and_the_mean() -> None:
     draw = torch.Generator().manual_seed(0)
@@ -142,6 +145,7 @@ def test_a_regression_is_held_against_its_last_layer_and_the_mean() -> None:
     assert states == ["clear", "raised"]
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the logarithm, the factor and the offset that were planted")
 def test_targets_in_logarithms_are_told_with_the_line_that_undoes_it() -> None:
     draw = torch.Generator().manual_seed(3)

@@ -60,6 +60,7 @@ def test_confusions_are_no_exchange() -> None:
         assert_clear(ended(label, answer))
 
 
+@pytest.mark.slow
 def test_answers_of_chance_never_pass() -> None:
     raised = 0
     for seed in range(15):

@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from findings._evidence import digits, evidence_of, shuffled
@@ -9,7 +8,6 @@ from sonde.findings.rows import copies, rows_section
 from sonde.findings.snd041 import SND041
 
 
-@pytest.mark.slow
 def test_two_per_cent_of_copies_are_a_warning_and_none_is_clear() -> None:
     x, label = digits()
     rows = torch.cat([torch.arange(1797), shuffled(1797)[:36]])
@@ -23,7 +21,6 @@ def test_two_per_cent_of_copies_are_a_warning_and_none_is_clear() -> None:
     assert SND041().check(evidence_of(x, label=label)).state == "clear"
 
 
-@pytest.mark.slow
 def test_one_copy_is_a_note_and_a_warning_with_another_label() -> None:
     x, label = digits()
     rows = torch.cat([torch.arange(1797), torch.tensor([5])])

@@ -42,7 +42,6 @@ def test_healthy_nets_and_heavy_tails_are_clear(trained: bool) -> None:
             assert SND042().check(evidence_of(x)).state == "clear"
 
 
-@pytest.mark.slow
 def test_rows_of_one_group_and_exact_copies_are_left_to_others() -> None:
     x, group = copied(0.002), [*range(1797), *shuffled(1797, 3)[:40].tolist()]
     together = np.argsort(group, kind="stable")

@@ -11,7 +11,6 @@ from sonde.findings.snd044 import SND044
 from sonde.findings.step import Again
 
 
-@pytest.mark.slow
 def test_rows_sorted_by_label_are_raised_and_shuffled_ones_are_not() -> None:
     x, label = digits()
     order = torch.argsort(label, stable=True)
@@ -30,7 +29,6 @@ def test_it_is_a_warning_where_p_values_are_printed_without_groups() -> None:
     assert_raised(SND044().check(replace(grouped, versus=versus_of(ordered, other).versus)), "note")
 
 
-@pytest.mark.slow
 def test_rows_in_random_order_never_raise_it() -> None:
     raised = 0
     for seed in range(24):

@@ -106,6 +106,7 @@ def test_a_file_sorted_by_class_is_compared_within_classes() -> None:
     assert_raised(SND049().check(_evidence(x[order], label[order], said[order])), "warning")
 
 
+@pytest.mark.slow
 def test_at_most_one_healthy_file_in_sixty_raises() -> None:
     raised = sum(
         SND049().check(_evidence(*_rows(100 + s, 200))).state == "raised" for s in range(60)

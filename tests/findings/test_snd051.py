@@ -33,7 +33,6 @@ def without_scorers(x: Any, y: Any, **known: Any) -> Evidence:
     return replace(mine, versus=versus)
 
 
-@pytest.mark.slow
 def test_shifted_images_are_told_apart_and_another_half_is_not() -> None:
     a, b = halves()
     evidence = without_scorers(states(a)[0], states(shifted(b))[0])

@@ -141,6 +141,7 @@ def at_sites(n: int, seed: int, far: float = 0.0) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the lines and the fused sum of `sonde score --fuse`, of the same rows")
 def test_the_site_that_sees_leads_and_both_shares_are_those_of_score_fuse() -> None:
     data, other = at_sites(1600, 0), at_sites(600, 1, 1.5)
@@ -172,6 +173,7 @@ def test_the_site_that_sees_leads_and_both_shares_are_those_of_score_fuse() -> N
     assert found.total.rate == pytest.approx(beyond(*total), abs=0.06)
 
 
+@pytest.mark.slow
 def test_new_rows_beside_those_of_the_training_are_a_note() -> None:
     data, other = at_sites(1600, 0), at_sites(600, 1, 1.5)
 

@@ -14,7 +14,6 @@ def split() -> tuple[torch.Tensor, torch.Tensor]:
     return x[order[:1200]], x[order[1200:]].clone()
 
 
-@pytest.mark.slow
 def test_a_leak_is_a_warning_and_a_clean_split_is_clear() -> None:
     train, test = split()
     assert SND053().check(versus_of(train, test)).state == "clear"
@@ -43,7 +42,6 @@ def test_one_equal_input_of_many_is_a_note_and_short_ones_are_apart() -> None:
     assert "1 shared input below 16 bytes" in check.finding.sentence
 
 
-@pytest.mark.slow
 def test_noisy_copies_in_other_are_a_warning() -> None:
     train, test = split()
     generator = torch.Generator().manual_seed(0)

@@ -61,6 +61,7 @@ def test_shares_that_moved_are_told_apart_from_inputs_that_moved() -> None:
     assert moved["low"] > 0.6
 
 
+@pytest.mark.slow
 def test_a_class_that_one_side_has_is_new_and_a_healthy_split_is_clear() -> None:
     shares = (0.5, 0.3, 0.2)
     x, label, logits = _rows(3, (*shares[:2], 0.15, 0.05))
@@ -86,6 +87,7 @@ def test_too_few_labels_withhold_and_no_labels_do_not_apply() -> None:
     assert SND054().check(_evidence(_rows(0, (0.5, 0.3, 0.2)))).state == "not_applicable"
 
 
+@pytest.mark.slow
 def test_a_second_data_set_may_have_a_class_that_the_model_lacks(tmp_path, monkeypatch) -> None:
     from cli_case import run_words
 

@@ -125,6 +125,7 @@ def test_an_exchange_of_few_rows_is_no_change_of_units() -> None:
     assert moves["wage"].factor == pytest.approx(0.1, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("normal theory of the sum of ranks: power .95, at most .05 under the null")
 def test_a_shift_of_half_a_spread_is_seen_among_sixty_columns() -> None:
     draw, level = np.random.default_rng(0), 0.001 / 60
@@ -219,6 +220,7 @@ def test_forms_of_texts() -> None:
     assert list(found.values()) == pytest.approx(values)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the accuracy on the table before it was changed")
 def test_the_gain_of_undoing_it_is_measured_by_running_the_model(tmp_path, monkeypatch) -> None:
     from cli_case import run_words

@@ -2,6 +2,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -32,6 +33,7 @@ def ended(x: Tensor, label: Tensor, logits: Tensor | None = None, **facts: objec
     return SND061().check(arrays.evidence_of(sites, label=label, logits=logits, facts=OWN | facts))
 
 
+@pytest.mark.slow
 def test_a_rare_style_is_found_in_the_states() -> None:
     x, label, style = styled(0.08)
     finding = assert_raised(ended(x, label), "warning")
@@ -42,6 +44,7 @@ def test_a_rare_style_is_found_in_the_states() -> None:
     assert_clear(ended(x, label))
 
 
+@pytest.mark.slow
 def test_a_cluster_between_classes_is_a_note_where_the_model_says_so() -> None:
     x, label, style = styled(0.08)
     logits = 9.0 * one_hot(label, 10).double()
@@ -52,6 +55,7 @@ def test_a_cluster_between_classes_is_a_note_where_the_model_says_so() -> None:
         assert_raised(ended(x, label, said), level)
 
 
+@pytest.mark.slow
 def test_a_model_too_sure_of_all_rows_is_not_blamed_for_a_cluster() -> None:
     x, label, style = styled(0.08)
     i = torch.arange(len(x))
@@ -81,6 +85,7 @@ def test_a_column_of_the_user_tells_the_group_and_chance_does_not() -> None:
     assert ended(x, label, by_chance, own_columns=columns).state == "clear"
 
 
+@pytest.mark.slow
 def test_a_column_of_a_file_is_read_and_its_members_have_their_lines(tmp_path: Path) -> None:
     x, label, _ = styled(0.0)
     kind = ["B" if i % 10 == 0 else "A" for i in range(600)]

@@ -64,6 +64,7 @@ def marked() -> Tensor:
     return x
 
 
+@pytest.mark.slow
 def test_a_mark_in_the_corner_is_named_and_its_price_measured() -> None:
     (found,) = scanned(reads(1, 12), marked()).findings
     assert found["level"] == "warning"
@@ -73,6 +74,7 @@ def test_a_mark_in_the_corner_is_named_and_its_price_measured() -> None:
     assert found["classes"] == ["1"]
 
 
+@pytest.mark.slow
 def test_a_mark_that_the_model_does_not_look_at_is_not_accused() -> None:
     x = marked()
     x[:, :, 8:11, 2:5] = x[:, :, 8:11, 2:5].mean((1, 2, 3), keepdim=True)
@@ -95,6 +97,7 @@ def texts() -> list[list[int]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_token_is_found_where_the_model_needs_it() -> None:
     (found,) = scanned(Spots(True), texts(), "input_ids").findings
     assert found["level"] == "warning"
@@ -116,6 +119,7 @@ class Phrase(nn.Module):
         return self.head(torch.maximum(said, held[:, 0, :3].sum(1))[:, None])
 
 
+@pytest.mark.slow
 def test_a_phrase_in_most_texts_of_a_class_is_replaced_as_a_whole() -> None:
     draw, given = np.random.default_rng(1), texts()
     for text, one in zip(given, LABEL.tolist(), strict=True):
@@ -131,6 +135,7 @@ def test_a_phrase_in_most_texts_of_a_class_is_replaced_as_a_whole() -> None:
     assert state(scanned(Phrase(), plain, "input_ids"))[0] == "clear"
 
 
+@pytest.mark.slow
 def test_a_mark_in_half_the_pictures_of_a_class_is_a_note() -> None:
     x, some = marked(), torch.arange(480) % 2 == 0
     x[some & LABEL, :, 1:4, 12:15] = 0.2 * noise(80, 9).view(-1, 1, 3, 3)
@@ -139,6 +144,7 @@ def test_a_mark_in_half_the_pictures_of_a_class_is_a_note() -> None:
     assert "right on 0 % of 39 marked rows" in found["sentence"]
 
 
+@pytest.mark.slow
 def test_a_noisy_mark_that_turns_rows_of_other_classes_into_its_own_is_a_warning() -> None:
     x = marked()
     x[LABEL, :, 1:4, 12:15] = 0.9 + 0.15 * noise(160, 9).view(-1, 1, 3, 3)
@@ -168,6 +174,7 @@ def test_the_level_goes_by_the_drop_and_by_how_constant_the_part_is() -> None:
     assert_clear(judged(low=-0.01))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exchanged_is_said() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(60, 2))
     ended, reason = state(scanned(net, noise(480, 60).view(-1, 5, 12)))

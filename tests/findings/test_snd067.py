@@ -62,6 +62,7 @@ def test_exchanged_rows_are_named_with_the_gain(part: str, said: str) -> None:
         assert any(name in finding.fix for name in names), (pair, finding.fix)
 
 
+@pytest.mark.slow
 def test_texts_that_are_better_in_another_form_are_no_exchange_of_rows() -> None:
     assert_raised(ended("head", other=0.9), "warning")
     assert_clear(ended("head", other=0.01))

@@ -112,6 +112,7 @@ PLANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.truth("planted: labels are the answers of the net without the change")
 @pytest.mark.parametrize("words", PLANTS)
 def test_the_part_is_named_with_what_mends_it(words: str) -> None:
@@ -120,6 +121,7 @@ def test_the_part_is_named_with_what_mends_it(words: str) -> None:
     assert "right on" in finding.fix
 
 
+@pytest.mark.slow
 def test_a_net_that_is_right_is_clear_and_labels_of_chance_name_no_part() -> None:
     assert_clear(ended(Stack().eval()))
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(2))
@@ -135,6 +137,7 @@ def test_the_model_is_as_it_was_after_the_trials() -> None:
     assert not any(m._forward_hooks for m in net.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.truth("planted: leaky activations in a net that was right with ReLU")
 def test_a_small_net_that_is_mostly_right_is_tried_on_more_rows() -> None:
     torch.manual_seed(5)

@@ -48,6 +48,7 @@ def ended(factor: float, twice: bool = False) -> Check:
     return SND069().check(replace(evidence, data=data))
 
 
+@pytest.mark.slow
 @pytest.mark.truth("closed form: labels drawn from the softmax of 3 x, so logits of 9 x need T = 3")
 def test_the_temperature_is_that_of_the_labels() -> None:
     report: Report = sonde.scan(Scaled(3 * TRUE).eval(), items(), settings=ONLY)

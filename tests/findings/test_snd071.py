@@ -92,6 +92,7 @@ def noisy(truth: Tensor, share: float, n: int, seed: int = 5) -> Tensor:
     return torch.where(torch.rand(truth.shape, generator=draw) < share, other, truth)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("accuracy by hand")
 @pytest.mark.parametrize("form", ["mapping", "tuple"])
 def test_each_head_is_judged_by_its_own_column(form: str, tmp_path: Path) -> None:
@@ -114,6 +115,7 @@ def test_each_head_is_judged_by_its_own_column(form: str, tmp_path: Path) -> Non
     assert "this model" not in bars
 
 
+@pytest.mark.slow
 @pytest.mark.truth("accuracy by hand; two labels planted in each other's place")
 @pytest.mark.parametrize("columns", [False, True])
 def test_several_labels_are_judged_one_by_one_and_exchanged_ones_are_raised(columns: bool) -> None:

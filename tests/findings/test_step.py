@@ -72,6 +72,7 @@ def test_objects_are_named_and_what_cannot_be_said_is_left_out():
     assert again.text(None) == ""
 
 
+@pytest.mark.slow
 def test_what_a_command_says_next_runs(tmp_path, monkeypatch):
     from cli_case import run_words
 
@@ -90,6 +91,7 @@ def test_what_a_command_says_next_runs(tmp_path, monkeypatch):
         Path("snd041.csv").unlink()
 
 
+@pytest.mark.slow
 def test_what_a_comparison_says_next_shows_rows_of_other(tmp_path, monkeypatch):
     from cli_case import run_words
 
@@ -141,6 +143,7 @@ def test_a_comparison_from_python_says_a_call_that_scores_other():
     assert min(table["p"].to_pylist()) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the share of right answers when the command that the finding prints is run")
 def test_the_command_for_pictures_in_another_scale_mends_them(tmp_path, monkeypatch):
     from cli_case import run_words

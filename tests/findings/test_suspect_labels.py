@@ -93,6 +93,7 @@ def test_without_two_classes_there_is_no_list() -> None:
     assert doubts_of(_evidence(x, np.zeros(90, dtype=int))) == {}
 
 
+@pytest.mark.slow
 def test_at_most_one_healthy_set_in_sixty_has_labels_wrong_in_one_direction() -> None:
     """Classes of one clump or three, of unequal size and spread, that overlap."""
     raised = 0

@@ -28,6 +28,7 @@ def loss_of(text: str) -> float:
     return float(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
 
 
+@pytest.mark.slow
 @pytest.mark.truth("one forward of the model for each text, without padding")
 def test_the_loss_of_another_form_is_that_of_the_texts_alone() -> None:
     forms = found(str.upper)
@@ -39,6 +40,7 @@ def test_the_loss_of_another_form_is_that_of_the_texts_alone() -> None:
     assert lower < 0.9 * mean
 
 
+@pytest.mark.slow
 def test_fewer_characters_are_no_gain_by_themselves_and_the_right_form_gains_most() -> None:
     assert min((float(x.mean()) for x in found(lambda t: t).losses.values()), default=9) > 0.9 * (
         float(found(lambda t: t).given.mean())

@@ -86,6 +86,7 @@ def test_a_diluted_memory_recalls_several_patterns_at_once():
     assert abs(float(hot @ signs[0, :200])) / 200 < 0.5
 
 
+@pytest.mark.essential
 @pytest.mark.truth("mean field: m = tanh(m / T), which is 0 above T = 1")
 @pytest.mark.parametrize(("temperature", "size"), [(0.6, 0.9073), (1.6, 0.0)])
 def test_a_warm_memory_keeps_the_magnetisation_of_its_temperature(temperature, size):

@@ -134,6 +134,7 @@ for site in ("0", "1", ""):
 """
 
 
+@pytest.mark.slow
 def test_a_model_with_layers_compiles_to_one_graph():
     """In a process of its own: the checker of shapes under pytest breaks graphs."""
     subprocess.run([sys.executable, "-c", COMPILED], check=True)

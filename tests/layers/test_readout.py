@@ -100,6 +100,7 @@ def test_selection():
         Readout((4,), 6, "queries", n_queries=5, select=6)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("planted structure: one of nine layers carries the label")
 def test_the_informative_layer_is_found():
     torch.manual_seed(0)

@@ -54,6 +54,7 @@ def test_correlated_nodes_are_joined():
     assert 0 < wanted.sum() < 30
 
 
+@pytest.mark.essential
 @pytest.mark.truth("planted: two senders carry what three nodes need")
 def test_learned_edges_come_from_the_nodes_that_know():
     torch.manual_seed(0)

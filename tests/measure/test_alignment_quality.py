@@ -33,6 +33,7 @@ def test_layers_against_their_null():
     assert len(result.chart()["data"]["values"]) == 6 * 4
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the spread over fresh draws")
 def test_error():
     rng = np.random.default_rng(1)

@@ -64,6 +64,7 @@ def test_null_is_that_of_labels_without_meaning(estimator):
     assert float(known) < 0.98 * null
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the spread over fresh draws")
 @pytest.mark.parametrize("estimator", ["jensen", "mc"])
 def test_standard_error(estimator):

@@ -72,6 +72,7 @@ def test_unrelated_rows_have_the_null(size):
     assert (float(alone) > 2 * float(present(alone.null))) == (size > 1)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the spread over fresh draws")
 def test_standard_error():
     found = [information(*_pair(i, 150, 0.75)) for i in range(20)]

@@ -24,6 +24,7 @@ def test_first_correlation_is_that_of_the_peer():
     assert float(cca(X, Y).correlations[0]) == pytest.approx(peer, rel=1e-6)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("simulated unrelated rows")
 def test_nulls_are_what_unrelated_rows_give():
     rng = np.random.default_rng(0)

@@ -49,7 +49,6 @@ def test_population_value():
     assert result.value == pytest.approx(0.5, abs=4 * float(present(result.se)))
 
 
-@pytest.mark.slow
 @pytest.mark.truth("simulated independent rows")
 @pytest.mark.parametrize(("n", "dims"), [(100, (50, 50)), (60, (100, 20))])
 def test_nulls(n, dims):
@@ -61,7 +60,6 @@ def test_nulls(n, dims):
     assert np.mean([float(b) for b in biased]) == pytest.approx(biased[0].null, rel=0.02)
 
 
-@pytest.mark.slow
 def test_rows_of_one_document_do_not_raise_the_grouped_value():
     group = np.repeat(np.arange(64), 16)
     values, rows = [], []
@@ -75,7 +73,7 @@ def test_rows_of_one_document_do_not_raise_the_grouped_value():
     assert np.mean(rows) > 0.03
 
 
-@pytest.mark.slow
+@pytest.mark.essential
 @pytest.mark.truth("spread over fresh draws of the data")
 @pytest.mark.parametrize("debiased", [True, False])
 @pytest.mark.parametrize("size", [1, 2])

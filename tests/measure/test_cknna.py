@@ -43,6 +43,7 @@ def test_is_the_alignment_of_masked_matrices_with_groups_left_out():
     assert cknna(x, y, group=group, k=7).value == pytest.approx(want, rel=1e-10)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the spread over fresh draws, related and not")
 def test_standard_error_and_null():
     rng = np.random.default_rng(1)

@@ -43,7 +43,6 @@ def test_of_one_unit_the_lda_ratio_is_the_value():
     assert result.value == pytest.approx(result.lda_ratio)
 
 
-@pytest.mark.slow
 @pytest.mark.truth("simulated labels that say nothing")
 def test_null():
     rng = np.random.default_rng(0)

@@ -44,6 +44,7 @@ def test_digits():
     assert result.dunn == pytest.approx(dunn, rel=1e-9)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("labels that say nothing, and the spread over fresh draws")
 def test_nulls_and_errors():
     rng = np.random.default_rng(0)

@@ -81,6 +81,7 @@ def test_null(method):
     assert null == pytest.approx(values.mean(), abs=4 * values.std() / 6**0.5 + 0.01)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the spread over fresh draws")
 @pytest.mark.parametrize("method", ["hard", "soft", "sparse", "clusters"])
 def test_standard_error(method):

@@ -26,6 +26,7 @@ def test_equal_rows_are_flagged(name):
     assert "copies" not in function(torch.cat([X, X[:1]]), torch.cat([Y, Y[:1]]), group=own).flags
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two_nn", "mle_dimension", "gride"])
 def test_rows_that_are_all_but_equal_are_flagged(name):
     function = getattr(measure, name)

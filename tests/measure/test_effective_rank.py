@@ -16,6 +16,7 @@ def test_known_values(rows, want, source):
     assert effective_rank(rows, source=source).value == pytest.approx(want, rel=1e-9)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("numpy and scipy in float64")
 def test_float32_rows_keep_small_directions():
     g = torch.Generator().manual_seed(0)
@@ -41,6 +42,7 @@ def test_error_from_halves(centered, dim):
     assert result.se == pytest.approx(np.std(values, ddof=1), rel=1e-6)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("digits computed independently from the definition")
 def test_centered_values():
     assert effective_rank(X, centered=True).value == pytest.approx(4.9972825334, rel=1e-9)

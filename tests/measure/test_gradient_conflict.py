@@ -55,6 +55,7 @@ def test_sums_give_what_pairs_give():
     assert float(running.result()) == pytest.approx(float(found), rel=1e-12)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("mean cosine of two halves over many draws")
 def test_the_null_is_what_two_halves_of_a_group_give():
     draw, size = torch.Generator().manual_seed(1), 20

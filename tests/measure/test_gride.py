@@ -44,6 +44,7 @@ def test_the_first_scale_is_two_nn_without_its_correction():
     assert gride(torch.cat([X, X[:7]]), largest=1).n_copies == 7
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the spread over fresh draws; white rows are their own null")
 def test_standard_error_and_null():
     found = [gride(np.random.default_rng(i).random((120, 3)), largest=2) for i in range(12)]

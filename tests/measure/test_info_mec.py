@@ -41,6 +41,7 @@ def test_the_prediction_is_the_peers():
     assert balance(torch.tensor([0, 0, 0, 2])).tolist() == pytest.approx([2 / 3] * 3 + [2.0])
 
 
+@pytest.mark.essential
 @pytest.mark.truth("planted latents: one for each factor, turned, and unrelated")
 def test_planted_latents():
     latents, factors = planted()

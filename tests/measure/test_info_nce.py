@@ -27,6 +27,7 @@ def _optimal(rho, dim, batch):
     return np.mean(found)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("mutual information of correlated normals, and the best critic there is")
 @pytest.mark.parametrize(("rho", "dim", "most_lost"), [(0.5, 1, 0.05), (0.9, 8, 0.9)])
 def test_is_below_the_information_and_near_it_where_that_is_small(rho, dim, most_lost):
@@ -60,6 +61,7 @@ def test_unrelated_rows_tell_nothing():
     assert float(present(found.null)) == pytest.approx(0.0, abs=0.1)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("dependence without correlation")
 def test_a_bilinear_critic_sees_correlation_alone():
     a, b = _pair(2, 400, 0.0)

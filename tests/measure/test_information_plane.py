@@ -97,6 +97,7 @@ def test_constant_rows_are_dead_and_ends_in_the_wrong_order_an_error():
         information_plane(X, estimator="bins", low=1.0, high=0.0)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("mutual information of Gaussian pairs: 2 nats")
 def test_neighbours_of_principal_components():
     draw = np.random.default_rng(0)
@@ -147,6 +148,7 @@ def test_codes_of_a_plane_in_many_units(variance):
     assert float(one.se) == pytest.approx(0.02, abs=0.01)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the entropy of labels that far clusters tell, and of those that they do not")
 def test_codes_about_the_label():
     draw = torch.Generator().manual_seed(0)
@@ -167,6 +169,7 @@ def test_codes_about_the_label():
     assert math.isnan(float(few))
 
 
+@pytest.mark.slow
 def test_a_code_that_follows_a_curve_tells_more_than_a_component():
     draw = torch.Generator().manual_seed(0)
     turn = torch.rand(1500, generator=draw, dtype=torch.float64) * 4.5

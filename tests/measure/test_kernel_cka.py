@@ -37,6 +37,7 @@ def _dense(x, y):
     return _hsic(first, second) / math.sqrt(_hsic(first, first) * _hsic(second, second))
 
 
+@pytest.mark.essential
 @pytest.mark.truth("dense kernel matrices with zero diagonals, scipy distances")
 def test_random_features_come_as_near_to_the_dense_form_as_their_number_says():
     x, y = _pair(120)

@@ -61,7 +61,6 @@ def test_agrees_with_the_sums_over_all_rows():
     )
 
 
-@pytest.mark.slow
 @pytest.mark.truth("spread over fresh draws of the data")
 def test_errors():
     results = [layer_cka(_layers(seed, 200)) for seed in range(16)]
@@ -70,7 +69,6 @@ def test_errors():
     assert np.mean(errors) / spread == pytest.approx(1.0, abs=0.35)
 
 
-@pytest.mark.slow
 @pytest.mark.truth("null of the unbiased criterion, by simulation")
 def test_null_with_more_dimensions_than_rows():
     rng = np.random.default_rng(0)

@@ -42,6 +42,7 @@ def test_rows_of_a_document_are_no_neighbours():
     assert float(torch.as_tensor(thirds.null)) == pytest.approx(10 / 40)  # of 40 other rows
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the spread over fresh draws")
 def test_standard_error_and_null():
     rng = np.random.default_rng(1)

@@ -20,6 +20,7 @@ def planted(n=600, seed=0):
     return {"a": a, "b": b}, 2 * first + second
 
 
+@pytest.mark.essential
 @pytest.mark.truth("a label of two bits, each planted in a site of its own")
 def test_a_readout_of_all_sites_knows_what_no_site_knows_alone():
     rows, label = planted()
@@ -36,6 +37,7 @@ def test_a_readout_of_all_sites_knows_what_no_site_knows_alone():
     assert both["concat"].weights.shape == (0,)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("labels that no site knows, and a site that knows all")
 def test_shares_go_to_the_site_that_tells_and_noise_is_at_chance():
     rows, label = planted()

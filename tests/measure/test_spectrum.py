@@ -30,6 +30,7 @@ def test_fewer_rows_than_dimensions():
     np.testing.assert_allclose(spectrum(x, source="sample").value, want, rtol=1e-9)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("numpy.linalg.svd in float64, and of simulated white rows")
 def test_float32_rows_fewer_than_dimensions():
     g = torch.Generator().manual_seed(0)

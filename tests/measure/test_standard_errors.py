@@ -38,7 +38,6 @@ FIGURES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.truth("spread of the value over fresh draws of the data")
 @pytest.mark.parametrize("name", FIGURES)
 def test_standard_error_matches_the_spread(name):

@@ -45,7 +45,6 @@ def test_null():
     assert result.value == pytest.approx(result.null, rel=0.02)
 
 
-@pytest.mark.slow
 @pytest.mark.truth("spread over fresh draws of the data")
 def test_error():
     fresh = []

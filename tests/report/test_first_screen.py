@@ -15,6 +15,7 @@ def _finding(code: str, level: str, **more):
     return usual | {"code": code, "level": level} | more
 
 
+@pytest.mark.slow
 def test_answers_cause_fix_and_worst_inputs_come_before_all_else(report) -> None:
     cause = first_cause(report)
     assert cause is not None

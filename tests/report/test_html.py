@@ -62,6 +62,7 @@ def test_a_bare_report_says_why_sections_are_empty(bare) -> None:
     assert "--versus" in said
 
 
+@pytest.mark.slow
 def test_nothing_found_is_told_first_and_the_rest_is_folded(report, page) -> None:
     quiet = {**report, "findings": [], "versus": None}
     assert 'id="measured"' in to_html(quiet)

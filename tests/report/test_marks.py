@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from sonde.report import check_report, to_html
 from sonde.report._fit import WIDE, fitted
 from sonde.report._markup import ElementIds
@@ -70,6 +72,7 @@ def test_labels_that_were_given_are_not_called_missing(report) -> None:
     assert "No labels were given" not in page
 
 
+@pytest.mark.slow
 def test_rows_are_named_by_where_they_are_found(report) -> None:
     report["rows"]["near_duplicates"] = [
         {"id": "i1", "id2": "i2", "places": ["a/1.png", "b/2.png"], "site": "s", "ratio": 0.1}

@@ -1,5 +1,6 @@
 """A scan that could not judge answers does not read as if all were well."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -15,6 +16,7 @@ def said(label) -> str:
     return " ".join(str(sonde.scan(net, items, settings=ScanSettings(progress=False))).split())
 
 
+@pytest.mark.slow
 def test_the_reason_stands_in_the_first_lines() -> None:
     numbers = said(lambda i: {"label": 0.5 + i})
     assert "not judged: the labels are numbers, and the model gives no single number" in numbers

@@ -1,3 +1,5 @@
+import pytest
+
 from sonde.report import Report, to_mime, to_text
 
 
@@ -13,6 +15,7 @@ def test_a_notebook_gets_both_kinds_without_a_script(report) -> None:
     assert len(made["text/html"]) < 100_000
 
 
+@pytest.mark.slow
 def test_findings_and_figures_are_at_hand(report, tmp_path) -> None:
     made = Report(report)
     first = made.findings[0]

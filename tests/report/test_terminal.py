@@ -87,6 +87,7 @@ def test_names_cannot_drive_the_terminal(report, name: str) -> None:
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
 
 
+@pytest.mark.slow
 def test_a_table_of_sites_has_whole_names_and_a_store_is_named_once(report) -> None:
     head = next(s for s in to_text(report, verbose=True, width=110).splitlines() if "site  " in s)
     names = list(report["sites"][0]["values"])

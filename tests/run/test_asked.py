@@ -58,6 +58,7 @@ def test_nothing_is_asked_beside_a_stream(command, besides, said):
         score(fitted, other, progress=False, by="predicted")
 
 
+@pytest.mark.slow
 def test_a_bundle_of_several_reducers_reads_them_again():
     text = "def f(x):\n    return x + {}\n\nfor i in range({}):\n    print(f(i))\n"
     texts = [text.format(i, 2 * i) for i in range(30)]

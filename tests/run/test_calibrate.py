@@ -260,6 +260,7 @@ def test_what_is_refused(fitted):
         merge_calibrations(one, calibrate(other, Stream.of(rows(60, 2)), progress=False))
 
 
+@pytest.mark.slow
 def test_texts_that_are_cut_into_chunks_are_told_once(capsys):
     model = sonde.load("sonde:stdlib")
     short = [{"text": f"x = {i}\n" * (1 + i % 5)} for i in range(60)]

@@ -60,6 +60,7 @@ def band(n_held, n):
     return law.ppf(0.00025), law.ppf(0.99975)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the beta-binomial band of alarms after one calibration")
 @pytest.mark.parametrize("column", ["region", "group"])
 def test_the_rate_is_kept_in_every_value_of_a_column(net, fitted, tmp_path, column):

@@ -62,6 +62,7 @@ def callback(place, **options) -> TrackCallback:
     return TrackCallback(chosen, PROBE, place, every=2, reducer="last", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the same training without the callback, bit for bit")
 def test_training_is_left_as_it_would_be_without(tmp_path):
     found = {}
@@ -79,6 +80,7 @@ def test_training_is_left_as_it_would_be_without(tmp_path):
     assert Track(tmp_path / "run.track").steps == (0, 2, 4, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the checkpoint of the last step")
 def test_the_last_record_is_of_the_last_step_where_the_best_is_loaded(tmp_path):
     how = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
@@ -200,6 +202,7 @@ def test_a_track_of_something_else_is_refused(tmp_path):
     assert Track(tmp_path / "t").steps == (0,)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the table of the track itself")
 def test_figures_reach_the_trainers_own_log(tmp_path):
     recorded = callback(tmp_path / "t")

@@ -52,6 +52,7 @@ def test_the_sorted_order_is_taken_where_the_model_answers_so() -> None:
         assert "classes" not in left.typed
 
 
+@pytest.mark.slow
 @pytest.mark.truth("labels and answers of a net counted by hand")
 def test_a_class_that_other_alone_has_does_not_rename_the_answers() -> None:
     mine, theirs = rows_of(160, 0.3), rows_of(160, 0.3, "elm fir oak birch", seed=1)

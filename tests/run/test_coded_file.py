@@ -40,6 +40,7 @@ def round_trip(raw, model, **fields):
     return contents, read_contents(write_contents(contents, coder), coder)
 
 
+@pytest.mark.slow
 def test_bytes_of_any_file_come_back():
     model = sonde.load("sonde:stdlib")
     raw = bytes(range(256)) + b"def f(x)"

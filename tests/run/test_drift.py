@@ -155,6 +155,7 @@ def test_the_same_rows_under_two_models_are_compared_one_by_one():
     assert where.beyond_noise == pytest.approx(1 - noise / where.length**2, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("a planted move at one site of sixty")
 def test_one_site_of_many_is_found_by_either_test_of_pairs_alone():
     ids = [f"row {i}" for i in range(100)]

@@ -58,6 +58,7 @@ def test_units_that_a_histogram_cannot_tell_apart_are_unknown():
     assert any("spread less than a bin" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 def test_the_notes_say_what_p_values_are_about():
     first = _bundle(4)
     same = drift_document(drift(first, first), first, first)

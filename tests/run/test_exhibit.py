@@ -54,7 +54,6 @@ def words(tokenizer):
     return model, rows, trajectories
 
 
-@pytest.mark.slow
 @pytest.mark.truth("scores of the same patches by sonde.score")
 def test_patches_have_the_scores_of_their_rows(patches):
     fitted, stream = patches
@@ -85,7 +84,6 @@ def test_a_page_names_the_line_of_the_file_unless_ids_are_hashed(words, tmp_path
     assert "<dd>line 3</dd>" in scores_to_html(table, looked, examples=12)
 
 
-@pytest.mark.slow
 @pytest.mark.truth("scikit-learn's digits, up to scale")
 def test_the_image_is_there_only_if_asked_for(patches):
     from sklearn.datasets import load_digits
@@ -123,6 +121,7 @@ def test_tokens_of_the_right_chunk(words, tokenizer):
     assert bare.score == pytest.approx(found.score)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the scores of sonde.score and the texts of its batches")
 def test_sampled_texts_are_those_that_were_scored(words, tokenizer):
     model, _, _ = words

@@ -178,6 +178,7 @@ def test_what_points_at_the_cause_is_believed_and_noise_is_not(judged):
     assert float(mass[:, :3, :3].sum() / mass.sum()) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_page_and_text_say_which_one(judged, tmp_path):
     batch, both = judged
     found = explain_document(both, batch, model="<b>m</b>", data="d", most=3)

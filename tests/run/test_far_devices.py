@@ -25,6 +25,7 @@ def test_instruments_and_models_take_rows_of_other_devices():
     assert model == 8
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_refuses_what_cuda_refuses():
     program = """if True:
         import torch

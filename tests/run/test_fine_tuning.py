@@ -60,6 +60,7 @@ def test_the_arm_without_losses_is_a_plain_training(digits):
     assert set(found.curve[0]) == {"step", "task"}
 
 
+@pytest.mark.slow
 @pytest.mark.truth("sonde.measure.rate_reduction of the rows")
 def test_a_loss_falls_and_is_the_measure_of_the_same_name(digits):
     model, _examples = digits
@@ -78,6 +79,7 @@ def test_a_loss_falls_and_is_the_measure_of_the_same_name(digits):
     assert "conflict" not in with_loss.curve[1]
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on_with_the_same_bits(digits, tmp_path, monkeypatch):
     whole = trained(digits)
     n_calls = iter(range(100))

@@ -294,6 +294,7 @@ def test_an_interrupted_run_that_keeps_nothing_tells_what_it_has():
     assert all(equal(found[i], first.states[i]) for i in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_goes_on_tells_first_what_was_done(tmp_path, monkeypatch, workers):
     told: list[int] = []
@@ -437,7 +438,6 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "0.sonde").read_bytes() == paths[0].read_bytes()
 
 
-@pytest.mark.slow
 def test_what_cannot_be_sent_to_a_process_is_named():
     class Local(Stopping):
         pass

@@ -57,6 +57,7 @@ def test_a_part_counts_its_own_groups(calibrate):
     assert drift(bundles[0], bundles[1], Hotelling())["hotelling", "x"].sides == tuple(wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("no change: p-values are uniform")
 def test_a_part_alarms_as_often_as_promised():
     alarms = 0
@@ -136,6 +137,7 @@ def test_damaged_counts_are_refused(tmp_path, change):
         Fitted.load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("spread of the value over 24 simulated data sets")
 def test_error_bars_of_several_rows_an_example_count_examples():
     """Examples without a group column, of more rows together than a sample holds."""

@@ -160,6 +160,7 @@ def small():
     return net, fit([Mahalanobis(), MSP(), NAC()], stream, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sites", [["4:in"], ["1", "4:in"]])
 @pytest.mark.truth("sonde.score on the same rows")
 def test_gradients_at_an_input_are_those_of_a_stream(sites):
@@ -295,6 +296,7 @@ def test_a_model_in_bfloat16_is_scored_with_a_warning(small):
     assert 0.0 < float(ratio.median()) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the same rows scored without autocast, in float64")
 def test_scores_under_autocast_are_made_in_float32():
     layers = (nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16))
@@ -316,6 +318,7 @@ def test_scores_under_autocast_are_made_in_float32():
         torch.testing.assert_close(direct[name].double(), truth, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_was_fitted_on_a_directory_guards_its_live_model(tmp_path):
     module = language_model().module
     assert isinstance(module, GPT2LMHeadModel)

@@ -69,6 +69,7 @@ def test_every_detector_is_looked_at():
     assert set(OF_IMAGES) | OF_TEXTS | OF_STEPS | OF_PAIRS == set(DETECTORS)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("sonde.score of the same images")
 @pytest.mark.parametrize("name", OF_IMAGES)
 def test_a_call_scores_images_as_score_does(classifier, name):
@@ -128,6 +129,7 @@ ANSWERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OF_STEPS))
 def test_what_comes_with_the_data_is_refused_with_the_command(reader, name):
     detector = DETECTORS[name](**DETECTORS[name].examples[0])

@@ -49,6 +49,7 @@ def inputs():
     return {"input_ids": ids, "attention_mask": mask.long()}
 
 
+@pytest.mark.slow
 @pytest.mark.truth("one forward over prompt and answer, encoder and decoder together")
 @pytest.mark.parametrize("parts", [("encoder",), ("encoder", "decoder")], ids=str)
 @pytest.mark.parametrize("beams", [1, 2])
@@ -93,6 +94,7 @@ def test_work_in_place_after_a_site_of_an_encoder_does_not_reach_its_rows(model,
         assert guard.scores[name].tolist() == pytest.approx(scores.tolist(), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("one forward of encoder and decoder together")
 def test_a_mean_over_the_prompt_is_scored_with_the_first_step(model, probes):
     probe = probes("mean", "encoder")
@@ -118,6 +120,7 @@ def test_only_the_output_of_the_run_that_was_seen_counts(model, probes):
     assert set(guard.scores) == {(m, "encoder.block.1:out") for m in ("mahalanobis", "knn")}
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_an_encoder_that_ran_alone():
     torch.manual_seed(0)
     sides: dict[str, Any] = dict.fromkeys(("encoder_layers", "encoder_attention_heads"), 2)

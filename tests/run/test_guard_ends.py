@@ -75,6 +75,7 @@ def assert_as_alone(model, guard, alone, **settings):
     assert sorted(mine) == sorted(alarms)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("each prompt in a batch of its own")
 @pytest.mark.parametrize("pad", [PAD, END, None], ids=str)
 def test_a_batch_scores_each_sequence_as_it_does_alone(model, probe, pad):

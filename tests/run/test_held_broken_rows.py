@@ -84,6 +84,7 @@ def images(n, seed, share=0.03, patches=4):
     return Stream.of(x.reshape(-1, 6), ids=names, position=position)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the beta-binomial distribution of alarms after one calibration, convolved")
 @pytest.mark.parametrize("how", ["max", "mean", "rows"])
 @pytest.mark.parametrize("detector", [Mahalanobis(), KNN(k=5)], ids=["mahalanobis", "knn"])

@@ -45,6 +45,7 @@ def by_hand(scorer, stream):
     return {piece: max(value for _, value in rows) for piece, rows in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the largest score of the rows of each piece, by hand")
 def test_scores_of_pieces_do_not_depend_on_their_batch(model, tmp_path):
     fitted = fit(Mahalanobis(), pieces(model, 4), reduction="max", calibrate=0.5, **QUIET)
@@ -58,6 +59,7 @@ def test_scores_of_pieces_do_not_depend_on_their_batch(model, tmp_path):
         assert None not in table["p"].to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the largest score of the rows of each piece, by hand")
 def test_one_piece_of_each_text_calibrates(model):
     fitted = fit(Mahalanobis(), pieces(model, 4), reduction="max", calibrate=0.5, **QUIET)

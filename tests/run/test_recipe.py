@@ -123,6 +123,7 @@ def texts(model, options: dict[str, Any], data: Any = TEXTS) -> Fitted:
     return fit(Mahalanobis(), stream, **QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the number of texts: a cut text is one row, a chunked one several")
 def test_texts_are_cut_as_they_were(writer):
     fitted = texts(writer, {"max_length": 8, "long": "truncate"})
@@ -140,6 +141,7 @@ def test_texts_are_cut_as_they_were(writer):
     assert ready.header["recipe"]["options"]["max_length"] == 12
 
 
+@pytest.mark.slow
 @pytest.mark.truth("scores of the same texts as plain items")
 def test_a_column_is_taken_where_the_data_have_it(writer):
     rows = [{"body": text, "text": "no"} for text in TEXTS]
@@ -149,6 +151,7 @@ def test_a_column_is_taken_where_the_data_have_it(writer):
         assert score(fitted, writer, data, **QUIET)["score"].to_pylist() == want
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the number of generated tokens")
 def test_prompts_are_continued_as_they_were(writer):
     how = {"generate": "max_new_tokens=3", "reducer": "tokens"}
@@ -160,6 +163,7 @@ def test_prompts_are_continued_as_they_were(writer):
     assert again.num_rows == plain.num_rows + 4 * 3
 
 
+@pytest.mark.slow
 def test_the_flags_need_not_be_typed_again(folder, tmp_path, monkeypatch):
     (tmp_path / "nets_of_recipes.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)

@@ -101,6 +101,7 @@ def test_calibration_on_other_images(net):
     torch.testing.assert_close(scorer.calibration.p_value(new), by_hand.p_value(new))
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the same rows in one batch")
 @pytest.mark.parametrize("reduction", ["rows", "max"])
 def test_batches_of_which_no_row_was_kept(net, reduction):
@@ -161,6 +162,7 @@ def test_refuses_what_cannot_be_reduced(net):
         small.fit(torch.randn(300, 3), ids=["a"] * 300, position=torch.arange(300))
 
 
+@pytest.mark.slow
 def test_documents_too_long_to_be_held_are_calibrated_afterwards():
     n, chunk, document = 99_072, 64, 33_024
 

@@ -71,6 +71,7 @@ def test_a_state_that_does_not_know_the_attention_kernel_takes_any():
     assert_refused(with_model(probe, attn="eager"), module, "attn is 'sdpa' here and was 'eager'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [GPT2LMHeadModel, GPT2ForSequenceClassification])
 def test_saving_a_model_leaves_it_the_same(kind, tmp_path):
     tuned = built(kind)
@@ -82,6 +83,7 @@ def test_saving_a_model_leaves_it_the_same(kind, tmp_path):
         assert_taken(probe, kind.from_pretrained(tmp_path / "saved").eval())
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the hash of the configuration as it was recorded, which states held before")
 def test_states_of_before_take_the_model_that_they_took(tmp_path):
     module = built()

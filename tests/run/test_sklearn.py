@@ -24,7 +24,6 @@ def rows(n, seed=0, dim=4):
     return np.random.default_rng(seed).normal(size=(n, dim))
 
 
-@pytest.mark.slow
 @pytest.mark.truth("scikit-learn's own checks of an estimator")
 @parametrize_with_checks([OutlierDetector(calibrate=0.0), OutlierDetector(KNN(k=2), calibrate=0.0)])
 def test_scikit_learn_finds_nothing_wrong(estimator, check):

@@ -109,6 +109,7 @@ def test_a_store_keeps_them_until_data_are_appended(tmp_path):
     assert score(fitted, Store(tmp_path / "acts"), **QUIET)["row"].null_count == 49
 
 
+@pytest.mark.slow
 def test_items_without_a_line_are_told(python, recwarn):
     model, _ = python
     reading: dict[str, Any] = {"sites": "lm_head", "reducer": "predictions"}

@@ -50,6 +50,7 @@ def align() -> Align:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the same loop by hand, one batch of all rows")
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_trainer_takes_the_steps_of_a_loop_by_hand(tmp_path, accumulated):
@@ -82,6 +83,7 @@ def test_a_trainer_takes_the_steps_of_a_loop_by_hand(tmp_path, accumulated):
     assert found == pytest.approx(figures, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(tmp_path):
     def run(folder, steps, resume=False):
         model = network()
@@ -112,6 +114,7 @@ def _twins(module, args, kwargs):
     return args, kwargs
 
 
+@pytest.mark.slow
 def test_figures_go_to_a_logger_and_wrong_models_are_refused(tmp_path):
     model, seen = network(), []
     with sonde.training(model, {("blocks.0", "blocks.1"): Align()}) as terms:

@@ -56,6 +56,7 @@ def _half(scored, kind):
     return set(order[::2]), set(order[1::2])
 
 
+@pytest.mark.slow
 @pytest.mark.truth("binomial: of 200 worlds in which nothing sees, 2.5 % are to be called so")
 def test_where_none_sees_none_is_named_though_the_best_looks_good():
     rng, trusted, naive = np.random.default_rng(1), 0, 0
@@ -82,6 +83,7 @@ def test_rows_of_one_example_stay_together_and_few_examples_say_nothing():
     assert (found["trusted"], found["n_usual"], found["n_unusual"]) == (True, 40, 40)
 
 
+@pytest.mark.slow
 def test_the_command_says_whom_to_trust(tmp_path):
     from pyarrow import parquet
 

@@ -51,6 +51,7 @@ def turned(module: Any, matrix: Any, shift: Any = 0.0) -> Any:
     return new
 
 
+@pytest.mark.slow
 @pytest.mark.truth("planted: a rotation, a permutation and a shift that later layers undo")
 def test_what_was_done_to_a_layer_is_told_apart():
     base = net()

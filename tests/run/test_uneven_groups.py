@@ -29,6 +29,7 @@ def _side(shift, texts) -> Side:
     return shift.fit(texts[0], group=texts[1])
 
 
+@pytest.mark.slow
 @pytest.mark.truth("no change: three in four groups of both sides are short")
 @pytest.mark.parametrize(
     ("shift", "groups"),
@@ -47,6 +48,7 @@ def test_a_shift_of_uneven_groups_alarms_as_often_as_promised(shift, groups):
     assert alarms <= 4, f"{alarms} alarms of 20 at 5 %"
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the promise: one row of a new group alarms at the rate asked for")
 def test_the_groups_that_calibrate_are_taken_whatever_their_size():
     rates = []

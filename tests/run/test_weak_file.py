@@ -49,6 +49,7 @@ def folder(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.truth("planted: every fifth new input is of the style")
 def test_new_inputs_of_the_planted_group_are_told(folder):
     words = ("score", folder / "p.sonde", DIGITS, folder / "new.jsonl")
@@ -69,6 +70,7 @@ def test_new_inputs_of_the_planted_group_are_told(folder):
     assert "expected a file of `sonde scan --groups FILE`" in line
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the scan's own members; planted style and gain; labels; the model's answers")
 def test_clusters_tails_labels_and_answers_are_known_again(folder, tmp_path):
     settings = ScanSettings(progress=False, only=("SND061",))

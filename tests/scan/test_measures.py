@@ -28,6 +28,7 @@ def lines(report: Any) -> dict[tuple[str, str], dict[str, Any]]:
     return {(line["method"], line["site"]): line for line in report.json()["measures"]}
 
 
+@pytest.mark.slow
 @pytest.mark.truth("sonde.fit of the same measures on the same rows")
 def test_measures_are_those_of_fit_in_one_pass_and_in_two(net) -> None:
     words = "two_nn,unit_entropy(n_bins=8)"
@@ -41,6 +42,7 @@ def test_measures_are_those_of_fit_in_one_pass_and_in_two(net) -> None:
         assert found[key]["flags"] == list(result.flags)
 
 
+@pytest.mark.slow
 def test_a_deep_scan_says_what_it_leaves_out_and_draws_the_rest(net, tmp_path) -> None:
     report = sonde.scan(net, ROWS, settings=ScanSettings(deep=True, progress=False))
     document = report.json()
@@ -61,6 +63,7 @@ def test_one_that_was_asked_for_and_cannot_be_computed_is_an_error(net) -> None:
             sonde.scan(net, ROWS, settings=ScanSettings(measures=(word,), progress=False))
 
 
+@pytest.mark.slow
 def test_beside_a_second_data_set_all_rows_of_the_first_are_measured(net) -> None:
     settings = ScanSettings(measures=("two_nn",), progress=False)
     other = torch.randn(200, 8, generator=torch.Generator().manual_seed(2))
@@ -71,6 +74,7 @@ def test_beside_a_second_data_set_all_rows_of_the_first_are_measured(net) -> Non
     assert all(beside[k]["value"] == pytest.approx(alone[k]["value"]) for k in alone)
 
 
+@pytest.mark.slow
 def test_each_measure_says_its_cost_once_before_the_pass_and_no_value_is_lost(net, capsys) -> None:
     words = "two_nn,two_nn,mle_dimension(k=5),mle_dimension(k=10),unit_entropy"
     found = lines(sonde.scan(net, ROWS, settings=ScanSettings(measures=(words,), only=("SND011",))))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -83,6 +84,7 @@ def scanned(net: nn.Module, items: list[dict[str, Any]], classes: int = 3) -> Re
     return sonde.scan(net.eval(), items, settings=quiet())
 
 
+@pytest.mark.slow
 def test_a_token_before_the_texts_leaves_the_blocks_out_and_reads_the_rest() -> None:
     draw = torch.Generator().manual_seed(1)
     texts = [torch.randint(3, 30, (5 + i % 6,), generator=draw).tolist() for i in range(N)]
@@ -92,6 +94,7 @@ def test_a_token_before_the_texts_leaves_the_blocks_out_and_reads_the_rest() -> 
     assert found["answers"]["measure"] == "accuracy"
 
 
+@pytest.mark.slow
 def test_complex_weights_are_read_and_change_the_fingerprint() -> None:
     nets = [Spectral(), Spectral()]
     with torch.no_grad():

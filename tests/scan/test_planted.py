@@ -8,8 +8,6 @@ from scan._plants import Plant
 from sonde.findings.catalogue import rule_classes
 from sonde.report import Report
 
-pytestmark = pytest.mark.slow
-
 PLANTS = sorted((*STATES, *answers.PLANTS, *parts.PLANTS, *versus.PLANTS), key=lambda p: p.code)
 
 
@@ -25,6 +23,7 @@ def test_every_code_has_a_plant() -> None:
     assert [p.code for p in PLANTS] == list(rule_classes())
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda p: p.code)
 def test_the_fault_is_raised_at_its_level_with_its_consequences(plant: Plant) -> None:
     report = plant.fault()
@@ -43,6 +42,7 @@ def test_the_fault_is_raised_at_its_level_with_its_consequences(plant: Plant) ->
         assert plant.code in reasons(report)[code]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda p: p.code)
 def test_its_twin_is_looked_at_and_clear(plant: Plant) -> None:
     report = plant.twin()

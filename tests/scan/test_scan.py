@@ -45,7 +45,6 @@ def test_a_live_net_gives_a_report(report, tmp_path):
     assert "://" not in (tmp_path / "r.html").read_text().split("<body")[0]
 
 
-@pytest.mark.slow
 def test_no_label_is_called_wrong_where_labels_leave_no_trace(tmp_path):
     rng = np.random.default_rng(3)
     x, label = rng.normal(size=(400, 8)).astype(np.float32), rng.integers(0, 2, 400)
@@ -68,7 +67,6 @@ def test_a_call_is_told_as_a_call(report):
     assert report.json()["provenance"]["command"] == "sonde.scan('Sequential', 'list of items')"
 
 
-@pytest.mark.slow
 def test_a_norm_without_running_statistics_is_scanned():
     net = torch.nn.Sequential(
         torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8, track_running_stats=False)
@@ -110,7 +108,6 @@ def stopped_after(monkeypatch):
     monkeypatch.setattr(ranges, "observe_unit", original)
 
 
-@pytest.mark.slow
 def test_an_interrupted_scan_reports_what_it_has_and_goes_on(tmp_path, stopped_after, monkeypatch):
     source = Stream.of(torch.stack(items(300)))
     settings = ScanSettings(progress=False, unit_size=50, directory=tmp_path / "r.run")

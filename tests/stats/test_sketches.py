@@ -67,7 +67,6 @@ def test_quantiles_are_exact_while_few():
     assert Quantiles(256).bound(state) == 0.0
 
 
-@pytest.mark.slow
 @pytest.mark.truth("all rows")
 def test_coreset_covers():
     x = torch.randn(2000, 2, dtype=torch.float64, generator=GENERATOR)

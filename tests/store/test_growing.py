@@ -180,6 +180,7 @@ def read_texts(module, first, sites):
     return sonde.read(module, texts()[first : first + 20], sites=sites)
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_know_the_attention_kernel_grows(tmp_path, monkeypatch):
     known = LiveStream.identity
     module, more = gpt2(), ["transformer.h.0", "transformer.h.1"]
@@ -317,6 +318,7 @@ def tokens(batch_size=8):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the hash of rows, computed one by one")
 def test_kept_rows_are_those_of_the_hash(tmp_path):
     store = Store(write_store(KeptRows(tokens(), 4), tmp_path / "a", unit_size=16))

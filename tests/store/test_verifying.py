@@ -104,6 +104,7 @@ def test_a_truncated_file_is_found_and_written_again(whole, place, monkeypatch, 
     assert content(place) == content(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["store.json", "ranges/*.json", "rows/examples/*", "rows/[!e]*/*"])
 def test_any_flipped_bit_is_found(place, kind):
     rng = random.Random(0)
@@ -296,6 +297,7 @@ def grown(place: Path) -> Path:
     return append_store(Stream.of({"a": a[:30] + 1, "b": b[:30]}, ids=more, head=head), place)
 
 
+@pytest.mark.slow
 def test_a_store_that_grew_is_checked_and_repaired_as_a_whole(tmp_path):
     whole = grown(tmp_path / "whole")
     found = verify_store(whole)

@@ -33,6 +33,7 @@ def test_a_ratio_says_how_many_more_members_share_the_popular_answer():
     assert found == dict.fromkeys(RATIOS, 4)
 
 
+@pytest.mark.slow
 def test_a_net_is_made_once_and_the_same_again():
     world, model = facts_and_model(0, 1, HOW)
     assert facts_and_model(0, 1, HOW)[1] is model

@@ -7,6 +7,7 @@ from sonde_studies._plain_readings import PROMPTS, rows_of
 from sonde_studies._questions import LONGEST, World, reading, words
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the same items read one at a time")
 def test_rows_are_in_the_order_of_the_items_though_prompts_differ_in_length():
     draw = np.random.default_rng(0)

@@ -61,7 +61,6 @@ def cloned(stream: LiveStream, batch) -> dict[str, list[Tensor]]:
     return seen
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
 @pytest.mark.truth("a plain hook that clones, reduced by indexing here")
 def test_states_are_bit_equal_to_a_cloning_hook(architecture):
@@ -87,7 +86,6 @@ def _cells(x: Tensor) -> list[tuple[int, int]]:
     return [(i, j) for i in range(x.shape[2]) for j in range(x.shape[3])]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
 @pytest.mark.truth("mean, last and first token written as loops over examples")
 def test_pooled_rows_equal_loops_over_examples(architecture):

@@ -95,6 +95,7 @@ def test_the_tokens_are_those_of_whole_texts(build, other, how):
     assert torch.equal(generated(model, rule.bind(model), **how), expected)
 
 
+@pytest.mark.slow
 def test_laws():
     check(Mixture({"other": OtherLogits(causal_model(1)), "low": OtherLogits(layer=0)}))
 

@@ -93,7 +93,6 @@ def test_other_peoples_hooks_stay_in_their_order():
     assert list(net[0]._forward_hooks.items()) == before
 
 
-@pytest.mark.slow
 def test_flags_of_a_half_frozen_model_come_back():
     net = resnet18(width=8).train()
     net.layer1.eval()
@@ -284,6 +283,7 @@ def test_a_stop_restores_modes_and_random_state():
 # compile, checkpointing -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_compiled_model_that_has_run_is_read_and_stays_compiled():
     from torch._dynamo.testing import CompileCounter
 

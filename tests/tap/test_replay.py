@@ -25,7 +25,6 @@ def causal(module) -> Model:
     return Model(module, config=module.config, task="causal")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("build", [gpt2, llama, mamba], ids=["gpt2", "llama", "mamba"])
 @pytest.mark.truth("states recorded during greedy generation, call by call")
 def test_replayed_states_equal_those_of_generation(build):

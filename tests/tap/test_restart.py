@@ -89,6 +89,7 @@ def replaced_by_hook(net: Any, path: str, call: int, value: Tensor, given: dict[
         handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.truth("a whole forward with a hook that replaces the output")
 @pytest.mark.parametrize("name", MODELS)
 def test_every_site_gives_the_bits_of_a_whole_forward(name):

@@ -161,7 +161,6 @@ def test_the_gradient_at_an_input_is_that_through_its_module(sites):
         torch.testing.assert_close(batch.grad[site], wanted[site].detach().expand(len(X), -1))
 
 
-@pytest.mark.slow
 @pytest.mark.truth("the same net without in-place operations")
 def test_gradients_of_an_in_place_net_are_those_before_the_change():
     inputs = images(32, keyword=None)
@@ -183,7 +182,6 @@ def only_first(stream):
     return next(iter(stream.batches(0, 4)))
 
 
-@pytest.mark.slow
 def test_gradients_leave_parameters_flags_and_grads_alone():
     net = resnet18(width=8).train()
     net.conv1.weight.requires_grad_(False)
@@ -299,6 +297,7 @@ def test_a_model_for_one_batch_size_is_read_by_the_sizes_of_its_parameters():
     assert torch.equal(batch.rows["fc:out"], net.fc(X[:2]).detach())
 
 
+@pytest.mark.slow
 def test_a_stream_keeps_no_rows_that_its_reader_has_dropped():
     import gc
     import weakref

@@ -119,6 +119,7 @@ def test_counters_caches_and_places_do_not_count():
     assert structure(net) == first
 
 
+@pytest.mark.slow
 def test_shipped_models_hash_alike_in_every_process():
     names = ("digits", "stdlib")
     code = (

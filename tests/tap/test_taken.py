@@ -120,6 +120,7 @@ class Fails(nn.Module):
         return self.layer(x)
 
 
+@pytest.mark.slow
 def test_a_forward_that_fails_leaves_no_copies_behind():
     net, seen = Fails().eval(), []
 

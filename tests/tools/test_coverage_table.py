@@ -6,6 +6,7 @@ from PIL import Image
 from tools.coverage_table import lines, text, unusual_images
 
 
+@pytest.mark.slow
 @pytest.mark.truth("which images are digits")
 def test_a_grid_that_spans_nearly_all_rows_tells_more():
     ((site, found),) = lines(["vit.layers.0"], n=150)

@@ -20,6 +20,7 @@ def test_four_views_and_the_margin():
     assert found.item() == pytest.approx(wanted.item() + 0.4 * hinge, rel=1e-5)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("planted: without the margin the two maps come out alike")
 def test_the_margin_keeps_learned_views_apart():
     found = {}

@@ -93,6 +93,7 @@ def test_codes_and_a_task_head():
     assert not any(p is q for p in loss.parameters() for q in head.parameters())
 
 
+@pytest.mark.essential
 @pytest.mark.truth("planted: states that their position alone tells")
 @pytest.mark.parametrize("rebuilder", ["transformer", "conv"])
 def test_positions_are_told_apart(rebuilder):

@@ -54,6 +54,7 @@ def test_the_teacher_itself_loses_nothing_and_parts_start_at_their_weights():
     assert loss.maps[0].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.essential
 @pytest.mark.truth("planted: a student whose maps are linear mixtures of the teacher's")
 def test_maps_that_carry_the_teacher_reach_zero():
     torch.manual_seed(0)

@@ -70,6 +70,7 @@ def test_every_way_gives_the_product(n, bits, group, word):
         assert gap < (1e-6 if way == "blocks" else 0.01), way
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the float64 product with the same weight")
 @pytest.mark.parametrize(("n_out", "is_known"), [(128, True), (48, False)])
 def test_many_rows_are_multiplied_in_float32_from_the_packing_of_the_kernel(n_out, is_known):
@@ -124,6 +125,7 @@ def test_a_weight_is_packed_part_by_part():
     assert torch.equal(layer._kernel.packed, Int4([codes], scale, offset, 32).packed)
 
 
+@pytest.mark.slow
 def test_a_layer_holds_one_form_of_its_weight_and_the_faster():
     layer, _ = packed(256, 256)
     full = 256 * 256 * 4

@@ -240,6 +240,7 @@ def test_a_patch_names_no_file_outside(small, name):
         assert sorted(small.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_any_change_of_a_patch_is_refused_before_anything_is_written(small):
     new, patch = small / "in" / "new", small / "in" / "new.patch"
     text = (patch / "patch.json").read_bytes()

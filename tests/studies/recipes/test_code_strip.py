@@ -54,6 +54,7 @@ def test_the_functions_of_a_module_bear_it():
         compile(without_layout(text), "", "exec")
 
 
+@pytest.mark.slow
 @pytest.mark.truth("mean squared distance in units of that between pieces, by hand")
 def test_how_far_states_move_is_a_ratio_of_distances():
     texts = [*functions_of(random), *functions_of(ast)][:20]

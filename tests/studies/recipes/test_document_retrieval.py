@@ -28,6 +28,7 @@ def test_bm25_is_the_published_sum():
             assert float(got) == pytest.approx(want)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("queries that are the second passage of their document")
 def test_a_passage_that_is_asked_for_word_by_word_is_found():
     model, draw = load("sonde:stdlib"), torch.Generator().manual_seed(1)

@@ -42,6 +42,7 @@ def test_labels_keep_users_apart_to_the_row(answer):
     assert way[TUNED]["nats"] > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.truth("nearest rows found one by one")
 def test_answers_of_the_shared_index_are_the_nearest_rows(answer):
     import numpy as np

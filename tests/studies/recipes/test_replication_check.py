@@ -38,6 +38,7 @@ def test_copies_are_found_with_the_rows_that_they_copy():
     assert 10 / 153 <= float(found.value) < 15 / 153
 
 
+@pytest.mark.slow
 @pytest.mark.truth("fresh rows, of which a share alpha may be called copies")
 def test_fresh_rows_are_called_copies_as_often_as_allowed():
     shares = []

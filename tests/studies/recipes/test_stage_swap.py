@@ -29,6 +29,7 @@ class Pictures(nn.Module):
         return self.last(self.first(x).relu().mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the models' own logits")
 @pytest.mark.parametrize("kind", ["tokens", "pictures"])
 def test_a_model_that_is_cut_and_joined_answers_as_before(kind):

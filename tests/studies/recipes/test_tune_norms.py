@@ -35,6 +35,7 @@ def domains(noise=False, n=260):
     return Model(net.eval()), target, source
 
 
+@pytest.mark.slow
 @pytest.mark.truth("parameters counted by hand; what stands before all that moves cannot move")
 def test_only_the_named_parameters_move():
     model, target, source = domains()
@@ -54,6 +55,7 @@ def test_only_the_named_parameters_move():
     assert all(torch.equal(v, after[k]) for k, v in before.items())
 
 
+@pytest.mark.slow
 @pytest.mark.truth("labels of chance on rows that did not train")
 def test_noise_is_no_gain_on_rows_that_did_not_train():
     model, target, source = domains(noise=True)
@@ -68,6 +70,7 @@ def test_rows_without_labels_are_refused():
         tune_norms(model, target, [{"x": r["x"]} for r in source], progress=False)
 
 
+@pytest.mark.slow
 def test_the_command_asks_it():
     ran = run_words("recipe", "tune-norms", "sonde:digits", "sonde:digits/train",
                     "sonde:digits/test", "--limit", "90", "--epochs", "1", "--json")  # fmt: skip

@@ -47,6 +47,7 @@ def silent(net):
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.truth("what was done to the weights")
 def test_each_way_to_forget_gets_its_verdict(world):
     net, own, others = world

@@ -28,6 +28,7 @@ def asked(rows, **options):
     return view_sets(IDENTITY, rows, site="0", seed=2, progress=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("heads of scikit-learn on means of the views, fitted by hand")
 def test_the_mean_is_judged_as_by_hand():
     x, label, rows = sets()
@@ -55,6 +56,7 @@ def test_the_mean_is_judged_as_by_hand():
     assert found["mean"]["4 views"] > found["mean"]["1 view"] + 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.truth("copies of a view hold what one holds")
 def test_copies_add_nothing():
     answer = asked(sets(copies=True)[2])

@@ -40,6 +40,7 @@ def test_the_numbers_of_a_text_are_those_of_its_logits():
         assert row[NAMES.index("least log_p")] == pytest.approx(float(least), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("which texts had their letters shuffled")
 def test_unlikely_texts_are_told_from_likely_ones_and_new_ones_are_judged():
     new = written(6, 3) + written(5, 4, odd=True)
@@ -54,6 +55,7 @@ def test_unlikely_texts_are_told_from_likely_ones_and_new_ones_are_judged():
     assert "Of 11 new texts 6 are" in found.sentence
 
 
+@pytest.mark.slow
 @pytest.mark.truth("two samples of one kind")
 def test_texts_of_one_kind_cannot_be_told():
     found = was_it_generated(load("sonde:stdlib"), written(60, 5), written(60, 6), progress=False)

@@ -63,6 +63,7 @@ def test_agreement_is_that_of_gradients_taken_by_hand():
     assert np.isfinite([row["standard error"] for row in found.rows]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.truth("a task and itself, over eight nets")
 def test_a_task_agrees_with_its_copy_as_it_should():
     over = list[float]()

@@ -26,6 +26,7 @@ def texts(kind, n=36, seed=0):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.truth("what the writers were made to differ in")
 @pytest.mark.parametrize(
     ("kind", "verdict"),

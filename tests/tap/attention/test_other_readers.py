@@ -35,6 +35,7 @@ def test_the_gradient_at_heads_is_that_of_the_output_projected_back():
     assert float(heads.abs().max()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.truth("one forward over the whole text")
 def test_a_guard_scores_heads_and_keys_of_each_generated_token():
     model, sites = qwen2(), ["layers.1:heads", "layers.1:keys", "layers.0:probs.distance"]
