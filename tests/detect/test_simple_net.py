@@ -93,8 +93,6 @@ def test_the_running_centre_is_that_of_usual_rows():
 
 
 @pytest.mark.essential
-@pytest.mark.essential
-@pytest.mark.essential
 @pytest.mark.truth("the quadric where both Gaussian densities are equal")
 def test_the_boundary_is_the_quadric_between_rows_and_noisy_rows():
     source = torch.Generator().manual_seed(0)
@@ -110,8 +108,6 @@ def test_the_boundary_is_the_quadric_between_rows_and_noisy_rows():
     assert float(agreement) >= 0.95
 
 
-@pytest.mark.essential
-@pytest.mark.essential
 @pytest.mark.essential
 @pytest.mark.truth("overlap of the Gaussian densities by scipy.stats.chi2; the order of norms")
 @pytest.mark.parametrize(("adapter", "constant"), [(True, 2), (False, 0)])
@@ -153,8 +149,6 @@ def _patches(n_images, seed):
     return _rows(n_images * 9, 8, seed).reshape(n_images, 9, 8)
 
 
-@pytest.mark.essential
-@pytest.mark.essential
 @pytest.mark.essential
 @pytest.mark.truth("AUROC of permuted units, by counting pairs; PatchCore has 1.0")
 def test_two_hundred_images_are_enough_at_the_defaults():

@@ -95,8 +95,6 @@ def test_a_moved_unit_is_named_among_sparse_ones():
 
 
 @pytest.mark.essential
-@pytest.mark.essential
-@pytest.mark.essential
 @pytest.mark.truth("Welch's test of all rows")
 def test_a_move_too_small_for_the_sample_is_seen_in_all_rows():
     x, y = _rows(8, 8_000, 2), _rows(9, 8_000, 2) + torch.tensor([0.0, 0.15])
