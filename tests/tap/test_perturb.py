@@ -197,3 +197,32 @@ def test_parameters_that_are_not_named_are_the_defaults(tmp_path):
         Perturbation.from_json({"eps": "much"})
     with pytest.raises(InputError, match="positive temperature"):
         Perturbation.from_json({"temperature": -1})
+
+
+@pytest.mark.truth("the same classifier as a function of one row that holds both inputs")
+def test_several_inputs_are_moved_together_and_masks_stay():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(4)
+            self.both = nn.Bilinear(2, 3, 4).double()
+
+        def forward(self, left, right, row_mask=None):
+            found = self.both(left, right).tanh() + left.sum(1, keepdim=True) * right[:, :1]
+            return found if row_mask is None else found * row_mask
+
+    class One(nn.Module):
+        def __init__(self, two):
+            super().__init__()
+            self.two = two
+
+        def forward(self, x):
+            return self.two(x[:, :2], x[:, 2:])
+
+    net, how = Two(), Perturbation(3.0, 0.2, 0.7)
+    wanted = perturbed_logits(One(net), (X,), {}, how)
+    mask = {"row_mask": torch.ones(6, 1).double()}
+    for args, kwargs in (((X[:, :2], X[:, 2:]), {}), ((X[:, :2],), {"right": X[:, 2:], **mask})):
+        torch.testing.assert_close(perturbed_logits(net, args, kwargs, how), wanted)
+    with pytest.raises(InputError, match="one std for all of left, right"):
+        perturbed_logits(net, (X[:, :2], X[:, 2:]), {}, Perturbation(3.0, 0.2, (0.1, 0.2)))

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.explain.attribution import Attribution, Attributor
+from sonde.explain.attribution import Attribution, Attributor, sites_named
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective
 from sonde.tap.streams.site_function import SiteFunction
@@ -26,8 +26,8 @@ def judged_by(
         "method": repr(test),
         "objective": fixed.objective.name,
         **fixed.output_named,
-        "site": function.site,
-        "baseline": str(baseline.at_kind(function)),
+        **sites_named(function),
+        "baseline": baseline.name_at(function),
         "masking": "replaced by the baseline",
         "attribution": found.conventions["method"],
     }

@@ -10,7 +10,7 @@ from sonde.core.errors import ShapeError
 from sonde.explain.attribution import Attribution
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective
-from sonde.tap.streams.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction, Varied
 
 MOST_ROWS = 256
 """Rows of one forward, so that memory does not grow with the number of sets."""
@@ -20,35 +20,46 @@ MOST_ROWS = 256
 class ExamplePlaces:
     """Values at the places of each example, and what stands there when a place is taken away.
 
+    Places are the tokens or pixels of what is varied; of a row of numbers, the numbers. Those of
+    several inputs come one input after another.
+
     Parameters
     ----------
-    x, base : Float[Tensor, "row place feature"]
+    x, base : Float[Tensor, "row entry"]
+    place : Int[Tensor, "entry"]
+        The place of each entry.
     real : Bool[Tensor, "row place"]
         Padding is never taken away.
+    shape : tuple of int
+        Of the values, examples first.
     """
 
-    x: Float[Tensor, "row place feature"]
-    base: Float[Tensor, "row place feature"]
+    x: Float[Tensor, "row entry"]
+    base: Float[Tensor, "row entry"]
+    place: Int[Tensor, "entry"]
     real: Bool[Tensor, "row place"]
     shape: tuple[int, ...]
-    axis: int
 
     @classmethod
     def of(cls, function: SiteFunction, baseline: Baseline) -> "ExamplePlaces":
         """Return the places of a site: its tokens or pixels; of a row of numbers, the numbers."""
         value, base = function.value, baseline.at(function)
-        axis = function.feature_axis if value.ndim > 2 else -1
-        x, base = (_split(v, axis) for v in (value, base))
-        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        mask = function.mask
-        if mask is not None:
-            real = mask.to(x.device)
-        return cls(x, base, real, tuple(value.shape), axis)
+        places, reals, n = list[Tensor](), list[Tensor](), 0
+        for part in function.parts:
+            own = _places_of(part)
+            real = torch.ones(len(value), int(own.max()) + 1, dtype=torch.bool)
+            if part.mask is not None and part.mask.shape == real.shape:
+                real = part.mask
+            places.append(own.flatten() + n)
+            reals.append(real.to(value.device))
+            n += real.shape[1]
+        place, real = torch.cat(places).to(value.device), torch.cat(reals, dim=1)
+        return cls(value.flatten(1), base.flatten(1), place, real, tuple(value.shape))
 
     @property
     def n(self) -> int:
         """How many places there are."""
-        return self.x.shape[1]
+        return self.real.shape[1]
 
     def scores(self, found: Attribution) -> Float[Tensor, "row place"]:
         """Return an attribution as one number for each place.
@@ -58,12 +69,12 @@ class ExamplePlaces:
         ShapeError
             If the attribution has other places than the site.
         """
-        value = torch.as_tensor(found.value)
-        flat = value if len(self.shape) == 2 else found.by_place
+        own = found.value if len(self.shape) == 2 else found.by_place
+        flat = torch.as_tensor(found.per_place if found.inputs else own)
         flat = flat.reshape(len(flat), -1)
-        if flat.shape != self.x.shape[:2]:
+        if flat.shape != self.real.shape:
             raise ShapeError(
-                f"judge: expected an attribution over {tuple(self.x.shape[:2])} places, got "
+                f"judge: expected an attribution over {tuple(self.real.shape)} places, got "
                 f"{tuple(flat.shape)}. Grow a map to the picture first (upsampled), or judge it at "
                 "the site that it was made for."
             )
@@ -78,14 +89,13 @@ class ExamplePlaces:
 
     def without(self, gone: Bool[Tensor, "row place"]) -> Tensor:
         """Return the values with the baseline at some places, in the shape of the site."""
-        return self.values(torch.where((gone & self.real).unsqueeze(-1), self.base, self.x))
+        at = (gone & self.real)[:, self.place]
+        return torch.where(at, self.base, self.x).reshape(self.shape)
 
-    def values(self, x: Float[Tensor, "row place feature"]) -> Tensor:
-        """Return values in the shape of the site."""
-        if len(self.shape) == 2:
-            return x.squeeze(-1)
-        wide = [n for i, n in enumerate(self.shape) if i != self.axis]
-        return x.reshape(*wide, x.shape[-1]).movedim(-1, self.axis)
+    def spread(self, each: Float[Tensor, "row place"]) -> Tensor:
+        """Return a number for each place, shared evenly by its features, in the site's shape."""
+        shared = each.to(self.x) / torch.bincount(self.place, minlength=self.n)
+        return shared[:, self.place].reshape(self.shape)
 
     def number_of_sets(
         self,
@@ -99,17 +109,20 @@ class ExamplePlaces:
         for sets in kept.split(size):
             k = len(sets)
             gone = ~sets.to(self.x.device).unsqueeze(0) & self.real.unsqueeze(1)
-            x = torch.where(gone.unsqueeze(-1), self.base[:, None], self.x[:, None])
-            shaped = [self.values(x[:, i]) for i in range(k)]
-            values = torch.stack(shaped, dim=1).flatten(0, 1)
+            x = torch.where(gone[..., self.place], self.base[:, None], self.x[:, None])
+            values = x.flatten(0, 1).reshape(-1, *self.shape[1:])
             with torch.no_grad():
                 numbers = objective.repeated(k).of(function.run(values, k)).detach()
             found.append(numbers.double().cpu().reshape(function.n, k))
         return torch.cat(found, dim=1)
 
 
-def _split(value: Tensor, axis: int) -> Float[Tensor, "row place feature"]:
-    if value.ndim == 2:
-        return value.unsqueeze(-1)
-    wide = value.movedim(axis, -1)
-    return wide.reshape(len(wide), -1, wide.shape[-1])
+def _places_of(part: Varied) -> Int[Tensor, "..."]:
+    """Return the number of the place of each entry of one example, in the shape of the part."""
+    shape = part.value.shape[1:]
+    if len(shape) < 2:
+        return torch.arange(shape.numel())
+    axis = part.axis - 1
+    outer = [n for i, n in enumerate(shape) if i != axis]
+    places = torch.arange(torch.Size(outer).numel()).reshape(outer)
+    return places.unsqueeze(axis).expand(shape)

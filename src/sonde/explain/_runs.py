@@ -186,9 +186,6 @@ class TwoRuns:
 
     def entry(self) -> Site | None:
         """Return the site where tokens become states, or None if the model reads numbers."""
-        args, kwargs = self._given["clean"]
-        if any(x.is_floating_point() for x in leaves((args, kwargs)).values()):
-            return None
         found = SiteFunction(self.module, self.inputs("clean")).site
         return None if found == INPUT else self.sites(found)[0]
 

@@ -4,7 +4,7 @@ A picture made by ascent shows what a unit answers to, not what it is used for: 
 value against real rows, and take ``exemplars`` first.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 import torch
@@ -16,11 +16,12 @@ from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
+from sonde.core.site import Site
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.sites import Pattern, resolve
-from sonde.tap.streams.site_function import INPUT, SiteFunction
+from sonde.tap.streams.site_function import INPUT, SiteFunction, Varied
 
 
 @final
@@ -28,10 +29,11 @@ from sonde.tap.streams.site_function import INPUT, SiteFunction
 class ActivationMaxResult(Result):
     """``value`` is the activation achieved; ``null`` the largest on a real input.
 
-    ``found`` is the input, or the embeddings of tokens, that achieves it; ``natural`` the real
-    inputs' activations, ``best`` the index of the largest, ``percentile`` the share of real inputs
-    below what was achieved. ``tokens``, of a model of tokens, are those with the nearest
-    embeddings, and ``token_value`` what these tokens themselves achieve.
+    ``found`` is the input, or the embeddings of tokens, that achieves it; several inputs are one
+    row of numbers, and ``parts`` has each by its name. ``natural`` are the real inputs'
+    activations, ``best`` the index of the largest, ``percentile`` the share of real inputs below
+    what was achieved. ``tokens``, of a model of tokens, are those with the nearest embeddings, and
+    ``token_value`` what these tokens themselves achieve.
     """
 
     found: Float[Tensor, "..."]
@@ -41,6 +43,7 @@ class ActivationMaxResult(Result):
     losses: Float[Tensor, "step"]
     tokens: Int[Tensor, "token"] | None = None
     token_value: float | None = None
+    parts: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 @final
@@ -125,10 +128,10 @@ class ActivationMax(Explainer):
         with torch.no_grad():
             natural = unit_of(at.value)
         start = at.value.mean(0, keepdim=True)
-        spread = float(at.value.std().nan_to_num()) or 1.0
+        spread = at.joined([_spread(part.value) for part in at.parts])
         draw = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(start.shape, generator=draw).to(start)
-        found, path = self._ascended(unit_of, at.value, start + 0.1 * spread * noise, spread, draw)
+        found, path = self._ascended(unit_of, start + 0.1 * spread * noise, spread, draw)
         with torch.no_grad():
             value = float(unit_of(_repeated(found, at.n))[0])
         tokens = _nearest(at, found) if at.site != INPUT else None
@@ -141,7 +144,7 @@ class ActivationMax(Explainer):
             conventions={
                 "method": repr(self),
                 "site": unit_of.site,
-                "input": at.site,
+                "input": ", ".join(at.inputs) or at.site,
                 "null": "the largest on a real input",
                 "se": "none: one input",
             },
@@ -152,28 +155,33 @@ class ActivationMax(Explainer):
             losses=path,
             tokens=None if tokens is None else tokens[0],
             token_value=None if tokens is None else float(unit_of(tokens[1])[0]),
+            parts={name: x[0] for name, x in zip(at.inputs, at.split(found), strict=False)},
         )
 
     @torch.enable_grad()
     def _ascended(
-        self, unit_of: "_UnitOf", real: Tensor, x: Tensor, spread: float, draw: torch.Generator
+        self, unit_of: "_UnitOf", x: Tensor, spread: Tensor, draw: torch.Generator
     ) -> tuple[Tensor, Float[Tensor, "step"]]:
         """Return the best input of the ascent and the activation at each step."""
+        at, real = unit_of.at, unit_of.at.value
         centre = real.mean(0, keepdim=True)
-        rest = [i for i in range(real.ndim) if i != (1 if real.ndim == 4 else real.ndim - 1)]
-        low, high = real.amin(rest, keepdim=True), real.amax(rest, keepdim=True)
+        bounds = [_bounds(part) for part in at.parts]
+        low, high = (at.joined([one[i] for one in bounds]) for i in (0, 1))
         first, second = torch.zeros_like(x), torch.zeros_like(x)
         path: list[float] = []
         best, best_value = x, -torch.inf
         for step in range(1, self.steps + 1):
             point = x.detach().requires_grad_(True)
-            value = unit_of(_repeated(_rolled(point, self.jitter, draw), len(real)))[0]
+            rolled = at.joined([_rolled(x, self.jitter, draw) for x in at.split(point)])
+            value = unit_of(_repeated(rolled, len(real)))[0]
             if not value.requires_grad:
                 raise InputError(
                     f"ActivationMax: unit {unit_of.unit} of {unit_of.site} does not depend on the "
                     "input. Name another site."
                 )
-            price = self.l2 * (point - centre).square().mean() + self.tv * _roughness(point)
+            price = self.l2 * (point - centre).square().mean() + self.tv * sum(
+                map(_roughness, at.split(point))
+            )
             (slope,) = torch.autograd.grad(value - price, point)
             path.append(float(value.detach()))
             if path[-1] - float(price.detach()) > best_value:
@@ -188,7 +196,9 @@ class ActivationMax(Explainer):
                 x = x * (self.radius / x.norm()).clamp(max=1.0)
         with torch.no_grad():
             last = float(unit_of(_repeated(x, len(real)))[0])
-            price = self.l2 * (x - centre).square().mean() + self.tv * _roughness(x)
+            price = self.l2 * (x - centre).square().mean() + self.tv * sum(
+                map(_roughness, at.split(x))
+            )
         best = x if last - float(price) >= best_value else best
         return best.detach(), torch.tensor(path)
 
@@ -243,6 +253,19 @@ class _UnitOf:
         return found[:, None] if found.ndim == 1 else found
 
 
+def _spread(x: Tensor) -> Tensor:
+    """Return the standard deviation over all entries, 1 if there is none, for each of one row."""
+    return torch.full_like(x[:1], float(x.std().nan_to_num()) or 1.0)
+
+
+def _bounds(part: Varied) -> tuple[Tensor, Tensor]:
+    """Return the range of each channel over the real inputs, for each entry of one row."""
+    x, kept = part.value, part.axis
+    rest = [i for i in range(x.ndim) if i != kept]
+    low, high = x.amin(rest, keepdim=True), x.amax(rest, keepdim=True)
+    return low.expand_as(x[:1]), high.expand_as(x[:1])
+
+
 def _repeated(x: Tensor, n: int) -> Tensor:
     """Return one input repeated ``n`` times, to match the rows of the call's other inputs."""
     return x.expand(n, *x.shape[1:])
@@ -261,10 +284,18 @@ def _roughness(x: Tensor) -> Tensor:
     return x.diff(dim=2).square().mean() + x.diff(dim=3).square().mean()
 
 
-def _nearest(at: SiteFunction, found: Tensor) -> tuple[Int[Tensor, "token"], Tensor]:
-    """Return the tokens whose embeddings are nearest by angle, and these embeddings."""
-    module = ModuleNames(at.module).modules[at.site.partition(":")[0]]
-    table = module.get_parameter("weight").detach().to(found)
+def _nearest(at: SiteFunction, found: Tensor) -> tuple[Int[Tensor, "token"], Tensor] | None:
+    """Return the tokens whose embeddings are nearest by angle, and these embeddings.
+
+    None if the module that is fed the tokens has no weight with a row for each.
+    """
+    module = ModuleNames(at.module).modules[Site.parse(at.site).path]
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    if weight is None or weight.ndim != 2 or weight.shape[1] != found.shape[-1]:
+        return None
+    table = weight.detach().to(found)
     unit = nn.functional.normalize(table, dim=1)
     tokens = (nn.functional.normalize(found[0], dim=-1) @ unit.T).argmax(-1)
-    return tokens, _repeated(table[tokens][None], at.n)
+    with torch.no_grad():  # the module itself: a table may scale its rows
+        embedded = module(tokens).to(found)
+    return tokens, _repeated(embedded[None], at.n)

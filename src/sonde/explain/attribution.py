@@ -1,5 +1,6 @@
 """How much each entry of an input or of a state raises the objective, and what was assumed."""
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -21,20 +22,42 @@ ROUNDING = 1e-6
 
 
 @final
+@dataclass(frozen=True)
+class ExplainedInput:
+    """One of several inputs that are explained together.
+
+    Parameters
+    ----------
+    name : str
+    shape : tuple of int
+        Without the axis of examples.
+    axis : int
+        Of features, counted with the axis of examples.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axis: int
+
+
+@final
 @dataclass(frozen=True, kw_only=True)
 class Attribution(Result):
     """A number for each entry of the tensor at a site; positive = it raises the objective.
 
-    ``value`` has the tensor's shape, examples first; maps lack the axis of features.
-    ``objective`` is the number that is explained, for each row. ``gap``, if parts should add up, is
-    the rise from the baseline less their sum. ``feature_axis`` is the axis of features in
-    ``value``, None if it has no such axis.
+    ``value`` has the tensor's shape, examples first; maps lack the axis of features. Of a model of
+    several inputs it is a row of numbers for each example, one input after another; ``parts`` has
+    each input's own in its shape. ``objective`` is the number that is explained, for each row.
+    ``gap``, if parts should add up, is the rise from the baseline less their sum. ``feature_axis``
+    is the axis of features in ``value``, None if it has no such axis. ``inputs`` are the inputs
+    that were explained together, empty if it was one tensor.
     """
 
     title: ClassVar[str] = "Attribution"
     objective: Float[Tensor, "row"]
     gap: Float[Tensor, "row"] | None = None
     feature_axis: int | None = None
+    inputs: tuple[ExplainedInput, ...] = ()
 
     @property
     def signed(self) -> bool:
@@ -42,10 +65,33 @@ class Attribution(Result):
         return bool(self.conventions["signed"])
 
     @property
+    def parts(self) -> dict[str, Tensor]:
+        """The attribution of each input by its name; of one tensor alone by its site."""
+        value = torch.as_tensor(self.value)
+        if not self.inputs:
+            return {self.conventions.get("inputs", str(self.conventions["site"])): value}
+        pieces = value.split([math.prod(one.shape) for one in self.inputs], dim=1)
+        zipped = zip(self.inputs, pieces, strict=True)
+        return {one.name: x.reshape(len(x), *one.shape) for one, x in zipped}
+
+    @property
     def by_place(self) -> Float[Tensor, "row *place"]:
         """The sum over features: one number for each token, pixel or row."""
         value = torch.as_tensor(self.value)
         return value if self.feature_axis is None else value.sum(self.feature_axis)
+
+    @property
+    def per_place(self) -> Float[Tensor, "row *place"]:
+        """One number for each place: token, pixel, or entry of a row of numbers."""
+        if not self.inputs:
+            return torch.as_tensor(self.value) if self._is_rows else self.by_place
+        zipped = zip(self.inputs, self.parts.values(), strict=True)
+        places = [x if x.ndim < 3 else x.sum(one.axis) for one, x in zipped]
+        return torch.cat([x.reshape(len(x), -1) for x in places], dim=1)
+
+    @property
+    def _is_rows(self) -> bool:
+        return torch.as_tensor(self.value).ndim == 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +136,8 @@ class Attributor(Explainer):
         inputs : Tensor, tuple, dict or InputBatch
             What the model is called with.
         site : pattern, default="input"
-            ``input``, or a module's output; of a model of tokens ``input`` is its embedding.
+            ``input``, or a module's output. ``input`` is every floating-point input together, of a
+            model of tokens the table that is fed them; ``:in.right`` is the input of that name.
         objective : Objective, optional
             By default the logit of the predicted class or token.
 
@@ -133,7 +180,7 @@ class Attributor(Explainer):
                 "method": repr(self),
                 "objective": fixed.objective.name,
                 **fixed.output_named,
-                "site": function.site,
+                **sites_named(function),
                 "baseline": self._compared_with(function),
                 "signed": self.signed,
                 "se": "none: one answer for each input",
@@ -141,6 +188,7 @@ class Attributor(Explainer):
             objective=explained,
             gap=gap,
             feature_axis=axis,
+            inputs=_explained(function) if value.shape == function.value.shape else (),
         )
 
     @property
@@ -151,8 +199,22 @@ class Attributor(Explainer):
     def _compared_with(self, function: SiteFunction) -> str:
         """Return the name of what the values are compared with."""
         found = getattr(self, "baseline", None)
-        return "none" if found is None else str(found.at_kind(function))
+        return "none" if found is None else found.name_at(function)
 
     @abstractmethod
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         """Return what the method finds."""
+
+
+def sites_named(function: SiteFunction) -> dict[str, str]:
+    """Return the site, the inputs that are varied there and what is held, for conventions."""
+    named = {"inputs": function.inputs, "held": function.held}
+    return {"site": function.site} | {k: ", ".join(v) for k, v in named.items() if v}
+
+
+def _explained(function: SiteFunction) -> tuple[ExplainedInput, ...]:
+    """Return the inputs that are varied together, or none if it is one tensor."""
+    parts = function.parts
+    if parts[0].value is function.value:
+        return ()
+    return tuple(ExplainedInput(p.name, tuple(p.value.shape[1:]), p.axis) for p in parts)

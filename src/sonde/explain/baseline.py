@@ -1,5 +1,6 @@
 """Values in place of what is taken away: zero, a mean, a constant, a blur, or given values."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
@@ -13,7 +14,7 @@ from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.explain._batches import batches_of
 from sonde.tap.model.sites import Pattern
-from sonde.tap.streams.site_function import INPUT, SiteFunction
+from sonde.tap.streams.site_function import INPUT, SiteFunction, Varied
 
 Kind = Literal["auto", "mean", "zero", "constant", "blur", "values"]
 
@@ -34,7 +35,8 @@ class Baseline:
     size : int, default=9
         Odd.
     values : Tensor, optional
-        For ``values``: one for each feature (a fitted mean), or a whole tensor like the site's.
+        For ``values``: one for each feature (a fitted mean), of several inputs one input after
+        another, or a whole tensor like the site's.
     name : str, default=""
         How results name given values.
 
@@ -77,23 +79,35 @@ class Baseline:
         InputError
             If there is no input.
         """
-        total, n, n_rows = torch.zeros(()), 0, 0
+        totals, counts, n_rows = list[Tensor](), list[int](), 0
         for batch in batches_of(inputs):
-            rows = _place_features(function := SiteFunction(model, batch, site))
-            total = total + rows.double().sum(0).cpu()
-            n, n_rows = n + len(rows), n_rows + function.n
-        if not n:
+            function = SiteFunction(model, batch, site)
+            rows = [_place_features(part) for part in function.parts]
+            sums = [x.double().sum(0).cpu() for x in rows]
+            totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
+            own = [len(x) for x in rows]
+            counts = [a + b for a, b in zip(counts, own, strict=True)] if counts else own
+            n_rows += function.n
+        if not n_rows or not all(counts):
             raise InputError("Baseline.fit: expected at least one input, got none.")
-        return cls("values", values=(total / n).float(), name=f"mean of {n_rows} fitted rows")
+        means = torch.cat([total / n for total, n in zip(totals, counts, strict=True)])
+        return cls("values", values=means.float(), name=f"mean of {n_rows} fitted rows")
 
-    def at_kind(self, function: SiteFunction) -> "Baseline":
-        """Return the baseline with ``auto`` resolved by what is varied."""
+    def name_at(self, function: SiteFunction) -> str:
+        """Return how results name the baseline; what ``auto`` is of each of several inputs."""
+        parts = function.parts
+        named = {part.name: str(self._kind_of(part)) for part in parts}
+        if len(set(named.values())) == 1:
+            return str(self._kind_of(parts[0]))
+        return ", ".join(f"{kind} ({name})" for name, kind in named.items())
+
+    def _kind_of(self, part: Varied) -> "Baseline":
         if self.kind != "auto":
             return self
-        x = function.value
-        if function.site != INPUT or x.ndim != 4 or min(x.shape[2:]) < 3:
+        size = part.value.shape[2:]
+        if not part.is_input or len(size) != 2 or min(size) < 3:
             return Baseline("zero")
-        return Baseline("blur", size=min(x.shape[2:]) | 1)
+        return Baseline("blur", size=min(size) | 1)
 
     def at(self, function: SiteFunction) -> Tensor:
         """Return the values for each example, of the shape of the site's.
@@ -105,33 +119,38 @@ class Baseline:
         InputError
             If a mean is over a single row: it would equal that row.
         """
-        if self.kind == "auto":
-            return self.at_kind(function).at(function)
-        x, axis = function.value, function.feature_axis
+        parts = function.parts
+        if self.values is not None:
+            return self._given(function, parts, self.values)
+        return function.joined([self._kind_of(part)._of(part) for part in parts])
+
+    def _of(self, part: Varied) -> Tensor:
+        x, axis = part.value, part.axis
         if self.kind == "zero":
             return torch.zeros_like(x)
         if self.kind == "constant":
             return torch.full_like(x, self.constant)
         if self.kind == "blur":
             return self._blurred(x)
-        if self.values is not None:
-            return self._given(x, axis, self.values)
-        rows = _place_features(function)
+        rows = _place_features(part)
         if len(rows) < 2:
             raise InputError(
                 f"Baseline: expected two rows or more for their mean, got {len(rows)} at "
-                f"{function.site}. Fit the mean before: Baseline.fit(model, data)."
+                f"{part.name}. Fit the mean before: Baseline.fit(model, data)."
             )
-        return rows.mean(0).expand_as(x.movedim(axis, -1)).movedim(-1, axis)
+        return _over_places(rows.mean(0), x, axis)
 
-    def _given(self, x: Tensor, axis: int, values: Tensor) -> Tensor:
-        values = values.to(x)
-        if values.ndim == 1 and len(values) == x.shape[axis]:
-            return values.expand_as(x.movedim(axis, -1)).movedim(-1, axis)
+    def _given(self, function: SiteFunction, parts: Sequence[Varied], values: Tensor) -> Tensor:
+        """Return given values: one for each feature of each part, or a whole tensor."""
+        x, values = function.value, values.to(function.value)
+        widths = [part.value.shape[part.axis] for part in parts]
+        if values.ndim == 1 and len(values) == sum(widths):
+            zipped = zip(values.split(widths), parts, strict=True)
+            return function.joined([_over_places(v, p.value, p.axis) for v, p in zipped])
         if values.shape in (x.shape, x.shape[1:]):
             return values.expand_as(x)
         raise ShapeError(
-            f"Baseline: expected one value for each of {x.shape[axis]} features or a tensor like "
+            f"Baseline: expected one value for each of {sum(widths)} features or a tensor like "
             f"{tuple(x.shape)}, got {tuple(values.shape)}."
         )
 
@@ -145,7 +164,13 @@ class Baseline:
         return avg_pool2d(rows, (1, self.size), 1, (0, half), count_include_pad=False)
 
 
-def _place_features(function: SiteFunction) -> Float[Tensor, "row feature"]:
+def _over_places(values: Float[Tensor, "feature"], x: Tensor, axis: int) -> Tensor:
+    """Return one value for each feature at every place of every example."""
+    return values.to(x).expand_as(x.movedim(axis, -1)).movedim(-1, axis)
+
+
+def _place_features(part: Varied) -> Float[Tensor, "row feature"]:
     """Return the features of every real place of every example."""
-    wide, mask = function.value.movedim(function.feature_axis, -1), function.mask
-    return wide.reshape(-1, wide.shape[-1]) if mask is None else wide[mask.to(wide.device)]
+    wide, mask = part.value.movedim(part.axis, -1), part.mask
+    has_places = mask is not None and wide.ndim > 2
+    return wide[mask.to(wide.device)] if has_places else wide.reshape(-1, wide.shape[-1])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sonde.core.errors import ShapeError
 from sonde.core.ranges import check_ranges
 from sonde.explain.attribution import Attributor, Parts
 from sonde.explain.baseline import Baseline
@@ -157,7 +158,8 @@ class ExpectedGradients(Attributor):
     Parameters
     ----------
     references : Tensor (row, ...)
-        Values like those of the site, without the axis of examples.
+        Values like those of the site, a row for each reference. For several inputs, rows of their
+        numbers, one input after another.
     n : int, default=200
         Draws; the error falls as ``1 / sqrt(n)``.
     seed : int, default=0
@@ -179,6 +181,11 @@ class ExpectedGradients(Attributor):
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         generator = torch.Generator().manual_seed(self.seed)
         x = function.value
+        if self.references.shape[1:] != x.shape[1:]:
+            raise ShapeError(
+                f"ExpectedGradients: expected references of shape {('row', *x.shape[1:])}, got "
+                f"{tuple(self.references.shape)} at {', '.join(function.inputs) or function.site}."
+            )
         total, reached = torch.zeros_like(x), False
         for part in _chunks(self.n, function.n):
             k = len(range(*part.indices(self.n)))
@@ -207,7 +214,8 @@ class SmoothGrad(Attributor):
     ----------
     n : int, default=25
     sigma : float, default=0.15
-        Standard deviation of the noise, in ranges (largest less smallest entry) of each example.
+        Standard deviation of the noise, in ranges (largest less smallest entry) of each example; of
+        several inputs, of each one's own range.
     how : {"mean", "squared", "variance"}, default="mean"
         Mean gradient, mean of its squares, or their variance.
     seed : int, default=0
@@ -239,12 +247,16 @@ class SmoothGrad(Attributor):
         """For ``mean``."""
         return self.how == "mean"
 
+    def _noise_of(self, x: Tensor) -> Tensor:
+        """Return the standard deviation of the noise at each entry."""
+        flat = x.flatten(1)
+        spread = self.sigma * (flat.amax(1) - flat.amin(1))
+        return spread.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         x = function.value
         generator = torch.Generator().manual_seed(self.seed)
-        flat = x.flatten(1)
-        spread = self.sigma * (flat.amax(1) - flat.amin(1))
-        spread = spread.reshape(-1, *[1] * x.ndim)
+        spread = function.joined([self._noise_of(part.value) for part in function.parts])[:, None]
         first, second, reached = torch.zeros_like(x), torch.zeros_like(x), False
         for part in _chunks(self.n, function.n):
             k = len(range(*part.indices(self.n)))

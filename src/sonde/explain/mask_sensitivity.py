@@ -99,7 +99,7 @@ class MaskSensitivity(Judge):
     def judge(
         self,
         model: Model | nn.Module,
-        inputs: Pictures,
+        inputs: Any,
         explanation: Bool[Tensor, "row3 height2 width2"],
         *,
         labels: Int[Tensor, "row2"],
@@ -124,9 +124,15 @@ class MaskSensitivity(Judge):
         ShapeError
             If pictures, regions and labels do not fit.
         InputError
-            If a picture has no region, or there is one class.
+            If the inputs are no pictures, a picture has no region, or there is one class.
         """
         images, region = inputs, explanation
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            kind = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images)
+            raise InputError(
+                "MaskSensitivity: expected pictures alone, (row, channel, height, width), got "
+                f"{kind}. Wrap a model of several inputs in one that holds the others."
+            )
         if images.shape[2:] != region.shape[1:] or not len(images) == len(region) == len(labels):
             raise ShapeError(
                 "MaskSensitivity: expected a region of the pictures' height and width and a label "

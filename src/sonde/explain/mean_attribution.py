@@ -62,7 +62,7 @@ class MeanAttribution(Explainer):
         ``Deletion`` or ``Insertion``; None judges nothing. Tests the probability of the target.
     per : {"entry", "unit"}, default="entry"
         A mean for each entry of the site, or for each unit (channel) with its places added up.
-        Texts and pictures of several sizes need ``"unit"``.
+        Texts and pictures of several sizes need ``"unit"``. Several inputs come one after another.
 
     Examples
     --------
@@ -140,7 +140,10 @@ class MeanAttribution(Explainer):
         value, axis = torch.as_tensor(found.value), found.feature_axis
         if self.per == "entry" or axis is None:
             return value
-        return value.movedim(axis, 1).flatten(2).sum(2) if value.ndim > 2 else value
+        if found.inputs:
+            parts = zip(found.parts.values(), found.inputs, strict=True)
+            return torch.cat([_by_unit(x, one.axis) for x, one in parts], dim=1)
+        return _by_unit(value, axis)
 
     def _result(
         self,
@@ -166,3 +169,7 @@ class MeanAttribution(Explainer):
             random=random / n,
             moments=moments,
         )
+
+
+def _by_unit(x: Tensor, axis: int) -> Tensor:
+    return x.movedim(axis, 1).flatten(2).sum(2) if x.ndim > 2 else x

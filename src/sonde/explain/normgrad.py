@@ -22,7 +22,7 @@ from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.explain._correlation import pearson
 from sonde.explain._judging import require_method, standard_error
-from sonde.explain.attribution import Attribution, Attributor, Parts
+from sonde.explain.attribution import Attribution, Attributor, Parts, sites_named
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.model.sites import Pattern
 from sonde.tap.streams.site_function import INPUT, SiteFunction
@@ -203,7 +203,7 @@ class ClassSensitivity(Judge):
             explanation.at(function, Objective(kind, target=target))
             for target in (fixed.target, least)
         ]
-        flat = [_by_place(one).flatten(1).cpu() for one in maps]
+        flat = [one.per_place.flatten(1).cpu() for one in maps]
         each = pearson(flat[0], flat[1])
         return Result(
             value=float(each.mean()),
@@ -213,7 +213,7 @@ class ClassSensitivity(Judge):
             direction="lower",
             conventions={
                 "method": maps[0].conventions["method"],
-                "site": function.site,
+                **sites_named(function),
                 "classes": "the likeliest against the least likely",
                 "correlation": "Pearson over places",
             },
@@ -310,8 +310,3 @@ def _aggregated(g: Slopes, h: Given, how: How) -> Float[Tensor, "row place"]:
         return (g.square().sum(2) * h.square().sum(2)).sum(1).sqrt()
     above, below = ([x.relu().square().sum(2) for x in (s * g, s * h)] for s in (1, -1))
     return (above[0] * above[1] + below[0] * below[1]).sum(1).sqrt()
-
-
-def _by_place(found: Attribution) -> Tensor:
-    value = torch.as_tensor(found.value)
-    return value if value.ndim == 2 else found.by_place

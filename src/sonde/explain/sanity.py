@@ -24,7 +24,7 @@ from sonde.core.repacking import packed_weights
 from sonde.core.result import Result
 from sonde.explain._correlation import spearman, ssim
 from sonde.explain._judging import require_method, standard_error
-from sonde.explain.attribution import Attribution, Attributor
+from sonde.explain.attribution import Attribution, Attributor, sites_named
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.session import Session
@@ -180,7 +180,7 @@ class SanityChecks(Judge):
                 "method": repr(self),
                 "attribution": first.conventions["method"],
                 "objective": first.conventions["objective"],
-                "site": function.site,
+                **sites_named(function),
                 "correlation": "Spearman over places, of sizes",
             },
             stages=tuple(found),
@@ -199,8 +199,7 @@ def _kept(objective: Objective, fixed: FixedObjective) -> Objective:
 
 def _map(found: Attribution) -> Tensor:
     """Return one number for each place, on the processor."""
-    value = torch.as_tensor(found.value)
-    return (value if value.ndim == 2 else found.by_place).detach().double().cpu()
+    return found.per_place.detach().double().cpu()
 
 
 def _layers(module: nn.Module, inputs: Any) -> list[tuple[str, nn.Module]]:

@@ -72,10 +72,8 @@ class PartTest(Attributor):
         exceeds the rounding of objectives of this ``size``.
         """
         is_reached = not bool((phi.abs() <= ROUNDING * size.abs().amax()).all())
-        each = (phi / torch.bincount(group, minlength=phi.shape[1]))[:, group].to(places.x)
-        features = places.x.shape[2]
-        spread = (each.unsqueeze(-1) / features).expand(-1, -1, features)
-        return Parts(places.values(spread), base, is_reached)
+        each = (phi / torch.bincount(group, minlength=phi.shape[1]))[:, group]
+        return Parts(places.spread(each), base, is_reached)
 
 
 @final

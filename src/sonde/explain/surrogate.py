@@ -126,7 +126,7 @@ class SurrogateRules(Explainer):
             )
 
     def explain(
-        self, model: Model | nn.Module | Callable[[Rows], Tensor], inputs: Rows
+        self, model: Model | nn.Module | Callable[[Rows], Tensor], inputs: Any
     ) -> SurrogateResult:
         """Return the rules, judged on rows held out.
 
@@ -139,9 +139,15 @@ class SurrogateRules(Explainer):
         Raises
         ------
         InputError
-            If there are too few rows, or the model always answers alike.
+            If the inputs are no rows or too few, or the model always answers alike.
         """
         x = inputs
+        if not isinstance(x, Tensor) or x.ndim != 2:
+            kind = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(
+                f"SurrogateRules: expected one tensor of rows (row, dim), got {kind}. Join several "
+                "inputs: pass a function of the joined rows that splits them and calls the model."
+            )
         if len(x) < 20:
             raise InputError(f"SurrogateRules: expected 20 rows or more, got {len(x)}.")
         generator = torch.Generator().manual_seed(self.seed)

@@ -109,7 +109,7 @@ def law_half(case: ExplainerCase) -> None:
 
 
 def law_inputs(case: ExplainerCase) -> None:
-    """A model of several inputs runs on all of them, and is explained at the first one."""
+    """A model of several inputs is explained at all of them, alone as in a batch."""
     scale = 1.0 + torch.arange(len(case.inputs)).reshape(-1, *[1] * (case.inputs.ndim - 1))
     both = (case.inputs / scale, scale.expand_as(case.inputs).contiguous())
     at = _site(case)

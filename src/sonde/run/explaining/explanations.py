@@ -307,5 +307,4 @@ def explain_document(
 
 def _places(found: Attribution, i: int) -> Tensor:
     """Return the attribution of an example by place, or by unit if it has no places."""
-    value = torch.as_tensor(found.value)
-    return (value if value.ndim == 2 else found.by_place)[i].double().cpu()
+    return found.per_place[i].double().cpu()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ from sonde.core.errors import StateError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.state import State, digest
 from sonde.explain import Attribution, Attributor, Objective
+from sonde.explain.attribution import ExplainedInput
 from sonde.files.state_file import read_state, write_state
 from sonde.run.explaining.judged import TESTS, Judged
 from sonde.tap.model.fingerprint import fingerprint
@@ -100,6 +101,7 @@ def _write(path: Path, one: Judged) -> None:
         "flags": list(found.flags),
         "conventions": found.conventions,
         "feature_axis": found.feature_axis,
+        "inputs": [asdict(one) for one in found.inputs],
         **{name: getattr(one, name) for name in TESTS},
     }
     write_state(path, {"format": FORMAT, "judged": json.dumps(said)}, {"found": state})
@@ -117,5 +119,9 @@ def _read(path: Path) -> Judged:
         flags=tuple(said["flags"]),
         conventions=said["conventions"],
         feature_axis=said["feature_axis"],
+        inputs=tuple(
+            ExplainedInput(one["name"], tuple(one["shape"]), one["axis"])
+            for one in said.get("inputs", ())
+        ),
     )
     return Judged(said["word"], found, **{name: said[name] for name in TESTS})

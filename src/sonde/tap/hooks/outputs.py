@@ -1,7 +1,7 @@
 """Tensors inside what a module receives and returns: find a tensor, put another in its place."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -67,15 +67,39 @@ def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
         is_named = isinstance(output, tuple) and hasattr(output, "_fields")
         return type(output)(*members) if is_named else type(output)(members)
     if is_dataclass(output) and not isinstance(output, type):
-        changed = {f.name: replaced(getattr(output, f.name), old, new) for f in fields(output)}
-        return replace(output, **changed)
+        members = {f.name: replaced(getattr(output, f.name), old, new) for f in fields(output)}
+        return replace(output, **members)
     return output
 
 
 def _with_items(output: Mapping[str, Any], old: Tensor, new: Tensor) -> Any:
-    changed = {name: replaced(member, old, new) for name, member in output.items()}
-    make: Any = type(output)
-    return make(**changed) if is_dataclass(output) else make(changed)
+    return _made(output, {name: replaced(member, old, new) for name, member in output.items()})
+
+
+def _made(like: Mapping[str, Any], members: dict[str, Any]) -> Any:
+    make: Any = type(like)
+    return make(**members) if is_dataclass(like) else make(members)
+
+
+def changed(value: Any, change: Callable[[str, Tensor], Tensor], key: str = "") -> Any:
+    """Return a value with ``change(key, tensor)`` for each of its leaves; containers are made anew.
+
+    Keys are those of ``leaves``, after ``key``. A tensor that occurs twice is changed at each key.
+    """
+    if isinstance(value, Tensor):
+        return change(key, value)
+    if not leaves(value):
+        return value
+    new = {
+        name: changed(member, change, f"{key}_{name}" if key else name)
+        for name, member in _members(value)
+    }
+    if isinstance(value, Mapping):
+        return _made(value, {name: new[str(name)] for name in value})
+    if isinstance(value, tuple | list):
+        is_named = isinstance(value, tuple) and hasattr(value, "_fields")
+        return type(value)(*new.values()) if is_named else type(value)(new.values())
+    return replace(value, **new) if new else value
 
 
 def copied(value: Any) -> Any:
@@ -91,16 +115,20 @@ def find_input(
     """Return the name and value of the tensor that a module works on.
 
     It is the first floating-point tensor of ``args``, else ``hidden_states``, else the first
-    floating-point keyword argument in the order of the signature; ``key`` names another argument.
+    floating-point keyword argument in the order of the signature; ``key`` names another argument,
+    by its name or position, or a tensor inside one (``named_inputs``).
     """
     named = _named_arguments(module, args, kwargs)
     if key is not None:
         value = named.get(key)
         if isinstance(value, Tensor):
             return key, value
+        inside = named_inputs(module, args, kwargs)
+        if key in inside:
+            return key, inside[key]
         raise SiteError(
             f"Site: expected an input tensor {key!r} of {type(module).__name__}, "
-            f"got inputs {sorted(k for k, v in named.items() if isinstance(v, Tensor))}."
+            f"got inputs {sorted(inside)}."
         )
     for index, value in enumerate(args):
         found = find(value, None)
@@ -134,6 +162,82 @@ def _named_arguments(
     bound = arguments(module, args, kwargs)
     named = {name: bound[name] for name in bound if name in kwargs} | kwargs
     return {str(i): a for i, a in enumerate(args)} | named
+
+
+def named_inputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Return the tensors of a call by the names of their arguments, in the order of the signature.
+
+    A tensor inside a tuple or a mapping has its number or key after the name of the argument
+    (``pair_0``, ``batch_left``). An argument that the signature does not name has its number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> sorted(named_inputs(nn.Bilinear(1, 1, 1), (torch.zeros(1),), {"input2": torch.ones(1)}))
+    ['input1', 'input2']
+    """
+    names, order = _positional(module, args), list(_parameters(module))
+    rank = {name: order.index(name) if name in order else len(order) for name in kwargs}
+    every = [*zip(names, args, strict=True), *sorted(kwargs.items(), key=lambda one: rank[one[0]])]
+    return {
+        f"{name}_{key}" if key else name: x
+        for name, value in every
+        for key, x in leaves(value).items()
+    }
+
+
+def with_inputs(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    change: Callable[[str, Tensor], Tensor],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with ``change(name, tensor)`` for each of their tensors."""
+    names = _positional(module, args)
+    new = tuple(changed(v, change, name) for name, v in zip(names, args, strict=True))
+    return new, {name: changed(v, change, name) for name, v in kwargs.items()}
+
+
+def name_of_input(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], key: str | None
+) -> str:
+    """Return the name in ``named_inputs`` of what ``find_input`` finds for a key.
+
+    Raises
+    ------
+    SiteError
+        If there is no such tensor.
+    """
+    found, x = find_input(module, args, kwargs, key)
+    named = named_inputs(module, args, kwargs)
+    if found in named:
+        return found
+    start = _positional(module, args)[int(found)]
+    inside = [name for name in named if name == start or name.startswith(f"{start}_")]
+    return next(name for name in inside if named[name] is x)
+
+
+def _positional(module: nn.Module, args: tuple[Any, ...]) -> list[str]:
+    """Return the name of each positional argument."""
+    parameters = list(_parameters(module).values())
+    return [_name_at(i, parameters) for i in range(len(args))]
+
+
+def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _name_at(i: int, parameters: list[inspect.Parameter]) -> str:
+    one = parameters[min(i, len(parameters) - 1)] if parameters else None
+    if one is None or one.kind in (one.KEYWORD_ONLY, one.VAR_KEYWORD):
+        return str(i)
+    is_rest = one.kind is one.VAR_POSITIONAL
+    return f"{one.name}_{i - parameters.index(one)}" if is_rest else one.name
 
 
 def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The logits of inputs that were moved a small step: a forward, a backward, and one more forward.
 
-Works on inputs of floating-point numbers: images, features, waveforms. The model runs in eval mode
-with frozen parameters, and is handed back as it was.
+Works on inputs of floating-point numbers: images, features, waveforms. Several inputs are moved
+together, masks are not. The model runs in eval mode with frozen parameters, and is handed back as
+it was.
 """
 
 from typing import Any
@@ -14,8 +15,10 @@ from torch.nn.functional import cross_entropy
 from sonde.core.errors import InputError
 from sonde.core.perturbation import Perturbation
 from sonde.core.wording import plural
-from sonde.tap.hooks.outputs import leaves, replaced
+from sonde.tap.hooks.names import ModuleNames
+from sonde.tap.hooks.outputs import named_inputs, with_inputs
 from sonde.tap.hooks.session import Session
+from sonde.tap.model.float_inputs import float_inputs
 from sonde.tap.model.probe import find_logits
 
 
@@ -35,44 +38,64 @@ def perturbed_logits(
     InputError
         If the model reads no floating-point numbers, or returns no logits of a classifier.
     """
-    found = float_input(args, kwargs)
-    std = _step_size(how.std, found)
-    watched = found.detach().clone().requires_grad_(True)
+    found = moved_inputs(module, args, kwargs)
+    n, sizes = len(next(iter(found.values()))), _step_sizes(how.std, found)
+    watched = {name: x.detach().clone().requires_grad_(True) for name, x in found.items()}
     with Session(module, with_grad=True) as session:
         with torch.enable_grad():
-            given = watched.clone()  # a model may change it in place, as it may not a leaf
-        logits = _logits(session.run(*_with(args, kwargs, found, given)), len(found), key)
+            given = {name: x.clone() for name, x in watched.items()}  # a model may write into them
+        logits = _logits(session.run(*_with(module, args, kwargs, given)), n, key)
         with torch.enable_grad():
             wide = logits if logits.dtype == torch.float64 else logits.float()
             scaled = wide / how.temperature
             # Times T: the sign is the same, and small gradients do not underflow.
             loss = how.temperature * cross_entropy(scaled, scaled.argmax(1), reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, watched, allow_unused=True)
-    if gradient is None:
+            slopes = torch.autograd.grad(loss, [*watched.values()], allow_unused=True)
+    if all(slope is None for slope in slopes):
         raise InputError("perturb: the logits do not depend on the inputs. Read another model.")
-    moved = found.detach() - how.eps * gradient.sign() / std
+    moved = {
+        name: x if slope is None else (x - how.eps * slope.sign() / sizes[name]).to(x.dtype)
+        for (name, x), slope in zip(found.items(), slopes, strict=True)
+    }
     with Session(module) as session:
-        output = session.run(*_with(args, kwargs, found, moved.to(found.dtype)))
-        return _logits(output, len(found), key).detach().clone()
+        output = session.run(*_with(module, args, kwargs, moved))
+        return _logits(output, n, key).detach().clone()
 
 
-def float_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return the first floating-point tensor that a model is called with.
+def moved_inputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Return the floating-point inputs of a call by name: all of them are moved together.
 
     Raises
     ------
     InputError
         If there is none: token ids have no gradient.
     """
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-    kinds = sorted({str(v.dtype) for v in (*args, *kwargs.values()) if isinstance(v, Tensor)})
+    found = float_inputs(_root(module), args, kwargs, "perturb").varied
+    if found:
+        return {name: x.detach() for name, x in found.items()}
+    kinds = sorted({str(v.dtype) for v in named_inputs(_root(module), args, kwargs).values()})
     raise InputError(
         "perturb: expected inputs of floating-point numbers (images, features), got "
         f"{', '.join(kinds) or 'none'}: token ids cannot be moved a small step. "
         "Use a detector on the logits, such as MSP or Energy."
     )
+
+
+def _root(module: nn.Module) -> nn.Module:
+    return ModuleNames(module).modules[""]
+
+
+def _step_sizes(
+    std: float | tuple[float, ...], found: dict[str, Tensor]
+) -> dict[str, float | Tensor]:
+    if isinstance(std, tuple) and len(found) > 1:
+        raise InputError(
+            f"perturb: expected one std for all of {', '.join(found)}, got one for each of "
+            f"{len(std)} channels. Give a number, or scale the inputs yourself."
+        )
+    return {name: _step_size(std, x) for name, x in found.items()}
 
 
 def _step_size(std: float | tuple[float, ...], x: Tensor) -> float | Tensor:
@@ -87,16 +110,14 @@ def _step_size(std: float | tuple[float, ...], x: Tensor) -> float | Tensor:
 
 
 def _with(
-    args: tuple[Any, ...], kwargs: dict[str, Any], old: Tensor, new: Tensor
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], new: dict[str, Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of one forward: ``new`` in place of ``old``, copies of all others."""
+    """Return the arguments of one forward: new inputs by name, copies of all others."""
 
-    def given(value: Any) -> Any:
-        for x in leaves(value).values():
-            value = replaced(value, x, new if x is old else x.detach().clone())
-        return value
+    def given(name: str, x: Tensor) -> Tensor:
+        return new[name] if name in new else x.detach().clone()
 
-    return tuple(map(given, args)), {name: given(value) for name, value in kwargs.items()}
+    return with_inputs(_root(module), args, kwargs, given)
 
 
 def _logits(output: Any, n: int, key: str | None) -> Tensor:

@@ -30,7 +30,7 @@ from sonde.tap.model.forward_errors import advising
 from sonde.tap.model.heads import layer_of
 from sonde.tap.model.logits import KNOWN, logits_key
 from sonde.tap.model.objectives import Objective, check_objective, name_of
-from sonde.tap.model.perturb import float_input, perturbed_logits
+from sonde.tap.model.perturb import moved_inputs, perturbed_logits
 from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import Probe, probe
 from sonde.tap.model.sites import Pattern, port_of
@@ -173,7 +173,7 @@ class LiveStream(Stream):
             raise InputError("live_stream: expected at least one example, got none.")
         first = next(iter(self._shapes(0, 1)))
         if self.perturb is not None:
-            float_input(first.args, first.kwargs)
+            moved_inputs(self.model.module, first.args, first.kwargs)
         return first
 
     def _shapes(self, start: int, stop: int) -> Iterator[InputBatch]:

@@ -1,7 +1,8 @@
 """A live model as a differentiable function of one of its tensors: an input or states."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,18 +15,53 @@ from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
 from sonde.tap.hand.restart import RecordedForward, record_forward
 from sonde.tap.hooks.cache import require_no_cache
-from sonde.tap.hooks.call import CallArguments
+from sonde.tap.hooks.call import CallArguments, encoder_of
 from sonde.tap.hooks.names import ModuleNames
-from sonde.tap.hooks.outputs import find, find_input, leaves, replaced, with_input
+from sonde.tap.hooks.outputs import (
+    changed,
+    find,
+    find_input,
+    name_of_input,
+    named_inputs,
+    replaced,
+    with_input,
+    with_inputs,
+)
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.axes import Axes, find_axes, guess_axes
+from sonde.tap.model.float_inputs import float_inputs, told_apart
 from sonde.tap.model.influence import Influence
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.probe import probe
 from sonde.tap.model.sites import Pattern, resolve
+from sonde.tap.model.token_table import TokenTable, find_token_table
 
 INPUT = "input"
 Args = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Varied:
+    """One tensor that is varied: an input of the model, or the states at a site.
+
+    Parameters
+    ----------
+    name : str
+        Name of the argument, or address of the site.
+    value : Tensor
+        Examples first.
+    axis : int
+        Of features (channels, units).
+    mask : Bool[Tensor, "row token"] or None
+        The real tokens, if the tensor has a state for each token.
+    is_input : bool
+    """
+
+    name: str
+    value: Tensor
+    axis: int
+    mask: Tensor | None
+    is_input: bool
 
 
 class SiteFunction:
@@ -41,8 +77,9 @@ class SiteFunction:
     inputs : Tensor, tuple, dict or InputBatch
         What the model is called with, examples first.
     site : pattern, default="input"
-        ``input`` is the first floating-point input; for a model of tokens, the output of its
-        embedding. Else a module's output (``layers.3``) or input (``layers.3:in``).
+        ``input`` is every floating-point input; for a model of tokens, the output of the table that
+        is fed them. Else one input of the model (``:in.right``), or a module's output
+        (``layers.3``) or input (``layers.3:in``).
     keeps_graph : bool, default=False
         Keep the graph of the one forward for ``slope``; ``run`` then runs the whole model.
 
@@ -51,7 +88,12 @@ class SiteFunction:
     site : str
         The address of what is varied.
     value : Tensor
-        The tensor at the site for these inputs, examples first.
+        The tensor at the site for these inputs, examples first. Several inputs are one row of
+        numbers for each example, one input after another (``split``).
+    inputs : tuple of str
+        Names of the inputs that are varied; empty at a site inside the model.
+    held : tuple of str
+        What else the model reads and is not varied: integers, further tables of tokens.
     outputs
         What the model returns for these inputs.
     call : CallArguments
@@ -85,13 +127,20 @@ class SiteFunction:
         check_readable(self.module)
         require_no_inference_mode()
         self._args, self._kwargs = arguments_of(self.module, inputs)
+        self._root = ModuleNames(self.module).modules[""]
         self.call = CallArguments(self.module, self._args, self._kwargs)
         require_no_cache(self.call.named)
-        self._site = self._found(site)
-        self.site = INPUT if self._site is None else str(self._site)
+        self.inputs: tuple[str, ...] = ()
+        self.held: tuple[str, ...] = ()
+        self._table: TokenTable | None = None
+        self._site = self._found(site, keeps_graph)
+        self.site = INPUT if site == INPUT and self.inputs else str(self._site)
+        given = named_inputs(self._root, self._args, self._kwargs)
+        self._given = {name: given[name].detach() for name in self.inputs}
         self._forward: RecordedForward | None = None
         self._point: Tensor | None = None
-        self.value, self.outputs = self._recorded(site != INPUT and not keeps_graph, keeps_graph)
+        goes_on = not (self.inputs or keeps_graph)
+        self.value, self.outputs = self._recorded(goes_on, keeps_graph)
         self.n = len(self.value)
         if not self.n:
             raise InputError(f"expected at least one example, got none at {self.site}.")
@@ -137,7 +186,7 @@ class SiteFunction:
         return _slope(objective(self.outputs), point)
 
     def input_of_site(self) -> tuple[nn.Module, Tensor]:
-        """Return the module whose output the site is, and the first tensor that it is given.
+        """Return the module whose output is the site, and the first tensor that it is given.
 
         Raises
         ------
@@ -165,13 +214,42 @@ class SiteFunction:
             If the module's class does not tell, and probe forwards do not either.
         """
         site, x = self._site, self.value
-        if x.ndim < 3 or site is None:
-            return x.ndim - 1 if x.ndim < 4 else 1
+        if x.ndim < 3 or self.inputs or site is None:
+            return _axis_of_input(x)
         try:
             found = guess_axes(x, ModuleNames(self.module).modules[site.path], self.module)
         except SiteError:
             found = self._probed(site)
         return found.words.index("dim")
+
+    @property
+    def parts(self) -> tuple[Varied, ...]:
+        """The tensors that are varied together: each input, or the states at the site."""
+        if not self.inputs:
+            return (Varied(self.site, self.value, self.feature_axis, self.mask, False),)
+        return tuple(
+            Varied(name, x, _axis_of_input(x), self._mask_of(x), True)
+            for name, given in zip(self.inputs, self.split(self.value), strict=True)
+            for x in [given[:, None] if given.ndim < 2 else given]
+        )
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Return values like ``value`` as one tensor for each part, in the part's own shape."""
+        if not self._is_joined:
+            return [values]
+        shapes = [x.shape[1:] for x in self._given.values()]
+        pieces = values.split([shape.numel() for shape in shapes], dim=1)
+        return [x.reshape(len(x), *shape) for x, shape in zip(pieces, shapes, strict=True)]
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return tensors like those of ``split`` as one tensor like ``value``."""
+        if not self._is_joined:
+            return parts[0]
+        return torch.cat([x.reshape(len(x), -1) for x in parts], dim=1)
+
+    @property
+    def _is_joined(self) -> bool:
+        return len(self._given) > 1 or any(x.ndim < 2 for x in self._given.values())
 
     def _probed(self, site: Site) -> Axes:
         model = Model(self.module, config=self.module.__dict__.get("config"))
@@ -182,32 +260,58 @@ class SiteFunction:
     @property
     def mask(self) -> Tensor | None:
         """The real tokens of each example, where the site has a state for each token."""
+        return self._mask_of(self.value)
+
+    def _mask_of(self, x: Tensor) -> Tensor | None:
         fed, mask = self.call.fed, self.call.mask
-        if mask is None or fed is None or self.value.shape[:2] != fed.shape:
+        if self._reads_source:
+            source = self.call.inputs(len(x), None).mask
+            fed, mask = source, source
+        elif fed is None and x.ndim == 3:  # tokens under another name
+            fed = mask
+        if mask is None or fed is None or x.shape[:2] != fed.shape:
             return None
         return mask
 
-    def _found(self, site: Pattern) -> Site | None:
+    @cached_property
+    def _reads_source(self) -> bool:
+        """Whether the site has states of an encoder beside a decoder, with tokens of its own."""
+        encoder = encoder_of(self._root)
+        if encoder is None:
+            return False
+        if self._site is None:
+            return not any("decoder" in name for name in self.inputs)
+        names = ModuleNames(self.module)
+        inside = {id(module) for module in encoder.modules()}
+        path, around = self._site.path, names.canonical.get(id(encoder), "")
+        return path.startswith(f"{around}.") or id(names.modules[path]) in inside
+
+    def _found(self, site: Pattern, keeps_graph: bool) -> Site | None:
+        """Return the site inside the model, or None if inputs are varied, and note their names."""
+        named = self._root, self._args, self._kwargs
         if site != INPUT:
             (found,) = _one(resolve(self.module, site), site)
             if found.port == "grad":
                 raise SiteError("SiteFunction: gradients are no site. Name the port out or in.")
+            if found.path == "" and found.port == "in":
+                name = name_of_input(*named, found.key)
+                every = told_apart(named_inputs(*named))
+                self.inputs, self.held = (name,), tuple(n for n in every if n != name)
+                found = replace(found, key=name)
             return found
-        if any(x.is_floating_point() for x in leaves((self._args, self._kwargs)).values()):
+        floats = float_inputs(*named, "SiteFunction")
+        self.inputs, self.held = tuple(floats.varied), floats.held
+        if self.inputs:
             return None
-        names = ModuleNames(self.module)
-        get = getattr(self.module, "get_input_embeddings", None)
-        embedding = get() if callable(get) else None
-        if embedding is None:
-            embedding = next(
-                (m for m in self.module.modules() if isinstance(m, nn.Embedding)), None
-            )
-        if not isinstance(embedding, nn.Module):
+        table = find_token_table(self.module, self._args, self._kwargs, keeps_graph)
+        if table is None:
             raise SiteError(
-                "SiteFunction: expected a floating-point input or an embedding of tokens, found "
-                "none. Name a site."
+                "SiteFunction: expected a floating-point input, or a module that turns each token "
+                "into numbers, found none. Name a site."
             )
-        return Site(names.canonical[id(embedding)])
+        self.held = (*(name for name in floats.held if name != table.ids), *table.others)
+        self._table = table
+        return table.site
 
     def _gone_on(self, forward: RecordedForward, values: Tensor, repeats: int) -> Any:
         """Return the outputs of the part of the model after the site.
@@ -220,9 +324,12 @@ class SiteFunction:
                 return forward.from_site(self._site, values)
             output = forward.from_site(self._site, _turned(values, self.n))
         n = len(values)
-        return _mapped(output, lambda x: _turned(x, repeats) if x.ndim and len(x) == n else x)
+        return changed(output, lambda _, x: _turned(x, repeats) if x.ndim and len(x) == n else x)
 
     def _recorded(self, goes_on: bool, keeps_graph: bool) -> tuple[Tensor, Any]:
+        if self._table is not None:
+            self._point = self._table.point
+            return self._table.value, self._table.outputs
         seen: list[Tensor] = []
 
         def note(value: Tensor) -> Tensor | None:
@@ -232,8 +339,8 @@ class SiteFunction:
             self._point = value.detach().requires_grad_(True)
             return self._point.clone()  # what comes next may work in place
 
-        if self._site is None:
-            value = find_input(self.module, self._args, self._kwargs)[1].detach()
+        if self.inputs:
+            value = self.joined([*self._given.values()])
             point = note(value)
             return value, self.run(value if point is None else point)
         with self._hooked(lambda leaf: note(leaf.detach().clone())) as session:
@@ -251,7 +358,7 @@ class SiteFunction:
 
     @contextmanager
     def _replacing(self, values: Tensor) -> Iterator[Session]:
-        if self._site is None:
+        if self.inputs:
             with Session(self.module, with_grad=True) as session:
                 yield session
         else:
@@ -289,18 +396,19 @@ class SiteFunction:
             yield session
 
     def _repeated(self, values: Tensor, repeats: int) -> Args:
-        args, kwargs = self._args, self._kwargs
-        is_input = self._site is None
-        old = find_input(self.module, args, kwargs)[1] if is_input else None
+        new = dict(zip(self.inputs, self.split(values), strict=True)) if self.inputs else {}
 
-        def again(x: Tensor) -> Tensor:
-            if x is old:
-                return values.to(x).clone()
+        def again(name: str, x: Tensor) -> Tensor:
+            if name in new:
+                return new[name].to(x).clone()
             fits = repeats > 1 and x.ndim > 0 and len(x) == self.n
             return x.repeat_interleave(repeats, dim=0) if fits else x
 
-        new_args = tuple(_mapped(value, again) for value in args)
-        return new_args, {name: _mapped(value, again) for name, value in kwargs.items()}
+        return with_inputs(self._root, self._args, self._kwargs, again)
+
+
+def _axis_of_input(x: Tensor) -> int:
+    return x.ndim - 1 if x.ndim < 4 else 1
 
 
 def _slope(found: Tensor, point: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -341,12 +449,6 @@ def arguments_of(module: nn.Module, inputs: Any) -> Args:
     if hasattr(inputs, "keys"):  # what a tokenizer returns
         return (), {str(name): inputs[name] for name in inputs.keys()}  # noqa: SIM118
     return (inputs if is_tuple(inputs) else (inputs,)), {}
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    for x in leaves(value).values():
-        value = replaced(value, x, change(x))
-    return value
 
 
 def _one(found: list[Site], site: Pattern) -> list[Site]:
