@@ -158,7 +158,9 @@ class Weighted(nn.Module):
 @pytest.mark.truth("the gradient by hand: the head's weights times the second argument")
 def test_a_second_tensor_is_repeated_with_its_example():
     net, weight = Weighted(), torch.rand(6, 4, generator=DRAW)
-    found = IntegratedGradients(4, ZERO).explain(net, (X, weight), objective=Objective(target=2))
+    found = IntegratedGradients(4, ZERO).explain(
+        net, (X, weight), site=":in.x", objective=Objective(target=2)
+    )
     torch.testing.assert_close(found.value, X * weight * net.head.weight[2])
 
 
