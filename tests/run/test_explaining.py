@@ -14,7 +14,7 @@ from page_case import Page
 from sonde.core import InputError, Model
 from sonde.data import open_inputs
 from sonde.explain import Attribution, Attributor, GradTimesInput, IntegratedGradients, Saliency
-from sonde.explain.attribution import Parts
+from sonde.explain.attribution import ExplainedInput, Parts
 from sonde.report.documents import document_of, save_document, to_page, to_terminal
 from sonde.run.explaining.explanations import (
     best_of,
@@ -220,7 +220,11 @@ def test_an_attribution_that_is_kept_comes_back_and_a_damaged_one_is_judged_agai
     values = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     said = {"value": 0.5, "random": float("nan"), "signed": True}
     found = Attribution(
-        value=values, objective=values[:, 0], n=3, conventions={"signed": True, "site": "input"}
+        value=values,
+        objective=values[:, 0],
+        n=3,
+        conventions={"signed": True, "site": "input"},
+        inputs=(ExplainedInput("left", (1,), 1), ExplainedInput("right", (1, 3), 1)),
     )
     one, calls = Judged("saliency", found, said, said, said, said, said), []
     kept = KeptExplanations(tmp_path / "why.run", "asked")
@@ -234,6 +238,7 @@ def test_an_attribution_that_is_kept_comes_back_and_a_damaged_one_is_judged_agai
     assert len(calls) == 1
     torch.testing.assert_close(torch.as_tensor(again.found.value), values, rtol=0, atol=0)
     assert again.found.conventions == found.conventions
+    torch.testing.assert_close(again.found.parts["right"], values[:, 1:].reshape(3, 1, 3))
     assert again.found.gap is None
     assert again.deletion["value"] == 0.5
     (path,) = (tmp_path / "why.run").iterdir()

@@ -205,12 +205,13 @@ def test_of_a_pair_the_encoder_is_explained_and_the_decoder_by_name():
 
 
 def test_a_table_that_scales_its_rows_gives_its_own_vectors_back():
-    module = BartForConditionalGeneration(
-        BartConfig(**pair(BartConfig).to_diff_dict() | {"scale_embedding": True})
-    ).eval()
+    config = pair(BartConfig)
+    config.scale_embedding = True
+    module = BartForConditionalGeneration(config).eval()
     top = ActivationMax(2).explain(
         module, DECODED, site="model.encoder.layernorm_embedding", unit=3
     )
+    assert top.tokens is not None
     states = module.model.encoder.embed_tokens(top.tokens[None]).expand(4, -1, -1)
     seen = []
     handle = module.model.encoder.layernorm_embedding.register_forward_hook(

@@ -101,7 +101,7 @@ def _write(path: Path, one: Judged) -> None:
         "flags": list(found.flags),
         "conventions": found.conventions,
         "feature_axis": found.feature_axis,
-        "inputs": [asdict(one) for one in found.inputs],
+        "explained": [asdict(one) for one in found.inputs],
         **{name: getattr(one, name) for name in TESTS},
     }
     write_state(path, {"format": FORMAT, "judged": json.dumps(said)}, {"found": state})
@@ -121,7 +121,7 @@ def _read(path: Path) -> Judged:
         feature_axis=said["feature_axis"],
         inputs=tuple(
             ExplainedInput(one["name"], tuple(one["shape"]), one["axis"])
-            for one in said.get("inputs", ())
+            for one in said.get("explained", ())
         ),
     )
     return Judged(said["word"], found, **{name: said[name] for name in TESTS})
