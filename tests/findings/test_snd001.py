@@ -1,11 +1,21 @@
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from findings._nets import assert_clear, assert_raised, checked, noise, tensors, tokens
+from findings._nets import (
+    assert_clear,
+    assert_raised,
+    checked,
+    evidence_of,
+    noise,
+    tensors,
+    tokens,
+)
 from narrow import expect
 from sonde.findings.snd001 import SND001
+from sonde.findings.versus import VersusEvidence
 
 
 class Log(nn.Module):
@@ -48,6 +58,28 @@ def test_when_no_row_is_finite_the_site_is_still_named() -> None:
 
 def test_finite_states_are_clear() -> None:
     assert_clear(checked(SND001(), tensors(net(nn.Linear(8, 8)), noise(50, 6))))
+
+
+@pytest.mark.truth("the hypergeometric distribution by counting")
+def test_broken_rows_of_the_second_data_alone_are_an_error() -> None:
+    x, y = torch.rand(40, 6) + 0.1, torch.rand(50, 6) + 0.1
+    y[::5, 2] = -1.0
+    module = nn.Sequential(Log(), nn.Linear(6, 3)).eval()
+    mine, theirs = (evidence_of(tensors(module, rows)) for rows in (x, y))
+    versus = VersusEvidence(
+        {site.schema.key: site for site in theirs.sites}, theirs.columns, theirs.data, {},
+        other_counters=theirs.counters,
+    )  # fmt: skip
+    finding = assert_raised(checked(SND001(), replace(mine, versus=versus)), "error")
+    assert finding.of_other
+    assert "10 of 50 rows of OTHER hold NaN" in finding.sentence
+    ways = [math.comb(40, k) * math.comb(50, 10 - k) / math.comb(90, 10) for k in range(11)]
+    p = sum(way for way in ways if way <= ways[0] * (1 + 1e-9))
+    assert f"p = {p:.2g}" in finding.sentence
+    y[::5, 2] = 1.0
+    theirs = evidence_of(tensors(module, y))
+    versus = replace(versus, other_counters=theirs.counters)
+    assert_clear(checked(SND001(), replace(mine, versus=versus)))
 
 
 class Empty(nn.Module):

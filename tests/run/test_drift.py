@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
@@ -11,6 +12,7 @@ from sonde.measure import Covariance, Norms
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.comparing.drift import Drift, drift
 from sonde.run.fitting.fit import fit
+from sonde.run.reading.read import read
 from sonde.stats import ClassMomentsState, adjusted_p
 
 
@@ -212,3 +214,53 @@ def test_the_direction_names_the_units():
     assert where.length == pytest.approx(5, abs=0.2)
     assert where.deviations == pytest.approx(5, abs=0.5)
     assert where.beyond_noise == pytest.approx(1, abs=0.01)
+
+
+def _fisher(a, n, b, m):
+    """Return the two-sided p-value of two counts, by all tables with these margins."""
+    k = a + b
+    ways = [math.comb(n, i) * math.comb(m, k - i) / math.comb(n + m, k) for i in range(k + 1)]
+    return sum(way for way in ways if way <= ways[a] * (1 + 1e-9))
+
+
+@pytest.mark.truth("the hypergeometric distribution by counting")
+def test_rows_that_no_shift_sees_are_counted_on_both_sides():
+    x, y = _rows(0, 90), _rows(1, 110)
+    x[:2, 1], y[::5, 3] = math.nan, math.inf
+    found = drift(_fit(Covariance(), x), _fit(Covariance(), y))
+    moved = found["nonfinite", "x"]
+    assert float(moved) == pytest.approx(22 / 110 - 2 / 90)
+    assert moved.p == pytest.approx(_fisher(2, 90, 22, 110))
+    assert found.moved() == [("nonfinite", "x")]
+    whole = drift(_fit(Covariance(), _rows(0)), _fit(Covariance(), _rows(1)))
+    assert ("nonfinite", "x") not in whole.found
+
+
+@pytest.mark.truth("the hypergeometric distribution by counting")
+def test_broken_tokens_of_one_document_count_once():
+    x, y = _rows(0, 90), _rows(1, 120)
+    y[::4, 3] = math.nan
+    sides = [_fit(Covariance(), v, group=[i // 3 for i in range(len(v))]) for v in (x, y)]
+    moved = drift(*sides)["nonfinite", "x"]
+    assert moved.sides == (30, 40)
+    assert moved.p == pytest.approx(_fisher(0, 30, 10, 40))
+
+
+@pytest.mark.truth("the hypergeometric distribution by counting")
+@pytest.mark.parametrize("hole", ["", "nan"])
+def test_missing_values_of_a_column_move(tmp_path, hole):
+    bundles = []
+    for seed, (name, every) in enumerate((("a", 40), ("b", 3))):
+        rows = [f"{u:.4f},{hole if i % every == 1 else v}" for i, (u, v) in
+                enumerate(_rows(seed, 80, 2).tolist())]  # fmt: skip
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join(["u,v", *rows]))
+        net = nn.Linear(2, 3).eval()
+        torch.manual_seed(0)
+        bundles.append(fit(Covariance(), read(net, path, skip_bad=True), progress=False))
+    found = drift(*bundles)
+    moved = found["missing", "column v"]
+    assert moved.p == pytest.approx(_fisher(2, 80, 27, 80))
+    assert ("missing", "column v") in found.moved()
+    assert ("missing", "column u") not in found.found
+    assert bundles[0].merge(bundles[1]).header["data"]["missing"]["columns"] == {"v": 29}

@@ -84,6 +84,10 @@ class Encoder(ABC):
     def key(self, row: Row) -> bytes:
         """Return the 16-byte id of the input alone, as stored."""
 
+    def missing(self, row: Row) -> tuple[str, ...]:
+        """Return the columns of the input that have no value in a row."""
+        return ()
+
     @abstractmethod
     def size(self, row: Row) -> int:
         """Return the bytes of the input as stored."""

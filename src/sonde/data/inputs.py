@@ -179,6 +179,17 @@ class ItemInputs(Inputs):
         return self.listing.n_skipped + len(self._broken)
 
     @property
+    def missing(self) -> dict[str, Any] | None:
+        """In how many of the rows each column of numbers has no value; None of other inputs.
+
+        Rows that were left out for it are among them.
+        """
+        if self.encoder.kind != "numbers":
+            return None
+        listing = self.listing
+        return {"rows": listing.n_items + listing.n_skipped, "columns": dict(listing.missing)}
+
+    @property
     def n_truncated(self) -> int:
         """Number of items that were cut."""
         return self.listing.n_truncated

@@ -3,7 +3,7 @@
 from array import array
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
@@ -50,6 +50,8 @@ class Listing:
         Columns with a meaning that the layout misses, because the first rows lack the columns.
     target : array or None
         The number of each example, if the label column holds numbers; NaN = no number.
+    missing : mapping of str to int
+        In how many rows of the source, left out or not, a column of the input has no value.
     """
 
     keys: list[bytes]
@@ -74,6 +76,7 @@ class Listing:
     skipped: tuple[str, ...]
     late: frozenset[str] = frozenset()
     target: np.ndarray | None = None
+    missing: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -90,6 +93,7 @@ class _Lists:
         self.names = tuple(names.split())
         self.numbers = {name: array("q") for name in self.names}
         self.seen: Counter[bytes] = Counter()
+        self.missing: Counter[str] = Counter()
         self.content = blake2b(digest_size=16)
         self.labels = LabelColumn()
         self.n_items = self.n_chunked = self.n_truncated = 0
@@ -193,6 +197,7 @@ def list_source(
         n_truncated=lists.n_truncated,
         skipped=tuple(lists.skipped),
         late=frozenset(late),
+        missing=dict(lists.missing),
     )
 
 
@@ -259,6 +264,7 @@ def _list_block(
     beside: list[bytes] = []
     members: list[tuple[int, int]] = []
     for index, row in block:
+        lists.missing.update(encoder.missing(row))
         try:
             found = index, row, encoder.key(row), encoder.size(row)
             more, member = encoder.other_content(row), _member(row, layout)

@@ -49,6 +49,10 @@ class NumbersEncoder(Encoder):
         """Hash the numbers in the order of their columns."""
         return tensor_key(self._vector(row))
 
+    def missing(self, row: Row) -> tuple[str, ...]:
+        """Return the columns that are empty or not a number in a row."""
+        return tuple(n for n in self.columns if _is_missing(row.get(n)) or _is_nan(row.get(n)))
+
     def size(self, row: Row) -> int:
         """Return the bytes of the vector."""
         return 8 * len(self.columns)
@@ -107,6 +111,11 @@ def _number(value: Any, column: str) -> float:
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.strip().upper() in MISSING)
+
+
+def _is_nan(value: Any) -> bool:
+    found = as_number(value)
+    return found is not None and found != found
 
 
 def as_number(value: Any) -> float | None:

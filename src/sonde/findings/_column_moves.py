@@ -19,6 +19,7 @@ from sonde.findings._text import listed, number, percent, shortened
 from sonde.findings._versus_labels import share_chance
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import class_name
+from sonde.run.comparing.broken_rows import chance_of_counts
 from sonde.stats.adjusted_p import adjusted_p
 
 LEAST_ROWS: Final = 20
@@ -122,8 +123,25 @@ def column_comparison(evidence: Evidence) -> ColumnComparison | str:
                 moves[move.column] = move
     for move in [m for m in moves.values() if m.partner in moves]:
         moves[move.partner] = replace(move, column=move.partner, partner=move.column)
+    moves |= {move.column: move for move in _missing_moves(evidence)}
     ordered = sorted(moves.values(), key=lambda m: (not m.is_input, *_rank(m)))
     return ColumnComparison(tuple(ordered), sum(map(bool, pairs.values())), (n[0], n[1]))
+
+
+def _missing_moves(evidence: Evidence) -> list[ColumnMove]:
+    """Return the columns of the input with more missing values in OTHER, rows left out counted."""
+    sides = [evidence.data.missing, evidence.versus and evidence.versus.other_data.missing]
+    if not all(sides):
+        return []
+    n, m = (int(side["rows"]) for side in sides)
+    found: list[ColumnMove] = []
+    for name, count in sides[1]["columns"].items():
+        a, b = sides[0]["columns"].get(name, 0), int(count)
+        p = min(1.0, chance_of_counts((a, n), (b, m)) * len(sides[1]["columns"]))
+        if p < 0.001 and b / m - a / n >= 0.05:
+            said = f"{name} is missing in {percent(b / m)} of rows, not {percent(a / n)}"
+            found.append(ColumnMove(name, "missing", said, "", b / m - a / n, p, True))
+    return found
 
 
 _RANK: Final[tuple[Kind, ...]] = (

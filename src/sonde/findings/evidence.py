@@ -133,6 +133,8 @@ class DataEvidence:
         Whether the labels are the model's own classes.
     target : Float[Tensor, "example"] or None
         Numbers of a label column that a regression should give; NaN = none.
+    missing : mapping or None
+        In how many of how many ``rows`` each of the ``columns`` of numbers has no value.
     n_truncated, n_tokens_cut, n_tokens, n_skipped : int
         Examples cut at the context, tokens lost, tokens read, broken items left out.
     seed : int
@@ -162,6 +164,7 @@ class DataEvidence:
     label_names: tuple[str, ...] | None = None
     labels_are_models: bool = False
     target: Float[Tensor, "example"] | None = None
+    missing: Mapping[str, Any] | None = None
     n_truncated: int = 0
     n_tokens_cut: int = 0
     n_tokens: int = 0

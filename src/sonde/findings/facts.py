@@ -65,6 +65,7 @@ def _of_items(inputs: ItemInputs, name: str, limited: bool, seed: int) -> DataEv
         label_names=inputs.label_names or None,
         labels_are_models=inputs.own_labels,
         target=None if listing.target is None else torch.as_tensor(listing.target),
+        missing=inputs.missing,
         n_truncated=inputs.n_truncated,
         n_tokens_cut=int(listing.truncated.sum()),
         n_tokens=int(listing.length.sum()),

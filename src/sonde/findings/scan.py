@@ -424,5 +424,6 @@ def _against(
         alpha=alpha,
         asked=tuple(detectors),
         mended=partial(column_gain, other),
+        other_counters=counters,
     )
     return replace(evidence, versus=versus)

@@ -8,6 +8,7 @@ from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import plural, shortened
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.run.comparing.broken_rows import chance_of_counts
 from sonde.tap.model.sites import ENTRY
 
 
@@ -34,7 +35,8 @@ class SND001(Rule):
     )
     how: ClassVar[str] = (
         "Rows of real tokens that hold a NaN, an infinity, or a number too large to square (above "
-        "1e15, in float64 1e60) are counted at every site; one is enough. Padded positions are no "
+        "1e15, in float64 1e60) are counted at every site, of OTHER too; one is enough. Fisher's "
+        "exact test says whether the fractions of DATA and OTHER differ. Padded positions are no "
         "rows: the pass does not look at them, but for a note the self-check does, in the one "
         "batch of up to eight texts that it pads."
     )
@@ -46,13 +48,13 @@ class SND001(Rule):
     twin: ClassVar[str] = "The same net without it; NaN at padded positions alone is a note."
 
     def check(self, evidence: Evidence) -> Check:
-        """Count rows per site, over pooled rows and tokens."""
+        """Count rows per site, over pooled rows and tokens, of DATA and then of OTHER."""
         bad, total = _counts(evidence)
         hit = [name for name, count in bad.items() if count >= self.error]
         n_rows = sum(v for k, v in evidence.counters.items() if k.startswith("rows|"))
         if not hit:
             figure = Figure("nonfinite_rows", 0.0, unit="rows", threshold=0.0, n_rows=n_rows)
-            return self._padding(evidence, figure)
+            return self._of_other(evidence) or self._padding(evidence, figure)
         first = hit[0]
         count, n = bad[first], total[first]
         text = (
@@ -66,12 +68,41 @@ class SND001(Rule):
         )  # fmt: skip
         return self.raised_with(
             level="error",
-            sentence=sentence(f"{text}{more}.", "Such rows enter no other figure."),
+            sentence=sentence(
+                f"{text}{more}.", "Such rows enter no other figure.", _beside(evidence, first)
+            ),
             figure=figure,
             sites=tuple(hit),
             effect=count / max(1, n),
             next=read_command(first),
         )
+
+    def _of_other(self, evidence: Evidence) -> Check | None:
+        """Raise an error if rows of OTHER alone are broken; None without OTHER, or if none is."""
+        if evidence.versus is None:
+            return None
+        other = evidence.versus.other
+        bad, total = _counts(other)
+        hit = [name for name, count in bad.items() if count >= self.error]
+        if not hit:
+            return None
+        first = hit[0]
+        text = (
+            f"{bad[first]:,} of {plural(total[first], 'row')} of OTHER hold NaN, infinity or a "
+            f"number too large to square at {shortened(first)}, none of DATA"
+        )
+        said = "The two are compared without these rows."
+        return self.raised_with(
+            level="error",
+            sentence=sentence(f"{text}{_chance(evidence, first)}.", said),
+            figure=Figure(
+                "nonfinite_rows", float(bad[first]), unit="rows", threshold=0.0,
+                n_rows=total[first], n_groups=other.n_groups, flags=("nonfinite",),
+            ),
+            sites=tuple(hit),
+            of_other=True,
+            effect=bad[first] / max(1, total[first]),
+        )  # fmt: skip
 
     def _padding(self, evidence: Evidence, figure: Figure) -> Check:
         """Raise a note if only padded positions were not finite in the self-check; else clear."""
@@ -88,6 +119,27 @@ class SND001(Rule):
             sites=tuple(names),
             next=read_command(names[0]),
         )
+
+
+def _beside(evidence: Evidence, site: str) -> str:
+    """Return the count of OTHER at a site of DATA with broken rows; empty without OTHER."""
+    if evidence.versus is None:
+        return ""
+    bad, total = _counts(evidence.versus.other)
+    rows = plural(total.get(site, 0), "row")
+    return f"Of OTHER {bad.get(site, 0):,} of {rows} do{_chance(evidence, site)}."
+
+
+def _chance(evidence: Evidence, site: str) -> str:
+    """Return the p-value in words that both fractions are equal; rows of a group count once."""
+    if evidence.versus is None:
+        return ""
+    counts: list[tuple[int, int]] = []
+    for side in (evidence, evidence.versus.other):
+        bad, total = (found.get(site, 0) for found in _counts(side))
+        n = min(total, side.n_groups)
+        counts.append((round(bad * n / max(1, total)), n))
+    return f" (Fisher's exact test of both fractions: p = {chance_of_counts(*counts):.2g})"
 
 
 def _counts(evidence: Evidence) -> tuple[dict[str, int], dict[str, int]]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -51,6 +51,8 @@ class VersusEvidence:
         Runs the model on rows of OTHER with the changes of columns undone (``column_gain``).
     asked : tuple of (method, site key), default=()
         The detectors that were to be fitted; some may lack rows, labels or logits.
+    other_counters : mapping
+        Of OTHER, as those of ``Evidence``.
     """
 
     other_sites: Mapping[str, SiteEvidence]
@@ -61,11 +63,13 @@ class VersusEvidence:
     held: float = 0.5
     mended: Callable[..., Any] | None = None
     asked: tuple[tuple[str, str], ...] = ()
+    other_counters: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @cached_property
     def other(self) -> Evidence:
         """The evidence of OTHER alone."""
-        return Evidence(tuple(self.other_sites.values()), self.other_columns, self.other_data, {})
+        return Evidence(tuple(self.other_sites.values()), self.other_columns, self.other_data,
+                        self.other_counters)  # fmt: skip
 
     def rows_at(self, key: str) -> tuple[Float[Tensor, "row dim"], list[str]] | None:
         """Return OTHER's sampled rows at a site and their ids, or None if OTHER lacks the site."""

@@ -17,6 +17,8 @@ QUESTIONS: Final = {
     "mmd": "anything",
     "classifier_two_sample": "linear classifier",
     "reconstruction_shift": "energy outside",
+    "nonfinite": "NaN or infinity",
+    "missing": "missing values",
 }
 _STEPS: Final = {
     "moved clearly": "var(--c2)",

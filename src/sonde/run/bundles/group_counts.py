@@ -10,6 +10,9 @@ import torch
 from sonde.core.hashing import base_hashes, draws
 from sonde.core.plan import Part, Split
 from sonde.core.stream import Stream
+from sonde.data.inputs import ItemInputs
+from sonde.engine.derived import innermost
+from sonde.tap import LiveStream
 
 Header = dict[str, Any]
 
@@ -21,6 +24,10 @@ def counts_of(stream: Stream, split: Split | None) -> dict[str, Any]:
     """Return what the header of a bundle says of the examples and groups of its data."""
     members = Counter(stream.group_keys)
     found: dict[str, Any] = {"n_examples": len(stream), "n_groups": len(members)}
+    live = innermost(stream)
+    inputs = live.inputs if isinstance(live, LiveStream) else None
+    if isinstance(inputs, ItemInputs) and inputs.missing is not None:
+        found["missing"] = inputs.missing
     if split is not None:
         held = split.is_held(_split_draws(members, split.seed)).numpy()
         sizes = np.fromiter(members.values(), dtype=np.int64, count=len(members))
@@ -72,6 +79,8 @@ def joined_counts(a: Header, b: Header, split: Split | None) -> tuple[Header, He
     mine, its = a["data"], b["data"]
     first, second = _draws_in(a), _draws_in(b)
     found: dict[str, Any] = _sums(mine, its)
+    if "missing" in mine or "missing" in its:
+        found["missing"] = _missing_in_both(mine.get("missing"), its.get("missing"))
     if "held" in mine and "held" in its:
         found["held"] = _sums(mine["held"], its["held"])
     if first is None or second is None:
@@ -87,6 +96,15 @@ def joined_counts(a: Header, b: Header, split: Split | None) -> tuple[Header, He
 
 def _sums(a: dict[str, Any], b: dict[str, Any]) -> dict[str, int]:
     return {name: a[name] + b[name] for name in ("n_examples", "n_groups")}
+
+
+def _missing_in_both(a: Header | None, b: Header | None) -> Header | None:
+    """Return the counts of missing values of two bundles together, or None if one lacks them."""
+    if a is None or b is None:
+        return None
+    names = sorted({*a["columns"], *b["columns"]})
+    columns = {n: a["columns"].get(n, 0) + b["columns"].get(n, 0) for n in names}
+    return {"rows": a["rows"] + b["rows"], "columns": columns}
 
 
 def _distinct(n: int, first: np.ndarray, second: np.ndarray, end: np.uint64) -> int:

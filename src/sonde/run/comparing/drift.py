@@ -24,6 +24,7 @@ from sonde.engine.progress import Bar
 from sonde.engine.requests import Task
 from sonde.run.bundles.evidence import evidence, groups_of, sample
 from sonde.run.bundles.fitted import Fitted
+from sonde.run.comparing.broken_rows import BROKEN, MISSING, broken_rows, missing_values
 from sonde.run.comparing.moved_direction import MovedDirection, moved_direction
 from sonde.run.instruments.entries import Key, names_of
 from sonde.run.reading.recipe import recipe_in, require_same_columns
@@ -103,7 +104,8 @@ def drift(
         The reference and the other.
     shifts : Shift or iterable of Shift, optional
         By default the shifts that a bundle was fitted with, and the default shifts, as far as both
-        bundles can answer them.
+        bundles can answer them; and the fractions of rows with NaN or infinity, and of missing
+        values of a column, which no shift sees.
     level : float, default=0.05
         The default shifts permute often enough, but at most 4,999 times, for a comparison to reach
         this level after the correction for all comparisons.
@@ -144,6 +146,8 @@ def drift(
         for name, task in zip(names_of(tasks), tasks, strict=True):
             _note(made, name, first, second, task, asked=shifts is not None)
             bar.advance(1)
+    if shifts is None:
+        _count_rows_left_out(made, first, second, keys)
     if not made.found and not made.left_out:
         raise InputError(
             "drift: expected bundles that both hold the states of a shift, got none. "
@@ -155,6 +159,17 @@ def drift(
         if where is not None:
             made.directions[key] = where
     return made
+
+
+def _count_rows_left_out(made: Drift, first: Fitted, second: Fitted, keys: list[str]) -> None:
+    """Add the fractions of rows that no other comparison sees."""
+    for key in keys:
+        if (moved := broken_rows(first, second, key)) is not None:
+            made.found[BROKEN, key] = moved
+            made.basis[BROKEN, key] = ("all rows", "all rows")
+    for column, moved in missing_values(first, second).items():
+        made.found[MISSING, f"column {column}"] = moved
+        made.basis[MISSING, f"column {column}"] = ("all rows", "all rows")
 
 
 def _note(made: Drift, name: Key, first: Fitted, second: Fitted, task: Task, asked: bool) -> None:
