@@ -51,6 +51,24 @@ def test_checkpoints_become_curves_and_the_record_is_kept(run, checkpoints, tmp_
     again = run(*words, *reading)
     assert "step 5 (1 of 2)" in again.err
     assert "step 40 (2 of 2)" not in again.err
+    assert "step" not in run(*words, *reading, "--quiet").err
+    for other, told in (
+        ((*words, *reading, "--sites", "blocks.0"), "steps of other sites"),
+        ((*words, *reading, "--limit", 60), "steps of other data"),
+        ((*words[:4], "spectrum", *reading), "steps of other instruments"),
+    ):
+        said = run(*other).error()
+        assert told in said
+        assert "--fresh" in said
+    swapped = shutil.copytree(checkpoints, tmp_path / "swapped")
+    for a, b in ((5, 40), (40, 5)):
+        shutil.copytree(
+            checkpoints / f"checkpoint-{a}", swapped / f"checkpoint-{b}", dirs_exist_ok=True
+        )
+    said = run("track", swapped, *words[2:], *reading).error()
+    assert "step 5 in" in said
+    assert "other weights" in said
+    assert "step 40 (2 of 2)" in run("track", swapped, *words[2:], *reading, "--fresh").err
     shown = run("track", record)
     assert "2 steps, 5 to 40" in shown.out
     assert max(map(len, shown.out.splitlines())) <= 80

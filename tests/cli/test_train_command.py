@@ -1,9 +1,12 @@
 """``sonde train``: what it writes, prints and refuses."""
 
 import pytest
+from torch import nn
 
 import sonde
 from cli_case import run_words
+from sonde import train
+from sonde.run.instruments.families import snake_case
 
 WORDS = ("train", "sonde:digits", "sonde:digits/train", "--limit", 64, "--held", 60)
 TERMS = ("--terms", "rate_reduction", "--sites", "blocks.1", "--rate", 1e-3, "--epochs", 1)
@@ -50,6 +53,10 @@ def test_maps_of_attention_and_an_average_of_the_model_itself(tmp_path):
 def test_the_list_says_what_losses_need(run):
     said = run("train", "--list").out
     assert "rate_reduction" in said
+    words = {x["loss"] for x in run("train", "--list", "--json").json() if "loss" in x}
+    members = [getattr(train, name) for name in train.__all__]
+    losses = [x for x in members if isinstance(x, type) and issubclass(x, nn.Module)]
+    assert words == {snake_case(kind.__name__) for kind in losses}
     assert "x, label" in said
     (line,) = [line for line in said.splitlines() if "attention_entropy" in line]
     assert "probs" in line
@@ -63,6 +70,12 @@ def test_the_list_says_what_losses_need(run):
         (WORDS, "expected -o NEW"),
         ((*WORDS, "-o", "NEW"), "expected --terms and --sites"),
         ((*WORDS, *TERMS, "--epochs", 0, "-o", "NEW"), "--epochs: expected more than 0"),
+        ((*WORDS, *TERMS, "--weight", "0.1,0.2", "-o", "NEW"), "one for each of 1 losses, got 2"),
+        ((*WORDS, *TERMS, "--weight", "nan", "-o", "NEW"), "--weight: expected finite numbers"),
+        (
+            (*WORDS, "--terms", "nested_dropout", "--sites", "blocks.1", "-o", "NEW"),
+            "nested_dropout changes states and has no value",
+        ),
         (
             (*WORDS, *TERMS, "--scope", "half", "-o", "NEW"),
             "--scope: expected all, norms, layers, top:N or low-rank:N",

@@ -9,12 +9,12 @@ import torch
 from torch.nn import Embedding, Linear
 
 import sonde
-from sonde.core import InputError, StateError
+from sonde.core import InputError, SondeWarning, StateError
 from sonde.data import open_inputs
 from sonde.measure import rate_reduction
 from sonde.run.fine_tuning.arms import Recipe, _epoch, scoped, train_arm
 from sonde.run.fine_tuning.figures import compared, task_figures, term_values, thinned
-from sonde.run.fine_tuning.losses import attached, listed
+from sonde.run.fine_tuning.losses import attached, listed, weights_of
 from sonde.run.fine_tuning.low_rank import (
     adapter_parameters,
     merge_adapters,
@@ -22,7 +22,7 @@ from sonde.run.fine_tuning.low_rank import (
     with_adapters,
 )
 from sonde.tap import live_stream
-from sonde.train import Align, RateReduction, Separate
+from sonde.train import Align, Contrast, RateReduction, Separate
 
 RECIPE = Recipe(epochs=2, rate=2e-3, weight=0.05, seed=3)
 SITE = "blocks.1"
@@ -222,6 +222,28 @@ def test_losses_by_their_words():
     ):
         with pytest.raises(InputError, match=message):
             attached(words, sites, has_teacher=False)
+
+
+@pytest.mark.slow
+def test_a_batch_of_one_row_trains_the_task_alone_and_is_counted(digits):
+    model, _ = digits
+    examples = open_inputs(model, "sonde:digits/train", limit=33, batch_size=16)
+    losses: Any = {"blocks.0": RateReduction(), "blocks.1": Contrast()}
+    recipe = replace(RECIPE, weight=(0.2, 0.5))
+    with pytest.warns(SondeWarning, match="is left out of step 2"):
+        arm = train_arm(model, examples, losses, recipe, progress=False)
+    assert len(arm.curve) == 6
+    assert len(arm.left_out) == 2
+    assert set(arm.left_out.values()) == {2}
+    assert [len(row) for row in arm.curve] == [5, 4, 2, 5, 4, 2]
+
+
+def test_a_weight_for_each_loss():
+    assert weights_of("0.1,0.5", 2) == (0.1, 0.5)
+    assert weights_of("3", 2) == 3.0
+    for words, told in (("a", "expected a number"), ("1,inf", "finite"), ("1,2,3", "each of 2")):
+        with pytest.raises(InputError, match=told):
+            weights_of(words, 2)
 
 
 def test_a_thin_curve_keeps_means():

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import sonde
-from sonde.core import InputError
+from sonde.core import InputError, StateError
 from sonde.train import Align, Contrast
 
 RATE = 0.1
@@ -123,3 +123,49 @@ def test_figures_go_to_a_logger_and_wrong_models_are_refused(tmp_path):
         assert not any("sonde/" in name for row in trainer.state.log_history for name in row)
         with pytest.raises(InputError, match="the Trainer's model to be"):
             trained(tmp_path, network(), terms)
+
+
+class OwnLoss(torch.nn.Module):
+    """A model whose outputs have a loss without labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = torch.nn.Embedding(40, 6), torch.nn.Linear(6, 40)
+
+    def forward(self, input_ids, labels=None):
+        logits = self.b(self.a(input_ids))
+        return {"loss": logits.square().mean(), "logits": logits}
+
+
+def test_a_loss_that_the_trainer_computes_itself_is_said(tmp_path):
+    model = network()
+    with (
+        sonde.training(model, {("blocks.0", "blocks.1"): Align("mse")}) as terms,
+        pytest.raises(InputError, match=r"expected label_smoothing_factor=0, got 0\.1"),
+    ):
+        trained(tmp_path, model, terms, label_smoothing_factor=0.1)
+
+    def mine(outputs, labels, num_items_in_batch=None):
+        return outputs["logits"].square().mean()
+
+    given = {"report_to": "none", "max_steps": 2, "use_cpu": True, "disable_tqdm": True}
+    for made, told, error in (
+        (model, "no compute_loss_func, which takes them away", InputError),
+        (OwnLoss(), "no gradient came back: the Trainer trains another loss", StateError),
+    ):
+        site = "b" if isinstance(made, OwnLoss) else ("blocks.0", "blocks.1")
+        loss = Small() if isinstance(made, OwnLoss) else Align("mse")
+        with sonde.training(made, {site: loss}) as terms:
+            trainer = Trainer(
+                made, TrainingArguments(str(tmp_path), save_strategy="no", **given),
+                train_dataset=[{"input_ids": row, "labels": row} for row in IDS],  # pyright: ignore
+                callbacks=[sonde.TermsCallback(terms)], compute_loss_func=mine,
+            )  # fmt: skip
+            with pytest.raises(error, match=told):
+                trainer.train()
+
+
+class Small(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.square().mean()

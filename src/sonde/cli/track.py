@@ -39,6 +39,9 @@ class Track:
     record: Annotated[
         Path | None, named("RECORD", "where the steps are kept (default: FOLDER.track)")
     ] = None
+    fresh: Annotated[
+        bool, tyro.conf.arg(help="drop the steps in RECORD and read every checkpoint again")
+    ] = False
     reading: Reading = field(default_factory=Reading)
     crew: Workers = field(default_factory=Workers)
     printing: Printing = field(default_factory=Printing)
@@ -95,6 +98,7 @@ class Track:
             self.folder,
             self.data,
             record=self.record,
+            fresh=self.fresh,
             begun=begun,
             loading=self.reading.model_options(),
             running={"progress": not quiet, **self.crew.worker_options()},

@@ -61,7 +61,9 @@ class Train:
             "a new layer behind a module, as adapter(width=8)@blocks.3; may be repeated",
         ),
     ] = ()
-    weight: Annotated[float, tyro.conf.arg(help="weight of each loss beside the task")] = 0.1
+    weight: Annotated[
+        str, named("W,...", "weight of the losses beside the task, or one for each: 0.1,0.5")
+    ] = "0.1"
     teacher: Annotated[
         str | None,
         named(
@@ -186,11 +188,14 @@ class Train:
     def _recipe(self) -> "Recipe":
         """Return how the arm with losses and layers is trained: new layers always move."""
         from sonde.run.fine_tuning.arms import LAYERS, Recipe
+        from sonde.run.fine_tuning.losses import weights_of
 
         scope = self.scope or (LAYERS if self.insert else "all")
         if self.insert and scope != LAYERS:
             scope += f"+{LAYERS}"
-        return Recipe(self.epochs, self.rate, self.weight, scope, self.seed)
+        n_losses = len(self._losses(has_teacher=self.teacher is not None)) if self.terms else 1
+        weight = weights_of(self.weight, n_losses)
+        return Recipe(self.epochs, self.rate, weight, scope, self.seed)
 
     def _losses(self, *, has_teacher: bool) -> dict[Any, Any]:
         """Return the losses by their sites."""
@@ -229,7 +234,7 @@ class Train:
                 "blocks.3, or --insert unit_gate@blocks.3. `sonde train --list` says which losses "
                 "and layers there are."
             )
-        for name in ("epochs", "rate", "batch_size", "seeds", "held", "weight"):
+        for name in ("epochs", "rate", "batch_size", "seeds", "held"):
             if not getattr(self, name) > 0:
                 word = name.replace("_", "-")
                 raise InputError(f"--{word}: expected more than 0, got {getattr(self, name)}.")

@@ -23,7 +23,7 @@ def document(found: dict[str, Any]) -> Document:
     losses = [
         ("losses", shown(found["terms_typed"], 200)),
         ("at", shown(", ".join(found["sites_typed"]), 200)),
-        ("weight", number(recipe["weight"])),
+        ("weight", _weights(recipe["weight"])),
     ]
     facts = [
         ("model", shown(found["model"], 120)),
@@ -47,6 +47,11 @@ def document(found: dict[str, Any]) -> Document:
         [*sections, _undo(found)],
         subject=f"train {shown(found['model'], 80)}",
     )
+
+
+def _weights(given: float | list[float]) -> str:
+    """Return the weight of all losses, or of each."""
+    return ", ".join(map(number, given if isinstance(given, list | tuple) else [given]))
 
 
 def _what(found: dict[str, Any]) -> list[str]:
@@ -111,6 +116,9 @@ def _terms(found: dict[str, Any]) -> Section | None:
     parts = [Table(Numbers(columns, rows, "terms"))] if rows else []
     lead = "Values on all held-out rows together; lower is what the loss asks for. A loss that "
     lead += "fell worked; whether it helped is told by the task."
+    for one in found.get("left_out", ()):
+        lead += f" {plural(one['steps'], 'batch', 'batches')} of {one['of']:,} had too few rows or "
+        lead += f"classes for {shown(one['term'], 80)}: these steps trained the task alone."
     if found["conflict"]:
         told = ", ".join(number(x, 2) for x in found["conflict"])
         lead += f" Cosine of the gradients of task and losses at the start of each epoch: {told} "

@@ -70,7 +70,7 @@ class LearnedViews(nn.Module):
 
     @in_float32
     def forward(
-        self, x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None = None
+        self, x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None
     ) -> Float[Tensor, ""]:
         """Return the contrast of four views and the penalty on learned views that are alike.
 

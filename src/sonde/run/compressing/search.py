@@ -12,7 +12,7 @@ from sonde.core.errors import InputError, StoreError
 from sonde.core.inputs import Inputs, Model
 from sonde.run.compressing.methods import Target, method_asked
 from sonde.run.compressing.sizes import planned_bytes
-from sonde.tap import fingerprint
+from sonde.tap import config_hash, fingerprint, forward_code, structure
 
 SCHEMA: Final = "sonde-compress-search/1"
 USUAL: Final = (
@@ -122,7 +122,15 @@ class TrialFile:
 
 def search_key(model: Model, ours: Inputs, held: Inputs) -> str:
     """Return a hash of the model and the examples that the trials of a search depend on."""
-    told = [fingerprint(model.module), ours.identity(), held.identity()]
+    module = model.module
+    told = [
+        fingerprint(module, full=True),
+        config_hash(model.config, module),
+        structure(module),
+        forward_code(module),
+        ours.identity(),
+        held.identity(),
+    ]
     return sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 

@@ -54,8 +54,8 @@ class Recipe:
     epochs : int
     rate : float
         Learning rate of Adam.
-    weight : float
-        Weight of each loss at a site; the task has weight 1.
+    weight : float or tuple of float
+        Weight of the losses, or one for each; the task has weight 1.
     scope : str
         Which parameters move: ``all``, ``norms``, ``layers`` (the inserted ones), ``top:N`` (the
         last N blocks and what follows), ``low-rank:N`` (adapters of rank N beside linear layers,
@@ -66,7 +66,7 @@ class Recipe:
 
     epochs: int = 3
     rate: float = 1e-4
-    weight: float = 0.1
+    weight: float | tuple[float, ...] = 0.1
     scope: str = "all"
     seed: int = 0
 
@@ -87,6 +87,8 @@ class Arm:
         What losses compare with.
     average : AveragedModel, optional
         The moving average of the copy, if that is the teacher.
+    left_out : dict of str to int
+        Number of steps without a loss, by its name: batches with too few rows or classes.
     """
 
     module: nn.Module
@@ -94,6 +96,7 @@ class Arm:
     curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     teacher: Model | None = None
     average: AveragedModel | None = None
+    left_out: dict[str, int] = field(default_factory=dict[str, int])
 
 
 def train_arm(
@@ -171,17 +174,24 @@ def train_arm(
                         average.update_parameters(module)
                     keeper.tick()
                     bar.advance(len(batch))
+    if terms is not None:
+        arm.left_out.update(terms.left_out)
     if rank:
         merge_adapters(module)
     return arm
 
 
-def _attached(model: Model, arm: Arm, weight: float) -> AbstractContextManager[Terms | None]:
+def _attached(
+    model: Model, arm: Arm, weight: float | tuple[float, ...]
+) -> AbstractContextManager[Terms | None]:
     """Return a context in which losses are at their sites; it gives None if there are no losses."""
     if not arm.losses:
         return nullcontext()
     teacher = arm.teacher if arm.average is None else arm.average
-    return training(replace(model, module=arm.module), arm.losses, weight=weight, teacher=teacher)
+    each: Any = weight
+    if isinstance(weight, tuple):
+        each = dict(zip(arm.losses, weight, strict=True))
+    return training(replace(model, module=arm.module), arm.losses, weight=each, teacher=teacher)
 
 
 def scoped(module: nn.Module, scope: str) -> None:
@@ -364,6 +374,7 @@ class _Keeper:
         self._descent.load_state_dict(held["descent"])
         if self._terms is not None:
             self._terms.load_state_dict(held["terms"])
+            self._terms.left_out.update(held["left_out"])
         self._arm.curve.extend(held["curve"])
 
     def _save(self) -> None:
@@ -377,6 +388,7 @@ class _Keeper:
             "descent": self._descent.state_dict(),
             "average": None if self._arm.average is None else self._arm.average.state_dict(),
             "terms": None if self._terms is None else self._terms.state_dict(),
+            "left_out": {} if self._terms is None else self._terms.left_out,
             "curve": self._arm.curve,
         }
         file = io.BytesIO()

@@ -75,6 +75,9 @@ def train_document(
             for name, arm in (("with", first), ("without", plain))
             if arm is not None
         },
+        "left_out": [
+            {"term": name, "steps": n, "of": len(first.curve)} for name, n in first.left_out.items()
+        ],
         "conflict": [row["conflict"] for row in first.curve if "conflict" in row],
         "undo": f"sonde edit undo {names['output']} -o {names['output']}-undone",
     }

@@ -27,26 +27,52 @@ class Listed:
         Arguments of its forward without a default; of a layer the parameters to type.
     purpose : str
         First line of its docstring.
+    has_value : bool, default=True
+        Whether there is a value to report, not only a change of states.
     """
 
     word: str
     needs: tuple[str, ...]
     purpose: str
+    has_value: bool = True
 
     @property
     def is_usable(self) -> bool:
-        """Whether the command can give all that the loss needs."""
-        return set(self.needs) <= set(GIVEN)
+        """Whether the command can give all that the loss needs, and report its value."""
+        return self.has_value and set(self.needs) <= set(GIVEN)
 
 
 def listed() -> list[Listed]:
-    """Return all losses that take rows or attention maps of a site, in alphabetical order."""
-    found = []
-    for word, kind in _kinds().items():
-        needs = _needs(kind)
-        if {"x", "probs"} & {*needs}:
-            found.append(Listed(word, needs, (inspect.getdoc(kind) or "").split("\n")[0]))
+    """Return all losses of ``sonde.train``, in alphabetical order."""
+    found = [
+        Listed(word, _needs(kind), (inspect.getdoc(kind) or "").split("\n")[0], _has_value(kind))
+        for word, kind in _kinds().items()
+    ]
     return sorted(found, key=lambda one: one.word)
+
+
+def weights_of(words: str, n_losses: int) -> float | tuple[float, ...]:
+    """Return the weight of all losses, or one for each: ``0.1`` or ``0.1,0.5``.
+
+    Raises
+    ------
+    InputError
+        If a weight is no finite number above 0, or there are too few or too many.
+    """
+    try:
+        found = tuple(float(word) for word in words.split(","))
+    except ValueError:
+        raise InputError(
+            f"--weight: expected a number, or several as 0.1,0.5, got {words!r}."
+        ) from None
+    if not all(0 < one < float("inf") for one in found):
+        raise InputError(f"--weight: expected finite numbers above 0, got {words}.")
+    if len(found) not in (1, n_losses):
+        raise InputError(
+            f"--weight: expected one weight, or one for each of {n_losses} losses, got "
+            f"{len(found)}."
+        )
+    return found[0] if len(found) == 1 else found
 
 
 def attached(
@@ -105,6 +131,11 @@ def _key(loss: nn.Module, site: str, has_teacher: bool) -> str | tuple[str, ...]
             f"--terms: {word} needs {', '.join(missing)}, which this command cannot give. Use "
             "sonde.training in Python."
         )
+    if not _has_value(type(loss)):
+        raise InputError(
+            f"--terms: {word} changes states and has no value to report. Use sonde.training in "
+            "Python."
+        )
     pair = tuple(site.split("+"))
     if "y" not in needs:
         if len(pair) > 1:
@@ -124,6 +155,11 @@ def _needs(kind: type[nn.Module]) -> tuple[str, ...]:
     parameters: Mapping[str, Any] = inspect.signature(kind.forward).parameters
     empty = inspect.Parameter.empty
     return tuple(n for n, p in parameters.items() if n != "self" and p.default is empty)
+
+
+def _has_value(kind: type[nn.Module]) -> bool:
+    """Return whether a module is a loss, not only a change of states."""
+    return getattr(kind, "has_loss", True)
 
 
 def _kinds() -> dict[str, type[nn.Module]]:

@@ -1,6 +1,8 @@
 """A folder of checkpoints, read one after the other into a ``Track``."""
 
+import hashlib
 import itertools
+import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,12 +14,17 @@ from sonde.core.instrument import Instrument
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.data import load
+from sonde.files.durable import atomic_write
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.prepared import prepare
 from sonde.run.instruments.asked import asked
 from sonde.run.instruments.words import Asked, instruments_of
 from sonde.run.reading.read import read
 from sonde.run.training.track import Track
 
+WEIGHTS = "checkpoints.json"
+"""Hashes of the checkpoints that a record was read from, by step."""
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
 _STEP = re.compile(r"(\d+)$")
 
 
@@ -30,6 +37,7 @@ def track(
     begun: Callable[[int], None] = lambda step: None,
     loading: Mapping[str, Any] | None = None,
     running: Mapping[str, Any] | None = None,
+    fresh: bool = False,
     **options: Any,
 ) -> Track:
     """Fit measures on every checkpoint in a folder and return their record.
@@ -48,6 +56,8 @@ def track(
         Options of ``sonde.load``.
     running : mapping, optional
         Options of ``sonde.fit``.
+    fresh : bool, default=False
+        Drop the steps in the record and read all checkpoints.
     **options
         Of ``sonde.read``.
 
@@ -56,11 +66,13 @@ def track(
     InputError
         If the folder holds no checkpoints.
     StateError
-        If the record holds steps of other instruments, sites or data.
+        If the record holds steps of other instruments, sites, data or checkpoints.
     """
     instruments, folder = instruments_of(methods), Path(folder)
     kept = Track(record or folder.absolute().with_name(f"{folder.name}.track"))
     options = {**asked(instruments), **options}
+    if fresh:
+        kept.clear()
     record_checkpoints(
         instruments,
         checkpoint_folders(folder),
@@ -141,10 +153,34 @@ def record_checkpoints(
     Raises
     ------
     StateError
-        If the track holds steps of other instruments, sites or data.
+        If the track holds steps of other instruments, sites, data or checkpoints.
     """
+    known = [(step, path) for step, path in folders if step in track.steps]
+    file = Path(track.directory) / WEIGHTS
+    is_kept = bool(known) and file.is_file()
+    digests: dict[str, str] = json.loads(file.read_text()) if is_kept else {}
+    for step, path in known:
+        if digests.get(str(step)) not in (None, weights_digest(path)):
+            raise track.other_checkpoint(step)
+    if known:
+        step, path = known[0]
+        settled = prepare(list(instruments), opened(str(path)), calibrate=0.0, reduction="auto")
+        track.check_reading(step, settled)
     for step, path in folders:
         if step in track.steps:
             continue
         begun(step)
         track.add(step, fit(list(instruments), opened(str(path)), calibrate=0.0, **options))
+        digests[str(step)] = weights_digest(path)
+        atomic_write(file, json.dumps(digests).encode())
+
+
+def weights_digest(folder: Path) -> str:
+    """Return a hash of the configuration and the weight files in a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        if path.name == "config.json" or path.suffix in WEIGHT_FILES:
+            digest.update(path.name.encode())
+            with path.open("rb") as held:
+                digest.update(hashlib.file_digest(held, "blake2b").digest())
+    return digest.hexdigest()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, StateError
 from sonde.run.training.callback import log_of
 from sonde.tap.hooks.outputs import arguments
 from sonde.tap.training.terms import Terms
@@ -44,6 +44,7 @@ class TermsCallback(TrainerCallback):
         self._optimiser: torch.optim.Optimizer | None = None
         self._sums: dict[str, list[float]] = {}
         self._share, self._saved, self._log = 1.0, None, None
+        self._unused = False
 
     def log_to(self, target: Any) -> None:
         """Hand figures to a logger instead, or to the ``Trainer`` and so to its reporters."""
@@ -55,6 +56,12 @@ class TermsCallback(TrainerCallback):
         """Begin to add losses; go on from a checkpoint if the Trainer does."""
         if args.fp16:
             raise InputError("TermsCallback: expected float32 or bf16=True, got fp16=True.")
+        if args.label_smoothing_factor:
+            raise InputError(
+                "TermsCallback: expected label_smoothing_factor=0, got "
+                f"{args.label_smoothing_factor:g}: the Trainer then takes the labels away from the "
+                "model and computes the loss itself. Smooth labels inside the model."
+            )
         if kwargs["model"] is not self.terms.module:
             raise InputError(
                 "TermsCallback: expected the Trainer's model to be the model of sonde.training. "
@@ -89,6 +96,13 @@ class TermsCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on to the next step, and hand figures on if it is time."""
+        if self._unused:
+            raise StateError(
+                "TermsCallback: the losses at sites were added to the loss in the model's outputs, "
+                "and no gradient came back: the Trainer trains another loss, as by "
+                "compute_loss_func or a compute_loss of its own. Add terms.loss(...) there in "
+                "place of this callback."
+            )
         self.terms.step()
         self._hook()
         if control.should_log and self._log is not None:
@@ -126,6 +140,9 @@ class TermsCallback(TrainerCallback):
             self._handle.remove()
             self._handle = None
 
+    def _used(self, gradient: Tensor) -> None:
+        self._unused = False
+
     def _figures(self) -> dict[str, float]:
         made = {f"sonde/{name}": sum(x) / len(x) for name, x in self._sums.items()}
         self._sums = {}
@@ -143,19 +160,32 @@ class TermsCallback(TrainerCallback):
             return None
         if not isinstance(output, dict) or output.get("loss") is None:
             raise InputError(
-                "TermsCallback: expected outputs with a loss, got none. Give the model labels."
+                "TermsCallback: expected outputs with a loss, got none. Give the model labels, and "
+                "the Trainer no compute_loss_func, which takes them away. With a loss of your own, "
+                "add terms.loss(...) to it in place of this callback."
             )
         named = arguments(model, args, kwargs)
         columns = {name: x for name, x in named.items() if isinstance(x, Tensor) and x.ndim == 1}
-        told = next((columns[name] for name in LABELS if name in columns), None)
+        told = next((named[name] for name in LABELS if _is_label(named.get(name))), None)
         columns |= {} if told is None else {"label": told}
         columns |= {"logits": output["logits"]} if "logits" in output else {}
-        value = self.terms.loss(**{n: x for n, x in columns.items() if n in self.terms.takes})
+        given: dict[str, Any] = {n: x for n, x in columns.items() if n in self.terms.takes}
+        value = self.terms.loss(**given)
         for name, figure in self.terms.figures.items():
             self._sums.setdefault(name, []).append(figure)
+        if value.requires_grad:
+            self._unused = True
+            value.register_hook(self._used)
         is_summed = named.get("num_items_in_batch") is not None
         output["loss"] = output["loss"] + value * (self._share if is_summed else 1.0)
         return output
+
+
+def _is_label(column: Any) -> bool:
+    """Return whether a column has a label for each example: a class, or numbers."""
+    if not isinstance(column, Tensor) or not column.ndim:
+        return False
+    return column.ndim == 1 or (column.ndim == 2 and column.is_floating_point())
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

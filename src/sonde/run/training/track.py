@@ -5,7 +5,7 @@ training that resumes from an earlier checkpoint writes later steps again.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from sonde.core._shown import html_table, told
 from sonde.core.errors import InputError, StateError, StoreError, near
 from sonde.core.instrument import Instrument
 from sonde.core.wording import plural
+from sonde.engine.requests import Task
 from sonde.files.durable import make_directory
 from sonde.files.state_file import read_header
 from sonde.run.bundles.fitted import Fitted
+from sonde.run.bundles.header import data_fingerprint, make_header
+from sonde.run.fitting.prepared import Prepared
 from sonde.run.instruments.entries import entry_of
 
 _NAME = re.compile(r"^step-(\d{10})\.sonde$")
@@ -92,14 +95,52 @@ class Track:
         """
         if not self.steps:
             return
-        mine = {**fitted.header, "entries": [entry_of(task) for task in fitted.tasks]}
-        there = read_header(self.file(self.steps[0]))
+        self._compare(fitted.header, fitted.tasks, self.steps[0])
+
+    def check_reading(self, step: int, settled: Prepared) -> None:
+        """Refuse a reading that is not the reading of a recorded step, before it is made.
+
+        Parameters
+        ----------
+        step : int
+            A recorded step.
+        settled : Prepared
+            The rows of the same checkpoint, and what is fitted on them.
+
+        Raises
+        ------
+        StateError
+            Naming what differs: instruments, sites, data, or the weights of the checkpoint.
+        """
+        units = [{"plan": "", "data": data_fingerprint(settled.stream), "units": []}]
+        header = make_header(settled.stream, units, {}, settled.split)
+        self._compare(header, settled.tasks, step)
+        kept = read_header(self.file(step))
+        if header["model"].get("model") != kept["model"].get("model"):
+            raise self.other_checkpoint(step)
+
+    def other_checkpoint(self, step: int) -> StateError:
+        """Return the error of a recorded step whose checkpoint holds other weights now."""
+        return StateError(
+            f"Track: step {step:,} in {self.directory} was read from a checkpoint with other "
+            "weights than the folder holds now. Run with --fresh to drop the record, or keep "
+            "another by --record."
+        )
+
+    def clear(self) -> None:
+        """Remove all recorded steps."""
+        for step in self.steps:
+            self.file(step).unlink(missing_ok=True)
+
+    def _compare(self, header: Mapping[str, Any], tasks: Sequence[Task], step: int) -> None:
+        mine = {**header, "entries": [entry_of(task) for task in tasks]}
+        there = read_header(self.file(step))
         for name in ALIKE:
             if mine.get(name) != there.get(name):
                 what = "instruments" if name == "entries" else name
                 raise StateError(
-                    f"Track: {self.directory} holds steps of other {what}. Record into another "
-                    "folder, or remove this one."
+                    f"Track: {self.directory} holds steps of other {what}. Run with --fresh to "
+                    "drop them, or record into another folder."
                 )
 
     def at(self, step: int) -> Fitted:
