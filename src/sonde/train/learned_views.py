@@ -46,6 +46,7 @@ class LearnedViews(nn.Module):
 
     paper: ClassVar[str] = "qin2023mclrec"
     batching: ClassVar[str] = "none"
+    least_views: ClassVar[int] = 2
     examples: ClassVar[tuple[dict, ...]] = ({"dim": 4, "width": 6},)
 
     def __init__(
@@ -70,7 +71,7 @@ class LearnedViews(nn.Module):
 
     @in_float32
     def forward(
-        self, x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None
+        self, x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None = None
     ) -> Float[Tensor, ""]:
         """Return the contrast of four views and the penalty on learned views that are alike.
 

@@ -154,7 +154,8 @@ def _key(loss: nn.Module, site: str, has_teacher: bool) -> str | tuple[str, ...]
 def _needs(kind: type[nn.Module]) -> tuple[str, ...]:
     parameters: Mapping[str, Any] = inspect.signature(kind.forward).parameters
     empty = inspect.Parameter.empty
-    return tuple(n for n, p in parameters.items() if n != "self" and p.default is empty)
+    needs = tuple(n for n, p in parameters.items() if n != "self" and p.default is empty)
+    return needs + ("view",) * (getattr(kind, "least_views", 1) > 1)
 
 
 def _has_value(kind: type[nn.Module]) -> bool:
