@@ -14,7 +14,7 @@ import pytest
 from pyarrow import parquet
 from torch import nn
 
-from sonde.cli.commands import COMMANDS
+from sonde.cli.commands import COMMANDS, SECOND
 from sonde.core import Edit, Explainer, Instrument, Judge
 from sonde.core.cache_rule import CacheRule
 from sonde.core.codec import Codec
@@ -107,6 +107,12 @@ def test_help_is_as_wide_as_the_terminal(run, monkeypatch, words, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     text = run(*words.split()).out
     assert max(map(len, text.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("word", SECOND)
+def test_help_names_the_commands_behind_a_command(run, word):
+    text = " ".join(run(word, "--help").out.split())
+    assert [second for second in SECOND[word] if f"sonde {word} {second} " not in text] == []
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])

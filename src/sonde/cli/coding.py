@@ -140,7 +140,9 @@ class Decode:
 def _read(path: Path) -> bytes:
     if not path.is_file():
         raise InputError(f"no file {path}. Pass a file that is there.")
-    return path.read_bytes()
+    if not (raw := path.read_bytes()):
+        raise InputError(f"expected a file with contents, got an empty file {path}. Pass another.")
+    return raw
 
 
 def _refuse_same(file: Path, output: Path) -> None:

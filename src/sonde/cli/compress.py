@@ -35,8 +35,9 @@ class Compress:
     them, 2:4 two of every four, rank16 replaces them by thin matrices, 5blocks leaves out all but
     five blocks. Embeddings, norms and convolutions stay unless --layers names them. Some examples
     of DATA, drawn by the hash of their ids, calibrate the method; others measure the change.
-    `sonde methods compress` lists the methods. `sonde compress undo SMALL -o OLD` gives every file
-    back while SMALL.patch is there. If MODEL is package.module:factory, open the small model as
+    `sonde methods compress` lists the methods. `sonde compress search MODEL DATA` tries many sizes
+    and methods and writes no model. `sonde compress undo SMALL -o OLD` gives every file back while
+    SMALL.patch is there. If MODEL is package.module:factory, open the small model as
     package.module:factory@SMALL.
 
     Example: sonde compress sonde:stdlib sonde:stdlib/train --to 4bit --limit 16 --held 8 -o SMALL
