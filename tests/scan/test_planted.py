@@ -1,4 +1,5 @@
 import pytest
+from _pytest.mark import ParameterSet
 
 from scan import _plants_answers as answers
 from scan import _plants_parts as parts
@@ -9,6 +10,17 @@ from sonde.findings.catalogue import rule_classes
 from sonde.report import Report
 
 PLANTS = sorted((*STATES, *answers.PLANTS, *parts.PLANTS, *versus.PLANTS), key=lambda p: p.code)
+
+
+LANGUAGE = {"SND028", "SND029", "SND066", "SND067", "SND068", "SND070"}
+"""Codes whose plants scan a language model, which takes ten seconds and more."""
+
+
+def planted(plants: list[Plant]) -> list[ParameterSet]:
+    return [
+        pytest.param(p, id=p.code, marks=pytest.mark.slow if p.code in LANGUAGE else ())
+        for p in plants
+    ]
 
 
 def states(report: Report) -> dict[str, str]:
@@ -24,7 +36,7 @@ def test_every_code_has_a_plant() -> None:
 
 
 @pytest.mark.essential
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda p: p.code)
+@pytest.mark.parametrize("plant", planted(PLANTS))
 def test_the_fault_is_raised_at_its_level_with_its_consequences(plant: Plant) -> None:
     report = plant.fault()
     found = {f["code"]: f for f in report.findings}
