@@ -161,9 +161,11 @@ def test_a_language_model_keeps_its_bits_and_its_mask_reaches_the_layer():
     assert layer.up.weight.dtype == torch.float64
     known: dict[str, Any] = {"attention_mask": mask.long(), "max_new_tokens": 3, "do_sample": False}
     with pytest.raises(InputError, match=r"Sees: .*use_cache=False"):
-        new.module.generate(ids, **known)
-    again = new.module.generate(ids, use_cache=False, **known)
+        new.module.generate(ids, use_cache=True, **known)
+    again = new.module.generate(ids, **known)
     assert torch.equal(again, model.generate(ids, **known))
+    before: Any = sonde.removed(new).module.generation_config
+    assert before.use_cache
 
 
 def test_layers_are_saved_alone_and_with_the_model(net, tmp_path):

@@ -20,6 +20,8 @@ REAL = "attention_mask"
 PADDED = ("key_padding_mask", "src_key_padding_mask", "padding_mask", "pad_mask")
 EITHER = "mask"
 NAMES = (REAL, *PADDED, EITHER)
+OF_DECODER = ("decoder_attention_mask", "tgt_key_padding_mask")
+"""Masks of a decoder's own tokens, beside those of an encoder: real tokens, then padding."""
 
 
 def find_mask(named: Mapping[str, Any], stacked: bool = False) -> tuple[str, Tensor] | None:

@@ -246,7 +246,7 @@ class Attention(Layer):
     ) -> tuple[Where, Tensor, Tensor, Tensor]:
         """Return what a pattern knows of the tokens, and queries, keys and values by head."""
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        if not bool(real.any(1).all()):
+        if not torch.compiler.is_compiling() and not bool(real.any(1).all()):
             row = int((~real.any(1)).nonzero()[0])
             raise InputError(f"Attention: expected a real token in every row, got none in {row}.")
         counted = (real.cumsum(1) - 1).clamp(min=0) if self.grid is None else None
@@ -276,7 +276,8 @@ class Attention(Layer):
     def _heads(self, x: Tensor, mask: Tensor | None, pattern: Pattern, number: int) -> Tensor:
         """Return the output of each head; zeros at padding."""
         where, q, k, v = self._where(x, mask, number)
-        group = pattern.groups(where)
+        # how many tokens a group has is not known in a graph, which masks all pairs
+        group = None if torch.compiler.is_compiling() else pattern.groups(where)
         if self.order == 3:
             made = self._cubic(x, q, (k, v), self._allowed(pattern, where))
         elif self.prior is not None or self.scores == "relu":

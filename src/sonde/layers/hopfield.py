@@ -74,7 +74,7 @@ class Hopfield(Layer):
             )
         self.dim, self.mode, self.steps, self.tolerance = dim, mode, steps, tolerance
         self.beta = 1 / math.sqrt(dim) if beta is None else beta
-        self.insertable = mode == "lookup"
+        self.insertable = self.pointwise = mode == "lookup"
         if mode == "retrieve":
             self.layout = ("row item dim", "pattern dim")  # pyright: ignore
         else:

@@ -1,74 +1,27 @@
 """Put layers at sites of a model that exists, and take them out again."""
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.inputs import Model
 from sonde.core.site import Site
-from sonde.layers.layer import ORDERED, Layer
+from sonde.layers._site_call import SiteCall, StateAxes
+from sonde.layers.layer import Layer
+from sonde.tap.hooks.call import encoder_of
 from sonde.tap.hooks.names import ModuleNames
-from sonde.tap.hooks.outputs import find, replaced
+from sonde.tap.hooks.running import ignore_calls, note_time_first, watch_calls
 from sonde.tap.model.sites import places_of
 from sonde.weights.live import module_of, with_tensors
 
+_log = logging.getLogger("sonde")
+
 NAME = "inserted"
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-
-
-class Masks:
-    """Hook before the model: it keeps the ``attention_mask`` for layers that take a mask."""
-
-    def __init__(self) -> None:
-        self.mask: Tensor | None = None
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Keep the mask of this call."""
-        given = named.get("attention_mask")
-        self.mask = given.bool() if isinstance(given, Tensor) and given.ndim == 2 else None
-
-    def of(self, x: Tensor, layer: Layer) -> dict[str, Tensor]:
-        """Return the mask as the layer takes it.
-
-        Raises
-        ------
-        InputError
-            In a step of generation with a cache: the layer would not see the earlier tokens.
-        """
-        if self.mask is None:
-            return {}
-        if ORDERED & {*layer.layout[0].split()} and self.mask.shape[1] > x.shape[1]:
-            raise InputError(
-                f"{type(layer).__name__}: expected all {self.mask.shape[1]} tokens of the texts, "
-                f"got {x.shape[1]}: a cache holds the others. Generate with use_cache=False."
-            )
-        return {"mask": self.mask}
-
-
-class Call:
-    """Hook behind a site: it runs the layer that is registered at an owner.
-
-    The layer is found by its name, so that a deepcopy of the model calls its own copy.
-    """
-
-    def __init__(self, name: str, owner: nn.Module | None, masks: Masks | None, key: str) -> None:
-        self.name, self.owner, self.masks, self.key = name, owner, masks, key
-
-    def layer(self, site: nn.Module) -> Layer | None:
-        """Return the layer, or None if it is no longer where it was put."""
-        found = getattr(self.owner or site, self.name, None)
-        return found if isinstance(found, Layer) else None
-
-    def __call__(self, site: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Return the output with the layer's states in it."""
-        layer, x = getattr(self.owner or site, self.name), find(output, None)
-        if x is None:
-            raise SiteError(f"inserted: {self.key} gives no states, got {type(output).__name__}.")
-        known = {} if self.masks is None else self.masks.of(x, layer)
-        return replaced(output, x, layer(x, **known))
 
 
 def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
@@ -79,7 +32,10 @@ def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
     their names. Keys of a layer begin with ``SITE.inserted``; at a ``Sequential`` they begin with
     the module around it. ``parameters()``, a deepcopy, ``state_dict`` and ``torch.compile`` know
     the layers. A module that runs twice in a forward runs its layer twice. A layer that takes a
-    mask gets the model's ``attention_mask``.
+    mask gets the mask of the innermost call around its site that has one, by position or by name:
+    ``attention_mask``, ``src_key_padding_mask``, ``mask``; layers in a decoder get the decoder's.
+    States are given to a layer rows first and features where its layout has them. ``generate`` of
+    a model whose layer looks at other tokens runs without a key-value cache.
 
     Parameters
     ----------
@@ -120,20 +76,54 @@ def insert_in_place(module: nn.Module, layers: Mapping[str, Layer]) -> None:
 
 def _put(new: nn.Module, layers: Mapping[str, Layer]) -> None:
     names = ModuleNames(new)
-    masks = next((h for h in new._forward_pre_hooks.values() if isinstance(h, Masks)), None)
-    for pattern, layer in layers.items():
-        path = _path(pattern, names)
+    paths = {_path(pattern, names): layer for pattern, layer in layers.items()}
+    axes = {path: StateAxes(path, names.modules) for path in paths}
+    like = next((p for p in new.parameters() if p.is_floating_point()), None)
+    for path, layer in paths.items():
         site = names.modules[path]
         owner, name = _owner(path, names)
-        takes = "mask" in inspect.signature(layer.forward).parameters
-        if takes and masks is None:
-            masks = Masks()
-            new.register_forward_pre_hook(masks, with_kwargs=True)
-        like = next((p for p in new.parameters() if p.is_floating_point()), None)
         layer = layer if like is None else layer.to(like.device, like.dtype)
         owner.add_module(name, layer.train(site.training))
+        takes = "mask" in inspect.signature(layer.forward).parameters
         holder = None if owner is site else owner
-        site.register_forward_hook(Call(name, holder, masks if takes else None, path))
+        around = _around(path, names)
+        without = _without_cache(around) if layer.mixes_positions else []
+        call = SiteCall(name, holder, path, axes[path], takes, without)
+        site.register_forward_hook(call)
+        for part in around:
+            watch_calls(part)
+        if without:
+            _log.warning(
+                "inserted: %s at %s looks at other tokens, so generate() of this model runs "
+                "without a key-value cache.", type(layer).__name__, path,
+            )  # fmt: skip
+    if any(one.time_first is None for one in axes.values()):
+        for part in names.modules.values():
+            note_time_first(part)
+
+
+def _without_cache(around: Sequence[nn.Module]) -> list[nn.Module]:
+    """Let generation run without a cache, and return the models where this is new.
+
+    The cache holds what attention made of earlier tokens, not what an inserted layer would have to
+    look at. An encoder reads its whole text once, whatever the decoder's cache holds.
+    """
+    if any(encoder_of(part) in around for part in around):
+        return []
+    found: list[nn.Module] = []
+    for part in around:
+        settings = part.__dict__.get("generation_config")
+        if settings is not None and settings.use_cache is not False:
+            settings.use_cache = False
+            found.append(part)
+    return found
+
+
+def _around(path: str, names: ModuleNames) -> list[nn.Module]:
+    """Return the modules that run around a site, the site itself among them, outermost first."""
+    parts = path.split(".") if path else []
+    found = [names.modules[".".join(parts[:i])] for i in range(len(parts) + 1)]
+    return [part for part in found if not isinstance(part, nn.ModuleList | nn.ModuleDict)]
 
 
 def removed(model: Model | nn.Module) -> Any:
@@ -167,10 +157,11 @@ def removed(model: Model | nn.Module) -> Any:
         raise InputError("removed: expected a model with inserted layers, got none in it.")
     for _, site, call in calls:
         delattr(call.owner or site, call.name)
+        for part in call.without_cache:
+            cast(Any, part).generation_config.use_cache = True
         _forget(site._forward_hooks, call)
-    for hook in [h for h in new._forward_pre_hooks.values() if isinstance(h, Masks)]:
-        key = _forget(new._forward_pre_hooks, hook)
-        new._forward_pre_hooks_with_kwargs.pop(key, None)
+    for part in new.modules():
+        ignore_calls(part)
     return Model(**{**vars(model), "module": new}) if isinstance(model, Model) else new
 
 
@@ -180,10 +171,10 @@ def inserted_layers(model: Model | nn.Module) -> dict[str, Layer]:
     return {path: layer for path, layer in found if layer is not None}
 
 
-def _calls(module: nn.Module) -> list[tuple[str, nn.Module, Call]]:
+def _calls(module: nn.Module) -> list[tuple[str, nn.Module, SiteCall]]:
     named = module.named_modules()
     return [
-        (c.key, m, c) for _, m in named for c in m._forward_hooks.values() if isinstance(c, Call)
+        (c.key, m, c) for _, m in named for c in m._forward_hooks.values() if isinstance(c, SiteCall)
     ]
 
 

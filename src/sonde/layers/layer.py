@@ -47,6 +47,8 @@ class Layer(nn.Module):
     symmetry : {"permutation", "translation", "none"}
         Whether a permutation or a shift of the positions permutes or shifts the output, or leaves
         it as it is; "none" promises nothing.
+    pointwise : bool
+        The layer treats each position by itself, although its layout names positions.
     exact_gradient : bool
         False for a layer whose gradient passes straight through a step.
     causal : bool
@@ -61,6 +63,7 @@ class Layer(nn.Module):
     layout: ClassVar[tuple[str, ...]] = ()
     insertable: bool = True
     symmetry: Symmetry = "none"
+    pointwise: bool = False
     exact_gradient: bool = True
     causal: bool = False
     bfloat16_safe: bool = True
@@ -70,15 +73,22 @@ class Layer(nn.Module):
         new = super().__new__(cls)
         given = inspect.signature(cls.__init__).bind_partial(new, *args, **parameters).arguments
         object.__setattr__(new, "given", dict(list(given.items())[1:]))
+        object.__setattr__(new, "_names", _names(cls))
         return new
 
     given: dict[str, Any]
     """Parameters that the constructor was called with."""
+    _names: tuple[str, ...]
 
     @property
     def n_parameters(self) -> int:
         """Numbers that training can change; a shared tensor counts once."""
         return sum(p.numel() for p in self.parameters())
+
+    @property
+    def mixes_positions(self) -> bool:
+        """Whether a position's output may depend on other positions: it needs whole texts."""
+        return bool(POSITIONS & {*self.layout[0].split()}) and not self.pointwise
 
     @torch.no_grad()
     def flops(self, *shapes: tuple[int, ...]) -> int:
@@ -126,15 +136,32 @@ class Layer(nn.Module):
         ShapeError
             With the axis words and the widths that the layer expects.
         """
+        given = {**dict(zip(self._names, args, strict=False)), **parameters}
+        states = [given.get(name) for name in self._names] if self._names else list(args)
+        mask, x = given.get("mask"), states[0] if states else None
         if not torch.compiler.is_compiling():
-            names = _names(type(self))
-            given = {**dict(zip(names, args, strict=False)), **parameters}
-            states = [given.get(name) for name in names] if names else list(args)
-            for words, x in zip(self.layout, states, strict=False):
-                if isinstance(x, Tensor):
-                    self._check(words.split(), tuple(x.shape))
-            self._check_mask(given.get("mask"), states[0] if states else None)
-        return super().__call__(*args, **parameters)
+            for words, one in zip(self.layout, states, strict=False):
+                if isinstance(one, Tensor):
+                    self._check(words.split(), tuple(one.shape))
+            self._check_mask(mask, x)
+        if not self._pads(mask, x) or mask is None or x is None:
+            return super().__call__(*args, **parameters)
+        # whatever stands at padding, also NaN, reaches no real position and comes out as it was
+        real = mask.unsqueeze(-1)
+        clean = x.masked_fill(~real, 0.0)
+        if args:
+            args = (clean, *args[1:])
+        else:
+            parameters[self._names[0]] = clean
+        new = super().__call__(*args, **parameters)
+        return torch.where(real, new, x) if self.insertable else new
+
+    def _pads(self, mask: Any, x: Any) -> bool:
+        """Return whether a mask says which positions of the states are real."""
+        if not isinstance(mask, Tensor) or not isinstance(x, Tensor) or len(self.layout) != 1:
+            return False
+        return x.is_floating_point() and x.ndim == 3 and mask.shape == x.shape[:2]
+
 
     def _check_mask(self, mask: Any, x: Any) -> None:
         """Raise if a mask is not boolean, does not fit the states, or leaves a row empty."""
@@ -145,13 +172,12 @@ class Layer(nn.Module):
                 f"{type(self).__name__}.forward: expected a boolean mask, True for what may be "
                 f"used, got {mask.dtype}. Pass mask.bool()."
             )
-        n = mask.ndim
-        if len(self.layout) == 1 and n < x.ndim and mask.shape != x.shape[:n]:
+        n, place = mask.ndim, self.layout[0].split()[1]
+        if len(self.layout) == 1 and (n >= x.ndim or mask.shape != x.shape[:n]):
             raise ShapeError(
-                f"{type(self).__name__}.forward: expected a mask {tuple(x.shape[:n])} as the "
+                f"{type(self).__name__}.forward: expected a mask {tuple(x.shape[:-1])} as the "
                 f"states, got {tuple(mask.shape)}."
             )
-        place = self.layout[0].split()[1]
         if n == 2 and place in POSITIONS and not bool(mask.any(1).all()):
             row = int((~mask.any(1)).nonzero()[0])
             raise InputError(

@@ -1,0 +1,302 @@
+"""Which calls of modules run now in this thread, and which of their tokens are real.
+
+Hooks note the arguments of each watched call and forget them when the call ends, also by an
+exception. Every thread has its own record. A call that ended without its hook (an interrupt, a tap
+that stopped the forward) is dropped when the next call begins.
+"""
+
+import inspect
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from sonde.core.errors import InputError
+from sonde.core.token_masks import EITHER, NAMES, OF_DECODER, REAL, MaskMeaning, find_mask
+from sonde.core.token_masks import real_tokens as real_in
+from sonde.tap.hooks.cache import NAMES as CACHES
+from sonde.tap.hooks.cache import cache_in, cached_length
+from sonde.tap.hooks.call import encoder_of
+from sonde.tap.hooks.outputs import find
+from sonde.tap.model.time_first import has_time_first
+
+_CALL = nn.Module._call_impl.__code__
+
+
+class RunningCall(NamedTuple):
+    """A call of a module that has not returned yet.
+
+    Attributes
+    ----------
+    module : nn.Module
+    named : dict
+        The arguments by name.
+    known : tuple of str
+        Names of all parameters of the module's forward.
+    past : int or None
+        Tokens in the cache that the call goes on from; None if it takes no cache.
+    in_graph : bool
+        The call is compiled, so that Python's stack does not show it.
+    """
+
+    module: nn.Module
+    named: dict[str, Any]
+    known: tuple[str, ...]
+    past: int | None
+    in_graph: bool = False
+
+
+_NOW = threading.local()  # a plain one: compiled graphs do not see what a subclass is given
+
+
+def running_calls() -> tuple[RunningCall, ...]:
+    """Return the watched calls that run in this thread, outermost first."""
+    return getattr(_NOW, "calls", ())
+
+
+class Begin:
+    """Hook before a module that notes its call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        found = list(inspect.signature(module.forward).parameters.values())
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        self.places = tuple(p.name for p in found if p.kind in by_place)
+        self.known = tuple(p.name for p in found)
+        self.takes_cache = any(name in CACHES for name in self.known)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the call, after the calls around it."""
+        calls, in_graph = running_calls(), torch.compiler.is_compiling()
+        if not in_graph:
+            calls = _alive(calls, module)
+        named = {**dict(zip(self.places, args, strict=False)), **kwargs}
+        cache = cache_in(named)
+        past = 0 if self.takes_cache else None
+        past = past if cache is None else cached_length(cache)
+        if not calls:
+            _NOW.time_and_rows = None
+        _NOW.calls = (*calls, RunningCall(module, named, self.known, past, in_graph))
+
+
+class End:
+    """Hook behind a module, also after an exception, that forgets its call."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forget the last call of this module, and whatever it called."""
+        calls = running_calls()
+        for i in range(len(calls) - 1, -1, -1):
+            if calls[i].module is module:
+                _NOW.calls = calls[:i]
+                return
+
+
+class TimeFirst:
+    """Hook behind a module that takes time first: it notes how many times and rows there are."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Note the first two sizes of the output."""
+        x = find(output, None)
+        if x is not None and x.ndim == 3 and not x.is_nested:
+            _NOW.time_and_rows = (x.shape[0], x.shape[1])
+
+
+def time_and_rows() -> tuple[int, int] | None:
+    """Return the sizes that the last module with time first had in this forward."""
+    return getattr(_NOW, "time_and_rows", None)
+
+
+def watch_calls(module: nn.Module) -> None:
+    """Note the calls of a module from now on; the end is noted behind all hooks so far."""
+    ignore_calls(module)
+    module.register_forward_pre_hook(Begin(module), with_kwargs=True)
+    module.register_forward_hook(End(), always_call=True)
+
+
+def note_time_first(module: nn.Module) -> None:
+    """Note the sizes of a module's outputs from now on if it takes time first."""
+    has = any(isinstance(hook, TimeFirst) for hook in module._forward_hooks.values())
+    if has_time_first(module) and not has:
+        module.register_forward_hook(TimeFirst())
+
+
+def ignore_calls(module: nn.Module) -> None:
+    """Note the calls of a module no longer."""
+    before, behind = module._forward_pre_hooks, module._forward_hooks
+    for key in [key for key, hook in before.items() if isinstance(hook, Begin)]:
+        del before[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key in [key for key, hook in behind.items() if isinstance(hook, End | TimeFirst)]:
+        del behind[key]
+        module._forward_hooks_always_called.pop(key, None)
+
+
+def _alive(calls: tuple[RunningCall, ...], module: nn.Module) -> tuple[RunningCall, ...]:
+    """Return the calls up to the last that still runs, around the call of a module that begins."""
+    frame, around = inspect.currentframe() if calls else None, []
+    while frame is not None:
+        if frame.f_code is _CALL:
+            around.append(id(frame.f_locals.get("self")))
+        frame = frame.f_back
+    around = around[1:] if around[:1] == [id(module)] else around
+    while calls and not calls[-1].in_graph and id(calls[-1].module) not in around:
+        calls = calls[:-1]
+    return calls
+
+
+def cached_tokens(calls: Sequence[RunningCall]) -> int:
+    """Return how many tokens the running calls go on from.
+
+    The outermost call that takes a cache tells: inside it the cache is filled block by block.
+    """
+    return next((call.past for call in calls if call.past is not None), 0)
+
+
+def mask_in(
+    calls: Sequence[RunningCall], n: int, length: int, meaning: MaskMeaning
+) -> Bool[Tensor, "row token"] | None:
+    """Return which of ``length`` tokens of ``n`` rows are real; None if no call has a mask.
+
+    The innermost call with a fitting mask tells. In a call with a mask for each side, the states of
+    its encoder have the one mask and all others the mask of the decoder. Images have no tokens.
+
+    Raises
+    ------
+    InputError
+        If masks leave out tokens, and none of them has one entry for each state.
+    """
+    misfits: list[Tensor] = []
+    past = cached_tokens(calls)
+    for i in range(len(calls) - 1, -1, -1):
+        call = calls[i]
+        if _asks_others(call.named):
+            continue
+        sides = _of_pair(call, [c.module for c in calls[i + 1 :]])
+        found = find_mask(call.named)
+        masks = ([] if found is None else [found]) if sides is None else sides
+        fits, others = _fitting([_real(*m, meaning) for m in masks], n, length, past)
+        misfits += others
+        if len(fits) > 1 and not torch.equal(fits[0], fits[1]):
+            raise InputError(
+                f"expected the mask of these {length} states, got one for each side of "
+                f"{type(call.module).__name__}. Insert the layer inside its encoder or decoder."
+            )
+        if fits:
+            return fits[0]
+        if sides is not None or _is_of_image(call.named):
+            break
+    else:
+        if not misfits:
+            return _of_pairs_of_tokens(calls, n, length)
+    for mask in misfits:
+        if torch.compiler.is_compiling() or not bool(mask.all()):
+            raise InputError(
+                f"expected a state for each of the {tuple(mask.shape)} tokens of the mask, got "
+                f"{(n, length)} states: which of them are padding is not known. Choose a site that "
+                "keeps the tokens, or run texts of one length without a mask."
+            )
+    return None
+
+
+def _of_pair(call: RunningCall, inside: Sequence[nn.Module]) -> list[tuple[str, Tensor]] | None:
+    """Return the masks of the side that is running; None of a call without sides."""
+    if not any(name in call.known for name in OF_DECODER):
+        return None
+    target = [(name, m) for name in OF_DECODER if (m := call.named.get(name)) is not None]
+    found = find_mask(call.named)
+    source = [] if found is None else [found]
+    if not any(name in call.known for name in NAMES):
+        return target
+    encoder = encoder_of(call.module) or call.module._modules.get("encoder")
+    if encoder is None:
+        return source + target
+    return source if any(module is encoder for module in inside) else target
+
+
+def _real(name: str, mask: Tensor, meaning: MaskMeaning) -> Tensor:
+    plain = not mask.is_floating_point() and name != EITHER
+    if name in OF_DECODER:
+        name = REAL if name == OF_DECODER[0] else NAMES[1]
+    if plain:
+        return real_in(name, mask, name == REAL)
+    if torch.compiler.is_exporting():
+        raise InputError(
+            f"expected a mask whose name and type say which tokens are real, got {name!r} of "
+            f"{mask.dtype}: an exported model cannot look at its values. Pass {REAL!r} with whole "
+            "numbers, or a boolean mask."
+        )
+    return meaning.real_tokens(name, mask)
+
+
+def _fitting(
+    masks: Sequence[Tensor], n: int, length: int, past: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the masks of this size, also those that count the tokens before; then the others."""
+    fits: list[Tensor] = []
+    others: list[Tensor] = []
+    for mask in masks:
+        if mask.ndim == 2 and mask.shape in ((n, length), (1, length)):
+            fits.append(mask.expand(n, length))
+        elif mask.ndim == 2 and past and mask.shape == (n, past + length):
+            fits.append(mask[:, past:])
+        else:
+            others.append(mask)
+    return fits, others
+
+
+def _asks_others(named: dict[str, Any]) -> bool:
+    """Return whether a call attends to other states than its own, whose mask it is given."""
+    query, key = named.get("query"), named.get("key")
+    apart = isinstance(query, Tensor) and isinstance(key, Tensor) and query is not key
+    return apart or named.get("key_value_states") is not None
+
+
+def _is_of_image(named: dict[str, Any]) -> bool:
+    """Return whether a call is given pictures and neither texts nor states of tokens."""
+    given = [x for x in named.values() if isinstance(x, Tensor)]
+    tokens = any(x.ndim == 3 or (x.ndim == 2 and not x.is_floating_point()) for x in given)
+    return not tokens and any(x.ndim > 3 and x.is_floating_point() for x in given)
+
+
+def _of_pairs_of_tokens(calls: Sequence[RunningCall], n: int, length: int) -> Tensor | None:
+    """Return the real tokens by a mask of (row, query, key) or (row, head, query, key).
+
+    Raises
+    ------
+    InputError
+        If the mask that the model was called with lets tokens see different tokens.
+    """
+    for call in reversed(calls):
+        mask = call.named.get(REAL)
+        if not isinstance(mask, Tensor) or mask.ndim not in (3, 4) or mask.shape[-1] != length:
+            continue
+        if torch.compiler.is_compiling():
+            looks = mask if mask.dtype == torch.bool else mask == 0
+        else:
+            added = mask.is_floating_point() and (bool((mask < 0).any()) or not bool(mask.any()))
+            looks = mask == 0 if added else mask != 0
+        looks = looks.any(1) if mask.ndim == 4 else looks
+        real = looks.any(1).expand(n, length)
+        if call is calls[0] and not torch.compiler.is_compiling():
+            _require_one_text(looks, real)
+        return real
+    return None
+
+
+def _require_one_text(looks: Tensor, real: Tensor) -> None:
+    """Raise unless each real token sees all real tokens, or all of them up to itself."""
+    shape = (len(real), *looks.shape[1:])
+    whole = real[:, None].expand(shape)
+    before = whole & torch.ones(shape[1:], dtype=torch.bool, device=real.device).tril()
+    if looks.shape[1] == 1 or looks.shape[1] != looks.shape[2]:
+        asks = torch.ones_like(whole)
+    else:
+        asks = real[:, :, None].expand(shape)
+    if not any(bool(((looks == plain) | ~asks).all()) for plain in (whole, before)):
+        raise InputError(
+            f"expected an attention_mask (row, token), got one of shape {tuple(looks.shape)} that "
+            "lets tokens of a row see different tokens: an inserted layer would mix what it keeps "
+            "apart. Give each text a row of its own."
+        )
