@@ -231,6 +231,8 @@ def test_what_cannot_evict_says_so():
         net.generate(ids, **{CACHE: cache}, **settings(mask))
         with pytest.raises(InputError, match="Assisted decoding needs a plain cache"):
             cache.crop(-1)
+        with pytest.raises(InputError, match=r"expected calls that use the cache"):
+            net.generate(ids, use_cache=False, max_new_tokens=2, **{CACHE: cache})
         with pytest.raises(InputError, match=r"expected attention_mask of shape \(3, 14\)"):
             net(ids[:, :1], attention_mask=mask, **{CACHE: cache})
     assert isinstance(cache, EvictingCache)

@@ -181,9 +181,7 @@ class SiteCall:
             _MASKS[self] = kept | {key.cdata: (key, found) for key in keys}
         return found
 
-    def _is_time_first(
-        self, x: Tensor, layer: Layer, calls: tuple[RunningCall, ...]
-    ) -> bool:
+    def _is_time_first(self, x: Tensor, layer: Layer, calls: tuple[RunningCall, ...]) -> bool:
         """Return whether states are (time, row, dim), by what the forward shows if need be.
 
         Raises

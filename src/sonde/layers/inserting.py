@@ -16,6 +16,7 @@ from sonde.tap.hooks.call import encoder_of
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.running import ignore_calls, note_time_first, watch_calls
 from sonde.tap.model.sites import places_of
+from sonde.tap.model.time_first import has_time_first
 from sonde.weights.live import module_of, with_tensors
 
 _log = logging.getLogger("sonde")
@@ -98,7 +99,7 @@ def _put(new: nn.Module, layers: Mapping[str, Layer]) -> None:
                 "without a key-value cache.", type(layer).__name__, path,
             )  # fmt: skip
     if any(one.time_first is None for one in axes.values()):
-        for part in names.modules.values():
+        for part in filter(has_time_first, names.modules.values()):
             note_time_first(part)
 
 
@@ -172,10 +173,8 @@ def inserted_layers(model: Model | nn.Module) -> dict[str, Layer]:
 
 
 def _calls(module: nn.Module) -> list[tuple[str, nn.Module, SiteCall]]:
-    named = module.named_modules()
-    return [
-        (c.key, m, c) for _, m in named for c in m._forward_hooks.values() if isinstance(c, SiteCall)
-    ]
+    found = ((m, hook) for m in module.modules() for hook in m._forward_hooks.values())
+    return [(hook.key, m, hook) for m, hook in found if isinstance(hook, SiteCall)]
 
 
 def _forget(hooks: Any, hook: object) -> int:

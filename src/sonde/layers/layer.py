@@ -229,7 +229,9 @@ class LayerEdit(Edit):
         if self.strength == 0.0:
             return x
         takes_mask = "mask" in inspect.signature(self.layer.forward).parameters
-        if takes_mask and context.step and ORDERED & {*self.layer.layout[0].split()}:
+        place = context.position
+        is_whole = not context.step or (place is not None and not bool(place[:, 0].any()))
+        if self.layer.mixes_positions and not is_whole:
             raise InputError(
                 f"{type(self.layer).__name__}: expected all tokens of a text, got a step of "
                 f"generation at {site}. Call generate with use_cache=False."

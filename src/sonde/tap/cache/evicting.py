@@ -211,6 +211,13 @@ def _layers(plain: Sequence[Any], forms: Sequence[Form | None]) -> list[Any]:
 def _before(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> None:
     """Note which columns of a call on this cache are real."""
     named = arguments(module, args, kwargs)
+    if named.get("use_cache") is False:
+        raise InputError(
+            "caching: expected calls that use the cache, got use_cache=False: every step of "
+            "generate() would read the whole text anew. Leave use_cache out, or leave the block "
+            "for calls without a cache. A model with inserted layers that look at other tokens "
+            "generates without a cache."
+        )
     if cache_in(named) is not cache:
         if _RUNNING.get() is cache:  # blocks may be open inside each other
             _RUNNING.set(None)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from sonde.tap.hooks.call import CallArguments
 from sonde.tap.model.axes import Axes, guess_axes
+from sonde.tap.model.time_first import rows_first
 from sonde.tap.rows.nested import nested_like, padded
 
 STATES = Axes(("row", "pos", "dim"))
@@ -23,6 +24,8 @@ class FeaturesLast:
         Whether its axes are (example, token, feature).
     is_flat : bool
         Whether the output had the tokens of all examples on one axis.
+    is_time_first : bool
+        Whether the output was (time, example, feature).
     """
 
     leaf: Tensor
@@ -30,6 +33,7 @@ class FeaturesLast:
     has_tokens: bool
     dim: int = -1
     is_flat: bool = False
+    is_time_first: bool = False
 
     @staticmethod
     def of(
@@ -48,6 +52,9 @@ class FeaturesLast:
             return FeaturesLast(leaf, padded(leaf, mask), has_tokens=True)
         if leaf.ndim < 2:
             return FeaturesLast(leaf, leaf, has_tokens=False)
+        x = rows_first(leaf, module, root)
+        if x is not leaf:
+            return FeaturesLast(leaf, x, has_tokens=True, is_time_first=True)
         fed = None if call is None else call.fed
         if fed is not None and leaf.ndim == 2 and len(leaf) == fed.numel() > fed.shape[0]:
             return FeaturesLast(leaf, leaf.reshape(*fed.shape, -1), has_tokens=True, is_flat=True)
@@ -60,6 +67,8 @@ class FeaturesLast:
         """Return a tensor of the shape of ``x`` in the form of the output."""
         if self.leaf.is_nested:
             return nested_like(self.leaf, new)
+        if self.is_time_first:
+            return new.transpose(0, 1)
         if self.is_flat:
             return new.reshape(self.leaf.shape)
         return new if self.dim in (-1, new.ndim - 1) else new.movedim(-1, self.dim)

@@ -13,6 +13,7 @@ from sonde.core.site import Reducer, Site
 from sonde.tap.hand.features_last import axes_in
 from sonde.tap.hooks.call import CallArguments
 from sonde.tap.model.axes import Axes
+from sonde.tap.model.time_first import rows_first
 from sonde.tap.rows.frame import Frame
 from sonde.tap.rows.reduce import Reduction
 
@@ -86,6 +87,7 @@ class Gate:
             If the reducer leaves several rows for an example.
         """
         reducer = Reducer(self.reducer) if isinstance(self.reducer, str) else self.reducer
+        x = rows_first(x, module, root)
         axes = axes_in(call, x, module, root, reducer.axis)
         axes = Axes(tuple(call.axis if word == "pos" else word for word in axes.words))
         n = len(x.unbind()) if x.is_nested else len(x)

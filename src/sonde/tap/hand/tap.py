@@ -26,6 +26,7 @@ from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Session, check_readable
 from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.model.sites import Pattern, resolve
+from sonde.tap.model.time_first import rows_first
 from sonde.tap.rows.frame import Frame, all_set, unnamed
 from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.nested import padded
@@ -246,6 +247,7 @@ class Tap:
                 f"Tap: {tapped.name!r} returned a single number, which has no rows to reduce. "
                 "Read it as it is: reducer=None."
             )
+        given, x = x, rows_first(x, module, self.module)
         frame = self._frame
         if frame is None:
             frame = self._frame = self._framed(x)
@@ -256,7 +258,8 @@ class Tap:
             if self._has_target and not in_encoder:
                 axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
             tapped.reduction, tapped.shape = Reduction(self._reducer, axes), x.shape
-            tapped.mean = tapped.reduction.stack_key if tapped.reduction.is_token_mean else None
+            short = tapped.reduction.is_token_mean and x is given
+            tapped.mean = tapped.reduction.stack_key if short else None
         if tapped.mean is not None:
             return tapped.reduction.token_mean(x, frame, self._writer)
         if Waiting.takes(tapped.reduction, x):

@@ -21,7 +21,6 @@ from sonde.tap.hooks.cache import NAMES as CACHES
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.call import encoder_of
 from sonde.tap.hooks.outputs import find
-from sonde.tap.model.time_first import has_time_first
 
 _CALL = nn.Module._call_impl.__code__
 
@@ -116,9 +115,8 @@ def watch_calls(module: nn.Module) -> None:
 
 
 def note_time_first(module: nn.Module) -> None:
-    """Note the sizes of a module's outputs from now on if it takes time first."""
-    has = any(isinstance(hook, TimeFirst) for hook in module._forward_hooks.values())
-    if has_time_first(module) and not has:
+    """Note the sizes of a module's outputs from now on; the module takes time first."""
+    if not any(isinstance(hook, TimeFirst) for hook in module._forward_hooks.values()):
         module.register_forward_hook(TimeFirst())
 
 
@@ -174,7 +172,7 @@ def mask_in(
         if _asks_others(call.named):
             continue
         sides = _of_pair(call, [c.module for c in calls[i + 1 :]])
-        found = find_mask(call.named)
+        found = find_mask(call.named, stacked=_is_of_tokens(call))
         masks = ([] if found is None else [found]) if sides is None else sides
         fits, others = _fitting([_real(*m, meaning) for m in masks], n, length, past)
         misfits += others
@@ -198,6 +196,20 @@ def mask_in(
                 "keeps the tokens, or run texts of one length without a mask."
             )
     return None
+
+
+def _is_of_tokens(call: RunningCall) -> bool:
+    """Return whether a square ``mask`` marks tokens, not which token looks at which.
+
+    It does if the call has no other place for such a mask, unless it is causal.
+    """
+    mask = call.named.get(EITHER)
+    if not isinstance(mask, Tensor) or any(name in call.known for name in NAMES[:-1]):
+        return False
+    if mask.ndim != 2 or mask.shape[0] != mask.shape[1] or torch.compiler.is_compiling():
+        return True
+    seen, causal = mask != 0, torch.ones_like(mask, dtype=torch.bool).tril()
+    return not any(torch.equal(one, causal) for one in (seen, ~seen, seen.mT, ~seen.mT))
 
 
 def _of_pair(call: RunningCall, inside: Sequence[nn.Module]) -> list[tuple[str, Tensor]] | None:

@@ -1,8 +1,9 @@
 """Whether states at a module come time first, (time, row, dim): torch's default for sequences."""
 
+import weakref
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 _STACKS = (
     nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
@@ -37,12 +38,31 @@ def is_time_first(path: str, modules: Mapping[str, nn.Module]) -> bool | None:
     modules : mapping of str to nn.Module
         All modules of the model by path; the model itself is "".
     """
-    here = path
-    while True:
-        found = has_time_first(modules[here])
+    parts = path.split(".") if path else []
+    for i in range(len(parts), -1, -1):
+        found = has_time_first(modules[".".join(parts[:i])])
         if found is not None:
             return found
-        if not here:
-            break
-        here = here.rpartition(".")[0]
     return None if any(has_time_first(m) for m in modules.values()) else False
+
+
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, set[int]]" = weakref.WeakKeyDictionary()
+
+
+def rows_first(x: Tensor, module: nn.Module, root: nn.Module) -> Tensor:
+    """Return states with the rows first, a view; as they are if nothing says that time is first.
+
+    Parameters
+    ----------
+    x : Tensor
+        Output or input of ``module``, a part of ``root``.
+    module, root : nn.Module
+    """
+    if x.ndim != 3 or x.is_nested:
+        return x
+    if root not in _KNOWN:
+        modules = dict(root.named_modules(remove_duplicate=False))
+        told = any(has_time_first(part) for part in modules.values())
+        ids = (id(m) for path, m in modules.items() if told and is_time_first(path, modules))
+        _KNOWN[root] = set(ids)
+    return x.transpose(0, 1) if id(module) in _KNOWN[root] else x

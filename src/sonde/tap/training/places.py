@@ -20,6 +20,7 @@ from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Session, in_checkpoint
 from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.model.sites import places_of, port_of, resolve
+from sonde.tap.model.time_first import rows_first
 from sonde.tap.rows.frame import Frame, unnamed
 from sonde.tap.rows.reduce import NARROW, Reduction
 from sonde.tap.training.ordinary_tokens import GivenInputs
@@ -405,6 +406,7 @@ class Places:
         wide = x.float() if x.dtype in NARROW else x
         if place.reducer is None:
             return wide.clone()
+        x, wide = (rows_first(y, place.module, place.root) for y in (x, wide))
         axis = 2 if place.site.port in ATTENTION_PORTS else place.reducer.axis
         axes = guess_axes(x, place.module, place.root, axis)
         of_encoder = isinstance(output, PortView) and output.of_encoder
