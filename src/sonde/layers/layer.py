@@ -162,7 +162,6 @@ class Layer(nn.Module):
             return False
         return x.is_floating_point() and x.ndim == 3 and mask.shape == x.shape[:2]
 
-
     def _check_mask(self, mask: Any, x: Any) -> None:
         """Raise if a mask is not boolean, does not fit the states, or leaves a row empty."""
         if not isinstance(mask, Tensor) or not isinstance(x, Tensor):
