@@ -172,9 +172,10 @@ class Layer(nn.Module):
                 f"used, got {mask.dtype}. Pass mask.bool()."
             )
         n, place = mask.ndim, self.layout[0].split()[1]
-        if len(self.layout) == 1 and (n >= x.ndim or mask.shape != x.shape[:n]):
+        most = x.ndim - x.is_floating_point()  # ids of tokens have no axis of features
+        if len(self.layout) == 1 and (n > most or mask.shape != x.shape[:n]):
             raise ShapeError(
-                f"{type(self).__name__}.forward: expected a mask {tuple(x.shape[:-1])} as the "
+                f"{type(self).__name__}.forward: expected a mask {tuple(x.shape[:most])} as the "
                 f"states, got {tuple(mask.shape)}."
             )
         if n == 2 and place in POSITIONS and not bool(mask.any(1).all()):
