@@ -13,6 +13,8 @@ from transformers.quantizers.auto import (  # pyright: ignore[reportPrivateImpor
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from sonde.data._checkpoints import GUARD_KEY, NEEDS_SONDE
+
 METHOD = "sonde"
 
 
@@ -44,6 +46,14 @@ class PackedQuantizer(HfQuantizer):
 
     requires_calibration = True
 
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Take away what keeps transformers from opening the folder without this quantizer.
+
+        transformers calls this before it reads that option.
+        """
+        _set_guard(config, False)
+        return config
+
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from sonde.weights.folder import check_files
         from sonde.weights.forms import name_in, put_form
@@ -71,10 +81,17 @@ class PackedQuantizer(HfQuantizer):
                 del config.layers[name]  # a copy that is saved holds the plain weight
         if self.folder is not None:
             insert_saved_layers(model, self.folder)
-        if not config.layers:
+        if config.layers:
+            _set_guard(model.config, True)  # a copy that is saved is guarded too
+        else:
             self.remove_quantization_config(model)
         _leave_file(model)
         return model
+
+    def remove_quantization_config(self, model: Any) -> Any:
+        """Make the configuration that of an ordinary model."""
+        _set_guard(model.config, False)
+        return super().remove_quantization_config(model)
 
     def _dequantize(self, model: Any, *_: Any, **__: Any) -> Any:
         from sonde.weights.unpacking import unpack_layers
@@ -90,6 +107,15 @@ class PackedQuantizer(HfQuantizer):
     def is_trainable(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Return that no gradient flows through packed layers."""
         return False
+
+
+def _set_guard(config: Any, on: bool) -> None:
+    """Make transformers refuse a saved configuration while sonde is not imported, or allow it."""
+    fusions = dict(vars(config).pop(GUARD_KEY, None) or {})
+    fusions.pop(NEEDS_SONDE, None)
+    fusions |= {NEEDS_SONDE: True} if on else {}
+    if fusions:
+        setattr(config, GUARD_KEY, fusions)
 
 
 def _leave_file(model: Any) -> None:

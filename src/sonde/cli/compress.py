@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli._presenting import present, with_page
+from sonde.cli._presenting import check_page, present, with_page
 from sonde.cli.console import REMARK, note
 from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
@@ -91,13 +91,15 @@ class Compress:
         from sonde.run.compressing.inside import inside
         from sonde.run.compressing.timing import speeds
         from sonde.weights import save_edited
-        from sonde.weights.factory_folder import source_folder
-        from sonde.weights.folder import ModelFolder, check_output, weight_bytes
+        from sonde.weights.factory_folder import check_change, source_folder
+        from sonde.weights.folder import check_output, weight_bytes
 
         method, budget, page = self._method(), self._budget(), self._page()
+        check_output(self.output)
         model = load(self.model, device=self.device)
-        with source_folder(model) as source:
-            check_output(self.output, ModelFolder.open(source).plain().path)
+        check_change(model, self.output, plain=True)
+        if method is not None:
+            method.check(model)
         ours, held = self._examples(model)
         best, tried = self._best(model, ours, held, method, budget)
         new = best.plan.fold(model)
@@ -158,8 +160,7 @@ class Compress:
 
     def _page(self) -> Path:
         page = self.report or self.output.absolute().with_name(self.output.name + ".html")
-        if page.suffix.lower() not in (".html", ".htm", ".json"):
-            raise InputError(f"--report: expected a name that ends in .html or .json, got {page}.")
+        check_page(page, flag="--report")
         return page
 
     def _examples(self, model: "Model") -> "tuple[ItemInputs, ItemInputs]":
@@ -249,8 +250,12 @@ class Compress:
     def _read(self, model: "Model", method: Any, ours: "ItemInputs", shown: bool) -> Any:
         """Return the examples, or their moments if the method takes moments."""
         from sonde.compress import LayerGrams, layer_grams
+        from sonde.compress._layers import require_finite_weights, weighted_layers
 
         if any(getattr(need, "summed", None) is LayerGrams for need in method.reads().values()):
+            owner = type(method).__name__
+            for layer in weighted_layers(owner, model, method.layers):
+                require_finite_weights(owner, layer)
             grams = layer_grams(model, ours, layers=method.layers, progress=shown)
             _note_few_rows(grams, len(ours))
             return grams

@@ -109,14 +109,14 @@ class Train:
         from sonde.run.fine_tuning.document import train_document
         from sonde.run.fine_tuning.layers import asked_layers, without_layers
         from sonde.run.passes.directory import run_directory
-        from sonde.weights.factory_folder import source_folder
-        from sonde.weights.folder import ModelFolder, check_output
+        from sonde.weights.factory_folder import check_change
+        from sonde.weights.folder import check_output
         from sonde.weights.tuning import require_truth
 
         asked = asked_layers(self.insert)
+        check_output(output)
         model = load(self.model, device=self.device)
-        with source_folder(without_layers(model)) as source:
-            check_output(output, ModelFolder.open(source).path)
+        check_change(without_layers(model), output)
         ours, held = self._examples(model)
         require_truth("sonde train", model, examples=ours.first(64), held=held.first(64))
         recipe, kept = self._recipe(), run_directory(output)

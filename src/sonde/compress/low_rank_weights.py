@@ -97,6 +97,13 @@ class LowRankWeights(Rewrite):
         summed = None if self.sequential else LayerGrams
         return {"calibration": Examples(optional=self.whiten == "none", summed=summed)}
 
+    def check(self, model: Model) -> None:
+        """Refuse a rank that saves nothing, or a convolution, before anything is calibrated."""
+        if self.share > 0 or self.rank is not None:
+            chosen = weighted_layers("LowRankWeights", model, self.layers)
+            for layer in chosen:
+                self._rank(layer, len(chosen) == 1)
+
     def planned(self, model: Model, calibration: Inputs | LayerGrams | None = None) -> RewritePlan:
         """Return the thin matrices.
 

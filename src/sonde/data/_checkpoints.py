@@ -23,6 +23,16 @@ LAYERS_FOLDER = "inserted.layers"
 """The folder of these layers, inside the model's."""
 STAGES = "modules.json"
 """Where sentence-transformers lists the stages of a model."""
+GUARD_KEY = "fusion_config"
+"""An option of every configuration whose unknown keys transformers refuses before it makes a model.
+
+``transformers_weights`` would do, but ``save_pretrained`` leaves it out.
+"""
+NEEDS_SONDE = (
+    "this model has packed weights or inserted layers, which sonde opens. Run `import sonde` "
+    "before from_pretrained, or take the original back with `sonde compress undo`"
+)
+"""The key that transformers prints in its error."""
 MAX_CONFIG_BYTES = 16 * 2**20
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MODEL_FILES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".py", ".onnx", ".safetensors")

@@ -5,6 +5,7 @@ opened by the word ``package.module:factory@FOLDER``: sonde runs no function tha
 """
 
 import json
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +14,13 @@ from tempfile import TemporaryDirectory
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sonde.core.errors import StoreError
+from sonde.core.errors import InputError, StoreError
 from sonde.core.inputs import Model
 from sonde.core.repacking import in_own_form
 from sonde.data._checkpoints import FACTORY_KEY, LAYERS_KEY, json_object
 from sonde.data._model_kind import config_of
 from sonde.data.loading import is_factory
+from sonde.weights._weight_file import DTYPES
 from sonde.weights.folder import (
     CONFIG,
     QUANTISED,
@@ -29,6 +31,7 @@ from sonde.weights.folder import (
     folder_of,
 )
 from sonde.weights.forms import finish_form, put_form
+from sonde.weights.loaded_folder import LoadedFolder
 
 
 @contextmanager
@@ -48,16 +51,49 @@ def source_folder(model: Model) -> Generator[Path, None, None]:
         yield Path(place)
 
 
-def check_change(model: Model, output: Path) -> None:
+def check_change(model: Model, output: Path, *, plain: bool = False) -> None:
     """Refuse a change of a model's weights that could not be written, before anything runs.
+
+    Parameters
+    ----------
+    model : Model
+    output : Path
+    plain : bool, default=False
+        Raise if the folder has inserted layers, which the change would not suit.
 
     Raises
     ------
     InputError
-        If the model came from nowhere, its weights are quantised, or something is at ``output``.
+        If the model came from nowhere, its weights are quantised or are not those of its folder by
+        name and shape, or something is at ``output``.
     """
     with source_folder(model) as source:
-        check_output(output, ModelFolder.open(source).path)
+        folder = ModelFolder.open(source)
+        check_output(output, (folder.plain() if plain else folder).path)
+        _require_stored(model.module, LoadedFolder(folder))
+
+
+def _require_stored(module: nn.Module, held: LoadedFolder) -> None:
+    """Raise unless the folder holds each parameter of a model, under one of its names."""
+    names: dict[int, list[str]] = {}
+    for name, x in module.named_parameters(remove_duplicate=False):
+        if not re.search(r"(^|\.)inserted[._]", name):  # such layers have files of their own
+            names.setdefault(id(x), []).append(name)
+    own = dict(module.named_parameters(remove_duplicate=False))
+    for tied in names.values():
+        found = [n for name in tied for n in held.named_like(name)]
+        shapes = [tuple(held.entry(n).shape) for n in found]
+        if tuple(own[tied[0]].shape) not in shapes:
+            there = f"{found[0]} of shape {shapes[0]}" if found else "none of that name"
+            raise InputError(
+                f"expected {tied[0]} of shape {tuple(own[tied[0]].shape)} in "
+                f"{held.folder.path}, got {there}. Load the model from the folder that is changed."
+            )
+        if any(held.entry(n).dtype not in DTYPES for n in found):
+            raise InputError(
+                f"{held.folder.path} holds {found[0]} as {held.entry(found[0]).dtype}: quantised "
+                "weights cannot be changed. Take the model in float16, bfloat16 or float32."
+            )
 
 
 def write_folder(module: nn.Module, factory: str, folder: Path) -> None:

@@ -30,7 +30,7 @@ WHOLE = "model.safetensors"
 PATCH = ".patch"
 QUANTISED = "quantization_config"
 OPENED_BY_SONDE: Mapping[str, Any] = {"quant_method": "sonde", "layers": {}}
-"""What transformers reads to open a folder with sonde imported, and to warn without it."""
+"""What transformers reads to open a folder with sonde imported."""
 OTHER_WEIGHTS = (
     "*.bin",
     "*.pt",

@@ -46,6 +46,12 @@ class LoadedFolder:
         stored = {**self.places, **{name: one.stored[0] for name, one in self.joined.items()}}
         return {name: self.folder.places[place] for name, place in stored.items()}
 
+    def named_like(self, name: str) -> list[str]:
+        """Return the loaded tensors that another class's tensor name may mean, with any prefix."""
+        if name in self.files:
+            return [name]
+        return [n for n in self.files if name.endswith(f".{n}") or n.endswith(f".{name}")]
+
     def tensor(self, name: str) -> Tensor:
         """Return a tensor as it is loaded, in the type in which it is stored."""
         if name not in self.joined:

@@ -251,6 +251,12 @@ class Rewrite(ABC):
             )
         return found
 
+    def check(self, model: Model) -> None:  # noqa: B027 (most say all else in ``planned``)
+        """Refuse a model for which no data give a plan, by its weights and the parameters alone.
+
+        Commands call this before they read data.
+        """
+
     @final
     def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
         """Return what would change; ``model`` stays as it is.

@@ -12,7 +12,13 @@ import torch
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Model
-from sonde.data._checkpoints import FACTORY_KEY, LAYERS_FOLDER, LAYERS_KEY
+from sonde.data._checkpoints import (
+    FACTORY_KEY,
+    GUARD_KEY,
+    LAYERS_FOLDER,
+    LAYERS_KEY,
+    NEEDS_SONDE,
+)
 from sonde.weights._placing import NewTensor, StoredTensor, stored_changes
 from sonde.weights._weight_file import file_pieces, files_hash, pieces_of, write_hashed
 from sonde.weights.factory_folder import source_folder
@@ -139,7 +145,7 @@ def _planned(
     for name, change in plan.changes.items():
         path, leaf = name.rpartition(".")[::2]
         if name not in plan.made_for:
-            sibling = _named_like(held, f"{path}.weight" if path else "weight")
+            sibling = held.named_like(f"{path}.weight" if path else "weight")
             own = sibling[0].removesuffix("weight") + leaf if sibling else name
             new[own] = NewTensor(None, change, beside=sibling[0] if sibling else None)
             continue
@@ -198,16 +204,9 @@ def _renumbered(
     return {**left, **gone, **{n: w for n, w in moved.items() if n not in stays}}
 
 
-def _named_like(held: LoadedFolder, name: str) -> list[str]:
-    """Return the loaded tensors that another class's tensor name may mean, with any prefix."""
-    if name in held.files:
-        return [name]
-    return [n for n in held.files if name.endswith(f".{n}") or n.endswith(f".{name}")]
-
-
 def _own_name(held: LoadedFolder, name: str, found: str) -> str | None:
     """Return the loaded tensor that belongs to this name, not to a tied one."""
-    mine = _named_like(held, name)
+    mine = held.named_like(name)
     return found if found in mine else mine[0] if mine else None
 
 
@@ -221,7 +220,7 @@ def _found(held: LoadedFolder, name: str, plan: "RewritePlan") -> str:
     """
     wanted = plan.made_for[name]
     for known in (name, *plan.ties.get(name, ())):
-        for candidate in _named_like(held, known):
+        for candidate in held.named_like(known):
             x = held.tensor(candidate)
             if wanted in (tensor_hash(x.to(dtype)) for dtype in (x.dtype, *FLOATS)):
                 return candidate
@@ -260,6 +259,9 @@ def _write(
             after[file] = write_hashed(new / file, file_pieces(entries, one.metadata))
     if told := config.get(QUANTISED, {}).get("layers"):
         config = {**config, QUANTISED: {**OPENED_BY_SONDE, "layers": told, "files": dict(after)}}
+    if QUANTISED in config and FACTORY_KEY not in old.config():
+        fusions = old.config().get(GUARD_KEY) or {}
+        config = {**config, GUARD_KEY: {**fusions, NEEDS_SONDE: True}}
     if config:
         small[CONFIG] = as_json({**old.config(), **config})
     if INDEX in old.files:

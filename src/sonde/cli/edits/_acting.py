@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli._presenting import present
+from sonde.cli._presenting import check_page, present
 from sonde.cli.console import note
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
+    from sonde.core.edit import Edit
     from sonde.core.inputs import Inputs, Model
     from sonde.run.judging.acts import Act
     from sonde.run.judging.edit_document import EditTable
@@ -106,12 +107,23 @@ class Acting:
         Raises
         ------
         InputError
-            If the name does not end in .html, .htm or .json.
+            If the name does not end in .html, .htm or .json, or something is at ``output``.
+        StoreError
+            If nothing can be written there.
         """
-        page = self.report or output.absolute().with_name(output.name + ".html")
-        if page.suffix.lower() not in (".html", ".htm", ".json"):
-            raise InputError(f"--report: expected a name that ends in .html or .json, got {page}.")
-        return page
+        return checked_page(self.report, output)
+
+    def require_neutral(self, model: "Model", data: str, **options: Any) -> None:
+        """Open one example of the data that the edit should leave alone, before anything is fitted.
+
+        Raises
+        ------
+        InputError
+            If there are no such data for this model.
+        """
+        from sonde.data import open_inputs
+
+        open_inputs(model, data, **{**options, "limit": 1})
 
     def check(self, judgement: "Judgement") -> None:
         """Refuse an act that does more than it should.
@@ -182,6 +194,55 @@ def is_idle(judgement: "Judgement", force: bool) -> bool:
     written = "It is written all the same" if force else "Nothing was written; --force writes it"
     note(f"this edit does nothing that was asked for: {judgement.no_effect}. {written}.")
     return not force
+
+
+def checked_page(report: Path | None, output: Path) -> Path:
+    """Return the path of the report of a new model, after a check that both can be written."""
+    from sonde.weights.folder import check_output
+
+    page = report or output.absolute().with_name(output.name + ".html")
+    check_page(page, flag="--report")
+    check_output(output)
+    return page
+
+
+def require_foldable(model: "Model", site: str, edit: "Callable[[int], Edit]") -> None:
+    """Refuse a site whose weights cannot hold an edit, before the edit is fitted.
+
+    Parameters
+    ----------
+    model : Model
+    site : str
+    edit : callable
+        Makes an edit of the kind for a number of features.
+
+    Raises
+    ------
+    StateError
+        With the reason.
+    """
+    from sonde.tap.hooks.outputs import find
+    from sonde.tap.model.sites import resolve
+    from sonde.weights import fold_edit
+    from sonde.weights.residual import inputs_or_none, run
+
+    inputs, place = inputs_or_none(model.module), resolve(model.module, site)[0]
+    if inputs is None:
+        return  # the model does not say what it is called with
+    seen: list[Any] = []
+    part, port = model.module.get_submodule(place.path), place.port
+
+    def hook(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+        seen.append(find((args, kwargs) if port == "in" else output, None))
+
+    handle = part.register_forward_hook(hook, with_kwargs=True)
+    try:
+        run(model.module, inputs)
+    finally:
+        handle.remove()
+    if seen and seen[0] is not None:
+        axis = 1 if seen[0].ndim > 3 else -1
+        fold_edit(model, edit(seen[0].shape[axis]), place)
 
 
 def side(model: "Model", name: str, data: str, sign: Any, **options: Any) -> "JudgedSide":

@@ -53,15 +53,17 @@ class AblateDirection:
         from sonde.weights import fold_writers
         from sonde.weights.factory_folder import check_change
 
+        page = self.acting.page(self.output)
         model = load(self.model, device=self.reading.device)
         check_change(model, self.output)
-        page = self.acting.page(self.output)
+        options = self.reading.data_options() | {"limit": self.reading.limit}
+        neutral = self.acting.neutral or self.negative
+        self.acting.require_neutral(model, neutral, **options)
         places = self._writers(model)
         sites = "blocks" if self.site == "auto" else self.site
         data = contrast(self.positive, self.negative, limit=self.reading.limit)
         fitted = self.reading.fit(model, DirectionalAblation(), data, sites, self.printing.quiet)
         candidates = {site: fitted.result(method, site) for method, site in fitted.names}
-        options = self.reading.data_options() | {"limit": self.reading.limit}
         target = [
             side(model, "positive", self.positive, -1, **options),
             side(model, "negative", self.negative, 1, **options),
@@ -81,7 +83,7 @@ class AblateDirection:
             controls=edit_controls(model, edit, places),
             target=target,
             told=f"{self.positive} less likely than {self.negative}",
-            neutral=self.acting.neutral or self.negative,
+            neutral=neutral,
             options=options,
             sites=[choice.site],
             prompts=showing,

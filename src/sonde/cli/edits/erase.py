@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from sonde.cli.edits._acting import JUDGED, Acting, Deed, side
+from sonde.cli.edits._acting import JUDGED, Acting, Deed, require_foldable, side
 from sonde.cli.edits.steer import Contrasted
 from sonde.cli.options import ModelWord, Printing, named
 from sonde.core.errors import InputError, StateError
@@ -64,9 +64,16 @@ class EraseLabel:
         from sonde.weights.factory_folder import check_change
 
         self._check()
+        page = self.acting.page(self.output)
         model = load(self.model, device=self.reading.device)
         check_change(model, self.output)
-        page = self.acting.page(self.output)
+        options = self.reading.data_options() | {"limit": self.reading.limit}
+        neutral = self.acting.neutral or self.negative or self.data
+        self.acting.require_neutral(model, neutral, **options)
+        try:
+            require_foldable(model, self.site, _any_erasure)
+        except StateError as error:
+            raise InputError(f"sonde edit erase: {error}") from error
         instrument = find(self.method)()
         data, how = self._concept("train", self.reading.limit)
         fitted = self.reading.fit(model, instrument, data, self.site, self.printing.quiet, **how)
@@ -76,7 +83,6 @@ class EraseLabel:
             plan = replace(fold_edit(model, edit, site), method=self._method())
         except StateError as error:
             raise InputError(f"sonde edit erase: {error}") from error
-        options = self.reading.data_options() | {"limit": self.reading.limit}
         if self.positive and self.negative:
             sides = {"positive": (self.positive, -1), "negative": (self.negative, 1)}
             told = f"{self.positive} less likely than {self.negative}"
@@ -94,7 +100,7 @@ class EraseLabel:
             controls=edit_controls(model, edit, [site]),
             target=target,
             told=told,
-            neutral=self.acting.neutral or self.negative or self.data,
+            neutral=neutral,
             options=options,
             sites=[site],
             places=[site],
@@ -156,3 +162,13 @@ def _probed_rows(
         (k, before[k].linear, after[k].linear, before[k].two_layer, after[k].two_layer)
         for k in keys
     )
+
+
+def _any_erasure(width: int) -> "Edit":
+    """Return an erasure of one direction, with the point that stays away from 0."""
+    import torch
+
+    from sonde.edit._eraser import Erase as Erasure
+
+    thin = torch.full((width, 1), width**-0.5)
+    return Erasure(torch.ones(width), thin, thin)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sonde.cli._gradients import load_for_gradients
-from sonde.cli._presenting import present
-from sonde.cli.edits._acting import is_idle
+from sonde.cli._presenting import check_page, present
+from sonde.cli.edits._acting import checked_page, is_idle
 from sonde.cli.options import DataReading, DataWord, DeviceWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
@@ -59,6 +59,10 @@ class FindBackdoor:
 
         if self.remove != (self.output is not None):
             raise InputError("edit find-backdoor: expected --remove and -o NEW together, got one.")
+        page = self.report
+        if self.output is not None:
+            page = checked_page(self.report, self.output)
+        check_page(page, flag="--report")
         model = load_for_gradients(self.model, device=self.device)
         if self.output is not None:
             check_change(model, self.output)
@@ -70,9 +74,6 @@ class FindBackdoor:
         if self.output is not None:
             plan, judgement = self._removed(model, clean, finding, verdict)
         document = self._document(finding, names, verdict, plan, judgement)
-        page = self.report
-        if page is None and self.output is not None:
-            page = self.output.absolute().with_name(self.output.name + ".html")
         present({**document, "backdoor": _facts(finding, names)}, self.printing, page)
         return int(judgement is not None and bool(judgement.no_effect) and not self.force)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sonde.cli._presenting import present
-from sonde.cli.edits._acting import is_idle
+from sonde.cli.edits._acting import checked_page, is_idle
 from sonde.cli.options import DataReading, DeviceWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
@@ -44,15 +44,18 @@ class ForgetData:
         """The data that are kept, as the user named them."""
         return self.retain or self.forget
 
-    def sides(self, model: "Model") -> dict[str, "ItemInputs"]:
-        """Return the data by their part: forget, retain, and held if it was named."""
-        from sonde.data import open_inputs
-
+    def check(self) -> None:
+        """Refuse data to be forgotten without data to be kept."""
         if self.retain is None and self.of_class is None:
             raise InputError(
                 "edit forget: expected --retain, the training data to be kept, got none. Name "
                 "them, or a class of --forget by --of-class."
             )
+
+    def sides(self, model: "Model") -> dict[str, "ItemInputs"]:
+        """Return the data by their part: forget, retain, and held if it was named."""
+        from sonde.data import open_inputs
+
         words = {"forget": self.forget, "retain": self.kept, "held": self.held}
         found: dict[str, ItemInputs] = {}
         for part, word in words.items():
@@ -119,10 +122,11 @@ class Forget:
         from sonde.weights import save_edited
         from sonde.weights.factory_folder import check_change
 
+        page, rule = checked_page(self.report, self.output), self._rule()
+        self.data.check()
         model = load(self.model, device=self.data.device)
         check_change(model, self.output)
-        page = self.report or self.output.absolute().with_name(self.output.name + ".html")
-        rule, sides = self._rule(), self.data.sides(model)
+        sides = self.data.sides(model)
         plan = rule.plan(model, sides)
         judgement = self._judged(model, plan, sides)
         if judgement.too_large and not self.force:

@@ -74,19 +74,20 @@ class RewriteFact:
         from sonde.run.reading.read import read
         from sonde.weights.factory_folder import check_change
 
-        facts = self._facts()
+        facts, page = self._facts(), self.acting.page(self.output)
         model = load(self.model, device=self.device)
         check_change(model, self.output)
-        page, layer = self.acting.page(self.output), self._layer(model)
+        layer = self._layer(model)
+        edit = self._rule(facts, layer)
+        answers = FactAnswers(model, facts, edit.prefixes)
         options: dict[str, Any] = {"limit": self.limit}
         options |= {} if self.text_column is None else {"text_column": self.text_column}
+        self.acting.require_neutral(model, self.acting.neutral or self.data, **options)
         stream = read(
             model, self.data, sites=[f"{layer}:in"], reducer="tokens", split="train", **options
         )
         fitted = fit(SecondMoment(ridge=self.ridge), stream, progress=not self.printing.quiet)
-        edit = self._rule(facts, layer)
         plan = edit.plan(model, fitted)
-        answers = FactAnswers(model, facts, edit.prefixes)
         found = tuple((name.replace("_", " "), value) for name, value in plan.figures.items())
         first, more = facts[0], f", and {len(facts) - 1} more" if len(facts) > 1 else ""
         deed = Deed(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sonde.cli.console import note
-from sonde.cli.edits._acting import Acting, Deed, side
+from sonde.cli.edits._acting import Acting, Deed, require_foldable, side
 from sonde.cli.options import DataReading, DeviceWord, ModelWord, Printing, named
 from sonde.core.errors import InputError, StateError
 
@@ -93,12 +93,15 @@ class Steer:
         from sonde.store.outputs import check_file
         from sonde.weights.factory_folder import check_change
 
-        kind = self.output.suffix.lower()
+        kind, page = self.output.suffix.lower(), None
         if kind in (FITTED, CONTROL):
             check_file(self.output)
+        else:
+            page = self.acting.page(self.output)
         model = load(self.model, device=self.reading.device)
-        if kind not in (FITTED, CONTROL):
+        if page is not None:
             check_change(model, self.output)
+            self._require_foldable(model)
         sites = "blocks" if self.site == "auto" or kind in (FITTED, CONTROL) else self.site
         instrument = SteeringVector(how=self.method)
         data = contrast(self.positive, self.negative, limit=self.reading.limit)
@@ -110,21 +113,43 @@ class Steer:
         if kind == CONTROL:
             self._write_control_vector(model, fitted)
             return 0
+        assert page is not None  # the output is a folder
         name = self._site(fitted)
-        return self._fold(model, fitted.result(instrument, name), name)
+        return self._fold(model, fitted.result(instrument, name), name, page)
 
     def _site(self, fitted: "Fitted") -> str:
         """Return the site that was named, or the block half way."""
         names = [site for _, site in fitted.names]
         return names[round(DEPTH * (len(names) - 1))] if self.site == "auto" else names[0]
 
-    def _fold(self, model: "Model", steering: "SteeringDirection", site: str) -> int:
+    def _require_foldable(self, model: "Model") -> None:
+        """Refuse data that are not there, and a site whose weights cannot hold the shift."""
+        import torch
+
+        from sonde.core.edit import Add
+        from sonde.tap.model.sites import resolve
+
+        options = self.reading.data_options() | {"limit": self.reading.limit}
+        self.acting.require_neutral(model, self.acting.neutral or self.negative, **options)
+        sites = resolve(model.module, "blocks" if self.site == "auto" else self.site)
+        site = sites[round(DEPTH * (len(sites) - 1))] if self.site == "auto" else sites[0]
+        try:
+            require_foldable(model, str(site), lambda n: Add(torch.ones(n)))
+        except StateError as error:
+            raise self._unfoldable(error) from error
+
+    def _unfoldable(self, error: StateError) -> InputError:
+        return InputError(
+            f"sonde edit steer: {error} To try it: -o FILE.sonde here, then `sonde generate "
+            f"{self.model} PROMPTS --steer FILE.sonde`."
+        )
+
+    def _fold(self, model: "Model", steering: "SteeringDirection", site: str, page: Path) -> int:
         from sonde.cli.edits._acting import some_inputs
         from sonde.run.judging.acts import edit_act, edit_controls
         from sonde.run.judging.judge import largest_strength
         from sonde.weights import fold_edit
 
-        page = self.acting.page(self.output)
         options = self.reading.data_options() | {"limit": self.reading.limit}
         neutral = self.acting.neutral or self.negative
         strength = self.strength
@@ -139,10 +164,7 @@ class Steer:
         try:
             plan = replace(fold_edit(model, edit, site), method=self._method(strength))
         except StateError as error:
-            raise InputError(
-                f"sonde edit steer: {error} To try it: -o FILE.sonde here, then `sonde generate "
-                f"{self.model} PROMPTS --steer FILE.sonde`."
-            ) from error
+            raise self._unfoldable(error) from error
         more = 1 if strength >= 0 else -1
         target = [
             side(model, "positive", self.positive, more, **options),
