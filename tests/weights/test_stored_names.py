@@ -1,7 +1,8 @@
 """Folders as ``save_pretrained`` writes them: tensors have other names there, or are joined."""
 
+import copy
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from safetensors.torch import load_file
 
 import sonde
 from sonde.compress import RTN, PruneWeights
-from sonde.core.errors import SondeWarning
+from sonde.core.errors import InputError, SondeWarning
 from sonde.weights import Exchange, MergeRule, RewritePlan, merge_models, save_edited, undo
 from sonde.weights._weight_file import file_hash
+from sonde.weights.factory_folder import check_change
 from sonde.weights.own_config import with_own_config
 
 SEEN: Any = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -165,3 +167,12 @@ def test_folders_that_name_tensors_differently_are_merged(folders, tmp_path):
     moved = [n for n in old if not torch.allclose(new[n], old[n])]
     assert moved == ["vit.encoder.layer.1.attention.attention.value.weight"]
     assert torch.allclose(new[moved[0]], 2 * old[moved[0]])
+
+
+def test_a_model_that_is_not_its_folders_is_refused_before_anything_runs(folders, tmp_path):
+    model = sonde.load(str(folders["vit"]), device="cpu")
+    check_change(model, tmp_path / "new")
+    other = copy.deepcopy(model.module)
+    other.vit.layers[1].mlp.fc1 = torch.nn.Linear(16, 30)
+    with pytest.raises(InputError, match=r"expected vit\.layers\.1\.mlp\.fc1\.weight of shape"):
+        check_change(replace(model, module=other), tmp_path / "new")
