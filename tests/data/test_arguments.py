@@ -126,10 +126,24 @@ def test_columns_that_forward_has_no_name_for_are_said(encoder):
     assert inputs.ids == open_inputs(load(encoder), [{"input_ids": [4, 5]}]).ids
 
 
-def test_a_decoder_input_is_refused(t5):
-    items = [{"input_ids": [4, 5], "decoder_input_ids": [0, 6]}]
-    with pytest.raises(errors.InputError, match=r"'decoder_input_ids' is not read.*--target-col"):
-        open_inputs(load(t5), items)
+@pytest.mark.truth("the decoder's last states of each item alone, by transformers")
+def test_a_decoder_reads_the_tokens_that_it_is_given(t5):
+    model, site = load(t5), "decoder.final_layer_norm"
+    given = [([4, 5, 9], [0, 6, 7, 8]), ([11, 4], [0, 12]), ([7, 7, 5, 13], [0, 5, 5])]
+    items = [{"input_ids": i, "decoder_input_ids": d} for i, d in given]
+    items[1] |= {"decoder_input_ids": [0, 12, 0], "decoder_attention_mask": [1, 1, 0]}
+    (batch,) = sonde.read(model, items, sites=site, reducer="last")
+    for order, row in zip(batch.order.tolist(), batch.rows[f"{site}:out"], strict=True):
+        ids, target = (torch.tensor([x]) for x in given[order])
+        with torch.no_grad():
+            outputs = model.module(
+                input_ids=ids, decoder_input_ids=target, output_hidden_states=True
+            )
+        torch.testing.assert_close(row, outputs.decoder_hidden_states[-1][0, -1])
+    assert len({*open_inputs(model, [items[0], items[0] | {"decoder_input_ids": [0, 6]}]).ids}) == 2
+    wrong = [items[0] | {"decoder_attention_mask": [1]}]
+    with pytest.raises(errors.InputError, match="expected 4 numbers in column 'decoder_att"):
+        open_inputs(model, wrong)
 
 
 def test_arguments_beside_texts_and_images_are_refused(encoder, bert, vit):

@@ -14,10 +14,13 @@ from transformers import (
     LongformerModel,
     T5Config,
     T5ForConditionalGeneration,
+    WhisperConfig,
     XLNetConfig,
     XLNetForSequenceClassification,
 )
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+import sonde
 from sonde.core.errors import SiteError
 from sonde.core.inputs import Model
 from sonde.detect import Mahalanobis
@@ -192,3 +195,52 @@ def test_a_sparse_output_is_left_out_of_auto_with_its_reason():
     assert left.site == "1:out"
     assert "expected a dense output, got one of layout sparse_coo" in left.reason
     assert sum(len(b.ids) for b in stream) == 6
+
+
+class Picks(nn.Module):
+    def forward(self, x):
+        return x.argmax(1)
+
+
+class Branches(nn.Module):
+    """A part that returns whole numbers and a part that never runs, beside two that can be read."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.pick, self.never = nn.Linear(5, 7), Picks(), nn.Linear(2, 2)
+        self.last = nn.Linear(7, 3)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(h) * (1 + self.pick(h)[:, None])
+
+
+def test_a_star_reads_what_can_be_read_and_names_the_rest():
+    net, x = Branches().eval(), torch.randn(6, 5)
+    stream = sonde.read(net, x, sites="*")
+    (batch,) = stream
+    assert list(batch.rows) == ["first:out", "last:out", ":out"]
+    torch.testing.assert_close(batch.rows["first:out"], net.first(x).detach())
+    left = {one.site: one.reason for one in stream.left_out}
+    assert "no floating-point tensor" in left["pick:out"]
+    assert "did not run" in left["never:out"]
+    with pytest.raises(SiteError, match="no floating-point tensor"):
+        _ = sonde.read(net, x, sites=["first", "pick"]).schema
+    with pytest.raises(SiteError, match="did not run"):
+        _ = sonde.read(net, x, sites="ne*").schema
+
+
+@pytest.mark.truth("the mean over positions of the states that the encoder returns")
+def test_a_state_as_long_as_it_is_wide_has_the_width_of_the_configuration():
+    torch.manual_seed(5)
+    config = WhisperConfig(
+        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24,
+        num_mel_bins=6, max_source_positions=16,
+    )  # fmt: skip
+    net, mel = WhisperEncoder(config).eval(), torch.randn(5, 6, 32)
+    rows = next(iter(sonde.read(net, {"input_features": mel}))).rows
+    assert list(rows) == ["layers.0:out", "layers.1:out"]
+    with torch.no_grad():
+        states = net(mel, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(rows["layers.0:out"], states[1].mean(1))

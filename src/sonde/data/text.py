@@ -22,6 +22,7 @@ from sonde.data.sources import Row
 from sonde.data.vocabulary import Vocabulary
 
 Long = Literal["chunk", "truncate", "error"]
+DECODER_IDS, DECODER_MASK = "decoder_input_ids", "decoder_attention_mask"
 MAX_TEXT_BYTES = 256 * 2**20
 MOST_EXPANSION = 12
 
@@ -36,10 +37,13 @@ class Decoder:
         Its start token.
     column : str or None
         Column with the target text; None = the start token alone.
+    given : bool
+        Whether rows bring the decoder's token ids, start token and all.
     """
 
-    start: int
+    start: int = 0
     column: str | None = None
+    given: bool = False
 
 
 @final
@@ -102,6 +106,9 @@ class TextEncoder(Encoder):
         if self.kind == "tokens":
             ids, real = self._given(row), self._real(row)
             mask = b"" if bool(real.all()) else b"|mask|" + real.numpy().tobytes()
+            if self.decoder is not None and self.decoder.given:
+                target = torch.tensor(self._given_target(row), dtype=torch.int64)
+                mask += b"|decoder|" + target.numpy().tobytes()
             return b"ids|" + torch.tensor(ids, dtype=torch.int64).numpy().tobytes() + mask
         if self.kind == "messages":
             found = _value(row, self.inputs[0])
@@ -241,9 +248,7 @@ class TextEncoder(Encoder):
 
     def _given(self, row: Row) -> list[int]:
         ids = _integers(_value(row, self.inputs[0]), self.inputs[0])
-        size = self.vocabulary.size
-        if ids and (min(ids) < 0 or (size is not None and max(ids) >= size)):
-            raise InputError(f"expected token ids in [0, {size}), got {min(ids)} to {max(ids)}")
+        self._require_known(ids)
         return [i for i, k in zip(ids, self._kept(row).tolist(), strict=True) if k]
 
     def _kept(self, row: Row) -> Bool[Tensor, "pos"]:
@@ -276,11 +281,34 @@ class TextEncoder(Encoder):
         return torch.tensor(kept, dtype=torch.int64) != 0
 
     def _targets(self, rows: Sequence[Row]) -> list[list[int] | None]:
+        if self.decoder is not None and self.decoder.given:
+            return [self._given_target(row) for row in rows]
         if self.decoder is None or self.decoder.column is None:
             return [None] * len(rows)
         texts = [_text_of_row(row, self.decoder.column) for row in rows]
         found = self.tokenizer(text_target=texts, verbose=False, padding=False)["input_ids"]
         return [list(ids[: self.max_length]) for ids in found]
+
+    def _given_target(self, row: Row) -> list[int]:
+        """Return the real tokens that a row brings for the decoder, its start token among them."""
+        ids = _integers(_value(row, DECODER_IDS), DECODER_IDS)
+        self._require_known(ids)
+        if row.get(DECODER_MASK) is not None:
+            kept = _integers(row[DECODER_MASK], DECODER_MASK)
+            if len(kept) != len(ids):
+                raise InputError(
+                    f"expected {len(ids)} numbers in column {DECODER_MASK!r}, one for each of "
+                    f"{DECODER_IDS}, got {len(kept)}"
+                )
+            ids = [i for i, k in zip(ids, kept, strict=True) if k]
+        if not ids:
+            raise InputError(f"expected a token or more in column {DECODER_IDS!r}, got none")
+        return ids
+
+    def _require_known(self, ids: list[int]) -> None:
+        size = self.vocabulary.size
+        if ids and (min(ids) < 0 or (size is not None and max(ids) >= size)):
+            raise InputError(f"expected token ids in [0, {size}), got {min(ids)} to {max(ids)}")
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Pad on the right and pass only the arguments that ``forward`` names."""
@@ -303,7 +331,12 @@ class TextEncoder(Encoder):
                 kwargs[name] = batched(values, [i.length for i in items], name)
         decoder_mask = None
         if self.decoder is not None:
-            starts = [[self.decoder.start, *(i.value[2] or [0])[:-1]] for i in items]
+            starts = [
+                i.value[2]
+                if self.decoder.given
+                else [self.decoder.start, *(i.value[2] or [0])[:-1]]
+                for i in items
+            ]
             kwargs["decoder_input_ids"], decoder_mask = _padded(starts, self.vocabulary.pad)
             if "decoder_attention_mask" in self.names:
                 kwargs["decoder_attention_mask"] = decoder_mask.long()
@@ -328,6 +361,7 @@ class TextEncoder(Encoder):
             "target": target,
             "max_length": self.max_length,
             "long": self.long,
+            **({"decoder": DECODER_IDS} if self.decoder and self.decoder.given else {}),
             **({"others": list(self.others)} if self.others else {}),
             **self.origin,
         }
@@ -335,7 +369,7 @@ class TextEncoder(Encoder):
     def notes(self) -> list[str]:
         """Say what the decoder reads, what is not read, and that nothing is padded."""
         found: list[str] = []
-        if self.decoder is not None and self.decoder.column is None:
+        if self.decoder is not None and self.decoder.column is None and not self.decoder.given:
             found.append(
                 "The decoder reads its start token alone: no target column was given "
                 "(--target-column)."

@@ -11,7 +11,7 @@ from sonde.data._checkpoints import FACTORY
 from sonde.data.columns import Layout
 from sonde.data.encoder import takes
 from sonde.data.processors import is_tokenizer
-from sonde.data.text import Decoder, Long, TextEncoder
+from sonde.data.text import DECODER_IDS, DECODER_MASK, Decoder, Long, TextEncoder
 from sonde.data.vocabulary import vocabulary_of
 
 NO_LIMIT = 10**9
@@ -44,7 +44,10 @@ def text_encoder(
     if max_length is not None:
         context = max_length if context is None else min(context, max_length)
     vocabulary = vocabulary_of(model, tokenizer)
-    others, unread = _beside_tokens(layout, names) if layout.kind == "tokens" else ((), ())
+    decoder = _decoder(model, layout, names)
+    others, unread = (), ()
+    if layout.kind == "tokens":
+        others, unread = _beside_tokens(layout, names, decoder is not None)
     around = len(vocabulary.before) + len(vocabulary.after)
     if context is not None and context <= around:
         raise InputError(
@@ -58,7 +61,7 @@ def text_encoder(
         vocabulary=vocabulary,
         max_length=context,
         long=long,
-        decoder=_decoder(model, layout, names),
+        decoder=decoder,
         others=others,
         unread=unread,
         masked="attention_mask" in layout.beside,
@@ -81,10 +84,11 @@ def context_of(model: Model) -> int | None:
 
 
 def _beside_tokens(
-    layout: Layout, names: frozenset[str]
+    layout: Layout, names: frozenset[str], decodes: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the columns beside token ids that ``forward`` takes, and those that it does not."""
-    beside = [name for name in layout.beside if name != "attention_mask"]
+    own = ("attention_mask", *((DECODER_IDS, DECODER_MASK) if decodes else ()))
+    beside = [name for name in layout.beside if name not in own]
     return (
         tuple(name for name in beside if takes(name, names)),
         tuple(name for name in beside if not takes(name, names)),
@@ -99,12 +103,13 @@ def _decoder(model: Model, layout: Layout, names: frozenset[str]) -> Decoder | N
                 "target_column."
             )
         return None
-    if layout.kind == "tokens" and "decoder_input_ids" in layout.beside:
-        raise InputError(
-            f"{model.name or 'the model'}: the column 'decoder_input_ids' is not read, the decoder "
-            "gets a target text or its start token. Leave it out, and name the column of the "
-            "target (--target-column)."
-        )
+    if layout.kind == "tokens" and DECODER_IDS in layout.beside:
+        if layout.target is not None:
+            raise InputError(
+                f"{model.name or 'the model'}: expected one column for the decoder, got "
+                f"{DECODER_IDS!r} and the target {layout.target!r}. Leave one of them out."
+            )
+        return Decoder(given=True)
     return Decoder(start_token(model), layout.target)
 
 

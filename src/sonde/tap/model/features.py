@@ -108,9 +108,16 @@ class FeatureAxes:
 
     A view (permuted, cut, reshaped) of a tensor keeps its memory: the feature axis is the
     axis of the same size and the same stride in memory.
+
+    Parameters
+    ----------
+    width : int or None, default=None
+        Number of units of a state by the model's configuration. States of as many positions have
+        their features last if those of all parts inside the module have.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: int | None = None) -> None:
+        self._width = width
         self._found: dict[int, tuple[StorageWeakRef, int, int]] = {}
         self._inside: list[list[tuple[tuple[int, ...], int]]] = []
 
@@ -144,7 +151,7 @@ class FeatureAxes:
             if axis is None and given is not None and not module._modules:
                 axis = _kept(module, given, before, x)
             if axis is None and module._modules:
-                axis = _agreed(inside, tuple(x.shape))
+                axis = _agreed(inside, tuple(x.shape), self._width)
             if axis is not None:
                 self._note(x, axis)
 
@@ -171,13 +178,17 @@ def _kept(module: nn.Module, given: Tensor, axis: int | None, x: Tensor) -> int 
     return axis if x.shape == given.shape and not is_square else None
 
 
-def _agreed(inside: Sequence[tuple[tuple[int, ...], int]], shape: tuple[int, ...]) -> int | None:
+def _agreed(
+    inside: Sequence[tuple[tuple[int, ...], int]], shape: tuple[int, ...], width: int | None
+) -> int | None:
     """Return the feature axis that all tensors of one shape inside a module have.
 
-    Where two axes have one size, a part may have exchanged them.
+    Where two axes have one size, a part may have exchanged them, unless it is the ``width`` that
+    the configuration declares, and the axis is the last.
     """
     axes = {axis for other, axis in inside if other == shape}
     if len(axes) != 1:
         return None
     axis = axes.pop()
-    return axis if shape[1:].count(shape[axis]) == 1 else None
+    is_declared = axis == len(shape) - 1 and shape[axis] == width
+    return axis if is_declared or shape[1:].count(shape[axis]) == 1 else None

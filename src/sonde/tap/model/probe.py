@@ -300,7 +300,7 @@ class _Recorder:
         self.open: dict[str, list[tuple[ModuleCall, int, Tensor | None]]] = {}
         self.linear: dict[str, Tensor] = {}
         self.known: dict[int, tuple[ReferenceType[Tensor], int]] = {}
-        self.features = FeatureAxes()
+        self.features = FeatureAxes(getattr(self.model.config, "hidden_size", None))
         modules = list(self.names.primary())
         session = Session(
             self.model.module,

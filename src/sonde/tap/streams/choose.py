@@ -27,6 +27,7 @@ from sonde.tap.model.sites import (
     last_call,
     leaf_sites,
     outputs_left_out,
+    places_of,
     resolve,
     unheard,
 )
@@ -63,7 +64,9 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
     left_out = list(unheard(probe, unnamed))
     refused: SiteError | None = None
     special = SpecialTokens(stream.model, probe, batch, patch_grid(stream.model, probe, batch))
-    named = _named(stream, patterns)
+    named, found_by_star, unreadable = _named(stream, patterns)
+    left_out += unreadable
+    optional = {*unnamed, *found_by_star}
     for site in dict.fromkeys(site for site, _ in named if site not in unnamed):
         left_out += outputs_left_out(site, probe)
     for site, reducer in named:
@@ -72,11 +75,11 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
         try:
             kinds.extend(_kinds_of(site, reducer or stream.reducer, stream, batch, special))
         except SiteError as error:
-            if site not in unnamed:
+            if site not in optional:
                 raise
             refused = error
             left_out.append(LeftOut(str(site), str(error).removeprefix("Site: ")))
-    if not kinds and refused is not None and not isinstance(refused, ReducerError):
+    if not kinds and unnamed and refused is not None and not isinstance(refused, ReducerError):
         for site in leaf_sites(probe):
             with suppress(SiteError):
                 kinds.extend(_kinds_of(site, stream.reducer, stream, batch, special))
@@ -98,22 +101,52 @@ def _check_all_named(named: Sequence[NamedAxes], kinds: Sequence[Kind]) -> None:
             )
 
 
-def _named(stream: "LiveStream", patterns: Sequence[Pattern]) -> list[tuple[Site, Reducer | None]]:
-    """Return the sites that patterns name, each with the reducer after a ``|``, if any."""
+def _named(
+    stream: "LiveStream", patterns: Sequence[Pattern]
+) -> tuple[list[tuple[Site, Reducer | None]], list[Site], list[LeftOut]]:
+    """Return the sites that patterns name, each with the reducer after a ``|``, if any.
+
+    Also the sites that a ``*`` found beside others, and those among them that cannot be read.
+    """
     by_reducer: dict[str, list[Pattern]] = {}
     for pattern in patterns:
         place, _, name = pattern.partition("|") if isinstance(pattern, str) else (pattern, "", "")
         by_reducer.setdefault(name, []).append(place)
     found: dict[Site, Reducer | None] = {}
+    loose, unreadable = list[Site](), list[LeftOut]()
     for name, places in by_reducer.items():
-        for site in resolve(stream.model.module, places, stream.probe):
+        sites, left_out = _readable(stream, places)
+        unreadable += left_out
+        loose += [site for site, is_loose in sites if is_loose]
+        for site, _ in sites:
             if site in found:
                 raise SiteError(
                     f"Site: {str(site)!r} is named with two reducers. Read one of them beside the "
                     "other with further=."
                 )
             found[site] = Reducer.parse(name) if name else None
-    return sorted(found.items(), key=lambda item: item[0])
+    return sorted(found.items(), key=lambda item: item[0]), loose, unreadable
+
+
+def _readable(
+    stream: "LiveStream", places: Sequence[Pattern]
+) -> tuple[list[tuple[Site, bool]], list[LeftOut]]:
+    """Return the sites that patterns name, whether a ``*`` found them, and what it cannot read."""
+    module, probe = stream.model.module, stream.probe
+    starred = [p for p in places if "*" in str(p)]
+    plain = [p for p in places if p not in starred]
+    found = {site: False for site in (resolve(module, plain, probe) if plain else ())}
+    left_out: list[LeftOut] = []
+    refused: SiteError | None = None
+    for place in (one for pattern in starred for one in places_of(pattern, probe.names)):
+        try:
+            found |= {s: True for s in resolve(module, place, probe) if s not in found}
+        except SiteError as error:
+            refused = error
+            left_out.append(LeftOut(str(place), str(error).removeprefix("Site: ")))
+    if not found and refused is not None:
+        raise refused
+    return list(found.items()), left_out
 
 
 def _entry(kinds: list[Kind], probe: Probe) -> Iterator[Kind]:
