@@ -62,3 +62,43 @@ def test_tokens_are_compared_with_their_embedding():
 def test_rows_without_a_model_are_refused():
     with pytest.raises(InputError, match="stream of a live model"):
         ProbeBaselines().fit(sonde.Stream.of({"a": X}, label=LABEL))
+
+
+class Positions(nn.Module):
+    """Looks its positions up before its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.pos, self.words, self.last = nn.Embedding(4, 6), nn.Embedding(60, 6), nn.Linear(6, 2)
+
+    def forward(self, input_ids):
+        there = self.pos(torch.arange(input_ids.shape[1]).expand_as(input_ids))
+        return self.last((there + self.words(input_ids)).tanh().sum(1))
+
+
+class Sum(nn.Module):
+    """Reads two inputs by a layer each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(3, 2)
+
+    def forward(self, left, right):
+        return self.a(left) - self.b(right).tanh()
+
+
+def test_the_input_is_the_words_and_never_one_of_two_inputs():
+    ids = torch.randint(3, 60, (40, 3), generator=DRAW)
+    items = [{"input_ids": row, "label": int(row[0] > 30)} for row in ids]
+    found = ProbeBaselines().fit(sonde.read(Positions(), items, sites="words", reducer="tokens"))
+    assert found.conventions["input"] == "words:out"
+    pairs = [
+        {"left": x, "right": torch.randn(3, generator=DRAW), "label": int(y)}
+        for x, y in zip(X, LABEL, strict=True)
+    ]
+    both = ProbeBaselines().fit(sonde.read(Sum(), pairs[:60], sites="b"))
+    assert both.conventions["input"] == "none: several inputs"
+    assert both.at_input != both.at_input
+    assert both.gain.isfinite().all()

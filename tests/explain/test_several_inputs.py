@@ -245,6 +245,7 @@ def test_each_input_has_its_own_baseline_places_and_type():
     assert (found.conventions["inputs"], found.conventions["held"]) == ("image, row", "scale")
     assert {k: v.shape[1:] for k, v in found.parts.items()} == {"image": (2, 5, 6), "row": (4,)}
     assert found.per_place.shape == (3, 5 * 6 + 4)
+    assert found.place_names[::31] == ("image 0", "row 1")
     fell = Occlusion().explain(net, inputs, objective=why)
     gone = image.clone()
     gone[:, :, 3, 4] = blur[:, :, 3, 4]  # a pixel is one place

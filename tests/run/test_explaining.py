@@ -10,6 +10,7 @@ import torch
 from scipy.stats import ttest_1samp
 from torch import nn
 
+import sonde
 from page_case import Page
 from sonde.core import InputError, Model
 from sonde.data import open_inputs
@@ -247,3 +248,34 @@ def test_an_attribution_that_is_kept_comes_back_and_a_damaged_one_is_judged_agai
     assert len(calls) == 2
     remove_kept(tmp_path / "why.run")
     assert not (tmp_path / "why.run").exists()
+
+
+class Two(nn.Module):
+    """Reads two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(3, 2)
+
+    def forward(self, left, right):
+        return self.a(left) - self.b(right).tanh() * left[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("site", "held", "place"), [("input", "", "left 0"), (":in.right", "left", "0")]
+)
+def test_the_page_names_the_inputs_that_are_explained(site, held, place):
+    draw = torch.Generator().manual_seed(0)
+    model = sonde.load(Two())
+    items = [{n: torch.randn(k, generator=draw) for n, k in (("left", 2), ("right", 3))}] * 3
+    inputs = open_inputs(model, items)
+    batch, judged = explain(
+        model, inputs, [GradTimesInput()], site=site, n_random=1, progress=False
+    )
+    found = explain_document(judged, batch, model="m", data="d")
+    assert (found["inputs"], found["held"]) == ((held and "right") or "left, right", held)
+    text = to_terminal(found)
+    assert ("input (left, right)" if site == "input" else "at :in.right") in text
+    assert ("held as given  left" in text) is bool(held)
+    assert place in to_page(found)

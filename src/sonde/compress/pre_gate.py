@@ -11,6 +11,7 @@ from sonde.compress.extract_experts import SlicedModel
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs
 from sonde.engine.steps import Descent, seeded, shuffled
+from sonde.tap.model.token_table import find_token_table
 from sonde.tap.rows.padding import right_padded
 
 NONE = -100
@@ -82,11 +83,11 @@ class PreGate(nn.Module):
         InputError
             If the inputs are no token ids.
         """
-        batches = map(right_padded, inputs.batches(0, len(inputs)))
+        batches = [right_padded(batch) for batch in inputs.batches(0, len(inputs))]
         found = [_labelled(model, batch) for batch in batches]
-        table: Any = model.model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+        table = _table(model, batches[0])
         with seeded(seed) as draw:
-            gate = PreGate(table.weight, len(model.names), width)
+            gate = PreGate(table, len(model.names), width)
             descent = Descent("PreGate.fit", gate.parameters(), rate)
 
             def loss(i: int) -> Tensor:
@@ -95,6 +96,20 @@ class PreGate(nn.Module):
 
             descent.run(loss, shuffled(len(found), epochs, draw))
         return gate.eval()
+
+
+def _table(model: SlicedModel, batch: InputBatch) -> Float[Tensor, "token dim"]:
+    """Return the weights of the table that is fed the tokens."""
+    ids: Any = batch.kwargs["input_ids"]
+    with model.routed(torch.zeros(len(ids), dtype=torch.int64)) as routed:
+        found = find_token_table(routed, (), batch.kwargs)
+    weight = None if found is None else getattr(found.module, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise InputError(
+            "PreGate.fit: expected a model with a table of token embeddings, found none that is "
+            "fed the tokens. Slice a causal language model of transformers."
+        )
+    return weight
 
 
 @torch.no_grad()

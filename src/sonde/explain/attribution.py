@@ -39,6 +39,12 @@ class ExplainedInput:
     shape: tuple[int, ...]
     axis: int
 
+    @property
+    def n_places(self) -> int:
+        """Number of tokens, pixels, or entries of a row of numbers."""
+        n = math.prod(self.shape)
+        return n if len(self.shape) < 2 else n // max(self.shape[self.axis - 1], 1)
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,12 @@ class Attribution(Result):
         zipped = zip(self.inputs, self.parts.values(), strict=True)
         places = [x if x.ndim < 3 else x.sum(one.axis) for one, x in zipped]
         return torch.cat([x.reshape(len(x), -1) for x in places], dim=1)
+
+    @property
+    def place_names(self) -> tuple[str, ...]:
+        """Names of the places of several inputs, as ``per_place`` has them; empty for one input."""
+        each = [(one.name, one.n_places) for one in self.inputs]
+        return tuple(f"{name} {i}" if n > 1 else name for name, n in each for i in range(n))
 
     @property
     def _is_rows(self) -> bool:

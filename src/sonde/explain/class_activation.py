@@ -52,10 +52,12 @@ class ClassActivation(Attributor):
         _, gradient, reached = function.slope(objective.of)
         axis = function.feature_axis
         maps, slopes = (x.movedim(axis, -1) for x in (function.value, gradient))
+        mask = function.mask
+        real = torch.ones_like(maps[..., :1]) if mask is None else mask.to(maps).unsqueeze(-1)
         if self.special and maps.ndim == 3:
             kept = [i for i in range(maps.shape[1]) if i not in self._absolute(maps.shape[1])]
-            maps, slopes = maps[:, kept], slopes[:, kept]
-        found = self._weighed(maps, slopes)
+            maps, slopes, real = maps[:, kept], slopes[:, kept], real[:, kept]
+        found = self._weighed(maps * real, slopes * real, real) * real[..., 0]
         return Parts(found.relu() if self.relu else found, is_reached=reached)
 
     def _absolute(self, n: int) -> set[int]:
@@ -63,9 +65,15 @@ class ClassActivation(Attributor):
 
     @abstractmethod
     def _weighed(
-        self, maps: Float[Tensor, "row *place unit"], slopes: Float[Tensor, "row *place unit"]
+        self,
+        maps: Float[Tensor, "row *place unit"],
+        slopes: Float[Tensor, "row *place unit"],
+        real: Float[Tensor, "row *place one"],
     ) -> Float[Tensor, "row *place"]:
-        """Return the weighted sum over channels at each place."""
+        """Return the weighted sum over channels at each place; all is 0 where a place is padding.
+
+        ``real`` is 1 at the other places.
+        """
 
 
 @final
@@ -90,9 +98,10 @@ class GradCam(ClassActivation):
 
     paper: ClassVar[str] = "selvaraju2017gradcam"
 
-    def _weighed(self, maps: Tensor, slopes: Tensor) -> Tensor:
+    def _weighed(self, maps: Tensor, slopes: Tensor, real: Tensor) -> Tensor:
         places = tuple(range(1, maps.ndim - 1))
-        return (slopes.mean(places, keepdim=True) * maps).sum(-1)
+        n_real = real.sum(places, keepdim=True).clamp(min=1.0)
+        return (slopes.sum(places, keepdim=True) / n_real * maps).sum(-1)
 
 
 @final
@@ -114,7 +123,7 @@ class HiResCam(ClassActivation):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"relu": True})
     paper: ClassVar[str] = "draelos2020hirescam"
 
-    def _weighed(self, maps: Tensor, slopes: Tensor) -> Tensor:
+    def _weighed(self, maps: Tensor, slopes: Tensor, real: Tensor) -> Tensor:
         return (slopes * maps).sum(-1)
 
 
@@ -134,7 +143,7 @@ class LayerCam(ClassActivation):
 
     paper: ClassVar[str] = "jiang2021layercam"
 
-    def _weighed(self, maps: Tensor, slopes: Tensor) -> Tensor:
+    def _weighed(self, maps: Tensor, slopes: Tensor, real: Tensor) -> Tensor:
         return (slopes.relu() * maps).sum(-1)
 
 
@@ -157,7 +166,7 @@ class GradCamPP(ClassActivation):
 
     paper: ClassVar[str] = "chattopadhay2018gradcampp"
 
-    def _weighed(self, maps: Tensor, slopes: Tensor) -> Tensor:
+    def _weighed(self, maps: Tensor, slopes: Tensor, real: Tensor) -> Tensor:
         places = tuple(range(1, maps.ndim - 1))
         square = slopes.square()
         below = 2.0 * square + maps.sum(places, keepdim=True) * square * slopes

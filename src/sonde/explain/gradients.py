@@ -16,7 +16,7 @@ from sonde.core.ranges import check_ranges
 from sonde.explain.attribution import Attributor, Parts
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective
-from sonde.tap.streams.site_function import SiteFunction
+from sonde.tap.streams.site_function import SiteFunction, Varied
 
 MOST_ROWS = 256
 """Rows of one forward and backward, so that memory does not grow with the number of steps."""
@@ -180,6 +180,10 @@ class ExpectedGradients(Attributor):
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         generator = torch.Generator().manual_seed(self.seed)
+        # The same draws for every example, however many steps are taken at once: what it gets does
+        # not hang on its batch.
+        every = torch.randint(len(self.references), (self.n,), generator=generator)
+        ways = torch.rand(self.n, generator=generator)
         x = function.value
         if self.references.shape[1:] != x.shape[1:]:
             raise ShapeError(
@@ -188,11 +192,9 @@ class ExpectedGradients(Attributor):
             )
         total, reached = torch.zeros_like(x), False
         for part in _chunks(self.n, function.n):
-            k = len(range(*part.indices(self.n)))
-            # The same draws for every example: what it gets does not hang on its batch.
-            drawn = torch.randint(len(self.references), (k,), generator=generator)
-            t = torch.rand(k, generator=generator).to(x).reshape(1, k, *[1] * (x.ndim - 1))
-            base = self.references[drawn].to(x)[None]
+            k = len(every[part])
+            t = ways[part].to(x).reshape(1, k, *[1] * (x.ndim - 1))
+            base = self.references[every[part]].to(x)[None]
             points = base + t * (x[:, None] - base)
             _, gradient, reached = function.gradient(
                 points.flatten(0, 1), objective.repeated(k).of, k
@@ -247,22 +249,42 @@ class SmoothGrad(Attributor):
         """For ``mean``."""
         return self.how == "mean"
 
-    def _noise_of(self, x: Tensor) -> Tensor:
-        """Return the standard deviation of the noise at each entry."""
-        flat = x.flatten(1)
-        spread = self.sigma * (flat.amax(1) - flat.amin(1))
+    def _spread(self, part: Varied) -> Tensor:
+        """Return the standard deviation of the noise at each entry; padding has no part in it."""
+        x, mask = part.value, part.mask
+        low, high = x, x
+        if mask is not None and x.ndim > 2:
+            gone = ~mask.to(x.device)[..., None]
+            low, high = x.masked_fill(gone, torch.inf), x.masked_fill(gone, -torch.inf)
+        spread = self.sigma * (high.flatten(1).amax(1) - low.flatten(1).amin(1)).clamp(min=0.0)
         return spread.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
+
+    def _noise(self, function: SiteFunction, draw: torch.Generator) -> Tensor:
+        """Return noise of deviation 1; an example has the same at its nth token in any batch."""
+        found: list[Tensor] = []
+        for part in function.parts:
+            shape, mask = part.value.shape, part.mask
+            if len(shape) != 3:
+                found.append(torch.randn(1, *shape[1:], generator=draw).expand(shape))
+                continue
+            seed = int(torch.randint(2**62, (1,), generator=draw))
+            own = torch.Generator().manual_seed(seed)
+            each = torch.stack([torch.randn(shape[2:], generator=own) for _ in range(shape[1])])
+            real = torch.ones(shape[:2]) if mask is None else mask.cpu()
+            found.append(each[(real.long().cumsum(1) - 1).clamp(min=0)])
+        return function.joined(found)
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         x = function.value
         generator = torch.Generator().manual_seed(self.seed)
-        spread = function.joined([self._noise_of(part.value) for part in function.parts])[:, None]
+        spread = function.joined([self._spread(part) for part in function.parts])
         first, second, reached = torch.zeros_like(x), torch.zeros_like(x), False
         for part in _chunks(self.n, function.n):
             k = len(range(*part.indices(self.n)))
-            # The same noise for every example: what it gets does not hang on its batch.
-            noise = torch.randn(k, *x.shape[1:], generator=generator).to(x)
-            points = x[:, None] + spread * noise[None]
+            # One after another: the same however many are taken at once, so an example's noise
+            # does not hang on its batch.
+            noise = [self._noise(function, generator).to(x) * spread for _ in range(k)]
+            points = x[:, None] + torch.stack(noise, dim=1)
             _, gradient, reached = function.gradient(
                 points.flatten(0, 1), objective.repeated(k).of, k
             )

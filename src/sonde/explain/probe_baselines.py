@@ -11,7 +11,7 @@ from typing import Any, ClassVar, final
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
@@ -24,6 +24,9 @@ from sonde.explain.control_task import ControlTask
 from sonde.explain.probe import Probe
 from sonde.explain.sanity import given_back, redraw
 from sonde.tap import LiveStream
+from sonde.tap.model.float_inputs import float_inputs
+from sonde.tap.model.token_table import find_token_table
+from sonde.tap.streams.site_function import arguments_of
 
 AUTO = "auto"
 WIDEST = 4096
@@ -36,7 +39,8 @@ class ProbeBaselinesResult(Result):
     """``value`` is the probe's accuracy at each site, on groups held out.
 
     ``null`` is the share of the most frequent class. ``at_input`` is the accuracy of the same probe
-    on the input, or the embedding of its tokens; NaN if that is too wide. ``redrawn`` is the
+    on the input, or the embedding of its tokens; NaN if that is too wide, or if the model has
+    several floating-point inputs (``conventions["input"]`` says so). ``redrawn`` is the
     accuracy at the site of the model with weights drawn anew, ``control`` the accuracy on classes
     drawn by type, and ``selectivity`` the accuracy less ``control``.
     """
@@ -137,9 +141,11 @@ class ProbeBaselines:
         types = ("position" if many else "group") if self.types == AUTO else self.types
         control = ControlTask(types, self.probe.ridge, self.probe.folds, self.probe.m, self.seed)
         own = _results(stream, sites, {"probe": self.probe, "control": control})
-        (key,) = (site.key for site in source.schema)
-        is_narrow = source.schema[0].dim <= WIDEST
-        at_input = _results(source, (key,), {"probe": self.probe}) if is_narrow else {}
+        key, is_narrow, at_input = "none: several inputs", False, {}
+        if source is not None:
+            (key,) = (site.key for site in source.schema)
+            is_narrow = source.schema[0].dim <= WIDEST
+            at_input = _results(source, (key,), {"probe": self.probe}) if is_narrow else {}
         with given_back(model), torch.random.fork_rng():
             torch.manual_seed(self.seed)
             redraw([m for m in model.modules() if m._parameters])
@@ -174,9 +180,17 @@ def _results(
     return {at: task.instrument.result(**states_of(task, states)) for at, task in tasks.items()}
 
 
-def _input_stream(stream: LiveStream) -> LiveStream:
-    """Return the rows of the first layer's input, or of the embedding if inputs are tokens."""
-    modules = stream.probe.names.modules
+def _input_stream(stream: LiveStream) -> LiveStream | None:
+    """Return the rows of the first layer's input, or of the table that is fed the tokens.
+
+    None if the model has several floating-point inputs: no layer reads them all.
+    """
+    module, modules = stream.model.module, stream.probe.names.modules
+    given = arguments_of(module, next(iter(stream.inputs.batches(0, 1))))
+    floats = float_inputs(modules[""], *given, "ProbeBaselines").varied
+    if len(floats) > 1:
+        return None
+    table = None if floats else find_token_table(module, *given)
     first = next(path for path in stream.probe.trace if not any(modules[path].children()))
-    site = first if isinstance(modules[first], nn.Embedding) else f"{first}:in|flat"
+    site = f"{first}:in|flat" if table is None else str(table.site)
     return replace(stream, sites=(site,), further=(), entry=False, axes=(), check=False)

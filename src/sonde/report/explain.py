@@ -48,7 +48,8 @@ def document(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> Docum
     facts = [
         ("model", shown(found["model"], 120)),
         ("data", f"{shown(found['data'], 120)}, {plural(found['n'], 'answer')}"),
-        ("explained", f"{found['objective']} at {shown(found['site'], 80)}"),
+        ("explained", f"{found['objective']} at {_where(found)}"),
+        *([("held as given", shown(found["held"], 120))] if found.get("held") else []),
         *([("taken away", f"replaced by: {shown(against, 80)}")] if against else []),
     ]
     features = found.get("features")
@@ -164,6 +165,12 @@ def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown]) -> Section:
     warm = "raises the answer" if signed else "moves the answer most, up or down"
     lead = f"Attributions by {best}: what is warm {warm}."
     return Section("examples", "Answers, one by one", made, lead)
+
+
+def _where(found: dict[str, Any]) -> str:
+    """Return the site that is explained, with the names of the model's inputs."""
+    site, inputs = shown(found["site"], 80), found.get("inputs")
+    return f"{site} ({shown(inputs, 120)})" if inputs and site == "input" else site
 
 
 def _drawn(attribution: dict[str, Any], given: Shown, places: Sequence[str]) -> Part:

@@ -265,8 +265,12 @@ def explain_document(
         "n": first.n,
         "objective": first.conventions["objective"],
         "site": first.conventions["site"],
+        "inputs": first.conventions.get("inputs", ""),
+        "held": first.conventions.get("held", ""),
         "baseline": None if baseline is None else str(baseline),
-        "places": list(features) if first.conventions["site"] == "input" else [],
+        "places": list(features or first.place_names)
+        if first.conventions["site"] == "input"
+        else [],
         "best": None if best is None else best.word,
         "methods": [
             finite_json(

@@ -130,12 +130,14 @@ class SiteFunction:
         self._root = ModuleNames(self.module).modules[""]
         self.call = CallArguments(self.module, self._args, self._kwargs)
         require_no_cache(self.call.named)
+        given = named_inputs(self._root, self._args, self._kwargs)
+        if any(x.ndim for x in given.values()) and all(0 in x.shape[:1] for x in given.values()):
+            raise InputError("SiteFunction: expected at least one example, got none.")
         self.inputs: tuple[str, ...] = ()
         self.held: tuple[str, ...] = ()
         self._table: TokenTable | None = None
         self._site = self._found(site, keeps_graph)
         self.site = INPUT if site == INPUT and self.inputs else str(self._site)
-        given = named_inputs(self._root, self._args, self._kwargs)
         self._given = {name: given[name].detach() for name in self.inputs}
         self._forward: RecordedForward | None = None
         self._point: Tensor | None = None
