@@ -1,6 +1,8 @@
 """Codebooks: nearest codes, residual stages, own values of each unit, moving averages."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -147,5 +149,7 @@ def test_codes_move_once_if_the_pass_is_recomputed(reentrant):
             made = checkpoint(loss, x, use_reentrant=reentrant) if recomputed else loss(x)
             made.backward()
         found.append([weight.grad, layer.codes, layer.counts, layer.steps])
+        copied = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
+        assert copied.earlier._kept.maxlen == layer.earlier._kept.maxlen > len(copied.earlier._kept)
     for mine, plain in zip(*found, strict=True):
         torch.testing.assert_close(mine, plain)

@@ -33,6 +33,10 @@ class EarlierStates:
     def __init__(self, most: int) -> None:
         self._kept: deque[tuple[tuple[int, ...], Tensor, Any]] = deque(maxlen=most)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and save without the states, which belong to backward passes of this layer."""
+        return EarlierStates, (self._kept.maxlen,)
+
     def keep(self, x: Tensor, state: Any) -> None:
         """Remember the state before a forward pass."""
         self._kept.append((tuple(x.shape), _probes(x), state))
