@@ -9,10 +9,22 @@ from transformers import (
     AlbertModel,
     BartConfig,
     BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ElectraConfig,
+    ElectraModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     M2M100Config,
     M2M100ForConditionalGeneration,
+    MambaConfig,
+    MambaForCausalLM,
+    MBartConfig,
+    MBartForConditionalGeneration,
     OPTConfig,
     OPTForCausalLM,
     RobertaConfig,
@@ -141,6 +153,36 @@ CASES = {
         OURS,
         "model.decoder.embed_tokens",
     ),
+    "bert": (
+        lambda: BertModel(BertConfig(**sizes(intermediate_size=12))),
+        OURS,
+        "embeddings.word_embeddings",
+    ),
+    "electra": (
+        lambda: ElectraModel(ElectraConfig(**sizes(embedding_size=4, intermediate_size=12))),
+        OURS,
+        "embeddings.word_embeddings",
+    ),
+    "distilbert": (
+        lambda: DistilBertModel(
+            DistilBertConfig(dim=8, n_layers=1, n_heads=2, hidden_dim=12, vocab_size=50)
+        ),
+        OURS,
+        "embeddings.word_embeddings",
+    ),
+    "llama": (
+        lambda: LlamaForCausalLM(LlamaConfig(**sizes(intermediate_size=12))),
+        OURS,
+        "model.embed_tokens",
+    ),
+    "mamba": (
+        lambda: MambaForCausalLM(
+            MambaConfig(hidden_size=8, num_hidden_layers=1, state_size=4, vocab_size=50)
+        ),
+        OURS,
+        "backbone.embeddings",
+    ),
+    "mbart": (lambda: MBartForConditionalGeneration(pair(MBartConfig)), DECODED, ENCODER),
     "gpt-neox": (
         lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**sizes(intermediate_size=12))),
         OURS,
