@@ -20,6 +20,14 @@ def labels(values, id2label=None, names=None):
 
 
 CASES = {
+    "one for each item, in arrays": (
+        [np.array([1]), np.array([[0]]), [1.0]],
+        NAMED,
+        None,
+        [1, 0, 1],
+        True,
+    ),
+    "one name for each item, in lists": ([["cat"], ("CAT",)], NAMED, None, [0, 0], True),
     "names without case": (["CAT", " dog, hound "], NAMED, None, [0, 1], True),
     "integers": ([1, 0, 1], NAMED, None, [1, 0, 1], True),
     "integers as text": (["1", "0"], NAMED, None, [1, 0], True),

@@ -202,3 +202,38 @@ def test_a_lens_takes_tensors():
     named = LogitLens().explain(net, [{"input_ids": row[None]} for row in ids])
     assert plain.n == named.n == 12
     torch.testing.assert_close(plain.value, named.value)
+
+
+@pytest.mark.truth("means of the map's logits over pixels, and their gradient by autograd")
+def test_a_class_of_a_map_counts_over_its_pixels_or_at_one():
+    torch.manual_seed(6)
+    net = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.Tanh(), nn.Conv2d(5, 4, 3, padding=1))
+    x = torch.randn(3, 2, 5, 7, requires_grad=True)
+    logits = net(x)
+    tops = logits.argmax(1)
+    most = tops.flatten(1).mode(1).values
+    over = [
+        row[k][top == k].mean() for row, k, top in zip(logits, most.tolist(), tops, strict=True)
+    ]
+    second = [
+        row[2][top == 2].mean() if bool((top == 2).any()) else row[2].mean()
+        for row, top in zip(logits, tops, strict=True)
+    ]
+    expected = {
+        Objective(): torch.stack(over),
+        Objective(target=2): torch.stack(second),
+        Objective("log_prob", target=1, pixel=(3, 4)): logits.log_softmax(1)[:, 1, 3, 4],
+        Objective("margin", target=0, other=3, pixel=(4, 6)): (logits[:, 0] - logits[:, 3])[
+            :, 4, 6
+        ],
+    }
+    for objective, value in expected.items():
+        found = Saliency().explain(net, x.detach(), objective=objective)
+        torch.testing.assert_close(found.objective.float(), value.detach())
+        (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
+        torch.testing.assert_close(torch.as_tensor(found.value).float(), gradient.abs())
+    with pytest.raises(InputError, match=r"a map of 5 x 7, got \(5, 0\)"):
+        Saliency().explain(net, x.detach(), objective=Objective(pixel=(5, 0)))
+    flat = nn.Linear(2, 3)
+    with pytest.raises(InputError, match="a pixel is one of a map"):
+        Saliency().explain(flat, torch.randn(4, 2), objective=Objective(pixel=(0, 0)))

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from cli_case import run_words
 from sonde.core import Stream
@@ -59,3 +61,18 @@ def test_the_command_line_says_it_too(file):
     ran = run_words("scan", "-", file, "--label-column", "kind", "--json")
     assert ran.code == 2
     assert "leave out label_column" in ran.err
+
+
+def test_labels_in_a_column_are_those_of_a_line(tmp_path):
+    x, y = torch.randn(60, 4), torch.arange(60).remainder(3)
+    x[:, 1] += 2.0 * y
+    net = nn.Linear(4, 5).eval()
+    np.savez(tmp_path / "rows.npz", x=x.numpy(), label=y[:, None].numpy())
+    loader = DataLoader(TensorDataset(x, y[:, None]), batch_size=16)
+    for data in ({"x": x, "label": y[:, None]}, (x, y[:, None]), loader, tmp_path / "rows.npz"):
+        (batch,) = read(net, data)
+        assert batch.label[batch.order.argsort()].tolist() == y.tolist()
+    fitted = [Mahalanobis().fit(x, label).score(x) for label in (y, y[:, None], y[:, None].numpy())]
+    assert torch.equal(fitted[0], fitted[1])
+    assert torch.equal(fitted[0], fitted[2])
+    assert Stream.of(x, label=y[:, None]).label.tolist() == y.tolist()

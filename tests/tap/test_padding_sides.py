@@ -11,6 +11,8 @@ from torch import nn
 import sonde
 from models import gpt2, llama
 from sonde.core.errors import SondeWarning
+from sonde.data import open_inputs
+from sonde.tap.streams.padding_sides import given_side
 
 PADDED = {"input_ids": [0, 0, 5, 6], "attention_mask": [0, 0, 1, 1]}
 WHOLE = {"input_ids": [7, 8, 9, 10], "attention_mask": [1, 1, 1, 1]}
@@ -89,3 +91,38 @@ def test_tokens_that_forward_flips_are_told():
 
 def _tensors(item: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     return {name: torch.tensor([values]) for name, values in item.items()}
+
+
+@pytest.mark.truth("the same texts alone, by the plain model")
+def test_given_padding_is_compared_with_the_text_alone(caplog):
+    net = gpt2()
+    items = [PADDED, WHOLE, {"input_ids": [0, 5, 9, 12], "attention_mask": [0, 1, 1, 1]}]
+    with caplog.at_level(logging.WARNING, logger="sonde"):
+        (batch,) = sonde.read(net, items, sites="blocks.0", reducer="last")
+    said = [r.getMessage() for r in caplog.records if "padding" in r.getMessage()]
+    assert len(said) == 1
+    assert "ran as they came" in said[0]
+    assert "was taken" not in said[0]
+    with torch.no_grad():
+        given, alone = (
+            net(**_tensors(i), output_hidden_states=True).hidden_states[1][0, -1]
+            for i in (PADDED, {"input_ids": [5, 6], "attention_mask": [1, 1]})
+        )
+    row = batch.rows["transformer.h.0:out"][batch.order.argsort()][0]
+    torch.testing.assert_close(row, given)
+    assert float((given - alone).abs().max()) > 0.01
+    caplog.clear()
+    right = {"input_ids": [5, 6, 0, 0], "attention_mask": [1, 1, 0, 0]}
+    placed = [i | {"position_ids": [0, 0, *range(len(i["input_ids"]) - 2)]} for i in items[:1]]
+    with caplog.at_level(logging.WARNING, logger="sonde"):
+        list(sonde.read(gpt2(), [right, WHOLE], sites="blocks.0"))
+        list(sonde.read(gpt2(), placed, sites="blocks.0"))
+    assert not [r for r in caplog.records if "padding" in r.getMessage()]
+
+
+def test_the_side_is_that_of_the_padding_that_was_given():
+    sides = [
+        given_side(open_inputs(sonde.load(gpt2()), items))
+        for items in ([WHOLE, PADDED], [{"input_ids": [5, 0], "attention_mask": [1, 0]}], RAGGED)
+    ]
+    assert sides == ["left", "right", None]

@@ -63,7 +63,8 @@ class LabelColumn:
         self._holds_several = False
 
     def add(self, value: Any) -> None:
-        """Note the value of the next item."""
+        """Note the value of the next item; a column of shape (n, 1) has one value for each."""
+        value = _alone(value)
         if holds_several(value):
             self._holds_several, value = True, None
         number = None if is_missing(value) else as_number(value)
@@ -173,6 +174,15 @@ def _matched(
 def holds_several(value: Any) -> bool:
     """Return whether a label is a list, an array or a mapping: of several answers, or a map."""
     return isinstance(value, list | tuple | Mapping) or getattr(value, "ndim", 0) > 0
+
+
+def _alone(value: Any) -> Any:
+    """Return the only entry of a list or array of one entry, else the value."""
+    if isinstance(value, list | tuple):
+        return _alone(value[0]) if len(value) == 1 else value
+    if getattr(value, "ndim", 0) > 0 and math.prod(value.shape) == 1:
+        return value.reshape(-1)[0].item()
+    return value
 
 
 def _clean(value: Any) -> Any:

@@ -51,6 +51,8 @@ def integers(values: Any, n: int, name: str) -> Tensor:
     if values is None:
         return torch.full((n,), COLUMNS[name].default, dtype=torch.int64)
     tensor = _numbers(values, n, name)
+    if tensor.shape == (n, 1):
+        tensor = tensor[:, 0]
     if tensor.shape != (n,):
         raise ShapeError(
             f"Stream.of: expected {n} entries of {name}, got shape {tuple(tensor.shape)}."

@@ -15,6 +15,8 @@ from sonde.data.sentence_encoder import EMBEDDING
 from sonde.tap.hooks.outputs import leaves
 from sonde.tap.streams.site_function import SiteFunction
 
+MAP = 4
+"""Axes of a map of logits."""
 Kind = Literal["logit", "log_prob", "prob", "margin", "answer", "output"]
 Target = int | Sequence[int] | Tensor | Literal["predicted"]
 
@@ -29,6 +31,8 @@ class Objective:
     log-probability of the last ``length`` tokens of the text together; ``output``, for models with
     one output, that output itself. For such models ``logit``, ``log_prob`` and ``prob`` become
     ``output``. A target of a language model is the token that comes after the last real token.
+    Of a map of logits (row, class, height, width) a target is a class over the pixels that the
+    model gives it, by default the class of most pixels, or the class of one ``pixel``.
 
     Parameters
     ----------
@@ -41,6 +45,8 @@ class Objective:
         Of ``answer``: how many tokens.
     output : str or None, default=None
         Which output holds the logits; None is ``logits``, or the only one that can.
+    pixel : (int, int) or None, default=None
+        Line and column of the one pixel of a map that is explained.
 
     Examples
     --------
@@ -54,6 +60,7 @@ class Objective:
     other: int | Sequence[int] | Tensor | None = None
     length: int = 1
     output: str | None = None
+    pixel: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, kind=get_args(Kind), length=">= 1")
@@ -67,7 +74,8 @@ class Objective:
         if self.kind == "output":
             return "output"
         target = self.target if isinstance(self.target, int | str) else "given"
-        return f"{self.kind}[{target}]"
+        where = "" if self.pixel is None else f" at pixel {self.pixel[0]}, {self.pixel[1]}"
+        return f"{self.kind}[{target}]{where}"
 
     def at(self, function: SiteFunction) -> "FixedObjective":
         """Return the objective with its targets fixed for a model's inputs.
@@ -85,7 +93,39 @@ class Objective:
     ) -> "FixedObjective":
         """Return the objective with its targets taken from the outputs as they are."""
         key, logits = self._found(outputs)
-        return replace(self, output=key)._at(logits.detach(), tokens, mask)
+        named = replace(self, output=key)
+        if logits.ndim == MAP:
+            pixels = named._pixels(logits.detach())
+            fixed = named._at(_over(logits.detach(), pixels), None, None)
+            return replace(fixed, pixels=pixels)
+        if self.pixel is not None:
+            raise InputError(
+                f"Objective: a pixel is one of a map (row, class, height, width), got logits of "
+                f"{tuple(logits.shape)}. Leave pixel out."
+            )
+        return named._at(logits.detach(), tokens, mask)
+
+    def _pixels(self, logits: Float[Tensor, "row class h w"]) -> Float[Tensor, "row h w"]:
+        """Return how much each pixel counts: one pixel, or all of the class, or all."""
+        n, n_classes, height, width = logits.shape
+        if self.pixel is not None:
+            i, j = self.pixel
+            if not (0 <= i < height and 0 <= j < width):
+                raise InputError(
+                    f"Objective: expected a pixel of a map of {height} x {width}, got {self.pixel}."
+                )
+            one = logits.new_zeros(n, height, width)
+            one[:, i, j] = 1.0
+            return one
+        tops = logits.argmax(1)
+        if isinstance(self.target, str):
+            counts = torch.nn.functional.one_hot(tops.flatten(1), n_classes).sum(1)
+            target = counts.argmax(1)
+        else:
+            target = _indices(self.target, n, n_classes).to(tops.device)
+        own = (tops == target[:, None, None]).to(logits)
+        own[own.sum((1, 2)) == 0] = 1.0  # a class that no pixel has is asked for over all
+        return own / own.sum((1, 2), keepdim=True)
 
     def _at(self, logits: Tensor, tokens: Tensor | None, mask: Tensor | None) -> "FixedObjective":
         n = len(logits)
@@ -145,12 +185,18 @@ class Objective:
         return FixedObjective(self, target, None, places - 1)
 
     def _logits(self, outputs: Any) -> Float[Tensor, "row ..."]:
-        return self._found(outputs)[1]
+        found = self._found(outputs)[1]
+        if found.ndim == MAP:
+            raise InputError(
+                f"expected logits of (row, class), got a map of shape {tuple(found.shape)}. "
+                "Explain it by a gradient or by what is taken away: Saliency, IntegratedGradients."
+            )
+        return found
 
     def _found(self, outputs: Any) -> tuple[str, Float[Tensor, "row ..."]]:
         """Return the name of the output that holds the logits, and the logits."""
         every = leaves(outputs)
-        able = [k for k, x in every.items() if x.is_floating_point() and x.ndim in (1, 2, 3)]
+        able = [k for k, x in every.items() if x.is_floating_point() and x.ndim in (1, 2, 3, MAP)]
         wanted = self.output if self.output is not None else "logits"
         if wanted not in every and self.output is None and len(able) == 1:
             wanted = able[0]
@@ -183,34 +229,42 @@ class FixedObjective:
     other : Int[Tensor, "row"] or None
     place : Int[Tensor, "row"], Int[Tensor, "row token"] or None
         Which token's logits count, in a language model.
+    pixels : Float[Tensor, "row h w"] or None
+        How much the logits of each pixel of a map count.
     """
 
     objective: Objective
     target: Int[Tensor, "..."]
     other: Int[Tensor, "row"] | None
     place: Int[Tensor, "..."] | None
+    pixels: Float[Tensor, "row h w"] | None = None
+
+    def _logits(self, outputs: Any) -> Float[Tensor, "row ..."]:
+        if self.pixels is None:
+            return self.objective._logits(outputs)
+        return _over(self.objective._found(outputs)[1], self.pixels)
 
     def repeated(self, times: int) -> "FixedObjective":
         """Return the objective of the same examples, each ``times`` times."""
         if times == 1:
             return self
-        target, other, place = (
+        target, other, place, pixels = (
             None if x is None else x.repeat_interleave(times, dim=0)
-            for x in (self.target, self.other, self.place)
+            for x in (self.target, self.other, self.place, self.pixels)
         )
         assert target is not None  # it was there before
-        return replace(self, target=target, other=other, place=place)
+        return replace(self, target=target, other=other, place=place, pixels=pixels)
 
     def tiled(self, times: int) -> "FixedObjective":
         """Return the objective of all examples, one batch of them after another."""
         if times == 1:
             return self
-        target, other, place = (
+        target, other, place, pixels = (
             None if x is None else x.repeat(times, *[1] * (x.ndim - 1))
-            for x in (self.target, self.other, self.place)
+            for x in (self.target, self.other, self.place, self.pixels)
         )
         assert target is not None  # it was there before
-        return replace(self, target=target, other=other, place=place)
+        return replace(self, target=target, other=other, place=place, pixels=pixels)
 
     @property
     def output_named(self) -> dict[str, str]:
@@ -219,7 +273,7 @@ class FixedObjective:
 
     def log_probs(self, outputs: Any) -> Float[Tensor, "answer class"]:
         """Return the distribution that each target is drawn from."""
-        logits = self.objective._logits(outputs)
+        logits = self._logits(outputs)
         row = torch.arange(len(logits), device=logits.device)
         if self.place is not None:
             row = row if self.place.ndim == 1 else row[:, None]
@@ -228,7 +282,7 @@ class FixedObjective:
 
     def of(self, outputs: Any) -> Float[Tensor, "row"]:
         """Return the number of each row."""
-        logits = self.objective._logits(outputs)
+        logits = self._logits(outputs)
         row = torch.arange(len(logits), device=logits.device)
         if self.objective.kind == "answer":
             assert self.place is not None  # as ``fixed`` made it
@@ -241,6 +295,11 @@ class FixedObjective:
             at = at.softmax(dim=-1)
         found = at[row, self.target]
         return found if self.other is None else found - at[row, self.other]
+
+
+def _over(logits: Float[Tensor, "row class h w"], pixels: Float[Tensor, "row h w"]) -> Tensor:
+    """Return the mean logits of each row over its pixels."""
+    return torch.einsum("nchw,nhw->nc", logits, pixels.to(logits))
 
 
 def _indices(value: Any, n: int, n_classes: int) -> Int[Tensor, "row"]:

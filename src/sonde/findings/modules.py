@@ -14,6 +14,7 @@ from sonde.findings._silent import Silent, Unused
 from sonde.findings._trials import Trials
 from sonde.findings.self_check import SelfCheck, self_check
 from sonde.tap import LiveStream
+from sonde.tap.streams.padding_sides import padding_side
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -75,7 +76,7 @@ class ModelEvidence:
         Whether the model gives a single answer for all tokens of an example.
     task : str
     padding_side : {"left", "right"}
-        Where the model's processor pads.
+        Where texts are padded: as they came, or as the model's processor pads.
     n_numbers : int or None
         How many floating-point numbers an input holds; None if it holds other numbers, such as ids.
     """
@@ -127,7 +128,7 @@ def model_evidence(stream: LiveStream, seed: int = 0, deep: bool = False) -> Mod
         routed=any(_is_routed(name) for name in modules),
         pools=_pools(stream),
         task=stream.model.task,
-        padding_side=getattr(stream.model.processor, "padding_side", None) or "right",
+        padding_side=padding_side(stream),
         n_numbers=trials.n_numbers,
     )
 

@@ -15,6 +15,7 @@ from sonde.findings._trials import Taken, TrialRows, Trials, joined, of_example
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
 from sonde.tap.streams.difference import NARROW, ROUNDING, TAU, TAU_NARROW, difference
+from sonde.tap.streams.padding_sides import padding_side
 from sonde.tap.streams.small_batches import (
     LONGEST,
     SHORTEST,
@@ -125,7 +126,7 @@ def self_check(
     narrow = narrow or _is_quantised(stream.model.module)
     compared = _Compared(stream, trials or Trials(stream), TAU_NARROW if narrow else TAU, seed)
     with untouched(stream.model.module) as changed, torch.no_grad():
-        compared.run(getattr(stream.model.processor, "padding_side", None) or "right", deep)
+        compared.run(padding_side(stream), deep)
     return SelfCheck(
         tau=compared.tau,
         dtype=min((k.schema.dtype for k in stream.kinds), key=lambda d: -ROUNDING.get(d, 0.0)),

@@ -1,20 +1,22 @@
 """Whether a model answers alike for texts padded on the left, on the right, and alone.
 
-Used where the batches of a stream are padded by sonde itself. Inputs that come with padding of
-their own run as they came, and are not compared.
+Where sonde itself pads the batches of a stream, both sides are compared. Inputs that come with
+padding of their own run as they came; they are compared with the same texts alone.
 """
 
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import torch
 from torch import nn
 
+from sonde.core.inputs import InputBatch, Inputs
 from sonde.tap.generating.replay import ReplayInputs
 from sonde.tap.model.seeding import untouched
-from sonde.tap.streams.small_batches import SmallBatches, small_batches
-from sonde.tap.streams.soundness import RowCheck, RowFault
+from sonde.tap.streams.small_batches import Side, SmallBatches, small_batches, unpadded
+from sonde.tap.streams.soundness import RowCheck, RowFault, Rows
 
 if TYPE_CHECKING:
     from sonde.tap.streams.live import LiveStream
@@ -35,9 +37,12 @@ def padding_fault(stream: "LiveStream") -> RowFault | None:
     RowFault or None
         If padding on the right, which is what the stream reads, changes the rows of a text.
     """
-    if isinstance(stream.inputs, ReplayInputs) or not stream.inputs.pads:
+    if isinstance(stream.inputs, ReplayInputs):
         return None
     few = range(min(FEW, len(stream.inputs)))
+    if not stream.inputs.pads:
+        _tell_given(stream, few)
+        return None
     with untouched(stream.model.module), torch.no_grad():
         try:
             small = small_batches(stream.model, stream.inputs, few).shortened()
@@ -45,6 +50,71 @@ def padding_fault(stream: "LiveStream") -> RowFault | None:
         except Exception as error:  # whatever a model raises on inputs that are cut
             _log.debug("padding was not compared: %s", error)
     return None
+
+
+def padding_side(stream: "LiveStream") -> Side:
+    """Return the side on which the texts of a stream are padded: as given, or by the processor."""
+    own = getattr(stream.model.processor, "padding_side", None)
+    return given_side(stream.inputs) or ("left" if own == "left" else "right")
+
+
+def given_side(inputs: Inputs) -> Side | None:
+    """Return the side on which the first inputs that bring padding of their own bring it.
+
+    None if they bring none, or bring positions beside it: then every token has its own.
+    """
+    if inputs.pads:
+        return None
+    for one in _given(inputs, range(min(FEW, len(inputs)))):
+        mask = one.mask
+        if mask is None or "position_ids" in one.kwargs:
+            return None
+        if not bool(mask.all()):
+            return "right" if bool(mask[0, 0]) else "left"
+    return None
+
+
+def _given(inputs: Inputs, few: range) -> Iterator[InputBatch]:
+    """Yield the inputs of single examples as they came."""
+    for i in few:
+        yield from inputs.batches(i, i + 1)
+
+
+def _tell_given(stream: "LiveStream", few: range) -> None:
+    """Log how far texts with the padding that they brought differ from the texts alone."""
+    module = stream.model.module
+    if module in _TOLD:
+        return
+    with untouched(module), torch.no_grad():
+        try:
+            found = _beside_alone(stream, few)
+        except Exception as error:  # whatever a model raises on inputs that are cut
+            _log.debug("given padding was not compared: %s", error)
+            return
+    if found is not None:
+        _TOLD.add(module)
+        _log.warning(
+            "texts with the padding that they came with differ at %s by %.3g times the spread "
+            "between rows from the texts alone; they ran as they came. Give position_ids that "
+            "count real tokens alone, pad on the other side, or leave the padding out",
+            *found,
+        )
+
+
+def _beside_alone(stream: "LiveStream", few: range) -> tuple[str, float] | None:
+    """Return the first site where given padding changes rows, and by how much."""
+    every = [one for one in _given(stream.inputs, few) if one.mask is not None]
+    if all(bool(one.mask.all()) for one in every if one.mask is not None):
+        return None
+    check = RowCheck(stream, SmallBatches((), 0, True, True))
+    sides: list[Rows] = []
+    for change in (lambda one: one, unpadded):
+        read = [check.read(change(one), [i], stream.seed) for i, one in enumerate(every)]
+        sides.append({
+            key: (torch.cat([r[key][0] for r in read]), torch.cat([r[key][1] for r in read]))
+            for key in read[0]
+        })  # fmt: skip
+    return check.first(sides[0], sides[1])
 
 
 def _compared(stream: "LiveStream", small: SmallBatches) -> RowFault | None:

@@ -20,7 +20,7 @@ Side = Literal["left", "right"]
 def single(inputs: Inputs, index: int) -> InputBatch | None:
     """Return the inputs of one example without padding, or None if it was left out as broken."""
     batch = next(iter(inputs.batches(index, index + 1)), None)
-    return None if batch is None else _unpadded(batch)
+    return None if batch is None else unpadded(batch)
 
 
 def token_length(batch: InputBatch) -> int | None:
@@ -54,7 +54,8 @@ def _kept(batch: InputBatch, length: int) -> Tensor:
     return (held | ((~held).cumsum(0) <= room)).nonzero().flatten()
 
 
-def _unpadded(batch: InputBatch) -> InputBatch:
+def unpadded(batch: InputBatch) -> InputBatch:
+    """Return the inputs of one example without the padding that it brings."""
     mask = batch.mask
     if mask is None or bool(mask.all()):
         return batch
