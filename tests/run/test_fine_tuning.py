@@ -4,8 +4,10 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.nn import Embedding, Linear
 
 import sonde
@@ -13,7 +15,15 @@ from sonde.core import InputError, SondeWarning, StateError
 from sonde.data import open_inputs
 from sonde.measure import rate_reduction
 from sonde.run.fine_tuning.arms import Recipe, _epoch, scoped, train_arm
-from sonde.run.fine_tuning.figures import compared, task_figures, term_values, thinned
+from sonde.run.fine_tuning.figures import (
+    TaskFigures,
+    compared,
+    mcnemar,
+    student,
+    task_figures,
+    term_values,
+    thinned,
+)
 from sonde.run.fine_tuning.losses import attached, listed, weights_of
 from sonde.run.fine_tuning.low_rank import (
     adapter_parameters,
@@ -205,6 +215,35 @@ def test_figures_of_the_task(digits):
     assert compared(found, None, "loss")["value"] == pytest.approx(loss, rel=1e-5)
     same = compared(found, found, "loss")
     assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
+
+
+@pytest.mark.truth("scipy.stats: t interval, exact binomial test")
+def test_gains_over_seeds_and_within_one():
+    values = [0.03, -0.01, 0.025, 0.04]
+    found = student(values)
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
+    assert found["detects"] > found["high"] - found["value"]
+    assert student([0.01, 0.01], grain=0.01)["low"] < 0 < student([0.01, 0.01])["low"]
+    n = torch.ones(9)
+    one = TaskFigures(n, torch.tensor([1.0, 1, 1, 1, 0, 1, 0, 1, 1]), n)
+    other = TaskFigures(n, torch.tensor([0.0, 0, 0, 0, 1, 1, 0, 1, 1]), n)
+    told = mcnemar(one, other)
+    assert (told["gained"], told["lost"]) == (4, 1)
+    assert told["p"] == pytest.approx(0.375)
+    assert mcnemar(one, one)["p"] == 1.0
+
+
+@pytest.mark.truth("the share of draws, by simulation")
+def test_verdicts_over_seeds_are_wrong_in_a_twentieth_of_null_pairs():
+    draw = torch.Generator().manual_seed(3)
+    gaps = 0.4 * torch.randn(4000, 5, generator=draw, dtype=torch.float64)
+    told = [student(row) for row in gaps.tolist()]
+    wrong = sum(one["low"] > 0 or one["high"] < 0 for one in told) / 4000
+    assert wrong == pytest.approx(0.05, abs=0.012)
+    size = sum(one["detects"] for one in told) / 4000
+    seen = [student((row + size).tolist()) for row in gaps]
+    assert sum(one["low"] > 0 for one in seen) / 4000 == pytest.approx(0.8, abs=0.08)
 
 
 def test_losses_by_their_words():

@@ -88,7 +88,8 @@ def _task(found: dict[str, Any]) -> Section:
         lead += "Both arms saw the same rows in the same order. "
     elif found["recipe"]["scope"] == "layers":
         lead += "The layers alone were trained, so the model without them is as it was before. "
-    lead += "Intervals: 95 %, groups of examples drawn anew."
+    lead += "Intervals: 95 %, groups of examples drawn anew; they do not know how trainings in "
+    lead += "another order would differ, which only several seeds show."
     return Section("task", "The task", made, lead)
 
 
@@ -208,10 +209,8 @@ def _worked(found: dict[str, Any]) -> str:
             parts.append(f"{name} {'fell' if fell else 'did not fall'}: {number(one['before'])} to "
                          f"{number(one['with'])}")  # fmt: skip
         else:
-            fell = one["with"] < one["without"]
-            verb = "worked" if fell else "did not work"
-            parts.append(f"{name} {verb}: {number(one['with'])} with it, {number(one['without'])} "
-                         "without")  # fmt: skip
+            told = f"{number(one['with'])} with it, {number(one['without'])} without"
+            parts.append(f"{name} {_moved(one, len(found['seeds']))}: {told}")
     return f"{'; '.join(parts)}." if parts else ""
 
 
@@ -226,6 +225,8 @@ def _layers_helped(found: dict[str, Any]) -> str:
     word = "them" if named[1:] or found["terms"] else "it"
     told = f"{after} of the answers are right with {word}, {before} without {word} "
     told += f"({_points(right['low'])} to {_points(right['high'])} points)"
+    if len(found["seeds"]) == 1 and "without" in _arms(found):
+        return f"One seed cannot tell whether {who} helped: {told}. Repeat with --seeds 5."
     if right["low"] > 0 or right["high"] < 0:
         return f"{who} {'helped' if right['low'] > 0 else 'did harm'}: {told}."
     low, high = (number(arm["loss"]["value"]) for arm in arms)
@@ -235,16 +236,49 @@ def _layers_helped(found: dict[str, Any]) -> str:
     return f"{who} did not change the right answers beyond chance: {told}. The loss {moved}."
 
 
+def _moved(one: dict[str, Any], n_seeds: int) -> str:
+    """Return whether a loss fell further than without it."""
+    gap = one["difference"]
+    if gap is None:
+        if number(one["with"]) == number(one["without"]):
+            return "did not move"
+        return ("fell" if one["with"] < one["without"] else "did not fall") + " further in one seed"
+    words = f"(difference {number(gap['low'])} to {number(gap['high'])} over {n_seeds} seeds)"
+    if gap["high"] < 0:
+        return f"worked {words}"
+    return f"{'rose' if gap['low'] > 0 else 'did not move significantly'} {words}"
+
+
 def _helped(found: dict[str, Any]) -> str:
-    gain, against = found["gain"]["accuracy"], "without" if "without" in _arms(found) else "before"
+    """Return whether the task gained: over seeds, by pairs of trainings in the same order."""
+    gain, n_seeds = found["gain"]["accuracy"], len(found["seeds"])
+    against = "without" if "without" in _arms(found) else "before"
+    told = f"{share(_mean_accuracy(found, 'with'))} right with, "
+    told += f"{share(_mean_accuracy(found, against))} {against}"
+    if n_seeds == 1 and against == "without":
+        return (
+            f"One seed cannot tell whether the task gained: {told}; {gain['gained']:,} examples "
+            f"gained and {gain['lost']:,} lost (p = {number(gain['p'], 2)} by McNemar's test of "
+            "these two models alone). Repeat with --seeds 5."
+        )
     range_words = f"{_points(gain['low'])} to {_points(gain['high'])}"
-    told = f"{share(_figures_of_arm(found, 'with')['accuracy']['value'])} right with, "
-    told += f"{share(_figures_of_arm(found, against)['accuracy']['value'])} {against}"
+    over = f" over {n_seeds} seeds" if n_seeds > 1 else ""
     if gain["low"] > 0:
-        return f"The task gained {_points(gain['value'])} points ({range_words}): {told}."
+        return f"The task gained {_points(gain['value'])} points ({range_words}{over}): {told}."
     if gain["high"] < 0:
-        return f"The task lost {_points(-gain['value'])} points ({range_words}): {told}."
-    return f"The task did not change beyond chance ({range_words} points): {told}."
+        return f"The task lost {_points(-gain['value'])} points ({range_words}{over}): {told}."
+    seen = ""
+    if "detects" in gain:
+        seen = f"; a change of {_points(gain['detects'])} would show in 4 of 5 such comparisons"
+    return f"The task did not change significantly ({range_words} points{over}{seen}): {told}."
+
+
+def _mean_accuracy(found: dict[str, Any], arm: str) -> float:
+    """Return the accuracy of an arm, mean over seeds."""
+    if arm == "before":
+        return found["before"]["accuracy"]["value"]
+    each = [seed[arm]["accuracy"]["value"] for seed in found["seeds"]]
+    return sum(each) / len(each)
 
 
 def _points(x: float) -> str:

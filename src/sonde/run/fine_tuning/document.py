@@ -14,6 +14,8 @@ from sonde.run.fine_tuning.arms import Arm, Recipe
 from sonde.run.fine_tuning.figures import (
     TaskFigures,
     compared,
+    mcnemar,
+    student,
     task_figures,
     term_values,
     thinned,
@@ -66,7 +68,10 @@ def train_document(
         "answers": int(before.n.sum()),
         "before": {told: compared(before, None, name) for name, told in FIGURES.items()},
         "seeds": seeds,
-        "gain": {told: _gain(seeds, told) for told in FIGURES.values()},
+        "gain": {
+            "accuracy": _gain(seeds, "accuracy", grain=1 / max(float(before.n.sum()), 1)),
+            "loss": _gain(seeds, "loss"),
+        },
         "terms": _terms(model, held, pairs, seeds),
         "layers": [asdict(one) for one in layer_figures(model, first.module, held)],
         "sites": sites,
@@ -96,12 +101,14 @@ def _seed(
         name: task_figures(model, arm.module, held) for name, arm in arms.items() if arm is not None
     }
     other = tasks.get("without", before)
+    gain = {told: compared(tasks["with"], other, field) for field, told in FIGURES.items()}
+    gain["accuracy"] |= mcnemar(tasks["with"], other)
     return {
         **{
             name: {told: compared(task, None, field) for field, told in FIGURES.items()}
             for name, task in tasks.items()
         },
-        "gain": {told: compared(tasks["with"], other, field) for field, told in FIGURES.items()},
+        "gain": gain,
         "terms": {
             name: term_values(model, arm.module, held, pair[0].losses, arm.teacher)
             for name, arm in arms.items()
@@ -110,10 +117,13 @@ def _seed(
     }
 
 
-def _gain(seeds: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
-    """Return the mean gain over seeds, with the mean ends of its interval."""
+def _gain(seeds: Sequence[Mapping[str, Any]], name: str, grain: float = 0.0) -> dict[str, float]:
+    """Return the mean gain over pairs of trainings with its interval over seeds.
+
+    The interval of a single pair is over rows: it does not know how trainings differ.
+    """
     each = [seed["gain"][name] for seed in seeds]
-    return {key: fmean(one[key] for one in each) for key in ("value", "low", "high")}
+    return dict(each[0]) if len(each) == 1 else student([one["value"] for one in each], grain)
 
 
 def _terms(
@@ -136,6 +146,11 @@ def _terms(
             "without": None
             if plain is None
             else fmean(seed["terms"]["without"][name] for seed in seeds),
+            "difference": None
+            if plain is None or len(seeds) == 1
+            else student(
+                [seed["terms"]["with"][name] - seed["terms"]["without"][name] for seed in seeds]
+            ),
         }
         for name, value in before.items()
     ]

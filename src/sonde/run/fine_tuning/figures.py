@@ -2,11 +2,15 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from sonde.core.inputs import Model
@@ -68,6 +72,35 @@ def compared(one: TaskFigures, other: TaskFigures | None, name: str) -> dict[str
 
     figure = measured(mean, torch.arange(len(one.n)), Bootstrap())
     return {"value": float(figure), "low": figure.low, "high": figure.high}
+
+
+def mcnemar(one: TaskFigures, other: TaskFigures) -> dict[str, float]:
+    """Return how many groups of examples one model answers better and worse, and the exact p-value.
+
+    It is about these two models on these rows, not about other trainings.
+    """
+    change = (one.right - other.right).sign()
+    gained, lost = int((change > 0).sum()), int((change < 0).sum())
+    p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    return {"gained": gained, "lost": lost, "p": float(p)}
+
+
+def student(values: Sequence[float], grain: float = 0.0) -> dict[str, float]:
+    """Return the mean of two independent values or more, with Student's interval of 95 %.
+
+    ``detects`` is the true mean at which four of five such intervals leave out 0. Values that are
+    multiples of ``grain`` spread at least as much as their rounding: equal ones are no certainty.
+    """
+    n = len(values)
+    error = max(stdev(values), grain / math.sqrt(12)) / math.sqrt(n)
+    half = error * float(stdtrit(n - 1, 0.975))
+    mean = fmean(values)
+    return {
+        "value": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "detects": half + error * float(stdtrit(n - 1, 0.8)),
+    }
 
 
 def term_values(
