@@ -70,6 +70,7 @@ class PackedQuantizer(HfQuantizer):
         config.layers = {name: told for name, told in found.items() if name}
         for name, told in config.layers.items():
             put_form(model, name, told)
+        _leave_packed_ties(model)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from sonde.layers.saving import insert_saved_layers
@@ -116,6 +117,15 @@ def _set_guard(config: Any, on: bool) -> None:
     fusions |= {NEEDS_SONDE: True} if on else {}
     if fusions:
         setattr(config, GUARD_KEY, fusions)
+
+
+def _leave_packed_ties(model: Any) -> None:
+    """Take packed tensors out of what transformers ties: their forms say what reads them."""
+    ties = model.__dict__.get("all_tied_weights_keys", {})
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for target, source in list(ties.items()):
+        if target not in known or source not in known:
+            del ties[target]
 
 
 def _leave_file(model: Any) -> None:

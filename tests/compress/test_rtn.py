@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sonde.compress import RTN, QuantLinear
+from sonde.compress import RTN, QuantLinear, SignQuant
 from sonde.core.errors import InputError
 
 
@@ -91,4 +91,5 @@ def test_what_cannot_be_rounded_is_refused():
     tied = nn.ModuleDict({"embed": nn.Embedding(9, 4), "head": nn.Linear(4, 9, bias=False)})
     tied["head"].weight = tied["embed"].weight
     with pytest.raises(InputError, match="head and embed are one weight"):
-        RTN(layers=("head",)).plan(tied)
+        SignQuant(layers=("head",)).plan(tied)
+    assert set(RTN(layers=("head",)).plan(tied).changes) == {"embed.weight"}, "both sides alike"

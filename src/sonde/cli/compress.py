@@ -33,7 +33,8 @@ class Compress:
 
     --to names the size: 4bit rounds the weights of linear layers to four bits, 50% removes half of
     them, 2:4 two of every four, rank16 replaces them by thin matrices, 5blocks leaves out all but
-    five blocks. Embeddings, norms and convolutions stay unless --layers names them. Some examples
+    five blocks. Stacked experts are rounded with them. Embeddings and convolutions stay unless
+    --layers names them; an embedding that is also the head stays one tensor with it. Some examples
     of DATA, drawn by the hash of their ids, calibrate the method; others measure the change.
     `sonde methods compress` lists the methods. `sonde compress search MODEL DATA` tries many sizes
     and methods and writes no model. `sonde compress undo SMALL -o OLD` gives every file back while
@@ -70,7 +71,10 @@ class Compress:
     ] = None
     layers: Annotated[
         tuple[str, ...],
-        named("PATTERN ...", "layers by name, '*' with convolutions (default: all linear ones)"),
+        named(
+            "PATTERN ...",
+            "layers by name, '*' with embeddings and convolutions (default: all linear ones)",
+        ),
     ] = ()
     limit: Annotated[
         int | None,
@@ -190,9 +194,11 @@ class Compress:
     ) -> "tuple[Trial, Sequence[Trial | SizeTrial]]":
         """Return the setting that was asked for or found, and all that a search tried."""
         from sonde.compress import fidelity
-        from sonde.run.compressing.settings import Trial, fitting
+        from sonde.run.compressing.settings import Trial, fitting, require_divergence
         from sonde.run.compressing.sizes import sized_settings
 
+        if self.max_kl is not None:
+            require_divergence(model, held)
         if self._seeks and not self._has_grid(method):
             return self._sought(model, ours, held, budget)
         given: Mapping[str, Any] = {}
@@ -209,7 +215,8 @@ class Compress:
 
         if not self._seeks:
             return tried(None), []
-        settings = sized_settings(model, (self.method or "gptq").partition("(")[0])
+        word = (self.method or "gptq").partition("(")[0]
+        settings = sized_settings(model, word, self.layers or None)
         return fitting(settings, tried, budget=budget, max_kl=self.max_kl)
 
     def _has_grid(self, method: Any) -> bool:
@@ -273,6 +280,8 @@ def _note_few_rows(grams: "LayerGrams", n_examples: int) -> None:
     """Name the layer that has the fewest rows for its inputs, and how many examples give enough."""
     known = {name: state for name, state in grams.states.items() if state.n}
     lacks = {name: len(state.mean) / state.n for name, state in known.items()}
+    if not lacks:
+        return
     name = max(lacks, key=lambda name: lacks[name])
     if lacks[name] <= 1:
         return

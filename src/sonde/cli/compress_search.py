@@ -47,6 +47,7 @@ class CompressSearch:
         from sonde.data import load, open_inputs
         from sonde.run.compressing.choosing import chosen_parts
         from sonde.run.compressing.search import TrialFile, asked_pairs, search_key, trials
+        from sonde.run.compressing.settings import require_divergence
         from sonde.weights.factory_folder import source_folder
         from sonde.weights.folder import ModelFolder, weight_bytes
 
@@ -61,6 +62,7 @@ class CompressSearch:
             model, self.data, split="train", limit=n, **self.reading.data_options()
         )
         ours, held = chosen_parts(inputs, self.limit, self.held)
+        require_divergence(model, held)
         path = self.output.with_name(self.output.name + ".trials.jsonl")
         file = TrialFile(path, search_key(model, ours, held))
         made = list(trials(model, ours, held, asked, file, self._told))

@@ -38,6 +38,7 @@ def each_layer(
     solve: Solve,
     *,
     sequential: bool = False,
+    beside: Sequence[str] = (),
 ) -> tuple[dict[str, Change], dict[str, float]]:
     """Return the change of each layer by the name of its weight, and the sums of the figures.
 
@@ -55,6 +56,8 @@ def each_layer(
         stays) and figures.
     sequential : bool, default=False
         Fit block after block.
+    beside : sequence of str, optional
+        Names of tensors that the method packs beside layers.
 
     Raises
     ------
@@ -62,7 +65,7 @@ def each_layer(
         If weights are not finite; for ``sequential``, if the model has no blocks, or a block reads
         other states than the block before returned.
     """
-    chosen = weighted_layers(owner, model, layers)
+    chosen = weighted_layers(owner, model, layers, beside=beside)
     for layer in chosen:
         require_finite_weights(owner, layer)
     if sequential:

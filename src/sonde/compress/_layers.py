@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde.core.errors import InputError, SondeWarning, near
@@ -92,7 +92,9 @@ def _windows(layer: Any, x: Tensor) -> Float[Tensor, "group row in"]:
     return x.permute(1, 0, 3, 2, 4).reshape(layer.groups, len(x) * places.numel(), -1)
 
 
-def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> list[Weighted]:
+def weighted_layers(
+    owner: str, model: Model, layers: Sequence[str] | None, *, beside: Sequence[str] = ()
+) -> list[Weighted]:
     """Return the layers that a method compresses.
 
     Parameters
@@ -103,6 +105,9 @@ def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> l
     layers : sequence of str, optional
         Patterns of names (``model.layers.*.mlp.*``). By default all linear layers but those whose
         weight is also an embedding; convolutions must be named.
+    beside : sequence of str, optional
+        Names that patterns match too: of tensors that the method packs beside layers. If there is
+        one, there may be no layer.
 
     Raises
     ------
@@ -133,6 +138,8 @@ def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> l
     else:
         chosen = [one for one in every if any(fnmatchcase(one.name, p) for p in layers)]
         for pattern in layers:
+            if any(fnmatchcase(name, pattern) for name in beside):
+                continue
             sides = [name for name in tied if fnmatchcase(name, pattern)]
             if sides and pattern != "*":
                 raise InputError(
@@ -140,15 +147,32 @@ def weighted_layers(owner: str, model: Model, layers: Sequence[str] | None) -> l
                     "one side would part them. Leave it out."
                 )
             if not any(fnmatchcase(one.name, pattern) for one in every) and not sides:
+                _refuse_embedding(owner, parts, pattern)
                 names = [one.name for one in every]
                 advice = near(pattern, names) or f" One is named {names[0]}." if names else ""
                 raise InputError(f"{owner}: no layer matches {pattern!r}.{advice}")
-    if not chosen:
+    if not chosen and not beside:
         raise InputError(
             f"{owner}: expected linear layers, got none in {type(model.module).__name__}. "
             "Name convolutions with layers=['*']."
         )
     return chosen
+
+
+def _refuse_embedding(owner: str, parts: Sequence[tuple[str, nn.Module]], pattern: str) -> None:
+    """Refuse a pattern that names an embedding, for methods that change linear layers alone.
+
+    Raises
+    ------
+    InputError
+        Naming methods that pack embeddings.
+    """
+    tables = [n for n, part in parts if isinstance(part, nn.Embedding) and fnmatchcase(n, pattern)]
+    if tables:
+        raise InputError(
+            f"{owner}: {tables[0]} is an embedding, and {owner} changes linear layers alone. Leave "
+            "it out, or take a method that rounds to a grid (rtn, gptq, awq)."
+        )
 
 
 def _refuse_made(owner: str, made: Sequence[str], layers: Sequence[str] | None) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sonde.compress._grid import Symmetry, check_grid, method_of, rounded
 from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
 from sonde.compress._scaling import ScaleGroup, scale_groups, scaled_tensors
+from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.gptq import loss_of
 from sonde.compress.grams import LayerGrams, layer_grams, parts_of
 from sonde.core.inputs import Inputs, Model
@@ -94,7 +95,8 @@ class AWQ(Rewrite):
         changes: dict[str, Change] = {}
         figures: dict[str, float] = {}
         if self.bits is not None:
-            layers = weighted_layers("AWQ", model, self.layers)
+            beside = names_of_tensors(model.module, self.layers)
+            layers = weighted_layers("AWQ", model, self.layers, beside=beside)
             for layer in layers:
                 require_finite_weights("AWQ", layer)
             names = None if self.layers is None else tuple(self.layers)
@@ -116,7 +118,11 @@ class AWQ(Rewrite):
                 losses += lost
             if not self.smooth_only:
                 figures |= {"loss": float(losses[0]), "loss_rtn": float(losses[1])}
-        return RewritePlan.of(model, changes, method_of("AWQ", asdict(self)), **figures)
+        word = method_of("AWQ", asdict(self))
+        if self.bits is None or self.smooth_only:
+            return RewritePlan.of(model, changes, word, **figures)
+        asked = self.bits, self.group, self.symmetry
+        return plan_with_tensors("AWQ", model, self.layers, asked, changes, word, figures)
 
     def _scale(self, group: ScaleGroup, model: Model, grams: LayerGrams) -> Float[Tensor, "in"]:
         """Return the scale with the smallest error: 1, or a power of the size of the inputs."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sonde.compress._grid import method_of, rounded
 from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.allocate import allocate
 from sonde.compress.fidelity import fidelity
 from sonde.compress.gptq import GPTQ, loss_of
@@ -91,25 +92,29 @@ class BitAllocation(Rewrite):
 
     def planned(self, model: Model, calibration: Inputs | LayerGrams) -> RewritePlan:
         """Return the rounded weights."""
-        changes: dict[str, Change] = {}
-        figures: dict[str, float] = {}
-        if self.bits is not None:
-            layers = weighted_layers("BitAllocation", model, self.layers)
-            for layer in layers:
-                require_finite_weights("BitAllocation", layer)
-            grams = grams_for("BitAllocation", model, calibration, self.layers)
-            costs = torch.stack([self._errors(layer, model, grams) for layer in layers])
-            numbers = torch.tensor([layer.module.weight.numel() for layer in layers])
-            costs *= self._units(layers, costs, model, grams, calibration)[:, None]
-            sizes = numbers[:, None] * torch.tensor(tuple(self.widths))
-            chosen = allocate(costs, sizes, int(self.bits * int(numbers.sum())))
-            for layer, i in zip(layers, chosen, strict=True):
-                rule = GPTQ(self.widths[i], self.group, layers=(layer.name,))
-                changes |= rule.planned(model, grams).changes
-            spent = sum(int(sizes[row, i]) for row, i in enumerate(chosen))
-            total = sum(float(costs[row, i]) for row, i in enumerate(chosen))
-            figures = {"bits": spent / int(numbers.sum()), "cost": total}
-        return RewritePlan.of(model, changes, method_of("BitAllocation", asdict(self)), **figures)
+        changes, word = dict[str, Change](), method_of("BitAllocation", asdict(self))
+        if self.bits is None:
+            return RewritePlan.of(model, changes, word)
+        names = names_of_tensors(model.module, self.layers)
+        layers = weighted_layers("BitAllocation", model, self.layers, beside=names)
+        for layer in layers:
+            require_finite_weights("BitAllocation", layer)
+        asked = int(self.bits), self.group, "asymmetric"
+        if not layers:
+            return plan_with_tensors("BitAllocation", model, self.layers, asked, changes, word)
+        grams = grams_for("BitAllocation", model, calibration, self.layers)
+        costs = torch.stack([self._errors(layer, model, grams) for layer in layers])
+        numbers = torch.tensor([layer.module.weight.numel() for layer in layers])
+        costs *= self._units(layers, costs, model, grams, calibration)[:, None]
+        sizes = numbers[:, None] * torch.tensor(tuple(self.widths))
+        chosen = allocate(costs, sizes, int(self.bits * int(numbers.sum())))
+        for layer, i in zip(layers, chosen, strict=True):
+            rule = GPTQ(self.widths[i], self.group, layers=(layer.name,))
+            changes |= rule.planned(model, grams).changes
+        spent = sum(int(sizes[row, i]) for row, i in enumerate(chosen))
+        total = sum(float(costs[row, i]) for row, i in enumerate(chosen))
+        figures = {"bits": spent / int(numbers.sum()), "cost": total}
+        return plan_with_tensors("BitAllocation", model, self.layers, asked, changes, word, figures)
 
     def _errors(self, layer: Weighted, model: Model, grams: LayerGrams) -> Float[Tensor, "width"]:
         """Return the output error of a layer at each width."""

@@ -26,6 +26,7 @@ from sonde.compress._grid import (
     quantised,
 )
 from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.gptq import loss_of
 from sonde.compress.grams import LayerGrams, grams_for, layers_of_weight, parts_of, without_padding
 from sonde.core.errors import InputError
@@ -121,7 +122,11 @@ class BlockRounding(Rewrite):
         word = method_of("BlockRounding", asdict(self))
         if self.bits is None:
             return RewritePlan.of(model, {}, word)
-        layers = weighted_layers("BlockRounding", model, self.layers)
+        names = names_of_tensors(model.module, self.layers)
+        layers = weighted_layers("BlockRounding", model, self.layers, beside=names)
+        asked = self.bits, self.group, self.symmetry
+        if not layers:
+            return plan_with_tensors("BlockRounding", model, self.layers, asked, {}, word)
         for layer in layers:
             require_finite_weights("BlockRounding", layer)
         grams = grams_for("BlockRounding", model, calibration, self.layers)
@@ -146,7 +151,7 @@ class BlockRounding(Rewrite):
         changes: dict[str, Change] = {}
         for stage, clip in zip(search.stages, best, strict=True):
             changes |= {layer.weight: found.of[layer][clip] for layer in stage}
-        return RewritePlan.shaped(model, changes, word, figures)
+        return plan_with_tensors("BlockRounding", model, self.layers, asked, changes, word, figures)
 
     def _clipped(self, layer: Weighted, share: float) -> Quantised:
         assert self.bits is not None

@@ -23,6 +23,7 @@ from sonde.compress._grid import (
     quantised,
 )
 from sonde.compress._layers import Weighted
+from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.gptq import loss_of, solved
 from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.inputs import Inputs, Model
@@ -94,8 +95,12 @@ class CoordinateRounding(Rewrite):
         if self.bits is None:
             return RewritePlan.of(model, {}, word)
         how = (self.layers, self._one)
-        changes, figures = each_layer("CoordinateRounding", model, calibration, *how)
-        return RewritePlan.of(model, changes, word, **figures)
+        names = names_of_tensors(model.module, self.layers)
+        changes, figures = each_layer("CoordinateRounding", model, calibration, *how, beside=names)
+        asked = self.bits, self.group, self.symmetry
+        return plan_with_tensors(
+            "CoordinateRounding", model, self.layers, asked, changes, word, figures
+        )
 
     def _one(
         self, layer: Weighted, model: Model, grams: LayerGrams

@@ -24,6 +24,7 @@ from sonde.compress._grid import (
     quantised,
 )
 from sonde.compress._layers import Weighted
+from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.coordinate_rounding import descended
 from sonde.compress.gptq import loss_of, solved
 from sonde.compress.grams import LayerGrams, parts_of
@@ -100,8 +101,12 @@ class DecoupleQ(Rewrite):
         word = method_of("DecoupleQ", asdict(self))
         if self.bits is None:
             return RewritePlan.of(model, {}, word)
-        changes, figures = each_layer("DecoupleQ", model, calibration, self.layers, self._one)
-        return RewritePlan.of(model, changes, word, **figures)
+        names = names_of_tensors(model.module, self.layers)
+        changes, figures = each_layer(
+            "DecoupleQ", model, calibration, self.layers, self._one, beside=names
+        )
+        asked = self.bits, self.group, "asymmetric"
+        return plan_with_tensors("DecoupleQ", model, self.layers, asked, changes, word, figures)
 
     def _one(
         self, layer: Weighted, model: Model, grams: LayerGrams

@@ -1,17 +1,22 @@
 """How far the answers of a changed model are from those of the original, on the same examples."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sonde.compress._answered import told_by, vectors_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.metrics.intervals import Bootstrap, measured
 from sonde.stats.divergence import kl_divergence
-from sonde.tap import RowLosses, live_stream, place_of
+from sonde.tap import live_stream, place_of
 from sonde.tap.rows.padding import right_padded
+from sonde.tap.streams.answers import Answers
 from sonde.weights import as_model
 
 
@@ -24,15 +29,20 @@ class Fidelity:
     n : int
         Answers that were compared: tokens of texts, else examples.
     kl : float
-        Mean of ``KL(original || changed)`` over answers, in nats.
+        Mean of ``KL(original || changed)`` over answers, in nats. This and its interval and
+        quantile are NaN for models that answer with vectors.
     kl_low, kl_high : float
         Its 95 % interval, from resampled groups of examples; NaN if there is one group.
     kl_99 : float
         Its 99 % quantile.
     changed : float
-        Share of answers whose most likely class is another, in [0, 1].
+        Fraction of answers whose most likely class is another, in [0, 1]. For vectors: of examples
+        whose nearest other example, by the cosine, is another.
     right_to_wrong, wrong_to_right : float
         Shares of the answers whose truth is known.
+    cosine, cosine_low, cosine_high, cosine_5 : float
+        For models that answer with vectors: mean cosine between both models' vectors of an example,
+        its 95 % interval from resampled groups, and the 5 % quantile. NaN for all others.
     """
 
     n: int
@@ -43,6 +53,15 @@ class Fidelity:
     changed: float
     right_to_wrong: float
     wrong_to_right: float
+    cosine: float = math.nan
+    cosine_low: float = math.nan
+    cosine_high: float = math.nan
+    cosine_5: float = math.nan
+
+    @property
+    def loss(self) -> float:
+        """What a search keeps small: the mean KL in nats, or 1 - cosine for vectors."""
+        return self.kl if math.isnan(self.cosine) else 1.0 - self.cosine
 
     def json(self) -> dict[str, Any]:
         """Return the figures by name."""
@@ -60,12 +79,17 @@ def fidelity(
 ) -> Fidelity:
     """Return how far a changed model's answers are from those of a model.
 
+    A classifier or a language model is compared by the divergence of its distributions. A model
+    without logits (``BertModel``, a sentence encoder) answers with vectors: each example's states
+    are averaged over real tokens, and compared by the cosine.
+
     Parameters
     ----------
     model : Model or nn.Module
     changed : nn.Module
     inputs : Inputs
-        A text has an answer for each token after the first, other inputs one each.
+        A text has an answer for each token after the first, a decoder for each of its tokens, a
+        masked language model for each token; other inputs have one each.
     start, stop : int, optional
         Compare on these examples alone.
 
@@ -76,34 +100,45 @@ def fidelity(
     """
     live, parts = as_model(model), dict[str, list[Tensor]]()
     end = len(inputs) if stop is None else min(stop, len(inputs))
-    losses: list[RowLosses] = []
     groups: dict[bytes, int] = {}
     logits = live_stream(live, inputs, logits_asked=True).logits_key
+    is_vector = False
     for batch in map(right_padded, inputs.batches(start, end)):
-        if not losses:
-            losses = [
-                RowLosses(live, module, "label", logits, place_of(module, batch))
-                for module in (live.module, changed)
-            ]
-        one, other = (each.answers(batch) for each in losses)
-        p, q = one.log_p.double(), other.log_p.double()
-        tops, known = (p.argmax(1), q.argmax(1)), one.truth >= 0
-        right = [(top == one.truth) & known for top in tops]
-        found = {
-            "kl": kl_divergence(p, q).nan_to_num(nan=torch.inf, posinf=torch.inf),
-            "changed": tops[0] != tops[1],
-            "lost": right[0] & ~right[1],
-            "won": right[1] & ~right[0],
-            "known": known,
-            "group": torch.tensor([groups.setdefault(k, len(groups)) for k in batch.group_keys])[
-                one.example
-            ],
-        }
-        for name, x in found.items():
+        place = place_of(live.module, batch)
+        args, kwargs = place.call(batch.args, batch.kwargs)
+        outputs = [module(*args, **kwargs) for module in (live.module, changed)]
+        told = [told_by(output, live, batch, logits) for output in outputs]
+        is_vector = told[0] is None
+        if is_vector:
+            vectors = [vectors_of(output, live, batch) for output in outputs]
+            found = {"one": vectors[0], "other": vectors[1]}
+            example = torch.arange(len(batch))
+        else:
+            found, example = _compared(*told), told[0].example
+        numbers = [groups.setdefault(key, len(groups)) for key in batch.group_keys]
+        for name, x in {**found, "group": torch.tensor(numbers)[example]}.items():
             parts.setdefault(name, []).append(x.double().cpu())
-    if not parts or not sum(map(len, parts["kl"])):
+    if not parts or not sum(map(len, parts["group"])):
         raise InputError("fidelity: expected examples with answers, got none. Pass more data.")
     whole = {name: torch.cat(x) for name, x in parts.items()}
+    return _of_vectors(whole) if is_vector else _of_answers(whole)
+
+
+def _compared(one: Answers, other: Answers) -> dict[str, Tensor]:
+    """Return what is known of each answer of two models."""
+    p, q = one.log_p.double(), other.log_p.double()
+    tops, known = (p.argmax(1), q.argmax(1)), one.truth >= 0
+    right = [(top == one.truth) & known for top in tops]
+    return {
+        "kl": kl_divergence(p, q).nan_to_num(nan=torch.inf, posinf=torch.inf),
+        "changed": tops[0] != tops[1],
+        "lost": right[0] & ~right[1],
+        "won": right[1] & ~right[0],
+        "known": known,
+    }
+
+
+def _of_answers(whole: Mapping[str, Tensor]) -> Fidelity:
     n_known = max(1.0, float(whole["known"].sum()))
     low, high = _interval(whole["kl"], whole["group"].long())
     return Fidelity(
@@ -116,6 +151,33 @@ def fidelity(
         right_to_wrong=float(whole["lost"].sum()) / n_known,
         wrong_to_right=float(whole["won"].sum()) / n_known,
     )
+
+
+def _of_vectors(whole: Mapping[str, Tensor]) -> Fidelity:
+    one, other = whole["one"], whole["other"]
+    cosine = nn.functional.cosine_similarity(one, other, dim=1)
+    low, high = _interval(cosine, whole["group"].long())
+    nearest = [_nearest(nn.functional.normalize(x, dim=1)) for x in (one, other)]
+    none = math.nan
+    return Fidelity(
+        n=len(one),
+        kl=none,
+        kl_low=none,
+        kl_high=none,
+        kl_99=none,
+        changed=float((nearest[0] != nearest[1]).double().mean()),
+        right_to_wrong=none,
+        wrong_to_right=none,
+        cosine=float(cosine.mean()),
+        cosine_low=low,
+        cosine_high=high,
+        cosine_5=float(cosine.quantile(0.05)),
+    )
+
+
+def _nearest(unit: Float[Tensor, "example dim"]) -> Int[Tensor, "example"]:
+    """Return the nearest other example of each example, by the cosine."""
+    return (unit @ unit.T).fill_diagonal_(-torch.inf).argmax(1)
 
 
 def _interval(kl: Tensor, group: Tensor) -> tuple[float, float]:

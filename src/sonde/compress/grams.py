@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.compress._layers import Weighted, weighted_layers
+from sonde.compress._tensors import names_of_tensors
 from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.state import State
@@ -164,7 +165,8 @@ def layer_grams(
     """
     live, found = as_model(model), dict[str, MomentsState]()
     require_in_memory("layer_grams", live.module)
-    chosen = {one.module: one for one in weighted_layers("layer_grams", live, layers)}
+    names = names_of_tensors(live.module, layers)
+    chosen = {one.module: one for one in weighted_layers("layer_grams", live, layers, beside=names)}
     end, broken = len(inputs) if stop is None else min(stop, len(inputs)), 0
     with Bar("inputs of layers", end - start, shown=progress) as bar:
         for batch in map(right_padded, inputs.batches(start, end)):

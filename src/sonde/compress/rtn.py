@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, final
 
 from sonde.compress._grid import Symmetry, check_grid, method_of, rounded
 from sonde.compress._layers import require_finite_weights, weighted_layers
+from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.core.inputs import Model
 from sonde.weights import Change, Grid, Rewrite, RewritePlan
 
@@ -18,7 +19,8 @@ class RTN(Rewrite):
     The values are evenly spaced: over the range of the group's entries and 0, or symmetric around
     0. Scale and offset are kept in bfloat16, and codes are computed with these.
 
-    Range        linear layers become ``QuantLinear``; a convolution that is named stays one, with
+    Range        linear layers become ``QuantLinear``; stacks of experts and embeddings that are
+                 named keep their class and hold codes; a convolution that is named stays one, with
                  rounded weights in its old type: no bytes are saved there.
     Cost         one pass over the weights; no data.
     Assumes      finite weights.
@@ -61,12 +63,14 @@ class RTN(Rewrite):
 
     def planned(self, model: Model) -> RewritePlan:
         """Return the rounded weights."""
-        changes: dict[str, Change] = {}
-        if self.bits is not None:
-            for layer in weighted_layers("RTN", model, self.layers):
-                require_finite_weights("RTN", layer)
-                matrix = layer.matrix()
-                grid = Grid.over(self.bits, self.group, matrix.shape[1])
-                made = rounded(matrix, grid, self.symmetry, self.clip, layer)
-                changes[layer.weight] = made
-        return RewritePlan.of(model, changes, method_of("RTN", asdict(self)))
+        changes, word = dict[str, Change](), method_of("RTN", asdict(self))
+        if self.bits is None:
+            return RewritePlan.of(model, changes, word)
+        names = names_of_tensors(model.module, self.layers)
+        for layer in weighted_layers("RTN", model, self.layers, beside=names):
+            require_finite_weights("RTN", layer)
+            matrix = layer.matrix()
+            grid = Grid.over(self.bits, self.group, matrix.shape[1])
+            changes[layer.weight] = rounded(matrix, grid, self.symmetry, self.clip, layer)
+        asked = self.bits, self.group, self.symmetry
+        return plan_with_tensors("RTN", model, self.layers, asked, changes, word)

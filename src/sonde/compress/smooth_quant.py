@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sonde.compress._grid import check_grid, method_of, rounded
 from sonde.compress._layers import require_finite_weights, weighted_layers
 from sonde.compress._scaling import ScaleGroup, scale_groups, scaled_tensors
+from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.grams import without_padding
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
@@ -83,7 +84,8 @@ class SmoothQuant(Rewrite):
         changes: dict[str, Change] = {}
         figures: dict[str, float] = {}
         if self.bits is not None:
-            layers = weighted_layers("SmoothQuant", model, self.layers)
+            beside = names_of_tensors(model.module, self.layers)
+            layers = weighted_layers("SmoothQuant", model, self.layers, beside=beside)
             for layer in layers:
                 require_finite_weights("SmoothQuant", layer)
             groups = scale_groups(model, layers, calibration)
@@ -98,7 +100,11 @@ class SmoothQuant(Rewrite):
                 grid = Grid.over(self.bits, self.group, w.shape[1])
                 changes[layer.weight] = rounded(w, grid, "symmetric", layer=layer)
             figures = {"scaled": float(sum(len(group.layers) for group in groups))}
-        return RewritePlan.of(model, changes, method_of("SmoothQuant", asdict(self)), **figures)
+        word = method_of("SmoothQuant", asdict(self))
+        if self.bits is None or self.smooth_only:
+            return RewritePlan.of(model, changes, word, **figures)
+        grid = self.bits, self.group, "symmetric"
+        return plan_with_tensors("SmoothQuant", model, self.layers, grid, changes, word, figures)
 
     def _scale(self, group: ScaleGroup, inputs: Tensor) -> Float[Tensor, "in"]:
         columns = torch.cat([layer.matrix() for layer in group.layers]).abs().amax(0)

@@ -1,5 +1,6 @@
 """Modules that hold a tensor in another form while they run, or a weight that is no parameter."""
 
+from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -25,6 +26,14 @@ class PackedWeight(Protocol):
         ...
 
 
+@runtime_checkable
+class PackedCodes(Protocol):
+    """A part that holds the codes of a tensor of the module that it belongs to."""
+
+    shape: tuple[int, ...]
+    codes: Any
+
+
 def is_linear(module: Any) -> bool:
     """Return whether a module is a linear layer, plain or with a packed weight."""
     return isinstance(module, nn.Linear | PackedWeight)
@@ -38,6 +47,7 @@ def packed_weights(module: nn.Module) -> list[PackedWeight]:
 def count_weights(module: nn.Module) -> int:
     """Return the number of parameters of a module, with the weights of packed layers."""
     packed = sum(part.in_features * part.out_features for part in packed_weights(module))
+    packed += sum(prod(part.shape) for part in module.modules() if isinstance(part, PackedCodes))
     return packed + sum(p.numel() for p in module.parameters())
 
 

@@ -57,7 +57,16 @@ def _verdict(found: dict[str, Any]) -> str:
         for one in found["times"]
     ]
     told = found["fidelity"]
-    return f"{', '.join(gains)}; the answer changed on {share(told['changed'])} of {told['n']:,}"
+    changed = f"{share(told['changed'])} of {told['n']:,}"
+    if _is_vector(told):
+        cosine = f"1 - cosine of old and new vectors {number(1 - told['cosine'])}"
+        return f"{', '.join(gains)}; {cosine}, the nearest example changed on {changed}"
+    return f"{', '.join(gains)}; the answer changed on {changed}"
+
+
+def _is_vector(told: dict[str, Any]) -> bool:
+    """Return whether the models answer with vectors, which are compared by the cosine."""
+    return told.get("cosine") is not None
 
 
 def _times(before: float, after: float, gain: str, loss: str) -> str:
@@ -76,16 +85,18 @@ def _kept_words(found: dict[str, Any]) -> str:
     return f"{total} in memory were not packed: {named}{more}" if kept else "nothing: all is packed"
 
 
-def _interval(told: dict[str, Any]) -> str:
-    if told["kl_low"] is None or told["kl_high"] is None:
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
         return "no interval: one group of examples"
-    return f"95 % interval {number(told['kl_low'])} to {number(told['kl_high'])}"
+    return f"95 % interval {number(low)} to {number(high)}"
 
 
 def _answers(found: dict[str, Any]) -> Section:
     told = found["fidelity"]
+    if _is_vector(told):
+        return _vectors(told)
     rows = (
-        ("KL, mean", f"{number(told['kl'])} nats", _interval(told)),
+        ("KL, mean", f"{number(told['kl'])} nats", _interval(told["kl_low"], told["kl_high"])),
         ("KL, 99 % quantile", f"{number(told['kl_99'])} nats", "one answer in a hundred has more"),
         ("another answer", share(told["changed"]), "the most likely class is another"),
         ("right to wrong", share(told["right_to_wrong"]), "of answers whose truth is known"),
@@ -93,6 +104,23 @@ def _answers(found: dict[str, Any]) -> Section:
     )
     lead = f"{told['n']:,} answers of both models on examples that calibrated nothing. Accuracy "
     lead += "can stay while answers change, so read the divergence first."
+    made = Table(Numbers(("figure", "value", "meaning"), rows, "answers"))
+    return Section("answers", "Answers", [made], lead)
+
+
+def _vectors(told: dict[str, Any]) -> Section:
+    """Return how far the vectors of a model without classes moved."""
+    mean, low, high, least = (
+        None if told[key] is None else 1 - told[key]
+        for key in ("cosine", "cosine_high", "cosine_low", "cosine_5")
+    )
+    rows = (
+        ("1 - cosine, mean", number(mean), _interval(low, high)),
+        ("1 - cosine, 95 % quantile", number(least), "one vector in twenty has more"),
+        ("another neighbour", share(told["changed"]), "the nearest other example is another"),
+    )
+    lead = f"{told['n']:,} vectors of both models, the mean of an example's states over its real "
+    lead += "tokens, on examples that calibrated nothing."
     made = Table(Numbers(("figure", "value", "meaning"), rows, "answers"))
     return Section("answers", "Answers", [made], lead)
 
@@ -184,7 +212,8 @@ def _way_out(found: dict[str, Any]) -> str:
 def _tried(found: dict[str, Any]) -> Section | None:
     keys = ("size", "group", "method", "bytes", "kl")
     rows = tuple(tuple(one[key] for key in keys) for one in found["tried"])
-    columns = ("size", "group", "method", "bytes, about", "KL")
+    loss = "1 - cosine" if _is_vector(found["fidelity"]) else "KL"
+    columns = ("size", "group", "method", "bytes, about", loss)
     made = [Table(Numbers(columns, rows, "tried"))]
     return Section("tried", "What was tried", made) if rows else None
 

@@ -17,6 +17,8 @@ from sonde.weights._kinds import is_linear, kind_of
 from sonde.weights.packing import pack, unpack
 from sonde.weights.quant_linear import Grid
 
+PREFIX = "packed_"
+"""Before the name of a tensor of any module: the name of the part that holds its codes."""
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -264,6 +266,57 @@ class Quantised(Packed):
         """Return the rounded matrix."""
         codes = unpack(self.codes, self.grid.bits, self.n_in)
         return self.grid.values(codes, self.scale, self.offset, torch.float64)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class QuantisedTensor(Change):
+    """Round a tensor that is no linear layer's to a grid: an embedding, a stack of experts.
+
+    The module keeps its class; its parameter is held as codes. Groups run along the last axis.
+
+    Parameters
+    ----------
+    leaf : str
+        Name of the parameter in its module.
+    codes : UInt8[Tensor, "*lead bytes"]
+        Packed.
+    scale, offset : BFloat16[Tensor, "*lead group"]
+    grid : Grid
+    shape : tuple of int
+        Of the tensor.
+    """
+
+    leaf: str
+    codes: UInt8[Tensor, "*lead bytes"]
+    scale: BFloat16[Tensor, "*lead group"]
+    offset: BFloat16[Tensor, "*lead group"]
+    grid: Grid
+    shape: tuple[int, ...]
+
+    def factors(self) -> dict[str, Tensor]:
+        """Return no tensors: the new model itself holds the codes."""
+        return {}
+
+    def form(self, module: nn.Module, name: str) -> dict[str, Any]:
+        """Return the grid and the shape."""
+        told = {"bits": self.grid.bits, "group": self.grid.group, "shape": list(self.shape)}
+        return {"tensors": {self.leaf: told}}
+
+    def replaced(self) -> dict[str, Tensor]:
+        """Return codes, scales and offsets, the latter two as the bits of bfloat16."""
+        bits = {name: getattr(self, name).view(torch.int16) for name in ("scale", "offset")}
+        return {f"{PREFIX}{self.leaf}.{n}": x for n, x in {"codes": self.codes, **bits}.items()}
+
+    def words(self) -> str:
+        """Return bits and group."""
+        return f"{self.grid.bits} bits, groups of {self.grid.group}"
+
+    def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        codes = unpack(self.codes, self.grid.bits, self.shape[-1]).flatten(0, -2)
+        scale, offset = (x.flatten(0, -2) for x in (self.scale, self.offset))
+        made = self.grid.values(codes, scale, offset, torch.float64)
+        return made.reshape(self.shape).to(old.device)
 
 
 @final

@@ -16,10 +16,13 @@ from sonde.weights._kinds import in_and_out, is_linear, kind_of
 from sonde.weights.linear_block import LinearBlock
 from sonde.weights.packed_zeros import PackedZeros
 from sonde.weights.quant_linear import QuantLinear
+from sonde.weights.quant_tensor import QuantTensor, pack_in_place, read_from
 from sonde.weights.thin_linear import ThinLinear
 from sonde.weights.unpacked_linear import CodebookLinear, StackLinear, UnpackedLinear
 
 Told = Mapping[str, Any]
+TIED = "tied"
+"""Key of the form of a part whose tensors are the packed tensors of another part."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SIZES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (nn.Linear, ("out_features", "in_features")),
@@ -47,6 +50,9 @@ def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
             f"{type(module).__name__}: the configuration names {name} as a packed layer, and the "
             "model has no such layer. Open it by the class that it was saved from."
         ) from None
+    if TIED in told:
+        _tie(module, part, told[TIED])
+        return part
     make = next((form for key, form in _FORMS.items() if key in told), None)
     if make is None:
         raise StoreError(
@@ -77,7 +83,7 @@ def name_in(module: nn.Module, name: str) -> str | None:
 
 def is_packed(part: nn.Module) -> bool:
     """Return whether a part is a layer whose weight is packed."""
-    return isinstance(part, QuantLinear | ThinLinear | UnpackedLinear)
+    return isinstance(part, QuantLinear | QuantTensor | ThinLinear | UnpackedLinear)
 
 
 def finish_form(module: nn.Module, name: str) -> bool:
@@ -129,6 +135,25 @@ def _zeros(layer: Any, kept: int, shape: Sequence[int]) -> nn.Module:
     if kind_of(layer) in (None, "rows"):
         raise _unlike(layer, "a linear layer or a convolution")
     return PackedZeros(layer, int(kept), list(shape)).to(layer.weight.device)
+
+
+def _packed_tensors(part: nn.Module, tensors: Mapping[str, Told]) -> nn.Module:
+    """Hold tensors of a part as codes; the part keeps its class."""
+    for leaf, told in tensors.items():
+        old = part._parameters.get(leaf)
+        if old is None or list(old.shape) != list(told["shape"]):
+            raise _unlike(part, f"a part with {leaf} of the shape {told['shape']}")
+        pack_in_place(part, leaf, told["bits"], told["group"])
+    return part
+
+
+def _tie(module: nn.Module, part: nn.Module, tied: Mapping[str, str]) -> None:
+    """Let tensors of a part be the packed tensors of another part."""
+    for leaf, source in tied.items():
+        own = name_in(module, source)
+        if own is None or part._parameters.get(leaf) is None:
+            raise _unlike(part, f"a part whose {leaf} is that of {source}")
+        read_from(part, leaf, module.get_submodule(own))
 
 
 def _resized(
@@ -209,6 +234,7 @@ _FORMS: dict[str, Callable[..., nn.Module]] = {
     "rank": _linear(ThinLinear),
     "levels": _linear(StackLinear),
     "book_bits": _linear(CodebookLinear),
+    "tensors": _packed_tensors,
     "kept": _zeros,
     "shapes": _resized,
     "blocks": _fewer,

@@ -16,6 +16,7 @@ from sonde.core.inputs import Model
 from sonde.core.instrument import Instrument
 from sonde.data._model_kind import config_of
 from sonde.weights.change import Change
+from sonde.weights.forms import TIED as PACKED_TIE
 from sonde.weights.forms import fill, finish_form, put_form
 from sonde.weights.live import (
     TIED,
@@ -53,7 +54,7 @@ class RewritePlan:
         What the method found out on the way, for the report.
     ties : mapping of str to tuple of str
         For each tensor, other names under which the model holds this tensor. These names keep the
-        old tensor.
+        old tensor, but for packed tensors that stay tied (``forms``).
     config : mapping of str to JSON value
         What the model's configuration must say for the new tensors, e.g. ``{"mlp_bias": True}``.
     forms : mapping of str to mapping
@@ -113,11 +114,19 @@ class RewritePlan:
         for name, change in changes.items():
             told, owner = change.form(module, name), name.rpartition(".")[0]
             if told:
-                shapes = {**found.get(owner, {}).get("shapes", {}), **told.get("shapes", {})}
-                both = {**found.get(owner, {}), **told}
-                found[owner] = {**both, **({"shapes": shapes} if shapes else {})}
+                known = found.get(owner, {})
+                several = {key: {**known.get(key, {}), **told[key]}
+                           for key in ("shapes", "tensors") if key in told}  # fmt: skip
+                found[owner] = {**known, **told, **several}
         ties = _ties(module, changes)
         return cls(dict(changes), made_for, method, figures or {}, ties, {}, found, kept)
+
+    @cached_property
+    def parted(self) -> Mapping[str, tuple[str, ...]]:
+        """Names that keep the old tensor when a tied tensor changes, by the changed name."""
+        others = {n: tuple(o for o in every if PACKED_TIE not in self._form_of(o))
+                  for n, every in self.ties.items()}  # fmt: skip
+        return {name: left for name, left in others.items() if left}
 
     @cached_property
     def packed(self) -> frozenset[str]:
@@ -172,7 +181,7 @@ class RewritePlan:
             else:
                 left[place] = _rounded(name, change.of(old), old, dtype)
         put_tensors(new, left)
-        told = {**self.config, **({TIED: False} if self.ties else {})}
+        told = {**self.config, **({TIED: False} if self.parted else {})}
         for name, value in told.items():
             if config_of(new) is not None:
                 setattr(config_of(new), name, value)

@@ -150,14 +150,16 @@ def _planned(
             new[own] = NewTensor(None, change, beside=sibling[0] if sibling else None)
             continue
         found = _found(held, name, plan)
-        group = (name, *plan.ties.get(name, ()))
-        if plan.ties.get(name):
+        group = (name, *plan.parted.get(name, ()))
+        if plan.parted.get(name):
             _check_tie(held.folder, group)
             config[TIED] = False
-        own = _own_name(held, name, found) or (name if len(group) > 1 else found)
+        own = _own_name(held, name, found) or (name if plan.ties.get(name) else found)
         if name in plan.reshaped:
-            if own in held.files:
-                new.setdefault(own, NewTensor(own, change, gone=True))
+            also = {*plan.ties.get(name, ())} - {*group}  # tied still, to the packed tensor
+            for old in (own, *(n for n in also if n in held.files)):
+                if old in held.files:
+                    new.setdefault(old, NewTensor(old, change, gone=True))
             path = own.removesuffix(leaf)
             for part, value in change.replaced().items():
                 one = None if part else change

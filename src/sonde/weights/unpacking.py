@@ -11,6 +11,7 @@ from sonde.core.repacking import packed_weights
 from sonde.data._model_kind import config_of
 from sonde.weights.forms import put_part
 from sonde.weights.live import module_of, with_tensors
+from sonde.weights.quant_tensor import QuantTensor, open_packed
 
 Some = TypeVar("Some", Model, nn.Module)
 
@@ -35,7 +36,8 @@ def unpacked(model: Some) -> Some:
     ['Linear', 'Linear']
     """
     module = module_of(model)
-    if not packed_weights(module):
+    has_tensors = any(isinstance(part, QuantTensor) for part in module.modules())
+    if not packed_weights(module) and not has_tensors:
         return model
     new: Any = with_tensors(module, {})
     unpack_layers(new)
@@ -50,6 +52,7 @@ def unpack_layers(module: nn.Module) -> None:
     """Put plain layers in the place of packed ones, in the type of the module's parameters."""
     floats = (p.dtype for p in module.parameters() if p.is_floating_point())
     dtype = next(floats, torch.float32)
+    open_packed(module)
     for part in packed_weights(module):
         assert isinstance(part, nn.Module)  # a part of a module
         put_part(module, part, part.dequantise().to(dtype).train(part.training))

@@ -1,6 +1,7 @@
 """Many ways to make a model smaller, tried one after the other: size against divergence."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -67,8 +68,9 @@ class SizeTrial:
 
     @property
     def kl(self) -> float:
-        """Mean divergence of the answers in nats; infinite if it is not finite."""
-        found = self.fidelity["kl"]
+        """Mean divergence of the answers in nats, or 1 - cosine; infinite if it is not finite."""
+        cosine = self.fidelity.get("cosine")
+        found = self.fidelity["kl"] if cosine is None or math.isnan(cosine) else 1.0 - cosine
         return float("inf") if found is None else float(found)
 
     def __str__(self) -> str:

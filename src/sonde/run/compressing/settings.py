@@ -1,11 +1,13 @@
 """The setting of a compression that fits a size or a divergence, found by trying."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sonde.compress import Fidelity
+from sonde.compress import Fidelity, fidelity
 from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
 from sonde.weights import RewritePlan
 
 BITS, GROUPS = (2, 3, 4, 5, 6, 7, 8), (128, 64, 32)
@@ -43,11 +45,27 @@ class Trial:
     fidelity: Fidelity
 
     def json(self) -> dict[str, Any]:
-        """Return the setting with its bytes and its KL."""
+        """Return the setting with its bytes and its KL, or 1 - cosine for vectors."""
         told = self.setting
         assert told is not None  # only what a search tried is listed
         return {"method": told.method, "size": f"{told.bits}bit", "group": told.group,
-                "bytes": told.n_bytes, "kl": self.fidelity.kl}  # fmt: skip
+                "bytes": told.n_bytes, "kl": self.fidelity.loss}  # fmt: skip
+
+
+def require_divergence(model: Model, inputs: Inputs) -> None:
+    """Refuse to seek a divergence of a model that answers with vectors, before anything is tried.
+
+    Raises
+    ------
+    InputError
+        If one example has a vector as the answer.
+    """
+    if not math.isnan(fidelity(model, model.module, inputs, stop=1).cosine):
+        raise InputError(
+            f"a divergence in nats: expected a model that answers with probabilities, got "
+            f"{type(model.module).__name__}, which answers with vectors. These are compared by the "
+            "cosine: give sonde compress --to or --budget."
+        )
 
 
 def fitting(
@@ -88,7 +106,7 @@ def fitting(
     made: list[Trial] = []
     if max_kl is None:
         made += map(tried, below[-MOST_TRIED:])
-        return min(made, key=lambda t: t.fidelity.kl), made
+        return min(made, key=lambda t: t.fidelity.loss), made
     low, high = 0, len(below)
     while low < high:
         middle = (low + high) // 2

@@ -1,5 +1,6 @@
 """How many bytes of weight files each setting of a compression would need."""
 
+from collections.abc import Sequence
 from math import prod
 
 from sonde.compress import RTN
@@ -39,7 +40,7 @@ def _stored(model: Model) -> tuple[int, int]:
         return weight_bytes(folder), max(2, round(sum(e.n_bytes for e in entries) / numbers))
 
 
-def sized_settings(model: Model, method: str) -> list[Setting]:
+def sized_settings(model: Model, method: str, layers: Sequence[str] | None = None) -> list[Setting]:
     """Return every setting of bits and group with the bytes of weight files that it would need.
 
     The weights to be packed are assumed to take the mean bytes of a number in the files now.
@@ -50,15 +51,18 @@ def sized_settings(model: Model, method: str) -> list[Setting]:
         Loaded from a folder.
     method : str
         The method of all settings.
+    layers : sequence of str, optional
+        Patterns of what is packed.
     """
     whole, width = _stored(model)
-    packed = RTN(bits=8, group=128).plan(model).packed
+    packed = RTN(bits=8, group=128, layers=layers).plan(model).packed
     shapes = [tuple(model.module.get_parameter(name).shape) for name in packed]
-    rest = whole - sum(width * out * n for out, n in shapes)
+    rest = whole - sum(width * prod(shape) for shape in shapes)
     found: list[Setting] = []
     for bits in BITS:
         for group in GROUPS:
             grid = Grid(bits, group)
-            new = sum(out * (packed_length(n, bits) + 4 * grid.n_groups(n)) for out, n in shapes)
+            new = sum(prod(lead) * (packed_length(n, bits) + 4 * grid.n_groups(n))
+                      for *lead, n in shapes)  # fmt: skip
             found.append(Setting(method, bits, group, rest + new + HEADER * len(shapes)))
     return found
