@@ -128,5 +128,5 @@ def _rounded(
     n, lead = weight.shape[-1], weight.shape[:-1]
     grid = Grid.over(bits, group, n)
     made = rounded(weight.detach().reshape(-1, n).double(), grid, symmetry)
-    parts = (x.reshape(*lead, -1) for x in (made.codes, made.scale, made.offset))
-    return QuantisedTensor(leaf, *parts, grid, tuple(weight.shape))
+    codes, scale, offset = (x.reshape(*lead, -1) for x in (made.codes, made.scale, made.offset))
+    return QuantisedTensor(leaf, codes, scale, offset, grid, tuple(weight.shape))

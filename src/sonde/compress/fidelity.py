@@ -107,14 +107,14 @@ def fidelity(
         place = place_of(live.module, batch)
         args, kwargs = place.call(batch.args, batch.kwargs)
         outputs = [module(*args, **kwargs) for module in (live.module, changed)]
-        told = [told_by(output, live, batch, logits) for output in outputs]
-        is_vector = told[0] is None
-        if is_vector:
+        one, other = (told_by(output, live, batch, logits) for output in outputs)
+        is_vector = one is None or other is None
+        if one is None or other is None:
             vectors = [vectors_of(output, live, batch) for output in outputs]
             found = {"one": vectors[0], "other": vectors[1]}
             example = torch.arange(len(batch))
         else:
-            found, example = _compared(*told), told[0].example
+            found, example = _compared(one, other), one.example
         numbers = [groups.setdefault(key, len(groups)) for key in batch.group_keys]
         for name, x in {**found, "group": torch.tensor(numbers)[example]}.items():
             parts.setdefault(name, []).append(x.double().cpu())
