@@ -134,8 +134,8 @@ def test_an_embedding_stays_unless_it_is_named_and_zeros_are_not_for_it():
     assert set(RTN().plan(net).changes) == {"out.weight"}
     assert set(RTN(layers=("table",)).plan(net).changes) == {"table.weight"}
     assert set(RTN(layers=("table", "out")).plan(net).changes) == {"table.weight", "out.weight"}
-    with pytest.raises(InputError, match="no layer matches 'tabel'"):
-        RTN(layers=("tabel",)).plan(net)
+    with pytest.raises(InputError, match="no layer matches 'tables'"):
+        RTN(layers=("tables",)).plan(net)
     data = open_inputs(sonde.Model(nn.Linear(8, 3)), torch.randn(4, 8))
     with pytest.raises(InputError, match="SparseGPT: table is an embedding"):
         SparseGPT(layers=("table",)).plan(net, {"calibration": data})
