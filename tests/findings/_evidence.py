@@ -94,7 +94,11 @@ def gathered(
     for site in statistics.pooled:
         counters[f"rows|{site.key}"] = len(stream)
     evidence = Evidence(
-        statistics.sites(states, counters), statistics.sampled_columns(states), data, counters
+        statistics.sites(states, counters),
+        statistics.sampled_columns(states),
+        data,
+        counters,
+        answer_counts=statistics.answer_counts(states),
     )
     return Gathered(stream, statistics, evidence), states
 

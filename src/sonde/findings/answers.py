@@ -19,13 +19,21 @@ from sonde.findings._number_answers import NumberAnswers, number_answers, root_m
 from sonde.findings._once import once
 from sonde.findings._shared import shared_rows
 from sonde.findings._text import listed, percent
-from sonde.findings.evidence import Evidence
+from sonde.findings.answer_counts import AnswerCountsState
+from sonde.findings.evidence import DataEvidence, Evidence
 from sonde.findings.head_answers import Heads, of_head
-from sonde.findings.labels import LabelEvidence, blocked, class_name, label_evidence, usable
+from sonde.findings.labels import (
+    LabelEvidence,
+    answered_labels,
+    blocked,
+    class_name,
+    label_evidence,
+    usable,
+)
 from sonde.findings.lens import LONGEST, LensEvidence
 from sonde.findings.rule import Check, Rule
 from sonde.run.reading.class_order import best_order
-from sonde.stats.intervals import grouped_share
+from sonde.stats.intervals import grouped_share, wilson
 
 MOST_PAIRS: Final = 12
 MOST_TYPED: Final = 12
@@ -52,7 +60,8 @@ class ClassAnswers:
     unseen : float
         Share of answers that are no row's label.
     labels : LabelEvidence or None
-        What a linear probe finds at each site on the same rows; None if classes have too few rows.
+        What a linear probe finds at each site on the same rows; None for answers to all rows, and
+        if classes have too few rows.
     """
 
     truth: Int[Tensor, "row"]
@@ -95,15 +104,28 @@ class ClassAnswers:
 
 @once
 def class_answers(evidence: Evidence) -> ClassAnswers | str:
-    """Return a classifier's own answers, or the reason why there are none."""
+    """Return a classifier's own answers to all sampled rows with a label, or why there are none."""
+    return _answers_at(evidence, None)
+
+
+@once
+def compared_answers(evidence: Evidence) -> ClassAnswers | str:
+    """Return the answers to the rows of classes that a probe can judge, or why there are none.
+
+    A probe needs rows of each class: figures that are compared with it are of the same rows.
+    """
+    return _answers_at(evidence, label_evidence(evidence) if usable(evidence) else None)
+
+
+def _answers_at(evidence: Evidence, labels: LabelEvidence | None) -> ClassAnswers | str:
+    """Return the answers to the rows of these labels, or to all labelled rows."""
     columns = answer_columns(evidence)
     if isinstance(columns, str):
         return columns
     shared, (logits, label) = shared_rows(evidence), columns
-    labels = label_evidence(evidence) if usable(evidence) else None
     where = torch.nonzero(label >= 0).flatten() if labels is None else labels.where
     if len(where) == 0:
-        return "no sampled row has a label"
+        return "no sampled row has both a label and an answer without NaN or infinity"
     truth, p = label[where], probabilities(logits[where].double())
     answer = p.argmax(1)
     entropy = -torch.special.xlogy(p, p).sum(1).nanmean()
@@ -125,7 +147,7 @@ class ClassAnswersRule(Rule):
 
     def check(self, evidence: Evidence) -> Check:
         """Judge the answers, or say what is missing."""
-        found = class_answers(evidence)
+        found = compared_answers(evidence)
         if isinstance(found, str):
             return self.not_applicable(found)
         if (stop := blocked(self, evidence)) is not None:
@@ -154,13 +176,15 @@ def right_rows(evidence: Evidence, new_classes: bool = False) -> Float[Tensor, "
 
 def answer_columns(evidence: Evidence, new_classes: bool = False) -> tuple[Tensor, Tensor] | str:
     """Return logits and labels of the sampled rows, or the reason why they cannot be compared."""
-    if not (evidence.data.has_labels and evidence.sites):
+    if evidence.data.has_labels and not evidence.sites:
+        return "no row is finite at every site"
+    if not evidence.data.has_labels:
         unfit = evidence.heads.reasons if isinstance(evidence.heads, Heads) else {}
         return next(iter(unfit.values()), "the data have no labels")
     if not evidence.data.labels_are_models:
         return f"the labels are not the model's own classes{_order(evidence)}"
     shared = shared_rows(evidence)
-    logits, label = shared.column("logits"), shared.column("label")
+    logits, label = shared.column("logits"), answered_labels(shared)
     if logits is None or label is None or logits.shape[1] < 2:
         return "the model gives no logits of two classes or more"
     n = len(torch.unique(label[label >= 0]))
@@ -223,9 +247,28 @@ def answers_section(evidence: Evidence) -> dict[str, Any] | None:
         return _with_heads(_of_numbers(numbers), evidence)
     found = class_answers(evidence)
     if not isinstance(found, str):
-        return _with_heads(_of_classes(found, confusion(evidence)), evidence)
-    heads = evidence.heads
+        return _with_heads(_of_classes(found, evidence), evidence)
+    heads, counts = evidence.heads, evidence.answer_counts
+    if counts is not None and counts.n and counts.nonfinite == counts.n:
+        return _of_no_answer(counts, evidence.data)
     return _of_heads(heads) if isinstance(heads, Heads) and heads.found else None
+
+
+def _of_no_answer(counts: AnswerCountsState, data: DataEvidence) -> dict[str, Any]:
+    """Return the section of a model whose every answer holds NaN or infinity."""
+    low, high = wilson(0, counts.n)
+    truth = data.label[data.label >= 0]
+    nothing = dict.fromkeys(("per_byte", "chance", "last", "best", "confusion"))
+    return nothing | {
+        "measure": "accuracy",
+        "value": 0.0,
+        "low": low,
+        "high": high,
+        "commonest": float(torch.bincount(truth).max()) / len(truth),
+        "n_rows": counts.n,
+        "n_groups": min(counts.n, data.n_groups),
+        "n_nonfinite": counts.n,
+    }
 
 
 def _with_heads(section: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
@@ -306,16 +349,24 @@ def confusion(evidence: Evidence) -> dict[str, Any] | None:
     }
 
 
-def _of_classes(found: ClassAnswers, table: dict[str, Any] | None) -> dict[str, Any]:
-    low, high = found.interval
+def _of_classes(found: ClassAnswers, evidence: Evidence) -> dict[str, Any]:
+    compared, counts = compared_answers(evidence), evidence.answer_counts
     sites: list[dict[str, Any]] = []
-    if found.labels is not None:
-        labels = found.labels
+    fewer: dict[str, int] = {}
+    if not isinstance(compared, str) and compared.labels is not None:
+        labels = compared.labels
         chosen = labels.sites[-1], labels.sites[labels.best]
         sites = [{"site": s.key, "value": s.accuracy, "se": s.se} for s in chosen]
+        fewer = {"n_probed": labels.n_rows}
+    value, (low, high), n = found.accuracy, found.interval, len(found.right)
+    n_groups = len(torch.unique(found.group))
+    if counts is not None and counts.n > n:  # rows beyond the sample, or not finite at a site
+        value, (low, high) = _of_all_rows(found, counts, _cut(evidence))
+        n, n_groups = counts.n, max(n_groups, min(counts.n, evidence.n_groups))
+    bad = 0 if counts is None else counts.nonfinite
     return {
         "measure": "accuracy",
-        "value": found.accuracy,
+        "value": value,
         "low": low,
         "high": high,
         "per_byte": None,
@@ -323,10 +374,30 @@ def _of_classes(found: ClassAnswers, table: dict[str, Any] | None) -> dict[str, 
         "commonest": found.majority,
         "last": sites[0] if sites else None,
         "best": sites[1] if sites else None,
-        "n_rows": len(found.right),
-        "n_groups": len(torch.unique(found.group)),
-        "confusion": table,
+        "n_rows": n,
+        "n_groups": n_groups,
+        "confusion": confusion(evidence),
+        **({"n_nonfinite": bad} if bad else {}),
+        **{name: m for name, m in fewer.items() if m < n},
     }
+
+
+def _cut(evidence: Evidence) -> int:
+    """Return which count of correct answers holds: 1 if a single logit is a probability, else 0."""
+    raw = evidence.column("logits", evidence.sites[0])
+    return int(raw is not None and raw.shape[1] == 1 and bool(((raw >= 0) & (raw <= 1)).all()))
+
+
+def _of_all_rows(
+    found: ClassAnswers, counts: AnswerCountsState, cut: int
+) -> tuple[float, tuple[float, float]]:
+    """Return the accuracy over all rows, and its interval; groups widen it as in the sample."""
+    n_correct, (low, high), own = int(counts.correct[cut]), found.interval, found.accuracy
+    value = n_correct / counts.n
+    if len(torch.unique(found.group)) == len(found.group):
+        return value, wilson(n_correct, counts.n)
+    worth = math.sqrt(len(found.right) / counts.n)
+    return value, (max(0.0, value - (own - low) * worth), min(1.0, value + (high - own) * worth))
 
 
 def _of_tokens(lens: LensEvidence) -> dict[str, Any]:

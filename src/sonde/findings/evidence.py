@@ -255,6 +255,8 @@ class Evidence:
         Columns of the sampled pooled rows at the first site, if the stream has them: label, order,
         logits, perturbed_logits, length, padding, truncated, size, brightness, constant.
     data : DataEvidence
+    answer_counts : AnswerCountsState or None
+        Correct answers among all rows with a label; None without logits or labels.
     counters : dict
         ``rows|key``, ``nonfinite|key``, ``examples``.
     gathered : EvidenceParts
@@ -276,6 +278,7 @@ class Evidence:
     data: DataEvidence
     counters: Mapping[str, int]
     gathered: EvidenceParts = field(default_factory=EvidenceParts)
+    answer_counts: Any = None
     versus: Any = None
     stochastic: bool = False
     deep: bool = False

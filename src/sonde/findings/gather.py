@@ -7,13 +7,14 @@ from typing import Any
 
 from sonde.core.batch import SiteSchema
 from sonde.core.errors import StateError
-from sonde.core.instrument import SAMPLE, WIDEST_FULL, Every, Subsample, Where
+from sonde.core.instrument import SAMPLE, WIDEST_FULL, AsScored, Every, Subsample, Where
 from sonde.core.plan import Part, Split
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
 from sonde.data.images import PICTURE_COLUMNS
 from sonde.engine.passes import merge_pair
 from sonde.engine.requests import Request, States
+from sonde.findings.answer_counts import AnswerCounts, AnswerCountsState
 from sonde.findings.evidence import AllRows, SiteEvidence
 from sonde.stats import (
     ClassMoments,
@@ -106,13 +107,15 @@ class ScanStatistics:
                 pair = (self.all_key(before), key)
                 found["all.update", site.key] = (UpdateMoments(), pair, Every())
             before = site
+        first = self.pooled[0].key
         for column in self.columns:
-            first = self.pooled[0].key
             found[f"column.{column}", first] = (
                 HashSample(SAMPLE, column=column),
                 (first,),
                 Every(),
             )
+        if self.labelled and "logits" in self.columns:
+            found["answers", first] = (AnswerCounts(), (first,), AsScored())
         return found
 
     def _pooled_statistics(self, site: SiteSchema) -> dict[str, Statistic[Any]]:
@@ -199,6 +202,10 @@ class ScanStatistics:
             return self.state("all.received", site.key, states)
         every = self.state("all.scalars", self.pooled[place - 1].key, states)
         return None if every is None else _diagonal(every)
+
+    def answer_counts(self, states: States) -> AnswerCountsState | None:
+        """Return the counts of correct answers over all rows, if there are labels and logits."""
+        return self.state("answers", self.pooled[0].key, states)
 
     def sampled_columns(self, states: States) -> dict[str, HashSampleState]:
         """Return the sampled columns at the first site."""

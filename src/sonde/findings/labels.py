@@ -175,7 +175,7 @@ def label_evidence(evidence: Evidence) -> LabelEvidence:
     counts = class_counts(evidence.data)
     numbers = [c for c, n in counts.items() if n >= LEAST_ROWS]
     shared = shared_rows(evidence)
-    label = shared.column("label")
+    label = answered_labels(shared)
     assert label is not None
     kept = torch.isin(label, torch.tensor(numbers))
     where = torch.nonzero(kept).flatten()
@@ -194,6 +194,17 @@ def label_evidence(evidence: Evidence) -> LabelEvidence:
         shared=shared,
         sites=sites,
     )
+
+
+def answered_labels(shared: SharedRows) -> Int[Tensor, "shared"] | None:
+    """Return the labels of the shared rows, -1 where the model's answer holds NaN or infinity.
+
+    Such an answer is wrong, and counted as wrong; it says nothing about the class of the row.
+    """
+    label, logits = shared.column("label"), shared.column("logits")
+    if label is None or logits is None:
+        return label
+    return torch.where(torch.isfinite(logits).flatten(1).all(1), label, -1)
 
 
 def _site(

@@ -19,7 +19,7 @@ from sonde.core.inputs import InputBatch
 from sonde.core.repacking import count_weights
 from sonde.findings._number_answers import number_answers
 from sonde.findings._shared import two_logits
-from sonde.findings.answers import class_answers, probabilities
+from sonde.findings.answers import class_answers, compared_answers, probabilities
 from sonde.findings.evidence import Evidence
 from sonde.findings.fresh_weights import FreshLayers
 from sonde.findings.lens import LensEvidence
@@ -104,7 +104,7 @@ def _suffers(evidence: Evidence) -> str:
     lens = evidence.lens
     if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
         return "" if lens.final > lens.counted else COUNTS
-    numbers, found = number_answers(evidence), class_answers(evidence)
+    numbers, found = number_answers(evidence), compared_answers(evidence)
     if not isinstance(numbers, str):
         spread = float(numbers.mean.mean())
         best = float(numbers.probes[numbers.best][1].mean())

@@ -360,6 +360,7 @@ def _evidence(
     found = Evidence(
         sites=statistics.sites(outcome.states, outcome.counters),
         columns=statistics.sampled_columns(outcome.states),
+        answer_counts=statistics.answer_counts(outcome.states),
         data=data,
         counters=outcome.counters,
         stochastic=settings.stochastic,

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import percent, plural
-from sonde.findings.answers import class_answers
+from sonde.findings.answers import compared_answers
 from sonde.findings.evidence import Evidence
 from sonde.findings.fresh_weights import FreshLayers
 from sonde.findings.rule import Check, Figure, Level, Rule, Theme
@@ -88,7 +88,7 @@ class SND003(Rule):
 
 def _is_right(evidence: Evidence) -> bool:
     """Return whether the model's own answers are as good as its last layer allows."""
-    answers = class_answers(evidence)
+    answers = compared_answers(evidence)
     if isinstance(answers, str) or answers.labels is None:
         return False
     return answers.accuracy > max(answers.labels.sites[-1].accuracy - LAG, answers.majority)

@@ -7,7 +7,7 @@ from scipy.stats import binom, chi2
 
 from sonde.findings._places import read_command
 from sonde.findings._text import number, percent, plural
-from sonde.findings.answers import class_answers
+from sonde.findings.answers import compared_answers
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.labels import LabelEvidence, LabelRule
 from sonde.findings.rule import Check, Figure, Theme
@@ -73,7 +73,7 @@ class SND036(LabelRule):
             share >= null * times for share, times in zip(explained, luck, strict=True)
         ):
             return self.clear(figure)
-        answers = class_answers(evidence)
+        answers = compared_answers(evidence)
         if not isinstance(answers, str) and answers.interval[0] > found.majority:
             return self.clear(figure, "the model's own answers tell the label, if not linearly")
         if high > found.majority + self.hidden:

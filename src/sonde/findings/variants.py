@@ -21,7 +21,7 @@ from sonde.findings._class_offset import mended_by_offset
 from sonde.findings._input_forms import LINES, Change, Inputs, changes, column_changes
 from sonde.findings._number_answers import number_answers, number_rows
 from sonde.findings._shared import one_per_group, shared_rows, two_logits
-from sonde.findings.answers import class_answers, right_rows
+from sonde.findings.answers import class_answers, compared_answers, right_rows
 from sonde.findings.evidence import Evidence
 from sonde.findings.self_check import chosen_examples
 from sonde.tap import LiveStream
@@ -185,7 +185,7 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
 
 def _better_probe(evidence: Evidence) -> float:
     """Return the score of a probe of the last layer if it is far above the model's, else NaN."""
-    found, numbers = class_answers(evidence), number_answers(evidence)
+    found, numbers = compared_answers(evidence), number_answers(evidence)
     if not isinstance(numbers, str):
         spread = numbers.mean.mean()
         reached = 1 - float(numbers.probes[-1][1].mean() / spread)

@@ -203,17 +203,22 @@ def _confused(pair: dict[str, Any]) -> str:
 
 def _of_classes(found: dict[str, Any]) -> str:
     rest = [f"the commonest label alone: {share(found['commonest'])}"]
-    rest.append(f"chance: {share(found['chance'])}")
+    if found["chance"] is not None:
+        rest.append(f"chance: {share(found['chance'])}")
     last, best = found["last"], found["best"]
     if last is not None:
         probe = f"a linear probe on the last layer: {share(last['value'])}"
         if best["site"] != last["site"]:
             probe += f", on the best, {_name(best)}: {share(best['value'])}"
+        if "n_probed" in found:
+            probe += f" ({found['n_probed']:,} of the rows)"
         rest.insert(0, probe)
+    rows = plural(found["n_rows"], "row")
+    if bad := found.get("n_nonfinite", 0):
+        rows += f", {bad:,} of them with NaN or infinity in the answer"
     ends = f"{number(100 * found['low'])} to {share(found['high'])}"
-    return (
-        f"right on {share(found['value'])} of {plural(found['n_rows'], 'row')} ({ends})"
-        f"{_sureness(found)}; " + ", ".join(rest)
+    return f"right on {share(found['value'])} of {rows} ({ends}){_sureness(found)}; " + ", ".join(
+        rest
     )
 
 
