@@ -196,10 +196,11 @@ def test_a_target_needs_a_decoder(gpt2, tmp_path):
 
 
 def test_an_empty_text_without_special_tokens_is_named(gpt2, bert):
-    with pytest.raises(errors.InputError, match=r"item 1 .*empty text.*--skip-bad"):
-        open_inputs(load(gpt2), ["a", ""])
-    inputs = open_inputs(load(gpt2), ["a", "", "b"], skip_bad=True)
-    assert (len(inputs), inputs.n_skipped) == (2, 1)
+    inputs = open_inputs(load(gpt2), ["a", "", "b", ""])
+    assert (len(inputs), inputs.n_skipped) == (2, 2)
+    assert any("2 items were skipped: item 1" in note for note in inputs.notes)
+    with pytest.raises(errors.InputError, match=r"no item .2 broken or empty ones"):
+        open_inputs(load(gpt2), ["", ""])
     assert [r[0] for r in by_order(open_inputs(load(bert), [""]))] == [[2, 3]]
 
 

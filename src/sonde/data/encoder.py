@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from sonde.core.errors import InputError
 from sonde.data.sources import Row
 
 ANY = "**"
@@ -42,6 +43,10 @@ class Prepared:
 
     value: Any
     length: int = 1
+
+
+class EmptyText(InputError):
+    """A text without a token, which is always left out and counted."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from sonde.core.batch import word_of
 from sonde.core.errors import InputError
 from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.data.columns import LABEL_NAMES, PAIRED, Layout
-from sonde.data.encoder import Encoder, Piece
+from sonde.data.encoder import EmptyText, Encoder, Piece
 from sonde.data.labels import LabelColumn, Labels
 from sonde.data.sources import Row, Source, is_missing
 
@@ -171,9 +171,8 @@ def list_source(
         late.update(*(watched & row.keys() for _, row in block))
         _list_block(block, lists, source, encoder, layout, skip_bad)
     if not lists.keys:
-        left_out = (
-            f" ({lists.n_skipped + source.n_bad} broken ones were skipped)" if skip_bad else ""
-        )
+        n_left_out = lists.n_skipped + source.n_bad
+        left_out = f" ({n_left_out} broken or empty ones were left out)" if n_left_out else ""
         raise InputError(f"{source.name} is empty: it has no item{left_out}. Pass data with items.")
     column = layout.label or "label"
     names = source.names_of(column) if layout.label else None
@@ -311,7 +310,7 @@ def _pieces_of(
 
 def _skip(lists: _Lists, source: Source, index: int, error: InputError, skip_bad: bool) -> None:
     message = f"{source.where(index)}: {error}"
-    if not skip_bad:
+    if not skip_bad and not isinstance(error, EmptyText):
         raise InputError(f"{message}. Fix it, or pass skip_bad=True (--skip-bad).") from None
     lists.n_skipped += 1
     if len(lists.skipped) < 5:

@@ -4,11 +4,13 @@ import csv
 import io
 import json
 import threading
+from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -23,12 +25,55 @@ PARQUET_ROWS = 256
 _CSV_LOCK = threading.Lock()
 
 
+def _offsets() -> "array[int]":
+    return array("q")
+
+
+@dataclass
+class _Index:
+    """Where each record of a text file starts and ends, on which line, and as which record."""
+
+    starts: "array[int]" = field(default_factory=_offsets)
+    ends: "array[int]" = field(default_factory=_offsets)
+    lines: "array[int]" = field(default_factory=_offsets)
+    numbers: "array[int]" = field(default_factory=_offsets)
+    n_bad: int = 0
+
+    def add(self, start: int, end: int, line: int) -> None:
+        """Add a record."""
+        self.numbers.append(len(self.numbers) + self.n_bad)
+        self.starts.append(start)
+        self.ends.append(end)
+        self.lines.append(line)
+
+
 class _Lines(Source):
-    """A text file whose records start at known byte offsets."""
+    """A text file whose records start at known byte offsets.
+
+    A walk through the file fills an index. The index of a whole walk is kept until another whole
+    walk replaces it, so that somebody who looks at the first rows alone takes nothing away.
+    """
 
     def __init__(self, path: Path, skip_bad: bool) -> None:
         self.path, self.name, self.skip_bad = path, path.name, skip_bad
-        self._forget()
+        self._index, self._is_whole = _Index(), False
+
+    @property
+    def n_bad(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Broken records that were passed over."""
+        return self._index.n_bad
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the records that can be read."""
+        index = _Index()
+        if not self._is_whole:
+            self._index = index
+        yield from self._walk(index)
+        self._index, self._is_whole = index, True
+
+    @abstractmethod
+    def _walk(self, index: _Index) -> Iterator[Row]:
+        """Yield the records and add each to the index."""
 
     @property
     def base(self) -> Path:
@@ -41,37 +86,27 @@ class _Lines(Source):
 
     def place(self, index: int) -> str:
         """Name the line, from 1."""
-        return f"line {self._lines[index]}"
+        return f"line {self._index.lines[index]}"
 
     def numbers(self, rows: Int[np.ndarray, "_row"]) -> Int[np.ndarray, "_row"]:
         """Return which records of the file rows are, broken ones included, from 0."""
-        return np.array(self._numbers, dtype=np.int64)[rows]
+        return np.array(self._index.numbers, dtype=np.int64)[rows]
 
-    def _note(self, start: int, end: int, line: int) -> None:
-        self._numbers.append(len(self._numbers) + self.n_bad)
-        self._starts.append(start)
-        self._ends.append(end)
-        self._lines.append(line)
-
-    def _forget(self) -> None:
-        self._starts, self._ends = array("q"), array("q")
-        self._lines, self._numbers = array("q"), array("q")
-        self.n_bad = 0
-
-    def _bad(self, line: int, why: str) -> None:
+    def _bad(self, index: _Index, line: int, why: str) -> None:
         if not self.skip_bad:
             raise InputError(
                 f"{self.path} line {line}: {why}. Fix it, or pass skip_bad=True (--skip-bad) "
                 "to go on "
                 "without such lines."
             )
-        self.n_bad += 1
+        index.n_bad += 1
 
     def _raw(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
         with self.path.open("rb") as file:
             for i in range(start, stop):
-                file.seek(self._starts[i])
-                yield i, file.read(self._ends[i] - self._starts[i])
+                start = self._index.starts[i]
+                file.seek(start)
+                yield i, file.read(self._index.ends[i] - start)
 
 
 @final
@@ -80,9 +115,8 @@ class JsonLines(_Lines):
 
     rows_differ = True
 
-    def rows(self) -> Iterator[Row]:
+    def _walk(self, index: _Index) -> Iterator[Row]:
         """Yield the object of each line; empty lines are passed over."""
-        self._forget()
         offset = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(_bounded(file, self.path), start=1):
@@ -91,9 +125,9 @@ class JsonLines(_Lines):
                     continue
                 row, why = _parsed(line)
                 if row is None:
-                    self._bad(number, why)
+                    self._bad(index, number, why)
                     continue
-                self._note(start, offset, number)
+                index.add(start, offset, number)
                 yield row
 
     def take(self, start: int, stop: int) -> list[Row]:
@@ -116,38 +150,37 @@ class CsvFile(_Lines):
         self._separator = "\t" if path.suffix.lower() == ".tsv" else ","
         self._header: list[str] = []
 
-    def rows(self) -> Iterator[Row]:
+    def _walk(self, index: _Index) -> Iterator[Row]:
         """Yield each record as text values by the names in the header."""
-        self._forget()
-        self._header = []
+        header: list[str] = []
         with self.path.open("rb") as file:
             if file.read(len(BOM_UTF8)) != BOM_UTF8:
                 file.seek(0)
             lines = _CountedLines(file, self.path)
-            while (record := self._next(lines)) is not None:
+            while (record := self._next(lines, index)) is not None:
                 values, start, number = record
                 if not values:
                     continue
-                if not self._header:
-                    self._set_header(values)
-                elif len(values) != len(self._header):
-                    self._bad(number, f"expected {len(self._header)} fields, got {len(values)}")
+                if not header:
+                    header = self._header = self._names(values)
+                elif len(values) != len(header):
+                    self._bad(index, number, f"expected {len(header)} fields, got {len(values)}")
                 else:
-                    self._note(start, lines.offset, number)
-                    yield dict(zip(self._header, values, strict=True))
+                    index.add(start, lines.offset, number)
+                    yield dict(zip(header, values, strict=True))
 
     def take(self, start: int, stop: int) -> list[Row]:
         """Read the records again."""
         out: list[Row] = []
         for i, raw in self._raw(start, stop):
             lines = _CountedLines(io.BytesIO(raw), self.path)
-            record = self._next(lines)
+            record = self._next(lines, self._index)
             if record is None or len(record[0]) != len(self._header):
                 raise InputError(f"{self.where(i)}: the file changed while it was read.")
             out.append(dict(zip(self._header, record[0], strict=True)))
         return out
 
-    def _next(self, lines: "_CountedLines") -> tuple[list[str], int, int] | None:
+    def _next(self, lines: "_CountedLines", index: _Index) -> tuple[list[str], int, int] | None:
         start, number = lines.offset, lines.number + 1
         try:
             with _long_fields():
@@ -155,17 +188,17 @@ class CsvFile(_Lines):
         except StopIteration:
             return None
         except (csv.Error, UnicodeDecodeError) as error:
-            self._bad(number, str(error))
+            self._bad(index, number, str(error))
             return [], start, number
 
-    def _set_header(self, values: list[str]) -> None:
+    def _names(self, values: list[str]) -> list[str]:
         names = [v.strip() for v in values]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise InputError(
                 f"{self.path}: expected distinct column names, got {twice} more than once."
             )
-        self._header = names
+        return names
 
 
 @final

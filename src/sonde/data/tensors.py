@@ -31,6 +31,8 @@ from sonde.data.images import decode, stored
 from sonde.data.sources import Row
 
 _log = logging.getLogger("sonde")
+LOOKED_AT = 64
+"""Items that a function is tried on to see whether their lengths differ."""
 
 
 @final
@@ -165,6 +167,8 @@ class CallableEncoder(Encoder):
         Whether the column holds images, which are decoded before the call.
     meaning : MaskMeaning
         The meaning of the masks that the processor returns.
+    by_length : bool
+        Whether items differ in length, so that only items of one length make a batch.
     """
 
     processor: Callable[[Any], Any]
@@ -173,18 +177,24 @@ class CallableEncoder(Encoder):
     image: bool
     kind: str = "callable"
     meaning: MaskMeaning = field(default_factory=MaskMeaning)
+    by_length: bool = False
 
     def settled(self, rows: Iterable[Row]) -> "CallableEncoder":
-        """Decide by the first item whose mask tells which of its values marks padding."""
-        for row in rows:
+        """Decide by the first items what marks padding, and whether their lengths differ."""
+        is_told, lengths = False, set[int]()
+        for i, row in enumerate(rows):
             with suppress(Exception):  # whatever the processor raises, the item's batch says
                 made = self._made(row)
+                lengths.add(_length(made))
+                if is_told:
+                    if len(lengths) > 1 or i >= LOOKED_AT:
+                        break
+                    continue
                 named = made if isinstance(made, Mapping) else {}
                 masks = {n: column_tensor(x, n)[None] for n, x in named.items() if n in NAMES}
                 found = find_mask(masks, stacked=True)
-                if found is None or self.meaning.is_told_by(*found):
-                    break
-        return self
+                is_told = found is None or self.meaning.is_told_by(*found)
+        return replace(self, by_length=len(lengths) > 1)
 
     def key(self, row: Row) -> bytes:
         """Hash the item as stored."""
@@ -203,18 +213,36 @@ class CallableEncoder(Encoder):
 
     def _made(self, row: Row) -> Any:
         found = self._stored(row)
-        return self.processor(decode(found) if self.image else found)
+        made = self.processor(decode(found) if self.image else found)
+        return _without_batch(made) if isinstance(made, Mapping) else made
+
+    @property
+    def even(self) -> bool:
+        """Whether a batch holds items of one length alone: a function says nothing of padding."""
+        return self.by_length
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
-        """Leave items as they are until their batch."""
-        return [Prepared(rows[row]) for row, _ in wanted]
+        """Leave items as they are until their batch; call the processor now to know lengths."""
+        if not self.by_length:
+            return [Prepared(rows[row]) for row, _ in wanted]
+        return [self._measured(rows[row]) for row, _ in wanted]
+
+    def _measured(self, row: Row) -> Prepared:
+        """Return what the processor makes of an item, with its length."""
+        try:
+            made = self._made(row)
+        except InputError as error:
+            return Prepared(error)
+        return Prepared(made, length=_length(made))
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
         """Call the processor on each item and stack what it returns."""
         made, bad = [], {}
         for i, item in enumerate(items):
             try:
-                made.append(self._made(item.value))
+                if isinstance(item.value, InputError):
+                    raise item.value
+                made.append(item.value if self.by_length else self._made(item.value))
             except InputError as error:
                 bad[i] = str(error)
         if not made:
@@ -242,6 +270,21 @@ class CallableEncoder(Encoder):
         """Name the column and the processor."""
         name = getattr(self.processor, "__qualname__", type(self.processor).__qualname__)
         return {"kind": self.kind, "inputs": [self.column], "processor": name}
+
+
+def _without_batch(made: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return tokens of one text without the batch axis that tokenizers put in front of them."""
+    found = {name: column_tensor(value, name) for name, value in made.items()}
+    is_batch = all(
+        x.ndim == 2 and len(x) == 1 and not x.is_floating_point() for x in found.values()
+    )
+    return {name: x[0] for name, x in found.items()} if is_batch else made
+
+
+def _length(made: Any) -> int:
+    """Return the length of the first axis of what a processor returned; 1 for single numbers."""
+    first = next(iter(made.values())) if isinstance(made, Mapping) else made
+    return (*column_tensor(first, "processor").shape, 1)[0]
 
 
 def token_mask(

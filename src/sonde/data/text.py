@@ -17,7 +17,7 @@ from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key
 from sonde.core.state import canonical_json
 from sonde.data._arguments import TOKEN_TYPES, arguments, batched, content, cut
-from sonde.data.encoder import Collated, Encoder, Piece, Prepared, called, takes
+from sonde.data.encoder import Collated, EmptyText, Encoder, Piece, Prepared, called, takes
 from sonde.data.sources import Row
 from sonde.data.vocabulary import Vocabulary
 
@@ -154,7 +154,7 @@ class TextEncoder(Encoder):
         around = self._around
         whole = length + around
         if whole == 0:
-            raise InputError("an empty text gives no token")
+            raise EmptyText("an empty text gives no token")
         if self.max_length is None or whole <= self.max_length:
             return [Piece(0, whole)]
         self._refuse_long(whole)
