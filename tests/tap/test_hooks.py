@@ -191,16 +191,6 @@ def test_three_threads_read_their_own_rows_only():
     assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
-def test_another_threads_forward_is_not_recorded():
-    net = mlp()
-    with Tap(net, "0") as tap:
-        net(X)
-        thread = threading.Thread(target=net, args=(X * 7,))
-        thread.start()
-        thread.join()
-    assert torch.equal(tap.rows["0:out"], net[0](X).detach())
-
-
 # early stop -------------------------------------------------------------------------------------
 
 

@@ -145,7 +145,7 @@ class AttentionRetrieval:
     def _attended(self, model: Model, context: list[int], asked: list[int]) -> Tensor:
         """Return how much the question attends to each token before it, smoothed."""
         device = next(model.module.parameters()).device
-        with Tap(model, "blocks:probs") as tap:
+        with Tap(model, "blocks:probs", here=True) as tap:
             model.module(torch.tensor([context + asked], device=device))
         n, size = len(context), len(context) + len(asked)
         probs: Any = [*tap.rows.values()][self.layer]  # (1, query, head and key)

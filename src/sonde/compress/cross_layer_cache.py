@@ -247,7 +247,7 @@ def cross_layer_moments(
     with Bar("keys and values of texts", len(inputs), progress) as bar, torch.no_grad():
         for batch in map(right_padded, inputs.batches(0, len(inputs))):
             args, kwargs = place_of(module, batch).call(batch.args, batch.kwargs)
-            with caching(model, whole) as cache:
+            with caching(model, whole, here=True) as cache:
                 module(*args, **kwargs, **{cache_argument(module): cache})
                 numbers = {id(layer): i for i, layer in enumerate(cache.layers)}
                 sides, members = ([], []), []

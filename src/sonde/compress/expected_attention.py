@@ -147,7 +147,7 @@ def expected_attention_of(
     with Bar("queries of texts", len(inputs), progress) as bar, torch.no_grad():
         for batch in map(right_padded, inputs.batches(0, len(inputs))):
             args, kwargs = place_of(module, batch).call(batch.args, batch.kwargs)
-            with caching(model, replace(rule, budget=1.0, queries=None)) as cache:
+            with caching(model, replace(rule, budget=1.0, queries=None), here=True) as cache:
                 module(*args, **kwargs, **{cache_argument(module): cache})
             for number, layer in enumerate(cache.layers):
                 if isinstance(layer, EvictingLayer) and layer.moments is not None:

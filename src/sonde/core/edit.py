@@ -120,10 +120,13 @@ class AffineMap:
         mine = (self.shift, self.left, self.right)
         version = versions(*mine)
         known, key = self.__dict__.setdefault("_known", {}), (x.dtype, x.device, version)
-        if version is None or key not in known:
+        found = None if version is None else known.get(key)
+        if found is None:  # several threads may get here at once
+            shift, left, right = (None if part is None else part.to(x) for part in mine)
+            found = shift, left, right
             known.clear()
-            known[key] = tuple(None if part is None else part.to(x) for part in mine)
-        return known[key]
+            known[key] = found
+        return found
 
 
 def versions(*parameters: Tensor | None) -> tuple[int, ...] | None:

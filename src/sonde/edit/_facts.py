@@ -130,7 +130,7 @@ def read_means(
     count = torch.bincount(texts.fact, minlength=n).cpu()
     sums: list[Tensor | None] = [None] * len(sites)
     for some in texts.split():
-        with Tap(module, list(sites), stop=True) as tap:
+        with Tap(module, list(sites), stop=True, here=True) as tap:
             tap.run(**some.inputs())
         rows = torch.arange(len(some.ids))
         for i, site in enumerate(sites):

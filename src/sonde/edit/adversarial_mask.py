@@ -132,7 +132,7 @@ class AdversarialMask(Rewrite):
 
         with (
             Bar("adversarial masks", self.steps) as bar,
-            editing(model, scaled, list(layers)),
+            editing(model, scaled, list(layers), here=True),
         ):
             descent.run(total, (batches.next(draw) for _ in range(self.steps)), after)
         return {name: mask.detach() for name, mask in masks.items()}

@@ -126,10 +126,10 @@ def choose_ablation(
         if "dead" in direction.flags:
             trials.append(AblationTrial(name, depth, math.nan, math.nan, math.nan, "no direction"))
             continue
-        with editing(model, direction.edit(), sites):
+        with editing(model, direction.edit(), sites, here=True):
             bypass = _odds(_answers(model, showing, site), behaviour)
             after = _answers(model, usual, site)
-        with editing(model, direction.induce(), name):
+        with editing(model, direction.induce(), name, here=True):
             induce = _odds(_answers(model, usual, site), behaviour)
         kl = float(kl_divergence(plain_usual, after).mean())
         why = [f"does not remove it ({bypass:.3g} after {before[0]:.3g})"] * (bypass >= before[0])

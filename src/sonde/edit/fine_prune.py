@@ -93,7 +93,7 @@ class FinePrune(Rewrite):
         new = _folded(model, layers, {name: gone})
         if self.epochs:
             open_channels = Scaled(layers, {name: (~gone).float()}, {name: (~gone).float()})
-            with editing(new, open_channels, name):
+            with editing(new, open_channels, name, here=True):
                 tuned(
                     model,
                     clean,
@@ -127,7 +127,7 @@ class FinePrune(Rewrite):
             tried = torch.zeros_like(gone)
             tried[order[:n]] = True
             kept = {name: (~tried).float()}
-            with editing(model, Scaled(layers, kept, kept), name):
+            with editing(model, Scaled(layers, kept, kept), name, here=True):
                 if accuracy_of(losses, each_batch(clean)) < least:
                     break
             gone = tried
@@ -138,7 +138,7 @@ class FinePrune(Rewrite):
 def mean_passed(model: Model, clean: Inputs, layer: str) -> Tensor:
     """Return the mean of ``max(x, 0)`` of each channel of a layer over images and places."""
     watch, losses = MeanPassed(), row_losses(model, model.module, clean)
-    with editing(model, watch, layer):
+    with editing(model, watch, layer, here=True):
         for batch in each_batch(clean):
             losses.answers(batch)
     assert watch.total is not None  # a batch has been read

@@ -159,7 +159,7 @@ class GatedAdapter:
                 loss = loss + mean_loss(trainee, others.next(trainee.draw))
             return loss + self.overlap * overlap(learned[0], earlier)
 
-        with editing(start, LowRankAdapter(learned[0], learned[1]), site):
+        with editing(start, LowRankAdapter(learned[0], learned[1]), site, here=True):
             tuned(
                 model,
                 forget,

@@ -34,6 +34,7 @@ def joined_attention(
     *,
     layers: Sequence[str] | None = None,
     strength: float = 1.0,
+    here: bool = False,
 ) -> Iterator[None]:
     """Let each query also see the keys and values that its attention has on another input.
 
@@ -58,6 +59,8 @@ def joined_attention(
         Names of the attentions that are joined; all by default.
     strength : float, default=1.0
         Weight of the source's keys before the softmax is normalised.
+    here : bool, default=False
+        Act on the forwards of this thread or task alone; by default on those of every caller.
 
     Raises
     ------
@@ -99,7 +102,7 @@ def joined_attention(
             f"AttentionInterface of transformers, found none in {type(module).__name__} among "
             f"{'all layers' if layers is None else ', '.join(layers)}."
         )
-    with kernels_through(_Joined(kept.heads, math.log(strength)).attend):
+    with kernels_through(_Joined(kept.heads, math.log(strength)).attend, here=here):
         yield
 
 

@@ -267,7 +267,7 @@ class _States:
     def of(self, batch: InputBatch) -> Float[Tensor, "row dim"]:
         """Return the states of a batch, with their graph."""
         watch = _Watch()
-        with editing(self.module, watch, self.site):
+        with editing(self.module, watch, self.site, here=True):
             self._run(batch)
         if watch.rows is None or len(watch.rows) != len(batch):
             raise InputError(

@@ -210,7 +210,7 @@ class OverTrustDecode:
         """Return the logits after texts, and the column scores of what follows the prompt."""
         site = f"{ModelBlocks(model).site(self.layer).path}:probs"
         n_heads = model.config.num_attention_heads
-        with Tap(model, site) as tap:
+        with Tap(model, site, here=True) as tap:
             logits = tap.run(texts, use_cache=False).logits[:, -1].float()
             (probs,) = tap.rows.values()
         n = texts.shape[1]

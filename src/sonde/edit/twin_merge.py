@@ -131,7 +131,7 @@ class TwinModel(nn.Module):
 
     def weights(self, *args: Any, **kwargs: Any) -> Float[Tensor, "example expert"]:
         """Return the weight of each expert for each example."""
-        tap = Tap(self.model, self.router.site, self.router.reducer, stop=True)
+        tap = Tap(self.model, self.router.site, self.router.reducer, stop=True, here=True)
         with torch.no_grad(), tap:
             tap.run(*args, **kwargs)
             return self.router(next(iter(tap.rows.values())))

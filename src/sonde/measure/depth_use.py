@@ -291,7 +291,7 @@ def _measured(
     figures = torch.zeros(n_layers, FIGURES + n_layers, *length.shape[1:], dtype=torch.float64)
     figures[:, :2] = size_and_cosine(before, added).movedim(0, 1)
     for s, path in enumerate(paths):
-        with editing(module, _Put(plain.before[s]), Site(path)):
+        with editing(module, _Put(plain.before[s]), Site(path), here=True):
             skipped = forward(module, batch, paths)
         change = (skipped.added[s + 1 :] - added[s + 1 :]).norm(dim=-1) / length[s + 1 :]
         figures[s + 1 :, FIGURES + s] = change
@@ -338,7 +338,7 @@ def _of_parts(
             continue
         stream = before.double()
         for name, x in added.items():
-            with editing(module, Replace(torch.zeros(1)), Site(name)):
+            with editing(module, Replace(torch.zeros(1)), Site(name), here=True):
                 log_p = log_probabilities(watch(module, batch, []).output)
             own = torch.cat([size_and_cosine(stream, x.double()), answer_changes(plain, log_p)])
             figures[name] = own.reshape(FIGURES, *kept.shape)

@@ -258,7 +258,7 @@ def _join(changes: dict[str, Change], more: Mapping[str, Change], site: Site) ->
 def _check_same(
     module: nn.Module, edit: Edit, sites: Sequence[Site], plan: RewritePlan, inputs: Any
 ) -> None:
-    with editing(module, edit, sites):
+    with editing(module, edit, sites, here=True):
         hooked = run(module, inputs).double()
     folded = run(plan.fold(module), inputs).double()
     differs = (hooked - folded).abs().max().item()

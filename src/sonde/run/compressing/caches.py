@@ -105,7 +105,7 @@ def try_caches(
             n_bytes = _size(plain)
             bar.advance(len(batch))
             for rule, into in zip(rules, sums, strict=True):
-                with caching(model, rule) as cache:
+                with caching(model, rule, here=True) as cache:
                     logits, own = texts.read(model, cache)
                     into.add(whole, logits, texts, cache.size_bytes / n_bytes, own / seconds)
                 bar.advance(len(batch))

@@ -101,7 +101,7 @@ def _mean(model: Model, inputs: Inputs, site: str) -> Tensor:
 
 
 def _act(model: Model, edit: Edit | None, site: str) -> Callable[[], AbstractContextManager[Any]]:
-    return nullcontext if edit is None else lambda: editing(model, edit, site)
+    return nullcontext if edit is None else lambda: editing(model, edit, site, here=True)
 
 
 def _loss(

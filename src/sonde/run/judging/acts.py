@@ -20,7 +20,7 @@ def edit_act(model: Model, edit: Edit, sites: Sequence[str], **how: Any) -> Act:
 
     @contextmanager
     def act() -> Iterator[nn.Module]:
-        with editing(model, edit, sites, **how):
+        with editing(model, edit, sites, **{"here": True, **how}):
             yield model.module
 
     return act

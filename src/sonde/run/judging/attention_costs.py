@@ -95,7 +95,10 @@ def pattern_costs(
             for trial in trials:
                 alone = trial in measured
                 with editing(
-                    model, measured[trial] if alone else limit, [trial] if alone else found
+                    model,
+                    measured[trial] if alone else limit,
+                    [trial] if alone else found,
+                    here=True,
                 ):
                     new = answers(model, model.module, batch, logits)
                 parts[trial].append(costs(old, new, n))

@@ -51,6 +51,8 @@ class Alarm:
     score, threshold : float
     p : float or None
         Conformal p-value; None if the probe was not calibrated.
+    forward : int
+        Number of the forward among all that the guard has seen, from 0.
     """
 
     method: str
@@ -61,6 +63,7 @@ class Alarm:
     score: float
     threshold: float
     p: float | None
+    forward: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """``sonde.Guard``: fitted detectors on every forward of a live model, while it is in use."""
 
+import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
@@ -18,20 +19,21 @@ from sonde.core.wording import plural
 from sonde.data import load, special_ids
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import Key
-from sonde.run.scoring.batches import SCHEMA
+from sonde.run.watching._guarded import GuardedText
 from sonde.run.watching._same_model import require_live_model
 from sonde.run.watching._stacked import Stacked
 from sonde.run.watching._watched import (
     Alarm,
     GuardStep,
     Methods,
-    WatchedDetector,
     schema_of,
     scored,
     watches_of,
 )
 from sonde.run.watching.metrics import Metrics
 from sonde.tap import Onlooker
+from sonde.tap.forwards.watched_call import WatchedText
+from sonde.tap.hooks.latest import Latest
 
 GAUSSIAN = "mahalanobis"
 MOST_LIMITS = 32
@@ -48,7 +50,9 @@ class Guard:
     against float64 (``pytest -k scores_in_float32``). Each detector at each site raises false
     alarms at the rate ``alpha``: with several of them the rates add up.
 
-    Only calls made by the thread that opened the guard count. The model keeps its mode: in training
+    Every forward of the model counts, whichever thread or asyncio task makes it. Asked in a thread
+    or task that has called the model, the guard gives what it saw of that call; elsewhere what it
+    saw last. The model keeps its mode: in training
     mode, with dropout, usual inputs look unusual. A detector that needs gradients turns them on for
     the forward and runs a backward after it. ``token_statistics`` and ``pawn`` score each token as
     it comes, if their rows are calibrated (``reduction="rows"``): those that ``generate`` makes,
@@ -68,7 +72,8 @@ class Guard:
     alpha : float or None, default=0.05
         False-alarm rate of each detector at each site; None scores without thresholds.
     on_alarm : callable, optional
-        Called with each ``Alarm``; an exception that it raises leaves the forward.
+        Called with each ``Alarm``, in the thread that called the model; an exception that it raises
+        leaves the forward.
     methods : sequence, optional
         Detectors to use, each by its word or by a pair of word and site; all by default.
     processor : object, optional
@@ -79,11 +84,13 @@ class Guard:
         default ``model.generation_config``.
     metrics : PrometheusMetrics, OpenTelemetryMetrics or other Metrics, optional
         Told of every forward, of rows, alarms and p-values by detector and site.
+    here : bool, default=False
+        Guard the forwards of the thread or task that opens the guard alone; the others pass by.
 
     Attributes
     ----------
     n_forwards, n_alarms : int
-        Since the guard was made.
+        Since the guard was made, by all callers.
 
     Raises
     ------
@@ -117,17 +124,23 @@ class Guard:
         processor: Any = None,
         generation_config: Any = None,
         metrics: Metrics | None = None,
+        here: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module | Model):
             raise InputError(
                 f"Guard: expected a live module or what sonde.load returns, got {model!r}. "
                 "Load it first: the guard watches the calls that you make."
             )
+        if metrics is not None and not isinstance(metrics, Metrics):
+            raise InputError(
+                "Guard: expected metrics with the methods forward, passed_by and rows, got "
+                f"{type(metrics).__name__}. Add the missing ones, as in PrometheusMetrics."
+            )
         live = load(model, processor=processor)
         fitted = probe if isinstance(probe, Fitted) else Fitted.load(probe)
         device = require_live_model(fitted.header, live)
         self.alpha, self.on_alarm, self._metrics = alpha, on_alarm, metrics
-        self._watches = watches_of(fitted, alpha, methods, device)
+        self._watches = tuple(watches_of(fitted, alpha, methods, device))
         needs = {n for watch in self._watches for n in watch.needs}
         wanted = {key for watch in self._watches for key in watch.keys}
         reading = fitted.header.get("reading") or {}
@@ -142,6 +155,8 @@ class Guard:
                 logits_output=reading.get("logits_output"),
                 special=special_ids(live.processor),
                 generation_config=generation_config,
+                here=here,
+                passed=None if metrics is None else metrics.passed_by,
             )
         except SiteError as error:
             raise StateError(
@@ -152,8 +167,8 @@ class Guard:
         self._stacked = Stacked.of([(w.name[1], w.scorer) for w in gaussian])
         self._together = {(GAUSSIAN, key) for key in self._stacked.keys} if self._stacked else set()
         self._thresholds: dict[tuple[int, ...], Tensor] = {}
-        self.n_forwards, self.n_alarms = 0, 0
-        self._forget()
+        self.n_forwards, self.n_alarms, self._lock = 0, 0, threading.Lock()
+        self._latest: Latest[GuardedText] = Latest()
 
     def __enter__(self) -> "Guard":
         self._onlooker.__enter__()
@@ -167,79 +182,72 @@ class Guard:
     ) -> None:
         self._onlooker.__exit__(kind, error, trace)
 
+    def last(self, *, here: bool = False) -> GuardedText:
+        """Return what was seen of the last text that this thread or task gave to the model.
+
+        Parameters
+        ----------
+        here : bool, default=False
+            Refuse if this thread or task gave none; by default the last text of any caller is
+            returned then.
+
+        Raises
+        ------
+        StateError
+            With ``here``, if this thread or task has not called the model.
+        """
+        found = self._latest.own() if here else self._latest.get()
+        if here and found is None:
+            raise StateError(
+                "Guard.last: expected this thread or task to have called the guarded model, got "
+                f"{plural(self.n_forwards, 'forward')} of others. Ask in the function that calls "
+                "the model."
+            )
+        return GuardedText(self._watches) if found is None else found
+
     @property
     def scores(self) -> dict[Key, Float[Tensor, "row"]]:
         """Scores of the last text by (method, site): a row for each example, token or patch."""
-        parts = [step.scores.split(list(step.counts)) for step in self._steps]
-        return {w.name: torch.cat([p[i] for p in parts]) for i, w in self._seen()}
+        return self.last().scores
 
     @property
     def example(self) -> dict[Key, Int[Tensor, "row"]]:
         """Which row of the batch each score belongs to."""
-        return {w.name: torch.cat([s.example[i] for s in self._steps]) for i, w in self._seen()}
+        return self.last().example
 
     @property
     def position(self) -> dict[Key, Int[Tensor, "row"]]:
         """Where in its text or image each score stands."""
-        return {w.name: torch.cat([s.position[i] for s in self._steps]) for i, w in self._seen()}
+        return self.last().position
 
     @property
     def p_values(self) -> dict[Key, Float[Tensor, "row"]]:
         """Conformal p-values of the last text, of the detectors that are calibrated."""
-        found, scores = {}, self.scores
-        for i, watch in self._seen():
-            labels = [step.label[i] for step in self._steps]
-            known = [label for label in labels if label is not None]
-            p = watch.p_value(scores[watch.name], torch.cat(known) if known else None)
-            if p is not None:
-                found[watch.name] = p
-        return found
+        return self.last().p_values
 
     @property
     def alarms(self) -> list[Alarm]:
         """Alarms of the last text, in order."""
-        return list(self._alarms)
+        return list(self.last().alarms)
 
     def table(self) -> pa.Table:
         """Return the last text as ``sonde.score`` would: a line for each row, site and detector."""
-        scores, p_values = self.scores, self.p_values
-        example, position = self.example, self.position
-        parts = []
-        for name, found in scores.items():
-            n, p = len(found), p_values.get(name)
-            columns = {
-                "id": [str(i) for i in example[name].tolist()],
-                "row": example[name].tolist(),
-                "position": position[name].tolist(),
-                "site": [name[1]] * n,
-                "instrument": [name[0]] * n,
-                "score": found.tolist(),
-                "p": [None] * n if p is None else p.tolist(),
-            }
-            parts.append(pa.Table.from_pydict(columns, schema=SCHEMA))
-        return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+        return self.last().table()
 
     def _repr_html_(self) -> str:
         title = f"Guard: {plural(self.n_forwards, 'forward')}, {plural(self.n_alarms, 'alarm')}"
-        scores, p_values, rows = self.scores, self.p_values, []
-        for key, found in scores.items():
+        text, rows = self.last(), []
+        p_values = text.p_values
+        for key, found in text.scores.items():
             p = p_values.get(key)
             least = "" if p is None else f"{p.min().item():.3g}"
-            n_alarms = sum((alarm.method, alarm.site) == key for alarm in self._alarms)
+            n_alarms = sum((alarm.method, alarm.site) == key for alarm in text.alarms)
             rows.append((*key, f"{found.max().item():.6g}", least, n_alarms))
         columns = ("method", "site", "largest score", "smallest p", "alarms in the last text")
         return html_table(title, columns, rows, len(rows))
 
-    def _seen(self) -> list[tuple[int, WatchedDetector]]:
-        return list(enumerate(self._watches)) if self._steps else []
-
-    def _forget(self) -> None:
-        self._steps: list[GuardStep] = []
-        self._alarms: list[Alarm] = []
-
-    def _see(self, batch: Batch, goes_on: bool, cut: Collection[str]) -> None:
-        if not goes_on:
-            self._forget()
+    def _see(self, batch: Batch, text: WatchedText, goes_on: bool, cut: Collection[str]) -> None:
+        """Score the rows of a forward, in the thread that made it."""
         known = {} if self._stacked is None else self._stacked.scores(batch.rows)
         parts = [
             scored(w, batch, cut, known.get(w.name[1]) if w.name in self._together else None)
@@ -251,13 +259,19 @@ class Guard:
         scores = scores.nan_to_num_(torch.inf, torch.inf, -torch.inf)
         columns = [tuple(getattr(p, n) for p in parts) for n in ("example", "position", "label")]
         step = GuardStep(scores, counts, *columns)
-        self._steps.append(step)
-        self.n_forwards += 1
         above = scores > self._limits(step)
+        if text.seen is None or not goes_on:
+            text.seen = GuardedText(self._watches)
+        seen: GuardedText = text.seen
+        with self._lock:
+            number, self.n_forwards = self.n_forwards, self.n_forwards + 1
+        seen.forwards.append(number)
+        seen.steps.append(step)
+        self._latest.put(seen)
         if self._metrics is not None:
             self._measure(self._metrics, step, above)
         if bool(above.any()):
-            self._raise_alarms(step, torch.nonzero(above).flatten().tolist())
+            self._raise_alarms(seen, step, torch.nonzero(above).flatten().tolist())
 
     def _measure(self, metrics: Metrics, step: GuardStep, above: Bool[Tensor, "score"]) -> None:
         metrics.forward()
@@ -270,8 +284,9 @@ class Guard:
 
     def _limits(self, step: GuardStep) -> Float[Tensor, "score"]:
         is_fixed = all(label is None for label in step.label)
-        if is_fixed and step.counts in self._thresholds:
-            return self._thresholds[step.counts]
+        known = self._thresholds.get(step.counts) if is_fixed else None
+        if known is not None:
+            return known
         each = zip(self._watches, step.counts, step.label, strict=True)
         limits = torch.cat([w.thresholds(self.alpha, n, label) for w, n, label in each])
         if is_fixed:
@@ -280,28 +295,31 @@ class Guard:
             self._thresholds[step.counts] = limits
         return limits
 
-    def _raise_alarms(self, step: GuardStep, rows: list[int]) -> None:
+    def _raise_alarms(self, seen: GuardedText, step: GuardStep, rows: list[int]) -> None:
         limits = self._limits(step)
         for row in rows:
             which, within = 0, row
             while within >= step.counts[which]:
                 which, within = which + 1, within - step.counts[which]
-            alarm = self._alarm(step, which, within, float(step.scores[row]), float(limits[row]))
-            self._alarms.append(alarm)
-            self.n_alarms += 1
+            alarm = self._alarm(seen, which, within, float(limits[row]))
+            seen.alarms.append(alarm)
+            with self._lock:
+                self.n_alarms += 1
             if self.on_alarm is not None:
                 self.on_alarm(alarm)
 
-    def _alarm(self, step: GuardStep, which: int, row: int, score: float, limit: float) -> Alarm:
-        watch, label = self._watches[which], step.label[which]
+    def _alarm(self, seen: GuardedText, which: int, row: int, limit: float) -> Alarm:
+        step, watch = seen.steps[-1], self._watches[which]
+        label, score = step.label[which], float(step.scores.split(list(step.counts))[which][row])
         p = watch.p_value([score], None if label is None else label[row : row + 1])
         return Alarm(
             method=watch.name[0],
             site=watch.name[1],
-            step=len(self._steps) - 1,
+            step=len(seen.steps) - 1,
             example=int(step.example[which][row]),
             position=int(step.position[which][row]),
             score=score,
             threshold=limit,
             p=None if p is None else float(p),
+            forward=seen.forwards[-1],
         )

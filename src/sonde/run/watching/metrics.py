@@ -8,6 +8,7 @@ from sonde.run.instruments.entries import Key
 
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 FORWARDS = "Forwards of the model that the guard has seen."
+PASSED = "Forwards of other threads or tasks, which a guard with here=True does not see."
 ROWS = "Rows scored: examples, tokens or patches."
 ALARMS = "Rows above the threshold of their detector."
 P_VALUES = "Conformal p-values of rows; usual rows are spread evenly from 0 to 1."
@@ -19,6 +20,10 @@ class Metrics(Protocol):
 
     def forward(self) -> None:
         """Count a forward."""
+        ...
+
+    def passed_by(self) -> None:
+        """Count a forward of another thread or task, which a guard with ``here`` does not see."""
         ...
 
     def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
@@ -55,6 +60,7 @@ class PrometheusMetrics:
         self.registry = client.CollectorRegistry() if registry is None else registry
         labels, mine = ("method", "site"), self.registry
         self._forwards = client.Counter("sonde_forwards", FORWARDS, registry=mine)
+        self._passed = client.Counter("sonde_forwards_passed_by", PASSED, registry=mine)
         self._rows = client.Counter("sonde_rows", ROWS, labels, registry=mine)
         self._alarms = client.Counter("sonde_alarms", ALARMS, labels, registry=mine)
         self._p = client.Histogram(
@@ -64,6 +70,10 @@ class PrometheusMetrics:
     def forward(self) -> None:
         """Count a forward."""
         self._forwards.inc()
+
+    def passed_by(self) -> None:
+        """Count a forward that the guard does not see."""
+        self._passed.inc()
 
     def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
         """Count the rows and alarms of a detector at a site."""
@@ -92,6 +102,7 @@ class OpenTelemetryMetrics:
 
     def __init__(self, meter: Any) -> None:
         self._forwards = meter.create_counter("sonde.forwards", description=FORWARDS)
+        self._passed = meter.create_counter("sonde.forwards.passed_by", description=PASSED)
         self._rows = meter.create_counter("sonde.rows", description=ROWS)
         self._alarms = meter.create_counter("sonde.alarms", description=ALARMS)
         self._p = meter.create_histogram(
@@ -101,6 +112,10 @@ class OpenTelemetryMetrics:
     def forward(self) -> None:
         """Count a forward."""
         self._forwards.add(1)
+
+    def passed_by(self) -> None:
+        """Count a forward that the guard does not see."""
+        self._passed.add(1)
 
     def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
         """Count the rows and alarms of a detector at a site."""

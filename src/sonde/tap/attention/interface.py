@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ OTHER_TEXT = ("key_value_states", "encoder_hidden_states", "cross_attention_stat
 Kernel = Callable[..., Any]
 
 _lock = threading.Lock()
-_AROUND: ContextVar[Callable[..., Any] | None] = ContextVar("sonde_kernels", default=None)
+_AROUND: ContextVar[tuple[Callable[..., Any], ...]] = ContextVar("sonde_kernels", default=())
+_around_all: tuple[Callable[..., Any], ...] = ()
 _original: list[Kernel] = []
 _readers = 0
 
@@ -45,25 +46,34 @@ def hold_interface() -> None:
         if not _original and modeling is not None:
             interface = modeling.AttentionInterface
             _original.append(interface.get_interface)
-            interface.get_interface = _get_interface
+            interface.get_interface = partialmethod(_get_interface, _original[0])
 
 
 @contextlib.contextmanager
-def kernels_through(around: Callable[..., Any]) -> Iterator[None]:
-    """Run kernels through a function, in this thread, inside a ``with`` block.
+def kernels_through(around: Callable[..., Any], *, here: bool = True) -> Iterator[None]:
+    """Run kernels through a function inside a ``with`` block.
 
     Parameters
     ----------
     around : callable
         ``around(kernel, implementation, module, query, key, value, mask, ...)`` gives what the
         kernel would give.
+    here : bool, default=True
+        For kernels that this context runs alone; without, for all, of every model.
     """
+    global _around_all
     hold_interface()
-    token = _AROUND.set(around)
+    if here:
+        _AROUND.set((*_AROUND.get(), around))
+    else:
+        with _lock:
+            _around_all = (*_around_all, around)
     try:
         yield
     finally:
-        _AROUND.reset(token)
+        _AROUND.set(tuple(x for x in _AROUND.get() if x is not around))
+        with _lock:
+            _around_all = tuple(x for x in _around_all if x is not around)
         release_interface()
 
 
@@ -77,11 +87,12 @@ def release_interface() -> None:
             modeling.AttentionInterface.get_interface = _original.pop()
 
 
-def _get_interface(interface: Any, attn_implementation: str, default: Kernel) -> Kernel:
-    """Return the kernel, with a pass-through around it in threads that watch something."""
-    kernel = _original[0](interface, attn_implementation, default)
-    around = _AROUND.get()
-    if around is not None:
+def _get_interface(
+    interface: Any, original: Callable[..., Kernel], attn_implementation: str, default: Kernel
+) -> Kernel:
+    """Return the kernel, with a pass-through around it where something is watched."""
+    kernel = original(interface, attn_implementation, default)
+    for around in (*_around_all, *_AROUND.get()):
         kernel = partial(around, kernel, attn_implementation)
     if not is_anything_watched():
         return kernel

@@ -13,14 +13,15 @@ from sonde.tap.attention.interface import hold_interface, release_interface, sou
 from sonde.tap.attention.multihead import observe
 from sonde.tap.attention.places import asks_interface
 from sonde.tap.attention.watching import AttentionWatch, PortHook, WatchedAttention, opened
+from sonde.tap.hooks.inert import Hook
 
 Wanted = Sequence[tuple[nn.Module, str, PortHook]]
 
 
 def watch_attention(
-    wanted: Wanted, *, edits: bool = False
+    wanted: Wanted, *, edits: bool = False, here: bool = True
 ) -> Callable[[], AbstractContextManager[None]] | None:
-    """Return a function that opens a context in which a thread calls hooks at attention ports.
+    """Return a function that opens a context in which hooks at attention ports are called.
 
     Parameters
     ----------
@@ -29,44 +30,44 @@ def watch_attention(
         returns, if not None, replaces it. Without any, None is returned.
     edits : bool, default=False
         Whether the hooks change states; if so, they come before hooks that only read.
+    here : bool, default=True
+        Call them for the context that opens it alone.
     """
-    return partial(_watched, wanted, edits) if wanted else None
+    return partial(_watched, wanted, edits, here) if wanted else None
 
 
 @contextlib.contextmanager
-def _watched(wanted: Wanted, edits: bool) -> Iterator[None]:
+def _watched(wanted: Wanted, edits: bool, here: bool) -> Iterator[None]:
     hooks: dict[tuple[int, str], list[PortHook]] = {}
     for module, port, hook in wanted:
         hooks.setdefault((id(module), port), []).append(hook)
-    watch = AttentionWatch(hooks, edits)
+    watch = AttentionWatch(hooks, edits, here)
     with contextlib.ExitStack() as stack:
         hold_interface()
         stack.callback(release_interface)
         stack.enter_context(opened(watch))
         stack.callback(watch.leave)
         for module in {id(m): m for m, _, _ in wanted}.values():
-            before = partial(_before, watch)
+            before = Hook(_before, watch)
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            after = partial(_after, watch)
+            after = Hook(_after, watch)
             stack.callback(module.register_forward_hook(after, always_call=True).remove)
         yield
 
 
 def _before(
-    watch: AttentionWatch, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    watch: AttentionWatch, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None
 ) -> None:
     """Look at a call before it runs; the first of several sessions does it for all."""
     watched = WatchedAttention.find(module)
-    if watched is None or watched.first is not watch:
+    if watched is None or watched.first is not watch or kwargs is None:
         return
     if isinstance(module, nn.MultiheadAttention):
         watch.notes[id(module)] = observe(module, watched, args, kwargs)
     elif asks_interface(type(module)):
         watch.notes[id(module)] = source_of(module, args, kwargs)
     else:
-        watch.leave()
-        watch.mode = FunctionsWatched(module, watched, source_of(module, args, kwargs))
-        watch.mode.__enter__()
+        watch.enter(FunctionsWatched(module, watched, source_of(module, args, kwargs)))
 
 
 def _after(watch: AttentionWatch, module: nn.Module, args: Any, output: Any) -> Any:

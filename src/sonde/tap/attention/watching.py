@@ -1,6 +1,7 @@
 """Hooks of open sessions at the ports of attentions, found when an attention runs."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,6 +17,14 @@ PortHook = Callable[[Any], Any]
 Figures = Mapping[str, Callable[[], Tensor]]
 
 
+class _OfThread(threading.local):
+    """What a watch keeps of the attentions that run in one thread."""
+
+    def __init__(self) -> None:
+        self.notes: dict[int, Any] = {}
+        self.mode: TorchFunctionMode | None = None
+
+
 @dataclass(eq=False)
 class AttentionWatch:
     """What one session watches.
@@ -26,47 +35,68 @@ class AttentionWatch:
         ``hook(view)`` is given a ``PortView``; what it returns, if not None, replaces it.
     edits : bool
         Whether the session changes states; if so, it comes before sessions that only read.
-    notes : dict of int to object
-        What a hook before a module keeps for the one after it, by id of the module.
-    mode : context manager or None
-        Open while an attention runs that is written with torch's functions.
+    here : bool, default=True
+        Watch the context that opens it alone.
+    own : _OfThread
+        ``notes``: what a hook before a module keeps for the one after it, by id of the module.
+        ``mode``: open while an attention runs that is written with torch's functions.
     """
 
     hooks: dict[tuple[int, str], list[PortHook]]
     edits: bool
-    notes: dict[int, Any] = field(default_factory=dict[int, Any])
-    mode: TorchFunctionMode | None = None
+    here: bool = True
+    own: _OfThread = field(default_factory=_OfThread)
 
     def __post_init__(self) -> None:
         self.owners = frozenset(owner for owner, _ in self.hooks)
 
+    @property
+    def notes(self) -> dict[int, Any]:
+        """What is known of the attentions that run in this thread, by id of the module."""
+        return self.own.notes
+
+    def enter(self, mode: TorchFunctionMode) -> None:
+        """Open a mode in this thread."""
+        self.leave()
+        self.own.mode = mode
+        mode.__enter__()
+
     def leave(self) -> None:
         """Close the mode, if one is open; a forward that was ended early leaves it behind."""
-        if self.mode is not None:
-            self.mode.__exit__(None, None, None)
-        self.mode = None
+        if self.own.mode is not None:
+            self.own.mode.__exit__(None, None, None)
+        self.own.mode = None
 
 
 _OPEN: ContextVar[tuple[AttentionWatch, ...]] = ContextVar("sonde_attention", default=())
+_everywhere: tuple[AttentionWatch, ...] = ()
+_lock = threading.Lock()
 
 
 def is_anything_watched() -> bool:
-    """Return whether this thread watches the port of any attention."""
-    return bool(_OPEN.get())
+    """Return whether the port of any attention is watched in this context."""
+    return bool(_everywhere or _OPEN.get())
 
 
 @contextlib.contextmanager
 def opened(watch: AttentionWatch) -> Iterator[None]:
-    """Make the watch known to attentions that run in this thread."""
-    _OPEN.set((*_OPEN.get(), watch))
+    """Make the watch known to attentions, those of this context or all."""
+    global _everywhere
+    if watch.here:
+        _OPEN.set((*_OPEN.get(), watch))
+    else:
+        with _lock:
+            _everywhere = (*_everywhere, watch)
     try:
         yield
     finally:
         _OPEN.set(tuple(w for w in _OPEN.get() if w is not watch))
+        with _lock:
+            _everywhere = tuple(w for w in _everywhere if w is not watch)
 
 
 class WatchedAttention:
-    """The hooks at one attention, of all sessions that are open in this thread, edits first."""
+    """The hooks at one attention, of all sessions that act in this context, edits first."""
 
     def __init__(self, module: nn.Module, watches: Sequence[AttentionWatch]) -> None:
         self._id, self._watches = id(module), watches
@@ -77,7 +107,7 @@ class WatchedAttention:
         """Return the watches of a module, or None if it has no watch or a backward pass runs."""
         if torch._C._current_graph_task_id() != -1:
             return None
-        mine = [watch for watch in _OPEN.get() if id(module) in watch.owners]
+        mine = [w for w in (*_everywhere, *_OPEN.get()) if id(module) in w.owners]
         mine.sort(key=lambda w: not w.edits)
         return cls(module, mine) if mine else None
 

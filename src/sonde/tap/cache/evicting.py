@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from functools import partial
 from typing import Any, cast
 
@@ -19,12 +18,11 @@ from sonde.tap.attention.places import asks_interface
 from sonde.tap.cache.layer import EvictingLayer, GrowingLayer, RealTokens
 from sonde.tap.cache.packed import PackingGroup, PackingLayer
 from sonde.tap.cache.rotation import GIVEN, turn_of
-from sonde.tap.hooks.cache import cache_in
+from sonde.tap.hooks.cache import cache_argument, cache_in
 from sonde.tap.hooks.outputs import arguments
-from sonde.tap.hooks.session import Session
+from sonde.tap.hooks.session import Followed, Session
 
 Form = CacheRule | CachePacking
-_RUNNING: ContextVar["EvictingCache | None"] = ContextVar("sonde_cache", default=None)
 
 
 class EvictingCache(Cache):
@@ -87,7 +85,7 @@ class EvictingCache(Cache):
 
 @contextlib.contextmanager
 def caching(
-    model: Model | nn.Module, rule: Form | Callable[[int], Form]
+    model: Model | nn.Module, rule: Form | Callable[[int], Form], *, here: bool = False
 ) -> Iterator[EvictingCache]:
     """Open a language model with a cache that evicts tokens by a rule, or holds them packed.
 
@@ -106,6 +104,9 @@ def caching(
         Which tokens stay, or the form in which all are held, in all layers; or a function from a
         layer's number to either. A packing of several layers groups adjacent layers that
         share the object.
+    here : bool, default=False
+        Serve the calls of the thread or task that opens the block alone; by default the cache may
+        be given to calls in any thread.
 
     Yields
     ------
@@ -127,16 +128,19 @@ def caching(
         )
     if cache.evicting:
         _check_kernel(module)
-    before = [(module, partial(_before, cache, module)), *_rotating(cache, module)]
-    token = _RUNNING.set(None)
+    session = Session(
+        module,
+        inputs=list(_rotating(cache, module)),
+        reading=False,
+        follows=[Followed(module, partial(_begin, cache, module), _finish)],
+        owner="caching",
+        here=here,
+        advice=f"None was given the cache. Pass {cache_argument(module)}=cache to the model.",
+    )
     try:
-        with (
-            Session(module, inputs=before, reading=False, owner="caching"),
-            kernels_through(_attend),
-        ):
+        with session, kernels_through(partial(_attend, cache), here=here):
             yield cache
     finally:
-        _RUNNING.reset(token)
         for layer in cache.smaller:
             layer.is_open = False
 
@@ -149,17 +153,18 @@ def _rotating(cache: EvictingCache, module: nn.Module) -> Iterator[tuple[nn.Modu
             continue
         layer = cache.layers[number]
         if isinstance(layer, GrowingLayer) and layer.needs_rotation:
-            yield part, partial(_note_rotation, layer, part)
+            yield part, partial(_note_rotation, cache, layer, part)
 
 
-def _note_rotation(layer: GrowingLayer, part: nn.Module, args: Any, kwargs: Any) -> None:
+def _note_rotation(
+    cache: EvictingCache, layer: GrowingLayer, part: nn.Module, args: Any, kwargs: Any
+) -> None:
     """Tell a layer how its attention rotates the columns of the running call."""
     named = arguments(part, args, kwargs)
-    running = _RUNNING.get()
-    if running is None or not any(x is running for x in named.values()):
+    if not any(x is cache for x in named.values()):
         return
     if not layer.is_initialized:
-        layer.turn = turn_of(part, {k: x for k, x in named.items() if x is not running})
+        layer.turn = turn_of(part, {k: x for k, x in named.items() if x is not cache})
     if layer.turn is not None:
         layer.note(layer.turn, *named[GIVEN])
 
@@ -208,8 +213,8 @@ def _layers(plain: Sequence[Any], forms: Sequence[Form | None]) -> list[Any]:
     return found
 
 
-def _before(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> None:
-    """Note which columns of a call on this cache are real."""
+def _begin(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> EvictingCache | None:
+    """Note which columns of a call on this cache are real; calls on others are not followed."""
     named = arguments(module, args, kwargs)
     if named.get("use_cache") is False:
         raise InputError(
@@ -219,16 +224,19 @@ def _before(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> 
             "generates without a cache."
         )
     if cache_in(named) is not cache:
-        if _RUNNING.get() is cache:  # blocks may be open inside each other
-            _RUNNING.set(None)
-        return
+        return None
     given = named.get("input_ids")
     given = named["inputs_embeds"] if given is None else given
     cache.start(named.get("attention_mask"), given.shape[0], given.shape[1], given.device)
-    _RUNNING.set(cache)
+    return cache
+
+
+def _finish(cache: EvictingCache) -> None:
+    """Leave all to the layers: they keep what later calls read."""
 
 
 def _attend(
+    cache: EvictingCache,
     kernel: Callable[..., Any],
     implementation: str,
     module: nn.Module,
@@ -240,7 +248,7 @@ def _attend(
     **kwargs: Any,
 ) -> Any:
     """Run a kernel on what a layer holds, then let the layer evict."""
-    layer = _layer_of(module, key)
+    layer = _layer_of(cache, module, key)
     if layer is None:
         return kernel(module, query, key, value, attention_mask, *args, **kwargs)
     seen = layer.in_sight()
@@ -253,11 +261,10 @@ def _attend(
     return out
 
 
-def _layer_of(module: nn.Module, key: Tensor) -> EvictingLayer | None:
-    """Return the layer that handed out these very keys in the running call."""
-    cache = _RUNNING.get()
+def _layer_of(cache: EvictingCache, module: nn.Module, key: Tensor) -> EvictingLayer | None:
+    """Return the layer that handed out these very keys, or None."""
     number = getattr(module, "layer_idx", None)
-    if cache is None or number is None or number >= len(cache.layers):
+    if number is None or number >= len(cache.layers):
         return None
     layer = cache.layers[number]
     return layer if isinstance(layer, EvictingLayer) and layer.keys is key else None

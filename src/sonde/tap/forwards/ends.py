@@ -32,11 +32,21 @@ class Ends:
 
     def __init__(self, root: nn.Module, config: Any = None, padding: Collection[int] = ()) -> None:
         self.root, self.config, self.padding = root, config, frozenset(padding)
-        self._over: Tensor | None = None
 
-    def after(self, ids: Tensor | None, past: int) -> Bool[Tensor, "example"] | None:
-        """Return which sequences are over in this forward, or None if none or all are over."""
-        before, self._over = self._over, None
+    def after(
+        self, ids: Tensor | None, past: int, before: Tensor | None
+    ) -> Bool[Tensor, "example"] | None:
+        """Return which sequences are over in this forward, or None if none or all are over.
+
+        Parameters
+        ----------
+        ids : Tensor or None
+            What the forward is fed.
+        past : int
+            Tokens in the cache.
+        before : Tensor or None
+            What this returned for the forward before on the same texts.
+        """
         if not past or ids is None or ids.ndim != 2 or ids.shape[1] != 1 or len(ids) == 1:
             return None
         ends, padding = self._tokens()
@@ -46,9 +56,7 @@ class Ends:
         over = torch.isin(fed, torch.tensor(sorted(ends)))
         if before is not None and len(before) == len(over):
             over |= before & torch.isin(fed, torch.tensor(sorted(padding)))
-        if bool(over.any()) and not bool(over.all()):
-            self._over = over
-        return self._over
+        return over if bool(over.any()) and not bool(over.all()) else None
 
     def _tokens(self) -> tuple[frozenset[int], frozenset[int]]:
         """Return the end tokens, and the tokens that may follow an end token."""

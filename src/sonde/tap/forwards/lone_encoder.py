@@ -9,37 +9,32 @@ import torch
 from torch import Tensor, nn
 
 from sonde.tap.hooks.call import encoder_of
+from sonde.tap.hooks.latest import Latest
 from sonde.tap.hooks.outputs import arguments, leaves
 from sonde.tap.rows.kind import Kind
 
 
 class EncoderRun:
-    """Keeps the last run of a model's encoder outside the whole model.
+    """One run of a model's encoder outside the whole model.
 
     Parameters
     ----------
-    root : nn.Module
-        An encoder-decoder of ``transformers``; any other model has no encoder here.
+    encoder : nn.Module
+    args, kwargs
+        What it is called with.
+
+    Attributes
+    ----------
+    taken : list of (Kind, Tensor, int)
+        What was read, and from which call of the site.
     """
 
-    def __init__(self, root: nn.Module) -> None:
-        found = encoder_of(root)
-        self.encoder = [] if found is None else [found]
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the last run."""
+    def __init__(self, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.taken: list[tuple[Kind, Tensor, int]] = []
-        self.is_running = False
-        self._ids: Tensor | None = None
-        self._output: Tensor | None = None
-
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forget the run before this one."""
-        self.clear()
         self.is_running = True
-        ids = arguments(self.encoder[0], args, kwargs).get("input_ids")
+        ids = arguments(encoder, args, kwargs).get("input_ids")
         self._ids = ids.clone() if isinstance(ids, Tensor) else None
+        self._output: Tensor | None = None
 
     def end(self, output: Any) -> None:
         """Remember the output, by which a call of the decoder is known to follow from this run."""
@@ -57,3 +52,36 @@ class EncoderRun:
     def repeated_ids(self, times: int) -> Tensor | None:
         """Return the tokens, repeated for every copy of a row, or None if rows are not repeated."""
         return self._ids.repeat_interleave(times, 0) if times and self._ids is not None else None
+
+
+class EncoderRuns:
+    """Keeps the last run of a model's encoder outside the whole model, for each caller.
+
+    Parameters
+    ----------
+    root : nn.Module
+        An encoder-decoder of ``transformers``; any other model has no encoder here.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.encoder = encoder_of(root)
+        self._latest: Latest[EncoderRun] = Latest()
+
+    def clear(self) -> None:
+        """Forget all runs."""
+        self._latest.clear()
+
+    def end(self, run: EncoderRun, output: Any) -> None:
+        """Keep a run that is over."""
+        run.end(output)
+        self._latest.put(run)
+
+    def before(self, named: dict[str, Any]) -> tuple[EncoderRun | None, int]:
+        """Return the run that a call follows from, and how often the call repeats its rows."""
+        if named.get("encoder_outputs") is None:
+            return None, 0
+        own = self._latest.own()
+        for run in (*(() if own is None else (own,)), *self._latest.values()):
+            if times := run.times(named):
+                return run, times
+        return None, 0

@@ -30,8 +30,6 @@ class Watching:
     task : str
     special : Int[Tensor, "token"] or None
         Ids of tokens that are left out of ``mean`` and ``tokens``.
-    carried_logits : CarriedLogits
-        Logits that the forward before made of the next token.
     shared : SharedSelections
         Index tensors.
     output : str or None
@@ -41,7 +39,6 @@ class Watching:
     kinds: tuple[Kind, ...]
     task: str
     special: Tensor | None
-    carried_logits: CarriedLogits
     shared: SharedSelections
     output: str | None = None
 
@@ -56,6 +53,8 @@ class WatchedForward:
         The arguments of the forward.
     over : Bool[Tensor, "example"] or None
         Sequences that ended in an earlier step of ``generate``: they bring no rows.
+    carried : CarriedLogits
+        Logits that the forward before on these texts made of the next token.
 
     Attributes
     ----------
@@ -67,8 +66,15 @@ class WatchedForward:
         Tokens of an encoder that ran before this forward.
     """
 
-    def __init__(self, watching: Watching, call: CallArguments, over: Tensor | None) -> None:
+    def __init__(
+        self,
+        watching: Watching,
+        call: CallArguments,
+        over: Tensor | None,
+        carried: CarriedLogits,
+    ) -> None:
         self._watching, self._call, self._over = watching, call, over
+        self._carried = carried
         self._taken: dict[str, list[tuple[Tensor, RowPlaces]]] = {k.key: [] for k in watching.kinds}
         self._windows: dict[int, Frame] = {}
         self.frame: Frame | None = None
@@ -123,10 +129,8 @@ class WatchedForward:
         if kind.reduction.reducer.name != "predictions":
             return frame, leaf
         logits = kind.reduction.axes.last_dim(leaf)
-        self._watching.carried_logits.say(
-            kind.key, _last(logits, frame.real(call.axis, logits.shape[1]))
-        )
-        said = None if start else self._watching.carried_logits.said(kind.key)
+        self._carried.say(kind.key, _last(logits, frame.real(call.axis, logits.shape[1])))
+        said = None if start else self._carried.said(kind.key)
         if said is None:
             return frame, leaf
         at = words.index(call.axis)

@@ -1,8 +1,9 @@
 """Run a live model with activations changed at some sites."""
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -22,10 +23,17 @@ from sonde.tap.hand.gate import Gate
 from sonde.tap.hand.texts import GrowingTexts, TextLog
 from sonde.tap.hand.where import TermPlaces, Where
 from sonde.tap.hooks.call import CallArguments, encoder_of
+from sonde.tap.hooks.latest import Latest
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, find_input, replaced, with_input
 from sonde.tap.hooks.port_view import PortView
-from sonde.tap.hooks.session import Session, active_sessions, check_readable, in_checkpoint
+from sonde.tap.hooks.session import (
+    Followed,
+    Session,
+    check_readable,
+    in_checkpoint,
+    open_sessions,
+)
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.tap.rows.reduce import NARROW
 
@@ -42,12 +50,14 @@ def editing(
     gate: Gate | None = None,
     others: Recorded | None = None,
     cache: Literal["refuse", "keep"] = "refuse",
+    here: bool = False,
 ) -> Iterator[None]:
     """Apply an edit at some sites of a live model inside a ``with`` block.
 
     Padding is never edited. States of half precision are edited in float32 and rounded once. A
     module that runs several times is edited at each call unless ``@call`` is given. Taps, also
-    those opened before, read what the next module receives. Only this thread's calls are edited.
+    those opened before, read what the next module receives. Every call of the model is edited,
+    whichever thread or task makes it.
 
     Parameters
     ----------
@@ -68,6 +78,8 @@ def editing(
     cache : {"refuse", "keep"}, default="refuse"
         What to do with a key-value cache that was filled without the edit; ``keep`` leaves the
         tokens in it unedited.
+    here : bool, default=False
+        Edit the calls of the thread or task that opens the block alone.
 
     Raises
     ------
@@ -95,10 +107,11 @@ def editing(
         raise InputError(f"editing: expected cache to be 'refuse' or 'keep', got {cache!r}.")
     module = model.module if isinstance(model, Model) else model
     check_readable(module)
-    editor = _Editor(module, edit, resolve(module, sites), TermPlaces.of(where), gate, others or {})
+    found = resolve(module, sites)
+    editor = _Editor(module, edit, found, TermPlaces.of(where), gate, others or {}, here=here)
     editor.keeps_cache = cache == "keep"
     with editor.session:
-        for session in active_sessions():
+        for session in open_sessions():
             if session.reading:
                 session.move_to_end()
         yield
@@ -107,19 +120,38 @@ def editing(
 
 @dataclass(eq=False)
 class _Spot:
-    """A site of the model, and how often it ran: in this call of the model, and in all."""
+    """A site of the model, and how often it ran in all calls of the model."""
 
     site: Site
     name: str
     module: nn.Module
     in_encoder: bool
-    in_call: int = 0
     in_all: int = 0
     acted: bool = False
 
 
+@dataclass(eq=False)
+class _EditedForward:
+    """One call of the model, or of its encoder alone, that is running.
+
+    Attributes
+    ----------
+    call : EditedCall or None
+        None while an encoder runs alone.
+    encoding : EditedCall or None
+        The call of the encoder whose states are read.
+    in_call : dict of str to int
+        How often each site ran, by its name.
+    """
+
+    call: EditedCall | None
+    encoding: EditedCall | None
+    with_grad: bool
+    in_call: dict[str, int] = field(default_factory=dict[str, int])
+
+
 class _Editor:
-    """Applies one edit; knows the call that is running."""
+    """Applies one edit to the calls that run."""
 
     def __init__(
         self,
@@ -129,6 +161,8 @@ class _Editor:
         places: TermPlaces,
         gate: Gate | None,
         others: Recorded,
+        *,
+        here: bool = False,
     ) -> None:
         if any(site.port == "grad" for site in sites):
             raise SiteError("editing: gradients cannot be edited. Name the port out or in.")
@@ -138,10 +172,9 @@ class _Editor:
         self.root = self.modules[""]
         self.encoder = encoder_of(self.root)
         self.spots = [self._spot(site) for site in sites]
-        self.n_calls, self.with_grad = 0, False
-        self.log = TextLog()
-        self.running: EditedCall | None = None
-        self.encoding: EditedCall | None = None
+        self.log, self.here, self._lock = TextLog(), here, threading.Lock()
+        self.encodings: Latest[EditedCall] = Latest()
+        self.outside = _EditedForward(None, None, with_grad=False)
         self.asked: list[_Spot] = []
         self.session = self._session(root)
 
@@ -152,10 +185,11 @@ class _Editor:
 
     def _session(self, root: nn.Module) -> Session:
         outputs: list[Any] = []
-        inputs: list[Any] = [(self.root, self._begin)]
+        inputs: list[Any] = []
         inside: list[Any] = []
+        follows = [Followed(self.root, self._begin, self._finish)]
         if self.encoder is not None:
-            inputs.append((self.encoder, self._begin_encoder))
+            follows.append(Followed(self.encoder, self._begin_encoder, self._finish))
         hooked = [(spot, self._after, self._before) for spot in self.spots]
         if self.gate is not None:
             asked = self.spots[0].site if self.gate.site is None else self.gate.site
@@ -170,25 +204,34 @@ class _Editor:
             else:
                 inside.append((spot.module, port, partial(after, spot)))
         outputs.append((self.root, self._end))
-        look, finish = watch_attention(inside, edits=True), self._finish
-        return Session(self.root, outputs, inputs, reading=False, finish=finish, inside=look)
+        return Session(
+            self.root,
+            outputs,
+            inputs,
+            reading=False,
+            follows=follows,
+            inside=watch_attention(inside, edits=True, here=self.here),
+            owner="editing",
+            here=self.here,
+        )
 
     def check_acted(self) -> None:
         """Raise if the model ran but a site never did, or no token was selected."""
-        silent = [spot.name for spot in self.spots if self.n_calls and not spot.in_all]
+        n_calls = self.session.n_followed
+        silent = [spot.name for spot in self.spots if n_calls and not spot.in_all]
         if silent:
             raise SiteError(
                 f"editing: {', '.join(silent)} never ran, so the edit had no effect there. "
                 f"Name {what_runs([spot.site for spot in self.spots])}."
             )
-        idle = [spot.name for spot in self.spots if self.n_calls and not spot.acted]
+        idle = [spot.name for spot in self.spots if n_calls and not spot.acted]
         if idle:
             raise SiteError(
                 f"editing: where={self.places} selected no token at {', '.join(idle)}, so "
                 "the edit had no effect there. Name tokens that the calls have."
             )
 
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _EditedForward:
         call = CallArguments(self.root, args, kwargs)
         texts = self.log.begin(call, keep=self.keeps_cache)
         if texts is None:
@@ -197,27 +240,44 @@ class _Editor:
                 "would stay unedited. Start from an empty cache inside the with block, or say "
                 "cache='keep'."
             )
-        self.running = EditedCall(call, texts)
-        self._count()
+        encoding = self.encodings.get()
+        self.outside = _EditedForward(None, None, with_grad=False)
+        return _EditedForward(EditedCall(call, texts), encoding, torch.is_grad_enabled())
 
-    def _begin_encoder(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.encoder is not None:
-            call = CallArguments(self.encoder, args, kwargs, decoding=False)
-            self.encoding = EditedCall(call, GrowingTexts.begun(call))
-            if self.running is None:  # generate runs it alone
-                self._count()
-
-    def _count(self) -> None:
-        self.n_calls += 1
-        self.with_grad = torch.is_grad_enabled()
-        for spot in self.spots:
-            spot.in_call = 0
+    def _begin_encoder(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _EditedForward | None:
+        assert self.encoder is not None  # it is followed
+        call = CallArguments(self.encoder, args, kwargs, decoding=False)
+        encoding = EditedCall(call, GrowingTexts.begun(call))
+        around: _EditedForward | None = self.session.state
+        if around is not None:
+            around.encoding = encoding
+            return None
+        self.encodings.put(encoding)  # generate runs it alone, and then the decoder
+        return _EditedForward(None, encoding, torch.is_grad_enabled())
 
     def _end(self, output: Any) -> None:
-        self.log.end(output)
+        forward: _EditedForward | None = self.session.state
+        if forward is not None and forward.call is not None:
+            self.log.end(output, forward.call.texts)
 
-    def _finish(self) -> None:
-        self.running = None
+    def _finish(self, forward: _EditedForward) -> None:
+        forward.call = forward.encoding = None
+
+    def _forward(self) -> _EditedForward:
+        """Return the call that runs in this context; parts may be called by themselves."""
+        found = self.session.state
+        return self.outside if found is None else found
+
+    def _is_turn(self, spot: _Spot) -> bool:
+        """Return whether this call of a module is edited, and count the call."""
+        in_call = self._forward().in_call
+        call = in_call[spot.name] = in_call.get(spot.name, -1) + 1
+        wanted = spot.site.call
+        if wanted == "last":
+            raise SiteError("editing: which call is the last is known only after it. Write @0, @1.")
+        return not isinstance(wanted, int) or wanted == call
 
     def _take(self, spot: _Spot, output: Any) -> None:
         self._decide(spot, find(output, spot.site.key))
@@ -238,7 +298,7 @@ class _Editor:
                 now.texts.decided = self.gate.decide(found)
 
     def _after(self, spot: _Spot, output: Any) -> Any:
-        if not _is_turn(spot):
+        if not self._is_turn(spot):
             return None
         leaf = find(output, spot.site.key)
         if leaf is None:
@@ -248,7 +308,7 @@ class _Editor:
         return None if new is leaf else replaced(output, leaf, new)
 
     def _before(self, spot: _Spot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not _is_turn(spot):
+        if not self._is_turn(spot):
             return None
         _, leaf = find_input(spot.module, args, kwargs, spot.site.key)
         new = self._changed(leaf, spot)
@@ -256,11 +316,12 @@ class _Editor:
 
     def _now(self, spot: _Spot) -> EditedCall | None:
         """Return the call that a module's states belong to."""
-        return self.encoding if spot.in_encoder else self.running
+        forward = self._forward()
+        return forward.encoding if spot.in_encoder else forward.call
 
     def _changed(self, leaf: Tensor, spot: _Spot, *, of_encoder: bool = False) -> Tensor:
         """Return the edited activation; ``leaf`` itself where nothing is to be changed."""
-        now = self.encoding if of_encoder else self._now(spot)
+        now = self._forward().encoding if of_encoder else self._now(spot)
         axis = 2 if spot.site.port in ATTENTION_PORTS else None
         call = None if now is None else now.call
         view = FeaturesLast.of(leaf, spot.module, self.root, call, axis)
@@ -269,13 +330,14 @@ class _Editor:
 
     def _edited(self, x: Tensor, spot: _Spot, now: EditedCall | None, has_tokens: bool) -> Tensor:
         """Return the edited activation, features last; ``x`` itself where nothing is changed."""
-        site, n_before = spot.site, spot.in_all
-        spot.in_all += 1
+        site = spot.site
+        with self._lock:
+            n_before, spot.in_all = spot.in_all, spot.in_all + 1
         selected = self._selected(x, site, now, has_tokens)
         if selected is False:
             return x
         spot.acted = True
-        if self.with_grad and in_checkpoint():
+        if self._forward().with_grad and in_checkpoint():
             raise StateError(
                 f"editing: {spot.name} is run anew in the backward pass (torch.utils.checkpoint), "
                 "where no edit acts, so the gradient would be wrong. Switch checkpointing off, as "
@@ -339,12 +401,3 @@ class _Editor:
                 "knows no examples. Open the edit on the module that you call."
             )
         return now.gated(len(x), x.device).view(-1, *[1] * (x.ndim - 1))
-
-
-def _is_turn(spot: _Spot) -> bool:
-    """Return whether this call of a module is edited, and count the call."""
-    call, spot.in_call = spot.in_call, spot.in_call + 1
-    wanted = spot.site.call
-    if wanted == "last":
-        raise SiteError("editing: which call is the last is known only after it. Write @0, @1.")
-    return not isinstance(wanted, int) or wanted == call

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import wraps
 from typing import Any
@@ -20,6 +21,8 @@ from sonde.tap.hooks.outputs import copied, leaves
 from sonde.tap.hooks.session import Session
 
 Forward = Callable[..., Any]
+Around = Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any]
+"""``around(module, forward, args, kwargs)`` gives what the forward would give."""
 
 
 @dataclass(eq=False)
@@ -89,37 +92,78 @@ class CallRecorder:
 
 
 @contextmanager
-def intercepted(
-    modules: Sequence[nn.Module],
-    around: Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any],
-) -> Iterator[None]:
-    """Run ``around`` in place of the forward of modules, for calls of this thread."""
-    thread = threading.get_ident()
+def intercepted(modules: Sequence[nn.Module], around: Around) -> Iterator[None]:
+    """Run ``around`` in place of the forward of modules, for calls of this thread or task.
 
-    def wrapped(module: nn.Module, forward: Forward) -> Forward:
-        @wraps(forward)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread:
-                return forward(*args, **kwargs)
-            return around(module, forward, args, kwargs)
-
-        return call
-
-    before = [(m, m.__dict__.get("forward")) for m in modules]
+    Several threads may intercept one module, each for itself, and end in any order.
+    """
+    mine = _Interception(frozenset(map(id, modules)), around)
     hold_eager()
     hold_unfused()
+    token = _OPEN.set((*_OPEN.get(), mine))
+    taken: list[nn.Module] = []
     try:
         for module in modules:
-            module.__dict__["forward"] = wrapped(module, module.forward)
+            _take(module)
+            taken.append(module)
         yield
     finally:
-        for module, own in before:
-            if own is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = own
+        for module in taken:
+            _give_back(module)
+        _OPEN.reset(token)
         release_unfused()
         release_eager()
+
+
+@dataclass(frozen=True, eq=False)
+class _Interception:
+    """A function that runs in place of the forward of modules, given by their ids."""
+
+    modules: frozenset[int]
+    around: Around
+
+
+_OPEN: ContextVar[tuple[_Interception, ...]] = ContextVar("sonde_interceptions", default=())
+_lock = threading.Lock()
+_taken: dict[int, tuple[Any, int]] = {}
+"""What a module had as a forward of its own, and how many blocks intercept it, by its id."""
+
+
+def _take(module: nn.Module) -> None:
+    with _lock:
+        own, n_blocks = _taken.get(id(module), (module.__dict__.get("forward"), 0))
+        if n_blocks == 0:
+            module.__dict__["forward"] = _dispatching(module, module.forward)
+        _taken[id(module)] = own, n_blocks + 1
+
+
+def _give_back(module: nn.Module) -> None:
+    with _lock:
+        own, n_blocks = _taken.pop(id(module))
+        if n_blocks > 1:
+            _taken[id(module)] = own, n_blocks - 1
+        elif own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.__dict__["forward"] = own
+
+
+def _dispatching(module: nn.Module, forward: Forward) -> Forward:
+    """Return a forward that runs through the functions of the context that calls it."""
+
+    @wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        run = forward
+        for one in _OPEN.get():
+            if id(module) in one.modules:
+                run = _through(one.around, module, run)
+        return run(*args, **kwargs)
+
+    return call
+
+
+def _through(around: Around, module: nn.Module, forward: Forward) -> Forward:
+    return lambda *args, **kwargs: around(module, forward, args, kwargs)
 
 
 def is_plain(value: Any) -> bool:

@@ -87,7 +87,7 @@ class RecordedForward:
         self._root = ModuleNames(module).modules[""]
         self._paths = ModuleNames(module).modules
         self._given, self._calls = given, calls
-        self._edits = _open_edits()
+        self._edits = _open_edits(self._root)
         named = arguments(self._root, *given)
         self.n = next((len(x) for x in leaves(named).values() if x.ndim), 1)
         self.whole_because = ""
@@ -154,7 +154,7 @@ class RecordedForward:
             )
         call = self._call(sites[0]) if sites[0].port in ("out", "in") else None
         args, kwargs = self.arguments(repeats)
-        if call is not None and not self.whole_because and _open_edits() == self._edits:
+        if call is not None and not self.whole_because and _open_edits(self._root) == self._edits:
             replay = Replay(self._calls[0], call, sites[0], value, repeats, self.n)
             try:
                 with intercepted(_modules(self._root), replay):
@@ -321,8 +321,11 @@ def _modules(root: nn.Module) -> list[nn.Module]:
     return [module for _, module in ModuleNames(root).primary()]
 
 
-def _open_edits() -> list[Session]:
-    return [session for session in active_sessions() if not session.reading]
+def _open_edits(root: nn.Module) -> list[Session]:
+    """Return the open edits of a model that act in this context."""
+    edits = [session for session in active_sessions() if not session.reading]
+    own = set(map(id, root.modules())) if edits else set[int]()
+    return [s for s in edits if any(id(m) in own for m, _ in (*s.outputs, *s.inputs))]
 
 
 def _has_cache_switch(root: nn.Module) -> bool:

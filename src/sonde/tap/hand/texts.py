@@ -1,7 +1,6 @@
 """Which texts the calls of a model go on with: steps of generation, and rows that follow beams."""
 
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from sonde.tap.hooks.cache import cache_in, counts_positions
 from sonde.tap.hooks.call import CallArguments
+from sonde.tap.hooks.latest import Latest
+from sonde.tap.hooks.of_caches import OfCaches
 from sonde.tap.hooks.outputs import leaves
 
 
@@ -79,44 +80,40 @@ class GrowingTexts:
 
 
 class TextLog:
-    """Knows the texts of each cache, and those of the last call."""
+    """Knows the texts of each cache, and the texts of the last call of each caller."""
 
     def __init__(self) -> None:
-        self._of_cache: list[tuple[Callable[[], Any], GrowingTexts]] = []
-        self._current: GrowingTexts | None = None
+        self._of_cache: OfCaches[GrowingTexts] = OfCaches()
+        self._current: Latest[GrowingTexts] = Latest()
 
     def begin(self, call: CallArguments, *, keep: bool) -> GrowingTexts | None:
         """Return the texts of a call; None if its cache was filled by a call that is not known."""
         cache, texts = cache_in(call.named), None
-        self._of_cache = [(ref, t) for ref, t in self._of_cache if ref() is not None]
         if cache is not None and call.past:
-            texts = next((t for ref, t in self._of_cache if ref() is cache), None)
+            texts = self._of_cache.get(cache)
             if texts is None and not keep:
                 return None
             if texts is not None:
                 call.past = call.past if counts_positions(cache) else texts.n_read
                 texts.go_on(call)
-        elif cache is None and self._current is not None:
-            parent = self._current.follows(call)
-            if parent is not None:
-                texts = self._current
-                texts.go_on(call, parent)
+        elif cache is None:
+            texts = self._grown(call)
         texts = GrowingTexts.begun(call) if texts is None else texts
-        self._current = texts
-        self._remember(cache, texts)
+        self._current.put(texts)
+        self._of_cache.put(cache, texts)
         return texts
 
-    def end(self, output: Any) -> None:
-        """Remember the cache that a call returns, with its texts."""
-        if self._current is not None and isinstance(output, Mapping):
-            self._remember(cache_in(dict(output)), self._current)
+    def _grown(self, call: CallArguments) -> GrowingTexts | None:
+        """Return the texts that a call reads again with one token more; the caller's own first."""
+        own = self._current.own()
+        for texts in [own] if own is not None else self._current.values():
+            parent = texts.follows(call)
+            if parent is not None:
+                texts.go_on(call, parent)
+                return texts
+        return None
 
-    def _remember(self, cache: Any, texts: GrowingTexts) -> None:
-        if cache is None:
-            return
-        self._of_cache = [(ref, t) for ref, t in self._of_cache if ref() is not cache]
-        try:
-            self._of_cache.append((weakref.ref(cache), texts))
-        except TypeError:  # a plain tuple: the last one alone is kept
-            self._of_cache = [(ref, t) for ref, t in self._of_cache if t is not texts]
-            self._of_cache.append((lambda: cache, texts))
+    def end(self, output: Any, texts: GrowingTexts) -> None:
+        """Remember the cache that a call returns, with its texts."""
+        if isinstance(output, Mapping):
+            self._of_cache.put(cache_in(dict(output)), texts)

@@ -1,17 +1,19 @@
-"""Hooks on a live module, put on for one forward and taken off again, whatever happens.
+"""Hooks on a live module, put on for some forwards and taken off again, whatever happens.
 
 A ``Session`` owns every change that reading needs (hooks, eval mode, frozen parameters, eager
-stance) and takes each one back on exit, also after an exception. It is bound to the thread that
-opened it: other threads may run the model meanwhile and pass through.
+stance) and takes each one back on exit, also after an exception. Its hooks are on the module. They
+act in the context that opened the session (``here``), or for whoever calls the module.
 """
 
 import contextlib
 import contextvars
-import copy
 import inspect
+import threading
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -20,19 +22,36 @@ from torch import nn
 from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from sonde.core.errors import InputError, SiteError, StateError
+from sonde.core.errors import InputError, SiteError, SondeWarning, StateError
+from sonde.core.wording import plural
 from sonde.tap.hooks.eager import hold_eager, release_eager
+from sonde.tap.hooks.following import (
+    Running,
+    calling_frame,
+    innermost,
+    running_in,
+    running_inside,
+    state_of,
+)
 from sonde.tap.hooks.holding import Holding
+from sonde.tap.hooks.inert import Hook
 
 GUARDS = "_guards_fn"
 # The flags themselves: user classes override train() and eval() to merge or to freeze weights.
 TRAINING, REQUIRES_GRAD = Holding("training"), Holding("requires_grad")
 OutputHook = Callable[[Any], Any]
 InputHook = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+PATIENCE_SECONDS = 60.0
+"""How long a session that closes waits for forwards that other threads have begun."""
 
 _ACTIVE: contextvars.ContextVar[tuple["Session", ...]] = contextvars.ContextVar(
     "sonde_sessions", default=()
 )
+_RUNS: contextvars.ContextVar[tuple["Session", ...]] = contextvars.ContextVar(
+    "sonde_session_runs", default=()
+)
+_all_lock = threading.Lock()
+_all: tuple["Session", ...] = ()
 
 
 class Stop(BaseException):
@@ -57,9 +76,33 @@ def in_checkpoint() -> bool:
     return False
 
 
-def active_sessions() -> tuple["Session", ...]:
-    """Return the sessions open in this thread, outermost first."""
-    return _ACTIVE.get()
+def active_sessions() -> list["Session"]:
+    """Return the open sessions whose hooks act in this context, in the order of opening."""
+    return [session for session in _all if session.acts_here]
+
+
+def open_sessions() -> tuple["Session", ...]:
+    """Return the sessions that are open in any thread, in the order of opening."""
+    return _all
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A module whose calls a session follows from beginning to end.
+
+    Parameters
+    ----------
+    module : nn.Module
+    begin : callable
+        ``begin(args, kwargs)`` runs before each call; what it returns is the ``state`` of the
+        session until the call is over. None if the call is not followed.
+    finish : callable
+        ``finish(state)`` runs after each call that is followed, also after one that raises.
+    """
+
+    module: nn.Module
+    begin: Callable[[tuple[Any, ...], dict[str, Any]], Any]
+    finish: Callable[[Any], None]
 
 
 class Session:
@@ -78,12 +121,19 @@ class Session:
         Run with gradients on, all parameters frozen; without, run under ``no_grad``.
     in_eval : bool, default=True
         With ``reading``, put the model in eval mode; without, leave its mode as it is.
-    finish : callable, optional
-        Runs after each call of ``root``, also after one that raises.
+    follows : sequence of Followed
+        Modules whose calls have a state of their own, in whichever context they run. Their hooks
+        come before ``inputs`` and after ``outputs``.
     inside : callable, optional
         Makes what is open as long as the session is, to look inside modules: ``watch_attention``.
     owner : str, default="Tap"
         Who opens it, for messages.
+    here : bool, default=True
+        Act in the context that opens the session alone; without, for every caller.
+    passed : callable, optional
+        Runs for each forward that passed by because another context runs it.
+    advice : str, default=""
+        What to do if no forward was followed though some ran.
     """
 
     def __init__(
@@ -97,40 +147,48 @@ class Session:
         modules: Sequence[nn.Module] | None = None,
         parameters: Sequence[nn.Parameter] | None = None,
         in_eval: bool = True,
-        finish: Callable[[], None] | None = None,
+        follows: Sequence[Followed] = (),
         inside: Callable[[], AbstractContextManager[None]] | None = None,
         owner: str = "Tap",
+        here: bool = True,
+        passed: Callable[[], None] | None = None,
+        advice: str = "",
     ) -> None:
         self.root, self.outputs, self.inputs = root, tuple(outputs), tuple(inputs)
+        self.follows, self.here, self.is_open = tuple(follows), here, False
         self.reading, self.with_grad = reading, with_grad
-        self._in_eval, self._finish, self._owner = in_eval, finish, owner
-        self._inside = inside
+        self._in_eval, self._owner = in_eval, owner
+        self._inside, self._passed, self._advice = inside, passed, advice
         self._modules, self._parameters = modules, parameters
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
-        self._token: contextvars.Token[tuple[Session, ...]] | None = None
-        self._running = False
+        self._over, self._begins = threading.Condition(), False
+        self._running = set[Running]()
+        self.n_followed = self.n_passed = self.n_outside = 0
 
     def __enter__(self) -> "Session":
-        if self in _ACTIVE.get():
+        if self.is_open:
             raise InputError(
                 f"{self._owner}: expected one with block at a time, got a second one while the "
                 f"first is open. Make another {self._owner} for the second."
             )
+        self.is_open, self.n_followed, self.n_passed, self.n_outside = True, 0, 0, 0
         try:
+            self._stack.callback(self._forget)
             if self.reading and self._in_eval:
                 self._to_eval()
             if self.with_grad:
                 self._freeze()
             hold_eager()
             self._stack.callback(release_eager)
-            before = _ACTIVE.get()
-            self._stack.callback(_leave, self)
-            _ACTIVE.set((*before, self))
+            _remember(self)
+            _ACTIVE.set((*(s for s in _ACTIVE.get() if s.is_open), self))
             self._stack.callback(self._unhook)
             self._hook()
             if self._inside is not None:
                 self._stack.enter_context(self._inside())
+            self._begins = True
+            self._stack.callback(self._wait)
         except BaseException:
             self._stack.close()
             raise
@@ -143,11 +201,28 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+        if kind is None:
+            self._warn_of_unseen()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Session":
-        new = memo[id(self)] = object.__new__(type(self))
-        vars(new).update(copy.deepcopy(vars(self), memo))
-        return new
+    @property
+    def acts_here(self) -> bool:
+        """Whether the hooks act in this context."""
+        return self.is_open and (not self.here or self in _ACTIVE.get())
+
+    @property
+    def state(self) -> Any:
+        """What ``begin`` returned for the innermost call that runs in this context, or None."""
+        return state_of(self)
+
+    @property
+    def is_opener(self) -> bool:
+        """Whether this context opened the session."""
+        return self in _ACTIVE.get()
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether ``run`` has begun the forward of this context."""
+        return self in _RUNS.get()
 
     def __reduce__(self) -> Any:
         raise StateError(
@@ -158,42 +233,124 @@ class Session:
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the model's outputs, or None if a hook ended the forward early."""
-        self._running = True
+        outer, token = innermost(), _RUNS.set((*_RUNS.get(), self))
         try:
             with torch.enable_grad() if self.with_grad else torch.no_grad():
-                return self.root(*args, **kwargs)
-        except Stop as stop:
-            if stop.owner is not self:
-                raise
-            return None
+                try:
+                    return self.root(*args, **kwargs)
+                except Stop as stop:
+                    if stop.owner is not self:
+                        raise
+                    for call in running_inside(outer):  # no hook behind a module ran
+                        call.owner.end(call)
+                    return None
         finally:
-            self._running = False
+            _RUNS.reset(token)
 
     def stop(self) -> None:
         """End the forward that ``run`` has begun; do nothing in anybody else's forward."""
-        if self._running:
+        if self.runs_here:
             raise Stop(self)
 
     def move_to_end(self) -> None:
         """Put the hooks last again, after an edit was opened inside."""
-        self._unhook()
-        self._hook()
+        for handle in self._handles:
+            hooks = handle.hooks_dict_ref()
+            if hooks is not None and handle.id in hooks:
+                hooks.move_to_end(handle.id)  # at once: other threads may run the modules
+
+    def end(self, call: Running) -> None:
+        """Close the state of a call that is over."""
+        try:
+            call.close()
+        finally:
+            self._running.discard(call)
+            if not self._begins:
+                with self._over:
+                    self._over.notify_all()
+
+    def pass_by(self) -> None:
+        """Count a forward that is not followed."""
+        with self._over:
+            self.n_passed += 1
+
+    def count_outside(self) -> None:
+        """Count a call of a site outside of any call that is followed."""
+        with self._over:
+            self.n_outside += 1
+
+    def begin(self, followed: Followed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Follow a call from here on."""
+        call = Running(self, calling_frame(), followed.finish)
+        with self._over:
+            if not self._begins:
+                return
+            self._running.add(call)
+        state = None
+        try:
+            state = followed.begin(args, kwargs)
+        finally:
+            if state is None:
+                self._running.discard(call)
+        if state is None:
+            self.pass_by()
+            return
+        with self._over:
+            self.n_followed += 1
+        call.open(state)
 
     def _hook(self) -> None:
+        for followed in self.follows:
+            hook = Hook(_begun, self, followed)
+            self._handles.append(followed.module.register_forward_pre_hook(hook, with_kwargs=True))
         for module, hook in self.outputs:
-            self._handles.append(module.register_forward_hook(partial(_after, self, hook)))
+            self._handles.append(module.register_forward_hook(Hook(_after, self, hook)))
         for module, hook in self.inputs:
-            handle = module.register_forward_pre_hook(
-                partial(_before, self, hook), with_kwargs=True
-            )
+            handle = module.register_forward_pre_hook(Hook(_before, self, hook), with_kwargs=True)
             self._handles.append(handle)
-        if self._finish is not None:
-            last = partial(_finished, self, self._finish)
-            self._handles.append(self.root.register_forward_hook(last, always_call=True))
+        for followed in self.follows:
+            last = Hook(_finished, self)
+            self._handles.append(followed.module.register_forward_hook(last, always_call=True))
 
     def _unhook(self) -> None:
         while self._handles:
             self._handles.pop().remove()
+
+    def _wait(self) -> None:
+        """Begin no more calls, and wait for the calls that other threads are running."""
+        with self._over:
+            self._begins = False
+        own, end = set(running_inside(None)), time.monotonic() + PATIENCE_SECONDS
+        while any(call.is_running for call in self._running - own) and time.monotonic() < end:
+            with self._over:
+                self._over.wait(0.01)
+
+    def _forget(self) -> None:
+        _forget(self)
+        _ACTIVE.set(tuple(s for s in _ACTIVE.get() if s is not self))
+        self.is_open = self._begins = False
+        self._running.clear()
+
+    def _warn_of_unseen(self) -> None:
+        """Warn if the module, or a part of it, ran and no call was followed."""
+        kind, n = type(self.root).__name__, self.n_passed
+        if not self.follows or self.n_followed or not (n or self.n_outside):
+            return
+        if n:
+            because = self._advice
+            if self.here:
+                because = (
+                    "With here=True it sees the calls of the thread or task that opened it alone. "
+                    "Leave here=True out to see every caller."
+                )
+            said = f"0 of {plural(n, 'forward')} of {kind}. {because}"
+        else:
+            said = (
+                f"0 forwards of {kind}, though its sites ran {plural(self.n_outside, 'time')}: in "
+                "a part that was called by itself, or by .forward(), which skips hooks. Call the "
+                "module itself, or open the session on the part."
+            )
+        warnings.warn(f"{self._owner}: saw {said}", SondeWarning, stacklevel=5)
 
     def _to_eval(self) -> None:
         modules = self._modules if self._modules is not None else list(self.root.modules())
@@ -204,29 +361,58 @@ class Session:
         self._stack.callback(REQUIRES_GRAD.give, REQUIRES_GRAD.take(known))
 
 
+# A hook that another thread is putting on or taking off may be called without ``kwargs``.
+def _begun(
+    session: Session,
+    followed: Followed,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Any = None,
+) -> None:
+    if kwargs is None or not session.is_open or torch._C._current_graph_task_id() != -1:
+        return
+    if session.here and session not in _ACTIVE.get():
+        session.pass_by()
+        if session._passed is not None:
+            session._passed()
+        return
+    session.begin(followed, args, kwargs)
+
+
+def _finished(session: Session, module: nn.Module, args: Any, output: Any) -> None:
+    call = running_in(session, calling_frame())
+    if call is not None:
+        session.end(call)
+
+
 def _after(session: Session, hook: OutputHook, module: nn.Module, args: Any, output: Any) -> Any:
-    if session not in _ACTIVE.get() or torch._C._current_graph_task_id() != -1:
+    if torch._C._current_graph_task_id() != -1 or not session.is_open:
+        return None
+    if session.here and session not in _ACTIVE.get():
         return None
     return hook(output)
 
 
 def _before(
-    session: Session, hook: InputHook, module: nn.Module, args: tuple[Any, ...], kwargs: Any
+    session: Session, hook: InputHook, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None
 ) -> Any:
-    if session not in _ACTIVE.get() or torch._C._current_graph_task_id() != -1:
+    if torch._C._current_graph_task_id() != -1 or not session.is_open or kwargs is None:
+        return None
+    if session.here and session not in _ACTIVE.get():
         return None
     return hook(args, kwargs)
 
 
-def _finished(
-    session: Session, finish: Callable[[], None], module: nn.Module, args: Any, output: Any
-) -> None:
-    if session in _ACTIVE.get() and not in_backward():
-        finish()
+def _remember(session: Session) -> None:
+    global _all
+    with _all_lock:
+        _all = (*_all, session)
 
 
-def _leave(session: Session) -> None:
-    _ACTIVE.set(tuple(s for s in _ACTIVE.get() if s is not session))
+def _forget(session: Session) -> None:
+    global _all
+    with _all_lock:
+        _all = tuple(s for s in _all if s is not session)
 
 
 def check_readable(root: nn.Module) -> None:

@@ -6,6 +6,7 @@ of a 12-layer transformer made the process grow by 8 MiB a forward, sixty times 
 
 import math
 import mmap
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -16,9 +17,13 @@ ALIGNED = 64
 
 
 class RowMemory:
-    """Copies small tensors of the CPU into pages of their own, many into one piece."""
+    """Copies small tensors of the CPU into pages of their own, many into one piece.
+
+    Several threads may use one memory.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._piece: mmap.mmap | None = None
         self._used = PIECE_BYTES
 
@@ -50,11 +55,13 @@ class RowMemory:
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False):
                 return self.place(shape, dtype)
-        n, piece, start = math.prod(shape), self._piece, self._used
-        if piece is None or start + n * dtype.itemsize > PIECE_BYTES:
-            piece, start = _pages(), 0
-        self._piece = piece
-        self._used = -(-(start + n * dtype.itemsize) // ALIGNED) * ALIGNED
+        n = math.prod(shape)
+        with self._lock:
+            piece, start = self._piece, self._used
+            if piece is None or start + n * dtype.itemsize > PIECE_BYTES:
+                piece, start = _pages(), 0
+            self._piece = piece
+            self._used = -(-(start + n * dtype.itemsize) // ALIGNED) * ALIGNED
         return torch.frombuffer(piece, dtype=dtype, count=n, offset=start).view(shape)
 
 

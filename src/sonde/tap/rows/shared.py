@@ -11,27 +11,29 @@ MOST_SHARED = 32
 
 
 class SharedSelections:
-    """Selections that depend on sizes alone, kept for the forwards to come."""
+    """Selections that depend on sizes alone, kept for the forwards to come, of any thread."""
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, tuple[Tensor, ...]] = {}
         self._means: dict[Hashable, WholeMean] = {}
 
     def _once(self, key: Hashable, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        if key not in self._kept:
+        found = self._kept.get(key)
+        if found is None:
             if len(self._kept) >= MOST_SHARED:
                 self._kept.clear()
-            self._kept[key] = make()
-        return self._kept[key]
+            found = self._kept[key] = make()
+        return found
 
     def mean(self, n: int, length: int, dtype: torch.dtype, device: torch.device) -> WholeMean:
         """Return the ``WholeMean`` over all tokens of ``n`` examples."""
         key = (n, length, dtype, device)
-        if key not in self._means:
+        found = self._means.get(key)
+        if found is None:
             if len(self._means) >= MOST_SHARED:
                 self._means.clear()
-            self._means[key] = WholeMean(*key)
-        return self._means[key]
+            found = self._means[key] = WholeMean(*key)
+        return found
 
     def pooled(self, n: int) -> tuple[Tensor, ...]:
         """Return example and place of one row for each example; every place is 0."""

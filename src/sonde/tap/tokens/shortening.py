@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,13 +17,13 @@ from sonde.core.token_rule import InsideTokens, Reduction, TokenRule
 from sonde.tap.attention.interface import WITH_MASKS, kernels_through
 from sonde.tap.attention.places import asks_interface
 from sonde.tap.hooks.cache import require_no_cache
+from sonde.tap.hooks.latest import Latest
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import arguments
-from sonde.tap.hooks.session import Session
+from sonde.tap.hooks.session import Followed, Session
 from sonde.tap.model.blocks import block_paths
 
 TURNED = "position_embeddings"
-_RUNNING: ContextVar["Shortening | None"] = ContextVar("sonde_tokens", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,35 +35,27 @@ class _Step:
 
 
 @dataclass(eq=False)
-class Shortening:
-    """What is known of the tokens in the last call of a shortened model.
+class _ShorterCall:
+    """What is known of the tokens in one call of a shortened model.
 
     Attributes
     ----------
-    index : Int[Tensor, "row token"]
-        The token behind the last block that each token of the input is in; -1 if it was dropped.
-    size : Float[Tensor, "row token2"]
-        Tokens of the input in each token behind the last block; 0 at padding.
-    counts : list of int
-        Columns behind each block.
+    inside : bool
+        Whether the call is between the first block and the end of the last one.
     """
 
     rule: TokenRule
+    mask: Tensor | None
     index: Tensor | None = None
     size: Tensor | None = None
-    counts: list[int] = field(default_factory=list)
-    mask: Tensor | None = None
+    counts: list[int] = field(default_factory=list[int])
     position: Tensor | None = None
     real: Tensor | None = None
     keys: Tensor | None = None
     received: Tensor | None = None
     n_input: Tensor | None = None
-    steps: list[_Step] = field(default_factory=list)
-
-    def start(self, mask: Tensor | None) -> None:
-        """Forget the call before."""
-        self.mask, self.size, self.index = mask, None, None
-        self.counts, self.steps = [], []
+    steps: list[_Step] = field(default_factory=list[_Step])
+    inside: bool = True
 
     def begin(self, x: Float[Tensor, "row token dim"]) -> None:
         """Take the tokens before the first block."""
@@ -119,6 +110,49 @@ class Shortening:
         return x
 
 
+class Shortening:
+    """What is known of the tokens in the last call of a shortened model.
+
+    It is the last call of the thread or task that asks; if it made none, that of any.
+    """
+
+    def __init__(self) -> None:
+        self._latest: Latest[_ShorterCall] = Latest()
+
+    @property
+    def index(self) -> Int[Tensor, "row token"] | None:
+        """The token behind the last block that each input token is in; -1 if it was dropped."""
+        found = self._latest.get()
+        return None if found is None else found.index
+
+    @property
+    def size(self) -> Float[Tensor, "row token2"] | None:
+        """Tokens of the input in each token behind the last block; 0 at padding."""
+        found = self._latest.get()
+        return None if found is None else found.size
+
+    @property
+    def counts(self) -> list[int]:
+        """Columns behind each block."""
+        found = self._latest.get()
+        return [] if found is None else found.counts
+
+    def begin(
+        self, rule: TokenRule, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> _ShorterCall:
+        """Note which tokens of a call are real."""
+        named = arguments(module, args, kwargs)
+        require_no_cache(named)
+        mask = find_mask(named)
+        return _ShorterCall(rule, None if mask is None else real_tokens(*mask))
+
+    def finish(self, call: _ShorterCall) -> None:
+        """Keep the call as the last one."""
+        call.keys = call.received = call.position = call.real = call.mask = None
+        call.steps = []
+        self._latest.put(call)
+
+
 def _places(found: Reduction, real: Bool[Tensor, "row token"]) -> tuple[Tensor, Tensor]:
     """Return the new place of each token, and which old tokens each new one is made of."""
     own = torch.arange(real.shape[1], device=real.device).expand_as(real)
@@ -131,7 +165,9 @@ def _places(found: Reduction, real: Bool[Tensor, "row token"]) -> tuple[Tensor, 
 
 
 @contextlib.contextmanager
-def shortening(model: Model | nn.Module, rule: TokenRule) -> Iterator[Shortening]:
+def shortening(
+    model: Model | nn.Module, rule: TokenRule, *, here: bool = False
+) -> Iterator[Shortening]:
     """Open a model of transformers whose blocks work on fewer and fewer tokens.
 
     Behind a block for which the rule ``acts`` tokens are merged or dropped, so that later blocks
@@ -145,6 +181,9 @@ def shortening(model: Model | nn.Module, rule: TokenRule) -> Iterator[Shortening
     model : Model or nn.Module
         Model of transformers with ``sdpa`` or ``eager`` attention.
     rule : TokenRule
+    here : bool, default=False
+        Shorten the calls of the thread or task that opens the block alone; by default those of
+        every caller.
 
     Yields
     ------
@@ -167,37 +206,40 @@ def shortening(model: Model | nn.Module, rule: TokenRule) -> Iterator[Shortening
             "shortening: expected blocks with an attention of transformers each, run by 'sdpa' or "
             f"'eager', got {len(blocks)} blocks of {type(module).__name__} and {kernel!r}."
         )
-    run = Shortening(rule)
-    inputs: list[tuple[nn.Module, Any]] = [(module, partial(_before, run, module))]
-    inputs += [(b, partial(_shorter_arguments, run, b, i)) for i, b in enumerate(blocks)]
-    outputs = [(b, partial(_behind, run, i, len(blocks))) for i, b in enumerate(blocks)]
-    token = _RUNNING.set(None)
-    try:
-        with (
-            Session(module, outputs, inputs, reading=False, owner="shortening"),
-            kernels_through(_attend),
-        ):
-            yield run
-    finally:
-        _RUNNING.reset(token)
+    run = Shortening()
+    inputs: list[tuple[nn.Module, Any]] = [(module, partial(_without_cache, module))]
+    begin, session = partial(run.begin, rule, module), list[Session]()
+    now: Callable[[], _ShorterCall | None] = lambda: session[0].state  # noqa: E731
+    inputs += [(b, partial(_shorter_arguments, now, b, i)) for i, b in enumerate(blocks)]
+    outputs = [(b, partial(_behind, now, i, len(blocks))) for i, b in enumerate(blocks)]
+    session.append(
+        Session(
+            module,
+            outputs,
+            inputs,
+            reading=False,
+            follows=[Followed(module, begin, run.finish)],
+            owner="shortening",
+            here=here,
+        )
+    )
+    attentions = frozenset(id(part) for own in parts for part in own)
+    with session[0], kernels_through(partial(_attend, now, attentions), here=here):
+        yield run
 
 
-def _before(run: Shortening, module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Note which tokens of a call are real, and let it keep no cache."""
-    named = arguments(module, args, kwargs)
-    require_no_cache(named)
-    mask = find_mask(named)
-    run.start(None if mask is None else real_tokens(*mask))
-    _RUNNING.set(run)
+def _without_cache(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Let a call keep no cache."""
     config: Any = module.config
     return (args, kwargs | {"use_cache": False}) if hasattr(config, "use_cache") else None
 
 
 def _shorter_arguments(
-    run: Shortening, block: nn.Module, number: int, args: Any, kwargs: Any
+    now: Callable[[], _ShorterCall | None], block: nn.Module, number: int, args: Any, kwargs: Any
 ) -> Any:
     """Give a block the rotations of the tokens that are left."""
-    if _RUNNING.get() is not run:
+    run = now()
+    if run is None or not run.inside:
         return None
     run.keys = run.received = None
     if number == 0:
@@ -220,9 +262,10 @@ def _states(args: Any, kwargs: Any) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
-def _behind(run: Shortening, number: int, n_blocks: int, output: Any) -> Any:
+def _behind(now: Callable[[], _ShorterCall | None], number: int, n_blocks: int, output: Any) -> Any:
     """Return a block's output with fewer tokens, and with all of them behind the last block."""
-    if _RUNNING.get() is not run:
+    run = now()
+    if run is None or not run.inside:
         return None
     x = output if isinstance(output, Tensor) else output[0]
     if run.rule.acts(number, n_blocks) and number < n_blocks - 1:
@@ -230,11 +273,13 @@ def _behind(run: Shortening, number: int, n_blocks: int, output: Any) -> Any:
     run.counts.append(x.shape[1])
     if number == n_blocks - 1:
         x = run.restored(x)
-        _RUNNING.set(None)
+        run.inside = False
     return x if isinstance(output, Tensor) else (x, *output[1:])
 
 
 def _attend(
+    now: Callable[[], _ShorterCall | None],
+    attentions: frozenset[int],
     kernel: Callable[..., Any],
     implementation: str,
     module: nn.Module,
@@ -246,8 +291,8 @@ def _attend(
     **kwargs: Any,
 ) -> Any:
     """Run a kernel on the tokens that are left, and note what the rule wants to see."""
-    run = _RUNNING.get()
-    if run is None or run.position is None or run.real is None or run.size is None:
+    run = now() if id(module) in attentions else None
+    if run is None or not run.inside or run.position is None:
         return kernel(module, query, key, value, attention_mask, *args, **kwargs)
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -262,7 +307,7 @@ def _attend(
     return kernel(module, query, key, value, attention_mask, *args, **kwargs)
 
 
-def _mask(run: Shortening, query: Tensor, causal: bool) -> Tensor:
+def _mask(run: _ShorterCall, query: Tensor, causal: bool) -> Tensor:
     """Return what is added to the scores: minus infinity for hidden keys, and sizes' logarithms."""
     assert run.real is not None
     assert run.position is not None
@@ -279,7 +324,7 @@ def _mask(run: Shortening, query: Tensor, causal: bool) -> Tensor:
 
 @torch.no_grad()
 def _received(
-    run: Shortening, query: Tensor, key: Tensor, scale: float
+    run: _ShorterCall, query: Tensor, key: Tensor, scale: float
 ) -> Float[Tensor, "row token"]:
     """Return the attention that the first or the last real token pays, mean over heads."""
     assert run.real is not None

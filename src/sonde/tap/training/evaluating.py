@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError, StateError
-from sonde.tap.training.places import Place, Places
+from sonde.tap.training.place import Place
+from sonde.tap.training.places import Places
 from sonde.tap.training.term import Term
 
 Batches = Iterable[tuple[Any, Mapping[str, Any]]]
@@ -44,6 +45,7 @@ def evaluated(
         for inputs, told in batches:
             args, kwargs = _call(inputs)
             module(*args, **kwargs)
+            places.collect()
             for n, term in enumerate(terms):
                 if _is_whole(term):
                     given = arguments(term, dict(told))

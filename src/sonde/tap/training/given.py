@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sonde.core.errors import BatchError, InputError, SiteError, SondeWarning, StateError
 from sonde.core.wording import plural
-from sonde.tap.training.places import Place, Places
+from sonde.tap.training.place import Place
+from sonde.tap.training.places import Places
 from sonde.tap.training.ranks import gathered_views, n_ranks
 from sonde.tap.training.term import Term, check_column, repeated
 
@@ -98,7 +99,7 @@ def check_views(
     InputError
         If they are not as many as the caller says.
     """
-    n = places.n_forwards
+    n = places.n_collected
     if n_asked is not None:
         if n != n_asked:
             raise InputError(
@@ -132,7 +133,7 @@ def _not_read(places: Places, term: Term) -> StateError | SiteError:
             "use_reentrant=True, where states have no gradients. Pass use_reentrant=False, or read "
             "a site outside."
         )
-    if places.n_forwards:
+    if places.n_collected:
         return SiteError(
             f"training: {', '.join(silent)} did not run in the forward before the loss "
             f"{term.name}. Name a module that runs, with a port that its kernel shows."

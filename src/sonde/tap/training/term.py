@@ -13,7 +13,8 @@ from sonde.core.autocast import devices_of, narrow_weight, widened, without_auto
 from sonde.core.errors import InputError
 from sonde.core.schedule import Constant, Schedule
 from sonde.core.site import Reducer
-from sonde.tap.training.places import Changing, Place, Places
+from sonde.tap.training.place import Changing, Place
+from sonde.tap.training.places import Places
 
 Key = str | tuple[str, ...]
 Weight = float | Schedule

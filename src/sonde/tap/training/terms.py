@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import threading
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -24,7 +25,8 @@ from sonde.files.durable import atomic_write
 from sonde.tap.training.evaluating import Batches, evaluated
 from sonde.tap.training.given import check_views, loss_arguments, zero
 from sonde.tap.training.identity import Origin
-from sonde.tap.training.places import Place, Places
+from sonde.tap.training.place import Place
+from sonde.tap.training.places import Places
 from sonde.tap.training.ranks import averaged, n_ranks
 from sonde.tap.training.term import (
     Reduced,
@@ -67,9 +69,12 @@ class Terms:
         teacher: nn.Module | None,
         reducer: Reduced | Mapping[Any, Reduced],
         special_ids: Collection[int] = (),
+        *,
+        here: bool = False,
     ) -> None:
         self.module, self._teacher = module, teacher
-        self._places = Places(module, teacher, special_ids)
+        self._places = Places(module, teacher, special_ids, here=here)
+        self._lock = threading.RLock()
         self.figures: dict[str, float] = {}
         self.left_out: dict[str, int] = {}
         self.n_steps, self._n_views = 0, 0
@@ -118,6 +123,9 @@ class Terms:
     def loss(self, *, views: int | None = None, **columns: Any) -> Tensor:
         """Return the weighted sum of all losses on the rows since the last call.
 
+        The rows are those of the forwards of the running thread or task; if it made none since the
+        last call, those of all others. Threads take turns.
+
         In training with several processes, losses of all rows together (``batching`` other than
         ``mean``) get the rows and columns of all processes.
 
@@ -139,17 +147,21 @@ class Terms:
         InputError
             If a loss needs a column that is not given.
         """
-        total: Tensor | None = None
-        self.figures = {}
         if unknown := columns.keys() - self.takes - GIVEN:
             name = sorted(unknown)[0]
             raise InputError(
                 f"training: no loss takes {name!r}.{near(name, self.takes)} They take "
                 f"{', '.join(sorted(self.takes))}."
             )
-        left = [term for term in self._terms if not term.schedule.is_over(self.n_steps)]
-        self._n_views = check_views(self._places, left, self._n_views, views)
-        for term in left:
+        with self._lock, self._places.collected():
+            left = [term for term in self._terms if not term.schedule.is_over(self.n_steps)]
+            self._n_views = check_views(self._places, left, self._n_views, views)
+            return self._loss(left, columns)
+
+    def _loss(self, terms: Sequence[Term], columns: dict[str, Any]) -> Tensor:
+        total: Tensor | None = None
+        self.figures = {}
+        for term in terms:
             if not term.has_value:
                 continue
             try:
@@ -190,7 +202,9 @@ class Terms:
 
     def forget(self) -> None:
         """Drop the rows of all forwards since the last loss."""
-        self._places.forget()
+        with self._lock:
+            self._places.collect()
+            self._places.forget()
 
     def evaluate(self, batches: Batches) -> dict[str, float]:
         """Return the value of each loss on held-out batches, without gradients and in eval mode.
@@ -211,11 +225,12 @@ class Terms:
         StateError
             If rows of a forward wait for ``loss``, or there is no batch.
         """
-        if self._places.n_forwards:
+        if self._places.n_waiting:
             raise StateError("Terms.evaluate: a forward waits for its loss. Call loss(...) before.")
         terms = [term for term in self._terms if term.has_value]
         given = partial(self._arguments, gathers=False)
-        found = evaluated(self.module, self._places, terms, batches, given)
+        with self._lock:
+            found = evaluated(self.module, self._places, terms, batches, given)
         return dict(zip((term.name for term in terms), found, strict=True))
 
     def step(self) -> None:
@@ -385,6 +400,7 @@ def training(
     weight: Weights | Mapping[Any, Weights] = 1.0,
     teacher: Model | nn.Module | str | None = None,
     reducer: Reduced | Mapping[Any, Reduced] = "auto",
+    here: bool = False,
 ) -> Iterator[Terms]:
     """Attach losses to sites of a model that is trained inside the ``with`` block.
 
@@ -413,6 +429,9 @@ def training(
         leaves out padding, tokens beside the patches of an image (class, registers), which a few
         forwards of two or three rows at the first step tell, and tokens with special ids if
         ``model`` is a ``Model`` with a tokenizer.
+    here : bool, default=False
+        Read the forwards of the thread or task that opens the block alone; by default those of
+        every caller. A loss is of the forwards of the thread or task that asks for it.
 
     Yields
     ------
@@ -447,7 +466,7 @@ def training(
     if not losses:
         raise InputError("training: expected at least one loss, got none.")
     ids = special_ids(model.processor) if isinstance(model, Model) else frozenset[int]()
-    terms = Terms(module, losses, weight, other, reducer, ids)
+    terms = Terms(module, losses, weight, other, reducer, ids, here=here)
     try:
         terms.open()
         yield terms

@@ -1,0 +1,123 @@
+"""What sessions keep of a forward while it runs, in the context of whoever runs it.
+
+Hooks are on the module and run for every caller. A hook before the root opens a ``Running`` in a
+``ContextVar``; the hooks at sites, which run in the same context, write into the state that they
+find there; a hook behind the root closes it, also after an exception.
+"""
+
+import sys
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+CALL = nn.Module._call_impl.__code__
+_INNERMOST: ContextVar["Running | None"] = ContextVar("sonde_running", default=None)
+
+
+class Running:
+    """One forward that is running, as one session sees it.
+
+    Parameters
+    ----------
+    owner : Session
+    frame : FrameType or None
+        The Python frame that calls the hooks before and behind the module.
+    finish : callable
+        ``finish(state)`` runs when the forward is over, also after an exception.
+
+    Attributes
+    ----------
+    state : object
+        What the session keeps of this forward.
+    outer : Running or None
+        The forward, of any session, in which this one runs.
+    """
+
+    __slots__ = ("finish", "frame", "outer", "owner", "state")
+
+    def __init__(self, owner: Any, frame: FrameType | None, finish: Callable[[Any], None]) -> None:
+        self.owner, self.frame, self.finish = owner, frame, finish
+        self.state: Any = None
+        self.outer: Running | None = None
+
+    def open(self, state: Any) -> None:
+        """Let hooks that run in this context find the state."""
+        outer = _INNERMOST.get()
+        while outer is not None and not _is_called_from(outer.frame):
+            outer = outer.outer  # its forward ended by an exception that runs no hook
+        self.state, self.outer = state, outer
+        _INNERMOST.set(self)
+
+    def close(self) -> None:
+        """Run ``finish``, then let hooks find the forward around this one."""
+        try:
+            self.finish(self.state)
+        finally:
+            self._leave()
+            self.state = self.frame = self.outer = None
+
+    def _leave(self) -> None:
+        inner = _INNERMOST.get()
+        if inner is self:
+            _INNERMOST.set(self.outer)
+        while inner is not None and inner.outer is not self:
+            inner = inner.outer
+        if inner is not None:  # sessions close in the order in which they were opened
+            inner.outer = self.outer
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the forward still runs, in any thread."""
+        frames = sys._current_frames().values()
+        return any(_is_in(self.frame, innermost) for innermost in frames)
+
+
+def state_of(owner: object) -> Any:
+    """Return the state of the innermost forward that runs in this context, or None."""
+    found = _INNERMOST.get()
+    while found is not None and found.owner is not owner:
+        found = found.outer
+    return None if found is None else found.state
+
+
+def innermost() -> Running | None:
+    """Return the innermost forward that runs in this context."""
+    return _INNERMOST.get()
+
+
+def running_inside(outer: Running | None) -> list[Running]:
+    """Return the forwards of this context that were begun inside another one, innermost first."""
+    found, inside = _INNERMOST.get(), list[Running]()
+    while found is not None and found is not outer:
+        inside.append(found)
+        found = found.outer
+    return inside
+
+
+def running_in(owner: object, frame: FrameType | None) -> Running | None:
+    """Return the forward of a session that a frame calls, or None."""
+    found = _INNERMOST.get()
+    while found is not None and not (found.owner is owner and found.frame is frame):
+        found = found.outer
+    return found
+
+
+def calling_frame() -> FrameType | None:
+    """Return the frame of the call of the module whose hook is running."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code is not CALL:
+        frame = frame.f_back
+    return frame
+
+
+def _is_called_from(frame: FrameType | None) -> bool:
+    return frame is None or _is_in(frame, sys._getframe(1))
+
+
+def _is_in(frame: FrameType | None, innermost: FrameType | None) -> bool:
+    while innermost is not None and innermost is not frame:
+        innermost = innermost.f_back
+    return innermost is not None

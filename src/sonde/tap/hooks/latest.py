@@ -1,0 +1,61 @@
+"""The last value of each caller: an asyncio task, or else a thread."""
+
+import sys
+import threading
+from typing import Any, Generic, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+Value = TypeVar("Value")
+
+
+def caller() -> object:
+    """Return the asyncio task that runs now, or else the thread."""
+    asyncio: Any = sys.modules.get("asyncio")  # unless it is imported, no task can run
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        task = asyncio.current_task()
+        if task is not None:
+            return task
+    return threading.current_thread()
+
+
+class Latest(Generic[Value]):
+    """Keeps the last value that each caller put here, as long as the caller lives.
+
+    Attributes
+    ----------
+    last : Value or None
+        The value that any caller put here last.
+    """
+
+    def __init__(self) -> None:
+        self._own: WeakKeyDictionary[object, Value] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self.last: Value | None = None
+
+    def put(self, value: Value) -> None:
+        """Keep a value as the last one of the running caller, and as the last one of all."""
+        with self._lock:
+            self._own[caller()] = value
+            self.last = value
+
+    def own(self) -> Value | None:
+        """Return the last value of the running caller, or None."""
+        return self._own.get(caller())
+
+    def get(self) -> Value | None:
+        """Return the last value of the running caller, or else the last one of all."""
+        found = self.own()
+        return self.last if found is None else found
+
+    def values(self) -> list[Value]:
+        """Return the last value of each caller that lives, and the last one of all."""
+        with self._lock:
+            found = list(self._own.values())
+        last = () if self.last is None else (cast(Value, self.last),)
+        return [*found, *(x for x in last if all(x is not one for one in found))]
+
+    def clear(self) -> None:
+        """Forget all values."""
+        with self._lock:
+            self._own.clear()
+            self.last = None
