@@ -33,7 +33,7 @@ class Latest(Generic[Value]):
         self.last: Value | None = None
 
     def put(self, value: Value) -> None:
-        """Keep a value as the last one of the running caller, and as the last one of all."""
+        """Keep a value for the running caller; it is the last of all callers too."""
         with self._lock:
             self._own[caller()] = value
             self.last = value
@@ -43,12 +43,12 @@ class Latest(Generic[Value]):
         return self._own.get(caller())
 
     def get(self) -> Value | None:
-        """Return the last value of the running caller, or else the last one of all."""
+        """Return the last value of the running caller, or else the last of all callers."""
         found = self.own()
         return self.last if found is None else found
 
     def values(self) -> list[Value]:
-        """Return the last value of each caller that lives, and the last one of all."""
+        """Return the last value of each caller that lives, and the last of all callers."""
         with self._lock:
             found = list(self._own.values())
         last = () if self.last is None else (cast(Value, self.last),)
