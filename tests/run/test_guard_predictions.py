@@ -106,18 +106,37 @@ def test_logits_follow_the_rows_of_a_cache_as_beams_move_them(causal, probes, ag
     )
 
 
-def test_a_cache_that_was_cut_or_exchanged_is_refused(causal, probes):
+def test_a_cache_that_was_cut_or_filled_elsewhere_is_refused(causal, probes):
+    elsewhere = cache_of(cached(causal, [TEXTS[0][:5]], use_cache=True))
     with Guard(causal, probes["TokenStatistics"]) as guard:
         cache = cache_of(cached(causal, [TEXTS[0][:5]], use_cache=True))
         cache.crop(-1)
         with pytest.raises(InputError, match=r"after 5 of them, got another one of 4.*assistant"):
             cached(causal, [[7]], cache)
-        other = cache_of(cached(causal, [TEXTS[0][:5]], use_cache=True))
         cached(causal, [TEXTS[1][:5]], use_cache=True)
         with pytest.raises(InputError, match="after 5 of them, got another one of 5"):
-            cached(causal, [[7]], other)
+            cached(causal, [[7]], elsewhere)
         cached(causal, [TEXTS[1][:5]], DynamicCache(config=causal.config))
-    assert guard.n_forwards == 4
+    assert guard.n_forwards == 3
+
+
+@pytest.mark.truth("sonde.score of the finished texts")
+def test_texts_that_take_turns_go_on_with_their_own_caches(causal, probes):
+    first, probe = [TEXTS[0][:5], TEXTS[1][:5]], probes["TokenStatistics"]
+    reading = TokenStatistics().reading()
+    with Guard(causal, probe) as guard:
+        caches = [cache_of(cached(causal, [text], use_cache=True)) for text in first]
+        seen = []
+        for cache, more in zip(caches, ([7, 8], [9, 10]), strict=True):
+            cached(causal, [more], cache)
+            seen.append(guard.last(here=True))
+    assert [text.forwards for text in seen] == [[0, 2], [1, 3]]
+    texts = [[*text, *more] for text, more in zip(first, ([7, 8], [9, 10]), strict=True)]
+    want = places(score(probe, stream_of(causal, texts, reading), progress=False).to_pylist())
+    for i, text in enumerate(seen):
+        (scores,), (position,) = text.scores.values(), text.position.values()
+        expected = [want[i, p] for p in position.tolist()]
+        assert scores.tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_text_begins_anew_without_a_cache(causal, probes):
