@@ -33,14 +33,14 @@ WANTED = 0.8
 
 
 def tried(
-    path: Path, most: int, seed: int, seconds: float, ran: frozenset[CodeType]
+    path: Path, most: int, seed: int, seconds: float, ran: frozenset[CodeType], markers: str
 ) -> dict[str, Any] | None:
     """Return what became of some mutants of one file, or None without a test or a formula."""
     every = list(mutants(path.read_text(encoding="utf-8")))
     if not own_tests(path) or not every:
         return None
     chosen = random.Random(f"{seed}|{path.name}").sample(every, min(most, len(every)))
-    found = trials_of(path, sorted(chosen, key=lambda m: m.line), seconds, ran)
+    found = trials_of(path, sorted(chosen, key=lambda m: m.line), seconds, ran, markers)
     left = [f for f in found if f.by == "nothing"]
     never = "   (no test runs it)"
     return {
@@ -81,6 +81,9 @@ def main() -> int:
         "--seconds", type=float, default=120.0, help="most processor time of a trial"
     )
     parser.add_argument(
+        "-m", "--markers", default="", help="only tests that this expression of markers selects"
+    )
+    parser.add_argument(
         "--json", type=Path, help="file of one line for each method; goes on with it"
     )
     asked = parser.parse_args()
@@ -96,7 +99,9 @@ def main() -> int:
     for path in files:
         name = path.relative_to(ROOT).as_posix()
         try:
-            row = known.get(name) or tried(path, asked.most, asked.seed, asked.seconds, ran)
+            row = known.get(name) or tried(
+                path, asked.most, asked.seed, asked.seconds, ran, asked.markers
+            )
         except RuntimeError as error:
             print(f"not tried: {name}: {error}", flush=True)
             continue

@@ -308,7 +308,7 @@ def _overlay(folder: Path, path: Path, text: str) -> None:
             target.mkdir()
 
 
-def _session(trials: _Trials, tests: Sequence[Path], answers: Any) -> None:
+def _session(trials: _Trials, tests: Sequence[Path], markers: str, answers: Any) -> None:
     """Run pytest on the tests with the trials; send what they found, or what pytest said."""
     with tempfile.TemporaryDirectory() as folder, Path(folder, "said").open("w+b") as said:
         os.dup2(said.fileno(), 1)
@@ -317,22 +317,26 @@ def _session(trials: _Trials, tests: Sequence[Path], answers: Any) -> None:
         plugins = ["-p", "no:cacheprovider", "-p", "no:processor_time"]
         options = ["-x", "-q", "-n", "0", *plugins, f"--basetemp={folder}/base"]
         known = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # what warm_up imported
-        pytest.main([*options, *known, *map(str, tests)], plugins=[trials])
+        pytest.main([*options, *known, "-m", markers, *map(str, tests)], plugins=[trials])
         text = Path(folder, "said").read_text(errors="replace")
     answers.send(text if trials.found is None else trials.found)
 
 
 def trials_of(
-    path: Path, chosen: Sequence[Mutant], seconds: float, ran: frozenset[CodeType]
+    path: Path,
+    chosen: Sequence[Mutant],
+    seconds: float,
+    ran: frozenset[CodeType],
+    markers: str = "",
 ) -> list[Found]:
-    """Return what became of mutants of a file.
+    """Return what became of mutants of a file, on its tests that an expression of markers selects.
 
     ``ran`` is the code that ran while sonde was imported, as ``warm_up`` returns it.
     """
     context = get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     trials = _Trials(path, chosen, ran, seconds)
-    child = context.Process(target=_session, args=(trials, own_tests(path), sender))
+    child = context.Process(target=_session, args=(trials, own_tests(path), markers, sender))
     child.start()
     sender.close()
     found: list[Found] | str = receiver.recv()
