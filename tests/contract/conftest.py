@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         subjects = {subject for _, subject in about}
         if key in seen or LEARNERS & subjects:
             item.add_marker(pytest.mark.more)
-        elif LONG & subjects and subjects & {"sizes", "degenerate"}:
+        elif "Tcav" in subjects or (LONG & subjects and subjects & {"sizes", "degenerate"}):
             item.add_marker(pytest.mark.slow)
         seen.add(key)
 

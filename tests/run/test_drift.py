@@ -251,12 +251,12 @@ def test_broken_tokens_of_one_document_count_once():
 def test_missing_values_of_a_column_move(tmp_path, hole):
     bundles = []
     for seed, (name, every) in enumerate((("a", 40), ("b", 3))):
-        rows = [f"{u:.4f},{hole if i % every == 1 else v}" for i, (u, v) in
+        rows = [f"{u:.9f},{hole if i % every == 1 else v}" for i, (u, v) in
                 enumerate(_rows(seed, 80, 2).tolist())]  # fmt: skip
         path = tmp_path / f"{name}.csv"
         path.write_text("\n".join(["u,v", *rows]))
-        net = nn.Linear(2, 3).eval()
         torch.manual_seed(0)
+        net = nn.Linear(2, 3).eval()
         bundles.append(fit(Covariance(), read(net, path, skip_bad=True), progress=False))
     found = drift(*bundles)
     moved = found["missing", "column v"]

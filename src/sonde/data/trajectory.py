@@ -44,6 +44,7 @@ class TrajectoryEncoder(Encoder):
     text: TextEncoder
     prompt: str | None = None
     label: str | None = None
+    kind: str = "trajectory"
 
     def __post_init__(self) -> None:
         check_locates(self.text, "trajectories")
