@@ -387,3 +387,12 @@ def test_a_copy_has_its_own_calls(bert):
             plain(IDS, attention_mask=REAL).logits, bert(IDS, attention_mask=REAL).logits
         )
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in plain.modules())
+
+
+@pytest.mark.slow
+def test_an_exported_model_takes_other_masks(bert):
+    new = sonde.inserted(bert, {"bert.encoder.layer.0": moved(Attention(DIM, 2))})
+    with torch.no_grad():
+        made = torch.export.export(new, (IDS, REAL.long())).module()
+        for mask in (REAL.long(), REAL.flip(1).long()):
+            torch.testing.assert_close(made(IDS, mask).logits, new(IDS, mask).logits)

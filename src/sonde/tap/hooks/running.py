@@ -236,8 +236,8 @@ def _real(name: str, mask: Tensor, meaning: MaskMeaning) -> Tensor:
     if torch.compiler.is_exporting():
         raise InputError(
             f"expected a mask whose name and type say which tokens are real, got {name!r} of "
-            f"{mask.dtype}: an exported model cannot look at its values. Pass {REAL!r} with whole "
-            "numbers, or a boolean mask."
+            f"{mask.dtype}: an exported model cannot look at its values. Pass whole numbers or "
+            f"booleans under the name {REAL!r}."
         )
     return meaning.real_tokens(name, mask)
 
