@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test shots bench faults fuzz bench-gpu studies docs clean
+.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test shots bench faults fuzz bench-gpu matrix studies docs clean
 
 install: $(STAMP)
 
@@ -96,6 +96,11 @@ faults: install
 # Random models against plain hooks: some minutes.
 fuzz: install
 	$(BIN)/python -m tools.fuzz --models 500
+
+# Every job on every tiny architecture against plain torch; a stopped run goes on from the file.
+matrix: install
+	mkdir -p reports
+	$(BIN)/python -m tools.matrix --json reports/matrix.jsonl
 
 studies: install
 	$(BIN)/sonde study all --seeds 10 -o reports/studies

@@ -1,0 +1,1 @@
+"""Each job of sonde on each architecture, beside plain torch (``python -m tools.matrix``)."""

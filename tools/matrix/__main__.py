@@ -1,0 +1,115 @@
+"""``python -m tools.matrix``: every job on every architecture, and the table of what came of it."""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tools.matrix.architectures import ARCHITECTURES, Architecture
+from tools.matrix.cases import Case
+from tools.matrix.jobs import JOBS, Senseless, Wrong, words
+from tools.matrix.table import REFUSED, RIGHT, SENSELESS, WRONG, Cell, reasons, summary, table
+
+import sonde
+
+SECONDS = 30.0
+
+
+class TooLong(BaseException):
+    """A cell took more processor time than it may."""
+
+
+@contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise if the block takes more processor time."""
+
+    def stop(*_: Any) -> None:
+        raise TooLong(f"more than {seconds:g} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def tried(case: Case, job: str, seconds: float = SECONDS) -> Cell:
+    """Return what came of one job."""
+    name, began = case.architecture.name, time.process_time()
+    verdict = WRONG
+    try:
+        with limited(seconds), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            said, verdict = JOBS[job](case), RIGHT
+    except Senseless:
+        said, verdict = "", SENSELESS
+    except sonde.SondeError as error:
+        said, verdict = f"{type(error).__name__}: {words(error)}", REFUSED
+    except Wrong as error:
+        said = words(error)
+    except (Exception, TooLong) as error:
+        said = f"{type(error).__name__}: {words(error)}"
+    return Cell(name, job, verdict, said, round(time.process_time() - began, 2))
+
+
+def tried_all(a: Architecture, jobs: Sequence[str], seconds: float = SECONDS) -> Iterator[Cell]:
+    """Yield the cells of one architecture."""
+    with tempfile.TemporaryDirectory(prefix="sonde-matrix-") as place:
+        case = Case(a, Path(place))
+        for job in jobs:
+            yield tried(case, job, seconds)
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return what was typed."""
+    parser = argparse.ArgumentParser(prog="python -m tools.matrix", description=__doc__)
+    parser.add_argument("--json", type=Path, help="lines of cells; those it holds are not run")
+    parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, metavar="ARCHITECTURE")
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of one cell")
+    parser.add_argument("--list", action="store_true", help="print the architectures")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the cells and print the table; return 1 where one is wrong."""
+    typed = parsed(arguments)
+    if typed.list:
+        print(*ARCHITECTURES, sep="\n")
+        return 0
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    cells: dict[tuple[str, str], Cell] = {}
+    if typed.json is not None and typed.json.exists():
+        for line in typed.json.read_text().splitlines():
+            cell = Cell(**json.loads(line))
+            cells[cell.architecture, cell.job] = cell
+    names = typed.only or list(ARCHITECTURES)
+    for name in names:
+        jobs = [job for job in typed.jobs if (name, job) not in cells]
+        for cell in tried_all(ARCHITECTURES[name], jobs, typed.seconds) if jobs else ():
+            cells[name, cell.job] = cell
+            if typed.json is not None:
+                with typed.json.open("a") as file:
+                    file.write(json.dumps(asdict(cell)) + "\n")
+            if cell.verdict == WRONG:
+                print(f"{name} {cell.job}: {cell.said}", flush=True)
+    asked = [cells[name, job] for name in names for job in typed.jobs]
+    print(table(asked), "", reasons(asked), "", summary(asked), sep="\n")
+    return int(any(cell.verdict == WRONG for cell in asked))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
