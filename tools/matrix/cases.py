@@ -192,8 +192,10 @@ class Case:
         """Return states as (row, token, dim)."""
         if x.ndim == 4:
             return x.flatten(2).transpose(1, 2)
-        n_steps = self.architecture.size if self.architecture.time_first else None
-        return x.transpose(0, 1) if x.ndim == 3 and len(x) == n_steps else x
+        if x.ndim != 3 or not self.architecture.time_first:
+            return x
+        is_alone = x.shape[1] == 1  # one example has the number of its own tokens
+        return x.transpose(0, 1) if is_alone or len(x) == self.architecture.size else x
 
     def beside(self, direction: Tensor, x: Tensor) -> Tensor:
         """Return a direction in the axes of states."""

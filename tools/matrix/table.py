@@ -10,7 +10,7 @@ MOST = 140
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one job on one architecture."""
+    """The verdict on a job and an architecture."""
 
     architecture: str
     job: str
