@@ -58,7 +58,10 @@ def pytest_fixture_setup(fixturedef: Any) -> Iterator[None]:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
     """Run one test, a second time if it took too long, and report the last run."""
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    limited = not UNLIMITED & {mark.name for mark in item.iter_markers()}
+    # A doctest has lost its names after its first run, and no marker can be put on it.
+    limited = isinstance(item, pytest.Function) and not (
+        UNLIMITED & {mark.name for mark in item.iter_markers()}
+    )
     reports, seconds, shared = _timed_run(item, nextitem)
     _record(item, seconds, shared)
     if limited and seconds > LIMIT_SECONDS and all(report.passed for report in reports):

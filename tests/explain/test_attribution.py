@@ -66,6 +66,7 @@ class Cubes(nn.Module):
         return self.unit * (x**3 + 7).sum(1, keepdim=True)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("cubes: the rise from the baseline, whatever the unit of the objective")
 @pytest.mark.parametrize("unit", [1e-3, -1.0, 1e4])
 def test_parts_that_do_not_add_up_are_said_in_any_unit(unit):
