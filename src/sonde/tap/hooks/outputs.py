@@ -3,7 +3,9 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
+from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -243,9 +245,22 @@ def _name_at(i: int, parameters: list[inspect.Parameter]) -> str:
 def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return a call's arguments by name, or the keywords alone if they do not fit the signature."""
     try:
-        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments) | kwargs
+        return dict(_signature(module.forward).bind(*args, **kwargs).arguments) | kwargs
     except (TypeError, ValueError):
         return dict(kwargs)
+
+
+_SIGNATURES: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyDictionary()
+
+
+def _signature(forward: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a forward; that of a class's method is made once."""
+    if not isinstance(forward, MethodType):
+        return inspect.signature(forward)
+    known = _SIGNATURES.get(forward.__func__)
+    if known is None:
+        known = _SIGNATURES[forward.__func__] = inspect.signature(forward)
+    return known
 
 
 def decodes(root: nn.Module, named: Mapping[str, Any]) -> bool:

@@ -162,7 +162,8 @@ class Session:
         self._modules, self._parameters = modules, parameters
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
-        self._over, self._begins = threading.Condition(), False
+        self._lock, self._begins = threading.Lock(), False
+        self._over = threading.Condition(self._lock)
         self._running = set[Running]()
         self.n_followed = self.n_passed = self.n_outside = 0
 
@@ -271,33 +272,32 @@ class Session:
 
     def pass_by(self) -> None:
         """Count a forward that is not followed."""
-        with self._over:
+        with self._lock:
             self.n_passed += 1
 
     def count_outside(self) -> None:
         """Count a call of a site outside of any call that is followed."""
-        with self._over:
+        with self._lock:
             self.n_outside += 1
 
     def begin(self, followed: Followed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Follow a call from here on."""
         call = Running(self, calling_frame(), followed.finish)
-        with self._over:
+        with self._lock:
             if not self._begins:
                 return
             self._running.add(call)
+            self.n_followed += 1
         state = None
         try:
             state = followed.begin(args, kwargs)
         finally:
             if state is None:
                 self._running.discard(call)
-        if state is None:
-            self.pass_by()
-            return
-        with self._over:
-            self.n_followed += 1
-        call.open(state)
+                with self._lock:
+                    self.n_followed, self.n_passed = self.n_followed - 1, self.n_passed + 1
+        if state is not None:
+            call.open(state)
 
     def _hook(self) -> None:
         for followed in self.follows:
