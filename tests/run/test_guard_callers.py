@@ -113,6 +113,7 @@ def by_tasks(net, guard):
     return asyncio.run(serve())
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize(
     ("caller", "n"), [(by_pool, 200), (by_server, 20), (by_executor, 20), (by_tasks, 20)]
 )

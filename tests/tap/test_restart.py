@@ -82,10 +82,13 @@ def replaced_by_hook(net: Any, path: str, call: int, value: Tensor, given: dict[
         return (value, *output[1:]) if isinstance(output, tuple) else value
 
     handle = net.get_submodule(path).register_forward_hook(hook)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its kernels round otherwise
     try:
         with torch.no_grad():
             return net(**given)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         handle.remove()
 
 

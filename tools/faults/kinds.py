@@ -156,6 +156,7 @@ NOT_TRIED: Mapping[str, str] = {
     "weights.merging:merge_models": "a new folder: tests/weights/test_merging.py",
     "weights._told:write_told": "a new folder: tests/weights/test_saving.py",
     "tap.training.terms:Terms.save": "safetensors that loads without sonde: no hash",
+    "run.training.checkpoints:record_checkpoints": "hashes of checkpoints, beside a track",
     "run.instruments.listing:listed": "made anew where it cannot be read",
     "testing.statistic_laws:law_save": "a state that a law reads back at once",
 }

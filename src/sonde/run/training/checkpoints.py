@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sonde.core.errors import InputError, SondeWarning
+from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.instrument import Instrument
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
@@ -158,7 +158,7 @@ def record_checkpoints(
     known = [(step, path) for step, path in folders if step in track.steps]
     file = Path(track.directory) / WEIGHTS
     is_kept = bool(known) and file.is_file()
-    digests: dict[str, str] = json.loads(file.read_text()) if is_kept else {}
+    digests = _digests_in(file) if is_kept else {}
     for step, path in known:
         if digests.get(str(step)) not in (None, weights_digest(path)):
             raise track.other_checkpoint(step)
@@ -173,6 +173,17 @@ def record_checkpoints(
         track.add(step, fit(list(instruments), opened(str(path)), calibrate=0.0, **options))
         digests[str(step)] = weights_digest(path)
         atomic_write(file, json.dumps(digests).encode())
+
+
+def _digests_in(file: Path) -> dict[str, str]:
+    """Return the hash of each checkpoint of a track, by its step."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise StateError(
+            f"track: expected hashes of checkpoints in {file}, got a damaged file ({error}). "
+            "Record the track anew (--fresh)."
+        ) from None
 
 
 def weights_digest(folder: Path) -> str:
