@@ -138,7 +138,7 @@ def over_pairs(
     v: tuple[Tensor, Tensor],
     allowed: Bool[Tensor, "_ _ token token"],
 ) -> Float[Tensor, "row head token width"]:
-    """Return attention whose keys are pairs of tokens, one query after the other; float32 or more.
+    """Return attention over pairs of tokens, computed one query at a time in float32 or wider.
 
     ``A_i,(j,k) = softmax_jk(sum_d q_id k1_jd k2_kd / sqrt d)``; ``sum_jk A (v1_j * v2_k)``.
     """

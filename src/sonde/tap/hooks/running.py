@@ -20,9 +20,8 @@ from sonde.core.token_masks import real_tokens as real_in
 from sonde.tap.hooks.cache import NAMES as CACHES
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.call import encoder_of
+from sonde.tap.hooks.following import CALL
 from sonde.tap.hooks.outputs import find
-
-_CALL = nn.Module._call_impl.__code__
 
 
 class RunningCall(NamedTuple):
@@ -135,7 +134,7 @@ def _alive(calls: tuple[RunningCall, ...], module: nn.Module) -> tuple[RunningCa
     """Return the calls up to the last that still runs, around the call of a module that begins."""
     frame, around = inspect.currentframe() if calls else None, []
     while frame is not None:
-        if frame.f_code is _CALL:
+        if frame.f_code is CALL:
             around.append(id(frame.f_locals.get("self")))
         frame = frame.f_back
     around = around[1:] if around[:1] == [id(module)] else around

@@ -288,16 +288,22 @@ class Session:
                 return
             self._running.add(call)
             self.n_followed += 1
-        state = None
         try:
             state = followed.begin(args, kwargs)
-        finally:
-            if state is None:
-                self._running.discard(call)
-                with self._lock:
-                    self.n_followed, self.n_passed = self.n_followed - 1, self.n_passed + 1
-        if state is not None:
+        except BaseException:  # the caller is told, so the call has not passed by in silence
+            self._unfollow(call)
+            raise
+        if state is None:
+            self._unfollow(call)
+            self.pass_by()
+        else:
             call.open(state)
+
+    def _unfollow(self, call: Running) -> None:
+        """Take back that a call is followed."""
+        self._running.discard(call)
+        with self._lock:
+            self.n_followed -= 1
 
     def _hook(self) -> None:
         for followed in self.follows:

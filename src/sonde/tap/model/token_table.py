@@ -85,7 +85,7 @@ class _Watch:
     def before(
         self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Note a call that is fed tokens."""
+        """Keep the arguments of a call that receives token ids."""
         number = self.counts[path] = self.counts.get(path, -1) + 1
         self.n_calls += 1
         found = next(filter(None, map(self._name_of, leaves((args, kwargs)).values())), None)
@@ -95,7 +95,7 @@ class _Watch:
         )
 
     def after(self, output: Any) -> Any:
-        """Note what a call made of its tokens, one vector for each."""
+        """Keep the output of a call that returns one vector for each token."""
         call, leaf = self.open.pop(), find(output, None)
         if call is None or leaf is None or call.has_inner:
             return None
