@@ -70,6 +70,7 @@ def test_named_axes_are_the_ones_that_are_read(run, images, flags):
     torch.testing.assert_close(rows, raw.mean(NAMED[flags]))
 
 
+@pytest.mark.slow
 def test_a_bundle_keeps_the_axes_that_it_was_fitted_with(run, images):
     ran = run("fit", "knn", *WORDS, "--axes", "row dim patch", "-o", "a.sonde", "--json")
     assert ran.code == 0, ran.err

@@ -316,6 +316,7 @@ def test_nothing_that_stands_at_padding_reaches_a_token(looking):
     assert found[~REAL].isnan().all()
 
 
+@pytest.mark.essential
 @pytest.mark.truth("full passes without a cache")
 @pytest.mark.parametrize("looking", [*LOOKING, "adapter", "hopfield"])
 def test_generation_is_that_of_full_passes(looking, gpt, caplog):

@@ -138,6 +138,7 @@ class OwnLoss(torch.nn.Module):
         return {"loss": logits.square().mean(), "logits": logits}
 
 
+@pytest.mark.slow
 def test_a_loss_that_the_trainer_computes_itself_is_said(tmp_path):
     model = network()
     with (
