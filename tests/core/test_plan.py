@@ -4,9 +4,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sonde.core.hashing import rank_key
 from sonde.core.plan import Plan, Split, groups_are_whole, unit_bounds
 
 
@@ -76,3 +78,18 @@ def test_commits_are_aligned_ranges():
 def test_a_split_holds_out_a_share(held):
     with pytest.raises(ValueError, match="share in"):
         Split(held)
+
+
+def test_a_split_of_few_groups_leaves_no_part_empty():
+    """The cut moves in the order of the hash, and only if the hash leaves a part empty."""
+    for seed in range(40):
+        draws = torch.randint(-(2**63), 2**63 - 1, (5,), generator=torch.manual_seed(seed))
+        for share in (0.1, 0.2, 0.45, 0.9):
+            plain = Split(share, 3)
+            split = plain.of_groups(draws)
+            held, order = split.is_held(draws), rank_key(draws).argsort()
+            n = int(held.sum())
+            assert 0 < n < 5
+            assert bool(held[order][:n].all())
+            assert (split == plain) == (0 < int(plain.is_held(draws).sum()) < 5)
+    assert Split(0.2).of_groups(draws[:1]) == Split(0.2)

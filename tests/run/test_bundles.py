@@ -14,6 +14,7 @@ from torch import Tensor
 
 from contract.statistics import CASES
 from models import mlp
+from narrow import present
 from run_case import Stopping, rows, stream
 from sonde.core.errors import InputError, StateError, StoreError
 from sonde.core.instrument import Instrument
@@ -163,6 +164,27 @@ def test_other_parameters_of_the_same_states_do_not_merge():
     again = fit(KNN(k=5), stream(200, seed=9), **QUIET)
     assert again.spec == five.spec
     assert merge(five, again).spec == five.spec
+
+
+def of_groups(names, seed):
+    x, group = rows(12 * len(names), 5, seed=seed), [n for n in names for _ in range(12)]
+    return fit(Mahalanobis(), Stream.of(x, group=group), **QUIET)
+
+
+def test_cuts_that_few_groups_moved_merge_unless_a_shared_group_lies_between(tmp_path):
+    """Seed and names are such that the hash alone holds out no group of ``few``."""
+    few, many = (of_groups([f"{i}" for i in each], 1) for each in (range(2, 7), range(20, 60)))
+    assert present(few.split).cut is not None
+    few.save(tmp_path / "few.state")
+    assert Fitted.load(tmp_path / "few.state").split == few.split
+    both = merge(few, many)
+    assert both.split == many.split == merge(many, few).split
+    n = [f.header["data"]["held"]["n_groups"] for f in (few, many, both)]
+    assert n == [1, n[1], 1 + n[1]]
+    assert both.result("mahalanobis").calibration.n == n[2]
+    shared = of_groups([f"{i}" for i in [*range(2, 7), *range(20, 50)]], 2)
+    with pytest.raises(StateError, match="1 group of both bundles is held out in one"):
+        merge(few, shared)
 
 
 def test_other_models_do_not_merge():

@@ -221,6 +221,22 @@ def test_detectors_are_fitted_on_one_part_and_calibrated_on_the_other():
     assert scorer.calibration.p_value(between[None]).item() == pytest.approx(expected.item())
 
 
+def test_five_groups_calibrate_and_say_which_rate_they_can_promise(capsys):
+    seen = set()
+    for seed in range(8):
+        group = [f"{seed}-{i % 5}" for i in range(60)]
+        fitted = fit(Mahalanobis(), Stream.of(rows(60), group=group))
+        told, n_held = capsys.readouterr().err, fitted.result("mahalanobis").calibration.n
+        assert f"{n_held} of 5 groups" in told
+        assert f"below {1 / (n_held + 1):.0%} can be promised; 10% takes 9" in told
+        seen.add(present(fitted.split).cut is None)
+    assert seen == {True, False}
+    fit(Mahalanobis(), Stream.of(rows(60), group=[1] * 60))
+    assert "one group cannot be fitted and held out" in capsys.readouterr().err
+    fit(Mahalanobis(), stream(200))
+    assert "promised" not in capsys.readouterr().err
+
+
 @pytest.mark.truth("binomial quantiles")
 def test_p_values_of_fresh_rows_hold_their_promise():
     generator = torch.Generator().manual_seed(5)

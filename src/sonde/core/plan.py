@@ -7,7 +7,7 @@ and sixty-four make the same bits.
 import hashlib
 import itertools
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxtyping import Bool
@@ -63,10 +63,14 @@ class Split:
         Share of the groups that is held out.
     seed : int, default=0
         Key of the hash.
+    cut : float or None, default=None
+        Groups whose hash, in [0, 1), is below it are held out; None is ``held`` itself. See
+        ``of_groups``.
     """
 
     held: float
     seed: int = 0
+    cut: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.held < 1.0:
@@ -74,7 +78,33 @@ class Split:
 
     def is_held(self, split_draw: Tensor) -> Bool[Tensor, "example"]:
         """Return which examples are held out, from the draw of their groups."""
-        return fraction(split_draw) < self.held
+        return fraction(split_draw) < (self.held if self.cut is None else self.cut)
+
+    def of_groups(self, group_draws: Tensor) -> "Split":
+        """Return the split whose two parts both hold a group, from the draw of each group.
+
+        The hash of few groups may leave a part empty. The cut is then moved in the order of the
+        hash, to the nearest number of groups; a single group stays where it is.
+
+        Examples
+        --------
+        >>> import torch
+        >>> draws = torch.arange(5) * 2**60 + 2**62  # hashes from 0.25 to 0.5
+        >>> split = Split(0.2).of_groups(draws)
+        >>> split.is_held(draws).tolist()
+        [True, False, False, False, False]
+        """
+        n, n_held = len(group_draws), int(self.is_held(group_draws).sum())
+        if n < 2 or 0 < n_held < n:
+            return self
+        order = fraction(group_draws).sort().values
+        first = min(max(round(self.held * n), 1), n - 1)
+        return replace(self, cut=float(order[first - 1 : first + 1].mean()))
+
+    def json(self) -> dict[str, Any]:
+        """Return the split as JSON values."""
+        found: dict[str, Any] = {"held": self.held, "seed": self.seed}
+        return found if self.cut is None else found | {"cut": self.cut}
 
 
 @dataclass(frozen=True)
@@ -124,7 +154,6 @@ class Plan:
 
     def json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
-        split = None if self.split is None else {"held": self.split.held, "seed": self.split.seed}
         return {
             "version": STATE_VERSION,
             "stream": self.stream,
@@ -132,7 +161,7 @@ class Plan:
             "bounds": hashlib.blake2b(repr(self.bounds).encode(), digest_size=16).hexdigest(),
             "n_units": self.n_units,
             "n_examples": self.n_examples,
-            "split": split,
+            "split": None if self.split is None else self.split.json(),
             "stage": self.stage,
             "commit_level": self.commit_level,
             "threads": self.threads,

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from sonde.core.clearance import LABELS, joined_labels
 from sonde.core.errors import SondeWarning, StateError
 from sonde.core.hashing import rank_key
 from sonde.core.plan import Split
+from sonde.core.wording import plural
 from sonde.engine.classes import joined_names
 from sonde.engine.passes import merge_states
 from sonde.engine.requests import Request, States, Task
 from sonde.files.identity import CODE, agree, same_code
-from sonde.run.bundles.group_counts import KEPT_DRAWS, joined_counts
+from sonde.run.bundles.group_counts import KEPT_DRAWS, groups_between, joined_counts
 from sonde.run.bundles.header import warn_other_code
 from sonde.run.instruments.entries import inner_of, spec_of
 from sonde.run.instruments.stages import has_stages
@@ -47,7 +48,7 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
     """Return states and header as if one fit had seen the rows of both; see ``Fitted.merge``."""
     _require_alike(a, b)
     units = _merge_units(a.header["units"], b.header["units"])
-    data, draws = joined_counts(a.header, b.header, a.split)
+    data, draws = joined_counts(a.header, b.header, a.split if a.split == b.split else None)
     _require_other_rows(a, b, int(data["n_groups"]))
     names = joined_names(a.label_names, b.label_names)
     if names is None and any("label" in r.statistic.needs() for r in a.requests.values()):
@@ -100,11 +101,7 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
             f"{sorted(mine - theirs)[:3]} and {sorted(theirs - mine)[:3]}. Fit both with the "
             "same methods and parameters."
         )
-    if a.split != b.split:
-        raise StateError(
-            f"Fitted.merge: the bundles hold out different rows ({a.split} and {b.split}). "
-            "Fit both with the same calibrate and seed."
-        )
+    _require_alike_parts(a, b)
     mine, its = a.header["model"], b.header["model"]
     others = [name for name in ("reading", "sites") if a.header.get(name) != b.header.get(name)]
     if any(not agree(name, mine.get(name), its.get(name)) for name in {*mine, *its} - {CODE}):
@@ -118,6 +115,38 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
         raise StateError(
             f"Fitted.merge: the bundles sample rows by different seeds, {seeds[0]} and {seeds[1]}. "
             "Fit both with the same seed."
+        )
+
+
+def joined_split(a: Split | None, b: Split | None) -> Split | None:
+    """Return the split of two bundles together; a cut that few groups moved is that of one alone.
+
+    Raises
+    ------
+    StateError
+        If the bundles hold out different shares, or by different seeds.
+    """
+    if a == b:
+        return a
+    whole = None if a is None else replace(a, cut=None)
+    if whole is None or b is None or whole != replace(b, cut=None):
+        raise StateError(
+            f"Fitted.merge: the bundles hold out different rows ({a} and {b}). "
+            "Fit both with the same calibrate and seed."
+        )
+    return whole
+
+
+def _require_alike_parts(a: Bundle, b: Bundle) -> None:
+    """Raise if a group of both bundles is held out in one and fitted in the other."""
+    joined_split(a.split, b.split)
+    if a.split is None or b.split is None or a.split == b.split:
+        return
+    if n := groups_between(a.header, b.header, (a.split, b.split)):
+        raise StateError(
+            f"Fitted.merge: {plural(n, 'group')} of both bundles {'is' if n == 1 else 'are'} held "
+            "out in one and fitted in the other, as few groups moved its cut. Fit both data "
+            "together, or give different groups different names."
         )
 
 

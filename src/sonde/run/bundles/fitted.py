@@ -22,7 +22,7 @@ from sonde.engine.errorbars import left_out, result_with_error
 from sonde.engine.passes import states_of
 from sonde.engine.requests import Request, States, Task, terms_of
 from sonde.files.state_file import read_header, read_state, state_type, write_state
-from sonde.run.bundles._joining import Bundle, joined
+from sonde.run.bundles._joining import Bundle, joined, joined_split
 from sonde.run.bundles._soundness import check_states
 from sonde.run.bundles.group_counts import damaged_counts
 from sonde.run.instruments.entries import (
@@ -187,7 +187,6 @@ class Fitted:
         return write_state(Path(path), self._header_for_file(), self.states)
 
     def _header_for_file(self) -> dict[str, Any]:
-        split = None if self.split is None else {"held": self.split.held, "seed": self.split.seed}
         sample = (
             None
             if self.sample is None
@@ -198,7 +197,7 @@ class Fitted:
             "format": "sonde-state",
             "version": STATE_VERSION,
             "entries": [entry_of(task) for task in self.tasks],
-            "split": split,
+            "split": None if self.split is None else self.split.json(),
             "sample": sample,
         }
 
@@ -254,7 +253,8 @@ class Fitted:
             or most of their rows. A few shared rows give a warning.
         """
         states, header = joined(self._contents, other._contents)
-        return replace(self, states=states, header=header)
+        split = joined_split(self.split, other.split)
+        return replace(self, states=states, header=header, split=split)
 
     def declassified(self, *labels: str) -> "Fitted":
         """Return the bundle without some of its access labels, for readers who lack them.

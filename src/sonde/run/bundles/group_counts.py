@@ -29,7 +29,7 @@ def counts_of(stream: Stream, split: Split | None) -> dict[str, Any]:
     if isinstance(inputs, ItemInputs) and inputs.missing is not None:
         found["missing"] = inputs.missing
     if split is not None:
-        held = split.is_held(_split_draws(members, split.seed)).numpy()
+        held = split.is_held(_draws_of(members, split.seed)).numpy()
         sizes = np.fromiter(members.values(), dtype=np.int64, count=len(members))
         found["held"] = {"n_examples": int(sizes[held].sum()), "n_groups": int(held.sum())}
     return found
@@ -41,7 +41,7 @@ def group_draws(stream: Stream) -> str:
     The draws tell how many groups two bundles share: exactly if both bundles keep all their draws,
     else as an estimate from the draws that lie below the last kept draw of both.
     """
-    found = _split_draws(Counter(stream.group_keys), stream.seed)
+    found = _draws_of(Counter(stream.group_keys), stream.seed)
     return _draws_as_hex(found.numpy().view(np.uint64))
 
 
@@ -118,7 +118,25 @@ def _distinct(n: int, first: np.ndarray, second: np.ndarray, end: np.uint64) -> 
     return max(len(union), round(n * known / (known + twice))) if known else n
 
 
-def _split_draws(groups: Counter[bytes], seed: int) -> torch.Tensor:
+def split_draws(stream: Stream) -> torch.Tensor:
+    """Return the ``split`` draw of each group of a stream."""
+    return _draws_of(Counter(stream.group_keys), stream.seed)
+
+
+def groups_between(a: Header, b: Header, cuts: tuple[Split, Split]) -> int:
+    """Return the number of groups of both headers that one split holds out and the other fits.
+
+    Only the groups whose draws the headers keep are compared.
+    """
+    first, second = _draws_in(a), _draws_in(b)
+    if first is None or second is None:
+        return 0
+    shared = np.intersect1d(first, second)
+    mine, its = (_is_held(shared, split) for split in cuts)
+    return int((mine != its).sum())
+
+
+def _draws_of(groups: Counter[bytes], seed: int) -> torch.Tensor:
     base = base_hashes(list(groups), "split", seed)
     zero = np.zeros(len(base), dtype=np.uint64)
     return draws(base, zero, zero)

@@ -1,5 +1,6 @@
 """``sonde.fit``: all instruments at all sites in one pass, and a second pass if needed."""
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ def fit(
     stream : Stream or path
         Live, stored, or plain arrays; or the folder of a store.
     calibrate : float, default=0.2
-        Share of the groups that is held out if a detector is among the instruments; 0 = none.
+        Share of the groups that is held out if a detector is among the instruments; 0 = none. Of
+        two or more groups at least one is held out, and at least one is fitted.
     reduction : str, default="auto"
         What a p-value is about if an example has several rows: one score of the example by
         ``max``, ``mean`` or ``topk_mean(k)``, or each of its ``rows``. "auto" is ``max`` for
@@ -108,6 +110,8 @@ def fit(
     place = None if directory is None else Path(directory)
     check_rows(settled.stream)
     say_cost(settled.stream, settled.tasks, progress)
+    for text in settled.notes if progress else ():
+        sys.stderr.write(f"note: {text}\n")
     with held(place), gathered(crew, settings.threads):
         states, units, counters, sample = _all_passes(settled, settings, unit_size, place)
     header = make_header(settled.stream, units, counters, settled.split)

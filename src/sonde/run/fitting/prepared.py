@@ -4,16 +4,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from sonde.core.calibration import needed_scores
 from sonde.core.errors import InputError
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import Split
 from sonde.core.stream import Stream
 from sonde.engine.requests import Task
+from sonde.run.bundles.group_counts import split_draws
 from sonde.run.instruments.asked import check_grids, head_sites, ready
 from sonde.run.instruments.tasks import assign
 from sonde.run.instruments.words import Asked, instruments_of
 from sonde.run.reading.notes import warn_of_split
 from sonde.run.reading.read import read
+
+USUAL_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,27 @@ class Prepared:
     stream: Stream
     tasks: tuple[Task, ...]
     split: Split | None
+    n_groups: int = 0
+    n_held: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """Say which false-alarm rate the held-out groups can promise, if they are few."""
+        least = needed_scores(USUAL_RATE, "marginal", 0.0)
+        if self.split is None or self.n_held >= least:
+            return []
+        if self.n_groups < 2:
+            return [
+                "one group cannot be fitted and held out, so detectors have no p-values and no "
+                "thresholds. Give several groups, or calibrate on other rows (calibrate=0, then "
+                "sonde.calibrate)."
+            ]
+        are = "is" if self.n_held == 1 else "are"
+        return [
+            f"{self.n_held} of {self.n_groups} groups {are} held out, so no false-alarm rate below "
+            f"{1 / (self.n_held + 1):.0%} can be promised; {USUAL_RATE:.0%} takes {least} held-out "
+            "groups. Hold out more (calibrate), or calibrate on other rows (sonde.calibrate)."
+        ]
 
 
 def prepare(
@@ -46,11 +73,13 @@ def prepare(
     warn_of_split(stream)
     stream = ready(chosen, stream)
     is_split = bool(calibrate) and any(isinstance(i, Detector) for i in chosen)
-    split = Split(calibrate, stream.seed) if is_split else None
+    draws = split_draws(stream) if is_split else torch.empty(0, dtype=torch.int64)
+    split = Split(calibrate, stream.seed).of_groups(draws) if is_split else None
     heads = head_sites(chosen, stream)
     tasks = assign(chosen, stream.schema, split, reduction, heads, grouped=stream.grouped)
     check_grids(tasks, stream)
-    return Prepared(stream, tuple(tasks), split)
+    n_held = 0 if split is None else int(split.is_held(draws).sum())
+    return Prepared(stream, tuple(tasks), split, len(draws), n_held)
 
 
 def _check(instruments: Sequence[object], stream: Stream) -> None:
