@@ -138,7 +138,7 @@ class SharedTable(Layer):
             raise InputError("SharedTable.search: expected tables='decoupled', got one table.")
         return self.narrow[self.places(ids)[..., 0]]
 
-    def collisions(self, ids: Int[Tensor, "row field"]) -> Float[Tensor, "field"]:
+    def collisions(self, ids: Int[Tensor, "row field"]) -> Float[Tensor, "_field"]:
         """Return, for each field, the share of its values that have no place to themselves.
 
         Only values of the same field are compared.
