@@ -18,7 +18,15 @@ CASES = {
         "compress sonde:digits no.csv --to rank60 --layers *fc1 -o new",
         "expected a rank of at most 42",
     ),
-    "train FULL": ("train sonde:digits no.csv --insert adapter@blocks.1 -o full", FULL),
+    "train FULL": (
+        "train sonde:digits no.csv --insert adapter(width=3)@blocks.1 -o full",
+        FULL,
+    ),
+    "train layer": ("train no no.csv --insert readout@conv1 -o new", "one site, starts as the"),
+    "train place": (
+        "train sonde:digits no.csv --insert adapter(width=3)@conv1 -o new",
+        "expected a module, got 'conv1'",
+    ),
     "ablate page": (f"edit ablate sonde:stdlib {CONTRAST} -o new --report x.txt", "--report"),
     "ablate FULL": (f"edit ablate sonde:stdlib {CONTRAST} -o full", FULL),
     "steer page": (f"edit steer sonde:stdlib {CONTRAST} -o new --report no/x.html", NOWHERE),

@@ -13,6 +13,7 @@ from torch.nn import Embedding, Linear
 import sonde
 from sonde.core import InputError, SondeWarning, StateError
 from sonde.data import open_inputs
+from sonde.layers import ScaledSkip, StateGraph
 from sonde.measure import rate_reduction
 from sonde.run.fine_tuning.arms import Recipe, _epoch, scoped, train_arm
 from sonde.run.fine_tuning.figures import (
@@ -24,6 +25,7 @@ from sonde.run.fine_tuning.figures import (
     term_values,
     thinned,
 )
+from sonde.run.fine_tuning.layers import layer_figures
 from sonde.run.fine_tuning.losses import attached, listed, weights_of
 from sonde.run.fine_tuning.low_rank import (
     adapter_parameters,
@@ -288,3 +290,24 @@ def test_a_weight_for_each_loss():
 def test_a_thin_curve_keeps_means():
     curve = [{"step": float(i), "task": float(i % 2)} for i in range(10)]
     assert thinned(curve, 5) == [{"step": 2 * i + 0.5, "task": 0.5} for i in range(5)]
+
+
+@pytest.mark.truth("the layer called by hand on the states of its site, rearranged")
+@pytest.mark.parametrize("layer", [StateGraph(64), ScaledSkip(how="learned", dim=64)])
+def test_the_change_of_a_layer_is_measured_in_any_order_of_axes(digits, layer):
+    model, held = digits[0], digits[1].first(6)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.normal_(generator=torch.Generator().manual_seed(3))
+    new = sonde.inserted(model, {"vit.layers.1": layer})
+    (found,) = layer_figures(new, new.module, held)
+    with sonde.Tap(model, ["vit.layers.1"]) as tap:
+        for batch in held.batches(0, 6):
+            model.module(*batch.args, **batch.kwargs)
+    with torch.no_grad():
+        x = tap.rows["vit.layers.1:out"].movedim(-1, layer.features_axis)
+        change = layer(x) - x
+    if isinstance(layer, StateGraph):  # read by its class token
+        change, x = change[:, 0], x[:, 0]
+    share = float(change.square().sum() / x.square().sum()) ** 0.5
+    assert found.moved == pytest.approx(share, rel=1e-4)

@@ -107,7 +107,7 @@ class Train:
         output, page = self._checked()
         from sonde.data import load
         from sonde.run.fine_tuning.document import train_document
-        from sonde.run.fine_tuning.layers import asked_layers, without_layers
+        from sonde.run.fine_tuning.layers import asked_layers, check_places, without_layers
         from sonde.run.passes.directory import run_directory
         from sonde.weights.factory_folder import check_change
         from sonde.weights.folder import check_output
@@ -117,6 +117,7 @@ class Train:
         check_output(output)
         model = load(self.model, device=self.device)
         check_change(without_layers(model), output)
+        check_places(model, asked)
         ours, held = self._examples(model)
         require_truth("sonde train", model, examples=ours.first(64), held=held.first(64))
         recipe, kept = self._recipe(), run_directory(output)

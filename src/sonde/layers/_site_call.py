@@ -74,14 +74,7 @@ class StateAxes:
                 f"{tuple(x.shape)}: which of them holds the features is not known. Choose a site "
                 "whose module is a layer of torch, such as a convolution or a linear map."
             )
-        return wide[0] if wide else _wanted(layer) % x.ndim
-
-
-def _wanted(layer: Layer) -> int:
-    """Return where a layer takes the features, counted from the end if they come last."""
-    words = layer.layout[0].split()
-    at = words.index("dim") if "dim" in words else len(words) - 1
-    return at - len(words) if any(w.startswith("*") for w in words[:at]) else at
+        return wide[0] if wide else layer.features_axis % x.ndim
 
 
 class SiteCall:
@@ -137,7 +130,7 @@ class SiteCall:
             return replaced(output, leaf, layer(leaf))
         time_first = leaf.ndim == 3 and self._is_time_first(leaf, layer, calls)
         x = leaf.transpose(0, 1) if time_first else leaf
-        axis, wanted = self.axes.features_of(x, layer, self.key), _wanted(layer) % x.ndim
+        axis, wanted = self.axes.features_of(x, layer, self.key), layer.features_axis % x.ndim
         x = x if axis == wanted else x.movedim(axis, wanted)
         mask = self._mask(x, calls) if self.takes_mask and x.ndim == 3 else None
         new = self._run(layer, x, mask)

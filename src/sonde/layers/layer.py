@@ -86,6 +86,13 @@ class Layer(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     @property
+    def features_axis(self) -> int:
+        """Where the layer takes the features, counted from the end if they come last."""
+        words = self.layout[0].split()
+        at = words.index("dim") if "dim" in words else len(words) - 1
+        return at - len(words) if any(w.startswith("*") for w in words[:at]) else at
+
+    @property
     def mixes_positions(self) -> bool:
         """Whether a position's output may depend on other positions: it needs whole texts."""
         return bool(POSITIONS & {*self.layout[0].split()}) and not self.pointwise

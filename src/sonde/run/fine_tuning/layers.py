@@ -21,6 +21,8 @@ from sonde.run.fine_tuning.losses import Listed
 from sonde.run.instruments.families import snake_case
 from sonde.run.instruments.words import parse_methods
 from sonde.tap import live_stream
+from sonde.tap.hooks.names import ModuleNames
+from sonde.tap.model.sites import places_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def asked_layers(words: Sequence[str]) -> list[AskedLayer]:
     Raises
     ------
     InputError
-        If a word names no layer or no site.
+        If a word names no layer or no site, a layer that cannot stand behind a module, or leaves
+        out a parameter that the layer needs.
     """
     found: list[AskedLayer] = []
     for word in words:
@@ -75,7 +78,61 @@ def asked_layers(words: Sequence[str]) -> list[AskedLayer]:
             raise InputError(f"--insert: expected LAYER@SITE, as unit_gate@blocks.3, got {word!r}.")
         for make in parse_methods(method, _find):
             found.append(AskedLayer(method, site, *make()))
+            _require_insertable(found[-1])
     return found
+
+
+def _require_insertable(asked: AskedLayer) -> None:
+    """Refuse a layer that no parameters let stand behind a module, or that misses one of them."""
+    kind, word, at = asked.kind, snake_case(asked.kind.__name__), f"--insert {asked.word}"
+    if _needed(kind) is None:
+        known = ", ".join(one.word for one in listed_layers())
+        raise InputError(
+            f"{at}@{asked.site}: expected a layer that keeps the shape of one site, starts as "
+            f"the identity and has something to train, got {kind.__name__}. Use it in Python (sonde.layers.{kind.__name__}), "
+            f"or insert one of: {known}."
+        )
+    needed = [n for n in _parameters(kind) if _is_required(kind, n) and n != "dim"]
+    if missing := [name for name in needed if name not in asked.given]:
+        example = next(e for e in kind.examples if _trains(kind, e))
+        typed = {name: example[name] for name in missing} | asked.given
+        words = ",".join(f"{name}={value!r}" for name, value in typed.items())
+        raise InputError(
+            f"{at}@{asked.site}: expected a value of {' and '.join(missing)}, got none. Type it, "
+            f"as {word}({words})@{asked.site}."
+        )
+
+
+def check_places(model: Model, asked: Sequence[AskedLayer]) -> None:
+    """Refuse sites that the model does not have, before data are read.
+
+    Raises
+    ------
+    SiteError
+        If a site names no module of the model, or several.
+    """
+    names = ModuleNames(model.module)
+    for one in asked:
+        try:
+            found = places_of(one.site, names)
+        except SiteError as error:
+            raise SiteError(f"--insert {one.word}@{one.site}: {error}") from error
+        if len(found) != 1:
+            raise SiteError(f"--insert: expected one site, got {len(found)} at {one.site}.")
+
+
+def _starting(asked: AskedLayer, layer: Layer) -> Layer:
+    """Return a layer that has something to train and starts as the identity, or raise."""
+    needed, word = _needed(asked.kind) or (), snake_case(asked.kind.__name__)
+    is_open = any(p.requires_grad for p in layer.parameters())
+    if layer.insertable and len(layer.layout) == 1 and is_open:
+        return layer
+    hint = f", as {word}({','.join(needed)})@{asked.site}" if any("=" in n for n in needed) else ""
+    raise InputError(
+        f"--insert {asked.word}@{asked.site}: expected a layer that keeps the shape, starts as the "
+        f"identity and has something to train, got {asked.kind.__name__} with other parameters. "
+        f"Choose its parameters{hint}, or another layer: `sonde train --list` lists them."
+    )
 
 
 def with_asked(model: Model, asked: Sequence[AskedLayer], examples: Inputs, seed: int) -> Model:
@@ -107,7 +164,7 @@ def with_asked(model: Model, asked: Sequence[AskedLayer], examples: Inputs, seed
             path = str(sites[0].site)
             if path in layers:
                 raise InputError(f"--insert: {one.site} is named twice. Give each layer a site.")
-            layers[path] = one.made(sites[0].dim)
+            layers[path] = _starting(one, one.made(sites[0].dim))
             if model.task == "causal" and _sees_ahead(layers[path], sites[0].dim):
                 raise InputError(
                     f"--insert {one.word}@{one.site}: the layer shows later tokens to earlier "
@@ -162,24 +219,30 @@ def layer_figures(model: Model, module: nn.Module, held: Inputs) -> list[LayerFi
     layers = inserted_layers(module)
     paths = {id(part): path for path, part in module.named_modules()}
     n_all = sum(p.numel() for p in module.parameters())
-    found: list[LayerFigures] = []
+    reducer = "tokens" if model.task in ("causal", "seq2seq") else "auto"
+    trained, found = replace(model, module=module), list[LayerFigures]()
     for site, layer in layers.items():
         path = paths[id(layer)]
-        ports = [f"{path}:in", f"{path}:out"]
-        reducer = "tokens" if model.task in ("causal", "seq2seq") else "auto"
-        stream = live_stream(replace(model, module=module), held, ports, reducer, logits=False)
-        before, after = (
-            next(kind.key for kind in stream.schema if str(kind.site) == port) for port in ports
-        )
-        moved = size = 0.0
-        for batch in stream.batches(0, len(stream)):
-            x, y = batch.rows[before].double(), batch.rows[after].double()
-            moved += float((y - x).square().sum())
-            size += float(x.square().sum())
+        try:
+            change = _relative_change(trained, path, held, reducer)
+        except SiteError:  # the layer takes the states in an order that has no rows of this kind
+            change = _relative_change(trained, path, held, "flat")
         n = layer.n_parameters
-        change = (moved / size) ** 0.5 if size else float("nan")
         found.append(LayerFigures(type(layer).__name__, site, n, n / n_all, change))
     return found
+
+
+def _relative_change(model: Model, path: str, held: Inputs, reducer: str) -> float:
+    """Return the root mean square of what a module changes, divided by that of its input."""
+    ports = [f"{path}:in", f"{path}:out"]
+    stream = live_stream(model, held, ports, reducer, logits=False)
+    before, after = (next(k.key for k in stream.schema if str(k.site) == port) for port in ports)
+    moved = size = 0.0
+    for batch in stream.batches(0, len(stream)):
+        x, y = batch.rows[before].double(), batch.rows[after].double()
+        moved += float((y - x).square().sum())
+        size += float(x.square().sum())
+    return (moved / size) ** 0.5 if size else float("nan")
 
 
 def listed_layers() -> list[Listed]:

@@ -84,6 +84,8 @@ def find_axes(
     words = _varying(first, second, probe)
     module = probe.names.modules[path]
     declared = by_number(module, first.shape, key or "") if port == "out" else None
+    if declared is None and port in ("in", "out"):
+        declared = _told_axis(module, len(first.shape))
     if declared is not None and words[declared] == "?":
         words[declared] = ""
     if "row" not in words:
@@ -122,6 +124,12 @@ def find_axes(
         )
     _name_space(words, others)
     return Axes(tuple(words))
+
+
+def _told_axis(module: nn.Module, ndim: int) -> int | None:
+    """Return the axis where a module says that it takes and gives features, or None."""
+    told = getattr(module, "features_axis", None)
+    return told % ndim if isinstance(told, int) and -ndim <= told < ndim else None
 
 
 def _one_length(probe: Probe) -> int | None:
