@@ -293,6 +293,7 @@ def test_a_thin_curve_keeps_means():
 
 
 @pytest.mark.truth("the layer called by hand on the states of its site, rearranged")
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [StateGraph(64), ScaledSkip(how="learned", dim=64)])
 def test_the_change_of_a_layer_is_measured_in_any_order_of_axes(digits, layer):
     model, held = digits[0], digits[1].first(6)

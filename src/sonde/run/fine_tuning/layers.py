@@ -89,8 +89,8 @@ def _require_insertable(asked: AskedLayer) -> None:
         known = ", ".join(one.word for one in listed_layers())
         raise InputError(
             f"{at}@{asked.site}: expected a layer that keeps the shape of one site, starts as "
-            f"the identity and has something to train, got {kind.__name__}. Use it in Python (sonde.layers.{kind.__name__}), "
-            f"or insert one of: {known}."
+            f"the identity and has something to train, got {kind.__name__}. "
+            f"Use it in Python (sonde.layers.{kind.__name__}), or insert one of: {known}."
         )
     needed = [n for n in _parameters(kind) if _is_required(kind, n) and n != "dim"]
     if missing := [name for name in needed if name not in asked.given]:
