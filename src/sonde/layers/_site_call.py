@@ -20,7 +20,7 @@ from sonde.tap.hooks.running import (
     running_calls,
     time_and_rows,
 )
-from sonde.tap.hooks.session import in_backward
+from sonde.tap.hooks.stack import in_backward
 from sonde.tap.model.features import by_class, by_classes, by_kind_of_pool
 from sonde.tap.model.time_first import is_time_first
 from sonde.tap.rows.nested import nested_like, padded
@@ -115,12 +115,20 @@ class SiteCall:
         found = getattr(self.owner or site, self.name, None)
         return found if isinstance(found, Layer) else None
 
+    def _layer_here(self, site: nn.Module, calls: tuple[RunningCall, ...]) -> Layer:
+        """Return the layer to run: in a replica of ``nn.DataParallel`` the replica's own."""
+        owner = self.owner or site
+        if owner is not site and "_is_replica" in site.__dict__:
+            parts = (*(call.module for call in reversed(calls)), *site.modules())
+            owner = next(part for part in parts if self.name in part._modules)
+        return getattr(owner, self.name)
+
     def __call__(self, site: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Return the output with the layer's states in it."""
-        layer, leaf = getattr(self.owner or site, self.name), find(output, None)
+        calls = running_calls()
+        layer, leaf = self._layer_here(site, calls), find(output, None)
         if leaf is None:
             raise SiteError(f"inserted: {self.key} gives no states, got {type(output).__name__}.")
-        calls = running_calls()
         if leaf.is_nested:
             mask = mask_in(calls, *_longest(leaf), self.meaning)
             x = padded(leaf, mask)

@@ -96,7 +96,8 @@ def _put(new: nn.Module, layers: Mapping[str, Layer]) -> None:
         if without:
             _log.warning(
                 "inserted: %s at %s looks at other tokens, so generate() of this model runs "
-                "without a key-value cache.", type(layer).__name__, path,
+                "without a key-value cache, which assisted decoding needs.",
+                type(layer).__name__, path,
             )  # fmt: skip
     if any(one.time_first is None for one in axes.values()):
         for part in filter(has_time_first, names.modules.values()):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sonde.core.autocast import without_autocast
 from sonde.core.edit import Edit, EditContext
-from sonde.core.errors import InputError, ShapeError, SiteError, StateError
+from sonde.core.errors import InputError, ShapeError, SiteError
 from sonde.core.inputs import Model
 from sonde.core.site import ATTENTION_PORTS, Site
 from sonde.tap.attention.opening import watch_attention
@@ -31,9 +31,9 @@ from sonde.tap.hooks.session import (
     Followed,
     Session,
     check_readable,
-    in_checkpoint,
     open_sessions,
 )
+from sonde.tap.hooks.stack import in_assisted_decoding, require_one_run
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.tap.rows.reduce import NARROW
 
@@ -213,7 +213,13 @@ class _Editor:
             inside=watch_attention(inside, edits=True, here=self.here),
             owner="editing",
             here=self.here,
+            by_row=bool(self.recorded),
         )
+
+    @property
+    def _asks_for_prompts(self) -> bool:
+        """Whether the edit depends on where a prompt ends."""
+        return self.gate is not None or bool(self.places.words - {"all"})
 
     def check_acted(self) -> None:
         """Raise if the model ran but a site never did, or no token was selected."""
@@ -234,6 +240,8 @@ class _Editor:
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _EditedForward:
         call = CallArguments(self.root, args, kwargs)
         texts = self.log.begin(call, keep=self.keeps_cache)
+        if texts is not None and not texts.step and self._asks_for_prompts:
+            _require_prompt_alone(self.places, self.gate)
         if texts is None:
             raise SiteError(
                 "editing: this key-value cache was filled without the edit, so earlier tokens "
@@ -337,12 +345,7 @@ class _Editor:
         if selected is False:
             return x
         spot.acted = True
-        if self._forward().with_grad and in_checkpoint():
-            raise StateError(
-                f"editing: {spot.name} is run anew in the backward pass (torch.utils.checkpoint), "
-                "where no edit acts, so the gradient would be wrong. Switch checkpointing off, as "
-                "with model.gradient_checkpointing_disable(), or run without gradients."
-            )
+        require_one_run(f"editing: {spot.name}", self._forward().with_grad)
         share = None if self.gate is None else self._through_gate(x, site, now)
         if share is not None:
             if not bool(share.any()):
@@ -401,3 +404,14 @@ class _Editor:
                 "knows no examples. Open the edit on the module that you call."
             )
         return now.gated(len(x), x.device).view(-1, *[1] * (x.ndim - 1))
+
+
+def _require_prompt_alone(places: TermPlaces, gate: Gate | None) -> None:
+    """Raise if the first call of the texts reads tokens of an assistant behind the prompt."""
+    if in_assisted_decoding():
+        asked = f"where={places}" if gate is None else "a gate"
+        raise InputError(
+            f"editing: {asked} needs the prompt alone in the first call, and assisted decoding "
+            "reads proposed tokens behind it. Leave out assistant_model and "
+            "prompt_lookup_num_tokens, or say where='all' without a gate."
+        )

@@ -7,7 +7,6 @@ act in the context that opened the session (``here``), or for whoever calls the 
 
 import contextlib
 import contextvars
-import inspect
 import threading
 import time
 import warnings
@@ -19,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from sonde.core.errors import InputError, SiteError, SondeWarning, StateError
@@ -59,21 +57,6 @@ class Stop(BaseException):
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
-
-
-def in_backward() -> bool:
-    """Return whether this thread is inside a backward pass (recomputation under checkpointing)."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def in_checkpoint() -> bool:
-    """Return whether this forward is run once more in the backward pass (checkpointing)."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code.co_filename == checkpoint.__file__:
-            return True
-        frame = frame.f_back
-    return False
 
 
 def active_sessions() -> list["Session"]:
@@ -134,6 +117,8 @@ class Session:
         Runs for each forward that passed by because another context runs it.
     advice : str, default=""
         What to do if no forward was followed though some ran.
+    by_row : bool, default=True
+        Refuse replicas of ``nn.DataParallel``: each sees a part of the rows, in no order.
     """
 
     def __init__(
@@ -153,12 +138,14 @@ class Session:
         here: bool = True,
         passed: Callable[[], None] | None = None,
         advice: str = "",
+        by_row: bool = True,
     ) -> None:
         self.root, self.outputs, self.inputs = root, tuple(outputs), tuple(inputs)
         self.follows, self.here, self.is_open = tuple(follows), here, False
         self.reading, self.with_grad = reading, with_grad
         self._in_eval, self._owner = in_eval, owner
         self._inside, self._passed, self._advice = inside, passed, advice
+        self._by_row = by_row
         self._modules, self._parameters = modules, parameters
         self._handles: list[RemovableHandle] = []
         self._stack = contextlib.ExitStack()
@@ -280,8 +267,20 @@ class Session:
         with self._lock:
             self.n_outside += 1
 
-    def begin(self, followed: Followed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(
+        self,
+        followed: Followed,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
         """Follow a call from here on."""
+        if self._by_row and module is not followed.module and "_is_replica" in module.__dict__:
+            raise SiteError(
+                f"{self._owner}: {type(module).__name__} runs in replicas of nn.DataParallel, each "
+                "with a part of the rows, in no order. Call the module inside (model.module), one "
+                "process per device."
+            )
         call = Running(self, calling_frame(), followed.finish)
         with self._lock:
             if not self._begins:
@@ -382,7 +381,7 @@ def _begun(
         if session._passed is not None:
             session._passed()
         return
-    session.begin(followed, args, kwargs)
+    session.begin(followed, module, args, kwargs)
 
 
 def _finished(session: Session, module: nn.Module, args: Any, output: Any) -> None:

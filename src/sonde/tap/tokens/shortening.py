@@ -21,6 +21,7 @@ from sonde.tap.hooks.latest import Latest
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import arguments
 from sonde.tap.hooks.session import Followed, Session
+from sonde.tap.hooks.stack import require_one_run
 from sonde.tap.model.blocks import block_paths
 
 TURNED = "position_embeddings"
@@ -42,6 +43,8 @@ class _ShorterCall:
     ----------
     inside : bool
         Whether the call is between the first block and the end of the last one.
+    with_grad : bool
+        Whether gradients were on where it began.
     """
 
     rule: TokenRule
@@ -56,6 +59,7 @@ class _ShorterCall:
     n_input: Tensor | None = None
     steps: list[_Step] = field(default_factory=list[_Step])
     inside: bool = True
+    with_grad: bool = field(default_factory=torch.is_grad_enabled)
 
     def begin(self, x: Float[Tensor, "row token dim"]) -> None:
         """Take the tokens before the first block."""
@@ -241,6 +245,7 @@ def _shorter_arguments(
     run = now()
     if run is None or not run.inside:
         return None
+    require_one_run(f"shortening: {type(block).__name__}", run.with_grad)
     run.keys = run.received = None
     if number == 0:
         run.begin(_states(args, kwargs))

@@ -20,7 +20,8 @@ from sonde.tap.hooks.latest import caller
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import arguments, decodes, find, find_input, replaced
 from sonde.tap.hooks.port_view import PortView
-from sonde.tap.hooks.session import Followed, Session, in_checkpoint
+from sonde.tap.hooks.session import Followed, Session
+from sonde.tap.hooks.stack import in_checkpoint
 from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.model.sites import places_of, port_of, resolve
 from sonde.tap.model.time_first import rows_first
