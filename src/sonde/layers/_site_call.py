@@ -18,11 +18,10 @@ from sonde.tap.hooks.running import (
     cached_tokens,
     mask_in,
     running_calls,
-    time_and_rows,
 )
 from sonde.tap.hooks.stack import in_backward
 from sonde.tap.model.features import by_class, by_classes, by_kind_of_pool
-from sonde.tap.model.time_first import is_time_first
+from sonde.tap.model.time_first import has_time_first, known_time_first, unknown_order
 from sonde.tap.rows.nested import nested_like, padded
 
 _MASKS: "weakref.WeakKeyDictionary[SiteCall, dict[int, tuple[StorageWeakRef, Tensor | None]]]" = (
@@ -44,7 +43,7 @@ class StateAxes:
     def __init__(self, path: str, modules: Mapping[str, nn.Module]) -> None:
         site, parts = modules[path], path.split(".")
         around = [modules[".".join(parts[:i])] for i in range(len(parts), -1, -1)]
-        self.time_first = is_time_first(path, modules)
+        self.has_time_first = any(has_time_first(module) for module in modules.values())
         self.features: dict[int, int] = {}
         self.sure = set[int]()
         for n in (3, 4, 5):
@@ -107,7 +106,7 @@ class SiteCall:
     ) -> None:
         self.name, self.owner, self.key = name, owner, key
         self.axes, self.takes_mask = axes, takes_mask
-        self.time_first, self.without_cache = axes.time_first, without_cache
+        self.without_cache = without_cache
         self.meaning = MaskMeaning()
 
     def layer(self, site: nn.Module) -> Layer | None:
@@ -136,7 +135,7 @@ class SiteCall:
         self._require_whole(layer, leaf, calls)
         if leaf.ndim < 3:
             return replaced(output, leaf, layer(leaf))
-        time_first = leaf.ndim == 3 and self._is_time_first(leaf, layer, calls)
+        time_first = leaf.ndim == 3 and self._is_time_first(leaf, site, layer, calls)
         x = leaf.transpose(0, 1) if time_first else leaf
         axis, wanted = self.axes.features_of(x, layer, self.key), layer.features_axis % x.ndim
         x = x if axis == wanted else x.movedim(axis, wanted)
@@ -182,27 +181,21 @@ class SiteCall:
             _MASKS[self] = kept | {key.cdata: (key, found) for key in keys}
         return found
 
-    def _is_time_first(self, x: Tensor, layer: Layer, calls: tuple[RunningCall, ...]) -> bool:
-        """Return whether states are (time, row, dim), by what the forward shows if need be.
+    def _is_time_first(
+        self, x: Tensor, site: nn.Module, layer: Layer, calls: tuple[RunningCall, ...]
+    ) -> bool:
+        """Return whether states are (time, row, dim), by flags or by what forward passes show.
 
         Raises
         ------
         SiteError
             If the layer looks at other tokens, and nothing tells.
         """
-        if self.axes.time_first is not None:
-            return self.axes.time_first
-        sizes, seen = (x.shape[0], x.shape[1]), time_and_rows()
-        if seen is not None and sizes in (seen, seen[::-1]) and sizes[0] != sizes[1]:
-            self.time_first = sizes == seen
-        if self.time_first is None and layer.mixes_positions:
-            raise SiteError(
-                f"inserted: {self.key} gives states {tuple(x.shape)} in a model with parts that "
-                "take time first (batch_first=False): whether these are (time, row, dim) is not "
-                "known. Choose such a part itself, or run a batch with more rows or fewer than "
-                "tokens first."
-            )
-        return bool(self.time_first)
+        root, named = (calls[0].module, calls[0].named) if calls else (site, {})
+        found = known_time_first(x, site, root, named)
+        if found is None and self.axes.has_time_first and layer.mixes_positions:
+            raise unknown_order(f"inserted: {self.key}", x)
+        return bool(found)
 
 
 def _longest(x: Tensor) -> tuple[int, int]:

@@ -14,9 +14,8 @@ from sonde.layers._site_call import SiteCall, StateAxes
 from sonde.layers.layer import Layer
 from sonde.tap.hooks.call import encoder_of
 from sonde.tap.hooks.names import ModuleNames
-from sonde.tap.hooks.running import ignore_calls, note_time_first, watch_calls
+from sonde.tap.hooks.running import ignore_calls, watch_calls
 from sonde.tap.model.sites import places_of
-from sonde.tap.model.time_first import has_time_first
 from sonde.weights.live import module_of, with_tensors
 
 _log = logging.getLogger("sonde")
@@ -99,9 +98,6 @@ def _put(new: nn.Module, layers: Mapping[str, Layer]) -> None:
                 "without a key-value cache, which assisted decoding needs.",
                 type(layer).__name__, path,
             )  # fmt: skip
-    if any(one.time_first is None for one in axes.values()):
-        for part in filter(has_time_first, names.modules.values()):
-            note_time_first(part)
 
 
 def _without_cache(around: Sequence[nn.Module]) -> list[nn.Module]:

@@ -52,7 +52,7 @@ class FeaturesLast:
             return FeaturesLast(leaf, padded(leaf, mask), has_tokens=True)
         if leaf.ndim < 2:
             return FeaturesLast(leaf, leaf, has_tokens=False)
-        x = rows_first(leaf, module, root)
+        x = rows_first(leaf, module, root, {} if call is None else call.named)
         if x is not leaf:
             return FeaturesLast(leaf, x, has_tokens=True, is_time_first=True)
         fed = None if call is None else call.fed

@@ -1,7 +1,7 @@
 """The rows that a tap takes from one forward, while it runs and after it."""
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -107,6 +107,7 @@ class TappedForward:
         self._masks: dict[str, Tensor | None] = {}
         self._has_target, self._to_come = False, to_come
         self._frame: Frame | None = None
+        self._named: Mapping[str, Any] = {}
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], to_come: int) -> None:
         """Note what the root is called with."""
@@ -119,7 +120,7 @@ class TappedForward:
                 "Tap with here=True."
             )
         self.reset(to_come)
-        found = find_mask(named)
+        self._named, found = named, find_mask(named)
         target = named.get("decoder_attention_mask")
         self._masks = {
             "pos": None if found is None else self._meaning.real_tokens(*found),
@@ -204,7 +205,7 @@ class TappedForward:
                 f"Tap: {tapped.name!r} returned a single number, which has no rows to reduce. "
                 "Read it as it is: reducer=None."
             )
-        given, x = x, rows_first(x, module, self.module)
+        given, x = x, rows_first(x, module, self.module, self._named)
         frame = self._frame
         if frame is None:
             frame = self._frame = self.rows.frame = self._framed(x)

@@ -7,7 +7,8 @@ that stopped the forward) is dropped when the next call begins.
 
 import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,6 @@ from sonde.tap.hooks.cache import NAMES as CACHES
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.call import encoder_of
 from sonde.tap.hooks.following import CALL
-from sonde.tap.hooks.outputs import find
 
 
 class RunningCall(NamedTuple):
@@ -55,6 +55,16 @@ def running_calls() -> tuple[RunningCall, ...]:
     return getattr(_NOW, "calls", ())
 
 
+@contextmanager
+def no_calls() -> Iterator[None]:
+    """Run a model inside a forward pass of another one as if nothing ran around it."""
+    calls, _NOW.calls = running_calls(), ()
+    try:
+        yield
+    finally:
+        _NOW.calls = calls
+
+
 class Begin:
     """Hook before a module that notes its call."""
 
@@ -74,8 +84,6 @@ class Begin:
         cache = cache_in(named)
         past = 0 if self.takes_cache else None
         past = past if cache is None else cached_length(cache)
-        if not calls:
-            _NOW.time_and_rows = None
         _NOW.calls = (*calls, RunningCall(module, named, self.known, past, in_graph))
 
 
@@ -91,32 +99,11 @@ class End:
                 return
 
 
-class TimeFirst:
-    """Hook behind a module that takes time first: it notes how many times and rows there are."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Note the first two sizes of the output."""
-        x = find(output, None)
-        if x is not None and x.ndim == 3 and not x.is_nested:
-            _NOW.time_and_rows = (x.shape[0], x.shape[1])
-
-
-def time_and_rows() -> tuple[int, int] | None:
-    """Return the sizes that the last module with time first had in this forward."""
-    return getattr(_NOW, "time_and_rows", None)
-
-
 def watch_calls(module: nn.Module) -> None:
     """Note the calls of a module from now on; the end is noted behind all hooks so far."""
     ignore_calls(module)
     module.register_forward_pre_hook(Begin(module), with_kwargs=True)
     module.register_forward_hook(End(), always_call=True)
-
-
-def note_time_first(module: nn.Module) -> None:
-    """Note the sizes of a module's outputs from now on; the module takes time first."""
-    if not any(isinstance(hook, TimeFirst) for hook in module._forward_hooks.values()):
-        module.register_forward_hook(TimeFirst())
 
 
 def ignore_calls(module: nn.Module) -> None:
@@ -125,7 +112,7 @@ def ignore_calls(module: nn.Module) -> None:
     for key in [key for key, hook in before.items() if isinstance(hook, Begin)]:
         del before[key]
         module._forward_pre_hooks_with_kwargs.pop(key, None)
-    for key in [key for key, hook in behind.items() if isinstance(hook, End | TimeFirst)]:
+    for key in [key for key, hook in behind.items() if isinstance(hook, End)]:
         del behind[key]
         module._forward_hooks_always_called.pop(key, None)
 

@@ -1,9 +1,17 @@
 """Whether states at a module come time first, (time, row, dim): torch's default for sequences."""
 
+import copy
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from sonde.core.errors import SiteError
+from sonde.tap.hooks.outputs import find
+from sonde.tap.hooks.running import no_calls
+from sonde.tap.model.seeding import gpus_of
 
 _STACKS = (
     nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer,
@@ -26,30 +34,72 @@ def has_time_first(module: nn.Module) -> bool | None:
     return next((not flag for flag in flags if isinstance(flag, bool)), None)
 
 
-def is_time_first(path: str, modules: Mapping[str, nn.Module]) -> bool | None:
-    """Return whether the states at a path are (time, row, dim); None if nothing declares it.
+class _Known:
+    """What is known of the modules of one model.
 
-    The module itself or the nearest one around it tells. A model without a module that takes time
-    first has none of its states so.
+    Attributes
+    ----------
+    declared, seen : weak dict of nn.Module to bool
+        By the module itself or the nearest one around it; by the sizes in a forward pass.
+    has_parts : bool
+        Some part declares that it takes time first.
+    tried : bool
+        One row was run alone.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        flags: dict[str, bool | None] = {}
+        self.declared = weakref.WeakKeyDictionary[nn.Module, bool]()
+        for path, module in root.named_modules(remove_duplicate=False):
+            own = has_time_first(module)
+            flags[path] = flags.get(path.rpartition(".")[0]) if own is None else own
+            if (flag := flags[path]) is not None:
+                self.declared[module] = flag
+        self.has_parts = any(flags.values())
+        self.seen = weakref.WeakKeyDictionary[nn.Module, bool]()
+        self.tried = False
+
+
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictionary()
+
+
+def known_time_first(
+    x: Tensor, module: nn.Module, root: nn.Module, named: Mapping[str, Any]
+) -> bool | None:
+    """Return whether states are (time, row, dim); None if nothing tells.
+
+    Flags tell first, ``batch_first`` of the module or of the nearest one around it. Otherwise sizes
+    tell: those of the states beside those of the inputs of the running call. If there are as many
+    rows as tokens, an earlier forward pass tells, else one with the first row alone.
 
     Parameters
     ----------
-    path : str
-    modules : mapping of str to nn.Module
-        All modules of the model by path; the model itself is "".
+    x : Tensor
+        Output or input of ``module``, a part of ``root``.
+    module, root : nn.Module
+    named : mapping of str to object
+        The arguments that ``root`` was called with.
     """
-    parts = path.split(".") if path else []
-    for i in range(len(parts), -1, -1):
-        found = has_time_first(modules[".".join(parts[:i])])
-        if found is not None:
-            return found
-    return None if any(has_time_first(m) for m in modules.values()) else False
+    if torch.compiler.is_compiling():
+        return next(_compared(x, named), None)
+    if root not in _KNOWN:
+        _KNOWN[root] = _Known(root)
+    known = _KNOWN[root]
+    if (flag := known.declared.get(module)) is not None:
+        return flag
+    for found in _compared(x, named):
+        known.seen[module] = found
+        return found
+    is_square = 1 < x.shape[0] == x.shape[1] and any(
+        t.shape[:2] == x.shape[:2] for t in _sequences(named)
+    )
+    if is_square and module not in known.seen and not known.tried:
+        known.tried = True
+        known.seen.update(_seen_alone(root, named, x.shape[0]))
+    return known.seen.get(module)
 
 
-_KNOWN: "weakref.WeakKeyDictionary[nn.Module, set[int]]" = weakref.WeakKeyDictionary()
-
-
-def rows_first(x: Tensor, module: nn.Module, root: nn.Module) -> Tensor:
+def rows_first(x: Tensor, module: nn.Module, root: nn.Module, named: Mapping[str, Any]) -> Tensor:
     """Return states with the rows first, a view; as they are if nothing says that time is first.
 
     Parameters
@@ -57,12 +107,74 @@ def rows_first(x: Tensor, module: nn.Module, root: nn.Module) -> Tensor:
     x : Tensor
         Output or input of ``module``, a part of ``root``.
     module, root : nn.Module
+    named : mapping of str to object
+        The arguments that ``root`` was called with.
+
+    Raises
+    ------
+    SiteError
+        If parts of the model take time first, and there are as many rows as tokens.
     """
     if x.ndim != 3 or x.is_nested:
         return x
-    if root not in _KNOWN:
-        modules = dict(root.named_modules(remove_duplicate=False))
-        told = any(has_time_first(part) for part in modules.values())
-        ids = (id(m) for path, m in modules.items() if told and is_time_first(path, modules))
-        _KNOWN[root] = set(ids)
-    return x.transpose(0, 1) if id(module) in _KNOWN[root] else x
+    found = known_time_first(x, module, root, named)
+    return x.transpose(0, 1) if found else x
+
+
+def unknown_order(what: str, x: Tensor) -> SiteError:
+    """Return the error for states of which nobody knows whether rows or time come first."""
+    return SiteError(
+        f"{what} gives states {tuple(x.shape)} in a model with parts that take time first "
+        "(batch_first=False): whether these are (time, row, dim) is not known. Choose such a part "
+        "itself, or run a batch with more rows or fewer than tokens first."
+    )
+
+
+def _sequences(named: Mapping[str, Any]) -> list[Tensor]:
+    """Return the inputs that may be (row, token) or (row, token, feature)."""
+    return [x for x in named.values() if isinstance(x, Tensor) and x.ndim in (2, 3)]
+
+
+def _compared(x: Tensor, named: Mapping[str, Any]) -> Iterator[bool]:
+    """Yield whether states have the first two sizes of an input swapped, where they differ."""
+    inputs = [(t.shape[0], t.shape[1]) for t in _sequences(named)]
+    sizes = (x.shape[0], x.shape[1])
+    if sizes[0] != sizes[1]:
+        if sizes in inputs:
+            yield False
+        elif sizes[::-1] in inputs:
+            yield True
+
+
+def _seen_alone(root: nn.Module, named: Mapping[str, Any], n: int) -> dict[nn.Module, bool]:
+    """Return what a forward pass of the first row alone shows, in a copy that shares the weights.
+
+    Nothing if the model does not run on one row.
+    """
+    modules = dict(root.named_modules())
+    found: dict[nn.Module, bool] = {}
+    try:
+        twin = _twin(root).eval()
+        one = {k: x[:1] if isinstance(x, Tensor) and x.shape[:1] == (n,) else x
+               for k, x in named.items()}  # fmt: skip
+        for path, part in twin.named_modules():
+
+            def note(_m: Any, _a: Any, output: Any, own: nn.Module = modules[path]) -> None:
+                x = find(output, None)
+                if x is not None and x.ndim == 3 and sorted(x.shape[:2]) == [1, n]:
+                    found[own] = x.shape[1] == 1
+
+            part.register_forward_hook(note)
+        with torch.random.fork_rng(devices=gpus_of(root)), torch.no_grad(), no_calls():
+            twin(**one)
+    except Exception:  # whatever a model raises on one row
+        return {}
+    return found
+
+
+def _twin(root: nn.Module) -> nn.Module:
+    """Return a copy whose parameters are the same memory; hooks of sessions stay behind."""
+    held = [*root.parameters()]
+    for part in root.modules():
+        held += [v for v in vars(part).values() if isinstance(v, Tensor) and not v.is_leaf]
+    return copy.deepcopy(root, {id(x): x for x in held})

@@ -1,5 +1,6 @@
 """One site that losses read or change, and what a forward of the model brings there."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,6 +95,8 @@ class TrainedForward:
         Real tokens, by the name of their axis.
     decodes : bool
         Whether it runs a decoder beside an encoder.
+    named : mapping of str to object
+        Its arguments.
 
     Attributes
     ----------
@@ -108,6 +111,7 @@ class TrainedForward:
     given: GivenInputs
     masks: dict[str, Tensor | None]
     decodes: bool
+    named: Mapping[str, Any]
     has_inner: bool = False
     brought: dict[Place, list[tuple[Tensor, Tensor | None]]] = field(
         default_factory=dict[Place, list[tuple[Tensor, Tensor | None]]]

@@ -289,7 +289,7 @@ class Places:
         given = GivenInputs.of(args, kwargs, masks, self._special_ids)
         if self._reads:
             self._look(given)
-        return TrainedForward(given, masks, decodes(self.module, named))
+        return TrainedForward(given, masks, decodes(self.module, named), named)
 
     def _look(self, given: GivenInputs) -> None:
         """Find out once, by forwards of a few rows, which tokens in a mean are no patches."""
@@ -337,12 +337,13 @@ class Places:
         if in_checkpoint():
             raise _changed_once(place)
         assert place.change is not None
-        axes = guess_axes(leaf, place.module, place.root)
-        dim = axes.words.index("dim") if "dim" in axes.words else leaf.ndim - 1
+        x = rows_first(leaf, place.module, place.root, {} if now is None else now.named)
+        axes = guess_axes(x, place.module, place.root)
+        dim = axes.words.index("dim") if "dim" in axes.words else x.ndim - 1
         takes = "real" in inspect.signature(place.change.change).parameters
-        told = {"real": None if now is None else now.real(place, leaf)} if takes else {}
-        new = place.change.change(leaf.movedim(dim, -1), **told).movedim(-1, dim)
-        return replaced(output, leaf, new)
+        told = {"real": None if now is None else now.real(place, x)} if takes else {}
+        new = place.change.change(x.movedim(dim, -1), **told).movedim(-1, dim)
+        return replaced(output, leaf, new if x is leaf else new.transpose(0, 1))
 
     def _finish(self, forward: TrainedForward) -> None:
         """Keep the rows of a forward that gradients will run through, and ask the teacher."""
@@ -369,7 +370,7 @@ class Places:
         wide = x.float() if x.dtype in NARROW else x
         if place.reducer is None:
             return wide.clone()
-        x, wide = (rows_first(y, place.module, place.root) for y in (x, wide))
+        x, wide = (rows_first(y, place.module, place.root, now.named) for y in (x, wide))
         axis = 2 if place.site.port in ATTENTION_PORTS else place.reducer.axis
         axes = guess_axes(x, place.module, place.root, axis)
         of_encoder = isinstance(output, PortView) and output.of_encoder
