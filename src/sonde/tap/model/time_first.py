@@ -122,7 +122,7 @@ def rows_first(x: Tensor, module: nn.Module, root: nn.Module, named: Mapping[str
 
 
 def unknown_order(what: str, x: Tensor) -> SiteError:
-    """Return the error for states of which nobody knows whether rows or time come first."""
+    """Return the error for states whose order of rows and time is not known."""
     return SiteError(
         f"{what} gives states {tuple(x.shape)} in a model with parts that take time first "
         "(batch_first=False): whether these are (time, row, dim) is not known. Choose such a part "
