@@ -188,7 +188,7 @@ USAGE = {
     "scan a b --limit=x": "expected a whole number after --limit, got 'x'.",
     "scan a b --workers 1.5": "expected a whole number after --workers, got '1.5'.",
     "fit a b c --calibrate x": "expected a number after --calibrate, got 'x'.",
-    "scan a b --long no": "expected one of chunk, truncate, error after --long, got 'no'.",
+    "scan a b --long no": "expected one of auto, chunk, truncate, error after --long, got 'no'.",
     "scan a b --diff old.json": "expected 2 values after --diff, got 'old.json'.",
     "merge a b -o": "expected a value after --output, got nothing.",
     "fit": "expected METHODS MODEL.",

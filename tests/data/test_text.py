@@ -52,7 +52,7 @@ def test_long_texts_become_chunks_of_one_group(gpt2):
 def test_special_tokens_stand_in_each_chunk(bert):
     model = load(bert)
     words = "a b c d e f g h cat dog sat on"
-    rows = by_order(open_inputs(model, [words, "cat sat"]))
+    rows = by_order(open_inputs(model, [words, "cat sat"], long="chunk"))
     tokens = model.processor(words, add_special_tokens=False)["input_ids"]
     assert [r[0] for r in rows[:2]] == [[2, *tokens[:6], 3], [2, *tokens[6:], 3]]
     assert [r[1] for r in rows[:2]] == [0, 8]
@@ -108,8 +108,18 @@ def test_truncate_and_error(gpt2):
     assert not inputs.grouped
     with pytest.raises(errors.InputError, match=r"item 0 .*20 tokens, the model reads 16.*--long"):
         open_inputs(load(gpt2), ["y" * 20], long="error")
-    with pytest.raises(errors.InputError, match="expected long among chunk"):
+    with pytest.raises(errors.InputError, match="expected long among auto, chunk"):
         open_inputs(load(gpt2), ["y"], long="cut")
+
+
+def test_classifiers_and_embedding_models_truncate_and_others_cut_into_chunks(gpt2, bert):
+    words, model = ["a b c d e f g h cat dog sat on", "cat sat"], load(bert)
+    inputs = open_inputs(model, words)
+    assert (len(inputs), inputs.n_truncated, inputs.grouped) == (2, 1, False)
+    pooled = replace(model, task="encoder", reducer="mean")
+    assert open_inputs(pooled, words).n_truncated == 1
+    assert len(open_inputs(replace(model, task="encoder"), words)) == 3
+    assert len(open_inputs(load(gpt2), ["y" * 20])) == 2
 
 
 def test_max_length_is_at_most_the_context(gpt2, bert):
@@ -135,8 +145,8 @@ def test_pairs_carry_token_types(bert, tmp_path):
     assert batch.label.tolist() == [1]
     path.write_text(json.dumps({"a": "a b c d", "b": "e f g h"}) + "\n")
     with pytest.raises(errors.InputError, match="--long truncate"):
-        open_inputs(model, path, text_column="a,b")
-    cut = open_inputs(model, path, text_column="a,b", long="truncate")
+        open_inputs(model, path, text_column="a,b", long="chunk")
+    cut = open_inputs(model, path, text_column="a,b")
     (batch,) = units(cut)
     assert batch.kwargs["input_ids"].shape == (1, 8)
     assert present(batch.truncated).tolist() == [3]
@@ -209,7 +219,7 @@ def test_texts_that_expand_under_normalisation_are_still_cut(bert):
 
     model = load(bert)
     model.processor.backend_tokenizer.normalizer = normalizers.Replace("\ufdfa", "a b c d e f g h ")
-    rows = by_order(open_inputs(model, ["\ufdfa"]))
+    rows = by_order(open_inputs(model, ["\ufdfa"], long="chunk"))
     assert [len(r[0]) for r in rows] == [8, 4]
 
 

@@ -41,7 +41,7 @@ def test_options_that_arrays_cannot_heed_are_refused(file, options, said):
 
 @pytest.mark.truth("the arrays that were written")
 def test_the_others_are_heeded(file):
-    stream = read("-", file, sites="a", limit=7, label_column=None, skip_bad=False, long="chunk")
+    stream = read("-", file, sites="a", limit=7, label_column=None, skip_bad=False, long="auto")
     (batch,) = stream
     assert {key: rows.tolist() for key, rows in batch.rows.items()} == {
         "a": np.arange(21.0).reshape(7, 3).tolist()

@@ -60,7 +60,7 @@ class Cache:
     step: Annotated[int, tyro.conf.arg(help="tokens read between two evictions")] = 16
     limit: Annotated[int, tyro.conf.arg(help="how many texts, or pieces of texts, are read")] = 64
     max_length: MaxLength = None
-    long: LongWord = "chunk"
+    long: LongWord = "auto"
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
     batch_size: Annotated[int, tyro.conf.arg(help="texts in one forward")] = 8
     device: DeviceWord = "auto"

@@ -71,8 +71,11 @@ TrustFlag = Annotated[
     bool, tyro.conf.arg(help="run code that comes with the checkpoint, for this call")
 ]
 LongWord = Annotated[
-    Literal["chunk", "truncate", "error"],
-    tyro.conf.arg(help="what happens to texts longer than the context"),
+    Literal["auto", "chunk", "truncate", "error"],
+    tyro.conf.arg(
+        help="what happens to texts longer than the context; auto: classifiers and embedding "
+        "models truncate, others cut them into chunks"
+    ),
 ]
 MaxLength = Annotated[int | None, named("N", "tokens of one example at most")]
 TextColumn = Annotated[str | None, named("NAME", "column of the text; a,b for pairs")]
@@ -200,9 +203,12 @@ class Reading:
     device: DeviceWord = "auto"
     dtype: DtypeWord = "auto"
     batch_size: Annotated[str, tyro.conf.arg(help="examples in one forward")] = "auto"
-    limit: Annotated[int | None, named("N", "read only the first N examples")] = None
+    limit: Annotated[
+        int | None,
+        named("N", "read N examples: with labels a sample over the classes, else the first ones"),
+    ] = None
     max_length: MaxLength = None
-    long: LongWord = "chunk"
+    long: LongWord = "auto"
     text_column: TextColumn = None
     image_column: ImageColumn = None
     label_column: LabelColumn = None

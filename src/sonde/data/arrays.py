@@ -5,6 +5,7 @@ import logging
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sonde.core.tensors import as_tensor
 from sonde.core.wording import plural
 from sonde.data.iterables import ArrayRows
 from sonde.data.labels import LabelColumn
+from sonde.data.limited import Kept, kept_items
 from sonde.data.sources import Source
 from sonde.files.seal import is_sealed
 
@@ -77,7 +79,7 @@ def open_arrays(
     seed : int, default=0
         Key of the hash of rows.
     limit : int, optional
-        Only the first rows.
+        Read this many rows: with labels a sample over the classes, else the first ones.
     sites : sequence of str, optional
         Names of arrays, or patterns such as ``layer*``; by default all.
 
@@ -100,8 +102,9 @@ def open_arrays(
     rows = {k: len(v) if v.ndim else "no" for k, v in arrays.items()}
     if len(set(rows.values())) > 1 or "no" in rows.values():
         raise InputError(f"open_arrays: expected one number of rows in {path}, got {rows}.")
-    arrays = {k: v[:limit] for k, v in arrays.items()}
     label = _label_name(arrays)
+    kept = _kept(arrays, label, limit, seed)
+    arrays = {k: v[kept.rows] if kept.rows is not None else v for k, v in arrays.items()}
     steps = {k: arrays[k] for k in STEP_COLUMNS if k in arrays and _is_whole(arrays[k])}
     named = [k for k in arrays if k not in (*COLUMNS, *steps, label)]
     chosen = {k: _floats(k, arrays[k], path) for k in _matched(named, sites, path)}
@@ -113,7 +116,7 @@ def open_arrays(
         raise InputError(f"open_arrays: {path} is empty: its arrays have no row.")
     n_rows = plural(len(next(iter(chosen.values()))), "row")
     _log.info("data %s: %s of %s", path, n_rows, ", ".join(chosen))
-    return Stream.of(
+    stream = Stream.of(
         chosen,
         label=None if label is None else _labels(arrays[label], label, path),
         group=_bytes(arrays.get("group_key")) or _texts(arrays.get("group")),
@@ -124,6 +127,15 @@ def open_arrays(
         **steps,
         seed=seed,
     )
+    return replace(stream, numbers=kept.rows, sample_of=kept.of)
+
+
+def _kept(arrays: Mapping[str, Any], label: str | None, limit: int | None, seed: int) -> Kept:
+    """Return the rows that a limit keeps, all of them in the file."""
+    whole = ArrayRows(arrays, "arrays")
+    kept = kept_items(whole, None if "pair" in arrays else label, limit, seed)
+    n = len(next(iter(arrays.values())))
+    return kept if kept.rows is None else replace(kept, rows=kept.rows[kept.rows < n])
 
 
 def _is_whole(values: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from sonde.core.errors import InputError
 from sonde.core.wording import plural
@@ -53,6 +53,10 @@ class MediaFolder(Source):
     def rows(self) -> Iterator[Row]:
         """Yield the path of each file, and its class if it lies in a subfolder."""
         yield from self.take(0, len(self._files))
+
+    def labels(self, column: str) -> Iterator[Any]:
+        """Yield the class of each file."""
+        return (row[column] for row in self.rows())
 
     def take(self, start: int, stop: int) -> list[Row]:
         """Return the paths of some files."""

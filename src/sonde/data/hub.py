@@ -51,6 +51,11 @@ class HubData(Source):
         """Return some rows."""
         return self._found.select(range(start, stop)).to_list()
 
+    def labels(self, column: str) -> Iterator[Any]:
+        """Yield a column alone."""
+        for row in self._found.select_columns([column]):
+            yield row[column]
+
     def names_of(self, column: str) -> Sequence[str] | None:
         """Return the names of a ``ClassLabel``."""
         return getattr(self._features.get(column), "names", None)

@@ -15,6 +15,7 @@ from sonde.core.wording import plural
 from sonde.data.columns import LABEL_NAMES, PAIRED, Layout
 from sonde.data.constant import constant_rows
 from sonde.data.encoder import Collated, Encoder, Prepared
+from sonde.data.limited import sample_note
 from sonde.data.listing import Listing, pick, taken
 from sonde.data.sources import Row, Source
 
@@ -202,8 +203,9 @@ class ItemInputs(Inputs):
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know about these data, one sentence each, to be said once."""
-        found = [*self._split_note(), *self.encoder.notes()]
         listing = self.listing
+        found = [*self._split_note(), *sample_note(listing.n_items, listing.sample_of)]
+        found += self.encoder.notes()
         given = {*self.layout.inputs, *self.layout.beside} & {*LABEL_NAMES}
         if given and self.layout.label is None and self.encoder.kind == "features":
             found.append(

@@ -120,6 +120,10 @@ class ArrayRows(Source):
         """Return some rows."""
         return [self._row(i) for i in range(start, stop)]
 
+    def labels(self, column: str) -> Iterator[Any]:
+        """Yield a column alone."""
+        return (_plain(value) for value in self._columns[column])
+
     def _row(self, i: int) -> Row:
         values = {k: v.iloc[i] if hasattr(v, "iloc") else v[i] for k, v in self._columns.items()}
         return {

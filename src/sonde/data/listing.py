@@ -6,7 +6,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.data.columns import LABEL_NAMES, PAIRED, Layout
 from sonde.data.encoder import EmptyText, Encoder, Piece
 from sonde.data.labels import LabelColumn, Labels
+from sonde.data.limited import Kept
 from sonde.data.sources import Row, Source, is_missing
 
 LISTED_AT_ONCE = 256
 MOST_SIDES = 2**31
+ALL: Final = Kept()
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,8 @@ class Listing:
         The number of each example, if the label column holds numbers; NaN = no number.
     missing : mapping of str to int
         In how many rows of the source, left out or not, a column of the input has no value.
+    sample_of : int or None
+        Number of rows that the listed ones are a sample of, if a limit kept a sample.
     """
 
     keys: list[bytes]
@@ -77,6 +81,7 @@ class Listing:
     late: frozenset[str] = frozenset()
     target: np.ndarray | None = None
     missing: Mapping[str, int] = field(default_factory=dict[str, int])
+    sample_of: int | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -131,7 +136,7 @@ def list_source(
     layout: Layout,
     *,
     id2label: Mapping[int, str] | None = None,
-    limit: int | None = None,
+    kept: Kept = ALL,
     skip_bad: bool = False,
     known: Container[str] = (),
     arguments: Collection[str] = (),
@@ -145,8 +150,8 @@ def list_source(
     source, encoder, layout
     id2label : mapping or None
         The names of the model's classes.
-    limit : int or None
-        Only the first rows.
+    kept : Kept
+        The rows that are read.
     skip_bad : bool
         Leave out broken items and count them.
     known : container of str
@@ -164,10 +169,9 @@ def list_source(
         If an item is broken (and ``skip_bad`` is off), or none is left.
     """
     lists = _Lists()
-    rows = enumerate(source.rows())
     watched = {name for name in {*_meanings(layout), *arguments} if name not in known}
     late: set[str] = set()
-    for block in _blocks(islice(rows, limit) if limit is not None else rows):
+    for block in _blocks(kept.of_source(source)):
         late.update(*(watched & row.keys() for _, row in block))
         _list_block(block, lists, source, encoder, layout, skip_bad)
     if not lists.keys:
@@ -197,6 +201,7 @@ def list_source(
         skipped=tuple(lists.skipped),
         late=frozenset(late),
         missing=dict(lists.missing),
+        sample_of=kept.of,
     )
 
 

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +20,7 @@ from sonde.data.folders import MediaFolder
 from sonde.data.image_encoding import ImageFlags
 from sonde.data.inputs import ItemInputs
 from sonde.data.iterables import PAIRS, ArrayRows, Iterated, Tuples, features_and_labels
+from sonde.data.limited import Kept, kept_items
 from sonde.data.listing import Listing, list_source, pick
 from sonde.data.numbers import NumbersEncoder
 from sonde.data.shipped import is_shipped, shipped_source
@@ -33,6 +33,7 @@ from sonde.data.text import Long
 _log = logging.getLogger("sonde")
 
 LONG: tuple[Long, ...] = get_args(Long)
+AUTO = "auto"
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """Tables of a folder of images that say more of each file, as ``imagefolder`` of datasets does."""
 TABLES = {
@@ -50,7 +51,7 @@ def open_inputs(
     *,
     batch_size: int | str = "auto",
     max_length: int | None = None,
-    long: str = "chunk",
+    long: str = "auto",
     limit: int | None = None,
     text_column: str | None = None,
     image_column: str | None = None,
@@ -87,10 +88,11 @@ def open_inputs(
         ``auto`` is 64, halved until the states of a batch fit into 1 GiB.
     max_length : int, optional
         Most tokens of one example; at most the model's context.
-    long : {"chunk", "truncate", "error"}
-        What happens to a longer text.
+    long : {"auto", "chunk", "truncate", "error"}
+        What happens to a longer text. ``auto`` truncates it if the model gives one answer, or one
+        vector, for a whole text, as such models are deployed; else it is cut into chunks.
     limit : int, optional
-        Read only the first items.
+        Read this many items: with labels a sample over the classes, else the first ones.
     text_column, image_column, label_column, id_column, group_column, target_column : str, optional
         Columns of a table; ``a,b`` names a pair of texts, or the labels of several heads.
     span : str or (str, str), optional
@@ -115,7 +117,7 @@ def open_inputs(
     skip_bad : bool
         Leave out broken items and count them.
     seed : int
-        Key of the draw that chooses the pieces of ``sonde:stdlib``.
+        Key of the draw that chooses the items of a limit and the pieces of ``sonde:stdlib``.
     logits : bool
         Whether logits are read, which makes batches larger.
     new_tokens, beams : int
@@ -126,7 +128,7 @@ def open_inputs(
     InputError
         If the data do not exist, are broken, empty, or of a kind that the model does not read.
     """
-    chosen = _check(batch_size, max_length, long, limit)
+    chosen = _check(model, batch_size, max_length, long, limit)
     arguments = {} if model.processor is not None else tensor_arguments(model.module)
     source, n_picked = open_source(data, skip_bad, Tuples(arguments, label_column), split)
     columns = (text_column, image_column, label_column, id_column, group_column, target_column)
@@ -140,17 +142,18 @@ def open_inputs(
     id2label = dict(enumerate(given)) or class_names(model)
     names, main = forward_names(model.module), main_input(model)
 
-    def listed(sample: Sample) -> tuple[Layout, Encoder, Listing]:
+    def listed(sample: Sample) -> tuple[Layout, Encoder, Listing, Kept]:
         name = model.name or "the model"
         found = layout(sample, reads, flags, names, name, source.name, main)
         encoder = encoder_for(model, found, source.base, images, max_length, chosen)
-        asked = {"id2label": id2label, "limit": limit, "skip_bad": skip_bad, "known": sample}
+        kept = kept_items(source, None if found.paired else found.label, limit, seed)
+        asked = {"id2label": id2label, "kept": kept, "skip_bad": skip_bad, "known": sample}
         asked |= {"arguments": names, "new_classes": new_classes, "is_told": bool(given)}
-        return found, encoder, list_source(source, encoder, found, **asked)
+        return found, encoder, list_source(source, encoder, found, **asked), kept
 
-    found, encoder, listing = listed(sample)
+    found, encoder, listing, kept = listed(sample)
     if listing.late:
-        found, encoder, listing = listed({**sample, **source.columns(listing.late)})
+        found, encoder, listing, kept = listed({**sample, **source.columns(listing.late)})
     if label_column is not None:
         is_number = model.task != "causal" and len(id2label or ()) < 2
         _check_labels(listing, label_column, is_number, source.name)
@@ -160,7 +163,7 @@ def open_inputs(
             f"{source.name}: expected labels among the classes {', '.join(given)}, got "
             f"{', '.join(strange[:3])}. Name every output of the model, in order."
         )
-    encoder = encoder.settled(islice(source.rows(), limit))
+    encoder = encoder.settled(row for _, row in kept.of_source(source))
     listing = listing if n_picked is None else pick(listing, n_picked, seed)
     size = (
         batch_size_for(model, listing, encoder, logits, new_tokens, beams)
@@ -175,7 +178,7 @@ def open_inputs(
         "image_column": image_column,
         "target_column": target_column,
         "max_length": max_length,
-        "long": None if long == LONG[0] else long,
+        "long": None if long == AUTO else chosen,
         "span": flags.span,
         "ignore_columns": ignored or None,
         "classes": given or None,
@@ -319,7 +322,9 @@ def class_names(model: Model) -> Mapping[int, str] | None:
     return {int(k): str(v) for k, v in found.items()} if found else None
 
 
-def _check(batch_size: int | str, max_length: int | None, long: str, limit: int | None) -> Long:
+def _check(
+    model: Model, batch_size: int | str, max_length: int | None, long: str, limit: int | None
+) -> Long:
     if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(
             f"open_inputs: expected batch_size 'auto' or at least 1, got {batch_size!r}."
@@ -328,7 +333,10 @@ def _check(batch_size: int | str, max_length: int | None, long: str, limit: int 
         raise InputError(f"open_inputs: expected max_length of at least 1, got {max_length}.")
     if limit is not None and limit < 1:
         raise InputError(f"open_inputs: expected limit of at least 1, got {limit}.")
+    if long == AUTO:
+        is_whole = model.task == "classifier" or model.reducer != AUTO
+        return "truncate" if is_whole else "chunk"
     for known in LONG:
         if known == long:
             return known
-    raise InputError(f"open_inputs: expected long among {', '.join(LONG)}, got {long!r}.")
+    raise InputError(f"open_inputs: expected long among {AUTO}, {', '.join(LONG)}, got {long!r}.")

@@ -95,6 +95,10 @@ class Source(ABC):
             missing -= found.keys()
         return found
 
+    def labels(self, column: str) -> Iterator[Any] | None:
+        """Yield a column of every row without making the inputs, or None if that costs as much."""
+        return None
+
     def names_of(self, column: str) -> Sequence[str] | None:
         """Return the class names behind the integers of a label column, or None."""
         return None

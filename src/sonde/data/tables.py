@@ -71,6 +71,10 @@ class _Lines(Source):
         yield from self._walk(index)
         self._index, self._is_whole = index, True
 
+    def labels(self, column: str) -> Iterator[Any]:
+        """Yield a column of every record."""
+        return (row.get(column) for row in self.rows())
+
     @abstractmethod
     def _walk(self, index: _Index) -> Iterator[Row]:
         """Yield the records and add each to the index."""
@@ -237,6 +241,11 @@ class ParquetFile(Source):
         if not self._starts[group] <= position <= start:
             self._walk, self._first = Walk(lambda: self._from(group)), self._starts[group]
         return self._walk.take(start - self._first, stop - self._first, str(self.path))
+
+    def labels(self, column: str) -> Iterator[Any]:
+        """Yield a column alone."""
+        for batch in self._open().iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
+            yield from batch.column(0).to_pylist()
 
     def _from(self, group: int) -> Iterator[Row]:
         groups = list(range(group, len(self._starts) - 1))

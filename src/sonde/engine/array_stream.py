@@ -50,6 +50,8 @@ class ArrayStream(Stream):
     head: Head | None
     seed: int = 0
     extra: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    numbers: np.ndarray | None = None
+    sample_of: int | None = None
 
     @property
     def schema(self) -> tuple[SiteSchema, ...]:
@@ -87,7 +89,7 @@ class ArrayStream(Stream):
     @property
     def source_rows(self) -> np.ndarray:
         """The number of each row in its array."""
-        return np.arange(len(self))
+        return np.arange(len(self)) if self.numbers is None else self.numbers
 
     def __len__(self) -> int:
         return len(self.label)

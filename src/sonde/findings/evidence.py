@@ -137,6 +137,8 @@ class DataEvidence:
         In how many of how many ``rows`` each of the ``columns`` of numbers has no value.
     n_truncated, n_tokens_cut, n_tokens, n_skipped : int
         Examples cut at the context, tokens lost, tokens read, broken items left out.
+    sample_of : int or None
+        Number of items that were sampled over the classes, if a limit did so.
     seed : int
         Key of the hash of rows.
     piece, size : Int[Tensor, "example"] or None
@@ -170,6 +172,7 @@ class DataEvidence:
     n_tokens: int = 0
     n_skipped: int = 0
     limited: bool = False
+    sample_of: int | None = None
     by_name: bool = False
     place: Callable[[int], str] | None = None
     seed: int = 0

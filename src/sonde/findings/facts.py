@@ -67,6 +67,7 @@ def _of_items(inputs: ItemInputs, name: str, limited: bool, seed: int) -> DataEv
         target=None if listing.target is None else torch.as_tensor(listing.target),
         missing=inputs.missing,
         n_truncated=inputs.n_truncated,
+        sample_of=listing.sample_of,
         n_tokens_cut=int(listing.truncated.sum()),
         n_tokens=int(listing.length.sum()),
         n_skipped=inputs.n_skipped,
@@ -92,6 +93,7 @@ def _of_arrays(stream: ArrayStream, name: str, limited: bool) -> DataEvidence:
         grouped=stream.grouped,
         label=stream.label,
         limited=limited,
+        sample_of=stream.sample_of,
         seed=stream.seed,
     )
 

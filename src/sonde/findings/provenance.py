@@ -130,6 +130,7 @@ def _data(data: DataEvidence, gathered: Gathered) -> dict[str, Any]:
         "label_column": "given" if data.has_labels or data.target is not None else None,
         "n_skipped": data.n_skipped,
         "n_truncated": data.n_truncated,
+        "sample_of": data.sample_of,
     }
 
 

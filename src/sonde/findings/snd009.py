@@ -103,7 +103,7 @@ class SND009(Rule):
     def _sorted_cut(evidence: Evidence) -> str:
         """Return a warning if a limited reading saw part of a file sorted by label; else empty."""
         data = evidence.data
-        if not data.limited or not data.has_labels:
+        if not data.limited or not data.has_labels or data.sample_of is not None:
             return ""
         label = data.label[data.label >= 0]
         runs = 1 + int((label[1:] != label[:-1]).sum()) if len(label) else 0

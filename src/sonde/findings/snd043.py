@@ -20,7 +20,10 @@ class SND043(Rule):
     title: ClassVar[str] = "Truncated inputs"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = "What was cut off was never seen: these states are of other inputs."
-    fix: ClassVar[str] = "Cut long texts into pieces: --long chunk, or a larger --max-length."
+    fix: ClassVar[str] = (
+        "If the rest of the texts matters, cut them into pieces (--long chunk) or raise "
+        "--max-length."
+    )
     how: ClassVar[str] = (
         "Counters of the reader: examples cut at the model's context, or at --max-length where "
         "that is less, and tokens lost of all tokens. Any is a note, 5 % of the examples or 20 % "

@@ -137,3 +137,16 @@ def words(name: str) -> str:
 
 def _is_unsafe(letter: str) -> bool:
     return letter in _HIDDEN or unicodedata.category(letter) in _UNSAFE
+
+
+def rows_read(data: dict[str, Any]) -> str:
+    """Return how many rows were read, of how many they are a sample, and how many were cut.
+
+    Examples
+    --------
+    >>> rows_read({"n_rows": 200, "sample_of": 1908, "n_truncated": 48})
+    '200 of 1,908 rows (a sample), 48 cut short'
+    """
+    n, whole, cut = data["n_rows"], data.get("sample_of"), data.get("n_truncated")
+    text = plural(n, "row") if whole is None else f"{n:,} of {plural(whole, 'row')} (a sample)"
+    return text + (f", {cut:,} cut short" if cut else "")

@@ -12,6 +12,7 @@ from sonde.report._format import (
     number,
     p_value,
     plural,
+    rows_read,
     seconds,
     share,
     shown,
@@ -88,8 +89,8 @@ def _answers(report: dict[str, Any]) -> Markup | None:
 
 def _facts(report: dict[str, Any]) -> list[str]:
     where, data = report["provenance"], report["provenance"]["data"]
-    counts = ("n_rows", "row"), ("n_groups", "group")
-    facts = [plural(data[k], noun) for k, noun in counts if data.get(k) is not None]
+    facts = [] if data.get("n_rows") is None else [rows_read(data)]
+    facts += [] if data.get("n_groups") is None else [plural(data["n_groups"], "group")]
     facts.append(plural(len(report["sites"]), "site"))
     if where.get("wall_seconds") is not None:
         facts.append(seconds(where["wall_seconds"]))

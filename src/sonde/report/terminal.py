@@ -23,6 +23,7 @@ from sonde.report._format import (
     LEVELS,
     plural,
     quantity,
+    rows_read,
     seconds,
     share,
     shown,
@@ -162,7 +163,7 @@ def _brief(report: dict[str, Any]) -> str:
 
 def _head(report: dict[str, Any], width: int) -> Iterator[str]:
     where, data = report["provenance"], report["provenance"]["data"]
-    facts = [plural(data["n_rows"], "row")] if data.get("n_rows") is not None else []
+    facts = [] if data.get("n_rows") is None else [rows_read(data)]
     counted = shown(where.get("sites") or "", 60)
     lost = " with finite rows" in counted
     facts.append(counted if lost else plural(len(report["sites"]), "site"))

@@ -6,6 +6,7 @@ from typing import Any
 from sonde.core.errors import SondeWarning
 from sonde.core.stream import Stream
 from sonde.data import ItemInputs
+from sonde.data.limited import sample_note
 from sonde.data.splits import TRAIN
 from sonde.engine.array_stream import ArrayStream
 from sonde.engine.derived import innermost
@@ -20,7 +21,7 @@ def notes_of(stream: Stream) -> list[str]:
     Items that a source had to skip are known once they were read.
     """
     if isinstance(stream, ArrayStream):
-        return _unlabelled(stream.label)
+        return [*sample_note(len(stream), stream.sample_of), *_unlabelled(stream.label)]
     inputs, said = items_of(stream), _logits_note(stream)
     return said if inputs is None else [*inputs.notes, *_unlabelled(inputs.listing.label), *said]
 

@@ -254,7 +254,7 @@ def _continued(
     return replay(model, prompts, seed=seed, **settings)
 
 
-AS_IT_IS = ("auto", None, False, 0, "chunk", ())
+AS_IT_IS = ("auto", None, False, 0, ())
 
 
 def _typed(options: Mapping[str, Any], seeds: tuple[int, ...] = (0,)) -> list[str]:
