@@ -3,13 +3,16 @@ from _pytest.mark import ParameterSet
 
 from scan import _plants_answers as answers
 from scan import _plants_parts as parts
+from scan import _plants_tables as tables
 from scan import _plants_versus as versus
 from scan._plants import PLANTS as STATES
 from scan._plants import Plant
 from sonde.findings.catalogue import rule_classes
 from sonde.report import Report
 
-PLANTS = sorted((*STATES, *answers.PLANTS, *parts.PLANTS, *versus.PLANTS), key=lambda p: p.code)
+PLANTS = sorted(
+    (*STATES, *answers.PLANTS, *parts.PLANTS, *tables.PLANTS, *versus.PLANTS), key=lambda p: p.code
+)
 
 
 LANGUAGE = {"SND028", "SND029", "SND066", "SND067", "SND068", "SND070"}

@@ -43,8 +43,8 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde study NAME                                a paper's claims, tried here
 
 MODEL is a Hugging Face directory or name, package.module:factory, sonde:digits,
-sonde:stdlib, or - for feature arrays. DATA is an image folder, a JSONL, CSV or
-Parquet file, arrays, or a data set by name, e.g. sonde:digits/test.
+sonde:stdlib, or - for feature arrays or a table alone. DATA is an image folder,
+a JSONL, CSV or Parquet file, arrays, or a data set by name (sonde:digits/test).
 
 Example: sonde scan sonde:digits sonde:digits/test -o report.html
 `sonde WORD --help` shows the flags of a command and an example."""

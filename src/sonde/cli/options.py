@@ -23,7 +23,7 @@ ModelWord = Annotated[
     named(
         "MODEL",
         "a Hugging Face directory or name, package.module:factory, sonde:digits, "
-        "sonde:stdlib, or - for feature arrays",
+        "sonde:stdlib, or - for feature arrays or a table alone",
     ),
 ]
 DataWord = Annotated[
@@ -39,7 +39,8 @@ SourceWord = Annotated[
     named(
         "MODEL",
         "a Hugging Face directory or name, package.module:factory, sonde:digits, "
-        "sonde:stdlib, - for feature arrays, or a folder that sonde read wrote (then no DATA)",
+        "sonde:stdlib, - for feature arrays or a table alone, or a folder that sonde read wrote "
+        "(then no DATA)",
     ),
 ]
 SourceDataWord = Annotated[

@@ -251,7 +251,7 @@ class Scan:
             return source_of("scan", self.model, self.data, self.reading)
         if not self.data:
             given, is_file = self.model, Path(self.model).is_file()
-            how = f" For feature arrays: sonde scan - {given}." if is_file else ""
+            how = f" For feature arrays or a table alone: sonde scan - {given}." if is_file else ""
             raise InputError(
                 f"scan: expected MODEL and DATA, got {given} alone.{how} See sonde scan --help."
             )

@@ -21,6 +21,7 @@ from sonde.data.sources import Row, Source
 
 CUT = {"audio": ("recording", "length that the feature extractor keeps")}
 """What is cut off, and where, of items that are no texts."""
+READ_AT_ONCE = 256
 
 
 @final
@@ -148,11 +149,11 @@ class ItemInputs(Inputs):
         return {name: [rows[n].get(name) for n in numbers] for name in self.label_columns}
 
     def _single(self, examples: Sequence[int], known: set[str | None]) -> dict[str, list[Any]]:
-        numbers = [int(self.listing.row[i]) for i in examples]
+        numbers = self.listing.row[list(examples)].tolist()
         rows: dict[int, Row] = {}
-        for n in sorted(set(numbers)):
-            (rows[n],) = self.source.take(n, n + 1)
-            if not rows[n].keys() - known and not self.source.rows_differ:
+        for run in runs(np.unique(numbers), READ_AT_ONCE):
+            rows |= zip(run.tolist(), self.source.take(int(run[0]), int(run[-1]) + 1), strict=True)
+            if not rows[int(run[0])].keys() - known and not self.source.rows_differ:
                 return {}
         names = sorted({name for row in rows.values() for name in row} - known)
         found = {name: [rows[n].get(name) for n in numbers] for name in names}
@@ -282,7 +283,7 @@ class ItemInputs(Inputs):
 
     def _rows(self, numbers: np.ndarray, index: np.ndarray) -> list[Row]:
         rows: list[Row] = []
-        for run in np.split(numbers, np.nonzero(np.diff(numbers) > 1)[0] + 1):
+        for run in runs(numbers):
             rows += self.source.take(int(run[0]), int(run[-1]) + 1)
         self._check_unchanged(rows, numbers, index)
         return rows
@@ -355,6 +356,20 @@ class ItemInputs(Inputs):
                 )
             self._broken[row] = message
         return np.delete(index, list(bad))
+
+
+def runs(numbers: np.ndarray, at_most: int = 2**31) -> list[np.ndarray]:
+    """Return sorted numbers as runs that have no gap and at most ``at_most`` members.
+
+    Examples
+    --------
+    >>> [run.tolist() for run in runs(np.array([3, 4, 5, 9]), 2)]
+    [[3, 4], [5], [9]]
+    """
+    if not len(numbers):
+        return []
+    whole = np.split(numbers, np.nonzero(np.diff(numbers) > 1)[0] + 1)
+    return [run[i : i + at_most] for run in whole for i in range(0, len(run), at_most)]
 
 
 def _tensor(values: np.ndarray, index: np.ndarray) -> torch.Tensor:

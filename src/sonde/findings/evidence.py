@@ -345,6 +345,11 @@ class Evidence:
         return self.gathered.get("heads", self)
 
     @property
+    def table(self) -> Any:
+        """``InputTable``: the columns of numbers that the model is given, or why there are none."""
+        return self.gathered.get("table", self)
+
+    @property
     def shortcuts(self) -> Any:
         """``ShortcutEvidence``: small parts of the inputs that tell the label, or None."""
         return self.gathered.get("shortcuts", self)

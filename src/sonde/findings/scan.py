@@ -27,6 +27,7 @@ from sonde.findings.facts import by_answers, data_evidence
 from sonde.findings.fresh_weights import fresh_layers
 from sonde.findings.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
 from sonde.findings.head_answers import head_answers
+from sonde.findings.input_table import input_table
 from sonde.findings.lens import lens_evidence
 from sonde.findings.measures import ScanMeasures, chosen_measures, measured, say_measures
 from sonde.findings.modules import ModelEvidence, model_evidence
@@ -394,6 +395,7 @@ def _gatherers(
         "blocks": lambda _: block_training(stream),
         "shortcuts": partial(shortcut_evidence, stream),
         "parts": partial(part_trials, stream),
+        "table": lambda _: input_table(stream, data),
     }
 
 

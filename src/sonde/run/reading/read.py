@@ -14,6 +14,7 @@ from sonde.core.site import WEIGHT, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.data import check_data, load, open_arrays, open_inputs, reader_of
 from sonde.data.inputs import ItemInputs
+from sonde.data.table_alone import is_table, table_model
 from sonde.data.text_encoding import context_of
 from sonde.store import Store, is_store
 from sonde.tap import LiveStream, live_stream, replay, weight_stream
@@ -57,7 +58,8 @@ def read(
     Parameters
     ----------
     model : Model, nn.Module, str or path
-        What ``sonde.load`` gives or takes; ``"-"`` reads feature arrays from the file ``data``; the
+        What ``sonde.load`` gives or takes; ``"-"`` reads feature arrays from the file ``data``, or
+        a table's columns of numbers alone; the
         folder of a store reads the rows in it, without ``data``.
     data : str, path or iterable
         A path, a data set's name, ``sonde:digits/test``, or any re-iterable of model inputs; none
@@ -127,6 +129,9 @@ def read(
         raise InputError(f"read: expected data for the model, or a store; {model} is not a store.")
     if isinstance(model, Path):
         model = str(model)
+    if isinstance(model, str) and model == ARRAYS and is_table(data):
+        model = table_model()
+        logits = logits or False
     if isinstance(model, str) and model == ARRAYS:
         if objective is not None or perturb is not None:
             raise InputError("read: feature arrays have no gradient. Pass a model, not '-'.")

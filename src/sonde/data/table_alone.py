@@ -1,0 +1,48 @@
+"""A table without a model: its columns of numbers are the only states."""
+
+from pathlib import Path
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from sonde.core.inputs import Model
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
+
+
+@final
+class Columns(nn.Module):
+    """Hand on a table's numbers, so that they can be read like the output of a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a copy of the numbers."""
+        return x.clone()
+
+
+@final
+class TableAlone(nn.Module):
+    """In place of a model: it answers with the columns themselves, which are no logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.columns = Columns()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the columns by a name that no answer of a model has."""
+        return {"columns": self.columns(x)}
+
+
+def is_table(data: Any) -> bool:
+    """Return whether data are a file of a table, by its ending.
+
+    Examples
+    --------
+    >>> is_table("rows.csv"), is_table("states.npz")
+    (True, False)
+    """
+    return isinstance(data, str | Path) and Path(data).suffix.lower() in SUFFIXES
+
+
+def table_model() -> Model:
+    """Return what stands in the model's place where a table is read alone."""
+    return Model(TableAlone().eval(), name="-")

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from findings._nets import assert_clear, assert_raised
+from findings._tables import HEALTHY, bundled, evidence_with
+from sonde.findings.snd075 import SND075
+
+
+@pytest.mark.truth("the numbers that were written in a table of scikit-learn")
+def test_impossible_numbers_and_dates_are_named() -> None:
+    x, _, names = bundled("wine")
+    draw = np.random.default_rng(0)
+    age, late = draw.normal(50, 12, len(x)).round(1), draw.normal(45, 3, len(x))
+    age[[3, 8]], late[50] = (220.5, 431), -95
+    table = np.column_stack([x, age, late])
+    finding = assert_raised(SND075().check(evidence_with(table, [*names, "Age", "lat"])), "warning")
+    assert finding.examples == (3, 8, 50)
+    assert "Age is beyond the possible (age: 0 to 130) in 2 of 178 rows (1.1 %), such as 431." in (
+        finding.sentence
+    )
+    assert "lat is beyond the possible (lat: -90 to 90) in 1 of 178 rows" in finding.sentence
+    day = np.array([20200000 + 100 * m + d for m in range(1, 13) for d in range(1, 29)], float)
+    dates = np.column_stack([x, draw.choice(day, len(x))])
+    finding = assert_raised(SND075().check(evidence_with(dates, [*names, "visit"])), "warning")
+    assert finding.sentence.startswith("visit holds dates (YYYYMMDD)")
+    numbers = np.column_stack([x, draw.integers(20200101, 20209999, len(x))])
+    assert_clear(SND075().check(evidence_with(numbers, [*names, "number"])))
+
+
+def test_healthy_tables_and_scaled_columns_are_clear() -> None:
+    for name in HEALTHY:
+        x, _, names = bundled(name)
+        assert_clear(SND075().check(evidence_with(x, names)))  # the ages of diabetes are centred
+    x, _, names = bundled("wine")
+    x[::9, 0] = -999  # a constant that SND072 names
+    assert_clear(SND075().check(evidence_with(x, ["age", *names[1:]])))
