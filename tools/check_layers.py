@@ -59,7 +59,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
             "watching",
             "comparing",
             "training",
-            "judging",
+            "changing",
             "explaining",
             "tracing",
             "coding",

@@ -7,7 +7,7 @@ import torch
 
 import sonde
 from sonde.edit import SteeringVector
-from sonde.run.judging.judge import STRENGTHS
+from sonde.run.changing.judge import STRENGTHS
 
 PROSE = [
     f"    The value number {i} is returned to the caller unless it is empty.\n" for i in range(24)

@@ -10,7 +10,7 @@ import sonde
 from sonde.core import EditContext, InputError, Model, ShapeError, Site
 from sonde.data import open_inputs
 from sonde.edit import LimitAttention
-from sonde.run.judging.attention_costs import ALL, pattern_costs
+from sonde.run.changing.attention_costs import ALL, pattern_costs
 
 SITE, N = Site("0:probs"), 9
 GAP = (torch.arange(N)[:, None] - torch.arange(N)).abs()

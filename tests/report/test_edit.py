@@ -8,8 +8,8 @@ import pytest
 from page_case import Page
 from sonde.core.errors import InputError
 from sonde.report.documents import save_document, to_page, to_terminal
-from sonde.run.judging.edit_document import EditTable, edit_document
-from sonde.run.judging.judge import Difference, Judgement
+from sonde.run.changing.edit_document import EditTable, edit_document
+from sonde.run.changing.judge import Difference, Judgement
 
 
 def document(effect=1.0, controls=(0.0, 0.1, -0.1), size=2.0, damage=0.05):

@@ -117,12 +117,15 @@ class Merged:
         Number of tensors that were merged, and that were kept from the base.
     sources : tuple of mappings
         Each model's name and the SHA-256 of each of its weight files.
+    method : str
+        How they were merged, with its parameters.
     """
 
     folder: Path
     n_merged: int
     n_kept: int
     sources: Sequence[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    method: str = ""
 
 
 def merge_models(
@@ -178,7 +181,7 @@ def merge_models(
         make_directory(patch)
         told = list(hashed)
         write_told(patch, {"method": method_of(rule), "keep": list(patterns), "sources": told})
-    return Merged(output, len(chosen), len(first.places) - len(chosen), told)
+    return Merged(output, len(chosen), len(first.places) - len(chosen), told, method_of(rule))
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,14 @@
 """``sonde edit ablate``: one direction out of everything that writes to a model's states."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
-from sonde.cli.edits._acting import Acting, Deed, side
+from sonde.cli.edits._acting import Acting
 from sonde.cli.edits.steer import Contrasted, NegativeWord, PositiveWord
 from sonde.cli.options import ModelWord, Printing, named
-from sonde.core.errors import InputError, StateError
-
-if TYPE_CHECKING:
-    from sonde.core.inputs import Model
-    from sonde.edit import AblationChoice
-    from sonde.run.judging.edit_document import EditTable
 
 
 @dataclass(frozen=True)
@@ -47,85 +41,20 @@ class AblateDirection:
 
     def run(self) -> int:
         """Fit the candidates, choose, judge, write and report."""
-        from sonde.data import contrast, load
-        from sonde.edit import DirectionalAblation, choose_ablation
-        from sonde.run.judging.acts import edit_act, edit_controls
-        from sonde.weights import fold_writers
-        from sonde.weights.factory_folder import check_change
+        from sonde.run.changing.ablate import ablate
 
         page = self.acting.page(self.output)
-        model = load(self.model, device=self.reading.device)
-        check_change(model, self.output)
-        options = self.reading.data_options() | {"limit": self.reading.limit}
-        neutral = self.acting.neutral or self.negative
-        self.acting.require_neutral(model, neutral, **options)
-        places = self._writers(model)
-        sites = "blocks" if self.site == "auto" else self.site
-        data = contrast(self.positive, self.negative, limit=self.reading.limit)
-        fitted = self.reading.fit(model, DirectionalAblation(), data, sites, self.printing.quiet)
-        candidates = {site: fitted.result(method, site) for method, site in fitted.names}
-        target = [
-            side(model, "positive", self.positive, -1, **options),
-            side(model, "negative", self.negative, 1, **options),
-        ]
-        showing, usual = (one.inputs for one in target)
-        choice = choose_ablation(
-            model, candidates, showing, usual, sites=places, kl_limit=self.kl_limit
+        change = ablate(
+            self.model,
+            self.positive,
+            self.negative,
+            self.output,
+            site=self.site,
+            strength=self.strength,
+            kl_limit=self.kl_limit,
+            **self.reading.options(),
+            **self.acting.options(),
+            device=self.reading.device,
+            progress=not self.printing.quiet,
         )
-        edit = choice.direction.edit(self.strength)
-        deed = Deed(
-            word="ablate",
-            model=model,
-            name=self.model,
-            plan=replace(fold_writers(model, edit), method=self._method(choice)),
-            output=self.output,
-            act=edit_act(model, edit, places),
-            controls=edit_controls(model, edit, places),
-            target=target,
-            told=f"{self.positive} less likely than {self.negative}",
-            neutral=neutral,
-            options=options,
-            sites=[choice.site],
-            prompts=showing,
-            tables=lambda: (self._trials(choice),),
-        )
-        return self.acting.carry_out(deed, page, self.printing)
-
-    def _writers(self, model: "Model") -> list[str]:
-        """Return the sites of all layers that write to the states.
-
-        Raises
-        ------
-        InputError
-            If the states are no sum of such layers.
-        """
-        from sonde.weights import residual_writers
-
-        try:
-            writers = residual_writers(model)
-        except StateError as error:
-            raise InputError(
-                f"sonde edit ablate: {error} To try it: fit directional_ablation with `sonde fit`, "
-                f"then `sonde generate {self.model} PROMPTS --steer FILE.sonde`."
-            ) from error
-        return [writer if isinstance(writer, str) else writer.name for writer in writers]
-
-    def _method(self, choice: "AblationChoice") -> str:
-        return f"directional_ablation at {choice.site}, strength {self.strength:g}"
-
-    def _trials(self, choice: "AblationChoice") -> "EditTable":
-        """Return what each candidate did."""
-        from sonde.run.judging.edit_document import EditTable
-
-        rows = tuple(
-            (t.site, t.bypass, t.induce, t.kl, t.refused or ("taken" * (t.site == choice.site)))
-            for t in choice.trials
-        )
-        columns = ("site", "taken out", "added", "KL", "")
-        before, usual = choice.plain
-        title = (
-            f"Log-odds of the behaviour, {before:.3g} on {self.positive} and {usual:.3g} on "
-            f"{self.negative} before: with each candidate taken out of the first, added to the "
-            "second, and the divergence of the second's answers when it is taken out"
-        )
-        return EditTable(title, columns, rows)
+        return self.acting.show(change, page, self.printing)

@@ -1,23 +1,13 @@
 """``sonde edit merge``: join several models of the same base."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from sonde.cli.console import note, say_json
 from sonde.cli.options import Printing, named
-from sonde.core.errors import InputError
-
-USES = {
-    "arithmetic": ("weight",),
-    "ties": ("weight", "density"),
-    "dare": ("weight", "drop", "seed"),
-    "slerp": ("weight",),
-}
-"""Which flags a method reads."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +46,23 @@ class MergeModels:
 
     def run(self) -> int:
         """Merge, and say what was written."""
-        from sonde.engine.progress import Bar
-        from sonde.weights.folder import ModelFolder, folder_of
-        from sonde.weights.merging import merge_models, method_of
+        from sonde.run.changing.merge_models import merge_models
 
+        names = ("weight", "density", "drop", "seed")
+        typed = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         base, *others = self.models
-        if not others:
-            raise InputError(f"edit merge: expected a base and at least one model, got {base}.")
-        rule = self._rule()
-        n_tensors = len(ModelFolder.open(folder_of(base)).places)
-        with Bar("merge", n_tensors, not self.printing.quiet) as bar:
-            tick: Callable[[int], Any] = bar.advance
-            found = merge_models(base, others, rule, self.output, self.keep, tick)
+        found = merge_models(
+            base,
+            others,
+            self.output,
+            method=self.method,
+            keep=self.keep,
+            progress=not self.printing.quiet,
+            **typed,
+        )
         facts = {
             "folder": str(found.folder),
-            "method": method_of(rule),
+            "method": found.method,
             "n_merged": found.n_merged,
             "n_kept": found.n_kept,
             "sources": list(found.sources),
@@ -78,18 +70,5 @@ class MergeModels:
         if self.printing.json:
             say_json(facts)
         kept = f", {found.n_kept} kept of the base" if found.n_kept else ""
-        note(f"wrote {self.output}: {found.n_merged} tensors by {method_of(rule)}{kept}")
+        note(f"wrote {self.output}: {found.n_merged} tensors by {found.method}{kept}")
         return 0
-
-    def _rule(self) -> Any:
-        from sonde.edit import Dare, Slerp, TaskArithmetic, Ties
-
-        flags = ("weight", "density", "drop", "seed")
-        typed = {name: getattr(self, name) for name in flags if getattr(self, name) is not None}
-        unused = [name for name in typed if name not in USES[self.method]]
-        if unused:
-            raise InputError(f"--{unused[0]}: {self.method} does not read it.")
-        if self.method == "dare":
-            weight = {"weight": typed.pop("weight")} if "weight" in typed else {}
-            return Dare(**typed, then=TaskArithmetic(**weight))
-        return {"arithmetic": TaskArithmetic, "ties": Ties, "slerp": Slerp}[self.method](**typed)

@@ -3,20 +3,17 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from sonde.cli.edits._acting import Acting, Deed
+from sonde.cli.edits._acting import Acting
 from sonde.cli.options import DataWord, DeviceWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
-    from sonde.core.inputs import Model
-    from sonde.edit import BatchEdit, Fact, RankOneEdit
+    from sonde.edit import Fact
 
-DEPTH = 1 / 3
-"""Which of the blocks is changed where no layer is named."""
 KEYS = ("prompt", "subject", "target")
 
 
@@ -64,59 +61,26 @@ class RewriteFact:
 
     def run(self) -> int:
         """Fit, plan, judge, write and report."""
-        from sonde.data import load
-        from sonde.edit import SecondMoment
-        from sonde.edit._fact_answers import FactAnswers
-        from sonde.run.fitting.fit import fit
-        from sonde.run.judging.acts import plan_act, plan_controls
-        from sonde.run.judging.edit_document import EditTable
-        from sonde.run.judging.judge import JudgedSide
-        from sonde.run.reading.read import read
-        from sonde.weights.factory_folder import check_change
+        from sonde.run.changing.rewrite_fact import rewrite_fact
 
         facts, page = self._facts(), self.acting.page(self.output)
-        model = load(self.model, device=self.device)
-        check_change(model, self.output)
-        layer = self._layer(model)
-        edit = self._rule(facts, layer)
-        answers = FactAnswers(model, facts, edit.prefixes)
-        options: dict[str, Any] = {"limit": self.limit}
-        options |= {} if self.text_column is None else {"text_column": self.text_column}
-        self.acting.require_neutral(model, self.acting.neutral or self.data, **options)
-        stream = read(
-            model, self.data, sites=[f"{layer}:in"], reducer="tokens", split="train", **options
+        reading = {} if self.text_column is None else {"text_column": self.text_column}
+        change = rewrite_fact(
+            self.model,
+            self.data,
+            facts,
+            self.output,
+            layer=self.layer,
+            ridge=self.ridge,
+            steps=self.steps,
+            largest=self.largest,
+            limit=self.limit,
+            **self.acting.options(),
+            device=self.device,
+            progress=not self.printing.quiet,
+            **reading,
         )
-        fitted = fit(SecondMoment(ridge=self.ridge), stream, progress=not self.printing.quiet)
-        plan = edit.plan(model, fitted)
-        found = tuple((name.replace("_", " "), value) for name, value in plan.figures.items())
-        first, more = facts[0], f", and {len(facts) - 1} more" if len(facts) > 1 else ""
-        deed = Deed(
-            word="rewrite-fact",
-            model=model,
-            name=self.model,
-            plan=plan,
-            output=self.output,
-            act=plan_act(model, plan),
-            controls=plan_controls(model, plan),
-            target=[JudgedSide("target", answers)],
-            told=f"{first.prompt!r} goes on with {first.target!r}{more}",
-            neutral=self.acting.neutral or self.data,
-            options=options,
-            sites=[f"{layer}:out"],
-            prompts=answers,
-            tables=lambda: (
-                EditTable("What the search found, over several prefixes", ("", ""), found),
-            ),
-        )
-        return self.acting.carry_out(deed, page, self.printing)
-
-    def _rule(self, facts: "list[Fact]", layer: str) -> "RankOneEdit | BatchEdit":
-        from sonde.edit import BatchEdit, RankOneEdit
-
-        search: dict[str, Any] = {"steps": self.steps, "largest": self.largest}
-        if len(facts) == 1:
-            return RankOneEdit(facts[0], layer, **search)
-        return BatchEdit(facts, [layer], **search)
+        return self.acting.show(change, page, self.printing)
 
     def _facts(self) -> "list[Fact]":
         """Return the facts that were typed, or those of the file.
@@ -139,29 +103,6 @@ class RewriteFact:
         if any(word is not None for word in typed):
             raise InputError("--facts: takes the place of --prompt, --subject and --target.")
         return _read_facts(self.facts)
-
-    def _layer(self, model: "Model") -> str:
-        """Return the layer that was named, or the last linear one of a block.
-
-        Raises
-        ------
-        InputError
-            If the block has none.
-        """
-        from sonde.edit import linear_layers
-        from sonde.tap import resolve
-
-        if self.layer != "auto":
-            return resolve(model.module, self.layer)[0].path
-        blocks = [site.path for site in resolve(model.module, "blocks")]
-        block = blocks[round(DEPTH * (len(blocks) - 1))]
-        found = linear_layers(model.module, block)
-        if not found:
-            raise InputError(
-                f"sonde edit rewrite-fact: expected a linear layer in {block}, got none. Name one "
-                "with --layer."
-            )
-        return found[-1]
 
 
 def _read_facts(path: Path) -> "list[Fact]":

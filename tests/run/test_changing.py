@@ -8,8 +8,8 @@ from torch import nn
 
 from sonde.core import Add, InputError, Model
 from sonde.data import open_inputs
-from sonde.run.judging.acts import edit_act, edit_controls, plan_act
-from sonde.run.judging.judge import JudgedSide, judge
+from sonde.run.changing.acts import edit_act, edit_controls, plan_act
+from sonde.run.changing.judge import JudgedSide, judge
 from sonde.weights import LowRank, RewritePlan
 from sonde.weights.control import random_plan
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sonde.core.finite import finite_json
-from sonde.run.judging.judge import Judgement
+from sonde.run.changing.judge import Judgement
 
 SCHEMA: Final = "sonde-edit/1"
 

@@ -15,7 +15,7 @@ from sonde.core.inputs import Inputs, Model
 from sonde.core.site import Site
 from sonde.edit import LimitAttention
 from sonde.engine.progress import Bar
-from sonde.run.judging.judge import Difference, costs, difference
+from sonde.run.changing.judge import Difference, costs, difference
 from sonde.tap import editing, live_stream
 from sonde.tap.streams.answers import answers
 

@@ -9,7 +9,7 @@ from torch import nn
 from sonde.core.edit import Edit
 from sonde.core.inputs import Model
 from sonde.edit.random_direction import RandomDirection
-from sonde.run.judging.judge import N_CONTROLS, Act
+from sonde.run.changing.judge import N_CONTROLS, Act
 from sonde.tap import editing
 from sonde.weights import RewritePlan
 from sonde.weights.control import random_plan

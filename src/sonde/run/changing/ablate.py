@@ -1,0 +1,162 @@
+"""``sonde.ablate``: one direction out of everything that writes to a model's states."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sonde.core.errors import InputError, StateError
+from sonde.core.inputs import Model
+from sonde.data import contrast
+from sonde.edit import AblationChoice, DirectionalAblation, choose_ablation
+from sonde.run.changing.acting import (
+    Change,
+    Deed,
+    carry_out,
+    open_for_change,
+    require_data,
+    side,
+    word_of,
+)
+from sonde.run.changing.acts import edit_act, edit_controls
+from sonde.run.changing.contrasting import fit_on
+from sonde.run.changing.edit_document import EditTable
+from sonde.weights import fold_writers, residual_writers
+
+
+def ablate(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    output: str | Path,
+    *,
+    site: str = "auto",
+    strength: float = 1.0,
+    kl_limit: float = 0.1,
+    reducer: str = "last",
+    limit: int | None = None,
+    neutral: Any = None,
+    force: bool = False,
+    show_inputs: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+    **reading: Any,
+) -> Change:
+    """Write a model without the direction behind the behaviour that ``positive`` evokes.
+
+    Candidates are fitted at every block on the split train. The candidate that removes the
+    behaviour most on the split test, can also induce it, and leaves the answers to ``negative``
+    alone is projected out of all layers that write to the states. The same as
+    ``sonde edit ablate``.
+
+    Parameters
+    ----------
+    model : str, path, Model or module
+        Where the weights of the changed model come from, as in ``sonde.load``.
+    positive, negative : data
+        As in ``sonde.read``: data that show the behaviour, and data that do not.
+    output : path
+        Folder for the new model; ``sonde.undo`` takes the change back.
+    site : str, default="auto"
+        Sites of the candidates; ``auto`` is all blocks.
+    strength : float, default=1.0
+        1 removes, 0.5 halves.
+    kl_limit : float, default=0.1
+        Nats by which answers to ``negative`` may differ.
+    reducer : str, default="last"
+        How an input becomes rows.
+    limit : int, optional
+        Read only the first examples of each side.
+    neutral : data, optional
+        Data that should be left alone; by default ``negative``.
+    force : bool, default=False
+        Write the model even where the change is too large, or does no more than chance.
+    show_inputs : bool, default=False
+        Put texts before and after into the document.
+    device : str, default="auto"
+    progress : bool, default=True
+    **reading
+        Options of ``sonde.read`` about data, such as ``text_column``.
+
+    Raises
+    ------
+    InputError
+        If the states are no sum of layers that can be changed, no candidate passes, or the change
+        is too large.
+    """
+    output = Path(output)
+    found = open_for_change(model, output, device)
+    name = model if isinstance(model, str) else found.name
+    options = {**reading, "limit": limit}
+    calm = negative if neutral is None else neutral
+    require_data(found, calm, **options)
+    places = _writers(found, name)
+    fitted = fit_on(
+        found,
+        DirectionalAblation(),
+        contrast(positive, negative, limit=limit),
+        "blocks" if site == "auto" else site,
+        reducer=reducer,
+        progress=progress,
+        **reading,
+    )
+    candidates = {site: fitted.result(method, site) for method, site in fitted.names}
+    target = [
+        side(found, "positive", positive, -1, **options),
+        side(found, "negative", negative, 1, **options),
+    ]
+    showing, usual = (one.inputs for one in target)
+    choice = choose_ablation(found, candidates, showing, usual, sites=places, kl_limit=kl_limit)
+    edit = choice.direction.edit(strength)
+    how = f"directional_ablation at {choice.site}, strength {strength:g}"
+    words = (word_of(positive), word_of(negative))
+    deed = Deed(
+        word="ablate",
+        model=found,
+        name=name,
+        plan=replace(fold_writers(found, edit), method=how),
+        output=output,
+        act=edit_act(found, edit, places),
+        controls=edit_controls(found, edit, places),
+        target=target,
+        told=f"{words[0]} less likely than {words[1]}",
+        neutral=calm,
+        options=options,
+        sites=[choice.site],
+        prompts=showing,
+        tables=lambda: (_trials(choice, *words),),
+    )
+    return carry_out(deed, force=force, show_inputs=show_inputs, progress=progress)
+
+
+def _writers(model: Model, name: str) -> list[str]:
+    """Return the sites of all layers that write to the states.
+
+    Raises
+    ------
+    InputError
+        If the states are no sum of such layers.
+    """
+    try:
+        writers = residual_writers(model)
+    except StateError as error:
+        raise InputError(
+            f"sonde edit ablate: {error} To try it: fit directional_ablation with `sonde fit`, "
+            f"then `sonde generate {name} PROMPTS --steer FILE.sonde`."
+        ) from error
+    return [writer if isinstance(writer, str) else writer.name for writer in writers]
+
+
+def _trials(choice: AblationChoice, positive: str, negative: str) -> EditTable:
+    """Return what each candidate did."""
+    rows = tuple(
+        (t.site, t.bypass, t.induce, t.kl, t.refused or ("taken" * (t.site == choice.site)))
+        for t in choice.trials
+    )
+    columns = ("site", "taken out", "added", "KL", "")
+    before, usual = choice.plain
+    title = (
+        f"Log-odds of the behaviour, {before:.3g} on {positive} and {usual:.3g} on "
+        f"{negative} before: with each candidate taken out of the first, added to the "
+        "second, and the divergence of the second's answers when it is taken out"
+    )
+    return EditTable(title, columns, rows)

@@ -1,0 +1,292 @@
+"""The steps that all changes of a model share: judge it, refuse it if it is too large, write it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sonde.core.edit import Edit
+from sonde.core.errors import InputError
+from sonde.core.inputs import Inputs, Model
+from sonde.core.repacking import count_weights
+from sonde.data import load, open_inputs
+from sonde.data.loading import is_factory
+from sonde.run.changing.edit_document import EditTable, edit_document
+from sonde.run.changing.judge import Act, JudgedSide, Judgement, judge
+from sonde.tap.hooks.outputs import find
+from sonde.tap.model.sites import resolve
+from sonde.weights import RewritePlan, fold_edit, save_edited
+from sonde.weights.factory_folder import check_change
+from sonde.weights.folder import check_output
+from sonde.weights.residual import inputs_or_none, run
+
+JUDGED, LEAST_JUDGED = 64, 8
+"""Most and fewest examples of a data set that an act is judged by."""
+OPERATIONS = 8e11
+"""How many operations the judging of one act may take: below 30 s on two cores."""
+PASSES = 24
+"""How often each example is run: two sides, as they are, changed, and by ten controls."""
+N_SAMPLES, PROMPT, NEW = 3, 32, 80
+"""Samples of text, tokens of their prompts, and tokens that are made."""
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a change of a model did, and where the changed model is.
+
+    Attributes
+    ----------
+    document : dict
+        The figures as JSON, ``sonde-edit/1``: what ``sonde edit`` prints and its page shows.
+        ``sonde.report.save_document(document, "page.html")`` writes the page.
+    output : Path or None
+        Folder of the changed model; None if none was written.
+    judgement : Judgement or None
+        Effect, damage, size and controls; None where nothing was changed.
+    notes : tuple of str
+        What else should be known, in sentences.
+    """
+
+    document: dict[str, Any]
+    output: Path | None = None
+    judgement: Judgement | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Deed:
+    """A change of a model that is about to be judged, written and reported.
+
+    Parameters
+    ----------
+    word : str
+        The word of ``sonde edit``.
+    model : Model
+    name : str
+        As the user named it.
+    plan : RewritePlan
+    output : Path
+    act : callable
+        Opens the changed model; see ``sonde.run.changing.acts``.
+    controls : sequence of callable
+        Random changes of the same size.
+    target : sequence of JudgedSide
+        What it should change.
+    told : str
+        The target in words.
+    neutral : data
+        Data that it should leave alone.
+    options : mapping
+        How that data is read.
+    sites : sequence of str
+        Where the size of the change is measured.
+    places : sequence of str
+        What is changed beside the tensors of the plan.
+    prompts : Inputs, optional
+        Prompts that the samples continue.
+    tables : callable, optional
+        Returns further tables; called only after the change was accepted.
+    notes : sequence of str, optional
+    """
+
+    word: str
+    model: Model
+    name: str
+    plan: RewritePlan
+    output: Path
+    act: Act
+    controls: Sequence[Act]
+    target: Sequence[JudgedSide]
+    told: str
+    neutral: Any
+    options: Mapping[str, Any]
+    sites: Sequence[str]
+    places: Sequence[str] = ()
+    prompts: Inputs | None = None
+    tables: Callable[[], Sequence[EditTable]] = tuple
+    notes: Sequence[str] = ()
+
+
+def open_for_change(model: Any, output: Path, device: str = "auto") -> Model:
+    """Return a model that is going to be written elsewhere, after a check that it can be.
+
+    Raises
+    ------
+    InputError
+        If something is at ``output``, or the model cannot be written.
+    """
+    check_output(output)
+    found = load(model, device=device)
+    check_change(found, output)
+    return found
+
+
+def word_of(named: Any) -> str:
+    """Return a model or data as the user named them, or what kind of object they are."""
+    if isinstance(named, Model):
+        return named.name
+    return str(named) if isinstance(named, str | Path) else type(named).__name__
+
+
+def require_data(model: Model, data: Any, **options: Any) -> None:
+    """Open one example of data, before anything is fitted.
+
+    Raises
+    ------
+    InputError
+        If there are no such data for this model.
+    """
+    open_inputs(model, data, **{**options, "limit": 1})
+
+
+def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> Change:
+    """Judge a change and write the new model.
+
+    Parameters
+    ----------
+    deed : Deed
+    force : bool
+        Write it even where it is too large, or does no more than chance.
+    show_inputs : bool
+        Put texts before and after into the document.
+    progress : bool
+
+    Raises
+    ------
+    InputError
+        If the change is too large and not forced.
+    """
+    judgement = judge(
+        deed.model,
+        deed.act,
+        deed.target,
+        some_inputs(deed.model, deed.neutral, **deed.options),
+        controls=deed.controls,
+        sites=deed.sites,
+        progress=progress,
+    )
+    if judgement.too_large and not force:
+        raise InputError(
+            f"this edit is too large: {judgement.too_large}. Pass a smaller --strength, or --force."
+        )
+    notes = idle_note(judgement, force=force)
+    is_written = force or not notes
+    tables = deed.tables() if is_written else ()
+    saved = save_edited(deed.model, deed.plan, deed.output, name=deed.name) if is_written else None
+    document = edit_document(
+        deed.word,
+        judgement,
+        model=deed.name,
+        method=deed.plan.method,
+        places=[*deed.places, *(saved.tensors if saved else deed.plan.changes)],
+        target=deed.told,
+        neutral=word_of(deed.neutral),
+        output=str(deed.output) if saved else None,
+        tables=tables,
+        samples=_shown(deed) if saved and show_inputs else (),
+        notes=deed.notes,
+    )
+    if saved and is_factory(deed.model.name):
+        factory = deed.model.name.partition("@")[0]
+        notes = (*notes, f"note: open the new model as {factory}@{deed.output}.")
+    return Change(document, deed.output if saved else None, judgement, notes)
+
+
+def idle_note(judgement: Judgement, *, force: bool) -> tuple[str, ...]:
+    """Return a sentence about a change that does no more than chance; nothing about others."""
+    if not judgement.no_effect:
+        return ()
+    written = "It is written all the same" if force else "Nothing was written; --force writes it"
+    return (f"this edit does nothing that was asked for: {judgement.no_effect}. {written}.",)
+
+
+def require_foldable(model: Model, site: str, edit: Callable[[int], Edit]) -> None:
+    """Refuse a site whose weights cannot hold an edit, before the edit is fitted.
+
+    Parameters
+    ----------
+    model : Model
+    site : str
+    edit : callable
+        Makes an edit of the kind for a number of features.
+
+    Raises
+    ------
+    StateError
+        With the reason.
+    """
+    inputs, place = inputs_or_none(model.module), resolve(model.module, site)[0]
+    if inputs is None:
+        return  # the model does not say what it is called with
+    seen: list[Any] = []
+    part, port = model.module.get_submodule(place.path), place.port
+
+    def hook(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+        seen.append(find((args, kwargs) if port == "in" else output, None))
+
+    handle = part.register_forward_hook(hook, with_kwargs=True)
+    try:
+        run(model.module, inputs)
+    finally:
+        handle.remove()
+    if seen and seen[0] is not None:
+        axis = 1 if seen[0].ndim > 3 else -1
+        fold_edit(model, edit(seen[0].shape[axis]), place)
+
+
+def side(model: Model, name: str, data: Any, sign: Any, **options: Any) -> JudgedSide:
+    """Return some of the held-out data of one side of a target."""
+    return JudgedSide(name, some_inputs(model, data, **options), sign)
+
+
+def some_inputs(model: Model, data: Any, **options: Any) -> Inputs:
+    """Return as much of the split ``test`` of data as an act is judged by: a sample.
+
+    The size of the sample follows only from the model's size and the length of texts, so it is the
+    same everywhere; the report states the error of the sample.
+    """
+    limit = min(options.pop("limit", None) or JUDGED, JUDGED)
+    found = open_inputs(model, data, limit=limit, **options)
+    first = next(found.batches(0, len(found)), None)
+    n_tokens = 1.0 if first is None or first.length is None else float(first.length.double().mean())
+    cost = 2.0 * count_weights(model.module) * n_tokens * PASSES
+    return found.first(max(LEAST_JUDGED, int(OPERATIONS / max(cost, 1.0))))
+
+
+def _shown(deed: Deed) -> Sequence[dict[str, str]]:
+    return () if deed.prompts is None else samples(deed.model, deed.act, deed.prompts)
+
+
+def samples(model: Model, act: Act, inputs: Inputs) -> Sequence[dict[str, str]]:
+    """Return how a language model continues some prompts, before and under an act.
+
+    Empty for other models.
+    """
+    if model.task != "causal" or model.processor is None:
+        return []
+    found: list[dict[str, str]] = []
+    for batch in inputs.batches(0, min(N_SAMPLES, len(inputs))):
+        ids, mask = batch.kwargs["input_ids"], batch.mask
+        for row in range(len(ids)):
+            own = ids[row] if mask is None else ids[row][mask[row]]
+            prompt = own[:PROMPT][None].to(next(model.module.parameters()).device)
+            told = {"prompt": _decoded(model, prompt[0])}
+            for word, opened in (("before", None), ("after", act)):
+                with torch.no_grad():
+                    told[word] = _continued(model, prompt, opened)
+            found.append(told)
+    return found[:N_SAMPLES]
+
+
+def _continued(model: Model, prompt: Any, act: Act | None) -> str:
+    with nullcontext(model.module) if act is None else act() as module:
+        made: Any = module
+        out = made.generate(prompt, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    return _decoded(model, out[0, prompt.shape[1] :])
+
+
+def _decoded(model: Model, ids: Any) -> str:
+    return str(model.processor.decode(ids.tolist(), skip_special_tokens=True))

@@ -1,0 +1,211 @@
+"""``sonde.erase``: remove a concept that can be read off the states of a layer."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sonde.core.edit import Edit
+from sonde.core.errors import InputError, StateError
+from sonde.core.inputs import Model
+from sonde.data import contrast
+from sonde.edit import probes_along
+from sonde.edit._eraser import Erase as Erasure
+from sonde.run.changing.acting import (
+    JUDGED,
+    Change,
+    Deed,
+    carry_out,
+    open_for_change,
+    require_data,
+    require_foldable,
+    side,
+    word_of,
+)
+from sonde.run.changing.acts import edit_act, edit_controls
+from sonde.run.changing.contrasting import fit_on
+from sonde.run.changing.edit_document import EditTable
+from sonde.run.instruments.catalogue import find
+from sonde.run.reading.read import read
+from sonde.tap import editing
+from sonde.weights import fold_edit
+
+Way = Literal["leace", "sal", "inlp"]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What is erased: the classes of data, or the difference between two data sets."""
+
+    data: Any = None
+    positive: Any = None
+    negative: Any = None
+
+    def check(self) -> None:
+        """Refuse a concept that is named twice, by half, or not at all."""
+        sides = [self.positive is not None, self.negative is not None]
+        if (self.data is not None) == any(sides) or (any(sides) and not all(sides)):
+            raise InputError(
+                "sonde edit erase: expected DATA with classes, or --positive and --negative. Name "
+                "one or the other."
+            )
+
+    @property
+    def neutral(self) -> Any:
+        """Data that should be left alone where none are named."""
+        return self.data if self.negative is None else self.negative
+
+    def rows(self, split: str, limit: int | None) -> tuple[Any, dict[str, Any]]:
+        """Return the data whose labels are erased, and how they are opened."""
+        if self.data is None:
+            return contrast(self.positive, self.negative, split=split, limit=limit), {}
+        return self.data, {"split": split, "limit": limit}
+
+    def sides(self) -> dict[str, tuple[Any, int]]:
+        """Return the data of each side, and whether its answers should become likelier."""
+        if self.data is None:
+            return {"positive": (self.positive, -1), "negative": (self.negative, 1)}
+        return {"data": (self.data, -1)}
+
+    @property
+    def told(self) -> str:
+        """The target in words."""
+        if self.data is None:
+            return f"{word_of(self.positive)} less likely than {word_of(self.negative)}"
+        return f"answers to {word_of(self.data)} less likely"
+
+
+def erase(
+    model: Any,
+    output: str | Path,
+    *,
+    site: str,
+    data: Any = None,
+    positive: Any = None,
+    negative: Any = None,
+    method: Way = "leace",
+    strength: float = 1.0,
+    reducer: str = "positions",
+    limit: int | None = None,
+    neutral: Any = None,
+    force: bool = False,
+    show_inputs: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+    **reading: Any,
+) -> Change:
+    """Write a model in which no linear probe of a layer's states tells classes apart.
+
+    The change is fitted on the split train and written into the weights of the linear layer that
+    ``site`` names. The document says what a linear and a two-layer probe find on the split test,
+    there and at every later block. The same as ``sonde edit erase``.
+
+    Parameters
+    ----------
+    model : str, path, Model or module
+        Where the weights of the changed model come from, as in ``sonde.load``.
+    output : path
+        Folder for the new model; ``sonde.undo`` takes the change back.
+    site : str
+        A linear layer, for what it gives; with ``:in`` for what it reads.
+    data : data, optional
+        Data with labels: the classes to erase.
+    positive, negative : data, optional
+        In place of ``data``: the two sides.
+    method : {"leace", "sal", "inlp"}
+        Least change, spectral, or iterative erasure.
+    strength : float, default=1.0
+        1 erases, 0.5 halves.
+    reducer : str, default="positions"
+        How an input becomes rows.
+    limit : int, optional
+        Read only the first examples of each side.
+    neutral : data, optional
+        Data that should be left alone; by default ``negative``, or ``data``.
+    force : bool, default=False
+        Write the model even where the change is too large, or does no more than chance.
+    show_inputs : bool, default=False
+        Put texts before and after into the document.
+    device : str, default="auto"
+    progress : bool, default=True
+    **reading
+        Options of ``sonde.read`` about data, such as ``label_column``.
+
+    Raises
+    ------
+    InputError
+        If the concept is not named, the site's weights cannot hold the change, or the change is
+        too large.
+    """
+    concept, output = Concept(data, positive, negative), Path(output)
+    concept.check()
+    found = open_for_change(model, output, device)
+    options = {**reading, "limit": limit}
+    calm = concept.neutral if neutral is None else neutral
+    require_data(found, calm, **options)
+    try:
+        require_foldable(found, site, _any_erasure)
+    except StateError as error:
+        raise InputError(f"sonde edit erase: {error}") from error
+    instrument = find(method)()
+    rows, how = concept.rows("train", limit)
+    fitted = fit_on(
+        found, instrument, rows, site, reducer=reducer, progress=progress, **reading, **how
+    )
+    place, eraser = fitted.names[0][1], fitted.result(instrument)
+    edit = eraser.edit(strength)
+    try:
+        plan = fold_edit(found, edit, place)
+    except StateError as error:
+        raise InputError(f"sonde edit erase: {error}") from error
+    target = [side(found, part, *word, **options) for part, word in concept.sides().items()]
+    deed = Deed(
+        word="erase",
+        model=found,
+        name=model if isinstance(model, str) else found.name,
+        plan=replace(plan, method=f"{method} at {site}, strength {strength:g}"),
+        output=output,
+        act=edit_act(found, edit, [place]),
+        controls=edit_controls(found, edit, [place]),
+        target=target,
+        told=concept.told,
+        neutral=calm,
+        options=options,
+        sites=[place],
+        places=[place],
+        prompts=target[0].inputs,
+        tables=lambda: (_probes(found, edit, place, concept, {"reducer": reducer, **reading}),),
+        notes=(f"{eraser.rank} directions of {len(eraser.mean)} are erased at {place}.",),
+    )
+    return carry_out(deed, force=force, show_inputs=show_inputs, progress=progress)
+
+
+def _probes(
+    model: Model, edit: Edit, site: str, concept: Concept, reading: dict[str, Any]
+) -> EditTable:
+    """Return what probes find at the site and at all later blocks, before and after."""
+    data, how = concept.rows("test", JUDGED)
+    options = {**reading, **how}
+    stream = read(model, data, sites=[site, "blocks"], **options)
+    keys = [s.key for s in stream.schema]
+    later = keys[next(i for i, key in enumerate(keys) if key.partition("|")[0] == site) :]
+    before = probes_along(stream)
+    with editing(model, edit, site):
+        after = probes_along(read(model, data, sites=[site, "blocks"], **options))
+    title = (
+        "Share of held-out rows whose class a probe names, before and after, at the site and "
+        f"at later ones; {before[later[0]].majority:.3g} says nothing"
+    )
+    columns = ("site", "linear before", "after", "two-layer before", "after")
+    rows = tuple(
+        (k, before[k].linear, after[k].linear, before[k].two_layer, after[k].two_layer)
+        for k in later
+    )
+    return EditTable(title, columns, rows)
+
+
+def _any_erasure(width: int) -> Edit:
+    """Return an erasure of one direction, with the point that stays away from 0."""
+    thin = torch.full((width, 1), width**-0.5)
+    return Erasure(torch.ones(width), thin, thin)

@@ -1,0 +1,190 @@
+"""``sonde.forget``: as if some examples had never been in the training data."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.data import ItemInputs, open_inputs
+from sonde.edit import (
+    Forgotten,
+    GradientAscent,
+    NegPreference,
+    RandomLabel,
+    Retrain,
+    SelectiveDampening,
+    forgotten,
+)
+from sonde.run.changing.acting import Change, idle_note, open_for_change, word_of
+from sonde.run.changing.acts import plan_act, plan_controls
+from sonde.run.changing.edit_document import EditTable, edit_document
+from sonde.run.changing.judge import JudgedSide, judge
+from sonde.weights import Rewrite, save_edited
+
+Way = Literal["random", "preference", "ascent", "dampen"]
+TRAINED = {"ascent": GradientAscent, "random": RandomLabel, "preference": NegPreference}
+JUDGED = 128
+"""Most examples of a side that the change is judged by."""
+
+
+def forget(
+    model: Any,
+    data: Any,
+    output: str | Path,
+    *,
+    retain: Any = None,
+    held: Any = None,
+    of_class: str | None = None,
+    method: Way = "random",
+    alpha: float | None = None,
+    retrain: bool = False,
+    limit: int | None = None,
+    force: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+    **reading: Any,
+) -> Change:
+    """Write a model as if it had never seen some of its training data.
+
+    The document says what became of each part of the data and, with ``held``, whether an attacker
+    can still tell who was in the training data. The same as ``sonde edit forget``.
+
+    Parameters
+    ----------
+    model : str, path, Model or module
+        Where the weights of the changed model come from, as in ``sonde.load``.
+    data : data
+        Examples to forget, with their labels or texts.
+    output : path
+        Folder for the new model; ``sonde.undo`` takes the change back.
+    retain : data, optional
+        The rest of the training data; with ``of_class`` by default ``data``.
+    held : data, optional
+        Examples that the model never saw, for the membership attack.
+    of_class : str, optional
+        Forget this class of ``data``, and keep the others of ``retain``.
+    method : {"random", "preference", "ascent", "dampen"}
+        How it is made to forget: wrong answers, answers less likely than before, a higher loss, or
+        smaller weights without training.
+    alpha : float, optional
+        For ``dampen``: how much more a weight must matter to ``data``.
+    retrain : bool, default=False
+        Train a model anew without ``data``, to compare with.
+    limit : int, optional
+        Read only the first examples of each part.
+    force : bool, default=False
+        Write the model even where the change is too large, or does no more than chance.
+    device : str, default="auto"
+    progress : bool, default=True
+    **reading
+        Options of ``sonde.read`` about data, such as ``label_column``.
+
+    Raises
+    ------
+    InputError
+        If a part has no examples, or the change is too large.
+    """
+    rule, output = _rule(method, alpha), Path(output)
+    if retain is None and of_class is None:
+        raise InputError(
+            "edit forget: expected --retain, the training data to be kept, got none. Name "
+            "them, or a class of --forget by --of-class."
+        )
+    found = open_for_change(model, output, device)
+    name = model if isinstance(model, str) else found.name
+    kept = data if retain is None else retain
+    words = {"forget": data, "retain": kept, "held": held}
+    sides = _sides(found, words, of_class, {**reading, "limit": limit})
+    plan = rule.plan(found, sides)
+    judgement = judge(
+        found,
+        plan_act(found, plan),
+        [JudgedSide("forget", sides["forget"].first(JUDGED), -1)],
+        sides["retain"].first(JUDGED),
+        controls=plan_controls(found, plan),
+        progress=progress,
+    )
+    if judgement.too_large and not force:
+        raise InputError(
+            f"this edit is too large: {judgement.too_large}. Take another --method, a larger "
+            "--alpha, or --force."
+        )
+    notes = idle_note(judgement, force=force)
+    only = "" if of_class is None else f", class {of_class}"
+    told = {
+        "model": name,
+        "method": plan.method,
+        "target": f"{word_of(data)}{only} less likely",
+        "neutral": word_of(kept),
+    }
+    if notes and not force:
+        document = edit_document("forget", judgement, places=list(plan.changes), **told)
+        return Change(document, None, judgement, notes)
+    anew = Retrain().plan(found, sides).fold(found) if retrain else None
+    became = forgotten(found, plan.fold(found), **sides, retrained=anew)
+    saved = save_edited(found, plan, output, name=name)
+    document = edit_document(
+        "forget",
+        judgement,
+        places=list(saved.tensors),
+        output=str(output),
+        tables=tables_of(became),
+        notes=_remarks(became),
+        **told,
+    )
+    return Change({**document, "forgotten": became.json()}, output, judgement, notes)
+
+
+def _rule(method: Way, alpha: float | None) -> Rewrite:
+    if method == "dampen":
+        return SelectiveDampening(alpha)
+    if alpha is not None:
+        raise InputError(f"--alpha: {method} does not read it.")
+    return TRAINED[method]()
+
+
+def _sides(
+    model: Model, words: dict[str, Any], of_class: str | None, options: dict[str, Any]
+) -> dict[str, ItemInputs]:
+    """Return the data by their part: forget, retain, and held if it was named."""
+    found: dict[str, ItemInputs] = {}
+    for part, word in words.items():
+        if word is None:
+            continue
+        split = "test" if part == "held" else "train"
+        data = open_inputs(model, word, split=split, **options)
+        if of_class is not None:
+            data = data.of_class(of_class, without=part == "retain")
+        found[part] = data
+        if not len(data):
+            raise InputError(f"--{part}: expected examples, got none. Give it other data.")
+    return found
+
+
+def _remarks(found: Forgotten) -> list[str]:
+    notes = [] if found.attack else ["Without --held nobody can tell how an attacker fares."]
+    if found.retrained is None:
+        notes.append("--retrain shows a model that never saw the examples, beside these.")
+    return notes
+
+
+def tables_of(found: Forgotten) -> list[EditTable]:
+    """Return what became of each part of the data, and of the attacker, as tables of a report."""
+    models = {"before": found.before, "after": found.after, "trained anew": found.retrained}
+    shown = {name: parts for name, parts in models.items() if parts is not None}
+    columns = ("model", *(f"{what}, {part}" for part in found.after for what in ("right", "nats")))
+    rows = tuple(
+        (name, *(value for part in parts.values() for value in (part.accuracy, part.loss)))
+        for name, parts in shown.items()
+    )
+    tables = [EditTable("Share of right answers and mean loss of each part", columns, rows)]
+    attacks = {
+        "before": found.attack_before,
+        "after": found.attack,
+        "trained anew": found.attack_retrained,
+    }
+    told = tuple((n, float(m.value), m.low, m.high) for n, m in attacks.items() if m is not None)
+    if told:
+        title = "Membership attack by low loss, forgotten against unseen examples; .5 = cannot tell"
+        tables.append(EditTable(title, ("model", "AUROC", "low", "high"), told))
+    return tables

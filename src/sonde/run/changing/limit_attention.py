@@ -1,0 +1,136 @@
+"""``sonde.limit_attention``: which layers of a model need to look far."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sonde.data import load, open_inputs
+from sonde.edit import LimitAttention
+from sonde.run.changing.acting import Change, word_of
+from sonde.run.changing.attention_costs import ALL, PatternCost, pattern_costs
+from sonde.run.changing.edit_document import EditTable, edit_document
+
+EXAMPLES, SEED = 32, 0
+PORT = ":probs"
+
+
+def limit_attention(
+    model: Any,
+    data: Any,
+    pattern: str = "window:8",
+    *,
+    sites: str | Sequence[str] = "blocks",
+    strength: float = 1.0,
+    grid: tuple[int, int] | None = None,
+    prefix: int = 0,
+    tolerance: float = 0.01,
+    limit: int = EXAMPLES,
+    device: str = "auto",
+    progress: bool = True,
+    **reading: Any,
+) -> Change:
+    """Measure what a pattern of attention costs at each layer alone, and at all together.
+
+    Each layer in turn attends only to the keys inside the pattern, while the other layers stay as
+    they are. The cost is how far the model's answers to ``data`` move. Nothing is written. The same
+    as ``sonde edit attention``.
+
+    Parameters
+    ----------
+    model : str, path, Model or module
+    data : data
+        As in ``sonde.read``.
+    pattern : str, default="window:8"
+        Where a token may attend, as in ``sonde.edit.LimitAttention``.
+    sites : str or sequence of str, default="blocks"
+        Attentions.
+    strength : float, default=1.0
+        Share of the attention outside the pattern that goes.
+    grid : pair of int, optional
+        Height and width in patches, for images.
+    prefix : int, default=0
+        Tokens before the patches that see all.
+    tolerance : float, default=0.01
+        In nats: a layer that costs more needs to look far.
+    limit : int, default=32
+        Examples to measure on, drawn from all.
+    device : str, default="auto"
+    progress : bool, default=True
+    **reading
+        Options of ``sonde.read`` about data, such as ``text_column``.
+    """
+    edit = LimitAttention(pattern, grid, prefix, strength=strength)
+    found = load(model, device=device)
+    whole = open_inputs(found, data, **reading)
+    inputs = whole if len(whole) <= limit else whole.drawn(limit, SEED)
+    named = sites.split(",") if isinstance(sites, str) else sites
+    ports = [site if ":" in site else site + PORT for site in named]
+    costs = pattern_costs(found, inputs, edit, ports, progress=progress)
+    layers = [cost for cost in costs if cost.site != ALL]
+    far = [cost for cost in layers if cost.is_far(tolerance)]
+    document = edit_document(
+        "attention",
+        None,
+        model=model if isinstance(model, str) else found.name,
+        method=f"LimitAttention({pattern!r}), strength {strength:g}",
+        places=[cost.site for cost in layers],
+        target=f"answers to {word_of(data)}, {len(inputs)} examples",
+        neutral=word_of(data),
+        tables=[_table(costs, pattern, tolerance)],
+        notes=[_verdict(pattern, layers, far, costs[-1])],
+    )
+    return Change(document)
+
+
+def _table(costs: Sequence[PatternCost], pattern: str, tolerance: float) -> EditTable:
+    rows = tuple(
+        (
+            cost.site.removesuffix(PORT),
+            cost.kl.value,
+            cost.kl.se,
+            None if cost.loss is None else cost.loss.value,
+            cost.outside,
+            "" if cost.site == ALL else "far" if cost.is_far(tolerance) else "near",
+        )
+        for cost in costs
+    )
+    title = (
+        f"Cost of {pattern} at each layer alone: divergence of the answers and its "
+        "standard error, rise of the cross-entropy (both in nats per answer), and the share of "
+        "attention outside the pattern. A layer needs to look far if the divergence exceeds "
+        f"{tolerance:g} nats by two standard errors"
+    )
+    return EditTable(title, ("layer", "KL", "se", "loss", "outside", "looks"), rows)
+
+
+def _verdict(
+    pattern: str,
+    layers: list[PatternCost],
+    far: list[PatternCost],
+    together: PatternCost,
+) -> str:
+    """Return which layers need to look further than the pattern, in one sentence."""
+    whole = (
+        f"all {len(layers)} together cost {together.kl.value:.2g} nats" if len(layers) > 1 else ""
+    )
+    if not far:
+        worst = max(layers, key=lambda cost: cost.kl.value)
+        said = f"No layer clearly needs to look further than {pattern}: alone, each costs at most "
+        return said + f"{worst.kl.value:.3g} nats" + (f" ({whole})." if whole else ".")
+    names = _short([cost.site for cost in layers])
+    order = sorted(far, key=lambda cost: -cost.kl.value)
+    shown = ", ".join(f"{names[c.site]} ({c.kl.value:.2g})" for c in order[:3])
+    more = f" and {len(order) - 3} more" if len(order) > 3 else ""
+    said = f"{len(far)} of {len(layers)} layers need to look further than {pattern}: {shown}{more}"
+    return said + (f"; {whole}." if whole else " nats.")
+
+
+def _short(sites: list[str]) -> dict[str, str]:
+    """Return the parts of each site by which it differs from the others."""
+    parts = [site.removesuffix(PORT).split(".") for site in sites]
+    differs = [len({*column}) > 1 for column in zip(*parts, strict=False)]
+    if len({len(part) for part in parts}) > 1 or sum(differs) != 1:
+        return {site: site.removesuffix(PORT) for site in sites}
+    i = differs.index(True)
+    return {
+        site: ".".join(part[max(0, i - 1) : i + 1]) for site, part in zip(sites, parts, strict=True)
+    }

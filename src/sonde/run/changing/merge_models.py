@@ -1,0 +1,80 @@
+"""``sonde.merge_models``: join several models of the same base, without any data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from sonde.core.errors import InputError
+from sonde.edit import Dare, Slerp, TaskArithmetic, Ties
+from sonde.engine.progress import Bar
+from sonde.weights import merging
+from sonde.weights.folder import ModelFolder, folder_of
+from sonde.weights.merging import Merged
+
+Way = Literal["arithmetic", "ties", "dare", "slerp"]
+USES = {
+    "arithmetic": ("weight",),
+    "ties": ("weight", "density"),
+    "dare": ("weight", "drop", "seed"),
+    "slerp": ("weight",),
+}
+"""Which parameters a method reads."""
+RULES = {"arithmetic": TaskArithmetic, "ties": Ties, "slerp": Slerp}
+
+
+def merge_models(
+    base: str,
+    others: Sequence[str],
+    output: str | Path,
+    *,
+    method: Way = "ties",
+    keep: Sequence[str] = (),
+    progress: bool = True,
+    **parameters: float | int,
+) -> Merged:
+    """Write the model that joins others of the same base. Memory stays below that of one model.
+
+    The same as ``sonde edit merge``.
+
+    Parameters
+    ----------
+    base : str
+        Folder or name of the base.
+    others : sequence of str
+        Models that were trained from it.
+    output : path
+        Folder for the merged model.
+    method : {"ties", "arithmetic", "dare", "slerp"}
+        Adds what the models agree on, all that they changed, a random tenth of it, or goes half way
+        to one other model.
+    keep : sequence of str
+        Patterns of tensors that stay the base's, such as ``classifier.*``.
+    progress : bool, default=True
+    **parameters
+        ``weight`` of what is added (arithmetic 0.3, ties 1) or the way to go (slerp 0.5),
+        ``density``: share of entries that ties keeps (0.2), ``drop``: share that dare drops (0.9),
+        ``seed`` of what dare drops (0).
+
+    Raises
+    ------
+    InputError
+        If there is no other model, a parameter is not read by the method, or the models differ in
+        more than numbers.
+    """
+    if not others:
+        raise InputError(f"edit merge: expected a base and at least one model, got {base}.")
+    rule = _rule(method, parameters)
+    n_tensors = len(ModelFolder.open(folder_of(base)).places)
+    with Bar("merge", n_tensors, progress) as bar:
+        return merging.merge_models(base, others, rule, Path(output), keep, bar.advance)
+
+
+def _rule(method: Way, parameters: dict[str, Any]) -> Any:
+    unused = [name for name in parameters if name not in USES[method]]
+    if unused:
+        raise InputError(f"--{unused[0]}: {method} does not read it.")
+    if method != "dare":
+        return RULES[method](**parameters)
+    how = dict(parameters)
+    weight = {"weight": how.pop("weight")} if "weight" in how else {}
+    return Dare(**how, then=TaskArithmetic(**weight))

@@ -1,0 +1,243 @@
+"""``sonde.steer``: move states along the direction between two data sets."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sonde.core.edit import Add
+from sonde.core.errors import InputError, StateError
+from sonde.core.inputs import Model
+from sonde.data import contrast
+from sonde.edit import SteeringVector
+from sonde.edit.steering_vector import SteeringDirection
+from sonde.files.gguf import write_control_vector
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.changing.acting import (
+    Change,
+    Deed,
+    carry_out,
+    open_for_change,
+    require_data,
+    require_foldable,
+    side,
+    some_inputs,
+    word_of,
+)
+from sonde.run.changing.acts import edit_act, edit_controls
+from sonde.run.changing.contrasting import fit_on
+from sonde.run.changing.judge import largest_strength
+from sonde.tap.model.sites import resolve
+from sonde.weights import fold_edit
+
+Way = Literal["mean_difference", "pca_difference", "probe"]
+DEPTH = 0.5
+"""Depth of the block that is steered by default, as a share of all blocks."""
+VECTOR_STRENGTH = 2.0
+"""Default strength of a control vector, which is not judged."""
+
+
+def steer(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    output: str | Path,
+    *,
+    site: str = "auto",
+    strength: float | None = None,
+    method: Way = "mean_difference",
+    reducer: str = "positions",
+    limit: int | None = None,
+    neutral: Any = None,
+    force: bool = False,
+    show_inputs: bool = False,
+    device: str = "auto",
+    progress: bool = True,
+    **reading: Any,
+) -> Change:
+    """Write a model whose states are moved along the direction from ``negative`` to ``positive``.
+
+    The direction is fitted on the split train and added as a bias behind one site; what it does is
+    judged on the split test. The same as ``sonde edit steer``.
+
+    Parameters
+    ----------
+    model : str, path, Model or module
+        Where the weights of the changed model come from, as in ``sonde.load``.
+    positive, negative : data
+        As in ``sonde.read``: data that show the behaviour, and data that do not.
+    output : path
+        Folder for the new model; ``sonde.undo`` takes the change back.
+    site : str, default="auto"
+        Where the direction is added; ``auto`` is the block half way.
+    strength : float, optional
+        In spreads of the states; below 0 makes less of ``positive``. By default the largest
+        strength that neither moves states nor costs too much.
+    method : {"mean_difference", "pca_difference", "probe"}
+        How the direction is found.
+    reducer : str, default="positions"
+        How an input becomes rows.
+    limit : int, optional
+        Read only the first examples of each side.
+    neutral : data, optional
+        Data that should be left alone; by default ``negative``.
+    force : bool, default=False
+        Write the model even where the change is too large, or does no more than chance.
+    show_inputs : bool, default=False
+        Put texts before and after into the document.
+    device : str, default="auto"
+    progress : bool, default=True
+    **reading
+        Options of ``sonde.read`` about data, such as ``text_column``.
+
+    Returns
+    -------
+    Change
+        With the folder, the judgement, and the document of the page.
+
+    Raises
+    ------
+    InputError
+        If the site's weights cannot hold the direction, or the change is too large.
+    """
+    output = Path(output)
+    found = open_for_change(model, output, device)
+    name = model if isinstance(model, str) else found.name
+    options = {**reading, "limit": limit}
+    calm = negative if neutral is None else neutral
+    require_data(found, calm, **options)
+    _require_foldable(found, site, name)
+    fitted = steering_directions(
+        found, positive, negative, site=site, method=method, reducer=reducer, limit=limit,
+        progress=progress, **reading,
+    )  # fmt: skip
+    steering, place = _chosen(fitted, site, method)
+    if strength is None:
+        strength = largest_strength(
+            found,
+            lambda strength: edit_act(found, steering.edit(strength), [place]),
+            some_inputs(found, calm, **options),
+            [place],
+        )
+    deed = _deed(found, steering, place, strength, (positive, negative), calm, options,
+                 name=name, output=output, method=method)  # fmt: skip
+    return carry_out(deed, force=force, show_inputs=show_inputs, progress=progress)
+
+
+def steering_directions(
+    model: Model,
+    positive: Any,
+    negative: Any,
+    *,
+    site: str = "auto",
+    method: Way = "mean_difference",
+    reducer: str = "positions",
+    limit: int | None = None,
+    progress: bool = True,
+    **reading: Any,
+) -> Fitted:
+    """Return the directions from ``negative`` to ``positive`` at a site, by default at all blocks.
+
+    Saved with ``.save("FILE.sonde")``, ``sonde generate --steer`` reads them. Parameters are those
+    of ``steer``.
+    """
+    sites = "blocks" if site == "auto" else site
+    data = contrast(positive, negative, limit=limit)
+    instrument = SteeringVector(how=method)
+    return fit_on(
+        model, instrument, data, sites, reducer=reducer, progress=progress, **reading
+    )  # fmt: skip
+
+
+def save_control_vector(
+    model: Model, fitted: Fitted, output: Path, strength: float | None = None
+) -> int:
+    """Write the directions of all blocks as a control vector for llama.cpp; return how many.
+
+    Parameters
+    ----------
+    model : Model
+    fitted : Fitted
+        Of ``steering_directions`` at all blocks.
+    output : Path
+        Ends in ``.gguf``.
+    strength : float, optional
+        In spreads of the states; by default 2.
+    """
+    found = [fitted.result(method, site) for method, site in fitted.names]
+    scale = VECTOR_STRENGTH if strength is None else strength
+    vectors = {n: scale * r.spread * r.vector for n, r in enumerate(found)}
+    kind = getattr(model.config, "model_type", "") or type(model.module).__name__
+    write_control_vector(output, kind, vectors)
+    return len(vectors) - 1
+
+
+def _chosen(fitted: Fitted, site: str, method: Way) -> tuple[SteeringDirection, str]:
+    """Return the direction at the site that was named, or at the block half way."""
+    names = [name for _, name in fitted.names]
+    place = names[round(DEPTH * (len(names) - 1))] if site == "auto" else names[0]
+    return fitted.result(SteeringVector(how=method), place), place
+
+
+def _deed(
+    model: Model,
+    steering: SteeringDirection,
+    site: str,
+    strength: float,
+    sides: tuple[Any, Any],
+    neutral: Any,
+    options: Mapping[str, Any],
+    *,
+    name: str,
+    output: Path,
+    method: Way,
+) -> Deed:
+    positive, negative = sides
+    edit = steering.edit(strength)
+    how = f"steering_vector(how={method!r}), strength {strength:g}"
+    try:
+        plan = replace(fold_edit(model, edit, site), method=how)
+    except StateError as error:
+        raise _unfoldable(error, name) from error
+    more = 1 if strength >= 0 else -1
+    target = [
+        side(model, "positive", positive, more, **options),
+        side(model, "negative", negative, -more, **options),
+    ]
+    likelier = [word_of(positive), word_of(negative)][::more]
+    return Deed(
+        word="steer",
+        model=model,
+        name=name,
+        plan=plan,
+        output=output,
+        act=edit_act(model, edit, [site]),
+        controls=edit_controls(model, edit, [site]),
+        target=target,
+        told=f"{likelier[0]} likelier than {likelier[1]}",
+        neutral=neutral,
+        options=options,
+        sites=[site],
+        places=[site],
+        prompts=target[1].inputs,
+        notes=(f"{strength:g} spreads are added behind {site}.",),
+    )
+
+
+def _require_foldable(model: Model, site: str, name: str) -> None:
+    """Refuse a site whose weights cannot hold the bias, before anything is fitted."""
+    sites = resolve(model.module, "blocks" if site == "auto" else site)
+    place = sites[round(DEPTH * (len(sites) - 1))] if site == "auto" else sites[0]
+    try:
+        require_foldable(model, str(place), lambda n: Add(torch.ones(n)))
+    except StateError as error:
+        raise _unfoldable(error, name) from error
+
+
+def _unfoldable(error: StateError, name: str) -> InputError:
+    return InputError(
+        f"sonde edit steer: {error} To try it: -o FILE.sonde here, then `sonde generate "
+        f"{name} PROMPTS --steer FILE.sonde`."
+    )
