@@ -19,7 +19,6 @@ from sonde.cli.options import (
     TrustFlag,
     named,
 )
-from sonde.core.errors import InputError, near
 
 MEANINGS = {
     "memory": "bytes that the cache holds at the end of a text, against a cache of all tokens",
@@ -70,50 +69,31 @@ class Cache:
 
     def run(self) -> int:
         """Try the caches and print what they cost."""
-        from sonde.data import load
-        from sonde.data.opening import open_inputs
-        from sonde.run.compressing.caches import smallest, suited, try_caches
+        from sonde.run.compressing.compare_caches import compare_caches
 
-        found = _rules()
-        for word in self.rules:
-            if word not in found:
-                raise InputError(
-                    f"cache: no cache is called {word!r}.{near(word, found)} Known: "
-                    f"{', '.join(found)}."
-                )
-        kinds = [found[word] for word in self.rules or found]
-        rules = [
-            kind(**{name: value})
-            for kind, name in kinds
-            for value in (self.bits if name == "bits" else self.budgets)
-        ]
-        kept = [rule.setting for rule in rules]
-        options = {"device": self.device, "dtype": self.dtype}
-        model = load(self.model, **options, trust_remote_code=self.trust_remote_code)
-        names = ("max_length", "long", "text_column", "batch_size")
-        inputs = open_inputs(model, self.data, **{name: getattr(self, name) for name in names})
-        inputs = inputs.first(self.limit)
-        first = next(iter(inputs.batches(0, 1))).kwargs.get("input_ids")
-        if first is not None:
-            rules = [suited(rule, first.shape[1]) for rule in rules]
-        trials = try_caches(model, inputs, rules, step=self.step, progress=not self.printing.quiet)
-        best = smallest(trials, self.max_kl)
+        names = ("budgets", "bits", "max_kl", "step", "limit", "batch_size")
+        reading = ("max_length", "long", "text_column")
+        found = compare_caches(
+            self.model,
+            self.data,
+            self.rules,
+            **{name: getattr(self, name) for name in (*names, *reading)},
+            loading={
+                "device": self.device,
+                "dtype": self.dtype,
+                "trust_remote_code": self.trust_remote_code,
+            },
+            progress=not self.printing.quiet,
+        )
         if self.printing.json:
-            say_json(
-                {
-                    "trials": [trial.json() for trial in trials],
-                    "recommended": None if best is None else best.json(),
-                    "max_kl": self.max_kl,
-                    "n_texts": len(inputs),
-                }
-            )
+            say_json(found.document)
             return 0
         if not self.printing.quiet:
-            order = {setting: n for n, setting in enumerate(dict.fromkeys(kept))}
-            by_cost = sorted(trials, key=lambda t: (order[t.rule.setting], t.divergence_nats))
+            order = {setting: n for n, setting in enumerate(found.settings)}
+            by_cost = sorted(found.trials, key=lambda t: (order[t.rule.setting], t.divergence_nats))
             rows = [_row(trial) for trial in by_cost]
             say(table(("cache", "keeps", *MEANINGS), rows) + "\n\n" + legend(MEANINGS) + "\n")
-        say(self._advice(best, trials, len(inputs)))
+        say(self._advice(found.best, found.trials, found.document["n_texts"]))
         return 0
 
     def _advice(self, best: Any, trials: Any, n_texts: int) -> str:
@@ -135,22 +115,6 @@ class Cache:
             f"  with sonde.caching(model, {_python(best.rule)}) as cache:\n"
             "      model.module.generate(**inputs, cache=cache)"
         )
-
-
-def _rules() -> dict[str, Any]:
-    """Return the caches of the compress family by their words, with the parameter that varies."""
-    from sonde import compress
-    from sonde.core import CachePacking, CacheRule
-    from sonde.run.instruments.families import snake_case
-
-    members = [getattr(compress, name) for name in compress.__all__]
-    kinds = [x for x in members if isinstance(x, type) and issubclass(x, CacheRule | CachePacking)]
-    return {
-        getattr(kind, "word", snake_case(kind.__name__)): (kind, name)
-        for kind in kinds
-        for name in ("budget", "bits", "share")
-        if name in getattr(kind, "__dataclass_fields__", ())
-    }
 
 
 def _python(rule: Any) -> str:

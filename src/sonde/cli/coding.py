@@ -8,9 +8,6 @@ import tyro
 
 from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, named
-from sonde.core.errors import InputError
-
-SUFFIX = ".coded"
 
 ModelFlag = Annotated[
     str,
@@ -50,31 +47,17 @@ class Encode:
 
     def run(self) -> int:
         """Encode, write, and say how many bytes it took, beside plain coders."""
-        from sonde.files.durable import atomic_write
-        from sonde.run.coding.coded_file import contents_of, write_contents
-        from sonde.run.coding.sizes import model_bytes, plain_sizes
+        from sonde.run.coding.code_file import encode_file
 
-        raw = _read(self.file)
-        output = self.output or self.file.with_name(self.file.name + SUFFIX)
-        _refuse_same(self.file, output)
-        model = _language_model(self.model, self.device)
-        coder = _coder(model, self.printing, window=self.window, rows=self.rows)
-        contents = contents_of(raw, model)
-        coded = write_contents(contents, coder)
-        atomic_write(output, coded)
-        sizes = plain_sizes(raw, contents)
-        document = {
-            "file": str(self.file),
-            "output": str(output),
-            "kind": contents.kind,
-            "file_bytes": len(raw),
-            "coded_bytes": len(coded),
-            "n_tokens": len(contents.ids),
-            "bits_per_token": 8 * len(coded) / max(1, len(contents.ids)),
-            "plain_bytes": sizes,
-            "model": self.model,
-            "model_bytes": model_bytes(model.module),
-        }
+        document = encode_file(
+            self.file,
+            self.model,
+            self.output,
+            window=self.window,
+            rows=self.rows,
+            device=self.device,
+            progress=not self.printing.quiet,
+        ).document
         if self.printing.json:
             say_json(document)
         else:
@@ -107,62 +90,15 @@ class Decode:
 
     def run(self) -> int:
         """Decode and write."""
-        from sonde.files.durable import atomic_write
-        from sonde.run.coding.coded_file import file_of, read_contents
+        from sonde.run.coding.code_file import decode_file
 
-        raw = _read(self.file)
-        output = self._output()
-        model = _language_model(self.model, self.device)
-        contents = read_contents(raw, _coder(model, self.printing))
-        found = file_of(contents, model)
-        atomic_write(output, found)
+        shown = not self.printing.quiet
+        found = decode_file(self.file, self.model, self.output, device=self.device, progress=shown)
         if self.printing.json:
-            document = {"output": str(output), "kind": contents.kind, "file_bytes": len(found)}
-            say_json(document)
+            say_json(found.document)
         else:
-            say(f"{output}: {len(found):,} bytes")
+            say(f"{found.output}: {found.document['file_bytes']:,} bytes")
         return 0
-
-    def _output(self) -> Path:
-        if self.output is not None:
-            _refuse_same(self.file, self.output)
-            return self.output
-        if self.file.suffix != SUFFIX:
-            raise InputError(
-                f"sonde decode: {self.file} does not end in {SUFFIX}. Name the file to write: -o."
-            )
-        output = self.file.with_suffix("")
-        if output.exists():
-            raise InputError(f"sonde decode: {output} exists already. Name another file: -o.")
-        return output
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise InputError(f"no file {path}. Pass a file that is there.")
-    if not (raw := path.read_bytes()):
-        raise InputError(f"expected a file with contents, got an empty file {path}. Pass another.")
-    return raw
-
-
-def _refuse_same(file: Path, output: Path) -> None:
-    if output.resolve() == file.resolve():
-        raise InputError(f"-o: {output} is the file that is read. Name another file.")
-
-
-def _language_model(word: str, device: str) -> Any:
-    from sonde.data import load
-
-    model = load(word, device)
-    if model.task != "causal":
-        raise InputError(f"--model: expected a language model, got {model!r}.")
-    return model
-
-
-def _coder(model: Any, printing: Printing, **fields: Any) -> Any:
-    from sonde.compress import SequenceCoder
-
-    return SequenceCoder(model, progress=not printing.quiet, **fields)
 
 
 def _told(document: dict[str, Any], *, quiet: bool) -> str:

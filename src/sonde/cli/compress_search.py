@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -44,53 +44,27 @@ class CompressSearch:
 
     def run(self) -> int:
         """Try, draw and tell."""
-        from sonde.data import load, open_inputs
-        from sonde.run.compressing.choosing import chosen_parts
-        from sonde.run.compressing.search import TrialFile, asked_pairs, search_key, trials
-        from sonde.run.compressing.settings import require_divergence
-        from sonde.weights.factory_folder import source_folder
-        from sonde.weights.folder import ModelFolder, weight_bytes
+        from sonde.run.compressing.search_sizes import search_sizes
 
         check_page(self.output, self.model, self.data)
-        asked = asked_pairs(self.to, self.methods)
-        model = load(self.model, device=self.device)
-        with source_folder(model) as source:
-            ModelFolder.open(source).plain()
-            n_bytes = weight_bytes(source)
-        n = 8 * (self.limit + self.held)
-        inputs = open_inputs(
-            model, self.data, split="train", limit=n, **self.reading.data_options()
-        )
-        ours, held = chosen_parts(inputs, self.limit, self.held)
-        require_divergence(model, held)
         path = self.output.with_name(self.output.name + ".trials.jsonl")
-        file = TrialFile(path, search_key(model, ours, held))
-        made = list(trials(model, ours, held, asked, file, self._told))
-        found = search_document(made, self.model, self.data, n_bytes,
-                                self.max_kl, {"calibrated_on": len(ours), "compared_on": len(held)}
-                                )  # fmt: skip
+        found = search_sizes(
+            self.model,
+            self.data,
+            path,
+            to=self.to,
+            methods=self.methods,
+            max_kl=self.max_kl,
+            limit=self.limit,
+            held=self.held,
+            device=self.device,
+            tell=self._told,
+            **self.reading.data_options(),
+        )
         wrote = f"{self.output}; trials are kept in {path}"
-        present(found, self.printing, self.output, wrote)
+        present(found.document, self.printing, self.output, wrote)
         return 0
 
     def _told(self, words: str) -> None:
         if not self.printing.quiet:
             note(words)
-
-
-def search_document(
-    made: Any, model: str, data: str, n_bytes: int, max_kl: float, rows: dict[str, int]
-) -> dict[str, Any]:
-    """Return the JSON of a search, its trials by size."""
-    from dataclasses import asdict
-
-    from sonde.core.finite import finite_json
-    from sonde.run.compressing.search import SCHEMA, best_trials
-
-    best = best_trials(made)
-    ordered = sorted(made, key=lambda t: (t.n_bytes, t.kl))
-    told = [asdict(t) | {"best": t in best} for t in ordered]
-    return finite_json(
-        {"schema": SCHEMA, "model": model, "data": data, "bytes": n_bytes, "max_kl": max_kl,
-         **rows, "trials": told}
-    )  # fmt: skip

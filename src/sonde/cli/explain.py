@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sonde.cli._gradients import load_for_gradients
 from sonde.cli._presenting import present
 from sonde.cli.console import note
 from sonde.cli.options import DataWord, ModelWord, PageWord, Printing, Reading, named
@@ -91,10 +90,13 @@ class Explain:
         from sonde.run.explaining.kept import remove_kept
         from sonde.run.passes.directory import run_directory
         from sonde.run.reading.class_order import in_sorted_order
+        from sonde.run.reading.for_gradients import load_for_gradients
 
         self._check()
         methods = DEFAULTS if self.methods is None else self._methods(find_attributor)
-        model = load_for_gradients(self.model, **self.reading.model_options())
+        model, remarks = load_for_gradients(self.model, **self.reading.model_options())
+        for line in remarks:
+            note(line)
         if is_embedding := isinstance(model.module, SentenceEncoder):
             model = similarity_to(model, self._text())
         objective = self._objective(is_embedding)

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sonde.cli._gradients import load_for_gradients
 from sonde.cli._presenting import check_page, present
+from sonde.cli.console import note
 from sonde.cli.options import DeviceWord, DtypeWord, ModelWord, PageWord, Printing, TrustFlag, named
 from sonde.core.errors import InputError
 
@@ -61,27 +61,25 @@ class Trace:
 
     def run(self) -> int:
         """Trace, print and write."""
-        from sonde.run.tracing.pairs import TextPair, read_pairs
-        from sonde.run.tracing.trace import trace, trace_document
+        from sonde.run.tracing.pairs import TextPair
+        from sonde.run.tracing.trace_texts import trace_texts
 
         self._check()
-        if self.pairs is not None:
-            pairs = read_pairs(self.pairs)
-        else:
-            pairs = [
-                TextPair(self.clean or "", self.corrupt or "", self.answer or "", self.instead)
-            ]
-        options = {"device": self.device, "dtype": self.dtype}
-        model = load_for_gradients(self.model, **options, trust_remote_code=self.trust_remote_code)
-        found = trace(model, pairs, self.sites, self.how, progress=not self.printing.quiet)
-        document = trace_document(
-            found,
-            model=self.model,
-            data=None if self.pairs is None else str(self.pairs),
+        typed = TextPair(self.clean or "", self.corrupt or "", self.answer or "", self.instead)
+        found = trace_texts(
+            self.model,
+            typed if self.pairs is None else self.pairs,
+            self.sites,
             how=self.how,
             show_inputs=self.pairs is None or self.show_inputs,
+            progress=not self.printing.quiet,
+            device=self.device,
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
         )
-        present(document, self.printing, self.output)
+        for line in found.notes:
+            note(line)
+        present(found.document, self.printing, self.output)
         return 0
 
     def _check(self) -> None:

@@ -44,56 +44,34 @@ class Units:
 
     def run(self) -> int:
         """Read, fit, look, print and write."""
-        from sonde.data import load
-        from sonde.run.explaining.atlas import fit_atlas
-        from sonde.run.explaining.atlas_of_model import model_atlas
-        from sonde.run.explaining.dictionaries import open_dictionary
-        from sonde.run.explaining.dictionary_health import loss_recovered
-        from sonde.run.passes.directory import dropped_on_error, remove_run, run_directory
-        from sonde.run.reading.read import read
-        from sonde.tap.streams.live import LiveStream
+        from sonde.run.explaining.explain_units import explain_units
+        from sonde.run.passes.directory import remove_run, run_directory
 
         self._check()
         directory = None if self.output is None else run_directory(self.output)
         self.running.check(directory)
-        model = load(self.model, **self.reading.model_options())
-        where, options = self.reading.site_options(), self.reading.data_options()
-        if where["reducer"] == "auto":
-            where["reducer"] = "positions"  # a row for each token or patch
-        stream = read(model, self.data, **where, **options)
-        if not isinstance(stream, LiveStream):
-            raise InputError(f"units: expected a model that can be run, got {self.model}.")
-        (site,) = stream.schema
-        dictionary = None
-        if self.dictionary is not None:
-            dictionary, _ = open_dictionary(self.dictionary, model.module, str(site.site))
-        loss = None
-        if dictionary is not None:
-            loss = loss_recovered(model, stream.inputs, dictionary, str(site.site))
-        with dropped_on_error(directory):
-            atlas = fit_atlas(
-                stream,
-                dictionary,
-                n=self.exemplars,
-                unit_size=self.running.unit_size,
-                **self.running.worker_options(),
-                directory=directory,
-                fresh=self.running.fresh,
-                memory=self.running.memory_bytes(),
-                progress=not self.printing.quiet,
-            )
-        document = model_atlas(
-            atlas,
-            stream,
-            model=self.model,
-            data=self.data,
-            dictionary=dictionary,
-            dictionary_file="" if self.dictionary is None else str(self.dictionary),
-            loss=None if loss is None else loss.json(),
+        where = self.reading.site_options()
+        found = explain_units(
+            self.model,
+            self.data,
+            where.pop("sites"),
+            dictionary=self.dictionary,
+            n_exemplars=self.exemplars,
             n_clamped=self.clamp,
-            shown=not self.no_inputs,
+            show_inputs=not self.no_inputs,
+            loading=self.reading.model_options(),
+            running={
+                **self.running.worker_options(),
+                "unit_size": self.running.unit_size,
+                "fresh": self.running.fresh,
+                "memory": self.running.memory_bytes(),
+            },
+            directory=directory,
+            progress=not self.printing.quiet,
+            **where,
+            **self.reading.data_options(),
         )
-        present(document, self.printing, self.output)
+        present(found.document, self.printing, self.output)
         if directory is not None:
             remove_run(directory)
         return 0

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -64,7 +64,9 @@ class RewriteFact:
         from sonde.run.changing.rewrite_fact import rewrite_fact
 
         facts, page = self._facts(), self.acting.page(self.output)
-        reading = {} if self.text_column is None else {"text_column": self.text_column}
+        reading: dict[str, Any] = (
+            {} if self.text_column is None else {"text_column": self.text_column}
+        )
         change = rewrite_fact(
             self.model,
             self.data,

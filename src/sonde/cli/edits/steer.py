@@ -106,7 +106,7 @@ class Steer:
 
         check_file(self.output)
         model = load(self.model, device=self.reading.device)
-        how = self._fitting() | {"site": "auto"}
+        how: dict[str, Any] = self._fitting() | {"site": "auto"}
         fitted = steering_directions(model, self.positive, self.negative, **how)
         if kind == FITTED:
             fitted.save(self.output)

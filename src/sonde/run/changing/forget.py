@@ -111,7 +111,7 @@ def forget(
         )
     notes = idle_note(judgement, force=force)
     only = "" if of_class is None else f", class {of_class}"
-    told = {
+    told: dict[str, Any] = {
         "model": name,
         "method": plan.method,
         "target": f"{word_of(data)}{only} less likely",

@@ -1,0 +1,149 @@
+"""``sonde.encode_file`` and ``sonde.decode_file``: files without loss by a language model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sonde.compress import SequenceCoder
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.data import load
+from sonde.files.durable import atomic_write
+from sonde.run.coding.coded_file import contents_of, file_of, read_contents, write_contents
+from sonde.run.coding.sizes import model_bytes, plain_sizes
+
+SUFFIX = ".coded"
+
+
+@dataclass(frozen=True)
+class CodedFile:
+    """A file that was written, and its figures as JSON: what the command prints."""
+
+    output: Path
+    document: dict[str, Any]
+
+
+def encode_file(
+    file: str | Path,
+    model: Any = "sonde:stdlib",
+    output: str | Path | None = None,
+    *,
+    window: int | None = None,
+    rows: int = 32,
+    device: str = "auto",
+    progress: bool = True,
+) -> CodedFile:
+    """Write a file in fewer bytes, without loss, by a language model that predicts it.
+
+    The same as ``sonde encode``.
+
+    Parameters
+    ----------
+    file : path
+    model : str, path, Model or module, default="sonde:stdlib"
+        A language model; ``decode_file`` needs the same one.
+    output : path, optional
+        By default the file's name with ``.coded``.
+    window : int, optional
+        Tokens that are read together; by default the context of the model.
+    rows : int, default=32
+        Windows that are read side by side.
+    device : str, default="auto"
+    progress : bool, default=True
+
+    Raises
+    ------
+    InputError
+        If the file is missing or empty, or the model is no language model.
+    """
+    path = Path(file)
+    raw = _read(path)
+    target = path.with_name(path.name + SUFFIX) if output is None else Path(output)
+    _refuse_same(path, target)
+    found = _language_model(model, device)
+    coder = SequenceCoder(found, progress=progress, window=window, rows=rows)
+    contents = contents_of(raw, found)
+    coded = write_contents(contents, coder)
+    atomic_write(target, coded)
+    document = {
+        "file": str(path),
+        "output": str(target),
+        "kind": contents.kind,
+        "file_bytes": len(raw),
+        "coded_bytes": len(coded),
+        "n_tokens": len(contents.ids),
+        "bits_per_token": 8 * len(coded) / max(1, len(contents.ids)),
+        "plain_bytes": plain_sizes(raw, contents),
+        "model": model if isinstance(model, str) else found.name,
+        "model_bytes": model_bytes(found.module),
+    }
+    return CodedFile(target, document)
+
+
+def decode_file(
+    file: str | Path,
+    model: Any = "sonde:stdlib",
+    output: str | Path | None = None,
+    *,
+    device: str = "auto",
+    progress: bool = True,
+) -> CodedFile:
+    """Write back the file that ``encode_file`` coded; the same as ``sonde decode``.
+
+    Parameters
+    ----------
+    file : path
+    model : str, path, Model or module, default="sonde:stdlib"
+        The model that coded it.
+    output : path, optional
+        By default the file's name without ``.coded``.
+    device : str, default="auto"
+    progress : bool, default=True
+
+    Raises
+    ------
+    InputError
+        If the file is missing, or was coded by another model or with other kernels.
+    """
+    path = Path(file)
+    raw, target = _read(path), _decoded_path(path, output)
+    found = _language_model(model, device)
+    contents = read_contents(raw, SequenceCoder(found, progress=progress))
+    decoded = file_of(contents, found)
+    atomic_write(target, decoded)
+    document = {"output": str(target), "kind": contents.kind, "file_bytes": len(decoded)}
+    return CodedFile(target, document)
+
+
+def _decoded_path(file: Path, output: str | Path | None) -> Path:
+    if output is not None:
+        _refuse_same(file, Path(output))
+        return Path(output)
+    if file.suffix != SUFFIX:
+        raise InputError(
+            f"sonde decode: {file} does not end in {SUFFIX}. Name the file to write: -o."
+        )
+    target = file.with_suffix("")
+    if target.exists():
+        raise InputError(f"sonde decode: {target} exists already. Name another file: -o.")
+    return target
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise InputError(f"no file {path}. Pass a file that is there.")
+    if not (raw := path.read_bytes()):
+        raise InputError(f"expected a file with contents, got an empty file {path}. Pass another.")
+    return raw
+
+
+def _refuse_same(file: Path, output: Path) -> None:
+    if output.resolve() == file.resolve():
+        raise InputError(f"-o: {output} is the file that is read. Name another file.")
+
+
+def _language_model(word: Any, device: str) -> Model:
+    model = load(word, device)
+    if model.task != "causal":
+        raise InputError(f"--model: expected a language model, got {model!r}.")
+    return model

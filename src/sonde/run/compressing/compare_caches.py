@@ -1,0 +1,125 @@
+"""``sonde.compare_caches``: what smaller key-value caches cost on a user's own texts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sonde import compress
+from sonde.core import CachePacking, CacheRule
+from sonde.core.errors import InputError, near
+from sonde.data import load, open_inputs
+from sonde.run.compressing.caches import CacheTrial, smallest, suited, try_caches
+from sonde.run.instruments.families import snake_case
+
+
+@dataclass(frozen=True, eq=False)
+class CacheComparison:
+    """What each cache costs, and the one to take.
+
+    Attributes
+    ----------
+    document : dict
+        The figures as JSON: what ``sonde cache --json`` prints.
+    trials : list of CacheTrial
+    best : CacheTrial or None
+        The smallest cache whose predictions differ by at most ``max_kl``.
+    settings : tuple of str
+        The shares and bits that were asked for, in their order.
+    """
+
+    document: dict[str, Any]
+    trials: list[CacheTrial]
+    best: CacheTrial | None
+    settings: tuple[str, ...]
+
+
+def compare_caches(
+    model: Any,
+    data: Any,
+    rules: Sequence[str] = (),
+    *,
+    budgets: Sequence[float] = (0.5, 0.25, 0.125),
+    bits: Sequence[int] = (8, 4, 2),
+    max_kl: float = 0.05,
+    step: int = 16,
+    limit: int = 64,
+    batch_size: int = 8,
+    loading: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    **reading: Any,
+) -> CacheComparison:
+    """Try smaller key-value caches: what they save and what they cost.
+
+    Half of each text is read as a prompt; the rest is read in parts, with the cache made small
+    after each, and every prediction is compared with that of the whole cache. The same as
+    ``sonde cache``.
+
+    Parameters
+    ----------
+    model : str, path, Model or module
+        A language model.
+    data : data
+        Texts, as in ``sonde.read``.
+    rules : sequence of str
+        Caches to try, such as ``snap_kv``; by default all, in their usual form.
+    budgets : sequence of float
+        Shares of the tokens or bytes that stay, in (0, 1].
+    bits : sequence of int
+        Bits of a number in caches that round: 2, 4 or 8.
+    max_kl : float, default=0.05
+        Nats of divergence that the recommended cache may cost.
+    step : int, default=16
+        Tokens read between two evictions.
+    limit : int, default=64
+        How many texts, or pieces of texts, are read.
+    batch_size : int, default=8
+        Texts in one forward.
+    loading : mapping, optional
+        Options of ``sonde.load``.
+    progress : bool, default=True
+    **reading
+        Options of ``sonde.read`` about data, such as ``text_column``.
+
+    Raises
+    ------
+    InputError
+        If no cache has such a name, or no text has two tokens.
+    """
+    known = cache_kinds()
+    for word in rules:
+        if word not in known:
+            raise InputError(
+                f"cache: no cache is called {word!r}.{near(word, known)} Known: {', '.join(known)}."
+            )
+    forms = [
+        kind(**{name: value})
+        for kind, name in (known[word] for word in rules or known)
+        for value in (bits if name == "bits" else budgets)
+    ]
+    settings = tuple(dict.fromkeys(form.setting for form in forms))
+    found = load(model, **(loading or {}))
+    inputs = open_inputs(found, data, batch_size=batch_size, **reading).first(limit)
+    first = next(iter(inputs.batches(0, 1))).kwargs.get("input_ids")
+    if first is not None:
+        forms = [suited(form, first.shape[1]) for form in forms]
+    trials = try_caches(found, inputs, forms, step=step, progress=progress)
+    best = smallest(trials, max_kl)
+    document = {
+        "trials": [trial.json() for trial in trials],
+        "recommended": None if best is None else best.json(),
+        "max_kl": max_kl,
+        "n_texts": len(inputs),
+    }
+    return CacheComparison(document, trials, best, settings)
+
+
+def cache_kinds() -> dict[str, Any]:
+    """Return the caches of the compress family by their words, with the parameter that varies."""
+    members = [getattr(compress, name) for name in compress.__all__]
+    kinds = [x for x in members if isinstance(x, type) and issubclass(x, CacheRule | CachePacking)]
+    return {
+        getattr(kind, "word", snake_case(kind.__name__)): (kind, name)
+        for kind in kinds
+        for name in ("budget", "bits", "share")
+        if name in getattr(kind, "__dataclass_fields__", ())
+    }

@@ -1,0 +1,121 @@
+"""``sonde.search_sizes``: what each size of a model costs, over methods and settings."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sonde.core.finite import finite_json
+from sonde.data import load, open_inputs
+from sonde.run.compressing.choosing import chosen_parts
+from sonde.run.compressing.search import (
+    SCHEMA,
+    SizeTrial,
+    TrialFile,
+    asked_pairs,
+    best_trials,
+    search_key,
+    trials,
+)
+from sonde.run.compressing.settings import require_divergence
+from sonde.weights.factory_folder import source_folder
+from sonde.weights.folder import ModelFolder, weight_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class SizeSearch:
+    """Every size and method that was tried.
+
+    Attributes
+    ----------
+    document : dict
+        JSON, ``sonde-compress-search/1``: what ``sonde compress search`` prints and its page shows.
+    trials : list of SizeTrial
+    """
+
+    document: dict[str, Any]
+    trials: list[SizeTrial]
+
+
+def search_sizes(
+    model: Any,
+    data: Any,
+    trial_file: str | Path,
+    *,
+    to: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    max_kl: float = 0.01,
+    limit: int = 64,
+    held: int = 32,
+    device: str = "auto",
+    tell: Callable[[str], None] = lambda _: None,
+    **reading: Any,
+) -> SizeSearch:
+    """Try many ways to make a model smaller; no model is written.
+
+    Every trial rounds, prunes or thins all linear layers and compares the answers with the
+    original's on examples that calibrated nothing. The same as ``sonde compress search``.
+
+    Parameters
+    ----------
+    model : str, path, Model or module
+    data : data
+        As in ``sonde.read``.
+    trial_file : path
+        JSONL where trials are kept: a search that is stopped, or asked for more, goes on from it.
+    to : sequence of str
+        Sizes such as ``4bit``, ``50%``, ``2:4``, ``rank16``; by default a usual list.
+    methods : sequence of str
+        Methods to try; by default those that suit each size.
+    max_kl : float, default=0.01
+        Nats that the recommended model may differ by.
+    limit, held : int
+        Examples to calibrate on, and others to compare on.
+    device : str, default="auto"
+    tell : callable, optional
+        Called with a line about what is tried next.
+    **reading
+        Options of ``sonde.read`` about data, such as ``text_column``.
+
+    Raises
+    ------
+    InputError
+        If a size or a method is unknown, or every method refuses the model.
+    """
+    asked = asked_pairs(to, methods)
+    found = load(model, device=device)
+    with source_folder(found) as source:
+        ModelFolder.open(source).plain()
+        n_bytes = weight_bytes(source)
+    inputs = open_inputs(found, data, split="train", limit=8 * (limit + held), **reading)
+    ours, others = chosen_parts(inputs, limit, held)
+    require_divergence(found, others)
+    file = TrialFile(Path(trial_file), search_key(found, ours, others))
+    made = list(trials(found, ours, others, asked, file, tell))
+    document = search_document(
+        made,
+        model if isinstance(model, str) else found.name,
+        data if isinstance(data, str) else type(data).__name__,
+        n_bytes,
+        max_kl,
+        {"calibrated_on": len(ours), "compared_on": len(others)},
+    )
+    return SizeSearch(document, made)
+
+
+def search_document(
+    made: Sequence[SizeTrial],
+    model: str,
+    data: str,
+    n_bytes: int,
+    max_kl: float,
+    rows: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return the JSON of a search, its trials by size."""
+    best = best_trials(made)
+    ordered = sorted(made, key=lambda t: (t.n_bytes, t.kl))
+    told = [asdict(t) | {"best": t in best} for t in ordered]
+    return finite_json(
+        {"schema": SCHEMA, "model": model, "data": data, "bytes": n_bytes, "max_kl": max_kl,
+         **rows, "trials": told}
+    )  # fmt: skip
