@@ -7,15 +7,15 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import pytest
+from tests.cli_case import run_words
 
 import sonde
 from sonde.core.finite import finite_json
-from tests.cli_case import run_words
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "commands_in_python.md"
 ROWS = re.findall(r"^\| `(sonde .+?)` \| `(sonde\..+)` \|$", PAGE.read_text(), re.MULTILINE)
 WRITTEN_FIRST = {
-    "sonde edit undo": "sonde compress sonde:digits sonde:digits/train --to 8bit --method rtn --held 8 -o NEW",
+    "sonde edit undo": "sonde compress sonde:digits sonde:digits --to 8bit --method rtn -o NEW",
     "sonde decode": "sonde encode pairs.jsonl -o coded",
 }
 MEASURED = {"time", "seconds"}
