@@ -1,4 +1,4 @@
-"""Warn at function bodies over 45 lines and files over 300; fail at 60 and 500."""
+"""Warn at function bodies over 45 lines and files over 500; fail at 60 and 800."""
 
 import ast
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTION_WARNS, FUNCTION_FAILS = 45, 60
-FILE_WARNS, FILE_FAILS = 300, 500
+FILE_WARNS, FILE_FAILS = 500, 800
 
 EXCEPTIONS: dict[str, str] = {
     # path[:function] -> reason

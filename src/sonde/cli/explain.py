@@ -90,13 +90,10 @@ class Explain:
         from sonde.run.explaining.kept import remove_kept
         from sonde.run.passes.directory import run_directory
         from sonde.run.reading.class_order import in_sorted_order
-        from sonde.run.reading.for_gradients import load_for_gradients
 
         self._check()
         methods = DEFAULTS if self.methods is None else self._methods(find_attributor)
-        model, remarks = load_for_gradients(self.model, **self.reading.model_options())
-        for line in remarks:
-            note(line)
+        model = self._model()
         if is_embedding := isinstance(model.module, SentenceEncoder):
             model = similarity_to(model, self._text())
         objective = self._objective(is_embedding)
@@ -140,6 +137,15 @@ class Explain:
         present(document, self.printing, self.output, shown_inputs=drawn)
         remove_kept(directory)
         return 0
+
+    def _model(self) -> Any:
+        """Return the model, unpacked so that gradients flow."""
+        from sonde.run.reading.for_gradients import load_for_gradients
+
+        model, remarks = load_for_gradients(self.model, **self.reading.model_options())
+        for line in remarks:
+            note(line)
+        return model
 
     @property
     def _choice(self) -> "Choice":
