@@ -45,7 +45,7 @@ class Change:
     output : Path or None
         Folder of the changed model; None if none was written.
     judgement : Judgement or None
-        Effect, damage, size and controls; None where nothing was changed.
+        Effect, damage, size and controls; None if nothing was changed.
     notes : tuple of str
         What else should be known, in sentences.
     """

@@ -1,4 +1,4 @@
-"""An edit fitted on two data sets: one that shows a behaviour, and one that does not."""
+"""An edit fitted on two data sets: with a behaviour, and without it."""
 
 from typing import Any
 
