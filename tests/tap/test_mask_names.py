@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import sonde
+from sonde.core.edit import Scale
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.token_masks import MaskMeaning, real_tokens
-from sonde.tap import Tap, live_stream
+from sonde.tap import Gate, Tap, live_stream
 from sonde.tap.hooks.call import CallArguments
 from tap_inputs import Arrays
 
@@ -24,6 +25,7 @@ FORMS = {
     "key_padding_mask": (~REAL, MINUS),
     "src_key_padding_mask": (~REAL, MINUS),
     "padding_mask": (~REAL,),
+    "src_mask": (REAL, ~REAL, MINUS),
     "mask": (REAL, ~REAL, REAL.float(), MINUS, REAL.long()),
 }
 
@@ -182,3 +184,98 @@ def test_padding_is_what_the_configuration_calls_so(caplog, last, said):
     ids = torch.tensor([[1, 2, 3], [4, 5, last]])
     list(live_stream(Model(Spoken().eval(), config=Spoken().config), Arrays(ids, "input_ids")))
     assert ("the id 9" in caplog.text) is said
+
+
+T = 5
+CAUSAL = torch.ones(T, T).tril().bool()
+PAIRS = {
+    "keys": REAL[:, None],
+    "heads": REAL[:, None, None].float(),
+    "added": MINUS[:, None, None],
+    "causal": REAL[:, None] & CAUSAL,
+    "both": (REAL[:, None] & REAL[:, :, None])[:, None].long(),
+    "none hidden": (REAL.flip(1)[:, None] & CAUSAL) | ~REAL.flip(1)[:, :, None],
+}
+
+
+class Ones(nn.Module):
+    """A loss that keeps what it is given."""
+
+    def forward(self, x):
+        self.rows = x.detach()
+        return x.sum()
+
+
+class Third:
+    """Scores rows by their third unit."""
+
+    def score(self, x):
+        self.rows = x
+        return x[:, 2]
+
+
+def seen_by_all(net, x, name, mask):
+    """Return the mean rows of a tap, a loss and a gate, and which tokens an edit touches."""
+    loss, score = Ones(), Third()
+    with Tap(net, ["body"], "mean") as tap:
+        net(x, **{name: mask})
+    with sonde.training(net, {"body": loss}) as terms:
+        net(x, **{name: mask})
+        terms.loss()
+    gate = Gate(score, -1e9, "body")
+    with sonde.editing(net, Scale(0.0), "body", gate=gate), Tap(net, ["body"]) as edited:
+        net(x, **{name: mask})
+    touched = (edited.rows["body:out"] == 0).all(2)
+    return [tap.rows["body:out"], loss.rows, score.rows], touched
+
+
+@pytest.mark.truth("the mean over the real steps, written out")
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_mask_of_pairs_leaves_padding_out(kind):
+    torch.manual_seed(0)
+    net, x, mask = takes("attention_mask"), torch.randn(4, T, 3), PAIRS[kind]
+    real = REAL.flip(1) if kind == "none hidden" else REAL
+    with torch.no_grad():
+        want = (net.body(x) * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    found, touched = seen_by_all(net, x, "attention_mask", mask)
+    items = [{"x": a, "attention_mask": b} for a, b in zip(x, mask, strict=True)]
+    (batch,) = sonde.read(net, items, "body", "mean").batches(0, 4)
+    for rows in (*found, batch.rows["body:out"]):
+        torch.testing.assert_close(rows, want)
+    assert torch.equal(touched, real)
+
+
+@pytest.mark.truth("the mean over the real steps, written out")
+@pytest.mark.parametrize("name", ["mask", "src_mask", "input_mask"])
+def test_a_square_mask_is_padding_or_not_and_never_guessed(name):
+    torch.manual_seed(0)
+    net, x = takes(name), torch.randn(T, T, 3)
+    real = torch.arange(T) < torch.tensor([5, 3, 4, 2, 5])[:, None]
+    band = (torch.arange(T)[:, None] - torch.arange(T)).abs() < 2
+    with torch.no_grad():
+        states = net.body(x)
+    for mask in (real, ~real, torch.zeros(T, T).masked_fill(~real, -torch.inf)):
+        found, touched = seen_by_all(net, x, name, mask)
+        for rows in found:
+            torch.testing.assert_close(
+                rows, (states * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+            )
+        assert torch.equal(touched, real)
+    for mask in (CAUSAL, ~CAUSAL, CAUSAL.T, band):
+        found, touched = seen_by_all(net, x, name, mask)
+        for rows in found:
+            torch.testing.assert_close(rows, states.mean(1))
+        assert bool(touched.all())
+    prefix = CAUSAL | (torch.arange(T) < 3)
+    with Tap(net, ["body"], "mean") as tap:
+        with pytest.raises(InputError, match=r"may also say which token sees which"):
+            net(x, **{name: prefix})
+        net(x[:4], **{name: prefix})  # four examples of five tokens: not padding
+        net(x, **{name: prefix})
+        torch.testing.assert_close(tap.rows["body:out"], states.mean(1))
+    other = torch.arange(T) < torch.tensor([3, 3, 3, 4, 5])[:, None]  # the same as the prefix
+    with Tap(net, ["body"], "mean") as tap:
+        net(x[1:], **{name: other[1:]})  # an oblong one is padding
+        net(x, **{name: other})
+        want = (states * other[..., None]).sum(1) / other.sum(1, keepdim=True)
+        torch.testing.assert_close(tap.rows["body:out"], want)

@@ -18,13 +18,15 @@ from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key, tensor_key
 from sonde.core.special_ids import special_ids
 from sonde.core.token_masks import (
-    EITHER,
     NAMES,
+    OPEN,
     REAL,
     MaskMeaning,
     find_mask,
     marks_real,
+    real_of_pairs,
     real_tokens,
+    sights,
 )
 from sonde.data.encoder import Collated, Encoder, Prepared, called
 from sonde.data.images import decode, stored
@@ -103,7 +105,7 @@ class FeatureEncoder(Encoder):
         """Decide by all masks which of their values marks padding."""
         if not set(self.inputs) & set(NAMES):
             return self
-        found = (find_mask(self._masks(row), stacked=True) for row in rows)
+        found = (find_mask(self._masks(row)) for row in rows)
         first = next((named for named in found if named is not None), None)
         if first is None:
             return self
@@ -112,7 +114,7 @@ class FeatureEncoder(Encoder):
         try:
             return replace(self, marks=marks_real(name, chain([mask], more)))
         except InputError:
-            if name != EITHER:
+            if name not in OPEN:
                 raise
             return replace(self, may_mask=False)
 
@@ -192,7 +194,7 @@ class CallableEncoder(Encoder):
                     continue
                 named = made if isinstance(made, Mapping) else {}
                 masks = {n: column_tensor(x, n)[None] for n, x in named.items() if n in NAMES}
-                found = find_mask(masks, stacked=True)
+                found = find_mask(masks)
                 is_told = found is None or self.meaning.is_told_by(*found)
         return replace(self, by_length=len(lengths) > 1)
 
@@ -294,9 +296,11 @@ def token_mask(
 
     ``real`` returns the real tokens, given the name of a mask and the mask.
     """
-    found = find_mask(kwargs, stacked=True)
+    found = find_mask(kwargs)
     if found is None:
-        return None
+        pairs = kwargs.get(REAL)
+        is_wide = pairs is not None and pairs.ndim in (3, 4)
+        return real_of_pairs(sights(pairs.cpu())) if is_wide else None
     own, mask = found
     for name, x in kwargs.items():
         ids = x.ndim == 2 and not x.is_floating_point() and name != own
@@ -310,7 +314,7 @@ def token_mask(
 @cache
 def _say_once(name: str) -> None:
     open_case = ", taken as true at real tokens where its values leave that open"
-    _log.warning("padding is read from %r%s", name, open_case if name == EITHER else "")
+    _log.warning("padding is read from %r%s", name, open_case if name in OPEN else "")
 
 
 def column_tensor(value: Any, name: str) -> Shaped[Tensor, "..."]:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch
 from sonde.core.site import ATTENTION_PORTS, Reducer
-from sonde.core.token_masks import MaskMeaning, find_mask
+from sonde.core.token_masks import MaskMeaning
 from sonde.tap.hand.tapped import TappedModule, TappedSite
 from sonde.tap.hooks.cache import cache_in, cached_length
-from sonde.tap.hooks.outputs import arguments, decodes, find, find_input
+from sonde.tap.hooks.outputs import arguments, decodes, find, find_input, known_names
 from sonde.tap.hooks.port_view import PortView
 from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.model.time_first import rows_first
@@ -120,10 +120,10 @@ class TappedForward:
                 "Tap with here=True."
             )
         self.reset(to_come)
-        self._named, found = named, find_mask(named)
+        self._named = named
         target = named.get("decoder_attention_mask")
         self._masks = {
-            "pos": None if found is None else self._meaning.real_tokens(*found),
+            "pos": self._meaning.real_in(named, known_names(self.module)),
             "pos2": target if isinstance(target, Tensor) and target.ndim == 2 else None,
         }
         self._has_target = decodes(self.module, named)
@@ -205,7 +205,7 @@ class TappedForward:
                 f"Tap: {tapped.name!r} returned a single number, which has no rows to reduce. "
                 "Read it as it is: reducer=None."
             )
-        given, x = x, rows_first(x, module, self.module, self._named)
+        given, x = x, rows_first(x, module, self.module, self._named, tapped.site.key)
         frame = self._frame
         if frame is None:
             frame = self._frame = self.rows.frame = self._framed(x)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from sonde.core._kinds import is_dict
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch
-from sonde.core.token_masks import REAL, MaskMeaning, find_mask
+from sonde.core.token_masks import REAL, MaskMeaning, real_of_pairs, sights
 from sonde.tap.hooks.cache import cache_in, cached_length
-from sonde.tap.hooks.outputs import arguments, decodes
+from sonde.tap.hooks.outputs import arguments, decodes, known_names
 
 MASKS = (REAL, "decoder_attention_mask")
 
@@ -57,9 +57,10 @@ class CallArguments:
         self._has_target = decodes(root, self.named) if decoding is None else decoding
         self.axis = "pos2" if self._has_target else "pos"
         self._masks = {name: _mask(self.named.get(name), self.past) for name in MASKS}
-        found = find_mask(self.named)
-        if found is not None and (found[0] == REAL or self._masks[REAL] is None):
-            self._masks[REAL] = (meaning or MaskMeaning()).real_tokens(*found)
+        known, n_fed = known_names(root), None if self.fed is None else self.fed.shape[-1]
+        meaning = MaskMeaning() if meaning is None else meaning
+        real = meaning.real_in(self.named, known, self.past, n_fed)
+        self._masks[REAL] = self._masks[REAL] if real is None else real
 
     def inputs(self, n: int, special: Tensor | None) -> InputBatch:
         """Return the examples of the call, told apart by their number, not by their content."""
@@ -147,23 +148,17 @@ def encoder_of(root: nn.Module) -> nn.Module | None:
 
 
 def _mask(found: Any, past: int) -> Tensor | None:
-    """Return which tokens are real, those before the call first.
+    """Return which tokens are real, those before the call first, by a mask for each query.
 
-    For caches of a fixed size ``generate`` makes a mask for each query: true, or 0, where the
-    query may look. A padded query looks at nothing, or not at itself. A sliding window's cache
-    does not tell which of the tokens before the call are real.
+    For caches of a fixed size ``generate`` makes such masks. A padded query looks at nothing, or
+    not at itself. A sliding window's cache does not tell which of the tokens before the call are
+    real.
     """
     if is_dict(found):
         kinds = [found.get("full_attention"), *found.values()]
         found = next((x for x in kinds if isinstance(x, Tensor)), None)
     if isinstance(found, Tensor) and found.ndim == 4:
-        looks = found[:, 0] if found.dtype == torch.bool else found[:, 0] == 0
-        n, fed, keys = looks.shape
-        real, before = looks.any(dim=2), looks.new_ones(n, past)
-        if keys >= past + fed:
-            real = real & looks.diagonal(past, 1, 2)[:, :fed]
-            before = looks[:, -1, :past]
-        return torch.cat((before, real), dim=1)
+        return real_of_pairs(sights(found), past, found.shape[2])
     is_plain = isinstance(found, Tensor) and found.ndim == 2
     return found.to(torch.bool, copy=True) if is_plain else None
 

@@ -1,7 +1,7 @@
 """Tensors inside what a module receives and returns: find a tensor, put another in its place."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from types import MethodType
 from typing import Any
@@ -248,6 +248,14 @@ def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return dict(_signature(module.forward).bind(*args, **kwargs).arguments) | kwargs
     except (TypeError, ValueError):
         return dict(kwargs)
+
+
+def known_names(module: nn.Module) -> Collection[str]:
+    """Return the names of all parameters of a module's forward."""
+    try:
+        return _signature(module.forward).parameters.keys()
+    except (TypeError, ValueError):
+        return ()
 
 
 _SIGNATURES: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyDictionary()

@@ -9,6 +9,7 @@ import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
-from sonde.core.token_masks import EITHER, NAMES, OF_DECODER, REAL, MaskMeaning, find_mask
+from sonde.core.token_masks import NAMES, OF_DECODER, OPEN, REAL, MaskMeaning, find_mask, sights
 from sonde.core.token_masks import real_tokens as real_in
 from sonde.tap.hooks.cache import NAMES as CACHES
 from sonde.tap.hooks.cache import cache_in, cached_length
@@ -158,7 +159,7 @@ def mask_in(
         if _asks_others(call.named):
             continue
         sides = _of_pair(call, [c.module for c in calls[i + 1 :]])
-        found = find_mask(call.named, stacked=_is_of_tokens(call))
+        found = find_mask(call.named, partial(_is_of_tokens, call, meaning))
         masks = ([] if found is None else [found]) if sides is None else sides
         fits, others = _fitting([_real(*m, meaning) for m in masks], n, length, past)
         misfits += others
@@ -184,18 +185,11 @@ def mask_in(
     return None
 
 
-def _is_of_tokens(call: RunningCall) -> bool:
-    """Return whether a square ``mask`` marks tokens, not which token looks at which.
-
-    It does if the call has no other place for such a mask, unless it is causal.
-    """
-    mask = call.named.get(EITHER)
-    if not isinstance(mask, Tensor) or any(name in call.known for name in NAMES[:-1]):
-        return False
-    if mask.ndim != 2 or mask.shape[0] != mask.shape[1] or torch.compiler.is_compiling():
-        return True
-    seen, causal = mask != 0, torch.ones_like(mask, dtype=torch.bool).tril()
-    return not any(torch.equal(one, causal) for one in (seen, ~seen, seen.mT, ~seen.mT))
+def _is_of_tokens(call: RunningCall, meaning: MaskMeaning, name: str, mask: Tensor) -> bool:
+    """Return whether a square mask marks tokens, not which token sees which."""
+    if torch.compiler.is_compiling():  # its values cannot be looked at
+        return not any(other in call.known for other in NAMES if other not in OPEN)
+    return meaning.is_of_tokens(name, mask, call.named, call.known)
 
 
 def _of_pair(call: RunningCall, inside: Sequence[nn.Module]) -> list[tuple[str, Tensor]] | None:
@@ -203,7 +197,7 @@ def _of_pair(call: RunningCall, inside: Sequence[nn.Module]) -> list[tuple[str, 
     if not any(name in call.known for name in OF_DECODER):
         return None
     target = [(name, m) for name in OF_DECODER if (m := call.named.get(name)) is not None]
-    found = find_mask(call.named)
+    found = find_mask(call.named, lambda *_: False)
     source = [] if found is None else [found]
     if not any(name in call.known for name in NAMES):
         return target
@@ -214,7 +208,7 @@ def _of_pair(call: RunningCall, inside: Sequence[nn.Module]) -> list[tuple[str, 
 
 
 def _real(name: str, mask: Tensor, meaning: MaskMeaning) -> Tensor:
-    plain = not mask.is_floating_point() and name != EITHER
+    plain = not mask.is_floating_point() and name not in OPEN
     if name in OF_DECODER:
         name = REAL if name == OF_DECODER[0] else NAMES[1]
     if plain:
@@ -270,12 +264,7 @@ def _of_pairs_of_tokens(calls: Sequence[RunningCall], n: int, length: int) -> Te
         mask = call.named.get(REAL)
         if not isinstance(mask, Tensor) or mask.ndim not in (3, 4) or mask.shape[-1] != length:
             continue
-        if torch.compiler.is_compiling():
-            looks = mask if mask.dtype == torch.bool else mask == 0
-        else:
-            added = mask.is_floating_point() and (bool((mask < 0).any()) or not bool(mask.any()))
-            looks = mask == 0 if added else mask != 0
-        looks = looks.any(1) if mask.ndim == 4 else looks
+        looks = sights(mask)
         real = looks.any(1).expand(n, length)
         if call is calls[0] and not torch.compiler.is_compiling():
             _require_one_text(looks, real)

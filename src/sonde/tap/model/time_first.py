@@ -2,13 +2,14 @@
 
 import copy
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
+from sonde.core.token_masks import find_mask
 from sonde.tap.hooks.outputs import find
 from sonde.tap.hooks.running import no_calls
 from sonde.tap.model.seeding import gpus_of
@@ -39,12 +40,15 @@ class _Known:
 
     Attributes
     ----------
-    declared, seen : weak dict of nn.Module to bool
-        By the module itself or the nearest one around it; by the sizes in a forward pass.
+    declared, by_mask, seen : weak dict of nn.Module to bool
+        By the module itself or the nearest one around it; by the sizes of a mask; whether the
+        states have the order of the inputs turned round, by the sizes in a forward pass.
     has_parts : bool
         Some part declares that it takes time first.
     tried : bool
         One row was run alone.
+    of_inputs : bool
+        The inputs of the model are (time, row), as its declared parts show.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -56,8 +60,23 @@ class _Known:
             if (flag := flags[path]) is not None:
                 self.declared[module] = flag
         self.has_parts = any(flags.values())
+        self.by_mask = weakref.WeakKeyDictionary[nn.Module, bool]()
         self.seen = weakref.WeakKeyDictionary[nn.Module, bool]()
-        self.tried = False
+        self.tried = self.of_inputs = False
+
+    def try_alone(self, root: nn.Module, named: Mapping[str, Any]) -> None:
+        """Run one row once, and keep the order of the states beside that of the inputs."""
+        if self.tried or not (sizes := [t.shape for t in _sequences(named) if t.shape[1] > 1]):
+            return
+        self.tried, found = True, _seen_alone(root, named, sizes[0][0], sizes[0][1])
+        for part, is_swapped in found.items():
+            self.seen.setdefault(part, is_swapped)
+        shown = {
+            self.declared[part] != is_swapped
+            for part, is_swapped in found.items()
+            if part in self.declared
+        }
+        self.of_inputs = shown == {True}
 
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictionary()
@@ -69,8 +88,9 @@ def known_time_first(
     """Return whether states are (time, row, dim); None if nothing tells.
 
     Flags tell first, ``batch_first`` of the module or of the nearest one around it. Otherwise sizes
-    tell: those of the states beside those of the inputs of the running call. If there are as many
-    rows as tokens, an earlier forward pass tells, else one with the first row alone.
+    tell: those of the states beside those of the mask, or of the inputs of the running call. If
+    there are as many rows as tokens, an earlier forward pass tells, else one with the first row
+    alone; it also tells whether the inputs are (time, row).
 
     Parameters
     ----------
@@ -81,25 +101,35 @@ def known_time_first(
         The arguments that ``root`` was called with.
     """
     if torch.compiler.is_compiling():
-        return next(_compared(x, named), None)
+        return _compared(x, _sequences(named))
     if root not in _KNOWN:
         _KNOWN[root] = _Known(root)
     known = _KNOWN[root]
     if (flag := known.declared.get(module)) is not None:
         return flag
-    for found in _compared(x, named):
-        known.seen[module] = found
+    if (found := known.by_mask.get(module)) is not None:
         return found
-    is_square = 1 < x.shape[0] == x.shape[1] and any(
-        t.shape[:2] == x.shape[:2] for t in _sequences(named)
-    )
-    if is_square and module not in known.seen and not known.tried:
-        known.tried = True
-        known.seen.update(_seen_alone(root, named, x.shape[0]))
-    return known.seen.get(module)
+    if module not in known.seen:
+        if (found := _compared(x, _masks(named))) is not None:
+            known.by_mask[module] = found
+            return found
+        inputs = _sequences(named)
+        if (found := _compared(x, inputs)) is not None:
+            known.seen[module] = found
+        is_square = x.shape[0] == x.shape[1] > 1 and any(t.shape[:2] == x.shape[:2] for t in inputs)
+        if known.has_parts or (is_square and found is None):
+            known.try_alone(root, named)
+    found = known.seen.get(module)
+    return None if found is None else found != known.of_inputs
 
 
-def rows_first(x: Tensor, module: nn.Module, root: nn.Module, named: Mapping[str, Any]) -> Tensor:
+def rows_first(
+    x: Tensor,
+    module: nn.Module,
+    root: nn.Module,
+    named: Mapping[str, Any],
+    key: str | None = None,
+) -> Tensor:
     """Return states with the rows first, a view; as they are if nothing says that time is first.
 
     Parameters
@@ -109,14 +139,13 @@ def rows_first(x: Tensor, module: nn.Module, root: nn.Module, named: Mapping[str
     module, root : nn.Module
     named : mapping of str to object
         The arguments that ``root`` was called with.
-
-    Raises
-    ------
-    SiteError
-        If parts of the model take time first, and there are as many rows as tokens.
+    key : str, optional
+        Which of several outputs; the last states of a recurrent module are (layer, row, dim).
     """
     if x.ndim != 3 or x.is_nested:
         return x
+    if key is not None and key != "0" and isinstance(module, nn.RNNBase):
+        return x.transpose(0, 1)
     found = known_time_first(x, module, root, named)
     return x.transpose(0, 1) if found else x
 
@@ -135,18 +164,23 @@ def _sequences(named: Mapping[str, Any]) -> list[Tensor]:
     return [x for x in named.values() if isinstance(x, Tensor) and x.ndim in (2, 3)]
 
 
-def _compared(x: Tensor, named: Mapping[str, Any]) -> Iterator[bool]:
-    """Yield whether states have the first two sizes of an input swapped, where they differ."""
-    inputs = [(t.shape[0], t.shape[1]) for t in _sequences(named)]
-    sizes = (x.shape[0], x.shape[1])
-    if sizes[0] != sizes[1]:
-        if sizes in inputs:
-            yield False
-        elif sizes[::-1] in inputs:
-            yield True
+def _masks(named: Mapping[str, Any]) -> list[Tensor]:
+    """Return the masks of tokens, (row, token) by convention."""
+    found = find_mask(named, lambda *_: False)
+    return [] if found is None else [found[1]]
 
 
-def _seen_alone(root: nn.Module, named: Mapping[str, Any], n: int) -> dict[nn.Module, bool]:
+def _compared(x: Tensor, inputs: Sequence[Tensor]) -> bool | None:
+    """Return whether states have the first two sizes of an input swapped; None if nothing tells."""
+    sizes, given = (x.shape[0], x.shape[1]), [(t.shape[0], t.shape[1]) for t in inputs]
+    if sizes[0] == sizes[1] or not {sizes, sizes[::-1]} & {*given}:
+        return None
+    return sizes not in given
+
+
+def _seen_alone(
+    root: nn.Module, named: Mapping[str, Any], n: int, length: int
+) -> dict[nn.Module, bool]:
     """Return what a forward pass of the first row alone shows, in a copy that shares the weights.
 
     Nothing if the model does not run on one row.
@@ -161,7 +195,7 @@ def _seen_alone(root: nn.Module, named: Mapping[str, Any], n: int) -> dict[nn.Mo
 
             def note(_m: Any, _a: Any, output: Any, own: nn.Module = modules[path]) -> None:
                 x = find(output, None)
-                if x is not None and x.ndim == 3 and sorted(x.shape[:2]) == [1, n]:
+                if x is not None and x.ndim == 3 and sorted(x.shape[:2]) == [1, length]:
                     found[own] = x.shape[1] == 1
 
             part.register_forward_hook(note)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
-from sonde.core.token_masks import find_mask, real_tokens
+from sonde.core.token_masks import MaskMeaning
 from sonde.core.token_rule import InsideTokens, Reduction, TokenRule
 from sonde.tap.attention.interface import WITH_MASKS, kernels_through
 from sonde.tap.attention.places import asks_interface
 from sonde.tap.hooks.cache import require_no_cache
 from sonde.tap.hooks.latest import Latest
 from sonde.tap.hooks.names import ModuleNames
-from sonde.tap.hooks.outputs import arguments
+from sonde.tap.hooks.outputs import arguments, known_names
 from sonde.tap.hooks.session import Followed, Session
 from sonde.tap.hooks.stack import require_one_run
 from sonde.tap.model.blocks import block_paths
@@ -122,6 +122,7 @@ class Shortening:
 
     def __init__(self) -> None:
         self._latest: Latest[_ShorterCall] = Latest()
+        self._meaning = MaskMeaning()
 
     @property
     def index(self) -> Int[Tensor, "row token"] | None:
@@ -147,8 +148,7 @@ class Shortening:
         """Note which tokens of a call are real."""
         named = arguments(module, args, kwargs)
         require_no_cache(named)
-        mask = find_mask(named)
-        return _ShorterCall(rule, None if mask is None else real_tokens(*mask))
+        return _ShorterCall(rule, self._meaning.real_in(named, known_names(module)))
 
     def finish(self, call: _ShorterCall) -> None:
         """Keep the call as the last one."""

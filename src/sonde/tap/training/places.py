@@ -14,11 +14,18 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError, SiteError, SondeError, StateError
 from sonde.core.site import ATTENTION_PORTS, WEIGHT, Reducer
-from sonde.core.token_masks import MaskMeaning, find_mask
+from sonde.core.token_masks import MaskMeaning
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.hooks.latest import caller
 from sonde.tap.hooks.names import ModuleNames
-from sonde.tap.hooks.outputs import arguments, decodes, find, find_input, replaced
+from sonde.tap.hooks.outputs import (
+    arguments,
+    decodes,
+    find,
+    find_input,
+    known_names,
+    replaced,
+)
 from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Followed, Session
 from sonde.tap.hooks.stack import in_checkpoint
@@ -281,9 +288,9 @@ class Places:
         if (outer := self._state) is not None:
             outer.has_inner = True
         named = arguments(self.module, args, kwargs)
-        found, target = find_mask(named), named.get(DECODER_MASK)
+        target = named.get(DECODER_MASK)
         masks = {
-            "pos": None if found is None else self._meaning.real_tokens(*found),
+            "pos": self._meaning.real_in(named, known_names(self.module)),
             "pos2": None if target is None else target != 0,
         }
         given = GivenInputs.of(args, kwargs, masks, self._special_ids)
@@ -370,7 +377,8 @@ class Places:
         wide = x.float() if x.dtype in NARROW else x
         if place.reducer is None:
             return wide.clone()
-        x, wide = (rows_first(y, place.module, place.root, now.named) for y in (x, wide))
+        key = place.site.key
+        x, wide = (rows_first(y, place.module, place.root, now.named, key) for y in (x, wide))
         axis = 2 if place.site.port in ATTENTION_PORTS else place.reducer.axis
         axes = guess_axes(x, place.module, place.root, axis)
         of_encoder = isinstance(output, PortView) and output.of_encoder
