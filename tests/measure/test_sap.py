@@ -33,8 +33,12 @@ def test_standard_error_and_null():
     assert np.mean([float(r) for r in free]) == pytest.approx(null, rel=0.3)
     # squared correlations of unrelated rows fall as one over the rows less one
     latents, factors = rows(11)
+
+    def tiled(k):
+        return np.tile(latents, (k, 1)), np.tile(factors, (k, 1))
+
     few, many = (
-        float(torch.as_tensor(sap(np.tile(latents, (k, 1)), np.tile(factors, (k, 1))).null))
+        float(torch.as_tensor(sap(*tiled(k), group=np.arange(k * len(latents))).null))
         for k in (1, 10)
     )
     assert few / many == pytest.approx(109 / 10, rel=1e-6)

@@ -36,7 +36,8 @@ FLAGS: dict[str, str] = {
     "clipped": "part of the data lay outside the estimator's range",
     "coarse": "the spread is below the width of a bin: what moves inside one goes unseen",
     "dead": "constant rows or units: their value is not defined",
-    "copies": "different rows that are equal, or all but: they are each other's neighbours",
+    "copies": "rows that are equal, or all but: they count as one group, or are left out as each "
+    "other's neighbours; under different names they are neighbours",
     "dead_features": "more than 5 % of the features are active in no row",
     "massive_units": "units that spread over ten times as far as others: they decide alone, or "
     "were scaled down",

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,8 +26,11 @@ from sonde.engine._row_identity import (
     text_bytes,
     text_hashes,
 )
+from sonde.engine.copies import copied_rows
 
 ARRAY_BATCH = 2048
+NAMING = frozenset(("ids", "keys", "group", "pair", "position"))
+"""Columns that say which rows belong together."""
 OWN_FIELD = frozenset(
     ("group", "ids", "keys", "position", "pair", "side", "grad", "logits", "head")
 )
@@ -52,6 +55,7 @@ class ArrayStream(Stream):
     extra: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     numbers: np.ndarray | None = None
     sample_of: int | None = None
+    n_copies: int = 0
 
     @property
     def schema(self) -> tuple[SiteSchema, ...]:
@@ -151,6 +155,7 @@ def array_stream(
     """Return a stream of plain arrays; the arguments are those of ``Stream.of``.
 
     Rows without ids and keys are known by their number if ``numbered``, else by their content.
+    Numbered rows that copy another row form a group with it, and lie beside it in the stream.
     """
     columns: dict[str, Any] = {name: values for name, values in given.items() if values is not None}
     if unknown := sorted(columns.keys() - Columns.__annotations__.keys()):
@@ -169,7 +174,7 @@ def array_stream(
     pair, side = columns.get("pair"), columns.get("side")
     sides = None if side is None else integers(side, n, "side")
     logits = columns.get("logits")
-    return ArrayStream(
+    stream = ArrayStream(
         rows=sites,
         who=who,
         label=labels(label, n),
@@ -182,6 +187,28 @@ def array_stream(
         side=sides,
         head=_head(columns.get("head")),
         seed=seed,
+    )
+    first = None if not numbered or NAMING & columns.keys() else copied_rows([*sites.values()])
+    return stream if first is None else _beside_copies(stream, first)
+
+
+def _beside_copies(stream: ArrayStream, first: Tensor) -> ArrayStream:
+    """Return the rows in the order of their first copies, whose numbers name the groups."""
+    order = first.argsort(stable=True)
+
+    def moved(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {k: moved(v) for k, v in cast("dict[str, Any]", x).items()}
+        return x[order.to(x.device)] if isinstance(x, Tensor) else x
+
+    named = tuple(b"%d" % i for i in order.numpy().tolist())
+    columns = ("rows", "label", "positions", "grad", "logits", "side", "extra")
+    return replace(
+        stream,
+        **{name: moved(getattr(stream, name)) for name in columns},
+        who=RowIdentity(named, None, {}, stream.positions),
+        groups=tuple(b"%d" % i for i in first[order].numpy().tolist()),
+        n_copies=len(first) - len(first.unique()),
     )
 
 

@@ -75,6 +75,15 @@ def left_out(result: Result) -> Result:
     return replace(result, flags=(*result.flags, "nonfinite"))
 
 
+def with_copies(result: Result, n_copies: int, n: int) -> Result:
+    """Return the result with the flag ``copies`` if rows copy others, and say how they count."""
+    if n_copies == 0:
+        return result
+    told = f"{n_copies:,} of {n:,} rows copy another: equal rows are one group"
+    flags = tuple(dict.fromkeys((*result.flags, "copies")))
+    return replace(result, flags=flags, conventions={**result.conventions, "copies": told})
+
+
 def results_with_error(
     instruments: Sequence[Instrument],
     arguments: dict[str, Any],

@@ -17,7 +17,14 @@ from sonde.core.result import Result
 from sonde.core.statistic import Learner
 from sonde.core.stream import Stream
 from sonde.engine.array_stream import ARRAY_BATCH, array_stream
-from sonde.engine.errorbars import SampleRows, Term, has_influence, left_out, result_with_error
+from sonde.engine.errorbars import (
+    SampleRows,
+    Term,
+    has_influence,
+    left_out,
+    result_with_error,
+    with_copies,
+)
 from sonde.engine.passes import (
     close_pass,
     merge_states,
@@ -56,6 +63,7 @@ def fit_arrays(
         later = following.then(result)
         if later is None:
             instrument.require_rows(result, " & ".join(keys))
+            result = with_copies(result, stream.n_copies, len(stream))
             return left_out(result) if _has_broken_rows(stream, keys) else result
         following = later
 

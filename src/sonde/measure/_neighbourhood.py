@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.engine.copies import copied_rows
 from sonde.measure._flags import precision_flags, relative_spread
 from sonde.stats import HashSampleState, nearest
 from sonde.stats.sampled_rows import LEAST_FOR_HALVES, SampledRows
@@ -91,6 +92,16 @@ def copy_flags(
         if len(torch.unique(torch.stack([number, group], 1), dim=0)) > len(torch.unique(number)):
             return ("copies",)
     return ()
+
+
+def without_copies(rows: SampledRows) -> SampledRows:
+    """Return the rows without those that copy an earlier row at all sites.
+
+    Copies are neighbours of each other at every site, whatever the sites have in common. Rows that
+    are equal by chance, such as rows of symbols, stay.
+    """
+    first = copied_rows([*rows.rows])
+    return rows if first is None else rows.take(first == torch.arange(len(first)))
 
 
 def nearest_distance(rows: SampledRows) -> Float[Tensor, "row"]:

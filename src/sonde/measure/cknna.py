@@ -12,7 +12,7 @@ from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
-from sonde.measure._neighbourhood import copy_flags
+from sonde.measure._neighbourhood import copy_flags, without_copies
 from sonde.measure._reads import PairSampleInstrument
 from sonde.stats import HashSampleState
 from sonde.stats.neighbours import CHUNK
@@ -73,7 +73,8 @@ class CKNNA(PairSampleInstrument):
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> CKNNAResult:
         """Align the inner products of common neighbours."""
-        rows = SampledRows.of(samples)
+        every = SampledRows.of(samples)
+        rows = without_copies(every)
         conventions = {"k": self.k, "centered": True, "neighbours": "of other groups"}
         sites = self._products(rows)
         scale = math.nan if sites is None else _scale(*sites)
@@ -81,7 +82,7 @@ class CKNNA(PairSampleInstrument):
             return CKNNAResult(
                 n=len(rows),
                 range=(-1.0, 1.0),
-                flags=(*rows.flags, "few_rows" if sites is None else "dead"),
+                flags=(*every.flags, "few_rows" if sites is None else "dead"),
                 conventions=conventions,
                 null_spread=math.nan,
             )
@@ -94,7 +95,7 @@ class CKNNA(PairSampleInstrument):
             null=null.double().mean(),
             n=len(rows),
             range=(-1.0, 1.0),
-            flags=rows.flags + copy_flags(rows.rows, rows.group),
+            flags=every.flags + copy_flags(every.rows, every.group),
             conventions={**conventions, "se": "none: too few rows in a half" if failed else how},
             null_spread=float(null.double().std()),
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.result import Direction, Result
-from sonde.measure._neighbourhood import copy_flags
+from sonde.measure._neighbourhood import copy_flags, without_copies
 from sonde.measure._reads import PairSampleInstrument
 from sonde.stats import HashSampleState, distance_chunks, nearest
 from sonde.stats.sampled_rows import SampledRows
@@ -72,14 +72,15 @@ class InformationImbalance(PairSampleInstrument):
         self, samples: tuple[HashSampleState, HashSampleState]
     ) -> InformationImbalanceResult:
         """Rank each site's nearest neighbours at the other."""
-        rows = SampledRows.of(samples)
+        every = SampledRows.of(samples)
+        rows = without_copies(every)
         dead = len(rows) > 0 and any(bool((x == x[0]).all()) for x in rows.rows)
         wrong = ("few_rows",) if rows.n_groups < 3 else ("dead",) if dead else ()
         if wrong:
             return InformationImbalanceResult(
                 n=len(rows),
                 range=(0.0, 1.0),
-                flags=(*rows.flags, *wrong),
+                flags=(*every.flags, *wrong),
                 reverse=math.nan,
                 reverse_se=math.nan,
             )
@@ -93,7 +94,7 @@ class InformationImbalance(PairSampleInstrument):
             null=1.0,
             n=len(rows),
             range=(0.0, 1.0),
-            flags=rows.flags + copy_flags(rows.rows, rows.group),
+            flags=every.flags + copy_flags(every.rows, every.group),
             conventions={"neighbours": "of other groups", "ties": "mean rank", "se": how},
             reverse=float(back.mean()),
             reverse_se=math.nan if other is None else float(other),

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
+from scipy.special import digamma
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -27,6 +28,7 @@ from sonde.measure._gaussian_information import (
     normal_scores,
 )
 from sonde.measure._ksg import ksg_terms, without_ties
+from sonde.measure._neighbourhood import without_copies
 from sonde.stats import (
     CrossMoments,
     CrossMomentsState,
@@ -42,6 +44,7 @@ Scale = Literal["none", "std"]
 
 MOST_DIMS = 6
 TOO_WIDE = 10.0
+NEAR_LIMIT = 0.99
 
 
 @final
@@ -181,6 +184,10 @@ class MutualInformation(Instrument):
         return self._answer(raw, null, cross.n, [*flags], {"null": "closed form"})
 
     def _of_sample(self, rows: SampledRows) -> MutualInformationResult:
+        told = rows.flags
+        if self.estimator == "ksg":
+            n, rows = len(rows), without_copies(rows)
+            told += ("copies",) if len(rows) < n else ()
         dims = sum(min(x.shape[1], self.components or x.shape[1]) for x in rows.rows)
         largest = int(torch.bincount(rows.group).max()) if len(rows) else 0
         ksg = self.estimator == "ksg"
@@ -188,7 +195,7 @@ class MutualInformation(Instrument):
         dead = any(bool((x == x[:1]).all()) for x in rows.rows)
         raised = {"dead": dead, "few_rows": few, "high_dim": ksg and dims > MOST_DIMS}
         raised["massive_units"] = ksg and self.scale == "none" and _is_uneven(rows.rows)
-        flags = [*rows.flags, *(flag for flag, is_so in raised.items() if is_so)]
+        flags = [*told, *(flag for flag, is_so in raised.items() if is_so)]
         if dead or len(rows) - largest < (self.k if ksg else dims):
             return self._answer(math.nan, math.nan, len(rows), flags, {"se": "no value"})
         kept = (1.0, 1.0)
@@ -197,12 +204,15 @@ class MutualInformation(Instrument):
             rows, kept = replace(rows, rows=tuple(x for x, _ in found)), tuple(k for _, k in found)
         rows, figure = self._prepared(rows), self._by_neighbours if ksg else information_of_rows
         raw, null = figure(rows)
-        flags += ["saturated"] if bool(torch.isinf(raw)) else []
+        full = float(raw) >= NEAR_LIMIT * self._limit(rows)
+        flags += ["saturated"] if full else []
         closed = math.isfinite(null) and not rows.grouped
         if not closed:
             null = sum(float(figure(other)[0]) for other in rows.shuffled()) / SHUFFLES
         # halves have another null, the same for each
         se, how = rows.standard_error(lambda half: figure(half)[0])
+        if full and ksg:
+            se, how = None, "none: the estimator is at its upper limit, and the value a lower bound"
         if se is not None and not bool(se.isfinite()):
             se, how = None, "none: too few rows for halves"
         told = {"se": how, "null": "closed form" if closed else f"{SHUFFLES} shuffles of groups"}
@@ -217,6 +227,13 @@ class MutualInformation(Instrument):
             scales = [x.std(0, correction=0) for x in ready]
             ready = [x / s.where(s > 0, 1.0) for x, s in zip(ready, scales, strict=True)]
         return replace(rows, rows=tuple(ready))
+
+    def _limit(self, rows: SampledRows) -> float:
+        """Return the largest value that so many rows can give."""
+        if self.estimator != "ksg":
+            return math.inf
+        others = len(rows) - torch.bincount(rows.group)[rows.group] + 1
+        return float(torch.special.digamma(others.double()).mean() - digamma(self.k))
 
     def _by_neighbours(self, rows: SampledRows) -> tuple[Tensor, float]:
         x, y = rows.rows

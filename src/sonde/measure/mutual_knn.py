@@ -11,7 +11,7 @@ from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
-from sonde.measure._neighbourhood import copy_flags
+from sonde.measure._neighbourhood import copy_flags, without_copies
 from sonde.measure._reads import PairSampleInstrument
 from sonde.stats import HashSampleState, unit_rows
 from sonde.stats.neighbours import nearest
@@ -87,6 +87,7 @@ class MutualKNN(PairSampleInstrument):
             rows = rows.take(alive)
             rows = replace(rows, rows=tuple(unit_rows(x) for x in rows.rows))
         flags += copy_flags(rows.rows, rows.group)
+        rows = without_copies(rows)
         conventions = {"k": self.k, "metric": self.metric, "neighbours": "of other groups"}
         few = len(rows) == 0 or self.k >= len(rows) - int(torch.bincount(rows.group).max()) + 1
         if few or any(bool((x == x[:1]).all()) for x in rows.rows):

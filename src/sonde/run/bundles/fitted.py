@@ -18,7 +18,7 @@ from sonde.core.plan import STATE_VERSION, Split
 from sonde.core.result import Result, Scorer
 from sonde.core.state import digest, require_finite
 from sonde.core.wording import plural
-from sonde.engine.errorbars import left_out, result_with_error
+from sonde.engine.errorbars import left_out, result_with_error, with_copies
 from sonde.engine.passes import states_of
 from sonde.engine.requests import Request, States, Task, terms_of
 from sonde.files.state_file import read_header, read_state, state_type, write_state
@@ -153,8 +153,16 @@ class Fitted:
             )
             inner_of(self.tasks[i].instrument).require_rows(result, self.names[i][1])
             broken = any(self.header["counters"].get(f"nonfinite|{key}") for key in task.keys)
+            result = with_copies(result, *self._copies)
             self._results[i] = left_out(result) if broken else result
         return self._results[i]
+
+    @property
+    def _copies(self) -> tuple[int, int]:
+        """Number of examples that have the id of an earlier one, and of all; 0 if in groups."""
+        data = self.header["data"]
+        n, n_groups = int(data["n_examples"]), int(data["n_groups"])
+        return 0 if data.get("grouped") else n - n_groups, n
 
     @property
     def spec(self) -> str:
