@@ -5,17 +5,23 @@ import pytest
 import torch
 
 from models import cnn
+from narrow import present
 from sonde.core import Calibration, Stream
 from sonde.core.errors import CalibrationError, InputError, SondeWarning
 from sonde.core.plan import Split
 from sonde.detect import KNN, Mahalanobis
 from sonde.run.bundles.fitted import Fitted
+from sonde.run.bundles.merge import merge
 from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
+from sonde.run.scoring.long_examples import p_of_examples
 from sonde.run.scoring.score import score
-from sonde.stats import Calibrated
+from sonde.stats import Calibrated, CalibratedScorer
+from sonde.stats.calibrated import Lengths
 from sonde.store import KeptRows
+
+QUIET = {"progress": False}
 
 
 def images(n, seed):
@@ -182,3 +188,55 @@ def test_calibration_of_examples_is_a_calibration(net):
     fitted = fit(Mahalanobis(), stream_of(net, images(30, 0)), progress=False)
     assert isinstance(fitted.result("mahalanobis").calibration, Calibration)
     assert fitted.result("mahalanobis").reduction == "max"
+
+
+def documents(n, length, seed):
+    """Documents whose rows share an effect; ``length`` rows each, or between two numbers."""
+    random = np.random.default_rng(seed)
+    low, high = (length, length) if isinstance(length, int) else length
+    name = np.repeat(np.arange(n), random.integers(low, high + 1, n))
+    x = 0.3 * random.standard_normal((n, 5))[name] + random.standard_normal((len(name), 5))
+    names = [f"{seed}-{i}" for i in name]
+    place = np.concatenate([np.arange(k) for k in np.bincount(name)])
+    return Stream.of(x, ids=names, group=names, position=place)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the promised rate, on documents of six times the length: .5 and more before")
+@pytest.mark.parametrize("how", ["max", "topk_mean(3)"])
+def test_longer_examples_keep_the_false_alarm_rate(tmp_path, how):
+    """Lengths that calibrated vary; those known from a fit and from a later calibration hold."""
+    fitted = fit(Mahalanobis(), documents(300, (7, 11), 0), reduction=how, calibrate=0.5, **QUIET)
+    other = [calibrate(fitted, documents(70, (7, 11), s), reduction=how, **QUIET) for s in (1, 2)]
+    later = merge(*other)
+    later.save(tmp_path / "later.sonde")
+    for bundle in (fitted, Fitted.load(tmp_path / "later.sonde")):
+        scorer = bundle.result("mahalanobis")
+        assert present(scorer.lengths).longest == 11
+        assert present(scorer.lengths).mean == pytest.approx(9, abs=0.4)
+        p = score(bundle, documents(150, 54, 5), **QUIET)["p"].to_numpy()
+        assert 0.005 < (p <= 0.2).mean() < 0.2 + 3 * np.sqrt(0.16 / 150)
+        inside = score(bundle, documents(150, (7, 11), 6), **QUIET)
+        plain = scorer.calibration.p_value(inside["score"].to_numpy())
+        assert inside["p"].to_pylist() == plain.tolist()
+
+
+@pytest.mark.truth("brute force: each part by itself, Bonferroni")
+def test_the_p_value_of_a_long_example_is_that_of_its_parts():
+    random = torch.Generator().manual_seed(0)
+    held, lengths = torch.randn(30, generator=random).sort().values, Lengths(30, 3.6, 5)
+    inner = Mahalanobis().fit(torch.randn(40, 2, generator=random))
+    scorer = CalibratedScorer.of(inner, Calibration.from_scores(held), "max", lengths)
+    example = torch.tensor([0] * 5 + [1] * 11 + [2] * 6)[torch.randperm(22, generator=random)]
+    scores = torch.randn(22, generator=random, dtype=torch.float64)
+    found = scorer.reduced(scores, example, "max")
+    got = p_of_examples(scorer, found, found.example, scores, example, "max")
+    want = []
+    for i, n_parts in enumerate((1, 4, 2)):
+        own = scores[example == i]
+        part = torch.arange(len(own)) * n_parts // len(own)
+        best = torch.stack([own[part == k].max() for k in range(n_parts)])
+        each = [(1 + int((held >= b).sum())) / 31 for b in best]
+        want.append(min(1.0, n_parts * min(each)))
+    assert got.tolist() == pytest.approx(want)
+    assert want[1] < 1

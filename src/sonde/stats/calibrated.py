@@ -30,6 +30,27 @@ Held = dict[str, tuple[HashSampleState, ...]]
 
 
 @final
+@dataclass(frozen=True)
+class Lengths:
+    """How many rows the examples have that calibrated scores of examples."""
+
+    n: int
+    mean: float
+    longest: int
+
+    @classmethod
+    def of(cls, n_rows: Int[Tensor, "example"]) -> "Lengths":
+        """Return the lengths of examples with these numbers of rows."""
+        return cls(len(n_rows), float(n_rows.double().mean()), int(n_rows.max()))
+
+    def merge(self, other: "Lengths") -> "Lengths":
+        """Return the lengths of both sets of examples."""
+        n = self.n + other.n
+        mean = (self.mean * self.n + other.mean * other.n) / n
+        return Lengths(n, mean, max(self.longest, other.longest))
+
+
+@final
 @dataclass(frozen=True, kw_only=True)
 class CalibratedScorer(Scorer):
     """A scorer with the scores of held-out rows, which turn scores into p-values.
@@ -40,14 +61,27 @@ class CalibratedScorer(Scorer):
     scorer: Scorer
     calibration: AnyCalibration
     reduction: str | None = None
+    lengths: "Lengths | None" = None
 
     @classmethod
     def of(
-        cls, scorer: Scorer, calibration: AnyCalibration, reduction: str | None
+        cls,
+        scorer: Scorer,
+        calibration: AnyCalibration,
+        reduction: str | None,
+        lengths: "Lengths | None" = None,
     ) -> "CalibratedScorer":
         """Return a fitted scorer with its calibration."""
         said: dict[str, Any] = {f.name: getattr(scorer, f.name) for f in fields(Result)}
-        return cls(scorer=scorer, calibration=calibration, reduction=reduction, **said)
+        return cls(
+            scorer=scorer, calibration=calibration, reduction=reduction, lengths=lengths, **said
+        )
+
+    def p_value(self, scores: Any, label: Int[Tensor, "row"] | None = None) -> Float[Tensor, "row"]:
+        """Return the p-value of each score, among scores of its class if there are classes."""
+        if isinstance(self.calibration, ClassCalibration):
+            return self.calibration.p_value(scores, label)
+        return self.calibration.p_value(scores)
 
     def score(self, *columns: Any, **_: Any) -> Tensor:
         """Return the scores of the fitted scorer."""
@@ -193,9 +227,13 @@ class Calibrated(Instrument):
             return CalibratedScorer.of(self.detector.result(**states), calibration, self.reduction)
         held = self._held({c: states.pop(f"held_{c}") for c in self.held_columns})
         scorer = self.detector.result(**states)
-        scores = _row_scores if self.reduction is None else _example_scores
-        found = scores(scorer, held, score_needs(self.detector), self.reduction, self.span)
-        return CalibratedScorer.of(scorer, Calibration.from_scores(found), self.reduction)
+        needs, lengths = score_needs(self.detector), None
+        if self.reduction is None:
+            found = _row_scores(scorer, held, needs, self.span)
+        else:
+            found, lengths = _example_scores(scorer, held, needs, self.reduction, self.span)
+        calibration = Calibration.from_scores(found)
+        return CalibratedScorer.of(scorer, calibration, self.reduction, lengths)
 
     def _held(self, samples: dict[str, Any]) -> Held:
         """Return the samples of each column: one for each site if sites differ in the column."""
@@ -232,7 +270,7 @@ def _taken(held: Held, column: str, rows: Int[Tensor, "kept"], span: Span) -> An
 
 
 def _row_scores(
-    scorer: Scorer, held: Held, needs: tuple[str, ...], _: str | None, span: Span
+    scorer: Scorer, held: Held, needs: tuple[str, ...], span: Span
 ) -> Float[Tensor, "group"]:
     """Return the score of one row of each group."""
     keep = held[needs[0]][0].first_of_each_group()
@@ -243,15 +281,14 @@ def _example_scores(
     scorer: Scorer,
     held: Held,
     needs: tuple[str, ...],
-    how: str | None,
+    how: str,
     span: Span,
-) -> Float[Tensor, "group"]:
-    """Return the score of one example of each group that is whole.
+) -> tuple[Float[Tensor, "group"], Lengths]:
+    """Return the score of one example of each group that is whole, and their numbers of rows.
 
     The example whose first row has the smallest draw is taken, so that long examples are not
     preferred.
     """
-    assert how is not None
     (ids,) = held["ids"]
     whole = ids.whole_groups()
     if len(whole) == 0:
@@ -271,4 +308,5 @@ def _example_scores(
     order = torch.argsort(rank_key(ids.draw[whole]), stable=True)
     first = order[by_example(example[order], held["position"][0].rows[whole][order]).first]
     draw = rank_key(ids.draw[whole][first])
-    return found[by_example(ids.group[whole][first], draw).first]
+    chosen = by_example(ids.group[whole][first], draw).first
+    return found[chosen], Lengths.of(torch.bincount(example)[chosen])

@@ -3,6 +3,7 @@
 Only states are stored; results, scorers and later passes are rebuilt from them.
 """
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,8 @@ from sonde.run.instruments.entries import (
 )
 from sonde.run.instruments.stages import has_stages, last_task, next_tasks
 from sonde.run.instruments.tasks import ErrorSample, requests_of
-from sonde.stats import Calibrated
+from sonde.stats import Calibrated, CalibratedScorer
+from sonde.stats.calibrated import Lengths
 
 _log = logging.getLogger("sonde")
 
@@ -153,9 +155,21 @@ class Fitted:
             )
             inner_of(self.tasks[i].instrument).require_rows(result, self.names[i][1])
             broken = any(self.header["counters"].get(f"nonfinite|{key}") for key in task.keys)
-            result = with_copies(result, *self._copies)
+            result = self._with_lengths(with_copies(result, *self._copies), self.names[i])
             self._results[i] = left_out(result) if broken else result
         return self._results[i]
+
+    def _with_lengths(self, result: Result, name: Key) -> Result:
+        """Return a scorer with the lengths of the examples that calibrated it later."""
+        found = [
+            Lengths(*rest)
+            for seen in self.header.get("calibrations", ())
+            for word, site, *rest in seen.get("lengths", ())
+            if (word, site) == name
+        ]
+        if not found or not isinstance(result, CalibratedScorer):
+            return result
+        return replace(result, lengths=functools.reduce(Lengths.merge, found))
 
     @property
     def _copies(self) -> tuple[int, int]:

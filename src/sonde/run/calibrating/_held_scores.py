@@ -17,6 +17,7 @@ from sonde.engine.progress import Bar
 from sonde.run.calibrating._scored import Found, ScoredBatch, least
 from sonde.run.instruments.entries import Key
 from sonde.stats import HeldScoresState, Kept
+from sonde.stats.calibrated import Lengths
 
 
 def held_scores(
@@ -25,20 +26,23 @@ def held_scores(
     kept: Kept,
     groups: "Groups | None",
     bar: Bar,
-) -> dict[Key, HeldScoresState]:
-    """Return the kept scores of every detector: one for each group.
+) -> tuple[dict[Key, HeldScoresState], dict[Key, Lengths]]:
+    """Return the kept scores of every detector, one for each group, and the examples' lengths.
 
     If a group holds several usual examples, the example chosen by a hash of its place stands for
     all. Without groups every example stands for itself.
     """
     states: dict[Key, HeldScoresState | None] = dict.fromkeys(names)
     waiting: dict[Key, Found] = {}
+    lengths: dict[Key, Lengths] = {}
 
     def keep(name: Key, found: Found) -> None:
         if len(found.score):
             columns = found.score[:, None], found.label, found.draw
             state = kept.statistic.observe(*columns)
             states[name] = merge_pair(kept.statistic, states[name], state)
+            more = Lengths.of(found.n_rows)
+            lengths[name] = lengths[name].merge(more) if name in lengths else more
 
     for batch in batches:
         if groups is not None:
@@ -55,7 +59,7 @@ def held_scores(
     empty = [f"{word} at {site}" for (word, site), state in states.items() if state is None]
     if empty:
         raise InputError(f"calibrate: expected usual rows, got none for {empty[0]}.")
-    return {name: state for name, state in states.items() if state is not None}
+    return {name: state for name, state in states.items() if state is not None}, lengths
 
 
 @dataclass(frozen=True)

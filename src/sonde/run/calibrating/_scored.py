@@ -106,10 +106,11 @@ class Found:
     label: Int[Tensor, "example"]
     draw: Int[Tensor, "example"]
     entry: Int[Tensor, "example"]
+    n_rows: Int[Tensor, "example"]
 
     def at(self, index: Tensor) -> "Found":
         """Return the examples at some positions."""
-        return Found(self.score[index], self.label[index], self.draw[index], self.entry[index])
+        return Found(*(part[index] for part in _parts(self)))
 
     def after(self, other: "Found | None") -> "Found":
         """Return the examples of ``other``, followed by the examples of this object."""
@@ -122,7 +123,7 @@ class Found:
 
 
 def _parts(found: Found) -> tuple[Tensor, ...]:
-    return found.score, found.label, found.draw, found.entry
+    return found.score, found.label, found.draw, found.entry, found.n_rows
 
 
 def _calibrated(task: Task) -> Calibrated:
@@ -140,7 +141,7 @@ def _of_batch(batch: Batch, task: Task, scorer: Scorer, asked: Asked) -> Found:
     who, (draw, position, *further) = rest[: len(EXAMPLE)], rest[len(EXAMPLE) :]
     entry = torch.as_tensor(batch.order)[joined.example]
     if len(entry) == 0:
-        return Found(torch.zeros(0, dtype=torch.float64), entry, entry, entry)
+        return Found(torch.zeros(0, dtype=torch.float64), entry, entry, entry, entry)
     example = in_order_of_arrival(torch.column_stack(who))
     with torch.no_grad():
         scores = scorer.score(*columns).double().cpu()
@@ -157,7 +158,7 @@ def _of_batch(batch: Batch, task: Task, scorer: Scorer, asked: Asked) -> Found:
         scored, row = made.score[inside], made.row[inside]
     label = classes_of(asked.by, further, len(example))[row]
     first = least(position, draw, example)[example[of]]
-    return Found(scored, label, draw[first], entry[of])
+    return Found(scored, label, draw[first], entry[of], torch.bincount(example)[example[of]])
 
 
 def _usual_rows(batch: Batch, task: Task, joined: JoinedRows) -> Bool[Tensor, "row"]:

@@ -139,7 +139,7 @@ def calibrate(
     asked = Asked(tasks, fitted.scorers, said, rank, labels)
     scored, n_threads = _scored(asked, stream, crew, threads)
     with using_threads(n_threads), Bar("calibrate", len(stream), progress) as bar:
-        held = held_scores(scored, tasks, kept, groups, bar)
+        held, lengths = held_scores(scored, tasks, kept, groups, bar)
     for text in notes_of(stream) if progress else ():
         sys.stderr.write(f"note: {text}\n")
     states: States = {
@@ -149,6 +149,7 @@ def calibrate(
         (request,) = held_requests([task], fitted.split)
         states[request] = held[name]
     seen = {"data": fingerprint, "n_examples": len(stream)} | ({"by": column} if column else {})
+    seen["lengths"] = [[*name, *vars(found).values()] for name, found in lengths.items()]
     header = _header(fitted, stream, seen, has_names=said == "label")
     found = Fitted(tuple(tasks.values()), states, header, fitted.split, None, fitted.further)
     _ = found.scorers  # a class without scores is told now

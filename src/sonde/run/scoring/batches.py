@@ -12,7 +12,7 @@ from torch import Tensor
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector, score_needs
-from sonde.core.reduction import AUTO, reduction_at
+from sonde.core.reduction import AUTO, Reduced, reduction_at
 from sonde.core.result import Scorer
 from sonde.core.stream import Stream
 from sonde.engine.classes import with_classes
@@ -21,9 +21,10 @@ from sonde.engine.selection import JoinedRows
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import require_same_model
 from sonde.run.instruments.entries import Key, inner_of
+from sonde.run.scoring.long_examples import p_of_examples
 from sonde.run.scoring.loud_parts import COLUMNS, RecordLine, layers_of, positions_of, units_of
 from sonde.run.scoring.places import check_places
-from sonde.stats import Calibrated, CalibratedScorer, ClassCalibration
+from sonde.stats import Calibrated, CalibratedScorer
 from sonde.stats.calibrated import EXAMPLE
 
 SCHEMA = pa.schema(
@@ -145,6 +146,7 @@ def record(
     of_row, position = joined.example, joined.position
     label, row, every = classes_of(by, classes, len(of_row)), torch.arange(len(of_row)), scores
     example = in_order_of_arrival(torch.column_stack(who)) if whose and len(of_row) else of_row
+    found = None
     if how is not None:
         found = scorer.reduced(scores, example, how, *columns)
         row, scores = found.row, found.score
@@ -158,7 +160,7 @@ def record(
         "site": [key] * len(named),
         "instrument": [method] * len(named),
         "score": scores.tolist(),
-        "p": _p_values(scorer, scores, how, label[row]),
+        "p": _p_values(scorer, scores, how, label[row], (found, every, example)),
     }
     if explain:
         made |= {f"_{c}": who[EXAMPLE.index(c)][row].tolist() for c in ("occurrence", "piece")}
@@ -176,13 +178,18 @@ def in_order_of_arrival(who: Int[Tensor, "row 4"]) -> Int[Tensor, "row"]:
 
 
 def _p_values(
-    scorer: Scorer, scores: Tensor, how: str | None, label: Int[Tensor, "row"]
+    scorer: Scorer,
+    scores: Tensor,
+    how: str | None,
+    label: Int[Tensor, "row"],
+    of_rows: tuple[Reduced | None, Tensor, Tensor],
 ) -> list[float | None]:
     if not isinstance(scorer, CalibratedScorer) or scorer.reduction != how:
         return [None] * len(scores)
-    if isinstance(scorer.calibration, ClassCalibration):
-        return scorer.calibration.p_value(scores, label).tolist()
-    return scorer.calibration.p_value(scores).tolist()
+    found, every, example = of_rows
+    if found is None or how is None:
+        return scorer.p_value(scores, label).tolist()
+    return p_of_examples(scorer, found, label, every, example, how).tolist()
 
 
 def class_columns(by: str | None) -> tuple[str, ...]:

@@ -87,10 +87,7 @@ class WatchedDetector:
         """Return p-values, or None if the detector was not calibrated."""
         if not isinstance(self.scorer, CalibratedScorer):
             return None
-        calibration = self.scorer.calibration
-        if isinstance(calibration, ClassCalibration):
-            return calibration.p_value(scores, label)
-        return calibration.p_value(scores)
+        return self.scorer.p_value(scores, label)
 
     def thresholds(self, alpha: float | None, n: int, label: Tensor | None) -> Float[Tensor, "row"]:
         """Return the threshold of each of ``n`` scores."""
