@@ -208,6 +208,7 @@ def _beside_copies(stream: ArrayStream, first: Tensor) -> ArrayStream:
         **{name: moved(getattr(stream, name)) for name in columns},
         who=RowIdentity(named, None, {}, stream.positions),
         groups=tuple(b"%d" % i for i in first[order].numpy().tolist()),
+        numbers=order.numpy(),
         n_copies=len(first) - len(first.unique()),
     )
 
