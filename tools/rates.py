@@ -26,7 +26,7 @@ QUIET: dict[str, Any] = {"progress": False}
 
 
 def examples(n: int, length: int, seed: int, dim: int = 6) -> Stream:
-    """Return examples of so many rows, which share a part of what they are."""
+    """Return examples of ``length`` rows; the rows of an example share an effect."""
     random = torch.Generator().manual_seed(seed)
     x = normal(random, n, 1, dim) * 0.3 + normal(random, n, length, dim)
     names = [f"{seed}-{i}" for i in range(n) for _ in range(length)]

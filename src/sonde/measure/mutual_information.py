@@ -229,7 +229,7 @@ class MutualInformation(Instrument):
         return replace(rows, rows=tuple(ready))
 
     def _limit(self, rows: SampledRows) -> float:
-        """Return the largest value that so many rows can give."""
+        """Return the largest value that the formula can take for this number of rows."""
         if self.estimator != "ksg":
             return math.inf
         others = len(rows) - torch.bincount(rows.group)[rows.group] + 1
