@@ -82,6 +82,12 @@ class Score:
     examples: Annotated[
         int, named("N", "most unusual examples of each detector on the page (.html)")
     ] = 8
+    batch_invariant: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="give an input the bits that it has alone and as sonde serve gives them; slower"
+        ),
+    ] = False
     show_inputs: Annotated[bool, tyro.conf.arg(help="let the page hold inputs")] = False
     hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows")] = False
     reading: Reading = field(default_factory=Reading)
@@ -109,6 +115,7 @@ class Score:
         stream = open_for(fitted, model, data, **options_of(self.reading))
         how: dict[str, Any] = {"reduction": self.reduction, "explain": self.explain}
         how |= self.running.worker_options() | {"memory": memory}
+        how["batch_invariant"] = self.batch_invariant
         table = score(fitted, stream, progress=not self.printing.quiet, **how)
         say_notes(stream, self.printing.quiet)
         for text in () if self.printing.quiet else flag_texts(flag_entries(fitted.scorers)):

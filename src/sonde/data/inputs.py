@@ -15,8 +15,9 @@ from sonde.core.wording import plural
 from sonde.data.columns import LABEL_NAMES, PAIRED, Layout
 from sonde.data.constant import constant_rows
 from sonde.data.encoder import Collated, Encoder, Prepared
+from sonde.data.iterables import Iterated
 from sonde.data.limited import sample_note
-from sonde.data.listing import Listing, pick, taken
+from sonde.data.listing import Listing, list_source, pick, taken
 from sonde.data.sources import Row, Source
 
 CUT = {"audio": ("recording", "length that the feature extractor keeps")}
@@ -259,12 +260,12 @@ class ItemInputs(Inputs):
         index = np.arange(start, min(stop, len(self)))
         if not len(index):
             return
-        items = self._prepared(index)
+        items = self.prepared(index)
         order = sorted(range(len(items)), key=lambda i: (items[i].length, i))
         for run in self._runs(order, items):
             for first in range(0, len(run), self.batch_size):
                 chosen = run[first : first + self.batch_size]
-                batch = self._batch(index[chosen], [items[i] for i in chosen])
+                batch = self.assembled(index[chosen], [items[i] for i in chosen])
                 if batch is not None:
                     yield batch
 
@@ -274,7 +275,8 @@ class ItemInputs(Inputs):
             return [order]
         return [list(run) for _, run in groupby(order, key=lambda i: items[i].length)]
 
-    def _prepared(self, index: np.ndarray) -> list[Prepared]:
+    def prepared(self, index: np.ndarray) -> list[Prepared]:
+        """Return the examples of these numbers, ready to be put into a batch."""
         numbers, inverse = np.unique(self.listing.row[index], return_inverse=True)
         rows = self._rows(numbers, index)
         pieces = self.listing.piece[index]
@@ -298,7 +300,11 @@ class ItemInputs(Inputs):
                     "listed. Pass data that stay the same and keep their order."
                 )
 
-    def _batch(self, index: np.ndarray, items: list[Prepared]) -> InputBatch | None:
+    def assembled(self, index: np.ndarray, items: list[Prepared]) -> InputBatch | None:
+        """Return one batch of prepared examples, or None if every example is left out.
+
+        An example may occur several times.
+        """
         made = self.encoder.collate(items)
         if made.bad:
             index = self._without(index, made.bad)
@@ -330,6 +336,54 @@ class ItemInputs(Inputs):
             pair=_tensor(listing.pair, index) if self.layout.paired else None,
             side=_tensor(listing.side, index) if self.layout.paired else None,
             columns=self._columns(made, index, length),
+        )
+
+    def over(self, rows: Sequence[Row]) -> "ItemInputs":
+        """Return other items, encoded as these are.
+
+        Raises
+        ------
+        InputError
+            Naming the first item that is broken.
+        """
+        source = Iterated(list(rows))
+        listing = list_source(source, self.encoder, self.layout)
+        return replace(self, source=source, listing=listing)
+
+    def collated(self, items: Sequence[Prepared], keys: Sequence[bytes]) -> InputBatch:
+        """Return a batch of prepared examples of any items, known by ``keys``.
+
+        Raises
+        ------
+        InputError
+            If an item cannot be made into inputs, such as an image that cannot be decoded.
+        """
+        made = self.encoder.collate(items)
+        if made.bad:
+            raise InputError(f"{next(iter(made.bad.values()))}.")
+        order = torch.arange(len(items))
+        nothing = torch.zeros_like(order)
+        known = torch.tensor([item.length for item in items])
+        length = known if made.mask is None else made.mask.sum(1)
+        return InputBatch(
+            args=made.args,
+            kwargs=made.kwargs,
+            ids=[key.hex() for key in keys],
+            keys=keys,
+            order=order,
+            occurrence=nothing,
+            group_keys=keys,
+            label=nothing - 1,
+            mask=made.mask,
+            decoder_mask=made.decoder_mask,
+            special=made.special,
+            segment=made.segment,
+            first=nothing,
+            grid=made.grid,
+            packed=made.packed,
+            placeholder=made.placeholder,
+            length=length if made.mask is not None else None,
+            columns=made.columns,
         )
 
     def _printable(self, key: bytes) -> str:

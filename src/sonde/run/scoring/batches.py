@@ -1,12 +1,13 @@
 """Scored batches of rows: a table for each batch, with the lines of each detector in turn."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.batch import Batch
@@ -73,16 +74,23 @@ def score_batches(
         whole.check(batch)
         check_places(batch, tasks, scorers)
         found = {
-            name: record(batch, name, tasks[name], scorer, hows[name], explain, source)
+            name: record(
+                batch,
+                name,
+                scorer,
+                scored_rows(batch, tasks[name], scorer, hows[name], bool(explain)),
+                explain,
+                source,
+            )
             for name, scorer in scorers.items()
         }
         if explain:
-            found = _with_layers(found, hows, scorers, explain)
+            found = with_layers(found, hows, scorers, explain)
         for columns in found.values():
             yield pa.RecordBatch.from_pydict(columns, schema=EXPLAINED if explain else SCHEMA)
 
 
-def _with_layers(
+def with_layers(
     found: dict[Key, dict[str, Any]],
     hows: dict[Key, str | None],
     scorers: dict[Key, Scorer],
@@ -123,19 +131,54 @@ class Whole:
         self.seen |= here
 
 
-def record(
-    batch: Batch,
-    name: Key,
-    task: Task,
-    scorer: Scorer,
-    how: str | None,
-    explain: int = 0,
-    source: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """Return the columns of the table for one detector and batch."""
-    method, key = name
+@dataclass(frozen=True)
+class ScoredRows:
+    """Scores of one detector for a batch: of its rows, or of examples that several rows make.
+
+    Parameters
+    ----------
+    score : Tensor
+    example, position : Tensor
+        Index into the batch of the example of each score, and where in it the score was found.
+    p : list of float or None
+        Conformal p-values; None where none is known.
+    row : Tensor
+        The row that each score belongs to.
+    every : Tensor
+        The scores of all rows.
+    """
+
+    score: Float[Tensor, "score"]
+    example: Int[Tensor, "_score"]
+    position: Int[Tensor, "_score"]
+    p: list[float | None]
+    row: Int[Tensor, "_score"]
+    every: Float[Tensor, "row"]
+    needed: dict[str, Any]
+    who: tuple[Tensor, ...]
+    members: Int[Tensor, "_row"]
+    at: Int[Tensor, "_row"]
+
+    def first(self, n: int) -> "ScoredRows":
+        """Return the scores of the first ``n`` examples of the batch."""
+        kept = torch.nonzero(self.example < n).flatten()
+        if len(kept) == len(self.example):
+            return self
+        p = [self.p[i] for i in kept.tolist()]
+        chosen = {c: getattr(self, c)[kept] for c in ("score", "example", "position", "row")}
+        return replace(self, p=p, **chosen)
+
+
+def scored_rows(
+    batch: Batch, task: Task, scorer: Scorer, how: str | None, has_who: bool = False
+) -> ScoredRows:
+    """Return the scores and p-values of one detector for a batch.
+
+    ``has_who`` asks for the columns that name the example of each row also where nothing is
+    reduced.
+    """
     needs = needs_of(scorer)
-    whose = () if how is None and not explain else EXAMPLE
+    whose = () if how is None and not has_who else EXAMPLE
     by = scorer.by if isinstance(scorer, CalibratedScorer) else None
     names = (*needs, *whose, *class_columns(by))
     joined = JoinedRows.of(batch, task.keys, names, task.instrument.span)
@@ -145,27 +188,44 @@ def record(
         scores = scorer.score(*columns).double().cpu()
     of_row, position = joined.example, joined.position
     label, row, every = classes_of(by, classes, len(of_row)), torch.arange(len(of_row)), scores
-    example = in_order_of_arrival(torch.column_stack(who)) if whose and len(of_row) else of_row
+    members = in_order_of_arrival(torch.column_stack(who)) if whose and len(of_row) else of_row
     found = None
     if how is not None:
-        found = scorer.reduced(scores, example, how, *columns)
+        found = scorer.reduced(scores, members, how, *columns)
         row, scores = found.row, found.score
-    named = of_row[row].tolist()
+    p = _p_values(scorer, scores, how, label[row], (found, every, members))
+    needed = dict(zip(needs, columns, strict=True))
+    place = of_row[row], position[row], p, row
+    return ScoredRows(scores, *place, every, needed, who, members, position)
+
+
+def record(
+    batch: Batch,
+    name: Key,
+    scorer: Scorer,
+    found: ScoredRows,
+    explain: int = 0,
+    source: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Return the columns of the table for one detector and batch."""
+    method, key = name
+    named, row = found.example.tolist(), found.row
     made = {
         "id": [batch.ids[i] for i in named],
         "row": [None] * len(named)
         if source is None
         else source[batch.order[named].numpy()].tolist(),
-        "position": position[row].tolist(),
+        "position": found.position.tolist(),
         "site": [key] * len(named),
         "instrument": [method] * len(named),
-        "score": scores.tolist(),
-        "p": _p_values(scorer, scores, how, label[row], (found, every, example)),
+        "score": found.score.tolist(),
+        "p": found.p,
     }
     if explain:
+        who = found.who
         made |= {f"_{c}": who[EXAMPLE.index(c)][row].tolist() for c in ("occurrence", "piece")}
-        made |= units_of(scorer, dict(zip(needs, columns, strict=True)), row, explain)
-        made |= positions_of(every, example, position, row, explain)
+        made |= units_of(scorer, found.needed, row, explain)
+        made |= positions_of(found.every, found.members, found.at, row, explain)
     return made
 
 

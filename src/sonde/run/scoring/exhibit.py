@@ -15,7 +15,7 @@ from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.reading.row_places import Place, places_of
-from sonde.run.scoring.batches import record
+from sonde.run.scoring.batches import record, scored_rows
 from sonde.store._subset import with_examples
 from sonde.tap.generating.replay import ReplayInputs
 from sonde.tap.streams.live import LiveStream
@@ -107,7 +107,8 @@ class Exhibits:
         if batch is None:
             return None
         batch = with_examples(batch, torch.as_tensor(batch.order) == index)
-        found = record(batch, name, task, self.fitted.scorers[name], None, 0)
+        scorer = self.fitted.scorers[name]
+        found = record(batch, name, scorer, scored_rows(batch, task, scorer, None))
         raw = self._raw(index) if self.inputs else None
         made = self._exhibit(found, batch, task.keys[0], raw, line)
         return replace(made, place=self._place(index))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sonde.core.errors import SondeWarning
+from sonde.core.errors import InputError, SondeWarning
 from sonde.core.reduction import AUTO
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
@@ -17,6 +17,7 @@ from sonde.run.bundles.fitted import Fitted
 from sonde.run.passes.cost import say_cost
 from sonde.run.reading.checking import check_rows
 from sonde.run.scoring.batches import EXPLAINED, SCHEMA, check_scoring, score_batches
+from sonde.run.scoring.invariant import invariant_batches
 from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
 from sonde.run.scoring.opening import open_for
 from sonde.run.workers.crew import Crew, Runner, using_threads
@@ -35,6 +36,7 @@ def score(
     runner: Runner = "local",
     address: str | None = None,
     memory: int | None = None,
+    batch_invariant: bool = False,
     progress: bool = True,
     **options: Any,
 ) -> pa.Table:
@@ -58,6 +60,10 @@ def score(
         As in ``sonde.fit``; plain arrays are scored in this process.
     memory : int or None, default=None
         Bytes that detectors, rows and the table may take; None is 80 % of the free memory.
+    batch_invariant : bool, default=False
+        Give each input the numbers that it has alone and in any data, bit for bit, as ``sonde
+        serve`` does: batches hold inputs of one length, and small ones are filled up with copies.
+        Otherwise the last bits of a score depend on padding and on the size of the batch.
     progress : bool, default=True
     **options
         Named options of ``sonde.read``.
@@ -92,7 +98,11 @@ def score(
     say_cost(stream, shown=progress)
     batches: list[pa.RecordBatch] = []
     apart = crew.is_apart and has_parts(stream)
-    if apart:
+    if batch_invariant and crew.is_apart:
+        raise InputError("score: batch_invariant works in this process. Leave --workers out.")
+    if batch_invariant:
+        tables = invariant_batches(fitted, stream, reduction, explain)
+    elif apart:
         check_scoring(fitted, stream, explain)
         tables = score_with_workers(fitted, stream, crew, reduction, explain, threads)
     else:

@@ -254,15 +254,7 @@ class LiveStream(Stream):
 
         Small batches are read several at a time, so that the model is hooked once for all of them.
         """
-        reader = Reader(
-            self.model.module,
-            self.kinds,
-            self.probe,
-            objective=self.objective,
-            causal=self.model.task == "causal",
-            logits=self.with_logits and self.gives_logits,
-            logits_key=self.logits_key,
-        )
+        reader = self.reader()
         if isinstance(self.inputs, ReplayInputs):
             yield from self._generated(self.inputs, reader, start, stop)
             return
@@ -274,6 +266,22 @@ class LiveStream(Stream):
             made.reverse()
             while made:
                 yield made.pop()
+
+    def reader(self) -> Reader:
+        """Return what runs the model and takes these rows from its forwards, one after another."""
+        return Reader(
+            self.model.module,
+            self.kinds,
+            self.probe,
+            objective=self.objective,
+            causal=self.model.task == "causal",
+            logits=self.with_logits and self.gives_logits,
+            logits_key=self.logits_key,
+        )
+
+    def read_batch(self, reader: Reader, batch: InputBatch) -> Batch:
+        """Return the rows of inputs that need not be among those of the stream."""
+        return self._several(reader, [batch])[0]
 
     def first_batch(self) -> Batch:
         """Return two examples where there are two; nothing is generated for it."""

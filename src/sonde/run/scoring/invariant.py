@@ -1,0 +1,282 @@
+"""Scores of an input that do not depend on the other inputs of its batch, bit for bit.
+
+The last bits of a product depend on how many rows it has, and those of attention on the padding. A
+batch here holds inputs of one shape, so that nothing is padded, and is filled up with copies where
+it is small. From how many examples on the bits stay the same is measured on the machine, once for
+each shape of input, because kernels differ.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from sonde.core.batch import Batch
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch
+from sonde.core.reduction import AUTO
+from sonde.core.stream import Stream
+from sonde.data.encoder import Prepared
+from sonde.data.inputs import ItemInputs
+from sonde.engine.classes import with_classes
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.instruments.entries import Key
+from sonde.run.scoring.batches import (
+    EXPLAINED,
+    SCHEMA,
+    ScoredRows,
+    check_scoring,
+    record,
+    reduction_of,
+    scored_rows,
+    with_layers,
+)
+from sonde.run.scoring.places import check_places
+from sonde.tap import LiveStream
+
+SIZES = (1, 2, 3, 4, 8, 16)
+REFERENCE = 32
+"""Examples of the batch whose bits count; larger batches gave equal bits wherever it was tried."""
+POSITIONS, FEW = 1024, 4
+"""Positions of that batch at most, unless these are fewer examples."""
+
+Make = Callable[[Sequence[int]], InputBatch]
+
+
+@dataclass(frozen=True)
+class InvariantBatch:
+    """What a forward gave for the first ``n`` examples of a batch; the others are copies.
+
+    Parameters
+    ----------
+    batch : Batch
+    scored : dict of (method, site) to ScoredRows
+        Of the first ``n`` examples alone.
+    n : int
+    """
+
+    batch: Batch
+    scored: dict[Key, ScoredRows]
+    n: int
+
+
+class InvariantReader:
+    """Runs inputs of one shape at a time, and scores them.
+
+    Parameters
+    ----------
+    stream : LiveStream
+        The model, its sites, and how items become inputs.
+    fitted : Fitted or None
+        The detectors; None only reads.
+    largest : int
+        Most examples of one forward.
+    reduction : str, default="auto"
+    has_who : bool, default=False
+        Keep the columns that explain a score.
+
+    Attributes
+    ----------
+    smallest : dict
+        For each shape and number of positions that was measured, how many examples a batch is
+        filled up to.
+    """
+
+    def __init__(
+        self,
+        stream: LiveStream,
+        fitted: Fitted | None,
+        largest: int,
+        reduction: str = AUTO,
+        has_who: bool = False,
+    ) -> None:
+        self.stream, self.largest, self.has_who = stream, largest, has_who
+        self.scorers = {} if fitted is None else fitted.scorers
+        tasks = {} if fitted is None else dict(zip(fitted.names, fitted.tasks, strict=True))
+        self.tasks = {name: tasks[name] for name in self.scorers}
+        self.hows = {
+            name: reduction_of(fitted, task, reduction)
+            for name, task in self.tasks.items()
+            if fitted is not None
+        }
+        self.smallest: dict[Hashable, dict[int, int]] = {}
+        self._reader = stream.reader()
+
+    def read(self, make: Make, n: int) -> InvariantBatch:
+        """Return the scores of ``n`` examples of one shape.
+
+        Parameters
+        ----------
+        make : callable
+            Returns the batch of the examples of these numbers, each below ``n``, with repeats.
+        n : int
+        """
+        made = make(range(n))
+        size = self._filled_to(made, make)
+        if size > n:
+            made = make([*range(n), *([n - 1] * (size - n))])
+        return self._run(made, n)
+
+    def _filled_to(self, made: InputBatch, make: Make) -> int:
+        """Return the number of examples that a batch of this shape is filled up to.
+
+        It is measured anew if no length between half and twice this one was. Fewer positions need
+        as many more examples.
+        """
+        shape, length = shape_of(made)
+        known = self.smallest.setdefault(shape, {})
+        if not any(length <= 2 * other and other <= 2 * length for other in known):
+            known[length] = self._measured(make, length)
+        near = (n for other, n in _near(known, length) if other <= length)
+        more = (-(-n * other // length) for other, n in _near(known, length) if other > length)
+        return min([*near, *more, self.largest])
+
+    def _run(self, made: InputBatch, n: int) -> InvariantBatch:
+        batch = self.stream.read_batch(self._reader, made)
+        check_places(batch, self.tasks, self.scorers)
+        scored = {
+            name: scored_rows(
+                batch, self.tasks[name], scorer, self.hows[name], self.has_who
+            ).first(n)
+            for name, scorer in self.scorers.items()
+        }
+        return InvariantBatch(batch, scored, n)
+
+    def _measured(self, make: Make, length: int) -> int:
+        """Return from how many copies on an example has the bits that it has among many.
+
+        If its bits change up to the largest batch tried, every batch is filled up to ``largest``.
+        """
+        top = min(self.largest, REFERENCE, max(FEW, POSITIONS // length))
+        wanted = _parts(self._run(make([0] * top), top))
+        found = self.largest
+        for size in reversed([size for size in SIZES if size <= top]):
+            if {*_parts(self._run(make([0] * size), size)), *wanted} != {wanted[0]}:
+                break
+            found = size
+        return min(found, self.largest)
+
+
+def _near(known: Mapping[int, int], length: int) -> list[tuple[int, int]]:
+    return [(o, n) for o, n in known.items() if length <= 2 * o and o <= 2 * length]
+
+
+def shape_of(made: InputBatch) -> tuple[Hashable, int]:
+    """Return the shape of the examples of a batch without its positions, and their number."""
+    length = 1 if made.length is None else int(made.length[0])
+    given = [*enumerate(made.args), *sorted(made.kwargs.items())]
+    shapes = tuple(
+        (name, x.dtype, x.shape[1:] if made.length is None else x.shape[2:])
+        for name, x in given
+        if isinstance(x, Tensor)
+    )
+    return shapes, length
+
+
+def _parts(found: InvariantBatch) -> list[bytes]:
+    """Return for each example the bytes of all that a forward gave for it."""
+    batch = found.batch
+    parts = [[] for _ in range(len(batch))]
+    for key, rows in batch.rows.items():
+        _share(parts, batch.example[key], rows)
+    every = torch.arange(len(batch))
+    if batch.logits is not None:
+        _share(parts, every, batch.logits)
+    for one in found.scored.values():
+        _share(parts, one.example, one.score)
+    return [b"|".join(part) for part in parts]
+
+
+def _share(parts: list[list[bytes]], example: Tensor, values: Tensor) -> None:
+    values = values.detach().cpu().contiguous()
+    raw = values.reshape(len(values), -1).view(torch.uint8).numpy()
+    for i, row in zip(example.tolist(), raw, strict=True):
+        parts[i].append(row.tobytes())
+
+
+def groups_of_shape(items: Sequence[Prepared]) -> Iterator[list[int]]:
+    """Yield the numbers of the items of each shape, in order within it."""
+    shapes = [shape_of_item(item) for item in items]
+    order = sorted(range(len(items)), key=lambda i: (repr(shapes[i]), i))
+    for _, same in groupby(order, key=lambda i: shapes[i]):
+        yield list(same)
+
+
+def shape_of_item(item: Prepared) -> Hashable:
+    """Return what two prepared items must share to lie in one batch without padding."""
+    value = item.value
+    if isinstance(value, dict):
+        return item.length, tuple((n, _shape(x)) for n, x in sorted(value.items()))
+    return item.length, _shape(value)
+
+
+def _shape(value: Any) -> Hashable:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def invariant_batches(
+    fitted: Fitted, stream: Stream, reduction: str = AUTO, explain: int = 0
+) -> Iterator[pa.RecordBatch]:
+    """Yield the table of ``score`` batch by batch, with numbers that no other input changes.
+
+    Raises
+    ------
+    InputError
+        If the stream is no model that reads items.
+    """
+    check_scoring(fitted, stream, explain)
+    if not isinstance(stream, LiveStream) or not isinstance(stream.inputs, ItemInputs):
+        raise InputError(
+            f"score: expected a model and data for batch_invariant, got {stream!r}. Rows that were "
+            "read before keep the bits that they have: leave --batch-invariant out."
+        )
+    if with_classes(stream, fitted.label_names) is not stream:
+        raise InputError(
+            "score: expected data whose classes are numbered as in the probe for batch_invariant, "
+            f"got {', '.join(stream.label_names[:3])}. Leave --batch-invariant out."
+        )
+    inputs, source = stream.inputs, stream.source_rows
+    reader = InvariantReader(stream, fitted, inputs.batch_size, reduction, bool(explain))
+    for start, stop in pairwise(stream.units()):
+        index = np.arange(start, stop)
+        items = inputs.prepared(index)
+        for group in groups_of_shape(items):
+            for first in range(0, len(group), inputs.batch_size):
+                chosen = group[first : first + inputs.batch_size]
+                yield from _tables(reader, inputs, index, items, chosen, explain, source)
+
+
+def _tables(
+    reader: InvariantReader,
+    inputs: ItemInputs,
+    index: np.ndarray,
+    items: Sequence[Prepared],
+    chosen: list[int],
+    explain: int,
+    source: np.ndarray | None,
+) -> Iterator[pa.RecordBatch]:
+    def make(numbers: Sequence[int]) -> InputBatch:
+        which = [chosen[i] for i in numbers]
+        made = inputs.assembled(index[which], [items[i] for i in which])
+        if made is None or len(made) != len(which):
+            raise InputError(
+                "score: batch_invariant needs items that can all be decoded. Leave out --skip-bad, "
+                "or the broken items."
+            )
+        return made
+
+    found = reader.read(make, len(chosen))
+    lines = {
+        name: record(found.batch, name, scorer, found.scored[name], explain, source)
+        for name, scorer in reader.scorers.items()
+    }
+    if explain:
+        lines = with_layers(lines, reader.hows, reader.scorers, explain)
+    for columns in lines.values():
+        wanted = {k: v for k, v in columns.items() if k in EXPLAINED.names}
+        yield pa.RecordBatch.from_pydict(wanted, schema=EXPLAINED if explain else SCHEMA)
