@@ -33,7 +33,7 @@ ORDERS: dict[str, list[tuple[str, ...]]] = {
         ("layers",),
         tuple(family for family in FAMILIES if family != "layers"),
         ("run",),
-        ("findings",),
+        ("findings", "serving"),
         ("report",),
         ("cli", "testing"),
         ("__main__", "_opening", "_packed_models", "_opened_folders"),

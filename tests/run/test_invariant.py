@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from models import gpt2
 
 import sonde
+from models import gpt2
 from sonde.core.errors import InputError
 from sonde.detect import KNN, Mahalanobis
 

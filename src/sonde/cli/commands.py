@@ -34,6 +34,7 @@ from sonde.cli.read import Read
 from sonde.cli.recipe import Recipe, recipe_command
 from sonde.cli.scan import Scan
 from sonde.cli.score import Score
+from sonde.cli.serve import Serve
 from sonde.cli.study import Study
 from sonde.cli.trace import Trace
 from sonde.cli.track import Track
@@ -66,6 +67,7 @@ COMMANDS: dict[str, type[Any]] = {
     "units": Units,
     "cache": Cache,
     "generate": Generate,
+    "serve": Serve,
     "compress": Compress,
     "encode": Encode,
     "decode": Decode,

@@ -35,6 +35,7 @@ USAGE = """sonde: a probe for the hidden states of neural networks
   sonde trace MODEL --clean A --corrupt B ...     where two answers part
   sonde cache MODEL DATA                          caches that keep fewer tokens
   sonde units MODEL DATA --sites S -o atlas.html  what each unit stands for
+  sonde serve MODEL [probe.sonde]                 behind HTTP, watched inside
   sonde info FILE                                 what a file holds
   sonde export STORE -o FILE                      Parquet, arrays or Lance
   sonde verify FILE|DIR [--repair]                whether it is as written

@@ -110,6 +110,12 @@ def encoder_for(
     return text_encoder(model, layout, names, max_length, long)
 
 
+def takes_one(model: Model) -> bool:
+    """Return whether a model reads one example at a time: it cannot find the last token else."""
+    config = getattr(model.config, "text_config", model.config)
+    return model.task == "classifier" and getattr(config, "pad_token_id", None) is None
+
+
 def batch_size_for(
     model: Model,
     listing: Listing,
@@ -123,9 +129,9 @@ def batch_size_for(
     A text classifier without a padding token finds the last token only in batches of one. The
     length is a bound of the longest example: the context, or less if every text is shorter.
     """
-    config = getattr(model.config, "text_config", model.config)
-    if model.task == "classifier" and getattr(config, "pad_token_id", None) is None:
+    if takes_one(model):
         return 1
+    config = getattr(model.config, "text_config", model.config)
     hidden = getattr(config, "hidden_size", None)
     if not isinstance(hidden, int):
         return LARGEST_BATCH

@@ -20,6 +20,7 @@ from sonde.engine.requests import Request, States, Task
 from sonde.files.identity import CODE, agree, same_code
 from sonde.run.bundles.group_counts import KEPT_DRAWS, groups_between, joined_counts
 from sonde.run.bundles.header import warn_other_code
+from sonde.run.bundles.traffic import joined_traffic
 from sonde.run.instruments.entries import inner_of, spec_of
 from sonde.run.instruments.stages import has_stages
 from sonde.run.passes.units import add_counters, join_units
@@ -60,6 +61,7 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
     header = {
         **{name: value for name, value in a.header.items() if name != "group_draws"},
         **draws,
+        **joined_traffic(a.header, b.header),
         **({LABELS: labels} if (labels := joined_labels(a.header, b.header)) else {}),
         "model": _one_model(a.header["model"], b.header["model"]),
         "recipe": common(recipe_in(a.header), recipe_in(b.header)),

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,16 @@ def counts_of(stream: Stream, split: Split | None) -> dict[str, Any]:
         sizes = np.fromiter(members.values(), dtype=np.int64, count=len(members))
         found["held"] = {"n_examples": int(sizes[held].sum()), "n_groups": int(held.sum())}
     return found
+
+
+def kept_draws(keys: Sequence[bytes], seed: int) -> np.ndarray:
+    """Return the smallest ``split`` draws of some groups in ascending order, as a header keeps."""
+    return smallest_draws(_split_draws(Counter(keys), seed).numpy().view(np.uint64))
+
+
+def smallest_draws(found: np.ndarray) -> np.ndarray:
+    """Return the smallest of some draws in ascending order, as many as a header keeps."""
+    return np.sort(found)[:KEPT_DRAWS]
 
 
 def group_draws(stream: Stream) -> str:
@@ -147,7 +158,7 @@ def _is_held(found: np.ndarray, split: Split) -> np.ndarray:
 
 
 def _draws_as_hex(found: np.ndarray) -> str:
-    return np.sort(found)[:KEPT_DRAWS].astype("<u8").tobytes().hex()
+    return smallest_draws(found).astype("<u8").tobytes().hex()
 
 
 def _draws_in(header: Header) -> np.ndarray | None:

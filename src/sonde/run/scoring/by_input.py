@@ -8,6 +8,8 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sonde.alarms.fusion import surprise
 from sonde.core.calibration import Calibration
@@ -158,7 +160,7 @@ def least_p(
     """Return the least p-value that ``rule`` can give; 1 where a detector is not calibrated."""
     if rule not in COMBINED:
         return float(fused_of(fitted, keys, rule, unusual).calibration.p_value([math.inf])[0])
-    each = [_calibration(fitted, key) for key in keys]
+    each = [calibration_of(fitted, key) for key in keys]
     if None in each:
         return 1.0
     return float(COMBINED[rule]([[float(one.p_value([math.inf])[0]) for one in each]])[0])
@@ -173,7 +175,8 @@ def _too_few(fitted: Fitted, keys: list[Key], alpha: float, lowest: float) -> st
     )
 
 
-def _calibration(fitted: Fitted, key: Key) -> Any:
+def calibration_of(fitted: Fitted, key: Key) -> Any:
+    """Return the calibration of a detector over all classes, or None if it has none."""
     scorer = fitted.scorers.get(key)
     found = scorer.calibration if isinstance(scorer, CalibratedScorer) else None
     return getattr(found, "whole", found)
@@ -194,11 +197,17 @@ def _members(parts: Sequence[pa.Table]) -> list[np.ndarray]:
 
 def _far(fitted: Fitted, key: Key, part: pa.Table) -> np.ndarray:
     """Return how far scores lie above the calibration scores; without these, above each other."""
-    scores, found = scores_of(part), _calibration(fitted, key)
+    scores, held = scores_of(part), held_scores(fitted, key)
+    return beyond(scores) if held is None else surprise(torch.from_numpy(scores), held).numpy()
+
+
+def held_scores(fitted: Fitted, key: Key) -> Float[Tensor, "n"] | None:
+    """Return the sorted scores that calibrated a detector, or None if it is not calibrated."""
+    found = calibration_of(fitted, key)
     if found is None:
-        return beyond(scores)
+        return None
     held = [found.scores] if isinstance(found, Calibration) else [found.scores, found.tail]
-    return surprise(torch.from_numpy(scores), torch.cat(held).sort().values).numpy()
+    return torch.cat(held).sort().values
 
 
 def _loudest(

@@ -22,6 +22,7 @@ from sonde.core.inputs import InputBatch
 from sonde.core.reduction import AUTO
 from sonde.core.stream import Stream
 from sonde.data.encoder import Prepared
+from sonde.data.encoding import takes_one
 from sonde.data.inputs import ItemInputs
 from sonde.engine.classes import with_classes
 from sonde.run.bundles.fitted import Fitted
@@ -41,7 +42,7 @@ from sonde.tap import LiveStream
 
 SIZES = (1, 2, 3, 4, 8, 16)
 REFERENCE = 32
-"""Examples of the batch whose bits count; larger batches gave equal bits wherever it was tried."""
+"""Most examples of a batch, and those of the batch whose bits count."""
 POSITIONS, FEW = 1024, 4
 """Positions of that batch at most, unless these are fewer examples."""
 
@@ -75,7 +76,7 @@ class InvariantReader:
     fitted : Fitted or None
         The detectors; None only reads.
     largest : int
-        Most examples of one forward.
+        Most examples of one forward; at most 32 are taken. Copies may be more.
     reduction : str, default="auto"
     has_who : bool, default=False
         Keep the columns that explain a score.
@@ -95,7 +96,9 @@ class InvariantReader:
         reduction: str = AUTO,
         has_who: bool = False,
     ) -> None:
-        self.stream, self.largest, self.has_who = stream, largest, has_who
+        self.stream, self.has_who = stream, has_who
+        self.is_single = takes_one(stream.model)
+        self.largest = 1 if self.is_single else min(largest, REFERENCE)
         self.scorers = {} if fitted is None else fitted.scorers
         tasks = {} if fitted is None else dict(zip(fitted.names, fitted.tasks, strict=True))
         self.tasks = {name: tasks[name] for name in self.scorers}
@@ -128,21 +131,23 @@ class InvariantReader:
         It is measured anew if no length between half and twice this one was. Fewer positions need
         as many more examples.
         """
+        if self.is_single:
+            return 1
         shape, length = shape_of(made)
         known = self.smallest.setdefault(shape, {})
         if not any(length <= 2 * other and other <= 2 * length for other in known):
             known[length] = self._measured(make, length)
         near = (n for other, n in _near(known, length) if other <= length)
         more = (-(-n * other // length) for other, n in _near(known, length) if other > length)
-        return min([*near, *more, self.largest])
+        return min([*near, *more, REFERENCE])
 
     def _run(self, made: InputBatch, n: int) -> InvariantBatch:
         batch = self.stream.read_batch(self._reader, made)
         check_places(batch, self.tasks, self.scorers)
         scored = {
-            name: scored_rows(
-                batch, self.tasks[name], scorer, self.hows[name], self.has_who
-            ).first(n)
+            name: scored_rows(batch, self.tasks[name], scorer, self.hows[name], self.has_who).first(
+                n
+            )
             for name, scorer in self.scorers.items()
         }
         return InvariantBatch(batch, scored, n)
@@ -150,16 +155,16 @@ class InvariantReader:
     def _measured(self, make: Make, length: int) -> int:
         """Return from how many copies on an example has the bits that it has among many.
 
-        If its bits change up to the largest batch tried, every batch is filled up to ``largest``.
+        If its bits change up to the largest batch tried, every batch is filled up to 32.
         """
-        top = min(self.largest, REFERENCE, max(FEW, POSITIONS // length))
+        top = min(REFERENCE, max(FEW, POSITIONS // length))
         wanted = _parts(self._run(make([0] * top), top))
-        found = self.largest
+        found = REFERENCE
         for size in reversed([size for size in SIZES if size <= top]):
             if {*_parts(self._run(make([0] * size), size)), *wanted} != {wanted[0]}:
                 break
             found = size
-        return min(found, self.largest)
+        return found
 
 
 def _near(known: Mapping[int, int], length: int) -> list[tuple[int, int]]:
@@ -246,8 +251,8 @@ def invariant_batches(
         index = np.arange(start, stop)
         items = inputs.prepared(index)
         for group in groups_of_shape(items):
-            for first in range(0, len(group), inputs.batch_size):
-                chosen = group[first : first + inputs.batch_size]
+            for first in range(0, len(group), reader.largest):
+                chosen = group[first : first + reader.largest]
                 yield from _tables(reader, inputs, index, items, chosen, explain, source)
 
 

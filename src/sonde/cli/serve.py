@@ -1,0 +1,158 @@
+"""``sonde serve``: a model and what was fitted on it behind HTTP, watched from inside."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from sonde.cli.console import note
+from sonde.cli.options import (
+    DataReading,
+    DeviceWord,
+    DtypeWord,
+    ModelWord,
+    Printing,
+    TrustFlag,
+    named,
+)
+from sonde.core.errors import InputError
+
+if TYPE_CHECKING:
+    from sonde.serving.running import Settings
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a model over HTTP. Each answer says whether the model knows such an input.
+
+    With a calibrated PROBE the answer to an input holds its p-value at each detector and site, an
+    alarm at the stated rate, and the site that finds the input most unusual. The numbers are those
+    of `sonde score --batch-invariant`, bit for bit, whatever else is asked at the same time.
+
+    Only this machine reaches the server, unless --host and --token-file say otherwise.
+
+    Example: sonde serve sonde:digits probe.sonde --port 8000
+
+    Then: curl -F picture=@seven.png http://127.0.0.1:8000/predict
+
+    Texts: curl -H 'Content-Type: application/json' -d '{"inputs": ["a text"]}'
+    http://127.0.0.1:8000/predict
+
+    GET / is the dashboard, /metrics is for Prometheus, /openapi.json describes every address.
+    With --log the statistics of the traffic are ordinary state files:
+    sonde drift monday.sonde tuesday.sonde
+    """
+
+    model: ModelWord
+    probe: Annotated[
+        tyro.conf.Positional[Path | None],
+        named("PROBE", "a file that sonde fit or sonde calibrate wrote for this model"),
+    ] = None
+    port: Annotated[int, tyro.conf.arg(help="port; 0 takes a free one")] = 8000
+    host: Annotated[
+        str, tyro.conf.arg(help="address to listen at; 0.0.0.0 is every one, and needs a token")
+    ] = "127.0.0.1"
+    token_file: Annotated[
+        Path | None,
+        named("FILE", "first line: the token that clients send as 'Authorization: Bearer TOKEN'"),
+    ] = None
+    alarm: Annotated[
+        float, tyro.conf.arg(aliases=["--alpha"], help="false-alarm rate of the verdicts")
+    ] = 0.05
+    log: Annotated[
+        Path | None, named("FOLDER", "commit the statistics of the traffic there, no inputs")
+    ] = None
+    commit: Annotated[
+        float, named("SECONDS", "a kill loses the traffic of at most this time (default: 10)")
+    ] = 10.0
+    period: Annotated[float, named("SECONDS", "time of one file of traffic (default: 3600)")] = (
+        3600.0
+    )
+    period_inputs: Annotated[int | None, named("N", "inputs of one file of traffic at most")] = None
+    calibrate: Annotated[
+        Path | None,
+        named("FILE", "a calibration of PROBE that is taken anew whenever the file changes"),
+    ] = None
+    replicas: Annotated[int, tyro.conf.arg(help="processes, or replicas on Ray")] = 1
+    runner: Annotated[
+        Literal["local", "ray"], tyro.conf.arg(help="processes of this machine, or Ray Serve")
+    ] = "local"
+    address: Annotated[
+        str | None, named("HOST:PORT", "a running Ray cluster, or auto; else one starts here")
+    ] = None
+    threads: Annotated[int | None, named("N", "threads of each replica")] = None
+    batch: Annotated[int, tyro.conf.arg(help="inputs of one forward at most")] = 32
+    wait: Annotated[
+        float, named("SECONDS", "how long an input waits for others (default: 0.002)")
+    ] = 0.002
+    queue: Annotated[int, tyro.conf.arg(help="inputs that wait at most, then 429")] = 1024
+    max_body: Annotated[
+        str, named("SIZE", "most bytes of a request, e.g. 8MiB (default: 8MiB)")
+    ] = "8MiB"
+    max_pixels: Annotated[int, tyro.conf.arg(help="pixels of one picture at most")] = 16_000_000
+    keep_inputs: Annotated[
+        int, named("N", "let the dashboard show the inputs of the last N alarms (default: 0)")
+    ] = 0
+    device: DeviceWord = "auto"
+    dtype: DtypeWord = "auto"
+    trust_remote_code: TrustFlag = False
+    reading: DataReading = field(default_factory=DataReading)
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Serve until a signal."""
+        try:
+            from sonde.serving.running import check, run
+        except ImportError as error:
+            raise InputError(
+                f"serve: expected the package {error.name}, which is not installed. Install "
+                "sonde[serve]."
+            ) from None
+        settings = self._settings()
+        check(settings)
+        if not self.printing.quiet:
+            note(f"serving {self.model} at http://{self.host}:{self.port} (Ctrl-C ends)")
+        if self.runner == "ray":
+            from sonde.serving.replicas import run_on_ray
+
+            return run_on_ray(settings, self.address)
+        return run(settings)
+
+    def _settings(self) -> "Settings":
+        from sonde.cli.options import parse_bytes
+        from sonde.serving.limits import Limits
+        from sonde.serving.running import Settings
+        from sonde.serving.traffic import Schedule
+
+        def text(path: Path | None) -> str | None:
+            return None if path is None else str(path.absolute())
+
+        return Settings(
+            model=self.model,
+            probe=text(self.probe),
+            host=self.host,
+            port=self.port,
+            alpha=self.alarm,
+            token_file=text(self.token_file),
+            log=text(self.log),
+            calibrate=text(self.calibrate),
+            replicas=self.replicas,
+            threads=self.threads,
+            keep_inputs=self.keep_inputs,
+            limits=Limits(
+                body_bytes=parse_bytes(self.max_body),
+                pixels=self.max_pixels,
+                batch=self.batch,
+                wait_seconds=self.wait,
+                queue=self.queue,
+                tokens=self.reading.max_length,
+            ),
+            schedule=Schedule(self.commit, self.period, self.period_inputs),
+            model_options={
+                "device": self.device,
+                "dtype": self.dtype,
+                "trust_remote_code": self.trust_remote_code,
+            },
+            options=self.reading.data_options(),
+        )

@@ -1,0 +1,18 @@
+"""What a file of served traffic says of itself: spans of time, and how each ended."""
+
+from typing import Any, Final
+
+TRAFFIC: Final = "traffic"
+"""Field of the header."""
+
+
+def joined_traffic(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Return the field of two headers together, empty if neither is of traffic."""
+    told = [header[TRAFFIC] for header in (a, b) if header.get(TRAFFIC)]
+    if not told:
+        return {}
+    spans = [span for one in told for span in one["spans"]]
+    seconds = max(one["commit_seconds"] for one in told)
+    name = "+".join(one["name"] for one in told)
+    joined = {"name": name, "commit_seconds": seconds}
+    return {TRAFFIC: {**joined, "spans": sorted(spans, key=lambda span: span["begin"])}}

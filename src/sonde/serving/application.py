@@ -1,0 +1,274 @@
+"""``sonde.serving.app``: the ASGI application."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from sonde.serving.answers import answers_json
+from sonde.serving.bodies import (
+    FORM,
+    JSON,
+    check_count,
+    form_files,
+    inputs_in,
+    parse_json,
+    read_body,
+)
+from sonde.serving.doors import Door
+from sonde.serving.limits import Limits
+from sonde.serving.open_inference import infer_json, inputs_of, metadata
+from sonde.serving.openapi import openapi
+from sonde.serving.refusals import Refusal
+from sonde.serving.served import Answer
+from sonde.serving.service import Service
+from sonde.serving.traffic import Schedule
+
+_log = logging.getLogger("sonde")
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def app(
+    model: Any,
+    fitted: Any = None,
+    *,
+    alpha: float = 0.05,
+    token: str | None = None,
+    limits: Limits | None = None,
+    log: str | Path | None = None,
+    schedule: Schedule | None = None,
+    calibrate: str | Path | None = None,
+    keep_inputs: int = 0,
+    registry: Any = None,
+    **options: Any,
+) -> Starlette:
+    """Return the ASGI application that serves a model with what was fitted on it.
+
+    Run it with any ASGI server, or mount it in an application of your own. The model is loaded
+    when the server starts, or at the first request if it is mounted.
+
+    Parameters
+    ----------
+    model : Model, nn.Module, str, or function
+        What ``sonde.load`` takes; or a function without arguments that returns it.
+    fitted : Fitted, path or None, default=None
+        The probe: calibrated detectors of this model.
+    alpha : float, default=0.05
+        False-alarm rate of the field ``alarm``.
+    token : str or None, default=None
+        What a client must bring for every address but health.
+    limits : Limits, optional
+    log : path or None, default=None
+        Folder of the traffic's statistics; None commits nothing.
+    schedule : Schedule, optional
+        When traffic is committed.
+    calibrate : path or None, default=None
+        A calibration of the probe, taken when the server starts and whenever the file changes.
+    keep_inputs : int, default=0
+        Inputs of the last alarms that the dashboard may show.
+    registry : prometheus_client.CollectorRegistry, optional
+        Where metrics are registered; by default one of its own.
+    **options
+        Named options of ``sonde.read`` that say how items become inputs, such as
+        ``number_columns`` or ``image_size``.
+
+    Returns
+    -------
+    Starlette
+
+    Examples
+    --------
+    >>> from starlette.testclient import TestClient
+    >>> from torch import nn
+    >>> with TestClient(app(nn.Linear(2, 3))) as client:
+    ...     client.get("/v2/health/live").status_code
+    200
+    """
+    limits = limits or Limits()
+    service = Service(
+        model,
+        fitted,
+        alpha=alpha,
+        limits=limits,
+        log=log,
+        schedule=schedule or Schedule(),
+        calibrate=calibrate,
+        keep_inputs=keep_inputs,
+        registry=registry,
+        options=options,
+    )
+    handlers = _Handlers(service, limits)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    doors = [] if token is None else [Middleware(Door, token=token)]  # type: ignore[arg-type]
+    made = Starlette(
+        routes=handlers.routes(),
+        middleware=doors,
+        lifespan=lifespan,
+        exception_handlers={404: _no_address, 405: _no_address},
+    )
+    made.state.service = service
+    return made
+
+
+async def _no_address(request: Request, error: Any) -> Response:
+    """Say that there is no such address."""
+    code = int(error.status_code)
+    return JSONResponse(
+        {"error": f"No address answers this {request.method}. GET /openapi.json lists them."}, code
+    )
+
+
+class _Handlers:
+    """One handler for each address."""
+
+    def __init__(self, service: Service, limits: Limits) -> None:
+        self.service, self.limits = service, limits
+
+    def routes(self) -> list[Route]:
+        """Return the addresses."""
+        named: list[tuple[str, str, str, Handler]] = [
+            ("/v2/health/live", "GET", "health", self.live),
+            ("/v2/health/ready", "GET", "health", self.ready),
+            ("/v2", "GET", "metadata", self.server),
+            ("/v2/models/{name}", "GET", "metadata", self.model),
+            ("/v2/models/{name}/ready", "GET", "metadata", self.model_ready),
+            ("/v2/models/{name}/infer", "POST", "infer", self.infer),
+            ("/predict", "POST", "predict", self.predict),
+            ("/feedback", "POST", "feedback", self.feedback),
+            ("/feedback", "GET", "feedback", self.accuracy),
+            ("/metrics", "GET", "metrics", self.metrics),
+            ("/openapi.json", "GET", "metadata", self.openapi),
+        ]
+        return [
+            Route(path, self._guarded(name, handler), methods=[verb])
+            for path, verb, name, handler in named
+        ]
+
+    def _guarded(self, route: str, handler: Handler) -> Handler:
+        """Return a handler whose errors are sentences, and whose time is measured."""
+
+        async def handle(request: Request) -> Response:
+            began, code = time.perf_counter(), 500
+            try:
+                answer = await handler(request)
+                code = answer.status_code
+            except Refusal as refusal:
+                code = refusal.status
+                answer = JSONResponse({"error": refusal.sentence}, code, refusal.headers)
+            except asyncio.CancelledError:
+                code = 499
+                raise
+            except Exception as error:
+                _log.error("%s failed: %s", route, type(error).__name__)
+                answer = JSONResponse(
+                    {"error": "The server failed at this request. Its log says where."}, 500
+                )
+            finally:
+                self.service.counted(route, code, time.perf_counter() - began)
+            return answer
+
+        return handle
+
+    async def live(self, _: Request) -> Response:
+        """Say that the process runs."""
+        return JSONResponse({"live": True})
+
+    async def ready(self, _: Request) -> Response:
+        """Say whether the model can answer."""
+        self.service.start()
+        if self.service.failure is not None:
+            return JSONResponse({"ready": False, "error": self.service.failure}, 503)
+        is_ready = self.service.is_ready
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+
+    async def server(self, _: Request) -> Response:
+        """Describe the server."""
+        from sonde import __version__
+
+        return JSONResponse({"name": "sonde", "version": __version__, "extensions": ["sonde"]})
+
+    async def model(self, request: Request) -> Response:
+        """Describe the model."""
+        return JSONResponse(metadata(self._named(request)))
+
+    async def model_ready(self, request: Request) -> Response:
+        """Say whether the model can answer."""
+        self._named(request)
+        return JSONResponse({"ready": True})
+
+    def _named(self, request: Request) -> Any:
+        served = self.service.served()
+        if request.path_params["name"] != served.name:
+            raise Refusal(404, f"Expected the model {served.name!r}, which is the only one here.")
+        return served
+
+    async def infer(self, request: Request) -> Response:
+        """Answer a request of the Open Inference Protocol."""
+        served = self._named(request)
+        found = parse_json(await self._json(request))
+        rows = self.service.rows()
+        inputs = inputs_of(found, rows, self.limits)
+        name, answers = await self._answered(inputs)
+        return JSONResponse(infer_json(served, name, found.get("id"), answers))
+
+    async def predict(self, request: Request) -> Response:
+        """Answer texts, rows of a table, arrays or pictures."""
+        self.service.served()
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == FORM:
+            body = await read_body(request, self.limits)
+            inputs: list[Any] = [*await form_files(request, body, self.limits)]
+            check_count(len(inputs), self.limits)
+        else:
+            inputs = inputs_in(parse_json(await self._json(request)), self.limits)
+        name, answers = await self._answered(inputs)
+        return JSONResponse(answers_json(name, answers, self.service.alpha))
+
+    async def _json(self, request: Request) -> bytes:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != JSON:
+            raise Refusal(415, f"Expected the header 'Content-Type: {JSON}'.")
+        return await read_body(request, self.limits)
+
+    async def _answered(self, inputs: Sequence[Any]) -> tuple[str, list[Answer]]:
+        name = secrets.token_hex(8)
+        return name, await self.service.answer(name, inputs)
+
+    async def feedback(self, request: Request) -> Response:
+        """Take the truth about an input."""
+        found = parse_json(await self._json(request))
+        each = found.get("feedback", [found])
+        if not isinstance(each, list) or not all(isinstance(one, dict) for one in each):
+            raise Refusal(400, 'Expected {"id": "...", "truth": "the class"}.')
+        check_count(len(each), self.limits)
+        said = [self.service.feedback.take(one.get("id"), one.get("truth")) for one in each]
+        return JSONResponse({"taken": len(said), "correct": sum(said)})
+
+    async def accuracy(self, _: Request) -> Response:
+        """Give the accuracy by feedback."""
+        return JSONResponse(self.service.feedback.figures())
+
+    async def metrics(self, _: Request) -> Response:
+        """Give everything that is counted."""
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return PlainTextResponse(self.service.figures.text(), headers={"Content-Type": kind})
+
+    async def openapi(self, _: Request) -> Response:
+        """Describe the addresses."""
+        return JSONResponse(openapi(self.service))

@@ -1,0 +1,201 @@
+"""Requests that wait are answered together: micro-batches from a bounded queue."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from sonde.core.errors import SondeError, is_out_of_memory
+from sonde.serving.limits import Limits
+from sonde.serving.refusals import Refusal
+from sonde.serving.served import Answer, Answered, Item
+
+_log = logging.getLogger("sonde")
+Seen = Callable[[Sequence[Item], Answered, float], None]
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """One input that waits for its answer."""
+
+    item: Item
+    answer: "asyncio.Future[Answer]"
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """Puts inputs of one shape into batches, and gives each its own answer.
+
+    One thread runs the model. While it works, the inputs of the next batch gather; a batch begins
+    when it is full, or when its oldest input has waited long enough. If a batch fails, its inputs
+    are run again one by one, so that only the faulty ones fail.
+
+    Parameters
+    ----------
+    run : callable
+        From items to ``Answered``; called in the thread of the model.
+    limits : Limits
+    seen : callable
+        Called in that thread with the items of each forward, their answers, and its seconds.
+    most : callable
+        Returns the most inputs of a forward.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Answered],
+        limits: Limits,
+        seen: Seen,
+        most: Callable[[], int],
+    ) -> None:
+        self._run, self._limits, self._seen, self._most = run, limits, seen, most
+        self._queue: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, "sonde-model")
+        self._rate = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self.n_running = 0
+
+    @property
+    def n_waiting(self) -> int:
+        """Inputs in the queue."""
+        return len(self._queue)
+
+    def start(self) -> None:
+        """Begin to answer, in the running event loop."""
+        self._task = asyncio.create_task(self._serve())
+
+    async def stop(self, seconds: float) -> None:
+        """Answer what waits for at most some seconds, then end."""
+        until = time.monotonic() + seconds
+        while (self._queue or self.n_running) and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        if self._task is not None:
+            self._task.cancel()
+        for one in self._queue:
+            if not one.answer.done():
+                one.answer.set_exception(Refusal(503, "The server stops. Ask again."))
+        self._queue.clear()
+        self._thread.shutdown(wait=False)
+
+    async def call(self, action: Callable[[], None]) -> None:
+        """Do something in the thread of the model, between two batches."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, action)
+
+    async def answers(self, items: Sequence[Item]) -> list[Answer]:
+        """Return the answers to the inputs of one request.
+
+        Raises
+        ------
+        Refusal
+            429 if the queue is full; 400 if the model cannot take an input.
+        """
+        if len(self._queue) + len(items) > self._limits.queue:
+            wait = max(1, math.ceil(len(self._queue) / self._rate)) if self._rate else 1
+            raise Refusal(
+                429,
+                f"{len(self._queue):,} inputs wait already. Ask again in {wait} s.",
+                {"Retry-After": str(wait)},
+            )
+        loop = asyncio.get_running_loop()
+        mine = [_Waiting(item, loop.create_future()) for item in items]
+        self._queue.extend(mine)
+        self._arrived.set()
+        try:
+            return [await one.answer for one in mine]
+        finally:
+            for one in mine:
+                if one.answer.done() and not one.answer.cancelled():
+                    one.answer.exception()
+                one.answer.cancel()
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._next()
+            self.n_running = len(batch)
+            try:
+                found = await loop.run_in_executor(
+                    self._thread, self._outcomes, [one.item for one in batch]
+                )
+            except Exception as error:
+                found = [error] * len(batch)
+            finally:
+                self.n_running = 0
+            for one, outcome in zip(batch, found, strict=True):
+                if one.answer.done():
+                    continue
+                if isinstance(outcome, BaseException):
+                    one.answer.set_exception(outcome)
+                else:
+                    one.answer.set_result(outcome)
+
+    async def _next(self) -> list[_Waiting]:
+        """Return the inputs of the next batch: those of the oldest one's shape."""
+        while True:
+            while self._queue and self._queue[0].answer.done():
+                self._queue.popleft()
+            if not self._queue:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            left = self._queue[0].since + self._limits.wait_seconds - time.monotonic()
+            chosen = self._same_shape()
+            if len(chosen) >= self._most() or left <= 0:
+                taken = {id(one) for one in chosen}
+                self._queue = deque(one for one in self._queue if id(one) not in taken)
+                return chosen
+            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._arrived.wait(), left)
+
+    def _same_shape(self) -> list[_Waiting]:
+        shape, found = self._queue[0].item.shape, list[_Waiting]()
+        for one in self._queue:
+            if one.item.shape == shape and not one.answer.done():
+                found.append(one)
+                if len(found) == self._most():
+                    break
+        return found
+
+    def _outcomes(self, items: Sequence[Item]) -> list[Any]:
+        """Return an answer or an exception for each item; in the thread of the model."""
+        began = time.monotonic()
+        try:
+            found = self._run(items)
+        except Exception as error:
+            if len(items) > 1:
+                return [self._outcomes([item])[0] for item in items]
+            return [_refused(error)]
+        seconds = time.monotonic() - began
+        rate = len(items) / max(seconds, 1e-6)
+        self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
+        try:
+            self._seen(items, found, seconds)
+        except Exception as error:  # watching must not take an answer from anybody
+            _log.error("the watch of the traffic failed: %s: %s", type(error).__name__, error)
+        return list(found.answers)
+
+
+def _refused(error: Exception) -> Refusal:
+    """Return why the model could not take an input, without the input."""
+    if is_out_of_memory(error):
+        _log.error("memory ran out in a forward")
+        return Refusal(503, "Memory ran out at this input. Send a smaller one.")
+    if isinstance(error, (SondeError, RuntimeError, ValueError, TypeError, IndexError)):
+        _log.info("an input was refused by the model: %s", type(error).__name__)
+        return Refusal(
+            400,
+            f"The model cannot take this input ({type(error).__name__}): its size or its values "
+            "are of another kind.",
+        )
+    _log.error("a forward failed: %s", type(error).__name__)
+    return Refusal(
+        500, f"The model failed at this input ({type(error).__name__}). The server goes on."
+    )

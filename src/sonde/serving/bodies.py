@@ -1,0 +1,281 @@
+"""The body of a request: read within limits, and made into rows that a model can read.
+
+Nothing is unpickled, no path of a request is opened, and no text of an input gets into an error.
+"""
+
+import asyncio
+import base64
+import binascii
+import io
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from sonde.core.errors import InputError
+from sonde.data.images import decode
+from sonde.data.sources import Row
+from sonde.serving.limits import Limits
+from sonde.serving.refusals import Refusal
+
+JSON, FORM = "application/json", "multipart/form-data"
+DEEPEST = 32
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """Return the body of a request.
+
+    Raises
+    ------
+    Refusal
+        413 for a body that is too large, 408 for one that arrives too slowly.
+    """
+    said = request.headers.get("content-length", "0")
+    if said.isdigit() and int(said) > limits.body_bytes:
+        raise _too_large(limits)
+    parts, size = list[bytes](), 0
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.body_bytes:
+                    raise _too_large(limits)
+                parts.append(part)
+    except TimeoutError:
+        raise Refusal(
+            408,
+            f"Expected the body within {limits.body_seconds:g} s, got {size:,} bytes of it. Send "
+            "it faster, or in smaller requests.",
+            {"Connection": "close"},
+        ) from None
+    except ClientDisconnect:
+        raise Refusal(400, "The client left before the body had arrived.") from None
+    return b"".join(parts)
+
+
+def _too_large(limits: Limits) -> Refusal:
+    return Refusal(
+        413,
+        f"Expected a body of at most {limits.body_bytes:,} bytes. Send fewer inputs in a request.",
+        {"Connection": "close"},
+    )
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of a body.
+
+    Raises
+    ------
+    Refusal
+        400 for anything else: no UTF-8, no JSON, NaN, too deep, no object.
+    """
+    try:
+        found = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise Refusal(
+            400, "Expected a JSON object in UTF-8, got something else. NaN is no JSON."
+        ) from None
+    if not isinstance(found, dict):
+        raise Refusal(400, 'Expected a JSON object such as {"inputs": [...]}.')
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def inputs_in(found: Mapping[str, Any], limits: Limits) -> list[Any]:
+    """Return the inputs of a request's JSON."""
+    inputs = found.get("inputs")
+    if not isinstance(inputs, list) or not inputs:
+        raise Refusal(
+            400,
+            'Expected a list of at least one input, as {"inputs": ["a text"]}. GET /openapi.json '
+            "shows every form.",
+        )
+    check_count(len(inputs), limits)
+    return inputs
+
+
+def check_count(n: int, limits: Limits) -> None:
+    """Refuse a request with too many inputs."""
+    if n > limits.inputs:
+        raise Refusal(
+            413, f"Expected at most {limits.inputs} inputs, got {n:,}. Send several requests."
+        )
+
+
+async def form_files(request: Request, body: bytes, limits: Limits) -> list[bytes]:
+    """Return the files of a multipart form.
+
+    Raises
+    ------
+    Refusal
+        400 if it is no such form, or holds no file.
+    """
+
+    async def stream() -> AsyncIterator[bytes]:
+        yield body
+
+    parser = MultiPartParser(request.headers, stream(), max_files=limits.inputs, max_fields=8)  # type: ignore[arg-type]
+    try:
+        form = await parser.parse()
+    except (MultiPartException, ValueError, KeyError, AssertionError):
+        raise Refusal(
+            400, "Expected a multipart form with a file for each picture, got something else."
+        ) from None
+    files = [value for _, value in form.multi_items() if not isinstance(value, str)]
+    if not files:
+        raise Refusal(400, "Expected a file for each picture in the form, got none.")
+    contents = [await file.read() for file in files]
+    await form.close()
+    return contents
+
+
+class Rows:
+    """How the inputs of a request become rows of one model.
+
+    Parameters
+    ----------
+    kind : str
+        Of the model's items: text, pair, messages, tokens, image, numbers, tensor, features.
+    columns : sequence of str
+        The columns that hold them.
+    limits : Limits
+    """
+
+    def __init__(self, kind: str, columns: Sequence[str], limits: Limits) -> None:
+        self.kind, self.columns, self.limits = kind, tuple(columns), limits
+
+    def of(self, inputs: Sequence[Any]) -> list[Row]:
+        """Return a row for each input.
+
+        Raises
+        ------
+        Refusal
+            400 naming the number of the first input of another form.
+        """
+        return [self._row(value, i) for i, value in enumerate(inputs)]
+
+    def _row(self, value: Any, i: int) -> Row:
+        if self.kind == "image":
+            return {self.columns[0]: self._picture(value, i)}
+        if isinstance(value, str) and len(self.columns) == 1 and self.kind in ("text", "callable"):
+            return {self.columns[0]: _clean(value, i)}
+        if isinstance(value, list):
+            return self._of_list(value, i)
+        if isinstance(value, dict) and self.kind not in ("image", "audio"):
+            missing = [name for name in self.columns if name not in value]
+            if missing:
+                raise Refusal(400, f"Input {i}: expected the column {missing[0]!r}, got none.")
+            row = {name: value[name] for name in self.columns}
+            return {name: self._cell(cell, i) for name, cell in row.items()}
+        raise self._wrong(i)
+
+    def _cell(self, cell: Any, i: int) -> Any:
+        if isinstance(cell, str):
+            return _clean(cell, i)
+        if self.kind in ("tensor", "features") and isinstance(cell, list):
+            return array_of(cell, i)
+        if self.kind in ("messages", "tokens") and isinstance(cell, list):
+            return cell
+        if cell is None or isinstance(cell, int | float):
+            return cell
+        raise self._wrong(i)
+
+    def _of_list(self, value: list[Any], i: int) -> Row:
+        if self.kind == "numbers":
+            if len(value) != len(self.columns):
+                raise Refusal(
+                    400, f"Input {i}: expected {len(self.columns)} numbers, got {len(value):,}."
+                )
+            return dict(zip(self.columns, value, strict=True))
+        if self.kind == "tokens" and all(type(v) is int for v in value):
+            return {self.columns[0]: value}
+        if self.kind in ("tensor", "callable"):
+            return {self.columns[0]: array_of(value, i)}
+        if self.kind == "messages" and all(isinstance(v, dict) for v in value):
+            return {self.columns[0]: value}
+        raise self._wrong(i)
+
+    def _picture(self, value: Any, i: int) -> Any:
+        if isinstance(value, bytes):
+            return picture(value, i, self.limits)
+        text = value.get("b64") if isinstance(value, dict) else None
+        if not isinstance(text, str):
+            raise Refusal(
+                400, f'Input {i}: expected a picture as {{"b64": "..."}}, or as a file of a form.'
+            )
+        try:
+            content = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError):
+            raise Refusal(400, f"Input {i}: expected base64 in 'b64'.") from None
+        return picture(content, i, self.limits)
+
+    def _wrong(self, i: int) -> Refusal:
+        forms = {
+            "text": "a text",
+            "numbers": f"an object with the columns {', '.join(self.columns[:6])}",
+            "tensor": "a list of numbers",
+            "tokens": "a list of token ids",
+        }
+        named = ", ".join(self.columns)
+        return Refusal(
+            400,
+            f"Input {i}: expected {forms.get(self.kind, f'an object with {named}')}. GET "
+            "/openapi.json shows an example.",
+        )
+
+
+def _clean(text: str, i: int) -> str:
+    """Return a text; refuse half a pair of surrogates, which no tokenizer reads."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Refusal(
+            400, f"Input {i}: expected a text in Unicode, got half a character."
+        ) from None
+    return text
+
+
+def array_of(value: Any, i: int) -> np.ndarray:
+    """Return nested lists of numbers as an array: whole numbers as int64, others as float32."""
+    try:
+        found = np.array(value)
+    except (ValueError, OverflowError):
+        found = np.array(None)
+    if found.dtype.kind not in "if" or not found.size:
+        raise Refusal(400, f"Input {i}: expected numbers in lists of equal length.")
+    return found.astype(np.float32) if found.dtype.kind == "f" else found.astype(np.int64)
+
+
+def picture(content: bytes, i: int, limits: Limits) -> Any:
+    """Return a decoded picture; its size is looked at before it is decoded.
+
+    Raises
+    ------
+    Refusal
+        413 for too many pixels, 400 for what is no picture.
+    """
+    import warnings
+
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(content))
+            width, height = image.size
+            if width * height > limits.pixels:
+                raise Refusal(
+                    413,
+                    f"Input {i}: expected at most {limits.pixels:,} pixels, got {width} x "
+                    f"{height}. Make the picture smaller.",
+                )
+            return decode(image)
+    except (UnidentifiedImageError, InputError, OSError, ValueError, SyntaxError, MemoryError,
+            Image.DecompressionBombError):  # fmt: skip
+        raise Refusal(400, f"Input {i}: the picture cannot be decoded.") from None

@@ -1,0 +1,103 @@
+"""Counters and histograms of a server: for Prometheus, and OpenTelemetry if it is configured."""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from sonde.core.errors import InputError
+from sonde.run.instruments.entries import Key
+from sonde.run.watching.metrics import OpenTelemetryMetrics, PrometheusMetrics
+from sonde.serving.served import Answered
+
+ROUTES = ("predict", "infer", "feedback", "metadata", "health", "metrics", "page", "other")
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Figures:
+    """What a server counts. Labels are routes, status codes, detectors and sites, nothing else.
+
+    Parameters
+    ----------
+    registry : prometheus_client.CollectorRegistry, optional
+
+    Raises
+    ------
+    InputError
+        If ``prometheus_client`` is not installed.
+    """
+
+    def __init__(self, registry: Any = None) -> None:
+        self.guard = PrometheusMetrics(registry)
+        import prometheus_client as client
+
+        mine = self.guard.registry
+        self.requests = client.Counter(
+            "sonde_requests", "Requests by route and status.", ("route", "code"), registry=mine
+        )
+        self.seconds = client.Histogram(
+            "sonde_request_seconds",
+            "Time from the first byte of a request to the last of its answer.",
+            ("route",),
+            buckets=SECONDS,
+            registry=mine,
+        )
+        self.batch = client.Histogram(
+            "sonde_batch_inputs", "Inputs of a forward.", buckets=SIZES, registry=mine
+        )
+        self.forward = client.Histogram(
+            "sonde_forward_seconds",
+            "Time of a forward with its scores.",
+            buckets=SECONDS,
+            registry=mine,
+        )
+        self.waiting = client.Gauge("sonde_waiting_inputs", "Inputs in the queue.", registry=mine)
+        self.inputs = client.Counter("sonde_inputs", "Inputs that were answered.", registry=mine)
+        self.alarms = client.Counter(
+            "sonde_input_alarms",
+            "Inputs whose p-value over all detectors is at most the stated rate.",
+            registry=mine,
+        )
+        self.changes = client.Counter(
+            "sonde_change_alarms", "Changes of the traffic.", ("site",), registry=mine
+        )
+        self._meter = _meter()
+
+    def seen(self, answered: Answered, seconds: float, alpha: float, waiting: int) -> None:
+        """Count a forward with its answers."""
+        self.guard.forward()
+        self.batch.observe(answered.n)
+        self.forward.observe(seconds)
+        self.waiting.set(waiting)
+        self.inputs.inc(answered.n)
+        verdicts = [a.verdict for a in answered.answers if a.verdict is not None]
+        self.alarms.inc(sum(v.alarm is True for v in verdicts))
+        if self._meter is not None:
+            self._meter.forward()
+        for key in dict.fromkeys(key for v in verdicts for key in v.each):
+            every = [v.each[key][1] for v in verdicts if key in v.each]
+            known = [p for p in every if p is not None]
+            self._rows(key, len(every), sum(p <= alpha for p in known), known)
+
+    def _rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
+        self.guard.rows(key, n, n_alarms, p_values)
+        if self._meter is not None:
+            self._meter.rows(key, n, n_alarms, p_values)
+
+    def text(self) -> str:
+        """Return everything as Prometheus scrapes it."""
+        return self.guard.text()
+
+
+def _meter() -> OpenTelemetryMetrics | None:
+    """Return the instruments of OpenTelemetry, if its environment variables say where to send."""
+    if not any(name.startswith("OTEL_") for name in os.environ):
+        return None
+    try:
+        from opentelemetry.metrics import get_meter
+    except ImportError:
+        raise InputError(
+            "serve: expected the package opentelemetry-sdk, as OTEL_ variables are set. Install "
+            "it, or unset them."
+        ) from None
+    return OpenTelemetryMetrics(get_meter("sonde"))

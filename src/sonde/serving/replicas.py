@@ -1,0 +1,68 @@
+"""Several replicas on Ray Serve: the same application, by Ray's own scaling and restarts."""
+
+import signal
+import threading
+from typing import Any
+
+from sonde.core.errors import InputError
+from sonde.serving.running import Settings, made
+
+
+def deployment(settings: Settings, **options: Any) -> Any:
+    """Return the application of some settings, bound for ``ray.serve.run``.
+
+    Parameters
+    ----------
+    settings : Settings
+        ``replicas`` is the number of replicas, unless ``options`` hold ``autoscaling_config``.
+    **options
+        Those of ``ray.serve.deployment``, such as ``autoscaling_config`` or ``ray_actor_options``.
+
+    Raises
+    ------
+    InputError
+        If Ray Serve is not installed.
+    """
+    try:
+        from ray import serve
+    except ImportError:
+        raise InputError(
+            "serve: expected Ray Serve for --runner ray, which is not installed. Install "
+            "'ray[serve]'."
+        ) from None
+    text = settings.text()
+
+    def build() -> Any:
+        return made(Settings.of(text))
+
+    @serve.ingress(build)
+    class SondeReplica:
+        """The application in one replica."""
+
+    scale = {} if "autoscaling_config" in options else {"num_replicas": settings.replicas}
+    asked = {"name": "sonde", "max_ongoing_requests": settings.limits.queue, **scale, **options}
+    return serve.deployment(SondeReplica, **asked).bind()
+
+
+def run_on_ray(settings: Settings, address: str | None) -> int:
+    """Serve on Ray until a signal.
+
+    Parameters
+    ----------
+    settings : Settings
+    address : str or None
+        A running cluster; None starts one on this machine.
+    """
+    import ray
+    from ray import serve
+
+    ray.init(address=address, ignore_reinit_error=True, log_to_driver=True)
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    serve.run(deployment(settings), name="sonde", route_prefix="/")
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+    serve.shutdown()
+    ray.shutdown()
+    return 0

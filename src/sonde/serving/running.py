@@ -1,0 +1,178 @@
+"""A server of this machine: the application behind uvicorn, with safe addresses and signals."""
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, final
+
+from sonde.core.errors import InputError
+from sonde.data import load
+from sonde.serving.doors import read_token
+from sonde.serving.limits import Limits
+from sonde.serving.traffic import Schedule
+
+_log = logging.getLogger("sonde")
+SETTINGS = "SONDE_SERVE"
+"""Environment variable that hands the settings, without the token, to further processes."""
+LOCAL = ("127.0.0.1", "localhost")
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """What ``sonde serve`` was asked for; every process makes its application from it.
+
+    Parameters
+    ----------
+    model : str
+    probe, token_file, log, calibrate : str or None
+    host, port
+    alpha : float
+    replicas : int
+    threads : int or None
+        Of torch in each replica; None divides the processors.
+    keep_inputs : int
+    model_options, options : dict
+        Named options of ``sonde.load`` and of ``sonde.read``.
+    """
+
+    model: str
+    probe: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    alpha: float = 0.05
+    token_file: str | None = None
+    log: str | None = None
+    calibrate: str | None = None
+    replicas: int = 1
+    threads: int | None = None
+    keep_inputs: int = 0
+    limits: Limits = field(default_factory=Limits)
+    schedule: Schedule = field(default_factory=Schedule)
+    model_options: dict[str, Any] = field(default_factory=dict[str, Any])
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def text(self) -> str:
+        """Return the settings as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, text: str) -> "Settings":
+        """Return the settings that ``text`` wrote."""
+        found = json.loads(text)
+        limits, schedule = Limits(**found.pop("limits")), Schedule(**found.pop("schedule"))
+        return cls(limits=limits, schedule=schedule, **found)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that are unsafe or cannot work, before anything is loaded.
+
+    Raises
+    ------
+    InputError
+        With what to do.
+    """
+    if settings.token_file is not None:
+        read_token(settings.token_file)
+    elif not settings.is_local:
+        raise InputError(
+            f"--host: expected a --token-file with {settings.host}, which other machines reach. "
+            "Make one: openssl rand -hex 32 > token, and pass --token-file token."
+        )
+    if not 0 <= settings.port < 2**16:
+        raise InputError(f"--port: expected a number from 0 to 65535, got {settings.port}.")
+    if settings.replicas < 1:
+        raise InputError(f"--replicas: expected at least 1, got {settings.replicas}.")
+    if settings.probe is not None and not Path(settings.probe).is_file():
+        raise InputError(f"serve: there is no file {settings.probe}. Fit one with sonde fit.")
+    if settings.calibrate is not None and settings.probe is None:
+        raise InputError("--calibrate: expected a PROBE, whose detectors the file calibrates.")
+
+
+def made(settings: Settings) -> Any:
+    """Return the application of some settings; the model is loaded when the server starts."""
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from sonde.serving.application import app
+
+    _set_threads(settings)
+
+    def model() -> Any:
+        return load(settings.model, **settings.model_options)
+
+    token = None if settings.token_file is None else read_token(settings.token_file)
+    found = app(
+        model,
+        settings.probe,
+        alpha=settings.alpha,
+        token=token,
+        limits=settings.limits,
+        log=settings.log,
+        schedule=settings.schedule,
+        keep_inputs=settings.keep_inputs,
+        calibrate=settings.calibrate,
+        **settings.options,
+    )
+    if token is not None:
+        return found
+    # Without a token a page of the web could reach the server under a name of its own.
+    return TrustedHostMiddleware(found, allowed_hosts=[*LOCAL, settings.host], www_redirect=False)
+
+
+def _set_threads(settings: Settings) -> None:
+    import torch
+
+    n = settings.threads
+    if n is None and settings.replicas > 1:
+        n = max(1, len(os.sched_getaffinity(0)) // settings.replicas)
+    if n is not None:
+        torch.set_num_threads(n)
+
+
+def application() -> Any:
+    """Return the application in a further process."""
+    return made(Settings.of(os.environ[SETTINGS]))
+
+
+def run(settings: Settings) -> int:
+    """Serve until a signal: SIGTERM and Ctrl-C answer what waits, commit the traffic, and end.
+
+    Returns
+    -------
+    int
+        The exit code: 2 if the server could not start.
+    """
+    import uvicorn
+
+    check(settings)
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "access_log": False,
+        "server_header": False,
+        "log_level": "warning",
+        "timeout_graceful_shutdown": int(settings.limits.drain_seconds) + 1,
+        "lifespan": "on",
+    }
+    if settings.replicas == 1:
+        server = uvicorn.Server(uvicorn.Config(made(settings), **options))
+        server.run()
+        return 0 if server.started else 2
+    os.environ[SETTINGS] = settings.text()
+    uvicorn.run(
+        "sonde.serving.running:application", factory=True, workers=settings.replicas, **options
+    )
+    return 0

@@ -1,0 +1,248 @@
+"""What stands behind the addresses: the model, the queue, and all that is kept of the traffic."""
+
+import asyncio
+import atexit
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sonde.core.errors import InputError, SondeError
+from sonde.serving.batcher import Batcher
+from sonde.serving.bodies import Rows
+from sonde.serving.feedback import Feedback
+from sonde.serving.figures import Figures
+from sonde.serving.limits import Limits
+from sonde.serving.refusals import Refusal
+from sonde.serving.served import Answer, Answered, Item, ServedModel
+from sonde.serving.traffic import Schedule, Traffic, own_keys
+
+_log = logging.getLogger("sonde")
+LOOK_SECONDS = 1.0
+"""How often the file of a calibration is looked at."""
+
+
+class Service:
+    """A served model and everything around it; the parameters are those of ``app``.
+
+    Attributes
+    ----------
+    failure : str or None
+        Why the model could not be loaded.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        fitted: Any,
+        *,
+        alpha: float,
+        limits: Limits,
+        log: str | Path | None,
+        schedule: Schedule,
+        keep_inputs: int,
+        registry: Any,
+        calibrate: str | Path | None,
+        options: dict[str, Any],
+    ) -> None:
+        if not 0 < alpha < 1:
+            raise InputError(f"serve: expected a false-alarm rate in (0, 1), got {alpha}.")
+        self._source, self._options = (model, fitted), options
+        self.alpha, self.limits, self.keep_inputs = alpha, limits, keep_inputs
+        self.log, self.schedule = log, schedule
+        self.calibrate = None if calibrate is None else Path(calibrate)
+        self.figures, self.feedback = Figures(registry), Feedback()
+        self.traffic: Traffic | None = None
+        self.failure: str | None = None
+        self._served: ServedModel | None = None
+        self._batcher: Batcher | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._readers = ThreadPoolExecutor(2, "sonde-inputs")
+        self._watcher = ThreadPoolExecutor(1, "sonde-watch")
+        self._stopping = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the model answers."""
+        return self._served is not None and not self._stopping
+
+    def start(self) -> None:
+        """Load the model and begin to answer, in the running event loop; once."""
+        if self._batcher is not None:
+            return
+        self._batcher = Batcher(self._run, self.limits, self._seen, lambda: self.served_now().most)
+        self._batcher.start()
+        self._tasks.append(asyncio.create_task(self._load()))
+
+    async def _load(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self._served = await loop.run_in_executor(self._watcher, self._loaded)
+        except (SondeError, OSError) as error:
+            self.failure = str(error)
+            _log.error("%s", error)
+            return
+        if self.log is not None:
+            atexit.register(self._close_traffic)
+            self._tasks.append(asyncio.create_task(self._commit()))
+        if self.calibrate is not None:
+            self._tasks.append(asyncio.create_task(self._recalibrate(self.calibrate)))
+
+    def _loaded(self) -> ServedModel:
+        model, fitted = self._source
+        if not isinstance(model, nn.Module) and callable(model):
+            model = model()
+        options = dict(self._options)
+        largest = self.limits.batch
+        served = ServedModel(model, fitted, alpha=self.alpha, largest=largest, options=options)
+        if self.log is not None and served.is_open:
+            self.traffic = Traffic(self.log, served.stream, self.schedule)
+        return served
+
+    async def _commit(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.schedule.commit_seconds)
+            if self.traffic is not None:
+                await loop.run_in_executor(self._watcher, self.traffic.commit)
+
+    async def _recalibrate(self, path: Path) -> None:
+        """Take the calibration of a file now and whenever the file changes."""
+        known: Any = None
+        while True:
+            with suppress(OSError):
+                now = path.stat()
+                if (now.st_mtime_ns, now.st_size, now.st_ino) != known:
+                    known = (now.st_mtime_ns, now.st_size, now.st_ino)
+                    await self._take(path)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _take(self, path: Path) -> None:
+        batcher, served = self._batcher, self.served_now()
+        assert batcher is not None  # started before the model is loaded
+        try:
+            await batcher.call(lambda: served.calibrated(path))
+        except (SondeError, OSError) as error:
+            _log.error("%s is not taken: %s The calibration before it stays.", path, error)
+        else:
+            _log.warning("the calibration of %s is taken", path)
+
+    async def stop(self) -> None:
+        """Answer what waits, commit the traffic, and end."""
+        self._stopping = True
+        if self._batcher is not None:
+            await self._batcher.stop(self.limits.drain_seconds)
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._watcher, self._close_traffic)
+        self._readers.shutdown(wait=False)
+        self._watcher.shutdown(wait=True)
+
+    def _close_traffic(self) -> None:
+        traffic, self.traffic = self.traffic, None
+        if traffic is not None:
+            traffic.close()
+        atexit.unregister(self._close_traffic)
+
+    def served(self) -> ServedModel:
+        """Return the model.
+
+        Raises
+        ------
+        Refusal
+            503 while it is being loaded, when it could not be, and when the server stops.
+        """
+        if self._stopping:
+            raise Refusal(503, "The server stops. Ask again in a moment.", {"Retry-After": "2"})
+        self.start()
+        if self.failure is not None:
+            raise Refusal(503, "The model could not be loaded. The server's log says why.")
+        if self._served is None:
+            raise Refusal(503, "The model is being loaded. Ask again.", {"Retry-After": "1"})
+        return self._served
+
+    def rows(self) -> Rows:
+        """Return how inputs of requests become rows; until one was read any form is tried."""
+        served = self.served()
+        if not served.is_open:
+            return Rows("tensor", ("x",), self.limits)
+        encoder = served.inputs.encoder
+        kind = encoder.kind
+        return Rows(kind, tuple(encoder.identity()["inputs"]), self.limits)
+
+    async def answer(self, name: str, inputs: Sequence[Any]) -> list[Answer]:
+        """Return the answers to the inputs of one request.
+
+        Raises
+        ------
+        Refusal
+            With the status and the sentence for the client.
+        """
+        served, loop = self.served(), asyncio.get_running_loop()
+        batcher = self._batcher
+        assert batcher is not None  # started by ``served``
+        names = [f"{name}-{i}" for i in range(len(inputs))]
+        items = await loop.run_in_executor(self._readers, self._items, served, names, inputs)
+        answers = await batcher.answers(items)
+        self.feedback.remember(names, answers)
+        return answers
+
+    def _items(
+        self, served: ServedModel, names: Sequence[str], inputs: Sequence[Any]
+    ) -> list[Item]:
+        rows = self.rows().of(inputs)
+        try:
+            return served.prepare(rows, own_keys(names), self.limits.tokens)
+        except SondeError as error:
+            raise Refusal(400, _without_values(error)) from None
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise Refusal(
+                400,
+                f"The inputs are of a form that the model does not read "
+                f"({type(error).__name__}). GET /openapi.json shows an example.",
+            ) from None
+
+    def _run(self, items: Sequence[Item]) -> Answered:
+        return self.served_now().answer(items)
+
+    def served_now(self) -> ServedModel:
+        """Return the model, also while the server stops."""
+        assert self._served is not None  # items are made by it
+        return self._served
+
+    def _seen(self, items: Sequence[Item], answered: Answered, seconds: float) -> None:
+        """Count a forward; in the thread of the model."""
+        waiting = 0 if self._batcher is None else self._batcher.n_waiting
+        self.figures.seen(answered, seconds, self.alpha, waiting)
+        if self.log is not None:
+            self._watcher.submit(self._observe, answered)
+
+    def _observe(self, answered: Answered) -> None:
+        served = self.served_now()
+        try:
+            if self.traffic is None and not self._stopping and self.log is not None:
+                self.traffic = Traffic(self.log, served.stream, self.schedule)
+            if self.traffic is not None:
+                self.traffic.add(served.rows_of(answered))
+        except Exception as error:
+            _log.error("the traffic's statistics failed: %s: %s", type(error).__name__, error)
+
+    def counted(self, route: str, code: int, seconds: float) -> None:
+        """Count a request."""
+        self.figures.requests.labels(route, str(code)).inc()
+        self.figures.seconds.labels(route).observe(seconds)
+
+
+def _without_values(error: SondeError) -> str:
+    """Return an error's sentence if it is ours and names no value, else a general one."""
+    text = str(error)
+    if text.startswith("input ") or text.startswith("no value in column"):
+        return text[:300]
+    return "The model cannot read these inputs. GET /openapi.json shows the form that it reads."

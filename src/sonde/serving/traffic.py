@@ -1,0 +1,253 @@
+"""The statistics of the traffic, committed as ordinary state files that merge.
+
+A replica owns a folder below the folder of the traffic. It has one file for each period, and
+rewrites it by an atomic rename every few seconds, so that a kill loses at most the last of these.
+The header names the spans of time that are in the file, and how each ended.
+"""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sonde.core.batch import Batch
+from sonde.core.errors import SondeError, StateError, StoreError
+from sonde.core.stream import Stream
+from sonde.core.wording import plural
+from sonde.engine.passes import observe_unit
+from sonde.engine.requests import States
+from sonde.files.lock import RunLock
+from sonde.measure import Covariance
+from sonde.run.bundles.fitted import Fitted
+from sonde.run.bundles.group_counts import kept_draws, smallest_draws
+from sonde.run.bundles.header import make_header
+from sonde.run.bundles.traffic import TRAFFIC
+from sonde.run.instruments.tasks import assign, error_sample, requests_of
+
+_log = logging.getLogger("sonde")
+
+AT_ONCE = 256
+MOST_REPLICAS = 1000
+FORMAT = "%Y%m%dT%H%M%SZ"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When traffic is committed, and when a new file begins.
+
+    Parameters
+    ----------
+    commit_seconds : float, default=10.0
+        A kill loses the traffic of at most this time.
+    period_seconds : float, default=3600.0
+        Time of one file.
+    period_inputs : int or None, default=None
+        Inputs of one file at most.
+    """
+
+    commit_seconds: float = 10.0
+    period_seconds: float = 3600.0
+    period_inputs: int | None = None
+
+
+class Traffic:
+    """What one replica has seen, in memory and in its files.
+
+    Parameters
+    ----------
+    folder : path
+        The folder of the traffic, shared by the replicas.
+    stream : Stream
+        How the served model is read: sites, reducers, model.
+    schedule : Schedule
+
+    Raises
+    ------
+    StoreError
+        If the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, stream: Stream, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self._lock, self._held = threading.RLock(), ExitStack()
+        self.folder = self._own(Path(folder))
+        self._tasks = tuple(assign([Covariance()], stream.schema, None))
+        self._sample = error_sample(self._tasks, stream, None)
+        self._wanted = requests_of(self._tasks, self._sample, None)
+        self._header, self._seed = make_header(stream, [], {}, None), stream.seed
+        self._waiting: list[Batch] = []
+        self._begin(self._newest())
+
+    def _own(self, folder: Path) -> Path:
+        """Return the first folder of a replica that no other process holds."""
+        for number in range(MOST_REPLICAS):
+            try:
+                self._held.enter_context(RunLock(folder / f"{number}"))
+            except StoreError as error:
+                if "is in use" not in str(error):
+                    raise
+                continue
+            return folder / f"{number}"
+        raise StoreError(f"serve: {folder} has {MOST_REPLICAS} replicas already. Name another.")
+
+    def _newest(self) -> Fitted | None:
+        """Return the last file, if its period goes on and it is of this model."""
+        paths = sorted(self.folder.glob("*.sonde"))
+        if not paths:
+            return None
+        try:
+            found = Fitted.load(paths[-1])
+        except StateError as error:
+            _log.warning("%s is not read: %s A new file begins.", paths[-1], error)
+            return None
+        told = found.header.get(TRAFFIC)
+        same = all(found.header[n] == self._header[n] for n in ("model", "reading", "sites"))
+        if not (told and same and found.requests.keys() == self._wanted.keys()):
+            return None
+        age = time.time() - _seconds(told["spans"][0]["begin"])
+        return found if 0 <= age < self.schedule.period_seconds else None
+
+    def _begin(self, earlier: Fitted | None = None) -> None:
+        """Begin a file, or go on with one."""
+        self._until = time.monotonic() + self.schedule.period_seconds
+        now = _stamp(time.time())
+        span = {"begin": now, "until": now, "inputs": 0, "end": "running"}
+        self._changed = False
+        if earlier is None:
+            self.name = f"{datetime.now(UTC).strftime(FORMAT)}-{secrets.token_hex(3)}"
+            self.states: States = dict.fromkeys(self._wanted)
+            self.counters: dict[str, int] = {}
+            self._draws, self._spans, self.n_inputs = np.zeros(0, np.uint64), [span], 0
+            return
+        told = earlier.header[TRAFFIC]
+        spans = [dict(one) for one in told["spans"]]
+        if spans[-1]["end"] == "running":
+            spans[-1]["end"] = "killed"
+        self.name, self._spans = told["name"], [*spans, span]
+        self.states = {i: earlier.states.get(i) for i in self._wanted}
+        self.counters = dict(earlier.header["counters"])
+        self._draws = _draws_in(earlier.header)
+        self.n_inputs = int(earlier.header["data"]["n_examples"])
+        begun = time.time() - _seconds(spans[0]["begin"])
+        self._until = time.monotonic() + self.schedule.period_seconds - begun
+
+    @property
+    def path(self) -> Path:
+        """The file of the present period."""
+        return self.folder / f"{self.name}.sonde"
+
+    def add(self, batch: Batch) -> None:
+        """Take the rows of some answered inputs."""
+        with self._lock:
+            if self._is_over():
+                self.commit("period")
+                self._begin()
+            self._waiting.append(replace(batch, logits=None, head=None))
+            self.n_inputs += len(batch)
+            self._spans[-1]["inputs"] += len(batch)
+            self._changed = True
+            if sum(map(len, self._waiting)) >= AT_ONCE:
+                self._observe()
+
+    def _is_over(self) -> bool:
+        most = self.schedule.period_inputs
+        full = most is not None and self.n_inputs >= most
+        return self.n_inputs > 0 and (full or time.monotonic() >= self._until)
+
+    def _observe(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        self.states = observe_unit(waiting, self._wanted, None, self.counters, self.states)
+        keys = [key for batch in waiting for key in batch.group_keys]
+        self._draws = smallest_draws(np.union1d(self._draws, kept_draws(keys, self._seed)))
+
+    def commit(self, end: str = "running") -> bool:
+        """Write the file of the present period, if anything is new.
+
+        Parameters
+        ----------
+        end : {"running", "stopped", "period"}
+            Why the span ends, or that it goes on.
+
+        Returns
+        -------
+        bool
+            Whether a file was written. A failure is logged; what is in memory is kept.
+        """
+        with self._lock:
+            self._observe()
+            if not self.n_inputs or not (self._changed or end != "running"):
+                return False
+            self._spans[-1] |= {"until": _stamp(time.time()), "end": end}
+            try:
+                self._fitted().save(self.path)
+            except (SondeError, OSError) as error:
+                _log.error("the traffic could not be committed: %s It stays in memory.", error)
+                return False
+            self._changed = False
+            return True
+
+    def close(self) -> None:
+        """Commit, and let go of the folder."""
+        with self._lock:
+            self.commit("stopped")
+            self._held.close()
+
+    def _fitted(self) -> Fitted:
+        own = blake2b(f"{self.folder.name}|{self.name}".encode(), digest_size=16).hexdigest()
+        told = {
+            "name": self.name,
+            "commit_seconds": self.schedule.commit_seconds,
+            "spans": [dict(span) for span in self._spans],
+        }
+        counts = {"n_examples": self.n_inputs, "n_groups": self.n_inputs, "fingerprint": own}
+        header = {
+            **self._header,
+            "group_draws": self._draws.astype("<u8").tobytes().hex(),
+            "units": [{"plan": own, "data": own, "units": [[0, 0]]}],
+            "counters": dict(sorted(self.counters.items())),
+            "data": {**self._header["data"], **counts, "grouped": False, "label_names": []},
+            TRAFFIC: told,
+        }
+        header["data"].pop("missing", None)
+        return Fitted(self._tasks, dict(self.states), header, None, self._sample)
+
+
+def _draws_in(header: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex(header["group_draws"]), dtype="<u8").astype(np.uint64)
+
+
+def _stamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _seconds(stamp: str) -> float:
+    return datetime.fromisoformat(stamp).timestamp()
+
+
+def describe(header: dict[str, Any]) -> str:
+    """Return what a file of traffic holds and lacks, in sentences."""
+    told = header[TRAFFIC]
+    found = [plural(sum(s["inputs"] for s in told["spans"]), "input")]
+    for span in told["spans"]:
+        found.append(f"from {span['begin']} to {span['until']}")
+        if span["end"] == "killed":
+            found.append(
+                f"the server was killed: up to {told['commit_seconds']:g} s after this are missing"
+            )
+    return "; ".join(found) + "."
+
+
+def own_keys(names: Sequence[str]) -> list[bytes]:
+    """Return the keys of inputs, which hold nothing of them: hashes of the ids of requests."""
+    return [blake2b(name.encode(), digest_size=16).digest() for name in names]

@@ -1,0 +1,135 @@
+"""Answers: the numbers of sonde score, whatever the batch; labels; the Open Inference Protocol."""
+
+import asyncio
+
+import httpx
+import pytest
+import torch
+
+import sonde
+from serving_case import DIM, asked, net, probe, rows, served
+from sonde.run.scoring.by_input import by_input
+from sonde.serving import Limits, app
+
+
+@pytest.fixture(scope="module")
+def model():
+    return net()
+
+
+@pytest.fixture(scope="module")
+def fitted(model):
+    return probe(model)
+
+
+def numbers(answer):
+    return {name: value for name, value in answer.items() if name != "id"}
+
+
+@pytest.mark.truth("sonde.score and by_input on the same rows")
+def test_numbers_are_those_of_score_whatever_the_batch(model, fitted):
+    items = [*rows(20, 2), *rows(3, 3, shift=4.0)]
+    table = sonde.score(fitted, model, items, batch_invariant=True, progress=False)
+    each = zip(*(table[c].to_pylist() for c in ("row", "instrument", "site")), strict=True)
+    values = zip(table["score"].to_pylist(), table["p"].to_pylist(), strict=True)
+    wanted = dict(zip(each, values, strict=True))
+    lines = by_input(table, fitted).table.to_pylist()
+    with served(model, fitted, limits=Limits(batch=6)) as client:
+        together = asked(client, items)
+        alone = [asked(client, [item])[0] for item in items]
+    assert [numbers(a) for a in together] == [numbers(a) for a in alone]
+    assert len(wanted) == len(items) * len(fitted.scorers)
+    for (i, method, site), (score, p) in wanted.items():
+        assert (together[i]["score"][method][site], together[i]["p"][method][site]) == (score, p)
+    for answer, line in zip(together, lines, strict=True):
+        assert (answer["p_all"], answer["alarm"]) == (line["p"], line["alarm"])
+        loudest = answer["loudest"]
+        assert (loudest["detector"], loudest["site"]) == (line["loudest"], line["loudest_site"])
+    assert [answer["alarm"] for answer in together[20:]] == [True, True, True]
+    softmax = model(torch.stack(items)).softmax(1).max(1)
+    assert [answer["answer"] for answer in together] == softmax.indices.tolist()
+    assert [a["probability"] for a in together] == pytest.approx(softmax.values.tolist(), rel=1e-5)
+
+
+@pytest.mark.truth("the answer that each row has alone")
+def test_concurrent_requests_keep_their_own_answers(model, fitted):
+    items = rows(60, 5)
+
+    async def all_at_once():
+        made = app(model, fitted, limits=Limits(batch=8, wait_seconds=0.01))
+        transport = httpx.ASGITransport(app=made)
+        async with (
+            made.router.lifespan_context(made),
+            httpx.AsyncClient(transport=transport, base_url="http://sonde") as client,
+        ):
+            while (await client.get("/v2/health/ready")).status_code != 200:
+                await asyncio.sleep(0.01)
+            bodies = [{"inputs": [x.tolist()]} for x in items]
+            alone = [(await client.post("/predict", json=b)).json()["answers"] for b in bodies]
+            together = await asyncio.gather(*(client.post("/predict", json=b) for b in bodies))
+            text = (await client.get("/metrics")).text
+        return alone, [found.json() for found in together], text
+
+    alone, together, text = asyncio.run(all_at_once())
+    assert [numbers(a["answers"][0]) for a in together] == [numbers(a[0]) for a in alone]
+    assert len({found["id"] for found in together}) == len(items)
+    assert "sonde_inputs_total 120.0" in text
+    forwards = float(text.split("\nsonde_forwards_total ")[1].split()[0])
+    assert forwards < 60 + 30, "requests at the same time shared forwards"
+
+
+@pytest.mark.truth("the answers of /predict; the fields of the protocol")
+def test_open_inference_protocol(model, fitted):
+    items = rows(4, 6)
+    with served(model, fitted) as client:
+        plain = asked(client, items)
+        name = "Sequential"
+        described = client.get(f"/v2/models/{name}").json()
+        tensor = {"name": "inputs", "datatype": "FP32", "shape": [4, DIM]}
+        body = {"id": "mine", "inputs": [{**tensor, "data": torch.stack(items).flatten().tolist()}]}
+        found = client.post(f"/v2/models/{name}/infer", json=body).json()
+        wrong = client.post("/v2/models/other/infer", json=body)
+        short = {**body, "inputs": [{**tensor, "data": [0.0]}]}
+        refused = client.post(f"/v2/models/{name}/infer", json=short)
+        assert client.get(f"/v2/models/{name}/ready").json() == {"ready": True}
+        assert client.get("/v2/health/live").status_code == 200
+    assert (found["id"], found["model_name"]) == ("mine", name)
+    outputs = {one["name"]: one["data"] for one in found["outputs"]}
+    assert outputs.keys() == {one["name"] for one in described["outputs"]}
+    assert outputs["p_all"] == [answer["p_all"] for answer in plain]
+    assert outputs["p:knn:1:out"] == [answer["p"]["knn"]["1:out"] for answer in plain]
+    assert outputs["answer"] == [str(answer["answer"]) for answer in plain]
+    assert wrong.status_code == 404
+    assert "20 numbers" in refused.json()["error"]
+
+
+@pytest.mark.truth("counts of what was told; scipy's exact interval")
+def test_feedback_counts_each_answer_once(model, fitted):
+    from scipy.stats import binomtest
+
+    items = [*rows(8, 7), *rows(2, 8, shift=5.0)]
+    with served(model, fitted) as client:
+        answers = asked(client, items)
+        told = [
+            {"id": a["id"], "truth": a["answer"] if i % 3 else "none of these"}
+            for i, a in enumerate(answers)
+        ]
+        found = client.post("/feedback", json={"feedback": told}).json()
+        again = client.post("/feedback", json=told[0])
+        figures = client.get("/feedback").json()
+    assert found == {"taken": 10, "correct": 6}
+    assert again.status_code == 404
+    n_alarms = sum(a["alarm"] for a in answers)
+    assert figures["alarms"]["n"] == n_alarms >= 2
+    assert figures["rest"]["n"] == 10 - n_alarms
+    interval = binomtest(6, 10).proportion_ci(0.95, "exact")
+    bounds = [figures["all"]["low"], figures["all"]["high"]]
+    assert bounds == pytest.approx([interval.low, interval.high])
+
+
+def test_without_a_probe_the_model_alone_answers(model):
+    items = rows(3, 9)
+    with served(model) as client:
+        answers = asked(client, items)
+    assert [a["answer"] for a in answers] == model(torch.stack(items)).argmax(1).tolist()
+    assert all(a.keys() == {"id", "answer", "probability"} for a in answers)

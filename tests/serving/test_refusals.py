@@ -1,0 +1,216 @@
+"""What is refused, with which status and sentence; and that nothing of an input is repeated."""
+
+import asyncio
+import io
+import json
+import logging
+import time
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from serving_case import asked, net, probe, rows, served
+from sonde.core.errors import InputError
+from sonde.serving import Limits, app
+from sonde.serving.bodies import Rows, picture, read_body
+from sonde.serving.doors import read_token
+from sonde.serving.refusals import Refusal
+from sonde.serving.running import Settings, check
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+SECRET = "my-own-secret"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return net()
+
+
+HOSTILE = {
+    b"": 400,
+    b"{": 400,
+    b"[]": 400,
+    b'{"inputs": []}': 400,
+    b'{"inputs": {}}': 400,
+    b'{"inputs": [NaN]}': 400,
+    b'{"inputs": [[NaN]]}': 400,
+    b'{"inputs": ["my-own-secret"]}': 400,
+    b'{"inputs": [{"my-own-secret": 1}]}': 400,
+    b'{"inputs": [[1, [2]]]}': 400,
+    b'{"inputs": [[1, "my-own-secret"]]}': 400,
+    b'{"inputs": [[1, 2]]}': 400,
+    b'{"inputs": [null]}': 400,
+    b'{"inputs": [[' + b"9" * 400 + b"]]}": 400,
+    b"[" * 5000: 400,
+    b"\xff\xfe": 400,
+    b'{"inputs": [' + b"[1,2,3,4,5]," * 300 + b"[1,2,3,4,5]]}": 413,
+    b'{"inputs": ["' + b"a" * 200_000 + b'"]}': 413,
+}
+
+
+def test_hostile_bodies_get_a_sentence_and_the_server_goes_on(model, caplog):
+    caplog.set_level(logging.DEBUG)
+    with served(model, probe(model, 60), limits=Limits(body_bytes=100_000)) as client:
+        good = asked(client, rows(2, 1))
+        for body, code in HOSTILE.items():
+            found = client.post(
+                "/predict", content=body, headers={"content-type": "application/json"}
+            )
+            assert found.status_code == code, (body[:60], found.text)
+            assert found.json()["error"].endswith("."), found.text
+            assert SECRET not in found.text
+        plain = client.post("/predict", content=b"{}", headers={"content-type": "text/plain"})
+        form = {"content-type": "multipart/form-data; boundary=x"}
+        assert client.post("/predict", content=b"junk", headers=form).status_code == 400
+        assert plain.status_code == 415
+        assert client.get("/nowhere").json()["error"]
+        after = asked(client, rows(2, 1))
+        assert SECRET not in client.get("/metrics").text
+    assert [a["p"] for a in after] == [a["p"] for a in good]
+    assert SECRET not in caplog.text
+
+
+class Picky(nn.Module):
+    """Fails at a batch with a negative first number."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x):
+        if bool((x[:, 0] < 0).any()):
+            raise RuntimeError(f"{SECRET} {x.tolist()}")
+        return self.linear(x)
+
+
+def test_a_bad_input_fails_alone():
+    rows_of = [[float(i), 0.5, 2.0] for i in range(5)]
+
+    async def ask(made):
+        import httpx
+
+        transport = httpx.ASGITransport(app=made)
+        async with (
+            made.router.lifespan_context(made),
+            httpx.AsyncClient(transport=transport, base_url="http://sonde") as client,
+        ):
+            while (await client.get("/v2/health/ready")).status_code != 200:
+                await asyncio.sleep(0.01)
+            await client.post("/predict", json={"inputs": rows_of})
+            every = [*rows_of, [-1.0, 0.0, 0.0]]
+            return await asyncio.gather(
+                *(client.post("/predict", json={"inputs": [row]}) for row in every)
+            )
+
+    found = asyncio.run(ask(app(Picky(), limits=Limits(wait_seconds=0.05))))
+    assert [answer.status_code for answer in found] == [200] * 5 + [400]
+    assert SECRET not in found[-1].text
+    assert "cannot take this input" in found[-1].json()["error"]
+
+
+def test_the_token_guards_every_address_but_health(model):
+    with served(model, token=TOKEN) as client:
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        paths = [("GET", p) for p in ("/", "/metrics", "/openapi.json", "/v2", "/feedback", "/x")]
+        paths += [("POST", "/predict"), ("POST", "/feedback"), ("GET", "/v2/models/Sequential")]
+        for verb, path in paths:
+            assert client.request(verb, path).status_code == 401, path
+            wrong = {"Authorization": f"Bearer {TOKEN[:-1]}x"}
+            assert client.request(verb, path, headers=wrong).status_code == 401
+        assert client.get("/metrics", headers=bearer).status_code == 200
+        assert client.get("/metrics", auth=("anybody", TOKEN)).status_code == 200
+        body = {"inputs": [rows(1, 0)[0].tolist()]}
+        assert client.post("/predict", json=body, headers=bearer).status_code == 200
+        assert client.post("/predict", json=body, auth=("anybody", TOKEN)).status_code == 401
+        assert client.get("/v2/health/live").status_code == 200
+        cross = client.options("/predict", headers={"Origin": "http://evil", **bearer})
+        assert "access-control-allow-origin" not in cross.headers
+
+
+def test_settings_that_are_unsafe_are_refused(tmp_path):
+    with pytest.raises(InputError, match="token-file"):
+        check(Settings("sonde:digits", host="0.0.0.0"))
+    short = tmp_path / "token"
+    short.write_text("abc\n")
+    with pytest.raises(InputError, match="at least 16"):
+        read_token(short)
+    short.write_text(f"{TOKEN}\nsecond line")
+    assert read_token(short) == TOKEN
+    check(Settings("sonde:digits", host="0.0.0.0", token_file=str(short)))
+
+
+def test_503_while_the_model_loads_and_when_it_cannot_be():
+    def slowly():
+        time.sleep(0.3)
+        return net()
+
+    from starlette.testclient import TestClient
+
+    with TestClient(app(slowly)) as client:
+        early = client.post("/predict", json={"inputs": [[0.0] * 5]})
+        assert early.status_code == 503
+        assert early.headers["Retry-After"] == "1"
+        assert client.get("/v2/health/live").status_code == 200
+        assert client.get("/v2/health/ready").status_code == 503
+    with TestClient(app("/no/such/model")) as client:
+        until = time.monotonic() + 20
+        while "error" not in (said := client.get("/v2/health/ready").json()):
+            assert time.monotonic() < until
+        assert said["error"]
+        assert client.post("/predict", json={"inputs": [[0.0]]}).status_code == 503
+
+
+def test_a_full_queue_answers_429_with_a_time(model):
+    limits = Limits(queue=4, batch=2, wait_seconds=0.0)
+    with served(model, limits=limits) as client:
+        found = client.post("/predict", json={"inputs": [[0.5] * 5] * 5})
+        assert found.status_code == 429
+        assert int(found.headers["Retry-After"]) >= 1
+        assert client.post("/predict", json={"inputs": [[0.5] * 5] * 4}).status_code == 200
+
+
+def test_a_slow_body_is_given_up():
+    class Slow:
+        def __init__(self):
+            self.headers = {}
+
+        async def stream(self):
+            yield b"{"
+            await asyncio.sleep(5)
+
+    began = time.monotonic()
+    with pytest.raises(Refusal, match="1 bytes of it") as caught:
+        asyncio.run(read_body(Slow(), Limits(body_seconds=0.05)))
+    assert caught.value.status == 408
+    assert time.monotonic() - began < 2
+
+
+def test_pictures_are_measured_before_they_are_decoded():
+    box = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(box, "PNG")
+    assert len(box.getvalue()) < 20_000
+    with pytest.raises(Refusal, match="pixels") as caught:
+        picture(box.getvalue(), 0, Limits())
+    assert caught.value.status == 413
+    noise = torch.randint(0, 256, (64, 64), generator=torch.Generator().manual_seed(0))
+    cut = io.BytesIO()
+    Image.fromarray(noise.byte().numpy()).save(cut, "PNG")
+    for content in (cut.getvalue()[:900], b"", b"GIF89a", b"\x89PNG\r\n\x1a\n"):
+        with pytest.raises(Refusal, match="cannot be decoded"):
+            picture(content, 0, Limits())
+    reader = Rows("image", ("image",), Limits())
+    for wrong in ("/etc/passwd", {"path": "/etc/passwd"}, {"b64": "#"}, {"b64": 3}, [1]):
+        with pytest.raises(Refusal, match="Input 0"):
+            reader.of([wrong])
+
+
+def test_answers_that_are_not_finite_are_null_and_alarm(model):
+    broken = net()
+    fitted = probe(broken, 60)
+    with served(broken, fitted) as client:
+        (found,) = asked(client, [torch.full((5,), 3e38)])
+    assert json.loads(json.dumps(found, allow_nan=False))
+    assert found["alarm"] in (True, None)
+    assert found["score"]["mahalanobis"]["1:out"] is None or found["alarm"]
