@@ -1,7 +1,8 @@
 """Check that imports inside ``sonde`` go only downward, also where they stand inside a function.
 
 The rooms, from the bottom: core; files; engine; stats; tap, data, store, metrics, alarms; weights;
-layers; the families, which never import one another; run; findings; report; cli; ``__main__``.
+layers; the families, which never import one another; run; findings, serving; report; cli;
+``__main__``.
 The rooms of tap and of run have an order too, and no modules import one another in a circle, but
 for types alone.
 

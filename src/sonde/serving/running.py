@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -167,6 +168,9 @@ def run(settings: Settings) -> int:
         "timeout_graceful_shutdown": int(settings.limits.drain_seconds) + 1,
         "lifespan": "on",
     }
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn drains at a signal, and then gives it to the handler that was there before.
+        signal.signal(number, lambda *_: None)
     if settings.replicas == 1:
         server = uvicorn.Server(uvicorn.Config(made(settings), **options))
         server.run()
