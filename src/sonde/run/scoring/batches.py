@@ -141,7 +141,7 @@ class ScoredRows:
     example, position : Tensor
         Index into the batch of the example of each score, and where in it the score was found.
     p : list of float or None
-        Conformal p-values; None where none is known.
+        Conformal p-values; None if unknown.
     row : Tensor
         The row that each score belongs to.
     every : Tensor
