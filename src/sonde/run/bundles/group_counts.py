@@ -38,7 +38,7 @@ def counts_of(stream: Stream, split: Split | None) -> dict[str, Any]:
 
 def kept_draws(keys: Sequence[bytes], seed: int) -> np.ndarray:
     """Return the smallest ``split`` draws of some groups in ascending order, as a header keeps."""
-    return smallest_draws(_split_draws(Counter(keys), seed).numpy().view(np.uint64))
+    return smallest_draws(_draws_of(Counter(keys), seed).numpy().view(np.uint64))
 
 
 def smallest_draws(found: np.ndarray) -> np.ndarray:
