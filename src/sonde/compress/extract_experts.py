@@ -6,7 +6,7 @@ the same units, experts are little better than one narrower model.
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -20,6 +20,7 @@ from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.data import open_inputs
 from sonde.tap import fingerprint
+from sonde.tap.hooks.held import Held
 from sonde.weights import as_model, with_tensors
 
 LINEAR = 1e-3
@@ -30,7 +31,16 @@ class Choice:
     """The expert of each row, or of each token of a row; None outside of ``routed``."""
 
     def __init__(self) -> None:
-        self.experts: Tensor | None = None
+        self._held: Held[Tensor] = Held("SlicedModel.routed")
+
+    @property
+    def experts(self) -> Tensor | None:
+        """The experts that hold for the running thread or task."""
+        return self._held.get()
+
+    def chosen(self, experts: Tensor) -> AbstractContextManager[None]:
+        """Choose experts inside a ``with`` block."""
+        return self._held.held(experts)
 
 
 @final
@@ -98,6 +108,9 @@ class SlicedModel(nn.Module):
     def routed(self, experts: Int[Tensor, "row *token"]) -> Iterator[nn.Module]:
         """Send each row, or each token of a row, through an expert inside a ``with`` block.
 
+        The choice holds for the thread or task that opens the block, and for threads without a
+        block of their own while no other has one.
+
         Parameters
         ----------
         experts : Int[Tensor, "row *token"]
@@ -108,11 +121,8 @@ class SlicedModel(nn.Module):
                 f"SlicedModel.routed: expected experts from 0 to {len(self.names) - 1}, got "
                 f"{sorted(set(experts.flatten().tolist()))}."
             )
-        before, self.choice.experts = self.choice.experts, experts
-        try:
+        with self.choice.chosen(experts):
             yield self.model
-        finally:
-            self.choice.experts = before
 
 
 @final

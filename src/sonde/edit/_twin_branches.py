@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sonde.core.errors import ShapeError, StateError
+from sonde.tap.hooks.held import Held
 from sonde.weights._layer import layer_of
 
 LINEAR = 1e-3
@@ -20,7 +22,18 @@ class Route:
     """Weights of the experts for each example, or None while the branches are closed."""
 
     def __init__(self) -> None:
-        self.weights: Float[Tensor, "example expert"] | None = None
+        self._held: Held[Float[Tensor, "example expert"]] = Held("TwinModel.routed")
+
+    @property
+    def weights(self) -> Float[Tensor, "example expert"] | None:
+        """The weights that hold for the running thread or task."""
+        return self._held.get()
+
+    def opened(
+        self, weights: Float[Tensor, "example expert"] | None
+    ) -> AbstractContextManager[None]:
+        """Open the branches with weights, or close them, inside a ``with`` block."""
+        return self._held.held(weights)
 
     def for_rows(self, n: int, like: Tensor) -> Float[Tensor, "row expert"]:
         """Return the weights of rows, in the type of a tensor; an example may have several rows.
@@ -30,13 +43,14 @@ class Route:
         ShapeError
             If the number of rows is no multiple of the number of examples.
         """
-        assert self.weights is not None  # closed branches ask for nothing
-        if n % len(self.weights):
+        weights = self.weights
+        assert weights is not None  # closed branches ask for nothing
+        if n % len(weights):
             raise ShapeError(
-                f"TwinModel: expected rows of {len(self.weights)} examples, got {n} rows. This "
+                f"TwinModel: expected rows of {len(weights)} examples, got {n} rows. This "
                 "model mixes its examples; route them one by one."
             )
-        return self.weights.to(like).repeat_interleave(n // len(self.weights), 0)
+        return weights.to(like).repeat_interleave(n // len(weights), 0)
 
 
 class Branch(nn.Module, ABC):
@@ -49,7 +63,8 @@ class Branch(nn.Module, ABC):
     def forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Return the output with the branches added, None while they are closed."""
         like = output if isinstance(output, Tensor) else None
-        if self.route.weights is None:
+        weights = self.route.weights
+        if weights is None:
             return None
         if like is None or not args:
             raise StateError(
@@ -58,7 +73,7 @@ class Branch(nn.Module, ABC):
             )
         x = args[0]
         if len(x) == 1:  # one for all examples, as positions are
-            x = x.expand(len(self.route.weights), *x.shape[1:])
+            x = x.expand(len(weights), *x.shape[1:])
         return output + self.added(module, x, self.route.for_rows(len(x), like))
 
     @abstractmethod
@@ -118,8 +133,7 @@ class _Whole(Branch):
             self.register_buffer(f"of_{part}", x)
 
     def added(self, module: Any, x: Tensor, weights: Tensor) -> Tensor:
-        kept, self.route.weights = self.route.weights, None
-        try:
+        with self.route.opened(None):
             plain = module(x)
             total = torch.zeros_like(plain)
             for i in range(weights.shape[1]):
@@ -132,8 +146,6 @@ class _Whole(Branch):
                 total = total + weight.reshape(-1, *[1] * (plain.ndim - 1)) * change
             self.checked = True
             return total
-        finally:
-            self.route.weights = kept
 
     def _given(self, module: nn.Module, x: Tensor, expert: int, share: float) -> Tensor:
         parameters = {

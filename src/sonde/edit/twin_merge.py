@@ -132,18 +132,19 @@ class TwinModel(nn.Module):
     def weights(self, *args: Any, **kwargs: Any) -> Float[Tensor, "example expert"]:
         """Return the weight of each expert for each example."""
         tap = Tap(self.model, self.router.site, self.router.reducer, stop=True, here=True)
-        with torch.no_grad(), tap:
+        with self.route.opened(None), torch.no_grad(), tap:
             tap.run(*args, **kwargs)
             return self.router(next(iter(tap.rows.values())))
 
     @contextmanager
     def routed(self, weights: Float[Tensor, "example expert"]) -> Iterator[None]:
-        """Keep the branches open with given weights inside a ``with`` block."""
-        before, self.route.weights = self.route.weights, weights
-        try:
+        """Keep the branches open with given weights inside a ``with`` block.
+
+        They are open for the thread or task that opens the block, and for threads without a block
+        of their own while no other has one.
+        """
+        with self.route.opened(weights):
             yield
-        finally:
-            self.route.weights = before
 
 
 @final

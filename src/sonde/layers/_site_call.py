@@ -1,5 +1,6 @@
 """How an inserted layer runs behind its site: on which axes, with which mask, on whole texts."""
 
+import threading
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +29,9 @@ _MASKS: "weakref.WeakKeyDictionary[SiteCall, dict[int, tuple[StorageWeakRef, Ten
     weakref.WeakKeyDictionary()
 )
 """Masks of forwards whose graph lives, by the memory of what the modules around were given."""
+
+
+_LOCK = threading.Lock()
 
 
 class StateAxes:
@@ -177,8 +181,10 @@ class SiteCall:
                 "mask to the part of the model that is checkpointed."
             )
         if not again and (known or found is not None):
-            kept = {k: v for k, v in known.items() if not v[0].expired()}
-            _MASKS[self] = kept | {key.cdata: (key, found) for key in keys}
+            with _LOCK:
+                known = _MASKS.get(self, {})
+                kept = {k: v for k, v in known.items() if not v[0].expired()}
+                _MASKS[self] = kept | {key.cdata: (key, found) for key in keys}
         return found
 
     def _is_time_first(

@@ -12,6 +12,7 @@ from sonde.core.errors import InputError
 from sonde.layers._attending import wide_type
 from sonde.layers._recomputing import EarlierStates, is_recomputing
 from sonde.layers.layer import Layer, Symmetry
+from sonde.tap.hooks.latest import Latest
 
 LATEST = 4
 """Calls whose queue is remembered for gradient checkpointing."""
@@ -85,7 +86,8 @@ class StateQueue(Layer):
             raise InputError("StateQueue: push='soft' is for read='attention'.")
         self.dim, self.length, self.stride, self.lookahead = dim, length, stride, lookahead
         self.causal = lookahead == 0
-        self.streaming, self.kept = streaming, cast(Tensor | None, None)
+        self.streaming = streaming
+        self.streams: Latest[Tensor] = Latest()  # the last states of each thread or task
         self.earlier = EarlierStates(LATEST)
         self.symmetry: Symmetry = "none" if streaming or push == "soft" else "translation"
         self.taps = self.gate_taps = self.maps = self.write = None
@@ -101,8 +103,13 @@ class StateQueue(Layer):
                 self.write = nn.Parameter(torch.tensor(2.0))
 
     def reset(self) -> None:
-        """Forget the states of earlier calls."""
-        self.kept = None
+        """Forget the states of earlier calls of this thread or task."""
+        self.streams.forget()
+
+    @property
+    def kept(self) -> Tensor | None:
+        """The last states that this thread or task streamed."""
+        return self.streams.own()
 
     def forward(
         self, x: Float[Tensor, "row time dim"], mask: Bool[Tensor, "row time"] | None = None
@@ -122,7 +129,8 @@ class StateQueue(Layer):
         if not self.length + self.lookahead:
             return x
         again = self.streaming and self.training and is_recomputing()
-        kept = self.earlier.of(x, "StateQueue") if again else self.kept
+        kept = self.kept if self.streaming else None
+        kept = self.earlier.of(x, "StateQueue") if again else kept
         before = self._before(h, real, kept)
         if self.taps is not None:
             added = self._filtered(before, h, self.taps)
@@ -136,7 +144,8 @@ class StateQueue(Layer):
         if self.streaming and not again:
             if self.training:
                 self.earlier.keep(x, kept)
-            self.kept = before[:, before.shape[1] - self.length * self.stride :].detach()
+            last = before[:, before.shape[1] - self.length * self.stride :]
+            self.streams.put(last.detach())
         return x + added
 
     def _before(self, h: Tensor, real: Tensor, kept: Tensor | None) -> Tensor:

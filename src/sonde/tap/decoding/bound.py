@@ -1,5 +1,6 @@
 """A rule inside the ``generate`` of one model, as a ``LogitsProcessor``."""
 
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -48,9 +49,7 @@ class BoundRule(LogitsProcessor):
         self._own, self._calls = own, OwnCalls(own.module, own.states)
         for group in others:
             group.check(own, model)
-        self._others = [(g, OtherRun(g.module, g.prompt, g.states)) for g in others]
-        self._texts = self._origins = torch.empty(0)
-        self._step = 0
+        self._now = _Generation(others)
         self.close = weakref.finalize(self, _remove, self._calls.hooked())
 
     def __enter__(self) -> "BoundRule":
@@ -64,18 +63,17 @@ class BoundRule(LogitsProcessor):
     ) -> Float[Tensor, "row token"]:
         """Return the changed scores of the next token."""
         mask, states, begins = self._calls.take(input_ids)
-        if len(self._texts) != len(input_ids):
-            begins = True
+        now = self._now
         token = ASIDE.set(True)
         try:
-            self._follow(input_ids, mask, begins)
+            now.follow(input_ids, mask, begins or len(now.texts) != len(input_ids))
         finally:
             ASIDE.reset(token)
         others = self._own.values(scores, states)
-        for group, run in self._others:
+        for group, run in now.others:
             others |= group.values(run.logits, run.kept)
         others = {name: x.to(scores) for name, x in others.items()}
-        new = self.rule.step(scores, DecodeContext(others, input_ids, mask, self._step))
+        new = self.rule.step(scores, DecodeContext(others, input_ids, mask, now.step))
         if new is scores:
             return scores
         if new.shape != scores.shape:
@@ -85,24 +83,33 @@ class BoundRule(LogitsProcessor):
             )
         return new.log_softmax(dim=-1)
 
-    def _follow(self, ids: Tensor, mask: Tensor, begins: bool) -> None:
+
+class _Generation(threading.local):
+    """The generation that runs in this thread: its texts, and the other runs that read them."""
+
+    def __init__(self, groups: "Sequence[_Group]") -> None:
+        self.others = [(g, OtherRun(g.module, g.prompt, g.states)) for g in groups]
+        self.texts = self.origins = torch.empty(0)
+        self.step = 0
+
+    def follow(self, ids: Tensor, mask: Tensor, begins: bool) -> None:
         """Let the other runs read the new tokens, each row after the row that it continues."""
         texts = ids.masked_fill(~mask, -1)
         if not begins:
-            before = torch.cat((self._origins, self._texts), dim=1)
-            parent = _parents(before, torch.cat((self._origins, texts[:, :-1]), dim=1))
+            before = torch.cat((self.origins, self.texts), dim=1)
+            parent = _parents(before, torch.cat((self.origins, texts[:, :-1]), dim=1))
             begins = parent is None
             if parent is not None:
                 moved = None if torch.equal(parent, torch.arange(len(ids)).to(parent)) else parent
-                for _, run in self._others:
+                for _, run in self.others:
                     run.go_on(ids[:, -1], moved)
         if begins:
-            for _, run in self._others:
+            for _, run in self.others:
                 run.begin(ids, mask)
-            origins = [run.origin().to(ids) for _, run in self._others]
-            self._origins = torch.stack(origins, 1) if origins else ids.new_empty(len(ids), 0)
-        self._step = 0 if begins else self._step + 1
-        self._texts = texts
+            origins = [run.origin().to(ids) for _, run in self.others]
+            self.origins = torch.stack(origins, 1) if origins else ids.new_empty(len(ids), 0)
+        self.step = 0 if begins else self.step + 1
+        self.texts = texts
 
 
 def _parents(before: Tensor, now: Tensor) -> Int[Tensor, "row"] | None:

@@ -1,5 +1,6 @@
 """What modules return or get at the last token of each text, kept from one call of a model."""
 
+import threading
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,8 +14,8 @@ from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, find_input
 
 
-class LastStates:
-    """Hooks that keep the state of the last token at some sites.
+class LastStates(threading.local):
+    """Hooks that keep the state of the last token at some sites, for each thread its own.
 
     Parameters
     ----------

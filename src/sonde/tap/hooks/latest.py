@@ -32,6 +32,15 @@ class Latest(Generic[Value]):
         self._lock = threading.Lock()
         self.last: Value | None = None
 
+    def __reduce__(self) -> Any:
+        """Copy and save without the values, which belong to callers of this object."""
+        return Latest, ()
+
+    def forget(self) -> None:
+        """Forget the last value of the running caller."""
+        with self._lock:
+            self._own.pop(caller(), None)
+
     def put(self, value: Value) -> None:
         """Keep a value for the running caller; it is the last of all callers too."""
         with self._lock:

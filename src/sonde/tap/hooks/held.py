@@ -1,0 +1,67 @@
+"""A value that holds inside a ``with`` block, for each caller its own."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from sonde.core.errors import StateError
+from sonde.tap.hooks.latest import caller
+
+Value = TypeVar("Value")
+
+
+class Held(Generic[Value]):
+    """Values of ``with`` blocks that are open, by the thread or task that opened them.
+
+    A caller that opened no block, such as a thread that generates for another one, has the value of
+    the only caller that did.
+
+    Parameters
+    ----------
+    name : str
+        What opens a block, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._lock = name, threading.Lock()
+        self._open: tuple[tuple[object, Value | None], ...] = ()
+
+    def __reduce__(self) -> Any:
+        """Copy and save without the blocks, which belong to callers of this object."""
+        return Held, (self._name,)
+
+    @contextmanager
+    def held(self, value: Value | None) -> Iterator[None]:
+        """Let a value, or none, hold inside a block."""
+        mine = (caller(), value)
+        with self._lock:
+            self._open = (*self._open, mine)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open = tuple(one for one in self._open if one is not mine)
+
+    def get(self) -> Value | None:
+        """Return the value that holds for the running caller.
+
+        Raises
+        ------
+        StateError
+            If it opened no block, and several others did.
+        """
+        found = self._open
+        if not found:
+            return None
+        me = caller()
+        for who, value in reversed(found):
+            if who is me:
+                return value
+        if any(who is not found[0][0] for who, _ in found):
+            raise StateError(
+                f"{self._name}: expected a block opened by this thread or task, got blocks of "
+                "several others: which one counts is not known. Open the block where the model is "
+                "called."
+            )
+        return found[-1][1]
