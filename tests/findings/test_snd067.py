@@ -44,7 +44,9 @@ def ended(part: str, other: float = 1.0, odd: tuple[OddToken, ...] = ()) -> Chec
         item[:] = text
     lens = lens_evidence(stream)
     evidence = arrays.evidence_of(torch.randn(40, 3))
-    forms = TextForms(torch.ones(TEXTS), {"in lower case": torch.full((TEXTS,), other)})
+    every = torch.arange(TEXTS)
+    losses = {"in lower case": torch.full((TEXTS,), other)}
+    forms = TextForms(torch.ones(TEXTS), losses, every, every % 2 == 0)
     rows = token_rows(stream, lens, 0)
     if odd and rows is not None:
         rows = replace(rows, odd=odd)

@@ -7,24 +7,28 @@ from torch import Tensor
 
 from sonde.findings._once import once
 from sonde.findings.evidence import Evidence
+from sonde.findings.trial import Trial
 
 
 @dataclass(frozen=True, eq=False)
 class BestText:
-    """Nats per token of texts as they are given, and in a rewritten form.
+    """Nats per token of texts as they are given, and in the form that other texts chose.
 
     Parameters
     ----------
     words : str
     given, loss : Float[Tensor, "text"]
+        Of the texts that did not choose the form.
     n_tried : int
         How many forms were tried.
+    trial : Trial
     """
 
     words: str
     given: Float[Tensor, "text"]
     loss: Float[Tensor, "text"]
     n_tried: int
+    trial: Trial
 
     @property
     def ratio(self) -> float:
@@ -36,6 +40,13 @@ class BestText:
 def best_text(evidence: Evidence) -> BestText | None:
     """Return the form with the smallest loss ratio, or None if no form was tried."""
     known = [x for x in (evidence.texts, evidence.forms) if x is not None]
-    tried = [(words, x.given, loss) for x in known for words, loss in x.losses.items()]
-    forms = [BestText(*one, len(tried)) for one in tried]
-    return min(forms, key=lambda form: form.ratio, default=None)
+    tried = [(words, x, loss) for x in known for words, loss in x.losses.items()
+             if bool(x.chooses.any()) and not bool(x.chooses.all())]  # fmt: skip
+    if not tried:
+        return None
+    words, x, loss = min(tried, key=lambda t: float(t[2][t[1].chooses].mean()
+                                                    / t[1].given[t[1].chooses].mean()))  # fmt: skip
+    judge = ~x.chooses
+    given, after = x.given[judge], loss[judge]
+    trial = Trial(f"the texts given {words}", "inputs", "loss", x.rows[judge], -given, -after)
+    return BestText(words, given, after, len(tried), trial)

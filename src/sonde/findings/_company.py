@@ -11,6 +11,7 @@ from sonde.findings.modules import ModelEvidence
 from sonde.findings.rule import Check, Figure, Level, Rule
 from sonde.findings.self_check import Deltas, SelfCheck
 from sonde.findings.step import Step
+from sonde.findings.trial import Trial
 
 NARROW_HINT = (
     "in 16 bit or quantised only faults above 3 % are seen; rerun with --dtype float32 to be sure"
@@ -28,7 +29,9 @@ def level_of(worst: float, tau: float, error: float) -> Level:
 
 
 def where(sites: list[str]) -> str:
-    """Return the first site that differs, followed by "onwards" if later sites differ too."""
+    """Return the first site that differs, with "onwards" if later sites do; the answers if none."""
+    if not sites:
+        return "the answers"
     names = [s.removesuffix(":out") for s in sites]
     return places(names[:1]) if len(names) == 1 else f"{places(names[:1])} onwards"
 
@@ -39,6 +42,15 @@ def amount(deltas: Deltas, tau: float) -> str:
         f"{percent(deltas.worst)} of the spread between rows (limit {percent(tau)}; "
         f"{plural(deltas.n_rows, 'row')})"
     )
+
+
+def of_answers(deltas: Deltas, tau: float, sites: Sequence[str]) -> str:
+    """Return how far the answers move, as a sentence; empty if they hardly do."""
+    if deltas.answers <= tau:
+        return ""
+    if not sites:
+        return "States at all sites stay as they are: what comes after them does it."
+    return f"Answers move by {percent(deltas.answers)} of their spread."
 
 
 @dataclass(frozen=True)
@@ -78,8 +90,9 @@ class ReadingComparison(Rule):
         *,
         level: Level,
         sentence: str,
-        next: Step,
+        next: Step | None,
         because_of: str | None = None,
+        trial: Trial | None = None,
     ) -> Check:
         """Return a finding at the sites where the readings differ."""
         return self.raised_with(
@@ -90,6 +103,7 @@ class ReadingComparison(Rule):
             effect=min(1.0, deltas.worst),
             next=next,
             because_of=because_of,
+            trial=trial,
         )
 
 

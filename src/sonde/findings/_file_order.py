@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import fisher_exact, mannwhitneyu, norm
 
@@ -16,6 +17,7 @@ from sonde.findings._shared import shared_rows
 from sonde.findings._weak import file_names
 from sonde.findings.answers import answer_columns, right_rows
 from sonde.findings.evidence import Evidence
+from sonde.findings.trial import Measure, Trial, chooses
 
 LEAST_ROWS: Final = 80
 MARGIN: Final = 0.05
@@ -57,6 +59,7 @@ class Change:
     value: float = 0.0
     slip: int = 0
     mended: float = 0.0
+    trial: Trial | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,19 +270,26 @@ def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]
     if change.kind != "error" or answers is None or shared.order is None:
         return change
     examples = shared.order.numpy()[order]
+    first = chooses(shared.group).numpy()[order]
     best = (0, 1 - change.after)
     for slip in SLIPS:
-        right = _slipped(answers, examples, examples >= change.row, slip)
-        if len(right) >= 20 and right.mean() > best[1]:
+        _, right = _slipped(answers, examples, first & (examples >= change.row), slip)
+        if len(right) >= 10 and right.mean() > best[1]:
             best = slip, float(right.mean())
     gained = best[1] - (1 - change.after)
     if best[0] == 0 or gained < 0.7 * (change.after - change.before):
         return change
     row, own = _slips_from(answers, examples, best[0]), answers.fit(np.arange(len(examples)))
-    mended = _slipped(answers, examples, examples >= row, best[0])
+    kept, mended = _slipped(answers, examples, ~first & (examples >= row), best[0])
+    if len(mended) < 10 or mended.mean() <= own[kept].mean():
+        return change
+    measure: Measure = "accuracy" if evidence.data.target is None else "error"
+    made = [torch.from_numpy(x.astype(float)) for x in (own[kept], mended)]
+    trial = Trial(f"labels {best[0]:+d} rows on", "labels", measure,
+                  torch.from_numpy(examples[kept]), *made)  # fmt: skip
     after, before = (1 - float(own[late].mean()) for late in (examples >= row, examples < row))
     return replace(change, row=row, before=before, after=after, slip=best[0],
-                   mended=float(mended.mean()))  # fmt: skip
+                   mended=float(mended.mean()), trial=trial)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,7 +324,7 @@ def _slips_from(answers: _Answers, examples: Int[np.ndarray, "row"], slip: int) 
     own = answers.fit(np.arange(len(examples))).astype(float)
     moved = own.copy()
     for i, example in enumerate(examples):
-        one = _slipped(answers, examples, examples == example, slip)
+        _, one = _slipped(answers, examples, examples == example, slip)
         moved[i] = float(one[0]) if len(one) else own[i]
     total = np.concatenate([[0.0], np.cumsum(own - moved)])
     return int(examples[min(int(np.argmax(total[:-1])), len(examples) - 1)])
@@ -325,12 +335,12 @@ def _slipped(
     examples: Int[np.ndarray, "row"],
     chosen: Bool[np.ndarray, "row"],
     slip: int,
-) -> Bool[np.ndarray, "kept"]:
-    """Return whether answers fit the labels that stand ``slip`` rows further on."""
+) -> tuple[list[int], Bool[np.ndarray, "kept"]]:
+    """Return which rows have a label ``slip`` rows further on, and whether answers fit that."""
     where = {int(example): i for i, example in enumerate(examples)}
     pairs = [(i, where.get(int(examples[i]) + slip, -1)) for i in np.flatnonzero(chosen)]
     other = np.arange(len(examples))
-    kept = [i for i, j in pairs if j >= 0 and np.isfinite(answers.label[j])]
+    kept = [int(i) for i, j in pairs if j >= 0 and np.isfinite(answers.label[j])]
     for i, j in pairs:
         other[i] = max(j, 0)
-    return answers.fit(other)[kept]
+    return kept, answers.fit(other)[kept]

@@ -7,6 +7,8 @@ from itertools import combinations
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.findings._simplest import factor_words
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 Inputs = Float[Tensor, "row *rest"]
@@ -20,11 +22,10 @@ FACTORS = (
     3.28084,
     2.20462,
     1.60934,
-    0.0254,
+    39.37008,
     60.0,
     3600.0,
     57.29578,
-    -1.0,
 )
 MOST_COLUMNS = 40
 
@@ -52,19 +53,30 @@ def column_changes(x: Inputs, names: Sequence[str]) -> dict[str, Change]:
     if len(names) != x.shape[1] or not 1 < len(names) <= MOST_COLUMNS:
         return {}
     found: dict[str, Change] = {}
+    for words, (i, factor) in column_factors(names).items():
+        found[words] = one_column(i, factor, 0.0)
     for i, name in enumerate(names):
-        for factor in FACTORS:
-            found[f"with {name} divided by {factor:g}"] = _one_column(i, 1 / factor, 0.0)
-            if factor != -1.0:
-                found[f"with {name} multiplied by {factor:g}"] = _one_column(i, factor, 0.0)
-        found[f"with {name} from Fahrenheit to Celsius"] = _one_column(i, 5 / 9, -160 / 9)
-        found[f"with {name} from Celsius to Fahrenheit"] = _one_column(i, 9 / 5, 32.0)
+        found[f"with {name} multiplied by -1"] = one_column(i, -1.0, 0.0)
+        found[f"with {name} from Fahrenheit to Celsius"] = one_column(i, 5 / 9, -160 / 9)
+        found[f"with {name} from Celsius to Fahrenheit"] = one_column(i, 9 / 5, 32.0)
     for i, j in combinations(range(len(names)), 2):
         found[f"with {names[i]} and {names[j]} exchanged"] = _exchanged(i, j)
     return found
 
 
-def _one_column(i: int, factor: float, offset: float) -> Change:
+def column_factors(names: Sequence[str]) -> dict[str, tuple[int, float]]:
+    """Return the columns and the factors that are tried on them, by their words."""
+    return {
+        f"with {factor_words(name, factor)}": (i, factor)
+        for i, name in enumerate(names)
+        for unit in FACTORS
+        for factor in (1 / unit, unit)
+    }
+
+
+def one_column(i: int, factor: float, offset: float) -> Change:
+    """Return the change of one column of a table."""
+
     def change(x: Inputs) -> Inputs:
         made = x.clone()
         made[:, i] = factor * x[:, i] + offset

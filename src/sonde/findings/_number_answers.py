@@ -15,6 +15,7 @@ from sonde.findings._linear import metric_times
 from sonde.findings._once import once
 from sonde.findings._shared import shared_rows
 from sonde.findings.evidence import Evidence
+from sonde.findings.trial import Trial, chooses
 
 LEAST: Final = 15  # rows on each half
 NEAR_POWER: Final = 0.2  # a factor so close to a power of ten is taken for it
@@ -103,16 +104,18 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rescaled:
     """A change of a model's numbers that fits the targets: in words, and as code on ``y``.
 
-    ``error`` is the root mean square error on the rows that the change was not fitted on.
+    ``error`` is the root mean square error on the rows that the change was not fitted on, ``trial``
+    what it makes of these rows.
     """
 
     words: str
     line: str
     error: float
+    trial: Trial
 
 
 def rescaled(evidence: Evidence) -> Rescaled | None:
@@ -126,15 +129,21 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
     if isinstance(numbers, str):
         return None
     where, said, truth = numbers
-    fits = torch.remainder(shared_rows(evidence).group[where], 2) == 0
+    shared = shared_rows(evidence)
+    fits = chooses(shared.group[where])
     if int(fits.sum()) < LEAST or int((~fits).sum()) < LEAST:
         return None
     forms = _forms_fitted(said[fits], truth[fits])
+    order, spread = shared.order, float(truth.var(correction=0))
+    assert order is not None  # number_rows asks for it
+    own = 1 - (said - truth)[~fits].square() / spread
     found: list[Rescaled] = []
     for words, (line, form) in forms.items():
         squares = (form(said[~fits]) - truth[~fits]).square()
         if bool(torch.isfinite(squares).all()):
-            found.append(Rescaled(words, line, float(squares.mean()) ** 0.5))
+            rows, after = order[where][~fits], 1 - squares / spread
+            trial = Trial(words, "answers", "error", rows, own, after)
+            found.append(Rescaled(words, line, float(squares.mean()) ** 0.5, trial))
     best = min(f.error for f in found)
     return next(f for f in found if f.error <= TENTH * best)
 

@@ -1,7 +1,7 @@
 """Small forwards of one live model, and all rows (tokens, patches) at its sites in each."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,11 @@ from torch import Tensor
 
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Reducer, Site
+from sonde.findings._calm import without_dropout
 from sonde.findings._silent import Silent
 from sonde.tap import LiveStream
+from sonde.tap.hooks.outputs import leaves
+from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import seed_everything
 from sonde.tap.model.watch import watch
 from sonde.tap.rows.frame import Frame
@@ -27,6 +30,8 @@ class TrialRows:
 
 
 Taken = dict[str, TrialRows]
+ANSWERS = "answers"
+"""Name of the model's answers beside the sites: one row for each example."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,15 @@ class Trials:
         Raw tensors at and before each site in the first forward, by the site's text.
     padding : set of str
         Sites where padded positions held NaN or infinity while no real token did.
+    calm : bool
+        Whether forwards run without dropout.
     n_numbers : int or None
         How many floating-point numbers an input holds; None if it holds other numbers, such as ids.
     """
 
     def __init__(self, stream: LiveStream) -> None:
         self.module, self.place = stream.model.module, stream.probe.place
+        self.calm, self.logits_key = False, stream.logits_key
         self.silent = Silent(self.module, stream.probe)
         self.tensors: dict[str, Tensor] = {}
         self.padding: set[str] = set()
@@ -74,7 +82,7 @@ class Trials:
     def read(self, batch: InputBatch, which: Sequence[int], seed: int) -> Taken:
         """Run a batch of the examples ``which`` under a random seed and return rows by site."""
         seed_everything(self.module, seed)
-        tensors = self._run(batch)
+        tensors, output = self._run(batch)
         frame, found = None, {}
         for key, how in self.sites.items():
             raw = tensors.get(str(how.site))
@@ -87,9 +95,12 @@ class Trials:
                 self.padding.add(key)
             example = torch.tensor(which)[frame.columns(layout).example]
             found[key] = _sorted(x.double().cpu(), example)
+        answers = answers_of(output, self.logits_key, len(which))
+        if answers is not None:
+            found[ANSWERS] = _sorted(answers, torch.tensor(which))
         return found
 
-    def _run(self, batch: InputBatch) -> dict[str, Tensor]:
+    def _run(self, batch: InputBatch) -> tuple[dict[str, Tensor], object]:
         sites = [how.site for how in self.sites.values()]
         entering = [Site(s.path, s.call, "in") for s in sites if s.port == "out"]
         is_first = not self.tensors
@@ -97,18 +108,28 @@ class Trials:
             self.silent.touching() if is_first else self.silent.listening()
         )
         wanted = [*sites, *entering] if is_first else sites
-        tensors = watch(
-            self.module,
-            batch,
-            wanted,
-            as_found=not self.module.training,
-            around=around,
-            place=self.place,
-        ).tensors
+        with without_dropout(self.module) if self.calm else nullcontext():
+            watched = watch(
+                self.module,
+                batch,
+                wanted,
+                as_found=not self.module.training,
+                around=around,
+                place=self.place,
+            )
+        tensors = watched.tensors
         if is_first:
             self.tensors = tensors
             self.n_numbers = _numbers_in_one(batch)
-        return tensors
+        return tensors, watched.output
+
+
+def answers_of(output: object, key: str | None, n: int) -> Float[Tensor, "row dim"] | None:
+    """Return the logits of ``n`` examples, else all outputs with one row for each; or None."""
+    logits = None if key is None else find_logits(output, key)
+    found = [logits] if logits is not None else list(leaves(output).values())
+    kept = [x for x in found if x.ndim == 2 and len(x) == n and x.is_floating_point()]
+    return torch.cat([x.detach().cpu().double() for x in kept], 1) if kept else None
 
 
 def _numbers_in_one(batch: InputBatch) -> int | None:
@@ -135,7 +156,7 @@ def joined(parts: Sequence[Taken]) -> Taken:
             torch.cat([p[key].x for p in parts]), torch.cat([p[key].example for p in parts])
         )
         for key in parts[0]
-        if all(key in p for p in parts)
+        if all(key in p and p[key].x.shape[1] == parts[0][key].x.shape[1] for p in parts)
     }
 
 

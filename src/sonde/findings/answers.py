@@ -59,6 +59,8 @@ class ClassAnswers:
         Share that is right after the one-to-one renaming of answers that helps most.
     unseen : float
         Share of answers that are no row's label.
+    where : Int[Tensor, "row"]
+        Index into the shared rows.
     labels : LabelEvidence or None
         What a linear probe finds at each site on the same rows; None for answers to all rows, and
         if classes have too few rows.
@@ -72,6 +74,7 @@ class ClassAnswers:
     majority: float
     renamed: float
     unseen: float
+    where: Int[Tensor, "row"]
     labels: LabelEvidence | None
 
     @property
@@ -138,6 +141,7 @@ def _answers_at(evidence: Evidence, labels: LabelEvidence | None) -> ClassAnswer
         majority=float(torch.bincount(truth).max()) / len(truth),
         renamed=_renamed(answer, truth),
         unseen=float((~torch.isin(answer, truth)).double().mean()),
+        where=where,
         labels=labels,
     )
 

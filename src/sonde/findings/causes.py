@@ -1,7 +1,8 @@
 """Causes before consequences: which findings are folded under another one, and which are void.
 
 A fault at one place raises many codes. One table says what explains what, and where; the rest of a
-report then shows the cause once, with its consequences beneath it.
+report then shows the origin once, with its consequences beneath it. The word cause is kept for what
+was tried: the trials of all findings compete on the same rows (``tournament``).
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Literal
 
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Finding, Level
+from sonde.findings.tournament import name_cause
 
 Reach = Literal["anywhere", "same", "same or later"]
 
@@ -108,10 +110,10 @@ TABLE: tuple[Cause, ...] = (
 
 
 def name_causes(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
-    """Return the checks with causes named and void ones withheld; sites as tables name them.
+    """Return the checks with explanations named and void ones withheld; sites as tables name them.
 
-    A finding has at most one cause, the first in the table that reaches it, and no two findings
-    explain each other.
+    A finding is explained by at most one other, the first in the table that reaches it, and no two
+    findings explain each other. At most one finding is the cause.
 
     Parameters
     ----------
@@ -131,6 +133,7 @@ def name_causes(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
         for code in line.effects or tuple(settled):
             if code in settled and code != line.cause:
                 settled[code] = _explained(settled, code, line, order)
+    settled = name_cause(settled)
     return [settled[c.code] for c in checks]
 
 

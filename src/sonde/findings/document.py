@@ -22,6 +22,7 @@ from sonde.findings.rows import NAMED, rows_section
 from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule
 from sonde.findings.scan import Scanned
 from sonde.findings.sureness import sureness_section
+from sonde.findings.trial import Trial
 from sonde.findings.versus import versus_section
 from sonde.run.bundles.fitted_rows import fitted_rows
 from sonde.run.reading.row_places import Place, places_of
@@ -58,6 +59,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         "schema": SCHEMA,
         "verdict": _verdict(findings, scanned.checks),
         "answers": _answers(evidence),
+        "cause": _cause(scanned, findings),
         "findings": findings,
         "checks": [_check(c, scanned.rules[c.code]) for c in scanned.checks],
         "sites": [site_profile(s, evidence, settings.error_bars) for s in evidence.sites],
@@ -83,6 +85,13 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
     _name_places(other_rows(found), other_place)
     plain = to_plain(found)
     return hash_ids(plain) if settings.hash_ids else plain
+
+
+def _cause(scanned: Scanned, findings: list[dict[str, Any]]) -> str | None:
+    """Return the code of the cause, unless the user ignores it."""
+    ignored = {f["code"] for f in findings if f["ignored"]}
+    known = [c.finding for c in scanned.checks if c.finding is not None and c.finding.is_cause]
+    return next((f.code for f in known if f.code not in ignored), None)
 
 
 def _answers(evidence: Evidence) -> dict[str, Any] | None:
@@ -128,6 +137,7 @@ def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
         "sentence": finding.sentence,
         "why": rule.why,
         "fix": finding.fix or rule.fix,
+        "trial": _trial(finding.trial),
         "next": "" if again is None else again.text(finding.next),
         "theme": rule.theme,
         "effect": float(min(1.0, max(0.0, finding.effect))),
@@ -140,6 +150,25 @@ def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
         "figure": _figure(finding.figure),
         "how": _how(rule),
         "ignored": is_ignored(finding, scanned.settings.ignore),
+    }
+
+
+def _trial(trial: Trial | None) -> dict[str, Any] | None:
+    """Return a trial that held, with errors and losses as such, else None."""
+    if trial is None or not trial.holds:
+        return None
+    before, after = float(trial.before.double().mean()), float(trial.after.double().mean())
+    if trial.measure == "error":
+        before, after = 1 - before, 1 - after
+    elif trial.measure != "accuracy":
+        before, after = -before, -after
+    return {
+        "change": trial.change,
+        "measure": trial.measure,
+        "before": before,
+        "after": after,
+        "n_rows": len(trial.rows),
+        "p": trial.p,
     }
 
 

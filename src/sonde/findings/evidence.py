@@ -335,6 +335,11 @@ class Evidence:
         return self.gathered.get("parts", self)
 
     @property
+    def resized(self) -> Any:
+        """``Trial`` of weights brought to the size of their siblings', or None."""
+        return self.gathered.get("resized", self)
+
+    @property
     def blocks(self) -> Any:
         """``BlockTraining``: how far training has moved each block, or None."""
         return self.gathered.get("blocks", self)

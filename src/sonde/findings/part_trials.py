@@ -25,6 +25,7 @@ from sonde.findings.fresh_weights import FreshLayers
 from sonde.findings.lens import LensEvidence
 from sonde.findings.part_changes import PartChange, answers_scaled, grid, part_changes
 from sonde.findings.self_check import chosen_examples
+from sonde.findings.trial import Trial, chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -66,6 +67,8 @@ class PartTrials:
     of_tokens : bool
         Whether the rows are texts of a language model.
     n_tried : int
+    trial : Trial or None
+        Scores of the rows that judge: correct answers, errors, or the loss of texts.
     """
 
     change: PartChange | None
@@ -78,6 +81,7 @@ class PartTrials:
     unit: str
     of_tokens: bool
     n_tried: int
+    trial: Trial | None = None
 
 
 def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
@@ -130,7 +134,10 @@ def _searched(
     stream: LiveStream, evidence: Evidence, small: SmallBatches, budget: float
 ) -> PartTrials | str:
     runs = _Runs(stream, evidence, small)
-    even, odd = list(range(0, len(small), 2)), list(range(1, len(small), 2))
+    first_half = chooses_by_key([key for one in small.singles for key in one.group_keys])
+    even, odd = (torch.nonzero(half).flatten().tolist() for half in (first_half, ~first_half))
+    if min(len(even), len(odd)) < LEAST:
+        return f"needs {LEAST} rows that choose a change, and {LEAST} others"
     own = runs.logits(even)
     if own is None:
         return "the model's answers to a few rows are not known"
@@ -155,7 +162,7 @@ def _searched(
     n_tried = len(first) + len(closer)
     plain = runs.loss_of(answers_scaled(1.0), own, odd)
     changed = None if best is None else runs.logits(odd, best)
-    if best is None or changed is None or not runs.keeps_order(best):
+    if best is None or own is None or changed is None or not runs.keeps_order(best):
         nan = math.nan
         return PartTrials(
             None, given, given, float(plain.mean()), nan, nan, 1.0, "", runs.causal, n_tried
@@ -173,6 +180,7 @@ def _searched(
         unit="nats per token" if runs.causal else runs.unit,
         of_tokens=runs.causal,
         n_tried=n_tried,
+        trial=runs.trial(best, odd, (own, plain), (changed, loss)),
     )
 
 
@@ -257,6 +265,23 @@ class _Runs:
             return math.nan
         label = self.small.together(which).label
         return float((two_logits(logits).argmax(1) == label).double().mean())
+
+    def trial(
+        self,
+        change: PartChange,
+        which: Sequence[int],
+        before: tuple[Tensor, Tensor],
+        after: tuple[Tensor, Tensor],
+    ) -> Trial:
+        """Return the trial of a change from the answers and losses of the rows that judge it."""
+        batch = self.small.together(which)
+        words, scope = change.words, "part" if change.paths != ("logits",) else "answers"
+        if self.causal:
+            return Trial(words, scope, "loss", batch.order, -before[1], -after[1])
+        if self.data.target is not None:
+            return Trial(words, scope, "error", batch.order, 1 - before[1], 1 - after[1])
+        hits = [(two_logits(x).argmax(1) == batch.label).double() for x in (before[0], after[0])]
+        return Trial(words, scope, "accuracy", batch.order, *hits)
 
     def keeps_order(self, change: PartChange) -> bool:
         """Return whether a changed language model still does not see later tokens."""

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from sonde.findings.evidence import Evidence
 from sonde.findings.step import Step
+from sonde.findings.trial import Trial
 
 Level = Literal["note", "warning", "error"]
 CheckState = Literal["raised", "clear", "withheld", "not_applicable", "failed"]
@@ -72,8 +73,12 @@ class Finding:
     because_of : str or None
         Code of the finding that explains this finding; a report folds this finding under it.
     fix : str
-        What removes the cause on these data, with the gain if it was measured; empty if the rule's
+        What removes the fault on these data, with the gain if it was measured; empty if the rule's
         general ``fix`` applies.
+    trial : Trial or None
+        What that change made of rows that did not choose it; None if it was not made.
+    is_cause : bool
+        Whether this trial mended most of all trials of the scan.
     """
 
     code: str
@@ -93,6 +98,8 @@ class Finding:
     common: bool = False
     because_of: str | None = None
     fix: str = ""
+    trial: Trial | None = None
+    is_cause: bool = False
 
 
 @dataclass(frozen=True)

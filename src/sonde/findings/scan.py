@@ -18,6 +18,7 @@ from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, Task, requests
 from sonde.findings._column_gain import column_gain
 from sonde.findings._number_answers import number_rows
+from sonde.findings._sizes import resized
 from sonde.findings.answers import answer_columns
 from sonde.findings.block_training import block_training
 from sonde.findings.causes import name_causes
@@ -392,6 +393,7 @@ def _gatherers(
         "forms": lambda _: text_forms(stream, seed),
         "rows": lambda found: token_rows(stream, found.lens, seed),
         "fresh": lambda _: fresh_layers(stream, seed),
+        "resized": partial(resized, stream),
         "blocks": lambda _: block_training(stream),
         "shortcuts": partial(shortcut_evidence, stream),
         "parts": partial(part_trials, stream),

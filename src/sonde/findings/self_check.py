@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from sonde.core.hashing import base_hashes
-from sonde.findings._trials import Taken, TrialRows, Trials, joined, of_example
+from sonde.findings._trials import ANSWERS, Taken, TrialRows, Trials, joined, of_example
+from sonde.findings.trial import Trial
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
 from sonde.tap.streams.difference import NARROW, ROUNDING, TAU, TAU_NARROW, difference
@@ -38,15 +40,18 @@ class Deltas:
         execution; the larger of that over all units and the median over units.
     n_rows : int
         Examples that were compared.
+    answers : float
+        The same of the model's answers; 0 if they are not known.
     """
 
     values: dict[str, float]
     n_rows: int
+    answers: float = 0.0
 
     @property
     def worst(self) -> float:
-        """Largest difference over sites."""
-        return max(self.values.values(), default=0.0)
+        """Largest difference over sites and answers."""
+        return max(*self.values.values(), self.answers, 0.0)
 
     def beyond(self, tau: float) -> list[str]:
         """Return the sites that differ by more than ``tau``, in order of execution."""
@@ -79,6 +84,9 @@ class SelfCheck:
         Why a comparison could not be made.
     buffers : tuple of str
         Buffers that the forwards changed (put back afterwards).
+    undone : Trial or None
+        Two runs of the same rows without dropout, if they differ with it and agree without it. Then
+        all other comparisons are made without dropout too.
     padding : tuple of str
         Sites where padded positions held NaN or infinity while no real token did.
     """
@@ -95,6 +103,7 @@ class SelfCheck:
     future: Deltas | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
+    undone: Trial | None = None
     padding: tuple[str, ...] = ()
 
     @property
@@ -134,9 +143,17 @@ def self_check(
         n_tokens=len(compared.small) * (compared.small.length or 1),
         reasons=compared.reasons,
         buffers=tuple(changed),
+        undone=compared.undone,
         padding=tuple(k for k in compared.trials.sites if k in compared.trials.padding),
         **compared.found,
     )
+
+
+def apart(a: TrialRows, b: TrialRows) -> Float[Tensor, "example"]:
+    """Return how far each example's rows are apart, in standard deviations over rows."""
+    spread = a.x.var(0, correction=0).mean().sqrt().clamp(min=1e-30)
+    gap = (a.x - b.x).square().mean(1).sqrt() / spread
+    return torch.stack([gap[a.example == i].mean() for i in torch.unique(a.example)])
 
 
 def _is_quantised(module: nn.Module) -> bool:
@@ -153,6 +170,7 @@ class _Compared:
         self.small = self._small()
         self.found: dict[str, Deltas | None] = {}
         self.reasons: dict[str, str] = {}
+        self.undone: Trial | None = None
 
     def run(self, side: Side, deep: bool) -> None:
         """Make every comparison that the examples and the model allow."""
@@ -162,6 +180,8 @@ class _Compared:
         together = self._together()
         again = self._read(self.small, self._every, self.seed + 1)
         self.found["repeat"] = self._deltas(together, again)
+        if self._harms("repeat"):
+            together = self._without_dropout(together, again)
         if len(self.small) < 2:
             self.reasons["company"] = "needs two examples of one size"
         else:
@@ -169,6 +189,23 @@ class _Compared:
         if self.stream.model.task == "causal" and (self.small.length or 0) > SHORTEST:
             self.found["future"] = self._future(together)
         self._padding(together, side, deep)
+
+    def _without_dropout(self, together: Taken, again: Taken) -> Taken:
+        """Repeat the two runs without dropout; if they agree, compare all else without it too.
+
+        Dropout differs between batches of any two shapes: it would pass for a fault of padding.
+        """
+        self.trials.calm = True
+        calm, twice = (self._read(self.small, self._every, self.seed + i) for i in (0, 1))
+        if self._deltas(calm, twice).worst > self.tau:
+            self.trials.calm = False
+            return together
+        key = next(reversed(together))
+        rows = self.small.together(self._every).order
+        before, after = (-apart(*pair) for pair in ((together[key], again[key]),
+                                                    (calm[key], twice[key])))  # fmt: skip
+        self.undone = Trial("dropout left out", "mode", "states", rows, before, after)
+        return calm
 
     @property
     def _every(self) -> list[int]:
@@ -259,4 +296,11 @@ class _Compared:
             for key, how in self.trials.sites.items()
             if key in a and key in b and torch.equal(a[key].example, b[key].example)
         }
-        return Deltas(values, len(self.small))
+        answers = 0.0
+        pair = [t[ANSWERS] for t in (a, b) if ANSWERS in t]
+        if len(pair) == 2 and pair[0].x.shape == pair[1].x.shape:
+            widest = max((ROUNDING.get(how.dtype, 0.0) for how in self.trials.sites.values()),
+                         default=0.0)  # fmt: skip
+            rounding = max(widest, ROUNDING["float32"])
+            answers = difference(pair[0].x, pair[1].x, rounding)
+        return Deltas(values, len(self.small), answers)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from sonde.findings._answer_trials import new_head
 from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import percent, plural
 from sonde.findings.answers import compared_answers
@@ -83,7 +84,14 @@ class SND003(Rule):
             sites=tuple(f.path for f in fresh),
             effect=min(1.0, share),
             next=read_command(first.path),
+            trial=new_head(evidence) if _is_head(found) else None,
         )
+
+
+def _is_head(found: FreshLayers) -> bool:
+    """Return whether the last layer alone looks untrained: then a new head can be tried."""
+    paths = [f.path for f in (*found.tables, *found.fresh)]
+    return paths == list(found.sizes)[-1:]
 
 
 def _is_right(evidence: Evidence) -> bool:

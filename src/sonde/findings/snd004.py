@@ -62,8 +62,9 @@ class SND004(ReadingComparison):
             sites,
             level=level,
             sentence=sentence(text, _reason(evidence)),
-            next=read_command(sites[0].removesuffix(":out")),
+            next=read_command(sites[0].removesuffix(":out")) if sites else None,
             because_of="SND005" if evidence.model.training else None,
+            trial=None if evidence.model.training else found.undone,
         )
 
 

@@ -61,6 +61,7 @@ class SND005(Rule):
             sites=tuple(wrong),
             effect=1.0 if harm else 0.5,
             next=scan_command(deep=True),
+            trial=model.self_check.undone if model.training else None,
         )
 
     @staticmethod

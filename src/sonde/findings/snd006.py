@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._company import ReadingComparison, amount, level_of, where
+from sonde.findings._company import ReadingComparison, amount, level_of, of_answers, where
 from sonde.findings._places import scan_command, sentence
 from sonde.findings._text import shortened
 from sonde.findings.evidence import Evidence
@@ -57,7 +57,7 @@ class SND006(ReadingComparison):
             tau,
             sites,
             level=level_of(deltas.worst, tau, self.error),
-            sentence=sentence(text, _reason(evidence)),
+            sentence=sentence(text, _reason(evidence), of_answers(deltas, tau, sites)),
             next=scan_command(batch_size=1),
             because_of=_cause(evidence, found),
         )

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 import torch
 
-from sonde.findings._company import ReadingComparison, amount, level_of, where
+from sonde.findings._company import ReadingComparison, amount, level_of, of_answers, where
 from sonde.findings._places import read_command, scan_command, sentence
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Theme
@@ -59,15 +59,13 @@ class SND007(ReadingComparison):
     def _harmful(self, found: SelfCheck, deltas: Deltas, tau: float, side: str) -> Check:
         sites = deltas.beyond(tau)
         advice = "Padded on the right it is stable." if _right_is_fine(found, tau, side) else ""
-        text = (
-            f"Padding on the {side} changes real tokens at {where(sites)}: {amount(deltas, tau)}."
-        )
+        text = f"Padding on the {side} changes {_what(sites)}: {amount(deltas, tau)}."
         return self.differing(
             deltas,
             tau,
             sites,
             level=level_of(deltas.worst, tau, self.error),
-            sentence=sentence(text, advice),
+            sentence=sentence(text, of_answers(deltas, tau, sites), advice),
             next=scan_command(batch_size=1),
             because_of="SND008" if side == "left" and positions_cure(found, tau) else None,
         )
@@ -75,11 +73,8 @@ class SND007(ReadingComparison):
     def _unused(self, deltas: Deltas, tau: float, side: str, why: str) -> Check:
         """Raise a note on harmful padding that this run does not use; ``why`` is the reason."""
         sites = deltas.beyond(tau)
-        text = (
-            f"Padding on the {side}, {why}, would change real tokens at {where(sites)}: "
-            f"{amount(deltas, tau)}."
-        )
-        closer = read_command(sites[0].removesuffix(":out"))
+        text = f"Padding on the {side}, {why}, would change {_what(sites)}: {amount(deltas, tau)}."
+        closer = read_command(sites[0].removesuffix(":out")) if sites else None
         return self.differing(
             deltas, tau, sites, level="note", sentence=sentence(text), next=closer
         )
@@ -90,6 +85,10 @@ class SND007(ReadingComparison):
         if reason.startswith("needs"):
             return self.withheld(reason)
         return self.not_applicable(reason)
+
+
+def _what(sites: list[str]) -> str:
+    return f"real tokens at {where(sites)}" if sites else "the answers"
 
 
 def _of_one_length(evidence: Evidence) -> bool:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from sonde.findings._norm_fits import NormFit
 from sonde.findings._places import places, read_command, sentence
 from sonde.findings._text import number, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Level, Rule, Theme
-from sonde.findings.variants import NormFit, VariantEvidence
+from sonde.findings.trial import Trial, gained
+from sonde.findings.variants import VariantEvidence
 
 
 @final
@@ -25,15 +27,18 @@ class SND012(Rule):
         "where these are not those of its rows, everything after it works on the wrong scale."
     )
     fix: ClassVar[str] = (
-        "Scale the inputs as in training. If the inputs are right, run model.train() over them "
-        "once under torch.no_grad(), then model.eval()."
+        "Compare the scale of the inputs with that of training. Statistics of these rows can be "
+        "tried on rows with labels: model.train() over them once under torch.no_grad(), then "
+        "model.eval()."
     )
     how: ClassVar[str] = (
         "Up to 128 rows are run and the mean and variance of each channel before each batch norm "
         "compared with its buffers: the relative entropy of two Gaussians, in nats, median over "
         "channels. 0.125 is a mean that is off by half a standard deviation, 0.5 by a whole one. "
         "Buffers still at mean 0 and variance 1 are said to have never moved; that is a note "
-        "where no weight or bias of any batch norm was trained either."
+        "where no weight or bias of any batch norm was trained either. Where the answers can be "
+        "judged, the norms take the mean and variance of half of the rows, and the other half "
+        "judges that; a note if it does not help."
     )
     false_positives: ClassVar[str] = (
         "Data of another kind than the training data: then SND051 shows it too. Very small "
@@ -54,6 +59,7 @@ class SND012(Rule):
         moved = [n for n in bad if not n.unmoved]
         first = (moved or bad)[0]
         severe = worst.misfit >= self.warning and not all(n.untrained for n in found.norms)
+        severe = severe and (found.refitted is None or found.refitted.holds)
         level: Level = "warning" if severe else "note"
         limit = self.warning if severe else self.note
         return self._raised(found, bad, first, worst, level, limit)
@@ -86,11 +92,30 @@ class SND012(Rule):
             more += " It is the first: inputs have another scale than in training."
         else:
             more += f" {found.norms[0].path}, the first, fits."
+        said, fix = _of_trial(found.refitted)
         return self.raised_with(
             level,
-            sentence(off, more),
+            sentence(off, said or more, more if said else ""),
             self._figure(worst, found, limit),
             sites=tuple(n.path for n in bad),
             effect=min(1.0, worst.misfit / (1 + worst.misfit)),
             next=read_command(first.path),
+            fix=fix,
+            trial=found.refitted,
         )
+
+
+def _of_trial(tried: Trial | None) -> tuple[str, str]:
+    """Return what statistics of these rows make of the answers, and what to do."""
+    if tried is None:
+        return "", ""
+    if tried.holds:
+        return "", (
+            "Run model.train() over the rows once under torch.no_grad(), then model.eval(): "
+            f"{gained(tried)}."
+        )
+    return (
+        f"With statistics of these rows the model is no better: {gained(tried)}.",
+        "Leave the statistics as they are: the inputs are of another kind than those that the "
+        "norms were trained on, and the layers after them count on that.",
+    )

@@ -7,12 +7,17 @@ from typing import ClassVar, final
 from scipy.stats import binom
 from torch import Tensor
 
+from sonde.findings._mended_rows import MendedRows
 from sonde.findings._places import sentence
 from sonde.findings._text import number, percent, plural
+from sonde.findings._tried_forms import Tried
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Level, Rule, Theme
 from sonde.findings.step import Step
-from sonde.findings.variants import MISFIT, MendedRows, Tried, VariantEvidence
+from sonde.findings.trial import Trial
+from sonde.findings.variants import MISFIT, VariantEvidence
+
+LEAST_JUDGES = 8
 
 
 @final
@@ -76,24 +81,26 @@ class SND015(Rule):
             return self.clear(Figure("gain", 0.0), "nothing gave a reason to try other forms")
         given, *others = found.tried
         if given.score is not None:
-            return self._by_answers(evidence, found, given, others)
+            return self._by_answers(evidence, found, given)
         return self._by_norm(evidence, found, given, others)
 
-    def _by_answers(
-        self, evidence: Evidence, found: VariantEvidence, given: Tried, others: list[Tried]
-    ) -> Check:
+    def _by_answers(self, evidence: Evidence, found: VariantEvidence, given: Tried) -> Check:
         assert given.score is not None
-        own, n = float(given.score.mean()), len(given.score)
+        best, judge = found.best, ~found.chooses
+        if best is None or best.score is None or int(judge.sum()) < LEAST_JUDGES:
+            return self.clear(Figure("gain", 0.0), "too few rows choose and judge other forms")
+        trial = Trial(
+            f"its inputs {best.words}",
+            "inputs",
+            "accuracy" if evidence.data.target is None else "error",
+            found.rows[judge],
+            given.score[judge],
+            best.score[judge],
+        )
         reach = 1.0 if math.isnan(found.probe) else found.probe
-        best, gain, p = None, 0.0, 1.0
-        for other in others:
-            if other.score is None:
-                continue
-            more = float(other.score.mean()) - own
-            mended, broken = (int(d.sum()) for d in _differences(given, other))
-            chance = min(1.0, len(others) * float(binom.sf(mended - 1, mended + broken, 0.5)))
-            if more > gain and chance < self.level:
-                best, gain, p = other, more, chance
+        own, gain, n = float(trial.before.mean()), trial.gain, len(trial.rows)
+        mended, broken = (int(d.sum()) for d in _differences(trial))
+        p = float(binom.sf(mended - 1, mended + broken, 0.5))
         figure = Figure(
             "gain", gain, unit="share", null=0.0, p=p, n_rows=n,
             threshold=self.part * max(0.0, reach - own),
@@ -101,19 +108,19 @@ class SND015(Rule):
         numbers = evidence.data.target is not None
         assert figure.threshold is not None
         least = max(own + figure.threshold, max(self.whole * reach - 0.05, 0.1) if numbers else 0.0)
-        if best is None or own + gain < least:
+        if gain <= 0 or p >= self.level or own + gain < least:
             return self.clear(figure)
         before, after, most = (_reached(x, numbers) for x in (own, own + gain, found.probe))
         probe = "" if math.isnan(found.probe) else f"; a probe of its last layer {most}"
         text = (
-            f"With its inputs {best.words}, the model {after} on {plural(n, 'row')}, as they are "
-            f"given it {before}{probe}."
+            f"With its inputs {best.words}, the model {after} on {plural(n, 'row')} that did not "
+            f"choose this, as they are given it {before}{probe}."
         )
         whole = math.isnan(found.probe) or own + gain > reach - 0.1
         text = text if whole else f"{text[:-1]}: like this fault, but not all of it."
         then, now = (_figure(x, numbers) for x in (own + gain, own))
-        fix = f": {'R^2 of' if numbers else 'right on'} {then} instead of {now}."
-        return self._raised(text, figure, best, fix, "error" if whole else "warning")
+        fix = f": {'R^2 of' if numbers else 'right on'} {then} instead of {now}.{_range(best)}"
+        return self._raised(text, figure, best, fix, "error" if whole else "warning", trial)
 
     def _of_some_rows(self, found: MendedRows, clear: Check) -> Check:
         """Judge the form that mends most of the rows that the model gets wrong."""
@@ -132,7 +139,9 @@ class SND015(Rule):
             f"least {percent(found.right * found.wrong)}, is given in another form."
         )
         fix = f". Do so for these rows alone: {percent(found.wrong)} of the rows are wrong now."
-        return self._raised(text, figure, replace(found.form, scale=None), fix)
+        fix += _range(found.form)
+        form = replace(found.form, scale=None)
+        return self._raised(text, figure, form, fix, trial=found.trial("some inputs"))
 
     def _of_wrong_rows(self, found: MendedRows, clear: Check) -> Check:
         """Judge the form that mends rows that the model gets wrong and keeps the others right."""
@@ -155,7 +164,8 @@ class SND015(Rule):
             "that it gets right."
         )
         fix = f": about {percent(after)} right instead of {percent(before)}."
-        return self._raised(text, figure, found.form, fix, "warning")
+        fix += _range(found.form)
+        return self._raised(text, figure, found.form, fix, "warning", found.trial("inputs"))
 
     def _by_norm(
         self, evidence: Evidence, found: VariantEvidence, given: Tried, others: list[Tried]
@@ -179,7 +189,13 @@ class SND015(Rule):
         return self._raised(text, figure, best, fix)
 
     def _raised(
-        self, text: str, figure: Figure, best: Tried, fix: str, level: Level = "error"
+        self,
+        text: str,
+        figure: Figure,
+        best: Tried,
+        fix: str,
+        level: Level = "error",
+        trial: Trial | None = None,
     ) -> Check:
         return self.raised_with(
             level,
@@ -188,14 +204,21 @@ class SND015(Rule):
             effect=1.0 if figure.name == "misfit_left" else min(1.0, figure.value),
             next=Step("scan", scale=best.scale) if best.scale else None,
             fix=f"{best.line or f'Give the inputs {best.words}'}{fix}",
+            trial=trial,
         )
 
 
-def _differences(given: Tried, other: Tried) -> tuple[Tensor, Tensor]:
-    """Return which rows another form mends, and which it breaks."""
-    assert given.score is not None
-    assert other.score is not None
-    return other.score > given.score, other.score < given.score
+def _differences(trial: Trial) -> tuple[Tensor, Tensor]:
+    """Return which rows a change mends, and which it breaks."""
+    return trial.after > trial.before, trial.after < trial.before
+
+
+def _range(form: Tried) -> str:
+    """Return which factors of a column the rows cannot tell from the one that is named."""
+    if form.range is None or form.range[1] / form.range[0] < 1.5:
+        return ""
+    low, high = form.range
+    return f" Factors from {number(low)} to {number(high)} do about as well."
 
 
 def _reached(score: float, numbers: bool) -> str:

@@ -63,6 +63,6 @@ class SND019(ReadingComparison):
             sites,
             level=level_of(deltas.worst, tau, self.error),
             sentence=sentence(text),
-            next=read_command(sites[0].removesuffix(":out")),
+            next=read_command(sites[0].removesuffix(":out")) if sites else None,
             because_of="SND004" if repeat else None,
         )

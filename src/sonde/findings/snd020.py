@@ -1,24 +1,23 @@
 """SND020: weights whose size stands out from those at the same place of other blocks."""
 
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import ClassVar, final
 
 from sonde.findings._places import places, read_command, sentence
+from sonde.findings._sizes import (
+    DEVIATIONS,
+    RATIO,
+    SIBLINGS,
+    ratios,
+    sibling_groups,
+    size_outliers,
+)
 from sonde.findings._text import number, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.fresh_weights import FreshLayers
 from sonde.findings.rule import Check, Figure, Rule, Theme
-
-
-@dataclass(frozen=True)
-class _Outlier:
-    path: str
-    ratio: float
-    n_siblings: int
+from sonde.findings.trial import Trial, gained
 
 
 @final
@@ -36,9 +35,9 @@ class SND020(Rule):
         Least distance from the siblings' median, in robust standard deviations of the logarithms.
     """
 
-    siblings: int = 4
-    ratio: float = 4.0
-    deviations: float = 6.0
+    siblings: int = SIBLINGS
+    ratio: float = RATIO
+    deviations: float = DEVIATIONS
 
     title: ClassVar[str] = "Weights whose size stands out from their siblings"
     theme: ClassVar[Theme] = "run"
@@ -67,15 +66,11 @@ class SND020(Rule):
         found = evidence.fresh
         if not isinstance(found, FreshLayers):
             return self.not_applicable("no model was run")
-        groups: dict[tuple[str, tuple[int, ...]], list[tuple[str, float]]] = {}
-        for path, size in found.sizes.items():
-            name = re.sub(r"\d+", "*", path)
-            groups.setdefault((name, size.shape), []).append((path, size.rms))
-        large = [g for g in groups.values() if len(g) >= self.siblings]
+        large = sibling_groups(found.sizes, self.siblings)
         if not large:
             return self.not_applicable(f"no {self.siblings} blocks have a layer of one name")
-        outliers = [o for group in large for o in self._outliers(group)]
-        every = [r for group in large for r in _ratios(group)]
+        outliers = size_outliers(large, self.ratio, self.deviations)
+        every = [r for group in large for r in ratios(group)]
         worst = max(every, key=lambda r: abs(math.log(r)), default=1.0)
         figure = Figure("size_over_siblings", worst, null=1.0, threshold=self.ratio)
         if not outliers:
@@ -86,6 +81,8 @@ class SND020(Rule):
             "as large as" if is_larger else "smaller than"
         )
         more = [o.path for o in outliers if o is not first]
+        trial: Trial | None = evidence.resized
+        fix = "" if trial is None or not trial.holds else f"With {trial.change}: {gained(trial)}."
         text = (
             f"The weights of {first.path} are {times} those at the same place of "
             f"{plural(first.n_siblings, 'other block')} (root mean square, median of the others)."
@@ -97,21 +94,6 @@ class SND020(Rule):
             sites=tuple(o.path for o in outliers),
             effect=min(1.0, abs(math.log(first.ratio)) / math.log(100)),
             next=read_command(first.path),
+            fix=fix,
+            trial=trial,
         )
-
-    def _outliers(self, group: Sequence[tuple[str, float]]) -> list[_Outlier]:
-        logs = [math.log(max(r, 1e-12)) for r in _ratios(group)]
-        middle = median(logs)
-        spread = max(1.48 * median(abs(x - middle) for x in logs), math.log(1.2))
-        return [
-            _Outlier(path, math.exp(x), len(group) - 1)
-            for (path, _), x in zip(group, logs, strict=True)
-            if abs(x) >= math.log(self.ratio) and abs(x - middle) >= self.deviations * spread
-        ]
-
-
-def _ratios(group: Sequence[tuple[str, float]]) -> list[float]:
-    """Return the size of each layer over the median size of the others."""
-    sizes = [rms for _, rms in group]
-    others = [median(sizes[:i] + sizes[i + 1 :]) for i in range(len(sizes))]
-    return [max(a, 1e-12) / max(b, 1e-12) for a, b in zip(sizes, others, strict=True)]

@@ -2,11 +2,12 @@
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from sonde.findings._places import read_command
 from sonde.findings._text import percent, plural, shortened
+from sonde.findings.answers import ClassAnswers, compared_answers
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence, LabelRule, confusions, recalls
 from sonde.findings.rule import Check, Figure, Theme
@@ -30,7 +31,8 @@ class SND033(LabelRule):
     how: ClassVar[str] = (
         "Held-out recall at the best site, all classes counted alike. Raised where its upper "
         "Wilson bound, at a level divided by the number of classes, is below the median recall "
-        "minus 0.2. Rows of one group count as one."
+        "minus 0.2. Rows of one group count as one. Where the model's own answers are known, "
+        "its recall of the class must be below that limit too."
     )
     false_positives: ClassVar[str] = "Classes that differ in something this model never learned."
     plant: ClassVar[str] = "The labels of two classes are swapped at random."
@@ -60,7 +62,17 @@ class SND033(LabelRule):
         )
         if not poor:
             return self.clear(figure, _small(found))
-        sentence = self._sentence(found, k, figure, len(poor))
+        own = compared_answers(evidence)
+        own = None if isinstance(own, str) or own.labels is None else own
+        if own is not None:  # a probe says nothing of a class that the model itself recognises
+            missed = {k for k, share in own_recalls(own).items() if share < limit}
+            poor = [r for r in poor if r[0] in missed]
+            if not poor:
+                return self.clear(figure, "the model's own answers tell the class from the others")
+            k = poor[0][0]
+            recall, low, high, n = judged[k]
+            figure = replace(figure, value=recall, low=low, high=high, n_rows=n, n_groups=n)
+        sentence = self._sentence(found, k, figure, len(poor), own)
         site = found.sites[found.best].key
         return self.raised_with(
             "warning",
@@ -72,17 +84,34 @@ class SND033(LabelRule):
             next=read_command(site),
         )
 
-    def _sentence(self, found: LabelEvidence, k: int, figure: Figure, n_poor: int) -> str:
+    def _sentence(
+        self,
+        found: LabelEvidence,
+        k: int,
+        figure: Figure,
+        n_poor: int,
+        own: ClassAnswers | None,
+    ) -> str:
         low, high, middle = (percent(v or 0.0) for v in (figure.low, figure.high, figure.null))
         taken = next((b for a, b, *_ in confusions(found, found.best) if a == k), None)
         rival = "" if taken is None else f", most others pass for {shortened(found.names[taken])!r}"
         more = "" if n_poor == 1 else f" {plural(n_poor - 1, 'more class', 'more classes')} alike."
+        if own is not None:
+            more = f" The model itself names {percent(own_recalls(own)[k])} of them.{more}"
         return (
             f"Only {percent(figure.value)} of class {shortened(found.names[k])!r} are recognised "
             f"at the best site, {found.sites[found.best].name} ({low} to {high}; middle class "
             f"{middle}){rival}. "
             f"{plural(figure.n_rows, 'row')}.{more}"
         )
+
+
+def own_recalls(own: ClassAnswers) -> dict[int, float]:
+    """Return the share of each probed class's rows that the model itself names."""
+    assert own.labels is not None
+    truth, right = own.labels.truth, own.right.double()
+    return {k: float(right[truth == k].mean()) for k in range(len(own.labels.names))
+            if bool((truth == k).any())}  # fmt: skip
 
 
 def _small(found: LabelEvidence) -> str:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.engine.errorbars import group_error
+from sonde.findings._answer_trials import new_head
 from sonde.findings._halves import Z
 from sonde.findings._number_answers import NumberAnswers, number_answers, rescaled, root_mean
 from sonde.findings._places import counted_as, read_command, sentence, too_few
@@ -81,7 +82,7 @@ class SND037(ClassAnswersRule):
         if figure.low is not None and self._holds(figure, self.lag):
             if found.doubt >= self.doubt:
                 return self.clear(figure, "its own probabilities are those of an untrained model")
-            return self._raised(found, last, figure)
+            return self._raised(evidence, found, last, figure)
         return self.clear(figure)
 
     def _lag(self, found: ClassAnswers, last: SiteLabels) -> Figure:
@@ -111,7 +112,9 @@ class SND037(ClassAnswersRule):
         assert figure.low is not None
         return figure.value > max(least, self.errors * (figure.value - figure.low) / Z)
 
-    def _raised(self, found: ClassAnswers, last: SiteLabels, figure: Figure) -> Check:
+    def _raised(
+        self, evidence: Evidence, found: ClassAnswers, last: SiteLabels, figure: Figure
+    ) -> Check:
         low, high = found.interval
         text = (
             f"The model names {percent(found.accuracy)} of labels right ({percent(low)} to "
@@ -130,6 +133,7 @@ class SND037(ClassAnswersRule):
             sites=(last.key,),
             effect=min(1.0, figure.value),
             next=read_command(last.key),
+            trial=new_head(evidence),
         )
 
     def _of_numbers(self, evidence: Evidence, found: NumberAnswers) -> Check:
@@ -162,6 +166,7 @@ class SND037(ClassAnswersRule):
             effect=min(1.0, figure.value),
             next=read_command(key),
             fix=f"Undo the scaling of the targets: {made.line}." if made and mends else "",
+            trial=made.trial if made and mends else new_head(evidence),
         )
 
     def _of_tokens(self, evidence: Evidence, lens: LensEvidence) -> Check:

@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 import torch
 
+from sonde.findings._answer_trials import answer_trial
 from sonde.findings._places import read_command, sentence
 from sonde.findings._renaming import Renaming, renaming
 from sonde.findings._shared import examples_at
@@ -97,6 +98,9 @@ class SND038(ClassAnswersRule):
             classes=tuple(class_name(evidence.data, y) for y in names.answer_for),
             effect=min(1.0, figure.value),
             next=read_command(labels.sites[-1].key),
+            trial=answer_trial(
+                evidence, labels.where, "classes renamed", "answers", found.right, right
+            ),
         )
 
 

@@ -7,9 +7,10 @@ import torch
 from scipy.stats import norm
 
 from sonde.engine.errorbars import group_error
+from sonde.findings._answer_trials import LogitConstant, logit_constant
 from sonde.findings._places import class_command, sentence
 from sonde.findings._shared import examples_at
-from sonde.findings._text import listed, percent, plural, shortened
+from sonde.findings._text import listed, number, percent, plural, shortened
 from sonde.findings.answers import ClassAnswers, ClassAnswersRule
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence
@@ -55,9 +56,9 @@ class SND046(ClassAnswersRule):
         figures = [self._figure(found, labels, k, m) for k, m in enumerate(mine)]
         lags = torch.tensor([f.value for f in figures])
         worst = figures[int(lags.argmax())]
-        middle = float(recall.median())
-        known = labels.sites[-1].accuracy
-        if found.accuracy <= max(found.majority, known / 2) or len(mine) < 3:
+        middle = float(recall.median() if len(mine) > 2 else recall.max())
+        known, moved = labels.sites[-1].accuracy, logit_constant(evidence)
+        if found.accuracy <= max(found.majority, known / 2) and not self._mends(moved, known):
             # What names hardly any class rightly misses one by chance: SND037 or SND039 tell that.
             return self.clear(worst, "the model as a whole is far behind its own last layer")
         missed = [
@@ -69,6 +70,12 @@ class SND046(ClassAnswersRule):
             return self.clear(worst)
         missed.sort(key=lambda k: -float(lags[k]))
         return self._raised(evidence, found, labels, missed, figures[missed[0]])
+
+    def _mends(self, moved: LogitConstant | None, known: float) -> bool:
+        """Return whether a constant on one logit closes the gap to the probe, but for 10 points."""
+        if moved is None or not moved.trial.holds:
+            return False
+        return float(moved.trial.after.mean()) > known - self.lag / 2
 
     def _figure(
         self, found: ClassAnswers, labels: LabelEvidence, k: int, mine: torch.Tensor
@@ -106,6 +113,15 @@ class SND046(ClassAnswersRule):
             f"{percent(found.accuracy)}."
         )
         more = f"The same holds for {listed(names[1:])}." if len(names) > 1 else ""
+        moved, fix = logit_constant(evidence), ""
+        trial = None if moved is None or not moved.trial.holds else moved.trial
+        if moved is not None and trial is not None:
+            before, after = (percent(float(x.mean())) for x in (trial.before, trial.after))
+            sign = "-" if moved.constant < 0 else "+"
+            fix = (
+                f"logits[:, {moved.label}] {sign}= {number(abs(moved.constant))}: right on {after} "
+                f"of {plural(len(trial.rows), 'row')} that did not choose it, instead of {before}."
+            )
         missing = torch.nonzero(mine & ~found.right).flatten()
         wrong = labels.where[missing]
         return self.raised_with(
@@ -118,4 +134,6 @@ class SND046(ClassAnswersRule):
             classes=tuple(labels.names[j] for j in missed),
             effect=min(1.0, figure.value * float(mine.double().mean())),
             next=class_command(labels.names[missed[0]]),
+            fix=fix,
+            trial=trial,
         )

@@ -61,6 +61,7 @@ class SND049(Rule):
             figure,
             examples=tuple(dict.fromkeys(change.row for change in found)),
             effect=min(1.0, abs(first.after - first.before)) if first.kind != "level" else 0.3,
+            trial=next((c.trial for c in found if c.trial is not None), None),
             fix=_fix(first) or next(filter(None, map(_fix, found)), ""),
         )
 

@@ -11,6 +11,7 @@ from sonde.findings.fresh_weights import FreshLayers
 from sonde.findings.lens import LensEvidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.token_rows import OddToken, TokenRows
+from sonde.findings.trial import Trial
 
 STANDS = 0.19  # below the effect of exchanged rows from which on they explain other findings
 
@@ -99,6 +100,14 @@ class SND067(Rule):
             effect=min(1.0, 1 - new / own),
             fix=f"Exchange the rows of {pairs} in the {found.rows}, or load those that belong to "
             f"this tokenizer: {gain}.",
+            trial=Trial(
+                f"the rows of {pairs} in the {found.rows} exchanged",
+                "part",
+                "loss",
+                found.texts,
+                -found.given,
+                -found.changed,
+            ),
         )
 
     def _of_tokens(self, found: TokenRows, figure: Figure) -> Check:

@@ -96,4 +96,5 @@ class SND068(Rule):
             effect=min(1.0, figure.value),
             next=read_command(path) if path != "logits" else None,
             fix=f"{change.line}: {words}.",
+            trial=found.trial,
         )

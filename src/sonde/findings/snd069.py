@@ -9,7 +9,12 @@ from sonde.findings._text import number, percent, plural
 from sonde.findings.answers import answer_columns, are_probabilities, class_answers
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
-from sonde.findings.sureness import is_off, sureness
+from sonde.findings.sureness import helps, is_off, sureness
+
+NO_TEMPERATURE = (
+    "No temperature makes both the loss and the calibration error of other rows smaller: calibrate "
+    "on rows of your own, class by class."
+)
 
 
 @final
@@ -27,6 +32,8 @@ class SND069(Rule):
         Least share of the loss that the temperature takes away: for a note, and for a warning.
     errors : float, default=3.0
         Least difference in standard errors.
+    fine : float, default=0.9
+        Least share of correct answers at which the temperature can be the cause of what is wrong.
     """
 
     over: float = 0.05
@@ -36,6 +43,7 @@ class SND069(Rule):
     fall: float = 0.3
     halved: float = 0.5
     errors: float = 3.0
+    fine: float = 0.9
 
     title: ClassVar[str] = "A classifier that is surer, or less sure, than it is right"
     theme: ClassVar[Theme] = "labels"
@@ -86,12 +94,18 @@ class SND069(Rule):
             f"right on {percent(found.right)} (expected calibration error {percent(found.error)}; "
             f"{plural(found.n, 'row')})."
         )
+        better = helps(found)
         mended = f"the loss falls by {percent(found.fall)}, the expected calibration error is"
+        # a model that is often wrong has another fault: its probabilities are no cause of that
+        trial = found.trial if better and found.right >= self.fine else None
         return self.raised_with(
             "warning" if loud else "note",
             sentence(text),
             figure,
             effect=min(1.0, abs(gap)),
             fix=f"logits = logits / {number(found.temperature)}: {mended} {percent(found.mended)} "
-            f"instead of {percent(found.error)}.",
+            f"instead of {percent(found.given)} (rows that did not choose it)."
+            if better
+            else NO_TEMPERATURE,
+            trial=trial,
         )

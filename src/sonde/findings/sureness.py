@@ -10,9 +10,11 @@ from torch import Tensor
 
 from sonde.engine.errorbars import group_error
 from sonde.findings._once import once
+from sonde.findings._shared import shared_rows
 from sonde.findings.answers import class_answers
 from sonde.findings.evidence import Evidence
 from sonde.findings.part_changes import grid
+from sonde.findings.trial import Trial, chooses
 from sonde.metrics import expected_calibration_error
 
 LEAST: Final = 100
@@ -33,12 +35,14 @@ class Sureness:
         Expected calibration error over ten bins of equal size.
     temperature : float
         Divides the logits; chosen on half of the groups.
-    mended : float
-        Error on the other half with that temperature.
+    given, mended : float
+        Error on the other half without and with that temperature.
     fall, fall_se : float
         Share by which the temperature lowers the loss of the other half, and its standard error
         over rows.
     n : int
+    trial : Trial or None
+        Loss of the other half with that temperature, which leaves all answers as they are.
     """
 
     sure: float
@@ -46,10 +50,12 @@ class Sureness:
     se: float
     error: float
     temperature: float
+    given: float
     mended: float
     fall: float
     fall_se: float
     n: int
+    trial: Trial | None = None
 
 
 @once
@@ -65,13 +71,19 @@ def sureness(evidence: Evidence) -> Sureness | str:
     sure, answer = p.max(1)
     right = answer == truth
     gap = sure - right.double()
-    half = torch.remainder(group, 2) == 0
+    half = chooses(group)
     if not bool(half.any()) or bool(half.all()):
         return "needs rows of two groups"
     logits = p.clamp(min=1e-12).log()
     temperature = best_temperature(logits[half], truth[half])
     mended = (logits[~half] / temperature).softmax(1).amax(1)
     before, after = (_losses(logits[~half] / t, truth[~half]) for t in (1.0, temperature))
+    order = shared_rows(evidence).order
+    trial = None
+    if order is not None:
+        rows = order[found.where[known]][~half]
+        words = f"the logits divided by {temperature:.3g}"
+        trial = Trial(words, "answers", "probabilities", rows, -before, -after)
     less = (before - after) / before.mean().clamp(min=1e-9)
     return Sureness(
         sure=float(sure.mean()),
@@ -79,10 +91,12 @@ def sureness(evidence: Evidence) -> Sureness | str:
         se=group_error(gap / len(gap), group, len(torch.unique(group))),
         error=_error(sure, right),
         temperature=temperature,
+        given=_error(sure[~half], right[~half]),
         mended=_error(mended, right[~half]),
         fall=float(less.mean()),
         fall_se=float(less.std()) / len(less) ** 0.5,
         n=len(p),
+        trial=trial,
     )
 
 
@@ -99,7 +113,7 @@ def _error(sure: Float[Tensor, "row"], right: Bool[Tensor, "row"]) -> float:
     found = expected_calibration_error(
         sure.clamp(max=1.0), right.double(), bins=10, binning="mass", resamples=2
     )
-    return found.value
+    return float(found.value)
 
 
 def is_off(
@@ -111,14 +125,20 @@ def is_off(
     return off or (found.temperature > 1 and found.fall >= max(fall, errors * found.fall_se))
 
 
+def helps(found: Sureness) -> bool:
+    """Return whether the temperature makes both figures that it is named for better."""
+    holds = found.trial is None or found.trial.holds
+    return holds and found.fall > 0 and found.mended < found.given
+
+
 def sureness_section(evidence: Evidence) -> dict[str, float] | None:
     """Return the report's figures of a classifier that is clearly off, else None."""
     found = sureness(evidence)
-    if isinstance(found, str) or not is_off(found):
+    if isinstance(found, str) or not is_off(found) or not helps(found):
         return None
     return {
         "sure": found.sure,
-        "error": found.error,
+        "error": found.given,
         "temperature": found.temperature,
         "mended": found.mended,
     }

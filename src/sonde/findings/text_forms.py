@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
 from sonde.findings.counted_tokens import ids_of
 from sonde.findings.self_check import chosen_examples
+from sonde.findings.trial import chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -112,10 +113,16 @@ class TextForms:
     given : Float[Tensor, "text"]
     losses : mapping of str to Float[Tensor, "text"]
         Keyed by the words for each form.
+    rows : Int[Tensor, "text"]
+        Their examples by planned order.
+    chooses : Bool[Tensor, "text"]
+        Which of them choose a form; the others judge it.
     """
 
     given: Float[Tensor, "text"]
     losses: Mapping[str, Tensor]
+    rows: Int[Tensor, "text"]
+    chooses: Bool[Tensor, "text"]
 
 
 def text_forms(stream: LiveStream, seed: int) -> TextForms | None:
@@ -152,7 +159,8 @@ def text_forms(stream: LiveStream, seed: int) -> TextForms | None:
                 loss = _as_given(stream, small, texts, changed, every)
                 if loss is not None:
                     found[words] = loss / tokens
-    return TextForms(given / tokens, found)
+    batch = small.together(kept)
+    return TextForms(given / tokens, found, batch.order, chooses_by_key(batch.group_keys))
 
 
 def _as_given(

@@ -5,18 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
 from sonde.findings.self_check import chosen_examples
+from sonde.findings.trial import chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
 from sonde.tap.streams.small_batches import small_batches
 
-TEXTS, LONGEST, LEAST = 24, 64, 8
+TEXTS, LONGEST, LEAST = 32, 64, 8
 
 Ids = Int[Tensor, "row pos"]
 Given = Int[Tensor, "row pos2"]  # of another length where a token was put before them
@@ -33,10 +34,16 @@ class TextVariantEvidence:
         Nats per token.
     losses : mapping of str to Float[Tensor, "row"]
         Keyed by the words for each way.
+    rows : Int[Tensor, "text"]
+        Their examples by planned order.
+    chooses : Bool[Tensor, "text"]
+        Which of them choose a form; the others judge it.
     """
 
     given: Float[Tensor, "row"]
     losses: Mapping[str, Tensor]
+    rows: Int[Tensor, "row"]
+    chooses: Bool[Tensor, "row"]
 
 
 def text_variant_evidence(stream: LiveStream, seed: int) -> TextVariantEvidence | None:
@@ -67,7 +74,7 @@ def text_variant_evidence(stream: LiveStream, seed: int) -> TextVariantEvidence 
                 continue
             if loss is not None:
                 found[words] = loss
-    return TextVariantEvidence(given, found)
+    return TextVariantEvidence(given, found, whole.order, chooses_by_key(whole.group_keys))
 
 
 def _ways(stream: LiveStream, takes_positions: bool) -> Iterator[tuple[str, Way]]:

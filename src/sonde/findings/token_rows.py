@@ -7,7 +7,7 @@ the head or both for a trial.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from sonde.findings.counted_tokens import ids_of
 from sonde.findings.lens import LensEvidence, TextAnswers
 from sonde.findings.self_check import chosen_examples
+from sonde.findings.trial import chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -68,6 +69,8 @@ class TokenRows:
     given, changed : Float[Tensor, "text"]
         Loss of texts that did not choose the pairs.
     p : float
+    texts : Int[Tensor, "text"]
+        Their examples by planned order.
     """
 
     odd: tuple[OddToken, ...]
@@ -77,6 +80,7 @@ class TokenRows:
     given: Float[Tensor, "text"]
     changed: Float[Tensor, "text"]
     p: float
+    texts: Int[Tensor, "text"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
 def token_rows(stream: LiveStream, lens: object, seed: int) -> TokenRows | None:
@@ -97,7 +101,14 @@ def token_rows(stream: LiveStream, lens: object, seed: int) -> TokenRows | None:
     rows, pairs, given, changed = min(known, key=lambda f: float(f[3].mean()))
     test = wilcoxon(given.numpy() - changed.numpy(), alternative="greater")
     p = float(test.pvalue)  # type: ignore[union-attr]
-    return TokenRows(tuple(odd), lens.texts.words, rows, pairs, given, changed, p)
+    texts = small.together(_judging(small)).order
+    return TokenRows(tuple(odd), lens.texts.words, rows, pairs, given, changed, p, texts)
+
+
+def _judging(small: SmallBatches) -> list[int]:
+    """Return the texts that judge an exchange; the others choose it."""
+    chosen = chooses_by_key([key for one in small.singles for key in one.group_keys])
+    return torch.nonzero(~chosen).flatten().tolist()
 
 
 def odd_tokens(texts: TextAnswers) -> list[OddToken]:
@@ -176,7 +187,10 @@ def _exchanged(
     model = _Given(stream, small, rows)
     sides = {"embedding": ("after",), "head": ("at",)}.get(rows, ("after", "at"))
     tokens = list(dict.fromkeys(o.token for o in odd if o.side in sides))[:MOST]
-    even, rest = range(0, len(small), 2), range(1, len(small), 2)
+    rest = _judging(small)
+    even = [i for i in range(len(small)) if i not in set(rest)]
+    if min(len(even), len(rest)) < LEAST:
+        return None
     few = even[:FEW]
     try:
         base = float(model.losses((), few).mean())

@@ -19,12 +19,13 @@ WHY_IT_GUESSES: Final = frozenset(
     f"SND0{n:02}" for n in (1, 4, 5, 6, 12, 15, 20, 28, 29, 37, 38, 49, 66, 68, 70)
 )
 """Codes of a model or its inputs that can bring all answers down to guesses."""
+NO_CAUSE: Final = "no cause found: no change that was tried makes the answers better"
 SHOWN: Final = 6
 _WIDE: Final = 420
 
 
 def first_cause(report: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the first finding: an error or a warning, findings about answers before others.
+    """Return the first finding: the cause, else an error or a warning, first those about answers.
 
     If the model guesses, a flaw of its data is no explanation. Then the first finding is one that
     brings all answers down, else weights that look untrained, else the guesses themselves; the last
@@ -43,6 +44,9 @@ def first_cause(report: dict[str, Any]) -> dict[str, Any] | None:
     """
     chosen = select(report["findings"])
     every = [*chosen.first, *chosen.more]
+    tried = next((f for f in every if is_cause(report, f)), None)
+    if tried is not None:
+        return tried
     found = [f for f in every if f["level"] != "note"]
     errors = [f for f in found if f["level"] == "error"] or found
     if any(f["code"] == GUESSES and not f["ignored"] for f in report["findings"]):
@@ -52,21 +56,30 @@ def first_cause(report: dict[str, Any]) -> dict[str, Any] | None:
     return next((f for f in errors if f["code"] in ABOUT_ANSWERS), next(iter(errors), None))
 
 
-def cause_sentence(report: dict[str, Any]) -> str:
-    """Return the cause in a sentence, or what is known if no check found a cause."""
-    found = first_cause(report)
-    if found is not None:
-        return f"{found['code']}: {shown(found['sentence'], 1000)}"
-    answers, confused = report.get("answers"), confused_sentence(report)
-    if answers is not None and answers["measure"] == "rms_error":
-        return "no check found a cause of errors of this size"
-    return f"no check found a cause; {confused}" if confused else ""
+def is_cause(report: dict[str, Any], finding: dict[str, Any]) -> bool:
+    """Return whether undoing this finding was tried and mended most of all that was tried."""
+    return report.get("cause") == finding["code"]
 
 
-def fix_sentence(report: dict[str, Any]) -> str:
-    """Return what removes the cause, with the gain where it was measured."""
+def fix_word(finding: dict[str, Any]) -> str:
+    """Return what the advice of a finding is called: a fix only if it was tried and it helped."""
+    return "fix" if finding.get("trial") else "advice"
+
+
+def cause_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines on the first finding with their names; only a tried finding is a cause."""
     found = first_cause(report)
-    return "" if found is None else shown(found.get("fix") or "", 1000)
+    if found is None:
+        answers, confused = report.get("answers"), confused_sentence(report)
+        if answers is not None and answers["measure"] == "rms_error":
+            return [("cause", "no check found a cause of errors of this size")]
+        return [("cause", f"no check found a cause; {confused}")] if confused else []
+    said = f"{found['code']}: {shown(found['sentence'], 1000)}"
+    fix = (fix_word(found), shown(found.get("fix") or "", 1000))
+    if is_cause(report, found):
+        return [("cause", said), fix]
+    none = [("cause", NO_CAUSE)] if found["code"] in ABOUT_ANSWERS else []
+    return [*none, ("seen", said), fix]
 
 
 def first_screen(report: dict[str, Any]) -> Markup | None:
@@ -131,15 +144,18 @@ def _bar(name: str, value: float, part: float, said: str) -> Markup:
 def _cause(report: dict[str, Any]) -> Markup | None:
     found = first_cause(report)
     if found is None:
-        said = cause_sentence(report)
+        said = next((text for _, text in cause_lines(report)), "")
         return el("p", tied(said[:1].upper() + said[1:]), ".", cls="why") if said else None
+    none = any(text == NO_CAUSE for _, text in cause_lines(report))
     link = el("a", found["code"], href=f"#finding-{found['code']}")
     fix = found.get("fix")
+    word = fix_word(found).capitalize()
     return el(
         "div",
+        el("p", tied(f"{NO_CAUSE[:1].upper()}{NO_CAUSE[1:]}. Also seen:")) if none else None,
         el("p", badge(found["level"], found["title"]), " ", link, cls="named"),
         el("p", tied(found["sentence"]), cls="sentence"),
-        el("p", el("b", "Fix: "), tied(fix)) if fix else None,
+        el("p", el("b", f"{word}: "), tied(fix)) if fix else None,
         command(found["next"]) if found["next"] else None,
         cls="why",
     )

@@ -5,7 +5,7 @@ from typing import Any
 from sonde.core.wording import gib
 from sonde.report._answers_words import answers_sentence, confused_sentence
 from sonde.report._bullet import bullet, strip
-from sonde.report._first_screen import first_screen
+from sonde.report._first_screen import first_screen, fix_word
 from sonde.report._format import (
     LEVELS,
     interval,
@@ -165,9 +165,9 @@ def _card(finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any
 
 
 def _fix(finding: dict[str, Any]) -> list[Markup]:
-    """Return what removes the cause, or an empty list where the report does not say."""
+    """Return what removes the fault, or an empty list where the report does not say."""
     said = finding.get("fix")
-    return [el("h4", "Fix"), el("p", tied(said))] if said else []
+    return [el("h4", fix_word(finding).capitalize()), el("p", tied(said))] if said else []
 
 
 def _closer(step: str, *before: Markup) -> list[Markup]:

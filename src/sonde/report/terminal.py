@@ -18,7 +18,7 @@ from sonde.report._answers_words import (
     suspects_sentence,
     worst_lines,
 )
-from sonde.report._first_screen import cause_sentence, first_cause, fix_sentence
+from sonde.report._first_screen import cause_lines, first_cause, fix_word, is_cause
 from sonde.report._format import (
     LEVELS,
     plural,
@@ -102,7 +102,10 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
             yield from _note(finding, sites, width)
             continue
         folded = chosen.folded.get(finding["code"], ())
-        yield from _finding(finding, sites, folded, width, finding is cause)
+        above = "" if finding is not cause else "the first finding, named above"
+        if above and is_cause(report, finding):
+            above = "the cause that is named above"
+        yield from _finding(finding, sites, folded, width, above)
     if chosen.more:
         codes = ", ".join(f["code"] for f in chosen.more)
         yield from _block("more", f"{plural(len(chosen.more), 'more finding')}: {codes}", width)
@@ -121,13 +124,12 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
 
 
 def _first(report: dict[str, Any], width: int) -> Iterator[str]:
-    """Yield what is said first: how often right, the cause, the fix, the worst inputs."""
+    """Yield what is said first: how often right, the first finding, the worst inputs."""
     right, confused = answers_sentence(report), confused_sentence(report)
     parts = [("answers", right), *(("", line) for line in head_lines(report))]
     if first_cause(report) is not None:
-        parts += [("", confused), ("cause", cause_sentence(report)), ("fix", fix_sentence(report))]
-    else:
-        parts += [("cause", cause_sentence(report))]
+        parts += [("", confused)]
+    parts += cause_lines(report)
     for name, text in parts:
         if text:
             yield from _block(name, text, width)
@@ -221,26 +223,27 @@ def _finding(
     sites: list[str],
     folded: tuple[dict[str, Any], ...],
     width: int,
-    is_said: bool,
+    above: str,
 ) -> Iterator[str]:
-    """Yield a finding; the sentence and the fix of the first cause are said above."""
+    """Yield a finding; ``above`` stands for the sentence and the fix of the first finding."""
     yield from wrap(_title(finding), width, subsequent_indent=" " * _INDENT)
     indent = " " * 9
-    if is_said:
-        yield f"{indent}the cause that is named above"
+    if above:
+        yield f"{indent}{above}"
     else:
         yield from _wrapped(shown(finding["sentence"], 1000), width, indent, indent)
         if finding.get("fix"):
-            yield from _wrapped(f"fix: {shown(finding['fix'], 1000)}", width, indent, indent)
+            fix = f"{fix_word(finding)}: {shown(finding['fix'], 1000)}"
+            yield from _wrapped(fix, width, indent, indent)
     named = runs(finding["sites"], sites)
     if named:
         listed = ", ".join(shown(site, 60) for site in named[:3])
         rest = f" and {len(named) - 3} more" if len(named) > 3 else ""
         yield from _wrapped(f"at {listed}{rest}", width, indent, indent)
-    if finding["next"] and not is_said:
+    if finding["next"] and not above:
         yield from _command(shown(finding["next"], 1000), width)
     for child in folded:
-        text = f"+ {child['level']} {child['code']} {shown(child['title'])} (because of this)"
+        text = f"+ {child['level']} {child['code']} {shown(child['title'])} (goes with this)"
         yield from _wrapped(text, width, indent, indent + "  ")
 
 

@@ -1,0 +1,132 @@
+"""Changes that are tried on the answers alone: a constant on one logit, other names, a new head."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.findings._number_answers import number_answers, number_rows
+from sonde.findings._once import once
+from sonde.findings._shared import shared_rows
+from sonde.findings._text import number, shortened
+from sonde.findings.answers import answer_columns, compared_answers
+from sonde.findings.evidence import Evidence
+from sonde.findings.labels import class_name
+from sonde.findings.trial import Scope, Trial, chooses
+
+LEAST = 12
+
+
+@dataclass(frozen=True, eq=False)
+class LogitConstant:
+    """The constant on one class's logit that mends most.
+
+    Parameters
+    ----------
+    label : int
+        The class.
+    constant : float
+    trial : Trial
+    """
+
+    label: int
+    constant: float
+    trial: Trial
+
+
+@once
+def logit_constant(evidence: Evidence) -> LogitConstant | None:
+    """Return the class and the constant that the rows choose which choose a change, or None."""
+    columns = answer_columns(evidence)
+    if isinstance(columns, str) or shared_rows(evidence).order is None:
+        return None
+    logits, label = columns
+    where = torch.nonzero((label >= 0) & (label < logits.shape[1])).flatten()
+    chosen = chooses(shared_rows(evidence).group[where])
+    if min(int(chosen.sum()), int((~chosen).sum())) < LEAST:
+        return None
+    x, truth = logits[where].double(), label[where]
+    k, constant = best_constant(x[chosen], truth[chosen])
+    if constant == 0:
+        return None
+    moved = x.clone()
+    moved[:, k] += constant
+    name = shortened(class_name(evidence.data, k), 20)
+    before, after = (scores.argmax(1) == truth for scores in (x, moved))
+    words = f"{number(constant)} added to the logit of {name}"
+    trial = answer_trial(evidence, where, words, "answers", before, after)
+    return None if trial is None else LogitConstant(k, constant, trial)
+
+
+def best_constant(
+    logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]
+) -> tuple[int, float]:
+    """Return the class and the constant on its logit with the most correct answers.
+
+    Examples
+    --------
+    >>> logits = torch.tensor([[2.0, 1.0], [3.0, 1.0], [5.0, 0.0]])
+    >>> best_constant(logits, torch.tensor([1, 1, 0]))
+    (0, -3.5)
+    """
+    best, most = (0, 0.0), int((logits.argmax(1) == truth).sum())
+    for k in range(logits.shape[1]):
+        others = logits.clone()
+        others[:, k] = -torch.inf
+        rival, second = others.max(1)
+        needs = rival - logits[:, k]  # a larger constant makes k the answer
+        gain = (truth == k).long() - (second == truth).long()
+        order = torch.argsort(needs)
+        total = int((second == truth).sum()) + torch.cumsum(gain[order], 0)
+        at = int(total.argmax())
+        if int(total[at]) > most:
+            low, most = float(needs[order[at]]), int(total[at])
+            above = needs[needs > low]
+            high = float(above.min()) if len(above) else low + 2.0
+            best = (k, (low + high) / 2)
+    return best
+
+
+def answer_trial(
+    evidence: Evidence,
+    where: Int[Tensor, "row"],
+    change: str,
+    scope: Scope,
+    before: Bool[Tensor, "row"],
+    after: Bool[Tensor, "row"],
+) -> Trial | None:
+    """Return the trial of a change on shared rows; the rows that choose are left out."""
+    shared = shared_rows(evidence)
+    if shared.order is None:
+        return None
+    judge = ~chooses(shared.group[where])
+    rows = shared.order[where][judge]
+    return Trial(change, scope, "accuracy", rows, before[judge].double(), after[judge].double())
+
+
+@once
+def new_head(evidence: Evidence) -> Trial | None:
+    """Return the trial of a linear head that was fitted anew on the last layer, or None.
+
+    Every row is judged by a head that was fitted without its group.
+    """
+    shared, numbers, found = (
+        shared_rows(evidence), number_answers(evidence), compared_answers(evidence),
+    )  # fmt: skip
+    words = "its head trained again on the last layer"
+    if shared.order is None:
+        return None
+    if not isinstance(numbers, str):
+        known = number_rows(evidence)
+        rows = torch.zeros(0, dtype=torch.int64) if isinstance(known, str) else known[0]
+        if len(rows) != len(numbers.own):
+            return None
+        spread = float(numbers.mean.mean())
+        before, after = (1 - error / spread for error in (numbers.own, numbers.probes[-1][1]))
+        return Trial(words, "head", "error", shared.order[rows], before, after)
+    if isinstance(found, str) or found.labels is None:
+        return None
+    last = found.labels.sites[-1]
+    rows = shared.order[found.labels.where]
+    return Trial(words, "head", "accuracy", rows, found.right.double(), last.hit.double())

@@ -1,0 +1,147 @@
+"""The one cause of a scan: the tried change that mends most, with the least change.
+
+A finding is a candidate if its change was made and rows that did not choose it got better, unless
+a finding that was not tried explains it. Candidates compete on the rows that all of them judged.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.findings.rule import Check, Finding
+from sonde.findings.trial import SCOPES, Trial, chance_of_gain
+
+FEWEST: Final = 12
+"""Common rows that a comparison of two trials takes."""
+CLOSE: Final = 0.9
+"""Share of the largest gain from which on the smaller change is preferred."""
+BEYOND: Final = 0.05
+COVERED: Final = 0.25
+"""Share of its gain that a trial may add to the cause's and still be explained by it."""
+
+
+def name_cause(settled: Mapping[str, Check]) -> dict[str, Check]:
+    """Return the checks with the cause marked, and rivals that it covers explained by it.
+
+    Parameters
+    ----------
+    settled : mapping of str to Check
+        By code, explained as the table of causes says.
+    """
+    found = {code: check.finding for code, check in settled.items() if check.finding is not None}
+    tried = {code: f for code, f in found.items() if _is_tried(f)}
+    free = {code: f for code, f in tried.items() if _is_free(f, found)}
+    chosen = _chosen(free)
+    changed = dict(settled)
+    for code, finding in free.items():
+        if code == chosen:
+            made = replace(finding, because_of=None, is_cause=True)
+        elif chosen is not None and _is_covered(finding.trial, tried[chosen].trial):
+            made = replace(finding, because_of=chosen)
+        else:
+            continue
+        changed[code] = replace(settled[code], finding=made)
+    return _without_circles(changed)
+
+
+def _is_tried(finding: Finding) -> bool:
+    return finding.level != "note" and finding.trial is not None and finding.trial.holds
+
+
+def _is_free(finding: Finding, found: Mapping[str, Finding]) -> bool:
+    """Return whether every finding that explains this one was tried as well."""
+    seen: set[str] = set()
+    while finding.because_of is not None and finding.because_of not in seen:
+        seen.add(finding.because_of)
+        if finding.because_of not in found:
+            return False
+        finding = found[finding.because_of]
+        if not _is_tried(finding):
+            return False
+    return True
+
+
+def _chosen(free: Mapping[str, Finding]) -> str | None:
+    """Return the code of the smallest change among those that mend about most."""
+    trials = {code: f.trial for code, f in free.items() if f.trial is not None}
+    for measures in (("accuracy", "error", "loss"), ("states",), ("probabilities",)):
+        kept = {code: trial for code, trial in trials.items() if trial.measure in measures}
+        if kept:
+            return _best(kept)
+    return None
+
+
+def _best(trials: Mapping[str, Trial]) -> str:
+    gains = _gains(trials)
+    best = max(gains, key=lambda code: gains[code])
+    tied = [code for code in trials if _is_close(trials[code], trials[best], gains, code, best)]
+    return min(tied, key=lambda code: (SCOPES.index(trials[code].scope), -gains[code], code))
+
+
+def _gains(trials: Mapping[str, Trial]) -> dict[str, float]:
+    """Return the mean gain of each trial on the rows that all judged, or on its own if too few."""
+    common = reduce(set.intersection, (set(t.rows.tolist()) for t in trials.values()))
+    if len(common) < FEWEST:
+        return {c: float((_bounded(t, t.after) - _bounded(t, t.before)).mean())
+                for c, t in trials.items()}  # fmt: skip
+    order = sorted(common)
+    return {code: float((_at(t, t.after, order) - _at(t, t.before, order)).mean())
+            for code, t in trials.items()}  # fmt: skip
+
+
+def _bounded(trial: Trial, scores: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
+    """Return scores in which no error counts for more than that of the targets' mean."""
+    return scores.double().clamp(min=0) if trial.measure == "error" else scores.double()
+
+
+def _is_close(trial: Trial, best: Trial, gains: Mapping[str, float], code: str, first: str) -> bool:
+    """Return whether a trial mends about as much as the best one."""
+    if code == first or gains[code] >= CLOSE * gains[first]:
+        return True
+    pair = _paired(trial, best)
+    return pair is not None and chance_of_gain(*pair) > BEYOND and gains[code] > gains[first] / 2
+
+
+def _paired(a: Trial, b: Trial) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]] | None:
+    """Return the scores after both changes on the rows that both judged; None if too few."""
+    order = sorted(set(a.rows.tolist()) & set(b.rows.tolist()))
+    if len(order) < FEWEST or a.measure != b.measure:
+        return None
+    return _at(a, a.after, order), _at(b, b.after, order)
+
+
+def _at(trial: Trial, scores: Float[Tensor, "row"], order: list[int]) -> Float[Tensor, "common"]:
+    where = {example: i for i, example in enumerate(trial.rows.tolist())}
+    return _bounded(trial, scores)[torch.tensor([where[example] for example in order])]
+
+
+def _is_covered(trial: Trial | None, cause: Trial | None) -> bool:
+    """Return whether a trial adds little to what the cause mends."""
+    if trial is None or cause is None:
+        return False
+    pair = _paired(trial, cause)
+    if pair is None:
+        return trial.measure == "probabilities"
+    more = float((pair[0] - pair[1]).clamp(min=0).mean())
+    gain = float((_bounded(trial, trial.after) - _bounded(trial, trial.before)).mean())
+    return more <= COVERED * max(gain, 0.0)
+
+
+def _without_circles(settled: dict[str, Check]) -> dict[str, Check]:
+    """Return the checks without explanations that lead back to where they began."""
+    for code, check in settled.items():
+        seen, at = {code}, check
+        while at.finding is not None and at.finding.because_of in settled:
+            after = at.finding.because_of
+            if after in seen:
+                assert check.finding is not None
+                settled[code] = replace(check, finding=replace(check.finding, because_of=None))
+                break
+            seen.add(after)
+            at = settled[after]
+    return settled

@@ -1,0 +1,106 @@
+"""A change that a scan made for a trial, and what it made of rows that did not choose it.
+
+Rows with an even hash of their group choose a change, the others judge it. All rules share this
+split, so that their trials can be compared row by row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import binom, wilcoxon
+from torch import Tensor
+
+from sonde.core.batch import word_of
+from sonde.findings._text import number, percent, plural
+
+Scope = Literal["mode", "answers", "inputs", "labels", "part", "statistics", "some inputs", "head"]
+Measure = Literal["accuracy", "error", "loss", "states", "probabilities"]
+
+SCOPES: Final[tuple[Scope, ...]] = (
+    "mode", "answers", "inputs", "labels", "part", "statistics", "some inputs", "head",
+)  # fmt: skip
+"""What a change touches, from least to most: a larger change mends more by itself."""
+LEVEL: Final = 0.01
+
+
+def chooses(group: Int[Tensor, "row"]) -> Bool[Tensor, "row"]:
+    """Return which rows choose a change, by the hash of their group; the others judge it."""
+    return torch.remainder(group, 2) == 0
+
+
+def chooses_by_key(keys: Sequence[bytes]) -> Bool[Tensor, "row"]:
+    """Return which rows choose a change, by the key of their group."""
+    return chooses(torch.tensor([word_of(key) for key in keys], dtype=torch.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One change, and the scores of the rows that judge it, before and after.
+
+    Parameters
+    ----------
+    change : str
+        The change in words that follow "with".
+    scope : Scope
+        What the change touches.
+    measure : Measure
+        Meaning of the scores: 1 for a correct answer, 1 less the squared error over the variance of
+        the targets, the negative loss, or the negative difference between two runs of a row.
+        Trials on probabilities leave the answers as they are.
+    rows : Int[Tensor, "row"]
+        Examples by planned order.
+    before, after : Float[Tensor, "row"]
+        Higher is better.
+    """
+
+    change: str
+    scope: Scope
+    measure: Measure
+    rows: Int[Tensor, "row"]
+    before: Float[Tensor, "row"]
+    after: Float[Tensor, "row"]
+
+    @property
+    def gain(self) -> float:
+        """Mean gain of the rows that judge."""
+        return float((self.after - self.before).mean()) if len(self.rows) else 0.0
+
+    @cached_property
+    def p(self) -> float:
+        """Chance of the gain without an effect: sign test of answers, signed ranks of others."""
+        return chance_of_gain(self.before, self.after)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the rows that judge got better beyond chance."""
+        return self.gain > 0 and self.p < LEVEL
+
+
+def gained(trial: Trial) -> str:
+    """Return the scores after and before a change in words, with the rows that judged it."""
+    before, after = (float(x.mean()) for x in (trial.before, trial.after))
+    rows = f"{plural(len(trial.rows), 'row')} that did not choose it"
+    if trial.measure == "accuracy":
+        return f"right on {percent(after)} instead of {percent(before)} ({rows})"
+    if trial.measure == "error":
+        return f"an R^2 of {number(after)} instead of {number(before)} ({rows})"
+    return f"{number(-after, 3)} nats instead of {number(-before, 3)} ({rows})"
+
+
+def chance_of_gain(before: Float[Tensor, "row"], after: Float[Tensor, "row"]) -> float:
+    """Return the one-sided p-value of a paired gain: sign test of 0 and 1, else of signed ranks.
+
+    Ranks, because one huge error would hide what a change does to all other rows.
+    """
+    less = (after - before).double()
+    up, down = int((less > 0).sum()), int((less < 0).sum())
+    if up + down == 0:
+        return 1.0
+    if bool(((less == 0) | (less.abs() == 1)).all()):
+        return float(binom.sf(up - 1, up + down, 0.5))
+    test = wilcoxon(less.numpy(), alternative="greater")
+    return float(test.pvalue)  # type: ignore[union-attr]

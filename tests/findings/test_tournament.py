@@ -1,0 +1,102 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sonde.findings.rule import Check, Figure, Finding, Level
+from sonde.findings.tournament import name_cause
+from sonde.findings.trial import Measure, Scope, Trial, chooses_by_key
+
+N = 40
+
+
+def trial(
+    mended: range, scope: Scope, broken: range = range(0), measure: Measure = "accuracy"
+) -> Trial:
+    """Return a trial on rows 100.. of which 24 are wrong as they are given."""
+    before = (torch.arange(N) >= 24).double()
+    after = before.clone()
+    after[list(mended)], after[list(broken)] = 1.0, 0.0
+    return Trial(f"{scope} changed", scope, measure, torch.arange(100, 100 + N), before, after)
+
+
+def found(
+    code: str, tried: Trial | None, because_of: str | None = None, level: Level = "warning"
+) -> Check:
+    finding = Finding(code, level, "Something.", Figure("value", 1.0), trial=tried)
+    finding = replace(finding, because_of=because_of)
+    return Check(code, "raised", "", finding.figure, finding)
+
+
+def named(*checks: Check) -> tuple[str | None, dict[str, str | None]]:
+    """Return the cause and what explains each finding."""
+    settled = name_cause({check.code: check for check in checks})
+    findings = [c.finding for c in settled.values() if c.finding is not None]
+    cause = [f.code for f in findings if f.is_cause]
+    assert len(cause) <= 1
+    return next(iter(cause), None), {f.code: f.because_of for f in findings}
+
+
+def test_the_smaller_of_two_changes_that_mend_about_as_many_rows_is_the_cause() -> None:
+    column, constant = trial(range(23), "inputs"), trial(range(22), "answers")
+    cause, why = named(found("SND015", column), found("SND046", constant))
+    assert (cause, why["SND015"]) == ("SND046", "SND046")
+    few = trial(range(9), "answers")
+    cause, why = named(found("SND015", column), found("SND046", few))
+    assert (cause, why["SND046"]) == ("SND015", "SND015")
+
+
+def test_a_change_of_other_rows_is_not_explained_by_the_cause() -> None:
+    checks = (
+        found("SND015", trial(range(14), "inputs")),
+        found("SND068", trial(range(15, 24), "part")),
+    )
+    assert named(*checks) == ("SND015", {"SND015": None, "SND068": None})
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        found("SND015", None),
+        found("SND015", trial(range(3), "inputs")),
+        found("SND015", trial(range(8), "inputs", range(24, 38))),
+        found("SND015", trial(range(23), "inputs"), level="note"),
+    ],
+    ids=["not tried", "few rows", "harm", "note"],
+)
+def test_what_was_not_tried_or_does_not_help_is_no_cause(check: Check) -> None:
+    assert named(check)[0] is None
+
+
+def test_a_new_head_is_no_cause_where_an_untried_finding_explains_it() -> None:
+    head = found("SND037", trial(range(20), "head"), because_of="SND003")
+    assert named(found("SND003", None), head)[0] is None
+    fresh = found("SND003", trial(range(20), "head"))
+    assert named(fresh, head) == ("SND003", {"SND003": None, "SND037": "SND003"})
+
+
+def test_probabilities_are_a_cause_only_if_no_answer_is_mended() -> None:
+    sure = found("SND069", trial(range(20), "answers", measure="probabilities"))
+    assert named(sure)[0] == "SND069"
+    cause, why = named(sure, found("SND068", trial(range(9), "part")))
+    assert (cause, why["SND069"]) == ("SND068", "SND068")
+
+
+def test_one_huge_error_does_not_decide_between_two_changes_of_a_regression() -> None:
+    order, before = torch.arange(N), torch.full((N,), 0.2)
+    before[0] = -1e4
+    most, least = (torch.full((N,), x) for x in (0.95, 0.4))
+
+    def tried(scope: Scope, after: Tensor) -> Trial:
+        return Trial("x", scope, "error", order, before + 0.01 * order, after + 0.001 * order)
+
+    checks = found("SND037", tried("answers", least)), found("SND015", tried("inputs", most))
+    assert named(*checks)[0] == "SND015"
+
+
+def test_the_rows_that_choose_are_the_same_in_a_sample_and_in_a_small_batch() -> None:
+    keys = [f"row {i}".encode() for i in range(400)]
+    first = chooses_by_key(keys)
+    assert 150 < int(first.sum()) < 250
+    assert torch.equal(first[::3], chooses_by_key(keys[::3]))
