@@ -14,13 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.findings.rule import Check, Finding
-from sonde.findings.trial import SCOPES, Trial, chance_of_gain
+from sonde.findings.trial import SCOPES, Trial
 
 FEWEST: Final = 12
 """Common rows that a comparison of two trials takes."""
 CLOSE: Final = 0.9
 """Share of the largest gain from which on the smaller change is preferred."""
-BEYOND: Final = 0.05
+NEARLY, LEFT = 0.75, 0.02
+"""Smaller gains count as close too if the share of wrong rows that is left is hardly larger."""
 COVERED: Final = 0.25
 """Share of its gain that a trial may add to the cause's and still be explained by it."""
 
@@ -79,7 +80,7 @@ def _chosen(free: Mapping[str, Finding]) -> str | None:
 def _best(trials: Mapping[str, Trial]) -> str:
     gains = _gains(trials)
     best = max(gains, key=lambda code: gains[code])
-    tied = [code for code in trials if _is_close(trials[code], trials[best], gains, code, best)]
+    tied = [code for code in trials if _is_close(gains[code], gains[best], trials[best])]
     return min(tied, key=lambda code: (SCOPES.index(trials[code].scope), -gains[code], code))
 
 
@@ -99,12 +100,12 @@ def _bounded(trial: Trial, scores: Float[Tensor, "row"]) -> Float[Tensor, "row"]
     return scores.double().clamp(min=0) if trial.measure == "error" else scores.double()
 
 
-def _is_close(trial: Trial, best: Trial, gains: Mapping[str, float], code: str, first: str) -> bool:
-    """Return whether a trial mends about as much as the best one."""
-    if code == first or gains[code] >= CLOSE * gains[first]:
-        return True
-    pair = _paired(trial, best)
-    return pair is not None and chance_of_gain(*pair) > BEYOND and gains[code] > gains[first] / 2
+def _is_close(gain: float, most: float, best: Trial) -> bool:
+    """Return whether a gain is about that of the best trial, or leaves hardly more undone."""
+    if gain >= CLOSE * most or best.measure not in ("accuracy", "error"):
+        return gain >= CLOSE * most
+    left = 1 - float(_bounded(best, best.after).mean())
+    return gain >= NEARLY * most and left + most - gain <= 1.25 * left + LEFT
 
 
 def _paired(a: Trial, b: Trial) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]] | None:
