@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test shots bench faults fuzz bench-gpu matrix studies docs clean
+.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test shots bench faults fuzz bench-gpu matrix field studies docs clean
 
 install: $(STAMP)
 
@@ -101,6 +101,14 @@ fuzz: install
 matrix: install
 	mkdir -p reports
 	$(BIN)/python -m tools.matrix --json reports/matrix.jsonl
+
+# Models and data that nobody here made, in an environment of their own: jobs, planted faults, docs/field.md.
+FIELD := .field/venv
+field: install
+	test -x $(FIELD)/bin/python || $(PYTHON) -m venv $(FIELD)
+	$(FIELD)/bin/pip install --quiet --no-deps -r tools/field/requirements.txt
+	$(FIELD)/bin/python -m tools.field.obtain
+	$(FIELD)/bin/python -m tools.field --results reports/field --page docs/field.md
 
 studies: install
 	$(BIN)/sonde study all --seeds 10 -o reports/studies
