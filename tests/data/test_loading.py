@@ -133,7 +133,7 @@ def test_a_factory_is_called(tmp_path, monkeypatch):
     with pytest.raises(errors.InputError, match=r"got the file my_nets.py. Add :FACTORY"):
         load("my_nets.py")
     (tmp_path / "net.pt").write_bytes(b"x")
-    with pytest.raises(errors.InputError, match=r"pickle.*safetensors beside a config.*factory"):
+    with pytest.raises(errors.InputError, match=r"weights, and not the module.*factory@net.pt"):
         load("net.pt")
     with pytest.raises(errors.InputError, match=r"no such file: nat.pt. Did you mean net.pt"):
         load("nat.pt")
@@ -229,7 +229,9 @@ def test_remote_code_runs_only_when_it_is_allowed(tmp_path):
 def test_a_model_file_is_not_a_directory(tmp_path):
     for name, message in [
         ("m.gguf", "GGUF"),
-        ("m.pt", "pickle"),
+        ("m.pt", "Name a factory"),
+        ("m.onnx", "ONNX graph.*factory of the Python module"),
+        ("m.safetensors", "factory@.*m.safetensors"),
         ("m.txt", "expected a model, got the data file"),
     ]:
         (tmp_path / name).write_text("x")

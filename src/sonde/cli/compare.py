@@ -6,7 +6,16 @@ from typing import Annotated
 import tyro
 
 from sonde.cli._presenting import check_page, present
-from sonde.cli.options import DataWord, ModelWord, PageWord, Printing, Reading, Workers, named
+from sonde.cli.options import (
+    DataWord,
+    ModelWord,
+    PageWord,
+    Printing,
+    Reading,
+    Workers,
+    listed,
+    named,
+)
 from sonde.core.errors import InputError
 
 
@@ -40,7 +49,9 @@ class Compare:
 
         self._check()
         names, progress = (self.first, self.second), not self.printing.quiet
-        document = compared(names, self.data, self.reading, self.crew, self.other_sites, progress)
+        document = compared(
+            names, self.data, self.reading, self.crew, listed(self.other_sites), progress
+        )
         present(document, self.printing, self.output)
         return 0
 

@@ -1,6 +1,7 @@
 """The flags that commands share: dataclass fields, one group each, without prefixes."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -92,7 +93,10 @@ NumberColumns = Annotated[
 ]
 ClassNames = Annotated[
     str | None,
-    named("NAMES", "what the outputs of a classifier stand for, in their order: cat,dog"),
+    named(
+        "NAMES",
+        "what the outputs of a classifier stand for, in their order: cat,dog or a file of names",
+    ),
 ]
 ImageSize = Annotated[
     str | None, named("H[,W]", "pixels that images are resized to, where no processor says")
@@ -308,6 +312,9 @@ class Reading:
             **({"check": False} if self.no_check else {}),
         }
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sites", listed(self.sites))
+
     def typed(self) -> dict[str, Any]:
         """Return the flags that differ from their defaults."""
         return {
@@ -318,6 +325,17 @@ class Reading:
         """Return the named options of ``sonde.read`` about sites."""
         sites = self.sites[0] if len(self.sites) == 1 else list(self.sites)
         return {"sites": sites, "reducer": self.reducer, "axes": self.axes}
+
+
+def listed(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the members of a list that was typed with blanks, commas or both.
+
+    Examples
+    --------
+    >>> listed(("layers.0,layers.2", "head"))
+    ('layers.0', 'layers.2', 'head')
+    """
+    return tuple(part for word in words for part in word.split(",") if part)
 
 
 def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[Any, str | None]:

@@ -8,7 +8,16 @@ import tyro
 
 from sonde.cli._presenting import check_page, present
 from sonde.cli.console import note
-from sonde.cli.options import DeviceWord, DtypeWord, ModelWord, PageWord, Printing, TrustFlag, named
+from sonde.cli.options import (
+    DeviceWord,
+    DtypeWord,
+    ModelWord,
+    PageWord,
+    Printing,
+    TrustFlag,
+    listed,
+    named,
+)
 from sonde.core.errors import InputError
 
 
@@ -69,7 +78,7 @@ class Trace:
         found = trace_texts(
             self.model,
             typed if self.pairs is None else self.pairs,
-            self.sites,
+            listed(self.sites),
             how=self.how,
             show_inputs=self.pairs is None or self.show_inputs,
             progress=not self.printing.quiet,

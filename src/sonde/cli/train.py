@@ -9,7 +9,7 @@ import tyro
 from sonde.cli._presenting import check_page, present, with_page
 from sonde.cli._table import table
 from sonde.cli.console import say, say_json
-from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, named
+from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, listed, named
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Train:
         if not self.terms:
             return {}
         with seeded(self.seed):  # of projectors and other parts that begin with random weights
-            return attached(self.terms, self.sites, has_teacher=has_teacher)
+            return attached(self.terms, listed(self.sites), has_teacher=has_teacher)
 
     def _what(self) -> str:
         """Return what the two trainings differ in."""
@@ -218,7 +218,7 @@ class Train:
             "model": self.model,
             "data": self.data,
             "terms_typed": self.terms or "",
-            "sites_typed": list(self.sites),
+            "sites_typed": list(listed(self.sites)),
             "inserted": list(self.insert),
             "output": str(output),
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError, near
+from sonde.data.weight_files import about_programme
 
 FACTORY = (
     "on the command line, name a factory that returns module and processor (package.module:factory)"
@@ -117,11 +118,13 @@ def stages_of(path: Path) -> list[tuple[str, Path]]:
 def _about_file(path: Path) -> str:
     if path.suffix == ".gguf":
         return f"load: GGUF files cannot be read: {path}. {LIVE}"
-    if any(path.match(p) for p in PICKLES):
+    programme = about_programme(path)
+    if programme is not None:
+        return f"load: {programme}"
+    if any(path.match(p) for p in (*PICKLES, "*.safetensors")):
         return (
-            f"load: {path} is a pickle, which can run any code when it is opened; it is not "
-            "loaded. Save its weights as safetensors beside a config.json (save_pretrained), or "
-            f"{FACTORY}."
+            f"load: {path} holds weights, and not the module that they belong to. Name a factory "
+            f"that makes it: package.module:factory@{path}."
         )
     if path.suffix == ".py":
         return f"load: expected package.module:factory, got the file {path}. Add :FACTORY to it."

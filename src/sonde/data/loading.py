@@ -30,11 +30,13 @@ from sonde.data._model_kind import config_of, task_of
 from sonde.data._quiet import quiet
 from sonde.data.sentence_encoder import SentenceEncoder
 from sonde.data.shipped import is_shipped, model_directory
+from sonde.data.weight_files import WEIGHT_FILES, fill_from_file
 
 _log = logging.getLogger("sonde")
 
 _FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 _FILLED = re.compile(r"^(?P<factory>[A-Za-z_][\w.]*:[A-Za-z_]\w*)@(?P<folder>.+)$")
+TIMM, SENTENCES = "timm:", "sentence-transformers:"
 FILL: list[Callable[[nn.Module, Path], None]] = []
 """What fills a module of a factory from a folder; ``sonde._opened_folders`` adds it."""
 INSERT: list[Callable[[nn.Module, Path], None]] = []
@@ -55,8 +57,10 @@ def load(
     ----------
     model : str, path, nn.Module or Model
         A Hugging Face directory or name, ``package.module:factory``, ``sonde:digits``,
-        ``sonde:stdlib``, or a live module, which stays where it is. A factory's
-        model that `sonde compress` wrote is ``package.module:factory@FOLDER``.
+        ``sonde:stdlib``, or a live module, which stays where it is. Weights in a file, a state
+        dictionary or safetensors, are ``package.module:factory@FILE``; a factory's model that
+        `sonde compress` wrote is ``package.module:factory@FOLDER``. ``timm:NAME`` asks timm,
+        ``sentence-transformers:NAME`` the hub.
     device : str, default="auto"
         ``auto`` is cuda, mps or cpu for models that are loaded here; ``map`` spreads a checkpoint
         over the devices; else a torch device.
@@ -90,10 +94,13 @@ def _named(name: str, device: str, dtype: str, trust_remote_code: bool, processo
         return replace(from_directory(directory, device, dtype, False, processor), name=name)
     if not Path(name).exists():
         _refuse_file_of_code(name)
+        if name.startswith(TIMM):
+            return _from_timm(name, device, dtype, processor)
+        if filled := _FILLED.match(name):
+            return _filled(filled, device, dtype, processor)
         if is_factory(name):
             return _from_factory(name, device, dtype, processor)
-        if filled := _FILLED.match(name):
-            return _from_folder(filled, device, dtype, processor)
+        name = _hub_name(name)
     with quiet():
         directory = checkpoint_directory(name, trust_remote_code)
     found = from_directory(directory, device, dtype, trust_remote_code, processor)
@@ -164,30 +171,63 @@ def _from_factory(name: str, device: str, dtype: str, processor: Any) -> Model:
 
 
 def is_factory(name: str) -> bool:
-    """Return whether a word names a function that makes a model, and nothing else."""
-    is_word = _FACTORY.match(name) is not None
-    return is_word and not is_shipped(name) and not Path(name).exists()
+    """Return whether a word names a function that makes a model, alone or with a weights file."""
+    if Path(name).exists() or is_shipped(name):
+        return False
+    filled = _FILLED.match(name)
+    if filled is not None:
+        return Path(filled["folder"]).suffix in WEIGHT_FILES
+    return _FACTORY.match(name) is not None and not name.startswith((TIMM, SENTENCES))
 
 
 def folder_of_factory(name: str) -> Path | None:
     """Return the folder in ``package.module:factory@FOLDER``, or None for another word."""
-    found = None if Path(name).exists() else _FILLED.match(name)
+    found = None if Path(name).exists() or is_factory(name) else _FILLED.match(name)
     return Path(found["folder"]).expanduser() if found else None
 
 
-def _from_folder(word: re.Match[str], device: str, dtype: str, processor: Any) -> Model:
-    folder = Path(word["folder"]).expanduser()
-    if not (folder / "config.json").is_file():
+def _filled(word: re.Match[str], device: str, dtype: str, processor: Any) -> Model:
+    """Return a factory's module with the weights of a file, or those and forms of a folder."""
+    given = Path(word["folder"]).expanduser()
+    is_file = given.is_file() or given.suffix in WEIGHT_FILES
+    if not is_file and not (given / "config.json").is_file():
         raise InputError(
-            f"load: expected the folder of a model of {word['factory']} after @, got {folder}."
+            f"load: expected the folder of a model of {word['factory']} after @, or a file of "
+            f"weights ({', '.join(WEIGHT_FILES)}), got {given}."
         )
     found = _from_factory(word["factory"], "cpu", "auto", processor)
-    for fill in FILL:
-        fill(found.module, folder)
+    for fill in [fill_from_file] if is_file else FILL:
+        fill(found.module, given)
     if dtype != "auto":
         found.module.to(DTYPES[dtype])
     found.module.to(usable_device(device))
     return replace(found, name=word[0])
+
+
+def _hub_name(name: str) -> str:
+    """Return the name at the hub of ``sentence-transformers:NAME``; other words as they are."""
+    rest = name.removeprefix(SENTENCES)
+    return name if rest == name else f"{SENTENCES[:-1]}/{rest.removeprefix(f'{SENTENCES[:-1]}/')}"
+
+
+def _from_timm(name: str, device: str, dtype: str, processor: Any) -> Model:
+    """Return a model of timm by its name there, with pretrained weights."""
+    try:
+        timm: Any = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"load: {name} needs timm, and there is no module {error.name!r}. Run `pip install "
+            "timm`, or name a factory that makes the module: package.module:factory@FILE."
+        ) from None
+    try:
+        made = timm.create_model(name.removeprefix(TIMM), pretrained=True).eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"load: timm makes no {name.removeprefix(TIMM)}: {error}.") from None
+    found = _live(made, "auto", "auto", processor)
+    if dtype != "auto":
+        found.module.to(DTYPES[dtype])
+    found.module.to(usable_device(device))
+    return replace(found, name=name)
 
 
 def _factory(path: str, attribute: str, name: str) -> Any:

@@ -1,5 +1,6 @@
 """From a user's word for data to ``Inputs`` for one model."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -105,8 +106,8 @@ def open_inputs(
         Columns of a table of numbers that are one vector, in this order; others are left out. By
         default all of them, in the order of the table.
     classes : str or sequence of str, optional
-        What the outputs of a classifier stand for, in their order, ``a,b``, if labels are texts and
-        the model brings no names for them.
+        What the outputs of a classifier stand for, in their order, ``a,b`` or a file of names
+        (``.txt``, ``.json``), if labels are texts and the model brings no names for them.
     new_classes : bool, default=False
         Accept labels that the model has no class for, as the second data set of a scan may have.
     split : str, optional
@@ -138,7 +139,7 @@ def open_inputs(
     sample = source.columns(flags.names())
     if not sample and source.n_bad == 0:
         raise InputError(f"{source.name} is empty: it has no item. Pass data with items.")
-    reads, given = item_kind(model, images), _names(classes)
+    reads, given = item_kind(model, images), names_of_classes(classes)
     id2label = dict(enumerate(given)) or class_names(model)
     names, main = forward_names(model.module), main_input(model)
 
@@ -203,6 +204,48 @@ def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
     """Return the columns that ``a,b`` or a sequence names."""
     parts = columns.split(",") if isinstance(columns, str) else columns or ()
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def names_of_classes(classes: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of classes in their order: ``a,b``, a sequence, or a file of names.
+
+    A file has one name a line (``.txt``), or is a JSON list or object of names by number.
+
+    Raises
+    ------
+    InputError
+        If the file does not exist or holds no names.
+    """
+    path = Path(classes).expanduser() if isinstance(classes, str) else None
+    if path is None or path.suffix not in (".txt", ".json"):
+        return _names(classes)
+    if not path.is_file():
+        raise InputError(f"expected a file of class names, got {path}, which does not exist.")
+    text = path.read_text("utf-8")
+    if path.suffix == ".txt":
+        found = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        found = _numbered_names(text)
+    if not found:
+        raise InputError(
+            f"expected names of classes in {path}: one a line, or a JSON list or object by number."
+        )
+    return tuple(found)
+
+
+def _numbered_names(text: str) -> list[str]:
+    """Return the names of a JSON list, or of an object whose keys count from 0; none otherwise."""
+    try:
+        held = json.loads(text)
+    except ValueError:
+        return []
+    if isinstance(held, dict):
+        held = [held.get(str(i)) for i in range(len(held))]
+    if not isinstance(held, list):
+        return []
+    # torchvision writes ["n01440764", "tench"] for each class
+    names = [n[-1] if isinstance(n, list) and n else n for n in held]
+    return [n.strip() for n in names if isinstance(n, str)] if None not in names else []
 
 
 def _as_json(typed: Mapping[str, Any]) -> dict[str, Any]:

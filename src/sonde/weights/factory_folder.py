@@ -47,7 +47,7 @@ def source_folder(model: Model) -> Generator[Path, None, None]:
         yield folder_of(model)
         return
     with TemporaryDirectory(prefix="sonde-factory-") as place:
-        write_folder(model.module, model.name, Path(place))
+        write_folder(model.module, model.name.partition("@")[0], Path(place))
         yield Path(place)
 
 
