@@ -127,14 +127,14 @@ def _first_token(place: Path) -> None:
 
 LIBRARIES = (
     Fault("moved-token-ids", "libraries", "the ids of tokens belong to another vocabulary",
-          r"vocabular|token ids|permut|other numbers|another tokenizer", _token_ids_moved),
+          r"vocabular|token ids|permute|permutation|other numbers|another tokenizer", _token_ids_moved),
     Fault("case-kept", "libraries", "texts are no longer put into lower case: unknown tokens",
           r"lower.?case|casing|\bcase\b|unknown token|\[UNK\]", _upper),
-    Fault("mark-up", "libraries", "texts hold HTML", r"mark-?up|html|tags|entit", on_texts(_marked, 0.6)),
+    Fault("mark-up", "libraries", "texts hold HTML", r"mark-?up|html|tags|entity|entities", on_texts(_marked, 0.6)),
     Fault("scrambled", "libraries", "the order of words is lost", r"order of (words|tokens)|shuffl|scrambl",
           on_texts(_scrambled)),
     Fault("names-exchanged", "libraries", "two names of classes are exchanged in the config",
-          r"(?=.*scipy)(?=.*sympy)(?=.*(exchang|swap|permut|order|is called))",
+          r"(?=.*scipy)(?=.*sympy)(?=.*(exchang|swap|permute|permutation|order|is called))",
           on_file("model/config.json", _names_exchanged)),
     Fault("no-positions", "libraries", "the position embedding is zero", r"position",
           on_weights(_no_positions)),
@@ -154,8 +154,8 @@ LIBRARIES = (
 
 LANGUAGES = (
     Fault("padding-counted", "languages", "padding counts in the mean: answers depend on the batch",
-          r"padd|mask", _no_mask),
-    Fault("wrong-decoding", "languages", "UTF-8 was read as Latin-1", r"encod|mojibake|latin|utf|garbled|decod",
+          r"padding|padded|pads|mask", _no_mask),
+    Fault("wrong-decoding", "languages", "UTF-8 was read as Latin-1", r"encod|mojibake|latin|utf|garbled|decode|decoding",
           on_texts(_latin)),
     Fault("question-marks", "languages", "letters with accents became question marks",
           r"question mark|accent|encod|replac|ascii|character|\"\?\"|'\?'", on_texts(_question_marks)),
@@ -168,6 +168,6 @@ LANGUAGES = (
 MINILM = (
     Fault("pooling-of-the-folder", "minilm", "the folder pools the class token; the model was trained for the mean",
           r"pool|\bCLS\b|class token", _first_token),
-    Fault("near-copies", "minilm", "80 texts are there twice", r"duplicat|cop(y|ies)|twice",
+    Fault("near-copies", "minilm", "80 texts are there twice", r"duplicate|cop(y|ies)|twice",
           on_lines(_near_copies)),
 )  # fmt: skip
