@@ -275,6 +275,24 @@ def test_what_is_not_known_is_refused():
         gated(torch.randn(2, 3, 5, DIM))
 
 
+@pytest.mark.truth("each text alone, without and with a mask of ones")
+def test_a_mask_that_the_model_makes_may_be_true_where_a_token_must_not_look():
+    from transformers import MptConfig, MptForCausalLM
+
+    torch.manual_seed(6)
+    config = MptConfig(d_model=DIM, n_heads=2, n_layers=2, max_seq_len=16, vocab_size=16)
+    new = sonde.inserted(
+        MptForCausalLM(config).eval(), {"transformer.blocks.0": moved(Attention(DIM, 2))}
+    )
+    with torch.no_grad():
+        whole = new(IDS, attention_mask=REAL.long()).logits
+        for i, n in enumerate(LENGTHS):
+            ids = IDS[i : i + 1, :n]
+            torch.testing.assert_close(new(ids).logits[0], whole[i, :n])
+            told = new(ids, attention_mask=torch.ones_like(ids)).logits
+            torch.testing.assert_close(told[0], whole[i, :n])
+
+
 @pytest.mark.truth("the mask of rank 2")
 def test_masks_of_pairs_of_tokens():
     class Pairs(nn.Module):

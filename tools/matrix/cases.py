@@ -1,6 +1,7 @@
 """One architecture with its folder, its data, and what plain torch code reads of it."""
 
 import copy
+import inspect
 import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -130,7 +131,35 @@ class Case:
         with torch.no_grad():
             if self.architecture.task:
                 return self._piped(module)
-            output = module(**self.batch)
+            return self._logits(module, self.batch)
+
+    @cached_property
+    def padding_gap(self) -> float:
+        """How far answers of padded rows are from those of each row alone, in the plain model.
+
+        Infinity if the model takes no mask of tokens.
+        """
+        takes = "attention_mask" in inspect.signature(self.plain.forward).parameters
+        is_text = self.architecture.takes in ("ids", "pair")
+        return self.gap_of_padded(self.plain) if takes and is_text else float("inf")
+
+    def gap_of_padded(self, module: nn.Module) -> float:
+        """Return how far answers of rows of three lengths, padded, are from each row alone."""
+        few = self.examples[::N_BATCH]
+        ids = [e["input_ids"] for e in few]
+        batch = {n: torch.stack([e[n] for e in few]) for n in few[0] if n != "input_ids"}
+        batch["input_ids"] = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        ones = [torch.ones_like(x) for x in ids]
+        batch["attention_mask"] = nn.utils.rnn.pad_sequence(ones, batch_first=True)
+        whole, gap = self._logits(module, batch), 0.0
+        for i, example in enumerate(few):
+            alone = self._logits(module, {n: x[None] for n, x in example.items()})[0]
+            gap = max(gap, float((whole[i][: len(alone)] - alone).abs().max()))
+        return gap / float(whole.abs().max().clamp(min=1e-6))
+
+    def _logits(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            output = module(**batch)
         logits = getattr(output, "logits", None)
         return first(output) if logits is None else logits
 

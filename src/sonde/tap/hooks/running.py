@@ -265,11 +265,24 @@ def _of_pairs_of_tokens(calls: Sequence[RunningCall], n: int, length: int) -> Te
         if not isinstance(mask, Tensor) or mask.ndim not in (3, 4) or mask.shape[-1] != length:
             continue
         looks = sights(mask)
+        if call is not calls[0]:
+            looks = looks ^ _marks_unseen(looks)
         real = looks.any(1).expand(n, length)
         if call is calls[0] and not torch.compiler.is_compiling():
             _require_one_text(looks, real)
         return real
     return None
+
+
+def _marks_unseen(looks: Tensor) -> Bool[Tensor, ""]:
+    """Return whether a model's own mask is true where a token must not look, as MPT's is.
+
+    Texts are padded on one side, so some text begins and ends with a token that sees itself.
+    """
+    if looks.shape[1] != looks.shape[2]:
+        return looks.new_zeros(())
+    ends = looks[:, 0, 0].long() + looks[:, -1, -1].long()
+    return (ends == 0).any() & ~(ends == 2).any()
 
 
 def _require_one_text(looks: Tensor, real: Tensor) -> None:
