@@ -4,13 +4,33 @@ import json
 
 import pytest
 import torch
-from tools.matrix.__main__ import main, tried
+from tools.matrix.__main__ import main, tried, tried_all
 from tools.matrix.architectures import ARCHITECTURES
 from tools.matrix.cases import Case
+from tools.matrix.jobs import ABOUT, JOBS
+from tools.matrix.table import PAGE, STORED, page, read_stored
 
-pytestmark = pytest.mark.slow
+CELLS, VERSIONS = read_stored(STORED.read_text("utf-8"))
 
 
+def test_the_page_is_that_of_the_stored_cells():
+    assert PAGE.read_text("utf-8") == page(CELLS, VERSIONS, ABOUT)
+    asked = [(name, job) for name in ARCHITECTURES for job in JOBS]
+    assert [(c.architecture, c.job) for c in CELLS] == asked
+    assert len(ARCHITECTURES) >= 63
+    assert not [c for c in CELLS if c.verdict == "wrong"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_all_verdicts_are_those_of_the_page(name):
+    expected = {c.job: c.verdict for c in CELLS if c.architecture == name}
+    cells = list(tried_all(ARCHITECTURES[name], list(JOBS)))
+    differ = [c for c in cells if c.verdict != expected[c.job]]
+    assert not differ
+
+
+@pytest.mark.slow
 def test_two_architectures(tmp_path, capsys):
     path = tmp_path / "cells.jsonl"
     jobs = ["load", "read", "fit", "edit", "insert", "cache"]
@@ -24,6 +44,7 @@ def test_two_architectures(tmp_path, capsys):
     assert path.read_text().splitlines() == lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["load", "read", "fit", "edit", "train"])
 def test_a_model_with_other_weights_is_called_wrong(job, tmp_path):
     case = Case(ARCHITECTURES["torch mlp"], tmp_path)
@@ -32,5 +53,6 @@ def test_a_model_with_other_weights_is_called_wrong(job, tmp_path):
         for weight in case.plain.parameters():
             weight[0] *= 1.1
     cell = tried(case, job)
-    assert cell.verdict == "wrong", cell
+    assert cell.verdict == "wrong"
+    assert cell.said
     assert tried(case, "train", seconds=1e-3).said.startswith("TooLong")

@@ -11,14 +11,29 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from tools.matrix.architectures import ARCHITECTURES, Architecture
 from tools.matrix.cases import Case
-from tools.matrix.jobs import JOBS, Senseless, Wrong, words
-from tools.matrix.table import REFUSED, RIGHT, SENSELESS, WRONG, Cell, reasons, summary, table
+from tools.matrix.jobs import ABOUT, JOBS, Senseless, Wrong, words
+from tools.matrix.table import (
+    NAMED,
+    PAGE,
+    REFUSED,
+    RIGHT,
+    SENSELESS,
+    STORED,
+    WRONG,
+    Cell,
+    page,
+    reasons,
+    stored,
+    summary,
+    table,
+)
 
 import sonde
 
@@ -79,6 +94,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, metavar="ARCHITECTURE")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of one cell")
+    parser.add_argument("--write", action="store_true", help="write the page of the documentation")
     parser.add_argument("--list", action="store_true", help="print the architectures")
     return parser.parse_args(arguments)
 
@@ -108,6 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name} {cell.job}: {cell.said}", flush=True)
     asked = [cells[name, job] for name in names for job in typed.jobs]
     print(table(asked), "", reasons(asked), "", summary(asked), sep="\n")
+    if typed.write:
+        versions = {name: version(name) for name in NAMED}
+        STORED.write_text(stored(asked, versions), "utf-8")
+        PAGE.write_text(page(asked, versions, ABOUT), "utf-8")
     return int(any(cell.verdict == WRONG for cell in asked))
 
 

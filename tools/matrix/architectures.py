@@ -137,7 +137,10 @@ _CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3ForCausalLM", _LLAMA),
     "gemma": ("GemmaForCausalLM", _LLAMA),
     "gemma2": ("Gemma2ForCausalLM", _LLAMA | {"sliding_window": 4}),
-    "gemma3": ("Gemma3ForCausalLM", _LLAMA | {"sliding_window": 4}),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        _LLAMA | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
     "olmo": ("OlmoForCausalLM", _TEXT),
     "olmo2": ("Olmo2ForCausalLM", _TEXT),
     "cohere": ("CohereForCausalLM", _LLAMA),

@@ -87,6 +87,14 @@ class Case:
         return sonde.load(self.folder if self.architecture.saves else copy.deepcopy(self.built))
 
     @cached_property
+    def vector(self) -> str | None:
+        """Name of the vector that an embedding model answers with; None if a model has logits."""
+        with torch.no_grad():
+            output = self.plain(**self.batch)
+        names = set(output) if isinstance(output, dict) else set[str]()
+        return "pooler_output" if "pooler_output" in names - {"logits"} else None
+
+    @cached_property
     def tokenizer(self) -> Any:
         """A tokenizer of one token for each word."""
         from tokenizers import Tokenizer

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sonde
 from sonde.compress import RTN, RecentCache
 from sonde.core.edit import Add, Scale
-from sonde.explain import Baseline, IntegratedGradients
+from sonde.explain import Baseline, IntegratedGradients, Objective
 from sonde.layers import Adapter, Attention
 from sonde.measure import ParticipationRatio
 from sonde.train import RateReduction
@@ -142,7 +142,7 @@ def edit(case: Case) -> str:
     with sonde.editing(case.model, change, path):
         found = case.answers(case.model.module)
     check_equal(found, expected, "edited")
-    if case.padding_gap <= RTOL:
+    if "pos" in schema.axes.split() and case.padding_gap <= RTOL:
         with sonde.editing(case.model, Scale(0.3), path, where="last"):
             check_padded(case, case.model.module, "last tokens edited")
     check_equal(case.answers(case.model.module), plain, "after the edit", 0.0)
@@ -165,7 +165,8 @@ def _written(case: Case, plan: Any, name: str) -> Any:
 
 def explain(case: Case) -> str:
     """Explain the likeliest answer: the parts and the stated gap are the rise from zero."""
-    found = IntegratedGradients(steps=32, baseline=Baseline("zero")).explain(case.model, case.batch)
+    method = IntegratedGradients(steps=32, baseline=Baseline("zero"))
+    found = method.explain(case.model, case.batch, objective=Objective(output=case.vector))
     explained = {n: x.clone() for n, x in case.batch.items()}
     path, name = found.conventions["site"], next(iter(case.batch))
     logits, target = _target(case, explained)
@@ -197,7 +198,10 @@ def _target(case: Case, batch: Any, target: Tensor | None = None) -> tuple[Tenso
     """Return the logit of a class or next token in each example, by default the likeliest."""
     with torch.no_grad():
         output = case.plain(**batch)
-    logits = output if isinstance(output, Tensor) else first(getattr(output, "logits", output))
+    if case.vector is not None:
+        logits = output[case.vector]
+    else:
+        logits = output if isinstance(output, Tensor) else first(getattr(output, "logits", output))
     logits = logits[:, -1] if logits.ndim == 3 else logits
     target = logits.argmax(1) if target is None else target
     return logits.gather(1, target[:, None])[:, 0], target
@@ -231,10 +235,16 @@ def insert(case: Case) -> str:
     with torch.no_grad():
         for p in mixing.parameters():
             p += 0.3 * torch.randn(p.shape, generator=draw)
-    if case.padding_gap <= RTOL:
+    if "pos" in schema.axes.split() and case.padding_gap <= RTOL:
         new = sonde.inserted(case.model, {path: mixing})
         check_padded(case, new.module, "attention inserted")
     return ""
+
+
+def _call(case: Case, path: str) -> str:
+    """Return a path with the first of its calls if a forward pass calls it more than once."""
+    calls = case.states(case.examples[0], [path])[path]
+    return path if len(calls) == 1 else f"{path}@0"
 
 
 def train(case: Case) -> str:
@@ -242,7 +252,7 @@ def train(case: Case) -> str:
     site = _first_block(case).site
     label = case.labels[: len(next(iter(case.batch.values())))]
     ours, plain = copy.deepcopy(case.model.module), copy.deepcopy(case.plain)
-    with sonde.training(ours, {site.path: RateReduction()}, reducer="mean") as terms:
+    with sonde.training(ours, {_call(case, site.path): RateReduction()}, reducer="mean") as terms:
         ours(**case.batch)
         found = terms.loss(label=label)
         found.backward()
@@ -296,9 +306,7 @@ def _in_half(case: Case, module: nn.Module, names: Iterable[str]) -> Tensor:
         if getattr(part, "weight", None) is None:
             continue  # a stack of experts is unpacked to be multiplied
         handles.append(part.register_forward_pre_hook(rounded))
-        handles.append(
-            part.register_forward_hook(lambda _m, _a, y: first(y).bfloat16().float())
-        )
+        handles.append(part.register_forward_hook(lambda _m, _a, y: first(y).bfloat16().float()))
     try:
         return case.answers(module).double()
     finally:
@@ -318,6 +326,12 @@ def cache(case: Case) -> str:
     """Generate with an evicting cache of unlimited budget: the tokens of the plain model."""
     if not case.architecture.generates:
         raise Senseless
+    if case.architecture.takes == "pair":  # only decoders alone have such caches
+        try:
+            with sonde.caching(case.model, RecentCache(budget=10_000)):
+                raise Wrong("caching an encoder-decoder is not refused")
+        except sonde.SondeError:
+            raise Senseless from None
     plain: Any = case.plain
     expected = plain.generate(**_prompt(case), **_SETTINGS)
     with sonde.caching(case.model, RecentCache(budget=10_000)) as held:
@@ -356,10 +370,11 @@ def generate(case: Case) -> str:
 
 def words(error: BaseException) -> str:
     """Return the first words of an error."""
-    return " ".join(str(error).split())[:160]
+    return " ".join(str(error).split())[:300]
 
 
 JOBS: dict[str, Callable[[Case], str]] = {
     f.__name__: f
     for f in (load, read, fit, scan, edit, explain, insert, train, compress, cache, generate)
 }
+ABOUT = {name: str(job.__doc__).splitlines()[0].rstrip(".") for name, job in JOBS.items()}
