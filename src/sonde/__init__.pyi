@@ -40,9 +40,12 @@ from sonde.run.coding.code_file import encode_file as encode_file
 from sonde.run.comparing.compare import compare as compare
 from sonde.run.comparing.drift import drift as drift
 from sonde.run.compressing.compare_caches import compare_caches as compare_caches
+from sonde.run.compressing.compress_model import compress_model as compress_model
 from sonde.run.compressing.search_sizes import search_sizes as search_sizes
 from sonde.run.evaluating.evaluate import evaluate as evaluate
+from sonde.run.explaining.explain_answers import explain_answers as explain_answers
 from sonde.run.explaining.explain_units import explain_units as explain_units
+from sonde.run.fine_tuning.train_model import train_model as train_model
 from sonde.run.fitting.fit import fit as fit
 from sonde.run.reading.gather import gather as gather
 from sonde.run.reading.read import read as read

@@ -1,8 +1,5 @@
 """How a command shows its findings: a page if asked for, then text or JSON."""
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +37,6 @@ def check_page(page: Path | None, *inputs: object, flag: str = "-o") -> None:
     if page.suffix.lower() not in PAGES:
         raise InputError(f"{flag}: expected a name that ends in .html or .json, got {page}.")
     check_file(page, *map(str, inputs))
-
-
-@contextmanager
-def with_page(output: Path) -> Iterator[None]:
-    """Remove a new model and its patch if its page is not written, as after Ctrl-C."""
-    try:
-        yield
-    except BaseException:
-        for folder in (output, output.with_name(f"{output.name}.patch")):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def present(

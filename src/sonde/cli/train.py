@@ -1,21 +1,16 @@
 """``sonde train``: train losses or layers at sites of a model, against training without them."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
-from sonde.cli._presenting import check_page, present, with_page
+from sonde.cli._presenting import check_page, present
 from sonde.cli._table import table
 from sonde.cli.console import say, say_json
 from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, listed, named
 from sonde.core.errors import InputError
-
-if TYPE_CHECKING:
-    from sonde.core.inputs import Model
-    from sonde.data.inputs import ItemInputs
-    from sonde.run.fine_tuning.arms import Arm, Recipe
 
 
 @dataclass(frozen=True)
@@ -105,123 +100,30 @@ class Train:
         if self.list_losses:
             return self._list()
         output, page = self._checked()
-        from sonde.data import load
-        from sonde.run.fine_tuning.document import train_document
-        from sonde.run.fine_tuning.layers import asked_layers, check_places, without_layers
-        from sonde.run.passes.directory import run_directory
-        from sonde.weights.factory_folder import check_change
-        from sonde.weights.folder import check_output
-        from sonde.weights.tuning import require_truth
+        from sonde.run.fine_tuning.train_model import train_model
+        from sonde.weights.folder import removed_on_error
 
-        asked = asked_layers(self.insert)
-        check_output(output)
-        model = load(self.model, device=self.device)
-        check_change(without_layers(model), output)
-        check_places(model, asked)
-        ours, held = self._examples(model)
-        require_truth("sonde train", model, examples=ours.first(64), held=held.first(64))
-        recipe, kept = self._recipe(), run_directory(output)
-        if self.fresh:
-            _forget(kept)
-        pairs = self._pairs(model, ours, asked, recipe, kept)
-        document = train_document(
-            model,
-            held,
-            pairs,
-            recipe,
-            names=self._names(output),
-            n_trained=len(ours),
+        found = train_model(
+            self.model,
+            self.data,
+            output,
+            **self._typed(),
+            keep_checkpoints=True,
+            progress=not self.printing.quiet,
+            **self.reading.data_options(),
         )
-        patch = self._saved(model, pairs[0][0].module, output, document["gain"]["loss"]["value"])
-        wrote = f"{output}, {page}, and {patch} to take it back"
-        with with_page(output):
-            present(document, self.printing, page, wrote)
-        _forget(kept)
+        wrote = f"{output}, {page}, and {found.patch} to take it back"
+        with removed_on_error(output):
+            present(found.document, self.printing, page, wrote)
+        found.forget()
         return 0
 
-    def _pairs(
-        self, model: "Model", ours: "ItemInputs", asked: Any, recipe: "Recipe", kept: Path
-    ) -> "list[tuple[Arm, Arm | None]]":
-        """Return for each seed the arm with losses and layers, and the arm without."""
-        from sonde.data import load
-        from sonde.run.fine_tuning.arms import LAYERS, train_arm
-        from sonde.run.fine_tuning.layers import with_asked
-        from sonde.tap.training.terms import EMA
-
-        teacher: Any = self.teacher
-        if teacher not in (None, EMA):
-            teacher = load(teacher, device=self.device)
-        losses = self._losses(has_teacher=teacher is not None)
-        is_alone = self.alone or recipe.scope == LAYERS  # without layers nothing would be trained
-
-        def trained(name: str, seed: int) -> "Arm":
-            is_with = name == "with"
-            return train_arm(
-                with_asked(model, asked, ours, seed) if is_with and asked else model,
-                ours,
-                losses if is_with else {},
-                replace(recipe, seed=seed, scope=recipe.scope if is_with else self.scope or "all"),
-                teacher=teacher,
-                checkpoint=kept / f"{name}-{seed}.pt",
-                label=f"train {name} {self._what()}" + (f", seed {seed}" if self.seeds > 1 else ""),
-                progress=not self.printing.quiet,
-            )
-
-        return [
-            (trained("with", n), None if is_alone else trained("without", n))
-            for n in range(self.seed, self.seed + self.seeds)
-        ]
-
-    def _saved(self, model: "Model", new: Any, output: Path, loss: float) -> Path:
-        """Write the trained model with its layers inside, and return its patch."""
-        from sonde.layers import inserted_layers, layer_files
-        from sonde.run.fine_tuning.layers import without_layers
-        from sonde.weights import save_edited
-        from sonde.weights.factory_folder import source_folder
-        from sonde.weights.tuning import plan_of
-
-        base = without_layers(model)
-        plan = plan_of(base, without_layers(new), "train", loss=loss)
-        layers = layer_files(new) if inserted_layers(new) else None
-        with source_folder(base) as source:
-            return save_edited(source, plan, output, name=self.model, layers=layers).patch
-
-    def _recipe(self) -> "Recipe":
-        """Return how the arm with losses and layers is trained: new layers always move."""
-        from sonde.run.fine_tuning.arms import LAYERS, Recipe
-        from sonde.run.fine_tuning.losses import weights_of
-
-        scope = self.scope or (LAYERS if self.insert else "all")
-        if self.insert and scope != LAYERS:
-            scope += f"+{LAYERS}"
-        n_losses = len(self._losses(has_teacher=self.teacher is not None)) if self.terms else 1
-        weight = weights_of(self.weight, n_losses)
-        return Recipe(self.epochs, self.rate, weight, scope, self.seed)
-
-    def _losses(self, *, has_teacher: bool) -> dict[Any, Any]:
-        """Return the losses by their sites."""
-        from sonde.engine.steps import seeded
-        from sonde.run.fine_tuning.losses import attached
-
-        if not self.terms:
-            return {}
-        with seeded(self.seed):  # of projectors and other parts that begin with random weights
-            return attached(self.terms, listed(self.sites), has_teacher=has_teacher)
-
-    def _what(self) -> str:
-        """Return what the two trainings differ in."""
-        return " and ".join(["layers"] * bool(self.insert) + ["losses"] * bool(self.terms))
-
-    def _names(self, output: Path) -> dict[str, Any]:
-        """Return what was typed, for the page."""
-        return {
-            "model": self.model,
-            "data": self.data,
-            "terms_typed": self.terms or "",
-            "sites_typed": list(listed(self.sites)),
-            "inserted": list(self.insert),
-            "output": str(output),
-        }
+    def _typed(self) -> dict[str, Any]:
+        """Return what was typed about the training."""
+        losses = ("terms", "sites", "insert", "weight", "teacher", "scope")
+        steps = ("epochs", "rate", "batch_size", "seed", "seeds", "alone", "limit", "held")
+        typed = {name: getattr(self, name) for name in (*losses, *steps, "fresh", "device")}
+        return typed | {"sites": listed(self.sites)}
 
     def _checked(self) -> tuple[Path, Path]:
         """Return where model and page go, or say which word is missing or wrong."""
@@ -229,30 +131,14 @@ class Train:
             raise InputError("sonde train: expected MODEL DATA. See sonde train --help.")
         if self.output is None:
             raise InputError("sonde train: expected -o NEW, the folder for the trained model.")
-        if bool(self.terms) != bool(self.sites) or not (self.terms or self.insert):
-            raise InputError(
-                "sonde train: expected --terms and --sites, as --terms rate_reduction --sites "
-                "blocks.3, or --insert unit_gate@blocks.3. `sonde train --list` says which losses "
-                "and layers there are."
-            )
-        for name in ("epochs", "rate", "batch_size", "seeds", "held"):
-            if not getattr(self, name) > 0:
-                word = name.replace("_", "-")
-                raise InputError(f"--{word}: expected more than 0, got {getattr(self, name)}.")
+        from sonde.run.fine_tuning.train_model import check_words
+
+        names = ("epochs", "rate", "batch_size", "seeds", "held")
+        numbers = {name: getattr(self, name) for name in names}
+        check_words(self.terms, self.sites, self.insert, **numbers)
         page = self.report or self.output.absolute().with_name(self.output.name + ".html")
         check_page(page, flag="--report")
         return self.output, page
-
-    def _examples(self, model: "Model") -> "tuple[ItemInputs, ItemInputs]":
-        """Return the examples to train on and those for the figures."""
-        from sonde.data import open_inputs
-        from sonde.run.compressing.choosing import chosen_parts
-
-        options = {**self.reading.data_options(), "batch_size": self.batch_size}
-        n = None if self.limit is None else 8 * (self.limit + self.held)
-        inputs = open_inputs(model, self.data, split="train", limit=n, **options)
-        ours = max(1, len(inputs) - self.held) if self.limit is None else self.limit
-        return chosen_parts(inputs, ours, self.held)
 
     def _list(self) -> int:
         from sonde.run.fine_tuning.layers import listed_layers
@@ -272,10 +158,3 @@ class Train:
         say("")
         say(table(("layer to insert", "needs", "what it does"), others))
         return 0
-
-
-def _forget(kept: Path) -> None:
-    """Remove the checkpoints of a training that is done."""
-    import shutil
-
-    shutil.rmtree(kept, ignore_errors=True)

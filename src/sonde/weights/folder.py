@@ -188,6 +188,17 @@ def check_output(output: Path, *sources: Path) -> None:
         raise StoreError(f"cannot write {output}: there is no folder {output.parent}. Make it.")
 
 
+@contextmanager
+def removed_on_error(output: Path) -> Generator[None]:
+    """Remove a new model and its patch if what follows fails, as its page after Ctrl-C."""
+    try:
+        yield
+    except BaseException:
+        for folder in (output, patch_of(output)):
+            rmtree(folder, ignore_errors=True)
+        raise
+
+
 def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
     """Refuse a folder in which a file of packed weights is damaged: they would be wrong numbers.
 

@@ -1,0 +1,332 @@
+"""``sonde.compress_model``: a smaller model, and what that did to its answers."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sonde.compress import LayerGrams, fidelity, layer_grams
+from sonde.compress._layers import require_finite_weights, weighted_layers
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
+from sonde.data import load, open_inputs
+from sonde.data.inputs import ItemInputs
+from sonde.run.compressing.choosing import chosen_parts, enough_examples
+from sonde.run.compressing.document import compress_document
+from sonde.run.compressing.inside import inside
+from sonde.run.compressing.methods import Target, method_asked
+from sonde.run.compressing.search import (
+    ANY,
+    SizeTrial,
+    TrialFile,
+    fitting_trial,
+    pairs_to_seek,
+    search_key,
+    trials,
+)
+from sonde.run.compressing.settings import Setting, Trial, fitting, require_divergence
+from sonde.run.compressing.sizes import sized_settings
+from sonde.run.compressing.timing import speeds
+from sonde.weights import Examples, Rewrite, RewritePlan, save_edited
+from sonde.weights.factory_folder import check_change, source_folder
+from sonde.weights.folder import check_output, removed_on_error, weight_bytes
+
+UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+MOST_LISTED, MOST_FITTED = 1024, 512
+"""Items that are listed, and examples that calibrate, if no limit is given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """A smaller model, and what that did to its answers.
+
+    Attributes
+    ----------
+    document : dict
+        The figures as JSON: what ``sonde compress`` prints and its page shows.
+    output : Path
+        Folder of the smaller model.
+    patch : Path
+        What ``sonde.undo`` reads to give the old model back.
+    plan : RewritePlan
+        What was changed.
+    trials : sequence of Trial or SizeTrial
+        What was tried for a budget; empty without one.
+    notes : tuple of str
+    """
+
+    document: dict[str, Any]
+    output: Path
+    patch: Path
+    plan: RewritePlan
+    trials: Sequence[Trial | SizeTrial] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How small a model should become.
+
+    Parameters
+    ----------
+    to : str, optional
+        ``4bit``, ``50%``, ``2:4``, ``rank16`` or ``5blocks``.
+    method : str, optional
+        As ``gptq`` or ``sparse_gpt(refit=True)``; ``any`` is all, for a budget.
+    budget : int, optional
+        Most bytes of weight files.
+    max_kl : float, optional
+        Most divergence of answers, in nats.
+    group : int, optional
+        Weights that share a scale.
+    layers : sequence of str
+        Layers by name.
+    """
+
+    to: str | None = None
+    method: str | None = None
+    budget: int | None = None
+    max_kl: float | None = None
+    group: int | None = None
+    layers: tuple[str, ...] = ()
+
+    @property
+    def seeks(self) -> bool:
+        """Whether a size is searched."""
+        return self.budget is not None or self.max_kl is not None
+
+    def rule(self) -> Any:
+        """Return the method with its parameters, None for ``any``; a search replaces its bits."""
+        if self.seeks and (self.to is not None or self.group is not None):
+            raise InputError(
+                "--budget and --max-kl seek bits and group: leave out --to and --group."
+            )
+        if self.method == ANY:
+            if not self.seeks:
+                raise InputError("--method any: say what fits, with --budget or --max-kl.")
+            return None
+        target = None if self.to is None else Target.of(self.to)
+        given = {"group": self.group, "layers": self.layers or None}
+        return method_asked(self.method, target, given)
+
+
+def compress_model(
+    model: Any,
+    data: Any,
+    output: str | Path,
+    *,
+    to: str | None = None,
+    method: str | None = None,
+    budget: int | str | None = None,
+    max_kl: float | None = None,
+    group: int | None = None,
+    layers: Sequence[str] = (),
+    limit: int | None = None,
+    held: int = 64,
+    device: str = "auto",
+    progress: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
+    **reading: Any,
+) -> Compressed:
+    """Write a model with smaller weights, and measure what it costs.
+
+    Some examples of ``data``, drawn by the hash of their ids, calibrate the method; others measure
+    the change. The same as ``sonde compress``.
+
+    Parameters
+    ----------
+    model : str, path, Model or module
+        Where the weights of the smaller model come from, as in ``sonde.load``.
+    data : data
+        As in ``sonde.read``.
+    output : path
+        Folder for the smaller model; ``sonde.undo`` takes the change back.
+    to : str, optional
+        ``4bit`` (1bit to 8bit; the default), ``50%``, ``2:4``, ``rank16`` or ``5blocks``.
+    method : str, optional
+        As ``gptq`` or ``sparse_gpt(refit=True)``; by default the one that suits the size. ``any``
+        is all of them, for a budget.
+    budget : int or str, optional
+        Most bytes of weight files, as ``100MiB``; the size is searched.
+    max_kl : float, optional
+        Most divergence of answers, in nats; the smallest such model is searched.
+    group : int, optional
+        Weights that share a scale; by default the method's, mostly 32.
+    layers : sequence of str
+        Layers by name; ``*`` with embeddings and convolutions. By default all linear ones.
+    limit : int, optional
+        Examples to calibrate on; by default 8 rows for each input of a layer.
+    held : int, default=64
+        Other examples to compare on.
+    device : str, default="auto"
+    progress : bool, default=True
+    tell : callable, optional
+        Called with a line about what a search tries next.
+    **reading
+        Options of ``sonde.read`` about data, such as ``text_column``.
+
+    Raises
+    ------
+    InputError
+        If the size or method is unknown, the model refuses it, or nothing fits the budget.
+    """
+    wish = Wish(to, method, budget_bytes(budget), max_kl, group, tuple(layers))
+    rule, output = wish.rule(), Path(output)
+    check_output(output)
+    found = load(model, device=device)
+    check_change(found, output, plain=True)
+    if rule is not None:
+        rule.check(found)
+    job = _Job(found, *_examples(found, data, limit, held, reading), output, wish, progress, tell)
+    best, tried, notes = job.best(rule)
+    new = best.plan.fold(found)
+    sites, times = inside(found, new, job.held, best.plan.renamed), speeds(found, new, job.held)
+    name = model if isinstance(model, str) else found.name
+    with source_folder(found) as source:
+        saved = save_edited(source, best.plan, output, name=name)
+        n_bytes = [weight_bytes(at) for at in (source, output)]
+    with removed_on_error(output):
+        document = compress_document(
+            found,
+            new,
+            best.plan,
+            name=name,
+            data=data if isinstance(data, str) else type(data).__name__,
+            output=output,
+            bytes_on_disk=n_bytes,
+            fidelity=best.fidelity,
+            sites=sites,
+            times=times,
+            rows={
+                "calibrated_on": len(job.ours) if rule is None or _reads(rule) else 0,
+                "compared_on": len(job.held),
+            },
+            tried=[trial.json() for trial in tried],
+        )
+    return Compressed(document, output, saved.patch, best.plan, tried, notes)
+
+
+def budget_bytes(word: int | str | None) -> int | None:
+    """Return a budget in bytes: ``100MiB`` is 104857600.
+
+    Raises
+    ------
+    InputError
+        If the word cannot be read.
+    """
+    if word is None or isinstance(word, int):
+        return word
+    told = re.fullmatch(r"([0-9.]+) ?([KMG]I?B)?", word.strip().upper())
+    if told is None or told[1].count(".") > 1 or told[1] == ".":
+        raise InputError(f"--budget: expected bytes as 100MiB or 2GB, got {word!r}.")
+    return math.floor(float(told[1]) * UNITS[told[2] or ""])
+
+
+def _examples(
+    model: Model, data: Any, limit: int | None, held: int, reading: Mapping[str, Any]
+) -> tuple[ItemInputs, ItemInputs]:
+    """Return the examples to calibrate on and those to compare on."""
+    n = MOST_LISTED if limit is None else 8 * (limit + held)
+    inputs = open_inputs(model, data, split="train", limit=n, **reading)
+    if limit is not None and len(inputs) <= limit:
+        raise InputError(
+            f"sonde compress: expected more than {limit} examples (--limit to calibrate "
+            f"on, then some to compare on), got {len(inputs)}. Lower --limit."
+        )
+    return chosen_parts(inputs, limit or min(MOST_FITTED, enough_examples(model, inputs)), held)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """A model, its examples, and what is wished for."""
+
+    model: Model
+    ours: ItemInputs
+    held: ItemInputs
+    output: Path
+    wish: Wish
+    progress: bool
+    tell: Callable[[str], None]
+
+    def best(self, rule: Any) -> tuple[Trial, Sequence[Trial | SizeTrial], tuple[str, ...]]:
+        """Return the setting that was asked for or found, what a search tried, and remarks."""
+        wish = self.wish
+        if wish.max_kl is not None:
+            require_divergence(self.model, self.held)
+        if wish.seeks and not _has_grid(rule):
+            return (*self._sought(), ())
+        given: Mapping[str, Any] = {}
+        notes: tuple[str, ...] = ()
+        if _reads(rule):
+            calibration, notes = self._calibration(rule)
+            given = {"calibration": calibration}
+
+        def tried(setting: Setting | None) -> Trial:
+            one = rule
+            if setting is not None:
+                one = replace(rule, bits=setting.bits, group=setting.group)
+            plan = one.plan(self.model, given)
+            return Trial(setting, plan, fidelity(self.model, plan.fold(self.model), self.held))
+
+        if not wish.seeks:
+            return tried(None), [], notes
+        word = (wish.method or "gptq").partition("(")[0]
+        settings = sized_settings(self.model, word, wish.layers or None)
+        found = fitting(settings, tried, budget=wish.budget, max_kl=wish.max_kl)
+        return (*found, notes)
+
+    def _sought(self) -> tuple[Trial, list[SizeTrial]]:
+        """Return the trial that fits, of all sizes of a method or all methods, and every trial."""
+        wish = self.wish
+        path = self.output.absolute().with_name(self.output.name + ".trials.jsonl")
+        key = search_key(self.model, self.ours, self.held) + "".join(wish.layers)
+        asked, given = pairs_to_seek(str(wish.method)), {"layers": wish.layers or None}
+        file = TrialFile(path, key)
+        made = list(trials(self.model, self.ours, self.held, asked, file, self.tell, given))
+        best = fitting_trial(made, wish.budget, wish.max_kl)
+        rule = method_asked(best.method, Target.of(best.size), given)
+        plan = rule.plan(self.model, dict.fromkeys(rule.reads(), self.ours))
+        return Trial(None, plan, fidelity(self.model, plan.fold(self.model), self.held)), made
+
+    def _calibration(self, rule: Any) -> tuple[Any, tuple[str, ...]]:
+        """Return the examples, or their moments if the method takes moments, and remarks."""
+        needs = rule.reads().values()
+        if not any(getattr(need, "summed", None) is LayerGrams for need in needs):
+            return self.ours, ()
+        owner = type(rule).__name__
+        for layer in weighted_layers(owner, self.model, rule.layers):
+            require_finite_weights(owner, layer)
+        grams = layer_grams(self.model, self.ours, layers=rule.layers, progress=self.progress)
+        return grams, _few_rows(grams, len(self.ours))
+
+
+def _has_grid(rule: Any) -> bool:
+    """Return whether a method has bits and groups, whose bytes are known without trying."""
+    if rule is None or not {"bits", "group"} <= {f.name for f in fields(rule)}:
+        return False
+    return rule.bits not in (None, 1)
+
+
+def _reads(rule: Rewrite) -> bool:
+    """Return whether a method reads examples."""
+    needs = [need for need in rule.reads().values() if isinstance(need, Examples)]
+    return any(not need.optional for need in needs)
+
+
+def _few_rows(grams: LayerGrams, n_examples: int) -> tuple[str, ...]:
+    """Name the layer that has the fewest rows for its inputs, and how many examples give enough."""
+    known = {name: state for name, state in grams.states.items() if state.n}
+    lacks = {name: len(state.mean) / state.n for name, state in known.items()}
+    if not lacks:
+        return ()
+    name = max(lacks, key=lambda name: lacks[name])
+    if lacks[name] <= 1:
+        return ()
+    state = grams.states[name]
+    return (
+        f"note: {re.split('[&#]', name)[0]} is calibrated on {state.n} rows, which have "
+        f"{len(state.mean)} numbers each: fewer rows than numbers say little of which errors "
+        f"matter. Give --limit {math.ceil(lacks[name] * n_examples)} or more.",
+    )

@@ -1,0 +1,227 @@
+"""``sonde.explain_answers``: why a model gives its answers, by methods that are each tested."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sonde.core.errors import InputError
+from sonde.core.inputs import InputBatch, Model
+from sonde.data import open_inputs, similarity_to
+from sonde.data.inputs import ItemInputs
+from sonde.data.pieces import pieces_of, texts_of
+from sonde.data.sentence_encoder import SentenceEncoder
+from sonde.explain import Attributor, Baseline, Objective
+from sonde.run.explaining.answers import answers_of
+from sonde.run.explaining.choosing import POOL, Choice
+from sonde.run.explaining.dictionaries import feature_effects, open_dictionary
+from sonde.run.explaining.explanations import (
+    DEFAULTS,
+    explain,
+    explain_document,
+    find_attributor,
+    leading,
+)
+from sonde.run.explaining.judged import Judged
+from sonde.run.instruments.words import parse_methods
+from sonde.run.reading.class_order import in_sorted_order
+from sonde.run.reading.for_gradients import load_for_gradients
+from sonde.run.scoring.exhibit import pixels_of
+
+MOST, USUAL = 256, 32
+PIECES, TOKENS = 8, 128
+INPUT = "input"
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """Explanations of answers, each with the tests that can refute it.
+
+    Attributes
+    ----------
+    document : dict
+        JSON, ``sonde-explain/1``: what ``sonde explain`` prints and its page shows.
+    judged : sequence of Judged
+        The explanations of each method, with their tests.
+    shown_inputs : list of dict
+        The inputs as the page draws them: pieces of text, pixels or values.
+    notes : tuple of str
+    """
+
+    document: dict[str, Any]
+    judged: Sequence[Judged]
+    shown_inputs: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
+
+
+def explain_answers(
+    model: Any,
+    data: Any,
+    *,
+    methods: str | Sequence[Attributor] | None = None,
+    site: str = INPUT,
+    target: str | int = "predicted",
+    answer: int | None = None,
+    choice: Choice | None = None,
+    dictionary: str | Path | None = None,
+    limit: int | None = None,
+    show_inputs: bool = True,
+    seed: int = 0,
+    loading: Mapping[str, Any] | None = None,
+    directory: Path | None = None,
+    progress: bool = True,
+    **reading: Any,
+) -> Explained:
+    """Say what the answers of a model depend on, by several methods, each tested in the same run.
+
+    Some inputs of ``data`` are explained, spread over classes, right and wrong. Beside each method
+    stand the tests that can refute it. The same as ``sonde explain``.
+
+    Parameters
+    ----------
+    model : str, path, Model or module
+    data : data
+        As in ``sonde.read``.
+    methods : str or sequence of Attributor, optional
+        Such as ``integrated_gradients(steps=20),saliency``.
+    site : str, default="input"
+        Where answers are explained: the input, or a site of the model.
+    target : str or int, default="predicted"
+        A class or token id; for sentence embeddings a text.
+    answer : int, optional
+        For language models: explain the last tokens as one answer.
+    choice : Choice, optional
+        Which inputs: wrong answers alone, rows of a table, one class, or a pair of classes.
+    dictionary : path, optional
+        Say also which features of a dictionary the answers depend on, at its site.
+    limit : int, optional
+        How many inputs: 32 by default, or 8 pieces of 128 tokens for a language model.
+    show_inputs : bool, default=True
+        Put the inputs themselves into ``shown_inputs``.
+    seed : int, default=0
+        Draws the inputs.
+    loading : mapping, optional
+        Options of ``sonde.load``.
+    directory : Path, optional
+        Where explanations are kept, so that they go on if they were stopped.
+    progress : bool, default=True
+    **reading
+        Options of ``sonde.read`` about data, such as ``text_column``.
+
+    Raises
+    ------
+    InputError
+        If a method is unknown or does not fit, or more inputs are asked for than 256.
+    """
+    if limit is not None and limit > MOST:
+        raise InputError(f"--limit: expected at most {MOST} inputs to explain, got {limit}.")
+    asked = _methods(methods)
+    chosen = Choice() if choice is None else choice
+    found, notes = load_for_gradients(model, **(loading or {}))
+    name = model if isinstance(model, str) else found.name
+    if is_embedding := isinstance(found.module, SentenceEncoder):
+        found = similarity_to(found, _text(target))
+    objective = Objective() if is_embedding else _objective(target, answer)
+    is_causal = found.task == "causal"
+    options = dict(reading)
+    if is_causal and options.get("max_length") is None and chosen.rows is None and not answer:
+        options["max_length"] = TOKENS  # a next token can be asked for anywhere, and costs less
+        notes = (*notes, f"note: texts are read in pieces of {TOKENS} tokens (--max-length).")
+    every = in_sorted_order(found, open_inputs(found, data, **options, logits=True, seed=seed))
+    n = limit or (PIECES if is_causal else USUAL)
+    inputs = replace(chosen.of(found, every, n, seed), batch_size=n)
+    columns = inputs.typed.get("number_columns") or ()
+    baseline = _mean_row(found, every, seed) if columns and site == INPUT else None
+    batch, judged = explain(
+        found,
+        inputs,
+        asked,
+        objective,
+        site,
+        progress=progress,
+        directory=directory,
+        baseline=baseline,
+    )
+    led = leading(judged) if is_embedding or target == "predicted" else None
+    classes = _classes(found, inputs, judged[0].inputs["label"])
+    own, known = classes if inputs.own_labels else {}, inputs.listing.target
+    targets = () if known is None else known[batch.order.numpy()].tolist()
+    document = explain_document(
+        judged,
+        batch,
+        model=name,
+        data=data if isinstance(data, str) else type(data).__name__,
+        features=columns,
+        classes=classes,
+        answers=answers_of(found, batch, led, site, own, targets, baseline),
+        where=[inputs.place(i) for i in batch.order.tolist()],
+        baseline=baseline,
+    )
+    if dictionary is not None:
+        document["features"] = _features(found, batch, objective, Path(dictionary), site)
+    is_shown = show_inputs and site == INPUT
+    n_shown = len(document["examples"]) if is_shown else 0
+    return Explained(document, judged, _drawn(found, batch, n_shown, bool(columns)), notes)
+
+
+def _methods(methods: str | Sequence[Attributor] | None) -> Sequence[Attributor]:
+    if isinstance(methods, str):
+        return parse_methods(methods, find_attributor)
+    return DEFAULTS if methods is None else methods
+
+
+def _text(target: str | int) -> str:
+    """Return the text whose vector those of the inputs are compared with."""
+    if target == "predicted" or isinstance(target, int):
+        raise InputError(
+            "explain: the answers are vectors of texts, which have no likeliest class. Name a "
+            "text: --target TEXT explains how near each input is to it."
+        )
+    return target
+
+
+def _objective(target: str | int, answer: int | None) -> Objective:
+    if answer is not None:
+        return Objective("answer", length=answer)
+    if target == "predicted":
+        return Objective()
+    if not str(target).isdigit():
+        raise InputError(f"--target: expected a class or token id, got {target!r}.")
+    return Objective(target=int(target))
+
+
+def _features(
+    model: Model, batch: InputBatch, objective: Objective, path: Path, site: str
+) -> list[dict[str, Any]]:
+    """Return the features of a dictionary that the answers depend on."""
+    found, place = open_dictionary(path, model.module, None if site == INPUT else site)
+    if not place:
+        raise InputError(f"--dictionary: {path} names no site of this model. Give --sites.")
+    return feature_effects(model, batch, found, objective, place)
+
+
+def _classes(model: Model, inputs: ItemInputs, labels: list[str]) -> dict[str, str]:
+    """Return the names of the classes or tokens that are explained."""
+    if model.task == "causal":
+        tokens = [label for label in set(labels) if label.isdigit()]
+        return {t: repr(texts_of([int(t)], model.processor)[0]) for t in tokens}
+    return {str(i): str(name) for i, name in enumerate(inputs.label_names)}
+
+
+def _mean_row(model: Model, inputs: ItemInputs, seed: int) -> Baseline:
+    """Return the mean of each column: zero need not be a value that a table can have."""
+    return Baseline.fit(model, inputs.drawn(POOL, seed))
+
+
+def _drawn(model: Model, batch: InputBatch, n: int, is_table: bool) -> list[dict[str, Any]]:
+    """Return the first inputs as a page draws them."""
+    if n == 0:
+        return []
+    given = (*batch.args, *batch.kwargs.values())
+    if is_table:
+        rows = next(v for v in given if v.ndim == 2)
+        return [{"values": rows[i].tolist()} for i in range(n)]
+    if pixels_of(batch) is None:
+        return [{"pieces": pieces_of(batch, model.processor, example=i)} for i in range(n)]
+    images = next(v for v in given if v.ndim == 4)
+    return [{"pixels": images[i].detach().float().cpu()} for i in range(n)]
