@@ -230,6 +230,16 @@ class ChangeDetector:
             self._sum = 0.0
         return Watch(p, reached, reached >= self.patience, self._step)
 
+    def renewed(self, n: int, seed: int) -> "ChangeDetector":
+        """Return a detector that begins anew, calibrated on ``n`` of the scores seen, by lot.
+
+        Memory stays bounded if a long stream is cut so. Within each part the mean number of scores
+        to a false alarm is at least ``patience``.
+        """
+        seen = np.asarray(self._ranks.scores)
+        chosen = np.random.default_rng(seed).permutation(len(seen))[:n]
+        return ChangeDetector(seen[chosen], patience=self.patience, seed=seed)
+
     def save(self, path: str | Path) -> str:
         """Write where the stream stands to one file and return its id."""
         state = _state(self._ranks, np.array([self._sum]), self.patience, self._step)

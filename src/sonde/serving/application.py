@@ -1,18 +1,26 @@
 """``sonde.serving.app``: the ASGI application."""
 
 import asyncio
+import json
 import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Route
 
 from sonde.serving.answers import answers_json
@@ -35,6 +43,8 @@ from sonde.serving.service import Service
 from sonde.serving.traffic import Schedule
 
 _log = logging.getLogger("sonde")
+EVENTS, MOST_LISTENING = 5, 16
+"""Seconds of one stream of events, which a server that stops waits for; and streams at once."""
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -138,7 +148,7 @@ class _Handlers:
     """One handler for each address."""
 
     def __init__(self, service: Service, limits: Limits) -> None:
-        self.service, self.limits = service, limits
+        self.service, self.limits, self.n_listening = service, limits, 0
 
     def routes(self) -> list[Route]:
         """Return the addresses."""
@@ -154,6 +164,8 @@ class _Handlers:
             ("/feedback", "GET", "feedback", self.accuracy),
             ("/metrics", "GET", "metrics", self.metrics),
             ("/openapi.json", "GET", "metadata", self.openapi),
+            ("/", "GET", "page", self.page),
+            ("/events", "GET", "page", self.events),
         ]
         return [
             Route(path, self._guarded(name, handler), methods=[verb])
@@ -268,6 +280,38 @@ class _Handlers:
         """Give everything that is counted."""
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return PlainTextResponse(self.service.figures.text(), headers={"Content-Type": kind})
+
+    async def page(self, _: Request) -> Response:
+        """Give the dashboard: one page that loads nothing from elsewhere."""
+        nonce = secrets.token_urlsafe(16)
+        text = resources.files("sonde.serving").joinpath("dashboard.html").read_text("utf-8")
+        policy = (
+            f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
+            "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
+        )
+        headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"}
+        return HTMLResponse(text.replace("NONCE", nonce), headers=headers)
+
+    async def events(self, request: Request) -> Response:
+        """Give the state of the dashboard once a second; a browser asks again when it ends."""
+        if self.n_listening >= MOST_LISTENING:
+            raise Refusal(429, "Enough dashboards are open. Close one.", {"Retry-After": "5"})
+
+        async def lines() -> AsyncIterator[str]:
+            self.n_listening += 1
+            try:
+                yield "retry: 300\n\n"
+                for _ in range(EVENTS):
+                    yield f"data: {json.dumps(self.service.state())}\n\n"
+                    if self.service.is_stopping or await request.is_disconnected():
+                        return
+                    await asyncio.sleep(1)
+            finally:
+                self.n_listening -= 1
+
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
 
     async def openapi(self, _: Request) -> Response:
         """Describe the addresses."""

@@ -41,7 +41,8 @@ def deployment(settings: Settings, **options: Any) -> Any:
 
     scale = {} if "autoscaling_config" in options else {"num_replicas": settings.replicas}
     asked = {"name": "sonde", "max_ongoing_requests": settings.limits.queue, **scale, **options}
-    return serve.deployment(SondeReplica, **asked).bind()
+    made_of: Any = serve.deployment(SondeReplica, **asked)
+    return made_of.bind()
 
 
 def run_on_ray(settings: Settings, address: str | None) -> int:

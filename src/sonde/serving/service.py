@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,7 +14,9 @@ from torch import nn
 
 from sonde.core.errors import InputError, SondeError
 from sonde.serving.batcher import Batcher
+from sonde.serving.board import Board
 from sonde.serving.bodies import Rows
+from sonde.serving.changes import Changes
 from sonde.serving.feedback import Feedback
 from sonde.serving.figures import Figures
 from sonde.serving.limits import Limits
@@ -56,6 +59,8 @@ class Service:
         self.log, self.schedule = log, schedule
         self.calibrate = None if calibrate is None else Path(calibrate)
         self.figures, self.feedback = Figures(registry), Feedback()
+        self.board = Board(keep_inputs)
+        self.changes: Changes | None = None
         self.traffic: Traffic | None = None
         self.failure: str | None = None
         self._served: ServedModel | None = None
@@ -99,6 +104,8 @@ class Service:
         options = dict(self._options)
         largest = self.limits.batch
         served = ServedModel(model, fitted, alpha=self.alpha, largest=largest, options=options)
+        if served.fitted is not None:
+            self.changes = Changes(served.fitted)
         if self.log is not None and served.is_open:
             self.traffic = Traffic(self.log, served.stream, self.schedule)
         return served
@@ -192,6 +199,10 @@ class Service:
         items = await loop.run_in_executor(self._readers, self._items, served, names, inputs)
         answers = await batcher.answers(items)
         self.feedback.remember(names, answers)
+        try:
+            self.board.answers(names, answers, inputs if self.keep_inputs else [None] * len(names))
+        except Exception as error:  # the dashboard must not take an answer from anybody
+            _log.error("the dashboard failed: %s", type(error).__name__)
         return answers
 
     def _items(
@@ -221,12 +232,13 @@ class Service:
         """Count a forward; in the thread of the model."""
         waiting = 0 if self._batcher is None else self._batcher.n_waiting
         self.figures.seen(answered, seconds, self.alpha, waiting)
-        if self.log is not None:
-            self._watcher.submit(self._observe, answered)
+        if self.log is not None or self.changes is not None:
+            self._watcher.submit(self._observe, answered, time.time())
 
-    def _observe(self, answered: Answered) -> None:
+    def _observe(self, answered: Answered, at: float) -> None:
         served = self.served_now()
         try:
+            self._watch_changes(answered, at)
             if self.traffic is None and not self._stopping and self.log is not None:
                 self.traffic = Traffic(self.log, served.stream, self.schedule)
             if self.traffic is not None:
@@ -234,8 +246,36 @@ class Service:
         except Exception as error:
             _log.error("the traffic's statistics failed: %s: %s", type(error).__name__, error)
 
+    def _watch_changes(self, answered: Answered, at: float) -> None:
+        if self.changes is None:
+            return
+        verdicts = [one.verdict for one in answered.answers if one.verdict is not None]
+        for alarm in self.changes.update(verdicts, at):
+            self.figures.changes.labels(alarm.site).inc()
+            _log.warning(
+                "the traffic changed: %s at %s, from input %d on; told at input %d",
+                alarm.detector,
+                alarm.site,
+                alarm.began,
+                alarm.told,
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Return what the dashboard shows."""
+        waiting = 0 if self._batcher is None else self._batcher.n_waiting
+        changes = [] if self.changes is None else [*self.changes.alarms]
+        found = self.board.state(changes, self.feedback.figures(), waiting)
+        name = "loading" if self._served is None else self._served.name
+        return {**found, "name": name, "alpha": self.alpha}
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the server ends."""
+        return self._stopping
+
     def counted(self, route: str, code: int, seconds: float) -> None:
         """Count a request."""
+        self.board.request(route, code, seconds)
         self.figures.requests.labels(route, str(code)).inc()
         self.figures.seconds.labels(route).observe(seconds)
 

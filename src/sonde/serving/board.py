@@ -1,0 +1,134 @@
+"""What the dashboard shows: the last minutes of the traffic, as numbers that JSON can carry."""
+
+import base64
+import io
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sonde.serving.changes import ChangeAlarm
+from sonde.serving.served import Answer
+
+SECONDS = 180
+BINS = 20
+RECENT = 2_000
+MOST_ALARMS = 50
+MOST_TEXT, MOST_NUMBERS, THUMBNAIL = 500, 64, 96
+
+
+class Board:
+    """Counts of the last minutes, of the last inputs, and the last alarms.
+
+    Parameters
+    ----------
+    keep_inputs : int
+        Inputs of the last alarms that are kept; 0 keeps none.
+    """
+
+    def __init__(self, keep_inputs: int) -> None:
+        self._lock = threading.Lock()
+        self._seconds: deque[dict[str, Any]] = deque(maxlen=SECONDS)
+        self._times: deque[float] = deque(maxlen=RECENT)
+        self._p: deque[float] = deque(maxlen=RECENT)
+        self._loud: deque[str | None] = deque(maxlen=RECENT)
+        self._alarms: deque[dict[str, Any]] = deque(maxlen=MOST_ALARMS)
+        self._keep, self._codes = keep_inputs, Counter[str]()
+        self.n_inputs = self.n_alarms = 0
+
+    def request(self, route: str, code: int, seconds: float) -> None:
+        """Note a request for an answer."""
+        if route not in ("predict", "infer"):
+            return
+        with self._lock:
+            second = self._second()
+            second["requests"] += 1
+            second["failed"] += code >= 400
+            self._codes[str(code)] += 1
+            self._times.append(seconds)
+
+    def _second(self) -> dict[str, Any]:
+        now = int(time.time())
+        if not self._seconds or self._seconds[-1]["t"] != now:
+            self._seconds.append({"t": now, "requests": 0, "failed": 0, "alarms": 0})
+        return self._seconds[-1]
+
+    def answers(self, names: Sequence[str], found: Sequence[Answer], inputs: Sequence[Any]) -> None:
+        """Note the answers to the inputs of a request."""
+        with self._lock:
+            for name, one, given in zip(names, found, inputs, strict=True):
+                self._answer(name, one, given)
+
+    def _answer(self, name: str, found: Answer, given: Any) -> None:
+        self.n_inputs += 1
+        verdict = found.verdict
+        if verdict is None:
+            return
+        if verdict.p is not None:
+            self._p.append(verdict.p)
+        is_alarm = bool(verdict.alarm)
+        place = None if verdict.loudest is None else " at ".join(verdict.loudest)
+        self._loud.append(place if is_alarm else None)
+        if not is_alarm:
+            return
+        self.n_alarms += 1
+        self._second()["alarms"] += 1
+        line = {"id": name, "t": time.time(), "p": verdict.p, "loudest": place}
+        line["answer"] = None if found.answer is None else str(found.answer)[:80]
+        if self._keep:
+            line["input"] = shown(given)
+            kept = [alarm for alarm in self._alarms if "input" in alarm]
+            for old in kept[: max(0, len(kept) + 1 - self._keep)]:
+                del old["input"]
+        self._alarms.append(line)
+
+    def state(
+        self, changes: Sequence[ChangeAlarm], accuracy: dict[str, Any], waiting: int
+    ) -> dict[str, Any]:
+        """Return everything that the page shows."""
+        with self._lock:
+            times = sorted(self._times)
+            bins = [0] * BINS
+            for p in self._p:
+                bins[min(BINS - 1, int(p * BINS))] += 1
+            return {
+                "now": time.time(),
+                "seconds": [dict(one) for one in self._seconds],
+                "latency": {str(q): _quantile(times, q) for q in (50, 90, 99)},
+                "p": bins,
+                "recent": len(self._loud),
+                "sites": Counter(place for place in self._loud if place).most_common(12),
+                "alarms": list(self._alarms)[::-1],
+                "changes": [asdict(one) for one in changes][::-1],
+                "accuracy": accuracy,
+                "codes": dict(self._codes),
+                "inputs": self.n_inputs,
+                "n_alarms": self.n_alarms,
+                "waiting": waiting,
+            }
+
+
+def _quantile(ordered: Sequence[float], q: int) -> float | None:
+    return ordered[min(len(ordered) - 1, len(ordered) * q // 100)] if ordered else None
+
+
+def shown(given: Any) -> dict[str, str]:
+    """Return an input as the page shows it: a short text, or a small picture."""
+    content = given
+    if isinstance(given, dict) and isinstance(given.get("b64"), str):
+        content = base64.b64decode(given["b64"])
+    if isinstance(content, bytes):
+        from PIL import Image
+
+        image = Image.open(io.BytesIO(content))
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        box = io.BytesIO()
+        image.convert("RGB").save(box, "PNG")
+        return {"picture": base64.b64encode(box.getvalue()).decode()}
+    if isinstance(given, list):
+        given = ", ".join(f"{x:.4g}" for x in given[:MOST_NUMBERS] if isinstance(x, int | float))
+    elif isinstance(given, dict):
+        given = ", ".join(f"{name} {value}" for name, value in [*given.items()][:MOST_NUMBERS])
+    return {"text": str(given)[:MOST_TEXT]}

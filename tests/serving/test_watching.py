@@ -1,0 +1,161 @@
+"""Watching: changes are told with time and site, false alarms are rare, the page is safe."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from serving_case import asked, net, probe, rows, served
+from sonde.alarms import ChangeDetector
+from sonde.serving.changes import LONGEST, Changes, reference_scores
+from sonde.serving.verdicts import Verdict
+from sonde.stats import HeldScores
+
+
+@pytest.fixture(scope="module")
+def model():
+    return net()
+
+
+@pytest.fixture(scope="module")
+def fitted(model):
+    return probe(model)
+
+
+def verdicts_of(fitted, scores, loud=None, add=0.0):
+    """Verdicts with made-up scores; those at the site ``loud`` are larger."""
+    return [
+        Verdict(
+            None, None, {key: (s + add * (key[1] == loud), None) for key in fitted.scorers}, None
+        )
+        for s in scores
+    ]
+
+
+def held(fitted, key):
+    found = fitted.scorers[key].calibration
+    return np.concatenate([found.scores.numpy(), found.tail.numpy()])
+
+
+@pytest.mark.truth("the input at which the change was planted")
+def test_a_planted_change_is_told_with_its_site_and_beginning(fitted):
+    rng = np.random.default_rng(0)
+    changes = Changes(fitted)
+    keys = [*fitted.scorers]
+    pools = {key: held(fitted, key) for key in keys}
+
+    def draw(i):
+        each = {}
+        for key in keys:
+            quantile = rng.random()
+            if i >= 1200 and key[1] == "2:out":
+                quantile = 0.8 + 0.2 * quantile
+            each[key] = (float(np.quantile(pools[key], quantile)) + 1e-9 * rng.random(), None)
+        return Verdict(None, None, each, None)
+
+    for i in range(1500):
+        changes.update([draw(i)], at=1000.0 + i)
+        if changes.alarms:
+            break
+    (alarm,) = list(changes.alarms)[:1]
+    assert alarm.site == "2:out"
+    assert 1200 <= alarm.told < 1260
+    assert 1180 <= alarm.began <= alarm.told
+    assert alarm.told_at == 1000.0 + alarm.told
+    assert alarm.began_at == 1000.0 + alarm.began
+
+
+@pytest.mark.truth("Markov's inequality: P(alarm within n) <= n / patience")
+def test_false_alarms_are_as_rare_as_promised(fitted):
+    rng = np.random.default_rng(1)
+    n_false, n, patience = 0, 60, 300
+    for _ in range(40):
+        changes = Changes(fitted, patience=patience)
+        scores = rng.normal(size=n)
+        for key in fitted.scorers:  # a stream of its own, learnt from nothing
+            changes._watched[key].detector = ChangeDetector(
+                rng.normal(size=50), patience=patience * len(fitted.scorers)
+            )
+        n_false += bool(changes.update(verdicts_of(fitted, scores), at=0.0))
+    assert n_false / 40 <= n / patience
+
+
+@pytest.mark.truth("the quantiles of the scores themselves")
+def test_the_reference_represents_scores_whose_tail_is_kept_apart():
+    scores = torch.randn(4000, 1, generator=torch.Generator().manual_seed(4))
+    draw = torch.randperm(4000, generator=torch.Generator().manual_seed(5))
+    kept = HeldScores(m=400, top=300).observe(scores, draw * 0, draw).calibration()
+    found = reference_scores(kept, 10_000, seed=0)
+    assert len(kept.tail) == 300
+    for q in (0.1, 0.5, 0.9, 0.97):
+        share = float((scores[:, 0] <= np.quantile(found, q)).float().mean())
+        assert abs(share - q) < 0.05
+
+
+def test_memory_of_a_long_stream_is_bounded():
+    detector = ChangeDetector(range(10), patience=1e9)
+    for score in np.random.default_rng(2).normal(size=300):
+        detector.update(score)
+    renewed = detector.renewed(100, seed=3)
+    assert len(renewed._ranks.scores) == 100
+    assert set(renewed._ranks.scores) <= set(detector._ranks.scores)
+    assert renewed.patience == 1e9
+    assert LONGEST <= 20_000
+
+
+def test_alarms_reach_the_dashboard_and_inputs_only_if_kept(model, fitted):
+    hostile = "<script>alert(1)</script>"
+    items = [*rows(6, 1), *rows(4, 2, shift=6.0)]
+    for keep in (0, 2):
+        with served(model, fitted, keep_inputs=keep) as client:
+            answers = asked(client, items)
+            state = client.app.state.service.state()
+            page = client.get("/")
+        assert json.dumps(state, allow_nan=False)
+        assert (state["inputs"], state["n_alarms"]) == (10, sum(a["alarm"] for a in answers))
+        assert state["n_alarms"] >= 4
+        assert [one["id"] for one in state["alarms"]] == [a["id"] for a in answers if a["alarm"]][
+            ::-1
+        ]
+        assert sum("input" in one for one in state["alarms"]) == keep
+        assert sum(state["p"]) == 10
+        assert hostile not in page.text
+    policy = page.headers["Content-Security-Policy"]
+    (nonce,) = set(re.findall(r"script-src 'nonce-([^']+)'", policy))
+    assert f'<script nonce="{nonce}">' in page.text
+    assert "innerHTML" not in page.text
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", page.text)
+    assert "prefers-color-scheme: dark" in page.text
+
+
+def test_events_are_a_stream_that_ends(model, fitted, monkeypatch):
+    monkeypatch.setattr("sonde.serving.application.EVENTS", 1)
+    with served(model, fitted) as client:
+        asked(client, rows(3, 3))
+        found = client.get("/events")
+    assert found.headers["content-type"].startswith("text/event-stream")
+    lines = found.text.split("\n\n")
+    assert lines[0] == "retry: 300"
+    assert json.loads(lines[1].removeprefix("data: "))["inputs"] == 3
+
+
+def test_metrics_have_bounded_labels_and_count_alarms(model, fitted):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with served(model, fitted) as client:
+        answers = asked(client, [*rows(5, 4), torch.full((5,), 9.0)])
+        for i in range(20):
+            client.get(f"/strange/{i}")
+            client.post("/predict", content=b"{", headers={"content-type": "application/json"})
+        text = client.get("/metrics").text
+    found = {f.name: f.samples for f in text_string_to_metric_families(text)}
+    values = {s.name: s.value for s in found["sonde_input_alarms"]}
+    assert values["sonde_input_alarms_total"] == sum(a["alarm"] for a in answers)
+    labels = {(s.labels["route"], s.labels["code"]) for s in found["sonde_requests"]}
+    assert labels <= {
+        (r, c) for r in ("predict", "health", "metrics") for c in ("200", "400", "503")
+    }
+    assert "strange" not in text
+    assert {s.labels["site"] for s in found["sonde_rows"]} == {"1:out", "2:out"}
