@@ -44,7 +44,7 @@ class ChangeAlarm:
 
 
 class _Watched:
-    """The stream of scores of one detector at one site."""
+    """Scores of a detector at a site, in order."""
 
     def __init__(self, detector: ChangeDetector) -> None:
         self.detector, self.n, self.renewals = detector, 0, 0
