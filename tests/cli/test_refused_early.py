@@ -27,6 +27,28 @@ CASES = {
         "train sonde:digits no.csv --insert adapter(width=3)@conv1 -o new",
         "expected a module, got 'conv1'",
     ),
+    "train scope": (
+        "train sonde:digits no.csv --insert adapter(width=3)@blocks.1 --scope top:99 -o new",
+        "expected top:1 to top:4 for the 4 blocks",
+    ),
+    "train rank": (
+        "train sonde:digits no.csv --insert adapter(width=3)@blocks.1 --scope low-rank:65 -o new",
+        "expected low-rank:1 to low-rank:64 for the linear layers",
+    ),
+    "train limit": (
+        "train no no.csv --insert experts@blocks.1 --limit 0 -o new",
+        "--limit: expected more than 0, got 0",
+    ),
+    "compress limit": ("compress no no.csv --to 4bit --limit 0 -o new", "--limit: expected at"),
+    "compress held": ("compress no no.csv --to 4bit --held 0 -o new", "--held: expected at"),
+    "compress none": ("compress no no.csv --to 0% -o new", "expected more than 0 % to leave out"),
+    "compress ranks": ("compress sonde:digits no.csv --to rank999 -o new", "at most 42, got 999"),
+    "cache limit": ("cache no no.csv --limit 0", "--limit: expected at least 1, got 0"),
+    "attention limit": ("edit attention no no.csv --limit 0", "--limit: expected at least 1"),
+    "steer strength": (
+        f"edit steer no {CONTRAST} --strength nan -o new",
+        "--strength: expected a finite number, got nan",
+    ),
     "ablate page": (f"edit ablate sonde:stdlib {CONTRAST} -o new --report x.txt", "--report"),
     "ablate FULL": (f"edit ablate sonde:stdlib {CONTRAST} -o full", FULL),
     "steer page": (f"edit steer sonde:stdlib {CONTRAST} -o new --report no/x.html", NOWHERE),

@@ -133,7 +133,7 @@ class Train:
             raise InputError("sonde train: expected -o NEW, the folder for the trained model.")
         from sonde.run.fine_tuning.train_model import check_words
 
-        names = ("epochs", "rate", "batch_size", "seeds", "held")
+        names = ("epochs", "rate", "batch_size", "seeds", "held", "limit")
         numbers = {name: getattr(self, name) for name in names}
         check_words(self.terms, self.sites, self.insert, **numbers)
         page = self.report or self.output.absolute().with_name(self.output.name + ".html")

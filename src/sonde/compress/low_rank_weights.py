@@ -101,8 +101,14 @@ class LowRankWeights(Rewrite):
         """Refuse a rank that saves nothing, or a convolution, before anything is calibrated."""
         if self.share > 0 or self.rank is not None:
             chosen = weighted_layers("LowRankWeights", model, self.layers)
-            for layer in chosen:
-                self._rank(layer, len(chosen) == 1)
+            ranks = [self._rank(layer, len(chosen) == 1) for layer in chosen]
+            if self.rank is not None and not any(ranks):
+                each = (in_and_out(layer.module) for layer in chosen)
+                most = max((n * m - 1) // (n + m) for n, m in each)
+                raise InputError(
+                    f"LowRankWeights.plan: expected a rank of at most {most}, got {self.rank}: two "
+                    "matrices would be no smaller at any layer. Lower the rank."
+                )
 
     def planned(self, model: Model, calibration: Inputs | LayerGrams | None = None) -> RewritePlan:
         """Return the thin matrices.

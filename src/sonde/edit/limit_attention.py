@@ -89,6 +89,11 @@ class LimitAttention(Edit):
         if self.strength == 0.0:
             return x
         probs = self._by_head(x, site)
+        if self.prefix >= probs.shape[3]:
+            raise InputError(
+                f"LimitAttention: expected a prefix of fewer than the {probs.shape[3]} tokens at "
+                f"{site}, got {self.prefix}: nothing would be limited."
+            )
         allowed = self.allowed(probs, context)
         kept = probs * (1.0 - self.strength * ~allowed)
         total, left = probs.sum(3, keepdim=True), kept.sum(3, keepdim=True)

@@ -1,5 +1,6 @@
 """``sonde edit steer``: move states along the direction between two data sets."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ import tyro
 from sonde.cli.console import note
 from sonde.cli.edits._acting import Acting
 from sonde.cli.options import DataReading, DeviceWord, ModelWord, Printing, named
+from sonde.core.errors import InputError
 
 FITTED, CONTROL = ".sonde", ".gguf"
 PositiveWord = Annotated[str, named("DATA", "data that show the behaviour")]
@@ -71,6 +73,8 @@ class Steer:
 
     def run(self) -> int:
         """Fit, judge, write and report; or write the directions alone."""
+        if self.strength is not None and not math.isfinite(self.strength):
+            raise InputError(f"--strength: expected a finite number, got {self.strength}.")
         kind = self.output.suffix.lower()
         if kind in (FITTED, CONTROL):
             return self._write_directions(kind)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sonde.core.errors import InputError
 from sonde.data import load, open_inputs
 from sonde.edit import LimitAttention
 from sonde.run.changing.acting import Change, word_of
@@ -58,6 +59,8 @@ def limit_attention(
     **reading
         Options of ``sonde.read`` about data, such as ``text_column``.
     """
+    if limit < 1:
+        raise InputError(f"--limit: expected at least 1, got {limit}.")
     edit = LimitAttention(pattern, grid, prefix, strength=strength)
     found = load(model, device=device)
     whole = open_inputs(found, data, **reading)

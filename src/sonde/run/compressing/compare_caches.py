@@ -85,6 +85,8 @@ def compare_caches(
     InputError
         If no cache has such a name, or no text has two tokens.
     """
+    if limit < 1:
+        raise InputError(f"--limit: expected at least 1, got {limit}.")
     known = cache_kinds()
     for word in rules:
         if word not in known:

@@ -173,6 +173,9 @@ def compress_model(
         If the size or method is unknown, the model refuses it, or nothing fits the budget.
     """
     wish = Wish(to, method, budget_bytes(budget), max_kl, group, tuple(layers))
+    for word, n in {"limit": limit, "held": held}.items():
+        if n is not None and n < 1:
+            raise InputError(f"--{word}: expected at least 1, got {n}.")
     rule, output = wish.rule(), Path(output)
     check_output(output)
     found = load(model, device=device)

@@ -53,6 +53,8 @@ class Target:
             bits = float(found[1])
             return cls(said, "bits", int(bits) if bits.is_integer() else bits)
         if found := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", said):
+            if float(found[1]) == 0:
+                raise InputError(f"--to: expected more than 0 % to leave out, got {text!r}.")
             return cls(said, "share", float(found[1]) / 100)
         if re.fullmatch(r"\d+:\d+", said):
             return cls(said, "pattern", said)

@@ -29,6 +29,7 @@ from sonde.layers import inserted_layers
 from sonde.run.fine_tuning.low_rank import (
     PREFIX,
     adapter_parameters,
+    check_rank,
     merge_adapters,
     rank_in,
     with_adapters,
@@ -207,6 +208,20 @@ def scoped(module: nn.Module, scope: str) -> None:
         parameter.requires_grad_(name in wanted and parameter.is_floating_point())
 
 
+def check_scope(module: nn.Module, scope: str) -> None:
+    """Refuse a scope that a model does not have, before data are read.
+
+    Raises
+    ------
+    InputError
+        If the scope is unknown, holds no parameter, or names more than there is.
+    """
+    check_rank(module, rank_in(scope))
+    for word in scope.split("+"):
+        if word != LAYERS and word.partition(":")[0] != PREFIX:
+            _in_scope(module, word)
+
+
 def _in_scope(module: nn.Module, scope: str) -> set[str]:
     """Return the names of the parameters of one scope."""
     word, _, number = scope.partition(":")
@@ -216,6 +231,11 @@ def _in_scope(module: nn.Module, scope: str) -> set[str]:
         wanted = {name for name in names if name.rpartition(".")[0] in norms}
     elif word == "top" and number.isdigit() and int(number) > 0:
         blocks = ModelBlocks(module).paths
+        if int(number) > len(blocks):
+            raise InputError(
+                f"--scope: expected top:1 to top:{len(blocks)} for the {len(blocks)} blocks of "
+                f"{type(module).__name__}, got {scope!r}."
+            )
         order = [name for name, _ in module.named_parameters()]
         earlier = tuple(f"{path}." for path in blocks[: -int(number)])
         inside = [

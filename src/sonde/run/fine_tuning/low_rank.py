@@ -1,7 +1,7 @@
 """Low-rank adapters of peft beside the linear layers of a model, merged into its weights later."""
 
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -26,6 +26,27 @@ def rank_in(scope: str) -> int:
     if len(asked) > 1 or len(ranks) != len(asked) or 0 in ranks:
         raise InputError(f"--scope: expected low-rank:N with N of at least 1, got {scope!r}.")
     return ranks[0] if ranks else 0
+
+
+def check_rank(module: nn.Module, rank: int) -> None:
+    """Raise if no linear layer that an adapter can stand beside has as many inputs and outputs.
+
+    Raises
+    ------
+    InputError
+        Names the largest rank.
+    """
+    found = (module.get_submodule(name) for name in _linear(module))
+    most = max((min(part.weight.shape) for part in found if _has_matrix(part)), default=rank)
+    if rank > most:
+        raise InputError(
+            f"--scope: expected {PREFIX}:1 to {PREFIX}:{most} for the linear layers of "
+            f"{type(module).__name__}, got {PREFIX}:{rank}."
+        )
+
+
+def _has_matrix(part: nn.Module) -> TypeGuard[nn.Linear]:
+    return isinstance(getattr(part, "weight", None), torch.Tensor)
 
 
 def with_adapters(module: nn.Module, rank: int, seed: int) -> None:

@@ -13,7 +13,7 @@ from sonde.data.inputs import ItemInputs
 from sonde.engine.steps import seeded
 from sonde.layers import inserted_layers, layer_files
 from sonde.run.compressing.choosing import chosen_parts
-from sonde.run.fine_tuning.arms import LAYERS, Arm, Recipe, train_arm
+from sonde.run.fine_tuning.arms import LAYERS, Arm, Recipe, check_scope, train_arm
 from sonde.run.fine_tuning.document import train_document
 from sonde.run.fine_tuning.layers import asked_layers, check_places, with_asked, without_layers
 from sonde.run.fine_tuning.losses import attached, weights_of
@@ -131,12 +131,13 @@ def train_model(
         If a loss or layer does not fit the model, or there is nothing to train on.
     """
     check_words(terms, sites, insert, epochs=epochs, rate=rate, batch_size=batch_size,
-                seeds=seeds, held=held)  # fmt: skip
+                seeds=seeds, held=held, limit=limit)  # fmt: skip
     output, asked = Path(output), asked_layers(tuple(insert))
     check_output(output)
     found = load(model, device=device)
     check_change(without_layers(found), output)
     check_places(found, asked)
+    check_scope(without_layers(found).module, scope or "all")
     ours, others = _examples(found, data, limit, held, {**reading, "batch_size": batch_size})
     require_truth("sonde train", found, examples=ours.first(64), held=others.first(64))
     if teacher not in (None, EMA):
@@ -165,7 +166,7 @@ def train_model(
 
 
 def check_words(
-    terms: str | None, sites: Sequence[str], insert: Sequence[str], **positive: float
+    terms: str | None, sites: Sequence[str], insert: Sequence[str], **positive: float | None
 ) -> None:
     """Refuse losses without sites, sites without losses, and numbers that are not positive.
 
@@ -181,7 +182,7 @@ def check_words(
             "and layers there are."
         )
     for name, value in positive.items():
-        if not value > 0:
+        if value is not None and not value > 0:
             raise InputError(f"--{name.replace('_', '-')}: expected more than 0, got {value}.")
 
 
