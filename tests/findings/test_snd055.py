@@ -13,8 +13,10 @@ from sklearn.datasets import load_digits
 
 from findings._evidence import evidence_of
 from findings._nets import assert_raised
+from findings._writing import GERMAN, docstrings
 from sonde.data.images import picture_columns
-from sonde.findings._column_moves import FORMS, column_comparison, moved_by_chance
+from sonde.findings._column_moves import column_comparison, moved_by_chance
+from sonde.findings._text_measures import FORMS
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check
 from sonde.findings.snd055 import SND055
@@ -216,8 +218,24 @@ def test_without_columns_or_with_few_rows_it_does_not_apply() -> None:
 
 def test_forms_of_texts() -> None:
     found = {name: of("Ab 1!\nÄ\ufffd") for name, of in FORMS.items()}
-    values = [8, 2 / 3, 2 / 8, 1 / 8, 2 / 8, 1, 1]
+    values = [8, 2 / 3, 2 / 8, 1 / 8, 2 / 8, 1, 1, 0]
     assert list(found.values()) == pytest.approx(values)
+
+
+@pytest.mark.truth("the texts of OTHER that were replaced by German ones, or put into mark-up")
+def test_another_language_comes_before_the_length_and_mark_up_is_counted() -> None:
+    mine, theirs = ({"c0": np.zeros(90), "note": list(docstrings()[i : i + 60])} for i in (0, 60))
+    for side in (mine, theirs):
+        side["c0"] = np.random.default_rng(len(side["note"][0])).normal(size=60)
+    plain = theirs["note"]
+    theirs["note"] = [f"{GERMAN[i % 4]} {GERMAN[i // 4 % 4]} {i}" for i in range(60)]
+    assert _moves(mine, theirs)["note"].said == (
+        "the language of note has new values in 100 % of rows: 'de'"
+    )
+    theirs["note"] = [f"<p>{t}</p>" for t in plain]
+    assert _moves(mine, theirs)["note"].said.startswith(
+        "the number of HTML tags and entities in note is higher (median 2, not 0"
+    )
 
 
 @pytest.mark.slow

@@ -5,14 +5,14 @@ from scan import _plants_answers as answers
 from scan import _plants_parts as parts
 from scan import _plants_tables as tables
 from scan import _plants_versus as versus
+from scan import _plants_writing as writing
 from scan._plants import PLANTS as STATES
 from scan._plants import Plant
 from sonde.findings.catalogue import rule_classes
 from sonde.report import Report
 
-PLANTS = sorted(
-    (*STATES, *answers.PLANTS, *parts.PLANTS, *tables.PLANTS, *versus.PLANTS), key=lambda p: p.code
-)
+EVERY = (STATES, answers.PLANTS, parts.PLANTS, tables.PLANTS, versus.PLANTS, writing.PLANTS)
+PLANTS = sorted((plant for some in EVERY for plant in some), key=lambda p: p.code)
 
 
 LANGUAGE = {"SND028", "SND029", "SND066", "SND067", "SND068", "SND070"}

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -16,9 +17,11 @@ from sonde.data.numbers import as_number
 from sonde.findings._once import once
 from sonde.findings._shared import one_per_group, shared_rows
 from sonde.findings._text import listed, number, percent, shortened
+from sonde.findings._text_measures import FORMS, KINDS
 from sonde.findings._versus_labels import share_chance
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import class_name
+from sonde.findings.writing import Writing
 from sonde.run.comparing.broken_rows import chance_of_counts
 from sonde.stats.adjusted_p import adjusted_p
 
@@ -110,7 +113,11 @@ def column_comparison(evidence: Evidence) -> ColumnComparison | str:
     if min(int(side.confirms.sum()) for side in sides) < LEAST_ROWS:
         return f"needs {2 * LEAST_ROWS} rows on each side, half of them to confirm what is chosen"
     n = [len(side.confirms) for side in sides]
-    pairs = {name: _pair(name, *sides) for name in names[:MOST_COLUMNS]}
+    of_tokens = evidence.writing.measures if isinstance(evidence.writing, Writing) else {}
+    pairs = {
+        name: _pair(name, *sides, of_tokens if name in evidence.data.inputs else {})
+        for name in names[:MOST_COLUMNS]
+    }
     kept = [p for some in pairs.values() for p in some]
     tests = [test for pair in kept for test in pair.tests()]
     adjusted = adjusted_p(torch.tensor([test.p for test in tests], dtype=torch.float64)).tolist()
@@ -432,8 +439,16 @@ def _words(of: Words) -> str:
     return f"{of.name} is {shortened(name, 16)!r} in {percent(y)} of rows, not {percent(x)}"
 
 
-def _pair(name: str, mine: _Side, theirs: _Side) -> Sequence[Numbers | Words]:
-    """Return a column as numbers, words or measures of its texts; empty if it only names rows."""
+def _pair(
+    name: str,
+    mine: _Side,
+    theirs: _Side,
+    of_tokens: Mapping[str, Callable[[str], float]] = MappingProxyType({}),
+) -> Sequence[Numbers | Words]:
+    """Return a column as numbers, words or measures of its texts; empty if it only names rows.
+
+    ``of_tokens`` are further measures of texts that the model is given.
+    """
     x, y = mine.columns[name], theirs.columns[name]
     confirms = (mine.confirms, theirs.confirms)
     numbers = [np.array([_number(v) for v in values]) for values in (x, y)]
@@ -449,43 +464,30 @@ def _pair(name: str, mine: _Side, theirs: _Side) -> Sequence[Numbers | Words]:
         return [Words(name, name, words[0], words[1], confirms)]
     if np.mean([len(v.split()) for v in words[0]]) < 2:
         return []  # names of rows
+    measures = {**FORMS, **of_tokens}
+    numbers = [[np.array([float(of(t)) for t in some]) for some in words]
+               for of in measures.values()]  # fmt: skip
     return [
-        Numbers(said.format(name), name, _measured(of, words[0]), _measured(of, words[1]), confirms,
-                is_derived=True)
-        for said, of in FORMS.items()
-    ]  # fmt: skip
+        *_kinds_of_texts(name, words, confirms),
+        *(
+            Numbers(said.format(name), name, sides[0], sides[1], confirms, is_derived=True)
+            for said, sides in zip(measures, numbers, strict=True)
+        ),
+    ]
 
 
-def _measured(of: Callable[[str], float], texts: Sequence[str]) -> Float[np.ndarray, "row"]:
-    return np.array([float(of(text)) for text in texts])
+def _kinds_of_texts(
+    name: str, texts: Sequence[Sequence[str]], confirms: tuple[np.ndarray, np.ndarray]
+) -> Sequence[Words]:
+    """Return the languages and the scripts of both sides, without texts of unknown language."""
+    found: list[Words] = []
+    for said, of in KINDS.items():
+        sides = [tuple(word for t in some if (word := of(t)) is not None) for some in texts]
+        if min(map(len, sides)) >= LEAST_ROWS:
+            found.append(Words(said.format(name), name, sides[0], sides[1], confirms))
+    return found
 
 
 def _number(value: Any) -> float:
     found = None if value is None or value == "" else as_number(value)
     return math.nan if found is None else float(found)
-
-
-def _share_of(test: Callable[[str], bool]) -> Callable[[str], float]:
-    def of(text: str) -> float:
-        return sum(map(test, text)) / max(len(text), 1)
-
-    return of
-
-
-def _casing(text: str) -> float:
-    letters = [sign for sign in text if sign.isalpha()]
-    return sum(map(str.isupper, letters)) / max(len(letters), 1)
-
-
-FORMS: Final[Mapping[str, Callable[[str], float]]] = {
-    "the length of {}": len,
-    "the share of capitals in {}": _casing,
-    "the share of signs outside ASCII in {}": _share_of(lambda sign: not sign.isascii()),
-    "the share of digits in {}": _share_of(str.isdigit),
-    "the share of punctuation in {}": _share_of(
-        lambda sign: not sign.isalnum() and not sign.isspace()
-    ),
-    "the number of line breaks in {}": lambda text: text.count("\n"),
-    "the number of marks U+FFFD in {}": lambda text: text.count("\ufffd"),
-}
-"""What is measured of texts: length, casing, script, digits, punctuation, lines, broken signs."""

@@ -355,6 +355,11 @@ class Evidence:
         return self.gathered.get("table", self)
 
     @property
+    def writing(self) -> Any:
+        """``Writing``: how the texts are written, or why there are none; None without a model."""
+        return self.gathered.get("writing", self)
+
+    @property
     def shortcuts(self) -> Any:
         """``ShortcutEvidence``: small parts of the inputs that tell the label, or None."""
         return self.gathered.get("shortcuts", self)

@@ -43,6 +43,7 @@ from sonde.findings.text_variants import text_variant_evidence
 from sonde.findings.token_rows import token_rows
 from sonde.findings.variants import variant_evidence
 from sonde.findings.versus import VersusEvidence
+from sonde.findings.writing import text_writing
 from sonde.run.fitting.fit import make_plan
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.directory import held
@@ -398,6 +399,7 @@ def _gatherers(
         "shortcuts": partial(shortcut_evidence, stream),
         "parts": partial(part_trials, stream),
         "table": lambda _: input_table(stream, data),
+        "writing": partial(text_writing, stream),
     }
 
 

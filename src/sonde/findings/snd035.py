@@ -8,11 +8,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sonde.findings._places import read_command
-from sonde.findings._shared import one_per_group
+from sonde.findings._shared import examples_at, one_per_group
 from sonde.findings._text import number, percent, plural, shortened
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence, LabelRule
 from sonde.findings.rule import Check, Figure, Finding, Theme
+from sonde.findings.writing import nuisances_of_rows
 from sonde.stats.auroc import auroc
 from sonde.stats.auroc_bounds import auroc_bounds
 
@@ -21,6 +22,9 @@ NUISANCES = {
     "padding": "the amount of padding",
     "size": "the size in bytes",
     "brightness": "the mean brightness",
+    "marks": "the number of HTML tags and entities",
+    "unknown": "the share of unknown tokens",
+    "language": "the language (1: another than most texts)",
 }
 OF_FILES = ("size", "brightness")
 
@@ -37,7 +41,7 @@ class _Told:
 @final
 @dataclass(frozen=True)
 class SND035(LabelRule):
-    """AUROC of length, padding, size and brightness for each class against the rest.
+    """AUROC of length, padding, size, brightness and writing for each class against the rest.
 
     Parameters
     ----------
@@ -69,9 +73,10 @@ class SND035(LabelRule):
         "by twice the number of nuisances and classes. A warning becomes a note where the nuisance "
         "explains less than 2 % of the margin of the model's own answers inside classes; size and "
         "brightness also where these answers are not known, since they hang on what a picture "
-        "shows. Order in the file is SND044."
+        "shows. Texts are also judged by HTML tags and entities, unknown tokens and their language "
+        "(unless the classes are languages). Order in the file is SND044."
     )
-    false_positives: ClassVar[str] = "Classes that differ in length by their nature."
+    false_positives: ClassVar[str] = "Classes that differ in length or language by nature."
     plant: ClassVar[str] = "The texts of one class are twice as long."
     twin: ClassVar[str] = "The same lengths, shuffled over rows."
 
@@ -80,6 +85,9 @@ class SND035(LabelRule):
         one = one_per_group(found.group)
         columns = {n: found.shared.column(n) for n in NUISANCES}
         values = {n: c[found.where][one].double() for n, c in columns.items() if c is not None}
+        examples = examples_at(evidence, found.where[one].tolist())
+        written = nuisances_of_rows(evidence, examples, found.names)
+        values |= {n: torch.from_numpy(v) for n, v in written.items()}
         values = {n: v for n, v in values.items() if len(torch.unique(v)) > 1}
         if not values:
             return self.not_applicable("no length, size or brightness is known, or all are equal")

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings._places import scan_command
+from sonde.findings._by_class import OneClass, largest_class
+from sonde.findings._places import scan_command, sentence
+from sonde.findings._shared import shared_rows
 from sonde.findings._text import percent, plural
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
@@ -45,14 +47,24 @@ class SND043(Rule):
         if data.n_truncated == 0:
             return self.clear(figure)
         severe = share >= self.examples or lost >= self.tokens
-        sentence = (
+        text = (
             f"{data.n_truncated:,} of {plural(data.n, 'example')} ({percent(share, 3)}) were cut "
             f"at the context or --max-length; {percent(lost)} of all tokens were lost."
         )
         return self.raised_with(
             "warning" if severe else "note",
-            sentence,
+            sentence(text, "" if (one := _most_cut(evidence)) is None else one.said),
             figure,
+            classes=() if one is None else (one.name,),
             effect=max(share, lost),
             next=scan_command(long="chunk"),
         )
+
+
+def _most_cut(evidence: Evidence) -> OneClass | None:
+    """Return the class whose sampled texts are cut most often, or None if classes are alike."""
+    shared = shared_rows(evidence)
+    cut, order = shared.column("truncated"), shared.order
+    if cut is None or order is None or not len(order):
+        return None
+    return largest_class(evidence.data, order.tolist(), (cut.flatten() > 0).double().numpy())

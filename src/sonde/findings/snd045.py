@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from sonde.findings._by_class import largest_class
 from sonde.findings._places import reached, read_command, sentence
 from sonde.findings._shared import shared_rows
 from sonde.findings._text import percent, plural
@@ -56,10 +57,12 @@ class SND045(Rule):
             "value everywhere."
         )
         key = evidence.sites[0].schema.key
+        one = largest_class(evidence.data, range(n), blank.double().numpy())
         return self.raised_with(
             level[0],
-            sentence(text),
+            sentence(text, "" if one is None else one.said),
             figure,
+            classes=() if one is None else (one.name,),
             examples=tuple(torch.nonzero(blank).flatten().tolist()),
             effect=min(1.0, share),
             next=read_command(key),

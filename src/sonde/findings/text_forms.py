@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
+from sonde.findings._text_measures import BYTES
 from sonde.findings.counted_tokens import ids_of
 from sonde.findings.self_check import chosen_examples
 from sonde.findings.trial import chooses_by_key
@@ -40,7 +41,7 @@ def _sentences(text: str) -> str:
 def _as_utf8(text: str) -> str:
     """Restore UTF-8 that was read as one letter per byte, character by character."""
     encoding = "latin-1" if re.search("[\x80-\x9f]", text) else "cp1252"
-    return _BYTES.sub(lambda m: _decoded(m[0], encoding), text)
+    return BYTES.sub(lambda m: _decoded(m[0], encoding), text)
 
 
 def _decoded(signs: str, encoding: str) -> str:
@@ -50,9 +51,6 @@ def _decoded(signs: str, encoding: str) -> str:
         return signs
 
 
-_NEXT: Final = "[\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]"
-_BYTES: Final = re.compile(f"[\xc2-\xdf]{_NEXT}|[\xe0-\xef]{_NEXT}{{2}}|[\xf0-\xf4]{_NEXT}{{3}}")
-"""The bytes of one sign in UTF-8, as letters of Latin-1 or of Windows' code page."""
 _STRAIGHT = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "–": "-", "—": "-"})
 
 FORMS: Final[Mapping[str, tuple[str, Form]]] = {

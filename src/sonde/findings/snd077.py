@@ -1,0 +1,92 @@
+"""SND077: texts with mark-up, HTML entities, or signs that were lost on the way."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+
+from sonde.findings._by_class import largest_class
+from sonde.findings._places import rows_command, sentence
+from sonde.findings._text import percent, plural
+from sonde.findings.evidence import Evidence
+from sonde.findings.rule import Check, Figure, Level, Rule, Theme
+from sonde.findings.writing import Writing
+
+
+@final
+@dataclass(frozen=True)
+class SND077(Rule):
+    """Share of texts with HTML tags or entities, and share with lost or wrongly decoded signs."""
+
+    note: float = 0.02
+    warning: float = 0.2
+    note_broken: float = 0.005
+    warning_broken: float = 0.02
+
+    title: ClassVar[str] = "Mark-up or broken signs in texts"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "Tags and entities are tokens that say nothing of the content and fill the context; a sign "
+        "that was read in another encoding makes another word of its word."
+    )
+    fix: ClassVar[str] = (
+        "Take the mark-up out (html.unescape, and a parser for tags); read the files as UTF-8."
+    )
+    how: ClassVar[str] = (
+        "Over the first 2,000 signs of at most 2,048 sampled texts: texts that hold a tag of HTML "
+        "or an entity (a note from 2 %, a warning from 20 %), and texts that hold U+FFFD or UTF-8 "
+        "that was read as one sign for each byte (a note from 0.5 %, a warning from 2 %)."
+    )
+    false_positives: ClassVar[str] = "Texts about HTML; models that were trained on mark-up."
+    plant: ClassVar[str] = "Half of the texts in <p>, with &amp; for &."
+    twin: ClassVar[str] = "The same texts without."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Count texts with mark-up and with broken signs."""
+        writing = evidence.writing
+        if not isinstance(writing, Writing):
+            return self.not_applicable(writing or "the inputs are no texts")
+        marked, broken = writing.marks > 0, writing.broken > 0
+        shares, n = (float(marked.mean()), float(broken.mean())), len(writing.texts)
+        levels = (
+            _level(shares[0], self.note, self.warning),
+            _level(shares[1], self.note_broken, self.warning_broken),
+        )
+        worse = 1 if levels[1] == "warning" or (levels[1] and not levels[0]) else 0
+        limit = (self.note, self.note_broken)[worse]
+        figure = Figure(("marked_texts", "broken_texts")[worse], shares[worse], unit="share",
+                        threshold=limit, n_rows=n)  # fmt: skip
+        if not any(levels):
+            return self.clear(figure)
+        texts = [
+            f"{int(found.sum()):,} of {plural(n, 'text')} ({percent(share)}) hold {what}."
+            for found, share, level, what in zip(
+                (marked, broken), shares, levels,
+                ("HTML tags or entities", "lost or wrongly decoded signs"), strict=True,
+            )
+            if level
+        ]  # fmt: skip
+        texts = texts[::-1] if worse and len(texts) > 1 else texts
+        held = (marked, broken)[worse]
+        one = largest_class(evidence.data, writing.order, held.astype(float))
+        amount = (writing.marks, writing.broken)[worse]
+        worst = np.argsort(-amount, kind="stable")[: int(held.sum())]
+        return self.raised_with(
+            "warning" if "warning" in levels else "note",
+            sentence(*texts, "" if one is None else one.said),
+            figure,
+            examples=writing.examples(worst),
+            figures=tuple(amount[worst].astype(float).tolist()),
+            classes=() if one is None else (one.name,),
+            effect=max(shares),
+            fix=(_UNMARK, _READ)[worse],
+            next=rows_command(self.code),
+        )
+
+
+_UNMARK = "Take the mark-up out: html.unescape for entities, a parser (html.parser) for tags."
+_READ = "Read the files as UTF-8 (open(path, encoding='utf-8')), and look where U+FFFD came from."
+
+
+def _level(share: float, note: float, warning: float) -> Level | None:
+    return "warning" if share >= warning else "note" if share >= note else None

@@ -1,0 +1,80 @@
+"""Texts of documentation, tokenizers trained on them, and what a rule sees of both."""
+
+import inspect
+import logging
+import shutil
+import subprocess
+import threading
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from findings._evidence import evidence_of
+from sonde.findings.evidence import Evidence
+from sonde.findings.writing import Writing
+
+MODULES = (np, scipy.stats, torch.nn, logging, shutil, threading, subprocess)
+GERMAN = (
+    "Gestern war das Wetter in Hamburg warm und viele Leute saßen am Fluss.",
+    "Der Hund lief schnell über die Straße und bellte laut den Nachbarn an.",
+    "Wir haben gestern lange über den neuen Vertrag gesprochen, ohne Ergebnis.",
+    "Er brachte uns die Rechnung am Freitag und dankte sehr im Voraus.",
+)
+
+
+@cache
+def docstrings() -> tuple[str, ...]:
+    """Return the documentation of some classes and functions, at most 600 signs each."""
+    found: dict[str, None] = {}
+    for module in MODULES:
+        for name in sorted(vars(module)):
+            thing = vars(module)[name]
+            text = inspect.getdoc(thing) if callable(thing) else None
+            if text and len(text) > 60:
+                found.setdefault(text[:600])
+    return tuple(found)[::7]
+
+
+@cache
+def words(lower: bool) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of word pieces, with capitals or without."""
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    made.train_from_iterator(docstrings()[::2], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", model_max_length=128
+    )
+
+
+@cache
+def pieces() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes that were joined to pieces."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<end>"], show_progress=False,
+                                  initial_alphabet=alphabet)  # fmt: skip
+    made.train_from_iterator(docstrings()[::2], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<end>", eos_token="<end>", model_max_length=128
+    )
+
+
+def written(texts: Sequence[str], tokenizer: Any = None, label: Any = None) -> Evidence:
+    """Return the evidence of texts, with labels or without."""
+    n = len(texts)
+    x = np.random.default_rng(0).normal(size=(n, 3))
+    known = {} if label is None else {"label": torch.as_tensor(label)}
+    facts = {"keys": [t.encode() for t in texts]}
+    found = evidence_of(torch.from_numpy(x), facts=facts, **known)
+    return found.having(writing=Writing(tuple(texts), np.arange(n), tokenizer))

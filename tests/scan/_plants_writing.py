@@ -1,0 +1,57 @@
+"""Faults in how texts are written, with their healthy twins: more plants."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertModel
+
+import sonde
+from findings._writing import GERMAN, docstrings, words
+from scan._plants import Plant
+from scan._zoo import quiet
+from sonde.core.inputs import Model
+from sonde.report import Report
+
+CODES = ("SND076", "SND077", "SND078", "SND079")
+
+
+def read(change: Callable[[str, int], str] = lambda t, _: t, lower: bool = True) -> Report:
+    """Scan a small encoder of random weights over changed documentation."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 600, "hidden_size": 16, "intermediate_size": 16}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
+    config = BertConfig(**sizes)
+    model = Model(BertModel(config).eval(), words(lower), config, "encoder", "encoder")
+    rows = [{"text": change(text, i)} for i, text in enumerate(docstrings())]
+    return sonde.scan(model, rows, settings=quiet(only=CODES), long="truncate")
+
+
+def _marked(text: str, i: int) -> str:
+    return f"<p>{text}</p>" if i % 2 else text
+
+
+def _german(text: str, i: int) -> str:
+    return f"{GERMAN[i % 4]} {GERMAN[(i // 4) % 4]} {i}" if i % 5 == 0 else text
+
+
+def _greek(text: str, _: int) -> str:
+    """Write vowels as Greek letters, which the tokenizer does not know."""
+    return text.translate(str.maketrans("aeio", "αειο"))
+
+
+def _upper(text: str, _: int) -> str:
+    return text.upper()
+
+
+def _plain(text: str, _: int) -> str:
+    """Return a text in which a tokenizer of small letters has nothing to undo."""
+    return " ".join(text.lower().split())
+
+
+PLANTS = (
+    Plant("SND076", "warning", lambda: read(_greek), read),
+    Plant("SND077", "warning", lambda: read(_marked), read),
+    Plant("SND078", "note", lambda: read(_german), read),
+    Plant("SND079", "warning", lambda: read(_upper, lower=False), lambda: read(_plain)),
+)
