@@ -26,6 +26,7 @@ GERMAN = (
     "Wir haben gestern lange über den neuen Vertrag gesprochen, ohne Ergebnis.",
     "Er brachte uns die Rechnung am Freitag und dankte sehr im Voraus.",
 )
+CHINESE = "今天天气很好我们去公园散步然后吃午饭因为明天要下雨所以今天应该多走路看看花草树木和小动物"
 
 
 @cache
@@ -78,3 +79,15 @@ def written(texts: Sequence[str], tokenizer: Any = None, label: Any = None) -> E
     facts = {"keys": [t.encode() for t in texts]}
     found = evidence_of(torch.from_numpy(x), facts=facts, **known)
     return found.having(writing=Writing(tuple(texts), np.arange(n), tokenizer))
+
+
+def some(share: float, seed: int = 0) -> np.ndarray:
+    """Return rows of the documentation, drawn at random."""
+    return np.random.default_rng(seed).random(len(docstrings())) < share
+
+
+def chinese(rows: np.ndarray) -> list[str]:
+    """Return the documentation with Chinese texts in some rows."""
+    draw = np.random.default_rng(1)
+    signs = ["".join(draw.choice(list(CHINESE), 60)) for _ in rows]
+    return [s if row else t for s, t, row in zip(signs, docstrings(), rows, strict=True)]
