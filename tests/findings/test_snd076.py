@@ -51,3 +51,7 @@ def test_the_way_to_write_that_leaves_fewer_unknown_tokens_is_named() -> None:
     finding = assert_raised(SND076().check(written(texts, small)), "warning")
     assert finding.fix.startswith("text = text.lower(). That leaves 0")
     assert finding.figure.value > 0.9
+
+
+def test_texts_that_the_tokenizer_knows_are_clear() -> None:
+    assert_clear(SND076().check(written(docstrings()[:60], words(True))))

@@ -3,7 +3,7 @@ import html
 import numpy as np
 import pytest
 
-from findings._nets import assert_raised
+from findings._nets import assert_clear, assert_raised
 from findings._writing import docstrings, some, written
 from sonde.findings.snd077 import SND077
 
@@ -22,3 +22,7 @@ def test_mark_up_and_broken_signs_are_counted() -> None:
     finding = assert_raised(SND077().check(written(broken)), "warning")
     assert set(finding.examples) == set(np.flatnonzero(rows))
     assert finding.fix.startswith("Read the files as UTF-8")
+
+
+def test_documentation_without_mark_up_is_clear() -> None:
+    assert_clear(SND077().check(written(docstrings())))

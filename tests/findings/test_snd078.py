@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from findings._nets import assert_raised
+from findings._nets import assert_clear, assert_raised
 from findings._writing import GERMAN, docstrings, some, words, written
 from sonde.findings.snd035 import SND035
 from sonde.findings.snd078 import SND078
@@ -24,3 +24,7 @@ def test_other_languages_are_named_and_tell_a_class() -> None:
     assert min(row["low"] for row in of_language) > 0.8
     named = replace(evidence, data=replace(evidence.data, label_names=("en", "de")))
     assert not [r for r in SND035().check(named).tables["nuisances"] if r["nuisance"] == "language"]
+
+
+def test_texts_of_one_language_are_clear() -> None:
+    assert_clear(SND078().check(written(docstrings())))

@@ -3,7 +3,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from findings._nets import assert_raised
+from findings._nets import assert_clear, assert_raised
 from findings._writing import docstrings, pieces, some, words, written
 from sonde.findings.snd079 import SND079
 
@@ -30,3 +30,8 @@ def test_writing_that_the_tokenizer_undoes_or_splits_is_named() -> None:
         SND079().check(written(texts, words(True), np.arange(80) % 2)), "warning"
     )
     assert "have the tokens of another text with another label" in finding.sentence
+
+
+def test_texts_in_which_the_tokenizer_has_nothing_to_undo_are_clear() -> None:
+    plain = [" ".join(t.lower().split()) for t in docstrings()[:60]]
+    assert_clear(SND079().check(written(plain, words(True))))
