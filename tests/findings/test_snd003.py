@@ -87,3 +87,20 @@ def test_the_edge_of_random_weights_is_where_theory_has_it() -> None:
         found.append(p)
     below = [(torch.tensor(found) < level).double().mean().item() for level in (0.1, 0.5)]
     assert below == pytest.approx([0.1, 0.5], abs=0.1)
+
+
+@pytest.mark.slow
+def test_a_norm_at_its_initial_values_among_moved_ones_is_named() -> None:
+    torch.manual_seed(0)
+    norms = [nn.LayerNorm(12) for _ in range(3)]
+    net = nn.Sequential(
+        nn.Linear(12, 12), norms[0], nn.GELU(), norms[1], nn.Linear(12, 12), norms[2]
+    )
+    for module in norms[:2]:
+        module.weight.data += 0.1 * torch.randn(12)
+    stream = tensors(net.requires_grad_(False).eval(), torch.randn(40, 12))
+    check = SND003().check(evidence_of(stream, variants=True))
+    assert check.finding is not None
+    assert check.finding.sites == ("5",)
+    norms[2].weight += 0.1
+    assert SND003().check(evidence_of(stream, variants=True)).state == "not_applicable"

@@ -29,6 +29,37 @@ def test_a_branch_that_nothing_calls() -> None:
     assert "420 of 840 parameters" in finding.sentence
 
 
+class Backbone(nn.Module):
+    """A trunk and the head of its former task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Linear(8, 24), nn.Linear(24, 16)
+        self.old = nn.Linear(16, 12)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.body(self.stem(x).relu()).relu()
+
+
+class Reheaded(nn.Module):
+    """A head of its own on what a backbone gives before its former head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone, self.head = Backbone(), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone.features(x))
+
+
+@pytest.mark.slow
+def test_the_head_of_a_former_task_is_a_note() -> None:
+    finding = assert_raised(checked(SND010(), tensors(Reheaded().eval(), noise(20, 8))), "note")
+    assert finding.sites == ("backbone.old",)
+    assert "head of a former task" in finding.sentence
+
+
 class Tied(nn.Module):
     """An output tied to the embedding, and attention whose output weight a function uses."""
 

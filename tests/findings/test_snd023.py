@@ -38,3 +38,9 @@ def test_few_large_means_are_left_out() -> None:
     x = noise(200, 30)
     x[:, 4] += 3000
     assert_clear(checked(SND023(), Stream.of(x)))
+
+
+def test_rows_that_differ_again_at_the_last_site_are_a_note() -> None:
+    x = noise(200, 30).double()
+    stream = Stream.of({"a": 0.01 * x + 1.0, "b": x})
+    assert_raised(checked(SND023(), stream), "note")

@@ -17,10 +17,15 @@ UNASKED = ("head", "pooler")
 
 @dataclass(frozen=True)
 class Unused:
-    """A module whose parameters took no part in any forward."""
+    """A module whose parameters took no part in any forward.
+
+    ``is_old_head`` says that it is the last part with weights of a module that holds most of the
+    model's weights, and has linear layers alone: what a backbone keeps of its former task.
+    """
 
     path: str
     n_parameters: int
+    is_old_head: bool = False
 
 
 class Silent:
@@ -87,10 +92,21 @@ class Silent:
         """Return the outermost modules that nothing used, except heads that nobody asked for."""
         quiet = {name for name in self._candidates if not self._has_run(name)}
         return [
-            Unused(name, count)
+            Unused(name, count, self._is_old_head(name))
             for name, count in self._candidates.items()
             if name in quiet and name.rpartition(".")[0] not in quiet and not _is_unasked(name)
         ]
+
+    def _is_old_head(self, name: str) -> bool:
+        parent, _, last = name.rpartition(".")
+        if not parent:
+            return False
+        held = [n for n, m in self.names.modules[parent].named_children()
+                if next(m.parameters(), None) is not None]  # fmt: skip
+        whole, own = (sum(p.numel() for p in m.parameters())
+                      for m in (self.root, self.names.modules[parent]))  # fmt: skip
+        layers = [m for m in self.names.modules[name].modules() if m._parameters]
+        return 2 * own > whole and held[-1:] == [last] and all(isinstance(m, nn.Linear) for m in layers)
 
     def _has_run(self, name: str) -> bool:
         return any(ran == name or ran.startswith(f"{name}.") for ran in self._ran)

@@ -72,11 +72,17 @@ class FreshLayers:
         All layers that were looked at.
     tables : tuple of Fresh
         Embeddings that look untrained, of a spread small enough for training to change it.
+    norms : tuple of str
+        Norms whose weight is exactly 1 and whose bias is exactly 0, if most norms have moved.
+    n_norms : int
+        Norms with weights that ran.
     """
 
     fresh: tuple[Fresh, ...] = ()
     sizes: Mapping[str, Size] = field(default_factory=dict[str, Size])
     tables: tuple[Fresh, ...] = ()
+    norms: tuple[str, ...] = ()
+    n_norms: int = 0
 
     @property
     def share(self) -> float:
@@ -105,7 +111,22 @@ def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
     sizes = {
         path: Size(tuple(w.shape), float(w.float().square().mean().sqrt())) for path, w, _ in looked
     }
-    return FreshLayers(fresh, sizes, tuple(_fresh_tables(stream)))
+    return FreshLayers(fresh, sizes, tuple(_fresh_tables(stream)), *_fresh_norms(stream))
+
+
+def _fresh_norms(stream: LiveStream) -> tuple[tuple[str, ...], int]:
+    """Return the norms at their initial values among moved ones, and the number of all norms."""
+    still: list[str] = []
+    n = 0
+    for name, module in stream.probe.names.modules.items():
+        held = dict(module.named_parameters(recurse=False))
+        weight, bias = held.get("weight"), held.get("bias")
+        if "Norm" not in type(module).__name__ or not stream.probe.calls(name) or weight is None:
+            continue
+        n += 1
+        if bool((weight == 1).all()) and (bias is None or bool((bias == 0).all())):
+            still.append(name)
+    return (tuple(still) if 0 < len(still) < n / 2 else ()), n
 
 
 def _fresh_tables(stream: LiveStream) -> Iterator[Fresh]:

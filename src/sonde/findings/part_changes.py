@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -68,19 +68,24 @@ class PartChange:
 
 
 def part_changes(stream: LiveStream) -> list[PartChange]:
-    """Return the changes to try first, the simplest kinds before others."""
+    """Return the changes to try first: orders of blocks, then the simplest kinds before others."""
     names, probe = stream.probe.names, stream.probe
     ran = {n: m for n, m in names.modules.items() if n and probe.calls(n) == 1}
     blocks = [b for b in block_paths(names, probe) if b in ran]
     roles = _roles(ran)
-    found = [*_activations(stream), *_epsilons(ran), *_means(ran), *_rotations(stream, ran, roles)]
+    found = [
+        *_exchanged(names.modules, blocks),
+        *_activations(stream),
+        *_epsilons(ran),
+        *_means(ran),
+        *_rotations(stream, ran, roles),
+    ]
     for role, paths in roles.items():
         if len(paths) > 1 and all(_is_linear(ran[p]) for p in paths):
             found += [_scaled(ran, role, paths, f) for f in (0.3, 3.0)]
     found += _identities(ran)
     for path in _members(ran, blocks):
         found += [_scaled(ran, path, (path,), f) for f in FIRST]
-    found += _exchanged(names.modules, blocks)
     found += _moved(ran, roles)
     return found
 
@@ -329,14 +334,30 @@ def _exchanged(modules: Mapping[str, nn.Module], blocks: Sequence[str]) -> Itera
     kinds = {type(modules[b]) for b in blocks}
     pairs = list(itertools.combinations(blocks, 2)) if len(kinds) == 1 else []
     pairs = pairs if len(blocks) <= MOST_EXCHANGED else [*itertools.pairwise(blocks)]
-    for a, b in pairs:
-        yield _places_of(modules, [(a, b)], f"{a} and {b} exchanged")
+    pairs.sort(key=lambda pair: blocks.index(pair[1]) - blocks.index(pair[0]))
+    for pair in pairs:
+        yield replace(
+            _orders(modules, [pair]),
+            near=partial(_further, modules, pair, [*itertools.pairwise(blocks)]),
+        )
     inner = {b: _layers(modules[b]) for b in blocks}
     first = inner.get(blocks[0], {}) if blocks else {}
     for (x, one), (y, two) in itertools.combinations(first.items(), 2):
         if one.shape == two.shape and x.rpartition(".")[0] == y.rpartition(".")[0]:
             pairs = [(f"{b}.{x}", f"{b}.{y}") for b in blocks if {x, y} <= inner[b].keys()]
             yield _places_of(modules, pairs, f"{x} and {y} exchanged in every block")
+
+
+def _further(
+    modules: Mapping[str, nn.Module], first: tuple[str, str], pairs: Sequence[tuple[str, str]]
+) -> list[PartChange]:
+    """Return the exchange of two blocks followed by one more exchange."""
+    return [_orders(modules, [first, pair]) for pair in pairs if pair != first]
+
+
+def _orders(modules: Mapping[str, nn.Module], pairs: Sequence[tuple[str, str]]) -> PartChange:
+    said = ", then ".join(f"{a} and {b}" for a, b in pairs)
+    return _places_of(modules, pairs, f"{said} exchanged")
 
 
 def _layers(block: nn.Module) -> dict[str, Tensor]:
@@ -358,10 +379,10 @@ def _places_of(
             _turn()
             yield
         finally:
-            _turn()
+            _turn(-1)
 
-    def _turn() -> None:
-        for a, b in pairs:
+    def _turn(way: int = 1) -> None:
+        for a, b in pairs[::way]:
             (mine, x), (other, y) = slot(a), slot(b)
             mine[x], other[y] = other[y], mine[x]
 

@@ -47,7 +47,8 @@ class SND003(Rule):
         "and its inputs come out as strong as random weights make them, within 4 "
         "standard errors. Embeddings in the same way, if their spread is below 0.2: those that "
         "start larger are hardly changed by training. A note where half of the layers look so, or "
-        "where the model's own answers are as good as a probe of its last layer."
+        "where the model's own answers are as good as a probe of its last layer. Norms of weight "
+        "exactly 1 and bias 0, if more than half of the norms have moved."
     )
     false_positives: ClassVar[str] = (
         "Layers that are random on purpose, such as random features; very wide layers that "
@@ -59,13 +60,15 @@ class SND003(Rule):
     def check(self, evidence: Evidence) -> Check:
         """List the layers that look untrained in every respect."""
         found = evidence.fresh
-        if not isinstance(found, FreshLayers) or not found.sizes:
+        if not isinstance(found, FreshLayers) or not (found.sizes or found.norms):
             return self.not_applicable("no linear layer of 512 weights or more ran")
         fresh = (*found.tables, *found.fresh)
         share = len(fresh) / max(len(found.sizes), 1)
         figure = Figure("untrained_layers", share, unit="share", null=0.0, threshold=self.whole)
-        if not fresh:
+        if not fresh and not found.norms:
             return self.clear(figure)
+        if not fresh:
+            return self._of_norms(evidence, found)
         is_whole = found.share >= self.whole
         first = fresh[0]
         named = f"{places([f.path for f in fresh], 2)} {'looks' if len(fresh) == 1 else 'look'}"
@@ -85,6 +88,22 @@ class SND003(Rule):
             effect=min(1.0, share),
             next=read_command(first.path),
             trial=new_head(evidence) if _is_head(found) else None,
+        )
+
+    def _of_norms(self, evidence: Evidence, found: FreshLayers) -> Check:
+        share = len(found.norms) / found.n_norms
+        verb = "is" if len(found.norms) == 1 else "are"
+        text = (
+            f"{places(found.norms, 2)} {verb} as a new norm is, weight 1 and bias 0, while the "
+            f"other {plural(found.n_norms - len(found.norms), 'norm')} have moved in training."
+        )
+        return self.raised_with(
+            "note" if _is_right(evidence) else "warning",
+            sentence(text),
+            Figure("untrained_norms", share, unit="share", null=0.0, threshold=0.0),
+            sites=found.norms,
+            effect=min(1.0, share),
+            next=read_command(found.norms[0]),
         )
 
 

@@ -36,7 +36,8 @@ class SND010(Rule):
         "In one forward on a few rows every operation's operands are compared with the memory of "
         "the parameters, so weights that a function uses and tied weights count as used. What is "
         "left counts as used if it is called in the probe, in another forward of the self-check "
-        "or in the pass (with --workers the pass runs out of hearing)."
+        "or in the pass (with --workers the pass runs out of hearing). Linear layers at the end of "
+        "a module that holds most weights are the head of a former task: a note."
     )
     false_positives: ClassVar[str] = (
         "Branches for other kinds of input. Heads and poolers near the top that were not asked for "
@@ -66,7 +67,8 @@ class SND010(Rule):
         )  # fmt: skip
         if not idle:
             return self.clear(figure)
-        level = "warning" if share >= self.warning and model.never_ran else "note"
+        lost = sum(u.n_parameters for u in model.never_ran if not u.is_old_head)
+        level = "warning" if lost >= self.warning * model.n_parameters and lost else "note"
         names = [u.path for u in idle]
         verb = "takes" if len(names) == 1 else "take"
         text = (
@@ -75,7 +77,9 @@ class SND010(Rule):
         )
         return self.raised_with(
             level=level,
-            sentence=sentence(text, f"{plural(model.silent.n_forwards, 'forward')} looked at."),
+            sentence=sentence(
+                text, _of_heads(idle), f"{plural(model.silent.n_forwards, 'forward')} looked at."
+            ),
             figure=figure,
             sites=tuple(names),
             effect=min(1.0, share),
@@ -85,3 +89,9 @@ class SND010(Rule):
     def _starved(self, model: ModelEvidence) -> list[Unused]:
         n_tokens = model.self_check.n_tokens
         return model.experts if n_tokens >= self.tokens_per_expert * max(1, model.n_experts) else []
+
+
+def _of_heads(idle: list[Unused]) -> str:
+    """Say that a part is what a backbone keeps of its former task."""
+    names = [u.path for u in idle if u.is_old_head]
+    return f"{places(names, 1)} is the head of a former task." if names else ""

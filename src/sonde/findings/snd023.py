@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sonde.findings._halves import interval
 from sonde.findings._places import log_effect, places, rows_of, too_few
-from sonde.findings._site_rule import Measured, SiteRule, Worst
+from sonde.findings._site_rule import Measured, Reached, SiteRule, Worst
 from sonde.findings._text import number, percent
 from sonde.findings.evidence import Evidence, SiteEvidence
 from sonde.findings.rule import Check, Theme
@@ -39,7 +39,8 @@ class SND023(SiteRule):
     how: ClassVar[str] = (
         "r = sqrt(trace of the covariance) / |mean| over all rows, after the 1 % of units (at "
         "least 3) with the largest squared mean are left out; the mean cosine of two rows is "
-        "1 / (1 + r^2)."
+        "1 / (1 + r^2). A note at most at sites whose rows differ again at the last site: what "
+        "comes after tells them apart."
     )
     false_positives: ClassVar[str] = "A note is common in trained language models."
     plant: ClassVar[str] = "Twenty Linear + ReLU with default initialisation."
@@ -70,6 +71,13 @@ class SND023(SiteRule):
 
         low, high = interval(value, site, evidence.n_groups, figure)
         return n_rows | {"low": low, "high": high}
+
+    def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
+        """Return the level; a note at most where rows differ again at the last site."""
+        found = super().level(site, value, evidence)
+        last = spread_per_mean(evidence.sites[-1])
+        is_used = last is None or last < self.note
+        return found if found is None or is_used else ("note", self.note)
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
         """Say by how much rows differ."""

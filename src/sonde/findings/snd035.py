@@ -12,6 +12,7 @@ from sonde.findings._shared import examples_at, one_per_group
 from sonde.findings._text import number, percent, plural, shortened
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence, LabelRule
+from sonde.findings.modules import ModelEvidence
 from sonde.findings.rule import Check, Figure, Finding, Theme
 from sonde.findings.writing import nuisances_of_rows
 from sonde.stats.auroc import auroc
@@ -142,7 +143,7 @@ class SND035(LabelRule):
         own, rest = (float(values[worst.nuisance][m].median()) for m in (mine, ~mine))
         logits = found.shared.column("logits")
         # what a file weighs hangs on what it shows: only a model that leans on it makes it a fault
-        tail, used = "", worst.nuisance not in OF_FILES
+        tail, used = "", worst.nuisance not in OF_FILES and not _has_no_task(evidence)
         if evidence.data.labels_are_models and logits is not None:
             share = explained_margin(
                 logits[found.where][one],
@@ -167,6 +168,11 @@ class SND035(LabelRule):
             effect=2 * worst.auroc - 1,
             next=read_command(found.sites[found.best].key),
         )
+
+
+def _has_no_task(evidence: Evidence) -> bool:
+    """Return whether a model was run that gives no answers: it cannot have learned a shortcut."""
+    return isinstance(evidence.model, ModelEvidence) and "logits" not in evidence.columns
 
 
 def explained_margin(logits: Tensor, label: Int[Tensor, "row"], nuisance: Tensor) -> float:

@@ -102,8 +102,11 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
             best = _chosen(stream, small, tried, chooses, evidence)
         mended = mended_rows(stream, evidence, rows) if changeable and rows is not None else ()
         refitted = None
-        if any(fit.misfit > MISFIT for fit in fits):
-            modules = [module for _, module in norms]
+        bad = [fit for fit in fits if fit.misfit > MISFIT]
+        if bad:
+            unmoved = {f.path for f in bad if f.unmoved and len(bad) < len(fits)}
+            names = unmoved or {f.path for f in bad}
+            modules = [module for path, module in norms if path in names]
             refitted = refitted_norms(stream, evidence, small, modules)
     return VariantEvidence(fits, tried, probe, len(small), order, chooses, best, mended, refitted)
 
