@@ -106,7 +106,11 @@ class Silent:
         whole, own = (sum(p.numel() for p in m.parameters())
                       for m in (self.root, self.names.modules[parent]))  # fmt: skip
         layers = [m for m in self.names.modules[name].modules() if m._parameters]
-        return 2 * own > whole and held[-1:] == [last] and all(isinstance(m, nn.Linear) for m in layers)
+        return (
+            2 * own > whole
+            and held[-1:] == [last]
+            and all(isinstance(m, nn.Linear) for m in layers)
+        )
 
     def _has_run(self, name: str) -> bool:
         return any(ran == name or ran.startswith(f"{name}.") for ran in self._ran)
