@@ -42,6 +42,7 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
     from benchmarks.merging import merge_rows
     from benchmarks.sampling import sample_rows
     from benchmarks.scale import scale_rows
+    from benchmarks.scan_costs import scan_cost_rows
     from benchmarks.scanning import scan_memory, scan_small, scan_time
     from benchmarks.soaking import soak_rows
     from benchmarks.storing import storing_rows
@@ -80,6 +81,7 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
         "measure": measure_rows,
         "scan": scan_time,
         "scan-memory": scan_memory,
+        "scan-cost": scan_cost_rows,
         "data": audit_rows,
         "ray": ray_rows,
         "compress": compress_rows,

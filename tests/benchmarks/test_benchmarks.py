@@ -36,6 +36,7 @@ NAMES = {
     "measure": 6,
     "scan": 2,
     "scan-memory": 1,
+    "scan-cost": 3,
     "compress": 10,
     "cache": 10,
     "erase": 1,

@@ -125,6 +125,12 @@ def changes(
         "inverted, bright for dark": lambda x: dark + bright - x,
         "mirrored along the last axis": lambda x: x.flip(-1),
     }
+    if x.ndim == 4 and x.shape[1] == 3:
+        found["with channels in reverse order (BGR for RGB)"] = lambda x: x.flip(1)
+        usual, scale = (x.new_tensor(v).reshape(1, 3, 1, 1) for v in IMAGENET)
+        found["brought to 0..1 and normalised with ImageNet's constants"] = lambda x: (
+            (unit(x) - usual.to(x.device)) / scale.to(x.device)
+        )
     axes = (0, *range(2, x.ndim))
     centre, spread = x.mean(axes, keepdim=True), x.std(axes, keepdim=True).clamp(min=1e-12)
     columns = "column" if x.ndim == 2 else "channel"
@@ -140,12 +146,6 @@ def changes(
             found[f"with their brightness to the power of {power:.2g}"] = lambda x, p=power: (
                 dark + room * ((x - dark) / room).clamp(min=0) ** p
             )
-    if x.ndim == 4 and x.shape[1] == 3:
-        found["with channels in reverse order (BGR for RGB)"] = lambda x: x.flip(1)
-        usual, scale = (x.new_tensor(v).reshape(1, 3, 1, 1) for v in IMAGENET)
-        found["brought to 0..1 and normalised with ImageNet's constants"] = lambda x: (
-            (unit(x) - usual.to(x.device)) / scale.to(x.device)
-        )
     return found
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,9 @@ from sonde.tap.model.probe import find_logits
 from sonde.tap.streams.small_batches import SmallBatches
 
 ROWS = 128
+HALF: Final = 0.5
+"""Part of the budget of trials that forms of the inputs may take."""
+KIND: Final = ("form of the inputs", "forms of the inputs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,7 @@ def tried_forms(
     judged: bool,
 ) -> Iterator[Tried]:
     whole, x = small.together(range(len(small))), numbers_of(small)
-    for words, change in forms.items():
+    for words, change in evidence.budget.affordable(forms, len(x), KIND, HALF):
         sums, answers = {name: Sums() for name, _ in norms}, []
         try:
             for batch in in_chunks(small, ROWS if x.ndim == 2 else CHUNK):

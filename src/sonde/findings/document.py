@@ -72,6 +72,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         "versus": _versus(evidence),
         "rows": _rows_section(scanned),
         "left_out": [entry.json() for entry in scanned.stream.left_out],
+        "untried": evidence.budget.text() or None,
         "limits": limits(scanned),
         "shows_inputs": settings.show_inputs,
         "partial": None

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.batch import SiteSchema
+from sonde.findings.trial_budget import NO_LIMIT, TrialBudget
 from sonde.stats import (
     ClassMomentsState,
     ExtremesState,
@@ -338,6 +339,11 @@ class Evidence:
     def resized(self) -> Any:
         """``Trial`` of weights brought to the size of their siblings', or None."""
         return self.gathered.get("resized", self)
+
+    @property
+    def budget(self) -> TrialBudget:
+        """What trials may cost; without limit if no live model is scanned."""
+        return self.gathered.get("budget", self) or TrialBudget(lambda: NO_LIMIT)
 
     @property
     def blocks(self) -> Any:

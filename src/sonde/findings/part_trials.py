@@ -16,7 +16,6 @@ from scipy.stats import ttest_rel
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
-from sonde.core.repacking import count_weights
 from sonde.findings._number_answers import number_answers
 from sonde.findings._shared import two_logits
 from sonde.findings.answers import class_answers, compared_answers, probabilities
@@ -34,9 +33,10 @@ from sonde.tap.streams.small_batches import SmallBatches, cut, small_batches
 
 TEXTS, ROWS, LEAST = 64, 256, 12
 LONGEST: Final = 128
-FEW_TEXTS, FEW_TOKENS, FEW_ROWS = 3, 64, 64
-USUAL, DEEP = 3e11, 6e12  # operations; where answers suffer ten times the usual
-LEAST_CHANGES: Final = 20
+FEW_TEXTS, FEW_TOKENS, FEW_ROWS, FEWEST_ROWS = 3, 64, 64, 16
+SCREEN, CLOSER, FINE_PART = 0.6, 0.85, 0.5  # parts of the budget; the last if answers are fine
+LEAST_CHANGES: Final = 8
+PARTS: Final = ("change of a part", "changes of parts")
 CHEAP, BETTER = 200_000, 0.97  # weights of a small model, and an accuracy that is fine
 KEPT: Final = 3
 HOPE: Final = 0.02
@@ -96,9 +96,17 @@ def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
     small = replace(small, singles=small.singles[: TEXTS // 2] if causal else small.singles)
     if len(small) < 2 * LEAST:
         return f"needs {2 * LEAST} rows of one size"
-    budget = DEEP if evidence.deep else USUAL if reason else 10 * USUAL
+    small = replace(small, singles=small.singles[: _affordable(evidence, small)])
+    part = FINE_PART if reason else 1.0
     with untouched(stream.model.module), torch.no_grad():
-        return _searched(stream, evidence, small, budget)
+        return _searched(stream, evidence, small, part)
+
+
+def _affordable(evidence: Evidence, small: SmallBatches) -> int:
+    """Return how many rows may choose and judge, which takes six forwards of half of them."""
+    each = evidence.budget.cost.of(small.length or 1)
+    able = evidence.budget.left() * (1 - SCREEN) / max(3 * each, 1e-9)
+    return int(min(len(small), max(3 * LEAST, able)))  # about half of them judge
 
 
 def _suffers(evidence: Evidence) -> str:
@@ -131,7 +139,7 @@ def _may_gain(evidence: Evidence, reason: str) -> bool:
 
 
 def _searched(
-    stream: LiveStream, evidence: Evidence, small: SmallBatches, budget: float
+    stream: LiveStream, evidence: Evidence, small: SmallBatches, part: float
 ) -> PartTrials | str:
     runs = _Runs(stream, evidence, small)
     first_half = chooses_by_key([key for one in small.singles for key in one.group_keys])
@@ -145,16 +153,26 @@ def _searched(
         (answers_scaled(f) for f in (1.0, *grid(0.05, 20, 25))),
         key=lambda c: float(runs.loss_of(c, own, even).mean()),
     )
-    few = runs.few(even)
+    every, budget = part_changes(stream), evidence.budget
+    length = small.length or 1
+    rows = budget.rows(FEW_ROWS * length, FEWEST_ROWS * length, len(every), SCREEN * part) // length
+    few = runs.few(even[:rows])
     reference = float(few.loss_of(temperature, few.logits(few.every), few.every).mean())
-    every = part_changes(stream)
-    first = every[: int(budget / max(1.0, few.cost))]
+    able = budget.left(SCREEN * part) / max(1.0, few.cost)
+    first = every[: int(min(len(every), able))]
+    budget.leave_out(PARTS, len(every) - len(first))
     if len(first) < min(LEAST_CHANGES, len(every)):
+        budget.leave_out(PARTS, len(first))
         return "the model is too large to try changes of its parts; --deep tries them"
-    tried = [(few.mean(change, few.every), change) for change in first]
+    tried: list[tuple[float, PartChange]] = []
+    with budget.bar(PARTS, len(first)) as bar:
+        for change in first:
+            tried.append((few.mean(change, few.every), change))
+            bar.advance(1)
     hopes = [t for t in tried if t[0] < (1 - HOPE) * reference]
     tried = sorted(hopes, key=lambda t: t[0])[:KEPT]
     closer = [c for _, one in tried for c in (one, *(one.near() if one.near else ()))]
+    closer = _nearest(runs, few, even, closer, part)
     found = [(runs.mean(change, even), change) for change in closer]
     best = min(found, key=lambda t: t[0], default=(math.inf, None))[1]
     own = runs.logits(odd)
@@ -184,6 +202,23 @@ def _searched(
     )
 
 
+def _nearest(
+    runs: "_Runs", few: "_Runs", even: Sequence[int], changes: list[PartChange], part: float
+) -> list[PartChange]:
+    """Return the changes to try on all rows that choose: the best on few rows if all cost more."""
+    budget = runs.evidence.budget
+    able = int(
+        min(len(changes), budget.left(part) / max(runs.cost * len(even) / len(runs.small), 1))
+    )
+    if len(changes) <= max(able, KEPT):
+        return changes
+    first = changes[: int(min(len(changes), budget.left(CLOSER * part) / max(few.cost, 1.0)))]
+    budget.leave_out(PARTS, len(changes) - len(first))
+    ranked = sorted((few.mean(change, few.every), i) for i, change in enumerate(first))
+    able = int(budget.left(part) / max(runs.cost * len(even) / len(runs.small), 1))
+    return [first[i] for _, i in ranked[: max(able, 1)]] or changes[:1]
+
+
 class _Runs:
     """Forwards of a few rows, and the losses of their answers."""
 
@@ -200,9 +235,8 @@ class _Runs:
 
     @property
     def cost(self) -> float:
-        """About how many operations a forward of all rows takes."""
-        n = count_weights(self.stream.model.module)
-        return 2.0 * n * len(self.small) * (self.small.length or 1)
+        """Operations of a forward of all rows."""
+        return self.evidence.budget.cost.of(len(self.small) * (self.small.length or 1))
 
     def few(self, which: Sequence[int]) -> "_Runs":
         """Return the runs of a few of these rows, texts cut to fewer tokens."""

@@ -168,6 +168,8 @@ def limits(scanned: Scanned) -> list[str]:
     inputs = items_of(scanned.stream)
     if inputs is not None and inputs.own_labels and (why := inputs.listing.labels.reason):
         said.append(f"{why[0].upper()}{why[1:]}.")
+    if untried := scanned.evidence.budget.text():
+        said.append(f"{untried[0].upper()}{untried[1:]}.")
     n_wide = sum(s.is_wide for s in scanned.evidence.sites)
     if n_wide:
         said.append(

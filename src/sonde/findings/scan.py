@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ from sonde.findings.text_forms import text_forms
 from sonde.findings.text_losses import text_losses
 from sonde.findings.text_variants import text_variant_evidence
 from sonde.findings.token_rows import token_rows
+from sonde.findings.trial_budget import trial_budget
 from sonde.findings.variants import variant_evidence
 from sonde.findings.versus import VersusEvidence
 from sonde.findings.writing import text_writing
@@ -388,19 +390,30 @@ def _gatherers(
         "model": lambda _: model_evidence(stream, seed, deep),
         "lens": lambda _: lens_evidence(stream, seed),
         "heads": lambda found: head_answers(stream, data, _are_known(found)),
-        "texts": lambda _: text_variant_evidence(stream, seed),
+        "budget": lambda found: trial_budget(stream, found, progress),
+        "texts": _counted(lambda _: text_variant_evidence(stream, seed)),
         "losses": lambda found: text_losses(stream, found, deep, progress),
-        "variants": partial(variant_evidence, stream),
-        "forms": lambda _: text_forms(stream, seed),
+        "variants": _counted(partial(variant_evidence, stream)),
+        "forms": _counted(lambda _: text_forms(stream, seed)),
         "rows": lambda found: token_rows(stream, found.lens, seed),
         "fresh": lambda _: fresh_layers(stream, seed),
-        "resized": partial(resized, stream),
+        "resized": _counted(partial(resized, stream)),
         "blocks": lambda _: block_training(stream),
-        "shortcuts": partial(shortcut_evidence, stream),
-        "parts": partial(part_trials, stream),
+        "shortcuts": _counted(partial(shortcut_evidence, stream)),
+        "parts": _counted(partial(part_trials, stream)),
         "table": lambda _: input_table(stream, data),
         "writing": partial(text_writing, stream),
     }
+
+
+def _counted(trials: Gatherer) -> Gatherer:
+    """Return a gatherer whose forwards count as trials of the scan."""
+
+    def gather(evidence: Evidence) -> Any:
+        with evidence.budget.counting():
+            return trials(evidence)
+
+    return gather
 
 
 def _are_known(evidence: Evidence) -> bool:

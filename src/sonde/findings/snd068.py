@@ -43,7 +43,8 @@ class SND068(Rule):
     how: ClassVar[str] = (
         "Asked where a classifier lags a probe of its layers or is wrong on a tenth of the rows "
         "(of less than 200,000 weights: on three in a hundred), where a regression errs more than "
-        "such a probe, and of language models of up to 40 million weights always. Up to 256 rows "
+        "such a probe, and of language models always, as far as the budget of trials reaches (a "
+        "few times the forward of the data; --deep lifts it). Up to 256 rows "
         "(768 of a model of less than 200,000 weights), or 32 texts of 128 tokens: on half of "
         "them parts of blocks are left out, weakened, strengthened or turned, and activations, "
         "the eps of norms, the base and layout of rotated positions, the order of blocks and "

@@ -8,7 +8,7 @@ rows are also tried by themselves.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,7 @@ from sonde.findings._mended_rows import MendedRows, mended_rows, wrong_and_right
 from sonde.findings._norm_fits import NormFit, batch_norms, norm_fits
 from sonde.findings._number_answers import number_answers
 from sonde.findings._tried_forms import (
+    HALF,
     ROWS,
     Tried,
     forms_of,
@@ -36,6 +37,7 @@ from sonde.tap.model.seeding import untouched
 from sonde.tap.streams.small_batches import SmallBatches, small_batches
 
 LEAST = 24
+FORMS = 16  # that are tried on fewer rows if they cost too much on all
 USUAL_WEIGHTS = 2_000_000
 GAP, ERRORS = 0.1, 3.0
 MISFIT = 0.125  # of a mean that is off by half a standard deviation
@@ -88,6 +90,8 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
     small = small_batches(
         stream.model, stream.inputs, chosen_examples(stream, ROWS, evidence.data.seed), None
     )
+    able = evidence.budget.rows(ROWS, LEAST, FORMS, HALF)
+    small = replace(small, singles=small.singles[:able])
     if len(small) < LEAST:
         return VariantEvidence()
     with untouched(stream.model.module), torch.no_grad():

@@ -114,6 +114,8 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     if chosen.ignored:
         codes = ", ".join(dict.fromkeys(f["code"] for f in chosen.ignored))
         yield from _block("ignored", f"{codes} (by you)", width)
+    if report.get("untried"):
+        yield from _block("untried", shown(report["untried"], 300), width)
     if report.get("left_out"):
         said = left_out_text([LeftOut(**entry) for entry in report["left_out"]])
         yield from _block("left out", shown(said, 300), width)

@@ -3,8 +3,9 @@
 For rows of data use a stream; this keeps whole outputs and is meant for a handful of examples.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,20 @@ class Watched:
 
     tensors: dict[str, Tensor]
     output: Any
+
+
+Meter = Callable[[InputBatch], None]
+_METER: ContextVar[Meter | None] = ContextVar("meter of forwards", default=None)
+
+
+@contextmanager
+def metered(note: Meter | None) -> Iterator[None]:
+    """Call ``note``, if any, with the inputs of every watched forward while this is open."""
+    before = _METER.set(note)
+    try:
+        yield
+    finally:
+        _METER.reset(before)
 
 
 def watch(
@@ -83,6 +98,8 @@ def watch(
     args, kwargs = place.call(batch.args, batch.kwargs)
     look = watch_attention(inside)
     session = Session(module, outputs, inputs, reading=not as_found, inside=look)
+    if (note := _METER.get()) is not None:
+        note(batch)
     with session, around if around is not None else nullcontext():
         output = session.run(args, kwargs)
     return Watched(taken, output)

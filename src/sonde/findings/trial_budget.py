@@ -1,0 +1,208 @@
+"""How much the trials of a scan may cost: forwards of changed inputs and of changed models.
+
+Budgets are counted in operations, which do not depend on the machine, so that two scans of the
+same model and data try the same changes. One example is run once to count them: products of
+layers, and tensors that are written, because memory bounds depthwise convolutions and norms.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from sonde.core.inputs import InputBatch
+from sonde.core.repacking import count_weights
+from sonde.core.wording import plural
+from sonde.engine.progress import Bar
+from sonde.tap import LiveStream
+from sonde.tap.model.seeding import untouched
+from sonde.tap.model.watch import metered, watch
+from sonde.tap.streams.small_batches import single, token_length
+
+if TYPE_CHECKING:
+    from sonde.findings.evidence import Evidence
+
+SPEED: Final = 1e11
+"""Operations of one core in a second: what turns a budget into about seconds."""
+SECONDS: Final = 4.0
+OF_ROWS, OF_TOKENS = 3.0, 0.25
+"""Most that trials cost, in forwards of the data; more only up to ``SECONDS``."""
+WRITTEN, CALL, READ = 100.0, 1e6, 40.0
+"""Operations that take as long as a number that is written, an operator that is called, and a
+weight that is read."""
+
+
+Trial = TypeVar("Trial")
+Kind = tuple[str, str]
+"""What is tried, in the singular and in the plural."""
+
+
+@dataclass(frozen=True)
+class ForwardCost:
+    """Operations of a forward: of every call, and of each row (of each token, for texts)."""
+
+    call: float = 0.0
+    each: float = 0.0
+
+    def of(self, n: float) -> float:
+        """Return the operations of a forward of ``n`` rows or tokens."""
+        return self.call + self.each * n
+
+
+class _Counter(TorchDispatchMode):
+    """Counts operators, the operations of products, and the numbers in tensors that are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_calls, self.n_numbers, self.products = 0, 0, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.n_calls += 1
+        formula = flop_registry.get(func._overloadpacket)
+        self.products += 0 if formula is None else formula(*args, **kwargs, out_val=out)
+        if not func.is_view:
+            found = out if isinstance(out, tuple | list) else (out,)
+            self.n_numbers += sum(x.numel() for x in found if isinstance(x, Tensor))
+        return out
+
+
+def forward_cost(stream: LiveStream) -> ForwardCost:
+    """Return the cost of a forward, counted while one example runs."""
+    module, batch = stream.model.module, single(stream.inputs, 0)
+    if batch is None:
+        return ForwardCost()
+    counter = _Counter()
+    with untouched(module), torch.no_grad(), metered(None):
+        try:
+            watch(module, batch, (), around=counter, place=stream.probe.place)
+        except Exception:  # a model whose operators cannot be counted is taken for linear layers
+            return ForwardCost(CALL, 2.0 * count_weights(module))
+    whole = counter.products + WRITTEN * counter.n_numbers
+    tables = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Embedding))
+    read = READ * max(0, count_weights(module) - tables)
+    return ForwardCost(CALL * counter.n_calls + read, whole / _size(batch))
+
+
+class TrialBudget:
+    """What the trials of one scan may cost, what they cost so far, and what was left out.
+
+    Parameters
+    ----------
+    limits : callable
+        Returns the cost of a forward, and the operations that all trials together may take. Asked
+        for once, before the first trial.
+    shown : bool, default=False
+        Whether a bar shows how many trials are done.
+    """
+
+    def __init__(self, limits: Callable[[], tuple[ForwardCost, float]], shown: bool = False):
+        self._limits, self.shown = limits, shown
+        self._sizes: Counter[int] = Counter()
+        self.left_out: dict[Kind, int] = {}
+
+    @cached_property
+    def _known(self) -> tuple[ForwardCost, float]:
+        return self._limits()
+
+    @property
+    def cost(self) -> ForwardCost:
+        """The cost of a forward."""
+        return self._known[0]
+
+    @property
+    def total(self) -> float:
+        """Operations that all trials together may take."""
+        return self._known[1]
+
+    @property
+    def spent(self) -> float:
+        """Operations of the forwards that were counted."""
+        return sum(times * self.cost.of(n) for n, times in self._sizes.items())
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count every forward that runs while this is open."""
+        with metered(lambda batch: self.note(_size(batch))):
+            yield
+
+    def note(self, n: int) -> None:
+        """Count a forward of ``n`` rows or tokens."""
+        self._sizes[n] += 1
+
+    def left(self, part: float = 1.0) -> float:
+        """Return the operations that are left until this part of the budget is spent."""
+        return max(0.0, part * self.total - self.spent)
+
+    def rows(self, most: int, least: int, n_forwards: int, part: float = 1.0) -> int:
+        """Return how many rows, each of one token, ``n_forwards`` forwards may have."""
+        able = (self.left(part) / max(n_forwards, 1) - self.cost.call) / max(self.cost.each, 1e-9)
+        return int(min(most, max(least, able)))
+
+    def affords(self, n: float, part: float = 1.0) -> bool:
+        """Return whether a forward of ``n`` rows or tokens fits into what is left."""
+        return self.cost.of(n) <= self.left(part)
+
+    def affordable(
+        self, trials: Mapping[str, Trial], n: int, kind: Kind, part: float = 1.0
+    ) -> Iterator[tuple[str, Trial]]:
+        """Yield trials of ``n`` rows or tokens each, the first in any case, while they fit in."""
+        with self.bar(kind, len(trials)) as bar:
+            for i, (name, trial) in enumerate(trials.items()):
+                if i and not self.affords(n, part):
+                    self.leave_out(kind, len(trials) - i)
+                    return
+                yield name, trial
+                bar.advance(1)
+
+    def leave_out(self, kind: Kind, n: int) -> None:
+        """Note that ``n`` trials of a kind were left out."""
+        if n > 0:
+            self.left_out[kind] = self.left_out.get(kind, 0) + n
+
+    def bar(self, kind: Kind, n: int) -> Bar:
+        """Return the bar of trials, which names what is tried and counts it."""
+        return Bar(f"trying {kind[1]}", n, self.shown, of="trial")
+
+    def text(self) -> str:
+        """Return in words what was left out; empty if nothing was."""
+        if not self.left_out:
+            return ""
+        said = " and ".join(plural(n, *kind) for kind, n in self.left_out.items())
+        return (
+            f"{said} left untried: trials may take about {self.total / SPEED:.0f} s on one core "
+            "(--deep tries all)"
+        )
+
+
+NO_LIMIT: Final = (ForwardCost(), math.inf)
+
+
+def trial_budget(stream: LiveStream, evidence: "Evidence", shown: bool) -> TrialBudget:
+    """Return the budget of a scan's trials, beside the forward of its data."""
+
+    def limits() -> tuple[ForwardCost, float]:
+        cost, n, times = forward_cost(stream), float(evidence.data.n), OF_ROWS
+        length = evidence.columns.get("length")
+        if length is not None:
+            n, times = n * float(length.rows.double().mean()), OF_TOKENS
+        whole = max(SECONDS * SPEED, times * cost.of(n))
+        return cost, math.inf if evidence.deep else whole
+
+    return TrialBudget(limits, shown)
+
+
+def _size(batch: InputBatch) -> int:
+    """Return the rows of a batch, or its tokens with padding."""
+    return len(batch) * (token_length(batch) or 1)
