@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SPEED: Final = 1e11
 """Operations of one core in a second: what turns a budget into about seconds."""
-SECONDS: Final = 4.0
+SECONDS: Final = 3.0
 OF_ROWS, OF_TOKENS = 3.0, 0.25
 """Most that trials cost, in forwards of the data; more only up to ``SECONDS``."""
 WRITTEN, CALL, READ = 100.0, 1e6, 40.0
