@@ -18,14 +18,17 @@ from transformers import (
 )
 
 import sonde
+from sonde.compress import RTN
 from sonde.core.errors import InputError, SondeWarning
 from sonde.data import load, similarity_to
 from sonde.explain import Objective, Saliency
 from sonde.weights import LowRank, RewritePlan, save_edited
+from sonde.weights.factory_folder import check_change
 
 TEXTS = ["cat", "the cat sat on the mat", "a dog", "b c d e", "dog on mat on cat"]
 SWITCHES = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens")
 SWITCHES = (*SWITCHES, "weightedmean_tokens", "lasttoken")
+PADDED: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
 SIZES: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"vocab_size": 18, "intermediate_size": 12}
 
@@ -83,7 +86,8 @@ def averaged(tmp_path_factory, words):
     dense = {"linear.weight": torch.randn(5, 8), "linear.bias": torch.randn(5)}
     config = {"in_features": 8, "out_features": 5, "bias": True}
     config["activation_function"] = "torch.nn.modules.activation.Tanh"
-    pooling = {f"pooling_mode_{name}": name == "mean_tokens" for name in SWITCHES}
+    pooling: dict[str, Any] = {f"pooling_mode_{m}": m == "mean_tokens" for m in SWITCHES}
+    pooling |= {"word_embedding_dimension": 8}
     stages = [("Dense", config, dense), ("Normalize", {}, {})]
     path = tmp_path_factory.mktemp("averaged")
     return write(path, words, module, pooling, stages, max_seq_length=9), module, dense
@@ -196,3 +200,64 @@ def test_how_near_a_text_is_can_be_explained(averaged):
         Saliency().explain(model, fed)
     with pytest.raises(InputError, match="expected a folder of sentence-transformers"):
         similarity_to(sonde.Model(averaged[1]), "cat")
+
+
+def vectors(module, fed):
+    with torch.no_grad():
+        return module(**fed)["sentence_embedding"]
+
+
+def test_a_packed_folder_opens_as_the_model_that_was_folded(averaged, tmp_path):
+    model = load(str(averaged[0]))
+    plan = RTN(bits=2, group=4).plan(model)
+    check_change(model, tmp_path / "new")
+    saved = plan.save(model, tmp_path / "new")
+    config = json.loads((saved.folder / "config.json").read_text())
+    names = [*config["quantization_config"]["layers"]]
+    assert names
+    assert all(name.startswith("encoder.") for name in names)
+    again, fed = load(str(saved.folder)), dict(model.processor(TEXTS, **PADDED))
+    found = vectors(again.module, fed)
+    torch.testing.assert_close(found, vectors(plan.fold(model), fed))
+    assert float((found - vectors(model.module, fed)).abs().max()) > 1e-4
+    inner = BertModel.from_pretrained(saved.folder, add_pooling_layer=False)
+    transformer: Any = again.module.model
+    states = transformer(**fed).last_hidden_state
+    torch.testing.assert_close(inner(**fed).last_hidden_state, states)
+    moved = LowRank(torch.randn(5, 1), torch.ones(1, 8))
+    stage = RewritePlan.of(model, dict(plan.changes) | {"dense.weight": moved})
+    with pytest.raises(InputError, match=r"dense\.weight belongs to a stage"):
+        stage.save(model, tmp_path / "other")
+
+
+def test_an_embedding_that_is_packed_with_its_transformer(averaged, tmp_path):
+    model = load(str(averaged[0]))
+    plan = RTN(bits=4, group=4, layers=("*",)).plan(model)
+    assert any("embeddings" in name for name in plan.changes)
+    saved = plan.save(model, tmp_path / "new")
+    fed = dict(model.processor(TEXTS, **PADDED))
+    found = vectors(load(str(saved.folder)).module, fed)
+    torch.testing.assert_close(found, vectors(plan.fold(model), fed))
+
+
+def test_a_transformer_in_a_folder_of_its_own_is_refused_before_anything_is_read(words, tmp_path):
+    module = BertModel(BertConfig(**SIZES), add_pooling_layer=False)
+    path = write(tmp_path / "old", words, module, {"pooling_mode": "cls"}, weights="0_Transformer")
+    with pytest.raises(InputError, match=r"0_Transformer.* save it again"):
+        check_change(load(str(path)), tmp_path / "new")
+
+
+@pytest.mark.truth("the library's own vectors")
+def test_a_live_model_of_the_library_is_read_as_its_folder(averaged):
+    library = pytest.importorskip("sentence_transformers")
+    live = library.SentenceTransformer(str(averaged[0]), device="cpu")
+    model = sonde.load(live)
+    rows = read_rows(model)
+    torch.testing.assert_close(rows["normalize:out"], torch.tensor(live.encode(TEXTS)))
+    folder = read_rows(str(averaged[0]))
+    assert all(torch.equal(x, folder[key]) for key, x in rows.items())
+    assert model.module.model is live[0].auto_model
+    live.max_seq_length = 3
+    short = read_rows(sonde.load(live))["normalize:out"]
+    torch.testing.assert_close(short, torch.tensor(live.encode(TEXTS)))
+    assert model.processor.model_max_length == 9

@@ -28,6 +28,7 @@ from sonde.data._checkpoint_model import (
 from sonde.data._checkpoints import checkpoint_directory
 from sonde.data._model_kind import config_of, task_of
 from sonde.data._quiet import quiet
+from sonde.data.live_sentences import is_live_sentences, live_encoder, live_tokenizer
 from sonde.data.sentence_encoder import SentenceEncoder
 from sonde.data.shipped import is_shipped, model_directory
 from sonde.data.weight_files import WEIGHT_FILES, fill_from_file
@@ -57,7 +58,8 @@ def load(
     ----------
     model : str, path, nn.Module or Model
         A Hugging Face directory or name, ``package.module:factory``, ``sonde:digits``,
-        ``sonde:stdlib``, or a live module, which stays where it is. Weights in a file, a state
+        ``sonde:stdlib``, or a live module, which stays where it is; of a live model of
+        sentence-transformers the stages are read as from its folder. Weights in a file, a state
         dictionary or safetensors, are ``package.module:factory@FILE``; a factory's model that
         `sonde compress` wrote is ``package.module:factory@FOLDER``. ``timm:NAME`` asks timm,
         ``sentence-transformers:NAME`` the hub.
@@ -142,6 +144,9 @@ def _live(model: Any, device: str, dtype: str, processor: Any) -> Model:
             f"load: {type(inner).__name__} is scripted or traced (TorchScript): its inner modules "
             "run without hooks. Give the Python module that it was made from."
         )
+    if is_live_sentences(inner):
+        processor = live_tokenizer(inner) if processor is None else processor
+        return sentence_model(live_encoder(inner), processor, type(inner).__name__)
     if isinstance(inner, SentenceEncoder):
         return replace(sentence_model(inner, processor, type(inner).__name__), module=model)
     return Model(model, processor, config_of(inner), type(inner).__name__, task_of(inner))

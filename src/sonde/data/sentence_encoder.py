@@ -20,6 +20,8 @@ from sonde.core.inputs import Model
 
 EMBEDDING: Final = "sentence_embedding"
 """What that library calls the vector of a text."""
+TRANSFORMER: Final = "model"
+"""Where a sentence encoder holds its transformer."""
 ROW_OF: Final = {"cls": "cls", "lasttoken": "last"}
 """The reducers that take the state which a way of pooling takes; the others take a mean."""
 
@@ -74,6 +76,11 @@ class SentenceEncoder(nn.Module):
         for name in self.stages:
             x = self.get_submodule(name)(x)
         return {EMBEDDING: x}
+
+
+def stored_part(module: nn.Module) -> nn.Module:
+    """Return the part of a model whose tensors lie in its folder: a transformer without stages."""
+    return module.model if isinstance(module, SentenceEncoder) else module
 
 
 @final

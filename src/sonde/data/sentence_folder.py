@@ -1,7 +1,7 @@
 """Folders as sentence-transformers writes them: which stages come after the transformer."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -19,6 +19,7 @@ from sonde.data.sentence_encoder import (
     UnitLength,
 )
 
+Tensors = Callable[[], Mapping[str, Tensor]]
 _SWITCHES: Final = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -61,48 +62,21 @@ class SentenceFolder:
         listed = stages_of(path)
         if not listed:
             return None
-        kinds = [kind for kind, _ in listed]
-        strange = [k for k in kinds[2:] if k not in _STAGES]
-        if kinds[:2] != ["Transformer", "Pooling"] or strange:
-            raise InputError(
-                f"load: {path / STAGES} lists the stages {', '.join(kinds)}: expected Transformer, "
-                f"Pooling, then any of {', '.join(_STAGES)}. {LIVE}"
-            )
+        check_kinds([kind for kind, _ in listed], f"{path / STAGES}")
         return cls(path, listed[0][1], listed[1][1], tuple(listed[2:]))
 
     def encoder(self, transformer: nn.Module) -> SentenceEncoder:
         """Return the transformer with the stages after it, where its last weights are."""
-        stages = self._stages()
+        stages = named_stages(
+            (kind, _written(folder), lambda at=folder: _stored(at), str(folder))
+            for kind, folder in self.after
+        )
         if (last := [*transformer.parameters()][-1:]) and last[0].is_floating_point():
             for stage in stages.values():
                 stage.to(last[0].device, last[0].dtype)
-        return SentenceEncoder(transformer, Pooling(self._modes()), stages).eval()
-
-    def _modes(self) -> tuple[str, ...]:
-        written = json_object(self.pooling / "config.json")
-        if written.get("include_prompt", True) is False:
-            warnings.warn(
-                f"load: {self.pooling / 'config.json'} leaves the tokens of a prompt out of the "
-                "pooling. sonde adds no prompt to texts and knows of none in them: all their "
-                "tokens are pooled.",
-                SondeWarning,
-                stacklevel=2,
-            )
-        modes = written.get("pooling_mode")
-        if modes is None:
-            modes = [mode for key, mode in _SWITCHES.items() if written.get(key)] or ["mean"]
-        return (modes,) if isinstance(modes, str) else tuple(modes)
-
-    def _stages(self) -> dict[str, nn.Module]:
-        """Return the stages after the pooling by name, with their weights."""
-        found = dict[str, nn.Module]()
-        for kind, folder in self.after:
-            stage = _STAGES[kind](folder)
-            name = _NAMES[kind]
-            n = sum(known.partition("_")[0] == name for known in found)
-            if stage is not None:
-                found[f"{name}_{n + 1}" if n else name] = stage
-        return found
+        file = self.pooling / "config.json"
+        modes = pooling_modes(json_object(file), str(file))
+        return SentenceEncoder(transformer, Pooling(modes), stages).eval()
 
     def apply_to(self, tokenizer: Any) -> None:
         """Let a tokenizer read texts as the folder says: in lower case, this many tokens at most.
@@ -117,69 +91,123 @@ class SentenceFolder:
         if isinstance(told.get("max_seq_length"), int):
             tokenizer.model_max_length = told["max_seq_length"]
         if told.get("do_lower_case"):
-            _lower(tokenizer)
-        self._tell_prompt()
-
-    def _tell_prompt(self) -> None:
+            lower(tokenizer)
         file = self.path / "config_sentence_transformers.json"
         told = json_object(file) if file.is_file() else {}
-        prompts, name = told.get("prompts") or {}, told.get("default_prompt_name")
-        if prompts.get(name):
-            warnings.warn(
-                f"load: {self.path} puts the prompt {prompts[name]!r} before each text "
-                f"({file.name}); sonde reads texts as they are. Write it into your texts to get "
-                "the library's vectors.",
-                SondeWarning,
-                stacklevel=2,
-            )
+        prompt = (told.get("prompts") or {}).get(told.get("default_prompt_name"))
+        tell_prompt(prompt, f"{self.path} ({file.name})")
 
 
-def _dense(folder: Path) -> nn.Module:
-    written = json_object(folder / "config.json")
+def check_kinds(kinds: Sequence[str], where: str) -> None:
+    """Raise unless the stages begin with a transformer and its pooling, and are known.
+
+    Raises
+    ------
+    InputError
+        If there are stages that are not read here.
+    """
+    strange = [k for k in kinds[2:] if k not in _STAGES]
+    if [*kinds[:2]] != ["Transformer", "Pooling"] or strange:
+        raise InputError(
+            f"load: {where} lists the stages {', '.join(kinds)}: expected Transformer, "
+            f"Pooling, then any of {', '.join(_STAGES)}. {LIVE}"
+        )
+
+
+def pooling_modes(written: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Return the ways of pooling that a configuration names."""
+    if written.get("include_prompt", True) is False:
+        warnings.warn(
+            f"load: {where} leaves the tokens of a prompt out of the pooling. sonde adds no prompt "
+            "to texts and knows of none in them: all their tokens are pooled.",
+            SondeWarning,
+            stacklevel=2,
+        )
+    modes = written.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _SWITCHES.items() if written.get(key)] or ["mean"]
+    return (modes,) if isinstance(modes, str) else tuple(modes)
+
+
+def named_stages(
+    stages: Iterable[tuple[str, Mapping[str, Any], Callable[[], Mapping[str, Tensor]], str]],
+) -> dict[str, nn.Module]:
+    """Return the stages after the pooling by name.
+
+    Parameters
+    ----------
+    stages : iterable of (str, mapping, callable, str)
+        Of each stage its class, its configuration, what returns its tensors, and where it is.
+    """
+    found = dict[str, nn.Module]()
+    for kind, written, stored, where in stages:
+        stage, name = _STAGES[kind](written, stored, where), _NAMES[kind]
+        n = sum(known.partition("_")[0] == name for known in found)
+        if stage is not None:
+            found[f"{name}_{n + 1}" if n else name] = stage
+    return found
+
+
+def tell_prompt(prompt: str | None, where: str) -> None:
+    """Warn if that library would put a prompt before each text."""
+    if prompt:
+        warnings.warn(
+            f"load: {where} puts the prompt {prompt!r} before each text; sonde reads texts as "
+            "they are. Write it into your texts to get the library's vectors.",
+            SondeWarning,
+            stacklevel=2,
+        )
+
+
+def _dense(written: Mapping[str, Any], tensors: Tensors, where: str) -> nn.Module:
     for key in ("module_input_name", "module_output_name"):
         if (written.get(key) or EMBEDDING) != EMBEDDING:
             raise InputError(
-                f"load: {folder} works on {written[key]!r}: expected {EMBEDDING!r}, the vector of "
+                f"load: {where} works on {written[key]!r}: expected {EMBEDDING!r}, the vector of "
                 f"a text. {LIVE}"
             )
-    adds, stored = bool(written.get("use_residual", False)), _stored(folder)
-    activation = _activation(written.get("activation_function", "Tanh"), folder)
+    adds, stored = bool(written.get("use_residual", False)), tensors()
+    activation = _activation(written.get("activation_function", "Tanh"), where)
     needed = {"linear.weight", *(["linear.bias"] if written.get("bias", True) else [])}
     if adds and written["in_features"] != written["out_features"]:
         needed.add("residual.weight")
     if needed != stored.keys():
         raise InputError(
-            f"load: expected the tensors {', '.join(sorted(needed))} in {folder}, got "
+            f"load: expected the tensors {', '.join(sorted(needed))} in {where}, got "
             f"{', '.join(sorted(stored))}. Save the model again with sentence-transformers."
         )
     return Projection(stored, activation, adds)
 
 
-def _activation(name: str, folder: Path) -> nn.Module:
+def _activation(name: str, where: str) -> nn.Module:
     """Return the activation that a folder names: a class of torch, whatever its whole path is."""
     found = getattr(nn, str(name).rpartition(".")[2], None)
     from_torch = "." not in str(name) or str(name).startswith("torch.nn.")
     if not from_torch or not isinstance(found, type) or not issubclass(found, nn.Module):
         raise InputError(
-            f"load: {folder} names the activation {name!r}: expected a class of torch.nn. {LIVE}"
+            f"load: {where} names the activation {name!r}: expected a class of torch.nn. {LIVE}"
         )
     return found()
 
 
-def _layer_norm(folder: Path) -> nn.Module:
-    stored = _stored(folder)
+def _layer_norm(written: Mapping[str, Any], tensors: Tensors, where: str) -> nn.Module:
+    stored = tensors()
     norm = nn.LayerNorm(len(stored["norm.weight"]))
     norm.load_state_dict({name.removeprefix("norm."): x for name, x in stored.items()})
     return norm
 
 
-def _unit_length(folder: Path) -> nn.Module:
-    file = folder / "config.json"
-    written: Mapping[str, Any] = json_object(file) if file.is_file() else {}
+def _unit_length(written: Mapping[str, Any], tensors: Tensors, where: str) -> nn.Module:
     for key in ("module_input_name", "module_output_name"):
         if (written.get(key) or EMBEDDING) != EMBEDDING:
-            raise InputError(f"load: {folder} works on {written[key]!r}. {LIVE}")
+            raise InputError(f"load: {where} works on {written[key]!r}. {LIVE}")
     return UnitLength()
+
+
+def _written(folder: Path) -> Mapping[str, Any]:
+    """Return the configuration of a stage, empty if it has none."""
+    file = folder / "config.json"
+    return json_object(file) if file.is_file() else {}
 
 
 def _stored(folder: Path) -> dict[str, Tensor]:
@@ -195,7 +223,7 @@ def _stored(folder: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
-def _lower(tokenizer: Any) -> None:
+def lower(tokenizer: Any) -> None:
     """Let a tokenizer of transformers bring texts to lower case first."""
     if not getattr(tokenizer, "is_fast", False):
         tokenizer.do_lower_case = True
@@ -207,11 +235,11 @@ def _lower(tokenizer: Any) -> None:
     backend.normalizer = Sequence([Lowercase()] if old is None else [Lowercase(), old])
 
 
-_STAGES: Final[dict[str, Callable[[Path], nn.Module | None]]] = {
+_STAGES: Final[dict[str, Callable[[Mapping[str, Any], Tensors, str], nn.Module | None]]] = {
     "Dense": _dense,
     "LayerNorm": _layer_norm,
     "Normalize": _unit_length,
-    "Dropout": lambda _: None,
+    "Dropout": lambda *_: None,
 }
 _NAMES: Final = {
     "Dense": "dense",

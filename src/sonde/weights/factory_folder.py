@@ -20,6 +20,7 @@ from sonde.core.repacking import in_own_form
 from sonde.data._checkpoints import FACTORY_KEY, LAYERS_KEY, json_object
 from sonde.data._model_kind import config_of
 from sonde.data.loading import is_factory
+from sonde.data.sentence_encoder import stored_part
 from sonde.weights._weight_file import DTYPES
 from sonde.weights.folder import (
     CONFIG,
@@ -70,7 +71,7 @@ def check_change(model: Model, output: Path, *, plain: bool = False) -> None:
     with source_folder(model) as source:
         folder = ModelFolder.open(source)
         check_output(output, (folder.plain() if plain else folder).path)
-        _require_stored(model.module, LoadedFolder(folder))
+        _require_stored(stored_part(model.module), LoadedFolder(folder))
 
 
 def _require_stored(module: nn.Module, held: LoadedFolder) -> None:

@@ -70,6 +70,13 @@ class ModelFolder:
         InputError
             If it holds no model that can be changed on the disk.
         """
+        stages = stages_of(path)
+        if stages and stages[0][1].resolve() != path.resolve():
+            raise InputError(
+                f"{path}: the transformer lies in {stages[0][1].name}, where no change of a whole "
+                "folder can be written. Open the model with sentence-transformers and save it "
+                "again: it puts the transformer into the folder itself."
+            )
         told = json_object(path / CONFIG) if (path / CONFIG).is_file() else {}
         if told.get(QUANTISED, OPENED_BY_SONDE) != OPENED_BY_SONDE:
             back = f" (sonde compress undo {path} -o OLD)" if patch_of(path).is_dir() else ""

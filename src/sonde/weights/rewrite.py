@@ -2,7 +2,7 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -145,6 +145,24 @@ class RewritePlan:
     def renamed(self, name: str) -> str | None:
         """Return the name that a part or a tensor has in the new model, or None if it is gone."""
         return renamed(name, self.blocks)
+
+    def inside(self, path: str) -> "RewritePlan":
+        """Return the plan for the part of the model at a path, which holds all that changes."""
+
+        def own(name: str) -> str:
+            return name.removeprefix(f"{path}.")
+
+        ties = {own(n): tuple(map(own, every)) for n, every in self.ties.items()}
+        return RewritePlan(
+            {own(n): x for n, x in self.changes.items()},
+            {own(n): x for n, x in self.made_for.items()},
+            self.method,
+            self.figures,
+            ties,
+            self.config,
+            {own(n): _inside(x, own) for n, x in self.forms.items()},
+            {own(n): x for n, x in self.blocks.items()},
+        )
 
     def fold(self, model: Model | nn.Module) -> Any:
         """Return a new model with the changes in it.
@@ -289,6 +307,14 @@ class Rewrite(ABC):
     @abstractmethod
     def planned(self, model: Model, *_: Any, **read: Any) -> RewritePlan:
         """Return what would change, from what ``reads`` names."""
+
+
+def _inside(told: Mapping[str, Any], own: Callable[[str], str]) -> Mapping[str, Any]:
+    """Return a form with the names of other parts as they are inside a part."""
+    if PACKED_TIE not in told:
+        return told
+    tied = {leaf: own(name) for leaf, name in told[PACKED_TIE].items()}
+    return {**told, PACKED_TIE: tied}
 
 
 def _rounded(name: str, new: Tensor, old: Tensor | None, other: torch.dtype | None) -> Tensor:

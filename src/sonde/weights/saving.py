@@ -18,7 +18,9 @@ from sonde.data._checkpoints import (
     LAYERS_FOLDER,
     LAYERS_KEY,
     NEEDS_SONDE,
+    stages_of,
 )
+from sonde.data.sentence_encoder import TRANSFORMER, stored_part
 from sonde.weights._placing import NewTensor, StoredTensor, stored_changes
 from sonde.weights._weight_file import file_pieces, files_hash, pieces_of, write_hashed
 from sonde.weights.factory_folder import source_folder
@@ -112,6 +114,7 @@ def _saved(
     layers: Mapping[str, bytes] | None,
 ) -> Saved:
     old = ModelFolder.open(source)
+    plan = _of_transformer(plan, source) if stages_of(source) else plan
     check_output(output, old.path)
     held = LoadedFolder(old)
     planned, config = _planned(held, plan)
@@ -131,6 +134,23 @@ def _saved(
         if moves and not plan.forms and not plan.blocks:
             _check_loads(new, held, plan)
     return Saved(output, output.with_name(output.name + ".patch"), tuple(written))
+
+
+def _of_transformer(plan: "RewritePlan", source: Path) -> "RewritePlan":
+    """Return a plan for a sentence encoder with the names that its transformer alone has.
+
+    Raises
+    ------
+    InputError
+        If the plan changes a stage after the transformer.
+    """
+    stages = [n for n in plan.changes if not n.startswith(f"{TRANSFORMER}.")]
+    if stages and len(stages) < len(plan.changes):
+        raise InputError(
+            f"save_edited: {stages[0]} belongs to a stage after the transformer of {source}, which "
+            "has a file of its own. Leave that stage out of the plan."
+        )
+    return plan if stages else plan.inside(TRANSFORMER)
 
 
 def _planned(
@@ -304,7 +324,7 @@ def _check_loads(new: Path, held: LoadedFolder, plan: "RewritePlan") -> None:
     """
     from sonde.data import load
 
-    loaded = dict(load(str(new), device="cpu", dtype="float32").module.state_dict())
+    loaded = dict(stored_part(load(str(new), device="cpu", dtype="float32").module).state_dict())
     for name, change in plan.changes.items():
         source = _found(held, name, plan) if name in plan.made_for else None
         expected = change.of(None if source is None else held.tensor(source)).to(torch.float32)
