@@ -13,10 +13,11 @@ import tyro
 
 from cli_case import run_words
 from sonde.cli.commands import COMMANDS
-from sonde.cli.scan import codes_reaching, parse_gate, parse_thresholds
+from sonde.cli.scan import parse_thresholds
 from sonde.core.errors import InputError
 from sonde.findings.catalogue import rule_classes
 from sonde.report import to_text
+from sonde.report.gate import codes_reaching, parse_gate
 
 
 def test_json_on_stdout_is_the_saved_report(run, place, report):

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from findings._evidence import evidence_of
-from sonde.cli._gate import reached
 from sonde.findings.answer_counts import AnswerCounts
 from sonde.findings.answers import answers_section
 from sonde.report._answers_words import answers_sentence
+from sonde.report.gate import reached
 
 
 def answered(sizes, seed=3, noise=1.6):

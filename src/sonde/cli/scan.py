@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from sonde.cli._gate import LIMIT, reached
 from sonde.cli._notes import say_notes
 from sonde.cli._presenting import say_document
 from sonde.cli._table import filled, text_width
@@ -33,10 +32,9 @@ from sonde.cli.options import (
     named,
     source_of,
 )
-from sonde.core.errors import InputError, near
+from sonde.core.errors import InputError
 from sonde.core.wording import gib, plural
-
-LEVELS = ("note", "warning", "error")
+from sonde.report.gate import LEVELS, LIMIT, codes_reaching, parse_gate
 
 
 @dataclass(frozen=True)
@@ -383,34 +381,6 @@ def _stopped(partial: dict[str, int], directory: Path | None) -> str:
     return f"{said}; run the same command to continue."
 
 
-def parse_gate(text: str | None) -> tuple[str, ...]:
-    """Return the levels, codes and limits of ``--fail-on``.
-
-    Raises
-    ------
-    InputError
-        If a word is not a level, a code or a limit.
-    """
-    if text is None or text == "never":
-        return ()
-    from sonde.findings.catalogue import rule_classes
-
-    found = []
-    for word in text.split(","):
-        word = word.strip()
-        if LIMIT.fullmatch(word):
-            found.append(word)
-        elif word in LEVELS or word.upper() in rule_classes():
-            found.append(word if word in LEVELS else word.upper())
-        else:
-            known = [*LEVELS, *rule_classes()]
-            raise InputError(
-                f"--fail-on: expected a level, a code or a limit such as accuracy<.95, loss>1.2 or "
-                f"error>3, got {word!r}.{near(word, known)}"
-            )
-    return tuple(found)
-
-
 def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]]:
     """Return the thresholds of ``--set SND011.warning=0.6``.
 
@@ -436,30 +406,6 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]
             raise InputError(f"--set: expected CODE.threshold=number, got {text!r}.")
         found.setdefault(code.upper(), {})[threshold] = number
     return found
-
-
-def codes_reaching(
-    report: dict[str, Any], gate: tuple[str, ...], baseline: dict[str, Any] | None = None
-) -> list[str]:
-    """Return the codes and limits by which a report reaches a gate.
-
-    A check that the gate names by its code reaches the gate too if the check was withheld or
-    failed: a gate that could not look must not pass. Its code is followed by ``(withheld)`` or
-    ``(failed)``.
-    """
-    findings = [f for f in report["findings"] if not f["ignored"]]
-    if baseline is not None:
-        from sonde.report import diff, new_or_worse
-
-        entries = new_or_worse(diff(baseline, report))
-        findings = [{"code": e["code"], "level": e["level_b"]} for e in entries if e["level_b"]]
-    levels = [LEVELS.index(word) for word in gate if word in LEVELS]
-    least = min(levels, default=len(LEVELS))
-    found = [f["code"] for f in findings if LEVELS.index(f["level"]) >= least or f["code"] in gate]
-    blind = [c for c in report["checks"] if c["state"] in ("withheld", "failed")]
-    found += [f"{c['code']} ({c['state']})" for c in blind if c["code"] in gate]
-    found += [said for word in gate if (said := reached(report, word)) is not None]
-    return list(dict.fromkeys(found))
 
 
 def _since(baseline: Path | None, old: dict[str, Any], report: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from sonde.report.diff import diff as diff
 from sonde.report.diff import new_or_worse as new_or_worse
 from sonde.report.diff_view import diff_to_html as diff_to_html
 from sonde.report.diff_view import diff_to_text as diff_to_text
+from sonde.report.documents import save_document as save_document
 from sonde.report.files import load_report as load_report
 from sonde.report.files import save_report as save_report
 from sonde.report.files import to_json as to_json

@@ -1,6 +1,7 @@
-"""The properties that every method must have (its laws): ``sonde.testing.check(MyMethod)``.
+"""For tests of your own: a scan as a test, and the laws that every method must keep.
 
-No other part of sonde imports this package, and it needs no test framework.
+``assert_scan(model, data, "accuracy>=.95")`` and ``check(MyMethod)``. No other part of sonde
+imports this package; only the plugin of pytest needs a test framework.
 """
 
 from sonde.core._lazy import lazy

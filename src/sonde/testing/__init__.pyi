@@ -1,5 +1,6 @@
 from sonde.testing.decode_laws import causal_model as causal_model
 from sonde.testing.explainer_laws import ExplainerCase as ExplainerCase
+from sonde.testing.gates import assert_scan as assert_scan
 from sonde.testing.kinds import KINDS as KINDS
 from sonde.testing.kinds import Law as Law
 from sonde.testing.kinds import check as check
