@@ -261,3 +261,31 @@ def test_a_live_model_of_the_library_is_read_as_its_folder(averaged):
     short = read_rows(sonde.load(live))["normalize:out"]
     torch.testing.assert_close(short, torch.tensor(live.encode(TEXTS)))
     assert model.processor.model_max_length == 9
+
+
+def test_a_scan_without_labels_says_what_it_can_judge_of_the_vectors(averaged, tmp_path):
+    draw = torch.Generator().manual_seed(2)
+    names = ["cat", "mat", "dog", "b", "c", "d", "on", "the"]
+    texts = [
+        " ".join(names[i] for i in torch.randint(8, (5 + n % 4,), generator=draw))
+        for n in range(40)
+    ]
+    folder, data = str(averaged[0]), [{"text": text} for text in [*texts, texts[3]]]
+    report = sonde.scan(folder, data)
+    found = report.json()["vectors"]
+    stream = sonde.read(folder, data, sites="normalize")
+    vectors = torch.cat([batch.rows["normalize:out"] for batch in stream])
+    cosine = vectors @ vectors.T
+    n = len(vectors)
+    assert found["mean_cosine"] == pytest.approx(
+        float((cosine.sum() - n) / (n * (n - 1))), abs=1e-5
+    )
+    assert (found["dim"], found["n_copies"], found["pooling"]) == (5, 1, "mean+special")
+    assert "1 copy" in str(report)
+
+
+def test_a_cache_of_a_model_that_writes_no_text_is_refused_before_any_work(averaged):
+    from sonde.run.compressing.compare_caches import compare_caches
+
+    with pytest.raises(InputError, match=r"expected a language model.*SentenceEncoder"):
+        compare_caches(str(averaged[0]), "nowhere.jsonl")

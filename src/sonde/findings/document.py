@@ -23,6 +23,7 @@ from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule
 from sonde.findings.scan import Scanned
 from sonde.findings.sureness import sureness_section
 from sonde.findings.trial import Trial
+from sonde.findings.vectors import vectors_section
 from sonde.findings.versus import versus_section
 from sonde.run.bundles.fitted_rows import fitted_rows
 from sonde.run.reading.row_places import Place, places_of
@@ -67,6 +68,7 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         "units": _units(evidence, findings),
         "labels": labels_section(evidence),
         "prediction": prediction_section(evidence),
+        "vectors": vectors_section(evidence, scanned.stream),
         "measures": [{k: line[k] for k in MEASURED} for line in fitted_rows(scanned.measured)],
         "not_measured": [{"method": m, "reason": r} for m, r in scanned.not_measured.items()],
         "versus": _versus(evidence),

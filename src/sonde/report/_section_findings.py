@@ -22,6 +22,7 @@ from sonde.report._format import (
 from sonde.report._markup import Markup, code, el, join
 from sonde.report._parts import badge, command, definitions, drawer, section
 from sonde.report._select import runs, select
+from sonde.report._vectors_words import vectors_sentence
 
 
 def verdict_line(verdict: dict[str, int]) -> str:
@@ -81,7 +82,8 @@ def header(report: dict[str, Any]) -> Markup:
 
 
 def _answers(report: dict[str, Any]) -> Markup | None:
-    said = "; ".join(filter(None, (answers_sentence(report), confused_sentence(report))))
+    answered = (answers_sentence(report), vectors_sentence(report), confused_sentence(report))
+    said = "; ".join(filter(None, answered))
     return (
         el("p", el("b", "The model's own answers: "), tied(said), cls="answers") if said else None
     )

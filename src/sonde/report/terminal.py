@@ -31,6 +31,7 @@ from sonde.report._format import (
     words,
 )
 from sonde.report._select import runs, select
+from sonde.report._vectors_words import vectors_sentence
 from sonde.report._versus_words import sentences
 
 _INDENT: Final = 18
@@ -129,6 +130,7 @@ def _first(report: dict[str, Any], width: int) -> Iterator[str]:
     """Yield what is said first: how often right, the first finding, the worst inputs."""
     right, confused = answers_sentence(report), confused_sentence(report)
     parts = [("answers", right), *(("", line) for line in head_lines(report))]
+    parts += [("vectors", vectors_sentence(report))]
     if first_cause(report) is not None:
         parts += [("", confused)]
     parts += cause_lines(report)

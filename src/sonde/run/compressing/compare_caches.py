@@ -100,6 +100,11 @@ def compare_caches(
     ]
     settings = tuple(dict.fromkeys(form.setting for form in forms))
     found = load(model, **(loading or {}))
+    if found.task not in ("causal", "seq2seq"):
+        raise InputError(
+            f"cache: expected a language model, which generates with a cache of keys and values, "
+            f"got {type(found.module).__name__} ({found.task}). Nothing was read."
+        )
     inputs = open_inputs(found, data, batch_size=batch_size, **reading).first(limit)
     first = next(iter(inputs.batches(0, 1))).kwargs.get("input_ids")
     if first is not None:

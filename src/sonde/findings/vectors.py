@@ -1,0 +1,83 @@
+"""What a scan says of a model whose answer is a vector: what can be judged without labels.
+
+Not for classifiers or language models: their answers are judged by labels or next tokens.
+"""
+
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sonde.findings._shared import shared_rows
+from sonde.findings.evidence import Evidence
+from sonde.findings.rows import FAR_Z, NEAR_NEEDS, copies, far_scores, near_duplicates
+from sonde.tap import LiveStream
+
+LEAST: Final = 20
+CLUSTER_UNITS: Final = 10
+
+
+def vectors_section(evidence: Evidence, stream: Any) -> dict[str, Any] | None:
+    """Return the report's section on the vectors that a model answers; None for other models.
+
+    Such a model names the site of its answer (``Model.sites``).
+    """
+    answered = stream.model.sites if isinstance(stream, LiveStream) else ()
+    at = next((i for i, s in enumerate(evidence.sites) if s.name in answered), None)
+    if at is None:
+        return None
+    site, x = evidence.sites[at], shared_rows(evidence).x(at)
+    if len(x) < LEAST:
+        return None
+    z, _ = far_scores(evidence)
+    n_clusters, n_clustered = clusters(x)
+    near = near_duplicates(evidence)
+    return {
+        "site": site.schema.key,
+        "dim": site.dim,
+        "pooling": stream.model.reducer,
+        "n_rows": len(x),
+        "mean_cosine": mean_cosine(x),
+        "dimensions": dimensions(x),
+        "n_copies": copies(evidence.data).n_extra,
+        "n_near": None if len(x) < NEAR_NEEDS else sum(len(pairs.row) for pairs in near.values()),
+        "n_far": int(((z >= FAR_Z) & torch.isfinite(z)).sum()),
+        "n_clusters": n_clusters,
+        "n_clustered": n_clustered,
+    }
+
+
+def mean_cosine(x: Float[Tensor, "row dim"]) -> float:
+    """Return the mean cosine of two different rows: 0 if directions are spread evenly.
+
+    Examples
+    --------
+    >>> round(mean_cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]).double()), 4)
+    0.4714
+    """
+    unit = torch.nn.functional.normalize(x, dim=1)
+    n = len(unit)
+    return float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1)))
+
+
+def dimensions(x: Float[Tensor, "row dim"]) -> float:
+    """Return the participation ratio of the centred rows: over how many directions they spread."""
+    variance = torch.linalg.svdvals(x - x.mean(0)).square()
+    return float(variance.sum().square() / variance.square().sum())
+
+
+def clusters(x: Float[Tensor, "row dim"]) -> tuple[int, int]:
+    """Return the number of dense clusters and how many rows lie in one (HDBSCAN).
+
+    Rows are brought to their first ten principal directions; a cluster has at least a fiftieth of
+    the rows, and ten.
+    """
+    from sklearn.cluster import HDBSCAN
+
+    x = x - x.mean(0)
+    basis = torch.linalg.svd(x, full_matrices=False).Vh[:CLUSTER_UNITS]
+    least = max(10, len(x) // 50)
+    kind: Any = HDBSCAN  # its annotation of copy is wrong
+    found = kind(min_cluster_size=least, copy=True).fit_predict((x @ basis.T).numpy())
+    return int(found.max()) + 1, int((found >= 0).sum())

@@ -1,0 +1,59 @@
+"""Vectors that a model answers, in words: what can be judged of embeddings without labels."""
+
+from typing import Any, Final
+
+from sonde.report._format import number, plural, share
+
+POOLINGS: Final = {
+    "mean": "mean of tokens",
+    "mean+special": "mean of tokens, special ones too",
+    "cls": "first token",
+    "last": "last token",
+}
+"""Reducers in words."""
+
+
+def vectors_sentence(report: dict[str, Any]) -> str:
+    """Return what the vectors of a model of embeddings are like, or "" for other models.
+
+    Examples
+    --------
+    >>> found = {"dim": 384, "pooling": "cls", "n_rows": 300, "mean_cosine": 0.91, "n_copies": 0}
+    >>> found |= {"dimensions": 4.2, "n_near": 7, "n_far": 1, "n_clusters": 3, "n_clustered": 240}
+    >>> for part in vectors_sentence({"vectors": found}).split("; "):
+    ...     print(part)
+    384 numbers each, pooled by the first token
+    two rows have a cosine of 0.91 on average (near 1: directions are hardly used)
+    4.2 of 384 dimensions in use
+    no copies, 7 near copies, 1 outlier
+    3 clusters with 80 % of 300 rows
+    with labels, --label-column, probes say what the vectors know
+    """
+    found = report.get("vectors")
+    if found is None:
+        return ""
+    pooling = POOLINGS.get(found["pooling"], found["pooling"])
+    cosine = found["mean_cosine"]
+    narrow = " (near 1: directions are hardly used)" if (cosine or 0) > 0.7 else ""
+    parts = [f"{found['dim']} numbers each, pooled by the {pooling}"]
+    if cosine is not None:
+        parts.append(f"two rows have a cosine of {number(cosine)} on average{narrow}")
+    if found["dimensions"] is not None:
+        parts.append(f"{number(found['dimensions'])} of {found['dim']} dimensions in use")
+    copies = [_count(found["n_copies"], "cop", "y", "ies")]
+    if found["n_near"] is not None:
+        copies.append(_count(found["n_near"], "near cop", "y", "ies"))
+    parts.append(", ".join([*copies, _count(found["n_far"], "outlier", "", "s")]))
+    rows = plural(found["n_rows"], "row")
+    if found["n_clusters"]:
+        inside = share(found["n_clustered"] / found["n_rows"])
+        parts.append(f"{plural(found['n_clusters'], 'cluster')} with {inside} of {rows}")
+    else:
+        parts.append(f"no clusters among {rows}")
+    if report.get("labels") is None:
+        parts.append("with labels, --label-column, probes say what the vectors know")
+    return "; ".join(parts)
+
+
+def _count(n: int, stem: str, one: str, many: str) -> str:
+    return f"{n or 'no'} {stem}{one if n == 1 else many}"
