@@ -183,7 +183,7 @@ FIGURES: dict[str, Figure] = {
     "TotalCorrelation": _one("total_correlation"),
     "TwoNN": _one("two_nn"),
     "Uniformity": _one("uniformity"),
-    "UnitClusters": _one("unit_clusters"),
+    "UnitClusters": _one("unit_clusters", k=2),
     "UnitEntropy": _one("unit_entropy"),
     "UpdateSimilarity": lambda w: measure.update_similarity(w.x, w.grad, **w.some),
     "UpdateSize": lambda w: measure.update_size(w.x, w.grad, **w.some),

@@ -6,6 +6,7 @@ from scipy.spatial.distance import cdist
 from sonde.core import Stream
 from sonde.core.errors import InputError, ShapeError
 from sonde.detect import PatchCore
+from sonde.run.bundles.merge import merge
 from sonde.run.fitting.fit import fit
 from sonde.run.scoring.score import score
 
@@ -95,6 +96,22 @@ def test_rotations_change_nothing():
 
 
 @pytest.mark.truth("scores of images by hand from the same scorer")
+@pytest.mark.truth("both distances lie between that to all rows and that plus the radius")
+def test_merged_banks_differ_by_at_most_the_larger_radius():
+    random = np.random.default_rng(0)
+    x, new = random.standard_normal((300, 3)), random.standard_normal((80, 3))
+    parts = [
+        fit(PatchCore(m=24, b=1), Stream.of(x[at], ids=range(300)[at]), calibrate=0, progress=False)
+        for at in (slice(0, 110), slice(110, 300), slice(0, 300))
+    ]
+    both, whole = merge(*parts[:2]).result("patch_core"), parts[2].result("patch_core")
+    one, other = (found.score(torch.tensor(new)) for found in (whole, both))
+    assert 0 < float((one - other).abs().max()) <= max(whole.radius, both.radius)
+    for found in (whole, both):
+        assert "rough_merge" in found.flags
+    assert "rough_merge" not in PatchCore(m=400).fit(x).flags
+
+
 def test_images_are_calibrated_by_their_weighed_score():
     x = _normal(60 * 4, 3, 0)
     ids, position = torch.arange(60).repeat_interleave(4), torch.arange(4).repeat(60)

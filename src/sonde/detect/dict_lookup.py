@@ -116,6 +116,8 @@ class DictLookup(Detector):
         What cosines are divided by; small: only the most similar entry counts.
     bank : {"sample", "coreset"}, default="sample"
         Rows chosen by a hash, which merges exactly, or farthest first, which keeps rare ones.
+        Bundles with the latter that were fitted apart and merged give other scores than one pass
+        does, by as much as scores spread (flag ``rough_merge``).
     window : {1, 3}, default=1
         Patches along a side of the neighbourhood that is averaged; 1 = each patch by itself.
     generators : {"identity", "trained"}, default="identity"
@@ -206,13 +208,14 @@ class DictLookup(Detector):
             "similarity": "cosine",
             "se": "not given for a scorer: calibrate its scores",
         }
+        rough = () if coreset is None else ("rough_merge",)
         if trained is not None:
             conventions |= self._trained(trained)
         return DictLookupScorer(
             value=float(len(kept.rows)),
             n=kept.n,
             range=(0.0, 1.0),
-            flags=() if kept.is_everything else ("sampled",),
+            flags=() if kept.is_everything else ("sampled", *rough),
             conventions=conventions,
             bank=to_unit_length(kept.rows.double()),  # cosines near 1 keep their digits
             temperature=self.temperature,

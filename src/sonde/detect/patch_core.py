@@ -95,8 +95,10 @@ class PatchCore(Detector):
     Cost         one pass; state 4 m dim bytes; O(m dim) per patch that enters or is scored.
     Assumes      rows are read by ``reading()``: reducer ``patches3``, averages over 3 x 3 patches.
     Differs      from the paper: one site at a time; averages leave out what lies outside the image;
-                 a bank of fixed size, which merges: a patch's score is at most ``radius`` above
-                 its distance to the nearest of all fitted patches.
+                 a bank of fixed size, which merges: a patch's score is at most ``radius`` above its
+                 distance to the nearest of all fitted patches. So bundles that were fitted apart
+                 and merged give distances of patches that differ from those of one pass by at most
+                 the larger ``radius`` (flag ``rough_merge``).
 
     Parameters
     ----------
@@ -139,7 +141,7 @@ class PatchCore(Detector):
 
     def result(self, coreset: CoresetState) -> PatchCoreScorer:
         """Take the chosen rows as the bank."""
-        flags = [] if coreset.is_everything else ["sampled"]
+        flags = [] if coreset.is_everything else ["sampled", "rough_merge"]
         flags += ["few_rows"] if len(coreset.rows) < self.b else []
         return PatchCoreScorer(
             value=float(len(coreset.rows)),

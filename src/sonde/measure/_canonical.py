@@ -84,7 +84,7 @@ def null_correlations(n: int, dim: int, dim2: int) -> float:
     draws = null_draws(least * most)
     for _ in range(draws):
         inside = torch.randn(most, least, generator=generator, dtype=torch.float64)
-        rest = _wishart(n - 1 - most, least, generator)
+        rest = wishart(n - 1 - most, least, generator)
         own = inside.T @ inside
         root = torch.linalg.cholesky(own + rest)
         half = torch.linalg.solve_triangular(root, inside.T, upper=False)
@@ -109,7 +109,7 @@ def null_draws(entries: int) -> int:
     return max(1, min(DRAWS, DRAWS * ENTRIES // max(entries, 1)))
 
 
-def _wishart(freedom: int, dim: int, generator: torch.Generator) -> Float[Tensor, "dim dim"]:
+def wishart(freedom: int, dim: int, generator: torch.Generator) -> Float[Tensor, "dim dim"]:
     """Return a random scatter of ``freedom`` white rows. If they are many, no rows are drawn."""
     if freedom < 2 * dim:
         rows = torch.randn(freedom, dim, generator=generator, dtype=torch.float64)

@@ -97,15 +97,9 @@ class CauchySchwarzInformation(PairSampleInstrument):
         self, samples: tuple[HashSampleState, HashSampleState]
     ) -> CauchySchwarzInformationResult:
         """Compare the densities of the rows of the sample."""
-        rows = SampledRows.of(samples)
-        x, y = rows.rows
-        sigma = self.sigma
-        if sigma is None:
-            sigma = kernel_width(x), kernel_width(y)
-        widths = sigma if isinstance(sigma, tuple) else (sigma, sigma)
-        rows = replace(
-            rows, rows=tuple((z - z.mean(0)) / w for z, w in zip(rows.rows, widths, strict=True))
-        )
+        raw = SampledRows.of(samples)
+        x = raw.rows[0]
+        rows, widths = self._scaled(raw)
         dead = len(x) < 2 or any(not bool((z != z[:1]).any()) for z in rows.rows)
         value = share = null = math.nan
         se, how = None, "no value"
@@ -114,7 +108,8 @@ class CauchySchwarzInformation(PairSampleInstrument):
             own = [float(_divergence(replace(rows, rows=(z, z)))) for z in rows.rows]
             share = value / math.sqrt(own[0] * own[1])
             null = sum(float(_divergence(other)) for other in rows.shuffled()) / SHUFFLES
-            se, how = rows.standard_error(_divergence)
+            # with widths of their own, as other rows would have
+            se, how = raw.standard_error(lambda half: _divergence(self._scaled(half)[0]))
         full = value > NEAR * math.log(max(len(x), 1))
         flags = {"dead": dead, "saturated": full}
         return CauchySchwarzInformationResult(
@@ -133,6 +128,14 @@ class CauchySchwarzInformation(PairSampleInstrument):
             share=share,
             sigma=widths,
         )
+
+    def _scaled(self, rows: SampledRows) -> tuple[SampledRows, tuple[float, float]]:
+        """Return the rows in units of the kernels' widths, and the widths."""
+        x, y = rows.rows
+        sigma = (kernel_width(x), kernel_width(y)) if self.sigma is None else self.sigma
+        widths = sigma if isinstance(sigma, tuple) else (sigma, sigma)
+        scaled = tuple((z - z.mean(0)) / w for z, w in zip(rows.rows, widths, strict=True))
+        return replace(rows, rows=scaled), widths
 
 
 def _divergence(rows: SampledRows) -> Float[Tensor, ""]:

@@ -102,6 +102,8 @@ def result_of(
         flags["rank_deficient"] = None
     if n - 1 <= max(ranks):
         flags["few_rows"] = None
+    if "keep" in conventions and ranks < tuple(len(m.mean) for m in each):
+        flags["se_first_order"] = None  # other rows keep other directions
     return CCAResult(
         value=found.rho.mean(),
         null=null_correlations(n_null, *ranks),

@@ -81,7 +81,7 @@ class CodingRate(Instrument):
         scale = dim / self.eps2
         return CodingRateResult(
             value=math.nan if n_zero == n else gaussian_rate(second, scale),
-            null=expected_rate(torch.full((dim,), 1.0 / dim), independent or n, scale),
+            null=expected_rate(torch.eye(dim) / dim, torch.zeros(dim), independent or n, scale),
             n=n,
             range=(0.0, dim / 2 * math.log1p(1.0 / self.eps2)),
             flags=tuple(flags),

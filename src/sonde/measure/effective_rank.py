@@ -23,7 +23,7 @@ from sonde.measure._spectra import (
     rank_result,
     spectrum_reads,
 )
-from sonde.measure.entropy_rank import exp_entropy
+from sonde.measure.entropy_rank import entropy_lost, exp_entropy
 from sonde.stats.white_spectrum import white_mean
 
 
@@ -85,7 +85,8 @@ def _of_singular_values(values: Float[Tensor, "rank"]) -> Float[Tensor, ""]:
 def _white(dim: int, n: int) -> float:
     rank, root = white_mean(torch.sqrt, dim, n)
     product = white_mean(lambda v: torch.xlogy(v.sqrt(), v.sqrt()), dim, n)[1]
-    return math.exp(math.log(rank * root) - product / root)
+    lost = entropy_lost(dim, n) / 4  # a root halves every deviation
+    return math.exp(math.log(rank * root) - product / root - lost)
 
 
 effective_rank = as_function(EffectiveRank)

@@ -62,7 +62,16 @@ def exp_entropy(weights: Float[Tensor, "rank"]) -> Float[Tensor, ""]:
 
 def _white(dim: int, n: int) -> float:
     rank, product = white_mean(lambda v: torch.xlogy(v, v), dim, n)
-    return math.exp(math.log(dim) - rank * product / dim)
+    return math.exp(math.log(dim) - rank * product / dim - entropy_lost(dim, n))
+
+
+def entropy_lost(dim: int, n: int) -> float:
+    """Return by how much ``n`` white rows have a lower entropy than in the limit, in nats.
+
+    The eigenvalues of finitely many directions vary more, by the second-order term of the entropy.
+    """
+    few = min(dim, n)
+    return max(0.0, 0.5 - 1 / few) / max(dim, n)
 
 
 entropy_rank = as_function(EntropyRank)

@@ -1,7 +1,7 @@
 """Whether groups of rows, or objectives, pull a site the same way: agreement of their gradients.
 
-For tasks that share a network, clients, domains, a task beside its auxiliary loss. Two groups can
-only agree as far as each agrees with itself: compare with ``null``.
+For tasks that share a network, clients, domains, a task beside its auxiliary loss. Noise keeps even
+groups of one direction from a cosine of 1: compare with ``null``.
 """
 
 import math
@@ -28,7 +28,8 @@ class GradientConflictResult(Result):
 
     ``cosine`` holds that of each pair, ``congruity`` is ``|sum g|^2 / (sum |g|)^2``, ``agreement``
     the share of groups with the sign of the majority, for each unit. ``labels`` names the groups in
-    the order of ``cosine``; ``itself`` is the expected cosine of two halves of each group.
+    the order of ``cosine``; ``itself`` is the expected cosine of two halves of each group, and
+    ``null`` that of two whole groups whose gradients have one direction.
     """
 
     direction: Direction = "higher"
@@ -59,7 +60,8 @@ class GradientConflict(Instrument):
     gradient of each as rows of its own label.
 
     Range        [-1, 1]; higher = groups agree; below 0 a step for one is a step against another.
-                 The null is the mean cosine expected of two halves of one group.
+                 The null is the mean cosine expected of groups whose gradients have one direction,
+                 such as of labels that say nothing, with the noise of each group's mean.
     Cost         one pass and a backward for each batch; state 8 groups dim bytes.
     Assumes      two rows or more of each group, drawn independently.
     Differs      from the paper: one figure over all pairs; nothing is projected.
@@ -115,11 +117,11 @@ class GradientConflict(Instrument):
         flags = {"dead": dead, "unlabelled": groups.unlabelled is not None}
         return GradientConflictResult(
             value=math.nan if dead else (total - n) / (n * (n - 1)),
-            null=float(itself.mean()),
+            null=_of_one_direction(groups),
             n=groups.n_labelled,
             range=(-1.0, 1.0),
             flags=tuple(name for name, raised in flags.items() if raised),
-            conventions={"null": "two halves of one group", "groups": n},
+            conventions={"null": "groups of one direction", "groups": n},
             cosine=(unit @ unit.T).detach(),
             congruity=math.nan if dead else float(joint.square().sum() / apart.square()),
             agreement=most.amax(0),
@@ -128,14 +130,36 @@ class GradientConflict(Instrument):
         )
 
 
+def _of_one_direction(groups: ClassMomentsState) -> float:
+    """Return the mean cosine of pairs of groups with one direction.
+
+    With the squared length ``t`` of a group's true mean and the noise ``v`` across it, noise
+    multiplies the group's cosines by the root of ``t / (t + v)``. A group whose measured mean is
+    not twice as long as its noise takes the mean ``t`` of all groups.
+    """
+    weight, square = groups.weight.detach(), groups.mean.detach().square().sum(1)
+    noise, dim = _noise(groups), groups.mean.shape[1]
+    across = noise * (1 - 1 / dim)
+    typical = ((weight * (square - noise)).sum() / weight.sum()).clamp(min=0)
+    own = 1 - across / square
+    factor = torch.where(square > 4 * noise, own, typical / (typical + across)).sqrt()
+    n = len(factor)
+    return float((factor.sum().square() - factor.square().sum()) / (n * (n - 1)))
+
+
+def _noise(groups: ClassMomentsState) -> Float[Tensor, "group"]:
+    """Return the squared length of the noise in each group's mean."""
+    weight = groups.weight.detach()
+    return groups.within.detach() / (weight * (weight - 1))
+
+
 def _of_halves(groups: ClassMomentsState) -> Float[Tensor, "group"]:
     """Return the cosine expected of the mean gradients of two halves of each group.
 
     The squared length of a group's mean holds noise ``trace / (n (n - 1))``, that of a half twice
     as much.
     """
-    weight = groups.weight.detach()
-    noise = groups.within.detach() / (weight * (weight - 1))
+    weight, noise = groups.weight.detach(), _noise(groups)
     true = (groups.mean.detach().square().sum(1) - noise).clamp(min=0.0)
     return torch.where(weight > 1, true / (true + 2 * noise), math.nan)
 

@@ -18,6 +18,8 @@ from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.stats import Scalars, ScalarsState
 
+MEAN_RANK = 0.5264  # Chen and Tyler: the mean of the largest lies at this power of its rank
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,8 @@ class MassiveActivations(Instrument):
     Trained language models keep a few values a thousand times larger than all others, often in one
     unit and at the first position. ``max |x| / median_u rms_u``; the median unit is blind to the
     large ones, and the root mean square, unlike the median value, is not 0 after a ReLU. The null
-    is the expected largest of as many normal values, about ``sqrt(2 ln(n dim))``.
+    is the expected largest of as many normal values: the quantile ``0.526^(1 / (n dim))`` of
+    ``|x|``.
 
     Range        [1, inf); higher = more massive.
     Cost         one pass; state 64 dim bytes; result O(dim log dim).
@@ -150,7 +153,7 @@ class MassiveActivations(Instrument):
         top = square.topk(few).values.sum()
         return MassiveActivationsResult(
             value=float(ratio.max()),
-            null=math.sqrt(2.0 * math.log(max(scalars.n * len(square), 2))),
+            null=_largest_normal(scalars.n * len(square)),
             n=scalars.n,
             range=(1.0, math.inf),
             flags=() if len(living) else ("dead",),
@@ -165,6 +168,12 @@ class MassiveActivations(Instrument):
             share=float(top / square.sum()) if len(living) else math.nan,
             fair=few / len(square),
         )
+
+
+def _largest_normal(count: int) -> float:
+    """Return the expected largest absolute value of ``count`` standard normal values."""
+    beyond = -math.expm1(math.log(MEAN_RANK) / max(count, 1))
+    return -float(torch.special.ndtri(torch.tensor(beyond / 2, dtype=torch.float64)))
 
 
 massive_activations = as_function(MassiveActivations)

@@ -198,25 +198,36 @@ class MutualInformation(Instrument):
         flags = [*told, *(flag for flag, is_so in raised.items() if is_so)]
         if dead or len(rows) - largest < (self.k if ksg else dims):
             return self._answer(math.nan, math.nan, len(rows), flags, {"se": "no value"})
-        kept = (1.0, 1.0)
-        if self.components is not None:
-            found = [code_of(x, self.components, self.compressor) for x in rows.rows]
-            rows, kept = replace(rows, rows=tuple(x for x, _ in found)), tuple(k for _, k in found)
+        raw_rows = rows
+        rows, kept = self._coded(rows)
         rows, figure = self._prepared(rows), self._by_neighbours if ksg else information_of_rows
         raw, null = figure(rows)
         full = float(raw) >= NEAR_LIMIT * self._limit(rows)
         flags += ["saturated"] if full else []
+        flags += ["se_first_order"] if self.components is not None else []
         closed = math.isfinite(null) and not rows.grouped
         if not closed:
             null = sum(float(figure(other)[0]) for other in rows.shuffled()) / SHUFFLES
         # halves have another null, the same for each
-        se, how = rows.standard_error(lambda half: figure(half)[0])
+        if self.components is None or self.compressor != "pca":
+            se, how = rows.standard_error(lambda half: figure(half)[0])
+        else:  # other rows have other principal components
+            se, how = raw_rows.standard_error(
+                lambda half: figure(self._prepared(self._coded(half)[0]))[0]
+            )
         if full and ksg:
             se, how = None, "none: the estimator is at its upper limit, and the value a lower bound"
         if se is not None and not bool(se.isfinite()):
             se, how = None, "none: too few rows for halves"
         told = {"se": how, "null": "closed form" if closed else f"{SHUFFLES} shuffles of groups"}
         return self._answer(float(raw), null, len(rows), flags, told, se, kept)
+
+    def _coded(self, rows: SampledRows) -> tuple[SampledRows, tuple[float, ...]]:
+        """Return the components of both sites, if asked for, and what they hold of the variance."""
+        if self.components is None:
+            return rows, (1.0, 1.0)
+        found = [code_of(x, self.components, self.compressor) for x in rows.rows]
+        return replace(rows, rows=tuple(x for x, _ in found)), tuple(k for _, k in found)
 
     def _prepared(self, rows: SampledRows) -> SampledRows:
         """Return the rows to compare: normal scores, or rows without ties, perhaps scaled."""

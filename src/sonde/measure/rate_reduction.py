@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -92,6 +91,7 @@ class RateReduction(Instrument):
         seconds = directions.within / weight[:, None, None] + mean[:, :, None] * mean[:, None, :]
         share = weight / weight.sum()
         total = (share[:, None, None] * seconds).sum(0)
+        middle = (share @ mean).detach()
         n_alive = n * float(total.detach().diagonal().sum())
         whole = gaussian_rate(total, scale)
         value, each = rate_gain(seconds, share, scale)
@@ -101,7 +101,7 @@ class RateReduction(Instrument):
         flags += [] if directions.unlabelled is None else ["unlabelled"]
         return RateReductionResult(
             value=value if n_alive > 0.5 else math.nan,
-            null=float(whole.detach()) - _shuffled(total.detach(), fewer, scale),
+            null=float(whole.detach()) - _shuffled(total.detach(), middle, fewer, scale),
             n=n,
             range=(0.0, float(whole.detach())),
             flags=tuple(flags),
@@ -112,13 +112,15 @@ class RateReduction(Instrument):
         )
 
 
-def _shuffled(total: Float[Tensor, "dim dim"], counts: list[float], scale: float) -> float:
+def _shuffled(
+    total: Float[Tensor, "dim dim"], mean: Float[Tensor, "dim"], counts: list[float], scale: float
+) -> float:
     """Return the mean rate of classes of these sizes whose rows are drawn from all rows.
 
     ``n_k`` rows drawn without replacement vary as ``1 / (1 / n_k - 1 / n)`` drawn with replacement.
     """
-    n, values = sum(counts), torch.linalg.eigvalsh(total)
-    rates = {k: expected_rate(values, 1.0 / (1.0 / k - 1.0 / n), scale) for k in set(counts)}
+    n = sum(counts)
+    rates = {k: expected_rate(total, mean, 1.0 / (1.0 / k - 1.0 / n), scale) for k in set(counts)}
     return sum(k / n * rates[k] for k in counts)
 
 

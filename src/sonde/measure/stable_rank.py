@@ -3,12 +3,18 @@
 Says how far the first direction stands out, nothing about the rest of the spectrum.
 """
 
-import math
+import functools
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
+
 from sonde.core.function import as_function
+from sonde.measure._canonical import wishart
 from sonde.measure._spectra import RankResult, Rows, SpectrumInstrument, rank_result
+from sonde.stats.white_spectrum import white_largest
+
+DRAWN, DRAWS = 24, 200
 
 
 @final
@@ -17,8 +23,8 @@ class StableRank(SpectrumInstrument):
     """Total variance over the variance of the widest direction.
 
     ``sum l / max l`` over the eigenvalues ``l`` of the covariance: never above the rank, and moved
-    little by directions of little variance. White rows give about
-    ``dim / (1 + sqrt(dim / n))^2``, which is the null.
+    little by directions of little variance. The null is ``dim`` over the expected largest
+    eigenvalue of white rows: about ``(1 + sqrt(dim / n))^2``, less for few dimensions.
 
     Range        [1, dim]; higher = no direction stands out.
     Cost         one pass; state 8 dim^2 bytes; result O(dim^3).
@@ -37,7 +43,7 @@ class StableRank(SpectrumInstrument):
 
     References
     ----------
-    rudelson2007sampling
+    rudelson2007sampling, johnstone2001distribution
     """
 
     paper: ClassVar[str] = "rudelson2007sampling"
@@ -47,10 +53,25 @@ class StableRank(SpectrumInstrument):
         return rank_result(
             rows,
             lambda values: values.sum() / values[0],
-            lambda dim, n: dim / (1.0 + math.sqrt(dim / n)) ** 2,
+            white_stable_rank,
             {},
             independent=independent,
         )
+
+
+@functools.lru_cache(maxsize=256)
+def white_stable_rank(dim: int, n: int) -> float:
+    """Return the mean stable rank of ``n`` white rows: by drawing few directions, else by law."""
+    few, many = min(dim, n), max(dim, n)
+    if few == 1:
+        return 1.0
+    if few > DRAWN:
+        return dim / white_largest(dim, n)
+    random, found = torch.Generator().manual_seed(0), 0.0
+    for _ in range(DRAWS):
+        values = torch.linalg.eigvalsh(wishart(many, few, random))
+        found += float(values.sum() / values[-1]) / DRAWS
+    return found
 
 
 stable_rank = as_function(StableRank)

@@ -1,5 +1,6 @@
 """How evenly each unit uses its range: two passes, the first finds the bins."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -18,6 +19,7 @@ from sonde.stats.quantiles import Quantiles, QuantilesState
 
 # Errors of ranks must stay well below the default ``trim``.
 CAPACITY = 1024
+FEW, DRAWN_UNITS = 4096, 32
 
 
 @final
@@ -116,12 +118,10 @@ class _CountedEntropy(Instrument):
     def result(self, counts: HistogramState) -> UnitEntropyResult:
         """Take the entropy of each unit's counts."""
         n, n_bins = counts.n.double(), counts.counts.shape[1]
-        share = counts.counts / n[:, None]
-        occupied = (counts.counts > 0).sum(1)
-        entropy = -torch.xlogy(share, share).sum(1) + (occupied - 1) / (2.0 * n)
+        entropy = _corrected(counts.counts)
         return UnitEntropyResult(
             value=float(entropy.mean()),
-            null=_normal_entropy(n_bins, self.trim),
+            null=_normal_entropy(n_bins, self.trim, int(n.max())),
             n=int(n.max()),
             unit="nats",
             range=(0.0, math.log(n_bins)),
@@ -136,7 +136,23 @@ class _CountedEntropy(Instrument):
         )
 
 
-def _normal_entropy(n_bins: int, trim: float) -> float:
+def _corrected(counts: Tensor) -> Float[Tensor, "dim"]:
+    """Return the entropy of each unit's counts, corrected for the number of rows."""
+    n = counts.sum(1).double()
+    share = counts / n[:, None]
+    occupied = (counts > 0).sum(1)
+    return -torch.xlogy(share, share).sum(1) + (occupied - 1) / (2.0 * n)
+
+
+@functools.lru_cache(maxsize=64)
+def _normal_entropy(n_bins: int, trim: float, n: int) -> float:
+    """Return the mean entropy of ``n`` normal rows: by drawing them, if they are few."""
+    if n <= FEW:
+        random = torch.Generator().manual_seed(0)
+        z = torch.randn(n, DRAWN_UNITS, generator=random, dtype=torch.float64)
+        found = UnitEntropy(n_bins, trim)
+        edges = found.result(found.reads()["quantiles"].observe(z))
+        return float(_corrected(Histogram(edges.edges).observe(z).counts).mean())
     normal = torch.distributions.Normal(0.0, 1.0)
     end = normal.icdf(torch.tensor(1.0 - max(trim, 1e-6), dtype=torch.float64))
     edges = torch.linspace(-1, 1, n_bins + 1, dtype=torch.float64)[1:-1] * end

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _POINTS = 512
+TRACY_WIDOM = -1.2065335745820
 
 
 def white_eigenvalues(
@@ -32,6 +33,22 @@ def white_eigenvalues(
     nodes = 1.0 + ratio + 2.0 * math.sqrt(ratio) * torch.cos(theta)
     weights = 2.0 * torch.sin(theta).square() / nodes / _POINTS
     return rank, nodes * (dim / rank), weights
+
+
+def white_largest(dim: int, n: int) -> float:
+    """Return the expected largest eigenvalue of the covariance of ``n`` white rows.
+
+    The largest eigenvalue follows the law of Tracy and Widom, whose mean is -1.2065.
+
+    References
+    ----------
+    johnstone2001distribution
+    """
+    if dim == 1 or n == 1:
+        return float(max(dim, n)) / n
+    long, short = math.sqrt(max(dim, n) - 1), math.sqrt(min(dim, n))
+    scale = (long + short) * (1 / long + 1 / short) ** (1 / 3)
+    return ((long + short) ** 2 + TRACY_WIDOM * scale) / n
 
 
 def white_mean(
