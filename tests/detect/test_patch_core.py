@@ -33,7 +33,7 @@ def test_a_coreset_costs_at_most_its_radius():
     excess = scorer.score(new) - full
     assert float(excess.min()) >= -1e-9
     assert float(excess.max()) <= scorer.radius + 1e-9
-    assert scorer.flags == ("sampled",)
+    assert scorer.flags == ("sampled", "rough_merge")
     assert np.corrcoef(scorer.score(new), full)[0, 1] > 0.9
 
 

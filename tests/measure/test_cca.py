@@ -5,7 +5,7 @@ from sklearn.cross_decomposition import CCA as PeerCCA
 
 from fixture_rows import X, Y
 from sonde.measure import CCA, cca
-from sonde.measure._canonical import _wishart
+from sonde.measure._canonical import wishart
 
 
 @pytest.mark.truth("digits computed independently from the definition")
@@ -75,7 +75,7 @@ def test_constant_rows_have_no_value():
 @pytest.mark.parametrize("freedom", [4, 11])
 def test_random_scatters_are_wishart(freedom):
     draw, dim = torch.Generator().manual_seed(0), 3
-    found = torch.stack([_wishart(freedom, dim, draw) for _ in range(4000)])
+    found = torch.stack([wishart(freedom, dim, draw) for _ in range(4000)])
     mean = found.diagonal(dim1=1, dim2=2).mean(0)
     torch.testing.assert_close(mean / freedom, torch.ones(dim).double(), atol=0.03, rtol=0)
     half = (freedom - torch.arange(dim).double()) / 2

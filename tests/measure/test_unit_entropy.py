@@ -29,7 +29,8 @@ def test_null_is_a_normal_unit():
     assert result.value == pytest.approx(result.null, abs=0.05)
     ends = scipy.stats.norm.ppf([0.1, 0.9])  # the outer two of five bins are open
     shares = np.diff(scipy.stats.norm.cdf([-np.inf, *np.linspace(*ends, 6)[1:-1], np.inf]))
-    few: Any = unit_entropy(np.random.default_rng(1).standard_normal((300, 2)), n_bins=5, trim=0.1)
+    many = np.random.default_rng(1).standard_normal((5000, 2))
+    few: Any = unit_entropy(many, n_bins=5, trim=0.1)
     assert few.null == pytest.approx(scipy.stats.entropy(shares), rel=1e-6)
 
 
