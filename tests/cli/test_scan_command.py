@@ -18,6 +18,7 @@ from sonde.core.errors import InputError
 from sonde.findings.catalogue import rule_classes
 from sonde.report import to_text
 from sonde.report.gate import codes_reaching, parse_gate
+from sonde.run.passes import ranges
 
 
 def test_json_on_stdout_is_the_saved_report(run, place, report):
@@ -414,3 +415,24 @@ def test_what_changed_against_an_older_model_follows_the_scan(run, place):
     assert not unread.with_suffix(".run").exists()
     refused = run("scan", "-", place / "rows.npz", "--versus-model", "sonde:digits")
     assert "expected a model and data" in refused.error()
+
+
+@pytest.mark.slow
+def test_answers_of_a_scan_that_was_cut_are_not_said_to_have_no_labels(run, tmp_path, monkeypatch):
+    observe, n = ranges.observe_unit, iter(range(9))
+
+    def stopping(*given, **how):
+        if next(n) == 1:
+            raise KeyboardInterrupt
+        return observe(*given, **how)
+
+    monkeypatch.setattr(ranges, "observe_unit", stopping)
+    words = ("--limit", 3, "--max-length", 40, "--unit-size", 1, "-o", tmp_path / "a.json")
+    ran = run("scan", "sonde:stdlib", "sonde:stdlib/test", *words)
+    assert ran.code == 130
+    assert "answers  not judged: stopped by Ctrl-C before the forward passes" in ran.out
+    checks = {c["code"]: c for c in json.loads((tmp_path / "a.json").read_text())["checks"]}
+    for code in ("SND012", "SND026", "SND037", "SND066"):  # need the model's own answers
+        assert checks[code]["state"] == "withheld"
+        assert "stopped by Ctrl-C" in checks[code]["reason"]
+    assert checks["SND031"]["reason"] == "the data have no labels"

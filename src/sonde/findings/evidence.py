@@ -211,13 +211,24 @@ class EvidenceParts:
         Gives a part by its name from the evidence; a part without one is None.
     known : mapping of str to object
         Parts that are there already.
+    cut : collection of str
+        Parts that Ctrl-C kept from being gathered.
+
+    Attributes
+    ----------
+    missed : set of str
+        Parts of ``cut`` that were asked for.
     """
 
     def __init__(
-        self, gatherers: Mapping[str, Gatherer] = MappingProxyType({}), known: Any = ()
+        self,
+        gatherers: Mapping[str, Gatherer] = MappingProxyType({}),
+        known: Any = (),
+        cut: Collection[str] = (),
     ) -> None:
         self._gatherers, self._known = dict(gatherers), dict[str, Any](known)
         self._failed: dict[str, Exception] = {}
+        self._cut, self.missed = set(cut), set[str]()
 
     def get(self, name: str, evidence: "Evidence") -> Any:
         """Return a part; an error while it was gathered is raised to everybody who asks for it."""
@@ -230,6 +241,8 @@ class EvidenceParts:
             except Exception as error:
                 self._failed[name] = error
                 raise
+        if name in self._cut and name not in self._known:
+            self.missed.add(name)
         return self._known.get(name)
 
     def ask(self, names: Collection[str], evidence: "Evidence") -> None:
@@ -239,7 +252,9 @@ class EvidenceParts:
 
     def having(self, known: Mapping[str, Any]) -> "EvidenceParts":
         """Return a copy in which some parts are given."""
-        return EvidenceParts(self._gatherers, {**self._known, **known})
+        found = EvidenceParts(self._gatherers, {**self._known, **known}, self._cut)
+        found.missed = self.missed
+        return found
 
     def stop(self) -> None:
         """Gather nothing more: parts that nobody has asked for are None from now on."""

@@ -62,6 +62,7 @@ NO_MEASURES = ScanMeasures()
 Results = Mapping[tuple[str, str], Result]
 STOPPING = "stopping: what is known is reported; Ctrl-C again leaves without a report"
 STOPPED = "stopped by Ctrl-C before it was looked at"
+CUT = "stopped by Ctrl-C before the forward passes that it needs"
 OTHER_AWAITED = "stopped by Ctrl-C before OTHER was read"
 NO_FINITE_ROW = "no site has a row without NaN or infinity"
 
@@ -248,8 +249,11 @@ def run_rule(rule: Rule, evidence: Evidence) -> Check:
     if rule.theme == "versus" and evidence.awaited:
         return rule.withheld(evidence.awaited)
     try:
+        evidence.gathered.missed.clear()
         with torch.no_grad():
             found = rule.check(evidence)
+        if found.state == "not_applicable" and evidence.gathered.missed:
+            return rule.withheld(CUT)
         starved = found.state == "withheld" and not evidence.sites
         return rule.withheld(NO_FINITE_ROW) if starved else found
     except Exception as error:  # one broken check must not take the others with it
@@ -375,7 +379,11 @@ def _evidence(
     known = {} if model is None else {"model": model}
     if not isinstance(stream, LiveStream):
         return found
-    gatherers = _gatherers(stream, data, settings) if complete else {}
+    gatherers = _gatherers(stream, data, settings)
+    if not complete:
+        if stream.model.task != "causal":
+            known["lens"] = lens_evidence(stream)  # has nothing to read
+        return replace(found, gathered=EvidenceParts({}, known, gatherers))
     if not found.sites:
         gatherers = {name: gatherers[name] for name in ("model", "lens") if name in gatherers}
     return replace(found, gathered=EvidenceParts(gatherers, known))
