@@ -152,7 +152,7 @@ GARMENTS = (
     Fault("moved-sideways", "garments", "pictures are moved by 7 columns", r"moved|shift|column|translated|translation|roll",
           on_pictures(_moved)),
     Fault("sorted-classes", "garments", "names of classes are in another order",
-          r"order|permute|permutation|exchang|renumber", _classes_in_order),
+          r"order|permute|permutation|exchang|renumber|renamed", _classes_in_order),
     Fault("drawn-labels", "garments", "8 % of labels are wrong",
           r"labels?.*(wrong|doubt|mislabel|suspect|disagree)|mislabel|wrong label",
           on_lines(_some_labels_drawn)),

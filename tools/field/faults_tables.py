@@ -127,7 +127,7 @@ TABLES = (
     Fault("two-labs", "tumours", "from row 190 on mean_area is a thousand times larger",
           r"mean_area", on_table(_two_labs)),
     Fault("reversed-columns", "tumours", "the columns are in reverse order",
-          r"reversed?|order|permute|permutation|columns? .*(exchang|moved)", on_table(_reversed_columns)),
+          r"reversed?|mirror|order|permute|permutation|columns? .*(exchang|moved)", on_table(_reversed_columns)),
     Fault("wrong-labels", "tumours", "10 % of labels are wrong",
           r"labels?.*(wrong|doubt|mislabel|suspect|disagree)|mislabel|wrong label", on_table(_wrong_labels)),
     Fault("gaps", "tumours", "5 % of area_error is missing", r"missing|\bNaN|not finite|non-?finite|empty|area_error",
@@ -166,5 +166,5 @@ SOUNDS = (
     Fault("sixteen-bits", "notes", "samples are 16-bit numbers, not of unit spread",
           r"scale|divid|32,?768|range|standardi|mean 0|variance", on_arrays(lambda x, y: (x * np.float32(6000), y))),
     Fault("other-rate", "notes", "all answers are seven semitones off: another sampling rate",
-          r"order|permute|permutation|shift|moved|offset|rate|number", on_arrays(_resampled)),
+          r"shift|moved|offset|sampling rate|semitone|permute|permutation", on_arrays(_resampled)),
 )  # fmt: skip

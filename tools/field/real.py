@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import hashlib
 import re
 import sysconfig
 from collections.abc import Iterator
@@ -122,13 +123,17 @@ def voices(each: int = 110) -> Iterator[tuple[np.ndarray, str]]:
     import soundfile
     from scipy.signal import resample_poly
 
-    top = DEBIAN / "usr/share/tuxpaint/stamps"
+    top, seen = DEBIAN / "usr/share/tuxpaint/stamps", set[bytes]()
     for language in VOICES:
         paths = sorted(top.rglob(f"*_desc_{language}.ogg"))
         n = 0
         for i in np.random.default_rng(3).permutation(len(paths)):
             if n == each:
                 break
+            digest = hashlib.sha256(paths[i].read_bytes()).digest()
+            if digest in seen:  # one recording serves several stamps
+                continue
+            seen.add(digest)
             wave, rate = soundfile.read(paths[i], dtype="float32", always_2d=True)
             wave = resample_poly(wave.mean(1), RATE, rate)
             if len(wave) > RATE // 3 and np.abs(wave).max() > 0.01:
