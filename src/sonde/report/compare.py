@@ -92,7 +92,28 @@ def _verdict(found: dict[str, Any]) -> str:
                 f"{number(parted['cka'])}), most at {shown(least['site'], 40)} "
                 f"({number(least['cka'])})."
             )
-    return " ".join(said)
+    if both is None and named:
+        said.append(_stayed(named[-1]))
+    return " ".join(part for part in said if part)
+
+
+def _stayed(last: dict[str, Any]) -> str:
+    """Return how many neighbours of a row stay at the last common layer, where search happens.
+
+    Models without answers, such as those of embeddings, are used by their nearest rows.
+
+    Examples
+    --------
+    >>> _stayed({"site": "normalize:out", "neighbours": 0.62, "neighbours_null": 0.03})
+    'Of the nearest rows of a row at normalize, 62 % stay among the nearest (by chance 3 %).'
+    """
+    stay, chance = last.get("neighbours"), last.get("neighbours_null")
+    if stay is None or chance is None:
+        return ""
+    return (
+        f"Of the nearest rows of a row at {shown(last['site'].removesuffix(':out'), 40)}, "
+        f"{share(stay)} stay among the nearest (by chance {share(chance)})."
+    )
 
 
 def _rows_sentence(found: dict[str, Any]) -> str:
