@@ -210,6 +210,20 @@ def test_features_of_a_dictionary_are_on_the_page(judged):
     assert "0.375" in to_terminal(found | {"features": [row]})
 
 
+def test_methods_that_are_ready_are_shown_and_the_others_named_once_time_is_spent():
+    images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    model = Model(Corner())
+    inputs = open_inputs(model, [{"x": image} for image in images], batch_size=6)
+    methods = (GradTimesInput(), Saliency())
+    batch, judged = explain(model, inputs, methods, progress=False, n_random=1, seconds=1e-9)
+    assert [one.word for one in judged] == ["grad_times_input"]
+    assert len(explain(model, inputs, methods, progress=False, n_random=1)[1]) == 2
+    found = explain_document(judged, batch, model="m", data="d", not_run=("saliency",))
+    text = to_terminal(found)
+    assert re.search(r"not run +saliency: no time was left \(--seconds 0 runs all", text)
+    assert "grad_times_input" in text
+
+
 def test_methods_have_words():
     assert find_attributor("grad_times_input") is GradTimesInput
     with pytest.raises(InputError, match="saliency"):

@@ -67,6 +67,13 @@ class Explain:
     pair: Annotated[
         str | None, named("TRUTH,ANSWER", "explain inputs of one class that are called another")
     ] = None
+    seconds: Annotated[
+        float,
+        tyro.conf.arg(
+            help="time for methods and their tests, the cheapest first; methods that are ready are "
+            "shown, the others named (0: no limit)"
+        ),
+    ] = 60.0
     no_inputs: Annotated[
         bool, tyro.conf.arg(help="leave the inputs out of the page: only places and ids")
     ] = False
@@ -91,6 +98,7 @@ class Explain:
             choice=self._choice,
             dictionary=self.dictionary,
             limit=self.reading.limit,
+            seconds=self.seconds,
             show_inputs=not self.no_inputs,
             seed=self.reading.seed,
             loading=self.reading.model_options(),

@@ -50,6 +50,7 @@ def document(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> Docum
         ("data", f"{shown(found['data'], 120)}, {plural(found['n'], 'answer')}"),
         ("explained", f"{found['objective']} at {_where(found)}"),
         *([("held as given", shown(found["held"], 120))] if found.get("held") else []),
+        *([("not run", _not_run(found["not_run"]))] if found.get("not_run") else []),
         *([("taken away", f"replaced by: {shown(against, 80)}")] if against else []),
     ]
     features = found.get("features")
@@ -66,6 +67,11 @@ def document(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> Docum
         subject=f"{shown(found['model'], 60)} on {shown(found['data'], 60)}",
         badge=("withheld", "none") if found["best"] is None else ("clear", "holds"),
     )
+
+
+def _not_run(methods: Sequence[str]) -> str:
+    said = ", ".join(shown(method, 60) for method in methods)
+    return f"{said}: no time was left (--seconds 0 runs all methods)"
 
 
 def _verdict(found: dict[str, Any]) -> str:

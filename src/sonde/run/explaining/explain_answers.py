@@ -1,5 +1,6 @@
 """``sonde.explain_answers``: why a model gives its answers, by methods that are each tested."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from sonde.run.explaining.explanations import (
     explain_document,
     find_attributor,
     leading,
+    name_of,
 )
 from sonde.run.explaining.judged import Judged
 from sonde.run.instruments.words import parse_methods
@@ -65,6 +67,7 @@ def explain_answers(
     choice: Choice | None = None,
     dictionary: str | Path | None = None,
     limit: int | None = None,
+    seconds: float = 60.0,
     show_inputs: bool = True,
     seed: int = 0,
     loading: Mapping[str, Any] | None = None,
@@ -96,6 +99,9 @@ def explain_answers(
         Say also which features of a dictionary the answers depend on, at its site.
     limit : int, optional
         How many inputs: 32 by default, or 8 pieces of 128 tokens for a language model.
+    seconds : float, default=60.0
+        Time for methods and their tests. The first method runs in any case; a further one starts
+        only if it is likely to end in time, else the document names it. 0 runs all.
     show_inputs : bool, default=True
         Put the inputs themselves into ``shown_inputs``.
     seed : int, default=0
@@ -115,6 +121,8 @@ def explain_answers(
     """
     if limit is not None and limit > MOST:
         raise InputError(f"--limit: expected at most {MOST} inputs to explain, got {limit}.")
+    if seconds < 0:
+        raise InputError(f"--seconds: expected 0 or more, got {seconds:g}.")
     asked = _methods(methods)
     chosen = Choice() if choice is None else choice
     found, notes = load_for_gradients(model, **(loading or {}))
@@ -141,6 +149,7 @@ def explain_answers(
         progress=progress,
         directory=directory,
         baseline=baseline,
+        seconds=seconds or math.inf,
     )
     led = leading(judged) if is_embedding or target == "predicted" else None
     classes = _classes(found, inputs, judged[0].inputs["label"])
@@ -156,6 +165,7 @@ def explain_answers(
         answers=answers_of(found, batch, led, site, own, targets, baseline),
         where=[inputs.place(i) for i in batch.order.tolist()],
         baseline=baseline,
+        not_run=[word for word in map(name_of, asked) if word not in {o.word for o in judged}],
     )
     if dictionary is not None:
         document["features"] = _features(found, batch, objective, Path(dictionary), site)

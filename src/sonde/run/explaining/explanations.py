@@ -1,5 +1,6 @@
 """Several attributions of the same answers, each judged, and which of them can be believed here."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -36,11 +37,12 @@ SCHEMA: Final = "sonde-explain/1"
 STEPS: Final = 4
 """Steps of the progress of one method: the explanation, two curves, and the other tests."""
 DEFAULTS: tuple[Attributor, ...] = (
-    IntegratedGradients(),
     GradTimesInput(),
-    SmoothGrad(),
     Saliency(),
+    SmoothGrad(),
+    IntegratedGradients(),
 )
+"""The cheapest first: a budget of time ends with those that are ready."""
 
 
 def find_attributor(word: str) -> type[Attributor]:
@@ -90,8 +92,11 @@ def explain(
     progress: bool = True,
     directory: Path | None = None,
     baseline: Baseline | None = None,
+    seconds: float = math.inf,
 ) -> tuple[InputBatch, list[Judged]]:
     """Return the first batch of inputs and the attributions of its answers, each judged.
+
+    Methods are run in the order given until the time is spent; the first is run in any case.
 
     Parameters
     ----------
@@ -110,6 +115,8 @@ def explain(
     baseline : Baseline, optional
         What replaces places that are taken away, in tests and in methods without a baseline of
         their own.
+    seconds : float, default=inf
+        A further method starts only if it is likely to end, with its tests, within this time.
 
     Raises
     ------
@@ -125,6 +132,8 @@ def explain(
     judged: list[Judged] = []
     with Bar("explain", STEPS * len(methods), shown=progress, of="step") as bar:
         for done, method in enumerate(methods):
+            if done and bar.wall_seconds * (done + 1) / done > seconds:
+                break
             based, own = _with_baseline(method, usual)
             judge = partial(_judged, model, batch, based, objective, test, site, n_random, own)
             judged.append(kept.judged(based, partial(judge, lambda: bar.advance(1))))
@@ -230,6 +239,7 @@ def explain_document(
     answers: Sequence[Mapping[str, Any]] = (),
     where: Sequence[str] = (),
     baseline: Baseline | None = None,
+    not_run: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the JSON of an explanation, ``sonde-explain/1``.
 
@@ -251,6 +261,8 @@ def explain_document(
         Where each example stands in the user's files.
     baseline : Baseline, optional
         What replaced places that were taken away, if it was chosen for these data.
+    not_run : sequence of str, optional
+        Methods for which no time was left.
     """
 
     def named(label: str | None) -> str | None:
@@ -272,6 +284,7 @@ def explain_document(
         if first.conventions["site"] == "input"
         else [],
         "best": None if best is None else best.word,
+        "not_run": list(not_run),
         "methods": [
             finite_json(
                 {
