@@ -1,4 +1,4 @@
-"""Every figure of the first screen of a scan, computed again from the rows that ``--rows`` writes."""
+"""Every figure of the first screen of a scan, computed again from what ``--rows`` writes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sonde.cli._gate import reached
+from sonde.cli._gate import figure, reached
 from sonde.core.inputs import Model
 from sonde.findings.document import document
 from sonde.findings.row_table import row_table
@@ -67,8 +67,9 @@ def test_accuracy_confusions_and_worst_rows_of_a_classifier_are_those_of_its_row
     wrong = sorted((line for line in lines if not line["right"]), key=lambda line: -line["loss"])
     worst = [line["place"] for line in wrong[:10]]
     assert [text.partition(":")[0] for text in worst_lines(report)] == worst
-    assert reached(report, [f"accuracy<{share - 1e-6:.7f}"]) == []
-    assert reached(report, [f"accuracy<{share + 1e-6:.7f}"]) != []
+    assert reached(report, f"accuracy<{share - 1e-6:.7f}") is None
+    assert reached(report, f"accuracy<{share + 1e-6:.7f}") is not None
+    assert figure(report, "loss") == pytest.approx(sum(line["loss"] for line in lines) / n)
 
 
 @pytest.mark.slow

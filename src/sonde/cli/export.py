@@ -23,9 +23,9 @@ class Export:
     The states come from a folder that sonde read wrote. With `acts MODEL DATA` they are read now,
     and the flags about reading apply. An interrupted run goes on with the same command.
 
-    A table holds ids, labels, groups and the stored columns. For embedding viewers it also holds
-    two principal directions of the last site as x and y, and the nearest rows of a sample. Arrays
-    can be read by sonde fit METHODS - FILE. All vectors are held in memory together only for
+    A table holds states, ids, labels, groups and the stored columns. For embedding viewers it also
+    holds two principal directions of the last site as x and y, and the nearest rows of a sample.
+    Arrays can be read by sonde fit METHODS - FILE. All vectors are held in memory together only for
     Lance's index.
 
     Example: sonde export acts -o acts.parquet
@@ -50,9 +50,9 @@ class Export:
         tuple[str, ...] | None,
         named("NAME ...", "which columns of the data go into a table; all that are stored"),
     ] = None
-    rows: Annotated[
-        bool, tyro.conf.arg(help="add the rows themselves to Parquet, as acts always does")
-    ] = False
+    no_rows: Annotated[bool, tyro.conf.arg(help="leave the states themselves out of Parquet")] = (
+        False
+    )
     neighbors: Annotated[
         int, tyro.conf.arg(help="nearest rows of the sample for each row; 0 for none")
     ] = 10
@@ -80,7 +80,7 @@ class Export:
                 self.output,
                 sites="auto" if reads else list(self.reading.sites),
                 columns=self.columns,
-                rows=self.rows or reads,
+                rows=not self.no_rows,
                 neighbors=self.neighbors,
                 sample=self.sample,
                 tick=bar.advance,
