@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sonde.cli._gate import figure, reached
 from torch import nn
 
-from sonde.cli._gate import figure, reached
 from sonde.core.inputs import Model
 from sonde.findings.document import document
 from sonde.findings.row_table import row_table
