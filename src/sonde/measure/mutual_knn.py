@@ -41,8 +41,8 @@ class MutualKNN(PairSampleInstrument):
                  Euclidean metric also to shifts.
     Cost         one pass; state ``m`` rows; result O(m^2 dim), never more than 1,024 lines at once.
     Assumes      rows of one group (document) are no neighbours of each other: they are left out.
-    Differs      from the paper: no clipping of outlying units. The standard error is up to two
-                 fifths too wide.
+    Differs      from the paper: no clipping of outlying units. The standard error is
+                 .8 to 1.3 of the spread over fresh rows.
 
     Parameters
     ----------
@@ -101,9 +101,12 @@ class MutualKNN(PairSampleInstrument):
         first, second = (self._neighbours(x, rows.group) for x in rows.rows)
         common = (first[:, :, None] == second[:, None, :]).any(2)
         shared = common.sum(1).double()
-        # a row enters by its own neighbours and as the neighbour of others: both vary with it
+        # Rows share neighbours: as a mean of independent rows the error is too small, and too large
+        # if each row counts once more as the neighbour of others. It lies midway, by measurement.
         named = torch.bincount(first[common], minlength=len(rows)).double()
-        se, how = rows.error_of_mean((shared + named) / self.k)
+        least, how = rows.error_of_mean(shared / self.k)
+        most, _ = rows.error_of_mean((shared + named) / self.k)
+        se = None if least is None or most is None else (least * most).sqrt()
         size = torch.bincount(rows.group)[rows.group].double().mean()
         return MutualKNNResult(
             value=float(shared.mean() / self.k),
