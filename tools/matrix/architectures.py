@@ -161,6 +161,17 @@ _CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
         "GptOssForCausalLM",
         _LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     ),
+    "minimax_m2": (
+        "MiniMaxM2ForCausalLM",
+        _LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "llama4": (
+        "Llama4ForCausalLM",
+        _LLAMA
+        | {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 48}
+        | {"interleave_moe_layer_step": 1, "attention_chunk_size": 16}
+        | {"layer_types": ["chunked_attention", "full_attention"]},
+    ),
     "mamba": (
         "MambaForCausalLM",
         {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}

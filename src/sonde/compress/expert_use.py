@@ -4,7 +4,8 @@ For layers of transformers that hold their experts in two stacked tensors (Mixtr
 their like). States of shards are merged by addition. Rows of padding are left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -118,13 +119,14 @@ def expert_use(
     counts = {r: torch.zeros(one.size, dtype=torch.int64) for r, one in found.items()}
     grams = {r: torch.zeros(one.size, one.size, dtype=torch.float64) for r, one in found.items()}
     n = dict.fromkeys(found, 0)
-    with Bar("routers", end - start) as bar:
+    with Bar("routers", end - start) as bar, _other_arguments(list(found)) as others:
         for batch in map(right_padded, inputs.batches(start, end)):
             args, kwargs = place_of(live.module, batch).call(batch.args, batch.kwargs)
             for router, x in calls_of(live.module, list(found), args, kwargs):
                 with torch.no_grad():
                     rows = without_padding(x, batch).flatten(0, -2)
-                    scores, _, chosen = router(rows)
+                    more, named = others[router]
+                    scores, _, chosen = router(rows, *more, **named)
                 counts[router] += torch.bincount(chosen.flatten().cpu(), minlength=len(scores[0]))
                 scores = scores.double().cpu()
                 grams[router] += scores.T @ scores
@@ -140,6 +142,24 @@ def expert_use(
     return ExpertUse(names, seen, totals, max(n.values()), fingerprint(live.module))
 
 
+@contextmanager
+def _other_arguments(
+    routers: Sequence[nn.Module],
+) -> Iterator[dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Keep what each router is called with beside its states, such as a bias of the choice."""
+    kept: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def keep(router: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept[router] = args[1:], kwargs if args else dict([*kwargs.items()][1:])
+
+    handles = [r.register_forward_pre_hook(keep, with_kwargs=True) for r in routers]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def mixtures(owner: str, module: nn.Module) -> list[Mixture]:
     """Return the mixtures of experts in a model.
 
@@ -152,14 +172,24 @@ def mixtures(owner: str, module: nn.Module) -> list[Mixture]:
         If there is none.
     """
     found: list[Mixture] = []
+    strange: list[str] = []
     for path, parent in module.named_modules():
         for name, part in parent.named_children():
             if not _are_experts(part._parameters):
+                if part._parameters.keys() >= {*STACKED}:
+                    shapes = [f"{n} {tuple(x.shape)}" for n, x in part.named_parameters()]
+                    strange.append(f"{path}.{name} has {', '.join(shapes)}")
                 continue
             size = len(part.down_proj)  # pyright: ignore[reportArgumentType]
             routers = [r for r in parent.children() if _routes(r, size)]
             if len(routers) == 1:
                 found.append(Mixture(f"{path}.{name}" if path else name, part, routers[0]))
+    if not found and strange:
+        raise InputError(
+            f"{owner}: expected stacked experts without biases, {STACKED[0]} (expert, 2 hidden, "
+            f"dim) and {STACKED[1]} (expert, dim, hidden), as in Mixtral: {strange[0]}. Round "
+            "such experts instead: RTN(bits=4), sonde compress --to 4bit."
+        )
     if not found:
         raise InputError(
             f"{owner}: expected layers with stacked experts ({' and '.join(STACKED)}) beside a "

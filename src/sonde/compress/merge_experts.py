@@ -83,6 +83,10 @@ class MergeExperts(Rewrite):
         """Read examples, or what routers did with them."""
         return {"calibration": Examples(summed=ExpertUse)}
 
+    def check(self, model: Model) -> None:
+        """Refuse a model without experts that can be merged."""
+        mixtures("MergeExperts", model.module)
+
     def planned(self, model: Model, calibration: Inputs | ExpertUse) -> RewritePlan:
         """Return the merged experts.
 

@@ -6,12 +6,14 @@ from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
+import torch
 
 from sonde.compress import layer_grams
 from sonde.core.errors import InputError, SondeWarning
 from sonde.core.inputs import Model
 from sonde.data.inputs import ItemInputs
 from sonde.data.listing import taken
+from sonde.tap import place_of
 
 ROWS_PER_INPUT = 8
 """Rows for each input of a layer: more change its moments little."""
@@ -54,6 +56,30 @@ def chosen_parts(inputs: ItemInputs, fitted: int, held: int) -> tuple[ItemInputs
         for side, n in zip(sides, (fitted, held), strict=True)
     )
     return first, second
+
+
+def require_still_weights(model: Model, inputs: ItemInputs) -> None:
+    """Run one example, and refuse a model whose forward pass writes into its weights.
+
+    Raises
+    ------
+    InputError
+        Naming a weight.
+    """
+    named = dict(model.module.named_parameters())
+    before = {name: x._version for name, x in named.items()}
+    for batch in inputs.batches(0, 1):
+        args, kwargs = place_of(model.module, batch).call(batch.args, batch.kwargs)
+        with torch.no_grad():
+            model.module(*args, **kwargs)
+    moved = [name for name, x in named.items() if x._version != before[name]]
+    if moved:
+        more = f" and {len(moved) - 1} more" if moved[1:] else ""
+        raise InputError(
+            f"sonde compress: the forward pass of {type(model.module).__name__} writes into "
+            f"{moved[0]}{more}, and packed weights cannot be written into. Switch that off in "
+            "config.json (for RWKV: rescale_every 0)."
+        )
 
 
 def enough_examples(model: Model, inputs: ItemInputs) -> int:

@@ -13,7 +13,11 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.data import load, open_inputs
 from sonde.data.inputs import ItemInputs
-from sonde.run.compressing.choosing import chosen_parts, enough_examples
+from sonde.run.compressing.choosing import (
+    chosen_parts,
+    enough_examples,
+    require_still_weights,
+)
 from sonde.run.compressing.document import compress_document
 from sonde.run.compressing.inside import inside
 from sonde.run.compressing.methods import Target, method_asked
@@ -238,6 +242,7 @@ def _examples(
             f"sonde compress: expected more than {limit} examples (--limit to calibrate "
             f"on, then some to compare on), got {len(inputs)}. Lower --limit."
         )
+    require_still_weights(model, inputs)
     return chosen_parts(inputs, limit or min(MOST_FITTED, enough_examples(model, inputs)), held)
 
 

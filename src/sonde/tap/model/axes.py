@@ -91,7 +91,7 @@ def find_axes(
     if "row" not in words:
         raise SiteError(
             f"Site: expected an axis of examples at {where}, got shape {first.shape} for "
-            f"{ROWS[0]} examples{_routed(probe, path)}. Read the block around it."
+            f"{ROWS[0]} examples{_routed(probe, path, first)}. Read the block around it."
         )
     fixed = [i for i, word in enumerate(words) if word == ""]
     chosen = _given_axis(axis, first, fixed, where)
@@ -204,7 +204,10 @@ def _name_space(words: list[str], others: list[int]) -> None:
         words[i] = name
 
 
-def _routed(probe: Probe, path: str) -> str:
+def _routed(probe: Probe, path: str, leaf: TensorLayout) -> str:
+    pos = probe.change.pos
+    if pos is not None and leaf.shape[:1] == (ROWS[0] * pos[0],):
+        return " (the tokens of all examples lie on one axis here)"
     around = [path.rsplit(".", k)[0] for k in range(path.count(".") + 1)]
     for name in around:
         kind = type(probe.names.modules[name]).__name__ if name in probe.names.modules else ""

@@ -337,7 +337,7 @@ class _Recorder:
         call.gave = self._number(find(output, None))
         self.tick += 1
         self.trace.setdefault(name, []).append(call)
-        if is_linear(module) and not output.is_nested:
+        if is_linear(module) and isinstance(output, Tensor) and not output.is_nested:
             self.linear[name] = output.clone()  # what follows may change it in place
 
     def _inside(self, name: str, port: str, view: PortView) -> None:
