@@ -59,6 +59,16 @@ def test_replicas_are_edited_and_run_layers_but_are_not_read():
         assert torch.equal(in_replicas(net, X), torch.cat([net(part) for part in X.chunk(2)]))
 
 
+@pytest.mark.truth("the parts of the batch, called one after the other")
+def test_a_guard_sees_replicas_as_forwards_of_their_own():
+    net = mlp()
+    probe = sonde.fit("mahalanobis", sonde.read(net, torch.randn(60, 8), sites=["0"]))
+    with sonde.Guard(net, probe, alpha=None) as guard:
+        in_replicas(net, X)
+        assert guard.n_forwards == 2
+        assert all(len(x) == 3 for x in guard.scores.values())
+
+
 @pytest.mark.truth("the model with the layer, called by itself")
 def test_a_replica_runs_its_own_copy_of_an_inserted_layer():
     body = nn.Sequential(nn.Linear(8, 16), nn.ReLU())

@@ -132,6 +132,7 @@ class Onlooker:
             owner="Guard",
             here=here,
             passed=passed,
+            by_row=False,
         )
 
     def __enter__(self) -> "Onlooker":
