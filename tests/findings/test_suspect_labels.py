@@ -87,6 +87,34 @@ def test_the_planted_check_tells_the_precision_of_the_list() -> None:
     assert all(0 < share <= 1 for share in shares)
 
 
+@pytest.mark.truth("the rows whose labels were changed, among four classes of eight clumps")
+def test_the_models_own_answers_raise_the_wrong_labels_in_the_list() -> None:
+    alone, both = [], []
+    for seed in range(3):
+        draw = np.random.default_rng(seed)
+        centre, label = 1.3 * draw.normal(size=(4, 8, 8)), draw.integers(0, 4, 500)
+        x = centre[label, draw.integers(0, 8, 500)] + 0.9 * draw.normal(size=(500, 8))
+        gaps = ((x[:, None, None] - centre) ** 2).sum(-1)
+        logits = torch.from_numpy(-gaps / (2 * 0.9**2)).logsumexp(2)  # the true posterior
+        wrong = np.zeros(500, dtype=bool)
+        wrong[draw.choice(500, 25, replace=False)] = True
+        given = np.where(wrong, (label + draw.integers(1, 4, 500)) % 4, label)
+        facts = {"labels_are_models": True}
+
+        learned = 9.0 * torch.nn.functional.one_hot(torch.from_numpy(given)).double()
+        shown = {"label": torch.from_numpy(given)}
+        every = [evidence_of(torch.from_numpy(x), **shown)]
+        every += [evidence_of(torch.from_numpy(x), logits=said, facts=facts, **shown)
+                  for said in (logits, learned)]  # fmt: skip
+        lists = [suspect_labels(evidence) for evidence in every]
+        hits = [wrong[_examples(e, f.row[:25])].sum() for e, f in zip(every, lists, strict=True)]
+        alone.append(hits[0])
+        both.append(hits[1])
+        # labels that a model knows by heart are no check
+        assert [f.planted for f in lists] == [20, 20, 0]
+    assert sum(both) >= 1.2 * sum(alone)
+
+
 def test_without_two_classes_there_is_no_list() -> None:
     x = np.random.default_rng(0).normal(size=(90, 3))
     assert suspects_section(_evidence(x, np.zeros(90, dtype=int))) is None

@@ -14,6 +14,7 @@ from torch import Tensor
 from sonde.findings._held_out import held_out_scores
 from sonde.findings._once import once
 from sonde.findings._shared import EXAMPLES, examples_at, ids_at
+from sonde.findings.answers import answer_columns, probabilities
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LabelEvidence, label_evidence, usable
 from sonde.stats.neighbours import nearest
@@ -22,6 +23,8 @@ NEIGHBOURS: Final = 10
 LISTED: Final = 50
 PLANTED: Final = 0.03
 LEAST_PLANTED: Final = 20
+LEARNED: Final = 0.995
+"""Share of the labels that the model gives above which it may have learned wrong ones by heart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +36,11 @@ class Doubts:
     named : Int[Tensor, "row"]
         The class with the most support, apart from the label.
     doubt : Float[Tensor, "row"]
-        Support of that class minus support of the label: the mean of the held-out probability and
-        of the share of the nearest rows. In [-1, 1]; above 0 another class is likelier.
+        What the label lacks of full support, if another class has more support than the label; else
+        minus the support of the label. In [-1, 1]; above 0 another class is likelier. Support is
+        the mean of the held-out probability of the probe and of the share of the nearest rows; if
+        the model's own answers are known, the mean of both and of the model's probability, which
+        counts as much as the two together.
     """
 
     named: Int[Tensor, "row"]
@@ -53,13 +59,17 @@ class SuspectLabels:
         Of all evaluated rows.
     planted, found : int
         How many labels were exchanged for a check, and how many of these stood among the first
-        ``planted`` rows of the list.
+        ``planted`` rows of the list. 0 if the model gives 99.5 % of the rows their label: it may
+        have learned wrong ones, and labels that it did not learn say nothing of these.
+    by_model : bool
+        Whether the model's own answers count.
     """
 
     row: Int[Tensor, "suspect"]
     doubts: Doubts
     planted: int
     found: int
+    by_model: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +111,29 @@ def suspect_labels(evidence: Evidence) -> SuspectLabels:
     planted = order[: max(LEAST_PLANTED, round(PLANTED * n))]
     row = torch.nonzero(likely).flatten()
     row = row[torch.argsort(doubts.doubt[row], descending=True, stable=True)]
-    if len(planted) < LEAST_PLANTED:
-        return SuspectLabels(row, doubts, 0, 0)
+    own = model_support(evidence, found)
+    learned_all = own is not None and _share_right(own, found.truth) > LEARNED
+    if len(planted) < LEAST_PLANTED or learned_all:
+        return SuspectLabels(row, doubts, 0, 0, own is not None)
     label, learned = found.truth.clone(), learned.clone()
     label[planted] = learned[planted] = doubts.named[planted]
     again = _doubts(evidence, found, learned, label).doubt.masked_fill(likely, -2.0)
     first = torch.argsort(again, descending=True, stable=True)[: len(planted)]
-    return SuspectLabels(row, doubts, len(planted), int(torch.isin(first, planted).sum()))
+    n_found = int(torch.isin(first, planted).sum())
+    return SuspectLabels(row, doubts, len(planted), n_found, own is not None)
+
+
+def _share_right(p: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> float:
+    return float((p.argmax(1) == truth).double().mean())
+
+
+def model_support(evidence: Evidence, found: LabelEvidence) -> Float[Tensor, "row class"] | None:
+    """Return the model's probabilities of the classes with enough rows, or None if not known."""
+    columns, number = answer_columns(evidence), torch.tensor(found.numbers)
+    if isinstance(columns, str) or int(number.max()) >= columns[0].shape[1]:
+        return None
+    p = probabilities(columns[0][found.where].double()).nan_to_num(0.0)[:, number]
+    return p / p.sum(1, keepdim=True).clamp(min=1e-12)
 
 
 def _scores(
@@ -136,10 +162,12 @@ def _doubts(
     votes = torch.nn.functional.one_hot(near.clamp(min=0), len(found.names))
     votes = (votes * (near >= 0)[:, :, None]).sum(1).double() / k
     both = (p + votes) / 2
+    said = model_support(evidence, found)
+    both = both if said is None else (both + said) / 2
     own = both.gather(1, label[:, None])[:, 0]
     other = both.scatter(1, label[:, None], -1.0)
     best, named = other.max(1)
-    return Doubts(named, best - own)
+    return Doubts(named, torch.where(best > own, 1 - own, -own))
 
 
 @once

@@ -38,9 +38,10 @@ class SND034(LabelRule):
         "Healthy data show up to 0.6 % of such rows, so their count must also be improbable at "
         "that share. Where it is, rows are listed beside them of which six neighbours say so and "
         "at most 2 have the row's label, if the model itself answers that class at least as "
-        "surely as it does for the rows of that class on average. About three in four wrong "
-        "labels are found this way, nine in ten with the answers of a model that did not learn "
-        "them. Labels that are wrong in one direction: of the rows that the held-out classifier "
+        "surely as it does for the rows of that class on average. The report's list of labels to "
+        "look at first has its own order, by what the probe, the neighbours and the model's own "
+        "answers leave to the label, and says how many of some exchanged labels come first in it. "
+        "Labels that are wrong in one direction: of the rows that the held-out classifier "
         "gives one class, at least 20 % are labelled as another class, more than the reverse, and "
         "they lie as far on its side as its own rows (medians within a quarter), on each half of "
         "the groups; chance below 0.001 over all pairs of classes, over the rows that lie as far "
@@ -77,7 +78,7 @@ class SND034(LabelRule):
         )
         if share < self.note or p >= self.level:
             seen = "no row was listed" if clear == 0 else f"{plural(clear, 'row')} listed"
-            return self.clear(figure, f"{seen}; about one wrong label in four is not seen this way")
+            return self.clear(figure, seen)
         examples = examples_at(evidence, doubtful_rows(evidence))
         site = found.sites[found.best]
         sentence = (
