@@ -183,6 +183,7 @@ def test_group_error():
     sums = torch.stack([centred[group == g].sum() for g in range(7)])
     assert group_error(effect, group, 70) == pytest.approx(float(sums.std()) * math.sqrt(70))
     assert math.isnan(group_error(effect, torch.zeros(40, dtype=torch.int64), 70))
+    assert math.isnan(group_error(effect[:0], torch.zeros(0, dtype=torch.int64), 0))
 
 
 @pytest.mark.truth("spread over 400 data sets of the mean of all rows")

@@ -177,6 +177,8 @@ def group_error(
     ----------
     horvitz1952sampling
     """
+    if not len(effect):
+        return math.nan
     centred = effect.double() - effect.double().mean()
     unique = torch.unique(group, return_inverse=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     member = cast(Tensor, unique[1])

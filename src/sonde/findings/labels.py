@@ -137,6 +137,9 @@ def second_class(evidence: Evidence) -> int | str:
     """Return the rows (groups) of the second largest class, or why there are no two classes."""
     if not (evidence.data.has_labels and evidence.sites) or evidence.sites[0].classes is None:
         return "the data have no labels"
+    answered = answered_labels(shared_rows(evidence))
+    if answered is None or not bool((answered >= 0).any()):
+        return "no labelled row has finite states and answers"
     counts = sorted(class_counts(evidence.data).values())
     return counts[-2] if len(counts) > 1 else "all labelled rows have one class"
 
