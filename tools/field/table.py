@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from tools.field.faults import FAULTS
@@ -55,7 +56,7 @@ def faults(results: Results) -> str:
     for name, fault in FAULTS.items():
         if name in results:
             r = results[name]
-            cause = r["cause"][:MOST] + ("..." if len(r["cause"]) > MOST else "")
+            cause = shorten(r["cause"], MOST, placeholder=" ...")
             figures = (_percent(r["healthy"]), _percent(r["plain"]))
             lines.append(_row(name, fault.says, *figures, r["verdict"], cause))
     return "\n".join(lines)
