@@ -27,6 +27,8 @@ NAMES = {
     "sample": 3,
     "soak": 3,
     "guard": 8,
+    "serve": 14,
+    "serve-promise": 4,
     "generate": 4,
     "train": 1,
     "dictionary": 6,

@@ -54,7 +54,7 @@ def test_the_page_runs(tmp_path):
                 wait(port, server)
                 continue
             start = ["bash", "-euo", "pipefail", "-c"] if kind == "bash" else [sys.executable, "-c"]
-            ran = subprocess.run([*start, code], capture_output=True, timeout=120, **options)
+            ran = subprocess.run([*start, code], capture_output=True, timeout=400, **options)
             assert ran.returncode == 0, (code, ran.stderr)
             said.append(ran.stdout)
         assert server is not None
