@@ -1,5 +1,8 @@
 """The table that is fed the tokens, found by running: in any order, by any name, in pairs."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -66,7 +69,7 @@ class Positions(nn.Module):
 class Functional(Positions):
     """Looks its tokens up by a function."""
 
-    def forward(self, text):
+    def forward(self, text):  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.last(torch.tanh(F.embedding(text, self.words.weight)).sum(1))
 
 
@@ -101,7 +104,7 @@ class WideAndDeep(nn.Module):
         return self.last(torch.tanh(self.deep(ids.clone())).sum(1)) * self.wide(ids).sum(1)
 
 
-def pair(config):
+def pair(config: Any) -> Any:
     return config(
         d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=12, decoder_ffn_dim=12, vocab_size=50,
@@ -109,14 +112,14 @@ def pair(config):
     )  # fmt: skip
 
 
-def sizes(**other):
+def sizes(**other: Any) -> dict[str, Any]:
     return {
         "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50,
         "pad_token_id": 1, "max_position_embeddings": 16, **other,
     }  # fmt: skip
 
 
-def t5():
+def t5() -> Any:
     return T5ForConditionalGeneration(
         T5Config(d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2, vocab_size=50)
     ).eval()
@@ -127,7 +130,7 @@ TWICE = {"input_ids": IDS, "decoder_input_ids": IDS}
 SEGMENTS = torch.tensor([[0, 0, 0, 1, 1, 1]]).expand(4, -1)
 OURS = {"input_ids": IDS}
 ALONE = {"segments": SEGMENTS[:1, :1], "text": IDS[:1, :1]}
-CASES = {
+CASES: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "positions first": (Positions, (SEGMENTS, IDS), "words"),
     "one token": (Positions, (SEGMENTS[:, :1], IDS[:, :1]), "words"),
     "one token of one row": (Positions, ALONE, "words"),
@@ -202,7 +205,7 @@ def test_the_table_is_what_is_fed_the_tokens(name):
     assert str(found.site) == f"{path}:out"
     assert all(torch.equal(p, before[n]) for n, p in module.state_dict().items())
     function = SiteFunction(module, inputs)
-    ids = kwargs.get("input_ids", kwargs.get("text", args[-1] if args else None))
+    ids: Any = kwargs.get("input_ids", kwargs.get("text", args[-1] if args else None))
     assert function.value.shape[:2] == ids.shape
 
 
@@ -238,7 +241,7 @@ def test_of_a_pair_the_encoder_is_explained_and_the_decoder_by_name():
     (slope,) = torch.autograd.grad(logits[:, -1].max(1).values.sum(), vectors)
     found = method.explain(module, inputs)
     torch.testing.assert_close(found.value, slope * vectors.detach())
-    at_decoder = method.explain(module, inputs, site="decoder.embed_tokens")
+    at_decoder: Any = method.explain(module, inputs, site="decoder.embed_tokens")
     assert at_decoder.value.shape == (4, 3, 8)
     same = {**inputs, "decoder_input_ids": IDS}  # as many tokens on both sides
     places = Occlusion(Baseline("zero")).explain(module, same).by_place
@@ -249,7 +252,7 @@ def test_of_a_pair_the_encoder_is_explained_and_the_decoder_by_name():
 def test_a_table_that_scales_its_rows_gives_its_own_vectors_back():
     config = pair(BartConfig)
     config.scale_embedding = True
-    module = BartForConditionalGeneration(config).eval()
+    module: Any = BartForConditionalGeneration(config).eval()
     top = ActivationMax(2).explain(
         module, DECODED, site="model.encoder.layernorm_embedding", unit=3
     )
