@@ -71,3 +71,12 @@ def test_texts_of_equal_length_are_compared_without_padding() -> None:
 def test_one_row_has_no_company() -> None:
     check = checked(SND006(), tensors(Company(True).eval(), noise(1, 8)))
     assert check.state == "withheld"
+
+
+def test_kernels_that_round_by_the_size_of_the_batch_are_no_fault() -> None:
+    class Kernels(Company):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1.004 if len(x) > 4 else 1.0)
+
+    assert_clear(SND006().check(evidence_of(tensors(Kernels(False).eval(), noise(64, 8)))))
+    assert_raised(SND006().check(evidence_of(tensors(Kernels(True).eval(), noise(64, 8)))), "error")

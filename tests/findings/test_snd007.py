@@ -2,10 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from findings._nets import Block, assert_clear, assert_raised
 from findings._texts import Forgetful, gpt2, llama, padded
+from sonde.findings.snd004 import SND004
 from sonde.findings.snd007 import SND007
 
 
@@ -65,3 +67,48 @@ def test_sixteen_bits_say_what_they_cannot_see() -> None:
     check = SND007().check(padded(llama().bfloat16(), "right"))
     assert_clear(check)
     assert "--dtype float32" in check.reason
+
+
+class Averaged(Forgetful):
+    """Respects its mask at every token, and averages all positions or the real ones."""
+
+    def __init__(self, of_real: bool) -> None:
+        super().__init__(True)
+        self.of_real, self.head = of_real, nn.Parameter(torch.randn(16, 5))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        x = super().forward(input_ids, attention_mask)
+        kept = attention_mask if self.of_real else torch.ones_like(attention_mask)
+        mean = (x * kept[..., None]).sum(1) / kept.sum(1, keepdim=True)
+        return {"last_hidden_state": x, "logits": mean @ self.head}
+
+
+def test_answers_move_with_padding_where_no_state_does() -> None:
+    finding = assert_raised(SND007().check(padded(Averaged(False).eval(), "right")), "error")
+    assert finding.sentence.startswith("Padding on the right changes the answers")
+    assert "States at all sites stay as they are" in finding.sentence
+    assert_clear(SND007().check(padded(Averaged(True).eval(), "right")))
+
+
+class Dropout(nn.Module):
+    """Draws in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, 0.3)
+
+
+def dropping(uses_mask: bool) -> Forgetful:
+    net = Forgetful(uses_mask)
+    net.add_module("embedding", nn.Sequential(net.embedding, Dropout()))
+    return net.eval()
+
+
+def test_dropout_does_not_pass_for_a_fault_of_padding() -> None:
+    found = padded(dropping(True), "right")
+    assert_clear(SND007().check(found))
+    tried = assert_raised(SND004().check(found), "error").trial
+    assert tried is not None
+    assert tried.holds
+    both = padded(dropping(False), "right")
+    assert_raised(SND007().check(both), "error")
+    assert_raised(SND004().check(both), "error")

@@ -13,6 +13,7 @@ from sonde.findings.self_check import Deltas, SelfCheck
 from sonde.findings.step import Step
 from sonde.findings.trial import Trial
 
+SHAPES = 3.0
 NARROW_HINT = (
     "in 16 bit or quantised only faults above 3 % are seen; rerun with --dtype float32 to be sure"
 )
@@ -57,6 +58,8 @@ def of_answers(deltas: Deltas, tau: float, sites: Sequence[str]) -> str:
 class ReadingComparison(Rule):
     """The base of rules that judge the distance between two readings of the same rows.
 
+    What the shape of a batch alone does to a row, three times over, counts as rounding.
+
     Parameters
     ----------
     tolerance, tolerance_16_bit : float
@@ -72,6 +75,7 @@ class ReadingComparison(Rule):
         if found is None:
             return self.not_applicable("no model was run")
         tau = self.tolerance_16_bit if found.is_narrow else self.tolerance
+        tau = max(tau, min(SHAPES * found.rounding, self.tolerance_16_bit))
         return self.compare(found, tau, evidence)
 
     @abstractmethod

@@ -4,7 +4,7 @@ A healthy model takes at most eight small forwards before the pass: under two ra
 other rows in the batch, and padded. Differences are measured against the spread between rows.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -87,6 +87,9 @@ class SelfCheck:
     undone : Trial or None
         Two runs of the same rows without dropout, if they differ with it and agree without it. Then
         all other comparisons are made without dropout too.
+    rounding : float
+        How far a row moves if copies of it stand beside it, in spreads of rows: what the arithmetic
+        of another shape of the batch does. Only measured if a comparison is beyond ``tau``.
     padding : tuple of str
         Sites where padded positions held NaN or infinity while no real token did.
     """
@@ -104,6 +107,7 @@ class SelfCheck:
     reasons: dict[str, str] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     undone: Trial | None = None
+    rounding: float = 0.0
     padding: tuple[str, ...] = ()
 
     @property
@@ -144,6 +148,7 @@ def self_check(
         reasons=compared.reasons,
         buffers=tuple(changed),
         undone=compared.undone,
+        rounding=compared.rounding,
         padding=tuple(k for k in compared.trials.sites if k in compared.trials.padding),
         **compared.found,
     )
@@ -171,6 +176,7 @@ class _Compared:
         self.found: dict[str, Deltas | None] = {}
         self.reasons: dict[str, str] = {}
         self.undone: Trial | None = None
+        self.rounding = 0.0
 
     def run(self, side: Side, deep: bool) -> None:
         """Make every comparison that the examples and the model allow."""
@@ -189,6 +195,34 @@ class _Compared:
         if self.stream.model.task == "causal" and (self.small.length or 0) > SHORTEST:
             self.found["future"] = self._future(together)
         self._padding(together, side, deep)
+        if any(self._harms(name) for name in self.found if name != "repeat"):
+            self.rounding = self._by_shape(together)
+
+    def _by_shape(self, together: Taken) -> float:
+        """Return how far a row moves if only the shape of the batch does: copies of it beside it.
+
+        Kernels for packed weights choose their arithmetic by the number of rows. Experts with a
+        limit would refuse copies of a row, so that models with experts are not asked.
+        """
+        names = self.trials.silent.names.modules
+        if any("expert" in name or "router" in name for name in names):
+            return 0.0
+        worst = 0.0
+        try:
+            for i in self._every[:3]:
+                few, many = (
+                    self._read(
+                        replace(self.small, singles=(self.small.singles[i],) * n), [*range(n)]
+                    )
+                    for n in (2, ROWS)
+                )
+                for key, rows in together.items():
+                    a, b = (of_example(taken, 0)[key].x for taken in (few, many))
+                    spread = rows.x.var(0, correction=0).sum().sqrt().clamp(min=1e-30)
+                    worst = max(worst, float((a - b).square().mean(0).sum().sqrt() / spread))
+        except Exception:  # a model that refuses such a batch gives no measure
+            return 0.0
+        return worst
 
     def _without_dropout(self, together: Taken, again: Taken) -> Taken:
         """Repeat the two runs without dropout; if they agree, compare all else without it too.
