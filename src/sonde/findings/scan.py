@@ -376,7 +376,7 @@ def _evidence(
         deep=settings.deep,
         fail_on=settings.fail_on,
     )
-    known = {} if model is None else {"model": model}
+    known: dict[str, object] = {} if model is None else {"model": model}
     if not isinstance(stream, LiveStream):
         return found
     gatherers = _gatherers(stream, data, settings)
