@@ -24,14 +24,13 @@ def _one(name: str, found: Answer) -> dict[str, Any]:
     for (method, site), (score, p) in verdict.each.items():
         by_detector.setdefault(method, {})[site] = p
         scores.setdefault(method, {})[site] = score if math.isfinite(score) else None
-    said |= {
+    return said | {
         "p": by_detector,
         "score": scores,
         "p_all": verdict.p,
         "alarm": verdict.alarm,
         "loudest": _place(verdict.loudest, found),
     }
-    return said | ({"columns": list(found.columns)} if found.columns else {})
 
 
 def _place(key: Key | None, found: Answer) -> dict[str, Any] | None:

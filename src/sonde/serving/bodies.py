@@ -22,7 +22,6 @@ from sonde.serving.limits import Limits
 from sonde.serving.refusals import Refusal
 
 JSON, FORM = "application/json", "multipart/form-data"
-DEEPEST = 32
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

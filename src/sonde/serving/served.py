@@ -64,7 +64,6 @@ class Answer:
     answer: Any = None
     probability: float | None = None
     verdict: Verdict | None = None
-    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
