@@ -62,7 +62,7 @@ def test_rows_between_two_classes_do_not_hide_labels_that_are_wrong_in_one_direc
 
 
 @pytest.mark.truth("the rows of breast_cancer whose labels were changed")
-def test_the_planted_check_tells_the_precision_of_the_list() -> None:
+def test_the_planted_check_tells_how_many_wrong_labels_the_list_shows() -> None:
     x, truth = _cancer()
     label, draw = truth.copy(), np.random.default_rng(1)
     wrong = np.zeros(len(truth), dtype=bool)

@@ -1,6 +1,6 @@
 """Labels in the order in which a person should look at them, and how far that order can be trusted.
 
-A planted check on the same rows says how many of the first rows of the list are worth the look.
+A planted check on the same rows says how many wrong labels the list would show.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class SuspectLabels:
         Of all evaluated rows.
     planted, found : int
         How many labels were exchanged for a check, and how many of these stood among the first
-        ``planted`` rows of the list. 0 if the model gives 99.5 % of the rows their label: it may
+        rows of the list, as many as were exchanged and doubtful together. 0 if the model gives 99.5 % of the rows their label: it may
         have learned wrong ones, and labels that it did not learn say nothing of these.
     by_model : bool
         Whether the model's own answers count.
@@ -117,8 +117,9 @@ def suspect_labels(evidence: Evidence) -> SuspectLabels:
         return SuspectLabels(row, doubts, 0, 0, own is not None)
     label, learned = found.truth.clone(), learned.clone()
     label[planted] = learned[planted] = doubts.named[planted]
-    again = _doubts(evidence, found, learned, label).doubt.masked_fill(likely, -2.0)
-    first = torch.argsort(again, descending=True, stable=True)[: len(planted)]
+    again = _doubts(evidence, found, learned, label).doubt
+    # The rows that were doubtful before compete too: without them every exchanged label is found.
+    first = torch.argsort(again, descending=True, stable=True)[: len(planted) + len(row)]
     n_found = int(torch.isin(first, planted).sum())
     return SuspectLabels(row, doubts, len(planted), n_found, own is not None)
 

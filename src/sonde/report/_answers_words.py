@@ -151,7 +151,7 @@ def suspects_sentence(report: dict[str, Any]) -> str:
     >>> row = {"id": "b", "places": ["line 8"], "label": "cat", "predicted": "dog", "share": 0.9}
     >>> found = {"rows": [row], "n": 1, "planted": 20, "found": 18}
     >>> suspects_sentence({"rows": {"suspects": found}})
-    'look first at line 8 (cat, looks like dog); of 20 labels exchanged for a check, 18 stood among the first 20'
+    'look first at line 8 (cat, looks like dog); of 20 labels exchanged for a check, 18 stood among the first 21'
     """  # noqa: E501
     found = (report.get("rows") or {}).get("suspects")
     if not found or not found["rows"]:
@@ -170,8 +170,8 @@ def planted_sentence(found: dict[str, Any]) -> str:
     """Return how many planted wrong labels the list found, or "" without a planted check."""
     if not found["planted"]:
         return ""
-    n = found["planted"]
-    return f"Of {n} labels exchanged for a check, {found['found']} stood among the first {n}."
+    n, first = found["planted"], found["planted"] + found["n"]
+    return f"Of {n} labels exchanged for a check, {found['found']} stood among the first {first}."
 
 
 def place_of(row: dict[str, Any]) -> str:
