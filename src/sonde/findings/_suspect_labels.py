@@ -59,8 +59,9 @@ class SuspectLabels:
         Of all evaluated rows.
     planted, found : int
         How many labels were exchanged for a check, and how many of these stood among the first
-        rows of the list, as many as were exchanged and doubtful together. 0 if the model gives 99.5 % of the rows their label: it may
-        have learned wrong ones, and labels that it did not learn say nothing of these.
+        rows of the list, as many as were exchanged and doubtful together. 0 if the model gives
+        99.5 % of the rows their label: it may have learned wrong ones, and labels that it did not
+        learn say nothing of these.
     by_model : bool
         Whether the model's own answers count.
     """
