@@ -1,5 +1,6 @@
 """The examples run: in FastAPI, in LitServe, on Ray Serve; and the files of operators parse."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -131,10 +132,10 @@ def test_replicas_on_ray(wanted, monkeypatch):
     from sonde.serving.running import Settings
 
     path, p_values = wanted
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # replicas import the example by its name
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
     monkeypatch.setenv("MODEL", "serving_case:net")
     monkeypatch.setenv("PROBE", str(path))
-    where = {"env_vars": {n: os.environ[n] for n in ("PYTHONPATH", "MODEL", "PROBE")}}
     ray.init(
         address="local",
         num_cpus=3,
@@ -142,7 +143,6 @@ def test_replicas_on_ray(wanted, monkeypatch):
         log_to_driver=False,
         logging_level="ERROR",
         object_store_memory=100 * 2**20,
-        runtime_env=where,
     )
     port = 20_000 + os.getpid() % 20_000
     try:
@@ -150,7 +150,8 @@ def test_replicas_on_ray(wanted, monkeypatch):
         settings = Settings("serving_case:net", str(path), replicas=2)
         small = {"ray_actor_options": {"num_cpus": 0.5}}
         serve.run(deployment(settings, **small), name="sonde", route_prefix="/")
-        serve.run(example("on_ray").replicas, name="own", route_prefix="/own")
+        own = importlib.import_module("on_ray")
+        serve.run(own.replicas, name="own", route_prefix="/own")
         for prefix in ("", "/own"):
             with httpx.Client(base_url=f"http://127.0.0.1:{port}{prefix}") as client:
                 body = {"inputs": [x.tolist() for x in rows(6, 1)]}
