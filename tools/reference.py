@@ -20,6 +20,7 @@ ROOMS = (
     "alarms",
     *(family for family in FAMILIES if family not in ("measure", "detect")),
     "report",
+    "serving",
     "testing",
 )
 PACKAGES = (*(f"sonde.{room}" for room in ROOMS), "sonde_studies")

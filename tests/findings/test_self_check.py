@@ -91,12 +91,12 @@ def test_a_model_for_one_length_is_read_whole() -> None:
     [
         (llama, "right", False, 6),
         (llama, "left", False, 6),
-        (gpt2, "left", False, 7),
-        (gpt2, "right", True, 8),
+        (gpt2, "left", False, 13),
+        (gpt2, "right", True, 14),
     ],
 )
 def test_few_forwards(make: Any, side: str, deep: bool, expected: int) -> None:
-    module, count = make(), []
+    module, count = make(), []  # gpt2 reads its padding: six more with copies of rows
     processor = SimpleNamespace(padding_side=side, pad_token_id=0)
     stream = tokens(module, LENGTHS, processor=processor)
     assert stream.kinds

@@ -102,6 +102,8 @@ def test_rows_that_are_equal_by_chance_are_no_copies():
         assert bool((order[first] == order).all())
         assert len(first.unique()) == 400
         assert bool((first <= torch.arange(800)).all())
+    off = torch.where(torch.arange(400)[:, None] % 4 == 0, 0.0, x)  # a quarter of rows say nothing
+    assert copied_rows([off]) is None
 
 
 def test_streams_say_which_rows_have_the_content_or_id_of_another():

@@ -112,7 +112,7 @@ def test_neighbours_of_principal_components():
     found = mutual_information(x, y, estimator="ksg", components=2)
     assert float(found) == pytest.approx(2.0, abs=0.08)
     assert min(found.kept) > 0.99
-    assert not found.flags
+    assert found.flags == ("se_first_order",)  # the cut to two components is taken as known
     plain = mutual_information(x[:300], y[:300], estimator="ksg")
     assert "high_dim" in plain.flags
     with pytest.raises(InputError, match="for the estimator 'ksg' alone"):

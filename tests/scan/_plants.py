@@ -475,7 +475,7 @@ PLANTS = (
     Plant("SND032", "note", lambda: collapsed(0.01), lambda: collapsed(0.7)),
     Plant("SND033", "warning", lambda: relabelled(mixed), lambda: relabelled(true)),
     Plant("SND034", "warning", lambda: relabelled(flipped), lambda: relabelled(true)),
-    Plant("SND035", "warning", lambda: long_class(False), lambda: long_class(True)),
+    Plant("SND035", "note", lambda: long_class(False), lambda: long_class(True)),
     Plant(
         "SND036",
         "warning",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sonde.cli._gate import figure, reached
+from sonde.report.gate import figure, reached
 from torch import nn
 
 from sonde.core.inputs import Model

@@ -21,7 +21,8 @@ def copied_rows(sites: list[Float[Tensor, "row _dim"]]) -> Int[Tensor, "row"] | 
     None if no two rows are equal, or if rows are equal by chance: rows of symbols, of counts, and
     of few units that often are 0. Rows are measured if some unit takes ten values or more, for a
     tenth of the distinct rows, that lie on no grid. They are copies if units as these, unrelated to
-    each other, would make fewer than 0.01 equal pairs.
+    each other, would make fewer than 0.01 equal pairs. A row of zeros copies nothing: all units
+    are off in it.
     """
     sites = [x.detach().cpu() for x in sites]
     if any(not _repeats(_sketch(x)) for x in sites):
@@ -31,9 +32,13 @@ def copied_rows(sites: list[Float[Tensor, "row _dim"]]) -> Int[Tensor, "row"] | 
     first = torch.tensor([seen.setdefault(key, i) for i, key in enumerate(keys)])
     if len(seen) == len(first):
         return None
+    units = torch.cat([x[:, _some_units(x.shape[1])] for x in sites], dim=1).double()
     distinct = torch.tensor([*seen.values()])[:SOME_ROWS]
-    units = [x[distinct][:, _some_units(x.shape[1])].double() for x in sites]
-    return first if _is_measured(torch.cat(units, dim=1), len(seen)) else None
+    if not _is_measured(units[distinct], len(seen)):
+        return None
+    is_off = torch.stack([(x == 0).all(1) for x in sites]).all(0)
+    first = torch.where(is_off, torch.arange(len(first)), first)
+    return None if len(first.unique()) == len(first) else first
 
 
 def _sketch(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:

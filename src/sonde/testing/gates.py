@@ -40,8 +40,8 @@ def assert_scan(
     Examples
     --------
     >>> usual = {"image_mean": 0.5, "image_std": 0.5, "limit": 64, "progress": False}
-    >>> assert_scan("sonde:digits", "sonde:digits/test", "accuracy>=.9", **usual)
-    Report(0 errors, 0 warnings, 0 notes)
+    >>> assert_scan("sonde:digits", "sonde:digits/test", "accuracy>=.9", **usual).json()["schema"]
+    'sonde-scan/1'
     """
     gate = tuple(_gate_of(word) for word in wanted or ("no error",))
     report = scan(model, data, **options)

@@ -14,7 +14,7 @@ from sonde.core.site import WEIGHT, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.data import check_data, load, open_arrays, open_inputs, reader_of
 from sonde.data.inputs import ItemInputs
-from sonde.data.table_alone import is_table, table_model
+from sonde.data.table_alone import TableAlone, is_table, table_model
 from sonde.data.text_encoding import context_of
 from sonde.store import Store, is_store
 from sonde.tap import LiveStream, live_stream, replay, weight_stream
@@ -151,7 +151,15 @@ def read(
         generate = parse_settings(generate)
     settings = None if generate is None else settings_of(generate)
     options |= {"batch_size": batch_size, "logits": wants_logits, "seed": seed}
-    inputs = open_inputs(live, data, **_room(settings or {}), **options)
+    try:
+        inputs = open_inputs(live, data, **_room(settings or {}), **options)
+    except InputError as error:
+        if not isinstance(live.module, TableAlone):
+            raise
+        raise InputError(
+            f"read: without a model, expected a table of numbers or arrays (.npz), got {data}: "
+            f"{error} Or name a model that reads it."
+        ) from None
     live = reader_of(live, inputs)
     return live_stream(
         live,
