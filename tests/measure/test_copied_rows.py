@@ -102,8 +102,11 @@ def test_rows_that_are_equal_by_chance_are_no_copies():
         assert bool((order[first] == order).all())
         assert len(first.unique()) == 400
         assert bool((first <= torch.arange(800)).all())
-    off = torch.where(torch.arange(400)[:, None] % 4 == 0, 0.0, x)  # a quarter of rows say nothing
-    assert copied_rows([off]) is None
+    is_off = torch.arange(400)[:, None] % 4 == 0  # a quarter of the rows say nothing
+    assert copied_rows([torch.where(is_off, 0.0, x)]) is None
+    assert copied_rows([torch.where(is_off, 3.5, x)]) is None
+    often = torch.where(is_off, 3.5, x)[order]
+    assert len(copied_rows([often]).unique()) == 500  # 300 rows, and 200 that are no copies
 
 
 def test_streams_say_which_rows_have_the_content_or_id_of_another():

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sonde.report.gate import figure, reached
 from torch import nn
 
 from sonde.core.inputs import Model
@@ -15,6 +14,7 @@ from sonde.findings.document import document
 from sonde.findings.row_table import row_table
 from sonde.findings.settings import ScanSettings
 from sonde.report._answers_words import answers_sentence, confused_sentence, worst_lines
+from sonde.report.gate import figure, reached
 from sonde.report.scan import run_scan
 
 Lines = Sequence[dict[str, Any]]

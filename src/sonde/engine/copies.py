@@ -12,6 +12,8 @@ FINE_VALUES = 10
 FINE_SHARE = 0.1
 BY_CHANCE = 0.01
 GRID = 10_000.0
+COMMON, COMMON_TIMES = 20, 10
+"""How often a row comes at least, alone and against the usual row, that is no copy but common."""
 FEW_UNITS, SOME_UNITS, SOME_ROWS = 32, 64, 4096
 
 
@@ -21,8 +23,8 @@ def copied_rows(sites: list[Float[Tensor, "row _dim"]]) -> Int[Tensor, "row"] | 
     None if no two rows are equal, or if rows are equal by chance: rows of symbols, of counts, and
     of few units that often are 0. Rows are measured if some unit takes ten values or more, for a
     tenth of the distinct rows, that lie on no grid. They are copies if units as these, unrelated to
-    each other, would make fewer than 0.01 equal pairs. A row of zeros copies nothing: all units
-    are off in it.
+    each other, would make fewer than 0.01 equal pairs. A row that comes far more often
+    than others do is a state of its own, as where all units are off, and no copy.
     """
     sites = [x.detach().cpu() for x in sites]
     if any(not _repeats(_sketch(x)) for x in sites):
@@ -36,8 +38,10 @@ def copied_rows(sites: list[Float[Tensor, "row _dim"]]) -> Int[Tensor, "row"] | 
     distinct = torch.tensor([*seen.values()])[:SOME_ROWS]
     if not _is_measured(units[distinct], len(seen)):
         return None
-    is_off = torch.stack([(x == 0).all(1) for x in sites]).all(0)
-    first = torch.where(is_off, torch.arange(len(first)), first)
+    count = torch.bincount(first, minlength=len(first))
+    usual = count[count > 0].double().median()
+    is_common = count[first] >= max(COMMON, COMMON_TIMES * float(usual))
+    first = torch.where(is_common, torch.arange(len(first)), first)
     return None if len(first.unique()) == len(first) else first
 
 
