@@ -98,8 +98,10 @@ def block_calls(
         x = None if x is None else x.clone()  # a block may write into what it reads
         output = forward(*args, **kwargs)
         y = find(output, None)
-        whole = x is not None and y is not None
-        found[block].append(BlockCall(x, y.clone(), args, kwargs, output) if whole else None)
+        call = None
+        if x is not None and y is not None:
+            call = BlockCall(x, y.clone(), args, kwargs, output)
+        found[block].append(call)
         return output
 
     args, kwargs = placed_call(model, batch)

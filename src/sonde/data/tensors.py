@@ -299,8 +299,9 @@ def token_mask(
     found = find_mask(kwargs)
     if found is None:
         pairs = kwargs.get(REAL)
-        is_wide = pairs is not None and pairs.ndim in (3, 4)
-        return real_of_pairs(sights(pairs.cpu())) if is_wide else None
+        if pairs is None or pairs.ndim not in (3, 4):
+            return None
+        return real_of_pairs(sights(pairs.cpu()))
     own, mask = found
     for name, x in kwargs.items():
         ids = x.ndim == 2 and not x.is_floating_point() and name != own

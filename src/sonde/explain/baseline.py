@@ -172,5 +172,6 @@ def _over_places(values: Float[Tensor, "feature"], x: Tensor, axis: int) -> Tens
 def _place_features(part: Varied) -> Float[Tensor, "row feature"]:
     """Return the features of every real place of every example."""
     wide, mask = part.value.movedim(part.axis, -1), part.mask
-    has_places = mask is not None and wide.ndim > 2
-    return wide[mask.to(wide.device)] if has_places else wide.reshape(-1, wide.shape[-1])
+    if mask is None or wide.ndim <= 2:
+        return wide.reshape(-1, wide.shape[-1])
+    return wide[mask.to(wide.device)]

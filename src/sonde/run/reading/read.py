@@ -151,15 +151,7 @@ def read(
         generate = parse_settings(generate)
     settings = None if generate is None else settings_of(generate)
     options |= {"batch_size": batch_size, "logits": wants_logits, "seed": seed}
-    try:
-        inputs = open_inputs(live, data, **_room(settings or {}), **options)
-    except InputError as error:
-        if not isinstance(live.module, TableAlone):
-            raise
-        raise InputError(
-            f"read: without a model, expected a table of numbers or arrays (.npz), got {data}: "
-            f"{error} Or name a model that reads it."
-        ) from None
+    inputs = _opened(live, data, {**_room(settings or {}), **options})
     live = reader_of(live, inputs)
     return live_stream(
         live,
@@ -177,6 +169,19 @@ def read(
         axes=axes,
         check=check,
     )
+
+
+def _opened(live: Model, data: Any, options: dict[str, Any]) -> ItemInputs:
+    """Return the data as inputs; of a table that is read alone, say what was expected."""
+    try:
+        return open_inputs(live, data, **options)
+    except InputError as error:
+        if not isinstance(live.module, TableAlone):
+            raise
+        raise InputError(
+            f"read: without a model, expected a table of numbers or arrays (.npz), got {data}: "
+            f"{error} Or name a model that reads it."
+        ) from None
 
 
 def reads_weights(sites: str | Site | Sequence[str | Site]) -> bool:
