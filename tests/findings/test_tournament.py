@@ -100,3 +100,18 @@ def test_the_rows_that_choose_are_the_same_in_a_sample_and_in_a_small_batch() ->
     first = chooses_by_key(keys)
     assert 150 < int(first.sum()) < 250
     assert torch.equal(first[::3], chooses_by_key(keys[::3]))
+
+
+def test_a_change_that_leaves_most_undone_is_no_cause() -> None:
+    few = found("SND046", trial(range(9), "answers"))  # .4 of rows right as given, .625 with it
+    for within, expected in ((None, "SND046"), (0.8, "SND046"), (0.9, None)):
+        settled = name_cause({"SND046": few}, within)
+        finding = settled["SND046"].finding
+        assert finding is not None
+        assert finding.is_cause is (expected is not None)
+
+
+def test_a_larger_change_that_leaves_much_less_undone_is_the_cause() -> None:
+    constant, scaled = trial(range(20), "answers"), trial(range(24), "inputs")
+    cause, why = named(found("SND046", constant), found("SND015", scaled))
+    assert (cause, why["SND046"]) == ("SND015", "SND015")

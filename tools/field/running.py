@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.field.judging import CRASHED, LATE, REFUSED, said, verdict
+from tools.field.obtain import ROOT
 from tools.field.plain import figure, plain
 from tools.field.planting import Fault
 from tools.field.subjects import Subject, copied
@@ -52,7 +53,9 @@ def command(words: Sequence[str], place: Path, seconds: float = SECONDS) -> Outc
 
     Processor time, not wall time, so that a busy machine gives the same table.
     """
-    environment = os.environ | {"NO_COLOR": "1", "COLUMNS": str(SCREEN)}
+    # the factories of subjects import this package, from whatever folder the command starts in
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"NO_COLOR": "1", "COLUMNS": str(SCREEN), "PYTHONPATH": path}
     typed = [sys.executable, "-m", "sonde", *words]
 
     def limited() -> None:

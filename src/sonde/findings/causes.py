@@ -5,11 +5,12 @@ report then shows the origin once, with its consequences beneath it. The word ca
 was tried: the trials of all findings compete on the same rows (``tournament``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from sonde.findings.evidence import Evidence
+from sonde.findings.labels import label_evidence, usable
 from sonde.findings.rule import Check, Finding, Level
 from sonde.findings.tournament import name_cause
 
@@ -133,8 +134,16 @@ def name_causes(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
         for code in line.effects or tuple(settled):
             if code in settled and code != line.cause:
                 settled[code] = _explained(settled, code, line, order)
-    settled = name_cause(settled)
+    settled = name_cause(settled, _allowed_accuracy(evidence, settled))
     return [settled[c.code] for c in checks]
+
+
+def _allowed_accuracy(evidence: Evidence, settled: Mapping[str, Check]) -> float | None:
+    """Return the accuracy of a probe of the last layer, if a change of answers was tried."""
+    trials = [c.finding.trial for c in settled.values() if c.finding is not None]
+    if not any(t is not None and t.measure == "accuracy" for t in trials) or not usable(evidence):
+        return None
+    return label_evidence(evidence).sites[-1].accuracy
 
 
 def _named(check: Check, keys: dict[str, str]) -> Check:

@@ -19,25 +19,31 @@ from sonde.findings.trial import SCOPES, Trial
 FEWEST: Final = 12
 """Common rows that a comparison of two trials takes."""
 CLOSE: Final = 0.9
-"""Share of the largest gain from which on the smaller change is preferred."""
-NEARLY, LEFT = 0.75, 0.02
-"""Smaller gains count as close too if the share of wrong rows that is left is hardly larger."""
+"""Share of the largest gain of a loss from which on the smaller change is preferred."""
+NEARLY, TIMES = 0.75, {"accuracy": 1.5, "error": 1.25}
+LEFT: Final = {"accuracy": 0.02, "error": 0.005}
+"""Gains of answers are close from this share on, if what is left wrong is hardly more than that."""
+ENOUGH: Final = 0.5
+"""Share of what is lost, against the states' own probe, that a cause must give back."""
 COVERED: Final = 0.25
 """Share of its gain that a trial may add to the cause's and still be explained by it."""
 
 
-def name_cause(settled: Mapping[str, Check]) -> dict[str, Check]:
+def name_cause(settled: Mapping[str, Check], within: float | None = None) -> dict[str, Check]:
     """Return the checks with the cause marked, and rivals that it covers explained by it.
 
     Parameters
     ----------
     settled : mapping of str to Check
         By code, explained as the table of causes says.
+    within : float, optional
+        Accuracy that the model's states allow, by a probe of the last layer. A change that mends
+        less than half of what is lost against it is no cause.
     """
     found = {code: check.finding for code, check in settled.items() if check.finding is not None}
     tried = {code: f for code, f in found.items() if _is_tried(f)}
     free = {code: f for code, f in tried.items() if _is_free(f, found)}
-    chosen = _chosen(free)
+    chosen = _chosen({code: f for code, f in free.items() if _mends_enough(f.trial, within)})
     changed = dict(settled)
     for code, finding in free.items():
         if code == chosen:
@@ -65,6 +71,13 @@ def _is_free(finding: Finding, found: Mapping[str, Finding]) -> bool:
         if not _is_tried(finding):
             return False
     return True
+
+
+def _mends_enough(trial: Trial | None, within: float | None) -> bool:
+    """Return whether a change gives back half of the answers that the states allow."""
+    if trial is None or within is None or trial.measure != "accuracy":
+        return True
+    return trial.gain >= ENOUGH * (within - float(trial.before.mean()))
 
 
 def _chosen(free: Mapping[str, Finding]) -> str | None:
@@ -101,11 +114,12 @@ def _bounded(trial: Trial, scores: Float[Tensor, "row"]) -> Float[Tensor, "row"]
 
 
 def _is_close(gain: float, most: float, best: Trial) -> bool:
-    """Return whether a gain is about that of the best trial, or leaves hardly more undone."""
-    if gain >= CLOSE * most or best.measure not in ("accuracy", "error"):
+    """Return whether a gain is about that of the best trial and leaves hardly more undone."""
+    if best.measure not in TIMES:
         return gain >= CLOSE * most
     left = 1 - float(_bounded(best, best.after).mean())
-    return gain >= NEARLY * most and left + most - gain <= 1.25 * left + LEFT
+    allowed = TIMES[best.measure] * left + LEFT[best.measure]
+    return gain >= NEARLY * most and left + most - gain <= allowed
 
 
 def _paired(a: Trial, b: Trial) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]] | None:
