@@ -133,7 +133,7 @@ NOT_TRIED: Mapping[str, str] = {
     "files.durable:atomic_write": "writes for all others",
     "files.state_file:write_state": "writes for all others",
     "files.state_file:write_one": "write_state, which is tried",
-    "run.coding.code_file:encode_file": "decode checks the hash of the text: tests/cli/test_commands.py",
+    "run.coding.code_file:encode_file": "decoding checks the hash: tests/cli/test_commands.py",
     "run.coding.code_file:decode_file": "the text as it was: no command reads it",
     "layers.saving:save_layers": "safetensors that loads without sonde: no hash",
     "run.fine_tuning.arms:_Keeper._save": "the state of a training: torch reads it, unsealed",
