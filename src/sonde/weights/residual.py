@@ -314,11 +314,11 @@ class _SumWatch(TorchDispatchMode):
         self.held.append(x)
         self.makers.setdefault(id(x), f"{name or 'the model'} ({type(module).__name__})")
 
-    def sum_of(self, x: Tensor) -> Sum:
-        """Return a tensor as a sum of terms."""
+    def sum_of(self, x: Tensor | float) -> Sum:
+        """Return a tensor, or a number that is added to one, as a sum of terms."""
         if id(x) in self.sums:
             return self.sums[id(x)]
-        if x not in self.varies:
+        if not isinstance(x, Tensor) or x not in self.varies:
             return Sum((), fixed=(COMPUTED,))
         return Sum((), f"{self.makers.get(id(x), 'an operation')} stands there")
 
