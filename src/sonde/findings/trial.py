@@ -4,6 +4,7 @@ Rows with an even hash of their group choose a change, the others judge it. All 
 split, so that their trials can be compared row by row.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,8 @@ from typing import Final, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binom, ttest_1samp, wilcoxon
+from scipy.stats import binom, wilcoxon
+from scipy.stats import t as student
 from torch import Tensor
 
 from sonde.core.batch import word_of
@@ -77,8 +79,9 @@ class Trial:
         counts is the mean, by Student's test.
         """
         if self.measure == "probabilities":
-            less = (self.after - self.before).double().numpy()
-            return float(ttest_1samp(less, 0.0, alternative="greater").pvalue)
+            less = (self.after - self.before).double()
+            error = float(less.std()) / max(len(less), 1) ** 0.5 if len(less) > 1 else math.inf
+            return float(student.sf(float(less.mean()) / max(error, 1e-12), max(len(less) - 1, 1)))
         return chance_of_gain(self.before, self.after)
 
     @property
