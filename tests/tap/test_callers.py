@@ -82,6 +82,7 @@ def test_an_edit_acts_for_every_thread_and_task(quick_switches):
         assert all_equal(in_pool(net, INPUTS), plain)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("each thread's own rows, by calling the first layer alone")
 @pytest.mark.parametrize("reducer", [None, "mean"])
 def test_taps_in_several_threads_hold_the_rows_of_their_own_forwards(quick_switches, reducer):
