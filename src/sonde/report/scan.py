@@ -23,7 +23,7 @@ from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
 from sonde.run.bundles.header import MODEL_FIELDS, READING_FIELDS
 from sonde.run.reading.class_order import stream_in_sorted_order
-from sonde.run.reading.notes import items_of
+from sonde.run.reading.notes import data_name, items_of
 from sonde.run.reading.read import ARRAYS, AS_IT_IS, read
 from sonde.run.reading.recipe import columns_of
 from sonde.store import is_store
@@ -283,4 +283,4 @@ def name_of(data: Any, stream: Stream | None = None) -> str:
     inputs = items_of(stream)
     if inputs is not None and inputs.source.split is not None:
         return inputs.source.name
-    return str(data) if isinstance(data, str | Path) else f"{type(data).__name__} of items"
+    return data_name(data)

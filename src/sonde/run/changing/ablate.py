@@ -12,14 +12,13 @@ from sonde.run.changing.acting import (
     Change,
     Deed,
     carry_out,
-    open_for_change,
-    require_data,
+    fit_on,
+    open_subject,
     side,
-    word_of,
 )
 from sonde.run.changing.acts import edit_act, edit_controls
-from sonde.run.changing.contrasting import fit_on
 from sonde.run.changing.edit_document import EditTable
+from sonde.run.reading.notes import data_name
 from sonde.weights import fold_writers, residual_writers
 
 
@@ -83,13 +82,10 @@ def ablate(
         If the states are no sum of layers that can be changed, no candidate passes, or the change
         is too large.
     """
-    output = Path(output)
-    found = open_for_change(model, output, device)
-    name = model if isinstance(model, str) else found.name
-    options = {**reading, "limit": limit}
     calm = negative if neutral is None else neutral
-    require_data(found, calm, **options)
-    places = _writers(found, name)
+    subject = open_subject(model, output, calm, device=device, limit=limit, reading=reading)
+    found, options = subject.model, subject.options
+    places = _writers(found)
     fitted = fit_on(
         found,
         DirectionalAblation(),
@@ -108,19 +104,15 @@ def ablate(
     choice = choose_ablation(found, candidates, showing, usual, sites=places, kl_limit=kl_limit)
     edit = choice.direction.edit(strength)
     how = f"directional_ablation at {choice.site}, strength {strength:g}"
-    words = (word_of(positive), word_of(negative))
+    words = (data_name(positive), data_name(negative))
     deed = Deed(
         word="ablate",
-        model=found,
-        name=name,
+        subject=subject,
         plan=replace(fold_writers(found, edit), method=how),
-        output=output,
         act=edit_act(found, edit, places),
         controls=edit_controls(found, edit, places),
         target=target,
         told=f"{words[0]} less likely than {words[1]}",
-        neutral=calm,
-        options=options,
         sites=[choice.site],
         prompts=showing,
         tables=lambda: (_trials(choice, *words),),
@@ -128,7 +120,7 @@ def ablate(
     return carry_out(deed, force=force, show_inputs=show_inputs, progress=progress)
 
 
-def _writers(model: Model, name: str) -> list[str]:
+def _writers(model: Model) -> list[str]:
     """Return the sites of all layers that write to the states.
 
     Raises
@@ -141,7 +133,7 @@ def _writers(model: Model, name: str) -> list[str]:
     except StateError as error:
         raise InputError(
             f"sonde edit ablate: {error} To try it: fit directional_ablation with `sonde fit`, "
-            f"then `sonde generate {name} PROMPTS --steer FILE.sonde`."
+            f"then `sonde generate {model.name} PROMPTS --steer FILE.sonde`."
         ) from error
     return [writer if isinstance(writer, str) else writer.name for writer in writers]
 

@@ -14,8 +14,12 @@ from sonde.core.inputs import Inputs, Model
 from sonde.core.repacking import count_weights
 from sonde.data import load, open_inputs
 from sonde.data.loading import is_factory
+from sonde.run.bundles.fitted import Fitted
 from sonde.run.changing.edit_document import EditTable, edit_document
 from sonde.run.changing.judge import Act, JudgedSide, Judgement, judge
+from sonde.run.fitting.fit import fit
+from sonde.run.reading.notes import data_name
+from sonde.run.reading.read import read
 from sonde.tap.hooks.outputs import find
 from sonde.tap.model.sites import resolve
 from sonde.weights import RewritePlan, fold_edit, save_edited
@@ -57,6 +61,27 @@ class Change:
 
 
 @dataclass(frozen=True, eq=False)
+class Subject:
+    """A model that is going to be changed, and what the change should leave alone.
+
+    Parameters
+    ----------
+    model : Model
+    output : Path
+        Folder for the changed model.
+    neutral : data
+        Data that the change should leave alone.
+    options : mapping
+        How data are read.
+    """
+
+    model: Model
+    output: Path
+    neutral: Any
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Deed:
     """A change of a model that is about to be judged, written and reported.
 
@@ -64,11 +89,8 @@ class Deed:
     ----------
     word : str
         The word of ``sonde edit``.
-    model : Model
-    name : str
-        As the user named it.
+    subject : Subject
     plan : RewritePlan
-    output : Path
     act : callable
         Opens the changed model; see ``sonde.run.changing.acts``.
     controls : sequence of callable
@@ -77,10 +99,6 @@ class Deed:
         What it should change.
     told : str
         The target in words.
-    neutral : data
-        Data that it should leave alone.
-    options : mapping
-        How that data is read.
     sites : sequence of str
         Where the size of the change is measured.
     places : sequence of str
@@ -93,21 +111,39 @@ class Deed:
     """
 
     word: str
-    model: Model
-    name: str
+    subject: Subject
     plan: RewritePlan
-    output: Path
     act: Act
     controls: Sequence[Act]
     target: Sequence[JudgedSide]
     told: str
-    neutral: Any
-    options: Mapping[str, Any]
     sites: Sequence[str]
     places: Sequence[str] = ()
     prompts: Inputs | None = None
     tables: Callable[[], Sequence[EditTable]] = tuple
     notes: Sequence[str] = ()
+
+
+def open_subject(
+    model: Any,
+    output: str | Path,
+    neutral: Any,
+    *,
+    device: str = "auto",
+    limit: int | None = None,
+    reading: Mapping[str, Any],
+) -> Subject:
+    """Return the model that is going to be changed, after a check of all that is known before.
+
+    Raises
+    ------
+    InputError
+        If something is at ``output``, the model cannot be written, or has no such neutral data.
+    """
+    folder, options = Path(output), {**reading, "limit": limit}
+    found = open_for_change(model, folder, device)
+    open_inputs(found, neutral, **{**options, "limit": 1})
+    return Subject(found, folder, neutral, options)
 
 
 def open_for_change(model: Any, output: Path, device: str = "auto") -> Model:
@@ -124,22 +160,12 @@ def open_for_change(model: Any, output: Path, device: str = "auto") -> Model:
     return found
 
 
-def word_of(named: Any) -> str:
-    """Return a model or data as the user named them, or what kind of object they are."""
-    if isinstance(named, Model):
-        return named.name
-    return str(named) if isinstance(named, str | Path) else type(named).__name__
-
-
-def require_data(model: Model, data: Any, **options: Any) -> None:
-    """Open one example of data, before anything is fitted.
-
-    Raises
-    ------
-    InputError
-        If there are no such data for this model.
-    """
-    open_inputs(model, data, **{**options, "limit": 1})
+def fit_on(
+    model: Model, instrument: Any, data: Any, sites: Any, *, progress: bool, **options: Any
+) -> Fitted:
+    """Return an instrument fitted on data; ``options`` are those of ``sonde.read``."""
+    stream = read(model, data, sites=sites, **options)
+    return fit(instrument, stream, calibrate=0, progress=progress)
 
 
 def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> Change:
@@ -159,11 +185,13 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
     InputError
         If the change is too large and not forced.
     """
+    subject = deed.subject
+    model, output = subject.model, subject.output
     judgement = judge(
-        deed.model,
+        model,
         deed.act,
         deed.target,
-        some_inputs(deed.model, deed.neutral, **deed.options),
+        some_inputs(model, subject.neutral, **subject.options),
         controls=deed.controls,
         sites=deed.sites,
         progress=progress,
@@ -175,24 +203,24 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
     notes = idle_note(judgement, force=force)
     is_written = force or not notes
     tables = deed.tables() if is_written else ()
-    saved = save_edited(deed.model, deed.plan, deed.output, name=deed.name) if is_written else None
+    saved = save_edited(model, deed.plan, output, name=model.name) if is_written else None
     document = edit_document(
         deed.word,
         judgement,
-        model=deed.name,
+        model=model.name,
         method=deed.plan.method,
         places=[*deed.places, *(saved.tensors if saved else deed.plan.changes)],
         target=deed.told,
-        neutral=word_of(deed.neutral),
-        output=str(deed.output) if saved else None,
+        neutral=data_name(subject.neutral),
+        output=str(output) if saved else None,
         tables=tables,
         samples=_shown(deed) if saved and show_inputs else (),
         notes=deed.notes,
     )
-    if saved and is_factory(deed.model.name):
-        factory = deed.model.name.partition("@")[0]
-        notes = (*notes, f"note: open the new model as {factory}@{deed.output}.")
-    return Change(document, deed.output if saved else None, judgement, notes)
+    if saved and is_factory(model.name):
+        factory = model.name.partition("@")[0]
+        notes = (*notes, f"note: open the new model as {factory}@{output}.")
+    return Change(document, output if saved else None, judgement, notes)
 
 
 def idle_note(judgement: Judgement, *, force: bool) -> tuple[str, ...]:
@@ -257,7 +285,7 @@ def some_inputs(model: Model, data: Any, **options: Any) -> Inputs:
 
 
 def _shown(deed: Deed) -> Sequence[dict[str, str]]:
-    return () if deed.prompts is None else samples(deed.model, deed.act, deed.prompts)
+    return () if deed.prompts is None else samples(deed.subject.model, deed.act, deed.prompts)
 
 
 def samples(model: Model, act: Act, inputs: Inputs) -> Sequence[dict[str, str]]:

@@ -17,16 +17,15 @@ from sonde.run.changing.acting import (
     Change,
     Deed,
     carry_out,
-    open_for_change,
-    require_data,
+    fit_on,
+    open_subject,
     require_foldable,
     side,
-    word_of,
 )
 from sonde.run.changing.acts import edit_act, edit_controls
-from sonde.run.changing.contrasting import fit_on
 from sonde.run.changing.edit_document import EditTable
 from sonde.run.instruments.catalogue import find
+from sonde.run.reading.notes import data_name
 from sonde.run.reading.read import read
 from sonde.tap import editing
 from sonde.weights import fold_edit
@@ -53,7 +52,7 @@ class Concept:
 
     @property
     def neutral(self) -> Any:
-        """Data that should be left alone where none are named."""
+        """The data that the change should leave alone, if the caller names no others."""
         return self.data if self.negative is None else self.negative
 
     def rows(self, split: str, limit: int | None) -> tuple[Any, dict[str, Any]]:
@@ -72,8 +71,8 @@ class Concept:
     def told(self) -> str:
         """The target in words."""
         if self.data is None:
-            return f"{word_of(self.positive)} less likely than {word_of(self.negative)}"
-        return f"answers to {word_of(self.data)} less likely"
+            return f"{data_name(self.positive)} less likely than {data_name(self.negative)}"
+        return f"answers to {data_name(self.data)} less likely"
 
 
 def erase(
@@ -138,12 +137,11 @@ def erase(
         If the concept is not named, the site's weights cannot hold the change, or the change is
         too large.
     """
-    concept, output = Concept(data, positive, negative), Path(output)
+    concept = Concept(data, positive, negative)
     concept.check()
-    found = open_for_change(model, output, device)
-    options = {**reading, "limit": limit}
     calm = concept.neutral if neutral is None else neutral
-    require_data(found, calm, **options)
+    subject = open_subject(model, output, calm, device=device, limit=limit, reading=reading)
+    found, options = subject.model, subject.options
     try:
         require_foldable(found, site, _any_erasure)
     except StateError as error:
@@ -162,16 +160,12 @@ def erase(
     target = [side(found, part, *word, **options) for part, word in concept.sides().items()]
     deed = Deed(
         word="erase",
-        model=found,
-        name=model if isinstance(model, str) else found.name,
+        subject=subject,
         plan=replace(plan, method=f"{method} at {site}, strength {strength:g}"),
-        output=output,
         act=edit_act(found, edit, [place]),
         controls=edit_controls(found, edit, [place]),
         target=target,
         told=concept.told,
-        neutral=calm,
-        options=options,
         sites=[place],
         places=[place],
         prompts=target[0].inputs,

@@ -15,10 +15,11 @@ from sonde.edit import (
     SelectiveDampening,
     forgotten,
 )
-from sonde.run.changing.acting import Change, idle_note, open_for_change, word_of
+from sonde.run.changing.acting import Change, idle_note, open_for_change
 from sonde.run.changing.acts import plan_act, plan_controls
 from sonde.run.changing.edit_document import EditTable, edit_document
 from sonde.run.changing.judge import JudgedSide, judge
+from sonde.run.reading.notes import data_name
 from sonde.weights import Rewrite, save_edited
 
 Way = Literal["random", "preference", "ascent", "dampen"]
@@ -91,7 +92,6 @@ def forget(
             "them, or a class of --forget by --of-class."
         )
     found = open_for_change(model, output, device)
-    name = model if isinstance(model, str) else found.name
     kept = data if retain is None else retain
     words = {"forget": data, "retain": kept, "held": held}
     sides = _sides(found, words, of_class, {**reading, "limit": limit})
@@ -112,17 +112,17 @@ def forget(
     notes = idle_note(judgement, force=force)
     only = "" if of_class is None else f", class {of_class}"
     told: dict[str, Any] = {
-        "model": name,
+        "model": found.name,
         "method": plan.method,
-        "target": f"{word_of(data)}{only} less likely",
-        "neutral": word_of(kept),
+        "target": f"{data_name(data)}{only} less likely",
+        "neutral": data_name(kept),
     }
     if notes and not force:
         document = edit_document("forget", judgement, places=list(plan.changes), **told)
         return Change(document, None, judgement, notes)
     anew = Retrain().plan(found, sides).fold(found) if retrain else None
     became = forgotten(found, plan.fold(found), **sides, retrained=anew)
-    saved = save_edited(found, plan, output, name=name)
+    saved = save_edited(found, plan, output, name=found.name)
     document = edit_document(
         "forget",
         judgement,

@@ -6,9 +6,10 @@ from typing import Any
 from sonde.core.errors import InputError
 from sonde.data import load, open_inputs
 from sonde.edit import LimitAttention
-from sonde.run.changing.acting import Change, word_of
+from sonde.run.changing.acting import Change
 from sonde.run.changing.attention_costs import ALL, PatternCost, pattern_costs
 from sonde.run.changing.edit_document import EditTable, edit_document
+from sonde.run.reading.notes import data_name
 
 EXAMPLES, SEED = 32, 0
 PORT = ":probs"
@@ -73,11 +74,11 @@ def limit_attention(
     document = edit_document(
         "attention",
         None,
-        model=model if isinstance(model, str) else found.name,
+        model=found.name,
         method=f"LimitAttention({pattern!r}), strength {strength:g}",
         places=[cost.site for cost in layers],
-        target=f"answers to {word_of(data)}, {len(inputs)} examples",
-        neutral=word_of(data),
+        target=f"answers to {data_name(data)}, {len(inputs)} examples",
+        neutral=data_name(data),
         tables=[_table(costs, pattern, tolerance)],
         notes=[_verdict(pattern, layers, far, costs[-1])],
     )

@@ -8,7 +8,12 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.edit import BatchEdit, Fact, RankOneEdit, SecondMoment, linear_layers
 from sonde.edit._fact_answers import FactAnswers
-from sonde.run.changing.acting import Change, Deed, carry_out, open_for_change, require_data
+from sonde.run.changing.acting import (
+    Change,
+    Deed,
+    carry_out,
+    open_subject,
+)
 from sonde.run.changing.acts import plan_act, plan_controls
 from sonde.run.changing.edit_document import EditTable
 from sonde.run.changing.judge import JudgedSide
@@ -78,10 +83,12 @@ def rewrite_fact(
     InputError
         If there is no such layer, or the change is too large.
     """
-    asked, output = [facts] if isinstance(facts, Fact) else [*facts], Path(output)
+    asked = [facts] if isinstance(facts, Fact) else [*facts]
     if not asked:
         raise InputError("rewrite_fact: expected at least one fact, got none.")
-    found = open_for_change(model, output, device)
+    calm = data if neutral is None else neutral
+    subject = open_subject(model, output, calm, device=device, limit=limit, reading=reading)
+    found = subject.model
     place = _layer(found, layer)
     search: dict[str, Any] = {"steps": steps, "largest": largest}
     rule = (
@@ -90,25 +97,20 @@ def rewrite_fact(
         else BatchEdit(asked, [place], **search)
     )
     answers = FactAnswers(found, asked, rule.prefixes)
-    calm, options = data if neutral is None else neutral, {"limit": limit, **reading}
-    require_data(found, calm, **options)
-    stream = read(found, data, sites=[f"{place}:in"], reducer="tokens", split="train", **options)
+    how = {"sites": [f"{place}:in"], "reducer": "tokens", "split": "train"}
+    stream = read(found, data, **how, **subject.options)
     fitted = fit(SecondMoment(ridge=ridge), stream, progress=progress)
     plan = rule.plan(found, fitted)
     figures = tuple((name.replace("_", " "), value) for name, value in plan.figures.items())
     first, more = asked[0], f", and {len(asked) - 1} more" if len(asked) > 1 else ""
     deed = Deed(
         word="rewrite-fact",
-        model=found,
-        name=model if isinstance(model, str) else found.name,
+        subject=subject,
         plan=plan,
-        output=output,
         act=plan_act(found, plan),
         controls=plan_controls(found, plan),
         target=[JudgedSide("target", answers)],
         told=f"{first.prompt!r} goes on with {first.target!r}{more}",
-        neutral=calm,
-        options=options,
         sites=[f"{place}:out"],
         prompts=answers,
         tables=lambda: (

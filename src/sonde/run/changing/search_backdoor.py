@@ -6,13 +6,15 @@ from typing import Any
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
-from sonde.data import ItemInputs, load, open_inputs
+from sonde.data import ItemInputs, open_inputs
 from sonde.edit import BackdoorFinding, Triggered, find_backdoor, remove_backdoor
-from sonde.run.changing.acting import Change, idle_note, word_of
+from sonde.run.changing.acting import Change, idle_note
 from sonde.run.changing.acts import plan_act, plan_controls
 from sonde.run.changing.edit_document import EditTable, edit_document
 from sonde.run.changing.judge import JudgedSide, Judgement, judge
-from sonde.weights import RewritePlan, save_edited, unpacked
+from sonde.run.reading.for_gradients import load_for_gradients
+from sonde.run.reading.notes import data_name
+from sonde.weights import RewritePlan, save_edited
 from sonde.weights.factory_folder import check_change
 from sonde.weights.folder import check_output
 
@@ -60,28 +62,24 @@ def search_backdoor(
     folder = None if output is None else Path(output)
     if folder is not None:
         check_output(folder)
-    opened = load(model, device=device)
-    found = unpacked(opened)
+    found, notes = load_for_gradients(model, device=device)
     if folder is not None:
         check_change(found, folder)
-    name = model if isinstance(model, str) else opened.name
     clean = open_inputs(found, data, limit=limit, **reading)
     finding = find_backdoor(found, clean, steps=steps, progress=progress)
     names = dict(enumerate(clean.label_names))
     change = Change({})
     plan: RewritePlan | None = None
     if folder is not None:
-        plan, change = _remove(
-            found, clean, finding, folder, name, names, force=force, progress=progress
-        )
+        plan, change = _remove(found, clean, finding, folder, names, force=force, progress=progress)
     document = edit_document(
         "find-backdoor",
         change.judgement,
-        model=name,
+        model=found.name,
         method="find_backdoor" if plan is None else plan.method,
         places=[] if plan is None else list(plan.changes),
         target="images with the trigger told right",
-        neutral=word_of(data),
+        neutral=data_name(data),
         output=None if change.output is None else str(change.output),
         tables=_tables(finding, names, plan),
         notes=[
@@ -89,12 +87,8 @@ def search_backdoor(
             "Triggers that cover the image, or bend it, are not found.",
         ],
     )
-    notes = () if found is opened else (UNPACKED.format(name),)
     facts = {"backdoor": _facts(finding, names)}
     return replace(change, document={**document, **facts}, notes=(*notes, *change.notes))
-
-
-UNPACKED = "note: {}: packed layers are unpacked, no gradient flows through them"
 
 
 def _remove(
@@ -102,7 +96,6 @@ def _remove(
     clean: ItemInputs,
     finding: BackdoorFinding,
     output: Path,
-    name: str,
     names: dict[int, str],
     *,
     force: bool,
@@ -127,7 +120,7 @@ def _remove(
     notes = idle_note(judgement, force=force)
     is_written = force or not notes
     if is_written:
-        save_edited(model, plan, output, name=name)
+        save_edited(model, plan, output, name=model.name)
     return plan, Change({}, output if is_written else None, judgement, notes)
 
 

@@ -1,6 +1,5 @@
 """``sonde.steer``: move states along the direction between two data sets."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +17,17 @@ from sonde.run.bundles.fitted import Fitted
 from sonde.run.changing.acting import (
     Change,
     Deed,
+    Subject,
     carry_out,
-    open_for_change,
-    require_data,
+    fit_on,
+    open_subject,
     require_foldable,
     side,
     some_inputs,
-    word_of,
 )
 from sonde.run.changing.acts import edit_act, edit_controls
-from sonde.run.changing.contrasting import fit_on
 from sonde.run.changing.judge import largest_strength
+from sonde.run.reading.notes import data_name
 from sonde.tap.model.sites import resolve
 from sonde.weights import fold_edit
 
@@ -102,13 +101,10 @@ def steer(
     InputError
         If the site's weights cannot hold the direction, or the change is too large.
     """
-    output = Path(output)
-    found = open_for_change(model, output, device)
-    name = model if isinstance(model, str) else found.name
-    options = {**reading, "limit": limit}
     calm = negative if neutral is None else neutral
-    require_data(found, calm, **options)
-    _require_foldable(found, site, name)
+    subject = open_subject(model, output, calm, device=device, limit=limit, reading=reading)
+    found = subject.model
+    _require_foldable(found, site)
     fitted = steering_directions(
         found, positive, negative, site=site, method=method, reducer=reducer, limit=limit,
         progress=progress, **reading,
@@ -118,11 +114,10 @@ def steer(
         strength = largest_strength(
             found,
             lambda strength: edit_act(found, steering.edit(strength), [place]),
-            some_inputs(found, calm, **options),
+            some_inputs(found, calm, **subject.options),
             [place],
         )
-    deed = _deed(found, steering, place, strength, (positive, negative), calm, options,
-                 name=name, output=output, method=method)  # fmt: skip
+    deed = _deed(subject, steering, place, strength, (positive, negative), method)
     return carry_out(deed, force=force, show_inputs=show_inputs, progress=progress)
 
 
@@ -182,43 +177,34 @@ def _chosen(fitted: Fitted, site: str, method: Way) -> tuple[SteeringDirection, 
 
 
 def _deed(
-    model: Model,
+    subject: Subject,
     steering: SteeringDirection,
     site: str,
     strength: float,
     sides: tuple[Any, Any],
-    neutral: Any,
-    options: Mapping[str, Any],
-    *,
-    name: str,
-    output: Path,
     method: Way,
 ) -> Deed:
-    positive, negative = sides
+    (positive, negative), model, options = sides, subject.model, subject.options
     edit = steering.edit(strength)
     how = f"steering_vector(how={method!r}), strength {strength:g}"
     try:
         plan = replace(fold_edit(model, edit, site), method=how)
     except StateError as error:
-        raise _unfoldable(error, name) from error
+        raise _unfoldable(error, model.name) from error
     more = 1 if strength >= 0 else -1
     target = [
         side(model, "positive", positive, more, **options),
         side(model, "negative", negative, -more, **options),
     ]
-    likelier = [word_of(positive), word_of(negative)][::more]
+    likelier = [data_name(positive), data_name(negative)][::more]
     return Deed(
         word="steer",
-        model=model,
-        name=name,
+        subject=subject,
         plan=plan,
-        output=output,
         act=edit_act(model, edit, [site]),
         controls=edit_controls(model, edit, [site]),
         target=target,
         told=f"{likelier[0]} likelier than {likelier[1]}",
-        neutral=neutral,
-        options=options,
         sites=[site],
         places=[site],
         prompts=target[1].inputs,
@@ -226,14 +212,14 @@ def _deed(
     )
 
 
-def _require_foldable(model: Model, site: str, name: str) -> None:
+def _require_foldable(model: Model, site: str) -> None:
     """Refuse a site whose weights cannot hold the bias, before anything is fitted."""
     sites = resolve(model.module, "blocks" if site == "auto" else site)
     place = sites[round(DEPTH * (len(sites) - 1))] if site == "auto" else sites[0]
     try:
         require_foldable(model, str(place), lambda n: Add(torch.ones(n)))
     except StateError as error:
-        raise _unfoldable(error, name) from error
+        raise _unfoldable(error, model.name) from error
 
 
 def _unfoldable(error: StateError, name: str) -> InputError:

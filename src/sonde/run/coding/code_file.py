@@ -74,7 +74,7 @@ def encode_file(
         "n_tokens": len(contents.ids),
         "bits_per_token": 8 * len(coded) / max(1, len(contents.ids)),
         "plain_bytes": plain_sizes(raw, contents),
-        "model": model if isinstance(model, str) else found.name,
+        "model": found.name,
         "model_bytes": model_bytes(found.module),
     }
     return CodedFile(target, document)

@@ -33,6 +33,7 @@ from sonde.run.compressing.search import (
 from sonde.run.compressing.settings import Setting, Trial, fitting, require_divergence
 from sonde.run.compressing.sizes import sized_settings
 from sonde.run.compressing.timing import speeds
+from sonde.run.reading.notes import data_name
 from sonde.weights import Examples, Rewrite, RewritePlan, save_edited
 from sonde.weights.factory_folder import check_change, source_folder
 from sonde.weights.folder import check_output, removed_on_error, weight_bytes
@@ -190,17 +191,16 @@ def compress_model(
     best, tried, notes = job.best(rule)
     new = best.plan.fold(found)
     sites, times = inside(found, new, job.held, best.plan.renamed), speeds(found, new, job.held)
-    name = model if isinstance(model, str) else found.name
     with source_folder(found) as source:
-        saved = save_edited(source, best.plan, output, name=name)
+        saved = save_edited(source, best.plan, output, name=found.name)
         n_bytes = [weight_bytes(at) for at in (source, output)]
     with removed_on_error(output):
         document = compress_document(
             found,
             new,
             best.plan,
-            name=name,
-            data=data if isinstance(data, str) else type(data).__name__,
+            name=found.name,
+            data=data_name(data),
             output=output,
             bytes_on_disk=n_bytes,
             fidelity=best.fidelity,

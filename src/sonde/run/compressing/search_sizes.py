@@ -18,6 +18,7 @@ from sonde.run.compressing.search import (
     trials,
 )
 from sonde.run.compressing.settings import require_divergence
+from sonde.run.reading.notes import data_name
 from sonde.weights.factory_folder import source_folder
 from sonde.weights.folder import ModelFolder, weight_bytes
 
@@ -94,8 +95,8 @@ def search_sizes(
     made = list(trials(found, ours, others, asked, file, tell))
     document = search_document(
         made,
-        model if isinstance(model, str) else found.name,
-        data if isinstance(data, str) else type(data).__name__,
+        found.name,
+        data_name(data),
         n_bytes,
         max_kl,
         {"calibrated_on": len(ours), "compared_on": len(others)},

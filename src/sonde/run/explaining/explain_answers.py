@@ -28,6 +28,7 @@ from sonde.run.explaining.judged import Judged
 from sonde.run.instruments.words import parse_methods
 from sonde.run.reading.class_order import in_sorted_order
 from sonde.run.reading.for_gradients import load_for_gradients
+from sonde.run.reading.notes import data_name
 from sonde.run.scoring.exhibit import pixels_of
 
 MOST, USUAL = 256, 32
@@ -126,7 +127,6 @@ def explain_answers(
     asked = _methods(methods)
     chosen = Choice() if choice is None else choice
     found, notes = load_for_gradients(model, **(loading or {}))
-    name = model if isinstance(model, str) else found.name
     if is_embedding := isinstance(found.module, SentenceEncoder):
         found = similarity_to(found, _text(target))
     objective = Objective() if is_embedding else _objective(target, answer)
@@ -158,8 +158,8 @@ def explain_answers(
     document = explain_document(
         judged,
         batch,
-        model=name,
-        data=data if isinstance(data, str) else type(data).__name__,
+        model=found.name,
+        data=data_name(data),
         features=columns,
         classes=classes,
         answers=answers_of(found, batch, led, site, own, targets, baseline),

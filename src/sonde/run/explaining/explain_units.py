@@ -12,6 +12,7 @@ from sonde.run.explaining.atlas_of_model import model_atlas
 from sonde.run.explaining.dictionaries import open_dictionary
 from sonde.run.explaining.dictionary_health import loss_recovered
 from sonde.run.passes.directory import dropped_on_error
+from sonde.run.reading.notes import data_name
 from sonde.run.reading.read import read
 from sonde.tap.streams.live import LiveStream
 
@@ -84,9 +85,8 @@ def explain_units(
     if reading.get("reducer", "auto") == "auto":
         reading["reducer"] = "positions"  # a row for each token or patch
     stream = read(found, data, sites=site, **reading)
-    name = model if isinstance(model, str) else found.name
     if not isinstance(stream, LiveStream):
-        raise InputError(f"units: expected a model that can be run, got {name}.")
+        raise InputError(f"units: expected a model that can be run, got {found.name}.")
     if len(stream.schema) != 1:
         raise InputError(f"units: expected one site, got {len(stream.schema)}. Name one.")
     (place,) = stream.schema
@@ -106,8 +106,8 @@ def explain_units(
     document = model_atlas(
         atlas,
         stream,
-        model=name,
-        data=data if isinstance(data, str) else type(data).__name__,
+        model=found.name,
+        data=data_name(data),
         dictionary=features,
         dictionary_file="" if dictionary is None else str(dictionary),
         loss=None if loss is None else loss.json(),

@@ -18,6 +18,7 @@ from sonde.run.fine_tuning.document import train_document
 from sonde.run.fine_tuning.layers import asked_layers, check_places, with_asked, without_layers
 from sonde.run.fine_tuning.losses import attached, weights_of
 from sonde.run.passes.directory import run_directory
+from sonde.run.reading.notes import data_name
 from sonde.tap.training.terms import EMA
 from sonde.weights import save_edited
 from sonde.weights.factory_folder import check_change, source_folder
@@ -142,15 +143,14 @@ def train_model(
     require_truth("sonde train", found, examples=ours.first(64), held=others.first(64))
     if teacher not in (None, EMA):
         teacher = load(teacher, device=device)
-    name = model if isinstance(model, str) else found.name
     job = _Job(found, ours, asked, terms, tuple(sites), teacher, seed)
     recipe, kept = job.recipe(epochs, rate, str(weight), scope), run_directory(output)
     if fresh:
         shutil.rmtree(kept, ignore_errors=True)
     pairs = job.pairs(recipe, kept, scope, seeds, alone=alone, progress=progress)
     names = {
-        "model": name,
-        "data": data if isinstance(data, str) else type(data).__name__,
+        "model": found.name,
+        "data": data_name(data),
         "terms_typed": terms or "",
         "sites_typed": list(sites),
         "inserted": list(insert),
@@ -158,7 +158,7 @@ def train_model(
     }
     document = train_document(found, others, pairs, recipe, names=names, n_trained=len(ours))
     new = pairs[0][0].module
-    patch = _save(found, new, output, name, document["gain"]["loss"]["value"])
+    patch = _save(found, new, output, document["gain"]["loss"]["value"])
     trained = Trained(document, output, patch, new, kept)
     if not keep_checkpoints:
         trained.forget()
@@ -258,10 +258,10 @@ class _Job:
         ]
 
 
-def _save(model: Model, new: Any, output: Path, name: str, loss: float) -> Path:
+def _save(model: Model, new: Any, output: Path, loss: float) -> Path:
     """Write the trained model with its layers inside, and return its patch."""
     base = without_layers(model)
     plan = plan_of(base, without_layers(new), "train", loss=loss)
     layers = layer_files(new) if inserted_layers(new) else None
     with source_folder(base) as source:
-        return save_edited(source, plan, output, name=name, layers=layers).patch
+        return save_edited(source, plan, output, name=model.name, layers=layers).patch

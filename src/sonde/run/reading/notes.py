@@ -1,6 +1,7 @@
 """Notes on the data that were read, reported once at the end of a run."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import SondeWarning
@@ -66,6 +67,17 @@ def items_of(stream: Stream | None) -> ItemInputs | None:
     inputs = live.inputs if isinstance(live, LiveStream) else None
     inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
     return inputs if isinstance(inputs, ItemInputs) else None
+
+
+def data_name(data: Any) -> str:
+    """Return data as they were typed, or what kind of object they are.
+
+    Examples
+    --------
+    >>> data_name("rows.csv"), data_name([1, 2])
+    ('rows.csv', 'list of items')
+    """
+    return str(data) if isinstance(data, str | Path) else f"{type(data).__name__} of items"
 
 
 def split_of(stream: Stream | None) -> str | None:

@@ -72,7 +72,7 @@ def trace_texts(
     traced = trace(found, asked, sites, how, progress=progress)
     document = trace_document(
         traced,
-        model=model if isinstance(model, str) else found.name,
+        model=found.name,
         data=str(pairs) if is_file else None,
         how=how,
         show_inputs=show_inputs,
