@@ -14,7 +14,7 @@ N = 40
 def trial(
     mended: range, scope: Scope, broken: range = range(0), measure: Measure = "accuracy"
 ) -> Trial:
-    """Return a trial on rows 100.. of which 24 are wrong as they are given."""
+    """Return a trial on 40 rows. The model is wrong on the first 24 before the change."""
     before = (torch.arange(N) >= 24).double()
     after = before.clone()
     after[list(mended)], after[list(broken)] = 1.0, 0.0

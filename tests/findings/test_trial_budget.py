@@ -38,7 +38,7 @@ class Mobile(nn.Module):
 
 
 class Words(nn.Module):
-    """A large table, of which a row is looked up for each token, and a small layer."""
+    """An embedding of 5,000 tokens, which multiplies nothing, and a small linear layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ import pytest
 
 from page_case import Page
 from sonde.report import to_html, to_text
-from sonde.report._first_screen import ABOUT_ANSWERS, first_cause, first_screen
+from sonde.report._first_screen import ABOUT_ANSWERS, first_finding, first_screen
 
 WRONG = {"confidence": 0.9, "right": False, "group": None, "findings": {}, "loss": 3.0}
 TRIED = {"change": "x", "measure": "accuracy", "before": 0.3, "after": 0.9, "n_rows": 60, "p": 0.0}
@@ -18,7 +18,7 @@ def _finding(code: str, level: str, **more):
 
 @pytest.mark.slow
 def test_answers_cause_fix_and_worst_inputs_come_before_all_else(report) -> None:
-    cause = first_cause(report)
+    cause = first_finding(report)
     assert cause is not None
     cause["fix"] = "Call model.eval() after the weights are loaded: right on 98 % instead of 27 %."
     report["cause"], cause["trial"] = cause["code"], TRIED
@@ -58,17 +58,17 @@ def test_a_cause_is_about_answers_if_any_is_and_never_a_note(report) -> None:
     other = _finding("SND041", "warning", theme="data", effect=0.9)
     mine, note = _finding("SND065", "warning", effect=0.1), _finding("SND034", "note", effect=1.0)
     assert "SND041" not in ABOUT_ANSWERS
-    assert first_cause({"findings": [other, mine, note]}) == mine
-    assert first_cause({"findings": [other, note]}) == other
-    assert first_cause({"findings": [note]}) is None
+    assert first_finding({"findings": [other, mine, note]}) == mine
+    assert first_finding({"findings": [other, note]}) == other
+    assert first_finding({"findings": [note]}) is None
     error = _finding("SND002", "error", theme="run")
-    assert first_cause({"findings": [mine, error]}) == error
-    assert first_cause({"findings": [mine | {"because_of": "SND041"}, other]}) == other
+    assert first_finding({"findings": [mine, error]}) == error
+    assert first_finding({"findings": [mine | {"because_of": "SND041"}, other]}) == other
 
 
 @pytest.mark.slow
 def test_what_was_not_tried_is_neither_a_cause_nor_a_fix(report) -> None:
-    first = first_cause(report)
+    first = first_finding(report)
     assert first is not None
     text, page = to_text(report, width=200), to_html(report).replace("\u00a0", " ")
     assert "\ncause    no cause found" in text
@@ -79,7 +79,7 @@ def test_what_was_not_tried_is_neither_a_cause_nor_a_fix(report) -> None:
     assert "Fix" not in page.split('id="rows"')[0]
     other = next(f for f in report["findings"] if f["level"] != "note" and f is not first)
     report["cause"], other["trial"] = other["code"], TRIED
-    assert first_cause(report) == other
+    assert first_finding(report) == other
 
 
 def test_without_answers_and_findings_there_is_no_first_screen(bare) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sonde
 from scan._zoo import quiet
 from sonde.report import Report
-from sonde.report._first_screen import first_cause
+from sonde.report._first_screen import first_finding
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +89,7 @@ def test_what_breaks_a_regression_is_named_first(task: str, plant: str) -> None:
         "thousand": (lambda: (x, 1000 * y), "y = 1000 * y"),
     }
     change, said = plants[plant]
-    found = first_cause(scanned(net, *change()).json())
+    found = first_finding(scanned(net, *change()).json())
     assert found is not None
     assert said in found["fix"]
 
@@ -102,7 +102,7 @@ def test_a_share_of_the_rows_and_the_rest_of_the_file_are_named() -> None:
     feet[::3, i] *= 3.28084
     half = len(y) // 2
     slipped[half:] = y[half:].roll(1)
-    share, rest = (first_cause(scanned(net, *rows).json()) for rows in ((feet, y), (x, slipped)))
+    share, rest = (first_finding(scanned(net, *rows).json()) for rows in ((feet, y), (x, slipped)))
     assert share is not None
     assert rest is not None
     assert f"c{i} divided by 3.28084" in share["fix"]

@@ -14,8 +14,8 @@ from torch import nn
 from serving_case import asked, net, probe, rows, served
 from sonde.core.errors import InputError
 from sonde.serving import Limits, app
+from sonde.serving.authentication import read_token
 from sonde.serving.bodies import Rows, picture, read_body
-from sonde.serving.doors import read_token
 from sonde.serving.refusals import Refusal
 from sonde.serving.running import Settings, check
 

@@ -1,4 +1,4 @@
-"""Run the command line of sonde on folders, one result file each, so that a stopped run goes on.
+"""Run the command line of sonde on folders. Each run has a result file, so a stopped one goes on.
 
 A result is written by one rename; several processes share a folder of results through a lock file
 for each entry. A run that is stopped leaves no half result.

@@ -32,7 +32,7 @@ _BYTE: Final = re.compile(r"^<0x[0-9A-Fa-f]{2}>$")
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """What a tokenizer makes of texts, one entry for each text.
+    """The tokens of some texts, with how many of them are unknown or single bytes.
 
     Parameters
     ----------

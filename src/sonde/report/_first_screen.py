@@ -24,7 +24,7 @@ SHOWN: Final = 6
 _WIDE: Final = 420
 
 
-def first_cause(report: dict[str, Any]) -> dict[str, Any] | None:
+def first_finding(report: dict[str, Any]) -> dict[str, Any] | None:
     """Return the first finding: the cause, else an error or a warning, first those about answers.
 
     If the model guesses, a flaw of its data is no explanation. Then the first finding is one that
@@ -35,11 +35,11 @@ def first_cause(report: dict[str, Any]) -> dict[str, Any] | None:
     --------
     >>> usual = {"effect": 0.5, "because_of": None, "ignored": False, "theme": "run"}
     >>> found = [usual | {"code": c, "level": "warning"} for c in ("SND002", "SND015")]
-    >>> first_cause({"findings": found})["code"]
+    >>> first_finding({"findings": found})["code"]
     'SND015'
     >>> found = [usual | {"code": "SND035", "level": "warning"},
     ...          usual | {"code": "SND039", "level": "note"}]
-    >>> first_cause({"findings": found})["code"]
+    >>> first_finding({"findings": found})["code"]
     'SND039'
     """
     chosen = select(report["findings"])
@@ -68,7 +68,7 @@ def fix_word(finding: dict[str, Any]) -> str:
 
 def cause_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the lines on the first finding with their names; only a tried finding is a cause."""
-    found = first_cause(report)
+    found = first_finding(report)
     if found is None:
         answers, confused = report.get("answers"), confused_sentence(report)
         if answers is not None and answers["measure"] == "rms_error":
@@ -142,7 +142,7 @@ def _bar(name: str, value: float, part: float, said: str) -> Markup:
 
 
 def _cause(report: dict[str, Any]) -> Markup | None:
-    found = first_cause(report)
+    found = first_finding(report)
     if found is None:
         said = next((text for _, text in cause_lines(report)), "")
         return el("p", tied(said[:1].upper() + said[1:]), ".", cls="why") if said else None

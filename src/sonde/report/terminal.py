@@ -18,7 +18,7 @@ from sonde.report._answers_words import (
     suspects_sentence,
     worst_lines,
 )
-from sonde.report._first_screen import cause_lines, first_cause, fix_word, is_cause
+from sonde.report._first_screen import cause_lines, first_finding, fix_word, is_cause
 from sonde.report._format import (
     LEVELS,
     plural,
@@ -90,7 +90,7 @@ def to_text(
 def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     yield from _head(report, width)
     yield from _first(report, width)
-    chosen, cause = select(report["findings"]), first_cause(report)
+    chosen, cause = select(report["findings"]), first_finding(report)
     yield from _counts(report["verdict"], width)
     yield ""
     sites = [row["site"] for row in report["sites"]]
@@ -131,13 +131,13 @@ def _first(report: dict[str, Any], width: int) -> Iterator[str]:
     right, confused = answers_sentence(report), confused_sentence(report)
     parts = [("answers", right), *(("", line) for line in head_lines(report))]
     parts += [("vectors", vectors_sentence(report))]
-    if first_cause(report) is not None:
+    if first_finding(report) is not None:
         parts += [("", confused)]
     parts += cause_lines(report)
     for name, text in parts:
         if text:
             yield from _block(name, text, width)
-    cause = first_cause(report)
+    cause = first_finding(report)
     if cause is not None and cause["next"]:
         yield from _command(shown(cause["next"], 1000), width)
     lines = worst_lines(report)

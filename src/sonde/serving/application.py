@@ -24,6 +24,7 @@ from starlette.responses import (
 from starlette.routing import Route
 
 from sonde.serving.answers import answers_json
+from sonde.serving.authentication import TokenMiddleware
 from sonde.serving.bodies import (
     FORM,
     JSON,
@@ -33,7 +34,6 @@ from sonde.serving.bodies import (
     parse_json,
     read_body,
 )
-from sonde.serving.doors import Door
 from sonde.serving.limits import Limits
 from sonde.serving.open_inference import infer_json, inputs_of, metadata
 from sonde.serving.openapi import openapi
@@ -125,10 +125,10 @@ def app(
         yield
         await service.stop()
 
-    doors = [] if token is None else [Middleware(Door, token=token)]  # type: ignore[arg-type]
+    middleware = [] if token is None else [Middleware(TokenMiddleware, token=token)]  # type: ignore[arg-type]
     made = Starlette(
         routes=handlers.routes(),
-        middleware=doors,
+        middleware=middleware,
         lifespan=lifespan,
         exception_handlers={404: _no_address, 405: _no_address},
     )

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from sonde.core.errors import InputError
 from sonde.data import load
-from sonde.serving.doors import read_token
+from sonde.serving.authentication import read_token
 from sonde.serving.limits import Limits
 from sonde.serving.traffic import Schedule
 

@@ -14,12 +14,12 @@ from torch import nn
 
 from sonde.core.errors import InputError, SondeError
 from sonde.serving.batcher import Batcher
-from sonde.serving.board import Board
 from sonde.serving.bodies import Rows
 from sonde.serving.changes import Changes
 from sonde.serving.feedback import Feedback
 from sonde.serving.figures import Figures
 from sonde.serving.limits import Limits
+from sonde.serving.recent_traffic import RecentTraffic
 from sonde.serving.refusals import Refusal
 from sonde.serving.served import Answer, Answered, Item, ServedModel
 from sonde.serving.traffic import Schedule, Traffic, own_keys
@@ -59,7 +59,7 @@ class Service:
         self.log, self.schedule = log, schedule
         self.calibrate = None if calibrate is None else Path(calibrate)
         self.figures, self.feedback = Figures(registry), Feedback()
-        self.board = Board(keep_inputs)
+        self.recent = RecentTraffic(keep_inputs)
         self.changes: Changes | None = None
         self.traffic: Traffic | None = None
         self.failure: str | None = None
@@ -200,7 +200,7 @@ class Service:
         answers = await batcher.answers(items)
         self.feedback.remember(names, answers)
         try:
-            self.board.answers(names, answers, inputs if self.keep_inputs else [None] * len(names))
+            self.recent.answers(names, answers, inputs if self.keep_inputs else [None] * len(names))
         except Exception as error:  # the dashboard must not take an answer from anybody
             _log.error("the dashboard failed: %s", type(error).__name__)
         return answers
@@ -264,7 +264,7 @@ class Service:
         """Return what the dashboard shows."""
         waiting = 0 if self._batcher is None else self._batcher.n_waiting
         changes = [] if self.changes is None else [*self.changes.alarms]
-        found = self.board.state(changes, self.feedback.figures(), waiting)
+        found = self.recent.state(changes, self.feedback.figures(), waiting)
         name = "loading" if self._served is None else self._served.name
         return {**found, "name": name, "alpha": self.alpha}
 
@@ -275,7 +275,7 @@ class Service:
 
     def counted(self, route: str, code: int, seconds: float) -> None:
         """Count a request."""
-        self.board.request(route, code, seconds)
+        self.recent.request(route, code, seconds)
         self.figures.requests.labels(route, str(code)).inc()
         self.figures.seconds.labels(route).observe(seconds)
 

@@ -27,7 +27,9 @@ def held_scores(
     groups: "Groups | None",
     bar: Bar,
 ) -> tuple[dict[Key, HeldScoresState], dict[Key, Lengths]]:
-    """Return the kept scores of every detector, one for each group, and the examples' lengths.
+    """Return the scores of held-out examples for every detector, and how long the examples are.
+
+    A detector has one score for each group.
 
     If a group holds several usual examples, the example chosen by a hash of its place stands for
     all. Without groups every example stands for itself.

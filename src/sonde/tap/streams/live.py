@@ -268,7 +268,7 @@ class LiveStream(Stream):
                 yield made.pop()
 
     def reader(self) -> Reader:
-        """Return what runs the model and takes these rows from its forwards, one after another."""
+        """Return a reader, which runs the model and returns the rows of this stream."""
         return Reader(
             self.model.module,
             self.kinds,

@@ -19,7 +19,7 @@ MOST_ALARMS = 50
 MOST_TEXT, MOST_NUMBERS, THUMBNAIL = 500, 64, 96
 
 
-class Board:
+class RecentTraffic:
     """Counts of the last minutes, of the last inputs, and the last alarms.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Who may come in: a bearer token for every address but health, compared in constant time."""
+"""A bearer token for every address but health, compared in constant time."""
 
 import base64
 import binascii
@@ -34,7 +34,7 @@ def read_token(path: str | Path) -> str:
     return found.decode()
 
 
-class Door:
+class TokenMiddleware:
     """ASGI middleware that lets in who brings the token.
 
     Programs send ``Authorization: Bearer TOKEN``. A browser asks for a password, which is the
