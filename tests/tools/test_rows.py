@@ -1,0 +1,38 @@
+import pytest
+
+from sonde_studies import STUDIES, study_of
+from tools import rows
+
+
+@pytest.mark.slow
+def test_every_name_of_the_list_exists():
+    listed = rows.rows_of()
+    assert len({row.name for row in listed}) == len(listed) == 208
+    for row in listed:
+        for code in row.code:
+            assert rows.exported(code), code
+        assert {*row.study} <= {*STUDIES}, row
+        keys = {claim.key for word in row.study for claim in study_of(word).claims}
+        assert {*row.claims} <= keys, row
+
+
+@pytest.mark.parametrize("code", ["measure.NoSuchMeasure", "layers.Attention(no_such_parameter)"])
+def test_a_name_that_is_gone_is_noticed(code):
+    with pytest.raises((AttributeError, TypeError)):
+        rows.exported(code)
+
+
+def test_status_of_planted_rows():
+    known = {("nac", claim.text): "holds" for claim in study_of("nac").claims}
+    known["nac", rows.NULL + study_of("nac").null.text] = "as expected"
+    whole = rows.Row("a", "NAC", ("detect.NAC",), ("nac",))
+    assert rows.status(whole, known) == "whole"
+    assert (
+        rows.status(rows.Row("a", "NAC", ("detect.NAC",), ("nac",), (), "an arm"), known) == "part"
+    )
+    first = study_of("nac").claims[0]
+    open_claim = known | {("nac", first.text): "too few seeds"}
+    assert rows.status(whole, open_claim) == "unsettled"
+    assert rows.reasons(whole, open_claim) == [f"nac: {first.key} = too few seeds"]
+    assert rows.status(rows.Row("a", "NAC", ("detect.NAC",)), known) == "part"
+    assert rows.status(rows.Row("a", "X", missing="closed: no mechanism"), known) == "closed"

@@ -1,0 +1,164 @@
+"""Print the systems of ``tools/rows.toml``: where each lives, its truth test, its claims.
+
+python tools/rows.py [--part] [ID ...]
+
+A system is whole if its code exists, a test names an independent source for it, its study has a row
+of the table of ``docs/studies.md`` for each claim, every claim about it is settled, and nothing is
+known to be missing.
+"""
+
+import importlib
+import inspect
+import re
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.check_truth import truths
+
+from sonde_studies import study_of
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTLED = ("holds", "does not hold", "not tested")
+NULL = "nothing to find: "
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system.
+
+    Parameters
+    ----------
+    name : str
+        Its number in the list.
+    system : str
+    code : tuple of str
+        ``room.Export`` or ``room.Export(parameter,..)``.
+    study, claims : tuple of str
+        Words of studies, and keys of claims; without keys all claims are about the system.
+    missing : str
+        Why it is not whole; empty where no reason is known.
+    """
+
+    name: str
+    system: str
+    code: tuple[str, ...] = ()
+    study: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
+    missing: str = ""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the system has no mechanism."""
+        return self.missing.startswith("closed: ")
+
+
+def rows_of(file: Path = ROOT / "tools" / "rows.toml") -> list[Row]:
+    """Return the systems of a file."""
+    listed: dict[str, dict[str, Any]] = tomllib.loads(file.read_text("utf-8"))
+    return [
+        Row(name, **{k: _frozen(v) for k, v in entry.items()}) for name, entry in listed.items()
+    ]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # pyright: ignore
+
+
+def exported(code: str) -> Any:
+    """Return what an entry of ``code`` names.
+
+    Raises
+    ------
+    AttributeError
+        If there is no such export.
+    TypeError
+        If it has no such parameter.
+    """
+    place, _, named = code.rstrip(")").partition("(")
+    room, _, name = place.rpartition(".")
+    found = getattr(importlib.import_module(f"sonde.{room}"), name)
+    unknown = {p for p in named.split(",") if p} - set(inspect.signature(found).parameters)
+    if unknown:
+        raise TypeError(f"{code}: no parameter {sorted(unknown)}")
+    return found
+
+
+def truth_of(code: str, tests: Path = ROOT / "tests") -> str:
+    """Return the test file that names an independent source for an export; else an empty text."""
+    room, _, name = code.partition("(")[0].rpartition(".")
+    own = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    of_room = sorted((tests / ("studies/recipes" if room == "recipes" else room)).glob("test_*.py"))
+    for file in sorted(of_room, key=lambda f: (f.stem != f"test_{own}", f.stem)):
+        if re.search(rf"\b{name}\b", file.read_text("utf-8")) and truths(file):
+            return file.relative_to(tests.parent).as_posix()
+    return ""
+
+
+def verdicts(page: Path = ROOT / "docs" / "studies.md") -> dict[tuple[str, str], str]:
+    """Return the verdict of each study's claim in the table, without its number of seeds."""
+    rows = (line.strip("|").split("|") for line in page.read_text("utf-8").splitlines())
+    cells = ([cell.strip() for cell in row] for row in rows if row[0].startswith(" `"))
+    return {(row[0].strip("`"), row[1]): re.sub(r", \d+ seeds$", "", row[-1]) for row in cells}
+
+
+def claims_of(row: Row, known: dict[tuple[str, str], str]) -> dict[str, str]:
+    """Return the verdicts of the claims that are about a system, by ``study: key``."""
+    found: dict[str, str] = {}
+    for word in row.study:
+        study = study_of(word)
+        for claim in study.claims:
+            if not row.claims or claim.key in row.claims:
+                said = known.get((word, claim.text), "not in docs/studies.md")
+                found[f"{word}: {claim.key}"] = said
+        null = known.get((word, NULL + study.null.text), "not in docs/studies.md")
+        if null != "as expected":
+            found[f"{word}: null arm"] = null
+    return found
+
+
+def reasons(row: Row, known: dict[tuple[str, str], str]) -> list[str]:
+    """Return why a system is not whole; empty for one that is."""
+    untold = [] if row.code or row.study else ["neither code nor study"]
+    parts = row.code or tuple(f"recipes.{word.replace('-', '_')}" for word in row.study)
+    untold += [f"no truth test of {part}" for part in parts if not truth_of(part)]
+    untold += [] if row.study else ["in no study"]
+    said = claims_of(row, known)
+    return [*filter(None, [row.missing]), *untold,
+            *(f"{key} = {v}" for key, v in said.items() if v not in SETTLED)]  # fmt: skip
+
+
+def status(row: Row, known: dict[tuple[str, str], str]) -> str:
+    """Return ``whole``, ``closed``, ``unsettled`` (only claims are open) or ``part``."""
+    if row.closed:
+        return "closed"
+    if not (why := reasons(row, known)):
+        return "whole"
+    said = claims_of(row, known)
+    return "unsettled" if len(why) == sum(v not in SETTLED for v in said.values()) else "part"
+
+
+def main(arguments: list[str]) -> int:
+    """Print the systems and how many are whole."""
+    known, counts = verdicts(), dict[str, int]()
+    wanted = set(arguments) - {"--part"}
+    for row in rows_of():
+        state = status(row, known)
+        counts[state] = counts.get(state, 0) + 1
+        if (wanted and row.name not in wanted) or ("--part" in arguments and state == "whole"):
+            continue
+        print(f"{row.name}  {row.system}  [{state}]")
+        for code in row.code:
+            print(f"    {code}  {truth_of(code)}")
+        for key, said in claims_of(row, known).items():
+            print(f"    {key}: {said}")
+        if state == "part":
+            print(f"    part: {'; '.join(reasons(row, known))}")
+    print(", ".join(f"{n} {state}" for state, n in sorted(counts.items())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
