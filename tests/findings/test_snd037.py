@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import sonde
 from findings import _evidence as arrays
 from findings._counting import Counter, counting
+from sonde.findings._number_answers import rescaled
 from sonde.findings.answers import answers_section
 from sonde.findings.lens import lens_evidence
 from sonde.findings.settings import ScanSettings
@@ -164,9 +165,29 @@ def test_targets_in_logarithms_are_told_with_the_line_that_undoes_it() -> None:
         items = [{"x": a, "label": float(t)} for a, t in zip(x, truth + noise, strict=True)]
         report = sonde.scan(net, items, settings=ScanSettings(progress=False, only=("SND037",)))
         (finding,) = report.findings
-        line = re.search(r"targets: (.*)\.$", finding["fix"])
+        line = re.search(r"wrong: (.*)\.$", finding["fix"])  # numbers that nobody chose
         assert line is not None
+        assert finding["trial"] is None
         space = {"y": said.clone()}
         exec(line[1], space)  # what a user would paste
         found[name] = float((space["y"] - truth).std() / truth.std())
     assert max(found.values()) < 0.05
+
+
+def test_numbers_that_fit_are_a_cause_only_if_somebody_can_have_made_them() -> None:
+    draw = torch.Generator().manual_seed(4)
+    x = torch.randn(300, 4, generator=draw).double()
+    said = 40 + 9 * x[:, 0] + x[:, 1]
+    made = {
+        "answers": (said.log(), said / 100, said - 25, (said - said.mean()) / said.std()),
+        "head": (0.47 * said - 71, 3.4 * said + 15),
+    }
+    for scope, targets in made.items():
+        for truth in targets:
+            noise = 0.05 * truth.std() * torch.randn(300, generator=draw)
+            facts = {"target": truth + noise}
+            evidence = arrays.evidence_of(x, logits=said[:, None], facts=facts)
+            found = rescaled(evidence)
+            assert found is not None
+            assert found.trial.holds
+            assert found.trial.scope == scope, found.words

@@ -70,3 +70,15 @@ def test_answers_of_chance_never_pass() -> None:
         raised += check.state == "raised"
         raised += ended(label, torch.randint(0, 10, (600,), generator=draw)).state == "raised"
     assert raised == 0
+
+
+def test_exchanges_of_several_pairs_of_a_sure_model_hold_together() -> None:
+    names = torch.tensor([8, 9, 4, 3, 2, 5, 6, 7, 0, 1])
+    told = 0
+    for seed in range(6):
+        label, draw = drawn(400, seed)
+        errs = torch.rand(400, generator=draw) < 0.1
+        answer = torch.where(errs, torch.randint(0, 10, (400,), generator=draw), names[label])
+        check = SND038().check(answering(label, answer, sure=60.0))
+        told += check.finding is not None and len(check.finding.classes) == 6
+    assert told >= 5

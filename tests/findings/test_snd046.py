@@ -30,3 +30,18 @@ def test_a_class_that_the_states_do_not_tell_is_no_fault_of_the_head() -> None:
     x[label == 9] = x[label == 9][:1].expand(int((label == 9).sum()), -1)
     x += 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     assert_clear(ended(torch.where(label == 4, 9, label), label, x))
+
+
+def test_one_constant_that_is_not_all_of_a_shift_is_no_cause() -> None:
+    draw = torch.Generator().manual_seed(2)
+    label = torch.randint(0, 5, (600,), generator=draw)
+    x = 3.0 * one_hot(label, 5).double() + torch.randn(600, 5, generator=draw)
+    for constants, all_of_it in (([0, -9, 0, 0, 0], True), ([0, -9, 3, -2, 0], False)):
+        logits = 2 * x + torch.tensor(constants)
+        check = SND046().check(arrays.evidence_of(x, label=label, logits=logits, facts=OWN))
+        finding = assert_raised(check, "warning")
+        assert finding.classes[0] == "1"
+        assert finding.trial is not None
+        assert finding.trial.holds
+        assert (finding.trial.scope == "answers") is all_of_it
+        assert ("Other classes are shifted" in finding.fix) is not all_of_it

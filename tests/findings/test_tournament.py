@@ -72,8 +72,15 @@ def test_what_was_not_tried_or_does_not_help_is_no_cause(check: Check) -> None:
 def test_a_new_head_is_no_cause_where_an_untried_finding_explains_it() -> None:
     head = found("SND037", trial(range(20), "head"), because_of="SND003")
     assert named(found("SND003", None), head)[0] is None
-    fresh = found("SND003", trial(range(20), "head"))
+    fresh = found("SND003", trial(range(20), "part"))
     assert named(fresh, head) == ("SND003", {"SND003": None, "SND037": "SND003"})
+
+
+def test_a_head_that_is_fitted_anew_is_no_cause() -> None:
+    head = found("SND037", trial(range(24), "head"))
+    assert named(head)[0] is None
+    column = found("SND015", trial(range(22), "inputs"))
+    assert named(head, column) == ("SND015", {"SND037": "SND015", "SND015": None})
 
 
 def test_probabilities_are_a_cause_only_if_no_answer_is_mended() -> None:

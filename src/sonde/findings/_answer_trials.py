@@ -1,10 +1,13 @@
 """Changes that are tried on the answers alone: a constant on one logit, other names, a new head."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.stats import ttest_rel
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from sonde.findings._number_answers import number_answers, number_rows
 from sonde.findings._once import once
@@ -13,9 +16,11 @@ from sonde.findings._text import number, shortened
 from sonde.findings.answers import answer_columns, compared_answers
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import class_name
-from sonde.findings.trial import Scope, Trial, chooses
+from sonde.findings.trial import LEVEL, Scope, Trial, chooses
 
 LEAST = 12
+FEW_OF: Final = 5
+RIDGE: Final = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +32,15 @@ class LogitConstant:
     label : int
         The class.
     constant : float
+    is_all : bool
+        Whether constants on the other logits would add nothing. If they do, the constant makes up
+        for part of what is wrong before the logits.
     trial : Trial
     """
 
     label: int
     constant: float
+    is_all: bool
     trial: Trial
 
 
@@ -55,8 +64,47 @@ def logit_constant(evidence: Evidence) -> LogitConstant | None:
     name = shortened(class_name(evidence.data, k), 20)
     before, after = (scores.argmax(1) == truth for scores in (x, moved))
     words = f"{number(constant)} added to the logit of {name}"
-    trial = answer_trial(evidence, where, words, "answers", before, after)
-    return None if trial is None else LogitConstant(k, constant, trial)
+    is_all = not _others_help(x, truth, k, chosen)
+    trial = answer_trial(evidence, where, words, "answers" if is_all else "head", before, after)
+    return None if trial is None else LogitConstant(k, constant, is_all, trial)
+
+
+def _others_help(
+    logits: Float[Tensor, "row class"],
+    truth: Int[Tensor, "row"],
+    k: int,
+    chosen: Bool[Tensor, "row"],
+) -> bool:
+    """Return whether constants on all logits beat one on logit ``k``, by the loss of the judges."""
+    n = logits.shape[1]
+    if n * FEW_OF > int(chosen.sum()):  # too few rows to fit so many
+        return False
+    alone = torch.eye(n, dtype=logits.dtype)[:, [k]]
+    losses = []
+    for basis in (alone, torch.eye(n, dtype=logits.dtype)):
+        scale, moved = _fitted_constants(logits[chosen], truth[chosen], basis)
+        losses.append(cross_entropy(scale * logits + moved, truth, reduction="none")[~chosen])
+    test = ttest_rel(losses[0].numpy(), losses[1].numpy(), alternative="greater")
+    return float(test.pvalue) < LEVEL  # type: ignore[union-attr]
+
+
+def _fitted_constants(
+    logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"], basis: Float[Tensor, "class of"]
+) -> tuple[Tensor, Tensor]:
+    """Return the factor of all logits and the constants in a span that lower the loss most."""
+    weight = torch.zeros(basis.shape[1] + 1, dtype=logits.dtype).requires_grad_()
+    solver = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        moved = logits * weight[-1].exp() + basis @ weight[:-1]
+        found = cross_entropy(moved, truth) + RIDGE * weight[:-1].square().sum()
+        found.backward()
+        return found
+
+    with torch.enable_grad():
+        solver.step(loss)  # type: ignore[arg-type]
+    return weight.detach()[-1].exp(), basis @ weight.detach()[:-1]
 
 
 def best_constant(

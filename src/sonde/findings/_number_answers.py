@@ -19,7 +19,10 @@ from sonde.findings.trial import Trial, chooses
 
 LEAST: Final = 15  # rows on each half
 NEAR_POWER: Final = 0.2  # a factor so close to a power of ten is taken for it
+NEAR_ONE: Final = 0.15  # a spread so close to 1 is that of standardised numbers
 TENTH: Final = 1.1
+HALF_MORE: Final = 1.5  # error of a change that is known beside that of fitted numbers
+UNDEFINED: Final = 0.1  # rows for which a form, as a logarithm, may have no value
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,21 +112,23 @@ class Rescaled:
     """A change of a model's numbers that fits the targets: in words, and as code on ``y``.
 
     ``error`` is the root mean square error on the rows that the change was not fitted on, ``trial``
-    what it makes of these rows.
+    what it makes of these rows. ``is_known``: somebody can have done this to the targets; fitted
+    numbers make up for part of whatever is wrong.
     """
 
     words: str
     line: str
     error: float
+    is_known: bool
     trial: Trial
 
 
 def rescaled(evidence: Evidence) -> Rescaled | None:
     """Return the simplest change of a regression's numbers that fits the targets; None if unknown.
 
-    From simple to complex: a form without a parameter, a factor, a factor and an offset, and a form
-    with both. Each is fitted on half of the groups. The simplest change is taken whose error on the
-    other half is at most a tenth above the smallest error.
+    From simple to complex: a form without a parameter, a factor, an offset, both, and a form with
+    both. Each is fitted on half of the groups. The simplest change is taken whose error on the
+    other half is at most a tenth above the smallest error, a half if the change is a known one.
     """
     numbers = number_rows(evidence)
     if isinstance(numbers, str):
@@ -133,44 +138,77 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
     fits = chooses(shared.group[where])
     if int(fits.sum()) < LEAST or int((~fits).sum()) < LEAST:
         return None
-    forms = _forms_fitted(said[fits], truth[fits])
     order, spread = shared.order, float(truth.var(correction=0))
     assert order is not None  # number_rows asks for it
     own = 1 - (said - truth)[~fits].square() / spread
     found: list[Rescaled] = []
-    for words, (line, form) in forms.items():
-        squares = (form(said[~fits]) - truth[~fits]).square()
-        if bool(torch.isfinite(squares).all()):
+    for form in _forms_fitted(said[fits], truth[fits]):
+        squares = (form.of(said[~fits]) - truth[~fits]).square()
+        defined = torch.isfinite(squares)
+        if float((~defined).double().mean()) <= UNDEFINED:
+            squares = torch.where(defined, squares, spread)  # such a row gets the mean
+            scope = "answers" if form.is_known else "head"
             rows, after = order[where][~fits], 1 - squares / spread
-            trial = Trial(words, "answers", "error", rows, own, after)
-            found.append(Rescaled(words, line, float(squares.mean()) ** 0.5, trial))
+            trial = Trial(form.words, scope, "error", rows, own, after)
+            error = float(squares.mean()) ** 0.5
+            found.append(Rescaled(form.words, form.line, error, form.is_known, trial))
     best = min(f.error for f in found)
-    return next(f for f in found if f.error <= TENTH * best)
+    return next(f for f in found if f.error <= (HALF_MORE if f.is_known else TENTH) * best)
 
 
-def _forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> dict[str, tuple[str, Form]]:
-    """Return the changes that may turn ``x`` into targets ``y``, by words; the simplest first."""
+@dataclass(frozen=True)
+class _Form:
+    """A change of numbers: in words, as code on ``y``, and whether somebody can have done it."""
+
+    words: str
+    line: str
+    of: Form
+    is_known: bool = False
+
+
+def _forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[_Form]:
+    """Return the changes that may turn ``x`` into targets ``y``; the simplest first."""
+    found = [_Form(words, line, form, True) for words, (line, form) in FORMS.items()]
     factor = float((x * y).sum() / x.square().sum().clamp(min=1e-300))
     power = 10.0 ** round(math.log10(abs(factor))) if factor else 1.0
-    if abs(abs(factor) / power - 1) < NEAR_POWER:
-        factor = math.copysign(power, factor)
+    near = abs(abs(factor) / power - 1) < NEAR_POWER
+    factor = math.copysign(power, factor) if near else factor
     times = f"{factor:.4g}"
-    found: dict[str, tuple[str, Form]] = dict(FORMS)
-    found[f"its numbers times {times}"] = (f"y = {times} * y", lambda y: factor * y)
+    of_factor = _Form(f"its numbers times {times}", f"y = {times} * y", lambda y: factor * y, near)
+    more = float((y - x).mean())
+    of_offset = _Form(
+        f"{more:.4g} added to its numbers", f"y = y {more:+.4g}", lambda y: y + more, True
+    )
     slope, offset = _line(x, y)
-    found[f"its numbers times {slope:.4g} plus {offset:.4g}"] = (
-        f"y = {slope:.4g} * y {offset:+.4g}", lambda y: slope * y + offset,
+    of_line = _Form(
+        f"its numbers times {slope:.4g} plus {offset:.4g}", f"y = {slope:.4g} * y {offset:+.4g}",
+        lambda y: slope * y + offset, _is_standardised(x) or _is_standardised(y),
     )  # fmt: skip
+    found += [of_factor, of_offset, of_line]
     c, d = _line(x, y.log())
-    found[f"the exponential of {c:.4g} times its numbers plus {d:.4g}"] = (
-        f"y = ({c:.4g} * y {d:+.4g}).exp()", lambda y: (c * y + d).exp(),
-    )  # fmt: skip
+    found.append(_Form(
+        f"the exponential of {c:.4g} times its numbers plus {d:.4g}",
+        f"y = ({c:.4g} * y {d:+.4g}).exp()", lambda y: (c * y + d).exp(), _is_standardised(x),
+    ))  # fmt: skip
     for words, (line, form) in FORMS.items():
-        a, b = _line(form(x), y)
-        found[f"{a:.4g} times {words} plus {b:.4g}"] = (
-            f"{line}; y = {a:.4g} * y {b:+.4g}", lambda y, f=form, a=a, b=b: a * f(y) + b,
-        )  # fmt: skip
+        made = form(x)
+        kept = torch.isfinite(made)
+        if int(kept.sum()) < LEAST:
+            continue
+        a, b = _line(made[kept], y[kept])
+        found.append(_Form(
+            f"{a:.4g} times {words} plus {b:.4g}", f"{line}; y = {a:.4g} * y {b:+.4g}",
+            lambda y, f=form, a=a, b=b: a * f(y) + b, _is_standardised(y),
+        ))  # fmt: skip
     return found
+
+
+def _is_standardised(x: Float[Tensor, "row"]) -> bool:
+    """Return whether numbers have mean 0 and variance 1, or fill 0 to 1, as scaled targets do."""
+    mean, spread = float(x.mean()), float(x.std())
+    centred = abs(mean) < 4 * spread / len(x) ** 0.5 and abs(spread - 1) < NEAR_ONE
+    low, high = float(x.min()), float(x.max())
+    return centred or (-0.01 < low < 0.1 and 0.9 < high < 1.01 and spread > 0)
 
 
 def _line(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Int
@@ -13,6 +14,8 @@ from torch import Tensor
 from sonde.findings._shared import one_per_group
 from sonde.findings.answers import ClassAnswers
 
+TEMPERATURES: Final = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0)
+LINKED: Final = 0.05
 Confusion = Int[Tensor, "label answer"]
 
 
@@ -42,15 +45,21 @@ class Renaming:
     def gain(self, found: ClassAnswers) -> float:
         """Return how far the log loss after renaming lies below that of the labels' frequencies.
 
-        As a share of the entropy of the labels: 1 = always sure and right, 0 = no better than an
-        answer that ignores the input, which is where an untrained model stands.
+        As a share of the entropy of the labels, at the best temperature, for a model may be too
+        sure: 1 = always right, 0 = no better than an answer that ignores the input, as an untrained
+        model is.
         """
         names = self.renamed(found)
-        p = found.probability.gather(1, names.clamp(max=found.n_classes - 1)[:, None])[:, 0]
-        p = torch.where(names < found.n_classes, p, 0.0)
+        known = names < found.n_classes
+        logs = found.probability.double().clamp(min=1e-12).log()
+        losses = []
+        for temperature in TEMPERATURES:
+            log_p = torch.log_softmax(logs / temperature, 1)
+            own = log_p.gather(1, names.clamp(max=found.n_classes - 1)[:, None])[:, 0]
+            losses.append(-float(torch.where(known, own, math.log(1e-12)).mean()))
         counts = torch.unique(names, return_counts=True)[1].double()
         entropy = float(torch.special.entr(counts / counts.sum()).sum())
-        return 1 + float(p.clamp(min=1e-12).log().mean()) / entropy if entropy > 0 else -math.inf
+        return 1 - min(losses) / entropy if entropy > 0 else -math.inf
 
 
 def renaming(found: ClassAnswers, level: float) -> Renaming | None:
@@ -58,7 +67,8 @@ def renaming(found: ClassAnswers, level: float) -> Renaming | None:
 
     Exchanges are found on one half of the groups and tested on the other. Labels that pass names on
     in a circle are tested together, by their weaker half. In an exchange of two labels, the answers
-    must give each label the other's name more often than any other name, its own included. A single
+    must give each label the other's name more often than any other name, its own included. If all
+    circles together pass the level, 5 % is enough for each of them. A single
     class that is mistaken for another is an ordinary confusion and never counts, nor does a chain
     that ends in a class without rows.
     """
@@ -72,13 +82,18 @@ def renaming(found: ClassAnswers, level: float) -> Renaming | None:
     called = _assigned(fitted, seen)
     moved = {y: a for y, a in called.items() if y != a}
     parts = _linked(moved, len(called))
+    circles = [{y: moved[y] for y in part} for part in parts]
+    if not circles:
+        return None
+    together = _chance(tested, seen, {y: a for part in circles for y, a in part.items()})
+    least = max(level, LINKED) if together < level else level
     kept: dict[int, int] = {}
     p = 0.0
-    for part in parts:
-        chance = min(1.0, len(parts) * _chance(tested, seen, {y: moved[y] for y in part}))
-        if chance < level:
-            kept |= {y: moved[y] for y in part}
-            p = max(p, chance)
+    for part in circles:
+        chance = min(1.0, len(parts) * _chance(tested, seen, part))
+        if chance < least:
+            kept |= part
+            p = max(p, min(chance, together) if chance >= level else chance)
     return Renaming(dict(sorted(kept.items())), p) if kept else None
 
 

@@ -157,8 +157,11 @@ def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
 
 
 def _trial(trial: Trial | None) -> dict[str, Any] | None:
-    """Return a trial that held, with errors and losses as such, else None."""
-    if trial is None or not trial.holds:
+    """Return a trial that held, with errors and losses as such, else None.
+
+    A head that was fitted anew undoes nothing: advice to do so is no fix.
+    """
+    if trial is None or not trial.holds or trial.scope == "head":
         return None
     before, after = float(trial.before.double().mean()), float(trial.after.double().mean())
     if trial.measure == "error":

@@ -1,6 +1,6 @@
 """SND003: layers that look as their initialiser left them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from sonde.findings._answer_trials import new_head
@@ -10,6 +10,7 @@ from sonde.findings.answers import compared_answers
 from sonde.findings.evidence import Evidence
 from sonde.findings.fresh_weights import FreshLayers
 from sonde.findings.rule import Check, Figure, Level, Rule, Theme
+from sonde.findings.trial import Trial
 
 LAG = 0.1
 
@@ -87,7 +88,7 @@ class SND003(Rule):
             sites=tuple(f.path for f in fresh),
             effect=min(1.0, share),
             next=read_command(first.path),
-            trial=new_head(evidence) if _is_head(found) else None,
+            trial=_new_head(evidence) if _is_head(found) else None,
         )
 
     def _of_norms(self, evidence: Evidence, found: FreshLayers) -> Check:
@@ -105,6 +106,12 @@ class SND003(Rule):
             effect=min(1.0, share),
             next=read_command(found.norms[0]),
         )
+
+
+def _new_head(evidence: Evidence) -> Trial | None:
+    """Return the trial of a new head in place of one of random weights: one part of the model."""
+    made = new_head(evidence)
+    return None if made is None else replace(made, scope="part")
 
 
 def _is_head(found: FreshLayers) -> bool:

@@ -10,7 +10,13 @@ from torch import Tensor
 from sonde.engine.errorbars import group_error
 from sonde.findings._answer_trials import new_head
 from sonde.findings._halves import Z
-from sonde.findings._number_answers import NumberAnswers, number_answers, rescaled, root_mean
+from sonde.findings._number_answers import (
+    NumberAnswers,
+    Rescaled,
+    number_answers,
+    rescaled,
+    root_mean,
+)
 from sonde.findings._places import counted_as, read_command, sentence, too_few
 from sonde.findings._text import number, percent, plural
 from sonde.findings.answers import ClassAnswers, ClassAnswersRule, class_answers
@@ -41,7 +47,8 @@ class SND037(ClassAnswersRule):
         "that are scaled or cut otherwise than in training, or from labels in another order."
     )
     fix: ClassVar[str] = (
-        "Train the head again on these layers, or load the head that belongs to them."
+        "Look at what precedes the head first: inputs prepared as in training, weights of this "
+        "model, labels in its order. Else load the head that belongs to these layers, or train one."
     )
     how: ClassVar[str] = (
         "Classifiers: the share of largest logits that are the label, against the larger of the "
@@ -165,7 +172,7 @@ class SND037(ClassAnswersRule):
             sites=(key,),
             effect=min(1.0, figure.value),
             next=read_command(key),
-            fix=f"Undo the scaling of the targets: {made.line}." if made and mends else "",
+            fix=_advice(made) if made and mends else "",
             trial=made.trial if made and mends else new_head(evidence),
         )
 
@@ -223,3 +230,13 @@ def _counts_win(lens: LensEvidence) -> bool:
         return False
     pairs = zip(lens.texts.losses, lens.texts.counted, strict=True)
     return float(torch.cat([own - counts for own, counts in pairs]).median()) > 0
+
+
+def _advice(made: Rescaled) -> str:
+    """Return what to do if a change of the numbers fits the targets."""
+    if made.is_known:
+        return f"Undo the scaling of the targets: {made.line}."
+    return (
+        "See whether targets and inputs are scaled as in training. These fitted numbers mend part "
+        f"of whatever is wrong: {made.line}."
+    )

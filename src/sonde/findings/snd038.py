@@ -39,9 +39,10 @@ class SND038(ClassAnswersRule):
         "The one-to-one naming of labels by answers that is right most often is found on half of "
         "the groups (linear assignment). Circles of names in it are tested on the other half: the "
         "weaker half of a circle's classes is called so more often than by any other name "
-        "(binomial, 0.1 %, corrected for the circles). A chain counts only where every class is "
-        "moved. So renamed, the model's log loss must be at least 10 % below the entropy of the "
-        "labels, and its accuracy no more than 20 points below the probe's at the last site."
+        "(binomial, corrected for the circles: 0.1 %, or 5 % if all circles together pass 0.1 %). "
+        "A chain counts only where every class is moved. So renamed, the model's log loss at its "
+        "best temperature must be at least 10 % below the entropy of the labels, and its accuracy "
+        "no more than 20 points below the probe's at the last site."
     )
     false_positives: ClassVar[str] = (
         "Two classes whose labels in the data were exchanged on purpose; a random model of two "

@@ -122,6 +122,8 @@ class SND046(ClassAnswersRule):
                 f"logits[:, {moved.label}] {sign}= {number(abs(moved.constant))}: right on {after} "
                 f"of {plural(len(trial.rows), 'row')} that did not choose it, instead of {before}."
             )
+            if not moved.is_all:
+                fix += " Other classes are shifted as well: look for what is wrong before the head."
         missing = torch.nonzero(mine & ~found.right).flatten()
         wrong = labels.where[missing]
         return self.raised_with(

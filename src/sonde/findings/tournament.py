@@ -1,7 +1,9 @@
 """The one cause of a scan: the tried change that mends most, with the least change.
 
 A finding is a candidate if its change was made and rows that did not choose it got better, unless
-a finding that was not tried explains it. Candidates compete on the rows that all of them judged.
+a finding that was not tried explains it. A head or numbers that were fitted to the answers mend
+part of whatever is wrong before them: they are never the cause. Candidates compete on the rows
+that all of them judged.
 """
 
 from collections.abc import Mapping
@@ -43,7 +45,7 @@ def name_cause(settled: Mapping[str, Check], within: float | None = None) -> dic
     found = {code: check.finding for code, check in settled.items() if check.finding is not None}
     tried = {code: f for code, f in found.items() if _is_tried(f)}
     free = {code: f for code, f in tried.items() if _is_free(f, found)}
-    chosen = _chosen({code: f for code, f in free.items() if _mends_enough(f.trial, within)})
+    chosen = _chosen({code: f for code, f in free.items() if _can_be_cause(f.trial, within)})
     changed = dict(settled)
     for code, finding in free.items():
         if code == chosen:
@@ -73,9 +75,11 @@ def _is_free(finding: Finding, found: Mapping[str, Finding]) -> bool:
     return True
 
 
-def _mends_enough(trial: Trial | None, within: float | None) -> bool:
-    """Return whether a change gives back half of the answers that the states allow."""
-    if trial is None or within is None or trial.measure != "accuracy":
+def _can_be_cause(trial: Trial | None, within: float | None) -> bool:
+    """Return whether a change undoes something, and gives back half of what the states allow."""
+    if trial is None or trial.scope == "head":
+        return False
+    if within is None or trial.measure != "accuracy":
         return True
     return trial.gain >= ENOUGH * (within - float(trial.before.mean()))
 

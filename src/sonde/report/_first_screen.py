@@ -19,7 +19,7 @@ WHY_IT_GUESSES: Final = frozenset(
     f"SND0{n:02}" for n in (1, 4, 5, 6, 12, 15, 20, 28, 29, 37, 38, 49, 66, 68, 70)
 )
 """Codes of a model or its inputs that can bring all answers down to guesses."""
-NO_CAUSE: Final = "no cause found: no change that was tried makes the answers better"
+NO_CAUSE: Final = "no cause found: no change that was tried undoes what is wrong"
 SHOWN: Final = 6
 _WIDE: Final = 420
 
@@ -75,11 +75,11 @@ def cause_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
             return [("cause", "no check found a cause of errors of this size")]
         return [("cause", f"no check found a cause; {confused}")] if confused else []
     said = f"{found['code']}: {shown(found['sentence'], 1000)}"
-    fix = (fix_word(found), shown(found.get("fix") or "", 1000))
+    advice = shown(found.get("fix") or "", 1000)
     if is_cause(report, found):
-        return [("cause", said), fix]
+        return [("cause", said), (fix_word(found), advice)]
     none = [("cause", NO_CAUSE)] if found["code"] in ABOUT_ANSWERS else []
-    return [*none, ("seen", said), fix]
+    return [*none, ("seen", said), ("advice", advice)]
 
 
 def first_screen(report: dict[str, Any]) -> Markup | None:
@@ -149,7 +149,7 @@ def _cause(report: dict[str, Any]) -> Markup | None:
     none = any(text == NO_CAUSE for _, text in cause_lines(report))
     link = el("a", found["code"], href=f"#finding-{found['code']}")
     fix = found.get("fix")
-    word = fix_word(found).capitalize()
+    word = fix_word(found).capitalize() if is_cause(report, found) else "Advice"
     return el(
         "div",
         el("p", tied(f"{NO_CAUSE[:1].upper()}{NO_CAUSE[1:]}. Also seen:")) if none else None,
