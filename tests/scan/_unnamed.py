@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sonde.report import Report
-from sonde.report._first_screen import first_cause
+from sonde.report._first_screen import first_finding
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def named(fault: Unnamed) -> Named:
     began = time.perf_counter()
     report = fault.scan().json()
     seconds = time.perf_counter() - began
-    first = first_cause(report)
+    first = first_finding(report)
     loud = [f for f in report["findings"] if f["level"] != "note"]
     how = "missed"
     if first is not None and _matches(fault, first):
