@@ -5,9 +5,11 @@ import asyncio
 import httpx
 import pytest
 import torch
+from torch import nn
 
 import sonde
 from serving_case import DIM, asked, net, probe, rows, served
+from sonde.detect import Energy, Mahalanobis
 from sonde.run.scoring.by_input import by_input
 from sonde.serving import Limits, app
 
@@ -125,6 +127,36 @@ def test_feedback_counts_each_answer_once(model, fitted):
     interval = binomtest(6, 10).proportion_ci(0.95, "exact")
     bounds = [figures["all"]["low"], figures["all"]["high"]]
     assert bounds == pytest.approx([interval.low, interval.high])
+
+
+class Crowded(nn.Module):
+    """A classifier whose logits depend on the number of inputs in the forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.sizes = nn.ReLU(), nn.Linear(DIM, 3), []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return self.head(self.body(x)) * (1 + 1e-4 * len(x))
+
+
+@pytest.mark.parametrize("method", [Mahalanobis(), Energy()])
+@pytest.mark.truth("the number of inputs in each forward pass")
+def test_copies_run_through_the_model_only_if_a_detector_needs_them(method):
+    model = Crowded().eval()
+    stream = sonde.read(model, rows(60, 0), sites=["body"], logits=True)
+    fitted = sonde.fit(method, stream, calibrate=0, progress=False)
+    with served(model, fitted) as client:
+        first = asked(client, rows(1, 1))
+        model.sizes.clear()
+        again = asked(client, rows(1, 1))
+        alone = [*model.sizes]
+        model.sizes.clear()
+        many = asked(client, [*rows(1, 1), *rows(4, 2)])
+    assert alone == ([1] if isinstance(method, Mahalanobis) else [32])
+    assert model.sizes == ([5] if isinstance(method, Mahalanobis) else [32])
+    assert first[0]["score"] == again[0]["score"] == many[0]["score"]
 
 
 def test_without_a_probe_the_model_alone_answers(model):

@@ -6,8 +6,10 @@ the numbers of the other half calibrate it. The promise is exact whatever the de
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any, Literal, final, get_args
 
 import numpy as np
 import torch
@@ -49,7 +51,11 @@ class FusedScore(State):
 
     def score(self, scores: Any) -> Float[Tensor, "row"]:
         """Return the fused score of each row; higher = more unusual."""
-        return _combined(_surprises(self._checked(scores), self.reference), self.weights, self.rule)
+        return _combined(self._surprises.of(self._checked(scores)), self.weights, self.rule)
+
+    @cached_property
+    def _surprises(self) -> "Surprises":
+        return Surprises(self.reference)
 
     def p_value(self, scores: Any) -> Float[Tensor, "row"]:
         """Return the conformal p-value of each row's fused score."""
@@ -132,7 +138,7 @@ def fuse(
     names = np.arange(len(values)) if group is None else np.asarray(group).ravel()
     first, second = _halves(names, len(values), seed)
     reference = tuple(column.sort().values for column in values[first].T)
-    surprises = _surprises(values, reference)
+    surprises = Surprises(reference).of(values)
     weights = torch.ones(values.shape[1], dtype=torch.float64)
     if rule == "learned":
         known = as_tensor("fuse", unusual, "unusual scores").double()
@@ -141,32 +147,59 @@ def fuse(
                 f"fuse: expected unusual scores (row, {len(reference)}), one column for each site, "
                 f"got {tuple(known.shape)}. Score the unusual rows at the same sites."
             )
-        weights = _learned(surprises[first], _surprises(known, reference))
+        weights = _learned(surprises[first], Surprises(reference).of(known))
     fused = _combined(surprises[second], weights, rule)
     return FusedScore(reference, weights, rule, Calibration.from_scores(fused, guarantee, delta))
 
 
 def surprise(scores: Float[Tensor, "row"], reference: Float[Tensor, "n"]) -> Float[Tensor, "row"]:
-    """Return ``-log p`` of each score among ascending reference scores, continued above the last.
+    """Return ``-log p`` of each score among ascending reference scores, see ``Surprises``."""
+    return Surprises((reference,)).of(scores[:, None])[:, 0]
+
+
+@final
+class Surprises:
+    """``-log p`` of scores among ascending reference scores of each site, prepared once.
 
     Beyond the largest reference score a p-value cannot fall any more; there the surprise goes on
     along an exponential tail with the mean excess of the upper tenth, so that far rows keep their
     order.
+
+    Parameters
+    ----------
+    reference : sequence of Float[Tensor, "n"]
+        Ascending scores of each site, not necessarily equally many.
     """
-    p = Calibration(reference).p_value(scores)
+
+    def __init__(self, reference: Sequence[Tensor]) -> None:
+        self._scores = [Calibration(one).scores for one in reference]
+        self._n = torch.tensor([len(one) for one in self._scores])
+        self._end, self._scale = torch.tensor(
+            [_tail(one) for one in self._scores], dtype=torch.float64
+        ).T
+
+    def of(self, scores: Float[Tensor, "row site"]) -> Float[Tensor, "row site"]:
+        """Return the surprise of each score at its site."""
+        if bool(scores.isnan().any()):
+            raise InputError("surprise: a score is NaN.")
+        scores = scores.double()
+        columns = zip(self._scores, scores.T.contiguous(), strict=True)
+        below = torch.stack([torch.searchsorted(one, column) for one, column in columns], 1)
+        p = (1 + self._n - below).double() / (self._n + 1)
+        return -p.log() + ((scores - self._end).clamp(min=0.0) / self._scale).nan_to_num(
+            nan=0.0, posinf=math.inf
+        )
+
+
+def _tail(reference: Float[Tensor, "n"]) -> tuple[float, float]:
+    """Return the largest finite reference score and the scale of the tail above it."""
     finite = reference[torch.isfinite(reference)]
     if len(finite) == 0:
-        return -p.log()
+        return math.inf, 1.0
     start = finite[max(0, math.floor((1 - TAIL) * len(finite)) - 1)]
     excess = finite[finite > start] - start
     scale = float(excess.mean()) if len(excess) else 0.0
-    if scale <= 0:
-        scale = float(finite.std(correction=0)) or 1.0
-    return -p.log() + (scores - finite[-1]).clamp(min=0.0) / scale
-
-
-def _surprises(scores: Tensor, reference: tuple[Tensor, ...]) -> Float[Tensor, "row site"]:
-    return torch.stack([surprise(scores[:, i], r) for i, r in enumerate(reference)], dim=1)
+    return float(finite[-1]), scale if scale > 0 else float(finite.std(correction=0)) or 1.0
 
 
 def _combined(surprises: Tensor, weights: Tensor, rule: str) -> Float[Tensor, "row"]:

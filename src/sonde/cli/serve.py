@@ -84,8 +84,8 @@ class Serve:
     threads: Annotated[int | None, named("N", "threads of each replica")] = None
     batch: Annotated[int, tyro.conf.arg(help="inputs of one forward at most")] = 32
     wait: Annotated[
-        float, named("SECONDS", "how long an input waits for others (default: 0.002)")
-    ] = 0.002
+        float, named("SECONDS", "how long an input waits for others to share its forward pass")
+    ] = 0.0
     queue: Annotated[int, tyro.conf.arg(help="inputs that wait at most, then 429")] = 1024
     max_body: Annotated[
         str, named("SIZE", "most bytes of a request, e.g. 8MiB (default: 8MiB)")

@@ -65,10 +65,10 @@ class Figures:
     def seen(self, answered: Answered, seconds: float, alpha: float, waiting: int) -> None:
         """Count a forward with its answers."""
         self.guard.forward()
-        self.batch.observe(answered.n)
+        self.batch.observe(len(answered.answers))
         self.forward.observe(seconds)
         self.waiting.set(waiting)
-        self.inputs.inc(answered.n)
+        self.inputs.inc(len(answered.answers))
         verdicts = [a.verdict for a in answered.answers if a.verdict is not None]
         self.alarms.inc(sum(v.alarm is True for v in verdicts))
         if self._meter is not None:

@@ -25,7 +25,6 @@ from sonde.run.scoring.batches import check_scoring
 from sonde.run.scoring.invariant import InvariantReader, shape_of_item
 from sonde.run.scoring.opening import open_for
 from sonde.serving.verdicts import Verdict, Verdicts
-from sonde.store._subset import with_examples
 from sonde.tap import LiveStream
 
 
@@ -72,7 +71,6 @@ class Answered:
 
     answers: tuple[Answer, ...]
     batch: Batch = field(repr=False)
-    n: int = 0
 
 
 class ServedModel:
@@ -253,7 +251,7 @@ class ServedModel:
             Answer(answer, probability, verdict)
             for (answer, probability), verdict in zip(said, judged, strict=True)
         )
-        return Answered(tuple(answers), found.batch, n)
+        return Answered(tuple(answers), found.batch)
 
     def _said(self, batch: Batch, n: int) -> list[tuple[Any, float | None]]:
         """Return the model's own answer to each input, and its probability."""
@@ -283,10 +281,3 @@ class ServedModel:
     def detectors(self) -> tuple[Key, ...]:
         """The detectors and sites of the probe."""
         return () if self.fitted is None else tuple(self.fitted.scorers)
-
-    def rows_of(self, answered: Answered) -> Batch:
-        """Return the rows of a batch without the copies that filled it up."""
-        batch = answered.batch
-        if answered.n == len(batch):
-            return batch
-        return with_examples(batch, torch.arange(len(batch)) < answered.n)

@@ -242,7 +242,7 @@ class Service:
             if self.traffic is None and not self._stopping and self.log is not None:
                 self.traffic = Traffic(self.log, served.stream, self.schedule)
             if self.traffic is not None:
-                self.traffic.add(served.rows_of(answered))
+                self.traffic.add(answered.batch)
         except Exception as error:
             _log.error("the traffic's statistics failed: %s: %s", type(error).__name__, error)
 

@@ -1,14 +1,13 @@
 """One p-value, verdict and loudest site for each input, as ``sonde score`` gives them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sonde.alarms.fusion import FusedScore, surprise
+from sonde.alarms.fusion import FusedScore, Surprises
 from sonde.core.errors import CalibrationError, StateError
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import Key
@@ -59,6 +58,9 @@ class Verdicts:
     def __init__(self, fitted: Fitted, alpha: float) -> None:
         self.alpha, self.keys = alpha, [*fitted.scorers]
         self.held = {key: held_scores(fitted, key) for key in self.keys}
+        self._surprises = {
+            key: Surprises((held,)) for key, held in self.held.items() if held is not None
+        }
         self.rule: Any = None
         self._fused: FusedScore | None = None
         self.lowest = least_p(fitted, self.keys)
@@ -73,33 +75,33 @@ class Verdicts:
 
     def of(self, scored: Mapping[Key, ScoredRows], n: int) -> list[Verdict]:
         """Return the verdict of each of ``n`` inputs."""
-        lines = [self._lines(scored, i) for i in range(n)]
-        together = self._together(scored, n)
-        return [self._verdict(mine, p) for mine, p in zip(lines, together, strict=True)]
-
-    def _lines(self, scored: Mapping[Key, ScoredRows], i: int) -> dict[Key, Any]:
-        found: dict[Key, Any] = {}
+        lines: list[dict[Key, Any]] = [{} for _ in range(n)]
         for key in self.keys:
             one = scored[key]
-            rows = torch.nonzero(one.example == i).flatten().tolist()
-            if rows:
-                found[key] = min(((one.p[r], -float(one.score[r])) for r in rows), key=_rank)
-        return found
+            found = zip(one.example.tolist(), one.score.tolist(), one.p, strict=True)
+            for i, score, p in found:
+                line = (p, -score)
+                if key not in lines[i] or _rank(line) < _rank(lines[i][key]):
+                    lines[i][key] = line
+        is_single = all(len(scored[key].p) == n for key in self.keys) and all(
+            len(mine) == len(self.keys) for mine in lines
+        )
+        together = self._together(lines) if is_single else [None] * n
+        return [self._verdict(mine, p) for mine, p in zip(lines, together, strict=True)]
 
-    def _together(self, scored: Mapping[Key, ScoredRows], n: int) -> list[float | None]:
-        """Return the p-value over all detectors of each input, None for several rows of one."""
-        parts = [scored[key] for key in self.keys]
-        if any(len(one.p) != n or None in one.p for one in parts):
-            return [None] * n
-        order = [one.example.argsort() for one in parts]
-        known = [[one.p[i] for i in at] for one, at in zip(parts, order, strict=True)]
-        p = torch.tensor(known, dtype=torch.float64).T
+    def _together(self, lines: Sequence[Mapping[Key, Any]]) -> Sequence[float | None]:
+        """Return the p-value over all detectors of each input, from one line of each detector."""
+        known = [[line[key][0] for key in self.keys] for line in lines]
+        if any(None in each for each in known):
+            return [None] * len(lines)
         if len(self.keys) == 1:
-            return p[:, 0].tolist()
+            return [each[0] for each in known]
         if self._fused is not None:
-            scores = torch.stack([one.score[at] for one, at in zip(parts, order, strict=True)], 1)
-            return self._fused.p_value(scores).tolist()
-        return [None] * n if self.rule is None else COMBINED[self.rule](p).tolist()
+            scores = [[-line[key][1] for key in self.keys] for line in lines]
+            return self._fused.p_value(torch.tensor(scores, dtype=torch.float64)).tolist()
+        if self.rule is None:
+            return [None] * len(lines)
+        return COMBINED[self.rule](torch.tensor(known, dtype=torch.float64)).tolist()
 
     def _verdict(self, lines: Mapping[Key, Any], p: float | None) -> Verdict:
         known = p is not None and self.lowest <= self.alpha
@@ -108,16 +110,17 @@ class Verdicts:
         return Verdict(p, alarm, each, self._loudest(each))
 
     def _loudest(self, each: Mapping[Key, tuple[float, float | None]]) -> Key | None:
-        ranked = {
-            key: (p, -self._far(key, score)) for key, (score, p) in each.items() if p is not None
-        }
-        return min(ranked, key=lambda key: ranked[key], default=None)
+        least = min((p for _, p in each.values() if p is not None), default=None)
+        if least is None:
+            return None
+        loud = [key for key, (_, p) in each.items() if p == least]
+        return loud[0] if len(loud) == 1 else max(loud, key=lambda k: self._far(k, each[k][0]))
 
     def _far(self, key: Key, score: float) -> float:
-        held: Tensor | None = self.held[key]
-        if held is None:
+        """Return how far a score is above those that calibrated; decides between equal p-values."""
+        if key not in self._surprises:
             return score
-        return float(surprise(torch.tensor([score], dtype=torch.float64), held)[0])
+        return float(self._surprises[key].of(torch.tensor([[score]], dtype=torch.float64)))
 
 
 def _rank(line: tuple[float | None, float]) -> tuple[float, float]:

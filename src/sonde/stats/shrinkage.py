@@ -5,8 +5,9 @@ into no ridge at all or into the whole metric.
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -102,8 +103,18 @@ class InverseRoot:
         In the type of the rows, or in float64 where that would lose digits.
         """
         z = z.double() if self.is_lossy else z
-        root = self.root.to(z)
+        fits = z.dtype == torch.float32 and z.device == self.root.device
+        root = self._single if fits else self.root.to(z)
         return z * root if root.ndim == 1 else z @ root
+
+    @cached_property
+    def _single(self) -> Tensor:
+        """The root in float32, converted once: for a few rows that costs more than the product."""
+        with torch.inference_mode(False):
+            return self.root.float()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def null_energy(self, z: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the share of each centred row's square that lies where the fit saw no variance."""

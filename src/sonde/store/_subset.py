@@ -1,4 +1,4 @@
-"""Batches with fewer rows or fewer examples, all columns still aligned."""
+"""Batches with fewer rows, or with fewer or more examples, all columns still aligned."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,7 +50,12 @@ def with_examples(batch: Batch, mask: Bool[Tensor, "example"]) -> Batch:
     example: dict[str, Tensor] = {}
     for key, own in found.example.items():
         example[key] = moved.setdefault(id(own), renumbered[own])
-    numbers = index.tolist()
+    return replace(_with_numbers(found, index.tolist()), example=example)
+
+
+def _with_numbers(batch: Batch, numbers: list[int]) -> Batch:
+    """Return a batch whose columns of examples are those of some numbers; rows stay."""
+    index = torch.tensor(numbers, dtype=torch.int64)
 
     def texts(values: Any) -> list[Any]:
         return [values[i] for i in numbers]
@@ -59,8 +64,7 @@ def with_examples(batch: Batch, mask: Bool[Tensor, "example"]) -> Batch:
         return None if values is None else values[index.to(values.device)]
 
     return replace(
-        found,
-        example=example,
+        batch,
         ids=texts(batch.ids),
         keys=texts(batch.keys),
         group_keys=texts(batch.group_keys),
@@ -73,3 +77,37 @@ def with_examples(batch: Batch, mask: Bool[Tensor, "example"]) -> Batch:
         length=tensor(batch.length),
         extra={name: x[index.to(x.device)] for name, x in batch.extra.items()},
     )
+
+
+def first_examples(batch: Batch, n: int) -> Batch:
+    """Return a batch with its first ``n`` examples."""
+    return batch if n == len(batch) else with_examples(batch, torch.arange(len(batch)) < n)
+
+
+def with_copies(batch: Batch, n: int) -> Batch:
+    """Return a batch with ``n`` more copies of its last example, each an example of its own."""
+    if n <= 0:
+        return batch
+    last, first = len(batch) - 1, torch.arange(n)
+    layouts: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
+    example, position, index = dict(batch.example), dict(batch.position), dict[str, Tensor]()
+    for key in batch.rows:
+        own, at = batch.example[key], batch.position[key]
+        layout = (id(own), id(at))
+        if layout not in layouts:
+            rows = torch.nonzero(own == last).flatten()
+            copies = (first + len(batch)).repeat_interleave(len(rows))
+            repeated = rows.repeat(n)
+            layouts[layout] = (
+                torch.cat([own, copies]),
+                torch.cat([at, at[repeated]]),
+                torch.cat([torch.arange(len(own)), repeated]),
+            )
+        example[key], position[key], index[key] = layouts[layout]
+    numbers = [*range(len(batch)), *[last] * n]
+    most = int(torch.as_tensor(batch.occurrence).max())
+    found = _with_numbers(batch, numbers)
+    own = torch.as_tensor(found.occurrence).clone()
+    own[len(batch) :] = most + 1 + first
+    columns = {name: _chosen(getattr(batch, name), index) for name in PER_ROW}
+    return replace(found, example=example, position=position, occurrence=own, **columns)

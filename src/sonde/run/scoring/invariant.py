@@ -2,14 +2,15 @@
 
 The last bits of a product depend on how many rows it has, and those of attention on the padding. A
 batch here holds inputs of one shape, so that nothing is padded, and is filled up with copies where
-it is small. From how many examples on the bits stay the same is measured on the machine, once for
-each shape of input, because kernels differ.
+it is small: the inputs of the forward pass, or the rows alone if only the detectors need more of
+them. From how many examples on the bits stay the same is measured on the machine, once for each
+shape of input, because kernels differ.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from sonde.core.batch import Batch
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch
 from sonde.core.reduction import AUTO
+from sonde.core.result import Scorer
 from sonde.core.stream import Stream
 from sonde.data.encoder import Prepared
 from sonde.data.encoding import takes_one
@@ -32,12 +34,16 @@ from sonde.run.scoring.batches import (
     SCHEMA,
     ScoredRows,
     check_scoring,
+    class_columns,
+    needs_of,
     record,
     reduction_of,
     scored_rows,
     with_layers,
 )
 from sonde.run.scoring.places import check_places
+from sonde.stats import CalibratedScorer
+from sonde.store._subset import first_examples, with_copies
 from sonde.tap import LiveStream
 
 SIZES = (1, 2, 3, 4, 8, 16)
@@ -51,19 +57,32 @@ Make = Callable[[Sequence[int]], InputBatch]
 
 @dataclass(frozen=True)
 class InvariantBatch:
-    """What a forward gave for the first ``n`` examples of a batch; the others are copies.
+    """Rows, logits and scores of some examples of one shape, without the copies.
 
     Parameters
     ----------
     batch : Batch
+        The logits have the same bits in any batch if a detector reads them.
     scored : dict of (method, site) to ScoredRows
-        Of the first ``n`` examples alone.
-    n : int
     """
 
     batch: Batch
     scored: dict[Key, ScoredRows]
-    n: int
+
+
+class Filling(NamedTuple):
+    """How many examples a batch is filled up to.
+
+    Parameters
+    ----------
+    forward : int
+        In the forward pass of the model.
+    scoring : int
+        For the detectors.
+    """
+
+    forward: int
+    scoring: int
 
 
 class InvariantReader:
@@ -84,8 +103,7 @@ class InvariantReader:
     Attributes
     ----------
     smallest : dict
-        For each shape and number of positions that was measured, how many examples a batch is
-        filled up to.
+        For each shape and number of positions that was measured, the ``Filling`` of a batch.
     """
 
     def __init__(
@@ -107,7 +125,8 @@ class InvariantReader:
             for name, task in self.tasks.items()
             if fitted is not None
         }
-        self.smallest: dict[Hashable, dict[int, int]] = {}
+        self.reads_logits = any(map(_reads_logits, self.scorers.values()))
+        self.smallest: dict[Hashable, dict[int, Filling]] = {}
         self._reader = stream.reader()
 
     def read(self, make: Make, n: int) -> InvariantBatch:
@@ -120,55 +139,92 @@ class InvariantReader:
         n : int
         """
         made = make(range(n))
-        size = self._filled_to(made, make)
-        if size > n:
-            made = make([*range(n), *([n - 1] * (size - n))])
-        return self._run(made, n)
+        filling = self._filling(made, make)
+        if filling.forward > n:
+            made = make([*range(n), *([n - 1] * (filling.forward - n))])
+        batch = first_examples(self._batch(made), n)
+        return InvariantBatch(batch, self._scored(batch, filling.scoring))
 
-    def _filled_to(self, made: InputBatch, make: Make) -> int:
-        """Return the number of examples that a batch of this shape is filled up to.
+    def _filling(self, made: InputBatch, make: Make) -> Filling:
+        """Return the numbers of examples that a batch of this shape is filled up to.
 
-        It is measured anew if no length between half and twice this one was. Fewer positions need
-        as many more examples.
+        They are measured anew if no length between half and twice this one was. Fewer positions
+        need as many more examples.
         """
-        if self.is_single:
-            return 1
+        if self.is_single or not self.scorers:
+            return Filling(1, 1)
         shape, length = shape_of(made)
         known = self.smallest.setdefault(shape, {})
         if not any(length <= 2 * other and other <= 2 * length for other in known):
             known[length] = self._measured(make, length)
-        near = (n for other, n in _near(known, length) if other <= length)
-        more = (-(-n * other // length) for other, n in _near(known, length) if other > length)
-        return min([*near, *more, REFERENCE])
+        near = [(o, f) for o, f in known.items() if length <= 2 * o and o <= 2 * length]
+        return Filling(*(_least([(o, f[i]) for o, f in near], length) for i in range(2)))
 
-    def _run(self, made: InputBatch, n: int) -> InvariantBatch:
+    def _batch(self, made: InputBatch) -> Batch:
         batch = self.stream.read_batch(self._reader, made)
         check_places(batch, self.tasks, self.scorers)
-        scored = {
-            name: scored_rows(batch, self.tasks[name], scorer, self.hows[name], self.has_who).first(
-                n
-            )
+        return batch
+
+    def _scored(self, batch: Batch, size: int) -> dict[Key, ScoredRows]:
+        """Return the scores of a batch whose rows are filled up to ``size`` examples."""
+        every = self._scores(with_copies(batch, size - len(batch)))
+        return {name: scored.first(len(batch)) for name, scored in every.items()}
+
+    def _scores(self, batch: Batch) -> dict[Key, ScoredRows]:
+        return {
+            name: scored_rows(batch, self.tasks[name], scorer, self.hows[name], self.has_who)
             for name, scorer in self.scorers.items()
         }
-        return InvariantBatch(batch, scored, n)
 
-    def _measured(self, make: Make, length: int) -> int:
-        """Return from how many copies on an example has the bits that it has among many.
-
-        If its bits change up to the largest batch tried, every batch is filled up to 32.
-        """
+    def _measured(self, make: Make, length: int) -> Filling:
+        """Return from how many copies on an example has the bits that it has among many."""
         top = min(REFERENCE, max(FEW, POSITIONS // length))
-        wanted = _parts(self._run(make([0] * top), top))
-        found = REFERENCE
-        for size in reversed([size for size in SIZES if size <= top]):
-            if {*_parts(self._run(make([0] * size), size)), *wanted} != {wanted[0]}:
-                break
-            found = size
-        return found
+        sizes = [size for size in SIZES if size < top]
+        every = self._batch(make([0] * top))
+        read = self._read_parts(every)
+        forward = _smallest(sizes, read, lambda n: self._read_parts(self._batch(make([0] * n))))
+        alone = first_examples(every, 1)
+
+        def scores(n: int) -> list[bytes]:
+            found = self._scores(with_copies(alone, n - 1)).values()
+            return _parts(n, [(one.example, one.score) for one in found])
+
+        return Filling(forward, _smallest(sizes, scores(top), scores))
+
+    def _read_parts(self, batch: Batch) -> list[bytes]:
+        """Return for each example the bytes of everything that a detector reads of it."""
+        found = [*((batch.example[key], rows) for key, rows in batch.rows.items())]
+        if batch.logits is not None and self.reads_logits:
+            found.append((torch.arange(len(batch)), batch.logits))
+        return _parts(len(batch), found)
 
 
-def _near(known: Mapping[int, int], length: int) -> list[tuple[int, int]]:
-    return [(o, n) for o, n in known.items() if length <= 2 * o and o <= 2 * length]
+def _reads_logits(scorer: Scorer) -> bool:
+    by = scorer.by if isinstance(scorer, CalibratedScorer) else None
+    return "logits" in (*needs_of(scorer), *class_columns(by))
+
+
+def _smallest(
+    sizes: Sequence[int], wanted: Sequence[bytes], of: Callable[[int], Sequence[bytes]]
+) -> int:
+    """Return the size from which on all copies have the bits of ``wanted``, else 32.
+
+    That is the size of ``wanted`` itself if its copies are equal, but no smaller batch has them.
+    """
+    if len({*wanted}) > 1:
+        return REFERENCE
+    found = len(wanted)
+    for size in reversed(sizes):
+        if {*of(size)} != {*wanted}:
+            break
+        found = size
+    return found
+
+
+def _least(near: Sequence[tuple[int, int]], length: int) -> int:
+    fitting = (n for other, n in near if other <= length)
+    more = (-(-n * other // length) for other, n in near if other > length)
+    return min([*fitting, *more, REFERENCE])
 
 
 def shape_of(made: InputBatch) -> tuple[Hashable, int]:
@@ -183,25 +239,15 @@ def shape_of(made: InputBatch) -> tuple[Hashable, int]:
     return shapes, length
 
 
-def _parts(found: InvariantBatch) -> list[bytes]:
-    """Return for each example the bytes of all that a forward gave for it."""
-    batch = found.batch
-    parts = [[] for _ in range(len(batch))]
-    for key, rows in batch.rows.items():
-        _share(parts, batch.example[key], rows)
-    every = torch.arange(len(batch))
-    if batch.logits is not None:
-        _share(parts, every, batch.logits)
-    for one in found.scored.values():
-        _share(parts, one.example, one.score)
+def _parts(n: int, found: Iterable[tuple[Tensor, Tensor]]) -> list[bytes]:
+    """Return for each of ``n`` examples the bytes of its values."""
+    parts: list[list[bytes]] = [[] for _ in range(n)]
+    for example, values in found:
+        values = values.detach().cpu().contiguous()
+        raw = values.reshape(len(values), -1).view(torch.uint8).numpy()
+        for i, row in zip(example.tolist(), raw, strict=True):
+            parts[i].append(row.tobytes())
     return [b"|".join(part) for part in parts]
-
-
-def _share(parts: list[list[bytes]], example: Tensor, values: Tensor) -> None:
-    values = values.detach().cpu().contiguous()
-    raw = values.reshape(len(values), -1).view(torch.uint8).numpy()
-    for i, row in zip(example.tolist(), raw, strict=True):
-        parts[i].append(row.tobytes())
 
 
 def groups_of_shape(items: Sequence[Prepared]) -> Iterator[list[int]]:
