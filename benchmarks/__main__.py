@@ -44,7 +44,8 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
     from benchmarks.scale import scale_rows
     from benchmarks.scan_costs import scan_cost_rows
     from benchmarks.scanning import scan_memory, scan_small, scan_time
-    from benchmarks.serving import promise_rows, serve_rows
+    from benchmarks.serving import serve_rows
+    from benchmarks.serving_promises import promise_rows
     from benchmarks.soaking import soak_rows
     from benchmarks.storing import storing_rows
     from benchmarks.tapping import early_stop, tap_memory, tap_time

@@ -1,42 +1,42 @@
-"""The net of the benchmark behind LitServe."""
+"""A model of the benchmark behind LitServe."""
 
 from typing import Any
 
 import litserve
 import torch
-from torch import Tensor
 
-from benchmarks.serving_arms import MOST, answers, net
+from benchmarks.serving_models import MOST, answering
 
 
 class Api(litserve.LitAPI):
-    """The net; one input in a request, several in a batch.
+    """The model; one input in a request, several in a batch.
 
     Parameters
     ----------
-    width : int
+    model : str
+        A width of the net, or a folder.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, model: str) -> None:
         super().__init__(max_batch_size=MOST, batch_timeout=0.002)
-        self.width = width
+        self.model = model
 
     def setup(self, device: str) -> None:
-        """Make the net."""
+        """Load the model."""
         torch.set_num_threads(1)
-        self.model = net(self.width)
+        self.answers = answering(self.model)
 
     def decode_request(self, request):
         """Return the input; LitServe takes an annotation for the form of the body."""
-        return torch.tensor(request["inputs"][0])
+        return request["inputs"][0]
 
-    def batch(self, inputs: Any) -> Tensor:
+    def batch(self, inputs: Any) -> list[Any]:
         """Return several inputs as one."""
-        return torch.stack(list(inputs))
+        return list(inputs)
 
-    def predict(self, x: Tensor) -> list[dict[str, Any]]:
+    def predict(self, x: list[Any]) -> list[dict[str, Any]]:
         """Return the answers."""
-        return answers(self.model, x)
+        return self.answers(x)
 
     def unbatch(self, output: Any) -> Any:
         """Return the answer of each input."""
@@ -47,7 +47,7 @@ class Api(litserve.LitAPI):
         return {"answers": [output]}
 
 
-def serve(width: int, port: int) -> None:
+def serve(model: str, port: int) -> None:
     """Serve until killed."""
-    server = litserve.LitServer(Api(width), accelerator="cpu")
+    server = litserve.LitServer(Api(model), accelerator="cpu")
     server.run(port=port, host="127.0.0.1", generate_client_file=False, log_level="error")

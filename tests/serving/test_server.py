@@ -1,5 +1,6 @@
 """The command in a process of its own: sockets, signals, kills, replicas."""
 
+import http.client
 import json
 import os
 import re
@@ -8,76 +9,16 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 
+from served_process import TESTS, body_of, running
 from serving_case import net, probe, rows
 from sonde.run.bundles.fitted import Fitted
 
 pytestmark = pytest.mark.slow
-TESTS = Path(__file__).resolve().parent.parent
 TOKEN = "0123456789abcdef0123456789abcdef"
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-class Server:
-    """A running ``sonde serve``."""
-
-    def __init__(self, process, port, token=None):
-        self.process, self.port, self.token = process, port, token
-
-    def ask(self, path, body=None, token=None, timeout=30):
-        headers = {"Content-Type": "application/json"}
-        if token or self.token:
-            headers["Authorization"] = f"Bearer {token or self.token}"
-        data = None if body is None else json.dumps(body).encode()
-        url = f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(url, data, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            return error.code, json.loads(error.read())
-
-
-@contextmanager
-def running(*arguments, token=None):
-    port = free_port()
-    command = [sys.executable, "-m", "sonde", "serve", "serving_case:net", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-    process = subprocess.Popen(
-        [*command, "--port", str(port)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    server, until = Server(process, port, token), time.monotonic() + 100
-    try:
-        while True:
-            assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < until, "not ready in time"
-            try:
-                if server.ask("/v2/health/ready")[0] == 200:
-                    break
-            except OSError:
-                pass
-            time.sleep(0.1)
-        yield server
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +27,6 @@ def probe_file(tmp_path_factory):
     model = net()
     probe(model).save(path)
     return path
-
-
-def body_of(n, seed):
-    return {"inputs": [x.tolist() for x in rows(n, seed)]}
 
 
 @pytest.mark.truth("the number of answers given")
@@ -116,6 +53,53 @@ def test_kill_restart_and_term(probe_file, tmp_path):
     found = Fitted.load(path)
     assert found.header["data"]["n_examples"] == n_before + 11
     assert [s["end"] for s in found.header["traffic"]["spans"]] == ["killed", "stopped"]
+
+
+@pytest.mark.truth("the answers given before the server died between two file operations")
+def test_death_inside_a_commit_keeps_the_commit_before(probe_file, tmp_path):
+    log, options = tmp_path / "traffic", (probe_file, "--log", tmp_path / "traffic")
+    n_answered = 0
+    with running(*options, "--commit", 0.2, SONDE_FAULT="11") as server:
+        until = time.monotonic() + 60
+        while server.process.poll() is None:
+            assert time.monotonic() < until, "the server lives on"
+            with suppress(OSError, http.client.HTTPException):
+                code, found = server.ask("/predict", body_of(3, n_answered))
+                assert (code, len(found["answers"])) == (200, 3)
+                n_answered += 3
+        assert server.process.returncode == 137
+    (path,) = log.rglob("*.sonde")
+    n_before = Fitted.load(path).header["data"]["n_examples"]
+    assert 0 < n_before <= n_answered + 3
+    with running(*options) as server:
+        assert server.ask("/predict", body_of(5, 1))[0] == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+    (path,) = log.rglob("*.sonde")
+    found = Fitted.load(path)
+    assert found.header["data"]["n_examples"] == n_before + 5
+    assert [s["end"] for s in found.header["traffic"]["spans"]] == ["killed", "stopped"]
+
+
+@pytest.mark.truth("the number of rows asked about")
+def test_open_telemetry_by_its_variables(probe_file):
+    pytest.importorskip("opentelemetry.sdk")
+    variables = {"OTEL_METRICS_EXPORTER": "console", "OTEL_METRIC_EXPORT_INTERVAL": "600000"}
+    with running(probe_file, **variables) as server:
+        for seed in range(3):
+            assert server.ask("/predict", body_of(4, seed))[0] == 200
+        server.process.send_signal(signal.SIGTERM)
+        text, _ = server.process.communicate(timeout=60)
+    decoder, values = json.JSONDecoder(), {}
+    found, _ = decoder.raw_decode(text[text.index('{\n    "resource_metrics"') :])
+    for scope in found["resource_metrics"][0]["scope_metrics"]:
+        for metric in scope["metrics"]:
+            points = metric["data"]["data_points"]
+            values[metric["name"]] = sum(p.get("value", p.get("count")) for p in points)
+    n_detectors = 4
+    assert values["sonde.rows"] == 12 * n_detectors
+    assert values["sonde.p_value"] == 12 * n_detectors
+    assert values["sonde.forwards"] == 3
 
 
 def test_slow_and_large_bodies_and_tokens(probe_file, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sonde
+from kill_case import Killed, killed_at
 from serving_case import asked, net, probe, rows, served
 from sonde.core.batch import Batch
 from sonde.run.bundles.fitted import Fitted
@@ -139,6 +140,36 @@ def test_a_full_disk_keeps_the_traffic_in_memory(model, tmp_path, monkeypatch):
     assert traffic.commit()
     traffic.close()
     assert Fitted.load(one_file(tmp_path)).header["data"]["n_examples"] == 30
+
+
+@pytest.mark.truth("the inputs of the commits that were finished")
+def test_a_kill_inside_a_commit_leaves_one_whole_file(model, tmp_path):
+    stream = sonde.read(model, rows(2, 0), sites=["1", "2"])
+    n, is_killed, kept = 0, True, []
+    while is_killed:
+        n += 1
+        traffic = Traffic(tmp_path / f"{n}", stream, Schedule())
+        traffic.add(batch_of(30, 0, 1))
+        assert traffic.commit()
+        traffic.add(batch_of(20, 30, 2))
+        with killed_at(n):
+            try:
+                traffic.commit()
+                is_killed = False
+            except Killed:
+                pass
+        traffic._held.close()  # the system lets go of the lock of a process that is gone
+        kept.append(Fitted.load(one_file(tmp_path / f"{n}")).header["data"]["n_examples"])
+        after = Traffic(tmp_path / f"{n}", stream, Schedule())
+        after.add(batch_of(7, 50, 3))
+        after.close()
+        found = Fitted.load(one_file(tmp_path / f"{n}"))
+        assert found.header["data"]["n_examples"] == kept[-1] + 7
+        assert found.result("covariance", "2:out").n == kept[-1] + 7
+        assert sum(span["inputs"] for span in found.header["traffic"]["spans"]) == kept[-1] + 7
+    assert n > 4
+    assert kept == sorted(kept)
+    assert {*kept} == {30, 50}
 
 
 @pytest.mark.slow

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.special import betainc, betaincinv  # pyright: ignore
 from torch import Tensor
 
@@ -87,11 +88,14 @@ class Calibration(State):
         ``1 - delta`` quantile of ``Beta(k, n + 1 - k)`` if that is larger: a bound on the share of
         rows that score this high. It gives 1 if ``k`` is ``n + 1``. A NaN score is an error.
         """
-        values = torch.as_tensor(scores, dtype=torch.float64).flatten()
-        if bool(values.isnan().any()):
-            raise InputError("Calibration.p_value: a score is NaN.")
-        below = torch.searchsorted(self.scores, values.to(self.scores.device).contiguous())
-        return least_levels(1 + self.n - below, self.n, self.guarantee, self.delta)
+        values = flat_scores("Calibration", scores)
+        below = np.searchsorted(self._sorted, values)
+        found = levels_of_ranks(1 + self.n - below, self.n, self.guarantee, self.delta)
+        return torch.from_numpy(found).to(self.scores.device)  # pyright: ignore
+
+    @cached_property
+    def _sorted(self) -> np.ndarray:
+        return self.scores.detach().cpu().numpy()
 
     def alarms_allowed(self, alpha: float) -> int:
         """Return how many held-out scores may lie above the threshold for level ``alpha``."""
@@ -143,20 +147,32 @@ def needed_scores(alpha: float, guarantee: Guarantee, delta: float) -> int:
     return math.ceil(math.log(delta) / math.log1p(-alpha))
 
 
-def least_levels(
-    rank: Int[Tensor, "row"], n: int, guarantee: Guarantee, delta: float
-) -> Float[Tensor, "row"]:
+def flat_scores(owner: str, scores: Any) -> np.ndarray:
+    """Return scores as a flat array; that of a few takes less time in NumPy than in torch.
+
+    Raises
+    ------
+    InputError
+        If one of them is NaN.
+    """
+    values = torch.as_tensor(scores, dtype=torch.float64).flatten().detach().cpu().numpy()
+    if np.isnan(values).any():
+        raise InputError(f"{owner}.p_value: a score is NaN.")
+    return values
+
+
+def levels_of_ranks(rank: np.ndarray, n: int, guarantee: Guarantee, delta: float) -> np.ndarray:
     """Return the smallest level at which ``rank - 1`` of ``n`` scores may lie above a threshold.
 
     Ranks are 1 to ``n + 1``; the last, below every score, has level 1.
     """
-    marginal = rank.double() / (n + 1)
+    marginal = rank / (n + 1)
     if guarantee == "marginal":
         return marginal
-    distinct, place = np.unique(rank.cpu().numpy(), return_inverse=True)
+    distinct, place = np.unique(rank, return_inverse=True)
     inside = np.minimum(distinct, n)
     level = np.where(distinct > n, 1.0, betaincinv(inside, n + 1 - inside, 1.0 - delta))
-    return torch.maximum(torch.as_tensor(level[place], device=rank.device), marginal)
+    return np.maximum(level[place], marginal)
 
 
 def _below(x: float, a: int, b: int) -> float:

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from sonde.core.finite import finite_json
 from sonde.run.instruments.entries import Key
 from sonde.serving.served import Answer
 
@@ -16,6 +18,8 @@ def answers_json(request: str, answers: Sequence[Answer], alpha: float) -> dict[
 
 def _one(name: str, found: Answer) -> dict[str, Any]:
     said = {"id": name, "answer": found.answer, "probability": found.probability}
+    if found.columns is not None:
+        said["columns"] = [finite_json(asdict(column)) for column in found.columns]
     verdict = found.verdict
     if verdict is None:
         return said

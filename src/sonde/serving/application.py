@@ -233,10 +233,11 @@ class _Handlers:
     async def infer(self, request: Request) -> Response:
         """Answer a request of the Open Inference Protocol."""
         served = self._named(request)
-        found = parse_json(await self._json(request))
+        body = await self._json(request)
+        found = parse_json(body)
         rows = self.service.rows()
         inputs = inputs_of(found, rows, self.limits)
-        name, answers = await self._answered(inputs)
+        name, answers = await self._answered(inputs, len(body))
         return JSONResponse(infer_json(served, name, found.get("id"), answers))
 
     async def predict(self, request: Request) -> Response:
@@ -248,8 +249,9 @@ class _Handlers:
             inputs: list[Any] = [*await form_files(request, body, self.limits)]
             check_count(len(inputs), self.limits)
         else:
-            inputs = inputs_in(parse_json(await self._json(request)), self.limits)
-        name, answers = await self._answered(inputs)
+            body = await self._json(request)
+            inputs = inputs_in(parse_json(body), self.limits)
+        name, answers = await self._answered(inputs, len(body))
         return JSONResponse(answers_json(name, answers, self.service.alpha))
 
     async def _json(self, request: Request) -> bytes:
@@ -258,9 +260,9 @@ class _Handlers:
             raise Refusal(415, f"Expected the header 'Content-Type: {JSON}'.")
         return await read_body(request, self.limits)
 
-    async def _answered(self, inputs: Sequence[Any]) -> tuple[str, list[Answer]]:
+    async def _answered(self, inputs: Sequence[Any], size: int) -> tuple[str, list[Answer]]:
         name = secrets.token_hex(8)
-        return name, await self.service.answer(name, inputs)
+        return name, await self.service.answer(name, inputs, size)
 
     async def feedback(self, request: Request) -> Response:
         """Take the truth about an input."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 from typing import Any
 
 from sonde.core.errors import InputError
@@ -89,14 +90,22 @@ class Figures:
 
 
 def _meter() -> OpenTelemetryMetrics | None:
-    """Return the instruments of OpenTelemetry, if its environment variables say where to send."""
+    """Return the instruments of OpenTelemetry, if its environment variables say where to send.
+
+    A provider that the program has set is used, e.g. that of ``opentelemetry-instrument``; else
+    the SDK sets one from the variables.
+    """
     if not any(name.startswith("OTEL_") for name in os.environ):
         return None
     try:
-        from opentelemetry.metrics import get_meter
+        from opentelemetry.metrics import get_meter, get_meter_provider
+        from opentelemetry.sdk.metrics import MeterProvider
     except ImportError:
         raise InputError(
             "serve: expected the package opentelemetry-sdk, as OTEL_ variables are set. Install "
             "it, or unset them."
         ) from None
+    if not isinstance(get_meter_provider(), MeterProvider):
+        for point in entry_points(group="opentelemetry_configurator"):
+            point.load()().configure()
     return OpenTelemetryMetrics(get_meter("sonde"))

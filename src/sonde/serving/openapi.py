@@ -121,6 +121,12 @@ def _schemas() -> dict[str, Any]:
             "description": "p_all <= alarm_rate; null if no valid p-value is known.",
         },
         "loudest": {"type": ["object", "null"]},
+        "columns": {
+            "description": "Of a row of a table: name, value and z of the columns that are far "
+            "from the median, in robust standard deviations.",
+            "type": "array",
+            "items": {"type": "object"},
+        },
     }
     return {
         "Inputs": {

@@ -17,6 +17,7 @@ from sonde.data.inputs import ItemInputs
 from sonde.data.opening import class_names
 from sonde.data.processors import is_image_processor, is_tokenizer
 from sonde.data.sources import Row
+from sonde.data.text_encoding import context_of
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.reading.read import read
@@ -24,8 +25,13 @@ from sonde.run.reading.recipe import recipe_in
 from sonde.run.scoring.batches import check_scoring
 from sonde.run.scoring.invariant import InvariantReader, shape_of_item
 from sonde.run.scoring.opening import open_for
+from sonde.serving.unusual_columns import UnusualColumn, scales_in, unusual_columns
 from sonde.serving.verdicts import Verdict, Verdicts
 from sonde.tap import LiveStream
+from sonde.tap.generating.generation import Generation
+from sonde.tap.generating.replay import ReplayInputs
+
+PLAIN_INPUTS = ("text", "pair", "messages", "tokens", "numbers", "tensor")
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,14 @@ class Item:
         Its own 16 bytes; nothing of the input is in it.
     shape : hashable
         What inputs of one batch must share.
+    columns : tuple of UnusualColumn or None, default=None
+        Of a row of a table, if the probe knows where its columns usually lie.
     """
 
     prepared: Prepared
     key: bytes
     shape: Hashable
+    columns: tuple[UnusualColumn, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,11 +67,14 @@ class Answer:
         Of the class.
     verdict : Verdict or None
         None without detectors.
+    columns : tuple of UnusualColumn or None
+        See ``Item``.
     """
 
     answer: Any = None
     probability: float | None = None
     verdict: Verdict | None = None
+    columns: tuple[UnusualColumn, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,7 @@ class ServedModel:
         self.fitted = Fitted.load(fitted) if isinstance(fitted, str | Path) else fitted
         self.alpha, self.largest, self.options = alpha, largest, dict(options or {})
         self.verdicts = None if self.fitted is None else Verdicts(self.fitted, alpha)
+        self.column_scales = scales_in(self.fitted)
         self._names = class_names(self.model) or {}
         self._reader: InvariantReader | None = None
         sample = self._sample()
@@ -138,9 +151,20 @@ class ServedModel:
     @property
     def inputs(self) -> ItemInputs:
         """How items become inputs."""
-        found = self.stream.inputs
-        assert isinstance(found, ItemInputs)  # what ``open`` makes
+        found = prompts_of(self.stream)
+        assert found is not None  # what ``open`` makes
         return found
+
+    @property
+    def has_plain_inputs(self) -> bool:
+        """Whether inputs are texts or numbers; others take long to decode."""
+        return self.inputs.encoder.kind in PLAIN_INPUTS
+
+    @property
+    def generation(self) -> Generation | None:
+        """What the model generates after prompts; None if it only reads."""
+        found = self.stream.inputs
+        return found.generation if isinstance(found, ReplayInputs) else None
 
     @property
     def _open_reader(self) -> InvariantReader:
@@ -160,7 +184,8 @@ class ServedModel:
 
     def _reader_for(self, fitted: Fitted | None, row: Row) -> InvariantReader:
         options = {"check": False, "batch_size": self.largest, **self.options}
-        if self.model.task == "causal":
+        kept = {} if fitted is None else recipe_in(fitted.header).get("options", {})
+        if self.model.task == "causal" and not (options.get("generate") or kept.get("generate")):
             options["logits"] = True
         if fitted is None:
             stream = read(self.model, [row], **options)
@@ -169,10 +194,15 @@ class ServedModel:
         else:
             stream = open_for(fitted, self.model, [row], **options)
             check_scoring(fitted, stream, 0)
-        if not isinstance(stream, LiveStream) or not isinstance(stream.inputs, ItemInputs):
+        if not isinstance(stream, LiveStream) or prompts_of(stream) is None:
             raise InputError(
                 f"serve: expected a model that reads items, got {stream!r}. Serve the model that "
                 "the probe was fitted on."
+            )
+        if isinstance(stream.inputs, ReplayInputs) and stream.inputs.generation.new_tokens is None:
+            raise InputError(
+                "serve: expected max_new_tokens in what is generated, as it bounds the time of a "
+                "request. Pass --generate max_new_tokens=64, and fit the probe with it."
             )
         return InvariantReader(stream, fitted, self.largest)
 
@@ -194,7 +224,7 @@ class ServedModel:
         if self._reader is not None:
             check_scoring(fitted, self.stream, 0)
             self._reader = InvariantReader(self.stream, fitted, self.largest)
-        self.fitted, self.verdicts = fitted, verdicts
+        self.fitted, self.verdicts, self.column_scales = fitted, verdicts, scales_in(fitted)
 
     def _sample(self) -> Row | None:
         """Return an item that shows how items become inputs, or None if only a request can."""
@@ -222,7 +252,7 @@ class ServedModel:
         """
         if self._reader is None:
             self.open(rows[0])
-        inputs = self.inputs
+        inputs, tokens = self.inputs, self._most_tokens(tokens)
         pieces = inputs.encoder.pieces(rows)
         for i, mine in enumerate(pieces):
             if len(mine) != 1 or (tokens is not None and mine[0].length > tokens):
@@ -233,7 +263,19 @@ class ServedModel:
                 )
         prepared = inputs.encoder.prepare(rows, [(i, 0) for i in range(len(rows))])
         inputs.encoder.collate(prepared[:1])
-        return [Item(one, key, shape_of_item(one)) for one, key in zip(prepared, keys, strict=True)]
+        scales = self.column_scales
+        return [
+            Item(one, key, shape_of_item(one), unusual_columns(row, scales) if scales else None)
+            for one, key, row in zip(prepared, keys, rows, strict=True)
+        ]
+
+    def _most_tokens(self, tokens: int | None) -> int | None:
+        """Return the most tokens of a text; of a prompt those that leave room for new ones."""
+        context = context_of(self.model)
+        if self.generation is None or self.generation.new_tokens is None or context is None:
+            return tokens
+        room = context - self.generation.new_tokens
+        return room if tokens is None else min(tokens, room)
 
     def answer(self, items: Sequence[Item]) -> Answered:
         """Return the answers to items of one shape."""
@@ -243,15 +285,26 @@ class ServedModel:
             chosen = [items[i] for i in numbers]
             return inputs.collated([i.prepared for i in chosen], [i.key for i in chosen])
 
-        found = reader.read(make, len(items))
         n = len(items)
-        said = self._said(found.batch, n)
+        if self.generation is None:
+            found = reader.read(make, n)
+            said = self._said(found.batch, n)
+        else:
+            found = reader.read_generated(make(range(n)))
+            said = [(text, None) for text in self._texts(found.batch)]
         judged = [None] * n if verdicts is None else verdicts.of(found.scored, n)
         answers = (
-            Answer(answer, probability, verdict)
-            for (answer, probability), verdict in zip(said, judged, strict=True)
+            Answer(answer, probability, verdict, item.columns)
+            for (answer, probability), verdict, item in zip(said, judged, items, strict=True)
         )
         return Answered(tuple(answers), found.batch)
+
+    def _texts(self, batch: Batch) -> list[Any]:
+        """Return what was generated after each prompt: a text, or ids without a tokenizer."""
+        each = [[i for i in ids if i >= 0] for ids in batch.extra["generated"].tolist()]
+        if not is_tokenizer(self.model.processor):
+            return each
+        return [self.model.processor.decode(ids, skip_special_tokens=True) for ids in each]
 
     def _said(self, batch: Batch, n: int) -> list[tuple[Any, float | None]]:
         """Return the model's own answer to each input, and its probability."""
@@ -281,3 +334,10 @@ class ServedModel:
     def detectors(self) -> tuple[Key, ...]:
         """The detectors and sites of the probe."""
         return () if self.fitted is None else tuple(self.fitted.scorers)
+
+
+def prompts_of(stream: LiveStream) -> ItemInputs | None:
+    """Return the items that a stream reads or generates after; None if it reads no items."""
+    inputs = stream.inputs
+    found = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
+    return found if isinstance(found, ItemInputs) else None

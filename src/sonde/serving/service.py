@@ -25,6 +25,8 @@ from sonde.serving.served import Answer, Answered, Item, ServedModel
 from sonde.serving.traffic import Schedule, Traffic, own_keys
 
 _log = logging.getLogger("sonde")
+SMALL = 4096
+"""Bytes of a request that is prepared in the thread that reads requests."""
 LOOK_SECONDS = 1.0
 """How often the file of a calibration is looked at."""
 
@@ -184,8 +186,19 @@ class Service:
         kind = encoder.kind
         return Rows(kind, tuple(encoder.identity()["inputs"]), self.limits)
 
-    async def answer(self, name: str, inputs: Sequence[Any]) -> list[Answer]:
+    async def answer(
+        self, name: str, inputs: Sequence[Any], size: int | None = None
+    ) -> list[Answer]:
         """Return the answers to the inputs of one request.
+
+        Parameters
+        ----------
+        name : str
+            Id of the request.
+        inputs : sequence
+        size : int, optional
+            Bytes of the request. A small one is prepared at once: to wake another thread takes
+            longer.
 
         Raises
         ------
@@ -196,7 +209,11 @@ class Service:
         batcher = self._batcher
         assert batcher is not None  # started by ``served``
         names = [f"{name}-{i}" for i in range(len(inputs))]
-        items = await loop.run_in_executor(self._readers, self._items, served, names, inputs)
+        is_small = size is not None and size <= SMALL
+        if is_small and served.is_open and served.has_plain_inputs:
+            items = self._items(served, names, inputs)
+        else:
+            items = await loop.run_in_executor(self._readers, self._items, served, names, inputs)
         answers = await batcher.answers(items)
         self.feedback.remember(names, answers)
         try:

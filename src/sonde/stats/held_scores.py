@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.special import betainc, betaincinv  # pyright: ignore
 from torch import Tensor
 
-from sonde.core.calibration import Guarantee, least_levels, needed_scores
+from sonde.core.calibration import Guarantee, flat_scores, levels_of_ranks, needed_scores
 from sonde.core.errors import CalibrationError, InputError, ShapeError
 from sonde.core.hashing import rank_key
 from sonde.core.ranges import check_ranges
@@ -181,17 +183,19 @@ class SampledCalibration(State):
 
     def p_value(self, scores: Any) -> Float[Tensor, "row"]:
         """Return the smallest level at which each score alarms; in (0, 1]."""
-        values = torch.as_tensor(scores, dtype=torch.float64).flatten().contiguous()
-        if bool(values.isnan().any()):
-            raise InputError("SampledCalibration.p_value: a score is NaN.")
-        top, m = len(self.tail), len(self.scores)
-        above = top - torch.searchsorted(self.tail, values)
-        below = torch.searchsorted(self.scores, values)
-        rest = self._mass_above()
-        q = least_levels(1 + m - below, m, self.guarantee, self.delta / 2)
-        rank = (1 + above).clamp(max=top + 1)
-        level = least_levels(rank, self.n, self.guarantee, self.delta)
-        return torch.where(above < top, level, torch.maximum(level, rest + (1 - rest) * q))
+        values = flat_scores("SampledCalibration", scores)
+        top, m, rest = len(self.tail), len(self.scores), self._mass_above
+        above = top - np.searchsorted(self._sorted[0], values)
+        below = np.searchsorted(self._sorted[1], values)
+        q = levels_of_ranks(1 + m - below, m, self.guarantee, self.delta / 2)
+        rank = np.minimum(1 + above, top + 1)
+        level = levels_of_ranks(rank, self.n, self.guarantee, self.delta)
+        found = np.where(above < top, level, np.maximum(level, rest + (1 - rest) * q))
+        return torch.from_numpy(found).to(self.scores.device)
+
+    @cached_property
+    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.tail.detach().cpu().numpy(), self.scores.detach().cpu().numpy()
 
     def threshold(self, alpha: float) -> float:
         """Return the score above which (strictly) an alarm is raised at false-alarm rate ``alpha``.
@@ -242,14 +246,15 @@ class SampledCalibration(State):
 
     def _rank_below(self, alpha: float) -> int:
         """Return which of the sample's largest scores is the threshold; 0 = the tail's smallest."""
-        rest = self._mass_above()
+        rest = self._mass_above
         lower = (alpha - rest) / (1 - rest)
         return self._rank(lower, len(self.scores), self.delta / 2) if lower > 0 else 0
 
+    @cached_property
     def _mass_above(self) -> float:
-        """Return the probability above the tail's smallest score; for ``pac``, its upper bound."""
-        top = torch.tensor([len(self.tail)])
-        return float(least_levels(top, self.n, self.guarantee, self.delta / 2))
+        """The probability above the tail's smallest score; for ``pac``, its upper bound."""
+        top = np.array([len(self.tail)])
+        return float(levels_of_ranks(top, self.n, self.guarantee, self.delta / 2)[0])
 
     def _rank(self, alpha: float, n: int, delta: float) -> int:
         """Return how many of ``n`` scores may lie above a threshold."""

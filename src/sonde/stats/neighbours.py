@@ -200,15 +200,16 @@ def largest_products(
     index = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     for first in range(0, len(x), step):
         part = x[first : first + step]
-        best, at = values.new_empty(len(part), 0), index.new_empty(len(part), 0)
+        best, at = values[:0], index[:0]
         for start in range(0, len(bank), tile):
             rows = bank[start : start + tile]
             product = buffer[: len(part) * len(rows)].view(len(part), len(rows))
             torch.mm(part, rows.T, out=product)
             top, where = _largest(product, min(k, len(rows)))
-            best, at = torch.cat([best, top], 1), torch.cat([at, where + start], 1)
-            best, order = best.topk(min(k, best.shape[1]), dim=1)
-            at = at.gather(1, order)
+            if start:
+                top, where = torch.cat([best, top], 1), torch.cat([at, where + start], 1)
+            best, order = top.topk(min(k, top.shape[1]), dim=1)
+            at = where.gather(1, order)
         values[first : first + step], index[first : first + step] = best, at
     return values, index
 

@@ -90,7 +90,7 @@ def with_copies(batch: Batch, n: int) -> Batch:
         return batch
     last, first = len(batch) - 1, torch.arange(n)
     layouts: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
-    example, position, index = dict(batch.example), dict(batch.position), dict[str, Tensor]()
+    example, position, index = dict(batch.example), dict(batch.position), dict[str, Tensor | None]()
     for key in batch.rows:
         own, at = batch.example[key], batch.position[key]
         layout = (id(own), id(at))

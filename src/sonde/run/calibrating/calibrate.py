@@ -24,6 +24,7 @@ from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import data_fingerprint, require_same_model
 from sonde.run.calibrating._held_scores import Groups, held_scores
 from sonde.run.calibrating._scored import Asked, ScoredBatch, ScoredJob, scored_batches
+from sonde.run.calibrating.column_scales import column_scales
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.cost import say_cost
 from sonde.run.reading.checking import check_rows
@@ -150,6 +151,8 @@ def calibrate(
         states[request] = held[name]
     seen = {"data": fingerprint, "n_examples": len(stream)} | ({"by": column} if column else {})
     seen["lengths"] = [[*name, *vars(found).values()] for name, found in lengths.items()]
+    if scales := column_scales(stream):
+        seen["columns"] = scales
     header = _header(fitted, stream, seen, has_names=said == "label")
     found = Fitted(tuple(tasks.values()), states, header, fitted.split, None, fitted.further)
     _ = found.scorers  # a class without scores is told now

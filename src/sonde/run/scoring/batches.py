@@ -161,10 +161,14 @@ class ScoredRows:
 
     def first(self, n: int) -> "ScoredRows":
         """Return the scores of the first ``n`` examples of the batch."""
-        kept = torch.nonzero(self.example < n).flatten()
-        if len(kept) == len(self.example):
+        mine = self.example < n
+        n_rows = int(mine.sum())
+        if n_rows == len(self.example):
             return self
-        p = [self.p[i] for i in kept.tolist()]
+        kept: Any = slice(n_rows)  # copies come last, and a slice costs less than an index
+        if not bool(mine[kept].all()):
+            kept = torch.nonzero(mine).flatten()
+        p = self.p[kept] if isinstance(kept, slice) else [self.p[i] for i in kept.tolist()]
         chosen = {c: getattr(self, c)[kept] for c in ("score", "example", "position", "row")}
         return replace(self, p=p, **chosen)
 
@@ -192,8 +196,8 @@ def scored_rows(
     found = None
     if how is not None:
         found = scorer.reduced(scores, members, how, *columns)
-        row, scores = found.row, found.score
-    p = _p_values(scorer, scores, how, label[row], (found, every, members))
+        row, scores, label = found.row, found.score, label[found.row]
+    p = _p_values(scorer, scores, how, label, (found, every, members))
     needed = dict(zip(needs, columns, strict=True))
     place = of_row[row], position[row], p, row
     return ScoredRows(scores, *place, every, needed, who, members, position)

@@ -145,6 +145,15 @@ class InvariantReader:
         batch = first_examples(self._batch(made), n)
         return InvariantBatch(batch, self._scored(batch, filling.scoring))
 
+    def read_generated(self, prompts: InputBatch) -> InvariantBatch:
+        """Return the scores of prompts of one shape and what the model generates after them.
+
+        Generated texts differ in length, and their last bits depend on the batch.
+        """
+        batch = self.stream.read_generated(self._reader, prompts)
+        check_places(batch, self.tasks, self.scorers)
+        return InvariantBatch(batch, self._scores(batch))
+
     def _filling(self, made: InputBatch, make: Make) -> Filling:
         """Return the numbers of examples that a batch of this shape is filled up to.
 

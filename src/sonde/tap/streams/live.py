@@ -256,7 +256,8 @@ class LiveStream(Stream):
         """
         reader = self.reader()
         if isinstance(self.inputs, ReplayInputs):
-            yield from self._generated(self.inputs, reader, start, stop)
+            for prompts in self.inputs.prompt_batches(start, stop):
+                yield self.read_generated(reader, prompts)
             return
         inputs, n_ahead = iter(self.inputs.batches(start, stop)), 1
         while several := list(islice(inputs, n_ahead)):
@@ -289,25 +290,26 @@ class LiveStream(Stream):
             return replace(self, inputs=StandIns(self.inputs)).first_batch()
         return super().first_batch()
 
-    def _generated(
-        self, inputs: ReplayInputs, reader: Reader, start: int, stop: int
-    ) -> Iterator[Batch]:
-        """Yield the rows of generated texts: taken while they arise, else by one more forward."""
+    def read_generated(self, reader: Reader, prompts: InputBatch) -> Batch:
+        """Return the rows of prompts and what the model generates after them.
+
+        They are taken while they arise if rows stay in place, else by one more forward pass.
+        """
+        inputs = self.inputs
+        if not isinstance(inputs, ReplayInputs):
+            raise InputError("read_generated: expected a stream that was read with generate.")
+        if not self._records(inputs, prompts):
+            return self._several(reader, [right_padded(inputs.continued(prompts))])[0]
         modules = self.probe.names.modules
         tapped_sites = {
             k.key: RecordedOutput(modules[k.site.path], k.site.key, k.reduction) for k in self.kinds
         }
-        for prompts in inputs.prompt_batches(start, stop):
-            if not self._records(inputs, prompts):
-                yield from self._several(reader, [right_padded(inputs.continued(prompts))])
-                continue
-            batch, recorder = inputs.record(prompts, tapped_sites)
-            frame = reader.frame(batch)
-            taken = recorder.rows(frame)
-            if taken is None:
-                yield from self._several(reader, [right_padded(batch)])
-            else:
-                yield self._made(batch, reading_of(taken, frame))
+        batch, recorder = inputs.record(prompts, tapped_sites)
+        frame = reader.frame(batch)
+        taken = recorder.rows(frame)
+        if taken is None:
+            return self._several(reader, [right_padded(batch)])[0]
+        return self._made(batch, reading_of(taken, frame))
 
     def _records(self, inputs: ReplayInputs, prompts: InputBatch) -> bool:
         """Return whether all that is read can be taken while a batch is generated from."""

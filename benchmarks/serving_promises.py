@@ -1,0 +1,167 @@
+"""What sonde serve promises, counted: alarm rate, changes, answers, malformed bodies, memory.
+
+The application runs in this process without sockets.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import Row
+from benchmarks.serving import probe_of
+from benchmarks.serving_models import net, rows
+from benchmarks.size import Size
+from sonde.serving import Limits, app
+
+ALPHA, MEMORY, TOGETHER = 0.05, 1.05, 64
+MALFORMED = (b"", b"{", b"[]", b'{"inputs": [[NaN]]}', b'{"inputs": "x"}', b"\xff", b"[" * 4000)
+NAME = "serve-promise"
+Ask = Callable[[bytes], Awaitable[tuple[int, Any]]]
+
+
+def promise_rows(size: Size) -> list[Row]:
+    """Return everything that is promised and can be counted."""
+    return asyncio.run(_promises(size.pick(256, 16), size.pick(10_000, 300), size))
+
+
+async def _promises(width: int, n: int, size: Size) -> list[Row]:
+    made = app(net(width), probe_of(width, size.pick(4000, 400)), limits=Limits(queue=100_000))
+    ask, spread = asking(made), 3 * (ALPHA * (1 - ALPHA) / n) ** 0.5
+    async with made.router.lifespan_context(made):
+        while not made.state.service.is_ready:
+            await asyncio.sleep(0.05)
+        rate = await _alarm_rate(ask, n)
+        told = await _change(ask, made.state.service, n // 2)
+        most = size.pick(120.0, 5.0)
+        n_asked, wrong = await _exchanged(ask, size.pick(100_000, 200), most)
+        bad = await _malformed(ask, size.pick(10_000, 20))
+    small, seconds = net(16), size.pick(180.0, 20.0)
+    memory, n_ran = await _memory(small, probe_of(16, 400), size.pick(200_000, 600), seconds)
+    usual = f"alarm rate of {n:,} inputs like those that calibrated"
+    return [
+        Row(NAME, usual, rate, "", ALPHA, spread),
+        Row(NAME, f"inputs until a change at request {n // 2:,} is told", told, "inputs", 200),
+        Row(NAME, f"{n_asked:,} concurrent requests: answers of another", wrong, "answers", 0),
+        Row(NAME, "malformed bodies without a sentence", bad, "bodies", 0),
+        Row(NAME, f"memory after {n_ran:,} requests / after a tenth", memory, budget=MEMORY),
+    ]
+
+
+def asking(made: Any) -> Ask:
+    """Return a function that asks an application in this process: a body gives status, answer."""
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/predict",
+        "raw_path": b"/predict",
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"host", b"sonde"), (b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+
+    async def ask(body: bytes) -> tuple[int, Any]:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await made(dict(scope), receive, send)
+        content = b"".join(one.get("body", b"") for one in sent[1:])
+        return sent[0]["status"], json.loads(content)
+
+    return ask
+
+
+def _body(inputs: Sequence[Any]) -> bytes:
+    return json.dumps({"inputs": inputs}).encode()
+
+
+async def _alarm_rate(ask: Ask, n: int) -> float:
+    """Return the alarm rate of ``n`` requests, each of a usual input."""
+    given, alarms = iter(rows(n, 10)), [0]
+
+    async def one() -> None:
+        for row in given:
+            _, found = await ask(_body([row]))
+            alarms[0] += bool(found["answers"][0]["alarm"])
+
+    await asyncio.gather(*(one() for _ in range(TOGETHER)))
+    return alarms[0] / n
+
+
+async def _change(ask: Ask, service: Any, n: int) -> float:
+    """Return how many moved inputs it takes to tell, after ``n`` more usual ones."""
+    for row in rows(n, 11):
+        await ask(_body([row]))
+    service._watcher.submit(lambda: None).result()
+    first, before = service.changes.n, len(service.changes.alarms)
+    for row in rows(400, 12, shift=1.5):
+        await ask(_body([row]))
+        service._watcher.submit(lambda: None).result()
+        if len(service.changes.alarms) > before:
+            return [*service.changes.alarms][before].told - first + 1.0
+    return float("inf")
+
+
+async def _exchanged(ask: Ask, n: int, seconds: float) -> tuple[int, int]:
+    """Return how many requests ran, and how many got the answer to another input or an old id."""
+    given = rows(97, 5)
+    bodies = [_body([row]) for row in given]
+    wanted = (await ask(_body(given)))[1]["answers"]
+    ids: Counter[str] = Counter()
+    n_wrong, n_ran, until = 0, 0, time.monotonic() + seconds
+    for first in range(0, n, 1000):
+        if time.monotonic() > until:
+            break
+        which = [i % len(given) for i in range(first, min(n, first + 1000))]
+        for i, (_, found) in zip(
+            which, await asyncio.gather(*(ask(bodies[i]) for i in which)), strict=True
+        ):
+            (answer,) = found["answers"]
+            n_wrong += answer["p"] != wanted[i]["p"] or answer["score"] != wanted[i]["score"]
+            ids[answer["id"]] += 1
+        n_ran += len(which)
+    return n_ran, n_wrong + sum(many - 1 for many in ids.values())
+
+
+async def _malformed(ask: Ask, n: int) -> int:
+    """Return how many malformed bodies, ``n`` of each kind, got no 400 with a sentence."""
+    n_wrong = 0
+    for body in MALFORMED:
+        for _ in range(n):
+            status, found = await ask(body)
+            n_wrong += status != 400 or not found["error"].endswith(".")
+    return n_wrong
+
+
+async def _memory(model: Any, probe: Any, n: int, seconds: float) -> tuple[float, int]:
+    """Return the resident memory after ``n`` requests over that after a tenth, and the number."""
+    made = app(model, probe)
+    ask, bodies = asking(made), [_body([row]) for row in rows(64, 6)]
+    sizes, until = list[int](), time.monotonic() + seconds
+    async with made.router.lifespan_context(made):
+        while not made.state.service.is_ready:
+            await asyncio.sleep(0.05)
+        n_ran = 0
+        while n_ran < n and time.monotonic() < until:
+            await asyncio.gather(*(ask(body) for body in bodies))
+            n_ran += len(bodies)
+            sizes.append(_resident())
+    return sizes[-1] / sizes[len(sizes) // 10], n_ran
+
+
+def _resident() -> int:
+    found = Path("/proc/self/statm").read_text().split()
+    return int(found[1])

@@ -1,0 +1,54 @@
+"""Models that generate: the text, and p-values of prompt and text together."""
+
+import pytest
+import torch
+
+import sonde
+from models import gpt2
+from serving_case import served
+from sonde.detect import Mahalanobis
+
+NEW = 5
+
+
+def prompts(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 9, (n,), generator=generator).tolist()
+    return [torch.randint(3, 60, (k,), generator=generator).tolist() for k in lengths]
+
+
+@pytest.mark.truth("model.generate of each prompt alone; sonde.score of the same prompts")
+def test_the_text_and_its_p_values():
+    model, settings = gpt2(), {"max_new_tokens": NEW, "eos_token_id": 7}
+    options = {"generate": settings, "sites": "blocks"}
+    stream = sonde.read(model, prompts(40, 0), batch_size=8, **options)
+    fitted = sonde.fit(Mahalanobis(shrinkage=0.3), stream, calibrate=0, progress=False)
+    fitted = sonde.calibrate(fitted, model, prompts(30, 1), progress=False)
+    given = [*prompts(6, 2), [5, 9, 11], [5, 9, 11]]
+    table = sonde.score(fitted, model, given, batch_size=1, progress=False)
+    keys = zip(*(table[c].to_pylist() for c in ("row", "site")), strict=True)
+    values = zip(table["score"].to_pylist(), table["p"].to_pylist(), strict=True)
+    wanted = dict(zip(keys, values, strict=True))
+    with served(model, fitted) as client:
+        answers = client.post("/predict", json={"inputs": given}).json()["answers"]
+        room = model.config.n_positions - NEW
+        refused = client.post("/predict", json={"inputs": [[5] * (room + 1)]})
+    for i, (ids, answer) in enumerate(zip(given, answers, strict=True)):
+        whole = model.generate(torch.tensor([ids]), pad_token_id=7, **settings)
+        text = whole[0, len(ids) :].tolist()
+        assert answer["answer"] == text[: text.index(7) + 1 if 7 in text else None]
+        for site, score in answer["score"]["mahalanobis"].items():
+            if (i, site) in wanted:  # equal prompts are scored once
+                assert score == pytest.approx(wanted[i, site][0], rel=1e-4)
+                assert abs(answer["p"]["mahalanobis"][site] - wanted[i, site][1]) < 0.04
+    assert answers[-1]["p"] == answers[-2]["p"]
+    assert refused.status_code == 400
+    assert f"at most {room} tokens" in refused.json()["error"]
+
+
+def test_a_model_without_a_probe_generates_if_asked():
+    model = gpt2()
+    with served(model, generate=f"max_new_tokens={NEW}") as client:
+        (found,) = client.post("/predict", json={"inputs": [[5, 9, 11]]}).json()["answers"]
+    whole = model.generate(torch.tensor([[5, 9, 11]]), max_new_tokens=NEW, pad_token_id=0)
+    assert found["answer"] == whole[0, 3:].tolist()
