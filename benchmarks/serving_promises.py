@@ -29,8 +29,10 @@ def promise_rows(size: Size) -> list[Row]:
 
 
 async def _promises(width: int, n: int, size: Size) -> list[Row]:
-    made = app(net(width), probe_of(width, size.pick(4000, 400)), limits=Limits(queue=100_000))
-    ask, spread = asking(made), 3 * (ALPHA * (1 - ALPHA) / n) ** 0.5
+    n_known = size.pick(4000, 400)
+    made = app(net(width), probe_of(width, n_known), limits=Limits(queue=100_000))
+    # half of the known rows calibrates the fused score; their number limits the rate's accuracy
+    ask, spread = asking(made), 3 * (ALPHA * (1 - ALPHA) * (1 / n + 2 / n_known)) ** 0.5
     async with made.router.lifespan_context(made):
         while not made.state.service.is_ready:
             await asyncio.sleep(0.05)

@@ -59,15 +59,16 @@ def running(*arguments, token=None, **variables):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    server, until = Server(process, port, token), time.monotonic() + 100
+    server, until, said = Server(process, port, token), time.monotonic() + 100, None
     try:
         while True:
             assert process.poll() is None, process.stdout.read()
-            assert time.monotonic() < until, "not ready in time"
+            assert time.monotonic() < until, f"not ready in time: {said}"
             try:
-                if server.ask("/v2/health/ready")[0] == 200:
+                said = server.ask("/v2/health/ready")
+                if said[0] == 200:
                     break
-            except OSError:
+            except (OSError, ValueError):  # no server yet, or that of Ray without an application
                 pass
             time.sleep(0.1)
         yield server

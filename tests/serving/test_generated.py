@@ -17,6 +17,7 @@ def prompts(n, seed):
     return [torch.randint(3, 60, (k,), generator=generator).tolist() for k in lengths]
 
 
+@pytest.mark.slow
 @pytest.mark.truth("model.generate of each prompt alone; sonde.score of the same prompts")
 def test_the_text_and_its_p_values():
     model, settings = gpt2(), {"max_new_tokens": NEW, "eos_token_id": 7}

@@ -1,10 +1,12 @@
 """``sonde serve --runner ray`` on a cluster of two nodes: each has a replica, all inputs count."""
 
+import os
 import signal
+import sys
 
 import pytest
 
-from served_process import body_of, running
+from served_process import TESTS, body_of, running
 from serving_case import net, probe
 from sonde.run.bundles.fitted import Fitted
 
@@ -14,9 +16,11 @@ pytest.importorskip("ray.serve")
 @pytest.mark.slow
 @pytest.mark.truth("the number of inputs asked about; the p-values of one process")
 @pytest.mark.filterwarnings("default")
-def test_two_nodes_answer_with_the_same_numbers(tmp_path):
+def test_two_nodes_answer_with_the_same_numbers(tmp_path, monkeypatch):
     from ray.cluster_utils import Cluster
 
+    # replicas import the model by its name, as the nodes were started
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
     path, log = tmp_path / "probe.sonde", tmp_path / "traffic"
     probe(net()).save(path)
     node = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}

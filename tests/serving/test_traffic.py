@@ -30,6 +30,7 @@ def one_file(folder):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.truth("sonde.fit on the same rows; the number of answers")
 def test_committed_traffic_is_that_of_a_fit_and_drifts(model, fitted, tmp_path):
     monday, tuesday = rows(90, 20), rows(70, 21, shift=1.5)
@@ -142,6 +143,7 @@ def test_a_full_disk_keeps_the_traffic_in_memory(model, tmp_path, monkeypatch):
     assert Fitted.load(one_file(tmp_path)).header["data"]["n_examples"] == 30
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the inputs of the commits that were finished")
 def test_a_kill_inside_a_commit_leaves_one_whole_file(model, tmp_path):
     stream = sonde.read(model, rows(2, 0), sites=["1", "2"])

@@ -92,13 +92,12 @@ class Figures:
 def _meter() -> OpenTelemetryMetrics | None:
     """Return the instruments of OpenTelemetry, if its environment variables say where to send.
 
-    A provider that the program has set is used, e.g. that of ``opentelemetry-instrument``; else
-    the SDK sets one from the variables.
+    A provider that the program has set is used, e.g. that of ``opentelemetry-instrument``.
     """
     if not any(name.startswith("OTEL_") for name in os.environ):
         return None
     try:
-        from opentelemetry.metrics import get_meter, get_meter_provider
+        from opentelemetry.metrics import get_meter, get_meter_provider, set_meter_provider
         from opentelemetry.sdk.metrics import MeterProvider
     except ImportError:
         raise InputError(
@@ -106,6 +105,27 @@ def _meter() -> OpenTelemetryMetrics | None:
             "it, or unset them."
         ) from None
     if not isinstance(get_meter_provider(), MeterProvider):
-        for point in entry_points(group="opentelemetry_configurator"):
-            point.load()().configure()
+        readers = [_reader(name.strip()) for name in _exporters() if name.strip() != "none"]
+        if not readers:
+            return None
+        set_meter_provider(MeterProvider(metric_readers=readers))
     return OpenTelemetryMetrics(get_meter("sonde"))
+
+
+def _exporters() -> list[str]:
+    return os.environ.get("OTEL_METRICS_EXPORTER", "otlp").split(",")
+
+
+def _reader(name: str) -> Any:
+    """Return what gives metrics to an exporter, found by its name among the installed ones."""
+    from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
+
+    points = {point.name: point for point in entry_points(group="opentelemetry_metrics_exporter")}
+    if name not in points:
+        raise InputError(
+            f"serve: expected OTEL_METRICS_EXPORTER to name an installed exporter "
+            f"({', '.join(sorted(points))}, none), got {name!r}. Install its package, e.g. "
+            "opentelemetry-exporter-otlp, or name another."
+        )
+    found = points[name].load()()
+    return PeriodicExportingMetricReader(found) if isinstance(found, MetricExporter) else found
